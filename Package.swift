@@ -1,0 +1,69 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// Swift 6 mode with every unsafe operation marked, and no warning let through.
+let strict: [SwiftSetting] = [
+    .strictMemorySafety(),
+    .treatAllWarnings(as: .error),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableExperimentalFeature("Lifetimes"),
+]
+
+func module(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
+    .target(name: name, dependencies: dependencies, swiftSettings: strict)
+}
+
+func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .testTarget(name: name, dependencies: dependencies, swiftSettings: strict)
+}
+
+let package = Package(
+    name: "swkvm",
+    products: [
+        .executable(name: "swkvm", targets: ["swkvm"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+    ],
+    targets: [
+        // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork}; GuestMemory ← Virtio;
+        // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything ← Machine ← swkvm.
+        .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
+        .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
+        .target(name: "CLinux", dependencies: ["CUring"]),
+        module("Linux", ["CLinux", "CUring"]),
+        module("KVM", ["CLinux", "Linux"]),
+        module("GuestMemory", ["CLinux", "Linux"]),
+        module("DiskImage", ["CLinux", "Linux", "CZlib"]),
+        module("HostNetwork", ["CLinux", "Linux"]),
+        module("Virtio", ["CLinux", "Linux", "GuestMemory"]),
+        module("Devices", ["CLinux", "Linux", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),
+        module("Boot", ["CLinux", "Linux", "GuestMemory"]),
+        // The bundled guest's ELF, put into the binary by the assembler; `make guest` builds it first.
+        .target(name: "BundledGuest", cSettings: [.headerSearchPath("../../guests/kernel/build")]),
+        module("Machine", [
+            "CLinux", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices", "Boot", "BundledGuest",
+        ]),
+        .executableTarget(
+            name: "swkvm",
+            dependencies: [
+                "Machine", "DiskImage", "Linux",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+
+        tests("LinuxTests", ["Linux", "CLinux"]),
+        tests("KVMTests", ["KVM", "Linux", "CLinux"]),
+        tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
+        tests("DiskImageTests", ["DiskImage", "Linux"]),
+        tests("HostNetworkTests", ["HostNetwork", "Linux"]),
+        tests("VirtioTests", ["Virtio", "GuestMemory", "Linux"]),
+        tests("DevicesTests", ["Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux"]),
+        tests("BootTests", ["Boot", "GuestMemory"]),
+        tests("MachineTests", ["Machine"]),
+        tests("CommandLineTests", ["swkvm", "Machine"]),
+        tests("IntegrationTests", ["Linux", "HostNetwork"]),
+    ]
+)
