@@ -1,0 +1,56 @@
+// Calls that C declares variadic, or libc does not wrap.
+#ifndef CLINUX_CALLS_H
+#define CLINUX_CALLS_H
+
+static inline int clinux_ioctl(int fd, unsigned long request, void *argument) { return ioctl(fd, request, argument); }
+static inline int clinux_ioctl_value(int fd, unsigned long request, unsigned long value) { return ioctl(fd, request, value); }
+static inline int clinux_open(const char *path, int flags, mode_t mode) { return open(path, flags, mode); }
+static inline int clinux_fcntl_value(int fd, int command, long value) { return fcntl(fd, command, value); }
+static inline int clinux_fcntl_lock(int fd, int command, struct flock *lock) { return fcntl(fd, command, lock); }
+static inline void *clinux_map_failed(void) { return MAP_FAILED; }
+
+// GNU extensions; see the manual page of the name behind the prefix.
+long clinux_mbind(void *start, unsigned long length, int mode, const unsigned long *nodes, unsigned long maximum_node,
+                  unsigned flags);
+int clinux_gettid(void);
+int clinux_memfd_create(const char *name, unsigned flags);
+int clinux_fallocate(int fd, int mode, off_t offset, off_t length);
+int clinux_set_thread_name(const char *name);
+/// Restricts a thread to one host CPU; returns an errno value.
+int clinux_set_thread_cpu(pthread_t thread, int cpu);
+/// Open-file-description locks (fcntl(2)): tied to the open file, so they end with its last descriptor, however that ends.
+int clinux_ofd_lock(int fd, short type, off_t start, off_t length);
+/// The first conflicting lock's type, or F_UNLCK when `type` could be had; -1 on error.
+int clinux_ofd_lock_test(int fd, short type, off_t start, off_t length);
+extern const int CLINUX_O_DIRECT;
+
+/// Installs a handler that does nothing, without SA_RESTART: its only effect is that a blocking call returns EINTR.
+static inline void clinux_signal_ignored(int number) { (void)number; }
+static inline int clinux_install_interrupting_signal(int number) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = clinux_signal_ignored;
+    return sigaction(number, &action, 0);
+}
+/// The first real-time signal that libc leaves to programs.
+static inline int clinux_sigrtmin(void) { return SIGRTMIN; }
+
+static inline int clinux_wait_exited(int status) { return WIFEXITED(status); }
+static inline int clinux_wait_status(int status) { return WEXITSTATUS(status); }
+static inline int clinux_wait_signal(int status) { return WIFSIGNALED(status) ? WTERMSIG(status) : 0; }
+
+/// ioctl numbers of block devices and TUN/TAP, which are macros with casts.
+static const unsigned long CLINUX_BLKGETSIZE64 = BLKGETSIZE64;
+static const unsigned long CLINUX_BLKSSZGET = BLKSSZGET;
+static const unsigned long CLINUX_BLKPBSZGET = BLKPBSZGET;
+static const unsigned long CLINUX_BLKDISCARD = BLKDISCARD;
+static const unsigned long CLINUX_BLKZEROOUT = BLKZEROOUT;
+static const unsigned long CLINUX_TUNSETIFF = TUNSETIFF;
+static const unsigned long CLINUX_TUNGETIFF = TUNGETIFF;
+static const unsigned long CLINUX_TUNSETPERSIST = TUNSETPERSIST;
+static const unsigned long CLINUX_TUNSETOFFLOAD = TUNSETOFFLOAD;
+static const unsigned long CLINUX_TUNSETVNETHDRSZ = TUNSETVNETHDRSZ;
+static const unsigned long CLINUX_TUNGETFEATURES = TUNGETFEATURES;
+static const unsigned long CLINUX_TIOCGWINSZ = TIOCGWINSZ;
+
+#endif

@@ -1,0 +1,124 @@
+// /dev/kvm: the ioctl numbers (Linux, Documentation/virt/kvm/api.rst), and the parts of struct kvm_run
+// that Swift's importer leaves out: its unions, and the data that an offset in it points to.
+#ifndef CLINUX_KVM_H
+#define CLINUX_KVM_H
+
+static const unsigned long CLINUX_KVM_GET_API_VERSION = KVM_GET_API_VERSION;
+static const unsigned long CLINUX_KVM_CREATE_VM = KVM_CREATE_VM;
+static const unsigned long CLINUX_KVM_GET_MSR_INDEX_LIST = KVM_GET_MSR_INDEX_LIST;
+static const unsigned long CLINUX_KVM_GET_MSR_FEATURE_INDEX_LIST = KVM_GET_MSR_FEATURE_INDEX_LIST;
+static const unsigned long CLINUX_KVM_CHECK_EXTENSION = KVM_CHECK_EXTENSION;
+static const unsigned long CLINUX_KVM_GET_VCPU_MMAP_SIZE = KVM_GET_VCPU_MMAP_SIZE;
+static const unsigned long CLINUX_KVM_GET_SUPPORTED_CPUID = KVM_GET_SUPPORTED_CPUID;
+static const unsigned long CLINUX_KVM_CREATE_VCPU = KVM_CREATE_VCPU;
+static const unsigned long CLINUX_KVM_GET_DIRTY_LOG = KVM_GET_DIRTY_LOG;
+static const unsigned long CLINUX_KVM_SET_USER_MEMORY_REGION = KVM_SET_USER_MEMORY_REGION;
+static const unsigned long CLINUX_KVM_SET_TSS_ADDR = KVM_SET_TSS_ADDR;
+static const unsigned long CLINUX_KVM_SET_IDENTITY_MAP_ADDR = KVM_SET_IDENTITY_MAP_ADDR;
+static const unsigned long CLINUX_KVM_CREATE_IRQCHIP = KVM_CREATE_IRQCHIP;
+static const unsigned long CLINUX_KVM_GET_IRQCHIP = KVM_GET_IRQCHIP;
+static const unsigned long CLINUX_KVM_SET_IRQCHIP = KVM_SET_IRQCHIP;
+static const unsigned long CLINUX_KVM_CREATE_PIT2 = KVM_CREATE_PIT2;
+static const unsigned long CLINUX_KVM_GET_PIT2 = KVM_GET_PIT2;
+static const unsigned long CLINUX_KVM_SET_PIT2 = KVM_SET_PIT2;
+static const unsigned long CLINUX_KVM_IRQ_LINE = KVM_IRQ_LINE;
+static const unsigned long CLINUX_KVM_SET_GSI_ROUTING = KVM_SET_GSI_ROUTING;
+static const unsigned long CLINUX_KVM_IRQFD = KVM_IRQFD;
+static const unsigned long CLINUX_KVM_IOEVENTFD = KVM_IOEVENTFD;
+static const unsigned long CLINUX_KVM_SIGNAL_MSI = KVM_SIGNAL_MSI;
+static const unsigned long CLINUX_KVM_GET_CLOCK = KVM_GET_CLOCK;
+static const unsigned long CLINUX_KVM_SET_CLOCK = KVM_SET_CLOCK;
+static const unsigned long CLINUX_KVM_GET_TSC_KHZ = KVM_GET_TSC_KHZ;
+static const unsigned long CLINUX_KVM_SET_TSC_KHZ = KVM_SET_TSC_KHZ;
+static const unsigned long CLINUX_KVM_ENABLE_CAP = KVM_ENABLE_CAP;
+static const unsigned long CLINUX_KVM_RUN = KVM_RUN;
+static const unsigned long CLINUX_KVM_GET_REGS = KVM_GET_REGS;
+static const unsigned long CLINUX_KVM_SET_REGS = KVM_SET_REGS;
+static const unsigned long CLINUX_KVM_GET_SREGS = KVM_GET_SREGS;
+static const unsigned long CLINUX_KVM_SET_SREGS = KVM_SET_SREGS;
+static const unsigned long CLINUX_KVM_GET_MSRS = KVM_GET_MSRS;
+static const unsigned long CLINUX_KVM_SET_MSRS = KVM_SET_MSRS;
+static const unsigned long CLINUX_KVM_SET_CPUID2 = KVM_SET_CPUID2;
+static const unsigned long CLINUX_KVM_GET_CPUID2 = KVM_GET_CPUID2;
+static const unsigned long CLINUX_KVM_GET_FPU = KVM_GET_FPU;
+static const unsigned long CLINUX_KVM_SET_FPU = KVM_SET_FPU;
+static const unsigned long CLINUX_KVM_GET_LAPIC = KVM_GET_LAPIC;
+static const unsigned long CLINUX_KVM_SET_LAPIC = KVM_SET_LAPIC;
+static const unsigned long CLINUX_KVM_GET_MP_STATE = KVM_GET_MP_STATE;
+static const unsigned long CLINUX_KVM_SET_MP_STATE = KVM_SET_MP_STATE;
+static const unsigned long CLINUX_KVM_NMI = KVM_NMI;
+static const unsigned long CLINUX_KVM_SET_GUEST_DEBUG = KVM_SET_GUEST_DEBUG;
+static const unsigned long CLINUX_KVM_GET_VCPU_EVENTS = KVM_GET_VCPU_EVENTS;
+static const unsigned long CLINUX_KVM_SET_VCPU_EVENTS = KVM_SET_VCPU_EVENTS;
+static const unsigned long CLINUX_KVM_GET_DEBUGREGS = KVM_GET_DEBUGREGS;
+static const unsigned long CLINUX_KVM_SET_DEBUGREGS = KVM_SET_DEBUGREGS;
+static const unsigned long CLINUX_KVM_GET_XSAVE = KVM_GET_XSAVE;
+static const unsigned long CLINUX_KVM_SET_XSAVE = KVM_SET_XSAVE;
+static const unsigned long CLINUX_KVM_GET_XCRS = KVM_GET_XCRS;
+static const unsigned long CLINUX_KVM_SET_XCRS = KVM_SET_XCRS;
+static const unsigned long CLINUX_KVM_TRANSLATE = KVM_TRANSLATE;
+static const unsigned long CLINUX_KVM_KVMCLOCK_CTRL = KVM_KVMCLOCK_CTRL;
+static const unsigned long CLINUX_KVM_SET_BOOT_CPU_ID = KVM_SET_BOOT_CPU_ID;
+static const unsigned long CLINUX_KVM_INTERRUPT = KVM_INTERRUPT;
+
+/// The port I/O exit (KVM_EXIT_IO) as plain values; `data` is the first of `count` items of `size` bytes in the run page.
+typedef struct {
+    uint8_t is_write, size;
+    uint16_t port;
+    uint32_t count;
+    uint64_t data_offset;
+} clinux_kvm_io;
+
+static inline clinux_kvm_io clinux_kvm_run_io(const struct kvm_run *run) {
+    clinux_kvm_io io = {run->io.direction == KVM_EXIT_IO_OUT, run->io.size, run->io.port, run->io.count, run->io.data_offset};
+    return io;
+}
+static inline uint64_t clinux_kvm_run_mmio_address(const struct kvm_run *run) { return run->mmio.phys_addr; }
+static inline uint32_t clinux_kvm_run_mmio_length(const struct kvm_run *run) { return run->mmio.len; }
+static inline int clinux_kvm_run_mmio_is_write(const struct kvm_run *run) { return run->mmio.is_write; }
+static inline uint8_t *clinux_kvm_run_mmio_data(struct kvm_run *run) { return run->mmio.data; }
+static inline uint64_t clinux_kvm_run_hardware_reason(const struct kvm_run *run) { return run->hw.hardware_exit_reason; }
+static inline uint64_t clinux_kvm_run_fail_entry_reason(const struct kvm_run *run) { return run->fail_entry.hardware_entry_failure_reason; }
+static inline uint32_t clinux_kvm_run_system_event_type(const struct kvm_run *run) { return run->system_event.type; }
+static inline uint32_t clinux_kvm_run_internal_suberror(const struct kvm_run *run) { return run->internal.suberror; }
+static inline uint32_t clinux_kvm_run_internal_ndata(const struct kvm_run *run) {
+    uint32_t count = run->internal.ndata;
+    return count <= 16 ? count : 16;
+}
+static inline uint64_t clinux_kvm_run_internal_data(const struct kvm_run *run, uint32_t index) { return run->internal.data[index & 15]; }
+/// Length of the instruction that KVM could not emulate, and its bytes; 0 when KVM did not say.
+static inline uint32_t clinux_kvm_run_emulation_bytes(const struct kvm_run *run, uint8_t *bytes) {
+    if (run->emulation_failure.ndata < 3 || !(run->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)) return 0;
+    uint32_t count = run->emulation_failure.insn_size <= 15 ? run->emulation_failure.insn_size : 15;
+    memcpy(bytes, run->emulation_failure.insn_bytes, count);
+    return count;
+}
+static inline uint32_t clinux_kvm_run_msr_index(const struct kvm_run *run) { return run->msr.index; }
+static inline uint64_t clinux_kvm_run_msr_data(const struct kvm_run *run) { return run->msr.data; }
+static inline void clinux_kvm_run_msr_answer(struct kvm_run *run, uint64_t data, uint8_t error) { run->msr.data = data; run->msr.error = error; }
+static inline void clinux_kvm_run_set_immediate_exit(struct kvm_run *run, uint8_t value) {
+    __atomic_store_n(&run->immediate_exit, value, __ATOMIC_SEQ_CST);
+}
+
+/// GSI routing entries have a union; these two fill the members that are used.
+static inline struct kvm_irq_routing_entry clinux_kvm_route_irqchip(uint32_t gsi, uint32_t chip, uint32_t pin) {
+    struct kvm_irq_routing_entry entry;
+    memset(&entry, 0, sizeof entry);
+    entry.gsi = gsi;
+    entry.type = KVM_IRQ_ROUTING_IRQCHIP;
+    entry.u.irqchip.irqchip = chip;
+    entry.u.irqchip.pin = pin;
+    return entry;
+}
+static inline struct kvm_irq_routing_entry clinux_kvm_route_msi(uint32_t gsi, uint64_t address, uint32_t data) {
+    struct kvm_irq_routing_entry entry;
+    memset(&entry, 0, sizeof entry);
+    entry.gsi = gsi;
+    entry.type = KVM_IRQ_ROUTING_MSI;
+    entry.u.msi.address_lo = (uint32_t)address;
+    entry.u.msi.address_hi = (uint32_t)(address >> 32);
+    entry.u.msi.data = data;
+    return entry;
+}
+
+#endif

@@ -1,0 +1,30 @@
+internal import CLinux
+internal import Glibc
+
+/// An eventfd: a counter in the kernel that wakes whoever waits for it (eventfd(2)).
+///
+/// The bell between a guest and its devices: KVM rings one for a queue notification (ioeventfd),
+/// a device rings one for an interrupt (irqfd). It never blocks.
+public struct EventFD: ~Copyable, Sendable {
+    public let descriptor: FileDescriptor
+
+    public var rawValue: Int32 { descriptor.rawValue }
+
+    public init() throws(SystemCallError) {
+        let number = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
+        if number < 0 { throw .last("eventfd") }
+        descriptor = FileDescriptor(owning: number)
+    }
+
+    /// Rings. A full counter (2^64 − 2 rings unread) already says all there is to say, so nothing can fail.
+    public func signal() {
+        _ = eventfd_write(rawValue, 1)
+    }
+
+    /// Takes the count of rings since the last call; 0 when there was none.
+    @discardableResult
+    public func drain() -> UInt64 {
+        var count: eventfd_t = 0
+        return unsafe eventfd_read(rawValue, &count) == 0 ? count : 0
+    }
+}

@@ -1,0 +1,137 @@
+public import CLinux
+internal import Glibc
+
+/// An open file, device or socket that belongs to its holder; closed when the value ends.
+public struct FileDescriptor: ~Copyable, Sendable {
+    /// The number, for calls that take one. It is valid while this value lives.
+    public let rawValue: Int32
+
+    /// Takes over a descriptor that nobody else will close.
+    public init(owning rawValue: Int32) {
+        self.rawValue = rawValue
+    }
+
+    deinit {
+        // close's EINTR leaves the descriptor closed on Linux, so there is nothing to repeat.
+        _ = close(rawValue)
+    }
+
+    /// Opens a path; `O_CLOEXEC` is always added.
+    /// - Parameters:
+    ///   - flags: `O_RDONLY`, `O_RDWR | O_CREAT`, …
+    ///   - mode: permission bits of a file that is created, before the umask.
+    public static func open(_ path: String, _ flags: Int32, mode: mode_t = 0) throws(SystemCallError) -> FileDescriptor {
+        FileDescriptor(owning: try retryingInterrupts("open") { unsafe clinux_open(path, flags | O_CLOEXEC, mode) })
+    }
+
+    /// A second descriptor for the same open file.
+    public func duplicate() throws(SystemCallError) -> FileDescriptor {
+        FileDescriptor(owning: try retryingInterrupts("fcntl") { clinux_fcntl_value(rawValue, F_DUPFD_CLOEXEC, 0) })
+    }
+
+    /// Gives the number up without closing it.
+    public consuming func release() -> Int32 {
+        let number = rawValue
+        discard self
+        return number
+    }
+
+    /// Reads at most `buffer.count` bytes; 0 is the end of the file.
+    /// - Throws: `EAGAIN` when the descriptor is non-blocking and nothing is there.
+    public func read(into buffer: UnsafeMutableRawBufferPointer) throws(SystemCallError) -> Int {
+        // The kernel writes within the buffer that the caller vouches for.
+        try retryingInterrupts("read") { unsafe Glibc.read(rawValue, buffer.baseAddress, buffer.count) }
+    }
+
+    /// Writes at most `buffer.count` bytes and tells how many were taken.
+    public func write(_ buffer: UnsafeRawBufferPointer) throws(SystemCallError) -> Int {
+        try retryingInterrupts("write") { unsafe Glibc.write(rawValue, buffer.baseAddress, buffer.count) }
+    }
+
+    /// Reads at a position; 0 is the end of the file.
+    public func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(SystemCallError) -> Int {
+        try retryingInterrupts("pread") {
+            unsafe pread(rawValue, buffer.baseAddress, buffer.count, off_t(truncatingIfNeeded: offset))
+        }
+    }
+
+    /// Writes at a position and tells how many bytes were taken.
+    public func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(SystemCallError) -> Int {
+        try retryingInterrupts("pwrite") {
+            unsafe pwrite(rawValue, buffer.baseAddress, buffer.count, off_t(truncatingIfNeeded: offset))
+        }
+    }
+
+    /// Writes all of `bytes`, in as many calls as it takes.
+    public func writeAll(_ bytes: some Collection<UInt8>) throws(SystemCallError) {
+        var rest = Array(bytes)[...]
+        while !rest.isEmpty {
+            let taken = try retryingInterrupts("write") {
+                unsafe rest.withUnsafeBytes { unsafe Glibc.write(rawValue, $0.baseAddress, $0.count) }
+            }
+            rest = rest.dropFirst(taken)
+        }
+    }
+
+    /// `ioctl` with an integer argument, or none.
+    @discardableResult
+    public func ioctl(_ request: UInt, _ value: UInt = 0, named call: String) throws(SystemCallError) -> Int32 {
+        try retryingInterrupts(call) { clinux_ioctl_value(rawValue, request, value) }
+    }
+
+    /// `ioctl` with the address of a structure.
+    @discardableResult
+    public func ioctl<Argument: BitwiseCopyable>(
+        _ request: UInt, _ argument: inout Argument, named call: String
+    ) throws(SystemCallError) -> Int32 {
+        // The request's number carries the size of the structure that the kernel expects; callers pair the two.
+        try retryingInterrupts(call) { unsafe withUnsafeMutablePointer(to: &argument) { unsafe clinux_ioctl(rawValue, request, $0) } }
+    }
+
+    /// `ioctl` with the address of a structure that ends in an array.
+    @discardableResult
+    public func ioctl(_ request: UInt, buffer: UnsafeMutableRawPointer, named call: String) throws(SystemCallError) -> Int32 {
+        try retryingInterrupts(call) { unsafe clinux_ioctl(rawValue, request, buffer) }
+    }
+
+    /// Size in bytes of a regular file, or of a block device.
+    public func size() throws(SystemCallError) -> UInt64 {
+        let status = try self.status()
+        guard status.st_mode & S_IFMT == S_IFBLK else { return UInt64(clamping: status.st_size) }
+        var bytes: UInt64 = 0
+        try ioctl(CLINUX_BLKGETSIZE64, &bytes, named: "BLKGETSIZE64")
+        return bytes
+    }
+
+    /// What `fstat` says.
+    public func status() throws(SystemCallError) -> stat {
+        var status = stat()
+        _ = try retryingInterrupts("fstat") { unsafe fstat(rawValue, &status) }
+        return status
+    }
+
+    /// Switches `O_NONBLOCK`.
+    public func setNonBlocking(_ on: Bool) throws(SystemCallError) {
+        let flags = try retryingInterrupts("fcntl") { clinux_fcntl_value(rawValue, F_GETFL, 0) }
+        let wanted = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK
+        _ = try retryingInterrupts("fcntl") { clinux_fcntl_value(rawValue, F_SETFL, Int(wanted)) }
+    }
+}
+
+/// Reads a whole file, at most `limit` bytes of it.
+/// - Throws: `EFBIG` when the file is longer than `limit`.
+public func readFile(_ path: String, limit: Int) throws(SystemCallError) -> [UInt8] {
+    let file = try FileDescriptor.open(path, O_RDONLY)
+    var contents: [UInt8] = []
+    let chunkSize = 64 << 10
+    while true {
+        let count = contents.count
+        contents.append(contentsOf: repeatElement(0, count: chunkSize))
+        let got = try retryingInterrupts("read") {
+            unsafe contents.withUnsafeMutableBytes { unsafe Glibc.read(file.rawValue, $0.baseAddress! + count, chunkSize) }
+        }
+        contents.removeLast(chunkSize - got)
+        if contents.count > limit { throw SystemCallError("read", errno: EFBIG) }
+        if got == 0 { return contents }
+    }
+}
