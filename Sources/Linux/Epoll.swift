@@ -37,7 +37,7 @@ public struct Epoll: ~Copyable, Sendable {
 
     /// Stops watching; a descriptor that is not watched is left alone.
     public func remove(_ watched: Int32) {
-        _ = unsafe epoll_ctl(descriptor.rawValue, EPOLL_CTL_DEL, watched, nil)
+        _ = epoll_ctl(descriptor.rawValue, EPOLL_CTL_DEL, watched, nil)
     }
 
     /// Waits, then hands each ready token to `body`; at most 16 a call, so no source starves another for long.
