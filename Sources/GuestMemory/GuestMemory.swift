@@ -43,7 +43,7 @@ internal import Linux
         if shared {
             let file = try Self.makeFile(size: size, backing: backing)
             descriptor = file.rawValue
-            self.file = file
+            self.file = consume file
         } else {
             descriptor = nil
             file = nil
