@@ -112,9 +112,9 @@ struct AML: Sendable, Equatable {
 
     /// An opcode, the length of what follows and what follows.
     private static func package(_ opcode: [UInt8], _ content: [UInt8]) -> AML {
-        // The length counts its own bytes: one for up to 63, then with 4 bits in the first and 8 in each further one.
-        let sizes = [63, 0xfff, 0xf_ffff, 0xfff_ffff]
-        let own = 1 + (sizes.firstIndex { content.count + 1 <= $0 - ($0 > 63 ? 3 : 0) } ?? 3)
+        // The length counts its own bytes: one of them holds up to 63, each further one adds 8 bits to 4 of the first.
+        let limits = [0x3f, 0xfff, 0xf_ffff]
+        let own = (1 ... 3).first { content.count + $0 <= limits[$0 - 1] } ?? 4
         return AML(opcode + packageLength(UInt32(content.count + own), bytes: own) + content)
     }
 
