@@ -61,7 +61,7 @@ let package = Package(
         tests("HostNetworkTests", ["HostNetwork", "Linux"]),
         tests("VirtioTests", ["Virtio", "GuestMemory", "Linux"]),
         tests("DevicesTests", ["Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux"]),
-        tests("BootTests", ["Boot", "GuestMemory"]),
+        tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
         tests("MachineTests", ["Machine"]),
         tests("CommandLineTests", ["swkvm", "Machine"]),
         tests("IntegrationTests", ["Linux", "HostNetwork"]),
