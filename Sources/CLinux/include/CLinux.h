@@ -44,5 +44,6 @@
 #include "CLinuxAtomics.h"
 #include "CLinuxCalls.h"
 #include "CLinuxKVM.h"
+#include "CLinuxNetwork.h"
 
 #endif
