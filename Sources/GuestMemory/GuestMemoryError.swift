@@ -1,0 +1,78 @@
+public import Linux
+
+/// What can go wrong with guest memory.
+public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
+    /// No memory at all was asked for.
+    case empty
+    /// The size is not a multiple of the page size that backs it; both in bytes.
+    case notPageMultiple(size: UInt64, pageSize: UInt64)
+    /// More than the host has; bytes.
+    case largerThanHost(size: UInt64, ram: UInt64, swap: UInt64)
+    /// The host's pool of huge pages is too small.
+    case hugePages(HugePageShortage)
+    /// The host has no huge pages of this size, in bytes.
+    case noHugePages(pageSize: UInt64)
+    /// The kernel refused the mapping, the memfd or the pages.
+    case refused(size: UInt64, SystemCallError)
+    /// Pages could not be touched ahead of time.
+    case prealloc(size: UInt64, SystemCallError)
+    /// Not (wholly) in one region of guest RAM.
+    case outOfRange(GuestAddress, count: UInt64)
+
+    public var description: String {
+        switch self {
+        case .empty:
+            "guest memory of 0 bytes was asked for; give it a size, such as 512M"
+        case .notPageMultiple(let size, let pageSize):
+            "\(size) bytes of guest memory are not a multiple of its \(byteText(pageSize)) pages; "
+                + "the next multiple is \(byteText(size / pageSize * pageSize &+ pageSize))"
+        case .largerThanHost(let size, let ram, let swap):
+            "\(byteText(size)) of guest memory are more than this host has "
+                + "(\(roundedText(ram)) of RAM, \(swap == 0 ? "no" : roundedText(swap) + " of") swap); ask for less"
+        case .hugePages(let shortage):
+            shortage.description
+        case .noHugePages(let pageSize):
+            "this host's kernel has no \(byteText(pageSize)) huge pages; use another size or ordinary pages"
+        case .refused(let size, let error):
+            "\(byteText(size)) of guest memory could not be had from the kernel (\(error)); "
+                + "ask for less, or look at `ulimit -v` and vm.overcommit_memory"
+        case .prealloc(let size, let error):
+            "\(byteText(size)) of guest memory could not be filled with pages ahead of time (\(error)); "
+                + "ask for less, or look at the memory limits of this process's control group"
+        case .outOfRange(let address, let count):
+            "\(count) bytes at guest-physical \(address) are not in one region of guest RAM"
+        }
+    }
+}
+
+/// The figures of a pool of huge pages that cannot serve a guest.
+public struct HugePageShortage: Equatable, Sendable, CustomStringConvertible {
+    /// Bytes of guest memory wanted.
+    public let size: UInt64
+    /// Bytes in one page.
+    public let pageSize: UInt64
+    /// Pages that nobody has taken or reserved.
+    public let free: UInt64
+    /// Pages that the pool would need in all.
+    public let suggestedTotal: UInt64
+    /// Whether `vm.nr_hugepages` is this size's pool (it is that of the kernel's default size).
+    public let isDefaultSize: Bool
+
+    public var description: String {
+        let command = isDefaultSize
+            ? "sysctl vm.nr_hugepages=\(suggestedTotal)"
+            : "echo \(suggestedTotal) > \(HugePagePool.directory(pageSize: pageSize))/nr_hugepages"
+        return "\(byteText(size)) in \(byteText(pageSize)) pages needs \(size / pageSize) huge pages, \(free) are free: `\(command)`"
+    }
+}
+
+/// An exact size in the largest binary unit that divides it: `2 GiB`, `1536 MiB`, `513 bytes`.
+func byteText(_ size: UInt64) -> String {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] where size != 0 && size.trailingZeroBitCount >= shift {
+        return "\(size >> UInt64(shift)) \(unit)"
+    }
+    return "\(size) bytes"
+}
+
+/// A measured size in whole MiB.
+func roundedText(_ size: UInt64) -> String { "\(size >> 20) MiB" }

@@ -1,0 +1,52 @@
+internal import Linux
+
+/// How much of a guest's memory has pages, in bytes.
+public struct MemoryUsage: Equatable, Sendable {
+    /// Bytes that have a page in RAM.
+    public var resident: UInt64 = 0
+    /// Those of them that transparent huge pages hold.
+    public var transparentHuge: UInt64 = 0
+}
+
+extension GuestMemory {
+    /// Reads the kernel's figures for this memory (/proc/self/smaps). It walks the page tables: for a status line, not a loop.
+    public func usage() throws(GuestMemoryError) -> MemoryUsage {
+        let text: [UInt8]
+        do {
+            text = try readFile("/proc/self/smaps", limit: 16 << 20)
+        } catch {
+            throw .refused(size: size, error)
+        }
+        let start = unsafe UInt64(UInt(bitPattern: regions[0].host))  // only its number
+        let own = start..<start &+ size
+        var usage = MemoryUsage()
+        var isOwn = false
+        for line in text.split(separator: UInt8(ascii: "\n")) {
+            if let mapping = mappingStart(line) {
+                isOwn = own.contains(mapping)
+            } else if isOwn {
+                // Pages of hugetlb are not in Rss.
+                for name in ["Rss:", "Private_Hugetlb:", "Shared_Hugetlb:"] {
+                    usage.resident &+= kilobytes(in: line, of: name) ?? 0
+                }
+                for name in ["AnonHugePages:", "ShmemPmdMapped:"] {
+                    usage.transparentHuge &+= kilobytes(in: line, of: name) ?? 0
+                }
+            }
+        }
+        return usage
+    }
+
+    /// Bytes that have a page in RAM.
+    public func residentBytes() throws(GuestMemoryError) -> UInt64 { try usage().resident }
+
+    /// Bytes in transparent huge pages.
+    public func transparentBytes() throws(GuestMemoryError) -> UInt64 { try usage().transparentHuge }
+}
+
+/// The first address of a mapping's line, `7f0000000000-7f0000200000 rw-p …`; nil for its details' lines, `Rss: …`.
+private func mappingStart(_ line: ArraySlice<UInt8>) -> UInt64? {
+    let digits = line.prefix { $0 != UInt8(ascii: "-") }
+    guard digits.count < line.count else { return nil }
+    return UInt64(String(decoding: digits, as: UTF8.self), radix: 16)
+}

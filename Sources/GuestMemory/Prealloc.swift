@@ -1,0 +1,68 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+internal import Synchronization
+
+extension GuestMemory {
+    /// Gives every page of the memory its place in RAM now, instead of when the guest first touches it.
+    ///
+    /// For memory that the guest does not use yet.
+    /// - Parameter threads: how many work at it; by default one for each CPU of the host.
+    /// - Throws: ``GuestMemoryError/prealloc(size:_:)`` when there are too few pages; nobody gets a SIGBUS.
+    public func prealloc(threads: Int? = nil) throws(GuestMemoryError) {
+        let pages = size / backing.pageSize
+        let workers = UInt64(max(1, min(threads ?? sysconf(Int32(_SC_NPROCESSORS_ONLN)), 64, Int(clamping: pages))))
+        // The pages as one run in host memory, cut into as many even parts as there are workers.
+        let bound = { @Sendable [backing] (part: UInt64) in
+            pages / workers &* part &* backing.pageSize &+ min(part, pages % workers) &* backing.pageSize
+        }
+        let failure = Mutex<SystemCallError?>(nil)
+        withParallelWorkers(Int(workers), named: "prealloc") { [self] worker in
+            let start = bound(UInt64(worker)), end = bound(UInt64(worker) &+ 1)
+            guard start < end else { return }
+            do throws(SystemCallError) {
+                try populate(offset: Int(start), count: Int(end - start))
+            } catch {
+                failure.withLock { $0 = $0 ?? error }
+            }
+        }
+        if let failure = failure.withLock({ $0 }) { throw .prealloc(size: size, failure) }
+    }
+
+    /// Lets the kernel write-fault a run of pages.
+    func populate(offset: Int, count: Int) throws(SystemCallError) {
+        // The run lies within the mapping: `prealloc` cuts it out of `size`.
+        let start = unsafe regions[0].host + offset
+        while unsafe madvise(start, count, MADV_POPULATE_WRITE) < 0 {
+            switch errno {
+            case EINTR, EAGAIN: continue
+            case EINVAL: return try populateByReading(offset: offset, count: count)
+            default: throw .last("madvise")
+            }
+        }
+    }
+
+    /// The same for kernels before 5.14: one zero byte is read into each page, by the kernel, which reports `EFAULT`
+    /// where a store of ours would end in SIGBUS.
+    func populateByReading(offset: Int, count: Int) throws(SystemCallError) {
+        let zero = try FileDescriptor.open("/dev/zero", O_RDONLY)
+        for page in stride(from: offset, to: offset + count, by: Int(backing.pageSize)) {
+            _ = unsafe try zero.read(into: UnsafeMutableRawBufferPointer(start: regions[0].host + page, count: 1))
+        }
+    }
+}
+
+/// Runs `body` for 0 … `count` − 1 on a thread each and returns when all are done. A part whose thread cannot be
+/// had is done by the caller.
+private func withParallelWorkers(_ count: Int, named name: String, _ body: @escaping @Sendable (Int) -> Void) {
+    // Threads have one owner and cannot be in an array: each call keeps one while the next starts another.
+    guard count > 1 else { return body(0) }
+    do {
+        let thread = try Thread.start(name: name) { body(count - 1) }
+        withParallelWorkers(count - 1, named: name, body)
+        thread.join()
+    } catch {
+        body(count - 1)
+        withParallelWorkers(count - 1, named: name, body)
+    }
+}

@@ -1,0 +1,250 @@
+public import Linux
+internal import Synchronization
+
+/// What a device does on its own thread: the owner of its queues and of its back-end.
+///
+/// All methods are called on the I/O thread of a ``DeviceWorker``, so the state needs neither locks nor references. The
+/// worker has the queues' bells in the epoll instance; an engine adds the descriptors of its back-end with tokens from
+/// ``DeviceWorkerToken/firstOfEngine`` on and may add, change and remove them at any time.
+public protocol DeviceEngine: ~Copyable, Sendable {
+    /// The driver is ready: make the queues (``Activation/makeQueue(_:)``) and begin.
+    mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError)
+    /// A queue's bell has rung, or may have: called once for each ready queue after it starts.
+    mutating func notified(queue: Int, epoll: borrowing Epoll) throws(VirtqueueError)
+    /// A descriptor of the back-end is ready. Also called while not active, if the engine left it watched.
+    mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError)
+    /// Finishes or cancels what is in flight and gives up all queues; returns when guest RAM is not touched any more.
+    ///
+    /// Also called when a method has thrown, with the queues as the error left them. Harmless when not active.
+    mutating func reset(epoll: borrowing Epoll)
+    /// The same for one queue.
+    mutating func stopQueue(_ index: Int, epoll: borrowing Epoll)
+    /// One queue, stopped before, starts again with a new configuration.
+    mutating func startQueue(
+        _ configuration: QueueConfiguration, of activation: Activation, epoll: borrowing Epoll
+    ) throws(VirtqueueError)
+}
+
+/// Tokens in the epoll instance of a ``DeviceWorker``.
+public enum DeviceWorkerToken {
+    /// Queues' bells have their queue's number; this is the worker's own.
+    static let control: UInt64 = 1 << 32
+    /// The first that an engine may use.
+    public static let firstOfEngine: UInt64 = 1 << 33
+}
+
+/// A device's I/O thread: an epoll loop over the bells, the back-end and a mailbox.
+///
+/// State has one owner. Whoever wants something of a running device leaves a request and waits for the answer, so that
+/// a reset that has returned is a reset that is done. A driver that breaks the rules (an engine's method throws) gets
+/// its device marked NEEDS_RESET, and the engine is reset at once; only ``reset()`` makes it usable again.
+public final class DeviceWorker: Sendable {
+    private let mailbox: Mailbox
+    /// Joined when the worker goes.
+    private let thread: Thread
+
+    /// Starts the thread.
+    /// - Parameters:
+    ///   - name: the thread's name, at most 15 bytes of it.
+    ///   - engine: moves to the thread and is destroyed there when the worker goes.
+    public init<Engine: DeviceEngine & ~Copyable>(name: String, engine: consuming Engine) throws(SystemCallError) {
+        let mailbox = try Mailbox()
+        let epoll = Handover(try Epoll())
+        try epoll.value.withLock { (held) throws(SystemCallError) in
+            try held?.add(mailbox.bell.rawValue, .input, token: DeviceWorkerToken.control)
+        }
+        let engine = Handover(engine)
+        self.mailbox = mailbox
+        thread = try Thread.start(name: name) {
+            guard let epoll = epoll.take(), let engine = engine.take() else { return mailbox.close() }
+            var loop = Loop(engine: engine, epoll: epoll, mailbox: mailbox)
+            loop.run()
+            mailbox.close()
+        }
+    }
+
+    deinit { mailbox.send(.stop) }
+
+    /// Begins to serve; returns when the engine has begun.
+    public func activate(_ activation: Activation) { mailbox.send(.activate(activation)) }
+    /// Returns when nothing is in flight. Harmless when not active.
+    public func reset() { mailbox.send(.reset) }
+    /// Returns when nothing of this queue is in flight.
+    public func stopQueue(_ index: Int) { mailbox.send(.stopQueue(index)) }
+    /// Returns when the engine has taken the queue.
+    public func startQueue(_ configuration: QueueConfiguration) { mailbox.send(.startQueue(configuration)) }
+}
+
+/// Passes one value with one owner to the thread that takes it.
+private final class Handover<Value: ~Copyable & Sendable>: Sendable {
+    let value: Mutex<Value?>
+    init(_ value: consuming Value) { self.value = Mutex(consume value) }
+    func take() -> Value? { value.withLock { $0.take() } }
+}
+
+/// One request at a time, and the answer that it is done.
+private final class Mailbox: Sendable {
+    enum Request: Sendable {
+        case activate(Activation)
+        case reset
+        case stopQueue(Int)
+        case startQueue(QueueConfiguration)
+        case stop
+    }
+
+    let bell: EventFD
+    private let answer: EventFD
+    private let senders = Mutex(())
+    private let request = Mutex<Request?>(nil)
+    private let isClosed = Atomic<Bool>(false)
+
+    init() throws(SystemCallError) {
+        bell = try EventFD()
+        answer = try EventFD()
+    }
+
+    /// Leaves a request and waits until it is done.
+    func send(_ new: Request) {
+        senders.withLock { _ in
+            guard !isClosed.load(ordering: .acquiring) else { return }
+            request.withLock { $0 = new }
+            bell.signal()
+            answer.wait()
+        }
+    }
+
+    /// What is asked for, or nil after a bell for nothing.
+    func take() -> Request? {
+        bell.drain()
+        return request.withLock { $0.take() }
+    }
+
+    /// The request that was taken is done.
+    func finish() { answer.signal() }
+
+    /// Nobody serves the mailbox any more: whoever waits goes on, and nobody waits again.
+    func close() {
+        isClosed.store(true, ordering: .releasing)
+        answer.signal()
+    }
+}
+
+/// The I/O thread's state.
+private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
+    var engine: Engine
+    let epoll: Epoll
+    let mailbox: Mailbox
+    /// What the driver has activated, until its reset, or until it broke the rules.
+    var activation: Activation?
+    var isStopping = false
+
+    init(engine: consuming Engine, epoll: consuming Epoll, mailbox: Mailbox) {
+        self.engine = engine
+        self.epoll = epoll
+        self.mailbox = mailbox
+    }
+
+    mutating func run() {
+        var ready = ReadyEvents()
+        // Waiting fails only for a bad descriptor, which this is not; a loop that cannot wait has to end.
+        while !isStopping, (try? epoll.wait { ready.append($0, $1) }) != nil {
+            for index in 0..<ready.count { handle(ready[index].token, ready[index].events) }
+            ready.removeAll()
+        }
+        end()
+    }
+
+    private mutating func handle(_ token: UInt64, _ events: Epoll.Events) {
+        do throws(VirtqueueError) {
+            switch token {
+            case DeviceWorkerToken.control:
+                if let request = mailbox.take() {
+                    try serve(request)
+                    mailbox.finish()
+                }
+            case DeviceWorkerToken.firstOfEngine...:
+                try engine.ready(token: token, events: events, epoll: epoll)
+            default:
+                try ring(queue: Int(truncatingIfNeeded: token))
+            }
+        } catch {
+            fail()
+            if token == DeviceWorkerToken.control { mailbox.finish() }
+        }
+    }
+
+    private mutating func serve(_ request: Mailbox.Request) throws(VirtqueueError) {
+        switch request {
+        case .activate(let new):
+            end()
+            activation = new
+            try engine.activate(new, epoll: epoll)
+            for queue in new.queues where queue.isReady { try begin(queue.index, new) }
+        case .reset:
+            end()
+        case .stopQueue(let index):
+            guard let activation else { return }
+            ignore(index, activation)
+            engine.stopQueue(index, epoll: epoll)
+        case .startQueue(let configuration):
+            guard let activation else { return }
+            try engine.startQueue(configuration, of: activation, epoll: epoll)
+            try begin(configuration.index, activation)
+        case .stop:
+            isStopping = true
+        }
+    }
+
+    /// A queue's bell has rung, unless a reset came between the event and now.
+    private mutating func ring(queue index: Int) throws(VirtqueueError) {
+        guard let activation, activation.bells.indices.contains(index) else { return }
+        activation.counters.kicks.add(activation.bells[index].event.drain())
+        try engine.notified(queue: index, epoll: epoll)
+    }
+
+    /// Listens to a queue's bell, and looks at the queue once: the driver may have filled it before it was ready.
+    private mutating func begin(_ index: Int, _ activation: Activation) throws(VirtqueueError) {
+        // A queue before this one may have ended it all.
+        guard self.activation != nil, activation.bells.indices.contains(index) else { return }
+        // The bell is an eventfd of our own, not watched yet: this fails only for lack of kernel memory.
+        guard (try? epoll.add(activation.bells[index].event.rawValue, .input, token: UInt64(index))) != nil else {
+            return fail()
+        }
+        try engine.notified(queue: index, epoll: epoll)
+    }
+
+    private func ignore(_ index: Int, _ activation: Activation) {
+        guard activation.bells.indices.contains(index) else { return }
+        epoll.remove(activation.bells[index].event.rawValue)
+    }
+
+    /// The driver broke the rules.
+    private mutating func fail() {
+        activation?.counters.errors.add()
+        activation?.interrupt.markNeedsReset()
+        end()
+    }
+
+    private mutating func end() {
+        guard let activation else { return }
+        for index in activation.bells.indices { ignore(index, activation) }
+        engine.reset(epoll: epoll)
+        self.activation = nil
+    }
+}
+
+/// What one wait has brought, kept on the stack until it is handled: engines change the epoll instance meanwhile.
+private struct ReadyEvents {
+    private var events: InlineArray<16, (token: UInt64, events: Epoll.Events)> = .init(repeating: (0, []))
+    private(set) var count = 0
+
+    mutating func append(_ token: UInt64, _ ready: Epoll.Events) {
+        guard count < events.count else { return }
+        events[count] = (token, ready)
+        count += 1
+    }
+
+    subscript(index: Int) -> (token: UInt64, events: Epoll.Events) { events[index] }
+
+    mutating func removeAll() { count = 0 }
+}

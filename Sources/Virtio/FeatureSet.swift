@@ -1,0 +1,36 @@
+/// Feature bits of a device, bit n of the specification being bit n here (virtio 1.2 §2.2).
+public struct FeatureSet: OptionSet, Sendable, BitwiseCopyable, CustomStringConvertible {
+    public let rawValue: UInt64
+
+    public init(rawValue: UInt64) { self.rawValue = rawValue }
+    /// The set of one feature, by its number from 0 to 63.
+    public init(bit: Int) { rawValue = 1 << UInt64(bit) }
+
+    /// VIRTIO_F_INDIRECT_DESC: a descriptor may refer to a table of descriptors (§2.7.5.3).
+    public static let indirectDescriptors = FeatureSet(bit: 28)
+    /// VIRTIO_F_EVENT_IDX: each side names the index at which it wants to be notified (§2.7.7, §2.7.10).
+    public static let eventIndex = FeatureSet(bit: 29)
+    /// VIRTIO_F_VERSION_1: not a legacy device; without it nothing works here (§6.1).
+    public static let version1 = FeatureSet(bit: 32)
+    /// VIRTIO_F_RING_RESET: a single queue can be reset (§2.6.1).
+    public static let ringReset = FeatureSet(bit: 40)
+
+    /// What the transport and the queues of this module offer for every device.
+    public static let transport: FeatureSet = [.indirectDescriptors, .eventIndex, .version1, .ringReset]
+
+    public var description: String { "0x" + String(rawValue, radix: 16) }
+}
+
+/// The device status field (virtio 1.2 §2.1).
+public struct DeviceStatus: OptionSet, Sendable, BitwiseCopyable {
+    public let rawValue: UInt32
+
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+    public static let acknowledge = DeviceStatus(rawValue: 1)
+    public static let driver = DeviceStatus(rawValue: 2)
+    public static let driverOK = DeviceStatus(rawValue: 4)
+    public static let featuresOK = DeviceStatus(rawValue: 8)
+    public static let needsReset = DeviceStatus(rawValue: 64)
+    public static let failed = DeviceStatus(rawValue: 128)
+}

@@ -1,0 +1,55 @@
+public import GuestMemory
+
+/// What a driver has said about one queue: the registers' values, not yet believed.
+public struct QueueConfiguration: Equatable, Sendable, BitwiseCopyable {
+    /// The queue's number within its device.
+    public let index: Int
+    /// The largest size the device takes, 0 where there is no such queue.
+    public let maximumSize: UInt16
+    /// Descriptors in the queue.
+    public var size: UInt32
+    public var descriptorTable = GuestAddress(0)
+    /// The driver area (virtio 1.2 §2.7.6).
+    public var availableRing = GuestAddress(0)
+    /// The device area (§2.7.8).
+    public var usedRing = GuestAddress(0)
+    /// Whether the driver has enabled the queue.
+    public var isReady = false
+
+    /// A queue after reset.
+    public init(index: Int, maximumSize: UInt16) {
+        self.index = index
+        self.maximumSize = maximumSize
+        size = UInt32(maximumSize)
+    }
+
+    /// The queue's three parts as ranges of RAM.
+    struct Rings: BitwiseCopyable {
+        let descriptors: GuestSlice
+        let available: GuestSlice
+        let used: GuestSlice
+    }
+
+    /// Checks size, alignment and place of the rings (virtio 1.2 §2.7).
+    ///
+    /// Both rings are taken with the two bytes of `used_event` and `avail_event` at their ends, which belong to
+    /// their layout whether or not VIRTIO_F_EVENT_IDX was negotiated.
+    func rings(in ram: GuestRAM) throws(VirtqueueError) -> Rings {
+        guard size.nonzeroBitCount == 1, size <= maximumSize else { throw .invalidSize(size, maximum: maximumSize) }
+        func ring(
+            _ part: VirtqueueError.RingPart, _ address: GuestAddress, _ count: UInt64, _ alignment: UInt64
+        ) throws(VirtqueueError) -> GuestSlice {
+            guard address.isAligned(to: alignment) else { throw .ringMisaligned(part, address, alignment: alignment) }
+            guard let slice = ram.slice(at: address, count: count) else { throw .ringOutsideRAM(part, address, count: count) }
+            return slice
+        }
+        let entries = UInt64(size)
+        return Rings(
+            descriptors: try ring(.descriptorTable, descriptorTable, 16 * entries, 16),
+            available: try ring(.availableRing, availableRing, 6 + 2 * entries, 2),
+            used: try ring(.usedRing, usedRing, 6 + 8 * entries, 4))
+    }
+
+    /// Throws what is wrong with the queue, if anything is.
+    public func validate(in ram: GuestRAM) throws(VirtqueueError) { _ = try rings(in: ram) }
+}

@@ -1,0 +1,55 @@
+public import GuestMemory
+
+/// What a driver's DRIVER_OK hands to a device: plain values, from which its I/O thread makes its queues.
+public struct Activation: Sendable {
+    /// The negotiated features.
+    public let features: FeatureSet
+    /// One for each queue of the device; a driver need not make all of them ready.
+    public let queues: [QueueConfiguration]
+    public let ram: GuestRAM
+    public let interrupt: DeviceInterrupt
+    /// One for each queue.
+    public let bells: [QueueBell]
+    public let counters: DeviceCounters
+
+    /// The device's side of a queue, or nil when the driver has not made it ready.
+    public func makeQueue(_ index: Int) throws(VirtqueueError) -> Virtqueue? {
+        guard queues.indices.contains(index), queues[index].isReady else { return nil }
+        return try Virtqueue(queues[index], features: features, ram: ram)
+    }
+}
+
+/// A device as its transport sees it. Methods are called on vCPU threads, one at a time, under the transport's lock.
+///
+/// A device has an I/O thread, usually a ``DeviceWorker``, that alone touches the queues from ``activate(_:)`` to
+/// ``reset()``. It reports a driver that breaks the rules by ``DeviceInterrupt/markNeedsReset()``.
+public protocol VirtioDevice: AnyObject, Sendable {
+    /// For threads, logs and the status line: `blk0`.
+    var name: String { get }
+    /// The device type (virtio 1.2 §5): 1 network, 2 block, …
+    var deviceID: UInt32 { get }
+    /// Features of the device's type; those of the transport are added to them.
+    var features: FeatureSet { get }
+    /// The largest size of each queue, a power of two up to 32,768; as many as the device has queues.
+    var maximumQueueSizes: [UInt16] { get }
+    var configuration: ConfigurationSpace { get }
+
+    /// Whether the device works with these features, a subset of those offered. Refusing leaves FEATURES_OK unset.
+    func accepts(_ features: FeatureSet) -> Bool
+    /// A write of 1, 2, 4 or 8 bytes to the configuration space; by default without effect.
+    func writeConfiguration(_ value: UInt64, at offset: Int, size: Int)
+
+    /// Begins to work on the queues. Kicks that came before are still in the bells.
+    func activate(_ activation: Activation)
+    /// Ends all work; returns when no request is in flight and guest RAM is not touched any more. Harmless when not active.
+    func reset()
+    /// The same for one queue (QueueReset, or QueueReady written 0).
+    func stopQueue(_ index: Int)
+    /// A queue that was stopped has been set up anew; called only while active.
+    func startQueue(_ configuration: QueueConfiguration)
+}
+
+extension VirtioDevice {
+    public func accepts(_ features: FeatureSet) -> Bool { true }
+    public func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {}
+}

@@ -1,0 +1,81 @@
+public import GuestMemory
+
+/// How a driver broke the rules of a virtqueue. The queue is of no use afterwards: the device needs a reset.
+public enum VirtqueueError: Error, Equatable, Sendable, CustomStringConvertible {
+    /// Not a power of two, or more than the device's maximum.
+    case invalidSize(UInt32, maximum: UInt16)
+    /// A ring whose address lacks the alignment it needs, in bytes.
+    case ringMisaligned(RingPart, GuestAddress, alignment: UInt64)
+    /// A ring that is not wholly in one region of RAM.
+    case ringOutsideRAM(RingPart, GuestAddress, count: UInt64)
+    /// More new entries in the available ring than it has room for.
+    case availableIndexJumped(from: UInt16, to: UInt16, size: UInt16)
+    /// More chains taken than the queue has descriptors: some head was made available twice.
+    case tooManyInFlight(size: UInt16)
+    /// A chain's head is beyond the descriptor table.
+    case headOutOfRange(UInt16, size: UInt16)
+    /// A chain goes on beyond its table.
+    case nextOutOfRange(UInt16, tableSize: UInt32)
+    /// More descriptors than the queue's size (or the caller's list) allows: a loop, or a driver that asks too much.
+    case chainTooLong(head: UInt16, limit: Int)
+    /// More bytes than 2^32 in a chain.
+    case chainTooLarge(head: UInt16)
+    /// A buffer that is not wholly in one region of RAM.
+    case bufferOutsideRAM(GuestAddress, count: UInt32)
+    /// A buffer to be read behind one to be written.
+    case readableAfterWritable(head: UInt16)
+    /// An indirect table although VIRTIO_F_INDIRECT_DESC was not negotiated.
+    case indirectNotNegotiated(head: UInt16)
+    /// An indirect table within an indirect table.
+    case indirectNested(head: UInt16)
+    /// A descriptor with both INDIRECT and NEXT.
+    case indirectWithNext(head: UInt16)
+    /// The length of an indirect table: zero, not a multiple of 16, or more than 32,768 entries.
+    case indirectTableLength(UInt32)
+    /// An indirect table that is not wholly in one region of RAM.
+    case indirectTableOutsideRAM(GuestAddress, count: UInt32)
+
+    /// The three parts of a split virtqueue.
+    public enum RingPart: String, Sendable {
+        case descriptorTable = "descriptor table"
+        case availableRing = "available ring"
+        case usedRing = "used ring"
+    }
+
+    public var description: String {
+        switch self {
+        case .invalidSize(let size, let maximum):
+            "queue size \(size) is not a power of two from 1 to \(maximum)"
+        case .ringMisaligned(let part, let address, let alignment):
+            "the \(part.rawValue) at \(address) is not aligned to \(alignment) bytes"
+        case .ringOutsideRAM(let part, let address, let count):
+            "the \(part.rawValue), \(count) bytes at \(address), is not in one region of RAM"
+        case .availableIndexJumped(let from, let to, let size):
+            "the available index went from \(from) to \(to) in a queue of \(size)"
+        case .tooManyInFlight(let size):
+            "more than \(size) chains are in flight in a queue of that size"
+        case .headOutOfRange(let head, let size):
+            "head \(head) is beyond the \(size) descriptors of the queue"
+        case .nextOutOfRange(let next, let tableSize):
+            "a chain goes on at descriptor \(next) of a table of \(tableSize)"
+        case .chainTooLong(let head, let limit):
+            "the chain at \(head) has more than \(limit) descriptors"
+        case .chainTooLarge(let head):
+            "the chain at \(head) has more than 2^32 bytes"
+        case .bufferOutsideRAM(let address, let count):
+            "a buffer, \(count) bytes at \(address), is not in one region of RAM"
+        case .readableAfterWritable(let head):
+            "the chain at \(head) has a readable buffer behind a writable one"
+        case .indirectNotNegotiated(let head):
+            "the chain at \(head) has an indirect table, which was not negotiated"
+        case .indirectNested(let head):
+            "the chain at \(head) has an indirect table within another"
+        case .indirectWithNext(let head):
+            "the chain at \(head) goes on behind an indirect table"
+        case .indirectTableLength(let length):
+            "an indirect table of \(length) bytes: not 1 to 32768 descriptors of 16 bytes"
+        case .indirectTableOutsideRAM(let address, let count):
+            "an indirect table, \(count) bytes at \(address), is not in one region of RAM"
+        }
+    }
+}
