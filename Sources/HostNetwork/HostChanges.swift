@@ -10,7 +10,7 @@ struct HostChanges: ~Copyable, Sendable {
 
     private let netlink: RouteNetlink
     private let namespace: NetworkNamespace
-    /// Changes of a TAP that was found, in the order they were made.
+    /// What to undo, in the order it was done.
     private var changes: [Change] = []
     private var bridge: InterfaceName?
     /// The index of the TAP, 0 before there is one.
@@ -51,7 +51,8 @@ struct HostChanges: ~Copyable, Sendable {
         }
         if let bridge, link.master != bridge.index {
             try netlink.set(link, master: bridge)
-            note(.master(link), found)
+            // Also for a created TAP: a child process that inherited its descriptor may keep it for a while, but not in the bridge.
+            changes.append(.master(link))
         }
         if !link.isUp {
             try netlink.set(link, up: true)

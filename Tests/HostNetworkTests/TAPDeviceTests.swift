@@ -15,7 +15,7 @@ import Testing
                 #expect(link.kind == "tun" && !link.isUp && link.mtu == 1500)
                 #expect(link.tun == Link.TUN(isTAP: true, isPersistent: false, hasPacketInformation: false, isMultiQueue: false, queues: 0))
             }
-            #expect(try host.netlink.link(named: name("swtap0")) == nil)
+            #expect(try eventually { try host.netlink.link(named: name("swtap0")) == nil })
         }
     }
 
@@ -40,7 +40,7 @@ import Testing
             var status: Int32 = 0
             #expect(unsafe waitpid(child, &status, 0) == child)
             #expect(clinux_wait_signal(status) == SIGKILL)
-            #expect(try host.netlink.link(named: name("swtap0")) == nil)
+            #expect(try eventually { try host.netlink.link(named: name("swtap0")) == nil })
         }
     }
 
@@ -56,7 +56,7 @@ import Testing
             }
             #expect(try host.netlink.link(named: name("swtap0")) == found)
             try TAPDevice.open(found).setPersistent(false)
-            #expect(try host.netlink.link(named: name("swtap0")) == nil)
+            #expect(try eventually { try host.netlink.link(named: name("swtap0")) == nil })
         }
     }
 
@@ -170,7 +170,7 @@ import Testing
                 #expect(fcntl(number, F_GETFD) == FD_CLOEXEC)
                 #expect(fcntl(number, F_GETFL) & O_NONBLOCK != 0)
             }
-            #expect(try host.netlink.link(named: name("swtap0")) == nil)
+            #expect(try eventually { try host.netlink.link(named: name("swtap0")) == nil })
         }
     }
 
