@@ -16,7 +16,7 @@ func module(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target 
 }
 
 func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
-    .testTarget(name: name, dependencies: dependencies, swiftSettings: strict)
+    .testTarget(name: name, dependencies: dependencies, swiftSettings: [.treatAllWarnings(as: .error)])
 }
 
 let package = Package(
@@ -61,7 +61,7 @@ let package = Package(
         tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
         tests("VirtioTests", ["Virtio", "GuestMemory", "Linux"]),
         tests("DevicesTests", ["Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux"]),
-        tests("BootTests", ["Boot", "GuestMemory"]),
+        tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
         tests("MachineTests", ["Machine"]),
         tests("CommandLineTests", ["swkvm", "Machine"]),
         tests("IntegrationTests", ["Linux", "HostNetwork"]),
