@@ -58,7 +58,7 @@ let package = Package(
         tests("KVMTests", ["KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
         tests("DiskImageTests", ["DiskImage", "Linux"]),
-        tests("HostNetworkTests", ["HostNetwork", "Linux"]),
+        tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
         tests("VirtioTests", ["Virtio", "GuestMemory", "Linux"]),
         tests("DevicesTests", ["Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux"]),
         tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
