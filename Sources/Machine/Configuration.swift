@@ -75,43 +75,29 @@ public struct Configuration: Sendable {
     }
 
     /// A disk.
-    public struct Disk: Sendable, Equatable {
+    public struct Disk: Sendable {
         public var path: String
-        public var format: ImageFormat
-        public var isReadOnly: Bool
-        /// Whether the host's page cache is bypassed (`O_DIRECT`).
-        public var isDirect: Bool
-        /// What the guest gets as the disk's serial number, up to 20 bytes; nil: `swkvm-disk-N`.
+        /// Format, read-only, cache.
+        public var options: DiskImageOptions
+        /// What the guest gets as the disk's serial number, up to 20 bytes; nil: `swkvm-N` by its number.
         public var serial: String?
 
-        public init(path: String, format: ImageFormat, isReadOnly: Bool = false, isDirect: Bool = false, serial: String? = nil) {
+        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil) {
             self.path = path
-            self.format = format
-            self.isReadOnly = isReadOnly
-            self.isDirect = isDirect
+            self.options = options
             self.serial = serial
         }
     }
 
     /// A network interface.
-    public struct Network: Sendable, Equatable {
-        public enum Attachment: Sendable, Equatable {
-            /// A TAP by name, made if it is not there, and the bridge that it joins, made if `create`.
-            case tap(name: String, bridge: String?, create: Bool)
-            /// An open TAP's descriptor, inherited.
-            case descriptor(Int32)
-        }
-
-        public var attachment: Attachment
+    public struct Network: Sendable {
+        public var backend: NetworkBackend
         /// nil: derived from the machine's name and the interface's number, so it stays the same from run to run.
         public var mac: MACAddress?
-        /// Bytes; nil: what the TAP has.
-        public var mtu: UInt16?
 
-        public init(_ attachment: Attachment, mac: MACAddress? = nil, mtu: UInt16? = nil) {
-            self.attachment = attachment
+        public init(_ backend: NetworkBackend, mac: MACAddress? = nil) {
+            self.backend = backend
             self.mac = mac
-            self.mtu = mtu
         }
     }
 }
