@@ -14,9 +14,9 @@
     .set PAGE,        TABLE
 
     .set KERNEL_CODE, 0x10                  // the selectors of the long-mode entry, kept
-    .set USER_DATA,   0x20 | 3
-    .set USER_CODE,   0x28 | 3
-    .set FIRST_TSS,   0x30
+    .set USER_DATA,   0x28 | 3
+    .set USER_CODE,   0x30 | 3
+    .set FIRST_TSS,   0x40
     .set MAX_CPUS,    255
 
     .set CORE,        0x100000              // kernel.ld puts .core here
@@ -96,9 +96,11 @@ gdt:
     .quad   0
     .quad   0x00af9b000000ffff              // 0x10 ring 0 code, 64-bit
     .quad   0x00cf93000000ffff              // 0x18 ring 0 data
-    .quad   0x00cff3000000ffff              // 0x20 ring 3 data
-    .quad   0x00affb000000ffff              // 0x28 ring 3 code, 64-bit
-    .word   TSS_LIMIT                       // 0x30 the boot processor's TSS, below 16 MiB
+    .quad   0
+    .quad   0x00cff3000000ffff              // 0x28 ring 3 data
+    .quad   0x00affb000000ffff              // 0x30 ring 3 code, 64-bit
+    .quad   0
+    .word   TSS_LIMIT                       // 0x40 the boot processor's TSS, below 16 MiB
     .long   bootTSS + 0x89000000
     .word   0
     .quad   0
@@ -130,6 +132,8 @@ idt:
     .rept   32                              // exceptions; NMI, #DF and #MC on a stack that is surely good
     .if     vector == 2 || vector == 8 || vector == 18
     gate    (exceptionEntries + 16 * vector), INTERRUPT, 2
+    .elseif vector == 3
+    gate    service, SERVICE
     .else
     gate    (exceptionEntries + 16 * vector), INTERRUPT
     .endif
@@ -140,13 +144,6 @@ idt:
     gate    (interruptEntries + 32 * line), INTERRUPT, 1
     .set    line, line + 1
     .endr
-    gate    idleService, SERVICE            // 0x60
-    gate    readMSRService, SERVICE         // 0x61
-    gate    writeMSRService, SERVICE        // 0x62
-    gate    outputService, SERVICE          // 0x63
-    gate    reloadTablesService, SERVICE    // 0x64
-    gate    tripleFaultService, SERVICE     // 0x65
-    gate    internalErrorService, SERVICE   // 0x66
 idtEnd:
 
 // A CPU's block: its ring-0 stacks and, at the end, the word that interrupts set their bits in. IST 1 ends right at that
@@ -312,6 +309,16 @@ interruptEntries:
     .balign 32
     iretq                                   // 63, vector 0x5f: spurious
 
+// int3 from ring 3, R11 = which: the one software interrupt that every host lets through (int 0x80 belongs to a host's
+// 32-bit system calls where ring 3 runs on the bare CPU). Ring 3 is the kernel itself; nothing is to be kept from it.
+    .balign 16
+service:
+    and     $7, %r11d
+    jmp     *services(, %r11, 8)
+services:
+    .quad   idleService, readMSRService, writeMSRService, outputService
+    .quad   reloadTablesService, tripleFaultService, internalErrorService, idleService
+
 idleService:                                // sleep until an interrupt is pending; one that came before is not missed
     cmpq    $0, (BLOCK_PENDING - BLOCK_RING0 + FRAME)(%rsp)
     jne     1f
@@ -446,11 +453,13 @@ function fetchAdd                           // (address, value) → the old valu
 // The services of ring 0.
 
 function idle
-    int     $0x60
+    xor     %r11d, %r11d
+    int3
     ret
 function readMSR
     mov     %edi, %ecx
-    int     $0x61
+    mov     $1, %r11d
+    int3
     shl     $32, %rdx
     or      %rdx, %rax
     ret
@@ -459,20 +468,26 @@ function writeMSR
     mov     %esi, %eax
     mov     %rsi, %rdx
     shr     $32, %rdx
-    int     $0x62
+    mov     $2, %r11d
+    int3
     ret
 function outputBytes                        // (port, address, count)
     mov     %rdx, %rcx
     mov     %edi, %edx
-    int     $0x63
+    mov     $3, %r11d
+    int3
     ret
 function reloadPageTables
-    int     $0x64
+    mov     $4, %r11d
+    int3
     ret
 function crashByTripleFault
-    int     $0x65
+    mov     $5, %r11d
+    int3
+    ret
 function crashByInternalError
-    int     $0x66
+    mov     $6, %r11d
+    int3
     ret
 
 // What the Swift compiler and its library call.

@@ -82,7 +82,7 @@ enum Core {
     static let faultStackOffset: UInt64 = 0x200
     static let ring0StackOffset: UInt64 = 0x600
     static let pendingOffset: UInt64 = 0x700
-    static let firstTSSSelector = 0x30
+    static let firstTSSSelector = 0x40
     static let tssSize: UInt64 = 112
     static let tssBitmap: UInt64 = 0x7000
     static let tssLimit: UInt64 = 0x8fff
