@@ -67,6 +67,13 @@ public enum Exit {
         unsafe data = run + Int(io.data_offset)
     }
 
+    /// All items' bytes, in the order of the guest's memory.
+    public func withBytes(_ body: (RawSpan) -> Void) {
+        // The kernel keeps the items within the run page, which the vCPU that made this value maps.
+        let bytes = unsafe UnsafeRawBufferPointer(start: data, count: count * size)
+        unsafe body(bytes.bytes)
+    }
+
     /// Reads or fills an item; one beyond the last reads 0 and takes no value.
     public subscript(item: Int) -> UInt32 {
         get {
