@@ -4,12 +4,13 @@ internal import Linux
 
 extension DiskEngine {
     /// A request and how far it has come. `next` links it into the one list that it is in.
-    struct Request {
+    @safe struct Request {
         var operation = DiskOperation.flush
+        /// The owner's vectors of a transfer.
+        var vectors: UnsafePointer<iovec>?
         var segments = 0
         var offset: UInt64 = 0
         var length: UInt64 = 0
-        var token: UInt64 = 0
         /// Bytes from the start for which operations are under way or done.
         var mapped: UInt64 = 0
         var search = DiskImage.Search(limit: 0)
@@ -22,8 +23,14 @@ extension DiskEngine {
 
         var isTransfer: Bool { operation == .read || operation == .write }
 
-        mutating func begin(_ operation: DiskOperation, offset: UInt64, length: UInt64, segments: Int, token: UInt64) {
-            self = Request(operation: operation, segments: segments, offset: offset, length: length, token: token)
+        init() {}
+
+        init(operation: DiskOperation, vectors: UnsafePointer<iovec>?, segments: Int, offset: UInt64, length: UInt64) {
+            self.operation = operation
+            unsafe self.vectors = vectors
+            self.segments = segments
+            self.offset = offset
+            self.length = length
             search.limit = length
         }
     }
@@ -255,15 +262,11 @@ extension DiskEngine {
 
     // MARK: - Memory of requests
 
-    func requestVectors(_ request: Int) -> UnsafeMutablePointer<iovec> {
-        // The mapping holds `maximumSegments` for each of `depth` requests, and then for each operation.
-        unsafe vectors.start.assumingMemoryBound(to: iovec.self) + request * maximumSegments
-    }
-
     /// The vectors for what is left of an operation. They are stable until the operation is next put into the queue.
     private func vectors(for index: Int32) -> (UnsafePointer<iovec>, count: Int) {
         let operation = unsafe operations[Int(index)]
-        let own = unsafe requestVectors(depth + Int(index))
+        // The mapping holds `maximumSegments` for each operation.
+        let own = unsafe self.vectors.start.assumingMemoryBound(to: iovec.self) + Int(index) * maximumSegments
         let left = operation.length &- operation.done
         if let load = operation.load {
             unsafe own[0] = iovec(iov_base: load.buffer + Int(operation.done), iov_len: Int(left))
@@ -281,8 +284,7 @@ extension DiskEngine {
             return unsafe (UnsafePointer(own), count)
         }
         let request = unsafe requests[Int(operation.request)]
-        let all = unsafe requestVectors(Int(operation.request))
-        if left == request.length { return unsafe (UnsafePointer(all), request.segments) }
+        if left == request.length, let all = unsafe request.vectors { return unsafe (all, request.segments) }
         var count = 0
         unsafe forEachPiece(operation.request, from: operation.start &+ operation.done, length: left) { base, length in
             unsafe own[count] = iovec(iov_base: base, iov_len: length)
@@ -307,7 +309,7 @@ extension DiskEngine {
     /// Names the pieces of memory that hold the bytes `start ..< start + length` of a request.
     private func forEachPiece(_ request: Int32, from start: UInt64, length: UInt64, _ body: (UnsafeMutableRawPointer, Int) -> Void) {
         let segments = unsafe requests[Int(request)].segments
-        let vectors = unsafe requestVectors(Int(request))
+        guard let vectors = unsafe requests[Int(request)].vectors else { return }
         var skip = start
         var rest = length
         for index in 0..<segments where rest > 0 {
@@ -337,6 +339,12 @@ extension DiskEngine {
             unsafe requests[Int(index)].next = -1
             if isEmpty { first = index } else { unsafe requests[Int(last)].next = index }
             last = index
+        }
+
+        mutating func prepend(_ index: Int32, _ requests: UnsafeMutablePointer<Request>) {
+            unsafe requests[Int(index)].next = first
+            if isEmpty { last = index }
+            first = index
         }
 
         mutating func popFirst(_ requests: UnsafeMutablePointer<Request>) -> Int32? {

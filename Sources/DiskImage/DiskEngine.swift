@@ -20,10 +20,9 @@ public enum DiskOperation: UInt8, Sendable {
 
 /// A request that has ended.
 public struct DiskCompletion: Sendable {
-    /// The number that ``DiskEngine/acquire()`` gave; it is free again.
+    /// The number that ``DiskEngine/acquire()`` gave.
     public let request: Int
-    /// What the request was started with.
-    public let token: UInt64
+    public let operation: DiskOperation
     /// Bytes that the request was about.
     public let length: UInt64
     /// 0, or the errno value of the first failure.
@@ -32,9 +31,8 @@ public struct DiskCompletion: Sendable {
 
 /// Carries out requests on a disk image, many at a time, for the one thread that owns it.
 ///
-/// A request is acquired, its memory segments are put into ``segments(of:)``, it is started, and after a
-/// ``submit()`` it comes back from ``nextCompletion()``. All memory is set aside when the engine is made, so a request costs no
-/// allocation, no lock and no reference count.
+/// A request is acquired and started; after a ``submit()`` it comes back from ``nextCompletion()``, and is then started with something else
+/// or released. All memory is set aside when the engine is made, so a request costs no allocation, no lock and no reference count.
 ///
 /// A request is cut into operations along the extents that the image's metadata names. Where the metadata has to be read first, the request
 /// waits for that read and others go on. Nothing orders requests that are in flight together: who needs an order waits for completions.
@@ -44,14 +42,14 @@ public struct DiskCompletion: Sendable {
     public let depth: Int
     /// Memory segments that a request can have.
     public let maximumSegments: Int
-    /// Requests acquired and not yet returned by ``nextCompletion()``.
+    /// Requests started and not yet returned by ``nextCompletion()``.
     public private(set) var inFlight = 0
 
     // Everything below is used by the owner's thread alone: hence `Sendable`.
     let queue: IOQueue
     let requests: UnsafeMutablePointer<Request>
     let operations: UnsafeMutablePointer<Operation>
-    /// `maximumSegments` for each request, then as many for each operation; given by the kernel as they are touched.
+    /// `maximumSegments` for each operation; given by the kernel as they are touched.
     let vectors: Mapping
     let operationCount: Int
     /// Zeroes to write where the file system cannot make any by itself.
@@ -99,7 +97,7 @@ public struct DiskCompletion: Sendable {
         let segments = min(max(segments, 1), 1024)
         let operationCount = Self.operationCount(depth)
         let vectorSize = unsafe MemoryLayout<iovec>.stride
-        let vectors = try memory((depth + operationCount) * segments * vectorSize, image.path)
+        let vectors = try memory(operationCount * segments * vectorSize, image.path)
         let zeroes = try memory(Self.zeroesSize, image.path)
         self.depth = depth
         maximumSegments = segments
@@ -139,31 +137,42 @@ public struct DiskCompletion: Sendable {
     /// A descriptor that is readable while operations have ended; after it became so, call ``nextCompletion()`` until it gives nil.
     public var descriptor: Int32 { queue.rawValue }
 
-    /// A free request, or nil while ``depth`` are in flight.
+    /// A free request, or nil while all ``depth`` are taken.
     public mutating func acquire() -> Int? {
         guard let index = unsafe freeRequests.popFirst(requests) else { return nil }
-        inFlight += 1
         return Int(index)
     }
 
-    /// Room for the segments of an acquired request, ``maximumSegments`` of them. None may be empty.
-    public func segments(of request: Int) -> UnsafeMutableBufferPointer<iovec> {
+    /// Gives an acquired request back, which was not started, or has come back.
+    public mutating func release(_ request: Int) {
         precondition(request >= 0 && request < depth)
-        return unsafe UnsafeMutableBufferPointer(start: requestVectors(request), count: maximumSegments)
+        unsafe freeRequests.prepend(Int32(request), requests)
     }
 
-    /// Starts an acquired request. A range that is not inside the disk, a write to a read-only one, and segments whose lengths
+    /// Starts an acquired request. A range that is not inside the disk, a write to a read-only one, and vectors whose lengths
     /// contradict `length` end it with an error, as any failure does; it always ends.
     /// - Parameters:
     ///   - offset: bytes from the start of the disk.
-    ///   - length: bytes; the sum of the segments for a transfer, 0 for a flush.
-    ///   - segments: how many were filled in. Their memory stays where it is until the request has come back.
-    ///   - token: comes back with the completion.
-    public mutating func start(_ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, segments: Int = 0, token: UInt64 = 0) {
-        precondition(request >= 0 && request < depth)
-        unsafe requests[request].begin(operation, offset: offset, length: length, segments: segments, token: token)
-        if let error = refusal(request) { unsafe requests[request].error = error }
-        advance(Int32(request))
+    ///   - length: bytes: the sum of the vectors for a transfer.
+    ///   - vectors: the memory of a transfer. Both they and what they name stay as they are until the request has come back.
+    ///   - count: how many vectors, at most ``maximumSegments``.
+    public mutating func start(
+        _ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, vectors: UnsafePointer<iovec>, count: Int
+    ) {
+        start(request, unsafe Request(operation: operation, vectors: vectors, segments: count, offset: offset, length: length))
+    }
+
+    /// Starts an acquired request that transfers nothing. A flush has offset and length 0.
+    public mutating func start(_ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64) {
+        start(request, unsafe Request(operation: operation, vectors: nil, segments: 0, offset: offset, length: length))
+    }
+
+    private mutating func start(_ index: Int, _ request: Request) {
+        precondition(index >= 0 && index < depth)
+        inFlight += 1
+        unsafe requests[index] = request
+        if let error = refusal(request) { unsafe requests[index].error = error }
+        advance(Int32(index))
     }
 
     /// Hands what was started to the kernel; once after a batch is enough.
@@ -179,8 +188,7 @@ public struct DiskCompletion: Sendable {
             if let index = unsafe completed.popFirst(requests) {
                 inFlight -= 1
                 let ended = unsafe requests[Int(index)]
-                unsafe freeRequests.append(index, requests)
-                return DiskCompletion(request: Int(index), token: ended.token, length: ended.length, error: ended.error)
+                return DiskCompletion(request: Int(index), operation: ended.operation, length: ended.length, error: ended.error)
             }
             if refusedOperation >= 0 {
                 let index = refusedOperation
@@ -214,24 +222,27 @@ public struct DiskCompletion: Sendable {
     {
         precondition(inFlight == 0)
         guard let request = acquire() else { return }
-        if let memory = unsafe memory, length > 0 {
-            unsafe segments(of: request)[0] = iovec(iov_base: memory, iov_len: Int(clamping: length))
+        defer { release(request) }
+        // On the stack for as long as the request lasts.
+        var vector = unsafe iovec(iov_base: memory, iov_len: Int(clamping: length))
+        let completion = try unsafe withUnsafePointer(to: &vector) { (vector) throws(DiskImageError) in
+            unsafe start(request, operation, offset: offset, length: length, vectors: vector, count: length == 0 ? 0 : 1)
+            return try waitForCompletion()
         }
-        start(request, operation, offset: offset, length: length, segments: unsafe memory == nil || length == 0 ? 0 : 1)
-        guard let completion = try waitForCompletion() else { return }
-        if completion.error != 0 { throw .request(path: image.path, SystemCallError("\(operation)", errno: completion.error)) }
+        if let error = completion?.error, error != 0 { throw .request(path: image.path, SystemCallError("\(operation)", errno: error)) }
     }
 
     /// Why a request cannot be; an errno value.
-    private func refusal(_ index: Int) -> Int32? {
-        let request = unsafe requests[index]
+    private func refusal(_ request: Request) -> Int32? {
         guard request.offset <= image.size, request.length <= image.size - request.offset else { return EINVAL }
         if request.operation != .read, request.operation != .flush, image.isReadOnly { return EROFS }
         guard request.isTransfer else { return nil }
         guard request.segments >= 0, request.segments <= maximumSegments else { return EINVAL }
         var sum: UInt64 = 0
-        // Within the request's vectors, by the check above.
-        for segment in 0..<request.segments { sum &+= unsafe UInt64(requestVectors(index)[segment].iov_len) }
+        if let vectors = unsafe request.vectors {
+            // As many as the request's owner says there are.
+            for segment in 0..<request.segments { sum &+= unsafe UInt64(vectors[segment].iov_len) }
+        }
         return sum == request.length ? nil : EINVAL
     }
 }
