@@ -39,7 +39,10 @@ struct HugePagePool {
     let total: UInt64
     /// Pages that a new mapping can have: free, not reserved, and those that the kernel may add by overcommit.
     let available: UInt64
+}
 
+extension HugePagePool {
+    /// Reads the pool's figures.
     /// - Throws: ``GuestMemoryError/noHugePages(pageSize:)`` where the kernel has no pages of this size.
     init(_ size: HugePageSize) throws(GuestMemoryError) {
         let directory = Self.directory(pageSize: size.bytes)

@@ -81,7 +81,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
 
     /// `ioctl` with the address of a structure.
     @discardableResult
-    public func ioctl<Argument: BitwiseCopyable>(
+    public func ioctl<Argument>(
         _ request: UInt, _ argument: inout Argument, named call: String
     ) throws(SystemCallError) -> Int32 {
         // The request's number carries the size of the structure that the kernel expects; callers pair the two.

@@ -44,5 +44,7 @@
 #include "CLinuxAtomics.h"
 #include "CLinuxCalls.h"
 #include "CLinuxKVM.h"
+#include "CLinuxURing.h"
+#include "CLinuxNetwork.h"
 
 #endif

@@ -1,0 +1,38 @@
+public import Boot
+public import DiskImage
+public import GuestMemory
+public import HostNetwork
+public import KVM
+public import Linux
+
+/// Why a machine could not be made or started: the error of the part that failed, or one of the machine's own.
+public enum MachineError: Error, CustomStringConvertible {
+    case kvm(KVMError)
+    case memory(GuestMemoryError)
+    case boot(BootError)
+    case disk(DiskImageError)
+    case network(HostNetworkError)
+    /// A call of the host's failed; `purpose` completes "swkvm could not …".
+    case host(purpose: String, SystemCallError)
+    /// No vCPU at all, or a negative number.
+    case noCPUs(Int)
+    /// More virtio devices than there are interrupt lines.
+    case tooManyDevices(wanted: Int, maximum: Int)
+    /// The console cannot be had as asked.
+    case console(String)
+
+    public var description: String {
+        switch self {
+        case .kvm(let error): error.description
+        case .memory(let error): error.description
+        case .boot(let error): error.description
+        case .disk(let error): error.description
+        case .network(let error): error.description
+        case .host(let purpose, let error): "swkvm could not \(purpose): \(error.reason) (\(error.call))"
+        case .noCPUs(let count): "\(count) vCPUs were asked for, a machine needs at least 1: use `--cpus 1`"
+        case .tooManyDevices(let wanted, let maximum):
+            "\(wanted) disks and network interfaces were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
+        case .console(let sentence): sentence
+        }
+    }
+}
