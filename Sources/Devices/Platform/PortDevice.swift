@@ -15,6 +15,11 @@ public protocol PortDevice: AnyObject, Sendable {
 
 extension PortDevice {
     public func write(_ offset: UInt16, size: Int, string: Span<UInt8>) {
+        writeElements(offset, size: size, string: string)
+    }
+
+    /// One access for each element.
+    func writeElements(_ offset: UInt16, size: Int, string: Span<UInt8>) {
         guard size == 1 || size == 2 || size == 4 else { return }
         for position in stride(from: 0, through: string.count - size, by: size) {
             var value: UInt32 = 0

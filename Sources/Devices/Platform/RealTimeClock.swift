@@ -158,7 +158,7 @@ public final class RealTimeClock: ByteWideDevice {
                 value = (value + 11) % 12 + 1
             }
             let byte = UInt8(truncatingIfNeeded: value)
-            return (format & ControlB.binary != 0 ? byte : byte / 10 << 4 | byte % 10) | afternoon
+            return (format & ControlB.binary != 0 ? byte : (byte / 10) << 4 | byte % 10) | afternoon
         }
 
         mutating func set(_ index: Int, _ byte: UInt8, format: UInt8) {

@@ -90,18 +90,16 @@ public final class SerialPort: ByteWideDevice {
 
     /// The bytes of a `rep outsb` to the transmitter go to the sink in one piece.
     public func write(_ offset: UInt16, size: Int, string: Span<UInt8>) {
+        // nil when they are not for the transmitter.
         let raises: Bool? = state.withLock { state in
             guard size == 1, state.isTransmit(offset) else { return nil }
             state.transmit(string, to: sink)
             return state.takeEdge()
         }
-        if let raises {
-            if raises { interrupt() }
-        } else {
-            for position in 0 ..< string.count {
-                // Elements wider than a byte reach past the register as a single wide access does.
-                writeByte(offset &+ UInt16(position % max(size, 1)), string[position])
-            }
+        switch raises {
+        case true?: interrupt()
+        case false?: break
+        case nil: writeElements(offset, size: size, string: string)
         }
     }
 }
