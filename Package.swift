@@ -54,12 +54,14 @@ let package = Package(
             ],
             swiftSettings: strict),
 
+        // Counts the calls to malloc of each thread of the test process.
+        .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         tests("LinuxTests", ["Linux", "CLinux"]),
         tests("KVMTests", ["KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
         tests("DiskImageTests", ["DiskImage", "Linux"]),
         tests("HostNetworkTests", ["HostNetwork", "Linux"]),
-        tests("VirtioTests", ["Virtio", "GuestMemory", "Linux"]),
+        tests("VirtioTests", ["Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
         tests("DevicesTests", ["Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux"]),
         tests("BootTests", ["Boot", "GuestMemory"]),
         tests("MachineTests", ["Machine"]),
