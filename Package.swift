@@ -49,17 +49,19 @@ let package = Package(
         .executableTarget(
             name: "swkvm",
             dependencies: [
-                "Machine", "DiskImage", "Linux",
+                "Machine", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
 
+        // Counts the calls to malloc of each thread of the test process.
+        .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         tests("LinuxTests", ["Linux", "CLinux"]),
         tests("KVMTests", ["KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
         tests("DiskImageTests", ["DiskImage", "Linux"]),
         tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
-        tests("VirtioTests", ["Virtio", "GuestMemory", "Linux"]),
+        tests("VirtioTests", ["Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
         tests("DevicesTests", ["Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux"]),
         tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
         tests("MachineTests", ["Machine"]),

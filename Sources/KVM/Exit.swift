@@ -68,10 +68,10 @@ public enum Exit {
     }
 
     /// All items' bytes, in the order of the guest's memory.
-    public func withBytes(_ body: (RawSpan) -> Void) {
+    public func withBytes(_ body: (Span<UInt8>) -> Void) {
         // The kernel keeps the items within the run page, which the vCPU that made this value maps.
-        let bytes = unsafe UnsafeRawBufferPointer(start: data, count: count * size)
-        unsafe body(bytes.bytes)
+        let bytes = unsafe UnsafeBufferPointer(start: data.assumingMemoryBound(to: UInt8.self), count: count * size)
+        unsafe body(bytes.span)
     }
 
     /// Reads or fills an item; one beyond the last reads 0 and takes no value.

@@ -16,7 +16,7 @@ struct CPUModel {
         hasDeadlineTimer = system.check(.tscDeadlineTimer) != 0
         // A hypercall wants a back-end that catches the instruction in ring 0; a software back-end that interprets
         // ring 0 loops on it. KVM offers the features on both, so it is the back-end's name that tells.
-        hasHypercalls = access("/sys/module/kvm_intel", F_OK) == 0 || access("/sys/module/kvm_amd", F_OK) == 0
+        hasHypercalls = ["kvm_intel", "kvm_amd"].contains { unsafe access("/sys/module/\($0)", F_OK) == 0 }
     }
 
     /// The leaves for one vCPU.
@@ -66,7 +66,7 @@ struct CPUModel {
     /// Leaf 0xb (Intel SDM volume 2, CPUID): one thread a core, `count` cores. KVM leaves it to us.
     private func topology(id: UInt32) -> [kvm_cpuid_entry2] {
         guard supported.contains(where: { $0.function == 0 && $0.eax >= 0xb }) else { return [] }
-        return (0..<2).map { level in
+        return (0..<UInt32(2)).map { level in
             var entry = kvm_cpuid_entry2()
             entry.function = 0xb
             entry.index = level

@@ -18,6 +18,12 @@ final class Ending: Sendable {
 
     var end: MachineEnd? { reason.withLock { $0 } }
 
+    /// Waits until there is a reason. The bell stays rung.
+    func wait() {
+        bell.wait()
+        bell.signal()
+    }
+
     /// Any thread may call it.
     func post(_ end: MachineEnd) {
         reason.withLock { if $0 == nil { $0 = end } }
@@ -48,8 +54,9 @@ final class CPUThread: Sendable {
 
     /// Starts the thread. It runs until the machine ends.
     func start() throws(SystemCallError) {
-        let thread = try Thread.start(name: "vcpu\(cpu.id)") { [self] in run() }
-        self.thread.withLock { $0 = consume thread }
+        try thread.withLock { (thread) throws(SystemCallError) in
+            thread = try Thread.start(name: "vcpu\(cpu.id)") { [self] in run() }
+        }
     }
 
     /// Makes the thread leave the guest and look whether the machine ends. The flag is set before the signal is sent, so a
@@ -113,7 +120,7 @@ final class CPUThread: Sendable {
         var bytes = instruction
         if bytes.isEmpty, let address = cpu.translate(registers.rip) {
             for offset in 0..<15 {
-                guard let byte = ram.readUInt8(GuestAddress(address &+ UInt64(offset))) else { break }
+                guard let byte = try? ram.readUInt8(at: GuestAddress(address &+ UInt64(offset))) else { break }
                 bytes.append(byte)
             }
         }

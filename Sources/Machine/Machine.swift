@@ -1,9 +1,9 @@
 internal import Boot
-internal import BundledGuest
-internal import Devices
+internal import CLinux
 internal import GuestMemory
 internal import KVM
-public import Linux
+internal import Linux
+internal import Virtio
 public import Devices
 
 /// A virtual machine: everything that a ``Configuration`` asks for, owned by one object.

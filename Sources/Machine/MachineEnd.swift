@@ -1,5 +1,5 @@
 public import KVM
-public import Linux
+internal import Devices
 
 /// How a machine ended, with the process's exit status and a sentence for it.
 public enum MachineEnd: Sendable {
@@ -68,4 +68,14 @@ public enum ExitStatus {
     public static let unexpectedExit: Int32 = 102
     /// Plus the signal's number, as shells have it.
     public static let signalBase: Int32 = 128
+}
+
+extension MachineEnd {
+    init(_ request: MachineRequest) {
+        switch request {
+        case .powerOff: self = .powerOff
+        case .reset: self = .reset
+        case .exit(let status): self = .guestStatus(status)
+        }
+    }
 }

@@ -1,4 +1,5 @@
 public import Boot
+internal import CLinux
 public import DiskImage
 public import GuestMemory
 public import HostNetwork
@@ -19,7 +20,7 @@ public enum MachineError: Error, CustomStringConvertible {
     /// More virtio devices than there are interrupt lines.
     case tooManyDevices(wanted: Int, maximum: Int)
     /// The console cannot be had as asked.
-    case console(String)
+    case console(Configuration.ConsoleKind, SystemCallError)
 
     public var description: String {
         switch self {
@@ -32,7 +33,13 @@ public enum MachineError: Error, CustomStringConvertible {
         case .noCPUs(let count): "\(count) vCPUs were asked for, a machine needs at least 1: use `--cpus 1`"
         case .tooManyDevices(let wanted, let maximum):
             "\(wanted) disks and network interfaces were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
-        case .console(let sentence): sentence
+        case .console(.unix(let path), let error) where error.errno == EADDRINUSE:
+            "the console's socket \(path) exists already: another machine listens there, or it was left behind; choose another path or remove it"
+        case .console(.unix(let path), let error) where error.errno == ENAMETOOLONG:
+            "the console's socket has a path of \(path.utf8.count) bytes, the kernel takes 1 to 107: choose a shorter one"
+        case .console(.unix(let path), let error), .console(.file(let path), let error):
+            "the console \(path) cannot be opened: \(error.reason) (\(error.call))"
+        case .console(_, let error): "the console cannot be opened: \(error.reason) (\(error.call))"
         }
     }
 }

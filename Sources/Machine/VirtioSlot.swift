@@ -19,7 +19,7 @@ struct VirtioSlot: Sendable {
 
     /// Makes the disks, then the network interfaces, and binds their bells.
     static func makeAll(_ configuration: Configuration, _ ram: GuestRAM, _ machine: borrowing VirtualMachine) throws(MachineError) -> [VirtioSlot] {
-        var devices: [any VirtioDevice] = []
+        let devices: [any VirtioDevice] = []
         var slots: [VirtioSlot] = []
         for device in devices { slots.append(try VirtioSlot(device, index: slots.count, ram, machine)) }
         return slots

@@ -46,5 +46,6 @@
 #include "CLinuxKVM.h"
 #include "CLinuxURing.h"
 #include "CLinuxNetwork.h"
+#include "CLinuxTerminal.h"
 
 #endif

@@ -12,6 +12,8 @@ public protocol SerialSink: AnyObject, Sendable {
 /// A sink that writes to a terminal, pipe, socket or file.
 public final class DescriptorSink: SerialSink {
     private let descriptor: FileDescriptor
+    /// The descriptor's number, for whoever waits until it is writable.
+    public var rawValue: Int32 { descriptor.rawValue }
     private let onFull: @Sendable () -> Void
 
     /// - Parameters:
