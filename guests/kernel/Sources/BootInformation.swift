@@ -63,7 +63,7 @@ struct BootInformation {
     }
 
     /// Whether the word `name` is on the command line.
-    func has(_ name: StaticString) -> Bool { words.contains { $0 == name } }
+    func has(_ name: StaticString) -> Bool { words.contains { $0.equals(name) } }
 }
 
 extension Address {

@@ -1,0 +1,1 @@
+extension SelfTest { func hostile() {} }
