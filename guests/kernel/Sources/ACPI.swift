@@ -23,6 +23,8 @@ final class ACPI: @unchecked Sendable {
     /// The global interrupt of each ISA interrupt.
     private(set) var isaInterrupts: [UInt32] = []
     private(set) var sleepControl: Register?
+    /// virtio-mmio devices in the DSDT: where their registers are, and their global interrupt.
+    private(set) var virtioDevices: [(address: UInt64, gsi: UInt32)] = []
 
     private static let longest: UInt32 = 1 << 20
 
@@ -109,11 +111,38 @@ final class ACPI: @unchecked Sendable {
     }
 
     private func readFADT(_ table: Address, _ length: UInt64) {
+        guard length >= 44 else { return }
+        if let (definition, size) = self.table(at: UInt64(table.load(40) as UInt32)) { scanDSDT(definition, UInt64(size)) }
         guard length >= 256 else { return }
         let space: UInt8 = table.load(244)
         let address: UInt64 = UInt64(table.load(248) as UInt32) | UInt64(table.load(252) as UInt32) << 32
         guard address != 0, address < 1 << 32, space <= 1 else { return }
         sleepControl = Register(isPort: space == 1, address: address)
+    }
+
+    /// Looks for virtio-mmio devices without interpreting AML: behind each name LNRO0005, up to the next one, are a 32-bit
+    /// fixed memory range and an extended interrupt (ACPI 6.5 §6.4.3.4, §6.4.3.6), as every firmware writes them.
+    private func scanDSDT(_ table: Address, _ length: UInt64) {
+        var isDevice = false
+        var address: UInt64?
+        var offset: UInt64 = 36
+        while offset + 12 <= length {
+            let here = table + offset
+            if here.load() as UInt32 == 0x4f52_4e4c && here.load(4) as UInt32 == 0x3530_3030 {  // "LNRO", "0005"
+                (isDevice, address) = (true, nil)
+                offset += 8
+            } else if isDevice, here.load() as UInt8 == 0x86, here.load(1) as UInt16 == 9 {
+                address = UInt64(here.load(4) as UInt32)
+                offset += 12
+            } else if isDevice, let base = address, here.load() as UInt8 == 0x89, here.load(1) as UInt16 >= 6, here.load(4) as UInt8 == 1,
+                offset + 9 <= length {
+                virtioDevices.append((base, here.load(5)))
+                isDevice = false
+                offset += 9
+            } else {
+                offset += 1
+            }
+        }
     }
 }
 

@@ -4,10 +4,64 @@ func kernelMain(_ startInfo: UInt64) -> Never {
     let boot = BootInformation(at: startInfo)
     Console.start()
     if !boot.has("quiet") { Console.print("swkvm guest") }
-    if boot.value("test").map({ $0 == "none" }) ?? false || boot.value("bench").map({ $0 == "boot" }) ?? false { Power.off() }
-    Console.print("\(boot.memory >> 20) MiB, \(boot.words.count) words, rsdp \(hex: boot.rootPointer)")
-    for w in boot.words { Console.print(w) }
-    clock.start(); acpi.start(rootPointer: boot.rootPointer); interrupts.start(); Console.print("\(clock.frequency) \(clock.source) \(interrupts.timerFrequency)"); Console.print("\(processors.start()) silent of \(acpi.processors.count)"); interrupts.setPeriodicTimer(frequency: 1000); interrupts.wait { interrupts.counts[48] >= 100 };let p = processors.others[0]; let t = timestamp(); processors.ask(p, .count, 0x20000); Console.print("\(processors.result(p) ?? 99) \(timestamp() - t)")
-    Power.exit(5)
+    let tests = boot.value("test") ?? ""
+    let benches = boot.value("bench") ?? ""
+    if tests == "none" || benches == "boot" { Power.off() }
+
+    PageTables.complete(memory: boot.memory)
+    clock.start()
+    acpi.start(rootPointer: boot.rootPointer)
+    interrupts.start()
+    PowerButton.start()
+    if let crash = boot.value("crash") { Crash.now(crash) }
+    devices.start(boot)
+
+    if !tests.isEmpty { SelfTest.run(tests, boot) }
+    if !benches.isEmpty { Bench.run(benches, boot) }
+    let shell = Shell(boot)
+    if let commands = boot.value("run") {
+        for command in commands.split(UInt8(ascii: ";")) { shell.run(command) }
+        Power.off()
+    }
+    shell.prompt()
 }
 
+/// The page tables of the image use 1 GiB pages beyond the first GiB. A CPU without them gets 2 MiB pages for its RAM here.
+enum PageTables {
+    private static let gib: UInt64 = 1 << 30
+    private static let table: UInt64 = 0x67  // present, writable, user, accessed, dirty
+    private static let large: UInt64 = 0x80
+
+    static func complete(memory: UInt64) {
+        let oneGiBPages: UInt32 = 1 << 26
+        guard CPUID(0x8000_0001).edx & oneGiBPages == 0 else { return }
+        let devices: UInt64 = 3
+        for index in 1..<(min(memory / gib + 2, 511)) where index != devices {
+            guard let directory = unsafe pages.allocate() else { return }
+            for entry in UInt64(0)..<512 { directory.store(index * gib + entry << 21 + table + large, entry * 8) }
+            Core.pageDirectoryPointers.store(directory.value + table, index * 8)
+        }
+        reloadPageTables()
+    }
+}
+
+/// `crash=` on the command line and the shell's `crash`: ways to end that a monitor must tell apart.
+enum Crash {
+    static func now(_ kind: Text) {
+        switch kind {
+        case "triple": crashByTripleFault()
+        case "internal":
+            crashByInternalError()
+            Console.print("crash: ring 0 runs natively here, nothing happened")
+        case "null": Address(0).store(UInt64(1))
+        case "panic": panic("as you asked")
+        default: Console.print("crash: triple, internal, null or panic")
+        }
+    }
+
+    /// Ends the machine with a word why.
+    static func panic(_ reason: Text) -> Never {
+        Console.print("panic: \(reason)")
+        Power.exit(ExitStatus.panic)
+    }
+}

@@ -6,6 +6,8 @@ struct BootInformation {
     let rootPointer: UInt64
     /// Bytes of RAM in the memory map.
     let memory: UInt64
+    /// Where the highest RAM ends.
+    let memoryEnd: UInt64
 
     private static let magic: UInt32 = 0x336e_c578
     private static let ram: UInt32 = 1
@@ -15,21 +17,22 @@ struct BootInformation {
     init(at start: UInt64) {
         let info = Address(physical: start)
         guard start != 0, start < Self.mapped, info.load() as UInt32 == Self.magic else {
-            (words, rootPointer, memory) = ([], 0, 0)
+            (words, rootPointer, memory, memoryEnd) = ([], 0, 0, 0)
             unsafe pages.add(Core.imageEnd.value, Core.imageEnd.value + 16 << 20)  // the least that any machine has
             return
         }
         let version: UInt32 = info.load(4)
-        memory = version >= 1 ? Self.addMemory(map: info.load(40), entries: info.load(48)) : 0
+        (memory, memoryEnd) = version >= 1 ? Self.addMemory(map: info.load(40), entries: info.load(48)) : (0, 0)
         if memory == 0 { unsafe pages.add(Core.imageEnd.value, Core.imageEnd.value + 16 << 20) }
         words = Self.line(at: info.load(24)).split(UInt8(ascii: " "))
         let pointer: UInt64 = info.load(32)
         rootPointer = pointer < Self.mapped ? pointer : 0
     }
 
-    private static func addMemory(map: UInt64, entries: UInt32) -> UInt64 {
-        guard map != 0, map < mapped, entries <= 1024 else { return 0 }
+    private static func addMemory(map: UInt64, entries: UInt32) -> (total: UInt64, end: UInt64) {
+        guard map != 0, map < mapped, entries <= 1024 else { return (0, 0) }
         var total: UInt64 = 0
+        var highest: UInt64 = 0
         for index in 0..<UInt64(entries) {
             let entry = Address(physical: map &+ index &* 24)
             let start: UInt64 = entry.load(0)
@@ -37,9 +40,10 @@ struct BootInformation {
             let (end, overflow) = start.addingReportingOverflow(size)
             guard entry.load(16) as UInt32 == ram, !overflow else { continue }
             total &+= size
+            highest = max(highest, end)
             unsafe pages.add(max(start, Core.imageEnd.value), end)  // low memory stays the platform's
         }
-        return total
+        return (total, highest)
     }
 
     private static func line(at start: UInt64) -> Text {
@@ -63,7 +67,7 @@ struct BootInformation {
     }
 
     /// Whether the word `name` is on the command line.
-    func has(_ name: StaticString) -> Bool { words.contains { $0 == name } }
+    func has(_ name: StaticString) -> Bool { words.contains { $0.equals(name) } }
 }
 
 extension Address {

@@ -37,15 +37,23 @@ enum Console {
         write(text)
     }
 
-    /// Asks for an interrupt for each received byte.
-    static func listen() {
+    /// Asks for an interrupt for each received byte, and with `transmitter` also for an empty transmit FIFO.
+    static func listen(transmitter: Bool = false) {
         writePort8(modemControl, 0x0b)  // DTR, RTS, and OUT2, which lets the interrupt through
-        writePort8(interruptEnable, 0x01)
+        writePort8(interruptEnable, transmitter ? 0x03 : 0x01)
+    }
+
+    /// Calls `handler` at the port's interrupts.
+    static func handleInterrupt(_ handler: @escaping () -> Void) {
+        interrupts.handle(isa: line) {
+            _ = readPort8(fifoControl)  // the interrupt's cause: reading it ends a transmitter's
+            handler()
+        }
     }
 
     /// The next received byte, if there is one.
     static func receive() -> UInt8? {
-        readPort8(lineStatus) & 0x01 != 0 ? readPort8(port) : nil
+        (readPort8(lineStatus) & 0x01) != 0 ? readPort8(port) : nil
     }
 
     private static func send(_ bytes: Address, count: Int) {

@@ -34,7 +34,7 @@ private func printRegisters(_ frame: Address) {
     var line = Text()
     for index in 0..<22 {
         let end: StaticString = index % 4 == 3 || index == 21 ? "\n" : "  "
-        line.append("\(names[index]) \(hex: frame.load(places[index] * 8), width: 16)\(end)" as Text)
+        line.append("\(names[index]) \(hex: frame.load(places[index] * 8), width: 16)\(end)")
     }
     Console.write(line)
 }

@@ -130,6 +130,18 @@ final class NetworkDevice {
         return true
     }
 
+    /// Sends a frame and waits until the device is done with it. False if it is not within five seconds.
+    func sendAndWait(_ frame: [UInt8]) -> Bool {
+        guard send(frame) else { return false }
+        let end = clock.now + 5 * seconds
+        while transmit.next() == nil {
+            interrupts.dispatch()
+            guard clock.now < end else { return false }
+            spinPause()
+        }
+        return true
+    }
+
     /// Tells the device of the frames sent without `notify`.
     func flush() { transmit.notify() }
 }

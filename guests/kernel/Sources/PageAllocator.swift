@@ -7,7 +7,7 @@ struct PageAllocator: ~Copyable {
         var end: UInt64 = 0
     }
 
-    private var extents = InlineArray<64, Extent>(repeating: Extent())
+    private var gaps = InlineArray<64, Extent>(repeating: Extent())
     private var count = 0
 
     /// Bytes that are free.
@@ -23,18 +23,18 @@ struct PageAllocator: ~Copyable {
         free += end - start
 
         var index = 0
-        while index < count && extents[index].start < start { index += 1 }
-        if index > 0 && extents[index - 1].end == start {
-            extents[index - 1].end = end
-            if index < count && extents[index].start == end {
-                extents[index - 1].end = extents[index].end
+        while index < count && gaps[index].start < start { index += 1 }
+        if index > 0 && gaps[index - 1].end == start {
+            gaps[index - 1].end = end
+            if index < count && gaps[index].start == end {
+                gaps[index - 1].end = gaps[index].end
                 remove(at: index)
             }
-        } else if index < count && extents[index].start == end {
-            extents[index].start = start
-        } else if count < extents.count {
-            for other in stride(from: count, to: index, by: -1) { extents[other] = extents[other - 1] }
-            extents[index] = Extent(start: start, end: end)
+        } else if index < count && gaps[index].start == end {
+            gaps[index].start = start
+        } else if count < gaps.count {
+            for other in stride(from: count, to: index, by: -1) { gaps[other] = gaps[other - 1] }
+            gaps[index] = Extent(start: start, end: end)
             count += 1
         } else {
             free -= end - start
@@ -45,10 +45,10 @@ struct PageAllocator: ~Copyable {
     mutating func allocate(pages: UInt64 = 1) -> Address? {
         let size = pages &* Self.pageSize
         guard pages > 0, size / Self.pageSize == pages else { return nil }
-        for index in 0..<count where extents[index].end - extents[index].start >= size {
-            let start = extents[index].start
-            extents[index].start += size
-            if extents[index].start == extents[index].end { remove(at: index) }
+        for index in 0..<count where gaps[index].end - gaps[index].start >= size {
+            let start = gaps[index].start
+            gaps[index].start += size
+            if gaps[index].start == gaps[index].end { remove(at: index) }
             free -= size
             return Address(start)
         }
@@ -61,12 +61,19 @@ struct PageAllocator: ~Copyable {
     /// The longest run of free bytes.
     var longest: (start: Address, size: UInt64) {
         var best = Extent()
-        for index in 0..<count where extents[index].end - extents[index].start > best.end - best.start { best = extents[index] }
+        for index in 0..<count where gaps[index].end - gaps[index].start > best.end - best.start { best = gaps[index] }
         return (Address(best.start), best.end - best.start)
     }
 
+    /// What is free, lowest first.
+    var extents: [(start: UInt64, end: UInt64)] {
+        var list: [(start: UInt64, end: UInt64)] = []
+        for index in 0..<count { list.append((gaps[index].start, gaps[index].end)) }
+        return list
+    }
+
     private mutating func remove(at index: Int) {
-        for other in index..<(count - 1) { extents[other] = extents[other + 1] }
+        for other in index..<(count - 1) { gaps[other] = gaps[other + 1] }
         count -= 1
     }
 }

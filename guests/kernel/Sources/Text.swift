@@ -7,7 +7,7 @@ struct Text: ExpressibleByStringInterpolation, Equatable {
 
     init(stringLiteral literal: StaticString) {
         bytes = []
-        append(literal)
+        append(literal: literal)
     }
 
     init(stringInterpolation: StringInterpolation) { bytes = stringInterpolation.text.bytes }
@@ -15,7 +15,8 @@ struct Text: ExpressibleByStringInterpolation, Equatable {
     var isEmpty: Bool { bytes.isEmpty }
     var count: Int { bytes.count }
 
-    static func == (text: Text, literal: StaticString) -> Bool { text.count == literal.utf8CodeUnitCount && text.starts(with: literal) }
+    /// Whether the text is `literal` and nothing more.
+    func equals(_ literal: StaticString) -> Bool { count == literal.utf8CodeUnitCount && starts(with: literal) }
 
     func starts(with literal: StaticString) -> Bool {
         let length = literal.utf8CodeUnitCount
@@ -28,7 +29,7 @@ struct Text: ExpressibleByStringInterpolation, Equatable {
 
     mutating func append(_ byte: UInt8) { bytes.append(byte) }
     mutating func append(_ text: Text) { bytes.append(contentsOf: text.bytes) }
-    mutating func append(_ literal: StaticString) {
+    mutating func append(literal: StaticString) {
         literal.withUTF8Buffer { for index in 0..<$0.count { unsafe bytes.append($0[index]) } }
     }
     mutating func removeLast() { if !bytes.isEmpty { bytes.removeLast() } }
@@ -102,9 +103,9 @@ struct Text: ExpressibleByStringInterpolation, Equatable {
 
         init(literalCapacity: Int, interpolationCount: Int) {}
 
-        mutating func appendLiteral(_ literal: StaticString) { text.append(literal) }
+        mutating func appendLiteral(_ literal: StaticString) { text.append(literal: literal) }
         mutating func appendInterpolation(_ other: Text) { text.append(other) }
-        mutating func appendInterpolation(_ literal: StaticString) { text.append(literal) }
+        mutating func appendInterpolation(_ literal: StaticString) { text.append(literal: literal) }
         mutating func appendInterpolation(_ value: Int) {
             if value < 0 { text.append(UInt8(ascii: "-")) }
             digits(UInt64(value.magnitude), base: 10, width: 1, padding: UInt8(ascii: " "))

@@ -162,23 +162,30 @@ struct Features: OptionSet {
     static let ring: Features = [.indirectDescriptors, .eventIndex, .version1]
 }
 
-/// The devices that the command line names: `virtio_mmio.device=SIZE@ADDRESS:GSI[:ID]`.
+/// The virtio-mmio devices: those that the command line names, `virtio_mmio.device=SIZE@ADDRESS:GSI[:ID]`, then those that
+/// only the DSDT has.
 func virtioDevices(_ boot: BootInformation) -> [VirtioMMIO] {
-    var devices: [VirtioMMIO] = []
+    var places: [(address: UInt64, gsi: UInt32)] = []
     for word in boot.words where word.starts(with: "virtio_mmio.device=") {
-        guard let (size, place) = word.dropFirst(19).cut(UInt8(ascii: "@")), size.size != nil,
-            let (address, rest) = place.cut(UInt8(ascii: ":")), let base = address.number,
-            let gsi = (rest.cut(UInt8(ascii: ":"))?.before ?? rest).number, base % 4 == 0, base < 1 << 32, gsi < 256
-        else {
-            Console.print("\(word): wanted is SIZE@ADDRESS:GSI")
-            continue
-        }
-        do {
-            let device = try VirtioMMIO(registers: Address(base), gsi: UInt32(gsi))
+        if let place = parse(word.dropFirst(19)) { places.append(place) } else { Console.print("\(word): wanted is SIZE@ADDRESS:GSI") }
+    }
+    for place in acpi.virtioDevices where !places.contains(where: { $0.address == place.address }) { places.append(place) }
+
+    var devices: [VirtioMMIO] = []
+    for place in places {
+        do throws(Failure) {
+            let device = try VirtioMMIO(registers: Address(place.address), gsi: place.gsi)
             if device.kind != nil { devices.append(device) }
         } catch {
             Console.print(error.reason)
         }
     }
     return devices
+}
+
+private func parse(_ text: Text) -> (address: UInt64, gsi: UInt32)? {
+    guard let (size, place) = text.cut(UInt8(ascii: "@")), size.size != nil, let (address, rest) = place.cut(UInt8(ascii: ":")),
+        let base = address.number, base % 4 == 0, base < 1 << 32, let gsi = (rest.cut(UInt8(ascii: ":"))?.before ?? rest).number, gsi < 256
+    else { return nil }
+    return (base, UInt32(gsi))
 }
