@@ -34,17 +34,17 @@ public enum HugePageSize: Sendable {
 }
 
 /// The host's pool of huge pages of one size.
-struct HugePagePool {
+public struct HugePagePool: Sendable {
     /// Pages in the pool that stay (without the surplus).
-    let total: UInt64
+    public let total: UInt64
     /// Pages that a new mapping can have: free, not reserved, and those that the kernel may add by overcommit.
-    let available: UInt64
+    public let available: UInt64
 }
 
 extension HugePagePool {
     /// Reads the pool's figures.
     /// - Throws: ``GuestMemoryError/noHugePages(pageSize:)`` where the kernel has no pages of this size.
-    init(_ size: HugePageSize) throws(GuestMemoryError) {
+    public init(_ size: HugePageSize) throws(GuestMemoryError) {
         let directory = Self.directory(pageSize: size.bytes)
         func figure(_ name: String) throws(GuestMemoryError) -> UInt64 {
             guard let text = try? readFile("\(directory)/\(name)", limit: 64),

@@ -5,6 +5,7 @@ internal import KVM
 internal import Linux
 internal import Virtio
 public import Devices
+public import Logging
 
 /// A virtual machine: everything that a ``Configuration`` asks for, owned by one object.
 ///
@@ -25,8 +26,10 @@ public final class Machine: Sendable {
     private let ending: Ending
 
     /// Takes from the host what the configuration asks for, loads the kernel, and sets the vCPUs up.
-    /// - Parameter output: takes what the guest writes to its serial port; called by vCPU threads, must not wait.
-    public init(_ configuration: Configuration, output: any SerialSink) throws(MachineError) {
+    /// - Parameters:
+    ///   - output: takes what the guest writes to its serial port; called by vCPU threads, must not wait.
+    ///   - log: gets what happens inside.
+    public init(_ configuration: Configuration, output: any SerialSink, log: Logger) throws(MachineError) {
         guard configuration.cpus > 0 else { throw .noCPUs(configuration.cpus) }
         try VirtioSlot.checkCount(configuration.disks.count + configuration.networks.count)
 
@@ -38,6 +41,7 @@ public final class Machine: Sendable {
         try Self.kvm { () throws(KVMError) in try wires.connect(to: virtualMachine) }
         let kernel = try Self.openKernel(configuration)
         let devices = try VirtioSlot.makeAll(configuration, memory.ram, virtualMachine)
+        for slot in devices { log.info("\(slot.description)") }
 
         let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }
         let serial = SerialPort(sink: output, interrupt: { wires.serial.signal() }, onRoom: { wires.room.signal() })
@@ -62,6 +66,7 @@ public final class Machine: Sendable {
             cpus.append(CPUThread(cpu, ports: ports, mmio: mmio, ram: memory.ram, ending: ending))
         }
 
+        log.info("\(configuration.cpus) vCPUs, \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(state.rip, radix: 16))")
         self.configuration = configuration
         self.serial = serial
         self.virtualMachine = virtualMachine

@@ -1,6 +1,7 @@
 internal import CLinux
 internal import Devices
 internal import Linux
+public import Logging
 
 /// Runs one machine in the foreground: signals, console and terminal, until the machine has ended.
 ///
@@ -8,15 +9,19 @@ internal import Linux
 /// restored before ``run(_:report:)`` returns.
 public enum Supervisor {
     /// Makes the machine of a configuration, runs it, and gives back all it took.
-    /// - Parameter report: gets lines for the user, without a newline; the terminal is in raw mode, if there is one.
-    public static func run(_ configuration: Configuration, report: (String) -> Void) throws(MachineError) -> MachineEnd {
+    /// - Parameters:
+    ///   - log: gets what happens inside.
+    ///   - report: gets lines for the user, without a newline; the terminal is in raw mode, if there is one.
+    public static func run(
+        _ configuration: Configuration, log: Logger, report: (String) -> Void
+    ) throws(MachineError) -> MachineEnd {
         // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor, a client that has
         // gone is an error of write(2), not a signal.
         let signals = SignalSet([SIGINT, SIGTERM, SIGHUP])
         let before = SignalSet([SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGTTOU, SIGTTIN]).block()
         defer { before.restore() }
         let console = try Console.open(configuration.console)
-        let machine = try Machine(configuration, output: console.output)
+        let machine = try Machine(configuration, output: console.output, log: log)
         // Last before the start: an error's sentence is printed on an ordinary terminal.
         let terminal = configuration.console == .stdio ? RawTerminal(STDIN_FILENO) : nil
         var session: Session

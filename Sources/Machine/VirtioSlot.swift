@@ -12,6 +12,11 @@ struct VirtioSlot: Sendable {
     let transport: MMIOTransport
     let place: VirtioMMIOSlot
 
+    /// For the log: `blk0 at 0xd0000000, GSI 16: disk.raw`.
+    var description: String {
+        "\(transport.device.name) at 0x\(String(place.address, radix: 16)), GSI \(place.gsi)"
+    }
+
     static func checkCount(_ wanted: Int) throws(MachineError) {
         let maximum = Wiring.virtioGSIs.count
         if wanted > maximum { throw .tooManyDevices(wanted: wanted, maximum: maximum) }
@@ -19,10 +24,35 @@ struct VirtioSlot: Sendable {
 
     /// Makes the disks, then the network interfaces, and binds their bells.
     static func makeAll(_ configuration: Configuration, _ ram: GuestRAM, _ machine: borrowing VirtualMachine) throws(MachineError) -> [VirtioSlot] {
-        let devices: [any VirtioDevice] = []
         var slots: [VirtioSlot] = []
-        for device in devices { slots.append(try VirtioSlot(device, index: slots.count, ram, machine)) }
+        for (index, disk) in configuration.disks.enumerated() {
+            let device = try makeDisk(disk, index: index)
+            slots.append(try VirtioSlot(device, index: slots.count, ram, machine))
+        }
+        // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
+        for (index, network) in configuration.networks.enumerated() {
+            let device = try makeNetwork(network, index: index, machineName: configuration.name)
+            slots.append(try VirtioSlot(device, index: slots.count, ram, machine))
+        }
         return slots
+    }
+
+    private static func makeDisk(_ disk: Configuration.Disk, index: Int) throws(MachineError) -> BlockDevice {
+        do throws(DiskImageError) {
+            let image = try DiskImage(path: disk.path, options: disk.options)
+            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)")
+        } catch { throw .disk(error) }
+    }
+
+    private static func makeNetwork(
+        _ network: Configuration.Network, index: Int, machineName: String
+    ) throws(MachineError) -> NetworkDevice {
+        let attachment: NetworkAttachment
+        do throws(HostNetworkError) { attachment = try NetworkAttachment(network.backend) } catch { throw .network(error) }
+        let address = network.mac ?? MACAddress.derived(fromMachine: machineName, index: index)
+        do throws(SystemCallError) {
+            return try NetworkDevice(name: "net\(index)", address: address, attachment: attachment)
+        } catch { throw .host(purpose: "start the thread of net\(index)", error) }
     }
 
     private init(_ device: any VirtioDevice, index: Int, _ ram: GuestRAM, _ machine: borrowing VirtualMachine) throws(MachineError) {

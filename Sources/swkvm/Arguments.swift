@@ -116,13 +116,8 @@ struct OptionList {
 }
 
 /// `--disk PATH[,…]`.
-struct DiskArgument: ExpressibleByArgument {
+struct DiskArgument {
     let disk: Configuration.Disk
-
-    init(disk: Configuration.Disk) { self.disk = disk }
-
-    // The parser's error for nil would not say what is wrong, so the transform throws instead.
-    init?(argument: String) { try? self.init(parsing: argument) }
 
     init(parsing argument: String) throws {
         var items = OptionList(argument).items[...]
@@ -159,10 +154,8 @@ struct DiskArgument: ExpressibleByArgument {
 }
 
 /// `--net tap=NAME,…` or `--net fd=N,…`.
-struct NetworkArgument: ExpressibleByArgument {
+struct NetworkArgument {
     let network: Configuration.Network
-
-    init?(argument: String) { try? self.init(parsing: argument) }
 
     init(parsing argument: String) throws {
         var tap: InterfaceName?

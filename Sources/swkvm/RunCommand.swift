@@ -1,4 +1,6 @@
 internal import ArgumentParser
+internal import GuestMemory
+internal import Logging
 internal import Machine
 
 /// `swkvm run`: one machine, in the foreground.
@@ -38,6 +40,7 @@ struct RunCommand: ParsableCommand {
     var mem = ByteSize(bytes: 512 << 20)
 
     @Option(
+        defaultAsFlag: HugePages.twoMiB,
         help: ArgumentHelp("Guest RAM in huge pages: 2M (as the option alone means), 1G, or thp for transparent ones.", valueName: "kind"))
     var hugepages: HugePages?
 
@@ -58,24 +61,30 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "A disk: PATH[,format=raw|qcow2][,ro][,cache=writeback|none][,serial=TEXT]. Without format= the file's extension tells (.raw, .img, .qcow2). May be given again. A comma in PATH is written twice.",
-            valueName: "disk"))
+            """
+            A disk: PATH[,format=raw|qcow2][,ro][,cache=writeback|none][,serial=TEXT]. Without format= \
+            the file's extension tells (.raw, .img, .qcow2). May be given again. A comma in PATH is written twice.
+            """,
+            valueName: "disk"),
+        transform: DiskArgument.init(parsing:))
     var disk: [DiskArgument] = []
 
     @Option(
         help: ArgumentHelp(
             "A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mtu=N], or fd=N[,mac=MAC]. May be given again.",
-            valueName: "net"))
+            valueName: "net"),
+        transform: NetworkArgument.init(parsing:))
     var net: [NetworkArgument] = []
 
     @Option(help: ArgumentHelp("Where the serial port goes: stdio, none, pty, unix:PATH or file:PATH.", valueName: "console"))
     var console = ConsoleArgument(kind: .stdio)
 
-    @Option(help: ArgumentHelp("What to log on standard error: error, warning, info or debug.", valueName: "level"))
-    var logLevel = LogLevel.warning
+    @Option(help: ArgumentHelp("What to log on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
+    var logLevel = Logger.Level.warning
 
     func run() throws {
-        let log = Log(level: logLevel)
+        let output = StandardError()
+        let log = Logger(label: name) { _ in StandardErrorLog(output, level: logLevel) }
         var machine = Configuration(name: name, cpus: cpus, commandLine: cmdline)
         machine.memory = Configuration.Memory(
             size: mem.bytes, backing: hugepages?.backing ?? .anonymous, isShared: shared, isPreallocated: prealloc)
@@ -87,13 +96,13 @@ struct RunCommand: ParsableCommand {
 
         let end: MachineEnd
         do throws(MachineError) {
-            end = try Supervisor.run(machine, report: log.say, event: log.event)
+            end = try Supervisor.run(machine, log: log, report: output.say)
         } catch {
-            log.error(error.description)
+            output.say(error.description)
             throw ExitCode(ExitStatus.hostError)
         }
-        if let sentence = end.sentence { log.say(sentence) }
-        if let details = end.details { log.say(details) }
+        if let sentence = end.sentence { output.say(sentence) }
+        if let details = end.details { output.say(details) }
         throw ExitCode(end.exitStatus)
     }
 }
