@@ -37,16 +37,16 @@ release: guest ## the static binary build/swkvm
 	@ls -l $(BINARY) | awk '{print $$NF ": " $$5 " bytes, stripped and static"}'
 
 run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a qcow2 disk and a TAP on a bridge
-	@scripts/run
+	@guests/run
 
 test: release packages-test ## every test
-	@scripts/test
+	@.ci/test
 
 bench: release packages-bench ## measures, beside QEMU, fio and minimal C programs (BENCH_LINUX=vmlinux adds Linux)
-	@scripts/bench
+	@Tests/Bench/run
 
 man: release ## the man page and shell completions, build/man and build/completions
-	@scripts/man
+	@.ci/man
 
 install: all ## into PREFIX (/usr/local)
 	install -D -m 755 $(BINARY) $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/swkvm
@@ -55,7 +55,7 @@ install: all ## into PREFIX (/usr/local)
 clean: ## removes what was built
 	rm -rf .build build guests/kernel/build
 
-packages-build: ; @scripts/packages $(BUILD_PACKAGES)
-packages-run: ; @scripts/packages $(RUN_PACKAGES)
-packages-test: ; @scripts/packages $(TEST_PACKAGES)
-packages-bench: ; @scripts/packages $(BENCH_PACKAGES)
+packages-build: ; @.ci/packages $(BUILD_PACKAGES)
+packages-run: ; @.ci/packages $(RUN_PACKAGES)
+packages-test: ; @.ci/packages $(TEST_PACKAGES)
+packages-bench: ; @.ci/packages $(BENCH_PACKAGES)
