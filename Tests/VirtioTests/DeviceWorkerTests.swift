@@ -123,7 +123,7 @@ final class EchoDevice: VirtioDevice {
     init() throws {
         guest = try TestGuest()
         device = try EchoDevice()
-        transport = try MMIOTransport(device: device, ram: guest.ram)
+        transport = try MMIOTransport(device: device, memory: guest.memory)
         driver = DriverQueue(guest)
     }
 
@@ -310,7 +310,7 @@ final class EchoDevice: VirtioDevice {
         do {
             let other = try EchoDevice()
             log = other.log
-            let transport = try MMIOTransport(device: other, ram: guest.ram)
+            let transport = try MMIOTransport(device: other, memory: guest.memory)
             transport.bringUp(.version1, driver.configuration)
             #expect(log.isGone.load(ordering: .sequentiallyConsistent) == false)
         }
