@@ -6,10 +6,15 @@ internal import Synchronization
 /// All methods are called on the I/O thread of a ``DeviceWorker``, so the state needs neither locks nor references. The
 /// worker has the queues' bells in the epoll instance; an engine adds the descriptors of its back-end with tokens from
 /// ``DeviceWorkerToken/firstOfEngine`` on and may add, change and remove them at any time.
+///
+/// An engine does not hold its device or its worker, whose end waits for the engine's. It takes a bounded number of chains
+/// in a call; when there are more, it rings the queue's bell itself (``Activation/bells``) and returns, so that resets and
+/// the back-end get their turn however fast the driver is.
 public protocol DeviceEngine: ~Copyable, SendableMetatype {
     /// The driver is ready: make the queues (``Activation/makeQueue(_:)``) and begin.
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError)
-    /// A queue's bell has rung, or may have: called once for each ready queue after it starts.
+    /// A queue's bell has rung, or may have: called once for each ready queue after it starts. A bell that was heard
+    /// together with the order to stop its queue may come after it.
     mutating func notified(queue: Int, epoll: borrowing Epoll) throws(VirtqueueError)
     /// A descriptor of the back-end is ready. Also called while not active, if the engine left it watched.
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError)
