@@ -88,7 +88,7 @@ extension MMIOTransport {
 
     init() throws {
         guest = try TestGuest()
-        transport = try MMIOTransport(device: device, ram: guest.ram)
+        transport = try MMIOTransport(device: device, memory: guest.memory)
         queue0 = DriverQueue(guest, index: 0, size: 8, base: 0x1000).configuration
         queue1 = DriverQueue(guest, index: 1, size: 64, base: TestGuest.highStart).configuration
     }
