@@ -3,7 +3,9 @@ internal import Linux
 internal import Virtio
 
 /// The network device's I/O thread: the owner of the three queues and of the TAP's descriptor.
-struct NetworkEngine: ~Copyable, DeviceEngine {
+struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
+    // Moves to its thread as a whole and stays there, the queues with it: hence `Sendable`.
+
     enum QueueIndex {
         static let receive = 0
         static let transmit = 1
@@ -30,11 +32,13 @@ struct NetworkEngine: ~Copyable, DeviceEngine {
     private var isGone = false
 
     init(port: NetworkPort, queueSizes: [UInt16]) throws(SystemCallError) {
+        let again = try EventFD()
+        let spill = try ReceivePath.makeSpill()
+        self.again = again
         self.port = port
         tap = port.attachment.tap.descriptor.rawValue
-        again = try EventFD()
         let headerSize = port.attachment.tap.headerSize
-        receive = try ReceivePath(tap: tap, headerSize: headerSize, counters: port.counters)
+        receive = ReceivePath(tap: tap, headerSize: headerSize, spill: spill, counters: port.counters)
         transmit = TransmitPath(
             tap: tap, headerSize: headerSize, queueSize: queueSizes[QueueIndex.transmit], counters: port.counters)
         control = NetworkControl(queueSize: queueSizes[QueueIndex.control])

@@ -57,11 +57,16 @@ struct ReceivePath: ~Copyable {
     private var tally = Tally()
     var mode = Mode()
 
-    init(tap: Int32, headerSize: Int, counters: NetworkCounters) throws(SystemCallError) {
+    /// - Parameter spill: from ``makeSpill()``.
+    init(tap: Int32, headerSize: Int, spill: consuming Mapping, counters: NetworkCounters) {
         self.tap = tap
         self.headerSize = headerSize
+        self.spill = spill
         self.counters = counters
-        spill = try Mapping(size: Self.spillSize, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+    }
+
+    static func makeSpill() throws(SystemCallError) -> Mapping {
+        try Mapping(size: spillSize, flags: MAP_PRIVATE | MAP_ANONYMOUS)
     }
 
     mutating func start(_ queue: consuming Virtqueue?) { self.queue = queue }
