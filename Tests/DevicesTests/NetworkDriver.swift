@@ -13,6 +13,15 @@ struct NothingCame: Error, CustomStringConvertible {
     let description: String
 }
 
+/// Waits until `condition` holds, for what comes without an interrupt.
+func wait(_ condition: () throws -> Bool, sourceLocation: SourceLocation = #_sourceLocation) throws {
+    for _ in 0..<30_000 {
+        if try condition() { return }
+        usleep(1_000)
+    }
+    throw NothingCame(description: "what is waited for in line \(sourceLocation.line) does not come")
+}
+
 /// The driver of a network card, working on the card's registers and on rings in a guest's RAM. It does what it is told,
 /// right or wrong.
 final class NetworkDriver {

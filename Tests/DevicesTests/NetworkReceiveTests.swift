@@ -236,7 +236,7 @@ import Virtio
         driver.kick(0)
         try wire.send(plainHeader + frame(1000))
         // The device has taken the frame off the wire once a second one behind it is all there is.
-        while try driver.bytes(base + 12, 88) != Array(frame(1000).prefix(88)) {}
+        try wait { try driver.bytes(base + 12, 88) == Array(frame(1000).prefix(88)) }
         driver.write(0, 0x070)
         #expect(driver.device.counters.receiveWithoutDriver.value == 1)
         #expect(driver.device.counters.receivedFrames.value == 0)
@@ -266,7 +266,7 @@ import Virtio
         // An available index beyond the queue's size.
         try driver.memory.ram.write(300 as UInt16, at: .init(driver.queues[0].available + 2))
         driver.kick(0)
-        while !driver.status.contains(.needsReset) {}
+        try wait { driver.status.contains(.needsReset) }
         try driver.start(.mergeableBuffers)
         #expect(!driver.status.contains(.needsReset))
         try driver.offerBuffer(at: base, [2048])
@@ -282,7 +282,7 @@ import Virtio
         try wire.send(plainHeader + frame(60))
         try driver.offerBuffer(at: address, [2048])
         driver.kick(0)
-        while !driver.status.contains(.needsReset) {}
+        try wait { driver.status.contains(.needsReset) }
         #expect(driver.device.counters.receivedFrames.value == 0)
     }
 }

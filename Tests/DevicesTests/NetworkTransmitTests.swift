@@ -125,7 +125,7 @@ import Virtio
         for index in 0..<count {
             try driver.send(plainHeader + frame(4000, seed: index), at: NetworkDriver.buffers + UInt64(index) * 0x2000)
         }
-        while driver.device.counters.sendWaits.value == 0 {}
+        try wait { driver.device.counters.sendWaits.value > 0 }
         for index in 0..<count { try #require(try wire.next() == plainHeader + frame(4000, seed: index)) }
         for _ in 0..<count { _ = try driver.used(1) }
         #expect(driver.device.counters.sentFrames.value == UInt64(count) && driver.device.counters.sendDrops == 0)
@@ -136,7 +136,7 @@ import Virtio
         let (driver, wire) = try Wire.make()
         try driver.start()
         for index in 0..<250 { try driver.send(plainHeader + frame(4000, seed: index), at: NetworkDriver.buffers + UInt64(index) * 0x2000) }
-        while driver.device.counters.sendWaits.value == 0 {}
+        try wait { driver.device.counters.sendWaits.value > 0 }
         try driver.start()
         while wire.isReadable { _ = try wire.next() }
         try driver.sendAndWait(plainHeader + frame(60))
@@ -167,7 +167,7 @@ import Virtio
         try driver.start()
         try driver.offer(1, [.init(address: address, length: 200, isWritable: false)])
         driver.kick(1)
-        while !driver.status.contains(.needsReset) {}
+        try wait { driver.status.contains(.needsReset) }
         try driver.start()
         try driver.sendAndWait(plainHeader + frame(60))
         #expect(try wire.next() == plainHeader + frame(60))
