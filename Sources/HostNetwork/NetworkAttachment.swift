@@ -50,6 +50,11 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         }
     }
 
+    /// For tests and benchmarks: a TAP on which nothing is to be changed.
+    package init(tap: consuming TAPDevice, mtu: Int = 1500) {
+        self.init(tap: tap, mtu: mtu, changes: nil)
+    }
+
     private init(tap: consuming TAPDevice, mtu: Int, changes: consuming HostChanges?) {
         self.tap = tap
         self.mtu = mtu

@@ -110,6 +110,14 @@ public struct TAPDevice: ~Copyable, Sendable {
         self.descriptor = descriptor
     }
 
+    /// For tests and benchmarks: any non-blocking descriptor that keeps frames apart, such as one of a socket pair.
+    package init(_ descriptor: consuming FileDescriptor, name: InterfaceName, headerSize: Int) {
+        self.name = name
+        self.headerSize = headerSize
+        foundHeaderSize = headerSize
+        self.descriptor = descriptor
+    }
+
     /// Tells the host what it may leave undone in frames that are read from here on; an empty set is the state at the start.
     /// - Returns: whether the kernel took it; false for a set that it does not know, with nothing changed.
     @discardableResult

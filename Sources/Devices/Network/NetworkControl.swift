@@ -37,17 +37,17 @@ struct NetworkControl: ~Copyable {
 
     /// Serves all commands, at most as many as the queue has descriptors.
     /// - Returns: whether there may be more.
-    mutating func run(_ port: NetworkPort, features: FeatureSet, interrupt: DeviceInterrupt) throws(VirtqueueError) -> Bool {
+    mutating func run(_ activation: Activation, _ port: NetworkPort) throws(VirtqueueError) -> Bool {
         guard var queue = self.queue.take() else { return false }
         var budget = queue.size
         while budget > 0, let chain = try queue.pop(into: pool[0]) {
             budget -= 1
             var readable = chain.readable
-            let answer = serve(&readable, port, features) ? Answer.ok : Answer.error
+            let answer = serve(&readable, port, activation.features) ? Answer.ok : Answer.error
             queue.push(chain.head, written: chain.writable.store(answer) ? 1 : 0)
         }
         let mayHaveMore = queue.enableNotifications()
-        if queue.publish() { interrupt.signal() }
+        if queue.publish() { activation.interrupt.signal() }
         self.queue = consume queue
         return mayHaveMore
     }

@@ -132,7 +132,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func moveIn() throws(VirtqueueError) {
         guard let activation, !isGone else { return }
         let outcome = port.isLinkUp
-            ? try receive.run(interrupt: activation.interrupt) : receive.discard(port.counters.receiveLinkDown)
+            ? try receive.run(activation) : receive.discard(port.counters.receiveLinkDown)
         switch outcome {
         case .drained, .paused: wanted.insert(.input)
         case .starved: wanted.remove(.input)
@@ -142,7 +142,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func moveOut() throws(VirtqueueError) {
         guard let activation else { return }
-        switch try transmit.run(isLinkUp: port.isLinkUp && !isGone, interrupt: activation.interrupt) {
+        switch try transmit.run(activation, isLinkUp: port.isLinkUp && !isGone) {
         case .drained: wanted.remove(.output)
         case .blocked: wanted.insert(.output)
         case .paused:
@@ -153,7 +153,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func serveControl() throws(VirtqueueError) {
         guard let activation else { return }
-        if try control.run(port, features: activation.features, interrupt: activation.interrupt) { again.signal() }
+        if try control.run(activation, port) { again.signal() }
     }
 
     /// The interface is gone: the guest sees the link go down, and what it sends is dropped and counted.

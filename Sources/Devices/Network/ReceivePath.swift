@@ -81,7 +81,7 @@ struct ReceivePath: ~Copyable {
     // MARK: Working
 
     /// Moves frames until TAP or queue has no more, or for a while.
-    mutating func run(interrupt: DeviceInterrupt) throws(VirtqueueError) -> Outcome {
+    mutating func run(_ activation: Activation) throws(VirtqueueError) -> Outcome {
         guard var queue = self.queue.take() else { return .starved }
         var budget = Self.budget
         queue.disableNotifications()
@@ -91,9 +91,10 @@ struct ReceivePath: ~Copyable {
             queue.disableNotifications()
             outcome = try move(&queue, &budget)
         }
-        if queue.publish() { interrupt.signal() }
+        // Before the driver sees the frames, so that no figure is behind what it knows.
+        count(activation.counters)
+        if queue.publish() { activation.interrupt.signal() }
         self.queue = consume queue
-        count()
         return outcome
     }
 
@@ -191,8 +192,9 @@ struct ReceivePath: ~Copyable {
         return .paused
     }
 
-    private mutating func count() {
+    private mutating func count(_ all: DeviceCounters) {
         if tally.frames > 0 {
+            all.requests.add(tally.frames)
             counters.receivedFrames.add(tally.frames)
             counters.receivedBytes.add(tally.bytes)
         }

@@ -53,7 +53,7 @@ struct TransmitPath: ~Copyable {
 
     /// Moves frames until queue or TAP takes no more, or for a while.
     /// - Parameter isLinkUp: frames are dropped when it is not.
-    mutating func run(isLinkUp: Bool, interrupt: DeviceInterrupt) throws(VirtqueueError) -> Outcome {
+    mutating func run(_ activation: Activation, isLinkUp: Bool) throws(VirtqueueError) -> Outcome {
         guard var queue = self.queue.take() else { return .drained }
         var budget = Self.budget
         var outcome: Outcome
@@ -61,9 +61,10 @@ struct TransmitPath: ~Copyable {
             queue.disableNotifications()
             outcome = try move(&queue, &budget, isLinkUp: isLinkUp)
         } while outcome == .drained && queue.enableNotifications()
-        if queue.publish() { interrupt.signal() }
+        // Before the driver sees that they are done, so that no figure is behind what it knows.
+        count(activation.counters)
+        if queue.publish() { activation.interrupt.signal() }
         self.queue = consume queue
-        count()
         return outcome
     }
 
@@ -127,12 +128,16 @@ struct TransmitPath: ~Copyable {
         }
     }
 
-    private mutating func count() {
+    private mutating func count(_ all: DeviceCounters) {
         if tally.frames > 0 {
+            all.requests.add(tally.frames)
             counters.sentFrames.add(tally.frames)
             counters.sentBytes.add(tally.bytes)
         }
-        if tally.malformed > 0 { counters.sendMalformed.add(tally.malformed) }
+        if tally.malformed > 0 {
+            all.errors.add(tally.malformed)
+            counters.sendMalformed.add(tally.malformed)
+        }
         if tally.linkDown > 0 { counters.sendLinkDown.add(tally.linkDown) }
         if tally.noMemory > 0 { counters.sendNoMemory.add(tally.noMemory) }
         tally = Tally()
