@@ -216,20 +216,29 @@ public struct DiskCompletion: Sendable {
         }
     }
 
-    /// One request from start to end, for tools and tests. Others that end meanwhile would be lost, so there may be none.
-    public mutating func perform(_ operation: DiskOperation, at offset: UInt64, length: UInt64, memory: UnsafeMutableRawPointer? = nil)
-        throws(DiskImageError)
-    {
-        precondition(inFlight == 0)
-        guard let request = acquire() else { return }
-        defer { release(request) }
+    /// One transfer from start to end, for tools and tests; nothing else may be in flight.
+    public mutating func perform(_ operation: DiskOperation, at offset: UInt64, memory: UnsafeMutableRawBufferPointer) throws(DiskImageError) {
         // On the stack for as long as the request lasts.
-        var vector = unsafe iovec(iov_base: memory, iov_len: Int(clamping: length))
-        let completion = try unsafe withUnsafePointer(to: &vector) { (vector) throws(DiskImageError) in
-            unsafe start(request, operation, offset: offset, length: length, vectors: vector, count: length == 0 ? 0 : 1)
-            return try waitForCompletion()
+        var vector = unsafe iovec(iov_base: memory.baseAddress, iov_len: memory.count)
+        try unsafe withUnsafePointer(to: &vector) { (vector) throws(DiskImageError) in
+            let count = unsafe memory.isEmpty ? 0 : 1
+            try perform(unsafe Request(operation: operation, vectors: vector, segments: count, offset: offset, length: UInt64(memory.count)))
         }
-        if let error = completion?.error, error != 0 { throw .request(path: image.path, SystemCallError("\(operation)", errno: error)) }
+    }
+
+    /// The same for what transfers nothing.
+    public mutating func perform(_ operation: DiskOperation, at offset: UInt64 = 0, length: UInt64 = 0) throws(DiskImageError) {
+        try perform(unsafe Request(operation: operation, vectors: nil, segments: 0, offset: offset, length: length))
+    }
+
+    private mutating func perform(_ request: Request) throws(DiskImageError) {
+        precondition(inFlight == 0)
+        guard let index = acquire() else { return }
+        defer { release(index) }
+        start(index, request)
+        if let error = try waitForCompletion()?.error, error != 0 {
+            throw .request(path: image.path, SystemCallError("\(request.operation)", errno: error))
+        }
     }
 
     /// Why a request cannot be; an errno value.

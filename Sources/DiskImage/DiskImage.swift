@@ -73,10 +73,12 @@ internal import Linux
 
     // MARK: - For the engine
 
-    /// How far down the chain the answer for a range has been sought. The search goes on where it was
-    /// when something had to be read first, so that it ends however small the caches are.
+    /// How far the answer for a range has been sought. The search goes on where it was when something had to be read first:
+    /// each read brings it a step further, so it ends however small the caches are and whoever else uses them.
     struct Search {
         var layer = 0
+        /// The L2 entry of a compressed cluster, when it is known to begin with one; else 0.
+        var compressedEntry: UInt64 = 0
         /// Bytes from the start that every layer above leaves open.
         var limit: UInt64
     }
@@ -91,7 +93,7 @@ internal import Linux
             let end = search.layer == 0 ? self.size : size
             guard offset < end else { return .zero(length: search.limit) }
             search.limit = min(search.limit, end - offset)
-            switch unsafe layers[search.layer].locate(offset, search.limit) {
+            switch unsafe layers[search.layer].locate(offset, search.limit, &search.compressedEntry) {
             case .unallocated(let length):
                 search.limit = length
                 search.layer += 1
@@ -130,9 +132,9 @@ internal import Linux
 }
 
 extension DiskImage.Layer {
-    mutating func locate(_ offset: UInt64, _ length: UInt64) -> Extent {
+    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
         if offset >= size { return .zero(length: length) }
-        return qcow2?.locate(offset, length) ?? .data(offset: offset, length: length)
+        return qcow2?.locate(offset, length, &compressedEntry) ?? .data(offset: offset, length: length)
     }
 }
 
@@ -204,10 +206,11 @@ private func backingPath(_ name: String, of image: String) throws(DiskImageError
     var name = name[...]
     let first = name.prefix { $0 != "/" }
     if let colon = first.firstIndex(of: ":") {
-        guard first[..<colon] == "file" else { throw .backingName(path: image, name: String(name)) }
-        name = name[name.index(after: colon)...]
+        let rest = name[name.index(after: colon)...]
+        // QEMU takes what follows `file:` relative to wherever it was started, which means nothing to us.
+        guard first[..<colon] == "file", rest.first == "/" else { throw .backingName(path: image, name: String(name)) }
+        name = rest
     }
-    guard !name.isEmpty else { throw .backingName(path: image, name: String(name)) }
     if name.first == "/" { return String(name) }
     guard let slash = image.lastIndex(of: "/") else { return String(name) }
     return String(image[...slash] + name)

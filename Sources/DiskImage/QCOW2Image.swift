@@ -63,7 +63,9 @@ internal import Linux
     }
 
     /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
-    mutating func locate(_ offset: UInt64, _ length: UInt64) -> Extent {
+    /// - Parameter compressedEntry: keeps the L2 entry of a compressed cluster from one call for the range to the next.
+    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
+        if compressedEntry != 0 { return compressed(compressedEntry, offset, length) }
         let clusterBits = UInt64(header.clusterBits)
         let tableCover = clusterBits + UInt64(header.l2Bits)
         // Below the disk's size, so below `l1Count`, which was computed from it.
@@ -77,7 +79,7 @@ internal import Linux
 
         let slice = offset >> (clusterBits + UInt64(sliceBits))
         switch l2Slices.find(slice) {
-        case .ready(let entries): return unsafe walk(entries, offset, length)
+        case .ready(let entries): return unsafe walk(entries, offset, length, &compressedEntry)
         case .loading: return .wait
         case .failed(let error): return .failed(error)
         case .missing:
@@ -141,7 +143,7 @@ internal import Linux
     }
 
     /// Collects as many units as are stored alike, one after the other. `entries` is a slice of `1 << sliceBits` entries.
-    private mutating func walk(_ entries: UnsafeMutableRawPointer, _ offset: UInt64, _ length: UInt64) -> Extent {
+    private mutating func walk(_ entries: UnsafeMutableRawPointer, _ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
         let unitBits = UInt64(header.clusterBits - (header.hasExtendedL2 ? 5 : 0))
         let unitsInSlice = 1 << (sliceBits + (header.hasExtendedL2 ? 5 : 0))
         let unitSize: UInt64 = 1 << unitBits
@@ -149,7 +151,10 @@ internal import Linux
         let inUnit = offset & (unitSize - 1)
 
         let unit = unsafe self.unit(entries, first)
-        if case .compressed(let entry) = unit { return compressed(entry, offset, length) }
+        if case .compressed(let entry) = unit {
+            compressedEntry = entry
+            return compressed(entry, offset, length)
+        }
         if case .damaged(let damage) = unit { return damaged(damage, at: offset) }
 
         // The run's length, from the start of its first unit.

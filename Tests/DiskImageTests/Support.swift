@@ -32,34 +32,61 @@ final class TemporaryDirectory {
     }
 }
 
-/// Runs a program of the host and returns its exit status and what it wrote, both streams together.
+/// A program of the host that runs, and the other end of its input and output.
+struct RunningProgram: ~Copyable {
+    let process: pid_t
+    let stream: FileDescriptor
+
+    /// Starts a program with both streams of output, and its input, at the other end.
+    init(_ command: [String]) throws(SystemCallError) {
+        // A socket pair rather than pipes: it is never passed on to programs that other tests start meanwhile.
+        var ends: [Int32] = [0, 0]
+        guard unsafe socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0 else { throw .last("socketpair") }
+        let stream = FileDescriptor(owning: ends[0]), other = FileDescriptor(owning: ends[1])
+        var actions = unsafe posix_spawn_file_actions_t()
+        unsafe posix_spawn_file_actions_init(&actions)
+        defer { unsafe posix_spawn_file_actions_destroy(&actions) }
+        for number: Int32 in 0...2 { unsafe posix_spawn_file_actions_adddup2(&actions, other.rawValue, number) }
+        var arguments: [UnsafeMutablePointer<CChar>?] = unsafe command.map { (word: String) in unsafe strdup(word) } + [nil]
+        defer { for unsafe argument in unsafe arguments { unsafe free(argument) } }
+        var child: pid_t = 0
+        let status = unsafe posix_spawnp(&child, command[0], &actions, nil, &arguments, environ)
+        guard status == 0 else { throw SystemCallError("posix_spawnp", errno: status) }
+        process = child
+        self.stream = stream
+    }
+
+    /// Ends the program's input.
+    func endInput() { shutdown(stream.rawValue, Int32(SHUT_WR)) }
+
+    /// The next output; nothing at its end.
+    func read() -> [UInt8] {
+        var chunk = [UInt8](repeating: 0, count: 4096)
+        let got = unsafe chunk.withUnsafeMutableBytes { unsafe Glibc.read(stream.rawValue, $0.baseAddress, $0.count) }
+        return Array(chunk.prefix(max(0, got)))
+    }
+
+    /// Waits for the end and returns the exit status, -1 after a signal.
+    consuming func wait() -> Int32 {
+        var result: Int32 = 0
+        unsafe waitpid(process, &result, 0)
+        return clinux_wait_exited(result) != 0 ? clinux_wait_status(result) : -1
+    }
+}
+
+/// Runs a program of the host without input, and returns its exit status and what it wrote, both streams together.
 @discardableResult
 func run(_ command: [String]) -> (status: Int32, output: String) {
-    var ends: [Int32] = [0, 0]
-    guard unsafe pipe(&ends) == 0 else { return (-1, "pipe") }
-    let reader = FileDescriptor(owning: ends[0])
-    var actions = unsafe posix_spawn_file_actions_t()
-    unsafe posix_spawn_file_actions_init(&actions)
-    defer { unsafe posix_spawn_file_actions_destroy(&actions) }
-    unsafe posix_spawn_file_actions_adddup2(&actions, ends[1], 1)
-    unsafe posix_spawn_file_actions_adddup2(&actions, ends[1], 2)
-    unsafe posix_spawn_file_actions_addclose(&actions, ends[0])
-    var arguments: [UnsafeMutablePointer<CChar>?] = unsafe command.map { unsafe strdup($0) } + [nil]
-    defer { for unsafe argument in unsafe arguments { unsafe free(argument) } }
-    var child: pid_t = 0
-    let status = unsafe posix_spawnp(&child, command[0], &actions, nil, &arguments, environ)
-    close(ends[1])
-    guard status == 0 else { return (-1, "cannot run \(command[0])") }
+    let program: RunningProgram
+    do { program = try RunningProgram(command) } catch { return (-1, "\(command[0]): \(error)") }
+    program.endInput()
     var output: [UInt8] = []
-    var chunk = [UInt8](repeating: 0, count: 4096)
     while true {
-        let got = unsafe chunk.withUnsafeMutableBytes { unsafe read(reader.rawValue, $0.baseAddress, $0.count) }
-        if got <= 0 { break }
-        output += chunk[..<got]
+        let more = program.read()
+        if more.isEmpty { break }
+        output += more
     }
-    var result: Int32 = 0
-    unsafe waitpid(child, &result, 0)
-    return (clinux_wait_exited(result) != 0 ? clinux_wait_status(result) : -1, String(decoding: output, as: UTF8.self))
+    return (program.wait(), String(decoding: output, as: UTF8.self))
 }
 
 /// Runs qemu-img and expects it to succeed.
@@ -98,13 +125,13 @@ func randomBytes(_ count: Int, seed: UInt64) -> [UInt8] {
 extension DiskEngine {
     mutating func read(_ offset: UInt64, _ count: Int) throws -> [UInt8] {
         var bytes = [UInt8](repeating: 0xee, count: count)
-        try unsafe bytes.withUnsafeMutableBytes { unsafe try perform(.read, at: offset, length: UInt64(count), memory: $0.baseAddress) }
+        try unsafe bytes.withUnsafeMutableBytes { unsafe try perform(.read, at: offset, memory: $0) }
         return bytes
     }
 
     mutating func write(_ offset: UInt64, _ bytes: [UInt8]) throws {
         var bytes = bytes
-        try unsafe bytes.withUnsafeMutableBytes { unsafe try perform(.write, at: offset, length: UInt64($0.count), memory: $0.baseAddress) }
+        try unsafe bytes.withUnsafeMutableBytes { unsafe try perform(.write, at: offset, memory: $0) }
     }
 
     /// The whole disk, in requests of the given size.
