@@ -8,7 +8,7 @@ func kernelMain(_ startInfo: UInt64) -> Never {
     let benches = boot.value("bench") ?? ""
     if tests == "none" || benches == "boot" { Power.off() }
 
-    PageTables.complete(memory: boot.memory)
+    PageTables.complete(memoryEnd: boot.memoryEnd)
     clock.start()
     acpi.start(rootPointer: boot.rootPointer)
     interrupts.start()
@@ -32,11 +32,11 @@ enum PageTables {
     private static let table: UInt64 = 0x67  // present, writable, user, accessed, dirty
     private static let large: UInt64 = 0x80
 
-    static func complete(memory: UInt64) {
+    static func complete(memoryEnd: UInt64) {
         let oneGiBPages: UInt32 = 1 << 26
         guard CPUID(0x8000_0001).edx & oneGiBPages == 0 else { return }
         let devices: UInt64 = 3
-        for index in 1..<(min(memory / gib + 2, 511)) where index != devices {
+        for index in 1..<max(min((memoryEnd + gib - 1) / gib, 512), 2) where index != devices {
             guard let directory = unsafe pages.allocate() else { return }
             for entry in UInt64(0)..<512 { directory.store(index * gib + entry << 21 + table + large, entry * 8) }
             Core.pageDirectoryPointers.store(directory.value + table, index * 8)
