@@ -1,13 +1,12 @@
 /// The first Swift that runs, in ring 3 on the boot processor: entry.S comes straight here.
 @c(kernelMain)
 func kernelMain(_ startInfo: UInt64) -> Never {
-    let boot = BootInformation(at: startInfo)
+    var boot = BootInformation(at: startInfo)
     Console.start()
-    if !boot.has("quiet") { Console.print("swkvm guest") }
-    let tests = boot.value("test") ?? ""
-    let benches = boot.value("bench") ?? ""
-    if tests == "none" || benches == "boot" { Power.off() }
+    if !boot.has("quiet") { Console.hello("swkvm guest\r\n") }
+    if boot.has("test=none") || boot.has("bench=boot") { Power.off() }
 
+    boot.takeMemory()
     PageTables.complete(memoryEnd: boot.memoryEnd)
     clock.start()
     acpi.start(rootPointer: boot.rootPointer)
@@ -16,8 +15,8 @@ func kernelMain(_ startInfo: UInt64) -> Never {
     if let crash = boot.value("crash") { Crash.now(crash) }
     devices.start(boot)
 
-    if !tests.isEmpty { SelfTest.run(tests, boot) }
-    if !benches.isEmpty { Bench.run(benches, boot) }
+    if let tests = boot.value("test") { SelfTest.run(tests, boot) }
+    if let benches = boot.value("bench") { Bench.run(benches, boot) }
     let shell = Shell(boot)
     if let commands = boot.value("run") {
         for command in commands.split(UInt8(ascii: ";")) { shell.run(command) }
