@@ -317,7 +317,7 @@ service:
     jmp     *services(, %r11, 8)
 services:
     .quad   idleService, readMSRService, writeMSRService, outputService
-    .quad   reloadTablesService, tripleFaultService, internalErrorService, idleService
+    .quad   reloadTablesService, tripleFaultService, internalErrorService, identificationService
 
 idleService:                                // sleep until an interrupt is pending; one that came before is not missed
     cmpq    $0, (BLOCK_PENDING - BLOCK_RING0 + FRAME)(%rsp)
@@ -341,6 +341,10 @@ outputService:                              // RCX bytes at RSI to port DX
 reloadTablesService:
     mov     %cr3, %rax
     mov     %rax, %cr3
+    iretq
+
+identificationService:                      // cpuid, as the monitor made it: in ring 3 some hosts show their own
+    cpuid
     iretq
 
 tripleFaultService:
@@ -428,7 +432,8 @@ function processorIdentification            // (leaf, subleaf, four words)
     mov     %rdx, %r8
     mov     %edi, %eax
     mov     %esi, %ecx
-    cpuid
+    mov     $7, %r11d
+    int3
     mov     %eax, (%r8)
     mov     %ebx, 4(%r8)
     mov     %ecx, 8(%r8)

@@ -117,6 +117,7 @@ final class Disk {
     func take(_ slot: UInt16) -> UInt8? {
         guard done[Int(slot)] else { return nil }
         done[Int(slot)] = false
+        queue.release(slot)
         return (slots + UInt64(slot) * Self.slotSize).load(16)
     }
 

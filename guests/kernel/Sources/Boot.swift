@@ -1,14 +1,13 @@
 /// The first Swift that runs, in ring 3 on the boot processor: entry.S comes straight here.
 @c(kernelMain)
 func kernelMain(_ startInfo: UInt64) -> Never {
-    let boot = BootInformation(at: startInfo)
+    var boot = BootInformation(at: startInfo)
     Console.start()
-    if !boot.has("quiet") { Console.print("swkvm guest") }
-    let tests = boot.value("test") ?? ""
-    let benches = boot.value("bench") ?? ""
-    if tests == "none" || benches == "boot" { Power.off() }
+    if !boot.has("quiet") { Console.hello("swkvm guest\r\n") }
+    if boot.has("test=none") || boot.has("bench=boot") { Power.off() }
 
-    PageTables.complete(memory: boot.memory)
+    boot.takeMemory()
+    PageTables.complete(memoryEnd: boot.memoryEnd)
     clock.start()
     acpi.start(rootPointer: boot.rootPointer)
     interrupts.start()
@@ -16,8 +15,8 @@ func kernelMain(_ startInfo: UInt64) -> Never {
     if let crash = boot.value("crash") { Crash.now(crash) }
     devices.start(boot)
 
-    if !tests.isEmpty { SelfTest.run(tests, boot) }
-    if !benches.isEmpty { Bench.run(benches, boot) }
+    if let tests = boot.value("test") { SelfTest.run(tests, boot) }
+    if let benches = boot.value("bench") { Bench.run(benches, boot) }
     let shell = Shell(boot)
     if let commands = boot.value("run") {
         for command in commands.split(UInt8(ascii: ";")) { shell.run(command) }
@@ -32,11 +31,11 @@ enum PageTables {
     private static let table: UInt64 = 0x67  // present, writable, user, accessed, dirty
     private static let large: UInt64 = 0x80
 
-    static func complete(memory: UInt64) {
+    static func complete(memoryEnd: UInt64) {
         let oneGiBPages: UInt32 = 1 << 26
         guard CPUID(0x8000_0001).edx & oneGiBPages == 0 else { return }
         let devices: UInt64 = 3
-        for index in 1..<(min(memory / gib + 2, 511)) where index != devices {
+        for index in 1..<max(min((memoryEnd + gib - 1) / gib, 512), 2) where index != devices {
             guard let directory = unsafe pages.allocate() else { return }
             for entry in UInt64(0)..<512 { directory.store(index * gib + entry << 21 + table + large, entry * 8) }
             Core.pageDirectoryPointers.store(directory.value + table, index * 8)

@@ -1,73 +1,105 @@
-/// What the loader says: `hvm_start_info` of the PVH boot ABI, version 0 or 1.
+/// What the loader says: `hvm_start_info` of the PVH boot ABI, version 0 or 1. Nothing is copied and nothing allocated
+/// before it is asked for: a guest that only says hello is gone before the first page is needed.
 struct BootInformation {
-    /// The words of the kernel's command line.
-    let words: [Text]
+    private let info: Address?
+    private let line: Address?
     /// Where the ACPI tables begin, 0 if the loader does not say.
     let rootPointer: UInt64
     /// Bytes of RAM in the memory map.
-    let memory: UInt64
+    private(set) var memory: UInt64 = 0
     /// Where the highest RAM ends.
-    let memoryEnd: UInt64
+    private(set) var memoryEnd: UInt64 = 0
 
     private static let magic: UInt32 = 0x336e_c578
     private static let ram: UInt32 = 1
     private static let mapped: UInt64 = 1 << 39
+    private static let longestLine: UInt64 = 4096
 
-    /// Reads it, and gives all RAM above the kernel's image to the page allocator.
     init(at start: UInt64) {
-        let info = Address(physical: start)
-        guard start != 0, start < Self.mapped, info.load() as UInt32 == Self.magic else {
-            (words, rootPointer, memory, memoryEnd) = ([], 0, 0, 0)
-            unsafe pages.add(Core.imageEnd.value, Core.imageEnd.value + 16 << 20)  // the least that any machine has
+        let candidate = Address(physical: start)
+        guard start != 0, start < Self.mapped, candidate.load() as UInt32 == Self.magic else {
+            (info, line, rootPointer) = (nil, nil, 0)
             return
         }
-        let version: UInt32 = info.load(4)
-        (memory, memoryEnd) = version >= 1 ? Self.addMemory(map: info.load(40), entries: info.load(48)) : (0, 0)
-        if memory == 0 { unsafe pages.add(Core.imageEnd.value, Core.imageEnd.value + 16 << 20) }
-        words = Self.line(at: info.load(24)).split(UInt8(ascii: " "))
-        let pointer: UInt64 = info.load(32)
+        let lineStart: UInt64 = candidate.load(24)
+        let pointer: UInt64 = candidate.load(32)
+        info = candidate
+        line = lineStart != 0 && lineStart < Self.mapped - Self.longestLine ? Address(physical: lineStart) : nil
         rootPointer = pointer < Self.mapped ? pointer : 0
     }
 
-    private static func addMemory(map: UInt64, entries: UInt32) -> (total: UInt64, end: UInt64) {
-        guard map != 0, map < mapped, entries <= 1024 else { return (0, 0) }
-        var total: UInt64 = 0
-        var highest: UInt64 = 0
+    // MARK: Memory
+
+    /// Gives all RAM above the kernel's image to the page allocator.
+    mutating func takeMemory() {
+        if let info, info.load(4) as UInt32 >= 1 { readMap(at: info.load(40), entries: info.load(48)) }
+        if memory == 0 { unsafe pages.add(Core.imageEnd.value, Core.imageEnd.value + 16 << 20) }  // the least that any machine has
+    }
+
+    private mutating func readMap(at map: UInt64, entries: UInt32) {
+        guard map != 0, map < Self.mapped, entries <= 1024 else { return }
         for index in 0..<UInt64(entries) {
             let entry = Address(physical: map &+ index &* 24)
             let start: UInt64 = entry.load(0)
             let size: UInt64 = entry.load(8)
             let (end, overflow) = start.addingReportingOverflow(size)
-            guard entry.load(16) as UInt32 == ram, !overflow else { continue }
-            total &+= size
-            highest = max(highest, end)
+            guard entry.load(16) as UInt32 == Self.ram, !overflow else { continue }
+            memory &+= size
+            memoryEnd = max(memoryEnd, end)
             unsafe pages.add(max(start, Core.imageEnd.value), end)  // low memory stays the platform's
         }
-        return (total, highest)
     }
 
-    private static func line(at start: UInt64) -> Text {
-        guard start != 0, start < mapped else { return Text() }
-        let line = Address(physical: start)
-        var text = Text()
-        for offset in 0..<UInt64(4096) {
-            let byte: UInt8 = line.load(offset)
-            if byte == 0 { break }
-            text.append(byte)
+    // MARK: Command line
+
+    /// Whether the word `word` is on the command line.
+    func has(_ word: StaticString) -> Bool {
+        guard let line else { return false }
+        var place: UInt64 = 0
+        while let byte = byte(line, place) {
+            if byte != UInt8(ascii: " "), matches(line + place, word), Self.endsWord(self.byte(line, place + UInt64(word.utf8CodeUnitCount))) { return true }
+            while let byte = self.byte(line, place), byte != UInt8(ascii: " ") { place += 1 }
+            while let byte = self.byte(line, place), byte == UInt8(ascii: " ") { place += 1 }
         }
-        return text
+        return false
+    }
+
+    private func byte(_ line: Address, _ place: UInt64) -> UInt8? {
+        guard place < Self.longestLine else { return nil }
+        let byte: UInt8 = line.load(place)
+        return byte == 0 ? nil : byte
+    }
+
+    private func matches(_ place: Address, _ word: StaticString) -> Bool {
+        word.withUTF8Buffer { buffer in
+            for index in 0..<buffer.count where unsafe buffer[index] != place.load(UInt64(index)) as UInt8 { return false }
+            return true
+        }
+    }
+
+    private static func endsWord(_ byte: UInt8?) -> Bool { byte == nil || byte == UInt8(ascii: " ") }
+
+    /// The words of the command line. Single quotes hold one together.
+    var words: [Text] {
+        guard let line else { return [] }
+        var text = Text()
+        var place: UInt64 = 0
+        while let byte = byte(line, place) {
+            text.append(byte)
+            place += 1
+        }
+        return text.split(UInt8(ascii: " "))
     }
 
     /// The value of the last `name=value` on the command line.
     func value(_ name: StaticString) -> Text? {
+        let length = name.utf8CodeUnitCount
         var found: Text?
-        for word in words where word.starts(with: name) && word.bytes.count > name.utf8CodeUnitCount
-            && word.bytes[name.utf8CodeUnitCount] == UInt8(ascii: "=") { found = word.dropFirst(name.utf8CodeUnitCount + 1) }
+        for word in words where word.starts(with: name) && word.count > length && word.bytes[length] == UInt8(ascii: "=") {
+            found = word.dropFirst(length + 1)
+        }
         return found
     }
-
-    /// Whether the word `name` is on the command line.
-    func has(_ name: StaticString) -> Bool { words.contains { $0.equals(name) } }
 }
 
 extension Address {

@@ -50,7 +50,7 @@ extension Address {
     func output(count: Int, to port: UInt16) { outputBytes(port, value, UInt64(count)) }
 }
 
-/// One leaf of `cpuid`.
+/// One leaf of `cpuid`, as ring 0 sees it: in ring 3 some hosts show their own CPU instead of the virtual one.
 struct CPUID {
     let eax, ebx, ecx, edx: UInt32
 

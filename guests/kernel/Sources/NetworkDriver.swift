@@ -76,6 +76,11 @@ final class NetworkDevice {
         _ = receive.add(Segment(address: buffer, length: UInt32(Self.bufferSize)), readable: 0)
     }
 
+    private func offer(again slot: UInt16) {
+        receive.release(slot)
+        offerBuffer()
+    }
+
     private func serve() {
         _ = device.acknowledgeInterrupt()
         repeat {
@@ -94,10 +99,10 @@ final class NetworkDevice {
         let first = receiveBuffers + UInt64(slot) * Self.bufferSize
         var buffers = features.contains(.mergeableBuffers) ? Int(first.load(10) as UInt16) : 1
         var frame = take(first, skipping: Self.headerSize, length)
-        offerBuffer()
+        offer(again: slot)
         while buffers > 1, frame.count < Self.longestFrame, let (slot, length) = receive.next() {
             frame += take(receiveBuffers + UInt64(slot) * Self.bufferSize, skipping: 0, length)
-            offerBuffer()
+            offer(again: slot)
             buffers -= 1
         }
         return frame
@@ -115,7 +120,7 @@ final class NetworkDevice {
     /// Sends a frame. False if it is too long or the queue is full. Without `notify` it waits for `flush`.
     @discardableResult
     func send(_ frame: [UInt8], notify: Bool = true) -> Bool {
-        while transmit.next() != nil {}
+        reclaim()
         let length = UInt64(frame.count) + Self.headerSize
         guard length <= Self.bufferSize, let slot = transmit.upcomingSingle else {
             dropped += 1
@@ -130,12 +135,18 @@ final class NetworkDevice {
         return true
     }
 
+    /// Takes back the buffers of frames that are sent.
+    private func reclaim() {
+        while let (slot, _) = transmit.next() { transmit.release(slot) }
+    }
+
     /// Sends a frame and waits until the device is done with it. False if it is not within five seconds.
     func sendAndWait(_ frame: [UInt8]) -> Bool {
         guard send(frame) else { return false }
         let end = clock.now + 5 * seconds
-        while transmit.next() == nil {
+        while transmit.inFlight > 0 {
             interrupts.dispatch()
+            reclaim()
             guard clock.now < end else { return false }
             spinPause()
         }

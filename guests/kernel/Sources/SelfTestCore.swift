@@ -24,8 +24,8 @@ extension SelfTest {
                 let dense = min(end, start + (whole > tested ? whole - tested : 0))
                 try pattern(start, dense)
                 tested += dense - start
-                for page in stride(from: dense, to: end, by: 2 << 20) { Pattern.fill(Address(page), count: PageAllocator.pageSize) }
-                for page in stride(from: dense, to: end, by: 2 << 20) {
+                for page in stride(from: dense, to: end, by: 16 << 20) { Pattern.fill(Address(page), count: PageAllocator.pageSize) }
+                for page in stride(from: dense, to: end, by: 16 << 20) {
                     try expect(Pattern.mismatches(Address(page), count: PageAllocator.pageSize) == 0, "at 0x\(hex: page)")
                 }
                 try pattern(end - PageAllocator.pageSize, end)

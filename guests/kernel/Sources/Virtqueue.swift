@@ -82,6 +82,9 @@ final class Virtqueue {
 
     private var usesIndirect: Bool { features.contains(.indirectDescriptors) }
 
+    /// How many slots are taken.
+    var inFlight: Int { Int(size) - freeSlots.count }
+
     /// How many more chains of `length` descriptors fit.
     func room(length: Int) -> Int { usesIndirect || length == 1 ? freeSlots.count : freeSlots.count / length }
 
@@ -153,7 +156,7 @@ final class Virtqueue {
         }
     }
 
-    /// The next chain the device is done with, and how many bytes it says it wrote.
+    /// The next chain the device is done with, and how many bytes it says it wrote. Its slot is free after `release`.
     func next() -> (slot: UInt16, length: UInt32)? {
         guard lastUsed != used.load(2) as UInt16 else { return nil }
         let element = used + (4 + UInt64(lastUsed % size) * 8)
@@ -161,11 +164,11 @@ final class Virtqueue {
         let length: UInt32 = element.load(4)
         lastUsed &+= 1
         guard slot < UInt32(size), chainLength[Int(slot)] > 0 else { return next() }  // a chain that is not the device's
-        free(UInt16(slot))
         return (UInt16(slot), length)
     }
 
-    private func free(_ head: UInt16) {
+    /// Frees the slot of a chain that `next` gave.
+    func release(_ head: UInt16) {
         var slot = head
         for left in stride(from: chainLength[Int(head)], to: 0, by: -1) {
             freeSlots.append(slot)
