@@ -47,7 +47,7 @@ import Testing
         let frames = try Ring(memory.ram, number: 1, buffers: plainHeader + frame(1500), isWritable: false)
         let device = DeviceCounters(), counters = NetworkCounters()
         let activation = Activation(
-            features: features, queues: [buffers.configuration, frames.configuration], ram: memory.ram,
+            features: features, queues: [buffers.configuration, frames.configuration], memory: memory,
             interrupt: try DeviceInterrupt(counters: device), bells: [], counters: device)
         var receive = ReceivePath(tap: socket.rawValue, headerSize: 12, spill: try ReceivePath.makeSpill(), counters: counters)
         receive.mode.isMergeable = features.contains(.mergeableBuffers)

@@ -262,7 +262,8 @@ final class Wire {
     /// The next frame with its header; waits for it.
     func next() throws -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: 128 << 10)
-        return Array(bytes.prefix(try next(into: &bytes)))
+        let count = try next(into: &bytes)
+        return Array(bytes.prefix(count))
     }
 
     /// The same without allocating; returns how many bytes there are.
