@@ -40,7 +40,7 @@ public final class Machine: Sendable {
         let (wires, ending) = try Self.host("make an eventfd") { () throws(SystemCallError) in (try InterruptWires(), try Ending()) }
         try Self.kvm { () throws(KVMError) in try wires.connect(to: virtualMachine) }
         let kernel = try Self.openKernel(configuration)
-        let devices = try VirtioSlot.makeAll(configuration, memory.ram, virtualMachine)
+        let devices = try VirtioSlot.makeAll(configuration, memory, virtualMachine)
         for slot in devices { log.info("\(slot.description)") }
 
         let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }
