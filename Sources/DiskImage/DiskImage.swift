@@ -1,1 +1,217 @@
-// DiskImage
+internal import Glibc
+internal import Linux
+
+/// An open disk image: a file, or a chain of files each of which holds what differs from the next.
+///
+/// The image knows how its contents are stored and does no I/O itself once it is open; a ``DiskEngine`` does.
+/// It belongs to one thread at a time.
+@safe public struct DiskImage: ~Copyable, @unchecked Sendable {
+    /// The most images on top of each other.
+    public static let maximumChainLength = 64
+    /// The most bytes of a disk.
+    public static let maximumSize: UInt64 = 1 << 62
+
+    /// The path that the user gave.
+    public let path: String
+    /// The format of the topmost file.
+    public let format: ImageFormat
+    /// Bytes of the disk, a multiple of 512. A size that is none is rounded up: the rest of the last sector reads as zeroes
+    /// and, in a raw file, can be written.
+    public let size: UInt64
+    public let isReadOnly: Bool
+    /// The unit of the format's own making, or nil: a cluster of qcow2.
+    public let clusterSize: UInt64?
+
+    // The one layer of each file, topmost first. Only the holder of the image touches them: hence `Sendable`.
+    private let layers: UnsafeMutableBufferPointer<Layer>
+
+    /// A file of the chain with what its format says of it; a raw file needs nothing said.
+    struct Layer: ~Copyable {
+        let file: ImageFile
+        var qcow2: QCOW2Image?
+        let size: UInt64
+    }
+
+    /// Opens an image with its backing files and locks them all.
+    ///
+    /// The format is the stated one or the one of the file's extension; contents are never asked. Backing files are opened
+    /// read-only, with the format that the image above states or else, again, that of their extension. Their names are relative to the
+    /// directory of the image above.
+    public init(path: String, options: DiskImageOptions = DiskImageOptions()) throws(DiskImageError) {
+        let format: ImageFormat
+        if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
+        guard format == .raw || options.readOnly else { throw .notWritable(path: path, format: format) }
+        var chain = Chain()
+        try chain.open(path, format, options)
+
+        let top = unsafe chain.layers[0].size
+        self.path = path
+        self.format = format
+        size = (top &+ 511) & ~511
+        isReadOnly = options.readOnly
+        clusterSize = unsafe chain.layers[0].qcow2?.header.clusterSize
+        unsafe layers = chain.take()
+    }
+
+    deinit {
+        unsafe layers.deinitialize()
+        unsafe layers.deallocate()
+    }
+
+    /// The files that make up the image, topmost first.
+    public var files: [String] { unsafe layers.indices.map { unsafe layers[$0].file.path } }
+
+    /// What was first found to be damaged while the image was used.
+    public var damage: DiskImageError? {
+        for index in unsafe layers.indices {
+            if let (damage, offset) = unsafe layers[index].qcow2?.damage {
+                return unsafe .invalid(path: layers[index].file.path, reason: "\(damage) (at byte \(offset) of the disk)")
+            }
+        }
+        return nil
+    }
+
+    // MARK: - For the engine
+
+    /// How far the answer for a range has been sought. The search goes on where it was when something had to be read first:
+    /// each read brings it a step further, so it ends however small the caches are and whoever else uses them.
+    struct Search {
+        var layer = 0
+        /// The L2 entry of a compressed cluster, when it is known to begin with one; else 0.
+        var compressedEntry: UInt64 = 0
+        /// Bytes from the start that every layer above leaves open.
+        var limit: UInt64
+    }
+
+    /// How the range of `search.limit` bytes from `offset` begins. ``Extent/data(offset:length:)`` and loads are about
+    /// the file of `search.layer`. The range is inside the disk and not empty.
+    func locate(_ offset: UInt64, _ search: inout Search) -> Extent {
+        // Layers are reached through the buffer, in place: no copies, no reference counts. Indices are below its count.
+        while unsafe search.layer < layers.count {
+            let size = unsafe layers[search.layer].size
+            // A backing file may be shorter than what stands on it; the end of a last sector belongs to the disk.
+            let end = search.layer == 0 ? self.size : size
+            guard offset < end else { return .zero(length: search.limit) }
+            search.limit = min(search.limit, end - offset)
+            switch unsafe layers[search.layer].locate(offset, search.limit, &search.compressedEntry) {
+            case .unallocated(let length):
+                search.limit = length
+                search.layer += 1
+            case .load(var load):
+                load.layer = search.layer
+                return .load(load)
+            case let extent:
+                return extent
+            }
+        }
+        return .zero(length: search.limit)
+    }
+
+    func finish(_ load: MetadataLoad, bytes: Int, error: Int32) {
+        unsafe layers[load.layer].qcow2?.finish(load, bytes: bytes, error: error)
+    }
+
+    func settle(_ load: MetadataLoad) {
+        unsafe layers[load.layer].qcow2?.settle(load)
+    }
+
+    /// The descriptor for a transfer with the file of a layer.
+    func descriptor(_ layer: Int, for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
+        unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
+    }
+
+    /// The descriptor for what is no transfer.
+    func descriptor(_ layer: Int) -> Int32 {
+        unsafe layers[layer].file.descriptor.rawValue
+    }
+
+    /// Whether a read that met the end of the file at `offset` met it where it was when the file was opened.
+    func isEnd(_ offset: UInt64, _ layer: Int) -> Bool {
+        unsafe offset >= layers[layer].file.size
+    }
+}
+
+extension DiskImage.Layer {
+    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
+        if offset >= size { return .zero(length: length) }
+        return qcow2?.locate(offset, length, &compressedEntry) ?? .data(offset: offset, length: length)
+    }
+}
+
+/// A chain while it is opened: what is open already is closed again if the rest cannot be.
+@safe private struct Chain: ~Copyable {
+    private(set) var layers: UnsafeMutableBufferPointer<DiskImage.Layer>
+    private var count = 0
+
+    init() {
+        unsafe layers = .allocate(capacity: DiskImage.maximumChainLength)
+    }
+
+    deinit {
+        // `count` layers have been made; none when they were taken over.
+        for index in 0..<count { unsafe (layers.baseAddress! + index).deinitialize(count: 1) }
+        unsafe layers.deallocate()
+    }
+
+    /// The finished chain in memory of its own size; this one is empty then.
+    mutating func take() -> UnsafeMutableBufferPointer<DiskImage.Layer> {
+        let taken = UnsafeMutableBufferPointer<DiskImage.Layer>.allocate(capacity: count)
+        for index in 0..<count { unsafe taken.initializeElement(at: index, to: layers.moveElement(from: index)) }
+        count = 0
+        return unsafe taken
+    }
+
+    mutating func open(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
+        guard count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: path) }
+        let writable = count == 0 && !options.readOnly
+        let file = try ImageFile(path: path, writable: writable, cache: options.cache, locking: options.locking)
+        for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: path) }
+
+        if format == .raw {
+            let size = file.size
+            guard size <= DiskImage.maximumSize else { throw .invalid(path: path, reason: "\(size) bytes long") }
+            // An unfinished sector at the end counts, so that nothing of the file is out of reach.
+            append(file, nil, size: (size &+ 511) & ~511)
+            return
+        }
+        let qcow2 = try QCOW2Image(file, metadataCacheSize: options.metadataCacheSize)
+        let header = qcow2.header
+        append(file, qcow2, size: header.size)
+        guard let name = header.backingName else { return }
+        guard options.allowsBacking else { throw .backingNotAllowed(path: path, name: name) }
+        do throws(DiskImageError) {
+            let backing = try backingPath(name, of: path)
+            let format = try backingFormat(header.backingFormat, backing)
+            try open(backing, format, options)
+        } catch {
+            throw .backing(of: path, error)
+        }
+    }
+
+    private mutating func append(_ file: consuming ImageFile, _ qcow2: consuming QCOW2Image?, size: UInt64) {
+        // `open` has checked that there is room.
+        unsafe (layers.baseAddress! + count).initialize(to: DiskImage.Layer(file: file, qcow2: qcow2, size: size))
+        count += 1
+    }
+}
+
+private func backingFormat(_ stated: String?, _ path: String) throws(DiskImageError) -> ImageFormat {
+    guard let stated else { return try ImageFormat(extensionOf: path) }
+    guard let format = ImageFormat(rawValue: stated) else { throw .formatUnsupported(path: path, name: stated) }
+    return format
+}
+
+/// The path for the name of a backing file: relative to the image's directory, and no QEMU pseudo-protocol but `file:`.
+private func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
+    var name = name[...]
+    let first = name.prefix { $0 != "/" }
+    if let colon = first.firstIndex(of: ":") {
+        let rest = name[name.index(after: colon)...]
+        // QEMU takes what follows `file:` relative to wherever it was started, which means nothing to us.
+        guard first[..<colon] == "file", rest.first == "/" else { throw .backingName(path: image, name: String(name)) }
+        name = rest
+    }
+    if name.first == "/" { return String(name) }
+    guard let slash = image.lastIndex(of: "/") else { return String(name) }
+    return String(image[...slash] + name)
+}

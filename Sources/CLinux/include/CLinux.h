@@ -44,5 +44,8 @@
 #include "CLinuxAtomics.h"
 #include "CLinuxCalls.h"
 #include "CLinuxKVM.h"
+#include "CLinuxURing.h"
+#include "CLinuxNetwork.h"
+#include "CLinuxTerminal.h"
 
 #endif

@@ -1,0 +1,99 @@
+#include <liburing.h>
+
+#include "CLinux.h"
+
+struct clinux_ring {
+    struct io_uring uring;
+};
+
+clinux_ring *clinux_ring_create(unsigned entries, int *error) {
+    clinux_ring *ring = calloc(1, sizeof *ring);
+    if (!ring) {
+        *error = ENOMEM;
+        return 0;
+    }
+    // COOP_TASKRUN (Linux 5.19) spares the inter-processor interrupt for each completion.
+    int status = io_uring_queue_init(entries, &ring->uring, IORING_SETUP_COOP_TASKRUN);
+    if (status == -EINVAL) status = io_uring_queue_init(entries, &ring->uring, 0);
+    if (status < 0) {
+        free(ring);
+        *error = -status;
+        return 0;
+    }
+    return ring;
+}
+
+void clinux_ring_destroy(clinux_ring *ring) {
+    io_uring_queue_exit(&ring->uring);
+    free(ring);
+}
+
+int clinux_ring_descriptor(const clinux_ring *ring) { return ring->uring.ring_fd; }
+
+static struct io_uring_sqe *next_entry(clinux_ring *ring) {
+    struct io_uring_sqe *entry = io_uring_get_sqe(&ring->uring);
+    if (entry) return entry;
+    clinux_ring_submit(ring);
+    return io_uring_get_sqe(&ring->uring);
+}
+
+int clinux_ring_readv(clinux_ring *ring, int fd, const struct iovec *vectors, unsigned count, uint64_t offset, uint64_t token) {
+    struct io_uring_sqe *entry = next_entry(ring);
+    if (!entry) return -EBUSY;
+    io_uring_prep_readv(entry, fd, vectors, count, offset);
+    io_uring_sqe_set_data64(entry, token);
+    return 0;
+}
+
+int clinux_ring_writev(clinux_ring *ring, int fd, const struct iovec *vectors, unsigned count, uint64_t offset, uint64_t token) {
+    struct io_uring_sqe *entry = next_entry(ring);
+    if (!entry) return -EBUSY;
+    io_uring_prep_writev(entry, fd, vectors, count, offset);
+    io_uring_sqe_set_data64(entry, token);
+    return 0;
+}
+
+int clinux_ring_fdatasync(clinux_ring *ring, int fd, uint64_t token) {
+    struct io_uring_sqe *entry = next_entry(ring);
+    if (!entry) return -EBUSY;
+    io_uring_prep_fsync(entry, fd, IORING_FSYNC_DATASYNC);
+    io_uring_sqe_set_data64(entry, token);
+    return 0;
+}
+
+int clinux_ring_fallocate(clinux_ring *ring, int fd, int mode, uint64_t offset, uint64_t length, uint64_t token) {
+    struct io_uring_sqe *entry = next_entry(ring);
+    if (!entry) return -EBUSY;
+    io_uring_prep_fallocate(entry, fd, mode, offset, length);
+    io_uring_sqe_set_data64(entry, token);
+    return 0;
+}
+
+int clinux_ring_submit(clinux_ring *ring) {
+    // The kernel stops at an entry that it refuses, after posting its failure: the rest needs another call.
+    while (io_uring_sq_ready(&ring->uring)) {
+        int status = io_uring_submit(&ring->uring);
+        if (status >= 0 || status == -EINTR) continue;
+        if (status != -EAGAIN && status != -EBUSY && status != -ENOMEM) return status;
+        if (io_uring_cq_ready(&ring->uring)) return 0;
+        sched_yield();
+    }
+    return 0;
+}
+
+int clinux_ring_wait(clinux_ring *ring) {
+    struct io_uring_cqe *entry;
+    int status;
+    do status = io_uring_wait_cqe(&ring->uring, &entry);
+    while (status == -EINTR || status == -EAGAIN);
+    return status;
+}
+
+int clinux_ring_next(clinux_ring *ring, clinux_ring_completion *completion) {
+    struct io_uring_cqe *entry;
+    if (io_uring_peek_cqe(&ring->uring, &entry) != 0) return 0;
+    completion->token = entry->user_data;
+    completion->result = entry->res;
+    io_uring_cqe_seen(&ring->uring, entry);
+    return 1;
+}

@@ -1,0 +1,33 @@
+// io_uring through liburing. Its header wants _GNU_SOURCE, which CLinux.h must not define, so Swift sees an opaque ring
+// and these calls. Results are as the kernel gives them: a negative errno value is a failure.
+#ifndef CLINUX_URING_H
+#define CLINUX_URING_H
+
+typedef struct clinux_ring clinux_ring;
+typedef struct {
+    uint64_t token;
+    int32_t result;
+} clinux_ring_completion;
+
+/// A ring of at least `entries` submissions; null with an errno value in `error` when the host gives none.
+clinux_ring *clinux_ring_create(unsigned entries, int *error);
+void clinux_ring_destroy(clinux_ring *ring);
+/// The ring's descriptor: readable while completions wait.
+int clinux_ring_descriptor(const clinux_ring *ring);
+
+// Each queues one operation and returns 0, or -EBUSY when the kernel takes no more. The vectors must live until
+// clinux_ring_submit returns, the memory they name until the completion.
+int clinux_ring_readv(clinux_ring *ring, int fd, const struct iovec *vectors, unsigned count, uint64_t offset, uint64_t token);
+int clinux_ring_writev(clinux_ring *ring, int fd, const struct iovec *vectors, unsigned count, uint64_t offset, uint64_t token);
+int clinux_ring_fdatasync(clinux_ring *ring, int fd, uint64_t token);
+int clinux_ring_fallocate(clinux_ring *ring, int fd, int mode, uint64_t offset, uint64_t length, uint64_t token);
+
+/// Hands all that is queued to the kernel. Passing failures (memory, a full completion queue) are waited out unless
+/// completions are there to be taken first.
+int clinux_ring_submit(clinux_ring *ring);
+/// Waits for a completion.
+int clinux_ring_wait(clinux_ring *ring);
+/// Takes the next completion; 0 when there is none.
+int clinux_ring_next(clinux_ring *ring, clinux_ring_completion *completion);
+
+#endif

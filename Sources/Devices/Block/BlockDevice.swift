@@ -1,0 +1,112 @@
+public import DiskImage
+internal import Linux
+internal import Synchronization
+public import Virtio
+
+/// A virtio block device (virtio 1.2 §5.2) over a disk image, with one queue and an I/O thread.
+public final class BlockDevice: VirtioDevice {
+    public let name: String
+    public let deviceID: UInt32 = 2
+    public let features: FeatureSet
+    public let maximumQueueSizes: [UInt16]
+    public let configuration: ConfigurationSpace
+    /// What it has done, for the status line.
+    public let statistics = BlockStatistics()
+    /// What GET_ID answers: 1 … 20 bytes of ASCII.
+    public let serial: String
+    /// Bytes of the disk.
+    public let capacity: UInt64
+    public let isReadOnly: Bool
+
+    private let cache: WriteCache
+    private let worker: DeviceWorker
+
+    /// - Parameters:
+    ///   - name: of the device and its I/O thread: `blk0`.
+    ///   - image: what is on the disk. A read-only one refuses writes.
+    ///   - serial: nil derives one from the image's path, so that a guest finds its disk again.
+    ///   - queueSize: a power of two, 2 … 1024.
+    ///   - usesRing: false does without io_uring.
+    public init(name: String, image: consuming DiskImage, serial: String? = nil, queueSize: UInt16 = 256, usesRing: Bool = true)
+        throws(DiskImageError)
+    {
+        let path = image.path
+        let queueSize = min(max(queueSize, 2), 1024)
+        let printable = (serial ?? derivedSerial(path)).unicodeScalars.filter { (0x20..<0x7f).contains($0.value) }
+        let serial = String(printable.prefix(20).map(Character.init))
+        // Header and status have descriptors of their own in a chain without an indirect table.
+        let contents = BlockConfiguration(
+            capacity: image.size, maximumSegments: UInt32(max(3, queueSize)) - 2, optimalSize: image.clusterSize)
+        let common: FeatureSet = [.blockSizeMax, .blockSegmentsMax, .blockBlockSize, .blockTopology, .blockFlush]
+        let isReadOnly = image.isReadOnly
+        let size = image.size
+        let cache = WriteCache()
+        let disk = try DiskEngine(image, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing)
+        let engine = BlockEngine(disk, queueSize: Int(queueSize), serial: serial, cache: cache, statistics: statistics)
+        do {
+            worker = try DeviceWorker(name: name, engine: engine)
+        } catch {
+            throw .system(path: path, error)
+        }
+        self.name = name
+        self.serial = serial
+        self.cache = cache
+        self.isReadOnly = isReadOnly
+        capacity = size
+        maximumQueueSizes = [queueSize]
+        configuration = ConfigurationSpace(contents.bytes)
+        features = common.union(isReadOnly ? .blockReadOnly : [.blockDiscard, .blockWriteZeroes, .blockConfigurableWriteback])
+    }
+
+    public func activate(_ activation: Activation) {
+        // §5.2.5.2: a driver that does not flush gets a device that needs no flush.
+        if !activation.features.contains(.blockFlush) { setWriteback(false) }
+        worker.activate(activation)
+    }
+
+    public func reset() {
+        worker.reset()
+        setWriteback(true)
+    }
+
+    public func stopQueue(_ index: Int) { worker.stopQueue(index) }
+
+    public func startQueue(_ queue: QueueConfiguration) { worker.startQueue(queue) }
+
+    public func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {
+        guard offset == BlockConfiguration.writebackOffset, size == 1, features.contains(.blockConfigurableWriteback), value <= 1 else { return }
+        setWriteback(value == 1)
+    }
+
+    private func setWriteback(_ on: Bool) {
+        cache.isWriteback.store(on, ordering: .releasing)
+        configuration.update { $0[BlockConfiguration.writebackOffset] = on ? 1 : 0 }
+    }
+}
+
+/// Whether a write may be finished before it is durable. The driver's choice, read by the I/O thread at the end of a write.
+final class WriteCache: Sendable {
+    let isWriteback = Atomic<Bool>(true)
+}
+
+/// What a block device has done. Any thread may read it.
+public final class BlockStatistics: Sendable {
+    public let readBytes = DeviceCounters.Counter()
+    public let writtenBytes = DeviceCounters.Counter()
+    public let reads = DeviceCounters.Counter()
+    public let writes = DeviceCounters.Counter()
+    public let flushes = DeviceCounters.Counter()
+    /// DISCARD and WRITE_ZEROES.
+    public let discards = DeviceCounters.Counter()
+    /// Requests that ended as IOERR or UNSUPP.
+    public let failures = DeviceCounters.Counter()
+
+    init() {}
+}
+
+/// The same for the same path, and hardly so for another (FNV-1a).
+private func derivedSerial(_ path: String) -> String {
+    let hash = path.utf8.reduce(0xcbf2_9ce4_8422_2325 as UInt64) { ($0 ^ UInt64($1)) &* 0x100_0000_01b3 }
+    let digits = String(hash, radix: 16)
+    return "SWKV" + String(repeating: "0", count: 16 - digits.count) + digits
+}

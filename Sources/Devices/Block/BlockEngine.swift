@@ -1,0 +1,230 @@
+internal import DiskImage
+internal import Linux
+internal import Synchronization
+internal import Virtio
+
+/// The I/O thread's side of a block device: takes requests from the queue, hands them to the disk, finishes them.
+///
+/// A request's number in the disk's engine is its slot here too: for its buffers, and for what is to be remembered
+/// until it ends. There are as many as the queue has entries, so a chain that can be popped always has one.
+struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
+    // Moves to its thread as a whole and stays there, the queue with it: hence `Sendable`.
+    private var disk: DiskEngine
+    private let buffers: IOVectorPool
+    private var pending: [PendingBlockRequest?]
+    private let serial: String
+    private let cache: WriteCache
+    private let statistics: BlockStatistics
+
+    private var queue: Virtqueue?
+    private var interrupt: DeviceInterrupt?
+    private var counters: DeviceCounters?
+
+    private static let diskToken = DeviceWorkerToken.firstOfEngine
+
+    init(_ disk: consuming DiskEngine, queueSize: Int, serial: String, cache: WriteCache, statistics: BlockStatistics) {
+        self.disk = disk
+        buffers = IOVectorPool(slots: queueSize, capacity: queueSize)
+        pending = Array(repeating: nil, count: queueSize)
+        self.serial = serial
+        self.cache = cache
+        self.statistics = statistics
+    }
+
+    // MARK: - The worker's calls
+
+    mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
+        interrupt = activation.interrupt
+        counters = activation.counters
+        queue = try activation.makeQueue(0)
+        // Fails only for lack of kernel memory, and then the device cannot work.
+        if (try? epoll.add(disk.descriptor, .input, token: Self.diskToken)) == nil {
+            activation.interrupt.markNeedsReset()
+            queue = nil
+        }
+    }
+
+    mutating func notified(queue index: Int, epoll: borrowing Epoll) throws(VirtqueueError) {
+        try takeRequests()
+    }
+
+    mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
+        finishRequests()
+        publish()
+    }
+
+    mutating func reset(epoll: borrowing Epoll) {
+        drain()
+        epoll.remove(disk.descriptor)
+        queue = nil
+        interrupt = nil
+        counters = nil
+    }
+
+    mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) {
+        drain()
+        queue = nil
+    }
+
+    mutating func startQueue(_ configuration: QueueConfiguration, of activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
+        queue = try Virtqueue(configuration, features: activation.features, ram: activation.ram)
+    }
+
+    // MARK: - Requests
+
+    /// Takes all that is there, hands it to the kernel in one call, and shows the driver in one step what is done already
+    /// (data in the host's page cache comes back at once).
+    private mutating func takeRequests() throws(VirtqueueError) {
+        guard queue != nil else { return }
+        repeat {
+            queue?.disableNotifications()
+            while let slot = disk.acquire() {
+                guard let chain = try pop(slot) else { break }
+                begin(chain, slot)
+            }
+            submit()
+            finishRequests()
+            publish()
+        } while queue?.enableNotifications() == true
+    }
+
+    private mutating func pop(_ slot: Int) throws(VirtqueueError) -> DescriptorChain? {
+        do throws(VirtqueueError) {
+            if let chain = try queue?.pop(into: buffers[slot]) { return chain }
+        } catch {
+            disk.release(slot)
+            throw error
+        }
+        disk.release(slot)
+        return nil
+    }
+
+    /// Starts a request, or finishes it at once when there is nothing to wait for.
+    private mutating func begin(_ chain: DescriptorChain, _ slot: Int) {
+        var readable = chain.readable
+        var writable = chain.writable
+        guard let status = writable.removeLastByte() else {
+            // Nowhere to say how it went; the chain goes back nevertheless.
+            statistics.failures.add()
+            counters?.errors.add()
+            disk.release(slot)
+            queue?.push(chain.head, written: 0)
+            return
+        }
+        guard let header = BlockRequestHeader(readable) else { return reject(chain.head, status, .ioError, slot) }
+        readable.removeFirst(BlockRequestHeader.size)
+        pending[slot] = PendingBlockRequest(head: chain.head, status: status, ranges: readable, type: header.type)
+
+        switch header.type {
+        case BlockRequestType.read: transfer(slot, .read, header.sector, writable)
+        case BlockRequestType.write: transfer(slot, .write, header.sector, readable)
+        case BlockRequestType.flush: disk.start(slot, .flush, offset: 0, length: 0)
+        case BlockRequestType.getID: identify(slot, writable)
+        case BlockRequestType.discard, BlockRequestType.writeZeroes:
+            guard !disk.image.isReadOnly, !readable.isEmpty, readable.byteCount % BlockRange.size == 0,
+                  readable.byteCount / BlockRange.size <= UInt64(BlockConfiguration.maximumRanges) else { return finish(slot, .ioError) }
+            startNextRange(slot)
+        default: finish(slot, .unsupported)
+        }
+    }
+
+    private mutating func transfer(_ slot: Int, _ operation: DiskOperation, _ sector: UInt64, _ data: IOVectors) {
+        // No data at all is a driver's mistake: it gave the buffer the wrong direction.
+        guard data.byteCount > 0, data.byteCount % 512 == 0,
+              let range = byteRange(sector: sector, count: data.byteCount / 512, size: disk.image.size) else { return finish(slot, .ioError) }
+        // The vectors are the slot's own and stay until the slot is released.
+        unsafe disk.start(slot, operation, offset: range.offset, length: range.length, vectors: data.base, count: data.count)
+    }
+
+    private mutating func identify(_ slot: Int, _ writable: IOVectors) {
+        let zeroed = writable.fill(count: 20)
+        unsafe writable.copy(from: serial.utf8Span.span.bytes)
+        finish(slot, .ok, written: UInt64(zeroed))
+    }
+
+    /// Starts with the next range of a DISCARD or WRITE_ZEROES, or finishes the request when that range is wrong.
+    private mutating func startNextRange(_ slot: Int) {
+        guard let request = pending[slot] else { return }
+        guard let range = BlockRange(request.ranges, at: request.nextRange) else { return finish(slot, .ioError) }
+        pending[slot]?.nextRange += BlockRange.size
+        let isDiscard = request.type == BlockRequestType.discard
+        // §5.2.6.2: UNSUPP for flags that are not known, and for UNMAP in a DISCARD.
+        guard range.flags & ~(isDiscard ? 0 : BlockRange.unmap) == 0 else { return finish(slot, .unsupported) }
+        let limit = isDiscard ? BlockConfiguration.maximumDiscardSectors : BlockConfiguration.maximumWriteZeroesSectors
+        guard range.sectors <= limit, let bytes = byteRange(sector: range.sector, count: UInt64(range.sectors), size: disk.image.size)
+        else { return finish(slot, .ioError) }
+        let operation: DiskOperation = isDiscard ? .discard : range.flags & BlockRange.unmap != 0 ? .writeZeroesUnmapping : .writeZeroes
+        disk.start(slot, operation, offset: bytes.offset, length: bytes.length)
+    }
+
+    // MARK: - Their ends
+
+    private mutating func finishRequests() {
+        while let completion = disk.nextCompletion() { finish(completion) }
+    }
+
+    private mutating func finish(_ completion: DiskCompletion) {
+        let slot = completion.request
+        guard let request = pending[slot] else { return }
+        if completion.error != 0 { return finish(slot, .ioError) }
+        switch completion.operation {
+        case .read:
+            statistics.reads.add()
+            statistics.readBytes.add(completion.length)
+            return finish(slot, .ok, written: completion.length)
+        case .flush:
+            statistics.flushes.add()
+            return finish(slot, .ok)
+        case .write:
+            statistics.writes.add()
+            statistics.writtenBytes.add(completion.length)
+        case .discard, .writeZeroes, .writeZeroesUnmapping:
+            statistics.discards.add()
+            if request.nextRange < request.ranges.byteCount { return startNextRange(slot) }
+        }
+        // Without a write cache the driver takes the end of a write for durable.
+        if cache.isWriteback.load(ordering: .acquiring) { return finish(slot, .ok) }
+        disk.start(slot, .flush, offset: 0, length: 0)
+    }
+
+    /// The one end of every request that has a slot: status, used length, slot.
+    private mutating func finish(_ slot: Int, _ status: BlockStatus, written: UInt64 = 0) {
+        guard let request = pending[slot] else { return }
+        pending[slot] = nil
+        complete(request.head, request.status, status, slot, written)
+    }
+
+    private mutating func reject(_ head: UInt16, _ byte: GuestByte, _ status: BlockStatus, _ slot: Int) {
+        complete(head, byte, status, slot, 0)
+    }
+
+    private mutating func complete(_ head: UInt16, _ byte: GuestByte, _ status: BlockStatus, _ slot: Int, _ written: UInt64) {
+        byte.store(status.rawValue)
+        disk.release(slot)
+        counters?.requests.add()
+        if status != .ok {
+            counters?.errors.add()
+            statistics.failures.add()
+        }
+        // The data that was written, and the status byte behind it.
+        queue?.push(head, written: UInt32(clamping: written &+ 1))
+    }
+
+    /// A kernel that takes no operations any more leaves requests that never end: the driver is told to give the device up.
+    private mutating func submit() {
+        if (try? disk.submit()) == nil { interrupt?.markNeedsReset() }
+    }
+
+    private mutating func publish() {
+        if queue?.publish() == true { interrupt?.signal() }
+    }
+
+    /// Waits for everything in flight. The driver does not hear of it any more.
+    private mutating func drain() {
+        while disk.inFlight > 0 {
+            guard let completion = try? disk.waitForCompletion() else { break }
+            pending[completion.request] = nil
+            disk.release(completion.request)
+        }
+    }
+}

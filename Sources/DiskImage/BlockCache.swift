@@ -1,0 +1,119 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// A bounded set of equal blocks, each known by a number: slices of L2 tables, or decompressed clusters.
+///
+/// The cache reads nothing itself. Who misses a block takes a slot (``reserve(_:)``), has it filled while others wait,
+/// and calls ``finish(_:error:)``. Until ``settle(_:)`` the block stays, whatever else is wanted meanwhile, so that those who
+/// waited for it find it (or its error) and each of them gets on by a step.
+///
+/// It is set-associative; its memory is given by the kernel as it is touched, so an unused cache costs nothing.
+struct BlockCache: ~Copyable {
+    @safe enum Lookup {
+        case ready(UnsafeMutableRawPointer)
+        /// Somebody is filling it.
+        case loading
+        /// Filling it failed, with this errno value.
+        case failed(Int32)
+        case missing
+    }
+
+    private enum State: UInt8 { case empty, loading, fresh, failed, ready }
+
+    private struct Slot {
+        var key: UInt64
+        /// When it was last used, for the choice of a victim.
+        var stamp: UInt64
+        var error: Int32
+        /// A `State`; memory fresh from the kernel is `.empty`.
+        var state: UInt8
+    }
+
+    private static let ways = 8
+
+    /// Bytes of a block.
+    let blockSize: Int
+    private let setCount: Int
+    private let slots: Mapping
+    private let blocks: Mapping
+    private var clock: UInt64 = 0
+
+    /// - Parameters:
+    ///   - blockSize: bytes, at least 1.
+    ///   - count: blocks, rounded up to a multiple of 8. `blockSize * count` is bounded by the caller.
+    init(blockSize: Int, count: Int) throws(SystemCallError) {
+        let setCount = max(1, (count + Self.ways - 1) / Self.ways)
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+        let slots = try Mapping(size: setCount * Self.ways * MemoryLayout<Slot>.stride, flags: flags)
+        let blocks = try Mapping(size: setCount * Self.ways * blockSize, flags: flags)
+        self.blockSize = blockSize
+        self.setCount = setCount
+        self.slots = slots
+        self.blocks = blocks
+    }
+
+    /// Looks for a block and, if it is there, marks it used.
+    mutating func find(_ key: UInt64) -> Lookup {
+        let first = Int(key % UInt64(setCount)) * Self.ways
+        for slot in first..<first + Self.ways {
+            // Slots and blocks are within their mappings: `first` is below setCount * ways. So in every method here.
+            let entry = unsafe self.slot(slot)
+            guard unsafe entry.pointee.key == key, let state = unsafe State(rawValue: entry.pointee.state) else { continue }
+            switch state {
+            case .empty: continue
+            case .loading: return .loading
+            case .failed: return unsafe .failed(entry.pointee.error)
+            case .fresh, .ready:
+                clock &+= 1
+                unsafe entry.pointee.stamp = clock
+                return unsafe .ready(block(slot))
+            }
+        }
+        return .missing
+    }
+
+    /// Takes the slot for a missing block, at the cost of the one unused for longest; nil while all are being filled.
+    mutating func reserve(_ key: UInt64) -> Int? {
+        let first = Int(key % UInt64(setCount)) * Self.ways
+        var victim: Int?
+        var oldest = UInt64.max
+        for slot in first..<first + Self.ways {
+            let entry = unsafe self.slot(slot)
+            let state = unsafe State(rawValue: entry.pointee.state)
+            if state == .empty {
+                victim = slot
+                break
+            }
+            if state == .ready, unsafe entry.pointee.stamp < oldest {
+                victim = slot
+                unsafe oldest = entry.pointee.stamp
+            }
+        }
+        guard let victim else { return nil }
+        unsafe slot(victim).pointee = Slot(key: key, stamp: 0, error: 0, state: State.loading.rawValue)
+        return victim
+    }
+
+    /// The filling of a reserved slot ended; `error` is an errno value or 0.
+    mutating func finish(_ slot: Int, error: Int32) {
+        let entry = unsafe self.slot(slot)
+        unsafe entry.pointee.error = error
+        unsafe entry.pointee.state = (error == 0 ? State.fresh : .failed).rawValue
+    }
+
+    /// Those who waited have looked: from now on the block may be replaced, and what failed may be tried again.
+    mutating func settle(_ slot: Int) {
+        let entry = unsafe self.slot(slot)
+        unsafe entry.pointee.state = (entry.pointee.error == 0 ? State.ready : .empty).rawValue
+    }
+
+    /// A slot's memory, `blockSize` bytes that live as long as the cache.
+    func block(_ slot: Int) -> UnsafeMutableRawPointer {
+        unsafe blocks.start + slot * blockSize
+    }
+
+    private func slot(_ index: Int) -> UnsafeMutablePointer<Slot> {
+        unsafe slots.start.assumingMemoryBound(to: Slot.self) + index
+    }
+}

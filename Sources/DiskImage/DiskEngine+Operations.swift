@@ -1,0 +1,364 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+extension DiskEngine {
+    /// A request and how far it has come. `next` links it into the one list that it is in.
+    @safe struct Request {
+        var operation = DiskOperation.flush
+        /// The owner's vectors of a transfer.
+        var vectors: UnsafePointer<iovec>?
+        var segments = 0
+        var offset: UInt64 = 0
+        var length: UInt64 = 0
+        /// Bytes from the start for which operations are under way or done.
+        var mapped: UInt64 = 0
+        var search = DiskImage.Search(limit: 0)
+        /// Operations under way.
+        var pending: Int32 = 0
+        var error: Int32 = 0
+        /// Whether it is in `stalled` or `waiting` and will be advanced from there.
+        var isListed = false
+        var next: Int32 = -1
+
+        var isTransfer: Bool { operation == .read || operation == .write }
+
+        init() {}
+
+        init(operation: DiskOperation, vectors: UnsafePointer<iovec>?, segments: Int, offset: UInt64, length: UInt64) {
+            self.operation = operation
+            unsafe self.vectors = vectors
+            self.segments = segments
+            self.offset = offset
+            self.length = length
+            search.limit = length
+        }
+    }
+
+    /// One operation of the queue.
+    @safe struct Operation {
+        enum Kind: UInt8 { case read, write, synchronize, punch, zeroRange, writeZeroes, load }
+
+        var kind = Kind.synchronize
+        /// The request that it belongs to; -1 for a load.
+        var request: Int32 = -1
+        var layer = 0
+        var fileOffset: UInt64 = 0
+        /// Where in the request its bytes are.
+        var start: UInt64 = 0
+        var length: UInt64 = 0
+        /// Bytes done, when the kernel did a part.
+        var done: UInt64 = 0
+        var retries: Int32 = 0
+        var load: MetadataLoad?
+        /// The next free one.
+        var next: Int32 = -1
+    }
+
+    /// How often `EAGAIN` is taken for something that passes.
+    private static let maximumRetries: Int32 = 1000
+
+    // MARK: - Requests
+
+    /// Sets going what can be set going of a request, and completes it when nothing is left.
+    mutating func advance(_ index: Int32) {
+        // Indices of requests and operations come from our own lists only, so they are in bounds, here and below.
+        let request = unsafe requests + Int(index)
+        while unsafe request.pointee.error == 0, unsafe !isMapped(request) {
+            guard freeOperation >= 0 else {
+                unsafe request.pointee.isListed = true
+                unsafe stalled.append(index, requests)
+                return
+            }
+            if unsafe request.pointee.operation == .flush {
+                unsafe request.pointee.mapped = 1
+                // What cannot be written needs no flush.
+                if !image.isReadOnly { begin(Operation(kind: .synchronize, request: index)) }
+                continue
+            }
+            let position = unsafe request.pointee.offset + request.pointee.mapped
+            switch unsafe image.locate(position, &request.pointee.search) {
+            case .data(let place, let length):
+                let kind: Operation.Kind =
+                    switch unsafe request.pointee.operation {
+                    case .read: .read
+                    case .write: .write
+                    case .discard, .writeZeroesUnmapping: .punch
+                    case .writeZeroes, .flush: refusesZeroRange ? .writeZeroes : .zeroRange
+                    }
+                let operation = unsafe Operation(
+                    kind: kind, request: index, layer: request.pointee.search.layer, fileOffset: place, start: request.pointee.mapped, length: length)
+                unsafe request.pointee.consume(length)
+                begin(operation)
+            case .zero(let length):
+                unsafe whenReading(request) { fill(index, from: $0, length: length) }
+                unsafe request.pointee.consume(length)
+            case .memory(let bytes, let length):
+                unsafe whenReading(request) { unsafe copy(bytes, length: length, to: index, from: $0) }
+                unsafe request.pointee.consume(length)
+            case .unallocated:
+                // The chain ends in zeroes; it never says this.
+                unsafe request.pointee.error = EIO
+            case .load(let load):
+                wait(index)
+                begin(Operation(kind: .load, layer: load.layer, fileOffset: load.offset, length: UInt64(load.length), load: load))
+                return
+            case .wait:
+                wait(index)
+                return
+            case .failed(let error):
+                unsafe request.pointee.error = error
+            }
+        }
+        if unsafe request.pointee.pending == 0 { unsafe completed.append(index, requests) }
+    }
+
+    private func isMapped(_ request: UnsafeMutablePointer<Request>) -> Bool {
+        unsafe request.pointee.operation == .flush
+            ? request.pointee.mapped != 0 : request.pointee.mapped == request.pointee.length
+    }
+
+    private mutating func wait(_ index: Int32) {
+        unsafe requests[Int(index)].isListed = true
+        unsafe waiting.append(index, requests)
+    }
+
+    /// Zeroes and memory are for readers. Writing there comes with writable formats that have such extents; none is open for writing.
+    private func whenReading(_ request: UnsafeMutablePointer<Request>, _ body: (_ start: UInt64) -> Void) {
+        if unsafe request.pointee.operation == .read {
+            unsafe body(request.pointee.mapped)
+        } else {
+            unsafe request.pointee.error = EROFS
+        }
+    }
+
+    /// Lets the requests of a list, which the caller has emptied, try again; those that must wait on get into it anew.
+    private mutating func retry(_ list: IndexList) {
+        var list = list
+        while let index = unsafe list.popFirst(requests) {
+            unsafe requests[Int(index)].isListed = false
+            advance(index)
+        }
+    }
+
+    // MARK: - Operations
+
+    /// Starts an operation in a free slot, of which there is one.
+    private mutating func begin(_ operation: Operation) {
+        let index = freeOperation
+        freeOperation = unsafe operations[Int(index)].next
+        unsafe operations[Int(index)] = operation
+        if operation.request >= 0 { unsafe requests[Int(operation.request)].pending += 1 }
+        enqueue(index)
+    }
+
+    /// Puts what is left of an operation into the queue.
+    private mutating func enqueue(_ index: Int32) {
+        let operation = unsafe operations[Int(index)]
+        let token = UInt64(UInt32(bitPattern: index))
+        let offset = operation.fileOffset &+ operation.done
+        let left = operation.length &- operation.done
+        outstanding += 1
+        do throws(SystemCallError) {
+            switch operation.kind {
+            case .read, .write, .writeZeroes, .load:
+                let (vectors, count) = unsafe self.vectors(for: index)
+                let file = unsafe image.descriptor(operation.layer, for: vectors, count: count, offset: offset)
+                if operation.kind == .read || operation.kind == .load {
+                    try unsafe queue.read(file, vectors, count: count, at: offset, token: token)
+                } else {
+                    try unsafe queue.write(file, vectors, count: count, at: offset, token: token)
+                }
+            case .synchronize:
+                try queue.synchronize(image.descriptor(operation.layer), token: token)
+            case .punch:
+                let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+                try queue.allocate(image.descriptor(operation.layer), mode: mode, at: offset, length: left, token: token)
+            case .zeroRange:
+                let mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
+                try queue.allocate(image.descriptor(operation.layer), mode: mode, at: offset, length: left, token: token)
+            }
+        } catch {
+            // Unheard of, as the queue has room for every operation. It ends like any other, from `nextCompletion`.
+            outstanding -= 1
+            unsafe operations[Int(index)].next = refusedOperation
+            refusedOperation = index
+        }
+    }
+
+    /// An operation came back from the queue with bytes done or a negative errno value.
+    mutating func finish(_ index: Int32, result: Int) {
+        let operation = unsafe operations + Int(index)
+        let kind = unsafe operation.pointee.kind
+        if result < 0 { return unsafe fail(index, operation, Int32(clamping: -result)) }
+        switch kind {
+        case .synchronize, .punch, .zeroRange:
+            return end(index, error: 0)
+        case .read where result == 0:
+            // The end of the file. Where it has always been, zeroes follow; elsewhere the file has been cut since.
+            let place = unsafe operation.pointee.fileOffset + operation.pointee.done
+            guard unsafe image.isEnd(place, operation.pointee.layer) else { return end(index, error: EIO) }
+            unsafe fill(operation.pointee.request, from: operation.pointee.start + operation.pointee.done, length: operation.pointee.length - operation.pointee.done)
+            return end(index, error: 0)
+        case .load where result == 0:
+            return end(index, error: 0)
+        case .write where result == 0, .writeZeroes where result == 0:
+            return end(index, error: EIO)
+        case .read, .write, .writeZeroes, .load:
+            // Never more than was asked for; a kernel that says so is not believed.
+            unsafe operation.pointee.done += min(UInt64(result), operation.pointee.length - operation.pointee.done)
+            unsafe operation.pointee.retries = 0
+            if unsafe operation.pointee.done < operation.pointee.length { enqueue(index) } else { end(index, error: 0) }
+        }
+    }
+
+    private mutating func fail(_ index: Int32, _ operation: UnsafeMutablePointer<Operation>, _ error: Int32) {
+        switch (unsafe operation.pointee.kind, error) {
+        case (_, EINTR), (_, EAGAIN):
+            unsafe operation.pointee.retries += 1
+            if unsafe operation.pointee.retries > Self.maximumRetries { return end(index, error: error) }
+            enqueue(index)
+        case (.punch, EOPNOTSUPP):
+            // A discard is a wish. Zeroes are not: if they cannot be made with a hole they are written.
+            if unsafe requests[Int(operation.pointee.request)].operation == .discard { return end(index, error: 0) }
+            unsafe operation.pointee.kind = .writeZeroes
+            enqueue(index)
+        case (.zeroRange, EOPNOTSUPP):
+            refusesZeroRange = true
+            unsafe operation.pointee.kind = .writeZeroes
+            enqueue(index)
+        default:
+            end(index, error: error)
+        }
+    }
+
+    /// The operation is over: its request may be, and those that waited for it go on.
+    private mutating func end(_ index: Int32, error: Int32) {
+        let ended = unsafe operations[Int(index)]
+        release(operation: index)
+        if let load = ended.load {
+            image.finish(load, bytes: Int(ended.done), error: error)
+            let waiters = waiting
+            waiting = IndexList()
+            retry(waiters)
+            image.settle(load)
+        } else {
+            let request = unsafe requests + Int(ended.request)
+            unsafe request.pointee.pending -= 1
+            if unsafe request.pointee.error == 0 { unsafe request.pointee.error = error }
+            if unsafe request.pointee.pending == 0, unsafe !request.pointee.isListed { unsafe completed.append(ended.request, requests) }
+        }
+        if !stalled.isEmpty {
+            let waiters = stalled
+            stalled = IndexList()
+            retry(waiters)
+        }
+    }
+
+    mutating func release(operation index: Int32) {
+        unsafe operations[Int(index)].next = freeOperation
+        freeOperation = index
+    }
+
+    // MARK: - Memory of requests
+
+    /// The vectors for what is left of an operation. They are stable until the operation is next put into the queue.
+    private func vectors(for index: Int32) -> (UnsafePointer<iovec>, count: Int) {
+        let operation = unsafe operations[Int(index)]
+        // The mapping holds `maximumSegments` for each operation.
+        let own = unsafe self.vectors.start.assumingMemoryBound(to: iovec.self) + Int(index) * maximumSegments
+        let left = operation.length &- operation.done
+        if let load = operation.load {
+            unsafe own[0] = iovec(iov_base: load.buffer + Int(operation.done), iov_len: Int(left))
+            return unsafe (UnsafePointer(own), 1)
+        }
+        if operation.kind == .writeZeroes {
+            var count = 0
+            var rest = left
+            while rest > 0, count < maximumSegments {
+                let size = min(rest, UInt64(Self.zeroesSize))
+                unsafe own[count] = iovec(iov_base: zeroes.start, iov_len: Int(size))
+                rest -= size
+                count += 1
+            }
+            return unsafe (UnsafePointer(own), count)
+        }
+        let request = unsafe requests[Int(operation.request)]
+        if left == request.length, let all = unsafe request.vectors { return unsafe (all, request.segments) }
+        var count = 0
+        unsafe forEachPiece(operation.request, from: operation.start &+ operation.done, length: left) { base, length in
+            unsafe own[count] = iovec(iov_base: base, iov_len: length)
+            count += 1
+        }
+        return unsafe (UnsafePointer(own), count)
+    }
+
+    private func fill(_ request: Int32, from start: UInt64, length: UInt64) {
+        // Guest RAM: written through the helpers that the compiler does not look into.
+        unsafe forEachPiece(request, from: start, length: length) { base, count in unsafe clinux_fill(base, 0, count) }
+    }
+
+    private func copy(_ bytes: UnsafeRawPointer, length: UInt64, to request: Int32, from start: UInt64) {
+        var source = unsafe bytes
+        unsafe forEachPiece(request, from: start, length: length) { base, count in
+            unsafe clinux_copy(base, source, count)
+            unsafe source += count
+        }
+    }
+
+    /// Names the pieces of memory that hold the bytes `start ..< start + length` of a request.
+    private func forEachPiece(_ request: Int32, from start: UInt64, length: UInt64, _ body: (UnsafeMutableRawPointer, Int) -> Void) {
+        let segments = unsafe requests[Int(request)].segments
+        guard let vectors = unsafe requests[Int(request)].vectors else { return }
+        var skip = start
+        var rest = length
+        for index in 0..<segments where rest > 0 {
+            let size = unsafe UInt64(vectors[index].iov_len)
+            if skip >= size {
+                skip -= size
+                continue
+            }
+            let count = min(size - skip, rest)
+            // Inside the segment, which the request's owner vouches for.
+            if let base = unsafe vectors[index].iov_base { unsafe body(base + Int(skip), Int(count)) }
+            rest -= count
+            skip = 0
+        }
+    }
+
+    // MARK: - Lists of requests
+
+    /// A first-in, first-out list of requests, linked through them.
+    struct IndexList {
+        var first: Int32 = -1
+        var last: Int32 = -1
+        var isEmpty: Bool { first < 0 }
+
+        mutating func append(_ index: Int32, _ requests: UnsafeMutablePointer<Request>) {
+            // Indices in lists are those of requests.
+            unsafe requests[Int(index)].next = -1
+            if isEmpty { first = index } else { unsafe requests[Int(last)].next = index }
+            last = index
+        }
+
+        mutating func prepend(_ index: Int32, _ requests: UnsafeMutablePointer<Request>) {
+            unsafe requests[Int(index)].next = first
+            if isEmpty { last = index }
+            first = index
+        }
+
+        mutating func popFirst(_ requests: UnsafeMutablePointer<Request>) -> Int32? {
+            guard !isEmpty else { return nil }
+            let index = first
+            unsafe first = requests[Int(index)].next
+            return index
+        }
+    }
+}
+
+extension DiskEngine.Request {
+    mutating func consume(_ bytes: UInt64) {
+        mapped += bytes
+        search = DiskImage.Search(limit: length - mapped)
+    }
+}

@@ -1,0 +1,265 @@
+public import CLinux
+internal import Glibc
+internal import Linux
+
+/// What a request does to a range of the disk.
+public enum DiskOperation: UInt8, Sendable {
+    /// Disk to memory.
+    case read
+    /// Memory to disk.
+    case write
+    /// Makes durable every write that completed before this was started.
+    case flush
+    /// The range's contents no longer matter. What is read from it afterwards is the old data or zeroes.
+    case discard
+    /// The range reads as zeroes afterwards; its space stays reserved.
+    case writeZeroes
+    /// The range reads as zeroes afterwards and its space may be given back.
+    case writeZeroesUnmapping
+}
+
+/// A request that has ended.
+public struct DiskCompletion: Sendable {
+    /// The number that ``DiskEngine/acquire()`` gave.
+    public let request: Int
+    public let operation: DiskOperation
+    /// Bytes that the request was about.
+    public let length: UInt64
+    /// 0, or the errno value of the first failure.
+    public let error: Int32
+}
+
+/// Carries out requests on a disk image, many at a time, for the one thread that owns it.
+///
+/// A request is acquired and started; after a ``submit()`` it comes back from ``nextCompletion()``, and is then started with something else
+/// or released. All memory is set aside when the engine is made, so a request costs no allocation, no lock and no reference count.
+///
+/// A request is cut into operations along the extents that the image's metadata names. Where the metadata has to be read first, the request
+/// waits for that read and others go on. Nothing orders requests that are in flight together: who needs an order waits for completions.
+@safe public struct DiskEngine: ~Copyable, @unchecked Sendable {
+    public let image: DiskImage
+    /// Requests that can be in flight.
+    public let depth: Int
+    /// Memory segments that a request can have.
+    public let maximumSegments: Int
+    /// Requests started and not yet returned by ``nextCompletion()``.
+    public private(set) var inFlight = 0
+
+    // Everything below is used by the owner's thread alone: hence `Sendable`.
+    let queue: IOQueue
+    let requests: UnsafeMutablePointer<Request>
+    let operations: UnsafeMutablePointer<Operation>
+    /// `maximumSegments` for each operation; given by the kernel as they are touched.
+    let vectors: Mapping
+    let operationCount: Int
+    /// Zeroes to write where the file system cannot make any by itself.
+    let zeroes: Mapping
+
+    var freeRequests = IndexList()
+    /// Requests that need an operation and found none free.
+    var stalled = IndexList()
+    /// Requests that need metadata that is being read.
+    var waiting = IndexList()
+    var completed = IndexList()
+    var freeOperation: Int32 = -1
+    /// Operations that the queue did not take.
+    var refusedOperation: Int32 = -1
+    /// Operations that the queue has and has not completed.
+    var outstanding = 0
+    /// File systems differ in what `fallocate` can do; what this one refused is not asked again.
+    var refusesZeroRange = false
+
+    static let zeroesSize = 64 << 10
+
+    /// - Parameters:
+    ///   - depth: requests in flight, 1 … 4096.
+    ///   - segments: memory segments of a request, 1 … 1024 (the kernel's limit).
+    ///   - usesRing: false does without io_uring, as happens by itself where the host has none for this process.
+    public init(_ image: consuming DiskImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
+        let operations = Self.operationCount(depth)
+        // No ring, for whatever reason, is no reason to have no disk.
+        if usesRing, let ring = try? IORing(entries: operations) {
+            try self.init(image, depth: depth, segments: segments, queue: .ring(ring))
+        } else {
+            let io = try synchronousIO(operations, .host, image.path)
+            try self.init(image, depth: depth, segments: segments, queue: .synchronous(io))
+        }
+    }
+
+    /// An engine whose system calls are a test's.
+    init(_ image: consuming DiskImage, depth: Int, segments: Int, calls: FileCalls) throws(DiskImageError) {
+        let io = try synchronousIO(Self.operationCount(depth), calls, image.path)
+        try self.init(image, depth: depth, segments: segments, queue: .synchronous(io))
+    }
+
+    private init(_ image: consuming DiskImage, depth: Int, segments: Int, queue: consuming IOQueue) throws(DiskImageError) {
+        let depth = min(max(depth, 1), 4096)
+        let segments = min(max(segments, 1), 1024)
+        let operationCount = Self.operationCount(depth)
+        let vectorSize = unsafe MemoryLayout<iovec>.stride
+        let vectors = try memory(operationCount * segments * vectorSize, image.path)
+        let zeroes = try memory(Self.zeroesSize, image.path)
+        self.depth = depth
+        maximumSegments = segments
+        self.operationCount = operationCount
+        self.image = image
+        self.queue = queue
+        self.vectors = vectors
+        self.zeroes = zeroes
+        unsafe requests = .allocate(capacity: depth)
+        unsafe requests.initialize(repeating: Request(), count: depth)
+        unsafe operations = .allocate(capacity: operationCount)
+        unsafe operations.initialize(repeating: Operation(), count: operationCount)
+        for index in 0..<depth { unsafe freeRequests.append(Int32(index), requests) }
+        for index in (0..<operationCount).reversed() { release(operation: Int32(index)) }
+    }
+
+    deinit {
+        // The kernel may still write to the memory of requests: nobody may free that before they have ended.
+        var left = outstanding
+        while left > 0, (try? queue.submit()) != nil, (try? queue.wait()) != nil {
+            while queue.nextCompletion() != nil { left -= 1 }
+        }
+        unsafe requests.deallocate()
+        unsafe operations.deallocate()
+    }
+
+    private static func operationCount(_ depth: Int) -> Int {
+        // Large requests on a fragmented image take several; a few more let small ones pass.
+        min(max(depth, 1), 4096) + 32
+    }
+
+    // MARK: - The owner's side
+
+    /// Whether operations go through io_uring.
+    public var usesRing: Bool { queue.isRing }
+
+    /// A descriptor that is readable while operations have ended; after it became so, call ``nextCompletion()`` until it gives nil.
+    public var descriptor: Int32 { queue.rawValue }
+
+    /// A free request, or nil while all ``depth`` are taken.
+    public mutating func acquire() -> Int? {
+        guard let index = unsafe freeRequests.popFirst(requests) else { return nil }
+        return Int(index)
+    }
+
+    /// Gives an acquired request back, which was not started, or has come back.
+    public mutating func release(_ request: Int) {
+        precondition(request >= 0 && request < depth)
+        unsafe freeRequests.prepend(Int32(request), requests)
+    }
+
+    /// Starts an acquired request. A range that is not inside the disk, a write to a read-only one, and vectors whose lengths
+    /// contradict `length` end it with an error, as any failure does; it always ends.
+    /// - Parameters:
+    ///   - offset: bytes from the start of the disk.
+    ///   - length: bytes: the sum of the vectors for a transfer.
+    ///   - vectors: the memory of a transfer. Both they and what they name stay as they are until the request has come back.
+    ///   - count: how many vectors, at most ``maximumSegments``.
+    public mutating func start(
+        _ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, vectors: UnsafePointer<iovec>, count: Int
+    ) {
+        start(request, unsafe Request(operation: operation, vectors: vectors, segments: count, offset: offset, length: length))
+    }
+
+    /// Starts an acquired request that transfers nothing. A flush has offset and length 0.
+    public mutating func start(_ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64) {
+        start(request, unsafe Request(operation: operation, vectors: nil, segments: 0, offset: offset, length: length))
+    }
+
+    private mutating func start(_ index: Int, _ request: Request) {
+        precondition(index >= 0 && index < depth)
+        inFlight += 1
+        unsafe requests[index] = request
+        if let error = refusal(request) { unsafe requests[index].error = error }
+        advance(Int32(index))
+    }
+
+    /// Hands what was started to the kernel; once after a batch is enough.
+    /// - Throws: when the kernel takes nothing any more. The engine is of no further use then.
+    public mutating func submit() throws(DiskImageError) {
+        do { try queue.submit() } catch { throw .request(path: image.path, error) }
+    }
+
+    /// The next request that has ended, or nil when none has. What this sets going (the rest of a short transfer, say) is submitted
+    /// before it answers nil.
+    public mutating func nextCompletion() -> DiskCompletion? {
+        while true {
+            if let index = unsafe completed.popFirst(requests) {
+                inFlight -= 1
+                let ended = unsafe requests[Int(index)]
+                return DiskCompletion(request: Int(index), operation: ended.operation, length: ended.length, error: ended.error)
+            }
+            if refusedOperation >= 0 {
+                let index = refusedOperation
+                unsafe refusedOperation = operations[Int(index)].next
+                finish(index, result: -Int(EIO))
+                continue
+            }
+            guard let completion = queue.nextCompletion() else {
+                // A failure here shows again in the owner's next `submit`.
+                try? queue.submit()
+                return nil
+            }
+            outstanding -= 1
+            finish(Int32(truncatingIfNeeded: completion.token), result: Int(completion.result))
+        }
+    }
+
+    /// Waits until a request has ended, if any is in flight.
+    public mutating func waitForCompletion() throws(DiskImageError) -> DiskCompletion? {
+        while true {
+            try submit()
+            if let completion = nextCompletion() { return completion }
+            guard outstanding > 0 else { return nil }
+            do { try queue.wait() } catch { throw .request(path: image.path, error) }
+        }
+    }
+
+    /// One transfer from start to end, for tools and tests; nothing else may be in flight.
+    public mutating func perform(_ operation: DiskOperation, at offset: UInt64, memory: UnsafeMutableRawBufferPointer) throws(DiskImageError) {
+        // On the stack for as long as the request lasts.
+        var vector = unsafe iovec(iov_base: memory.baseAddress, iov_len: memory.count)
+        try unsafe withUnsafePointer(to: &vector) { (vector) throws(DiskImageError) in
+            let count = unsafe memory.isEmpty ? 0 : 1
+            try perform(unsafe Request(operation: operation, vectors: vector, segments: count, offset: offset, length: UInt64(memory.count)))
+        }
+    }
+
+    /// The same for what transfers nothing.
+    public mutating func perform(_ operation: DiskOperation, at offset: UInt64 = 0, length: UInt64 = 0) throws(DiskImageError) {
+        try perform(unsafe Request(operation: operation, vectors: nil, segments: 0, offset: offset, length: length))
+    }
+
+    private mutating func perform(_ request: Request) throws(DiskImageError) {
+        precondition(inFlight == 0)
+        guard let index = acquire() else { return }
+        defer { release(index) }
+        start(index, request)
+        if let error = try waitForCompletion()?.error, error != 0 {
+            throw .request(path: image.path, SystemCallError("\(request.operation)", errno: error))
+        }
+    }
+
+    /// Why a request cannot be; an errno value.
+    private func refusal(_ request: Request) -> Int32? {
+        guard request.offset <= image.size, request.length <= image.size - request.offset else { return EINVAL }
+        if request.operation != .read, request.operation != .flush, image.isReadOnly { return EROFS }
+        guard request.isTransfer else { return nil }
+        guard request.segments >= 0, request.segments <= maximumSegments else { return EINVAL }
+        var sum: UInt64 = 0
+        if let vectors = unsafe request.vectors {
+            // As many as the request's owner says there are.
+            for segment in 0..<request.segments { sum &+= unsafe UInt64(vectors[segment].iov_len) }
+        }
+        return sum == request.length ? nil : EINVAL
+    }
+}
+
+private func synchronousIO(_ capacity: Int, _ calls: FileCalls, _ path: String) throws(DiskImageError) -> SynchronousIO {
+    do { return try SynchronousIO(capacity: capacity, calls: calls) } catch { throw .system(path: path, error) }
+}
+
+private func memory(_ size: Int, _ path: String) throws(DiskImageError) -> Mapping {
+    do { return try Mapping(size: size, flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) } catch { throw .system(path: path, error) }
+}

@@ -1,0 +1,99 @@
+public import Linux
+
+/// What keeps a disk image from being opened or used. Each describes itself in one sentence.
+public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
+    /// A system call on the file failed.
+    case system(path: String, SystemCallError)
+    /// Neither the user nor the file's name tells the format.
+    case formatUnknown(path: String)
+    /// The stated format is none of ours.
+    case formatUnsupported(path: String, name: String)
+    /// A directory, a socket, …: no place for a disk.
+    case notAFile(path: String)
+    /// The file does not begin with qcow2's magic; `found` are its first bytes, at most four.
+    case notQCOW2(path: String, found: [UInt8])
+    /// The file ends before something that its header says is there.
+    case truncated(path: String, what: String, needed: UInt64, size: UInt64)
+    /// A header field that contradicts the format.
+    case invalid(path: String, reason: String)
+    /// A feature of the format that cannot be used.
+    case unsupported(path: String, feature: String)
+    /// The format can only be read.
+    case notWritable(path: String, format: ImageFormat)
+    /// Another process has the file open in a way that excludes ours.
+    case locked(path: String, forWriting: Bool)
+    /// The file system keeps no locks.
+    case lockingUnavailable(path: String, SystemCallError)
+    /// `cache=none` on a file system without direct I/O.
+    case directUnavailable(path: String, SystemCallError)
+    /// A backing file, named by the image `of`, cannot be used.
+    case backing(of: String, DiskImageError)
+    /// The image names a backing file and the user does not allow one.
+    case backingNotAllowed(path: String, name: String)
+    /// A backing file's name that is not a plain path.
+    case backingName(path: String, name: String)
+    /// An image that is, over others or not, its own backing file.
+    case backingLoop(path: String)
+    /// More images on top of each other than ``DiskImage/maximumChainLength``.
+    case backingTooDeep(path: String)
+    /// A request failed with an errno value.
+    case request(path: String, SystemCallError)
+
+    public var description: String {
+        switch self {
+        case .system(let path, let error):
+            "disk \(quoted(path)): \(error)"
+        case .formatUnknown(let path):
+            "disk \(quoted(path)): its name does not tell the format; add format=raw or format=qcow2"
+        case .formatUnsupported(let path, let name):
+            "disk \(quoted(path)): the format \(quoted(name)) is not supported; raw and qcow2 are"
+        case .notAFile(let path):
+            "disk \(quoted(path)): neither a regular file nor a block device"
+        case .notQCOW2(let path, let found):
+            "disk \(quoted(path)): not a qcow2 image: starts with \(quoted(bytes: found)), wanted \"QFI\\xfb\"; if it is raw, say format=raw"
+        case .truncated(let path, let what, let needed, let size):
+            "disk \(quoted(path)): truncated: \(what) ends at byte \(needed), the file at \(size)"
+        case .invalid(let path, let reason):
+            "disk \(quoted(path)): damaged or not made by a correct program: \(reason)"
+        case .unsupported(let path, let feature):
+            "disk \(quoted(path)): it needs \(feature), which is not supported; qemu-img convert makes a plain image of it"
+        case .notWritable(let path, let format):
+            "disk \(quoted(path)): \(format.rawValue) images are read-only for now: add ,ro, or convert it to raw"
+        case .locked(let path, forWriting: true):
+            "disk \(quoted(path)): another process has it open for writing"
+        case .locked(let path, forWriting: false):
+            "disk \(quoted(path)): another process has it open and relies on its contents; close that one or add ,ro"
+        case .lockingUnavailable(let path, let error):
+            "disk \(quoted(path)): its file system keeps no locks (\(error)); lock=off does without, at your own risk"
+        case .directUnavailable(let path, let error):
+            "disk \(quoted(path)): its file system has no direct I/O (\(error)); use cache=writeback"
+        case .backing(let of, let error):
+            "disk \(quoted(of)), backing file: \(error)"
+        case .backingNotAllowed(let path, let name):
+            "disk \(quoted(path)): it has the backing file \(quoted(name)) and backing files are not allowed here"
+        case .backingName(let path, let name):
+            "disk \(quoted(path)): its backing file \(quoted(name)) is not the path of a local file"
+        case .backingLoop(let path):
+            "disk \(quoted(path)): the chain of backing files leads back to it"
+        case .backingTooDeep(let path):
+            "disk \(quoted(path)): more than \(DiskImage.maximumChainLength) images stand on top of each other"
+        case .request(let path, let error):
+            "disk \(quoted(path)): \(error)"
+        }
+    }
+}
+
+/// Text that may come from an image, safe for a terminal: control characters and quotes are escaped.
+private func quoted(_ text: String) -> String {
+    "\"" + text.unicodeScalars.map { $0.properties.generalCategory == .control || $0 == "\"" ? $0.escaped(asASCII: true) : String($0) }
+        .joined() + "\""
+}
+
+private func quoted(bytes: [UInt8]) -> String {
+    let digits = Array("0123456789abcdef")
+    let text = bytes.map { byte in
+        (0x20..<0x7f).contains(byte) && byte != 0x22 && byte != 0x5c
+            ? String(UnicodeScalar(byte)) : "\\x\(digits[Int(byte >> 4)])\(digits[Int(byte & 15)])"
+    }
+    return bytes.isEmpty ? "nothing (an empty file)" : "\"\(text.joined())\""
+}

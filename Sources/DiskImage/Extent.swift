@@ -1,0 +1,58 @@
+/// How the start of a range of a disk is stored: the answer of an image's metadata, which does no I/O.
+/// Lengths are in bytes, at least 1 and at most what was asked for; what comes after is asked for again.
+@safe enum Extent {
+    /// At this place of the layer's file.
+    case data(offset: UInt64, length: UInt64)
+    /// Nowhere: it reads as zeroes.
+    case zero(length: UInt64)
+    /// Not in this layer: the next one down the chain knows.
+    case unallocated(length: UInt64)
+    /// Here, until the image is next asked anything.
+    case memory(UnsafeRawPointer, length: UInt64)
+    /// The answer needs this read first.
+    case load(MetadataLoad)
+    /// The answer needs a read that is under way.
+    case wait
+    /// There is no answer; an errno value.
+    case failed(Int32)
+}
+
+/// A read that an image needs before it can answer. Who carries it out reports to ``DiskImage/finish(_:bytes:error:)``.
+@safe struct MetadataLoad {
+    enum Kind { case l2Slice, compressedCluster }
+
+    /// Whose file; filled in by the chain.
+    var layer = 0
+    let kind: Kind
+    /// The slot of the kind's cache that it fills.
+    let slot: Int
+    let offset: UInt64
+    let length: Int
+    /// `length` bytes that live as long as the image.
+    let buffer: UnsafeMutableRawPointer
+    /// The disk offset that was asked for, for the report of a damage.
+    let diskOffset: UInt64
+}
+
+/// Something in an image that cannot be right, met while it was used.
+enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
+    case l2TableMisaligned(offset: UInt64)
+    case l2TableBeyondEnd(offset: UInt64)
+    case clusterMisaligned(offset: UInt64)
+    case clusterBeyondEnd(offset: UInt64)
+    case zeroFlagInVersion2
+    case subclusterBothZeroAndAllocated
+    case compressedClusterBroken(offset: UInt64)
+
+    var description: String {
+        switch self {
+        case .l2TableMisaligned(let offset): "an L2 table at byte \(offset), not the start of a cluster"
+        case .l2TableBeyondEnd(let offset): "an L2 table at byte \(offset), beyond the end of the file"
+        case .clusterMisaligned(let offset): "a data cluster at byte \(offset), not the start of a cluster"
+        case .clusterBeyondEnd(let offset): "a data cluster at byte \(offset), beyond the end of the file"
+        case .zeroFlagInVersion2: "a zero cluster in an image of version 2"
+        case .subclusterBothZeroAndAllocated: "a subcluster that is both zero and allocated"
+        case .compressedClusterBroken(let offset): "a compressed cluster at byte \(offset) that does not decompress"
+        }
+    }
+}

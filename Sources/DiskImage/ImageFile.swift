@@ -1,0 +1,105 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// One open file of an image: its descriptors and what was found out about it when it was opened.
+struct ImageFile: ~Copyable, Sendable {
+    /// What makes two paths the same file.
+    struct Identity: Equatable, Sendable {
+        let device: UInt64
+        let inode: UInt64
+    }
+
+    let path: String
+    let identity: Identity
+    /// Bytes when it was opened.
+    let size: UInt64
+    /// The file through the page cache. It carries the lock.
+    let descriptor: FileDescriptor
+    /// The same file with `O_DIRECT`, for what is aligned to ``directAlignment``.
+    private let direct: FileDescriptor?
+    private let directAlignment: UInt
+
+    /// Opens a regular file or a block device, and locks it.
+    init(path: String, writable: Bool, cache: CacheMode, locking: Bool) throws(DiskImageError) {
+        let access = writable ? O_RDWR : O_RDONLY
+        // Without O_NONBLOCK a named pipe would keep us waiting for its other end.
+        let file = try asking(path) { () throws(SystemCallError) in try FileDescriptor.open(path, access | O_NONBLOCK) }
+        let (status, size) = try asking(path) { () throws(SystemCallError) in
+            try file.setNonBlocking(false)
+            return (try file.status(), try file.size())
+        }
+        let kind = status.st_mode & S_IFMT
+        guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
+        if locking { try lockImage(file, path: path, writable: writable) }
+        let direct = try cache == .none ? openDirect(path, access) : nil
+
+        // 4 KiB satisfies every file system; a device says what it wants.
+        var sector: Int32 = 4096
+        if kind == S_IFBLK { _ = try? file.ioctl(CLINUX_BLKSSZGET, &sector, named: "BLKSSZGET") }
+        self.path = path
+        identity = Identity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino))
+        self.size = size
+        descriptor = file
+        self.direct = direct
+        directAlignment = UInt(max(512, sector))
+    }
+
+    /// The descriptor for a transfer between `offset` and the memory of `vectors`.
+    func number(for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
+        guard let number = directNumber else { return descriptor.rawValue }
+        var bits = UInt(truncatingIfNeeded: offset)
+        for index in 0..<count {
+            // The caller vouches for `count` vectors; only their values are looked at.
+            unsafe bits |= UInt(bitPattern: vectors[index].iov_base) | UInt(bitPattern: vectors[index].iov_len)
+        }
+        return bits & (directAlignment &- 1) == 0 ? number : descriptor.rawValue
+    }
+
+    /// Reads a range in full, as is needed when an image is opened.
+    /// - Parameter what: what is read, for the error that the file ends before it does.
+    func read(_ what: String, into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
+        let (end, overflow) = offset.addingReportingOverflow(UInt64(buffer.count))
+        guard !overflow, end <= size else { throw .truncated(path: path, what: what, needed: overflow ? .max : end, size: size) }
+        var done = 0
+        while done < buffer.count {
+            let got: Int
+            do {
+                // The rest of the caller's buffer.
+                got = try unsafe descriptor.read(into: UnsafeMutableRawBufferPointer(rebasing: buffer[done...]), at: offset &+ UInt64(done))
+            } catch {
+                throw .system(path: path, error)
+            }
+            // It shrank since its size was asked.
+            guard got > 0 else { throw .truncated(path: path, what: what, needed: end, size: offset &+ UInt64(done)) }
+            done += got
+        }
+    }
+
+    /// As above, into an array. `count` is bounded by the caller before it is an allocation here.
+    func read(_ what: String, count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
+        guard UInt64(count) <= size else { throw .truncated(path: path, what: what, needed: offset &+ UInt64(count), size: size) }
+        var bytes = [UInt8](repeating: 0, count: count)
+        var failure: DiskImageError?
+        unsafe bytes.withUnsafeMutableBytes { buffer in
+            do throws(DiskImageError) { try unsafe read(what, into: buffer, at: offset) } catch { failure = error }
+        }
+        if let failure { throw failure }
+        return bytes
+    }
+
+    private var directNumber: Int32? {
+        switch direct {
+        case .some(let file): file.rawValue
+        case nil: nil
+        }
+    }
+}
+
+private func asking<Answer: ~Copyable>(_ path: String, _ body: () throws(SystemCallError) -> Answer) throws(DiskImageError) -> Answer {
+    do { return try body() } catch { throw .system(path: path, error) }
+}
+
+private func openDirect(_ path: String, _ access: Int32) throws(DiskImageError) -> FileDescriptor {
+    do { return try FileDescriptor.open(path, access | CLINUX_O_DIRECT) } catch { throw .directUnavailable(path: path, error) }
+}

@@ -1,0 +1,53 @@
+/// The format of a disk image.
+public enum ImageFormat: String, Sendable, CaseIterable {
+    /// The disk's bytes as they are: a file (holes are kept) or a block device.
+    case raw
+    /// QEMU's copy-on-write format, versions 2 and 3.
+    case qcow2
+
+    /// The format that a file's name stands for, by its extension alone: what a file contains is the guest's doing
+    /// once it was a guest's disk, so it is never asked.
+    public init(extensionOf path: String) throws(DiskImageError) {
+        let name = path.split(separator: "/").last.map { $0.lowercased() } ?? ""
+        let ending = name.lastIndex(of: ".").map { name[name.index(after: $0)...] } ?? ""
+        switch ending {
+        case "raw", "img": self = .raw
+        case "qcow2", "qcow": self = .qcow2
+        default: throw .formatUnknown(path: path)
+        }
+    }
+}
+
+/// How the host's page cache is used.
+public enum CacheMode: String, Sendable, CaseIterable {
+    /// Through the page cache; a FLUSH of the guest makes it durable (`fdatasync`).
+    case writeback
+    /// Around the page cache (`O_DIRECT`). Requests that are not aligned to what the file wants go through it after all.
+    case none
+}
+
+/// How a disk image is opened.
+public struct DiskImageOptions: Sendable {
+    /// nil: from the file's name.
+    public var format: ImageFormat?
+    public var readOnly: Bool
+    public var cache: CacheMode
+    /// Exclude other processes that would write (or, when we write, read) the image.
+    public var locking: Bool
+    /// Follow the names of backing files that images carry. An image of unknown origin can name any file of the host.
+    public var allowsBacking: Bool
+    /// The most bytes of L2 tables kept in memory, for each qcow2 image of the chain. No more is taken than the disk needs.
+    public var metadataCacheSize: Int
+
+    public init(
+        format: ImageFormat? = nil, readOnly: Bool = false, cache: CacheMode = .writeback, locking: Bool = true,
+        allowsBacking: Bool = true, metadataCacheSize: Int = 32 << 20
+    ) {
+        self.format = format
+        self.readOnly = readOnly
+        self.cache = cache
+        self.locking = locking
+        self.allowsBacking = allowsBacking
+        self.metadataCacheSize = metadataCacheSize
+    }
+}

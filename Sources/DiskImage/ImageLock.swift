@@ -1,0 +1,44 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// QEMU's image locks: for each thing that a user of an image does with it there is a byte of the file, 100 + n, and
+/// for each thing that it does not bear from others another, 200 + n. Whoever does or does not bear something holds a shared
+/// lock on that byte, and looks whether somebody holds the opposite one. Nothing is ever locked exclusively, and the bytes need not exist.
+private enum Permission: off_t, CaseIterable {
+    case consistentRead = 0
+    case write = 1
+    case resize = 3
+
+    static let held: off_t = 100
+    static let refused: off_t = 200
+}
+
+/// Takes the locks of a reader, which bears other readers, or of a writer, which bears nobody.
+///
+/// They belong to the open file (`F_OFD_SETLK`), so they end with it however the process ends. qemu-img, QEMU and swkvm keep
+/// each other out.
+func lockImage(_ file: borrowing FileDescriptor, path: String, writable: Bool) throws(DiskImageError) {
+    let holds: [Permission] = writable ? [.consistentRead, .write, .resize] : [.consistentRead]
+    let refuses: [Permission] = [.write, .resize]
+
+    // First take, then look: of two that come at once at least one sees the other.
+    for byte in holds.map({ Permission.held + $0.rawValue }) + refuses.map({ Permission.refused + $0.rawValue })
+    where clinux_ofd_lock(file.rawValue, Int16(F_RDLCK), byte, 1) < 0 {
+        let error = SystemCallError.last("fcntl")
+        // Somebody locks exclusively, who is no QEMU.
+        if error.errno == EAGAIN || error.errno == EACCES { throw .locked(path: path, forWriting: true) }
+        throw .lockingUnavailable(path: path, error)
+    }
+    for permission in refuses where isLocked(file, Permission.held + permission.rawValue) {
+        throw .locked(path: path, forWriting: true)
+    }
+    for permission in holds where isLocked(file, Permission.refused + permission.rawValue) {
+        throw .locked(path: path, forWriting: false)
+    }
+}
+
+private func isLocked(_ file: borrowing FileDescriptor, _ byte: off_t) -> Bool {
+    // Asked for an exclusive lock, the kernel names any holder but ourselves.
+    clinux_ofd_lock_test(file.rawValue, Int16(F_WRLCK), byte, 1) != F_UNLCK
+}

@@ -1,0 +1,222 @@
+internal import Linux
+
+/// The header of a qcow2 image, checked: every field is within the bounds that the format sets
+/// (QEMU, docs/interop/qcow2.txt), and every table it names lies inside the file.
+struct QCOW2Header: Equatable, Sendable {
+    static let magic: [UInt8] = [0x51, 0x46, 0x49, 0xfb]
+
+    let version: UInt32
+    /// 9 … 21: clusters of 512 bytes to 2 MiB.
+    let clusterBits: Int
+    /// Bytes of the disk.
+    let size: UInt64
+    /// L1 entries that the disk needs; the table may be longer.
+    let l1Count: Int
+    let l1Offset: UInt64
+    /// Whether L2 entries have 16 bytes, with a bitmap of 32 subclusters.
+    let hasExtendedL2: Bool
+    /// Someone who did not close the image kept reference counts lazily. They do not matter to a reader.
+    let isDirty: Bool
+    /// Someone found the image damaged. Reading stays allowed, for rescue; each damage met is an I/O error.
+    let isCorrupt: Bool
+    /// The backing file's name as written, without a meaning yet.
+    let backingName: String?
+    /// The format of the backing file, if the image states it.
+    let backingFormat: String?
+
+    var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
+    /// log2 of the entries of an L2 table, which fills a cluster.
+    var l2Bits: Int { clusterBits - (hasExtendedL2 ? 4 : 3) }
+
+    private enum Incompatible {
+        static let dirty: UInt64 = 1 << 0
+        static let corrupt: UInt64 = 1 << 1
+        static let externalData: UInt64 = 1 << 2
+        static let compression: UInt64 = 1 << 3
+        static let extendedL2: UInt64 = 1 << 4
+        static let known = dirty | corrupt | externalData | compression | extendedL2
+    }
+
+    private enum ExtensionType {
+        static let end: UInt32 = 0
+        static let backingFormat: UInt32 = 0xe279_2aca
+        static let featureNames: UInt32 = 0x6803_f857
+    }
+
+    /// The most bytes of an L1 table, as in QEMU.
+    private static let maximumL1Size = 32 << 20
+
+    /// Reads and checks the header of a file.
+    init(_ file: borrowing ImageFile) throws(DiskImageError) {
+        let path = file.path
+        func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
+            if !condition { throw .invalid(path: path, reason: reason()) }
+        }
+        let start = try file.read("the header", count: Int(min(4, file.size)), at: 0)
+        guard start == Self.magic else { throw .notQCOW2(path: path, found: start) }
+
+        let fixed = try file.read("the header", count: 72, at: 0)
+        version = fixed.bigEndian32(at: 4)
+        guard version == 2 || version == 3 else { throw .unsupported(path: path, feature: "qcow2 version \(version)") }
+        let bits = fixed.bigEndian32(at: 20)
+        try require((9...21).contains(bits), "clusters of 2^\(bits) bytes; 2^9 to 2^21 are possible")
+        clusterBits = Int(bits)
+        let clusterSize = UInt64(1) << UInt64(bits)
+
+        // What follows is within the first cluster. A file may end within it only if it holds no data at all, which
+        // the check of the L1 table below finds out.
+        let cluster = try file.read("the header", count: Int(min(clusterSize, file.size)), at: 0)
+        var incompatible: UInt64 = 0
+        var headerLength = 72
+        if version == 3 {
+            guard cluster.count >= 104 else { throw .truncated(path: path, what: "the header", needed: 104, size: file.size) }
+            let length = cluster.bigEndian32(at: 100)
+            try require(length >= 104 && UInt64(length) <= clusterSize, "a header of \(length) bytes")
+            guard length <= cluster.count else {
+                throw .truncated(path: path, what: "the header", needed: UInt64(length), size: file.size)
+            }
+            headerLength = Int(length)
+            incompatible = cluster.bigEndian64(at: 72)
+            let refcountOrder = cluster.bigEndian32(at: 96)
+            try require(refcountOrder <= 6, "reference counts of 2^\(refcountOrder) bits; at most 2^6 are possible")
+        }
+
+        // The extensions tell the names of features, so they come before the features themselves.
+        var extensions = Extensions()
+        let backingOffset = fixed.bigEndian64(at: 8)
+        let backingLength = fixed.bigEndian32(at: 16)
+        if backingOffset != 0 {
+            try require(backingLength <= 1023, "a backing file name of \(backingLength) bytes; 1023 are possible")
+            try require(
+                backingOffset >= UInt64(headerLength) && backingOffset <= UInt64(cluster.count)
+                    && UInt64(backingLength) <= UInt64(cluster.count) - backingOffset,
+                "a backing file name at byte \(backingOffset), outside of the header's cluster")
+        }
+        let extensionsEnd = backingOffset != 0 ? Int(backingOffset) : cluster.count
+        try extensions.read(cluster[headerLength..<extensionsEnd], path: path)
+
+        switch fixed.bigEndian32(at: 32) {
+        case 0: break
+        case 1: throw .unsupported(path: path, feature: "AES encryption (encrypted image)")
+        case 2: throw .unsupported(path: path, feature: "LUKS encryption (encrypted image)")
+        case let method: throw .unsupported(path: path, feature: "encryption method \(method)")
+        }
+        let unknown = incompatible & ~Incompatible.known
+        guard unknown == 0 else {
+            let names = (0..<64).filter { unknown >> UInt64($0) & 1 == 1 }.map { bit in
+                extensions.featureNames[bit].map { "the feature \"\($0)\" (incompatible bit \(bit))" } ?? "the unnamed incompatible feature \(bit)"
+            }
+            throw .unsupported(path: path, feature: names.joined(separator: " and "))
+        }
+        if incompatible & Incompatible.externalData != 0 { throw .unsupported(path: path, feature: "an external data file") }
+        if incompatible & Incompatible.compression != 0 {
+            try require(headerLength > 104, "a compression type is announced and missing")
+            switch cluster[104] {
+            case 0: throw .invalid(path: path, reason: "compression type zlib must not be announced as a feature")
+            case 1: throw .unsupported(path: path, feature: "zstd compression")
+            case let type: throw .unsupported(path: path, feature: "compression type \(type)")
+            }
+        }
+        isDirty = incompatible & Incompatible.dirty != 0
+        isCorrupt = incompatible & Incompatible.corrupt != 0
+        hasExtendedL2 = incompatible & Incompatible.extendedL2 != 0
+        try require(!hasExtendedL2 || bits >= 14, "subclusters in clusters of \(clusterSize) bytes; 16384 or more are needed")
+
+        // The disk, and the table that maps it.
+        size = fixed.bigEndian64(at: 24)
+        try require(size <= DiskImage.maximumSize, "a disk of \(size) bytes")
+        let covered = UInt64(clusterBits + clusterBits - (hasExtendedL2 ? 4 : 3))
+        let needed = (size >> covered) + (size & ((1 << covered) - 1) == 0 ? 0 : 1)
+        let entries = UInt64(fixed.bigEndian32(at: 36))
+        try require(needed <= entries, "an L1 table of \(entries) entries for a disk that needs \(needed)")
+        try require(entries * 8 <= UInt64(Self.maximumL1Size), "an L1 table of \(entries) entries")
+        l1Count = Int(needed)
+        l1Offset = fixed.bigEndian64(at: 40)
+        try require(l1Offset & (clusterSize - 1) == 0, "an L1 table at byte \(l1Offset), not the start of a cluster")
+        try Self.requireTable("the L1 table", at: l1Offset, size: needed * 8, file)
+
+        // Readers need no reference counts, but an image whose table of them is missing was cut short.
+        let refcountOffset = fixed.bigEndian64(at: 48)
+        let refcountClusters = UInt64(fixed.bigEndian32(at: 56))
+        try require(refcountOffset & (clusterSize - 1) == 0, "a refcount table at byte \(refcountOffset), not the start of a cluster")
+        try require(refcountClusters * clusterSize <= 8 << 20, "a refcount table of \(refcountClusters) clusters")
+        try Self.requireTable("the refcount table", at: refcountOffset, size: refcountClusters * clusterSize, file)
+
+        if backingOffset != 0, backingLength > 0 {
+            let bytes = cluster[Int(backingOffset)..<Int(backingOffset) + Int(backingLength)]
+            guard !bytes.contains(0), let name = String(validating: bytes, as: UTF8.self) else {
+                throw .invalid(path: path, reason: "a backing file name that is not text")
+            }
+            backingName = name
+        } else {
+            backingName = nil
+        }
+        backingFormat = extensions.backingFormat
+    }
+
+    private static func requireTable(_ what: String, at offset: UInt64, size: UInt64, _ file: borrowing ImageFile) throws(DiskImageError) {
+        let (end, overflow) = offset.addingReportingOverflow(size)
+        guard !overflow, end <= file.size else {
+            throw .truncated(path: file.path, what: what, needed: overflow ? .max : end, size: file.size)
+        }
+    }
+
+    /// What the header extensions say that matters to a reader; others are passed over.
+    private struct Extensions {
+        var backingFormat: String?
+        /// Names of incompatible features by bit.
+        var featureNames: [Int: String] = [:]
+
+        mutating func read(_ bytes: ArraySlice<UInt8>, path: String) throws(DiskImageError) {
+            var rest = bytes
+            // Images of version 2 may end their header without an end marker.
+            while rest.count >= 8 {
+                let type = rest.bigEndian32(at: 0)
+                let length = Int(rest.bigEndian32(at: 4))
+                if type == ExtensionType.end { return }
+                rest = rest.dropFirst(8)
+                guard length <= rest.count else {
+                    throw .invalid(path: path, reason: "a header extension of \(length) bytes where \(rest.count) are left")
+                }
+                let contents = rest.prefix(length)
+                switch type {
+                case ExtensionType.backingFormat:
+                    guard let text = String(validating: contents, as: UTF8.self), length <= 64 else {
+                        throw .invalid(path: path, reason: "a backing format that is not text")
+                    }
+                    backingFormat = text
+                case ExtensionType.featureNames:
+                    readFeatureNames(contents)
+                default:
+                    break
+                }
+                // Padded to a multiple of 8.
+                rest = rest.dropFirst(length + (8 - length % 8) % 8)
+            }
+        }
+
+        /// 48 bytes each: kind (0 is incompatible), bit, and a name padded with NULs.
+        private mutating func readFeatureNames(_ bytes: ArraySlice<UInt8>) {
+            var rest = bytes
+            while rest.count >= 48 {
+                let entry = rest.prefix(48)
+                rest = rest.dropFirst(48)
+                let bit = Int(entry[entry.startIndex + 1])
+                guard entry[entry.startIndex] == 0, bit < 64 else { continue }
+                let name = entry.dropFirst(2).prefix { $0 != 0 }
+                if let text = String(validating: name, as: UTF8.self) { featureNames[bit] = text }
+            }
+        }
+    }
+}
+
+extension RandomAccessCollection<UInt8> where Index == Int {
+    /// The four bytes at an offset from the start, which the caller has checked to be there.
+    func bigEndian32(at offset: Int) -> UInt32 {
+        self[startIndex + offset..<startIndex + offset + 4].reduce(0) { $0 << 8 | UInt32($1) }
+    }
+
+    func bigEndian64(at offset: Int) -> UInt64 {
+        UInt64(bigEndian32(at: offset)) << 32 | UInt64(bigEndian32(at: offset + 4))
+    }
+}

@@ -1,0 +1,251 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// The metadata of one open qcow2 image: its L1 table, and caches of L2 tables and of decompressed clusters.
+///
+/// It tells how the disk is stored and leaves the reading to others, so that many requests can be under way.
+/// Every entry is checked when it is used; what is damaged fails the requests that need it and nothing else.
+@safe struct QCOW2Image: ~Copyable {
+    let header: QCOW2Header
+    /// What was first found wrong, and at which byte of the disk.
+    private(set) var damage: (ImageDamage, diskOffset: UInt64)?
+
+    private let fileSize: UInt64
+    /// `header.l1Count` entries, in the file's byte order.
+    private let l1: Mapping
+    /// Pieces of L2 tables, each known by the number of the piece of the disk that it maps.
+    private var l2Slices: BlockCache
+    private let sliceBits: Int
+    /// Decompressed clusters, each known by its place in the file. A block is a cluster, followed by room for its compressed bytes.
+    private var clusters: BlockCache
+    private let inflater: Inflater
+
+    private enum L1Entry {
+        static let offset: UInt64 = 0x00ff_ffff_ffff_fe00
+    }
+
+    private enum L2Entry {
+        static let offset: UInt64 = 0x00ff_ffff_ffff_fe00
+        static let zero: UInt64 = 1
+        static let compressed: UInt64 = 1 << 62
+    }
+
+    /// L2 tables are cached in pieces of this many bytes: a random access does not pay for a whole table of 2 MiB.
+    private static let sliceSize = 4096
+    private static let subclusters = 32
+
+    init(_ file: borrowing ImageFile, metadataCacheSize: Int) throws(DiskImageError) {
+        let header = try QCOW2Header(file)
+        let entrySize = header.hasExtendedL2 ? 16 : 8
+        let sliceSize = min(Self.sliceSize, Int(header.clusterSize))
+        let sliceBits = (sliceSize / entrySize).trailingZeroBitCount
+        let covered = UInt64(header.clusterBits + sliceBits)
+        // Rounded up; the size is far from 2^64.
+        let wanted = (header.size >> covered) &+ 1
+        let allowed = UInt64(min(max(metadataCacheSize, 0), 1 << 30) / sliceSize)
+        let clusterSize = Int(header.clusterSize)
+        let l1 = try table(header.l1Count * 8, file.path)
+        let l2Slices = try cache(sliceSize, Int(max(8, min(wanted, allowed))), file.path)
+        // The compressed form is at most two clusters long, by the width of its length field.
+        let clusters = try cache(3 * clusterSize, 8, file.path)
+        guard let inflater = Inflater() else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
+        // The mapping has room for the entries, and the header's check has found them in the file.
+        try unsafe file.read("the L1 table", into: UnsafeMutableRawBufferPointer(start: l1.start, count: header.l1Count * 8), at: header.l1Offset)
+
+        fileSize = file.size
+        self.header = header
+        self.sliceBits = sliceBits
+        self.l1 = l1
+        self.l2Slices = l2Slices
+        self.clusters = clusters
+        self.inflater = inflater
+    }
+
+    /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
+    /// - Parameter compressedEntry: keeps the L2 entry of a compressed cluster from one call for the range to the next.
+    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
+        if compressedEntry != 0 { return compressed(compressedEntry, offset, length) }
+        let clusterBits = UInt64(header.clusterBits)
+        let tableCover = clusterBits + UInt64(header.l2Bits)
+        // Below the disk's size, so below `l1Count`, which was computed from it.
+        let l1Entry = unsafe entry(l1.start, Int(offset >> tableCover))
+        let table = l1Entry & L1Entry.offset
+        if table == 0 {
+            return .unallocated(length: min(length, (1 << tableCover) - (offset & ((1 << tableCover) - 1))))
+        }
+        guard table & (header.clusterSize - 1) == 0 else { return damaged(.l2TableMisaligned(offset: table), at: offset) }
+        guard table <= fileSize, header.clusterSize <= fileSize - table else { return damaged(.l2TableBeyondEnd(offset: table), at: offset) }
+
+        let slice = offset >> (clusterBits + UInt64(sliceBits))
+        switch l2Slices.find(slice) {
+        case .ready(let entries): return unsafe walk(entries, offset, length, &compressedEntry)
+        case .loading: return .wait
+        case .failed(let error): return .failed(error)
+        case .missing:
+            guard let slot = l2Slices.reserve(slice) else { return .wait }
+            let slicesInTable = UInt64(header.l2Bits - sliceBits)
+            let index = slice & ((1 << slicesInTable) - 1)
+            return unsafe .load(MetadataLoad(
+                kind: .l2Slice, slot: slot, offset: table + index * UInt64(l2Slices.blockSize), length: l2Slices.blockSize,
+                buffer: l2Slices.block(slot), diskOffset: offset))
+        }
+    }
+
+    /// A load has ended with `bytes` read, or with an errno value.
+    mutating func finish(_ load: MetadataLoad, bytes: Int, error: Int32) {
+        var error = error
+        switch load.kind {
+        case .l2Slice:
+            // Its place was inside the file at open, so a short one means that somebody cut the file since.
+            if error == 0, bytes < load.length { error = EIO }
+            l2Slices.finish(load.slot, error: error)
+        case .compressedCluster:
+            if error == 0 {
+                let cluster = Int(header.clusterSize)
+                let output = unsafe UnsafeMutableRawBufferPointer(start: clusters.block(load.slot), count: cluster)
+                if unsafe !inflater.inflate(UnsafeRawBufferPointer(start: load.buffer, count: bytes), into: output) {
+                    _ = damaged(.compressedClusterBroken(offset: load.offset), at: load.diskOffset)
+                    error = EIO
+                }
+            }
+            clusters.finish(load.slot, error: error)
+        }
+    }
+
+    /// Those who waited for a load have been answered.
+    mutating func settle(_ load: MetadataLoad) {
+        switch load.kind {
+        case .l2Slice: l2Slices.settle(load.slot)
+        case .compressedCluster: clusters.settle(load.slot)
+        }
+    }
+
+    // MARK: - L2 entries
+
+    /// How one unit, a cluster or a subcluster, is stored.
+    private enum Unit: Equatable {
+        case unallocated
+        case zero
+        /// The place of the unit's first byte.
+        case data(UInt64)
+        case compressed(UInt64)
+        case damaged(ImageDamage)
+
+        /// Whether `next`, the unit after this one's run of `length` bytes, continues it.
+        func continues(with next: Unit, after length: UInt64) -> Bool {
+            switch (self, next) {
+            case (.unallocated, .unallocated), (.zero, .zero): true
+            case (.data(let start), .data(let place)): place == start &+ length
+            default: false
+            }
+        }
+    }
+
+    /// Collects as many units as are stored alike, one after the other. `entries` is a slice of `1 << sliceBits` entries.
+    private mutating func walk(_ entries: UnsafeMutableRawPointer, _ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
+        let unitBits = UInt64(header.clusterBits - (header.hasExtendedL2 ? 5 : 0))
+        let unitsInSlice = 1 << (sliceBits + (header.hasExtendedL2 ? 5 : 0))
+        let unitSize: UInt64 = 1 << unitBits
+        let first = Int(offset >> unitBits) & (unitsInSlice - 1)
+        let inUnit = offset & (unitSize - 1)
+
+        let unit = unsafe self.unit(entries, first)
+        if case .compressed(let entry) = unit {
+            compressedEntry = entry
+            return compressed(entry, offset, length)
+        }
+        if case .damaged(let damage) = unit { return damaged(damage, at: offset) }
+
+        // The run's length, from the start of its first unit.
+        var run = unitSize
+        var next = first + 1
+        while run - inUnit < length, next < unitsInSlice, unsafe unit.continues(with: self.unit(entries, next), after: run) {
+            run += unitSize
+            next += 1
+        }
+        let found = min(length, run - inUnit)
+        switch unit {
+        case .unallocated: return .unallocated(length: found)
+        case .zero: return .zero(length: found)
+        case .data(let place): return .data(offset: place + inUnit, length: found)
+        case .compressed, .damaged: return .failed(EIO)
+        }
+    }
+
+    /// Reads and checks the entry of a unit; `index` is below the slice's number of units.
+    private func unit(_ entries: UnsafeMutableRawPointer, _ index: Int) -> Unit {
+        guard header.hasExtendedL2 else {
+            let entry = unsafe self.entry(entries, index)
+            if entry & L2Entry.compressed != 0 { return .compressed(entry) }
+            if entry & L2Entry.zero != 0 { return header.version >= 3 ? .zero : .damaged(.zeroFlagInVersion2) }
+            return cluster(entry)
+        }
+        let entry = unsafe self.entry(entries, index / Self.subclusters * 2)
+        if entry & L2Entry.compressed != 0 { return .compressed(entry) }
+        // Subcluster n: bit n says allocated, bit 32 + n reads as zeroes.
+        let bitmap = unsafe self.entry(entries, index / Self.subclusters * 2 + 1)
+        let subcluster = UInt64(index % Self.subclusters)
+        switch (bitmap >> subcluster & 1, bitmap >> (subcluster + 32) & 1) {
+        case (0, 0): return .unallocated
+        case (0, _): return .zero
+        case (_, 0):
+            guard case .data(let place) = cluster(entry) else {
+                let damage = cluster(entry)
+                return damage == .unallocated ? .damaged(.clusterMisaligned(offset: 0)) : damage
+            }
+            return .data(place + subcluster << UInt64(header.clusterBits - 5))
+        default: return .damaged(.subclusterBothZeroAndAllocated)
+        }
+    }
+
+    private func cluster(_ entry: UInt64) -> Unit {
+        let place = entry & L2Entry.offset
+        if place == 0 { return .unallocated }
+        guard place & (header.clusterSize - 1) == 0 else { return .damaged(.clusterMisaligned(offset: place)) }
+        // The last cluster of the file may be cut short, what is missing reads as zeroes; none starts beyond the end.
+        guard place < fileSize else { return .damaged(.clusterBeyondEnd(offset: place)) }
+        return .data(place)
+    }
+
+    private mutating func compressed(_ entry: UInt64, _ offset: UInt64, _ length: UInt64) -> Extent {
+        // The entry's lower bits are the place, the upper ones the number of further 512-byte sectors.
+        let lengthBits = UInt64(header.clusterBits - 8)
+        let placeBits = 62 - lengthBits
+        let place = entry & ((1 << placeBits) - 1)
+        let sectors = (entry >> placeBits & ((1 << lengthBits) - 1)) + 1
+        guard place < fileSize else { return damaged(.clusterBeyondEnd(offset: place), at: offset) }
+        let inCluster = offset & (header.clusterSize - 1)
+
+        switch clusters.find(place) {
+        case .ready(let bytes): return unsafe .memory(UnsafeRawPointer(bytes + Int(inCluster)), length: min(length, header.clusterSize - inCluster))
+        case .loading: return .wait
+        case .failed(let error): return .failed(error)
+        case .missing:
+            guard let slot = clusters.reserve(place) else { return .wait }
+            // The last sector may be cut short by the end of the file.
+            let bytes = min(sectors * 512 - place % 512, fileSize - place)
+            return unsafe .load(MetadataLoad(
+                kind: .compressedCluster, slot: slot, offset: place, length: Int(bytes),
+                buffer: clusters.block(slot) + Int(header.clusterSize), diskOffset: offset))
+        }
+    }
+
+    private mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> Extent {
+        if self.damage == nil { self.damage = (damage, offset) }
+        return .failed(EIO)
+    }
+
+    private func entry(_ table: UnsafeMutableRawPointer, _ index: Int) -> UInt64 {
+        // Callers stay within the table.
+        unsafe UInt64(bigEndian: table.load(fromByteOffset: index * 8, as: UInt64.self))
+    }
+}
+
+private func table(_ size: Int, _ path: String) throws(DiskImageError) -> Mapping {
+    do { return try Mapping(size: max(1, size), flags: MAP_PRIVATE | MAP_ANONYMOUS) } catch { throw .system(path: path, error) }
+}
+
+private func cache(_ blockSize: Int, _ count: Int, _ path: String) throws(DiskImageError) -> BlockCache {
+    do { return try BlockCache(blockSize: blockSize, count: count) } catch { throw .system(path: path, error) }
+}

@@ -1,0 +1,92 @@
+public import CLinux
+
+/// An io_uring: file operations that the kernel carries out while the caller goes on (io_uring(7)).
+///
+/// Operations are queued, handed over by one ``submit()``, and come back, in any order, from ``nextCompletion()`` with
+/// the token that they were queued with. The ring's descriptor is readable while completions wait, so a thread
+/// can watch it with ``Epoll``. One thread at a time uses a ring.
+@safe public struct IORing: ~Copyable, @unchecked Sendable {
+    /// What became of one operation.
+    public struct Completion: Sendable {
+        /// What the operation was queued with.
+        public let token: UInt64
+        /// Bytes moved, or 0, or a negative errno value.
+        public let result: Int32
+
+        public init(token: UInt64, result: Int32) {
+            self.token = token
+            self.result = result
+        }
+    }
+
+    // The ring is used by its owner alone, which moves between threads as a whole: hence `Sendable`.
+    private let ring: OpaquePointer
+
+    /// - Parameter entries: operations that can be queued before a ``submit()``; the kernel rounds it up to a power of two
+    ///   and keeps twice as many completions.
+    /// - Throws: `ENOSYS`, `EPERM` or `ENOMEM` where the host has no io_uring for this process (an old kernel, the sysctl
+    ///   `kernel.io_uring_disabled`, a seccomp filter, a memory limit).
+    public init(entries: Int) throws(SystemCallError) {
+        var error: Int32 = 0
+        guard let ring = unsafe clinux_ring_create(UInt32(clamping: entries), &error) else {
+            throw SystemCallError("io_uring_setup", errno: error)
+        }
+        unsafe self.ring = ring
+    }
+
+    deinit {
+        unsafe clinux_ring_destroy(ring)
+    }
+
+    /// The ring's descriptor, for ``Epoll``.
+    public var rawValue: Int32 { unsafe clinux_ring_descriptor(ring) }
+
+    // The four below: the ring lives as long as `self`; the caller vouches for the vectors and for what they name.
+
+    /// Queues a `preadv`. The vectors live until ``submit()`` returns, the memory that they name until the completion.
+    /// - Throws: `EBUSY` when the kernel takes no more before completions are taken.
+    public func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64)
+        throws(SystemCallError)
+    {
+        try check(unsafe clinux_ring_readv(ring, file, vectors, UInt32(clamping: count), offset, token), "readv")
+    }
+
+    /// Queues a `pwritev`; as ``read(_:_:count:at:token:)``.
+    public func write(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64)
+        throws(SystemCallError)
+    {
+        try check(unsafe clinux_ring_writev(ring, file, vectors, UInt32(clamping: count), offset, token), "writev")
+    }
+
+    /// Queues an `fdatasync`. It covers what was complete when it began, nothing that is merely queued.
+    public func synchronize(_ file: Int32, token: UInt64) throws(SystemCallError) {
+        try check(unsafe clinux_ring_fdatasync(ring, file, token), "fdatasync")
+    }
+
+    /// Queues an `fallocate` with the given `FALLOC_FL_*` bits.
+    public func allocate(_ file: Int32, mode: Int32, at offset: UInt64, length: UInt64, token: UInt64) throws(SystemCallError) {
+        try check(unsafe clinux_ring_fallocate(ring, file, mode, offset, length, token), "fallocate")
+    }
+
+    /// Hands everything queued to the kernel.
+    /// - Throws: only what cannot pass, such as a seccomp filter that forbids `io_uring_enter`.
+    public func submit() throws(SystemCallError) {
+        try check(unsafe clinux_ring_submit(ring), "io_uring_enter")
+    }
+
+    /// Waits until a completion is there.
+    public func wait() throws(SystemCallError) {
+        try check(unsafe clinux_ring_wait(ring), "io_uring_enter")
+    }
+
+    /// The next completion, or nil when none waits.
+    public func nextCompletion() -> Completion? {
+        var completion = clinux_ring_completion()
+        guard unsafe clinux_ring_next(ring, &completion) != 0 else { return nil }
+        return Completion(token: completion.token, result: completion.result)
+    }
+
+    private func check(_ status: Int32, _ call: String) throws(SystemCallError) {
+        if status < 0 { throw SystemCallError(call, errno: -status) }
+    }
+}
