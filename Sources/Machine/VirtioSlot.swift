@@ -23,16 +23,16 @@ struct VirtioSlot: Sendable {
     }
 
     /// Makes the disks, then the network interfaces, and binds their bells.
-    static func makeAll(_ configuration: Configuration, _ ram: GuestRAM, _ machine: borrowing VirtualMachine) throws(MachineError) -> [VirtioSlot] {
+    static func makeAll(_ configuration: Configuration, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) -> [VirtioSlot] {
         var slots: [VirtioSlot] = []
         for (index, disk) in configuration.disks.enumerated() {
             let device = try makeDisk(disk, index: index)
-            slots.append(try VirtioSlot(device, index: slots.count, ram, machine))
+            slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
         }
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
         for (index, network) in configuration.networks.enumerated() {
             let device = try makeNetwork(network, index: index, machineName: configuration.name)
-            slots.append(try VirtioSlot(device, index: slots.count, ram, machine))
+            slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
         }
         return slots
     }
@@ -55,11 +55,11 @@ struct VirtioSlot: Sendable {
         } catch { throw .host(purpose: "start the thread of net\(index)", error) }
     }
 
-    private init(_ device: any VirtioDevice, index: Int, _ ram: GuestRAM, _ machine: borrowing VirtualMachine) throws(MachineError) {
+    private init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) {
         let place = VirtioMMIOSlot(
             address: MMIOBus.address(ofDevice: index), size: UInt32(MMIOTransport.span), gsi: Wiring.virtioGSIs[index])
         let transport = try Machine.host("make the eventfds of \(device.name)") { () throws(SystemCallError) in
-            try MMIOTransport(device: device, ram: ram)
+            try MMIOTransport(device: device, memory: memory)
         }
         do throws(KVMError) {
             for (queue, bell) in transport.bells.enumerated() {
