@@ -16,7 +16,7 @@ func module(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target 
 }
 
 func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
-    .testTarget(name: name, dependencies: dependencies, swiftSettings: strict)
+    .testTarget(name: name, dependencies: dependencies, swiftSettings: [.treatAllWarnings(as: .error)])
 }
 
 let package = Package(
@@ -26,6 +26,7 @@ let package = Package(
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
     ],
     targets: [
         // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork}; GuestMemory ← Virtio;
@@ -45,23 +46,27 @@ let package = Package(
         .target(name: "BundledGuest", cSettings: [.headerSearchPath("../../guests/kernel/build")]),
         module("Machine", [
             "CLinux", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices", "Boot", "BundledGuest",
+            .product(name: "Logging", package: "swift-log"),
         ]),
         .executableTarget(
             name: "swkvm",
             dependencies: [
-                "Machine", "DiskImage", "Linux",
+                "Machine", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
 
+        // Counts the calls to malloc of each thread of the test process.
+        .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         tests("LinuxTests", ["Linux", "CLinux"]),
         tests("KVMTests", ["KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
         tests("DiskImageTests", ["DiskImage", "Linux"]),
-        tests("HostNetworkTests", ["HostNetwork", "Linux"]),
-        tests("VirtioTests", ["Virtio", "GuestMemory", "Linux"]),
+        tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
+        tests("VirtioTests", ["Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
         tests("DevicesTests", ["Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux"]),
-        tests("BootTests", ["Boot", "GuestMemory"]),
+        tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
         tests("MachineTests", ["Machine"]),
         tests("CommandLineTests", ["swkvm", "Machine"]),
         tests("IntegrationTests", ["Linux", "HostNetwork"]),

@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Linux
 
 /// What the pages of guest RAM are.
@@ -34,14 +35,17 @@ public enum HugePageSize: Sendable {
 }
 
 /// The host's pool of huge pages of one size.
-struct HugePagePool {
+public struct HugePagePool: Sendable {
     /// Pages in the pool that stay (without the surplus).
-    let total: UInt64
+    public let total: UInt64
     /// Pages that a new mapping can have: free, not reserved, and those that the kernel may add by overcommit.
-    let available: UInt64
+    public let available: UInt64
+}
 
+extension HugePagePool {
+    /// Reads the pool's figures.
     /// - Throws: ``GuestMemoryError/noHugePages(pageSize:)`` where the kernel has no pages of this size.
-    init(_ size: HugePageSize) throws(GuestMemoryError) {
+    public init(_ size: HugePageSize) throws(GuestMemoryError) {
         let directory = Self.directory(pageSize: size.bytes)
         func figure(_ name: String) throws(GuestMemoryError) -> UInt64 {
             guard let text = try? readFile("\(directory)/\(name)", limit: 64),
@@ -63,24 +67,27 @@ struct HugePagePool {
         guard wanted > available else { return nil }
         return HugePageShortage(
             size: size, pageSize: page.bytes, free: available, suggestedTotal: total &+ (wanted - available),
-            isDefaultSize: HostMemory().defaultHugePageSize == page.bytes)
+            isDefaultSize: HostMemory.defaultHugePageSize == page.bytes)
     }
 }
 
-/// The host's memory as /proc/meminfo gives it; bytes, 0 where it does not say.
+/// The host's memory in bytes (sysinfo(2)).
 struct HostMemory {
     let ram: UInt64
     let swap: UInt64
-    let defaultHugePageSize: UInt64
 
     init() {
-        var (ram, swap, page): (UInt64, UInt64, UInt64) = (0, 0, 0)
-        for line in ((try? readFile("/proc/meminfo", limit: 64 << 10)) ?? []).split(separator: UInt8(ascii: "\n")) {
-            if let bytes = kilobytes(in: line, of: "MemTotal:") { ram = bytes }
-            if let bytes = kilobytes(in: line, of: "SwapTotal:") { swap = bytes }
-            if let bytes = kilobytes(in: line, of: "Hugepagesize:") { page = bytes }
-        }
-        (self.ram, self.swap, defaultHugePageSize) = (ram, swap, page)
+        var info = sysinfo()
+        // It fails only for a bad pointer; all zero would then refuse every size.
+        unsafe sysinfo(&info)
+        ram = UInt64(info.totalram) &* UInt64(info.mem_unit)
+        swap = UInt64(info.totalswap) &* UInt64(info.mem_unit)
+    }
+
+    /// Bytes in a huge page of the kernel's default size, that of `vm.nr_hugepages`; 0 when it has none.
+    static var defaultHugePageSize: UInt64 {
+        let lines = ((try? readFile("/proc/meminfo", limit: 64 << 10)) ?? []).split(separator: UInt8(ascii: "\n"))
+        return lines.lazy.compactMap { kilobytes(in: $0, of: "Hugepagesize:") }.first ?? 0
     }
 }
 

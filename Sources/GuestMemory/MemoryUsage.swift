@@ -46,7 +46,7 @@ extension GuestMemory {
 
 /// The first address of a mapping's line, `7f0000000000-7f0000200000 rw-p …`; nil for its details' lines, `Rss: …`.
 private func mappingStart(_ line: ArraySlice<UInt8>) -> UInt64? {
+    guard let first = line.first, first < UInt8(ascii: "A") || first >= UInt8(ascii: "a") else { return nil }
     let digits = line.prefix { $0 != UInt8(ascii: "-") }
-    guard digits.count < line.count else { return nil }
     return UInt64(String(decoding: digits, as: UTF8.self), radix: 16)
 }

@@ -29,6 +29,17 @@ public struct FileDescriptor: ~Copyable, Sendable {
         FileDescriptor(owning: try retryingInterrupts("fcntl") { clinux_fcntl_value(rawValue, F_DUPFD_CLOEXEC, 0) })
     }
 
+    /// A second descriptor for the open file of a number that belongs to somebody else, such as a standard stream.
+    public static func duplicate(of number: Int32) throws(SystemCallError) -> FileDescriptor {
+        FileDescriptor(owning: try retryingInterrupts("fcntl") { clinux_fcntl_value(number, F_DUPFD_CLOEXEC, 0) })
+    }
+
+    /// The type bits (`S_IFCHR`, `S_IFSOCK`, …) of what a number stands for, or nil when it is not open.
+    public static func kind(of number: Int32) -> mode_t? {
+        var status = stat()
+        return unsafe fstat(number, &status) == 0 ? status.st_mode & S_IFMT : nil
+    }
+
     /// Gives the number up without closing it.
     public consuming func release() -> Int32 {
         let number = rawValue
@@ -81,7 +92,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
 
     /// `ioctl` with the address of a structure.
     @discardableResult
-    public func ioctl<Argument: BitwiseCopyable>(
+    public func ioctl<Argument>(
         _ request: UInt, _ argument: inout Argument, named call: String
     ) throws(SystemCallError) -> Int32 {
         // The request's number carries the size of the structure that the kernel expects; callers pair the two.
@@ -122,16 +133,20 @@ public struct FileDescriptor: ~Copyable, Sendable {
 /// - Throws: `EFBIG` when the file is longer than `limit`.
 public func readFile(_ path: String, limit: Int) throws(SystemCallError) -> [UInt8] {
     let file = try FileDescriptor.open(path, O_RDONLY)
-    var contents: [UInt8] = []
-    let chunkSize = 64 << 10
+    // The files of /proc come a page at a time, whatever room they are given.
+    var contents = [UInt8](repeating: 0, count: 64 << 10)
+    var count = 0
     while true {
-        let count = contents.count
-        contents.append(contentsOf: repeatElement(0, count: chunkSize))
+        if count == contents.count { contents.append(contentsOf: repeatElement(0, count: count)) }
         let got = try retryingInterrupts("read") {
-            unsafe contents.withUnsafeMutableBytes { unsafe Glibc.read(file.rawValue, $0.baseAddress! + count, chunkSize) }
+            // The room behind the bytes that are there already.
+            unsafe contents.withUnsafeMutableBytes { unsafe Glibc.read(file.rawValue, $0.baseAddress! + count, $0.count - count) }
         }
-        contents.removeLast(chunkSize - got)
-        if contents.count > limit { throw SystemCallError("read", errno: EFBIG) }
-        if got == 0 { return contents }
+        count += got
+        if count > limit { throw SystemCallError("read", errno: EFBIG) }
+        if got == 0 {
+            contents.removeLast(contents.count - count)
+            return contents
+        }
     }
 }

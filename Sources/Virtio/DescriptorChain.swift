@@ -46,7 +46,7 @@ private struct Descriptor {
 /// Descriptors, those of an indirect table included, are at most as many as the queue's size; that also ends a loop.
 /// A descriptor of length zero is legal and counted, has no buffer, and its address is not looked at. An indirect
 /// table may stand anywhere in RAM and may be larger than its chain.
-struct ChainWalk {
+struct ChainWalk: BitwiseCopyable, Sendable {
     let ram: GuestRAM
     let table: GuestSlice
     let size: UInt16

@@ -6,10 +6,15 @@ internal import Synchronization
 /// All methods are called on the I/O thread of a ``DeviceWorker``, so the state needs neither locks nor references. The
 /// worker has the queues' bells in the epoll instance; an engine adds the descriptors of its back-end with tokens from
 /// ``DeviceWorkerToken/firstOfEngine`` on and may add, change and remove them at any time.
-public protocol DeviceEngine: ~Copyable, Sendable {
+///
+/// An engine does not hold its device or its worker, whose end waits for the engine's. It takes a bounded number of chains
+/// in a call; when there are more, it rings the queue's bell itself (``Activation/bells``) and returns, so that resets and
+/// the back-end get their turn however fast the driver is.
+public protocol DeviceEngine: ~Copyable, SendableMetatype {
     /// The driver is ready: make the queues (``Activation/makeQueue(_:)``) and begin.
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError)
-    /// A queue's bell has rung, or may have: called once for each ready queue after it starts.
+    /// A queue's bell has rung, or may have: called once for each ready queue after it starts. A bell that was heard
+    /// together with the order to stop its queue may come after it.
     mutating func notified(queue: Int, epoll: borrowing Epoll) throws(VirtqueueError)
     /// A descriptor of the back-end is ready. Also called while not active, if the engine left it watched.
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError)
@@ -47,7 +52,7 @@ public final class DeviceWorker: Sendable {
     /// - Parameters:
     ///   - name: the thread's name, at most 15 bytes of it.
     ///   - engine: moves to the thread and is destroyed there when the worker goes.
-    public init<Engine: DeviceEngine & ~Copyable>(name: String, engine: consuming Engine) throws(SystemCallError) {
+    public init<Engine: DeviceEngine & ~Copyable>(name: String, engine: consuming sending Engine) throws(SystemCallError) {
         let mailbox = try Mailbox()
         let epoll = Handover(try Epoll())
         try epoll.value.withLock { (held) throws(SystemCallError) in
@@ -76,10 +81,10 @@ public final class DeviceWorker: Sendable {
 }
 
 /// Passes one value with one owner to the thread that takes it.
-private final class Handover<Value: ~Copyable & Sendable>: Sendable {
+private final class Handover<Value: ~Copyable>: Sendable {
     let value: Mutex<Value?>
-    init(_ value: consuming Value) { self.value = Mutex(consume value) }
-    func take() -> Value? { value.withLock { $0.take() } }
+    init(_ value: consuming sending Value) { self.value = Mutex(consume value) }
+    func take() -> sending Value? { value.withLock { $0.take() } }
 }
 
 /// One request at a time, and the answer that it is done.

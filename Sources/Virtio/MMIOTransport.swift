@@ -31,14 +31,13 @@ public final class MMIOTransport: Sendable {
     public let bells: [QueueBell]
     public let counters: DeviceCounters
 
-    private let ram: GuestRAM
+    private let memory: GuestMemory
     private let offered: FeatureSet
     private let state: Mutex<State>
 
-    /// - Parameter ram: outlives the transport and its device.
-    public init(device: any VirtioDevice, ram: GuestRAM) throws(SystemCallError) {
+    public init(device: any VirtioDevice, memory: GuestMemory) throws(SystemCallError) {
         self.device = device
-        self.ram = ram
+        self.memory = memory
         counters = DeviceCounters()
         interrupt = try DeviceInterrupt(counters: counters)
         var bells: [QueueBell] = []
@@ -191,7 +190,7 @@ public final class MMIOTransport: Sendable {
         if wanted.contains(.driverOK), state.status.contains(.featuresOK), !state.isLive {
             state.status.insert(.driverOK)
             device.activate(Activation(
-                features: state.driverFeatures, queues: state.queues, ram: ram, interrupt: interrupt, bells: bells,
+                features: state.driverFeatures, queues: state.queues, memory: memory, interrupt: interrupt, bells: bells,
                 counters: counters))
         }
     }
@@ -211,7 +210,7 @@ public final class MMIOTransport: Sendable {
 
     private func writeQueueReady(_ value: UInt32, _ state: inout State) {
         if value == 1, let index = state.configurable {
-            guard (try? state.queues[index].validate(in: ram)) != nil else { return counters.errors.add() }
+            guard (try? state.queues[index].validate(in: memory.ram)) != nil else { return counters.errors.add() }
             state.queues[index].isReady = true
             if state.isLive { device.startQueue(state.queues[index]) }
         } else if value == 0, let index = state.selected, state.queues[index].isReady {

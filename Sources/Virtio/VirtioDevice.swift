@@ -6,11 +6,14 @@ public struct Activation: Sendable {
     public let features: FeatureSet
     /// One for each queue of the device; a driver need not make all of them ready.
     public let queues: [QueueConfiguration]
-    public let ram: GuestRAM
+    /// Guest RAM; an activation keeps it mapped.
+    public let memory: GuestMemory
     public let interrupt: DeviceInterrupt
     /// One for each queue.
     public let bells: [QueueBell]
     public let counters: DeviceCounters
+
+    public var ram: GuestRAM { memory.ram }
 
     /// The device's side of a queue, or nil when the driver has not made it ready.
     public func makeQueue(_ index: Int) throws(VirtqueueError) -> Virtqueue? {

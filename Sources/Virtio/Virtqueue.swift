@@ -13,7 +13,7 @@ public import GuestMemory
 ///     } while queue.enableNotifications()
 ///
 /// Indices run modulo 2^16 and are compared by wrapping differences only.
-public struct Virtqueue: ~Copyable {
+public struct Virtqueue: ~Copyable, Sendable {
     /// The queue's number within its device.
     public let index: Int
     /// Descriptors in the queue, a power of two.

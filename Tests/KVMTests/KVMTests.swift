@@ -1,1 +1,180 @@
-// KVM
+import CLinux
+import Linux
+import Testing
+
+@testable import KVM
+
+/// A machine with 64 KiB of RAM at 0 that runs a few bytes of 16-bit code.
+private struct TinyMachine: ~Copyable {
+    let machine: VirtualMachine
+    let cpu: VirtualCPU
+    let memory: Mapping
+
+    init(code: [UInt8], irqchip: Bool = false) throws {
+        let system = try System()
+        let memory = try Mapping(size: 64 << 10, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+        unsafe UnsafeMutableRawBufferPointer(start: memory.start + 0x1000, count: code.count).copyBytes(from: code)
+        let machine = try system.createVirtualMachine()
+        try machine.setTSSAddress(0xfffb_d000)
+        try machine.setIdentityMapAddress(0xfffb_c000)
+        if irqchip { try machine.createInterruptControllers() }
+        try unsafe machine.setMemory(slot: 0, at: 0, size: UInt64(memory.size), host: memory.start)
+        let cpu = try machine.createCPU(id: 0)
+        var segments = try cpu.systemRegisters()
+        segments.cs.base = 0
+        segments.cs.selector = 0
+        try cpu.setSystemRegisters(segments)
+        var registers = try cpu.registers()
+        registers.rip = 0x1000
+        registers.rflags = 2
+        try cpu.setRegisters(registers)
+        self.memory = memory
+        self.machine = machine
+        self.cpu = cpu
+    }
+
+    /// The next exit that is not an interruption.
+    func run() throws -> Exit {
+        while true {
+            let exit = try cpu.runGuest()
+            if case .interrupted = exit { continue }
+            return exit
+        }
+    }
+}
+
+@Suite struct KVMTests {
+    @Test func missingDeviceIsOneSentenceWithARemedy() {
+        #expect(throws: KVMError.self) { _ = try System(path: "/dev/no-such-kvm") }
+        do throws(KVMError) { _ = try System(path: "/dev/no-such-kvm") } catch {
+            #expect(error.description.contains("/dev/no-such-kvm does not exist"))
+            #expect(error.description.contains("modprobe"))
+        }
+    }
+
+    @Test func aFileThatIsNotKVMIsRefused() {
+        do throws(KVMError) {
+            _ = try System(path: "/dev/null")
+            Issue.record("/dev/null was taken for KVM")
+        } catch {
+            #expect(error.description.contains("not the KVM device"))
+        }
+    }
+
+    @Test func capabilitiesAreAskedOfKVM() throws {
+        let system = try System()
+        try system.requireCapabilities()
+        #expect(system.check(.memorySlots) >= 32)
+        #expect(system.maximumCPUs >= 1)
+        #expect(try system.supportedCPUID().contains { $0.function == 1 })
+        #expect(try !system.msrIndices().isEmpty)
+    }
+
+    @Test func portInstructionsCarryTheirData() throws {
+        // mov al,0x5a; out 0x10,al; in ax,0x20; out 0x30,ax; hlt
+        let tiny = try TinyMachine(code: [0xb0, 0x5a, 0xe6, 0x10, 0xe5, 0x20, 0xe7, 0x30, 0xf4])
+        guard case .port(let first) = try tiny.run() else { Issue.record("no port exit"); return }
+        #expect(first.port == 0x10 && first.isWrite && first.size == 1 && first.count == 1 && first[0] == 0x5a)
+        #expect(first[1] == 0)
+        guard case .port(let input) = try tiny.run() else { Issue.record("no port exit"); return }
+        #expect(input.port == 0x20 && !input.isWrite && input.size == 2)
+        input[0] = 0xbeef
+        input[7] = 1
+        guard case .port(let output) = try tiny.run() else { Issue.record("no port exit"); return }
+        #expect(output.port == 0x30 && output[0] == 0xbeef)
+        guard case .halt = try tiny.run() else { Issue.record("no halt"); return }
+    }
+
+    @Test func mmioBeyondRAMIsAnExit() throws {
+        // mov ax,0x2000; mov ds,ax (0x20000 is beyond the 64 KiB); mov [0],al; mov bl,[1]; hlt
+        let tiny = try TinyMachine(code: [0xb8, 0x42, 0x20, 0x8e, 0xd8, 0xa2, 0, 0, 0x8a, 0x1e, 1, 0, 0xf4])
+        guard case .mmio(let store) = try tiny.run() else { Issue.record("no MMIO exit"); return }
+        #expect(store.isWrite && store.address == 0x20420 && store.size == 1 && store.value == 0x42)
+        guard case .mmio(let load) = try tiny.run() else { Issue.record("no MMIO exit"); return }
+        #expect(!load.isWrite && load.address == 0x20421)
+        load.value = 0x77
+        guard case .halt = try tiny.run() else { Issue.record("no halt"); return }
+        #expect(try tiny.cpu.registers().rbx & 0xff == 0x77)
+    }
+
+    @Test func aBellRingsWithoutAnExit() throws {
+        // mov ax,0x2000; mov ds,ax; mov word [0x50],7; mov word [0x50],8; hlt
+        let tiny = try TinyMachine(code: [0xb8, 0, 0x20, 0x8e, 0xd8, 0xc7, 6, 0x50, 0, 7, 0, 0xc7, 6, 0x50, 0, 8, 0, 0xf4])
+        let seven = try EventFD()
+        try tiny.machine.setBell(seven, atMMIO: 0x20050, length: 2, value: 7)
+        guard case .mmio(let other) = try tiny.run() else { Issue.record("no exit for the other value"); return }
+        #expect(other.value == 8)
+        #expect(seven.drain() == 1)
+        guard case .halt = try tiny.run() else { Issue.record("no halt"); return }
+        try tiny.machine.setBell(seven, atMMIO: 0x20050, length: 2, value: 7, assigned: false)
+    }
+
+    @Test func anImmediateExitIsNotLost() throws {
+        // jmp to itself: only the request ends the run.
+        let tiny = try TinyMachine(code: [0xeb, 0xfe])
+        tiny.cpu.immediateExit.request(true)
+        guard case .interrupted = try tiny.cpu.runGuest() else { Issue.record("the run went on"); return }
+    }
+
+    @Test func aSignalEndsARunUnderWay() throws {
+        // Port 1 tells that the guest runs; then it loops for ever.
+        let tiny = try TinyMachine(code: [0xe6, 0x01, 0xeb, 0xfe])
+        guard case .port = try tiny.run() else { Issue.record("no port exit"); return }
+        let signal = clinux_sigrtmin()
+        _ = clinux_install_interrupting_signal(signal)
+        let this = pthread_self()
+        let exit = tiny.cpu.immediateExit
+        let kicker = try Thread.start(name: "kicker") {
+            exit.request(true)
+            pthread_kill(this, signal)
+        }
+        let before = SignalSet([signal]).unblock()
+        guard case .interrupted = try tiny.cpu.runGuest() else { Issue.record("the run ended otherwise"); return }
+        kicker.join()
+        before.restore()
+    }
+
+    @Test func aTripleFaultIsAShutdown() throws {
+        // lidt with limit 0; mov eax,cr0; or al,1; mov cr0,eax; ud2: protected mode without an interrupt table.
+        let tiny = try TinyMachine(code: [0x0f, 0x01, 0x1e, 0x10, 0x10, 0x0f, 0x20, 0xc0, 0x0c, 1, 0x0f, 0x22, 0xc0, 0x0f, 0x0b])
+        guard case .shutdown = try tiny.run() else { Issue.record("no shutdown"); return }
+    }
+
+    @Test func stateGoesInAndOut() throws {
+        let tiny = try TinyMachine(code: [0xf4], irqchip: true)
+        var registers = try tiny.cpu.registers()
+        registers.r15 = 0x1234_5678_9abc_def0
+        try tiny.cpu.setRegisters(registers)
+        #expect(try tiny.cpu.registers().r15 == 0x1234_5678_9abc_def0)
+        #expect(try tiny.cpu.setModelSpecificRegister(0x174, 0x10))
+        #expect(try tiny.cpu.modelSpecificRegisters([0x174, 0xdead_beef]) == [0x174: 0x10])
+        #expect(try tiny.cpu.mpState() == UInt32(KVM_MP_STATE_RUNNABLE))
+        #expect(tiny.cpu.translate(0x1000) == 0x1000)
+    }
+
+    @Test func interruptsAndRoutes() throws {
+        let tiny = try TinyMachine(code: [0xf4], irqchip: true)
+        let bell = try EventFD()
+        try tiny.machine.setInterruptBell(bell, gsi: 5)
+        try tiny.machine.setRouting([(5, .pic(pin: 5)), (5, .ioapic(pin: 5)), (24, .message(address: 0xfee0_0000, data: 0x31))])
+        try tiny.machine.interruptLine(gsi: 5).pulse()
+        try tiny.machine.setInterruptBell(bell, gsi: 5, assigned: false)
+        do throws(KVMError) {
+            try tiny.machine.setRouting([(5, .ioapic(pin: 99))])
+            Issue.record("pin 99 was routed")
+        } catch { #expect(error.description.contains("route 1 interrupts")) }
+    }
+
+    @Test func tooManyCPUsIsSaidWithTheLimit() {
+        #expect(KVMError.tooManyCPUs(wanted: 9, maximum: 8).description.contains("--cpus 8"))
+    }
+
+    @Test func dirtyPagesAreLogged() throws {
+        // mov [0x3000],al; hlt
+        let tiny = try TinyMachine(code: [0xa2, 0x00, 0x30, 0xf4])
+        try unsafe tiny.machine.setMemory(slot: 0, at: 0, size: UInt64(tiny.memory.size), host: tiny.memory.start, flags: .logDirtyPages)
+        _ = try tiny.machine.dirtyPages(slot: 0, pages: 16)
+        guard case .halt = try tiny.run() else { Issue.record("no halt"); return }
+        #expect(try tiny.machine.dirtyPages(slot: 0, pages: 16)[0] & (1 << 3) != 0)
+    }
+}

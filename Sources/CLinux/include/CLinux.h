@@ -45,5 +45,7 @@
 #include "CLinuxCalls.h"
 #include "CLinuxKVM.h"
 #include "CLinuxURing.h"
+#include "CLinuxNetwork.h"
+#include "CLinuxTerminal.h"
 
 #endif

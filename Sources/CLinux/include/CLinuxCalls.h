@@ -51,6 +51,7 @@ static const unsigned long CLINUX_TUNSETPERSIST = TUNSETPERSIST;
 static const unsigned long CLINUX_TUNSETOFFLOAD = TUNSETOFFLOAD;
 static const unsigned long CLINUX_TUNSETVNETHDRSZ = TUNSETVNETHDRSZ;
 static const unsigned long CLINUX_TUNGETFEATURES = TUNGETFEATURES;
-static const unsigned long CLINUX_TIOCGWINSZ = TIOCGWINSZ;
+static const unsigned long CLINUX_TIOCGPTN = TIOCGPTN;
+static const unsigned long CLINUX_TIOCSPTLCK = TIOCSPTLCK;
 
 #endif

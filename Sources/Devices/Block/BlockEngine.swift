@@ -129,7 +129,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     private mutating func transfer(_ slot: Int, _ operation: DiskOperation, _ sector: UInt64, _ data: IOVectors) {
-        guard data.byteCount % 512 == 0,
+        // No data at all is a driver's mistake: it gave the buffer the wrong direction.
+        guard data.byteCount > 0, data.byteCount % 512 == 0,
               let range = byteRange(sector: sector, count: data.byteCount / 512, size: disk.image.size) else { return finish(slot, .ioError) }
         // The vectors are the slot's own and stay until the slot is released.
         unsafe disk.start(slot, operation, offset: range.offset, length: range.length, vectors: data.base, count: data.count)

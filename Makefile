@@ -1,0 +1,61 @@
+# swkvm: build, run, test, measure. `make help` lists what there is.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := all
+
+# Where the guest's ELF and swkvm's binary come from.
+GUEST  := guests/kernel/build/guest.elf
+BINARY := build/swkvm
+
+SWIFT  ?= swift
+# A static binary: no Swift or C library is needed where it runs.
+RELEASE := -c release --product swkvm --static-swift-stdlib -Xswiftc -static-executable -Xlinker --gc-sections
+
+# Debian packages, by what needs them.
+BUILD_PACKAGES := liburing-dev zlib1g-dev
+RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
+TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools python3
+BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev
+
+.PHONY: all guest release run test unit-tests integration-tests bench man completions install clean help
+.PHONY: packages-build packages-run packages-test packages-bench
+
+all: release man ## the static binary build/swkvm and its man page
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+guest: packages-build ## the bundled guest kernel
+	@$(MAKE) --no-print-directory -C guests/kernel
+
+# The assembler puts the guest into the binary, and SwiftPM does not know of it: a newer guest makes its source newer.
+release: guest ## the static binary build/swkvm
+	@if [ $(GUEST) -nt Sources/BundledGuest/guest.S ]; then touch Sources/BundledGuest/guest.S; fi
+	$(SWIFT) build $(RELEASE)
+	@mkdir -p build
+	@strip -o $(BINARY).new "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm" && mv $(BINARY).new $(BINARY)
+	@ls -l $(BINARY) | awk '{print $$NF ": " $$5 " bytes, stripped and static"}'
+
+run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a qcow2 disk and a TAP on a bridge
+	@guests/run
+
+test: release packages-test ## every test
+	@.ci/test
+
+bench: release packages-bench ## measures, beside QEMU, fio and minimal C programs (BENCH_LINUX=vmlinux adds Linux)
+	@Tests/Bench/run
+
+man: release ## the man page and shell completions, build/man and build/completions
+	@.ci/man
+
+install: all ## into PREFIX (/usr/local)
+	install -D -m 755 $(BINARY) $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/swkvm
+	install -D -m 644 build/man/swkvm.1 $(DESTDIR)$(or $(PREFIX),/usr/local)/share/man/man1/swkvm.1
+
+clean: ## removes what was built
+	rm -rf .build build guests/kernel/build
+
+packages-build: ; @.ci/packages $(BUILD_PACKAGES)
+packages-run: ; @.ci/packages $(RUN_PACKAGES)
+packages-test: ; @.ci/packages $(TEST_PACKAGES)
+packages-bench: ; @.ci/packages $(BENCH_PACKAGES)

@@ -1,0 +1,91 @@
+public import GuestMemory
+public import Linux
+
+/// Why a machine cannot start with what it was given.
+public enum BootError: Error, Equatable, CustomStringConvertible {
+    /// The file cannot be opened or read.
+    case unreadable(file: String, SystemCallError)
+    /// The file ends before something that its own header names.
+    case truncated(file: String, wanted: UInt64, found: UInt64)
+    /// Neither an ELF file nor a Linux bzImage.
+    case notAKernel(file: String)
+    /// An ELF file for another processor; `machine` is its `e_machine`.
+    case wrongMachine(file: String, machine: UInt16)
+    /// A header whose fields contradict each other or the format's rules.
+    case malformed(file: String, reason: String)
+    /// An ELF file with nothing in it to put into memory.
+    case noLoadableSegment(file: String)
+    /// A kernel that can be entered in none of the ways that swkvm knows.
+    case noEntry(file: String, reason: String)
+    /// The kernel wants `start ..< end`, RAM for a kernel ends at `limit`.
+    case doesNotFit(file: String, start: UInt64, end: UInt64, limit: UInt64)
+    /// The kernel wants memory that the platform uses for something else.
+    case reservedMemory(file: String, start: UInt64, end: UInt64)
+    /// No room for the initrd between the kernel and `limit`.
+    case initrdDoesNotFit(file: String, size: UInt64, free: UInt64, limit: UInt64)
+    /// Longer than the kernel or the platform takes; both counts in bytes without the closing NUL.
+    case commandLineTooLong(length: Int, limit: Int)
+    /// A NUL byte within the command line would silently cut it short.
+    case commandLineHasNUL
+    /// The ACPI tables for so many CPUs and devices outgrow the space below 1 MiB.
+    case tablesTooLarge(size: Int, limit: Int)
+    /// Guest RAM refused an access.
+    case memory(GuestMemoryError)
+
+    public var description: String {
+        switch self {
+        case .unreadable(let file, let error):
+            "cannot read \(file): \(error.reason)"
+        case .truncated(let file, let wanted, let found):
+            "\(file) is truncated: its header names data up to byte \(wanted), the file ends at byte \(found)"
+        case .notAKernel(let file):
+            "\(file) is not a kernel: wanted an ELF file or a Linux bzImage, found neither's header"
+        case .wrongMachine(let file, let machine):
+            "\(file) is an ELF for \(Self.name(ofMachine: machine)) (machine \(machine)), wanted x86-64 (machine 62)"
+        case .malformed(let file, let reason):
+            "\(file) is malformed: \(reason)"
+        case .noLoadableSegment(let file):
+            "\(file) has no loadable segment: an object file or library was given where a linked kernel is wanted"
+        case .noEntry(let file, let reason):
+            "\(file) cannot be entered: \(reason)"
+        case .doesNotFit(let file, let start, let end, let limit):
+            "\(file) does not fit in the guest's memory: it wants \(hex(start)) to \(hex(end)), "
+                + "RAM for a kernel ends at \(hex(limit)): give the guest more memory (--mem)"
+        case .reservedMemory(let file, let start, let end):
+            "\(file) wants \(hex(start)) to \(hex(end)), which the platform keeps for itself: "
+                + "link it at 1 MiB or above, or within 0x10000–0x1ffff or 0x30000–0x9ffff"
+        case .initrdDoesNotFit(let file, let size, let free, let limit):
+            "the initrd \(file) of \(size) bytes does not fit: \(free) bytes are free for it below \(hex(limit)): "
+                + "give the guest more memory (--mem) or a smaller initrd"
+        case .commandLineTooLong(let length, let limit):
+            "the kernel's command line has \(length) bytes, devices included; at most \(limit) are possible"
+        case .commandLineHasNUL:
+            "the kernel's command line has a NUL byte in it, where it would end"
+        case .tablesTooLarge(let size, let limit):
+            "the ACPI tables need \(size) bytes and have \(limit): configure fewer CPUs or devices"
+        case .memory(let error):
+            "\(error)"
+        }
+    }
+
+    private static func name(ofMachine machine: UInt16) -> String {
+        switch machine {
+        case 2, 18, 43: "SPARC"
+        case 3: "32-bit x86"
+        case 8: "MIPS"
+        case 20: "PowerPC"
+        case 21: "64-bit PowerPC"
+        case 22: "S/390"
+        case 40: "32-bit ARM"
+        case 50: "Itanium"
+        case 183: "AArch64"
+        case 243: "RISC-V"
+        case 247: "BPF"
+        case 258: "LoongArch"
+        default: "another processor"
+        }
+    }
+}
+
+/// `0x` and hexadecimal digits.
+func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }

@@ -1,0 +1,91 @@
+internal import CLinux
+internal import GuestMemory
+internal import Glibc
+internal import Linux
+
+/// The bytes of a kernel or initrd: a file, or memory of this process (the embedded guest).
+///
+/// Opened once and read at each start and reset of the machine, so a reset boots the same file.
+@safe public final class BootFile: @unchecked Sendable {
+    // Immutable after init; pread has no shared position; the memory of `.memory` is constant and outlives the process's
+    // machines: `Sendable` rests on these.
+    @safe private enum Contents: ~Copyable {
+        case file(FileDescriptor)
+        case memory(UnsafeRawBufferPointer)
+    }
+
+    /// What messages call it: the path as given.
+    public let name: String
+    /// Size in bytes when it was opened.
+    public let size: UInt64
+    private let contents: Contents
+
+    /// Opens a file for reading.
+    /// - Throws: ``BootError/unreadable(file:_:)``, also for a directory or a device.
+    public init(path: String) throws(BootError) {
+        name = path
+        do throws(SystemCallError) {
+            // A FIFO would block in open(2) until somebody writes to it.
+            let descriptor = try FileDescriptor.open(path, O_RDONLY | O_NONBLOCK)
+            let status = try descriptor.status()
+            guard status.st_mode & S_IFMT == S_IFREG else {
+                throw SystemCallError("open", errno: status.st_mode & S_IFMT == S_IFDIR ? EISDIR : EINVAL)
+            }
+            size = UInt64(clamping: status.st_size)
+            contents = .file(descriptor)
+        } catch {
+            throw .unreadable(file: path, error)
+        }
+    }
+
+    /// Uses memory that stays valid and unchanged for as long as this object lives.
+    public init(name: String, memory: UnsafeRawBufferPointer) {
+        self.name = name
+        size = UInt64(memory.count)
+        contents = unsafe .memory(memory)
+    }
+
+    /// A copy of `count` bytes at `offset`.
+    /// - Throws: ``BootError/truncated(file:wanted:found:)`` when the range passes the end.
+    func read(at offset: UInt64, count: Int) throws(BootError) -> [UInt8] {
+        // Before memory is taken for it.
+        try check(offset, UInt64(count))
+        var result = [UInt8](repeating: 0, count: count)
+        var span = result.mutableSpan
+        unsafe try span.withUnsafeMutableBytes { buffer throws(BootError) in unsafe try read(at: offset, into: buffer) }
+        return result
+    }
+
+    /// Fills a buffer with the bytes from `offset` on.
+    /// - Throws: ``BootError/truncated(file:wanted:found:)`` when there are not as many.
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(BootError) {
+        try check(offset, UInt64(buffer.count))
+        switch contents {
+        case .memory(let bytes):
+            // `check` holds the range within `bytes`.
+            unsafe buffer.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[Int(offset) ..< Int(offset) + buffer.count]))
+        case .file(let descriptor):
+            var done = 0
+            while done < buffer.count {
+                let got: Int
+                do throws(SystemCallError) {
+                    let rest = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
+                    got = unsafe try descriptor.read(into: rest, at: offset + UInt64(done))
+                } catch {
+                    throw .unreadable(file: name, error)
+                }
+                // The file was cut short since it was opened.
+                guard got > 0 else {
+                    throw .truncated(file: name, wanted: offset + UInt64(buffer.count), found: offset + UInt64(done))
+                }
+                done += got
+            }
+        }
+    }
+
+    /// Refuses a range that passes the end of the file; afterwards its sums cannot overflow.
+    private func check(_ offset: UInt64, _ count: UInt64) throws(BootError) {
+        let end = offset.adding(count) ?? .max
+        if end > size { throw .truncated(file: name, wanted: end, found: size) }
+    }
+}

@@ -1,0 +1,184 @@
+public import GuestMemory
+
+/// Puts a kernel and what it needs to know into guest RAM, and says with which registers to start it.
+///
+/// The files are opened and their headers checked once; ``load(into:isFresh:)`` is repeated at each reset.
+public struct KernelLoader: Sendable {
+    /// How a kernel is entered (docs/platform.md, "How a kernel is entered").
+    public enum Entry: Sendable, Equatable {
+        /// A swkvm note: long mode, `RDI` = start information.
+        case longMode(UInt64)
+        /// A PVH note: 32-bit protected mode, `EBX` = start information.
+        case pvh(UInt64)
+        /// `e_entry` of an ELF64, the way of Linux's `startup_64`.
+        case linux(UInt64)
+        /// A bzImage: at 0x200 from wherever it is loaded.
+        case bzImage
+    }
+
+    private enum Kernel: Sendable {
+        case elf(ELFImage)
+        case linux(LinuxImage)
+    }
+
+    /// How the kernel will be entered.
+    public let entry: Entry
+    private let kernel: Kernel
+    private let file: BootFile
+    private let initrd: BootFile?
+    private let commandLine: [UInt8]
+    private let tables: ACPITables?
+    private let processors: MPTable?
+
+    /// Reads and checks the kernel's headers.
+    /// - Parameters:
+    ///   - kernel: an ELF file or a bzImage.
+    ///   - initrd: what the kernel is to find as its initial RAM disk.
+    ///   - commandLine: complete, devices included (``KernelCommandLine/assemble(_:devices:)``).
+    ///   - tables: ACPI tables, built for ``PhysicalLayout/acpi``; without them the guest is told of no RSDP.
+    ///   - processors: the MultiProcessor table, for kernels that do not read ACPI tables.
+    public init(
+        kernel file: BootFile, initrd: BootFile? = nil, commandLine: String = "", tables: ACPITables? = nil,
+        processors: MPTable? = nil
+    ) throws(BootError) {
+        let start = try file.read(at: 0, count: Int(min(file.size, UInt64(LinuxImage.headerEnd))))
+        var limit = KernelCommandLine.limit
+        if ELFImage.matches(start) {
+            let image = try ELFImage(file)
+            kernel = .elf(image)
+            entry = try Self.entry(of: image, file)
+        } else if LinuxImage.matches(start) {
+            let image = try LinuxImage(file)
+            kernel = .linux(image)
+            entry = .bzImage
+            limit = min(limit, image.commandLineLimit)
+        } else {
+            throw .notAKernel(file: file.name)
+        }
+        try KernelCommandLine.check(commandLine, limit: limit)
+        if let initrd, initrd.size == 0 { throw .malformed(file: initrd.name, reason: "an initrd without a byte in it") }
+        self.file = file
+        self.initrd = initrd
+        self.commandLine = commandLine.utf8 + [0]
+        self.tables = tables
+        self.processors = processors
+    }
+
+    private static func entry(of image: ELFImage, _ file: BootFile) throws(BootError) -> Entry {
+        if let address = image.longModeEntry { return .longMode(address) }
+        if let address = image.pvhEntry { return .pvh(address) }
+        guard image.is64Bit else {
+            throw .noEntry(file: file.name, reason: "it is a 32-bit ELF without a PVH note, wanted the note or a 64-bit ELF")
+        }
+        guard let address = image.entry else {
+            throw .noEntry(file: file.name, reason: "its e_entry lies in none of its segments and it has no PVH note")
+        }
+        return .linux(address)
+    }
+
+    /// Writes kernel, initrd, command line, tables and start information into RAM.
+    /// - Parameter isFresh: RAM is all zero, so nothing needs to be cleared. False after a reset.
+    /// - Returns: the boot processor's registers.
+    public func load(into guest: GuestMemory, isFresh: Bool) throws(BootError) -> BootState {
+        let memory = BootMemory(guest)
+        guard memory.size > PhysicalLayout.highRAM else {
+            throw .doesNotFit(file: file.name, start: 0, end: PhysicalLayout.highRAM, limit: memory.size)
+        }
+        let limit = min(memory.size, PhysicalLayout.hole)
+        let kernelEnd: UInt64
+        var initrdLimit = limit
+        var startAddress: UInt64 = 0
+        var setupHeader: [UInt8]?
+        switch kernel {
+        case .elf(let image):
+            kernelEnd = try load(image, into: memory, limit: limit, isFresh: isFresh)
+        case .linux(let image):
+            startAddress = try image.loadAddress(limit: limit, file: file.name)
+            try memory.load(file, at: image.payloadOffset, count: image.payloadSize, to: startAddress)
+            kernelEnd = startAddress + image.initialSize
+            initrdLimit = min(limit, image.initrdLimit + 1)
+            setupHeader = image.setupHeader
+        }
+        let initrd = try placeInitrd(after: kernelEnd, limit: initrdLimit, in: memory)
+        try memory.write(commandLine, at: PhysicalLayout.commandLine)
+        if let tables { try memory.write(tables.bytes, at: tables.address) }
+        if let processors { try memory.write(processors.bytes, at: MPTable.address) }
+
+        let map = MemoryMapEntry.map(memorySize: memory.size)
+        let startInfo = PVHStartInfo(
+            commandLine: PhysicalLayout.commandLine, initrd: initrd, rsdp: tables?.rsdp ?? 0, memoryMap: map)
+        try memory.write(startInfo.bytes(), at: PhysicalLayout.startInfo)
+        try memory.write(LongMode.gdt, at: PhysicalLayout.gdt)
+
+        switch entry {
+        case .pvh(let address):
+            return .protectedMode(at: address, startInfo: PhysicalLayout.startInfo)
+        case .longMode(let address):
+            return try longMode(at: address, memory)
+        case .linux(let address):
+            try writeBootParameters(setupHeader: nil, initrd: initrd, map: map, memory)
+            return try longMode(at: address, bootParameters: PhysicalLayout.bootParameters, memory)
+        case .bzImage:
+            try writeBootParameters(setupHeader: setupHeader, initrd: initrd, map: map, memory)
+            return try longMode(
+                at: startAddress + LinuxImage.entryOffset, bootParameters: PhysicalLayout.bootParameters, memory)
+        }
+    }
+
+    /// Loads the segments and returns the end of the highest one.
+    private func load(_ image: ELFImage, into memory: BootMemory, limit: UInt64, isFresh: Bool) throws(BootError) -> UInt64 {
+        for segment in image.segments { try checkPlace(segment.address, segment.end, limit: limit) }
+        for segment in image.segments {
+            try memory.load(file, at: segment.fileOffset, count: segment.fileSize, to: segment.address)
+            if !isFresh {
+                try memory.clear(segment.address + segment.fileSize, count: segment.memorySize - segment.fileSize)
+            }
+        }
+        return image.segments.last?.end ?? PhysicalLayout.highRAM
+    }
+
+    /// A segment may lie from 1 MiB on, or in conventional memory where the platform has nothing.
+    private func checkPlace(_ start: UInt64, _ end: UInt64, limit: UInt64) throws(BootError) {
+        typealias Layout = PhysicalLayout
+        if start < Layout.highRAM {
+            let isFree = start >= Layout.endOfBootData && end <= Layout.commandLine
+                || start >= Layout.endOfCommandLine && end <= Layout.endOfLowRAM
+            if !isFree { throw .reservedMemory(file: file.name, start: start, end: end) }
+        } else if end > limit {
+            throw .doesNotFit(file: file.name, start: start, end: end, limit: limit)
+        }
+    }
+
+    /// Loads the initrd as high as it may be, out of the way of a kernel that grows upwards.
+    private func placeInitrd(after kernelEnd: UInt64, limit: UInt64, in memory: BootMemory) throws(BootError) -> (address: UInt64, size: UInt64)? {
+        guard let initrd else { return nil }
+        let lowest = max(kernelEnd, PhysicalLayout.highRAM).alignedUp(to: 4096) ?? .max
+        let free = limit > lowest ? (limit - lowest).alignedDown(to: 4096) : 0
+        guard initrd.size <= free else {
+            throw .initrdDoesNotFit(file: initrd.name, size: initrd.size, free: free, limit: limit)
+        }
+        let address = (limit - initrd.size).alignedDown(to: 4096)
+        try memory.load(initrd, at: 0, count: initrd.size, to: address)
+        return (address, initrd.size)
+    }
+
+    private func writeBootParameters(
+        setupHeader: [UInt8]?, initrd: (address: UInt64, size: UInt64)?, map: [MemoryMapEntry], _ memory: BootMemory
+    ) throws(BootError) {
+        var seed: [UInt8] = []
+        for _ in 0 ..< 4 { seed.append(littleEndian: UInt64.random(in: .min ... .max)) }
+        try memory.write(LinuxBootParameters.randomSeed(seed), at: PhysicalLayout.setupData)
+        let parameters = LinuxBootParameters(
+            setupHeader: setupHeader, commandLine: PhysicalLayout.commandLine, initrd: initrd, rsdp: tables?.rsdp ?? 0,
+            memoryMap: map, setupData: PhysicalLayout.setupData)
+        try memory.write(parameters.bytes(), at: PhysicalLayout.bootParameters)
+    }
+
+    private func longMode(at entry: UInt64, bootParameters: UInt64 = 0, _ memory: BootMemory) throws(BootError) -> BootState {
+        try memory.write(LongMode.makePageTables(), at: PhysicalLayout.pageTables)
+        var state = BootState.longMode(at: entry)
+        state.rdi = PhysicalLayout.startInfo
+        state.rsi = bootParameters
+        return state
+    }
+}

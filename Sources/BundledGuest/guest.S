@@ -1,0 +1,9 @@
+// The bundled guest's ELF file, as it comes from guests/kernel.
+    .section .rodata
+    .balign 4096
+    .globl swkvm_bundled_guest
+    .globl swkvm_bundled_guest_end
+swkvm_bundled_guest:
+    .incbin "guest.elf"
+swkvm_bundled_guest_end:
+    .section .note.GNU-stack, "", @progbits

@@ -1,0 +1,30 @@
+// Network interfaces: the TUN/TAP calls that take the union-ridden struct ifreq, namespaces, capabilities.
+#ifndef CLINUX_NETWORK_H
+#define CLINUX_NETWORK_H
+
+#include <linux/capability.h>
+#include <linux/rtnetlink.h>
+#include <stdint.h>
+
+/// Attaches a descriptor of /dev/net/tun to the interface called `name` (TUNSETIFF), creating it if it does not exist.
+/// `name` has room for IFNAMSIZ bytes; the kernel writes the interface's name into it (it fills in a `%d`).
+int clinux_tun_attach(int fd, char *name, unsigned flags);
+/// The name (IFNAMSIZ bytes) and IFF_* flags of the interface that a descriptor is attached to (TUNGETIFF).
+int clinux_tun_describe(int fd, char *name, unsigned *flags);
+
+/// unshare(2) and setns(2) for the calling thread only: of the network namespace, of root and working directory.
+int clinux_unshare_network(void);
+int clinux_unshare_root(void);
+int clinux_enter_network(int namespace_fd);
+
+/// Takes one capability away from the calling thread (permitted, effective and inheritable sets), for good.
+int clinux_drop_thread_capability(int capability);
+
+static const unsigned long CLINUX_TUNGETVNETHDRSZ = TUNGETVNETHDRSZ;
+static const unsigned long CLINUX_TUNSETOWNER = TUNSETOWNER;
+static const unsigned CLINUX_IFF_UP = 1;
+
+/// What the dump needs that rtnetlink.h writes as a cast macro.
+static const uint16_t CLINUX_NLM_F_DUMP = NLM_F_ROOT | NLM_F_MATCH;
+
+#endif

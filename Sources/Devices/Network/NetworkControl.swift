@@ -1,0 +1,86 @@
+internal import CLinux
+internal import HostNetwork
+internal import Virtio
+
+/// The control queue (virtio 1.2 §5.1.6.5): each chain is a class, a command, its data, and a byte for the answer.
+struct NetworkControl: ~Copyable {
+    private enum Class {
+        static let receiveMode: UInt8 = 0
+        static let macAddress: UInt8 = 1
+        static let guestOffloads: UInt8 = 5
+    }
+
+    private enum Command {
+        /// Of receiveMode: promiscuous, all multicast. Data: one byte, 0 or 1.
+        static let receiveModes: ClosedRange<UInt8> = 0...1
+        /// Of macAddress: the unicast and multicast addresses to be received.
+        static let setTable: UInt8 = 0
+        /// Of macAddress: the device's own. Data: six bytes.
+        static let setAddress: UInt8 = 1
+        /// Of guestOffloads. Data: feature bits, 64 of them.
+        static let setOffloads: UInt8 = 0
+    }
+
+    private enum Answer {
+        static let ok: UInt8 = 0
+        static let error: UInt8 = 1
+    }
+
+    private let pool: IOVectorPool
+    private var queue: Virtqueue?
+
+    init(queueSize: UInt16) { pool = IOVectorPool(slots: 1, capacity: Int(queueSize)) }
+
+    mutating func start(_ queue: consuming Virtqueue?) { self.queue = queue }
+
+    mutating func stop() { queue = nil }
+
+    /// Serves all commands, at most as many as the queue has descriptors.
+    /// - Returns: whether there may be more.
+    mutating func run(_ activation: Activation, _ port: NetworkPort) throws(VirtqueueError) -> Bool {
+        guard var queue = self.queue.take() else { return false }
+        var budget = queue.size
+        while budget > 0, let chain = try queue.pop(into: pool[0]) {
+            budget -= 1
+            var readable = chain.readable
+            let answer = serve(&readable, port, activation.features) ? Answer.ok : Answer.error
+            queue.push(chain.head, written: chain.writable.store(answer) ? 1 : 0)
+        }
+        let mayHaveMore = queue.enableNotifications()
+        if queue.publish() { activation.interrupt.signal() }
+        self.queue = consume queue
+        return mayHaveMore
+    }
+
+    private func serve(_ data: inout IOVectors, _ port: NetworkPort, _ features: FeatureSet) -> Bool {
+        guard let kind = data.load(UInt8.self), let command = data.load(UInt8.self, at: 1), data.removeFirst(2) else { return false }
+        switch (kind, command) {
+        case (Class.receiveMode, Command.receiveModes) where features.contains(.controlReceiveMode):
+            // All that comes through the TAP is received in any mode; a device may receive more than was asked for (§5.1.6.5.1).
+            return data.byteCount == 1
+        case (Class.macAddress, Command.setTable) where features.contains(.controlReceiveMode):
+            return Self.isAddressTable(data)
+        case (Class.macAddress, Command.setAddress) where features.contains(.controlMACAddress):
+            guard data.byteCount == 6, let high = data.load(UInt32.self), let low = data.load(UInt16.self, at: 4) else { return false }
+            let value = UInt64(high.byteSwapped) << 16 | UInt64(low.byteSwapped)
+            guard let address = try? MACAddress(rawValue: value) else { return false }
+            port.setAddress(address)
+            return true
+        case (Class.guestOffloads, Command.setOffloads) where features.contains(.controlGuestOffloads):
+            guard data.byteCount == 8, let bits = data.load(UInt64.self) else { return false }
+            let wanted = FeatureSet(rawValue: bits)
+            guard features.intersection(.guestOffloads).isSuperset(of: wanted) else { return false }
+            return port.attachment.tap.setOffloads(wanted.tapOffloads)
+        default:
+            return false
+        }
+    }
+
+    /// Two lists, each a 32-bit count and as many addresses of six bytes.
+    private static func isAddressTable(_ data: IOVectors) -> Bool {
+        guard let unicast = data.load(UInt32.self) else { return false }
+        let second = 4 + 6 * UInt64(unicast)
+        guard let multicast = data.load(UInt32.self, at: second) else { return false }
+        return data.byteCount == second + 4 + 6 * UInt64(multicast)
+    }
+}

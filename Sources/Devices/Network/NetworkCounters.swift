@@ -1,0 +1,40 @@
+public import Virtio
+
+/// What a network device has moved and lost. Any thread may read it.
+///
+/// Frames that the host drops before the device sees them, because the TAP's queue is full, are the TAP's `tx_dropped`
+/// (``NetworkDevice/hostDrops``).
+public final class NetworkCounters: Sendable {
+    /// Frames given to the guest, and their bytes without the virtio header.
+    public let receivedFrames = DeviceCounters.Counter()
+    public let receivedBytes = DeviceCounters.Counter()
+    /// Frames given to the host, and their bytes without the virtio header.
+    public let sentFrames = DeviceCounters.Counter()
+    public let sentBytes = DeviceCounters.Counter()
+
+    /// Frames for the guest that no buffer, or not all buffers together, can hold.
+    public let receiveTooLong = DeviceCounters.Counter()
+    /// Frames for the guest that were waiting when the driver started or stopped.
+    public let receiveWithoutDriver = DeviceCounters.Counter()
+    /// Frames for the guest while the link was down.
+    public let receiveLinkDown = DeviceCounters.Counter()
+    /// Receive buffers given back empty: readable, or too short for a header. No frame is lost by them.
+    public let badReceiveBuffers = DeviceCounters.Counter()
+
+    /// Frames from the guest that are malformed: no header, too short, too long, an offload that was not negotiated,
+    /// or offsets that the TAP refuses.
+    public let sendMalformed = DeviceCounters.Counter()
+    /// Frames from the guest while the link, or the interface, was down.
+    public let sendLinkDown = DeviceCounters.Counter()
+    /// Frames from the guest for which the host had no memory.
+    public let sendNoMemory = DeviceCounters.Counter()
+    /// Times the device waited because the TAP took no more; no frame is lost by it.
+    public let sendWaits = DeviceCounters.Counter()
+
+    public init() {}
+
+    /// Frames for the guest that did not reach it.
+    public var receiveDrops: UInt64 { receiveTooLong.value + receiveWithoutDriver.value + receiveLinkDown.value }
+    /// Frames from the guest that did not reach the host.
+    public var sendDrops: UInt64 { sendMalformed.value + sendLinkDown.value + sendNoMemory.value }
+}

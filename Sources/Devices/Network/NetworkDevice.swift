@@ -1,0 +1,119 @@
+public import HostNetwork
+public import Linux
+internal import Synchronization
+public import Virtio
+
+/// A network card (virtio 1.2 §5.1) in front of a TAP: one pair of queues and a control queue.
+///
+/// The driver's offloads are passed on to the TAP exactly as negotiated, and taken back at its reset.
+public final class NetworkDevice: VirtioDevice {
+    public let name: String
+    public let deviceID: UInt32 = 1
+    public let features: FeatureSet
+    /// Receive, transmit, control.
+    public let maximumQueueSizes: [UInt16] = [256, 256, 64]
+    public var configuration: ConfigurationSpace { port.configuration }
+    public var counters: NetworkCounters { port.counters }
+
+    private let port: NetworkPort
+    private let worker: DeviceWorker
+
+    /// Starts the device's I/O thread.
+    /// - Parameters:
+    ///   - name: `net0`, …; the thread's name.
+    ///   - address: the guest's Ethernet address.
+    ///   - attachment: the TAP; it is let go when the device is.
+    public init(name: String, address: MACAddress, attachment: consuming NetworkAttachment) throws(SystemCallError) {
+        self.name = name
+        features = .offered(before: attachment.tap)
+        port = NetworkPort(attachment, address: address)
+        worker = try DeviceWorker(name: name, engine: try NetworkEngine(port: port, queueSizes: maximumQueueSizes))
+    }
+
+    /// The host's interface.
+    public var interfaceName: InterfaceName { port.attachment.tap.name }
+
+    /// The guest's address: as given, or as the driver has set it since.
+    public var address: MACAddress { port.address }
+
+    /// Frames that the host dropped because the guest took them too slowly; nil when the interface cannot be seen from here.
+    public var hostDrops: UInt64? { port.attachment.hostDrops }
+
+    /// Whether the guest is told that the link is up. While it is down, frames are dropped and counted in both directions.
+    public var isLinkUp: Bool { port.isLinkUp }
+
+    /// Pulls the cable, or puts it back; the driver is told by a configuration change.
+    public func setLink(up: Bool) { port.setLink(up: up) }
+
+    // MARK: VirtioDevice
+
+    public func accepts(_ features: FeatureSet) -> Bool { features.isConsistentForNetwork }
+
+    public func activate(_ activation: Activation) {
+        port.setInterrupt(activation.interrupt)
+        worker.activate(activation)
+    }
+
+    public func reset() {
+        worker.reset()
+        port.setInterrupt(nil)
+    }
+
+    public func stopQueue(_ index: Int) { worker.stopQueue(index) }
+
+    public func startQueue(_ configuration: QueueConfiguration) { worker.startQueue(configuration) }
+}
+
+/// What the device's I/O thread and the rest of the process share.
+final class NetworkPort: Sendable {
+    let attachment: NetworkAttachment
+    let configuration: ConfigurationSpace
+    let counters = NetworkCounters()
+    private let link = Atomic<Bool>(true)
+    /// While a driver is active.
+    private let interrupt = Mutex<DeviceInterrupt?>(nil)
+
+    /// Fields of `struct virtio_net_config` (virtio 1.2 §5.1.4).
+    private enum Field {
+        static let address = 0..<6
+        static let status = 6
+        static let size = 12
+        /// VIRTIO_NET_S_LINK_UP
+        static let linkUp: UInt8 = 1
+    }
+
+    init(_ attachment: consuming NetworkAttachment, address: MACAddress) {
+        let mtu = UInt16(clamping: attachment.mtu)
+        self.attachment = attachment
+        var fields = [UInt8](repeating: 0, count: Field.size)
+        fields.replaceSubrange(Field.address, with: address.bytes)
+        fields[Field.status] = Field.linkUp
+        // max_virtqueue_pairs, which counts only with VIRTIO_NET_F_MQ.
+        fields[8] = 1
+        fields[10] = UInt8(truncatingIfNeeded: mtu)
+        fields[11] = UInt8(truncatingIfNeeded: mtu >> 8)
+        configuration = ConfigurationSpace(fields)
+        given = address
+    }
+
+    private let given: MACAddress
+
+    var address: MACAddress {
+        let value = (0..<6).reduce(UInt64(0)) { $0 << 8 | configuration.read(at: $1, size: 1) }
+        return (try? MACAddress(rawValue: value)) ?? given
+    }
+
+    func setAddress(_ address: MACAddress) {
+        configuration.update { $0.replaceSubrange(Field.address, with: address.bytes) }
+    }
+
+    var isLinkUp: Bool { link.load(ordering: .relaxed) }
+
+    func setLink(up: Bool) {
+        guard link.exchange(up, ordering: .relaxed) != up else { return }
+        configuration.update { $0[Field.status] = up ? Field.linkUp : 0 }
+        interrupt.withLock { $0?.configurationChanged() }
+    }
+
+    func setInterrupt(_ new: DeviceInterrupt?) { interrupt.withLock { $0 = new } }
+}

@@ -1,0 +1,192 @@
+internal import HostNetwork
+internal import Linux
+internal import Virtio
+
+/// The network device's I/O thread: the owner of the three queues and of the TAP's descriptor.
+struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
+    // Moves to its thread as a whole and stays there, the queues with it: hence `Sendable`.
+
+    enum QueueIndex {
+        static let receive = 0
+        static let transmit = 1
+        static let control = 2
+    }
+
+    private enum Token {
+        static let tap = DeviceWorkerToken.firstOfEngine
+        /// There is more to send, or to serve, than was done in one go.
+        static let again = DeviceWorkerToken.firstOfEngine + 1
+    }
+
+    private let port: NetworkPort
+    private let tap: Int32
+    private let again: EventFD
+    private var receive: ReceivePath
+    private var transmit: TransmitPath
+    private var control: NetworkControl
+    private var activation: Activation?
+    /// What the TAP is waited for; it is not in the epoll instance while that is nothing.
+    private var watched: Epoll.Events = []
+    private var wanted: Epoll.Events = []
+    /// The interface was removed.
+    private var isGone = false
+
+    init(port: NetworkPort, queueSizes: [UInt16]) throws(SystemCallError) {
+        let again = try EventFD()
+        let spill = try ReceivePath.makeSpill()
+        self.again = again
+        self.port = port
+        tap = port.attachment.tap.descriptor.rawValue
+        let headerSize = port.attachment.tap.headerSize
+        receive = ReceivePath(tap: tap, headerSize: headerSize, spill: spill, counters: port.counters)
+        transmit = TransmitPath(
+            tap: tap, headerSize: headerSize, queueSize: queueSizes[QueueIndex.transmit], counters: port.counters)
+        control = NetworkControl(queueSize: queueSizes[QueueIndex.control])
+    }
+
+    // MARK: Life
+
+    mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
+        self.activation = activation
+        // Without this eventfd a long queue could stall; adding it fails only for lack of kernel memory.
+        guard (try? epoll.add(again.rawValue, .input, token: Token.again)) != nil else {
+            return activation.interrupt.markNeedsReset()
+        }
+        // Frames from before the driver, which no offload of its can have shaped; then those for this driver.
+        if receive.discard(port.counters.receiveWithoutDriver) == .gone { lose() }
+        port.attachment.tap.setOffloads(activation.features.tapOffloads)
+        receive.mode = ReceivePath.Mode(
+            isMergeable: activation.features.contains(.mergeableBuffers),
+            hasChecksum: activation.features.contains(.guestChecksum),
+            longestFrame: longestFrame(activation.features))
+        transmit.features = activation.features
+        receive.start(try activation.makeQueue(QueueIndex.receive))
+        transmit.start(try activation.makeQueue(QueueIndex.transmit))
+        control.start(try activation.makeQueue(QueueIndex.control))
+    }
+
+    mutating func reset(epoll: borrowing Epoll) {
+        receive.stop()
+        transmit.stop()
+        control.stop()
+        wanted = []
+        watch(epoll)
+        epoll.remove(again.rawValue)
+        // The next driver starts without.
+        port.attachment.tap.setOffloads([])
+        activation = nil
+    }
+
+    mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) {
+        switch index {
+        case QueueIndex.receive:
+            receive.stop()
+            wanted.remove(.input)
+        case QueueIndex.transmit:
+            transmit.stop()
+            wanted.remove(.output)
+        default:
+            control.stop()
+        }
+        watch(epoll)
+    }
+
+    mutating func startQueue(
+        _ configuration: QueueConfiguration, of activation: Activation, epoll: borrowing Epoll
+    ) throws(VirtqueueError) {
+        let queue = try Virtqueue(configuration, features: activation.features, ram: activation.ram)
+        switch configuration.index {
+        case QueueIndex.receive: receive.start(queue)
+        case QueueIndex.transmit: transmit.start(queue)
+        default: control.start(queue)
+        }
+    }
+
+    // MARK: Work
+
+    mutating func notified(queue: Int, epoll: borrowing Epoll) throws(VirtqueueError) {
+        switch queue {
+        // While the TAP is watched its frames set the pace.
+        case QueueIndex.receive: if !wanted.contains(.input) { try moveIn() }
+        case QueueIndex.transmit: if !wanted.contains(.output) { try moveOut() }
+        default: try serveControl()
+        }
+        watch(epoll)
+    }
+
+    mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
+        // An event from before a reset.
+        guard activation != nil else { return }
+        if token == Token.again {
+            again.drain()
+            if !wanted.contains(.output) { try moveOut() }
+            try serveControl()
+        } else {
+            if events.contains(.input), wanted.contains(.input) { try moveIn() }
+            if events.contains(.output), wanted.contains(.output) { try moveOut() }
+            if !events.isDisjoint(with: [.error, .hangUp]) { lose() }
+        }
+        watch(epoll)
+    }
+
+    private mutating func moveIn() throws(VirtqueueError) {
+        guard let activation, !isGone else { return }
+        let outcome = port.isLinkUp
+            ? try receive.run(activation) : receive.discard(port.counters.receiveLinkDown)
+        switch outcome {
+        case .drained, .paused: wanted.insert(.input)
+        case .starved: wanted.remove(.input)
+        case .gone: lose()
+        }
+    }
+
+    private mutating func moveOut() throws(VirtqueueError) {
+        guard let activation else { return }
+        switch try transmit.run(activation, isLinkUp: port.isLinkUp && !isGone) {
+        case .drained: wanted.remove(.output)
+        case .blocked: wanted.insert(.output)
+        case .paused:
+            wanted.remove(.output)
+            again.signal()
+        }
+    }
+
+    private mutating func serveControl() throws(VirtqueueError) {
+        guard let activation else { return }
+        if try control.run(activation, port) { again.signal() }
+    }
+
+    /// The interface is gone: the guest sees the link go down, and what it sends is dropped and counted.
+    private mutating func lose() {
+        isGone = true
+        wanted = []
+        port.setLink(up: false)
+        // What waited for the TAP to take more waits no longer.
+        again.signal()
+    }
+
+    // MARK: Helpers
+
+    /// Header, Ethernet header, VLAN tag, and the largest packet that the driver may be given.
+    private func longestFrame(_ features: FeatureSet) -> UInt64 {
+        let packet = features.isDisjoint(with: .largeGuestPackets) ? port.attachment.mtu : 65536
+        return PacketHeader.size + 18 + UInt64(max(0, packet))
+    }
+
+    /// Makes epoll watch the TAP for what is wanted. While that is nothing it is not watched at all: errors would be
+    /// reported again and again.
+    private mutating func watch(_ epoll: borrowing Epoll) {
+        guard watched != wanted else { return }
+        if wanted.isEmpty {
+            epoll.remove(tap)
+        } else if watched.isEmpty {
+            guard (try? epoll.add(tap, wanted, token: Token.tap)) != nil else { return fail() }
+        } else {
+            guard (try? epoll.modify(tap, wanted, token: Token.tap)) != nil else { return fail() }
+        }
+        watched = wanted
+    }
+
+    /// epoll has no memory: nothing would wake the device again.
+    private func fail() { activation?.interrupt.markNeedsReset() }
+}

@@ -1,0 +1,205 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+internal import Virtio
+
+/// From the TAP to the guest: frames are read straight into the buffers of the receive queue (virtio 1.2 §5.1.6.3).
+///
+/// A frame stays in the TAP for as long as there is no buffer at all. One that turns out longer than the buffers there are
+/// has its end in the spill, private memory, until the driver adds more.
+struct ReceivePath: ~Copyable {
+    /// Why a run ended.
+    enum Outcome {
+        /// The TAP has no more frames.
+        case drained
+        /// The driver has no more buffers, and will kick when it adds one.
+        case starved
+        /// Enough for now; there may be more.
+        case paused
+        /// The TAP is no more.
+        case gone
+    }
+
+    /// What the driver negotiated.
+    struct Mode {
+        var isMergeable = false
+        var hasChecksum = false
+        /// The longest frame to be expected, header included.
+        var longestFrame: UInt64 = 0
+    }
+
+    /// A frame whose first `inBuffers` bytes are in the window and the rest in the spill.
+    private struct Pending {
+        var count: Int
+        var inBuffers: Int
+    }
+
+    /// What happened since the counters were last written.
+    private struct Tally {
+        var frames: UInt64 = 0
+        var bytes: UInt64 = 0
+        var tooLong: UInt64 = 0
+        var badBuffers: UInt64 = 0
+    }
+
+    /// The longest frame that Linux makes, with VLAN tag and header, fits; a read that fills it was cut.
+    private static let spillSize = 128 << 10
+    /// Frames, and buffers given back, in one run: then it is somebody else's turn.
+    private static let budget = 256
+
+    private let tap: Int32
+    private let headerSize: Int
+    private let counters: NetworkCounters
+    private let spill: Mapping
+    private var queue: Virtqueue?
+    private var window = BufferWindow()
+    private var pending: Pending?
+    private var tally = Tally()
+    var mode = Mode()
+
+    /// - Parameter spill: from ``makeSpill()``.
+    init(tap: Int32, headerSize: Int, spill: consuming Mapping, counters: NetworkCounters) {
+        self.tap = tap
+        self.headerSize = headerSize
+        self.spill = spill
+        self.counters = counters
+    }
+
+    static func makeSpill() throws(SystemCallError) -> Mapping {
+        try Mapping(size: spillSize, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+    }
+
+    mutating func start(_ queue: consuming Virtqueue?) { self.queue = queue }
+
+    /// Gives the queue up; a frame that waits for buffers is lost and counted.
+    mutating func stop() {
+        queue = nil
+        window.removeAll()
+        if pending.take() != nil { counters.receiveWithoutDriver.add() }
+    }
+
+    // MARK: Working
+
+    /// Moves frames until TAP or queue has no more, or for a while.
+    mutating func run(_ activation: Activation) throws(VirtqueueError) -> Outcome {
+        guard var queue = self.queue.take() else { return .starved }
+        var budget = Self.budget
+        queue.disableNotifications()
+        var outcome = try move(&queue, &budget)
+        // Buffers that came since the queue was last looked at come without a kick.
+        while outcome == .starved, queue.enableNotifications() {
+            queue.disableNotifications()
+            outcome = try move(&queue, &budget)
+        }
+        // Before the driver sees the frames, so that no figure is behind what it knows.
+        count(activation.counters)
+        if queue.publish() { activation.interrupt.signal() }
+        self.queue = consume queue
+        return outcome
+    }
+
+    private mutating func move(_ queue: inout Virtqueue, _ budget: inout Int) throws(VirtqueueError) -> Outcome {
+        while budget > 0 {
+            if let waiting = pending {
+                guard try complete(waiting, &queue, &budget) else { return budget > 0 ? .starved : .paused }
+                continue
+            }
+            // One buffer is taken as it comes; of mergeable ones, as many as the longest frame may need, if they are there.
+            while mode.isMergeable ? window.byteCount < mode.longestFrame : window.isEmpty, window.makeRoom(for: Int(queue.size)) {
+                guard budget > 0, try grow(&queue, &budget) else { break }
+            }
+            guard !window.isEmpty else { return budget > 0 ? .starved : .paused }
+            budget -= 1
+            let count = read()
+            if count <= 0 {
+                if count < 0, errno == EINTR { continue }
+                return count < 0 && errno == EAGAIN ? .drained : .gone
+            }
+            place(count, &queue)
+        }
+        return .paused
+    }
+
+    /// Reads a frame: into the window and then the spill; all of it into the spill, behind a header of zeros, when the
+    /// TAP gives none.
+    private func read() -> Int {
+        // The spill is a mapping of spillSize bytes that lives as long as this value.
+        guard headerSize == 0 else {
+            return unsafe window.read(from: tap, spill: UnsafeMutableRawBufferPointer(start: spill.start, count: Self.spillSize))
+        }
+        let header = Int(PacketHeader.size)
+        unsafe memset(spill.start, 0, header)
+        let count = unsafe Glibc.read(tap, spill.start + header, Self.spillSize - header)
+        return count > 0 ? count + header : count
+    }
+
+    /// Delivers a frame of `count` bytes that was just read, or keeps it until it can be.
+    private mutating func place(_ count: Int, _ queue: inout Virtqueue) {
+        let inBuffers = headerSize == 0 ? 0 : Int(min(UInt64(count), window.byteCount))
+        let spilled = count - inBuffers
+        // A frame that fills the spill has lost its end.
+        guard count >= Int(PacketHeader.size), spilled < Self.spillSize - Int(PacketHeader.size) else { return tally.tooLong += 1 }
+        if spilled == 0 { return deliver(count, &queue) }
+        pending = Pending(count: count, inBuffers: inBuffers)
+    }
+
+    /// Gets buffers for the rest of a frame and delivers it, or drops it if there never will be enough.
+    /// - Returns: false when it goes on waiting.
+    private mutating func complete(_ frame: Pending, _ queue: inout Virtqueue, _ budget: inout Int) throws(VirtqueueError) -> Bool {
+        while window.byteCount < UInt64(frame.count) {
+            // One buffer must be enough unless they are merged; and more than the whole queue there cannot be.
+            let canGrow = window.isEmpty || mode.isMergeable && window.chainCount < Int(queue.size)
+            guard canGrow, window.makeRoom(for: Int(queue.size)) else {
+                tally.tooLong += 1
+                pending = nil
+                return true
+            }
+            guard budget > 0, try grow(&queue, &budget) else { return false }
+        }
+        // The spill holds the bytes that are not in the buffers; the window has room for all.
+        let rest = unsafe UnsafeRawBufferPointer(start: spill.start, count: frame.count - frame.inBuffers)
+        _ = unsafe window.buffers.copy(at: UInt64(frame.inBuffers), from: rest)
+        pending = nil
+        deliver(frame.count, &queue)
+        return true
+    }
+
+    /// - Returns: false when the driver has no more buffers. A buffer that is of no use uses up some of the budget.
+    private mutating func grow(_ queue: inout Virtqueue, _ budget: inout Int) throws(VirtqueueError) -> Bool {
+        switch try window.grow(from: &queue) {
+        case .grown: break
+        case .refused:
+            tally.badBuffers += 1
+            budget -= 1
+        case .none: return false
+        }
+        return true
+    }
+
+    private mutating func deliver(_ count: Int, _ queue: inout Virtqueue) {
+        window.deliver(count, to: &queue, clearsFlags: !mode.hasChecksum)
+        tally.frames += 1
+        tally.bytes += UInt64(count) - PacketHeader.size
+    }
+
+    /// Reads and drops frames until the TAP has no more, at most as many as a TAP's queue usually holds a few times over.
+    /// - Parameter counter: which figure they belong to.
+    func discard(_ counter: borrowing DeviceCounters.Counter) -> Outcome {
+        for _ in 0..<4096 {
+            let count = unsafe Glibc.read(tap, spill.start, Self.spillSize)
+            if count > 0 { counter.add() } else if count == 0 || errno != EINTR { return count < 0 && errno == EAGAIN ? .drained : .gone }
+        }
+        return .paused
+    }
+
+    private mutating func count(_ all: DeviceCounters) {
+        if tally.frames > 0 {
+            all.requests.add(tally.frames)
+            counters.receivedFrames.add(tally.frames)
+            counters.receivedBytes.add(tally.bytes)
+        }
+        if tally.tooLong > 0 { counters.receiveTooLong.add(tally.tooLong) }
+        if tally.badBuffers > 0 { counters.badReceiveBuffers.add(tally.badBuffers) }
+        tally = Tally()
+    }
+}

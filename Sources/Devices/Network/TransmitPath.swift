@@ -1,0 +1,145 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+internal import Virtio
+
+/// From the guest to the TAP: each chain of the transmit queue is a header and a frame (virtio 1.2 §5.1.6.2), which goes
+/// to the TAP straight from guest RAM.
+struct TransmitPath: ~Copyable {
+    /// Why a run ended.
+    enum Outcome {
+        /// The driver has no more frames, and will kick when it adds one.
+        case drained
+        /// The TAP takes no more for now.
+        case blocked
+        /// Enough for now; there may be more.
+        case paused
+    }
+
+    /// What happened since the counters were last written.
+    private struct Tally {
+        var frames: UInt64 = 0
+        var bytes: UInt64 = 0
+        var malformed: UInt64 = 0
+        var linkDown: UInt64 = 0
+        var noMemory: UInt64 = 0
+    }
+
+    /// An Ethernet header at least; at most the largest segment that Linux makes, with Ethernet header and VLAN tag.
+    private static let possibleFrame: ClosedRange<UInt64> = 14...(65536 + 18)
+    /// Frames in one run: then it is somebody else's turn.
+    private static let budget = 256
+
+    private let tap: Int32
+    private let headerSize: Int
+    private let counters: NetworkCounters
+    private let pool: IOVectorPool
+    private var queue: Virtqueue?
+    private var tally = Tally()
+    /// What the driver negotiated.
+    var features: FeatureSet = []
+
+    init(tap: Int32, headerSize: Int, queueSize: UInt16, counters: NetworkCounters) {
+        self.tap = tap
+        self.headerSize = headerSize
+        self.counters = counters
+        // The entry before the chain's is for the header.
+        pool = IOVectorPool(slots: 1, capacity: 1 + Int(queueSize))
+    }
+
+    mutating func start(_ queue: consuming Virtqueue?) { self.queue = queue }
+
+    mutating func stop() { queue = nil }
+
+    /// Moves frames until queue or TAP takes no more, or for a while.
+    /// - Parameter isLinkUp: frames are dropped when it is not.
+    mutating func run(_ activation: Activation, isLinkUp: Bool) throws(VirtqueueError) -> Outcome {
+        guard var queue = self.queue.take() else { return .drained }
+        var budget = Self.budget
+        var outcome: Outcome
+        repeat {
+            queue.disableNotifications()
+            outcome = try move(&queue, &budget, isLinkUp: isLinkUp)
+        } while outcome == .drained && queue.enableNotifications()
+        // Before the driver sees that they are done, so that no figure is behind what it knows.
+        count(activation.counters)
+        if queue.publish() { activation.interrupt.signal() }
+        self.queue = consume queue
+        return outcome
+    }
+
+    private mutating func move(_ queue: inout Virtqueue, _ budget: inout Int, isLinkUp: Bool) throws(VirtqueueError) -> Outcome {
+        while budget > 0 {
+            guard let chain = try queue.pop(into: pool[0], from: 1) else { return .drained }
+            budget -= 1
+            guard send(chain.readable, isLinkUp: isLinkUp) else {
+                // It is taken again, from its descriptors on, when the TAP has room.
+                queue.rewind()
+                counters.sendWaits.add()
+                return .blocked
+            }
+            queue.push(chain.head, written: 0)
+        }
+        return .paused
+    }
+
+    /// Gives a frame to the TAP, or drops and counts it.
+    /// - Returns: false when the TAP wants to be waited for.
+    private mutating func send(_ packet: IOVectors, isLinkUp: Bool) -> Bool {
+        guard packet.byteCount >= PacketHeader.size, Self.possibleFrame.contains(packet.byteCount - PacketHeader.size),
+            var header = PacketHeader(from: packet, features: features), headerSize != 0 || header.isPlain
+        else {
+            tally.malformed += 1
+            return true
+        }
+        guard isLinkUp else {
+            tally.linkDown += 1
+            return true
+        }
+        var frame = packet
+        frame.removeFirst(PacketHeader.size)
+        while true {
+            let sent = headerSize == 0 ? unsafe writev(tap, frame.base, Int32(frame.count)) : write(&header, frame)
+            if sent >= 0 {
+                tally.frames += 1
+                tally.bytes += frame.byteCount
+                return true
+            }
+            switch errno {
+            case EINTR: continue
+            case EAGAIN: return false
+            // An interface that is down, and one that was removed.
+            case EIO, EBADFD, ENXIO, ENODEV, ENETDOWN, EPIPE, ECONNREFUSED, ECONNRESET: tally.linkDown += 1
+            case ENOBUFS, ENOMEM: tally.noMemory += 1
+            default: tally.malformed += 1
+            }
+            return true
+        }
+    }
+
+    /// Writes our copy of the header and the guest's frame in one call.
+    private func write(_ header: inout PacketHeader, _ frame: IOVectors) -> Int {
+        unsafe withUnsafeMutableBytes(of: &header) { bytes in
+            // The chain begins at entry 1 of the list, so there is an entry before the frame's first. The header's bytes are
+            // its first 12; the structure has padding behind them.
+            let entries = unsafe frame.base - 1
+            unsafe entries.pointee = iovec(iov_base: bytes.baseAddress, iov_len: Int(PacketHeader.size))
+            return unsafe writev(tap, entries, Int32(frame.count + 1))
+        }
+    }
+
+    private mutating func count(_ all: DeviceCounters) {
+        if tally.frames > 0 {
+            all.requests.add(tally.frames)
+            counters.sentFrames.add(tally.frames)
+            counters.sentBytes.add(tally.bytes)
+        }
+        if tally.malformed > 0 {
+            all.errors.add(tally.malformed)
+            counters.sendMalformed.add(tally.malformed)
+        }
+        if tally.linkDown > 0 { counters.sendLinkDown.add(tally.linkDown) }
+        if tally.noMemory > 0 { counters.sendNoMemory.add(tally.noMemory) }
+        tally = Tally()
+    }
+}

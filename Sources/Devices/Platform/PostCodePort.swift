@@ -1,0 +1,17 @@
+internal import Synchronization
+
+/// Port 0x80: firmware says here how far it has come, and kernels write to it to pass a microsecond.
+public final class PostCodePort: PortDevice {
+    private let code = Atomic<UInt8>(0)
+
+    /// What was written last, for a report on a machine that ended badly.
+    public var lastCode: UInt8 { code.load(ordering: .relaxed) }
+
+    public init() {}
+
+    public func read(_ offset: UInt16, size: Int) -> UInt32 { .max }
+
+    public func write(_ offset: UInt16, size: Int, value: UInt32) {
+        code.store(UInt8(truncatingIfNeeded: value), ordering: .relaxed)
+    }
+}

@@ -1,0 +1,48 @@
+internal import Synchronization
+
+/// Sleep control, sleep status and event register at ports 0x600 to 0x602 (docs/platform.md, "Ports"; ACPI 6.5 §4.8.3.7).
+public final class PowerController: ByteWideDevice {
+    /// Bits of the event register.
+    public enum Event {
+        /// The host asks for a power-off, as a power button does.
+        public static let powerButton: UInt8 = 1 << 0
+    }
+
+    private enum Register { static let control: UInt16 = 0, status: UInt16 = 1, events: UInt16 = 2 }
+    /// SLP_TYP (bits 2 to 4) of S5, and SLP_EN (bit 5).
+    private static let sleepMask: UInt8 = 0x3c, powerOff: UInt8 = 5 << 2 | 1 << 5
+
+    private let events = Atomic<UInt8>(0)
+    private let request: @Sendable (MachineRequest) -> Void
+    private let interrupt: @Sendable () -> Void
+
+    /// - Parameters:
+    ///   - request: called by the vCPU thread that asks for the power-off.
+    ///   - interrupt: raises the edge-triggered line of the event register (IRQ 9).
+    public init(request: @escaping @Sendable (MachineRequest) -> Void, interrupt: @escaping @Sendable () -> Void) {
+        self.request = request
+        self.interrupt = interrupt
+    }
+
+    /// Asks the guest to power off. A guest that does not listen goes on. Any thread may call it.
+    public func requestPowerOff() {
+        events.bitwiseOr(Event.powerButton, ordering: .sequentiallyConsistent)
+        interrupt()
+    }
+
+    /// What a reset of the machine does: no event is pending.
+    public func reset() { events.store(0, ordering: .sequentiallyConsistent) }
+
+    func readByte(_ offset: UInt16) -> UInt8 {
+        switch offset {
+        // SLP_EN reads as 0; no state but S5 exists, from which nobody wakes to see WAK_STS.
+        case Register.control, Register.status: 0
+        case Register.events: events.exchange(0, ordering: .sequentiallyConsistent)
+        default: 0xff
+        }
+    }
+
+    func writeByte(_ offset: UInt16, _ value: UInt8) {
+        if offset == Register.control, value & Self.sleepMask == Self.powerOff { request(.powerOff) }
+    }
+}

@@ -1,0 +1,44 @@
+internal import CLinux
+public import Linux
+
+/// Where a serial port's output goes.
+public protocol SerialSink: AnyObject, Sendable {
+    /// Takes bytes from the front without waiting, and tells how many.
+    ///
+    /// Whoever takes fewer than all calls ``SerialPort/flush()`` when there is room again. It must not call the port from here.
+    func take(_ bytes: Span<UInt8>) -> Int
+}
+
+/// A sink that writes to a terminal, pipe, socket or file.
+public final class DescriptorSink: SerialSink {
+    private let descriptor: FileDescriptor
+    /// The descriptor's number, for whoever waits until it is writable.
+    public var rawValue: Int32 { descriptor.rawValue }
+    private let onFull: @Sendable () -> Void
+
+    /// - Parameters:
+    ///   - descriptor: non-blocking, or the writing thread may wait in it.
+    ///   - onFull: says that the rest waits for the descriptor to become writable; called by a vCPU thread.
+    public init(_ descriptor: consuming FileDescriptor, onFull: @escaping @Sendable () -> Void) {
+        self.descriptor = descriptor
+        self.onFull = onFull
+    }
+
+    public func take(_ bytes: Span<UInt8>) -> Int {
+        var done = 0
+        while done < bytes.count {
+            do {
+                // The rest of the span, which lives throughout the call.
+                done += unsafe try bytes.withUnsafeBytes { buffer throws(SystemCallError) in
+                    unsafe try descriptor.write(UnsafeRawBufferPointer(rebasing: buffer[done...]))
+                }
+            } catch {
+                // Nobody is there to read (EPIPE, EIO of a closed terminal), or the disk is full: the guest goes on without.
+                guard error.errno == EAGAIN else { return bytes.count }
+                onFull()
+                return done
+            }
+        }
+        return done
+    }
+}

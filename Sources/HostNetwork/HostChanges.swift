@@ -1,0 +1,93 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// What was changed on the host, and how to change it back.
+struct HostChanges: ~Copyable, Sendable {
+    private enum Change {
+        case master(Link), mtu(Link, former: Int), up(Link)
+    }
+
+    private let netlink: RouteNetlink
+    private let namespace: NetworkNamespace
+    /// What to undo, in the order it was done.
+    private var changes: [Change] = []
+    private var bridge: InterfaceName?
+    /// The index of the TAP, 0 before there is one.
+    private var tapIndex: Int32 = 0
+    /// The TAP's MTU.
+    private(set) var mtu = 0
+
+    init(netlink: consuming RouteNetlink, namespace: consuming NetworkNamespace) {
+        self.netlink = netlink
+        self.namespace = namespace
+    }
+
+    mutating func attach(
+        _ name: InterfaceName?, to port: NetworkBackend.BridgePort?, mtu wanted: Int?
+    ) throws(HostNetworkError) -> TAPDevice {
+        if let wanted, !NetworkBackend.possibleMTU.contains(wanted) { throw .badMTU(wanted) }
+        // One machine at a time: no bridge is removed between another machine's finding it and becoming its port.
+        try namespace.lock()
+        defer { namespace.unlock() }
+
+        let bridge = try findOrCreate(port)
+        var found: Link?
+        if let name { found = try netlink.link(named: name) }
+        if let found, let bridge, found.master != 0, found.master != bridge.index {
+            let current = try netlink.link(at: found.master)?.name ?? found.name
+            throw .portOfAnother(tap: found.name, current: current, wanted: bridge.name)
+        }
+        let tap: TAPDevice
+        if let found { tap = try TAPDevice.open(found) } else { tap = try TAPDevice.create(name) }
+        guard let link = try netlink.link(named: tap.name) else {
+            throw .refused(action: "looking for \(tap.name)", SystemCallError("RTM_GETLINK", errno: ENODEV), explanation: "")
+        }
+        tapIndex = link.index
+        mtu = wanted ?? (found == nil ? bridge?.mtu : nil) ?? link.mtu
+        if link.mtu != mtu {
+            try netlink.set(link, mtu: mtu)
+            note(.mtu(link, former: link.mtu), found)
+        }
+        if let bridge, link.master != bridge.index {
+            try netlink.set(link, master: bridge)
+            // Also for a created TAP: a child process that inherited its descriptor may keep it for a while, but not in the bridge.
+            changes.append(.master(link))
+        }
+        if !link.isUp {
+            try netlink.set(link, up: true)
+            note(.up(link), found)
+        }
+        return tap
+    }
+
+    private mutating func findOrCreate(_ port: NetworkBackend.BridgePort?) throws(HostNetworkError) -> Link? {
+        guard let port else { return nil }
+        if port.create, try netlink.link(named: port.name) == nil {
+            bridge = port.name
+            return try Bridge.create(port.name, netlink)
+        }
+        let found = try Bridge.find(port.name, netlink)
+        bridge = port.name
+        return found
+    }
+
+    /// Remembers a change of a TAP that was found; one that was created takes its changes with it.
+    private mutating func note(_ change: Change, _ found: Link?) {
+        if found != nil { changes.append(change) }
+    }
+
+    deinit {
+        // Nobody is left to hear of a failure: the interface was removed meanwhile, or the right to change it.
+        for change in changes.reversed() {
+            switch change {
+            case .up(let link): try? netlink.set(link, up: false)
+            case .master(let link): try? netlink.set(link, master: nil)
+            case .mtu(let link, let former): try? netlink.set(link, mtu: former)
+            }
+        }
+        guard let bridge, (try? namespace.lock()) != nil else { return }
+        try? Bridge.removeIfUnused(bridge, except: tapIndex, netlink)
+        namespace.unlock()
+    }
+}

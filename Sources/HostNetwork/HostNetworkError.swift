@@ -1,0 +1,105 @@
+internal import CLinux
+public import Linux
+
+/// Why the host's network could not be set up as wanted.
+public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
+    case badMACAddress(String, MACAddress.Problem)
+    case badInterfaceName(String, InterfaceName.Problem)
+    /// An MTU outside 68…65521.
+    case badMTU(Int)
+    /// /dev/net/tun is not there, or no driver is behind it.
+    case tunMissing(SystemCallError)
+    /// /dev/net/tun is there but may not be opened.
+    case tunDenied(SystemCallError)
+    /// No right to create a TAP of that name (nil: any name).
+    case tapCreationDenied(InterfaceName?)
+    /// A TAP that belongs to another user.
+    case tapDenied(InterfaceName)
+    /// Another process holds the TAP.
+    case tapBusy(InterfaceName)
+    /// The name is taken by something else; `kind` as `ip -d link` says it.
+    case notATAP(InterfaceName, kind: String)
+    case bridgeMissing(InterfaceName)
+    case bridgeDown(InterfaceName)
+    case notABridge(InterfaceName, kind: String)
+    /// The TAP was found as a port of `current`, another bridge than the one wanted.
+    case portOfAnother(tap: InterfaceName, current: InterfaceName, wanted: InterfaceName)
+    /// An inherited descriptor that cannot be used.
+    case badDescriptor(Int32, DescriptorProblem)
+    /// The network namespace's lock was not to be had.
+    case namespaceLocked
+    /// What was to be done needs CAP_NET_ADMIN; `command` is how an administrator does it beforehand.
+    case notPermitted(action: String, command: String)
+    /// The kernel refused for another reason; `explanation` is its own text, if it gave one.
+    case refused(action: String, SystemCallError, explanation: String)
+
+    /// What is wrong with an inherited descriptor.
+    public enum DescriptorProblem: Equatable, Sendable {
+        case notOpen, notATAP
+        /// A TUN interface: IP packets without Ethernet.
+        case isTUN
+        /// Opened without IFF_NO_PI.
+        case packetInformation
+    }
+
+    public var description: String {
+        switch self {
+        case .badMACAddress(let text, .notation):
+            "'\(text)' is not a MAC address: six pairs of hexadecimal digits are wanted, such as 52:54:00:12:34:56"
+        case .badMACAddress(let text, .multicast):
+            "\(text) is a multicast address and cannot be a network card's: its first byte must be even, such as 52"
+        case .badMACAddress(let text, .zero):
+            "\(text) cannot be a network card's address: give another, such as 52:54:00:12:34:56"
+        case .badInterfaceName(_, .empty):
+            "the name of a network interface is empty: give 1 to \(InterfaceName.maximumLength) characters"
+        case .badInterfaceName(let text, .tooLong(let length)):
+            "the interface name '\(text)' has \(length) bytes, the kernel takes at most \(InterfaceName.maximumLength)"
+        case .badInterfaceName(let text, .character(let character)):
+            "the interface name '\(text)' has the character \(String(reflecting: character)), which is not allowed: use letters, digits, '-', '_' and '.'"
+        case .badInterfaceName(let text, .reserved):
+            "'\(text)' cannot be the name of a network interface: use letters, digits, '-', '_' and '.'"
+        case .badMTU(let mtu):
+            "an MTU of \(mtu) is not possible: give \(NetworkBackend.possibleMTU.lowerBound) to \(NetworkBackend.possibleMTU.upperBound)"
+        case .tunMissing(let error):
+            "no TAP can be had because /dev/net/tun is missing (\(error.reason)): load the driver with `modprobe tun`"
+        case .tunDenied(let error):
+            "/dev/net/tun may not be opened (\(error.reason)): give this user read and write permission on it"
+        case .tapCreationDenied(let name):
+            "creating the TAP \(name?.text ?? "interface") needs CAP_NET_ADMIN: run as root, or let an administrator make one for this user, "
+                + "`ip tuntap add dev \(name?.text ?? "swtap0") mode tap user NAME`"
+        case .tapDenied(let name):
+            "the TAP \(name) belongs to another user: give CAP_NET_ADMIN, or make it anew with `ip tuntap add dev \(name) mode tap user NAME`"
+        case .tapBusy(let name):
+            "the TAP \(name) is in use by another process: end that one or name another TAP"
+        case .notATAP(let name, let kind):
+            "\(name) exists but is not a TAP (it is \(kind)): name another interface"
+        case .bridgeMissing(let name):
+            "there is no bridge \(name): add `,create`, or make it with `ip link add \(name) type bridge` and `ip link set \(name) up`"
+        case .bridgeDown(let name):
+            "the bridge \(name) is down and would carry nothing: `ip link set \(name) up`"
+        case .notABridge(let name, let kind):
+            "\(name) exists but is not a bridge (it is \(kind)): name another interface"
+        case .portOfAnother(let tap, let current, let wanted):
+            "the TAP \(tap) is a port of \(current), not of \(wanted): give bridge=\(current), or free it with `ip link set \(tap) nomaster`"
+        case .badDescriptor(let number, .notOpen):
+            "descriptor \(number) is not open: the starting process must pass it on, without close-on-exec"
+        case .badDescriptor(let number, .notATAP):
+            "descriptor \(number) is not a TAP: open /dev/net/tun with TUNSETIFF, or a macvtap's /dev/tapN"
+        case .badDescriptor(let number, .isTUN):
+            "descriptor \(number) is a TUN, which carries no Ethernet: open a TAP (IFF_TAP)"
+        case .badDescriptor(let number, .packetInformation):
+            "descriptor \(number) is a TAP that puts packet information before each frame: open it with IFF_NO_PI"
+        case .namespaceLocked:
+            "another process keeps the network namespace locked (flock on /proc/self/ns/net): end it and try again"
+        case .notPermitted(let action, let command):
+            "\(action) needs CAP_NET_ADMIN: run as root, or let an administrator do it beforehand, `\(command)`"
+        case .refused(let action, let error, let explanation):
+            "\(action) failed: \(error.reason)" + (explanation.isEmpty ? "" : " (\(explanation))")
+        }
+    }
+
+    /// The error number, where a system call failed.
+    var errno: Int32? {
+        if case .refused(_, let error, _) = self { error.errno } else { nil }
+    }
+}

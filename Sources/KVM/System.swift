@@ -1,0 +1,81 @@
+public import CLinux
+internal import Linux
+
+/// The KVM device, `/dev/kvm`: what this host offers, and the way to virtual machines.
+///
+/// What the host can do is what ``check(_:)`` and the ioctls say; CPUID flags of the host are never asked, since KVM
+/// runs on hosts that show neither `vmx` nor `svm`.
+public struct System: ~Copyable {
+    private let descriptor: FileDescriptor
+    /// Size in bytes of each vCPU's `kvm_run` mapping (`KVM_GET_VCPU_MMAP_SIZE`).
+    let runSize: Int
+
+    /// Opens the device and checks the interface's version.
+    public init(path: String = "/dev/kvm") throws(KVMError) {
+        let device = try Self.openDevice(path)
+        let version = (try? device.ioctl(CLINUX_KVM_GET_API_VERSION, named: "KVM_GET_API_VERSION")) ?? -1
+        guard version == KVM_API_VERSION else { throw .version(found: version) }
+        runSize = Int(try refusing("tell the size of its run page") { () throws(SystemCallError) in
+            try device.ioctl(CLINUX_KVM_GET_VCPU_MMAP_SIZE, named: "KVM_GET_VCPU_MMAP_SIZE")
+        })
+        descriptor = device
+    }
+
+    private static func openDevice(_ path: String) throws(KVMError) -> FileDescriptor {
+        do throws(SystemCallError) { return try FileDescriptor.open(path, O_RDWR) } catch { throw .unavailable(path: path, error) }
+    }
+
+    /// The value of a capability: 0 when absent, 1 or a limit when there (`KVM_CHECK_EXTENSION`).
+    public func check(_ capability: Capability) -> Int {
+        Int((try? descriptor.ioctl(CLINUX_KVM_CHECK_EXTENSION, UInt(UInt32(bitPattern: capability.number)), named: "KVM_CHECK_EXTENSION")) ?? 0)
+    }
+
+    /// The most vCPUs that one machine may have.
+    public var maximumCPUs: Int {
+        let maximum = check(.maximumCPUs)
+        // api.rst: without KVM_CAP_MAX_VCPUS the recommended number is the maximum, and without that 4.
+        if maximum > 0 { return maximum }
+        let recommended = check(.recommendedCPUs)
+        return recommended > 0 ? recommended : 4
+    }
+
+    /// Refuses a host that lacks one of ``Capability/required``.
+    public func requireCapabilities() throws(KVMError) {
+        for capability in Capability.required where check(capability) == 0 { throw .missing(capability) }
+    }
+
+    /// The CPUID leaves that this host's KVM can give a guest (`KVM_GET_SUPPORTED_CPUID`).
+    public func supportedCPUID() throws(KVMError) -> [kvm_cpuid_entry2] {
+        // The kernel says E2BIG as long as the array is too short; 1024 leaves are more than any CPU has.
+        var capacity = 128
+        while true {
+            let table = CountedArray<kvm_cpuid_entry2>(headerSize: MemoryLayout<kvm_cpuid2>.size, capacity: capacity)
+            do throws(SystemCallError) {
+                try unsafe descriptor.ioctl(CLINUX_KVM_GET_SUPPORTED_CPUID, buffer: table.address, named: "KVM_GET_SUPPORTED_CPUID")
+                return table.elements
+            } catch {
+                guard error.errno == E2BIG, capacity < 1024 else {
+                    throw .refused(purpose: "list the CPUID leaves that it supports", error)
+                }
+                capacity *= 2
+            }
+        }
+    }
+
+    /// Indices of the MSRs that KVM saves and restores for a guest (`KVM_GET_MSR_INDEX_LIST`).
+    public func msrIndices() throws(KVMError) -> [UInt32] {
+        let list = CountedArray<UInt32>(headerSize: MemoryLayout<kvm_msr_list>.size, capacity: 4096)
+        try refusing("list its MSRs") { () throws(SystemCallError) in
+            _ = try unsafe descriptor.ioctl(CLINUX_KVM_GET_MSR_INDEX_LIST, buffer: list.address, named: "KVM_GET_MSR_INDEX_LIST")
+        }
+        return list.elements
+    }
+
+    /// Creates an empty virtual machine.
+    public func createVirtualMachine() throws(KVMError) -> VirtualMachine {
+        let number = try refusing("create a virtual machine") { () throws(SystemCallError) in
+            try descriptor.ioctl(CLINUX_KVM_CREATE_VM, named: "KVM_CREATE_VM")
+        }
+        return VirtualMachine(descriptor: FileDescriptor(owning: number), runSize: runSize)
+    }
+}

@@ -1,0 +1,103 @@
+public import DiskImage
+public import GuestMemory
+public import HostNetwork
+
+/// What a machine is to be. Values only: nothing on the host is touched until ``Machine/init(_:log:)``.
+public struct Configuration: Sendable {
+    /// For messages, thread names and the MAC addresses that are derived from it.
+    public var name: String
+    /// Number of vCPUs, from 1 to KVM's limit.
+    public var cpus: Int
+    public var memory: Memory
+    public var kernel: Kernel
+    /// Path of an initial RAM disk.
+    public var initrd: String?
+    /// The kernel's command line as the user gave it.
+    public var commandLine: String
+    /// In the order of the guest's vda, vdb, …
+    public var disks: [Disk]
+    public var networks: [Network]
+    public var console: ConsoleKind
+
+    public init(
+        name: String = "swkvm", cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), kernel: Kernel = .bundled, initrd: String? = nil,
+        commandLine: String = "", disks: [Disk] = [], networks: [Network] = [], console: ConsoleKind = .none
+    ) {
+        self.name = name
+        self.cpus = cpus
+        self.memory = memory
+        self.kernel = kernel
+        self.initrd = initrd
+        self.commandLine = commandLine
+        self.disks = disks
+        self.networks = networks
+        self.console = console
+    }
+
+    /// Guest RAM.
+    public struct Memory: Sendable, Equatable {
+        /// Bytes.
+        public var size: UInt64
+        public var backing: MemoryBacking
+        /// Whether it is a memfd that another process could map.
+        public var isShared: Bool
+        /// Whether all pages are touched before the guest starts.
+        public var isPreallocated: Bool
+
+        public init(size: UInt64, backing: MemoryBacking = .anonymous, isShared: Bool = false, isPreallocated: Bool = false) {
+            self.size = size
+            self.backing = backing
+            self.isShared = isShared
+            self.isPreallocated = isPreallocated
+        }
+    }
+
+    /// What the guest boots.
+    public enum Kernel: Sendable, Equatable {
+        /// The guest in swkvm's own binary.
+        case bundled
+        /// An ELF file or a bzImage.
+        case file(String)
+    }
+
+    /// Where the guest's serial port goes.
+    public enum ConsoleKind: Sendable, Equatable {
+        /// Standard input and output; a terminal is put into raw mode.
+        case stdio
+        /// Output is dropped, input never comes.
+        case none
+        /// A new pseudo-terminal, whose name is printed.
+        case pty
+        /// A UNIX socket that swkvm listens on, for one client at a time.
+        case unix(String)
+        /// Output is appended to a file.
+        case file(String)
+    }
+
+    /// A disk.
+    public struct Disk: Sendable {
+        public var path: String
+        /// Format, read-only, cache.
+        public var options: DiskImageOptions
+        /// What the guest gets as the disk's serial number, up to 20 bytes; nil: `swkvm-N` by its number.
+        public var serial: String?
+
+        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil) {
+            self.path = path
+            self.options = options
+            self.serial = serial
+        }
+    }
+
+    /// A network interface.
+    public struct Network: Sendable {
+        public var backend: NetworkBackend
+        /// nil: derived from the machine's name and the interface's number, so it stays the same from run to run.
+        public var mac: MACAddress?
+
+        public init(_ backend: NetworkBackend, mac: MACAddress? = nil) {
+            self.backend = backend
+            self.mac = mac
+        }
+    }
+}

@@ -1,0 +1,73 @@
+internal import CLinux
+internal import Linux
+
+/// The host's side of a machine's serial port, as ``Configuration/ConsoleKind`` names it.
+///
+/// vCPU threads write output through ``output``; the supervisor's loop reads input and accepts clients.
+struct Console {
+    /// What the serial port writes to.
+    let output: ConsoleOutput
+    /// Where input comes from; nil when there is none, or no client of the socket yet.
+    var input: ConsoleInput?
+    /// A UNIX socket for clients, one at a time.
+    let listener: Listener?
+    /// For the user: where the console is, when that is not where swkvm was started.
+    let announcement: String?
+
+    private init(
+        output: consuming FileDescriptor? = nil, input: consuming FileDescriptor? = nil, listener: Listener? = nil,
+        announcement: String? = nil
+    ) throws(SystemCallError) {
+        self.output = try ConsoleOutput(output)
+        if let input { self.input = ConsoleInput(input) }
+        self.listener = listener
+        self.announcement = announcement
+    }
+
+    /// Opens what the configuration names.
+    static func open(_ kind: Configuration.ConsoleKind) throws(MachineError) -> Console {
+        do throws(SystemCallError) {
+            switch kind {
+            case .none: return try Console()
+            case .stdio:
+                return try Console(output: openStandard(STDOUT_FILENO, O_WRONLY), input: openStandard(STDIN_FILENO, O_RDONLY))
+            case .file(let path):
+                return try Console(output: FileDescriptor.open(path, O_WRONLY | O_CREAT | O_APPEND, mode: 0o644))
+            case .pty: return try openPseudoTerminal()
+            case .unix(let path): return try Console(listener: Listener(path: path), announcement: "the console is the socket \(path)")
+            }
+        } catch { throw .console(kind, error) }
+    }
+
+    /// A non-blocking descriptor of its own for a standard stream: the stream's own open file is shared with the shell, whose
+    /// reads and writes would change with it.
+    private static func openStandard(_ number: Int32, _ mode: Int32) throws(SystemCallError) -> FileDescriptor? {
+        guard let kind = FileDescriptor.kind(of: number) else { return nil }
+        // Opening anew works for terminals and pipes. A regular file would lose its position and a socket cannot be opened: those
+        // are duplicated.
+        if kind == S_IFCHR || kind == S_IFIFO, let own = try? FileDescriptor.open("/proc/self/fd/\(number)", mode | O_NONBLOCK | O_NOCTTY) {
+            return own
+        }
+        return try FileDescriptor.duplicate(of: number)
+    }
+
+    private static func openPseudoTerminal() throws(SystemCallError) -> Console {
+        let master = try FileDescriptor.open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK)
+        var locked: Int32 = 0
+        try master.ioctl(CLINUX_TIOCSPTLCK, &locked, named: "TIOCSPTLCK")
+        var number: UInt32 = 0
+        try master.ioctl(CLINUX_TIOCGPTN, &number, named: "TIOCGPTN")
+        let path = "/dev/pts/\(number)"
+        do {
+            // What the guest sends is for the client to see, not for the terminal to echo back. Opened and closed: from now on the
+            // kernel tells (POLLHUP) when no client has it open.
+            let client = try FileDescriptor.open(path, O_RDWR | O_NOCTTY)
+            var mode = termios()
+            if unsafe tcgetattr(client.rawValue, &mode) == 0 {
+                unsafe cfmakeraw(&mode)
+                unsafe tcsetattr(client.rawValue, TCSANOW, &mode)
+            }
+        }
+        return try Console(output: master.duplicate(), input: master, announcement: "the console is the terminal \(path)")
+    }
+}

@@ -1,0 +1,48 @@
+/// Finds the console's escape sequences among the keys: Ctrl-A and a second key.
+struct EscapeKey {
+    enum Action: Equatable {
+        /// Keys for the guest.
+        case pass([UInt8])
+        case quit
+        case help
+        case status
+    }
+
+    private static let prefix: UInt8 = 0x01
+    private var isArmed = false
+
+    /// Splits input into keys for the guest and commands for swkvm, in their order. A Ctrl-A at the end waits for its second key.
+    mutating func filter(_ keys: [UInt8]) -> [Action] {
+        var actions: [Action] = []
+        var passing: [UInt8] = []
+        func flush() {
+            if !passing.isEmpty { actions.append(.pass(passing)) }
+            passing = []
+        }
+        for key in keys {
+            guard isArmed else {
+                if key == Self.prefix { isArmed = true } else { passing.append(key) }
+                continue
+            }
+            isArmed = false
+            switch key {
+            case UInt8(ascii: "x"), UInt8(ascii: "X"): flush(); actions.append(.quit)
+            case UInt8(ascii: "h"), UInt8(ascii: "H"), UInt8(ascii: "?"): flush(); actions.append(.help)
+            case UInt8(ascii: "c"), UInt8(ascii: "C"): flush(); actions.append(.status)
+            // Ctrl-A twice, or `a` after it, is a Ctrl-A for the guest.
+            case Self.prefix, UInt8(ascii: "a"), UInt8(ascii: "A"): passing.append(Self.prefix)
+            // Anything else was not meant for swkvm.
+            default: passing += [Self.prefix, key]
+            }
+        }
+        flush()
+        return actions
+    }
+
+    static let help = """
+        Ctrl-A x  end the machine
+        Ctrl-A c  show a status line
+        Ctrl-A h  this help
+        Ctrl-A a  send a Ctrl-A to the guest
+        """
+}

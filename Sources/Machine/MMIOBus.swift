@@ -1,0 +1,31 @@
+internal import KVM
+internal import Virtio
+
+/// The virtio-mmio windows: device n is at `base + n · span` (docs/platform.md).
+final class MMIOBus: Sendable {
+    /// Guest-physical address of the first window.
+    static let base: UInt64 = 0xd000_0000
+
+    private let transports: [MMIOTransport]
+
+    init(_ transports: [MMIOTransport]) { self.transports = transports }
+
+    static func address(ofDevice index: Int) -> UInt64 { base + UInt64(index) * MMIOTransport.span }
+
+    /// Answers one access. Where no device is, reads are all ones and writes are ignored.
+    func handle(_ access: MMIOAccess) {
+        let offset = access.address &- Self.base
+        let index = offset / MMIOTransport.span
+        guard index < UInt64(transports.count) else {
+            if !access.isWrite { access.value = .max }
+            return
+        }
+        let transport = transports[Int(index)]
+        let register = offset % MMIOTransport.span
+        if access.isWrite {
+            transport.write(access.value, at: register, size: access.size)
+        } else {
+            access.value = transport.read(at: register, size: access.size)
+        }
+    }
+}

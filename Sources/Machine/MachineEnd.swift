@@ -1,0 +1,81 @@
+public import KVM
+internal import Devices
+
+/// How a machine ended, with the process's exit status and a sentence for it.
+public enum MachineEnd: Sendable {
+    /// The guest powered off.
+    case powerOff
+    /// The guest asked for a reset, which ends the machine.
+    case reset
+    /// The guest's own status, 0 … 63, through the exit device.
+    case guestStatus(UInt8)
+    /// A vCPU shut down.
+    case tripleFault(cpu: UInt32)
+    /// KVM could not go on with a vCPU.
+    case internalError(cpu: UInt32, InternalError, state: String)
+    /// A vCPU came back with something that swkvm has no answer to.
+    case unexpectedExit(cpu: UInt32, name: String, state: String)
+    /// A call of the host's failed under way.
+    case hostError(String)
+    /// The user ended it at the console.
+    case quit
+    /// A signal ended it, the second one where the guest did not follow the first.
+    case signal(Int32)
+
+    /// The process's exit status (docs/platform.md says what a guest can choose).
+    public var exitStatus: Int32 {
+        switch self {
+        case .powerOff, .reset, .quit: 0
+        case .guestStatus(let status): Int32(status)
+        case .tripleFault: ExitStatus.tripleFault
+        case .internalError: ExitStatus.internalError
+        case .unexpectedExit: ExitStatus.unexpectedExit
+        case .hostError: ExitStatus.hostError
+        case .signal(let number): ExitStatus.signalBase + number
+        }
+    }
+
+    /// One sentence for the user; nil where the guest ended as guests do.
+    public var sentence: String? {
+        switch self {
+        case .powerOff, .reset, .guestStatus(0): nil
+        case .guestStatus(let status): "the guest ended with status \(status)"
+        case .tripleFault(let cpu):
+            "vCPU \(cpu) shut down (triple fault): the guest's kernel crashed before it could report, or reset itself that way"
+        case .internalError(let cpu, let error, _): "KVM stopped vCPU \(cpu) with an internal error: \(error.reason)"
+        case .unexpectedExit(let cpu, let name, _): "vCPU \(cpu) stopped with \(name), which swkvm has no answer to"
+        case .hostError(let text): text
+        case .quit: "ended at the console"
+        case .signal(let number): "ended by signal \(number) before the guest had powered off"
+        }
+    }
+
+    /// Registers and instruction bytes, where they help; several lines.
+    public var details: String? {
+        switch self {
+        case .internalError(_, _, let state), .unexpectedExit(_, _, let state): state
+        default: nil
+        }
+    }
+}
+
+/// Exit statuses of `swkvm run`. 0 … 63 are the guest's; 64 is a wrong command line, as in `<sysexits.h>`.
+public enum ExitStatus {
+    /// Something that swkvm needs of the host could not be had.
+    public static let hostError: Int32 = 71
+    public static let tripleFault: Int32 = 100
+    public static let internalError: Int32 = 101
+    public static let unexpectedExit: Int32 = 102
+    /// Plus the signal's number, as shells have it.
+    public static let signalBase: Int32 = 128
+}
+
+extension MachineEnd {
+    init(_ request: MachineRequest) {
+        switch request {
+        case .powerOff: self = .powerOff
+        case .reset: self = .reset
+        case .exit(let status): self = .guestStatus(status)
+        }
+    }
+}

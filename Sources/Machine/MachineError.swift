@@ -1,0 +1,45 @@
+public import Boot
+internal import CLinux
+public import DiskImage
+public import GuestMemory
+public import HostNetwork
+public import KVM
+public import Linux
+
+/// Why a machine could not be made or started: the error of the part that failed, or one of the machine's own.
+public enum MachineError: Error, CustomStringConvertible {
+    case kvm(KVMError)
+    case memory(GuestMemoryError)
+    case boot(BootError)
+    case disk(DiskImageError)
+    case network(HostNetworkError)
+    /// A call of the host's failed; `purpose` completes "swkvm could not …".
+    case host(purpose: String, SystemCallError)
+    /// No vCPU at all, or a negative number.
+    case noCPUs(Int)
+    /// More virtio devices than there are interrupt lines.
+    case tooManyDevices(wanted: Int, maximum: Int)
+    /// The console cannot be had as asked.
+    case console(Configuration.ConsoleKind, SystemCallError)
+
+    public var description: String {
+        switch self {
+        case .kvm(let error): error.description
+        case .memory(let error): error.description
+        case .boot(let error): error.description
+        case .disk(let error): error.description
+        case .network(let error): error.description
+        case .host(let purpose, let error): "swkvm could not \(purpose): \(error.reason) (\(error.call))"
+        case .noCPUs(let count): "\(count) vCPUs were asked for, a machine needs at least 1: use `--cpus 1`"
+        case .tooManyDevices(let wanted, let maximum):
+            "\(wanted) disks and network interfaces were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
+        case .console(.unix(let path), let error) where error.errno == EADDRINUSE:
+            "the console's socket \(path) exists already: another machine listens there, or it was left behind; choose another path or remove it"
+        case .console(.unix(let path), let error) where error.errno == ENAMETOOLONG:
+            "the console's socket has a path of \(path.utf8.count) bytes, the kernel takes 1 to 107: choose a shorter one"
+        case .console(.unix(let path), let error), .console(.file(let path), let error):
+            "the console \(path) cannot be opened: \(error.reason) (\(error.call))"
+        case .console(_, let error): "the console cannot be opened: \(error.reason) (\(error.call))"
+        }
+    }
+}

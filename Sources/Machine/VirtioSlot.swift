@@ -1,0 +1,73 @@
+internal import Boot
+internal import Devices
+internal import DiskImage
+internal import GuestMemory
+internal import HostNetwork
+internal import KVM
+internal import Linux
+internal import Virtio
+
+/// A virtio device in its place: transport, address and interrupt line.
+struct VirtioSlot: Sendable {
+    let transport: MMIOTransport
+    let place: VirtioMMIOSlot
+
+    /// For the log: `blk0 at 0xd0000000, GSI 16: disk.raw`.
+    var description: String {
+        "\(transport.device.name) at 0x\(String(place.address, radix: 16)), GSI \(place.gsi)"
+    }
+
+    static func checkCount(_ wanted: Int) throws(MachineError) {
+        let maximum = Wiring.virtioGSIs.count
+        if wanted > maximum { throw .tooManyDevices(wanted: wanted, maximum: maximum) }
+    }
+
+    /// Makes the disks, then the network interfaces, and binds their bells.
+    static func makeAll(_ configuration: Configuration, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) -> [VirtioSlot] {
+        var slots: [VirtioSlot] = []
+        for (index, disk) in configuration.disks.enumerated() {
+            let device = try makeDisk(disk, index: index)
+            slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
+        }
+        // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
+        for (index, network) in configuration.networks.enumerated() {
+            let device = try makeNetwork(network, index: index, machineName: configuration.name)
+            slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
+        }
+        return slots
+    }
+
+    private static func makeDisk(_ disk: Configuration.Disk, index: Int) throws(MachineError) -> BlockDevice {
+        do throws(DiskImageError) {
+            let image = try DiskImage(path: disk.path, options: disk.options)
+            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)")
+        } catch { throw .disk(error) }
+    }
+
+    private static func makeNetwork(
+        _ network: Configuration.Network, index: Int, machineName: String
+    ) throws(MachineError) -> NetworkDevice {
+        let attachment: NetworkAttachment
+        do throws(HostNetworkError) { attachment = try NetworkAttachment(network.backend) } catch { throw .network(error) }
+        let address = network.mac ?? MACAddress.derived(fromMachine: machineName, index: index)
+        do throws(SystemCallError) {
+            return try NetworkDevice(name: "net\(index)", address: address, attachment: attachment)
+        } catch { throw .host(purpose: "start the thread of net\(index)", error) }
+    }
+
+    private init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) {
+        let place = VirtioMMIOSlot(
+            address: MMIOBus.address(ofDevice: index), size: UInt32(MMIOTransport.span), gsi: Wiring.virtioGSIs[index])
+        let transport = try Machine.host("make the eventfds of \(device.name)") { () throws(SystemCallError) in
+            try MMIOTransport(device: device, memory: memory)
+        }
+        do throws(KVMError) {
+            for (queue, bell) in transport.bells.enumerated() {
+                try machine.setBell(bell.event, atMMIO: place.address + MMIOTransport.queueNotifyOffset, length: 4, value: UInt64(queue))
+            }
+            try machine.setInterruptBell(transport.interrupt.line, gsi: place.gsi)
+        } catch { throw .kvm(error) }
+        self.transport = transport
+        self.place = place
+    }
+}

@@ -1,0 +1,24 @@
+internal import CLinux
+internal import Glibc
+
+/// For a device that holds several chains at a time in one list, popped behind each other, and takes them off its front.
+extension IOVectorList {
+    /// Entries `first` … `first + count − 1` as one run; fewer where the list ends.
+    public func run(from first: Int, count: Int) -> IOVectors {
+        let first = max(0, min(first, capacity))
+        // Within the list, by the line above and the minimum.
+        return unsafe IOVectors(base: base + first, count: max(0, min(count, capacity - first)))
+    }
+
+    /// Moves `count` entries, from `first` on, to the list's front.
+    public func moveToFront(from first: Int, count: Int) {
+        precondition(first >= 0 && count >= 0 && first <= capacity - count, "no such entries in the list")
+        unsafe memmove(base, base + first, count * MemoryLayout<iovec>.stride)
+    }
+
+    /// Makes entry `index` a buffer of this process's own, which lives as long as the list is used.
+    public func set(_ index: Int, to buffer: UnsafeMutableRawBufferPointer) {
+        precondition(index >= 0 && index < capacity, "no such entry in the list")
+        unsafe base[index] = iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)
+    }
+}

@@ -1,0 +1,197 @@
+internal import ArgumentParser
+internal import DiskImage
+internal import GuestMemory
+internal import HostNetwork
+internal import Machine
+
+/// A number of bytes: `4096`, `512M`, `2G`.
+struct ByteSize: ExpressibleByArgument, Equatable {
+    let bytes: UInt64
+
+    init(bytes: UInt64) { self.bytes = bytes }
+
+    /// Units are powers of 1024; a `B` or `iB` after the letter is taken too.
+    init?(argument: String) {
+        var text = argument.lowercased()[...]
+        for suffix in ["ib", "b"] where text.hasSuffix(suffix) {
+            text = text.dropLast(suffix.count)
+            break
+        }
+        let shifts: [Character: UInt64] = ["k": 10, "m": 20, "g": 30, "t": 40]
+        var shift: UInt64 = 0
+        if let unit = text.last.flatMap({ shifts[$0] }) {
+            shift = unit
+            text = text.dropLast()
+        }
+        guard !text.isEmpty, text.utf8.allSatisfy({ (0x30...0x39).contains($0) }), let number = UInt64(text) else { return nil }
+        let (bytes, overflow) = number.multipliedReportingOverflow(by: 1 << shift)
+        if overflow { return nil }
+        self.bytes = bytes
+    }
+
+    var defaultValueDescription: String {
+        for (shift, unit) in [(UInt64(30), "G"), (20, "M"), (10, "K")] where bytes != 0 && bytes % (1 << shift) == 0 {
+            return "\(bytes >> shift)\(unit)"
+        }
+        return String(bytes)
+    }
+}
+
+/// `--hugepages`, `--hugepages=1G`, `--hugepages=thp`.
+enum HugePages: String, ExpressibleByArgument, CaseIterable {
+    case twoMiB = "2M"
+    case oneGiB = "1G"
+    case transparent = "thp"
+
+    init?(argument: String) {
+        guard let kind = Self.allCases.first(where: { $0.rawValue.lowercased() == argument.lowercased() }) else { return nil }
+        self = kind
+    }
+
+    var backing: MemoryBacking {
+        switch self {
+        case .twoMiB: .hugePages(.twoMiB)
+        case .oneGiB: .hugePages(.oneGiB)
+        case .transparent: .transparent
+        }
+    }
+}
+
+/// `--console`.
+struct ConsoleArgument: ExpressibleByArgument {
+    let kind: Configuration.ConsoleKind
+
+    init(kind: Configuration.ConsoleKind) { self.kind = kind }
+
+    init?(argument: String) {
+        switch argument {
+        case "stdio": kind = .stdio
+        case "none": kind = .none
+        case "pty": kind = .pty
+        default:
+            if argument.hasPrefix("unix:"), argument.utf8.count > 5 { kind = .unix(String(argument.dropFirst(5))) }
+            else if argument.hasPrefix("file:"), argument.utf8.count > 5 { kind = .file(String(argument.dropFirst(5))) }
+            else { return nil }
+        }
+    }
+
+    var defaultValueDescription: String { "stdio" }
+}
+
+/// A sentence about an argument that is wrong.
+struct ArgumentProblem: Error, CustomStringConvertible {
+    let description: String
+    init(_ description: String) { self.description = description }
+}
+
+/// A list of `word` and `key=value`, separated by commas; a comma within a value is written twice.
+struct OptionList {
+    private(set) var items: [(key: String, value: String?)] = []
+
+    init(_ text: String) {
+        var current = ""
+        var words: [String] = []
+        var index = text.startIndex
+        while index < text.endIndex {
+            let next = text.index(after: index)
+            if text[index] == "," {
+                if next < text.endIndex, text[next] == "," {
+                    current.append(",")
+                    index = text.index(after: next)
+                    continue
+                }
+                words.append(current)
+                current = ""
+            } else {
+                current.append(text[index])
+            }
+            index = next
+        }
+        words.append(current)
+        items = words.map { word in
+            guard let equals = word.firstIndex(of: "=") else { return (word, nil) }
+            return (String(word[..<equals]), String(word[word.index(after: equals)...]))
+        }
+    }
+}
+
+/// `--disk PATH[,…]`.
+struct DiskArgument {
+    let disk: Configuration.Disk
+
+    init(parsing argument: String) throws {
+        var items = OptionList(argument).items[...]
+        guard let first = items.popFirst() else { throw ArgumentProblem("a disk needs a path") }
+        // A path may have an equals sign in it.
+        let path = first.value.map { "\(first.key)=\($0)" } ?? first.key
+        guard !path.isEmpty else { throw ArgumentProblem("a disk needs a path: PATH[,format=…][,ro]") }
+        var options = DiskImageOptions()
+        var serial: String?
+        for (key, value) in items {
+            switch (key, value) {
+            case ("ro", nil): options.readOnly = true
+            case ("format", let value?):
+                guard let format = ImageFormat(rawValue: value) else {
+                    throw ArgumentProblem("disk \(path): format=\(value) is not known, wanted raw or qcow2")
+                }
+                options.format = format
+            case ("cache", let value?):
+                guard let cache = CacheMode(rawValue: value) else {
+                    throw ArgumentProblem("disk \(path): cache=\(value) is not known, wanted writeback or none")
+                }
+                options.cache = cache
+            case ("serial", let value?):
+                guard (1...20).contains(value.utf8.count) else {
+                    throw ArgumentProblem("disk \(path): a serial number has 1 to 20 bytes, this one \(value.utf8.count)")
+                }
+                serial = value
+            default:
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache= or serial=")
+            }
+        }
+        disk = Configuration.Disk(path: path, options: options, serial: serial)
+    }
+}
+
+/// `--net tap=NAME,…` or `--net fd=N,…`.
+struct NetworkArgument {
+    let network: Configuration.Network
+
+    init(parsing argument: String) throws {
+        var tap: InterfaceName?
+        var bridge: InterfaceName?
+        var create = false
+        var mac: MACAddress?
+        var mtu: Int?
+        var descriptor: Int32?
+        for (key, value) in OptionList(argument).items {
+            switch (key, value) {
+            case ("tap", let value?): tap = try InterfaceName(value)
+            case ("bridge", let value?): bridge = try InterfaceName(value)
+            case ("create", nil): create = true
+            case ("mac", let value?): mac = try MACAddress(parsing: value)
+            case ("mtu", let value?):
+                guard let number = Int(value), NetworkBackend.possibleMTU.contains(number) else {
+                    throw ArgumentProblem("mtu=\(value) is no MTU, wanted \(NetworkBackend.possibleMTU.lowerBound) to \(NetworkBackend.possibleMTU.upperBound)")
+                }
+                mtu = number
+            case ("fd", let value?):
+                guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("fd=\(value) is no descriptor's number") }
+                descriptor = number
+            default:
+                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted tap=, bridge=, create, mac=, mtu= or fd=")
+            }
+        }
+        if let descriptor {
+            guard tap == nil, bridge == nil, !create, mtu == nil else {
+                throw ArgumentProblem("fd= is a TAP that is set up already: tap=, bridge=, create and mtu= do not go with it")
+            }
+            network = Configuration.Network(.descriptor(descriptor), mac: mac)
+            return
+        }
+        guard let tap else { throw ArgumentProblem("a network interface needs tap=NAME or fd=N") }
+        guard bridge != nil || !create else { throw ArgumentProblem("create is about a bridge: name it with bridge=NAME") }
+        network = Configuration.Network(
+            .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu), mac: mac)
+    }
+}

@@ -1,0 +1,22 @@
+internal import ArgumentParser
+
+/// The command line. It parses, calls `Machine`, and prints.
+@main
+struct Command: ParsableCommand {
+    static let version = "0.1.0"
+
+    static let configuration = CommandConfiguration(
+        commandName: "swkvm",
+        abstract: "A small virtual machine monitor for Linux hosts, on /dev/kvm.",
+        discussion: """
+            Boot the bundled guest with 2 GiB of RAM in huge pages:
+
+                swkvm run --mem 2G --hugepages
+
+            See whether this host can do it, and how to mend what is missing:
+
+                swkvm doctor
+            """,
+        version: "swkvm \(version)",
+        subcommands: [RunCommand.self, DoctorCommand.self])
+}

@@ -1,0 +1,108 @@
+internal import ArgumentParser
+internal import GuestMemory
+internal import Logging
+internal import Machine
+
+/// `swkvm run`: one machine, in the foreground.
+struct RunCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "run",
+        abstract: "Boot a virtual machine and connect it to this terminal.",
+        discussion: """
+            Without --kernel the bundled guest boots, to a small prompt. The terminal is the guest's serial port; Ctrl-A x ends the \
+            machine, Ctrl-A h shows the other keys. SIGINT and SIGTERM ask the guest to power off, a second one ends it.
+
+            EXAMPLES
+              swkvm run --mem 2G --hugepages
+              swkvm run --cpus 2 --mem 512M --disk disk.qcow2,ro --disk data.raw \\
+                        --net tap=swtap0,bridge=swbr0,mac=52:54:00:12:34:56
+              swkvm run --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0' --mem 1G
+              swkvm run --cmdline 'test=all' --disk scratch.raw --console stdio
+
+            EXIT STATUS
+              0        the guest powered off or reset, or ended with status 0
+              1 to 63  the guest's own status, through its exit device
+              64       the command line is wrong
+              71       something that swkvm needs of the host could not be had
+              100      triple fault
+              101      KVM internal error
+              102      a vCPU stopped with something that swkvm has no answer to
+              128 + N  ended by signal N
+            """)
+
+    @Option(help: "A name, for messages and for the MAC addresses derived from it.")
+    var name = "swkvm"
+
+    @Option(help: ArgumentHelp("Number of vCPUs.", valueName: "n"))
+    var cpus = 1
+
+    @Option(help: ArgumentHelp("Guest RAM, in bytes or with K, M, G or T.", valueName: "size"))
+    var mem = ByteSize(bytes: 512 << 20)
+
+    @Option(
+        defaultAsFlag: HugePages.twoMiB,
+        help: ArgumentHelp("Guest RAM in huge pages: 2M (as the option alone means), 1G, or thp for transparent ones.", valueName: "kind"))
+    var hugepages: HugePages?
+
+    @Flag(help: "Touch all guest RAM before the guest starts.")
+    var prealloc = false
+
+    @Flag(help: "Guest RAM as shared memory (a memfd).")
+    var shared = false
+
+    @Option(help: ArgumentHelp("Kernel: an ELF file with a PVH note, a 64-bit ELF file, or a bzImage. Default: the bundled guest.", valueName: "file"))
+    var kernel: String?
+
+    @Option(help: ArgumentHelp("Initial RAM disk for the kernel.", valueName: "file"))
+    var initrd: String?
+
+    @Option(help: ArgumentHelp("Kernel command line.", valueName: "words"))
+    var cmdline = ""
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            A disk: PATH[,format=raw|qcow2][,ro][,cache=writeback|none][,serial=TEXT]. Without format= \
+            the file's extension tells (.raw, .img, .qcow2). May be given again. A comma in PATH is written twice.
+            """,
+            valueName: "disk"),
+        transform: DiskArgument.init(parsing:))
+    var disk: [DiskArgument] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mtu=N], or fd=N[,mac=MAC]. May be given again.",
+            valueName: "net"),
+        transform: NetworkArgument.init(parsing:))
+    var net: [NetworkArgument] = []
+
+    @Option(help: ArgumentHelp("Where the serial port goes: stdio, none, pty, unix:PATH or file:PATH.", valueName: "console"))
+    var console = ConsoleArgument(kind: .stdio)
+
+    @Option(help: ArgumentHelp("What to log on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
+    var logLevel = Logger.Level.warning
+
+    func run() throws {
+        let output = StandardError()
+        let log = Logger(label: name) { _ in StandardErrorLog(output, level: logLevel) }
+        var machine = Configuration(name: name, cpus: cpus, commandLine: cmdline)
+        machine.memory = Configuration.Memory(
+            size: mem.bytes, backing: hugepages?.backing ?? .anonymous, isShared: shared, isPreallocated: prealloc)
+        if let kernel { machine.kernel = .file(kernel) }
+        machine.initrd = initrd
+        machine.disks = disk.map(\.disk)
+        machine.networks = net.map(\.network)
+        machine.console = console.kind
+
+        let end: MachineEnd
+        do throws(MachineError) {
+            end = try Supervisor.run(machine, log: log, report: output.say)
+        } catch {
+            output.say(error.description)
+            throw ExitCode(ExitStatus.hostError)
+        }
+        if let sentence = end.sentence { output.say(sentence) }
+        if let details = end.details { output.say(details) }
+        throw ExitCode(end.exitStatus)
+    }
+}

@@ -1,0 +1,271 @@
+import CLinux
+import Glibc
+import HostNetwork
+import Linux
+import Testing
+import Virtio
+
+@testable import Devices
+
+@Suite struct NetworkDeviceTests {
+    // MARK: Negotiation and configuration
+
+    @Test func aDriverSeesAddressStatusAndMTU() throws {
+        let (driver, _) = try Wire.make(mtu: 9000)
+        #expect(driver.read(0x008) == 1)
+        #expect(driver.offered.isSuperset(of: [.mac, .linkStatus, .mtu, .mergeableBuffers, .controlQueue, .version1]))
+        #expect((0..<6 as Range<UInt64>).map { driver.configuration($0, 1) } == [0x52, 0x54, 0, 0, 0, 2])
+        #expect(driver.configuration(6, 2) == 1)
+        #expect(driver.configuration(10, 2) == 9000)
+        #expect(driver.configuration(12, 1) == 0xff)
+        let sizes = (0..<4 as Range<UInt32>).map { queue in
+            driver.write(queue, 0x030)
+            return driver.read(0x034)
+        }
+        #expect(sizes == [256, 256, 64, 0])
+    }
+
+    @Test(arguments: [
+        (.controlReceiveMode, .controlQueue), (.controlMACAddress, .controlQueue),
+    ] as [(FeatureSet, FeatureSet)])
+    func aFeatureWithoutWhatItNeedsIsRefused(_ feature: FeatureSet, _ needed: FeatureSet) throws {
+        let (driver, _) = try Wire.make()
+        #expect(!driver.negotiate(feature))
+        #expect(driver.negotiate(feature.union(needed)))
+    }
+
+    @Test func offloadsNeedEachOther() {
+        let checksum: FeatureSet = .checksum, guestChecksum: FeatureSet = .guestChecksum
+        for (feature, needed) in [
+            (.guestTSO4, guestChecksum), (.guestTSO6, guestChecksum), (.guestUFO, guestChecksum), (.hostTSO4, checksum), (.hostTSO6, checksum),
+            (.hostUFO, checksum), (.guestECN, [.guestChecksum, .guestTSO4]), (.guestECN, [.guestChecksum, .guestTSO6]),
+            (.hostECN, [.checksum, .hostTSO6]), (.controlGuestOffloads, .controlQueue),
+        ] as [(FeatureSet, FeatureSet)] {
+            #expect(!feature.isConsistentForNetwork)
+            #expect(feature.union(needed).isConsistentForNetwork)
+        }
+    }
+
+    // MARK: The link
+
+    @Test func thePulledCableIsSeenAndCounted() throws {
+        let (driver, wire) = try Wire.make()
+        try driver.start([.linkStatus, .mergeableBuffers])
+        for index in 0..<4 as Range<UInt64> { try driver.offerBuffer(at: NetworkDriver.buffers + index * 0x1000, [2048]) }
+        driver.kick(0)
+        let generation = driver.read(0x0fc)
+        driver.device.setLink(up: false)
+        #expect(driver.read(0x060) & 2 == 2)
+        #expect(driver.configuration(6, 2) == 0 && driver.read(0x0fc) != generation && !driver.device.isLinkUp)
+        // The same again is no change.
+        driver.write(2, 0x064)
+        driver.device.setLink(up: false)
+        #expect(driver.read(0x060) & 2 == 0)
+
+        try driver.sendAndWait(plainHeader + frame(60))
+        #expect(driver.device.counters.sendLinkDown.value == 1 && !wire.isReadable)
+        try wire.send(plainHeader + frame(60))
+        try wait { driver.device.counters.receiveLinkDown.value > 0 }
+
+        driver.device.setLink(up: true)
+        #expect(driver.configuration(6, 2) == 1)
+        try driver.sendAndWait(plainHeader + frame(61))
+        #expect(try wire.next() == plainHeader + frame(61))
+        try wire.send(plainHeader + frame(62))
+        #expect(try driver.used(0).written == 74)
+        #expect(driver.device.counters.receiveDrops == 1)
+    }
+
+    /// The interface is removed while the machine runs: the guest sees the link go down and goes on.
+    @Test func aRemovedInterfaceIsALinkThatIsDown() throws {
+        let (driver, wire) = try Wire.make()
+        try driver.start(.linkStatus)
+        try driver.offerBuffer(at: NetworkDriver.buffers, [2048])
+        driver.kick(0)
+        wire.cut()
+        try wait { !driver.device.isLinkUp }
+        #expect(driver.configuration(6, 2) == 0)
+        for _ in 0..<3 { try driver.sendAndWait(plainHeader + frame(60)) }
+        #expect(driver.device.counters.sendLinkDown.value == 3)
+        try driver.start(.linkStatus)
+        try driver.sendAndWait(plainHeader + frame(60))
+        #expect(driver.device.counters.sendLinkDown.value == 4 && !driver.status.contains(.needsReset))
+    }
+
+    // MARK: The control queue
+
+    @Test func commandsAreAnswered() throws {
+        let (driver, _) = try Wire.make()
+        try driver.start([.controlQueue, .controlReceiveMode, .controlMACAddress])
+        let ok: UInt8 = 0, error: UInt8 = 1
+        #expect(try driver.command([0, 0, 1]) == ok)
+        #expect(try driver.command([0, 1, 0]) == ok)
+        // An address table of one unicast and two multicast addresses.
+        #expect(try driver.command([1, 0, 1, 0, 0, 0] + frame(6) + [2, 0, 0, 0] + frame(12)) == ok)
+        #expect(try driver.command([1, 1, 0x52, 0x54, 0, 0xab, 0xcd, 0xef]) == ok)
+        #expect((0..<6 as Range<UInt64>).map { driver.configuration($0, 1) } == [0x52, 0x54, 0, 0xab, 0xcd, 0xef])
+        #expect(driver.device.address.description == "52:54:00:ab:cd:ef")
+
+        for bad in [
+            [], [0], [0, 0], [0, 0, 1, 1], [0, 2, 1], [1], [1, 0], [1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+            [1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], [1, 1], [1, 1, 0x52, 0x54, 0, 0, 0],
+            [1, 1, 0x53, 0x54, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0, 0, 0], [1, 2, 0], [2, 0, 1, 0], [3, 0], [5, 0, 0, 0, 0, 0, 0, 0, 0, 0], [255, 255, 0],
+        ] as [[UInt8]] {
+            #expect(try driver.command(bad) == error, "\(bad)")
+        }
+        #expect(driver.device.address.description == "52:54:00:ab:cd:ef")
+        // No room for the answer.
+        #expect(try driver.command([0, 0, 1], answerLength: 0) == nil)
+        #expect(try driver.command([0, 0, 1]) == ok)
+        #expect(!driver.status.contains(.needsReset))
+    }
+
+    @Test func commandsThatWereNotNegotiatedAreErrors() throws {
+        let (driver, _) = try Wire.make()
+        try driver.start(.controlQueue)
+        #expect(try driver.command([0, 0, 1]) == 1)
+        #expect(try driver.command([1, 0, 0, 0, 0, 0, 0, 0, 0, 0]) == 1)
+        #expect(try driver.command([1, 1, 0x52, 0x54, 0, 0xab, 0xcd, 0xef]) == 1)
+    }
+}
+
+/// Whether this process may make network namespaces with TAPs in them.
+private let mayMakeNamespaces: Bool = (try? inNewNamespace { _ = try TAPDevice.create(nil) }) != nil
+
+/// Runs `body` in a network namespace of its own, on the calling thread, and goes back.
+private func inNewNamespace(_ body: () throws -> Void) throws {
+    let home = try NetworkNamespace.current()
+    try NetworkNamespace.enterNew()
+    // A thread that stayed in the namespace would run other tests there.
+    defer { do { try home.enter() } catch { fatalError("cannot go back to the test's own network namespace: \(error)") } }
+    try body()
+}
+
+@Suite(.enabled(if: mayMakeNamespaces, "needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN) to make a network namespace for the test"))
+struct NetworkTAPTests {
+    /// A card on a TAP on a bridge that has the address 192.0.2.1/24.
+    private func onBridge(_ body: (NetworkDriver, RouteNetlinkBox) throws -> Void) throws {
+        try inNewNamespace {
+            let host = RouteNetlinkBox(try RouteNetlink())
+            let port = NetworkBackend.BridgePort(try InterfaceName("swbr0"), create: true)
+            let driver = try NetworkDriver(NetworkAttachment(.tap(InterfaceName("swtap0"), bridge: port)))
+            let bridge = try #require(try host.netlink.link(named: InterfaceName("swbr0")))
+            try host.netlink.add(to: bridge, address: (192, 0, 2, 1), prefixLength: 24)
+            try body(driver, host)
+        }
+    }
+
+    final class RouteNetlinkBox {
+        let netlink: RouteNetlink
+        init(_ netlink: consuming RouteNetlink) { self.netlink = netlink }
+    }
+
+    private func offerBuffers(_ driver: NetworkDriver) throws {
+        for slot in 0..<64 as Range<UInt64> { try driver.offerBuffer(at: NetworkDriver.buffers + slot * 0x1000, [4096]) }
+        driver.kick(0)
+    }
+
+    /// The first frame that fits, header included; the host sends others of its own accord.
+    private func firstFrame(_ driver: NetworkDriver, where fits: ([UInt8]) -> Bool) throws -> [UInt8] {
+        while true {
+            let used = try driver.used(0)
+            let bytes = try driver.bytes(NetworkDriver.buffers + UInt64(used.head) * 0x1000, used.written)
+            if fits(bytes) { return bytes }
+        }
+    }
+
+    @Test func theHostAnswers() throws {
+        try onBridge { driver, _ in
+            try driver.start([.mergeableBuffers, .eventIndex])
+            try offerBuffers(driver)
+            let guest: [UInt8] = [0x52, 0x54, 0, 0, 0, 2]
+            try driver.sendAndWait(
+                plainHeader + [UInt8](repeating: 0xff, count: 6) + guest + [8, 6, 0, 1, 8, 0, 6, 4, 0, 1] + guest
+                    + [192, 0, 2, 2, 0, 0, 0, 0, 0, 0, 192, 0, 2, 1], cut: [12, 14])
+            let answer = try firstFrame(driver) { $0.count >= 54 && $0[24...25] == [8, 6] && $0[33] == 2 }
+            #expect(Array(answer[12..<18]) == guest)
+            #expect(Array(answer[40..<44]) == [192, 0, 2, 1])
+        }
+    }
+
+    /// The host leaves a checksum to the driver that asked for it, to no other, and to none after its reset.
+    @Test func offloadsAreThoseOfTheDriver() throws {
+        try onBridge { driver, _ in
+            try #require(driver.offered.isSuperset(of: [.checksum, .guestChecksum, .guestTSO4, .hostTSO4, .controlGuestOffloads]))
+            func flagsOfADatagram() throws -> UInt8 {
+                try sendBroadcast()
+                return try firstFrame(driver) { $0.count > 54 && $0[24...25] == [8, 0] && $0[35] == 17 }[0]
+            }
+            let needsChecksum: UInt8 = 1
+            for offloads in [[.guestChecksum], [], [.guestChecksum, .guestTSO4, .guestTSO6, .guestECN], []] as [FeatureSet] {
+                try driver.start(offloads)
+                try offerBuffers(driver)
+                #expect(try flagsOfADatagram() == (offloads.isEmpty ? 0 : needsChecksum))
+            }
+            // By command while it runs.
+            try driver.start([.guestChecksum, .controlQueue, .controlGuestOffloads])
+            try offerBuffers(driver)
+            #expect(try flagsOfADatagram() == needsChecksum)
+            #expect(try driver.command([5, 0, 0, 0, 0, 0, 0, 0, 0, 0]) == 0)
+            #expect(try flagsOfADatagram() & needsChecksum == 0)
+            #expect(try driver.command([5, 0, 2, 0, 0, 0, 0, 0, 0, 0]) == 0)
+            #expect(try flagsOfADatagram() == needsChecksum)
+            // More than was negotiated.
+            #expect(try driver.command([5, 0, 0x82, 0, 0, 0, 0, 0, 0, 0]) == 1)
+        }
+    }
+
+    /// Offsets that do not fit the frame are refused by the TAP; the card goes on.
+    @Test func aMalformedHeaderIsTheTAPsToRefuse() throws {
+        try onBridge { driver, _ in
+            try driver.start([.checksum, .hostTSO4])
+            try driver.sendAndWait([1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0] + frame(60))
+            #expect(driver.device.counters.sendMalformed.value == 1)
+            try driver.sendAndWait(plainHeader + frame(60))
+            #expect(driver.device.counters.sentFrames.value == 1)
+        }
+    }
+
+    @Test func aTAPThatIsDownIsCounted() throws {
+        try onBridge { driver, host in
+            try driver.start()
+            let tap = try #require(try host.netlink.link(named: InterfaceName("swtap0")))
+            try host.netlink.set(tap, up: false)
+            try driver.sendAndWait(plainHeader + frame(60))
+            #expect(driver.device.counters.sendLinkDown.value == 1)
+            try host.netlink.set(tap, up: true)
+            try driver.sendAndWait(plainHeader + frame(60))
+            #expect(driver.device.counters.sentFrames.value == 1)
+        }
+    }
+
+    /// `ip link del` under a running machine.
+    @Test func aRemovedTAPIsALinkThatIsDown() throws {
+        try onBridge { driver, host in
+            try driver.start(.linkStatus)
+            try offerBuffers(driver)
+            try host.netlink.delete(#require(try host.netlink.link(named: InterfaceName("swtap0"))))
+            try wait { !driver.device.isLinkUp }
+            try driver.sendAndWait(plainHeader + frame(60))
+            #expect(driver.device.counters.sendLinkDown.value == 1)
+            #expect(driver.device.hostDrops == nil)
+        }
+    }
+
+    /// Sends a UDP datagram to everybody on the bridge's network.
+    private func sendBroadcast() throws {
+        let socket = FileDescriptor(owning: Glibc.socket(AF_INET, Int32(SOCK_DGRAM.rawValue), 0))
+        var on: Int32 = 1
+        unsafe setsockopt(socket.rawValue, SOL_SOCKET, SO_BROADCAST, &on, 4)
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_port = UInt16(9).bigEndian
+        address.sin_addr.s_addr = UInt32(0xc000_02ff).bigEndian
+        let text: [UInt8] = Array("swkvm".utf8)
+        // A socket address of its full size, as sendto wants it.
+        let sent = unsafe withUnsafePointer(to: &address) {
+            unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe sendto(socket.rawValue, text, text.count, 0, $0, 16) }
+        }
+        try #require(sent == text.count)
+    }
+}

@@ -1,0 +1,186 @@
+/// A virtio block device (virtio 1.2 §5.2).
+final class Disk {
+    enum Request: UInt32 {
+        case read = 0
+        case write = 1
+        case flush = 4
+        case identify = 8
+        case discard = 11
+        case writeZeroes = 13
+    }
+
+    /// The status byte of a request.
+    enum Outcome {
+        static let ok: UInt8 = 0
+        static let ioError: UInt8 = 1
+        static let unsupported: UInt8 = 2
+        /// Not a device's: the request has not come back.
+        static let pending: UInt8 = 0xff
+    }
+
+    static let sectorSize: UInt64 = 512
+    private static let slotSize: UInt64 = 32  // header 16 bytes, then the status byte
+    private static let queueSize: UInt32 = 256
+    private static let patience = 10 * seconds
+
+    let name: Text
+    let device: VirtioMMIO
+    private(set) var features: Features = []
+    private(set) var queue: Virtqueue
+    /// In sectors of 512 bytes.
+    private(set) var capacity: UInt64 = 0
+    private(set) var blockSize: UInt32 = 512
+    private let slots: Address
+    private let buffer: Address
+    /// Requests completed by the device and not yet asked for.
+    private var done: [Bool]
+    private(set) var completed: UInt64 = 0
+
+    var isReadOnly: Bool { features.contains(.readOnly) }
+
+    /// Bytes of the buffer that `read` and `write` go through.
+    static let bufferSize: UInt64 = 64 << 10
+    private static let slotPages: UInt64 = 2
+
+    init(_ device: VirtioMMIO, index: Int) throws(Failure) {
+        self.device = device
+        name = index < 26 ? Text([UInt8(ascii: "v"), UInt8(ascii: "d"), UInt8(ascii: "a") + UInt8(index)]) : "vd\(index)"
+        guard let slots = unsafe pages.allocate(pages: Self.slotPages),
+            let buffer = unsafe pages.allocate(pages: Self.bufferSize / PageAllocator.pageSize)
+        else { throw Failure("no memory for a disk") }
+        self.slots = slots
+        self.buffer = buffer
+        done = [Bool](repeating: false, count: Int(Self.queueSize))
+        (features, queue) = try Self.bringUp(device)
+        readConfiguration()
+        interrupts.handle(gsi: device.gsi) { [self] in serve() }  // a driver lives as long as the kernel
+    }
+
+    private static func bringUp(_ device: VirtioMMIO) throws(Failure) -> (Features, Virtqueue) {
+        let wanted: Features = [.segmentMaximum, .readOnly, .blockSize, .flush, .topology, .discard, .writeZeroes, .ring]
+        let features = try device.negotiate(wanted)
+        let queue = try Virtqueue(device, index: 0, wanted: queueSize, features: features)
+        device.setDriverOK()
+        _ = queue.enableInterrupt()
+        return (features, queue)
+    }
+
+    private func readConfiguration() {
+        capacity = device.config64(0)
+        blockSize = features.contains(.blockSize) ? device.config32(20) : 512
+    }
+
+    /// Begins again with a device that something else has used, or that asks for it.
+    func restart() throws(Failure) {
+        (features, queue) = try Self.bringUp(device)
+        for slot in 0..<done.count { done[slot] = false }
+        readConfiguration()
+    }
+
+    private func serve() {
+        _ = device.acknowledgeInterrupt()
+        collect()
+    }
+
+    private func collect() {
+        repeat {
+            while let (slot, _) = queue.next() {
+                done[Int(slot)] = true
+                completed += 1
+            }
+        } while !queue.enableInterrupt()
+    }
+
+    /// Hands a request to the device; nil if the queue is full. `notify` sends it off.
+    func submit(_ request: Request, sector: UInt64, _ data: Segment?) -> UInt16? {
+        submit(type: request.rawValue, sector: sector, data, deviceWrites: request == .read || request == .identify)
+    }
+
+    private func submit(type: UInt32, sector: UInt64, _ data: Segment?, deviceWrites: Bool) -> UInt16? {
+        // The slot is known only after the chain is added, so the next free one is asked for first.
+        guard let slot = queue.upcoming else { return nil }
+        let header = slots + UInt64(slot) * Self.slotSize
+        header.store(type)
+        header.store(UInt32(0), 4)
+        header.store(sector, 8)
+        header.store(Outcome.pending, 16)
+        let head = Segment(address: header, length: 16)
+        let status = Segment(address: header + 16, length: 1)
+        done[Int(slot)] = false
+        if let data { return queue.add(head, data, status, readable: deviceWrites ? 1 : 2) }
+        return queue.add(head, status, readable: 1)
+    }
+
+    func notify() { queue.notify() }
+
+    /// The outcome of a request that has come back, once.
+    func take(_ slot: UInt16) -> UInt8? {
+        guard done[Int(slot)] else { return nil }
+        done[Int(slot)] = false
+        queue.release(slot)
+        return (slots + UInt64(slot) * Self.slotSize).load(16)
+    }
+
+    /// One request, from start to end.
+    func perform(_ request: Request, sector: UInt64, _ data: Segment?) throws(Failure) -> UInt8 {
+        try perform(type: request.rawValue, sector: sector, data, deviceWrites: request == .read || request == .identify)
+    }
+
+    /// One request of any type.
+    func perform(type: UInt32, sector: UInt64, _ data: Segment?, deviceWrites: Bool) throws(Failure) -> UInt8 {
+        guard let slot = submit(type: type, sector: sector, data, deviceWrites: deviceWrites) else { throw Failure("\(name): the queue is full") }
+        notify()
+        var outcome: UInt8?
+        let answered = interrupts.wait(until: clock.now + Self.patience) {
+            outcome = take(slot)
+            return outcome != nil
+        }
+        guard answered, let outcome else { throw Failure("\(name): no answer within \(Self.patience / seconds) s") }
+        return outcome
+    }
+
+    /// Reads `count` sectors. The bytes are valid until the next call.
+    func read(sector: UInt64, count: UInt64 = 1) throws(Failure) -> Address {
+        guard count > 0, count * Self.sectorSize <= Self.bufferSize else { throw Failure("at most \(Self.bufferSize / Self.sectorSize) sectors at once") }
+        let outcome = try perform(.read, sector: sector, Segment(address: buffer, length: UInt32(count * Self.sectorSize)))
+        guard outcome == Outcome.ok else { throw Failure("\(name): reading sector \(sector): \(Self.describe(outcome))") }
+        return buffer
+    }
+
+    /// Writes `count` sectors from `source`.
+    func write(sector: UInt64, count: UInt64, from source: Address) throws(Failure) {
+        let outcome = try perform(.write, sector: sector, Segment(address: source, length: UInt32(count * Self.sectorSize)))
+        guard outcome == Outcome.ok else { throw Failure("\(name): writing sector \(sector): \(Self.describe(outcome))") }
+    }
+
+    func flush() throws(Failure) {
+        guard features.contains(.flush) else { return }
+        let outcome = try perform(.flush, sector: 0, nil)
+        guard outcome == Outcome.ok else { throw Failure("\(name): flush: \(Self.describe(outcome))") }
+    }
+
+    /// The device's name for itself (GET_ID), up to 20 bytes.
+    func identifier() throws(Failure) -> Text {
+        buffer.fill(count: 20)
+        let outcome = try perform(.identify, sector: 0, Segment(address: buffer, length: 20))
+        guard outcome == Outcome.ok else { throw Failure("\(name): GET_ID: \(Self.describe(outcome))") }
+        return Text(buffer.bytes(20).prefix { $0 >= 0x20 && $0 < 0x7f })
+    }
+
+    /// DISCARD or WRITE_ZEROES of `count` sectors (§5.2.6: one segment of sector, count and flags).
+    func clear(_ request: Request, sector: UInt64, count: UInt32) throws(Failure) -> UInt8 {
+        buffer.store(sector)
+        buffer.store(count, 8)
+        buffer.store(UInt32(0), 12)
+        return try perform(request, sector: 0, Segment(address: buffer, length: 16))
+    }
+
+    static func describe(_ outcome: UInt8) -> Text {
+        switch outcome {
+        case Outcome.ok: "ok"
+        case Outcome.ioError: "I/O error"
+        case Outcome.unsupported: "not supported"
+        default: "status \(UInt64(outcome))"
+        }
+    }
+}

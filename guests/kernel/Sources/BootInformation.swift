@@ -1,0 +1,108 @@
+/// What the loader says: `hvm_start_info` of the PVH boot ABI, version 0 or 1. Nothing is copied and nothing allocated
+/// before it is asked for: a guest that only says hello is gone before the first page is needed.
+struct BootInformation {
+    private let info: Address?
+    private let line: Address?
+    /// Where the ACPI tables begin, 0 if the loader does not say.
+    let rootPointer: UInt64
+    /// Bytes of RAM in the memory map.
+    private(set) var memory: UInt64 = 0
+    /// Where the highest RAM ends.
+    private(set) var memoryEnd: UInt64 = 0
+
+    private static let magic: UInt32 = 0x336e_c578
+    private static let ram: UInt32 = 1
+    private static let mapped: UInt64 = 1 << 39
+    private static let longestLine: UInt64 = 4096
+
+    init(at start: UInt64) {
+        let candidate = Address(physical: start)
+        guard start != 0, start < Self.mapped, candidate.load() as UInt32 == Self.magic else {
+            (info, line, rootPointer) = (nil, nil, 0)
+            return
+        }
+        let lineStart: UInt64 = candidate.load(24)
+        let pointer: UInt64 = candidate.load(32)
+        info = candidate
+        line = lineStart != 0 && lineStart < Self.mapped - Self.longestLine ? Address(physical: lineStart) : nil
+        rootPointer = pointer < Self.mapped ? pointer : 0
+    }
+
+    // MARK: Memory
+
+    /// Gives all RAM above the kernel's image to the page allocator.
+    mutating func takeMemory() {
+        if let info, info.load(4) as UInt32 >= 1 { readMap(at: info.load(40), entries: info.load(48)) }
+        if memory == 0 { unsafe pages.add(Core.imageEnd.value, Core.imageEnd.value + 16 << 20) }  // the least that any machine has
+    }
+
+    private mutating func readMap(at map: UInt64, entries: UInt32) {
+        guard map != 0, map < Self.mapped, entries <= 1024 else { return }
+        for index in 0..<UInt64(entries) {
+            let entry = Address(physical: map &+ index &* 24)
+            let start: UInt64 = entry.load(0)
+            let size: UInt64 = entry.load(8)
+            let (end, overflow) = start.addingReportingOverflow(size)
+            guard entry.load(16) as UInt32 == Self.ram, !overflow else { continue }
+            memory &+= size
+            memoryEnd = max(memoryEnd, end)
+            unsafe pages.add(max(start, Core.imageEnd.value), end)  // low memory stays the platform's
+        }
+    }
+
+    // MARK: Command line
+
+    /// Whether the word `word` is on the command line.
+    func has(_ word: StaticString) -> Bool {
+        guard let line else { return false }
+        var place: UInt64 = 0
+        while let byte = byte(line, place) {
+            if byte != UInt8(ascii: " "), matches(line + place, word), Self.endsWord(self.byte(line, place + UInt64(word.utf8CodeUnitCount))) { return true }
+            while let byte = self.byte(line, place), byte != UInt8(ascii: " ") { place += 1 }
+            while let byte = self.byte(line, place), byte == UInt8(ascii: " ") { place += 1 }
+        }
+        return false
+    }
+
+    private func byte(_ line: Address, _ place: UInt64) -> UInt8? {
+        guard place < Self.longestLine else { return nil }
+        let byte: UInt8 = line.load(place)
+        return byte == 0 ? nil : byte
+    }
+
+    private func matches(_ place: Address, _ word: StaticString) -> Bool {
+        word.withUTF8Buffer { buffer in
+            for index in 0..<buffer.count where unsafe buffer[index] != place.load(UInt64(index)) as UInt8 { return false }
+            return true
+        }
+    }
+
+    private static func endsWord(_ byte: UInt8?) -> Bool { byte == nil || byte == UInt8(ascii: " ") }
+
+    /// The words of the command line. Single quotes hold one together.
+    var words: [Text] {
+        guard let line else { return [] }
+        var text = Text()
+        var place: UInt64 = 0
+        while let byte = byte(line, place) {
+            text.append(byte)
+            place += 1
+        }
+        return text.split(UInt8(ascii: " "))
+    }
+
+    /// The value of the last `name=value` on the command line.
+    func value(_ name: StaticString) -> Text? {
+        let length = name.utf8CodeUnitCount
+        var found: Text?
+        for word in words where word.starts(with: name) && word.count > length && word.bytes[length] == UInt8(ascii: "=") {
+            found = word.dropFirst(length + 1)
+        }
+        return found
+    }
+}
+
+extension Address {
+    /// A physical address to be read; below 2 MiB through the window at the end of the device pages, since page 0 is absent.
+    init(physical: UInt64) { self.init(physical < 0x20_0000 ? 0xffe0_0000 + physical : physical) }
+}

@@ -1,0 +1,95 @@
+/// Interrupts as ring 3 sees them: ring 0 has set a bit for each that came; here the drivers are called for the bits, one
+/// after the other, whenever the kernel waits. So a driver is never interrupted by another, and needs no lock.
+final class Interrupts: @unchecked Sendable {
+    private var handlers: [(() -> Void)?] = []
+    /// How often each line was served.
+    private(set) var counts: [UInt64] = []
+    /// Timer ticks a second.
+    private(set) var timerFrequency: UInt64 = 1_000_000_000
+    /// When the timer is set to fire, 0 if it is not.
+    private var armed: Nanoseconds = 0
+
+    private let pending = Core.bootBlock + Core.pendingOffset
+    private static let lines = 64
+
+    /// Turns the boot processor's local APIC on and finds the timer's pace.
+    func start() {
+        for _ in 0..<Self.lines {
+            handlers.append(nil)
+            counts.append(0)
+        }
+        LocalAPIC.start()
+        let span = milliseconds / 2
+        LocalAPIC.setTimer(count: UInt32.max)
+        let start = clock.now
+        while clock.now - start < span { spinPause() }
+        let elapsed = max(clock.now - start, 1)
+        let ticks = UInt64(UInt32.max - LocalAPIC.timerCount)
+        LocalAPIC.setTimer(count: 0)
+        timerFrequency = max(ticks * seconds / elapsed, 1_000_000)
+    }
+
+    /// Calls `handler` for the interrupts of global interrupt `gsi`.
+    func handle(gsi: UInt32, _ handler: @escaping () -> Void) {
+        guard gsi < LocalAPIC.timerLine else { return }
+        handlers[Int(gsi)] = handler
+        IOAPIC.connect(gsi: gsi, line: Int(gsi), to: LocalAPIC.identifier)
+    }
+
+    /// Calls `handler` for the interrupts of an ISA line, wherever the firmware put it.
+    func handle(isa line: Int, _ handler: @escaping () -> Void) { handle(gsi: acpi.isaInterrupts[line], handler) }
+
+    /// Calls `handler` for a line that is no device's.
+    func handle(line: Int, _ handler: (() -> Void)?) { handlers[line] = handler }
+
+    /// Serves what is pending.
+    func dispatch() {
+        guard pending.load() as UInt64 != 0 else { return }
+        var bits = pending.exchange(0)
+        while bits != 0 {
+            let line = bits.trailingZeroBitCount
+            bits &= bits - 1
+            if line == LocalAPIC.timerLine { armed = 0 }
+            counts[line] += 1
+            handlers[line]?()
+        }
+    }
+
+    /// Serves interrupts, asleep in between, until `condition` holds or the clock reads `deadline`. True if it holds.
+    @discardableResult
+    func wait(until deadline: Nanoseconds = .max, _ condition: () -> Bool) -> Bool {
+        while true {
+            dispatch()
+            if condition() { return true }
+            if deadline != .max {
+                let now = clock.now
+                if now >= deadline { return false }
+                arm(deadline, now)
+            }
+            idle()
+        }
+    }
+
+    /// Sets the timer for `deadline` if it is not to fire before anyway. It may fire early, never late.
+    private func arm(_ deadline: Nanoseconds, _ now: Nanoseconds) {
+        if armed > now && armed <= deadline { return }
+        let span = min(deadline - now, seconds)
+        let ticks = span * timerFrequency / seconds
+        armed = now + span
+        LocalAPIC.setTimer(count: UInt32(min(max(ticks, 1), UInt64(UInt32.max))))
+    }
+
+    /// A timer interrupt `frequency` times a second, for the self-tests; 0 ends them.
+    func setPeriodicTimer(frequency: UInt64) {
+        armed = 0
+        LocalAPIC.setTimer(count: frequency == 0 ? 0 : UInt32(min(timerFrequency / frequency, UInt64(UInt32.max))), periodic: frequency != 0)
+    }
+
+    /// One timer interrupt after `span`, for the self-tests.
+    func setTimer(after span: Nanoseconds) {
+        armed = 0
+        LocalAPIC.setTimer(count: UInt32(min(max(span * timerFrequency / seconds, 1), UInt64(UInt32.max))))
+    }
+}
+
+let interrupts = Interrupts()

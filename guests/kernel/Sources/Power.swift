@@ -1,0 +1,32 @@
+/// The ways out of the machine.
+enum Power {
+    private static let exitPort: UInt16 = 0x501
+    private static let sleepControl: UInt16 = 0x600
+    private static let keyboardController: UInt16 = 0x64
+    /// SLP_TYP 5 and SLP_EN of a hardware-reduced ACPI machine's sleep control register.
+    private static let softOff: UInt8 = 0x34
+
+    /// Turns the machine off.
+    static func off() -> Never {
+        writePort8(sleepControl, softOff)
+        fail()  // a machine without that register (QEMU's microvm) ends so
+    }
+
+    /// Resets the machine.
+    static func reset() -> Never {
+        writePort8(keyboardController, 0xfe)
+        fail()
+    }
+
+    /// A triple fault. Where even that does not end the machine, this CPU is silent for ever.
+    static func fail() -> Never {
+        crashByTripleFault()
+        while true { idle() }
+    }
+
+    /// Ends the machine with a status, 0 … 63, where there is an exit device, and turns it off elsewhere.
+    static func exit(_ status: Int) -> Never {
+        writePort8(exitPort, UInt8(clamping: min(status, 63)))
+        off()
+    }
+}

@@ -1,0 +1,162 @@
+/// What an application processor can be asked to do. It computes on memory it is given: no allocation, no console.
+enum ProcessorTask: UInt64 {
+    /// Adds one to the word at the argument, `ProcessorTask.additions` times.
+    case count = 1
+    /// Checks that `ProcessorTask.patternSize` bytes at the argument hold the pattern; the result is the number of wrong words.
+    case checkPattern = 2
+    /// Sends the boot processor an interrupt.
+    case interrupt = 3
+
+    static let additions: UInt64 = 100_000
+    static let patternSize: UInt64 = 1 << 20
+
+    static func run(_ task: UInt64, _ argument: UInt64) -> UInt64 {
+        switch ProcessorTask(rawValue: task) {
+        case .count:
+            for _ in 0..<additions { Address(argument).fetchAdd(1) }
+            return additions
+        case .checkPattern:
+            return Pattern.mismatches(Address(argument), count: patternSize)
+        case .interrupt:
+            LocalAPIC.send(line: LocalAPIC.messageLine, to: UInt32(truncatingIfNeeded: argument))
+            return 0
+        case nil:
+            return UInt64.max
+        }
+    }
+}
+
+/// The processors besides the boot processor. Each has a block of memory: its ring-0 stacks and pending word as entry.S
+/// lays them out, a mailbox, and a stack for ring 3.
+final class Processors: @unchecked Sendable {
+    struct Processor {
+        let identifier: UInt32
+        fileprivate let block: Address
+        fileprivate var mailbox: Address { block + Processors.mailboxOffset }
+    }
+
+    /// Those that run, without the boot processor.
+    private(set) var others: [Processor] = []
+    private var started = false
+
+    var count: Int { others.count + 1 }
+
+    fileprivate static let mailboxOffset: UInt64 = 0x800
+    private static let blockPages: UInt64 = 5  // the first for ring 0 and the mailbox, four for ring 3's stack
+
+    // The mailbox: 0 online, 8 task, 16 argument, 24 result, 32 number of the task asked, 40 number of the task done.
+
+    /// Starts every processor the firmware lists. Returns how many did not answer.
+    @discardableResult
+    func start() -> Int {
+        if started { return 0 }
+        started = true
+        Core.trampolineAddress.copy(from: Core.trampolineStart, count: Core.trampolineEnd - Core.trampolineStart)
+        var silent = 0
+        let own = LocalAPIC.identifier
+        for identifier in acpi.processors where identifier != own && count < Core.maximumCPUs {
+            if let processor = start(identifier, index: count) { others.append(processor) } else { silent += 1 }
+        }
+        return silent
+    }
+
+    private func start(_ identifier: UInt32, index: Int) -> Processor? {
+        guard let block = unsafe pages.allocate(pages: Self.blockPages) else { return nil }
+        let processor = Processor(identifier: identifier, block: block)
+        block.fill(count: PageAllocator.pageSize)
+
+        let tss = Core.bootTSS + UInt64(index) * Core.tssSize
+        tss.fill(count: Core.tssSize)
+        storeWord(block.value + Core.ring0StackOffset, tss + 4)
+        storeWord(block.value + Core.pendingOffset, tss + 36)  // IST 1 ends at the pending word
+        storeWord(block.value + Core.faultStackOffset, tss + 44)
+        tss.store(UInt16(Core.tssBitmap - UInt64(index) * Core.tssSize), 102)
+        let descriptor = Core.gdt + Core.firstTSSSelector + 16 * index
+        let limit = Core.tssLimit - UInt64(index) * Core.tssSize
+        descriptor.store(limit | (tss.value & 0xff_ffff) << 16 | 0x89 << 40 | (tss.value >> 24 & 0xff) << 56)
+        descriptor.store(tss.value >> 32, 8)
+
+        Core.processorFrame.store(block.value + Self.blockPages * PageAllocator.pageSize - 8, 24)
+        Core.processorArgument.store(block.value)
+        Core.processorTask.store(UInt64(Core.firstTSSSelector + 16 * index))
+        fence()
+
+        func isOnline() -> Bool { processor.mailbox.load() as UInt64 == 1 }
+        func spin(_ span: Nanoseconds) {
+            let end = clock.now + span
+            while !isOnline() && clock.now < end { spinPause() }
+        }
+        LocalAPIC.sendInit(to: identifier)
+        clock.spin(20_000)
+        for patience in [50 * milliseconds, 1000 * milliseconds] where !isOnline() {  // the second one is for those that missed the first
+            LocalAPIC.sendStartup(page: UInt32(Core.trampolineAddress.value >> 12), to: identifier)
+            spin(patience)
+        }
+        return isOnline() ? processor : nil
+    }
+
+    private func storeWord(_ value: UInt64, _ place: Address) {
+        place.store(UInt32(truncatingIfNeeded: value))  // not aligned to eight
+        place.store(UInt32(truncatingIfNeeded: value >> 32), 4)
+    }
+
+    /// Asks for `task` and returns at once.
+    func ask(_ processor: Processor, _ task: ProcessorTask, _ argument: UInt64) {
+        let box = processor.mailbox
+        box.store(task.rawValue, 8)
+        box.store(argument, 16)
+        fence()
+        box.store((box.load(32) as UInt64) + 1, 32)
+        LocalAPIC.send(line: LocalAPIC.messageLine, to: processor.identifier)
+    }
+
+    /// The result of the task asked last; nil if there is none within two seconds.
+    func result(_ processor: Processor) -> UInt64? {
+        let box = processor.mailbox
+        let end = clock.now + 2 * seconds
+        while box.load(40) as UInt64 != box.load(32) as UInt64 {
+            if clock.now >= end { return nil }
+            spinPause()
+        }
+        return box.load(24)
+    }
+}
+
+let processors = Processors()
+
+/// An application processor's life: asleep until there is a task.
+@c(processorMain)
+func processorMain(_ blockAddress: UInt64) -> Never {
+    let block = Address(blockAddress)
+    let box = block + Processors.mailboxOffset
+    LocalAPIC.start()
+    box.store(UInt64(1))
+    while true {
+        _ = (block + Core.pendingOffset).exchange(0)
+        let asked: UInt64 = box.load(32)
+        if asked != box.load(40) as UInt64 {
+            box.store(ProcessorTask.run(box.load(8), box.load(16)), 24)
+            fence()
+            box.store(asked, 40)
+        } else {
+            idle()
+        }
+    }
+}
+
+/// A pattern that depends on the address, so that memory in the wrong place is seen.
+enum Pattern {
+    static func word(_ address: UInt64, _ seed: UInt64) -> UInt64 { (address ^ seed) &* 0x9e37_79b9_7f4a_7c15 }
+
+    static func fill(_ start: Address, count: UInt64, seed: UInt64 = 0) {
+        for offset in stride(from: UInt64(0), to: count, by: 8) { start.store(word(start.value &+ offset, seed), offset) }
+    }
+
+    static func mismatches(_ start: Address, count: UInt64, seed: UInt64 = 0) -> UInt64 {
+        var wrong: UInt64 = 0
+        for offset in stride(from: UInt64(0), to: count, by: 8) where start.load(offset) as UInt64 != word(start.value &+ offset, seed) {
+            wrong += 1
+        }
+        return wrong
+    }
+}

@@ -1,0 +1,162 @@
+/// Disks. What is written goes to the last MiB of a disk (the last half of one below 2 MiB), and stays there.
+extension SelfTest {
+    func disks() {
+        if devices.disks.isEmpty { skip("disk", "no disk") }
+        for disk in devices.disks { test(disk) }
+    }
+
+    private func test(_ disk: Disk) {
+        let name = disk.name
+        check("disk \(name): \(disk.capacity) sectors, \(disk.isReadOnly ? "read-only" : "read-write" as StaticString)") { () throws(Failure) in
+            try expect(disk.capacity > 0, "it is empty")
+            try expect(disk.blockSize >= 512 && disk.blockSize <= 4096, "its blocks have \(disk.blockSize) bytes")
+        }
+        check("disk \(name): says who it is") { () throws(Failure) in _ = try disk.identifier() }
+        check("disk \(name): the first and the last sector are read twice alike") { () throws(Failure) in
+            for sector in [0, disk.capacity - 1] {
+                let first = try checksum(disk, sector, 1)
+                let second = try checksum(disk, sector, 1)
+                try expect(first == second, "sector \(sector) reads as \(first) and \(second)")
+            }
+        }
+        check("disk \(name): reading beyond its end is an error") { () throws(Failure) in
+            for sector in [disk.capacity, disk.capacity + 1, UInt64.max >> 9, UInt64.max >> 1, UInt64.max] {
+                try refused(disk, .read, sector, Disk.Outcome.ioError)
+            }
+        }
+        check("disk \(name): a request of unknown type is unsupported") { () throws(Failure) in
+            guard let page = unsafe pages.allocate() else { throw Failure("no memory") }
+            defer { unsafe pages.release(page, pages: 1) }
+            let outcome = try disk.perform(type: 0x1234, sector: 0, Segment(address: page, length: 512), deviceWrites: true)
+            try expect(outcome == Disk.Outcome.unsupported, Disk.describe(outcome))
+        }
+        check("disk \(name): 128 reads at once") { () throws(Failure) in try manyReads(disk) }
+        if disk.isReadOnly { testReadOnly(disk) } else { testWriting(disk) }
+    }
+
+    private func testReadOnly(_ disk: Disk) {
+        check("disk \(disk.name): refuses to be written") { () throws(Failure) in
+            let before = try checksum(disk, 0, 1)
+            try refused(disk, .write, 0, Disk.Outcome.ioError)
+            let after = try checksum(disk, 0, 1)
+            try expect(before == after, "sector 0 has changed")
+        }
+    }
+
+    private func testWriting(_ disk: Disk) {
+        let scratch = min((1 << 20) / Disk.sectorSize, disk.capacity / 2)
+        let start = disk.capacity - scratch
+        guard scratch >= 16 else { return skip("disk \(disk.name): writing", "too small") }
+        let chunk = min(scratch, Disk.bufferSize / Disk.sectorSize)
+
+        check("disk \(disk.name): what was written is read, by checksum") { () throws(Failure) in
+            for seed in UInt64(1)...2 {
+                var written = CRC32()
+                for sector in stride(from: start, to: disk.capacity - chunk + 1, by: Int(chunk)) {
+                    try withPattern(sectors: chunk, seed: seed ^ sector) { (memory) throws(Failure) in
+                        written.add(memory, count: chunk * Disk.sectorSize)
+                        try disk.write(sector: sector, count: chunk, from: memory)
+                    }
+                }
+                try disk.flush()
+                var read = CRC32()
+                for sector in stride(from: start, to: disk.capacity - chunk + 1, by: Int(chunk)) {
+                    read.add(try disk.read(sector: sector, count: chunk), count: chunk * Disk.sectorSize)
+                }
+                try expect(read.value == written.value, "0x\(hex: UInt64(read.value)) instead of 0x\(hex: UInt64(written.value))")
+            }
+        }
+        check("disk \(disk.name): one sector leaves its neighbours alone") { () throws(Failure) in
+            let before = try checksum(disk, start, 1)
+            let beyond = try checksum(disk, start + 2, 1)
+            try withPattern(sectors: 1, seed: 77) { (memory) throws(Failure) in try disk.write(sector: start + 1, count: 1, from: memory) }
+            let still = try checksum(disk, start, 1)
+            let alsoStill = try checksum(disk, start + 2, 1)
+            try expect(before == still && beyond == alsoStill, "a neighbour has changed")
+        }
+        check("disk \(disk.name): writing beyond its end is an error") { () throws(Failure) in
+            try refused(disk, .write, disk.capacity, Disk.Outcome.ioError)
+        }
+        check("disk \(disk.name): flush") { () throws(Failure) in try disk.flush() }
+        clear(disk, .writeZeroes, disk.features.contains(.writeZeroes), start, name: "WRITE_ZEROES")
+        clear(disk, .discard, disk.features.contains(.discard), start, name: "DISCARD")
+    }
+
+    private func clear(_ disk: Disk, _ request: Disk.Request, _ offered: Bool, _ start: UInt64, name: StaticString) {
+        guard offered else { return skip("disk \(disk.name): \(name)", "not offered") }
+        check("disk \(disk.name): \(name)") { () throws(Failure) in
+            try withPattern(sectors: 16, seed: 5) { (memory) throws(Failure) in try disk.write(sector: start, count: 16, from: memory) }
+            let outcome = try disk.clear(request, sector: start + 8, count: 8)
+            try expect(outcome == Disk.Outcome.ok, Disk.describe(outcome))
+            if request == .writeZeroes {
+                let bytes = try disk.read(sector: start + 8, count: 8).bytes(8 * 512)
+                try expect(!bytes.contains { $0 != 0 }, "the sectors are not zero")
+            }
+            try withPattern(sectors: 16, seed: 5) { (memory) throws(Failure) in
+                var expected = CRC32()
+                expected.add(memory, count: 8 * Disk.sectorSize)
+                let before = try checksum(disk, start, 8)
+                try expect(before == expected.value, "the sectors before have changed")
+            }
+            let beyond = try disk.clear(request, sector: disk.capacity - 1, count: 2)
+            try expect(beyond == Disk.Outcome.ioError, "beyond the end: \(Disk.describe(beyond))")
+        }
+    }
+
+    /// Many requests in flight: each of them comes back with its own sector.
+    private func manyReads(_ disk: Disk) throws(Failure) {
+        let inFlight = 128
+        let memoryPages = UInt64(inFlight) * Disk.sectorSize / PageAllocator.pageSize
+        guard let memory = unsafe pages.allocate(pages: memoryPages) else { throw Failure("no memory") }
+        defer { unsafe pages.release(memory, pages: memoryPages) }
+        memory.fill(count: UInt64(inFlight) * Disk.sectorSize, with: 0x5a)
+        var waiting: [(slot: UInt16, index: Int)] = []
+        var next = 0
+        var failure: Text?
+        let complete = interrupts.wait(until: clock.now + 20 * seconds) {
+            waiting.removeAll { entry in
+                guard let outcome = disk.take(entry.slot) else { return false }
+                if outcome != Disk.Outcome.ok { failure = Disk.describe(outcome) }
+                return true
+            }
+            while next < inFlight {
+                let place = Segment(address: memory + UInt64(next) * Disk.sectorSize, length: UInt32(Disk.sectorSize))
+                guard let slot = disk.submit(.read, sector: UInt64(next) * 7919 % disk.capacity, place) else { break }
+                waiting.append((slot, next))
+                next += 1
+            }
+            disk.notify()
+            return next == inFlight && waiting.isEmpty
+        }
+        try expect(complete, "\(waiting.count) have not come back")
+        if let failure { throw Failure(failure) }
+        for index in 0..<inFlight {
+            let sector = UInt64(index) * 7919 % disk.capacity
+            var there = CRC32()
+            there.add(memory + UInt64(index) * Disk.sectorSize, count: Disk.sectorSize)
+            let alone = try checksum(disk, sector, 1)
+            try expect(there.value == alone, "sector \(sector) is not the same when read alone")
+        }
+    }
+
+    private func refused(_ disk: Disk, _ request: Disk.Request, _ sector: UInt64, _ wanted: UInt8) throws(Failure) {
+        guard let page = unsafe pages.allocate() else { throw Failure("no memory") }
+        defer { unsafe pages.release(page, pages: 1) }
+        let outcome = try disk.perform(request, sector: sector, Segment(address: page, length: 512))
+        try expect(outcome == wanted, "sector \(sector): \(Disk.describe(outcome))")
+    }
+
+    private func withPattern(sectors: UInt64, seed: UInt64, _ body: (Address) throws(Failure) -> Void) throws(Failure) {
+        let count = (sectors * Disk.sectorSize + PageAllocator.pageSize - 1) / PageAllocator.pageSize
+        guard let memory = unsafe pages.allocate(pages: count) else { throw Failure("no memory") }
+        defer { unsafe pages.release(memory, pages: count) }
+        for offset in stride(from: UInt64(0), to: sectors * Disk.sectorSize, by: 8) { memory.store(Pattern.word(offset, seed), offset) }
+        try body(memory)
+    }
+
+    private func checksum(_ disk: Disk, _ sector: UInt64, _ count: UInt64) throws(Failure) -> UInt32 {
+        var crc = CRC32()
+        crc.add(try disk.read(sector: sector, count: count), count: count * Disk.sectorSize)
+        return crc.value
+    }
+}

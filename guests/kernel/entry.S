@@ -1,0 +1,530 @@
+// Everything that runs in ring 0, and the few instructions Swift has no word for.
+//
+// Ring 0 is as thin as an x86 lets it be, because some hosts interpret it (half a microsecond an instruction): the tables
+// are data of the image, an interrupt is three instructions, and all the rest, drivers included, is Swift in ring 3.
+// No instruction here is beyond KVM's emulator, except the one that is meant to be.
+
+    .set PRESENT,     0x001
+    .set WRITABLE,    0x002
+    .set USER,        0x004
+    .set UNCACHED,    0x018                 // PCD | PWT
+    .set USED,        0x060                 // accessed | dirty: nothing is left for the CPU to write
+    .set LARGE,       0x080
+    .set TABLE,       PRESENT | WRITABLE | USER | USED
+    .set PAGE,        TABLE
+
+    .set KERNEL_CODE, 0x10                  // the selectors of the long-mode entry, kept
+    .set USER_DATA,   0x28 | 3
+    .set USER_CODE,   0x30 | 3
+    .set FIRST_TSS,   0x40
+    .set MAX_CPUS,    255
+
+    .set CORE,        0x100000              // kernel.ld puts .core here
+    .set TRAMPOLINE,  0x8000                // where an application processor begins, in real mode
+
+    .set IA32_EFER,   0xc0000080
+    .set EXIT_PORT,   0x501
+    .set FAULT_STATUS, 62
+
+// How to enter: in long mode (swkvm's note), or by PVH in 32-bit protected mode.
+
+    .section .note.swkvm, "a", @note
+    .balign 4
+    .long   6, 8, 1
+    .asciz  "swkvm"
+    .balign 4
+    .quad   entry64
+
+    .section .note.xen, "a", @note
+    .balign 4
+    .long   4, 8, 18                        // XEN_ELFNOTE_PHYS32_ENTRY
+    .asciz  "Xen"
+    .quad   entry32
+
+// ---- Page tables: identity, 512 GiB, all of it for ring 3 ------------------------------------------------------------
+
+    .section .core, "awx"
+    .global coreStart
+coreStart:
+pml4:
+    .quad   pdpt + TABLE
+    .fill   511, 8, 0
+
+    .global pdpt
+pdpt:                                       // 1 GiB pages, but for the first GiB and the one with the devices
+    .quad   pdLow + TABLE
+    .set    gib, 1
+    .rept   511
+    .if     gib == 3
+    .quad   pdDevices + TABLE
+    .else
+    .quad   (gib << 30) + PAGE + LARGE
+    .endif
+    .set    gib, gib + 1
+    .endr
+
+pdLow:                                      // 2 MiB pages, the first of them split
+    .quad   ptLow + TABLE
+    .set    mib, 2
+    .rept   511
+    .quad   (mib << 20) + PAGE + LARGE
+    .set    mib, mib + 2
+    .endr
+
+ptLow:                                      // 4 KiB pages; the first is absent, so that a null pointer faults
+    .quad   0
+    .set    page, 1
+    .rept   511
+    .quad   (page << 12) + PAGE
+    .set    page, page + 1
+    .endr
+
+pdDevices:                                  // 3 – 4 GiB, uncached; its last 2 MiB show the first 2 MiB of RAM once more,
+    .set    mib, 3072                       // page 0 among them: boot information lies there
+    .rept   511
+    .quad   (mib << 20) + PAGE + LARGE + UNCACHED
+    .set    mib, mib + 2
+    .endr
+    .quad   PAGE + LARGE
+
+// ---- Descriptor tables ----------------------------------------------------------------------------------------------
+
+    .balign 16
+    .global gdt
+gdt:
+    .quad   0
+    .quad   0
+    .quad   0x00af9b000000ffff              // 0x10 ring 0 code, 64-bit
+    .quad   0x00cf93000000ffff              // 0x18 ring 0 data
+    .quad   0
+    .quad   0x00cff3000000ffff              // 0x28 ring 3 data
+    .quad   0x00affb000000ffff              // 0x30 ring 3 code, 64-bit
+    .quad   0
+    .word   TSS_LIMIT                       // 0x40 the boot processor's TSS, below 16 MiB
+    .long   bootTSS + 0x89000000
+    .word   0
+    .quad   0
+    .skip   16 * (MAX_CPUS - 1)             // the other CPUs' TSS descriptors: Swift writes them
+gdtEnd:
+
+    .balign 8
+gdtPointer:
+    .word   gdtEnd - gdt - 1
+    .quad   gdt
+    .balign 8
+idtPointer:
+    .word   idtEnd - idt - 1
+    .quad   idt
+
+    .macro  gate target:req, type:req, stack=0
+    .set    offset, CORE + (\target - coreStart)
+    .word   offset & 0xffff, KERNEL_CODE
+    .byte   \stack, \type
+    .word   offset >> 16
+    .quad   0
+    .endm
+    .set    INTERRUPT, 0x8e                 // interrupt gate, ring 0 only
+    .set    SERVICE, 0xee                   // interrupt gate that ring 3 may call
+
+    .balign 16
+idt:
+    .set    vector, 0
+    .rept   32                              // exceptions; NMI, #DF and #MC on a stack that is surely good
+    .if     vector == 2 || vector == 8 || vector == 18
+    gate    (exceptionEntries + 16 * vector), INTERRUPT, 2
+    .elseif vector == 3
+    gate    service, SERVICE
+    .else
+    gate    (exceptionEntries + 16 * vector), INTERRUPT
+    .endif
+    .set    vector, vector + 1
+    .endr
+    .set    line, 0
+    .rept   64                              // vector 0x20 + n: interrupt line n
+    gate    (interruptEntries + 32 * line), INTERRUPT, 1
+    .set    line, line + 1
+    .endr
+idtEnd:
+
+// A CPU's block: its ring-0 stacks and, at the end, the word that interrupts set their bits in. IST 1 ends right at that
+// word, so that an interrupt finds it at a fixed distance from its frame, whatever was interrupted.
+    .set    FRAME, 40                       // RIP, CS, RFLAGS, RSP, SS
+    .set    BLOCK_FAULTS, 0x200             // tops of: IST 2, ring 0 (exceptions and services), IST 1
+    .set    BLOCK_RING0, 0x600
+    .set    BLOCK_PENDING, 0x700
+    .set    BLOCK_SIZE, 0x740
+
+// The TSSs of all CPUs lie side by side, and one open port bitmap after the last serves them all.
+    .set    TSS_SIZE, 112
+    .set    TSS_BITMAP, 0x7000
+    .set    TSS_LIMIT, TSS_BITMAP + 0x2000 - 1
+
+    .section .data.tss, "aw"
+    .balign 16
+bootTSS:
+    .long   0
+    .quad   bootBlock + BLOCK_RING0, 0, 0, 0
+    .quad   bootBlock + BLOCK_PENDING, bootBlock + BLOCK_FAULTS
+    .fill   5, 8, 0
+    .quad   0
+    .word   0, TSS_BITMAP
+    .balign 16
+    .section .bss.tss, "aw", @nobits
+    .skip   TSS_BITMAP - TSS_SIZE + 0x2000
+    .section .bss.block, "aw", @nobits
+    .balign 16
+bootBlock:
+    .skip   BLOCK_SIZE
+    .section .bss.stacks, "aw", @nobits
+    .balign 16
+    .skip   0x1000
+faultStackTop:
+    .skip   0x10000
+bootStackTop:
+    .section .core
+
+// ---- The way in ------------------------------------------------------------------------------------------------------
+
+    .balign 16
+    .code32
+entry32:                                    // EBX = hvm_start_info
+    mov     %ebx, %edi
+    mov     %cr4, %eax
+    or      $0x20, %eax                     // PAE
+    mov     %eax, %cr4
+    mov     $pml4, %eax
+    mov     %eax, %cr3
+    mov     $IA32_EFER, %ecx
+    rdmsr
+    or      $0x100, %eax                    // LME
+    wrmsr
+    mov     $0x80010033, %eax               // PG WP NE ET MP PE
+    mov     %eax, %cr0
+    lgdt    gdtPointer
+    ljmp    $KERNEL_CODE, $entry64
+
+    .code64
+    .global entry64
+entry64:                                    // RDI = hvm_start_info
+    mov     $pml4, %eax
+    mov     %rax, %cr3
+    lgdt    gdtPointer
+    lidt    idtPointer
+    mov     $FIRST_TSS, %eax
+    ltr     %ax
+    mov     $bootFrame, %esp
+    iretq                                   // to kernelMain in ring 3
+
+// Copied to TRAMPOLINE; an application processor begins here after INIT and SIPI and goes straight to long mode.
+    .balign 16
+    .code16
+    .global trampolineStart, trampolineEnd
+trampolineStart:
+    mov     %cs, %ax
+    mov     %ax, %ds
+    lgdtl   trampolinePointer - trampolineStart
+    mov     $0x20, %eax
+    mov     %eax, %cr4
+    mov     $pml4, %eax
+    mov     %eax, %cr3
+    mov     $IA32_EFER, %ecx
+    rdmsr
+    or      $0x100, %eax
+    wrmsr
+    mov     $0x80010033, %eax
+    mov     %eax, %cr0
+    ljmpl   $KERNEL_CODE, $processorEntry
+    .balign 8
+trampolinePointer:
+    .word   gdtEnd - gdt - 1
+    .long   gdt
+trampolineEnd:
+
+    .code64
+processorEntry:
+    lidt    idtPointer
+    mov     processorTask, %eax
+    ltr     %ax
+    mov     processorArgument, %rdi
+    mov     $processorFrame, %esp
+    iretq                                   // to processorMain in ring 3
+
+// ---- Exceptions, interrupts, services --------------------------------------------------------------------------------
+
+    .balign 16
+exceptionEntries:
+    .set    vector, 0
+    .rept   32
+    .balign 16
+    .if     !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    push    $0
+    .endif
+    push    $vector
+    jmp     exception
+    .set    vector, vector + 1
+    .endr
+
+exception:                                  // the frame that Fault.swift reads, and on to faultReport in ring 3
+    push    %rax
+    push    %rbx
+    push    %rcx
+    push    %rdx
+    push    %rsi
+    push    %rdi
+    push    %rbp
+    push    %r8
+    push    %r9
+    push    %r10
+    push    %r11
+    push    %r12
+    push    %r13
+    push    %r14
+    push    %r15
+    mov     %cr3, %rax
+    push    %rax
+    mov     %cr2, %rax
+    push    %rax
+    mov     %rsp, %rdi
+    lock btsl $0, faulted
+    jc      1f
+    mov     $faultFrame, %esp
+    iretq
+1:  mov     $EXIT_PORT, %edx                // a second fault while the first is told, or another CPU's: no more words
+    mov     $FAULT_STATUS, %eax
+    out     %al, %dx
+    cli
+    hlt
+    jmp     1b
+
+    .balign 32
+interruptEntries:
+    .set    line, 0
+    .rept   63
+    .balign 32
+    btsq    $line, FRAME(%rsp)              // pending
+    addr32 movl $0, 0xfee000b0              // end of interrupt
+    iretq
+    .set    line, line + 1
+    .endr
+    .balign 32
+    iretq                                   // 63, vector 0x5f: spurious
+
+// int3 from ring 3, R11 = which: the one software interrupt that every host lets through (int 0x80 belongs to a host's
+// 32-bit system calls where ring 3 runs on the bare CPU). Ring 3 is the kernel itself; nothing is to be kept from it.
+    .balign 16
+service:
+    and     $7, %r11d
+    jmp     *services(, %r11, 8)
+services:
+    .quad   idleService, readMSRService, writeMSRService, outputService
+    .quad   reloadTablesService, tripleFaultService, internalErrorService, identificationService
+
+idleService:                                // sleep until an interrupt is pending; one that came before is not missed
+    cmpq    $0, (BLOCK_PENDING - BLOCK_RING0 + FRAME)(%rsp)
+    jne     1f
+    sti
+    hlt
+1:  iretq
+
+readMSRService:                             // ECX → EDX:EAX
+    rdmsr
+    iretq
+
+writeMSRService:                            // ECX, EDX:EAX
+    wrmsr
+    iretq
+
+outputService:                              // RCX bytes at RSI to port DX
+    rep outsb
+    iretq
+
+reloadTablesService:
+    mov     %cr3, %rax
+    mov     %rax, %cr3
+    iretq
+
+identificationService:                      // cpuid, as the monitor made it: in ring 3 some hosts show their own
+    cpuid
+    iretq
+
+tripleFaultService:
+    lidt    nothing
+    ud2
+
+internalErrorService:                       // where ring 0 is interpreted this ends the machine, elsewhere it is harmless
+    popcnt  %rax, %rax
+    iretq
+
+// ---- Data that ring 0 uses -------------------------------------------------------------------------------------------
+
+    .balign 8
+bootFrame:
+    .quad   kernelMain, USER_CODE, 0x202, bootStackTop - 8, USER_DATA
+processorFrame:                             // Swift writes its RSP, and the two below it, before each start
+    .quad   processorMain, USER_CODE, 0x202, 0, USER_DATA
+processorArgument:
+    .quad   0
+processorTask:
+    .quad   0
+faultFrame:
+    .quad   faultReport, USER_CODE, 0x002, faultStackTop - 8, USER_DATA
+faulted:
+    .long   0
+nothing:
+    .word   0
+    .quad   0
+
+// Where things are, for Swift (Core.swift has the same order).
+coreTable:
+    .quad   imageEnd, gdt, bootTSS, bootBlock, pdpt, ptLow
+    .quad   trampolineStart, trampolineEnd, processorFrame, processorArgument, processorTask
+
+// ---- What Swift has no word for ---------------------------------------------------------------------------------------
+
+    .text
+    .macro  function name:req
+    .balign 16
+    .global \name
+\name:
+    .endm
+
+function coreTableAddress
+    mov     $coreTable, %eax
+    ret
+
+function readPort8
+    mov     %edi, %edx
+    xor     %eax, %eax
+    in      %dx, %al
+    ret
+function readPort16
+    mov     %edi, %edx
+    xor     %eax, %eax
+    in      %dx, %ax
+    ret
+function readPort32
+    mov     %edi, %edx
+    in      %dx, %eax
+    ret
+function writePort8
+    mov     %edi, %edx
+    mov     %esi, %eax
+    out     %al, %dx
+    ret
+function writePort16
+    mov     %edi, %edx
+    mov     %esi, %eax
+    out     %ax, %dx
+    ret
+function writePort32
+    mov     %edi, %edx
+    mov     %esi, %eax
+    out     %eax, %dx
+    ret
+
+function timestamp
+    rdtsc
+    shl     $32, %rdx
+    or      %rdx, %rax
+    ret
+function processorIdentification            // (leaf, subleaf, four words)
+    push    %rbx
+    mov     %rdx, %r8
+    mov     %edi, %eax
+    mov     %esi, %ecx
+    mov     $7, %r11d
+    int3
+    mov     %eax, (%r8)
+    mov     %ebx, 4(%r8)
+    mov     %ecx, 8(%r8)
+    mov     %edx, 12(%r8)
+    pop     %rbx
+    ret
+function fence
+    mfence
+    ret
+function spinPause
+    pause
+    ret
+function exchange                           // (address, value) → the old value
+    mov     %rsi, %rax
+    xchg    %rax, (%rdi)
+    ret
+function fetchAdd                           // (address, value) → the old value
+    mov     %rsi, %rax
+    lock xadd %rax, (%rdi)
+    ret
+
+// The services of ring 0.
+
+function idle
+    xor     %r11d, %r11d
+    int3
+    ret
+function readMSR
+    mov     %edi, %ecx
+    mov     $1, %r11d
+    int3
+    shl     $32, %rdx
+    or      %rdx, %rax
+    ret
+function writeMSR
+    mov     %edi, %ecx
+    mov     %esi, %eax
+    mov     %rsi, %rdx
+    shr     $32, %rdx
+    mov     $2, %r11d
+    int3
+    ret
+function outputBytes                        // (port, address, count)
+    mov     %rdx, %rcx
+    mov     %edi, %edx
+    mov     $3, %r11d
+    int3
+    ret
+function reloadPageTables
+    mov     $4, %r11d
+    int3
+    ret
+function crashByTripleFault
+    mov     $5, %r11d
+    int3
+    ret
+function crashByInternalError
+    mov     $6, %r11d
+    int3
+    ret
+
+// What the Swift compiler and its library call.
+
+function posix_memalign
+    jmp     heapAllocate
+function free
+    jmp     heapRelease
+function memcpy
+    mov     %rdi, %rax
+    mov     %rdx, %rcx
+    rep movsb
+    ret
+function memset
+    mov     %rdi, %r8
+    mov     %esi, %eax
+    mov     %rdx, %rcx
+    rep stosb
+    mov     %r8, %rax
+    ret
+function memmove
+    mov     %rdi, %rax
+    mov     %rdx, %rcx
+    mov     %rdi, %r8
+    sub     %rsi, %r8
+    cmp     %rdx, %r8
+    jb      1f                              // the destination begins inside the source: from the end
+    rep movsb
+    ret
+1:  lea     -1(%rdi, %rdx), %rdi
+    lea     -1(%rsi, %rdx), %rsi
+    std
+    rep movsb
+    cld
+    ret
