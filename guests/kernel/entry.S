@@ -161,8 +161,9 @@ idtEnd:
     .set    TSS_BITMAP, 0x7000
     .set    TSS_LIMIT, TSS_BITMAP + 0x2000 - 1
 
-    .section .data.tss, "aw"
+    .section .tss, "aw"                     // kernel.ld puts the two side by side
     .balign 16
+    .global bootTSS, moreTSS
 bootTSS:
     .long   0
     .quad   bootBlock + BLOCK_RING0, 0, 0, 0
@@ -172,6 +173,7 @@ bootTSS:
     .word   0, TSS_BITMAP
     .balign 16
     .section .bss.tss, "aw", @nobits
+moreTSS:
     .skip   TSS_BITMAP - TSS_SIZE + 0x2000
     .section .bss.block, "aw", @nobits
     .balign 16
