@@ -9,7 +9,7 @@ BINARY := build/swkvm
 
 SWIFT  ?= swift
 # A static binary: no Swift or C library is needed where it runs.
-RELEASE := -c release --product swkvm --static-swift-stdlib -Xswiftc -static-executable -Xlinker --gc-sections
+RELEASE := -c release --product swkvm --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections
 
 # Debian packages, by what needs them.
 BUILD_PACKAGES := liburing-dev zlib1g-dev

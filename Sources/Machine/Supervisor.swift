@@ -76,9 +76,18 @@ private struct Session: ~Copyable {
     mutating func loop(_ report: (String) -> Void) {
         pump(report)
         var hasEnded = false
+        // Most of the program's code was for the start: parsing, loading, setting up. After the first quiet second those pages
+        // are given back, which is more than half of what swkvm has resident besides guest RAM.
+        var mayTrim = true
         while !hasEnded {
             var ready: [UInt64] = []
-            do throws(SystemCallError) { try epoll.wait { token, _ in ready.append(token) } } catch {
+            do throws(SystemCallError) {
+                let count = try epoll.wait(timeout: mayTrim ? 1000 : -1) { token, _ in ready.append(token) }
+                if count == 0, mayTrim {
+                    clinux_release_program_text()
+                    mayTrim = false
+                }
+            } catch {
                 return machine.stop(.hostError("the console's loop cannot wait: \(error)"))
             }
             for token in ready {
