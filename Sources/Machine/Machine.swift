@@ -52,7 +52,7 @@ public final class Machine: Sendable {
             PortBus.Entry(first: 0x3f8, count: 8, device: serial),
             PortBus.Entry(first: 0x501, count: 1, device: ExitDevice(request: request)),
             PortBus.Entry(first: 0x600, count: 3, device: power),
-            PortBus.Entry(first: 0x60, count: 1, device: KeyboardController(request: request)),
+            PortBus.Entry(first: 0x60, count: 5, device: KeyboardController(request: request)),
             PortBus.Entry(first: 0x70, count: 2, device: RealTimeClock(memorySize: memory.size)),
             PortBus.Entry(first: 0x80, count: 1, device: PostCodePort()),
         ])
