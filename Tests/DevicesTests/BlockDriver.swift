@@ -146,7 +146,7 @@ final class TemporaryDisk {
     private let directory: String
 
     init(_ bytes: [UInt8]) throws {
-        var template = Array("\(unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? "/tmp")/swkvm-block.XXXXXX".utf8CString)
+        var template = Array("\(unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? P_tmpdir)/swkvm-block.\(String(repeating: "X", count: 6))".utf8CString)
         directory = unsafe template.withUnsafeMutableBufferPointer { unsafe String(cString: mkdtemp($0.baseAddress!)) }
         path = directory + "/disk.raw"
         let file = try FileDescriptor.open(path, O_WRONLY | O_CREAT, mode: 0o600)
