@@ -30,6 +30,8 @@ public enum Supervisor {
         } catch { throw .host(purpose: "wait for signals and the console", error) }
         if let announcement = session.console.announcement { report(announcement) }
         try machine.start()
+        // What parsed the command line and built the machine is not needed again, and is most of what is resident.
+        ProgramText.release()
         session.loop(report)
         let end = machine.finish()
         session.flushOutput()
