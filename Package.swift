@@ -57,6 +57,14 @@ let package = Package(
             ],
             swiftSettings: strict),
 
+        // `make bench`: drivers in the bench's own process, and the runs of other programs beside them.
+        .target(name: "CBench", path: "Tests/Bench/C"),
+        .executableTarget(
+            name: "swkvm-bench",
+            dependencies: ["CBench", "CLinux", "Linux", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices"],
+            path: "Tests/Bench/Sources",
+            swiftSettings: [.treatAllWarnings(as: .error)]),
+
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         tests("LinuxTests", ["Linux", "CLinux"]),

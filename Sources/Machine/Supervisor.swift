@@ -84,7 +84,7 @@ private struct Session: ~Copyable {
             do throws(SystemCallError) {
                 let count = try epoll.wait(timeout: mayTrim ? 1000 : -1) { token, _ in ready.append(token) }
                 if count == 0, mayTrim {
-                    clinux_release_program_text()
+                    ProgramText.release()
                     mayTrim = false
                 }
             } catch {

@@ -104,6 +104,7 @@ struct RunCommand: ParsableCommand {
         }
         if let sentence = end.sentence { output.say(sentence) }
         if let details = end.details { output.say(details) }
-        throw ExitCode(end.exitStatus)
+        // Throwing costs the parser a look at its whole help text: only for a status that has something to say.
+        if end.exitStatus != 0 { throw ExitCode(end.exitStatus) }
     }
 }
