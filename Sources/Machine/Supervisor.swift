@@ -30,6 +30,8 @@ public enum Supervisor {
         } catch { throw .host(purpose: "wait for signals and the console", error) }
         if let announcement = session.console.announcement { report(announcement) }
         try machine.start()
+        // What parsed the command line and built the machine is not needed again, and is most of what is resident.
+        ProgramText.release()
         session.loop(report)
         let end = machine.finish()
         session.flushOutput()
@@ -76,18 +78,9 @@ private struct Session: ~Copyable {
     mutating func loop(_ report: (String) -> Void) {
         pump(report)
         var hasEnded = false
-        // Most of the program's code was for the start: parsing, loading, setting up. After the first quiet second those pages
-        // are given back, which is more than half of what swkvm has resident besides guest RAM.
-        var mayTrim = true
         while !hasEnded {
             var ready: [UInt64] = []
-            do throws(SystemCallError) {
-                let count = try epoll.wait(timeout: mayTrim ? 1000 : -1) { token, _ in ready.append(token) }
-                if count == 0, mayTrim {
-                    ProgramText.release()
-                    mayTrim = false
-                }
-            } catch {
+            do throws(SystemCallError) { try epoll.wait { token, _ in ready.append(token) } } catch {
                 return machine.stop(.hostError("the console's loop cannot wait: \(error)"))
             }
             for token in ready {
