@@ -65,7 +65,9 @@ let package = Package(
         tests("DiskImageTests", ["DiskImage", "Linux"]),
         tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
         tests("VirtioTests", ["Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
-        tests("DevicesTests", ["Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux"]),
+        tests("DevicesTests", [
+            "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "CAllocationCounter",
+        ]),
         tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
         tests("MachineTests", ["Machine", "Devices", "GuestMemory", "KVM", "Linux", "CLinux"]),
         tests(

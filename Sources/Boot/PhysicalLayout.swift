@@ -16,7 +16,9 @@ public enum PhysicalLayout {
     public static let commandLineSize = 0x1_0000
     static let endOfCommandLine = commandLine + UInt64(commandLineSize)
     /// The end of conventional memory.
-    static let endOfLowRAM: UInt64 = 0xa_0000
+    static let endOfLowRAM = MPTable.address
+    /// The end of base memory, below which the MultiProcessor table is.
+    static let endOfBaseMemory: UInt64 = 0xa_0000
     /// Where the ACPI tables are, the RSDP first.
     public static let acpi: UInt64 = 0xe_0000
     /// Bytes for the ACPI tables; what follows up to 1 MiB is left to SMBIOS.
@@ -56,6 +58,7 @@ public struct MemoryMapEntry: Sendable, Equatable {
             // The GDT and the page tables are in use from the first instruction on.
             range(0, Layout.endOfBootData, .reserved),
             range(Layout.endOfBootData, Layout.endOfLowRAM, .ram),
+            range(Layout.endOfLowRAM, Layout.endOfBaseMemory, .reserved),
             range(Layout.acpi, Layout.acpi + UInt64(Layout.acpiSize), .acpi),
             range(Layout.acpi + UInt64(Layout.acpiSize), Layout.highRAM, .reserved),
         ]

@@ -204,7 +204,9 @@ struct QCOW2Header: Equatable, Sendable {
                 let bit = Int(entry[entry.startIndex + 1])
                 guard entry[entry.startIndex] == 0, bit < 64 else { continue }
                 let name = entry.dropFirst(2).prefix { $0 != 0 }
-                if let text = String(validating: name, as: UTF8.self) { featureNames[bit] = text }
+                // It is for a message only, so whatever is no plain text is not shown.
+                let plain = name.map { (0x20..<0x7f).contains($0) ? $0 : UInt8(ascii: "?") }
+                featureNames[bit] = String(decoding: plain, as: UTF8.self)
             }
         }
     }

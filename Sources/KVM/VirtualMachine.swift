@@ -110,12 +110,11 @@ public struct VirtualMachine: ~Copyable, Sendable {
         try call(CLINUX_KVM_IRQFD, &request, "KVM_IRQFD", "wire interrupt \(gsi)")
     }
 
-    /// Sets the level of an interrupt line (`KVM_IRQ_LINE`).
-    public func setInterruptLine(gsi: UInt32, high: Bool) throws(KVMError) {
-        var level = kvm_irq_level()
-        level.irq = gsi
-        level.level = high ? 1 : 0
-        try call(CLINUX_KVM_IRQ_LINE, &level, "KVM_IRQ_LINE", "set interrupt line \(gsi)")
+    /// An interrupt line to pulse (`KVM_IRQ_LINE`). It keeps the machine's descriptor open.
+    public func interruptLine(gsi: UInt32) throws(KVMError) -> InterruptLine {
+        do throws(SystemCallError) { return InterruptLine(try descriptor.duplicate(), gsi: gsi) } catch {
+            throw .refused(purpose: "share its descriptor", error)
+        }
     }
 
     /// Where a global system interrupt goes.

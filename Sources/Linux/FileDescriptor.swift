@@ -133,16 +133,20 @@ public struct FileDescriptor: ~Copyable, Sendable {
 /// - Throws: `EFBIG` when the file is longer than `limit`.
 public func readFile(_ path: String, limit: Int) throws(SystemCallError) -> [UInt8] {
     let file = try FileDescriptor.open(path, O_RDONLY)
-    var contents: [UInt8] = []
-    let chunkSize = 64 << 10
+    // The files of /proc come a page at a time, whatever room they are given.
+    var contents = [UInt8](repeating: 0, count: 64 << 10)
+    var count = 0
     while true {
-        let count = contents.count
-        contents.append(contentsOf: repeatElement(0, count: chunkSize))
+        if count == contents.count { contents.append(contentsOf: repeatElement(0, count: count)) }
         let got = try retryingInterrupts("read") {
-            unsafe contents.withUnsafeMutableBytes { unsafe Glibc.read(file.rawValue, $0.baseAddress! + count, chunkSize) }
+            // The room behind the bytes that are there already.
+            unsafe contents.withUnsafeMutableBytes { unsafe Glibc.read(file.rawValue, $0.baseAddress! + count, $0.count - count) }
         }
-        contents.removeLast(chunkSize - got)
-        if contents.count > limit { throw SystemCallError("read", errno: EFBIG) }
-        if got == 0 { return contents }
+        count += got
+        if count > limit { throw SystemCallError("read", errno: EFBIG) }
+        if got == 0 {
+            contents.removeLast(contents.count - count)
+            return contents
+        }
     }
 }

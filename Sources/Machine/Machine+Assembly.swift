@@ -56,7 +56,8 @@ extension Machine {
             let loader = try KernelLoader(
                 kernel: kernel, initrd: initrd,
                 commandLine: KernelCommandLine.assemble(configuration.commandLine, devices: slots),
-                tables: ACPITables(ACPIDescription(cpus: configuration.cpus, virtioDevices: slots)))
+                tables: ACPITables(ACPIDescription(cpus: configuration.cpus, virtioDevices: slots)),
+                processors: MPTable(cpus: configuration.cpus))
             return try loader.load(into: memory, isFresh: true)
         } catch { throw .boot(error) }
     }

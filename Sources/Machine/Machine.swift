@@ -22,7 +22,7 @@ public final class Machine: Sendable {
     private let cpus: [CPUThread]
     private let devices: [VirtioSlot]
     private let power: PowerController
-    private let wires: InterruptWires
+    private let room: SerialRoom
     private let ending: Ending
 
     /// Takes from the host what the configuration asks for, loads the kernel, and sets the vCPUs up.
@@ -37,20 +37,22 @@ public final class Machine: Sendable {
         let memory = try Self.makeMemory(configuration.memory)
         let system = try Self.kvm { () throws(KVMError) in try System() }
         let virtualMachine = try Self.makeVirtualMachine(system, configuration, memory)
-        let (wires, ending) = try Self.host("make an eventfd") { () throws(SystemCallError) in (try InterruptWires(), try Ending()) }
-        try Self.kvm { () throws(KVMError) in try wires.connect(to: virtualMachine) }
+        let (ending, room) = try Self.host("make an eventfd") { () throws(SystemCallError) in (try Ending(), try SerialRoom()) }
+        let (serialLine, powerLine) = try Self.kvm { () throws(KVMError) in
+            (try virtualMachine.interruptLine(gsi: Wiring.serialGSI), try virtualMachine.interruptLine(gsi: Wiring.powerGSI))
+        }
         let kernel = try Self.openKernel(configuration)
         let devices = try VirtioSlot.makeAll(configuration, memory, virtualMachine)
         for slot in devices { log.info("\(slot.description)") }
 
         let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }
-        let serial = SerialPort(sink: output, interrupt: { wires.serial.signal() }, onRoom: { wires.room.signal() })
-        let power = PowerController(request: request, interrupt: { wires.power.signal() })
+        let serial = SerialPort(sink: output, interrupt: { serialLine.pulse() }, onRoom: { room.bell.signal() })
+        let power = PowerController(request: request, interrupt: { powerLine.pulse() })
         let ports = PortBus([
             PortBus.Entry(first: 0x3f8, count: 8, device: serial),
             PortBus.Entry(first: 0x501, count: 1, device: ExitDevice(request: request)),
             PortBus.Entry(first: 0x600, count: 3, device: power),
-            PortBus.Entry(first: 0x60, count: 1, device: KeyboardController(request: request)),
+            PortBus.Entry(first: 0x60, count: 5, device: KeyboardController(request: request)),
             PortBus.Entry(first: 0x70, count: 2, device: RealTimeClock(memorySize: memory.size)),
             PortBus.Entry(first: 0x80, count: 1, device: PostCodePort()),
         ])
@@ -74,7 +76,7 @@ public final class Machine: Sendable {
         self.cpus = cpus
         self.devices = devices
         self.power = power
-        self.wires = wires
+        self.room = room
         self.ending = ending
     }
 
@@ -96,9 +98,9 @@ public final class Machine: Sendable {
     public var endDescriptor: Int32 { ending.bell.rawValue }
 
     /// Readable when the serial port takes input again after it had refused some; ``serialHasRoom()`` resets it.
-    public var serialRoomDescriptor: Int32 { wires.room.rawValue }
+    public var serialRoomDescriptor: Int32 { room.bell.rawValue }
 
-    public func serialHasRoom() { wires.room.drain() }
+    public func serialHasRoom() { room.bell.drain() }
 
     /// Asks the guest to power off, as a power button does. It may take its time, or not listen.
     public func requestPowerOff() { power.requestPowerOff() }
@@ -135,4 +137,10 @@ public final class Machine: Sendable {
                     exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value, errors: counters.errors.value)
             })
     }
+}
+
+/// Rung when the serial port takes input again after it had refused some.
+private final class SerialRoom: Sendable {
+    let bell: EventFD
+    init() throws(SystemCallError) { bell = try EventFD() }
 }

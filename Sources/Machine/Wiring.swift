@@ -1,6 +1,3 @@
-internal import KVM
-internal import Linux
-
 /// Interrupt lines and addresses of the platform (docs/platform.md).
 enum Wiring {
     static let serialGSI: UInt32 = 4
@@ -13,21 +10,3 @@ enum Wiring {
     static let identityMap: UInt64 = 0xfffb_c000
 }
 
-/// The interrupt lines of the platform's own devices, each an irqfd.
-final class InterruptWires: Sendable {
-    let serial: EventFD
-    let power: EventFD
-    /// Rung when the serial port takes input again.
-    let room: EventFD
-
-    init() throws(SystemCallError) {
-        serial = try EventFD()
-        power = try EventFD()
-        room = try EventFD()
-    }
-
-    func connect(to machine: borrowing VirtualMachine) throws(KVMError) {
-        try machine.setInterruptBell(serial, gsi: Wiring.serialGSI)
-        try machine.setInterruptBell(power, gsi: Wiring.powerGSI)
-    }
-}

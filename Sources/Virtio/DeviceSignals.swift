@@ -55,7 +55,8 @@ public final class DeviceInterrupt: Sendable {
     /// Says that the configuration space has changed.
     public func configurationChanged() { raise(2) }
 
-    /// Sets DEVICE_NEEDS_RESET and tells the driver by a configuration change (§2.1.2). Until the reset the device does nothing more.
+    /// Sets DEVICE_NEEDS_RESET and tells the driver by a configuration change (§2.1.2). Until the reset the device
+    /// does nothing more.
     public func markNeedsReset() {
         isBroken.store(true, ordering: .releasing)
         configurationChanged()

@@ -75,7 +75,9 @@ internal import Glibc
     // MARK: Values in the run, little-endian
 
     /// The value at `offset`, wherever the buffers are cut; nil when the run is too short.
-    public func load<Value: FixedWidthInteger & BitwiseCopyable>(_ type: Value.Type = Value.self, at offset: UInt64 = 0) -> Value? {
+    public func load<Value: FixedWidthInteger & BitwiseCopyable>(
+        _ type: Value.Type = Value.self, at offset: UInt64 = 0
+    ) -> Value? {
         var value: Value = 0
         // A copy of a whole integer, any of whose bit patterns is a value.
         let count = unsafe withUnsafeMutableBytes(of: &value) { unsafe copy(at: offset, to: $0) }

@@ -38,7 +38,7 @@ struct ByteSize: ExpressibleByArgument, Equatable {
 }
 
 /// `--hugepages`, `--hugepages=1G`, `--hugepages=thp`.
-enum HugePages: String, ExpressibleByArgument, CaseIterable {
+enum HugePages: String, ExpressibleByArgument, CaseIterable, CustomStringConvertible {
     case twoMiB = "2M"
     case oneGiB = "1G"
     case transparent = "thp"
@@ -47,6 +47,8 @@ enum HugePages: String, ExpressibleByArgument, CaseIterable {
         guard let kind = Self.allCases.first(where: { $0.rawValue.lowercased() == argument.lowercased() }) else { return nil }
         self = kind
     }
+
+    var description: String { rawValue }
 
     var backing: MemoryBacking {
         switch self {

@@ -16,7 +16,8 @@ struct RunCommand: ParsableCommand {
               swkvm run --mem 2G --hugepages
               swkvm run --cpus 2 --mem 512M --disk disk.qcow2,ro --disk data.raw \\
                         --net tap=swtap0,bridge=swbr0,mac=52:54:00:12:34:56
-              swkvm run --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0' --mem 1G
+              swkvm run --kernel vmlinux --initrd initrd.img --mem 1G \\
+                        --cmdline 'console=ttyS0'
               swkvm run --cmdline 'test=all' --disk scratch.raw --console stdio
 
             EXIT STATUS

@@ -115,7 +115,7 @@ import Testing
             #expect(compilation.contains("0 Errors") || compilation.contains("Compilation successful"), "\(compilation)")
             #expect(compilation.contains(" 0 Warnings") || !compilation.contains("Warning"), "\(compilation)\n\(source)")
             if signature == "DSDT" {
-                for text in ["LNRO0005", "ACPI0007", "ACPI0013", "PNP0501", "PNP0C0C", "Notify (\\_SB.PWRB, 0x80)", "0xD0001000", "_S5"] {
+                for text in ["LNRO0005", "ACPI0007", "ACPI0013", "PNP0501", "PNP0B00", "PNP0C0C", "Notify (\\_SB.PWRB, 0x80)", "0xD0001000", "_S5"] {
                     #expect(source.contains(text), "\(text) in \(source)")
                 }
             }

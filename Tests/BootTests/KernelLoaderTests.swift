@@ -97,7 +97,7 @@ import Testing
     @Test func tellsOfMemoryOnBothSidesOfTheHole() throws {
         let map = MemoryMapEntry.map(memorySize: 8 << 30)
         #expect(map.filter { $0.kind == .ram } == [
-            .init(start: 0x1_0000, size: 0x9_0000, kind: .ram),
+            .init(start: 0x1_0000, size: 0x8_fc00, kind: .ram),
             .init(start: 0x10_0000, size: 0xbff0_0000, kind: .ram),
             .init(start: 0x1_0000_0000, size: 0x1_4000_0000, kind: .ram),
         ])
@@ -173,7 +173,7 @@ import Testing
         #expect(error == .reservedMemory(file: "kernel.elf", start: address, end: address + 256))
     }
 
-    @Test(arguments: [0x1_0000, 0x1_ff00, 0x3_0000, 0x9_ff00] as [UInt64])
+    @Test(arguments: [0x1_0000, 0x1_ff00, 0x3_0000, 0x9_fb00] as [UInt64])
     func acceptsFreeConventionalMemory(address: UInt64) throws {
         let memory = try GuestMemory(size: size)
         var builder = ELFBuilder.kernel()

@@ -37,7 +37,7 @@ final class NetworkDriver {
     init(_ attachment: consuming NetworkAttachment, address: String = "52:54:00:00:00:02") throws {
         memory = try GuestMemory(size: 16 << 20)
         device = try NetworkDevice(name: "net0", address: MACAddress(parsing: address), attachment: attachment)
-        transport = try MMIOTransport(device: device, ram: memory.ram)
+        transport = try MMIOTransport(device: device, memory: memory)
     }
 
     deinit { device.reset() }
@@ -236,15 +236,19 @@ final class Wire {
 
     private init(_ socket: consuming FileDescriptor) { self.socket = consume socket }
 
-    /// A card and the other end of its wire.
-    static func make(headerSize: Int = 12, mtu: Int = 1500) throws -> (driver: NetworkDriver, wire: Wire) {
+    /// A wire, and the descriptor of its end where the card belongs, which the caller closes.
+    static func open() throws -> (wire: Wire, card: Int32) {
         var ends: [Int32] = [0, 0]
         // The kernel fills the two elements.
         try #require(unsafe socketpair(AF_UNIX, Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
-        let card = FileDescriptor(owning: ends[0])
-        let wire = Wire(FileDescriptor(owning: ends[1]))
-        try card.setNonBlocking(true)
-        let tap = TAPDevice(card, name: try InterfaceName("wire"), headerSize: headerSize)
+        try #require(clinux_fcntl_value(ends[0], F_SETFL, Int(O_NONBLOCK)) == 0)
+        return (Wire(FileDescriptor(owning: ends[1])), ends[0])
+    }
+
+    /// A card and the other end of its wire.
+    static func make(headerSize: Int = 12, mtu: Int = 1500) throws -> (driver: NetworkDriver, wire: Wire) {
+        let (wire, card) = try open()
+        let tap = TAPDevice(FileDescriptor(owning: card), name: try InterfaceName("wire"), headerSize: headerSize)
         return (try NetworkDriver(NetworkAttachment(tap: tap, mtu: mtu)), wire)
     }
 
@@ -257,11 +261,19 @@ final class Wire {
 
     /// The next frame with its header; waits for it.
     func next() throws -> [UInt8] {
-        guard waitForFrame(milliseconds: 30_000) else { throw NothingCame(description: "no frame from the card") }
         var bytes = [UInt8](repeating: 0, count: 128 << 10)
+        let count = try next(into: &bytes)
+        return Array(bytes.prefix(count))
+    }
+
+    /// The same without allocating; returns how many bytes there are.
+    @discardableResult
+    func next(into bytes: inout [UInt8]) throws -> Int {
+        guard waitForFrame(milliseconds: 30_000) else { throw NothingCame(description: "no frame from the card") }
+        // The kernel writes within the array.
         let count = unsafe bytes.withUnsafeMutableBytes { unsafe recv(number, $0.baseAddress, $0.count, 0) }
         guard count >= 0 else { throw SystemCallError.last("recv") }
-        return Array(bytes.prefix(count))
+        return count
     }
 
     /// Whether a frame has come by now.

@@ -1,3 +1,4 @@
+import GuestMemory
 import Testing
 import Virtio
 
@@ -32,6 +33,23 @@ import Virtio
         try driver.start()
         try driver.sendAndWait(plainHeader + frame(1000), cut: Array(repeating: 3, count: 255))
         #expect(try wire.next() == plainHeader + frame(1000))
+    }
+
+    /// As many frames as there can be, at one kick, which is more than is sent in one go.
+    @Test(arguments: [[], .eventIndex] as [FeatureSet])
+    func aFullQueueGoesOut(_ features: FeatureSet) throws {
+        let (driver, wire) = try Wire.make()
+        try driver.start(features)
+        for index in 0..<256 {
+            let address = NetworkDriver.buffers + UInt64(index) * 0x1000
+            try driver.memory.ram.write(plainHeader + frame(60, seed: index), at: GuestAddress(address))
+            try driver.offer(1, [.init(address: address, length: 72, isWritable: false)])
+        }
+        driver.kick(1)
+        for index in 0..<256 {
+            try #require(try wire.next() == plainHeader + frame(60, seed: index))
+            #expect(try driver.used(1).head == UInt16(index))
+        }
     }
 
     @Test(arguments: [14, 1514, 65554])

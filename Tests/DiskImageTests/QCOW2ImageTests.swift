@@ -5,7 +5,7 @@ internal import Testing
 
 /// Images made by qemu-img and qemu-io, read back byte for byte.
 @Suite struct QCOW2ImageTests {
-    let directory = TemporaryDirectory()
+    let directory = TemporaryDirectory(inMemory: true)
 
     /// Data with runs of zeroes in it, so that there are allocated and unallocated clusters of all sizes.
     static func sparse(_ size: Int, seed: UInt64) -> [UInt8] {
@@ -15,10 +15,10 @@ internal import Testing
         while bytes.count < size {
             let run = Int.random(in: 1...200_000, using: &generator)
             switch Int.random(in: 0..<3, using: &generator) {
-            case 0: bytes += repeatElement(0, count: run)
+            case 0: bytes += [UInt8](repeating: 0, count: run)
             case 1: bytes += randomBytes(run, seed: generator.next())
             // What compresses.
-            default: bytes += repeatElement(UInt8.random(in: 1...255, using: &generator), count: run)
+            default: bytes += [UInt8](repeating: UInt8.random(in: 1...255, using: &generator), count: run)
             }
         }
         return Array(bytes.prefix(size))
@@ -55,7 +55,7 @@ internal import Testing
         var contents = [UInt8](repeating: 0, count: 1000 << 10)
         try expect(path, contents)
         qemuIO(path, ["write -P 0x5a 100k 30k"])
-        contents.replaceSubrange(100 << 10..<130 << 10, with: repeatElement(0x5a, count: 30 << 10))
+        contents.replaceSubrange(100 << 10..<130 << 10, with: [UInt8](repeating: 0x5a, count: 30 << 10))
         try expect(path, contents)
     }
 
@@ -77,13 +77,13 @@ internal import Testing
             case 0, 1:
                 let pattern = UInt8.random(in: 1...255, using: &generator)
                 commands.append("write -P \(pattern) \(offset) \(length)")
-                contents.replaceSubrange(offset..<offset + length, with: repeatElement(pattern, count: length))
+                contents.replaceSubrange(offset..<offset + length, with: [UInt8](repeating: pattern, count: length))
             case 2:
                 commands.append("write -z \(offset) \(length)")
-                contents.replaceSubrange(offset..<offset + length, with: repeatElement(0, count: length))
+                contents.replaceSubrange(offset..<offset + length, with: [UInt8](repeating: 0, count: length))
             default:
                 commands.append("write -z -u \(offset) \(length)")
-                contents.replaceSubrange(offset..<offset + length, with: repeatElement(0, count: length))
+                contents.replaceSubrange(offset..<offset + length, with: [UInt8](repeating: 0, count: length))
             }
         }
         qemuIO(path, commands)
@@ -96,10 +96,10 @@ internal import Testing
         try directory.write("0.raw", contents)
         func overlay(_ name: String, _ backing: String, _ format: String, _ options: String, size: Int, _ writes: [(offset: Int, length: Int, pattern: UInt8)]) {
             qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", backing, "-F", format, directory.file(name), "\(size)")
-            contents += repeatElement(0, count: size - contents.count)
+            contents += [UInt8](repeating: 0, count: size - contents.count)
             qemuIO(directory.file(name), writes.map { "write -P \($0.pattern) \($0.offset) \($0.length)" })
             for write in writes {
-                contents.replaceSubrange(write.offset..<write.offset + write.length, with: repeatElement(write.pattern, count: write.length))
+                contents.replaceSubrange(write.offset..<write.offset + write.length, with: [UInt8](repeating: write.pattern, count: write.length))
             }
         }
         // Names relative to the image's directory, an absolute one, and QEMU's prefix for local files.
@@ -210,7 +210,7 @@ internal import Testing
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "-b", "1.qcow2", "-F", "qcow2", directory.file("2.qcow2"))
         qemuIO(directory.file("2.qcow2"), (0..<64).map { "write -P \($0 + 1) \($0 * 32768) 512" })
         var expected = contents
-        for index in 0..<64 { expected.replaceSubrange(index * 32768..<index * 32768 + 512, with: repeatElement(UInt8(index + 1), count: 512)) }
+        for index in 0..<64 { expected.replaceSubrange(index * 32768..<index * 32768 + 512, with: [UInt8](repeating: UInt8(index + 1), count: 512)) }
 
         let options = DiskImageOptions(readOnly: true, metadataCacheSize: 0)
         var engine = try DiskEngine(DiskImage(path: directory.file("2.qcow2"), options: options), depth: 64, segments: 4)

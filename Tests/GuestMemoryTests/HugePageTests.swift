@@ -27,6 +27,17 @@ private func withHugePages(additional count: UInt64, _ body: () throws -> Void) 
             "in 2 MiB pages needs \(wanted) huge pages, \(pool.available) are free: "))
     }
 
+    @Test func oneGiBPagesHaveTheirOwnPool() throws {
+        guard let pool = try? HugePagePool(.oneGiB) else {
+            #expect(throws: GuestMemoryError.noHugePages(pageSize: 1 << 30)) { try GuestMemory(size: 1 << 30, backing: .hugePages(.oneGiB)) }
+            return
+        }
+        let size = (pool.available + 1) << 30
+        let error = #expect(throws: GuestMemoryError.self) { try GuestMemory(size: size, backing: .hugePages(.oneGiB)) }
+        // A host with less than one such page says that first.
+        if size <= HostMemory().ram { #expect(error == .hugePages(try #require(pool.shortage(for: size, in: .oneGiB)))) }
+    }
+
     @Test func theSuggestionIsACommandThatMendsIt() {
         // 100 pages there, 37 of them free; 1024 wanted: 987 more make 1087.
         let pool = HugePagePool(total: 100, available: 37)

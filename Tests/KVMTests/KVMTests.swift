@@ -157,8 +157,7 @@ private struct TinyMachine: ~Copyable {
         let bell = try EventFD()
         try tiny.machine.setInterruptBell(bell, gsi: 5)
         try tiny.machine.setRouting([(5, .pic(pin: 5)), (5, .ioapic(pin: 5)), (24, .message(address: 0xfee0_0000, data: 0x31))])
-        try tiny.machine.setInterruptLine(gsi: 5, high: true)
-        try tiny.machine.setInterruptLine(gsi: 5, high: false)
+        try tiny.machine.interruptLine(gsi: 5).pulse()
         try tiny.machine.setInterruptBell(bell, gsi: 5, assigned: false)
         do throws(KVMError) {
             try tiny.machine.setRouting([(5, .ioapic(pin: 99))])

@@ -132,9 +132,9 @@ extension Virtqueue {
         push(head, written: written)
     }
 
-    /// The error of one pop, or nil when it gave a chain or nothing.
+    /// The error of one pop, or nil when it gave a chain or nothing. The list has more room than a chain may take.
     mutating func popError() -> VirtqueueError? {
-        let pool = IOVectorPool(slots: 1, capacity: Int(size))
+        let pool = IOVectorPool(slots: 1, capacity: Int(size) + 8)
         do throws(VirtqueueError) {
             _ = try pop(into: pool[0])
             return nil

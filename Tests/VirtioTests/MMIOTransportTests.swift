@@ -124,7 +124,9 @@ extension MMIOTransport {
 
     @Test func oddAccessesReadOnesAndWriteNothing() {
         transport.negotiate(.version1)
-        for (offset, size) in [(UInt64(0x70), 1), (0x70, 2), (0x70, 8), (0x71, 4), (0x72, 4), (0x73, 1), (0xfe, 4), (0x70, 0), (0x70, 3)] {
+        for (offset, size) in [
+            (UInt64(0x70), 1), (0x70, 2), (0x70, 8), (0x71, 4), (0x72, 4), (0x73, 1), (0xfe, 4), (0x70, 0), (0x70, 3),
+        ] {
             let ones: [Int: UInt64] = [0: 0, 1: 0xff, 2: 0xffff, 3: 0xff_ffff, 4: 0xffff_ffff, 8: .max]
             #expect(transport.read(at: offset, size: size) == ones[size])
             transport.write(0, at: offset, size: size)

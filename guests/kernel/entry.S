@@ -152,15 +152,18 @@ idtEnd:
     .set    BLOCK_FAULTS, 0x200             // tops of: IST 2, ring 0 (exceptions and services), IST 1
     .set    BLOCK_RING0, 0x600
     .set    BLOCK_PENDING, 0x700
-    .set    BLOCK_SIZE, 0x740
+    .set    BLOCK_FRAME, 0x740              // for an application processor: the frame it enters ring 3 with,
+    .set    BLOCK_TASK, 0x768               // and the selector of its TSS
+    .set    BLOCK_SIZE, 0x780
 
 // The TSSs of all CPUs lie side by side, and one open port bitmap after the last serves them all.
     .set    TSS_SIZE, 112
     .set    TSS_BITMAP, 0x7000
     .set    TSS_LIMIT, TSS_BITMAP + 0x2000 - 1
 
-    .section .data.tss, "aw"
+    .section .tss, "aw"                     // kernel.ld puts the two side by side
     .balign 16
+    .global bootTSS, moreTSS
 bootTSS:
     .long   0
     .quad   bootBlock + BLOCK_RING0, 0, 0, 0
@@ -170,11 +173,14 @@ bootTSS:
     .word   0, TSS_BITMAP
     .balign 16
     .section .bss.tss, "aw", @nobits
+moreTSS:
     .skip   TSS_BITMAP - TSS_SIZE + 0x2000
     .section .bss.block, "aw", @nobits
     .balign 16
 bootBlock:
     .skip   BLOCK_SIZE
+processorBlocks:                            // by APIC ID
+    .skip   8 * 256
     .section .bss.stacks, "aw", @nobits
     .balign 16
     .skip   0x1000
@@ -243,11 +249,13 @@ trampolineEnd:
     .code64
 processorEntry:
     lidt    idtPointer
-    mov     processorTask, %eax
+    addr32 mov 0xfee00020, %eax             // the APIC ID says which block is this CPU's
+    shr     $24, %eax
+    mov     processorBlocks(, %rax, 8), %rdi
+    mov     BLOCK_TASK(%rdi), %eax
     ltr     %ax
-    mov     processorArgument, %rdi
-    mov     $processorFrame, %esp
-    iretq                                   // to processorMain in ring 3
+    lea     BLOCK_FRAME(%rdi), %rsp
+    iretq                                   // to processorMain in ring 3, RDI = the block
 
 // ---- Exceptions, interrupts, services --------------------------------------------------------------------------------
 
@@ -360,12 +368,6 @@ internalErrorService:                       // where ring 0 is interpreted this 
     .balign 8
 bootFrame:
     .quad   kernelMain, USER_CODE, 0x202, bootStackTop - 8, USER_DATA
-processorFrame:                             // Swift writes its RSP, and the two below it, before each start
-    .quad   processorMain, USER_CODE, 0x202, 0, USER_DATA
-processorArgument:
-    .quad   0
-processorTask:
-    .quad   0
 faultFrame:
     .quad   faultReport, USER_CODE, 0x002, faultStackTop - 8, USER_DATA
 faulted:
@@ -377,7 +379,7 @@ nothing:
 // Where things are, for Swift (Core.swift has the same order).
 coreTable:
     .quad   imageEnd, gdt, bootTSS, bootBlock, pdpt, ptLow
-    .quad   trampolineStart, trampolineEnd, processorFrame, processorArgument, processorTask
+    .quad   trampolineStart, trampolineEnd, processorMain, processorBlocks
 
 // ---- What Swift has no word for ---------------------------------------------------------------------------------------
 

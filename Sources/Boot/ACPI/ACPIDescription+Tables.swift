@@ -110,6 +110,10 @@ extension ACPIDescription {
                 .name("_CRS", .resources([.ports(serial.port, count: 8), .interrupt(serial.irq)])),
             ]))
         }
+        if let port = realTimeClockPort {
+            // Without an interrupt: Linux would claim IRQ 8 for a clock that no table names, and fail.
+            devices.append(.device("RTC", [.name("_HID", .eisaID("PNP0B00")), .name("_CRS", .resources([.ports(port, count: 2)]))]))
+        }
         for (index, device) in virtioDevices.enumerated() {
             devices.append(.device(Self.numbered("V", index), [
                 .name("_HID", .string("LNRO0005")),

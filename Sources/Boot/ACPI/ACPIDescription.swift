@@ -40,6 +40,8 @@ public struct ACPIDescription: Sendable, Equatable {
     public var interruptOverrides: [InterruptOverride] = []
     public var serialPorts: [SerialPort] = [SerialPort()]
     public var virtioDevices: [VirtioMMIOSlot] = []
+    /// The clock's index port, the data port follows; nil for none.
+    public var realTimeClockPort: UInt16? = 0x70
     /// Ports of ``PowerController``: sleep control, sleep status and the event register.
     public var sleepControlPort: UInt16 = 0x600
     public var sleepStatusPort: UInt16 = 0x601

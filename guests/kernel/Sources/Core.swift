@@ -74,14 +74,17 @@ enum Core {
     static var lowPageTable: Address { entry(5) }
     static var trampolineStart: Address { entry(6) }
     static var trampolineEnd: Address { entry(7) }
-    static var processorFrame: Address { entry(8) }
-    static var processorArgument: Address { entry(9) }
-    static var processorTask: Address { entry(10) }
+    static var processorMain: Address { entry(8) }
+    static var processorBlocks: Address { entry(9) }
 
     // As in entry.S.
     static let faultStackOffset: UInt64 = 0x200
     static let ring0StackOffset: UInt64 = 0x600
     static let pendingOffset: UInt64 = 0x700
+    static let frameOffset: UInt64 = 0x740
+    static let taskOffset: UInt64 = 0x768
+    static let userCode: UInt64 = 0x33
+    static let userData: UInt64 = 0x2b
     static let firstTSSSelector = 0x40
     static let tssSize: UInt64 = 112
     static let tssBitmap: UInt64 = 0x7000

@@ -171,7 +171,7 @@ extension Attack {
             driver.describe(1, driver.data.value, 100, Self.next | Self.write, next: 2)
             driver.submit()
         }
-        attempt("a read into what is only to be read", .refused, dataLength: 0) { driver in
+        attempt("a read into what is only to be read", .survives, dataLength: 0) { driver in
             driver.describeRead()
             driver.describe(1, driver.data.value, 512, Self.next, next: 2)
             driver.submit()

@@ -37,8 +37,9 @@ final class NetworkDevice {
         self.receiveBuffers = receiveBuffers
         self.transmitBuffers = transmitBuffers
         (features, receive, transmit) = try Self.bringUp(device)
-        begin()
+        // Before there are buffers: an edge that comes while the line is not connected is lost.
         interrupts.handle(gsi: device.gsi) { [self] in serve() }  // a driver lives as long as the kernel
+        begin()
     }
 
     private static func bringUp(_ device: VirtioMMIO) throws(Failure) -> (Features, Virtqueue, Virtqueue) {

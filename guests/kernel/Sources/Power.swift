@@ -15,6 +15,7 @@ enum Power {
     /// Resets the machine.
     static func reset() -> Never {
         writePort8(keyboardController, 0xfe)
+        clock.spin(500 * milliseconds)  // a keyboard controller takes its time
         fail()
     }
 

@@ -33,6 +33,7 @@ final class Processors: @unchecked Sendable {
         let identifier: UInt32
         fileprivate let block: Address
         fileprivate var mailbox: Address { block + Processors.mailboxOffset }
+        fileprivate var isOnline: Bool { mailbox.load() as UInt64 == 1 }
     }
 
     /// Those that run, without the boot processor.
@@ -46,23 +47,35 @@ final class Processors: @unchecked Sendable {
 
     // The mailbox: 0 online, 8 task, 16 argument, 24 result, 32 number of the task asked, 40 number of the task done.
 
-    /// Starts every processor the firmware lists. Returns how many did not answer.
+    /// Starts every processor the firmware lists, all at once. Returns how many did not answer.
     @discardableResult
     func start() -> Int {
         if started { return 0 }
         started = true
         Core.trampolineAddress.copy(from: Core.trampolineStart, count: Core.trampolineEnd - Core.trampolineStart)
-        var silent = 0
         let own = LocalAPIC.identifier
-        for identifier in acpi.processors where identifier != own && count < Core.maximumCPUs {
-            if let processor = start(identifier, index: count) { others.append(processor) } else { silent += 1 }
+        var starting: [Processor] = []
+        for identifier in acpi.processors where identifier != own && starting.count + 1 < Core.maximumCPUs {
+            guard let processor = prepare(identifier, index: starting.count + 1) else { break }
+            starting.append(processor)
         }
-        return silent
+        fence()
+        for processor in starting { LocalAPIC.sendInit(to: processor.identifier) }
+        clock.spin(200_000)
+        for patience in [200 * milliseconds, 10 * seconds] {  // the second message is for those that missed the first
+            for processor in starting where !processor.isOnline {
+                LocalAPIC.sendStartup(page: UInt32(Core.trampolineAddress.value >> 12), to: processor.identifier)
+            }
+            let end = clock.now + patience
+            while starting.contains(where: { !$0.isOnline }) && clock.now < end { spinPause() }
+        }
+        others = starting.filter { $0.isOnline }
+        return starting.count - others.count
     }
 
-    private func start(_ identifier: UInt32, index: Int) -> Processor? {
+    /// The block, the TSS and its descriptor of the CPU with that APIC ID.
+    private func prepare(_ identifier: UInt32, index: Int) -> Processor? {
         guard let block = unsafe pages.allocate(pages: Self.blockPages) else { return nil }
-        let processor = Processor(identifier: identifier, block: block)
         block.fill(count: PageAllocator.pageSize)
 
         let tss = Core.bootTSS + UInt64(index) * Core.tssSize
@@ -71,28 +84,20 @@ final class Processors: @unchecked Sendable {
         storeWord(block.value + Core.pendingOffset, tss + 36)  // IST 1 ends at the pending word
         storeWord(block.value + Core.faultStackOffset, tss + 44)
         tss.store(UInt16(Core.tssBitmap - UInt64(index) * Core.tssSize), 102)
-        let descriptor = Core.gdt + Core.firstTSSSelector + 16 * index
+        let selector = Core.firstTSSSelector + 16 * index
         let limit = Core.tssLimit - UInt64(index) * Core.tssSize
-        descriptor.store(limit | (tss.value & 0xff_ffff) << 16 | 0x89 << 40 | (tss.value >> 24 & 0xff) << 56)
-        descriptor.store(tss.value >> 32, 8)
+        (Core.gdt + selector).store(limit | (tss.value & 0xff_ffff) << 16 | 0x89 << 40 | (tss.value >> 24 & 0xff) << 56)
+        (Core.gdt + selector).store(tss.value >> 32, 8)
 
-        Core.processorFrame.store(block.value + Self.blockPages * PageAllocator.pageSize - 8, 24)
-        Core.processorArgument.store(block.value)
-        Core.processorTask.store(UInt64(Core.firstTSSSelector + 16 * index))
-        fence()
-
-        func isOnline() -> Bool { processor.mailbox.load() as UInt64 == 1 }
-        func spin(_ span: Nanoseconds) {
-            let end = clock.now + span
-            while !isOnline() && clock.now < end { spinPause() }
-        }
-        LocalAPIC.sendInit(to: identifier)
-        clock.spin(20_000)
-        for patience in [50 * milliseconds, 1000 * milliseconds] where !isOnline() {  // the second one is for those that missed the first
-            LocalAPIC.sendStartup(page: UInt32(Core.trampolineAddress.value >> 12), to: identifier)
-            spin(patience)
-        }
-        return isOnline() ? processor : nil
+        let frame = block + Core.frameOffset
+        frame.store(Core.processorMain.value)
+        frame.store(Core.userCode, 8)
+        frame.store(UInt64(0x202), 16)
+        frame.store(block.value + Self.blockPages * PageAllocator.pageSize - 8, 24)
+        frame.store(Core.userData, 32)
+        block.store(UInt64(selector), Core.taskOffset)
+        (Core.processorBlocks + UInt64(identifier) * 8).store(block.value)
+        return Processor(identifier: identifier, block: block)
     }
 
     private func storeWord(_ value: UInt64, _ place: Address) {

@@ -1,0 +1,75 @@
+import CAllocationCounter
+import GuestMemory
+import Linux
+import Testing
+
+@testable import Devices
+@testable import Virtio
+
+/// The way of a frame allocates nothing, in any build. The two paths run on the test's own thread, which the counter counts.
+@Suite struct NetworkAllocationTests {
+    /// A queue of 64 in guest RAM, with a chain of one buffer for each descriptor, offered again and again.
+    private struct Ring {
+        let ram: GuestRAM
+        let configuration: QueueConfiguration
+
+        init(_ ram: GuestRAM, number: Int, buffers: [UInt8], isWritable: Bool) throws {
+            self.ram = ram
+            var queue = NetworkDriver.Queue(ram: ram, size: 64, base: 0x1_0000 * UInt64(number + 1))
+            try queue.clear()
+            for slot in 0..<64 as Range<UInt64> {
+                let address = NetworkDriver.buffers + UInt64(number) * 0x10_0000 + slot * 0x1000
+                try ram.write(buffers, at: GuestAddress(address))
+                try queue.offer([.init(address: address, length: UInt32(buffers.count), isWritable: isWritable)])
+            }
+            var configuration = QueueConfiguration(index: number, maximumSize: 64)
+            configuration.descriptorTable = GuestAddress(queue.descriptors)
+            configuration.availableRing = GuestAddress(queue.available)
+            configuration.usedRing = GuestAddress(queue.used)
+            configuration.isReady = true
+            self.configuration = configuration
+        }
+
+        /// All that the device has returned is offered again; heads come back in the order they were offered in.
+        func offerAgain() throws {
+            let used = try ram.readUInt16(at: configuration.usedRing &+ 2)
+            try ram.write(used &+ 64, at: configuration.availableRing &+ 2)
+        }
+    }
+
+    @Test(arguments: [[], .eventIndex, .mergeableBuffers, [.mergeableBuffers, .eventIndex]] as [FeatureSet])
+    func framesAllocateNothing(_ features: FeatureSet) throws {
+        let memory = try GuestMemory(size: 4 << 20)
+        let (wire, card) = try Wire.open()
+        let socket = FileDescriptor(owning: card)
+        let length = features.contains(.mergeableBuffers) ? 600 : 2048
+        let buffers = try Ring(memory.ram, number: 0, buffers: frame(length), isWritable: true)
+        let frames = try Ring(memory.ram, number: 1, buffers: plainHeader + frame(1500), isWritable: false)
+        let device = DeviceCounters(), counters = NetworkCounters()
+        let activation = Activation(
+            features: features, queues: [buffers.configuration, frames.configuration], memory: memory,
+            interrupt: try DeviceInterrupt(counters: device), bells: [], counters: device)
+        var receive = ReceivePath(tap: socket.rawValue, headerSize: 12, spill: try ReceivePath.makeSpill(), counters: counters)
+        receive.mode.isMergeable = features.contains(.mergeableBuffers)
+        receive.mode.longestFrame = 1530
+        receive.start(try activation.makeQueue(0))
+        var transmit = TransmitPath(tap: socket.rawValue, headerSize: 12, queueSize: 64, counters: counters)
+        transmit.start(try activation.makeQueue(1))
+        let frame = plainHeader + frame(1500)
+        var scratch = [UInt8](repeating: 0, count: 4096)
+
+        let rounds = 300
+        let before = allocation_count()
+        for _ in 0..<rounds {
+            for _ in 0..<20 { try wire.send(frame) }
+            guard try receive.run(activation) == .drained else { throw NothingCame(description: "not all frames were taken") }
+            try buffers.offerAgain()
+            guard try transmit.run(activation, isLinkUp: true) == .drained else { throw NothingCame(description: "not all frames were sent") }
+            for _ in 0..<64 { try wire.next(into: &scratch) }
+            try frames.offerAgain()
+        }
+        #expect(allocation_count() == before)
+        #expect(counters.receivedFrames.value == UInt64(rounds * 20) && counters.sentFrames.value == UInt64(rounds * 64))
+        #expect(counters.receiveDrops == 0 && counters.sendDrops == 0)
+    }
+}

@@ -1,0 +1,173 @@
+internal import CLinux
+@testable internal import DiskImage
+internal import Glibc
+internal import Linux
+internal import Synchronization
+internal import Testing
+
+/// System calls that fail or do half, and hosts that run out of room.
+@Suite struct FaultTests {
+    let directory = TemporaryDirectory()
+
+    /// What a plan may do to a call.
+    enum Fault { case none, short, error(Int32) }
+
+    /// The host's calls, with the faults that `plan` decides upon by the number of the call.
+    static func calls(_ plan: @escaping @Sendable (Int) -> Fault) -> FileCalls {
+        let counter = Counter()
+        @Sendable func transfer(_ file: Int32, _ vectors: UnsafePointer<iovec>, _ count: Int32, _ offset: off_t, _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int) -> Int {
+            switch plan(counter.next()) {
+            case .none: return unsafe call(file, vectors, count, offset)
+            case .error(let error): return -Int(error)
+            case .short:
+                // The first vector, and of that a part, so that the rest of the memory is untouched.
+                var first = unsafe vectors[0]
+                unsafe first.iov_len = max(1, first.iov_len / 3)
+                return unsafe call(file, &first, 1, offset)
+            }
+        }
+        return unsafe FileCalls(
+            read: { unsafe transfer($0, $1, $2, $3, FileCalls.host.read) },
+            write: { unsafe transfer($0, $1, $2, $3, FileCalls.host.write) },
+            synchronize: { file in
+                if case .error(let error) = plan(counter.next()) { return -Int(error) }
+                return FileCalls.host.synchronize(file)
+            },
+            allocate: { file, mode, offset, length in
+                if case .error(let error) = plan(counter.next()) { return -Int(error) }
+                return FileCalls.host.allocate(file, mode, offset, length)
+            })
+    }
+
+    final class Counter: Sendable {
+        private let count = Atomic<Int>(0)
+        func next() -> Int { count.wrappingAdd(1, ordering: .relaxed).oldValue }
+    }
+
+    @Test func shortTransfersAndInterruptsAreContinued() throws {
+        var contents = randomBytes(200_192, seed: 21)
+        let path = try directory.write("disk.raw", contents)
+        var engine = try DiskEngine(DiskImage(path: path), depth: 4, segments: 4, calls: Self.calls { call in
+            switch call % 4 {
+            case 0, 2: .short
+            case 1: .error(EINTR)
+            default: .error(EAGAIN)
+            }
+        })
+        #expect(try engine.readAll(chunk: 50_176) == contents)
+        let piece = randomBytes(100_352, seed: 22)
+        try engine.write(1024, piece)
+        contents.replaceSubrange(1024..<1024 + piece.count, with: piece)
+        #expect(try directory.read("disk.raw") == contents)
+        #expect(try engine.readAll() == contents)
+    }
+
+    @Test func shortTransfersAreContinuedInEveryKindOfCluster() throws {
+        let contents = QCOW2ImageTests.sparse(400 << 10, seed: 23)
+        let raw = try directory.write("in.raw", contents)
+        let path = directory.file("disk.qcow2")
+        qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", raw, path)
+        qemuIO(path, ["write -P 8 0 64k"])
+        let expected = [UInt8](repeating: 8, count: 65536) + contents[65536...]
+        var engine = try DiskEngine(DiskImage(path: path, options: readOnly), depth: 4, segments: 4, calls: Self.calls { $0 % 3 == 2 ? .none : .short })
+        #expect(try engine.readAll(chunk: 30 * 512) == expected)
+    }
+
+    /// One call of the workload fails, each in its turn: the request that needed it has the error, and nothing else has.
+    @Test func anErrorOfTheHostReachesWhoAskedAndNobodyElse() throws {
+        let contents = QCOW2ImageTests.sparse(256 << 10, seed: 24)
+        let raw = try directory.write("in.raw", contents)
+        let path = directory.file("disk.qcow2")
+        qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=16k", raw, path)
+        qemuIO(path, ["write -P 8 64k 64k"])
+        let expected = contents[..<65536] + [UInt8](repeating: 8, count: 65536) + contents[131_072...]
+        var failing = 0
+        while true {
+            let victim = failing
+            let counter = Counter()
+            var engine = try DiskEngine(DiskImage(path: path, options: readOnly), depth: 4, segments: 4, calls: Self.calls { call in
+                _ = counter.next()
+                return call == victim ? .error(EIO) : .none
+            })
+            var errors = 0
+            for offset in stride(from: 0, to: expected.count, by: 32768) {
+                do {
+                    #expect(try engine.read(UInt64(offset), 32768) == Array(expected[offset..<offset + 32768]))
+                } catch {
+                    #expect(error as? DiskImageError == .request(path: path, SystemCallError("read", errno: EIO)))
+                    errors += 1
+                    // What failed is tried again the next time.
+                    #expect(try engine.read(UInt64(offset), 32768) == Array(expected[offset..<offset + 32768]))
+                }
+            }
+            let total = counter.next()
+            if victim >= total { break }
+            #expect(errors == 1, "call \(victim)")
+            failing += 1
+        }
+        #expect(failing > 5)
+    }
+
+    @Test func errorsOfWritesAndFlushesAreReported() throws {
+        let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 65536))
+        for (error, operation) in [(ENOSPC, DiskOperation.write), (EDQUOT, .write), (EIO, .flush), (EIO, .discard), (ENOSPC, .writeZeroes)] {
+            var engine = try DiskEngine(DiskImage(path: path), depth: 4, segments: 4, calls: Self.calls { $0 == 0 ? .error(error) : .none })
+            #expect(throws: DiskImageError.request(path: path, SystemCallError("\(operation)", errno: error))) {
+                if operation == .write { try engine.write(0, [UInt8](repeating: 1, count: 512)) } else {
+                    try engine.perform(operation, at: 0, length: operation == .flush ? 0 : 512)
+                }
+            }
+            // And nothing of it is left behind.
+            try engine.perform(.flush)
+        }
+    }
+
+    @Test func zeroesAreWrittenWhereTheFileSystemMakesNone() throws {
+        var contents = randomBytes(1 << 20, seed: 25)
+        let path = try directory.write("disk.raw", contents)
+        let calls = unsafe FileCalls(
+            read: FileCalls.host.read, write: FileCalls.host.write, synchronize: FileCalls.host.synchronize,
+            allocate: { _, _, _, _ in -Int(EOPNOTSUPP) })
+        var engine = try DiskEngine(DiskImage(path: path), depth: 4, segments: 4, calls: calls)
+        for (operation, range) in [(DiskOperation.writeZeroes, 512..<700_416), (.writeZeroesUnmapping, 900_096..<1 << 20)] {
+            try engine.perform(operation, at: UInt64(range.lowerBound), length: UInt64(range.count))
+            contents.replaceSubrange(range, with: repeatElement(0, count: range.count))
+            #expect(try directory.read("disk.raw") == contents)
+        }
+        // A discard is a wish, which may come to nothing.
+        try engine.perform(.discard, at: 700_416, length: 65536)
+        #expect(try directory.read("disk.raw") == contents)
+    }
+
+    @Test func anEndlessEAGAINEnds() throws {
+        let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 4096))
+        var engine = try DiskEngine(DiskImage(path: path), depth: 4, segments: 4, calls: Self.calls { _ in .error(EAGAIN) })
+        #expect(throws: DiskImageError.request(path: path, SystemCallError("read", errno: EAGAIN))) { try engine.read(0, 512) }
+    }
+
+    @Test(.enabled(if: getuid() == 0, "a file system of its own needs root"), arguments: [true, false])
+    func aFullFileSystemIsAnErrorOfTheWrite(usesRing: Bool) throws {
+        let mount = directory.file("small")
+        #expect(run(["mkdir", mount]).status == 0)
+        let mounted = run(["mount", "-t", "tmpfs", "-o", "size=256k", "swkvm-test", mount])
+        try #require(mounted.status == 0, "\(mounted.output)")
+        defer { #expect(run(["umount", mount]).status == 0) }
+        let path = mount + "/disk.raw"
+        do {
+            let file = try FileDescriptor.open(path, O_RDWR | O_CREAT, mode: 0o600)
+            let status = ftruncate(file.rawValue, 1 << 20)
+            #expect(status == 0)
+        }
+        var engine = try DiskEngine(DiskImage(path: path), usesRing: usesRing)
+        let piece = randomBytes(128 << 10, seed: 26)
+        try engine.write(0, piece)
+        #expect(throws: DiskImageError.request(path: path, SystemCallError("write", errno: ENOSPC))) {
+            try engine.write(512 << 10, randomBytes(256 << 10, seed: 27))
+        }
+        #expect(try engine.read(0, piece.count) == piece)
+        // A hole makes room again.
+        try engine.perform(.discard, at: 512 << 10, length: 512 << 10)
+        try engine.write(512 << 10, piece)
+        #expect(try engine.read(512 << 10, piece.count) == piece)
+    }
+}
