@@ -1,7 +1,8 @@
 import Glibc
-import KVM
 import Testing
 
+@testable import GuestMemory
+@testable import KVM
 @testable import Machine
 
 /// What a user learns from the way a machine ended.
