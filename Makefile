@@ -9,7 +9,7 @@ BINARY := build/swkvm
 
 SWIFT  ?= swift
 # A static binary: no Swift or C library is needed where it runs.
-STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xlinker --gc-sections
+STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections
 RELEASE := $(STATIC) --product swkvm
 BENCH   := $(STATIC) --product swkvm-bench
 

@@ -63,7 +63,7 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A disk: PATH[,format=raw|qcow2][,ro][,cache=writeback|none][,serial=TEXT]. Without format= \
+            A disk: PATH[,format=raw|qcow2][,ro][,cache=writeback|none][,lock=on|off][,serial=TEXT]. Without format= \
             the file's extension tells (.raw, .img, .qcow2). May be given again. A comma in PATH is written twice.
             """,
             valueName: "disk"),
