@@ -19,4 +19,17 @@ struct Command: ParsableCommand {
             """,
         version: "swkvm \(version)",
         subcommands: [RunCommand.self, DoctorCommand.self])
+
+    static func main() {
+        do {
+            var command = try parseAsRoot()
+            try command.run()
+        } catch where exitCode(for: error) == .validationFailure {
+            // One sentence, like every other error's.
+            StandardError().say(message(for: error))
+            exit(withError: ExitCode.validationFailure)
+        } catch {
+            exit(withError: error)
+        }
+    }
 }
