@@ -57,12 +57,20 @@ let package = Package(
             ],
             swiftSettings: strict),
 
+        // `make bench`: drivers in the bench's own process, and the runs of other programs beside them.
+        .target(name: "CBench", path: "Tests/Bench/C"),
+        .executableTarget(
+            name: "swkvm-bench",
+            dependencies: ["CBench", "CLinux", "Linux", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices"],
+            path: "Tests/Bench/Sources",
+            swiftSettings: [.treatAllWarnings(as: .error)]),
+
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         tests("LinuxTests", ["Linux", "CLinux"]),
         tests("KVMTests", ["KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
-        tests("DiskImageTests", ["DiskImage", "Linux"]),
+        tests("DiskImageTests", ["DiskImage", "Linux", "CLinux", "CAllocationCounter"]),
         tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
         tests("VirtioTests", ["Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
         tests("DevicesTests", [

@@ -15,10 +15,10 @@ public enum Supervisor {
     public static func run(
         _ configuration: Configuration, log: Logger, report: (String) -> Void
     ) throws(MachineError) -> MachineEnd {
-        // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor, a client that has
-        // gone is an error of write(2), not a signal.
+        // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client that has
+        // gone, or a file grown to its limit, is an error of write(2), not a signal.
         let signals = SignalSet([SIGINT, SIGTERM, SIGHUP])
-        let before = SignalSet([SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGTTOU, SIGTTIN]).block()
+        let before = SignalSet([SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGXFSZ, SIGTTOU, SIGTTIN]).block()
         defer { before.restore() }
         let console = try Console.open(configuration.console)
         let machine = try Machine(configuration, output: console.output, log: log)
@@ -30,6 +30,8 @@ public enum Supervisor {
         } catch { throw .host(purpose: "wait for signals and the console", error) }
         if let announcement = session.console.announcement { report(announcement) }
         try machine.start()
+        // What parsed the command line and built the machine is not needed again, and is most of what is resident.
+        ProgramText.release()
         session.loop(report)
         let end = machine.finish()
         session.flushOutput()

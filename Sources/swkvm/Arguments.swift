@@ -141,13 +141,15 @@ struct DiskArgument {
                     throw ArgumentProblem("disk \(path): cache=\(value) is not known, wanted writeback or none")
                 }
                 options.cache = cache
+            case ("lock", "on"?): options.locking = true
+            case ("lock", "off"?): options.locking = false
             case ("serial", let value?):
                 guard (1...20).contains(value.utf8.count) else {
                     throw ArgumentProblem("disk \(path): a serial number has 1 to 20 bytes, this one \(value.utf8.count)")
                 }
                 serial = value
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache= or serial=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, lock=on|off or serial=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial)

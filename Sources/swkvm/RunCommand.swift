@@ -63,7 +63,7 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A disk: PATH[,format=raw|qcow2][,ro][,cache=writeback|none][,serial=TEXT]. Without format= \
+            A disk: PATH[,format=raw|qcow2][,ro][,cache=writeback|none][,lock=on|off][,serial=TEXT]. Without format= \
             the file's extension tells (.raw, .img, .qcow2). May be given again. A comma in PATH is written twice.
             """,
             valueName: "disk"),
@@ -110,6 +110,7 @@ struct RunCommand: ParsableCommand {
         }
         if let sentence = end.sentence { output.say(sentence) }
         if let details = end.details { output.say(details) }
-        throw ExitCode(end.exitStatus)
+        // Throwing costs the parser a look at its whole help text: only for a status that has something to say.
+        if end.exitStatus != 0 { throw ExitCode(end.exitStatus) }
     }
 }

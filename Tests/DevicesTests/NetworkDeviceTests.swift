@@ -84,7 +84,8 @@ import Virtio
         driver.kick(0)
         wire.cut()
         try wait { !driver.device.isLinkUp }
-        #expect(driver.configuration(6, 2) == 0)
+        driver.device.setLink(up: true)
+        #expect(driver.configuration(6, 2) == 0 && !driver.device.isLinkUp)
         for _ in 0..<3 { try driver.sendAndWait(plainHeader + frame(60)) }
         #expect(driver.device.counters.sendLinkDown.value == 3)
         try driver.start(.linkStatus)
@@ -212,6 +213,19 @@ struct NetworkTAPTests {
             #expect(try flagsOfADatagram() == needsChecksum)
             // More than was negotiated.
             #expect(try driver.command([5, 0, 0x82, 0, 0, 0, 0, 0, 0, 0]) == 1)
+
+            // What the TAP holds for whoever comes after the reset.
+            driver.write(0, 0x070)
+            try sendBroadcast()
+            let tap = driver.device.port.attachment.tap.descriptor.rawValue
+            var frame = [UInt8](repeating: 0, count: 4096)
+            repeat {
+                var waiting = pollfd(fd: tap, events: Int16(POLLIN), revents: 0)
+                try #require(unsafe poll(&waiting, 1, 30_000) == 1)
+                // The kernel writes within the array.
+                _ = unsafe frame.withUnsafeMutableBytes { unsafe Glibc.read(tap, $0.baseAddress, $0.count) }
+            } while frame[24...25] != [8, 0] || frame[35] != 17
+            #expect(frame[0] & needsChecksum == 0)
         }
     }
 

@@ -1,9 +1,9 @@
-internal import CLinux
-@testable internal import DiskImage
-internal import Glibc
-internal import Linux
-internal import Synchronization
-internal import Testing
+import CLinux
+@testable import DiskImage
+import Glibc
+import Linux
+import Synchronization
+import Testing
 
 /// System calls that fail or do half, and hosts that run out of room.
 @Suite struct FaultTests {

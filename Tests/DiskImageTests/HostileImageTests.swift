@@ -1,7 +1,7 @@
-@testable internal import DiskImage
-internal import Glibc
-internal import Linux
-internal import Testing
+@testable import DiskImage
+import Glibc
+import Linux
+import Testing
 
 /// Images that somebody made to harm whoever opens them. None may do more than fail.
 @Suite struct HostileImageTests {

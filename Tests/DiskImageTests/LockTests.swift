@@ -1,7 +1,7 @@
-@testable internal import DiskImage
-internal import Glibc
-internal import Linux
-internal import Testing
+@testable import DiskImage
+import Glibc
+import Linux
+import Testing
 
 @Suite struct LockTests {
     let directory = TemporaryDirectory()

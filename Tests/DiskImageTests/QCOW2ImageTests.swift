@@ -1,7 +1,7 @@
-@testable internal import DiskImage
-internal import Glibc
-internal import Linux
-internal import Testing
+@testable import DiskImage
+import Glibc
+import Linux
+import Testing
 
 /// Images made by qemu-img and qemu-io, read back byte for byte.
 @Suite struct QCOW2ImageTests {

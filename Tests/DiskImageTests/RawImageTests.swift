@@ -1,8 +1,8 @@
-internal import CLinux
-@testable internal import DiskImage
-internal import Glibc
-internal import Linux
-internal import Testing
+import CLinux
+@testable import DiskImage
+import Glibc
+import Linux
+import Testing
 
 @Suite struct RawImageTests {
     let directory = TemporaryDirectory()

@@ -1,8 +1,8 @@
-internal import CLinux
-@testable internal import DiskImage
-internal import Glibc
-internal import Linux
-internal import Testing
+import CLinux
+@testable import DiskImage
+import Glibc
+import Linux
+import Testing
 
 /// A directory that goes with the value.
 final class TemporaryDirectory {
@@ -10,8 +10,8 @@ final class TemporaryDirectory {
 
     /// - Parameter inMemory: on a file system where qemu-img's waiting for the disk takes no time.
     init(inMemory: Bool = false) {
-        let parent = unsafe inMemory && access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR").map { unsafe String(cString: $0) } ?? "/tmp"
-        var template = Array("\(parent)/swkvm-disk.XXXXXX".utf8CString)
+        let parent = unsafe inMemory && access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR").map { unsafe String(cString: $0) } ?? P_tmpdir
+        var template = Array("\(parent)/swkvm-disk.\(String(repeating: "X", count: 6))".utf8CString)
         path = unsafe template.withUnsafeMutableBufferPointer { unsafe String(cString: mkdtemp($0.baseAddress!)) }
     }
 

@@ -239,7 +239,8 @@ private func spawnSleeper(inheriting number: Int32) throws -> pid_t {
 /// The error that creating a TAP ends with where /dev/net/tun has the given mode, or is missing (nil).
 /// The thread that tries it has a directory of its own as root.
 private func failureWithDriverFile(mode: mode_t?) throws -> String? {
-    var template = Array("/tmp/swkvm-test-XXXXXX".utf8CString)
+    let parent = unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? P_tmpdir
+    var template = Array("\(parent)/swkvm-test-XXXXXX".utf8CString)
     // The template is NUL-terminated; mkdtemp changes its last six characters. The other calls take Swift strings for their time.
     try #require(unsafe mkdtemp(&template) != nil)
     let root = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)

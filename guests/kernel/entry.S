@@ -324,8 +324,8 @@ service:
     and     $7, %r11d
     jmp     *services(, %r11, 8)
 services:
-    .quad   idleService, readMSRService, writeMSRService, outputService
-    .quad   reloadTablesService, tripleFaultService, internalErrorService, identificationService
+    .quad   idleService, writeMSRService, outputService, reloadTablesService
+    .quad   tripleFaultService, internalErrorService, identificationService, idleService
 
 idleService:                                // sleep until an interrupt is pending; one that came before is not missed
     cmpq    $0, (BLOCK_PENDING - BLOCK_RING0 + FRAME)(%rsp)
@@ -333,10 +333,6 @@ idleService:                                // sleep until an interrupt is pendi
     sti
     hlt
 1:  iretq
-
-readMSRService:                             // ECX → EDX:EAX
-    rdmsr
-    iretq
 
 writeMSRService:                            // ECX, EDX:EAX
     wrmsr
@@ -378,7 +374,7 @@ nothing:
 
 // Where things are, for Swift (Core.swift has the same order).
 coreTable:
-    .quad   imageEnd, gdt, bootTSS, bootBlock, pdpt, ptLow
+    .quad   imageEnd, gdt, bootTSS, bootBlock, pdpt
     .quad   trampolineStart, trampolineEnd, processorMain, processorBlocks
 
 // ---- What Swift has no word for ---------------------------------------------------------------------------------------
@@ -399,29 +395,10 @@ function readPort8
     xor     %eax, %eax
     in      %dx, %al
     ret
-function readPort16
-    mov     %edi, %edx
-    xor     %eax, %eax
-    in      %dx, %ax
-    ret
-function readPort32
-    mov     %edi, %edx
-    in      %dx, %eax
-    ret
 function writePort8
     mov     %edi, %edx
     mov     %esi, %eax
     out     %al, %dx
-    ret
-function writePort16
-    mov     %edi, %edx
-    mov     %esi, %eax
-    out     %ax, %dx
-    ret
-function writePort32
-    mov     %edi, %edx
-    mov     %esi, %eax
-    out     %eax, %dx
     ret
 
 function timestamp
@@ -434,7 +411,7 @@ function processorIdentification            // (leaf, subleaf, four words)
     mov     %rdx, %r8
     mov     %edi, %eax
     mov     %esi, %ecx
-    mov     $7, %r11d
+    mov     $6, %r11d
     int3
     mov     %eax, (%r8)
     mov     %ebx, 4(%r8)
@@ -463,37 +440,30 @@ function idle
     xor     %r11d, %r11d
     int3
     ret
-function readMSR
-    mov     %edi, %ecx
-    mov     $1, %r11d
-    int3
-    shl     $32, %rdx
-    or      %rdx, %rax
-    ret
 function writeMSR
     mov     %edi, %ecx
     mov     %esi, %eax
     mov     %rsi, %rdx
     shr     $32, %rdx
-    mov     $2, %r11d
+    mov     $1, %r11d
     int3
     ret
 function outputBytes                        // (port, address, count)
     mov     %rdx, %rcx
     mov     %edi, %edx
-    mov     $3, %r11d
+    mov     $2, %r11d
     int3
     ret
 function reloadPageTables
-    mov     $4, %r11d
+    mov     $3, %r11d
     int3
     ret
 function crashByTripleFault
-    mov     $5, %r11d
+    mov     $4, %r11d
     int3
     ret
 function crashByInternalError
-    mov     $6, %r11d
+    mov     $5, %r11d
     int3
     ret
 

@@ -15,7 +15,7 @@ public final class NetworkDevice: VirtioDevice {
     public var configuration: ConfigurationSpace { port.configuration }
     public var counters: NetworkCounters { port.counters }
 
-    private let port: NetworkPort
+    let port: NetworkPort
     private let worker: DeviceWorker
 
     /// Starts the device's I/O thread.
@@ -42,7 +42,8 @@ public final class NetworkDevice: VirtioDevice {
     /// Whether the guest is told that the link is up. While it is down, frames are dropped and counted in both directions.
     public var isLinkUp: Bool { port.isLinkUp }
 
-    /// Pulls the cable, or puts it back; the driver is told by a configuration change.
+    /// Pulls the cable, or puts it back; the driver is told by a configuration change. There is nothing to put back into
+    /// an interface that was removed.
     public func setLink(up: Bool) { port.setLink(up: up) }
 
     // MARK: VirtioDevice
@@ -70,6 +71,7 @@ final class NetworkPort: Sendable {
     let configuration: ConfigurationSpace
     let counters = NetworkCounters()
     private let link = Atomic<Bool>(true)
+    private let removed = Atomic<Bool>(false)
     /// While a driver is active.
     private let interrupt = Mutex<DeviceInterrupt?>(nil)
 
@@ -109,7 +111,16 @@ final class NetworkPort: Sendable {
 
     var isLinkUp: Bool { link.load(ordering: .relaxed) }
 
+    /// The host's interface was removed: the link is down for good.
+    func noteRemoval() {
+        removed.store(true, ordering: .relaxed)
+        setLink(up: false)
+    }
+
+    var isRemoved: Bool { removed.load(ordering: .relaxed) }
+
     func setLink(up: Bool) {
+        guard !(up && isRemoved) else { return }
         guard link.exchange(up, ordering: .relaxed) != up else { return }
         configuration.update { $0[Field.status] = up ? Field.linkUp : 0 }
         interrupt.withLock { $0?.configurationChanged() }

@@ -28,8 +28,6 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// What the TAP is waited for; it is not in the epoll instance while that is nothing.
     private var watched: Epoll.Events = []
     private var wanted: Epoll.Events = []
-    /// The interface was removed.
-    private var isGone = false
 
     init(port: NetworkPort, queueSizes: [UInt16]) throws(SystemCallError) {
         let again = try EventFD()
@@ -130,7 +128,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     private mutating func moveIn() throws(VirtqueueError) {
-        guard let activation, !isGone else { return }
+        guard let activation, !port.isRemoved else { return }
         let outcome = port.isLinkUp
             ? try receive.run(activation) : receive.discard(port.counters.receiveLinkDown)
         switch outcome {
@@ -142,7 +140,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func moveOut() throws(VirtqueueError) {
         guard let activation else { return }
-        switch try transmit.run(activation, isLinkUp: port.isLinkUp && !isGone) {
+        switch try transmit.run(activation, isLinkUp: port.isLinkUp) {
         case .drained: wanted.remove(.output)
         case .blocked: wanted.insert(.output)
         case .paused:
@@ -158,9 +156,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     /// The interface is gone: the guest sees the link go down, and what it sends is dropped and counted.
     private mutating func lose() {
-        isGone = true
         wanted = []
-        port.setLink(up: false)
+        port.noteRemoval()
         // What waited for the TAP to take more waits no longer.
         again.signal()
     }

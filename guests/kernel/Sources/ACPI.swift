@@ -22,7 +22,6 @@ final class ACPI: @unchecked Sendable {
     private(set) var localAPIC: UInt64 = 0xfee0_0000
     /// The global interrupt of each ISA interrupt.
     private(set) var isaInterrupts: [UInt32] = []
-    private(set) var sleepControl: Register?
     /// virtio-mmio devices in the DSDT: where their registers are, and their global interrupt.
     private(set) var virtioDevices: [(address: UInt64, gsi: UInt32)] = []
 
@@ -117,7 +116,7 @@ final class ACPI: @unchecked Sendable {
         let space: UInt8 = table.load(244)
         let address: UInt64 = UInt64(table.load(248) as UInt32) | UInt64(table.load(252) as UInt32) << 32
         guard address != 0, address < 1 << 32, space <= 1 else { return }
-        sleepControl = Register(isPort: space == 1, address: address)
+        unsafe Power.firmwareSleepControl = Register(isPort: space == 1, address: address)
     }
 
     /// Looks for virtio-mmio devices without interpreting AML: behind each name LNRO0005, up to the next one, are a 32-bit

@@ -36,7 +36,7 @@ enum Bench {
         measure("exits.port-write", rounds) { writePort8(unusedPort, 0) }
         let string = Core.bootBlock  // any 256 bytes
         measure("exits.port-write-ring0", rounds, each: 256) { string.output(count: 256, to: unusedPort) }
-        measure("exits.idle-service", rounds) { reloadPageTables() }
+        measure("exits.service", rounds) { reloadPageTables() }
         guard let registers = (devices.disks.first?.device ?? devices.interfaces.first?.driver.device)?.registers else { return }
         measure("exits.mmio-read", rounds) { _ = registers.load(VirtioMMIO.Register.magic) as UInt32 }
         measure("exits.mmio-write", rounds) { registers.store(UInt32(0), VirtioMMIO.Register.queueSelect) }

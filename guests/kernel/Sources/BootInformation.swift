@@ -9,6 +9,8 @@ struct BootInformation {
     private(set) var memory: UInt64 = 0
     /// Where the highest RAM ends.
     private(set) var memoryEnd: UInt64 = 0
+    /// Where the RAM ends that the kernel lies in: the same, or the beginning of the hole below 4 GiB.
+    private(set) var lowMemoryEnd: UInt64 = 0
 
     private static let magic: UInt32 = 0x336e_c578
     private static let ram: UInt32 = 1
@@ -46,6 +48,7 @@ struct BootInformation {
             guard entry.load(16) as UInt32 == Self.ram, !overflow else { continue }
             memory &+= size
             memoryEnd = max(memoryEnd, end)
+            if start <= Core.gdt.value && end > Core.gdt.value { lowMemoryEnd = end }
             unsafe pages.add(max(start, Core.imageEnd.value), end)  // low memory stays the platform's
         }
     }

@@ -1,11 +1,7 @@
 // What entry.S offers, in Swift: instructions, the services of ring 0, and where its tables are.
 
 @_extern(c) func readPort8(_ port: UInt16) -> UInt8
-@_extern(c) func readPort16(_ port: UInt16) -> UInt16
-@_extern(c) func readPort32(_ port: UInt16) -> UInt32
 @_extern(c) func writePort8(_ port: UInt16, _ value: UInt8)
-@_extern(c) func writePort16(_ port: UInt16, _ value: UInt16)
-@_extern(c) func writePort32(_ port: UInt16, _ value: UInt32)
 
 /// The time-stamp counter.
 @_extern(c) func timestamp() -> UInt64
@@ -19,7 +15,6 @@
 /// Sleeps until an interrupt is pending for this CPU. One that came before the call is not missed.
 @_extern(c) func idle()
 
-@_extern(c) func readMSR(_ register: UInt32) -> UInt64
 @_extern(c) func writeMSR(_ register: UInt32, _ value: UInt64)
 
 /// Forgets what the CPU remembers of the page tables.
@@ -71,11 +66,10 @@ enum Core {
     static var bootTSS: Address { entry(2) }
     static var bootBlock: Address { entry(3) }
     static var pageDirectoryPointers: Address { entry(4) }
-    static var lowPageTable: Address { entry(5) }
-    static var trampolineStart: Address { entry(6) }
-    static var trampolineEnd: Address { entry(7) }
-    static var processorMain: Address { entry(8) }
-    static var processorBlocks: Address { entry(9) }
+    static var trampolineStart: Address { entry(5) }
+    static var trampolineEnd: Address { entry(6) }
+    static var processorMain: Address { entry(7) }
+    static var processorBlocks: Address { entry(8) }
 
     // As in entry.S.
     static let faultStackOffset: UInt64 = 0x200

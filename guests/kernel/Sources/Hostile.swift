@@ -159,10 +159,16 @@ struct Attack {
             driver.describe(1, 0xffff_f000, 0xffff_ffff, Self.next | Self.write, next: 2)
             driver.submit()
         }
-        attempt("a buffer across the end of RAM", .refused) { driver in
-            let end = test.boot.memoryEnd
+        for (what, end): (StaticString, UInt64) in [("the end of RAM", test.boot.memoryEnd), ("the beginning of the hole", test.boot.lowMemoryEnd)] {
+            attempt("a buffer across \(what)", .refused) { driver in
+                driver.describeRead()
+                driver.describe(1, end &- 256, 512, Self.next | Self.write, next: 2)
+                driver.submit()
+            }
+        }
+        attempt("a buffer from RAM through the hole to RAM", .refused) { driver in
             driver.describeRead()
-            driver.describe(1, end - 256, 512, Self.next | Self.write, next: 2)
+            driver.describe(1, test.boot.lowMemoryEnd &- 512, 0x4000_0400, Self.next | Self.write, next: 2)
             driver.submit()
         }
         attempt("what the device writes before what it reads", .refused) { driver in

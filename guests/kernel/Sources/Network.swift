@@ -19,7 +19,6 @@ final class NetworkInterface {
     static let echoPort: UInt16 = 7
     private static let broadcastMAC: [UInt8] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff]
     private static let neighboursKept = 64
-    private static let headerSizes = 34  // Ethernet and IPv4
 
     let driver: NetworkDevice
     var address = IPv4Address.any

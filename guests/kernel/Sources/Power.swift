@@ -6,10 +6,14 @@ enum Power {
     /// SLP_TYP 5 and SLP_EN of a hardware-reduced ACPI machine's sleep control register.
     private static let softOff: UInt8 = 0x34
 
+    /// Where the firmware says the sleep control register is, once it has been asked.
+    nonisolated(unsafe) static var firmwareSleepControl: ACPI.Register?
+
     /// Turns the machine off.
     static func off() -> Never {
         writePort8(sleepControl, softOff)
-        fail()  // a machine without that register (QEMU's microvm) ends so
+        unsafe firmwareSleepControl?.write(softOff)
+        fail()  // a machine without either ends so
     }
 
     /// Resets the machine.

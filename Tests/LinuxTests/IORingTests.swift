@@ -1,0 +1,68 @@
+import CLinux
+import Glibc
+import Linux
+import Testing
+
+@Suite struct IORingTests {
+    /// A file without a name.
+    private func file() throws -> FileDescriptor {
+        let number = unsafe clinux_memfd_create("ring", 0)
+        try #require(number >= 0)
+        return FileDescriptor(owning: number)
+    }
+
+    @Test func operationsComeBackWithTheirTokensAndWakeEpoll() throws {
+        let file = try file(), epoll = try Epoll(), ring = try IORing(entries: 8)
+        try epoll.add(ring.rawValue, .input, token: 7)
+        #expect(try epoll.wait(timeout: 0) { _, _ in } == 0)
+
+        var text = Array("0123456789".utf8), answer = [UInt8](repeating: 0, count: 10)
+        try unsafe text.withUnsafeMutableBytes { text in
+            var vectors = unsafe [
+                iovec(iov_base: text.baseAddress, iov_len: 4), iovec(iov_base: text.baseAddress! + 4, iov_len: 6),
+            ]
+            try unsafe ring.write(file.rawValue, &vectors, count: 2, at: 100, token: 1)
+            try ring.submit()
+            try ring.wait()
+        }
+        var seen: [UInt64] = []
+        try epoll.wait(timeout: 0) { token, _ in seen.append(token) }
+        #expect(seen == [7])
+        var completion = ring.nextCompletion()
+        #expect(completion?.token == 1 && completion?.result == 10)
+        #expect(ring.nextCompletion() == nil)
+
+        try unsafe answer.withUnsafeMutableBytes { answer in
+            var vector = unsafe iovec(iov_base: answer.baseAddress, iov_len: 10)
+            try unsafe ring.read(file.rawValue, &vector, count: 1, at: 102, token: .max)
+            try ring.submit()
+            try ring.wait()
+        }
+        completion = ring.nextCompletion()
+        #expect(completion?.token == .max && completion?.result == 8)
+        #expect(answer == Array("23456789".utf8) + [0, 0])
+
+        try ring.allocate(file.rawValue, mode: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at: 100, length: 4, token: 2)
+        try ring.synchronize(file.rawValue, token: 3)
+        try ring.synchronize(-1, token: 4)
+        try ring.submit()
+        var results: [UInt64: Int32] = [:]
+        while results.count < 3 {
+            try ring.wait()
+            while let completion = ring.nextCompletion() { results[completion.token] = completion.result }
+        }
+        #expect(results == [2: 0, 3: 0, 4: -EBADF])
+    }
+
+    @Test func moreOperationsThanEntriesAreTaken() throws {
+        let file = try file(), ring = try IORing(entries: 4)
+        for token in 0..<20 as Range<UInt64> { try ring.synchronize(file.rawValue, token: token) }
+        try ring.submit()
+        var tokens: Set<UInt64> = []
+        while tokens.count < 20 {
+            try ring.wait()
+            while let completion = ring.nextCompletion() { tokens.insert(completion.token) }
+        }
+        #expect(tokens == Set(0..<20))
+    }
+}
