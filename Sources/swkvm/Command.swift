@@ -25,8 +25,9 @@ struct Command: ParsableCommand {
             var command = try parseAsRoot()
             try command.run()
         } catch where exitCode(for: error) == .validationFailure {
-            // One sentence, like every other error's.
-            StandardError().say(message(for: error))
+            // One line, like every other error's; the parser lists possible values one below the other.
+            let lines = message(for: error).split(separator: "\n").map { $0.drop { $0 == " " || $0 == "-" } }
+            StandardError().say(lines.joined(separator: " "))
             exit(withError: ExitCode.validationFailure)
         } catch {
             exit(withError: error)

@@ -233,15 +233,15 @@ import Testing
 
     @Test func bridges() throws {
         try expectRefused(["--net", "tap=tap0,bridge=none0"], "there is no bridge none0: add `,create`")
-        try host.shell("ip link add down0 type bridge; ip link add dummy0 type dummy")
+        try host.shell("ip link add down0 type bridge; ip link add veth0 type veth peer name veth1")
         try expectRefused(["--net", "tap=tap0,bridge=down0"], "the bridge down0 is down and would carry nothing: `ip link set down0 up`")
-        try expectRefused(["--net", "tap=tap0,bridge=dummy0"], "dummy0 exists but is not a bridge (it is of kind dummy)")
-        try expectRefused(["--net", "tap=tap0,bridge=dummy0,create"], "dummy0 exists but is not a bridge (it is of kind dummy)")
+        try expectRefused(["--net", "tap=tap0,bridge=veth0"], "veth0 exists but is not a bridge (it is of kind veth)")
+        try expectRefused(["--net", "tap=tap0,bridge=veth0,create"], "veth0 exists but is not a bridge (it is of kind veth)")
     }
 
     @Test func taps() throws {
-        try host.shell("ip link add dummy0 type dummy; ip tuntap add tun0 mode tun")
-        try expectRefused(["--net", "tap=dummy0"], "dummy0 exists but is not a TAP (it is of kind dummy)")
+        try host.shell("ip link add veth0 type veth peer name veth1; ip tuntap add tun0 mode tun")
+        try expectRefused(["--net", "tap=veth0"], "veth0 exists but is not a TAP (it is of kind veth)")
         try expectRefused(["--net", "tap=tun0"], "tun0 exists but is not a TAP (it is a TUN)")
         try host.shell(
             "ip link add br0 type bridge; ip link add br1 type bridge; ip link set br0 up; ip link set br1 up; ip tuntap add tap0 mode tap; ip link set tap0 master br0")
@@ -254,7 +254,7 @@ import Testing
     }
 
     @Test func descriptorsThatAreNoTAP() throws {
-        try expectRefused(["--net", "fd=9"], "descriptor 9 is not open")
+        try expectRefused(["--net", "fd=999"], "descriptor 999 is not open")
         let file = try FileDescriptor.open("/dev/null", O_RDWR)
         try expectRefused(["--net", "fd=9"], "descriptor 9 is not a TAP", passing: [(file.rawValue, 9)])
         try expectRefused(["--net", "fd=0"], "descriptor 0 is not a TAP")
@@ -336,22 +336,30 @@ import Testing
         try expectRefused(mounted("mount --bind /dev/null /dev/kvm", "./swkvm run"), "")
     }
 
+    private static let kvmForAll = "mknod -m 666 kvm c 10 232; mount --bind kvm /dev/kvm; "
+    private static let tunForAll = "mknod -m 666 tun c 10 200; mount --bind tun /dev/net/tun; "
+
     /// A user who may use KVM but not change the network.
-    @Test func tapWithoutPermission() throws {
-        let kvm = "mknod -m 666 kvm c 10 232; mount --bind kvm /dev/kvm"
-        try expectRefused(mounted(kvm, "\(Self.asNobody) ./swkvm run --net tap=tap0"), "creating the TAP tap0 needs CAP_NET_ADMIN: run as root")
-        try shell("rmdir '\(directory("mnt"))'")
-        try expectRefused(
-            mounted(kvm, "\(Self.asNobody) ./swkvm run --net tap=tap0,bridge=br0,create"), "creating the bridge br0 needs CAP_NET_ADMIN: run as root")
-        try shell("rmdir '\(directory("mnt"))'")
-        try expectRefused(
-            mounted("mount --bind /dev/null /dev/net/tun; rm -f x", "./swkvm run --net tap=tap0"), "")
+    @Test(arguments: [
+        (tunForAll, "tap=tap0", "creating the TAP tap0 needs CAP_NET_ADMIN: run as root"),
+        (tunForAll, "tap=tap0,bridge=br0,create", "creating the bridge br0 needs CAP_NET_ADMIN: run as root"),
+        (tunForAll + "ip tuntap add tap0 mode tap user 1; ip link set tap0 up;", "tap=tap0", "the TAP tap0 belongs to another user"),
+        ("mknod -m 600 tun c 10 200; mount --bind tun /dev/net/tun;", "tap=tap0", "/dev/net/tun may not be opened (Permission denied)"),
+        ("mount --bind /dev/null /dev/net/tun;", "tap=tap0", "attaching to the TAP tap0 failed"),
+        ("mount -t tmpfs none /dev/net;", "tap=tap0", "no TAP can be had because /dev/net/tun is missing"),
+    ])
+    func tapWithoutPermission(preparation: String, net: String, sentence: String) throws {
+        let linksKept = preparation.contains("ip tuntap") ? ["tap0"] : []
+        let machine = try mounted(Self.kvmForAll + preparation, "\(Self.asNobody) ./swkvm run --net \(net)")
+        try machine.expectEnd(Status.host)
+        expectSentence(machine, sentence, sourceLocation: #_sourceLocation)
+        #expect(try host.linkNames() == linksKept)
     }
 
     /// The same user has a machine without a network, and one with a TAP that is made for them.
     @Test func anOrdinaryUserHasAMachine() throws {
-        let kvm = "mknod -m 666 kvm c 10 232; mount --bind kvm /dev/kvm; ip tuntap add tap0 mode tap vnet_hdr user 65534; ip link set tap0 up"
-        let machine = try mounted(kvm, "\(Self.asNobody) ./swkvm run --net tap=tap0 --cmdline test=irq,cpus")
+        let tap = "ip tuntap add tap0 mode tap vnet_hdr user 65534; ip link set tap0 up"
+        let machine = try mounted(Self.kvmForAll + Self.tunForAll + tap, "\(Self.asNobody) ./swkvm run --net tap=tap0 --cmdline test=irq,cpus")
         try machine.expectSelfTestsPassed()
     }
 }

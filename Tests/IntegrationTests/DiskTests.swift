@@ -5,17 +5,26 @@ import Testing
 /// Disks: what the guest reads and writes is what the host has in its files.
 @Suite(.enabled(if: Host.isFit, Host.needed)) struct DiskTests {
     private let directory: TemporaryDirectory
-    /// 3 MiB that look like nothing else, with a hole in the middle.
     private let content: [UInt8]
     private static let sectors = 3 << 11
 
+    /// 3 MiB that look like nothing else, with a hole in the middle.
+    private static let pattern: [UInt8] = {
+        var state: UInt64 = 0x9e37_79b9_7f4a_7c15
+        return [UInt8](unsafeUninitializedCapacity: sectors * 512) { bytes, count in
+            bytes.withMemoryRebound(to: UInt64.self) { words in
+                for index in words.indices {
+                    state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+                    words[index] = words.count / 3 <= index && index < words.count / 3 * 2 ? 0 : state ^ state >> 32
+                }
+            }
+            count = bytes.count
+        }
+    }()
+
     init() throws {
         directory = try TemporaryDirectory()
-        var state: UInt64 = 0x9e37_79b9_7f4a_7c15
-        content = (0..<Self.sectors * 512).map { index in
-            state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
-            return (1 << 20..<2 << 20).contains(index) ? 0 : UInt8(truncatingIfNeeded: state >> 56)
-        }
+        content = Self.pattern
         try directory.write(content, to: "disk.raw")
     }
 
@@ -132,7 +141,7 @@ import Testing
             try second.expectEnd(71)
             #expect(second.errors.text == "swkvm: disk \"\(disk)\": another process has it open for writing\n")
         }
-        let tool = try Program(["qemu-img", "info", disk])
+        let tool = try Program(["qemu-img", "resize", "-f", "raw", disk, "4M"])
         #expect(try tool.finish() == .status(1))
         #expect(tool.errors.text.contains("lock"))
         let writer = try Program(["qemu-io", "-f", "raw", "-c", "write 0 512", disk])

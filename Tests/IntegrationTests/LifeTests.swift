@@ -82,7 +82,7 @@ import Testing
 
     /// Where KVM runs ring 0 natively there is no such instruction: the guest says so.
     @Test func internalError() throws {
-        let machine = try Program.machine(["--cmdline", "crash=internal test=none"])
+        let machine = try Program.machine(["--cmdline", "crash=internal run=help"])
         let end = try machine.finish()
         if machine.output.text.contains("ring 0 runs natively here") { return }
         #expect(end == .status(101), "\(machine.story)")
@@ -117,6 +117,7 @@ import Testing
         let directory = try TemporaryDirectory()
         let kernel = try directory.write(TinyKernel.elf(code), to: "kernel")
         let machine = try Program.machine(["--kernel", kernel, "--console", code == TinyKernel.talking ? "stdio" : "none"])
+        try machine.waitUntilRunning()
         machine.send(signal: number)
         try machine.waitForError("asked the guest to power off")
         machine.send(signal: number)

@@ -67,12 +67,18 @@ extension Program {
 
 /// CRC-32 as in IEEE 802.3, which the guest's `sum` prints.
 func crc32(_ bytes: some Sequence<UInt8>) -> UInt32 {
-    var value = UInt32.max
-    for byte in bytes {
-        value ^= UInt32(byte)
-        for _ in 0..<8 { value = value >> 1 ^ (value & 1 == 0 ? 0 : 0xedb8_8320) }
+    let bytes = Array(bytes)
+    return crcTable.withUnsafeBufferPointer { table in
+        bytes.withUnsafeBufferPointer { bytes in
+            var value = UInt32.max
+            for byte in bytes { value = value >> 8 ^ table[Int(UInt8(truncatingIfNeeded: value) ^ byte)] }
+            return ~value
+        }
     }
-    return ~value
+}
+
+private let crcTable: [UInt32] = (0..<256).map { byte in
+    (0..<8).reduce(UInt32(byte)) { value, _ in value >> 1 ^ (value & 1 == 0 ? 0 : 0xedb8_8320) }
 }
 
 func hexadecimal(_ value: UInt32) -> String {

@@ -34,6 +34,9 @@ final class Program {
     private var outputEnd: FileDescriptor?
     private var errorEnd: FileDescriptor?
 
+    /// A process that has gone is an error of `write`, not the end of all tests.
+    private static let brokenPipes: Void = { signal(SIGPIPE, SIG_IGN) }()
+
     /// No test may hang. The limit is for a machine that is busy with other things.
     static let patience = 90
 
@@ -48,6 +51,7 @@ final class Program {
     ) throws {
         name = arguments.joined(separator: " ")
         hasTerminal = terminal != nil
+        _ = Self.brokenPipes
         var plan = Plan()
         if let terminal {
             plan.isSessionLeader = true
@@ -102,6 +106,26 @@ final class Program {
     /// The same on its standard error.
     func waitForError(_ text: String) throws {
         try pump("to say \"\(text)\"") { errors.advance(past: text) }
+    }
+
+    /// Waits until the machine has a vCPU; a signal before that ends the process as it would any other.
+    func waitUntilRunning() throws {
+        let name = Array("vcpu0\n".utf8)
+        try pump("to run") { (try? threads().contains(name)) == true }
+    }
+
+    /// The names of its threads, as the kernel has them.
+    private func threads() throws -> [[UInt8]] {
+        guard let directory = opendir("/proc/\(pid)/task") else { return [] }
+        defer { closedir(directory) }
+        var names: [[UInt8]] = []
+        while let entry = readdir(directory) {
+            let number = withUnsafePointer(to: &entry.pointee.d_name) {
+                $0.withMemoryRebound(to: CChar.self, capacity: 256) { atoi($0) }
+            }
+            if number > 0 { names.append(try readFile("/proc/\(pid)/task/\(number)/comm", limit: 64)) }
+        }
+        return names
     }
 
     func send(signal: Int32) { kill(pid, signal) }
@@ -178,6 +202,8 @@ final class Program {
 struct Transcript {
     private(set) var bytes: [UInt8] = []
     private var position = 0
+    /// What was not found before here.
+    private var missed: (text: String, end: Int) = ("", 0)
 
     var text: String { String(decoding: bytes, as: UTF8.self) }
     /// Lines without their ends.
@@ -188,16 +214,22 @@ struct Transcript {
     /// Moves on to the end of the next `text`, if it is there.
     mutating func advance(past text: String) -> Bool {
         let wanted = Array(text.utf8)
-        guard wanted.count <= bytes.count else { return false }
-        var start = position
-        while start + wanted.count <= bytes.count {
-            if bytes[start] == wanted[0], bytes[start..<start + wanted.count].elementsEqual(wanted) {
-                position = start + wanted.count
-                return true
+        var start = missed.text == text ? max(missed.end, position) : position
+        let found = bytes.withUnsafeBytes { bytes in
+            while start + wanted.count <= bytes.count {
+                guard let first = memchr(bytes.baseAddress! + start, Int32(wanted[0]), bytes.count - start) else {
+                    start = bytes.count
+                    return false
+                }
+                start = UnsafeRawPointer(first) - bytes.baseAddress!
+                if start + wanted.count > bytes.count { return false }
+                if memcmp(first, wanted, wanted.count) == 0 { return true }
+                start += 1
             }
-            start += 1
+            return false
         }
-        return false
+        if found { position = start + wanted.count } else { missed = (text, start) }
+        return found
     }
 
     /// Reads until there is no more for now; false at the end of the stream.
