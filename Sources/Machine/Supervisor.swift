@@ -36,6 +36,9 @@ public enum Supervisor {
         let end = machine.finish()
         session.flushOutput()
         _ = consume terminal
+        if configuration.memory.backing == .transparent, let usage = machine.status.memory {
+            report("the guest's RAM had \(usage.transparentHuge >> 20) MiB in transparent huge pages, of \(usage.resident >> 20) MiB resident")
+        }
         return end
     }
 }
