@@ -35,7 +35,7 @@ public enum Supervisor {
         ProgramText.release()
         session.loop(report)
         let end = machine.finish()
-        session.flushOutput()
+        session.flushOutput(isPatient: configuration.console == .stdio && !end.isForced)
         _ = consume terminal
         if configuration.memory.backing == .transparent, let usage = machine.status.memory {
             report("the guest's RAM had \(usage.transparentHuge >> 20) MiB in transparent huge pages, of \(usage.resident >> 20) MiB resident")
@@ -106,14 +106,19 @@ private struct Session: ~Copyable {
         }
     }
 
-    /// Gives what the guest has printed to whoever reads it, for as long as it is read, but a second at most after the last byte taken.
-    mutating func flushOutput() {
+    /// Gives what the guest has printed to whoever reads it.
+    /// - Parameter isPatient: waits until it is taken or a signal comes, as any writer to a pipe does; otherwise a second at most after
+    ///   the last byte taken: a machine must not outlive its guest because a client sleeps.
+    mutating func flushOutput(isPatient: Bool) {
         while !machine.serial.flush(), let number = console.output.rawValue {
             let pending = machine.serial.pendingOutput
-            var descriptor = pollfd(fd: number, events: Int16(POLLOUT), revents: 0)
-            _ = unsafe poll(&descriptor, 1, 1000)
+            var entries = [
+                pollfd(fd: number, events: Int16(POLLOUT), revents: 0), pollfd(fd: signals.rawValue, events: Int16(POLLIN), revents: 0),
+            ]
+            // The array has two entries.
+            _ = unsafe poll(&entries, 2, isPatient ? -1 : 1000)
             machine.serial.flush()
-            if machine.serial.pendingOutput >= pending { return }
+            if entries[1].revents != 0 || !isPatient && machine.serial.pendingOutput >= pending { return }
         }
     }
 

@@ -96,6 +96,39 @@ import Testing
         #expect(rows == dump(content))
     }
 
+    /// A pipe that is full when the guest ends: the process waits with the last bytes, as any writer to a pipe does, until they are
+    /// read or a signal says not to.
+    @Test(arguments: [true, false]) func theLastBytesWaitForTheReader(isRead: Bool) throws {
+        let ends = try makePipe()
+        let reading = FileDescriptor(owning: ends.reading)
+        var written = 0
+        do {
+            let writing = FileDescriptor(owning: ends.writing)
+            try writing.setNonBlocking(true)
+            let filling = [UInt8](repeating: UInt8(ascii: "-"), count: 4096)
+            while let count = try? filling.withUnsafeBytes({ try writing.write($0) }) { written += count }
+            let machine = try Program.machine(["--cmdline", "test=irq"], output: .descriptor(writing.rawValue))
+            try machine.waitUntilRunning()
+            // Time enough for the guest to end; it may be too little, but then nothing is tested and nothing fails.
+            sleep(3)
+            #expect(machine.isRunning)
+            guard isRead else {
+                #expect(try eventually { machine.send(signal: SIGTERM); return !machine.isRunning })
+                return
+            }
+            try reading.setNonBlocking(true)
+            var transcript = Transcript()
+            while machine.isRunning {
+                _ = transcript.read(from: reading.rawValue)
+                usleep(1_000)
+            }
+            _ = transcript.read(from: reading.rawValue)
+            let text = String(decoding: transcript.bytes.dropFirst(written), as: UTF8.self)
+            #expect(text.hasPrefix("swkvm guest\r\n") && text.hasSuffix("1..2\r\n"), "\(text)")
+            try machine.expectEnd(0)
+        }
+    }
+
     /// The rows of the guest's `read`.
     private func dump(_ bytes: [UInt8]) -> [String] {
         stride(from: 0, to: bytes.count, by: 16).map { start in
