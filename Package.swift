@@ -77,8 +77,10 @@ let package = Package(
             "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "CAllocationCounter",
         ]),
         tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
-        tests("MachineTests", ["Machine"]),
-        tests("CommandLineTests", ["swkvm", "Machine"]),
-        tests("IntegrationTests", ["Linux", "HostNetwork"]),
+        tests("MachineTests", ["Machine", "Devices", "GuestMemory", "KVM", "Linux", "CLinux"]),
+        tests(
+            "CommandLineTests",
+            ["swkvm", "Machine", "DiskImage", "GuestMemory", "HostNetwork", .product(name: "ArgumentParser", package: "swift-argument-parser")]),
+        tests("IntegrationTests", ["CLinux", "Linux", "HostNetwork"]),
     ]
 )

@@ -32,7 +32,6 @@ extension Machine {
             // After the memory: the kernel retires the bus of each controller's predecessor in the background, and a change of
             // memory would have to wait for that, some milliseconds.
             try machine.createInterruptControllers()
-            try machine.createTimer()
             return machine
         } catch { throw .kvm(error) }
     }

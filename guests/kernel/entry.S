@@ -218,6 +218,9 @@ entry64:                                    // RDI = hvm_start_info
     lidt    idtPointer
     mov     $FIRST_TSS, %eax
     ltr     %ax
+    mov     $0xff, %al                      // the PICs keep silent: nobody has given them vectors, theirs would be exceptions'
+    out     %al, $0x21
+    out     %al, $0xa1
     mov     $bootFrame, %esp
     iretq                                   // to kernelMain in ring 3
 

@@ -37,7 +37,11 @@ static void make_machine(size_t size, int full) {
     m.size = size;
     m.kvm = check(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
     m.vm = check(ioctl(m.kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
-    if (full) {
+    m.ram = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (m.ram == MAP_FAILED) check(-1, "mmap");
+    struct kvm_userspace_memory_region region = {.memory_size = size, .userspace_addr = (uintptr_t)m.ram};
+    check(ioctl(m.vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+    if (full) {  // after the memory, which would have to wait for what these leave to be cleaned up
         uint64_t identity = 0xfffbc000;
         struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
         check(ioctl(m.vm, KVM_SET_TSS_ADDR, 0xfffbd000ul), "KVM_SET_TSS_ADDR");
@@ -45,10 +49,6 @@ static void make_machine(size_t size, int full) {
         check(ioctl(m.vm, KVM_CREATE_IRQCHIP, 0), "KVM_CREATE_IRQCHIP");
         check(ioctl(m.vm, KVM_CREATE_PIT2, &pit), "KVM_CREATE_PIT2");
     }
-    m.ram = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (m.ram == MAP_FAILED) check(-1, "mmap");
-    struct kvm_userspace_memory_region region = {.memory_size = size, .userspace_addr = (uintptr_t)m.ram};
-    check(ioctl(m.vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
     m.cpu = check(ioctl(m.vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
     long run = check(ioctl(m.kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
     m.run = mmap(NULL, run, PROT_READ | PROT_WRITE, MAP_SHARED, m.cpu, 0);

@@ -67,6 +67,8 @@ final class Child {
     let started: Double
     /// When the first byte of its output came.
     private(set) var firstByte: Double?
+    /// Its CPU time until then.
+    private var cpuToFirstByte: Double?
     private(set) var output: [UInt8] = []
     private(set) var errors: [UInt8] = []
     private var pipes: [Int32]
@@ -132,7 +134,10 @@ final class Child {
                     close(pipes[index])
                     pipes[index] = -1
                 } else if index == 0 {
-                    if firstByte == nil { firstByte = now() }
+                    if firstByte == nil {
+                        firstByte = now()
+                        cpuToFirstByte = cpuTime()
+                    }
                     output += buffer[..<count]
                 } else {
                     errors += buffer[..<count]
@@ -141,12 +146,21 @@ final class Child {
         }
     }
 
+    private func cpuTime() -> Double? {
+        var clock: clockid_t = 0
+        var time = timespec()
+        guard clock_getcpuclockid(pid, &clock) == 0, clock_gettime(clock, &time) == 0 else { return nil }
+        return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
+    }
+
     struct End {
         /// Seconds from exec to the first byte of output, and to the end.
         var firstByte: Double
         var total: Double
         /// User and system time in seconds.
         var cpu: Double
+        /// The same, to the first byte of output.
+        var cpuToFirstByte: Double
         var status: Int32
     }
 
@@ -157,9 +171,9 @@ final class Child {
         let end = now()
         isRunning = false
         func seconds(_ time: timeval) -> Double { Double(time.tv_sec) + Double(time.tv_usec) / 1e6 }
+        let cpu = seconds(usage.ru_utime) + seconds(usage.ru_stime)
         return End(
-            firstByte: (firstByte ?? end) - started, total: end - started,
-            cpu: seconds(usage.ru_utime) + seconds(usage.ru_stime), status: status)
+            firstByte: (firstByte ?? end) - started, total: end - started, cpu: cpu, cpuToFirstByte: cpuToFirstByte ?? cpu, status: status)
     }
 
     var text: String { String(decoding: output, as: UTF8.self) + String(decoding: errors, as: UTF8.self) }

@@ -1,8 +1,13 @@
 /// Measured values of one thing, at least twenty of them.
 struct Sample {
+    /// In the order in which they were measured.
+    let values: [Double]
     private let sorted: [Double]
 
-    init(_ values: [Double]) { sorted = values.sorted() }
+    init(_ values: [Double]) {
+        self.values = values
+        sorted = values.sorted()
+    }
 
     var count: Int { sorted.count }
     var median: Double { quantile(0.5) }
@@ -17,7 +22,7 @@ struct Sample {
         return sorted[below] + (sorted[above] - sorted[below]) * (place - Double(below))
     }
 
-    /// The values run by run, in the order they were measured.
+    /// Run by run.
     static func differences(_ first: [Double], _ second: [Double]) -> Sample { Sample(zip(first, second).map { $0 - $1 }) }
 }
 
@@ -35,7 +40,9 @@ struct Row {
     /// What the ratio is to reach, or without a peer the figure itself.
     var goal: Goal?
 
-    private var ratio: Double? { peer.map { ours.median / $0.sample.median } }
+    /// The median of the rounds' ratios: the two runs of a round are next to each other, so that a host that is slower for a while
+    /// is slower for both.
+    private var ratio: Double? { peer.map { Sample(zip(ours.values, $0.sample.values).map { $0 / $1 }).median } }
 
     /// Columns of the table.
     static let titles = ["figure", "unit", "n", "swkvm (middle half)", "beside", "its figure (middle half)", "ratio", "target", "reached"]

@@ -30,7 +30,6 @@ enum StartBench {
         let own = "the same guest in C"
         // The guest's time is taken from its run in the C program just beside, which does nothing but run it.
         let less = Sample.differences(values("swkvm", \.total), guest)
-        let lessCPU = Sample.differences(values("swkvm", \.cpu), guest)
         return [
             row("exec → first console byte", \.firstByte, "qemu", "QEMU microvm"),
             row("exec → first console byte", \.firstByte, "same", own),
@@ -41,7 +40,9 @@ enum StartBench {
             Row(name: "exec → exit less the guest's time", unit: "ms", ours: less, peer: ("the guest's time, first KVM_RUN → end", Sample(guest))),
             row("CPU time, exec → exit", \.cpu, "qemu", "QEMU microvm"),
             row("CPU time, exec → exit", \.cpu, "same", own),
-            Row(name: "CPU time of start-up: less the guest's", unit: "ms", ours: lessCPU, goal: .atMost(5)),
+            Row(name: "CPU time of start-up, exec → first console byte", unit: "ms", ours: sample("swkvm", \.cpuToFirstByte), goal: .atMost(5)),
+            row("CPU time of start-up, exec → first console byte", \.cpuToFirstByte, "qemu", "QEMU microvm"),
+            row("CPU time of start-up, exec → first console byte", \.cpuToFirstByte, "same", own),
         ]
     }
 }
