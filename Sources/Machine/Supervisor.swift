@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Devices
+internal import GuestMemory
 internal import Linux
 public import Logging
 
@@ -36,6 +37,9 @@ public enum Supervisor {
         let end = machine.finish()
         session.flushOutput(isPatient: configuration.console == .stdio && !end.isForced)
         _ = consume terminal
+        if configuration.memory.backing == .transparent, let usage = machine.status.memory {
+            report("the guest's RAM had \(usage.transparentHuge >> 20) MiB in transparent huge pages, of \(usage.resident >> 20) MiB resident")
+        }
         return end
     }
 }
@@ -95,7 +99,7 @@ private struct Session: ~Copyable {
                     pump(report)
                 case Token.full: waitUntilWritable()
                 case Token.writable: if machine.serial.flush() { stopWaiting() }
-                case Token.client: acceptClient()
+                case Token.client: acceptClient(report)
                 default: break
                 }
             }
@@ -178,7 +182,10 @@ private struct Session: ~Copyable {
         if console.listener != nil { console.output.disconnect() }
     }
 
-    private mutating func acceptClient() {
+    private mutating func acceptClient(_ report: (String) -> Void) {
+        // The one before may have gone, its end still unread.
+        isReadable = true
+        pump(report)
         guard let client = console.listener?.accept() else { return }
         // One at a time: a second client is told so by the end of its stream.
         guard console.input == nil, let output = try? client.duplicate() else { return }

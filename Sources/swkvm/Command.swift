@@ -22,7 +22,7 @@ struct Command: ParsableCommand {
 
     static func main() {
         do {
-            var command = try parseAsRoot()
+            var command = try runAlone() ?? parseAsRoot()
             try command.run()
         } catch where exitCode(for: error) == .validationFailure {
             // One line, like every other error's; the parser lists possible values one below the other.
@@ -32,5 +32,12 @@ struct Command: ParsableCommand {
         } catch {
             exit(withError: error)
         }
+    }
+
+    /// `swkvm run` parsed by its own parser, which is quicker than the way through the whole tree; nil for any other command, and for
+    /// whatever that parser does not take, so that help and mistakes are told by the tree.
+    private static func runAlone() -> RunCommand? {
+        let words = CommandLine.arguments.dropFirst()
+        return words.first == "run" ? try? RunCommand.parse(Array(words.dropFirst())) : nil
     }
 }

@@ -47,6 +47,12 @@ import Testing
         try machine.powerOff()
     }
 
+    @Test func theEndTellsHowMuchWasInTransparentHugePages() throws {
+        let machine = try Program.machine(["--mem", "64M", "--hugepages=thp", "--prealloc", "--cmdline", "test=none"])
+        try machine.expectEnd(0)
+        #expect(machine.errors.text.contains("MiB in transparent huge pages, of 64 MiB resident"))
+    }
+
     @Test func theStatusLineTellsOfTransparentHugePages() throws {
         let terminal = try PseudoTerminal()
         let machine = try Program.machineAtPrompt(["--hugepages=thp", "--prealloc"], terminal: terminal)

@@ -112,7 +112,10 @@ import Testing
         _ = try machine.ask("sum vda 0 8")
         try machine.type("\u{1}c")
         try machine.wait(for: "swkvm: mine: 2 vCPUs; ")
-        try machine.wait(for: " of 64 MiB resident; blk0 ")
+        try machine.wait(for: " MiB resident, ")
+        try machine.wait(for: " dirty; blk0 ")
+        // The data path: a queue's notification is an ioeventfd's, never an exit to user space.
+        try machine.wait(for: " kicks (0 by exits), ")
         try machine.wait(for: " errors\r\n")
         try machine.type("\u{1}x")
         try machine.expectEnd(0)

@@ -66,9 +66,9 @@ import Testing
     @Test func isOneLine() {
         let disk = MachineStatus.Device(name: "blk0", requests: 12, kicks: 11, exitKicks: 1, interrupts: 10, errors: 2)
         #expect(status(cpus: 1, memory: nil) == "vm: 1 vCPU")
-        #expect(status(cpus: 2, memory: (5 << 20, 0)) == "vm: 2 vCPUs; 5 of 1024 MiB resident")
+        #expect(status(cpus: 2, memory: (5 << 20, 0)) == "vm: 2 vCPUs; 5 of 1024 MiB resident, 0 dirty")
         #expect(
             status(cpus: 2, memory: (6 << 20, 4 << 20), devices: [disk])
-                == "vm: 2 vCPUs; 6 of 1024 MiB resident (4 MiB in transparent huge pages); blk0 12 requests, 11 kicks, 10 interrupts, 2 errors")
+                == "vm: 2 vCPUs; 6 of 1024 MiB resident, 0 dirty (4 MiB in transparent huge pages); blk0 12 requests, 11 kicks (1 by exits), 10 interrupts, 2 errors")
     }
 }
