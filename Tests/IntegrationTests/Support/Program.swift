@@ -207,7 +207,7 @@ struct Transcript {
 
     var text: String { String(decoding: bytes, as: UTF8.self) }
     /// Lines without their ends.
-    var lines: [String] { text.split(whereSeparator: \.isNewline).map(String.init) }
+    var lines: [String] { bytes.split { $0 == 0x0a || $0 == 0x0d }.map { String(decoding: $0, as: UTF8.self) } }
     /// The last of it, for a failure's text.
     var tail: String { String(decoding: bytes.suffix(4000), as: UTF8.self) }
 
