@@ -18,8 +18,14 @@ public enum Supervisor {
         // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client that has
         // gone, or a file grown to its limit, is an error of write(2), not a signal.
         let signals = SignalSet([SIGINT, SIGTERM, SIGHUP])
-        let before = SignalSet([SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGXFSZ, SIGTTOU, SIGTTIN]).block()
-        defer { before.restore() }
+        let errors = SignalSet([SIGPIPE, SIGXFSZ, SIGTTOU, SIGTTIN])
+        let before = signals.block()
+        errors.block()
+        defer {
+            // One that came for this thread's own write would end the process now.
+            errors.discardPending()
+            before.restore()
+        }
         let console = try Console.open(configuration.console)
         let machine = try Machine(configuration, output: console.output, log: log)
         // Last before the start: an error's sentence is printed on an ordinary terminal.
