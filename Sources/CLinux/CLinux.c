@@ -1,13 +1,6 @@
 #define _GNU_SOURCE
 #include "CLinux.h"
 
-long clinux_mbind(void *start, unsigned long length, int mode, const unsigned long *nodes, unsigned long maximum_node,
-                  unsigned flags) {
-    return syscall(SYS_mbind, start, length, mode, nodes, maximum_node, flags);
-}
-
-int clinux_gettid(void) { return (int)syscall(SYS_gettid); }
-
 int clinux_memfd_create(const char *name, unsigned flags) { return memfd_create(name, flags); }
 
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length) { return fallocate(fd, mode, offset, length); }

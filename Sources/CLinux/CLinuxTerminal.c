@@ -1,11 +1,21 @@
 #define _GNU_SOURCE
 #include "CLinux.h"
 
+#include <limits.h>
+
 int clinux_pipe_cloexec(int ends[2]) { return pipe2(ends, O_CLOEXEC); }
 
 int clinux_accept_nonblocking(int listener) { return accept4(listener, 0, 0, SOCK_CLOEXEC | SOCK_NONBLOCK); }
 
-pid_t clinux_guard_terminal(int terminal, const struct termios *mode, int read_end, int write_end) {
+/// Closes the open ones of these descriptors, however many their numbers are.
+static void close_range_of(int first, int last) {
+    if (first > last || syscall(SYS_close_range, first, last, 0) == 0) return;
+    // Before Linux 5.9: as many as the process may have now.
+    int end = getdtablesize();
+    for (int fd = first; fd <= last && fd < end; fd++) close(fd);
+}
+
+pid_t clinux_guard_terminal(int terminal, const struct termios *mode, int read_end) {
     pid_t child = fork();
     if (child != 0) return child;
 
@@ -14,9 +24,10 @@ pid_t clinux_guard_terminal(int terminal, const struct termios *mode, int read_e
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, 0);
     prctl(PR_SET_NAME, "swkvm-terminal");
-    close(write_end);
-    for (int fd = 0; fd < 1024; fd++)
-        if (fd != terminal && fd != read_end) close(fd);
+    int low = terminal < read_end ? terminal : read_end, high = terminal < read_end ? read_end : terminal;
+    close_range_of(0, low - 1);
+    close_range_of(low + 1, high - 1);
+    close_range_of(high + 1, INT_MAX);
     char byte;
     while (read(read_end, &byte, 1) < 0 && errno == EINTR) {}
     // SIGTTOU is blocked, so this works from the background too.

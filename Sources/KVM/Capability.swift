@@ -32,7 +32,6 @@ public struct Capability: Sendable, Hashable {
     public static let memorySlots = Capability(number: KVM_CAP_NR_MEMSLOTS, name: "KVM_CAP_NR_MEMSLOTS")
     public static let recommendedCPUs = Capability(number: KVM_CAP_NR_VCPUS, name: "KVM_CAP_NR_VCPUS")
     public static let maximumCPUs = Capability(number: KVM_CAP_MAX_VCPUS, name: "KVM_CAP_MAX_VCPUS")
-    public static let maximumCPUID = Capability(number: KVM_CAP_MAX_VCPU_ID, name: "KVM_CAP_MAX_VCPU_ID")
 
     /// What every swkvm machine uses.
     public static let required: [Capability] = [

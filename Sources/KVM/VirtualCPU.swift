@@ -76,23 +76,12 @@ public struct VirtualCPU: ~Copyable, Sendable {
     public func systemRegisters() throws(KVMError) -> kvm_sregs { try get(CLINUX_KVM_GET_SREGS, kvm_sregs(), "KVM_GET_SREGS") }
     public func setSystemRegisters(_ value: kvm_sregs) throws(KVMError) { try set(CLINUX_KVM_SET_SREGS, value, "KVM_SET_SREGS") }
 
-    /// x87 and SSE state.
-    public func floatingPoint() throws(KVMError) -> kvm_fpu { try get(CLINUX_KVM_GET_FPU, kvm_fpu(), "KVM_GET_FPU") }
-    public func setFloatingPoint(_ value: kvm_fpu) throws(KVMError) { try set(CLINUX_KVM_SET_FPU, value, "KVM_SET_FPU") }
-
     /// The local APIC's registers, as laid out in its MMIO page.
     public func localAPIC() throws(KVMError) -> kvm_lapic_state { try get(CLINUX_KVM_GET_LAPIC, kvm_lapic_state(), "KVM_GET_LAPIC") }
     public func setLocalAPIC(_ value: kvm_lapic_state) throws(KVMError) { try set(CLINUX_KVM_SET_LAPIC, value, "KVM_SET_LAPIC") }
 
     /// Running, halted, waiting for INIT or SIPI (`KVM_MP_STATE_*`).
     public func mpState() throws(KVMError) -> UInt32 { try get(CLINUX_KVM_GET_MP_STATE, kvm_mp_state(), "KVM_GET_MP_STATE").mp_state }
-    public func setMPState(_ state: UInt32) throws(KVMError) {
-        try set(CLINUX_KVM_SET_MP_STATE, kvm_mp_state(mp_state: state), "KVM_SET_MP_STATE")
-    }
-
-    /// Pending exceptions, interrupts and NMIs.
-    public func events() throws(KVMError) -> kvm_vcpu_events { try get(CLINUX_KVM_GET_VCPU_EVENTS, kvm_vcpu_events(), "KVM_GET_VCPU_EVENTS") }
-    public func setEvents(_ value: kvm_vcpu_events) throws(KVMError) { try set(CLINUX_KVM_SET_VCPU_EVENTS, value, "KVM_SET_VCPU_EVENTS") }
 
     /// Gives the vCPU its CPUID leaves; before its first run.
     public func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(KVMError) {

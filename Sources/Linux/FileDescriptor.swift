@@ -59,6 +59,12 @@ public struct FileDescriptor: ~Copyable, Sendable {
         try retryingInterrupts("write") { unsafe Glibc.write(rawValue, buffer.baseAddress, buffer.count) }
     }
 
+    /// Sends at most `buffer.count` bytes to a socket without waiting, whatever the socket's mode, and tells how many were taken.
+    /// - Throws: `EAGAIN` when there is no room.
+    public func sendNow(_ buffer: UnsafeRawBufferPointer) throws(SystemCallError) -> Int {
+        try retryingInterrupts("send") { unsafe send(rawValue, buffer.baseAddress, buffer.count, Int32(MSG_DONTWAIT | MSG_NOSIGNAL)) }
+    }
+
     /// Reads at a position; 0 is the end of the file.
     public func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(SystemCallError) -> Int {
         try retryingInterrupts("pread") {

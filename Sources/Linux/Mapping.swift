@@ -21,11 +21,6 @@ internal import Glibc
         self.size = size
     }
 
-    /// Tells the kernel how the range will be used (madvise(2)).
-    public func advise(_ advice: Int32) throws(SystemCallError) {
-        if unsafe madvise(start, size, advice) < 0 { throw .last("madvise") }
-    }
-
     deinit {
         unsafe munmap(start, size)
     }

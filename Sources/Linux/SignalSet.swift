@@ -32,6 +32,13 @@ public struct SignalSet: @unchecked Sendable {
     /// Makes this the calling thread's mask.
     public func restore() { _ = changeMask(SIG_SETMASK) }
 
+    /// Forgets which of these (blocked) signals are pending for the calling thread or its process.
+    public func discardPending() {
+        var set = self.set
+        var noTime = timespec()
+        while unsafe sigtimedwait(&set, nil, &noTime) > 0 {}
+    }
+
     /// A descriptor that becomes readable when one of these (blocked) signals is pending (signalfd(2)).
     public func descriptor() throws(SystemCallError) -> FileDescriptor {
         var set = self.set

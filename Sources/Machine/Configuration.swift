@@ -2,7 +2,7 @@ public import DiskImage
 public import GuestMemory
 public import HostNetwork
 
-/// What a machine is to be. Values only: nothing on the host is touched until ``Machine/init(_:log:)``.
+/// What a machine is to be. Values only: nothing on the host is touched until ``Machine/init(_:output:log:)``.
 public struct Configuration: Sendable {
     /// For messages, thread names and the MAC addresses that are derived from it.
     public var name: String

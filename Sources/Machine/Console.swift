@@ -32,7 +32,9 @@ struct Console {
             case .stdio:
                 return try Console(output: openStandard(STDOUT_FILENO, O_WRONLY), input: openStandard(STDIN_FILENO, O_RDONLY))
             case .file(let path):
-                return try Console(output: FileDescriptor.open(path, O_WRONLY | O_CREAT | O_APPEND, mode: 0o644))
+                // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop: a regular file does not mind.
+                let flags = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY
+                return try Console(output: FileDescriptor.open(path, flags, mode: 0o644))
             case .pty: return try openPseudoTerminal()
             case .unix(let path): return try Console(listener: Listener(path: path), announcement: "the console is the socket \(path)")
             }
@@ -48,6 +50,8 @@ struct Console {
         if kind == S_IFCHR || kind == S_IFIFO, let own = try? FileDescriptor.open("/proc/self/fd/\(number)", mode | O_NONBLOCK | O_NOCTTY) {
             return own
         }
+        // A terminal that belongs to another user, as after `su`, can be opened as the controlling terminal that it is.
+        if tcgetpgrp(number) >= 0, let own = try? FileDescriptor.open("/dev/tty", mode | O_NONBLOCK | O_NOCTTY) { return own }
         return try FileDescriptor.duplicate(of: number)
     }
 

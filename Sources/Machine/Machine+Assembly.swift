@@ -4,7 +4,7 @@ internal import GuestMemory
 internal import KVM
 internal import Linux
 
-/// The steps of ``Machine/init(_:output:)``, each with its module's error.
+/// The steps of ``Machine/init(_:output:log:)``, each with its module's error.
 extension Machine {
     static func makeMemory(_ wanted: Configuration.Memory) throws(MachineError) -> GuestMemory {
         do throws(GuestMemoryError) {

@@ -7,7 +7,7 @@ public import Logging
 /// Runs one machine in the foreground: signals, console and terminal, until the machine has ended.
 ///
 /// SIGINT and SIGTERM ask the guest to power off, the second one ends the machine; so does SIGHUP at once. The terminal's mode is
-/// restored before ``run(_:report:)`` returns.
+/// restored before ``run(_:log:report:)`` returns.
 public enum Supervisor {
     /// Makes the machine of a configuration, runs it, and gives back all it took.
     /// - Parameters:
@@ -19,8 +19,14 @@ public enum Supervisor {
         // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client that has
         // gone, or a file grown to its limit, is an error of write(2), not a signal.
         let signals = SignalSet([SIGINT, SIGTERM, SIGHUP])
-        let before = SignalSet([SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGXFSZ, SIGTTOU, SIGTTIN]).block()
-        defer { before.restore() }
+        let errors = SignalSet([SIGPIPE, SIGXFSZ, SIGTTOU, SIGTTIN])
+        let before = signals.block()
+        errors.block()
+        defer {
+            // One that came for this thread's own write would end the process now.
+            errors.discardPending()
+            before.restore()
+        }
         let console = try Console.open(configuration.console)
         let machine = try Machine(configuration, output: console.output, log: log)
         // Last before the start: an error's sentence is printed on an ordinary terminal.
@@ -69,7 +75,10 @@ private struct Session: ~Copyable {
         try epoll.add(machine.serialRoomDescriptor, .input, token: Token.room)
         try epoll.add(signals.rawValue, .input, token: Token.signal)
         try epoll.add(console.output.isFull.rawValue, .input, token: Token.full)
-        if let listener = console.listener?.descriptor.rawValue { try epoll.add(listener, .input, token: Token.client) }
+        if let listener = console.listener?.descriptor.rawValue {
+            // Edge-triggered: a client that cannot be taken for lack of descriptors must not keep the loop busy.
+            try epoll.add(listener, [.input, .edgeTriggered], token: Token.client)
+        }
         if let input = console.input { try Self.watch(input, epoll) }
         self.machine = machine
         self.console = console
@@ -99,7 +108,7 @@ private struct Session: ~Copyable {
                     pump(report)
                 case Token.full: waitUntilWritable()
                 case Token.writable: if machine.serial.flush() { stopWaiting() }
-                case Token.client: acceptClient(report)
+                case Token.client: acceptClients(report)
                 default: break
                 }
             }
@@ -179,22 +188,27 @@ private struct Session: ~Copyable {
         if let input = console.input { epoll.remove(input.descriptor.rawValue) }
         console.input = nil
         // The end of a socket's client is the end of its output too; a standard input's end is not standard output's.
-        if console.listener != nil { console.output.disconnect() }
+        if console.listener != nil {
+            console.output.disconnect()
+            // Nobody waits any more for what it did not take: that is dropped now, so that the guest's transmitter goes on.
+            machine.serial.flush()
+        }
     }
 
-    private mutating func acceptClient(_ report: (String) -> Void) {
+    private mutating func acceptClients(_ report: (String) -> Void) {
         // The one before may have gone, its end still unread.
         isReadable = true
         pump(report)
-        guard let client = console.listener?.accept() else { return }
-        // One at a time: a second client is told so by the end of its stream.
-        guard console.input == nil, let output = try? client.duplicate() else { return }
-        let input = ConsoleInput(client)
-        console.input = input
-        console.output.connect(output)
-        isReadable = true
-        try? Self.watch(input, epoll)
-        machine.serial.flush()
+        while let client = console.listener?.accept() {
+            // One at a time: a second client is told so by the end of its stream.
+            guard console.input == nil, let output = try? client.duplicate() else { continue }
+            let input = ConsoleInput(client)
+            console.input = input
+            console.output.connect(output)
+            isReadable = true
+            try? Self.watch(input, epoll)
+            machine.serial.flush()
+        }
     }
 
     // MARK: Output

@@ -44,7 +44,7 @@ private struct Guardian: ~Copyable {
         let writeEnd = FileDescriptor(owning: ends.1)
         var mode = mode
         // Other threads may hold locks now: the child runs C that needs none, and never returns.
-        let child = unsafe clinux_guard_terminal(terminal, &mode, readEnd.rawValue, writeEnd.rawValue)
+        let child = unsafe clinux_guard_terminal(terminal, &mode, readEnd.rawValue)
         guard child > 0 else { return nil }
         process = child
         lifeline = writeEnd

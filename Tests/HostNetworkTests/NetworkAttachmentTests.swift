@@ -275,10 +275,10 @@ import Testing
 
     @Test func anInheritedDescriptorChangesNothing() throws {
         try inNewNamespace { host in
-            let number = try openTUN("swtap0", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).release()
+            let descriptor = try openTUN("swtap0", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
             let before = try #require(try host.netlink.link(named: name("swtap0")))
             try host.netlink.set(before, mtu: 1400)
-            let attachment = try NetworkAttachment(.descriptor(number))
+            let attachment = try NetworkAttachment(.descriptor(passOn(descriptor)))
             #expect(attachment.mtu == 1400 && attachment.hostDrops == 0)
             #expect(try host.netlink.link(named: name("swtap0"))?.isUp == false)
         }

@@ -88,3 +88,10 @@ func openTUN(_ text: String, flags: Int32) throws -> FileDescriptor {
     try #require(unsafe clinux_tun_attach(descriptor.rawValue, &buffer, UInt32(flags)) >= 0)
     return descriptor
 }
+
+/// Gives a descriptor up and makes it look like one that a starting process has passed on. Not sooner than it is taken over: whatever
+/// is started meanwhile would get it too.
+func passOn(_ descriptor: consuming FileDescriptor) throws -> Int32 {
+    try #require(fcntl(descriptor.rawValue, F_SETFD, 0) == 0)
+    return descriptor.release()
+}

@@ -163,7 +163,7 @@ import Testing
 @Suite(.enabled(if: mayMakeNamespaces, rootNeeded)) struct InheritedDescriptorTests {
     @Test func aTAPIsTakenOver() throws {
         try inNewNamespace { host in
-            let number = try openTUN("swtap0", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).release()
+            let number = try passOn(openTUN("swtap0", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
             do {
                 let tap = try TAPDevice.inherit(number)
                 #expect(tap.name.text == "swtap0" && tap.headerSize == 12 && tap.descriptor.rawValue == number)
@@ -176,7 +176,7 @@ import Testing
 
     @Test func aTAPWithoutHeaderIsTakenOverAsItIs() throws {
         try inNewNamespace { _ in
-            let number = try openTUN("swtap0", flags: IFF_TAP | IFF_NO_PI).release()
+            let number = try passOn(openTUN("swtap0", flags: IFF_TAP | IFF_NO_PI))
             let tap = try TAPDevice.inherit(number)
             #expect(tap.headerSize == 0)
         }
@@ -190,10 +190,25 @@ import Testing
             let link = try #require(try host.netlink.link(named: name("swmac0")))
             // The kernel puts the device file into /dev by itself; its number is the interface's.
             let descriptor = try FileDescriptor.open("/dev/tap\(link.index)", O_RDWR)
-            let tap = try TAPDevice.inherit(descriptor.release())
+            let tap = try TAPDevice.inherit(passOn(descriptor))
             #expect(tap.name.text == "swmac0" && tap.headerSize == 12)
             #expect((tap.setOffloads([.checksum, .segmentation4, .segmentation6])) == true)
             #expect((tap.setOffloads([])) == true)
+        }
+    }
+
+    /// `--net fd=N` given twice, or with the number of a TAP that swkvm has opened itself.
+    @Test func aDescriptorHasOneOwner() throws {
+        try inNewNamespace { _ in
+            func problem(_ number: Int32) -> String? {
+                failure { () throws(HostNetworkError) in _ = try TAPDevice.inherit(number) }?.description
+            }
+            let own = try TAPDevice.create(name("swtap0"))
+            let inherited = try TAPDevice.inherit(passOn(openTUN("swtap1", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)))
+            for number in [own.descriptor.rawValue, inherited.descriptor.rawValue] {
+                #expect(problem(number) == "descriptor \(number) is in use already: give each interface a descriptor of its own")
+                #expect(fcntl(number, F_GETFD) == FD_CLOEXEC)
+            }
         }
     }
 

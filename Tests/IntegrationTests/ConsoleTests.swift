@@ -129,6 +129,20 @@ import Testing
         }
     }
 
+    /// A reader that goes away while output waits for it: the status is the guest's, and no signal's.
+    @Test func aReaderThatGoesAway() throws {
+        let directory = try TemporaryDirectory()
+        let disk = try directory.write([UInt8](repeating: 0, count: 200 * 512), to: "disk.raw")
+        let (reading, writing) = try makePipe()
+        let machine = try Program.machine(["--disk", disk + ",ro"], input: .pipe, output: .descriptor(writing))
+        close(writing)
+        try machine.type("read vda 0 200\npanic\n")
+        // The pipe is full by then, and the port's own buffer: it is swkvm's main thread that finds nobody there.
+        sleep(2)
+        close(reading)
+        try machine.expectEnd(63)
+    }
+
     /// The rows of the guest's `read`.
     private func dump(_ bytes: [UInt8]) -> [String] {
         stride(from: 0, to: bytes.count, by: 16).map { start in

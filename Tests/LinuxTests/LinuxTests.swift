@@ -78,6 +78,21 @@ import Testing
         #expect(seen.number.withLock { $0 } == SIGUSR2)
     }
 
+    /// A signal that came while it was blocked would end the process when it is let through again.
+    @Test func pendingSignalsAreDiscarded() throws {
+        final class Count: Sendable { let value = Mutex(0) }
+        let count = Count()
+        try Thread.start(name: "signals") {
+            let set = SignalSet([SIGPIPE])
+            set.block()
+            pthread_kill(pthread_self(), SIGPIPE)
+            set.discardPending()
+            set.unblock()
+            count.value.withLock { $0 += 1 }
+        }.join()
+        #expect(count.value.withLock { $0 } == 1)
+    }
+
     @Test func mappingsAreGivenBack() throws {
         let address: UInt
         do {

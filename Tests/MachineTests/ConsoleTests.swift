@@ -66,6 +66,17 @@ import Testing
         #expect(all(reading) == ([], true))
     }
 
+    /// A terminal that could not be opened anew is shared with the shell and waits in `read`; the supervisor's loop may not.
+    @Test func ofADescriptorThatWaits() throws {
+        var ends: [Int32] = [-1, -1]
+        try #require(clinux_pipe_cloexec(&ends) == 0)
+        let writing = FileDescriptor(owning: ends[1])
+        let reading = ConsoleInput(FileDescriptor(owning: ends[0]))
+        #expect(all(reading) == ([], false))
+        try writing.writeAll([1, 2, 3])
+        #expect(all(reading) == ([1, 2, 3], false))
+    }
+
     @Test func ofARegularFile() throws {
         let file = try FileDescriptor.open("/proc/self/exe", O_RDONLY)
         let input = ConsoleInput(file)
@@ -103,6 +114,55 @@ import Testing
         output.disconnect()
         let dropped = output.take(bytes.span)
         #expect(dropped == bytes.count)
+    }
+}
+
+/// Outputs whose readers may stop: a vCPU thread in a `write` that waits could not be ended.
+@Suite struct ConsoleThatIsNotReadTests {
+    @Test func aSocketThatWaits() throws {
+        var ends: [Int32] = [-1, -1]
+        try #require(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &ends) == 0)
+        let reading = FileDescriptor(owning: ends[0])
+        let output = try ConsoleOutput(FileDescriptor(owning: ends[1]))
+        let bytes = [UInt8](repeating: 7, count: 4 << 20)
+        let taken = output.take(bytes.span)
+        #expect(taken > 0 && taken < bytes.count)
+        #expect(output.isFull.drain() > 0)
+        withExtendedLifetime(reading.rawValue) {}
+    }
+
+    @Test func aNamedPipeAsAFile() throws {
+        let pipe = try NamedPipe()
+        let reading = try FileDescriptor.open(pipe.path, O_RDONLY | O_NONBLOCK)
+        let output = try Console.open(.file(pipe.path)).output
+        let mode = clinux_fcntl_value(try #require(output.rawValue), F_GETFL, 0)
+        #expect(mode & O_NONBLOCK != 0)
+        withExtendedLifetime(reading.rawValue) {}
+    }
+
+    @Test func aNamedPipeThatNobodyReadsIsAnError() throws {
+        let pipe = try NamedPipe()
+        let error = #expect(throws: MachineError.self) { _ = try Console.open(.file(pipe.path)) }
+        #expect(error?.description == "the console \(pipe.path) cannot be opened: No such device or address (open)")
+    }
+}
+
+/// A FIFO in a directory of its own, removed with the object.
+private final class NamedPipe {
+    let path: String
+    private let directory: String
+
+    init() throws {
+        var template = Array("/tmp/swkvm-test.XXXXXX".utf8CString)
+        try #require(mkdtemp(&template) != nil)
+        directory = String(decoding: template.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        path = directory + "/pipe"
+        try #require(mkfifo(path, 0o600) == 0)
+    }
+
+    deinit {
+        unlink(path)
+        rmdir(directory)
     }
 }
 

@@ -13,7 +13,6 @@
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
 #include <linux/memfd.h>
-#include <linux/mempolicy.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>

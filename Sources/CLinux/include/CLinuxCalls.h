@@ -6,13 +6,9 @@ static inline int clinux_ioctl(int fd, unsigned long request, void *argument) { 
 static inline int clinux_ioctl_value(int fd, unsigned long request, unsigned long value) { return ioctl(fd, request, value); }
 static inline int clinux_open(const char *path, int flags, mode_t mode) { return open(path, flags, mode); }
 static inline int clinux_fcntl_value(int fd, int command, long value) { return fcntl(fd, command, value); }
-static inline int clinux_fcntl_lock(int fd, int command, struct flock *lock) { return fcntl(fd, command, lock); }
 static inline void *clinux_map_failed(void) { return MAP_FAILED; }
 
 // GNU extensions; see the manual page of the name behind the prefix.
-long clinux_mbind(void *start, unsigned long length, int mode, const unsigned long *nodes, unsigned long maximum_node,
-                  unsigned flags);
-int clinux_gettid(void);
 int clinux_memfd_create(const char *name, unsigned flags);
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length);
 int clinux_set_thread_name(const char *name);
@@ -42,15 +38,9 @@ static inline int clinux_wait_signal(int status) { return WIFSIGNALED(status) ? 
 /// ioctl numbers of block devices and TUN/TAP, which are macros with casts.
 static const unsigned long CLINUX_BLKGETSIZE64 = BLKGETSIZE64;
 static const unsigned long CLINUX_BLKSSZGET = BLKSSZGET;
-static const unsigned long CLINUX_BLKPBSZGET = BLKPBSZGET;
-static const unsigned long CLINUX_BLKDISCARD = BLKDISCARD;
-static const unsigned long CLINUX_BLKZEROOUT = BLKZEROOUT;
-static const unsigned long CLINUX_TUNSETIFF = TUNSETIFF;
-static const unsigned long CLINUX_TUNGETIFF = TUNGETIFF;
 static const unsigned long CLINUX_TUNSETPERSIST = TUNSETPERSIST;
 static const unsigned long CLINUX_TUNSETOFFLOAD = TUNSETOFFLOAD;
 static const unsigned long CLINUX_TUNSETVNETHDRSZ = TUNSETVNETHDRSZ;
-static const unsigned long CLINUX_TUNGETFEATURES = TUNGETFEATURES;
 static const unsigned long CLINUX_TIOCGPTN = TIOCGPTN;
 static const unsigned long CLINUX_TIOCSPTLCK = TIOCSPTLCK;
 

@@ -6,7 +6,6 @@
 static const unsigned long CLINUX_KVM_GET_API_VERSION = KVM_GET_API_VERSION;
 static const unsigned long CLINUX_KVM_CREATE_VM = KVM_CREATE_VM;
 static const unsigned long CLINUX_KVM_GET_MSR_INDEX_LIST = KVM_GET_MSR_INDEX_LIST;
-static const unsigned long CLINUX_KVM_GET_MSR_FEATURE_INDEX_LIST = KVM_GET_MSR_FEATURE_INDEX_LIST;
 static const unsigned long CLINUX_KVM_CHECK_EXTENSION = KVM_CHECK_EXTENSION;
 static const unsigned long CLINUX_KVM_GET_VCPU_MMAP_SIZE = KVM_GET_VCPU_MMAP_SIZE;
 static const unsigned long CLINUX_KVM_GET_SUPPORTED_CPUID = KVM_GET_SUPPORTED_CPUID;
@@ -16,8 +15,6 @@ static const unsigned long CLINUX_KVM_SET_USER_MEMORY_REGION = KVM_SET_USER_MEMO
 static const unsigned long CLINUX_KVM_SET_TSS_ADDR = KVM_SET_TSS_ADDR;
 static const unsigned long CLINUX_KVM_SET_IDENTITY_MAP_ADDR = KVM_SET_IDENTITY_MAP_ADDR;
 static const unsigned long CLINUX_KVM_CREATE_IRQCHIP = KVM_CREATE_IRQCHIP;
-static const unsigned long CLINUX_KVM_GET_IRQCHIP = KVM_GET_IRQCHIP;
-static const unsigned long CLINUX_KVM_SET_IRQCHIP = KVM_SET_IRQCHIP;
 static const unsigned long CLINUX_KVM_CREATE_PIT2 = KVM_CREATE_PIT2;
 static const unsigned long CLINUX_KVM_GET_PIT2 = KVM_GET_PIT2;
 static const unsigned long CLINUX_KVM_SET_PIT2 = KVM_SET_PIT2;
@@ -26,12 +23,7 @@ static const unsigned long CLINUX_KVM_IRQ_LINE = KVM_IRQ_LINE;
 static const unsigned long CLINUX_KVM_SET_GSI_ROUTING = KVM_SET_GSI_ROUTING;
 static const unsigned long CLINUX_KVM_IRQFD = KVM_IRQFD;
 static const unsigned long CLINUX_KVM_IOEVENTFD = KVM_IOEVENTFD;
-static const unsigned long CLINUX_KVM_SIGNAL_MSI = KVM_SIGNAL_MSI;
-static const unsigned long CLINUX_KVM_GET_CLOCK = KVM_GET_CLOCK;
-static const unsigned long CLINUX_KVM_SET_CLOCK = KVM_SET_CLOCK;
 static const unsigned long CLINUX_KVM_GET_TSC_KHZ = KVM_GET_TSC_KHZ;
-static const unsigned long CLINUX_KVM_SET_TSC_KHZ = KVM_SET_TSC_KHZ;
-static const unsigned long CLINUX_KVM_ENABLE_CAP = KVM_ENABLE_CAP;
 static const unsigned long CLINUX_KVM_RUN = KVM_RUN;
 static const unsigned long CLINUX_KVM_GET_REGS = KVM_GET_REGS;
 static const unsigned long CLINUX_KVM_SET_REGS = KVM_SET_REGS;
@@ -40,27 +32,10 @@ static const unsigned long CLINUX_KVM_SET_SREGS = KVM_SET_SREGS;
 static const unsigned long CLINUX_KVM_GET_MSRS = KVM_GET_MSRS;
 static const unsigned long CLINUX_KVM_SET_MSRS = KVM_SET_MSRS;
 static const unsigned long CLINUX_KVM_SET_CPUID2 = KVM_SET_CPUID2;
-static const unsigned long CLINUX_KVM_GET_CPUID2 = KVM_GET_CPUID2;
-static const unsigned long CLINUX_KVM_GET_FPU = KVM_GET_FPU;
-static const unsigned long CLINUX_KVM_SET_FPU = KVM_SET_FPU;
 static const unsigned long CLINUX_KVM_GET_LAPIC = KVM_GET_LAPIC;
 static const unsigned long CLINUX_KVM_SET_LAPIC = KVM_SET_LAPIC;
 static const unsigned long CLINUX_KVM_GET_MP_STATE = KVM_GET_MP_STATE;
-static const unsigned long CLINUX_KVM_SET_MP_STATE = KVM_SET_MP_STATE;
-static const unsigned long CLINUX_KVM_NMI = KVM_NMI;
-static const unsigned long CLINUX_KVM_SET_GUEST_DEBUG = KVM_SET_GUEST_DEBUG;
-static const unsigned long CLINUX_KVM_GET_VCPU_EVENTS = KVM_GET_VCPU_EVENTS;
-static const unsigned long CLINUX_KVM_SET_VCPU_EVENTS = KVM_SET_VCPU_EVENTS;
-static const unsigned long CLINUX_KVM_GET_DEBUGREGS = KVM_GET_DEBUGREGS;
-static const unsigned long CLINUX_KVM_SET_DEBUGREGS = KVM_SET_DEBUGREGS;
-static const unsigned long CLINUX_KVM_GET_XSAVE = KVM_GET_XSAVE;
-static const unsigned long CLINUX_KVM_SET_XSAVE = KVM_SET_XSAVE;
-static const unsigned long CLINUX_KVM_GET_XCRS = KVM_GET_XCRS;
-static const unsigned long CLINUX_KVM_SET_XCRS = KVM_SET_XCRS;
 static const unsigned long CLINUX_KVM_TRANSLATE = KVM_TRANSLATE;
-static const unsigned long CLINUX_KVM_KVMCLOCK_CTRL = KVM_KVMCLOCK_CTRL;
-static const unsigned long CLINUX_KVM_SET_BOOT_CPU_ID = KVM_SET_BOOT_CPU_ID;
-static const unsigned long CLINUX_KVM_INTERRUPT = KVM_INTERRUPT;
 
 /// The port I/O exit (KVM_EXIT_IO) as plain values; `data` is the first of `count` items of `size` bytes in the run page.
 typedef struct {
@@ -96,7 +71,6 @@ static inline uint32_t clinux_kvm_run_emulation_bytes(const struct kvm_run *run,
 }
 static inline uint32_t clinux_kvm_run_msr_index(const struct kvm_run *run) { return run->msr.index; }
 static inline uint64_t clinux_kvm_run_msr_data(const struct kvm_run *run) { return run->msr.data; }
-static inline void clinux_kvm_run_msr_answer(struct kvm_run *run, uint64_t data, uint8_t error) { run->msr.data = data; run->msr.error = error; }
 static inline void clinux_kvm_run_set_immediate_exit(struct kvm_run *run, uint8_t value) {
     __atomic_store_n(&run->immediate_exit, value, __ATOMIC_SEQ_CST);
 }

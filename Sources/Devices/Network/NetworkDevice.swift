@@ -30,9 +30,6 @@ public final class NetworkDevice: VirtioDevice {
         worker = try DeviceWorker(name: name, engine: try NetworkEngine(port: port, queueSizes: maximumQueueSizes))
     }
 
-    /// The host's interface.
-    public var interfaceName: InterfaceName { port.attachment.tap.name }
-
     /// The guest's address: as given, or as the driver has set it since.
     public var address: MACAddress { port.address }
 

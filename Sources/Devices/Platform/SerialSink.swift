@@ -14,12 +14,14 @@ public final class DescriptorSink: SerialSink {
     private let descriptor: FileDescriptor
     /// The descriptor's number, for whoever waits until it is writable.
     public var rawValue: Int32 { descriptor.rawValue }
+    private let isSocket: Bool
     private let onFull: @Sendable () -> Void
 
     /// - Parameters:
-    ///   - descriptor: non-blocking, or the writing thread may wait in it.
+    ///   - descriptor: non-blocking, or a socket, or the writing thread may wait in it.
     ///   - onFull: says that the rest waits for the descriptor to become writable; called by a vCPU thread.
     public init(_ descriptor: consuming FileDescriptor, onFull: @escaping @Sendable () -> Void) {
+        isSocket = (FileDescriptor.kind(of: descriptor.rawValue) ?? 0) == S_IFSOCK
         self.descriptor = descriptor
         self.onFull = onFull
     }
@@ -30,7 +32,8 @@ public final class DescriptorSink: SerialSink {
             do {
                 // The rest of the span, which lives throughout the call.
                 done += unsafe try bytes.withUnsafeBytes { buffer throws(SystemCallError) in
-                    unsafe try descriptor.write(UnsafeRawBufferPointer(rebasing: buffer[done...]))
+                    let rest = unsafe UnsafeRawBufferPointer(rebasing: buffer[done...])
+                    return isSocket ? unsafe try descriptor.sendNow(rest) : unsafe try descriptor.write(rest)
                 }
             } catch {
                 // Nobody is there to read (EPIPE, EIO of a closed terminal), or the disk is full: the guest goes on without.
