@@ -9,13 +9,15 @@ BINARY := build/swkvm
 
 SWIFT  ?= swift
 # A static binary: no Swift or C library is needed where it runs.
-RELEASE := -c release --product swkvm --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections
+STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections
+RELEASE := $(STATIC) --product swkvm
+BENCH   := $(STATIC) --product swkvm-bench
 
 # Debian packages, by what needs them.
 BUILD_PACKAGES := liburing-dev zlib1g-dev
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
 TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools python3
-BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev
+BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
 .PHONY: all guest release run test unit-tests integration-tests bench man completions install clean help
 .PHONY: packages-build packages-run packages-test packages-bench
@@ -43,7 +45,8 @@ test: release packages-test ## every test
 	@.ci/test
 
 bench: release packages-bench ## measures, beside QEMU, fio and minimal C programs (BENCH_LINUX=vmlinux adds Linux)
-	@Tests/Bench/run
+	$(SWIFT) build $(BENCH)
+	@Tests/Bench/run "$$($(SWIFT) build $(BENCH) --show-bin-path)/swkvm-bench"
 
 man: release ## the man page and shell completions, build/man and build/completions
 	@.ci/man

@@ -57,6 +57,14 @@ let package = Package(
             ],
             swiftSettings: strict),
 
+        // `make bench`: drivers in the bench's own process, and the runs of other programs beside them.
+        .target(name: "CBench", path: "Tests/Bench/C"),
+        .executableTarget(
+            name: "swkvm-bench",
+            dependencies: ["CBench", "CLinux", "Linux", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices"],
+            path: "Tests/Bench/Sources",
+            swiftSettings: [.treatAllWarnings(as: .error)]),
+
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         tests("LinuxTests", ["Linux", "CLinux"]),
@@ -69,8 +77,10 @@ let package = Package(
             "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "CAllocationCounter",
         ]),
         tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
-        tests("MachineTests", ["Machine"]),
-        tests("CommandLineTests", ["swkvm", "Machine"]),
-        tests("IntegrationTests", ["Linux", "HostNetwork"]),
+        tests("MachineTests", ["Machine", "Devices", "GuestMemory", "KVM", "Linux", "CLinux"]),
+        tests(
+            "CommandLineTests",
+            ["swkvm", "Machine", "DiskImage", "GuestMemory", "HostNetwork", .product(name: "ArgumentParser", package: "swift-argument-parser")]),
+        tests("IntegrationTests", ["CLinux", "Linux", "HostNetwork"]),
     ]
 )

@@ -38,15 +38,3 @@ int clinux_ofd_lock_test(int fd, short type, off_t start, off_t length) {
 }
 
 const int CLINUX_O_DIRECT = O_DIRECT;
-
-// The linker's names for the first byte of the program and the first behind its code.
-extern char __executable_start[], etext[];
-
-void clinux_release_program_text(void) {
-    // Read-only and backed by the file all the way, so nothing is lost; the last, partial page stays.
-    uintptr_t page = 4096, start = (uintptr_t)__executable_start & ~(page - 1), end = (uintptr_t)etext & ~(page - 1);
-    if (end <= start) return;
-    // Where the page cache holds the file in huge folios, one touch would map 2 MiB again.
-    madvise((void *)start, end - start, MADV_NOHUGEPAGE);
-    madvise((void *)start, end - start, MADV_DONTNEED);
-}

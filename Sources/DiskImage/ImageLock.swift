@@ -17,8 +17,22 @@ private enum Permission: off_t, CaseIterable {
 /// Takes the locks of a reader, which bears other readers, or of a writer, which bears nobody.
 ///
 /// They belong to the open file (`F_OFD_SETLK`), so they end with it however the process ends. qemu-img, QEMU and swkvm keep
-/// each other out.
+/// each other out. A conflict has to last a fifth of a second to be one: the kernel closes the files of a killed process with
+/// requests in flight a moment after its end, and a process that is just being forked holds them until its exec.
 func lockImage(_ file: borrowing FileDescriptor, path: String, writable: Bool) throws(DiskImageError) {
+    var attempts = 0
+    while true {
+        do throws(DiskImageError) { return try tryLock(file, path: path, writable: writable) } catch {
+            attempts += 1
+            guard case .locked = error, attempts < 20 else { throw error }
+            // Without our own while we wait: two that came at once are not to wait for each other.
+            _ = clinux_ofd_lock(file.rawValue, Int16(F_UNLCK), Permission.held, Permission.refused - Permission.held + 100)
+            usleep(.random(in: 5_000...15_000))
+        }
+    }
+}
+
+private func tryLock(_ file: borrowing FileDescriptor, path: String, writable: Bool) throws(DiskImageError) {
     let holds: [Permission] = writable ? [.consistentRead, .write, .resize] : [.consistentRead]
     let refuses: [Permission] = [.write, .resize]
 

@@ -4,6 +4,8 @@ internal import Linux
 public struct MemoryUsage: Equatable, Sendable {
     /// Bytes that have a page in RAM.
     public var resident: UInt64 = 0
+    /// Those of them that were written: what a copy of the machine would have to carry.
+    public var dirty: UInt64 = 0
     /// Those of them that transparent huge pages hold.
     public var transparentHuge: UInt64 = 0
 }
@@ -25,9 +27,12 @@ extension GuestMemory {
             if let mapping = mappingStart(line) {
                 isOwn = own.contains(mapping)
             } else if isOwn {
-                // Pages of hugetlb are not in Rss.
+                // Pages of hugetlb are not in Rss, nor in the figures of dirty ones; they come by being written.
                 for name in ["Rss:", "Private_Hugetlb:", "Shared_Hugetlb:"] {
                     usage.resident &+= kilobytes(in: line, of: name) ?? 0
+                }
+                for name in ["Private_Dirty:", "Shared_Dirty:", "Private_Hugetlb:", "Shared_Hugetlb:"] {
+                    usage.dirty &+= kilobytes(in: line, of: name) ?? 0
                 }
                 for name in ["AnonHugePages:", "ShmemPmdMapped:"] {
                     usage.transparentHuge &+= kilobytes(in: line, of: name) ?? 0

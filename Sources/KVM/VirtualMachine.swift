@@ -74,11 +74,24 @@ public struct VirtualMachine: ~Copyable, Sendable {
         try call(CLINUX_KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP", "create the interrupt controllers")
     }
 
-    /// Creates the 8254 timer; after the interrupt controllers. Port 0x61's speaker bits are the kernel's too.
-    public func createTimer() throws(KVMError) {
-        var configuration = kvm_pit_config()
-        configuration.flags = UInt32(KVM_PIT_SPEAKER_DUMMY)
-        try call(CLINUX_KVM_CREATE_PIT2, &configuration, "KVM_CREATE_PIT2", "create the timer")
+    /// The 8254 timer, to be made when the guest first asks for it; after the interrupt controllers.
+    public func intervalTimer() throws(KVMError) -> IntervalTimer {
+        do throws(SystemCallError) { return IntervalTimer(try descriptor.duplicate()) } catch {
+            throw .refused(purpose: "share its descriptor", error)
+        }
+    }
+
+    /// Waits until the kernel has freed the I/O buses that the devices made so far have replaced; a few milliseconds, on a thread that has them.
+    ///
+    /// The end of a machine waits for the same, and without anybody in a hurry the kernel takes 15 to 20 ms over it. The ioctl is chosen for what the
+    /// kernel does after it, an expedited grace period: an empty list of denied PMU events denies nothing.
+    public func settle() {
+        var filter = kvm_pmu_event_filter()
+        filter.action = UInt32(KVM_PMU_EVENT_DENY)
+        _ = try? unsafe withUnsafeMutablePointer(to: &filter) { filter throws(SystemCallError) in
+            // With no events the structure is only its header.
+            try unsafe descriptor.ioctl(CLINUX_KVM_SET_PMU_EVENT_FILTER, buffer: filter, named: "KVM_SET_PMU_EVENT_FILTER")
+        }
     }
 
     /// Rings `bell` when the guest writes to an MMIO address, without an exit to user space.

@@ -25,12 +25,13 @@ extension Machine {
             let machine = try system.createVirtualMachine()
             try machine.setTSSAddress(Wiring.taskStateSegment)
             try machine.setIdentityMapAddress(Wiring.identityMap)
-            try machine.createInterruptControllers()
-            try machine.createTimer()
             for (slot, region) in memory.regions.enumerated() {
                 // The memory outlives the machine: ``Machine`` holds both until its end.
                 try unsafe machine.setMemory(slot: UInt32(slot), at: region.start.rawValue, size: region.size, host: region.host)
             }
+            // After the memory: the kernel retires the bus of each controller's predecessor in the background, and a change of
+            // memory would have to wait for that, some milliseconds.
+            try machine.createInterruptControllers()
             return machine
         } catch { throw .kvm(error) }
     }

@@ -3,6 +3,7 @@ internal import CLinux
 internal import GuestMemory
 internal import KVM
 internal import Linux
+internal import Synchronization
 internal import Virtio
 public import Devices
 public import Logging
@@ -24,6 +25,7 @@ public final class Machine: Sendable {
     private let power: PowerController
     private let room: SerialRoom
     private let ending: Ending
+    private let settler = Mutex<Thread?>(nil)
 
     /// Takes from the host what the configuration asks for, loads the kernel, and sets the vCPUs up.
     /// - Parameters:
@@ -38,6 +40,7 @@ public final class Machine: Sendable {
         let system = try Self.kvm { () throws(KVMError) in try System() }
         let virtualMachine = try Self.makeVirtualMachine(system, configuration, memory)
         let (ending, room) = try Self.host("make an eventfd") { () throws(SystemCallError) in (try Ending(), try SerialRoom()) }
+        let timer = try Self.kvm { () throws(KVMError) in try virtualMachine.intervalTimer() }
         let (serialLine, powerLine) = try Self.kvm { () throws(KVMError) in
             (try virtualMachine.interruptLine(gsi: Wiring.serialGSI), try virtualMachine.interruptLine(gsi: Wiring.powerGSI))
         }
@@ -52,6 +55,8 @@ public final class Machine: Sendable {
             PortBus.Entry(first: 0x3f8, count: 8, device: serial),
             PortBus.Entry(first: 0x501, count: 1, device: ExitDevice(request: request)),
             PortBus.Entry(first: 0x600, count: 3, device: power),
+            PortBus.Entry(first: 0x40, count: 4, device: TimerPorts(timer, first: 0x40)),
+            PortBus.Entry(first: 0x61, count: 1, device: TimerPorts(timer, first: 0x61)),
             PortBus.Entry(first: 0x60, count: 5, device: KeyboardController(request: request)),
             PortBus.Entry(first: 0x70, count: 2, device: RealTimeClock(memorySize: memory.size)),
             PortBus.Entry(first: 0x80, count: 1, device: PostCodePort()),
@@ -92,6 +97,8 @@ public final class Machine: Sendable {
                 throw .host(purpose: "start a thread for each vCPU", error)
             }
         }
+        // Beside the guest; without a thread the end takes longer, that is all.
+        settler.withLock { thread in thread = try? Thread.start(name: "settle") { [self] in virtualMachine.settle() } }
     }
 
     /// Readable from the moment on when the machine ends; for `poll` and the like. Valid while the object lives.
@@ -113,6 +120,7 @@ public final class Machine: Sendable {
         ending.wait()
         for cpu in cpus { cpu.kick() }
         for cpu in cpus { cpu.join() }
+        if let thread = settler.withLock({ $0.take() }) { thread.join() }
         for device in devices { device.transport.device.reset() }
         return ending.end ?? .quit
     }

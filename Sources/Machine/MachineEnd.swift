@@ -35,6 +35,14 @@ public enum MachineEnd: Sendable {
         }
     }
 
+    /// Whether the user ended it, and not the guest or a failure.
+    var isForced: Bool {
+        switch self {
+        case .quit, .signal: true
+        default: false
+        }
+    }
+
     /// One sentence for the user; nil where the guest ended as guests do.
     public var sentence: String? {
         switch self {

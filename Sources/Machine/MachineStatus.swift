@@ -24,13 +24,13 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
     public var description: String {
         var parts = ["\(name): \(cpus) vCPU\(cpus == 1 ? "" : "s")"]
         if let memory {
-            var text = "\(memory.resident >> 20) of \(memorySize >> 20) MiB resident"
+            var text = "\(memory.resident >> 20) of \(memorySize >> 20) MiB resident, \(memory.dirty >> 20) dirty"
             if memory.transparentHuge > 0 { text += " (\(memory.transparentHuge >> 20) MiB in transparent huge pages)" }
             parts.append(text)
         }
         for device in devices {
             parts.append(
-                "\(device.name) \(device.requests) requests, \(device.kicks) kicks, \(device.interrupts) interrupts, \(device.errors) errors")
+                "\(device.name) \(device.requests) requests, \(device.kicks) kicks (\(device.exitKicks) by exits), \(device.interrupts) interrupts, \(device.errors) errors")
         }
         return parts.joined(separator: "; ")
     }

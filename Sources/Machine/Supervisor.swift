@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Devices
+internal import GuestMemory
 internal import Linux
 public import Logging
 
@@ -30,10 +31,15 @@ public enum Supervisor {
         } catch { throw .host(purpose: "wait for signals and the console", error) }
         if let announcement = session.console.announcement { report(announcement) }
         try machine.start()
+        // What parsed the command line and built the machine is not needed again, and is most of what is resident.
+        ProgramText.release()
         session.loop(report)
         let end = machine.finish()
-        session.flushOutput()
+        session.flushOutput(isPatient: configuration.console == .stdio && !end.isForced)
         _ = consume terminal
+        if configuration.memory.backing == .transparent, let usage = machine.status.memory {
+            report("the guest's RAM had \(usage.transparentHuge >> 20) MiB in transparent huge pages, of \(usage.resident >> 20) MiB resident")
+        }
         return end
     }
 }
@@ -76,18 +82,9 @@ private struct Session: ~Copyable {
     mutating func loop(_ report: (String) -> Void) {
         pump(report)
         var hasEnded = false
-        // Most of the program's code was for the start: parsing, loading, setting up. After the first quiet second those pages
-        // are given back, which is more than half of what swkvm has resident besides guest RAM.
-        var mayTrim = true
         while !hasEnded {
             var ready: [UInt64] = []
-            do throws(SystemCallError) {
-                let count = try epoll.wait(timeout: mayTrim ? 1000 : -1) { token, _ in ready.append(token) }
-                if count == 0, mayTrim {
-                    clinux_release_program_text()
-                    mayTrim = false
-                }
-            } catch {
+            do throws(SystemCallError) { try epoll.wait { token, _ in ready.append(token) } } catch {
                 return machine.stop(.hostError("the console's loop cannot wait: \(error)"))
             }
             for token in ready {
@@ -102,21 +99,26 @@ private struct Session: ~Copyable {
                     pump(report)
                 case Token.full: waitUntilWritable()
                 case Token.writable: if machine.serial.flush() { stopWaiting() }
-                case Token.client: acceptClient()
+                case Token.client: acceptClient(report)
                 default: break
                 }
             }
         }
     }
 
-    /// Gives what the guest has printed to whoever reads it, for as long as it is read, but a second at most after the last byte taken.
-    mutating func flushOutput() {
+    /// Gives what the guest has printed to whoever reads it.
+    /// - Parameter isPatient: waits until it is taken or a signal comes, as any writer to a pipe does; otherwise a second at most after
+    ///   the last byte taken: a machine must not outlive its guest because a client sleeps.
+    mutating func flushOutput(isPatient: Bool) {
         while !machine.serial.flush(), let number = console.output.rawValue {
             let pending = machine.serial.pendingOutput
-            var descriptor = pollfd(fd: number, events: Int16(POLLOUT), revents: 0)
-            _ = unsafe poll(&descriptor, 1, 1000)
+            var entries = [
+                pollfd(fd: number, events: Int16(POLLOUT), revents: 0), pollfd(fd: signals.rawValue, events: Int16(POLLIN), revents: 0),
+            ]
+            // The array has two entries.
+            _ = unsafe poll(&entries, 2, isPatient ? -1 : 1000)
             machine.serial.flush()
-            if machine.serial.pendingOutput >= pending { return }
+            if entries[1].revents != 0 || !isPatient && machine.serial.pendingOutput >= pending { return }
         }
     }
 
@@ -180,7 +182,10 @@ private struct Session: ~Copyable {
         if console.listener != nil { console.output.disconnect() }
     }
 
-    private mutating func acceptClient() {
+    private mutating func acceptClient(_ report: (String) -> Void) {
+        // The one before may have gone, its end still unread.
+        isReadable = true
+        pump(report)
         guard let client = console.listener?.accept() else { return }
         // One at a time: a second client is told so by the end of its stream.
         guard console.input == nil, let output = try? client.duplicate() else { return }

@@ -38,23 +38,22 @@ struct ByteSize: ExpressibleByArgument, Equatable {
 }
 
 /// `--hugepages`, `--hugepages=1G`, `--hugepages=thp`.
-enum HugePages: String, ExpressibleByArgument, CaseIterable, CustomStringConvertible {
-    case twoMiB = "2M"
-    case oneGiB = "1G"
-    case transparent = "thp"
+struct HugePages: ExpressibleByArgument, Equatable, CustomStringConvertible {
+    let description: String
+    /// nil for a word that is none of ``allValueStrings``. It must not be refused here: the parser would take the option as if
+    /// no value had been given.
+    let backing: MemoryBacking?
 
-    init?(argument: String) {
-        guard let kind = Self.allCases.first(where: { $0.rawValue.lowercased() == argument.lowercased() }) else { return nil }
-        self = kind
-    }
+    static let twoMiB = HugePages(argument: "2M")
+    static let allValueStrings = ["2M", "1G", "thp"]
 
-    var description: String { rawValue }
-
-    var backing: MemoryBacking {
-        switch self {
-        case .twoMiB: .hugePages(.twoMiB)
-        case .oneGiB: .hugePages(.oneGiB)
-        case .transparent: .transparent
+    init(argument: String) {
+        description = argument
+        switch argument.lowercased() {
+        case "2m": backing = .hugePages(.twoMiB)
+        case "1g": backing = .hugePages(.oneGiB)
+        case "thp": backing = .transparent
+        default: backing = nil
         }
     }
 }

@@ -19,4 +19,25 @@ struct Command: ParsableCommand {
             """,
         version: "swkvm \(version)",
         subcommands: [RunCommand.self, DoctorCommand.self])
+
+    static func main() {
+        do {
+            var command = try runAlone() ?? parseAsRoot()
+            try command.run()
+        } catch where exitCode(for: error) == .validationFailure {
+            // One line, like every other error's; the parser lists possible values one below the other.
+            let lines = message(for: error).split(separator: "\n").map { $0.drop { $0 == " " || $0 == "-" } }
+            StandardError().say(lines.joined(separator: " "))
+            exit(withError: ExitCode.validationFailure)
+        } catch {
+            exit(withError: error)
+        }
+    }
+
+    /// `swkvm run` parsed by its own parser, which is quicker than the way through the whole tree; nil for any other command, and for
+    /// whatever that parser does not take, so that help and mistakes are told by the tree.
+    private static func runAlone() -> RunCommand? {
+        let words = CommandLine.arguments.dropFirst()
+        return words.first == "run" ? try? RunCommand.parse(Array(words.dropFirst())) : nil
+    }
 }

@@ -41,7 +41,7 @@ struct RunCommand: ParsableCommand {
     var mem = ByteSize(bytes: 512 << 20)
 
     @Option(
-        defaultAsFlag: HugePages.twoMiB,
+        defaultAsFlag: HugePages.twoMiB, parsing: .next,
         help: ArgumentHelp("Guest RAM in huge pages: 2M (as the option alone means), 1G, or thp for transparent ones.", valueName: "kind"))
     var hugepages: HugePages?
 
@@ -83,6 +83,12 @@ struct RunCommand: ParsableCommand {
     @Option(help: ArgumentHelp("What to log on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
     var logLevel = Logger.Level.warning
 
+    func validate() throws {
+        guard let hugepages, hugepages.backing == nil else { return }
+        throw ValidationError(
+            "The value '\(hugepages)' is invalid for '--hugepages <kind>': wanted is one of \(HugePages.allValueStrings.joined(separator: ", "))")
+    }
+
     func run() throws {
         let output = StandardError()
         let log = Logger(label: name) { _ in StandardErrorLog(output, level: logLevel) }
@@ -104,6 +110,7 @@ struct RunCommand: ParsableCommand {
         }
         if let sentence = end.sentence { output.say(sentence) }
         if let details = end.details { output.say(details) }
-        throw ExitCode(end.exitStatus)
+        // Throwing costs the parser a look at its whole help text: only for a status that has something to say.
+        if end.exitStatus != 0 { throw ExitCode(end.exitStatus) }
     }
 }

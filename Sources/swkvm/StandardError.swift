@@ -8,8 +8,10 @@ extension Logger.Level: @retroactive ExpressibleByArgument {}
 struct StandardError {
     /// Prints lines, each with the program's name before the first.
     func say(_ text: String) {
-        // The terminal may be in raw mode, where a newline does not return the carriage.
-        let end = isatty(STDERR_FILENO) == 1 ? "\r\n" : "\n"
+        // In raw mode a newline does not return the terminal's carriage.
+        var mode = termios()
+        let isRaw = unsafe tcgetattr(STDERR_FILENO, &mode) == 0 && mode.c_oflag & tcflag_t(OPOST) == 0
+        let end = isRaw ? "\r\n" : "\n"
         let lines = text.split(separator: "\n", omittingEmptySubsequences: false)
         let bytes = Array(("swkvm: " + lines.joined(separator: end) + end).utf8)
         // One call for all of it, so that lines of several processes do not mix; what does not fit is lost to nobody's harm.

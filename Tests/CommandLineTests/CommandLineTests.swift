@@ -1,1 +1,251 @@
-// CommandLine
+import ArgumentParser
+import DiskImage
+import GuestMemory
+import HostNetwork
+import Machine
+import Testing
+
+@testable import swkvm
+
+/// What the words of the command line mean.
+@Suite struct ByteSizeTests {
+    @Test(arguments: [
+        ("0", 0), ("4096", 4096), ("1K", 1 << 10), ("64k", 64 << 10), ("512M", 512 << 20), ("512m", 512 << 20), ("2G", 2 << 30), ("2GB", 2 << 30),
+        ("2GiB", 2 << 30), ("2gib", 2 << 30), ("1T", 1 << 40), ("100B", 100), ("18446744073709551615", UInt64.max), ("007M", 7 << 20),
+    ] as [(String, UInt64)])
+    func sizes(text: String, bytes: UInt64) {
+        #expect(ByteSize(argument: text)?.bytes == bytes)
+    }
+
+    @Test(arguments: [
+        "", "K", "G", "iB", "B", "-1", "+1", "1.5G", "1,5G", "0x10", "12X", "1 G", " 1G", "1G ", "G1", "1GG", "1KiBB", "18446744073709551616",
+        "18014398509481984K", "16777216T", "99999999999999999999999", "１G", "1\u{0}",
+    ])
+    func noSizes(text: String) {
+        #expect(ByteSize(argument: text) == nil)
+    }
+
+    @Test(arguments: [(UInt64(512 << 20), "512M"), (2 << 30, "2G"), (1536 << 20, "1536M"), (1 << 40, "1024G"), (4097, "4097"), (0, "0")])
+    func isShownAsItWouldBeGiven(bytes: UInt64, text: String) {
+        #expect(ByteSize(bytes: bytes).defaultValueDescription == text)
+        #expect(ByteSize(argument: text)?.bytes == bytes)
+    }
+}
+
+@Suite struct OptionListTests {
+    private func items(_ text: String) -> [String] { OptionList(text).items.map { $0.key + ($0.value.map { "|" + $0 } ?? "") } }
+
+    @Test(arguments: [
+        ("", [""]), ("a", ["a"]), ("a,b=c", ["a", "b|c"]), ("a=b=c", ["a|b=c"]), ("a,,b,c", ["a,b", "c"]), ("a,,,b", ["a,", "b"]),
+        (",a", ["", "a"]), ("a,", ["a", ""]), (",,", [","]), ("a=", ["a|"]), ("=", ["|"]),
+    ] as [(String, [String])])
+    func splits(text: String, expected: [String]) {
+        #expect(items(text) == expected)
+    }
+}
+
+@Suite struct DiskArgumentTests {
+    @Test func pathAlone() throws {
+        let disk = try DiskArgument(parsing: "disk.qcow2").disk
+        #expect(disk.path == "disk.qcow2" && disk.options.format == nil && !disk.options.readOnly)
+        #expect(disk.options.cache == .writeback && disk.options.locking && disk.serial == nil)
+    }
+
+    @Test func everything() throws {
+        let disk = try DiskArgument(parsing: "/a/b,format=raw,ro,cache=none,serial=12345678901234567890").disk
+        #expect(disk.path == "/a/b" && disk.options.format == .raw && disk.options.readOnly)
+        #expect(disk.options.cache == .none && disk.serial == "12345678901234567890")
+    }
+
+    @Test(arguments: [("a,,b.raw,ro", "a,b.raw"), ("a=b.raw,ro", "a=b.raw"), ("=x,ro", "=x"), ("ro,ro", "ro"), ("ein pfad ü.raw,ro", "ein pfad ü.raw")])
+    func strangePaths(argument: String, path: String) throws {
+        let disk = try DiskArgument(parsing: argument).disk
+        #expect(disk.path == path && disk.options.readOnly)
+    }
+
+    @Test(arguments: [
+        ("", "a disk needs a path"), (",ro", "a disk needs a path"),
+        ("d,format=vmdk", "disk d: format=vmdk is not known, wanted raw or qcow2"), ("d,format=", "disk d: format= is not known"),
+        ("d,format", "disk d: 'format' is not known"), ("d,ro=yes", "disk d: 'ro=yes' is not known, wanted format=, "),
+        ("d,cache=unsafe", "disk d: cache=unsafe is not known, wanted writeback or none"),
+        ("d,serial=", "disk d: a serial number has 1 to 20 bytes, this one 0"),
+        ("d,serial=123456789012345678901", "disk d: a serial number has 1 to 20 bytes, this one 21"), ("d,", "disk d: '' is not known"),
+        ("d,RO", "disk d: 'RO' is not known"),
+    ])
+    func mistakes(argument: String, sentence: String) {
+        let error = #expect(throws: ArgumentProblem.self) { try DiskArgument(parsing: argument) }
+        #expect(error?.description.hasPrefix(sentence) == true, "\(error?.description ?? "")")
+    }
+}
+
+@Suite struct NetworkArgumentTests {
+    private func tap(_ argument: String) throws -> (name: String, bridge: String?, create: Bool, mtu: Int?, mac: String?)? {
+        let network = try NetworkArgument(parsing: argument).network
+        guard case .tap(let name, let bridge, let mtu) = network.backend else { return nil }
+        return (name?.text ?? "", bridge?.name.text, bridge?.create ?? false, mtu, network.mac?.description)
+    }
+
+    @Test func tapAlone() throws {
+        let network = try #require(try tap("tap=swtap0"))
+        #expect(network == ("swtap0", nil, false, nil, nil))
+    }
+
+    @Test func everything() throws {
+        let network = try #require(try tap("mtu=9000,create,mac=52:54:00:AB:cd:ef,bridge=br0,tap=t"))
+        #expect(network == ("t", "br0", true, 9000, "52:54:00:ab:cd:ef"))
+    }
+
+    @Test func descriptor() throws {
+        let network = try NetworkArgument(parsing: "fd=7,mac=52-54-00-12-34-56").network
+        #expect(network.backend == .descriptor(7) && network.mac?.description == "52:54:00:12:34:56")
+    }
+
+    @Test(arguments: [
+        ("", "'' is not known, wanted tap=, bridge=, create, mac=, mtu= or fd="), ("tap", "'tap' is not known"), ("create=yes", "'create=yes' is not known"),
+        ("bridge=br0", "a network interface needs tap=NAME or fd=N"), ("mac=52:54:00:12:34:56", "a network interface needs tap=NAME or fd=N"),
+        ("tap=a,create", "create is about a bridge: name it with bridge=NAME"), ("tap=a,mtu=67", "mtu=67 is no MTU, wanted 68 to 65521"),
+        ("tap=a,mtu=65522", "mtu=65522 is no MTU"), ("tap=a,mtu=", "mtu= is no MTU"), ("fd=-1", "fd=-1 is no descriptor's number"),
+        ("fd=x", "fd=x is no descriptor's number"), ("fd=2147483648", "fd=2147483648 is no descriptor's number"),
+        ("fd=3,tap=a", "fd= is a TAP that is set up already"), ("fd=3,bridge=a", "fd= is a TAP that is set up already"),
+        ("fd=3,create", "fd= is a TAP that is set up already"), ("fd=3,mtu=1500", "fd= is a TAP that is set up already"),
+    ])
+    func mistakes(argument: String, sentence: String) {
+        let error = #expect(throws: ArgumentProblem.self) { try NetworkArgument(parsing: argument) }
+        #expect(error?.description.hasPrefix(sentence) == true, "\(error?.description ?? "")")
+    }
+
+    @Test(arguments: [
+        ("tap=", "the name of a network interface is empty"), ("tap=sixteen-bytes-xx", "the interface name 'sixteen-bytes-xx' has 16 bytes"),
+        ("tap=a,bridge=a/b", "the interface name 'a/b' has the character \"/\""), ("tap=a,mac=1:2:3:4:5:6", "'1:2:3:4:5:6' is not a MAC address"),
+        ("tap=a,mac=01:00:5e:00:00:01", "01:00:5e:00:00:01 is a multicast address"), ("tap=a,mac=00:00:00:00:00:00", "00:00:00:00:00:00 cannot be"),
+    ])
+    func badNamesAndAddresses(argument: String, sentence: String) {
+        let error = #expect(throws: HostNetworkError.self) { try NetworkArgument(parsing: argument) }
+        #expect(error?.description.hasPrefix(sentence) == true, "\(error?.description ?? "")")
+    }
+}
+
+@Suite struct RunCommandTests {
+    private func parse(_ arguments: String...) throws -> RunCommand {
+        try #require(try Command.parseAsRoot(["run"] + arguments) as? RunCommand)
+    }
+
+    @Test func nothingGiven() throws {
+        let command = try parse()
+        #expect(command.name == "swkvm" && command.cpus == 1 && command.mem.bytes == 512 << 20 && command.hugepages == nil)
+        #expect(!command.prealloc && !command.shared && command.kernel == nil && command.initrd == nil && command.cmdline.isEmpty)
+        #expect(command.disk.isEmpty && command.net.isEmpty && command.console.kind == .stdio && command.logLevel == .warning)
+    }
+
+    @Test func everything() throws {
+        let command = try parse(
+            "--name", "vm", "--cpus", "3", "--mem", "1G", "--prealloc", "--shared", "--kernel", "k", "--initrd", "i", "--cmdline", "a b=c -- d",
+            "--disk", "a.raw", "--disk", "b.qcow2,ro", "--net", "tap=t", "--net", "fd=5", "--console", "file:log", "--log-level", "debug")
+        #expect(command.name == "vm" && command.cpus == 3 && command.mem.bytes == 1 << 30 && command.prealloc && command.shared)
+        #expect(command.kernel == "k" && command.initrd == "i" && command.cmdline == "a b=c -- d")
+        #expect(command.disk.map(\.disk.path) == ["a.raw", "b.qcow2"] && command.disk.map(\.disk.options.readOnly) == [false, true])
+        #expect(command.net.count == 2 && command.net[1].network.backend == .descriptor(5))
+        #expect(command.console.kind == .file("log") && command.logLevel == .debug)
+    }
+
+    @Test func hugePages() throws {
+        #expect(try parse("--hugepages").hugepages == .twoMiB)
+        // The word after it is its own, not the option's.
+        #expect(try parse("--hugepages", "--mem", "2G").hugepages == .twoMiB)
+        let kinds: [(String, MemoryBacking)] = [
+            ("2M", .hugePages(.twoMiB)), ("2m", .hugePages(.twoMiB)), ("1G", .hugePages(.oneGiB)), ("1g", .hugePages(.oneGiB)),
+            ("thp", .transparent), ("THP", .transparent),
+        ]
+        for (text, backing) in kinds {
+            // Whatever comes before and after it.
+            #expect(try parse("--hugepages=\(text)").hugepages?.backing == backing)
+            #expect(try parse("--hugepages=\(text)", "--prealloc").hugepages?.backing == backing)
+            #expect(try parse("--mem", "2G", "--hugepages", text, "--cpus", "2").hugepages?.backing == backing)
+        }
+        for arguments in [["--hugepages=4M"], ["--hugepages=4M", "--prealloc"], ["--hugepages", "4M"]] {
+            #expect(throws: (any Error).self, "\(arguments)") { try Command.parseAsRoot(["run"] + arguments) }
+        }
+    }
+
+    @Test func consoles() throws {
+        let expected: [(String, Configuration.ConsoleKind)] = [
+            ("stdio", .stdio), ("none", .none), ("pty", .pty), ("unix:/a:b", .unix("/a:b")), ("unix:x", .unix("x")), ("file:/dev/null", .file("/dev/null")),
+        ]
+        for (text, kind) in expected { #expect(try parse("--console", text).console.kind == kind) }
+        for text in ["", "STDIO", "unix", "unix:", "file:", "tcp:1", " pty"] {
+            #expect(throws: (any Error).self) { try parse("--console", text) }
+        }
+    }
+
+    @Test(arguments: ["trace", "debug", "info", "notice", "warning", "error", "critical"]) func logLevels(level: String) throws {
+        #expect(try parse("--log-level", level).logLevel.rawValue == level)
+    }
+
+    /// The parser's own mistakes are the command line's: status 64.
+    @Test(arguments: [
+        ["run", "--unknown"], ["run", "word"], ["run", "--cpus"], ["run", "--cpus", "two"], ["run", "--mem", "1.5G"], ["run", "--disk", ""],
+        ["run", "--net", "tap=a,mac=zz"], ["run", "--log-level", "loud"], ["walk"], ["doctor", "--all"],
+    ])
+    func mistakes(arguments: [String]) {
+        do {
+            _ = try Command.parseAsRoot(arguments)
+            Issue.record("\(arguments) was taken")
+        } catch {
+            #expect(Command.exitCode(for: error) == .validationFailure && ExitCode.validationFailure.rawValue == 64)
+            let sentence = Command.message(for: error)
+            #expect(!sentence.isEmpty)
+        }
+    }
+}
+
+@Suite struct HelpTests {
+    private func text(_ arguments: String...) -> (text: String, status: Int32) {
+        do {
+            var command = try Command.parseAsRoot(arguments)
+            try command.run()
+            return ("", -1)
+        } catch {
+            return (Command.fullMessage(for: error), Command.exitCode(for: error).rawValue)
+        }
+    }
+
+    @Test func ofTheProgram() {
+        let help = text("--help")
+        #expect(help.status == 0)
+        for word in ["swkvm run --mem 2G --hugepages", "swkvm doctor", "SUBCOMMANDS", "--version"] { #expect(help.text.contains(word), "\(word)") }
+    }
+
+    @Test func ofRun() {
+        let help = text("run", "--help")
+        #expect(help.status == 0)
+        for option in [
+            "--name", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--kernel", "--initrd", "--cmdline", "--disk", "--net", "--console",
+            "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
+        ] {
+            #expect(help.text.contains(option), "\(option)")
+        }
+        // The lines are broken where it fits.
+        let words = help.text.split(whereSeparator: \.isWhitespace).joined(separator: " ")
+        #expect(words.contains("(default: 512M)") && words.contains("(default: stdio)"))
+        // The statuses are those that the program ends with.
+        for status in [ExitStatus.hostError, ExitStatus.tripleFault, ExitStatus.internalError, ExitStatus.unexpectedExit] {
+            #expect(help.text.contains("\(status) "), "\(status)")
+        }
+    }
+
+    @Test func ofDoctor() {
+        let help = text("doctor", "--help")
+        #expect(help.status == 0 && help.text.contains("what this host can do"))
+    }
+
+    @Test(arguments: [["--version"], ["run", "--version"]]) func version(arguments: [String]) {
+        let version = arguments.count == 1 ? text("--version") : text("run", "--version")
+        #expect(version.status == 0 && version.text == "swkvm \(Command.version)")
+    }
+
+    @Test(arguments: ["bash", "zsh", "fish"]) func completions(shell: String) {
+        let script = text("--generate-completion-script", shell)
+        #expect(script.status == 0)
+        for word in ["run", "doctor", "hugepages"] { #expect(script.text.contains(word)) }
+    }
+}

@@ -226,6 +226,38 @@ import Testing
         }
     }
 
+    /// What the device reads from the disk is the next state of its own available ring: requests without end, and no CPU makes them.
+    @Test func aResetEndsRequestsThatMakeTheNext() throws {
+        let size = UInt16(BlockDriver.queueSize), rounds = 65536 / BlockDriver.queueSize
+        // Entry 0 is a read of the next sector over the ring and over that read's own header; the others are chains without a status.
+        var image: [UInt8] = []
+        for round in 0..<rounds {
+            var words = [0, UInt16(truncatingIfNeeded: round) &* size &+ 1 &+ size, 0] + [UInt16](repeating: 3, count: Int(size) - 1)
+            words += [UInt16](repeating: 0, count: 128 - words.count)
+            let header = BlockDriver.header(BlockRequestType.read, UInt64((round + 1) % rounds))
+            let sector = words.flatMap { [UInt8(truncatingIfNeeded: $0), UInt8(truncatingIfNeeded: $0 >> 8)] } + header
+            image += sector + [UInt8](repeating: 0, count: 512 - sector.count)
+        }
+        let disk = try TemporaryDisk(image)
+        let driver = try BlockDriver(disk.device(usesRing: false))
+        let header = BlockDriver.available &+ 256
+        try driver.ram.write(BlockDriver.header(BlockRequestType.read, 0), at: header)
+        let lonely = BlockDriver.table &+ 3 * 16
+        try driver.ram.write(BlockDriver.data, at: lonely)
+        try driver.ram.write(UInt32(16), at: lonely &+ 8)
+        _ = try driver.offer([
+            BlockDriver.Buffer(address: header.rawValue, length: 16, isWritable: false),
+            BlockDriver.Buffer(address: BlockDriver.available.rawValue, length: 512, isWritable: true),
+            BlockDriver.Buffer(address: BlockDriver.data, length: 1, isWritable: true),
+        ])
+        driver.kick()
+        while driver.device.statistics.reads.value < 3 * rounds { sched_yield() }
+        driver.write(0x070, 0)
+        #expect(driver.read(0x070) == 0)
+        try driver.start([.version1])
+        #expect(try driver.request(BlockRequestType.read, in: 512).data == Array(image[..<512]))
+    }
+
     @Test func aBrokenRingNeedsAResetAndOnlyThat() throws {
         let driver = try BlockDriver(disk.device())
         // A buffer outside of RAM.

@@ -58,18 +58,29 @@ import Testing
         let frame = plainHeader + frame(1500)
         var scratch = [UInt8](repeating: 0, count: 4096)
 
-        let rounds = 300
-        let before = allocation_count()
-        for _ in 0..<rounds {
-            for _ in 0..<20 { try wire.send(frame) }
-            guard try receive.run(activation) == .drained else { throw NothingCame(description: "not all frames were taken") }
-            try buffers.offerAgain()
-            guard try transmit.run(activation, isLinkUp: true) == .drained else { throw NothingCame(description: "not all frames were sent") }
-            for _ in 0..<64 { try wire.next(into: &scratch) }
-            try frames.offerAgain()
+        let rounds = 100
+        var attempts = 0
+        // Unoptimized code makes the metadata of a generic type when the type is first used, also on a way that is rarely gone: that is
+        // once for a type, not for a frame. So one of a few attempts has to be without any allocation.
+        while true {
+            attempts += 1
+            let before = allocation_count()
+            for _ in 0..<rounds {
+                for _ in 0..<20 { try wire.send(frame) }
+                guard try receive.run(activation) == .drained else { throw NothingCame(description: "not all frames were taken") }
+                try buffers.offerAgain()
+                guard try transmit.run(activation, isLinkUp: true) == .drained else { throw NothingCame(description: "not all frames were sent") }
+                for _ in 0..<64 { try wire.next(into: &scratch) }
+                try frames.offerAgain()
+            }
+            let allocations = allocation_count() - before
+            if allocations == 0 { break }
+            if attempts == 5 {
+                Issue.record("\(allocations) allocations for \(rounds * 84) frames, in the fifth attempt too")
+                break
+            }
         }
-        #expect(allocation_count() == before)
-        #expect(counters.receivedFrames.value == UInt64(rounds * 20) && counters.sentFrames.value == UInt64(rounds * 64))
+        #expect(counters.receivedFrames.value == UInt64(attempts * rounds * 20) && counters.sentFrames.value == UInt64(attempts * rounds * 64))
         #expect(counters.receiveDrops == 0 && counters.sendDrops == 0)
     }
 }

@@ -30,6 +30,7 @@ private let layouts: [(UInt64, [UInt64])] = [
         }
         // One touched page for each region: memory costs nothing before it is used.
         #expect(try memory.residentBytes() == UInt64(sizes.count) * 4096)
+        #expect(try memory.usage().dirty == UInt64(sizes.count) * 4096)
         #expect(unsafe UInt(bitPattern: memory.regions[0].host) % (2 << 20) == 0)
     }
 

@@ -14,7 +14,18 @@ private func withHugePages(additional count: UInt64, _ body: () throws -> Void) 
     try body()
 }
 
+/// The host's pools are one for all tests of the process: whoever looks at them or changes them waits for this.
+private final class Turn {
+    private let lock: FileDescriptor
+    init() throws {
+        lock = try FileDescriptor.open("/proc/sys/vm/nr_hugepages", O_RDONLY)
+        try #require(flock(lock.rawValue, LOCK_EX) == 0)
+    }
+}
+
 @Suite(.serialized) struct HugePageTests {
+    private let turn = Result { try Turn() }
+
     @Test func tooFewIsAnErrorWithTheNumbers() throws {
         let pool = try HugePagePool(.twoMiB)
         let wanted = pool.available + 512

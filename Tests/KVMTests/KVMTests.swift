@@ -177,4 +177,32 @@ private struct TinyMachine: ~Copyable {
         guard case .halt = try tiny.run() else { Issue.record("no halt"); return }
         #expect(try tiny.machine.dirtyPages(slot: 0, pages: 16)[0] & (1 << 3) != 0)
     }
+
+    @Test func theTimerIsMadeByItsFirstUser() throws {
+        // in al,0x61 | mov al,0x34; out 0x43,al (channel 0, both bytes, mode 2) | mov al,0xb6; out 0x43,al | hlt
+        let tiny = try TinyMachine(code: [0xe4, 0x61, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0xb6, 0xe6, 0x43, 0xe5, 0x80, 0xe4, 0x43, 0xf4], irqchip: true)
+        let timer = try tiny.machine.intervalTimer()
+        guard case .port(let first) = try tiny.run(), first.port == 0x61 else { Issue.record("no first use"); return }
+        first[0] = UInt32(timer.read(port: 0x61))
+        // From here on the kernel answers: the next exit is the port that nobody has.
+        guard case .port(let second) = try tiny.run(), second.port == 0x80 else { Issue.record("the timer's ports still come here"); return }
+    }
+
+    @Test func theTimersFirstCommandIsNotLost() throws {
+        // out 0x43 with a control word is the first use; then the count's two bytes and a read-back of the status.
+        let tiny = try TinyMachine(
+            code: [0xb0, 0x34, 0xe6, 0x43, 0xb0, 0x10, 0xe6, 0x40, 0xb0, 0x27, 0xe6, 0x40, 0xb0, 0xe2, 0xe6, 0x43, 0xe4, 0x40, 0xe6, 0x80, 0xf4],
+            irqchip: true)
+        let timer = try tiny.machine.intervalTimer()
+        guard case .port(let first) = try tiny.run(), first.port == 0x43 else { Issue.record("no first use"); return }
+        timer.write(port: 0x43, value: UInt8(truncatingIfNeeded: first[0]))
+        guard case .port(let status) = try tiny.run(), status.port == 0x80 else { Issue.record("the timer's ports still come here"); return }
+        // 8254 data sheet, "Status Byte": access both bytes (bits 5, 4), mode 2 (bits 3 to 1).
+        #expect(status[0] & 0x3f == 0x34)
+    }
+
+    @Test func settlingReturns() throws {
+        let tiny = try TinyMachine(code: [0xf4], irqchip: true)
+        tiny.machine.settle()
+    }
 }

@@ -1,1 +1,134 @@
-// Machine
+import Devices
+import Glibc
+import GuestMemory
+import KVM
+import Linux
+import Logging
+import Synchronization
+import Testing
+
+@testable import Machine
+
+/// Keeps what a guest prints.
+private final class Paper: SerialSink {
+    private let bytes = Mutex<[UInt8]>([])
+    var text: String { bytes.withLock { String(decoding: $0, as: UTF8.self) } }
+
+    func take(_ more: Span<UInt8>) -> Int {
+        bytes.withLock { bytes in for index in more.indices { bytes.append(more[index]) } }
+        return more.count
+    }
+}
+
+/// Machines within the test's own process, as another program would use the library.
+@Suite(.enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct MachineTests {
+    private let log = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+
+    private func configuration(_ words: String, cpus: Int = 1) -> Configuration {
+        Configuration(name: "test", cpus: cpus, memory: .init(size: 64 << 20), commandLine: words)
+    }
+
+    /// Waits for the bundled guest's prompt.
+    private func waitForPrompt(on paper: Paper) throws {
+        for _ in 0..<60_000 {
+            if paper.text.hasSuffix("\r\n> ") { return }
+            usleep(1_000)
+        }
+        Issue.record("no prompt came: \(paper.text)")
+    }
+
+    @Test func runsAndEnds() throws {
+        let paper = Paper()
+        let machine = try Machine(configuration("test=none"), output: paper, log: log)
+        try machine.start()
+        #expect(machine.finish().exitStatus == 0)
+        #expect(paper.text == "swkvm guest\r\n")
+        // Asked once more, it says the same.
+        #expect(machine.finish().exitStatus == 0)
+    }
+
+    /// Two machines in one process do not know each other.
+    @Test func twoAtOnce() throws {
+        let papers = [Paper(), Paper()]
+        let machines = try papers.map { try Machine(configuration("", cpus: 2), output: $0, log: log) }
+        for machine in machines { try machine.start() }
+        for paper in papers { try waitForPrompt(on: paper) }
+        let words = Array("echo to the first\rpoweroff\r".utf8)
+        var taken = 0
+        while taken < words.count {
+            let rest = Array(words[taken...])
+            taken += machines[0].serial.receive(rest.span)
+            usleep(1_000)
+        }
+        #expect(machines[0].finish().exitStatus == 0)
+        #expect(papers[0].text.contains("\r\nto the first") && !papers[1].text.contains("first"))
+        machines[1].requestPowerOff()
+        #expect(machines[1].finish().exitStatus == 0)
+    }
+
+    @Test func stopsFromOutside() throws {
+        let paper = Paper()
+        let machine = try Machine(configuration("", cpus: 4), output: paper, log: log)
+        try machine.start()
+        try waitForPrompt(on: paper)
+        machine.stop(.signal(SIGTERM))
+        machine.stop(.quit)
+        #expect(machine.finish().exitStatus == 143)
+    }
+
+    /// Stopped at once, maybe before its threads have entered the guest: none may miss it.
+    @Test func stopsWhileItStarts() throws {
+        for _ in 0..<50 {
+            let machine = try Machine(configuration("", cpus: 2), output: Paper(), log: log)
+            try machine.start()
+            machine.stop(.quit)
+            #expect(machine.finish().exitStatus == 0)
+        }
+    }
+
+    @Test func isDroppedWithoutAStartOrAnEnd() throws {
+        for starts in [false, true] {
+            let machine = try Machine(configuration(""), output: Paper(), log: log)
+            if starts { try machine.start() }
+        }
+    }
+
+    @Test func statusOfARunningMachine() throws {
+        let paper = Paper()
+        let machine = try Machine(configuration("", cpus: 2), output: paper, log: log)
+        try machine.start()
+        try waitForPrompt(on: paper)
+        let status = machine.status
+        #expect(status.name == "test" && status.cpus == 2 && status.memorySize == 64 << 20 && status.devices.isEmpty)
+        let resident = try #require(status.memory).resident
+        #expect(resident > 0 && resident < 64 << 20)
+        machine.stop(.quit)
+        _ = machine.finish()
+    }
+
+    @Test func refusesWhatCannotBe() {
+        func error(_ change: (inout Configuration) -> Void) -> String? {
+            var configuration = configuration("")
+            change(&configuration)
+            let error = #expect(throws: MachineError.self) { try Machine(configuration, output: Paper(), log: log) }
+            return error?.description
+        }
+        #expect(error { $0.cpus = 0 }?.hasPrefix("0 vCPUs") == true)
+        #expect(error { $0.cpus = -5 }?.hasPrefix("-5 vCPUs") == true)
+        #expect(error { $0.cpus = .max }?.contains("this host's KVM allows") == true)
+        #expect(error { $0.memory.size = 0 }?.contains("0 bytes") == true)
+        #expect(error { $0.memory.size = .max }?.isEmpty == false)
+        #expect(error { $0.kernel = .file("/dev/null") }?.isEmpty == false)
+        #expect(error { $0.disks = (0..<17).map { .init(path: "\($0).raw") } }?.contains("a machine has room for 16") == true)
+        #expect(error { $0.commandLine = "a\u{0}b" }?.contains("NUL") == true)
+    }
+}
+
+@Suite struct AddressTests {
+    /// docs/platform.md, "Interrupts" and "Physical memory".
+    @Test func ofVirtioDevices() {
+        #expect(MMIOBus.address(ofDevice: 0) == 0xd000_0000 && MMIOBus.address(ofDevice: 15) == 0xd000_f000)
+        #expect(Wiring.virtioGSIs == [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15])
+        #expect(Set(Wiring.virtioGSIs).count == 16 && !Wiring.virtioGSIs.contains(Wiring.serialGSI) && !Wiring.virtioGSIs.contains(Wiring.powerGSI))
+    }
+}

@@ -218,6 +218,9 @@ entry64:                                    // RDI = hvm_start_info
     lidt    idtPointer
     mov     $FIRST_TSS, %eax
     ltr     %ax
+    mov     $0xff, %al                      // the PICs keep silent: nobody has given them vectors, theirs would be exceptions'
+    out     %al, $0x21
+    out     %al, $0xa1
     mov     $bootFrame, %esp
     iretq                                   // to kernelMain in ring 3
 
@@ -249,6 +252,18 @@ trampolineEnd:
     .code64
 processorEntry:
     lidt    idtPointer
+    xor     %eax, %eax
+    cpuid
+    cmp     $0xb, %eax
+    jb      1f
+    mov     $0xb, %eax                      // EDX: the whole x2APIC ID. A message to CPU 1 reaches CPU 257 too, whose
+    xor     %ecx, %ecx                      // eight bits are the same: it is one more than this kernel runs, and stays here.
+    cpuid
+    cmp     $MAX_CPUS, %edx
+    jb      1f
+2:  hlt
+    jmp     2b
+1:
     addr32 mov 0xfee00020, %eax             // the APIC ID says which block is this CPU's
     shr     $24, %eax
     mov     processorBlocks(, %rax, 8), %rdi

@@ -46,6 +46,7 @@
 #include "CLinuxKVM.h"
 #include "CLinuxURing.h"
 #include "CLinuxNetwork.h"
+#include "CLinuxProgram.h"
 #include "CLinuxTerminal.h"
 
 #endif

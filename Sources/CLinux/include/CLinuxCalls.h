@@ -23,8 +23,6 @@ int clinux_ofd_lock(int fd, short type, off_t start, off_t length);
 /// The first conflicting lock's type, or F_UNLCK when `type` could be had; -1 on error.
 int clinux_ofd_lock_test(int fd, short type, off_t start, off_t length);
 extern const int CLINUX_O_DIRECT;
-/// Unmaps the pages of the program's code and constants; those still in use come back from the page cache when touched.
-void clinux_release_program_text(void);
 
 /// Installs a handler that does nothing, without SA_RESTART: its only effect is that a blocking call returns EINTR.
 static inline void clinux_signal_ignored(int number) { (void)number; }

@@ -19,8 +19,12 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var queue: Virtqueue?
     private var interrupt: DeviceInterrupt?
     private var counters: DeviceCounters?
+    /// The queue's, to come back to it after others had their turn.
+    private var bell: QueueBell?
 
     private static let diskToken = DeviceWorkerToken.firstOfEngine
+    /// Requests in one run: then it is somebody else's turn.
+    private static let budget = 1024
 
     init(_ disk: consuming DiskEngine, queueSize: Int, serial: String, cache: WriteCache, statistics: BlockStatistics) {
         self.disk = disk
@@ -36,6 +40,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
         interrupt = activation.interrupt
         counters = activation.counters
+        bell = activation.bells.first
         queue = try activation.makeQueue(0)
         // Fails only for lack of kernel memory, and then the device cannot work.
         if (try? epoll.add(disk.descriptor, .input, token: Self.diskToken)) == nil {
@@ -59,6 +64,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         queue = nil
         interrupt = nil
         counters = nil
+        bell = nil
     }
 
     mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) {
@@ -74,17 +80,25 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     /// Takes all that is there, hands it to the kernel in one call, and shows the driver in one step what is done already
     /// (data in the host's page cache comes back at once).
+    ///
+    /// Not for ever: a driver may add requests as fast as they are done, and need no CPU for that if what it reads from its disk is
+    /// the next state of the ring. A reset has to come through.
     private mutating func takeRequests() throws(VirtqueueError) {
-        guard queue != nil else { return }
+        guard let size = queue?.size else { return }
+        var budget = Self.budget
         repeat {
             queue?.disableNotifications()
-            while let slot = disk.acquire() {
+            while budget > 0, try queue?.hasAvailable() == true {
+                // There are as many slots as the largest queue has descriptors: some head is in flight twice.
+                guard let slot = disk.acquire() else { throw .tooManyInFlight(size: size) }
                 guard let chain = try pop(slot) else { break }
                 begin(chain, slot)
+                budget -= 1
             }
             submit()
             finishRequests()
             publish()
+            if budget == 0 { return bell?.event.signal() ?? () }
         } while queue?.enableNotifications() == true
     }
 

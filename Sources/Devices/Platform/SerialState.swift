@@ -35,6 +35,8 @@ struct SerialState {
     private var transmitterEmptyPending = false
     /// Changes of the modem lines since the last read, bits 0 to 3 of the status register.
     private var modemChanges: UInt8 = 0
+    /// Whether the guest's driver has shown that it receives: until then input waits, since setting the port up empties the FIFO.
+    private var isAttended = false
     /// Whether input had to be refused since ``takeRoom()``.
     private var refusedInput = false
     /// Level of the interrupt line as of the last ``takeEdge()``.
@@ -111,7 +113,7 @@ struct SerialState {
     // MARK: Input
 
     mutating func receive(_ bytes: Span<UInt8>) -> Int {
-        let room = isLoopback ? 0 : receiveCapacity - received.count
+        let room = isLoopback || !isAttended ? 0 : receiveCapacity - received.count
         let taken = min(max(room, 0), bytes.count)
         for index in 0 ..< taken { _ = received.append(bytes[index]) }
         if taken < bytes.count { refusedInput = true }
@@ -120,7 +122,7 @@ struct SerialState {
 
     /// Whether input that was refused may be offered again. It waits until the FIFO is empty: one call for 16 bytes.
     mutating func takeRoom() -> Bool {
-        guard refusedInput, received.isEmpty, !isLoopback else { return false }
+        guard refusedInput, received.isEmpty, !isLoopback, isAttended else { return false }
         refusedInput = false
         return true
     }
@@ -130,7 +132,9 @@ struct SerialState {
     mutating func read(_ offset: UInt16) -> UInt8 {
         switch offset {
         case Register.data where isDivisorLatched: return UInt8(truncatingIfNeeded: divisor)
-        case Register.data: return received.removeFirst() ?? 0
+        case Register.data:
+            isAttended = true
+            return received.removeFirst() ?? 0
         case Register.interruptEnable where isDivisorLatched: return UInt8(truncatingIfNeeded: divisor >> 8)
         case Register.interruptEnable: return interruptEnable
         case Register.interruptIdentity:
@@ -140,6 +144,7 @@ struct SerialState {
         case Register.lineControl: return lineControl
         case Register.modemControl: return modemControl
         case Register.lineStatus:
+            isAttended = true
             defer { overrun = false }
             return (received.isEmpty ? 0 : LineStatus.dataReady) | (overrun ? LineStatus.overrun : 0)
                 | (isHoldingEmpty ? LineStatus.holdingEmpty : 0) | (output.isEmpty ? LineStatus.transmitterEmpty : 0)
@@ -159,6 +164,7 @@ struct SerialState {
         case Register.interruptEnable:
             let enabled = value & ~interruptEnable
             interruptEnable = value & 0x0f
+            if interruptEnable & InterruptEnable.received != 0 { isAttended = true }
             if enabled & InterruptEnable.transmitterEmpty != 0, isHoldingEmpty { transmitterEmptyPending = true }
         case Register.interruptIdentity: writeFIFOControl(value)
         case Register.lineControl: lineControl = value
@@ -178,6 +184,7 @@ struct SerialState {
         // A change of mode empties the FIFOs. What was transmitted is gone already.
         if value & 2 != 0 || enable != fifosEnabled { received.removeAll() }
         fifosEnabled = enable
+        if enable { isAttended = true }
         trigger = enable ? [1, 4, 8, 14][Int(value >> 6)] : 1
     }
 

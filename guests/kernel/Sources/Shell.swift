@@ -22,9 +22,10 @@ final class Shell {
         }
     }
 
+    /// Takes what was typed. What there is no room for stays in the port, whose other side waits then.
     private func receive() {
-        while let byte = Console.receive() {
-            if byte == Self.controlC { interrupted = true } else if input.count < Self.longestLine { input.append(byte) }
+        while input.count < Self.longestLine, let byte = Console.receive() {
+            if byte == Self.controlC { interrupted = true } else { input.append(byte) }
         }
     }
 
@@ -32,6 +33,7 @@ final class Shell {
     private func line() -> Text {
         var text = Text()
         while true {
+            receive()
             interrupts.wait { interrupted || !input.isEmpty }
             if interrupted {
                 interrupted = false

@@ -1,0 +1,270 @@
+import CLinux
+import Glibc
+import Linux
+import Testing
+
+/// The serial port's way to standard streams, terminals, sockets and files.
+@Suite(.enabled(if: Host.isFit, Host.needed)) struct ConsoleTests {
+    // MARK: Standard streams
+
+    /// What is typed before the guest listens is for the guest all the same.
+    @Test func inputFromThePipesFirstByteOn() throws {
+        let machine = try Program.machine([], input: .pipe)
+        try machine.type("echo first\necho second\npoweroff\n")
+        machine.closeInput()
+        try machine.expectEnd(0)
+        #expect(machine.output.lines.contains("first") && machine.output.lines.contains("second"))
+        #expect(machine.output.lines.contains("> echo first"))
+    }
+
+    @Test func inputFromARegularFile() throws {
+        let directory = try TemporaryDirectory()
+        let script = try directory.write(Array("mem\necho from a file\npoweroff\n".utf8), to: "script")
+        let machine = try Program.machine([], input: .file(script, O_RDONLY))
+        try machine.expectEnd(0)
+        #expect(machine.output.lines.contains("from a file"))
+    }
+
+    /// 10 KB at once, as a paste is: much more than any buffer on the way.
+    @Test func aPasteOfTenKilobytes() throws {
+        let machine = try Program.machineAtPrompt()
+        let lines = (0..<100).map { "line \($0) " + String(repeating: Character(UnicodeScalar(97 + UInt8($0 % 26))), count: 90) }
+        try machine.type(lines.map { "echo \($0)\n" }.joined())
+        try machine.wait(for: "\n" + lines[99])
+        let answers = machine.output.lines.filter { $0.hasPrefix("line ") }
+        #expect(answers == lines)
+        try machine.powerOff()
+    }
+
+    @Test(arguments: [Program.Stream.null, .closed]) func withoutInput(input: Program.Stream) throws {
+        let machine = try Program.machine([], input: input)
+        try machine.wait(for: Program.prompt)
+        machine.send(signal: SIGTERM)
+        try machine.expectEnd(0)
+    }
+
+    /// The end of the input is not the end of the machine.
+    @Test func theEndOfInput() throws {
+        let machine = try Program.machineAtPrompt()
+        #expect(try machine.ask("echo before") == ["before"])
+        machine.closeInput()
+        machine.send(signal: SIGTERM)
+        try machine.expectEnd(0)
+    }
+
+    /// Nobody to read, no room to write: the guest goes on and ends as it would.
+    @Test func outputThatNobodyTakes() throws {
+        let (reading, writing) = try makePipe()
+        close(reading)
+        defer { close(writing) }
+        for output: Program.Stream in [.closed, .file("/dev/full", O_WRONLY), .null, .descriptor(writing)] {
+            let machine = try Program.machine(["--cmdline", "test=irq"], output: output)
+            try machine.expectEnd(0)
+            #expect(machine.errors.bytes.isEmpty)
+        }
+    }
+
+    @Test func allStreamsClosed() throws {
+        try Program.machine(["--cmdline", "test=irq"], input: .closed, output: .closed, errors: .closed).expectEnd(0)
+        try Program.machine(["--kernel", "/nonexistent"], input: .closed, output: .closed, errors: .closed).expectEnd(71)
+    }
+
+    @Test func outputToAFile() throws {
+        let directory = try TemporaryDirectory()
+        let machine = try Program.machine(
+            ["--cmdline", "test=irq"], output: .file(directory("log"), O_WRONLY | O_CREAT | O_TRUNC))
+        try machine.expectEnd(0)
+        #expect(String(decoding: try readFile(directory("log"), limit: 1 << 20), as: UTF8.self).hasSuffix("1..2\r\n"))
+    }
+
+    /// More than a pipe and the port's own buffer hold, to a reader that comes late: every byte arrives, also those of the end.
+    @Test(arguments: [true, false]) func muchOutputToASlowReader(poweringOff: Bool) throws {
+        let directory = try TemporaryDirectory()
+        let content = (0..<64 * 512).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 9) }
+        let disk = try directory.write(content, to: "disk.raw")
+        let machine = try Program.machineAtPrompt(["--disk", disk + ",ro"])
+        try machine.type("read vda 0 64\n" + (poweringOff ? "poweroff\n" : ""))
+        // The pipe is full by then, or it will be: the outcome is the same.
+        sleep(1)
+        if poweringOff {
+            try machine.expectEnd(0)
+        } else {
+            try machine.wait(for: Program.prompt)
+            try machine.powerOff()
+        }
+        let rows = machine.output.lines.filter { $0.count > 60 }
+        #expect(rows == dump(content))
+    }
+
+    /// A pipe that is full when the guest ends: the process waits with the last bytes, as any writer to a pipe does, until they are
+    /// read or a signal says not to.
+    @Test(arguments: [true, false]) func theLastBytesWaitForTheReader(isRead: Bool) throws {
+        let ends = try makePipe()
+        let reading = FileDescriptor(owning: ends.reading)
+        var written = 0
+        do {
+            let writing = FileDescriptor(owning: ends.writing)
+            try writing.setNonBlocking(true)
+            let filling = [UInt8](repeating: UInt8(ascii: "-"), count: 4096)
+            while let count = try? filling.withUnsafeBytes({ try writing.write($0) }) { written += count }
+            let machine = try Program.machine(["--cmdline", "test=irq"], output: .descriptor(writing.rawValue))
+            try machine.waitUntilRunning()
+            // Time enough for the guest to end; it may be too little, but then nothing is tested and nothing fails.
+            sleep(3)
+            #expect(machine.isRunning)
+            guard isRead else {
+                #expect(try eventually { machine.send(signal: SIGTERM); return !machine.isRunning })
+                return
+            }
+            try reading.setNonBlocking(true)
+            var transcript = Transcript()
+            while machine.isRunning {
+                _ = transcript.read(from: reading.rawValue)
+                usleep(1_000)
+            }
+            _ = transcript.read(from: reading.rawValue)
+            let text = String(decoding: transcript.bytes.dropFirst(written), as: UTF8.self)
+            #expect(text.hasPrefix("swkvm guest\r\n") && text.hasSuffix("1..2\r\n"), "\(text)")
+            try machine.expectEnd(0)
+        }
+    }
+
+    /// The rows of the guest's `read`.
+    private func dump(_ bytes: [UInt8]) -> [String] {
+        stride(from: 0, to: bytes.count, by: 16).map { start in
+            let row = bytes[start..<start + 16]
+            let digits = row.map { " " + ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+            let letters = String(decoding: row.map { (0x20..<0x7f).contains($0) ? $0 : UInt8(ascii: ".") }, as: UTF8.self)
+            return hexadecimal(UInt32(start)) + " " + digits + "  " + letters
+        }
+    }
+
+    // MARK: Other places
+
+    @Test func consoleNone() throws {
+        let machine = try Program.machine(["--console", "none", "--cmdline", "test=irq"], input: .pipe)
+        try machine.expectEnd(0)
+        #expect(machine.output.bytes.isEmpty && machine.errors.bytes.isEmpty)
+    }
+
+    @Test func consoleFile() throws {
+        let directory = try TemporaryDirectory()
+        try directory.write(Array("kept\n".utf8), to: "log")
+        let machine = try Program.machine(["--console", "file:" + directory("log"), "--cmdline", "test=irq"])
+        try machine.expectEnd(0)
+        #expect(machine.output.bytes.isEmpty)
+        let text = String(decoding: try readFile(directory("log"), limit: 1 << 20), as: UTF8.self)
+        #expect(text.hasPrefix("kept\nswkvm guest\r\n") && text.hasSuffix("1..2\r\n"))
+    }
+
+    @Test func consolePseudoTerminal() throws {
+        let machine = try Program.machine(["--console", "pty"])
+        try machine.waitForError("the console is the terminal ")
+        try machine.waitForError("\n")
+        let path = try #require(machine.errors.text.split(separator: " ").last.map { String($0.dropLast()) })
+        let client = try Client(FileDescriptor.open(path, O_RDWR | O_NOCTTY | O_NONBLOCK))
+        try client.talk()
+        try machine.expectEnd(0)
+        #expect(machine.output.bytes.isEmpty)
+    }
+
+    @Test func aPseudoTerminalWithoutAClient() throws {
+        let machine = try Program.machine(["--console", "pty", "--cmdline", "test=memory,irq"])
+        try machine.expectEnd(0)
+    }
+
+    @Test func consoleSocket() throws {
+        let directory = try TemporaryDirectory()
+        let path = directory("socket")
+        let machine = try Program.machine(["--console", "unix:" + path])
+        try machine.waitForError("the console is the socket \(path)\n")
+        // Clients come and go; the machine stays, and holds no descriptor of theirs.
+        var descriptors: [Int] = []
+        for round in 0..<20 {
+            let client = try Client(socket: path)
+            try client.ask("echo round \(round)", "\nround \(round)")
+            descriptors.append(try shell("ls /proc/\(machine.pid)/fd | wc -l").split(separator: "\n").compactMap { Int($0) }[0])
+        }
+        #expect(Set(descriptors).count == 1, "\(descriptors)")
+        try Client(socket: path).talk()
+        try machine.expectEnd(0)
+        #expect(try directory.contents.isEmpty, "the socket is still there")
+    }
+
+    @Test func aSecondClientOfTheSocketIsTurnedAway() throws {
+        let directory = try TemporaryDirectory()
+        let machine = try Program.machine(["--console", "unix:" + directory("socket")])
+        try machine.waitForError("the console is the socket")
+        let first = try Client(socket: directory("socket"))
+        try first.ask("echo one", "\none")
+        let second = try Client(socket: directory("socket"))
+        #expect(try second.isAtEnd())
+        try first.talk()
+        try machine.expectEnd(0)
+    }
+}
+
+extension Program.Stream: CustomTestStringConvertible {
+    var testDescription: String {
+        switch self {
+        case .pipe: "pipe"
+        case .null: "/dev/null"
+        case .closed: "closed"
+        case .descriptor(let number): "descriptor \(number)"
+        case .file(let path, _): path
+        }
+    }
+}
+
+/// A user at a console that is elsewhere.
+private final class Client {
+    private let descriptor: FileDescriptor
+    private var transcript = Transcript()
+
+    init(_ descriptor: consuming FileDescriptor) { self.descriptor = descriptor }
+
+    convenience init(socket path: String) throws {
+        let number = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
+        let descriptor = FileDescriptor(owning: number)
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
+        let result = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { connect(number, $0, socklen_t(MemoryLayout<sockaddr_un>.size)) }
+        }
+        guard result == 0 else { throw SystemCallError.last("connect") }
+        self.init(descriptor)
+    }
+
+    /// Says something and waits for an answer.
+    func ask(_ text: String, _ answer: String) throws {
+        try descriptor.writeAll((text + "\n").utf8)
+        for _ in 0..<9_000 {
+            let goesOn = transcript.read(from: descriptor.rawValue)
+            if transcript.advance(past: answer) { return }
+            if !goesOn { break }
+            wait()
+        }
+        throw TestFailure("the console was asked \"\(text)\", expected \"\(answer)\", got:\n\(transcript.tail)")
+    }
+
+    /// A talk with the guest, at the end of which it powers off.
+    func talk() throws {
+        try ask("echo hello", "\nhello")
+        try descriptor.writeAll("poweroff\n".utf8)
+    }
+
+    /// Whether the other side closes, as it should.
+    func isAtEnd() throws -> Bool {
+        for _ in 0..<9_000 {
+            if !transcript.read(from: descriptor.rawValue) { return true }
+            wait()
+        }
+        return false
+    }
+
+    private func wait() {
+        var entry = pollfd(fd: descriptor.rawValue, events: Int16(POLLIN), revents: 0)
+        poll(&entry, 1, 10)
+    }
+}

@@ -1,0 +1,144 @@
+import Glibc
+import Testing
+
+/// How machines start and end, and what the exit status says of it.
+@Suite(.enabled(if: Host.isFit, Host.needed)) struct LifeTests {
+    @Test func bootsToTheExit() throws {
+        let machine = try Program.machine(["--cmdline", "test=none"])
+        try machine.expectEnd(0)
+        #expect(machine.output.text == "swkvm guest\r\n")
+        #expect(machine.errors.bytes.isEmpty)
+    }
+
+    /// The bundled guest and its ELF file are the same.
+    @Test func bootsTheGuestFromAFile() throws {
+        let machine = try Program.machine(["--kernel", Host.guestKernel, "--cmdline", "test=none"])
+        try machine.expectEnd(0)
+        #expect(machine.output.text == "swkvm guest\r\n")
+    }
+
+    @Test func bootsWithAnInitialRAMDisk() throws {
+        let directory = try TemporaryDirectory()
+        let disk = try directory.write([UInt8](repeating: 7, count: 300_000), to: "initrd")
+        try Program.machine(["--kernel", Host.guestKernel, "--initrd", disk, "--cmdline", "test=memory"]).expectSelfTestsPassed()
+    }
+
+    @Test func bootsA64BitELFWithoutNotes() throws {
+        let directory = try TemporaryDirectory()
+        // mov dx, 0x501; mov al, 42; out dx, al
+        let kernel = try directory.write(TinyKernel.elf([0x66, 0xba, 0x01, 0x05, 0xb0, 42, 0xee, 0xeb, 0xfe]), to: "kernel")
+        let machine = try Program.machine(["--kernel", kernel])
+        try machine.expectEnd(42)
+        #expect(machine.errors.text == "swkvm: the guest ended with status 42\n")
+    }
+
+    @Test func endsWithTheGuestsStatus() throws {
+        let machine = try Program.machineAtPrompt()
+        try machine.type("panic\n")
+        try machine.expectEnd(63)
+        #expect(machine.errors.text == "swkvm: the guest ended with status 63\n")
+    }
+
+    @Test func failedSelfTestsAreTheStatus() throws {
+        let machine = try Program.machine(["--cmdline", "test=bogus"])
+        try machine.expectEnd(1)
+        #expect(machine.output.lines.contains { $0.hasPrefix("not ok 1 - bogus") })
+    }
+
+    @Test(arguments: ["poweroff", "reboot"]) func endsFromThePrompt(command: String) throws {
+        let machine = try Program.machineAtPrompt()
+        try machine.type(command + "\n")
+        try machine.expectEnd(0)
+        #expect(machine.errors.bytes.isEmpty)
+    }
+
+    /// Reset and power-off with other CPUs halted, and with other CPUs running.
+    @Test(arguments: ["poweroff", "reboot"]) func endsWithManyCPUs(command: String) throws {
+        let machine = try Program.machineAtPrompt(["--cpus", "4"])
+        #expect(try machine.ask("cpus").filter { $0.hasSuffix("works") }.count == 3)
+        try machine.type(command + "\n")
+        try machine.expectEnd(0)
+    }
+
+    @Test(arguments: [1, 2, 4, 8]) func startsAllCPUs(count: Int) throws {
+        let machine = try Program.machine(["--cpus", "\(count)", "--mem", "128M", "--cmdline", "test=cpus,timer,irq"])
+        try machine.expectSelfTestsPassed()
+        #expect(machine.output.text.contains("all \(count) answer"))
+    }
+
+    /// As many as a whole byte of local APIC IDs names, which is more than most hosts have.
+    @Test func startsAsManyCPUsAsLocalAPICsHaveIDs() throws {
+        let machine = try Program.machine(["--cpus", "200", "--cmdline", "test=none"])
+        try machine.expectEnd(0)
+    }
+
+    // MARK: Crashes
+
+    @Test func tripleFault() throws {
+        let machine = try Program.machine(["--cmdline", "crash=triple"])
+        try machine.expectEnd(100)
+        #expect(machine.errors.lines.count == 1 && machine.errors.text.hasPrefix("swkvm: vCPU 0 shut down (triple fault)"))
+    }
+
+    /// Where KVM runs ring 0 natively there is no such instruction: the guest says so.
+    @Test func internalError() throws {
+        let machine = try Program.machine(["--cmdline", "crash=internal run=help"])
+        let end = try machine.finish()
+        if machine.output.text.contains("ring 0 runs natively here") { return }
+        #expect(end == .status(101), "\(machine.story)")
+        let lines = machine.errors.lines
+        #expect(lines.first == "swkvm: KVM stopped vCPU 0 with an internal error: it cannot emulate the instruction")
+        for register in ["rip ", "rfl ", "rax ", "rsp ", "r15 ", "cr0 ", "cr3 ", "efer "] {
+            #expect(machine.errors.text.contains(register), "\(machine.errors.text)")
+        }
+        // popcnt rax, rax
+        #expect(lines.last?.contains("instruction bytes at rip: f3 48 0f b8 c0") == true)
+    }
+
+    /// A fault in the guest is the guest's own business: it reports it and ends with a status.
+    @Test func faultInTheGuest() throws {
+        let machine = try Program.machine(["--cmdline", "crash=null"])
+        try machine.expectEnd(62)
+        #expect(machine.output.text.contains("fault: page fault, vector 14"))
+    }
+
+    // MARK: Signals
+
+    @Test(arguments: [SIGTERM, SIGINT]) func aSignalAsksTheGuestToPowerOff(number: Int32) throws {
+        let machine = try Program.machineAtPrompt()
+        machine.send(signal: number)
+        try machine.expectEnd(0)
+        #expect(machine.output.text.contains("power button"))
+        #expect(machine.errors.text == "swkvm: asked the guest to power off; a second signal ends it\n")
+    }
+
+    @Test(arguments: [TinyKernel.deaf, TinyKernel.busy, TinyKernel.talking], [SIGTERM, SIGINT])
+    func aSecondSignalEndsAGuestThatDoesNotListen(code: [UInt8], number: Int32) throws {
+        let directory = try TemporaryDirectory()
+        let kernel = try directory.write(TinyKernel.elf(code), to: "kernel")
+        let machine = try Program.machine(["--kernel", kernel, "--console", code == TinyKernel.talking ? "stdio" : "none"])
+        try machine.waitUntilRunning()
+        machine.send(signal: number)
+        try machine.waitForError("asked the guest to power off")
+        machine.send(signal: number)
+        try machine.expectEnd(128 + number)
+        #expect(machine.errors.lines.last == "swkvm: ended by signal \(number) before the guest had powered off")
+    }
+
+    @Test func aHangUpEndsTheMachineAtOnce() throws {
+        let machine = try Program.machineAtPrompt()
+        machine.send(signal: SIGHUP)
+        try machine.expectEnd(128 + SIGHUP)
+    }
+
+    /// Many at once, and while the machine starts: none may be lost or kill it the raw way.
+    @Test func aSignalWhileItStarts() throws {
+        for _ in 0..<10 {
+            let machine = try Program.machine(["--console", "none"])
+            machine.send(signal: SIGTERM)
+            // Before the signals are blocked it is the kernel that ends the process, later the guest powers off.
+            let end = try machine.finish()
+            #expect(end == .status(0) || end == .signal(SIGTERM), "\(machine.story)")
+        }
+    }
+}

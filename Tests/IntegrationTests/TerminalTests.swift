@@ -1,0 +1,154 @@
+import Glibc
+import Testing
+
+/// The terminal that swkvm is started from: raw while the machine runs, and as before however it ends.
+@Suite(.enabled(if: Host.isFit, Host.needed)) struct TerminalTests {
+    private let terminal: PseudoTerminal
+    private let before: [UInt8]
+
+    init() throws {
+        terminal = try PseudoTerminal()
+        before = terminal.mode
+    }
+
+    private func machineAtPrompt(_ arguments: [String] = []) throws -> Program {
+        let machine = try Program.machineAtPrompt(arguments, terminal: terminal)
+        #expect(terminal.isRaw && terminal.mode != before)
+        return machine
+    }
+
+    private func expectRestored(sourceLocation: SourceLocation = #_sourceLocation) {
+        #expect(terminal.mode == before, sourceLocation: sourceLocation)
+    }
+
+    // MARK: Ends
+
+    @Test(arguments: [("poweroff", 0), ("reboot", 0), ("panic", 63), ("crash triple", 100)])
+    func theGuestEnds(command: String, status: Int32) throws {
+        let machine = try machineAtPrompt()
+        try machine.type(command + "\r")
+        try machine.expectEnd(status)
+        expectRestored()
+    }
+
+    @Test func oneSignal() throws {
+        let machine = try machineAtPrompt()
+        machine.send(signal: SIGTERM)
+        try machine.wait(for: "swkvm: asked the guest to power off; a second signal ends it\r\n")
+        try machine.expectEnd(0)
+        expectRestored()
+    }
+
+    @Test func twoSignals() throws {
+        let directory = try TemporaryDirectory()
+        let machine = try Program.machine(
+            ["--kernel", try directory.write(TinyKernel.elf(TinyKernel.deaf), to: "kernel")], terminal: terminal)
+        #expect(try eventually { terminal.isRaw })
+        machine.send(signal: SIGTERM)
+        try machine.wait(for: "asked the guest to power off")
+        machine.send(signal: SIGTERM)
+        try machine.expectEnd(143)
+        expectRestored()
+    }
+
+    @Test func kill() throws {
+        let machine = try machineAtPrompt()
+        machine.send(signal: SIGKILL)
+        #expect(try machine.finish() == .signal(SIGKILL))
+        #expect(try eventually { terminal.mode == before })
+    }
+
+    /// The terminal's window is closed: its processes get SIGHUP.
+    @Test func hangUp() throws {
+        let machine = try machineAtPrompt()
+        machine.send(signal: SIGHUP)
+        try machine.expectEnd(129)
+        expectRestored()
+    }
+
+    /// A mistake is told on a terminal that was never touched.
+    @Test func aMachineThatCannotStart() throws {
+        let machine = try Program.machine(["--kernel", "/nonexistent"], terminal: terminal)
+        try machine.expectEnd(71)
+        // A cooked terminal makes the newline's carriage return itself, so there must be no second one.
+        #expect(machine.output.text == "swkvm: cannot read /nonexistent: No such file or directory\r\n")
+        expectRestored()
+    }
+
+    /// The terminal and its guardian stay the terminal's: no process is left.
+    @Test func noProcessIsLeft() throws {
+        let machine = try machineAtPrompt()
+        let children = try shell("cat /proc/\(machine.pid)/task/*/children").split(separator: " ").compactMap { pid_t($0.filter(\.isNumber)) }
+        #expect(children.count == 1)
+        try machine.type("poweroff\r")
+        try machine.expectEnd(0)
+        for child in children { #expect(Glibc.kill(child, 0) == -1 && errno == ESRCH) }
+    }
+
+    // MARK: Keys
+
+    @Test func ctrlAXEndsTheMachine() throws {
+        let machine = try machineAtPrompt()
+        try machine.type("\u{1}x")
+        try machine.expectEnd(0)
+        #expect(machine.output.text.hasSuffix("swkvm: ended at the console\r\n"))
+        expectRestored()
+    }
+
+    @Test func ctrlAHHelps() throws {
+        let machine = try machineAtPrompt()
+        try machine.type("\u{1}h")
+        for line in ["Ctrl-A x  end the machine\r\n", "Ctrl-A c  show a status line\r\n", "Ctrl-A h  this help\r\n"] {
+            try machine.wait(for: "swkvm: " + line)
+        }
+        try machine.type("\u{1}x")
+        try machine.expectEnd(0)
+    }
+
+    @Test func ctrlACShowsAStatusLine() throws {
+        let directory = try TemporaryDirectory()
+        let disk = try directory.write([UInt8](repeating: 1, count: 4096), to: "disk.raw")
+        let machine = try machineAtPrompt(["--name", "mine", "--cpus", "2", "--disk", disk])
+        _ = try machine.ask("sum vda 0 8")
+        try machine.type("\u{1}c")
+        try machine.wait(for: "swkvm: mine: 2 vCPUs; ")
+        try machine.wait(for: " MiB resident, ")
+        try machine.wait(for: " dirty; blk0 ")
+        // The data path: a queue's notification is an ioeventfd's, never an exit to user space.
+        try machine.wait(for: " kicks (0 by exits), ")
+        try machine.wait(for: " errors\r\n")
+        try machine.type("\u{1}x")
+        try machine.expectEnd(0)
+    }
+
+    /// Keys that a cooked terminal keeps for itself are the guest's.
+    @Test func ctrlCIsTheGuests() throws {
+        let machine = try machineAtPrompt()
+        try machine.type("half a line\u{3}")
+        try machine.wait(for: "^C")
+        #expect(try machine.ask("echo whole") == ["whole"])
+        try machine.type("\u{1}x")
+        try machine.expectEnd(0)
+    }
+
+    /// Ctrl-A and the second key may come in two reads.
+    @Test func ctrlAAndItsKeyApart() throws {
+        let machine = try machineAtPrompt()
+        try machine.type("\u{1}")
+        #expect(machine.isRunning)
+        try machine.type("x")
+        try machine.expectEnd(0)
+    }
+
+    @Test func ctrlAXEndsAGuestThatDoesNotListen() throws {
+        let directory = try TemporaryDirectory()
+        for code in [TinyKernel.deaf, TinyKernel.busy, TinyKernel.talking] {
+            let kernel = try directory.write(TinyKernel.elf(code), to: "kernel")
+            let machine = try Program.machine(["--kernel", kernel], terminal: terminal)
+            #expect(try eventually { terminal.isRaw })
+            try machine.type("typed ahead, more than the port holds: 0123456789\u{1}x")
+            try machine.expectEnd(0)
+            expectRestored()
+        }
+    }
+}

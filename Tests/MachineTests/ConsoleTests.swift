@@ -1,0 +1,169 @@
+import CLinux
+import Glibc
+import Linux
+import Testing
+
+@testable import Machine
+
+@Suite struct EscapeKeyTests {
+    private func bytes(_ text: String) -> [UInt8] { Array(text.utf8) }
+
+    @Test(arguments: [
+        ("plain", [.pass(Array("plain".utf8))]), ("", []), ("\u{1}x", [.quit]), ("\u{1}X", [.quit]), ("\u{1}h", [.help]), ("\u{1}?", [.help]),
+        ("\u{1}c", [.status]), ("\u{1}a", [.pass([1])]), ("\u{1}\u{1}", [.pass([1])]), ("\u{1}q", [.pass([1, 0x71])]), ("\u{1}", []),
+        ("ab\u{1}cde\u{1}xf", [.pass(Array("ab".utf8)), .status, .pass(Array("de".utf8)), .quit, .pass(Array("f".utf8))]),
+        ("\u{1}\u{1}x", [.pass([1, 0x78])]), ("\u{1}\u{1}\u{1}x", [.pass([1]), .quit]),
+    ] as [(String, [EscapeKey.Action])])
+    func finds(keys: String, actions: [EscapeKey.Action]) {
+        var escape = EscapeKey()
+        #expect(escape.filter(bytes(keys)) == actions)
+    }
+
+    /// Cut in two anywhere, the keys mean the same.
+    @Test func inPieces() {
+        let keys = bytes("ab\u{1}\u{1}c\u{1}cd\u{1}hx\u{1}z\u{1}x")
+        func joined(_ actions: [EscapeKey.Action]) -> [EscapeKey.Action] {
+            actions.reduce(into: []) { all, action in
+                if case .pass(let more) = action, case .pass(let before)? = all.last { all[all.count - 1] = .pass(before + more) } else { all.append(action) }
+            }
+        }
+        var whole = EscapeKey()
+        let expected = joined(whole.filter(keys))
+        for cut in 0...keys.count {
+            var escape = EscapeKey()
+            #expect(joined(escape.filter(Array(keys[..<cut])) + escape.filter(Array(keys[cut...]))) == expected)
+        }
+    }
+}
+
+@Suite struct ConsoleInputTests {
+    private func all(_ input: ConsoleInput) -> (bytes: [UInt8], isAtEnd: Bool) {
+        var bytes: [UInt8] = []
+        while true {
+            switch input.read() {
+            case .bytes(let more): bytes += more
+            case .empty: return (bytes, false)
+            case .end: return (bytes, true)
+            }
+        }
+    }
+
+    @Test func ofAPipe() throws {
+        let content = (0..<1000).map { UInt8(truncatingIfNeeded: $0) }
+        let reading: ConsoleInput
+        do {
+            var ends: [Int32] = [-1, -1]
+            try #require(clinux_pipe_cloexec(&ends) == 0)
+            let writing = FileDescriptor(owning: ends[1])
+            let end = FileDescriptor(owning: ends[0])
+            try end.setNonBlocking(true)
+            reading = ConsoleInput(end)
+            #expect(reading.isWaitable)
+            #expect(all(reading) == ([], false))
+            try writing.writeAll(content)
+            #expect(all(reading) == (content, false))
+        }
+        #expect(all(reading) == ([], true))
+    }
+
+    @Test func ofARegularFile() throws {
+        let file = try FileDescriptor.open("/proc/self/exe", O_RDONLY)
+        let input = ConsoleInput(file)
+        #expect(!input.isWaitable)
+        guard case .bytes(let bytes) = input.read() else { Issue.record("nothing was read"); return }
+        #expect(bytes.count == 256 && Array(bytes.prefix(4)) == [0x7f, 0x45, 0x4c, 0x46])
+    }
+}
+
+@Suite struct ConsoleOutputTests {
+    @Test func withNobodyThereItIsDropped() throws {
+        let output = try ConsoleOutput(nil)
+        let bytes: [UInt8] = [1, 2, 3]
+        let taken = output.take(bytes.span)
+        #expect(taken == 3 && output.rawValue == nil)
+    }
+
+    @Test func aFullPipeRingsAndLosesNothing() throws {
+        var ends: [Int32] = [-1, -1]
+        try #require(clinux_pipe_cloexec(&ends) == 0)
+        let reading = FileDescriptor(owning: ends[0])
+        let writing = FileDescriptor(owning: ends[1])
+        try writing.setNonBlocking(true)
+        let output = try ConsoleOutput(writing)
+        let bytes = [UInt8](repeating: 7, count: 1 << 20)
+        let taken = output.take(bytes.span)
+        #expect(taken > 0 && taken < bytes.count)
+        #expect(output.isFull.drain() > 0)
+        try reading.setNonBlocking(true)
+        var got = 0
+        var buffer = [UInt8](repeating: 0, count: 1 << 16)
+        while let count = try? buffer.withUnsafeMutableBytes({ try reading.read(into: $0) }), count > 0 { got += count }
+        #expect(got == taken)
+        // With nobody there any more it is dropped.
+        output.disconnect()
+        let dropped = output.take(bytes.span)
+        #expect(dropped == bytes.count)
+    }
+}
+
+@Suite struct ListenerTests {
+    private func directory() throws -> String {
+        var template = Array("/tmp/swkvm-test.XXXXXX".utf8CString)
+        try #require(mkdtemp(&template) != nil)
+        return String(decoding: template.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    @Test func theFileGoesWithTheListener() throws {
+        let path = try directory() + "/socket"
+        do {
+            let listener = try Listener(path: path)
+            #expect(access(path, F_OK) == 0)
+            let client = listener.accept()
+            let isAlone = client == nil
+            #expect(isAlone)
+            // The path is taken, and stays the first one's.
+            #expect(throws: SystemCallError("bind", errno: EADDRINUSE)) { try Listener(path: path) }
+            #expect(access(path, F_OK) == 0)
+        }
+        #expect(access(path, F_OK) != 0)
+        rmdir(String(path.dropLast(7)))
+    }
+
+    @Test(arguments: ["", "/" + String(repeating: "x", count: 107), "a\u{0}b"]) func pathsThatCannotBe(path: String) {
+        #expect(throws: SystemCallError("bind", errno: ENAMETOOLONG)) { try Listener(path: path) }
+    }
+
+    @Test func inADirectoryThatIsNotThere() {
+        #expect(throws: SystemCallError("bind", errno: ENOENT)) { try Listener(path: "/nonexistent/socket") }
+    }
+}
+
+@Suite struct ConsoleErrorTests {
+    @Test(arguments: [
+        (Configuration.ConsoleKind.unix("/s"), EADDRINUSE, "the console's socket /s exists already: another machine listens there"),
+        (.unix("/long"), ENAMETOOLONG, "the console's socket has a path of 5 bytes, the kernel takes 1 to 107"),
+        (.unix("/s"), ENOENT, "the console /s cannot be opened: No such file or directory (bind)"),
+        (.file("/f"), EACCES, "the console /f cannot be opened: Permission denied (bind)"),
+        (.pty, ENOSPC, "the console cannot be opened: No space left on device (bind)"),
+    ])
+    func sentences(kind: Configuration.ConsoleKind, number: Int32, sentence: String) {
+        #expect(MachineError.console(kind, SystemCallError("bind", errno: number)).description.hasPrefix(sentence))
+    }
+
+    @Test func aFileThatCannotBeWritten() {
+        let error = #expect(throws: MachineError.self) { _ = try Console.open(.file("/nonexistent/file")) }
+        #expect(error?.description == "the console /nonexistent/file cannot be opened: No such file or directory (open)")
+    }
+}
+
+@Suite struct MachineErrorTests {
+    @Test func sentences() {
+        #expect(MachineError.noCPUs(0).description == "0 vCPUs were asked for, a machine needs at least 1: use `--cpus 1`")
+        #expect(
+            MachineError.tooManyDevices(wanted: 20, maximum: 16).description
+                == "20 disks and network interfaces were asked for, a machine has room for 16: leave 4 out")
+        #expect(
+            MachineError.host(purpose: "start a thread", SystemCallError("clone", errno: EAGAIN)).description
+                == "swkvm could not start a thread: Resource temporarily unavailable (clone)")
+    }
+}
