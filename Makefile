@@ -17,10 +17,11 @@ BENCH   := $(STATIC) --product swkvm-bench
 BUILD_PACKAGES := liburing-dev zlib1g-dev
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
 TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools python3
+LAB_PACKAGES   := qemu-system-x86 e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release run test unit-tests integration-tests bench man completions install clean help
-.PHONY: packages-build packages-run packages-test packages-bench
+.PHONY: all guest release run test unit-tests integration-tests lab bench man completions install clean help
+.PHONY: packages-build packages-run packages-test packages-lab packages-bench
 
 all: release man ## the static binary build/swkvm and its man page
 
@@ -41,8 +42,11 @@ release: guest ## the static binary build/swkvm
 run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a qcow2 disk and a TAP on a bridge
 	@guests/run
 
-test: release packages-test ## every test
+test: release packages-test packages-lab ## every test
 	@.ci/test
+
+lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, or shell for a shell there)
+	@Tests/Lab/run $(or $(ARGS),all)
 
 bench: release packages-bench ## measures, beside QEMU, fio and minimal C programs (BENCH_LINUX=vmlinux adds Linux)
 	$(SWIFT) build $(BENCH)
@@ -61,4 +65,5 @@ clean: ## removes what was built
 packages-build: ; @.ci/packages $(BUILD_PACKAGES)
 packages-run: ; @.ci/packages $(RUN_PACKAGES)
 packages-test: ; @.ci/packages $(TEST_PACKAGES)
+packages-lab: ; @.ci/packages $(LAB_PACKAGES)
 packages-bench: ; @.ci/packages $(BENCH_PACKAGES)

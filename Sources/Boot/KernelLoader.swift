@@ -109,6 +109,7 @@ public struct KernelLoader: Sendable {
             commandLine: PhysicalLayout.commandLine, initrd: initrd, rsdp: tables?.rsdp ?? 0, memoryMap: map)
         try memory.write(startInfo.bytes(), at: PhysicalLayout.startInfo)
         try memory.write(LongMode.gdt, at: PhysicalLayout.gdt)
+        try memory.write(ResetVector.code, at: PhysicalLayout.resetVector)
 
         switch entry {
         case .pvh(let address):

@@ -89,13 +89,11 @@ public struct LinuxImage: Sendable, Equatable {
         initrdLimit = UInt64(try field(0x22c, UInt32.self))
     }
 
-    /// Where to load it into RAM that ends at `limit`: where it prefers to be, else as low as it may.
+    /// Where to load it into RAM that ends at `limit`: where it prefers to be. A lower place gains nothing, since a relocatable kernel
+    /// that finds itself below its preferred address moves there (`pref_address`), whether there is RAM or not.
     func loadAddress(limit: UInt64, file: String) throws(BootError) -> UInt64 {
-        if preferredAddress >= PhysicalLayout.highRAM, let end = preferredAddress.adding(initialSize), end <= limit {
-            return preferredAddress
-        }
         let lowest = PhysicalLayout.highRAM.alignedUp(to: alignment) ?? .max
-        let start = isRelocatable ? lowest : preferredAddress
+        let start = isRelocatable ? max(preferredAddress, lowest) : preferredAddress
         let end = start.adding(initialSize) ?? .max
         if start < PhysicalLayout.highRAM { throw .reservedMemory(file: file, start: start, end: end) }
         guard end <= limit else { throw .doesNotFit(file: file, start: start, end: end, limit: limit) }

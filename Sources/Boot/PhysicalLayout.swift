@@ -23,6 +23,8 @@ public enum PhysicalLayout {
     public static let acpi: UInt64 = 0xe_0000
     /// Bytes for the ACPI tables; what follows up to 1 MiB is left to SMBIOS.
     public static let acpiSize = 0x1_8000
+    /// Where a PC's processors start after a reset as real mode sees it, F000:FFF0: ``ResetVector``.
+    static let resetVector: UInt64 = 0xf_fff0
     /// Where RAM for kernels begins.
     public static let highRAM: UInt64 = 0x10_0000
     /// No RAM from here to 4 GiB.

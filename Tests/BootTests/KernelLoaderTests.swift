@@ -66,6 +66,18 @@ import Testing
         #expect(try translate(0x1_0000_0000) == nil)
     }
 
+    @Test func leavesAWayToResetWhereABIOSWouldBe() throws {
+        let memory = try GuestMemory(size: size)
+        _ = try withFile(ELFBuilder.kernel().bytes) { try KernelLoader(kernel: $0).load(into: memory, isFresh: true) }
+        // mov $0xfe, %al; out %al, $0x64, and then nothing else: a 16-bit segment at 0xf0000 ends behind these.
+        #expect(try memory.ram.readBytes(at: GuestAddress(0xf_fff0), count: 4) == [0xb0, 0xfe, 0xe6, 0x64])
+        #expect(PhysicalLayout.resetVector + UInt64(ResetVector.code.count) <= PhysicalLayout.highRAM)
+        #expect(PhysicalLayout.acpi + UInt64(PhysicalLayout.acpiSize) <= PhysicalLayout.resetVector)
+        // No RAM for a guest to put something else there.
+        let ram = MemoryMapEntry.map(memorySize: size).filter { $0.kind == .ram }
+        #expect(!ram.contains { $0.start <= PhysicalLayout.resetVector && PhysicalLayout.resetVector < $0.start + $0.size })
+    }
+
     @Test func entersByPVH() throws {
         var builder = ELFBuilder.kernel()
         builder.is64Bit = false

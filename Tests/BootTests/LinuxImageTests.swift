@@ -78,23 +78,30 @@ private struct BzImageBuilder {
         #expect(try memory.ram.readUInt32(at: GuestAddress(data + 8)) == 9)
     }
 
-    @Test func movesARelocatableKernelAndNoOther() throws {
+    @Test func loadsAKernelWhereItPrefersToBe() throws {
         let memory = try GuestMemory(size: 16 << 20)
         var builder = BzImageBuilder()
+        // A relocatable kernel too would move to the address that it prefers, and overrun the RAM there.
+        let tooSmall = BootError.doesNotFit(file: "bzImage", start: 0x100_0000, end: 0x140_0000, limit: 16 << 20)
+        #expect(bootError { _ = try boot(builder, memory: memory) } == tooSmall)
+        builder.relocatable = 0
+        #expect(bootError { _ = try boot(builder, memory: memory) } == tooSmall)
+        builder.preferred = 0x60_0000
+        #expect(try boot(builder, memory: memory).rip == 0x60_0200)
+        builder.relocatable = 1
+        #expect(try boot(builder, memory: memory).rip == 0x60_0200)
+        // Below 1 MiB there is no room: only a relocatable kernel goes elsewhere, by its alignment.
+        builder.preferred = 0x8_0000
         #expect(try boot(builder, memory: memory).rip == 0x20_0200)
         builder.alignment = 0x40_0000
         #expect(try boot(builder, memory: memory).rip == 0x40_0200)
         builder.relocatable = 0
-        #expect(bootError { _ = try boot(builder, memory: memory) }
-            == .doesNotFit(file: "bzImage", start: 0x100_0000, end: 0x140_0000, limit: 16 << 20))
-        builder.preferred = 0x8_0000
         #expect(bootError { _ = try boot(builder, memory: memory) } == .reservedMemory(file: "bzImage", start: 0x8_0000, end: 0x48_0000))
         builder.relocatable = 1
-        #expect(try boot(builder, memory: memory).rip == 0x40_0200)
         builder.preferred = .max
         builder.initialSize = .max
         #expect(bootError { _ = try boot(builder, memory: memory) }
-            == .doesNotFit(file: "bzImage", start: 0x40_0000, end: 0x1_003f_ffff, limit: 16 << 20))
+            == .doesNotFit(file: "bzImage", start: .max, end: .max, limit: 16 << 20))
     }
 
     @Test func keepsTheInitrdWhereTheKernelCanSeeIt() throws {
