@@ -137,8 +137,15 @@ import Testing
         let machine = try Program.machine(["--disk", disk + ",ro"], input: .pipe, output: .descriptor(writing))
         close(writing)
         try machine.type("read vda 0 200\npanic\n")
-        // The pipe is full by then, and the port's own buffer: it is swkvm's main thread that finds nobody there.
-        sleep(2)
+        // The pipe is full, and after a quarter of the time that this took the port's own buffer too, which the guest waits for: it is
+        // swkvm's main thread that finds nobody there.
+        var (waits, count) = (0, Int32(0))
+        while count < 64 << 10, waits < 9_000 {
+            usleep(10_000)
+            waits += 1
+            _ = ioctl(reading, UInt(FIONREAD), &count)
+        }
+        usleep(UInt32(waits) * 10_000 / 2 + 500_000)
         close(reading)
         try machine.expectEnd(63)
     }
