@@ -26,6 +26,10 @@ struct BlockCache: ~Copyable {
         /// When it was last used, for the choice of a victim.
         var stamp: UInt64
         var error: Int32
+        /// Changes under way that will be made to it: it must stay.
+        var pins: Int32 = 0
+        /// The next dirty slot plus 2, so 1 for the last one; 0: not dirty.
+        var nextDirty: Int32 = 0
         /// A `State`; memory fresh from the kernel is `.empty`.
         var state: UInt8
     }
@@ -38,6 +42,8 @@ struct BlockCache: ~Copyable {
     private let slots: Mapping
     private let blocks: Mapping
     private var clock: UInt64 = 0
+    /// The most recent of the list of slots with changes that the file does not have.
+    private var firstDirty: Int32 = -1
 
     /// - Parameters:
     ///   - blockSize: bytes, at least 1.
@@ -73,7 +79,7 @@ struct BlockCache: ~Copyable {
         return .missing
     }
 
-    /// Takes the slot for a missing block, at the cost of the one unused for longest; nil while all are being filled.
+    /// Takes the slot for a missing block, at the cost of the one unused for longest; nil while all are being filled, pinned or dirty.
     mutating func reserve(_ key: UInt64) -> Int? {
         let first = Int(key % UInt64(setCount)) * Self.ways
         var victim: Int?
@@ -85,7 +91,7 @@ struct BlockCache: ~Copyable {
                 victim = slot
                 break
             }
-            if state == .ready, unsafe entry.pointee.stamp < oldest {
+            if state == .ready, unsafe entry.pointee.pins == 0, unsafe entry.pointee.nextDirty == 0, unsafe entry.pointee.stamp < oldest {
                 victim = slot
                 unsafe oldest = entry.pointee.stamp
             }
@@ -111,6 +117,46 @@ struct BlockCache: ~Copyable {
     /// A slot's memory, `blockSize` bytes that live as long as the cache.
     func block(_ slot: Int) -> UnsafeMutableRawPointer {
         unsafe blocks.start + slot * blockSize
+    }
+
+    // MARK: - Changes
+
+    /// The slot of a block that is there.
+    func slot(of key: UInt64) -> Int? {
+        let first = Int(key % UInt64(setCount)) * Self.ways
+        for slot in first..<first + Self.ways {
+            let entry = unsafe self.slot(slot)
+            guard unsafe entry.pointee.key == key, let state = unsafe State(rawValue: entry.pointee.state) else { continue }
+            if state == .fresh || state == .ready { return slot }
+        }
+        return nil
+    }
+
+    /// Whether blocks wait to be written: writing them makes room.
+    var isDirty: Bool { firstDirty >= 0 }
+
+    func key(_ slot: Int) -> UInt64 { unsafe self.slot(slot).pointee.key }
+
+    /// Keeps a block in its slot until as many calls with -1 as with +1 were made.
+    func pin(_ slot: Int, _ change: Int32) { unsafe self.slot(slot).pointee.pins &+= change }
+
+    mutating func markDirty(_ slot: Int) {
+        let entry = unsafe self.slot(slot)
+        guard unsafe entry.pointee.nextDirty == 0 else { return }
+        // -1, the end of the list, becomes 1.
+        unsafe entry.pointee.nextDirty = firstDirty &+ 2
+        firstDirty = Int32(slot)
+    }
+
+    /// The first of the dirty blocks.
+    var dirtySlot: Int? { firstDirty < 0 ? nil : Int(firstDirty) }
+
+    /// The first of the dirty blocks has been written.
+    mutating func cleanFirst() {
+        guard firstDirty >= 0 else { return }
+        let entry = unsafe self.slot(Int(firstDirty))
+        unsafe firstDirty = entry.pointee.nextDirty &- 2
+        unsafe entry.pointee.nextDirty = 0
     }
 
     private func slot(_ index: Int) -> UnsafeMutablePointer<Slot> {

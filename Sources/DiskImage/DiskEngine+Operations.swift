@@ -17,6 +17,12 @@ extension DiskEngine {
         /// Operations under way.
         var pending: Int32 = 0
         var error: Int32 = 0
+        /// Operations under way that write new clusters for the bytes of the disk from `claimStart` to `claimEnd`.
+        var claims: Int32 = 0
+        var claimStart: UInt64 = 0
+        var claimEnd: UInt64 = 0
+        /// Whether it waits for a commit to make room, and fails with it.
+        var awaitsCommit = false
         /// Whether it is in `stalled` or `waiting` and will be advanced from there.
         var isListed = false
         var next: Int32 = -1
@@ -37,7 +43,7 @@ extension DiskEngine {
 
     /// One operation of the queue.
     @safe struct Operation {
-        enum Kind: UInt8 { case read, write, synchronize, punch, zeroRange, writeZeroes, load }
+        enum Kind: UInt8 { case read, write, synchronize, punch, zeroRange, writeZeroes, load, commit }
 
         var kind = Kind.synchronize
         /// The request that it belongs to; -1 for a load.
@@ -51,6 +57,14 @@ extension DiskEngine {
         var done: UInt64 = 0
         var retries: Int32 = 0
         var load: MetadataLoad?
+        /// New clusters that become those of the disk from `guestOffset` on when they are written.
+        var run = Refcounts.Run(first: 0, count: 0)
+        var guestOffset: UInt64 = 0
+        /// The copy whose cluster it writes; else -1.
+        var copy: Int32 = -1
+        var isActive = false
+        /// Operations have numbers in the order in which they began.
+        var sequence: UInt64 = 0
         /// The next free one.
         var next: Int32 = -1
     }
@@ -72,12 +86,22 @@ extension DiskEngine {
             }
             if unsafe request.pointee.operation == .flush {
                 unsafe request.pointee.mapped = 1
+                if image.managesClusters {
+                    unsafe request.pointee.pending = 1
+                    unsafe commit.queue.append(index, requests)
+                    startCommit()
+                    return
+                }
                 // What cannot be written needs no flush.
                 if !image.isReadOnly { begin(Operation(kind: .synchronize, request: index)) }
                 continue
             }
+            if image.managesClusters, unsafe request.pointee.operation != .read {
+                if change(index) { continue } else { return }
+            }
             let position = unsafe request.pointee.offset + request.pointee.mapped
-            switch unsafe image.locate(position, &request.pointee.search) {
+            let extent = unsafe image.locate(position, &request.pointee.search)
+            switch extent {
             case .data(let place, let length):
                 let kind: Operation.Kind =
                     switch unsafe request.pointee.operation {
@@ -101,16 +125,20 @@ extension DiskEngine {
                 unsafe request.pointee.error = EIO
             case .load(let load):
                 wait(index)
-                begin(Operation(kind: .load, layer: load.layer, fileOffset: load.offset, length: UInt64(load.length), load: load))
+                begin(load)
                 return
-            case .wait:
-                wait(index)
+            case .wait, .commit:
+                stop(index, extent)
                 return
             case .failed(let error):
                 unsafe request.pointee.error = error
             }
         }
-        if unsafe request.pointee.pending == 0 { unsafe completed.append(index, requests) }
+        if unsafe request.pointee.pending == 0 { complete(index) }
+    }
+
+    mutating func complete(_ index: Int32) {
+        if index >= depth { finishReading(copy: index - Int32(depth)) } else { unsafe completed.append(index, requests) }
     }
 
     private func isMapped(_ request: UnsafeMutablePointer<Request>) -> Bool {
@@ -118,12 +146,12 @@ extension DiskEngine {
             ? request.pointee.mapped != 0 : request.pointee.mapped == request.pointee.length
     }
 
-    private mutating func wait(_ index: Int32) {
+    mutating func wait(_ index: Int32) {
         unsafe requests[Int(index)].isListed = true
         unsafe waiting.append(index, requests)
     }
 
-    /// Zeroes and memory are for readers. Writing there comes with writable formats that have such extents; none is open for writing.
+    /// Zeroes and memory are for readers: how an image that has them is written, `change` finds out.
     private func whenReading(_ request: UnsafeMutablePointer<Request>, _ body: (_ start: UInt64) -> Void) {
         if unsafe request.pointee.operation == .read {
             unsafe body(request.pointee.mapped)
@@ -133,7 +161,7 @@ extension DiskEngine {
     }
 
     /// Lets the requests of a list, which the caller has emptied, try again; those that must wait on get into it anew.
-    private mutating func retry(_ list: IndexList) {
+    mutating func retry(_ list: IndexList) {
         var list = list
         while let index = unsafe list.popFirst(requests) {
             unsafe requests[Int(index)].isListed = false
@@ -144,16 +172,23 @@ extension DiskEngine {
     // MARK: - Operations
 
     /// Starts an operation in a free slot, of which there is one.
-    private mutating func begin(_ operation: Operation) {
+    mutating func begin(_ operation: Operation) {
         let index = freeOperation
         freeOperation = unsafe operations[Int(index)].next
         unsafe operations[Int(index)] = operation
+        unsafe operations[Int(index)].isActive = true
+        unsafe operations[Int(index)].sequence = sequence
+        sequence &+= 1
         if operation.request >= 0 { unsafe requests[Int(operation.request)].pending += 1 }
         enqueue(index)
     }
 
+    mutating func begin(_ load: MetadataLoad) {
+        begin(Operation(kind: .load, layer: load.layer, fileOffset: load.offset, length: UInt64(load.length), load: load))
+    }
+
     /// Puts what is left of an operation into the queue.
-    private mutating func enqueue(_ index: Int32) {
+    mutating func enqueue(_ index: Int32) {
         let operation = unsafe operations[Int(index)]
         let token = UInt64(UInt32(bitPattern: index))
         let offset = operation.fileOffset &+ operation.done
@@ -169,7 +204,7 @@ extension DiskEngine {
                 } else {
                     try unsafe queue.write(file, vectors, count: count, at: offset, token: token)
                 }
-            case .synchronize:
+            case .synchronize, .commit:
                 try queue.synchronize(image.descriptor(operation.layer), token: token)
             case .punch:
                 let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
@@ -192,7 +227,7 @@ extension DiskEngine {
         let kind = unsafe operation.pointee.kind
         if result < 0 { return unsafe fail(index, operation, Int32(clamping: -result)) }
         switch kind {
-        case .synchronize, .punch, .zeroRange:
+        case .synchronize, .commit, .punch, .zeroRange:
             return end(index, error: 0)
         case .read where result == 0:
             // The end of the file. Where it has always been, zeroes follow; elsewhere the file has been cut since.
@@ -233,20 +268,22 @@ extension DiskEngine {
     }
 
     /// The operation is over: its request may be, and those that waited for it go on.
-    private mutating func end(_ index: Int32, error: Int32) {
+    mutating func end(_ index: Int32, error: Int32) {
         let ended = unsafe operations[Int(index)]
+        if ended.kind == .commit { return continueCommit(error) }
+        if ended.run.count > 0, park(index, error) { return }
         release(operation: index)
         if let load = ended.load {
             image.finish(load, bytes: Int(ended.done), error: error)
-            let waiters = waiting
-            waiting = IndexList()
-            retry(waiters)
+            retryWaiting()
             image.settle(load)
         } else {
             let request = unsafe requests + Int(ended.request)
+            if ended.run.count > 0 { finishClusters(ended, error) }
             unsafe request.pointee.pending -= 1
             if unsafe request.pointee.error == 0 { unsafe request.pointee.error = error }
-            if unsafe request.pointee.pending == 0, unsafe !request.pointee.isListed { unsafe completed.append(ended.request, requests) }
+            if unsafe request.pointee.pending == 0, unsafe !request.pointee.isListed { complete(ended.request) }
+            if ended.run.count > 0 { retryWaiting() }
         }
         if !stalled.isEmpty {
             let waiters = stalled
@@ -256,6 +293,7 @@ extension DiskEngine {
     }
 
     mutating func release(operation index: Int32) {
+        unsafe operations[Int(index)].isActive = false
         unsafe operations[Int(index)].next = freeOperation
         freeOperation = index
     }
@@ -270,6 +308,10 @@ extension DiskEngine {
         let left = operation.length &- operation.done
         if let load = operation.load {
             unsafe own[0] = iovec(iov_base: load.buffer + Int(operation.done), iov_len: Int(left))
+            return unsafe (UnsafePointer(own), 1)
+        }
+        if operation.copy >= 0 {
+            unsafe own[0] = iovec(iov_base: copies.buffer(operation.copy) + Int(operation.done), iov_len: Int(left))
             return unsafe (UnsafePointer(own), 1)
         }
         if operation.kind == .writeZeroes {
@@ -307,7 +349,7 @@ extension DiskEngine {
     }
 
     /// Names the pieces of memory that hold the bytes `start ..< start + length` of a request.
-    private func forEachPiece(_ request: Int32, from start: UInt64, length: UInt64, _ body: (UnsafeMutableRawPointer, Int) -> Void) {
+    func forEachPiece(_ request: Int32, from start: UInt64, length: UInt64, _ body: (UnsafeMutableRawPointer, Int) -> Void) {
         let segments = unsafe requests[Int(request)].segments
         guard let vectors = unsafe requests[Int(request)].vectors else { return }
         var skip = start
@@ -323,35 +365,6 @@ extension DiskEngine {
             if let base = unsafe vectors[index].iov_base { unsafe body(base + Int(skip), Int(count)) }
             rest -= count
             skip = 0
-        }
-    }
-
-    // MARK: - Lists of requests
-
-    /// A first-in, first-out list of requests, linked through them.
-    struct IndexList {
-        var first: Int32 = -1
-        var last: Int32 = -1
-        var isEmpty: Bool { first < 0 }
-
-        mutating func append(_ index: Int32, _ requests: UnsafeMutablePointer<Request>) {
-            // Indices in lists are those of requests.
-            unsafe requests[Int(index)].next = -1
-            if isEmpty { first = index } else { unsafe requests[Int(last)].next = index }
-            last = index
-        }
-
-        mutating func prepend(_ index: Int32, _ requests: UnsafeMutablePointer<Request>) {
-            unsafe requests[Int(index)].next = first
-            if isEmpty { last = index }
-            first = index
-        }
-
-        mutating func popFirst(_ requests: UnsafeMutablePointer<Request>) -> Int32? {
-            guard !isEmpty else { return nil }
-            let index = first
-            unsafe first = requests[Int(index)].next
-            return index
         }
     }
 }

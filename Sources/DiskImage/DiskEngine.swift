@@ -69,6 +69,18 @@ public struct DiskCompletion: Sendable {
     /// File systems differ in what `fallocate` can do; what this one refused is not asked again.
     var refusesZeroRange = false
 
+    /// The system calls for metadata that is read and written at once.
+    let calls: FileCalls
+    var commit = Commit()
+    let copies: Copies
+    var freeCopy: Int32
+    /// Requests whose new clusters are being written: others stay away from theirs.
+    var claiming = 0
+    /// Writes that have ended while the mapping is locked.
+    var parkedOperation: Int32 = -1
+    /// The number of the next operation.
+    var sequence: UInt64 = 0
+
     static let zeroesSize = 64 << 10
 
     /// - Parameters:
@@ -79,26 +91,31 @@ public struct DiskCompletion: Sendable {
         let operations = Self.operationCount(depth)
         // No ring, for whatever reason, is no reason to have no disk.
         if usesRing, let ring = try? IORing(entries: operations) {
-            try self.init(image, depth: depth, segments: segments, queue: .ring(ring))
+            try self.init(image, depth: depth, segments: segments, queue: .ring(ring), calls: .host)
         } else {
             let io = try synchronousIO(operations, .host, image.path)
-            try self.init(image, depth: depth, segments: segments, queue: .synchronous(io))
+            try self.init(image, depth: depth, segments: segments, queue: .synchronous(io), calls: .host)
         }
     }
 
     /// An engine whose system calls are a test's.
     init(_ image: consuming DiskImage, depth: Int, segments: Int, calls: FileCalls) throws(DiskImageError) {
         let io = try synchronousIO(Self.operationCount(depth), calls, image.path)
-        try self.init(image, depth: depth, segments: segments, queue: .synchronous(io))
+        try self.init(image, depth: depth, segments: segments, queue: .synchronous(io), calls: calls)
     }
 
-    private init(_ image: consuming DiskImage, depth: Int, segments: Int, queue: consuming IOQueue) throws(DiskImageError) {
+    private init(_ image: consuming DiskImage, depth: Int, segments: Int, queue: consuming IOQueue, calls: FileCalls) throws(DiskImageError) {
         let depth = min(max(depth, 1), 4096)
         let segments = min(max(segments, 1), 1024)
         let operationCount = Self.operationCount(depth)
         let vectorSize = unsafe MemoryLayout<iovec>.stride
         let vectors = try memory(operationCount * segments * vectorSize, image.path)
         let zeroes = try memory(Self.zeroesSize, image.path)
+        let copies = try Copies(image.managesClusters ? image.clusterSize ?? 0 : 0, image.path)
+        let requestCount = depth + copies.count
+        freeCopy = copies.count > 0 ? 0 : -1
+        self.copies = copies
+        self.calls = calls
         self.depth = depth
         maximumSegments = segments
         self.operationCount = operationCount
@@ -106,12 +123,14 @@ public struct DiskCompletion: Sendable {
         self.queue = queue
         self.vectors = vectors
         self.zeroes = zeroes
-        unsafe requests = .allocate(capacity: depth)
-        unsafe requests.initialize(repeating: Request(), count: depth)
+        // After the owner's requests come those of copies.
+        unsafe requests = .allocate(capacity: requestCount)
+        unsafe requests.initialize(repeating: Request(), count: requestCount)
         unsafe operations = .allocate(capacity: operationCount)
         unsafe operations.initialize(repeating: Operation(), count: operationCount)
         for index in 0..<depth { unsafe freeRequests.append(Int32(index), requests) }
-        for index in (0..<operationCount).reversed() { release(operation: Int32(index)) }
+        // The last is the commit's.
+        for index in (0..<operationCount - 1).reversed() { release(operation: Int32(index)) }
     }
 
     deinit {
@@ -120,13 +139,16 @@ public struct DiskCompletion: Sendable {
         while left > 0, (try? queue.submit()) != nil, (try? queue.wait()) != nil {
             while queue.nextCompletion() != nil { left -= 1 }
         }
+        // What was not flushed may be lost, and is not for want of trying.
+        let file = metadataFile
+        _ = try? image.withMetadata { qcow2 throws(MetadataError) in try qcow2.close(file) }
         unsafe requests.deallocate()
         unsafe operations.deallocate()
     }
 
     private static func operationCount(_ depth: Int) -> Int {
-        // Large requests on a fragmented image take several; a few more let small ones pass.
-        min(max(depth, 1), 4096) + 32
+        // Large requests on a fragmented image take several; a few more let small ones pass. One is the commit's.
+        min(max(depth, 1), 4096) + 32 + 1
     }
 
     // MARK: - The owner's side

@@ -40,7 +40,6 @@ internal import Linux
     public init(path: String, options: DiskImageOptions = DiskImageOptions()) throws(DiskImageError) {
         let format: ImageFormat
         if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
-        guard format == .raw || options.readOnly else { throw .notWritable(path: path, format: format) }
         var chain = Chain()
         try chain.open(path, format, options)
 
@@ -115,6 +114,20 @@ internal import Linux
         unsafe layers[load.layer].qcow2?.settle(load)
     }
 
+    /// Whether writing changes metadata: ``target(_:_:_:sequence:_:)`` says how a range is written, and a flush is a commit.
+    var managesClusters: Bool { !isReadOnly && format == .qcow2 }
+
+    func target(_ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, sequence: UInt64, _ file: MetadataFile) -> WriteTarget {
+        // `layers[0]` is there in every image, and only the topmost is written.
+        unsafe layers[0].qcow2?.target(operation, offset, length, diskSize: size, sequence: sequence, file) ?? .not(.failed(EROFS))
+    }
+
+    /// What is done to the metadata of the topmost image; nothing in one without.
+    func withMetadata<Answer: ~Copyable, Failure: Error>(_ body: (inout QCOW2Image) throws(Failure) -> Answer) throws(Failure) -> Answer? {
+        guard unsafe layers[0].qcow2 != nil else { return nil }
+        return try unsafe body(&layers[0].qcow2!)
+    }
+
     /// The descriptor for a transfer with the file of a layer.
     func descriptor(_ layer: Int, for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
         unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
@@ -174,7 +187,7 @@ extension DiskImage.Layer {
             append(file, nil, size: (size &+ 511) & ~511)
             return
         }
-        let qcow2 = try QCOW2Image(file, metadataCacheSize: options.metadataCacheSize)
+        let qcow2 = try QCOW2Image(file, metadataCacheSize: options.metadataCacheSize, writable: writable)
         let header = qcow2.header
         append(file, qcow2, size: header.size)
         guard let name = header.backingName else { return }

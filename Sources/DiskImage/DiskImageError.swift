@@ -18,8 +18,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case invalid(path: String, reason: String)
     /// A feature of the format that cannot be used.
     case unsupported(path: String, feature: String)
-    /// The format can only be read.
-    case notWritable(path: String, format: ImageFormat)
+    /// The image can only be read.
+    case notWritable(path: String, reason: String)
     /// Another process has the file open in a way that excludes ours.
     case locked(path: String, forWriting: Bool)
     /// The file system keeps no locks.
@@ -57,8 +57,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): damaged or not made by a correct program: \(reason)"
         case .unsupported(let path, let feature):
             "disk \(quoted(path)): it needs \(feature), which is not supported; qemu-img convert makes a plain image of it"
-        case .notWritable(let path, let format):
-            "disk \(quoted(path)): \(format.rawValue) images are read-only for now: add ,ro, or convert it to raw"
+        case .notWritable(let path, let reason):
+            "disk \(quoted(path)): it cannot be written: \(reason); or add ,ro"
         case .locked(let path, forWriting: true):
             "disk \(quoted(path)): another process has it open for writing"
         case .locked(let path, forWriting: false):

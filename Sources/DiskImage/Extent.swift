@@ -13,6 +13,8 @@
     case load(MetadataLoad)
     /// The answer needs a read that is under way.
     case wait
+    /// The answer needs room in the caches, which a commit makes.
+    case commit
     /// There is no answer; an errno value.
     case failed(Int32)
 }
@@ -43,6 +45,7 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
     case zeroFlagInVersion2
     case subclusterBothZeroAndAllocated
     case compressedClusterBroken(offset: UInt64)
+    case clusterInMetadata(offset: UInt64)
 
     var description: String {
         switch self {
@@ -53,6 +56,7 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
         case .zeroFlagInVersion2: "a zero cluster in an image of version 2"
         case .subclusterBothZeroAndAllocated: "a subcluster that is both zero and allocated"
         case .compressedClusterBroken(let offset): "a compressed cluster at byte \(offset) that does not decompress"
+        case .clusterInMetadata(let offset): "a data cluster at byte \(offset), where the image has a table"
         }
     }
 }

@@ -19,6 +19,16 @@ struct QCOW2Header: Equatable, Sendable {
     let isDirty: Bool
     /// Someone found the image damaged. Reading stays allowed, for rescue; each damage met is an I/O error.
     let isCorrupt: Bool
+    /// log2 of a reference count's bits: 0 … 6.
+    let refcountOrder: Int
+    let refcountTableOffset: UInt64
+    let refcountTableClusters: Int
+    /// Features that whoever writes without knowing them switches off; no bit is known here.
+    let autoclearFeatures: UInt64
+    let snapshotTableOffset: UInt64
+    let snapshotCount: Int
+    /// L1 entries that the table has.
+    let l1TableSize: Int
     /// The backing file's name as written, without a meaning yet.
     let backingName: String?
     /// The format of the backing file, if the image states it.
@@ -68,6 +78,7 @@ struct QCOW2Header: Equatable, Sendable {
         let cluster = try file.read("the header", count: Int(min(clusterSize, file.size)), at: 0)
         var incompatible: UInt64 = 0
         var headerLength = 72
+        var refcountOrder = 4, autoclear: UInt64 = 0
         if version == 3 {
             guard cluster.count >= 104 else { throw .truncated(path: path, what: "the header", needed: 104, size: file.size) }
             let length = cluster.bigEndian32(at: 100)
@@ -77,9 +88,15 @@ struct QCOW2Header: Equatable, Sendable {
             }
             headerLength = Int(length)
             incompatible = cluster.bigEndian64(at: 72)
-            let refcountOrder = cluster.bigEndian32(at: 96)
-            try require(refcountOrder <= 6, "reference counts of 2^\(refcountOrder) bits; at most 2^6 are possible")
+            let order = cluster.bigEndian32(at: 96)
+            try require(order <= 6, "reference counts of 2^\(order) bits; at most 2^6 are possible")
+            refcountOrder = Int(order)
+            autoclear = cluster.bigEndian64(at: 88)
         }
+        self.refcountOrder = refcountOrder
+        autoclearFeatures = autoclear
+        snapshotCount = Int(fixed.bigEndian32(at: 60))
+        snapshotTableOffset = fixed.bigEndian64(at: 64)
 
         // The extensions tell the names of features, so they come before the features themselves.
         var extensions = Extensions()
@@ -131,6 +148,7 @@ struct QCOW2Header: Equatable, Sendable {
         try require(needed <= entries, "an L1 table of \(entries) entries for a disk that needs \(needed)")
         try require(entries * 8 <= UInt64(Self.maximumL1Size), "an L1 table of \(entries) entries")
         l1Count = Int(needed)
+        l1TableSize = Int(entries)
         l1Offset = fixed.bigEndian64(at: 40)
         try require(l1Offset & (clusterSize - 1) == 0, "an L1 table at byte \(l1Offset), not the start of a cluster")
         try Self.requireTable("the L1 table", at: l1Offset, size: needed * 8, file)
@@ -141,6 +159,8 @@ struct QCOW2Header: Equatable, Sendable {
         try require(refcountOffset & (clusterSize - 1) == 0, "a refcount table at byte \(refcountOffset), not the start of a cluster")
         try require(refcountClusters * clusterSize <= 8 << 20, "a refcount table of \(refcountClusters) clusters")
         try Self.requireTable("the refcount table", at: refcountOffset, size: refcountClusters * clusterSize, file)
+        refcountTableOffset = refcountOffset
+        refcountTableClusters = Int(refcountClusters)
 
         if backingOffset != 0, backingLength > 0 {
             let bytes = cluster[Int(backingOffset)..<Int(backingOffset) + Int(backingLength)]

@@ -2,7 +2,8 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// The metadata of one open qcow2 image: its L1 table, and caches of L2 tables and of decompressed clusters.
+/// The metadata of one open qcow2 image: its L1 table, caches of L2 tables and of decompressed clusters, and, in one that
+/// is written, reference counts.
 ///
 /// It tells how the disk is stored and leaves the reading to others, so that many requests can be under way.
 /// Every entry is checked when it is used; what is damaged fails the requests that need it and nothing else.
@@ -11,22 +12,38 @@ internal import Linux
     /// What was first found wrong, and at which byte of the disk.
     private(set) var damage: (ImageDamage, diskOffset: UInt64)?
 
-    private let fileSize: UInt64
+    /// Bytes that the file has, or will have when what is allocated has been written.
+    private(set) var fileSize: UInt64
     /// `header.l1Count` entries, in the file's byte order.
-    private let l1: Mapping
+    let l1: Mapping
     /// Pieces of L2 tables, each known by the number of the piece of the disk that it maps.
-    private var l2Slices: BlockCache
-    private let sliceBits: Int
+    var l2Slices: BlockCache
+    let sliceBits: Int
     /// Decompressed clusters, each known by its place in the file. A block is a cluster, followed by room for its compressed bytes.
     private var clusters: BlockCache
     private let inflater: Inflater
 
-    private enum L1Entry {
+    // What follows is for an image that is written.
+
+    var refcounts: Refcounts?
+    let hasBacking: Bool
+    /// L1 entries that the file does not have.
+    var dirtyL1: Range<Int>?
+    /// While a commit has written reference counts and not yet what refers to the clusters, neither changes.
+    var isLocked = false
+    /// Why nothing can be written any more, an errno value: what the host said to have stored it has lost.
+    var failure: Int32 = 0
+    var autoclearFeatures: UInt64
+
+    enum L1Entry {
         static let offset: UInt64 = 0x00ff_ffff_ffff_fe00
+        static let copied: UInt64 = 1 << 63
     }
 
-    private enum L2Entry {
+    enum L2Entry {
         static let offset: UInt64 = 0x00ff_ffff_ffff_fe00
+        /// The cluster is counted once, so it is written in place.
+        static let copied: UInt64 = 1 << 63
         static let zero: UInt64 = 1
         static let compressed: UInt64 = 1 << 62
     }
@@ -35,7 +52,7 @@ internal import Linux
     private static let sliceSize = 4096
     private static let subclusters = 32
 
-    init(_ file: borrowing ImageFile, metadataCacheSize: Int) throws(DiskImageError) {
+    init(_ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false) throws(DiskImageError) {
         let header = try QCOW2Header(file)
         let entrySize = header.hasExtendedL2 ? 16 : 8
         let sliceSize = min(Self.sliceSize, Int(header.clusterSize))
@@ -53,6 +70,27 @@ internal import Linux
         // The mapping has room for the entries, and the header's check has found them in the file.
         try unsafe file.read("the L1 table", into: UnsafeMutableRawBufferPointer(start: l1.start, count: header.l1Count * 8), at: header.l1Offset)
 
+        if writable {
+            try header.requireWritable(file.path)
+            var metadata = MetadataClusters()
+            // L1 entries are checked when they are used; one that cannot be right protects nothing of value.
+            var tables: [UInt64] = []
+            for index in 0..<header.l1Count {
+                let table = unsafe UInt64(bigEndian: l1.start.load(fromByteOffset: index * 8, as: UInt64.self)) & L1Entry.offset
+                if table != 0 { tables.append(table >> UInt64(header.clusterBits)) }
+            }
+            metadata.insert(tables)
+            let l1First = header.l1Offset >> UInt64(header.clusterBits)
+            let l1Clusters = (UInt64(header.l1TableSize) * 8 + header.clusterSize - 1) >> UInt64(header.clusterBits)
+            metadata.insert(l1First..<l1First + l1Clusters)
+            metadata.insert(CollectionOfOne(0))
+            if header.snapshotCount > 0 { metadata.insert(CollectionOfOne(header.snapshotTableOffset >> UInt64(header.clusterBits))) }
+            refcounts = try Refcounts(header, file, metadata: metadata)
+        } else {
+            refcounts = nil
+        }
+        hasBacking = header.backingName != nil
+        autoclearFeatures = header.autoclearFeatures
         fileSize = file.size
         self.header = header
         self.sliceBits = sliceBits
@@ -65,32 +103,55 @@ internal import Linux
     /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
     /// - Parameter compressedEntry: keeps the L2 entry of a compressed cluster from one call for the range to the next.
     mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
-        if compressedEntry != 0 { return compressed(compressedEntry, offset, length) }
-        let clusterBits = UInt64(header.clusterBits)
-        let tableCover = clusterBits + UInt64(header.l2Bits)
+        // Of an image that is written, the entry may have changed meanwhile.
+        if compressedEntry != 0, refcounts == nil { return compressed(compressedEntry, offset, length) }
         // Below the disk's size, so below `l1Count`, which was computed from it.
-        let l1Entry = unsafe entry(l1.start, Int(offset >> tableCover))
-        let table = l1Entry & L1Entry.offset
-        if table == 0 {
-            return .unallocated(length: min(length, (1 << tableCover) - (offset & ((1 << tableCover) - 1))))
-        }
-        guard table & (header.clusterSize - 1) == 0 else { return damaged(.l2TableMisaligned(offset: table), at: offset) }
-        guard table <= fileSize, header.clusterSize <= fileSize - table else { return damaged(.l2TableBeyondEnd(offset: table), at: offset) }
-
-        let slice = offset >> (clusterBits + UInt64(sliceBits))
-        switch l2Slices.find(slice) {
-        case .ready(let entries): return unsafe walk(entries, offset, length, &compressedEntry)
-        case .loading: return .wait
-        case .failed(let error): return .failed(error)
-        case .missing:
-            guard let slot = l2Slices.reserve(slice) else { return .wait }
-            let slicesInTable = UInt64(header.l2Bits - sliceBits)
-            let index = slice & ((1 << slicesInTable) - 1)
-            return unsafe .load(MetadataLoad(
-                kind: .l2Slice, slot: slot, offset: table + index * UInt64(l2Slices.blockSize), length: l2Slices.blockSize,
-                buffer: l2Slices.block(slot), diskOffset: offset))
+        let table = unsafe entry(l1.start, Int(offset >> tableCover)) & L1Entry.offset
+        if table == 0 { return .unallocated(length: min(length, restOfTable(offset))) }
+        switch slice(offset, table: table) {
+        case .entries(let entries): return unsafe walk(entries, offset, length, &compressedEntry)
+        case .not(let extent): return extent
         }
     }
+
+    /// log2 of the bytes that an L2 table maps.
+    var tableCover: UInt64 { UInt64(header.clusterBits + header.l2Bits) }
+
+    func restOfTable(_ offset: UInt64) -> UInt64 { (1 << tableCover) - (offset & ((1 << tableCover) - 1)) }
+
+    /// The number of the slice that maps an offset.
+    func sliceNumber(_ offset: UInt64) -> UInt64 { offset >> UInt64(header.clusterBits + sliceBits) }
+
+    /// The place of a slice of an L2 table.
+    func place(ofSlice slice: UInt64, table: UInt64) -> UInt64 {
+        table + (slice & ((1 << UInt64(header.l2Bits - sliceBits)) - 1)) * UInt64(l2Slices.blockSize)
+    }
+
+    @safe enum Slice {
+        case entries(UnsafeMutableRawPointer)
+        /// A load, a wait or a failure.
+        case not(Extent)
+    }
+
+    /// The slice of the L2 table at `table`, which is not 0, for an offset.
+    mutating func slice(_ offset: UInt64, table: UInt64) -> Slice {
+        guard table & (header.clusterSize - 1) == 0 else { return .not(damaged(.l2TableMisaligned(offset: table), at: offset)) }
+        guard table <= fileSize, header.clusterSize <= fileSize - table else { return .not(damaged(.l2TableBeyondEnd(offset: table), at: offset)) }
+        let slice = sliceNumber(offset)
+        switch l2Slices.find(slice) {
+        case .ready(let entries): return unsafe .entries(entries)
+        case .loading: return .not(.wait)
+        case .failed(let error): return .not(.failed(error))
+        case .missing:
+            guard let slot = l2Slices.reserve(slice) else { return .not(l2Slices.isDirty ? .commit : .wait) }
+            return unsafe .not(.load(MetadataLoad(
+                kind: .l2Slice, slot: slot, offset: place(ofSlice: slice, table: table), length: l2Slices.blockSize,
+                buffer: l2Slices.block(slot), diskOffset: offset)))
+        }
+    }
+
+    /// The file has been given clusters up to this byte.
+    mutating func extend(to end: UInt64) { fileSize = max(fileSize, end) }
 
     /// A load has ended with `bytes` read, or with an errno value.
     mutating func finish(_ load: MetadataLoad, bytes: Int, error: Int32) {
@@ -124,7 +185,7 @@ internal import Linux
     // MARK: - L2 entries
 
     /// How one unit, a cluster or a subcluster, is stored.
-    private enum Unit: Equatable {
+    enum Unit: Equatable {
         case unallocated
         case zero
         /// The place of the unit's first byte.
@@ -174,7 +235,7 @@ internal import Linux
     }
 
     /// Reads and checks the entry of a unit; `index` is below the slice's number of units.
-    private func unit(_ entries: UnsafeMutableRawPointer, _ index: Int) -> Unit {
+    func unit(_ entries: UnsafeMutableRawPointer, _ index: Int) -> Unit {
         guard header.hasExtendedL2 else {
             let entry = unsafe self.entry(entries, index)
             if entry & L2Entry.compressed != 0 { return .compressed(entry) }
@@ -209,11 +270,7 @@ internal import Linux
     }
 
     private mutating func compressed(_ entry: UInt64, _ offset: UInt64, _ length: UInt64) -> Extent {
-        // The entry's lower bits are the place, the upper ones the number of further 512-byte sectors.
-        let lengthBits = UInt64(header.clusterBits - 8)
-        let placeBits = 62 - lengthBits
-        let place = entry & ((1 << placeBits) - 1)
-        let sectors = (entry >> placeBits & ((1 << lengthBits) - 1)) + 1
+        let (place, sectorLength) = compressedRange(entry)
         guard place < fileSize else { return damaged(.clusterBeyondEnd(offset: place), at: offset) }
         let inCluster = offset & (header.clusterSize - 1)
 
@@ -224,19 +281,29 @@ internal import Linux
         case .missing:
             guard let slot = clusters.reserve(place) else { return .wait }
             // The last sector may be cut short by the end of the file.
-            let bytes = min(sectors * 512 - place % 512, fileSize - place)
+            let bytes = min(sectorLength, fileSize - place)
             return unsafe .load(MetadataLoad(
                 kind: .compressedCluster, slot: slot, offset: place, length: Int(bytes),
                 buffer: clusters.block(slot) + Int(header.clusterSize), diskOffset: offset))
         }
     }
 
-    private mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> Extent {
+    /// The place of a compressed cluster and the bytes to the end of the last of its sectors.
+    func compressedRange(_ entry: UInt64) -> (place: UInt64, length: UInt64) {
+        // The entry's lower bits are the place, the upper ones the number of further 512-byte sectors.
+        let lengthBits = UInt64(header.clusterBits - 8)
+        let placeBits = 62 - lengthBits
+        let place = entry & ((1 << placeBits) - 1)
+        let sectors = (entry >> placeBits & ((1 << lengthBits) - 1)) + 1
+        return (place, sectors * 512 - place % 512)
+    }
+
+    mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> Extent {
         if self.damage == nil { self.damage = (damage, offset) }
         return .failed(EIO)
     }
 
-    private func entry(_ table: UnsafeMutableRawPointer, _ index: Int) -> UInt64 {
+    func entry(_ table: UnsafeMutableRawPointer, _ index: Int) -> UInt64 {
         // Callers stay within the table.
         unsafe UInt64(bigEndian: table.load(fromByteOffset: index * 8, as: UInt64.self))
     }

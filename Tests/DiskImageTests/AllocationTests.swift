@@ -61,4 +61,13 @@ import Testing
         var engine = try DiskEngine(DiskImage(path: path, options: readOnly), depth: 32)
         #expect(try allocations(&engine, .read, rounds: 100, length: 16384) < 32)
     }
+
+    /// Writes into clusters that are there already are as cheap as those of a raw file.
+    @Test(arguments: [true, false]) func qcow2Writes(usesRing: Bool) throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "preallocation=full", path, "4M")
+        var engine = try DiskEngine(DiskImage(path: path), depth: 32, usesRing: usesRing)
+        #expect(try allocations(&engine, .write, rounds: 100, length: 16384) == 0)
+        #expect(try allocations(&engine, .writeZeroes, rounds: 10, length: 16384) == 0)
+    }
 }

@@ -233,14 +233,6 @@ import Testing
         #expect(openError(path, readOnly) == .notQCOW2(path: path, found: [0x51, 0x46]))
     }
 
-    @Test func writingToQCOW2IsRefusedForNow() throws {
-        let path = directory.file("disk.qcow2")
-        qemuImage("create", "-q", "-f", "qcow2", path, "1M")
-        let error = try #require(openError(path))
-        #expect(error == .notWritable(path: path, format: .qcow2))
-        #expect("\(error)".contains("add ,ro"))
-    }
-
     @Test func whatIsNoFileIsRefused() throws {
         #expect(openError(directory.path, DiskImageOptions(format: .raw, readOnly: true)) == .notAFile(path: directory.path))
         let missing = directory.file("missing.raw")

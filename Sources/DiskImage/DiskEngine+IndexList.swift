@@ -1,0 +1,28 @@
+extension DiskEngine {
+    /// A first-in, first-out list of requests, linked through them.
+    struct IndexList {
+        var first: Int32 = -1
+        var last: Int32 = -1
+        var isEmpty: Bool { first < 0 }
+
+        mutating func append(_ index: Int32, _ requests: UnsafeMutablePointer<Request>) {
+            // Indices in lists are those of requests.
+            unsafe requests[Int(index)].next = -1
+            if isEmpty { first = index } else { unsafe requests[Int(last)].next = index }
+            last = index
+        }
+
+        mutating func prepend(_ index: Int32, _ requests: UnsafeMutablePointer<Request>) {
+            unsafe requests[Int(index)].next = first
+            if isEmpty { last = index }
+            first = index
+        }
+
+        mutating func popFirst(_ requests: UnsafeMutablePointer<Request>) -> Int32? {
+            guard !isEmpty else { return nil }
+            let index = first
+            unsafe first = requests[Int(index)].next
+            return index
+        }
+    }
+}

@@ -1,0 +1,279 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// What an engine does for an image whose clusters are allocated as they are written: new clusters, and copies of what a request
+/// covers in part.
+extension DiskEngine {
+    /// Clusters that are being copied. Each has a buffer and a request, number `depth` + its own, which reads the old contents.
+    @safe struct Copies: ~Copyable {
+        struct Copy {
+            /// The request that writes into the cluster, and which of its bytes go there.
+            var owner: Int32 = -1
+            var start: UInt64 = 0
+            var length: UInt64 = 0
+            /// The cluster on the disk and in the file.
+            var guestOffset: UInt64 = 0
+            var run = Refcounts.Run(first: 0, count: 0)
+            /// The next free one.
+            var next: Int32 = -1
+        }
+
+        static let maximum = 16
+
+        let count: Int
+        let clusterSize: UInt64
+        private let buffers: Mapping
+        private let copies: UnsafeMutablePointer<Copy>
+        private let vectors: UnsafeMutablePointer<iovec>
+
+        /// - Parameter clusterSize: 0 for an image that needs no copies.
+        init(_ clusterSize: UInt64, _ path: String) throws(DiskImageError) {
+            let count = clusterSize == 0 ? 0 : Self.maximum
+            // The kernel gives memory as it is touched.
+            let size = max(4096, count * Int(clusterSize))
+            do { buffers = try Mapping(size: size, flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) } catch { throw .system(path: path, error) }
+            self.count = count
+            self.clusterSize = clusterSize
+            unsafe copies = .allocate(capacity: Self.maximum)
+            unsafe vectors = .allocate(capacity: Self.maximum)
+            for index in 0..<Self.maximum {
+                unsafe (copies + index).initialize(to: Copy(next: index + 1 < Self.maximum ? Int32(index + 1) : -1))
+                unsafe (vectors + index).initialize(to: iovec())
+            }
+        }
+
+        deinit {
+            unsafe copies.deallocate()
+            unsafe vectors.deallocate()
+        }
+
+        // Numbers of copies come from the engine's own list, so they are in bounds.
+
+        subscript(_ index: Int32) -> Copy {
+            get { unsafe copies[Int(index)] }
+            nonmutating set { unsafe copies[Int(index)] = newValue }
+        }
+
+        /// A cluster's bytes.
+        func buffer(_ index: Int32) -> UnsafeMutableRawPointer { unsafe buffers.start + Int(index) * Int(clusterSize) }
+
+        /// The vector for the first `length` bytes of a buffer; it stays until it is next asked for.
+        func vector(_ index: Int32, length: UInt64) -> UnsafePointer<iovec> {
+            unsafe vectors[Int(index)] = iovec(iov_base: buffer(index), iov_len: Int(length))
+            return unsafe UnsafePointer(vectors + Int(index))
+        }
+    }
+
+    var metadataFile: MetadataFile { MetadataFile(calls: calls, number: image.descriptor(0)) }
+
+    // MARK: - Changes
+
+    /// Sets the next piece of a write, a discard or zeroes going. Returns false when the request has to wait.
+    mutating func change(_ index: Int32) -> Bool {
+        // Indices of requests come from our own lists, so they are in bounds, here and below.
+        let request = unsafe requests + Int(index)
+        let operation = unsafe request.pointee.operation
+        let position = unsafe request.pointee.offset + request.pointee.mapped
+        let left = unsafe request.pointee.length - request.pointee.mapped
+        let file = metadataFile
+        if operation != .write, isClaimed(position, position + left, besides: index) {
+            wait(index)
+            return false
+        }
+        do throws(MetadataError) {
+            try image.withMetadata { qcow2 throws(MetadataError) in
+                if qcow2.autoclearFeatures != 0 { try qcow2.clearAutoclearFeatures(file) }
+            }
+        } catch {
+            return stop(index, error.extent)
+        }
+        switch image.target(operation, position, left, sequence: sequence, file) {
+        case .inPlace(let place, let length):
+            let kind: Operation.Kind = operation == .write ? .write : operation == .writeZeroesUnmapping ? .punch : refusesZeroRange ? .writeZeroes : .zeroRange
+            begin(unsafe Operation(kind: kind, request: index, fileOffset: place, start: request.pointee.mapped, length: length))
+            unsafe request.pointee.consume(length)
+        case .done(let length):
+            unsafe request.pointee.consume(length)
+        case .clusters(let count):
+            return writeClusters(index, position, count * copies.clusterSize, isWhole: true, isZero: false)
+        case .copy(let isZero):
+            let length = min(left, copies.clusterSize - position % copies.clusterSize)
+            return writeClusters(index, position, length, isWhole: false, isZero: isZero)
+        case .not(let extent):
+            return stop(index, extent)
+        }
+        return true
+    }
+
+    /// A request cannot go on now. Returns whether it is to be looked at again at once, as it has failed.
+    @discardableResult
+    mutating func stop(_ index: Int32, _ extent: Extent) -> Bool {
+        switch extent {
+        case .load(let load):
+            wait(index)
+            begin(load)
+            return false
+        case .commit:
+            unsafe requests[Int(index)].awaitsCommit = true
+            wait(index)
+            startCommit()
+            return false
+        case .wait:
+            wait(index)
+            return false
+        case .failed(let error):
+            unsafe requests[Int(index)].error = error
+            return true
+        case .data, .zero, .unallocated, .memory:
+            unsafe requests[Int(index)].error = EIO
+            return true
+        }
+    }
+
+    /// Writes into new clusters: whole ones straight from the request's memory, one in part after the rest of it has been read.
+    private mutating func writeClusters(_ index: Int32, _ position: UInt64, _ length: UInt64, isWhole: Bool, isZero: Bool) -> Bool {
+        let request = unsafe requests + Int(index)
+        let cluster = position & ~(copies.clusterSize - 1)
+        let end = (position + length + copies.clusterSize - 1) & ~(copies.clusterSize - 1)
+        guard !isClaimed(cluster, end, besides: index), isWhole || freeCopy >= 0 else {
+            wait(index)
+            return false
+        }
+        let file = metadataFile
+        let count = (end - cluster) / copies.clusterSize
+        let run: Refcounts.Run
+        do throws(MetadataError) {
+            guard let allocated = try image.withMetadata({ qcow2 throws(MetadataError) in try qcow2.allocate(count, at: cluster, file) }) else { return stop(index, .failed(EROFS)) }
+            run = allocated
+        } catch {
+            return stop(index, error.extent)
+        }
+        let start = unsafe request.pointee.mapped
+        let place = run.first * copies.clusterSize
+        let covered = isWhole ? run.count * copies.clusterSize : length
+        claim(index, cluster, cluster + run.count * copies.clusterSize)
+        unsafe request.pointee.consume(covered)
+        // What was never written in the file reads as the zeroes that the rest of the cluster is to be.
+        let isWrite = unsafe request.pointee.operation == .write
+        let isDirect = isWhole || (isZero && isWrite && run.isPristine)
+        if isDirect {
+            begin(Operation(
+                kind: .write, request: index, fileOffset: place + (position - cluster), start: start, length: covered, run: run, guestOffset: cluster))
+            return true
+        }
+        let copy = freeCopy
+        freeCopy = copies[copy].next
+        copies[copy] = Copies.Copy(owner: index, start: start, length: covered, guestOffset: cluster, run: run)
+        // One for the copy, and one that keeps the request from ending under our hands.
+        unsafe request.pointee.pending += 2
+        let reader = Int32(depth) + copy
+        let readable = min(copies.clusterSize, image.size - cluster)
+        unsafe (copies.buffer(copy) + Int(readable)).initializeMemory(as: UInt8.self, repeating: 0, count: Int(copies.clusterSize - readable))
+        unsafe requests[Int(reader)] = Request(
+            operation: .read, vectors: copies.vector(copy, length: readable), segments: 1, offset: cluster, length: readable)
+        advance(reader)
+        unsafe request.pointee.pending -= 1
+        return true
+    }
+
+    /// The old contents of a cluster are there: the new ones come over them, and all of it goes to the file.
+    mutating func finishReading(copy index: Int32) {
+        let reader = Int32(depth) + index
+        let error = unsafe requests[Int(reader)].error
+        let copy = copies[index]
+        let operation = Operation(
+            kind: .write, request: copy.owner, fileOffset: copy.run.first * copies.clusterSize, start: copy.start, length: copies.clusterSize,
+            run: copy.run, guestOffset: copy.guestOffset, copy: index)
+        guard freeOperation >= 0 else {
+            unsafe requests[Int(reader)].isListed = true
+            unsafe stalled.append(reader, requests)
+            return
+        }
+        if error != 0 {
+            // Without the rest of the cluster nothing can be written.
+            finishClusters(operation, error)
+            endCopy(copy.owner, error)
+            retryWaiting()
+            return
+        }
+        // The buffer has room for the cluster, whose part the request covers.
+        let owner = unsafe requests + Int(copy.owner)
+        var target = unsafe copies.buffer(index) + Int(unsafe (owner.pointee.offset + copy.start) - copy.guestOffset)
+        if unsafe owner.pointee.operation == .write {
+            // Guest RAM: read through the helpers that the compiler does not look into.
+            unsafe forEachPiece(copy.owner, from: copy.start, length: copy.length) { base, count in
+                unsafe clinux_copy(target, base, count)
+                unsafe target += count
+            }
+        } else {
+            unsafe target.initializeMemory(as: UInt8.self, repeating: 0, count: Int(copy.length))
+        }
+        begin(operation)
+        // The request counted the copy, and counts its operation now.
+        endCopy(copy.owner, 0)
+    }
+
+    private mutating func endCopy(_ owner: Int32, _ error: Int32) {
+        let request = unsafe requests + Int(owner)
+        unsafe request.pointee.pending -= 1
+        if unsafe request.pointee.error == 0 { unsafe request.pointee.error = error }
+        if unsafe request.pointee.pending == 0, unsafe !request.pointee.isListed { complete(owner) }
+    }
+
+    // MARK: - New clusters
+
+    /// Whether another request writes new clusters for a part of the range.
+    private func isClaimed(_ start: UInt64, _ end: UInt64, besides index: Int32) -> Bool {
+        guard claiming > 0 else { return false }
+        for other in 0..<depth where other != Int(index) {
+            let request = unsafe requests + other
+            if unsafe request.pointee.claims > 0, unsafe request.pointee.claimStart < end, unsafe start < request.pointee.claimEnd { return true }
+        }
+        return false
+    }
+
+    private mutating func claim(_ index: Int32, _ start: UInt64, _ end: UInt64) {
+        let request = unsafe requests + Int(index)
+        if unsafe request.pointee.claims == 0 {
+            claiming += 1
+            unsafe request.pointee.claimStart = start
+        }
+        unsafe request.pointee.claims += 1
+        unsafe request.pointee.claimEnd = end
+    }
+
+    /// The mapping does not change while it is locked: what has been written waits. Returns whether it does.
+    mutating func park(_ index: Int32, _ error: Int32) -> Bool {
+        guard error == 0, isLocked else { return false }
+        unsafe operations[Int(index)].next = parkedOperation
+        parkedOperation = index
+        return true
+    }
+
+    var isLocked: Bool { image.withMetadata { $0.isLocked } ?? false }
+
+    /// New clusters have been written, or could not be.
+    mutating func finishClusters(_ ended: Operation, _ error: Int32) {
+        let sequence = sequence
+        image.withMetadata { qcow2 in
+            if error == 0 {
+                qcow2.link(ended.run, at: ended.guestOffset, sequence: sequence)
+            } else {
+                qcow2.abandon(ended.run, at: ended.guestOffset, sequence: sequence)
+            }
+        }
+        if ended.copy >= 0 {
+            copies[ended.copy].next = freeCopy
+            freeCopy = ended.copy
+        }
+        unsafe requests[Int(ended.request)].claims -= 1
+        if unsafe requests[Int(ended.request)].claims == 0 { claiming -= 1 }
+    }
+
+    mutating func retryWaiting() {
+        let waiters = waiting
+        waiting = IndexList()
+        retry(waiters)
+    }
+}

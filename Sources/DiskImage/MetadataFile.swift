@@ -1,0 +1,68 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// What keeps metadata from being changed.
+enum MetadataError: Error, Equatable {
+    /// The caches are full of changes: a commit makes room.
+    case needsCommit
+    /// An errno value.
+    case failed(Int32)
+}
+
+/// The file of an image for the small, rare reads and writes of metadata that are done at once, through the page cache.
+@safe struct MetadataFile {
+    let calls: FileCalls
+    let number: Int32
+
+    private static let maximumRetries = 1000
+
+    func read(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64) throws(MetadataError) {
+        try unsafe transfer(buffer, count, offset, calls.read)
+    }
+
+    func write(_ buffer: UnsafeRawPointer, _ count: Int, at offset: UInt64) throws(MetadataError) {
+        try unsafe transfer(UnsafeMutableRawPointer(mutating: buffer), count, offset, calls.write)
+    }
+
+    func write(_ bytes: [UInt8], at offset: UInt64) throws(MetadataError) {
+        var failure: MetadataError?
+        unsafe bytes.withUnsafeBytes { buffer in
+            guard let start = buffer.baseAddress else { return }
+            do throws(MetadataError) { try unsafe write(start, buffer.count, at: offset) } catch { failure = error }
+        }
+        if let failure { throw failure }
+    }
+
+    func synchronize() throws(MetadataError) {
+        var result = calls.synchronize(number)
+        while result == -Int(EINTR) { result = calls.synchronize(number) }
+        if result < 0 { throw .failed(Int32(clamping: -result)) }
+    }
+
+    /// Gives the space of a range back. It is a wish: what fails costs space and nothing else.
+    func punch(_ offset: UInt64, _ length: UInt64) {
+        let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        _ = calls.allocate(number, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length))
+    }
+
+    private func transfer(
+        _ buffer: UnsafeMutableRawPointer, _ count: Int, _ offset: UInt64, _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
+    ) throws(MetadataError) {
+        var done = 0, retries = 0
+        while done < count {
+            // What is left of the caller's buffer.
+            var vector = unsafe iovec(iov_base: buffer + done, iov_len: count - done)
+            let result = unsafe call(number, &vector, 1, off_t(truncatingIfNeeded: offset &+ UInt64(done)))
+            if result > 0 {
+                done += min(result, count - done)
+                continue
+            }
+            guard result == -Int(EINTR) || result == -Int(EAGAIN), retries < Self.maximumRetries else {
+                // Nothing more where there should be: the file was cut, or takes no more.
+                throw .failed(result == 0 ? EIO : Int32(clamping: -result))
+            }
+            retries += 1
+        }
+    }
+}

@@ -1,0 +1,296 @@
+internal import Glibc
+internal import Linux
+
+/// What has to be done for the start of a range that is written, discarded or zeroed. Lengths are in bytes.
+@safe enum WriteTarget {
+    /// At this place of the file, the mapping stays as it is.
+    case inPlace(offset: UInt64, length: UInt64)
+    /// Nothing is left to do.
+    case done(length: UInt64)
+    /// New clusters, this many at most, all of which the range covers.
+    case clusters(UInt64)
+    /// A new cluster that the range covers in part: the rest of it is copied, or zeroes.
+    case copy(isZero: Bool)
+    /// As ``Extent``: a load, a wait, a commit or a failure.
+    case not(Extent)
+}
+
+extension QCOW2Header {
+    /// Refuses images that can be read and must not, or cannot, be written.
+    func requireWritable(_ path: String) throws(DiskImageError) {
+        if isCorrupt { throw .notWritable(path: path, reason: "it is marked as corrupt: repair it with qemu-img check -r all") }
+        if isDirty { throw .notWritable(path: path, reason: "it was not closed and its reference counts may be wrong: repair them with qemu-img check -r all") }
+        if hasExtendedL2 { throw .notWritable(path: path, reason: "subclusters (extended L2 entries) are only read so far") }
+    }
+}
+
+extension QCOW2Image {
+    /// What is to be done for `operation` on the range from `offset`, which is inside the disk. Of a discard or zeroes, what concerns the
+    /// mapping alone is done here. `sequence` is the number of the next operation, `diskSize` where the last cluster may be cut.
+    mutating func target(
+        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64, _ file: MetadataFile
+    ) -> WriteTarget {
+        guard failure == 0 else { return .not(.failed(failure)) }
+        let index = Int(offset >> tableCover)
+        // Below the disk's size, so below `l1Count`.
+        let l1Entry = unsafe entry(l1.start, index)
+        let readsAsZeroes = operation == .discard || (operation != .write && !hasBacking)
+        if l1Entry & L1Entry.offset == 0, readsAsZeroes { return .done(length: min(length, restOfTable(offset))) }
+        do throws(MetadataError) {
+            // The table must be there and ours alone. While it is neither, nothing under it is written in place.
+            if l1Entry & L1Entry.offset == 0 || l1Entry & L1Entry.copied == 0 {
+                guard !isLocked else { return .not(.wait) }
+                try makeTable(index, l1Entry, at: offset, sequence, file)
+            }
+        } catch {
+            return .not(error.extent)
+        }
+        let table = unsafe entry(l1.start, index) & L1Entry.offset
+        switch slice(offset, table: table) {
+        case .not(let extent): return .not(extent)
+        case .entries(let entries):
+            return unsafe operation == .write
+                ? writeTarget(entries, offset, length) : zeroTarget(entries, operation, offset, length, diskSize: diskSize, sequence)
+        }
+    }
+
+    // MARK: - Data
+
+    private mutating func writeTarget(_ entries: UnsafeMutableRawPointer, _ offset: UInt64, _ length: UInt64) -> WriteTarget {
+        let inCluster = offset & (header.clusterSize - 1)
+        let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
+        let unit = unsafe self.unit(entries, first)
+        if case .damaged(let damage) = unit { return .not(damaged(damage, at: offset)) }
+        if case .data(let place) = unit, unsafe isOurs(entries, first) {
+            guard !isMetadata(place) else { return .not(damaged(.clusterInMetadata(offset: place), at: offset)) }
+            var run = header.clusterSize
+            var next = first + 1
+            while run - inCluster < length, next < 1 << sliceBits, unsafe unit.continues(with: self.unit(entries, next), after: run),
+                unsafe isOurs(entries, next), !isMetadata(place + run) {
+                run += header.clusterSize
+                next += 1
+            }
+            return .inPlace(offset: place + inCluster, length: min(length, run - inCluster))
+        }
+        guard !isLocked else { return .not(.wait) }
+        guard inCluster == 0, length >= header.clusterSize else { return .copy(isZero: readsAsZeroes(unit)) }
+        var count: UInt64 = 1
+        while (count + 1) << UInt64(header.clusterBits) <= length, first + Int(count) < 1 << sliceBits {
+            let next = first + Int(count)
+            if case .data = unsafe self.unit(entries, next), unsafe isOurs(entries, next) { break }
+            count += 1
+        }
+        return .clusters(count)
+    }
+
+    /// Whether a data cluster has no other references.
+    private func isOurs(_ entries: UnsafeMutableRawPointer, _ index: Int) -> Bool {
+        unsafe entry(entries, index) & L2Entry.copied != 0
+    }
+
+    private func readsAsZeroes(_ unit: Unit) -> Bool { unit == .zero || (unit == .unallocated && !hasBacking) }
+
+    private func isMetadata(_ place: UInt64) -> Bool {
+        switch refcounts {
+        case .some(let refcounts): refcounts.metadata.contains(place >> UInt64(header.clusterBits))
+        case nil: false
+        }
+    }
+
+    /// Clusters for at most as many of the guest's clusters from `offset` on; their slice stays in the cache until
+    /// ``link(_:at:sequence:)`` or ``abandon(_:at:sequence:)``.
+    mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> Refcounts.Run {
+        guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { throw .failed(EIO) }
+        guard let run = try refcounts?.allocate(count, file) else { throw .failed(EROFS) }
+        l2Slices.pin(slot, 1)
+        extend(to: (run.first + run.count) << UInt64(header.clusterBits))
+        return run
+    }
+
+    /// The data is in the clusters: from now on they are the guest's.
+    mutating func link(_ run: Refcounts.Run, at offset: UInt64, sequence: UInt64) {
+        // Pinned since the allocation.
+        guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { return }
+        let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
+        for index in 0..<Int(run.count) {
+            unsafe replace(l2Slices.block(slot), first + index, with: (run.first + UInt64(index)) << UInt64(header.clusterBits) | L2Entry.copied, sequence)
+        }
+        l2Slices.markDirty(slot)
+        l2Slices.pin(slot, -1)
+    }
+
+    /// The data could not be written: nobody has the clusters.
+    mutating func abandon(_ run: Refcounts.Run, at offset: UInt64, sequence: UInt64) {
+        if let slot = l2Slices.slot(of: sliceNumber(offset)) { l2Slices.pin(slot, -1) }
+        refcounts?.free(run, sequence)
+    }
+
+    // MARK: - Zeroes
+
+    private mutating func zeroTarget(
+        _ entries: UnsafeMutableRawPointer, _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, _ sequence: UInt64
+    ) -> WriteTarget {
+        let clusterSize = header.clusterSize
+        let inCluster = offset & (clusterSize - 1)
+        var index = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
+        // The disk's end makes its last cluster a whole one.
+        if inCluster != 0 || (length < clusterSize && offset + length < diskSize) {
+            let piece = min(length, clusterSize - inCluster)
+            switch unsafe self.unit(entries, index) {
+            case .damaged(let damage): return .not(damaged(damage, at: offset))
+            case _ where operation == .discard, .zero: return .done(length: piece)
+            case .unallocated where !hasBacking: return .done(length: piece)
+            case .data(let place) where unsafe isOurs(entries, index):
+                guard !isMetadata(place) else { return .not(damaged(.clusterInMetadata(offset: place), at: offset)) }
+                return .inPlace(offset: place + inCluster, length: piece)
+            case .data, .unallocated, .compressed: return isLocked ? .not(.wait) : .copy(isZero: false)
+            }
+        }
+        // Version 2 has no zero clusters: where a backing file would show, zeroes are data.
+        let zero: UInt64 = hasBacking ? L2Entry.zero : 0
+        let canFree = header.version >= 3 || !hasBacking
+        var done: UInt64 = 0
+        var changed = false
+        while done < length, index < 1 << sliceBits, length - done >= clusterSize || offset + length >= diskSize {
+            let unit = unsafe self.unit(entries, index)
+            if case .damaged(let damage) = unit {
+                if done == 0 { return .not(damaged(damage, at: offset)) }
+                break
+            }
+            let isEmpty = unit == .unallocated && (operation == .discard || !hasBacking)
+            if !isEmpty, unsafe entry(entries, index) != L2Entry.zero {
+                guard !isLocked, refcounts?.hasManyFrees != true else {
+                    if done == 0 { return .not(isLocked ? .wait : .commit) }
+                    break
+                }
+                if canFree {
+                    unsafe replace(entries, index, with: zero, sequence)
+                    changed = true
+                } else if operation != .discard {
+                    // As the data of a write, so that the cluster's own place can stay.
+                    if done > 0 { break }
+                    if case .data(let place) = unit, unsafe isOurs(entries, index), !isMetadata(place) {
+                        return .inPlace(offset: place, length: min(length, clusterSize))
+                    }
+                    return .copy(isZero: false)
+                }
+            }
+            done += min(clusterSize, length - done)
+            index += 1
+        }
+        if changed, let slot = l2Slices.slot(of: sliceNumber(offset)) { l2Slices.markDirty(slot) }
+        return .done(length: done)
+    }
+
+    /// Gives an entry another value and frees what the old one referred to.
+    private mutating func replace(_ entries: UnsafeMutableRawPointer, _ index: Int, with new: UInt64, _ sequence: UInt64) {
+        let old = unsafe entry(entries, index)
+        // The index is below the slice's count.
+        unsafe entries.storeBytes(of: new.bigEndian, toByteOffset: index * 8, as: UInt64.self)
+        if old & L2Entry.compressed != 0 {
+            let (place, length) = compressedRange(old)
+            let first = place >> UInt64(header.clusterBits), last = (place + length - 1) >> UInt64(header.clusterBits)
+            refcounts?.free(Refcounts.Run(first: first, count: last - first + 1), sequence)
+        } else if old & L2Entry.offset != 0 {
+            refcounts?.free(Refcounts.Run(first: (old & L2Entry.offset) >> UInt64(header.clusterBits), count: 1), sequence)
+        }
+    }
+
+    // MARK: - Tables
+
+    /// Makes the L2 table of an L1 entry one that only this entry refers to: a new one, or a copy of what a snapshot shares.
+    private mutating func makeTable(_ index: Int, _ old: UInt64, at offset: UInt64, _ sequence: UInt64, _ file: MetadataFile) throws(MetadataError) {
+        let size = Int(header.clusterSize)
+        let oldTable = old & L1Entry.offset
+        guard oldTable & (header.clusterSize - 1) == 0, oldTable <= fileSize, oldTable == 0 || header.clusterSize <= fileSize - oldTable else {
+            _ = damaged(.l2TableBeyondEnd(offset: oldTable), at: offset)
+            throw .failed(EIO)
+        }
+        var contents = [UInt8](repeating: 0, count: size)
+        if oldTable != 0 {
+            var failure: MetadataError?
+            unsafe contents.withUnsafeMutableBytes { buffer in
+                guard let start = buffer.baseAddress else { return }
+                do throws(MetadataError) { try unsafe file.read(start, size, at: oldTable) } catch { failure = error }
+            }
+            if let failure { throw failure }
+        }
+        guard let run = try refcounts?.allocate(1, file) else { throw .failed(EROFS) }
+        let place = run.first << UInt64(header.clusterBits)
+        do throws(MetadataError) { try file.write(contents, at: place) } catch {
+            refcounts?.free(run, sequence)
+            throw error
+        }
+        extend(to: place + header.clusterSize)
+        unsafe l1.start.storeBytes(of: (place | L1Entry.copied).bigEndian, toByteOffset: index * 8, as: UInt64.self)
+        dirtyL1 = min(dirtyL1?.lowerBound ?? index, index)..<max(dirtyL1?.upperBound ?? 0, index + 1)
+        refcounts?.protect(run.first, true)
+        guard oldTable != 0 else { return }
+        refcounts?.protect(oldTable >> UInt64(header.clusterBits), false)
+        refcounts?.free(Refcounts.Run(first: oldTable >> UInt64(header.clusterBits), count: 1), sequence)
+    }
+
+    // MARK: - Commits
+
+    /// Whether the commit has to make reference counts and data durable before it writes the mapping.
+    var needsBarrier: Bool {
+        switch refcounts {
+        case .some(let refcounts): refcounts.needsBarrier
+        case nil: false
+        }
+    }
+
+    /// Writes L2 slices and L1 entries; what they refer to is durable.
+    mutating func writeMapping(_ file: MetadataFile) throws(MetadataError) {
+        while let slot = l2Slices.dirtySlot {
+            let slice = l2Slices.key(slot)
+            let table = unsafe entry(l1.start, Int(slice >> UInt64(header.l2Bits - sliceBits))) & L1Entry.offset
+            // A block is `blockSize` bytes long.
+            try unsafe file.write(l2Slices.block(slot), l2Slices.blockSize, at: place(ofSlice: slice, table: table))
+            l2Slices.cleanFirst()
+        }
+        if let range = dirtyL1 {
+            // Within the `l1Count` entries of the mapping.
+            try unsafe file.write(l1.start + range.lowerBound * 8, range.count * 8, at: header.l1Offset + UInt64(range.lowerBound * 8))
+            dirtyL1 = nil
+        }
+        refcounts?.seal()
+    }
+
+    var isDirty: Bool {
+        if l2Slices.isDirty || dirtyL1 != nil { return true }
+        switch refcounts {
+        case .some(let refcounts): return refcounts.isDirty || refcounts.hasFrees
+        case nil: return false
+        }
+    }
+
+    /// Before the first change: features that only those keep true who know them are switched off.
+    mutating func clearAutoclearFeatures(_ file: MetadataFile) throws(MetadataError) {
+        guard autoclearFeatures != 0 else { return }
+        try file.write([UInt8](repeating: 0, count: 8), at: 88)
+        try file.synchronize()
+        autoclearFeatures = 0
+    }
+
+    /// Everything at once, when the image is closed.
+    mutating func close(_ file: MetadataFile) throws(MetadataError) {
+        guard refcounts != nil, failure == 0, isDirty else { return }
+        try refcounts?.writeSlices(file)
+        try file.synchronize()
+        try refcounts?.writeTable(file)
+        try file.synchronize()
+        try writeMapping(file)
+        try file.synchronize()
+        try refcounts?.release(before: .max, file)
+    }
+}
+
+extension MetadataError {
+    var extent: Extent {
+        switch self {
+        case .needsCommit: .commit
+        case .failed(let error): .failed(error)
+        }
+    }
+}

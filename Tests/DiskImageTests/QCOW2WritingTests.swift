@@ -1,0 +1,176 @@
+import CLinux
+@testable import DiskImage
+import Glibc
+import Linux
+import Testing
+
+/// Images that we wrote, judged by qemu-img.
+@Suite struct QCOW2WritingTests {
+    let directory = TemporaryDirectory(inMemory: true)
+
+    /// One combination of how an image is made.
+    struct Kind: CustomTestStringConvertible, Sendable {
+        var options: String
+        var start = Start.empty
+        var size = 768 << 10 | 5 << 9
+
+        enum Start: String, CaseIterable { case empty, compressed, rawBacking, qcow2Backing, shortBacking, snapshot }
+
+        var testDescription: String { "\(options) \(start)" }
+    }
+
+    static let kinds: [Kind] = {
+        var kinds: [Kind] = []
+        for cluster in ["512", "4k", "64k"] {
+            for (index, start) in Kind.Start.allCases.enumerated() {
+                kinds.append(Kind(options: "cluster_size=\(cluster),compat=0.10", start: start))
+                // Narrow counts cannot count a snapshot of compressed clusters that share one.
+                let widths = start == .snapshot ? [8, 64] : [[1, 16], [2, 32], [4, 64], [8, 16], [16, 1], [16]][index]
+                for bits in widths { kinds.append(Kind(options: "cluster_size=\(cluster),refcount_bits=\(bits)", start: start)) }
+            }
+        }
+        return kinds
+    }()
+
+    /// Makes an image and returns what it contains.
+    func make(_ kind: Kind, _ name: String = "disk.qcow2", seed: UInt64) throws -> [UInt8] {
+        let path = directory.file(name)
+        var contents = [UInt8](repeating: 0, count: kind.size)
+        let old = QCOW2ImageTests.sparse(kind.start == .shortBacking ? 333 << 10 | 512 : kind.size, seed: seed)
+        let raw = try directory.write("start.raw", old)
+        switch kind.start {
+        case .empty:
+            qemuImage("create", "-q", "-f", "qcow2", "-o", kind.options, path, "\(kind.size)")
+        case .compressed, .snapshot:
+            qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", kind.options, raw, path)
+            contents = old
+            if kind.start == .snapshot {
+                qemuIO(path, ["write -P 7 100k 300k", "write -z 600k 70k"])
+                contents.replaceSubrange(100 << 10..<400 << 10, with: repeatElement(7, count: 300 << 10))
+                contents.replaceSubrange(600 << 10..<670 << 10, with: repeatElement(0, count: 70 << 10))
+                qemuImage("snapshot", "-c", "before", path)
+            }
+        case .rawBacking, .shortBacking:
+            qemuImage("create", "-q", "-f", "qcow2", "-o", kind.options, "-b", raw, "-F", "raw", path, "\(kind.size)")
+            contents.replaceSubrange(0..<old.count, with: old)
+        case .qcow2Backing:
+            qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=16k", raw, directory.file("base.qcow2"))
+            qemuImage("create", "-q", "-f", "qcow2", "-o", kind.options, "-b", "base.qcow2", "-F", "qcow2", path, "\(kind.size)")
+            contents = old
+        }
+        return contents
+    }
+
+    /// What qemu-img makes of an image.
+    func contents(_ path: String) throws -> [UInt8] {
+        qemuImage("convert", "-U", "-f", "qcow2", "-O", "raw", path, directory.file("out.raw"))
+        return try directory.read("out.raw")
+    }
+
+    /// Fewer of the host's clusters than writes: what is freed is used again, and its space is given back.
+    @Test func freedClustersAreUsedAgain() throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=64k", path, "64M")
+        var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+        for round in 0..<20 {
+            try engine.write(UInt64(round) << 21, randomBytes(1 << 20, seed: UInt64(round)))
+            try engine.perform(.flush)
+            try engine.perform(.discard, at: UInt64(round) << 21, length: 1 << 20)
+            try engine.perform(.flush)
+        }
+        let status = try FileDescriptor.open(path, O_RDONLY).status()
+        #expect(status.st_size <= 3 << 20 && status.st_blocks * 512 <= 1 << 20, "\(status.st_size) \(status.st_blocks)")
+        _ = consume engine
+        expectSound(path)
+    }
+
+    @Test func whatMustNotBeWrittenIsRefused() throws {
+        for (bit, word) in [(UInt8(1), "reference counts"), (2, "corrupt"), (16, "subclusters")] {
+            let path = directory.file("\(bit).qcow2")
+            qemuImage("create", "-q", "-f", "qcow2", path, "1M")
+            var bytes = try directory.read("\(bit).qcow2")
+            bytes[79] = bit
+            try directory.write("\(bit).qcow2", bytes)
+            let error = try #require(openError(path))
+            #expect("\(error)".contains(word) && "\(error)".contains("add ,ro"))
+            // Nothing was changed, and it can be read.
+            #expect(try directory.read("\(bit).qcow2") == bytes)
+            _ = try DiskImage(path: path, options: readOnly)
+        }
+    }
+
+    /// Unknown autoclear bits are cleared by the first change and not by looking; unknown extensions stay.
+    @Test func featuresThatOnlyOthersKeepTrueAreSwitchedOff() throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", path, "1M")
+        var bytes = try directory.read("disk.qcow2")
+        bytes[88] = 0x80
+        try directory.write("disk.qcow2", bytes)
+        do {
+            var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+            _ = try engine.read(0, 65536)
+            try engine.perform(.flush)
+        }
+        #expect(try directory.read("disk.qcow2") == bytes)
+        do {
+            var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+            try engine.write(0, [1] + [UInt8](repeating: 0, count: 511))
+        }
+        let after = try directory.read("disk.qcow2")
+        #expect(after[88..<96].allSatisfy { $0 == 0 })
+        // The rest of the header, its extensions among it, is as it was.
+        #expect(after[96..<4096] == bytes[96..<4096])
+        expectSound(path)
+    }
+
+    /// A refcount table that has to grow, twice, with clusters so small that a table has few entries.
+    @Test(arguments: [16, 64]) func theRefcountTableGrows(bits: Int) throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=512,refcount_bits=\(bits)", path, "40M")
+        let contents = randomBytes(40 << 20, seed: 77)
+        var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+        for offset in stride(from: 0, to: contents.count, by: 1 << 20) {
+            try engine.write(UInt64(offset), Array(contents[offset..<offset + (1 << 20)]))
+        }
+        try engine.perform(.flush)
+        #expect(try engine.readAll() == contents)
+        _ = consume engine
+        expectSound(path)
+        #expect(try self.contents(path) == contents)
+    }
+
+    @Test(arguments: kinds) func randomOperationsDoWhatAnArrayDoes(kind: Kind) throws {
+        let seed = kind.testDescription.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 1)) { $0 &* 31 &+ UInt64($1) }
+        let path = directory.file("disk.qcow2")
+        var workload = Workload(try make(kind, seed: seed), seed: seed, maximum: 80 << 10)
+        let rounds = environment("SWKVM_ROUNDS") ?? 40
+        for session in 0..<3 {
+            // With few slices in memory, then many; with and without io_uring.
+            let options = DiskImageOptions(locking: false, metadataCacheSize: session == 0 ? 0 : 32 << 20)
+            var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 8, usesRing: session != 1)
+            for round in 0..<rounds {
+                try workload.round(&engine)
+                if round % 9 == 8 { try engine.perform(.flush) }
+            }
+            #expect(try engine.readAll() == workload.model, "seed \(seed)")
+            let damage = engine.image.damage
+            #expect(damage == nil)
+            _ = consume engine
+            expectSound(path, "seed \(seed), session \(session)")
+            #expect(try contents(path) == workload.model, "seed \(seed)")
+        }
+        let operations = workload.operations
+        #expect(operations > 3 * rounds)
+        if kind.start == .snapshot {
+            // The snapshot has what it had.
+            qemuImage("snapshot", "-a", "before", path)
+            expectSound(path)
+            #expect(try contents(path) == make(kind, "again.qcow2", seed: seed))
+        }
+    }
+}
+
+/// A number that the environment sets, for longer runs.
+func environment(_ name: String) -> Int? {
+    unsafe getenv(name).flatMap { unsafe Int(String(cString: $0)) }
+}
