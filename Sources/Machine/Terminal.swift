@@ -10,9 +10,11 @@ struct RawTerminal: ~Copyable {
     private let before: termios
     private let guardian: Guardian?
 
-    /// nil when the descriptor is no terminal.
+    /// nil when the descriptor is no terminal, or is one that the shell has for itself now: swkvm is a job in the background.
     init?(_ descriptor: Int32) {
         var mode = termios()
+        let foreground = tcgetpgrp(descriptor)
+        guard foreground < 0 || foreground == getpgrp() else { return nil }
         guard unsafe tcgetattr(descriptor, &mode) == 0 else { return nil }
         self.descriptor = descriptor
         before = mode
