@@ -46,7 +46,7 @@ test: release packages-test packages-lab ## every test
 	@.ci/test
 
 lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, or shell for a shell there)
-	@Tests/Lab/run $(or $(ARGS),all)
+	@WORDS="$(WORDS)" Tests/Lab/run $(or $(ARGS),all)
 
 bench: release packages-bench ## measures, beside QEMU, fio and minimal C programs (BENCH_LINUX=vmlinux adds Linux)
 	$(SWIFT) build $(BENCH)
