@@ -174,8 +174,9 @@ import Testing
 
     @Test func diskThatMayNotBeWritten() throws {
         let disk = directory("disk.qcow2")
-        try shell("qemu-img create -q -f qcow2 '\(disk)' 64M")
-        try expectRefused(["--disk", disk], "disk \"\(disk)\": qcow2 images are read-only for now")
+        // Marked as corrupt: incompatible feature bit 1, in the last byte of the field at 72.
+        try shell("qemu-img create -q -f qcow2 '\(disk)' 64M; printf '\\002' | dd of='\(disk)' bs=1 seek=79 conv=notrunc 2>/dev/null")
+        try expectRefused(["--disk", disk], "disk \"\(disk)\": it cannot be written: it is marked as corrupt")
     }
 
     @Test func diskWhoseBackingFileIsMissing() throws {
