@@ -16,11 +16,11 @@ BENCH   := $(STATIC) --product swkvm-bench
 # Debian packages, by what needs them.
 BUILD_PACKAGES := liburing-dev zlib1g-dev
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
-TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools python3
+TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools
 LAB_PACKAGES   := qemu-system-x86 e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release run test unit-tests integration-tests lab bench man completions install clean help
+.PHONY: all guest release run test lab bench man completions install clean help
 .PHONY: packages-build packages-run packages-test packages-lab packages-bench
 
 all: release man ## the static binary build/swkvm and its man page
