@@ -57,7 +57,8 @@ man: release ## the man page and shell completions, build/man and build/completi
 
 install: all ## into PREFIX (/usr/local)
 	install -D -m 755 $(BINARY) $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/swkvm
-	install -D -m 644 build/man/swkvm.1 $(DESTDIR)$(or $(PREFIX),/usr/local)/share/man/man1/swkvm.1
+	install -d $(DESTDIR)$(or $(PREFIX),/usr/local)/share/man/man1
+	install -m 644 build/man/*.1 $(DESTDIR)$(or $(PREFIX),/usr/local)/share/man/man1
 
 clean: ## removes what was built
 	rm -rf .build build guests/kernel/build
