@@ -199,11 +199,19 @@ import Testing
         let machine = try Program.machine(["--console", "unix:" + path])
         try machine.waitForError("the console is the socket \(path)\n")
         // Clients come and go; the machine stays, and holds no descriptor of theirs.
+        func descriptorCount() throws -> Int {
+            try shell("ls /proc/\(machine.pid)/fd | wc -l").split(separator: "\n").compactMap { Int($0) }[0]
+        }
+        let alone = try descriptorCount()
         var descriptors: [Int] = []
         for round in 0..<20 {
-            let client = try Client(socket: path)
-            try client.ask("echo round \(round)", "\nround \(round)")
-            descriptors.append(try shell("ls /proc/\(machine.pid)/fd | wc -l").split(separator: "\n").compactMap { Int($0) }[0])
+            do {
+                let client = try Client(socket: path)
+                try client.ask("echo round \(round)", "\nround \(round)")
+                descriptors.append(try descriptorCount())
+            }
+            // One at a time: the next one comes when the machine has seen this one go.
+            #expect(try eventually { try descriptorCount() == alone })
         }
         #expect(Set(descriptors).count == 1, "\(descriptors)")
         try Client(socket: path).talk()
