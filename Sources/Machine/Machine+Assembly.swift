@@ -58,7 +58,7 @@ extension Machine {
                 kernel: kernel, initrd: initrd,
                 commandLine: KernelCommandLine.assemble(configuration.commandLine, devices: slots),
                 tables: ACPITables(ACPIDescription(cpus: configuration.cpus, virtioDevices: slots)),
-                processors: MPTable(cpus: configuration.cpus))
+                processors: MPTable(cpus: configuration.cpus), memorySize: memory.size)
             return try loader.load(into: memory, isFresh: true)
         } catch { throw .boot(error) }
     }
