@@ -1,3 +1,4 @@
+internal import Boot
 internal import CLinux
 internal import KVM
 internal import Linux
@@ -38,6 +39,21 @@ struct CPUModel {
             }
         }
         return entries
+    }
+
+    /// What the processor is called, for the firmware's tables.
+    var processor: SMBIOSDescription.Processor {
+        func registers(_ leaf: UInt32) -> kvm_cpuid_entry2 { supported.first { $0.function == leaf } ?? kvm_cpuid_entry2() }
+        func text(_ registers: [UInt32]) -> String {
+            let bytes = registers.flatMap { register in (0..<4).map { UInt8(truncatingIfNeeded: register >> (8 * $0)) } }
+            let end = bytes.firstIndex(of: 0) ?? bytes.endIndex
+            return String(decoding: bytes[..<end].drop { $0 == UInt8(ascii: " ") }, as: UTF8.self)
+        }
+        let vendor = registers(0), features = registers(Leaf.features)
+        return SMBIOSDescription.Processor(
+            manufacturer: text([vendor.ebx, vendor.edx, vendor.ecx]),
+            version: text((0x8000_0002...0x8000_0004).map(registers).flatMap { [$0.eax, $0.ebx, $0.ecx, $0.edx] }),
+            id: UInt64(features.edx) << 32 | UInt64(features.eax))
     }
 
     /// MSRs as firmware would leave them: index and value. A host whose KVM does not know one goes without it.

@@ -6,6 +6,8 @@ public import HostNetwork
 public struct Configuration: Sendable {
     /// For messages, thread names and the MAC addresses that are derived from it.
     public var name: String
+    /// What the guest's firmware tables say; nil: none, which is all zero there.
+    public var uuid: UUID?
     /// Number of vCPUs, from 1 to KVM's limit.
     public var cpus: Int
     public var memory: Memory
@@ -20,10 +22,11 @@ public struct Configuration: Sendable {
     public var console: ConsoleKind
 
     public init(
-        name: String = "swkvm", cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), kernel: Kernel = .bundled, initrd: String? = nil,
+        name: String = "swkvm", uuid: UUID? = nil, cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), kernel: Kernel = .bundled, initrd: String? = nil,
         commandLine: String = "", disks: [Disk] = [], networks: [Network] = [], console: ConsoleKind = .none
     ) {
         self.name = name
+        self.uuid = uuid
         self.cpus = cpus
         self.memory = memory
         self.kernel = kernel

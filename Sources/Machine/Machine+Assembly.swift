@@ -48,7 +48,7 @@ extension Machine {
     }
 
     static func load(
-        _ kernel: BootFile, _ configuration: Configuration, _ memory: GuestMemory, _ devices: [VirtioSlot]
+        _ kernel: BootFile, _ configuration: Configuration, _ memory: GuestMemory, _ devices: [VirtioSlot], _ model: CPUModel
     ) throws(MachineError) -> BootState {
         let slots = devices.map(\.place)
         do throws(BootError) {
@@ -58,6 +58,9 @@ extension Machine {
                 kernel: kernel, initrd: initrd,
                 commandLine: KernelCommandLine.assemble(configuration.commandLine, devices: slots),
                 tables: ACPITables(ACPIDescription(cpus: configuration.cpus, virtioDevices: slots)),
+                identity: SMBIOSTables(SMBIOSDescription(
+                    name: configuration.name, uuid: configuration.uuid?.bytes ?? [], cpus: configuration.cpus, processor: model.processor,
+                    memory: memory.regions.map { $0.start.rawValue..<$0.end.rawValue })),
                 processors: MPTable(cpus: configuration.cpus))
             return try loader.load(into: memory, isFresh: true)
         } catch { throw .boot(error) }

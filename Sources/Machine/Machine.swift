@@ -63,8 +63,8 @@ public final class Machine: Sendable {
         ])
         let mmio = MMIOBus(devices.map(\.transport))
 
-        let state = try Self.load(kernel, configuration, memory, devices)
         let model = try Self.kvm { () throws(KVMError) in try CPUModel(system, count: configuration.cpus) }
+        let state = try Self.load(kernel, configuration, memory, devices, model)
         var cpus: [CPUThread] = []
         for id in 0..<UInt32(configuration.cpus) {
             let cpu = try Self.kvm { () throws(KVMError) in

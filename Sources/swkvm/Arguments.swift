@@ -85,6 +85,19 @@ struct ArgumentProblem: Error, CustomStringConvertible {
     init(_ description: String) { self.description = description }
 }
 
+/// `--uuid UUID` or `--uuid none`.
+struct UUIDArgument {
+    /// nil for none.
+    let uuid: UUID?
+
+    init(parsing argument: String) throws {
+        uuid = UUID(argument)
+        guard uuid != nil || argument == "none" else {
+            throw ArgumentProblem("'\(argument)' is no UUID, wanted none or one such as 6ba7b810-9dad-11d1-80b4-00c04fd430c8 (`uuidgen` makes one)")
+        }
+    }
+}
+
 /// A list of `word` and `key=value`, separated by commas; a comma within a value is written twice.
 struct OptionList {
     private(set) var items: [(key: String, value: String?)] = []

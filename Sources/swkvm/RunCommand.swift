@@ -31,8 +31,13 @@ struct RunCommand: ParsableCommand {
               128 + N  ended by signal N
             """)
 
-    @Option(help: "A name, for messages and for the MAC addresses derived from it.")
-    var name = "swkvm"
+    @Option(help: "A name, for messages and what is derived from it: MAC addresses and, if it is given, the UUID. (default: swkvm)")
+    var name: String?
+
+    @Option(
+        help: ArgumentHelp("The UUID in the firmware's tables, or none. Default: derived from the name that --name gives.", valueName: "uuid"),
+        transform: UUIDArgument.init(parsing:))
+    var uuid: UUIDArgument?
 
     @Option(help: ArgumentHelp("Number of vCPUs.", valueName: "n"))
     var cpus = 1
@@ -89,21 +94,27 @@ struct RunCommand: ParsableCommand {
             "The value '\(hugepages)' is invalid for '--hugepages <kind>': wanted is one of \(HugePages.allValueStrings.joined(separator: ", "))")
     }
 
-    func run() throws {
-        let output = StandardError()
-        let log = Logger(label: name) { _ in StandardErrorLog(output, level: logLevel) }
-        var machine = Configuration(name: name, cpus: cpus, commandLine: cmdline)
+    /// The machine that the options describe.
+    var configuration: Configuration {
+        var machine = Configuration(name: name ?? "swkvm", cpus: cpus, commandLine: cmdline)
         machine.memory = Configuration.Memory(
             size: mem.bytes, backing: hugepages?.backing ?? .anonymous, isShared: shared, isPreallocated: prealloc)
         if let kernel { machine.kernel = .file(kernel) }
         machine.initrd = initrd
+        machine.uuid = uuid.map(\.uuid) ?? name.map(UUID.init(ofMachine:))
         machine.disks = disk.map(\.disk)
         machine.networks = net.map(\.network)
         machine.console = console.kind
+        return machine
+    }
 
+    func run() throws {
+        let output = StandardError()
+        let configuration = self.configuration
+        let log = Logger(label: configuration.name) { _ in StandardErrorLog(output, level: logLevel) }
         let end: MachineEnd
         do throws(MachineError) {
-            end = try Supervisor.run(machine, log: log, report: output.say)
+            end = try Supervisor.run(configuration, log: log, report: output.say)
         } catch {
             output.say(error.description)
             throw ExitCode(ExitStatus.hostError)
