@@ -9,12 +9,15 @@ extension GuestMemory {
     /// For memory that the guest does not use yet.
     /// - Parameter threads: how many work at it; by default one for each CPU of the host.
     /// - Throws: ``GuestMemoryError/prealloc(size:_:)`` when there are too few pages; nobody gets a SIGBUS.
-    public func prealloc(threads: Int? = nil) throws(GuestMemoryError) {
-        let pages = size / backing.pageSize
+    public func prealloc(threads: Int? = nil) throws(GuestMemoryError) { try prealloc(offset: 0, count: size, threads: threads) }
+
+    /// The same for a run of whole pages, `offset` bytes from the first.
+    func prealloc(offset: UInt64, count: UInt64, threads: Int? = nil) throws(GuestMemoryError) {
+        let pages = count / backing.pageSize
         let workers = UInt64(max(1, min(threads ?? sysconf(Int32(_SC_NPROCESSORS_ONLN)), 64, Int(clamping: pages))))
         // The pages as one run in host memory, cut into as many even parts as there are workers.
         let bound = { @Sendable [backing] (part: UInt64) in
-            pages / workers &* part &* backing.pageSize &+ min(part, pages % workers) &* backing.pageSize
+            offset &+ pages / workers &* part &* backing.pageSize &+ min(part, pages % workers) &* backing.pageSize
         }
         let failure = Mutex<SystemCallError?>(nil)
         withParallelWorkers(Int(workers), named: "prealloc") { [self] worker in
@@ -26,12 +29,12 @@ extension GuestMemory {
                 failure.withLock { $0 = $0 ?? error }
             }
         }
-        if let failure = failure.withLock({ $0 }) { throw .prealloc(size: size, failure) }
+        if let failure = failure.withLock({ $0 }) { throw .prealloc(size: count, failure) }
     }
 
     /// Lets the kernel write-fault a run of pages.
     func populate(offset: Int, count: Int) throws(SystemCallError) {
-        // The run lies within the mapping: `prealloc` cuts it out of `size`.
+        // The run lies within the mapping: `prealloc` cuts it out of what it was given, and that is a part of it.
         let start = unsafe regions[0].host + offset
         while unsafe madvise(start, count, MADV_POPULATE_WRITE) < 0 {
             switch errno {

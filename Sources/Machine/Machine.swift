@@ -33,10 +33,11 @@ public final class Machine: Sendable {
     ///   - log: gets what happens inside.
     public init(_ configuration: Configuration, output: any SerialSink, log: Logger) throws(MachineError) {
         guard configuration.cpus > 0 else { throw .noCPUs(configuration.cpus) }
-        try VirtioSlot.checkCount(configuration.disks.count + configuration.networks.count)
+        try VirtioSlot.checkCount(configuration.disks.count + configuration.networks.count + (configuration.entropy == nil ? 0 : 1))
+        try NodeLayout.check(configuration)
 
         // Memory first: it is what is most often missing, and nothing on the host has been touched before it.
-        let memory = try Self.makeMemory(configuration.memory)
+        let memory = try Self.makeMemory(configuration)
         let system = try Self.kvm { () throws(KVMError) in try System() }
         let virtualMachine = try Self.makeVirtualMachine(system, configuration, memory)
         let (ending, room) = try Self.host("make an eventfd") { () throws(SystemCallError) in (try Ending(), try SerialRoom()) }
@@ -63,10 +64,11 @@ public final class Machine: Sendable {
         ])
         let mmio = MMIOBus(devices.map(\.transport))
 
-        let model = try Self.kvm { () throws(KVMError) in try CPUModel(system, count: configuration.cpus) }
-        let state = try Self.load(kernel, configuration, memory, devices, model)
+        let layout = NodeLayout(configuration, memory.regions)
+        let model = try Self.kvm { () throws(KVMError) in try CPUModel(system, layout) }
+        let state = try Self.load(kernel, configuration, memory, layout, devices, model)
         var cpus: [CPUThread] = []
-        for id in 0..<UInt32(configuration.cpus) {
+        for id in layout.localAPICIDs {
             let cpu = try Self.kvm { () throws(KVMError) in
                 try virtualMachine.makeCPU(id: id, model, boot: id == 0 ? state : nil)
             }

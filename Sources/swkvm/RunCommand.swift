@@ -56,6 +56,16 @@ struct RunCommand: ParsableCommand {
     @Flag(help: "Guest RAM as shared memory (a memfd).")
     var shared = false
 
+    @Option(
+        help: ArgumentHelp(
+            """
+            A NUMA node of the guest: mem=SIZE[,cpus=N|FIRST-LAST]…[,host=N|FIRST-LAST[,policy=bind|preferred|interleave]][,distance=NODE:DISTANCE]…. \
+            Given again for each node, in their order; the sizes add up to --mem, and every CPU is in one node.
+            """,
+            valueName: "node"),
+        transform: NodeArgument.init(parsing:))
+    var numa: [NodeArgument] = []
+
     @Option(help: ArgumentHelp("Kernel: an ELF file with a PVH note, a 64-bit ELF file, or a bzImage. Default: the bundled guest.", valueName: "file"))
     var kernel: String?
 
@@ -82,6 +92,13 @@ struct RunCommand: ParsableCommand {
         transform: NetworkArgument.init(parsing:))
     var net: [NetworkArgument] = []
 
+    @Option(
+        defaultAsFlag: EntropyArgument.unlimited, parsing: .next,
+        help: ArgumentHelp(
+            "A source of random numbers (virtio-rng) for the guest, fed by the host's generator: max-bytes=SIZE[,period=MS] limits it.",
+            valueName: "limit"))
+    var rng: EntropyArgument?
+
     @Option(help: ArgumentHelp("Where the serial port goes: stdio, none, pty, unix:PATH or file:PATH.", valueName: "console"))
     var console = ConsoleArgument(kind: .stdio)
 
@@ -89,9 +106,13 @@ struct RunCommand: ParsableCommand {
     var logLevel = Logger.Level.warning
 
     func validate() throws {
-        guard let hugepages, hugepages.backing == nil else { return }
-        throw ValidationError(
-            "The value '\(hugepages)' is invalid for '--hugepages <kind>': wanted is one of \(HugePages.allValueStrings.joined(separator: ", "))")
+        if let hugepages, hugepages.backing == nil {
+            throw ValidationError(
+                "The value '\(hugepages)' is invalid for '--hugepages <kind>': wanted is one of \(HugePages.allValueStrings.joined(separator: ", "))")
+        }
+        do { _ = try rng?.entropy() } catch {
+            throw ValidationError("The value '\(rng?.description ?? "")' is invalid for '--rng <limit>': \(error)")
+        }
     }
 
     /// The machine that the options describe.
@@ -99,11 +120,13 @@ struct RunCommand: ParsableCommand {
         var machine = Configuration(name: name ?? "swkvm", cpus: cpus, commandLine: cmdline)
         machine.memory = Configuration.Memory(
             size: mem.bytes, backing: hugepages?.backing ?? .anonymous, isShared: shared, isPreallocated: prealloc)
+        machine.nodes = numa.map(\.node)
         if let kernel { machine.kernel = .file(kernel) }
         machine.initrd = initrd
         machine.uuid = uuid.map(\.uuid) ?? name.map(UUID.init(ofMachine:))
         machine.disks = disk.map(\.disk)
         machine.networks = net.map(\.network)
+        machine.entropy = try? rng?.entropy()
         machine.console = console.kind
         return machine
     }

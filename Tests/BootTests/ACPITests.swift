@@ -5,7 +5,7 @@ import Testing
 
 @Suite struct ACPITests {
     private var machine: ACPIDescription {
-        var machine = ACPIDescription(cpus: 4, virtioDevices: [
+        var machine = ACPIDescription(localAPICIDs: Array(0..<4), virtioDevices: [
             VirtioMMIOSlot(address: 0xd000_0000, gsi: 16), VirtioMMIOSlot(address: 0xd000_1000, gsi: 5),
         ])
         machine.nodes = [
@@ -43,7 +43,7 @@ import Testing
         for signature in ["XSDT", "FACP", "DSDT", "APIC", "SRAT", "SLIT"] {
             #expect(try table(signature, in: tables).reduce(0, &+) == 0, "checksum of \(signature)")
         }
-        let flat = try ACPITables(ACPIDescription(cpus: 1))
+        let flat = try ACPITables(ACPIDescription(localAPICIDs: Array(0..<1)))
         #expect(throws: Missing.self) { try table("SRAT", in: flat) }
         // An RSDP can be found by its signature only on a 16-byte boundary.
         #expect(tables.rsdp % 16 == 0)
@@ -71,12 +71,12 @@ import Testing
     }
 
     @Test func hasRoomForEveryCPUOfKVM() throws {
-        let tables = try ACPITables(ACPIDescription(cpus: 1024))
+        let tables = try ACPITables(ACPIDescription(localAPICIDs: Array(0..<1024)))
         let madt = try table("APIC", in: tables)
         // The last of the wide entries, before IOAPIC, one override and two NMIs.
         let last = madt.count - 12 - 6 - 10 - 12 - 16
         #expect(Array(madt[last ..< last + 16]) == [9, 16, 0, 0, 0xff, 3, 0, 0, 1, 0, 0, 0, 0xff, 3, 0, 0])
-        #expect(throws: BootError.self) { try ACPITables(ACPIDescription(cpus: 4096)) }
+        #expect(throws: BootError.self) { try ACPITables(ACPIDescription(localAPICIDs: Array(0..<4096))) }
     }
 
     @Test func encodesAML() {

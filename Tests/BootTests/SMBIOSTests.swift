@@ -4,9 +4,9 @@ import Linux
 import Testing
 
 @Suite struct SMBIOSTests {
-    private func machine(name: String = "web 1", cpus: Int = 4, memory: [Range<UInt64>] = [0..<1 << 30]) -> SMBIOSDescription {
+    private func machine(name: String = "web 1", sockets: [Int] = [4], memory: [Range<UInt64>] = [0..<1 << 30]) -> SMBIOSDescription {
         SMBIOSDescription(
-            name: name, uuid: Array(0x10...0x1f), cpus: cpus,
+            name: name, uuid: Array(0x10...0x1f), sockets: sockets,
             processor: .init(manufacturer: "GenuineTest", version: "Test CPU", id: 0x178b_fbff_0005_0654), memory: memory)
     }
 
@@ -94,13 +94,15 @@ import Testing
     }
 
     @Test func countsTheProcessors() throws {
-        let few = try structure(4, in: try SMBIOSTables(machine(cpus: 4)))
+        let few = try structure(4, in: try SMBIOSTables(machine(sockets: [4])))
         #expect(Array(few.fields[0x23..<0x26]) == [4, 4, 4] && few.fields.load(at: 0x2a) == UInt16(4))
         #expect(few.string(at: 7) == "GenuineTest" && few.string(at: 0x10) == "Test CPU")
         #expect(few.fields.load(at: 8) == 0x178b_fbff_0005_0654 as UInt64)
         // A byte that is all ones refers to the wider field.
-        let many = try structure(4, in: try SMBIOSTables(machine(cpus: 1024)))
+        let many = try structure(4, in: try SMBIOSTables(machine(sockets: [1024])))
         #expect(many.fields[0x23] == 0xff && many.fields.load(at: 0x2a) == UInt16(1024) && many.fields.load(at: 0x2e) == UInt16(1024))
+        let two = try structures(in: try SMBIOSTables(machine(sockets: [2, 3]))).filter { $0.type == 4 }
+        #expect(two.map { $0.string(at: 4) } == ["CPU 0", "CPU 1"] && two.map { $0.fields[0x23] } == [2, 3])
     }
 
     @Test(arguments: [

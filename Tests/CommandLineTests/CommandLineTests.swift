@@ -219,7 +219,7 @@ import Testing
         let help = text("run", "--help")
         #expect(help.status == 0)
         for option in [
-            "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--kernel", "--initrd", "--cmdline", "--disk", "--net", "--console",
+            "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel", "--initrd", "--cmdline", "--disk", "--net", "--rng", "--console",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
         ] {
             #expect(help.text.contains(option), "\(option)")

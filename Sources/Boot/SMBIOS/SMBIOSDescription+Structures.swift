@@ -7,7 +7,7 @@ extension SMBIOSDescription {
 
     /// All structures; a structure's handle is its number in the list.
     var structures: [SMBIOSStructure] {
-        let fixed = [firmware, system, enclosure, socket]
+        let fixed = [firmware, system, enclosure] + sockets.enumerated().map { socket($0.offset, cores: $0.element) }
         let array = UInt16(fixed.count)
         return fixed + [memoryArray, memoryDevice(of: array)] + memory.map { Self.mappedAddress($0, of: array) } + [bootInformation, end]
     }
@@ -65,10 +65,10 @@ extension SMBIOSDescription {
         return structure
     }
 
-    /// Processor Information (type 4, §7.5): one socket, each core with one thread.
-    private var socket: SMBIOSStructure {
+    /// Processor Information (type 4, §7.5): a socket, each core with one thread.
+    private func socket(_ number: Int, cores cpus: Int) -> SMBIOSStructure {
         var structure = SMBIOSStructure(type: 4)
-        structure.add("CPU 0")
+        structure.add("CPU \(number)")
         structure.add(UInt8(3))  // a central processor
         structure.add(Self.unknown)  // family
         structure.add(processor.manufacturer)

@@ -20,16 +20,16 @@ public struct SMBIOSDescription: Sendable, Equatable {
     public var name: String
     /// 16 bytes in the order in which a UUID is written; all zero for a machine without one.
     public var uuid: [UInt8]
-    /// Cores of the one socket.
-    public var cpus: Int
+    /// How many cores each has.
+    public var sockets: [Int]
     public var processor: Processor
     /// Ranges of RAM, guest-physical, by ascending address.
     public var memory: [Range<UInt64>]
 
-    public init(name: String, uuid: [UInt8], cpus: Int, processor: Processor, memory: [Range<UInt64>]) {
+    public init(name: String, uuid: [UInt8], sockets: [Int], processor: Processor, memory: [Range<UInt64>]) {
         self.name = name
         self.uuid = uuid
-        self.cpus = cpus
+        self.sockets = sockets
         self.processor = processor
         self.memory = memory
     }
