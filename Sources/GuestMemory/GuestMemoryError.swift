@@ -24,6 +24,8 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
     case refused(size: UInt64, SystemCallError)
     /// Pages could not be touched ahead of time.
     case prealloc(size: UInt64, SystemCallError)
+    /// Filling it with pages was given up, because somebody asked for that.
+    case interrupted
     /// Not (wholly) in one region of guest RAM.
     case outOfRange(GuestAddress, count: UInt64)
 
@@ -57,6 +59,8 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
         case .prealloc(let size, let error):
             "\(byteText(size)) of guest memory could not be filled with pages ahead of time (\(error)); "
                 + "ask for less, or look at the memory limits of this process's control group"
+        case .interrupted:
+            "filling the guest's memory with pages was interrupted"
         case .outOfRange(let address, let count):
             "\(count) bytes at guest-physical \(address) are not in one region of guest RAM"
         }

@@ -7,16 +7,18 @@ internal import Linux
 /// The steps of ``Machine/init(_:output:log:)``, each with its module's error.
 extension Machine {
     /// Guest RAM, placed and filled as the configuration wants.
-    static func makeMemory(_ configuration: Configuration) throws(MachineError) -> GuestMemory {
+    static func makeMemory(
+        _ configuration: Configuration, isInterrupted: @escaping @Sendable () -> Bool
+    ) throws(MachineError) -> GuestMemory {
         let wanted = configuration.memory
         do throws(GuestMemoryError) {
             let memory = try GuestMemory(size: wanted.size, backing: wanted.backing, shared: wanted.isShared)
             var offset: UInt64 = 0
             for node in configuration.nodes {
-                if let policy = node.policy { try memory.place(offset: offset, count: node.memory, by: policy) }
+                if let policy = node.policy { try memory.place(offset: offset, count: node.memory, by: policy, isInterrupted: isInterrupted) }
                 offset &+= node.memory
             }
-            if wanted.isPreallocated { try memory.prealloc() }
+            if wanted.isPreallocated { try memory.prealloc(isInterrupted: isInterrupted) }
             return memory
         } catch { throw .memory(error) }
     }

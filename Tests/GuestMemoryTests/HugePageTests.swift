@@ -77,10 +77,10 @@ final class HugePageTurn {
             let memory = try GuestMemory(size: size, backing: .hugePages(.twoMiB), shared: shared)
             // Reserved before anything is touched: nobody else gets one.
             #expect(try HugePagePool(.twoMiB).available == 0)
-            #expect(try memory.residentBytes() == 0)
+            #expect(try memory.usage().resident == 0)
             #expect(throws: GuestMemoryError.self) { try GuestMemory(size: 2 << 20, backing: .hugePages(.twoMiB)) }
             try memory.prealloc()
-            #expect(try memory.residentBytes() == size)
+            #expect(try memory.usage().resident == size)
             try memory.ram.write(UInt64(42), at: GuestAddress(size - 8))
             #expect(try memory.ram.readUInt64(at: GuestAddress(size - 8)) == 42)
         }

@@ -25,7 +25,7 @@ import Testing
         // It is memory like any other.
         try memory.ram.write(UInt64(7), at: GuestAddress(16 << 20))
         #expect(try memory.ram.readUInt64(at: GuestAddress(16 << 20)) == 7)
-        if !shared { #expect(try memory.residentBytes() == 4096) }
+        if !shared { #expect(try memory.usage().resident == 4096) }
     }
 
     @Test func aNodeThatIsNotThereIsAnErrorThatNamesThoseThatAre() throws {
@@ -60,7 +60,7 @@ import Testing
             let policy = MemoryPolicy(.bind, hostNodes: [0])
             let memory = try GuestMemory(size: 8 << 20, backing: .hugePages(.twoMiB))
             try memory.place(offset: 0, count: 4 << 20, by: policy)
-            #expect(try memory.residentBytes() == 4 << 20)
+            #expect(try memory.usage().resident == 4 << 20)
             // Reserved for the host as a whole, but free on the node: as many as there are.
             let free = HostNodes.freeHugePages(ofNode: 0, .twoMiB)
             #expect(GuestMemoryError.hugePagesOfNodes(size: 8 << 20, pageSize: 2 << 20, nodes: [1], free: 3).description.hasPrefix(
