@@ -16,7 +16,7 @@ BENCH   := $(STATIC) --product swkvm-bench
 # Debian packages, by what needs them.
 BUILD_PACKAGES := liburing-dev zlib1g-dev
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
-TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools
+TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools dmidecode
 LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs lz4
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux

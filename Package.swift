@@ -51,7 +51,7 @@ let package = Package(
         .executableTarget(
             name: "swkvm",
             dependencies: [
-                "Machine", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
+                "Machine", "Devices", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],

@@ -33,6 +33,8 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
     case commandLineHasNUL
     /// The ACPI tables for so many CPUs and devices outgrow the space below 1 MiB.
     case tablesTooLarge(size: Int, limit: Int)
+    /// The SMBIOS tables outgrow their space below 1 MiB.
+    case firmwareTablesTooLarge(size: Int, limit: Int)
     /// Guest RAM refused an access.
     case memory(GuestMemoryError)
 
@@ -71,6 +73,8 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
             "the kernel's command line has a NUL byte in it, where it would end"
         case .tablesTooLarge(let size, let limit):
             "the ACPI tables need \(size) bytes and have \(limit): configure fewer CPUs or devices"
+        case .firmwareTablesTooLarge(let size, let limit):
+            "the SMBIOS tables need \(size) bytes and have \(limit): configure fewer ranges of memory"
         case .memory(let error):
             "\(error)"
         }

@@ -17,6 +17,8 @@ public enum MachineError: Error, CustomStringConvertible {
     case host(purpose: String, SystemCallError)
     /// No vCPU at all, or a negative number.
     case noCPUs(Int)
+    /// NUMA nodes that cannot be as configured.
+    case nodes(NodeProblem)
     /// More virtio devices than there are interrupt lines.
     case tooManyDevices(wanted: Int, maximum: Int)
     /// The console cannot be had as asked.
@@ -31,8 +33,9 @@ public enum MachineError: Error, CustomStringConvertible {
         case .network(let error): error.description
         case .host(let purpose, let error): "swkvm could not \(purpose): \(error.reason) (\(error.call))"
         case .noCPUs(let count): "\(count) vCPUs were asked for, a machine needs at least 1: use `--cpus 1`"
+        case .nodes(let problem): problem.description
         case .tooManyDevices(let wanted, let maximum):
-            "\(wanted) disks and network interfaces were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
+            "\(wanted) disks, network interfaces and other virtio devices were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
         case .console(.unix(let path), let error) where error.errno == EADDRINUSE:
             "the console's socket \(path) exists already: another machine listens there, or it was left behind; choose another path or remove it"
         case .console(.unix(let path), let error) where error.errno == ENAMETOOLONG:
