@@ -41,7 +41,7 @@ let package = Package(
         module("HostNetwork", ["CLinux", "Linux"]),
         module("Virtio", ["CLinux", "Linux", "GuestMemory"]),
         module("Devices", ["CLinux", "Linux", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),
-        module("Boot", ["CLinux", "Linux", "GuestMemory"]),
+        module("Boot", ["CLinux", "Linux", "GuestMemory", "CZlib"]),
         // The bundled guest's ELF, put into the binary by the assembler; `make guest` builds it first.
         .target(name: "BundledGuest", cSettings: [.headerSearchPath("../../guests/kernel/build")]),
         module("Machine", [
@@ -65,6 +65,15 @@ let package = Package(
             path: "Tests/Bench/Sources",
             swiftSettings: [.treatAllWarnings(as: .error)]),
 
+        // `make fuzz`: readers of untrusted bytes, given to libFuzzer; and by `swift test` to a mutator with a seed.
+        .target(
+            name: "FuzzTargets", dependencies: ["Boot", "GuestMemory", "CZlib"], path: "Tests/Fuzz/Targets",
+            swiftSettings: [.treatAllWarnings(as: .error)]),
+        .executableTarget(
+            name: "swkvm-fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Driver", swiftSettings: [.treatAllWarnings(as: .error)]),
+        .testTarget(
+            name: "FuzzTests", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Tests", swiftSettings: [.treatAllWarnings(as: .error)]),
+
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         tests("LinuxTests", ["Linux", "CLinux"]),
@@ -76,7 +85,7 @@ let package = Package(
         tests("DevicesTests", [
             "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "CAllocationCounter",
         ]),
-        tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
+        tests("BootTests", ["Boot", "GuestMemory", "Linux", "FuzzTargets"]),
         tests("MachineTests", ["Machine", "Devices", "GuestMemory", "KVM", "Linux", "CLinux"]),
         tests(
             "CommandLineTests",

@@ -71,7 +71,7 @@ extension Machine {
                 identity: SMBIOSTables(SMBIOSDescription(
                     name: configuration.name, uuid: configuration.uuid?.bytes ?? [], sockets: layout.sockets, processor: model.processor,
                     memory: memory.regions.map { $0.start.rawValue..<$0.end.rawValue })),
-                processors: MPTable(localAPICIDs: layout.localAPICIDs))
+                processors: MPTable(localAPICIDs: layout.localAPICIDs), memorySize: memory.size)
             return try loader.load(into: memory, isFresh: true)
         } catch { throw .boot(error) }
     }

@@ -66,7 +66,7 @@ struct RunCommand: ParsableCommand {
         transform: NodeArgument.init(parsing:))
     var numa: [NodeArgument] = []
 
-    @Option(help: ArgumentHelp("Kernel: an ELF file with a PVH note, a 64-bit ELF file, or a bzImage. Default: the bundled guest.", valueName: "file"))
+    @Option(help: ArgumentHelp("Kernel: an ELF file with a PVH note, a 64-bit ELF file, or a bzImage; an ELF file may be compressed with gzip. Default: the bundled guest.", valueName: "file"))
     var kernel: String?
 
     @Option(help: ArgumentHelp("Initial RAM disk for the kernel.", valueName: "file"))
