@@ -35,7 +35,7 @@ public enum MachineError: Error, CustomStringConvertible {
         case .noCPUs(let count): "\(count) vCPUs were asked for, a machine needs at least 1: use `--cpus 1`"
         case .nodes(let problem): problem.description
         case .tooManyDevices(let wanted, let maximum):
-            "\(wanted) disks, network interfaces and other virtio devices were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
+            "\(wanted) disks and other virtio devices were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
         case .console(.unix(let path), let error) where error.errno == EADDRINUSE:
             "the console's socket \(path) exists already: another machine listens there, or it was left behind; choose another path or remove it"
         case .console(.unix(let path), let error) where error.errno == ENAMETOOLONG:

@@ -4,80 +4,37 @@ import Linux
 import Testing
 @testable import Virtio
 
-/// A driver of an entropy device: a queue in guest RAM and the registers of the transport.
-private final class EntropyDriver {
-    static let queueSize = 16
-    static let table = GuestAddress(0x1_0000), available = GuestAddress(0x2_0000), used = GuestAddress(0x3_0000)
-    static let data: UInt64 = 0x10_0000
-
-    let memory: GuestMemory
-    let ram: GuestRAM
-    let transport: MMIOTransport
-    private var offered: UInt16 = 0
-    private var nextDescriptor = 0
+/// A driver of an entropy device.
+private final class EntropyDriver: QueueDriver {
+    private var heads: [UInt32] = []
 
     init(_ limit: EntropyLimit? = nil) throws {
-        memory = try GuestMemory(size: 16 << 20)
-        ram = memory.ram
-        transport = try MMIOTransport(device: EntropyDevice(name: "rng0", limit: limit), memory: memory)
-        try start()
+        try super.init(driving: EntropyDevice(name: "rng0", limit: limit), features: .version1)
     }
 
-    deinit { write(0x070, 0) }
-
-    func write(_ register: UInt64, _ value: UInt32) { transport.write(UInt64(value), at: register, size: 4) }
-    func read(_ register: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: transport.read(at: register, size: 4)) }
-
-    /// Resets the device and sets it up.
     func start() throws {
-        write(0x070, 0)
-        (offered, nextDescriptor) = (0, 0)
-        for ring in [Self.table, Self.available, Self.used] { try ram.fill(at: ring, count: 0x1000) }
-        for status: UInt32 in [1, 3] { write(0x070, status) }
-        write(0x024, 1)
-        write(0x020, 1)  // VIRTIO_F_VERSION_1
-        write(0x070, 11)
-        try #require(read(0x070) == 11)
-        write(0x038, UInt32(Self.queueSize))
-        for (register, ring) in [(0x080 as UInt64, Self.table), (0x090, Self.available), (0x0a0, Self.used)] {
-            write(register, UInt32(truncatingIfNeeded: ring.rawValue))
-            write(register + 4, 0)
-        }
-        write(0x044, 1)
-        write(0x070, 15)
+        heads = []
+        try start(.version1)
     }
 
     /// Puts a chain on the available ring.
-    func offer(_ buffers: [(address: UInt64, length: UInt32, isWritable: Bool)]) throws {
-        let head = nextDescriptor
-        for (index, buffer) in buffers.enumerated() {
-            let entry = GuestAddress(Self.table.rawValue + UInt64(nextDescriptor) * 16)
-            let hasNext = index + 1 < buffers.count
-            nextDescriptor = (nextDescriptor + 1) % Self.queueSize
-            try ram.write(buffer.address, at: entry)
-            try ram.write(buffer.length, at: entry &+ 8)
-            try ram.write(UInt16((hasNext ? 1 : 0) | (buffer.isWritable ? 2 : 0)), at: entry &+ 12)
-            try ram.write(UInt16(nextDescriptor), at: entry &+ 14)
-        }
-        try ram.write(UInt16(head), at: Self.available &+ (4 + 2 * UInt64(offered % UInt16(Self.queueSize))))
-        offered &+= 1
-        try ram.write(offered, at: Self.available &+ 2)
+    func offer(_ buffers: [(address: UInt64, length: Int, isWritable: Bool)]) throws {
+        heads.append(try offer(buffers.map { Buffer(address: $0.address, length: $0.length, isWritable: $0.isWritable) }))
     }
-
-    func kick() { write(0x050, 0) }
-
-    var usedIndex: UInt16 { get throws { try ram.readUInt16(at: Self.used &+ 2) } }
 
     /// Waits until all that was offered has come back; the used lengths, in that order.
     func finish() throws -> [UInt32] {
-        while try usedIndex != offered { transport.interrupt.line.wait() }
-        return try (0..<offered).map { try ram.readUInt32(at: Self.used &+ (8 + 8 * UInt64($0 % UInt16(Self.queueSize)))) }
+        try wait(for: heads.count)
+        defer { heads = [] }
+        return heads.map { written[$0] ?? .max }
     }
+
+    var usedIndex: UInt16 { get throws { try ram.readUInt16(at: Self.used &+ 2) } }
 
     /// One request of one buffer, filled with a mark before; what was written and the bytes there.
     func request(_ length: Int) throws -> (used: UInt32, bytes: [UInt8]) {
         try ram.fill(at: GuestAddress(Self.data), count: UInt64(length), with: 0xee)
-        try offer([(Self.data, UInt32(length), true)])
+        try offer([(Self.data, length, true)])
         kick()
         let used = try #require(try finish().last)
         return (used, try ram.readBytes(at: GuestAddress(Self.data), count: length))
