@@ -29,6 +29,9 @@ public struct Capability: Sendable, Hashable {
     public static let xsave = Capability(number: KVM_CAP_XSAVE, name: "KVM_CAP_XSAVE")
     public static let readOnlyMemory = Capability(number: KVM_CAP_READONLY_MEM, name: "KVM_CAP_READONLY_MEM")
     public static let guestDebug = Capability(number: KVM_CAP_SET_GUEST_DEBUG, name: "KVM_CAP_SET_GUEST_DEBUG")
+    /// Its value is the mask of `KVM_GUESTDBG_*` flags that this host's KVM takes.
+    public static let guestDebugFlags = Capability(number: KVM_CAP_SET_GUEST_DEBUG2, name: "KVM_CAP_SET_GUEST_DEBUG2")
+    public static let binaryStatistics = Capability(number: KVM_CAP_BINARY_STATS_FD, name: "KVM_CAP_BINARY_STATS_FD")
     public static let memorySlots = Capability(number: KVM_CAP_NR_MEMSLOTS, name: "KVM_CAP_NR_MEMSLOTS")
     public static let recommendedCPUs = Capability(number: KVM_CAP_NR_VCPUS, name: "KVM_CAP_NR_VCPUS")
     public static let maximumCPUs = Capability(number: KVM_CAP_MAX_VCPUS, name: "KVM_CAP_MAX_VCPUS")
@@ -42,6 +45,6 @@ public struct Capability: Sendable, Hashable {
     /// What machines use where it is there.
     public static let optional: [Capability] = [
         irqfdResample, tscDeadlineTimer, getTSCFrequency, tscControl, adjustClock, x2APIC, splitIRQChip, signalMSI, xsave,
-        readOnlyMemory, guestDebug,
+        readOnlyMemory, guestDebug, binaryStatistics,
     ]
 }

@@ -18,6 +18,10 @@ public struct Configuration: Sendable {
     public var disks: [Disk]
     public var networks: [Network]
     public var console: ConsoleKind
+    /// Where a debugger may connect; the guest then waits for one at its first instruction.
+    public var debugger: Debugger?
+    /// Whether exits to user space are counted (``Machine/exitReport``).
+    public var countsExits = false
 
     public init(
         name: String = "swkvm", cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), kernel: Kernel = .bundled, initrd: String? = nil,
@@ -72,6 +76,14 @@ public struct Configuration: Sendable {
         case unix(String)
         /// Output is appended to a file.
         case file(String)
+    }
+
+    /// Where a debugger connects.
+    public enum Debugger: Sendable, Equatable {
+        /// A TCP port of 127.0.0.1; 0 is any that is free.
+        case port(UInt16)
+        /// A UNIX socket, for its owner alone.
+        case unix(String)
     }
 
     /// A disk.

@@ -80,6 +80,20 @@ struct RunCommand: ParsableCommand {
     @Option(help: ArgumentHelp("Where the serial port goes: stdio, none, pty, unix:PATH or file:PATH.", valueName: "console"))
     var console = ConsoleArgument(kind: .stdio)
 
+    @Option(
+        help: ArgumentHelp(
+            """
+            Let GDB in at a port of 127.0.0.1 (0: any that is free) or at unix:PATH. The guest waits at its first instruction until a \
+            debugger lets it go.
+            """,
+            valueName: "port|unix:path"))
+    var gdb: DebuggerArgument?
+
+    @Option(
+        help: ArgumentHelp(
+            "What to count: exits, the exits to user space by reason, address and vCPU; printed as a table at the end.", valueName: "what"))
+    var trace: [TraceArgument] = []
+
     @Option(help: ArgumentHelp("What to log on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
     var logLevel = Logger.Level.warning
 
@@ -100,6 +114,8 @@ struct RunCommand: ParsableCommand {
         machine.disks = disk.map(\.disk)
         machine.networks = net.map(\.network)
         machine.console = console.kind
+        machine.debugger = gdb?.place
+        machine.countsExits = trace.contains(.exits)
 
         let end: MachineEnd
         do throws(MachineError) {

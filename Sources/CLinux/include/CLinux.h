@@ -13,6 +13,8 @@
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
 #include <linux/memfd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
