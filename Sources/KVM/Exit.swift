@@ -152,6 +152,9 @@ public struct InternalError: Sendable, Equatable {
     /// The instruction's bytes, when KVM gives them.
     public let instruction: [UInt8]
 
+    /// Whether it is an instruction that KVM cannot emulate. The vCPU is still in front of it.
+    public var isEmulation: Bool { suberror == UInt32(KVM_INTERNAL_ERROR_EMULATION) }
+
     public var reason: String {
         switch suberror {
         case UInt32(KVM_INTERNAL_ERROR_EMULATION): "it cannot emulate the instruction"

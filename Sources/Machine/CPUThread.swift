@@ -116,10 +116,12 @@ final class CPUThread: Sendable {
                     isWhole = true
                 default:
                     guard let end = try handle(exit) else { continue }
-                    if end.isFailure, let seat {
-                        // A last look, before nothing is left to look at.
-                        seat.report(.failure(end.sentence ?? ""))
-                        seat.park { ending.isStopping }
+                    // A last look, before nothing is left to look at.
+                    if end.isFailure, let seat,
+                        seat.reportFailure(end.sentence ?? "", isEmulation: end.isEmulationFailure, until: { ending.isStopping }) {
+                        isWhole = true
+                        cpu.immediateExit.request(false)
+                        continue
                     }
                     ending.post(end)
                 }

@@ -53,6 +53,11 @@ public enum MachineEnd: Sendable {
         }
     }
 
+    /// Whether KVM met an instruction that it cannot emulate.
+    var isEmulationFailure: Bool {
+        if case .internalError(_, let error, _) = self { error.isEmulation } else { false }
+    }
+
     /// One sentence for the user; nil where the guest ended as guests do.
     public var sentence: String? {
         switch self {

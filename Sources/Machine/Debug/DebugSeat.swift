@@ -11,14 +11,15 @@ final class DebugSeat: Sendable {
     /// What a vCPU has stopped for.
     enum Event: Sendable {
         case debug(DebugEvent)
-        /// The machine is to end when the vCPU goes on.
-        case failure(String)
+        /// The vCPU cannot go on, and the machine ends when it is let go, unless it is pardoned.
+        case failure(String, isEmulation: Bool)
     }
 
     private struct State {
         var isWanted = true
         var isParked = false
         var event: Event?
+        var isPardoned = false
     }
 
     // A machine with a debugger waits at its first instruction: the seat is wanted from the start.
@@ -60,6 +61,17 @@ final class DebugSeat: Sendable {
         }
     }
 
+    /// Stops here because the vCPU cannot go on.
+    /// - Returns: whether it can after all.
+    func reportFailure(_ sentence: String, isEmulation: Bool, until isStopping: () -> Bool) -> Bool {
+        report(.failure(sentence, isEmulation: isEmulation))
+        park(until: isStopping)
+        return state.withLock { state in
+            defer { state.isPardoned = false }
+            return state.isPardoned
+        }
+    }
+
     // MARK: The debugger's thread
 
     /// Wants the vCPU to stop.
@@ -80,6 +92,14 @@ final class DebugSeat: Sendable {
         state.withLock { state in
             defer { state.event = nil }
             return state.event
+        }
+    }
+
+    /// Takes what it has stopped for, which was no failure.
+    func pardon() {
+        state.withLock { state in
+            state.event = nil
+            state.isPardoned = true
         }
     }
 

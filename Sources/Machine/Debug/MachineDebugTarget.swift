@@ -92,7 +92,11 @@ final class MachineDebugTarget: DebugTarget {
     private func reason(of index: Int) -> DebugStop.Reason? {
         guard let seat = cpus[index].seat, let event = seat.event else { return nil }
         switch event {
-        case .failure(let sentence): return .failure(sentence)
+        case .failure(let sentence, let isEmulation):
+            // Where KVM interprets ring 0 without knowing `int3`, a breakpoint comes this way.
+            guard isEmulation, isAtBreakpoint(index) else { return .failure(sentence) }
+            seat.pardon()
+            return .softwareBreakpoint
         case .debug(let event) where event.exception == 3:
             if let address = cpus[index].cpu.translate(event.instruction), instructions.contains(GuestAddress(address)) { return .softwareBreakpoint }
             injections[index] = .breakpoint
@@ -106,6 +110,11 @@ final class MachineDebugTarget: DebugTarget {
         }
         _ = seat.takeEvent()
         return nil
+    }
+
+    private func isAtBreakpoint(_ index: Int) -> Bool {
+        guard let registers = try? cpus[index].cpu.registers(), let system = try? cpus[index].cpu.systemRegisters() else { return false }
+        return cpus[index].cpu.translate(system.cs.base &+ registers.rip).map { instructions.contains(GuestAddress($0)) } ?? false
     }
 
     private static func rank(_ reason: DebugStop.Reason) -> Int {
@@ -150,7 +159,7 @@ final class MachineDebugTarget: DebugTarget {
         injections[index] = nil
         do throws(KVMError) { try cpus[index].cpu.setDebug(debug) } catch {
             // The vCPU stays where it is, and says so.
-            cpus[index].seat?.report(.failure(error.description))
+            cpus[index].seat?.report(.failure(error.description, isEmulation: false))
             return lookAgain()
         }
         cpus[index].seat?.resume()
