@@ -19,6 +19,7 @@ struct RunCommand: ParsableCommand {
               swkvm run --kernel vmlinux --initrd initrd.img --mem 1G \\
                         --cmdline 'console=ttyS0'
               swkvm run --cmdline 'test=all' --disk scratch.raw --console stdio
+              swkvm run --gdb 1234 --kernel vmlinux --cmdline nokaslr
 
             EXIT STATUS
               0        the guest powered off or reset, or ended with status 0
