@@ -17,12 +17,12 @@ BENCH   := $(STATIC) --product swkvm-bench
 GDB            := $(if $(shell command -v gdb),,gdb-minimal)
 BUILD_PACKAGES := liburing-dev zlib1g-dev
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
-TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools $(GDB)
-LAB_PACKAGES   := qemu-system-x86 e2fsprogs $(GDB)
-VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs $(GDB)
+TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools dmidecode $(GDB)
+LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs lz4 $(GDB)
+VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release run test lab lab-vtx bench man completions install clean help
+.PHONY: all guest release run test fuzz lab lab-smp lab-vtx bench man completions install clean help
 .PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench
 
 all: release man ## the static binary build/swkvm and its man page
@@ -47,8 +47,14 @@ run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a
 test: release packages-test packages-lab packages-lab-vtx ## every test
 	@.ci/test
 
+fuzz: packages-build ## libFuzzer on what reads untrusted bytes, FUZZ_SECONDS (60) for each target (ARGS: targets)
+	@.ci/fuzz $(ARGS)
+
 lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, or shell for a shell there)
 	@WORDS="$(WORDS)" Tests/Lab/run amdv $(or $(ARGS),all)
+
+lab-smp: release packages-lab ## the same on an emulated AMD-V host with two CPUs, XSAVE and AVX
+	@WORDS="$(WORDS)" Tests/Lab/run smp $(or $(ARGS),all)
 
 lab-vtx: release packages-lab-vtx ## the same on an emulated VT-x host
 	@WORDS="$(WORDS)" Tests/Lab/run vtx $(or $(ARGS),all)

@@ -41,7 +41,7 @@ let package = Package(
         module("HostNetwork", ["CLinux", "Linux"]),
         module("Virtio", ["CLinux", "Linux", "GuestMemory"]),
         module("Devices", ["CLinux", "Linux", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),
-        module("Boot", ["CLinux", "Linux", "GuestMemory"]),
+        module("Boot", ["CLinux", "Linux", "GuestMemory", "CZlib"]),
         // What a debugger says and hears; knows nothing of KVM.
         module("GDBRemote"),
         // The bundled guest's ELF, put into the binary by the assembler; `make guest` builds it first.
@@ -53,7 +53,7 @@ let package = Package(
         .executableTarget(
             name: "swkvm",
             dependencies: [
-                "Machine", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
+                "Machine", "Devices", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -67,6 +67,15 @@ let package = Package(
             path: "Tests/Bench/Sources",
             swiftSettings: [.treatAllWarnings(as: .error)]),
 
+        // `make fuzz`: readers of untrusted bytes, given to libFuzzer; and by `swift test` to a mutator with a seed.
+        .target(
+            name: "FuzzTargets", dependencies: ["Boot", "GuestMemory", "CZlib"], path: "Tests/Fuzz/Targets",
+            swiftSettings: [.treatAllWarnings(as: .error)]),
+        .executableTarget(
+            name: "swkvm-fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Driver", swiftSettings: [.treatAllWarnings(as: .error)]),
+        .testTarget(
+            name: "FuzzTests", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Tests", swiftSettings: [.treatAllWarnings(as: .error)]),
+
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         tests("LinuxTests", ["Linux", "CLinux"]),
@@ -78,7 +87,7 @@ let package = Package(
         tests("DevicesTests", [
             "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "CAllocationCounter",
         ]),
-        tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
+        tests("BootTests", ["Boot", "GuestMemory", "Linux", "FuzzTargets"]),
         tests("GDBRemoteTests", ["GDBRemote"]),
         tests("MachineTests", ["Machine", "Devices", "GDBRemote", "GuestMemory", "KVM", "Linux", "CLinux"]),
         tests(

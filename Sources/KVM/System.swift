@@ -65,15 +65,6 @@ public struct System: ~Copyable {
         }
     }
 
-    /// Indices of the MSRs that KVM saves and restores for a guest (`KVM_GET_MSR_INDEX_LIST`).
-    public func msrIndices() throws(KVMError) -> [UInt32] {
-        let list = CountedArray<UInt32>(headerSize: MemoryLayout<kvm_msr_list>.size, capacity: 4096)
-        try refusing("list its MSRs") { () throws(SystemCallError) in
-            _ = try unsafe descriptor.ioctl(CLINUX_KVM_GET_MSR_INDEX_LIST, buffer: list.address, named: "KVM_GET_MSR_INDEX_LIST")
-        }
-        return list.elements
-    }
-
     /// Creates an empty virtual machine.
     public func createVirtualMachine() throws(KVMError) -> VirtualMachine {
         let number = try refusing("create a virtual machine") { () throws(SystemCallError) in

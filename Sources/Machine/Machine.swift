@@ -36,12 +36,17 @@ public final class Machine: Sendable {
     /// - Parameters:
     ///   - output: takes what the guest writes to its serial port; called by vCPU threads, must not wait.
     ///   - log: gets what happens inside.
-    public init(_ configuration: Configuration, output: any SerialSink, log: Logger) throws(MachineError) {
+    ///   - isInterrupted: asked now and then while memory is filled with pages, the one step that may take long, by threads that do it:
+    ///     whether to give up, which throws the memory's `interrupted`.
+    public init(
+        _ configuration: Configuration, output: any SerialSink, log: Logger, isInterrupted: @escaping @Sendable () -> Bool = { false }
+    ) throws(MachineError) {
         guard configuration.cpus > 0 else { throw .noCPUs(configuration.cpus) }
-        try VirtioSlot.checkCount(configuration.disks.count + configuration.networks.count)
+        try VirtioSlot.checkCount(configuration.disks.count + configuration.networks.count + (configuration.entropy == nil ? 0 : 1))
+        try NodeLayout.check(configuration)
 
         // Memory first: it is what is most often missing, and nothing on the host has been touched before it.
-        let memory = try Self.makeMemory(configuration.memory)
+        let memory = try Self.makeMemory(configuration, isInterrupted: isInterrupted)
         let debugger = try configuration.debugger.map { address throws(MachineError) in try Self.makeDebugServer(address) }
         let system = try Self.kvm { () throws(KVMError) in try System() }
         let virtualMachine = try Self.makeVirtualMachine(system, configuration, memory)
@@ -69,10 +74,11 @@ public final class Machine: Sendable {
         ])
         let mmio = MMIOBus(devices.map(\.transport))
 
-        let state = try Self.load(kernel, configuration, memory, devices)
-        let model = try Self.kvm { () throws(KVMError) in try CPUModel(system, count: configuration.cpus) }
+        let layout = NodeLayout(configuration, memory.regions)
+        let model = try Self.kvm { () throws(KVMError) in try CPUModel(system, layout) }
+        let state = try Self.load(kernel, configuration, memory, layout, devices, model)
         var cpus: [CPUThread] = []
-        for id in 0..<UInt32(configuration.cpus) {
+        for id in layout.localAPICIDs {
             let cpu = try Self.kvm { () throws(KVMError) in
                 try virtualMachine.makeCPU(id: id, model, boot: id == 0 ? state : nil)
             }

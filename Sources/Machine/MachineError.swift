@@ -17,6 +17,8 @@ public enum MachineError: Error, CustomStringConvertible {
     case host(purpose: String, SystemCallError)
     /// No vCPU at all, or a negative number.
     case noCPUs(Int)
+    /// NUMA nodes that cannot be as configured.
+    case nodes(NodeProblem)
     /// More virtio devices than there are interrupt lines.
     case tooManyDevices(wanted: Int, maximum: Int)
     /// Nobody could connect to the debugger's address.
@@ -33,8 +35,9 @@ public enum MachineError: Error, CustomStringConvertible {
         case .network(let error): error.description
         case .host(let purpose, let error): "swkvm could not \(purpose): \(error.reason) (\(error.call))"
         case .noCPUs(let count): "\(count) vCPUs were asked for, a machine needs at least 1: use `--cpus 1`"
+        case .nodes(let problem): problem.description
         case .tooManyDevices(let wanted, let maximum):
-            "\(wanted) disks and network interfaces were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
+            "\(wanted) disks, network interfaces and other virtio devices were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
         case .debugger(.port(let port), let error) where error.errno == EADDRINUSE:
             "port \(port) of 127.0.0.1 is taken, the debugger needs one of its own: choose another one, or 0 for any that is free"
         case .debugger(.port(let port), let error):

@@ -28,7 +28,13 @@ public enum Supervisor {
             before.restore()
         }
         let console = try Console.open(configuration.console)
-        let machine = try Machine(configuration, output: console.output, log: log)
+        let machine: Machine
+        do throws(MachineError) {
+            machine = try Machine(configuration, output: console.output, log: log, isInterrupted: { signals.pending() != nil })
+        } catch .memory(.interrupted) {
+            // There is no guest yet that could power off.
+            return .signal(signals.takePending() ?? SIGINT)
+        }
         // Last before the start: an error's sentence is printed on an ordinary terminal.
         let terminal = configuration.console == .stdio ? RawTerminal(STDIN_FILENO) : nil
         var session: Session
