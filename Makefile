@@ -13,11 +13,12 @@ STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc
 RELEASE := $(STATIC) --product swkvm
 BENCH   := $(STATIC) --product swkvm-bench
 
-# Debian packages, by what needs them.
+# Debian packages, by what needs them. Both packages of gdb do, but not beside each other.
+GDB            := $(if $(shell command -v gdb),,gdb-minimal)
 BUILD_PACKAGES := liburing-dev zlib1g-dev
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
-TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools dmidecode
-LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs lz4
+TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools dmidecode $(GDB)
+LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs lz4 $(GDB)
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 

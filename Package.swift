@@ -30,7 +30,7 @@ let package = Package(
     ],
     targets: [
         // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork}; GuestMemory ← Virtio;
-        // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything ← Machine ← swkvm.
+        // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything, and GDBRemote, ← Machine ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .target(name: "CLinux", dependencies: ["CUring"]),
@@ -42,10 +42,12 @@ let package = Package(
         module("Virtio", ["CLinux", "Linux", "GuestMemory"]),
         module("Devices", ["CLinux", "Linux", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),
         module("Boot", ["CLinux", "Linux", "GuestMemory", "CZlib"]),
+        // What a debugger says and hears; knows nothing of KVM.
+        module("GDBRemote"),
         // The bundled guest's ELF, put into the binary by the assembler; `make guest` builds it first.
         .target(name: "BundledGuest", cSettings: [.headerSearchPath("../../guests/kernel/build")]),
         module("Machine", [
-            "CLinux", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices", "Boot", "BundledGuest",
+            "CLinux", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote",
             .product(name: "Logging", package: "swift-log"),
         ]),
         .executableTarget(
@@ -86,7 +88,8 @@ let package = Package(
             "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "CAllocationCounter",
         ]),
         tests("BootTests", ["Boot", "GuestMemory", "Linux", "FuzzTargets"]),
-        tests("MachineTests", ["Machine", "Devices", "GuestMemory", "KVM", "Linux", "CLinux"]),
+        tests("GDBRemoteTests", ["GDBRemote"]),
+        tests("MachineTests", ["Machine", "Devices", "GDBRemote", "GuestMemory", "KVM", "Linux", "CLinux"]),
         tests(
             "CommandLineTests",
             ["swkvm", "Machine", "DiskImage", "GuestMemory", "HostNetwork", .product(name: "ArgumentParser", package: "swift-argument-parser")]),

@@ -30,6 +30,9 @@ public struct System: ~Copyable {
         Int((try? descriptor.ioctl(CLINUX_KVM_CHECK_EXTENSION, UInt(UInt32(bitPattern: capability.number)), named: "KVM_CHECK_EXTENSION")) ?? 0)
     }
 
+    /// Whether ``GuestDebug/holdsInterrupts`` can be had; older kernels refuse it.
+    public var canHoldInterrupts: Bool { check(.guestDebugFlags) & Int(KVM_GUESTDBG_BLOCKIRQ) != 0 }
+
     /// The most vCPUs that one machine may have.
     public var maximumCPUs: Int {
         let maximum = check(.maximumCPUs)

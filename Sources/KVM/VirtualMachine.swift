@@ -6,7 +6,7 @@ public import Linux
 /// Safe to use from any thread, as the kernel serializes what must be. It must outlive the mappings' users,
 /// and the mappings given to ``setMemory(slot:at:size:host:)`` must outlive it.
 public struct VirtualMachine: ~Copyable, Sendable {
-    private let descriptor: FileDescriptor
+    let descriptor: FileDescriptor
     private let runSize: Int
 
     init(descriptor: consuming FileDescriptor, runSize: Int) {

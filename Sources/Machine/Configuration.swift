@@ -25,6 +25,10 @@ public struct Configuration: Sendable {
     /// A source of random numbers for the guest; nil for none.
     public var entropy: Entropy?
     public var console: ConsoleKind
+    /// Where a debugger may connect; the guest then waits for one at its first instruction.
+    public var debugger: Debugger?
+    /// Whether exits to user space are counted (``Machine/exitReport``).
+    public var countsExits = false
 
     public init(
         name: String = "swkvm", uuid: UUID? = nil, cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), nodes: [Node] = [],
@@ -103,6 +107,14 @@ public struct Configuration: Sendable {
         case unix(String)
         /// Output is appended to a file.
         case file(String)
+    }
+
+    /// Where a debugger connects.
+    public enum Debugger: Sendable, Equatable {
+        /// A TCP port of 127.0.0.1; 0 is any that is free.
+        case port(UInt16)
+        /// A UNIX socket, for its owner alone.
+        case unix(String)
     }
 
     /// A disk.

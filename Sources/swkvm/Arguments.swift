@@ -80,6 +80,22 @@ struct ConsoleArgument: ExpressibleByArgument {
     var defaultValueDescription: String { "stdio" }
 }
 
+/// `--gdb`.
+struct DebuggerArgument: ExpressibleByArgument {
+    let place: Configuration.Debugger
+
+    init?(argument: String) {
+        if let port = UInt16(argument) { place = .port(port) }
+        else if argument.hasPrefix("unix:"), argument.utf8.count > 5 { place = .unix(String(argument.dropFirst(5))) }
+        else { return nil }
+    }
+}
+
+/// `--trace`.
+enum TraceArgument: String, ExpressibleByArgument, CaseIterable {
+    case exits
+}
+
 /// A sentence about an argument that is wrong.
 struct ArgumentProblem: Error, CustomStringConvertible {
     let description: String

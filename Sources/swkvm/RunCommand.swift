@@ -19,6 +19,7 @@ struct RunCommand: ParsableCommand {
               swkvm run --kernel vmlinux --initrd initrd.img --mem 1G \\
                         --cmdline 'console=ttyS0'
               swkvm run --cmdline 'test=all' --disk scratch.raw --console stdio
+              swkvm run --gdb 1234 --kernel vmlinux --cmdline nokaslr
 
             EXIT STATUS
               0        the guest powered off or reset, or ended with status 0
@@ -102,6 +103,20 @@ struct RunCommand: ParsableCommand {
     @Option(help: ArgumentHelp("Where the serial port goes: stdio, none, pty, unix:PATH or file:PATH.", valueName: "console"))
     var console = ConsoleArgument(kind: .stdio)
 
+    @Option(
+        help: ArgumentHelp(
+            """
+            Let GDB in at a port of 127.0.0.1 (0: any that is free) or at unix:PATH. The guest waits at its first instruction until a \
+            debugger lets it go.
+            """,
+            valueName: "port|unix:path"))
+    var gdb: DebuggerArgument?
+
+    @Option(
+        help: ArgumentHelp(
+            "What to count: exits, the exits to user space by reason, address and vCPU; printed as a table at the end.", valueName: "what"))
+    var trace: [TraceArgument] = []
+
     @Option(help: ArgumentHelp("What to log on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
     var logLevel = Logger.Level.warning
 
@@ -128,6 +143,8 @@ struct RunCommand: ParsableCommand {
         machine.networks = net.map(\.network)
         machine.entropy = try? rng?.entropy()
         machine.console = console.kind
+        machine.debugger = gdb?.place
+        machine.countsExits = trace.contains(.exits)
         return machine
     }
 

@@ -5,7 +5,7 @@ import Testing
 @testable import KVM
 
 /// A machine with 64 KiB of RAM at 0 that runs a few bytes of 16-bit code.
-private struct TinyMachine: ~Copyable {
+struct TinyMachine: ~Copyable {
     let machine: VirtualMachine
     let cpu: VirtualCPU
     let memory: Mapping

@@ -14,6 +14,8 @@
 #include <linux/kvm_para.h>
 #include <linux/memfd.h>
 #include <linux/mempolicy.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>

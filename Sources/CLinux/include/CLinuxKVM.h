@@ -33,6 +33,10 @@ static const unsigned long CLINUX_KVM_GET_LAPIC = KVM_GET_LAPIC;
 static const unsigned long CLINUX_KVM_SET_LAPIC = KVM_SET_LAPIC;
 static const unsigned long CLINUX_KVM_GET_MP_STATE = KVM_GET_MP_STATE;
 static const unsigned long CLINUX_KVM_TRANSLATE = KVM_TRANSLATE;
+static const unsigned long CLINUX_KVM_SET_GUEST_DEBUG = KVM_SET_GUEST_DEBUG;
+static const unsigned long CLINUX_KVM_GET_XSAVE = KVM_GET_XSAVE;
+static const unsigned long CLINUX_KVM_SET_XSAVE = KVM_SET_XSAVE;
+static const unsigned long CLINUX_KVM_GET_STATS_FD = KVM_GET_STATS_FD;
 
 /// The port I/O exit (KVM_EXIT_IO) as plain values; `data` is the first of `count` items of `size` bytes in the run page.
 typedef struct {
@@ -68,6 +72,7 @@ static inline uint32_t clinux_kvm_run_emulation_bytes(const struct kvm_run *run,
 }
 static inline uint32_t clinux_kvm_run_msr_index(const struct kvm_run *run) { return run->msr.index; }
 static inline uint64_t clinux_kvm_run_msr_data(const struct kvm_run *run) { return run->msr.data; }
+static inline struct kvm_debug_exit_arch clinux_kvm_run_debug(const struct kvm_run *run) { return run->debug.arch; }
 static inline void clinux_kvm_run_set_immediate_exit(struct kvm_run *run, uint8_t value) {
     __atomic_store_n(&run->immediate_exit, value, __ATOMIC_SEQ_CST);
 }
