@@ -46,8 +46,8 @@ run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a
 test: release packages-test packages-lab packages-lab-vtx ## every test
 	@.ci/test
 
-lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, or shell for a shell there)
-	@WORDS="$(WORDS)" Tests/Lab/run amdv $(or $(ARGS),all)
+lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, shell for a shell there, compare for a comparison with QEMU)
+	@WORDS="$(WORDS)" Tests/Lab/run $(if $(filter compare,$(ARGS)),compare,amdv $(or $(ARGS),all))
 
 lab-vtx: release packages-lab-vtx ## the same on an emulated VT-x host
 	@WORDS="$(WORDS)" Tests/Lab/run vtx $(or $(ARGS),all)
