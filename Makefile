@@ -50,8 +50,8 @@ test: release packages-test packages-lab packages-lab-vtx ## every test
 fuzz: packages-build ## libFuzzer on what reads untrusted bytes, FUZZ_SECONDS (60) for each target (ARGS: targets)
 	@.ci/fuzz $(ARGS)
 
-lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, or shell for a shell there)
-	@WORDS="$(WORDS)" Tests/Lab/run amdv $(or $(ARGS),all)
+lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, shell for a shell there, compare for a comparison with QEMU)
+	@WORDS="$(WORDS)" Tests/Lab/run $(if $(filter compare,$(ARGS)),compare,amdv $(or $(ARGS),all))
 
 lab-smp: release packages-lab ## the same on an emulated AMD-V host with two CPUs, XSAVE and AVX
 	@WORDS="$(WORDS)" Tests/Lab/run smp $(or $(ARGS),all)
