@@ -167,6 +167,17 @@ import Testing
         }
     }
 
+    @Test func debuggersAndTraces() throws {
+        let expected: [(String, Configuration.Debugger)] = [("0", .port(0)), ("65535", .port(65535)), ("unix:/run/gdb", .unix("/run/gdb"))]
+        for (text, place) in expected { #expect(try parse("--gdb", text).configuration.debugger == place) }
+        for text in ["", "65536", "-1", "localhost:1234", "unix:", "pty"] {
+            #expect(throws: (any Error).self) { try parse("--gdb", text) }
+        }
+        #expect(try parse("--trace", "exits").configuration.countsExits)
+        #expect(throws: (any Error).self) { try parse("--trace", "calls") }
+        #expect(try parse().configuration.debugger == nil && !parse().configuration.countsExits)
+    }
+
     @Test func consoles() throws {
         let expected: [(String, Configuration.ConsoleKind)] = [
             ("stdio", .stdio), ("none", .none), ("pty", .pty), ("unix:/a:b", .unix("/a:b")), ("unix:x", .unix("x")), ("file:/dev/null", .file("/dev/null")),
@@ -219,7 +230,7 @@ import Testing
         let help = text("run", "--help")
         #expect(help.status == 0)
         for option in [
-            "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel", "--initrd", "--cmdline", "--disk", "--net", "--rng", "--console",
+            "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel", "--initrd", "--cmdline", "--disk", "--net", "--rng", "--console", "--gdb", "--trace",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
         ] {
             #expect(help.text.contains(option), "\(option)")
