@@ -18,8 +18,7 @@ internal import Linux
 extension QCOW2Header {
     /// Refuses images that can be read and must not, or cannot, be written.
     func requireWritable(_ path: String) throws(DiskImageError) {
-        if isCorrupt { throw .notWritable(path: path, reason: "it is marked as corrupt: repair it with qemu-img check -r all") }
-        if isDirty { throw .notWritable(path: path, reason: "it was not closed and its reference counts may be wrong: repair them with qemu-img check -r all") }
+        if isCorrupt { throw .notWritable(path: path, reason: "it is marked as corrupt: repair it with swkvm image check --repair all") }
         if hasExtendedL2 { throw .notWritable(path: path, reason: "subclusters (extended L2 entries) are only read so far") }
     }
 }
@@ -188,7 +187,7 @@ extension QCOW2Image {
         // The index is below the slice's count.
         unsafe entries.storeBytes(of: new.bigEndian, toByteOffset: index * 8, as: UInt64.self)
         if old & L2Entry.compressed != 0 {
-            let (place, length) = compressedRange(old)
+            let (place, length) = header.compressedRange(old)
             let first = place >> UInt64(header.clusterBits), last = (place + length - 1) >> UInt64(header.clusterBits)
             refcounts?.free(Refcounts.Run(first: first, count: last - first + 1), sequence)
         } else if old & L2Entry.offset != 0 {

@@ -28,7 +28,8 @@ internal import Linux
 
     private let clusterBits: UInt64
     private let order: UInt64
-    private var tableOffset: UInt64
+    private(set) var tableOffset: UInt64
+    var tableClusters: Int { table.count >> Int(clusterBits - 3) }
     /// Places of refcount blocks; 0 where every count is 0.
     private var table: [UInt64]
     /// Entries that the file does not have.

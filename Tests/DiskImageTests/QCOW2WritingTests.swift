@@ -6,7 +6,7 @@ import Testing
 
 /// Images that we wrote, judged by qemu-img.
 @Suite struct QCOW2WritingTests {
-    let directory = TemporaryDirectory(inMemory: true)
+    var directory = TemporaryDirectory(inMemory: true)
 
     /// One combination of how an image is made.
     struct Kind: CustomTestStringConvertible, Sendable {
@@ -85,7 +85,7 @@ import Testing
     }
 
     @Test func whatMustNotBeWrittenIsRefused() throws {
-        for (bit, word) in [(UInt8(1), "reference counts"), (2, "corrupt"), (16, "subclusters")] {
+        for (bit, word) in [(UInt8(2), "corrupt"), (16, "subclusters")] {
             let path = directory.file("\(bit).qcow2")
             qemuImage("create", "-q", "-f", "qcow2", path, "1M")
             var bytes = try directory.read("\(bit).qcow2")
