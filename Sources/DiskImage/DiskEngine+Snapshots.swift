@@ -31,8 +31,7 @@ extension DiskEngine {
             let old = try scan.file.readL1(scan.header, scan.fileSize)
             // Two refer now to what one did: nothing of it is written in place any more.
             try new.refer(old, 1)
-            let l1 = try new.refreshed(old, uses: 2)
-            try new.setL1(l1)
+            let l1 = try new.setL1(old, uses: 2)
             let id = table.freeID
             let snapshot = DiskSnapshot(
                 id: id, name: name, seconds: time.0, nanoseconds: time.1, guestNanoseconds: 0, stateSize: 0, size: scan.header.size)
@@ -53,11 +52,10 @@ extension DiskEngine {
         try replaceMetadata { (new, scan) throws(DiskImageError) in
             let entry = try scan.snapshot(word)
             try new.refer(try scan.file.readL1(scan.header, scan.fileSize), -1)
-            var l1 = try scan.file.readL1(entry.l1Offset, entry.l1Size, scan.fileSize)
+            let l1 = try scan.file.readL1(entry.l1Offset, entry.l1Size, scan.fileSize)
             try new.refer(l1, 1)
             let needed = Int(scan.header.l1Entries(for: entry.snapshot.size))
             guard l1.count >= needed else { throw .invalid(path: scan.file.path, reason: "snapshot \(entry.snapshot.id) has no L1 table for its disk") }
-            l1 = try new.refreshed(l1)
             try new.setL1(l1)
             new.setSize(entry.snapshot.size)
             new.clearBitmaps()
@@ -71,9 +69,7 @@ extension DiskEngine {
             let entry = try scan.snapshot(word)
             try new.refer(try scan.file.readL1(entry.l1Offset, entry.l1Size, scan.fileSize), -1)
             new.free(entry.l1Offset, bytes: UInt64(entry.l1Size) * 8)
-            let old = try scan.file.readL1(scan.header, scan.fileSize)
-            let l1 = try new.refreshed(old)
-            if l1 != old { try new.setL1(l1) }
+            try new.setL1(try scan.file.readL1(scan.header, scan.fileSize))
             var table = scan.snapshots
             table.entries.removeAll { $0.l1Offset == entry.l1Offset && $0.id == entry.id && $0.name == entry.name }
             guard table.entries.count == scan.snapshots.entries.count - 1 else {
@@ -98,7 +94,6 @@ extension DiskEngine {
         precondition(inFlight == 0)
         guard let header = image.header else { throw .snapshot(path: image.path, name: "", reason: "a raw image has no snapshots") }
         guard !image.isReadOnly else { throw .request(path: image.path, SystemCallError("snapshot", errno: EROFS)) }
-        guard !header.hasDataFile else { throw .snapshot(path: image.path, name: "", reason: "an image with an external data file has no snapshots") }
         try perform(.flush)
         let scan = try QCOW2Scan.scan(image.header ?? header, tableFile, fileSize: fileSize())
         guard scan.report.errors == 0 else {

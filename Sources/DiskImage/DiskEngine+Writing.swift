@@ -123,6 +123,8 @@ extension DiskEngine {
             wait(index)
             return false
         case .failed(let error):
+            let file = metadataFile
+            image.withMetadata { $0.markDamage(file) }
             unsafe requests[Int(index)].error = error
             return true
         case .data, .zero, .unallocated, .memory:

@@ -135,11 +135,27 @@ internal import Linux
         return try unsafe body(&layers[0].qcow2!)
     }
 
+    /// Bytes that the disk has by its format, which need not be whole sectors.
+    var exactSize: UInt64 {
+        if let header { return header.size }
+        return unsafe layers[0].file.size
+    }
+
+    /// Bytes of the disk of the topmost backing file; 0 without one.
+    var backingSize: UInt64 { unsafe layers.count > 1 ? layers[1].size : 0 }
+
+    var isRegularFile: Bool { unsafe layers[0].file.isRegular }
+
     /// Reads the topmost image's metadata anew, which somebody has replaced in the file.
     /// - Parameter size: bytes of the disk, if it is not yet what the file says.
     mutating func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
         // `layers[0]` is there in every image.
         try unsafe layers[0].file.measure()
+        guard format == .qcow2 else {
+            size = unsafe (layers[0].file.size &+ 511) & ~511
+            unsafe layers[0].size = size
+            return
+        }
         let qcow2 = try unsafe QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
         unsafe layers[0].size = qcow2.header.size
         size = unsafe (layers[0].size &+ 511) & ~511

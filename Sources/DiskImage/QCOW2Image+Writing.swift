@@ -272,6 +272,25 @@ extension QCOW2Image {
         autoclearFeatures = 0
     }
 
+    /// Has an image that was found damaged say so (incompatible feature bit 1, which version 2 does not have), and nothing be written any more.
+    mutating func markDamage(_ file: MetadataFile) {
+        if damage == nil, let cluster = refcounts?.damagedCluster {
+            _ = damaged(.tableCountedAsFree(offset: cluster << UInt64(header.clusterBits)), at: 0)
+        }
+        guard let damage, damage.0.isOfMetadata, refcounts != nil, !isMarked else { return }
+        isMarked = true
+        if failure == 0 { failure = EIO }
+        guard header.version >= 3 else { return }
+        // The last byte of the field. There is nothing to be done if it cannot be written: the requests fail all the same.
+        let bits = UInt8(QCOW2Header.Incompatible.corrupt) | (header.isDirty ? UInt8(QCOW2Header.Incompatible.dirty) : 0)
+            | (header.hasDataFile ? UInt8(QCOW2Header.Incompatible.externalData) : 0) | (header.compression == .zlib ? 0 : UInt8(QCOW2Header.Incompatible.compression))
+            | (header.hasExtendedL2 ? UInt8(QCOW2Header.Incompatible.extendedL2) : 0)
+        do throws(MetadataError) {
+            try file.write([bits], at: 79)
+            try file.synchronize()
+        } catch {}
+    }
+
     /// Everything at once, when the image is closed.
     mutating func close(_ file: MetadataFile) throws(MetadataError) {
         guard refcounts != nil, failure == 0, isDirty else { return }

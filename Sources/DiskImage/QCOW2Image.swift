@@ -34,6 +34,8 @@ internal import Linux
     /// Why nothing can be written any more, an errno value: what the host said to have stored it has lost.
     var failure: Int32 = 0
     var autoclearFeatures: UInt64
+    /// The image says that it is damaged.
+    var isMarked = false
 
     enum L1Entry {
         static let offset: UInt64 = 0x00ff_ffff_ffff_fe00
