@@ -185,7 +185,7 @@ extension DiskEngine {
                 position += length
             case .clusters(let count):
                 position += try setAside(count, at: position, preallocation, file) * clusterSize
-            case .copy:
+            case .part(let part) where part.place == nil:
                 // The disk ends in this one.
                 position += try setAside(1, at: position, preallocation, file) * clusterSize
             case .not(.load(let load)):
@@ -202,6 +202,9 @@ extension DiskEngine {
                 try perform(.flush)
             case .not(.failed(let error)):
                 throw .system(path: image.path, SystemCallError("pwrite", errno: error))
+            case .part:
+                // Subclusters of a cluster that is there.
+                position = (position & ~(clusterSize - 1)) + clusterSize
             case .not:
                 throw .system(path: image.path, SystemCallError("pwrite", errno: EIO))
             }

@@ -13,6 +13,10 @@ internal import Linux
         var count: UInt64
         /// Whether nothing was ever written there, so that the file reads as zeroes.
         var isPristine = false
+        /// Of extended L2 entries: the subclusters that are written.
+        var units: Range<Int> = 0..<32
+        /// The guest has the cluster already, and gets subclusters of it.
+        var isLinked = false
     }
 
     private struct Free {

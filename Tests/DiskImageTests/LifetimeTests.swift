@@ -97,7 +97,8 @@ struct Lifetime: ~Copyable {
         Kind(options: "cluster_size=4k,refcount_bits=64", start: .shortBacking), Kind(options: "cluster_size=64k", start: .rawBacking),
         Kind(options: "cluster_size=64k,refcount_bits=8"), Kind(options: "cluster_size=4k,compat=0.10"),
         Kind(options: "cluster_size=512,refcount_bits=1"), Kind(options: "cluster_size=16k,compat=0.10", start: .shortBacking),
-        Kind(options: "cluster_size=64k,compression_type=zstd", start: .compressed),
+        Kind(options: "cluster_size=64k,compression_type=zstd", start: .compressed), Kind(options: "cluster_size=16k,extended_l2=on"),
+        Kind(options: "cluster_size=16k,extended_l2=on", start: .rawBacking), Kind(options: "cluster_size=32k,extended_l2=on", start: .compressed),
     ]
 
     /// About 100,000 requests in all; SWKVM_ROUNDS makes it more.
@@ -109,7 +110,7 @@ struct Lifetime: ~Copyable {
         // Counts of one bit count no snapshots, and those of version 2 do not bear another size.
         let isNarrow = kind.options.hasSuffix("=1"), isOld = kind.options.contains("0.10")
         var life = Lifetime(contents, seed: seed, canKeep: !isNarrow && !isOld, canResize: true)
-        let sessions = 10, rounds = environment("SWKVM_ROUNDS") ?? 220
+        let sessions = 8, rounds = environment("SWKVM_ROUNDS") ?? 220
         for session in 0..<sessions {
             let options = DiskImageOptions(locking: false, metadataCacheSize: session % 2 == 0 ? 0 : 32 << 20)
             do {

@@ -23,7 +23,7 @@ import Testing
 
     static let options = [
         "cluster_size=512", "cluster_size=512,compat=0.10", "cluster_size=4k,refcount_bits=8", "cluster_size=4k,refcount_bits=64", "cluster_size=64k",
-        "cluster_size=2M,refcount_bits=2",
+        "cluster_size=128k,refcount_bits=2",
     ]
 
     @Test(arguments: options) func oursAreThoseOfQEMU(options: String) throws {

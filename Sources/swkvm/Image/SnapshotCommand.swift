@@ -1,4 +1,4 @@
-public import ArgumentParser
+internal import ArgumentParser
 internal import CLinux
 internal import DiskImage
 
@@ -101,9 +101,10 @@ struct ImageSnapshotCommand: ParsableCommand {
         func right(_ text: String, _ width: Int) -> String { String(repeating: " ", count: max(0, width - text.count)) + text }
         func two(_ number: some BinaryInteger) -> String { number < 10 ? "0\(number)" : "\(number)" }
         var seconds = time_t(snapshot.seconds)
-        var date = tm()
+        // The structure's pointer, to a time zone's name, is not used.
+        var date = unsafe tm()
         _ = unsafe localtime_r(&seconds, &date)
-        let when = "\(Int(date.tm_year) + 1900)-\(two(date.tm_mon + 1))-\(two(date.tm_mday)) \(two(date.tm_hour)):\(two(date.tm_min)):\(two(date.tm_sec))"
+        let when = unsafe "\(Int(date.tm_year) + 1900)-\(two(date.tm_mon + 1))-\(two(date.tm_mday)) \(two(date.tm_hour)):\(two(date.tm_min)):\(two(date.tm_sec))"
         let clock = snapshot.guestNanoseconds / 1_000_000
         let thousandths = String(clock % 1000)
         let ran = "\(two(clock / 3_600_000)):\(two(clock / 60000 % 60)):\(two(clock / 1000 % 60)).\(String(repeating: "0", count: 3 - thousandths.count))\(thousandths)"
