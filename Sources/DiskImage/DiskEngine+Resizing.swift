@@ -64,8 +64,9 @@ extension DiskEngine {
         case .off, .metadata:
             break
         case .falloc:
-            let result = calls.allocate(image.descriptor(0), 0, off_t(range.lowerBound), off_t(range.upperBound - range.lowerBound))
-            if result < 0 { throw .system(path: image.path, SystemCallError("fallocate", errno: Int32(clamping: -result))) }
+            do throws(MetadataError) { try file.file.reserve(range.lowerBound, range.upperBound - range.lowerBound) } catch {
+                throw error.asError(image.path, "fallocate")
+            }
         case .full:
             let zeroes = [UInt8](repeating: 0, count: Int(min(1 << 20, range.upperBound - range.lowerBound)))
             for offset in stride(from: range.lowerBound, to: range.upperBound, by: 1 << 20) {
