@@ -59,7 +59,7 @@ extension DiskEngine {
 
     /// Gives a range of the file, beyond whose start nothing was ever written, the host's blocks.
     private func reserve(_ range: Range<UInt64>, _ preallocation: Preallocation) throws(DiskImageError) {
-        let file = tableFile
+        let file = TableFile(path: image.path, file: dataFile)
         switch preallocation {
         case .off, .metadata:
             break
@@ -105,6 +105,8 @@ extension DiskEngine {
             new.setSize(newSize)
             new.clearBitmaps()
         }
+        // What the disk does not have any more; a wish, as the mapping knows nothing of it.
+        if image.hasDataFile { _ = try? dataFile.truncate(to: newSize) }
     }
 
     private mutating func grow(from oldSize: UInt64, to newSize: UInt64, _ preallocation: Preallocation) throws(DiskImageError) {
@@ -123,6 +125,7 @@ extension DiskEngine {
         // In memory the disk is as long as it will be: what is added can be prepared before the header says that it is there.
         do throws(DiskImageError) {
             try image.reload(size: newSize)
+            if image.hasDataFile { try growDataFile(to: newSize) }
             try clear(oldSize..<newSize)
             if preallocation != .off { try setAside(oldSize..<newSize, preallocation) }
             try perform(.flush)
@@ -145,6 +148,14 @@ extension DiskEngine {
             throw error
         }
         try image.reload()
+    }
+
+    private func growDataFile(to newSize: UInt64) throws(DiskImageError) {
+        do throws(MetadataError) {
+            if try dataFile.size() < newSize { try dataFile.truncate(to: newSize) }
+        } catch {
+            throw error.asError(image.path, "ftruncate")
+        }
     }
 
     /// Snapshots of version 2 do not say how long their disk was, so it must not change.
@@ -227,8 +238,7 @@ extension DiskEngine {
         do throws(DiskImageError) {
             let place = run.first * clusterSize..<(run.first + run.count) * clusterSize
             // Clusters have to be in the file; what was never written there is zeroes.
-            let size = try fileSize()
-            if size < place.upperBound { try tableFile.truncate(to: place.upperBound) }
+            if !image.hasDataFile, try fileSize() < place.upperBound { try tableFile.truncate(to: place.upperBound) }
             try reserve(place, run.isPristine ? preallocation : .full)
         } catch {
             image.withMetadata { $0.abandon(run, at: position, sequence: sequence) }

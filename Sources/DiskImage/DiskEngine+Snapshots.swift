@@ -23,6 +23,7 @@ extension DiskEngine {
         unsafe clock_gettime(CLOCK_REALTIME, &now)
         let time = (seconds ?? UInt32(clamping: now.tv_sec), seconds == nil ? UInt32(clamping: now.tv_nsec) : 0)
         var made: DiskSnapshot?
+        try requireSnapshots(name)
         try replaceMetadata { (new, scan) throws(DiskImageError) in
             var table = scan.snapshots
             guard table.entries.count < QCOW2SnapshotTable.maximumCount else {
@@ -49,6 +50,7 @@ extension DiskEngine {
     /// Gives the disk the state, and the size, that it had when a snapshot was made, which stays. The current state is lost.
     /// - Parameter word: the snapshot's id or else its name.
     public mutating func applySnapshot(_ word: String) throws(DiskImageError) {
+        try requireSnapshots(word)
         try replaceMetadata { (new, scan) throws(DiskImageError) in
             let entry = try scan.snapshot(word)
             try new.refer(try scan.file.readL1(scan.header, scan.fileSize), -1)
@@ -65,6 +67,7 @@ extension DiskEngine {
     /// Forgets a snapshot and gives back what only it needed.
     /// - Parameter word: the snapshot's id or else its name.
     public mutating func deleteSnapshot(_ word: String) throws(DiskImageError) {
+        try requireSnapshots(word)
         try replaceMetadata { (new, scan) throws(DiskImageError) in
             let entry = try scan.snapshot(word)
             try new.refer(try scan.file.readL1(entry.l1Offset, entry.l1Size, scan.fileSize), -1)
@@ -77,6 +80,11 @@ extension DiskEngine {
             }
             try new.setSnapshots(table)
         }
+    }
+
+    private func requireSnapshots(_ name: String) throws(DiskImageError) {
+        guard let header = image.header else { throw .snapshot(path: image.path, name: name, reason: "a raw image has no snapshots") }
+        if header.hasDataFile { throw .snapshot(path: image.path, name: name, reason: "an image whose data is in another file has no snapshots") }
     }
 
     // MARK: - Replacing
@@ -92,10 +100,10 @@ extension DiskEngine {
         _ body: (inout MetadataReplacement, borrowing QCOW2Scan) throws(DiskImageError) -> Void
     ) throws(DiskImageError) {
         precondition(inFlight == 0)
-        guard let header = image.header else { throw .snapshot(path: image.path, name: "", reason: "a raw image has no snapshots") }
+        guard let header = image.header else { throw .request(path: image.path, SystemCallError("snapshot", errno: EINVAL)) }
         guard !image.isReadOnly else { throw .request(path: image.path, SystemCallError("snapshot", errno: EROFS)) }
         try perform(.flush)
-        let scan = try QCOW2Scan.scan(image.header ?? header, tableFile, fileSize: fileSize())
+        let scan = try QCOW2Scan.scan(header, tableFile, fileSize: fileSize())
         guard scan.report.errors == 0 else {
             throw .notWritable(path: image.path, reason: "it has \(scan.report.errors) errors: swkvm image check --repair all")
         }

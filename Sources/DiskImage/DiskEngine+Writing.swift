@@ -69,6 +69,8 @@ extension DiskEngine {
     }
 
     var metadataFile: MetadataFile { MetadataFile(calls: calls, number: image.descriptor(0)) }
+    /// The file with the guest's data, which may be the same.
+    var dataFile: MetadataFile { MetadataFile(calls: calls, number: image.dataDescriptor(0)) }
 
     // MARK: - Changes
 
@@ -93,7 +95,12 @@ extension DiskEngine {
         }
         switch image.target(operation, position, left, sequence: sequence, file) {
         case .inPlace(let place, let length):
-            let kind: Operation.Kind = operation == .write ? .write : operation == .writeZeroesUnmapping ? .punch : refusesZeroRange ? .writeZeroes : .zeroRange
+            let kind: Operation.Kind =
+                switch operation {
+                case .write: .write
+                case .discard, .writeZeroesUnmapping: .punch
+                case .read, .flush, .writeZeroes: refusesZeroRange ? .writeZeroes : .zeroRange
+                }
             begin(unsafe Operation(kind: kind, request: index, fileOffset: place, start: request.pointee.mapped, length: length))
             unsafe request.pointee.consume(length)
         case .done(let length):

@@ -35,6 +35,8 @@ internal import Linux
         var file: ImageFile
         var qcow2: QCOW2Image?
         var size: UInt64
+        /// The file with the data of a qcow2 image that keeps it outside.
+        var dataFile: ImageFile?
     }
 
     /// Opens an image with its backing files and locks them all.
@@ -65,7 +67,15 @@ internal import Linux
     }
 
     /// The files that make up the image, topmost first.
-    public var files: [String] { unsafe layers.indices.map { unsafe layers[$0].file.path } }
+    public var files: [String] {
+        unsafe layers.indices.flatMap { index in
+            // Indices of the buffer's own.
+            switch unsafe layers[index].dataFile {
+            case .some(let dataFile): unsafe [layers[index].file.path, dataFile.path]
+            case nil: unsafe [layers[index].file.path]
+            }
+        }
+    }
 
     /// What was first found to be damaged while the image was used.
     public var damage: DiskImageError? {
@@ -156,6 +166,7 @@ internal import Linux
             unsafe layers[0].size = size
             return
         }
+        try unsafe layers[0].dataFile?.measure()
         let qcow2 = try unsafe QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
         unsafe layers[0].size = qcow2.header.size
         size = unsafe (layers[0].size &+ 511) & ~511
@@ -170,10 +181,29 @@ internal import Linux
     /// The header of the topmost image.
     var header: QCOW2Header? { unsafe layers[0].qcow2?.currentHeader }
 
+    /// The descriptor for a transfer of the guest's data with a layer.
+    func dataDescriptor(_ layer: Int, for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
+        switch unsafe layers[layer].dataFile {
+        case .some(let file): unsafe file.number(for: vectors, count: count, offset: offset)
+        case nil: unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
+        }
+    }
+
     /// The descriptor for a transfer with the file of a layer.
     func descriptor(_ layer: Int, for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
         unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
     }
+
+    /// The descriptor for what is done to the guest's data and is no transfer.
+    func dataDescriptor(_ layer: Int) -> Int32 {
+        switch unsafe layers[layer].dataFile {
+        case .some(let file): file.descriptor.rawValue
+        case nil: unsafe layers[layer].file.descriptor.rawValue
+        }
+    }
+
+    /// Whether the topmost image's data is in a file of its own.
+    var hasDataFile: Bool { header?.hasDataFile == true }
 
     /// The descriptor for what is no transfer.
     func descriptor(_ layer: Int) -> Int32 {
@@ -182,7 +212,10 @@ internal import Linux
 
     /// Whether a read that met the end of the file at `offset` met it where it was when the file was opened.
     func isEnd(_ offset: UInt64, _ layer: Int) -> Bool {
-        unsafe offset >= layers[layer].file.size
+        switch unsafe layers[layer].dataFile {
+        case .some(let file): offset >= file.size
+        case nil: unsafe offset >= layers[layer].file.size
+        }
     }
 }
 
@@ -231,14 +264,15 @@ extension DiskImage.Layer {
             let size = file.size
             guard size <= DiskImage.maximumSize else { throw .invalid(path: path, reason: "\(size) bytes long") }
             // An unfinished sector at the end counts, so that nothing of the file is out of reach.
-            append(file, nil, size: (size &+ 511) & ~511)
+            append(file, nil, size: (size &+ 511) & ~511, dataFile: nil)
             return
         }
         if writable { repair = try DiskImage.repairIfDirty(&file) }
         let qcow2 = try QCOW2Image(
             file, metadataCacheSize: options.metadataCacheSize, writable: writable, snapshot: count == 0 ? options.snapshot : nil)
         let header = qcow2.header
-        append(file, qcow2, size: header.size)
+        let dataFile = try openDataFile(header, file, options, writable: writable)
+        append(file, qcow2, size: header.size, dataFile: dataFile)
         guard let name = header.backingName else { return }
         guard options.allowsBacking else { throw .backingNotAllowed(path: path, name: name) }
         do throws(DiskImageError) {
@@ -250,9 +284,30 @@ extension DiskImage.Layer {
         }
     }
 
-    private mutating func append(_ file: consuming ImageFile, _ qcow2: consuming QCOW2Image?, size: UInt64) {
+    /// The file that an image keeps its data in, if it does: the one that the user names for the topmost, or the one it names, if that is allowed.
+    private func openDataFile(_ header: QCOW2Header, _ image: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> ImageFile? {
+        guard header.hasDataFile else { return nil }
+        let path = image.path
+        let stated = count == 0 ? options.dataFile : nil
+        guard stated != nil || options.allowsDataFile else { throw .dataFileNotAllowed(path: path, name: header.dataFileName ?? "") }
+        do throws(DiskImageError) {
+            let place: String
+            if let stated { place = stated } else if let name = header.dataFileName { place = try backingPath(name, of: path) } else {
+                throw .invalid(path: path, reason: "its data is in a file that it does not name")
+            }
+            let file = try ImageFile(path: place, writable: writable, cache: options.cache, locking: options.locking)
+            // Data in an image's own tables would be the end of it.
+            guard file.identity != image.identity else { throw .backingLoop(path: place) }
+            for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: place) }
+            return file
+        } catch {
+            throw .dataFile(of: path, error)
+        }
+    }
+
+    private mutating func append(_ file: consuming ImageFile, _ qcow2: consuming QCOW2Image?, size: UInt64, dataFile: consuming ImageFile?) {
         // `open` has checked that there is room.
-        unsafe (layers.baseAddress! + count).initialize(to: DiskImage.Layer(file: file, qcow2: qcow2, size: size))
+        unsafe (layers.baseAddress! + count).initialize(to: DiskImage.Layer(file: file, qcow2: qcow2, size: size, dataFile: dataFile))
         count += 1
     }
 }

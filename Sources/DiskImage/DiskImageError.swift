@@ -40,6 +40,10 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case backing(of: String, DiskImageError)
     /// The image names a backing file and the user does not allow one.
     case backingNotAllowed(path: String, name: String)
+    /// The image keeps its data in another file, and the user has neither named nor allowed one.
+    case dataFileNotAllowed(path: String, name: String)
+    /// The file with the image's data, named by the image `of` or by the user, cannot be used.
+    case dataFile(of: String, DiskImageError)
     /// A backing file's name that is not a plain path.
     case backingName(path: String, name: String)
     /// An image that is, over others or not, its own backing file.
@@ -92,6 +96,10 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(of)), backing file: \(error)"
         case .backingNotAllowed(let path, let name):
             "disk \(quoted(path)): it has the backing file \(quoted(name)) and backing files are not allowed here"
+        case .dataFileNotAllowed(let path, let name):
+            "disk \(quoted(path)): its data is in another file, it says in \(quoted(name)); say data-file=PATH if it is to be used"
+        case .dataFile(let of, let error):
+            "disk \(quoted(of)), data file: \(error)"
         case .backingName(let path, let name):
             "disk \(quoted(path)): its backing file \(quoted(name)) is not the path of a local file"
         case .backingLoop(let path):

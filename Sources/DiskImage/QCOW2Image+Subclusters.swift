@@ -29,6 +29,7 @@ extension QCOW2Image {
     private func damage(_ entries: UnsafeMutableRawPointer, _ index: Int) -> ImageDamage? {
         let place = unsafe entry(entries, index * 2) & L2Entry.offset, bitmap = unsafe entry(entries, index * 2 + 1)
         if unsafe entry(entries, index * 2) & L2Entry.compressed != 0 { return nil }
+        if header.hasDataFile { return nil }
         if bitmap & bitmap >> 32 & Self.allUnits == 0, bitmap & Self.allUnits == 0 || (place != 0 && place & (header.clusterSize - 1) == 0 && place < fileSize) { return nil }
         for unit in 0..<32 {
             if case .damaged(let damage) = unsafe self.unit(entries, index * 32 + unit) { return damage }
@@ -46,6 +47,7 @@ extension QCOW2Image {
         var units = header.units(inCluster..<end)
         if isOwn(entry) {
             let place = entry & L2Entry.offset
+            if let damage = misplaced(.data(place), at: offset - inCluster) { return .not(damaged(damage, at: offset)) }
             guard !isMetadata(place) else { return .not(damaged(.clusterInMetadata(offset: place), at: offset)) }
             let isThere = { (unit: Int) in allocated >> UInt64(unit) & 1 == 1 }
             if isThere(units.lowerBound) { return unsafe .inPlace(offset: place + inCluster, length: inPlaceLength(entries, first, inCluster, length)) }
@@ -72,7 +74,7 @@ extension QCOW2Image {
 
     /// A cluster of the file that has no other references.
     private func isOwn(_ entry: UInt64) -> Bool {
-        entry & L2Entry.compressed == 0 && entry & L2Entry.offset != 0 && entry & L2Entry.copied != 0
+        entry & L2Entry.compressed == 0 && (header.hasDataFile ? entry & (L2Entry.offset | L2Entry.copied) != 0 : entry & L2Entry.offset != 0 && entry & L2Entry.copied != 0)
     }
 
     /// Bytes from a place in a cluster, whose subcluster is allocated, that follow each other in the file and are ours.
@@ -119,6 +121,11 @@ extension QCOW2Image {
         let index = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
         if let damage = unsafe damage(entries, index) { return .not(damaged(damage, at: offset)) }
         let entry = unsafe self.entry(entries, index * 2), bitmap = unsafe self.entry(entries, index * 2 + 1)
+        if header.hasDataFile, case .data(let place) = unsafe self.unit(entries, index * 32 + Int(inCluster / unitSize)) {
+            // The place stays the subcluster's: a hole made later could be made over something newer.
+            if let damage = misplaced(.data(entry & L2Entry.offset), at: offset - inCluster) { return .not(damaged(damage, at: offset)) }
+            return .inPlace(offset: place + inCluster % unitSize, length: min(length, unitSize - inCluster % unitSize))
+        }
         // The disk's end makes its last subcluster a whole one, and its last cluster.
         let isLast = offset + length >= diskSize
         let end = isLast && offset - inCluster + clusterSize >= diskSize ? clusterSize : min(inCluster + length, clusterSize)
@@ -134,13 +141,15 @@ extension QCOW2Image {
             let piece = min(length, UInt64(unit + 1) * unitSize - inCluster)
             return unsafe zeroPiece(entries, index, unit, operation, offset, piece)
         }
-        let units = Int(whole.lowerBound / unitSize)..<Int(whole.upperBound / unitSize)
+        var units = Int(whole.lowerBound / unitSize)..<Int(whole.upperBound / unitSize)
+        if header.hasDataFile, let next = units.first(where: { bitmap >> UInt64($0) & 1 == 1 }) { units = units.lowerBound..<next }
+        let wholeEnd = UInt64(units.upperBound) * unitSize
         let written = mask(units)
         // Without a backing file what is not allocated is zeroes.
         let zeroes = hasBacking ? written << 32 : 0
         let changed = bitmap & ~(written | written << 32) | zeroes
         let keepsUnallocated = operation == .discard && bitmap & written == 0 && entry & L2Entry.compressed == 0
-        if keepsUnallocated || (changed == bitmap && entry & L2Entry.compressed == 0) { return .done(length: min(length, whole.upperBound - inCluster)) }
+        if keepsUnallocated || (changed == bitmap && entry & L2Entry.compressed == 0) { return .done(length: min(length, wholeEnd - inCluster)) }
         guard !isLocked, refcounts?.hasManyFrees != true else { return .not(isLocked ? .wait : .commit) }
         // A discard of some that are allocated leaves those to the backing file that it has.
         let left = operation == .discard && hasBacking ? bitmap | (bitmap & written) << 32 : bitmap | zeroes
@@ -148,7 +157,7 @@ extension QCOW2Image {
         // Nothing is in the cluster any more.
         if unsafe self.entry(entries, index * 2 + 1) & Self.allUnits == 0, entry != 0 { unsafe replace(entries, index * 2, with: 0, sequence) }
         if let slot = l2Slices.slot(of: sliceNumber(offset)) { l2Slices.markDirty(slot) }
-        return .done(length: min(length, whole.upperBound - inCluster))
+        return .done(length: min(length, wholeEnd - inCluster))
     }
 
     /// A part of a subcluster.

@@ -73,6 +73,7 @@ extension QCOW2Image {
         let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
         let unit = unsafe self.unit(entries, first)
         if case .damaged(let damage) = unit { return .not(damaged(damage, at: offset)) }
+        if let damage = misplaced(unit, at: offset - inCluster) { return .not(damaged(damage, at: offset)) }
         if case .data(let place) = unit, unsafe isOurs(entries, first) {
             guard !isMetadata(place) else { return .not(damaged(.clusterInMetadata(offset: place), at: offset)) }
             var run = header.clusterSize
@@ -102,14 +103,15 @@ extension QCOW2Image {
 
     /// Whether a data cluster has no other references.
     private func isOurs(_ entries: UnsafeMutableRawPointer, _ index: Int) -> Bool {
-        unsafe entry(entries, index) & L2Entry.copied != 0
+        // A cluster in a file of its own has nobody to share it with.
+        unsafe header.hasDataFile || entry(entries, index) & L2Entry.copied != 0
     }
 
     func readsAsZeroes(_ unit: Unit) -> Bool { unit == .zero || (unit == .unallocated && !hasBacking) }
 
     func isMetadata(_ place: UInt64) -> Bool {
         switch refcounts {
-        case .some(let refcounts): refcounts.metadata.contains(place >> UInt64(header.clusterBits))
+        case .some(let refcounts): !header.hasDataFile && refcounts.metadata.contains(place >> UInt64(header.clusterBits))
         case nil: false
         }
     }
@@ -118,6 +120,11 @@ extension QCOW2Image {
     /// ``link(_:at:sequence:)`` or ``abandon(_:at:sequence:)``.
     mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> Refcounts.Run {
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { throw .failed(EIO) }
+        if header.hasDataFile {
+            // Each cluster has its place there, which is not counted.
+            l2Slices.pin(slot, 1)
+            return Refcounts.Run(first: offset >> UInt64(header.clusterBits), count: count)
+        }
         guard let run = try refcounts?.allocate(count, file) else { throw .failed(EROFS) }
         l2Slices.pin(slot, 1)
         extend(to: (run.first + run.count) << UInt64(header.clusterBits))
@@ -150,7 +157,7 @@ extension QCOW2Image {
     /// The data could not be written: nobody has the clusters.
     mutating func abandon(_ run: Refcounts.Run, at offset: UInt64, sequence: UInt64) {
         if let slot = l2Slices.slot(of: sliceNumber(offset)) { l2Slices.pin(slot, -1) }
-        if !run.isLinked { refcounts?.free(run, sequence) }
+        if !run.isLinked, !header.hasDataFile { refcounts?.free(run, sequence) }
     }
 
     // MARK: - Zeroes
@@ -161,6 +168,11 @@ extension QCOW2Image {
         let clusterSize = header.clusterSize
         let inCluster = offset & (clusterSize - 1)
         var index = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
+        if header.hasDataFile, case .data(let place) = unsafe self.unit(entries, index) {
+            // The place stays the cluster's: a hole made later could be made over something newer.
+            if let damage = misplaced(.data(place), at: offset - inCluster) { return .not(damaged(damage, at: offset)) }
+            return .inPlace(offset: place + inCluster, length: min(length, clusterSize - inCluster))
+        }
         // The disk's end makes its last cluster a whole one.
         if inCluster != 0 || (length < clusterSize && offset + length < diskSize) {
             let piece = min(length, clusterSize - inCluster)
@@ -181,6 +193,7 @@ extension QCOW2Image {
         var changed = false
         while done < length, index < 1 << sliceBits, length - done >= clusterSize || offset + length >= diskSize {
             let unit = unsafe self.unit(entries, index)
+            if case .data = unit, header.hasDataFile { break }
             if case .damaged(let damage) = unit {
                 if done == 0 { return .not(damaged(damage, at: offset)) }
                 break
@@ -219,7 +232,7 @@ extension QCOW2Image {
             let (place, length) = header.compressedRange(old)
             let first = place >> UInt64(header.clusterBits), last = (place + length - 1) >> UInt64(header.clusterBits)
             refcounts?.free(Refcounts.Run(first: first, count: last - first + 1), sequence)
-        } else if old & L2Entry.offset != 0 {
+        } else if old & L2Entry.offset != 0, !header.hasDataFile {
             refcounts?.free(Refcounts.Run(first: (old & L2Entry.offset) >> UInt64(header.clusterBits), count: 1), sequence)
         }
     }
@@ -296,9 +309,13 @@ extension QCOW2Image {
     /// Before the first change: features that only those keep true who know them are switched off.
     mutating func clearAutoclearFeatures(_ file: MetadataFile) throws(MetadataError) {
         guard autoclearFeatures != 0 else { return }
-        try file.write([UInt8](repeating: 0, count: 8), at: 88)
+        let kept = autoclearFeatures & header.keptAutoclearFeatures
+        guard kept != autoclearFeatures else { return }
+        var features = [UInt8](repeating: 0, count: 8)
+        features.store(kept, at: 0)
+        try file.write(features, at: 88)
         try file.synchronize()
-        autoclearFeatures = 0
+        autoclearFeatures = kept
     }
 
     /// Has an image that was found damaged say so (incompatible feature bit 1, which version 2 does not have), and nothing be written any more.
@@ -321,8 +338,9 @@ extension QCOW2Image {
     }
 
     /// Everything at once, when the image is closed.
-    mutating func close(_ file: MetadataFile) throws(MetadataError) {
+    mutating func close(_ file: MetadataFile, _ data: MetadataFile) throws(MetadataError) {
         guard refcounts != nil, failure == 0, isDirty else { return }
+        if header.hasDataFile { try data.synchronize() }
         try refcounts?.writeSlices(file)
         try file.synchronize()
         try refcounts?.writeTable(file)

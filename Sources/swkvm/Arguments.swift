@@ -144,6 +144,9 @@ struct DiskArgument {
             case ("snapshot", let value?):
                 guard !value.isEmpty else { throw ArgumentProblem("disk \(path): snapshot= needs a snapshot's number or name") }
                 options.snapshot = value
+            case ("data-file", let value?):
+                guard !value.isEmpty else { throw ArgumentProblem("disk \(path): data-file= needs a path") }
+                options.dataFile = value
             case ("lock", "on"?): options.locking = true
             case ("lock", "off"?): options.locking = false
             case ("serial", let value?):
@@ -152,7 +155,7 @@ struct DiskArgument {
                 }
                 serial = value
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, lock=on|off or serial=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, lock=on|off or serial=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial)

@@ -33,12 +33,19 @@ import Testing
             kinds.append(Kind(options: "cluster_size=16k,extended_l2=on", start: start))
             kinds.append(Kind(options: "cluster_size=128k,extended_l2=on", start: start))
         }
+        // In the place of DATA comes a file of the test's own.
+        for start in [Kind.Start.empty, .rawBacking, .qcow2Backing, .shortBacking] {
+            kinds.append(Kind(options: "cluster_size=4k,data_file=DATA", start: start))
+            kinds.append(Kind(options: "cluster_size=16k,extended_l2=on,data_file=DATA", start: start))
+        }
+        kinds.append(Kind(options: "cluster_size=64k,data_file=DATA,data_file_raw=on"))
         return kinds
     }()
 
     /// Makes an image and returns what it contains.
     func make(_ kind: Kind, _ name: String = "disk.qcow2", seed: UInt64) throws -> [UInt8] {
         let path = directory.file(name)
+        let kind = Kind(options: kind.options.split(separator: "DATA", omittingEmptySubsequences: false).joined(separator: directory.file("data.raw")), start: kind.start, size: kind.size)
         var contents = [UInt8](repeating: 0, count: kind.size)
         let old = QCOW2ImageTests.sparse(kind.start == .shortBacking ? 333 << 10 | 512 : kind.size, seed: seed)
         let raw = try directory.write("start.raw", old)
@@ -149,6 +156,30 @@ import Testing
         #expect(map.contains("\"start\": 614400, \"length\": 8192, \"depth\": 0, \"present\": true, \"zero\": false"))
     }
 
+    /// The name that the image has, or the user, and nothing else: not the image itself, and no file that is not there.
+    @Test func dataFilesAreThoseThatAreNamed() throws {
+        let path = directory.file("disk.qcow2"), data = directory.file("data.raw"), other = directory.file("other.raw")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "data_file=\(data)", path, "1M")
+        try directory.write("other.raw", [UInt8](repeating: 7, count: 1 << 20))
+        do {
+            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(dataFile: data)))
+            let files = engine.image.files
+            #expect(files == [path, data])
+            try engine.write(0, [UInt8](repeating: 1, count: 65536))
+            #expect(throws: DiskImageError.self) { try engine.createSnapshot(named: "one") }
+        }
+        expectSound(path)
+        #expect(try directory.read("data.raw").prefix(65536).allSatisfy { $0 == 1 })
+        var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, dataFile: other)))
+        #expect(try engine.read(0, 65536) == [UInt8](repeating: 7, count: 65536))
+        #expect(openError(path, DiskImageOptions(locking: false, dataFile: path)) == .dataFile(of: path, .backingLoop(path: path)))
+        #expect(openError(path, DiskImageOptions(locking: false)) == .dataFileNotAllowed(path: path, name: data))
+        #expect(run(["rm", data]).status == 0)
+        let missing = SystemCallError("open", errno: ENOENT)
+        #expect(openError(path, DiskImageOptions(locking: false, allowsDataFile: true)) == .dataFile(of: path, .system(path: data, missing)))
+        #expect(openError(path, DiskImageOptions(locking: false, dataFile: data)) == .dataFile(of: path, .system(path: data, missing)))
+    }
+
     /// Data that was not durable when a commit began, and is linked after it, is made durable before the mapping by the next one.
     @Test func theMappingNeverOvertakesItsData() throws {
         let path = directory.file("disk.qcow2")
@@ -187,7 +218,7 @@ import Testing
         let rounds = environment("SWKVM_ROUNDS") ?? 40
         for session in 0..<3 {
             // With few slices in memory, then many; with and without io_uring.
-            let options = DiskImageOptions(locking: false, metadataCacheSize: session == 0 ? 0 : 32 << 20)
+            let options = DiskImageOptions(locking: false, metadataCacheSize: session == 0 ? 0 : 32 << 20, allowsDataFile: true)
             var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 8, usesRing: session != 1)
             for round in 0..<rounds {
                 try workload.round(&engine)
@@ -202,6 +233,11 @@ import Testing
         }
         let operations = workload.operations
         #expect(operations > 3 * rounds)
+        // Who knows nothing of the image finds the disk in its data file.
+        if kind.options.contains("raw=on") {
+            let model = workload.model
+            #expect(try directory.read("data.raw").prefix(kind.size).elementsEqual(model))
+        }
         if kind.start == .snapshot {
             // The snapshot has what it had.
             qemuImage("snapshot", "-a", "before", path)
