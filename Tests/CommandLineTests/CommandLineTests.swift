@@ -132,7 +132,7 @@ import Testing
 
     @Test func nothingGiven() throws {
         let command = try parse()
-        #expect(command.name == "swkvm" && command.cpus == 1 && command.mem.bytes == 512 << 20 && command.hugepages == nil)
+        #expect(command.name == nil && command.uuid == nil && command.cpus == 1 && command.mem.bytes == 512 << 20 && command.hugepages == nil)
         #expect(!command.prealloc && !command.shared && command.kernel == nil && command.initrd == nil && command.cmdline.isEmpty)
         #expect(command.disk.isEmpty && command.net.isEmpty && command.console.kind == .stdio && command.logLevel == .warning)
     }
@@ -219,7 +219,7 @@ import Testing
         let help = text("run", "--help")
         #expect(help.status == 0)
         for option in [
-            "--name", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--kernel", "--initrd", "--cmdline", "--disk", "--net", "--console",
+            "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel", "--initrd", "--cmdline", "--disk", "--net", "--rng", "--console",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
         ] {
             #expect(help.text.contains(option), "\(option)")
