@@ -29,7 +29,7 @@ extension DiskEngine {
         }
         let oldSize = image.exactSize
         if newSize < oldSize {
-            guard shrinks else { throw refuse("what is beyond byte \(newSize) would be lost, and shrinking was not asked for") }
+            guard shrinks else { throw refuse("what is beyond byte \(newSize) would be lost; --shrink allows that") }
             guard preallocation == .off else { throw refuse("nothing can be set aside for a disk that gets shorter") }
         }
         try perform(.flush)

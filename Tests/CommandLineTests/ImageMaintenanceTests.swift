@@ -39,7 +39,7 @@ import Testing
     }
 
     @Test(arguments: [
-        ["check"], ["check", "-r", "some", "a.qcow2"], ["snapshot"], ["snapshot", "create", "a.qcow2"], ["resize", "a.qcow2"], ["resize", "a.qcow2", "big"],
+        ["check"], ["check", "-r", "some", "a.qcow2"], ["snapshot", "list"], ["snapshot", "create", "a.qcow2"], ["resize", "a.qcow2"], ["resize", "a.qcow2", "big"],
         ["resize", "a.qcow2", "+-1"], ["resize", "--preallocation", "some", "a.qcow2", "1G"],
     ])
     func mistakes(arguments: [String]) {
