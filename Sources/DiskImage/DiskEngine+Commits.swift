@@ -4,7 +4,7 @@ internal import Glibc
 extension DiskEngine {
     /// A commit makes what has ended durable, in steps with a synchronisation after each.
     struct Commit {
-        enum Step { case none, refcounts, refcountTable, mapping }
+        enum Step { case none, data, refcounts, refcountTable, mapping }
 
         var step = Step.none
         /// Flushes that wait for the next commit.
@@ -28,12 +28,13 @@ extension DiskEngine {
         do throws(MetadataError) {
             let isBarrier = try image.withMetadata { qcow2 throws(MetadataError) in
                 guard qcow2.failure == 0 else { throw .failed(qcow2.failure) }
-                guard qcow2.needsBarrier else { return false }
+                // Data in a file of its own is made durable by every flush, and before the mapping.
+                guard qcow2.needsBarrier || qcow2.header.hasDataFile else { return false }
                 try qcow2.refcounts?.writeSlices(file)
                 qcow2.isLocked = true
                 return true
             }
-            if isBarrier == true { synchronize(.refcounts) } else { try writeMapping() }
+            if isBarrier == true { synchronize(image.hasDataFile ? .data : .refcounts) } else { try writeMapping() }
         } catch {
             endCommit(error)
         }
@@ -50,6 +51,8 @@ extension DiskEngine {
                 throw .failed(error)
             }
             switch step {
+            case .data:
+                synchronize(.refcounts)
             case .refcounts:
                 let hasTable = try image.withMetadata { qcow2 throws(MetadataError) in
                     guard qcow2.refcounts?.isTableDirty == true else { return false }

@@ -38,10 +38,17 @@ public struct DiskImageOptions: Sendable {
     public var allowsBacking: Bool
     /// The most bytes of L2 tables kept in memory, for each qcow2 image of the chain. No more is taken than the disk needs.
     public var metadataCacheSize: Int
+    /// The id or name of a qcow2 image's internal snapshot to open in place of the current state, which only a reader can.
+    public var snapshot: String?
+    /// The file that has the data of a qcow2 image which keeps it outside; nil for the one that the image names.
+    public var dataFile: String?
+    /// Follow the names of data files that images carry, as backing files, and write to them. A file that ``dataFile`` names is always taken.
+    public var allowsDataFile: Bool
 
     public init(
         format: ImageFormat? = nil, readOnly: Bool = false, cache: CacheMode = .writeback, locking: Bool = true,
-        allowsBacking: Bool = true, metadataCacheSize: Int = 32 << 20
+        allowsBacking: Bool = true, metadataCacheSize: Int = 32 << 20, snapshot: String? = nil,
+        dataFile: String? = nil, allowsDataFile: Bool = false
     ) {
         self.format = format
         self.readOnly = readOnly
@@ -49,5 +56,8 @@ public struct DiskImageOptions: Sendable {
         self.locking = locking
         self.allowsBacking = allowsBacking
         self.metadataCacheSize = metadataCacheSize
+        self.snapshot = snapshot
+        self.dataFile = dataFile
+        self.allowsDataFile = allowsDataFile
     }
 }

@@ -21,7 +21,7 @@ internal import Linux
     let sliceBits: Int
     /// Decompressed clusters, each known by its place in the file. A block is a cluster, followed by room for its compressed bytes.
     private var clusters: BlockCache
-    private let inflater: Inflater
+    private let decompressor: Decompressor
 
     // What follows is for an image that is written.
 
@@ -34,6 +34,8 @@ internal import Linux
     /// Why nothing can be written any more, an errno value: what the host said to have stored it has lost.
     var failure: Int32 = 0
     var autoclearFeatures: UInt64
+    /// The image says that it is damaged.
+    var isMarked = false
 
     enum L1Entry {
         static let offset: UInt64 = 0x00ff_ffff_ffff_fe00
@@ -52,8 +54,19 @@ internal import Linux
     private static let sliceSize = 4096
     private static let subclusters = 32
 
-    init(_ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false) throws(DiskImageError) {
-        let header = try QCOW2Header(file)
+    /// - Parameters:
+    ///   - snapshot: whose id or name has the state that is read in place of the current one.
+    ///   - size: bytes of the disk, if it is to have others than the header says; its L1 table has room for them.
+    init(_ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false, snapshot: String? = nil, size: UInt64? = nil) throws(DiskImageError) {
+        var header = try QCOW2Header(file)
+        let tables = TableFile(path: file.path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
+        let snapshots = try writable || snapshot != nil ? QCOW2SnapshotTable(header, tables, fileSize: file.size) : QCOW2SnapshotTable()
+        if let snapshot {
+            guard let index = snapshots.index(of: snapshot) else { throw .noSnapshot(path: file.path, name: snapshot) }
+            let entry = snapshots.entries[index]
+            try header.map(entry.snapshot.size, entry.l1Offset, entries: UInt64(entry.l1Size), "the L1 table of snapshot \(entry.snapshot.id)", file)
+        }
+        if let size { try header.map(size, header.l1Offset, entries: UInt64(header.l1TableSize), "the L1 table", file) }
         let entrySize = header.hasExtendedL2 ? 16 : 8
         let sliceSize = min(Self.sliceSize, Int(header.clusterSize))
         let sliceBits = (sliceSize / entrySize).trailingZeroBitCount
@@ -66,7 +79,7 @@ internal import Linux
         let l2Slices = try cache(sliceSize, Int(max(8, min(wanted, allowed))), file.path)
         // The compressed form is at most two clusters long, by the width of its length field.
         let clusters = try cache(3 * clusterSize, 8, file.path)
-        guard let inflater = Inflater() else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
+        guard let decompressor = Decompressor(header.compression) else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
         // The mapping has room for the entries, and the header's check has found them in the file.
         try unsafe file.read("the L1 table", into: UnsafeMutableRawBufferPointer(start: l1.start, count: header.l1Count * 8), at: header.l1Offset)
 
@@ -84,7 +97,13 @@ internal import Linux
             let l1Clusters = (UInt64(header.l1TableSize) * 8 + header.clusterSize - 1) >> UInt64(header.clusterBits)
             metadata.insert(l1First..<l1First + l1Clusters)
             metadata.insert(CollectionOfOne(0))
-            if header.snapshotCount > 0 { metadata.insert(CollectionOfOne(header.snapshotTableOffset >> UInt64(header.clusterBits))) }
+            func protect(_ place: UInt64, _ length: UInt64) {
+                let first = place >> UInt64(header.clusterBits)
+                metadata.insert(first..<first + header.clusters(for: length))
+            }
+            if snapshots.length > 0 { protect(header.snapshotTableOffset, snapshots.length) }
+            // Those of snapshots are not written, and the guest's data is not to be in them either.
+            for entry in snapshots.entries where entry.l1Offset <= file.size { protect(entry.l1Offset, UInt64(entry.l1Size) * 8) }
             refcounts = try Refcounts(header, file, metadata: metadata)
         } else {
             refcounts = nil
@@ -97,7 +116,15 @@ internal import Linux
         self.l1 = l1
         self.l2Slices = l2Slices
         self.clusters = clusters
-        self.inflater = inflater
+        self.decompressor = decompressor
+    }
+
+    /// The header with what has changed since it was read: the place of the refcount table, and autoclear features.
+    var currentHeader: QCOW2Header {
+        switch refcounts {
+        case .some(let refcounts): header.with(refcountTable: refcounts.tableOffset, refcounts.tableClusters, autoclear: autoclearFeatures)
+        case nil: header
+        }
     }
 
     /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
@@ -165,7 +192,7 @@ internal import Linux
             if error == 0 {
                 let cluster = Int(header.clusterSize)
                 let output = unsafe UnsafeMutableRawBufferPointer(start: clusters.block(load.slot), count: cluster)
-                if unsafe !inflater.inflate(UnsafeRawBufferPointer(start: load.buffer, count: bytes), into: output) {
+                if unsafe !decompressor.decompress(UnsafeRawBufferPointer(start: load.buffer, count: bytes), into: output) {
                     _ = damaged(.compressedClusterBroken(offset: load.offset), at: load.diskOffset)
                     error = EIO
                 }
@@ -213,10 +240,12 @@ internal import Linux
 
         let unit = unsafe self.unit(entries, first)
         if case .compressed(let entry) = unit {
+            if let damage = misplaced(unit, at: offset) { return damaged(damage, at: offset) }
             compressedEntry = entry
             return compressed(entry, offset, length)
         }
         if case .damaged(let damage) = unit { return damaged(damage, at: offset) }
+        if let damage = misplaced(unit, at: offset - inUnit) { return damaged(damage, at: offset) }
 
         // The run's length, from the start of its first unit.
         var run = unitSize
@@ -260,17 +289,29 @@ internal import Linux
         }
     }
 
+    /// In a file of its own data has the place that it has on the disk; `offset` is that of the unit.
+    func misplaced(_ unit: Unit, at offset: UInt64) -> ImageDamage? {
+        guard header.hasDataFile else { return nil }
+        switch unit {
+        case .data(let place) where place != offset: return .clusterMisplaced(offset: place)
+        case .compressed: return .clusterMisplaced(offset: offset)
+        default: return nil
+        }
+    }
+
     private func cluster(_ entry: UInt64) -> Unit {
         let place = entry & L2Entry.offset
-        if place == 0 { return .unallocated }
+        // A file of its own has the guest's data from its first byte on.
+        if place == 0, !header.hasDataFile || entry & L2Entry.copied == 0 { return .unallocated }
         guard place & (header.clusterSize - 1) == 0 else { return .damaged(.clusterMisaligned(offset: place)) }
+        if header.hasDataFile { return .data(place) }
         // The last cluster of the file may be cut short, what is missing reads as zeroes; none starts beyond the end.
         guard place < fileSize else { return .damaged(.clusterBeyondEnd(offset: place)) }
         return .data(place)
     }
 
     private mutating func compressed(_ entry: UInt64, _ offset: UInt64, _ length: UInt64) -> Extent {
-        let (place, sectorLength) = compressedRange(entry)
+        let (place, sectorLength) = header.compressedRange(entry)
         guard place < fileSize else { return damaged(.clusterBeyondEnd(offset: place), at: offset) }
         let inCluster = offset & (header.clusterSize - 1)
 
@@ -286,16 +327,6 @@ internal import Linux
                 kind: .compressedCluster, slot: slot, offset: place, length: Int(bytes),
                 buffer: clusters.block(slot) + Int(header.clusterSize), diskOffset: offset))
         }
-    }
-
-    /// The place of a compressed cluster and the bytes to the end of the last of its sectors.
-    func compressedRange(_ entry: UInt64) -> (place: UInt64, length: UInt64) {
-        // The entry's lower bits are the place, the upper ones the number of further 512-byte sectors.
-        let lengthBits = UInt64(header.clusterBits - 8)
-        let placeBits = 62 - lengthBits
-        let place = entry & ((1 << placeBits) - 1)
-        let sectors = (entry >> placeBits & ((1 << lengthBits) - 1)) + 1
-        return (place, sectors * 512 - place % 512)
     }
 
     mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> Extent {

@@ -13,12 +13,18 @@ struct Command: ParsableCommand {
 
                 swkvm run --mem 2G --hugepages
 
+            Make a disk for it, copy one, look into one:
+
+                swkvm image create disk.qcow2 20G
+                swkvm image convert disk.qcow2 disk.raw
+                swkvm image info disk.qcow2
+
             See whether this host can do it, and how to mend what is missing:
 
                 swkvm doctor
             """,
         version: "swkvm \(version)",
-        subcommands: [RunCommand.self, DoctorCommand.self])
+        subcommands: [RunCommand.self, ImageCommand.self, DoctorCommand.self])
 
     static func main() {
         do {

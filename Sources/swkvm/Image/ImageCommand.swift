@@ -1,0 +1,63 @@
+public import ArgumentParser
+public import DiskImage
+
+/// `swkvm image`: disk images without a machine. The work is done by `DiskImage`; a verb parses, calls it and prints.
+struct ImageCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "image",
+        abstract: "Make, examine, convert and change disk images.",
+        discussion: """
+            Formats are raw and qcow2. A file's format is what its extension says (.raw, .img, .qcow2) or what --format states; contents \
+            are never asked. Verbs, options and output are in the manner of qemu-img.
+
+            EXIT STATUS
+              0    done
+              1    it could not be done (verbs with further states name them in their own help)
+              64   the command line is wrong
+            """,
+        subcommands: [ImageCheckCommand.self, ImageSnapshotCommand.self, ImageResizeCommand.self])
+}
+
+/// How the verbs of `swkvm image` end and what they print.
+enum ImageTool {
+    /// The status of a verb that could not do what was asked.
+    static let failure: Int32 = 1
+
+    /// Calls the library; its error is said in one line and ends the program with `status`.
+    static func run<Answer: ~Copyable>(status: Int32 = failure, _ body: () throws(DiskImageError) -> Answer) throws -> Answer {
+        do throws(DiskImageError) { return try body() } catch {
+            StandardError().say(error.description)
+            throw ExitCode(status)
+        }
+    }
+
+    /// `1.5 GiB`: three digits at most before the unit, as qemu-img shows sizes.
+    static func size(_ bytes: UInt64) -> String {
+        let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
+        var unit = 0
+        while unit + 1 < units.count, bytes >> UInt64(10 * unit) >= 1000 { unit += 1 }
+        guard unit > 0 else { return "\(bytes) B" }
+        return "\(significant(bytes, in: UInt64(10 * unit))) \(units[unit])"
+    }
+
+    /// `1.5 GiB (1610612736 bytes)`.
+    static func sizeAndBytes(_ bytes: UInt64) -> String { "\(size(bytes)) (\(bytes) bytes)" }
+
+    /// A number of units of `1 << shift` with three significant digits, zeroes at the end left out.
+    private static func significant(_ bytes: UInt64, in shift: UInt64) -> String {
+        let whole = bytes >> shift
+        // Digits after the point: 2 below 10, 1 below 100, none above.
+        let digits: UInt64 = whole < 10 ? 100 : whole < 100 ? 10 : 1
+        let fraction = (UInt64(1) << shift) / digits
+        // Rounded to the nearest; `bytes` and half a digit do not come near 2^64, as digits are small beside units.
+        let (raised, overflow) = bytes.addingReportingOverflow(fraction / 2)
+        let scaled = (overflow ? bytes : raised) / fraction
+        var after = scaled % digits, places = digits == 100 ? 2 : digits == 10 ? 1 : 0
+        while places > 0, after % 10 == 0 { (after, places) = (after / 10, places - 1) }
+        guard places > 0 else { return "\(scaled / digits)" }
+        let text = String(after)
+        return "\(scaled / digits).\(String(repeating: "0", count: places - text.count))\(text)"
+    }
+}
+
+extension ImageFormat: ExpressibleByArgument {}
