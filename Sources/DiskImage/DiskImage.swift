@@ -215,7 +215,7 @@ private func backingFormat(_ stated: String?, _ path: String) throws(DiskImageEr
 }
 
 /// The path for the name of a backing file: relative to the image's directory, and no QEMU pseudo-protocol but `file:`.
-private func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
+func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
     var name = name[...]
     let first = name.prefix { $0 != "/" }
     if let colon = first.firstIndex(of: ":") {

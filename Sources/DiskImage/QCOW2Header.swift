@@ -54,7 +54,7 @@ struct QCOW2Header: Equatable, Sendable {
     }
 
     /// The most bytes of an L1 table, as in QEMU.
-    private static let maximumL1Size = 32 << 20
+    static let maximumL1Size = 32 << 20
 
     /// Reads and checks the header of a file.
     init(_ file: borrowing ImageFile) throws(DiskImageError) {
