@@ -14,7 +14,7 @@ RELEASE := $(STATIC) --product swkvm
 BENCH   := $(STATIC) --product swkvm-bench
 
 # Debian packages, by what needs them.
-BUILD_PACKAGES := liburing-dev zlib1g-dev
+BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
 TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools
 LAB_PACKAGES   := qemu-system-x86 e2fsprogs

@@ -33,11 +33,12 @@ let package = Package(
         // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything ← Machine ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
+        .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .target(name: "CLinux", dependencies: ["CUring"]),
         module("Linux", ["CLinux", "CUring"]),
         module("KVM", ["CLinux", "Linux"]),
         module("GuestMemory", ["CLinux", "Linux"]),
-        module("DiskImage", ["CLinux", "Linux", "CZlib"]),
+        module("DiskImage", ["CLinux", "Linux", "CZlib", "CZstd"]),
         module("HostNetwork", ["CLinux", "Linux"]),
         module("Virtio", ["CLinux", "Linux", "GuestMemory"]),
         module("Devices", ["CLinux", "Linux", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),

@@ -29,6 +29,8 @@ struct QCOW2Header: Equatable, Sendable {
     let snapshotCount: Int
     /// L1 entries that the table has.
     let l1TableSize: Int
+    /// How compressed clusters are compressed.
+    let compression: Compression
     /// The backing file's name as written, without a meaning yet.
     let backingName: String?
     /// The format of the backing file, if the image states it.
@@ -37,6 +39,8 @@ struct QCOW2Header: Equatable, Sendable {
     var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
     /// log2 of the entries of an L2 table, which fills a cluster.
     var l2Bits: Int { clusterBits - (hasExtendedL2 ? 4 : 3) }
+
+    enum Compression: Equatable, Sendable { case zlib, zstd }
 
     private enum Incompatible {
         static let dirty: UInt64 = 1 << 0
@@ -130,9 +134,11 @@ struct QCOW2Header: Equatable, Sendable {
             try require(headerLength > 104, "a compression type is announced and missing")
             switch cluster[104] {
             case 0: throw .invalid(path: path, reason: "compression type zlib must not be announced as a feature")
-            case 1: throw .unsupported(path: path, feature: "zstd compression")
+            case 1: compression = .zstd
             case let type: throw .unsupported(path: path, feature: "compression type \(type)")
             }
+        } else {
+            compression = .zlib
         }
         isDirty = incompatible & Incompatible.dirty != 0
         isCorrupt = incompatible & Incompatible.corrupt != 0

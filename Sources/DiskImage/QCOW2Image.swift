@@ -21,7 +21,7 @@ internal import Linux
     let sliceBits: Int
     /// Decompressed clusters, each known by its place in the file. A block is a cluster, followed by room for its compressed bytes.
     private var clusters: BlockCache
-    private let inflater: Inflater
+    private let decompressor: Decompressor
 
     // What follows is for an image that is written.
 
@@ -66,7 +66,7 @@ internal import Linux
         let l2Slices = try cache(sliceSize, Int(max(8, min(wanted, allowed))), file.path)
         // The compressed form is at most two clusters long, by the width of its length field.
         let clusters = try cache(3 * clusterSize, 8, file.path)
-        guard let inflater = Inflater() else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
+        guard let decompressor = Decompressor(header.compression) else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
         // The mapping has room for the entries, and the header's check has found them in the file.
         try unsafe file.read("the L1 table", into: UnsafeMutableRawBufferPointer(start: l1.start, count: header.l1Count * 8), at: header.l1Offset)
 
@@ -97,7 +97,7 @@ internal import Linux
         self.l1 = l1
         self.l2Slices = l2Slices
         self.clusters = clusters
-        self.inflater = inflater
+        self.decompressor = decompressor
     }
 
     /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
@@ -165,7 +165,7 @@ internal import Linux
             if error == 0 {
                 let cluster = Int(header.clusterSize)
                 let output = unsafe UnsafeMutableRawBufferPointer(start: clusters.block(load.slot), count: cluster)
-                if unsafe !inflater.inflate(UnsafeRawBufferPointer(start: load.buffer, count: bytes), into: output) {
+                if unsafe !decompressor.decompress(UnsafeRawBufferPointer(start: load.buffer, count: bytes), into: output) {
                     _ = damaged(.compressedClusterBroken(offset: load.offset), at: load.diskOffset)
                     error = EIO
                 }

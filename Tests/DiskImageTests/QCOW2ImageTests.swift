@@ -49,6 +49,14 @@ import Testing
         try expect(path, contents)
     }
 
+    @Test(arguments: ["512", "4k", "64k", "2M", "64k,extended_l2=on"]) func readsZstd(clusterSize: String) throws {
+        let contents = Self.sparse(3 << 20 | 512, seed: 31)
+        let raw = try directory.write("in.raw", contents)
+        let path = directory.file("disk.qcow2")
+        qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd,cluster_size=\(clusterSize)", raw, path)
+        try expect(path, contents)
+    }
+
     @Test(arguments: ["off", "metadata", "falloc", "full"]) func readsPreallocatedImages(preallocation: String) throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "preallocation=\(preallocation)", path, "1000k")
