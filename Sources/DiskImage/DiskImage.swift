@@ -60,6 +60,9 @@ internal import Linux
     /// The files that make up the image, topmost first.
     public var files: [String] { unsafe layers.indices.map { unsafe layers[$0].file.path } }
 
+    /// Which files those are, whatever their names.
+    var identities: [ImageFile.Identity] { unsafe layers.indices.map { unsafe layers[$0].file.identity } }
+
     /// What was first found to be damaged while the image was used.
     public var damage: DiskImageError? {
         for index in unsafe layers.indices {
@@ -136,6 +139,11 @@ internal import Linux
     /// The descriptor for what is no transfer.
     func descriptor(_ layer: Int) -> Int32 {
         unsafe layers[layer].file.descriptor.rawValue
+    }
+
+    /// Bytes of a cluster of a layer; 1 in one without clusters.
+    func clusterSize(ofLayer layer: Int) -> UInt64 {
+        unsafe layers[layer].qcow2?.header.clusterSize ?? 1
     }
 
     /// Whether a read that met the end of the file at `offset` met it where it was when the file was opened.

@@ -90,7 +90,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .request(let path, let error):
             "disk \(quoted(path)): \(error)"
         case .exists(let path):
-            "disk \(quoted(path)): it exists already; --force replaces it"
+            "disk \(quoted(path)): it exists already; --force overwrites it"
         case .sameFile(let path, let other):
             "disk \(quoted(path)): it is what is read as \(quoted(other)); name another file"
         case .impossible(let path, let reason):

@@ -2,7 +2,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// A file that gets its name when it is whole, and is nothing before.
+/// A file that gets its name when it is whole, and is nothing before; or a block device, whose contents change at once.
 ///
 /// Where the file system can, it has no name until then (`O_TMPFILE`), so that not even SIGKILL leaves anything behind; elsewhere
 /// it has a random one beginning with a dot in the same directory, which goes when this value goes.
@@ -18,8 +18,10 @@ struct NewFile: ~Copyable {
     private var temporaryName: String?
     /// The file that is replaced, locked as by a writer.
     private let replaced: FileDescriptor?
-    /// Which file that is.
+    /// Which file that is, or which device is written.
     let replacedIdentity: ImageFile.Identity?
+    /// Bytes of a block device; nil for a file.
+    let deviceSize: UInt64?
 
     /// Transfers around the page cache are aligned to this many bytes, as every file system wants at most.
     private static let directAlignment: UInt64 = 4096
@@ -32,14 +34,17 @@ struct NewFile: ~Copyable {
         var replaced: FileDescriptor?
         var isOld = false
         var target = path
+        var deviceSize: UInt64?
         var mode: mode_t = 0o644
         var status = stat()
         // Symbolic links are followed: the link stays, what it leads to is replaced.
         if unsafe stat(path, &status) == 0 {
             guard replacing else { throw .exists(path: path) }
-            guard status.st_mode & S_IFMT == S_IFREG else { throw .notAFile(path: path) }
+            let kind = status.st_mode & S_IFMT
+            guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
             let old = try creating(path) { () throws(SystemCallError) in try FileDescriptor.open(path, O_RDWR | O_NONBLOCK) }
             try lockImage(old, path: path, writable: true)
+            if kind == S_IFBLK { deviceSize = try creating(path) { () throws(SystemCallError) in try old.size() } }
             target = resolved(path) ?? path
             mode = status.st_mode & 0o777
             replaced = consume old
@@ -48,8 +53,10 @@ struct NewFile: ~Copyable {
             // A link to nothing: what it names is nobody's wish.
             throw .exists(path: path)
         }
-        let made = try creating(path) { () throws(SystemCallError) in try Made(beside: target, mode: mode) }
-        if isOld {
+        let made = try creating(path) { () throws(SystemCallError) in
+            try deviceSize != nil ? Made(FileDescriptor.open(path, O_RDWR)) : Made(beside: target, mode: mode)
+        }
+        if isOld, deviceSize == nil {
             // The mask may have taken permissions away; another's file stays theirs where we may give it.
             _ = fchmod(made.descriptor.rawValue, mode)
             _ = fchown(made.descriptor.rawValue, status.st_uid, status.st_gid)
@@ -66,6 +73,7 @@ struct NewFile: ~Copyable {
         self.target = target
         self.replaced = replaced
         replacedIdentity = isOld ? ImageFile.Identity(status) : nil
+        self.deviceSize = deviceSize
         temporaryName = made.name
         descriptor = made.take()
     }
@@ -78,8 +86,9 @@ struct NewFile: ~Copyable {
     /// - Parameter durably: when this returns, neither contents nor name can be lost to a power failure. What replaces a file is always durable
     ///   before, so that one of the two is there.
     mutating func publish(durably: Bool) throws(DiskImageError) {
-        let isReplacing = replacedIdentity != nil
+        let isReplacing = replacedIdentity != nil && deviceSize == nil
         if durably || isReplacing, fsync(descriptor.rawValue) < 0 { throw .system(path: path, .last("fsync")) }
+        guard deviceSize == nil else { return }
         do throws(SystemCallError) {
             if temporaryName == nil, !isReplacing {
                 try Made.link(descriptor, target)
@@ -123,6 +132,13 @@ struct NewFile: ~Copyable {
             do throws(DiskImageError) { try unsafe write(buffer, at: offset) } catch { failure = error }
         }
         if let failure { throw failure }
+    }
+
+    /// Makes a range read as zeroes, in whatever way costs least.
+    func clear(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
+        let mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
+        if clinux_fallocate(descriptor.rawValue, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) == 0 { return }
+        try writeZeroes(offset, length)
     }
 
     func setSize(_ size: UInt64) throws(DiskImageError) {
@@ -176,6 +192,12 @@ private struct Made: ~Copyable {
                 if error.errno != EEXIST { throw error }
             }
         }
+    }
+
+    /// What is there already.
+    init(_ file: consuming FileDescriptor) {
+        descriptor = file
+        name = nil
     }
 
     consuming func take() -> FileDescriptor { descriptor }
