@@ -216,7 +216,7 @@ extension DiskImage.Layer {
     }
 }
 
-private func backingFormat(_ stated: String?, _ path: String) throws(DiskImageError) -> ImageFormat {
+func backingFormat(_ stated: String?, _ path: String) throws(DiskImageError) -> ImageFormat {
     guard let stated else { return try ImageFormat(extensionOf: path) }
     guard let format = ImageFormat(rawValue: stated) else { throw .formatUnsupported(path: path, name: stated) }
     return format

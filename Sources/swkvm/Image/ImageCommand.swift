@@ -15,7 +15,7 @@ struct ImageCommand: ParsableCommand {
               1    it could not be done (verbs with further states name them in their own help)
               64   the command line is wrong
             """,
-        subcommands: [CreateCommand.self, ConvertCommand.self])
+        subcommands: [CreateCommand.self, InfoCommand.self, ConvertCommand.self])
 }
 
 /// How the verbs of `swkvm image` end and what they print.
@@ -29,6 +29,11 @@ enum ImageTool {
             StandardError().say(error.description)
             throw ExitCode(status)
         }
+    }
+
+    /// Text that comes from an image, safe for a terminal: control characters are escaped.
+    static func printable(_ text: String) -> String {
+        text.unicodeScalars.map { $0.properties.generalCategory == .control ? $0.escaped(asASCII: true) : String($0) }.joined()
     }
 
     /// `1.5 GiB`: three digits at most before the unit, as qemu-img shows sizes.
