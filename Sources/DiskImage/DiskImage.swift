@@ -146,6 +146,9 @@ internal import Linux
         unsafe layers[layer].qcow2?.header.clusterSize ?? 1
     }
 
+    /// Bytes of the disk that a layer holds.
+    func size(ofLayer layer: Int) -> UInt64 { unsafe layers[layer].size }
+
     /// Whether a read that met the end of the file at `offset` met it where it was when the file was opened.
     func isEnd(_ offset: UInt64, _ layer: Int) -> Bool {
         unsafe offset >= layers[layer].file.size

@@ -56,7 +56,11 @@ public struct ImageExtent: Sendable, Equatable {
                 let (isData, end) = try hole(at: place, depth)
                 return found(isData ? .data : .zero, min(length, end - place), at: place)
             case .zero(let length):
-                return found(depth < known.count ? .zero : .unallocated, length)
+                // Past the last image, or past the end of one below the topmost: the one above has nothing, and nobody else.
+                if depth == known.count || (depth > 0 && offset >= image.size(ofLayer: depth)) {
+                    return ImageExtent(kind: .unallocated, offset: offset, length: min(length, limit), depth: depth - 1)
+                }
+                return found(.zero, length)
             case .memory(_, let length):
                 return found(.compressed, length)
             case .load(let load) where load.kind == .compressedCluster:

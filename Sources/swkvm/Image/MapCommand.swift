@@ -48,7 +48,7 @@ extension ImageExtent {
 
     fileprivate func json(files: [String]) -> JSON {
         .object([
-            ("start", .number(offset)), ("length", .number(length)), ("depth", .number(UInt64(min(depth, files.count - 1)))),
+            ("start", .number(offset)), ("length", .number(length)), ("depth", .number(UInt64(depth))),
             ("present", .bool(kind != .unallocated)), ("zero", .bool(readsAsZeroes)), ("data", .bool(!readsAsZeroes)),
             ("compressed", kind == .compressed ? true : nil), ("offset", kind == .compressed ? nil : fileOffset.map(JSON.number)),
         ])
