@@ -130,8 +130,8 @@ extension DiskEngine {
             case .wait, .commit:
                 stop(index, extent)
                 return
-            case .failed(let error):
-                unsafe request.pointee.error = error
+            case .failed:
+                stop(index, extent)
             }
         }
         if unsafe request.pointee.pending == 0 { complete(index) }

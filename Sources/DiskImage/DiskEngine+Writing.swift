@@ -14,6 +14,9 @@ extension DiskEngine {
             var length: UInt64 = 0
             /// The cluster on the disk and in the file.
             var guestOffset: UInt64 = 0
+            /// The bytes of the disk that the buffer has.
+            var base: UInt64 = 0
+            var size: UInt64 = 0
             var run = Refcounts.Run(first: 0, count: 0)
             /// The next free one.
             var next: Int32 = -1
@@ -96,10 +99,10 @@ extension DiskEngine {
         case .done(let length):
             unsafe request.pointee.consume(length)
         case .clusters(let count):
-            return writeClusters(index, position, count * copies.clusterSize, isWhole: true, isZero: false)
-        case .copy(let isZero):
-            let length = min(left, copies.clusterSize - position % copies.clusterSize)
-            return writeClusters(index, position, length, isWhole: false, isZero: isZero)
+            return writeClusters(index, position, count * copies.clusterSize, nil)
+        case .part(let part):
+            let length = min(left, part.range.upperBound - position % copies.clusterSize)
+            return writeClusters(index, position, length, part)
         case .not(let extent):
             return stop(index, extent)
         }
@@ -123,6 +126,8 @@ extension DiskEngine {
             wait(index)
             return false
         case .failed(let error):
+            let file = metadataFile
+            image.withMetadata { $0.markDamage(file) }
             unsafe requests[Int(index)].error = error
             return true
         case .data, .zero, .unallocated, .memory:
@@ -131,50 +136,62 @@ extension DiskEngine {
         }
     }
 
-    /// Writes into new clusters: whole ones straight from the request's memory, one in part after the rest of it has been read.
-    private mutating func writeClusters(_ index: Int32, _ position: UInt64, _ length: UInt64, isWhole: Bool, isZero: Bool) -> Bool {
+    /// Writes into clusters that the mapping does not have yet: whole ones straight from the request's memory, and a part of one after the rest of
+    /// the part has been read.
+    private mutating func writeClusters(_ index: Int32, _ position: UInt64, _ length: UInt64, _ part: WriteTarget.Part?) -> Bool {
         let request = unsafe requests + Int(index)
         let cluster = position & ~(copies.clusterSize - 1)
         let end = (position + length + copies.clusterSize - 1) & ~(copies.clusterSize - 1)
+        let isWrite = unsafe request.pointee.operation == .write
+        // What a request zeroes has no memory of its own.
+        let isWhole = isWrite && part.map { position - cluster == $0.range.lowerBound && length == UInt64($0.range.count) } != false
         guard !isClaimed(cluster, end, besides: index), isWhole || freeCopy >= 0 else {
             wait(index)
             return false
         }
-        let file = metadataFile
-        let count = (end - cluster) / copies.clusterSize
         let run: Refcounts.Run
         do throws(MetadataError) {
-            guard let allocated = try image.withMetadata({ qcow2 throws(MetadataError) in try qcow2.allocate(count, at: cluster, file) }) else { return stop(index, .failed(EROFS)) }
-            run = allocated
+            guard let found = try clusters(for: part, (end - cluster) / copies.clusterSize, at: cluster) else { return stop(index, .failed(EROFS)) }
+            run = found
         } catch {
             return stop(index, error.extent)
         }
         let start = unsafe request.pointee.mapped
         let place = run.first * copies.clusterSize
-        let covered = isWhole ? run.count * copies.clusterSize : length
+        let covered = part == nil ? run.count * copies.clusterSize : length
         claim(index, cluster, cluster + run.count * copies.clusterSize)
         unsafe request.pointee.consume(covered)
         // What was never written in the file reads as the zeroes that the rest of the cluster is to be.
-        let isWrite = unsafe request.pointee.operation == .write
-        let isDirect = isWhole || (isZero && isWrite && run.isPristine)
-        if isDirect {
+        guard let part, !isWhole, !(isWrite && part.isZero && run.isPristine) else {
             begin(Operation(
                 kind: .write, request: index, fileOffset: place + (position - cluster), start: start, length: covered, run: run, guestOffset: cluster))
             return true
         }
         let copy = freeCopy
         freeCopy = copies[copy].next
-        copies[copy] = Copies.Copy(owner: index, start: start, length: covered, guestOffset: cluster, run: run)
+        let base = cluster + part.range.lowerBound, size = UInt64(part.range.count)
+        copies[copy] = Copies.Copy(owner: index, start: start, length: covered, guestOffset: cluster, base: base, size: size, run: run)
         // One for the copy, and one that keeps the request from ending under our hands.
         unsafe request.pointee.pending += 2
         let reader = Int32(depth) + copy
-        let readable = min(copies.clusterSize, image.size - cluster)
-        unsafe (copies.buffer(copy) + Int(readable)).initializeMemory(as: UInt8.self, repeating: 0, count: Int(copies.clusterSize - readable))
+        let readable = min(size, image.size - base)
+        unsafe (copies.buffer(copy) + Int(readable)).initializeMemory(as: UInt8.self, repeating: 0, count: Int(size - readable))
         unsafe requests[Int(reader)] = Request(
-            operation: .read, vectors: copies.vector(copy, length: readable), segments: 1, offset: cluster, length: readable)
+            operation: .read, vectors: copies.vector(copy, length: readable), segments: 1, offset: base, length: readable)
         advance(reader)
         unsafe request.pointee.pending -= 1
         return true
+    }
+
+    /// New clusters, or the one that a part is of; nil for an image that has none to give.
+    private func clusters(for part: WriteTarget.Part?, _ count: UInt64, at cluster: UInt64) throws(MetadataError) -> Refcounts.Run? {
+        let file = metadataFile
+        return try image.withMetadata { qcow2 throws(MetadataError) in
+            if let part, let place = part.place { return try qcow2.extend(part, place, at: cluster) }
+            var run = try qcow2.allocate(count, at: cluster, file)
+            if let part { run.units = qcow2.header.units(part.range) }
+            return run
+        }
     }
 
     /// The old contents of a cluster are there: the new ones come over them, and all of it goes to the file.
@@ -183,8 +200,8 @@ extension DiskEngine {
         let error = unsafe requests[Int(reader)].error
         let copy = copies[index]
         let operation = Operation(
-            kind: .write, request: copy.owner, fileOffset: copy.run.first * copies.clusterSize, start: copy.start, length: copies.clusterSize,
-            run: copy.run, guestOffset: copy.guestOffset, copy: index)
+            kind: .write, request: copy.owner, fileOffset: copy.run.first * copies.clusterSize + (copy.base - copy.guestOffset), start: copy.start,
+            length: copy.size, run: copy.run, guestOffset: copy.guestOffset, copy: index)
         guard freeOperation >= 0 else {
             unsafe requests[Int(reader)].isListed = true
             unsafe stalled.append(reader, requests)
@@ -199,7 +216,7 @@ extension DiskEngine {
         }
         // The buffer has room for the cluster, whose part the request covers.
         let owner = unsafe requests + Int(copy.owner)
-        var target = unsafe copies.buffer(index) + Int(unsafe (owner.pointee.offset + copy.start) - copy.guestOffset)
+        var target = unsafe copies.buffer(index) + Int(unsafe (owner.pointee.offset + copy.start) - copy.base)
         if unsafe owner.pointee.operation == .write {
             // Guest RAM: read through the helpers that the compiler does not look into.
             unsafe forEachPiece(copy.owner, from: copy.start, length: copy.length) { base, count in

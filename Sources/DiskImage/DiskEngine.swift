@@ -37,7 +37,7 @@ public struct DiskCompletion: Sendable {
 /// A request is cut into operations along the extents that the image's metadata names. Where the metadata has to be read first, the request
 /// waits for that read and others go on. Nothing orders requests that are in flight together: who needs an order waits for completions.
 @safe public struct DiskEngine: ~Copyable, @unchecked Sendable {
-    public let image: DiskImage
+    public internal(set) var image: DiskImage
     /// Requests that can be in flight.
     public let depth: Int
     /// Memory segments that a request can have.

@@ -17,19 +17,24 @@ internal import Linux
     public let format: ImageFormat
     /// Bytes of the disk, a multiple of 512. A size that is none is rounded up: the rest of the last sector reads as zeroes
     /// and, in a raw file, can be written.
-    public let size: UInt64
+    public private(set) var size: UInt64
     public let isReadOnly: Bool
     /// The unit of the format's own making, or nil: a cluster of qcow2.
     public let clusterSize: UInt64?
+    /// What was put right when the image was opened for writing, as nobody had closed it.
+    public let repair: CheckReport?
+
+    /// As it was opened, for what is read anew when the metadata was replaced.
+    private let metadataCacheSize: Int
 
     // The one layer of each file, topmost first. Only the holder of the image touches them: hence `Sendable`.
     private let layers: UnsafeMutableBufferPointer<Layer>
 
     /// A file of the chain with what its format says of it; a raw file needs nothing said.
     struct Layer: ~Copyable {
-        let file: ImageFile
+        var file: ImageFile
         var qcow2: QCOW2Image?
-        let size: UInt64
+        var size: UInt64
     }
 
     /// Opens an image with its backing files and locks them all.
@@ -48,6 +53,8 @@ internal import Linux
         self.format = format
         size = (top &+ 511) & ~511
         isReadOnly = options.readOnly
+        metadataCacheSize = options.metadataCacheSize
+        repair = chain.repair
         clusterSize = unsafe chain.layers[0].qcow2?.header.clusterSize
         unsafe layers = chain.take()
     }
@@ -131,6 +138,41 @@ internal import Linux
         return try unsafe body(&layers[0].qcow2!)
     }
 
+    /// Bytes that the disk has by its format, which need not be whole sectors.
+    var exactSize: UInt64 {
+        if let header { return header.size }
+        return unsafe layers[0].file.size
+    }
+
+    /// Bytes of the disk of the topmost backing file; 0 without one.
+    var backingSize: UInt64 { unsafe layers.count > 1 ? layers[1].size : 0 }
+
+    var isRegularFile: Bool { unsafe layers[0].file.isRegular }
+
+    /// Reads the topmost image's metadata anew, which somebody has replaced in the file.
+    /// - Parameter size: bytes of the disk, if it is not yet what the file says.
+    mutating func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
+        // `layers[0]` is there in every image.
+        try unsafe layers[0].file.measure()
+        guard format == .qcow2 else {
+            size = unsafe (layers[0].file.size &+ 511) & ~511
+            unsafe layers[0].size = size
+            return
+        }
+        let qcow2 = try unsafe QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
+        unsafe layers[0].size = qcow2.header.size
+        size = unsafe (layers[0].size &+ 511) & ~511
+        unsafe layers[0].qcow2 = consume qcow2
+    }
+
+    /// Nothing can be written any more, for a reason that has an errno value.
+    func failWriting(_ error: Int32) {
+        unsafe layers[0].qcow2?.failure = error
+    }
+
+    /// The header of the topmost image.
+    var header: QCOW2Header? { unsafe layers[0].qcow2?.currentHeader }
+
     /// The descriptor for a transfer with the file of a layer.
     func descriptor(_ layer: Int, for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
         unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
@@ -165,6 +207,7 @@ extension DiskImage.Layer {
 /// A chain while it is opened: what is open already is closed again if the rest cannot be.
 @safe private struct Chain: ~Copyable {
     private(set) var layers: UnsafeMutableBufferPointer<DiskImage.Layer>
+    private(set) var repair: CheckReport?
     private var count = 0
 
     init() {
@@ -187,8 +230,12 @@ extension DiskImage.Layer {
 
     mutating func open(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
         guard count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: path) }
+        if count == 0, let snapshot = options.snapshot {
+            guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "a raw image has no snapshots") }
+            guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot can only be read: add ,ro") }
+        }
         let writable = count == 0 && !options.readOnly
-        let file = try ImageFile(path: path, writable: writable, cache: options.cache, locking: options.locking)
+        var file = try ImageFile(path: path, writable: writable, cache: options.cache, locking: options.locking)
         for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: path) }
 
         if format == .raw {
@@ -198,7 +245,9 @@ extension DiskImage.Layer {
             append(file, nil, size: (size &+ 511) & ~511)
             return
         }
-        let qcow2 = try QCOW2Image(file, metadataCacheSize: options.metadataCacheSize, writable: writable)
+        if writable { repair = try DiskImage.repairIfDirty(&file) }
+        let qcow2 = try QCOW2Image(
+            file, metadataCacheSize: options.metadataCacheSize, writable: writable, snapshot: count == 0 ? options.snapshot : nil)
         let header = qcow2.header
         append(file, qcow2, size: header.size)
         guard let name = header.backingName else { return }

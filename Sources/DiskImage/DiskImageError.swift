@@ -20,6 +20,16 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case unsupported(path: String, feature: String)
     /// The image can only be read.
     case notWritable(path: String, reason: String)
+    /// The image has no such snapshot, by id or by name.
+    case noSnapshot(path: String, name: String)
+    /// What was asked of a snapshot cannot be done.
+    case snapshot(path: String, name: String, reason: String)
+    /// The image's reference counts have too few bits for what was asked.
+    case countsTooNarrow(path: String, bits: Int, needed: UInt64)
+    /// A format without metadata that could be checked.
+    case notCheckable(path: String)
+    /// The disk cannot have the size that was asked.
+    case resize(path: String, reason: String)
     /// Another process has the file open in a way that excludes ours.
     case locked(path: String, forWriting: Bool)
     /// The file system keeps no locks.
@@ -69,6 +79,17 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): it needs \(feature), which is not supported; qemu-img convert makes a plain image of it"
         case .notWritable(let path, let reason):
             "disk \(quoted(path)): it cannot be written: \(reason); or add ,ro"
+        case .noSnapshot(let path, let name):
+            "disk \(quoted(path)): it has no snapshot \(quoted(name)); swkvm image snapshot list shows those it has"
+        case .snapshot(let path, let name, let reason):
+            "disk \(quoted(path)), snapshot \(quoted(name)): \(reason)"
+        case .countsTooNarrow(let path, let bits, let needed):
+            "disk \(quoted(path)): a cluster would be counted \(needed) times and the image's reference counts have \(bits) bit\(bits == 1 ? "" : "s"); "
+                + "convert it to one with wider counts"
+        case .notCheckable(let path):
+            "disk \(quoted(path)): a raw image has no metadata that could be checked"
+        case .resize(let path, let reason):
+            "disk \(quoted(path)): it cannot have that size: \(reason)"
         case .locked(let path, forWriting: true):
             "disk \(quoted(path)): another process has it open for writing"
         case .locked(let path, forWriting: false):

@@ -46,6 +46,13 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
     case subclusterBothZeroAndAllocated
     case compressedClusterBroken(offset: UInt64)
     case clusterInMetadata(offset: UInt64)
+    case tableCountedAsFree(offset: UInt64)
+
+    /// Whether the image's tables are wrong, and not only what a cluster holds.
+    var isOfMetadata: Bool {
+        if case .compressedClusterBroken = self { return false }
+        return true
+    }
 
     var description: String {
         switch self {
@@ -57,6 +64,7 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
         case .subclusterBothZeroAndAllocated: "a subcluster that is both zero and allocated"
         case .compressedClusterBroken(let offset): "a compressed cluster at byte \(offset) that does not decompress"
         case .clusterInMetadata(let offset): "a data cluster at byte \(offset), where the image has a table"
+        case .tableCountedAsFree(let offset): "a table at byte \(offset), whose cluster is counted as free"
         }
     }
 }

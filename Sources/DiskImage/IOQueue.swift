@@ -83,6 +83,7 @@ enum IOQueue: ~Copyable {
     var write: @Sendable (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
     var synchronize: @Sendable (Int32) -> Int
     var allocate: @Sendable (Int32, Int32, off_t, off_t) -> Int
+    var truncate: @Sendable (Int32, off_t) -> Int = { file, size in outcome(Int(ftruncate(file, size))) }
 
     /// The kernel's.
     static let host = unsafe FileCalls(

@@ -12,8 +12,10 @@ struct ImageFile: ~Copyable, Sendable {
 
     let path: String
     let identity: Identity
-    /// Bytes when it was opened.
-    let size: UInt64
+    /// Bytes when it was opened, or when they were last asked for.
+    private(set) var size: UInt64
+    /// A file, and no block device.
+    let isRegular: Bool
     /// The file through the page cache. It carries the lock.
     let descriptor: FileDescriptor
     /// The same file with `O_DIRECT`, for what is aligned to ``directAlignment``.
@@ -40,9 +42,15 @@ struct ImageFile: ~Copyable, Sendable {
         self.path = path
         identity = Identity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino))
         self.size = size
+        isRegular = kind == S_IFREG
         descriptor = file
         self.direct = direct
         directAlignment = UInt(max(512, sector))
+    }
+
+    /// Asks again how long the file is.
+    mutating func measure() throws(DiskImageError) {
+        do { size = try descriptor.size() } catch { throw .system(path: path, error) }
     }
 
     /// The descriptor for a transfer between `offset` and the memory of `vectors`.

@@ -43,10 +43,12 @@ public struct DiskImageOptions: Sendable {
     public var allowsBacking: Bool
     /// The most bytes of L2 tables kept in memory, for each qcow2 image of the chain. No more is taken than the disk needs.
     public var metadataCacheSize: Int
+    /// The id or name of a qcow2 image's internal snapshot to open in place of the current state, which only a reader can.
+    public var snapshot: String?
 
     public init(
         format: ImageFormat? = nil, readOnly: Bool = false, cache: CacheMode = .writeback, locking: Bool = true,
-        allowsBacking: Bool = true, metadataCacheSize: Int = 32 << 20
+        allowsBacking: Bool = true, metadataCacheSize: Int = 32 << 20, snapshot: String? = nil
     ) {
         self.format = format
         self.readOnly = readOnly
@@ -54,5 +56,6 @@ public struct DiskImageOptions: Sendable {
         self.locking = locking
         self.allowsBacking = allowsBacking
         self.metadataCacheSize = metadataCacheSize
+        self.snapshot = snapshot
     }
 }

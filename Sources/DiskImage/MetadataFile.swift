@@ -46,6 +46,39 @@ enum MetadataError: Error, Equatable {
         _ = calls.allocate(number, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length))
     }
 
+    /// Bytes of the file, or of the device.
+    func size() throws(MetadataError) -> UInt64 {
+        let end = lseek(number, 0, SEEK_END)
+        if end < 0 { throw .failed(errno) }
+        return UInt64(end)
+    }
+
+    /// Gives a range the host's blocks, and the file its end if it is longer.
+    func reserve(_ offset: UInt64, _ length: UInt64) throws(MetadataError) {
+        var result = -Int(EINTR)
+        while result == -Int(EINTR) { result = calls.allocate(number, 0, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) }
+        if result < 0 { throw .failed(Int32(clamping: -result)) }
+    }
+
+    /// Makes the file longer by a hole, or shorter.
+    func truncate(to size: UInt64) throws(MetadataError) {
+        var result = calls.truncate(number, off_t(truncatingIfNeeded: size))
+        while result == -Int(EINTR) { result = calls.truncate(number, off_t(truncatingIfNeeded: size)) }
+        if result < 0 { throw .failed(Int32(clamping: -result)) }
+    }
+
+    /// Bytes of `count` from a place of the file.
+    func read(_ count: Int, at offset: UInt64) throws(MetadataError) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: count)
+        var failure: MetadataError?
+        unsafe bytes.withUnsafeMutableBytes { buffer in
+            guard let start = buffer.baseAddress else { return }
+            do throws(MetadataError) { try unsafe read(start, buffer.count, at: offset) } catch { failure = error }
+        }
+        if let failure { throw failure }
+        return bytes
+    }
+
     private func transfer(
         _ buffer: UnsafeMutableRawPointer, _ count: Int, _ offset: UInt64, _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
     ) throws(MetadataError) {

@@ -9,10 +9,10 @@ struct QCOW2Header: Equatable, Sendable {
     /// 9 … 21: clusters of 512 bytes to 2 MiB.
     let clusterBits: Int
     /// Bytes of the disk.
-    let size: UInt64
+    private(set) var size: UInt64
     /// L1 entries that the disk needs; the table may be longer.
-    let l1Count: Int
-    let l1Offset: UInt64
+    private(set) var l1Count: Int
+    private(set) var l1Offset: UInt64
     /// Whether L2 entries have 16 bytes, with a bitmap of 32 subclusters.
     let hasExtendedL2: Bool
     /// Someone who did not close the image kept reference counts lazily. They do not matter to a reader.
@@ -21,14 +21,18 @@ struct QCOW2Header: Equatable, Sendable {
     let isCorrupt: Bool
     /// log2 of a reference count's bits: 0 … 6.
     let refcountOrder: Int
-    let refcountTableOffset: UInt64
-    let refcountTableClusters: Int
+    private(set) var refcountTableOffset: UInt64
+    private(set) var refcountTableClusters: Int
     /// Features that whoever writes without knowing them switches off; no bit is known here.
-    let autoclearFeatures: UInt64
-    let snapshotTableOffset: UInt64
-    let snapshotCount: Int
+    private(set) var autoclearFeatures: UInt64
+    private(set) var snapshotTableOffset: UInt64
+    private(set) var snapshotCount: Int
     /// L1 entries that the table has.
-    let l1TableSize: Int
+    private(set) var l1TableSize: Int
+    /// The directory of bitmaps, if the image has some and says that they are true (bit 0 of the autoclear features).
+    private(set) var bitmaps: BitmapDirectory?
+    /// The guest's data is in a file of its own, each cluster at the place that it has on the disk.
+    let hasDataFile: Bool
     /// How compressed clusters are compressed.
     let compression: Compression
     /// The backing file's name as written, without a meaning yet.
@@ -36,13 +40,26 @@ struct QCOW2Header: Equatable, Sendable {
     /// The format of the backing file, if the image states it.
     let backingFormat: String?
 
+    /// Autoclear features that stay true whatever we do to the image.
+    var keptAutoclearFeatures: UInt64 { hasDataFile ? Autoclear.rawData : 0 }
+
+    /// A table of the file, in bytes.
+    struct BitmapDirectory: Equatable, Sendable {
+        let offset: UInt64
+        let size: UInt64
+        let count: Int
+    }
+
     var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
     /// log2 of the entries of an L2 table, which fills a cluster.
     var l2Bits: Int { clusterBits - (hasExtendedL2 ? 4 : 3) }
 
     enum Compression: Equatable, Sendable { case zlib, zstd }
 
-    private enum Incompatible {
+    /// The bytes of the fields that both versions have, or that version 3 adds: all that changes in a header is in one sector.
+    var fixedLength: Int { version == 2 ? 72 : 104 }
+
+    enum Incompatible {
         static let dirty: UInt64 = 1 << 0
         static let corrupt: UInt64 = 1 << 1
         static let externalData: UInt64 = 1 << 2
@@ -51,7 +68,13 @@ struct QCOW2Header: Equatable, Sendable {
         static let known = dirty | corrupt | externalData | compression | extendedL2
     }
 
+    enum Autoclear {
+        static let bitmaps: UInt64 = 1 << 0
+        static let rawData: UInt64 = 1 << 1
+    }
+
     private enum ExtensionType {
+        static let bitmaps: UInt32 = 0x2385_2875
         static let end: UInt32 = 0
         static let backingFormat: UInt32 = 0xe279_2aca
         static let featureNames: UInt32 = 0x6803_f857
@@ -129,7 +152,8 @@ struct QCOW2Header: Equatable, Sendable {
             }
             throw .unsupported(path: path, feature: names.joined(separator: " and "))
         }
-        if incompatible & Incompatible.externalData != 0 { throw .unsupported(path: path, feature: "an external data file") }
+        hasDataFile = incompatible & Incompatible.externalData != 0
+        if hasDataFile { throw .unsupported(path: path, feature: "an external data file") }
         if incompatible & Incompatible.compression != 0 {
             try require(headerLength > 104, "a compression type is announced and missing")
             switch cluster[104] {
@@ -146,18 +170,8 @@ struct QCOW2Header: Equatable, Sendable {
         try require(!hasExtendedL2 || bits >= 14, "subclusters in clusters of \(clusterSize) bytes; 16384 or more are needed")
 
         // The disk, and the table that maps it.
-        size = fixed.bigEndian64(at: 24)
-        try require(size <= DiskImage.maximumSize, "a disk of \(size) bytes")
-        let covered = UInt64(clusterBits + clusterBits - (hasExtendedL2 ? 4 : 3))
-        let needed = (size >> covered) + (size & ((1 << covered) - 1) == 0 ? 0 : 1)
-        let entries = UInt64(fixed.bigEndian32(at: 36))
-        try require(needed <= entries, "an L1 table of \(entries) entries for a disk that needs \(needed)")
-        try require(entries * 8 <= UInt64(Self.maximumL1Size), "an L1 table of \(entries) entries")
-        l1Count = Int(needed)
-        l1TableSize = Int(entries)
-        l1Offset = fixed.bigEndian64(at: 40)
-        try require(l1Offset & (clusterSize - 1) == 0, "an L1 table at byte \(l1Offset), not the start of a cluster")
-        try Self.requireTable("the L1 table", at: l1Offset, size: needed * 8, file)
+        (size, l1Count, l1Offset, l1TableSize) = (0, 0, 0, 0)
+        bitmaps = autoclear & Autoclear.bitmaps != 0 ? extensions.bitmaps : nil
 
         // Readers need no reference counts, but an image whose table of them is missing was cut short.
         let refcountOffset = fixed.bigEndian64(at: 48)
@@ -178,6 +192,63 @@ struct QCOW2Header: Equatable, Sendable {
             backingName = nil
         }
         backingFormat = extensions.backingFormat
+        try map(fixed.bigEndian64(at: 24), fixed.bigEndian64(at: 40), entries: UInt64(fixed.bigEndian32(at: 36)), "the L1 table", file)
+    }
+
+    /// Has the disk be what a table says, whose place and length come from the image: that of the header, or of a snapshot.
+    mutating func map(_ size: UInt64, _ l1Offset: UInt64, entries: UInt64, _ what: String, _ file: borrowing ImageFile) throws(DiskImageError) {
+        func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
+            if !condition { throw .invalid(path: file.path, reason: reason()) }
+        }
+        try require(size <= DiskImage.maximumSize, "a disk of \(size) bytes")
+        let needed = l1Entries(for: size)
+        try require(needed <= entries, "an L1 table of \(entries) entries for a disk that needs \(needed)")
+        try require(entries * 8 <= UInt64(Self.maximumL1Size), "an L1 table of \(entries) entries")
+        try require(l1Offset & (clusterSize - 1) == 0, "an L1 table at byte \(l1Offset), not the start of a cluster")
+        try Self.requireTable(what, at: l1Offset, size: needed * 8, file)
+        self.size = size
+        self.l1Offset = l1Offset
+        l1Count = Int(needed)
+        l1TableSize = Int(entries)
+    }
+
+    /// The header after reference counts have moved and features have been switched off.
+    func with(refcountTable offset: UInt64, _ clusters: Int, autoclear: UInt64) -> QCOW2Header {
+        var header = self
+        (header.refcountTableOffset, header.refcountTableClusters, header.autoclearFeatures) = (offset, clusters, autoclear)
+        if autoclear & Autoclear.bitmaps == 0 { header.bitmaps = nil }
+        return header
+    }
+
+    /// Takes over what a ``MetadataReplacement`` has written.
+    mutating func replaced(by fields: [UInt8]) {
+        size = fields.bigEndian64(at: 24)
+        l1TableSize = Int(fields.bigEndian32(at: 36))
+        l1Count = Int(l1Entries(for: size))
+        l1Offset = fields.bigEndian64(at: 40)
+        refcountTableOffset = fields.bigEndian64(at: 48)
+        refcountTableClusters = Int(fields.bigEndian32(at: 56))
+        snapshotCount = Int(fields.bigEndian32(at: 60))
+        snapshotTableOffset = fields.bigEndian64(at: 64)
+    }
+
+    /// L1 entries that a disk of `size` bytes needs.
+    func l1Entries(for size: UInt64) -> UInt64 {
+        let covered = UInt64(clusterBits + l2Bits)
+        return (size >> covered) + (size & ((1 << covered) - 1) == 0 ? 0 : 1)
+    }
+
+    /// Clusters that so many bytes take.
+    func clusters(for bytes: UInt64) -> UInt64 { (bytes >> UInt64(clusterBits)) + (bytes & (clusterSize - 1) == 0 ? 0 : 1) }
+
+    /// The place of a compressed cluster and the bytes to the end of the last of its sectors.
+    func compressedRange(_ entry: UInt64) -> (place: UInt64, length: UInt64) {
+        // The entry's lower bits are the place, the upper ones the number of further 512-byte sectors.
+        let lengthBits = UInt64(clusterBits - 8)
+        let placeBits = 62 - lengthBits
+        let place = entry & ((1 << placeBits) - 1)
+        let sectors = (entry >> placeBits & ((1 << lengthBits) - 1)) + 1
+        return (place, sectors * 512 - place % 512)
     }
 
     private static func requireTable(_ what: String, at offset: UInt64, size: UInt64, _ file: borrowing ImageFile) throws(DiskImageError) {
@@ -190,6 +261,7 @@ struct QCOW2Header: Equatable, Sendable {
     /// What the header extensions say that matters to a reader; others are passed over.
     private struct Extensions {
         var backingFormat: String?
+        var bitmaps: BitmapDirectory?
         /// Names of incompatible features by bit.
         var featureNames: [Int: String] = [:]
 
@@ -213,6 +285,10 @@ struct QCOW2Header: Equatable, Sendable {
                     backingFormat = text
                 case ExtensionType.featureNames:
                     readFeatureNames(contents)
+                case ExtensionType.bitmaps:
+                    guard length >= 24 else { throw .invalid(path: path, reason: "an extension for bitmaps of \(length) bytes") }
+                    bitmaps = BitmapDirectory(
+                        offset: contents.bigEndian64(at: 16), size: contents.bigEndian64(at: 8), count: Int(contents.bigEndian32(at: 0)))
                 default:
                     break
                 }
@@ -242,6 +318,10 @@ extension RandomAccessCollection<UInt8> where Index == Int {
     /// The four bytes at an offset from the start, which the caller has checked to be there.
     func bigEndian32(at offset: Int) -> UInt32 {
         self[startIndex + offset..<startIndex + offset + 4].reduce(0) { $0 << 8 | UInt32($1) }
+    }
+
+    func bigEndian16(at offset: Int) -> UInt16 {
+        UInt16(self[startIndex + offset]) << 8 | UInt16(self[startIndex + offset + 1])
     }
 
     func bigEndian64(at offset: Int) -> UInt64 {

@@ -34,6 +34,8 @@ internal import Linux
     /// Why nothing can be written any more, an errno value: what the host said to have stored it has lost.
     var failure: Int32 = 0
     var autoclearFeatures: UInt64
+    /// The image says that it is damaged.
+    var isMarked = false
 
     enum L1Entry {
         static let offset: UInt64 = 0x00ff_ffff_ffff_fe00
@@ -52,8 +54,19 @@ internal import Linux
     private static let sliceSize = 4096
     private static let subclusters = 32
 
-    init(_ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false) throws(DiskImageError) {
-        let header = try QCOW2Header(file)
+    /// - Parameters:
+    ///   - snapshot: whose id or name has the state that is read in place of the current one.
+    ///   - size: bytes of the disk, if it is to have others than the header says; its L1 table has room for them.
+    init(_ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false, snapshot: String? = nil, size: UInt64? = nil) throws(DiskImageError) {
+        var header = try QCOW2Header(file)
+        let tables = TableFile(path: file.path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
+        let snapshots = try writable || snapshot != nil ? QCOW2SnapshotTable(header, tables, fileSize: file.size) : QCOW2SnapshotTable()
+        if let snapshot {
+            guard let index = snapshots.index(of: snapshot) else { throw .noSnapshot(path: file.path, name: snapshot) }
+            let entry = snapshots.entries[index]
+            try header.map(entry.snapshot.size, entry.l1Offset, entries: UInt64(entry.l1Size), "the L1 table of snapshot \(entry.snapshot.id)", file)
+        }
+        if let size { try header.map(size, header.l1Offset, entries: UInt64(header.l1TableSize), "the L1 table", file) }
         let entrySize = header.hasExtendedL2 ? 16 : 8
         let sliceSize = min(Self.sliceSize, Int(header.clusterSize))
         let sliceBits = (sliceSize / entrySize).trailingZeroBitCount
@@ -84,7 +97,13 @@ internal import Linux
             let l1Clusters = (UInt64(header.l1TableSize) * 8 + header.clusterSize - 1) >> UInt64(header.clusterBits)
             metadata.insert(l1First..<l1First + l1Clusters)
             metadata.insert(CollectionOfOne(0))
-            if header.snapshotCount > 0 { metadata.insert(CollectionOfOne(header.snapshotTableOffset >> UInt64(header.clusterBits))) }
+            func protect(_ place: UInt64, _ length: UInt64) {
+                let first = place >> UInt64(header.clusterBits)
+                metadata.insert(first..<first + header.clusters(for: length))
+            }
+            if snapshots.length > 0 { protect(header.snapshotTableOffset, snapshots.length) }
+            // Those of snapshots are not written, and the guest's data is not to be in them either.
+            for entry in snapshots.entries where entry.l1Offset <= file.size { protect(entry.l1Offset, UInt64(entry.l1Size) * 8) }
             refcounts = try Refcounts(header, file, metadata: metadata)
         } else {
             refcounts = nil
@@ -98,6 +117,14 @@ internal import Linux
         self.l2Slices = l2Slices
         self.clusters = clusters
         self.decompressor = decompressor
+    }
+
+    /// The header with what has changed since it was read: the place of the refcount table, and autoclear features.
+    var currentHeader: QCOW2Header {
+        switch refcounts {
+        case .some(let refcounts): header.with(refcountTable: refcounts.tableOffset, refcounts.tableClusters, autoclear: autoclearFeatures)
+        case nil: header
+        }
     }
 
     /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
@@ -270,7 +297,7 @@ internal import Linux
     }
 
     private mutating func compressed(_ entry: UInt64, _ offset: UInt64, _ length: UInt64) -> Extent {
-        let (place, sectorLength) = compressedRange(entry)
+        let (place, sectorLength) = header.compressedRange(entry)
         guard place < fileSize else { return damaged(.clusterBeyondEnd(offset: place), at: offset) }
         let inCluster = offset & (header.clusterSize - 1)
 
@@ -286,16 +313,6 @@ internal import Linux
                 kind: .compressedCluster, slot: slot, offset: place, length: Int(bytes),
                 buffer: clusters.block(slot) + Int(header.clusterSize), diskOffset: offset))
         }
-    }
-
-    /// The place of a compressed cluster and the bytes to the end of the last of its sectors.
-    func compressedRange(_ entry: UInt64) -> (place: UInt64, length: UInt64) {
-        // The entry's lower bits are the place, the upper ones the number of further 512-byte sectors.
-        let lengthBits = UInt64(header.clusterBits - 8)
-        let placeBits = 62 - lengthBits
-        let place = entry & ((1 << placeBits) - 1)
-        let sectors = (entry >> placeBits & ((1 << lengthBits) - 1)) + 1
-        return (place, sectors * 512 - place % 512)
     }
 
     mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> Extent {

@@ -2,7 +2,7 @@ internal import ArgumentParser
 internal import DiskImage
 
 /// `swkvm image compare`: whether two images show the same disk.
-struct CompareCommand: ParsableCommand {
+struct ImageCompareCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "compare",
         abstract: "Say whether two images, of whatever formats, show the same disk.",

@@ -3,7 +3,7 @@ public import DiskImage
 internal import Linux
 
 /// `swkvm image convert`: the same disk in another image.
-struct ConvertCommand: ParsableCommand {
+struct ImageConvertCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "convert",
         abstract: "Copy a disk image into a new one, in another format or layout.",

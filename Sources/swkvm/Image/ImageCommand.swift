@@ -15,7 +15,10 @@ struct ImageCommand: ParsableCommand {
               1    it could not be done (verbs with further states name them in their own help)
               64   the command line is wrong
             """,
-        subcommands: [CreateCommand.self, InfoCommand.self, ConvertCommand.self, CompareCommand.self, MapCommand.self])
+        subcommands: [
+            ImageCreateCommand.self, ImageInfoCommand.self, ImageConvertCommand.self, ImageCompareCommand.self, ImageMapCommand.self, ImageCheckCommand.self, ImageResizeCommand.self,
+            ImageSnapshotCommand.self,
+        ])
 }
 
 /// How the verbs of `swkvm image` end and what they print.

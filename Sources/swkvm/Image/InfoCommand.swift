@@ -3,7 +3,7 @@ internal import CLinux
 internal import DiskImage
 
 /// `swkvm image info`: what images say of themselves.
-struct InfoCommand: ParsableCommand {
+struct ImageInfoCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "info",
         abstract: "Say what a disk image is: format, size, backing file, features, snapshots.",

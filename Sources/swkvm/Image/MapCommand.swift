@@ -2,7 +2,7 @@ internal import ArgumentParser
 internal import DiskImage
 
 /// `swkvm image map`: where a disk's data lies.
-struct MapCommand: ParsableCommand {
+struct ImageMapCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "map",
         abstract: "Say which parts of a disk have data, in which image of the chain and where in its file.",

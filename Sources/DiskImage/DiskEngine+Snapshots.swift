@@ -1,0 +1,128 @@
+internal import Glibc
+internal import Linux
+
+/// The internal snapshots of a qcow2 image. Nothing else is in flight while one is made, applied or deleted, and each of these
+/// has happened in full or not at all, whenever the power fails: ``MetadataReplacement``.
+extension DiskEngine {
+    /// The image's snapshots, oldest first.
+    public func snapshots() throws(DiskImageError) -> [DiskSnapshot] {
+        guard let header = image.header else { return [] }
+        return try QCOW2SnapshotTable(header, tableFile, fileSize: fileSize()).entries.map(\.snapshot)
+    }
+
+    /// Keeps the disk's current state under a name, which need not be the only one of its kind.
+    /// - Parameters:
+    ///   - name: 1 … 255 bytes.
+    ///   - seconds: when, since 1970; now, if that is not said.
+    @discardableResult
+    public mutating func createSnapshot(named name: String, seconds: UInt32? = nil) throws(DiskImageError) -> DiskSnapshot {
+        guard (1...255).contains(name.utf8.count) else {
+            throw .snapshot(path: image.path, name: name, reason: "a name has 1 to 255 bytes, this one \(name.utf8.count)")
+        }
+        var now = timespec()
+        unsafe clock_gettime(CLOCK_REALTIME, &now)
+        let time = (seconds ?? UInt32(clamping: now.tv_sec), seconds == nil ? UInt32(clamping: now.tv_nsec) : 0)
+        var made: DiskSnapshot?
+        try replaceMetadata { (new, scan) throws(DiskImageError) in
+            var table = scan.snapshots
+            guard table.entries.count < QCOW2SnapshotTable.maximumCount else {
+                throw .snapshot(path: scan.file.path, name: name, reason: "the image has \(table.entries.count) snapshots already, the most there can be")
+            }
+            let old = try scan.file.readL1(scan.header, scan.fileSize)
+            // Two refer now to what one did: nothing of it is written in place any more.
+            try new.refer(old, 1)
+            let l1 = try new.setL1(old, uses: 2)
+            let id = table.freeID
+            let snapshot = DiskSnapshot(
+                id: id, name: name, seconds: time.0, nanoseconds: time.1, guestNanoseconds: 0, stateSize: 0, size: scan.header.size)
+            var extra = [UInt8](repeating: 0, count: 16)
+            extra.store(scan.header.size, at: 8)
+            table.entries.append(QCOW2SnapshotTable.Entry(
+                snapshot: snapshot, id: Array(id.utf8), name: Array(name.utf8), l1Offset: try new.writeL1(l1), l1Size: l1.count, extra: extra, stateSize32: 0))
+            try new.setSnapshots(table)
+            made = snapshot
+        }
+        guard let made else { throw .snapshot(path: image.path, name: name, reason: "it was not made") }
+        return made
+    }
+
+    /// Gives the disk the state, and the size, that it had when a snapshot was made, which stays. The current state is lost.
+    /// - Parameter word: the snapshot's id or else its name.
+    public mutating func applySnapshot(_ word: String) throws(DiskImageError) {
+        try replaceMetadata { (new, scan) throws(DiskImageError) in
+            let entry = try scan.snapshot(word)
+            try new.refer(try scan.file.readL1(scan.header, scan.fileSize), -1)
+            let l1 = try scan.file.readL1(entry.l1Offset, entry.l1Size, scan.fileSize)
+            try new.refer(l1, 1)
+            let needed = Int(scan.header.l1Entries(for: entry.snapshot.size))
+            guard l1.count >= needed else { throw .invalid(path: scan.file.path, reason: "snapshot \(entry.snapshot.id) has no L1 table for its disk") }
+            try new.setL1(l1)
+            new.setSize(entry.snapshot.size)
+            new.clearBitmaps()
+        }
+    }
+
+    /// Forgets a snapshot and gives back what only it needed.
+    /// - Parameter word: the snapshot's id or else its name.
+    public mutating func deleteSnapshot(_ word: String) throws(DiskImageError) {
+        try replaceMetadata { (new, scan) throws(DiskImageError) in
+            let entry = try scan.snapshot(word)
+            try new.refer(try scan.file.readL1(entry.l1Offset, entry.l1Size, scan.fileSize), -1)
+            new.free(entry.l1Offset, bytes: UInt64(entry.l1Size) * 8)
+            try new.setL1(try scan.file.readL1(scan.header, scan.fileSize))
+            var table = scan.snapshots
+            table.entries.removeAll { $0.l1Offset == entry.l1Offset && $0.id == entry.id && $0.name == entry.name }
+            guard table.entries.count == scan.snapshots.entries.count - 1 else {
+                throw .invalid(path: scan.file.path, reason: "two snapshots are the same")
+            }
+            try new.setSnapshots(table)
+        }
+    }
+
+    // MARK: - Replacing
+
+    var tableFile: TableFile { TableFile(path: image.path, file: metadataFile) }
+
+    func fileSize() throws(DiskImageError) -> UInt64 {
+        do throws(MetadataError) { return try metadataFile.size() } catch { throw .system(path: image.path, SystemCallError("lseek", errno: EIO)) }
+    }
+
+    /// Makes everything durable, has `body` prepare new metadata, puts that in place and goes on with it. What is damaged is not touched.
+    mutating func replaceMetadata(
+        _ body: (inout MetadataReplacement, borrowing QCOW2Scan) throws(DiskImageError) -> Void
+    ) throws(DiskImageError) {
+        precondition(inFlight == 0)
+        guard let header = image.header else { throw .snapshot(path: image.path, name: "", reason: "a raw image has no snapshots") }
+        guard !image.isReadOnly else { throw .request(path: image.path, SystemCallError("snapshot", errno: EROFS)) }
+        try perform(.flush)
+        let scan = try QCOW2Scan.scan(image.header ?? header, tableFile, fileSize: fileSize())
+        guard scan.report.errors == 0 else {
+            throw .notWritable(path: image.path, reason: "it has \(scan.report.errors) errors: swkvm image check --repair all")
+        }
+        var new = try MetadataReplacement(scan)
+        var failure: DiskImageError?
+        do throws(DiskImageError) {
+            try body(&new, scan)
+            try new.commit()
+        } catch {
+            failure = error
+            if !new.isCommitted { new.abandon() }
+        }
+        do throws(DiskImageError) {
+            if new.isCommitted, let failure { throw failure }
+            try image.reload()
+        } catch {
+            // What the file has nobody knows: nothing that is written could be relied upon.
+            image.failWriting(EIO)
+            throw failure ?? error
+        }
+        if let failure { throw failure }
+    }
+}
+
+extension QCOW2Scan {
+    func snapshot(_ word: String) throws(DiskImageError) -> QCOW2SnapshotTable.Entry {
+        guard let index = snapshots.index(of: word) else { throw .noSnapshot(path: file.path, name: word) }
+        return snapshots.entries[index]
+    }
+}

@@ -1,0 +1,275 @@
+internal import Glibc
+internal import Linux
+
+/// New metadata of an image, written beside the old and put in its place by one write of the header.
+///
+/// Everything that a change needs (tables with other flags, reference counts, a list of snapshots) goes to clusters that nothing uses, before
+/// and after. Then it is made durable, then the header's first sector names it, which a disk writes as a whole or not at all: whenever the
+/// power fails the image is the old one or the new one, and neither is damaged. What fails before leaves the old one.
+///
+/// Nobody uses the image meanwhile.
+struct MetadataReplacement: ~Copyable {
+    let header: QCOW2Header
+    let file: TableFile
+    /// The header's fields as they are to be.
+    var fields: [UInt8]
+    /// How often each cluster is to be counted.
+    var counts: ClusterCounts
+    /// How often each is counted before.
+    private let oldCounts: ClusterCounts
+    private let fileSize: UInt64
+    /// Where the search for single clusters goes on.
+    private var next: UInt64 = 1
+    /// The header has been written: the image is the new one, as far as anybody can tell.
+    private(set) var isCommitted = false
+
+    /// A replacement after which everything is as before, until more is said.
+    /// - Parameter mended: the counts are those of what was found in use rather than what the image says. Clusters that it counts
+    ///   are left alone all the same.
+    init(_ scan: borrowing QCOW2Scan, mended isMended: Bool = false) throws(DiskImageError) {
+        let path = scan.file.path
+        let fields = try scan.file.read(scan.header.fixedLength, at: 0)
+        var oldCounts = try scan.counts.copy(path: path)
+        // What is in use and not counted is nobody else's either.
+        for cluster in 0..<scan.references.end where scan.references[cluster] != 0 && oldCounts[cluster] == 0 { oldCounts[cluster] = 1 }
+        var counts = try isMended ? scan.references.copy(path: path) : scan.counts.copy(path: path)
+        let header = scan.header
+        // The old refcount structure goes; a new one comes with the commit.
+        let bits = UInt64(header.clusterBits)
+        for block in scan.refcountBlocks where block != 0 { counts.add(-1, to: block >> bits) }
+        let table = header.refcountTableOffset >> bits
+        counts.add(-1, to: table..<table + UInt64(header.refcountTableClusters))
+        self.header = header
+        self.fields = fields
+        self.oldCounts = oldCounts
+        self.counts = counts
+        file = scan.file
+        fileSize = scan.fileSize
+        if header.version >= 3 {
+            // Of the features that only those keep true who know them these are known, and stay true while the disk does not change.
+            self.fields.store(header.autoclearFeatures & (QCOW2Header.Autoclear.bitmaps | header.keptAutoclearFeatures), at: 88)
+        }
+    }
+
+    private var clusterBits: UInt64 { UInt64(header.clusterBits) }
+    typealias L1Entry = QCOW2Image.L1Entry
+    typealias L2Entry = QCOW2Image.L2Entry
+
+    // MARK: - Clusters
+
+    /// Takes neighbouring clusters and counts them.
+    mutating func allocate(_ count: UInt64, times: UInt32 = 1) throws(DiskImageError) -> UInt64 {
+        var first = count == 1 ? next : 1
+        var found: UInt64 = 0
+        while found < count {
+            guard first + found < counts.capacity else { throw .system(path: file.path, SystemCallError("pwrite", errno: EFBIG)) }
+            if isFree(first + found) { found += 1 } else { (first, found) = (first + found + 1, 0) }
+        }
+        for cluster in first..<first + count { counts[cluster] = times }
+        if count == 1 { next = first + 1 }
+        return first << clusterBits
+    }
+
+    private func isFree(_ cluster: UInt64) -> Bool { counts[cluster] == 0 && oldCounts[cluster] == 0 }
+
+    /// Clusters that a table takes, given back.
+    mutating func free(_ place: UInt64, bytes: UInt64) {
+        counts.add(-1, to: place >> clusterBits..<place >> clusterBits + header.clusters(for: bytes))
+    }
+
+    // MARK: - Tables
+
+    /// Counts all that an L1 table's entries refer to, so many times more.
+    mutating func refer(_ l1: [UInt64], _ change: Int64) throws(DiskImageError) {
+        for entry in l1 where entry & L1Entry.offset != 0 {
+            let table = entry & L1Entry.offset
+            counts.add(change, to: table >> clusterBits)
+            try refer(table: try file.readTable(Int(header.clusterSize / 8), at: table), change)
+        }
+    }
+
+    /// The same for the entries of an L2 table, from one of them on.
+    mutating func refer(table: [UInt64], from first: Int = 0, _ change: Int64) throws(DiskImageError) {
+        let words = header.hasExtendedL2 ? 2 : 1
+        for index in stride(from: first * words, to: table.count, by: words) where table[index] != 0 {
+            let entry = table[index]
+            if entry & L2Entry.compressed != 0 {
+                let (place, length) = header.compressedRange(entry)
+                counts.add(change, to: place >> clusterBits..<(place + length - 1) >> clusterBits + 1)
+            } else if entry & L2Entry.offset != 0, !header.hasDataFile {
+                counts.add(change, to: (entry & L2Entry.offset) >> clusterBits)
+            }
+        }
+    }
+
+    /// The L1 table with flags that fit the counts, and new L2 tables for those whose flags, or entries, change.
+    /// - Parameters:
+    ///   - uses: how many of the L1 tables that are written refer to it.
+    ///   - edit: changes entries of the L2 table with a number, whose references it has counted; returns whether it did.
+    private mutating func refreshed(_ l1: [UInt64], uses: UInt32, edit: (Int, inout [UInt64]) -> Bool) throws(DiskImageError) -> [UInt64] {
+        var result = l1
+        let words = header.hasExtendedL2 ? 2 : 1
+        for index in l1.indices {
+            let table = l1[index] & L1Entry.offset
+            guard table != 0 else {
+                result[index] = 0
+                continue
+            }
+            var entries = try file.readTable(Int(header.clusterSize / 8), at: table)
+            var isChanged = edit(index, &entries)
+            for place in stride(from: 0, to: entries.count, by: words) where entries[place] & L2Entry.compressed == 0 && entries[place] & L2Entry.offset != 0 && !header.hasDataFile {
+                let isOnce = counts[(entries[place] & L2Entry.offset) >> clusterBits] == 1
+                guard (entries[place] & L2Entry.copied != 0) != isOnce else { continue }
+                entries[place] ^= L2Entry.copied
+                isChanged = true
+            }
+            var place = table
+            if isChanged {
+                counts.add(-Int64(uses), to: table >> clusterBits)
+                place = try allocate(1, times: uses)
+                try file.writeTable(entries, at: place)
+            }
+            result[index] = place | (counts[place >> clusterBits] == 1 ? L1Entry.copied : 0)
+        }
+        return result
+    }
+
+    /// Has the image use an L1 table in place of its own, after ``refreshed(_:uses:edit:)``.
+    /// - Returns: its entries as they are written.
+    @discardableResult
+    mutating func setL1(_ l1: [UInt64], uses: UInt32 = 1, edit: (Int, inout [UInt64]) -> Bool = { _, _ in false }) throws(DiskImageError) -> [UInt64] {
+        // Before the flags are looked at: in a damaged image they may be about the clusters of the old one.
+        free(header.l1Offset, bytes: UInt64(header.l1TableSize) * 8)
+        let refreshed = try self.refreshed(l1, uses: uses, edit: edit)
+        let place = try writeL1(refreshed)
+        fields.store(UInt32(refreshed.count), at: 36)
+        fields.store(place, at: 40)
+        return refreshed
+    }
+
+    /// Writes an L1 table to a place of its own.
+    mutating func writeL1(_ l1: [UInt64]) throws(DiskImageError) -> UInt64 {
+        guard !l1.isEmpty else { return 0 }
+        let place = try allocate(header.clusters(for: UInt64(l1.count) * 8))
+        let padding = [UInt64](repeating: 0, count: Int(header.clusters(for: UInt64(l1.count) * 8) * header.clusterSize / 8) - l1.count)
+        try file.writeTable(l1 + padding, at: place)
+        return place
+    }
+
+    mutating func setSnapshots(_ snapshots: QCOW2SnapshotTable) throws(DiskImageError) {
+        free(header.snapshotTableOffset, bytes: snapshots.length)
+        let bytes = snapshots.encoded()
+        var place: UInt64 = 0
+        if !bytes.isEmpty {
+            let clusters = header.clusters(for: UInt64(bytes.count))
+            place = try allocate(clusters)
+            try file.write(bytes + [UInt8](repeating: 0, count: Int(clusters * header.clusterSize) - bytes.count), at: place)
+        }
+        fields.store(UInt32(snapshots.entries.count), at: 60)
+        fields.store(place, at: 64)
+    }
+
+    mutating func setSize(_ size: UInt64) { fields.store(size, at: 24) }
+
+    /// The disk is another one afterwards, of which the bitmaps say nothing.
+    mutating func clearBitmaps() {
+        if header.version >= 3 { fields.store(header.autoclearFeatures & header.keptAutoclearFeatures, at: 88) }
+    }
+
+    // MARK: - The end
+
+    /// Writes the reference counts, and then the header.
+    mutating func commit() throws(DiskImageError) {
+        try writeCounts()
+        try file.synchronize()
+        isCommitted = true
+        try file.write(fields, at: 0)
+        try file.synchronize()
+        releaseSpace()
+    }
+
+    /// Nothing of what was written is the image's: where the file ended, it ends.
+    func abandon() {
+        _ = try? file.truncate(to: fileSize)
+    }
+
+    /// The counts of every cluster that is to be, in new blocks with a new table.
+    private mutating func writeCounts() throws(DiskImageError) {
+        let perBlock = UInt64(1) << header.refcountBlockBits
+        var blocks: [UInt64] = []
+        var table: (place: UInt64, clusters: UInt64)?
+        // Each block and table that is placed may need another.
+        while true {
+            let needed = (counts.usedEnd + perBlock - 1) >> header.refcountBlockBits
+            let wanted = max(1, header.clusters(for: needed * 8))
+            if let placed = table, placed.clusters < wanted {
+                free(placed.place, bytes: placed.clusters << clusterBits)
+                table = nil
+            }
+            if table == nil {
+                guard wanted << clusterBits <= 8 << 20 else { throw .system(path: file.path, SystemCallError("pwrite", errno: EFBIG)) }
+                table = (try allocate(wanted), wanted)
+                continue
+            }
+            if blocks.count < Int(needed) { blocks += [UInt64](repeating: 0, count: Int(needed) - blocks.count) }
+            var isPlaced = false
+            for block in blocks.indices where blocks[block] == 0 && isUsed(block, perBlock) {
+                blocks[block] = try allocate(1)
+                isPlaced = true
+            }
+            if !isPlaced, (counts.usedEnd + perBlock - 1) >> header.refcountBlockBits == needed { break }
+        }
+        guard let table else { return }
+        let maximum = header.maximumCount
+        for (index, place) in blocks.enumerated() where place != 0 {
+            let first = UInt64(index) * perBlock
+            for cluster in first..<min(first + perBlock, counts.end) where UInt64(counts[cluster]) > maximum {
+                throw .countsTooNarrow(path: file.path, bits: 1 << header.refcountOrder, needed: UInt64(counts[cluster]))
+            }
+            try file.write(encoded(first, perBlock), at: place)
+        }
+        let entries = Int(table.clusters * header.clusterSize / 8)
+        try file.writeTable(blocks + [UInt64](repeating: 0, count: entries - blocks.count), at: table.place)
+        fields.store(table.place, at: 48)
+        fields.store(UInt32(table.clusters), at: 56)
+    }
+
+    private func isUsed(_ block: Int, _ perBlock: UInt64) -> Bool {
+        let first = UInt64(block) * perBlock
+        return first < counts.end && (first..<min(first + perBlock, counts.end)).contains { counts[$0] != 0 }
+    }
+
+    /// The counts of `count` clusters in the file's form.
+    private func encoded(_ first: UInt64, _ count: UInt64) -> [UInt8] {
+        let order = header.refcountOrder
+        var bytes = [UInt8](repeating: 0, count: Int(header.clusterSize))
+        for index in 0..<Int(min(count, counts.end - first)) {
+            let value = counts[first + UInt64(index)]
+            if value == 0 { continue }
+            if order < 3 {
+                let bit = index << order
+                bytes[bit / 8] |= UInt8(truncatingIfNeeded: value << UInt32(bit % 8))
+            } else {
+                let width = 1 << (order - 3)
+                for byte in 0..<min(4, width) { bytes[(index + 1) * width - 1 - byte] = UInt8(truncatingIfNeeded: value >> UInt32(8 * byte)) }
+            }
+        }
+        return bytes
+    }
+
+    /// The image no longer uses what it did: the space goes back to the host. These are wishes: what fails costs space.
+    private func releaseSpace() {
+        let end = counts.usedEnd
+        var first: UInt64?
+        for cluster in 0..<max(oldCounts.end, counts.end) {
+            let isFreed = cluster < end && counts[cluster] == 0 && oldCounts[cluster] != 0
+            if isFreed, first == nil { first = cluster }
+            if !isFreed, let start = first {
+                file.file.punch(start << clusterBits, (cluster - start) << clusterBits)
+                first = nil
+            }
+        }
+        if let start = first { file.file.punch(start << clusterBits, (end - start) << clusterBits) }
+        if end << clusterBits < fileSize { _ = try? file.truncate(to: end << clusterBits) }
+    }
+}

@@ -1,0 +1,119 @@
+internal import Glibc
+internal import Linux
+
+extension DiskImage {
+    /// Examines the metadata of an image and, if that is asked, repairs it. Backing files are not looked at.
+    ///
+    /// A repair is complete or has not happened, whenever the power fails: ``MetadataReplacement``. The exception are entries that cannot be right
+    /// (`repair` is ``CheckReport/Repair/all``), each of which becomes zeroes by itself.
+    /// - Parameter options: the format and the way of locking; whatever else they say does not matter here.
+    public static func check(path: String, options: DiskImageOptions = DiskImageOptions(), repair: CheckReport.Repair? = nil) throws(DiskImageError) -> CheckReport {
+        let format: ImageFormat
+        if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
+        guard format == .qcow2 else { throw .notCheckable(path: path) }
+        let file = try ImageFile(path: path, writable: repair != nil, cache: .writeback, locking: options.locking)
+        return try check(file, repair, calls: .host)
+    }
+
+    static func check(_ file: borrowing ImageFile, _ repair: CheckReport.Repair?, calls: FileCalls) throws(DiskImageError) -> CheckReport {
+        let header = try QCOW2Header(file)
+        let table = TableFile(path: file.path, file: MetadataFile(calls: calls, number: file.descriptor.rawValue))
+        var check = QCOW2Check(header: header, file: table)
+        return try check.run(repair)
+    }
+
+    /// For an image that was not closed by a program that keeps its reference counts lazily: what is counted wrongly is put right. Damaged
+    /// entries are not touched, and keep the image from being written.
+    static func repairIfDirty(_ file: inout ImageFile) throws(DiskImageError) -> CheckReport? {
+        let header = try QCOW2Header(file)
+        guard header.isDirty, !header.isCorrupt else { return nil }
+        let table = TableFile(path: file.path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
+        var check = QCOW2Check(header: header, file: table)
+        let report = try check.run(.all, mendsEntries: false)
+        guard report.errors == 0 else {
+            throw .notWritable(
+                path: file.path, reason: "it was not closed and has \(report.errors) error\(report.errors == 1 ? "" : "s"): swkvm image check --repair all")
+        }
+        try file.measure()
+        return report
+    }
+}
+
+/// A check of one file, and its repair.
+struct QCOW2Check {
+    private(set) var header: QCOW2Header
+    let file: TableFile
+
+    /// A repair is tried again so often: what is mended may bring other things to light.
+    private static let maximumPasses = 16
+
+    init(header: QCOW2Header, file: TableFile) {
+        self.header = header
+        self.file = file
+    }
+
+    mutating func run(_ repair: CheckReport.Repair?, mendsEntries: Bool = true) throws(DiskImageError) -> CheckReport {
+        var scan = try QCOW2Scan.scan(header, file, fileSize: try size())
+        let found = scan.report
+        guard let repair else { return found }
+        var passes = 0
+        while passes < Self.maximumPasses, try self.repair(scan, repair, mendsEntries: mendsEntries) {
+            header.replaced(by: try file.read(header.fixedLength, at: 0))
+            scan = try QCOW2Scan.scan(header, file, fileSize: try size())
+            passes += 1
+        }
+        var report = scan.report
+        if report.errors == 0, header.isDirty || header.isCorrupt { try clearMarks() }
+        report.errorsFixed = max(0, found.errors - report.errors)
+        report.leaksFixed = max(0, found.leaks - report.leaks)
+        report.findings = found.findings
+        return report
+    }
+
+    private func size() throws(DiskImageError) -> UInt64 {
+        do throws(MetadataError) { return try file.file.size() } catch { throw error.asError(file.path, "lseek") }
+    }
+
+    /// Puts right what can be; returns whether anything has changed.
+    private func repair(_ scan: borrowing QCOW2Scan, _ repair: CheckReport.Repair, mendsEntries: Bool) throws(DiskImageError) -> Bool {
+        let report = scan.report
+        if report.isSound { return false }
+        if repair == .all, !scan.broken.isEmpty { return mendsEntries ? try mend(scan) : false }
+        guard repair == .all || report.leaks > 0 else { return false }
+        var new = try MetadataReplacement(scan, mended: repair == .all)
+        if repair == .leaks {
+            for cluster in 0..<scan.counts.end where scan.counts[cluster] > scan.references[cluster] {
+                new.counts.add(Int64(scan.references[cluster]) - Int64(scan.counts[cluster]), to: cluster)
+            }
+        }
+        do throws(DiskImageError) {
+            // Flags go by counts, so they wait for those to be right.
+            if repair == .all || report.errors == 0 { try new.setL1(try file.readL1(header, scan.fileSize)) }
+            try new.commit()
+        } catch {
+            if !new.isCommitted { new.abandon() }
+            throw error
+        }
+        return true
+    }
+
+    /// Replaces entries that cannot be right; returns whether there was any to replace.
+    private func mend(_ scan: borrowing QCOW2Scan) throws(DiskImageError) -> Bool {
+        var isMended = false
+        for broken in scan.broken where scan.references[broken.place >> UInt64(header.clusterBits)] <= broken.uses {
+            try file.writeTable(broken.replacement, at: broken.place)
+            isMended = true
+        }
+        if isMended { try file.synchronize() }
+        return isMended
+    }
+
+    /// The image is sound, and no longer says that it may not be.
+    private func clearMarks() throws(DiskImageError) {
+        var features = [UInt8](repeating: 0, count: 8)
+        features.store(try file.read(8, at: 72).bigEndian64(at: 0) & ~(QCOW2Header.Incompatible.dirty | QCOW2Header.Incompatible.corrupt), at: 0)
+        try file.synchronize()
+        try file.write(features, at: 72)
+        try file.synchronize()
+    }
+}

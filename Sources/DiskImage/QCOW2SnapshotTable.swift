@@ -1,0 +1,113 @@
+internal import Glibc
+
+/// A state of the disk that an image keeps beside the current one.
+public struct DiskSnapshot: Equatable, Sendable {
+    /// What its maker calls it: a number, in images of ours and QEMU's, that no other snapshot of the image has.
+    public let id: String
+    public let name: String
+    /// When it was made: seconds since 1970 and nanoseconds.
+    public let seconds: UInt32
+    public let nanoseconds: UInt32
+    /// Nanoseconds that the guest had run.
+    public let guestNanoseconds: UInt64
+    /// Bytes of the guest's RAM and devices that were kept with it; 0 for a disk alone.
+    public let stateSize: UInt64
+    /// Bytes of the disk.
+    public let size: UInt64
+}
+
+/// The table of an image's snapshots.
+struct QCOW2SnapshotTable: Sendable {
+    struct Entry: Sendable {
+        var snapshot: DiskSnapshot
+        /// Id and name as they are in the file, which need not be text.
+        var id: [UInt8]
+        var name: [UInt8]
+        var l1Offset: UInt64
+        var l1Size: Int
+        /// All of the entry's extra data: what we do not know is kept.
+        var extra: [UInt8]
+        /// The low half of the state's size, for those who do not know of the extra data.
+        var stateSize32: UInt32
+    }
+
+    var entries: [Entry] = []
+    /// Bytes of the table in the file.
+    private(set) var length: UInt64 = 0
+
+    static let maximumCount = 65536
+    /// The most bytes of the table and of an entry's extra data, as in QEMU.
+    private static let maximumLength: UInt64 = 64 << 20
+    private static let maximumExtra = 1024
+
+    init() {}
+
+    /// Reads and checks the table that a header names.
+    init(_ header: QCOW2Header, _ file: TableFile, fileSize: UInt64) throws(DiskImageError) {
+        func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
+            if !condition { throw .invalid(path: file.path, reason: reason()) }
+        }
+        guard header.snapshotCount > 0 else { return }
+        let start = header.snapshotTableOffset
+        try require(header.snapshotCount <= Self.maximumCount, "\(header.snapshotCount) snapshots; \(Self.maximumCount) are possible")
+        try require(start & (header.clusterSize - 1) == 0, "a snapshot table at byte \(start), not the start of a cluster")
+        for index in 0..<header.snapshotCount {
+            let place = start &+ length
+            func part(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
+                guard place < fileSize, offset <= fileSize - place, UInt64(count) <= fileSize - place - offset else {
+                    throw .truncated(path: file.path, what: "the snapshot table", needed: place &+ offset &+ UInt64(count), size: fileSize)
+                }
+                return try file.read(count, at: place + offset)
+            }
+            let fixed = try part(40, at: 0)
+            let idLength = Int(fixed.bigEndian16(at: 12)), nameLength = Int(fixed.bigEndian16(at: 14))
+            let extraLength = Int(fixed.bigEndian32(at: 36))
+            try require(extraLength <= Self.maximumExtra, "\(extraLength) bytes of extra data in snapshot \(index)")
+            try require(header.version < 3 || extraLength >= 16, "snapshot \(index) does not tell the size of its disk")
+            let variable = try part(extraLength + idLength + nameLength, at: 40)
+            let extra = Array(variable.prefix(extraLength))
+            let l1Size = Int(fixed.bigEndian32(at: 8))
+            try require(l1Size * 8 <= QCOW2Header.maximumL1Size, "an L1 table of \(l1Size) entries in snapshot \(index)")
+            let stateSize32 = fixed.bigEndian32(at: 32)
+            let id = Array(variable[extraLength..<extraLength + idLength]), name = Array(variable[(extraLength + idLength)...])
+            entries.append(Entry(
+                snapshot: DiskSnapshot(
+                    id: String(decoding: id, as: UTF8.self), name: String(decoding: name, as: UTF8.self),
+                    seconds: fixed.bigEndian32(at: 16), nanoseconds: fixed.bigEndian32(at: 20), guestNanoseconds: fixed.bigEndian64(at: 24),
+                    stateSize: extraLength >= 8 ? extra.bigEndian64(at: 0) : UInt64(stateSize32),
+                    size: extraLength >= 16 ? extra.bigEndian64(at: 8) : header.size),
+                id: id, name: name, l1Offset: fixed.bigEndian64(at: 0), l1Size: l1Size, extra: extra, stateSize32: stateSize32))
+            length += UInt64((40 + variable.count + 7) & ~7)
+            try require(length <= Self.maximumLength, "a snapshot table of more than \(Self.maximumLength) bytes")
+        }
+    }
+
+    /// The snapshot with this id or else, as qemu-img has it, with this name.
+    func index(of word: String) -> Int? {
+        entries.firstIndex { $0.snapshot.id == word } ?? entries.firstIndex { $0.snapshot.name == word }
+    }
+
+    /// A number that is greater than every one used as an id.
+    var freeID: String {
+        String((entries.compactMap { UInt64($0.snapshot.id) }.max() ?? 0) &+ 1)
+    }
+
+    /// The table in the file's form.
+    func encoded() -> [UInt8] {
+        var bytes: [UInt8] = []
+        for entry in entries {
+            var fixed = [UInt8](repeating: 0, count: 40)
+            fixed.store(entry.l1Offset, at: 0)
+            fixed.store(UInt32(entry.l1Size), at: 8)
+            fixed.store(UInt32(entry.id.count) << 16 | UInt32(entry.name.count), at: 12)
+            fixed.store(entry.snapshot.seconds, at: 16)
+            fixed.store(entry.snapshot.nanoseconds, at: 20)
+            fixed.store(entry.snapshot.guestNanoseconds, at: 24)
+            fixed.store(entry.stateSize32, at: 32)
+            fixed.store(UInt32(entry.extra.count), at: 36)
+            bytes += fixed + entry.extra + entry.id + entry.name
+            bytes += [UInt8](repeating: 0, count: (8 - bytes.count % 8) % 8)
+        }
+        return bytes
+    }
+}

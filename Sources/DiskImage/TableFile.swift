@@ -1,0 +1,63 @@
+/// The file of an image whose tables are read and written as a whole, with errors for whoever asked for it.
+struct TableFile: Sendable {
+    let path: String
+    let file: MetadataFile
+
+    /// Entries of a table in the file's byte order, as numbers. Their number is bounded by the caller.
+    func readTable(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt64] {
+        let bytes = try read(count * 8, at: offset)
+        var entries: [UInt64] = []
+        entries.reserveCapacity(count)
+        unsafe bytes.withUnsafeBytes { bytes in
+            // `bytes` has `count` numbers.
+            for index in 0..<count { unsafe entries.append(UInt64(bigEndian: bytes.loadUnaligned(fromByteOffset: index * 8, as: UInt64.self))) }
+        }
+        return entries
+    }
+
+    /// An L1 table; what of it is beyond the end of the file is zeroes, as long as nobody has needed it.
+    func readL1(_ offset: UInt64, _ count: Int, _ fileSize: UInt64) throws(DiskImageError) -> [UInt64] {
+        let there = offset < fileSize ? min(UInt64(count), (fileSize - offset) / 8) : 0
+        return try readTable(Int(there), at: offset) + [UInt64](repeating: 0, count: count - Int(there))
+    }
+
+    func readL1(_ header: QCOW2Header, _ fileSize: UInt64) throws(DiskImageError) -> [UInt64] {
+        try readL1(header.l1Offset, header.l1TableSize, fileSize)
+    }
+
+    func writeTable(_ entries: [UInt64], at offset: UInt64) throws(DiskImageError) {
+        var swapped = entries.map(\.bigEndian)
+        var failure: MetadataError?
+        unsafe swapped.withUnsafeMutableBytes { bytes in
+            guard let start = bytes.baseAddress else { return }
+            do throws(MetadataError) { try unsafe file.write(start, bytes.count, at: offset) } catch { failure = error }
+        }
+        if let failure { throw failure.asError(path, "pwrite") }
+    }
+
+    func read(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
+        do throws(MetadataError) { return try file.read(count, at: offset) } catch { throw error.asError(path, "pread") }
+    }
+
+    func write(_ bytes: [UInt8], at offset: UInt64) throws(DiskImageError) {
+        do throws(MetadataError) { try file.write(bytes, at: offset) } catch { throw error.asError(path, "pwrite") }
+    }
+
+    func synchronize() throws(DiskImageError) {
+        do throws(MetadataError) { try file.synchronize() } catch { throw error.asError(path, "fdatasync") }
+    }
+
+    func truncate(to size: UInt64) throws(DiskImageError) {
+        do throws(MetadataError) { try file.truncate(to: size) } catch { throw error.asError(path, "ftruncate") }
+    }
+}
+
+extension [UInt8] {
+    mutating func store(_ value: UInt32, at offset: Int) {
+        for index in 0..<4 { self[offset + index] = UInt8(truncatingIfNeeded: value >> UInt32(24 - 8 * index)) }
+    }
+
+    mutating func store(_ value: UInt64, at offset: Int) {
+        for index in 0..<8 { self[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(56 - 8 * index)) }
+    }
+}

@@ -1,0 +1,90 @@
+public import ArgumentParser
+internal import DiskImage
+
+extension CheckReport.Repair: ExpressibleByArgument {}
+
+/// `swkvm image check`.
+struct ImageCheckCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "check",
+        abstract: "Look for errors and lost space in a qcow2 image, and repair them.",
+        discussion: """
+            Errors have cost data or may cost some with the next write; leaked clusters are space that is counted as used and is not. Backing \
+            files are not looked at. A repair of all gives entries that cannot be right up: what they stood for reads as zeroes.
+
+            EXIT STATUS
+              0    nothing is wrong, or everything could be repaired
+              1    the check could not be made
+              2    errors are left
+              3    leaked clusters are left and no errors
+              63   the format has nothing that could be checked
+            """)
+
+    @Option(help: "The image's format; by default that of its extension.")
+    var format: ImageFormat?
+
+    @Option(name: [.customShort("r"), .long], help: "Give leaked clusters back (leaks), or repair errors as well (all).")
+    var repair: CheckReport.Repair?
+
+    @Flag(help: "Print one JSON object.")
+    var json = false
+
+    @Argument(help: "The image.", completion: .file())
+    var file: String
+
+    func run() throws {
+        let report: CheckReport
+        do throws(DiskImageError) {
+            report = try DiskImage.check(path: file, options: DiskImageOptions(format: format), repair: repair)
+        } catch {
+            StandardError().say(error.description)
+            if case .notCheckable = error { throw ExitCode(63) }
+            throw ExitCode(ImageTool.failure)
+        }
+        print(json ? self.json(report).description : text(report))
+        if report.errors > 0 { throw ExitCode(2) }
+        if report.leaks > 0 { throw ExitCode(3) }
+    }
+
+    private func json(_ report: CheckReport) -> JSON {
+        .object([
+            ("filename", .string(file)), ("format", "qcow2"), ("image-end-offset", .number(report.imageEnd)),
+            ("total-clusters", .number(report.totalClusters)), ("allocated-clusters", .number(report.allocatedClusters)),
+            ("fragmented-clusters", .number(report.fragmentedClusters)), ("compressed-clusters", .number(report.compressedClusters)),
+            ("corruptions", .number(UInt64(report.errors))), ("leaks", .number(UInt64(report.leaks))),
+            ("corruptions-fixed", .number(UInt64(report.errorsFixed))), ("leaks-fixed", .number(UInt64(report.leaksFixed))),
+            ("check-errors", .number(0)),
+        ])
+    }
+
+    private func text(_ report: CheckReport) -> String {
+        var lines = report.findings.map { ($0.isLeak ? "Leak: " : "ERROR: ") + $0.description }
+        let others = report.errors + report.leaks + report.errorsFixed + report.leaksFixed - report.findings.count
+        if others > 0 { lines.append("… and \(others) more") }
+        if report.errorsFixed + report.leaksFixed > 0 {
+            lines.append("Repaired: \(report.errorsFixed) errors, \(report.leaksFixed) leaked clusters.")
+        }
+        switch (report.errors, report.leaks) {
+        case (0, 0): lines.append("No errors were found on the image.")
+        case (0, let leaks): lines.append("\(leaks) leaked clusters were found: space is lost, no data is in danger.")
+        case (let errors, let leaks): lines.append("\(errors) errors\(leaks > 0 ? " and \(leaks) leaked clusters" : "") were found: data may be damaged, or the next writes may damage it.")
+        }
+        if report.totalClusters > 0 {
+            let share = { (part: UInt64, whole: UInt64) in percent(part, of: whole) }
+            lines.append(
+                "\(report.allocatedClusters)/\(report.totalClusters) = \(share(report.allocatedClusters, report.totalClusters)) allocated, "
+                    + "\(share(report.fragmentedClusters, report.allocatedClusters)) fragmented, "
+                    + "\(share(report.compressedClusters, report.allocatedClusters)) compressed clusters")
+        }
+        lines.append("Image end offset: \(report.imageEnd)")
+        return lines.joined(separator: "\n")
+    }
+
+    /// `12.34%`.
+    private func percent(_ part: UInt64, of whole: UInt64) -> String {
+        guard whole > 0 else { return "0.00%" }
+        let hundredths = UInt64(Double(part) / Double(whole) * 10000 + 0.5)
+        let rest = hundredths % 100
+        return "\(hundredths / 100).\(rest < 10 ? "0" : "")\(rest)%"
+    }
+}

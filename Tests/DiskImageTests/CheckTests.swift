@@ -1,0 +1,169 @@
+@testable import DiskImage
+import Glibc
+import Linux
+import Testing
+
+/// What our check finds, beside what qemu-img finds; and what our repair leaves, judged by qemu-img.
+@Suite struct CheckTests {
+    let directory = TemporaryDirectory(inMemory: true)
+
+    /// A number of the JSON that qemu-img check prints; 0 for one that is left out.
+    private func number(_ key: String, _ output: String) -> Int {
+        guard let line = output.split(separator: "\n").first(where: { $0.contains("\"\(key)\"") }) else { return 0 }
+        return Int(line.filter(\.isNumber)) ?? -1
+    }
+
+    /// Compares our report with qemu-img's.
+    private func compare(_ path: String, _ comment: String = "", sourceLocation: SourceLocation = #_sourceLocation) throws -> CheckReport {
+        let (status, output) = run(["qemu-img", "check", "-U", "-f", "qcow2", "--output=json", path])
+        let report = try DiskImage.check(path: path, options: unlocked)
+        let errors = number("corruptions", output) + number("check-errors", output)
+        #expect((report.errors > 0) == (errors > 0), "errors \(report.errors) \(report.findings.prefix(5)), qemu-img \(status) \(output) \(comment)", sourceLocation: sourceLocation)
+        if errors == 0 {
+            #expect(report.leaks == number("leaks", output), "\(comment)", sourceLocation: sourceLocation)
+            let ours = [report.totalClusters, report.allocatedClusters, report.compressedClusters, report.fragmentedClusters, report.imageEnd].map(Int.init)
+            let theirs = ["total-clusters", "allocated-clusters", "compressed-clusters", "fragmented-clusters", "image-end-offset"].map { number($0, output) }
+            #expect(ours == theirs, "\(comment)", sourceLocation: sourceLocation)
+        }
+        return report
+    }
+
+    static let images = QCOW2WritingTests.kinds.filter { $0.options.contains("512") } + [
+        QCOW2WritingTests.Kind(options: "cluster_size=64k"), QCOW2WritingTests.Kind(options: "cluster_size=16k,extended_l2=on", start: .compressed),
+        QCOW2WritingTests.Kind(options: "cluster_size=4k,compression_type=zstd", start: .compressed),
+    ]
+
+    @Test(arguments: images) func agreesWithQEMU(kind: QCOW2WritingTests.Kind) throws {
+        let tests = QCOW2WritingTests(directory: directory)
+        _ = try tests.make(kind, seed: 3)
+        let path = directory.file("disk.qcow2")
+        #expect(try compare(path).isSound)
+        // In pieces, with snapshots and bitmaps.
+        qemuIO(path, (0..<20).map { "write -P 5 \($0 * 30 << 10) 4k" } + ["write -z 64k 64k", "discard 300k 100k"])
+        if kind.start == .snapshot, !kind.options.hasSuffix("refcount_bits=8") {
+            qemuImage("snapshot", "-c", "one", path)
+            qemuIO(path, ["write -P 6 100k 200k"])
+            qemuImage("snapshot", "-c", "two", path)
+            qemuIO(path, ["write -P 7 0k 50k"])
+        }
+        if !kind.options.contains("0.10") {
+            qemuImage("bitmap", "--add", path, "b0")
+            qemuImage("bitmap", "--add", "-g", "512", path, "b1")
+            qemuIO(path, ["write -P 8 200k 50k"])
+        }
+        #expect(try compare(path).isSound)
+    }
+
+    /// Clusters counted too often, too seldom and not at all, flags that lie, and entries that cannot be right: repaired, qemu-img finds nothing, and
+    /// what was not lost is there.
+    @Test(arguments: ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=64", "cluster_size=16k,extended_l2=on,refcount_bits=2"])
+    func repairsWhatWasDamaged(options: String) throws {
+        let seed = options.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 7)) { $0 &* 31 &+ UInt64($1) }
+        var generator = SeededGenerator(seed: seed)
+        let tests = QCOW2WritingTests(directory: directory)
+        let kind = QCOW2WritingTests.Kind(options: options, start: options.contains("=2") && !options.contains("0.10") ? .empty : .snapshot)
+        var contents = try tests.make(kind, seed: seed)
+        if kind.start == .empty {
+            qemuIO(directory.file("disk.qcow2"), ["write -P 7 100k 500k"])
+            contents.replaceSubrange(100 << 10..<600 << 10, with: repeatElement(7, count: 500 << 10))
+        }
+        let good = try directory.read("disk.qcow2")
+        let path = directory.file("disk.qcow2")
+        let clusterSize = 1 << Int(good.bigEndian32(at: 20))
+        var repaired = 0
+        for round in 0..<(environment("SWKVM_ROUNDS") ?? 16) {
+            var bytes = good
+            let isHarmless = round % 2 == 0
+            let refcounts = Int(bytes.bigEndian64(at: Int(bytes.bigEndian64(at: 48))))
+            let l1 = Int(bytes.bigEndian64(at: 40))
+            let l2 = Int(bytes.bigEndian64(at: l1) & 0x00ff_ffff_ffff_fe00)
+            for _ in 0..<Int.random(in: 1...4, using: &generator) {
+                switch Int.random(in: 0..<(isHarmless ? 3 : 5), using: &generator) {
+                case 0:
+                    // A bit of the count of a cluster of the file.
+                    let bit = Int.random(in: 0..<min(clusterSize * 8, good.count / clusterSize << Int(good.bigEndian32(at: 96) % 7)), using: &generator)
+                    bytes[refcounts + bit / 8] ^= 1 << UInt8(bit % 8)
+                case 1: bytes[l1] ^= 0x80
+                case 2:
+                    let entry = l2 + Int.random(in: 0..<20, using: &generator) * (options.contains("extended") ? 16 : 8)
+                    if bytes.bigEndian64(at: entry) & (1 << 62) == 0, bytes.bigEndian64(at: entry) & 0x00ff_ffff_ffff_fe00 != 0 { bytes[entry] ^= 0x80 }
+                case 3: bytes.store(generator.next() & 0x80ff_ffff_ffff_fe00, at: l2 + Int.random(in: 0..<20, using: &generator) * 8)
+                default: bytes.store(UInt64(bytes.count + 5 * clusterSize), at: l1)
+                }
+            }
+            try directory.write("disk.qcow2", bytes)
+            let comment = "round \(round), seed \(seed)"
+            let before = try compare(path, comment)
+            if before.errors == 0, before.leaks > 0 {
+                let leaks = try DiskImage.check(path: path, options: unlocked, repair: .leaks)
+                #expect(leaks.isSound && leaks.leaksFixed == before.leaks, "\(comment)")
+                expectSound(path, comment)
+                #expect(try tests.contents(path) == contents, "\(comment)")
+                try directory.write("disk.qcow2", bytes)
+            }
+            guard let after = try repairAll(path) else { continue }
+            #expect(after.errors == 0 && after.leaks == 0 && after.errorsFixed == before.errors, "\(after) \(comment)")
+            expectSound(path, comment)
+            if isHarmless { #expect(try tests.contents(path) == contents, "\(comment)") }
+            #expect(try compare(path, comment).isSound)
+            repaired += 1
+        }
+        #expect(repaired > 5)
+    }
+
+    /// nil for an image whose counts have too few bits for what its tables refer to.
+    private func repairAll(_ path: String) throws -> CheckReport? {
+        do throws(DiskImageError) { return try DiskImage.check(path: path, options: unlocked, repair: .all) } catch {
+            if case .countsTooNarrow = error { return nil }
+            throw error
+        }
+    }
+
+    /// The dirty bit: who opens the image for writing repairs it. QEMU, killed, leaves such an image.
+    @Test func anImageThatNobodyClosedIsRepairedWhenItIsWritten() throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on,cluster_size=4k", path, "1M")
+        let killed = run(["qemu-io", "-f", "qcow2", "-c", "write -P 9 100k 300k", "-c", "flush", "-c", "sigraise 9", path])
+        #expect(killed.status == -1)
+        #expect(run(["qemu-img", "check", "-f", "qcow2", path]).status == 2)
+        do {
+            var engine = try DiskEngine(DiskImage(path: path, options: readOnly))
+            #expect(try engine.read(100 << 10, 4096) == [UInt8](repeating: 9, count: 4096))
+        }
+        // A reader leaves it as it is.
+        #expect(run(["qemu-img", "check", "-f", "qcow2", path]).status == 2)
+        do {
+            var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+            let repair = engine.image.repair
+            #expect(repair?.errors == 0)
+            #expect((repair?.errorsFixed ?? 0) >= 75)
+            try engine.write(0, [UInt8](repeating: 1, count: 4096))
+            #expect(try engine.read(100 << 10, 300 << 10) == [UInt8](repeating: 9, count: 300 << 10))
+        }
+        expectSound(path)
+        #expect(try directory.read("disk.qcow2")[79] == 0)
+    }
+
+    /// Entries that cannot be right keep such an image from being written: nothing is thrown away unasked.
+    @Test func aDirtyImageThatIsDamagedAsWellIsNotWritten() throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", path, "1M")
+        qemuIO(path, ["write 0 64k"])
+        var bytes = try directory.read("disk.qcow2")
+        bytes[79] = 1
+        bytes.store(1 << 40 as UInt64, at: Int(bytes.bigEndian64(at: Int(bytes.bigEndian64(at: 40))) & 0x00ff_ffff_ffff_fe00))
+        try directory.write("disk.qcow2", bytes)
+        let error = try #require(openError(path))
+        #expect("\(error)".contains("swkvm image check --repair all"))
+        #expect(try directory.read("disk.qcow2") == bytes)
+        let report = try DiskImage.check(path: path, options: unlocked, repair: .all)
+        #expect(report.errorsFixed > 0 && report.errors == 0)
+        expectSound(path)
+        _ = try DiskImage(path: path, options: unlocked)
+    }
+
+    @Test func aRawImageCannotBeChecked() throws {
+        let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 512))
+        #expect(throws: DiskImageError.notCheckable(path: path)) { try DiskImage.check(path: path) }
+    }
+}
