@@ -250,7 +250,7 @@ extension DiskImage.Layer {
             file, metadataCacheSize: options.metadataCacheSize, writable: writable, snapshot: count == 0 ? options.snapshot : nil)
         let header = qcow2.header
         append(file, qcow2, size: header.size)
-        guard let name = header.backingName else { return }
+        guard options.followsBacking, let name = header.backingName else { return }
         guard options.allowsBacking else { throw .backingNotAllowed(path: path, name: name) }
         do throws(DiskImageError) {
             let backing = try backingPath(name, of: path)

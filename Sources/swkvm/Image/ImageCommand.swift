@@ -16,8 +16,9 @@ struct ImageCommand: ParsableCommand {
               64   the command line is wrong
             """,
         subcommands: [
-            ImageCreateCommand.self, ImageInfoCommand.self, ImageConvertCommand.self, ImageCompareCommand.self, ImageMapCommand.self, ImageCheckCommand.self, ImageResizeCommand.self,
-            ImageSnapshotCommand.self,
+            ImageCreateCommand.self, ImageInfoCommand.self, ImageCheckCommand.self, ImageConvertCommand.self, ImageCompareCommand.self,
+            ImageMapCommand.self, ImageResizeCommand.self, ImageSnapshotCommand.self, ImageCommitCommand.self, ImageRebaseCommand.self,
+            ImageBenchCommand.self,
         ])
 }
 
