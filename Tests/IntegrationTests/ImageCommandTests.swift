@@ -46,6 +46,14 @@ import Testing
         }
     }
 
+    /// Whatever the number of threads.
+    @Test func theSameImageEveryTime() throws {
+        for options in ["", "--compress", "--cluster-size 512"] {
+            for threads in [1, 2, 8] { #expect(try image("convert -m \(threads) \(options) --force disk.raw \(threads).qcow2").status == .status(0)) }
+            try shell("cd '\(directory.path)' && cmp 1.qcow2 2.qcow2 && cmp 1.qcow2 8.qcow2")
+        }
+    }
+
     /// The same words as qemu-img's.
     @Test func infoAndMapAreThoseOfQEMU() throws {
         try shell(
