@@ -62,6 +62,7 @@ import Testing
             qemu-img create -q -f qcow2 -b disk.raw -F raw -o cluster_size=4k,refcount_bits=8 over.qcow2
             qemu-io -c 'write -P 1 1M 40k' -c 'write -z 2M 64k' over.qcow2 >log
             qemu-img snapshot -c first over.qcow2
+            sync disk.raw over.qcow2
             """)
         for file in ["disk.raw", "over.qcow2"] {
             #expect(try image("info \(file)").output == shell("cd '\(directory.path)' && qemu-img info \(file)"))

@@ -56,7 +56,8 @@ public struct ImageBench: Sendable {
         var places = Places(pattern, offset: offset, last: last, size: UInt64(size))
         let start = now()
         var started: UInt64 = 0, done: UInt64 = 0
-        while done < count {
+        // Also until the last flush among them has ended.
+        while done < count || engine.inFlight > 0 {
             while started < count, let request = engine.acquire() {
                 unsafe engine.start(request, writes ? .write : .read, offset: places.next(), length: UInt64(size), vectors: vectors + request, count: 1)
                 started += 1

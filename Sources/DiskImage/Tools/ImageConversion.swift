@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Glibc
 internal import Linux
 
@@ -47,10 +48,12 @@ public struct ImageConversion: Sendable {
         let image = try DiskImage(path: source, options: sourceOptions)
         let size = image.size
         try check(size)
-        let file = try NewFile(path: target, replacing: replacing, cache: cache)
-        if let index = image.identities.firstIndex(where: { $0 == file.replacedIdentity }) {
+        // Before our own lock of the source tells that it is in use.
+        var status = stat()
+        if unsafe stat(target, &status) == 0, let index = image.identities.firstIndex(of: ImageFile.Identity(status)), replacing {
             throw .sameFile(path: target, other: image.files[index])
         }
+        let file = try NewFile(path: target, replacing: replacing, cache: cache)
         if let deviceSize = file.deviceSize {
             guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
             guard deviceSize >= size else { throw .tooSmall(path: target, needed: size, size: deviceSize) }
