@@ -27,8 +27,8 @@ public struct ImageConversion: Sendable {
     public var cache = CacheMode.writeback
     /// Whether the image is on the disk when ``run(_:)`` returns.
     public var durably = false
-    /// Threads that read, compress and write.
-    public var threads = 8
+    /// Threads that read, compress and write; more than the processors only wait for each other at the file.
+    public var threads = min(max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN))), possibleThreads.upperBound)
 
     public static let possibleThreads = 1...64
 

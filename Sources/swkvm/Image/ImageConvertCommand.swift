@@ -32,8 +32,8 @@ struct ImageConvertCommand: ParsableCommand {
 
     @OptionGroup var layout: LayoutOptions
 
-    @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64.", valueName: "n"))
-    var threads = 8
+    @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one for each processor.", valueName: "n"))
+    var threads: Int?
 
     @Option(help: ArgumentHelp("writeback, or none to go around the page cache on both sides.", valueName: "mode"))
     var cache = CacheMode.writeback
@@ -69,7 +69,7 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.preallocation = layout.preallocation
             conversion.compresses = compress
             conversion.compressionLevel = compressionLevel
-            conversion.threads = threads
+            if let threads { conversion.threads = threads }
             conversion.cache = cache
             conversion.durably = sync
             conversion.replacing = force

@@ -30,10 +30,10 @@ enum ToolBench {
             let from = "\(source).\(kind.from)", to = "\(target).\(kind.to)"
             // Seconds of wall time and of the processor, for both.
             var cpu: [[Double]] = [[], []]
-            // Eight at a time, as is qemu-img's custom.
+            // As many at a time for both.
             let seconds = try interleave(setup.runs, [
-                { try converting([setup.swkvm, "image", "convert", "-m", "8"] + kind.ours + [from, to], to, &cpu[0]) },
-                { try converting(["qemu-img", "convert", "-m", "8", "-f", kind.from, "-O", kind.to] + kind.qemu + [from, to], to, &cpu[1]) },
+                { try converting([setup.swkvm, "image", "convert", "-m", "2"] + kind.ours + [from, to], to, &cpu[0]) },
+                { try converting(["qemu-img", "convert", "-m", "2", "-f", kind.from, "-O", kind.to] + kind.qemu + [from, to], to, &cpu[1]) },
             ])
             rows += [
                 Row(name: "convert \(kind.name), wall", unit: "s", ours: Sample(seconds[0]), peer: ("qemu-img", Sample(seconds[1])), goal: .atMost(0.8)),
