@@ -77,6 +77,9 @@ internal import Linux
         }
     }
 
+    /// Which files those are, whatever their names.
+    var identities: [ImageFile.Identity] { unsafe layers.indices.map { unsafe layers[$0].file.identity } }
+
     /// What was first found to be damaged while the image was used.
     public var damage: DiskImageError? {
         for index in unsafe layers.indices {
@@ -210,6 +213,14 @@ internal import Linux
         unsafe layers[layer].file.descriptor.rawValue
     }
 
+    /// Bytes of a cluster of a layer; 1 in one without clusters.
+    func clusterSize(ofLayer layer: Int) -> UInt64 {
+        unsafe layers[layer].qcow2?.header.clusterSize ?? 1
+    }
+
+    /// Bytes of the disk that a layer holds.
+    func size(ofLayer layer: Int) -> UInt64 { unsafe layers[layer].size }
+
     /// Whether a read that met the end of the file at `offset` met it where it was when the file was opened.
     func isEnd(_ offset: UInt64, _ layer: Int) -> Bool {
         switch unsafe layers[layer].dataFile {
@@ -273,7 +284,7 @@ extension DiskImage.Layer {
         let header = qcow2.header
         let dataFile = try openDataFile(header, file, options, writable: writable)
         append(file, qcow2, size: header.size, dataFile: dataFile)
-        guard let name = header.backingName else { return }
+        guard options.followsBacking, let name = header.backingName else { return }
         guard options.allowsBacking else { throw .backingNotAllowed(path: path, name: name) }
         do throws(DiskImageError) {
             let backing = try backingPath(name, of: path)
@@ -312,14 +323,14 @@ extension DiskImage.Layer {
     }
 }
 
-private func backingFormat(_ stated: String?, _ path: String) throws(DiskImageError) -> ImageFormat {
+func backingFormat(_ stated: String?, _ path: String) throws(DiskImageError) -> ImageFormat {
     guard let stated else { return try ImageFormat(extensionOf: path) }
     guard let format = ImageFormat(rawValue: stated) else { throw .formatUnsupported(path: path, name: stated) }
     return format
 }
 
 /// The path for the name of a backing file: relative to the image's directory, and no QEMU pseudo-protocol but `file:`.
-private func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
+func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
     var name = name[...]
     let first = name.prefix { $0 != "/" }
     if let colon = first.firstIndex(of: ":") {

@@ -16,6 +16,11 @@ public enum ImageFormat: String, Sendable, CaseIterable {
         default: throw .formatUnknown(path: path)
         }
     }
+
+    /// The format that is stated, or else the one of the file's extension.
+    public init(_ stated: ImageFormat?, orExtensionOf path: String) throws(DiskImageError) {
+        if let stated { self = stated } else { try self.init(extensionOf: path) }
+    }
 }
 
 /// How the host's page cache is used.
@@ -36,6 +41,8 @@ public struct DiskImageOptions: Sendable {
     public var locking: Bool
     /// Follow the names of backing files that images carry. An image of unknown origin can name any file of the host.
     public var allowsBacking: Bool
+    /// Whether backing files are opened at all: a tool that looks at one image, or gives it another, does without.
+    var followsBacking = true
     /// The most bytes of L2 tables kept in memory, for each qcow2 image of the chain. No more is taken than the disk needs.
     public var metadataCacheSize: Int
     /// The id or name of a qcow2 image's internal snapshot to open in place of the current state, which only a reader can.
