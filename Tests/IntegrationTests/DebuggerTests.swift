@@ -186,6 +186,20 @@ import Testing
         try machine.expectEnd(0)
     }
 
+    /// Answers wait for as long as the debugger does not read them.
+    @Test func answersWaitForTheirReader() throws {
+        let machine = try waitingMachine()
+        let visitor = try connection()
+        let count = 150
+        for _ in 0..<count { try visitor.put("m100000,400") }
+        for number in 0..<count {
+            // 300 KB in all: more than a socket takes at once.
+            #expect(try visitor.next().count == 2048, "answer \(number)")
+        }
+        #expect(try visitor.ask("D") == "OK")
+        try machine.expectEnd(0)
+    }
+
     /// Noise, half packets, and packets without end: the machine bears them, and serves the next one.
     @Test func noiseDoesNoHarm() throws {
         let machine = try Program.machine(["--gdb", "unix:" + socket, "--mem", "64M"], input: .pipe)

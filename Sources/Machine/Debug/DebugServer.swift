@@ -106,8 +106,11 @@ private struct DebugService: ~Copyable {
         // The one before may have gone, its end still unread.
         serveClient()
         while true {
-            // One that comes while its predecessor's breakpoints are being removed is taken afterwards.
-            if case .leaving = phase { return }
+            // One that comes while the vCPUs are stopping, for its predecessor or to be freed of its breakpoints, has its turn afterwards.
+            switch phase {
+            case .arriving, .leaving: return
+            case .idle, .serving: break
+            }
             guard let next = server.listener.accept() else { return }
             // One at a time: a second client is told so by the end of its stream.
             guard case .idle = phase else { continue }
@@ -125,7 +128,8 @@ private struct DebugService: ~Copyable {
             // Not before: what it has sent already would keep the loop busy.
             isWaitingForRoom = false
             guard let client, (try? server.epoll.add(client.descriptor.rawValue, .input, token: DebugServer.Token.client)) != nil else { return leave() }
-            serveClient()
+            // And whoever has come meanwhile.
+            acceptClient()
         case .serving(var session):
             session.stopped(stop)
             phase = .serving(session)
@@ -137,12 +141,12 @@ private struct DebugService: ~Copyable {
         }
     }
 
-    /// Reads what the client sends and answers, for as long as it takes the answers.
+    /// Sends what is left to be sent, then reads what the client sends and answers, for as long as it takes the answers.
     private mutating func serveClient() {
         guard case .serving(var session) = phase, let client else { return }
         // Out of the phase while it changes: it is not copied.
         phase = .arriving
-        var isGone = false
+        var isGone = !client.send(&session.output)
         while !isGone, session.output.isEmpty, !session.isFinished {
             guard let bytes = client.receive() else { break }
             isGone = bytes.isEmpty

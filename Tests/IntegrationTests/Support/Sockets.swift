@@ -44,6 +44,9 @@ final class DebugConnection {
 
     init(_ descriptor: consuming FileDescriptor) { self.descriptor = descriptor }
 
+    /// Ends the connection for sure: a program that another test starts at this moment has a copy of the descriptor until its exec.
+    deinit { shutdown(descriptor.rawValue, Int32(SHUT_RDWR)) }
+
     /// Sends bytes as they are.
     func send(_ bytes: [UInt8]) throws {
         var rest = bytes[...]
