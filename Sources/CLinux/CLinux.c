@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include <stdio.h>
 #include "CLinux.h"
 
 int clinux_memfd_create(const char *name, unsigned flags) { return memfd_create(name, flags); }
@@ -31,3 +32,22 @@ int clinux_ofd_lock_test(int fd, short type, off_t start, off_t length) {
 }
 
 const int CLINUX_O_DIRECT = O_DIRECT;
+const int CLINUX_O_TMPFILE = O_TMPFILE;
+const int CLINUX_SEEK_DATA = SEEK_DATA;
+const int CLINUX_SEEK_HOLE = SEEK_HOLE;
+
+int clinux_rename_new(const char *from, const char *to) { return renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE); }
+
+size_t clinux_zero_prefix(const void *bytes, size_t count) {
+    const unsigned char *start = bytes, *p = start, *end = start + count;
+    // 128 bytes at a time, in registers as wide as the processor surely has; memcpy is how C loads without alignment.
+    while (end - p >= 128) {
+        uint64_t words[16], any = 0;
+        memcpy(words, p, sizeof words);
+        for (int i = 0; i < 16; i++) any |= words[i];
+        if (any) break;
+        p += 128;
+    }
+    while (p < end && *p == 0) p++;
+    return (size_t)(p - start);
+}

@@ -282,6 +282,6 @@ private func synchronousIO(_ capacity: Int, _ calls: FileCalls, _ path: String) 
     do { return try SynchronousIO(capacity: capacity, calls: calls) } catch { throw .system(path: path, error) }
 }
 
-private func memory(_ size: Int, _ path: String) throws(DiskImageError) -> Mapping {
+func memory(_ size: Int, _ path: String) throws(DiskImageError) -> Mapping {
     do { return try Mapping(size: size, flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) } catch { throw .system(path: path, error) }
 }

@@ -67,6 +67,9 @@ internal import Linux
     /// The files that make up the image, topmost first.
     public var files: [String] { unsafe layers.indices.map { unsafe layers[$0].file.path } }
 
+    /// Which files those are, whatever their names.
+    var identities: [ImageFile.Identity] { unsafe layers.indices.map { unsafe layers[$0].file.identity } }
+
     /// What was first found to be damaged while the image was used.
     public var damage: DiskImageError? {
         for index in unsafe layers.indices {
@@ -164,6 +167,11 @@ internal import Linux
         unsafe layers[layer].file.descriptor.rawValue
     }
 
+    /// Bytes of a cluster of a layer; 1 in one without clusters.
+    func clusterSize(ofLayer layer: Int) -> UInt64 {
+        unsafe layers[layer].qcow2?.header.clusterSize ?? 1
+    }
+
     /// Whether a read that met the end of the file at `offset` met it where it was when the file was opened.
     func isEnd(_ offset: UInt64, _ layer: Int) -> Bool {
         unsafe offset >= layers[layer].file.size
@@ -248,7 +256,7 @@ private func backingFormat(_ stated: String?, _ path: String) throws(DiskImageEr
 }
 
 /// The path for the name of a backing file: relative to the image's directory, and no QEMU pseudo-protocol but `file:`.
-private func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
+func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
     var name = name[...]
     let first = name.prefix { $0 != "/" }
     if let colon = first.firstIndex(of: ":") {

@@ -48,13 +48,23 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case backingTooDeep(path: String)
     /// A request failed with an errno value.
     case request(path: String, SystemCallError)
+    /// A new image would take the place of a file, which was not asked for.
+    case exists(path: String)
+    /// An image that is to be written is itself what is read, or a part of it.
+    case sameFile(path: String, other: String)
+    /// What was asked of a new image contradicts itself or its format.
+    case impossible(path: String, reason: String)
+    /// A place for a disk of `needed` bytes has `size`.
+    case tooSmall(path: String, needed: UInt64, size: UInt64)
+    /// What was going on was given up when a signal came.
+    case interrupted(path: String)
 
     public var description: String {
         switch self {
         case .system(let path, let error):
             "disk \(quoted(path)): \(error)"
         case .formatUnknown(let path):
-            "disk \(quoted(path)): its name does not tell the format; add format=raw or format=qcow2"
+            "disk \(quoted(path)): its name does not tell the format; say format=raw or format=qcow2 (swkvm image: --format)"
         case .formatUnsupported(let path, let name):
             "disk \(quoted(path)): the format \(quoted(name)) is not supported; raw and qcow2 are"
         case .notAFile(let path):
@@ -100,6 +110,16 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): more than \(DiskImage.maximumChainLength) images stand on top of each other"
         case .request(let path, let error):
             "disk \(quoted(path)): \(error)"
+        case .exists(let path):
+            "disk \(quoted(path)): it exists already; --force overwrites it"
+        case .sameFile(let path, let other):
+            "disk \(quoted(path)): it is what is read as \(quoted(other)); name another file"
+        case .impossible(let path, let reason):
+            "disk \(quoted(path)): it cannot be made: \(reason)"
+        case .tooSmall(let path, let needed, let size):
+            "disk \(quoted(path)): the disk has \(needed) bytes, the place for it \(size)"
+        case .interrupted(let path):
+            "disk \(quoted(path)): interrupted; nothing was made"
         }
     }
 }

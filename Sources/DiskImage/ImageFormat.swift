@@ -16,6 +16,11 @@ public enum ImageFormat: String, Sendable, CaseIterable {
         default: throw .formatUnknown(path: path)
         }
     }
+
+    /// The format that is stated, or else the one of the file's extension.
+    public init(_ stated: ImageFormat?, orExtensionOf path: String) throws(DiskImageError) {
+        if let stated { self = stated } else { try self.init(extensionOf: path) }
+    }
 }
 
 /// How the host's page cache is used.

@@ -19,6 +19,16 @@ int clinux_ofd_lock(int fd, short type, off_t start, off_t length);
 /// The first conflicting lock's type, or F_UNLCK when `type` could be had; -1 on error.
 int clinux_ofd_lock_test(int fd, short type, off_t start, off_t length);
 extern const int CLINUX_O_DIRECT;
+/// A file without a name in a directory (open(2)).
+extern const int CLINUX_O_TMPFILE;
+/// lseek's: where data, or a hole, begins at or after an offset.
+extern const int CLINUX_SEEK_DATA;
+extern const int CLINUX_SEEK_HOLE;
+/// Renames a file and fails with EEXIST when the new name is taken (renameat2 with RENAME_NOREPLACE).
+int clinux_rename_new(const char *from, const char *to);
+
+/// How many bytes from the start are zero.
+size_t clinux_zero_prefix(const void *bytes, size_t count);
 
 /// Installs a handler that does nothing, without SA_RESTART: its only effect is that a blocking call returns EINTR.
 static inline void clinux_signal_ignored(int number) { (void)number; }
@@ -38,6 +48,8 @@ static inline int clinux_wait_signal(int status) { return WIFSIGNALED(status) ? 
 /// ioctl numbers of block devices and TUN/TAP, which are macros with casts.
 static const unsigned long CLINUX_BLKGETSIZE64 = BLKGETSIZE64;
 static const unsigned long CLINUX_BLKSSZGET = BLKSSZGET;
+/// A file's range becomes another name for a range of another's blocks (ioctl_ficlonerange(2)).
+static const unsigned long CLINUX_FICLONERANGE = FICLONERANGE;
 static const unsigned long CLINUX_TUNSETPERSIST = TUNSETPERSIST;
 static const unsigned long CLINUX_TUNSETOFFLOAD = TUNSETOFFLOAD;
 static const unsigned long CLINUX_TUNSETVNETHDRSZ = TUNSETVNETHDRSZ;

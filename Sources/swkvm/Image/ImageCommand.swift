@@ -15,7 +15,7 @@ struct ImageCommand: ParsableCommand {
               1    it could not be done (verbs with further states name them in their own help)
               64   the command line is wrong
             """,
-        subcommands: [ImageCheckCommand.self])
+        subcommands: [CreateCommand.self, ConvertCommand.self, ImageCheckCommand.self])
 }
 
 /// How the verbs of `swkvm image` end and what they print.

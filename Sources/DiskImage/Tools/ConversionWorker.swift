@@ -1,0 +1,235 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// One thread of a conversion, with its own view of the source, so that mapping, reading and decompressing share nothing.
+@safe final class ConversionWorker {
+    private let work: ConversionWork
+    private var reader: ImageReader
+    /// A piece of the disk.
+    private let buffer: Mapping
+    /// Compressed clusters of a piece, one after the other; it takes no memory before it is touched.
+    private let compressed: Mapping
+    private let compressor: Compressor?
+    /// Where in the piece the source has data, in order.
+    private var data: [Range<Int>] = []
+
+    /// What of the buffers goes where in the file.
+    private struct Write {
+        var source: Source
+        var start: Int
+        var count: Int
+        var place: UInt64
+    }
+
+    private enum Source { case buffer, compressed }
+
+    init(_ work: ConversionWork) throws(DiskImageError) {
+        let image = try DiskImage(path: work.conversion.source, options: work.sourceOptions)
+        // Opened by name once more: it has to be the same file still.
+        guard image.identities == work.identities, image.size == work.size else {
+            throw .invalid(path: work.conversion.source, reason: "another file has taken its name meanwhile")
+        }
+        let path = work.conversion.target
+        let size = Int(work.pieceSize)
+        buffer = try memory(size, path)
+        compressed = try memory(size, path)
+        compressor = try work.conversion.compresses ? Compressor(work.conversion.options.compression, level: work.conversion.compressionLevel, path) : nil
+        reader = ImageReader(image)
+        self.work = work
+    }
+
+    func run() throws(DiskImageError) {
+        while let piece = try work.nextPiece() {
+            try read(piece)
+            if work.conversion.format == .raw { try writeRaw(piece) } else { try writeClusters(piece) }
+        }
+    }
+
+    // MARK: - Reading
+
+    private func read(_ piece: ConversionWork.Piece) throws(DiskImageError) {
+        data.removeAll(keepingCapacity: true)
+        var done: UInt64 = 0
+        while done < piece.length {
+            let extent = try reader.extent(at: piece.offset + done, limit: piece.length - done)
+            let start = Int(done), count = Int(extent.length)
+            done += extent.length
+            if extent.readsAsZeroes { continue }
+            // Inside the buffer, which holds a piece.
+            let memory = unsafe UnsafeMutableRawBufferPointer(start: buffer.start + start, count: count)
+            if let place = extent.fileOffset, extent.kind == .data {
+                try unsafe reader.read(memory, file: place, depth: extent.depth)
+            } else {
+                try unsafe reader.read(memory, at: extent.offset)
+            }
+            if let last = data.last, last.upperBound == start { data[data.count - 1] = last.lowerBound..<start + count } else { data.append(start..<start + count) }
+        }
+    }
+
+    // MARK: - Raw
+
+    private func writeRaw(_ piece: ConversionWork.Piece) throws(DiskImageError) {
+        guard !work.coversZeroes else { return try writeRawWithZeroes(piece) }
+        for range in data { try writeNonzero(range, piece) }
+    }
+
+    /// Writes what of a range is not zero, by pages of the disk.
+    private func writeNonzero(_ range: Range<Int>, _ piece: ConversionWork.Piece) throws(DiskImageError) {
+        let page = 4096
+        var start = range.lowerBound
+        while start < range.upperBound {
+            // Whole pages of zeroes are passed over, also that at the end which the range does not fill.
+            let zeroes = unsafe clinux_zero_prefix(buffer.start + start, range.upperBound - start)
+            if start + zeroes == range.upperBound { return }
+            start += zeroes / page * page
+            var end = min(start + page, range.upperBound)
+            while end < range.upperBound, unsafe clinux_zero_prefix(buffer.start + end, min(page, range.upperBound - end)) < min(page, range.upperBound - end) {
+                end = min(end + page, range.upperBound)
+            }
+            try unsafe work.file.write(UnsafeRawBufferPointer(start: buffer.start + start, count: end - start), at: piece.offset + UInt64(start))
+            start = end
+        }
+    }
+
+    /// On a device, and where space is wanted for all: what the source has nothing for is made zero too.
+    private func writeRawWithZeroes(_ piece: ConversionWork.Piece) throws(DiskImageError) {
+        var done = 0
+        for range in data + [Int(piece.length)..<Int(piece.length)] {
+            if done < range.lowerBound {
+                let place = piece.offset + UInt64(done), count = UInt64(range.lowerBound - done)
+                if work.file.deviceSize != nil { try work.file.clear(place, count) } else { try work.file.writeZeroes(place, count) }
+            }
+            // A range of data, within the buffer.
+            try unsafe work.file.write(UnsafeRawBufferPointer(start: buffer.start + range.lowerBound, count: range.count), at: piece.offset + UInt64(range.lowerBound))
+            done = range.upperBound
+        }
+    }
+
+    // MARK: - qcow2
+
+    private func writeClusters(_ piece: ConversionWork.Piece) throws(DiskImageError) {
+        let size = Int(work.unit)
+        let count = (Int(piece.length) + size - 1) / size
+        fillGaps(upTo: count * size)
+        var kinds = [Cluster](repeating: .zero, count: count)
+        var compressedSize = 0
+        for range in data {
+            for index in range.lowerBound / size...(range.upperBound - 1) / size where kinds[index] == .zero {
+                // A cluster of the buffer, then the room behind what has been compressed.
+                let cluster = unsafe UnsafeRawBufferPointer(start: buffer.start + index * size, count: size)
+                if unsafe clinux_zero_prefix(cluster.baseAddress, size) == size { continue }
+                kinds[index] = .data
+                if let length = unsafe compress(cluster, at: compressedSize) {
+                    kinds[index] = .compressed(start: compressedSize, length: length)
+                    compressedSize += length
+                }
+            }
+        }
+        var writes: [Write] = []
+        let first = piece.offset / work.unit
+        let isPlaced = try work.place(piece) { builder, file throws(DiskImageError) in
+            var index = 0
+            while index < count {
+                switch kinds[index] {
+                case .zero where !work.coversZeroes:
+                    index += 1
+                case .compressed(let start, let length):
+                    let cluster = first + UInt64(index)
+                    if let place = try builder.mapCompressed(cluster, length: length, file) {
+                        append(Write(source: .compressed, start: start, count: length, place: place), to: &writes)
+                    } else {
+                        try placeData(first, index..<index + 1, kinds, &builder, &writes, file)
+                    }
+                    index += 1
+                case .zero, .data:
+                    var end = index + 1
+                    while end < count, kinds[end] == .data || (work.coversZeroes && kinds[end] == .zero) { end += 1 }
+                    try placeData(first, index..<end, kinds, &builder, &writes, file)
+                    index = end
+                }
+            }
+        }
+        guard isPlaced else { return }
+        for write in writes {
+            // What was noted above, within one of the buffers.
+            let start = unsafe write.source == .buffer ? buffer.start : compressed.start
+            try unsafe work.file.write(UnsafeRawBufferPointer(start: start + write.start, count: write.count), at: write.place)
+        }
+    }
+
+    /// Where a range of data ends or begins within a cluster, the rest of that cluster is zeroes.
+    private func fillGaps(upTo end: Int) {
+        let size = Int(work.unit)
+        func clear(_ range: Range<Int>) {
+            // `end` is at most a piece, and that the buffer's size.
+            if !range.isEmpty { unsafe (buffer.start + range.lowerBound).initializeMemory(as: UInt8.self, repeating: 0, count: range.count) }
+        }
+        var done = 0
+        for range in data {
+            // From the end of the last range to the end of its cluster, and from the start of the cluster of this one.
+            let clusterEnd = min((done + size - 1) / size * size, range.lowerBound)
+            clear(done..<clusterEnd)
+            clear(max(clusterEnd, range.lowerBound / size * size)..<range.lowerBound)
+            done = range.upperBound
+        }
+        clear(done..<min((done + size - 1) / size * size, end))
+    }
+
+    /// Compresses a cluster; nil when that is not wanted, or does not make it smaller.
+    private func compress(_ cluster: UnsafeRawBufferPointer, at start: Int) -> Int? {
+        // Each is smaller than its cluster, so all of them together are smaller than a piece.
+        unsafe compressor?.compress(cluster, into: UnsafeMutableRawBufferPointer(start: compressed.start + start, count: cluster.count - 1))
+    }
+
+    /// Gives neighbouring clusters places as they are, and notes which of them are written there.
+    private func placeData(
+        _ first: UInt64, _ clusters: Range<Int>, _ kinds: [Cluster], _ builder: inout QCOW2Builder, _ writes: inout [Write], _ file: borrowing NewFile
+    ) throws(DiskImageError) {
+        let size = Int(work.unit)
+        let cluster = first + UInt64(clusters.lowerBound)
+        // The table first, so that it lies before what it maps.
+        try builder.openTable(of: cluster, file)
+        let place = builder.allocate(UInt64(clusters.count))
+        let writesZeroes = work.conversion.preallocation == .full
+        if work.conversion.options.extendedL2, !work.coversZeroes {
+            for index in clusters {
+                let place = place + UInt64((index - clusters.lowerBound) * size)
+                try builder.map(first + UInt64(index), to: place, subclusters: subclusters(index), file)
+            }
+        } else {
+            try builder.map(cluster, count: UInt64(clusters.count), to: place, file)
+        }
+        for index in clusters where kinds[index] != .zero || writesZeroes {
+            if kinds[index] == .zero { unsafe (buffer.start + index * size).initializeMemory(as: UInt8.self, repeating: 0, count: size) }
+            append(Write(source: .buffer, start: index * size, count: size, place: place + UInt64((index - clusters.lowerBound) * size)), to: &writes)
+        }
+    }
+
+    /// Which subclusters of a cluster hold anything.
+    private func subclusters(_ index: Int) -> UInt32 {
+        let size = Int(work.unit) / 32
+        var bitmap: UInt32 = 0
+        for bit in 0..<32 {
+            // A part of a cluster of the buffer.
+            let start = unsafe buffer.start + index * Int(work.unit) + bit * size
+            if unsafe clinux_zero_prefix(start, size) < size { bitmap |= 1 << UInt32(bit) }
+        }
+        return bitmap
+    }
+
+    /// Notes a write; one that goes on where the last one ends becomes a part of it.
+    private func append(_ write: Write, to writes: inout [Write]) {
+        if let last = writes.last, last.source == write.source, last.start + last.count == write.start, last.place + UInt64(last.count) == write.place {
+            writes[writes.count - 1].count += write.count
+        } else {
+            writes.append(write)
+        }
+    }
+
+    private enum Cluster: Equatable {
+        case zero
+        case data
+        case compressed(start: Int, length: Int)
+    }
+}

@@ -1,0 +1,80 @@
+internal import Glibc
+internal import Linux
+
+/// How far a long work on an image has come.
+public struct ImageProgress: Sendable {
+    /// Bytes of the disk that are dealt with, and all of them.
+    public var done: UInt64
+    public var total: UInt64
+}
+
+/// A disk image made from another: the same disk in another format, or laid out anew.
+public struct ImageConversion: Sendable {
+    public var source: String
+    public var sourceOptions = DiskImageOptions(readOnly: true)
+    public var target: String
+    public var format: ImageFormat
+    public var options = QCOW2Options()
+    public var preallocation = Preallocation.off
+    /// Whether clusters are compressed where that makes them smaller.
+    public var compresses = false
+    /// How hard: zlib's 1 to 9, zstd's 1 to 19; nil for the usual.
+    public var compressionLevel: Int?
+    /// Whether a file that is there already is replaced, or a block device overwritten.
+    public var replacing = false
+    /// ``CacheMode/none`` writes around the page cache.
+    public var cache = CacheMode.writeback
+    /// Whether the image is on the disk when ``run(_:)`` returns.
+    public var durably = false
+    /// Threads that read, compress and write.
+    public var threads = 8
+
+    public static let possibleThreads = 1...64
+
+    public init(source: String, target: String, format: ImageFormat) {
+        self.source = source
+        self.target = target
+        self.format = format
+    }
+
+    /// Makes the image. It gets its name when it is whole; after an error there is no file (a block device is then written in part).
+    /// - Parameter progress: called a few times a second; false gives up.
+    public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) {
+        var sourceOptions = sourceOptions
+        sourceOptions.readOnly = true
+        // What is read is read once, in order: a small part of the tables at a time.
+        sourceOptions.metadataCacheSize = min(sourceOptions.metadataCacheSize, 1 << 20)
+        let image = try DiskImage(path: source, options: sourceOptions)
+        let size = image.size
+        try check(size)
+        let file = try NewFile(path: target, replacing: replacing, cache: cache)
+        if let index = image.identities.firstIndex(where: { $0 == file.replacedIdentity }) {
+            throw .sameFile(path: target, other: image.files[index])
+        }
+        if let deviceSize = file.deviceSize {
+            guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
+            guard deviceSize >= size else { throw .tooSmall(path: target, needed: size, size: deviceSize) }
+        } else if format == .raw {
+            try file.setSize(size)
+            if preallocation == .falloc { try file.reserve(0, size) }
+        }
+        try ConversionWork(self, sourceOptions, ImageReader(image), file).run(progress)
+    }
+
+    private func check(_ size: UInt64) throws(DiskImageError) {
+        guard Self.possibleThreads.contains(threads) else {
+            throw .impossible(path: target, reason: "\(threads) threads; \(Self.possibleThreads.lowerBound) to \(Self.possibleThreads.upperBound) are possible")
+        }
+        if format == .qcow2 {
+            try options.check(target, size: size, preallocation: preallocation, backing: nil)
+            guard options.dataFile == nil else { throw .impossible(path: target, reason: "a converted image keeps its data in itself") }
+            guard !compresses || preallocation == .off else { throw .impossible(path: target, reason: "compressed clusters have no place set aside for them") }
+            let levels = options.compression == .zlib ? 1...9 : 1...19
+            guard let level = compressionLevel, !levels.contains(level) else { return }
+            throw .impossible(path: target, reason: "compression level \(level); \(options.compression) has \(levels.lowerBound) to \(levels.upperBound)")
+        }
+        guard !compresses else { throw .impossible(path: target, reason: "raw images are not compressed; qcow2 can be") }
+        guard options == QCOW2Options() else { throw .impossible(path: target, reason: "a raw image has no options of qcow2") }
+        guard preallocation != .metadata else { throw .impossible(path: target, reason: "a raw image has no metadata; falloc and full set space aside") }
+    }
+}

@@ -1,0 +1,115 @@
+internal import Glibc
+
+/// A new disk image: an empty disk, or one that shows what another holds.
+public struct ImageCreation: Sendable {
+    public var path: String
+    public var format: ImageFormat
+    /// Bytes of the disk, rounded up to whole sectors of 512; nil takes the backing image's.
+    public var size: UInt64?
+    public var options = QCOW2Options()
+    public var preallocation = Preallocation.off
+    public var backing: BackingReference?
+    /// Whether the backing image is opened, to see that it is there and how large its disk is.
+    public var opensBacking = true
+    /// Whether a file that is there already is replaced.
+    public var replacing = false
+    /// Whether the image is on the disk when ``create()`` returns.
+    public var durably = false
+
+    public init(path: String, format: ImageFormat, size: UInt64? = nil) {
+        self.path = path
+        self.format = format
+        self.size = size
+    }
+
+    /// Makes the image. It gets its name when it is whole; after an error there is no file.
+    /// - Returns: bytes of the disk.
+    @discardableResult
+    public func create() throws(DiskImageError) -> UInt64 {
+        let size = try diskSize()
+        try check(size)
+        var file = try NewFile(path: path, replacing: replacing)
+        if format == .raw {
+            try file.setSize(size)
+            if preallocation == .falloc { try file.reserve(0, size) }
+            if preallocation == .full { try file.writeZeroes(0, size) }
+        } else {
+            let dataPath = try options.dataFile.map { name throws(DiskImageError) in try backingPath(name, of: path) }
+            var data = try dataPath.map { path throws(DiskImageError) in try NewFile(path: path, replacing: replacing) }
+            try data?.setSize(size)
+            try build(file, data, size: size)
+            try data?.publish(durably: durably)
+            do throws(DiskImageError) { try file.publish(durably: durably) } catch {
+                // One without the other is of no use.
+                if let dataPath, !replacing { unsafe unlink(dataPath) }
+                throw error
+            }
+            return size
+        }
+        try file.publish(durably: durably)
+        return size
+    }
+
+    /// Refuses what cannot be before there is a file.
+    private func check(_ size: UInt64) throws(DiskImageError) {
+        if format == .qcow2 { return try options.check(path, size: size, preallocation: preallocation, backing: backing) }
+        guard size <= DiskImage.maximumSize else { throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most") }
+        guard backing == nil else { throw .impossible(path: path, reason: "a raw image has no backing file; qcow2 does") }
+        guard preallocation != .metadata else { throw .impossible(path: path, reason: "a raw image has no metadata; falloc and full set space aside") }
+        guard options == QCOW2Options() else { throw .impossible(path: path, reason: "a raw image has no options of qcow2") }
+    }
+
+    private func diskSize() throws(DiskImageError) -> UInt64 {
+        var found: UInt64?
+        if let backing, opensBacking {
+            let options = DiskImageOptions(format: backing.format, readOnly: true)
+            do throws(DiskImageError) {
+                found = try DiskImage(path: backingPath(backing.name, of: path), options: options).size
+            } catch {
+                throw .backing(of: path, error)
+            }
+        }
+        guard let size = size ?? found else { throw .impossible(path: path, reason: "its size is not known; state it, or name a backing file") }
+        let (rounded, overflow) = size.addingReportingOverflow(511)
+        guard !overflow else { throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most") }
+        return rounded & ~511
+    }
+
+    private func build(_ file: borrowing NewFile, _ data: borrowing NewFile?, size: UInt64) throws(DiskImageError) {
+        var builder = QCOW2Builder(options, size: size, backing: backing)
+        // Who reads a raw data file by itself sees zeroes where this image has nothing: both agree if the image never has nothing.
+        let isMapped = preallocation != .off || options.dataFileIsRaw
+        if isMapped { try preallocate(&builder, file, data) }
+        let end = try builder.finish(file)
+        guard preallocation == .falloc else { return }
+        switch data {
+        case .some(let data): try data.reserve(0, size)
+        case nil: try file.reserve(0, end)
+        }
+    }
+
+    /// Gives every cluster of the disk its place. With subclusters none of them is allocated, so that a backing file shows.
+    private func preallocate(_ builder: inout QCOW2Builder, _ file: borrowing NewFile, _ data: borrowing NewFile?) throws(DiskImageError) {
+        let count = (builder.size + builder.clusterSize - 1) / builder.clusterSize
+        let perRun = builder.clusterSize / (options.extendedL2 ? 16 : 8)
+        let subclusters: UInt32 = backing == nil ? .max : 0
+        var cluster: UInt64 = 0
+        while cluster < count {
+            let run = min(perRun, count - cluster)
+            let length = run * builder.clusterSize
+            switch data {
+            case .some(let data):
+                let place = cluster * builder.clusterSize
+                try builder.map(cluster, count: run, to: place, subclusters: subclusters, file)
+                if preallocation == .full { try data.writeZeroes(place, min(length, builder.size - place)) }
+            case nil:
+                // The table first, so that it lies before what it maps.
+                try builder.openTable(of: cluster, file)
+                let place = builder.allocate(run)
+                try builder.map(cluster, count: run, to: place, subclusters: subclusters, file)
+                if preallocation == .full { try file.writeZeroes(place, length) }
+            }
+            cluster += run
+        }
+    }
+}

@@ -1,0 +1,176 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// How a piece of a disk is stored, for tools.
+public struct ImageExtent: Sendable, Equatable {
+    public enum Kind: Sendable, Equatable {
+        /// No image of the chain has anything there: it reads as zeroes.
+        case unallocated
+        /// Zeroes without data: a zero cluster, or a hole of the file.
+        case zero
+        case data
+        case compressed
+    }
+
+    public var kind: Kind
+    /// Bytes from the start of the disk.
+    public var offset: UInt64
+    public var length: UInt64
+    /// How far down the chain: 0 is the topmost image.
+    public var depth: Int
+    /// Where in the image's file, for what has a place of its own there.
+    public var fileOffset: UInt64?
+
+    public var readsAsZeroes: Bool { kind == .unallocated || kind == .zero }
+}
+
+/// Reads a disk image for a tool, one call after the other in the calling thread, and tells zeroes from data before they are read.
+@safe struct ImageReader: ~Copyable {
+    let image: DiskImage
+    /// What is known of each file's holes: from `start` to `end` all is data, or nothing is.
+    private var known: [Known]
+
+    private struct Known {
+        var start: UInt64 = 0
+        var end: UInt64 = 0
+        var isData = true
+    }
+
+    init(_ image: consuming DiskImage) {
+        known = [Known](repeating: Known(), count: image.files.count)
+        self.image = image
+    }
+
+    /// How the range from `offset` begins; it is inside the disk and not empty.
+    mutating func extent(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> ImageExtent {
+        var search = DiskImage.Search(limit: limit)
+        while true {
+            let extent = image.locate(offset, &search)
+            let depth = search.layer
+            func found(_ kind: ImageExtent.Kind, _ length: UInt64, at place: UInt64? = nil) -> ImageExtent {
+                ImageExtent(kind: kind, offset: offset, length: min(length, limit), depth: depth, fileOffset: place)
+            }
+            switch extent {
+            case .data(let place, let length):
+                let (isData, end) = try hole(at: place, depth)
+                return found(isData ? .data : .zero, min(length, end - place), at: place)
+            case .zero(let length):
+                return found(depth < known.count ? .zero : .unallocated, length)
+            case .memory(_, let length):
+                return found(.compressed, length)
+            case .load(let load) where load.kind == .compressedCluster:
+                // It is known to be there, which is enough: nothing is read.
+                image.finish(load, bytes: 0, error: ECANCELED)
+                image.settle(load)
+                let cluster = image.clusterSize(ofLayer: depth)
+                return found(.compressed, min(search.limit, cluster - offset % cluster), at: load.offset)
+            case .load(let load):
+                try self.load(load)
+            case .unallocated, .wait, .commit:
+                throw .request(path: image.path, SystemCallError("read", errno: EIO))
+            case .failed(let error):
+                throw image.damage ?? .request(path: image.path, SystemCallError("read", errno: error))
+            }
+        }
+    }
+
+    /// Reads a range of the disk, which is inside it.
+    mutating func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
+        guard let start = buffer.baseAddress else { return }
+        var done = 0
+        var search = DiskImage.Search(limit: UInt64(buffer.count))
+        // What an extent says is within what is left of the buffer, here and below.
+        while done < buffer.count {
+            let extent = image.locate(offset + UInt64(done), &search)
+            var moved = 0
+            switch extent {
+            case .data(let place, let length):
+                moved = Int(length)
+                try unsafe transfer(start + done, moved, at: place, search.layer)
+            case .zero(let length):
+                moved = Int(length)
+                unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: moved)
+            case .memory(let bytes, let length):
+                moved = Int(length)
+                unsafe (start + done).copyMemory(from: bytes, byteCount: moved)
+            case .load(let load):
+                try self.load(load)
+            case .unallocated, .wait, .commit:
+                throw .request(path: image.path, SystemCallError("read", errno: EIO))
+            case .failed(let error):
+                throw image.damage ?? .request(path: image.path, SystemCallError("read", errno: error))
+            }
+            if moved > 0 {
+                done += moved
+                search = DiskImage.Search(limit: UInt64(buffer.count - done))
+            }
+        }
+    }
+
+    /// Reads what an extent of data says, from the file that has it.
+    func read(_ buffer: UnsafeMutableRawBufferPointer, file offset: UInt64, depth: Int) throws(DiskImageError) {
+        guard let start = buffer.baseAddress else { return }
+        try unsafe transfer(start, buffer.count, at: offset, depth)
+    }
+
+    // MARK: - Files
+
+    private func load(_ load: MetadataLoad) throws(DiskImageError) {
+        var done = 0
+        var error: Int32 = 0
+        while done < load.length {
+            // The load's buffer has `length` bytes.
+            let got = unsafe pread(image.descriptor(load.layer), load.buffer + done, load.length - done, off_t(truncatingIfNeeded: load.offset + UInt64(done)))
+            if got < 0, errno == EINTR { continue }
+            if got < 0 { error = errno }
+            if got <= 0 { break }
+            done += got
+        }
+        image.finish(load, bytes: done, error: error)
+        image.settle(load)
+        if error != 0 { throw .request(path: image.path, SystemCallError("pread", errno: error)) }
+    }
+
+    private func transfer(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int) throws(DiskImageError) {
+        var done = 0
+        while done < count {
+            let place = offset + UInt64(done)
+            // What is left of the caller's buffer.
+            var vector = unsafe iovec(iov_base: buffer + done, iov_len: count - done)
+            let file = unsafe image.descriptor(layer, for: &vector, count: 1, offset: place)
+            let got = unsafe preadv(file, &vector, 1, off_t(truncatingIfNeeded: place))
+            if got < 0 {
+                if errno == EINTR { continue }
+                throw .request(path: image.path, .last("pread"))
+            }
+            if got == 0 {
+                // Zeroes follow the end of the file, unless it was cut since it was opened.
+                guard image.isEnd(place, layer) else { throw .request(path: image.path, SystemCallError("pread", errno: EIO)) }
+                unsafe (buffer + done).initializeMemory(as: UInt8.self, repeating: 0, count: count - done)
+                return
+            }
+            done += got
+        }
+    }
+
+    /// Whether a file has data at a place, and up to where it is the same; what the file system cannot tell is data.
+    private mutating func hole(at place: UInt64, _ layer: Int) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
+        let last = known[layer]
+        if last.start <= place, place < last.end { return (last.isData, last.end) }
+        let file = image.descriptor(layer)
+        let data = lseek(file, off_t(truncatingIfNeeded: place), CLINUX_SEEK_DATA)
+        var found = Known(start: place, end: .max, isData: true)
+        if data > off_t(truncatingIfNeeded: place) {
+            found = Known(start: place, end: UInt64(data), isData: false)
+        } else if data >= 0 {
+            let hole = lseek(file, data, CLINUX_SEEK_HOLE)
+            if hole > data { found.end = UInt64(hole) }
+        } else if errno == ENXIO {
+            // Nothing but a hole up to the end, or the end itself.
+            found.isData = false
+        }
+        known[layer] = found
+        return (found.isData, found.end)
+    }
+}

@@ -1,0 +1,251 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// A file that gets its name when it is whole, and is nothing before; or a block device, whose contents change at once.
+///
+/// Where the file system can, it has no name until then (`O_TMPFILE`), so that not even SIGKILL leaves anything behind; elsewhere
+/// it has a random one beginning with a dot in the same directory, which goes when this value goes.
+struct NewFile: ~Copyable {
+    /// As the user gave it.
+    let path: String
+    let descriptor: FileDescriptor
+    /// The same file with `O_DIRECT`.
+    private let direct: FileDescriptor?
+    private let directNumber: Int32?
+    /// `path`, or where it leads to when that is replaced.
+    private let target: String
+    private var temporaryName: String?
+    /// The file that is replaced, locked as by a writer.
+    private let replaced: FileDescriptor?
+    /// Which file that is, or which device is written.
+    let replacedIdentity: ImageFile.Identity?
+    /// Bytes of a block device; nil for a file.
+    let deviceSize: UInt64?
+
+    /// Transfers around the page cache are aligned to this many bytes, as every file system wants at most.
+    private static let directAlignment: UInt64 = 4096
+
+    /// - Parameters:
+    ///   - replacing: whether the name may be that of a regular file that nobody uses. It keeps its contents until
+    ///     ``publish(durably:)``, and its owner and permissions for good.
+    ///   - cache: ``CacheMode/none`` writes around the page cache what is aligned.
+    init(path: String, replacing: Bool, cache: CacheMode = .writeback) throws(DiskImageError) {
+        var replaced: FileDescriptor?
+        var isOld = false
+        var target = path
+        var deviceSize: UInt64?
+        var mode: mode_t = 0o644
+        var status = stat()
+        // Symbolic links are followed: the link stays, what it leads to is replaced.
+        if unsafe stat(path, &status) == 0 {
+            guard replacing else { throw .exists(path: path) }
+            let kind = status.st_mode & S_IFMT
+            guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
+            let old = try creating(path) { () throws(SystemCallError) in try FileDescriptor.open(path, O_RDWR | O_NONBLOCK) }
+            try lockImage(old, path: path, writable: true)
+            if kind == S_IFBLK { deviceSize = try creating(path) { () throws(SystemCallError) in try old.size() } }
+            target = resolved(path) ?? path
+            mode = status.st_mode & 0o777
+            replaced = consume old
+            isOld = true
+        } else if unsafe lstat(path, &status) == 0 {
+            // A link to nothing: what it names is nobody's wish.
+            throw .exists(path: path)
+        }
+        let made = try creating(path) { () throws(SystemCallError) in
+            try deviceSize != nil ? Made(FileDescriptor.open(path, O_RDWR)) : Made(beside: target, mode: mode)
+        }
+        if isOld, deviceSize == nil {
+            // The mask may have taken permissions away; another's file stays theirs where we may give it.
+            _ = fchmod(made.descriptor.rawValue, mode)
+            _ = fchown(made.descriptor.rawValue, status.st_uid, status.st_gid)
+        }
+        if cache == .none {
+            let again = try openAgain(made.descriptor, path)
+            directNumber = again.rawValue
+            direct = consume again
+        } else {
+            directNumber = nil
+            direct = nil
+        }
+        self.path = path
+        self.target = target
+        self.replaced = replaced
+        replacedIdentity = isOld ? ImageFile.Identity(status) : nil
+        self.deviceSize = deviceSize
+        temporaryName = made.name
+        descriptor = made.take()
+    }
+
+    deinit {
+        if let temporaryName { unsafe unlink(temporaryName) }
+    }
+
+    /// Gives the file its name. After an error it has none.
+    /// - Parameter durably: when this returns, neither contents nor name can be lost to a power failure. What replaces a file is always durable
+    ///   before, so that one of the two is there.
+    mutating func publish(durably: Bool) throws(DiskImageError) {
+        let isReplacing = replacedIdentity != nil && deviceSize == nil
+        if durably || isReplacing, fsync(descriptor.rawValue) < 0 { throw .system(path: path, .last("fsync")) }
+        guard deviceSize == nil else { return }
+        do throws(SystemCallError) {
+            if temporaryName == nil, !isReplacing {
+                try Made.link(descriptor, target)
+            } else {
+                // Only a named file can take the place of another.
+                if temporaryName == nil { temporaryName = try Made.linkBeside(descriptor, target) }
+                if let name = temporaryName {
+                    let result = unsafe isReplacing ? rename(name, target) : clinux_rename_new(name, target)
+                    if result < 0 { throw .last("rename") }
+                }
+                temporaryName = nil
+            }
+        } catch {
+            if error.errno == EEXIST { throw .exists(path: path) }
+            throw .system(path: path, error)
+        }
+        guard durably, let parent = try? FileDescriptor.open(directory(of: target), O_RDONLY) else { return }
+        if fsync(parent.rawValue) < 0 { throw .system(path: path, .last("fsync")) }
+    }
+
+    // MARK: - Writing
+
+    /// Writes all of a buffer, from any thread.
+    func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
+        guard let start = bytes.baseAddress else { return }
+        var number = descriptor.rawValue
+        if let directNumber, (UInt64(UInt(bitPattern: start)) | UInt64(bytes.count) | offset) & (Self.directAlignment - 1) == 0 {
+            number = directNumber
+        }
+        do throws(MetadataError) {
+            // The buffer is the caller's for as long as this lasts.
+            try unsafe MetadataFile(calls: .host, number: number).write(start, bytes.count, at: offset)
+        } catch {
+            if case .failed(let code) = error { throw .system(path: path, SystemCallError("pwrite", errno: code)) }
+        }
+    }
+
+    func write(_ bytes: [UInt8], at offset: UInt64) throws(DiskImageError) {
+        var failure: DiskImageError?
+        unsafe bytes.withUnsafeBytes { buffer in
+            do throws(DiskImageError) { try unsafe write(buffer, at: offset) } catch { failure = error }
+        }
+        if let failure { throw failure }
+    }
+
+    /// Makes a range read as zeroes, in whatever way costs least.
+    func clear(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
+        let mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
+        if clinux_fallocate(descriptor.rawValue, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) == 0 { return }
+        try writeZeroes(offset, length)
+    }
+
+    func setSize(_ size: UInt64) throws(DiskImageError) {
+        if ftruncate(descriptor.rawValue, off_t(truncatingIfNeeded: size)) < 0 { throw .system(path: path, .last("ftruncate")) }
+    }
+
+    /// Has the file system set aside space for a range, which reads as zeroes where it holds nothing yet.
+    func reserve(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
+        guard length > 0 else { return }
+        while clinux_fallocate(descriptor.rawValue, 0, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) < 0 {
+            if errno != EINTR { throw .system(path: path, .last("fallocate")) }
+        }
+    }
+
+    /// Writes zeroes as data.
+    func writeZeroes(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
+        let zeroes = [UInt8](repeating: 0, count: Int(min(length, 1 << 20)))
+        var done: UInt64 = 0
+        while done < length {
+            let piece = min(length - done, UInt64(zeroes.count))
+            try write(piece == zeroes.count ? zeroes : Array(zeroes.prefix(Int(piece))), at: offset + done)
+            done += piece
+        }
+    }
+}
+
+extension ImageFile.Identity {
+    init(_ status: stat) { self.init(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)) }
+}
+
+/// A new file as it was made: without a name, or with a temporary one.
+private struct Made: ~Copyable {
+    let descriptor: FileDescriptor
+    let name: String?
+
+    init(beside target: String, mode: mode_t) throws(SystemCallError) {
+        if let file = try? FileDescriptor.open(directory(of: target), CLINUX_O_TMPFILE | O_RDWR, mode: mode),
+            unsafe access(Self.descriptorPath(file), F_OK) == 0
+        {
+            descriptor = file
+            name = nil
+            return
+        }
+        while true {
+            let name = Self.temporaryName(beside: target)
+            do throws(SystemCallError) {
+                descriptor = try FileDescriptor.open(name, O_RDWR | O_CREAT | O_EXCL, mode: mode)
+                self.name = name
+                return
+            } catch {
+                if error.errno != EEXIST { throw error }
+            }
+        }
+    }
+
+    /// What is there already.
+    init(_ file: consuming FileDescriptor) {
+        descriptor = file
+        name = nil
+    }
+
+    consuming func take() -> FileDescriptor { descriptor }
+
+    /// Gives a nameless file a name that nobody has.
+    static func link(_ file: borrowing FileDescriptor, _ name: String) throws(SystemCallError) {
+        if unsafe linkat(AT_FDCWD, descriptorPath(file), AT_FDCWD, name, AT_SYMLINK_FOLLOW) < 0 { throw .last("linkat") }
+    }
+
+    static func linkBeside(_ file: borrowing FileDescriptor, _ target: String) throws(SystemCallError) -> String {
+        while true {
+            let name = temporaryName(beside: target)
+            do throws(SystemCallError) {
+                try link(file, name)
+                return name
+            } catch {
+                if error.errno != EEXIST { throw error }
+            }
+        }
+    }
+
+    static func descriptorPath(_ file: borrowing FileDescriptor) -> String { "/proc/self/fd/\(file.rawValue)" }
+
+    private static func temporaryName(beside target: String) -> String {
+        directory(of: target) + "/.swkvm-" + String(UInt64.random(in: 0 ... .max), radix: 36)
+    }
+}
+
+private func openAgain(_ file: borrowing FileDescriptor, _ path: String) throws(DiskImageError) -> FileDescriptor {
+    do throws(SystemCallError) {
+        return try FileDescriptor.open(Made.descriptorPath(file), O_RDWR | CLINUX_O_DIRECT)
+    } catch {
+        throw .directUnavailable(path: path, error)
+    }
+}
+
+private func directory(of path: String) -> String {
+    guard let slash = path.lastIndex(of: "/") else { return "." }
+    return slash == path.startIndex ? "/" : String(path[..<slash])
+}
+
+/// A path without symbolic links, or nil when it leads nowhere.
+private func resolved(_ path: String) -> String? {
+    guard let text = unsafe realpath(path, nil) else { return nil }
+    defer { unsafe free(text) }
+    return unsafe String(cString: text)
+}
+
+private func creating<Answer: ~Copyable>(_ path: String, _ body: () throws(SystemCallError) -> Answer) throws(DiskImageError) -> Answer {
+    do { return try body() } catch { throw .system(path: path, error) }
+}

@@ -1,0 +1,83 @@
+public import ArgumentParser
+public import DiskImage
+internal import Linux
+
+/// `swkvm image convert`: the same disk in another image.
+struct ConvertCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "convert",
+        abstract: "Copy a disk image into a new one, in another format or layout.",
+        discussion: """
+            All that the source shows, its backing files included, goes into one image. Zeroes take no space. The target gets its name when it is \
+            whole: after an error or a signal there is none. What is written stays in the page cache at first, as with cp and qemu-img; --sync \
+            waits until it is on the disk, and so does --force when it replaces a file.
+
+            EXAMPLES
+              swkvm image convert disk.raw disk.qcow2
+              swkvm image convert --compress --compression-type zstd disk.qcow2 small.qcow2
+              swkvm image convert --force disk.qcow2 /dev/vg/disk --target-format raw
+            """)
+
+    @Option(name: [.short, .long], help: ArgumentHelp("The source's format: raw or qcow2. Default: what its extension says.", valueName: "format"))
+    var format: ImageFormat?
+
+    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format. Default: what its extension says.", valueName: "format"))
+    var targetFormat: ImageFormat?
+
+    @Flag(name: [.short, .long], help: "Compress clusters (qcow2).")
+    var compress = false
+
+    @Option(help: ArgumentHelp("How hard to compress: 1 to 9 for zlib, 1 to 19 for zstd.", valueName: "n"))
+    var compressionLevel: Int?
+
+    @OptionGroup var layout: LayoutOptions
+
+    @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64.", valueName: "n"))
+    var threads = 8
+
+    @Option(help: ArgumentHelp("writeback, or none to go around the page cache on both sides.", valueName: "mode"))
+    var cache = CacheMode.writeback
+
+    @Flag(help: "Wait until the new image is on the disk.")
+    var sync = false
+
+    @Flag(help: "Do not follow the source's backing files: refuse an image that has one.")
+    var noBacking = false
+
+    @Flag(help: "Overwrite a file or a block device that is there already.")
+    var force = false
+
+    @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
+    var progress = false
+
+    @Flag(name: [.short, .long], help: "Never show how far it is.")
+    var quiet = false
+
+    @Argument(help: "The image to read.")
+    var source: String
+
+    @Argument(help: "The image to make.")
+    var target: String
+
+    func run() throws {
+        try ImageTool.run { () throws(DiskImageError) in
+            var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat, orExtensionOf: target))
+            conversion.sourceOptions.format = format
+            conversion.sourceOptions.cache = cache
+            conversion.sourceOptions.allowsBacking = !noBacking
+            conversion.options = layout.options
+            conversion.preallocation = layout.preallocation
+            conversion.compresses = compress
+            conversion.compressionLevel = compressionLevel
+            conversion.threads = threads
+            conversion.cache = cache
+            conversion.durably = sync
+            conversion.replacing = force
+            let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
+            defer { line.end() }
+            try conversion.run(line.show)
+        }
+    }
+}
+
+extension CacheMode: ExpressibleByArgument {}

@@ -1,0 +1,108 @@
+public import ArgumentParser
+public import DiskImage
+
+/// `swkvm image create`: a new disk image.
+struct CreateCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "create",
+        abstract: "Make a disk image.",
+        discussion: """
+            The file gets its name when it is whole: after an error or a signal there is none.
+
+            EXAMPLES
+              swkvm image create disk.qcow2 20G
+              swkvm image create --cluster-size 1M --preallocation metadata big.qcow2 1T
+              swkvm image create --backing base.qcow2 overlay.qcow2
+              swkvm image create --preallocation falloc data.raw 100G
+            """)
+
+    @Option(name: [.short, .customShort("O"), .long], help: ArgumentHelp("raw or qcow2. Default: what the file's extension says.", valueName: "format"))
+    var format: ImageFormat?
+
+    @OptionGroup var layout: LayoutOptions
+
+    @Option(name: [.short, .long], help: ArgumentHelp("The image that shows where this one has nothing of its own; relative to this one's directory.", valueName: "file"))
+    var backing: String?
+
+    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))
+    var backingFormat: ImageFormat?
+
+    @Flag(name: [.short, .long], help: "Do not open the backing image, which may not exist yet.")
+    var unsafe = false
+
+    @Option(help: ArgumentHelp("Keep the data in this file, and only metadata in the image.", valueName: "file"))
+    var dataFile: String?
+
+    @Flag(help: "The data file is a raw image by itself.")
+    var dataFileRaw = false
+
+    @Option(name: .customLong("size"), help: ArgumentHelp("The same as the second argument.", valueName: "size"))
+    var sizeOption: ByteSize?
+
+    @Flag(help: "Replace a file that is there already.")
+    var force = false
+
+    @Flag(name: [.short, .long], help: "Say nothing when it went well.")
+    var quiet = false
+
+    @Argument(help: "The file to make.")
+    var file: String
+
+    @Argument(help: "The size of the disk, in bytes or with K, M, G or T. Default: the backing image's.")
+    var size: ByteSize?
+
+    func run() throws {
+        let disk = try ImageTool.run { () throws(DiskImageError) in
+            let format = try ImageFormat(format, orExtensionOf: file)
+            var creation = ImageCreation(path: file, format: format, size: (size ?? sizeOption)?.bytes)
+            creation.options = layout.options
+            creation.options.dataFile = dataFile
+            creation.options.dataFileIsRaw = dataFileRaw
+            creation.preallocation = layout.preallocation
+            if let backing { creation.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
+            creation.opensBacking = !unsafe
+            creation.replacing = force
+            return (format, try creation.create())
+        }
+        if !quiet { print("\(file): \(disk.0), \(ImageTool.sizeAndBytes(disk.1))") }
+    }
+}
+
+/// How a new image is laid out, for the verbs that make one.
+struct LayoutOptions: ParsableArguments {
+    @Option(name: .long, help: ArgumentHelp("qcow2: bytes of a cluster, a power of two from 512 to 2M.", valueName: "size"))
+    var clusterSize = ByteSize(bytes: 65536)
+
+    @Option(help: ArgumentHelp("qcow2: bits of a reference count: 1, 2, 4, 8, 16, 32 or 64.", valueName: "n"))
+    var refcountBits = 16
+
+    @Option(help: ArgumentHelp("qcow2: 1.1 (version 3) or 0.10 (version 2).", valueName: "version"))
+    var compat = QCOW2Compatibility.version3
+
+    @Flag(help: "qcow2: allow programs to keep reference counts lazily.")
+    var lazyRefcounts = false
+
+    @Flag(name: .customLong("extended-l2"), help: "qcow2: 32 subclusters in each cluster.")
+    var extendedL2 = false
+
+    @Option(help: ArgumentHelp("qcow2: how clusters are compressed: zlib or zstd.", valueName: "type"))
+    var compressionType = CompressionType.zlib
+
+    @Option(help: ArgumentHelp("What is set aside: off, metadata, falloc or full.", valueName: "mode"))
+    var preallocation = Preallocation.off
+
+    var options: QCOW2Options {
+        var options = QCOW2Options()
+        options.clusterSize = clusterSize.bytes
+        options.refcountBits = refcountBits
+        options.compatibility = compat
+        options.lazyRefcounts = lazyRefcounts
+        options.extendedL2 = extendedL2
+        options.compression = compressionType
+        return options
+    }
+}
+
+extension QCOW2Compatibility: ExpressibleByArgument {}
+extension CompressionType: ExpressibleByArgument {}
+extension Preallocation: ExpressibleByArgument {}

@@ -1,0 +1,86 @@
+internal import CLinux
+internal import DiskImage
+internal import Linux
+
+/// A line of a terminal that says how far a long work has come; and the signals that end such a work in good order.
+final class ProgressLine {
+    private let signals = SignalSet([SIGINT, SIGTERM, SIGHUP])
+    private let before: SignalSet
+    private let signalDescriptor: FileDescriptor?
+    /// Whether lines are overwritten, as a terminal can, or follow each other; nil shows none.
+    private let isTerminal: Bool?
+    private let start = ProgressLine.now()
+    private var lastShown = 0.0
+    private var lastLength = 0
+
+    /// - Parameter isShown: nil shows it where standard error is a terminal.
+    init(isShown: Bool?) {
+        // Threads that are started later have them blocked anyway; here they wait until somebody asks.
+        before = signals.block()
+        signalDescriptor = try? signals.descriptor()
+        let terminal = isatty(STDERR_FILENO) == 1
+        isTerminal = isShown ?? terminal ? terminal : nil
+    }
+
+    /// Shows how far it is, and tells whether to go on: not after a signal.
+    func show(_ progress: ImageProgress) -> Bool {
+        if let isTerminal {
+            let now = Self.now()
+            let isOver = progress.done == progress.total
+            if isOver || now - lastShown >= (isTerminal ? 0.1 : 1) {
+                lastShown = now
+                draw(Self.text(progress, seconds: now - start), isTerminal)
+            }
+        }
+        switch signalDescriptor {
+        case .some(let descriptor): return SignalSet.next(from: descriptor) == nil
+        case nil: return true
+        }
+    }
+
+    /// Leaves the line, and lets signals through again.
+    func end() {
+        if isTerminal == true, lastLength > 0 { write("\n") }
+        before.restore()
+    }
+
+    /// `  42.0%  1.2 GiB of 2.9 GiB  640 MiB/s  3 s left`.
+    static func text(_ progress: ImageProgress, seconds: Double) -> String {
+        let share = progress.total == 0 ? 1 : Double(progress.done) / Double(progress.total)
+        let thousandths = Int(share * 1000)
+        var text = "\(thousandths / 10).\(thousandths % 10)%  \(ImageTool.size(progress.done)) of \(ImageTool.size(progress.total))"
+        guard seconds > 0, progress.done > 0 else { return text }
+        let rate = Double(progress.done) / seconds
+        text += "  \(ImageTool.size(UInt64(min(rate, 1e18))))/s"
+        if progress.done < progress.total { text += "  \(duration(Double(progress.total - progress.done) / rate)) left" }
+        return text
+    }
+
+    /// `41 s`, `3 min 20 s`, `2 h 5 min`.
+    static func duration(_ seconds: Double) -> String {
+        let whole = Int(min(max(seconds, 0), 1e9).rounded(.up))
+        if whole < 60 { return "\(whole) s" }
+        if whole < 3600 { return "\(whole / 60) min \(whole % 60) s" }
+        return "\(whole / 3600) h \(whole % 3600 / 60) min"
+    }
+
+    private func draw(_ text: String, _ isTerminal: Bool) {
+        guard isTerminal else { return write(text + "\n") }
+        // Spaces over what is left of a longer one.
+        let padding = String(repeating: " ", count: max(0, lastLength - text.count))
+        lastLength = text.count
+        write("\r" + text + padding)
+    }
+
+    private func write(_ text: String) {
+        let bytes = Array(text.utf8)
+        // One call for all of it; what does not fit is lost to nobody's harm.
+        _ = unsafe bytes.withUnsafeBytes { unsafe CLinux.write(STDERR_FILENO, $0.baseAddress, $0.count) }
+    }
+
+    private static func now() -> Double {
+        var time = timespec()
+        unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+        return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
+    }
+}
