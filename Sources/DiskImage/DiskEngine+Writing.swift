@@ -15,6 +15,7 @@ extension DiskEngine {
             /// The cluster on the disk and in the file.
             var guestOffset: UInt64 = 0
             var run = Refcounts.Run(first: 0, count: 0)
+            var file = 0
             /// The next free one.
             var next: Int32 = -1
         }
@@ -76,22 +77,24 @@ extension DiskEngine {
         let operation = unsafe request.pointee.operation
         let position = unsafe request.pointee.offset + request.pointee.mapped
         let left = unsafe request.pointee.length - request.pointee.mapped
-        let file = metadataFile
         if operation != .write, isClaimed(position, position + left, besides: index) {
             wait(index)
             return false
         }
         do throws(MetadataError) {
-            try image.withMetadata { qcow2 throws(MetadataError) in
-                if qcow2.autoclearFeatures != 0 { try qcow2.clearAutoclearFeatures(file) }
-            }
+            try image.prepareChange(calls)
         } catch {
             return stop(index, error.extent)
         }
-        switch image.target(operation, position, left, sequence: sequence, file) {
+        switch unsafe image.target(operation, position, left, sequence: sequence, calls, &request.pointee.search) {
         case .inPlace(let place, let length):
-            let kind: Operation.Kind = operation == .write ? .write : operation == .writeZeroesUnmapping ? .punch : refusesZeroRange ? .writeZeroes : .zeroRange
-            begin(unsafe Operation(kind: kind, request: index, fileOffset: place, start: request.pointee.mapped, length: length))
+            let kind: Operation.Kind =
+                switch operation {
+                case .write: .write
+                case .discard, .writeZeroesUnmapping: .punch
+                default: refusesZeroRange ? .writeZeroes : .zeroRange
+                }
+            begin(unsafe Operation(kind: kind, request: index, layer: request.pointee.search.file, fileOffset: place, start: request.pointee.mapped, length: length))
             unsafe request.pointee.consume(length)
         case .done(let length):
             unsafe request.pointee.consume(length)
@@ -140,17 +143,16 @@ extension DiskEngine {
             wait(index)
             return false
         }
-        let file = metadataFile
         let count = (end - cluster) / copies.clusterSize
         let run: Refcounts.Run
         do throws(MetadataError) {
-            guard let allocated = try image.withMetadata({ qcow2 throws(MetadataError) in try qcow2.allocate(count, at: cluster, file) }) else { return stop(index, .failed(EROFS)) }
-            run = allocated
+            run = try image.allocate(count, at: cluster, calls)
         } catch {
             return stop(index, error.extent)
         }
         let start = unsafe request.pointee.mapped
-        let place = run.first * copies.clusterSize
+        let file = unsafe request.pointee.search.file
+        let place = image.place(of: run, file)
         let covered = isWhole ? run.count * copies.clusterSize : length
         claim(index, cluster, cluster + run.count * copies.clusterSize)
         unsafe request.pointee.consume(covered)
@@ -159,12 +161,12 @@ extension DiskEngine {
         let isDirect = isWhole || (isZero && isWrite && run.isPristine)
         if isDirect {
             begin(Operation(
-                kind: .write, request: index, fileOffset: place + (position - cluster), start: start, length: covered, run: run, guestOffset: cluster))
+                kind: .write, request: index, layer: file, fileOffset: place + (position - cluster), start: start, length: covered, run: run, guestOffset: cluster))
             return true
         }
         let copy = freeCopy
         freeCopy = copies[copy].next
-        copies[copy] = Copies.Copy(owner: index, start: start, length: covered, guestOffset: cluster, run: run)
+        copies[copy] = Copies.Copy(owner: index, start: start, length: covered, guestOffset: cluster, run: run, file: file)
         // One for the copy, and one that keeps the request from ending under our hands.
         unsafe request.pointee.pending += 2
         let reader = Int32(depth) + copy
@@ -183,7 +185,7 @@ extension DiskEngine {
         let error = unsafe requests[Int(reader)].error
         let copy = copies[index]
         let operation = Operation(
-            kind: .write, request: copy.owner, fileOffset: copy.run.first * copies.clusterSize, start: copy.start, length: copies.clusterSize,
+            kind: .write, request: copy.owner, layer: copy.file, fileOffset: image.place(of: copy.run, copy.file), start: copy.start, length: copies.clusterSize,
             run: copy.run, guestOffset: copy.guestOffset, copy: index)
         guard freeOperation >= 0 else {
             unsafe requests[Int(reader)].isListed = true
@@ -251,17 +253,14 @@ extension DiskEngine {
         return true
     }
 
-    var isLocked: Bool { image.withMetadata { $0.isLocked } ?? false }
+    var isLocked: Bool { image.isLocked }
 
     /// New clusters have been written, or could not be.
     mutating func finishClusters(_ ended: Operation, _ error: Int32) {
-        let sequence = sequence
-        image.withMetadata { qcow2 in
-            if error == 0 {
-                qcow2.link(ended.run, at: ended.guestOffset, sequence: sequence)
-            } else {
-                qcow2.abandon(ended.run, at: ended.guestOffset, sequence: sequence)
-            }
+        if error == 0 {
+            image.link(ended.run, at: ended.guestOffset, sequence: sequence)
+        } else {
+            image.abandon(ended.run, at: ended.guestOffset, sequence: sequence)
         }
         if ended.copy >= 0 {
             copies[ended.copy].next = freeCopy

@@ -21,6 +21,8 @@ public struct ImageExtent: Sendable, Equatable {
     public var depth: Int
     /// Where in the image's file, for what has a place of its own there.
     public var fileOffset: UInt64?
+    /// Which file that is, by its number in ``DiskImage/files``.
+    public var file = 0
 
     public var readsAsZeroes: Bool { kind == .unallocated || kind == .zero }
 }
@@ -49,21 +51,21 @@ public struct ImageExtent: Sendable, Equatable {
             let extent = image.locate(offset, &search)
             let depth = search.layer
             func found(_ kind: ImageExtent.Kind, _ length: UInt64, at place: UInt64? = nil) -> ImageExtent {
-                ImageExtent(kind: kind, offset: offset, length: min(length, limit), depth: depth, fileOffset: place)
+                ImageExtent(kind: kind, offset: offset, length: min(length, limit), depth: depth, fileOffset: place, file: search.file)
             }
             switch extent {
             case .data(let place, let length):
-                let (isData, end) = try hole(at: place, depth)
+                let (isData, end) = try hole(at: place, search.file)
                 return found(isData ? .data : .zero, min(length, end - place), at: place)
             case .zero(let length):
-                return found(depth < known.count ? .zero : .unallocated, length)
+                return found(depth < image.chainLength ? .zero : .unallocated, length)
             case .memory(_, let length):
                 return found(.compressed, length)
             case .load(let load) where load.kind == .compressedCluster:
                 // It is known to be there, which is enough: nothing is read.
                 image.finish(load, bytes: 0, error: ECANCELED)
                 image.settle(load)
-                let cluster = image.clusterSize(ofLayer: depth)
+                let cluster = image.clusterSize(ofLayer: load.layer)
                 return found(.compressed, min(search.limit, cluster - offset % cluster), at: load.offset)
             case .load(let load):
                 try self.load(load)
@@ -87,7 +89,7 @@ public struct ImageExtent: Sendable, Equatable {
             switch extent {
             case .data(let place, let length):
                 moved = Int(length)
-                try unsafe transfer(start + done, moved, at: place, search.layer)
+                try unsafe transfer(start + done, moved, at: place, search.file)
             case .zero(let length):
                 moved = Int(length)
                 unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: moved)
@@ -109,9 +111,9 @@ public struct ImageExtent: Sendable, Equatable {
     }
 
     /// Reads what an extent of data says, from the file that has it.
-    func read(_ buffer: UnsafeMutableRawBufferPointer, file offset: UInt64, depth: Int) throws(DiskImageError) {
+    func read(_ buffer: UnsafeMutableRawBufferPointer, from offset: UInt64, ofFile file: Int) throws(DiskImageError) {
         guard let start = buffer.baseAddress else { return }
-        try unsafe transfer(start, buffer.count, at: offset, depth)
+        try unsafe transfer(start, buffer.count, at: offset, file)
     }
 
     // MARK: - Files
