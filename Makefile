@@ -13,15 +13,17 @@ STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc
 RELEASE := $(STATIC) --product swkvm
 BENCH   := $(STATIC) --product swkvm-bench
 
-# Debian packages, by what needs them.
+# Debian packages, by what needs them. Both packages of gdb do, but not beside each other.
+GDB            := $(if $(shell command -v gdb),,gdb-minimal)
 BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
-TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools
-LAB_PACKAGES   := qemu-system-x86 e2fsprogs
+TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools dmidecode $(GDB)
+LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs lz4 $(GDB)
+VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release run test lab bench man completions install clean help
-.PHONY: packages-build packages-run packages-test packages-lab packages-bench
+.PHONY: all guest release run test fuzz lab lab-smp lab-vtx bench man completions install clean help
+.PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench
 
 all: release man ## the static binary build/swkvm and its man page
 
@@ -42,11 +44,20 @@ release: guest ## the static binary build/swkvm
 run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a qcow2 disk and a TAP on a bridge
 	@guests/run
 
-test: release packages-test packages-lab ## every test
+test: release packages-test packages-lab packages-lab-vtx ## every test
 	@.ci/test
 
-lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, or shell for a shell there)
-	@WORDS="$(WORDS)" Tests/Lab/run $(or $(ARGS),all)
+fuzz: packages-build ## libFuzzer on what reads untrusted bytes, FUZZ_SECONDS (60) for each target (ARGS: targets)
+	@.ci/fuzz $(ARGS)
+
+lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, shell for a shell there, compare for a comparison with QEMU)
+	@WORDS="$(WORDS)" Tests/Lab/run $(if $(filter compare,$(ARGS)),compare,amdv $(or $(ARGS),all))
+
+lab-smp: release packages-lab ## the same on an emulated AMD-V host with two CPUs, XSAVE and AVX
+	@WORDS="$(WORDS)" Tests/Lab/run smp $(or $(ARGS),all)
+
+lab-vtx: release packages-lab-vtx ## the same on an emulated VT-x host
+	@WORDS="$(WORDS)" Tests/Lab/run vtx $(or $(ARGS),all)
 
 bench: release packages-bench ## measures, beside QEMU, fio and minimal C programs (BENCH_LINUX=vmlinux adds Linux)
 	$(SWIFT) build $(BENCH)
@@ -67,4 +78,5 @@ packages-build: ; @.ci/packages $(BUILD_PACKAGES)
 packages-run: ; @.ci/packages $(RUN_PACKAGES)
 packages-test: ; @.ci/packages $(TEST_PACKAGES)
 packages-lab: ; @.ci/packages $(LAB_PACKAGES)
+packages-lab-vtx: ; @.ci/packages $(VTX_PACKAGES)
 packages-bench: ; @.ci/packages $(BENCH_PACKAGES)

@@ -30,7 +30,7 @@ let package = Package(
     ],
     targets: [
         // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork}; GuestMemory ← Virtio;
-        // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything ← Machine ← swkvm.
+        // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything, and GDBRemote, ← Machine ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
@@ -42,17 +42,19 @@ let package = Package(
         module("HostNetwork", ["CLinux", "Linux"]),
         module("Virtio", ["CLinux", "Linux", "GuestMemory"]),
         module("Devices", ["CLinux", "Linux", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),
-        module("Boot", ["CLinux", "Linux", "GuestMemory"]),
+        module("Boot", ["CLinux", "Linux", "GuestMemory", "CZlib"]),
+        // What a debugger says and hears; knows nothing of KVM.
+        module("GDBRemote"),
         // The bundled guest's ELF, put into the binary by the assembler; `make guest` builds it first.
         .target(name: "BundledGuest", cSettings: [.headerSearchPath("../../guests/kernel/build")]),
         module("Machine", [
-            "CLinux", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices", "Boot", "BundledGuest",
+            "CLinux", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote",
             .product(name: "Logging", package: "swift-log"),
         ]),
         .executableTarget(
             name: "swkvm",
             dependencies: [
-                "Machine", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
+                "Machine", "Devices", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -66,6 +68,15 @@ let package = Package(
             path: "Tests/Bench/Sources",
             swiftSettings: [.treatAllWarnings(as: .error)]),
 
+        // `make fuzz`: readers of untrusted bytes, given to libFuzzer; and by `swift test` to a mutator with a seed.
+        .target(
+            name: "FuzzTargets", dependencies: ["Boot", "GuestMemory", "CZlib"], path: "Tests/Fuzz/Targets",
+            swiftSettings: [.treatAllWarnings(as: .error)]),
+        .executableTarget(
+            name: "swkvm-fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Driver", swiftSettings: [.treatAllWarnings(as: .error)]),
+        .testTarget(
+            name: "FuzzTests", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Tests", swiftSettings: [.treatAllWarnings(as: .error)]),
+
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         tests("LinuxTests", ["Linux", "CLinux"]),
@@ -77,8 +88,9 @@ let package = Package(
         tests("DevicesTests", [
             "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "CAllocationCounter",
         ]),
-        tests("BootTests", ["Boot", "GuestMemory", "Linux"]),
-        tests("MachineTests", ["Machine", "Devices", "GuestMemory", "KVM", "Linux", "CLinux"]),
+        tests("BootTests", ["Boot", "GuestMemory", "Linux", "FuzzTargets"]),
+        tests("GDBRemoteTests", ["GDBRemote"]),
+        tests("MachineTests", ["Machine", "Devices", "GDBRemote", "GuestMemory", "KVM", "Linux", "CLinux"]),
         tests(
             "CommandLineTests",
             ["swkvm", "Machine", "DiskImage", "GuestMemory", "HostNetwork", .product(name: "ArgumentParser", package: "swift-argument-parser")]),

@@ -9,6 +9,10 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
     case truncated(file: String, wanted: UInt64, found: UInt64)
     /// Neither an ELF file nor a Linux bzImage.
     case notAKernel(file: String)
+    /// A file that is compressed as a whole, in a format that is not understood.
+    case compressed(file: String, format: String)
+    /// What a compressed kernel says that it decompresses to, and the most that is possible, in bytes.
+    case decompressedTooLarge(file: String, size: UInt64, limit: UInt64)
     /// An ELF file for another processor; `machine` is its `e_machine`.
     case wrongMachine(file: String, machine: UInt16)
     /// A header whose fields contradict each other or the format's rules.
@@ -29,6 +33,8 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
     case commandLineHasNUL
     /// The ACPI tables for so many CPUs and devices outgrow the space below 1 MiB.
     case tablesTooLarge(size: Int, limit: Int)
+    /// The SMBIOS tables outgrow their space below 1 MiB.
+    case firmwareTablesTooLarge(size: Int, limit: Int)
     /// Guest RAM refused an access.
     case memory(GuestMemoryError)
 
@@ -40,6 +46,10 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
             "\(file) is truncated: its header names data up to byte \(wanted), the file ends at byte \(found)"
         case .notAKernel(let file):
             "\(file) is not a kernel: wanted an ELF file or a Linux bzImage, found neither's header"
+        case .compressed(let file, let format):
+            "\(file) is compressed with \(format), wanted a kernel as it is or compressed with gzip: decompress it first"
+        case .decompressedTooLarge(let file, let size, let limit):
+            "\(file) decompresses to \(size) bytes, at most \(limit) are possible in the guest's memory: give the guest more memory (--mem)"
         case .wrongMachine(let file, let machine):
             "\(file) is an ELF for \(Self.name(ofMachine: machine)) (machine \(machine)), wanted x86-64 (machine 62)"
         case .malformed(let file, let reason):
@@ -63,6 +73,8 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
             "the kernel's command line has a NUL byte in it, where it would end"
         case .tablesTooLarge(let size, let limit):
             "the ACPI tables need \(size) bytes and have \(limit): configure fewer CPUs or devices"
+        case .firmwareTablesTooLarge(let size, let limit):
+            "the SMBIOS tables need \(size) bytes and have \(limit): configure fewer ranges of memory"
         case .memory(let error):
             "\(error)"
         }

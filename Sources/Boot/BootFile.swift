@@ -3,15 +3,16 @@ internal import GuestMemory
 internal import Glibc
 internal import Linux
 
-/// The bytes of a kernel or initrd: a file, or memory of this process (the embedded guest).
+/// The bytes of a kernel or initrd: a file, or memory of this process (the embedded guest, a kernel that was decompressed).
 ///
 /// Opened once and read at each start and reset of the machine, so a reset boots the same file.
 @safe public final class BootFile: @unchecked Sendable {
     // Immutable after init; pread has no shared position; the memory of `.memory` is constant and outlives the process's
-    // machines: `Sendable` rests on these.
+    // machines, and a mapping is this object's own: `Sendable` rests on these.
     @safe private enum Contents: ~Copyable {
         case file(FileDescriptor)
         case memory(UnsafeRawBufferPointer)
+        case mapping(Mapping)
     }
 
     /// What messages call it: the path as given.
@@ -45,6 +46,13 @@ internal import Linux
         contents = unsafe .memory(memory)
     }
 
+    /// Uses the first `size` bytes of a mapping that nobody writes any more.
+    init(name: String, mapping: consuming Mapping, size: UInt64) {
+        self.name = name
+        self.size = min(size, UInt64(mapping.size))
+        contents = .mapping(mapping)
+    }
+
     /// A copy of `count` bytes at `offset`.
     /// - Throws: ``BootError/truncated(file:wanted:found:)`` when the range passes the end.
     func read(at offset: UInt64, count: Int) throws(BootError) -> [UInt8] {
@@ -61,9 +69,11 @@ internal import Linux
     func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(BootError) {
         try check(offset, UInt64(buffer.count))
         switch contents {
+        // `check` holds the range within the memory of both.
         case .memory(let bytes):
-            // `check` holds the range within `bytes`.
             unsafe buffer.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[Int(offset) ..< Int(offset) + buffer.count]))
+        case .mapping(let mapping):
+            unsafe buffer.copyMemory(from: UnsafeRawBufferPointer(start: mapping.start + Int(offset), count: buffer.count))
         case .file(let descriptor):
             var done = 0
             while done < buffer.count {

@@ -28,20 +28,32 @@ public struct KernelLoader: Sendable {
     private let initrd: BootFile?
     private let commandLine: [UInt8]
     private let tables: ACPITables?
+    private let identity: SMBIOSTables?
     private let processors: MPTable?
 
     /// Reads and checks the kernel's headers.
     /// - Parameters:
-    ///   - kernel: an ELF file or a bzImage.
+    ///   - kernel: an ELF file or a bzImage, or one of them compressed with gzip, which is decompressed here.
     ///   - initrd: what the kernel is to find as its initial RAM disk.
     ///   - commandLine: complete, devices included (``KernelCommandLine/assemble(_:devices:)``).
     ///   - tables: ACPI tables, built for ``PhysicalLayout/acpi``; without them the guest is told of no RSDP.
+    ///   - identity: SMBIOS tables, built for ``PhysicalLayout/smbios``.
     ///   - processors: the MultiProcessor table, for kernels that do not read ACPI tables.
+    ///   - memorySize: bytes of the guest's RAM; a compressed kernel may not decompress to more.
     public init(
-        kernel file: BootFile, initrd: BootFile? = nil, commandLine: String = "", tables: ACPITables? = nil,
-        processors: MPTable? = nil
+        kernel given: BootFile, initrd: BootFile? = nil, commandLine: String = "", tables: ACPITables? = nil,
+        identity: SMBIOSTables? = nil, processors: MPTable? = nil, memorySize: UInt64 = PhysicalLayout.hole
     ) throws(BootError) {
-        let start = try file.read(at: 0, count: Int(min(file.size, UInt64(LinuxImage.headerEnd))))
+        var file = given
+        var start = try file.read(at: 0, count: Int(min(file.size, UInt64(LinuxImage.headerEnd))))
+        switch Compression.found(in: start) {
+        case .gzip?:
+            file = try given.decompressed(limit: min(memorySize, PhysicalLayout.hole))
+            start = try file.read(at: 0, count: Int(min(file.size, UInt64(LinuxImage.headerEnd))))
+        case let format?:
+            throw .compressed(file: file.name, format: "\(format)")
+        case nil: break
+        }
         var limit = KernelCommandLine.limit
         if ELFImage.matches(start) {
             let image = try ELFImage(file)
@@ -61,6 +73,7 @@ public struct KernelLoader: Sendable {
         self.initrd = initrd
         self.commandLine = commandLine.utf8 + [0]
         self.tables = tables
+        self.identity = identity
         self.processors = processors
     }
 
@@ -102,6 +115,7 @@ public struct KernelLoader: Sendable {
         let initrd = try placeInitrd(after: kernelEnd, limit: initrdLimit, in: memory)
         try memory.write(commandLine, at: PhysicalLayout.commandLine)
         if let tables { try memory.write(tables.bytes, at: tables.address) }
+        if let identity { try memory.write(identity.bytes, at: identity.address) }
         if let processors { try memory.write(processors.bytes, at: MPTable.address) }
 
         let map = MemoryMapEntry.map(memorySize: memory.size)

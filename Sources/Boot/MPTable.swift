@@ -14,21 +14,21 @@ public struct MPTable: Sendable, Equatable {
     private enum InterruptType { static let vectored: UInt8 = 0, nmi: UInt8 = 1, external: UInt8 = 3 }
 
     /// - Parameters:
-    ///   - cpus: how many; their local APIC IDs are 0 ..< cpus.
+    ///   - localAPICIDs: one for each CPU, the boot processor's first. Those that do not fit, by number or by value, are left out.
     ///   - pins: pins of the IOAPIC.
-    public init(cpus: Int, pins: UInt8 = 24) {
-        let cpus = UInt8(clamping: min(cpus, Self.maximumCPUs))
+    public init(localAPICIDs: [UInt32], pins: UInt8 = 24) {
+        let processors = localAPICIDs.prefix(Self.maximumCPUs).filter { $0 < 254 }.map { UInt8($0) }
         // An ID of its own, as the specification wants for all APICs.
-        let ioapic = cpus
+        let ioapic = (processors.max() ?? 0) + 1
         var entries: [UInt8] = []
         var count: UInt16 = 0
         func add(_ entry: [UInt8]) {
             entries += entry
             count += 1
         }
-        for id in 0 ..< cpus {
+        for id in processors {
             // Usable (bit 0), the boot processor (bit 1); a Pentium Pro or later with APIC and FPU.
-            add([EntryType.processor, id, 0x14, id == 0 ? 3 : 1, 0, 6, 0, 0] + [1, 2, 0, 0] + [UInt8](repeating: 0, count: 8))
+            add([EntryType.processor, id, 0x14, id == localAPICIDs.first.map(UInt8.init(truncatingIfNeeded:)) ? 3 : 1, 0, 6, 0, 0] + [1, 2, 0, 0] + [UInt8](repeating: 0, count: 8))
         }
         add([EntryType.bus, 0] + "ISA   ".utf8)
         add([EntryType.ioapic, ioapic, 0x11, 1, 0, 0, 0xc0, 0xfe])

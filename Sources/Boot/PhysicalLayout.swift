@@ -21,8 +21,12 @@ public enum PhysicalLayout {
     static let endOfBaseMemory: UInt64 = 0xa_0000
     /// Where the ACPI tables are, the RSDP first.
     public static let acpi: UInt64 = 0xe_0000
-    /// Bytes for the ACPI tables; what follows up to 1 MiB is left to SMBIOS.
+    /// Bytes for the ACPI tables.
     public static let acpiSize = 0x1_8000
+    /// Where the SMBIOS tables are, the entry point first: in 0xf0000 – 0xfffff, where it is searched.
+    public static let smbios: UInt64 = 0xf_8000
+    /// Bytes for the SMBIOS tables, up to ``resetVector``.
+    public static let smbiosSize = 0x7ff0
     /// Where a PC's processors start after a reset as real mode sees it, F000:FFF0: ``ResetVector``.
     static let resetVector: UInt64 = 0xf_fff0
     /// Where RAM for kernels begins.

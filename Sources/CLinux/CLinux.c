@@ -6,6 +6,11 @@ int clinux_memfd_create(const char *name, unsigned flags) { return memfd_create(
 
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length) { return fallocate(fd, mode, offset, length); }
 
+int clinux_mbind(void *start, size_t length, int mode, const unsigned long *nodes, unsigned long count) {
+    // The kernel takes one bit less than it is told.
+    return (int)syscall(SYS_mbind, start, length, mode, nodes, count + 1, 0);
+}
+
 int clinux_set_thread_name(const char *name) { return pthread_setname_np(pthread_self(), name); }
 
 int clinux_set_thread_cpu(pthread_t thread, int cpu) {

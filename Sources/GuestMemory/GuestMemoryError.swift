@@ -12,10 +12,20 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
     case hugePages(HugePageShortage)
     /// The host has no huge pages of this size, in bytes.
     case noHugePages(pageSize: UInt64)
+    /// The host has no such NUMA node; `online` lists those it has, as the kernel writes it.
+    case noHostNode(Int, online: String)
+    /// More from certain nodes of the host than they have; bytes.
+    case hostNodesTooSmall(size: UInt64, nodes: [Int], total: UInt64)
+    /// The nodes' own huge pages do not suffice: bytes wanted, bytes in a page, pages free on these nodes.
+    case hugePagesOfNodes(size: UInt64, pageSize: UInt64, nodes: [Int], free: UInt64)
+    /// The kernel refused to take memory from these nodes.
+    case placement(size: UInt64, nodes: [Int], SystemCallError)
     /// The kernel refused the mapping, the memfd or the pages.
     case refused(size: UInt64, SystemCallError)
     /// Pages could not be touched ahead of time.
     case prealloc(size: UInt64, SystemCallError)
+    /// Filling it with pages was given up, because somebody asked for that.
+    case interrupted
     /// Not (wholly) in one region of guest RAM.
     case outOfRange(GuestAddress, count: UInt64)
 
@@ -33,12 +43,24 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
             shortage.description
         case .noHugePages(let pageSize):
             "this host's kernel has no \(byteText(pageSize)) huge pages; use another size or ordinary pages"
+        case .noHostNode(let node, let online):
+            "this host has no NUMA node \(node), it has \(online.isEmpty ? "none" : online): name one of those, or leave the placement out"
+        case .hostNodesTooSmall(let size, let nodes, let total):
+            "\(byteText(size)) of guest memory are to come from the host's \(nodeText(nodes)) with \(roundedText(total)): name more nodes, or ask for less"
+        case .hugePagesOfNodes(let size, let pageSize, let nodes, let free):
+            "\(byteText(size)) in \(byteText(pageSize)) pages of the host's \(nodeText(nodes)) needs \(size / pageSize) huge pages there, \(free) are free: "
+                + nodes.map { "`echo N > /sys/devices/system/node/node\($0)/hugepages/hugepages-\(pageSize >> 10)kB/nr_hugepages`" }.joined(separator: ", ")
+        case .placement(let size, let nodes, let error):
+            "\(byteText(size)) of guest memory could not be had from the host's \(nodeText(nodes)) (\(error)); "
+                + "nodes without memory, and those outside of this process's cpuset, give none"
         case .refused(let size, let error):
             "\(byteText(size)) of guest memory could not be had from the kernel (\(error)); "
                 + "ask for less, or look at `ulimit -v` and vm.overcommit_memory"
         case .prealloc(let size, let error):
             "\(byteText(size)) of guest memory could not be filled with pages ahead of time (\(error)); "
                 + "ask for less, or look at the memory limits of this process's control group"
+        case .interrupted:
+            "filling the guest's memory with pages was interrupted"
         case .outOfRange(let address, let count):
             "\(count) bytes at guest-physical \(address) are not in one region of guest RAM"
         }
@@ -67,11 +89,16 @@ public struct HugePageShortage: Equatable, Sendable, CustomStringConvertible {
 }
 
 /// An exact size in the largest binary unit that divides it: `2 GiB`, `1536 MiB`, `513 bytes`.
-func byteText(_ size: UInt64) -> String {
+package func byteText(_ size: UInt64) -> String {
     for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] where size != 0 && size.trailingZeroBitCount >= shift {
         return "\(size >> UInt64(shift)) \(unit)"
     }
     return "\(size) bytes"
+}
+
+/// `node 1`, `nodes 0 and 1`.
+private func nodeText(_ nodes: [Int]) -> String {
+    (nodes.count == 1 ? "node " : "nodes ") + nodes.map(String.init).joined(separator: nodes.count == 2 ? " and " : ", ")
 }
 
 /// A measured size in whole MiB.

@@ -41,12 +41,6 @@ extension GuestMemory {
         }
         return usage
     }
-
-    /// Bytes that have a page in RAM.
-    public func residentBytes() throws(GuestMemoryError) -> UInt64 { try usage().resident }
-
-    /// Bytes in transparent huge pages.
-    public func transparentBytes() throws(GuestMemoryError) -> UInt64 { try usage().transparentHuge }
 }
 
 /// The first address of a mapping's line, `7f0000000000-7f0000200000 rw-p …`; nil for its details' lines, `Rss: …`.

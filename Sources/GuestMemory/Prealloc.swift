@@ -7,31 +7,45 @@ extension GuestMemory {
     /// Gives every page of the memory its place in RAM now, instead of when the guest first touches it.
     ///
     /// For memory that the guest does not use yet.
-    /// - Parameter threads: how many work at it; by default one for each CPU of the host.
-    /// - Throws: ``GuestMemoryError/prealloc(size:_:)`` when there are too few pages; nobody gets a SIGBUS.
-    public func prealloc(threads: Int? = nil) throws(GuestMemoryError) {
-        let pages = size / backing.pageSize
+    /// - Parameters:
+    ///   - threads: how many work at it; by default one for each CPU of the host.
+    ///   - isInterrupted: asked now and then, by each of them: whether to give up.
+    /// - Throws: ``GuestMemoryError/prealloc(size:_:)`` when there are too few pages; nobody gets a SIGBUS. ``GuestMemoryError/interrupted``.
+    public func prealloc(threads: Int? = nil, isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(GuestMemoryError) {
+        try prealloc(offset: 0, count: size, threads: threads, isInterrupted: isInterrupted)
+    }
+
+    /// The same for a run of whole pages, `offset` bytes from the first.
+    func prealloc(
+        offset: UInt64, count: UInt64, threads: Int? = nil, isInterrupted: @escaping @Sendable () -> Bool
+    ) throws(GuestMemoryError) {
+        let pages = count / backing.pageSize
         let workers = UInt64(max(1, min(threads ?? sysconf(Int32(_SC_NPROCESSORS_ONLN)), 64, Int(clamping: pages))))
         // The pages as one run in host memory, cut into as many even parts as there are workers.
         let bound = { @Sendable [backing] (part: UInt64) in
-            pages / workers &* part &* backing.pageSize &+ min(part, pages % workers) &* backing.pageSize
+            offset &+ pages / workers &* part &* backing.pageSize &+ min(part, pages % workers) &* backing.pageSize
         }
         let failure = Mutex<SystemCallError?>(nil)
         withParallelWorkers(Int(workers), named: "prealloc") { [self] worker in
             let start = bound(UInt64(worker)), end = bound(UInt64(worker) &+ 1)
-            guard start < end else { return }
-            do throws(SystemCallError) {
-                try populate(offset: Int(start), count: Int(end - start))
-            } catch {
-                failure.withLock { $0 = $0 ?? error }
+            // In steps of a few milliseconds, or of one page.
+            let step = max(backing.pageSize, 16 << 20)
+            var next = start
+            while next < end, !isInterrupted() {
+                let part = min(step, end - next)
+                do throws(SystemCallError) { try populate(offset: Int(next), count: Int(part)) } catch {
+                    return failure.withLock { $0 = $0 ?? error }
+                }
+                next += part
             }
         }
-        if let failure = failure.withLock({ $0 }) { throw .prealloc(size: size, failure) }
+        if isInterrupted() { throw .interrupted }
+        if let failure = failure.withLock({ $0 }) { throw .prealloc(size: count, failure) }
     }
 
     /// Lets the kernel write-fault a run of pages.
     func populate(offset: Int, count: Int) throws(SystemCallError) {
-        // The run lies within the mapping: `prealloc` cuts it out of `size`.
+        // The run lies within the mapping: `prealloc` cuts it out of what it was given, and that is a part of it.
         let start = unsafe regions[0].host + offset
         while unsafe madvise(start, count, MADV_POPULATE_WRITE) < 0 {
             switch errno {

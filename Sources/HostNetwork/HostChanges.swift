@@ -14,7 +14,7 @@ struct HostChanges: ~Copyable, Sendable {
     private var changes: [Change] = []
     private var bridge: InterfaceName?
     /// The index of the TAP, 0 before there is one.
-    private var tapIndex: Int32 = 0
+    private(set) var tapIndex: Int32 = 0
     /// The TAP's MTU.
     private(set) var mtu = 0
 

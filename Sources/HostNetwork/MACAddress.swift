@@ -38,7 +38,7 @@ public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
     }
 
     /// Whether the address was given by an administrator and not by the card's maker.
-    public var isLocallyAdministered: Bool { rawValue & Self.localBit != 0 }
+    package var isLocallyAdministered: Bool { rawValue & Self.localBit != 0 }
 
     /// The six bytes in the order of the wire.
     public var bytes: [UInt8] { (0..<6).map { byte(at: $0) } }

@@ -1,4 +1,6 @@
 internal import CLinux
+internal import Glibc
+internal import Linux
 
 /// A netlink message that grows: header, fixed part, attributes, each aligned to 4 bytes (netlink(7)).
 struct NetlinkMessage {
@@ -82,6 +84,15 @@ struct NetlinkBytes {
         return NetlinkBytes(bytes: bytes[(bytes.startIndex + offset)..<(bytes.startIndex + end)])
     }
 
+    /// Takes the message at the front of a datagram; nil at its end, and at a length that leaves it.
+    mutating func nextMessage() -> ReceivedMessage? {
+        guard let length = load(UInt32.self, at: 0), let message = slice(from: 0, to: Int(length)), let type = message.load(UInt16.self, at: 4),
+            let flags = message.load(UInt16.self, at: 6), let sequence = message.load(UInt32.self, at: 8), let payload = message.slice(from: 16)
+        else { return nil }
+        self = slice(from: (Int(length) + 3) & ~3) ?? NetlinkBytes(bytes: [])
+        return ReceivedMessage(type: Int(type), flags: flags, sequence: sequence, payload: payload)
+    }
+
     /// The bytes before the first NUL as text.
     var string: String { String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self) }
 
@@ -96,5 +107,43 @@ struct NetlinkBytes {
             offset += (Int(length) + 3) & ~3
         }
         return nil
+    }
+}
+
+/// A message from the kernel, without its header.
+struct ReceivedMessage {
+    /// `RTM_…` or `NLMSG_…`.
+    let type: Int
+    /// `NLM_F_…`.
+    let flags: UInt16
+    /// The request's that it answers.
+    let sequence: UInt32
+    let payload: NetlinkBytes
+}
+
+/// One datagram from the kernel.
+/// - Throws: `EAGAIN` from a non-blocking socket that has none, `ENOBUFS` when some were lost.
+func receiveFromKernel(_ socket: borrowing FileDescriptor) throws(SystemCallError) -> [UInt8] {
+    // The kernel's dumps come in pieces of at most 32 KiB (netlink_dump), single messages are smaller.
+    var buffer = [UInt8](repeating: 0, count: 64 << 10)
+    while true {
+        var sender = sockaddr_nl()
+        var senderSize = socklen_t(MemoryLayout<sockaddr_nl>.size)
+        // The kernel writes at most the counts that are passed with the buffer and the address.
+        let count = unsafe buffer.withUnsafeMutableBytes { bytes in
+            unsafe withUnsafeMutablePointer(to: &sender) { address in
+                unsafe address.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                    unsafe recvfrom(socket.rawValue, bytes.baseAddress, bytes.count, Int32(MSG_TRUNC), $0, &senderSize)
+                }
+            }
+        }
+        if count < 0 {
+            let error = SystemCallError.last("recvfrom")
+            if error.errno == EINTR { continue }
+            throw error
+        }
+        if count > buffer.count { throw SystemCallError("recvfrom", errno: EMSGSIZE) }
+        // Any process may send to this socket; only the kernel has port number 0.
+        if sender.nl_pid == 0 { return Array(buffer.prefix(count)) }
     }
 }

@@ -32,6 +32,8 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     public let tap: TAPDevice
     /// The largest frame without its Ethernet header, in bytes; what the guest should be told.
     public let mtu: Int
+    /// The interface's index in the namespace where it was looked for; 0 when it was not seen there.
+    private let index: Int32
     private let changes: HostChanges?
 
     /// Sets up what `backend` says, in the calling thread's network namespace.
@@ -40,26 +42,30 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         case .descriptor(let number):
             let tap = try TAPDevice.inherit(number)
             // The interface may be in a namespace of which we see nothing; Ethernet's own MTU is then the guess.
-            let mtu = try RouteNetlink().link(named: tap.name)?.mtu ?? 1500
-            self.init(tap: tap, mtu: mtu, changes: nil)
+            let link = try RouteNetlink().link(named: tap.name)
+            self.init(tap: tap, mtu: link?.mtu ?? 1500, index: link?.index ?? 0, changes: nil)
         case .tap(let name, let port, let mtu):
             var changes = HostChanges(netlink: try RouteNetlink(), namespace: try NetworkNamespace.current())
             let tap = try changes.attach(name, to: port, mtu: mtu)
-            let given = changes.mtu
-            self.init(tap: tap, mtu: given, changes: changes)
+            let given = changes.mtu, index = changes.tapIndex
+            self.init(tap: tap, mtu: given, index: index, changes: changes)
         }
     }
 
     /// For tests and benchmarks: a TAP on which nothing is to be changed.
     package init(tap: consuming TAPDevice, mtu: Int = 1500) {
-        self.init(tap: tap, mtu: mtu, changes: nil)
+        self.init(tap: tap, mtu: mtu, index: 0, changes: nil)
     }
 
-    private init(tap: consuming TAPDevice, mtu: Int, changes: consuming HostChanges?) {
+    private init(tap: consuming TAPDevice, mtu: Int, index: Int32, changes: consuming HostChanges?) {
         self.tap = tap
         self.mtu = mtu
+        self.index = index
         self.changes = changes
     }
+
+    /// Begins to listen to the interface's being switched off and on; nil when it cannot be seen from here, or the kernel gives no socket.
+    public func watchLink() -> LinkWatcher? { index == 0 ? nil : try? LinkWatcher(index: index) }
 
     /// How many frames the host dropped because the guest took them too slowly (the TAP's `tx_dropped`); nil when the
     /// interface cannot be seen from here.

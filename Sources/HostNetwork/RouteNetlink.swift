@@ -12,6 +12,8 @@ public struct Link: Equatable, Sendable {
     /// The largest frame without its Ethernet header, in bytes.
     public let mtu: Int
     public let isUp: Bool
+    /// What it is attached to carries frames: for a TAP, that a process has it and nobody has switched its carrier off.
+    public let hasCarrier: Bool
     /// The index of the bridge (or bond, …) whose port it is; 0 for none.
     public let master: Int32
     /// The Ethernet address, nil for an interface without one.
@@ -35,6 +37,9 @@ public struct Link: Equatable, Sendable {
         /// How many descriptors are attached to it, if it is multi-queue; otherwise 0, the kernel does not tell.
         public let queues: UInt32
     }
+
+    /// Frames can pass.
+    public var isCarrying: Bool { isUp && hasCarrier }
 
     /// `a bridge`, `hardware`, `a TUN`: for a sentence.
     var kindInWords: String {
@@ -209,54 +214,24 @@ public struct RouteNetlink: ~Copyable, Sendable {
         var isConsistent = true
         while true {
             let datagram: [UInt8]
-            do { datagram = try receive() } catch { throw failure(error) }
+            do { datagram = try receiveFromKernel(socket) } catch { throw failure(error) }
             var rest = NetlinkBytes(bytes: datagram[...])
-            while let length = rest.load(UInt32.self, at: 0), let message = rest.slice(from: 0, to: Int(length)),
-                let type = message.load(UInt16.self, at: 4), let flags = message.load(UInt16.self, at: 6),
-                let number = message.load(UInt32.self, at: 8), let payload = message.slice(from: 16)
-            {
-                rest = rest.slice(from: (Int(length) + 3) & ~3) ?? NetlinkBytes(bytes: [])
+            while let message = rest.nextMessage() {
                 // What is left of an exchange that failed half-way is skipped.
-                guard number == sequence else { continue }
-                if flags & UInt16(NLM_F_DUMP_INTR) != 0 { isConsistent = false }
-                switch Int32(type) {
+                guard message.sequence == sequence else { continue }
+                if message.flags & UInt16(NLM_F_DUMP_INTR) != 0 { isConsistent = false }
+                switch Int32(message.type) {
                 case NLMSG_ERROR, NLMSG_DONE:
-                    let code = payload.load(Int32.self, at: 0) ?? 0
+                    let code = message.payload.load(Int32.self, at: 0) ?? 0
                     if code == 0 { return isConsistent ? replies : nil }
                     throw .refused(
-                        action: action, SystemCallError("netlink", errno: 0 &- code), explanation: Self.explanation(payload, flags))
+                        action: action, SystemCallError("netlink", errno: 0 &- code), explanation: Self.explanation(message.payload, message.flags))
                 default:
-                    replies.append(payload)
+                    replies.append(message.payload)
                     // Only a dump has NLM_F_MULTI; a single answer that asked for no acknowledgement ends here.
-                    if flags & UInt16(NLM_F_MULTI) == 0 { return replies }
+                    if message.flags & UInt16(NLM_F_MULTI) == 0 { return replies }
                 }
             }
-        }
-    }
-
-    /// One datagram from the kernel.
-    private func receive() throws(SystemCallError) -> [UInt8] {
-        // The kernel's dumps come in pieces of at most 32 KiB (netlink_dump), single replies are smaller.
-        var buffer = [UInt8](repeating: 0, count: 64 << 10)
-        while true {
-            var sender = sockaddr_nl()
-            var senderSize = socklen_t(MemoryLayout<sockaddr_nl>.size)
-            // The kernel writes at most the counts that are passed with the buffer and the address.
-            let count = unsafe buffer.withUnsafeMutableBytes { bytes in
-                unsafe withUnsafeMutablePointer(to: &sender) { address in
-                    unsafe address.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                        unsafe recvfrom(socket.rawValue, bytes.baseAddress, bytes.count, Int32(MSG_TRUNC), $0, &senderSize)
-                    }
-                }
-            }
-            if count < 0 {
-                let error = SystemCallError.last("recvfrom")
-                if error.errno == EINTR { continue }
-                throw error
-            }
-            if count > buffer.count { throw SystemCallError("recvfrom", errno: EMSGSIZE) }
-            // Any process may send to this socket; only the kernel has port number 0.
-            if sender.nl_pid == 0 { return Array(buffer.prefix(count)) }
         }
     }
 
@@ -268,7 +243,7 @@ public struct RouteNetlink: ~Copyable, Sendable {
     }
 
     /// An interface from the payload of RTM_NEWLINK; nil when it lacks what every interface has.
-    private static func parseLink(_ payload: NetlinkBytes) -> Link? {
+    static func parseLink(_ payload: NetlinkBytes) -> Link? {
         guard let index = payload.load(Int32.self, at: 4), let flags = payload.load(UInt32.self, at: 8),
             let attributes = payload.slice(from: 16), let name = attributes.attribute(IFLA_IFNAME)?.string
         else { return nil }
@@ -291,6 +266,7 @@ public struct RouteNetlink: ~Copyable, Sendable {
             index: index, name: InterfaceName(fromKernel: name), kind: kind,
             mtu: Int(number(IFLA_MTU, in: attributes)),
             isUp: flags & CLINUX_IFF_UP != 0,
+            hasCarrier: flags & CLINUX_IFF_LOWER_UP != 0,
             master: Int32(bitPattern: number(IFLA_MASTER, in: attributes)),
             address: address.flatMap { try? MACAddress(rawValue: $0) },
             alias: attributes.attribute(IFLA_IFALIAS)?.string ?? "",

@@ -73,8 +73,10 @@ public struct TAPDevice: ~Copyable, Sendable {
     }
 
     /// Takes over a descriptor that the starting process passed on: a TAP's, or a macvtap's.
-    /// A descriptor that is refused is left open, as it was found.
-    /// - Throws: `badDescriptor`.
+    ///
+    /// One that is not what is wanted (`badDescriptor`) is left open, as it was found. From then on it belongs to this process: when the
+    /// kernel does not let it be prepared (`refused`), it is closed.
+    /// - Throws: `badDescriptor`, `refused`.
     public static func inherit(_ number: Int32) throws(HostNetworkError) -> TAPDevice {
         let descriptorFlags = number < 0 ? -1 : clinux_fcntl_value(number, F_GETFD, 0)
         guard descriptorFlags >= 0 else { throw .badDescriptor(number, .notOpen) }
@@ -129,7 +131,7 @@ public struct TAPDevice: ~Copyable, Sendable {
     }
 
     /// Makes the interface stay when its last descriptor is closed, or not.
-    public func setPersistent(_ on: Bool) throws(HostNetworkError) {
+    package func setPersistent(_ on: Bool) throws(HostNetworkError) {
         do { try descriptor.ioctl(CLINUX_TUNSETPERSIST, on ? 1 : 0, named: "TUNSETPERSIST") } catch {
             throw .refused(action: "making the TAP \(name) \(on ? "" : "not ")persistent", error, explanation: "")
         }

@@ -9,9 +9,7 @@ public struct Capability: Sendable, Hashable {
 
     public static let userMemory = Capability(number: KVM_CAP_USER_MEMORY, name: "KVM_CAP_USER_MEMORY")
     public static let irqchip = Capability(number: KVM_CAP_IRQCHIP, name: "KVM_CAP_IRQCHIP")
-    public static let irqRouting = Capability(number: KVM_CAP_IRQ_ROUTING, name: "KVM_CAP_IRQ_ROUTING")
     public static let irqfd = Capability(number: KVM_CAP_IRQFD, name: "KVM_CAP_IRQFD")
-    public static let irqfdResample = Capability(number: KVM_CAP_IRQFD_RESAMPLE, name: "KVM_CAP_IRQFD_RESAMPLE")
     public static let ioEventFD = Capability(number: KVM_CAP_IOEVENTFD, name: "KVM_CAP_IOEVENTFD")
     public static let pit2 = Capability(number: KVM_CAP_PIT2, name: "KVM_CAP_PIT2")
     public static let tssAddress = Capability(number: KVM_CAP_SET_TSS_ADDR, name: "KVM_CAP_SET_TSS_ADDR")
@@ -21,27 +19,19 @@ public struct Capability: Sendable, Hashable {
     public static let immediateExit = Capability(number: KVM_CAP_IMMEDIATE_EXIT, name: "KVM_CAP_IMMEDIATE_EXIT")
     public static let tscDeadlineTimer = Capability(number: KVM_CAP_TSC_DEADLINE_TIMER, name: "KVM_CAP_TSC_DEADLINE_TIMER")
     public static let getTSCFrequency = Capability(number: KVM_CAP_GET_TSC_KHZ, name: "KVM_CAP_GET_TSC_KHZ")
-    public static let tscControl = Capability(number: KVM_CAP_TSC_CONTROL, name: "KVM_CAP_TSC_CONTROL")
-    public static let adjustClock = Capability(number: KVM_CAP_ADJUST_CLOCK, name: "KVM_CAP_ADJUST_CLOCK")
-    public static let x2APIC = Capability(number: KVM_CAP_X2APIC_API, name: "KVM_CAP_X2APIC_API")
-    public static let splitIRQChip = Capability(number: KVM_CAP_SPLIT_IRQCHIP, name: "KVM_CAP_SPLIT_IRQCHIP")
-    public static let signalMSI = Capability(number: KVM_CAP_SIGNAL_MSI, name: "KVM_CAP_SIGNAL_MSI")
-    public static let xsave = Capability(number: KVM_CAP_XSAVE, name: "KVM_CAP_XSAVE")
-    public static let readOnlyMemory = Capability(number: KVM_CAP_READONLY_MEM, name: "KVM_CAP_READONLY_MEM")
     public static let guestDebug = Capability(number: KVM_CAP_SET_GUEST_DEBUG, name: "KVM_CAP_SET_GUEST_DEBUG")
+    /// Its value is the mask of `KVM_GUESTDBG_*` flags that this host's KVM takes.
+    public static let guestDebugFlags = Capability(number: KVM_CAP_SET_GUEST_DEBUG2, name: "KVM_CAP_SET_GUEST_DEBUG2")
+    public static let binaryStatistics = Capability(number: KVM_CAP_BINARY_STATS_FD, name: "KVM_CAP_BINARY_STATS_FD")
     public static let memorySlots = Capability(number: KVM_CAP_NR_MEMSLOTS, name: "KVM_CAP_NR_MEMSLOTS")
     public static let recommendedCPUs = Capability(number: KVM_CAP_NR_VCPUS, name: "KVM_CAP_NR_VCPUS")
     public static let maximumCPUs = Capability(number: KVM_CAP_MAX_VCPUS, name: "KVM_CAP_MAX_VCPUS")
 
     /// What every swkvm machine uses.
     public static let required: [Capability] = [
-        userMemory, irqchip, irqRouting, irqfd, ioEventFD, pit2, tssAddress, identityMapAddress, extendedCPUID, mpState,
-        immediateExit,
+        userMemory, irqchip, irqfd, ioEventFD, pit2, tssAddress, identityMapAddress, extendedCPUID, mpState, immediateExit,
     ]
 
     /// What machines use where it is there.
-    public static let optional: [Capability] = [
-        irqfdResample, tscDeadlineTimer, getTSCFrequency, tscControl, adjustClock, x2APIC, splitIRQChip, signalMSI, xsave,
-        readOnlyMemory, guestDebug,
-    ]
+    public static let optional: [Capability] = [tscDeadlineTimer, getTSCFrequency, guestDebug, binaryStatistics]
 }

@@ -1,7 +1,7 @@
 internal import CLinux
 
 /// A structure of the kernel's that begins with a 32-bit count and ends in an array of that many elements:
-/// `kvm_cpuid2`, `kvm_msrs`, `kvm_msr_list`, `kvm_irq_routing`.
+/// `kvm_cpuid2`, `kvm_msrs`.
 @safe struct CountedArray<Element>: ~Copyable {
     /// What the ioctl gets.
     let address: UnsafeMutableRawPointer

@@ -23,7 +23,7 @@ public enum Exit {
     /// The guest asked for a reset or a shutdown by a paravirtual way.
     case systemEvent(type: UInt32)
     /// A breakpoint or a single step (``VirtualCPU`` under a debugger).
-    case debug
+    case debug(DebugEvent)
     /// A hypercall that KVM hands on.
     case hypercall
     /// The IOAPIC's end of interrupt, with a split irqchip.
@@ -33,6 +33,27 @@ public enum Exit {
     case writeMSR(index: UInt32, value: UInt64)
     /// Any other reason, by its number in `<linux/kvm.h>`.
     case other(reason: UInt32)
+
+    /// The number in `<linux/kvm.h>` (`KVM_EXIT_*`).
+    public var reason: UInt32 {
+        switch self {
+        case .port: UInt32(KVM_EXIT_IO)
+        case .mmio: UInt32(KVM_EXIT_MMIO)
+        case .halt: UInt32(KVM_EXIT_HLT)
+        case .shutdown: UInt32(KVM_EXIT_SHUTDOWN)
+        case .interrupted: UInt32(KVM_EXIT_INTR)
+        case .internalError: UInt32(KVM_EXIT_INTERNAL_ERROR)
+        case .failedEntry: UInt32(KVM_EXIT_FAIL_ENTRY)
+        case .unknown: UInt32(KVM_EXIT_UNKNOWN)
+        case .systemEvent: UInt32(KVM_EXIT_SYSTEM_EVENT)
+        case .debug: UInt32(KVM_EXIT_DEBUG)
+        case .hypercall: UInt32(KVM_EXIT_HYPERCALL)
+        case .endOfInterrupt: UInt32(KVM_EXIT_IOAPIC_EOI)
+        case .readMSR: UInt32(KVM_EXIT_X86_RDMSR)
+        case .writeMSR: UInt32(KVM_EXIT_X86_WRMSR)
+        case .other(let reason): reason
+        }
+    }
 
     /// The constant in `<linux/kvm.h>` without its prefix, for messages and counters.
     public static func name(ofReason reason: UInt32) -> String {
@@ -130,6 +151,9 @@ public struct InternalError: Sendable, Equatable {
     public let data: [UInt64]
     /// The instruction's bytes, when KVM gives them.
     public let instruction: [UInt8]
+
+    /// Whether it is an instruction that KVM cannot emulate. The vCPU is still in front of it.
+    public var isEmulation: Bool { suberror == UInt32(KVM_INTERNAL_ERROR_EMULATION) }
 
     public var reason: String {
         switch suberror {

@@ -30,6 +30,9 @@ public struct System: ~Copyable {
         Int((try? descriptor.ioctl(CLINUX_KVM_CHECK_EXTENSION, UInt(UInt32(bitPattern: capability.number)), named: "KVM_CHECK_EXTENSION")) ?? 0)
     }
 
+    /// Whether ``GuestDebug/holdsInterrupts`` can be had; older kernels refuse it.
+    public var canHoldInterrupts: Bool { check(.guestDebugFlags) & Int(KVM_GUESTDBG_BLOCKIRQ) != 0 }
+
     /// The most vCPUs that one machine may have.
     public var maximumCPUs: Int {
         let maximum = check(.maximumCPUs)
@@ -60,15 +63,6 @@ public struct System: ~Copyable {
                 capacity *= 2
             }
         }
-    }
-
-    /// Indices of the MSRs that KVM saves and restores for a guest (`KVM_GET_MSR_INDEX_LIST`).
-    public func msrIndices() throws(KVMError) -> [UInt32] {
-        let list = CountedArray<UInt32>(headerSize: MemoryLayout<kvm_msr_list>.size, capacity: 4096)
-        try refusing("list its MSRs") { () throws(SystemCallError) in
-            _ = try unsafe descriptor.ioctl(CLINUX_KVM_GET_MSR_INDEX_LIST, buffer: list.address, named: "KVM_GET_MSR_INDEX_LIST")
-        }
-        return list.elements
     }
 
     /// Creates an empty virtual machine.

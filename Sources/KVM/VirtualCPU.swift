@@ -5,7 +5,7 @@ internal import Linux
 public struct VirtualCPU: ~Copyable, Sendable {
     /// Its number and local APIC ID.
     public let id: UInt32
-    private let descriptor: FileDescriptor
+    let descriptor: FileDescriptor
     private let runPage: Mapping
     private let runSize: Int
 
@@ -41,7 +41,7 @@ public struct VirtualCPU: ~Copyable, Sendable {
         case KVM_EXIT_FAIL_ENTRY: return unsafe .failedEntry(reason: clinux_kvm_run_fail_entry_reason(run))
         case KVM_EXIT_UNKNOWN: return unsafe .unknown(reason: clinux_kvm_run_hardware_reason(run))
         case KVM_EXIT_SYSTEM_EVENT: return unsafe .systemEvent(type: clinux_kvm_run_system_event_type(run))
-        case KVM_EXIT_DEBUG: return .debug
+        case KVM_EXIT_DEBUG: return unsafe .debug(DebugEvent(clinux_kvm_run_debug(run)))
         case KVM_EXIT_HYPERCALL: return .hypercall
         case KVM_EXIT_IOAPIC_EOI: return .endOfInterrupt
         case KVM_EXIT_X86_RDMSR: return unsafe .readMSR(index: clinux_kvm_run_msr_index(run))

@@ -4,9 +4,9 @@ public import Linux
 /// One virtual machine of KVM's: its memory slots, interrupt controllers, bells, and vCPUs.
 ///
 /// Safe to use from any thread, as the kernel serializes what must be. It must outlive the mappings' users,
-/// and the mappings given to ``setMemory(slot:at:size:host:flags:)`` must outlive it.
+/// and the mappings given to ``setMemory(slot:at:size:host:)`` must outlive it.
 public struct VirtualMachine: ~Copyable, Sendable {
-    private let descriptor: FileDescriptor
+    let descriptor: FileDescriptor
     private let runSize: Int
 
     init(descriptor: consuming FileDescriptor, runSize: Int) {
@@ -14,48 +14,19 @@ public struct VirtualMachine: ~Copyable, Sendable {
         self.runSize = runSize
     }
 
-    /// Flags of a memory slot; the kernel's `KVM_MEM_*` bits.
-    public struct MemoryFlags: OptionSet, Sendable {
-        public let rawValue: UInt32
-        public init(rawValue: UInt32) { self.rawValue = rawValue }
-        /// Keep a bitmap of the pages that the guest wrote.
-        public static let logDirtyPages = MemoryFlags(rawValue: UInt32(KVM_MEM_LOG_DIRTY_PAGES))
-        /// A guest's write becomes an MMIO exit.
-        public static let readOnly = MemoryFlags(rawValue: UInt32(KVM_MEM_READONLY))
-    }
-
     /// Makes host memory appear as guest RAM; a size of 0 removes the slot (`KVM_SET_USER_MEMORY_REGION`).
     /// - Parameters:
     ///   - address: guest-physical, a multiple of 4096.
     ///   - size: bytes, a multiple of 4096.
     ///   - host: the first byte; it stays mapped as long as the slot exists.
-    public func setMemory(slot: UInt32, at address: UInt64, size: UInt64, host: UnsafeMutableRawPointer, flags: MemoryFlags = [])
-        throws(KVMError)
-    {
+    public func setMemory(slot: UInt32, at address: UInt64, size: UInt64, host: UnsafeMutableRawPointer) throws(KVMError) {
         var region = kvm_userspace_memory_region()
         region.slot = slot
-        region.flags = flags.rawValue
         region.guest_phys_addr = address
         region.memory_size = size
         region.userspace_addr = UInt64(UInt(bitPattern: host))
         try call(CLINUX_KVM_SET_USER_MEMORY_REGION, &region, "KVM_SET_USER_MEMORY_REGION",
             "put \(size) bytes of guest RAM at 0x\(String(address, radix: 16))")
-    }
-
-    /// The pages written since the last call, one bit each, lowest page first (`KVM_GET_DIRTY_LOG`).
-    /// - Parameter pages: how many 4 KiB pages the slot has.
-    public func dirtyPages(slot: UInt32, pages: Int) throws(KVMError) -> [UInt64] {
-        var bitmap = [UInt64](repeating: 0, count: (pages + 63) / 64)
-        // The kernel writes one bit for each page of the slot, rounded up to 64, which the array holds.
-        let failure: SystemCallError? = unsafe bitmap.withUnsafeMutableBytes { bytes in
-            var log = unsafe kvm_dirty_log()
-            unsafe log.slot = slot
-            unsafe log.dirty_bitmap = bytes.baseAddress
-            do throws(SystemCallError) { try unsafe descriptor.ioctl(CLINUX_KVM_GET_DIRTY_LOG, &log, named: "KVM_GET_DIRTY_LOG") } catch { return error }
-            return nil
-        }
-        if let failure { throw .refused(purpose: "tell the dirty pages of slot \(slot)", failure) }
-        return bitmap
     }
 
     /// Three pages of guest-physical space that KVM on older Intel CPUs uses; must be below 4 GiB, outside RAM.
@@ -98,10 +69,7 @@ public struct VirtualMachine: ~Copyable, Sendable {
     /// - Parameters:
     ///   - length: width of the write in bytes, or 0 for any.
     ///   - value: only this value rings; nil is any. With `length` 0 it must be nil.
-    ///   - assigned: false takes the bell away again.
-    public func setBell(
-        _ bell: borrowing EventFD, atMMIO address: UInt64, length: UInt32, value: UInt64?, assigned: Bool = true
-    ) throws(KVMError) {
+    public func setBell(_ bell: borrowing EventFD, atMMIO address: UInt64, length: UInt32, value: UInt64?) throws(KVMError) {
         var request = kvm_ioeventfd()
         request.addr = address
         request.len = length
@@ -110,16 +78,14 @@ public struct VirtualMachine: ~Copyable, Sendable {
             request.datamatch = value
             request.flags |= 1 << UInt32(kvm_ioeventfd_flag_nr_datamatch)
         }
-        if !assigned { request.flags |= 1 << UInt32(kvm_ioeventfd_flag_nr_deassign) }
         try call(CLINUX_KVM_IOEVENTFD, &request, "KVM_IOEVENTFD", "watch address 0x\(String(address, radix: 16))")
     }
 
     /// Injects an interrupt on `gsi` whenever `bell` is rung; an edge each time.
-    public func setInterruptBell(_ bell: borrowing EventFD, gsi: UInt32, assigned: Bool = true) throws(KVMError) {
+    public func setInterruptBell(_ bell: borrowing EventFD, gsi: UInt32) throws(KVMError) {
         var request = kvm_irqfd()
         request.fd = UInt32(bitPattern: bell.rawValue)
         request.gsi = gsi
-        if !assigned { request.flags = UInt32(KVM_IRQFD_FLAG_DEASSIGN) }
         try call(CLINUX_KVM_IRQFD, &request, "KVM_IRQFD", "wire interrupt \(gsi)")
     }
 
@@ -127,32 +93,6 @@ public struct VirtualMachine: ~Copyable, Sendable {
     public func interruptLine(gsi: UInt32) throws(KVMError) -> InterruptLine {
         do throws(SystemCallError) { return InterruptLine(try descriptor.duplicate(), gsi: gsi) } catch {
             throw .refused(purpose: "share its descriptor", error)
-        }
-    }
-
-    /// Where a global system interrupt goes.
-    public enum Route: Sendable, Equatable {
-        case pic(pin: UInt32)
-        case ioapic(pin: UInt32)
-        /// A message to a local APIC (Intel SDM volume 3, §11.11).
-        case message(address: UInt64, data: UInt32)
-    }
-
-    /// Replaces the whole routing table; one GSI may have several routes (`KVM_SET_GSI_ROUTING`).
-    public func setRouting(_ routes: [(gsi: UInt32, route: Route)]) throws(KVMError) {
-        let entries = routes.map { gsi, route in
-            switch route {
-            case .pic(let pin):
-                clinux_kvm_route_irqchip(gsi, UInt32(pin < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE), pin % 8)
-            case .ioapic(let pin):
-                clinux_kvm_route_irqchip(gsi, UInt32(KVM_IRQCHIP_IOAPIC), pin)
-            case .message(let address, let data):
-                clinux_kvm_route_msi(gsi, address, data)
-            }
-        }
-        let table = CountedArray<kvm_irq_routing_entry>(headerSize: MemoryLayout<kvm_irq_routing>.size, entries)
-        try refusing("route \(entries.count) interrupts") { () throws(SystemCallError) in
-            _ = try unsafe descriptor.ioctl(CLINUX_KVM_SET_GSI_ROUTING, buffer: table.address, named: "KVM_SET_GSI_ROUTING")
         }
     }
 

@@ -16,6 +16,11 @@ public struct EventFD: ~Copyable, Sendable {
         descriptor = FileDescriptor(owning: number)
     }
 
+    private init(_ descriptor: consuming FileDescriptor) { self.descriptor = descriptor }
+
+    /// A second holder of the same bell.
+    public func duplicate() throws(SystemCallError) -> EventFD { EventFD(try descriptor.duplicate()) }
+
     /// Rings. A full counter (2^64 − 2 rings unread) already says all there is to say, so nothing can fail.
     public func signal() {
         _ = eventfd_write(rawValue, 1)

@@ -34,9 +34,27 @@ public struct SignalSet: @unchecked Sendable {
 
     /// Forgets which of these (blocked) signals are pending for the calling thread or its process.
     public func discardPending() {
+        while takePending() != nil {}
+    }
+
+    /// The lowest of these (blocked) signals that is pending for the calling thread or its process, or nil. It stays pending.
+    public func pending() -> Int32? {
+        var waiting = sigset_t()
+        guard unsafe sigpending(&waiting) == 0 else { return nil }
+        return (1..<Int32(NSIG)).first { unsafe sigismember(&waiting, $0) == 1 && contains($0) }
+    }
+
+    /// Takes one of these (blocked) signals that is pending, or nil.
+    public func takePending() -> Int32? {
         var set = self.set
         var noTime = timespec()
-        while unsafe sigtimedwait(&set, nil, &noTime) > 0 {}
+        let number = unsafe sigtimedwait(&set, nil, &noTime)
+        return number > 0 ? number : nil
+    }
+
+    private func contains(_ number: Int32) -> Bool {
+        var set = self.set
+        return unsafe sigismember(&set, number) == 1
     }
 
     /// A descriptor that becomes readable when one of these (blocked) signals is pending (signalfd(2)).

@@ -1,3 +1,4 @@
+internal import Boot
 internal import CLinux
 internal import KVM
 internal import Linux
@@ -5,14 +6,14 @@ internal import Linux
 /// The CPUID leaves and MSRs that a guest's CPUs start with: what this host's KVM supports, made to fit the machine's topology.
 struct CPUModel {
     private let supported: [kvm_cpuid_entry2]
-    private let count: Int
+    private let layout: NodeLayout
     private let hasDeadlineTimer: Bool
     private let hasHypercalls: Bool
 
-    /// - Parameter count: vCPUs in the machine, which are cores of one socket.
-    init(_ system: borrowing System, count: Int) throws(KVMError) {
+    /// - Parameter layout: which vCPUs are cores of one socket.
+    init(_ system: borrowing System, _ layout: NodeLayout) throws(KVMError) {
         supported = try system.supportedCPUID()
-        self.count = count
+        self.layout = layout
         hasDeadlineTimer = system.check(.tscDeadlineTimer) != 0
         // A hypercall wants a back-end that catches the instruction in ring 0; a software back-end that interprets
         // ring 0 loops on it. KVM offers the features on both, so it is the back-end's name that tells.
@@ -24,8 +25,9 @@ struct CPUModel {
     ///   - id: its local APIC ID.
     ///   - frequency: of its time-stamp counter in kHz, if KVM told.
     func entries(id: UInt32, timeStampCounterFrequency frequency: Int?) -> [kvm_cpuid_entry2] {
-        var entries = supported.filter { !Leaf.topology.contains($0.function) }.map { adjusted($0, id: id) }
-        entries += topology(id: id)
+        let cores = layout.cores(besides: id)
+        var entries = supported.filter { !Leaf.topology.contains($0.function) }.map { adjusted($0, id: id, cores: cores) }
+        entries += topology(id: id, cores: cores)
         if let frequency, !entries.contains(where: { $0.function == Leaf.timing }) {
             // The leaf that VMware introduced: frequencies of the TSC and of the local APIC's timer in kHz. KVM's APIC ticks at 1 GHz.
             var timing = kvm_cpuid_entry2()
@@ -38,6 +40,21 @@ struct CPUModel {
             }
         }
         return entries
+    }
+
+    /// What the processor is called, for the firmware's tables.
+    var processor: SMBIOSDescription.Processor {
+        func registers(_ leaf: UInt32) -> kvm_cpuid_entry2 { supported.first { $0.function == leaf } ?? kvm_cpuid_entry2() }
+        func text(_ registers: [UInt32]) -> String {
+            let bytes = registers.flatMap { register in (0..<4).map { UInt8(truncatingIfNeeded: register >> (8 * $0)) } }
+            let end = bytes.firstIndex(of: 0) ?? bytes.endIndex
+            return String(decoding: bytes[..<end].drop { $0 == UInt8(ascii: " ") }, as: UTF8.self)
+        }
+        let vendor = registers(0), features = registers(Leaf.features)
+        return SMBIOSDescription.Processor(
+            manufacturer: text([vendor.ebx, vendor.edx, vendor.ecx]),
+            version: text((0x8000_0002...0x8000_0004).map(registers).flatMap { [$0.eax, $0.ebx, $0.ecx, $0.edx] }),
+            id: UInt64(features.edx) << 32 | UInt64(features.eax))
     }
 
     /// MSRs as firmware would leave them: index and value. A host whose KVM does not know one goes without it.
@@ -59,12 +76,10 @@ struct CPUModel {
     }
 
     /// Bits of an APIC ID that tell cores of the socket apart.
-    private var coreBits: UInt32 {
-        UInt32(count <= 1 ? 0 : Int.bitWidth - (count - 1).leadingZeroBitCount)
-    }
+    private var coreBits: UInt32 { layout.coreBits }
 
-    /// Leaf 0xb (Intel SDM volume 2, CPUID): one thread a core, `count` cores. KVM leaves it to us.
-    private func topology(id: UInt32) -> [kvm_cpuid_entry2] {
+    /// Leaf 0xb (Intel SDM volume 2, CPUID): one thread a core, and the cores of the socket. KVM leaves it to us.
+    private func topology(id: UInt32, cores: Int) -> [kvm_cpuid_entry2] {
         guard supported.contains(where: { $0.function == 0 && $0.eax >= 0xb }) else { return [] }
         return (0..<UInt32(2)).map { level in
             var entry = kvm_cpuid_entry2()
@@ -72,24 +87,24 @@ struct CPUModel {
             entry.index = level
             entry.flags = UInt32(KVM_CPUID_FLAG_SIGNIFCANT_INDEX)
             entry.eax = level == 0 ? 0 : coreBits
-            entry.ebx = level == 0 ? 1 : UInt32(count)
+            entry.ebx = level == 0 ? 1 : UInt32(cores)
             entry.ecx = level | (level + 1) << 8  // 1: threads of a core, 2: cores
             entry.edx = id
             return entry
         }
     }
 
-    private func adjusted(_ entry: kvm_cpuid_entry2, id: UInt32) -> kvm_cpuid_entry2 {
+    private func adjusted(_ entry: kvm_cpuid_entry2, id: UInt32, cores: Int) -> kvm_cpuid_entry2 {
         var entry = entry
         switch entry.function {
         case Leaf.features:
-            let logical = UInt32(clamping: min(count, 255))
+            let logical = UInt32(clamping: min(cores, 255))
             entry.ebx = entry.ebx & 0xffff | logical << 16 | (id & 0xff) << 24
             entry.ecx |= 1 << 31  // a hypervisor is present
             entry.ecx |= 1 << 21  // x2APIC, which the in-kernel local APIC has
             if hasDeadlineTimer { entry.ecx |= 1 << 24 }
             // HTT: EBX 23:16 counts logical processors.
-            if count > 1 { entry.edx |= 1 << 28 } else { entry.edx &= ~(1 << 28) }
+            if cores > 1 { entry.edx |= 1 << 28 } else { entry.edx &= ~(1 << 28) }
         case Leaf.caches:
             // Each core has its first two levels to itself, the third is the socket's; the other fields stay the host's.
             let level = entry.eax >> 5 & 7
@@ -107,9 +122,9 @@ struct CPUModel {
         case Leaf.amdTopology:
             entry.eax = id
             entry.ebx = entry.ebx & ~0xffff | id & 0xff
-            entry.ecx &= ~0xffff
+            entry.ecx = entry.ecx & ~0xffff | (id >> coreBits) & 0xff  // the socket, of one node
         case Leaf.amdSizes:
-            entry.ecx = entry.ecx & ~0xf0ff | UInt32(clamping: count - 1) & 0xff | coreBits << 12
+            entry.ecx = entry.ecx & ~0xf0ff | UInt32(clamping: cores - 1) & 0xff | coreBits << 12
         default:
             break
         }

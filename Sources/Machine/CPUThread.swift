@@ -39,14 +39,23 @@ final class CPUThread: Sendable {
     private let mmio: MMIOBus
     private let ram: GuestRAM
     private let ending: Ending
+    /// Where the thread stops for a debugger; nil in a machine without.
+    let seat: DebugSeat?
+    /// Counts the exits, where that is asked for.
+    let exits: ExitCounter?
     private let thread = Mutex<Thread?>(nil)
 
-    init(_ cpu: consuming VirtualCPU, ports: PortBus, mmio: MMIOBus, ram: GuestRAM, ending: Ending) {
+    init(
+        _ cpu: consuming VirtualCPU, ports: PortBus, mmio: MMIOBus, ram: GuestRAM, ending: Ending, seat: DebugSeat? = nil,
+        exits: ExitCounter? = nil
+    ) {
         self.cpu = cpu
         self.ports = ports
         self.mmio = mmio
         self.ram = ram
         self.ending = ending
+        self.seat = seat
+        self.exits = exits
     }
 
     /// The signal that makes `KVM_RUN` return; its handler does nothing.
@@ -59,11 +68,12 @@ final class CPUThread: Sendable {
         }
     }
 
-    /// Makes the thread leave the guest and look whether the machine ends. The flag is set before the signal is sent, so a
+    /// Makes the thread leave the guest and look whether the machine ends, or a debugger wants it to stop. The flag is set before the signal is sent, so a
     /// thread that is about to enter the kernel comes back too.
     func kick() {
         cpu.immediateExit.request(true)
         thread.withLock { (thread: inout Thread?) in thread?.send(signal: Self.kickSignal) }
+        seat?.wake()
     }
 
     /// Waits for the thread's end.
@@ -73,9 +83,48 @@ final class CPUThread: Sendable {
 
     private func run() {
         SignalSet([Self.kickSignal]).unblock()
+        if seat != nil || exits != nil { return runObserved() }
         while !ending.isStopping {
             do throws(KVMError) {
                 if let end = try handle(cpu.runGuest()) { ending.post(end) }
+            } catch {
+                ending.post(.hostError(error.description))
+            }
+        }
+    }
+
+    /// The same for a debugger or a counter: a loop of its own, so that the other one has nothing to ask.
+    private func runObserved() {
+        // Whether the registers are whole: after an exit for I/O they are only when the next run has finished the instruction
+        // (api.rst, KVM_RUN), which a run that returns at once does too.
+        var isWhole = true
+        while !ending.isStopping {
+            if isWhole, let seat, seat.isWanted {
+                seat.park { ending.isStopping }
+                // Whoever sets the flag from here on has said why before: the loop looks again.
+                cpu.immediateExit.request(false)
+                continue
+            }
+            do throws(KVMError) {
+                let exit = try cpu.runGuest()
+                exits?.count(exit)
+                isWhole = false
+                switch exit {
+                case .interrupted: isWhole = true
+                case .debug(let event) where seat != nil:
+                    seat?.report(.debug(event))
+                    isWhole = true
+                default:
+                    guard let end = try handle(exit) else { continue }
+                    // A last look, before nothing is left to look at.
+                    if end.isFailure, let seat,
+                        seat.reportFailure(end.sentence ?? "", isEmulation: end.isEmulationFailure, until: { ending.isStopping }) {
+                        isWhole = true
+                        cpu.immediateExit.request(false)
+                        continue
+                    }
+                    ending.post(end)
+                }
             } catch {
                 ending.post(.hostError(error.description))
             }
@@ -98,7 +147,7 @@ final class CPUThread: Sendable {
             return unexpected("KVM_EXIT_FAIL_ENTRY, hardware reason 0x\(String(reason, radix: 16))")
         case .unknown(let reason): return unexpected("KVM_EXIT_UNKNOWN, hardware reason 0x\(String(reason, radix: 16))")
         case .halt: return unexpected("KVM_EXIT_HLT")
-        case .debug: return unexpected("KVM_EXIT_DEBUG")
+        case .debug(_): return unexpected("KVM_EXIT_DEBUG")
         case .hypercall: return unexpected("KVM_EXIT_HYPERCALL")
         case .endOfInterrupt: return unexpected("KVM_EXIT_IOAPIC_EOI")
         case .readMSR(let index): return unexpected("KVM_EXIT_X86_RDMSR of 0x\(String(index, radix: 16))")

@@ -1,3 +1,4 @@
+public import Devices
 public import DiskImage
 public import GuestMemory
 public import HostNetwork
@@ -6,9 +7,13 @@ public import HostNetwork
 public struct Configuration: Sendable {
     /// For messages, thread names and the MAC addresses that are derived from it.
     public var name: String
+    /// What the guest's firmware tables say; nil: none, which is all zero there.
+    public var uuid: UUID?
     /// Number of vCPUs, from 1 to KVM's limit.
     public var cpus: Int
     public var memory: Memory
+    /// The guest's NUMA nodes; empty for a guest without.
+    public var nodes: [Node]
     public var kernel: Kernel
     /// Path of an initial RAM disk.
     public var initrd: String?
@@ -17,20 +22,31 @@ public struct Configuration: Sendable {
     /// In the order of the guest's vda, vdb, …
     public var disks: [Disk]
     public var networks: [Network]
+    /// A source of random numbers for the guest; nil for none.
+    public var entropy: Entropy?
     public var console: ConsoleKind
+    /// Where a debugger may connect; the guest then waits for one at its first instruction.
+    public var debugger: Debugger?
+    /// Whether exits to user space are counted (``Machine/exitReport``).
+    public var countsExits = false
 
     public init(
-        name: String = "swkvm", cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), kernel: Kernel = .bundled, initrd: String? = nil,
-        commandLine: String = "", disks: [Disk] = [], networks: [Network] = [], console: ConsoleKind = .none
+        name: String = "swkvm", uuid: UUID? = nil, cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), nodes: [Node] = [],
+        kernel: Kernel = .bundled, initrd: String? = nil,
+        commandLine: String = "", disks: [Disk] = [], networks: [Network] = [], entropy: Entropy? = nil,
+        console: ConsoleKind = .none
     ) {
         self.name = name
+        self.uuid = uuid
         self.cpus = cpus
         self.memory = memory
+        self.nodes = nodes
         self.kernel = kernel
         self.initrd = initrd
         self.commandLine = commandLine
         self.disks = disks
         self.networks = networks
+        self.entropy = entropy
         self.console = console
     }
 
@@ -49,6 +65,25 @@ public struct Configuration: Sendable {
             self.backing = backing
             self.isShared = isShared
             self.isPreallocated = isPreallocated
+        }
+    }
+
+    /// A NUMA node of the guest's.
+    public struct Node: Sendable, Equatable {
+        /// Numbers of its CPUs.
+        public var cpus: [Int]
+        /// Bytes of its memory, a multiple of the page size. Nodes have theirs behind each other in the order of addresses.
+        public var memory: UInt64
+        /// Where on the host its memory comes from; nil: as the kernel likes.
+        public var policy: MemoryPolicy?
+        /// To other nodes, by their numbers, where it is not the other direction's or 20; to itself it is 10.
+        public var distances: [Int: UInt8]
+
+        public init(cpus: [Int], memory: UInt64, policy: MemoryPolicy? = nil, distances: [Int: UInt8] = [:]) {
+            self.cpus = cpus
+            self.memory = memory
+            self.policy = policy
+            self.distances = distances
         }
     }
 
@@ -72,6 +107,14 @@ public struct Configuration: Sendable {
         case unix(String)
         /// Output is appended to a file.
         case file(String)
+    }
+
+    /// Where a debugger connects.
+    public enum Debugger: Sendable, Equatable {
+        /// A TCP port of 127.0.0.1; 0 is any that is free.
+        case port(UInt16)
+        /// A UNIX socket, for its owner alone.
+        case unix(String)
     }
 
     /// A disk.
@@ -99,5 +142,13 @@ public struct Configuration: Sendable {
             self.backend = backend
             self.mac = mac
         }
+    }
+
+    /// A virtio entropy device.
+    public struct Entropy: Sendable, Equatable {
+        /// nil for as much as the guest asks for.
+        public var limit: EntropyLimit?
+
+        public init(limit: EntropyLimit? = nil) { self.limit = limit }
     }
 }

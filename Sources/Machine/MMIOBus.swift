@@ -12,6 +12,13 @@ final class MMIOBus: Sendable {
 
     static func address(ofDevice index: Int) -> UInt64 { base + UInt64(index) * MMIOTransport.span }
 
+    /// The name of the device at an address and the register's offset, for tables; nil where none is.
+    func name(at address: UInt64) -> String? {
+        let index = (address &- Self.base) / MMIOTransport.span
+        guard index < UInt64(transports.count) else { return nil }
+        return "\(transports[Int(index)].device.name)+0x\(String((address &- Self.base) % MMIOTransport.span, radix: 16))"
+    }
+
     /// Answers one access. Where no device is, reads are all ones and writes are ignored.
     func handle(_ access: MMIOAccess) {
         let offset = access.address &- Self.base

@@ -6,10 +6,19 @@ internal import Linux
 
 /// The steps of ``Machine/init(_:output:log:)``, each with its module's error.
 extension Machine {
-    static func makeMemory(_ wanted: Configuration.Memory) throws(MachineError) -> GuestMemory {
+    /// Guest RAM, placed and filled as the configuration wants.
+    static func makeMemory(
+        _ configuration: Configuration, isInterrupted: @escaping @Sendable () -> Bool
+    ) throws(MachineError) -> GuestMemory {
+        let wanted = configuration.memory
         do throws(GuestMemoryError) {
             let memory = try GuestMemory(size: wanted.size, backing: wanted.backing, shared: wanted.isShared)
-            if wanted.isPreallocated { try memory.prealloc() }
+            var offset: UInt64 = 0
+            for node in configuration.nodes {
+                if let policy = node.policy { try memory.place(offset: offset, count: node.memory, by: policy, isInterrupted: isInterrupted) }
+                offset &+= node.memory
+            }
+            if wanted.isPreallocated { try memory.prealloc(isInterrupted: isInterrupted) }
             return memory
         } catch { throw .memory(error) }
     }
@@ -48,7 +57,8 @@ extension Machine {
     }
 
     static func load(
-        _ kernel: BootFile, _ configuration: Configuration, _ memory: GuestMemory, _ devices: [VirtioSlot]
+        _ kernel: BootFile, _ configuration: Configuration, _ memory: GuestMemory, _ layout: NodeLayout, _ devices: [VirtioSlot],
+        _ model: CPUModel
     ) throws(MachineError) -> BootState {
         let slots = devices.map(\.place)
         do throws(BootError) {
@@ -57,10 +67,20 @@ extension Machine {
             let loader = try KernelLoader(
                 kernel: kernel, initrd: initrd,
                 commandLine: KernelCommandLine.assemble(configuration.commandLine, devices: slots),
-                tables: ACPITables(ACPIDescription(cpus: configuration.cpus, virtioDevices: slots)),
-                processors: MPTable(cpus: configuration.cpus))
+                tables: ACPITables(description(layout, slots)),
+                identity: SMBIOSTables(SMBIOSDescription(
+                    name: configuration.name, uuid: configuration.uuid?.bytes ?? [], sockets: layout.sockets, processor: model.processor,
+                    memory: memory.regions.map { $0.start.rawValue..<$0.end.rawValue })),
+                processors: MPTable(localAPICIDs: layout.localAPICIDs), memorySize: memory.size)
             return try loader.load(into: memory, isFresh: true)
         } catch { throw .boot(error) }
+    }
+
+    private static func description(_ layout: NodeLayout, _ slots: [VirtioMMIOSlot]) -> ACPIDescription {
+        var description = ACPIDescription(localAPICIDs: layout.localAPICIDs, virtioDevices: slots)
+        description.nodes = layout.nodes
+        description.distances = layout.distances
+        return description
     }
 
     static func kvm<Result: ~Copyable>(_ body: () throws(KVMError) -> Result) throws(MachineError) -> Result {

@@ -18,25 +18,36 @@ public final class Machine: Sendable {
     /// The console's UART: takes input, and output is flushed from it.
     public let serial: SerialPort
 
-    private let virtualMachine: VirtualMachine
-    private let memory: GuestMemory
-    private let cpus: [CPUThread]
-    private let devices: [VirtioSlot]
-    private let power: PowerController
+    let virtualMachine: VirtualMachine
+    let memory: GuestMemory
+    let cpus: [CPUThread]
+    let devices: [VirtioSlot]
+    let power: PowerController
     private let room: SerialRoom
-    private let ending: Ending
+    let ending: Ending
     private let settler = Mutex<Thread?>(nil)
+    let ports: PortBus
+    let mmio: MMIOBus
+    let debugger: DebugServer?
+    /// Whether KVM holds interrupts back from a vCPU that steps, where it is asked to.
+    let holdsInterrupts: Bool
 
     /// Takes from the host what the configuration asks for, loads the kernel, and sets the vCPUs up.
     /// - Parameters:
     ///   - output: takes what the guest writes to its serial port; called by vCPU threads, must not wait.
     ///   - log: gets what happens inside.
-    public init(_ configuration: Configuration, output: any SerialSink, log: Logger) throws(MachineError) {
+    ///   - isInterrupted: asked now and then while memory is filled with pages, the one step that may take long, by threads that do it:
+    ///     whether to give up, which throws the memory's `interrupted`.
+    public init(
+        _ configuration: Configuration, output: any SerialSink, log: Logger, isInterrupted: @escaping @Sendable () -> Bool = { false }
+    ) throws(MachineError) {
         guard configuration.cpus > 0 else { throw .noCPUs(configuration.cpus) }
-        try VirtioSlot.checkCount(configuration.disks.count + configuration.networks.count)
+        try VirtioSlot.checkCount(configuration.disks.count + configuration.networks.count + (configuration.entropy == nil ? 0 : 1))
+        try NodeLayout.check(configuration)
 
         // Memory first: it is what is most often missing, and nothing on the host has been touched before it.
-        let memory = try Self.makeMemory(configuration.memory)
+        let memory = try Self.makeMemory(configuration, isInterrupted: isInterrupted)
+        let debugger = try configuration.debugger.map { address throws(MachineError) in try Self.makeDebugServer(address) }
         let system = try Self.kvm { () throws(KVMError) in try System() }
         let virtualMachine = try Self.makeVirtualMachine(system, configuration, memory)
         let (ending, room) = try Self.host("make an eventfd") { () throws(SystemCallError) in (try Ending(), try SerialRoom()) }
@@ -63,14 +74,17 @@ public final class Machine: Sendable {
         ])
         let mmio = MMIOBus(devices.map(\.transport))
 
-        let state = try Self.load(kernel, configuration, memory, devices)
-        let model = try Self.kvm { () throws(KVMError) in try CPUModel(system, count: configuration.cpus) }
+        let layout = NodeLayout(configuration, memory.regions)
+        let model = try Self.kvm { () throws(KVMError) in try CPUModel(system, layout) }
+        let state = try Self.load(kernel, configuration, memory, layout, devices, model)
         var cpus: [CPUThread] = []
-        for id in 0..<UInt32(configuration.cpus) {
+        for id in layout.localAPICIDs {
             let cpu = try Self.kvm { () throws(KVMError) in
                 try virtualMachine.makeCPU(id: id, model, boot: id == 0 ? state : nil)
             }
-            cpus.append(CPUThread(cpu, ports: ports, mmio: mmio, ram: memory.ram, ending: ending))
+            let seat = try debugger.map { debugger throws(MachineError) in try Self.makeSeat(debugger) }
+            let exits = configuration.countsExits ? ExitCounter() : nil
+            cpus.append(CPUThread(cpu, ports: ports, mmio: mmio, ram: memory.ram, ending: ending, seat: seat, exits: exits))
         }
 
         log.info("\(configuration.cpus) vCPUs, \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(state.rip, radix: 16))")
@@ -83,6 +97,10 @@ public final class Machine: Sendable {
         self.power = power
         self.room = room
         self.ending = ending
+        self.ports = ports
+        self.mmio = mmio
+        self.debugger = debugger
+        holdsInterrupts = system.canHoldInterrupts
     }
 
     // MARK: Life
@@ -97,6 +115,7 @@ public final class Machine: Sendable {
                 throw .host(purpose: "start a thread for each vCPU", error)
             }
         }
+        try startDebugger()
         // Beside the guest; without a thread the end takes longer, that is all.
         settler.withLock { thread in thread = try? Thread.start(name: "settle") { [self] in virtualMachine.settle() } }
     }
@@ -120,6 +139,7 @@ public final class Machine: Sendable {
         ending.wait()
         for cpu in cpus { cpu.kick() }
         for cpu in cpus { cpu.join() }
+        debugger?.join()
         if let thread = settler.withLock({ $0.take() }) { thread.join() }
         for device in devices { device.transport.device.reset() }
         return ending.end ?? .quit
@@ -130,21 +150,13 @@ public final class Machine: Sendable {
         ending.post(.quit)
         for cpu in cpus { cpu.kick() }
         for cpu in cpus { cpu.join() }
+        debugger?.join()
     }
 
     // MARK: Status
 
     /// Figures of the moment, for a status line.
-    public var status: MachineStatus {
-        MachineStatus(
-            name: configuration.name, cpus: cpus.count, memorySize: memory.size, memory: try? memory.usage(),
-            devices: devices.map { slot in
-                let counters = slot.transport.counters
-                return MachineStatus.Device(
-                    name: slot.transport.device.name, requests: counters.requests.value, kicks: counters.kicks.value,
-                    exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value, errors: counters.errors.value)
-            })
-    }
+    public var status: MachineStatus { MachineStatus(configuration, memory, devices) }
 }
 
 /// Rung when the serial port takes input again after it had refused some.

@@ -19,13 +19,15 @@ public enum MachineEnd: Sendable {
     case hostError(String)
     /// The user ended it at the console.
     case quit
+    /// A debugger ended it.
+    case killed
     /// A signal ended it, the second one where the guest did not follow the first.
     case signal(Int32)
 
     /// The process's exit status (docs/platform.md says what a guest can choose).
     public var exitStatus: Int32 {
         switch self {
-        case .powerOff, .reset, .quit: 0
+        case .powerOff, .reset, .quit, .killed: 0
         case .guestStatus(let status): Int32(status)
         case .tripleFault: ExitStatus.tripleFault
         case .internalError: ExitStatus.internalError
@@ -38,9 +40,22 @@ public enum MachineEnd: Sendable {
     /// Whether the user ended it, and not the guest or a failure.
     var isForced: Bool {
         switch self {
-        case .quit, .signal: true
+        case .quit, .killed, .signal: true
         default: false
         }
+    }
+
+    /// Whether a vCPU could not go on, so that its state is of interest.
+    var isFailure: Bool {
+        switch self {
+        case .tripleFault, .internalError, .unexpectedExit: true
+        default: false
+        }
+    }
+
+    /// Whether KVM met an instruction that it cannot emulate.
+    var isEmulationFailure: Bool {
+        if case .internalError(_, let error, _) = self { error.isEmulation } else { false }
     }
 
     /// One sentence for the user; nil where the guest ended as guests do.
@@ -54,6 +69,7 @@ public enum MachineEnd: Sendable {
         case .unexpectedExit(let cpu, let name, _): "vCPU \(cpu) stopped with \(name), which swkvm has no answer to"
         case .hostError(let text): text
         case .quit: "ended at the console"
+        case .killed: "ended by the debugger"
         case .signal(let number): "ended by signal \(number) before the guest had powered off"
         }
     }

@@ -17,8 +17,12 @@ public enum MachineError: Error, CustomStringConvertible {
     case host(purpose: String, SystemCallError)
     /// No vCPU at all, or a negative number.
     case noCPUs(Int)
+    /// NUMA nodes that cannot be as configured.
+    case nodes(NodeProblem)
     /// More virtio devices than there are interrupt lines.
     case tooManyDevices(wanted: Int, maximum: Int)
+    /// Nobody could connect to the debugger's address.
+    case debugger(Configuration.Debugger, SystemCallError)
     /// The console cannot be had as asked.
     case console(Configuration.ConsoleKind, SystemCallError)
 
@@ -31,8 +35,19 @@ public enum MachineError: Error, CustomStringConvertible {
         case .network(let error): error.description
         case .host(let purpose, let error): "swkvm could not \(purpose): \(error.reason) (\(error.call))"
         case .noCPUs(let count): "\(count) vCPUs were asked for, a machine needs at least 1: use `--cpus 1`"
+        case .nodes(let problem): problem.description
         case .tooManyDevices(let wanted, let maximum):
-            "\(wanted) disks and network interfaces were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
+            "\(wanted) disks and other virtio devices were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
+        case .debugger(.port(let port), let error) where error.errno == EADDRINUSE:
+            "port \(port) of 127.0.0.1 is taken, the debugger needs one of its own: choose another one, or 0 for any that is free"
+        case .debugger(.port(let port), let error):
+            "port \(port) of 127.0.0.1 cannot be had for a debugger: \(error.reason) (\(error.call))"
+        case .debugger(.unix(let path), let error) where error.errno == EADDRINUSE:
+            "the debugger's socket \(path) exists already: another machine listens there, or it was left behind; choose another path or remove it"
+        case .debugger(.unix(let path), let error) where error.errno == ENAMETOOLONG:
+            "the debugger's socket has a path of \(path.utf8.count) bytes, the kernel takes 1 to 107: choose a shorter one"
+        case .debugger(.unix(let path), let error):
+            "the debugger's socket \(path) cannot be opened: \(error.reason) (\(error.call))"
         case .console(.unix(let path), let error) where error.errno == EADDRINUSE:
             "the console's socket \(path) exists already: another machine listens there, or it was left behind; choose another path or remove it"
         case .console(.unix(let path), let error) where error.errno == ENAMETOOLONG:

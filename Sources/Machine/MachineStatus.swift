@@ -1,4 +1,5 @@
 public import GuestMemory
+internal import Virtio
 
 /// Figures of a running machine.
 public struct MachineStatus: Sendable, CustomStringConvertible {
@@ -33,5 +34,18 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
                 "\(device.name) \(device.requests) requests, \(device.kicks) kicks (\(device.exitKicks) by exits), \(device.interrupts) interrupts, \(device.errors) errors")
         }
         return parts.joined(separator: "; ")
+    }
+}
+
+extension MachineStatus {
+    init(_ configuration: Configuration, _ memory: GuestMemory, _ devices: [VirtioSlot]) {
+        self.init(
+            name: configuration.name, cpus: configuration.cpus, memorySize: memory.size, memory: try? memory.usage(),
+            devices: devices.map { slot in
+                let counters = slot.transport.counters
+                return Device(
+                    name: slot.transport.device.name, requests: counters.requests.value, kicks: counters.kicks.value,
+                    exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value, errors: counters.errors.value)
+            })
     }
 }

@@ -14,6 +14,11 @@ final class PortBus: Sendable {
     /// - Parameter entries: apart from each other; the busiest first.
     init(_ entries: [Entry]) { self.entries = entries }
 
+    /// What answers at a port, by its type's name, for tables; nil where nothing does.
+    func name(at port: UInt16) -> String? {
+        entries.first { port &- $0.first < $0.count }.map { String(describing: type(of: $0.device)) }
+    }
+
     /// Answers one port instruction. Where no device is, reads are all ones and writes are ignored.
     func handle(_ access: PortAccess) {
         for entry in entries where access.port &- entry.first < entry.count {

@@ -28,7 +28,13 @@ public enum Supervisor {
             before.restore()
         }
         let console = try Console.open(configuration.console)
-        let machine = try Machine(configuration, output: console.output, log: log)
+        let machine: Machine
+        do throws(MachineError) {
+            machine = try Machine(configuration, output: console.output, log: log, isInterrupted: { signals.pending() != nil })
+        } catch .memory(.interrupted) {
+            // There is no guest yet that could power off.
+            return .signal(signals.takePending() ?? SIGINT)
+        }
         // Last before the start: an error's sentence is printed on an ordinary terminal.
         let terminal = configuration.console == .stdio ? RawTerminal(STDIN_FILENO) : nil
         var session: Session
@@ -37,6 +43,7 @@ public enum Supervisor {
         } catch { throw .host(purpose: "wait for signals and the console", error) }
         if let announcement = session.console.announcement { report(announcement) }
         try machine.start()
+        if let announcement = machine.debuggerAnnouncement { report(announcement) }
         // What parsed the command line and built the machine is not needed again, and is most of what is resident.
         ProgramText.release()
         session.loop(report)
@@ -46,6 +53,7 @@ public enum Supervisor {
         if configuration.memory.backing == .transparent, let usage = machine.status.memory {
             report("the guest's RAM had \(usage.transparentHuge >> 20) MiB in transparent huge pages, of \(usage.resident >> 20) MiB resident")
         }
+        if let table = machine.exitReport { report(table) }
         return end
     }
 }

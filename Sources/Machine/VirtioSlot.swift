@@ -22,11 +22,17 @@ struct VirtioSlot: Sendable {
         if wanted > maximum { throw .tooManyDevices(wanted: wanted, maximum: maximum) }
     }
 
-    /// Makes the disks, then the network interfaces, and binds their bells.
+    /// Makes the disks, the entropy device, then the network interfaces, and binds their bells.
     static func makeAll(_ configuration: Configuration, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) -> [VirtioSlot] {
         var slots: [VirtioSlot] = []
         for (index, disk) in configuration.disks.enumerated() {
             let device = try makeDisk(disk, index: index)
+            slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
+        }
+        if let entropy = configuration.entropy {
+            let device = try Machine.host("start the thread of rng0") { () throws(SystemCallError) in
+                try EntropyDevice(name: "rng0", limit: entropy.limit)
+            }
             slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
         }
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import Devices
 internal import DiskImage
 internal import GuestMemory
 internal import HostNetwork
@@ -79,10 +80,133 @@ struct ConsoleArgument: ExpressibleByArgument {
     var defaultValueDescription: String { "stdio" }
 }
 
+/// `--gdb`.
+struct DebuggerArgument: ExpressibleByArgument {
+    let place: Configuration.Debugger
+
+    init?(argument: String) {
+        if let port = UInt16(argument) { place = .port(port) }
+        else if argument.hasPrefix("unix:"), argument.utf8.count > 5 { place = .unix(String(argument.dropFirst(5))) }
+        else { return nil }
+    }
+}
+
+/// `--trace`.
+enum TraceArgument: String, ExpressibleByArgument, CaseIterable {
+    case exits
+}
+
 /// A sentence about an argument that is wrong.
 struct ArgumentProblem: Error, CustomStringConvertible {
     let description: String
     init(_ description: String) { self.description = description }
+}
+
+/// `--rng`, `--rng=max-bytes=1K,period=1000`.
+struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
+    let description: String
+    /// What is wrong is told by ``entropy()``: refused here, the parser would take the option as if no value had been given.
+    private let parsed: Result<Configuration.Entropy, ArgumentProblem>
+
+    static let unlimited = EntropyArgument(argument: "")
+
+    init(argument: String) {
+        description = argument
+        parsed = Result { () throws(ArgumentProblem) in try Self.parse(argument) }
+    }
+
+    func entropy() throws(ArgumentProblem) -> Configuration.Entropy { try parsed.get() }
+
+    private static func parse(_ text: String) throws(ArgumentProblem) -> Configuration.Entropy {
+        guard !text.isEmpty else { return Configuration.Entropy() }
+        var bytes: UInt64?
+        var period: Int?
+        for (key, value) in OptionList(text).items {
+            switch (key, value) {
+            case ("max-bytes", let value?):
+                guard let size = ByteSize(argument: value), size.bytes > 0 else {
+                    throw ArgumentProblem("max-bytes=\(value) is no number of bytes, wanted 1 or more, such as 64K")
+                }
+                bytes = size.bytes
+            case ("period", let value?):
+                guard let number = Int(value), (1...60_000).contains(number) else {
+                    throw ArgumentProblem("period=\(value) is no period, wanted 1 to 60000 milliseconds")
+                }
+                period = number
+            default:
+                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted max-bytes= or period=")
+            }
+        }
+        guard let bytes else { throw ArgumentProblem("period= goes with max-bytes=") }
+        return Configuration.Entropy(limit: EntropyLimit(bytes: bytes, period: period ?? 1000))
+    }
+}
+
+/// `--numa mem=1G,cpus=0-1,…`.
+struct NodeArgument {
+    let node: Configuration.Node
+
+    init(parsing argument: String) throws {
+        var cpus: Set<Int> = []
+        var memory: UInt64?
+        var mode: MemoryPolicy.Mode?
+        var hostNodes: Set<Int> = []
+        var distances: [Int: UInt8] = [:]
+        for (key, value) in OptionList(argument).items {
+            switch (key, value) {
+            case ("cpus", let value?): cpus.formUnion(try Self.range(value, "CPUs"))
+            case ("mem", let value?):
+                guard let size = ByteSize(argument: value), memory == nil else { throw ArgumentProblem("mem=\(value) is no size, or a second one") }
+                memory = size.bytes
+            case ("host", let value?): hostNodes.formUnion(try Self.range(value, "the host's nodes"))
+            case ("policy", let value?):
+                guard let known = MemoryPolicy.Mode(rawValue: value) else {
+                    throw ArgumentProblem("policy=\(value) is not known, wanted \(MemoryPolicy.Mode.allCases.map(\.rawValue).joined(separator: ", "))")
+                }
+                mode = known
+            case ("distance", let value?):
+                let parts = value.split(separator: ":", omittingEmptySubsequences: false)
+                guard parts.count == 2, let node = Self.number(parts[0]), let distance = Self.number(parts[1]), distance < 256 else {
+                    throw ArgumentProblem("distance=\(value) is not NODE:DISTANCE, such as 1:20")
+                }
+                distances[node] = UInt8(distance)
+            default:
+                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted mem=, cpus=, host=, policy= or distance=")
+            }
+        }
+        guard let memory else { throw ArgumentProblem("a NUMA node needs mem=SIZE") }
+        guard mode == nil || !hostNodes.isEmpty else { throw ArgumentProblem("policy= is about nodes of the host: name them with host=N") }
+        guard mode != .preferred || hostNodes.count == 1 else { throw ArgumentProblem("policy=preferred goes with one node of the host") }
+        node = Configuration.Node(
+            cpus: cpus.sorted(), memory: memory,
+            policy: hostNodes.isEmpty ? nil : MemoryPolicy(mode ?? .bind, hostNodes: hostNodes), distances: distances)
+    }
+
+    /// `3` or `0-3`; numbers up to 4095, more than Linux has of either.
+    private static func range(_ text: String, _ what: String) throws -> ClosedRange<Int> {
+        let bounds = text.split(separator: "-", maxSplits: 1, omittingEmptySubsequences: false).map(number)
+        guard let first = bounds.first ?? nil, let last = bounds.last ?? nil, first <= last, last < 4096 else {
+            throw ArgumentProblem("'\(text)' are no numbers of \(what), wanted N or FIRST-LAST (and the word again for more)")
+        }
+        return first...last
+    }
+
+    private static func number(_ text: Substring) -> Int? {
+        text.utf8.allSatisfy { (0x30...0x39).contains($0) } ? Int(text) : nil
+    }
+}
+
+/// `--uuid UUID` or `--uuid none`.
+struct UUIDArgument {
+    /// nil for none.
+    let uuid: UUID?
+
+    init(parsing argument: String) throws {
+        uuid = UUID(argument)
+        guard uuid != nil || argument == "none" else {
+            throw ArgumentProblem("'\(argument)' is no UUID, wanted none or one such as 6ba7b810-9dad-11d1-80b4-00c04fd430c8 (`uuidgen` makes one)")
+        }
+    }
 }
 
 /// A list of `word` and `key=value`, separated by commas; a comma within a value is written twice.

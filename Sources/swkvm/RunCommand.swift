@@ -19,6 +19,7 @@ struct RunCommand: ParsableCommand {
               swkvm run --kernel vmlinux --initrd initrd.img --mem 1G \\
                         --cmdline 'console=ttyS0'
               swkvm run --cmdline 'test=all' --disk scratch.raw --console stdio
+              swkvm run --gdb 1234 --kernel vmlinux --cmdline nokaslr
 
             EXIT STATUS
               0        the guest powered off or reset, or ended with status 0
@@ -31,8 +32,13 @@ struct RunCommand: ParsableCommand {
               128 + N  ended by signal N
             """)
 
-    @Option(help: "A name, for messages and for the MAC addresses derived from it.")
-    var name = "swkvm"
+    @Option(help: "A name, for messages and what is derived from it: MAC addresses and, if it is given, the UUID. (default: swkvm)")
+    var name: String?
+
+    @Option(
+        help: ArgumentHelp("The UUID in the firmware's tables, or none. Default: derived from the name that --name gives.", valueName: "uuid"),
+        transform: UUIDArgument.init(parsing:))
+    var uuid: UUIDArgument?
 
     @Option(help: ArgumentHelp("Number of vCPUs.", valueName: "n"))
     var cpus = 1
@@ -51,7 +57,17 @@ struct RunCommand: ParsableCommand {
     @Flag(help: "Guest RAM as shared memory (a memfd).")
     var shared = false
 
-    @Option(help: ArgumentHelp("Kernel: an ELF file with a PVH note, a 64-bit ELF file, or a bzImage. Default: the bundled guest.", valueName: "file"))
+    @Option(
+        help: ArgumentHelp(
+            """
+            A NUMA node of the guest: mem=SIZE[,cpus=N|FIRST-LAST]…[,host=N|FIRST-LAST[,policy=bind|preferred|interleave]][,distance=NODE:DISTANCE]…. \
+            Given again for each node, in their order; the sizes add up to --mem, and every CPU is in one node.
+            """,
+            valueName: "node"),
+        transform: NodeArgument.init(parsing:))
+    var numa: [NodeArgument] = []
+
+    @Option(help: ArgumentHelp("Kernel: an ELF file with a PVH note, a 64-bit ELF file, or a bzImage; an ELF file may be compressed with gzip. Default: the bundled guest.", valueName: "file"))
     var kernel: String?
 
     @Option(help: ArgumentHelp("Initial RAM disk for the kernel.", valueName: "file"))
@@ -77,33 +93,68 @@ struct RunCommand: ParsableCommand {
         transform: NetworkArgument.init(parsing:))
     var net: [NetworkArgument] = []
 
+    @Option(
+        defaultAsFlag: EntropyArgument.unlimited, parsing: .next,
+        help: ArgumentHelp(
+            "A source of random numbers (virtio-rng) for the guest, fed by the host's generator: max-bytes=SIZE[,period=MS] limits it.",
+            valueName: "limit"))
+    var rng: EntropyArgument?
+
     @Option(help: ArgumentHelp("Where the serial port goes: stdio, none, pty, unix:PATH or file:PATH.", valueName: "console"))
     var console = ConsoleArgument(kind: .stdio)
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            Let GDB in at a port of 127.0.0.1 (0: any that is free) or at unix:PATH. The guest waits at its first instruction until a \
+            debugger lets it go.
+            """,
+            valueName: "port|unix:path"))
+    var gdb: DebuggerArgument?
+
+    @Option(
+        help: ArgumentHelp(
+            "What to count: exits, the exits to user space by reason, address and vCPU; printed as a table at the end.", valueName: "what"))
+    var trace: [TraceArgument] = []
 
     @Option(help: ArgumentHelp("What to log on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
     var logLevel = Logger.Level.warning
 
     func validate() throws {
-        guard let hugepages, hugepages.backing == nil else { return }
-        throw ValidationError(
-            "The value '\(hugepages)' is invalid for '--hugepages <kind>': wanted is one of \(HugePages.allValueStrings.joined(separator: ", "))")
+        if let hugepages, hugepages.backing == nil {
+            throw ValidationError(
+                "The value '\(hugepages)' is invalid for '--hugepages <kind>': wanted is one of \(HugePages.allValueStrings.joined(separator: ", "))")
+        }
+        do { _ = try rng?.entropy() } catch {
+            throw ValidationError("The value '\(rng?.description ?? "")' is invalid for '--rng <limit>': \(error)")
+        }
+    }
+
+    /// The machine that the options describe.
+    var configuration: Configuration {
+        var machine = Configuration(name: name ?? "swkvm", cpus: cpus, commandLine: cmdline)
+        machine.memory = Configuration.Memory(
+            size: mem.bytes, backing: hugepages?.backing ?? .anonymous, isShared: shared, isPreallocated: prealloc)
+        machine.nodes = numa.map(\.node)
+        if let kernel { machine.kernel = .file(kernel) }
+        machine.initrd = initrd
+        machine.uuid = uuid.map(\.uuid) ?? name.map(UUID.init(ofMachine:))
+        machine.disks = disk.map(\.disk)
+        machine.networks = net.map(\.network)
+        machine.entropy = try? rng?.entropy()
+        machine.console = console.kind
+        machine.debugger = gdb?.place
+        machine.countsExits = trace.contains(.exits)
+        return machine
     }
 
     func run() throws {
         let output = StandardError()
-        let log = Logger(label: name) { _ in StandardErrorLog(output, level: logLevel) }
-        var machine = Configuration(name: name, cpus: cpus, commandLine: cmdline)
-        machine.memory = Configuration.Memory(
-            size: mem.bytes, backing: hugepages?.backing ?? .anonymous, isShared: shared, isPreallocated: prealloc)
-        if let kernel { machine.kernel = .file(kernel) }
-        machine.initrd = initrd
-        machine.disks = disk.map(\.disk)
-        machine.networks = net.map(\.network)
-        machine.console = console.kind
-
+        let configuration = self.configuration
+        let log = Logger(label: configuration.name) { _ in StandardErrorLog(output, level: logLevel) }
         let end: MachineEnd
         do throws(MachineError) {
-            end = try Supervisor.run(machine, log: log, report: output.say)
+            end = try Supervisor.run(configuration, log: log, report: output.say)
         } catch {
             output.say(error.description)
             throw ExitCode(ExitStatus.hostError)

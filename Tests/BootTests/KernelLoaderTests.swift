@@ -20,7 +20,7 @@ import Testing
         builder.addNote("swkvm", 1, ELFBuilder.word(UInt64(0x10_0004)))
         builder.addNote("Xen", 18, ELFBuilder.word(UInt32(0x10_0000)))
         let memory = try GuestMemory(size: size)
-        let tables = try ACPITables(ACPIDescription(cpus: 1))
+        let tables = try ACPITables(ACPIDescription(localAPICIDs: Array(0..<1)))
         let state = try withFile(builder.bytes) { file in
             let loader = try KernelLoader(kernel: file, commandLine: "test=all", tables: tables)
             #expect(loader.entry == .longMode(0x10_0004))

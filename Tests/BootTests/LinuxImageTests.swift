@@ -49,7 +49,7 @@ private struct BzImageBuilder {
     private func boot(_ builder: BzImageBuilder, memory: GuestMemory, initrd: [UInt8] = [1], commandLine: String = "console=ttyS0") throws -> BootState {
         try withFile(builder.bytes, name: "bzImage") { kernel in
             try withFile(initrd, name: "initrd") { initrd in
-                let tables = try ACPITables(ACPIDescription(cpus: 1))
+                let tables = try ACPITables(ACPIDescription(localAPICIDs: [0]))
                 return try KernelLoader(kernel: kernel, initrd: initrd, commandLine: commandLine, tables: tables)
                     .load(into: memory, isFresh: true)
             }

@@ -4,7 +4,7 @@ import Testing
 
 @Suite struct MPTableTests {
     @Test(arguments: [1, 2, 8, 32, 33, 1024]) func sumsAndSizesHold(cpus: Int) throws {
-        let bytes = MPTable(cpus: cpus).bytes
+        let bytes = MPTable(localAPICIDs: (0..<UInt32(cpus)).map { $0 }).bytes
         // The last KiB of base memory is all there is.
         #expect(bytes.count <= 1024)
         #expect(bytes[..<4].elementsEqual("_MP_".utf8))

@@ -132,7 +132,7 @@ import Testing
 
     @Test func nothingGiven() throws {
         let command = try parse()
-        #expect(command.name == "swkvm" && command.cpus == 1 && command.mem.bytes == 512 << 20 && command.hugepages == nil)
+        #expect(command.name == nil && command.uuid == nil && command.cpus == 1 && command.mem.bytes == 512 << 20 && command.hugepages == nil)
         #expect(!command.prealloc && !command.shared && command.kernel == nil && command.initrd == nil && command.cmdline.isEmpty)
         #expect(command.disk.isEmpty && command.net.isEmpty && command.console.kind == .stdio && command.logLevel == .warning)
     }
@@ -165,6 +165,17 @@ import Testing
         for arguments in [["--hugepages=4M"], ["--hugepages=4M", "--prealloc"], ["--hugepages", "4M"]] {
             #expect(throws: (any Error).self, "\(arguments)") { try Command.parseAsRoot(["run"] + arguments) }
         }
+    }
+
+    @Test func debuggersAndTraces() throws {
+        let expected: [(String, Configuration.Debugger)] = [("0", .port(0)), ("65535", .port(65535)), ("unix:/run/gdb", .unix("/run/gdb"))]
+        for (text, place) in expected { #expect(try parse("--gdb", text).configuration.debugger == place) }
+        for text in ["", "65536", "-1", "localhost:1234", "unix:", "pty"] {
+            #expect(throws: (any Error).self) { try parse("--gdb", text) }
+        }
+        #expect(try parse("--trace", "exits").configuration.countsExits)
+        #expect(throws: (any Error).self) { try parse("--trace", "calls") }
+        #expect(try parse().configuration.debugger == nil && !parse().configuration.countsExits)
     }
 
     @Test func consoles() throws {
@@ -219,7 +230,7 @@ import Testing
         let help = text("run", "--help")
         #expect(help.status == 0)
         for option in [
-            "--name", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--kernel", "--initrd", "--cmdline", "--disk", "--net", "--console",
+            "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel", "--initrd", "--cmdline", "--disk", "--net", "--rng", "--console", "--gdb", "--trace",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
         ] {
             #expect(help.text.contains(option), "\(option)")

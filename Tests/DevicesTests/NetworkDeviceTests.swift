@@ -54,12 +54,12 @@ import Virtio
         for index in 0..<4 as Range<UInt64> { try driver.offerBuffer(at: NetworkDriver.buffers + index * 0x1000, [2048]) }
         driver.kick(0)
         let generation = driver.read(0x0fc)
-        driver.device.setLink(up: false)
+        driver.device.port.setLink(up: false)
         #expect(driver.read(0x060) & 2 == 2)
         #expect(driver.configuration(6, 2) == 0 && driver.read(0x0fc) != generation && !driver.device.isLinkUp)
         // The same again is no change.
         driver.write(2, 0x064)
-        driver.device.setLink(up: false)
+        driver.device.port.setLink(up: false)
         #expect(driver.read(0x060) & 2 == 0)
 
         try driver.sendAndWait(plainHeader + frame(60))
@@ -67,7 +67,7 @@ import Virtio
         try wire.send(plainHeader + frame(60))
         try wait { driver.device.counters.receiveLinkDown.value > 0 }
 
-        driver.device.setLink(up: true)
+        driver.device.port.setLink(up: true)
         #expect(driver.configuration(6, 2) == 1)
         try driver.sendAndWait(plainHeader + frame(61))
         #expect(try wire.next() == plainHeader + frame(61))
@@ -84,7 +84,7 @@ import Virtio
         driver.kick(0)
         wire.cut()
         try wait { !driver.device.isLinkUp }
-        driver.device.setLink(up: true)
+        driver.device.port.setLink(up: true)
         #expect(driver.configuration(6, 2) == 0 && !driver.device.isLinkUp)
         for _ in 0..<3 { try driver.sendAndWait(plainHeader + frame(60)) }
         #expect(driver.device.counters.sendLinkDown.value == 3)
@@ -245,11 +245,50 @@ struct NetworkTAPTests {
             try driver.start()
             let tap = try #require(try host.netlink.link(named: InterfaceName("swtap0")))
             try host.netlink.set(tap, up: false)
+            // Whether the device has heard of it or the TAP refuses the frame.
             try driver.sendAndWait(plainHeader + frame(60))
             #expect(driver.device.counters.sendLinkDown.value == 1)
             try host.netlink.set(tap, up: true)
+            try wait { driver.device.isLinkUp }
             try driver.sendAndWait(plainHeader + frame(60))
             #expect(driver.device.counters.sentFrames.value == 1)
+        }
+    }
+
+    /// `ip link set … down` and `up`: the cable is pulled and put back, whether a driver is there or not.
+    @Test func theTAPsStateIsTheLinks() throws {
+        try onBridge { driver, host in
+            try driver.start(.linkStatus)
+            #expect(driver.configuration(6, 2) == 1)
+            let tap = try #require(try host.netlink.link(named: InterfaceName("swtap0")))
+            try host.netlink.set(tap, up: false)
+            try wait { driver.configuration(6, 2) == 0 }
+            #expect(driver.read(0x060) & 2 == 2, "no interrupt for the change")
+            driver.write(2, 0x064)
+            // A change of another interface is none of this one's.
+            let bridge = try #require(try host.netlink.link(named: InterfaceName("swbr0")))
+            try host.netlink.set(bridge, up: false)
+            try host.netlink.set(bridge, up: true)
+            try host.netlink.set(tap, up: true)
+            try wait { driver.configuration(6, 2) == 1 }
+            try wait { driver.read(0x060) & 2 == 2 }
+            try driver.sendAndWait(plainHeader + frame(60))
+            #expect(driver.device.counters.sentFrames.value == 1)
+
+            // Between two drivers, and before the first look of the next.
+            driver.device.reset()
+            try host.netlink.set(tap, up: false)
+            try wait { driver.configuration(6, 2) == 0 }
+            try driver.start(.linkStatus)
+            #expect(driver.configuration(6, 2) == 0)
+        }
+    }
+
+    @Test func aTAPThatIsDownAtTheStartIsALinkThatIsDown() throws {
+        try onBridge { driver, host in
+            try host.netlink.set(#require(try host.netlink.link(named: InterfaceName("swtap0"))), up: false)
+            try driver.start(.linkStatus)
+            #expect(driver.configuration(6, 2) == 0 && !driver.device.isLinkUp)
         }
     }
 

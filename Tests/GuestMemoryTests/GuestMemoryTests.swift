@@ -1,5 +1,6 @@
 import Glibc
 import Linux
+import Synchronization
 import Testing
 
 @testable import GuestMemory
@@ -29,7 +30,7 @@ private let layouts: [(UInt64, [UInt64])] = [
             #expect(!memory.ram.contains(region.end, count: 1))
         }
         // One touched page for each region: memory costs nothing before it is used.
-        #expect(try memory.residentBytes() == UInt64(sizes.count) * 4096)
+        #expect(try memory.usage().resident == UInt64(sizes.count) * 4096)
         #expect(try memory.usage().dirty == UInt64(sizes.count) * 4096)
         #expect(unsafe UInt(bitPattern: memory.regions[0].host) % (2 << 20) == 0)
     }
@@ -72,6 +73,21 @@ private let layouts: [(UInt64, [UInt64])] = [
         }
     }
 
+    @Test func preallocGivesUpWhenItIsTold() throws {
+        let memory = try GuestMemory(size: 256 << 20)
+        #expect(throws: GuestMemoryError.interrupted) { try memory.prealloc(isInterrupted: { true }) }
+        #expect(try memory.usage().resident == 0)
+        // After some steps of each of two threads.
+        let asked = Atomic<Int>(0)
+        #expect(throws: GuestMemoryError.interrupted) {
+            try memory.prealloc(threads: 2, isInterrupted: { asked.wrappingAdd(1, ordering: .relaxed).newValue > 4 })
+        }
+        let resident = try memory.usage().resident
+        #expect(resident > 0 && resident < 256 << 20)
+        try memory.prealloc()
+        #expect(try memory.usage().resident == 256 << 20)
+    }
+
     @Test func memoryIsFramedByAddressesThatFault() async {
         await #expect(processExitsWith: .signal(SIGSEGV)) {
             let memory = try GuestMemory(size: 4096)
@@ -102,16 +118,16 @@ private let layouts: [(UInt64, [UInt64])] = [
         for shared in [false, true] {
             let memory = try GuestMemory(
                 layout: [(GuestAddress(0), 5 << 20), (GuestAddress(4 << 30), 4096)], backing: .anonymous, shared: shared)
-            #expect(try memory.residentBytes() == 0)
+            #expect(try memory.usage().resident == 0)
             try memory.prealloc(threads: threads)
-            #expect(try memory.residentBytes() == memory.size)
+            #expect(try memory.usage().resident == memory.size)
         }
     }
 
     @Test func preallocWithMoreThreadsThanPages() throws {
         let memory = try GuestMemory(size: 4096)
         try memory.prealloc(threads: 8)
-        #expect(try memory.residentBytes() == 4096)
+        #expect(try memory.usage().resident == 4096)
     }
 
     @Test func preallocReportsPagesThatCannotBeHad() throws {
@@ -127,7 +143,7 @@ private let layouts: [(UInt64, [UInt64])] = [
     @Test func preallocOnAnOlderKernel() throws {
         let memory = try GuestMemory(size: 1 << 20)
         try memory.populateByReading(offset: 4096, count: 8192)
-        #expect(try memory.residentBytes() == 8192)
+        #expect(try memory.usage().resident == 8192)
     }
 
     @Test func transparentHugePagesAreReported() throws {
@@ -141,7 +157,7 @@ private let layouts: [(UInt64, [UInt64])] = [
         let ordinary = try GuestMemory(size: 8 << 20)
         try ordinary.prealloc()
         let mode = String(decoding: try readFile("/sys/kernel/mm/transparent_hugepage/enabled", limit: 100), as: UTF8.self)
-        if mode.contains("[madvise]") { #expect(try ordinary.transparentBytes() == 0) }
+        if mode.contains("[madvise]") { #expect(try ordinary.usage().transparentHuge == 0) }
     }
 
     @Test func twoGuestsHaveTheirOwnFigures() throws {
@@ -149,6 +165,6 @@ private let layouts: [(UInt64, [UInt64])] = [
         for (index, guest) in guests.enumerated() {
             try guest.ram.fill(at: GuestAddress(0), count: UInt64(index) * 8192, with: 1)
         }
-        for (index, guest) in guests.enumerated() { #expect(try guest.residentBytes() == UInt64(index) * 8192) }
+        for (index, guest) in guests.enumerated() { #expect(try guest.usage().resident == UInt64(index) * 8192) }
     }
 }

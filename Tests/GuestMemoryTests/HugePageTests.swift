@@ -5,7 +5,7 @@ import Testing
 @testable import GuestMemory
 
 /// Runs `body` with more 2 MiB pages in the host's pool, and sets the pool back.
-private func withHugePages(additional count: UInt64, _ body: () throws -> Void) throws {
+func withHugePages(additional count: UInt64, _ body: () throws -> Void) throws {
     let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     func set(_ count: UInt64) throws { try FileDescriptor.open(path, O_WRONLY).writeAll(Array("\(count)".utf8)) }
     let before = try #require(decimal(try readFile(path, limit: 64)[...]))
@@ -15,7 +15,7 @@ private func withHugePages(additional count: UInt64, _ body: () throws -> Void) 
 }
 
 /// The host's pools are one for all tests of the process: whoever looks at them or changes them waits for this.
-private final class Turn {
+final class HugePageTurn {
     private let lock: FileDescriptor
     init() throws {
         lock = try FileDescriptor.open("/proc/sys/vm/nr_hugepages", O_RDONLY)
@@ -24,7 +24,7 @@ private final class Turn {
 }
 
 @Suite(.serialized) struct HugePageTests {
-    private let turn = Result { try Turn() }
+    private let turn = Result { try HugePageTurn() }
 
     @Test func tooFewIsAnErrorWithTheNumbers() throws {
         let pool = try HugePagePool(.twoMiB)
@@ -77,10 +77,10 @@ private final class Turn {
             let memory = try GuestMemory(size: size, backing: .hugePages(.twoMiB), shared: shared)
             // Reserved before anything is touched: nobody else gets one.
             #expect(try HugePagePool(.twoMiB).available == 0)
-            #expect(try memory.residentBytes() == 0)
+            #expect(try memory.usage().resident == 0)
             #expect(throws: GuestMemoryError.self) { try GuestMemory(size: 2 << 20, backing: .hugePages(.twoMiB)) }
             try memory.prealloc()
-            #expect(try memory.residentBytes() == size)
+            #expect(try memory.usage().resident == size)
             try memory.ram.write(UInt64(42), at: GuestAddress(size - 8))
             #expect(try memory.ram.readUInt64(at: GuestAddress(size - 8)) == 42)
         }

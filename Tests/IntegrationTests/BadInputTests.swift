@@ -200,8 +200,8 @@ import Testing
     @Test func tooManyDevices() throws {
         let disk = try directory.write([UInt8](repeating: 0, count: 65536), to: "disk.raw")
         let disks = (0..<17).flatMap { _ in ["--disk", disk + ",ro"] }
-        try expectRefused(disks, "17 disks and network interfaces were asked for, a machine has room for 16", withNetwork: false)
-        try expectRefused(Array(disks[..<32]), "17 disks and network interfaces were asked for, a machine has room for 16")
+        try expectRefused(disks, "17 disks and other virtio devices were asked for, a machine has room for 16", withNetwork: false)
+        try expectRefused(Array(disks[..<32]), "17 disks and other virtio devices were asked for, a machine has room for 16")
         // Sixteen are fine.
         let machine = try Program.machineAtPrompt(Array(disks[..<32]))
         #expect(try machine.ask("disks").count == 16)

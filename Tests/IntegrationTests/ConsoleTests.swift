@@ -252,16 +252,7 @@ private final class Client {
     init(_ descriptor: consuming FileDescriptor) { self.descriptor = descriptor }
 
     convenience init(socket path: String) throws {
-        let number = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
-        let descriptor = FileDescriptor(owning: number)
-        var address = sockaddr_un()
-        address.sun_family = sa_family_t(AF_UNIX)
-        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
-        let result = withUnsafePointer(to: &address) {
-            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { connect(number, $0, socklen_t(MemoryLayout<sockaddr_un>.size)) }
-        }
-        guard result == 0 else { throw SystemCallError.last("connect") }
-        self.init(descriptor)
+        self.init(try connect(toSocket: path))
     }
 
     /// Says something and waits for an answer.

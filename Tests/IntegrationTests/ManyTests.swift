@@ -62,15 +62,19 @@ import Testing
         let machine = try Program.machine(
             [
                 "--mem", "256M", "--hugepages", "--cpus", "2", "--disk", directory("scratch.raw"), "--disk", directory("disk.qcow2") + ",ro",
-                "--net", "tap=tap0,bridge=br0,mac=52:54:00:12:34:56", "--cmdline", "test=all ip=192.168.77.2/24 peer=192.168.77.3",
+                "--net", "tap=tap0,bridge=br0,mac=52:54:00:12:34:56", "--rng", "--cmdline", "test=all ip=192.168.77.2/24 peer=192.168.77.3",
             ], in: host)
         try machine.expectSelfTestsPassed()
-        for subject in ["memory", "cpus", "timer", "irq", "disk vda", "disk vdb", "net ", "hostile"] {
+        for subject in ["memory", "cpus", "timer", "irq", "disk vda", "disk vdb", "net ", "rng", "hostile"] {
             #expect(machine.output.lines.contains { $0.hasPrefix("ok ") && $0.contains(subject) }, "no test of \(subject)")
         }
         try peer.powerOff()
         #expect(try eventually { try host.linkNames() == ["br0"] })
         #expect(try pool.available == available)
+    }
+
+    @Test(arguments: [["--rng"], ["--rng=max-bytes=8K,period=20"], ["--rng", "--shared", "--cpus", "3"]]) func randomNumbers(options: [String]) throws {
+        try Program.machine(["--mem", "64M", "--cmdline", "test=rng"] + options).expectSelfTestsPassed()
     }
 
     /// The same ELF on another monitor: what the guest needs of swkvm is no secret handshake.

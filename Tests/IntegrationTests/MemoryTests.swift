@@ -39,6 +39,18 @@ import Testing
         try machine.powerOff()
     }
 
+    /// Filling gigabytes takes its time, and nobody has to wait for its end.
+    @Test(arguments: [SIGINT, SIGTERM, SIGHUP]) func aSignalEndsPreallocation(signal: Int32) throws {
+        let machine = try Program.machine(["--mem", "6G", "--prealloc"])
+        func resident() throws -> Int {
+            Int(try shell("awk '/^VmRSS/ { print $2 }' /proc/\(machine.pid)/status").prefix { $0.isNumber }) ?? 0
+        }
+        #expect(try eventually { try resident() > 100 << 10 })
+        machine.send(signal: signal)
+        try machine.expectEnd(128 + signal)
+        #expect(machine.errors.text == "swkvm: ended by signal \(signal) before the guest had powered off\n" && machine.output.bytes.isEmpty)
+    }
+
     /// The guest's own 64 MiB and no more: an ordinary guest takes what it touches.
     @Test func otherMemoryComesWhenItIsTouched() throws {
         let machine = try Program.machineAtPrompt(["--mem", "4G"])

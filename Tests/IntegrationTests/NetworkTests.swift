@@ -106,6 +106,20 @@ import Testing
         #expect(try host.linkNames() == ["br0", "given0"])
     }
 
+    @Test func theTAPIsTheGuestsCable() throws {
+        let machine = try machine("tap=tap0,bridge=br0", address: 2)
+        func link(is state: String) throws -> Bool { try machine.ask("net").first?.contains(" link \(state),") == true }
+        #expect(try link(is: "up"))
+        for command in ["down", "carrier off"] {
+            try host.shell("ip link set tap0 \(command)")
+            #expect(try eventually { try link(is: "down") }, "\(command)")
+            try host.shell("ip link set tap0 \(command == "down" ? "up" : "carrier on")")
+            #expect(try eventually { try link(is: "up") }, "\(command)")
+            #expect(try host.shell("ping -c 1 -W 10 192.168.77.2").contains("1 received"))
+        }
+        try machine.powerOff()
+    }
+
     // MARK: What is left
 
     @Test func aCreatedTAPIsGoneAtTheEnd() throws {

@@ -3,6 +3,19 @@ import Linux
 import Synchronization
 import Testing
 
+@Suite struct PendingSignalTests {
+    @Test func aBlockedSignalWaitsUntilItIsTaken() {
+        let set = SignalSet([SIGUSR1, SIGUSR2])
+        let before = set.block()
+        defer { before.restore() }
+        #expect(set.pending() == nil && set.takePending() == nil)
+        pthread_kill(pthread_self(), SIGUSR2)
+        #expect(set.pending() == SIGUSR2 && set.pending() == SIGUSR2)
+        #expect(SignalSet([SIGUSR1]).pending() == nil)
+        #expect(set.takePending() == SIGUSR2 && set.pending() == nil)
+    }
+}
+
 @Suite struct LinuxTests {
     @Test func errorsNameTheCallAndTheReason() {
         #expect(SystemCallError("open", errno: ENOENT).description == "open: No such file or directory")

@@ -221,7 +221,7 @@ private final class NamedPipe {
         #expect(MachineError.noCPUs(0).description == "0 vCPUs were asked for, a machine needs at least 1: use `--cpus 1`")
         #expect(
             MachineError.tooManyDevices(wanted: 20, maximum: 16).description
-                == "20 disks and network interfaces were asked for, a machine has room for 16: leave 4 out")
+                == "20 disks and other virtio devices were asked for, a machine has room for 16: leave 4 out")
         #expect(
             MachineError.host(purpose: "start a thread", SystemCallError("clone", errno: EAGAIN)).description
                 == "swkvm could not start a thread: Resource temporarily unavailable (clone)")

@@ -132,3 +132,31 @@ private final class Paper: SerialSink {
         #expect(Set(Wiring.virtioGSIs).count == 16 && !Wiring.virtioGSIs.contains(Wiring.serialGSI) && !Wiring.virtioGSIs.contains(Wiring.powerGSI))
     }
 }
+
+@Suite struct UUIDTests {
+    @Test(arguments: ["6ba7b810-9dad-11d1-80b4-00c04fd430c8", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"])
+    func isReadAndWritten(text: String) throws {
+        #expect(try #require(UUID(text)).description == text)
+        #expect(UUID(text.uppercased()) == UUID(text))
+    }
+
+    @Test func itsBytesAreInTheOrderOfTheText() throws {
+        #expect(try #require(UUID("00010203-0405-0607-0809-0a0b0c0d0e0f")).bytes == Array(0...15))
+    }
+
+    @Test(arguments: [
+        "", "none", "6ba7b8109dad11d180b400c04fd430c8", "6ba7b810-9dad-11d1-80b4-00c04fd430c", "6ba7b810-9dad-11d1-80b4-00c04fd430c81",
+        "{6ba7b810-9dad-11d1-80b4-00c04fd430c8}", "+ba7b810-9dad-11d1-80b4-00c04fd430c8", "6ba7b81-09dad-11d1-80b4-00c04fd430c8", "gba7b810-9dad-11d1-80b4-00c04fd430c8",
+        "６ba7b8-9dad-11d1-80b4-00c04fd430c8", "6ba7b810-9dad-11d1-80b4-00c04fd430c8-",
+    ])
+    func nothingElseIsRead(text: String) { #expect(UUID(text) == nil) }
+
+    @Test func aNameHasOneForEver() {
+        // The hash of no bytes is FNV-1a's offset basis: 6c62272e07bb014262b821756295c58d, with version 8 and variant 2.
+        #expect(UUID(ofMachine: "").description == "6c62272e-07bb-8142-a2b8-21756295c58d")
+        // FNV-1a's published value for "a" is d228cb696f1a8caf78912b704e4a8964.
+        #expect(UUID(ofMachine: "a").description == "d228cb69-6f1a-8caf-b891-2b704e4a8964")
+        let names = (0..<1000).map { "machine\($0)" }
+        #expect(Set(names.map(UUID.init(ofMachine:))).count == names.count)
+    }
+}

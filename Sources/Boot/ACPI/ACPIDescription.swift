@@ -56,9 +56,8 @@ public struct ACPIDescription: Sendable, Equatable {
     /// Distance from row to column, 10 for a node to itself; empty for 10 and 20.
     public var distances: [[UInt8]] = []
 
-    /// - Parameter cpus: local APIC IDs are 0 ..< cpus.
-    public init(cpus: Int, virtioDevices: [VirtioMMIOSlot] = []) {
-        localAPICIDs = (0 ..< UInt32(cpus)).map { $0 }
+    public init(localAPICIDs: [UInt32], virtioDevices: [VirtioMMIOSlot] = []) {
+        self.localAPICIDs = localAPICIDs
         self.virtioDevices = virtioDevices
         // IRQ 9 would be taken for a level-triggered SCI.
         interruptOverrides = [InterruptOverride(source: 9, gsi: 9)]

@@ -11,6 +11,8 @@ static inline void *clinux_map_failed(void) { return MAP_FAILED; }
 // GNU extensions; see the manual page of the name behind the prefix.
 int clinux_memfd_create(const char *name, unsigned flags);
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length);
+/// mbind(2); `nodes` has a bit for each of the host's nodes, `count` of them.
+int clinux_mbind(void *start, size_t length, int mode, const unsigned long *nodes, unsigned long count);
 int clinux_set_thread_name(const char *name);
 /// Restricts a thread to one host CPU; returns an errno value.
 int clinux_set_thread_cpu(pthread_t thread, int cpu);

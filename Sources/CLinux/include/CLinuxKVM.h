@@ -5,12 +5,10 @@
 
 static const unsigned long CLINUX_KVM_GET_API_VERSION = KVM_GET_API_VERSION;
 static const unsigned long CLINUX_KVM_CREATE_VM = KVM_CREATE_VM;
-static const unsigned long CLINUX_KVM_GET_MSR_INDEX_LIST = KVM_GET_MSR_INDEX_LIST;
 static const unsigned long CLINUX_KVM_CHECK_EXTENSION = KVM_CHECK_EXTENSION;
 static const unsigned long CLINUX_KVM_GET_VCPU_MMAP_SIZE = KVM_GET_VCPU_MMAP_SIZE;
 static const unsigned long CLINUX_KVM_GET_SUPPORTED_CPUID = KVM_GET_SUPPORTED_CPUID;
 static const unsigned long CLINUX_KVM_CREATE_VCPU = KVM_CREATE_VCPU;
-static const unsigned long CLINUX_KVM_GET_DIRTY_LOG = KVM_GET_DIRTY_LOG;
 static const unsigned long CLINUX_KVM_SET_USER_MEMORY_REGION = KVM_SET_USER_MEMORY_REGION;
 static const unsigned long CLINUX_KVM_SET_TSS_ADDR = KVM_SET_TSS_ADDR;
 static const unsigned long CLINUX_KVM_SET_IDENTITY_MAP_ADDR = KVM_SET_IDENTITY_MAP_ADDR;
@@ -20,7 +18,6 @@ static const unsigned long CLINUX_KVM_GET_PIT2 = KVM_GET_PIT2;
 static const unsigned long CLINUX_KVM_SET_PIT2 = KVM_SET_PIT2;
 static const unsigned long CLINUX_KVM_SET_PMU_EVENT_FILTER = KVM_SET_PMU_EVENT_FILTER;
 static const unsigned long CLINUX_KVM_IRQ_LINE = KVM_IRQ_LINE;
-static const unsigned long CLINUX_KVM_SET_GSI_ROUTING = KVM_SET_GSI_ROUTING;
 static const unsigned long CLINUX_KVM_IRQFD = KVM_IRQFD;
 static const unsigned long CLINUX_KVM_IOEVENTFD = KVM_IOEVENTFD;
 static const unsigned long CLINUX_KVM_GET_TSC_KHZ = KVM_GET_TSC_KHZ;
@@ -36,6 +33,10 @@ static const unsigned long CLINUX_KVM_GET_LAPIC = KVM_GET_LAPIC;
 static const unsigned long CLINUX_KVM_SET_LAPIC = KVM_SET_LAPIC;
 static const unsigned long CLINUX_KVM_GET_MP_STATE = KVM_GET_MP_STATE;
 static const unsigned long CLINUX_KVM_TRANSLATE = KVM_TRANSLATE;
+static const unsigned long CLINUX_KVM_SET_GUEST_DEBUG = KVM_SET_GUEST_DEBUG;
+static const unsigned long CLINUX_KVM_GET_XSAVE = KVM_GET_XSAVE;
+static const unsigned long CLINUX_KVM_SET_XSAVE = KVM_SET_XSAVE;
+static const unsigned long CLINUX_KVM_GET_STATS_FD = KVM_GET_STATS_FD;
 
 /// The port I/O exit (KVM_EXIT_IO) as plain values; `data` is the first of `count` items of `size` bytes in the run page.
 typedef struct {
@@ -71,29 +72,9 @@ static inline uint32_t clinux_kvm_run_emulation_bytes(const struct kvm_run *run,
 }
 static inline uint32_t clinux_kvm_run_msr_index(const struct kvm_run *run) { return run->msr.index; }
 static inline uint64_t clinux_kvm_run_msr_data(const struct kvm_run *run) { return run->msr.data; }
+static inline struct kvm_debug_exit_arch clinux_kvm_run_debug(const struct kvm_run *run) { return run->debug.arch; }
 static inline void clinux_kvm_run_set_immediate_exit(struct kvm_run *run, uint8_t value) {
     __atomic_store_n(&run->immediate_exit, value, __ATOMIC_SEQ_CST);
-}
-
-/// GSI routing entries have a union; these two fill the members that are used.
-static inline struct kvm_irq_routing_entry clinux_kvm_route_irqchip(uint32_t gsi, uint32_t chip, uint32_t pin) {
-    struct kvm_irq_routing_entry entry;
-    memset(&entry, 0, sizeof entry);
-    entry.gsi = gsi;
-    entry.type = KVM_IRQ_ROUTING_IRQCHIP;
-    entry.u.irqchip.irqchip = chip;
-    entry.u.irqchip.pin = pin;
-    return entry;
-}
-static inline struct kvm_irq_routing_entry clinux_kvm_route_msi(uint32_t gsi, uint64_t address, uint32_t data) {
-    struct kvm_irq_routing_entry entry;
-    memset(&entry, 0, sizeof entry);
-    entry.gsi = gsi;
-    entry.type = KVM_IRQ_ROUTING_MSI;
-    entry.u.msi.address_lo = (uint32_t)address;
-    entry.u.msi.address_hi = (uint32_t)(address >> 32);
-    entry.u.msi.data = data;
-    return entry;
 }
 
 #endif

@@ -23,6 +23,7 @@ int clinux_drop_thread_capability(int capability);
 static const unsigned long CLINUX_TUNGETVNETHDRSZ = TUNGETVNETHDRSZ;
 static const unsigned long CLINUX_TUNSETOWNER = TUNSETOWNER;
 static const unsigned CLINUX_IFF_UP = 1;
+static const unsigned CLINUX_IFF_LOWER_UP = 1 << 16;
 
 /// What the dump needs that rtnetlink.h writes as a cast macro.
 static const uint16_t CLINUX_NLM_F_DUMP = NLM_F_ROOT | NLM_F_MATCH;

@@ -125,9 +125,9 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             queue?.push(chain.head, written: 0)
             return
         }
-        guard let header = BlockRequestHeader(readable) else { return reject(chain.head, status, .ioError, slot) }
+        guard let header = BlockRequestHeader(readable) else { return reject(chain.head, status, .ioError, slot, room: writable.byteCount) }
         readable.removeFirst(BlockRequestHeader.size)
-        pending[slot] = PendingBlockRequest(head: chain.head, status: status, ranges: readable, type: header.type)
+        pending[slot] = PendingBlockRequest(head: chain.head, status: status, ranges: readable, type: header.type, room: writable.byteCount)
 
         switch header.type {
         case BlockRequestType.read: transfer(slot, .read, header.sector, writable)
@@ -205,14 +205,16 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func finish(_ slot: Int, _ status: BlockStatus, written: UInt64 = 0) {
         guard let request = pending[slot] else { return }
         pending[slot] = nil
-        complete(request.head, request.status, status, slot, written)
+        complete(request.head, request.status, status, slot, written: written, room: request.room)
     }
 
-    private mutating func reject(_ head: UInt16, _ byte: GuestByte, _ status: BlockStatus, _ slot: Int) {
-        complete(head, byte, status, slot, 0)
+    private mutating func reject(_ head: UInt16, _ byte: GuestByte, _ status: BlockStatus, _ slot: Int, room: UInt64) {
+        complete(head, byte, status, slot, written: 0, room: room)
     }
 
-    private mutating func complete(_ head: UInt16, _ byte: GuestByte, _ status: BlockStatus, _ slot: Int, _ written: UInt64) {
+    private mutating func complete(
+        _ head: UInt16, _ byte: GuestByte, _ status: BlockStatus, _ slot: Int, written: UInt64, room: UInt64
+    ) {
         byte.store(status.rawValue)
         disk.release(slot)
         counters?.requests.add()
@@ -220,8 +222,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             counters?.errors.add()
             statistics.failures.add()
         }
-        // The data that was written, and the status byte behind it.
-        queue?.push(head, written: UInt32(clamping: written &+ 1))
+        // Bytes that are known to be written from the first on (virtio 1.2 §2.7.8.2): the status byte comes after all of the data's room.
+        queue?.push(head, written: UInt32(clamping: written == room ? written &+ 1 : written))
     }
 
     /// A kernel that takes no operations any more leaves requests that never end: the driver is told to give the device up.

@@ -67,4 +67,6 @@ struct PendingBlockRequest {
     /// Where in `ranges` the next one is.
     var nextRange: UInt64 = 0
     let type: UInt32
+    /// Bytes for data, which the status byte comes after.
+    let room: UInt64
 }

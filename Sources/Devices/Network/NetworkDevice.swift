@@ -39,10 +39,6 @@ public final class NetworkDevice: VirtioDevice {
     /// Whether the guest is told that the link is up. While it is down, frames are dropped and counted in both directions.
     public var isLinkUp: Bool { port.isLinkUp }
 
-    /// Pulls the cable, or puts it back; the driver is told by a configuration change. There is nothing to put back into
-    /// an interface that was removed.
-    public func setLink(up: Bool) { port.setLink(up: up) }
-
     // MARK: VirtioDevice
 
     public func accepts(_ features: FeatureSet) -> Bool { features.isConsistentForNetwork }
@@ -116,6 +112,8 @@ final class NetworkPort: Sendable {
 
     var isRemoved: Bool { removed.load(ordering: .relaxed) }
 
+    /// Pulls the guest's cable, or puts it back, as the host's interface is; the driver is told by a configuration change. There is nothing
+    /// to put back into an interface that was removed.
     func setLink(up: Bool) {
         guard !(up && isRemoved) else { return }
         guard link.exchange(up, ordering: .relaxed) != up else { return }

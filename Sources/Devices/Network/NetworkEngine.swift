@@ -16,6 +16,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         static let tap = DeviceWorkerToken.firstOfEngine
         /// There is more to send, or to serve, than was done in one go.
         static let again = DeviceWorkerToken.firstOfEngine + 1
+        /// The host has said something about its interfaces.
+        static let link = DeviceWorkerToken.firstOfEngine + 2
     }
 
     private let port: NetworkPort
@@ -25,6 +27,9 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var transmit: TransmitPath
     private var control: NetworkControl
     private var activation: Activation?
+    /// From the first activation on: a machine's start does not wait for it. Also while no driver is active.
+    private var watcher: LinkWatcher?
+    private var isWatching = false
     /// What the TAP is waited for; it is not in the epoll instance while that is nothing.
     private var watched: Epoll.Events = []
     private var wanted: Epoll.Events = []
@@ -46,6 +51,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
         self.activation = activation
+        // Before the driver looks: the link may be down already.
+        watchLink(epoll)
         // Without this eventfd a long queue could stall; adding it fails only for lack of kernel memory.
         guard (try? epoll.add(again.rawValue, .input, token: Token.again)) != nil else {
             return activation.interrupt.markNeedsReset()
@@ -113,6 +120,10 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
+        if token == Token.link {
+            if let isUp = watcher?.latest() { port.setLink(up: isUp) }
+            return
+        }
         // An event from before a reset.
         guard activation != nil else { return }
         if token == Token.again {
@@ -163,6 +174,16 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     // MARK: Helpers
+
+    /// Follows the host's interface from now on, if it can be seen from here.
+    private mutating func watchLink(_ epoll: borrowing Epoll) {
+        guard !isWatching else { return }
+        isWatching = true
+        watcher = port.attachment.watchLink()
+        guard let number = watcher?.descriptor, (try? epoll.add(number, .input, token: Token.link)) != nil else { return }
+        // After it listens: no change is missed in between.
+        if let isUp = watcher?.current() { port.setLink(up: isUp) }
+    }
 
     /// Header, Ethernet header, VLAN tag, and the largest packet that the driver may be given.
     private func longestFrame(_ features: FeatureSet) -> UInt64 {

@@ -201,7 +201,7 @@ final class Program {
 /// What a stream has brought, and how far a test has looked at it.
 struct Transcript {
     private(set) var bytes: [UInt8] = []
-    private var position = 0
+    var position = 0
     /// What was not found before here.
     private var missed: (text: String, end: Int) = ("", 0)
 

@@ -1,7 +1,9 @@
-/// The machine's disks and network interfaces.
+/// The machine's disks, network interfaces and source of random numbers.
 final class Devices: @unchecked Sendable {
     private(set) var disks: [Disk] = []
     private(set) var interfaces: [NetworkInterface] = []
+    /// The first, if there are several.
+    private(set) var entropy: EntropySource?
 
     /// Brings up all that the command line names. `ip=` words belong to the interfaces in their order.
     func start(_ boot: BootInformation) {
@@ -10,6 +12,7 @@ final class Devices: @unchecked Sendable {
                 switch device.kind {
                 case .block: disks.append(try Disk(device, index: disks.count))
                 case .network: interfaces.append(NetworkInterface(try NetworkDevice(device, index: interfaces.count)))
+                case .entropy: if entropy == nil { entropy = try EntropySource(device) }
                 case nil: break
                 }
             } catch {

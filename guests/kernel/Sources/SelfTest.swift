@@ -18,6 +18,7 @@ final class SelfTest {
         if wanted("irq") { test.interruptLines() }
         if wanted("disk") { test.disks() }
         if wanted("net") { test.network() }
+        if wanted("rng") { test.entropy(isNamed: words.contains { $0.equals("rng") }) }
         if wanted("hostile") { test.hostile() }
         Console.print("1..\(test.number)")
         Power.exit(test.failures)
@@ -25,7 +26,7 @@ final class SelfTest {
 
     private static func known(_ word: Text) -> Bool {
         word == "all" || word == "memory" || word == "cpus" || word == "timer" || word == "irq" || word == "disk" || word == "net"
-            || word == "hostile"
+            || word == "rng" || word == "hostile"
     }
 
     /// Runs one test; it has failed if `body` throws.

@@ -36,6 +36,7 @@ struct VirtioMMIO {
     enum Kind: UInt32 {
         case network = 1
         case block = 2
+        case entropy = 4
     }
 
     let registers: Address

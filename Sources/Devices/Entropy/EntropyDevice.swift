@@ -1,0 +1,40 @@
+public import Linux
+public import Virtio
+
+/// How much a guest may take from an ``EntropyDevice``: so many bytes in each period.
+public struct EntropyLimit: Sendable, Equatable {
+    /// From 1 on.
+    public var bytes: UInt64
+    /// Milliseconds, from 1 on.
+    public var period: Int
+
+    public init(bytes: UInt64, period: Int) { (self.bytes, self.period) = (bytes, period) }
+}
+
+/// A virtio entropy device (virtio 1.2 §5.4): one queue, whose buffers are filled from the host's generator by getrandom(2).
+///
+/// That generator is what every source of the host feeds, it does not run dry, and it is the one that the host trusts itself; a source of
+/// one's own choice could only be worse.
+public final class EntropyDevice: VirtioDevice {
+    public let name: String
+    public let deviceID: UInt32 = 4
+    public let features: FeatureSet = []
+    public let maximumQueueSizes: [UInt16] = [64]
+    public let configuration = ConfigurationSpace([])
+
+    private let worker: DeviceWorker
+
+    /// Starts the device's I/O thread.
+    /// - Parameters:
+    ///   - name: of the device and its I/O thread: `rng0`.
+    ///   - limit: nil for none.
+    public init(name: String, limit: EntropyLimit? = nil) throws(SystemCallError) {
+        self.name = name
+        worker = try DeviceWorker(name: name, engine: try EntropyEngine(queueSize: maximumQueueSizes[0], limit: limit))
+    }
+
+    public func activate(_ activation: Activation) { worker.activate(activation) }
+    public func reset() { worker.reset() }
+    public func stopQueue(_ index: Int) { worker.stopQueue(index) }
+    public func startQueue(_ configuration: QueueConfiguration) { worker.startQueue(configuration) }
+}

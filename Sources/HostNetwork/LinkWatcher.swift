@@ -1,0 +1,68 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// Hears from the kernel when an interface is switched off and on, or loses and gets its carrier (rtnetlink(7), the group of links).
+///
+/// It listens in the network namespace of the thread that made it. Not for two threads at a time.
+public struct LinkWatcher: ~Copyable, Sendable {
+    private let socket: FileDescriptor
+    private let index: Int32
+
+    /// Readable when the kernel has said something about an interface, maybe about this one.
+    public var descriptor: Int32 { socket.rawValue }
+
+    /// Begins to listen; what was before, ``current()`` tells.
+    init(index: Int32) throws(HostNetworkError) {
+        socket = try Self.open()
+        self.index = index
+    }
+
+    private static func open() throws(HostNetworkError) -> FileDescriptor {
+        func failure(_ call: String) -> HostNetworkError { .refused(action: "listening to changes of interfaces", .last(call), explanation: "") }
+        let number = Glibc.socket(AF_NETLINK, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), NETLINK_ROUTE)
+        if number < 0 { throw failure("socket") }
+        let socket = FileDescriptor(owning: number)
+        var address = sockaddr_nl()
+        address.nl_family = sa_family_t(AF_NETLINK)
+        address.nl_groups = 1 << (RTNLGRP_LINK.rawValue - 1)
+        // An address of its full size, as bind wants it.
+        let result = unsafe withUnsafePointer(to: &address) { address in
+            unsafe address.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                unsafe bind(number, $0, socklen_t(MemoryLayout<sockaddr_nl>.size))
+            }
+        }
+        if result < 0 { throw failure("bind") }
+        return socket
+    }
+
+    /// Whether frames can pass now; nil when the interface is not to be seen.
+    public func current() -> Bool? {
+        guard let netlink = try? RouteNetlink() else { return nil }
+        return (try? netlink.link(at: index))?.isCarrying
+    }
+
+    /// Whether frames can pass, by the last that was said since the last call; nil when nothing was said about this interface.
+    ///
+    /// It reads a bounded number of messages: when there are more, the descriptor is still readable.
+    public func latest() -> Bool? {
+        var latest: Bool?
+        for _ in 0..<64 {
+            let datagram: [UInt8]
+            do throws(SystemCallError) { datagram = try receiveFromKernel(socket) } catch {
+                // Messages were lost for lack of room: what they said is asked for.
+                if error.errno == ENOBUFS { latest = current() ?? latest; continue }
+                return latest
+            }
+            var rest = NetlinkBytes(bytes: datagram[...])
+            while let message = rest.nextMessage() {
+                // A bridge tells of its ports in messages of its own family.
+                guard message.type == RTM_NEWLINK, message.payload.load(UInt8.self, at: 0) == UInt8(AF_UNSPEC),
+                    let link = RouteNetlink.parseLink(message.payload), link.index == index
+                else { continue }
+                latest = link.isCarrying
+            }
+        }
+        return latest
+    }
+}

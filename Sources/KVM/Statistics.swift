@@ -1,0 +1,78 @@
+internal import CLinux
+internal import Linux
+
+/// One of KVM's own counters, of a machine or of a vCPU (Documentation/virt/kvm/api.rst, `KVM_GET_STATS_FD`).
+public struct KVMCounter: Sendable, Equatable {
+    /// As the kernel names it: `exits`, `halt_exits`, `irq_injections`, …
+    public let name: String
+    public let value: UInt64
+}
+
+extension VirtualMachine {
+    /// The machine's counters that only grow, in the kernel's order.
+    /// - Throws: where the host has none (``Capability/binaryStatistics``).
+    public func counters() throws(KVMError) -> [KVMCounter] {
+        try refusing("count for the machine") { () throws(SystemCallError) in try readCounters(of: descriptor) }
+    }
+}
+
+extension VirtualCPU {
+    /// The vCPU's counters that only grow, in the kernel's order. Any thread may ask.
+    public func counters() throws(KVMError) -> [KVMCounter] {
+        try refusing("count for vCPU \(id)") { () throws(SystemCallError) in try readCounters(of: descriptor) }
+    }
+}
+
+private func readCounters(of descriptor: borrowing FileDescriptor) throws(SystemCallError) -> [KVMCounter] {
+    let number = try descriptor.ioctl(CLINUX_KVM_GET_STATS_FD, named: "KVM_GET_STATS_FD")
+    let file = FileDescriptor(owning: number)
+    var contents: [UInt8] = []
+    var room = 32 << 10
+    // The file has no end to ask for: it is read until it gives less than there is room for.
+    repeat {
+        room *= 2
+        contents = [UInt8](repeating: 0, count: room)
+        // The kernel writes within the array.
+        let failure: SystemCallError? = unsafe contents.withUnsafeMutableBytes { buffer in
+            do throws(SystemCallError) { room = try unsafe file.read(into: buffer, at: 0) } catch { return error }
+            return nil
+        }
+        if let failure { throw failure }
+    } while room == contents.count && room < 1 << 20
+    return StatisticsFile(contents.prefix(room)).counters
+}
+
+/// The layout of such a file: a header, an identifier, descriptors with a name each, values.
+struct StatisticsFile {
+    private let bytes: [UInt8]
+
+    init(_ bytes: some Sequence<UInt8>) { self.bytes = Array(bytes) }
+
+    /// The cumulative ones of a single value; what lies outside the file is left out.
+    var counters: [KVMCounter] {
+        let descriptorSize = 16  // flags, exponent, size, offset, bucket_size: the part of struct kvm_stats_desc before its name
+        guard let nameSize = number(4, 4), let count = number(8, 4), let descriptors = number(16, 4), let data = number(20, 4) else { return [] }
+        var counters: [KVMCounter] = []
+        for index in 0..<min(count, 4096) {
+            let place = descriptors + index * (descriptorSize + nameSize)
+            guard let flags = number(place, 4), let items = number(place + 6, 2), let offset = number(place + 8, 4),
+                let value = number64(data + offset), place + descriptorSize + nameSize <= bytes.count
+            else { continue }
+            guard items == 1, flags & 0xf == 0 else { continue }  // KVM_STATS_TYPE_CUMULATIVE
+            let name = bytes[(place + descriptorSize)..<(place + descriptorSize + nameSize)].prefix { $0 != 0 }
+            counters.append(KVMCounter(name: String(decoding: name, as: UTF8.self), value: value))
+        }
+        return counters
+    }
+
+    /// A little-endian number of up to 4 bytes, which cannot overflow an Int however it is added up here.
+    private func number(_ offset: Int, _ size: Int) -> Int? {
+        guard offset >= 0, offset <= bytes.count - size else { return nil }
+        return bytes[offset..<offset + size].reversed().reduce(0) { $0 << 8 | Int($1) }
+    }
+
+    private func number64(_ offset: Int) -> UInt64? {
+        guard offset >= 0, offset <= bytes.count - 8 else { return nil }
+        return bytes[offset..<offset + 8].reversed().reduce(0) { $0 << 8 | UInt64($1) }
+    }
+}

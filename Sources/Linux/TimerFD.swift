@@ -1,0 +1,33 @@
+internal import CLinux
+internal import Glibc
+
+/// A timer whose descriptor becomes readable when it expires (timerfd_create(2)), on the clock that nobody sets.
+public struct TimerFD: ~Copyable, Sendable {
+    public let descriptor: FileDescriptor
+
+    public var rawValue: Int32 { descriptor.rawValue }
+
+    /// A timer that is not running.
+    public init() throws(SystemCallError) {
+        let number = timerfd_create(CLOCK_MONOTONIC, Int32(TFD_CLOEXEC | TFD_NONBLOCK))
+        if number < 0 { throw .last("timerfd_create") }
+        descriptor = FileDescriptor(owning: number)
+    }
+
+    /// Expires once, `milliseconds` (at least 1) from now; what was set before is forgotten.
+    public func start(milliseconds: Int) {
+        let time = max(1, milliseconds)
+        var setting = itimerspec()
+        setting.it_value.tv_sec = time / 1000
+        setting.it_value.tv_nsec = time % 1000 * 1_000_000
+        // It fails only for nanoseconds out of range.
+        _ = unsafe timerfd_settime(rawValue, 0, &setting, nil)
+    }
+
+    /// Whether it has expired since it was started; false from then on until it is started again.
+    public func take() -> Bool {
+        var count: UInt64 = 0
+        // A timerfd gives 8 bytes or EAGAIN.
+        return unsafe withUnsafeMutableBytes(of: &count) { unsafe read(rawValue, $0.baseAddress, $0.count) } == 8
+    }
+}

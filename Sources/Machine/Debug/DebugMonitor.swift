@@ -1,0 +1,73 @@
+internal import CLinux
+internal import GDBRemote
+internal import GuestMemory
+internal import KVM
+
+/// What the debugger's `monitor` commands ask of the machine besides its vCPUs and memory.
+struct DebugMonitor: Sendable {
+    /// One line about the machine.
+    let status: @Sendable () -> String
+    let pressPowerButton: @Sendable () -> Void
+    /// The table of exits so far; nil when they are not counted.
+    let exits: (@Sendable () -> String)?
+}
+
+extension MachineDebugTarget {
+    private static let help = """
+        info                the machine, its memory and devices
+        cpus                each vCPU, what it does and where it is
+        translate ADDRESS   the guest-physical address of a virtual one
+        physical ADDRESS [COUNT]
+                            guest-physical memory, 64 bytes of it or COUNT
+        exits               exits to user space so far (with --trace exits)
+        power               presses the power button; continue, for the guest to see it
+
+        """
+
+    func monitor(_ command: String, thread: Int) -> String {
+        let words = command.split(separator: " ").map(String.init)
+        let numbers = words.dropFirst().compactMap(Self.number)
+        guard numbers.count == max(0, words.count - 1) else { return "wanted are numbers, decimal or with 0x: '\(command)'\n" }
+        switch (words.first ?? "help", numbers.count) {
+        case ("help", 0): return Self.help
+        case ("info", 0): return monitor.status() + "\n"
+        case ("cpus", 0): return list()
+        case ("translate", 1):
+            let physical = physical(numbers[0], thread: thread)
+            return "\(Self.hexadecimal(numbers[0])) \(physical.map { "is at \($0)" } ?? "is not mapped")\n"
+        case ("physical", 1): return dump(numbers[0], 64)
+        case ("physical", 2): return dump(numbers[0], Int(clamping: min(numbers[1], 1024)))
+        case ("exits", 0): return monitor.exits?() ?? "exits are not counted: start swkvm with --trace exits\n"
+        case ("power", 0):
+            monitor.pressPowerButton()
+            return "the power button was pressed\n"
+        default: return "'\(command)' is not known; `monitor help` lists what is\n"
+        }
+    }
+
+    private func list() -> String {
+        cpus.enumerated().map { index, cpu in
+            let place = (try? cpu.cpu.registers()).map { ", rip \(Self.hexadecimal($0.rip))" } ?? ""
+            return "vCPU \(index): \(Self.state(cpu))\(place)\n"
+        }.joined()
+    }
+
+    /// Sixteen bytes a line.
+    private func dump(_ address: UInt64, _ count: Int) -> String {
+        guard let bytes = try? ram.readBytes(at: GuestAddress(address), count: count) else { return "\(Self.hexadecimal(address)): no RAM\n" }
+        var lines = ""
+        for start in stride(from: 0, to: bytes.count, by: 16) {
+            let part = bytes[start..<min(start + 16, bytes.count)]
+            let digits = part.map { String(UInt16($0) + 0x100, radix: 16).dropFirst() }.joined(separator: " ")
+            lines += "\(Self.hexadecimal(address &+ UInt64(start))): \(digits)\n"
+        }
+        return lines
+    }
+
+    private static func hexadecimal(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
+
+    /// Decimal, or hexadecimal behind `0x`.
+    private static func number(_ text: String) -> UInt64? {
+        text.lowercased().hasPrefix("0x") ? UInt64(text.dropFirst(2), radix: 16) : UInt64(text)
+    }
+}

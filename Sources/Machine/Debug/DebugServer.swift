@@ -1,0 +1,194 @@
+internal import CLinux
+internal import GDBRemote
+internal import GuestMemory
+internal import Linux
+internal import Synchronization
+
+/// The address where a debugger connects, and the thread that serves it: one debugger at a time, as many as like one after the other.
+final class DebugServer: Sendable {
+    /// For the user: where it is, as GDB takes it.
+    let announcement: String
+    /// Rung by the seats of all vCPUs.
+    let parked: EventFD
+
+    fileprivate enum Token {
+        static let end: UInt64 = 0, listener: UInt64 = 1, parked: UInt64 = 2, client: UInt64 = 3
+    }
+
+    fileprivate let listener: Listener
+    fileprivate let epoll: Epoll
+    private let thread = Mutex<Thread?>(nil)
+
+    init(_ address: Configuration.Debugger) throws(SystemCallError) {
+        parked = try EventFD()
+        epoll = try Epoll()
+        let place: String
+        switch address {
+        case .port(let port):
+            listener = try Listener(port: port)
+            place = "127.0.0.1:\(listener.port ?? port)"
+        case .unix(let path):
+            listener = try Listener(path: path, mode: 0o600)
+            place = path
+        }
+        announcement = "the guest waits at its first instruction for a debugger: target remote \(place)"
+        // Edge-triggered: a client that cannot be taken for lack of descriptors must not keep the loop busy.
+        try epoll.add(listener.descriptor.rawValue, [.input, .edgeTriggered], token: Token.listener)
+        try epoll.add(parked.rawValue, .input, token: Token.parked)
+    }
+
+    /// Starts to serve; the thread ends with the machine.
+    /// - Parameter makeTarget: called on the thread, which alone uses the target.
+    func start(ending: Ending, _ makeTarget: @escaping @Sendable () -> MachineDebugTarget) throws(SystemCallError) {
+        try epoll.add(ending.bell.rawValue, .input, token: Token.end)
+        try thread.withLock { (thread) throws(SystemCallError) in
+            thread = try Thread.start(name: "gdb") { [self] in
+                var service = DebugService(self, makeTarget(), ending)
+                service.run()
+            }
+        }
+    }
+
+    /// Waits for the thread's end, which the machine's end brings.
+    func join() {
+        if let thread = thread.withLock({ $0.take() }) { thread.join() }
+    }
+}
+
+/// What the thread does.
+private struct DebugService: ~Copyable {
+    private enum Phase {
+        /// Nobody is here, and the guest runs, or waits for the first debugger.
+        case idle
+        /// A debugger has connected, and the vCPUs are stopping.
+        case arriving
+        case serving(DebugSession<MachineDebugTarget>)
+        /// The debugger has gone without a word; the vCPUs are stopping, to be freed of its breakpoints.
+        case leaving
+    }
+
+    private let server: DebugServer
+    private let target: MachineDebugTarget
+    private let ending: Ending
+    private var phase = Phase.idle
+    private var client: DebugClient?
+    /// Whether the client is watched for room, with answers pending; what it sends is not read meanwhile.
+    private var isWaitingForRoom = false
+
+    init(_ server: DebugServer, _ target: MachineDebugTarget, _ ending: Ending) {
+        self.server = server
+        self.target = target
+        self.ending = ending
+    }
+
+    mutating func run() {
+        while true {
+            var ready: [UInt64] = []
+            do throws(SystemCallError) { try server.epoll.wait { token, _ in ready.append(token) } } catch {
+                return ending.post(.hostError("the debugger's thread cannot wait: \(error)"))
+            }
+            for token in ready {
+                switch token {
+                case DebugServer.Token.end: return finish()
+                case DebugServer.Token.parked:
+                    server.parked.drain()
+                    checkStop()
+                case DebugServer.Token.client: serveClient()
+                default: acceptClient()
+                }
+            }
+        }
+    }
+
+    // MARK: Visits
+
+    private mutating func acceptClient() {
+        // The one before may have gone, its end still unread.
+        serveClient()
+        while true {
+            // One that comes while its predecessor's breakpoints are being removed is taken afterwards.
+            if case .leaving = phase { return }
+            guard let next = server.listener.accept() else { return }
+            // One at a time: a second client is told so by the end of its stream.
+            guard case .idle = phase else { continue }
+            client = DebugClient(next)
+            phase = .arriving
+            target.attach()
+        }
+    }
+
+    private mutating func checkStop() {
+        guard let stop = target.nextStop() else { return }
+        switch phase {
+        case .arriving:
+            phase = .serving(DebugSession(target, stop: stop))
+            // Not before: what it has sent already would keep the loop busy.
+            isWaitingForRoom = false
+            guard let client, (try? server.epoll.add(client.descriptor.rawValue, .input, token: DebugServer.Token.client)) != nil else { return leave() }
+            serveClient()
+        case .serving(var session):
+            session.stopped(stop)
+            phase = .serving(session)
+            flush()
+        case .leaving, .idle:
+            target.detach()
+            phase = .idle
+            acceptClient()
+        }
+    }
+
+    /// Reads what the client sends and answers, for as long as it takes the answers.
+    private mutating func serveClient() {
+        guard case .serving(var session) = phase, let client else { return }
+        // Out of the phase while it changes: it is not copied.
+        phase = .arriving
+        var isGone = false
+        while !isGone, session.output.isEmpty, !session.isFinished {
+            guard let bytes = client.receive() else { break }
+            isGone = bytes.isEmpty
+            session.receive(bytes)
+            isGone = !client.send(&session.output) || isGone
+        }
+        phase = .serving(session)
+        if isGone || session.isFinished && session.output.isEmpty { leave() } else { watch(forRoom: !session.output.isEmpty) }
+    }
+
+    /// Sends what is to be sent.
+    private mutating func flush() {
+        guard case .serving(var session) = phase, let client else { return }
+        phase = .arriving
+        let isThere = client.send(&session.output)
+        phase = .serving(session)
+        if !isThere || session.isFinished && session.output.isEmpty { leave() } else { watch(forRoom: !session.output.isEmpty) }
+    }
+
+    /// The visit is over: the guest runs on, without anything of the debugger's.
+    private mutating func leave() {
+        guard case .serving(let session) = phase else { return }
+        if let client { server.epoll.remove(client.descriptor.rawValue) }
+        client = nil
+        guard target.isAttached else { return phase = .idle }
+        if session.isRunning {
+            phase = .leaving
+            target.interrupt()
+        } else {
+            target.detach()
+            phase = .idle
+        }
+    }
+
+    /// The machine has ended.
+    private mutating func finish() {
+        guard case .serving(var session) = phase, let end = ending.end else { return }
+        if case .signal(let number) = end { session.ended(.signal(UInt8(truncatingIfNeeded: number))) } else {
+            session.ended(.status(UInt8(truncatingIfNeeded: end.exitStatus)))
+        }
+        client?.sendAll(&session.output)
+    }
+
+    private mutating func watch(forRoom wanted: Bool) {
+        guard wanted != isWaitingForRoom, let client else { return }
+        isWaitingForRoom = wanted
+        try? server.epoll.modify(client.descriptor.rawValue, wanted ? .output : .input, token: DebugServer.Token.client)
+    }
+}

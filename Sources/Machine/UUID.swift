@@ -1,0 +1,41 @@
+/// A universally unique identifier (RFC 9562) of a machine.
+public struct UUID: Hashable, Sendable, CustomStringConvertible {
+    /// The first byte as it is written in the highest eight bits.
+    public let rawValue: UInt128
+
+    public init(rawValue: UInt128) { self.rawValue = rawValue }
+
+    /// Reads 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12, as `uuidgen` prints them.
+    public init?(_ text: String) {
+        let groups = text.split(separator: "-", omittingEmptySubsequences: false)
+        guard groups.map(\.utf8.count) == Self.groups else { return nil }
+        let digits = groups.joined()
+        // A sign is no digit.
+        guard digits.utf8.count == 32, digits.allSatisfy(\.isHexDigit), let value = UInt128(digits, radix: 16) else { return nil }
+        rawValue = value
+    }
+
+    /// The identifier of all machines of this name, and hardly of another's: 122 bits of a hash (FNV-1a), as version 8, which leaves
+    /// their meaning to whoever makes them (§5.8).
+    public init(ofMachine name: String) {
+        let hash = name.utf8.reduce(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d as UInt128) {
+            ($0 ^ UInt128($1)) &* 0x0000_0000_0100_0000_0000_0000_0000_013b
+        }
+        let version: UInt128 = 0xf << 76, variant: UInt128 = 3 << 62
+        rawValue = hash & ~version & ~variant | 8 << 76 | 2 << 62
+    }
+
+    /// In the order in which it is written.
+    public var bytes: [UInt8] { (0..<16).map { UInt8(truncatingIfNeeded: rawValue >> (120 - 8 * $0)) } }
+
+    public var description: String {
+        let digits = String(rawValue, radix: 16)
+        var rest = (String(repeating: "0", count: 32 - digits.count) + digits)[...]
+        return Self.groups.map { count in
+            defer { rest = rest.dropFirst(count) }
+            return String(rest.prefix(count))
+        }.joined(separator: "-")
+    }
+
+    private static let groups = [8, 4, 4, 4, 12]
+}

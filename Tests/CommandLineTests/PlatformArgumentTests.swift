@@ -1,0 +1,96 @@
+import ArgumentParser
+import GuestMemory
+import Machine
+import Testing
+
+@testable import swkvm
+
+@Suite struct UUIDArgumentTests {
+    @Test func aUUIDOrNone() throws {
+        let text = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
+        #expect(try UUIDArgument(parsing: text).uuid?.description == text)
+        #expect(try UUIDArgument(parsing: "none").uuid == nil)
+    }
+
+    @Test(arguments: ["", "None", "6ba7b810", "6ba7b810-9dad-11d1-80b4-00c04fd430cx"])
+    func mistakes(argument: String) {
+        let error = #expect(throws: ArgumentProblem.self) { try UUIDArgument(parsing: argument) }
+        #expect(error?.description.hasPrefix("'\(argument)' is no UUID, wanted none or one such as") == true)
+    }
+
+    @Test func aNameThatIsGivenHasOne() throws {
+        func uuid(_ arguments: String...) throws -> String? {
+            let command = try #require(try Command.parseAsRoot(["run"] + arguments) as? RunCommand)
+            return command.configuration.uuid?.description
+        }
+        let given = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
+        #expect(try uuid() == nil)
+        #expect(try uuid("--name", "web") == UUID(ofMachine: "web").description)
+        #expect(try uuid("--name", "web", "--uuid", given) == given)
+        #expect(try uuid("--uuid", given) == given)
+        #expect(try uuid("--name", "web", "--uuid", "none") == nil)
+    }
+}
+
+@Suite struct EntropyArgumentTests {
+    private func entropy(_ arguments: String...) throws -> Configuration.Entropy? {
+        try #require(try Command.parseAsRoot(["run"] + arguments) as? RunCommand).configuration.entropy
+    }
+
+    @Test func withAndWithoutALimit() throws {
+        #expect(try entropy() == nil)
+        #expect(try entropy("--rng") == Configuration.Entropy())
+        // The word after it is its own, not the option's.
+        #expect(try entropy("--rng", "--cpus", "2") == Configuration.Entropy())
+        #expect(try entropy("--rng=max-bytes=64K,period=100") == Configuration.Entropy(limit: .init(bytes: 65536, period: 100)))
+        #expect(try entropy("--rng", "max-bytes=1", "--cpus", "2") == Configuration.Entropy(limit: .init(bytes: 1, period: 1000)))
+    }
+
+    @Test(arguments: [
+        ("period=5", "period= goes with max-bytes="), ("max-bytes=0", "max-bytes=0 is no number of bytes"), ("max-bytes=x", "max-bytes=x is no number"),
+        ("max-bytes=1,period=0", "period=0 is no period, wanted 1 to 60000"), ("max-bytes=1,period=60001", "period=60001 is no period"),
+        ("max-bytes", "'max-bytes' is not known"), ("source=/dev/random", "'source=/dev/random' is not known, wanted max-bytes= or period="),
+    ])
+    func mistakes(argument: String, sentence: String) {
+        let error = #expect(throws: (any Error).self) { try Command.parseAsRoot(["run", "--rng=\(argument)", "--cpus", "2"]) }
+        #expect(error.map { Command.message(for: $0) }?.contains(sentence) == true, "\(String(describing: error))")
+        #expect(error.map { Command.exitCode(for: $0) } == .validationFailure)
+    }
+}
+
+@Suite struct NodeArgumentTests {
+    private func node(_ argument: String) throws -> Configuration.Node { try NodeArgument(parsing: argument).node }
+
+    @Test func memoryAlone() throws { #expect(try node("mem=1G") == Configuration.Node(cpus: [], memory: 1 << 30)) }
+
+    @Test func everything() throws {
+        #expect(
+            try node("cpus=0-2,cpus=7,mem=1G,host=1,host=3-4,policy=interleave,distance=1:15,distance=2:40")
+                == Configuration.Node(
+                    cpus: [0, 1, 2, 7], memory: 1 << 30, policy: MemoryPolicy(.interleave, hostNodes: [1, 3, 4]), distances: [1: 15, 2: 40]))
+        // Who names a node means it.
+        #expect(try node("mem=4K,host=0").policy == MemoryPolicy(.bind, hostNodes: [0]))
+        #expect(try node("mem=4K,host=2,policy=preferred").policy == MemoryPolicy(.preferred, hostNodes: [2]))
+    }
+
+    @Test func theOptionIsGivenForEachNode() throws {
+        let command = try #require(
+            try Command.parseAsRoot(["run", "--cpus", "2", "--mem", "96M", "--numa", "mem=64M,cpus=0", "--numa", "mem=32M,cpus=1"]) as? RunCommand)
+        #expect(command.configuration.nodes == [.init(cpus: [0], memory: 64 << 20), .init(cpus: [1], memory: 32 << 20)])
+    }
+
+    @Test(arguments: [
+        ("cpus=0", "a NUMA node needs mem=SIZE"), ("mem=x", "mem=x is no size"), ("mem=1G,mem=2G", "mem=2G is no size, or a second one"),
+        ("mem=1G,cpus=", "'' are no numbers of CPUs"), ("mem=1G,cpus=2-1", "'2-1' are no numbers of CPUs"), ("mem=1G,cpus=0-", "'0-' are no numbers"),
+        ("mem=1G,cpus=-1", "'-1' are no numbers"), ("mem=1G,cpus=0-99999999", "'0-99999999' are no numbers of CPUs"), ("mem=1G,cpus=+1", "'+1' are no numbers"),
+        ("mem=1G,host=a", "'a' are no numbers of the host's nodes"), ("mem=1G,policy=bind", "policy= is about nodes of the host: name them with host=N"),
+        ("mem=1G,host=0,policy=local", "policy=local is not known, wanted bind, preferred, interleave"),
+        ("mem=1G,host=0-1,policy=preferred", "policy=preferred goes with one node of the host"),
+        ("mem=1G,distance=1", "distance=1 is not NODE:DISTANCE"), ("mem=1G,distance=1:256", "distance=1:256 is not"), ("mem=1G,distance=:20", "distance=:20 is not"),
+        ("mem=1G,dist=1:20", "'dist=1:20' is not known, wanted mem=, cpus=, host=, policy= or distance="),
+    ])
+    func mistakes(argument: String, sentence: String) {
+        let error = #expect(throws: ArgumentProblem.self) { try NodeArgument(parsing: argument) }
+        #expect(error?.description.hasPrefix(sentence) == true, "\(error?.description ?? "")")
+    }
+}

@@ -1,0 +1,99 @@
+@testable import Devices
+import GuestMemory
+import Linux
+import Testing
+@testable import Virtio
+
+/// The driver of a device with one queue: the queue in guest RAM and the registers of the transport.
+class QueueDriver {
+    /// A buffer of a chain.
+    struct Buffer {
+        let address: UInt64
+        let length: Int
+        let isWritable: Bool
+    }
+
+    static let queueSize = 64
+    static let table = GuestAddress(0x1_0000), available = GuestAddress(0x2_0000), used = GuestAddress(0x3_0000)
+    /// Memory for headers and data begins here.
+    static let data: UInt64 = 0x10_0000
+
+    let memory: GuestMemory
+    let ram: GuestRAM
+    let transport: MMIOTransport
+    private var nextDescriptor = 0
+    private var nextAvailable: UInt16 = 0
+    private var seenUsed: UInt16 = 0
+    /// What used entries said, by head.
+    private(set) var written: [UInt32: UInt32] = [:]
+
+    init(driving device: any VirtioDevice, features: FeatureSet) throws {
+        memory = try GuestMemory(size: 16 << 20)
+        ram = memory.ram
+        transport = try MMIOTransport(device: device, memory: memory)
+        try start(features)
+    }
+
+    deinit { write(0x070, 0) }
+
+    func write(_ register: UInt64, _ value: UInt32) { transport.write(UInt64(value), at: register, size: 4) }
+    func read(_ register: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: transport.read(at: register, size: 4)) }
+    func configuration(_ offset: UInt64, _ size: Int) -> UInt64 { transport.read(at: 0x100 + offset, size: size) }
+
+    /// Resets the device and sets it up.
+    func start(_ features: FeatureSet) throws {
+        write(0x070, 0)
+        nextDescriptor = 0
+        nextAvailable = 0
+        seenUsed = 0
+        written = [:]
+        for ring in [Self.table, Self.available, Self.used] { try ram.fill(at: ring, count: 0x1000) }
+        for status: UInt32 in [1, 3] { write(0x070, status) }
+        for half: UInt64 in [0, 1] {
+            write(0x024, UInt32(half))
+            write(0x020, UInt32(truncatingIfNeeded: features.rawValue >> (32 * half)))
+        }
+        write(0x070, 11)
+        try #require(read(0x070) == 11)
+        write(0x030, 0)
+        write(0x038, UInt32(Self.queueSize))
+        for (register, ring) in [(0x080 as UInt64, Self.table), (0x090, Self.available), (0x0a0, Self.used)] {
+            write(register, UInt32(truncatingIfNeeded: ring.rawValue))
+            write(register + 4, 0)
+        }
+        write(0x044, 1)
+        write(0x070, 15)
+        try #require(read(0x070) == 15)
+    }
+
+    /// Puts a chain on the available ring; its head.
+    func offer(_ buffers: [Buffer]) throws -> UInt32 {
+        let head = nextDescriptor
+        for (index, buffer) in buffers.enumerated() {
+            let entry = GuestAddress(Self.table.rawValue + UInt64(nextDescriptor % Self.queueSize) * 16)
+            let hasNext = index + 1 < buffers.count
+            try ram.write(buffer.address, at: entry)
+            try ram.write(UInt32(buffer.length), at: entry &+ 8)
+            try ram.write(UInt16((hasNext ? 1 : 0) | (buffer.isWritable ? 2 : 0)), at: entry &+ 12)
+            nextDescriptor = (nextDescriptor + 1) % Self.queueSize
+            try ram.write(UInt16(hasNext ? nextDescriptor : 0), at: entry &+ 14)
+        }
+        try ram.write(UInt16(head), at: Self.available &+ (4 + 2 * UInt64(nextAvailable % UInt16(Self.queueSize))))
+        nextAvailable &+= 1
+        try ram.write(nextAvailable, at: Self.available &+ 2)
+        return UInt32(head)
+    }
+
+    func kick() { write(0x050, 0) }
+
+    /// Waits until as many chains as given have come back, beyond those seen before.
+    func wait(for count: Int) throws {
+        let wanted = seenUsed &+ UInt16(count)
+        while try ram.readUInt16(at: Self.used &+ 2) != wanted { transport.interrupt.line.wait() }
+        while seenUsed != wanted {
+            let entry = Self.used &+ (4 + 8 * UInt64(seenUsed % UInt16(Self.queueSize)))
+            written[try ram.readUInt32(at: entry)] = try ram.readUInt32(at: entry &+ 4)
+            seenUsed &+= 1
+        }
+    }
+}
