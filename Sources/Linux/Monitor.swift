@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Glibc
 
 /// A lock with a condition: threads wait in it for what others change under the same lock.

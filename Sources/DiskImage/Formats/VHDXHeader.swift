@@ -146,12 +146,7 @@ struct VHDXHeader {
 
     /// Whether a structure's CRC-32C, at byte 4, is that of its bytes with zeroes in its own place.
     private static func isSound(_ bytes: [UInt8]) -> Bool {
-        var crc = UInt32.max
-        for index in bytes.indices {
-            crc ^= (4..<8).contains(index) ? 0 : UInt32(bytes[index])
-            for _ in 0..<8 { crc = crc >> 1 ^ (crc & 1 == 1 ? 0x82f6_3b78 : 0) }
-        }
-        return ~crc == bytes.littleEndian32(at: 4)
+        CRC32C.checksum(bytes, zeroes: 4..<8) == bytes.littleEndian32(at: 4)
     }
 
     private static func hexadecimal(_ id: [UInt8]) -> String {
