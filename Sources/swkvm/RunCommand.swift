@@ -79,8 +79,8 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A disk: PATH[,format=raw|qcow2][,ro][,cache=writeback|none][,lock=on|off][,serial=TEXT]. Without format= \
-            the file's extension tells (.raw, .img, .qcow2). May be given again. A comma in PATH is written twice.
+            A disk: PATH[,format=raw|qcow2|vmdk|vdi|vpc|vhdx][,ro][,cache=writeback|none][,lock=on|off][,serial=TEXT]. Without format= \
+            the file's extension tells (.raw, .img, .qcow2, .vmdk, .vdi, .vhd, .vhdx). May be given again. A comma in PATH is written twice.
             """,
             valueName: "disk"),
         transform: DiskArgument.init(parsing:))
