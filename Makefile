@@ -18,7 +18,7 @@ GDB            := $(if $(shell command -v gdb),,gdb-minimal)
 BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
 TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools dmidecode $(GDB)
-LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs lz4 $(GDB)
+LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs lz4 xz-utils $(GDB)
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 

@@ -42,8 +42,6 @@ public struct MemoryMapEntry: Sendable, Equatable {
     public enum Kind: UInt32, Sendable {
         case ram = 1
         case reserved = 2
-        /// ACPI tables: RAM again once the guest has read them.
-        case acpi = 3
     }
 
     public let start: UInt64
@@ -65,8 +63,9 @@ public struct MemoryMapEntry: Sendable, Equatable {
             range(0, Layout.endOfBootData, .reserved),
             range(Layout.endOfBootData, Layout.endOfLowRAM, .ram),
             range(Layout.endOfLowRAM, Layout.endOfBaseMemory, .reserved),
-            range(Layout.acpi, Layout.acpi + UInt64(Layout.acpiSize), .acpi),
-            range(Layout.acpi + UInt64(Layout.acpiSize), Layout.highRAM, .reserved),
+            // ACPI and SMBIOS tables, as one: what little RAM an ACPI range would give back is not worth what a kernel says of each range on its
+            // console, a byte an exit.
+            range(Layout.acpi, Layout.highRAM, .reserved),
         ]
         let low = min(memorySize, Layout.hole)
         if low > Layout.highRAM { map.append(range(Layout.highRAM, low, .ram)) }

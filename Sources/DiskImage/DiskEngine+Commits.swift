@@ -4,7 +4,7 @@ internal import Glibc
 extension DiskEngine {
     /// A commit makes what has ended durable, in steps with a synchronisation after each.
     struct Commit {
-        enum Step { case none, refcounts, refcountTable, mapping }
+        enum Step { case none, data, refcounts, refcountTable, mapping }
 
         var step = Step.none
         /// Which of the image's files is being synchronised.
@@ -27,7 +27,9 @@ extension DiskEngine {
         commit.flushes = commit.queue
         commit.queue = IndexList()
         do throws(MetadataError) {
-            if try image.beginCommit(calls) { synchronize(.refcounts) } else { try writeMapping() }
+            guard try image.beginCommit(calls) else { return try writeMapping() }
+            // Data in a file of its own comes before what is written of it.
+            synchronize(image.hasDataFile ? .data : .refcounts)
         } catch {
             endCommit(error)
         }
@@ -44,6 +46,8 @@ extension DiskEngine {
             }
             if commit.file + 1 < image.writtenFiles { return synchronize(step, file: commit.file + 1) }
             switch step {
+            case .data:
+                synchronize(.refcounts)
             case .refcounts:
                 if try image.writeRefcountTable(calls) { synchronize(.refcountTable) } else { try writeMapping() }
             case .refcountTable:

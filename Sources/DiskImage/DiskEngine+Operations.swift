@@ -131,8 +131,8 @@ extension DiskEngine {
             case .wait, .commit:
                 stop(index, extent)
                 return
-            case .failed(let error):
-                unsafe request.pointee.error = error
+            case .failed:
+                stop(index, extent)
             }
         }
         if unsafe request.pointee.pending == 0 { complete(index) }
@@ -199,20 +199,24 @@ extension DiskEngine {
             switch operation.kind {
             case .read, .write, .writeZeroes, .load:
                 let (vectors, count) = unsafe self.vectors(for: index)
-                let file = unsafe image.descriptor(operation.layer, for: vectors, count: count, offset: offset)
+                let file = unsafe operation.kind == .load
+                    ? image.descriptor(operation.layer, for: vectors, count: count, offset: offset)
+                    : image.dataDescriptor(operation.layer, for: vectors, count: count, offset: offset)
                 if operation.kind == .read || operation.kind == .load {
                     try unsafe queue.read(file, vectors, count: count, at: offset, token: token)
                 } else {
                     try unsafe queue.write(file, vectors, count: count, at: offset, token: token)
                 }
-            case .synchronize, .commit:
+            case .synchronize:
                 try queue.synchronize(image.descriptor(operation.layer), token: token)
+            case .commit:
+                try queue.synchronize(commit.step == .data ? image.dataDescriptor(operation.layer) : image.descriptor(operation.layer), token: token)
             case .punch:
                 let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-                try queue.allocate(image.descriptor(operation.layer), mode: mode, at: offset, length: left, token: token)
+                try queue.allocate(image.dataDescriptor(operation.layer), mode: mode, at: offset, length: left, token: token)
             case .zeroRange:
                 let mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
-                try queue.allocate(image.descriptor(operation.layer), mode: mode, at: offset, length: left, token: token)
+                try queue.allocate(image.dataDescriptor(operation.layer), mode: mode, at: offset, length: left, token: token)
             }
         } catch {
             // Unheard of, as the queue has room for every operation. It ends like any other, from `nextCompletion`.

@@ -23,6 +23,7 @@ extension DiskEngine {
         unsafe clock_gettime(CLOCK_REALTIME, &now)
         let time = (seconds ?? UInt32(clamping: now.tv_sec), seconds == nil ? UInt32(clamping: now.tv_nsec) : 0)
         var made: DiskSnapshot?
+        try requireSnapshots(name)
         try replaceMetadata { (new, scan) throws(DiskImageError) in
             var table = scan.snapshots
             guard table.entries.count < QCOW2SnapshotTable.maximumCount else {
@@ -31,8 +32,7 @@ extension DiskEngine {
             let old = try scan.file.readL1(scan.header, scan.fileSize)
             // Two refer now to what one did: nothing of it is written in place any more.
             try new.refer(old, 1)
-            let l1 = try new.refreshed(old, uses: 2)
-            try new.setL1(l1)
+            let l1 = try new.setL1(old, uses: 2)
             let id = table.freeID
             let snapshot = DiskSnapshot(
                 id: id, name: name, seconds: time.0, nanoseconds: time.1, guestNanoseconds: 0, stateSize: 0, size: scan.header.size)
@@ -50,14 +50,14 @@ extension DiskEngine {
     /// Gives the disk the state, and the size, that it had when a snapshot was made, which stays. The current state is lost.
     /// - Parameter word: the snapshot's id or else its name.
     public mutating func applySnapshot(_ word: String) throws(DiskImageError) {
+        try requireSnapshots(word)
         try replaceMetadata { (new, scan) throws(DiskImageError) in
             let entry = try scan.snapshot(word)
             try new.refer(try scan.file.readL1(scan.header, scan.fileSize), -1)
-            var l1 = try scan.file.readL1(entry.l1Offset, entry.l1Size, scan.fileSize)
+            let l1 = try scan.file.readL1(entry.l1Offset, entry.l1Size, scan.fileSize)
             try new.refer(l1, 1)
             let needed = Int(scan.header.l1Entries(for: entry.snapshot.size))
             guard l1.count >= needed else { throw .invalid(path: scan.file.path, reason: "snapshot \(entry.snapshot.id) has no L1 table for its disk") }
-            l1 = try new.refreshed(l1)
             try new.setL1(l1)
             new.setSize(entry.snapshot.size)
             new.clearBitmaps()
@@ -67,13 +67,12 @@ extension DiskEngine {
     /// Forgets a snapshot and gives back what only it needed.
     /// - Parameter word: the snapshot's id or else its name.
     public mutating func deleteSnapshot(_ word: String) throws(DiskImageError) {
+        try requireSnapshots(word)
         try replaceMetadata { (new, scan) throws(DiskImageError) in
             let entry = try scan.snapshot(word)
             try new.refer(try scan.file.readL1(entry.l1Offset, entry.l1Size, scan.fileSize), -1)
             new.free(entry.l1Offset, bytes: UInt64(entry.l1Size) * 8)
-            let old = try scan.file.readL1(scan.header, scan.fileSize)
-            let l1 = try new.refreshed(old)
-            if l1 != old { try new.setL1(l1) }
+            try new.setL1(try scan.file.readL1(scan.header, scan.fileSize))
             var table = scan.snapshots
             table.entries.removeAll { $0.l1Offset == entry.l1Offset && $0.id == entry.id && $0.name == entry.name }
             guard table.entries.count == scan.snapshots.entries.count - 1 else {
@@ -81,6 +80,11 @@ extension DiskEngine {
             }
             try new.setSnapshots(table)
         }
+    }
+
+    private func requireSnapshots(_ name: String) throws(DiskImageError) {
+        guard let header = image.header else { throw .snapshot(path: image.path, name: name, reason: "\(image.format.name) images have no snapshots; only qcow2 images do") }
+        if header.hasDataFile { throw .snapshot(path: image.path, name: name, reason: "an image whose data is in another file has no snapshots") }
     }
 
     // MARK: - Replacing
@@ -96,11 +100,10 @@ extension DiskEngine {
         _ body: (inout MetadataReplacement, borrowing QCOW2Scan) throws(DiskImageError) -> Void
     ) throws(DiskImageError) {
         precondition(inFlight == 0)
-        guard let header = image.header else { throw .snapshot(path: image.path, name: "", reason: "a raw image has no snapshots") }
+        guard let header = image.header else { throw .request(path: image.path, SystemCallError("snapshot", errno: EINVAL)) }
         guard !image.isReadOnly else { throw .request(path: image.path, SystemCallError("snapshot", errno: EROFS)) }
-        guard !header.hasDataFile else { throw .snapshot(path: image.path, name: "", reason: "an image with an external data file has no snapshots") }
         try perform(.flush)
-        let scan = try QCOW2Scan.scan(image.header ?? header, tableFile, fileSize: fileSize())
+        let scan = try QCOW2Scan.scan(header, tableFile, fileSize: fileSize())
         guard scan.report.errors == 0 else {
             throw .notWritable(path: image.path, reason: "it has \(scan.report.errors) errors: swkvm image check --repair all")
         }

@@ -14,6 +14,9 @@ extension DiskEngine {
             var length: UInt64 = 0
             /// The cluster on the disk and in the file.
             var guestOffset: UInt64 = 0
+            /// The bytes of the disk that the buffer has.
+            var base: UInt64 = 0
+            var size: UInt64 = 0
             var run = Refcounts.Run(first: 0, count: 0)
             var file = 0
             /// The next free one.
@@ -67,6 +70,8 @@ extension DiskEngine {
     }
 
     var metadataFile: MetadataFile { MetadataFile(calls: calls, number: image.descriptor(0)) }
+    /// The file with the guest's data, which may be the same.
+    var dataFile: MetadataFile { MetadataFile(calls: calls, number: image.dataDescriptor(0)) }
 
     // MARK: - Changes
 
@@ -92,17 +97,17 @@ extension DiskEngine {
                 switch operation {
                 case .write: .write
                 case .discard, .writeZeroesUnmapping: .punch
-                default: refusesZeroRange ? .writeZeroes : .zeroRange
+                case .read, .flush, .writeZeroes: refusesZeroRange ? .writeZeroes : .zeroRange
                 }
             begin(unsafe Operation(kind: kind, request: index, layer: request.pointee.search.file, fileOffset: place, start: request.pointee.mapped, length: length))
             unsafe request.pointee.consume(length)
         case .done(let length):
             unsafe request.pointee.consume(length)
         case .clusters(let count):
-            return writeClusters(index, position, count * copies.clusterSize, isWhole: true, isZero: false)
-        case .copy(let isZero):
-            let length = min(left, copies.clusterSize - position % copies.clusterSize)
-            return writeClusters(index, position, length, isWhole: false, isZero: isZero)
+            return writeClusters(index, position, count * copies.clusterSize, nil)
+        case .part(let part):
+            let length = min(left, part.range.upperBound - position % copies.clusterSize)
+            return writeClusters(index, position, length, part)
         case .not(let extent):
             return stop(index, extent)
         }
@@ -126,6 +131,7 @@ extension DiskEngine {
             wait(index)
             return false
         case .failed(let error):
+            image.markDamage(calls)
             unsafe requests[Int(index)].error = error
             return true
         case .data, .zero, .unallocated, .memory:
@@ -134,46 +140,48 @@ extension DiskEngine {
         }
     }
 
-    /// Writes into new clusters: whole ones straight from the request's memory, one in part after the rest of it has been read.
-    private mutating func writeClusters(_ index: Int32, _ position: UInt64, _ length: UInt64, isWhole: Bool, isZero: Bool) -> Bool {
+    /// Writes into clusters that the mapping does not have yet: whole ones straight from the request's memory, and a part of one after the rest of
+    /// the part has been read.
+    private mutating func writeClusters(_ index: Int32, _ position: UInt64, _ length: UInt64, _ part: WriteTarget.Part?) -> Bool {
         let request = unsafe requests + Int(index)
         let cluster = position & ~(copies.clusterSize - 1)
         let end = (position + length + copies.clusterSize - 1) & ~(copies.clusterSize - 1)
+        let isWrite = unsafe request.pointee.operation == .write
+        // What a request zeroes has no memory of its own.
+        let isWhole = isWrite && part.map { position - cluster == $0.range.lowerBound && length == UInt64($0.range.count) } != false
         guard !isClaimed(cluster, end, besides: index), isWhole || freeCopy >= 0 else {
             wait(index)
             return false
         }
-        let count = (end - cluster) / copies.clusterSize
         let run: Refcounts.Run
         do throws(MetadataError) {
-            run = try image.allocate(count, at: cluster, calls)
+            run = try image.allocate((end - cluster) / copies.clusterSize, at: cluster, for: part, calls)
         } catch {
             return stop(index, error.extent)
         }
         let start = unsafe request.pointee.mapped
         let file = unsafe request.pointee.search.file
         let place = image.place(of: run, file)
-        let covered = isWhole ? run.count * copies.clusterSize : length
+        let covered = part == nil ? run.count * copies.clusterSize : length
         claim(index, cluster, cluster + run.count * copies.clusterSize)
         unsafe request.pointee.consume(covered)
         // What was never written in the file reads as the zeroes that the rest of the cluster is to be.
-        let isWrite = unsafe request.pointee.operation == .write
-        let isDirect = isWhole || (isZero && isWrite && run.isPristine)
-        if isDirect {
+        guard let part, !isWhole, !(isWrite && part.isZero && run.isPristine) else {
             begin(Operation(
                 kind: .write, request: index, layer: file, fileOffset: place + (position - cluster), start: start, length: covered, run: run, guestOffset: cluster))
             return true
         }
         let copy = freeCopy
         freeCopy = copies[copy].next
-        copies[copy] = Copies.Copy(owner: index, start: start, length: covered, guestOffset: cluster, run: run, file: file)
+        let base = cluster + part.range.lowerBound, size = UInt64(part.range.count)
+        copies[copy] = Copies.Copy(owner: index, start: start, length: covered, guestOffset: cluster, base: base, size: size, run: run, file: file)
         // One for the copy, and one that keeps the request from ending under our hands.
         unsafe request.pointee.pending += 2
         let reader = Int32(depth) + copy
-        let readable = min(copies.clusterSize, image.size - cluster)
-        unsafe (copies.buffer(copy) + Int(readable)).initializeMemory(as: UInt8.self, repeating: 0, count: Int(copies.clusterSize - readable))
+        let readable = min(size, image.size - base)
+        unsafe (copies.buffer(copy) + Int(readable)).initializeMemory(as: UInt8.self, repeating: 0, count: Int(size - readable))
         unsafe requests[Int(reader)] = Request(
-            operation: .read, vectors: copies.vector(copy, length: readable), segments: 1, offset: cluster, length: readable)
+            operation: .read, vectors: copies.vector(copy, length: readable), segments: 1, offset: base, length: readable)
         advance(reader)
         unsafe request.pointee.pending -= 1
         return true
@@ -185,8 +193,8 @@ extension DiskEngine {
         let error = unsafe requests[Int(reader)].error
         let copy = copies[index]
         let operation = Operation(
-            kind: .write, request: copy.owner, layer: copy.file, fileOffset: image.place(of: copy.run, copy.file), start: copy.start, length: copies.clusterSize,
-            run: copy.run, guestOffset: copy.guestOffset, copy: index)
+            kind: .write, request: copy.owner, layer: copy.file, fileOffset: image.place(of: copy.run, copy.file) + (copy.base - copy.guestOffset),
+            start: copy.start, length: copy.size, run: copy.run, guestOffset: copy.guestOffset, copy: index)
         guard freeOperation >= 0 else {
             unsafe requests[Int(reader)].isListed = true
             unsafe stalled.append(reader, requests)
@@ -201,7 +209,7 @@ extension DiskEngine {
         }
         // The buffer has room for the cluster, whose part the request covers.
         let owner = unsafe requests + Int(copy.owner)
-        var target = unsafe copies.buffer(index) + Int(unsafe (owner.pointee.offset + copy.start) - copy.guestOffset)
+        var target = unsafe copies.buffer(index) + Int(unsafe (owner.pointee.offset + copy.start) - copy.base)
         if unsafe owner.pointee.operation == .write {
             // Guest RAM: read through the helpers that the compiler does not look into.
             unsafe forEachPiece(copy.owner, from: copy.start, length: copy.length) { base, count in

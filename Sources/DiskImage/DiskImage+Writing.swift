@@ -49,10 +49,16 @@ extension DiskImage {
         }
     }
 
-    /// New clusters for at most `count` of the disk's from `offset` on, which ``target(_:_:_:sequence:_:_:)`` has asked for.
-    func allocate(_ count: UInt64, at offset: UInt64, _ calls: FileCalls) throws(MetadataError) -> Refcounts.Run {
+    /// New clusters for at most `count` of the disk's from `offset` on, which ``target(_:_:_:sequence:_:_:)`` has asked for, or the one that
+    /// `part` is of.
+    func allocate(_ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ calls: FileCalls) throws(MetadataError) -> Refcounts.Run {
         let metadata = metadataFile(0, calls)
-        let run = try withMetadata { qcow2 throws(MetadataError) in try qcow2.allocate(count, at: offset, metadata) }
+        let run = try withMetadata { qcow2 throws(MetadataError) in
+            if let part, let place = part.place { return try qcow2.extend(part, place, at: offset) }
+            var run = try qcow2.allocate(count, at: offset, metadata)
+            if let part { run.units = qcow2.header.units(part.range) }
+            return run
+        }
         if let run { return run }
         guard let place = piece(at: offset) else { throw .failed(EROFS) }
         let file = metadataFile(place.file, calls)
@@ -102,7 +108,8 @@ extension DiskImage {
         let metadata = metadataFile(0, calls)
         let needsBarrier = try withMetadata { qcow2 throws(MetadataError) in
             guard qcow2.failure == 0 else { throw .failed(qcow2.failure) }
-            guard qcow2.needsBarrier else { return false }
+            // Data in a file of its own is made durable by every flush, and before the mapping.
+            guard qcow2.needsBarrier || qcow2.header.hasDataFile else { return false }
             try qcow2.refcounts?.writeSlices(metadata)
             qcow2.isLocked = true
             return true
@@ -139,10 +146,16 @@ extension DiskImage {
         _ = try? withMetadata { qcow2 throws(MetadataError) in try qcow2.refcounts?.release(before: before, metadata) }
     }
 
+    /// Has an image that was found damaged say so, if its format can, and nothing be written any more.
+    func markDamage(_ calls: FileCalls) {
+        let metadata = metadataFile(0, calls)
+        withMetadata { $0.markDamage(metadata) }
+    }
+
     /// Brings everything to the file, as far as that can be done.
     func close(_ calls: FileCalls) {
-        let metadata = metadataFile(0, calls)
-        _ = try? withMetadata { qcow2 throws(MetadataError) in try qcow2.close(metadata) }
+        let metadata = metadataFile(0, calls), data = MetadataFile(calls: calls, number: dataDescriptor(0))
+        _ = try? withMetadata { qcow2 throws(MetadataError) in try qcow2.close(metadata, data) }
         for file in unsafe layers.indices { _ = try? unsafe layers[file].blocks?.close(metadataFile(file, calls)) }
     }
 

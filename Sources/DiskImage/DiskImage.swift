@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Glibc
 internal import Linux
 
@@ -44,6 +45,8 @@ internal import Linux
         var pieces: [DiskPiece] = []
         /// Where the first change writes a new content ID, 0 when it does not: a VMDK descriptor's.
         var contentIDPlace: UInt64 = 0
+        /// The file with the data of a qcow2 image that keeps it outside.
+        var dataFile: ImageFile?
     }
 
     /// Opens an image with its backing files and locks them all.
@@ -75,7 +78,41 @@ internal import Linux
     }
 
     /// The files that make up the image, topmost first.
-    public var files: [String] { unsafe layers.indices.map { unsafe layers[$0].file.path } }
+    public var files: [String] {
+        unsafe layers.indices.flatMap { index in
+            // Indices of the buffer's own.
+            switch unsafe layers[index].dataFile {
+            case .some(let dataFile): unsafe [layers[index].file.path, dataFile.path]
+            case nil: unsafe [layers[index].file.path]
+            }
+        }
+    }
+
+    /// How many files have a number: those of the chain, and extents.
+    var fileCount: Int { unsafe layers.count }
+
+    /// The files with the disk's data, by their number.
+    var dataFiles: [String] {
+        unsafe layers.indices.map { index in
+            // Indices of the buffer's own.
+            switch unsafe layers[index].dataFile {
+            case .some(let dataFile): dataFile.path
+            case nil: unsafe layers[index].file.path
+            }
+        }
+    }
+
+    /// Bytes that the files take on the host's disk.
+    func allocated() throws(DiskImageError) -> UInt64 {
+        var sum: UInt64 = 0
+        for index in unsafe layers.indices {
+            // In units of 512 bytes, whatever the file system's blocks.
+            do throws(SystemCallError) { sum &+= UInt64(clamping: try unsafe layers[index].file.descriptor.status().st_blocks) << 9 } catch {
+                throw unsafe .system(path: layers[index].file.path, error)
+            }
+        }
+        return sum
+    }
 
     /// Which files those are, whatever their names.
     var identities: [ImageFile.Identity] { unsafe layers.indices.map { unsafe layers[$0].file.identity } }
@@ -150,11 +187,29 @@ internal import Linux
         return try unsafe body(&layers[0].qcow2!)
     }
 
+    /// Bytes that the disk has by its format, which need not be whole sectors.
+    var exactSize: UInt64 {
+        if let header { return header.size }
+        return unsafe format == .raw ? layers[0].file.size : layers[0].size
+    }
+
+    /// Bytes of the disk of the topmost backing file; 0 without one.
+    var backingSize: UInt64 { unsafe chainLength > 1 ? layers[1].size : 0 }
+
+    var isRegularFile: Bool { unsafe layers[0].file.isRegular }
+
     /// Reads the topmost image's metadata anew, which somebody has replaced in the file.
     /// - Parameter size: bytes of the disk, if it is not yet what the file says.
     mutating func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
         // `layers[0]` is there in every image.
         try unsafe layers[0].file.measure()
+        guard format == .qcow2 else {
+            // Nothing else than a raw image is changed so.
+            size = unsafe (layers[0].file.size &+ 511) & ~511
+            unsafe layers[0].size = size
+            return
+        }
+        try unsafe layers[0].dataFile?.measure()
         let qcow2 = try unsafe QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
         unsafe layers[0].size = qcow2.header.size
         size = unsafe (layers[0].size &+ 511) & ~511
@@ -164,10 +219,29 @@ internal import Linux
     /// The header of the topmost image.
     var header: QCOW2Header? { unsafe layers[0].qcow2?.currentHeader }
 
+    /// The descriptor for a transfer of the guest's data with a layer.
+    func dataDescriptor(_ layer: Int, for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
+        switch unsafe layers[layer].dataFile {
+        case .some(let file): unsafe file.number(for: vectors, count: count, offset: offset)
+        case nil: unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
+        }
+    }
+
     /// The descriptor for a transfer with the file of a layer.
     func descriptor(_ layer: Int, for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
         unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
     }
+
+    /// The descriptor for what is done to the guest's data and is no transfer.
+    func dataDescriptor(_ layer: Int) -> Int32 {
+        switch unsafe layers[layer].dataFile {
+        case .some(let file): file.descriptor.rawValue
+        case nil: unsafe layers[layer].file.descriptor.rawValue
+        }
+    }
+
+    /// Whether the topmost image's data is in a file of its own.
+    var hasDataFile: Bool { header?.hasDataFile == true }
 
     /// The descriptor for what is no transfer.
     func descriptor(_ layer: Int) -> Int32 {
@@ -179,9 +253,15 @@ internal import Linux
         unsafe layers[layer].qcow2?.header.clusterSize ?? layers[layer].blocks?.layout.blockSize ?? 1
     }
 
+    /// Bytes of the disk that a layer holds.
+    func size(ofLayer layer: Int) -> UInt64 { unsafe layers[layer].size }
+
     /// Whether a read that met the end of the file at `offset` met it where it was when the file was opened.
     func isEnd(_ offset: UInt64, _ layer: Int) -> Bool {
-        unsafe offset >= layers[layer].file.size
+        switch unsafe layers[layer].dataFile {
+        case .some(let file): offset >= file.size
+        case nil: unsafe offset >= layers[layer].file.size
+        }
     }
 }
 
@@ -223,7 +303,7 @@ extension DiskImage.Layer {
     mutating func open(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
         guard count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: path) }
         if count == 0, let snapshot = options.snapshot {
-            guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "a raw image has no snapshots") }
+            guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do") }
             guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot can only be read: add ,ro") }
         }
         let writable = count == 0 && !options.readOnly
@@ -246,8 +326,9 @@ extension DiskImage.Layer {
         let qcow2 = try QCOW2Image(
             file, metadataCacheSize: options.metadataCacheSize, writable: writable, snapshot: count == 0 ? options.snapshot : nil)
         let header = qcow2.header
-        append(DiskImage.Layer(file: file, qcow2: qcow2, size: header.size))
-        guard let name = header.backingName else { return }
+        let dataFile = try openDataFile(header, file, options, writable: writable)
+        append(DiskImage.Layer(file: file, qcow2: qcow2, size: header.size, dataFile: dataFile))
+        guard options.followsBacking, let name = header.backingName else { return }
         guard options.allowsBacking else { throw .backingNotAllowed(path: path, name: name) }
         do throws(DiskImageError) {
             let backing = try backingPath(name, of: path)
@@ -258,6 +339,27 @@ extension DiskImage.Layer {
         }
     }
 
+    /// The file that an image keeps its data in, if it does: the one that the user names for the topmost, or the one it names, if that is allowed.
+    private func openDataFile(_ header: QCOW2Header, _ image: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> ImageFile? {
+        guard header.hasDataFile else { return nil }
+        let path = image.path
+        let stated = count == 0 ? options.dataFile : nil
+        guard stated != nil || options.allowsDataFile else { throw .dataFileNotAllowed(path: path, name: header.dataFileName ?? "") }
+        do throws(DiskImageError) {
+            let place: String
+            if let stated { place = stated } else if let name = header.dataFileName { place = try backingPath(name, of: path) } else {
+                throw .invalid(path: path, reason: "its data is in a file that it does not name")
+            }
+            let file = try ImageFile(path: place, writable: writable, cache: options.cache, locking: options.locking)
+            // Data in an image's own tables would be the end of it.
+            guard file.identity != image.identity else { throw .backingLoop(path: place) }
+            for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: place) }
+            return file
+        } catch {
+            throw .dataFile(of: path, error)
+        }
+    }
+
     mutating func append(_ layer: consuming DiskImage.Layer) {
         // Who opens a file has checked that there is room.
         unsafe (layers.baseAddress! + count).initialize(to: layer)
@@ -265,7 +367,7 @@ extension DiskImage.Layer {
     }
 }
 
-private func backingFormat(_ stated: String?, _ path: String) throws(DiskImageError) -> ImageFormat {
+func backingFormat(_ stated: String?, _ path: String) throws(DiskImageError) -> ImageFormat {
     guard let stated else { return try ImageFormat(extensionOf: path) }
     guard let format = ImageFormat(rawValue: stated) else { throw .formatUnsupported(path: path, name: stated) }
     return format

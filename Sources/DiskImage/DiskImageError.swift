@@ -34,7 +34,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case snapshot(path: String, name: String, reason: String)
     /// The image's reference counts have too few bits for what was asked.
     case countsTooNarrow(path: String, bits: Int, needed: UInt64)
-    /// A format without metadata that could be checked.
+    /// A format whose metadata, if it has any, is not checked.
     case notCheckable(path: String)
     /// The disk cannot have the size that was asked.
     case resize(path: String, reason: String)
@@ -48,6 +48,10 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case backing(of: String, DiskImageError)
     /// The image names a backing file and the user does not allow one.
     case backingNotAllowed(path: String, name: String)
+    /// The image keeps its data in another file, and the user has neither named nor allowed one.
+    case dataFileNotAllowed(path: String, name: String)
+    /// The file with the image's data, named by the image `of` or by the user, cannot be used.
+    case dataFile(of: String, DiskImageError)
     /// A backing file's name that is not a plain path.
     case backingName(path: String, name: String)
     /// An image that is, over others or not, its own backing file.
@@ -103,7 +107,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): a cluster would be counted \(needed) times and the image's reference counts have \(bits) bit\(bits == 1 ? "" : "s"); "
                 + "convert it to one with wider counts"
         case .notCheckable(let path):
-            "disk \(quoted(path)): a raw image has no metadata that could be checked"
+            "disk \(quoted(path)): only the metadata of qcow2 images can be checked"
         case .resize(let path, let reason):
             "disk \(quoted(path)): it cannot have that size: \(reason)"
         case .locked(let path, forWriting: true):
@@ -118,6 +122,10 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(of)), backing file: \(error)"
         case .backingNotAllowed(let path, let name):
             "disk \(quoted(path)): it has the backing file \(quoted(name)) and backing files are not allowed here"
+        case .dataFileNotAllowed(let path, let name):
+            "disk \(quoted(path)): its data is in another file, it says in \(quoted(name)); say data-file=PATH if it is to be used"
+        case .dataFile(let of, let error):
+            "disk \(quoted(of)), data file: \(error)"
         case .backingName(let path, let name):
             "disk \(quoted(path)): its backing file \(quoted(name)) is not the path of a local file"
         case .backingLoop(let path):

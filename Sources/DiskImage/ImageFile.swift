@@ -14,6 +14,8 @@ struct ImageFile: ~Copyable, Sendable {
     let identity: Identity
     /// Bytes when it was opened, or when they were last asked for.
     private(set) var size: UInt64
+    /// A file, and no block device.
+    let isRegular: Bool
     /// The file through the page cache. It carries the lock.
     let descriptor: FileDescriptor
     /// The same file with `O_DIRECT`, for what is aligned to ``directAlignment``.
@@ -40,6 +42,7 @@ struct ImageFile: ~Copyable, Sendable {
         self.path = path
         identity = Identity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino))
         self.size = size
+        isRegular = kind == S_IFREG
         descriptor = file
         self.direct = direct
         directAlignment = UInt(max(512, sector))

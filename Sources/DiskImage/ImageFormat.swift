@@ -28,6 +28,14 @@ public enum ImageFormat: String, Sendable, CaseIterable {
     /// Whether an image can be changed, and not only read.
     public var isWritable: Bool { self != .vhd && self != .vhdx }
 
+    /// Whether new images are made of it.
+    public var isMakeable: Bool { self == .raw || self == .qcow2 }
+
+    /// Refuses to make an image of a format that is only used as it is found.
+    func requireMakeable(_ path: String) throws(DiskImageError) {
+        if !isMakeable { throw .impossible(path: path, reason: "\(name) images are used but not made; raw and qcow2 can be") }
+    }
+
     /// The format that a file's name stands for, by its extension alone: what a file contains is the guest's doing
     /// once it was a guest's disk, so it is never asked.
     public init(extensionOf path: String) throws(DiskImageError) {
@@ -68,14 +76,21 @@ public struct DiskImageOptions: Sendable {
     public var locking: Bool
     /// Follow the names of backing files and extents that images carry. An image of unknown origin can name any file of the host.
     public var allowsBacking: Bool
+    /// Whether backing files are opened at all: a tool that looks at one image, or gives it another, does without.
+    var followsBacking = true
     /// The most bytes of L2 tables kept in memory, for each qcow2 image of the chain. No more is taken than the disk needs.
     public var metadataCacheSize: Int
     /// The id or name of a qcow2 image's internal snapshot to open in place of the current state, which only a reader can.
     public var snapshot: String?
+    /// The file that has the data of a qcow2 image which keeps it outside; nil for the one that the image names.
+    public var dataFile: String?
+    /// Follow the names of data files that images carry, as backing files, and write to them. A file that ``dataFile`` names is always taken.
+    public var allowsDataFile: Bool
 
     public init(
         format: ImageFormat? = nil, readOnly: Bool = false, cache: CacheMode = .writeback, locking: Bool = true,
-        allowsBacking: Bool = true, metadataCacheSize: Int = 32 << 20, snapshot: String? = nil
+        allowsBacking: Bool = true, metadataCacheSize: Int = 32 << 20, snapshot: String? = nil,
+        dataFile: String? = nil, allowsDataFile: Bool = false
     ) {
         self.format = format
         self.readOnly = readOnly
@@ -84,5 +99,7 @@ public struct DiskImageOptions: Sendable {
         self.allowsBacking = allowsBacking
         self.metadataCacheSize = metadataCacheSize
         self.snapshot = snapshot
+        self.dataFile = dataFile
+        self.allowsDataFile = allowsDataFile
     }
 }

@@ -53,6 +53,13 @@ enum MetadataError: Error, Equatable {
         return UInt64(end)
     }
 
+    /// Gives a range the host's blocks, and the file its end if it is longer.
+    func reserve(_ offset: UInt64, _ length: UInt64) throws(MetadataError) {
+        var result = -Int(EINTR)
+        while result == -Int(EINTR) { result = calls.allocate(number, 0, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) }
+        if result < 0 { throw .failed(Int32(clamping: -result)) }
+    }
+
     /// Makes the file longer by a hole, or shorter.
     func truncate(to size: UInt64) throws(MetadataError) {
         var result = calls.truncate(number, off_t(truncatingIfNeeded: size))

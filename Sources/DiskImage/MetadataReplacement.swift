@@ -106,7 +106,7 @@ struct MetadataReplacement: ~Copyable {
     /// - Parameters:
     ///   - uses: how many of the L1 tables that are written refer to it.
     ///   - edit: changes entries of the L2 table with a number, whose references it has counted; returns whether it did.
-    mutating func refreshed(_ l1: [UInt64], uses: UInt32 = 1, edit: (Int, inout [UInt64]) -> Bool = { _, _ in false }) throws(DiskImageError) -> [UInt64] {
+    private mutating func refreshed(_ l1: [UInt64], uses: UInt32, edit: (Int, inout [UInt64]) -> Bool) throws(DiskImageError) -> [UInt64] {
         var result = l1
         let words = header.hasExtendedL2 ? 2 : 1
         for index in l1.indices {
@@ -134,12 +134,17 @@ struct MetadataReplacement: ~Copyable {
         return result
     }
 
-    /// Has the image use an L1 table in place of its own.
-    mutating func setL1(_ l1: [UInt64]) throws(DiskImageError) {
+    /// Has the image use an L1 table in place of its own, after ``refreshed(_:uses:edit:)``.
+    /// - Returns: its entries as they are written.
+    @discardableResult
+    mutating func setL1(_ l1: [UInt64], uses: UInt32 = 1, edit: (Int, inout [UInt64]) -> Bool = { _, _ in false }) throws(DiskImageError) -> [UInt64] {
+        // Before the flags are looked at: in a damaged image they may be about the clusters of the old one.
         free(header.l1Offset, bytes: UInt64(header.l1TableSize) * 8)
-        let place = try writeL1(l1)
-        fields.store(UInt32(l1.count), at: 36)
+        let refreshed = try self.refreshed(l1, uses: uses, edit: edit)
+        let place = try writeL1(refreshed)
+        fields.store(UInt32(refreshed.count), at: 36)
         fields.store(place, at: 40)
+        return refreshed
     }
 
     /// Writes an L1 table to a place of its own.
@@ -169,11 +174,6 @@ struct MetadataReplacement: ~Copyable {
     /// The disk is another one afterwards, of which the bitmaps say nothing.
     mutating func clearBitmaps() {
         if header.version >= 3 { fields.store(header.autoclearFeatures & header.keptAutoclearFeatures, at: 88) }
-    }
-
-    mutating func clear(incompatible bits: UInt64) {
-        guard header.version >= 3 else { return }
-        fields.store(fields.bigEndian64(at: 72) & ~bits, at: 72)
     }
 
     // MARK: - The end
@@ -243,7 +243,7 @@ struct MetadataReplacement: ~Copyable {
     private func encoded(_ first: UInt64, _ count: UInt64) -> [UInt8] {
         let order = header.refcountOrder
         var bytes = [UInt8](repeating: 0, count: Int(header.clusterSize))
-        for index in 0..<Int(count) {
+        for index in 0..<Int(min(count, counts.end - first)) {
             let value = counts[first + UInt64(index)]
             if value == 0 { continue }
             if order < 3 {

@@ -18,7 +18,8 @@ extension DiskImage {
     static func check(_ file: borrowing ImageFile, _ repair: CheckReport.Repair?, calls: FileCalls) throws(DiskImageError) -> CheckReport {
         let header = try QCOW2Header(file)
         let table = TableFile(path: file.path, file: MetadataFile(calls: calls, number: file.descriptor.rawValue))
-        return try QCOW2Check(header: header, file: table).run(repair)
+        var check = QCOW2Check(header: header, file: table)
+        return try check.run(repair)
     }
 
     /// For an image that was not closed by a program that keeps its reference counts lazily: what is counted wrongly is put right. Damaged
@@ -27,7 +28,8 @@ extension DiskImage {
         let header = try QCOW2Header(file)
         guard header.isDirty, !header.isCorrupt else { return nil }
         let table = TableFile(path: file.path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
-        let report = try QCOW2Check(header: header, file: table).run(.all, mendsEntries: false)
+        var check = QCOW2Check(header: header, file: table)
+        let report = try check.run(.all, mendsEntries: false)
         guard report.errors == 0 else {
             throw .notWritable(
                 path: file.path, reason: "it was not closed and has \(report.errors) error\(report.errors == 1 ? "" : "s"): swkvm image check --repair all")
@@ -39,51 +41,60 @@ extension DiskImage {
 
 /// A check of one file, and its repair.
 struct QCOW2Check {
-    let header: QCOW2Header
+    private(set) var header: QCOW2Header
     let file: TableFile
 
-    /// Broken entries are mended so often: each time may bring others to light.
+    /// A repair is tried again so often: what is mended may bring other things to light.
     private static let maximumPasses = 16
 
-    func run(_ repair: CheckReport.Repair?, mendsEntries: Bool = true) throws(DiskImageError) -> CheckReport {
+    init(header: QCOW2Header, file: TableFile) {
+        self.header = header
+        self.file = file
+    }
+
+    mutating func run(_ repair: CheckReport.Repair?, mendsEntries: Bool = true) throws(DiskImageError) -> CheckReport {
         var scan = try QCOW2Scan.scan(header, file, fileSize: try size())
         let found = scan.report
-        let isMarked = header.isDirty || header.isCorrupt
-        guard let repair, !found.isSound || isMarked else { return found }
-        if repair == .all {
-            var passes = 0
-            while mendsEntries, passes < Self.maximumPasses, try mend(scan) {
-                scan = try QCOW2Scan.scan(header, file, fileSize: try size())
-                passes += 1
-            }
-            if !scan.broken.isEmpty { return try result(found, scan.report) }
+        guard let repair else { return found }
+        var passes = 0
+        while passes < Self.maximumPasses, try self.repair(scan, repair, mendsEntries: mendsEntries) {
+            header.replaced(by: try file.read(header.fixedLength, at: 0))
+            scan = try QCOW2Scan.scan(header, file, fileSize: try size())
+            passes += 1
         }
-        let left = scan.report
+        var report = scan.report
+        if report.errors == 0, header.isDirty || header.isCorrupt { try clearMarks() }
+        report.errorsFixed = max(0, found.errors - report.errors)
+        report.leaksFixed = max(0, found.leaks - report.leaks)
+        report.findings = found.findings
+        return report
+    }
+
+    private func size() throws(DiskImageError) -> UInt64 {
+        do throws(MetadataError) { return try file.file.size() } catch { throw error.asError(file.path, "lseek") }
+    }
+
+    /// Puts right what can be; returns whether anything has changed.
+    private func repair(_ scan: borrowing QCOW2Scan, _ repair: CheckReport.Repair, mendsEntries: Bool) throws(DiskImageError) -> Bool {
+        let report = scan.report
+        if report.isSound { return false }
+        if repair == .all, !scan.broken.isEmpty { return mendsEntries ? try mend(scan) : false }
+        guard repair == .all || report.leaks > 0 else { return false }
         var new = try MetadataReplacement(scan, mended: repair == .all)
         if repair == .leaks {
             for cluster in 0..<scan.counts.end where scan.counts[cluster] > scan.references[cluster] {
-                // What is new already, beside the old refcount structure, has gone from these counts.
-                let surplus = Int64(scan.counts[cluster]) - Int64(scan.references[cluster])
-                new.counts.add(-surplus, to: cluster)
+                new.counts.add(Int64(scan.references[cluster]) - Int64(scan.counts[cluster]), to: cluster)
             }
         }
         do throws(DiskImageError) {
-            if repair == .all || left.errors == 0 {
-                let l1 = try file.readL1(header, scan.fileSize)
-                let refreshed = try new.refreshed(l1)
-                if refreshed != l1 { try new.setL1(refreshed) }
-                new.clear(incompatible: QCOW2Header.Incompatible.dirty | QCOW2Header.Incompatible.corrupt)
-            }
+            // Flags go by counts, so they wait for those to be right.
+            if repair == .all || report.errors == 0 { try new.setL1(try file.readL1(header, scan.fileSize)) }
             try new.commit()
         } catch {
             if !new.isCommitted { new.abandon() }
             throw error
         }
-        return try result(found, nil)
-    }
-
-    private func size() throws(DiskImageError) -> UInt64 {
-        do throws(MetadataError) { return try file.file.size() } catch { throw .system(path: file.path, SystemCallError("lseek", errno: EIO)) }
+        return true
     }
 
     /// Replaces entries that cannot be right; returns whether there was any to replace.
@@ -97,21 +108,12 @@ struct QCOW2Check {
         return isMended
     }
 
-    /// What is left of what was found.
-    private func result(_ found: CheckReport, _ known: CheckReport?) throws(DiskImageError) -> CheckReport {
-        var report: CheckReport
-        if let known { report = known } else { report = try QCOW2Scan.scan(readHeader(), file, fileSize: try size()).report }
-        report.errorsFixed = max(0, found.errors - report.errors)
-        report.leaksFixed = max(0, found.leaks - report.leaks)
-        report.findings = found.findings
-        return report
-    }
-
-    /// The header as it is now.
-    private func readHeader() throws(DiskImageError) -> QCOW2Header {
-        var header = header
-        let fields = try file.read(header.fixedLength, at: 0)
-        header.replaced(by: fields)
-        return header
+    /// The image is sound, and no longer says that it may not be.
+    private func clearMarks() throws(DiskImageError) {
+        var features = [UInt8](repeating: 0, count: 8)
+        features.store(try file.read(8, at: 72).bigEndian64(at: 0) & ~(QCOW2Header.Incompatible.dirty | QCOW2Header.Incompatible.corrupt), at: 0)
+        try file.synchronize()
+        try file.write(features, at: 72)
+        try file.synchronize()
     }
 }

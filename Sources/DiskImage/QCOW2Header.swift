@@ -33,6 +33,8 @@ struct QCOW2Header: Equatable, Sendable {
     private(set) var bitmaps: BitmapDirectory?
     /// The guest's data is in a file of its own, each cluster at the place that it has on the disk.
     let hasDataFile: Bool
+    /// Its name as written, without a meaning yet.
+    let dataFileName: String?
     /// How compressed clusters are compressed.
     let compression: Compression
     /// The backing file's name as written, without a meaning yet.
@@ -75,6 +77,7 @@ struct QCOW2Header: Equatable, Sendable {
 
     private enum ExtensionType {
         static let bitmaps: UInt32 = 0x2385_2875
+        static let dataFile: UInt32 = 0x4441_5441
         static let end: UInt32 = 0
         static let backingFormat: UInt32 = 0xe279_2aca
         static let featureNames: UInt32 = 0x6803_f857
@@ -153,7 +156,7 @@ struct QCOW2Header: Equatable, Sendable {
             throw .unsupported(path: path, feature: names.joined(separator: " and "))
         }
         hasDataFile = incompatible & Incompatible.externalData != 0
-        if hasDataFile { throw .unsupported(path: path, feature: "an external data file") }
+        dataFileName = extensions.dataFile
         if incompatible & Incompatible.compression != 0 {
             try require(headerLength > 104, "a compression type is announced and missing")
             switch cluster[104] {
@@ -262,6 +265,7 @@ struct QCOW2Header: Equatable, Sendable {
     private struct Extensions {
         var backingFormat: String?
         var bitmaps: BitmapDirectory?
+        var dataFile: String?
         /// Names of incompatible features by bit.
         var featureNames: [Int: String] = [:]
 
@@ -283,6 +287,11 @@ struct QCOW2Header: Equatable, Sendable {
                         throw .invalid(path: path, reason: "a backing format that is not text")
                     }
                     backingFormat = text
+                case ExtensionType.dataFile:
+                    guard let text = String(validating: contents, as: UTF8.self), !text.isEmpty, !contents.contains(0), length <= 1023 else {
+                        throw .invalid(path: path, reason: "a data file's name that is not text")
+                    }
+                    dataFile = text
                 case ExtensionType.featureNames:
                     readFeatureNames(contents)
                 case ExtensionType.bitmaps:

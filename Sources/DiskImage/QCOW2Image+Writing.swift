@@ -9,17 +9,26 @@ internal import Linux
     case done(length: UInt64)
     /// New clusters, this many at most, all of which the range covers.
     case clusters(UInt64)
-    /// A new cluster that the range covers in part: the rest of it is copied, or zeroes.
-    case copy(isZero: Bool)
+    /// A part of a cluster that becomes allocated.
+    case part(Part)
     /// As ``Extent``: a load, a wait, a commit or a failure.
     case not(Extent)
+
+    /// What the range does not cover of the part is copied, or zeroes.
+    struct Part {
+        /// The part, in bytes from the cluster's start: all of it, or some subclusters.
+        var range: Range<UInt64>
+        /// Whether what is not covered reads as zeroes.
+        var isZero: Bool
+        /// The cluster in the file, which is there already and ours; nil for a new one.
+        var place: UInt64?
+    }
 }
 
 extension QCOW2Header {
     /// Refuses images that can be read and must not, or cannot, be written.
     func requireWritable(_ path: String) throws(DiskImageError) {
         if isCorrupt { throw .notWritable(path: path, reason: "it is marked as corrupt: repair it with swkvm image check --repair all") }
-        if hasExtendedL2 { throw .notWritable(path: path, reason: "subclusters (extended L2 entries) are only read so far") }
     }
 }
 
@@ -47,6 +56,10 @@ extension QCOW2Image {
         let table = unsafe entry(l1.start, index) & L1Entry.offset
         switch slice(offset, table: table) {
         case .not(let extent): return .not(extent)
+        case .entries(let entries) where header.hasExtendedL2:
+            return unsafe operation == .write
+                ? subclusterWriteTarget(entries, offset, length)
+                : subclusterZeroTarget(entries, operation, offset, length, diskSize: diskSize, sequence)
         case .entries(let entries):
             return unsafe operation == .write
                 ? writeTarget(entries, offset, length) : zeroTarget(entries, operation, offset, length, diskSize: diskSize, sequence)
@@ -60,6 +73,7 @@ extension QCOW2Image {
         let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
         let unit = unsafe self.unit(entries, first)
         if case .damaged(let damage) = unit { return .not(damaged(damage, at: offset)) }
+        if let damage = misplaced(unit, at: offset - inCluster) { return .not(damaged(damage, at: offset)) }
         if case .data(let place) = unit, unsafe isOurs(entries, first) {
             guard !isMetadata(place) else { return .not(damaged(.clusterInMetadata(offset: place), at: offset)) }
             var run = header.clusterSize
@@ -72,7 +86,7 @@ extension QCOW2Image {
             return .inPlace(offset: place + inCluster, length: min(length, run - inCluster))
         }
         guard !isLocked else { return .not(.wait) }
-        guard inCluster == 0, length >= header.clusterSize else { return .copy(isZero: readsAsZeroes(unit)) }
+        guard inCluster == 0, length >= header.clusterSize else { return .part(part(isZero: readsAsZeroes(unit))) }
         var count: UInt64 = 1
         while (count + 1) << UInt64(header.clusterBits) <= length, first + Int(count) < 1 << sliceBits {
             let next = first + Int(count)
@@ -82,16 +96,22 @@ extension QCOW2Image {
         return .clusters(count)
     }
 
-    /// Whether a data cluster has no other references.
-    private func isOurs(_ entries: UnsafeMutableRawPointer, _ index: Int) -> Bool {
-        unsafe entry(entries, index) & L2Entry.copied != 0
+    /// All of a new cluster.
+    private func part(isZero: Bool) -> WriteTarget.Part {
+        WriteTarget.Part(range: 0..<header.clusterSize, isZero: isZero, place: nil)
     }
 
-    private func readsAsZeroes(_ unit: Unit) -> Bool { unit == .zero || (unit == .unallocated && !hasBacking) }
+    /// Whether a data cluster has no other references.
+    private func isOurs(_ entries: UnsafeMutableRawPointer, _ index: Int) -> Bool {
+        // A cluster in a file of its own has nobody to share it with.
+        unsafe header.hasDataFile || entry(entries, index) & L2Entry.copied != 0
+    }
 
-    private func isMetadata(_ place: UInt64) -> Bool {
+    func readsAsZeroes(_ unit: Unit) -> Bool { unit == .zero || (unit == .unallocated && !hasBacking) }
+
+    func isMetadata(_ place: UInt64) -> Bool {
         switch refcounts {
-        case .some(let refcounts): refcounts.metadata.contains(place >> UInt64(header.clusterBits))
+        case .some(let refcounts): !header.hasDataFile && refcounts.metadata.contains(place >> UInt64(header.clusterBits))
         case nil: false
         }
     }
@@ -100,19 +120,35 @@ extension QCOW2Image {
     /// ``link(_:at:sequence:)`` or ``abandon(_:at:sequence:)``.
     mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> Refcounts.Run {
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { throw .failed(EIO) }
+        if header.hasDataFile {
+            // Each cluster has its place there, which is not counted.
+            l2Slices.pin(slot, 1)
+            return Refcounts.Run(first: offset >> UInt64(header.clusterBits), count: count)
+        }
         guard let run = try refcounts?.allocate(count, file) else { throw .failed(EROFS) }
         l2Slices.pin(slot, 1)
         extend(to: (run.first + run.count) << UInt64(header.clusterBits))
         return run
     }
 
+    /// The cluster at a place, which is the guest's already, while subclusters of it are written that are not yet.
+    mutating func extend(_ part: WriteTarget.Part, _ place: UInt64, at offset: UInt64) throws(MetadataError) -> Refcounts.Run {
+        guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { throw .failed(EIO) }
+        l2Slices.pin(slot, 1)
+        return Refcounts.Run(first: place >> UInt64(header.clusterBits), count: 1, units: header.units(part.range), isLinked: true)
+    }
+
     /// The data is in the clusters: from now on they are the guest's.
     mutating func link(_ run: Refcounts.Run, at offset: UInt64, sequence: UInt64) {
         // Pinned since the allocation.
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { return }
+        // A commit may have come between the allocation and the end of the write, whose data its synchronisation did not cover.
+        refcounts?.needsBarrier = true
         let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
         for index in 0..<Int(run.count) {
-            unsafe replace(l2Slices.block(slot), first + index, with: (run.first + UInt64(index)) << UInt64(header.clusterBits) | L2Entry.copied, sequence)
+            let entry = (run.first + UInt64(index)) << UInt64(header.clusterBits) | L2Entry.copied
+            unsafe header.hasExtendedL2
+                ? link(l2Slices.block(slot), first + index, entry, run, sequence) : replace(l2Slices.block(slot), first + index, with: entry, sequence)
         }
         l2Slices.markDirty(slot)
         l2Slices.pin(slot, -1)
@@ -121,7 +157,7 @@ extension QCOW2Image {
     /// The data could not be written: nobody has the clusters.
     mutating func abandon(_ run: Refcounts.Run, at offset: UInt64, sequence: UInt64) {
         if let slot = l2Slices.slot(of: sliceNumber(offset)) { l2Slices.pin(slot, -1) }
-        refcounts?.free(run, sequence)
+        if !run.isLinked, !header.hasDataFile { refcounts?.free(run, sequence) }
     }
 
     // MARK: - Zeroes
@@ -132,6 +168,11 @@ extension QCOW2Image {
         let clusterSize = header.clusterSize
         let inCluster = offset & (clusterSize - 1)
         var index = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
+        if header.hasDataFile, case .data(let place) = unsafe self.unit(entries, index) {
+            // The place stays the cluster's: a hole made later could be made over something newer.
+            if let damage = misplaced(.data(place), at: offset - inCluster) { return .not(damaged(damage, at: offset)) }
+            return .inPlace(offset: place + inCluster, length: min(length, clusterSize - inCluster))
+        }
         // The disk's end makes its last cluster a whole one.
         if inCluster != 0 || (length < clusterSize && offset + length < diskSize) {
             let piece = min(length, clusterSize - inCluster)
@@ -142,7 +183,7 @@ extension QCOW2Image {
             case .data(let place) where unsafe isOurs(entries, index):
                 guard !isMetadata(place) else { return .not(damaged(.clusterInMetadata(offset: place), at: offset)) }
                 return .inPlace(offset: place + inCluster, length: piece)
-            case .data, .unallocated, .compressed: return isLocked ? .not(.wait) : .copy(isZero: false)
+            case .data, .unallocated, .compressed: return isLocked ? .not(.wait) : .part(part(isZero: false))
             }
         }
         // Version 2 has no zero clusters: where a backing file would show, zeroes are data.
@@ -152,6 +193,7 @@ extension QCOW2Image {
         var changed = false
         while done < length, index < 1 << sliceBits, length - done >= clusterSize || offset + length >= diskSize {
             let unit = unsafe self.unit(entries, index)
+            if case .data = unit, header.hasDataFile { break }
             if case .damaged(let damage) = unit {
                 if done == 0 { return .not(damaged(damage, at: offset)) }
                 break
@@ -171,7 +213,7 @@ extension QCOW2Image {
                     if case .data(let place) = unit, unsafe isOurs(entries, index), !isMetadata(place) {
                         return .inPlace(offset: place, length: min(length, clusterSize))
                     }
-                    return .copy(isZero: false)
+                    return .part(part(isZero: false))
                 }
             }
             done += min(clusterSize, length - done)
@@ -182,15 +224,15 @@ extension QCOW2Image {
     }
 
     /// Gives an entry another value and frees what the old one referred to.
-    private mutating func replace(_ entries: UnsafeMutableRawPointer, _ index: Int, with new: UInt64, _ sequence: UInt64) {
+    mutating func replace(_ entries: UnsafeMutableRawPointer, _ index: Int, with new: UInt64, _ sequence: UInt64) {
+        // The index, of a word of the slice, is below the slice's count.
         let old = unsafe entry(entries, index)
-        // The index is below the slice's count.
         unsafe entries.storeBytes(of: new.bigEndian, toByteOffset: index * 8, as: UInt64.self)
         if old & L2Entry.compressed != 0 {
             let (place, length) = header.compressedRange(old)
             let first = place >> UInt64(header.clusterBits), last = (place + length - 1) >> UInt64(header.clusterBits)
             refcounts?.free(Refcounts.Run(first: first, count: last - first + 1), sequence)
-        } else if old & L2Entry.offset != 0 {
+        } else if old & L2Entry.offset != 0, !header.hasDataFile {
             refcounts?.free(Refcounts.Run(first: (old & L2Entry.offset) >> UInt64(header.clusterBits), count: 1), sequence)
         }
     }
@@ -267,14 +309,38 @@ extension QCOW2Image {
     /// Before the first change: features that only those keep true who know them are switched off.
     mutating func clearAutoclearFeatures(_ file: MetadataFile) throws(MetadataError) {
         guard autoclearFeatures != 0 else { return }
-        try file.write([UInt8](repeating: 0, count: 8), at: 88)
+        let kept = autoclearFeatures & header.keptAutoclearFeatures
+        guard kept != autoclearFeatures else { return }
+        var features = [UInt8](repeating: 0, count: 8)
+        features.store(kept, at: 0)
+        try file.write(features, at: 88)
         try file.synchronize()
-        autoclearFeatures = 0
+        autoclearFeatures = kept
+    }
+
+    /// Has an image that was found damaged say so (incompatible feature bit 1, which version 2 does not have), and nothing be written any more.
+    mutating func markDamage(_ file: MetadataFile) {
+        if damage == nil, let cluster = refcounts?.damagedCluster {
+            _ = damaged(.tableCountedAsFree(offset: cluster << UInt64(header.clusterBits)), at: 0)
+        }
+        guard let damage, damage.0.isOfMetadata, refcounts != nil, !isMarked else { return }
+        isMarked = true
+        if failure == 0 { failure = EIO }
+        guard header.version >= 3 else { return }
+        // The last byte of the field. There is nothing to be done if it cannot be written: the requests fail all the same.
+        let bits = UInt8(QCOW2Header.Incompatible.corrupt) | (header.isDirty ? UInt8(QCOW2Header.Incompatible.dirty) : 0)
+            | (header.hasDataFile ? UInt8(QCOW2Header.Incompatible.externalData) : 0) | (header.compression == .zlib ? 0 : UInt8(QCOW2Header.Incompatible.compression))
+            | (header.hasExtendedL2 ? UInt8(QCOW2Header.Incompatible.extendedL2) : 0)
+        do throws(MetadataError) {
+            try file.write([bits], at: 79)
+            try file.synchronize()
+        } catch {}
     }
 
     /// Everything at once, when the image is closed.
-    mutating func close(_ file: MetadataFile) throws(MetadataError) {
+    mutating func close(_ file: MetadataFile, _ data: MetadataFile) throws(MetadataError) {
         guard refcounts != nil, failure == 0, isDirty else { return }
+        if header.hasDataFile { try data.synchronize() }
         try refcounts?.writeSlices(file)
         try file.synchronize()
         try refcounts?.writeTable(file)

@@ -34,6 +34,8 @@ internal import Linux
     /// Why nothing can be written any more, an errno value: what the host said to have stored it has lost.
     var failure: Int32 = 0
     var autoclearFeatures: UInt64
+    /// The image says that it is damaged.
+    var isMarked = false
 
     enum L1Entry {
         static let offset: UInt64 = 0x00ff_ffff_ffff_fe00
@@ -238,10 +240,12 @@ internal import Linux
 
         let unit = unsafe self.unit(entries, first)
         if case .compressed(let entry) = unit {
+            if let damage = misplaced(unit, at: offset) { return damaged(damage, at: offset) }
             compressedEntry = entry
             return compressed(entry, offset, length)
         }
         if case .damaged(let damage) = unit { return damaged(damage, at: offset) }
+        if let damage = misplaced(unit, at: offset - inUnit) { return damaged(damage, at: offset) }
 
         // The run's length, from the start of its first unit.
         var run = unitSize
@@ -285,10 +289,22 @@ internal import Linux
         }
     }
 
+    /// In a file of its own data has the place that it has on the disk; `offset` is that of the unit.
+    func misplaced(_ unit: Unit, at offset: UInt64) -> ImageDamage? {
+        guard header.hasDataFile else { return nil }
+        switch unit {
+        case .data(let place) where place != offset: return .clusterMisplaced(offset: place)
+        case .compressed: return .clusterMisplaced(offset: offset)
+        default: return nil
+        }
+    }
+
     private func cluster(_ entry: UInt64) -> Unit {
         let place = entry & L2Entry.offset
-        if place == 0 { return .unallocated }
+        // A file of its own has the guest's data from its first byte on.
+        if place == 0, !header.hasDataFile || entry & L2Entry.copied == 0 { return .unallocated }
         guard place & (header.clusterSize - 1) == 0 else { return .damaged(.clusterMisaligned(offset: place)) }
+        if header.hasDataFile { return .data(place) }
         // The last cluster of the file may be cut short, what is missing reads as zeroes; none starts beyond the end.
         guard place < fileSize else { return .damaged(.clusterBeyondEnd(offset: place)) }
         return .data(place)

@@ -188,8 +188,9 @@ struct QCOW2Scan: ~Copyable {
                 mend(table + UInt64(index) * 8, [entry & ~(header.hasExtendedL2 ? Self.l2Reserved | 1 : Self.l2Reserved)], uses: uses)
             }
             let place = entry & L2Entry.offset
-            guard place != 0 else { continue }
-            references.add(Int64(uses), to: place >> clusterBits)
+            guard place != 0 || (header.hasDataFile && entry & L2Entry.copied != 0) else { continue }
+            // A data file's clusters are not counted.
+            if !header.hasDataFile { references.add(Int64(uses), to: place >> clusterBits) }
             if isOwn {
                 report.allocatedClusters += 1
                 if next != 0, place != next { report.fragmentedClusters += 1 }
@@ -293,11 +294,10 @@ extension QCOW2Header {
         if version < 3, entry & 1 != 0 { return "a zero cluster in an image of version 2" }
         let place = entry & QCOW2Image.L2Entry.offset
         guard place & (clusterSize - 1) == 0 else { return "a data cluster at byte \(place), not the start of a cluster" }
-        if hasDataFile { return nil }
-        guard place < fileSize || place == 0 else { return "a data cluster at byte \(place), beyond the end of the file" }
+        guard hasDataFile || place < fileSize || place == 0 else { return "a data cluster at byte \(place), beyond the end of the file" }
         guard hasExtendedL2 else { return nil }
         if bitmap & bitmap >> 32 & 0xffff_ffff != 0 { return "a subcluster that is both zero and allocated" }
-        if place == 0, bitmap & 0xffff_ffff != 0 { return "allocated subclusters without a cluster" }
+        if place == 0, !hasDataFile, bitmap & 0xffff_ffff != 0 { return "allocated subclusters without a cluster" }
         return nil
     }
 

@@ -13,6 +13,10 @@ internal import Linux
         var count: UInt64
         /// Whether nothing was ever written there, so that the file reads as zeroes.
         var isPristine = false
+        /// Of extended L2 entries: the subclusters that are written.
+        var units: Range<Int> = 0..<32
+        /// The guest has the cluster already, and gets subclusters of it.
+        var isLinked = false
     }
 
     private struct Free {
@@ -25,6 +29,9 @@ internal import Linux
     var needsBarrier = false
     /// Where tables are that only a damaged image would have the guest's data in.
     private(set) var metadata: MetadataClusters
+
+    /// A cluster of the image's own tables that was found to be counted as free.
+    private(set) var damagedCluster: UInt64?
 
     private let clusterBits: UInt64
     private let order: UInt64
@@ -96,7 +103,10 @@ internal import Linux
             var run = Run(first: next, count: 0, isPristine: next >= pristine)
             while next < sliceEnd, run.count < wanted, get(slot, next) == 0 {
                 // A count of 0 for a table of the image itself: whatever is written would destroy more.
-                guard !metadata.contains(next) else { throw .failed(EIO) }
+                guard !metadata.contains(next) else {
+                    damagedCluster = next
+                    throw .failed(EIO)
+                }
                 set(slot, next, 1)
                 next += 1
                 run.count += 1
@@ -107,6 +117,9 @@ internal import Linux
             return run
         }
     }
+
+    /// Looks for free clusters beyond all that were ever used, until some are freed.
+    mutating func allocateAtEnd() { next = max(next, pristine) }
 
     /// Notes that a reference to clusters has gone. `sequence`: operations with smaller numbers may still use them.
     mutating func free(_ run: Run, _ sequence: UInt64) {
@@ -242,7 +255,10 @@ internal import Linux
     private mutating func addBlock(_ block: UInt64, _ file: MetadataFile) throws(MetadataError) {
         guard block < UInt64(table.count) else { return try growTable(block, file) }
         let cluster = block << blockBits
-        guard !metadata.contains(cluster) else { throw .failed(EIO) }
+        guard !metadata.contains(cluster) else {
+            damagedCluster = cluster
+            throw .failed(EIO)
+        }
         try file.write(counts(1, size: 1 << Int(clusterBits)), at: cluster << clusterBits)
         table[Int(block)] = cluster << clusterBits
         metadata.insert(cluster..<cluster + 1)

@@ -1,6 +1,3 @@
-internal import Glibc
-internal import Linux
-
 /// The file of an image whose tables are read and written as a whole, with errors for whoever asked for it.
 struct TableFile: Sendable {
     let path: String
@@ -35,32 +32,23 @@ struct TableFile: Sendable {
             guard let start = bytes.baseAddress else { return }
             do throws(MetadataError) { try unsafe file.write(start, bytes.count, at: offset) } catch { failure = error }
         }
-        if let failure { throw error("pwrite", failure) }
+        if let failure { throw failure.asError(path, "pwrite") }
     }
 
     func read(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
-        do throws(MetadataError) { return try file.read(count, at: offset) } catch { throw self.error("pread", error) }
+        do throws(MetadataError) { return try file.read(count, at: offset) } catch { throw error.asError(path, "pread") }
     }
 
     func write(_ bytes: [UInt8], at offset: UInt64) throws(DiskImageError) {
-        do throws(MetadataError) { try file.write(bytes, at: offset) } catch { throw self.error("pwrite", error) }
+        do throws(MetadataError) { try file.write(bytes, at: offset) } catch { throw error.asError(path, "pwrite") }
     }
 
     func synchronize() throws(DiskImageError) {
-        do throws(MetadataError) { try file.synchronize() } catch { throw self.error("fdatasync", error) }
+        do throws(MetadataError) { try file.synchronize() } catch { throw error.asError(path, "fdatasync") }
     }
 
     func truncate(to size: UInt64) throws(DiskImageError) {
-        do throws(MetadataError) { try file.truncate(to: size) } catch { throw self.error("ftruncate", error) }
-    }
-
-    private func error(_ call: String, _ error: MetadataError) -> DiskImageError {
-        let code: Int32 =
-            switch error {
-            case .failed(let code): code
-            case .needsCommit: EIO
-            }
-        return .system(path: path, SystemCallError(call, errno: code))
+        do throws(MetadataError) { try file.truncate(to: size) } catch { throw error.asError(path, "ftruncate") }
     }
 }
 

@@ -50,6 +50,9 @@ public struct Thread: ~Copyable, @unchecked Sendable {
         discard self
     }
 
+    /// Lets other threads that wait for the calling thread's CPU run first (sched_yield(2)).
+    public static func yield() { sched_yield() }
+
     /// Sends the thread a signal; harmless if it has ended but is not joined yet.
     public func send(signal: Int32) {
         _ = pthread_kill(handle, signal)

@@ -265,6 +265,12 @@ struct DiskArgument {
                     throw ArgumentProblem("disk \(path): cache=\(value) is not known, wanted writeback or none")
                 }
                 options.cache = cache
+            case ("snapshot", let value?):
+                guard !value.isEmpty else { throw ArgumentProblem("disk \(path): snapshot= needs a snapshot's number or name") }
+                options.snapshot = value
+            case ("data-file", let value?):
+                guard !value.isEmpty else { throw ArgumentProblem("disk \(path): data-file= needs a path") }
+                options.dataFile = value
             case ("lock", "on"?): options.locking = true
             case ("lock", "off"?): options.locking = false
             case ("serial", let value?):
@@ -273,7 +279,7 @@ struct DiskArgument {
                 }
                 serial = value
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, lock=on|off or serial=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, lock=on|off or serial=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial)

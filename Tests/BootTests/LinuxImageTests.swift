@@ -73,7 +73,7 @@ private struct BzImageBuilder {
         #expect(page.load(UInt32.self, at: 0x21c) == 5000)
         let initrd: UInt32 = try #require(page.load(at: 0x218))
         #expect(try memory.ram.readBytes(at: GuestAddress(UInt64(initrd)), count: 5000) == Array(repeating: 9, count: 5000))
-        #expect(page[0x1e8] == 6 && page.load(UInt32.self, at: 0x2d0 + 16) == 2 && page.load(UInt32.self, at: 0x2d0 + 36) == 1)
+        #expect(page[0x1e8] == 5 && page.load(UInt32.self, at: 0x2d0 + 16) == 2 && page.load(UInt32.self, at: 0x2d0 + 36) == 1)
         let data: UInt64 = try #require(page.load(at: 0x250))
         #expect(try memory.ram.readUInt32(at: GuestAddress(data + 8)) == 9)
     }

@@ -36,6 +36,10 @@ import Testing
             allocate: { file, mode, offset, length in
                 if case .error(let error) = plan(counter.next()) { return -Int(error) }
                 return FileCalls.host.allocate(file, mode, offset, length)
+            },
+            truncate: { file, size in
+                if case .error(let error) = plan(counter.next()) { return -Int(error) }
+                return FileCalls.host.truncate(file, size)
             })
     }
 

@@ -93,7 +93,7 @@ import Testing
         Field(name: "refcount_table_offset", offset: 48, size: 8, value: UInt64.max - 4095, says: "truncated"),
         Field(name: "refcount_table_clusters", offset: 56, size: 4, value: 0xffff_ffff, says: "refcount table of"),
         Field(name: "refcount_table_clusters", offset: 56, size: 4, value: 2000, says: "truncated"),
-        Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 2, says: "external data file"),
+        Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 2, says: "data-file=PATH"),
         Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 3, says: "compression type zlib must not"),
         Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 4, says: "subclusters in clusters of 4096"),
         Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 63, says: "unnamed incompatible feature 63"),
@@ -126,10 +126,10 @@ import Testing
         #expect("\(opening)".contains("the feature \"time?travel\" (incompatible bit 62)"), "\(opening)")
     }
 
-    @Test func anExternalDataFileIsRefusedByName() throws {
+    @Test func anExternalDataFileIsOnlyFollowedWhenItIsAllowed() throws {
         let path = directory.file("external.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "data_file=\(directory.file("data.raw"))", path, "1M")
-        #expect(openError(path, readOnly) == .unsupported(path: path, feature: "an external data file"))
+        #expect(openError(path, readOnly) == .dataFileNotAllowed(path: path, name: directory.file("data.raw")))
     }
 
     /// Each wrong entry fails the requests that meet it, names itself, and leaves the rest of the disk readable.
@@ -236,5 +236,115 @@ import Testing
             bytes.replaceSubrange(20..<24, with: [0, 0, 0, UInt8(9 + seed % 13)])
             _ = try use(bytes)
         }
+    }
+
+    // MARK: - Opened for writing
+
+    /// Whoever writes an image and finds it damaged says so in it, durably, and writes nothing more; a repair lets it be written again.
+    @Test(arguments: ["cluster_size=4096", "cluster_size=4096,compat=0.10"]) func damageIsMarkedByWhoeverWrites(options: String) throws {
+        let isOld = options.contains("0.10")
+        let path = directory.file("damaged.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "4M")
+        qemuIO(path, ["write -P 3 0 3M"])
+        let good = try directory.read("damaged.qcow2")
+        let l1 = Int(good.bigEndian64(at: 40))
+        let l2 = Int(good.bigEndian64(at: l1) & 0x00ff_ffff_ffff_fe00)
+        let l2Next = Int(good.bigEndian64(at: l1 + 8) & 0x00ff_ffff_ffff_fe00)
+        let table = Int(good.bigEndian64(at: Int(good.bigEndian64(at: 48))))
+        // Where the guest's data cannot be: beyond the end, between clusters, in the L1 table; and an L2 table that is counted as free.
+        let damages: [(String, (inout [UInt8]) -> Void)] = [
+            ("beyond the end", { $0.store(1 << 63 | 1 << 40 as UInt64, at: l2) }), ("not the start", { $0.store(1 << 63 | 512 as UInt64, at: l2) }),
+            ("where the image has a table", { $0.store(1 << 63 | UInt64(l1), at: l2) }),
+            ("counted as free", { $0[table + l2Next / 4096 * 2 + 1] = 0 }),
+        ]
+        for (says, damage) in damages {
+            var bytes = good
+            damage(&bytes)
+            try directory.write("damaged.qcow2", bytes)
+            do {
+                var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+                try engine.write(8192, [UInt8](repeating: 4, count: 4096))
+                try engine.perform(.flush)
+                #expect(throws: DiskImageError.request(path: path, SystemCallError("write", errno: EIO))) {
+                    // In place, and where something new is needed.
+                    try engine.write(0, [UInt8](repeating: 5, count: 4096))
+                    try engine.write(3 << 20 | 512 << 10, [UInt8](repeating: 5, count: 4096))
+                }
+                let found = engine.image.damage
+                #expect("\(try #require(found))".contains(says), "\(found!)")
+                // From now on nobody writes, and everybody reads what can be read.
+                #expect(throws: DiskImageError.self) { try engine.write(8192, [UInt8](repeating: 6, count: 512)) }
+                #expect(throws: DiskImageError.self) { try engine.perform(.flush) }
+                #expect(try engine.read(8192, 4096) == [UInt8](repeating: 4, count: 4096))
+            }
+            let after = try directory.read("damaged.qcow2")
+            #expect(after[79] == (isOld ? good[79] : 2))
+            if !isOld { #expect("\(try #require(openError(path)))".contains("marked as corrupt")) }
+            let report = try DiskImage.check(path: path, options: unlocked, repair: .all)
+            #expect(report.errors == 0 && report.errorsFixed > 0, "\(report)")
+            expectSound(path)
+            var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+            #expect(try engine.read(8192, 4096) == [UInt8](repeating: 4, count: 4096))
+            try engine.write(0, [UInt8](repeating: 6, count: 4096))
+            #expect(try engine.read(1 << 20, 4096) == [UInt8](repeating: 3, count: 4096))
+        }
+    }
+
+    /// Random changes, then everything that writes: nothing may do more than fail. Another file beside it stays as it is, and what was
+    /// reported as written can be read until something fails.
+    @Test(arguments: ["cluster_size=512,refcount_bits=8", "cluster_size=4096,compat=0.10", "cluster_size=64k"])
+    func randomChangesFailWhoWrites(options: String) throws {
+        let seed = options.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 0xbeef)) { $0 &* 31 &+ UInt64($1) }
+        var generator = SeededGenerator(seed: seed)
+        let path = directory.file("hostile.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "1M")
+        qemuIO(path, ["write -P 3 20k 300k", "write -z 100k 20k"])
+        if !options.contains("=8") { qemuImage("snapshot", "-c", "one", path) }
+        qemuIO(path, ["write -P 4 30k 300k"])
+        let good = try directory.read("hostile.qcow2")
+        let places = [0, 24, 40, Int(good.bigEndian64(at: 40)), Int(good.bigEndian64(at: 48)), Int(good.bigEndian64(at: Int(good.bigEndian64(at: 48)))),
+                      Int(good.bigEndian64(at: 64)), Int(good.bigEndian64(at: Int(good.bigEndian64(at: 40))) & 0x00ff_ffff_ffff_fe00)]
+        var opened = 0
+        for round in 0..<(environment("SWKVM_ROUNDS") ?? 60) {
+            var bytes = good
+            for _ in 0..<Int.random(in: 1...4, using: &generator) {
+                let place = min(places.randomElement(using: &generator)! + Int.random(in: 0..<64, using: &generator), bytes.count - 8)
+                switch Int.random(in: 0..<3, using: &generator) {
+                case 0: bytes[place] = .random(in: .min ... .max, using: &generator)
+                case 1: bytes[place] ^= 1 << UInt8.random(in: 0..<8, using: &generator)
+                default: bytes.store([0, .max, 1 << 62, 1 << 63 | 512, UInt64(bytes.count), generator.next()].randomElement(using: &generator)!, at: place & ~7)
+                }
+            }
+            try directory.write("hostile.qcow2", bytes)
+            _ = try? DiskImage.check(path: path, options: unlocked)
+            let image: DiskImage
+            do throws(DiskImageError) {
+                image = try DiskImage(path: path, options: DiskImageOptions(locking: false, allowsBacking: false))
+            } catch { continue }
+            opened += 1
+            do {
+                var engine = try DiskEngine(image, depth: 4)
+                let size = engine.image.size
+                for _ in 0..<8 {
+                    let offset = UInt64.random(in: 0..<max(1, min(size, 1 << 20) / 512), using: &generator) * 512
+                    guard offset + 8192 <= size else { continue }
+                    let piece = randomBytes(8192, seed: generator.next())
+                    switch Int.random(in: 0..<7, using: &generator) {
+                    case 0: try? engine.perform(.flush)
+                    case 1: try? engine.perform(.discard, at: offset, length: 8192)
+                    case 2: _ = try? engine.createSnapshot(named: "s")
+                    case 3: try? engine.applySnapshot("one")
+                    case 4: try? engine.deleteSnapshot("1")
+                    case 5: try? engine.resize(to: min(size, 2 << 20) / 1024 * 512, shrinks: true)
+                    default:
+                        guard (try? engine.write(offset, piece)) != nil else { continue }
+                        #expect(try engine.read(offset, 8192) == piece, "round \(round), seed \(seed)")
+                    }
+                }
+            }
+            _ = try? DiskImage.check(path: path, options: unlocked, repair: round % 2 == 0 ? .all : .leaks)
+            #expect(try FileDescriptor.open(path, O_RDONLY).status().st_blocks < 64 << 10, "round \(round), seed \(seed)")
+        }
+        #expect(opened > 10)
     }
 }

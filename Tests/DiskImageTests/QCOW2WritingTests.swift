@@ -29,12 +29,23 @@ import Testing
                 for bits in widths { kinds.append(Kind(options: "cluster_size=\(cluster),refcount_bits=\(bits)", start: start)) }
             }
         }
+        for start in Kind.Start.allCases {
+            kinds.append(Kind(options: "cluster_size=16k,extended_l2=on", start: start))
+            kinds.append(Kind(options: "cluster_size=128k,extended_l2=on", start: start))
+        }
+        // In the place of DATA comes a file of the test's own.
+        for start in [Kind.Start.empty, .rawBacking, .qcow2Backing, .shortBacking] {
+            kinds.append(Kind(options: "cluster_size=4k,data_file=DATA", start: start))
+            kinds.append(Kind(options: "cluster_size=16k,extended_l2=on,data_file=DATA", start: start))
+        }
+        kinds.append(Kind(options: "cluster_size=64k,data_file=DATA,data_file_raw=on"))
         return kinds
     }()
 
     /// Makes an image and returns what it contains.
     func make(_ kind: Kind, _ name: String = "disk.qcow2", seed: UInt64) throws -> [UInt8] {
         let path = directory.file(name)
+        let kind = Kind(options: kind.options.split(separator: "DATA", omittingEmptySubsequences: false).joined(separator: directory.file("data.raw")), start: kind.start, size: kind.size)
         var contents = [UInt8](repeating: 0, count: kind.size)
         let old = QCOW2ImageTests.sparse(kind.start == .shortBacking ? 333 << 10 | 512 : kind.size, seed: seed)
         let raw = try directory.write("start.raw", old)
@@ -85,7 +96,7 @@ import Testing
     }
 
     @Test func whatMustNotBeWrittenIsRefused() throws {
-        for (bit, word) in [(UInt8(2), "corrupt"), (16, "subclusters")] {
+        for (bit, word) in [(UInt8(2), "corrupt")] {
             let path = directory.file("\(bit).qcow2")
             qemuImage("create", "-q", "-f", "qcow2", path, "1M")
             var bytes = try directory.read("\(bit).qcow2")
@@ -123,6 +134,67 @@ import Testing
         expectSound(path)
     }
 
+    /// A small write takes a subcluster and no more, which the file shows.
+    @Test func subclustersAreAllocatedOneByOne() throws {
+        let path = directory.file("disk.qcow2")
+        let base = try directory.write("base.raw", randomBytes(4 << 20, seed: 8))
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=128k,extended_l2=on", "-b", base, "-F", "raw", path)
+        var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+        let before = try FileDescriptor.open(path, O_RDONLY).status().st_blocks
+        // A whole subcluster, a part of one, and two in the middle of a cluster whose others are zeroes.
+        try engine.write(8192, [UInt8](repeating: 1, count: 4096))
+        try engine.write(256 << 10 | 512, [UInt8](repeating: 2, count: 512))
+        try engine.perform(.writeZeroes, at: 512 << 10, length: 128 << 10)
+        try engine.write(600 << 10, [UInt8](repeating: 3, count: 8192))
+        try engine.perform(.flush)
+        #expect(try FileDescriptor.open(path, O_RDONLY).status().st_blocks - before <= (4096 + 4096 + 8192 + 4096 + 128 << 10) / 512)
+        _ = consume engine
+        expectSound(path)
+        let map = run(["qemu-img", "map", "--output=json", "-f", "qcow2", path]).output
+        #expect(map.contains("\"start\": 8192, \"length\": 4096, \"depth\": 0"))
+        #expect(map.contains("\"start\": 262144, \"length\": 4096, \"depth\": 0"))
+        #expect(map.contains("\"start\": 614400, \"length\": 8192, \"depth\": 0, \"present\": true, \"zero\": false"))
+    }
+
+    /// The name that the image has, or the user, and nothing else: not the image itself, and no file that is not there.
+    @Test func dataFilesAreThoseThatAreNamed() throws {
+        let path = directory.file("disk.qcow2"), data = directory.file("data.raw"), other = directory.file("other.raw")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "data_file=\(data)", path, "1M")
+        try directory.write("other.raw", [UInt8](repeating: 7, count: 1 << 20))
+        do {
+            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(dataFile: data)))
+            let files = engine.image.files
+            #expect(files == [path, data])
+            try engine.write(0, [UInt8](repeating: 1, count: 65536))
+            #expect(throws: DiskImageError.self) { try engine.createSnapshot(named: "one") }
+        }
+        expectSound(path)
+        #expect(try directory.read("data.raw").prefix(65536).allSatisfy { $0 == 1 })
+        var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, dataFile: other)))
+        #expect(try engine.read(0, 65536) == [UInt8](repeating: 7, count: 65536))
+        #expect(openError(path, DiskImageOptions(locking: false, dataFile: path)) == .dataFile(of: path, .backingLoop(path: path)))
+        #expect(openError(path, DiskImageOptions(locking: false)) == .dataFileNotAllowed(path: path, name: data))
+        #expect(run(["rm", data]).status == 0)
+        let missing = SystemCallError("open", errno: ENOENT)
+        #expect(openError(path, DiskImageOptions(locking: false, allowsDataFile: true)) == .dataFile(of: path, .system(path: data, missing)))
+        #expect(openError(path, DiskImageOptions(locking: false, dataFile: data)) == .dataFile(of: path, .system(path: data, missing)))
+    }
+
+    /// Data that was not durable when a commit began, and is linked after it, is made durable before the mapping by the next one.
+    @Test func theMappingNeverOvertakesItsData() throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", path, "1M")
+        var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+        try engine.write(0, [UInt8](repeating: 1, count: 65536))
+        let file = engine.metadataFile
+        let run = try engine.image.withMetadata { qcow2 throws(MetadataError) in try qcow2.allocate(1, at: 65536, file) }!
+        // The whole commit passes while the data is on its way.
+        try engine.perform(.flush)
+        #expect(engine.image.withMetadata { $0.needsBarrier } == false)
+        engine.image.withMetadata { $0.link(run, at: 65536, sequence: 0) }
+        #expect(engine.image.withMetadata { $0.needsBarrier } == true)
+    }
+
     /// A refcount table that has to grow, twice, with clusters so small that a table has few entries.
     @Test(arguments: [16, 64]) func theRefcountTableGrows(bits: Int) throws {
         let path = directory.file("disk.qcow2")
@@ -146,7 +218,7 @@ import Testing
         let rounds = environment("SWKVM_ROUNDS") ?? 40
         for session in 0..<3 {
             // With few slices in memory, then many; with and without io_uring.
-            let options = DiskImageOptions(locking: false, metadataCacheSize: session == 0 ? 0 : 32 << 20)
+            let options = DiskImageOptions(locking: false, metadataCacheSize: session == 0 ? 0 : 32 << 20, allowsDataFile: true)
             var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 8, usesRing: session != 1)
             for round in 0..<rounds {
                 try workload.round(&engine)
@@ -161,6 +233,11 @@ import Testing
         }
         let operations = workload.operations
         #expect(operations > 3 * rounds)
+        // Who knows nothing of the image finds the disk in its data file.
+        if kind.options.contains("raw=on") {
+            let model = workload.model
+            #expect(try directory.read("data.raw").prefix(kind.size).elementsEqual(model))
+        }
         if kind.start == .snapshot {
             // The snapshot has what it had.
             qemuImage("snapshot", "-a", "before", path)

@@ -5,7 +5,7 @@ import Linux
 import Testing
 
 /// A directory that goes with the value.
-final class TemporaryDirectory {
+final class TemporaryDirectory: Sendable {
     let path: String
 
     /// - Parameter inMemory: on a file system where qemu-img's waiting for the disk takes no time.

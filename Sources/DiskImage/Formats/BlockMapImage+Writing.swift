@@ -61,7 +61,7 @@ extension BlockMapImage {
                 if operation != .write { return .done(length: run) }
                 guard !isLocked else { return .not(.wait) }
                 let whole = run >> layout.blockBits
-                return inBlock == 0 && whole > 0 ? .clusters(whole) : .copy(isZero: true)
+                return inBlock == 0 && whole > 0 ? .clusters(whole) : .part(WriteTarget.Part(range: 0..<layout.blockSize, isZero: true, place: nil))
             }
         }
     }
@@ -103,6 +103,8 @@ extension BlockMapImage {
         // Pinned since the allocation.
         let block = offset >> layout.blockBits
         guard let slot = slices.slot(of: sliceNumber(ofBlock: block)) else { return }
+        // A commit may have come between the allocation and the end of the write, whose data its synchronisation did not cover.
+        allocator?.needsBarrier = true
         for index in 0..<run.count {
             let entry: UInt32
             if case .vdi = layout.entries {

@@ -68,11 +68,11 @@ enum Compressor: ~Copyable {
     case zlib(Deflater)
     case zstd(ZstdCompressor)
 
-    /// - Parameter level: nil for the library's usual one.
+    /// - Parameter level: nil for the usual one: zstd's own, and zlib's 4, which takes two thirds of the time of its own (6) for images larger by a fiftieth.
     init(_ type: CompressionType, level: Int?, _ path: String) throws(DiskImageError) {
         switch type {
         case .zlib:
-            guard let deflater = Deflater(level: Int32(level ?? -1)) else { throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM)) }
+            guard let deflater = Deflater(level: Int32(level ?? 4)) else { throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM)) }
             self = .zlib(deflater)
         case .zstd:
             guard let compressor = ZstdCompressor(level: Int32(level ?? 3)) else { throw .system(path: path, SystemCallError("ZSTD_createCCtx", errno: ENOMEM)) }

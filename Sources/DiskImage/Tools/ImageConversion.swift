@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Glibc
 internal import Linux
 
@@ -26,8 +27,8 @@ public struct ImageConversion: Sendable {
     public var cache = CacheMode.writeback
     /// Whether the image is on the disk when ``run(_:)`` returns.
     public var durably = false
-    /// Threads that read, compress and write.
-    public var threads = 8
+    /// Threads that read, compress and write; more than the processors only wait for each other at the file.
+    public var threads = min(max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN))), possibleThreads.upperBound)
 
     public static let possibleThreads = 1...64
 
@@ -40,6 +41,7 @@ public struct ImageConversion: Sendable {
     /// Makes the image. It gets its name when it is whole; after an error there is no file (a block device is then written in part).
     /// - Parameter progress: called a few times a second; false gives up.
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) {
+        try format.requireMakeable(target)
         var sourceOptions = sourceOptions
         sourceOptions.readOnly = true
         // What is read is read once, in order: a small part of the tables at a time.
@@ -47,10 +49,12 @@ public struct ImageConversion: Sendable {
         let image = try DiskImage(path: source, options: sourceOptions)
         let size = image.size
         try check(size)
-        let file = try NewFile(path: target, replacing: replacing, cache: cache)
-        if let index = image.identities.firstIndex(where: { $0 == file.replacedIdentity }) {
+        // Before our own lock of the source tells that it is in use.
+        var status = stat()
+        if unsafe stat(target, &status) == 0, let index = image.identities.firstIndex(of: ImageFile.Identity(status)), replacing {
             throw .sameFile(path: target, other: image.files[index])
         }
+        let file = try NewFile(path: target, replacing: replacing, cache: cache)
         if let deviceSize = file.deviceSize {
             guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
             guard deviceSize >= size else { throw .tooSmall(path: target, needed: size, size: deviceSize) }

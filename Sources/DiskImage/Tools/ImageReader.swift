@@ -21,7 +21,7 @@ public struct ImageExtent: Sendable, Equatable {
     public var depth: Int
     /// Where in the image's file, for what has a place of its own there.
     public var fileOffset: UInt64?
-    /// Which file that is, by its number in ``DiskImage/files``.
+    /// Which file that is, by its number in ``ImageMap/files``.
     public var file = 0
 
     public var readsAsZeroes: Bool { kind == .unallocated || kind == .zero }
@@ -40,7 +40,7 @@ public struct ImageExtent: Sendable, Equatable {
     }
 
     init(_ image: consuming DiskImage) {
-        known = [Known](repeating: Known(), count: image.files.count)
+        known = [Known](repeating: Known(), count: image.fileCount)
         self.image = image
     }
 
@@ -58,7 +58,11 @@ public struct ImageExtent: Sendable, Equatable {
                 let (isData, end) = try hole(at: place, search.file)
                 return found(isData ? .data : .zero, min(length, end - place), at: place)
             case .zero(let length):
-                return found(depth < image.chainLength ? .zero : .unallocated, length)
+                // Past the last image, or past the end of one below the topmost: the one above has nothing, and nobody else.
+                if depth == image.chainLength || (depth > 0 && offset >= image.size(ofLayer: depth)) {
+                    return ImageExtent(kind: .unallocated, offset: offset, length: min(length, limit), depth: depth - 1)
+                }
+                return found(.zero, length)
             case .memory(_, let length):
                 return found(.compressed, length)
             case .load(let load) where load.kind == .compressedCluster:
@@ -140,7 +144,7 @@ public struct ImageExtent: Sendable, Equatable {
             let place = offset + UInt64(done)
             // What is left of the caller's buffer.
             var vector = unsafe iovec(iov_base: buffer + done, iov_len: count - done)
-            let file = unsafe image.descriptor(layer, for: &vector, count: 1, offset: place)
+            let file = unsafe image.dataDescriptor(layer, for: &vector, count: 1, offset: place)
             let got = unsafe preadv(file, &vector, 1, off_t(truncatingIfNeeded: place))
             if got < 0 {
                 if errno == EINTR { continue }
@@ -160,7 +164,7 @@ public struct ImageExtent: Sendable, Equatable {
     private mutating func hole(at place: UInt64, _ layer: Int) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
         let last = known[layer]
         if last.start <= place, place < last.end { return (last.isData, last.end) }
-        let file = image.descriptor(layer)
+        let file = image.dataDescriptor(layer)
         let data = lseek(file, off_t(truncatingIfNeeded: place), CLINUX_SEEK_DATA)
         var found = Known(start: place, end: .max, isData: true)
         if data > off_t(truncatingIfNeeded: place) {

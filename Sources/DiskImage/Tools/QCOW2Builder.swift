@@ -39,7 +39,8 @@ struct QCOW2Builder {
         entrySize = options.extendedL2 ? 16 : 8
         entriesPerTable = options.clusterSize / UInt64(entrySize)
         let clusters = (size + options.clusterSize - 1) >> clusterBits
-        l1 = [UInt64](repeating: 0, count: Int((clusters + entriesPerTable - 1) / entriesPerTable))
+        // One entry also for an empty disk, whose table would else be a cluster that nobody refers to.
+        l1 = [UInt64](repeating: 0, count: max(1, Int((clusters + entriesPerTable - 1) / entriesPerTable)))
         table = [UInt8](repeating: 0, count: Int(options.clusterSize))
     }
 

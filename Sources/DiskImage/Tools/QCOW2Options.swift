@@ -31,18 +31,6 @@ public enum CompressionType: String, Sendable, CaseIterable {
     case zstd
 }
 
-/// What of a new image is set aside before it is written.
-public enum Preallocation: String, Sendable, CaseIterable {
-    /// Nothing.
-    case off
-    /// Clusters have their places; the file is sparse.
-    case metadata
-    /// The file system sets the space aside.
-    case falloc
-    /// Zeroes are written.
-    case full
-}
-
 /// The image that shows where a new one has nothing of its own.
 public struct BackingReference: Sendable, Equatable {
     /// The name as it is put into the image: relative to the new image's directory.

@@ -15,7 +15,11 @@ struct ImageCommand: ParsableCommand {
               1    it could not be done (verbs with further states name them in their own help)
               64   the command line is wrong
             """,
-        subcommands: [CreateCommand.self, ConvertCommand.self, ImageCheckCommand.self])
+        subcommands: [
+            ImageCreateCommand.self, ImageInfoCommand.self, ImageCheckCommand.self, ImageConvertCommand.self, ImageCompareCommand.self,
+            ImageMapCommand.self, ImageResizeCommand.self, ImageSnapshotCommand.self, ImageCommitCommand.self, ImageRebaseCommand.self,
+            ImageBenchCommand.self,
+        ])
 }
 
 /// How the verbs of `swkvm image` end and what they print.
@@ -29,6 +33,11 @@ enum ImageTool {
             StandardError().say(error.description)
             throw ExitCode(status)
         }
+    }
+
+    /// Text that comes from an image, safe for a terminal: control characters are escaped.
+    static func printable(_ text: String) -> String {
+        text.unicodeScalars.map { $0.properties.generalCategory == .control ? $0.escaped(asASCII: true) : String($0) }.joined()
     }
 
     /// `1.5 GiB`: three digits at most before the unit, as qemu-img shows sizes.
@@ -48,10 +57,8 @@ enum ImageTool {
         let whole = bytes >> shift
         // Digits after the point: 2 below 10, 1 below 100, none above.
         let digits: UInt64 = whole < 10 ? 100 : whole < 100 ? 10 : 1
-        let fraction = (UInt64(1) << shift) / digits
-        // Rounded to the nearest; `bytes` and half a digit do not come near 2^64, as digits are small beside units.
-        let (raised, overflow) = bytes.addingReportingOverflow(fraction / 2)
-        let scaled = (overflow ? bytes : raised) / fraction
+        // As printf rounds: a half to the even digit.
+        let scaled = UInt64((Double(bytes) / Double(UInt64(1) << shift) * Double(digits)).rounded(.toNearestOrEven))
         var after = scaled % digits, places = digits == 100 ? 2 : digits == 10 ? 1 : 0
         while places > 0, after % 10 == 0 { (after, places) = (after / 10, places - 1) }
         guard places > 0 else { return "\(scaled / digits)" }

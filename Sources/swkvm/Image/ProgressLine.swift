@@ -11,6 +11,7 @@ final class ProgressLine {
     private let isTerminal: Bool?
     private let start = ProgressLine.now()
     private var lastShown = 0.0
+    private var isFinished = false
     private var lastLength = 0
 
     /// - Parameter isShown: nil shows it where standard error is a terminal.
@@ -27,7 +28,8 @@ final class ProgressLine {
         if let isTerminal {
             let now = Self.now()
             let isOver = progress.done == progress.total
-            if isOver || now - lastShown >= (isTerminal ? 0.1 : 1) {
+            if isOver ? !isFinished : now - lastShown >= (isTerminal ? 0.1 : 1) {
+                isFinished = isOver
                 lastShown = now
                 draw(Self.text(progress, seconds: now - start), isTerminal)
             }

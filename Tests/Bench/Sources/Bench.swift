@@ -22,6 +22,7 @@ struct Bench {
             ("start", { try StartBench.run(setup) }),
             ("exits", { try ExitBench.run(setup) }),
             ("disk", { try DiskBench.run(setup) }),
+            ("image", { try ToolBench.run(setup) }),
             ("net", { try NetworkBench.run(setup) }),
             ("footprint", { try FootprintBench.run(setup) }),
         ]

@@ -10,7 +10,7 @@ import Testing
     @Test(arguments: FormatKind.readable) func whatWasConvertedIsRead(kind: FormatKind) throws {
         let size = min(kind.size, 40 << 20)
         let contents = QCOW2ImageTests.sparse(size, seed: UInt64(kind.size))
-                let path = try directory.make(kind, contents)
+        let path = try directory.make(kind, contents)
         for usesRing in [true, false] {
             var engine = try DiskEngine(DiskImage(path: path, options: readOnly), usesRing: usesRing)
             let isOurs = engine.image.format == kind.format && engine.image.isReadOnly

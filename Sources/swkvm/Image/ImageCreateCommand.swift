@@ -2,7 +2,7 @@ public import ArgumentParser
 public import DiskImage
 
 /// `swkvm image create`: a new disk image.
-struct CreateCommand: ParsableCommand {
+struct ImageCreateCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "create",
         abstract: "Make a disk image.",
@@ -105,4 +105,3 @@ struct LayoutOptions: ParsableArguments {
 
 extension QCOW2Compatibility: ExpressibleByArgument {}
 extension CompressionType: ExpressibleByArgument {}
-extension Preallocation: ExpressibleByArgument {}

@@ -3,7 +3,7 @@ public import DiskImage
 internal import Linux
 
 /// `swkvm image convert`: the same disk in another image.
-struct ConvertCommand: ParsableCommand {
+struct ImageConvertCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "convert",
         abstract: "Copy a disk image into a new one, in another format or layout.",
@@ -18,10 +18,10 @@ struct ConvertCommand: ParsableCommand {
               swkvm image convert --force disk.qcow2 /dev/vg/disk --target-format raw
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The source's format: raw or qcow2. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: raw or qcow2. Default: what its extension says.", valueName: "format"))
     var targetFormat: ImageFormat?
 
     @Flag(name: [.short, .long], help: "Compress clusters (qcow2).")
@@ -32,8 +32,8 @@ struct ConvertCommand: ParsableCommand {
 
     @OptionGroup var layout: LayoutOptions
 
-    @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64.", valueName: "n"))
-    var threads = 8
+    @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one for each processor.", valueName: "n"))
+    var threads: Int?
 
     @Option(help: ArgumentHelp("writeback, or none to go around the page cache on both sides.", valueName: "mode"))
     var cache = CacheMode.writeback
@@ -69,7 +69,7 @@ struct ConvertCommand: ParsableCommand {
             conversion.preallocation = layout.preallocation
             conversion.compresses = compress
             conversion.compressionLevel = compressionLevel
-            conversion.threads = threads
+            if let threads { conversion.threads = threads }
             conversion.cache = cache
             conversion.durably = sync
             conversion.replacing = force

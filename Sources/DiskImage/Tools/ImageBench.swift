@@ -1,0 +1,129 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// How fast an image is: many requests of one size, a number of them in flight at a time.
+public struct ImageBench: Sendable {
+    public enum Pattern: Sendable, Equatable {
+        /// Each request begins this many bytes after the last one.
+        case sequential(step: UInt64)
+        /// Anywhere; the places follow from the seed.
+        case random(seed: UInt64)
+    }
+
+    public struct Result: Sendable {
+        public var seconds: Double
+        /// Requests and bytes.
+        public var requests: UInt64
+        public var bytes: UInt64
+    }
+
+    public var path: String
+    public var options = DiskImageOptions(readOnly: true)
+    /// Whether it writes, all bytes with the value ``fill``: what the image holds is lost.
+    public var writes = false
+    public var fill: UInt8 = 0
+    public var count: UInt64 = 75000
+    public var depth = 64
+    public var size = 4096
+    public var offset: UInt64 = 0
+    public var pattern = Pattern.sequential(step: 4096)
+    /// With writes, a flush after as many of them; 0 for none.
+    public var flushInterval: UInt64 = 0
+    public var usesRing = true
+
+    public init(path: String) { self.path = path }
+
+    /// Carries the requests out. After writes a last flush is a part of the time.
+    public func run() throws(DiskImageError) -> Result {
+        var options = options
+        options.readOnly = !writes
+        let image = try DiskImage(path: path, options: options)
+        guard depth > 0, depth <= 4096, size > 0, size <= 64 << 20, UInt64(size) <= image.size, offset <= image.size - UInt64(size) else {
+            throw .impossible(path: path, reason: "requests of \(size) bytes from byte \(offset) on, \(depth) at a time, on a disk of \(image.size) bytes")
+        }
+        let last = image.size - UInt64(size)
+        var engine = try DiskEngine(image, depth: depth, segments: 1, usesRing: usesRing)
+        let buffers = try memory(depth * size, path)
+        let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: depth)
+        defer { unsafe vectors.deallocate() }
+        for index in 0..<depth {
+            // Each request has its own part of the mapping, which outlives the engine's use of it.
+            unsafe (vectors + index).initialize(to: iovec(iov_base: buffers.start + index * size, iov_len: size))
+        }
+        if writes { unsafe buffers.start.initializeMemory(as: UInt8.self, repeating: fill, count: depth * size) }
+
+        var places = Places(pattern, offset: offset, last: last, size: UInt64(size))
+        let start = now()
+        var started: UInt64 = 0, done: UInt64 = 0
+        // Also until the last flush among them has ended.
+        while done < count || engine.inFlight > 0 {
+            while started < count, let request = engine.acquire() {
+                unsafe engine.start(request, writes ? .write : .read, offset: places.next(), length: UInt64(size), vectors: vectors + request, count: 1)
+                started += 1
+            }
+            guard let completion = try engine.waitForCompletion() else { break }
+            try finish(completion, &engine, &done)
+            while let completion = engine.nextCompletion() { try finish(completion, &engine, &done) }
+        }
+        if writes { try engine.perform(.flush) }
+        return Result(seconds: now() - start, requests: done, bytes: done * UInt64(size))
+    }
+
+    private func finish(_ completion: DiskCompletion, _ engine: inout DiskEngine, _ done: inout UInt64) throws(DiskImageError) {
+        if completion.error != 0 { throw .request(path: path, SystemCallError("\(completion.operation)", errno: completion.error)) }
+        if completion.operation == .flush { return engine.release(completion.request) }
+        done += 1
+        if flushInterval > 0, writes, done % flushInterval == 0 {
+            engine.start(completion.request, .flush, offset: 0, length: 0)
+        } else {
+            engine.release(completion.request)
+        }
+    }
+
+    private func now() -> Double {
+        var time = timespec()
+        unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+        return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
+    }
+}
+
+/// Where one request after the other begins.
+private struct Places {
+    private let pattern: ImageBench.Pattern
+    private let first: UInt64
+    private let last: UInt64
+    private let size: UInt64
+    private var position: UInt64
+    private var state: UInt64 = 0
+
+    /// - Parameter last: the last byte at which a request may begin.
+    init(_ pattern: ImageBench.Pattern, offset: UInt64, last: UInt64, size: UInt64) {
+        self.pattern = pattern
+        first = offset
+        self.last = last
+        self.size = size
+        position = offset
+        if case .random(let seed) = pattern { state = seed }
+    }
+
+    mutating func next() -> UInt64 {
+        switch pattern {
+        case .sequential(let step):
+            let place = position
+            // Around at the end, to where it began.
+            let (next, overflow) = position.addingReportingOverflow(step)
+            position = overflow || next > last ? first : next
+            return place
+        case .random:
+            // SplitMix64: the same places with the same seed, whatever the machine.
+            state &+= 0x9e37_79b9_7f4a_7c15
+            var z = state
+            z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+            z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+            z ^= z >> 31
+            // Aligned as requests of a file system are.
+            return first + z % ((last - first) / size + 1) * size
+        }
+    }
+}

@@ -1,0 +1,102 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// Whether two images show the same disk.
+public struct ImageComparison: Sendable {
+    public enum Outcome: Sendable, Equatable {
+        case identical
+        /// The shorter one ends, and the longer one has nothing but zeroes there.
+        case identicalUpToZeroes
+        /// The first byte that differs.
+        case contents(offset: UInt64)
+        /// In a strict comparison: bytes from here on are allocated in one of them only.
+        case allocation(offset: UInt64)
+        /// In a strict comparison.
+        case size(UInt64, UInt64)
+    }
+
+    public var first: String
+    public var firstOptions = DiskImageOptions(readOnly: true)
+    public var second: String
+    public var secondOptions = DiskImageOptions(readOnly: true)
+    /// Whether sizes and what is allocated have to be the same too.
+    public var isStrict = false
+
+    private static let bufferSize = 1 << 20
+
+    public init(_ first: String, _ second: String) {
+        self.first = first
+        self.second = second
+    }
+
+    /// Compares the disks up to the first difference.
+    /// - Parameter progress: called now and then; false gives up.
+    public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) -> Outcome {
+        var one = ImageReader(try DiskImage(path: first, options: firstOptions))
+        var other = ImageReader(try DiskImage(path: second, options: secondOptions))
+        let (size, otherSize) = (one.image.size, other.image.size)
+        if isStrict, size != otherSize { return .size(size, otherSize) }
+        let common = min(size, otherSize), total = max(size, otherSize)
+        let buffers = try memory(2 * Self.bufferSize, first)
+        // The halves of the mapping.
+        let left = unsafe UnsafeMutableRawBufferPointer(start: buffers.start, count: Self.bufferSize)
+        let right = unsafe UnsafeMutableRawBufferPointer(start: buffers.start + Self.bufferSize, count: Self.bufferSize)
+
+        var position: UInt64 = 0, steps = 0
+        func goesOn() throws(DiskImageError) {
+            steps += 1
+            if steps % 64 == 0, !progress(ImageProgress(done: position, total: total)) { throw .interrupted(path: first) }
+        }
+        while position < common {
+            try goesOn()
+            let extent = try one.extent(at: position, limit: common - position), match = try other.extent(at: position, limit: extent.length)
+            let length = match.length
+            if isStrict, extent.isAllocated != match.isAllocated { return .allocation(offset: position) }
+            if extent.readsAsZeroes, match.readsAsZeroes {
+                position += length
+                continue
+            }
+            let count = Int(min(length, UInt64(Self.bufferSize)))
+            // Both buffers hold that much.
+            let (a, b) = unsafe (UnsafeMutableRawBufferPointer(rebasing: left[..<count]), UnsafeMutableRawBufferPointer(rebasing: right[..<count]))
+            if !extent.readsAsZeroes { try unsafe one.read(a, at: position) }
+            if !match.readsAsZeroes { try unsafe other.read(b, at: position) }
+            let same = unsafe extent.readsAsZeroes ? zeroPrefix(b) : match.readsAsZeroes ? zeroPrefix(a) : commonPrefix(a, b)
+            if same < count { return .contents(offset: position + UInt64(same)) }
+            position += UInt64(count)
+        }
+        // What one has beyond the other's end.
+        while position < total {
+            try goesOn()
+            let isFirst = size > otherSize
+            let extent = try isFirst ? one.extent(at: position, limit: total - position) : other.extent(at: position, limit: total - position)
+            if !extent.readsAsZeroes {
+                let count = Int(min(extent.length, UInt64(Self.bufferSize)))
+                let piece = unsafe UnsafeMutableRawBufferPointer(rebasing: left[..<count])
+                if isFirst { try unsafe one.read(piece, at: position) } else { try unsafe other.read(piece, at: position) }
+                let zeroes = unsafe zeroPrefix(piece)
+                if zeroes < count { return .contents(offset: position + UInt64(zeroes)) }
+                position += UInt64(count)
+            } else {
+                position += extent.length
+            }
+        }
+        _ = progress(ImageProgress(done: total, total: total))
+        return size == otherSize ? .identical : .identicalUpToZeroes
+    }
+
+    private func zeroPrefix(_ bytes: UnsafeMutableRawBufferPointer) -> Int { unsafe clinux_zero_prefix(bytes.baseAddress, bytes.count) }
+
+    private func commonPrefix(_ a: UnsafeMutableRawBufferPointer, _ b: UnsafeMutableRawBufferPointer) -> Int {
+        guard let left = a.baseAddress, let right = b.baseAddress else { return 0 }
+        // Both have `a.count` bytes.
+        if unsafe memcmp(left, right, a.count) == 0 { return a.count }
+        return (0..<a.count).first { unsafe a[$0] != b[$0] } ?? a.count
+    }
+}
+
+extension ImageExtent {
+    /// Whether an image of the chain has something of its own there.
+    fileprivate var isAllocated: Bool { kind != .unallocated }
+}

@@ -1,0 +1,147 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// What a disk image says of itself, without a look at its backing files.
+public struct ImageInformation: Sendable, Equatable {
+    public var path: String
+    public var format: ImageFormat
+    /// Bytes of the disk.
+    public var size: UInt64
+    /// Bytes that the file takes on the host's disk.
+    public var allocated: UInt64
+    public var isDirty = false
+    public var backing: Backing?
+    public var qcow2: QCOW2?
+    /// Bytes of a block of the format's making; nil in one without.
+    public var clusterSize: UInt64?
+    public var snapshots: [Snapshot] = []
+
+    public struct Backing: Sendable, Equatable {
+        /// As the image has it.
+        public var name: String
+        /// Where that leads to; nil for a name that is not followed.
+        public var path: String?
+        /// As the image states it.
+        public var format: String?
+    }
+
+    /// What is particular to qcow2.
+    public struct QCOW2: Sendable, Equatable {
+        public var clusterSize: UInt64
+        public var compatibility: QCOW2Compatibility
+        public var compression: String
+        public var lazyRefcounts: Bool
+        public var refcountBits: Int
+        public var isCorrupt: Bool
+        public var extendedL2: Bool
+        public var dataFile: String?
+        public var dataFileIsRaw: Bool
+    }
+
+    /// An internal snapshot.
+    public struct Snapshot: Sendable, Equatable {
+        public var identifier: String
+        public var name: String
+        /// Bytes of a machine's state.
+        public var stateSize: UInt64
+        /// Seconds since 1970, and nanoseconds.
+        public var seconds: UInt32
+        public var nanoseconds: UInt32
+        /// Nanoseconds that the machine had run.
+        public var clock: UInt64
+        /// Instructions that it had executed, if they were counted.
+        public var instructions: UInt64?
+    }
+
+    /// Reads what an image says. Nothing is locked if `locking` is off, so that an image in use can be looked at.
+    public init(path: String, format: ImageFormat? = nil, locking: Bool = true) throws(DiskImageError) {
+        let format = try ImageFormat(format, orExtensionOf: path)
+        let file = try ImageFile(path: path, writable: false, cache: .writeback, locking: locking)
+        self.path = path
+        self.format = format
+        do throws(SystemCallError) {
+            // In units of 512 bytes, whatever the file system's blocks.
+            allocated = UInt64(clamping: try file.descriptor.status().st_blocks) << 9
+        } catch {
+            throw .system(path: path, error)
+        }
+        guard format == .qcow2 else {
+            // Whatever these say, opening them finds out; a raw image says nothing.
+            let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true, locking: locking))
+            size = image.size
+            clusterSize = image.clusterSize
+            allocated = try image.allocated()
+            return
+        }
+        let header = try QCOW2Header(file)
+        // The header's check has found what follows within the first cluster.
+        let area = QCOW2HeaderArea(parsing: try file.read("the header", count: Int(min(header.clusterSize, file.size)), at: 0))
+        size = header.size
+        clusterSize = header.clusterSize
+        isDirty = header.isDirty
+        qcow2 = QCOW2(header, area)
+        if let name = header.backingName {
+            backing = Backing(name: name, path: try? backingPath(name, of: path), format: header.backingFormat)
+        }
+        snapshots = try readSnapshots(header, file)
+    }
+
+    /// The image and, by the names that they have, all those below it.
+    public static func chain(path: String, format: ImageFormat? = nil, locking: Bool = true) throws(DiskImageError) -> [ImageInformation] {
+        var chain = [try ImageInformation(path: path, format: format, locking: locking)]
+        while let backing = chain[chain.count - 1].backing {
+            let image = chain[chain.count - 1].path
+            guard chain.count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: image) }
+            do throws(DiskImageError) {
+                let path = try backingPath(backing.name, of: image)
+                if chain.contains(where: { $0.path == path }) { throw .backingLoop(path: path) }
+                chain.append(try ImageInformation(path: path, format: backingFormat(backing.format, path), locking: locking))
+            } catch {
+                throw .backing(of: image, error)
+            }
+        }
+        return chain
+    }
+}
+
+extension ImageInformation.QCOW2 {
+    fileprivate init(_ header: QCOW2Header, _ area: QCOW2HeaderArea) {
+        let isVersion3 = header.version >= 3
+        clusterSize = header.clusterSize
+        compatibility = isVersion3 ? .version3 : .version2
+        compression = "\(header.compression)"
+        lazyRefcounts = isVersion3 && area.fields.bigEndian64(at: QCOW2HeaderArea.Field.compatibleFeatures) & 1 != 0
+        refcountBits = 1 << header.refcountOrder
+        isCorrupt = header.isCorrupt
+        extendedL2 = header.hasExtendedL2
+        let name = area.extensions.first { $0.type == QCOW2HeaderArea.Extension.dataFile }?.contents
+        dataFile = name.map { String(decoding: $0, as: UTF8.self) }
+        dataFileIsRaw = dataFile != nil && header.autoclearFeatures & 2 != 0
+    }
+}
+
+/// The snapshot table: entries of 40 bytes, extra data, identifier and name, padded to 8 (docs/interop/qcow2.txt, "Snapshots").
+private func readSnapshots(_ header: QCOW2Header, _ file: borrowing ImageFile) throws(DiskImageError) -> [ImageInformation.Snapshot] {
+    let maximum = 65536
+    guard header.snapshotCount <= maximum else { throw .invalid(path: file.path, reason: "\(header.snapshotCount) snapshots") }
+    var offset = header.snapshotTableOffset
+    var snapshots: [ImageInformation.Snapshot] = []
+    for _ in 0..<header.snapshotCount {
+        let fixed = try file.read("the snapshot table", count: 40, at: offset)
+        let identifierLength = Int(fixed[12]) << 8 | Int(fixed[13]), nameLength = Int(fixed[14]) << 8 | Int(fixed[15])
+        let extraLength = Int(fixed.bigEndian32(at: 36))
+        guard extraLength <= 1024 else { throw .invalid(path: file.path, reason: "a snapshot with \(extraLength) bytes of extra data") }
+        let rest = try file.read("the snapshot table", count: extraLength + identifierLength + nameLength, at: offset &+ 40)
+        // The machine's state has 64 bits where there is room for them.
+        let state = extraLength >= 8 ? rest.bigEndian64(at: 0) : UInt64(fixed.bigEndian32(at: 32))
+        let instructions = extraLength >= 24 ? rest.bigEndian64(at: 16) : .max
+        snapshots.append(ImageInformation.Snapshot(
+            identifier: String(decoding: rest[extraLength..<extraLength + identifierLength], as: UTF8.self),
+            name: String(decoding: rest[(extraLength + identifierLength)...], as: UTF8.self),
+            stateSize: state, seconds: fixed.bigEndian32(at: 16), nanoseconds: fixed.bigEndian32(at: 20), clock: fixed.bigEndian64(at: 24),
+            instructions: instructions == .max ? nil : instructions))
+        offset = offset &+ UInt64(40 + rest.count + 7) & ~7
+    }
+    return snapshots
+}

@@ -1,0 +1,95 @@
+internal import ArgumentParser
+internal import DiskImage
+
+/// `swkvm image bench`: how fast an image is.
+struct ImageBenchCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "bench",
+        abstract: "Measure reads or writes of a disk image.",
+        discussion: """
+            WRITES DESTROY what the image holds.
+
+            EXAMPLES
+              swkvm image bench --cache none --random disk.qcow2
+              swkvm image bench --write --count 10000 --depth 1 scratch.qcow2
+            """)
+
+    @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: what the file's extension says.", valueName: "format"))
+    var format: ImageFormat?
+
+    @Option(name: [.short, .long], help: ArgumentHelp("Requests.", valueName: "n"))
+    var count: UInt64 = 75000
+
+    @Option(name: [.short, .long], help: ArgumentHelp("Requests in flight, 1 to 4096.", valueName: "n"))
+    var depth = 64
+
+    @Option(name: [.short, .customLong("buffer-size")], help: ArgumentHelp("Bytes of a request.", valueName: "size"))
+    var size = ByteSize(bytes: 4096)
+
+    @Option(name: [.customShort("S"), .customLong("step-size")], help: ArgumentHelp("From one request's start to the next one's. Default: a request's size.", valueName: "size"))
+    var step: ByteSize?
+
+    @Option(name: [.short, .long], help: ArgumentHelp("Where the first request begins.", valueName: "size"))
+    var offset = ByteSize(bytes: 0)
+
+    @Flag(name: [.short, .long], help: "Requests anywhere on the disk instead of one after the other.")
+    var random = false
+
+    @Option(help: ArgumentHelp("Where random requests go follows from this.", valueName: "n"))
+    var seed: UInt64 = 1
+
+    @Flag(name: [.short, .long], help: "Write. What the image holds is lost.")
+    var write = false
+
+    @Option(help: ArgumentHelp("The value of all bytes written, 0 to 255.", valueName: "n"))
+    var pattern: UInt8 = 0
+
+    @Option(help: ArgumentHelp("Flush after as many writes; 0 for none before the end.", valueName: "n"))
+    var flushInterval: UInt64 = 0
+
+    @Option(name: [.customShort("t"), .long], help: ArgumentHelp("writeback, or none to go around the page cache.", valueName: "mode"))
+    var cache = CacheMode.writeback
+
+    @Flag(help: "Without io_uring: one system call after the other.")
+    var noRing = false
+
+    @Flag(help: "As JSON.")
+    var json = false
+
+    @Argument(help: "The image.")
+    var file: String
+
+    func run() throws {
+        let result = try ImageTool.run { () throws(DiskImageError) in
+            var bench = ImageBench(path: file)
+            bench.options.format = format
+            bench.options.cache = cache
+            bench.writes = write
+            bench.fill = pattern
+            bench.count = count
+            bench.depth = depth
+            bench.size = Int(clamping: size.bytes)
+            bench.offset = offset.bytes
+            bench.pattern = random ? .random(seed: seed) : .sequential(step: step?.bytes ?? size.bytes)
+            bench.flushInterval = flushInterval
+            bench.usesRing = !noRing
+            if !json {
+                let how = random ? "random places, seed \(seed)" : "starting at offset \(offset.bytes), step size \(step?.bytes ?? size.bytes)"
+                print("Sending \(count) \(write ? "write" : "read") requests, \(size.bytes) bytes each, \(depth) in parallel (\(how))")
+                if flushInterval > 0, write { print("Sending flush every \(flushInterval) requests") }
+            }
+            return try bench.run()
+        }
+        let perSecond = result.seconds > 0 ? 1 / result.seconds : 0
+        if json {
+            print(JSON.object([
+                ("requests", .number(result.requests)), ("bytes", .number(result.bytes)), ("seconds", .decimal(result.seconds)),
+                ("requests-per-second", .decimal(Double(result.requests) * perSecond)), ("bytes-per-second", .decimal(Double(result.bytes) * perSecond)),
+            ]))
+        } else {
+            print("Run completed in \(JSON.decimal(result.seconds).line) seconds.")
+            let rate = ImageTool.size(UInt64(Double(result.bytes) * perSecond))
+            print("\(UInt64(Double(result.requests) * perSecond)) requests/s, \(rate)/s")
+        }
+    }
+}

@@ -1,0 +1,43 @@
+internal import ArgumentParser
+internal import DiskImage
+
+/// `swkvm image commit`: an overlay's contents into its backing file.
+struct ImageCommitCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "commit",
+        abstract: "Put what a qcow2 image has of its own into its backing file.",
+        discussion: """
+            The backing file is written and made durable; then the image is emptied. Other images over the same backing file show something \
+            else afterwards than they did.
+
+            EXAMPLE
+              swkvm image commit overlay.qcow2
+            """)
+
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
+    var format: ImageFormat?
+
+    @Flag(name: [.customShort("d"), .customLong("keep")], help: "Leave the image as it is.")
+    var keep = false
+
+    @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
+    var progress = false
+
+    @Flag(name: [.short, .long], help: "Say nothing when it went well.")
+    var quiet = false
+
+    @Argument(help: "The image.")
+    var file: String
+
+    func run() throws {
+        let backing = try ImageTool.run { () throws(DiskImageError) in
+            var commit = ImageCommit(path: file)
+            commit.options.format = format
+            commit.keepsContents = keep
+            let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
+            defer { line.end() }
+            return try commit.run(line.show)
+        }
+        if !quiet { print("\(ImageTool.printable(file)): committed to \(ImageTool.printable(backing))") }
+    }
+}

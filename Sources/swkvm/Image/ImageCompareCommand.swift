@@ -1,0 +1,75 @@
+internal import ArgumentParser
+internal import DiskImage
+
+/// `swkvm image compare`: whether two images show the same disk.
+struct ImageCompareCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "compare",
+        abstract: "Say whether two images, of whatever formats, show the same disk.",
+        discussion: """
+            Disks of different size are the same if the longer one ends in zeroes.
+
+            EXIT STATUS
+              0  the same
+              1  different
+              2  an image could not be opened or read
+
+            EXAMPLE
+              swkvm image compare disk.qcow2 disk.raw
+            """)
+
+    @Option(name: [.short, .long], help: ArgumentHelp("The first image's format. Default: what its extension says.", valueName: "format"))
+    var format: ImageFormat?
+
+    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The second image's format.", valueName: "format"))
+    var secondFormat: ImageFormat?
+
+    @Flag(name: [.short, .long], help: "Sizes, and what is allocated, must be the same too.")
+    var strict = false
+
+    @Flag(name: [.customShort("U"), .long], help: "Look at images that a machine writes to; what is said may be of two moments.")
+    var forceShare = false
+
+    @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
+    var progress = false
+
+    @Flag(name: [.short, .long], help: "Say nothing; the exit status tells.")
+    var quiet = false
+
+    @Argument(help: "An image.")
+    var first: String
+
+    @Argument(help: "Another image.")
+    var second: String
+
+    func run() throws {
+        let outcome = try ImageTool.run(status: 2) { () throws(DiskImageError) in
+            var comparison = ImageComparison(first, second)
+            comparison.firstOptions.format = format
+            comparison.secondOptions.format = secondFormat
+            comparison.firstOptions.locking = !forceShare
+            comparison.secondOptions.locking = !forceShare
+            comparison.isStrict = strict
+            let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
+            defer { line.end() }
+            return try comparison.run(line.show)
+        }
+        if !quiet { print(outcome.sentence) }
+        switch outcome {
+        case .identical, .identicalUpToZeroes: break
+        case .contents, .allocation, .size: throw ExitCode(1)
+        }
+    }
+}
+
+extension ImageComparison.Outcome {
+    fileprivate var sentence: String {
+        switch self {
+        case .identical: "Images are identical."
+        case .identicalUpToZeroes: "Images are identical; the longer one ends in zeroes."
+        case .contents(let offset): "Content mismatch at offset \(offset)!"
+        case .allocation(let offset): "Strict mode: Offset \(offset) block status mismatch!"
+        case .size(let first, let second): "Strict mode: Image size mismatch: \(first) and \(second) bytes!"
+        }
+    }
+}

@@ -1,0 +1,135 @@
+internal import ArgumentParser
+internal import CLinux
+internal import DiskImage
+
+/// `swkvm image info`: what images say of themselves.
+struct ImageInfoCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "info",
+        abstract: "Say what a disk image is: format, size, backing file, features, snapshots.",
+        discussion: """
+            EXAMPLES
+              swkvm image info disk.qcow2
+              swkvm image info --backing-chain --json overlay.qcow2
+            """)
+
+    @OptionGroup var image: SourceOptions
+
+    @Flag(help: "Also of its backing file, that one's, and so on.")
+    var backingChain = false
+
+    @Flag(help: "As JSON, with qemu-img's names.")
+    var json = false
+
+    func run() throws {
+        let chain = try ImageTool.run { () throws(DiskImageError) in
+            if backingChain { return try ImageInformation.chain(path: image.file, format: image.format, locking: !image.forceShare) }
+            return [try ImageInformation(path: image.file, format: image.format, locking: !image.forceShare)]
+        }
+        if json {
+            print(backingChain ? JSON.array(chain.map(\.json)) : chain[0].json)
+        } else {
+            print(chain.map(\.text).joined(separator: "\n\n"))
+        }
+    }
+}
+
+/// An image that is read.
+struct SourceOptions: ParsableArguments {
+    @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: what the file's extension says.", valueName: "format"))
+    var format: ImageFormat?
+
+    @Flag(name: [.customShort("U"), .long], help: "Look at an image that a machine writes to; what is said may be of two moments.")
+    var forceShare = false
+
+    @Argument(help: "The image.")
+    var file: String
+}
+
+extension ImageInformation {
+    fileprivate var text: String {
+        var lines = [
+            "image: \(ImageTool.printable(path))", "file format: \(format.rawValue)", "virtual size: \(ImageTool.sizeAndBytes(size))", "disk size: \(ImageTool.size(allocated))",
+        ]
+        if isDirty { lines.append("cleanly shut down: no") }
+        if let clusterSize { lines.append("cluster_size: \(clusterSize)") }
+        if let backing {
+            let path = backing.path.map { $0 == backing.name ? "" : " (actual path: \(ImageTool.printable($0)))" } ?? " (not followed)"
+            lines.append("backing file: \(ImageTool.printable(backing.name))\(path)")
+            if let format = backing.format { lines.append("backing file format: \(ImageTool.printable(format))") }
+        }
+        if !snapshots.isEmpty {
+            lines.append("Snapshot list:")
+            lines.append("ID        TAG               VM SIZE                DATE     VM CLOCK     ICOUNT")
+            lines += snapshots.map(\.line)
+        }
+        guard let qcow2 else { return lines.joined(separator: "\n") }
+        lines.append("Format specific information:")
+        lines.append("    compat: \(qcow2.compatibility.rawValue)")
+        lines.append("    compression type: \(qcow2.compression)")
+        if qcow2.compatibility == .version3 { lines.append("    lazy refcounts: \(qcow2.lazyRefcounts)") }
+        lines.append("    refcount bits: \(qcow2.refcountBits)")
+        if let dataFile = qcow2.dataFile {
+            lines.append("    data file: \(ImageTool.printable(dataFile))")
+            lines.append("    data file raw: \(qcow2.dataFileIsRaw)")
+        }
+        if qcow2.compatibility == .version3 {
+            lines.append("    corrupt: \(qcow2.isCorrupt)")
+            lines.append("    extended l2: \(qcow2.extendedL2)")
+        }
+        return lines.joined(separator: "\n")
+    }
+
+    fileprivate var json: JSON {
+        var specific: JSON?
+        if let qcow2 {
+            let isVersion3 = qcow2.compatibility == .version3
+            specific = .object([
+                ("type", "qcow2"),
+                ("data", .object([
+                    ("compat", .string(qcow2.compatibility.rawValue)), ("compression-type", .string(qcow2.compression)),
+                    ("lazy-refcounts", isVersion3 ? .bool(qcow2.lazyRefcounts) : nil), ("refcount-bits", .number(UInt64(qcow2.refcountBits))),
+                    ("data-file", qcow2.dataFile.map(JSON.string)), ("data-file-raw", qcow2.dataFile == nil ? nil : .bool(qcow2.dataFileIsRaw)),
+                    ("corrupt", isVersion3 ? .bool(qcow2.isCorrupt) : nil), ("extended-l2", isVersion3 ? .bool(qcow2.extendedL2) : nil),
+                ])),
+            ])
+        }
+        return .object([
+            ("filename", .string(path)), ("format", .string(format.rawValue)), ("virtual-size", .number(size)), ("actual-size", .number(allocated)),
+            ("dirty-flag", .bool(isDirty)), ("cluster-size", clusterSize.map(JSON.number)),
+            ("backing-filename", backing.map { .string($0.name) }), ("full-backing-filename", backing?.path.map(JSON.string)),
+            ("backing-filename-format", backing?.format.map(JSON.string)), ("snapshots", snapshots.isEmpty ? nil : .array(snapshots.map(\.json))),
+            ("format-specific", specific),
+        ])
+    }
+}
+
+extension ImageInformation.Snapshot {
+    fileprivate var line: String {
+        func padded(_ text: String, _ width: Int) -> String { text + String(repeating: " ", count: max(0, width - text.count)) }
+        func trailing(_ text: String, _ width: Int) -> String { String(repeating: " ", count: max(0, width - text.count)) + text }
+        func two(_ number: UInt64) -> String { trailing("\(number)", 2).replacing(" ", with: "0") }
+        let milliseconds = clock / 1_000_000
+        let clockText = "\(two(milliseconds / 3_600_000)):\(two(milliseconds / 60_000 % 60)):\(two(milliseconds / 1000 % 60)).\(trailing("\(milliseconds % 1000)", 3).replacing(" ", with: "0"))"
+        return padded(ImageTool.printable(identifier), 10) + padded(ImageTool.printable(name), 15) + trailing(ImageTool.size(stateSize), 10)
+            + trailing(date, 20) + trailing(clockText, 13) + trailing(instructions.map { "\($0)" } ?? "", 11)
+    }
+
+    /// In the local time zone.
+    private var date: String {
+        // The structure names its time zone by a pointer, which is not looked at.
+        var time = time_t(seconds), fields = unsafe tm()
+        unsafe localtime_r(&time, &fields)
+        func two(_ number: Int32) -> String { number < 10 ? "0\(number)" : "\(number)" }
+        let day = unsafe "\(fields.tm_year + 1900)-\(two(fields.tm_mon + 1))-\(two(fields.tm_mday))"
+        return unsafe "\(day) \(two(fields.tm_hour)):\(two(fields.tm_min)):\(two(fields.tm_sec))"
+    }
+
+    fileprivate var json: JSON {
+        .object([
+            ("id", .string(identifier)), ("name", .string(name)), ("vm-state-size", .number(stateSize)), ("date-sec", .number(UInt64(seconds))),
+            ("date-nsec", .number(UInt64(nanoseconds))), ("vm-clock-sec", .number(clock / 1_000_000_000)), ("vm-clock-nsec", .number(clock % 1_000_000_000)),
+            ("icount", instructions.map(JSON.number)),
+        ])
+    }
+}

@@ -1,0 +1,58 @@
+internal import ArgumentParser
+internal import DiskImage
+
+/// `swkvm image map`: where a disk's data lies.
+struct ImageMapCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "map",
+        abstract: "Say which parts of a disk have data, in which image of the chain and where in its file.",
+        discussion: """
+            As text only what has data is shown, one run a line; --json shows all of the disk. Compressed clusters have no place that could be \
+            read as it is: as text their place is given as `compressed`.
+
+            EXAMPLES
+              swkvm image map disk.qcow2
+              swkvm image map --json overlay.qcow2
+            """)
+
+    @OptionGroup var image: SourceOptions
+
+    @Flag(help: "As JSON, with qemu-img's names.")
+    var json = false
+
+    func run() throws {
+        try ImageTool.run { () throws(DiskImageError) in
+            let options = DiskImageOptions(format: image.format, readOnly: true, locking: !image.forceShare)
+            var map = ImageMap(try DiskImage(path: image.file, options: options))
+            var isFirst = true
+            if !json { print("Offset          Length          Mapped to       File") }
+            while let extent = try map.next() {
+                if json {
+                    print((isFirst ? "[" : ",\n") + extent.json(files: map.files).line, terminator: "")
+                } else if !extent.readsAsZeroes {
+                    print(extent.text(files: map.files))
+                }
+                isFirst = false
+            }
+            if json { print(isFirst ? "[]" : "]") }
+        }
+    }
+}
+
+extension ImageExtent {
+    fileprivate func text(files: [String]) -> String {
+        let place = kind == .compressed ? "compressed" : Self.hexadecimal(fileOffset ?? 0)
+        return [Self.hexadecimal(offset), Self.hexadecimal(length), place].map { $0 + String(repeating: " ", count: max(1, 16 - $0.count)) }.joined()
+            + ImageTool.printable(files[file])
+    }
+
+    fileprivate func json(files: [String]) -> JSON {
+        .object([
+            ("start", .number(offset)), ("length", .number(length)), ("depth", .number(UInt64(depth))),
+            ("present", .bool(kind != .unallocated)), ("zero", .bool(readsAsZeroes)), ("data", .bool(!readsAsZeroes)),
+            ("compressed", kind == .compressed ? true : nil), ("offset", kind == .compressed ? nil : fileOffset.map(JSON.number)),
+        ])
+    }
+
+    private static func hexadecimal(_ number: UInt64) -> String { number == 0 ? "0" : "0x" + String(number, radix: 16) }
+}

@@ -1,0 +1,55 @@
+internal import ArgumentParser
+internal import DiskImage
+
+/// `swkvm image rebase`: another backing file.
+struct ImageRebaseCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "rebase",
+        abstract: "Give a qcow2 image another backing file, or none.",
+        discussion: """
+            What the new backing file shows otherwise than the old one is first written into the image, so that the disk stays the same, whenever \
+            this stops. With --unsafe only the name is changed: for a backing file that was renamed or moved.
+
+            EXAMPLES
+              swkvm image rebase --backing newbase.qcow2 overlay.qcow2
+              swkvm image rebase --no-backing overlay.qcow2
+              swkvm image rebase --unsafe --backing moved/base.qcow2 overlay.qcow2
+            """)
+
+    @Option(name: [.short, .long], help: ArgumentHelp("The new backing file; relative to the image's directory.", valueName: "file"))
+    var backing: String?
+
+    @Flag(help: "No backing file any more: all of the disk is in the image.")
+    var noBacking = false
+
+    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The new backing file's format. Default: what its extension says.", valueName: "format"))
+    var backingFormat: ImageFormat?
+
+    @Flag(name: [.short, .long], help: "Change the name only.")
+    var unsafe = false
+
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
+    var format: ImageFormat?
+
+    @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
+    var progress = false
+
+    @Argument(help: "The image.")
+    var file: String
+
+    func validate() throws {
+        guard (backing == nil) == noBacking else { throw ValidationError("Name the new backing file with --backing, or say --no-backing.") }
+    }
+
+    func run() throws {
+        try ImageTool.run { () throws(DiskImageError) in
+            var rebase = ImageRebase(path: file)
+            rebase.options.format = format
+            if let backing { rebase.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
+            rebase.isUnsafe = self.unsafe
+            let line = ProgressLine(isShown: progress ? true : nil)
+            defer { line.end() }
+            try rebase.run(line.show)
+        }
+    }
+}

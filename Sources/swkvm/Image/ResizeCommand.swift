@@ -1,0 +1,73 @@
+public import ArgumentParser
+internal import DiskImage
+
+extension Preallocation: ExpressibleByArgument {}
+
+/// A disk's size, or what is added to it or taken away: `20G`, `+5G`, `-512M`.
+struct SizeChange: ExpressibleByArgument, Equatable {
+    enum Sign: Equatable { case none, plus, minus }
+
+    let sign: Sign
+    let amount: ByteSize
+
+    init?(argument: String) {
+        let sign: Sign =
+            switch argument.first {
+            case "+": .plus
+            case "-": .minus
+            default: .none
+            }
+        guard let amount = ByteSize(argument: String(sign == .none ? argument[...] : argument.dropFirst())) else { return nil }
+        self.sign = sign
+        self.amount = amount
+    }
+
+    /// The new size of a disk; nil where there is none.
+    func applied(to size: UInt64) -> UInt64? {
+        switch sign {
+        case .none: return amount.bytes
+        case .plus:
+            let (sum, overflow) = size.addingReportingOverflow(amount.bytes)
+            return overflow ? nil : sum
+        case .minus: return amount.bytes <= size ? size - amount.bytes : nil
+        }
+    }
+}
+
+/// `swkvm image resize`.
+struct ImageResizeCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "resize",
+        abstract: "Make a disk longer or shorter.",
+        discussion: """
+            What is added reads as zeroes. What is cut off is lost, so a guest's file systems have to be made smaller first, and --shrink \
+            has to be said. The disk has the one size or the other, whatever happens meanwhile. A size that is taken away comes after --: \
+            swkvm image resize --shrink disk.qcow2 -- -1G
+            """)
+
+    @Option(help: "The image's format; by default that of its extension.")
+    var format: ImageFormat?
+
+    @Flag(help: "Let the disk get shorter.")
+    var shrink = false
+
+    @Option(help: "What is set aside for the space that is added: off, metadata, falloc or full.")
+    var preallocation = Preallocation.off
+
+    @Argument(help: "The image.", completion: .file())
+    var file: String
+
+    @Argument(help: "The new size, or with + or - what is added or taken away: 20G, +5G, -512M.")
+    var size: SizeChange
+
+    func run() throws {
+        try ImageTool.run { () throws(DiskImageError) in
+            var engine = try DiskEngine(DiskImage(path: file, options: DiskImageOptions(format: format)), depth: 1)
+            let old = engine.image.size
+            guard let new = size.applied(to: old) else {
+                throw .resize(path: file, reason: "it has \(old) bytes, from which \(size.amount.bytes) cannot be \(size.sign == .plus ? "counted on" : "taken")")
+            }
+            try engine.resize(to: new, preallocation: preallocation, shrinks: shrink)
+        }
+    }
+}

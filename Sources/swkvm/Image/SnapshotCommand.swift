@@ -1,0 +1,119 @@
+internal import ArgumentParser
+internal import CLinux
+internal import DiskImage
+
+/// `swkvm image snapshot`.
+struct ImageSnapshotCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "snapshot",
+        abstract: "Keep states of a qcow2 image inside of it, and go back to them.",
+        discussion: """
+            A snapshot is named by its number or, if no number fits, by its name. Whatever happens meanwhile, each verb is done in full or \
+            not at all. `swkvm run --disk FILE,ro,snapshot=NAME` reads one without going back to it.
+            """,
+        subcommands: [List.self, Create.self, Apply.self, Delete.self])
+
+    struct Image: ParsableArguments {
+        @Argument(help: "The image.", completion: .file())
+        var file: String
+
+        func open(readOnly: Bool = false) throws(DiskImageError) -> DiskEngine {
+            // A name that says raw is no obstacle: many qcow2 images end in .img.
+            if let format = try? ImageFormat(extensionOf: file), format != .qcow2, format != .raw {
+                throw .notOfFormat(path: file, format: "qcow2", reason: "its name says \(format.name), and only qcow2 images have snapshots")
+            }
+            return try DiskEngine(DiskImage(path: file, options: DiskImageOptions(format: .qcow2, readOnly: readOnly)), depth: 1)
+        }
+    }
+
+    struct List: ParsableCommand {
+        static let configuration = CommandConfiguration(commandName: "list", abstract: "List an image's snapshots, the oldest first.")
+
+        @Flag(help: "Print one JSON array.")
+        var json = false
+
+        @OptionGroup var image: Image
+
+        func run() throws {
+            let snapshots = try ImageTool.run { () throws(DiskImageError) in
+                let engine = try image.open(readOnly: true)
+                return try engine.snapshots()
+            }
+            if json { return print(JSON.array(snapshots.map(ImageSnapshotCommand.json)).description) }
+            guard !snapshots.isEmpty else { return }
+            print("ID        TAG               VM SIZE                DATE     VM CLOCK")
+            for snapshot in snapshots { print(ImageSnapshotCommand.line(snapshot)) }
+        }
+    }
+
+    struct Create: ParsableCommand {
+        static let configuration = CommandConfiguration(commandName: "create", abstract: "Keep the current state under a name.")
+
+        @OptionGroup var image: Image
+        @Argument(help: "The snapshot's name.")
+        var name: String
+
+        func run() throws {
+            try ImageTool.run { () throws(DiskImageError) in
+                var engine = try image.open()
+                try engine.createSnapshot(named: name)
+            }
+        }
+    }
+
+    struct Apply: ParsableCommand {
+        static let configuration = CommandConfiguration(commandName: "apply", abstract: "Go back to a snapshot. The current state is lost, the snapshot stays.")
+
+        @OptionGroup var image: Image
+        @Argument(help: "The snapshot's number or name.")
+        var name: String
+
+        func run() throws {
+            try ImageTool.run { () throws(DiskImageError) in
+                var engine = try image.open()
+                try engine.applySnapshot(name)
+            }
+        }
+    }
+
+    struct Delete: ParsableCommand {
+        static let configuration = CommandConfiguration(commandName: "delete", abstract: "Forget a snapshot and give back the space that only it needs.")
+
+        @OptionGroup var image: Image
+        @Argument(help: "The snapshot's number or name.")
+        var name: String
+
+        func run() throws {
+            try ImageTool.run { () throws(DiskImageError) in
+                var engine = try image.open()
+                try engine.deleteSnapshot(name)
+            }
+        }
+    }
+
+    private static func json(_ snapshot: DiskSnapshot) -> JSON {
+        .object([
+            ("id", .string(snapshot.id)), ("name", .string(snapshot.name)), ("vm-state-size", .number(snapshot.stateSize)),
+            ("disk-size", .number(snapshot.size)), ("date-sec", .number(UInt64(snapshot.seconds))), ("date-nsec", .number(UInt64(snapshot.nanoseconds))),
+            ("vm-clock-sec", .number(snapshot.guestNanoseconds / 1_000_000_000)), ("vm-clock-nsec", .number(snapshot.guestNanoseconds % 1_000_000_000)),
+        ])
+    }
+
+    /// A row in the columns of qemu-img.
+    private static func line(_ snapshot: DiskSnapshot) -> String {
+        func left(_ text: String, _ width: Int) -> String { text + String(repeating: " ", count: max(0, width - text.count)) }
+        func right(_ text: String, _ width: Int) -> String { String(repeating: " ", count: max(0, width - text.count)) + text }
+        func two(_ number: some BinaryInteger) -> String { number < 10 ? "0\(number)" : "\(number)" }
+        var seconds = time_t(snapshot.seconds)
+        // The structure's pointer, to a time zone's name, is not used.
+        var date = unsafe tm()
+        _ = unsafe localtime_r(&seconds, &date)
+        let when = unsafe "\(Int(date.tm_year) + 1900)-\(two(date.tm_mon + 1))-\(two(date.tm_mday)) \(two(date.tm_hour)):\(two(date.tm_min)):\(two(date.tm_sec))"
+        let clock = snapshot.guestNanoseconds / 1_000_000
+        let thousandths = String(clock % 1000)
+        let ran = "\(two(clock / 3_600_000)):\(two(clock / 60000 % 60)):\(two(clock / 1000 % 60)).\(String(repeating: "0", count: 3 - thousandths.count))\(thousandths)"
+        // Names are the image's: what they may have that moves a terminal's cursor is not shown.
+        let name = String(String.UnicodeScalarView(snapshot.name.unicodeScalars.filter { $0.properties.generalCategory != .control }))
+        return [left(snapshot.id, 9), left(name, 16), right(ImageTool.size(snapshot.stateSize), 8), right(when, 19), right(ran, 12)].joined(separator: " ")
+    }
+}

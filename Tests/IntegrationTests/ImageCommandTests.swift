@@ -1,0 +1,201 @@
+import CLinux
+import Glibc
+import Linux
+import Testing
+
+/// `swkvm image` as its users meet it: what it prints, how it ends, and what it leaves.
+@Suite struct ImageCommandTests {
+    private let directory: TemporaryDirectory
+
+    init() throws {
+        directory = try TemporaryDirectory()
+        try shell(
+            """
+            cd '\(directory.path)'
+            head -c 3000000 /dev/urandom >random
+            truncate -s 8M disk.raw
+            dd if=random of=disk.raw bs=64k seek=16 conv=notrunc status=none
+            rm random
+            """)
+    }
+
+    /// Runs a verb in the directory.
+    private func image(_ arguments: String, limits: String = "") throws -> (status: Program.End, output: String, errors: String) {
+        let program = try Program(["sh", "-c", "cd '\(directory.path)' && \(limits) exec '\(Host.swkvm)' image \(arguments)"])
+        return (try program.finish(), program.output.text, program.errors.text)
+    }
+
+    private func expectRefused(
+        _ arguments: String, _ sentence: String, status: Int32 = 1, limits: String = "", sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
+        let before = try directory.contents
+        let result = try image(arguments, limits: limits)
+        #expect(result.status == .status(status), "\(result)", sourceLocation: sourceLocation)
+        #expect(result.errors.hasPrefix("swkvm: ") && result.errors.contains(sentence), "\(result)", sourceLocation: sourceLocation)
+        #expect(result.errors.split(separator: "\n").count == 1, "\(result)", sourceLocation: sourceLocation)
+        #expect(try directory.contents == before, sourceLocation: sourceLocation)
+    }
+
+    @Test func convertsAndCompares() throws {
+        for (options, name) in [("", "a"), ("--compress", "b"), ("--compress --compression-type zstd --cluster-size 4K", "c"), ("--sync -m 1", "d"), ("--cache none", "e")] {
+            #expect(try image("convert \(options) disk.raw \(name).qcow2").status == .status(0), "\(options)")
+            try shell("cd '\(directory.path)' && qemu-img check -q \(name).qcow2 && qemu-img compare -q disk.raw \(name).qcow2")
+            #expect(try image("compare disk.raw \(name).qcow2").output == "Images are identical.\n")
+            #expect(try image("convert \(name).qcow2 \(name).raw").status == .status(0))
+            try shell("cd '\(directory.path)' && cmp disk.raw \(name).raw && [ $(stat -c %b \(name).raw) -lt 6200 ]")
+        }
+    }
+
+    /// Whatever the number of threads.
+    @Test func theSameImageEveryTime() throws {
+        for options in ["", "--compress", "--cluster-size 512"] {
+            for threads in [1, 2, 8] { #expect(try image("convert -m \(threads) \(options) --force disk.raw \(threads).qcow2").status == .status(0)) }
+            try shell("cd '\(directory.path)' && cmp 1.qcow2 2.qcow2 && cmp 1.qcow2 8.qcow2")
+        }
+    }
+
+    /// The same words as qemu-img's.
+    @Test func infoAndMapAreThoseOfQEMU() throws {
+        try shell(
+            """
+            cd '\(directory.path)'
+            qemu-img create -q -f qcow2 -b disk.raw -F raw -o cluster_size=4k,refcount_bits=8 over.qcow2
+            qemu-io -c 'write -P 1 1M 40k' -c 'write -z 2M 64k' over.qcow2 >log
+            qemu-img snapshot -c first over.qcow2
+            sync disk.raw over.qcow2
+            """)
+        for file in ["disk.raw", "over.qcow2"] {
+            #expect(try image("info \(file)").output == shell("cd '\(directory.path)' && qemu-img info \(file)"))
+            #expect(try image("map \(file)").output == shell("cd '\(directory.path)' && qemu-img map \(file)"))
+            #expect(try image("map --json \(file)").output == shell("cd '\(directory.path)' && qemu-img map --output json \(file)"))
+        }
+        #expect(try image("info --backing-chain over.qcow2").output == shell("cd '\(directory.path)' && qemu-img info --backing-chain over.qcow2"))
+    }
+
+    @Test func compareTellsByItsStatus() throws {
+        try shell("cd '\(directory.path)' && cp disk.raw other.raw && printf x | dd of=other.raw bs=1 seek=2000000 conv=notrunc status=none")
+        let different = try image("compare disk.raw other.raw")
+        #expect(different.status == .status(1) && different.output.hasPrefix("Content mismatch at offset "))
+        try expectRefused("compare disk.raw none.raw", "none.raw\": open: No such file or directory", status: 2)
+    }
+
+    @Test func overlays() throws {
+        let path = directory.path
+        try shell("cd '\(path)' && cp disk.raw base.raw && qemu-img create -q -f qcow2 -b base.raw -F raw top.qcow2")
+        try shell("cd '\(path)' && qemu-io -c 'write -P 9 1M 300k' -c 'write -z 3M 100k' top.qcow2 >log && qemu-img convert -O raw top.qcow2 expected.raw")
+        // Another base, of which some is the same.
+        try shell("cd '\(path)' && cp base.raw new.raw && dd if=/dev/urandom of=new.raw bs=64k count=3 seek=20 conv=notrunc status=none && truncate -s 6M new.raw")
+        #expect(try image("rebase --backing new.raw top.qcow2").status == .status(0))
+        try shell("cd '\(path)' && qemu-img check -q top.qcow2 && qemu-img compare -q top.qcow2 expected.raw && qemu-img info top.qcow2 | grep -q 'backing file: new.raw'")
+        // Renamed.
+        try shell("cd '\(path)' && mv new.raw moved.raw")
+        try expectRefused("rebase --no-backing top.qcow2", "new.raw\": open: No such file or directory")
+        #expect(try image("rebase --unsafe --backing moved.raw top.qcow2").status == .status(0))
+        try shell("cd '\(path)' && qemu-img compare -q top.qcow2 expected.raw")
+        // Into the base, which gets as long as the disk.
+        let commit = try image("commit top.qcow2")
+        #expect(commit.status == .status(0), "\(commit)")
+        try shell("cd '\(path)' && qemu-img compare -q moved.raw expected.raw && qemu-img compare -q top.qcow2 expected.raw && qemu-img check -q top.qcow2")
+        try shell("cd '\(path)' && [ $(stat -c %s top.qcow2) -lt 400000 ]")
+        // And without any.
+        #expect(try image("rebase --no-backing top.qcow2").status == .status(0))
+        try shell("cd '\(path)' && rm moved.raw && qemu-img check -q top.qcow2 && qemu-img compare -q top.qcow2 expected.raw")
+        try expectRefused("commit top.qcow2", "it has no backing file")
+    }
+
+    @Test func benches() throws {
+        #expect(try image("convert disk.raw disk.qcow2").status == .status(0))
+        for options in ["", "--random --depth 1", "--no-ring -s 64K", "--cache none -S 8K", "--write --flush-interval 100 --pattern 7"] {
+            let result = try image("bench --count 1000 \(options) disk.qcow2")
+            #expect(result.status == .status(0) && result.output.hasPrefix("Sending 1000 ") && result.output.contains("\nRun completed in "), "\(options): \(result)")
+        }
+        try shell("cd '\(directory.path)' && qemu-img check -q disk.qcow2 && qemu-io -r -c 'read -P 7 0 4000k' disk.qcow2 | grep -qv rror")
+        try expectRefused("bench -s 16M disk.raw", "requests of 16777216 bytes")
+    }
+
+    // MARK: - What cannot be
+
+    @Test func badFiles() throws {
+        try expectRefused("convert none.raw new.qcow2", "none.raw\": open: No such file or directory")
+        try expectRefused("convert disk.raw none/new.qcow2", "none/new.qcow2\": open: No such file or directory")
+        try expectRefused("convert disk.raw disk.raw", "it exists already; --force overwrites it")
+        try expectRefused("convert --force disk.raw disk.raw", "it is what is read as \"disk.raw\"; name another file")
+        try expectRefused("convert disk.raw new", "its name does not tell the format")
+        try expectRefused("convert --target-format raw --force disk.raw /dev/stdout", "neither a regular file nor a block device")
+        try expectRefused("convert --compress disk.raw new.raw", "raw images are not compressed")
+        try expectRefused("convert --compress --compression-level 10 disk.raw new.qcow2", "zlib has 1 to 9")
+        try expectRefused("convert -m 0 disk.raw new.qcow2", "0 threads; 1 to 64 are possible")
+        try expectRefused("create new.qcow2 4611686018427387905", "a disk has 4611686018427387904 at most")
+        try expectRefused("create new.qcow2 -- -1", "", status: 64)
+        try expectRefused("create new.qcow2", "its size is not known")
+        try expectRefused("convert disk.raw", "", status: 64)
+        // A base that would be overwritten by what stands on it.
+        try shell("cd '\(directory.path)' && qemu-img create -q -f qcow2 -b disk.raw -F raw over.qcow2")
+        try expectRefused("convert --force over.qcow2 disk.raw", "it is what is read as")
+        try expectRefused("convert --no-backing over.qcow2 new.raw", "backing file")
+    }
+
+    /// A limit of the process, as a full file system would have it, at any point of the work.
+    @Test func noSpace() throws {
+        for blocks in [0, 8, 100, 1000, 4000] {
+            // The signal of the limit is ignored, so that the call fails.
+            let limits = "trap '' XFSZ; ulimit -f \(blocks);"
+            for arguments in ["convert disk.raw new.qcow2", "convert --compress disk.raw new.qcow2", "convert disk.raw new.raw", "create --preallocation full new.raw 8M"] {
+                try expectRefused(arguments, "File too large", limits: limits)
+            }
+        }
+    }
+
+    @Test(.enabled(if: geteuid() == 0, "a file system of its own needs root")) func fullFileSystem() throws {
+        let mount = directory("full")
+        try shell("mkdir '\(mount)' && mount -t tmpfs -o size=2M tmpfs '\(mount)'")
+        defer { _ = try? shell("umount '\(mount)'") }
+        for arguments in ["convert disk.raw full/new.qcow2", "convert disk.raw full/new.raw", "create --preallocation falloc full/new.raw 8M"] {
+            try expectRefused(arguments, "No space left on device")
+            #expect(try shell("ls -A '\(mount)'").isEmpty)
+        }
+    }
+
+    @Test func inUse() throws {
+        try shell("cd '\(directory.path)' && qemu-img create -q -f qcow2 used.qcow2 8M")
+        // As QEMU locks an image that it writes: byte 101 held, and byte 201 refused to others.
+        let file = try FileDescriptor.open(directory("used.qcow2"), O_RDWR)
+        for byte: off_t in [100, 101, 201] { #expect(clinux_ofd_lock(file.rawValue, Int16(F_RDLCK), byte, 1) == 0) }
+        try expectRefused("convert used.qcow2 new.raw", "another process has it open for writing")
+        try expectRefused("convert --force disk.raw used.qcow2", "another process has it open for writing")
+        try expectRefused("info used.qcow2", "another process has it open for writing")
+        #expect(try image("info --force-share used.qcow2").status == .status(0))
+    }
+
+    // MARK: - Interruption
+
+    /// A conversion that takes its time, since it writes to a place that is slow to take it.
+    private func longConversion() throws -> Program {
+        try shell("cd '\(directory.path)' && [ -e long.raw ] || head -c 200M /dev/urandom >long.raw")
+        let program = try Program([
+            "sh", "-c", "cd '\(directory.path)' && exec '\(Host.swkvm)' image convert --progress -m 1 --compress --compression-level 9 long.raw long.qcow2",
+        ])
+        try program.waitForError("% ")
+        return program
+    }
+
+    @Test func signalsLeaveNothing() throws {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            let program = try longConversion()
+            program.send(signal: signal)
+            #expect(try program.finish() == .status(1))
+            #expect(program.errors.text.contains("interrupted; nothing was made"))
+            #expect(try directory.contents.sorted() == ["disk.raw", "long.raw"])
+        }
+    }
+
+    @Test func killedLeavesNothingInTheWay() throws {
+        let program = try longConversion()
+        program.send(signal: SIGKILL)
+        _ = try program.finish()
+        #expect(try !directory.contents.contains("long.qcow2"))
+        let again = try image("convert --cluster-size 2M long.raw long.qcow2")
+        #expect(again.status == .status(0), "\(again)")
+        try shell("cd '\(directory.path)' && qemu-img compare -q long.raw long.qcow2")
+    }
+}
