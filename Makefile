@@ -47,8 +47,8 @@ run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a
 test: release packages-test packages-lab packages-lab-vtx ## every test
 	@.ci/test
 
-fuzz: packages-build ## libFuzzer on what reads untrusted bytes, FUZZ_SECONDS (60) for each target (ARGS: targets)
-	@.ci/fuzz $(ARGS)
+fuzz: packages-build ## libFuzzer on what reads untrusted bytes, SECONDS (60) for each of TARGETS (all)
+	@FUZZ_SECONDS=$(or $(SECONDS),60) .ci/fuzz $(TARGETS)
 
 lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, shell for a shell there, compare for a comparison with QEMU)
 	@WORDS="$(WORDS)" Tests/Lab/run $(if $(filter compare,$(ARGS)),compare,amdv $(or $(ARGS),all))

@@ -70,7 +70,7 @@ let package = Package(
 
         // `make fuzz`: readers of untrusted bytes, given to libFuzzer; and by `swift test` to a mutator with a seed.
         .target(
-            name: "FuzzTargets", dependencies: ["Boot", "GuestMemory", "CZlib"], path: "Tests/Fuzz/Targets",
+            name: "FuzzTargets", dependencies: ["Boot", "GuestMemory", "DiskImage", "Linux", "CLinux", "CZlib"], path: "Tests/Fuzz/Targets",
             swiftSettings: [.treatAllWarnings(as: .error)]),
         .executableTarget(
             name: "swkvm-fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Driver", swiftSettings: [.treatAllWarnings(as: .error)]),

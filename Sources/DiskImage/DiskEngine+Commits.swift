@@ -7,6 +7,8 @@ extension DiskEngine {
         enum Step { case none, data, refcounts, refcountTable, mapping }
 
         var step = Step.none
+        /// Which of the image's files is being synchronised.
+        var file = 0
         /// Flushes that wait for the next commit.
         var queue = IndexList()
         /// Flushes that end with this one.
@@ -24,17 +26,10 @@ extension DiskEngine {
         commit.isWanted = false
         commit.flushes = commit.queue
         commit.queue = IndexList()
-        let file = metadataFile
         do throws(MetadataError) {
-            let isBarrier = try image.withMetadata { qcow2 throws(MetadataError) in
-                guard qcow2.failure == 0 else { throw .failed(qcow2.failure) }
-                // Data in a file of its own is made durable by every flush, and before the mapping.
-                guard qcow2.needsBarrier || qcow2.header.hasDataFile else { return false }
-                try qcow2.refcounts?.writeSlices(file)
-                qcow2.isLocked = true
-                return true
-            }
-            if isBarrier == true { synchronize(image.hasDataFile ? .data : .refcounts) } else { try writeMapping() }
+            guard try image.beginCommit(calls) else { return try writeMapping() }
+            // Data in a file of its own comes before what is written of it.
+            synchronize(image.hasDataFile ? .data : .refcounts)
         } catch {
             endCommit(error)
         }
@@ -42,30 +37,24 @@ extension DiskEngine {
 
     /// A synchronisation has ended.
     mutating func continueCommit(_ error: Int32) {
-        let file = metadataFile
         let step = commit.step
         do throws(MetadataError) {
             guard error == 0 else {
                 // What the host could not store it may have forgotten: nothing that follows could be relied upon.
-                image.withMetadata { $0.failure = error }
+                image.failWriting(error)
                 throw .failed(error)
             }
+            if commit.file + 1 < image.writtenFiles { return synchronize(step, file: commit.file + 1) }
             switch step {
             case .data:
                 synchronize(.refcounts)
             case .refcounts:
-                let hasTable = try image.withMetadata { qcow2 throws(MetadataError) in
-                    guard qcow2.refcounts?.isTableDirty == true else { return false }
-                    try qcow2.refcounts?.writeTable(file)
-                    return true
-                }
-                if hasTable == true { synchronize(.refcountTable) } else { try writeMapping() }
+                if try image.writeRefcountTable(calls) { synchronize(.refcountTable) } else { try writeMapping() }
             case .refcountTable:
                 try writeMapping()
             case .mapping:
                 // Failing costs space and nothing else.
-                let before = firstSequence
-                _ = try? image.withMetadata { qcow2 throws(MetadataError) in try qcow2.refcounts?.release(before: before, file) }
+                image.release(before: firstSequence, calls)
                 endCommit(nil)
             case .none:
                 break
@@ -77,18 +66,14 @@ extension DiskEngine {
 
     /// The counts are durable: now the mapping may refer to what they count.
     private mutating func writeMapping() throws(MetadataError) {
-        let file = metadataFile
-        try image.withMetadata { qcow2 throws(MetadataError) in
-            if qcow2.isLocked { qcow2.refcounts?.needsBarrier = false }
-            try qcow2.writeMapping(file)
-        }
+        try image.writeMapping(calls)
         synchronize(.mapping)
         unlock()
     }
 
     private mutating func unlock() {
         guard isLocked else { return }
-        image.withMetadata { $0.isLocked = false }
+        image.unlock()
         var parked = parkedOperation
         parkedOperation = -1
         while parked >= 0 {
@@ -125,10 +110,11 @@ extension DiskEngine {
         if commit.step == .none, commit.isWanted || !commit.queue.isEmpty { startCommit() }
     }
 
-    private mutating func synchronize(_ step: Commit.Step) {
+    private mutating func synchronize(_ step: Commit.Step, file: Int = 0) {
         commit.step = step
+        commit.file = file
         let index = Int32(operationCount - 1)
-        unsafe operations[Int(index)] = Operation(kind: .commit)
+        unsafe operations[Int(index)] = Operation(kind: .commit, layer: file)
         enqueue(index)
     }
 

@@ -48,6 +48,7 @@ extension DiskEngine {
         var kind = Kind.synchronize
         /// The request that it belongs to; -1 for a load.
         var request: Int32 = -1
+        /// The file, by its number in the image.
         var layer = 0
         var fileOffset: UInt64 = 0
         /// Where in the request its bytes are.
@@ -111,7 +112,7 @@ extension DiskEngine {
                     case .writeZeroes, .flush: refusesZeroRange ? .writeZeroes : .zeroRange
                     }
                 let operation = unsafe Operation(
-                    kind: kind, request: index, layer: request.pointee.search.layer, fileOffset: place, start: request.pointee.mapped, length: length)
+                    kind: kind, request: index, layer: request.pointee.search.file, fileOffset: place, start: request.pointee.mapped, length: length)
                 unsafe request.pointee.consume(length)
                 begin(operation)
             case .zero(let length):
@@ -209,7 +210,7 @@ extension DiskEngine {
             case .synchronize:
                 try queue.synchronize(image.descriptor(operation.layer), token: token)
             case .commit:
-                try queue.synchronize(commit.step == .data ? image.dataDescriptor(0) : image.descriptor(0), token: token)
+                try queue.synchronize(commit.step == .data ? image.dataDescriptor(operation.layer) : image.descriptor(operation.layer), token: token)
             case .punch:
                 let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
                 try queue.allocate(image.dataDescriptor(operation.layer), mode: mode, at: offset, length: left, token: token)

@@ -23,6 +23,9 @@ extension DiskEngine {
     public mutating func resize(to newSize: UInt64, preallocation: Preallocation = .off, shrinks: Bool = false) throws(DiskImageError) {
         precondition(inFlight == 0)
         func refuse(_ reason: String) -> DiskImageError { .resize(path: image.path, reason: reason) }
+        guard image.format == .raw || image.format == .qcow2 else {
+            throw refuse("\(image.format.name) images keep theirs; swkvm image convert makes a qcow2 or raw image of it")
+        }
         guard !image.isReadOnly else { throw refuse("it was opened for reading") }
         guard newSize % 512 == 0, newSize <= DiskImage.maximumSize else {
             throw refuse("\(newSize) bytes are not a whole number of sectors of 512 bytes up to \(DiskImage.maximumSize)")
@@ -192,7 +195,8 @@ extension DiskEngine {
         var position = (range.lowerBound + clusterSize - 1) & ~(clusterSize - 1)
         while position < range.upperBound {
             let left = range.upperBound - position
-            switch image.target(.write, position, left, sequence: sequence, file) {
+            var search = DiskImage.Search(limit: left)
+            switch image.target(.write, position, left, sequence: sequence, calls, &search) {
             case .inPlace(_, let length), .done(let length):
                 position += length
             case .clusters(let count):

@@ -83,7 +83,7 @@ extension DiskEngine {
     }
 
     private func requireSnapshots(_ name: String) throws(DiskImageError) {
-        guard let header = image.header else { throw .snapshot(path: image.path, name: name, reason: "a raw image has no snapshots") }
+        guard let header = image.header else { throw .snapshot(path: image.path, name: name, reason: "\(image.format.name) images have no snapshots; only qcow2 images do") }
         if header.hasDataFile { throw .snapshot(path: image.path, name: name, reason: "an image whose data is in another file has no snapshots") }
     }
 

@@ -18,6 +18,7 @@ extension DiskEngine {
             var base: UInt64 = 0
             var size: UInt64 = 0
             var run = Refcounts.Run(first: 0, count: 0)
+            var file = 0
             /// The next free one.
             var next: Int32 = -1
         }
@@ -81,19 +82,16 @@ extension DiskEngine {
         let operation = unsafe request.pointee.operation
         let position = unsafe request.pointee.offset + request.pointee.mapped
         let left = unsafe request.pointee.length - request.pointee.mapped
-        let file = metadataFile
         if operation != .write, isClaimed(position, position + left, besides: index) {
             wait(index)
             return false
         }
         do throws(MetadataError) {
-            try image.withMetadata { qcow2 throws(MetadataError) in
-                if qcow2.autoclearFeatures != 0 { try qcow2.clearAutoclearFeatures(file) }
-            }
+            try image.prepareChange(calls)
         } catch {
             return stop(index, error.extent)
         }
-        switch image.target(operation, position, left, sequence: sequence, file) {
+        switch unsafe image.target(operation, position, left, sequence: sequence, calls, &request.pointee.search) {
         case .inPlace(let place, let length):
             let kind: Operation.Kind =
                 switch operation {
@@ -101,7 +99,7 @@ extension DiskEngine {
                 case .discard, .writeZeroesUnmapping: .punch
                 case .read, .flush, .writeZeroes: refusesZeroRange ? .writeZeroes : .zeroRange
                 }
-            begin(unsafe Operation(kind: kind, request: index, fileOffset: place, start: request.pointee.mapped, length: length))
+            begin(unsafe Operation(kind: kind, request: index, layer: request.pointee.search.file, fileOffset: place, start: request.pointee.mapped, length: length))
             unsafe request.pointee.consume(length)
         case .done(let length):
             unsafe request.pointee.consume(length)
@@ -133,8 +131,7 @@ extension DiskEngine {
             wait(index)
             return false
         case .failed(let error):
-            let file = metadataFile
-            image.withMetadata { $0.markDamage(file) }
+            image.markDamage(calls)
             unsafe requests[Int(index)].error = error
             return true
         case .data, .zero, .unallocated, .memory:
@@ -158,26 +155,26 @@ extension DiskEngine {
         }
         let run: Refcounts.Run
         do throws(MetadataError) {
-            guard let found = try clusters(for: part, (end - cluster) / copies.clusterSize, at: cluster) else { return stop(index, .failed(EROFS)) }
-            run = found
+            run = try image.allocate((end - cluster) / copies.clusterSize, at: cluster, for: part, calls)
         } catch {
             return stop(index, error.extent)
         }
         let start = unsafe request.pointee.mapped
-        let place = run.first * copies.clusterSize
+        let file = unsafe request.pointee.search.file
+        let place = image.place(of: run, file)
         let covered = part == nil ? run.count * copies.clusterSize : length
         claim(index, cluster, cluster + run.count * copies.clusterSize)
         unsafe request.pointee.consume(covered)
         // What was never written in the file reads as the zeroes that the rest of the cluster is to be.
         guard let part, !isWhole, !(isWrite && part.isZero && run.isPristine) else {
             begin(Operation(
-                kind: .write, request: index, fileOffset: place + (position - cluster), start: start, length: covered, run: run, guestOffset: cluster))
+                kind: .write, request: index, layer: file, fileOffset: place + (position - cluster), start: start, length: covered, run: run, guestOffset: cluster))
             return true
         }
         let copy = freeCopy
         freeCopy = copies[copy].next
         let base = cluster + part.range.lowerBound, size = UInt64(part.range.count)
-        copies[copy] = Copies.Copy(owner: index, start: start, length: covered, guestOffset: cluster, base: base, size: size, run: run)
+        copies[copy] = Copies.Copy(owner: index, start: start, length: covered, guestOffset: cluster, base: base, size: size, run: run, file: file)
         // One for the copy, and one that keeps the request from ending under our hands.
         unsafe request.pointee.pending += 2
         let reader = Int32(depth) + copy
@@ -190,25 +187,14 @@ extension DiskEngine {
         return true
     }
 
-    /// New clusters, or the one that a part is of; nil for an image that has none to give.
-    private func clusters(for part: WriteTarget.Part?, _ count: UInt64, at cluster: UInt64) throws(MetadataError) -> Refcounts.Run? {
-        let file = metadataFile
-        return try image.withMetadata { qcow2 throws(MetadataError) in
-            if let part, let place = part.place { return try qcow2.extend(part, place, at: cluster) }
-            var run = try qcow2.allocate(count, at: cluster, file)
-            if let part { run.units = qcow2.header.units(part.range) }
-            return run
-        }
-    }
-
     /// The old contents of a cluster are there: the new ones come over them, and all of it goes to the file.
     mutating func finishReading(copy index: Int32) {
         let reader = Int32(depth) + index
         let error = unsafe requests[Int(reader)].error
         let copy = copies[index]
         let operation = Operation(
-            kind: .write, request: copy.owner, fileOffset: copy.run.first * copies.clusterSize + (copy.base - copy.guestOffset), start: copy.start,
-            length: copy.size, run: copy.run, guestOffset: copy.guestOffset, copy: index)
+            kind: .write, request: copy.owner, layer: copy.file, fileOffset: image.place(of: copy.run, copy.file) + (copy.base - copy.guestOffset),
+            start: copy.start, length: copy.size, run: copy.run, guestOffset: copy.guestOffset, copy: index)
         guard freeOperation >= 0 else {
             unsafe requests[Int(reader)].isListed = true
             unsafe stalled.append(reader, requests)
@@ -275,17 +261,14 @@ extension DiskEngine {
         return true
     }
 
-    var isLocked: Bool { image.withMetadata { $0.isLocked } ?? false }
+    var isLocked: Bool { image.isLocked }
 
     /// New clusters have been written, or could not be.
     mutating func finishClusters(_ ended: Operation, _ error: Int32) {
-        let sequence = sequence
-        image.withMetadata { qcow2 in
-            if error == 0 {
-                qcow2.link(ended.run, at: ended.guestOffset, sequence: sequence)
-            } else {
-                qcow2.abandon(ended.run, at: ended.guestOffset, sequence: sequence)
-            }
+        if error == 0 {
+            image.link(ended.run, at: ended.guestOffset, sequence: sequence)
+        } else {
+            image.abandon(ended.run, at: ended.guestOffset, sequence: sequence)
         }
         if ended.copy >= 0 {
             copies[ended.copy].next = freeCopy

@@ -140,8 +140,7 @@ public struct DiskCompletion: Sendable {
             while queue.nextCompletion() != nil { left -= 1 }
         }
         // What was not flushed may be lost, and is not for want of trying.
-        let file = metadataFile, data = dataFile
-        _ = try? image.withMetadata { qcow2 throws(MetadataError) in try qcow2.close(file, data) }
+        image.close(calls)
         unsafe requests.deallocate()
         unsafe operations.deallocate()
     }

@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Glibc
 internal import Linux
 
@@ -19,7 +20,7 @@ internal import Linux
     /// and, in a raw file, can be written.
     public private(set) var size: UInt64
     public let isReadOnly: Bool
-    /// The unit of the format's own making, or nil: a cluster of qcow2.
+    /// The unit of the format's own making, or nil: a cluster of qcow2, a block of VDI, a grain of VMDK, ….
     public let clusterSize: UInt64?
     /// What was put right when the image was opened for writing, as nobody had closed it.
     public let repair: CheckReport?
@@ -27,14 +28,23 @@ internal import Linux
     /// As it was opened, for what is read anew when the metadata was replaced.
     private let metadataCacheSize: Int
 
-    // The one layer of each file, topmost first. Only the holder of the image touches them: hence `Sendable`.
-    private let layers: UnsafeMutableBufferPointer<Layer>
+    // The one layer of each file: those of the chain, topmost first, then the extents of a VMDK image. Only the holder of the image
+    // touches them: hence `Sendable`.
+    let layers: UnsafeMutableBufferPointer<Layer>
+    /// How many of them stand on top of each other.
+    let chainLength: Int
 
     /// A file of the chain with what its format says of it; a raw file needs nothing said.
     struct Layer: ~Copyable {
         var file: ImageFile
         var qcow2: QCOW2Image?
         var size: UInt64
+        /// What a format with one table of equal blocks says.
+        var blocks: BlockMapImage?
+        /// The pieces of a disk that lies in several files, in their order and without gaps.
+        var pieces: [DiskPiece] = []
+        /// Where the first change writes a new content ID, 0 when it does not: a VMDK descriptor's.
+        var contentIDPlace: UInt64 = 0
         /// The file with the data of a qcow2 image that keeps it outside.
         var dataFile: ImageFile?
     }
@@ -57,7 +67,8 @@ internal import Linux
         isReadOnly = options.readOnly
         metadataCacheSize = options.metadataCacheSize
         repair = chain.repair
-        clusterSize = unsafe chain.layers[0].qcow2?.header.clusterSize
+        clusterSize = unsafe chain.layers[0].qcow2?.header.clusterSize ?? chain.blockSize
+        chainLength = chain.chainLength
         unsafe layers = chain.take()
     }
 
@@ -77,6 +88,32 @@ internal import Linux
         }
     }
 
+    /// How many files have a number: those of the chain, and extents.
+    var fileCount: Int { unsafe layers.count }
+
+    /// The files with the disk's data, by their number.
+    var dataFiles: [String] {
+        unsafe layers.indices.map { index in
+            // Indices of the buffer's own.
+            switch unsafe layers[index].dataFile {
+            case .some(let dataFile): dataFile.path
+            case nil: unsafe layers[index].file.path
+            }
+        }
+    }
+
+    /// Bytes that the files take on the host's disk.
+    func allocated() throws(DiskImageError) -> UInt64 {
+        var sum: UInt64 = 0
+        for index in unsafe layers.indices {
+            // In units of 512 bytes, whatever the file system's blocks.
+            do throws(SystemCallError) { sum &+= UInt64(clamping: try unsafe layers[index].file.descriptor.status().st_blocks) << 9 } catch {
+                throw unsafe .system(path: layers[index].file.path, error)
+            }
+        }
+        return sum
+    }
+
     /// Which files those are, whatever their names.
     var identities: [ImageFile.Identity] { unsafe layers.indices.map { unsafe layers[$0].file.identity } }
 
@@ -85,6 +122,10 @@ internal import Linux
         for index in unsafe layers.indices {
             if let (damage, offset) = unsafe layers[index].qcow2?.damage {
                 return unsafe .invalid(path: layers[index].file.path, reason: "\(damage) (at byte \(offset) of the disk)")
+            }
+            if let (damage, offset) = unsafe layers[index].blocks?.damage {
+                let whose = index < chainLength ? "disk" : "extent"
+                return unsafe .invalid(path: layers[index].file.path, reason: "\(damage) (at byte \(offset) of the \(whose))")
             }
         }
         return nil
@@ -96,28 +137,32 @@ internal import Linux
     /// each read brings it a step further, so it ends however small the caches are and whoever else uses them.
     struct Search {
         var layer = 0
-        /// The L2 entry of a compressed cluster, when it is known to begin with one; else 0.
+        /// The file that the answer is about: that of the layer, or one of its extents.
+        var file = 0
+        /// The L2 entry of a compressed cluster, or the place of a compressed grain, when it is known to begin with one; else 0.
         var compressedEntry: UInt64 = 0
         /// Bytes from the start that every layer above leaves open.
         var limit: UInt64
     }
 
     /// How the range of `search.limit` bytes from `offset` begins. ``Extent/data(offset:length:)`` and loads are about
-    /// the file of `search.layer`. The range is inside the disk and not empty.
+    /// the file `search.file`. The range is inside the disk and not empty.
     func locate(_ offset: UInt64, _ search: inout Search) -> Extent {
         // Layers are reached through the buffer, in place: no copies, no reference counts. Indices are below its count.
-        while unsafe search.layer < layers.count {
+        while search.layer < chainLength {
             let size = unsafe layers[search.layer].size
             // A backing file may be shorter than what stands on it; the end of a last sector belongs to the disk.
             let end = search.layer == 0 ? self.size : size
             guard offset < end else { return .zero(length: search.limit) }
             search.limit = min(search.limit, end - offset)
-            switch unsafe layers[search.layer].locate(offset, search.limit, &search.compressedEntry) {
+            search.file = search.layer
+            let isWhole = unsafe layers[search.layer].pieces.isEmpty
+            switch unsafe isWhole ? layers[search.layer].locate(offset, search.limit, &search.compressedEntry) : locatePiece(offset, &search) {
             case .unallocated(let length):
                 search.limit = length
                 search.layer += 1
             case .load(var load):
-                load.layer = search.layer
+                load.layer = search.file
                 return .load(load)
             case let extent:
                 return extent
@@ -128,18 +173,12 @@ internal import Linux
 
     func finish(_ load: MetadataLoad, bytes: Int, error: Int32) {
         unsafe layers[load.layer].qcow2?.finish(load, bytes: bytes, error: error)
+        unsafe layers[load.layer].blocks?.finish(load, bytes: bytes, error: error)
     }
 
     func settle(_ load: MetadataLoad) {
         unsafe layers[load.layer].qcow2?.settle(load)
-    }
-
-    /// Whether writing changes metadata: ``target(_:_:_:sequence:_:)`` says how a range is written, and a flush is a commit.
-    var managesClusters: Bool { !isReadOnly && format == .qcow2 }
-
-    func target(_ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, sequence: UInt64, _ file: MetadataFile) -> WriteTarget {
-        // `layers[0]` is there in every image, and only the topmost is written.
-        unsafe layers[0].qcow2?.target(operation, offset, length, diskSize: size, sequence: sequence, file) ?? .not(.failed(EROFS))
+        unsafe layers[load.layer].blocks?.settle(load)
     }
 
     /// What is done to the metadata of the topmost image; nothing in one without.
@@ -151,11 +190,11 @@ internal import Linux
     /// Bytes that the disk has by its format, which need not be whole sectors.
     var exactSize: UInt64 {
         if let header { return header.size }
-        return unsafe layers[0].file.size
+        return unsafe format == .raw ? layers[0].file.size : layers[0].size
     }
 
     /// Bytes of the disk of the topmost backing file; 0 without one.
-    var backingSize: UInt64 { unsafe layers.count > 1 ? layers[1].size : 0 }
+    var backingSize: UInt64 { unsafe chainLength > 1 ? layers[1].size : 0 }
 
     var isRegularFile: Bool { unsafe layers[0].file.isRegular }
 
@@ -165,6 +204,7 @@ internal import Linux
         // `layers[0]` is there in every image.
         try unsafe layers[0].file.measure()
         guard format == .qcow2 else {
+            // Nothing else than a raw image is changed so.
             size = unsafe (layers[0].file.size &+ 511) & ~511
             unsafe layers[0].size = size
             return
@@ -174,11 +214,6 @@ internal import Linux
         unsafe layers[0].size = qcow2.header.size
         size = unsafe (layers[0].size &+ 511) & ~511
         unsafe layers[0].qcow2 = consume qcow2
-    }
-
-    /// Nothing can be written any more, for a reason that has an errno value.
-    func failWriting(_ error: Int32) {
-        unsafe layers[0].qcow2?.failure = error
     }
 
     /// The header of the topmost image.
@@ -213,9 +248,9 @@ internal import Linux
         unsafe layers[layer].file.descriptor.rawValue
     }
 
-    /// Bytes of a cluster of a layer; 1 in one without clusters.
+    /// Bytes of a cluster of a file; 1 in one without clusters.
     func clusterSize(ofLayer layer: Int) -> UInt64 {
-        unsafe layers[layer].qcow2?.header.clusterSize ?? 1
+        unsafe layers[layer].qcow2?.header.clusterSize ?? layers[layer].blocks?.layout.blockSize ?? 1
     }
 
     /// Bytes of the disk that a layer holds.
@@ -233,18 +268,22 @@ internal import Linux
 extension DiskImage.Layer {
     mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
         if offset >= size { return .zero(length: length) }
-        return qcow2?.locate(offset, length, &compressedEntry) ?? .data(offset: offset, length: length)
+        // Asking one that is not there costs no more than a look.
+        return qcow2?.locate(offset, length, &compressedEntry) ?? blocks?.locate(offset, length, &compressedEntry)
+            ?? .data(offset: offset, length: length)
     }
 }
 
 /// A chain while it is opened: what is open already is closed again if the rest cannot be.
-@safe private struct Chain: ~Copyable {
+@safe struct Chain: ~Copyable {
     private(set) var layers: UnsafeMutableBufferPointer<DiskImage.Layer>
     private(set) var repair: CheckReport?
-    private var count = 0
+    private(set) var count = 0
+    /// How many of the files stand on top of each other; others are extents of the last of them.
+    private(set) var chainLength = 0
 
     init() {
-        unsafe layers = .allocate(capacity: DiskImage.maximumChainLength)
+        unsafe layers = .allocate(capacity: DiskImage.maximumChainLength + VMDKDescriptor.maximumExtents)
     }
 
     deinit {
@@ -264,26 +303,31 @@ extension DiskImage.Layer {
     mutating func open(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
         guard count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: path) }
         if count == 0, let snapshot = options.snapshot {
-            guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "a raw image has no snapshots") }
+            guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do") }
             guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot can only be read: add ,ro") }
         }
         let writable = count == 0 && !options.readOnly
+        if writable, !format.isWritable {
+            throw .notWritable(path: path, reason: "\(format.name) images are only read; swkvm image convert makes a qcow2 one")
+        }
         var file = try ImageFile(path: path, writable: writable, cache: options.cache, locking: options.locking)
         for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: path) }
+        chainLength += 1
 
         if format == .raw {
             let size = file.size
             guard size <= DiskImage.maximumSize else { throw .invalid(path: path, reason: "\(size) bytes long") }
             // An unfinished sector at the end counts, so that nothing of the file is out of reach.
-            append(file, nil, size: (size &+ 511) & ~511, dataFile: nil)
+            append(DiskImage.Layer(file: file, size: (size &+ 511) & ~511))
             return
         }
+        guard format == .qcow2 else { return try openBlocks(file, format, options, writable: writable) }
         if writable { repair = try DiskImage.repairIfDirty(&file) }
         let qcow2 = try QCOW2Image(
             file, metadataCacheSize: options.metadataCacheSize, writable: writable, snapshot: count == 0 ? options.snapshot : nil)
         let header = qcow2.header
         let dataFile = try openDataFile(header, file, options, writable: writable)
-        append(file, qcow2, size: header.size, dataFile: dataFile)
+        append(DiskImage.Layer(file: file, qcow2: qcow2, size: header.size, dataFile: dataFile))
         guard options.followsBacking, let name = header.backingName else { return }
         guard options.allowsBacking else { throw .backingNotAllowed(path: path, name: name) }
         do throws(DiskImageError) {
@@ -316,9 +360,9 @@ extension DiskImage.Layer {
         }
     }
 
-    private mutating func append(_ file: consuming ImageFile, _ qcow2: consuming QCOW2Image?, size: UInt64, dataFile: consuming ImageFile?) {
-        // `open` has checked that there is room.
-        unsafe (layers.baseAddress! + count).initialize(to: DiskImage.Layer(file: file, qcow2: qcow2, size: size, dataFile: dataFile))
+    mutating func append(_ layer: consuming DiskImage.Layer) {
+        // Who opens a file has checked that there is room.
+        unsafe (layers.baseAddress! + count).initialize(to: layer)
         count += 1
     }
 }

@@ -12,6 +12,14 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case notAFile(path: String)
     /// The file does not begin with qcow2's magic; `found` are its first bytes, at most four.
     case notQCOW2(path: String, found: [UInt8])
+    /// The file has not the signature of the stated format.
+    case notOfFormat(path: String, format: String, reason: String)
+    /// An extent's name that is no plain path below the image's directory.
+    case extentName(path: String, name: String)
+    /// The image names files with its extents and the user does not allow them.
+    case extentNotAllowed(path: String, name: String)
+    /// A file with an extent of the image `of` cannot be used.
+    case extent(of: String, DiskImageError)
     /// The file ends before something that its header says is there.
     case truncated(path: String, what: String, needed: UInt64, size: UInt64)
     /// A header field that contradicts the format.
@@ -26,7 +34,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case snapshot(path: String, name: String, reason: String)
     /// The image's reference counts have too few bits for what was asked.
     case countsTooNarrow(path: String, bits: Int, needed: UInt64)
-    /// A format without metadata that could be checked.
+    /// A format whose metadata, if it has any, is not checked.
     case notCheckable(path: String)
     /// The disk cannot have the size that was asked.
     case resize(path: String, reason: String)
@@ -68,13 +76,21 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .system(let path, let error):
             "disk \(quoted(path)): \(error)"
         case .formatUnknown(let path):
-            "disk \(quoted(path)): its name does not tell the format; say format=raw or format=qcow2 (swkvm image: --format)"
+            "disk \(quoted(path)): its name does not tell the format; say format=raw, format=qcow2 … (swkvm image: --format)"
         case .formatUnsupported(let path, let name):
-            "disk \(quoted(path)): the format \(quoted(name)) is not supported; raw and qcow2 are"
+            "disk \(quoted(path)): the format \(quoted(name)) is not supported; \(ImageFormat.names) are"
         case .notAFile(let path):
             "disk \(quoted(path)): neither a regular file nor a block device"
         case .notQCOW2(let path, let found):
             "disk \(quoted(path)): not a qcow2 image: starts with \(quoted(bytes: found)), wanted \"QFI\\xfb\"; if it is raw, say format=raw"
+        case .notOfFormat(let path, let format, let reason):
+            "disk \(quoted(path)): not a \(format) image: \(reason)"
+        case .extentName(let path, let name):
+            "disk \(quoted(path)): its extent \(quoted(name)) is not the name of a file in or below the image's directory"
+        case .extentNotAllowed(let path, let name):
+            "disk \(quoted(path)): it has its extent in the file \(quoted(name)) and other files are not allowed here"
+        case .extent(let of, let error):
+            "disk \(quoted(of)), extent: \(error)"
         case .truncated(let path, let what, let needed, let size):
             "disk \(quoted(path)): truncated: \(what) ends at byte \(needed), the file at \(size)"
         case .invalid(let path, let reason):
@@ -91,7 +107,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): a cluster would be counted \(needed) times and the image's reference counts have \(bits) bit\(bits == 1 ? "" : "s"); "
                 + "convert it to one with wider counts"
         case .notCheckable(let path):
-            "disk \(quoted(path)): a raw image has no metadata that could be checked"
+            "disk \(quoted(path)): only the metadata of qcow2 images can be checked"
         case .resize(let path, let reason):
             "disk \(quoted(path)): it cannot have that size: \(reason)"
         case .locked(let path, forWriting: true):

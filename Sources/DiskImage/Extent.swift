@@ -48,11 +48,18 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
     case clusterInMetadata(offset: UInt64)
     case tableCountedAsFree(offset: UInt64)
     case clusterMisplaced(offset: UInt64)
+    case blockTableBeyondEnd(offset: UInt64)
+    case blockBeyondEnd(offset: UInt64)
+    case blockInMetadata(offset: UInt64)
+    case blockState(UInt64)
+    case compressedGrainBroken(offset: UInt64)
 
     /// Whether the image's tables are wrong, and not only what a cluster holds.
     var isOfMetadata: Bool {
-        if case .compressedClusterBroken = self { return false }
-        return true
+        switch self {
+        case .compressedClusterBroken, .compressedGrainBroken: false
+        default: true
+        }
     }
 
     var description: String {
@@ -65,6 +72,11 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
         case .subclusterBothZeroAndAllocated: "a subcluster that is both zero and allocated"
         case .compressedClusterBroken(let offset): "a compressed cluster at byte \(offset) that does not decompress"
         case .clusterInMetadata(let offset): "a data cluster at byte \(offset), where the image has a table"
+        case .blockTableBeyondEnd(let offset): "a table of blocks at byte \(offset), beyond the end of the file"
+        case .blockBeyondEnd(let offset): "a block at byte \(offset), beyond the end of the file"
+        case .blockInMetadata(let offset): "a block at byte \(offset), where the image has a table"
+        case .blockState(let state): "a block in the state \(state), which none can have"
+        case .compressedGrainBroken(let offset): "a compressed grain at byte \(offset) that does not decompress"
         case .clusterMisplaced(let offset): "a data cluster at byte \(offset) of the data file, which is not its place on the disk"
         case .tableCountedAsFree(let offset): "a table at byte \(offset), whose cluster is counted as free"
         }

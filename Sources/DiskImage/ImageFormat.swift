@@ -4,6 +4,37 @@ public enum ImageFormat: String, Sendable, CaseIterable {
     case raw
     /// QEMU's copy-on-write format, versions 2 and 3.
     case qcow2
+    /// VMware's: sparse, compressed ("streamOptimized") and flat, in one file or several.
+    case vmdk
+    /// VirtualBox's.
+    case vdi
+    /// Virtual PC's and the older one of Hyper-V, fixed and dynamic; QEMU calls it vpc.
+    case vhd = "vpc"
+    /// Hyper-V's.
+    case vhdx
+
+    /// As the format's users write it.
+    public var name: String {
+        switch self {
+        case .raw, .qcow2: rawValue
+        case .vhd: "VHD"
+        case .vmdk, .vdi, .vhdx: rawValue.uppercased()
+        }
+    }
+
+    /// The words that state a format.
+    public static var names: String { allCases.map(\.rawValue).joined(separator: ", ") }
+
+    /// Whether an image can be changed, and not only read.
+    public var isWritable: Bool { self != .vhd && self != .vhdx }
+
+    /// Whether new images are made of it.
+    public var isMakeable: Bool { self == .raw || self == .qcow2 }
+
+    /// Refuses to make an image of a format that is only used as it is found.
+    func requireMakeable(_ path: String) throws(DiskImageError) {
+        if !isMakeable { throw .impossible(path: path, reason: "\(name) images are used but not made; raw and qcow2 can be") }
+    }
 
     /// The format that a file's name stands for, by its extension alone: what a file contains is the guest's doing
     /// once it was a guest's disk, so it is never asked.
@@ -13,6 +44,10 @@ public enum ImageFormat: String, Sendable, CaseIterable {
         switch ending {
         case "raw", "img": self = .raw
         case "qcow2", "qcow": self = .qcow2
+        case "vmdk": self = .vmdk
+        case "vdi": self = .vdi
+        case "vhd", "vpc": self = .vhd
+        case "vhdx": self = .vhdx
         default: throw .formatUnknown(path: path)
         }
     }
@@ -39,7 +74,7 @@ public struct DiskImageOptions: Sendable {
     public var cache: CacheMode
     /// Exclude other processes that would write (or, when we write, read) the image.
     public var locking: Bool
-    /// Follow the names of backing files that images carry. An image of unknown origin can name any file of the host.
+    /// Follow the names of backing files and extents that images carry. An image of unknown origin can name any file of the host.
     public var allowsBacking: Bool
     /// Whether backing files are opened at all: a tool that looks at one image, or gives it another, does without.
     var followsBacking = true

@@ -344,6 +344,6 @@ private func table(_ size: Int, _ path: String) throws(DiskImageError) -> Mappin
     do { return try Mapping(size: max(1, size), flags: MAP_PRIVATE | MAP_ANONYMOUS) } catch { throw .system(path: path, error) }
 }
 
-private func cache(_ blockSize: Int, _ count: Int, _ path: String) throws(DiskImageError) -> BlockCache {
+func cache(_ blockSize: Int, _ count: Int, _ path: String) throws(DiskImageError) -> BlockCache {
     do { return try BlockCache(blockSize: blockSize, count: count) } catch { throw .system(path: path, error) }
 }

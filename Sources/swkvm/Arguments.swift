@@ -257,7 +257,7 @@ struct DiskArgument {
             case ("ro", nil): options.readOnly = true
             case ("format", let value?):
                 guard let format = ImageFormat(rawValue: value) else {
-                    throw ArgumentProblem("disk \(path): format=\(value) is not known, wanted raw or qcow2")
+                    throw ArgumentProblem("disk \(path): format=\(value) is not known, wanted one of \(ImageFormat.names)")
                 }
                 options.format = format
             case ("cache", let value?):

@@ -65,7 +65,7 @@ import Testing
 
     @Test(arguments: [
         ("", "a disk needs a path"), (",ro", "a disk needs a path"),
-        ("d,format=vmdk", "disk d: format=vmdk is not known, wanted raw or qcow2"), ("d,format=", "disk d: format= is not known"),
+        ("d,format=qed", "disk d: format=qed is not known, wanted one of raw, qcow2, vmdk, vdi, vpc, vhdx"), ("d,format=", "disk d: format= is not known"),
         ("d,format", "disk d: 'format' is not known"), ("d,ro=yes", "disk d: 'ro=yes' is not known, wanted format=, "),
         ("d,cache=unsafe", "disk d: cache=unsafe is not known, wanted writeback or none"),
         ("d,serial=", "disk d: a serial number has 1 to 20 bytes, this one 0"),

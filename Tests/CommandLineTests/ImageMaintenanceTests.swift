@@ -57,6 +57,16 @@ import Testing
         #expect(throws: ExitCode(1)) { try resize.run() }
     }
 
+    /// Other formats than those that a verb can make or change.
+    @Test(arguments: [
+        ["create", "--format", "vdi", "/nowhere/a", "1M"], ["create", "/nowhere/a.vmdk", "1M"], ["convert", "-O", "vpc", "/dev/null", "/nowhere/a"],
+        ["snapshot", "create", "/nowhere/a.vhdx", "b"], ["rebase", "--no-backing", "/nowhere/a.vdi"], ["commit", "/nowhere/a.vmdk"],
+    ])
+    func otherFormats(arguments: [String]) throws {
+        var command = try Command.parseAsRoot(["image"] + arguments)
+        #expect(throws: ExitCode(1)) { try command.run() }
+    }
+
     @Test func disksTakeSnapshotsAndDataFiles() throws {
         let disk = try DiskArgument(parsing: "d.qcow2,ro,snapshot=before,data-file=/a/data.raw").disk
         #expect(disk.options.snapshot == "before" && disk.options.dataFile == "/a/data.raw" && !disk.options.allowsDataFile)

@@ -27,7 +27,7 @@ import Testing
     }
 
     @Test(arguments: [0, 1, 511, 512, 513, 1 << 20, 1 << 40, 5 << 40, 1 << 50] as [UInt64]) func sizes(size: UInt64) throws {
-        for format in ImageFormat.allCases {
+        for format in [.raw, .qcow2] as [ImageFormat] {
             // A file of 2^50 bytes is more than most file systems have.
             if format == .raw, size > 1 << 40 { continue }
             let name = "\(size).\(format)"
@@ -41,7 +41,7 @@ import Testing
 
     @Test func impossibleSizes() throws {
         for size in [DiskImage.maximumSize + 1, 1 << 63, .max, .max - 510] as [UInt64] {
-            for format in ImageFormat.allCases {
+            for format in [.raw, .qcow2] as [ImageFormat] {
                 guard case .impossible = try refusal(new("new.\(format)", size, format: format)) else { Issue.record("\(size)"); continue }
             }
         }

@@ -143,8 +143,8 @@ import Testing
             qemuImage("rebase", "-u", "-f", "qcow2", "-b", name, "-F", "raw", path)
             #expect(openError(path, readOnly) == .backing(of: path, .backingName(path: path, name: name)))
         }
-        qemuImage("rebase", "-u", "-f", "qcow2", "-b", "base.raw", "-F", "vmdk", path)
-        #expect(openError(path, readOnly) == .backing(of: path, .formatUnsupported(path: directory.file("base.raw"), name: "vmdk")))
+        qemuImage("rebase", "-u", "-f", "qcow2", "-b", "base.raw", "-F", "qed", path)
+        #expect(openError(path, readOnly) == .backing(of: path, .formatUnsupported(path: directory.file("base.raw"), name: "qed")))
         qemuImage("rebase", "-u", "-f", "qcow2", "-b", "gone.raw", "-F", "raw", path)
         let missing = SystemCallError("open", errno: ENOENT)
         #expect(openError(path, readOnly) == .backing(of: path, .system(path: directory.file("gone.raw"), missing)))

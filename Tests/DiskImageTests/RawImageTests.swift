@@ -206,7 +206,7 @@ import Testing
     @Test func theNameTellsTheFormat() throws {
         for name in ["a.raw", "a.img", "A.IMG", "/x.qcow2/a.raw"] { #expect(try ImageFormat(extensionOf: name) == .raw) }
         for name in ["a.qcow2", "a.QCOW2", "a.qcow", "/x.raw/b.c.qcow2"] { #expect(try ImageFormat(extensionOf: name) == .qcow2) }
-        for name in ["a", "", "a.vmdk", "a.raw/b", "raw", ".", "/dev/vda"] {
+        for name in ["a", "", "disk.unknown", "a.raw/b", "raw", ".", "/dev/vda"] {
             #expect(throws: DiskImageError.formatUnknown(path: name)) { try ImageFormat(extensionOf: name) }
         }
     }

@@ -59,7 +59,7 @@ internal import Linux
             // Inside the buffer, which holds a piece.
             let memory = unsafe UnsafeMutableRawBufferPointer(start: buffer.start + start, count: count)
             if let place = extent.fileOffset, extent.kind == .data {
-                try unsafe reader.read(memory, file: place, depth: extent.depth)
+                try unsafe reader.read(memory, from: place, ofFile: extent.file)
             } else {
                 try unsafe reader.read(memory, at: extent.offset)
             }

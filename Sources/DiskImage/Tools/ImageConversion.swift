@@ -41,6 +41,7 @@ public struct ImageConversion: Sendable {
     /// Makes the image. It gets its name when it is whole; after an error there is no file (a block device is then written in part).
     /// - Parameter progress: called a few times a second; false gives up.
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) {
+        try format.requireMakeable(target)
         var sourceOptions = sourceOptions
         sourceOptions.readOnly = true
         // What is read is read once, in order: a small part of the tables at a time.

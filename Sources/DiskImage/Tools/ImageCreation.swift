@@ -26,6 +26,7 @@ public struct ImageCreation: Sendable {
     /// - Returns: bytes of the disk.
     @discardableResult
     public func create() throws(DiskImageError) -> UInt64 {
+        try format.requireMakeable(path)
         let size = try diskSize()
         try check(size)
         var file = try NewFile(path: path, replacing: replacing)

@@ -13,6 +13,8 @@ public struct ImageInformation: Sendable, Equatable {
     public var isDirty = false
     public var backing: Backing?
     public var qcow2: QCOW2?
+    /// Bytes of a block of the format's making; nil in one without.
+    public var clusterSize: UInt64?
     public var snapshots: [Snapshot] = []
 
     public struct Backing: Sendable, Equatable {
@@ -65,13 +67,18 @@ public struct ImageInformation: Sendable, Equatable {
             throw .system(path: path, error)
         }
         guard format == .qcow2 else {
-            size = (file.size &+ 511) & ~511
+            // Whatever these say, opening them finds out; a raw image says nothing.
+            let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true, locking: locking))
+            size = image.size
+            clusterSize = image.clusterSize
+            allocated = try image.allocated()
             return
         }
         let header = try QCOW2Header(file)
         // The header's check has found what follows within the first cluster.
         let area = QCOW2HeaderArea(parsing: try file.read("the header", count: Int(min(header.clusterSize, file.size)), at: 0))
         size = header.size
+        clusterSize = header.clusterSize
         isDirty = header.isDirty
         qcow2 = QCOW2(header, area)
         if let name = header.backingName {

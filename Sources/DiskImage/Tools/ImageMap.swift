@@ -7,11 +7,11 @@ public struct ImageMap: ~Copyable {
 
     /// Bytes of the disk.
     public var size: UInt64 { reader.image.size }
-    /// The files of the chain, topmost first.
+    /// The files that have data, by their number: those of the chain, topmost first, then the extents of an image in several files.
     public let files: [String]
 
     public init(_ image: consuming DiskImage) {
-        files = image.files
+        files = image.dataFiles
         reader = ImageReader(image)
     }
 
@@ -45,7 +45,7 @@ extension ImageExtent {
         if kind == .compressed { return true }
         switch (fileOffset, next.fileOffset) {
         case (nil, nil): return true
-        case (let place?, let other?): return place &+ length == other
+        case (let place?, let other?): return file == next.file && place &+ length == other
         default: return false
         }
     }

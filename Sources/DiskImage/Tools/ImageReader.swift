@@ -21,6 +21,8 @@ public struct ImageExtent: Sendable, Equatable {
     public var depth: Int
     /// Where in the image's file, for what has a place of its own there.
     public var fileOffset: UInt64?
+    /// Which file that is, by its number in ``ImageMap/files``.
+    public var file = 0
 
     public var readsAsZeroes: Bool { kind == .unallocated || kind == .zero }
 }
@@ -38,7 +40,7 @@ public struct ImageExtent: Sendable, Equatable {
     }
 
     init(_ image: consuming DiskImage) {
-        known = [Known](repeating: Known(), count: image.files.count)
+        known = [Known](repeating: Known(), count: image.fileCount)
         self.image = image
     }
 
@@ -49,15 +51,15 @@ public struct ImageExtent: Sendable, Equatable {
             let extent = image.locate(offset, &search)
             let depth = search.layer
             func found(_ kind: ImageExtent.Kind, _ length: UInt64, at place: UInt64? = nil) -> ImageExtent {
-                ImageExtent(kind: kind, offset: offset, length: min(length, limit), depth: depth, fileOffset: place)
+                ImageExtent(kind: kind, offset: offset, length: min(length, limit), depth: depth, fileOffset: place, file: search.file)
             }
             switch extent {
             case .data(let place, let length):
-                let (isData, end) = try hole(at: place, depth)
+                let (isData, end) = try hole(at: place, search.file)
                 return found(isData ? .data : .zero, min(length, end - place), at: place)
             case .zero(let length):
                 // Past the last image, or past the end of one below the topmost: the one above has nothing, and nobody else.
-                if depth == known.count || (depth > 0 && offset >= image.size(ofLayer: depth)) {
+                if depth == image.chainLength || (depth > 0 && offset >= image.size(ofLayer: depth)) {
                     return ImageExtent(kind: .unallocated, offset: offset, length: min(length, limit), depth: depth - 1)
                 }
                 return found(.zero, length)
@@ -67,7 +69,7 @@ public struct ImageExtent: Sendable, Equatable {
                 // It is known to be there, which is enough: nothing is read.
                 image.finish(load, bytes: 0, error: ECANCELED)
                 image.settle(load)
-                let cluster = image.clusterSize(ofLayer: depth)
+                let cluster = image.clusterSize(ofLayer: load.layer)
                 return found(.compressed, min(search.limit, cluster - offset % cluster), at: load.offset)
             case .load(let load):
                 try self.load(load)
@@ -91,7 +93,7 @@ public struct ImageExtent: Sendable, Equatable {
             switch extent {
             case .data(let place, let length):
                 moved = Int(length)
-                try unsafe transfer(start + done, moved, at: place, search.layer)
+                try unsafe transfer(start + done, moved, at: place, search.file)
             case .zero(let length):
                 moved = Int(length)
                 unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: moved)
@@ -113,9 +115,9 @@ public struct ImageExtent: Sendable, Equatable {
     }
 
     /// Reads what an extent of data says, from the file that has it.
-    func read(_ buffer: UnsafeMutableRawBufferPointer, file offset: UInt64, depth: Int) throws(DiskImageError) {
+    func read(_ buffer: UnsafeMutableRawBufferPointer, from offset: UInt64, ofFile file: Int) throws(DiskImageError) {
         guard let start = buffer.baseAddress else { return }
-        try unsafe transfer(start, buffer.count, at: offset, depth)
+        try unsafe transfer(start, buffer.count, at: offset, file)
     }
 
     // MARK: - Files
@@ -142,7 +144,7 @@ public struct ImageExtent: Sendable, Equatable {
             let place = offset + UInt64(done)
             // What is left of the caller's buffer.
             var vector = unsafe iovec(iov_base: buffer + done, iov_len: count - done)
-            let file = unsafe image.descriptor(layer, for: &vector, count: 1, offset: place)
+            let file = unsafe image.dataDescriptor(layer, for: &vector, count: 1, offset: place)
             let got = unsafe preadv(file, &vector, 1, off_t(truncatingIfNeeded: place))
             if got < 0 {
                 if errno == EINTR { continue }
@@ -162,7 +164,7 @@ public struct ImageExtent: Sendable, Equatable {
     private mutating func hole(at place: UInt64, _ layer: Int) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
         let last = known[layer]
         if last.start <= place, place < last.end { return (last.isData, last.end) }
-        let file = image.descriptor(layer)
+        let file = image.dataDescriptor(layer)
         let data = lseek(file, off_t(truncatingIfNeeded: place), CLINUX_SEEK_DATA)
         var found = Known(start: place, end: .max, isData: true)
         if data > off_t(truncatingIfNeeded: place) {

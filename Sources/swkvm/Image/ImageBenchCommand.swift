@@ -14,7 +14,7 @@ struct ImageBenchCommand: ParsableCommand {
               swkvm image bench --write --count 10000 --depth 1 scratch.qcow2
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("raw or qcow2. Default: what the file's extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: what the file's extension says.", valueName: "format"))
     var format: ImageFormat?
 
     @Option(name: [.short, .long], help: ArgumentHelp("Requests.", valueName: "n"))

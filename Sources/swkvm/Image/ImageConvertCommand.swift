@@ -18,10 +18,10 @@ struct ImageConvertCommand: ParsableCommand {
               swkvm image convert --force disk.qcow2 /dev/vg/disk --target-format raw
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The source's format: raw or qcow2. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: raw or qcow2. Default: what its extension says.", valueName: "format"))
     var targetFormat: ImageFormat?
 
     @Flag(name: [.short, .long], help: "Compress clusters (qcow2).")

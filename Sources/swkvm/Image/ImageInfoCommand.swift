@@ -36,7 +36,7 @@ struct ImageInfoCommand: ParsableCommand {
 
 /// An image that is read.
 struct SourceOptions: ParsableArguments {
-    @Option(name: [.short, .long], help: ArgumentHelp("raw or qcow2. Default: what the file's extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: what the file's extension says.", valueName: "format"))
     var format: ImageFormat?
 
     @Flag(name: [.customShort("U"), .long], help: "Look at an image that a machine writes to; what is said may be of two moments.")
@@ -49,10 +49,10 @@ struct SourceOptions: ParsableArguments {
 extension ImageInformation {
     fileprivate var text: String {
         var lines = [
-            "image: \(ImageTool.printable(path))", "file format: \(format)", "virtual size: \(ImageTool.sizeAndBytes(size))", "disk size: \(ImageTool.size(allocated))",
+            "image: \(ImageTool.printable(path))", "file format: \(format.rawValue)", "virtual size: \(ImageTool.sizeAndBytes(size))", "disk size: \(ImageTool.size(allocated))",
         ]
         if isDirty { lines.append("cleanly shut down: no") }
-        if let qcow2 { lines.append("cluster_size: \(qcow2.clusterSize)") }
+        if let clusterSize { lines.append("cluster_size: \(clusterSize)") }
         if let backing {
             let path = backing.path.map { $0 == backing.name ? "" : " (actual path: \(ImageTool.printable($0)))" } ?? " (not followed)"
             lines.append("backing file: \(ImageTool.printable(backing.name))\(path)")
@@ -96,7 +96,7 @@ extension ImageInformation {
         }
         return .object([
             ("filename", .string(path)), ("format", .string(format.rawValue)), ("virtual-size", .number(size)), ("actual-size", .number(allocated)),
-            ("dirty-flag", .bool(isDirty)), ("cluster-size", qcow2.map { .number($0.clusterSize) }),
+            ("dirty-flag", .bool(isDirty)), ("cluster-size", clusterSize.map(JSON.number)),
             ("backing-filename", backing.map { .string($0.name) }), ("full-backing-filename", backing?.path.map(JSON.string)),
             ("backing-filename-format", backing?.format.map(JSON.string)), ("snapshots", snapshots.isEmpty ? nil : .array(snapshots.map(\.json))),
             ("format-specific", specific),

@@ -43,7 +43,7 @@ extension ImageExtent {
     fileprivate func text(files: [String]) -> String {
         let place = kind == .compressed ? "compressed" : Self.hexadecimal(fileOffset ?? 0)
         return [Self.hexadecimal(offset), Self.hexadecimal(length), place].map { $0 + String(repeating: " ", count: max(1, 16 - $0.count)) }.joined()
-            + ImageTool.printable(files[depth])
+            + ImageTool.printable(files[file])
     }
 
     fileprivate func json(files: [String]) -> JSON {

@@ -18,7 +18,11 @@ struct ImageSnapshotCommand: ParsableCommand {
         var file: String
 
         func open(readOnly: Bool = false) throws(DiskImageError) -> DiskEngine {
-            try DiskEngine(DiskImage(path: file, options: DiskImageOptions(format: .qcow2, readOnly: readOnly)), depth: 1)
+            // A name that says raw is no obstacle: many qcow2 images end in .img.
+            if let format = try? ImageFormat(extensionOf: file), format != .qcow2, format != .raw {
+                throw .notOfFormat(path: file, format: "qcow2", reason: "its name says \(format.name), and only qcow2 images have snapshots")
+            }
+            return try DiskEngine(DiskImage(path: file, options: DiskImageOptions(format: .qcow2, readOnly: readOnly)), depth: 1)
         }
     }
 

@@ -1,0 +1,126 @@
+internal import Glibc
+internal import Linux
+
+/// Opening images of one file, or several, with tables of blocks.
+extension Chain {
+    /// Bytes of a block of the topmost image, if it has any.
+    var blockSize: UInt64? {
+        // Only files that are there are looked at.
+        for index in 0..<count { if let layout = unsafe layers[index].blocks?.layout { return layout.blockSize } }
+        return nil
+    }
+
+    mutating func openBlocks(_ file: consuming ImageFile, _ format: ImageFormat, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) {
+        switch format {
+        case .vdi:
+            let header = try VDIHeader(file)
+            let blocks = try BlockMapImage(
+                header.layout, file, cacheSize: options.metadataCacheSize, allocator: writable ? header.allocator(file) : nil)
+            append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks))
+        case .vhd:
+            let footer = try VHDFooter(file)
+            guard let layout = footer.layout else {
+                // A fixed one is its disk, with the footer behind it.
+                return append(DiskImage.Layer(file: file, size: footer.size))
+            }
+            let blocks = try BlockMapImage(layout, file, cacheSize: options.metadataCacheSize)
+            append(DiskImage.Layer(file: file, size: layout.size, blocks: blocks))
+        case .vhdx:
+            let header = try VHDXHeader(file)
+            let blocks = try BlockMapImage(header.layout, file, cacheSize: options.metadataCacheSize)
+            append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks))
+        case .vmdk:
+            try openVMDK(file, options, writable: writable)
+        case .raw, .qcow2:
+            break
+        }
+    }
+
+    // MARK: - VMDK
+
+    private mutating func openVMDK(_ file: consuming ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) {
+        let path = file.path
+        let start = try file.read("the header", count: Int(min(file.size, 4)), at: 0)
+        if start == Array("COWD".utf8) { throw .unsupported(path: path, feature: "an ESX sparse extent (vmfsSparse)") }
+        if start == VMDKHeader.magic {
+            let header = try VMDKHeader(file)
+            var place: UInt64 = 0
+            if let range = header.descriptor {
+                let text = try file.read("the descriptor", count: Int(range.upperBound - range.lowerBound), at: range.lowerBound)
+                let descriptor = try VMDKDescriptor(text, path: path)
+                place = descriptor.contentIDPlace.map { range.lowerBound + UInt64($0) } ?? 0
+                // A file that is a part of another image has no descriptor, or one that says so.
+                guard descriptor.extents.count <= 1 else { throw .invalid(path: path, reason: "its descriptor has \(descriptor.extents.count) extents") }
+            }
+            let blocks = try sparse(header, file, options, writable: writable)
+            append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks, contentIDPlace: place))
+            return
+        }
+        guard file.size <= UInt64(VMDKDescriptor.maximumSize) else {
+            throw .notOfFormat(path: path, format: "VMDK", reason: "it begins with no known signature and is too long for a descriptor")
+        }
+        let text = try file.read("the descriptor", count: Int(file.size), at: 0)
+        guard text.starts(with: VMDKDescriptor.firstLine.utf8) else {
+            throw .notOfFormat(path: path, format: "VMDK", reason: "it begins with neither \"KDMV\" nor \"\(VMDKDescriptor.firstLine)\"")
+        }
+        let descriptor = try VMDKDescriptor(text, path: path)
+        guard !descriptor.extents.isEmpty else { throw .invalid(path: path, reason: "its descriptor has no extents") }
+        if writable, descriptor.extents.contains(where: { $0.isReadOnly || $0.kind == .zero }) {
+            throw .notWritable(path: path, reason: "it has extents that are only read")
+        }
+        let main = count
+        append(DiskImage.Layer(file: file, size: descriptor.extents.reduce(0) { $0 + $1.size }, contentIDPlace: descriptor.contentIDPlace.map { UInt64($0) } ?? 0))
+        var pieces: [DiskPiece] = []
+        var position: UInt64 = 0
+        for extent in descriptor.extents {
+            let end = position + extent.size
+            if extent.kind == .zero {
+                pieces.append(DiskPiece(start: position, end: end, file: nil, place: 0))
+            } else {
+                guard options.allowsBacking else { throw .extentNotAllowed(path: path, name: extent.name) }
+                do throws(DiskImageError) {
+                    let place = try open(extent, VMDKDescriptor.path(extent.name, of: path), options, writable: writable)
+                    pieces.append(DiskPiece(start: position, end: end, file: count - 1, place: place))
+                } catch {
+                    throw .extent(of: path, error)
+                }
+            }
+            position = end
+        }
+        // A grain belongs to one file, and the engine knows one size of them.
+        if writable, let size = blockSize {
+            for piece in pieces {
+                guard let file = piece.file, let other = unsafe layers[file].blocks?.layout.blockSize else { continue }
+                guard other == size, piece.start % size == 0 else { throw .notWritable(path: path, reason: "its extents do not begin with whole grains of one size") }
+            }
+        }
+        // The descriptor's own layer, just appended.
+        unsafe layers[main].pieces = pieces
+    }
+
+    /// Opens the file of an extent and returns where its bytes begin there.
+    private mutating func open(_ extent: VMDKDescriptor.Extent, _ path: String, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> UInt64 {
+        let file = try ImageFile(path: path, writable: writable, cache: options.cache, locking: options.locking)
+        for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .invalid(path: path, reason: "the image has it twice") }
+        guard case .flat(let place) = extent.kind else {
+            let header = try VMDKHeader(file)
+            guard header.layout.size >= extent.size else {
+                throw .invalid(path: path, reason: "it has \(header.layout.size) bytes of the disk, its descriptor says \(extent.size)")
+            }
+            let blocks = try sparse(header, file, options, writable: writable)
+            append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks))
+            return 0
+        }
+        guard place <= file.size, extent.size <= file.size - place else {
+            throw .truncated(path: path, what: "the extent", needed: place &+ extent.size, size: file.size)
+        }
+        let size = file.size
+        append(DiskImage.Layer(file: file, size: size))
+        return place
+    }
+
+    private func sparse(_ header: VMDKHeader, _ file: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> BlockMapImage {
+        try BlockMapImage(
+            header.layout, file, cacheSize: options.metadataCacheSize, directory: header.directory, allocator: writable ? header.allocator(file) : nil)
+    }
+}

@@ -1,0 +1,92 @@
+internal import Glibc
+internal import Linux
+
+/// The header of VirtualBox's VDI, version 1.1: a table of 32-bit block numbers, and behind it the blocks.
+struct VDIHeader {
+    static let signature: UInt32 = 0xbeda_107f
+    static let version: UInt32 = 0x0001_0001
+    /// Bytes of the file before the table, as everybody has it.
+    static let size = 512
+    /// Where the header says how many blocks the file has.
+    static let countPlace: UInt64 = 0x184
+
+    let layout: BlockMapLayout
+    let tableOffset: UInt64
+    let dataOffset: UInt64
+    /// Blocks of the file, by the header.
+    let allocated: UInt64
+
+    /// Reads and checks the header of a file.
+    init(_ file: borrowing ImageFile) throws(DiskImageError) {
+        let path = file.path
+        func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
+            if !condition { throw .invalid(path: path, reason: reason()) }
+        }
+        guard file.size >= UInt64(Self.size) else { throw .notOfFormat(path: path, format: "VDI", reason: "it has \(file.size) bytes") }
+        let header = try file.read("the header", count: Self.size, at: 0)
+        guard header.littleEndian32(at: 0x40) == Self.signature else { throw .notOfFormat(path: path, format: "VDI", reason: "it has another signature") }
+        let version = header.littleEndian32(at: 0x44)
+        guard version == Self.version else { throw .unsupported(path: path, feature: "VDI version \(version >> 16).\(version & 0xffff)") }
+        switch header.littleEndian32(at: 0x4c) {
+        case 1, 2: break
+        case 3: throw .unsupported(path: path, feature: "an undo image's parent")
+        case 4: throw .unsupported(path: path, feature: "a differencing image's parent")
+        case let type: throw .unsupported(path: path, feature: "VDI image type \(type)")
+        }
+        guard header[0x1a8..<0x1c8].allSatisfy({ $0 == 0 }) else { throw .unsupported(path: path, feature: "a parent, which its UUIDs name") }
+        guard header.littleEndian32(at: 0x168) == 512 else { throw .unsupported(path: path, feature: "sectors of \(header.littleEndian32(at: 0x168)) bytes") }
+        guard header.littleEndian32(at: 0x17c) == 0 else { throw .unsupported(path: path, feature: "blocks with \(header.littleEndian32(at: 0x17c)) further bytes") }
+
+        let blockSize = header.littleEndian32(at: 0x178)
+        try require(blockSize.nonzeroBitCount == 1 && blockSize >= 4096, "blocks of \(blockSize) bytes")
+        guard blockSize <= 64 << 20 else { throw .unsupported(path: path, feature: "blocks of \(blockSize) bytes") }
+        let diskSize = header.littleEndian64(at: 0x170)
+        try require(diskSize <= DiskImage.maximumSize, "a disk of \(diskSize) bytes")
+        tableOffset = UInt64(header.littleEndian32(at: 0x154))
+        dataOffset = UInt64(header.littleEndian32(at: 0x158))
+        layout = BlockMapLayout(
+            size: (diskSize + 511) & ~511, blockBits: UInt64(blockSize.trailingZeroBitCount), entries: .vdi(data: dataOffset), table: .array(offset: tableOffset))
+        let blocks = UInt64(header.littleEndian32(at: 0x180))
+        try require(layout.blockCount <= blocks, "a table of \(blocks) entries for a disk that needs \(layout.blockCount)")
+        try require(tableOffset >= UInt64(Self.size) && tableOffset % 4 == 0, "a table at byte \(tableOffset)")
+        let tableEnd = tableOffset + blocks * 4
+        try require(dataOffset >= tableEnd && dataOffset % 512 == 0, "blocks from byte \(dataOffset) on, where the table ends at byte \(tableEnd)")
+        guard tableEnd <= file.size else { throw .truncated(path: path, what: "the block table", needed: tableEnd, size: file.size) }
+        allocated = UInt64(header.littleEndian32(at: 0x184))
+    }
+
+    /// Looks through the table for where new blocks can be. A block that two entries name, or that is beyond the end of the file, keeps an
+    /// image from being written.
+    func allocator(_ file: borrowing ImageFile) throws(DiskImageError) -> BlockAllocator {
+        guard layout.blockCount <= 1 << 26 else { throw .notWritable(path: file.path, reason: "its table has \(layout.blockCount) entries, more than can be looked through") }
+        var used: [UInt64] = []
+        var count: UInt64 = 0, end: UInt64 = 0
+        var first: UInt64 = 0
+        while first < layout.blockCount {
+            let entries = Int(min(layout.blockCount - first, 16384))
+            let bytes = try file.read("the block table", count: entries * 4, at: tableOffset + first * 4)
+            for entry in 0..<entries {
+                let block = UInt64(bytes.littleEndian32(at: entry * 4))
+                if block >= 0xffff_fffe { continue }
+                guard block < layout.blockCount, dataOffset + block << layout.blockBits < file.size else {
+                    throw .invalid(path: file.path, reason: "block \(first + UInt64(entry)) is number \(block) of the file, which has none such")
+                }
+                let word = Int(block / 64)
+                if word >= used.count { used += [UInt64](repeating: 0, count: max(word + 1 - used.count, used.count)) }
+                guard used[word] >> (block % 64) & 1 == 0 else {
+                    throw .invalid(path: file.path, reason: "number \(block) of the file is in two places of the disk")
+                }
+                used[word] |= 1 << (block % 64)
+                count += 1
+                end = max(end, block + 1)
+            }
+            first += UInt64(entries)
+        }
+        // What a crash has left between used blocks is used first, so that the header's count becomes that of the entries again.
+        var holes: [UInt64] = []
+        if count < end { holes = (0..<end).reversed().filter { used[Int($0 / 64)] >> ($0 % 64) & 1 == 0 } }
+        let written = file.size <= dataOffset ? 0 : (file.size - dataOffset - 1) >> layout.blockBits + 1
+        return BlockAllocator(
+            base: dataOffset, next: end, holes: holes, limit: layout.blockCount, pristine: written, header: (Self.countPlace, allocated), metadata: ByteRanges())
+    }
+}

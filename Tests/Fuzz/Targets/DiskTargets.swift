@@ -1,0 +1,201 @@
+import CLinux
+import DiskImage
+import Glibc
+import Linux
+
+extension FuzzTarget {
+    /// Images of each format, read and, where that is possible, written: what a header, a table or an entry says may be anything.
+    static let disks = [
+        FuzzTarget(name: "qcow2", seeds: [qcow2()]) { bytes in uses(bytes, .qcow2) },
+        FuzzTarget(name: "vdi", seeds: [vdi()]) { bytes in uses(bytes, .vdi) },
+        FuzzTarget(name: "vmdk", seeds: [sparseVMDK(), descriptor()]) { bytes in uses(bytes, .vmdk) },
+        // Checksums are put right here, as nothing but chance would.
+        FuzzTarget(name: "vhd", seeds: [vhd()]) { bytes in
+            var bytes = bytes
+            sum(&bytes, at: 0, count: 512, checksum: 64)
+            sum(&bytes, at: 512, count: 1024, checksum: 36)
+            sum(&bytes, at: bytes.count - 512, count: 512, checksum: 64)
+            return uses(bytes, .vhd)
+        },
+        FuzzTarget(name: "vhdx", seeds: [vhdx()]) { bytes in uses(vhdxFile(bytes), .vhdx) },
+    ]
+
+    private static func uses(_ bytes: [UInt8], _ format: ImageFormat) -> Bool { uses([(0, bytes)], format) }
+
+    /// Opens the pieces of a file as an image and uses its disk's start, middle and end.
+    private static func uses(_ pieces: [(place: Int, bytes: [UInt8])], _ format: ImageFormat) -> Bool {
+        let number = clinux_memfd_create("fuzz", UInt32(MFD_CLOEXEC))
+        guard number >= 0 else { fatalError("memfd_create") }
+        let file = FileDescriptor(owning: number)
+        for (place, bytes) in pieces where !bytes.isEmpty {
+            guard bytes.withUnsafeBytes({ pwrite(number, $0.baseAddress, $0.count, place) }) == bytes.count else { fatalError("pwrite") }
+        }
+        var isAccepted = false
+        for isReadOnly in [true, false] {
+            var options = DiskImageOptions(format: format, readOnly: isReadOnly, locking: false, allowsBacking: false, metadataCacheSize: 64 << 10)
+            options.cache = .writeback
+            guard let image = try? DiskImage(path: "/proc/self/fd/\(file.rawValue)", options: options),
+                var engine = try? DiskEngine(image, depth: 4, segments: 4, usesRing: false) else { continue }
+            isAccepted = true
+            let size = engine.image.size
+            precondition(size % 512 == 0 && size <= DiskImage.maximumSize, "a disk of \(size) bytes")
+            var memory = [UInt8](repeating: 0x5a, count: Int(min(size, 32 << 10)))
+            let count = memory.count
+            for offset in [0, size / 2 & ~511, size - UInt64(count)] where count > 0 && offset <= size - UInt64(count) {
+                memory.withUnsafeMutableBytes { buffer in
+                    _ = try? engine.perform(.read, at: offset, memory: buffer)
+                    guard !isReadOnly else { return }
+                    let piece = UnsafeMutableRawBufferPointer(rebasing: buffer[..<min(count, 1536)])
+                    piece.initializeMemory(as: UInt8.self, repeating: 0x77)
+                    guard (try? engine.perform(.write, at: offset, memory: piece)) != nil else { return }
+                    // What was written is there, unless the image has the same place twice.
+                    _ = try? engine.perform(.read, at: offset, memory: piece)
+                    _ = try? engine.perform(.discard, at: offset, length: UInt64(count))
+                }
+                if !isReadOnly { _ = try? engine.perform(.flush) }
+            }
+            // The sentence is made, too.
+            if let damage = engine.image.damage { precondition("\(damage)".hasPrefix("disk ")) }
+        }
+        return isAccepted
+    }
+
+    // MARK: - Seeds
+
+    /// Clusters of 512 bytes, one of them allocated.
+    private static func qcow2() -> [UInt8] {
+        var file = [UInt8](repeating: 0, count: 6 * 512)
+        put(&file, 0, 0x5146_49fb, 4, isBig: true)
+        put(&file, 4, 3, 4, isBig: true)
+        put(&file, 20, 9, 4, isBig: true)
+        put(&file, 24, 40 << 10, 8, isBig: true)
+        put(&file, 36, 2, 4, isBig: true)
+        put(&file, 40, 3 * 512, 8, isBig: true)
+        put(&file, 48, 512, 8, isBig: true)
+        put(&file, 56, 1, 4, isBig: true)
+        put(&file, 96, 4, 4, isBig: true)
+        put(&file, 100, 104, 4, isBig: true)
+        // One block of counts for six clusters, an L1 and an L2 table, and data.
+        put(&file, 512, 2 * 512, 8, isBig: true)
+        for cluster in 0..<6 { put(&file, 2 * 512 + cluster * 2, 1, 2, isBig: true) }
+        put(&file, 3 * 512, 1 << 63 | 4 * 512, 8, isBig: true)
+        put(&file, 4 * 512, 1 << 63 | 5 * 512, 8, isBig: true)
+        put(&file, 4 * 512 + 8, 1, 8, isBig: true)
+        return file
+    }
+
+    /// Blocks of 4 KiB, the second and the first of eight allocated.
+    private static func vdi() -> [UInt8] {
+        var file = [UInt8](repeating: 0, count: 1024 + 8192)
+        for (place, value) in [
+            (0x40, 0xbeda_107f), (0x44, 0x1_0001), (0x48, 0x190), (0x4c, 1), (0x154, 512), (0x158, 1024), (0x168, 512), (0x170, 32 << 10), (0x178, 4096),
+            (0x180, 8), (0x184, 2),
+        ] as [(Int, UInt64)] { put(&file, place, value, 4) }
+        for (block, entry) in [1, 0, 0xffff_ffff, 0xffff_fffe, 0xffff_ffff, 0xffff_ffff, 0xffff_ffff, 0xffff_ffff].enumerated() as EnumeratedSequence<[UInt64]> {
+            put(&file, 512 + 4 * block, entry, 4)
+        }
+        return file
+    }
+
+    /// Grains of 4 KiB, two of sixteen allocated.
+    private static func sparseVMDK() -> [UInt8] {
+        var file = [UInt8](repeating: 0, count: 16384)
+        put(&file, 0, 0x564d_444b, 4)
+        for (place, value) in [(4, 1), (8, 3), (12, 128), (20, 8), (28, 1), (36, 1), (44, 512), (48, 2), (56, 3), (64, 16)] as [(Int, UInt64)] {
+            put(&file, place, value, place == 4 || place == 8 || place == 44 ? 4 : 8)
+        }
+        let text = Array("# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"monolithicSparse\"\nRW 128 SPARSE \"a\"\n".utf8)
+        file.replaceSubrange(512..<512 + text.count, with: text)
+        put(&file, 2 * 512, 4, 4)
+        put(&file, 3 * 512, 8, 4)
+        for table in [4, 8] {
+            put(&file, table * 512, 16, 4)
+            put(&file, table * 512 + 8, 24, 4)
+        }
+        return file
+    }
+
+    private static func descriptor() -> [UInt8] {
+        Array("# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\nRDONLY 128 ZERO\nRW 64 ZERO\n".utf8)
+    }
+
+    /// Blocks of 4 KiB, one of eight allocated.
+    private static func vhd() -> [UInt8] {
+        var file = [UInt8](repeating: 0, count: 2048 + 512 + 4096 + 512)
+        for footer in [0, file.count - 512] {
+            file.replaceSubrange(footer..<footer + 8, with: "conectix".utf8)
+            for (place, value, width) in [(12, 0x1_0000, 4), (16, 512, 8), (28, 0x77696e20, 4), (40, 32 << 10, 8), (48, 32 << 10, 8), (60, 3, 4)] as [(Int, UInt64, Int)] {
+                put(&file, footer + place, value, width, isBig: true)
+            }
+        }
+        file.replaceSubrange(512..<520, with: "cxsparse".utf8)
+        for (place, value, width) in [(8, .max, 8), (16, 1536, 8), (24, 0x1_0000, 4), (28, 8, 4), (32, 4096, 4)] as [(Int, UInt64, Int)] {
+            put(&file, 512 + place, value, width, isBig: true)
+        }
+        for block in 0..<8 { put(&file, 1536 + 4 * block, block == 2 ? 4 : 0xffff_ffff, 4, isBig: true) }
+        return file
+    }
+
+    /// The parts of a VHDX that say something, one after the other: the header, the table of regions, that of metadata, metadata, and entries of blocks.
+    private static let vhdxParts = [(place: 64 << 10, size: 96), (192 << 10, 96), (1 << 20, 224), (1 << 20 | 64 << 10, 64), (2 << 20, 64)]
+
+    private static func vhdx() -> [UInt8] {
+        var header = [UInt8](repeating: 0, count: 96), regions = header, table = [UInt8](repeating: 0, count: 224), items = [UInt8](repeating: 0, count: 64), blocks = items
+        header.replaceSubrange(0..<4, with: "head".utf8)
+        put(&header, 8, 1, 8)
+        put(&header, 66, 1, 2)
+        regions.replaceSubrange(0..<4, with: "regi".utf8)
+        put(&regions, 8, 2, 4)
+        func entry(_ bytes: inout [UInt8], _ place: Int, _ first: UInt64, _ second: UInt64, _ values: [(UInt64, Int)]) {
+            put(&bytes, place, first, 8, isBig: true)
+            put(&bytes, place + 8, second, 8, isBig: true)
+            var place = place + 16
+            for (value, width) in values {
+                put(&bytes, place, value, width)
+                place += width
+            }
+        }
+        entry(&regions, 16, 0x6677_c22d_23f6_0042, 0x9d64_115e_9bfd_4a08, [(2 << 20, 8), (1 << 20, 4), (1, 4)])
+        entry(&regions, 48, 0x06a2_7c8b_9047_9a4b, 0xb8fe_575f_050f_886e, [(1 << 20, 8), (1 << 20, 4), (1, 4)])
+        table.replaceSubrange(0..<8, with: "metadata".utf8)
+        put(&table, 10, 3, 2)
+        entry(&table, 32, 0x3767_a1ca_36fa_434d, 0xb3b6_33f0_aa44_e76b, [(64 << 10, 4), (8, 4), (4, 4)])
+        entry(&table, 64, 0x2442_a52f_1bcd_7648, 0xb211_5dbe_d83b_f4b8, [(64 << 10 | 8, 4), (8, 4), (6, 4)])
+        entry(&table, 96, 0x1dbf_4181_6fa9_0947, 0xba47_f233_a8fa_ab5f, [(64 << 10 | 16, 4), (4, 4), (6, 4)])
+        put(&items, 0, 1 << 20, 4)
+        put(&items, 8, 4 << 20, 8)
+        put(&items, 16, 512, 4)
+        put(&blocks, 8, 2 << 20 | 6, 8)
+        put(&blocks, 16, 2, 8)
+        return header + regions + table + items + blocks
+    }
+
+    /// The pieces of the file that an input is; all else are zeroes, up to its end at 3 MiB.
+    private static func vhdxFile(_ input: [UInt8]) -> [(place: Int, bytes: [UInt8])] {
+        var rest = input[...]
+        var pieces: [(place: Int, bytes: [UInt8])] = [(0, Array("vhdxfile".utf8)), (3 << 20 - 1, [0])]
+        for (place, size) in vhdxParts {
+            var bytes = Array(rest.prefix(size))
+            rest = rest.dropFirst(size)
+            if let structure = [64 << 10: 4096, 192 << 10: 64 << 10][place] {
+                bytes += [UInt8](repeating: 0, count: structure - bytes.count)
+                put(&bytes, 4, UInt64(CRC32C.checksum(bytes, zeroes: 4..<8)), 4)
+            }
+            pieces.append((place, bytes))
+        }
+        return pieces
+    }
+
+    // MARK: - Bytes
+
+    private static func put(_ file: inout [UInt8], _ offset: Int, _ value: UInt64, _ width: Int, isBig: Bool = false) {
+        for index in 0..<width { file[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * (isBig ? width - 1 - index : index))) }
+    }
+
+    /// The complement of the sum of a structure's other bytes, if there is room for it.
+    private static func sum(_ bytes: inout [UInt8], at place: Int, count: Int, checksum: Int) {
+        guard place >= 0, bytes.count >= place + count else { return }
+        put(&bytes, place + checksum, 0, 4)
+        put(&bytes, place + checksum, UInt64(~bytes[place..<place + count].reduce(UInt32(0)) { $0 &+ UInt32($1) }), 4, isBig: true)
+    }
+}
