@@ -151,7 +151,7 @@ import Testing
     @Test func diskOfUnknownFormat() throws {
         let disk = try directory.write([0], to: "disk")
         try expectRefused(["--disk", disk], "disk \"\(disk)\": its name does not tell the format")
-        try expectRefused(["--disk", disk + ",format=vmdk"], "", status: Status.usage)
+        try expectRefused(["--disk", disk + ",format=qed"], "", status: Status.usage)
     }
 
     @Test func diskThatIsNotQCOW2() throws {
