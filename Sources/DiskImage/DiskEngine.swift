@@ -214,13 +214,17 @@ public struct DiskCompletion: Sendable {
                 let ended = unsafe requests[Int(index)]
                 return DiskCompletion(request: Int(index), operation: ended.operation, length: ended.length, error: ended.error)
             }
-            if finishOperations() { continue }
+            if finishOperations() {
+                submitForOthers()
+                continue
+            }
             if !shared.isExclusive {
                 queue.listen()
                 if seat.takeCall() {
                     shared.lock()
                     attend()
                     shared.unlock()
+                    submitForOthers()
                     continue
                 }
             }
@@ -229,6 +233,11 @@ public struct DiskCompletion: Sendable {
             // Calls that are done one after the other are done now.
             guard queue.hasCompletion else { return nil }
         }
+    }
+
+    /// What was set going may be for other engines, a commit say, and the owner of this one may do nothing for long once it has its completion.
+    private func submitForOthers() {
+        if !shared.isExclusive { try? queue.submit() }
     }
 
     /// Finishes all operations that have ended. Returns whether there were any.

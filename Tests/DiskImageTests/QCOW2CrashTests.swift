@@ -109,16 +109,16 @@ import Testing
             }
             states[states.count - 1].history = workload.history
         }
-        try replay(log, states, &file, seed: seed)
+        try replay(log, states, &file, prefixes: 150, seed: seed)
     }
 
-    /// Examines what the file would be, had the power failed: after about 150 of the log's entries, unless all are wanted.
-    private func replay(_ log: Log, _ states: [State], _ file: inout [UInt8], seed: UInt64) throws {
+    /// Examines what the file would be, had the power failed: after about as many of the log's entries as given, unless all are wanted.
+    private func replay(_ log: Log, _ states: [State], _ file: inout [UInt8], prefixes: Int, seed: UInt64) throws {
         var generator = SeededGenerator(seed: seed)
         var durable = file, number = 0
         var pending: [Log.Entry] = []
         let entries = log.all
-        let step = environment("SWKVM_CRASH_STEP") ?? max(1, entries.count / 150)
+        let step = environment("SWKVM_CRASH_STEP") ?? max(1, entries.count / prefixes)
         for (index, entry) in entries.enumerated() {
             Self.apply(entry, to: &file)
             switch entry {
@@ -167,7 +167,7 @@ import Testing
                 states.append(State(flushed: crew.model))
             }
         }
-        try replay(log, states, &file, seed: seed)
+        try replay(log, states, &file, prefixes: 60, seed: seed)
     }
 
     /// An image after the power failed: sound but for leaks. A sector is as it was flushed, or as somebody made it since, or, if it was

@@ -209,6 +209,8 @@ import Testing
                 #expect(try end(&one).error == 0)
                 // The one after it was begun by the same engine.
                 #expect(shared.commit.step != .none && shared.commit.engine == one.seat.number)
+                // It is under way although nobody has called that engine again.
+                if !usesRing { #expect(isReadable(one.descriptor)) }
             }
         }
         while other.inFlight > 0 { #expect(try end(&other).error == 0) }
