@@ -237,15 +237,27 @@ extension DiskEngine {
             unsafe fill(operation.pointee.request, from: operation.pointee.start + operation.pointee.done, length: operation.pointee.length - operation.pointee.done)
             return end(index, error: 0)
         case .load where result == 0:
-            return end(index, error: 0)
+            return endLoad(index)
         case .write where result == 0, .writeZeroes where result == 0:
             return end(index, error: EIO)
         case .read, .write, .writeZeroes, .load:
             // Never more than was asked for; a kernel that says so is not believed.
             unsafe operation.pointee.done += min(UInt64(result), operation.pointee.length - operation.pointee.done)
             unsafe operation.pointee.retries = 0
-            if unsafe operation.pointee.done < operation.pointee.length { enqueue(index) } else { end(index, error: 0) }
+            if unsafe operation.pointee.done < operation.pointee.length { enqueue(index) } else if kind == .load { endLoad(index) } else { end(index, error: 0) }
         }
+    }
+
+    /// Metadata has been read. Decompression takes long, so others may have the lock meanwhile: called where nothing is half done.
+    private mutating func endLoad(_ index: Int32) {
+        let operation = unsafe operations + Int(index)
+        if var load = unsafe operation.pointee.load, load.kind == .compressedCluster {
+            shared.unlock()
+            unsafe image.decompress(&load, bytes: Int(operation.pointee.done))
+            shared.lock()
+            unsafe operation.pointee.load = load
+        }
+        end(index, error: 0)
     }
 
     private mutating func fail(_ index: Int32, _ operation: UnsafeMutablePointer<Operation>, _ error: Int32) {

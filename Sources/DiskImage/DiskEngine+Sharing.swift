@@ -63,7 +63,9 @@ extension SharedImage {
             unsafe engine.committing.append(contentsOf: engine.flushes, engine.requests)
             engine.flushes = engine.committing
             engine.committing = DiskEngine.IndexList()
+            if !engine.flushes.isEmpty { engine.call() }
         }
+        // Who comes first runs it.
         commit.isWanted = !engines.isEmpty
     }
 }

@@ -69,6 +69,8 @@ public struct DiskCompletion: Sendable {
     var refusedOperation: Int32 = -1
     /// Operations that the queue has and has not completed.
     var outstanding = 0
+    /// Whether the queue watches the bell. The owner's thread has it do so, with its first request: before that nobody calls.
+    private var isListening = false
     /// File systems differ in what `fallocate` can do; what this one refused is not asked again.
     var refusesZeroRange = false
 
@@ -118,14 +120,6 @@ public struct DiskCompletion: Sendable {
         do throws(SystemCallError) { bell = shared.isExclusive ? nil : try .init(queue.makeBell()) } catch { throw .system(path: shared.path, error) }
         // After the owner's requests come those of copies.
         let seat = AttachedEngine(requests: depth + copies.count, operations: operationCount, bell: bell)
-        do throws(SystemCallError) {
-            if let bell {
-                try queue.watch(bell.event, token: Self.bellToken)
-                try queue.submit()
-            }
-        } catch {
-            throw .system(path: shared.path, error)
-        }
         try shared.attach(seat)
         freeCopy = copies.count > 0 ? 0 : -1
         self.copies = copies
@@ -199,6 +193,7 @@ public struct DiskCompletion: Sendable {
         inFlight += 1
         unsafe requests[index] = request
         if let error = refusal(request) { unsafe requests[index].error = error }
+        if !isListening { listen() }
         shared.lock()
         advance(Int32(index))
         shared.unlock()
@@ -265,8 +260,9 @@ public struct DiskCompletion: Sendable {
         return nil
     }
 
-    /// The bell was rung, and is to be heard again. A queue that does not take the bell any more takes nothing, which shows in the owner's next `submit`.
-    private func listen() {
+    /// Has the bell be heard, and forgets how often it was. A queue that does not take it takes nothing, which shows in the owner's next `submit`.
+    private mutating func listen() {
+        isListening = true
         guard let bell = seat.bell else { return }
         bell.event.drain()
         try? queue.watch(bell.event, token: Self.bellToken)

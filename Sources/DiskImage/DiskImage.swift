@@ -169,6 +169,13 @@ internal import Linux
         return .zero(length: search.limit)
     }
 
+    /// Decompresses what was read, before it is finished. It needs no lock of the image, only one with other clusters that are decompressed:
+    /// until the load is finished nobody else touches its slot.
+    func decompress(_ load: inout MetadataLoad, bytes: Int) {
+        guard load.kind == .compressedCluster else { return }
+        unsafe load.isIntact = layers[load.layer].qcow2?.decompress(load, bytes) ?? layers[load.layer].blocks?.decompress(load, bytes)
+    }
+
     func finish(_ load: MetadataLoad, bytes: Int, error: Int32) {
         unsafe layers[load.layer].qcow2?.finish(load, bytes: bytes, error: error)
         unsafe layers[load.layer].blocks?.finish(load, bytes: bytes, error: error)

@@ -34,6 +34,8 @@
     let buffer: UnsafeMutableRawPointer
     /// The disk offset that was asked for, for the report of a damage.
     let diskOffset: UInt64
+    /// Whether it could be decompressed, once ``DiskImage/decompress(_:bytes:)`` has tried that.
+    var isIntact: Bool?
 }
 
 /// Something in an image that cannot be right, met while it was used.

@@ -22,6 +22,8 @@ internal import Linux
     /// Decompressed clusters, each known by its place in the file. A block is a cluster, followed by room for its compressed bytes.
     private var clusters: BlockCache
     private let decompressor: Decompressor
+    /// Who has it uses the decompressor's one state.
+    private let decompression = Lock()
 
     // What follows is for an image that is written.
 
@@ -189,16 +191,20 @@ internal import Linux
             if error == 0, bytes < load.length { error = EIO }
             l2Slices.finish(load.slot, error: error)
         case .compressedCluster:
-            if error == 0 {
-                let cluster = Int(header.clusterSize)
-                let output = unsafe UnsafeMutableRawBufferPointer(start: clusters.block(load.slot), count: cluster)
-                if unsafe !decompressor.decompress(UnsafeRawBufferPointer(start: load.buffer, count: bytes), into: output) {
-                    _ = damaged(.compressedClusterBroken(offset: load.offset), at: load.diskOffset)
-                    error = EIO
-                }
+            if error == 0, !(load.isIntact ?? decompress(load, bytes)) {
+                _ = damaged(.compressedClusterBroken(offset: load.offset), at: load.diskOffset)
+                error = EIO
             }
             clusters.finish(load.slot, error: error)
         }
+    }
+
+    /// Decompresses a cluster into its slot. Returns whether that could be done.
+    func decompress(_ load: MetadataLoad, _ bytes: Int) -> Bool {
+        decompression.lock()
+        defer { decompression.unlock() }
+        let output = unsafe UnsafeMutableRawBufferPointer(start: clusters.block(load.slot), count: Int(header.clusterSize))
+        return unsafe decompressor.decompress(UnsafeRawBufferPointer(start: load.buffer, count: bytes), into: output)
     }
 
     /// Those who waited for a load have been answered.

@@ -184,7 +184,8 @@ internal import Synchronization
         unsafe operations.deallocate()
     }
 
-    var isWaiting: Bool { !waiting.isEmpty || parkedOperation >= 0 || !flushes.isEmpty || !committed.isEmpty }
+    /// Whether what others do may let it go on. A flush goes on when its commit has ended.
+    var isWaiting: Bool { !waiting.isEmpty || parkedOperation >= 0 || !committed.isEmpty }
 
     var firstSequence: UInt64 {
         var first = UInt64.max

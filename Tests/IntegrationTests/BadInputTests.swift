@@ -268,7 +268,7 @@ import Testing
 
     @Test(arguments: [
         ["--unknown"], ["argument"], ["--console", "printer"], ["--console", "unix:"], ["--hugepages=4M"], ["--log-level", "loud"],
-        ["--disk", ""], ["--disk", "a.raw,rw"], ["--disk", "a.raw,serial=123456789012345678901"], ["--net", ""], ["--net", "bridge=br0"],
+        ["--disk", ""], ["--disk", "a.raw,rw"], ["--disk", "a.raw,queues=0"], ["--disk", "a.raw,queues=65"], ["--disk", "a.raw,queues=two"], ["--disk", "a.raw,serial=123456789012345678901"], ["--net", ""], ["--net", "bridge=br0"],
         ["--net", "tap=tap0,create"], ["--net", "tap=tap0,mtu=67"], ["--net", "tap=tap0,mtu=many"], ["--mem"],
     ])
     func options(arguments: [String]) throws {

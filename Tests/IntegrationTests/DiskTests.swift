@@ -89,6 +89,20 @@ import Testing
         try machine.powerOff()
     }
 
+    /// A queue for each vCPU, four at most, unless the user says how many.
+    @Test func aDiskHasAQueueForEachCPU() throws {
+        for (arguments, queues) in [
+            (["--disk", directory("disk.raw")], 1), (["--cpus", "2", "--disk", directory("disk.raw")], 2), (["--cpus", "5", "--disk", directory("disk.raw")], 4),
+            (["--cpus", "2", "--disk", directory("disk.raw") + ",queues=1"], 1), (["--disk", directory("disk.raw") + ",queues=3"], 3),
+        ] {
+            let machine = try Program.machineAtPrompt(arguments)
+            let line = try machine.ask("disks")
+            #expect(line.count == 1 && line[0].contains("queues \(queues),"), "\(arguments): \(line)")
+            try expectContent(content, of: "vda", machine)
+            try machine.powerOff()
+        }
+    }
+
     // MARK: Writing
 
     @Test(arguments: ["", ",cache=none"]) func theHostReadsWhatTheGuestWrote(options: String) throws {
@@ -134,9 +148,9 @@ import Testing
     // MARK: Locks
 
     /// The guest's own tests write to a qcow2 image over a backing file, and attack its device; qemu-img finds nothing wrong with it.
-    @Test func aQCOW2ImageIsSoundAfterTheGuestsTests() throws {
+    @Test(arguments: [1, 4]) func aQCOW2ImageIsSoundAfterTheGuestsTests(queues: Int) throws {
         try shell("cd '\(directory.path)'; qemu-img create -q -f qcow2 -b disk.raw -F raw -o cluster_size=4k top.qcow2 16M")
-        let machine = try Program.machine(["--disk", directory("top.qcow2"), "--cmdline", "test=disk,hostile"])
+        let machine = try Program.machine(["--disk", directory("top.qcow2") + ",queues=\(queues)", "--cmdline", "test=disk,hostile"])
         try machine.expectSelfTestsPassed()
         #expect(try shell("qemu-img check '\(directory("top.qcow2"))'").contains("No errors were found"))
         // The tests keep to the last MiB, and the backing file is not written at all.

@@ -21,6 +21,8 @@ internal import Linux
     /// Decompressed grains, each known by its place in the file. A block is a grain, followed by room for its compressed bytes.
     private var grains: BlockCache
     private let inflater: Inflater
+    /// Who has it uses the inflater's one state.
+    private let decompression = Lock()
 
     // What follows is for an image that is written.
 
@@ -135,7 +137,7 @@ internal import Linux
             if error == 0, bytes < load.length { error = EIO }
             slices.finish(load.slot, error: error)
         case .compressedCluster:
-            if error == 0, !inflate(load, bytes) {
+            if error == 0, !(load.isIntact ?? decompress(load, bytes)) {
                 _ = damaged(.compressedGrainBroken(offset: load.offset), at: load.diskOffset)
                 error = EIO
             }
@@ -213,7 +215,9 @@ internal import Linux
     }
 
     /// Decompresses a grain of which `bytes` have been read; a shorter one ends in zeroes.
-    private func inflate(_ load: MetadataLoad, _ bytes: Int) -> Bool {
+    func decompress(_ load: MetadataLoad, _ bytes: Int) -> Bool {
+        decompression.lock()
+        defer { decompression.unlock() }
         guard bytes > Self.grainHeader else { return false }
         // Of the buffer, `bytes` have been read; the slot has a grain's room before it.
         let length = unsafe Int(UInt32(littleEndian: load.buffer.load(fromByteOffset: 8, as: UInt32.self)))
