@@ -89,6 +89,11 @@ public struct DiskCompletion: Sendable {
     ///   - usesRing: false does without io_uring, as happens by itself where the host has none for this process.
     public init(_ image: consuming DiskImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
         let operations = Self.operationCount(depth)
+        if let remote = image.remote {
+            remote.reserve(operations)
+            try self.init(image, depth: depth, segments: segments, queue: .remote(remote), calls: .host)
+            return
+        }
         // No ring, for whatever reason, is no reason to have no disk.
         if usesRing, let ring = try? IORing(entries: operations) {
             try self.init(image, depth: depth, segments: segments, queue: .ring(ring), calls: .host)
@@ -136,6 +141,7 @@ public struct DiskCompletion: Sendable {
     deinit {
         // The kernel may still write to the memory of requests: nobody may free that before they have ended.
         var left = outstanding
+        queue.finish(within: 0)
         while left > 0, (try? queue.submit()) != nil, (try? queue.wait()) != nil {
             while queue.nextCompletion() != nil { left -= 1 }
         }
@@ -236,6 +242,12 @@ public struct DiskCompletion: Sendable {
             do { try queue.wait() } catch { throw .request(path: image.path, error) }
         }
     }
+
+    /// Says that what is in flight is to be over soon, with an error if it has to be: a remote disk's server may never answer.
+    public func finishSoon() { queue.finish(within: Self.endTime) }
+
+    /// Milliseconds for what is in flight when a device is reset, or the machine ends.
+    private static let endTime = 5000
 
     /// One transfer from start to end, for tools and tests; nothing else may be in flight.
     public mutating func perform(_ operation: DiskOperation, at offset: UInt64, memory: UnsafeMutableRawBufferPointer) throws(DiskImageError) {

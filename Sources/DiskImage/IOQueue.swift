@@ -2,17 +2,20 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Where an engine's operations are carried out: in an io_uring, or, where the host gives none, by one system call after the other.
-/// Both look the same from above; the second merely has every operation done when ``submit()`` returns.
+/// Where an engine's operations are carried out: in an io_uring, or, where the host gives none, by one system call after the other, or by a
+/// remote disk's server. All look the same from above; the second merely has every operation done when ``submit()`` returns, and the
+/// third is the one place that a remote disk's operations are about, whatever the descriptor.
 enum IOQueue: ~Copyable {
     case ring(IORing)
     case synchronous(SynchronousIO)
+    case remote(NBDDisk)
 
     /// Readable while completions wait.
     var rawValue: Int32 {
         switch self {
         case .ring(let ring): ring.rawValue
         case .synchronous(let calls): calls.rawValue
+        case .remote(let disk): disk.descriptor
         }
     }
 
@@ -20,6 +23,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring: true
         case .synchronous: false
+        case .remote: false
         }
     }
 
@@ -29,6 +33,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try unsafe ring.read(file, vectors, count: count, at: offset, token: token)
         case .synchronous(let calls): unsafe calls.read(file, vectors, count: count, at: offset, token: token)
+        case .remote(let disk): try unsafe disk.transfer(.read, vectors, count: count, at: offset, token: token)
         }
     }
 
@@ -36,6 +41,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try unsafe ring.write(file, vectors, count: count, at: offset, token: token)
         case .synchronous(let calls): unsafe calls.write(file, vectors, count: count, at: offset, token: token)
+        case .remote(let disk): try unsafe disk.transfer(.write, vectors, count: count, at: offset, token: token)
         }
     }
 
@@ -43,6 +49,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try ring.synchronize(file, token: token)
         case .synchronous(let calls): calls.synchronize(file, token: token)
+        case .remote(let disk): try disk.change(.flush, token: token)
         }
     }
 
@@ -50,6 +57,16 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try ring.allocate(file, mode: mode, at: offset, length: length, token: token)
         case .synchronous(let calls): calls.allocate(file, mode: mode, at: offset, length: length, token: token)
+        case .remote(let disk):
+            try disk.change(mode & FALLOC_FL_PUNCH_HOLE != 0 ? .zero : .zeroKeeping, at: offset, length: length, token: token)
+        }
+    }
+
+    /// The range's contents no longer matter.
+    func discard(_ file: Int32, at offset: UInt64, length: UInt64, token: UInt64) throws(SystemCallError) {
+        switch self {
+        case .remote(let disk): try disk.change(.trim, at: offset, length: length, token: token)
+        default: try allocate(file, mode: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at: offset, length: length, token: token)
         }
     }
 
@@ -57,6 +74,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try ring.submit()
         case .synchronous: break
+        case .remote(let disk): disk.goOn()
         }
     }
 
@@ -65,6 +83,15 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try ring.wait()
         case .synchronous: break
+        case .remote(let disk): disk.wait()
+        }
+    }
+
+    /// What is outstanding is over within a time: a server, other than a kernel, may never answer.
+    func finish(within milliseconds: Int) {
+        switch self {
+        case .remote(let disk): disk.finish(within: milliseconds)
+        default: break
         }
     }
 
@@ -72,6 +99,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): ring.nextCompletion()
         case .synchronous(let calls): calls.nextCompletion()
+        case .remote(let disk): disk.nextCompletion()
         }
     }
 }

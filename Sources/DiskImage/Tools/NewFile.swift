@@ -31,6 +31,7 @@ struct NewFile: ~Copyable {
     ///     ``publish(durably:)``, and its owner and permissions for good.
     ///   - cache: ``CacheMode/none`` writes around the page cache what is aligned.
     init(path: String, replacing: Bool, cache: CacheMode = .writeback) throws(DiskImageError) {
+        guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         var replaced: FileDescriptor?
         var isOld = false
         var target = path
