@@ -1,6 +1,6 @@
 internal import CLinux
 internal import Glibc
-internal import Linux
+package import Linux
 
 /// An open disk image: a file, or a chain of files each of which holds what differs from the next.
 ///
@@ -60,6 +60,11 @@ internal import Linux
     /// A path that is the address of a remote disk (`nbd://…`) is connected to. Only this one name can be: those that images carry cannot.
     public init(path: String, options: DiskImageOptions = DiskImageOptions()) throws(DiskImageError) {
         try self.init(path: path, options: options, remote: nil)
+    }
+
+    /// A remote disk over a socket that is connected to its server: there is no other when that one is lost.
+    package init(path: String, options: DiskImageOptions, socket: consuming FileDescriptor) throws(DiskImageError) {
+        try self.init(path: path, options: options, remote: NBDDisk(path: path, socket: socket))
     }
 
     /// - Parameter remote: the remote disk of this name, if it is connected to already.

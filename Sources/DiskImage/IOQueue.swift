@@ -74,7 +74,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try ring.submit()
         case .synchronous: break
-        case .remote(let disk): disk.goOn()
+        case .remote(let disk): disk.submit()
         }
     }
 

@@ -14,6 +14,11 @@ extension NBDDisk {
         if command == nil { throw SystemCallError("nbd", errno: EBUSY) }
     }
 
+    /// Sends what was asked. Who asks on and on and never looks, since all fails at once, is not to keep the next connection from coming.
+    func submit() {
+        if isUp { goOn() } else { handle(look(timeout: 0)) }
+    }
+
     /// Waits until something has ended, of which at least one is to come.
     func wait() {
         goOn()

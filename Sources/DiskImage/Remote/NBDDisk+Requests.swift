@@ -212,6 +212,9 @@ extension NBDDisk {
 
     // MARK: - Answers
 
+    /// Whether answers are there that nobody has looked at.
+    var hasAnswers: Bool { unsafe board.pointee.firstAnswered >= 0 }
+
     /// Looks at what the server has answered.
     func collect() {
         // Taken off in the callbacks' order by the connection's thread, which this is.

@@ -183,12 +183,19 @@ internal import Linux
 
     /// Does what can be done without waiting.
     func goOn() {
-        collect()
-        while step() {}
-        issue()
-        // Sending may have found the connection's end.
-        if case .up = link, connection?.stage != .ready { while step() {} }
+        repeat {
+            collect()
+            while step() {}
+            issue()
+            // Sending may have brought answers, or found the connection's end.
+        } while hasAnswers || isBroken
         watch()
+    }
+
+    /// Whether the connection is at its end, and nothing has been done about it yet.
+    private var isBroken: Bool {
+        if case .up = link { return connection?.stage != .ready }
+        return false
     }
 
     /// Watches the socket for what is due next, and the clock.
