@@ -77,6 +77,11 @@ struct NBDFailure: Error, Equatable {
     /// Begins to connect with an address.
     convenience init(_ location: NBDLocation, to address: SocketAddress) throws(NBDFailure) {
         try self.init(location)
+        if location.security != nil, case .tcp(let host, let port) = location.server {
+            // Only with the host's name does libnbd check that the certificate is that host's. It looks the name up anew.
+            try check(unsafe nbd_aio_connect_tcp(handle, host, String(port)))
+            return
+        }
         try check(unsafe address.withAddress { address, length in unsafe nbd_aio_connect(handle, address, length) })
     }
 

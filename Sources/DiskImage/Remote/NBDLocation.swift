@@ -99,6 +99,10 @@ struct NBDLocation: Sendable, Equatable {
         if isLocal {
             guard place.isEmpty else { throw wrong("\(scheme): has no host: write \(scheme):///EXPORT?socket=PATH") }
             guard let socket, !socket.isEmpty else { throw wrong("no socket=PATH in it") }
+            // libnbd checks a certificate against the host's name, and without one not at all.
+            if let security, security.verifiesPeer, security.keyFile == nil {
+                throw wrong("a server behind a UNIX socket has no host's name that its certificate could be checked for: say tls-psk-file=FILE or tls-verify-peer=no")
+            }
             server = .unix(path: socket)
         } else {
             guard socket == nil else { throw wrong("socket= goes with \(scheme)+unix:") }

@@ -9,6 +9,7 @@ import Testing
 final class NBDServer: @unchecked Sendable {
     private let command: [String]
     private let socket: String
+    private let listening: () -> SocketAddress?
     private var process: pid_t = 0
     private var stream: FileDescriptor?
 
@@ -20,6 +21,15 @@ final class NBDServer: @unchecked Sendable {
         socket = directory.file(name)
         let path = socket
         self.command = command.map { $0.replacing("SOCKET", with: path) }
+        listening = { SocketAddress(unixPath: path) }
+        try start()
+    }
+
+    /// A server that listens elsewhere.
+    init(_ command: [String], listening: @escaping () -> SocketAddress?) throws {
+        socket = ""
+        self.command = command
+        self.listening = listening
         try start()
     }
 
@@ -76,8 +86,9 @@ final class NBDServer: @unchecked Sendable {
     }
 
     private func isListening() -> Bool {
-        guard let address = SocketAddress(unixPath: socket) else { return false }
-        let descriptor = FileDescriptor(owning: Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0))
+        guard let address = listening() else { return false }
+        let family: Int32 = socket.isEmpty ? AF_INET : AF_UNIX
+        let descriptor = FileDescriptor(owning: Glibc.socket(family, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0))
         return address.withAddress { connect(descriptor.rawValue, $0, $1) } == 0
     }
 }
