@@ -5,7 +5,7 @@ package import Linux
 /// An open disk image: a file, or a chain of files each of which holds what differs from the next.
 ///
 /// The image knows how its contents are stored and does no I/O itself once it is open; a ``DiskEngine`` does.
-/// It belongs to one thread at a time.
+/// It belongs to one thread at a time; several engines pass it on by the lock of a ``SharedImage``.
 @safe public struct DiskImage: ~Copyable, @unchecked Sendable {
     /// The most images on top of each other.
     public static let maximumChainLength = 64
@@ -18,7 +18,7 @@ package import Linux
     public let format: ImageFormat
     /// Bytes of the disk, a multiple of 512. A size that is none is rounded up: the rest of the last sector reads as zeroes
     /// and, in a raw file, can be written.
-    public private(set) var size: UInt64
+    public var size: UInt64 { unsafe (layers[0].size &+ 511) & ~511 }
     public let isReadOnly: Bool
     /// The unit of the format's own making, or nil: a cluster of qcow2, a block of VDI, a grain of VMDK, ….
     public let clusterSize: UInt64?
@@ -28,7 +28,7 @@ package import Linux
     /// As it was opened, for what is read anew when the metadata was replaced.
     private let metadataCacheSize: Int
 
-    // The one layer of each file: those of the chain, topmost first, then the extents of a VMDK image. Only the holder of the image
+    // The one layer of each file, never none: those of the chain, topmost first, then the extents of a VMDK image. Only the holder of the image
     // touches them: hence `Sendable`.
     let layers: UnsafeMutableBufferPointer<Layer>
     /// How many of them stand on top of each other.
@@ -74,10 +74,8 @@ package import Linux
         var chain = Chain()
         if NBDLocation.isAddress(path) { try chain.connect(path, format, options, remote) } else { try chain.open(path, format, options) }
 
-        let top = unsafe chain.layers[0].size
         self.path = path
         self.format = format
-        size = (top &+ 511) & ~511
         isReadOnly = options.readOnly
         metadataCacheSize = options.metadataCacheSize
         repair = chain.repair
@@ -91,6 +89,9 @@ package import Linux
         unsafe layers.deinitialize()
         unsafe layers.deallocate()
     }
+
+    /// The most engines at a time: a remote disk has one connection, which one engine looks after.
+    public var maximumEngines: Int { remote == nil ? SharedImage.maximumEngines : 1 }
 
     /// The files that make up the image, topmost first.
     public var files: [String] {
@@ -215,19 +216,17 @@ package import Linux
 
     /// Reads the topmost image's metadata anew, which somebody has replaced in the file.
     /// - Parameter size: bytes of the disk, if it is not yet what the file says.
-    mutating func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
+    func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
         // `layers[0]` is there in every image.
         try unsafe layers[0].file.measure()
         guard format == .qcow2 else {
             // Nothing else than a raw image is changed so.
-            size = unsafe (layers[0].file.size &+ 511) & ~511
-            unsafe layers[0].size = size
+            unsafe layers[0].size = (layers[0].file.size &+ 511) & ~511
             return
         }
         try unsafe layers[0].dataFile?.measure()
         let qcow2 = try unsafe QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
         unsafe layers[0].size = qcow2.header.size
-        size = unsafe (layers[0].size &+ 511) & ~511
         unsafe layers[0].qcow2 = consume qcow2
     }
 
@@ -245,6 +244,14 @@ package import Linux
     /// The descriptor for a transfer with the file of a layer.
     func descriptor(_ layer: Int, for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
         unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
+    }
+
+    /// Whether to ask for what the page cache has of a layer's data before a read goes around it.
+    func asksCacheFirst(_ layer: Int) -> Bool {
+        switch unsafe layers[layer].dataFile {
+        case .some(let file): file.asksCacheFirst
+        case nil: unsafe layers[layer].file.asksCacheFirst
+        }
     }
 
     /// The descriptor for what is done to the guest's data and is no transfer.
@@ -326,7 +333,7 @@ extension DiskImage.Layer {
         if writable, !format.isWritable {
             throw .notWritable(path: path, reason: "\(format.name) images are only read; swkvm image convert makes a qcow2 one")
         }
-        var file = try ImageFile(path: path, writable: writable, cache: options.cache, locking: options.locking)
+        var file = try ImageFile(path: path, writable: writable, options)
         for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: path) }
         chainLength += 1
 
@@ -366,7 +373,7 @@ extension DiskImage.Layer {
             if let stated { place = stated } else if let name = header.dataFileName { place = try backingPath(name, of: path) } else {
                 throw .invalid(path: path, reason: "its data is in a file that it does not name")
             }
-            let file = try ImageFile(path: place, writable: writable, cache: options.cache, locking: options.locking)
+            let file = try ImageFile(path: place, writable: writable, options)
             // Data in an image's own tables would be the end of it.
             guard file.identity != image.identity else { throw .backingLoop(path: place) }
             for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: place) }
