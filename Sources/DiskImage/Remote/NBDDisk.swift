@@ -202,10 +202,11 @@ internal import Linux
     private func watch() {
         if let connection {
             let events = connection.events, number = connection.descriptor
-            if events != watched, number >= 0 {
+            // While it connects libnbd may go on to another socket, whatever its number.
+            if number >= 0, events != watched || connection.stage == .connecting {
                 let token = generation << 2 | Self.socketKind
-                // It fails only for lack of kernel memory; then the time-out ends it.
-                if watched.isEmpty { try? epoll.add(number, events, token: token) } else { try? epoll.modify(number, events, token: token) }
+                // Adding fails only for lack of kernel memory; then the time-out ends it.
+                if watched.isEmpty || (try? epoll.modify(number, events, token: token)) == nil { try? epoll.add(number, events, token: token) }
                 watched = events
             }
         }
@@ -250,7 +251,10 @@ internal import Linux
         while true {
             switch connection?.stage {
             case .ready:
-                if let connection { export = try connection.export() }
+                if let connection {
+                    export = try connection.export()
+                    connection.watchPeer()
+                }
                 link = .up
                 return
             case .connecting:

@@ -92,7 +92,7 @@ import Testing
     private func inOwnNetwork(_ body: @escaping @Sendable () throws -> Void) throws {
         let thread = try Thread.start(name: "network") {
             do {
-                guard unshare(CLONE_NEWNET) == 0 else { throw SystemCallError.last("unshare") }
+                guard clinux_unshare_network() == 0 else { throw SystemCallError.last("unshare") }
                 // Programs that this thread starts are in its network.
                 #expect(run(["ip", "link", "set", "lo", "up"]).status == 0)
                 try body()
