@@ -207,6 +207,8 @@ extension DiskEngine {
                 try queue.synchronize(image.descriptor(operation.layer), token: token)
             case .commit:
                 try queue.synchronize(shared.commit.step == .data ? image.dataDescriptor(operation.layer) : image.descriptor(operation.layer), token: token)
+            case .punch where unsafe operation.request >= 0 && requests[Int(operation.request)].operation == .discard:
+                try queue.discard(image.dataDescriptor(operation.layer), at: offset, length: left, token: token)
             case .punch:
                 let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
                 try queue.allocate(image.dataDescriptor(operation.layer), mode: mode, at: offset, length: left, token: token)

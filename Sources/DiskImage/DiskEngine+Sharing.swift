@@ -19,6 +19,7 @@ extension DiskEngine {
         // The kernel may still write to the memory of requests: nobody may free that before they have ended.
         var left = outstanding
         var failure: Int32 = 0
+        queue.finish(within: 0)
         while left > 0, (try? queue.submit()) != nil, (try? queue.wait()) != nil {
             while let completion = queue.nextCompletion() {
                 // The bell is none of them.

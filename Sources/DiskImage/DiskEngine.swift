@@ -98,6 +98,11 @@ public struct DiskCompletion: Sendable {
     /// One of several engines of an image. Parameters are as those of an engine with an image of its own.
     public init(_ shared: SharedImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
         let operations = Self.operationCount(depth)
+        if let remote = shared.image.remote {
+            remote.reserve(operations)
+            try self.init(shared, depth: depth, segments: segments, queue: .remote(remote))
+            return
+        }
         // No ring, for whatever reason, is no reason to have no disk. One entry is for the bell.
         if usesRing, let ring = try? IORing(entries: operations + 1) {
             try self.init(shared, depth: depth, segments: segments, queue: .ring(ring))
@@ -287,6 +292,12 @@ public struct DiskCompletion: Sendable {
             do { try queue.wait() } catch { throw .request(path: shared.path, error) }
         }
     }
+
+    /// Says that what is in flight is to be over soon, with an error if it has to be: a remote disk's server may never answer.
+    public func finishSoon() { queue.finish(within: Self.endTime) }
+
+    /// Milliseconds for what is in flight when a device is reset, or the machine ends.
+    private static let endTime = 5000
 
     /// One transfer from start to end, for tools and tests; nothing else may be in flight.
     public mutating func perform(_ operation: DiskOperation, at offset: UInt64, memory: UnsafeMutableRawBufferPointer) throws(DiskImageError) {

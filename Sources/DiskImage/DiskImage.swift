@@ -1,6 +1,6 @@
 internal import CLinux
 internal import Glibc
-internal import Linux
+package import Linux
 
 /// An open disk image: a file, or a chain of files each of which holds what differs from the next.
 ///
@@ -33,6 +33,8 @@ internal import Linux
     let layers: UnsafeMutableBufferPointer<Layer>
     /// How many of them stand on top of each other.
     let chainLength: Int
+    /// The remote disk that this is, which does what is otherwise done with the one file's descriptor.
+    let remote: NBDDisk?
 
     /// A file of the chain with what its format says of it; a raw file needs nothing said.
     struct Layer: ~Copyable {
@@ -54,11 +56,23 @@ internal import Linux
     /// The format is the stated one or the one of the file's extension; contents are never asked. Backing files are opened
     /// read-only, with the format that the image above states or else, again, that of their extension. Their names are relative to the
     /// directory of the image above.
+    ///
+    /// A path that is the address of a remote disk (`nbd://…`) is connected to. Only this one name can be: those that images carry cannot.
     public init(path: String, options: DiskImageOptions = DiskImageOptions()) throws(DiskImageError) {
+        try self.init(path: path, options: options, remote: nil)
+    }
+
+    /// A remote disk over a socket that is connected to its server: there is no other when that one is lost.
+    package init(path: String, options: DiskImageOptions, socket: consuming FileDescriptor) throws(DiskImageError) {
+        try self.init(path: path, options: options, remote: NBDDisk(path: path, socket: socket))
+    }
+
+    /// - Parameter remote: the remote disk of this name, if it is connected to already.
+    init(path: String, options: DiskImageOptions, remote: NBDDisk?) throws(DiskImageError) {
         let format: ImageFormat
         if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
         var chain = Chain()
-        try chain.open(path, format, options)
+        if NBDLocation.isAddress(path) { try chain.connect(path, format, options, remote) } else { try chain.open(path, format, options) }
 
         self.path = path
         self.format = format
@@ -67,6 +81,7 @@ internal import Linux
         repair = chain.repair
         clusterSize = unsafe chain.layers[0].qcow2?.header.clusterSize ?? chain.blockSize
         chainLength = chain.chainLength
+        self.remote = chain.remote
         unsafe layers = chain.take()
     }
 
@@ -74,6 +89,9 @@ internal import Linux
         unsafe layers.deinitialize()
         unsafe layers.deallocate()
     }
+
+    /// The most engines at a time: a remote disk has one connection, which one engine looks after.
+    public var maximumEngines: Int { remote == nil ? SharedImage.maximumEngines : 1 }
 
     /// The files that make up the image, topmost first.
     public var files: [String] {
@@ -289,6 +307,7 @@ extension DiskImage.Layer {
 @safe struct Chain: ~Copyable {
     private(set) var layers: UnsafeMutableBufferPointer<DiskImage.Layer>
     private(set) var repair: CheckReport?
+    private(set) var remote: NBDDisk?
     private(set) var count = 0
     /// How many of the files stand on top of each other; others are extents of the last of them.
     private(set) var chainLength = 0
@@ -369,6 +388,22 @@ extension DiskImage.Layer {
         } catch {
             throw .dataFile(of: path, error)
         }
+    }
+
+    /// Connects to a remote disk, whose contents are the disk's.
+    mutating func connect(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions, _ connected: NBDDisk?) throws(DiskImageError) {
+        guard format == .raw, options.snapshot == nil else {
+            throw .unsupported(path: path, feature: "a \(format.name) image on a remote disk")
+        }
+        let disk: NBDDisk
+        if let connected { disk = connected } else { disk = try NBDDisk(path: path, reconnect: options.reconnect, report: options.report) }
+        if disk.export.isReadOnly, !options.readOnly { throw .notWritable(path: path, reason: "the server offers it read-only") }
+        if !disk.export.canFlush, !options.readOnly {
+            options.report?("disk \(path): its server has no flush: when something written is durable is the server's affair")
+        }
+        append(DiskImage.Layer(file: try ImageFile(disk), size: (disk.export.size &+ 511) & ~511))
+        chainLength = 1
+        remote = disk
     }
 
     mutating func append(_ layer: consuming DiskImage.Layer) {

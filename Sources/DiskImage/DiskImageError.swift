@@ -60,6 +60,12 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case backingTooDeep(path: String)
     /// A request failed with an errno value.
     case request(path: String, SystemCallError)
+    /// What names a remote disk is no address.
+    case remoteAddress(path: String, reason: String)
+    /// A remote disk cannot be reached, or not any more.
+    case remote(path: String, reason: String)
+    /// Something that is done to files, not to a remote disk.
+    case remoteNotPossible(path: String)
     /// A new image would take the place of a file, which was not asked for.
     case exists(path: String)
     /// An image that is to be written is itself what is read, or a part of it.
@@ -134,6 +140,12 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): more than \(DiskImage.maximumChainLength) images stand on top of each other"
         case .request(let path, let error):
             "disk \(quoted(path)): \(error)"
+        case .remoteAddress(let path, let reason):
+            "disk \(quoted(path)): not the address of a remote disk: \(printable(reason)); wanted nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
+        case .remote(let path, let reason):
+            "disk \(quoted(path)): \(printable(reason))"
+        case .remoteNotPossible(let path):
+            "disk \(quoted(path)): this is done to files, and not to a remote disk"
         case .exists(let path):
             "disk \(quoted(path)): it exists already; --force overwrites it"
         case .sameFile(let path, let other):
@@ -150,8 +162,14 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
 
 /// Text that may come from an image, safe for a terminal: control characters and quotes are escaped.
 private func quoted(_ text: String) -> String {
-    "\"" + text.unicodeScalars.map { $0.properties.generalCategory == .control || $0 == "\"" ? $0.escaped(asASCII: true) : String($0) }
-        .joined() + "\""
+    "\"" + text.unicodeScalars.map { $0 == "\"" ? $0.escaped(asASCII: true) : printable($0) }.joined() + "\""
+}
+
+/// Words that a server may have chosen, likewise.
+private func printable(_ text: String) -> String { text.unicodeScalars.map(printable).joined() }
+
+private func printable(_ scalar: UnicodeScalar) -> String {
+    scalar.properties.generalCategory == .control ? scalar.escaped(asASCII: true) : String(scalar)
 }
 
 private func quoted(bytes: [UInt8]) -> String {

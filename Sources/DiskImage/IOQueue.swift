@@ -4,16 +4,19 @@ internal import Linux
 
 /// Where an engine's operations are carried out: in an io_uring, or, where the host gives none, by one system call after the other.
 /// Both look the same from above; the second merely has every operation done when ``submit()`` returns. Nothing is done before that:
-/// operations are queued under the lock of an image that several engines use, and carried out without it.
+/// operations are queued under the lock of an image that several engines use, and carried out without it. A remote disk is a queue of its own
+/// kind, for the one engine that it has: its operations are about that disk, whatever the descriptor.
 enum IOQueue: ~Copyable {
     case ring(IORing)
     case synchronous(SynchronousIO)
+    case remote(NBDDisk)
 
     /// Readable while completions wait.
     var rawValue: Int32 {
         switch self {
         case .ring(let ring): ring.rawValue
         case .synchronous(let calls): calls.rawValue
+        case .remote(let disk): disk.descriptor
         }
     }
 
@@ -22,6 +25,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring: false
         case .synchronous(let calls): calls.hasCompletion
+        case .remote(let disk): !disk.ended.isEmpty
         }
     }
 
@@ -29,6 +33,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring: true
         case .synchronous: false
+        case .remote: false
         }
     }
 
@@ -38,6 +43,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try unsafe ring.read(file, vectors, count: count, at: offset, token: token)
         case .synchronous(let calls): unsafe calls.read(file, vectors, count: count, at: offset, token: token)
+        case .remote(let disk): try unsafe disk.transfer(.read, vectors, count: count, at: offset, token: token)
         }
     }
 
@@ -45,6 +51,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try unsafe ring.write(file, vectors, count: count, at: offset, token: token)
         case .synchronous(let calls): unsafe calls.write(file, vectors, count: count, at: offset, token: token)
+        case .remote(let disk): try unsafe disk.transfer(.write, vectors, count: count, at: offset, token: token)
         }
     }
 
@@ -52,6 +59,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try ring.synchronize(file, token: token)
         case .synchronous(let calls): calls.synchronize(file, token: token)
+        case .remote(let disk): try disk.change(.flush, token: token)
         }
     }
 
@@ -59,6 +67,16 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try ring.allocate(file, mode: mode, at: offset, length: length, token: token)
         case .synchronous(let calls): calls.allocate(file, mode: mode, at: offset, length: length, token: token)
+        case .remote(let disk):
+            try disk.change(mode & FALLOC_FL_PUNCH_HOLE != 0 ? .zero : .zeroKeeping, at: offset, length: length, token: token)
+        }
+    }
+
+    /// The range's contents no longer matter.
+    func discard(_ file: Int32, at offset: UInt64, length: UInt64, token: UInt64) throws(SystemCallError) {
+        switch self {
+        case .remote(let disk): try disk.change(.trim, at: offset, length: length, token: token)
+        default: try allocate(file, mode: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at: offset, length: length, token: token)
         }
     }
 
@@ -67,6 +85,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring: try EventFD()
         case .synchronous(let calls): try calls.bell.duplicate()
+        case .remote: try EventFD()
         }
     }
 
@@ -76,6 +95,8 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try ring.poll(bell.rawValue, token: token)
         case .synchronous: break
+        // There is no other engine that would ring.
+        case .remote: break
         }
     }
 
@@ -84,6 +105,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring: break
         case .synchronous(let calls): calls.listen()
+        case .remote: break
         }
     }
 
@@ -91,6 +113,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try ring.submit()
         case .synchronous(let calls): calls.submit()
+        case .remote(let disk): disk.submit()
         }
     }
 
@@ -99,6 +122,15 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): try ring.wait()
         case .synchronous(let calls): calls.wait()
+        case .remote(let disk): disk.wait()
+        }
+    }
+
+    /// What is outstanding is over within a time: a server, other than a kernel, may never answer.
+    func finish(within milliseconds: Int) {
+        switch self {
+        case .remote(let disk): disk.finish(within: milliseconds)
+        default: break
         }
     }
 
@@ -106,6 +138,7 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): ring.nextCompletion()
         case .synchronous(let calls): calls.nextCompletion()
+        case .remote(let disk): disk.nextCompletion()
         }
     }
 }

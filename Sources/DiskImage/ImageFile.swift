@@ -31,6 +31,8 @@ struct ImageFile: ~Copyable, Sendable {
     }
 
     init(path: String, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false) throws(DiskImageError) {
+        // Where a remote disk can be used, it was asked for before.
+        guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         let access = writable ? O_RDWR : O_RDONLY
         // Without O_NONBLOCK a named pipe would keep us waiting for its other end.
         let file = try asking(path) { () throws(SystemCallError) in try FileDescriptor.open(path, access | O_NONBLOCK) }
@@ -54,6 +56,21 @@ struct ImageFile: ~Copyable, Sendable {
         descriptor = file
         self.direct = direct
         directAlignment = UInt(max(512, sector))
+    }
+
+    /// What stands for a remote disk among the files of an image. Its descriptor is for nothing but to have a number.
+    init(_ remote: NBDDisk) throws(DiskImageError) {
+        path = remote.path
+        // No file's; two names of one disk are two.
+        var hash: UInt64 = 0xcbf2_9ce4_8422_2325
+        for byte in remote.path.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }
+        identity = Identity(device: .max, inode: hash)
+        size = remote.export.size
+        isRegular = false
+        descriptor = try asking(remote.path) { () throws(SystemCallError) in try FileDescriptor.duplicate(of: remote.descriptor) }
+        direct = nil
+        directAlignment = 512
+        asksCacheFirst = false
     }
 
     /// Asks again how long the file is.

@@ -39,6 +39,11 @@ public enum ImageFormat: String, Sendable, CaseIterable {
     /// The format that a file's name stands for, by its extension alone: what a file contains is the guest's doing
     /// once it was a guest's disk, so it is never asked.
     public init(extensionOf path: String) throws(DiskImageError) {
+        // What a remote disk holds is a disk, whatever its export is called.
+        if NBDLocation.isAddress(path) {
+            self = .raw
+            return
+        }
         let name = path.split(separator: "/").last.map { $0.lowercased() } ?? ""
         let ending = name.lastIndex(of: ".").map { name[name.index(after: $0)...] } ?? ""
         switch ending {
@@ -87,6 +92,11 @@ public struct DiskImageOptions: Sendable {
     public var snapshot: String?
     /// The file that has the data of a qcow2 image which keeps it outside; nil for the one that the image names.
     public var dataFile: String?
+    /// Seconds for which requests wait for a remote disk's connection that was lost; nil for what its address says, or 10.
+    public var reconnect: Int?
+    public static let possibleReconnect = NBDLocation.possibleReconnect
+    /// Is told, in a sentence, what happens to a remote disk's connection; on any thread.
+    public var report: (@Sendable (String) -> Void)?
     /// Follow the names of data files that images carry, as backing files, and write to them. A file that ``dataFile`` names is always taken.
     public var allowsDataFile: Bool
 

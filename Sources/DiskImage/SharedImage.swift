@@ -92,7 +92,7 @@ internal import Synchronization
         lock()
         defer { unlock() }
         let taken = engines.reduce(0 as UInt64) { $0 | $1.bit }
-        guard engines.count < (isExclusive ? 1 : Self.maximumEngines) else {
+        guard engines.count < (isExclusive ? 1 : image.maximumEngines) else {
             throw .impossible(path: path, reason: "it has \(engines.count) engines already")
         }
         engine.number = (~taken).trailingZeroBitCount

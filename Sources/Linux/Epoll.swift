@@ -19,6 +19,9 @@ public struct Epoll: ~Copyable, Sendable {
 
     private let descriptor: FileDescriptor
 
+    /// Readable while something that it waits for is ready: another instance can watch this one.
+    public var rawValue: Int32 { descriptor.rawValue }
+
     public init() throws(SystemCallError) {
         let number = epoll_create1(Int32(EPOLL_CLOEXEC))
         if number < 0 { throw .last("epoll_create1") }

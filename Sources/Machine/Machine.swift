@@ -56,7 +56,7 @@ public final class Machine: Sendable {
             (try virtualMachine.interruptLine(gsi: Wiring.serialGSI), try virtualMachine.interruptLine(gsi: Wiring.powerGSI))
         }
         let kernel = try Self.openKernel(configuration)
-        let devices = try VirtioSlot.makeAll(configuration, memory, virtualMachine)
+        let devices = try VirtioSlot.makeAll(configuration, memory, virtualMachine, log: log)
         for slot in devices { log.info("\(slot.description)") }
 
         let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }

@@ -5,6 +5,7 @@ internal import GuestMemory
 internal import HostNetwork
 internal import KVM
 internal import Linux
+internal import Logging
 internal import Virtio
 
 /// A virtio device in its place: transport, address and interrupt line.
@@ -23,10 +24,10 @@ struct VirtioSlot: Sendable {
     }
 
     /// Makes the disks, the entropy device, then the network interfaces, and binds their bells.
-    static func makeAll(_ configuration: Configuration, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) -> [VirtioSlot] {
+    static func makeAll(_ configuration: Configuration, _ memory: GuestMemory, _ machine: borrowing VirtualMachine, log: Logger) throws(MachineError) -> [VirtioSlot] {
         var slots: [VirtioSlot] = []
         for (index, disk) in configuration.disks.enumerated() {
-            let device = try makeDisk(disk, index: index, cpuCount: configuration.cpus)
+            let device = try makeDisk(disk, index: index, cpuCount: configuration.cpus, log: log)
             slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
         }
         if let entropy = configuration.entropy {
@@ -43,10 +44,15 @@ struct VirtioSlot: Sendable {
         return slots
     }
 
-    private static func makeDisk(_ disk: Configuration.Disk, index: Int, cpuCount: Int) throws(MachineError) -> BlockDevice {
+    private static func makeDisk(_ disk: Configuration.Disk, index: Int, cpuCount: Int, log: Logger) throws(MachineError) -> BlockDevice {
         do throws(DiskImageError) {
-            let image = try DiskImage(path: disk.path, options: disk.options)
-            let queues = disk.queues ?? min(cpuCount, Configuration.Disk.defaultQueues)
+            var options = disk.options
+            options.report = { log.warning("\($0)") }
+            let image = try DiskImage(path: disk.path, options: options)
+            let queues = disk.queues ?? min(cpuCount, Configuration.Disk.defaultQueues, image.maximumEngines)
+            guard queues <= image.maximumEngines else {
+                throw .impossible(path: disk.path, reason: "a remote disk has one queue, queues=\(queues) was asked for")
+            }
             return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: queues)
         } catch { throw .disk(error) }
     }

@@ -272,6 +272,11 @@ struct DiskArgument {
             case ("data-file", let value?):
                 guard !value.isEmpty else { throw ArgumentProblem("disk \(path): data-file= needs a path") }
                 options.dataFile = value
+            case ("reconnect", let value?):
+                guard let seconds = Int(value), DiskImageOptions.possibleReconnect.contains(seconds) else {
+                    throw ArgumentProblem("disk \(path): reconnect=\(value) is no time, wanted 0 to \(DiskImageOptions.possibleReconnect.upperBound) seconds")
+                }
+                options.reconnect = seconds
             case ("lock", "on"?): options.locking = true
             case ("lock", "off"?): options.locking = false
             case ("serial", let value?):
@@ -285,7 +290,7 @@ struct DiskArgument {
                 }
                 queues = count
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, lock=on|off, serial= or queues=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, reconnect=, lock=on|off, serial= or queues=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)

@@ -113,6 +113,15 @@ import Testing
         try expectRefused("bench -s 16M disk.raw", "requests of 16777216 bytes")
     }
 
+    /// Its tables are 128 MiB, its cache 32; all of the program has to do with 64 MiB of addresses besides its stack.
+    @Test func memoryDoesNotGrowWithTheImage() throws {
+        #expect(try image("create -q --preallocation metadata large.qcow2 1T").status == .status(0))
+        for options in ["", "--write"] {
+            let result = try image("bench --random --count 20000 --depth 16 \(options) large.qcow2", limits: "ulimit -v 65536;")
+            #expect(result.status == .status(0) && result.output.contains("\nRun completed in "), "\(result)")
+        }
+    }
+
     // MARK: - What cannot be
 
     @Test func badFiles() throws {

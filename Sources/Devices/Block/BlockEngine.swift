@@ -269,6 +269,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     /// Waits for everything in flight. The driver does not hear of it any more.
     private mutating func drain() {
+        disk.finishSoon()
         while disk.inFlight > 0 {
             guard let completion = try? disk.waitForCompletion() else { break }
             pending[completion.request] = nil

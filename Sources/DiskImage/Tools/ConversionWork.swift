@@ -24,10 +24,13 @@ final class ConversionWork: @unchecked Sendable {
     let coversZeroes: Bool
     private(set) var file: NewFile
     let identities: [ImageFile.Identity]
+    /// The source, if it is a remote disk.
+    let remote: NBDDisk?
 
-    // What follows is used within the monitor only: hence `Sendable`.
-    private let monitor = Monitor()
+    // The planner is used within its own monitor, as it may wait for the source; what follows within the other one: hence `Sendable`.
+    private let planning = Monitor()
     private var planner: ImageReader
+    private let monitor = Monitor()
     private var position: UInt64 = 0
     private var nextNumber: UInt64 = 0
     private var turn: UInt64 = 0
@@ -42,6 +45,7 @@ final class ConversionWork: @unchecked Sendable {
         let isRaw = conversion.format == .raw
         size = planner.image.size
         identities = planner.image.identities
+        remote = planner.image.remote
         unit = isRaw ? 4096 : conversion.options.clusterSize
         pieceSize = max(unit, Self.preferredPiece)
         coversZeroes = isRaw ? file.deviceSize != nil || conversion.preallocation == .full : conversion.preallocation != .off
@@ -104,23 +108,25 @@ final class ConversionWork: @unchecked Sendable {
 
     /// The next piece of the disk that has something to be done; nil at the end, or when another thread has failed.
     func nextPiece() throws(DiskImageError) -> Piece? {
-        try monitor.locked { () throws(DiskImageError) in
-            while failure == nil, position < size {
+        try planning.locked { () throws(DiskImageError) in
+            while true {
+                let (isOver, position) = monitor.locked { (failure != nil, self.position) }
+                guard !isOver, position < size else { return nil }
                 if !coversZeroes {
                     let extent = try planner.extent(at: position, limit: size - position)
                     let whole = extent.offset + extent.length == size ? extent.length : extent.length / unit * unit
                     if extent.readsAsZeroes, whole > 0 {
-                        position += whole
+                        monitor.locked { self.position += whole }
                         continue
                     }
                 }
-                let length = min(pieceSize, size - position)
-                let piece = Piece(offset: position, length: length, number: nextNumber)
-                position += length
-                nextNumber += 1
-                return piece
+                return monitor.locked {
+                    let piece = Piece(offset: position, length: min(pieceSize, size - position), number: nextNumber)
+                    self.position += piece.length
+                    nextNumber += 1
+                    return piece
+                }
             }
-            return nil
         }
     }
 
@@ -143,6 +149,8 @@ final class ConversionWork: @unchecked Sendable {
             if failure == nil { failure = error }
             monitor.broadcast()
         }
+        // Nobody waits for its server any more.
+        remote?.cancel()
     }
 }
 

@@ -31,7 +31,8 @@ internal import Linux
     private enum Source { case buffer, compressed }
 
     init(_ work: ConversionWork) throws(DiskImageError) {
-        let image = try DiskImage(path: work.conversion.source, options: work.sourceOptions)
+        // A remote disk's connection is for all of them: many a server serves one client at a time.
+        let image = try DiskImage(path: work.conversion.source, options: work.sourceOptions, remote: work.remote)
         // Opened by name once more: it has to be the same file still.
         guard image.identities == work.identities, image.size == work.size else {
             throw .invalid(path: work.conversion.source, reason: "another file has taken its name meanwhile")

@@ -8,14 +8,31 @@ public struct ImageInformation: Sendable, Equatable {
     public var format: ImageFormat
     /// Bytes of the disk.
     public var size: UInt64
-    /// Bytes that the file takes on the host's disk.
-    public var allocated: UInt64
+    /// Bytes that the file takes on the host's disk; nil of a remote one.
+    public var allocated: UInt64?
     public var isDirty = false
     public var backing: Backing?
     public var qcow2: QCOW2?
     /// Bytes of a block of the format's making; nil in one without.
     public var clusterSize: UInt64?
     public var snapshots: [Snapshot] = []
+    /// What a remote disk's server says of it.
+    public var remote: Remote?
+
+    public struct Remote: Sendable, Equatable {
+        /// Bytes, which need not be whole sectors.
+        public var size: UInt64
+        public var isReadOnly: Bool
+        /// What it can be asked for.
+        public var flush: Bool
+        public var trim: Bool
+        public var writeZeroes: Bool
+        public var blockStatus: Bool
+        /// Bytes of a request: the fewest, the best (0: not said), the most.
+        public var minimumBlock: UInt64
+        public var preferredBlock: UInt64
+        public var maximumPayload: UInt64
+    }
 
     public struct Backing: Sendable, Equatable {
         /// As the image has it.
@@ -57,6 +74,14 @@ public struct ImageInformation: Sendable, Equatable {
     /// Reads what an image says. Nothing is locked if `locking` is off, so that an image in use can be looked at.
     public init(path: String, format: ImageFormat? = nil, locking: Bool = true) throws(DiskImageError) {
         let format = try ImageFormat(format, orExtensionOf: path)
+        if NBDLocation.isAddress(path) {
+            let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true))
+            self.path = path
+            self.format = format
+            size = image.size
+            remote = image.remote.map { Remote($0.export) }
+            return
+        }
         let file = try ImageFile(path: path, writable: false, cache: .writeback, locking: locking)
         self.path = path
         self.format = format
@@ -102,6 +127,20 @@ public struct ImageInformation: Sendable, Equatable {
             }
         }
         return chain
+    }
+}
+
+extension ImageInformation.Remote {
+    fileprivate init(_ export: NBDExport) {
+        size = export.size
+        isReadOnly = export.isReadOnly
+        flush = export.canFlush
+        trim = export.canTrim
+        writeZeroes = export.canZero
+        blockStatus = export.hasStatus
+        minimumBlock = export.minimumBlock
+        preferredBlock = export.preferredBlock
+        maximumPayload = export.maximumPayload
     }
 }
 

@@ -151,6 +151,7 @@ public struct ImageExtent: Sendable, Equatable {
     }
 
     private func transfer(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int) throws(DiskImageError) {
+        if let remote = image.remote { return try unsafe remote.read(UnsafeMutableRawBufferPointer(start: buffer, count: count), at: offset) }
         var done = 0
         let isCached = isCached(offset, count, layer)
         while done < count {
@@ -184,6 +185,7 @@ public struct ImageExtent: Sendable, Equatable {
     private mutating func hole(at place: UInt64, _ layer: Int) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
         let last = known[layer]
         if last.start <= place, place < last.end { return (last.isData, last.end) }
+        if let remote = image.remote { return try remote.extent(at: place) }
         let file = image.dataDescriptor(layer)
         let data = lseek(file, off_t(truncatingIfNeeded: place), CLINUX_SEEK_DATA)
         var found = Known(start: place, end: .max, isData: true)

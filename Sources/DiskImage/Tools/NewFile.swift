@@ -33,6 +33,7 @@ struct NewFile: ~Copyable {
     ///     ``publish(durably:)``, and its owner and permissions for good.
     ///   - cache: ``ToolCache/none`` writes around the page cache what is aligned, ``ToolCache/automatic`` what is also large, where that is possible.
     init(path: String, replacing: Bool, cache: ToolCache = .writeback) throws(DiskImageError) {
+        guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         var replaced: FileDescriptor?
         var isOld = false
         var target = path

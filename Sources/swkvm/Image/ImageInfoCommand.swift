@@ -49,7 +49,7 @@ struct SourceOptions: ParsableArguments {
 extension ImageInformation {
     fileprivate var text: String {
         var lines = [
-            "image: \(ImageTool.printable(path))", "file format: \(format.rawValue)", "virtual size: \(ImageTool.sizeAndBytes(size))", "disk size: \(ImageTool.size(allocated))",
+            "image: \(ImageTool.printable(path))", "file format: \(format.rawValue)", "virtual size: \(ImageTool.sizeAndBytes(size))", "disk size: \(allocated.map(ImageTool.size) ?? "unavailable")",
         ]
         if isDirty { lines.append("cleanly shut down: no") }
         if let clusterSize { lines.append("cluster_size: \(clusterSize)") }
@@ -63,6 +63,7 @@ extension ImageInformation {
             lines.append("ID        TAG               VM SIZE                DATE     VM CLOCK     ICOUNT")
             lines += snapshots.map(\.line)
         }
+        if let remote { lines += remote.lines }
         guard let qcow2 else { return lines.joined(separator: "\n") }
         lines.append("Format specific information:")
         lines.append("    compat: \(qcow2.compatibility.rawValue)")
@@ -94,12 +95,34 @@ extension ImageInformation {
                 ])),
             ])
         }
+        if let remote { specific = remote.json }
         return .object([
-            ("filename", .string(path)), ("format", .string(format.rawValue)), ("virtual-size", .number(size)), ("actual-size", .number(allocated)),
+            ("filename", .string(path)), ("format", .string(format.rawValue)), ("virtual-size", .number(size)), ("actual-size", allocated.map(JSON.number)),
             ("dirty-flag", .bool(isDirty)), ("cluster-size", clusterSize.map(JSON.number)),
             ("backing-filename", backing.map { .string($0.name) }), ("full-backing-filename", backing?.path.map(JSON.string)),
             ("backing-filename-format", backing?.format.map(JSON.string)), ("snapshots", snapshots.isEmpty ? nil : .array(snapshots.map(\.json))),
             ("format-specific", specific),
+        ])
+    }
+}
+
+extension ImageInformation.Remote {
+    fileprivate var lines: [String] {
+        [
+            "Server specific information:", "    size: \(size)", "    read-only: \(isReadOnly)", "    flush: \(flush)", "    trim: \(trim)",
+            "    write zeroes: \(writeZeroes)", "    block status: \(blockStatus)",
+            "    block size: at least \(minimumBlock), best \(preferredBlock == 0 ? "unknown" : "\(preferredBlock)"), at most \(maximumPayload)",
+        ]
+    }
+
+    fileprivate var json: JSON {
+        .object([
+            ("type", "nbd"),
+            ("data", .object([
+                ("size", .number(size)), ("read-only", .bool(isReadOnly)), ("flush", .bool(flush)), ("trim", .bool(trim)),
+                ("write-zeroes", .bool(writeZeroes)), ("block-status", .bool(blockStatus)), ("minimum-block", .number(minimumBlock)),
+                ("preferred-block", preferredBlock == 0 ? nil : .number(preferredBlock)), ("maximum-payload", .number(maximumPayload)),
+            ])),
         ])
     }
 }

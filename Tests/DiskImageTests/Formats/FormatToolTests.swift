@@ -74,7 +74,7 @@ import Testing
         }
         let information = try ImageInformation(path: path)
         let size = try DiskImage(path: path, options: DiskImageOptions(readOnly: true)).size
-        #expect(information.size == size && information.format == kind.format && information.allocated > 0)
+        #expect(information.size == size && information.format == kind.format && (information.allocated ?? 0) > 0)
 
         // The map says where the data is; what it calls zero is zero.
         var map = ImageMap(try DiskImage(path: path, options: DiskImageOptions(readOnly: true)))

@@ -9,7 +9,7 @@ public struct FuzzTarget: Sendable {
     /// Uses an input. Any error is an answer; a trap or a broken promise ends the process. True if the input was accepted.
     public let run: @Sendable ([UInt8]) -> Bool
 
-    public static let all = [kernel, compressedKernel] + disks
+    public static let all = [kernel, compressedKernel] + disks + [nbd]
 }
 
 /// Makes inputs of other inputs, the same ones for the same seed.

@@ -1,0 +1,11 @@
+/// libnbd, and what it is linked with here.
+#ifndef CNBD_H
+#define CNBD_H
+
+#include <stdbool.h>
+#include <libnbd.h>
+
+/// Whether libnbd's TLS is there: always where libnbd is a shared library, in a static binary if it was built so (`make release TLS=yes`).
+bool cnbd_has_tls(void);
+
+#endif

@@ -1,0 +1,450 @@
+internal import CLinux
+internal import CNBD
+internal import Glibc
+internal import Linux
+
+/// A disk on another host, or in another process, that speaks NBD: a connection, what is asked over it, and the next
+/// connection when that one is lost.
+///
+/// It is used in one of two ways. As the queue of a ``DiskEngine`` it belongs to the engine's thread, and its ``descriptor`` is readable while
+/// there is something to be done. For tools it answers calls that wait, of any number of threads (NBDDisk+Waiting.swift). Not both at a time.
+@safe final class NBDDisk: @unchecked Sendable {
+    /// The address that the user gave.
+    let path: String
+    let location: NBDLocation
+    /// What the server said of its disk first. Later connections have to find the same.
+    private(set) var export = NBDExport(size: 0)
+
+    // All that changes is the one owner's, or is touched by one of several threads within `monitor`: hence `Sendable`.
+    let monitor = Monitor()
+    /// Whether one of the threads that wait looks after all of them.
+    var isLooking = false
+    /// What is known of the last place that was asked about.
+    var known = NBDExtents()
+
+    private let addresses: [SocketAddress]
+    private let report: (@Sendable (String) -> Void)?
+    private let epoll: Epoll
+    private let timer: TimerFD
+    private let bell: EventFD
+
+    private var connection: NBDConnection?
+    /// The number of the connection: events of one before it are none of its own.
+    private var generation: UInt64 = 0
+    private var watched: Epoll.Events = []
+    private var link = Link.down(retryAt: 0)
+    /// When the connection was lost that is not back yet.
+    private var lostAt: Int?
+    /// Milliseconds for which requests wait for it.
+    private let patience: Int
+    private var nextAddress = 0
+    /// Addresses that were tried since the last pause.
+    private var tried = 0
+    private var pause = firstPause
+    private var lastFailure = ""
+    private(set) var isCancelled = false
+    /// When what is under way has to be over.
+    private var endBy: Int?
+
+    // What is asked: NBDDisk+Requests.swift.
+    var commands: UnsafeMutableBufferPointer<NBDCommand>
+    let board: UnsafeMutablePointer<NBDBoard>
+    var freeCommand: Int32 = -1
+    var waiting = List()
+    var ended = List()
+    /// Commands that are neither free nor ended.
+    var inUse = 0
+    /// Commands at the server that change something.
+    var changing = 0
+    /// The write of a part of a block that is under way, which nothing else may change meanwhile.
+    var exclusive: Int32 = -1
+    let bounces: Mapping
+    var freeBounces: [Int32]
+    var isShutDown = false
+
+    private enum Link {
+        case up
+        case connecting(deadline: Int)
+        case down(retryAt: Int)
+        /// For good.
+        case broken
+    }
+
+    /// Seconds for which requests wait for a connection that was lost, unless the user says otherwise.
+    static let standardReconnect = 10
+    /// Milliseconds that a server has for the way from the first packet to the disk.
+    static let connectTime = 10_000
+    /// Milliseconds between attempts to connect again: twice as many after each, up to the last.
+    private static let firstPause = 100, lastPause = 5000
+
+    /// Connects.
+    /// - Parameters:
+    ///   - reconnect: seconds; nil for what the address says, or ``standardReconnect``.
+    ///   - report: is told what happens to the connection.
+    convenience init(path: String, reconnect: Int? = nil, report: (@Sendable (String) -> Void)? = nil) throws(DiskImageError) {
+        let location = try NBDLocation(path)
+        if location.security != nil, !cnbd_has_tls() {
+            throw .remote(path: path, reason: "this swkvm is a static binary without TLS; use nbd: on a network that you trust or through a tunnel, or build swkvm with TLS (make release TLS=yes)")
+        }
+        let addresses: [SocketAddress]
+        switch location.server {
+        case .unix(let socket):
+            guard let address = SocketAddress(unixPath: socket) else { throw .remoteAddress(path: path, reason: "the path of a socket has 1 to 107 bytes") }
+            addresses = [address]
+        case .tcp(let host, let port):
+            switch SocketAddress.resolve(host: host, port: port) {
+            case .success(let found): addresses = found
+            case .failure(let error): throw .remote(path: path, reason: "its host cannot be found: \(error.reason)")
+            }
+        }
+        try self.init(path, location, addresses, reconnect: reconnect, report)
+        try connectFirst()
+    }
+
+    /// Talks over a socket that is connected; there is no other when that one is lost.
+    convenience init(path: String, socket: consuming FileDescriptor, time: Int = connectTime) throws(DiskImageError) {
+        try self.init(path, try NBDLocation(path), [], reconnect: 0, nil)
+        do throws(NBDFailure) {
+            try adopt(NBDConnection(location, adopting: socket))
+            try waitUntilReady(time)
+        } catch {
+            throw .remote(path: path, reason: error.reason)
+        }
+    }
+
+    private init(
+        _ path: String, _ location: NBDLocation, _ addresses: [SocketAddress], reconnect: Int?, _ report: (@Sendable (String) -> Void)?
+    ) throws(DiskImageError) {
+        do throws(SystemCallError) {
+            epoll = try Epoll()
+            timer = try TimerFD()
+            bell = try EventFD()
+            try epoll.add(timer.rawValue, .input, token: Self.timerToken)
+            try epoll.add(bell.rawValue, .input, token: Self.bellToken)
+        } catch {
+            throw .system(path: path, error)
+        }
+        self.path = path
+        self.location = location
+        self.addresses = addresses
+        self.report = report
+        patience = 1000 * (reconnect ?? location.reconnect ?? Self.standardReconnect)
+        bounces = try memory(Self.bounceCount * Self.bounceSize, path)
+        freeBounces = (0..<Int32(Self.bounceCount)).reversed()
+        unsafe board = .allocate(capacity: 1)
+        unsafe board.initialize(to: NBDBoard())
+        unsafe commands = UnsafeMutableBufferPointer(start: nil, count: 0)
+        reserve(Self.toolCommands)
+    }
+
+    deinit {
+        connection?.disconnect()
+        // Before the memory goes that its callbacks would write to.
+        connection = nil
+        unsafe commands.deallocate()
+        unsafe board.deallocate()
+    }
+
+    // MARK: - Waiting
+
+    /// Readable while there is something to be done.
+    var descriptor: Int32 { epoll.rawValue }
+
+    private static let socketKind: UInt64 = 0, timerToken: UInt64 = 1, bellToken: UInt64 = 2
+
+    /// What a look has found.
+    struct Events {
+        var socket: Epoll.Events = []
+        var generation: UInt64 = 0
+    }
+
+    /// Waits until there is something to be done, and takes notice of it.
+    /// - Parameter timeout: milliseconds; -1 waits for ever, 0 only looks.
+    func look(timeout: Int32) -> Events {
+        var found = Events()
+        // It fails only for a descriptor that is none.
+        _ = try? epoll.wait(timeout: timeout) { token, events in
+            switch token {
+            case Self.timerToken: _ = timer.take()
+            case Self.bellToken: bell.drain()
+            default: found = Events(socket: events, generation: token >> 2)
+            }
+        }
+        return found
+    }
+
+    /// Does what there is to be done after a look.
+    func handle(_ events: Events) {
+        if !events.socket.isEmpty, events.generation == generation, let connection {
+            do throws(NBDFailure) { try connection.notify(events.socket) } catch { lastFailure = error.reason }
+        }
+        goOn()
+    }
+
+    /// Does what can be done without waiting.
+    func goOn() {
+        repeat {
+            collect()
+            while step() {}
+            issue()
+            // Sending may have brought answers, or found the connection's end.
+        } while hasAnswers || isBroken
+        watch()
+    }
+
+    /// Whether the connection is at its end, and nothing has been done about it yet.
+    private var isBroken: Bool {
+        if case .up = link { return connection?.stage != .ready }
+        return false
+    }
+
+    /// Watches the socket for what is due next, and the clock.
+    private func watch() {
+        if let connection {
+            let events = connection.events, number = connection.descriptor
+            // While it connects libnbd may go on to another socket, whatever its number.
+            if number >= 0, events != watched || connection.stage == .connecting {
+                let token = generation << 2 | Self.socketKind
+                // Adding fails only for lack of kernel memory; then the time-out ends it.
+                if watched.isEmpty || (try? epoll.modify(number, events, token: token)) == nil { try? epoll.add(number, events, token: token) }
+                watched = events
+            }
+        }
+        var next: Int?
+        func at(_ time: Int) { next = min(next ?? time, time) }
+        switch link {
+        case .connecting(let deadline): at(deadline)
+        case .down(let retryAt): at(retryAt)
+        case .up, .broken: break
+        }
+        if let lostAt, !waiting.isEmpty { at(lostAt + patience) }
+        if let endBy { at(endBy) }
+        if let next { timer.start(milliseconds: next - now()) }
+    }
+
+    private func now() -> Int {
+        var time = timespec()
+        unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+        return time.tv_sec * 1000 + time.tv_nsec / 1_000_000
+    }
+
+    // MARK: - Connections
+
+    /// The first connection, to the first address that answers.
+    private func connectFirst() throws(DiskImageError) {
+        var failure = NBDFailure("it has no address")
+        for address in addresses {
+            do throws(NBDFailure) {
+                try adopt(NBDConnection(location, to: address))
+                return try waitUntilReady(Self.connectTime)
+            } catch {
+                failure = error
+            }
+            nextAddress += 1
+        }
+        throw .remote(path: path, reason: explained(failure))
+    }
+
+    private func waitUntilReady(_ time: Int) throws(NBDFailure) {
+        let deadline = now() + time
+        watch()
+        while true {
+            switch connection?.stage {
+            case .ready:
+                if let connection {
+                    export = try connection.export()
+                    connection.watchPeer()
+                }
+                link = .up
+                return
+            case .connecting:
+                let left = deadline - now()
+                guard left > 0 else {
+                    close()
+                    throw NBDFailure("no answer within \(time / 1000) seconds; a server that serves one client at a time may have one (qemu-nbd --shared)")
+                }
+                let events = look(timeout: Int32(clamping: left))
+                if !events.socket.isEmpty, events.generation == generation { try connection?.notify(events.socket) }
+                watch()
+            case .dead, nil:
+                throw NBDFailure(lastFailure.isEmpty ? "the server has closed the connection" : lastFailure)
+            }
+        }
+    }
+
+    private func adopt(_ connection: NBDConnection) {
+        close()
+        generation += 1
+        self.connection = connection
+    }
+
+    /// Gives the connection up. What was asked over it is to be asked again.
+    private func close() {
+        if let number = connection?.descriptor, number >= 0, !watched.isEmpty { epoll.remove(number) }
+        watched = []
+        connection = nil
+        takeBack()
+    }
+
+    /// One step of a connection's life; false when there is nothing to be done now.
+    private func step() -> Bool {
+        let now = now()
+        if isCancelled { return cancelAll() }
+        if let endBy, now >= endBy || inUse == 0 {
+            self.endBy = nil
+            if inUse > 0 {
+                tell("gave up \(inUse) requests, which the server has not answered")
+                lose("requests were given up")
+                failWaiting(EIO)
+                return true
+            }
+        }
+        switch link {
+        case .up:
+            guard isShutDown || connection?.stage != .ready else { return false }
+            lose(isShutDown ? "the server shuts down" : lastFailure.isEmpty ? "the server has closed it" : lastFailure)
+            return true
+        case .connecting(let deadline):
+            switch connection?.stage {
+            case .ready:
+                establish()
+                return true
+            case .connecting where now < deadline:
+                break
+            case .connecting:
+                retryLater("no answer within \(Self.connectTime / 1000) seconds")
+                return true
+            case .dead, nil:
+                retryLater(lastFailure)
+                return true
+            }
+        case .down(let retryAt):
+            if now >= retryAt, !addresses.isEmpty {
+                connectAgain()
+                return true
+            }
+        case .broken:
+            break
+        }
+        if isHopeless(now) { failWaiting(EIO) }
+        return false
+    }
+
+    /// Whether requests need not wait for a connection.
+    private func isHopeless(_ now: Int) -> Bool {
+        if case .broken = link { return true }
+        guard let lostAt else { return false }
+        return now >= lostAt + patience || addresses.isEmpty
+    }
+
+    private func lose(_ reason: String) {
+        isShutDown = false
+        lastFailure = ""
+        let now = now()
+        if lostAt == nil {
+            lostAt = now
+            tell("connection lost: \(reason); requests wait for \(patience / 1000) s while it is sought again")
+        }
+        close()
+        (tried, pause) = (0, Self.firstPause)
+        link = .down(retryAt: now)
+    }
+
+    private func connectAgain() {
+        let address = addresses[nextAddress % addresses.count]
+        lastFailure = ""
+        do throws(NBDFailure) {
+            try adopt(NBDConnection(location, to: address))
+            link = .connecting(deadline: now() + Self.connectTime)
+        } catch {
+            retryLater(error.reason)
+        }
+    }
+
+    /// An attempt has failed: the next address is tried at once, the first one again after a pause.
+    private func retryLater(_ reason: String) {
+        close()
+        lastFailure = reason
+        nextAddress += 1
+        tried += 1
+        guard tried >= addresses.count else { return link = .down(retryAt: now()) }
+        tried = 0
+        link = .down(retryAt: now() + pause)
+        pause = min(2 * pause, Self.lastPause)
+    }
+
+    private func establish() {
+        do throws(NBDFailure) {
+            guard let found = try connection?.export() else { return retryLater("") }
+            if let difference = found.difference(from: export) {
+                tell("the server that answers now has \(difference): it is not used, and every request fails")
+                lastFailure = "the server has another disk since the connection was lost: \(difference)"
+                close()
+                link = .broken
+                return
+            }
+            connection?.watchPeer()
+            if let lostAt { tell("connected again after \((now() - lostAt + 999) / 1000) s; \(waiting.isEmpty ? "nothing" : "what") was waiting\(waiting.isEmpty ? "" : " is asked again")") }
+            lostAt = nil
+            link = .up
+        } catch {
+            retryLater(error.reason)
+        }
+    }
+
+    // MARK: - For requests
+
+    /// Whether a request can be sent.
+    var isUp: Bool {
+        if case .up = link { return connection?.stage == .ready }
+        return false
+    }
+
+    func send(_ command: UnsafeMutablePointer<NBDCommand>) throws(NBDFailure) {
+        // The command is one of ours, at its place.
+        guard let connection else { throw NBDFailure("not connected", errno: ENOTCONN) }
+        try unsafe connection.send(command)
+    }
+
+    /// Why requests fail, for people.
+    var failure: String? {
+        if case .up = link { return nil }
+        return lastFailure.isEmpty ? "the connection is lost" : lastFailure
+    }
+
+    // MARK: - Ends
+
+    /// What is under way is over within a time, with an error if it has to be.
+    /// - Parameter milliseconds: from now on.
+    func finish(within milliseconds: Int) {
+        guard inUse > 0 else { return }
+        endBy = now() + milliseconds
+        watch()
+    }
+
+    /// Ends everything, for good: what is under way fails with `ECANCELED`, and so does all that comes. Any thread may say so while others
+    /// wait in calls for tools.
+    func cancel() {
+        monitor.locked { isCancelled = true }
+        bell.signal()
+    }
+
+    private func cancelAll() -> Bool {
+        if case .broken = link, waiting.isEmpty { return false }
+        connection?.disconnect()
+        close()
+        link = .broken
+        failWaiting(ECANCELED)
+        return false
+    }
+
+    private func tell(_ what: String) { report?("disk \(path): \(what)") }
+
+    /// libnbd's words, and what they mean where they do not say it.
+    private func explained(_ failure: NBDFailure) -> String {
+        let text = failure.reason
+        // NBD_REP_ERR_TLS_REQD comes before the server says more.
+        if location.security == nil, text.contains("TLS") || text.contains("tls") { return "\(text); the server wants TLS: use nbds:" }
+        return text
+    }
+}
