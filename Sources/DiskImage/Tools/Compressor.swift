@@ -3,17 +3,18 @@ internal import CZstd
 internal import Glibc
 internal import Linux
 
-/// Compresses clusters for qcow2, one at a time with one reused state: raw deflate streams with a window of 2^12 bytes, as ``Inflater``
-/// reads them.
+/// Compresses clusters, one at a time with one reused state, as ``Inflater`` reads them: for qcow2 raw deflate streams with a window of 2^12 bytes,
+/// for VMDK zlib's format with its usual window.
 @safe struct Deflater: ~Copyable {
     private let stream: UnsafeMutablePointer<z_stream>
 
     /// - Parameter level: zlib's, 1 to 9.
+    /// - Parameter windowBits: zlib's: -12 for qcow2, 15 for VMDK.
     /// Returns nil when there is no memory for zlib's state.
-    init?(level: Int32) {
+    init?(level: Int32, windowBits: Int32 = -12) {
         unsafe stream = .allocate(capacity: 1)
         unsafe stream.initialize(to: z_stream())
-        let status = unsafe deflateInit2_(stream, level, Z_DEFLATED, -12, 9, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size))
+        let status = unsafe deflateInit2_(stream, level, Z_DEFLATED, windowBits, 9, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size))
         guard status == Z_OK else {
             unsafe stream.deallocate()
             return nil
@@ -78,6 +79,12 @@ enum Compressor: ~Copyable {
             guard let compressor = ZstdCompressor(level: Int32(level ?? 3)) else { throw .system(path: path, SystemCallError("ZSTD_createCCtx", errno: ENOMEM)) }
             self = .zstd(compressor)
         }
+    }
+
+    /// For VMDK's grains.
+    init(grainsWithLevel level: Int?, _ path: String) throws(DiskImageError) {
+        guard let deflater = Deflater(level: Int32(level ?? 4), windowBits: 15) else { throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM)) }
+        self = .zlib(deflater)
     }
 
     /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`.

@@ -33,8 +33,14 @@ internal import Linux
         let path = work.conversion.target
         let size = Int(work.pieceSize)
         buffer = try memory(size, path)
-        compressed = try memory(size, path)
-        compressor = try work.conversion.compresses ? Compressor(work.conversion.options.compression, level: work.conversion.compressionLevel, path) : nil
+        let level = work.conversion.compressionLevel
+        if work.isStream {
+            compressed = try memory(size / Int(work.unit) * VMDKGrain.room, path)
+            compressor = try Compressor(grainsWithLevel: level, path)
+        } else {
+            compressed = try memory(size, path)
+            compressor = try work.conversion.compresses ? Compressor(work.conversion.options.compression, level: level, path) : nil
+        }
         reader = ImageReader(image)
         self.work = work
     }
@@ -42,7 +48,7 @@ internal import Linux
     func run() throws(DiskImageError) {
         while let piece = try work.nextPiece() {
             try read(piece)
-            if work.conversion.format == .raw { try writeRaw(piece) } else { try writeClusters(piece) }
+            if let start = work.flatStart { try writeRaw(piece, start) } else { try writeClusters(piece) }
         }
     }
 
@@ -67,15 +73,18 @@ internal import Linux
         }
     }
 
-    // MARK: - Raw
+    // MARK: - The disk as it is
 
-    private func writeRaw(_ piece: ConversionWork.Piece) throws(DiskImageError) {
-        guard !work.coversZeroes else { return try writeRawWithZeroes(piece) }
-        for range in data { try writeNonzero(range, piece) }
+    /// - Parameter start: where the disk begins in its file.
+    private func writeRaw(_ piece: ConversionWork.Piece, _ start: UInt64) throws(DiskImageError) {
+        let place = start + piece.offset
+        guard !work.coversZeroes else { return try writeRawWithZeroes(piece, place) }
+        for range in data { try writeNonzero(range, at: place + UInt64(range.lowerBound)) }
     }
 
-    /// Writes what of a range is not zero, by pages of the disk.
-    private func writeNonzero(_ range: Range<Int>, _ piece: ConversionWork.Piece) throws(DiskImageError) {
+    /// Writes what of a range of the buffer is not zero, by pages.
+    /// - Parameter place: of the range.
+    private func writeNonzero(_ range: Range<Int>, at place: UInt64) throws(DiskImageError) {
         let page = 4096
         var start = range.lowerBound
         while start < range.upperBound {
@@ -87,26 +96,23 @@ internal import Linux
             while end < range.upperBound, unsafe clinux_zero_prefix(buffer.start + end, min(page, range.upperBound - end)) < min(page, range.upperBound - end) {
                 end = min(end + page, range.upperBound)
             }
-            try unsafe work.file.write(UnsafeRawBufferPointer(start: buffer.start + start, count: end - start), at: piece.offset + UInt64(start))
+            try unsafe work.write(UnsafeRawBufferPointer(start: buffer.start + start, count: end - start), at: place + UInt64(start - range.lowerBound))
             start = end
         }
     }
 
     /// On a device, and where space is wanted for all: what the source has nothing for is made zero too.
-    private func writeRawWithZeroes(_ piece: ConversionWork.Piece) throws(DiskImageError) {
+    private func writeRawWithZeroes(_ piece: ConversionWork.Piece, _ place: UInt64) throws(DiskImageError) {
         var done = 0
         for range in data + [Int(piece.length)..<Int(piece.length)] {
-            if done < range.lowerBound {
-                let place = piece.offset + UInt64(done), count = UInt64(range.lowerBound - done)
-                if work.file.deviceSize != nil { try work.file.clear(place, count) } else { try work.file.writeZeroes(place, count) }
-            }
+            if done < range.lowerBound { try work.clear(place + UInt64(done), UInt64(range.lowerBound - done)) }
             // A range of data, within the buffer.
-            try unsafe work.file.write(UnsafeRawBufferPointer(start: buffer.start + range.lowerBound, count: range.count), at: piece.offset + UInt64(range.lowerBound))
+            try unsafe work.write(UnsafeRawBufferPointer(start: buffer.start + range.lowerBound, count: range.count), at: place + UInt64(range.lowerBound))
             done = range.upperBound
         }
     }
 
-    // MARK: - qcow2
+    // MARK: - Clusters
 
     private func writeClusters(_ piece: ConversionWork.Piece) throws(DiskImageError) {
         let size = Int(work.unit)
@@ -120,7 +126,7 @@ internal import Linux
                 let cluster = unsafe UnsafeRawBufferPointer(start: buffer.start + index * size, count: size)
                 if unsafe clinux_zero_prefix(cluster.baseAddress, size) == size { continue }
                 kinds[index] = .data
-                if let length = unsafe compress(cluster, at: compressedSize) {
+                if let length = unsafe compress(cluster, of: piece.offset + UInt64(index * size), at: compressedSize) {
                     kinds[index] = .compressed(start: compressedSize, length: length)
                     compressedSize += length
                 }
@@ -152,9 +158,13 @@ internal import Linux
         }
         guard isPlaced else { return }
         for write in writes {
+            if work.keepsHoles, write.source == .buffer {
+                try writeNonzero(write.start..<write.start + write.count, at: write.place)
+                continue
+            }
             // What was noted above, within one of the buffers.
             let start = unsafe write.source == .buffer ? buffer.start : compressed.start
-            try unsafe work.file.write(UnsafeRawBufferPointer(start: start + write.start, count: write.count), at: write.place)
+            try unsafe work.write(UnsafeRawBufferPointer(start: start + write.start, count: write.count), at: write.place)
         }
     }
 
@@ -176,15 +186,21 @@ internal import Linux
         clear(done..<min((done + size - 1) / size * size, end))
     }
 
-    /// Compresses a cluster; nil when that is not wanted, or does not make it smaller.
-    private func compress(_ cluster: UnsafeRawBufferPointer, at start: Int) -> Int? {
+    /// Compresses a cluster; nil when that is not wanted, or does not make it smaller where it could be stored as it is.
+    /// - Parameter offset: of the disk.
+    private func compress(_ cluster: UnsafeRawBufferPointer, of offset: UInt64, at start: Int) -> Int? {
+        if work.isStream {
+            // There is room for each grain of a piece.
+            let output = unsafe UnsafeMutableRawBufferPointer(start: compressed.start + start, count: VMDKGrain.room)
+            return unsafe compressor?.storeGrain(cluster, sector: offset >> 9, into: output)
+        }
         // Each is smaller than its cluster, so all of them together are smaller than a piece.
-        unsafe compressor?.compress(cluster, into: UnsafeMutableRawBufferPointer(start: compressed.start + start, count: cluster.count - 1))
+        return unsafe compressor?.compress(cluster, into: UnsafeMutableRawBufferPointer(start: compressed.start + start, count: cluster.count - 1))
     }
 
     /// Gives neighbouring clusters places as they are, and notes which of them are written there.
     private func placeData(
-        _ first: UInt64, _ clusters: Range<Int>, _ kinds: [Cluster], _ builder: inout QCOW2Builder, _ writes: inout [Write], _ file: borrowing NewFile
+        _ first: UInt64, _ clusters: Range<Int>, _ kinds: [Cluster], _ builder: inout any ImageBuilder, _ writes: inout [Write], _ file: borrowing NewFile
     ) throws(DiskImageError) {
         let size = Int(work.unit)
         let cluster = first + UInt64(clusters.lowerBound)
@@ -195,10 +211,10 @@ internal import Linux
         if work.conversion.options.extendedL2, !work.coversZeroes {
             for index in clusters {
                 let place = place + UInt64((index - clusters.lowerBound) * size)
-                try builder.map(first + UInt64(index), to: place, subclusters: subclusters(index), file)
+                try builder.map(first + UInt64(index), count: 1, to: place, subclusters: subclusters(index), file)
             }
         } else {
-            try builder.map(cluster, count: UInt64(clusters.count), to: place, file)
+            try builder.map(cluster, count: UInt64(clusters.count), to: place, subclusters: .max, file)
         }
         for index in clusters where kinds[index] != .zero || writesZeroes {
             if kinds[index] == .zero { unsafe (buffer.start + index * size).initializeMemory(as: UInt8.self, repeating: 0, count: size) }

@@ -15,6 +15,8 @@ public struct ImageConversion: Sendable {
     public var sourceOptions = DiskImageOptions(readOnly: true)
     public var target: String
     public var format: ImageFormat
+    /// Which kind of VMDK or VDI image; nil for the usual.
+    public var subformat: ImageSubformat?
     public var options = QCOW2Options()
     public var preallocation = Preallocation.off
     /// Whether clusters are compressed where that makes them smaller.
@@ -48,7 +50,8 @@ public struct ImageConversion: Sendable {
         sourceOptions.metadataCacheSize = min(sourceOptions.metadataCacheSize, 1 << 20)
         let image = try DiskImage(path: source, options: sourceOptions)
         let size = image.size
-        try check(size)
+        let kind = try ImageSubformat.resolve(subformat, format: format, compresses: compresses, target)
+        try check(size, kind)
         // Before our own lock of the source tells that it is in use.
         var status = stat()
         if unsafe stat(target, &status) == 0, let index = image.identities.firstIndex(of: ImageFile.Identity(status)), replacing {
@@ -58,14 +61,14 @@ public struct ImageConversion: Sendable {
         if let deviceSize = file.deviceSize {
             guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
             guard deviceSize >= size else { throw .tooSmall(path: target, needed: size, size: deviceSize) }
-        } else if format == .raw {
-            try file.setSize(size)
-            if preallocation == .falloc { try file.reserve(0, size) }
         }
-        try ConversionWork(self, sourceOptions, ImageReader(image), file).run(progress)
+        let plan = try ImagePlan(
+            format, kind, options, size: size, backing: nil, path: target, replacing: replacing, cache: cache, sources: image.identities)
+        if file.deviceSize == nil { try plan.prepare(file, size: size, preallocation) }
+        try ConversionWork(self, sourceOptions, ImageReader(image), file, plan).run(progress)
     }
 
-    private func check(_ size: UInt64) throws(DiskImageError) {
+    private func check(_ size: UInt64, _ kind: ImageSubformat?) throws(DiskImageError) {
         guard Self.possibleThreads.contains(threads) else {
             throw .impossible(path: target, reason: "\(threads) threads; \(Self.possibleThreads.lowerBound) to \(Self.possibleThreads.upperBound) are possible")
         }
@@ -73,12 +76,20 @@ public struct ImageConversion: Sendable {
             try options.check(target, size: size, preallocation: preallocation, backing: nil)
             guard options.dataFile == nil else { throw .impossible(path: target, reason: "a converted image keeps its data in itself") }
             guard !compresses || preallocation == .off else { throw .impossible(path: target, reason: "compressed clusters have no place set aside for them") }
-            let levels = options.compression == .zlib ? 1...9 : 1...19
-            guard let level = compressionLevel, !levels.contains(level) else { return }
-            throw .impossible(path: target, reason: "compression level \(level); \(options.compression) has \(levels.lowerBound) to \(levels.upperBound)")
+            return try checkLevel(options.compression)
+        }
+        if let kind {
+            try kind.check(target, size: size, preallocation: preallocation, options: options, backing: nil)
+            return try checkLevel(.zlib)
         }
         guard !compresses else { throw .impossible(path: target, reason: "raw images are not compressed; qcow2 can be") }
         guard options == QCOW2Options() else { throw .impossible(path: target, reason: "a raw image has no options of qcow2") }
         guard preallocation != .metadata else { throw .impossible(path: target, reason: "a raw image has no metadata; falloc and full set space aside") }
+    }
+
+    private func checkLevel(_ compression: CompressionType) throws(DiskImageError) {
+        let levels = compression == .zlib ? 1...9 : 1...19
+        guard let level = compressionLevel, !levels.contains(level) else { return }
+        throw .impossible(path: target, reason: "compression level \(level); \(compression) has \(levels.lowerBound) to \(levels.upperBound)")
     }
 }

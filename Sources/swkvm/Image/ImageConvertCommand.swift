@@ -15,16 +15,17 @@ struct ImageConvertCommand: ParsableCommand {
             EXAMPLES
               swkvm image convert disk.raw disk.qcow2
               swkvm image convert --compress --compression-type zstd disk.qcow2 small.qcow2
+              swkvm image convert --subformat streamOptimized disk.qcow2 disk.vmdk
               swkvm image convert --force disk.qcow2 /dev/vg/disk --target-format raw
             """)
 
     @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: raw or qcow2. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: what its extension says.", valueName: "format"))
     var targetFormat: ImageFormat?
 
-    @Flag(name: [.short, .long], help: "Compress clusters (qcow2).")
+    @Flag(name: [.short, .long], help: "Compress clusters (qcow2, and VMDK as streamOptimized).")
     var compress = false
 
     @Option(help: ArgumentHelp("How hard to compress: 1 to 9 for zlib, 1 to 19 for zstd.", valueName: "n"))
@@ -65,6 +66,7 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.sourceOptions.format = format
             conversion.sourceOptions.cache = cache
             conversion.sourceOptions.allowsBacking = !noBacking
+            conversion.subformat = layout.subformat
             conversion.options = layout.options
             conversion.preallocation = layout.preallocation
             conversion.compresses = compress
