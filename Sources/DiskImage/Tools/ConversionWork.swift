@@ -103,7 +103,8 @@ final class ConversionWork: @unchecked Sendable {
             if isOver { break }
             if !progress(ImageProgress(done: done, total: size)) { stop(.interrupted(path: conversion.target)) }
         }
-        _ = progress(ImageProgress(done: size, total: size))
+        // Nothing has its name yet.
+        if failure == nil, !progress(ImageProgress(done: size, total: size)) { stop(.interrupted(path: conversion.target)) }
     }
 
     // MARK: - For the threads
