@@ -148,10 +148,11 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     }
 }
 
-/// Text that may come from an image, safe for a terminal: control characters and quotes are escaped.
+/// Text that may come from an image, safe for a terminal: control characters and quotes are escaped, and what is longer than names are is cut.
 private func quoted(_ text: String) -> String {
-    "\"" + text.unicodeScalars.map { $0.properties.generalCategory == .control || $0 == "\"" ? $0.escaped(asASCII: true) : String($0) }
-        .joined() + "\""
+    let (text, rest) = text.utf8.count > 1024 ? (String(text.prefix(1024)), "…") : (text, "")
+    return "\"" + text.unicodeScalars.map { $0.properties.generalCategory == .control || $0 == "\"" ? $0.escaped(asASCII: true) : String($0) }
+        .joined() + rest + "\""
 }
 
 private func quoted(bytes: [UInt8]) -> String {
