@@ -7,11 +7,16 @@ internal import Linux
 /// for VMDK zlib's format with its usual window.
 @safe struct Deflater: ~Copyable {
     private let stream: UnsafeMutablePointer<z_stream>
+    /// nil where everything has to be compressed, whether that makes it smaller or not.
+    private let compressibility: Compressibility?
 
-    /// - Parameter level: zlib's, 1 to 9.
-    /// - Parameter windowBits: zlib's: -12 for qcow2, 15 for VMDK.
+    /// - Parameters:
+    ///   - level: zlib's, 1 to 9.
+    ///   - isGrain: whether zlib's format is wanted, of all that comes.
     /// Returns nil when there is no memory for zlib's state.
-    init?(level: Int32, windowBits: Int32 = -12) {
+    init?(level: Int32, isGrain: Bool = false) {
+        let windowBits: Int32 = isGrain ? 15 : -12
+        compressibility = isGrain ? nil : Compressibility()
         unsafe stream = .allocate(capacity: 1)
         unsafe stream.initialize(to: z_stream())
         let status = unsafe deflateInit2_(stream, level, Z_DEFLATED, windowBits, 9, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size))
@@ -26,9 +31,9 @@ internal import Linux
         unsafe stream.deallocate()
     }
 
-    /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`.
+    /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`, or, for qcow2, would hardly be smaller than `input`.
     func deflate(_ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer) -> Int? {
-        guard unsafe deflateReset(stream) == Z_OK else { return nil }
+        guard unsafe compressibility?.isLikely(input) ?? true, unsafe deflateReset(stream) == Z_OK else { return nil }
         // zlib reads and writes within these bounds.
         unsafe stream.pointee.next_in = UnsafeMutablePointer(mutating: input.baseAddress?.assumingMemoryBound(to: UInt8.self))
         unsafe stream.pointee.avail_in = UInt32(clamping: input.count)
@@ -69,11 +74,11 @@ enum Compressor: ~Copyable {
     case zlib(Deflater)
     case zstd(ZstdCompressor)
 
-    /// - Parameter level: nil for the usual one: zstd's own, and zlib's 4, which takes two thirds of the time of its own (6) for images larger by a fiftieth.
+    /// - Parameter level: nil for the library's own usual one, as qemu-img's.
     init(_ type: CompressionType, level: Int?, _ path: String) throws(DiskImageError) {
         switch type {
         case .zlib:
-            guard let deflater = Deflater(level: Int32(level ?? 4)) else { throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM)) }
+            guard let deflater = Deflater(level: Int32(level ?? 6)) else { throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM)) }
             self = .zlib(deflater)
         case .zstd:
             guard let compressor = ZstdCompressor(level: Int32(level ?? 3)) else { throw .system(path: path, SystemCallError("ZSTD_createCCtx", errno: ENOMEM)) }
@@ -83,7 +88,7 @@ enum Compressor: ~Copyable {
 
     /// For VMDK's grains.
     init(grainsWithLevel level: Int?, _ path: String) throws(DiskImageError) {
-        guard let deflater = Deflater(level: Int32(level ?? 4), windowBits: 15) else { throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM)) }
+        guard let deflater = Deflater(level: Int32(level ?? 4), isGrain: true) else { throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM)) }
         self = .zlib(deflater)
     }
 

@@ -40,8 +40,8 @@ final class ConversionWork: @unchecked Sendable {
     private var failure: DiskImageError?
     private var running: Int
 
-    /// Bytes that a thread's buffer holds: small enough to be in the processor's cache when they are looked through and written.
-    private static let preferredPiece: UInt64 = 512 << 10
+    /// Bytes that a thread's buffer holds: a huge page.
+    private static let preferredPiece: UInt64 = 2 << 20
 
     init(_ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ file: consuming NewFile, _ plan: ImagePlan) {
         let isFlat = plan.flatStart != nil
@@ -113,7 +113,8 @@ final class ConversionWork: @unchecked Sendable {
     func nextPiece() throws(DiskImageError) -> Piece? {
         try monitor.locked { () throws(DiskImageError) in
             while failure == nil, position < size {
-                if !coversZeroes {
+                // Zeroes may differ from what is under the new image.
+                if !coversZeroes, conversion.backing == nil {
                     let extent = try planner.extent(at: position, limit: size - position)
                     let whole = extent.offset + extent.length == size ? extent.length : extent.length / unit * unit
                     if extent.readsAsZeroes, whole > 0 {

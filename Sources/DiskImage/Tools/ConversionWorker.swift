@@ -6,10 +6,18 @@ internal import Linux
 @safe final class ConversionWorker {
     private let work: ConversionWork
     private var reader: ImageReader
-    /// A piece of the disk.
-    private let buffer: Mapping
+    /// Two pieces of the disk: the one that is dealt with and the one that is read ahead.
+    private let buffers: TransferBuffer
+    private var pieces: [ConversionWork.Piece?] = [nil, nil]
+    /// What the source has for them, and whether that is being read already.
+    private var extents: [[(extent: ImageExtent, isStarted: Bool)]] = [[], []]
+    private var readAhead = ReadAhead(buffers: 2)
+    /// The piece that is dealt with.
+    private var memory: UnsafeMutableRawPointer
     /// Compressed clusters of a piece, one after the other; it takes no memory before it is touched.
-    private let compressed: Mapping
+    private let compressed: TransferBuffer
+    /// What the new image stands on.
+    private var base: Base?
     private let compressor: Compressor?
     /// Where in the piece the source has data, in order.
     private var data: [Range<Int>] = []
@@ -32,45 +40,81 @@ internal import Linux
         }
         let path = work.conversion.target
         let size = Int(work.pieceSize)
-        buffer = try memory(size, path)
+        buffers = try TransferBuffer(2 * size, path)
+        unsafe memory = buffers.start
         let level = work.conversion.compressionLevel
         if work.isStream {
-            compressed = try memory(size / Int(work.unit) * VMDKGrain.room, path)
+            compressed = try TransferBuffer(size / Int(work.unit) * VMDKGrain.room, path)
             compressor = try Compressor(grainsWithLevel: level, path)
         } else {
-            compressed = try memory(size, path)
+            compressed = try TransferBuffer(size, path)
             compressor = try work.conversion.compresses ? Compressor(work.conversion.options.compression, level: level, path) : nil
         }
         reader = ImageReader(image)
+        base = try work.conversion.openBacking { image throws(DiskImageError) in try Base(image, size, path) }
         self.work = work
     }
 
+    deinit { readAhead.drain() }
+
     func run() throws(DiskImageError) {
-        while let piece = try work.nextPiece() {
-            try read(piece)
+        var current = 0
+        try prepare(current)
+        while let piece = pieces[current] {
+            // What comes next is read while this is dealt with.
+            try prepare(1 - current)
+            try read(piece, current)
+            unsafe memory = buffers.start + current * Int(work.pieceSize)
             if let start = work.flatStart { try writeRaw(piece, start) } else { try writeClusters(piece) }
+            current = 1 - current
         }
     }
 
     // MARK: - Reading
 
-    private func read(_ piece: ConversionWork.Piece) throws(DiskImageError) {
-        data.removeAll(keepingCapacity: true)
+    /// Takes a piece into a buffer, and starts the reads that need no more than time.
+    private func prepare(_ buffer: Int) throws(DiskImageError) {
+        extents[buffer].removeAll(keepingCapacity: true)
+        pieces[buffer] = try work.nextPiece()
+        guard let piece = pieces[buffer] else { return }
         var done: UInt64 = 0
         while done < piece.length {
             let extent = try reader.extent(at: piece.offset + done, limit: piece.length - done)
-            let start = Int(done), count = Int(extent.length)
+            let start = done
             done += extent.length
             if extent.readsAsZeroes { continue }
-            // Inside the buffer, which holds a piece.
-            let memory = unsafe UnsafeMutableRawBufferPointer(start: buffer.start + start, count: count)
+            let memory = unsafe self.memory(buffer, start, extent.length)
+            var isStarted = false
+            if extent.kind == .data, let place = extent.fileOffset, let descriptor = unsafe reader.direct(memory, from: place, ofFile: extent.file) {
+                isStarted = unsafe readAhead.start(ReadAhead.Read(memory: memory, place: place, file: extent.file, buffer: buffer), descriptor)
+            }
+            extents[buffer].append((extent, isStarted))
+        }
+        readAhead.submit()
+    }
+
+    /// Brings all of a piece into its buffer.
+    private func read(_ piece: ConversionWork.Piece, _ buffer: Int) throws(DiskImageError) {
+        data.removeAll(keepingCapacity: true)
+        for (extent, isStarted) in extents[buffer] {
+            let start = Int(extent.offset - piece.offset), end = start + Int(extent.length)
+            if let last = data.last, last.upperBound == start { data[data.count - 1] = last.lowerBound..<end } else { data.append(start..<end) }
+            if isStarted { continue }
+            let memory = unsafe self.memory(buffer, UInt64(start), extent.length)
             if let place = extent.fileOffset, extent.kind == .data {
                 try unsafe reader.read(memory, from: place, ofFile: extent.file)
             } else {
                 try unsafe reader.read(memory, at: extent.offset)
             }
-            if let last = data.last, last.upperBound == start { data[data.count - 1] = last.lowerBound..<start + count } else { data.append(start..<start + count) }
         }
+        let failed: [ReadAhead.Read]
+        do throws(SystemCallError) { failed = try readAhead.wait(buffer) } catch { throw .request(path: work.conversion.source, error) }
+        for read in failed { try unsafe reader.read(read.memory, from: read.place, ofFile: read.file) }
+    }
+
+    /// A part of one of the buffers, each of which holds a piece.
+    private func memory(_ buffer: Int, _ start: UInt64, _ count: UInt64) -> UnsafeMutableRawBufferPointer {
+        unsafe UnsafeMutableRawBufferPointer(start: buffers.start + buffer * Int(work.pieceSize) + Int(start), count: Int(count))
     }
 
     // MARK: - The disk as it is
@@ -89,14 +133,14 @@ internal import Linux
         var start = range.lowerBound
         while start < range.upperBound {
             // Whole pages of zeroes are passed over, also that at the end which the range does not fill.
-            let zeroes = unsafe clinux_zero_prefix(buffer.start + start, range.upperBound - start)
+            let zeroes = unsafe clinux_zero_prefix(memory + start, range.upperBound - start)
             if start + zeroes == range.upperBound { return }
             start += zeroes / page * page
             var end = min(start + page, range.upperBound)
-            while end < range.upperBound, unsafe clinux_zero_prefix(buffer.start + end, min(page, range.upperBound - end)) < min(page, range.upperBound - end) {
+            while end < range.upperBound, unsafe clinux_zero_prefix(memory + end, min(page, range.upperBound - end)) < min(page, range.upperBound - end) {
                 end = min(end + page, range.upperBound)
             }
-            try unsafe work.write(UnsafeRawBufferPointer(start: buffer.start + start, count: end - start), at: place + UInt64(start - range.lowerBound))
+            try unsafe work.write(UnsafeRawBufferPointer(start: memory + start, count: end - start), at: place + UInt64(start - range.lowerBound))
             start = end
         }
     }
@@ -107,7 +151,7 @@ internal import Linux
         for range in data + [Int(piece.length)..<Int(piece.length)] {
             if done < range.lowerBound { try work.clear(place + UInt64(done), UInt64(range.lowerBound - done)) }
             // A range of data, within the buffer.
-            try unsafe work.write(UnsafeRawBufferPointer(start: buffer.start + range.lowerBound, count: range.count), at: place + UInt64(range.lowerBound))
+            try unsafe work.write(UnsafeRawBufferPointer(start: memory + range.lowerBound, count: range.count), at: place + UInt64(range.lowerBound))
             done = range.upperBound
         }
     }
@@ -119,12 +163,19 @@ internal import Linux
         let count = (Int(piece.length) + size - 1) / size
         fillGaps(upTo: count * size)
         var kinds = [Cluster](repeating: .zero, count: count)
+        try base?.read(piece)
+        if base != nil { compareZeroes(piece, &kinds) }
         var compressedSize = 0
         for range in data {
             for index in range.lowerBound / size...(range.upperBound - 1) / size where kinds[index] == .zero {
                 // A cluster of the buffer, then the room behind what has been compressed.
-                let cluster = unsafe UnsafeRawBufferPointer(start: buffer.start + index * size, count: size)
-                if unsafe clinux_zero_prefix(cluster.baseAddress, size) == size { continue }
+                let cluster = unsafe UnsafeRawBufferPointer(start: memory + index * size, count: size)
+                if base != nil {
+                    kinds[index] = unsafe compare(cluster, piece, index)
+                    if kinds[index] != .data { continue }
+                } else if unsafe clinux_zero_prefix(cluster.baseAddress, size) == size {
+                    continue
+                }
                 kinds[index] = .data
                 if let length = unsafe compress(cluster, of: piece.offset + UInt64(index * size), at: compressedSize) {
                     kinds[index] = .compressed(start: compressedSize, length: length)
@@ -139,6 +190,9 @@ internal import Linux
             while index < count {
                 switch kinds[index] {
                 case .zero where !work.coversZeroes:
+                    index += 1
+                case .cleared:
+                    try builder.mapZeroes(first + UInt64(index), file)
                     index += 1
                 case .compressed(let start, let length):
                     let cluster = first + UInt64(index)
@@ -163,9 +217,29 @@ internal import Linux
                 continue
             }
             // What was noted above, within one of the buffers.
-            let start = unsafe write.source == .buffer ? buffer.start : compressed.start
+            let start = unsafe write.source == .buffer ? memory : compressed.start
             try unsafe work.write(UnsafeRawBufferPointer(start: start + write.start, count: write.count), at: write.place)
         }
+    }
+
+    /// Of the clusters without any data of the source: where the backing file has something, zeroes have to be said.
+    private func compareZeroes(_ piece: ConversionWork.Piece, _ kinds: inout [Cluster]) {
+        let size = Int(work.unit)
+        for index in kinds.indices {
+            let range = index * size..<min((index + 1) * size, Int(piece.length))
+            guard !data.contains(where: { $0.overlaps(range) }), base?.isZero(range) == false else { continue }
+            kinds[index] = work.conversion.options.compatibility == .version2 ? .data : .cleared
+            // A cluster of the buffer, which is written as it is.
+            if kinds[index] == .data { unsafe (memory + range.lowerBound).initializeMemory(as: UInt8.self, repeating: 0, count: size) }
+        }
+    }
+
+    /// What a cluster with data of the source is over the backing file.
+    private func compare(_ cluster: UnsafeRawBufferPointer, _ piece: ConversionWork.Piece, _ index: Int) -> Cluster {
+        let start = index * cluster.count, range = start..<min(start + cluster.count, Int(piece.length))
+        if unsafe base?.isEqual(cluster, range) == true { return .zero }
+        guard unsafe clinux_zero_prefix(cluster.baseAddress, cluster.count) == cluster.count else { return .data }
+        return work.conversion.options.compatibility == .version2 ? .data : .cleared
     }
 
     /// Where a range of data ends or begins within a cluster, the rest of that cluster is zeroes.
@@ -173,7 +247,7 @@ internal import Linux
         let size = Int(work.unit)
         func clear(_ range: Range<Int>) {
             // `end` is at most a piece, and that the buffer's size.
-            if !range.isEmpty { unsafe (buffer.start + range.lowerBound).initializeMemory(as: UInt8.self, repeating: 0, count: range.count) }
+            if !range.isEmpty { unsafe (memory + range.lowerBound).initializeMemory(as: UInt8.self, repeating: 0, count: range.count) }
         }
         var done = 0
         for range in data {
@@ -208,7 +282,7 @@ internal import Linux
         try builder.openTable(of: cluster, file)
         let place = builder.allocate(UInt64(clusters.count))
         let writesZeroes = work.conversion.preallocation == .full
-        if work.conversion.options.extendedL2, !work.coversZeroes {
+        if work.conversion.options.extendedL2, !work.coversZeroes, base == nil {
             for index in clusters {
                 let place = place + UInt64((index - clusters.lowerBound) * size)
                 try builder.map(first + UInt64(index), count: 1, to: place, subclusters: subclusters(index), file)
@@ -217,7 +291,7 @@ internal import Linux
             try builder.map(cluster, count: UInt64(clusters.count), to: place, subclusters: .max, file)
         }
         for index in clusters where kinds[index] != .zero || writesZeroes {
-            if kinds[index] == .zero { unsafe (buffer.start + index * size).initializeMemory(as: UInt8.self, repeating: 0, count: size) }
+            if kinds[index] == .zero { unsafe (memory + index * size).initializeMemory(as: UInt8.self, repeating: 0, count: size) }
             append(Write(source: .buffer, start: index * size, count: size, place: place + UInt64((index - clusters.lowerBound) * size)), to: &writes)
         }
     }
@@ -228,7 +302,7 @@ internal import Linux
         var bitmap: UInt32 = 0
         for bit in 0..<32 {
             // A part of a cluster of the buffer.
-            let start = unsafe buffer.start + index * Int(work.unit) + bit * size
+            let start = unsafe memory + index * Int(work.unit) + bit * size
             if unsafe clinux_zero_prefix(start, size) < size { bitmap |= 1 << UInt32(bit) }
         }
         return bitmap
@@ -244,7 +318,10 @@ internal import Linux
     }
 
     private enum Cluster: Equatable {
+        /// Nothing is needed.
         case zero
+        /// Zeroes that the backing file does not have.
+        case cleared
         case data
         case compressed(start: Int, length: Int)
     }

@@ -17,9 +17,16 @@ protocol ImageBuilder {
     /// that the cluster is to be stored as it is.
     mutating func mapCompressed(_ cluster: UInt64, length: Int, _ file: borrowing NewFile) throws(DiskImageError) -> UInt64?
 
+    /// Has a cluster of the disk read as zeroes whatever is under the image; in one that stands alone nothing is needed for that.
+    mutating func mapZeroes(_ cluster: UInt64, _ file: borrowing NewFile) throws(DiskImageError)
+
     /// Writes what is left. The data has been written, or will be before the file gets its name.
     /// - Returns: bytes of the file.
     mutating func finish(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64
+}
+
+extension ImageBuilder {
+    mutating func mapZeroes(_ cluster: UInt64, _ file: borrowing NewFile) throws(DiskImageError) {}
 }
 
 extension QCOW2Builder: ImageBuilder {}
@@ -44,7 +51,7 @@ struct ImagePlan {
     /// - Parameter subformat: checked, see ``ImageSubformat/resolve(_:format:compresses:_:)``; nil for raw and qcow2.
     init(
         _ format: ImageFormat, _ subformat: ImageSubformat?, _ options: QCOW2Options, size: UInt64, backing: BackingReference?, path: String,
-        replacing: Bool, cache: CacheMode = .writeback, sources: [ImageFile.Identity] = []
+        replacing: Bool, cache: ToolCache = .writeback, sources: [ImageFile.Identity] = []
     ) throws(DiskImageError) {
         var text: [UInt8] = []
         switch subformat {

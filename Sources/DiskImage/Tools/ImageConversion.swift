@@ -9,6 +9,17 @@ public struct ImageProgress: Sendable {
     public var total: UInt64
 }
 
+/// How a tool that goes through a whole disk uses the host's page cache.
+public enum ToolCache: String, Sendable, CaseIterable {
+    /// What is there is read from there. All other large transfers go around it: they are quicker so, and what others have there stays.
+    /// Where the file system has no `O_DIRECT` this is ``writeback``.
+    case automatic = "auto"
+    /// Everything goes through it.
+    case writeback
+    /// Everything goes around it, as far as it is aligned; an error where the file system has no `O_DIRECT`.
+    case none
+}
+
 /// A disk image made from another: the same disk in another format, or laid out anew.
 public struct ImageConversion: Sendable {
     public var source: String
@@ -19,14 +30,16 @@ public struct ImageConversion: Sendable {
     public var subformat: ImageSubformat?
     public var options = QCOW2Options()
     public var preallocation = Preallocation.off
+    /// The image that the new one stands on: it gets only what differs from that.
+    public var backing: BackingReference?
     /// Whether clusters are compressed where that makes them smaller.
     public var compresses = false
     /// How hard: zlib's 1 to 9, zstd's 1 to 19; nil for the usual.
     public var compressionLevel: Int?
     /// Whether a file that is there already is replaced, or a block device overwritten.
     public var replacing = false
-    /// ``CacheMode/none`` writes around the page cache.
-    public var cache = CacheMode.writeback
+    /// How the page cache is used on both sides.
+    public var cache = ToolCache.automatic
     /// Whether the image is on the disk when ``run(_:)`` returns.
     public var durably = false
     /// Threads that read, compress and write; more than the processors only wait for each other at the file.
@@ -46,6 +59,8 @@ public struct ImageConversion: Sendable {
         try format.requireMakeable(target)
         var sourceOptions = sourceOptions
         sourceOptions.readOnly = true
+        sourceOptions.cache = cache == .none ? .none : .writeback
+        sourceOptions.sparesCache = cache == .automatic
         // What is read is read once, in order: a small part of the tables at a time.
         sourceOptions.metadataCacheSize = min(sourceOptions.metadataCacheSize, 1 << 20)
         let image = try DiskImage(path: source, options: sourceOptions)
@@ -57,13 +72,18 @@ public struct ImageConversion: Sendable {
         if unsafe stat(target, &status) == 0, let index = image.identities.firstIndex(of: ImageFile.Identity(status)), replacing {
             throw .sameFile(path: target, other: image.files[index])
         }
+        // Its own file must not be the one that is replaced.
+        try openBacking { base throws(DiskImageError) in
+            guard replacing, unsafe stat(target, &status) == 0, let index = base.identities.firstIndex(of: ImageFile.Identity(status)) else { return }
+            throw .sameFile(path: target, other: base.files[index])
+        }
         let file = try NewFile(path: target, replacing: replacing, cache: cache)
         if let deviceSize = file.deviceSize {
             guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
             guard deviceSize >= size else { throw .tooSmall(path: target, needed: size, size: deviceSize) }
         }
         let plan = try ImagePlan(
-            format, kind, options, size: size, backing: nil, path: target, replacing: replacing, cache: cache, sources: image.identities)
+            format, kind, options, size: size, backing: backing, path: target, replacing: replacing, cache: cache, sources: image.identities)
         if file.deviceSize == nil { try plan.prepare(file, size: size, preallocation) }
         try ConversionWork(self, sourceOptions, ImageReader(image), file, plan).run(progress)
     }
@@ -73,18 +93,32 @@ public struct ImageConversion: Sendable {
             throw .impossible(path: target, reason: "\(threads) threads; \(Self.possibleThreads.lowerBound) to \(Self.possibleThreads.upperBound) are possible")
         }
         if format == .qcow2 {
-            try options.check(target, size: size, preallocation: preallocation, backing: nil)
+            try options.check(target, size: size, preallocation: preallocation, backing: backing)
+            guard backing == nil || preallocation == .off else { throw .impossible(path: target, reason: "what is set aside would hide the backing file") }
             guard options.dataFile == nil else { throw .impossible(path: target, reason: "a converted image keeps its data in itself") }
             guard !compresses || preallocation == .off else { throw .impossible(path: target, reason: "compressed clusters have no place set aside for them") }
             return try checkLevel(options.compression)
         }
         if let kind {
-            try kind.check(target, size: size, preallocation: preallocation, options: options, backing: nil)
+            try kind.check(target, size: size, preallocation: preallocation, options: options, backing: backing)
             return try checkLevel(.zlib)
         }
+        guard backing == nil else { throw .impossible(path: target, reason: "a raw image has no backing file; qcow2 does") }
         guard !compresses else { throw .impossible(path: target, reason: "raw images are not compressed; qcow2 can be") }
         guard options == QCOW2Options() else { throw .impossible(path: target, reason: "a raw image has no options of qcow2") }
         guard preallocation != .metadata else { throw .impossible(path: target, reason: "a raw image has no metadata; falloc and full set space aside") }
+    }
+
+    /// The backing image, if there is to be one, opened for reading.
+    func openBacking<Answer: ~Copyable>(_ body: (consuming DiskImage) throws(DiskImageError) -> Answer) throws(DiskImageError) -> Answer? {
+        guard let backing else { return nil }
+        do throws(DiskImageError) {
+            let options = DiskImageOptions(format: backing.format, readOnly: true, metadataCacheSize: 1 << 20)
+            return try body(DiskImage(path: backingPath(backing.name, of: target), options: options))
+        } catch {
+            if case .sameFile = error { throw error }
+            throw .backing(of: target, error)
+        }
     }
 
     private func checkLevel(_ compression: CompressionType) throws(DiskImageError) {

@@ -29,7 +29,7 @@ final class NewExtents: Sendable {
     ///   - window: nil for files that have the disk as it is.
     ///   - sources: the files that are read, none of which can be replaced.
     init(
-        _ names: [String], of path: String, diskSize: UInt64, extentSize: UInt64, window: UInt64?, replacing: Bool, cache: CacheMode,
+        _ names: [String], of path: String, diskSize: UInt64, extentSize: UInt64, window: UInt64?, replacing: Bool, cache: ToolCache,
         sources: [ImageFile.Identity]
     ) throws(DiskImageError) {
         self.extentSize = extentSize
