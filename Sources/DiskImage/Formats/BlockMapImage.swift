@@ -21,6 +21,8 @@ internal import Linux
     /// Decompressed grains, each known by its place in the file. A block is a grain, followed by room for its compressed bytes.
     private var grains: BlockCache
     private let inflater: Inflater
+    /// What VHDX has to be laid over the table.
+    private let log: VHDXLog
 
     // What follows is for an image that is written.
 
@@ -36,7 +38,7 @@ internal import Linux
     /// - Parameter layout: checked: the table, if it is an array, is inside the file.
     init(
         _ layout: BlockMapLayout, _ file: borrowing ImageFile, cacheSize: Int, directory: GrainDirectory = GrainDirectory(),
-        allocator: BlockAllocator? = nil
+        allocator: BlockAllocator? = nil, log: VHDXLog = VHDXLog()
     ) throws(DiskImageError) {
         let sliceSize = layout.table == .directory ? GrainDirectory.tableSize : 4096
         let sliceBits = UInt64(sliceSize.trailingZeroBitCount) - layout.entryBits
@@ -56,7 +58,8 @@ internal import Linux
         self.directory = directory
         self.allocator = allocator
         self.inflater = inflater
-        fileSize = file.size
+        self.log = log
+        fileSize = max(file.size, log.fileSize)
     }
 
     /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
@@ -133,6 +136,8 @@ internal import Linux
         case .l2Slice:
             // Its place was inside the file at open, so a short one means that somebody cut the file since.
             if error == 0, bytes < load.length { error = EIO }
+            // The load's buffer has `length` bytes.
+            if error == 0, !log.isEmpty { unsafe log.apply(to: UnsafeMutableRawBufferPointer(start: load.buffer, count: load.length), at: load.offset) }
             slices.finish(load.slot, error: error)
         case .compressedCluster:
             if error == 0, !inflate(load, bytes) {
