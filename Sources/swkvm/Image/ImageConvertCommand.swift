@@ -33,6 +33,15 @@ struct ImageConvertCommand: ParsableCommand {
 
     @OptionGroup var layout: LayoutOptions
 
+    @Option(name: [.customShort("B"), .long], help: ArgumentHelp(
+        "Stand on this image, and keep only what differs from it (qcow2); relative to the target's directory.", valueName: "file"))
+    var backing: String?
+
+    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))
+    var backingFormat: ImageFormat?
+
+    @OptionGroup var data: DataFileOption
+
     @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one for each processor.", valueName: "n"))
     var threads: Int?
 
@@ -68,6 +77,8 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.subformat = layout.subformat
             conversion.options = layout.options
             conversion.preallocation = layout.preallocation
+            if let backing { conversion.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
+            conversion.sourceOptions.dataFile = data.dataFile
             conversion.compresses = compress
             conversion.compressionLevel = compressionLevel
             if let threads { conversion.threads = threads }
