@@ -124,11 +124,17 @@ public struct Configuration: Sendable {
         public var options: DiskImageOptions
         /// What the guest gets as the disk's serial number, up to 20 bytes; nil: `swkvm-N` by its number.
         public var serial: String?
+        /// Virtqueues, each with a thread; nil: as many as there are vCPUs, but at most ``defaultQueues``.
+        public var queues: Int?
 
-        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil) {
+        /// The most queues that nobody has asked for.
+        public static let defaultQueues = 4
+
+        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil, queues: Int? = nil) {
             self.path = path
             self.options = options
             self.serial = serial
+            self.queues = queues
         }
     }
 

@@ -37,33 +37,38 @@ final class CrashLog: Sendable {
         return number
     }
 
-    /// The host's calls, which are written down.
+    /// The host's calls, which are written down. Those of several threads come one after the other, in the order of the log.
     var calls: FileCalls {
         unsafe FileCalls(
             read: FileCalls.host.read,
             write: { file, vectors, count, offset in
-                let result = unsafe FileCalls.host.write(file, vectors, count, offset)
-                var bytes: [UInt8] = []
-                for index in 0..<Int(count) { unsafe bytes += UnsafeRawBufferPointer(start: vectors[index].iov_base, count: vectors[index].iov_len) }
-                self.append(.write(file: self.number(file), offset: Int(offset), bytes: Array(bytes.prefix(max(0, result)))))
-                return result
+                self.entries.withLock { entries in
+                    let result = unsafe FileCalls.host.write(file, vectors, count, offset)
+                    var bytes: [UInt8] = []
+                    for index in 0..<Int(count) { unsafe bytes += UnsafeRawBufferPointer(start: vectors[index].iov_base, count: vectors[index].iov_len) }
+                    entries.append(.write(file: self.number(file), offset: Int(offset), bytes: Array(bytes.prefix(max(0, result)))))
+                    return result
+                }
             },
             synchronize: { file in
                 self.append(.synchronize(file: self.number(file)))
                 return 0
             },
             allocate: { file, mode, offset, length in
-                let result = FileCalls.host.allocate(file, mode, offset, length)
-                let number = self.number(file)
-                if result >= 0 {
-                    self.append(mode == 0 ? .size(file: number, Int(offset + length), grows: true) : .hole(file: number, offset: Int(offset), length: Int(length)))
+                self.entries.withLock { entries in
+                    let result = FileCalls.host.allocate(file, mode, offset, length), number = self.number(file)
+                    if result >= 0 {
+                        entries.append(mode == 0 ? .size(file: number, Int(offset + length), grows: true) : .hole(file: number, offset: Int(offset), length: Int(length)))
+                    }
+                    return result
                 }
-                return result
             },
             truncate: { file, size in
-                let result = FileCalls.host.truncate(file, size)
-                if result >= 0 { self.append(.size(file: self.number(file), Int(size), grows: false)) }
-                return result
+                self.entries.withLock { entries in
+                    let result = FileCalls.host.truncate(file, size)
+                    if result >= 0 { entries.append(.size(file: self.number(file), Int(size), grows: false)) }
+                    return result
+                }
             })
     }
 

@@ -32,6 +32,38 @@ import Testing
         try log.replay([start], prefixes: 150, seed: seed, tears: false) { files, flushed, comment in try examine(files[0], states[flushed], comment) }
     }
 
+    /// The same with two engines, each in a thread with sectors of its own between those of the other. The flush that counts is now the one's and now the
+    /// other's, and covers what has ended at both.
+    @Test(arguments: ["cluster_size=4k", "cluster_size=512,refcount_bits=16", "cluster_size=16k,extended_l2=on"], [false, true])
+    func whatWasFlushedByEitherOfTwoSurvives(options: String, usesBacking: Bool) throws {
+        let seed = UInt64(environment("SWKVM_SEED") ?? 6) &+ options.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) }
+        let size = 256 << 10
+        let path = directory.file("disk.qcow2")
+        var contents = [UInt8](repeating: 0, count: size)
+        if usesBacking {
+            contents = randomBytes(size, seed: seed)
+            let base = try directory.write("base.raw", contents)
+            qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", "raw", path)
+        } else {
+            qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "\(size)")
+        }
+        let start = try directory.read("disk.qcow2")
+        let log = CrashLog([path])
+        var states = [CrashState(flushed: contents)]
+        do {
+            let shared = try SharedImage(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: 0)), calls: log.calls)
+            let crew = EngineCrew(shared, count: 2, contents, seed: seed, usesRing: false)
+            for phase in 0..<10 {
+                let history = try crew.run(rounds: 3)
+                states[states.count - 1].history = history
+                crew.flush(phase % 2)
+                log.append(.flushed(states.count))
+                states.append(CrashState(flushed: crew.model))
+            }
+        }
+        try log.replay([start], prefixes: 150, seed: seed, tears: false) { files, flushed, comment in try examine(files[0], states[flushed], comment) }
+    }
+
     /// An image after the power failed: sound but for leaks, and with contents that there is a reason for.
     private func examine(_ file: [UInt8], _ state: CrashState, _ comment: String) throws {
         let path = try directory.write("crashed.qcow2", file)
