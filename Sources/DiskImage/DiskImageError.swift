@@ -160,9 +160,10 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     }
 }
 
-/// Text that may come from an image, safe for a terminal: control characters and quotes are escaped.
+/// Text that may come from an image, safe for a terminal: control characters and quotes are escaped, and what is longer than names are is cut.
 private func quoted(_ text: String) -> String {
-    "\"" + text.unicodeScalars.map { $0 == "\"" ? $0.escaped(asASCII: true) : printable($0) }.joined() + "\""
+    let (text, rest) = text.utf8.count > 1024 ? (String(text.prefix(1024)), "…") : (text, "")
+    return "\"" + text.unicodeScalars.map { $0 == "\"" ? $0.escaped(asASCII: true) : printable($0) }.joined() + rest + "\""
 }
 
 /// Words that a server may have chosen, likewise.

@@ -29,11 +29,14 @@ public enum ImageFormat: String, Sendable, CaseIterable {
     public var isWritable: Bool { self != .vhd && self != .vhdx }
 
     /// Whether new images are made of it.
-    public var isMakeable: Bool { self == .raw || self == .qcow2 }
+    public var isMakeable: Bool { self != .vhd && self != .vhdx }
+
+    /// The words that state a format of which images are made.
+    public static var makeableNames: String { allCases.filter(\.isMakeable).map(\.rawValue).joined(separator: ", ") }
 
     /// Refuses to make an image of a format that is only used as it is found.
     func requireMakeable(_ path: String) throws(DiskImageError) {
-        if !isMakeable { throw .impossible(path: path, reason: "\(name) images are used but not made; raw and qcow2 can be") }
+        if !isMakeable { throw .impossible(path: path, reason: "\(name) images are used but not made; \(Self.makeableNames) can be") }
     }
 
     /// The format that a file's name stands for, by its extension alone: what a file contains is the guest's doing

@@ -20,6 +20,8 @@ import Testing
 
     @Test func snapshots() throws {
         #expect(try parse(ImageSnapshotCommand.List.self, "snapshot", "list", "a.qcow2").image.file == "a.qcow2")
+        let stated = try parse(ImageSnapshotCommand.List.self, "snapshot", "list", "--format", "qcow2", "--data-file", "a.data", "a").image
+        #expect(stated.file == "a" && stated.format == .qcow2 && stated.data.dataFile == "a.data")
         #expect(try parse(ImageSnapshotCommand.Create.self, "snapshot", "create", "a.qcow2", "before").name == "before")
         #expect(try parse(ImageSnapshotCommand.Apply.self, "snapshot", "apply", "a.qcow2", "1").name == "1")
         #expect(try parse(ImageSnapshotCommand.Delete.self, "snapshot", "delete", "a.qcow2", "1").name == "1")
@@ -73,5 +75,14 @@ import Testing
         for argument in ["d.qcow2,snapshot=", "d.qcow2,data-file=", "d.qcow2,snapshot", "d.qcow2,data-file"] {
             #expect(throws: ArgumentProblem.self) { try DiskArgument(parsing: argument) }
         }
+    }
+
+    /// The kinds of images that are made, what a new one stands on, and a source's data.
+    @Test func makes() throws {
+        let converted = try parse(ImageConvertCommand.self, "convert", "--subformat", "streamOptimized", "-B", "b.img", "-F", "raw", "--data-file", "d", "a.qcow2", "c.vmdk")
+        #expect(converted.layout.subformat == .streamOptimized && converted.backing == "b.img" && converted.backingFormat == .raw && converted.data.dataFile == "d")
+        #expect(try parse(ImageCreateCommand.self, "create", "--subformat", "static", "a.vdi", "1G").layout.subformat == .fixed)
+        #expect(throws: (any Error).self) { try parse(ImageCreateCommand.self, "create", "--subformat", "fixed", "a.vdi", "1G") }
+        #expect(try parse(ImageResizeCommand.self, "resize", "--data-file", "d", "a.qcow2", "1G").data.dataFile == "d")
     }
 }

@@ -175,3 +175,70 @@ import Testing
         #expect(try engine.read(512 << 10, piece.count) == piece)
     }
 }
+
+/// What happens to one call of a workload.
+enum HostFault: CaseIterable, CustomTestStringConvertible {
+    case full, broken, partial, interrupted
+
+    var testDescription: String { "\(self)" }
+    var fault: FaultTests.Fault {
+        switch self {
+        case .full: .error(ENOSPC)
+        case .broken: .error(EIO)
+        case .partial: .short
+        case .interrupted: .error(EINTR)
+        }
+    }
+    /// Whether the guest may hear of it.
+    var isFailure: Bool { self == .full || self == .broken }
+}
+
+/// A workload that is done again and again, each time with one fault more towards its end.
+struct EveryCall {
+    let fault: HostFault
+    var rounds = 6
+    var seed: UInt64 = 99
+    var maximum = 16 << 10
+    private(set) var total = 1
+
+    init(fault: HostFault) { self.fault = fault }
+
+    /// - Parameters:
+    ///   - reset: makes the image what it was at first, with `contents`.
+    ///   - examine: expects an image that nobody has open to be sound.
+    mutating func run(
+        _ path: String, _ options: DiskImageOptions, _ contents: [UInt8], reset: () throws -> Void, examine: (_ comment: String) throws -> Void
+    ) throws {
+        var victim = 0
+        while victim < total {
+            try reset()
+            let counter = FaultTests.Counter(), failing = victim, fault = fault.fault
+            var workload = Workload(contents, seed: seed, maximum: maximum)
+            let comment = "call \(failing), seed \(seed)"
+            do {
+                var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 8, segments: 8, calls: FaultTests.calls { call in
+                    _ = counter.next()
+                    return call == failing ? fault : .none
+                })
+                for round in 0..<rounds {
+                    try workload.round(&engine, mayFail: self.fault.isFailure)
+                    // What failed holds what nobody knows; the rest holds what the array does.
+                    try workload.learn(&engine)
+                    if round % 3 != 2 { continue }
+                    if self.fault.isFailure { try? engine.perform(.flush) } else { try engine.perform(.flush) }
+                }
+                total = max(total, counter.next())
+                let now = try self.fault.isFailure ? (try? engine.readAll()) ?? engine.readAll() : engine.readAll(), isRight = isSame(now, workload.model)
+                #expect(isRight, "\(comment)")
+            }
+            try examine(comment)
+            // Closed in time, it has what the guest was told.
+            if !self.fault.isFailure {
+                var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 4, usesRing: false)
+                #expect(try isSame(engine.readAll(), workload.model), "\(comment)")
+            }
+            victim += 1
+        }
+        #expect(total > 40, "\(total) calls")
+    }
+}

@@ -9,73 +9,6 @@ import Testing
 @Suite struct QCOW2CrashTests {
     let directory = TemporaryDirectory(inMemory: true)
 
-    /// What came to the image's file, in its order.
-    final class Log: Sendable {
-        enum Entry: Sendable {
-            case write(offset: Int, bytes: [UInt8])
-            case hole(offset: Int, length: Int)
-            case size(Int, grows: Bool)
-            case synchronize
-            /// The guest's flush number n has ended.
-            case flushed(Int)
-        }
-
-        private let entries = Mutex<[Entry]>([])
-        var all: [Entry] { entries.withLock { $0 } }
-        func append(_ entry: Entry) { entries.withLock { $0.append(entry) } }
-
-        /// Calls of several threads come one after the other, in the order of the log.
-        var calls: FileCalls {
-            unsafe FileCalls(
-                read: FileCalls.host.read,
-                write: { file, vectors, count, offset in
-                    self.entries.withLock { entries in
-                        let result = unsafe FileCalls.host.write(file, vectors, count, offset)
-                        var bytes: [UInt8] = []
-                        for index in 0..<Int(count) { unsafe bytes += UnsafeRawBufferPointer(start: vectors[index].iov_base, count: vectors[index].iov_len) }
-                        entries.append(.write(offset: Int(offset), bytes: Array(bytes.prefix(max(0, result)))))
-                        return result
-                    }
-                },
-                synchronize: { _ in
-                    self.append(.synchronize)
-                    return 0
-                },
-                allocate: { file, mode, offset, length in
-                    self.entries.withLock {
-                        $0.append(mode == 0 ? .size(Int(offset + length), grows: true) : .hole(offset: Int(offset), length: Int(length)))
-                        return FileCalls.host.allocate(file, mode, offset, length)
-                    }
-                },
-                truncate: { file, size in
-                    self.entries.withLock {
-                        $0.append(.size(Int(size), grows: false))
-                        return FileCalls.host.truncate(file, size)
-                    }
-                })
-        }
-    }
-
-    /// What a flush made durable, and what was done until the next one ended.
-    struct State {
-        var flushed: [UInt8]
-        var history: [(range: Range<Int>, bytes: [UInt8])] = []
-    }
-
-    static func apply(_ entry: Log.Entry, to file: inout [UInt8]) {
-        switch entry {
-        case .write(let offset, let bytes):
-            if file.count < offset + bytes.count { file += [UInt8](repeating: 0, count: offset + bytes.count - file.count) }
-            file.replaceSubrange(offset..<offset + bytes.count, with: bytes)
-        case .hole(let offset, let length):
-            let end = min(file.count, offset + length)
-            if offset < end { file.replaceSubrange(offset..<end, with: repeatElement(0, count: end - offset)) }
-        case .size(let size, let grows):
-            if file.count < size { file += [UInt8](repeating: 0, count: size - file.count) } else if !grows { file.removeLast(file.count - size) }
-        case .synchronize, .flushed: break
-        }
-    }
-
     /// Every prefix of what came to the file, and for each what is left when some writes since the last synchronisation are lost.
     @Test(arguments: 
         ["cluster_size=512,refcount_bits=16", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=1", "cluster_size=16k,extended_l2=on"], [false, true])
@@ -91,51 +24,12 @@ import Testing
         } else {
             qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "\(size)")
         }
-        var file = try directory.read("disk.qcow2")
-        let log = Log()
-        var workload = Workload(contents, seed: seed, maximum: 16 << 10)
-        var states = [State(flushed: contents)]
-        do {
-            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: 0)), depth: 8, segments: 8, calls: log.calls)
-            for round in 0..<(environment("SWKVM_CRASH_ROUNDS") ?? 30) {
-                try workload.round(&engine)
-                if round % 3 == 2 {
-                    try engine.perform(.flush)
-                    log.append(.flushed(states.count))
-                    states[states.count - 1].history = workload.history
-                    workload.history = []
-                    states.append(State(flushed: workload.model))
-                }
-            }
-            states[states.count - 1].history = workload.history
-        }
-        try replay(log, states, &file, prefixes: 150, seed: seed)
-    }
-
-    /// Examines what the file would be, had the power failed: after about as many of the log's entries as given, unless all are wanted.
-    private func replay(_ log: Log, _ states: [State], _ file: inout [UInt8], prefixes: Int, seed: UInt64) throws {
-        var generator = SeededGenerator(seed: seed)
-        var durable = file, number = 0
-        var pending: [Log.Entry] = []
-        let entries = log.all
-        let step = environment("SWKVM_CRASH_STEP") ?? max(1, entries.count / prefixes)
-        for (index, entry) in entries.enumerated() {
-            Self.apply(entry, to: &file)
-            switch entry {
-            case .synchronize:
-                durable = file
-                pending = []
-            case .flushed(let n): number = n
-            case .write, .hole, .size: pending.append(entry)
-            }
-            guard index % step == 0 else { continue }
-            try examine(file, states[number], "prefix \(index) of \(entries.count), seed \(seed)")
-            // Of what was not synchronised, any part may have reached the disk.
-            guard !pending.isEmpty, index / step % 2 == 0 else { continue }
-            var reordered = durable
-            for entry in pending where Bool.random(using: &generator) { Self.apply(entry, to: &reordered) }
-            try examine(reordered, states[number], "lost writes at \(index) of \(entries.count), seed \(seed)")
-        }
+        let start = try directory.read("disk.qcow2")
+        let log = CrashLog([path])
+        let states = try log.record(
+            path, DiskImageOptions(locking: false, metadataCacheSize: 0), contents, seed: seed, maximum: 16 << 10, rounds: environment("SWKVM_CRASH_ROUNDS") ?? 30)
+        // About 150 prefixes of each of the eight combinations, unless all are wanted.
+        try log.replay([start], prefixes: 150, seed: seed, tears: false) { files, flushed, comment in try examine(files[0], states[flushed], comment) }
     }
 
     /// The same with two engines, each in a thread with sectors of its own between those of the other. The flush that counts is now the one's and now the
@@ -153,9 +47,9 @@ import Testing
         } else {
             qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "\(size)")
         }
-        var file = try directory.read("disk.qcow2")
-        let log = Log()
-        var states = [State(flushed: contents)]
+        let start = try directory.read("disk.qcow2")
+        let log = CrashLog([path])
+        var states = [CrashState(flushed: contents)]
         do {
             let shared = try SharedImage(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: 0)), calls: log.calls)
             let crew = EngineCrew(shared, count: 2, contents, seed: seed, usesRing: false)
@@ -164,42 +58,21 @@ import Testing
                 states[states.count - 1].history = history
                 crew.flush(phase % 2)
                 log.append(.flushed(states.count))
-                states.append(State(flushed: crew.model))
+                states.append(CrashState(flushed: crew.model))
             }
         }
-        try replay(log, states, &file, prefixes: 60, seed: seed)
+        try log.replay([start], prefixes: 60, seed: seed, tears: false) { files, flushed, comment in try examine(files[0], states[flushed], comment) }
     }
 
-    /// An image after the power failed: sound but for leaks. A sector is as it was flushed, or as somebody made it since, or, if it was
-    /// touched, zeroes (what a discard leaves).
-    private func examine(_ file: [UInt8], _ state: State, _ comment: String) throws {
+    /// An image after the power failed: sound but for leaks, and with contents that there is a reason for.
+    private func examine(_ file: [UInt8], _ state: CrashState, _ comment: String) throws {
         let path = try directory.write("crashed.qcow2", file)
         try expectNoErrors(path, comment)
         var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false)), depth: 4, usesRing: false)
-        let now = try engine.readAll()
-        var wrong: [Int] = []
-        for sector in stride(from: 0, to: now.count, by: 512) {
-            if isEqual(now, sector, state.flushed, sector) { continue }
-            let bytes = now[sector..<sector + 512]
-            let changes = state.history.filter { $0.range.contains(sector) }
-            let isKnown = changes.contains { change in
-                let start = sector - change.range.lowerBound
-                return change.bytes[start..<start + 512] == bytes
-            }
-            if !isKnown, changes.isEmpty || bytes.contains(where: { $0 != 0 }) { wrong.append(sector) }
-        }
+        let wrong = try state.unexplained(engine.readAll())
         let damage = engine.image.damage
         #expect(damage == nil && wrong.isEmpty, "sectors at \(wrong), \(comment)")
     }
-
-    /// Our check finds no errors; for one in eight nor does qemu-img's, with which ours agrees (`CheckTests`).
-    private func expectNoErrors(_ path: String, _ comment: String) throws {
-        let report = try DiskImage.check(path: path, options: unlocked)
-        #expect(report.errors == 0, "\(report.findings.prefix(5)) \(comment)")
-        if Self.examined.next() % 8 == 0 { expectSound(path, leaksAllowed: true, comment) }
-    }
-
-    private static let examined = FaultTests.Counter()
 
     // MARK: - The image as a whole
 
@@ -220,8 +93,8 @@ import Testing
         let base = randomBytes(300 << 10, seed: seed)
         try directory.write("base.raw", base)
         qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", "base.raw", "-F", "raw", path, "\(size)")
-        var file = try directory.read("disk.qcow2")
-        let log = Log()
+        let start = try directory.read("disk.qcow2")
+        let log = CrashLog([path])
         var life = Lifetime(Array(base.prefix(size)), seed: seed, maximum: 16 << 10, canKeep: true, canResize: !isOld)
         var states = [Whole(disk: life.workload.model, snapshots: [])]
         do {
@@ -238,27 +111,7 @@ import Testing
                 states.append(Whole(disk: life.workload.model, snapshots: life.snapshots))
             }
         }
-        var generator = SeededGenerator(seed: seed)
-        var durable = file, number = 0
-        var pending: [Log.Entry] = []
-        let entries = log.all
-        let step = environment("SWKVM_CRASH_STEP") ?? max(1, entries.count / 200)
-        for (index, entry) in entries.enumerated() {
-            Self.apply(entry, to: &file)
-            switch entry {
-            case .synchronize:
-                durable = file
-                pending = []
-            case .flushed(let n): number = n
-            case .write, .hole, .size: pending.append(entry)
-            }
-            guard index % step == 0 else { continue }
-            try examine(file, states, number, "prefix \(index) of \(entries.count), seed \(seed)")
-            guard !pending.isEmpty, index / step % 2 == 0 else { continue }
-            var reordered = durable
-            for entry in pending where Bool.random(using: &generator) { Self.apply(entry, to: &reordered) }
-            try examine(reordered, states, number, "lost writes at \(index) of \(entries.count), seed \(seed)")
-        }
+        try log.replay([start], prefixes: 200, seed: seed, tears: false) { files, flushed, comment in try examine(files[0], states, flushed, comment) }
     }
 
     /// The image is sound, and is as state `number` has it, with or without what was done since, or already as the next.
@@ -278,13 +131,7 @@ import Testing
             return found.allSatisfy { id, contents in
                 if let id { return state.snapshots.contains { $0.id == id && $0.contents == contents } }
                 guard contents.count == state.disk.count else { return false }
-                return stride(from: 0, to: contents.count, by: 512).allSatisfy { sector in
-                    if isEqual(contents, sector, state.disk, sector) { return true }
-                    let bytes = contents[sector..<sector + 512]
-                    let changes = state.history.filter { $0.range.contains(sector) }
-                    return changes.contains { $0.bytes[sector - $0.range.lowerBound..<sector - $0.range.lowerBound + 512] == bytes }
-                        || (!changes.isEmpty && bytes.allSatisfy { $0 == 0 })
-                }
+                return CrashState(flushed: state.disk, history: state.history).unexplained(contents).isEmpty
             }
         }
         #expect(fits, "\(found.count - 1) snapshots, \(found[0].contents.count) bytes; \(comment)")
@@ -310,7 +157,7 @@ import Testing
         for cluster in 3..<min(clusters, 200) where file[block + cluster * 2 + 1] == 2 { file[block + cluster * 2 + 1] = 5 }
         if repair == .all { for cluster in stride(from: 4, to: min(clusters, 200), by: 7) { file[block + cluster * 2 + 1] = 0 } }
         try directory.write("disk.qcow2", file)
-        let log = Log()
+        let log = CrashLog([path])
         let before = try DiskImage.check(path: path, options: unlocked)
         #expect(before.leaks > 0 && (before.errors > 0) == (repair == .all))
         do {
@@ -319,24 +166,12 @@ import Testing
             #expect(report.isSound)
         }
         expectSound(path)
-        var durable = file
-        var pending: [Log.Entry] = []
-        var generator = SeededGenerator(seed: 6)
-        for (index, entry) in log.all.enumerated() {
-            Self.apply(entry, to: &file)
-            if case .synchronize = entry {
-                durable = file
-                pending = []
-            } else { pending.append(entry) }
-            var reordered = durable
-            for entry in pending where Bool.random(using: &generator) { Self.apply(entry, to: &reordered) }
-            for image in [file, reordered] {
-                let path = try directory.write("crashed.qcow2", image)
-                if repair == .leaks { try expectNoErrors(path, "\(index)") }
-                #expect(try DiskImage.check(path: path, options: unlocked, repair: repair).isSound, "\(index)")
-                var engine = try DiskEngine(DiskImage(path: path, options: readOnly), depth: 4, usesRing: false)
-                #expect(try engine.readAll() == contents, "\(index)")
-            }
+        try log.replay([file], prefixes: .max, seed: 6, tears: false) { files, _, comment in
+            let path = try directory.write("crashed.qcow2", files[0])
+            if repair == .leaks { try expectNoErrors(path, comment) }
+            #expect(try DiskImage.check(path: path, options: unlocked, repair: repair).isSound, "\(comment)")
+            var engine = try DiskEngine(DiskImage(path: path, options: readOnly), depth: 4, usesRing: false)
+            #expect(try engine.readAll() == contents, "\(comment)")
         }
     }
 
@@ -423,10 +258,8 @@ import Testing
         try life.expectContents(path)
     }
 
-    /// One call of a workload fails, each in its turn: the guest hears of it, the image stays sound, and what did not fail is there.
-    @Test(arguments: [(ENOSPC, true), (EIO, true), (ENOSPC, false), (EIO, false)])
-    func everyCallMayFail(error: Int32, hasBacking: Bool) throws {
-        let seed: UInt64 = 99
+    /// One call of a workload fails, does a part of what it should or is interrupted, each in its turn.
+    @Test(arguments: HostFault.allCases, [false, true]) func everyCallMayFail(fault: HostFault, hasBacking: Bool) throws {
         let size = 512 << 10
         let contents = hasBacking ? randomBytes(size, seed: 3) : [UInt8](repeating: 0, count: size)
         try directory.write("base.raw", contents)
@@ -437,31 +270,8 @@ import Testing
             qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=512,refcount_bits=64", path, "\(size)")
         }
         let start = try directory.read("disk.qcow2")
-        var victim = 0, total = 1
-        let step = environment("SWKVM_FAULT_STEP") ?? 3
-        while victim < total {
-            try directory.write("disk.qcow2", start)
-            let counter = FaultTests.Counter()
-            var workload = Workload(contents, seed: seed, maximum: 16 << 10)
-            let failing = victim
-            do {
-                var engine = try DiskEngine(DiskImage(path: path, options: unlocked), depth: 8, segments: 8, calls: FaultTests.calls { call in
-                    _ = counter.next()
-                    return call == failing ? .error(error) : .none
-                })
-                for round in 0..<12 {
-                    try workload.round(&engine, mayFail: true)
-                    // What failed holds what nobody knows; the rest holds what the array does.
-                    try workload.learn(&engine)
-                    if round % 3 == 2 { try? engine.perform(.flush) }
-                }
-                total = max(total, counter.next())
-                #expect(try (try? engine.readAll()) ?? engine.readAll() == workload.model, "call \(failing)")
-                try? engine.perform(.flush)
-            }
-            expectSound(path, leaksAllowed: true, "call \(failing)")
-            victim += step
-        }
-        #expect(total > 100)
+        var workload = EveryCall(fault: fault)
+        workload.rounds = 12
+        try workload.run(path, unlocked, contents) { try directory.write("disk.qcow2", start) } examine: { try expectNoErrors(path, $0) }
     }
 }

@@ -117,7 +117,7 @@ struct Workload: ~Copyable {
     /// What was discarded reads as before or as zeroes.
     private mutating func settle(_ engine: inout DiskEngine, _ sourceLocation: SourceLocation) throws {
         for range in discarded {
-            guard let bytes = try? engine.read(UInt64(range.lowerBound), range.count) else { continue }
+            let bytes = try readAgain(&engine, range)
             for sector in stride(from: 0, to: range.count, by: 512) {
                 guard !isEqual(bytes, sector, model, range.lowerBound + sector) else { continue }
                 let now = bytes[sector..<sector + 512]
@@ -128,11 +128,15 @@ struct Workload: ~Copyable {
         discarded = []
     }
 
+    /// Reads a range, once more if the one call that fails is this one's.
+    private func readAgain(_ engine: inout DiskEngine, _ range: Range<Int>) throws -> [UInt8] {
+        try (try? engine.read(UInt64(range.lowerBound), range.count)) ?? engine.read(UInt64(range.lowerBound), range.count)
+    }
+
     /// Forgets which ranges nobody knows, after reading them.
     mutating func learn(_ engine: inout DiskEngine) throws {
         for range in unknown {
-            // The one call that fails may be this one's.
-            let bytes = try (try? engine.read(UInt64(range.lowerBound), range.count)) ?? engine.read(UInt64(range.lowerBound), range.count)
+            let bytes = try readAgain(&engine, range)
             model.replaceSubrange(range, with: bytes)
         }
         unknown = []

@@ -165,6 +165,34 @@ import Testing
         }
     }
 
+    /// What the user may not read or write, whom root is not: as nobody.
+    @Test(.enabled(if: geteuid() == 0, "another user's programs need root")) func withoutPermission() throws {
+        let nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+        try shell(
+            """
+            cd '\(directory.path)' && chmod 755 . && mkdir mine && chmod 700 mine && cp disk.raw mine/ && qemu-img create -q -f qcow2 only.qcow2 1M
+            cp only.qcow2 secret.qcow2 && chmod 644 only.qcow2 && chmod 600 secret.qcow2 && mkdir all && chmod 777 all && cp '\(Host.swkvm)' all/swkvm
+            qemu-img create -q -f qcow2 -b ../secret.qcow2 -F qcow2 all/over.qcow2 && chmod 666 all/over.qcow2 && touch all/theirs.raw && chmod 644 all/theirs.raw
+            """)
+        let before = try directory.contents
+        for (arguments, sentence) in [
+            ("info secret.qcow2", "secret.qcow2\": open: Permission denied"), ("check secret.qcow2", "open: Permission denied"), ("map mine/disk.raw", "open: Permission denied"),
+            ("convert secret.qcow2 all/new.raw", "secret.qcow2\": open: Permission denied"), ("convert all/over.qcow2 all/new.raw", "backing file: disk"),
+            ("convert disk.raw new.qcow2", "new.qcow2\": open: Permission denied"), ("convert disk.raw new.vmdk --subformat monolithicFlat", "open: Permission denied"),
+            ("create new.qcow2 1M", "open: Permission denied"), ("create mine/new.qcow2 1M", "open: Permission denied"), ("create --force all/theirs.raw 1M", "open: Permission denied"),
+            ("check --repair all only.qcow2", "open: Permission denied"), ("resize only.qcow2 2M", "open: Permission denied"), ("snapshot create only.qcow2 a", "open: Permission denied"),
+            ("rebase --unsafe --no-backing only.qcow2", "open: Permission denied"), ("commit all/over.qcow2", "Permission denied"), ("bench --write only.qcow2", "open: Permission denied"),
+        ] {
+            let program = try Program(["sh", "-c", "cd '\(directory.path)' && exec \(nobody) all/swkvm image \(arguments)"])
+            let status = try program.finish(), errors = program.errors.text
+            // In one line, and nothing is made.
+            #expect(status == .status(1) && errors.hasPrefix("swkvm: ") && errors.contains(sentence) && errors.split(separator: "\n").count == 1, "\(arguments): \(status) \(errors)")
+            #expect(try directory.contents == before, "\(arguments)")
+        }
+        // What may be read is.
+        #expect(try shell("cd '\(directory.path)' && \(nobody) all/swkvm image check only.qcow2 && \(nobody) all/swkvm image convert only.qcow2 all/new.vdi").contains("No errors"))
+    }
+
     @Test func inUse() throws {
         try shell("cd '\(directory.path)' && qemu-img create -q -f qcow2 used.qcow2 8M")
         // As QEMU locks an image that it writes: byte 101 held, and byte 201 refused to others.

@@ -23,6 +23,8 @@ internal import Linux
     private let inflater: Inflater
     /// Who has it uses the inflater's one state.
     private let decompression = Lock()
+    /// What VHDX has to be laid over the table.
+    private let log: VHDXLog
 
     // What follows is for an image that is written.
 
@@ -38,7 +40,7 @@ internal import Linux
     /// - Parameter layout: checked: the table, if it is an array, is inside the file.
     init(
         _ layout: BlockMapLayout, _ file: borrowing ImageFile, cacheSize: Int, directory: GrainDirectory = GrainDirectory(),
-        allocator: BlockAllocator? = nil
+        allocator: BlockAllocator? = nil, log: VHDXLog = VHDXLog()
     ) throws(DiskImageError) {
         let sliceSize = layout.table == .directory ? GrainDirectory.tableSize : 4096
         let sliceBits = UInt64(sliceSize.trailingZeroBitCount) - layout.entryBits
@@ -58,7 +60,8 @@ internal import Linux
         self.directory = directory
         self.allocator = allocator
         self.inflater = inflater
-        fileSize = file.size
+        self.log = log
+        fileSize = max(file.size, log.fileSize)
     }
 
     /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
@@ -135,6 +138,8 @@ internal import Linux
         case .l2Slice:
             // Its place was inside the file at open, so a short one means that somebody cut the file since.
             if error == 0, bytes < load.length { error = EIO }
+            // The load's buffer has `length` bytes.
+            if error == 0, !log.isEmpty { unsafe log.apply(to: UnsafeMutableRawBufferPointer(start: load.buffer, count: load.length), at: load.offset) }
             slices.finish(load.slot, error: error)
         case .compressedCluster:
             if error == 0, !(load.isIntact ?? decompress(load, bytes)) {

@@ -27,7 +27,7 @@ extension Chain {
             append(DiskImage.Layer(file: file, size: layout.size, blocks: blocks))
         case .vhdx:
             let header = try VHDXHeader(file)
-            let blocks = try BlockMapImage(header.layout, file, cacheSize: options.metadataCacheSize)
+            let blocks = try BlockMapImage(header.layout, file, cacheSize: options.metadataCacheSize, log: header.log)
             append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks))
         case .vmdk:
             try openVMDK(file, options, writable: writable)

@@ -89,4 +89,41 @@ struct VDIHeader {
         return BlockAllocator(
             base: dataOffset, next: end, holes: holes, limit: layout.blockCount, pristine: written, header: (Self.countPlace, allocated), metadata: ByteRanges())
     }
+
+    // MARK: - New images
+
+    /// The header of a new image.
+    /// - Parameters:
+    ///   - layout: with its table right behind the header.
+    ///   - allocated: blocks of the file.
+    static func new(_ layout: BlockMapLayout, dataOffset: UInt64, allocated: UInt64, isStatic: Bool) -> [UInt8] {
+        var header = [UInt8](repeating: 0, count: size)
+        func put(_ bytes: [UInt8], _ place: Int) { header.replaceSubrange(place..<place + bytes.count, with: bytes) }
+        func put32(_ value: UInt64, _ place: Int) { put(littleEndian(UInt32(truncatingIfNeeded: value)), place) }
+        put(Array("<<< swkvm VirtualBox Disk Image >>>\n".utf8), 0)
+        put(littleEndian(signature), 0x40)
+        put(littleEndian(version), 0x44)
+        // Bytes of what follows the version, up to a geometry that each program finds for itself but for the sectors' size.
+        put32(0x190, 0x48)
+        put32(isStatic ? 2 : 1, 0x4c)
+        put32(UInt64(size), 0x154)
+        put32(dataOffset, 0x158)
+        put32(512, 0x168)
+        put(littleEndian(layout.size), 0x170)
+        put32(layout.blockSize, 0x178)
+        put32(layout.blockCount, 0x180)
+        put32(allocated, Int(countPlace))
+        put(newUUID(), 0x188)
+        put(newUUID(), 0x198)
+        put32(512, 0x1d4)
+        return header
+    }
+
+    /// A random one (RFC 9562, version 4), whose first fields the file has with their lowest byte first.
+    private static func newUUID() -> [UInt8] {
+        var bytes = (0..<16).map { _ in UInt8.random(in: 0 ... .max) }
+        bytes[7] = bytes[7] & 0x0f | 0x40
+        bytes[8] = bytes[8] & 0x3f | 0x80
+        return bytes
+    }
 }

@@ -35,6 +35,8 @@ struct VHDXHeader {
     }
 
     let layout: BlockMapLayout
+    /// What lies over the block table.
+    let log: VHDXLog
 
     /// Reads and checks the structures of a file.
     init(_ file: borrowing ImageFile) throws(DiskImageError) {
@@ -43,15 +45,19 @@ struct VHDXHeader {
         guard try file.read("the signature", count: 8, at: 0) == Self.signature else {
             throw .notOfFormat(path: path, format: "VHDX", reason: "it has another signature")
         }
-        try Self.checkHeader(file)
-        let regions = try Self.regions(file)
+        log = try Self.log(file)
+        let regions = try Self.regions(file, log)
         guard let table = regions.first(where: { $0.id == Region.blockTable }), let metadata = regions.first(where: { $0.id == Region.metadata }) else {
             throw .invalid(path: path, reason: "it has no block table, or no metadata")
         }
-        let items = try Self.items(file, metadata)
+        // Data never goes through the log; where it does it would have to be laid over what the guest reads.
+        let tables = [Self.regionPlaces[0]..<Self.regionPlaces[1] + UInt64(Self.tableSize)] + regions.map { $0.offset..<$0.offset + $0.length }
+        if let place = log.change(outside: tables) { throw .unsupported(path: path, feature: "a log with a change of data, at byte \(place), replayed") }
+        let items = try Self.items(file, log, metadata)
+        let log = log
         func value(_ id: [UInt8], _ name: String, _ count: Int) throws(DiskImageError) -> [UInt8] {
             guard let item = items.first(where: { $0.id == id }), item.length >= UInt64(count) else { throw .invalid(path: path, reason: "its metadata has no \(name)") }
-            return try file.read("the metadata", count: count, at: item.offset)
+            return try log.read(file, "the metadata", count: count, at: item.offset)
         }
         let parameters = try value(Item.fileParameters, "block size", 8)
         guard parameters.littleEndian32(at: 4) & 2 == 0 else { throw .unsupported(path: path, feature: "a differencing disk's parent") }
@@ -69,8 +75,8 @@ struct VHDXHeader {
         }
     }
 
-    /// The current one of the two headers says whether changes wait in the log.
-    private static func checkHeader(_ file: borrowing ImageFile) throws(DiskImageError) {
+    /// The changes that wait in the log, if the current one of the two headers says that there are any.
+    private static func log(_ file: borrowing ImageFile) throws(DiskImageError) -> VHDXLog {
         var current: [UInt8]?
         for place in headerPlaces {
             let header = try file.read("the header", count: headerSize, at: place)
@@ -81,16 +87,13 @@ struct VHDXHeader {
         guard let current else { throw .invalid(path: file.path, reason: "neither of its two headers is sound") }
         let version = current.littleEndian16(at: 66)
         guard version == 1 else { throw .unsupported(path: file.path, feature: "VHDX version \(version)") }
-        guard current[48..<64].allSatisfy({ $0 == 0 }) else {
-            throw .unsupported(
-                path: file.path, feature: "its log, which has changes that were not finished, replayed (qemu-img check -r all does that)")
-        }
+        return try current[48..<64].allSatisfy({ $0 == 0 }) ? VHDXLog() : VHDXLog(file, header: current)
     }
 
-    private static func regions(_ file: borrowing ImageFile) throws(DiskImageError) -> [Entry] {
+    private static func regions(_ file: borrowing ImageFile, _ log: VHDXLog) throws(DiskImageError) -> [Entry] {
         let path = file.path
         for place in regionPlaces {
-            let table = try file.read("the region table", count: tableSize, at: place)
+            let table = try log.read(file, "the region table", count: tableSize, at: place)
             guard table.starts(with: "regi".utf8), isSound(table) else { continue }
             let count = table.littleEndian32(at: 8)
             guard count <= 2047 else { throw .invalid(path: path, reason: "a region table of \(count) entries") }
@@ -120,10 +123,10 @@ struct VHDXHeader {
         throw .invalid(path: path, reason: "neither of its two region tables is sound")
     }
 
-    private static func items(_ file: borrowing ImageFile, _ metadata: Entry) throws(DiskImageError) -> [Entry] {
+    private static func items(_ file: borrowing ImageFile, _ log: VHDXLog, _ metadata: Entry) throws(DiskImageError) -> [Entry] {
         let path = file.path
         guard metadata.length >= UInt64(tableSize) else { throw .invalid(path: path, reason: "a metadata region of \(metadata.length) bytes") }
-        let table = try file.read("the metadata table", count: tableSize, at: metadata.offset)
+        let table = try log.read(file, "the metadata table", count: tableSize, at: metadata.offset)
         guard table.starts(with: "metadata".utf8) else { throw .invalid(path: path, reason: "its metadata table has another signature") }
         let count = table.littleEndian16(at: 10)
         guard count <= 2047 else { throw .invalid(path: path, reason: "a metadata table of \(count) entries") }

@@ -150,4 +150,33 @@ struct VMDKDescriptor: Equatable {
 
             """.utf8)
     }
+
+    /// Bytes of the disk in each file of an image in several: 2 GiB less a grain, as everybody has it.
+    static let splitSize: UInt64 = 0x7fff_0000
+
+    /// The text of a new image at `path`, and the names of the other files that it consists of.
+    static func text(of kind: ImageSubformat, _ path: String, size: UInt64) throws(DiskImageError) -> (text: [UInt8], names: [String]) {
+        let own = String(path.split(separator: "/").last ?? "")
+        guard !own.unicodeScalars.contains(where: { $0 == "\"" || $0.properties.generalCategory == .control }) else {
+            throw .impossible(path: path, reason: "its name has a quotation mark or a control character, which a VMDK descriptor cannot tell")
+        }
+        let base = own.lowercased().hasSuffix(".vmdk") ? String(own.dropLast(5)) : own
+        var lines: [String] = [], names: [String] = []
+        switch kind {
+        case .twoGbMaxExtentSparse, .twoGbMaxExtentFlat:
+            let letter = kind == .twoGbMaxExtentFlat ? "f" : "s", count = (size + splitSize - 1) / splitSize
+            for index in 0..<count {
+                let number = String(index + 1), digits = String(repeating: "0", count: max(0, 3 - number.count)) + number
+                names.append("\(base)-\(letter)\(digits).vmdk")
+                let sectors = min(splitSize, size - index * splitSize) / 512
+                lines.append("RW \(sectors) \(kind == .twoGbMaxExtentFlat ? "FLAT" : "SPARSE") \"\(base)-\(letter)\(digits).vmdk\"\(kind == .twoGbMaxExtentFlat ? " 0" : "")")
+            }
+        case .monolithicFlat:
+            names.append("\(base)-flat.vmdk")
+            lines.append("RW \(size / 512) FLAT \"\(base)-flat.vmdk\" 0")
+        default:
+            lines.append("RW \(size / 512) SPARSE \"\(own)\"")
+        }
+        return (text(type: kind.rawValue, extents: lines, sectors: size / 512), names)
+    }
 }

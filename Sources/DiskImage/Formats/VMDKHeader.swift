@@ -10,6 +10,7 @@ struct VMDKHeader {
     static let directoryAtEnd = UInt64.max
 
     enum Flags {
+        static let newlines: UInt32 = 1
         static let redundantTable: UInt32 = 1 << 1
         static let zeroGrains: UInt32 = 1 << 2
         static let compressed: UInt32 = 1 << 16
@@ -112,6 +113,36 @@ struct VMDKHeader {
         let next = (max(file.size, overhead) + layout.blockSize - 1) >> layout.blockBits
         return BlockAllocator(
             base: 0, next: next, limit: (1 << 41) >> layout.blockBits, pristine: next, uncleanPlace: Self.uncleanPlace, metadata: metadata)
+    }
+
+    // MARK: - New images
+
+    /// The header of a new sparse file.
+    static func new(_ parts: VMDKLayout, hasDescriptor: Bool) -> [UInt8] {
+        new(
+            version: 1, flags: Flags.newlines | Flags.redundantTable, size: parts.size, descriptorSectors: hasDescriptor ? VMDKLayout.descriptorSectors : 0,
+            copy: parts.copyDirectory / 512, directory: parts.directory / 512, overhead: parts.overhead / 512, compression: 0)
+    }
+
+    /// The header of a new compressed file, or its footer.
+    /// - Parameter directory: a sector, in the footer; ``directoryAtEnd`` in the header.
+    static func new(stream size: UInt64, directory: UInt64, overhead: UInt64) -> [UInt8] {
+        new(
+            version: 3, flags: Flags.newlines | Flags.compressed | Flags.markers, size: size, descriptorSectors: VMDKLayout.descriptorSectors, copy: 0,
+            directory: directory, overhead: overhead / 512, compression: 1)
+    }
+
+    private static func new(
+        version: UInt32, flags: UInt32, size: UInt64, descriptorSectors: UInt64, copy: UInt64, directory: UInt64, overhead: UInt64, compression: UInt16
+    ) -> [UInt8] {
+        var header = magic + littleEndian(version) + littleEndian(flags)
+        header += littleEndian(size / 512) + littleEndian(BlockMapBuilder.grainSize / 512)
+        header += littleEndian(UInt64(descriptorSectors == 0 ? 0 : 1)) + littleEndian(descriptorSectors)
+        header += littleEndian(UInt32(GrainDirectory.entriesPerTable))
+        header += littleEndian(copy) + littleEndian(directory) + littleEndian(overhead)
+        // Closed; then what shows whether somebody has changed the ends of lines.
+        header += [0, 0x0a, 0x20, 0x0d, 0x0a] + littleEndian(compression)
+        return header + [UInt8](repeating: 0, count: Self.size - header.count)
     }
 }
 

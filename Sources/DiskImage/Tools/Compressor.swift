@@ -3,18 +3,23 @@ internal import CZstd
 internal import Glibc
 internal import Linux
 
-/// Compresses clusters for qcow2, one at a time with one reused state: raw deflate streams with a window of 2^12 bytes, as ``Inflater``
-/// reads them.
+/// Compresses clusters, one at a time with one reused state, as ``Inflater`` reads them: for qcow2 raw deflate streams with a window of 2^12 bytes,
+/// for VMDK zlib's format with its usual window.
 @safe struct Deflater: ~Copyable {
     private let stream: UnsafeMutablePointer<z_stream>
-    private let compressibility = Compressibility()
+    /// nil where everything has to be compressed, whether that makes it smaller or not.
+    private let compressibility: Compressibility?
 
-    /// - Parameter level: zlib's, 1 to 9.
+    /// - Parameters:
+    ///   - level: zlib's, 1 to 9.
+    ///   - isGrain: whether zlib's format is wanted, of all that comes.
     /// Returns nil when there is no memory for zlib's state.
-    init?(level: Int32) {
+    init?(level: Int32, isGrain: Bool = false) {
+        let windowBits: Int32 = isGrain ? 15 : -12
+        compressibility = isGrain ? nil : Compressibility()
         unsafe stream = .allocate(capacity: 1)
         unsafe stream.initialize(to: z_stream())
-        let status = unsafe deflateInit2_(stream, level, Z_DEFLATED, -12, 9, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size))
+        let status = unsafe deflateInit2_(stream, level, Z_DEFLATED, windowBits, 9, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size))
         guard status == Z_OK else {
             unsafe stream.deallocate()
             return nil
@@ -26,9 +31,9 @@ internal import Linux
         unsafe stream.deallocate()
     }
 
-    /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`, or would hardly be smaller than `input`.
+    /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`, or, for qcow2, would hardly be smaller than `input`.
     func deflate(_ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer) -> Int? {
-        guard unsafe compressibility.isLikely(input), unsafe deflateReset(stream) == Z_OK else { return nil }
+        guard unsafe compressibility?.isLikely(input) ?? true, unsafe deflateReset(stream) == Z_OK else { return nil }
         // zlib reads and writes within these bounds.
         unsafe stream.pointee.next_in = UnsafeMutablePointer(mutating: input.baseAddress?.assumingMemoryBound(to: UInt8.self))
         unsafe stream.pointee.avail_in = UInt32(clamping: input.count)
@@ -79,6 +84,12 @@ enum Compressor: ~Copyable {
             guard let compressor = ZstdCompressor(level: Int32(level ?? 3)) else { throw .system(path: path, SystemCallError("ZSTD_createCCtx", errno: ENOMEM)) }
             self = .zstd(compressor)
         }
+    }
+
+    /// For VMDK's grains.
+    init(grainsWithLevel level: Int?, _ path: String) throws(DiskImageError) {
+        guard let deflater = Deflater(level: Int32(level ?? 4), isGrain: true) else { throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM)) }
+        self = .zlib(deflater)
     }
 
     /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`.

@@ -26,6 +26,11 @@ final class ConversionWork: @unchecked Sendable {
     let identities: [ImageFile.Identity]
     /// The source, if it is a remote disk.
     let remote: NBDDisk?
+    /// See ``ImagePlan``.
+    let flatStart: UInt64?
+    let isStream: Bool
+    let keepsHoles: Bool
+    let extents: NewExtents?
 
     // The planner is used within its own monitor, as it may wait for the source; what follows within the other one: hence `Sendable`.
     private let planning = Monitor()
@@ -34,22 +39,26 @@ final class ConversionWork: @unchecked Sendable {
     private var position: UInt64 = 0
     private var nextNumber: UInt64 = 0
     private var turn: UInt64 = 0
-    private var builder: QCOW2Builder?
+    private var plan: ImagePlan
     private var failure: DiskImageError?
     private var running: Int
 
     /// Bytes that a thread's buffer holds: a huge page.
     private static let preferredPiece: UInt64 = 2 << 20
 
-    init(_ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ file: consuming NewFile) {
-        let isRaw = conversion.format == .raw
+    init(_ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ file: consuming NewFile, _ plan: ImagePlan) {
+        let isFlat = plan.flatStart != nil
         size = planner.image.size
         identities = planner.image.identities
         remote = planner.image.remote
-        unit = isRaw ? 4096 : conversion.options.clusterSize
+        unit = plan.unit
+        flatStart = plan.flatStart
+        isStream = plan.isStream
+        keepsHoles = plan.keepsHoles
+        extents = plan.extents
         pieceSize = max(unit, Self.preferredPiece)
-        coversZeroes = isRaw ? file.deviceSize != nil || conversion.preallocation == .full : conversion.preallocation != .off
-        builder = isRaw ? nil : QCOW2Builder(conversion.options, size: planner.image.size, backing: nil)
+        coversZeroes = isFlat ? file.deviceSize != nil || conversion.preallocation == .full : conversion.preallocation != .off
+        self.plan = plan
         running = conversion.threads
         self.conversion = conversion
         self.sourceOptions = sourceOptions
@@ -65,11 +74,8 @@ final class ConversionWork: @unchecked Sendable {
             throw error
         }
         if let failure { throw failure }
-        if builder != nil {
-            let end = try builder?.finish(file) ?? 0
-            if conversion.preallocation == .falloc { try file.reserve(0, end) }
-        }
-        try file.publish(durably: conversion.durably)
+        try plan.finish(file, conversion.preallocation)
+        try plan.publish(&file, durably: conversion.durably)
     }
 
     private func runThreads(_ progress: (ImageProgress) -> Bool) throws(DiskImageError) {
@@ -101,7 +107,8 @@ final class ConversionWork: @unchecked Sendable {
             if isOver { break }
             if !progress(ImageProgress(done: done, total: size)) { stop(.interrupted(path: conversion.target)) }
         }
-        _ = progress(ImageProgress(done: size, total: size))
+        // Nothing has its name yet.
+        if failure == nil, !progress(ImageProgress(done: size, total: size)) { stop(.interrupted(path: conversion.target)) }
     }
 
     // MARK: - For the threads
@@ -112,7 +119,8 @@ final class ConversionWork: @unchecked Sendable {
             while true {
                 let (isOver, position) = monitor.locked { (failure != nil, self.position) }
                 guard !isOver, position < size else { return nil }
-                if !coversZeroes {
+                // Zeroes may differ from what is under the new image.
+                if !coversZeroes, conversion.backing == nil {
                     let extent = try planner.extent(at: position, limit: size - position)
                     let whole = extent.offset + extent.length == size ? extent.length : extent.length / unit * unit
                     if extent.readsAsZeroes, whole > 0 {
@@ -121,7 +129,9 @@ final class ConversionWork: @unchecked Sendable {
                     }
                 }
                 return monitor.locked {
-                    let piece = Piece(offset: position, length: min(pieceSize, size - position), number: nextNumber)
+                    // A piece belongs to one file.
+                    let length = min(pieceSize, size - position, extents.map { $0.extentSize - position % $0.extentSize } ?? .max)
+                    let piece = Piece(offset: position, length: length, number: nextNumber)
                     self.position += piece.length
                     nextNumber += 1
                     return piece
@@ -132,15 +142,27 @@ final class ConversionWork: @unchecked Sendable {
 
     /// Gives places in the new image to a piece, after those before it.
     /// - Returns: false when the work has been given up.
-    func place(_ piece: Piece, _ body: (inout QCOW2Builder, borrowing NewFile) throws(DiskImageError) -> Void) throws(DiskImageError) -> Bool {
+    func place(_ piece: Piece, _ body: (inout any ImageBuilder, borrowing NewFile) throws(DiskImageError) -> Void) throws(DiskImageError) -> Bool {
         try monitor.locked { () throws(DiskImageError) in
             while turn != piece.number, failure == nil { monitor.wait() }
             guard failure == nil else { return false }
-            if builder != nil { try body(&builder!, file) }
+            if plan.builder != nil { try body(&plan.builder!, file) }
             turn += 1
             monitor.broadcast()
             return true
         }
+    }
+
+    /// Writes a buffer at a place that the builder has given, or at its place of the disk where that lies as it is.
+    func write(_ bytes: UnsafeRawBufferPointer, at place: UInt64) throws(DiskImageError) {
+        // The caller's buffer.
+        if let extents { try unsafe extents.write(bytes, at: place) } else { try unsafe file.write(bytes, at: place) }
+    }
+
+    /// Makes a range of a disk that lies as it is zero.
+    func clear(_ place: UInt64, _ length: UInt64) throws(DiskImageError) {
+        if let extents { return try extents.writeZeroes(place, length) }
+        if file.deviceSize != nil { try file.clear(place, length) } else { try file.writeZeroes(place, length) }
     }
 
     /// Gives the work up; the first reason is the one that is told.

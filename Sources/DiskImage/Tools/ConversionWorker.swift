@@ -16,6 +16,8 @@ internal import Linux
     private var memory: UnsafeMutableRawPointer
     /// Compressed clusters of a piece, one after the other; it takes no memory before it is touched.
     private let compressed: TransferBuffer
+    /// What the new image stands on.
+    private var base: Base?
     private let compressor: Compressor?
     /// Where in the piece the source has data, in order.
     private var data: [Range<Int>] = []
@@ -41,9 +43,16 @@ internal import Linux
         let size = Int(work.pieceSize)
         buffers = try TransferBuffer(2 * size, path)
         unsafe memory = buffers.start
-        compressed = try TransferBuffer(size, path)
-        compressor = try work.conversion.compresses ? Compressor(work.conversion.options.compression, level: work.conversion.compressionLevel, path) : nil
+        let level = work.conversion.compressionLevel
+        if work.isStream {
+            compressed = try TransferBuffer(size / Int(work.unit) * VMDKGrain.room, path)
+            compressor = try Compressor(grainsWithLevel: level, path)
+        } else {
+            compressed = try TransferBuffer(size, path)
+            compressor = try work.conversion.compresses ? Compressor(work.conversion.options.compression, level: level, path) : nil
+        }
         reader = ImageReader(image)
+        base = try work.conversion.openBacking { image throws(DiskImageError) in try Base(image, size, path) }
         self.work = work
     }
 
@@ -57,7 +66,7 @@ internal import Linux
             try prepare(1 - current)
             try read(piece, current)
             unsafe memory = buffers.start + current * Int(work.pieceSize)
-            if work.conversion.format == .raw { try writeRaw(piece) } else { try writeClusters(piece) }
+            if let start = work.flatStart { try writeRaw(piece, start) } else { try writeClusters(piece) }
             current = 1 - current
         }
     }
@@ -109,15 +118,18 @@ internal import Linux
         unsafe UnsafeMutableRawBufferPointer(start: buffers.start + buffer * Int(work.pieceSize) + Int(start), count: Int(count))
     }
 
-    // MARK: - Raw
+    // MARK: - The disk as it is
 
-    private func writeRaw(_ piece: ConversionWork.Piece) throws(DiskImageError) {
-        guard !work.coversZeroes else { return try writeRawWithZeroes(piece) }
-        for range in data { try writeNonzero(range, piece) }
+    /// - Parameter start: where the disk begins in its file.
+    private func writeRaw(_ piece: ConversionWork.Piece, _ start: UInt64) throws(DiskImageError) {
+        let place = start + piece.offset
+        guard !work.coversZeroes else { return try writeRawWithZeroes(piece, place) }
+        for range in data { try writeNonzero(range, at: place + UInt64(range.lowerBound)) }
     }
 
-    /// Writes what of a range is not zero, by pages of the disk.
-    private func writeNonzero(_ range: Range<Int>, _ piece: ConversionWork.Piece) throws(DiskImageError) {
+    /// Writes what of a range of the buffer is not zero, by pages.
+    /// - Parameter place: of the range.
+    private func writeNonzero(_ range: Range<Int>, at place: UInt64) throws(DiskImageError) {
         let page = 4096
         var start = range.lowerBound
         while start < range.upperBound {
@@ -129,40 +141,44 @@ internal import Linux
             while end < range.upperBound, unsafe clinux_zero_prefix(memory + end, min(page, range.upperBound - end)) < min(page, range.upperBound - end) {
                 end = min(end + page, range.upperBound)
             }
-            try unsafe work.file.write(UnsafeRawBufferPointer(start: memory + start, count: end - start), at: piece.offset + UInt64(start))
+            try unsafe work.write(UnsafeRawBufferPointer(start: memory + start, count: end - start), at: place + UInt64(start - range.lowerBound))
             start = end
         }
     }
 
     /// On a device, and where space is wanted for all: what the source has nothing for is made zero too.
-    private func writeRawWithZeroes(_ piece: ConversionWork.Piece) throws(DiskImageError) {
+    private func writeRawWithZeroes(_ piece: ConversionWork.Piece, _ place: UInt64) throws(DiskImageError) {
         var done = 0
         for range in data + [Int(piece.length)..<Int(piece.length)] {
-            if done < range.lowerBound {
-                let place = piece.offset + UInt64(done), count = UInt64(range.lowerBound - done)
-                if work.file.deviceSize != nil { try work.file.clear(place, count) } else { try work.file.writeZeroes(place, count) }
-            }
+            if done < range.lowerBound { try work.clear(place + UInt64(done), UInt64(range.lowerBound - done)) }
             // A range of data, within the buffer.
-            try unsafe work.file.write(UnsafeRawBufferPointer(start: memory + range.lowerBound, count: range.count), at: piece.offset + UInt64(range.lowerBound))
+            try unsafe work.write(UnsafeRawBufferPointer(start: memory + range.lowerBound, count: range.count), at: place + UInt64(range.lowerBound))
             done = range.upperBound
         }
     }
 
-    // MARK: - qcow2
+    // MARK: - Clusters
 
     private func writeClusters(_ piece: ConversionWork.Piece) throws(DiskImageError) {
         let size = Int(work.unit)
         let count = (Int(piece.length) + size - 1) / size
         fillGaps(upTo: count * size)
         var kinds = [Cluster](repeating: .zero, count: count)
+        try base?.read(piece)
+        if base != nil { compareZeroes(piece, &kinds) }
         var compressedSize = 0
         for range in data {
             for index in range.lowerBound / size...(range.upperBound - 1) / size where kinds[index] == .zero {
                 // A cluster of the buffer, then the room behind what has been compressed.
                 let cluster = unsafe UnsafeRawBufferPointer(start: memory + index * size, count: size)
-                if unsafe clinux_zero_prefix(cluster.baseAddress, size) == size { continue }
+                if base != nil {
+                    kinds[index] = unsafe compare(cluster, piece, index)
+                    if kinds[index] != .data { continue }
+                } else if unsafe clinux_zero_prefix(cluster.baseAddress, size) == size {
+                    continue
+                }
                 kinds[index] = .data
-                if let length = unsafe compress(cluster, at: compressedSize) {
+                if let length = unsafe compress(cluster, of: piece.offset + UInt64(index * size), at: compressedSize) {
                     kinds[index] = .compressed(start: compressedSize, length: length)
                     compressedSize += length
                 }
@@ -175,6 +191,9 @@ internal import Linux
             while index < count {
                 switch kinds[index] {
                 case .zero where !work.coversZeroes:
+                    index += 1
+                case .cleared:
+                    try builder.mapZeroes(first + UInt64(index), file)
                     index += 1
                 case .compressed(let start, let length):
                     let cluster = first + UInt64(index)
@@ -194,10 +213,34 @@ internal import Linux
         }
         guard isPlaced else { return }
         for write in writes {
+            if work.keepsHoles, write.source == .buffer {
+                try writeNonzero(write.start..<write.start + write.count, at: write.place)
+                continue
+            }
             // What was noted above, within one of the buffers.
             let start = unsafe write.source == .buffer ? memory : compressed.start
-            try unsafe work.file.write(UnsafeRawBufferPointer(start: start + write.start, count: write.count), at: write.place)
+            try unsafe work.write(UnsafeRawBufferPointer(start: start + write.start, count: write.count), at: write.place)
         }
+    }
+
+    /// Of the clusters without any data of the source: where the backing file has something, zeroes have to be said.
+    private func compareZeroes(_ piece: ConversionWork.Piece, _ kinds: inout [Cluster]) {
+        let size = Int(work.unit)
+        for index in kinds.indices {
+            let range = index * size..<min((index + 1) * size, Int(piece.length))
+            guard !data.contains(where: { $0.overlaps(range) }), base?.isZero(range) == false else { continue }
+            kinds[index] = work.conversion.options.compatibility == .version2 ? .data : .cleared
+            // A cluster of the buffer, which is written as it is.
+            if kinds[index] == .data { unsafe (memory + range.lowerBound).initializeMemory(as: UInt8.self, repeating: 0, count: size) }
+        }
+    }
+
+    /// What a cluster with data of the source is over the backing file.
+    private func compare(_ cluster: UnsafeRawBufferPointer, _ piece: ConversionWork.Piece, _ index: Int) -> Cluster {
+        let start = index * cluster.count, range = start..<min(start + cluster.count, Int(piece.length))
+        if unsafe base?.isEqual(cluster, range) == true { return .zero }
+        guard unsafe clinux_zero_prefix(cluster.baseAddress, cluster.count) == cluster.count else { return .data }
+        return work.conversion.options.compatibility == .version2 ? .data : .cleared
     }
 
     /// Where a range of data ends or begins within a cluster, the rest of that cluster is zeroes.
@@ -218,15 +261,21 @@ internal import Linux
         clear(done..<min((done + size - 1) / size * size, end))
     }
 
-    /// Compresses a cluster; nil when that is not wanted, or does not make it smaller.
-    private func compress(_ cluster: UnsafeRawBufferPointer, at start: Int) -> Int? {
+    /// Compresses a cluster; nil when that is not wanted, or does not make it smaller where it could be stored as it is.
+    /// - Parameter offset: of the disk.
+    private func compress(_ cluster: UnsafeRawBufferPointer, of offset: UInt64, at start: Int) -> Int? {
+        if work.isStream {
+            // There is room for each grain of a piece.
+            let output = unsafe UnsafeMutableRawBufferPointer(start: compressed.start + start, count: VMDKGrain.room)
+            return unsafe compressor?.storeGrain(cluster, sector: offset >> 9, into: output)
+        }
         // Each is smaller than its cluster, so all of them together are smaller than a piece.
-        unsafe compressor?.compress(cluster, into: UnsafeMutableRawBufferPointer(start: compressed.start + start, count: cluster.count - 1))
+        return unsafe compressor?.compress(cluster, into: UnsafeMutableRawBufferPointer(start: compressed.start + start, count: cluster.count - 1))
     }
 
     /// Gives neighbouring clusters places as they are, and notes which of them are written there.
     private func placeData(
-        _ first: UInt64, _ clusters: Range<Int>, _ kinds: [Cluster], _ builder: inout QCOW2Builder, _ writes: inout [Write], _ file: borrowing NewFile
+        _ first: UInt64, _ clusters: Range<Int>, _ kinds: [Cluster], _ builder: inout any ImageBuilder, _ writes: inout [Write], _ file: borrowing NewFile
     ) throws(DiskImageError) {
         let size = Int(work.unit)
         let cluster = first + UInt64(clusters.lowerBound)
@@ -234,13 +283,13 @@ internal import Linux
         try builder.openTable(of: cluster, file)
         let place = builder.allocate(UInt64(clusters.count))
         let writesZeroes = work.conversion.preallocation == .full
-        if work.conversion.options.extendedL2, !work.coversZeroes {
+        if work.conversion.options.extendedL2, !work.coversZeroes, base == nil {
             for index in clusters {
                 let place = place + UInt64((index - clusters.lowerBound) * size)
-                try builder.map(first + UInt64(index), to: place, subclusters: subclusters(index), file)
+                try builder.map(first + UInt64(index), count: 1, to: place, subclusters: subclusters(index), file)
             }
         } else {
-            try builder.map(cluster, count: UInt64(clusters.count), to: place, file)
+            try builder.map(cluster, count: UInt64(clusters.count), to: place, subclusters: .max, file)
         }
         for index in clusters where kinds[index] != .zero || writesZeroes {
             if kinds[index] == .zero { unsafe (memory + index * size).initializeMemory(as: UInt8.self, repeating: 0, count: size) }
@@ -270,7 +319,10 @@ internal import Linux
     }
 
     private enum Cluster: Equatable {
+        /// Nothing is needed.
         case zero
+        /// Zeroes that the backing file does not have.
+        case cleared
         case data
         case compressed(start: Int, length: Int)
     }

@@ -26,8 +26,12 @@ public struct ImageConversion: Sendable {
     public var sourceOptions = DiskImageOptions(readOnly: true)
     public var target: String
     public var format: ImageFormat
+    /// Which kind of VMDK or VDI image; nil for the usual.
+    public var subformat: ImageSubformat?
     public var options = QCOW2Options()
     public var preallocation = Preallocation.off
+    /// The image that the new one stands on: it gets only what differs from that.
+    public var backing: BackingReference?
     /// Whether clusters are compressed where that makes them smaller.
     public var compresses = false
     /// How hard: zlib's 1 to 9, zstd's 1 to 19; nil for the usual.
@@ -61,37 +65,65 @@ public struct ImageConversion: Sendable {
         sourceOptions.metadataCacheSize = min(sourceOptions.metadataCacheSize, 1 << 20)
         let image = try DiskImage(path: source, options: sourceOptions)
         let size = image.size
-        try check(size)
+        let kind = try ImageSubformat.resolve(subformat, format: format, compresses: compresses, target)
+        try check(size, kind)
         // Before our own lock of the source tells that it is in use.
         var status = stat()
         if unsafe stat(target, &status) == 0, let index = image.identities.firstIndex(of: ImageFile.Identity(status)), replacing {
             throw .sameFile(path: target, other: image.files[index])
         }
+        // Its own file must not be the one that is replaced.
+        try openBacking { base throws(DiskImageError) in
+            guard replacing, unsafe stat(target, &status) == 0, let index = base.identities.firstIndex(of: ImageFile.Identity(status)) else { return }
+            throw .sameFile(path: target, other: base.files[index])
+        }
         let file = try NewFile(path: target, replacing: replacing, cache: cache)
         if let deviceSize = file.deviceSize {
             guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
             guard deviceSize >= size else { throw .tooSmall(path: target, needed: size, size: deviceSize) }
-        } else if format == .raw {
-            try file.setSize(size)
-            if preallocation == .falloc { try file.reserve(0, size) }
         }
-        try ConversionWork(self, sourceOptions, ImageReader(image), file).run(progress)
+        let plan = try ImagePlan(
+            format, kind, options, size: size, backing: backing, path: target, replacing: replacing, cache: cache, sources: image.identities)
+        if file.deviceSize == nil { try plan.prepare(file, size: size, preallocation) }
+        try ConversionWork(self, sourceOptions, ImageReader(image), file, plan).run(progress)
     }
 
-    private func check(_ size: UInt64) throws(DiskImageError) {
+    private func check(_ size: UInt64, _ kind: ImageSubformat?) throws(DiskImageError) {
         guard Self.possibleThreads.contains(threads) else {
             throw .impossible(path: target, reason: "\(threads) threads; \(Self.possibleThreads.lowerBound) to \(Self.possibleThreads.upperBound) are possible")
         }
         if format == .qcow2 {
-            try options.check(target, size: size, preallocation: preallocation, backing: nil)
+            try options.check(target, size: size, preallocation: preallocation, backing: backing)
+            guard backing == nil || preallocation == .off else { throw .impossible(path: target, reason: "what is set aside would hide the backing file") }
             guard options.dataFile == nil else { throw .impossible(path: target, reason: "a converted image keeps its data in itself") }
             guard !compresses || preallocation == .off else { throw .impossible(path: target, reason: "compressed clusters have no place set aside for them") }
-            let levels = options.compression == .zlib ? 1...9 : 1...19
-            guard let level = compressionLevel, !levels.contains(level) else { return }
-            throw .impossible(path: target, reason: "compression level \(level); \(options.compression) has \(levels.lowerBound) to \(levels.upperBound)")
+            return try checkLevel(options.compression)
         }
+        if let kind {
+            try kind.check(target, size: size, preallocation: preallocation, options: options, backing: backing)
+            return try checkLevel(.zlib)
+        }
+        guard backing == nil else { throw .impossible(path: target, reason: "a raw image has no backing file; qcow2 does") }
         guard !compresses else { throw .impossible(path: target, reason: "raw images are not compressed; qcow2 can be") }
         guard options == QCOW2Options() else { throw .impossible(path: target, reason: "a raw image has no options of qcow2") }
         guard preallocation != .metadata else { throw .impossible(path: target, reason: "a raw image has no metadata; falloc and full set space aside") }
+    }
+
+    /// The backing image, if there is to be one, opened for reading.
+    func openBacking<Answer: ~Copyable>(_ body: (consuming DiskImage) throws(DiskImageError) -> Answer) throws(DiskImageError) -> Answer? {
+        guard let backing else { return nil }
+        do throws(DiskImageError) {
+            let options = DiskImageOptions(format: backing.format, readOnly: true, metadataCacheSize: 1 << 20)
+            return try body(DiskImage(path: backingPath(backing.name, of: target), options: options))
+        } catch {
+            if case .sameFile = error { throw error }
+            throw .backing(of: target, error)
+        }
+    }
+
+    private func checkLevel(_ compression: CompressionType) throws(DiskImageError) {
+        let levels = compression == .zlib ? 1...9 : 1...19
+        guard let level = compressionLevel, !levels.contains(level) else { return }
+        throw .impossible(path: target, reason: "compression level \(level); \(compression) has \(levels.lowerBound) to \(levels.upperBound)")
     }
 }

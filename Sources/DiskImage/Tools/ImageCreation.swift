@@ -6,6 +6,8 @@ public struct ImageCreation: Sendable {
     public var format: ImageFormat
     /// Bytes of the disk, rounded up to whole sectors of 512; nil takes the backing image's.
     public var size: UInt64?
+    /// Which kind of VMDK or VDI image; nil for the usual.
+    public var subformat: ImageSubformat?
     public var options = QCOW2Options()
     public var preallocation = Preallocation.off
     public var backing: BackingReference?
@@ -28,13 +30,10 @@ public struct ImageCreation: Sendable {
     public func create() throws(DiskImageError) -> UInt64 {
         try format.requireMakeable(path)
         let size = try diskSize()
-        try check(size)
+        let kind = try ImageSubformat.resolve(subformat, format: format, compresses: false, path)
+        try check(size, kind)
         var file = try NewFile(path: path, replacing: replacing)
-        if format == .raw {
-            try file.setSize(size)
-            if preallocation == .falloc { try file.reserve(0, size) }
-            if preallocation == .full { try file.writeZeroes(0, size) }
-        } else {
+        if format == .qcow2 {
             let dataPath = try options.dataFile.map { name throws(DiskImageError) in try backingPath(name, of: path) }
             var data = try dataPath.map { path throws(DiskImageError) in try NewFile(path: path, replacing: replacing) }
             try data?.setSize(size)
@@ -47,12 +46,19 @@ public struct ImageCreation: Sendable {
             }
             return size
         }
-        try file.publish(durably: durably)
+        var plan = try ImagePlan(format, kind, options, size: size, backing: nil, path: path, replacing: replacing)
+        try plan.prepare(file, size: size, preallocation)
+        if preallocation == .full, let start = plan.flatStart {
+            if let extents = plan.extents { try extents.writeZeroes(0, size) } else { try file.writeZeroes(start, size) }
+        }
+        try plan.finish(file, preallocation)
+        try plan.publish(&file, durably: durably)
         return size
     }
 
     /// Refuses what cannot be before there is a file.
-    private func check(_ size: UInt64) throws(DiskImageError) {
+    private func check(_ size: UInt64, _ kind: ImageSubformat?) throws(DiskImageError) {
+        if let kind { return try kind.check(path, size: size, preallocation: preallocation, options: options, backing: backing) }
         if format == .qcow2 { return try options.check(path, size: size, preallocation: preallocation, backing: backing) }
         guard size <= DiskImage.maximumSize else { throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most") }
         guard backing == nil else { throw .impossible(path: path, reason: "a raw image has no backing file; qcow2 does") }

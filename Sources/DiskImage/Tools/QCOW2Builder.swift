@@ -64,6 +64,12 @@ struct QCOW2Builder {
         }
     }
 
+    /// Has a cluster of the disk read as zeroes, as only version 3 can.
+    mutating func mapZeroes(_ cluster: UInt64, _ file: borrowing NewFile) throws(DiskImageError) {
+        // With subclusters each has a bit that says so.
+        try set(cluster, options.extendedL2 ? 0 : 1, UInt64(UInt32.max) << 32, file)
+    }
+
     /// A place for the `length` bytes of a compressed cluster of the disk, which is mapped there; nil when the format can have no such place, so
     /// that the cluster is to be stored as it is.
     mutating func mapCompressed(_ cluster: UInt64, length: Int, _ file: borrowing NewFile) throws(DiskImageError) -> UInt64? {

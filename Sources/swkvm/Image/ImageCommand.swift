@@ -7,7 +7,8 @@ struct ImageCommand: ParsableCommand {
         commandName: "image",
         abstract: "Make, examine, convert and change disk images.",
         discussion: """
-            Formats are raw and qcow2. A file's format is what its extension says (.raw, .img, .qcow2) or what --format states; contents \
+            Formats are raw, qcow2, VMDK and VDI, and for reading VHD and VHDX. A file's format is what its extension says (.raw, .img, .qcow2, \
+            .vmdk, .vdi, .vhd, .vhdx) or what --format states; contents \
             are never asked. Verbs, options and output are in the manner of qemu-img.
 
             EXIT STATUS
@@ -68,3 +69,9 @@ enum ImageTool {
 }
 
 extension ImageFormat: ExpressibleByArgument {}
+
+/// The file with the data of an image that keeps it outside: its name in the image is not followed, since what it names may be written.
+struct DataFileOption: ParsableArguments {
+    @Option(help: ArgumentHelp("The file with the data of a qcow2 image that keeps it outside.", valueName: "file"))
+    var dataFile: String?
+}

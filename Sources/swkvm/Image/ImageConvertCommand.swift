@@ -15,22 +15,32 @@ struct ImageConvertCommand: ParsableCommand {
             EXAMPLES
               swkvm image convert disk.raw disk.qcow2
               swkvm image convert --compress --compression-type zstd disk.qcow2 small.qcow2
+              swkvm image convert --subformat streamOptimized disk.qcow2 disk.vmdk
               swkvm image convert --force disk.qcow2 /dev/vg/disk --target-format raw
             """)
 
     @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: raw or qcow2. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: what its extension says.", valueName: "format"))
     var targetFormat: ImageFormat?
 
-    @Flag(name: [.short, .long], help: "Compress clusters (qcow2).")
+    @Flag(name: [.short, .long], help: "Compress clusters (qcow2, and VMDK as streamOptimized).")
     var compress = false
 
     @Option(help: ArgumentHelp("How hard to compress: 1 to 9 for zlib, 1 to 19 for zstd.", valueName: "n"))
     var compressionLevel: Int?
 
     @OptionGroup var layout: LayoutOptions
+
+    @Option(name: [.customShort("B"), .long], help: ArgumentHelp(
+        "Stand on this image, and keep only what differs from it (qcow2); relative to the target's directory.", valueName: "file"))
+    var backing: String?
+
+    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))
+    var backingFormat: ImageFormat?
+
+    @OptionGroup var data: DataFileOption
 
     @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one for each processor.", valueName: "n"))
     var threads: Int?
@@ -64,8 +74,11 @@ struct ImageConvertCommand: ParsableCommand {
             var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat, orExtensionOf: target))
             conversion.sourceOptions.format = format
             conversion.sourceOptions.allowsBacking = !noBacking
+            conversion.subformat = layout.subformat
             conversion.options = layout.options
             conversion.preallocation = layout.preallocation
+            if let backing { conversion.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
+            conversion.sourceOptions.dataFile = data.dataFile
             conversion.compresses = compress
             conversion.compressionLevel = compressionLevel
             if let threads { conversion.threads = threads }

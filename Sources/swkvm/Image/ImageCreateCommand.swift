@@ -16,7 +16,7 @@ struct ImageCreateCommand: ParsableCommand {
               swkvm image create --preallocation falloc data.raw 100G
             """)
 
-    @Option(name: [.short, .customShort("O"), .long], help: ArgumentHelp("raw or qcow2. Default: what the file's extension says.", valueName: "format"))
+    @Option(name: [.short, .customShort("O"), .long], help: ArgumentHelp("\(ImageFormat.makeableNames). Default: what the file's extension says.", valueName: "format"))
     var format: ImageFormat?
 
     @OptionGroup var layout: LayoutOptions
@@ -55,6 +55,7 @@ struct ImageCreateCommand: ParsableCommand {
         let disk = try ImageTool.run { () throws(DiskImageError) in
             let format = try ImageFormat(format, orExtensionOf: file)
             var creation = ImageCreation(path: file, format: format, size: (size ?? sizeOption)?.bytes)
+            creation.subformat = layout.subformat
             creation.options = layout.options
             creation.options.dataFile = dataFile
             creation.options.dataFileIsRaw = dataFileRaw
@@ -88,7 +89,11 @@ struct LayoutOptions: ParsableArguments {
     @Option(help: ArgumentHelp("qcow2: how clusters are compressed: zlib or zstd.", valueName: "type"))
     var compressionType = CompressionType.zlib
 
-    @Option(help: ArgumentHelp("What is set aside: off, metadata, falloc or full.", valueName: "mode"))
+    @Option(help: ArgumentHelp(
+        "vmdk: \(ImageSubformat.names(of: .vmdk)); vdi: \(ImageSubformat.names(of: .vdi)). Default: the first.", valueName: "kind"))
+    var subformat: ImageSubformat?
+
+    @Option(help: ArgumentHelp("What is set aside: off, metadata (qcow2), falloc or full (not in sparse VMDK and VDI).", valueName: "mode"))
     var preallocation = Preallocation.off
 
     var options: QCOW2Options {
@@ -105,3 +110,4 @@ struct LayoutOptions: ParsableArguments {
 
 extension QCOW2Compatibility: ExpressibleByArgument {}
 extension CompressionType: ExpressibleByArgument {}
+extension ImageSubformat: ExpressibleByArgument {}

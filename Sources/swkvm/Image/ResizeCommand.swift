@@ -48,6 +48,8 @@ struct ImageResizeCommand: ParsableCommand {
     @Option(help: "The image's format; by default that of its extension.")
     var format: ImageFormat?
 
+    @OptionGroup var data: DataFileOption
+
     @Flag(help: "Let the disk get shorter.")
     var shrink = false
 
@@ -62,7 +64,7 @@ struct ImageResizeCommand: ParsableCommand {
 
     func run() throws {
         try ImageTool.run { () throws(DiskImageError) in
-            var engine = try DiskEngine(DiskImage(path: file, options: DiskImageOptions(format: format)), depth: 1)
+            var engine = try DiskEngine(DiskImage(path: file, options: DiskImageOptions(format: format, dataFile: data.dataFile)), depth: 1)
             let old = engine.image.size
             guard let new = size.applied(to: old) else {
                 throw .resize(path: file, reason: "it has \(old) bytes, from which \(size.amount.bytes) cannot be \(size.sign == .plus ? "counted on" : "taken")")

@@ -14,15 +14,23 @@ struct ImageSnapshotCommand: ParsableCommand {
         subcommands: [List.self, Create.self, Apply.self, Delete.self])
 
     struct Image: ParsableArguments {
+        @Option(help: "The image's format, which has to be qcow2. Default: that, unless the extension says another.")
+        var format: ImageFormat?
+
+        @OptionGroup var data: DataFileOption
+
         @Argument(help: "The image.", completion: .file())
         var file: String
 
         func open(readOnly: Bool = false) throws(DiskImageError) -> DiskEngine {
+            if let format, format != .qcow2 {
+                throw .notOfFormat(path: file, format: "qcow2", reason: "--format says \(format.name), and only qcow2 images have snapshots")
+            }
             // A name that says raw is no obstacle: many qcow2 images end in .img.
-            if let format = try? ImageFormat(extensionOf: file), format != .qcow2, format != .raw {
+            if format == nil, let format = try? ImageFormat(extensionOf: file), format != .qcow2, format != .raw {
                 throw .notOfFormat(path: file, format: "qcow2", reason: "its name says \(format.name), and only qcow2 images have snapshots")
             }
-            return try DiskEngine(DiskImage(path: file, options: DiskImageOptions(format: .qcow2, readOnly: readOnly)), depth: 1)
+            return try DiskEngine(DiskImage(path: file, options: DiskImageOptions(format: .qcow2, readOnly: readOnly, dataFile: data.dataFile)), depth: 1)
         }
     }
 

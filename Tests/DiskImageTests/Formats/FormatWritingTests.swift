@@ -11,7 +11,7 @@ import Testing
         let seed = kind.testDescription.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 1)) { $0 &* 31 &+ UInt64($1) } &+ (isEmpty ? 1 : 0)
         let contents = isEmpty ? [UInt8](repeating: 0, count: kind.size) : QCOW2ImageTests.sparse(kind.size, seed: seed)
         let path = try directory.make(kind, contents)
-        try randomOperations(path, kind.format, contents, seed: seed)
+        try directory.randomOperations(path, kind.format, contents, seed: seed)
     }
 
     /// An image of three files: two with grain tables, one of them with a cut grain at its end, and a flat one.
@@ -21,29 +21,8 @@ import Testing
         try directory.write("1.flat", [UInt8](repeating: 0, count: sizes[1] + 512))
         let lines = ["RW \(sizes[0] / 512) SPARSE \"0.vmdk\"", "RW \(sizes[1] / 512) FLAT \"1.flat\" 1", "RW \(sizes[2] / 512) SPARSE \"2.vmdk\""]
         let path = try directory.write("disk.vmdk", VMDKDescriptor.text(type: "twoGbMaxExtentSparse", extents: lines, sectors: 1))
-        try randomOperations(path, .vmdk, [UInt8](repeating: 0, count: sizes.reduce(0, +)), seed: 11)
+        try directory.randomOperations(path, .vmdk, [UInt8](repeating: 0, count: sizes.reduce(0, +)), seed: 11)
         #expect(try directory.bytes("1.flat").prefix(512).allSatisfy { $0 == 0 })
-    }
-
-    private func randomOperations(_ path: String, _ format: ImageFormat, _ contents: [UInt8], seed: UInt64) throws {
-        var workload = Workload(contents, seed: seed, maximum: 200 << 10)
-        let rounds = environment("SWKVM_ROUNDS") ?? 40
-        for session in 0..<3 {
-            let options = DiskImageOptions(locking: false, metadataCacheSize: session == 0 ? 0 : 32 << 20)
-            var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 8, usesRing: session != 1)
-            for round in 0..<rounds {
-                try workload.round(&engine)
-                if round % 9 == 8 { try engine.perform(.flush) }
-            }
-            #expect(try isSame(engine.readAll(), workload.model), "seed \(seed)")
-            let damage = engine.image.damage
-            #expect(damage == nil)
-            _ = consume engine
-            expectSound(path, format, "seed \(seed), session \(session)")
-            #expect(try isSame(directory.contents(String(path.split(separator: "/").last!), format), workload.model), "seed \(seed)")
-        }
-        let operations = workload.operations
-        #expect(operations > 3 * rounds)
     }
 
     /// Others see by the content ID that an image has changed, and by a mark that nobody closed it.
@@ -124,5 +103,29 @@ import Testing
         broken.replaceSubrange(21 * 512 + 4..<21 * 512 + 8, with: broken[21 * 512..<21 * 512 + 4])
         try directory.write("disk.vmdk", broken)
         #expect("\(openError(vmdk, unlocked)!)".contains("overlap"))
+    }
+}
+
+extension TemporaryDirectory {
+    /// Random operations in three sessions do to an image what they do to an array; qemu-img finds it sound and reads the same.
+    func randomOperations(_ path: String, _ format: ImageFormat, _ start: [UInt8], seed: UInt64) throws {
+        var workload = Workload(start, seed: seed, maximum: 200 << 10)
+        let rounds = environment("SWKVM_ROUNDS") ?? 40
+        for session in 0..<3 {
+            let options = DiskImageOptions(locking: false, metadataCacheSize: session == 0 ? 0 : 32 << 20)
+            var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 8, usesRing: session != 1)
+            for round in 0..<rounds {
+                try workload.round(&engine)
+                if round % 9 == 8 { try engine.perform(.flush) }
+            }
+            #expect(try isSame(engine.readAll(), workload.model), "seed \(seed)")
+            let damage = engine.image.damage
+            #expect(damage == nil)
+            _ = consume engine
+            expectSound(path, format, "seed \(seed), session \(session)")
+            #expect(try isSame(contents(String(path.split(separator: "/").last!), format), workload.model), "seed \(seed)")
+        }
+        let operations = workload.operations
+        #expect(operations > 3 * rounds)
     }
 }

@@ -2,9 +2,11 @@ import FuzzTargets
 import Glibc
 
 #if LIBFUZZER
-    /// The target that libFuzzer is to try, by its name in SWKVM_FUZZ_TARGET.
+    /// The target that libFuzzer is to try, by its name in SWKVM_FUZZ_TARGET. `none` does nothing with an input: what the program takes then
+    /// is libFuzzer's.
     private let chosen: FuzzTarget = {
         let name = getenv("SWKVM_FUZZ_TARGET").map { String(cString: $0) } ?? ""
+        if name == FuzzTarget.none.name { return .none }
         guard let target = FuzzTarget.all.first(where: { $0.name == name }) else { fatalError("SWKVM_FUZZ_TARGET=\(name) names no target") }
         return target
     }()

@@ -17,7 +17,7 @@ extension FuzzTarget {
             sum(&bytes, at: bytes.count - 512, count: 512, checksum: 64)
             return uses(bytes, .vhd)
         },
-        FuzzTarget(name: "vhdx", seeds: [vhdx()]) { bytes in uses(vhdxFile(bytes), .vhdx) },
+        FuzzTarget(name: "vhdx", seeds: [vhdx(), vhdx(hasLog: true)]) { bytes in uses(vhdxFile(bytes), .vhdx) },
     ]
 
     private static func uses(_ bytes: [UInt8], _ format: ImageFormat) -> Bool { uses([(0, bytes)], format) }
@@ -136,10 +136,11 @@ extension FuzzTarget {
         return file
     }
 
-    /// The parts of a VHDX that say something, one after the other: the header, the table of regions, that of metadata, metadata, and entries of blocks.
-    private static let vhdxParts = [(place: 64 << 10, size: 96), (192 << 10, 96), (1 << 20, 224), (1 << 20 | 64 << 10, 64), (2 << 20, 64)]
+    /// The parts of a VHDX that say something, one after the other: the header, the table of regions, that of metadata, metadata, entries of blocks, and
+    /// the log's only entry, a header and a sector of data.
+    private static let vhdxParts = [(place: 64 << 10, size: 96), (192 << 10, 96), (1 << 20, 224), (1 << 20 | 64 << 10, 64), (2 << 20, 64), (3 << 20, 96), (3 << 20 | 4096, 4096)]
 
-    private static func vhdx() -> [UInt8] {
+    private static func vhdx(hasLog: Bool = false) -> [UInt8] {
         var header = [UInt8](repeating: 0, count: 96), regions = header, table = [UInt8](repeating: 0, count: 224), items = [UInt8](repeating: 0, count: 64), blocks = items
         header.replaceSubrange(0..<4, with: "head".utf8)
         put(&header, 8, 1, 8)
@@ -167,13 +168,29 @@ extension FuzzTarget {
         put(&items, 16, 512, 4)
         put(&blocks, 8, 2 << 20 | 6, 8)
         put(&blocks, 16, 2, 8)
-        return header + regions + table + items + blocks
+        var log = [UInt8](repeating: 0, count: 96), data = [UInt8](repeating: 0, count: 4096)
+        put(&header, 68, 1 << 20, 4)
+        put(&header, 72, 3 << 20, 8)
+        if hasLog {
+            // The table's first sector waits in the log, with the same bytes.
+            put(&header, 48, 1, 8)
+            log.replaceSubrange(0..<4, with: "loge".utf8)
+            for (place, value, width) in [(8, 8192, 4), (16, 5, 8), (24, 1, 4), (32, 1, 8), (48, 4 << 20, 8), (56, 4 << 20, 8), (80, 2 << 20, 8), (88, 5, 8)] as [(Int, UInt64, Int)] {
+                put(&log, place, value, width)
+            }
+            log.replaceSubrange(64..<68, with: "desc".utf8)
+            data.replaceSubrange(8..<64, with: blocks[8..<64])
+            data.replaceSubrange(0..<4, with: "data".utf8)
+            put(&data, 4, 0, 4)
+            put(&data, 4092, 5, 4)
+        }
+        return header + regions + table + items + blocks + log + data
     }
 
-    /// The pieces of the file that an input is; all else are zeroes, up to its end at 3 MiB.
+    /// The pieces of the file that an input is; all else are zeroes, up to its end at 4 MiB.
     private static func vhdxFile(_ input: [UInt8]) -> [(place: Int, bytes: [UInt8])] {
         var rest = input[...]
-        var pieces: [(place: Int, bytes: [UInt8])] = [(0, Array("vhdxfile".utf8)), (3 << 20 - 1, [0])]
+        var pieces: [(place: Int, bytes: [UInt8])] = [(0, Array("vhdxfile".utf8)), (4 << 20 - 1, [0])]
         for (place, size) in vhdxParts {
             var bytes = Array(rest.prefix(size))
             rest = rest.dropFirst(size)
@@ -183,7 +200,11 @@ extension FuzzTarget {
             }
             pieces.append((place, bytes))
         }
-        return pieces
+        // The log's entry is summed as a whole.
+        let data = pieces.removeLast(), log = pieces.removeLast()
+        var entry = log.bytes + [UInt8](repeating: 0, count: 4096 - log.bytes.count) + data.bytes + [UInt8](repeating: 0, count: 4096 - data.bytes.count)
+        if entry.starts(with: "loge".utf8) { put(&entry, 4, UInt64(CRC32C.checksum(entry, zeroes: 4..<8)), 4) }
+        return pieces + [(log.place, entry)]
     }
 
     // MARK: - Bytes

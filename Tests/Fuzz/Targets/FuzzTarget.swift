@@ -9,6 +9,9 @@ public struct FuzzTarget: Sendable {
     /// Uses an input. Any error is an answer; a trap or a broken promise ends the process. True if the input was accepted.
     public let run: @Sendable ([UInt8]) -> Bool
 
+    /// Nothing, for what the program takes without a target.
+    public static let none = FuzzTarget(name: "none", seeds: []) { _ in false }
+
     public static let all = [kernel, compressedKernel] + disks + [nbd]
 }
 
