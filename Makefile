@@ -15,7 +15,7 @@ BENCH   := $(STATIC) --product swkvm-bench
 
 # Debian packages, by what needs them. Both packages of gdb do, but not beside each other.
 GDB            := $(if $(shell command -v gdb),,gdb-minimal)
-BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev
+BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev libssl-dev
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
 TEST_PACKAGES  := qemu-system-x86 qemu-utils iproute2 iputils-ping acpica-tools dmidecode $(GDB)
 LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs lz4 xz-utils $(GDB)

@@ -80,6 +80,7 @@ public struct DiskCompletion: Sendable {
     var parkedOperation: Int32 = -1
     /// The number of the next operation.
     var sequence: UInt64 = 0
+    let encryption: EngineEncryption
 
     static let zeroesSize = 64 << 10
 
@@ -113,6 +114,7 @@ public struct DiskCompletion: Sendable {
         let zeroes = try memory(Self.zeroesSize, image.path)
         let copies = try Copies(image.managesClusters ? image.clusterSize ?? 0 : 0, image.path)
         let requestCount = depth + copies.count
+        encryption = try EngineEncryption(image)
         freeCopy = copies.count > 0 ? 0 : -1
         self.copies = copies
         self.calls = calls
@@ -266,6 +268,7 @@ public struct DiskCompletion: Sendable {
     private func refusal(_ request: Request) -> Int32? {
         guard request.offset <= image.size, request.length <= image.size - request.offset else { return EINVAL }
         if request.operation != .read, request.operation != .flush, image.isReadOnly { return EROFS }
+        if encryption.isUsed, let error = encryption.refusal(request) { return error }
         guard request.isTransfer else { return nil }
         guard request.segments >= 0, request.segments <= maximumSegments else { return EINVAL }
         var sum: UInt64 = 0

@@ -24,6 +24,8 @@ final class ConversionWork: @unchecked Sendable {
     let coversZeroes: Bool
     private(set) var file: NewFile
     let identities: [ImageFile.Identity]
+    /// What encrypts the new image.
+    let cipher: SectorCipher?
 
     // What follows is used within the monitor only: hence `Sendable`.
     private let monitor = Monitor()
@@ -38,14 +40,16 @@ final class ConversionWork: @unchecked Sendable {
     /// Bytes that a thread's buffer holds: small enough to be in the processor's cache when they are looked through and written.
     private static let preferredPiece: UInt64 = 512 << 10
 
-    init(_ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ file: consuming NewFile) {
+    init(_ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ file: consuming NewFile) throws(DiskImageError) {
         let isRaw = conversion.format == .raw
+        let volume = try conversion.options.encryption?.makeVolume(conversion.target)
+        cipher = try volume?.cipher(path: conversion.target)
         size = planner.image.size
         identities = planner.image.identities
         unit = isRaw ? 4096 : conversion.options.clusterSize
         pieceSize = max(unit, Self.preferredPiece)
         coversZeroes = isRaw ? file.deviceSize != nil || conversion.preallocation == .full : conversion.preallocation != .off
-        builder = isRaw ? nil : QCOW2Builder(conversion.options, size: planner.image.size, backing: nil)
+        builder = isRaw ? nil : QCOW2Builder(conversion.options, size: planner.image.size, backing: nil, volume: volume)
         running = conversion.threads
         self.conversion = conversion
         self.sourceOptions = sourceOptions

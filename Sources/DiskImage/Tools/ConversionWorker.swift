@@ -59,7 +59,7 @@ internal import Linux
             // Inside the buffer, which holds a piece.
             let memory = unsafe UnsafeMutableRawBufferPointer(start: buffer.start + start, count: count)
             if let place = extent.fileOffset, extent.kind == .data {
-                try unsafe reader.read(memory, from: place, ofFile: extent.file)
+                try unsafe reader.read(memory, from: place, ofFile: extent.file, diskOffset: extent.offset)
             } else {
                 try unsafe reader.read(memory, at: extent.offset)
             }
@@ -154,6 +154,8 @@ internal import Linux
         for write in writes {
             // What was noted above, within one of the buffers.
             let start = unsafe write.source == .buffer ? buffer.start : compressed.start
+            // The buffer is not looked at again.
+            unsafe work.cipher?.encrypt(start + write.start, write.count, place: write.place, offset: 0)
             try unsafe work.file.write(UnsafeRawBufferPointer(start: start + write.start, count: write.count), at: write.place)
         }
     }

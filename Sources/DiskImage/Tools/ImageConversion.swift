@@ -72,6 +72,7 @@ public struct ImageConversion: Sendable {
         if format == .qcow2 {
             try options.check(target, size: size, preallocation: preallocation, backing: nil)
             guard options.dataFile == nil else { throw .impossible(path: target, reason: "a converted image keeps its data in itself") }
+            guard !compresses || options.encryption == nil else { throw .impossible(path: target, reason: "compressed clusters are not encrypted, so an image has the one or the other") }
             guard !compresses || preallocation == .off else { throw .impossible(path: target, reason: "compressed clusters have no place set aside for them") }
             let levels = options.compression == .zlib ? 1...9 : 1...19
             guard let level = compressionLevel, !levels.contains(level) else { return }

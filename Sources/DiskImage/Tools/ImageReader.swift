@@ -93,7 +93,7 @@ public struct ImageExtent: Sendable, Equatable {
             switch extent {
             case .data(let place, let length):
                 moved = Int(length)
-                try unsafe transfer(start + done, moved, at: place, search.file)
+                try unsafe transfer(start + done, moved, at: place, search.file, diskOffset: offset + UInt64(done))
             case .zero(let length):
                 moved = Int(length)
                 unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: moved)
@@ -115,9 +115,10 @@ public struct ImageExtent: Sendable, Equatable {
     }
 
     /// Reads what an extent of data says, from the file that has it.
-    func read(_ buffer: UnsafeMutableRawBufferPointer, from offset: UInt64, ofFile file: Int) throws(DiskImageError) {
+    /// - Parameter diskOffset: where that is on the disk.
+    func read(_ buffer: UnsafeMutableRawBufferPointer, from offset: UInt64, ofFile file: Int, diskOffset: UInt64) throws(DiskImageError) {
         guard let start = buffer.baseAddress else { return }
-        try unsafe transfer(start, buffer.count, at: offset, file)
+        try unsafe transfer(start, buffer.count, at: offset, file, diskOffset: diskOffset)
     }
 
     // MARK: - Files
@@ -138,7 +139,9 @@ public struct ImageExtent: Sendable, Equatable {
         if error != 0 { throw .request(path: image.path, SystemCallError("pread", errno: error)) }
     }
 
-    private func transfer(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int) throws(DiskImageError) {
+    private func transfer(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
+        let isEncrypted = image.isEncrypted(layer)
+        if isEncrypted { try image.requireOpenData() }
         var done = 0
         while done < count {
             let place = offset + UInt64(done)
@@ -154,14 +157,18 @@ public struct ImageExtent: Sendable, Equatable {
                 // Zeroes follow the end of the file, unless it was cut since it was opened.
                 guard image.isEnd(place, layer) else { throw .request(path: image.path, SystemCallError("pread", errno: EIO)) }
                 unsafe (buffer + done).initializeMemory(as: UInt8.self, repeating: 0, count: count - done)
-                return
+                break
             }
             done += got
         }
+        // Whole sectors, as all of an encrypted disk is made of.
+        if isEncrypted { unsafe image.decrypt(buffer, count, file: layer, place: offset, offset: diskOffset) }
     }
 
     /// Whether a file has data at a place, and up to where it is the same; what the file system cannot tell is data.
     private mutating func hole(at place: UInt64, _ layer: Int) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
+        // Holes of what is encrypted are no zeroes.
+        if image.isEncrypted(layer) { return (true, .max) }
         let last = known[layer]
         if last.start <= place, place < last.end { return (last.isData, last.end) }
         let file = image.dataDescriptor(layer)

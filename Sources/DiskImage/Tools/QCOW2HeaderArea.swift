@@ -11,6 +11,7 @@ struct QCOW2HeaderArea {
         static let backingOffset = 8
         static let backingLength = 16
         static let size = 24
+        static let encryptionMethod = 32
         static let l1Count = 36
         static let l1Offset = 40
         static let refcountTableOffset = 48
@@ -24,6 +25,7 @@ struct QCOW2HeaderArea {
         static let backingFormat: UInt32 = 0xe279_2aca
         static let featureNames: UInt32 = 0x6803_f857
         static let dataFile: UInt32 = 0x4441_5441
+        static let encryption: UInt32 = 0x0537_be77
     }
 
     /// The area of a new image.
