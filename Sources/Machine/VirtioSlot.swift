@@ -45,7 +45,9 @@ struct VirtioSlot: Sendable {
 
     private static func makeDisk(_ disk: Configuration.Disk, index: Int) throws(MachineError) -> BlockDevice {
         do throws(DiskImageError) {
-            let image = try DiskImage(path: disk.path, options: disk.options)
+            var options = disk.options
+            options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
+            let image = try DiskImage(path: disk.path, options: options)
             return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)")
         } catch { throw .disk(error) }
     }

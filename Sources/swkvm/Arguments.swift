@@ -242,7 +242,7 @@ struct OptionList {
 
 /// `--disk PATH[,…]`.
 struct DiskArgument {
-    let disk: Configuration.Disk
+    private(set) var disk: Configuration.Disk
 
     init(parsing argument: String) throws {
         var items = OptionList(argument).items[...]
@@ -252,6 +252,7 @@ struct DiskArgument {
         guard !path.isEmpty else { throw ArgumentProblem("a disk needs a path: PATH[,format=…][,ro]") }
         var options = DiskImageOptions()
         var serial: String?
+        var keys: [KeySource] = []
         for (key, value) in items {
             switch (key, value) {
             case ("ro", nil): options.readOnly = true
@@ -271,6 +272,12 @@ struct DiskArgument {
             case ("data-file", let value?):
                 guard !value.isEmpty else { throw ArgumentProblem("disk \(path): data-file= needs a path") }
                 options.dataFile = value
+            case ("key-file", let value?):
+                guard !value.isEmpty else { throw ArgumentProblem("disk \(path): key-file= needs a path") }
+                keys.append(.file(value))
+            case ("key-fd", let value?):
+                guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("disk \(path): key-fd=\(value) is no descriptor's number") }
+                keys.append(.descriptor(number))
             case ("lock", "on"?): options.locking = true
             case ("lock", "off"?): options.locking = false
             case ("serial", let value?):
@@ -279,10 +286,11 @@ struct DiskArgument {
                 }
                 serial = value
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, lock=on|off or serial=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, lock=on|off or serial=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial)
+        disk.keys = keys
     }
 }
 

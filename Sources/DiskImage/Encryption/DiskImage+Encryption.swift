@@ -15,7 +15,7 @@ extension Chain {
             if writable { throw .notWritable(path: path, reason: "its encryption (legacy AES) is only read; swkvm image convert --encrypt makes an image with LUKS of it") }
             guard options.opensData else { return nil }
             guard let key else { throw .keyMissing(path: path, method: "legacy AES") }
-            return try unsafe SectorCipher(.legacy, key: key.legacyKey(path: path).bytes, path: path, numbering: .disk)
+            return try SectorCipher(.legacy, key: key.legacyKey(path: path), path: path, numbering: .disk)
         case .luks(let offset, let length):
             let luks = try LUKSHeader(file.read("the LUKS header", count: LUKSHeader.size, at: offset), region: length, path: path)
             if writable, let weakness = luks.specification.weakness {
@@ -28,7 +28,7 @@ extension Chain {
                 // Inside the header's region, and that is inside the file.
                 try file.read("the LUKS key material", count: luks.materialSize, at: offset + slot.place)
             }
-            return try unsafe SectorCipher(luks.specification, key: master.bytes, path: path)
+            return try SectorCipher(luks.specification, key: master, path: path)
         }
     }
 }

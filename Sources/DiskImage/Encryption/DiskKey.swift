@@ -56,7 +56,9 @@ public final class DiskKey: Sendable, Equatable {
         guard count > 0 else { throw .key(source, reason: "it is empty") }
         guard count <= maximumSize else { throw .key(source, reason: "it has more than \(maximumSize) bytes") }
         // As many as were read.
-        return try unsafe SecretBytes(count, of: source.name) { unsafe $0.copyMemory(from: UnsafeRawBufferPointer(rebasing: room.bytes[..<count])) }
+        return try unsafe SecretBytes(count, of: source.name) { memory in
+            unsafe room.withBytes { unsafe memory.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[..<count])) }
+        }
     }
 
     /// Bytes of the caller's.
@@ -81,7 +83,7 @@ public final class DiskKey: Sendable, Equatable {
         try unsafe SecretBytes(CipherSpecification.legacy.keySize, of: path) { memory in
             let count = min(memory.count, password.count)
             // Both have as many bytes.
-            unsafe memory.copyMemory(from: UnsafeRawBufferPointer(rebasing: password.bytes[..<count]))
+            unsafe password.withBytes { unsafe memory.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[..<count])) }
         }
     }
 }

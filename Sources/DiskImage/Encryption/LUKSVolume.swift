@@ -23,7 +23,7 @@ struct LUKSVolume: Sendable {
     /// The cipher for the disk's sectors.
     func cipher(path: String) throws(DiskImageError) -> SectorCipher? {
         guard let masterKey else { return nil }
-        return try unsafe SectorCipher(header.specification, key: masterKey.bytes, path: path)
+        return try SectorCipher(header.specification, key: masterKey, path: path)
     }
 
     // MARK: - Opening
@@ -36,15 +36,17 @@ struct LUKSVolume: Sendable {
         for slot in header.slots where slot.isActive {
             let encrypted = try material(slot)
             let slotKey = try unsafe SecretBytes(keySize, of: path) { memory in
-                unsafe header.hash.deriveKey(password.bytes, salt: slot.salt, iterations: slot.iterations, into: memory)
+                unsafe password.withBytes { unsafe header.hash.deriveKey($0, salt: slot.salt, iterations: slot.iterations, into: memory) }
             }
-            let cipher = try unsafe SectorCipher(header.specification, key: slotKey.bytes, path: path)
+            let cipher = try SectorCipher(header.specification, key: slotKey, path: path)
             let split = try unsafe SecretBytes(encrypted.count, of: path) { memory in
                 unsafe memory.copyBytes(from: encrypted)
                 // It has that many bytes.
                 if let start = memory.baseAddress { unsafe cipher.decrypt(start, memory.count, sector: 0) }
             }
-            let candidate = try unsafe SecretBytes(keySize, of: path) { unsafe StripedKey.merge(split.bytes, into: $0, header.hash) }
+            let candidate = try unsafe SecretBytes(keySize, of: path) { key in
+                unsafe split.withBytes { unsafe StripedKey.merge($0, into: key, header.hash) }
+            }
             if try digest(candidate, header.hash, header.digestSalt, header.digestIterations, path).isEqual(to: header.digest) { return candidate }
         }
         return nil
@@ -54,7 +56,9 @@ struct LUKSVolume: Sendable {
     private static func digest(
         _ key: SecretBytes, _ hash: HashAlgorithm, _ salt: [UInt8], _ iterations: UInt32, _ path: String
     ) throws(DiskImageError) -> SecretBytes {
-        try unsafe SecretBytes(LUKSHeader.digestSize, of: path) { unsafe hash.deriveKey(key.bytes, salt: salt, iterations: iterations, into: $0) }
+        try unsafe SecretBytes(LUKSHeader.digestSize, of: path) { digest in
+            unsafe key.withBytes { unsafe hash.deriveKey($0, salt: salt, iterations: iterations, into: digest) }
+        }
     }
 
     // MARK: - Making
@@ -72,21 +76,21 @@ struct LUKSVolume: Sendable {
         let digestIterations = max(PasswordCost.minimum, iterations / 8)
         let digest = try Self.digest(key, hash, digestSalt, digestIterations, path)
         header = LUKSHeader(
-            specification, cipherMode: "xts-plain64", hash, digest: unsafe Array(digest.bytes), digestSalt: digestSalt,
+            specification, cipherMode: "xts-plain64", hash, digest: unsafe digest.withBytes { unsafe Array($0) }, digestSalt: digestSalt,
             digestIterations: digestIterations, slotSalt: slotSalt, iterations: iterations, uuid: try Self.newUUID(path))
         let slotKey = try unsafe SecretBytes(specification.keySize, of: path) { memory in
-            unsafe hash.deriveKey(password.bytes, salt: slotSalt, iterations: iterations, into: memory)
+            unsafe password.withBytes { unsafe hash.deriveKey($0, salt: slotSalt, iterations: iterations, into: memory) }
         }
-        let cipher = try unsafe SectorCipher(specification, key: slotKey.bytes, path: path)
+        let cipher = try SectorCipher(specification, key: slotKey, path: path)
         let material = try unsafe SecretBytes(header.materialSize, of: path) { (memory) throws(DiskImageError) in
             try unsafe fillRandomly(memory, path)
-            unsafe StripedKey.split(key.bytes, into: memory, hash)
+            unsafe key.withBytes { unsafe StripedKey.split($0, into: memory, hash) }
             // It has that many bytes.
             if let start = memory.baseAddress { unsafe cipher.encrypt(start, memory.count, sector: 0) }
         }
         let encoded = header.encoded()
         let padding = [UInt8](repeating: 0, count: Int(header.slots[0].place) - encoded.count)
-        bytes = unsafe encoded + padding + Array(material.bytes)
+        bytes = unsafe encoded + padding + material.withBytes { unsafe Array($0) }
         region = header.payloadOffset
         masterKey = key
     }
@@ -126,7 +130,9 @@ public enum PasswordCost: Sendable, Equatable {
             var tried: UInt32 = 4096, seconds = 0.0
             while true {
                 let start = threadTime()
-                _ = try unsafe SecretBytes(keySize, of: path) { unsafe hash.deriveKey(key.bytes, salt: [0], iterations: tried, into: $0) }
+                _ = try unsafe SecretBytes(keySize, of: path) { derived in
+                    unsafe key.withBytes { unsafe hash.deriveKey($0, salt: [0], iterations: tried, into: derived) }
+                }
                 seconds = threadTime() - start
                 if seconds >= 0.05 || tried >= Self.maximum / 2 { break }
                 tried *= 2

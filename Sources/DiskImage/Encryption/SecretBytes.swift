@@ -27,15 +27,18 @@ internal import Linux
         unsafe explicit_bzero(mapping.start, mapping.size)
     }
 
-    /// The bytes, for as long as this lives.
-    var bytes: UnsafeRawBufferPointer { unsafe UnsafeRawBufferPointer(start: mapping.start, count: count) }
+    /// The bytes, which are there for as long as `body` runs.
+    func withBytes<Answer>(_ body: (UnsafeRawBufferPointer) -> Answer) -> Answer {
+        // Whoever has the last reference may let go of it while the bytes are used.
+        withExtendedLifetime(self) { unsafe body(UnsafeRawBufferPointer(start: mapping.start, count: count)) }
+    }
 
     /// Whether two secrets are the same, in a time that tells nothing about where they are not.
     func isEqual(to other: [UInt8]) -> Bool {
         guard other.count == count else { return false }
         var difference: UInt8 = 0
         // Both have `count` bytes.
-        for index in 0..<count { unsafe difference |= bytes[index] ^ other[index] }
+        unsafe withBytes { bytes in for index in 0..<count { unsafe difference |= bytes[index] ^ other[index] } }
         return difference == 0
     }
 }

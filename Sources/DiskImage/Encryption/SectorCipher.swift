@@ -83,25 +83,31 @@ struct CipherSpecification: Equatable, Sendable {
     ///   - key: as many bytes as the specification says.
     ///   - path: the image's, for errors.
     ///   - usesInstructions: those of the processor, if it has them; a test does without.
-    init(_ specification: CipherSpecification, key: UnsafeRawBufferPointer, path: String, numbering: Numbering = .file, usesInstructions: Bool = true) throws(DiskImageError) {
+    init(_ specification: CipherSpecification, key: SecretBytes, path: String, numbering: Numbering = .file, usesInstructions: Bool = true) throws(DiskImageError) {
         precondition(key.count == specification.keySize)
         let usesInstructions = usesInstructions && ccrypto_has_aes()
         self.specification = specification
         self.numbering = numbering
         keys = try unsafe SecretBytes(3 * MemoryLayout<ccrypto_aes>.stride, of: path) { (memory) throws(DiskImageError) in
-            // Room for three; the key has its size.
-            guard let start = memory.baseAddress, let bytes = unsafe key.baseAddress?.assumingMemoryBound(to: UInt8.self) else { return }
+            // Room for three.
+            guard let start = memory.baseAddress else { return }
             let prepared = unsafe start.bindMemory(to: ccrypto_aes.self, capacity: 3)
-            let bits = Int32(specification.keyBits)
-            var isPrepared = unsafe ccrypto_aes_prepare(prepared, bytes, bits, usesInstructions)
-            if specification.mode == .xts, unsafe !ccrypto_aes_prepare(prepared + 1, bytes + specification.keyBits / 8, bits, usesInstructions) { isPrepared = false }
-            if case .essiv(let hash) = specification.vector {
-                let digest = try unsafe SecretBytes(hash.digestSize, of: path) { unsafe hash.hash(key, into: $0) }
-                let salt = unsafe digest.bytes.baseAddress?.assumingMemoryBound(to: UInt8.self)
-                if unsafe !ccrypto_aes_prepare(prepared + 2, salt, Int32(hash.digestSize * 8), usesInstructions) { isPrepared = false }
+            func prepare(_ index: Int, _ secret: SecretBytes, from first: Int, bits: Int) {
+                let isPrepared = unsafe secret.withBytes { bytes in
+                    // The secret has that many bits behind `first`.
+                    guard let start = unsafe bytes.baseAddress?.assumingMemoryBound(to: UInt8.self) else { return false }
+                    return unsafe ccrypto_aes_prepare(prepared + index, start + first, Int32(bits), usesInstructions)
+                }
+                // Sizes are those of AES, so it takes them.
+                precondition(isPrepared)
             }
-            // Sizes are those of AES, so it takes them.
-            precondition(isPrepared)
+            let bits = specification.keyBits
+            prepare(0, key, from: 0, bits: bits)
+            if specification.mode == .xts { prepare(1, key, from: bits / 8, bits: bits) }
+            if case .essiv(let hash) = specification.vector {
+                let digest = try unsafe SecretBytes(hash.digestSize, of: path) { digest in unsafe key.withBytes { unsafe hash.hash($0, into: digest) } }
+                prepare(2, digest, from: 0, bits: hash.digestSize * 8)
+            }
         }
     }
 
@@ -132,7 +138,14 @@ struct CipherSpecification: Equatable, Sendable {
     }
 
     private func apply(_ bytes: UnsafeMutableRawPointer, _ count: Int, _ sector: UInt64, encrypts: Bool) {
-        guard let prepared = unsafe keys.bytes.baseAddress?.assumingMemoryBound(to: ccrypto_aes.self) else { return }
+        unsafe keys.withBytes { memory in
+            // As they were made.
+            guard let prepared = unsafe memory.baseAddress?.assumingMemoryBound(to: ccrypto_aes.self) else { return }
+            unsafe apply(prepared, bytes, count, sector, encrypts: encrypts)
+        }
+    }
+
+    private func apply(_ prepared: UnsafePointer<ccrypto_aes>, _ bytes: UnsafeMutableRawPointer, _ count: Int, _ sector: UInt64, encrypts: Bool) {
         var number = sector
         var vector = (UInt64(0), UInt64(0))
         for start in stride(from: 0, to: count, by: Self.sectorSize) {

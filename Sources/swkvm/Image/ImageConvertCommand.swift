@@ -16,6 +16,8 @@ struct ImageConvertCommand: ParsableCommand {
               swkvm image convert disk.raw disk.qcow2
               swkvm image convert --compress --compression-type zstd disk.qcow2 small.qcow2
               swkvm image convert --force disk.qcow2 /dev/vg/disk --target-format raw
+              swkvm image convert --encrypt --target-key-file secret plain.qcow2 disk.qcow2
+              swkvm image convert --key-file secret disk.qcow2 plain.raw
             """)
 
     @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: what its extension says.", valueName: "format"))
@@ -31,6 +33,16 @@ struct ImageConvertCommand: ParsableCommand {
     var compressionLevel: Int?
 
     @OptionGroup var layout: LayoutOptions
+
+    @OptionGroup var keys: KeyOptions
+
+    @OptionGroup var encryption: EncryptionOptions
+
+    @Option(help: ArgumentHelp("A file with the key that --encrypt gives the target.", valueName: "file"))
+    var targetKeyFile: [String] = []
+
+    @Option(help: ArgumentHelp("The same from an open descriptor.", valueName: "n"))
+    var targetKeyFd: [Int32] = []
 
     @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one for each processor.", valueName: "n"))
     var threads: Int?
@@ -65,7 +77,11 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.sourceOptions.format = format
             conversion.sourceOptions.cache = cache
             conversion.sourceOptions.allowsBacking = !noBacking
+            conversion.sourceOptions.keys = try keys.load()
             conversion.options = layout.options
+            let targetKeys = try KeyOptions.load(targetKeyFile, targetKeyFd)
+            conversion.options.encryption = try encryption.encryption(targetKeys, target, option: "--target-key")
+            guard encryption.encrypt || targetKeys.isEmpty else { throw .impossible(path: target, reason: "a key for it was given; --encrypt makes an image that needs it") }
             conversion.preallocation = layout.preallocation
             conversion.compresses = compress
             conversion.compressionLevel = compressionLevel
