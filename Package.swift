@@ -84,7 +84,7 @@ let package = Package(
         tests("LinuxTests", ["Linux", "CLinux"]),
         tests("KVMTests", ["KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
-        tests("DiskImageTests", ["DiskImage", "Linux", "CLinux", "CAllocationCounter"]),
+        tests("DiskImageTests", ["DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),
         tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
         tests("VirtioTests", ["Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
         tests("DevicesTests", [
