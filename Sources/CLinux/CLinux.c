@@ -6,6 +6,22 @@ int clinux_memfd_create(const char *name, unsigned flags) { return memfd_create(
 
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length) { return fallocate(fd, mode, offset, length); }
 
+int clinux_is_cached(int fd, off_t offset, size_t length) {
+    const off_t page = 4096;
+    off_t start = offset & ~(page - 1);
+    length += (size_t)(offset - start);
+    unsigned char present[512];
+    if (length == 0 || length > sizeof present * (size_t)page) return 0;
+    // Nothing of the mapping is touched: it is only asked.
+    void *mapping = mmap(NULL, length, PROT_READ, MAP_SHARED, fd, start);
+    if (mapping == MAP_FAILED) return 0;
+    size_t pages = (length + (size_t)page - 1) / (size_t)page, count = 0;
+    if (mincore(mapping, length, present) == 0)
+        for (size_t i = 0; i < pages; i++) count += present[i] & 1;
+    munmap(mapping, length);
+    return 2 * count >= pages;
+}
+
 int clinux_mbind(void *start, size_t length, int mode, const unsigned long *nodes, unsigned long count) {
     // The kernel takes one bit less than it is told.
     return (int)syscall(SYS_mbind, start, length, mode, nodes, count + 1, 0);

@@ -239,6 +239,14 @@ internal import Linux
         unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
     }
 
+    /// Whether to ask for what the page cache has of a layer's data before a read goes around it.
+    func asksCacheFirst(_ layer: Int) -> Bool {
+        switch unsafe layers[layer].dataFile {
+        case .some(let file): file.asksCacheFirst
+        case nil: unsafe layers[layer].file.asksCacheFirst
+        }
+    }
+
     /// The descriptor for what is done to the guest's data and is no transfer.
     func dataDescriptor(_ layer: Int) -> Int32 {
         switch unsafe layers[layer].dataFile {
@@ -319,7 +327,7 @@ extension DiskImage.Layer {
         if writable, !format.isWritable {
             throw .notWritable(path: path, reason: "\(format.name) images are only read; swkvm image convert makes a qcow2 one")
         }
-        var file = try ImageFile(path: path, writable: writable, cache: options.cache, locking: options.locking)
+        var file = try ImageFile(path: path, writable: writable, options)
         for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: path) }
         chainLength += 1
 
@@ -361,7 +369,7 @@ extension DiskImage.Layer {
             if let stated { place = stated } else if let name = header.dataFileName { place = try backingPath(name, of: path) } else {
                 throw .invalid(path: path, reason: "its data is in a file that it does not name")
             }
-            let file = try ImageFile(path: place, writable: writable, cache: options.cache, locking: options.locking)
+            let file = try ImageFile(path: place, writable: writable, options)
             // Data in an image's own tables would be the end of it.
             guard file.identity != image.identity else { throw .backingLoop(path: place) }
             for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: place) }

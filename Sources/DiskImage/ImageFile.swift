@@ -22,8 +22,15 @@ struct ImageFile: ~Copyable, Sendable {
     private let direct: FileDescriptor?
     private let directAlignment: UInt
 
+    /// Whether to ask for what the page cache has before a read goes around it.
+    let asksCacheFirst: Bool
+
     /// Opens a regular file or a block device, and locks it.
-    init(path: String, writable: Bool, cache: CacheMode, locking: Bool) throws(DiskImageError) {
+    init(path: String, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) {
+        try self.init(path: path, writable: writable, cache: options.cache, locking: options.locking, sparesCache: options.sparesCache)
+    }
+
+    init(path: String, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false) throws(DiskImageError) {
         let access = writable ? O_RDWR : O_RDONLY
         // Without O_NONBLOCK a named pipe would keep us waiting for its other end.
         let file = try asking(path) { () throws(SystemCallError) in try FileDescriptor.open(path, access | O_NONBLOCK) }
@@ -34,7 +41,7 @@ struct ImageFile: ~Copyable, Sendable {
         let kind = status.st_mode & S_IFMT
         guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
         if locking { try lockImage(file, path: path, writable: writable) }
-        let direct = try cache == .none ? openDirect(path, access) : nil
+        let direct = try cache == .none ? openDirect(path, access) : sparesCache ? try? openDirect(path, access) : nil
 
         // 4 KiB satisfies every file system; a device says what it wants.
         var sector: Int32 = 4096
@@ -43,6 +50,7 @@ struct ImageFile: ~Copyable, Sendable {
         identity = Identity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino))
         self.size = size
         isRegular = kind == S_IFREG
+        asksCacheFirst = cache != .none && sparesCache
         descriptor = file
         self.direct = direct
         directAlignment = UInt(max(512, sector))

@@ -76,6 +76,9 @@ public struct DiskImageOptions: Sendable {
     public var locking: Bool
     /// Follow the names of backing files and extents that images carry. An image of unknown origin can name any file of the host.
     public var allowsBacking: Bool
+    /// Reads as a tool that wants each byte once: what is in the page cache already is taken from there, and all else goes around it
+    /// where the file system can, so that what others have there stays.
+    var sparesCache = false
     /// Whether backing files are opened at all: a tool that looks at one image, or gives it another, does without.
     var followsBacking = true
     /// The most bytes of L2 tables kept in memory, for each qcow2 image of the chain. No more is taken than the disk needs.

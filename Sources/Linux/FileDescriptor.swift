@@ -143,7 +143,7 @@ public func readFile(_ path: String, limit: Int) throws(SystemCallError) -> [UIn
     var contents = [UInt8](repeating: 0, count: 64 << 10)
     var count = 0
     while true {
-        if count == contents.count { contents.append(contentsOf: repeatElement(0, count: count)) }
+        if count == contents.count { contents += [UInt8](repeating: 0, count: count) }
         let got = try retryingInterrupts("read") {
             // The room behind the bytes that are there already.
             unsafe contents.withUnsafeMutableBytes { unsafe Glibc.read(file.rawValue, $0.baseAddress! + count, $0.count - count) }
@@ -151,8 +151,7 @@ public func readFile(_ path: String, limit: Int) throws(SystemCallError) -> [UIn
         count += got
         if count > limit { throw SystemCallError("read", errno: EFBIG) }
         if got == 0 {
-            contents.removeLast(contents.count - count)
-            return contents
+            return Array(contents[..<count])
         }
     }
 }

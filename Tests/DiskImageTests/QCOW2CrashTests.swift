@@ -71,13 +71,27 @@ import Testing
 
     /// Every prefix of what came to the file, and for each what is left when some writes since the last synchronisation are lost.
     @Test(arguments: 
-        ["cluster_size=512,refcount_bits=16", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=1", "cluster_size=16k,extended_l2=on"], [false, true])
+        ["cluster_size=512,refcount_bits=16", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=1", "cluster_size=16k,extended_l2=on",
+         "encrypted 512", "encrypted 4096", "encrypted 16384"], [false, true])
     func whatWasFlushedSurvivesAndNothingIsDamaged(options: String, hasBacking: Bool) throws {
         let seed = UInt64(environment("SWKVM_SEED") ?? 5) &+ options.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) }
         let size = 256 << 10
         let path = directory.file("disk.qcow2")
         var contents = [UInt8](repeating: 0, count: size)
-        if hasBacking {
+        var imageOptions = DiskImageOptions(locking: false, metadataCacheSize: 0)
+        if options.hasPrefix("encrypted") {
+            // Of what kind does not matter to the order of writes, so one that tries keys quickly.
+            let encrypted = try Encrypted(directory)
+            imageOptions.keys = [encrypted.key]
+            var layout = QCOW2Options()
+            layout.clusterSize = UInt64(options.split(separator: " ")[1])!
+            layout.extendedL2 = layout.clusterSize == 16384
+            if hasBacking {
+                contents = randomBytes(size, seed: seed)
+                try directory.write("base.raw", contents)
+            }
+            _ = try encrypted.create("disk.qcow2", size: size, layout, backing: hasBacking ? BackingReference(name: "base.raw", format: .raw) : nil)
+        } else if hasBacking {
             contents = randomBytes(size, seed: seed)
             let base = try directory.write("base.raw", contents)
             qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", "raw", path)
@@ -89,7 +103,7 @@ import Testing
         var workload = Workload(contents, seed: seed, maximum: 16 << 10)
         var states = [State(flushed: contents)]
         do {
-            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: 0)), depth: 8, segments: 8, calls: log.calls)
+            var engine = try DiskEngine(DiskImage(path: path, options: imageOptions), depth: 8, segments: 8, calls: log.calls)
             for round in 0..<(environment("SWKVM_CRASH_ROUNDS") ?? 30) {
                 try workload.round(&engine)
                 if round % 3 == 2 {
@@ -106,7 +120,7 @@ import Testing
         var durable = file, number = 0
         var pending: [Log.Entry] = []
         let entries = log.all
-        // About 150 prefixes of each of the eight combinations, unless all are wanted.
+        // About 150 prefixes of each of the combinations, unless all are wanted.
         let step = environment("SWKVM_CRASH_STEP") ?? max(1, entries.count / 150)
         for (index, entry) in entries.enumerated() {
             Self.apply(entry, to: &file)
@@ -118,21 +132,23 @@ import Testing
             case .write, .hole, .size: pending.append(entry)
             }
             guard index % step == 0 else { continue }
-            try examine(file, states[number], "prefix \(index) of \(entries.count), seed \(seed)")
+            try examine(file, states[number], imageOptions.keys, "prefix \(index) of \(entries.count), seed \(seed)")
             // Of what was not synchronised, any part may have reached the disk.
             guard !pending.isEmpty, index / step % 2 == 0 else { continue }
             var reordered = durable
             for entry in pending where Bool.random(using: &generator) { Self.apply(entry, to: &reordered) }
-            try examine(reordered, states[number], "lost writes at \(index) of \(entries.count), seed \(seed)")
+            try examine(reordered, states[number], imageOptions.keys, "lost writes at \(index) of \(entries.count), seed \(seed)")
         }
     }
 
     /// An image after the power failed: sound but for leaks. A sector is as it was flushed, or as somebody made it since, or, if it was
     /// touched, zeroes (what a discard leaves).
-    private func examine(_ file: [UInt8], _ state: State, _ comment: String) throws {
+    private func examine(_ file: [UInt8], _ state: State, _ keys: [DiskKey], _ comment: String) throws {
         let path = try directory.write("crashed.qcow2", file)
-        try expectNoErrors(path, comment)
-        var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false)), depth: 4, usesRing: false)
+        try expectNoErrors(path, comment, isEncrypted: !keys.isEmpty)
+        var options = DiskImageOptions(readOnly: true, locking: false)
+        options.keys = keys
+        var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 4, usesRing: false)
         let now = try engine.readAll()
         var wrong: [Int] = []
         for sector in stride(from: 0, to: now.count, by: 512) {
@@ -150,10 +166,11 @@ import Testing
     }
 
     /// Our check finds no errors; for one in eight nor does qemu-img's, with which ours agrees (`CheckTests`).
-    private func expectNoErrors(_ path: String, _ comment: String) throws {
+    private func expectNoErrors(_ path: String, _ comment: String, isEncrypted: Bool = false) throws {
         let report = try DiskImage.check(path: path, options: unlocked)
         #expect(report.errors == 0, "\(report.findings.prefix(5)) \(comment)")
-        if Self.examined.next() % 8 == 0 { expectSound(path, leaksAllowed: true, comment) }
+        guard Self.examined.next() % 8 == 0 else { return }
+        if isEncrypted { try Encrypted(directory).expectSound(path, leaksAllowed: true, comment) } else { expectSound(path, leaksAllowed: true, comment) }
     }
 
     private static let examined = FaultTests.Counter()

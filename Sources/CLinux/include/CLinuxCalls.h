@@ -11,6 +11,8 @@ static inline void *clinux_map_failed(void) { return MAP_FAILED; }
 // GNU extensions; see the manual page of the name behind the prefix.
 int clinux_memfd_create(const char *name, unsigned flags);
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length);
+/// Whether the page cache has at least half of a range of a file, of at most 2 MiB with its pages (mincore(2)); also when it may not be asked.
+int clinux_is_cached(int fd, off_t offset, size_t length);
 /// mbind(2); `nodes` has a bit for each of the host's nodes, `count` of them.
 int clinux_mbind(void *start, size_t length, int mode, const unsigned long *nodes, unsigned long count);
 int clinux_set_thread_name(const char *name);

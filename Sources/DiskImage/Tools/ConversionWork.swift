@@ -37,8 +37,8 @@ final class ConversionWork: @unchecked Sendable {
     private var failure: DiskImageError?
     private var running: Int
 
-    /// Bytes that a thread's buffer holds: small enough to be in the processor's cache when they are looked through and written.
-    private static let preferredPiece: UInt64 = 512 << 10
+    /// Bytes that a thread's buffer holds: a huge page.
+    private static let preferredPiece: UInt64 = 2 << 20
 
     init(_ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ file: consuming NewFile) throws(DiskImageError) {
         let isRaw = conversion.format == .raw

@@ -6,10 +6,16 @@ internal import Linux
 @safe final class ConversionWorker {
     private let work: ConversionWork
     private var reader: ImageReader
-    /// A piece of the disk.
-    private let buffer: Mapping
+    /// Two pieces of the disk: the one that is dealt with and the one that is read ahead.
+    private let buffers: TransferBuffer
+    private var pieces: [ConversionWork.Piece?] = [nil, nil]
+    /// What the source has for them, and whether that is being read already.
+    private var extents: [[(extent: ImageExtent, isStarted: Bool)]] = [[], []]
+    private var readAhead = ReadAhead(buffers: 2)
+    /// The piece that is dealt with.
+    private var memory: UnsafeMutableRawPointer
     /// Compressed clusters of a piece, one after the other; it takes no memory before it is touched.
-    private let compressed: Mapping
+    private let compressed: TransferBuffer
     private let compressor: Compressor?
     /// Where in the piece the source has data, in order.
     private var data: [Range<Int>] = []
@@ -32,39 +38,75 @@ internal import Linux
         }
         let path = work.conversion.target
         let size = Int(work.pieceSize)
-        buffer = try memory(size, path)
-        compressed = try memory(size, path)
+        buffers = try TransferBuffer(2 * size, path)
+        unsafe memory = buffers.start
+        compressed = try TransferBuffer(size, path)
         compressor = try work.conversion.compresses ? Compressor(work.conversion.options.compression, level: work.conversion.compressionLevel, path) : nil
         reader = ImageReader(image)
         self.work = work
     }
 
+    deinit { readAhead.drain() }
+
     func run() throws(DiskImageError) {
-        while let piece = try work.nextPiece() {
-            try read(piece)
+        var current = 0
+        try prepare(current)
+        while let piece = pieces[current] {
+            // What comes next is read while this is dealt with.
+            try prepare(1 - current)
+            try read(piece, current)
+            unsafe memory = buffers.start + current * Int(work.pieceSize)
             if work.conversion.format == .raw { try writeRaw(piece) } else { try writeClusters(piece) }
+            current = 1 - current
         }
     }
 
     // MARK: - Reading
 
-    private func read(_ piece: ConversionWork.Piece) throws(DiskImageError) {
-        data.removeAll(keepingCapacity: true)
+    /// Takes a piece into a buffer, and starts the reads that need no more than time.
+    private func prepare(_ buffer: Int) throws(DiskImageError) {
+        extents[buffer].removeAll(keepingCapacity: true)
+        pieces[buffer] = try work.nextPiece()
+        guard let piece = pieces[buffer] else { return }
         var done: UInt64 = 0
         while done < piece.length {
             let extent = try reader.extent(at: piece.offset + done, limit: piece.length - done)
-            let start = Int(done), count = Int(extent.length)
+            let start = done
             done += extent.length
             if extent.readsAsZeroes { continue }
-            // Inside the buffer, which holds a piece.
-            let memory = unsafe UnsafeMutableRawBufferPointer(start: buffer.start + start, count: count)
+            let memory = unsafe self.memory(buffer, start, extent.length)
+            var isStarted = false
+            if extent.kind == .data, let place = extent.fileOffset, let descriptor = unsafe reader.direct(memory, from: place, ofFile: extent.file) {
+                isStarted = unsafe readAhead.start(ReadAhead.Read(memory: memory, place: place, file: extent.file, buffer: buffer), descriptor)
+            }
+            extents[buffer].append((extent, isStarted))
+        }
+        readAhead.submit()
+    }
+
+    /// Brings all of a piece into its buffer.
+    private func read(_ piece: ConversionWork.Piece, _ buffer: Int) throws(DiskImageError) {
+        data.removeAll(keepingCapacity: true)
+        for (extent, isStarted) in extents[buffer] {
+            let start = Int(extent.offset - piece.offset), end = start + Int(extent.length)
+            if let last = data.last, last.upperBound == start { data[data.count - 1] = last.lowerBound..<end } else { data.append(start..<end) }
+            if isStarted { continue }
+            let memory = unsafe self.memory(buffer, UInt64(start), extent.length)
             if let place = extent.fileOffset, extent.kind == .data {
                 try unsafe reader.read(memory, from: place, ofFile: extent.file, diskOffset: extent.offset)
             } else {
                 try unsafe reader.read(memory, at: extent.offset)
             }
-            if let last = data.last, last.upperBound == start { data[data.count - 1] = last.lowerBound..<start + count } else { data.append(start..<start + count) }
         }
+        let failed: [ReadAhead.Read]
+        do throws(SystemCallError) { failed = try readAhead.wait(buffer) } catch { throw .request(path: work.conversion.source, error) }
+        // What is encrypted is not among them.
+        for read in failed { try unsafe reader.read(read.memory, from: read.place, ofFile: read.file, diskOffset: 0) }
+    }
+
+    /// A part of one of the buffers, each of which holds a piece.
+    private func memory(_ buffer: Int, _ start: UInt64, _ count: UInt64) -> UnsafeMutableRawBufferPointer {
+        unsafe UnsafeMutableRawBufferPointer(start: buffers.start + buffer * Int(work.pieceSize) + Int(start), count: Int(count))
     }
 
     // MARK: - Raw
@@ -80,14 +122,14 @@ internal import Linux
         var start = range.lowerBound
         while start < range.upperBound {
             // Whole pages of zeroes are passed over, also that at the end which the range does not fill.
-            let zeroes = unsafe clinux_zero_prefix(buffer.start + start, range.upperBound - start)
+            let zeroes = unsafe clinux_zero_prefix(memory + start, range.upperBound - start)
             if start + zeroes == range.upperBound { return }
             start += zeroes / page * page
             var end = min(start + page, range.upperBound)
-            while end < range.upperBound, unsafe clinux_zero_prefix(buffer.start + end, min(page, range.upperBound - end)) < min(page, range.upperBound - end) {
+            while end < range.upperBound, unsafe clinux_zero_prefix(memory + end, min(page, range.upperBound - end)) < min(page, range.upperBound - end) {
                 end = min(end + page, range.upperBound)
             }
-            try unsafe work.file.write(UnsafeRawBufferPointer(start: buffer.start + start, count: end - start), at: piece.offset + UInt64(start))
+            try unsafe work.file.write(UnsafeRawBufferPointer(start: memory + start, count: end - start), at: piece.offset + UInt64(start))
             start = end
         }
     }
@@ -101,7 +143,7 @@ internal import Linux
                 if work.file.deviceSize != nil { try work.file.clear(place, count) } else { try work.file.writeZeroes(place, count) }
             }
             // A range of data, within the buffer.
-            try unsafe work.file.write(UnsafeRawBufferPointer(start: buffer.start + range.lowerBound, count: range.count), at: piece.offset + UInt64(range.lowerBound))
+            try unsafe work.file.write(UnsafeRawBufferPointer(start: memory + range.lowerBound, count: range.count), at: piece.offset + UInt64(range.lowerBound))
             done = range.upperBound
         }
     }
@@ -117,7 +159,7 @@ internal import Linux
         for range in data {
             for index in range.lowerBound / size...(range.upperBound - 1) / size where kinds[index] == .zero {
                 // A cluster of the buffer, then the room behind what has been compressed.
-                let cluster = unsafe UnsafeRawBufferPointer(start: buffer.start + index * size, count: size)
+                let cluster = unsafe UnsafeRawBufferPointer(start: memory + index * size, count: size)
                 if unsafe clinux_zero_prefix(cluster.baseAddress, size) == size { continue }
                 kinds[index] = .data
                 if let length = unsafe compress(cluster, at: compressedSize) {
@@ -153,8 +195,8 @@ internal import Linux
         guard isPlaced else { return }
         for write in writes {
             // What was noted above, within one of the buffers.
-            let start = unsafe write.source == .buffer ? buffer.start : compressed.start
-            // The buffer is not looked at again.
+            let start = unsafe write.source == .buffer ? memory : compressed.start
+            // The buffer is not looked at again before it is filled anew.
             unsafe work.cipher?.encrypt(start + write.start, write.count, place: write.place, offset: 0)
             try unsafe work.file.write(UnsafeRawBufferPointer(start: start + write.start, count: write.count), at: write.place)
         }
@@ -165,7 +207,7 @@ internal import Linux
         let size = Int(work.unit)
         func clear(_ range: Range<Int>) {
             // `end` is at most a piece, and that the buffer's size.
-            if !range.isEmpty { unsafe (buffer.start + range.lowerBound).initializeMemory(as: UInt8.self, repeating: 0, count: range.count) }
+            if !range.isEmpty { unsafe (memory + range.lowerBound).initializeMemory(as: UInt8.self, repeating: 0, count: range.count) }
         }
         var done = 0
         for range in data {
@@ -203,7 +245,7 @@ internal import Linux
             try builder.map(cluster, count: UInt64(clusters.count), to: place, file)
         }
         for index in clusters where kinds[index] != .zero || writesZeroes {
-            if kinds[index] == .zero { unsafe (buffer.start + index * size).initializeMemory(as: UInt8.self, repeating: 0, count: size) }
+            if kinds[index] == .zero { unsafe (memory + index * size).initializeMemory(as: UInt8.self, repeating: 0, count: size) }
             append(Write(source: .buffer, start: index * size, count: size, place: place + UInt64((index - clusters.lowerBound) * size)), to: &writes)
         }
     }
@@ -214,7 +256,7 @@ internal import Linux
         var bitmap: UInt32 = 0
         for bit in 0..<32 {
             // A part of a cluster of the buffer.
-            let start = unsafe buffer.start + index * Int(work.unit) + bit * size
+            let start = unsafe memory + index * Int(work.unit) + bit * size
             if unsafe clinux_zero_prefix(start, size) < size { bitmap |= 1 << UInt32(bit) }
         }
         return bitmap

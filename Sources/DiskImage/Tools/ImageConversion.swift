@@ -9,6 +9,17 @@ public struct ImageProgress: Sendable {
     public var total: UInt64
 }
 
+/// How a tool that goes through a whole disk uses the host's page cache.
+public enum ToolCache: String, Sendable, CaseIterable {
+    /// What is there is read from there. All other large transfers go around it: they are quicker so, and what others have there stays.
+    /// Where the file system has no `O_DIRECT` this is ``writeback``.
+    case automatic = "auto"
+    /// Everything goes through it.
+    case writeback
+    /// Everything goes around it, as far as it is aligned; an error where the file system has no `O_DIRECT`.
+    case none
+}
+
 /// A disk image made from another: the same disk in another format, or laid out anew.
 public struct ImageConversion: Sendable {
     public var source: String
@@ -23,8 +34,8 @@ public struct ImageConversion: Sendable {
     public var compressionLevel: Int?
     /// Whether a file that is there already is replaced, or a block device overwritten.
     public var replacing = false
-    /// ``CacheMode/none`` writes around the page cache.
-    public var cache = CacheMode.writeback
+    /// How the page cache is used on both sides.
+    public var cache = ToolCache.automatic
     /// Whether the image is on the disk when ``run(_:)`` returns.
     public var durably = false
     /// Threads that read, compress and write; more than the processors only wait for each other at the file.
@@ -44,6 +55,8 @@ public struct ImageConversion: Sendable {
         try format.requireMakeable(target)
         var sourceOptions = sourceOptions
         sourceOptions.readOnly = true
+        sourceOptions.cache = cache == .none ? .none : .writeback
+        sourceOptions.sparesCache = cache == .automatic
         // What is read is read once, in order: a small part of the tables at a time.
         sourceOptions.metadataCacheSize = min(sourceOptions.metadataCacheSize, 1 << 20)
         let image = try DiskImage(path: source, options: sourceOptions)

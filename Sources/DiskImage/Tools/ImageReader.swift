@@ -33,6 +33,9 @@ public struct ImageExtent: Sendable, Equatable {
     /// What is known of each file's holes: from `start` to `end` all is data, or nothing is.
     private var known: [Known]
 
+    /// Bytes from which on a read may go around the page cache that need not.
+    private static let smallest = 64 << 10
+
     private struct Known {
         var start: UInt64 = 0
         var end: UInt64 = 0
@@ -121,6 +124,17 @@ public struct ImageExtent: Sendable, Equatable {
         try unsafe transfer(start, buffer.count, at: offset, file, diskOffset: diskOffset)
     }
 
+    /// The descriptor for what an extent of data says, if that is read around the page cache; ``read(_:from:ofFile:)`` does it either way.
+    func direct(_ memory: UnsafeMutableRawBufferPointer, from place: UInt64, ofFile file: Int) -> Int32? {
+        // What is encrypted is not done when it has been read.
+        if image.isEncrypted(file) { return nil }
+        // Only looked at.
+        var vector = unsafe iovec(iov_base: memory.baseAddress, iov_len: memory.count)
+        if isCached(place, memory.count, file) { return nil }
+        let number = unsafe image.dataDescriptor(file, for: &vector, count: 1, offset: place)
+        return number == image.dataDescriptor(file) ? nil : number
+    }
+
     // MARK: - Files
 
     private func load(_ load: MetadataLoad) throws(DiskImageError) {
@@ -143,11 +157,12 @@ public struct ImageExtent: Sendable, Equatable {
         let isEncrypted = image.isEncrypted(layer)
         if isEncrypted { try image.requireOpenData() }
         var done = 0
+        let isCached = isCached(offset, count, layer)
         while done < count {
             let place = offset + UInt64(done)
             // What is left of the caller's buffer.
             var vector = unsafe iovec(iov_base: buffer + done, iov_len: count - done)
-            let file = unsafe image.dataDescriptor(layer, for: &vector, count: 1, offset: place)
+            let file = unsafe isCached ? image.dataDescriptor(layer) : image.dataDescriptor(layer, for: &vector, count: 1, offset: place)
             let got = unsafe preadv(file, &vector, 1, off_t(truncatingIfNeeded: place))
             if got < 0 {
                 if errno == EINTR { continue }
@@ -163,6 +178,13 @@ public struct ImageExtent: Sendable, Equatable {
         }
         // Whole sectors, as all of an encrypted disk is made of.
         if isEncrypted { unsafe image.decrypt(buffer, count, file: layer, place: offset, offset: diskOffset) }
+    }
+
+    /// Whether a read that need not go through the page cache does.
+    private func isCached(_ offset: UInt64, _ count: Int, _ layer: Int) -> Bool {
+        // Small pieces are left to the kernel, which reads ahead.
+        image.asksCacheFirst(layer)
+            && (count < Self.smallest || clinux_is_cached(image.dataDescriptor(layer), off_t(truncatingIfNeeded: offset), count) != 0)
     }
 
     /// Whether a file has data at a place, and up to where it is the same; what the file system cannot tell is data.

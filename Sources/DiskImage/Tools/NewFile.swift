@@ -13,6 +13,8 @@ struct NewFile: ~Copyable {
     /// The same file with `O_DIRECT`.
     private let direct: FileDescriptor?
     private let directNumber: Int32?
+    /// Bytes from which on a write goes around the page cache.
+    private let smallestDirect: Int
     /// `path`, or where it leads to when that is replaced.
     private let target: String
     private var temporaryName: String?
@@ -29,8 +31,8 @@ struct NewFile: ~Copyable {
     /// - Parameters:
     ///   - replacing: whether the name may be that of a regular file that nobody uses. It keeps its contents until
     ///     ``publish(durably:)``, and its owner and permissions for good.
-    ///   - cache: ``CacheMode/none`` writes around the page cache what is aligned.
-    init(path: String, replacing: Bool, cache: CacheMode = .writeback) throws(DiskImageError) {
+    ///   - cache: ``ToolCache/none`` writes around the page cache what is aligned, ``ToolCache/automatic`` what is also large, where that is possible.
+    init(path: String, replacing: Bool, cache: ToolCache = .writeback) throws(DiskImageError) {
         var replaced: FileDescriptor?
         var isOld = false
         var target = path
@@ -61,14 +63,14 @@ struct NewFile: ~Copyable {
             _ = fchmod(made.descriptor.rawValue, mode)
             _ = fchown(made.descriptor.rawValue, status.st_uid, status.st_gid)
         }
-        if cache == .none {
-            let again = try openAgain(made.descriptor, path)
-            directNumber = again.rawValue
-            direct = consume again
-        } else {
-            directNumber = nil
-            direct = nil
+        switch cache {
+        case .writeback: direct = nil
+        case .none: direct = try openAgain(made.descriptor, path)
+        case .automatic: direct = try? openAgain(made.descriptor, path)
         }
+        // Disks are slow with small writes, which the cache gathers.
+        smallestDirect = cache == .none ? 0 : 128 << 10
+        directNumber = number(of: direct)
         self.path = path
         self.target = target
         self.replaced = replaced
@@ -115,7 +117,7 @@ struct NewFile: ~Copyable {
     func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
         guard let start = bytes.baseAddress else { return }
         var number = descriptor.rawValue
-        if let directNumber, (UInt64(UInt(bitPattern: start)) | UInt64(bytes.count) | offset) & (Self.directAlignment - 1) == 0 {
+        if let directNumber, bytes.count >= smallestDirect, (UInt64(UInt(bitPattern: start)) | UInt64(bytes.count) | offset) & (Self.directAlignment - 1) == 0 {
             number = directNumber
         }
         do throws(MetadataError) {
@@ -225,6 +227,13 @@ private struct Made: ~Copyable {
 
     private static func temporaryName(beside target: String) -> String {
         directory(of: target) + "/.swkvm-" + String(UInt64.random(in: 0 ... .max), radix: 36)
+    }
+}
+
+private func number(of file: borrowing FileDescriptor?) -> Int32? {
+    switch file {
+    case .some(let file): file.rawValue
+    case nil: nil
     }
 }
 

@@ -165,7 +165,7 @@ struct QCOW2Builder {
             pointer.store(volumePlace, at: 0)
             pointer.store(volume.region, at: 8)
             area.set32(QCOW2HeaderArea.Field.encryptionMethod, 2)
-            area.setExtension(QCOW2HeaderArea.Extension.encryption, pointer)
+            area.insertExtension(QCOW2HeaderArea.Extension.encryption, pointer)
         }
         area.set32(QCOW2HeaderArea.Field.l1Count, UInt32(l1.count))
         area.set64(QCOW2HeaderArea.Field.l1Offset, l1Place)

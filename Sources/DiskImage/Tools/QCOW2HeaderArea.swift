@@ -90,6 +90,9 @@ struct QCOW2HeaderArea {
         }
     }
 
+    /// Adds an extension in front of the others, for one that must not be dropped or cut.
+    mutating func insertExtension(_ type: UInt32, _ contents: [UInt8]) { extensions.insert((type, contents), at: 0) }
+
     /// The area's bytes, or nil when they do not fit into a cluster. The names of features, which serve messages only, go before that.
     func bytes(clusterSize: Int) -> [UInt8]? {
         if let bytes = assembled(clusterSize) { return bytes }

@@ -9,8 +9,8 @@ struct ImageConvertCommand: ParsableCommand {
         abstract: "Copy a disk image into a new one, in another format or layout.",
         discussion: """
             All that the source shows, its backing files included, goes into one image. Zeroes take no space. The target gets its name when it is \
-            whole: after an error or a signal there is none. What is written stays in the page cache at first, as with cp and qemu-img; --sync \
-            waits until it is on the disk, and so does --force when it replaces a file.
+            whole: after an error or a signal there is none. What is written need not be on the disk at once, as with cp and qemu-img; --sync \
+            waits until it is, and so does --force when it replaces a file.
 
             EXAMPLES
               swkvm image convert disk.raw disk.qcow2
@@ -47,8 +47,8 @@ struct ImageConvertCommand: ParsableCommand {
     @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one for each processor.", valueName: "n"))
     var threads: Int?
 
-    @Option(help: ArgumentHelp("writeback, or none to go around the page cache on both sides.", valueName: "mode"))
-    var cache = CacheMode.writeback
+    @Option(help: ArgumentHelp("The page cache: auto (sparing it where that is quicker), writeback (through it), none (around it).", valueName: "mode"))
+    var cache = ToolCache.automatic
 
     @Flag(help: "Wait until the new image is on the disk.")
     var sync = false
@@ -75,7 +75,6 @@ struct ImageConvertCommand: ParsableCommand {
         try ImageTool.run { () throws(DiskImageError) in
             var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat, orExtensionOf: target))
             conversion.sourceOptions.format = format
-            conversion.sourceOptions.cache = cache
             conversion.sourceOptions.allowsBacking = !noBacking
             conversion.sourceOptions.keys = try keys.load()
             conversion.options = layout.options
@@ -97,3 +96,4 @@ struct ImageConvertCommand: ParsableCommand {
 }
 
 extension CacheMode: ExpressibleByArgument {}
+extension ToolCache: ExpressibleByArgument {}

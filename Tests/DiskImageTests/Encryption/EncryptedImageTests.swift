@@ -22,9 +22,9 @@ import Testing
         return options.map { $0 + ",cluster_size=4k" }
     }()
 
+    /// Few, as qemu-img takes seconds to find out how long its key derivation takes; `qemuReadsWhatWeMake` has the others.
     static let layouts = [
-        "cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=64k", "cluster_size=2M", "cluster_size=16k,extended_l2=on", "cluster_size=128k,extended_l2=on",
-        "cluster_size=4k,refcount_bits=1", "cluster_size=64k,refcount_bits=64", "cluster_size=64k,preallocation=metadata", "cluster_size=4k,data_file=DATA",
+        "cluster_size=512,compat=0.10", "cluster_size=2M", "cluster_size=16k,extended_l2=on", "cluster_size=64k,preallocation=metadata", "cluster_size=4k,data_file=DATA",
     ]
 
     private func isOnlyRead(_ options: String) -> Bool { options.contains("mode=ecb") || options.contains("mode=ctr") }

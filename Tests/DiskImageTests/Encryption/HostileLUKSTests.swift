@@ -76,6 +76,32 @@ import Testing
         #expect(openError(path, encrypted.options()) == .wrongKey(path: path))
     }
 
+    /// Whatever the headers say, nothing hangs and nothing stops.
+    @Test func randomChangesFailOrRead() throws {
+        let encrypted = try Encrypted(directory)
+        _ = try encrypted.create("disk.qcow2", size: 1 << 20)
+        let file = try directory.read("disk.qcow2")
+        var generator = SeededGenerator(seed: UInt64(environment("SWKVM_SEED") ?? 21)), opened = 0
+        for _ in 0..<(environment("SWKVM_ROUNDS") ?? 400) {
+            var changed = file
+            for _ in 0..<Int.random(in: 1...3, using: &generator) {
+                // The pointer to the LUKS header, and that.
+                let place = Int.random(in: 0..<4, using: &generator) == 0 ? Int.random(in: 112..<136, using: &generator) : 65536 + Int.random(in: 0..<592, using: &generator)
+                changed[place] = [0, 1, 0x7f, 0x80, 0xff, UInt8.random(in: 0 ... .max, using: &generator)].randomElement(using: &generator)!
+            }
+            try directory.write("changed.qcow2", changed)
+            // A new key each time, as one remembers what it has opened.
+            var options = try Encrypted(directory).options(readOnly: Bool.random(using: &generator))
+            options.maximumKeyWork = 4000
+            guard let image = try? DiskImage(path: directory.file("changed.qcow2"), options: options) else { continue }
+            opened += 1
+            var engine = try DiskEngine(image, depth: 2)
+            _ = try? engine.readAll()
+        }
+        // Some fields say nothing: the UUID, slots that are not in use.
+        #expect(opened > 0)
+    }
+
     /// A scan counts the header, and finds somebody else's data in it.
     @Test func theHeaderIsCounted() throws {
         let encrypted = try Encrypted(directory)

@@ -1,0 +1,103 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// Reads around the page cache that go on while a thread of a conversion deals with the piece before: what the kernel's reading ahead is for reads
+/// through it. Without an io_uring it takes nothing, and everything is read when it is needed.
+@safe struct ReadAhead: ~Copyable {
+    /// A read under way, or one that has ended and did not bring all.
+    @safe struct Read {
+        var memory: UnsafeMutableRawBufferPointer
+        var place: UInt64
+        var file: Int
+        var buffer: Int
+    }
+
+    /// Reads that can be under way.
+    static let capacity = 64
+
+    private let ring: IORing?
+    private var reads: [Read?]
+    private let vectors: UnsafeMutablePointer<iovec>
+    /// Under way, for each buffer.
+    private var pending: [Int]
+    /// What has to be read again by one system call after the other, for each buffer.
+    private var failed: [[Read]]
+
+    /// - Parameter buffers: how many buffers there are, which are waited for one by one.
+    init(buffers: Int) {
+        ring = try? IORing(entries: Self.capacity)
+        reads = [Read?](repeating: nil, count: Self.capacity)
+        pending = [Int](repeating: 0, count: buffers)
+        failed = [[Read]](repeating: [], count: buffers)
+        unsafe vectors = .allocate(capacity: Self.capacity)
+    }
+
+    deinit { unsafe vectors.deallocate() }
+
+    /// Waits for all that is under way, without asking what became of it. The kernel may write to the buffers until then: nobody may free
+    /// them before.
+    mutating func drain() {
+        for buffer in pending.indices { _ = try? wait(buffer) }
+    }
+
+    /// Starts a read, which ``submit()`` hands over. Returns false when it cannot be under way too.
+    mutating func start(_ read: Read, _ descriptor: Int32) -> Bool {
+        guard let slot = reads.firstIndex(where: { $0 == nil }) else { return false }
+        // The slot's vector; the memory is the caller's until the buffer has been waited for.
+        unsafe vectors[slot] = unsafe iovec(iov_base: read.memory.baseAddress, iov_len: read.memory.count)
+        guard unsafe queue(descriptor, vectors + slot, read.place, UInt64(slot)) else { return false }
+        reads[slot] = read
+        pending[read.buffer] += 1
+        return true
+    }
+
+    /// Hands what was started to the kernel. What it does not take ends in ``wait(_:)``.
+    func submit() {
+        switch ring {
+        case .some(let ring): try? ring.submit()
+        case nil: break
+        }
+    }
+
+    /// Waits for the reads of a buffer.
+    /// - Returns: those that have to be done again, as they failed or came short.
+    mutating func wait(_ buffer: Int) throws(SystemCallError) -> [Read] {
+        while pending[buffer] > 0 {
+            guard let completion = nextCompletion() else {
+                try waitForOne()
+                continue
+            }
+            let slot = Int(completion.token)
+            guard reads.indices.contains(slot), let read = reads[slot] else { continue }
+            reads[slot] = nil
+            pending[read.buffer] -= 1
+            if unsafe Int(completion.result) != read.memory.count { failed[read.buffer].append(read) }
+        }
+        defer { failed[buffer] = [] }
+        return failed[buffer]
+    }
+
+    private func queue(_ descriptor: Int32, _ vector: UnsafePointer<iovec>, _ place: UInt64, _ token: UInt64) -> Bool {
+        switch ring {
+        case .some(let ring): unsafe (try? ring.read(descriptor, vector, count: 1, at: place, token: token)) != nil
+        case nil: false
+        }
+    }
+
+    private func nextCompletion() -> IORing.Completion? {
+        switch ring {
+        case .some(let ring): ring.nextCompletion()
+        case nil: nil
+        }
+    }
+
+    private func waitForOne() throws(SystemCallError) {
+        switch ring {
+        case .some(let ring):
+            try ring.submit()
+            try ring.wait()
+        case nil: break
+        }
+    }
+}
