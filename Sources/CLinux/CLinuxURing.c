@@ -69,6 +69,14 @@ int clinux_ring_fallocate(clinux_ring *ring, int fd, int mode, uint64_t offset, 
     return 0;
 }
 
+int clinux_ring_poll(clinux_ring *ring, int fd, uint64_t token) {
+    struct io_uring_sqe *entry = next_entry(ring);
+    if (!entry) return -EBUSY;
+    io_uring_prep_poll_add(entry, fd, POLLIN);
+    io_uring_sqe_set_data64(entry, token);
+    return 0;
+}
+
 int clinux_ring_submit(clinux_ring *ring) {
     // The kernel stops at an entry that it refuses, after posting its failure: the rest needs another call.
     while (io_uring_sq_ready(&ring->uring)) {

@@ -12,6 +12,13 @@ extension DiskEngine {
             last = index
         }
 
+        /// Appends another list, which is no list of its own any more.
+        mutating func append(contentsOf other: IndexList, _ requests: UnsafeMutablePointer<Request>) {
+            guard !other.isEmpty else { return }
+            if isEmpty { first = other.first } else { unsafe requests[Int(last)].next = other.first }
+            last = other.last
+        }
+
         mutating func prepend(_ index: Int32, _ requests: UnsafeMutablePointer<Request>) {
             unsafe requests[Int(index)].next = first
             if isEmpty { last = index }

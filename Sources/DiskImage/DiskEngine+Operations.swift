@@ -17,10 +17,6 @@ extension DiskEngine {
         /// Operations under way.
         var pending: Int32 = 0
         var error: Int32 = 0
-        /// Operations under way that write new clusters for the bytes of the disk from `claimStart` to `claimEnd`.
-        var claims: Int32 = 0
-        var claimStart: UInt64 = 0
-        var claimEnd: UInt64 = 0
         /// Whether it waits for a commit to make room, and fails with it.
         var awaitsCommit = false
         /// Whether it is in `stalled` or `waiting` and will be advanced from there.
@@ -66,7 +62,7 @@ extension DiskEngine {
         /// The buffer with what it writes, encrypted; else -1.
         var cipherBuffer: Int32 = -1
         var isActive = false
-        /// Operations have numbers in the order in which they began.
+        /// The operations of all engines have numbers in the order in which they began.
         var sequence: UInt64 = 0
         /// The next free one.
         var next: Int32 = -1
@@ -75,7 +71,7 @@ extension DiskEngine {
     /// How often `EAGAIN` is taken for something that passes.
     private static let maximumRetries: Int32 = 1000
 
-    // MARK: - Requests
+    // MARK: - Requests, under the image's lock as all that follows
 
     /// Sets going what can be set going of a request, and completes it when nothing is left.
     mutating func advance(_ index: Int32) {
@@ -91,7 +87,7 @@ extension DiskEngine {
                 unsafe request.pointee.mapped = 1
                 if image.managesClusters {
                     unsafe request.pointee.pending = 1
-                    unsafe commit.queue.append(index, requests)
+                    unsafe seat.flushes.append(index, requests)
                     startCommit()
                     return
                 }
@@ -151,7 +147,7 @@ extension DiskEngine {
 
     mutating func wait(_ index: Int32) {
         unsafe requests[Int(index)].isListed = true
-        unsafe waiting.append(index, requests)
+        unsafe seat.waiting.append(index, requests)
     }
 
     /// Zeroes and memory are for readers: how an image that has them is written, `change` finds out.
@@ -180,8 +176,8 @@ extension DiskEngine {
         freeOperation = unsafe operations[Int(index)].next
         unsafe operations[Int(index)] = operation
         unsafe operations[Int(index)].isActive = true
-        unsafe operations[Int(index)].sequence = sequence
-        sequence &+= 1
+        unsafe operations[Int(index)].sequence = shared.sequence
+        shared.sequence &+= 1
         if encryption.encryptsWrites, operation.kind == .write { encrypt(index) }
         if operation.request >= 0 { unsafe requests[Int(operation.request)].pending += 1 }
         enqueue(index)
@@ -213,7 +209,7 @@ extension DiskEngine {
             case .synchronize:
                 try queue.synchronize(image.descriptor(operation.layer), token: token)
             case .commit:
-                try queue.synchronize(commit.step == .data ? image.dataDescriptor(operation.layer) : image.descriptor(operation.layer), token: token)
+                try queue.synchronize(shared.commit.step == .data ? image.dataDescriptor(operation.layer) : image.descriptor(operation.layer), token: token)
             case .punch:
                 let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
                 try queue.allocate(image.dataDescriptor(operation.layer), mode: mode, at: offset, length: left, token: token)
@@ -285,7 +281,7 @@ extension DiskEngine {
         if let load = ended.load {
             image.finish(load, bytes: Int(ended.done), error: error)
             retryWaiting()
-            image.settle(load)
+            shared.settle(load, readBy: seat)
         } else {
             let request = unsafe requests + Int(ended.request)
             if ended.run.count > 0 { finishClusters(ended, error) }

@@ -13,7 +13,7 @@ public enum Preallocation: String, Sendable, CaseIterable {
     case full
 }
 
-/// Another size for the disk. Nothing else is in flight meanwhile.
+/// Another size for the disk. The engine has the image for itself, and nothing else is in flight meanwhile.
 extension DiskEngine {
     /// Makes the disk longer, by what reads as zeroes, or shorter. It has the one size or the other, whenever the power fails.
     /// - Parameters:
@@ -26,6 +26,7 @@ extension DiskEngine {
         guard image.format == .raw || image.format == .qcow2 else {
             throw refuse("\(image.format.name) images keep theirs; swkvm image convert makes a qcow2 or raw image of it")
         }
+        guard shared.isExclusive else { throw refuse("several engines use it") }
         guard !image.isReadOnly else { throw refuse("it was opened for reading") }
         guard newSize % 512 == 0, newSize <= DiskImage.maximumSize else {
             throw refuse("\(newSize) bytes are not a whole number of sectors of 512 bytes up to \(DiskImage.maximumSize)")
@@ -201,7 +202,7 @@ extension DiskEngine {
         while position < range.upperBound {
             let left = range.upperBound - position
             var search = DiskImage.Search(limit: left)
-            switch image.target(.write, position, left, sequence: sequence, calls, &search) {
+            switch image.target(.write, position, left, sequence: shared.sequence, shared.calls, &search) {
             case .inPlace(_, let length), .done(let length):
                 position += length
             case .clusters(let count):
@@ -250,10 +251,10 @@ extension DiskEngine {
             if !image.hasDataFile, try fileSize() < place.upperBound { try tableFile.truncate(to: place.upperBound) }
             try reserve(place, run.isPristine ? preallocation : .full)
         } catch {
-            image.withMetadata { $0.abandon(run, at: position, sequence: sequence) }
+            image.withMetadata { $0.abandon(run, at: position, sequence: shared.sequence) }
             throw error
         }
-        image.withMetadata { $0.link(run, at: position, sequence: sequence) }
+        image.withMetadata { $0.link(run, at: position, sequence: shared.sequence) }
         return run.count
     }
 }

@@ -1,7 +1,7 @@
 internal import Glibc
 internal import Linux
 
-/// The internal snapshots of a qcow2 image. Nothing else is in flight while one is made, applied or deleted, and each of these
+/// The internal snapshots of a qcow2 image. The engine has the image for itself and nothing else is in flight while one is made, applied or deleted, and each of these
 /// has happened in full or not at all, whenever the power fails: ``MetadataReplacement``.
 extension DiskEngine {
     /// The image's snapshots, oldest first.
@@ -101,6 +101,7 @@ extension DiskEngine {
     ) throws(DiskImageError) {
         precondition(inFlight == 0)
         guard let header = image.header else { throw .request(path: image.path, SystemCallError("snapshot", errno: EINVAL)) }
+        guard shared.isExclusive else { throw .request(path: image.path, SystemCallError("snapshot", errno: EBUSY)) }
         guard !image.isReadOnly else { throw .request(path: image.path, SystemCallError("snapshot", errno: EROFS)) }
         try perform(.flush)
         let scan = try QCOW2Scan.scan(header, tableFile, fileSize: fileSize())

@@ -19,6 +19,8 @@ extension DiskEngine {
             var size: UInt64 = 0
             var run = Refcounts.Run(first: 0, count: 0)
             var file = 0
+            /// Whether the old contents are being read; then an operation writes the new ones.
+            var isReading = true
             /// The next free one.
             var next: Int32 = -1
         }
@@ -42,7 +44,7 @@ extension DiskEngine {
             unsafe copies = .allocate(capacity: Self.maximum)
             unsafe vectors = .allocate(capacity: Self.maximum)
             for index in 0..<Self.maximum {
-                unsafe (copies + index).initialize(to: Copy(next: index + 1 < Self.maximum ? Int32(index + 1) : -1))
+                unsafe (copies + index).initialize(to: Copy(isReading: false, next: index + 1 < Self.maximum ? Int32(index + 1) : -1))
                 unsafe (vectors + index).initialize(to: iovec())
             }
         }
@@ -69,9 +71,9 @@ extension DiskEngine {
         }
     }
 
-    var metadataFile: MetadataFile { MetadataFile(calls: calls, number: image.descriptor(0)) }
+    var metadataFile: MetadataFile { MetadataFile(calls: shared.calls, number: image.descriptor(0)) }
     /// The file with the guest's data, which may be the same.
-    var dataFile: MetadataFile { MetadataFile(calls: calls, number: image.dataDescriptor(0)) }
+    var dataFile: MetadataFile { MetadataFile(calls: shared.calls, number: image.dataDescriptor(0)) }
 
     // MARK: - Changes
 
@@ -82,16 +84,16 @@ extension DiskEngine {
         let operation = unsafe request.pointee.operation
         let position = unsafe request.pointee.offset + request.pointee.mapped
         let left = unsafe encryption.limited(request.pointee.length - request.pointee.mapped, operation, at: position)
-        if operation != .write, isClaimed(position, position + left, besides: index) {
+        if operation != .write, shared.claims.isClaimed(position..<position + left, besides: owner(index)) {
             wait(index)
             return false
         }
         do throws(MetadataError) {
-            try image.prepareChange(calls)
+            try image.prepareChange(shared.calls)
         } catch {
             return stop(index, error.extent)
         }
-        switch unsafe image.target(operation, position, left, sequence: sequence, calls, &request.pointee.search) {
+        switch unsafe image.target(operation, position, left, sequence: shared.sequence, shared.calls, &request.pointee.search) {
         case .inPlace(_, let length) where encryption.encryptsWrites && operation == .discard:
             // A hole would read as noise.
             unsafe request.pointee.consume(length)
@@ -135,7 +137,7 @@ extension DiskEngine {
             wait(index)
             return false
         case .failed(let error):
-            image.markDamage(calls)
+            image.markDamage(shared.calls)
             unsafe requests[Int(index)].error = error
             return true
         case .data, .zero, .unallocated, .memory:
@@ -153,13 +155,13 @@ extension DiskEngine {
         let isWrite = unsafe request.pointee.operation == .write
         // What a request zeroes has no memory of its own.
         let isWhole = isWrite && part.map { position - cluster == $0.range.lowerBound && length == UInt64($0.range.count) } != false
-        guard !isClaimed(cluster, end, besides: index), isWhole || freeCopy >= 0 else {
+        guard !shared.claims.isClaimed(cluster..<end, besides: owner(index)), isWhole || freeCopy >= 0 else {
             wait(index)
             return false
         }
         let run: Refcounts.Run
         do throws(MetadataError) {
-            run = try image.allocate((end - cluster) / copies.clusterSize, at: cluster, for: part, calls)
+            run = try image.allocate((end - cluster) / copies.clusterSize, at: cluster, for: part, shared.calls)
         } catch {
             return stop(index, error.extent)
         }
@@ -167,7 +169,7 @@ extension DiskEngine {
         let file = unsafe request.pointee.search.file
         let place = image.place(of: run, file)
         let covered = part == nil ? run.count * copies.clusterSize : length
-        claim(index, cluster, cluster + run.count * copies.clusterSize)
+        shared.claims.insert(cluster..<cluster + run.count * copies.clusterSize, of: owner(index))
         unsafe request.pointee.consume(covered)
         // What was never written in the file reads as the zeroes that the rest of the cluster is to be.
         guard let part, !isWhole, !(isWrite && part.isZero && run.isPristine && !encryption.encryptsWrites) else {
@@ -206,6 +208,7 @@ extension DiskEngine {
         }
         if error != 0 {
             // Without the rest of the cluster nothing can be written.
+            copies[index].isReading = false
             finishClusters(operation, error)
             endCopy(copy.owner, error)
             retryWaiting()
@@ -223,6 +226,7 @@ extension DiskEngine {
         } else {
             unsafe target.initializeMemory(as: UInt8.self, repeating: 0, count: Int(copy.length))
         }
+        copies[index].isReading = false
         begin(operation)
         // The request counted the copy, and counts its operation now.
         endCopy(copy.owner, 0)
@@ -237,54 +241,39 @@ extension DiskEngine {
 
     // MARK: - New clusters
 
-    /// Whether another request writes new clusters for a part of the range.
-    private func isClaimed(_ start: UInt64, _ end: UInt64, besides index: Int32) -> Bool {
-        guard claiming > 0 else { return false }
-        for other in 0..<depth where other != Int(index) {
-            let request = unsafe requests + other
-            if unsafe request.pointee.claims > 0, unsafe request.pointee.claimStart < end, unsafe start < request.pointee.claimEnd { return true }
-        }
-        return false
-    }
-
-    private mutating func claim(_ index: Int32, _ start: UInt64, _ end: UInt64) {
-        let request = unsafe requests + Int(index)
-        if unsafe request.pointee.claims == 0 {
-            claiming += 1
-            unsafe request.pointee.claimStart = start
-        }
-        unsafe request.pointee.claims += 1
-        unsafe request.pointee.claimEnd = end
-    }
+    private func owner(_ request: Int32) -> ClaimTable.Owner { ClaimTable.Owner(engine: seat.number, request: request) }
 
     /// The mapping does not change while it is locked: what has been written waits. Returns whether it does.
     mutating func park(_ index: Int32, _ error: Int32) -> Bool {
-        guard error == 0, isLocked else { return false }
-        unsafe operations[Int(index)].next = parkedOperation
-        parkedOperation = index
+        guard error == 0, image.isLocked else { return false }
+        unsafe operations[Int(index)].next = seat.parkedOperation
+        seat.parkedOperation = index
         return true
     }
-
-    var isLocked: Bool { image.isLocked }
 
     /// New clusters have been written, or could not be.
     mutating func finishClusters(_ ended: Operation, _ error: Int32) {
         if error == 0 {
-            image.link(ended.run, at: ended.guestOffset, sequence: sequence)
+            image.link(ended.run, at: ended.guestOffset, sequence: shared.sequence)
         } else {
-            image.abandon(ended.run, at: ended.guestOffset, sequence: sequence)
+            image.abandon(ended.run, at: ended.guestOffset, sequence: shared.sequence)
         }
         if ended.copy >= 0 {
             copies[ended.copy].next = freeCopy
             freeCopy = ended.copy
         }
-        unsafe requests[Int(ended.request)].claims -= 1
-        if unsafe requests[Int(ended.request)].claims == 0 { claiming -= 1 }
+        shared.claims.remove(ended.guestOffset, of: owner(ended.request))
     }
 
+    /// Something has ended that requests may have waited for, here or at other engines.
     mutating func retryWaiting() {
-        let waiters = waiting
-        waiting = IndexList()
+        shared.call(besides: seat)
+        retryOwn()
+    }
+
+    mutating func retryOwn() {
+        let waiters = seat.waiting
+        seat.waiting = IndexList()
         retry(waiters)
     }
 }

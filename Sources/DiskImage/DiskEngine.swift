@@ -32,18 +32,23 @@ public struct DiskCompletion: Sendable {
 /// Carries out requests on a disk image, many at a time, for the one thread that owns it.
 ///
 /// A request is acquired and started; after a ``submit()`` it comes back from ``nextCompletion()``, and is then started with something else
-/// or released. All memory is set aside when the engine is made, so a request costs no allocation, no lock and no reference count.
+/// or released. All memory is set aside when the engine is made, so a request costs no allocation, no lock and no reference count; where several
+/// engines have one image, it costs the image's lock for as long as it takes to look into the metadata.
 ///
 /// A request is cut into operations along the extents that the image's metadata names. Where the metadata has to be read first, the request
 /// waits for that read and others go on. Nothing orders requests that are in flight together: who needs an order waits for completions.
 @safe public struct DiskEngine: ~Copyable, @unchecked Sendable {
-    public internal(set) var image: DiskImage
     /// Requests that can be in flight.
     public let depth: Int
     /// Memory segments that a request can have.
     public let maximumSegments: Int
     /// Requests started and not yet returned by ``nextCompletion()``.
     public private(set) var inFlight = 0
+
+    /// The image with what all its engines share. From ``advance(_:)`` and ``finish(_:result:)`` on, everything happens under its lock.
+    let shared: SharedImage
+    /// What the others see of this engine.
+    let seat: AttachedEngine
 
     // Everything below is used by the owner's thread alone: hence `Sendable`.
     let queue: IOQueue
@@ -58,8 +63,6 @@ public struct DiskCompletion: Sendable {
     var freeRequests = IndexList()
     /// Requests that need an operation and found none free.
     var stalled = IndexList()
-    /// Requests that need metadata that is being read.
-    var waiting = IndexList()
     var completed = IndexList()
     var freeOperation: Int32 = -1
     /// Operations that the queue did not take.
@@ -69,83 +72,83 @@ public struct DiskCompletion: Sendable {
     /// File systems differ in what `fallocate` can do; what this one refused is not asked again.
     var refusesZeroRange = false
 
-    /// The system calls for metadata that is read and written at once.
-    let calls: FileCalls
-    var commit = Commit()
     let copies: Copies
     var freeCopy: Int32
-    /// Requests whose new clusters are being written: others stay away from theirs.
-    var claiming = 0
-    /// Writes that have ended while the mapping is locked.
-    var parkedOperation: Int32 = -1
-    /// The number of the next operation.
-    var sequence: UInt64 = 0
     let encryption: EngineEncryption
 
     static let zeroesSize = 64 << 10
+    /// That of the bell of other engines; those of operations are their indices.
+    private static let bellToken = UInt64.max
 
+    /// An engine with an image of its own.
     /// - Parameters:
     ///   - depth: requests in flight, 1 … 4096.
     ///   - segments: memory segments of a request, 1 … 1024 (the kernel's limit).
     ///   - usesRing: false does without io_uring, as happens by itself where the host has none for this process.
     public init(_ image: consuming DiskImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
-        let operations = Self.operationCount(depth)
-        // No ring, for whatever reason, is no reason to have no disk.
-        if usesRing, let ring = try? IORing(entries: operations) {
-            try self.init(image, depth: depth, segments: segments, queue: .ring(ring), calls: .host)
-        } else {
-            let io = try synchronousIO(operations, .host, image.path)
-            try self.init(image, depth: depth, segments: segments, queue: .synchronous(io), calls: .host)
-        }
+        try self.init(SharedImage(exclusive: image), depth: depth, segments: segments, usesRing: usesRing)
     }
 
     /// An engine whose system calls are a test's.
     init(_ image: consuming DiskImage, depth: Int, segments: Int, calls: FileCalls) throws(DiskImageError) {
-        let io = try synchronousIO(Self.operationCount(depth), calls, image.path)
-        try self.init(image, depth: depth, segments: segments, queue: .synchronous(io), calls: calls)
+        try self.init(SharedImage(image, calls: calls, isExclusive: true), depth: depth, segments: segments, usesRing: false)
     }
 
-    private init(_ image: consuming DiskImage, depth: Int, segments: Int, queue: consuming IOQueue, calls: FileCalls) throws(DiskImageError) {
+    /// One of several engines of an image. Parameters are as those of an engine with an image of its own.
+    public init(_ shared: SharedImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
+        let operations = Self.operationCount(depth)
+        // No ring, for whatever reason, is no reason to have no disk. One entry is for the bell.
+        if usesRing, let ring = try? IORing(entries: operations + 1) {
+            try self.init(shared, depth: depth, segments: segments, queue: .ring(ring))
+        } else {
+            let io: SynchronousIO
+            do { io = try SynchronousIO(capacity: operations, calls: shared.calls) } catch { throw .system(path: shared.path, error) }
+            try self.init(shared, depth: depth, segments: segments, queue: .synchronous(io))
+        }
+    }
+
+    private init(_ shared: SharedImage, depth: Int, segments: Int, queue: consuming IOQueue) throws(DiskImageError) {
         let depth = min(max(depth, 1), 4096)
         let segments = min(max(segments, 1), 1024)
         let operationCount = Self.operationCount(depth)
         let vectorSize = unsafe MemoryLayout<iovec>.stride
-        let vectors = try memory(operationCount * segments * vectorSize, image.path)
-        let zeroes = try memory(Self.zeroesSize, image.path)
-        let copies = try Copies(image.managesClusters ? image.clusterSize ?? 0 : 0, image.path)
-        let requestCount = depth + copies.count
-        encryption = try EngineEncryption(image)
+        let vectors = try memory(operationCount * segments * vectorSize, shared.path)
+        let zeroes = try memory(Self.zeroesSize, shared.path)
+        let copies = try Copies(shared.image.managesClusters ? shared.clusterSize ?? 0 : 0, shared.path)
+        let encryption = try EngineEncryption(shared.image)
+        let bell: AttachedEngine.Bell?
+        do throws(SystemCallError) { bell = shared.isExclusive ? nil : try .init(queue.makeBell()) } catch { throw .system(path: shared.path, error) }
+        // After the owner's requests come those of copies.
+        let seat = AttachedEngine(requests: depth + copies.count, operations: operationCount, bell: bell)
+        do throws(SystemCallError) {
+            if let bell {
+                try queue.watch(bell.event, token: Self.bellToken)
+                try queue.submit()
+            }
+        } catch {
+            throw .system(path: shared.path, error)
+        }
+        try shared.attach(seat)
         freeCopy = copies.count > 0 ? 0 : -1
         self.copies = copies
-        self.calls = calls
+        self.encryption = encryption
         self.depth = depth
         maximumSegments = segments
         self.operationCount = operationCount
-        self.image = image
+        self.shared = shared
+        self.seat = seat
         self.queue = queue
         self.vectors = vectors
         self.zeroes = zeroes
-        // After the owner's requests come those of copies.
-        unsafe requests = .allocate(capacity: requestCount)
-        unsafe requests.initialize(repeating: Request(), count: requestCount)
-        unsafe operations = .allocate(capacity: operationCount)
-        unsafe operations.initialize(repeating: Operation(), count: operationCount)
+        // They live as long as the seat.
+        unsafe requests = seat.requests
+        unsafe operations = seat.operations
         for index in 0..<depth { unsafe freeRequests.append(Int32(index), requests) }
         // The last is the commit's.
         for index in (0..<operationCount - 1).reversed() { release(operation: Int32(index)) }
     }
 
-    deinit {
-        // The kernel may still write to the memory of requests: nobody may free that before they have ended.
-        var left = outstanding
-        while left > 0, (try? queue.submit()) != nil, (try? queue.wait()) != nil {
-            while queue.nextCompletion() != nil { left -= 1 }
-        }
-        // What was not flushed may be lost, and is not for want of trying.
-        image.close(calls)
-        unsafe requests.deallocate()
-        unsafe operations.deallocate()
-    }
+    deinit { leave() }
 
     private static func operationCount(_ depth: Int) -> Int {
         // Large requests on a fragmented image take several; a few more let small ones pass. One is the commit's.
@@ -154,10 +157,14 @@ public struct DiskCompletion: Sendable {
 
     // MARK: - The owner's side
 
+    /// The image. While it has other engines, only what never changes may be asked here: path, format, size, cluster size, whether it is read-only.
+    public var image: DiskImage { unsafeAddress { unsafe UnsafePointer(shared.storage) } }
+
     /// Whether operations go through io_uring.
     public var usesRing: Bool { queue.isRing }
 
-    /// A descriptor that is readable while operations have ended; after it became so, call ``nextCompletion()`` until it gives nil.
+    /// A descriptor that is readable while operations have ended, or another engine of the image calls; after it became so, call
+    /// ``nextCompletion()`` until it gives nil. Others may wait for that even while nothing is in flight here.
     public var descriptor: Int32 { queue.rawValue }
 
     /// A free request, or nil while all ``depth`` are taken.
@@ -195,13 +202,15 @@ public struct DiskCompletion: Sendable {
         inFlight += 1
         unsafe requests[index] = request
         if let error = refusal(request) { unsafe requests[index].error = error }
+        shared.lock()
         advance(Int32(index))
+        shared.unlock()
     }
 
     /// Hands what was started to the kernel; once after a batch is enough.
     /// - Throws: when the kernel takes nothing any more. The engine is of no further use then.
     public mutating func submit() throws(DiskImageError) {
-        do { try queue.submit() } catch { throw .request(path: image.path, error) }
+        do { try queue.submit() } catch { throw .request(path: shared.path, error) }
     }
 
     /// The next request that has ended, or nil when none has. What this sets going (the rest of a short transfer, say) is submitted
@@ -213,20 +222,57 @@ public struct DiskCompletion: Sendable {
                 let ended = unsafe requests[Int(index)]
                 return DiskCompletion(request: Int(index), operation: ended.operation, length: ended.length, error: ended.error)
             }
-            if refusedOperation >= 0 {
-                let index = refusedOperation
-                unsafe refusedOperation = operations[Int(index)].next
-                finish(index, result: -Int(EIO))
-                continue
+            if finishOperations() { continue }
+            if !shared.isExclusive {
+                queue.listen()
+                if seat.takeCall() {
+                    shared.lock()
+                    attend()
+                    shared.unlock()
+                    continue
+                }
             }
-            guard let completion = queue.nextCompletion() else {
-                // A failure here shows again in the owner's next `submit`.
-                try? queue.submit()
-                return nil
-            }
-            outstanding -= 1
-            finish(Int32(truncatingIfNeeded: completion.token), result: Int(completion.result))
+            // A failure here shows again in the owner's next `submit`.
+            try? queue.submit()
+            // Calls that are done one after the other are done now.
+            guard queue.hasCompletion else { return nil }
         }
+    }
+
+    /// Finishes all operations that have ended. Returns whether there were any.
+    private mutating func finishOperations() -> Bool {
+        guard var next = nextOperation() else { return false }
+        shared.lock()
+        while true {
+            finish(next.index, result: next.result)
+            guard let another = nextOperation() else { break }
+            next = another
+        }
+        shared.unlock()
+        return true
+    }
+
+    private mutating func nextOperation() -> (index: Int32, result: Int)? {
+        if refusedOperation >= 0 {
+            let index = refusedOperation
+            unsafe refusedOperation = operations[Int(index)].next
+            return (index, -Int(EIO))
+        }
+        while let completion = queue.nextCompletion() {
+            guard completion.token == Self.bellToken else {
+                outstanding -= 1
+                return (Int32(truncatingIfNeeded: completion.token), Int(completion.result))
+            }
+            listen()
+        }
+        return nil
+    }
+
+    /// The bell was rung, and is to be heard again. A queue that does not take the bell any more takes nothing, which shows in the owner's next `submit`.
+    private func listen() {
+        guard let bell = seat.bell else { return }
+        bell.event.drain()
+        try? queue.watch(bell.event, token: Self.bellToken)
     }
 
     /// Waits until a request has ended, if any is in flight.
@@ -234,8 +280,9 @@ public struct DiskCompletion: Sendable {
         while true {
             try submit()
             if let completion = nextCompletion() { return completion }
-            guard outstanding > 0 else { return nil }
-            do { try queue.wait() } catch { throw .request(path: image.path, error) }
+            // What is in flight may wait for another engine, which will call.
+            guard shared.isExclusive ? outstanding > 0 : inFlight > 0 else { return nil }
+            do { try queue.wait() } catch { throw .request(path: shared.path, error) }
         }
     }
 
@@ -260,7 +307,7 @@ public struct DiskCompletion: Sendable {
         defer { release(index) }
         start(index, request)
         if let error = try waitForCompletion()?.error, error != 0 {
-            throw .request(path: image.path, SystemCallError("\(request.operation)", errno: error))
+            throw .request(path: shared.path, SystemCallError("\(request.operation)", errno: error))
         }
     }
 
@@ -278,10 +325,6 @@ public struct DiskCompletion: Sendable {
         }
         return sum == request.length ? nil : EINVAL
     }
-}
-
-private func synchronousIO(_ capacity: Int, _ calls: FileCalls, _ path: String) throws(DiskImageError) -> SynchronousIO {
-    do { return try SynchronousIO(capacity: capacity, calls: calls) } catch { throw .system(path: path, error) }
 }
 
 func memory(_ size: Int, _ path: String) throws(DiskImageError) -> Mapping {

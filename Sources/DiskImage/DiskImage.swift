@@ -5,7 +5,7 @@ internal import Linux
 /// An open disk image: a file, or a chain of files each of which holds what differs from the next.
 ///
 /// The image knows how its contents are stored and does no I/O itself once it is open; a ``DiskEngine`` does.
-/// It belongs to one thread at a time.
+/// It belongs to one thread at a time; several engines pass it on by the lock of a ``SharedImage``.
 @safe public struct DiskImage: ~Copyable, @unchecked Sendable {
     /// The most images on top of each other.
     public static let maximumChainLength = 64
@@ -18,7 +18,7 @@ internal import Linux
     public let format: ImageFormat
     /// Bytes of the disk, a multiple of 512. A size that is none is rounded up: the rest of the last sector reads as zeroes
     /// and, in a raw file, can be written.
-    public private(set) var size: UInt64
+    public var size: UInt64 { unsafe (layers[0].size &+ 511) & ~511 }
     public let isReadOnly: Bool
     /// The unit of the format's own making, or nil: a cluster of qcow2, a block of VDI, a grain of VMDK, ….
     public let clusterSize: UInt64?
@@ -28,7 +28,7 @@ internal import Linux
     /// As it was opened, for what is read anew when the metadata was replaced.
     private let metadataCacheSize: Int
 
-    // The one layer of each file: those of the chain, topmost first, then the extents of a VMDK image. Only the holder of the image
+    // The one layer of each file, never none: those of the chain, topmost first, then the extents of a VMDK image. Only the holder of the image
     // touches them: hence `Sendable`.
     let layers: UnsafeMutableBufferPointer<Layer>
     /// How many of them stand on top of each other.
@@ -67,10 +67,8 @@ internal import Linux
             throw .keyUnused(path: path, encrypted: chain.encryptedCount, keys: options.keys.count)
         }
 
-        let top = unsafe chain.layers[0].size
         self.path = path
         self.format = format
-        size = (top &+ 511) & ~511
         isReadOnly = options.readOnly
         metadataCacheSize = options.metadataCacheSize
         repair = chain.repair
@@ -207,19 +205,17 @@ internal import Linux
 
     /// Reads the topmost image's metadata anew, which somebody has replaced in the file.
     /// - Parameter size: bytes of the disk, if it is not yet what the file says.
-    mutating func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
+    func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
         // `layers[0]` is there in every image.
         try unsafe layers[0].file.measure()
         guard format == .qcow2 else {
             // Nothing else than a raw image is changed so.
-            size = unsafe (layers[0].file.size &+ 511) & ~511
-            unsafe layers[0].size = size
+            unsafe layers[0].size = (layers[0].file.size &+ 511) & ~511
             return
         }
         try unsafe layers[0].dataFile?.measure()
         let qcow2 = try unsafe QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
         unsafe layers[0].size = qcow2.header.size
-        size = unsafe (layers[0].size &+ 511) & ~511
         unsafe layers[0].qcow2 = consume qcow2
     }
 

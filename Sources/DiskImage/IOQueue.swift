@@ -3,7 +3,8 @@ internal import Glibc
 internal import Linux
 
 /// Where an engine's operations are carried out: in an io_uring, or, where the host gives none, by one system call after the other.
-/// Both look the same from above; the second merely has every operation done when ``submit()`` returns.
+/// Both look the same from above; the second merely has every operation done when ``submit()`` returns. Nothing is done before that:
+/// operations are queued under the lock of an image that several engines use, and carried out without it.
 enum IOQueue: ~Copyable {
     case ring(IORing)
     case synchronous(SynchronousIO)
@@ -13,6 +14,14 @@ enum IOQueue: ~Copyable {
         switch self {
         case .ring(let ring): ring.rawValue
         case .synchronous(let calls): calls.rawValue
+        }
+    }
+
+    /// Whether a completion waits that was done in this thread.
+    var hasCompletion: Bool {
+        switch self {
+        case .ring: false
+        case .synchronous(let calls): calls.hasCompletion
         }
     }
 
@@ -53,18 +62,43 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    func submit() throws(SystemCallError) {
+    /// A bell for others to ring, to be watched.
+    func makeBell() throws(SystemCallError) -> EventFD {
         switch self {
-        case .ring(let ring): try ring.submit()
+        case .ring: try EventFD()
+        case .synchronous(let calls): try calls.bell.duplicate()
+        }
+    }
+
+    /// Has ``rawValue`` become readable when a bell is rung, once: a completion with this token says so. Calls that are done one after the other
+    /// have their own bell for that.
+    func watch(_ bell: borrowing EventFD, token: UInt64) throws(SystemCallError) {
+        switch self {
+        case .ring(let ring): try ring.poll(bell.rawValue, token: token)
         case .synchronous: break
         }
     }
 
-    /// Waits for a completion, of which at least one is outstanding.
+    /// Comes before a look at what the bell was rung for, so that what is rung for later is heard again.
+    func listen() {
+        switch self {
+        case .ring: break
+        case .synchronous(let calls): calls.listen()
+        }
+    }
+
+    func submit() throws(SystemCallError) {
+        switch self {
+        case .ring(let ring): try ring.submit()
+        case .synchronous(let calls): calls.submit()
+        }
+    }
+
+    /// Waits for a completion, of which at least one is outstanding, or a bell.
     func wait() throws(SystemCallError) {
         switch self {
         case .ring(let ring): try ring.wait()
-        case .synchronous: break
+        case .synchronous(let calls): calls.wait()
         }
     }
 
@@ -96,57 +130,111 @@ enum IOQueue: ~Copyable {
     private static func outcome(_ result: Int) -> Int { result < 0 ? -Int(errno) : result }
 }
 
-/// File operations done at once in the calling thread; only their completions queue.
+/// File operations done one after the other in the thread that submits them; only their completions queue.
 @safe final class SynchronousIO: @unchecked Sendable {
+    private enum Call {
+        case read, write, synchronize
+        case allocate(mode: Int32, length: UInt64)
+    }
+
+    @safe private struct Operation {
+        var call = Call.synchronize
+        var file: Int32 = -1
+        var vectors: UnsafePointer<iovec>?
+        var count = 0
+        var offset: UInt64 = 0
+        var token: UInt64 = 0
+        /// When it is done.
+        var result: Int32 = 0
+    }
+
     private let calls: FileCalls
-    private let bell: EventFD
-    /// A ring of completions, as many as there can be operations. One thread at a time uses them: hence `Sendable`.
-    private let completions: UnsafeMutableBufferPointer<IORing.Completion>
+    /// Readable while completions wait. Others may ring it too.
+    let bell: EventFD
+    /// A ring of operations in their order, as many as there can be: those that are done, and behind them those that are queued.
+    /// One thread at a time uses them: hence `Sendable`.
+    private let operations: UnsafeMutableBufferPointer<Operation>
     private var first = 0
-    private var count = 0
+    private var done = 0
+    private var queued = 0
 
     init(capacity: Int, calls: FileCalls = .host) throws(SystemCallError) {
         bell = try EventFD()
         self.calls = calls
-        unsafe completions = .allocate(capacity: max(1, capacity))
-        unsafe completions.initialize(repeating: IORing.Completion(token: 0, result: 0))
+        unsafe operations = .allocate(capacity: max(1, capacity))
+        unsafe operations.initialize(repeating: Operation())
     }
 
     deinit {
-        unsafe completions.deallocate()
+        unsafe operations.deallocate()
     }
 
     var rawValue: Int32 { bell.rawValue }
+    var hasCompletion: Bool { done > 0 }
+
+    // The vectors, and what they name, live until the completion.
 
     func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64) {
-        complete(token, unsafe calls.read(file, vectors, Int32(clamping: count), off_t(truncatingIfNeeded: offset)))
+        append(unsafe Operation(call: .read, file: file, vectors: vectors, count: count, offset: offset, token: token))
     }
 
     func write(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64) {
-        complete(token, unsafe calls.write(file, vectors, Int32(clamping: count), off_t(truncatingIfNeeded: offset)))
+        append(unsafe Operation(call: .write, file: file, vectors: vectors, count: count, offset: offset, token: token))
     }
 
     func synchronize(_ file: Int32, token: UInt64) {
-        complete(token, calls.synchronize(file))
+        unsafe append(Operation(call: .synchronize, file: file, token: token))
     }
 
     func allocate(_ file: Int32, mode: Int32, at offset: UInt64, length: UInt64, token: UInt64) {
-        complete(token, calls.allocate(file, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)))
+        unsafe append(Operation(call: .allocate(mode: mode, length: length), file: file, offset: offset, token: token))
+    }
+
+    /// Does what is queued.
+    func submit() {
+        guard queued > 0 else { return }
+        while queued > 0 {
+            // Indices are taken modulo the count.
+            let operation = unsafe operations.baseAddress! + (first + done) % operations.count
+            unsafe operation.pointee.result = Int32(clamping: carryOut(operation.pointee))
+            queued -= 1
+            done += 1
+        }
+        bell.signal()
     }
 
     func nextCompletion() -> IORing.Completion? {
-        guard count > 0 else { return nil }
-        let completion = unsafe completions[first]
-        first = unsafe (first + 1) % completions.count
-        count -= 1
-        if count == 0 { bell.drain() }
-        return completion
+        guard done > 0 else { return nil }
+        let operation = unsafe operations[first]
+        first = unsafe (first + 1) % operations.count
+        done -= 1
+        if done == 0 { bell.drain() }
+        return IORing.Completion(token: operation.token, result: operation.result)
     }
 
-    private func complete(_ token: UInt64, _ result: Int) {
-        // The engine has no more operations than the capacity, each with one completion at most.
-        unsafe completions[(first + count) % completions.count] = IORing.Completion(token: token, result: Int32(clamping: result))
-        count += 1
-        if count == 1 { bell.signal() }
+    func listen() {
+        if done == 0 { bell.drain() }
+    }
+
+    /// Waits for a completion or for somebody who rings.
+    func wait() {
+        if done == 0 { bell.wait() }
+    }
+
+    private func append(_ operation: Operation) {
+        // The engine has no more operations than the capacity, each in the queue once at most.
+        unsafe operations[(first + done + queued) % operations.count] = operation
+        queued += 1
+    }
+
+    private func carryOut(_ operation: Operation) -> Int {
+        let offset = off_t(truncatingIfNeeded: operation.offset)
+        switch unsafe (operation.call, operation.vectors) {
+        case (.read, let vectors?): return unsafe calls.read(operation.file, vectors, Int32(clamping: operation.count), offset)
+        case (.write, let vectors?): return unsafe calls.write(operation.file, vectors, Int32(clamping: operation.count), offset)
+        case (.allocate(let mode, let length), _):
+            return calls.allocate(operation.file, mode, offset, off_t(truncatingIfNeeded: length))
+        case (.synchronize, _), (_, nil): return calls.synchronize(operation.file)
+        }
     }
 }

@@ -41,7 +41,7 @@ public import CLinux
     /// The ring's descriptor, for ``Epoll``.
     public var rawValue: Int32 { unsafe clinux_ring_descriptor(ring) }
 
-    // The four below: the ring lives as long as `self`; the caller vouches for the vectors and for what they name.
+    // The calls below: the ring lives as long as `self`; the caller vouches for the vectors and for what they name.
 
     /// Queues a `preadv`. The vectors live until ``submit()`` returns, the memory that they name until the completion.
     /// - Throws: `EBUSY` when the kernel takes no more before completions are taken.
@@ -66,6 +66,11 @@ public import CLinux
     /// Queues an `fallocate` with the given `FALLOC_FL_*` bits.
     public func allocate(_ file: Int32, mode: Int32, at offset: UInt64, length: UInt64, token: UInt64) throws(SystemCallError) {
         try check(unsafe clinux_ring_fallocate(ring, file, mode, offset, length, token), "fallocate")
+    }
+
+    /// Queues a wait until a descriptor is readable, once.
+    public func poll(_ file: Int32, token: UInt64) throws(SystemCallError) {
+        try check(unsafe clinux_ring_poll(ring, file, token), "poll")
     }
 
     /// Hands everything queued to the kernel.

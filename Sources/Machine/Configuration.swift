@@ -126,11 +126,17 @@ public struct Configuration: Sendable {
         public var serial: String?
         /// Where the keys of the image and its backing files come from, as ``DiskImageOptions/keys``; they are read when the disk is opened.
         public var keys: [KeySource] = []
+        /// Virtqueues, each with a thread; nil: as many as there are vCPUs, but at most ``defaultQueues``.
+        public var queues: Int?
 
-        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil) {
+        /// The most queues that nobody has asked for.
+        public static let defaultQueues = 4
+
+        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil, queues: Int? = nil) {
             self.path = path
             self.options = options
             self.serial = serial
+            self.queues = queues
         }
     }
 

@@ -26,7 +26,7 @@ struct VirtioSlot: Sendable {
     static func makeAll(_ configuration: Configuration, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) -> [VirtioSlot] {
         var slots: [VirtioSlot] = []
         for (index, disk) in configuration.disks.enumerated() {
-            let device = try makeDisk(disk, index: index)
+            let device = try makeDisk(disk, index: index, cpuCount: configuration.cpus)
             slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
         }
         if let entropy = configuration.entropy {
@@ -43,12 +43,13 @@ struct VirtioSlot: Sendable {
         return slots
     }
 
-    private static func makeDisk(_ disk: Configuration.Disk, index: Int) throws(MachineError) -> BlockDevice {
+    private static func makeDisk(_ disk: Configuration.Disk, index: Int, cpuCount: Int) throws(MachineError) -> BlockDevice {
         do throws(DiskImageError) {
             var options = disk.options
             options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
             let image = try DiskImage(path: disk.path, options: options)
-            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)")
+            let queues = disk.queues ?? min(cpuCount, Configuration.Disk.defaultQueues)
+            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: queues)
         } catch { throw .disk(error) }
     }
 

@@ -20,6 +20,12 @@ public struct Activation: Sendable {
         guard queues.indices.contains(index), queues[index].isReady else { return nil }
         return try Virtqueue(queues[index], features: features, ram: ram)
     }
+
+    /// The part of one queue, for a device with an I/O thread for each: the others are not ready.
+    public func only(queue index: Int) -> Activation {
+        let queues = queues.map { $0.index == index ? $0 : QueueConfiguration(index: $0.index, maximumSize: $0.maximumSize) }
+        return Activation(features: features, queues: queues, memory: memory, interrupt: interrupt, bells: bells, counters: counters)
+    }
 }
 
 /// A device as its transport sees it. Methods are called on vCPU threads, one at a time, under the transport's lock.

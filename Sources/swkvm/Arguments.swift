@@ -253,6 +253,7 @@ struct DiskArgument {
         var options = DiskImageOptions()
         var serial: String?
         var keys: [KeySource] = []
+        var queues: Int?
         for (key, value) in items {
             switch (key, value) {
             case ("ro", nil): options.readOnly = true
@@ -285,11 +286,16 @@ struct DiskArgument {
                     throw ArgumentProblem("disk \(path): a serial number has 1 to 20 bytes, this one \(value.utf8.count)")
                 }
                 serial = value
+            case ("queues", let value?):
+                guard let count = Int(value), (1...BlockDevice.maximumQueues).contains(count) else {
+                    throw ArgumentProblem("disk \(path): queues=\(value) is no number from 1 to \(BlockDevice.maximumQueues)")
+                }
+                queues = count
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, lock=on|off or serial=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, lock=on|off, serial= or queues=")
             }
         }
-        disk = Configuration.Disk(path: path, options: options, serial: serial)
+        disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)
         disk.keys = keys
     }
 }

@@ -10,9 +10,9 @@ import Testing
 final class BlockDriver: QueueDriver {
     let device: BlockDevice
 
-    init(_ device: BlockDevice, features: FeatureSet = [.version1, .blockFlush, .indirectDescriptors]) throws {
+    init(_ device: BlockDevice, features: FeatureSet = [.version1, .blockFlush, .indirectDescriptors], queues: Int = 1) throws {
         self.device = device
-        try super.init(driving: device, features: features)
+        try super.init(driving: device, features: features, queues: queues)
     }
 
     // MARK: - Requests
@@ -74,9 +74,9 @@ final class TemporaryDisk {
 
     func contents() throws -> [UInt8] { try readFile(path, limit: 1 << 30) }
 
-    func device(readOnly: Bool = false, serial: String? = nil, usesRing: Bool = true) throws -> BlockDevice {
+    func device(readOnly: Bool = false, serial: String? = nil, queues: Int = 1, usesRing: Bool = true) throws -> BlockDevice {
         try BlockDevice(
-            name: "blk0", image: DiskImage(path: path, options: DiskImageOptions(readOnly: readOnly)), serial: serial,
+            name: "blk0", image: DiskImage(path: path, options: DiskImageOptions(readOnly: readOnly)), serial: serial, queues: queues,
             queueSize: UInt16(BlockDriver.queueSize), usesRing: usesRing)
     }
 

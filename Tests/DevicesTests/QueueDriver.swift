@@ -4,7 +4,7 @@ import Linux
 import Testing
 @testable import Virtio
 
-/// The driver of a device with one queue: the queue in guest RAM and the registers of the transport.
+/// The driver of a device with one queue, or with several that are alike: the queues in guest RAM and the registers of the transport.
 class QueueDriver {
     /// A buffer of a chain.
     struct Buffer {
@@ -21,13 +21,25 @@ class QueueDriver {
     let memory: GuestMemory
     let ram: GuestRAM
     let transport: MMIOTransport
-    private var nextDescriptor = 0
-    private var nextAvailable: UInt16 = 0
-    private var seenUsed: UInt16 = 0
-    /// What used entries said, by head.
-    private(set) var written: [UInt32: UInt32] = [:]
+    /// How far a queue has come.
+    private struct State {
+        var nextDescriptor = 0
+        var nextAvailable: UInt16 = 0
+        var seenUsed: UInt16 = 0
+        /// What used entries said, by head.
+        var written: [UInt32: UInt32] = [:]
+    }
 
-    init(driving device: any VirtioDevice, features: FeatureSet) throws {
+    private var states: [State]
+    /// The queue that all below is about.
+    var queue = 0
+    var written: [UInt32: UInt32] { states[queue].written }
+
+    /// A ring of the queue; the queues' rings of a kind are behind each other.
+    private func place(_ ring: GuestAddress) -> GuestAddress { ring &+ UInt64(queue) * 0x1000 }
+
+    init(driving device: any VirtioDevice, features: FeatureSet, queues: Int = 1) throws {
+        states = Array(repeating: State(), count: queues)
         memory = try GuestMemory(size: 16 << 20)
         ram = memory.ram
         transport = try MMIOTransport(device: device, memory: memory)
@@ -43,11 +55,7 @@ class QueueDriver {
     /// Resets the device and sets it up.
     func start(_ features: FeatureSet) throws {
         write(0x070, 0)
-        nextDescriptor = 0
-        nextAvailable = 0
-        seenUsed = 0
-        written = [:]
-        for ring in [Self.table, Self.available, Self.used] { try ram.fill(at: ring, count: 0x1000) }
+        states = Array(repeating: State(), count: states.count)
         for status: UInt32 in [1, 3] { write(0x070, status) }
         for half: UInt64 in [0, 1] {
             write(0x024, UInt32(half))
@@ -55,45 +63,56 @@ class QueueDriver {
         }
         write(0x070, 11)
         try #require(read(0x070) == 11)
-        write(0x030, 0)
-        write(0x038, UInt32(Self.queueSize))
-        for (register, ring) in [(0x080 as UInt64, Self.table), (0x090, Self.available), (0x0a0, Self.used)] {
-            write(register, UInt32(truncatingIfNeeded: ring.rawValue))
-            write(register + 4, 0)
+        for index in states.indices {
+            queue = index
+            try setUp()
         }
-        write(0x044, 1)
+        queue = 0
         write(0x070, 15)
         try #require(read(0x070) == 15)
     }
 
+    /// Makes the queue, with nothing in it, ready.
+    func setUp() throws {
+        states[queue] = State()
+        for ring in [Self.table, Self.available, Self.used] { try ram.fill(at: place(ring), count: 0x1000) }
+        write(0x030, UInt32(queue))
+        write(0x038, UInt32(Self.queueSize))
+        for (register, ring) in [(0x080 as UInt64, Self.table), (0x090, Self.available), (0x0a0, Self.used)] {
+            write(register, UInt32(truncatingIfNeeded: place(ring).rawValue))
+            write(register + 4, 0)
+        }
+        write(0x044, 1)
+    }
+
     /// Puts a chain on the available ring; its head.
     func offer(_ buffers: [Buffer]) throws -> UInt32 {
-        let head = nextDescriptor
+        let head = states[queue].nextDescriptor
         for (index, buffer) in buffers.enumerated() {
-            let entry = GuestAddress(Self.table.rawValue + UInt64(nextDescriptor % Self.queueSize) * 16)
+            let entry = GuestAddress(place(Self.table).rawValue + UInt64(states[queue].nextDescriptor % Self.queueSize) * 16)
             let hasNext = index + 1 < buffers.count
             try ram.write(buffer.address, at: entry)
             try ram.write(UInt32(buffer.length), at: entry &+ 8)
             try ram.write(UInt16((hasNext ? 1 : 0) | (buffer.isWritable ? 2 : 0)), at: entry &+ 12)
-            nextDescriptor = (nextDescriptor + 1) % Self.queueSize
-            try ram.write(UInt16(hasNext ? nextDescriptor : 0), at: entry &+ 14)
+            states[queue].nextDescriptor = (states[queue].nextDescriptor + 1) % Self.queueSize
+            try ram.write(UInt16(hasNext ? states[queue].nextDescriptor : 0), at: entry &+ 14)
         }
-        try ram.write(UInt16(head), at: Self.available &+ (4 + 2 * UInt64(nextAvailable % UInt16(Self.queueSize))))
-        nextAvailable &+= 1
-        try ram.write(nextAvailable, at: Self.available &+ 2)
+        try ram.write(UInt16(head), at: place(Self.available) &+ (4 + 2 * UInt64(states[queue].nextAvailable % UInt16(Self.queueSize))))
+        states[queue].nextAvailable &+= 1
+        try ram.write(states[queue].nextAvailable, at: place(Self.available) &+ 2)
         return UInt32(head)
     }
 
-    func kick() { write(0x050, 0) }
+    func kick() { write(0x050, UInt32(queue)) }
 
     /// Waits until as many chains as given have come back, beyond those seen before.
     func wait(for count: Int) throws {
-        let wanted = seenUsed &+ UInt16(count)
-        while try ram.readUInt16(at: Self.used &+ 2) != wanted { transport.interrupt.line.wait() }
-        while seenUsed != wanted {
-            let entry = Self.used &+ (4 + 8 * UInt64(seenUsed % UInt16(Self.queueSize)))
-            written[try ram.readUInt32(at: entry)] = try ram.readUInt32(at: entry &+ 4)
-            seenUsed &+= 1
+        let wanted = states[queue].seenUsed &+ UInt16(count)
+        while try ram.readUInt16(at: place(Self.used) &+ 2) != wanted { transport.interrupt.line.wait() }
+        while states[queue].seenUsed != wanted {
+            let entry = place(Self.used) &+ (4 + 8 * UInt64(states[queue].seenUsed % UInt16(Self.queueSize)))
+            states[queue].written[try ram.readUInt32(at: entry)] = try ram.readUInt32(at: entry &+ 4)
+            states[queue].seenUsed &+= 1
         }
     }
 }

@@ -24,27 +24,34 @@ import Testing
         var all: [Entry] { entries.withLock { $0 } }
         func append(_ entry: Entry) { entries.withLock { $0.append(entry) } }
 
+        /// Calls of several threads come one after the other, in the order of the log.
         var calls: FileCalls {
             unsafe FileCalls(
                 read: FileCalls.host.read,
                 write: { file, vectors, count, offset in
-                    let result = unsafe FileCalls.host.write(file, vectors, count, offset)
-                    var bytes: [UInt8] = []
-                    for index in 0..<Int(count) { unsafe bytes += UnsafeRawBufferPointer(start: vectors[index].iov_base, count: vectors[index].iov_len) }
-                    self.append(.write(offset: Int(offset), bytes: Array(bytes.prefix(max(0, result)))))
-                    return result
+                    self.entries.withLock { entries in
+                        let result = unsafe FileCalls.host.write(file, vectors, count, offset)
+                        var bytes: [UInt8] = []
+                        for index in 0..<Int(count) { unsafe bytes += UnsafeRawBufferPointer(start: vectors[index].iov_base, count: vectors[index].iov_len) }
+                        entries.append(.write(offset: Int(offset), bytes: Array(bytes.prefix(max(0, result)))))
+                        return result
+                    }
                 },
                 synchronize: { _ in
                     self.append(.synchronize)
                     return 0
                 },
                 allocate: { file, mode, offset, length in
-                    self.append(mode == 0 ? .size(Int(offset + length), grows: true) : .hole(offset: Int(offset), length: Int(length)))
-                    return FileCalls.host.allocate(file, mode, offset, length)
+                    self.entries.withLock {
+                        $0.append(mode == 0 ? .size(Int(offset + length), grows: true) : .hole(offset: Int(offset), length: Int(length)))
+                        return FileCalls.host.allocate(file, mode, offset, length)
+                    }
                 },
                 truncate: { file, size in
-                    self.append(.size(Int(size), grows: false))
-                    return FileCalls.host.truncate(file, size)
+                    self.entries.withLock {
+                        $0.append(.size(Int(size), grows: false))
+                        return FileCalls.host.truncate(file, size)
+                    }
                 })
         }
     }
@@ -116,11 +123,15 @@ import Testing
             }
             states[states.count - 1].history = workload.history
         }
+        try replay(log, states, &file, seed: seed, keys: imageOptions.keys)
+    }
+
+    /// Examines what the file would be, had the power failed: after about 150 of the log's entries, unless all are wanted.
+    private func replay(_ log: Log, _ states: [State], _ file: inout [UInt8], seed: UInt64, keys: [DiskKey] = []) throws {
         var generator = SeededGenerator(seed: seed)
         var durable = file, number = 0
         var pending: [Log.Entry] = []
         let entries = log.all
-        // About 150 prefixes of each of the combinations, unless all are wanted.
         let step = environment("SWKVM_CRASH_STEP") ?? max(1, entries.count / 150)
         for (index, entry) in entries.enumerated() {
             Self.apply(entry, to: &file)
@@ -132,13 +143,45 @@ import Testing
             case .write, .hole, .size: pending.append(entry)
             }
             guard index % step == 0 else { continue }
-            try examine(file, states[number], imageOptions.keys, "prefix \(index) of \(entries.count), seed \(seed)")
+            try examine(file, states[number], keys, "prefix \(index) of \(entries.count), seed \(seed)")
             // Of what was not synchronised, any part may have reached the disk.
             guard !pending.isEmpty, index / step % 2 == 0 else { continue }
             var reordered = durable
             for entry in pending where Bool.random(using: &generator) { Self.apply(entry, to: &reordered) }
-            try examine(reordered, states[number], imageOptions.keys, "lost writes at \(index) of \(entries.count), seed \(seed)")
+            try examine(reordered, states[number], keys, "lost writes at \(index) of \(entries.count), seed \(seed)")
         }
+    }
+
+    /// The same with two engines, each in a thread with sectors of its own between those of the other. The flush that counts is now the one's and now the
+    /// other's, and covers what has ended at both.
+    @Test(arguments: ["cluster_size=4k", "cluster_size=512,refcount_bits=16", "cluster_size=16k,extended_l2=on"], [false, true])
+    func whatWasFlushedByEitherOfTwoSurvives(options: String, usesBacking: Bool) throws {
+        let seed = UInt64(environment("SWKVM_SEED") ?? 6) &+ options.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) }
+        let size = 256 << 10
+        let path = directory.file("disk.qcow2")
+        var contents = [UInt8](repeating: 0, count: size)
+        if usesBacking {
+            contents = randomBytes(size, seed: seed)
+            let base = try directory.write("base.raw", contents)
+            qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", "raw", path)
+        } else {
+            qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "\(size)")
+        }
+        var file = try directory.read("disk.qcow2")
+        let log = Log()
+        var states = [State(flushed: contents)]
+        do {
+            let shared = try SharedImage(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: 0)), calls: log.calls)
+            let crew = EngineCrew(shared, count: 2, contents, seed: seed, usesRing: false)
+            for phase in 0..<10 {
+                let history = try crew.run(rounds: 3)
+                states[states.count - 1].history = history
+                crew.flush(phase % 2)
+                log.append(.flushed(states.count))
+                states.append(State(flushed: crew.model))
+            }
+        }
+        try replay(log, states, &file, seed: seed)
     }
 
     /// An image after the power failed: sound but for leaks. A sector is as it was flushed, or as somebody made it since, or, if it was

@@ -11,6 +11,8 @@ struct Workload: ~Copyable {
     private(set) var operations = 0
     /// Bytes of a request, at most.
     let maximum: Int
+    /// Which sectors it uses; others are another workload's.
+    var owns: (_ sector: Int) -> Bool = { _ in true }
     private let memory: UnsafeMutableRawBufferPointer
     private let vectors: UnsafeMutableBufferPointer<iovec>
 
@@ -38,8 +40,10 @@ struct Workload: ~Copyable {
         var sector = Int.random(in: 0..<sectors, using: &generator)
         let largest = Bool.random(using: &generator) ? 8 : maximum / 512
         for slot in 0..<Int.random(in: 1...Self.width, using: &generator) {
+            while sector < sectors, !owns(sector) { sector += 1 }
             guard sector < sectors else { break }
-            let count = min(sectors - sector, Int.random(in: 1...largest, using: &generator))
+            let wanted = min(sectors - sector, Int.random(in: 1...largest, using: &generator))
+            let count = (1..<wanted).first { !owns(sector + $0) } ?? wanted
             let range = sector * 512..<(sector + count) * 512
             sector += count + (Bool.random(using: &generator) ? 0 : Int.random(in: 0...largest, using: &generator))
             let operation = [DiskOperation.read, .read, .write, .write, .write, .discard, .writeZeroes, .writeZeroesUnmapping].randomElement(using: &generator)!
@@ -87,6 +91,22 @@ struct Workload: ~Copyable {
             }
         }
         try settle(&engine, sourceLocation)
+    }
+
+    /// Lets an engine go while writes of what the disk has already, and a flush, are in flight.
+    mutating func leave(_ engine: consuming DiskEngine) {
+        let sectors = model.count / 512
+        for slot in 0..<Self.width - 1 {
+            guard let sector = (Int.random(in: 0..<sectors, using: &generator)..<sectors).first(where: owns), let request = engine.acquire() else { continue }
+            let piece = unsafe UnsafeMutableRawBufferPointer(rebasing: memory[slot * maximum..<slot * maximum + 512])
+            unsafe piece.copyBytes(from: model[sector * 512..<(sector + 1) * 512])
+            unsafe vectors[slot] = iovec(iov_base: piece.baseAddress, iov_len: 512)
+            unsafe engine.start(request, .write, offset: UInt64(sector) * 512, length: 512, vectors: vectors.baseAddress! + slot, count: 1)
+        }
+        if let request = engine.acquire() { engine.start(request, .flush, offset: 0, length: 0) }
+        if Bool.random(using: &generator) { try? engine.submit() }
+        // Here it ends, while the memory is there.
+        _ = consume engine
     }
 
     /// What came to which sectors, since the owner last emptied it.

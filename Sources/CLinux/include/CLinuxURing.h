@@ -21,6 +21,8 @@ int clinux_ring_readv(clinux_ring *ring, int fd, const struct iovec *vectors, un
 int clinux_ring_writev(clinux_ring *ring, int fd, const struct iovec *vectors, unsigned count, uint64_t offset, uint64_t token);
 int clinux_ring_fdatasync(clinux_ring *ring, int fd, uint64_t token);
 int clinux_ring_fallocate(clinux_ring *ring, int fd, int mode, uint64_t offset, uint64_t length, uint64_t token);
+/// Completes when the descriptor is readable.
+int clinux_ring_poll(clinux_ring *ring, int fd, uint64_t token);
 
 /// Hands all that is queued to the kernel. Passing failures (memory, a full completion queue) are waited out unless
 /// completions are there to be taken first.

@@ -8,6 +8,8 @@ struct BlockConfiguration {
     let maximumSegments: UInt32
     /// Bytes that a host file likes to be read and written in, or nil when any size is as good.
     let optimalSize: UInt64?
+    /// Queues, at least 1.
+    let queueCount: Int
 
     static let logicalBlockSize: UInt32 = 512
     /// The host's pages and most disks have 4 KiB: 2^3 logical blocks.
@@ -42,7 +44,7 @@ struct BlockConfiguration {
         put(optimalInBlocks)
         put(UInt8(1))  // writeback
         put(UInt8(0))
-        put(UInt16(1))  // queues: MQ is not offered
+        put(UInt16(clamping: queueCount))
         put(Self.maximumDiscardSectors)
         put(Self.maximumRanges)
         put(max(pageInBlocks, optimalInBlocks))  // discard alignment
@@ -62,6 +64,7 @@ extension FeatureSet {
     static let blockFlush = FeatureSet(bit: 9)
     static let blockTopology = FeatureSet(bit: 10)
     static let blockConfigurableWriteback = FeatureSet(bit: 11)
+    static let blockMultiqueue = FeatureSet(bit: 12)
     static let blockDiscard = FeatureSet(bit: 13)
     static let blockWriteZeroes = FeatureSet(bit: 14)
 }

@@ -3,7 +3,7 @@ internal import Linux
 internal import Synchronization
 public import Virtio
 
-/// A virtio block device (virtio 1.2 §5.2) over a disk image, with one queue and an I/O thread.
+/// A virtio block device (virtio 1.2 §5.2) over a disk image, with one queue or several, each with an I/O thread.
 public final class BlockDevice: VirtioDevice {
     public let name: String
     public let deviceID: UInt32 = 2
@@ -19,59 +19,81 @@ public final class BlockDevice: VirtioDevice {
     public let isReadOnly: Bool
 
     private let cache: WriteCache
-    private let worker: DeviceWorker
+    /// One for each queue.
+    private let workers: [DeviceWorker]
+
+    /// The most queues of a disk.
+    public static let maximumQueues = SharedImage.maximumEngines
 
     /// - Parameters:
-    ///   - name: of the device and its I/O thread: `blk0`.
+    ///   - name: of the device and its I/O thread: `blk0`. Threads of further queues are `blk0.1` and so on.
     ///   - image: what is on the disk. A read-only one refuses writes.
     ///   - serial: nil derives one from the image's path, so that a guest finds its disk again.
-    ///   - queueSize: a power of two, 2 … 1024.
+    ///   - queues: 1 … ``maximumQueues``. A driver that knows of one only (it does not take VIRTIO_BLK_F_MQ) gets one.
+    ///   - queueSize: of each, a power of two, 2 … 1024.
     ///   - usesRing: false does without io_uring.
-    public init(name: String, image: consuming DiskImage, serial: String? = nil, queueSize: UInt16 = 256, usesRing: Bool = true)
-        throws(DiskImageError)
-    {
+    public init(
+        name: String, image: consuming DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true
+    ) throws(DiskImageError) {
         let path = image.path
+        let queues = min(max(queues, 1), Self.maximumQueues)
         let queueSize = min(max(queueSize, 2), 1024)
         let printable = (serial ?? derivedSerial(path)).unicodeScalars.filter { (0x20..<0x7f).contains($0.value) }
         let serial = String(printable.prefix(20).map(Character.init))
         // Header and status have descriptors of their own in a chain without an indirect table.
         let contents = BlockConfiguration(
-            capacity: image.size, maximumSegments: UInt32(max(3, queueSize)) - 2, optimalSize: image.clusterSize)
+            capacity: image.size, maximumSegments: UInt32(max(3, queueSize)) - 2, optimalSize: image.clusterSize, queueCount: queues)
         let common: FeatureSet = [.blockSizeMax, .blockSegmentsMax, .blockBlockSize, .blockTopology, .blockFlush]
         let isReadOnly = image.isReadOnly
         let size = image.size
         let cache = WriteCache()
-        let disk = try DiskEngine(image, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing)
-        let engine = BlockEngine(disk, queueSize: Int(queueSize), serial: serial, cache: cache, statistics: statistics)
-        do {
-            worker = try DeviceWorker(name: name, engine: engine)
-        } catch {
-            throw .system(path: path, error)
+        // An image that one queue has for itself needs no lock.
+        let shared = queues == 1 ? SharedImage(exclusive: image) : SharedImage(image)
+        var workers: [DeviceWorker] = []
+        for index in 0..<queues {
+            let disk = try DiskEngine(shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing)
+            let engine = BlockEngine(
+                disk, queue: index, queueSize: Int(queueSize), capacity: size, isReadOnly: isReadOnly, serial: serial, cache: cache, statistics: statistics)
+            do {
+                workers.append(try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine))
+            } catch {
+                throw .system(path: path, error)
+            }
         }
+        self.workers = workers
         self.name = name
         self.serial = serial
         self.cache = cache
         self.isReadOnly = isReadOnly
         capacity = size
-        maximumQueueSizes = [queueSize]
+        maximumQueueSizes = Array(repeating: queueSize, count: queues)
         configuration = ConfigurationSpace(contents.bytes)
         features = common.union(isReadOnly ? .blockReadOnly : [.blockDiscard, .blockWriteZeroes, .blockConfigurableWriteback])
+            .union(queues > 1 ? .blockMultiqueue : [])
     }
 
     public func activate(_ activation: Activation) {
         // §5.2.5.2: a driver that does not flush gets a device that needs no flush.
         if !activation.features.contains(.blockFlush) { setWriteback(false) }
-        worker.activate(activation)
+        // §5.2.5: without MQ there is the first queue only, whatever the driver has made ready.
+        let count = activation.features.contains(.blockMultiqueue) ? workers.count : 1
+        for (index, worker) in workers.prefix(count).enumerated() { worker.activate(activation.only(queue: index)) }
     }
 
     public func reset() {
-        worker.reset()
+        // A queue that is idle already goes on serving the others' commits until all are.
+        for worker in workers { worker.reset() }
         setWriteback(true)
     }
 
-    public func stopQueue(_ index: Int) { worker.stopQueue(index) }
+    public func stopQueue(_ index: Int) {
+        if workers.indices.contains(index) { workers[index].stopQueue(index) }
+    }
 
-    public func startQueue(_ queue: QueueConfiguration) { worker.startQueue(queue) }
+    public func startQueue(_ queue: QueueConfiguration) {
+        // Without effect on a worker that is not active.
+        if workers.indices.contains(queue.index) { workers[queue.index].startQueue(queue) }
+    }
 
     public func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {
         guard offset == BlockConfiguration.writebackOffset, size == 1, features.contains(.blockConfigurableWriteback), value <= 1 else { return }

@@ -3,7 +3,7 @@ internal import Linux
 internal import Synchronization
 internal import Virtio
 
-/// The I/O thread's side of a block device: takes requests from the queue, hands them to the disk, finishes them.
+/// The I/O thread's side of one queue of a block device: takes requests from the queue, hands them to the disk, finishes them.
 ///
 /// A request's number in the disk's engine is its slot here too: for its buffers, and for what is to be remembered
 /// until it ends. There are as many as the queue has entries, so a chain that can be popped always has one.
@@ -12,15 +12,22 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var disk: DiskEngine
     private let buffers: IOVectorPool
     private var pending: [PendingBlockRequest?]
+    /// Bytes of the disk.
+    private let capacity: UInt64
+    private let isReadOnly: Bool
     private let serial: String
     private let cache: WriteCache
     private let statistics: BlockStatistics
 
+    /// The number of the queue.
+    private let index: Int
     private var queue: Virtqueue?
     private var interrupt: DeviceInterrupt?
     private var counters: DeviceCounters?
     /// The queue's, to come back to it after others had their turn.
     private var bell: QueueBell?
+    /// Whether the disk's descriptor is watched: from the first activation on. Other queues' engines may need this one's while it is idle.
+    private var isWatched = false
 
     private static let diskToken = DeviceWorkerToken.firstOfEngine
     /// Requests in one run: then it is somebody else's turn.
@@ -28,8 +35,14 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// How often others have their turn before the driver hears of what has ended.
     private static let gatherTurns = 4
 
-    init(_ disk: consuming DiskEngine, queueSize: Int, serial: String, cache: WriteCache, statistics: BlockStatistics) {
+    init(
+        _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: UInt64, isReadOnly: Bool, serial: String, cache: WriteCache,
+        statistics: BlockStatistics
+    ) {
         self.disk = disk
+        self.index = index
+        self.capacity = capacity
+        self.isReadOnly = isReadOnly
         buffers = IOVectorPool(slots: queueSize, capacity: queueSize)
         pending = Array(repeating: nil, count: queueSize)
         self.serial = serial
@@ -42,10 +55,12 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
         interrupt = activation.interrupt
         counters = activation.counters
-        bell = activation.bells.first
-        queue = try activation.makeQueue(0)
+        bell = activation.bells[index]
+        queue = try activation.makeQueue(index)
+        guard !isWatched else { return }
         // Fails only for lack of kernel memory, and then the device cannot work.
-        if (try? epoll.add(disk.descriptor, .input, token: Self.diskToken)) == nil {
+        isWatched = (try? epoll.add(disk.descriptor, .input, token: Self.diskToken)) != nil
+        if !isWatched {
             activation.interrupt.markNeedsReset()
             queue = nil
         }
@@ -63,7 +78,6 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     mutating func reset(epoll: borrowing Epoll) {
         drain()
-        epoll.remove(disk.descriptor)
         queue = nil
         interrupt = nil
         counters = nil
@@ -87,7 +101,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Not for ever: a driver may add requests as fast as they are done, and need no CPU for that if what it reads from its disk is
     /// the next state of the ring. A reset has to come through.
     private mutating func takeRequests() throws(VirtqueueError) {
-        guard let size = queue?.size else { return }
+        // Also when another queue's rings have broken the rules: until the reset the device is quiet.
+        guard let size = queue?.size, interrupt?.needsReset != true else { return }
         var budget = Self.budget
         repeat {
             queue?.disableNotifications()
@@ -138,7 +153,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         case BlockRequestType.flush: disk.start(slot, .flush, offset: 0, length: 0)
         case BlockRequestType.getID: identify(slot, writable)
         case BlockRequestType.discard, BlockRequestType.writeZeroes:
-            guard !disk.image.isReadOnly, !readable.isEmpty, readable.byteCount % BlockRange.size == 0,
+            guard !isReadOnly, !readable.isEmpty, readable.byteCount % BlockRange.size == 0,
                   readable.byteCount / BlockRange.size <= UInt64(BlockConfiguration.maximumRanges) else { return finish(slot, .ioError) }
             startNextRange(slot)
         default: finish(slot, .unsupported)
@@ -148,7 +163,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func transfer(_ slot: Int, _ operation: DiskOperation, _ sector: UInt64, _ data: IOVectors) {
         // No data at all is a driver's mistake: it gave the buffer the wrong direction.
         guard data.byteCount > 0, data.byteCount % 512 == 0,
-              let range = byteRange(sector: sector, count: data.byteCount / 512, size: disk.image.size) else { return finish(slot, .ioError) }
+              let range = byteRange(sector: sector, count: data.byteCount / 512, size: capacity) else { return finish(slot, .ioError) }
         // The vectors are the slot's own and stay until the slot is released.
         unsafe disk.start(slot, operation, offset: range.offset, length: range.length, vectors: data.base, count: data.count)
     }
@@ -168,7 +183,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // §5.2.6.2: UNSUPP for flags that are not known, and for UNMAP in a DISCARD.
         guard range.flags & ~(isDiscard ? 0 : BlockRange.unmap) == 0 else { return finish(slot, .unsupported) }
         let limit = isDiscard ? BlockConfiguration.maximumDiscardSectors : BlockConfiguration.maximumWriteZeroesSectors
-        guard range.sectors <= limit, let bytes = byteRange(sector: range.sector, count: UInt64(range.sectors), size: disk.image.size)
+        guard range.sectors <= limit, let bytes = byteRange(sector: range.sector, count: UInt64(range.sectors), size: capacity)
         else { return finish(slot, .ioError) }
         let operation: DiskOperation = isDiscard ? .discard : range.flags & BlockRange.unmap != 0 ? .writeZeroesUnmapping : .writeZeroes
         disk.start(slot, operation, offset: bytes.offset, length: bytes.length)
@@ -249,7 +264,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     private mutating func publish() {
-        if queue?.publish() == true { interrupt?.signal() }
+        if interrupt?.needsReset != true, queue?.publish() == true { interrupt?.signal() }
     }
 
     /// Waits for everything in flight. The driver does not hear of it any more.

@@ -34,7 +34,7 @@ public struct ImageBench: Sendable {
 
     public init(path: String) { self.path = path }
 
-    /// Carries the requests out. After writes a last flush is a part of the time.
+    /// Carries the requests out. What follows the last one is no part of the time: a flush, if there were writes.
     public func run() throws(DiskImageError) -> Result {
         var options = options
         options.readOnly = !writes
@@ -42,9 +42,9 @@ public struct ImageBench: Sendable {
         guard depth > 0, depth <= 4096, size > 0, size <= 64 << 20, UInt64(size) <= image.size, offset <= image.size - UInt64(size) else {
             throw .impossible(path: path, reason: "requests of \(size) bytes from byte \(offset) on, \(depth) at a time, on a disk of \(image.size) bytes")
         }
-        let last = image.size - UInt64(size)
+        let diskSize = image.size
         var engine = try DiskEngine(image, depth: depth, segments: 1, usesRing: usesRing)
-        let buffers = try memory(depth * size, path)
+        let buffers = try TransferBuffer(depth * size, path)
         let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: depth)
         defer { unsafe vectors.deallocate() }
         for index in 0..<depth {
@@ -53,7 +53,7 @@ public struct ImageBench: Sendable {
         }
         if writes { unsafe buffers.start.initializeMemory(as: UInt8.self, repeating: fill, count: depth * size) }
 
-        var places = Places(pattern, offset: offset, last: last, size: UInt64(size))
+        var places = Places(pattern, offset: offset, diskSize: diskSize, size: UInt64(size))
         let start = now()
         var started: UInt64 = 0, done: UInt64 = 0
         // Also until the last flush among them has ended.
@@ -66,8 +66,9 @@ public struct ImageBench: Sendable {
             try finish(completion, &engine, &done)
             while let completion = engine.nextCompletion() { try finish(completion, &engine, &done) }
         }
+        let seconds = now() - start
         if writes { try engine.perform(.flush) }
-        return Result(seconds: now() - start, requests: done, bytes: done * UInt64(size))
+        return Result(seconds: seconds, requests: done, bytes: done * UInt64(size))
     }
 
     private func finish(_ completion: DiskCompletion, _ engine: inout DiskEngine, _ done: inout UInt64) throws(DiskImageError) {
@@ -89,19 +90,22 @@ public struct ImageBench: Sendable {
 }
 
 /// Where one request after the other begins.
-private struct Places {
+struct Places {
     private let pattern: ImageBench.Pattern
     private let first: UInt64
+    /// The last byte at which a request may begin.
     private let last: UInt64
+    private let diskSize: UInt64
     private let size: UInt64
     private var position: UInt64
     private var state: UInt64 = 0
 
-    /// - Parameter last: the last byte at which a request may begin.
-    init(_ pattern: ImageBench.Pattern, offset: UInt64, last: UInt64, size: UInt64) {
+    /// Requests of `size` bytes, the first of them at `offset` or beyond, on a disk where that is possible.
+    init(_ pattern: ImageBench.Pattern, offset: UInt64, diskSize: UInt64, size: UInt64) {
         self.pattern = pattern
         first = offset
-        self.last = last
+        last = diskSize - size
+        self.diskSize = diskSize
         self.size = size
         position = offset
         if case .random(let seed) = pattern { state = seed }
@@ -111,9 +115,9 @@ private struct Places {
         switch pattern {
         case .sequential(let step):
             let place = position
-            // Around at the end, to where it began.
-            let (next, overflow) = position.addingReportingOverflow(step)
-            position = overflow || next > last ? first : next
+            // Around at the end, so that long steps come to other places each time; where no request fits, to where it began.
+            let next = (position + step % diskSize) % diskSize
+            position = next > last ? first : next
             return place
         case .random:
             // SplitMix64: the same places with the same seed, whatever the machine.

@@ -1,4 +1,6 @@
-/// A virtio block device (virtio 1.2 §5.2).
+/// A virtio block device (virtio 1.2 §5.2), with as many queues as it has, up to eight: requests go to each in turn.
+///
+/// A request is known by its slot: the number of its queue times the size of a queue, plus its slot there.
 final class Disk {
     enum Request: UInt32 {
         case read = 0
@@ -21,48 +23,62 @@ final class Disk {
     static let sectorSize: UInt64 = 512
     private static let slotSize: UInt64 = 32  // header 16 bytes, then the status byte
     private static let queueSize: UInt32 = 256
+    private static let mostQueues: UInt16 = 8
     private static let patience = 10 * seconds
 
     let name: Text
     let device: VirtioMMIO
     private(set) var features: Features = []
-    private(set) var queue: Virtqueue
+    private(set) var queues: [Virtqueue]
+    /// The queue that the next request goes to, if it has room.
+    private var turn = 0
     /// In sectors of 512 bytes.
     private(set) var capacity: UInt64 = 0
     private(set) var blockSize: UInt32 = 512
-    private let slots: Address
+    private var slots: Address
+    private var slotPages: UInt64
     private let buffer: Address
     /// Requests completed by the device and not yet asked for.
-    private var done: [Bool]
+    private var done: [Bool] = []
     private(set) var completed: UInt64 = 0
 
     var isReadOnly: Bool { features.contains(.readOnly) }
 
     /// Bytes of the buffer that `read` and `write` go through.
     static let bufferSize: UInt64 = 64 << 10
-    private static let slotPages: UInt64 = 2
 
     init(_ device: VirtioMMIO, index: Int) throws(Failure) {
         self.device = device
         name = index < 26 ? Text([UInt8(ascii: "v"), UInt8(ascii: "d"), UInt8(ascii: "a") + UInt8(index)]) : "vd\(index)"
-        guard let slots = unsafe pages.allocate(pages: Self.slotPages),
-            let buffer = unsafe pages.allocate(pages: Self.bufferSize / PageAllocator.pageSize)
-        else { throw Failure("no memory for a disk") }
-        self.slots = slots
+        guard let buffer = unsafe pages.allocate(pages: Self.bufferSize / PageAllocator.pageSize) else { throw Failure("no memory for a disk") }
         self.buffer = buffer
-        done = [Bool](repeating: false, count: Int(Self.queueSize))
-        (features, queue) = try Self.bringUp(device)
-        readConfiguration()
+        (features, queues) = try Self.bringUp(device)
+        (slots, slotPages) = try Self.allocateSlots(queues.count)
+        begin()
         interrupts.handle(gsi: device.gsi) { [self] in serve() }  // a driver lives as long as the kernel
     }
 
-    private static func bringUp(_ device: VirtioMMIO) throws(Failure) -> (Features, Virtqueue) {
-        let wanted: Features = [.segmentMaximum, .readOnly, .blockSize, .flush, .topology, .discard, .writeZeroes, .ring]
+    private static func bringUp(_ device: VirtioMMIO) throws(Failure) -> (Features, [Virtqueue]) {
+        let wanted: Features = [.segmentMaximum, .readOnly, .blockSize, .flush, .topology, .multiqueue, .discard, .writeZeroes, .ring]
         let features = try device.negotiate(wanted)
-        let queue = try Virtqueue(device, index: 0, wanted: queueSize, features: features)
+        let count = features.contains(.multiqueue) ? min(max(device.config16(34), 1), mostQueues) : 1
+        var queues: [Virtqueue] = []
+        for index in 0..<UInt32(count) { queues.append(try Virtqueue(device, index: index, wanted: queueSize, features: features)) }
         device.setDriverOK()
-        _ = queue.enableInterrupt()
-        return (features, queue)
+        for queue in queues { _ = queue.enableInterrupt() }
+        return (features, queues)
+    }
+
+    private static func allocateSlots(_ queues: Int) throws(Failure) -> (Address, UInt64) {
+        let count = (UInt64(queues) * UInt64(queueSize) * slotSize + PageAllocator.pageSize - 1) / PageAllocator.pageSize
+        guard let slots = unsafe pages.allocate(pages: count) else { throw Failure("no memory for a disk's requests") }
+        return (slots, count)
+    }
+
+    private func begin() {
+        done = [Bool](repeating: false, count: queues.count * Int(Self.queueSize))
+        turn = 0
+        readConfiguration()
     }
 
     private func readConfiguration() {
@@ -72,9 +88,10 @@ final class Disk {
 
     /// Begins again with a device that something else has used, or that asks for it.
     func restart() throws(Failure) {
-        (features, queue) = try Self.bringUp(device)
-        for slot in 0..<done.count { done[slot] = false }
-        readConfiguration()
+        (features, queues) = try Self.bringUp(device)
+        unsafe pages.release(slots, pages: slotPages)  // the device was reset before
+        (slots, slotPages) = try Self.allocateSlots(queues.count)
+        begin()
     }
 
     private func serve() {
@@ -83,22 +100,36 @@ final class Disk {
     }
 
     private func collect() {
-        repeat {
-            while let (slot, _) = queue.next() {
-                done[Int(slot)] = true
-                completed += 1
-            }
-        } while !queue.enableInterrupt()
+        for (index, queue) in queues.enumerated() {
+            repeat {
+                while let (slot, _) = queue.next() {
+                    done[index * Int(Self.queueSize) + Int(slot)] = true
+                    completed += 1
+                }
+            } while !queue.enableInterrupt()
+        }
     }
 
-    /// Hands a request to the device; nil if the queue is full. `notify` sends it off.
+    /// Hands a request to the device; nil if its queues are full. `notify` sends it off.
     func submit(_ request: Request, sector: UInt64, _ data: Segment?) -> UInt16? {
         submit(type: request.rawValue, sector: sector, data, deviceWrites: request == .read || request == .identify)
     }
 
     private func submit(type: UInt32, sector: UInt64, _ data: Segment?, deviceWrites: Bool) -> UInt16? {
+        for _ in queues {
+            let index = turn
+            turn = (turn + 1) % queues.count
+            if let slot = submit(to: index, type: type, sector: sector, data, deviceWrites: deviceWrites) { return slot }
+        }
+        return nil
+    }
+
+    /// The same for one queue.
+    func submit(to index: Int, type: UInt32, sector: UInt64, _ data: Segment?, deviceWrites: Bool) -> UInt16? {
+        let queue = queues[index]
         // The slot is known only after the chain is added, so the next free one is asked for first.
-        guard let slot = queue.upcoming else { return nil }
+        guard let local = queue.upcoming else { return nil }
+        let slot = UInt16(index) * UInt16(Self.queueSize) + local
         let header = slots + UInt64(slot) * Self.slotSize
         header.store(type)
         header.store(UInt32(0), 4)
@@ -107,17 +138,19 @@ final class Disk {
         let head = Segment(address: header, length: 16)
         let status = Segment(address: header + 16, length: 1)
         done[Int(slot)] = false
-        if let data { return queue.add(head, data, status, readable: deviceWrites ? 1 : 2) }
-        return queue.add(head, status, readable: 1)
+        let added = data.map { queue.add(head, $0, status, readable: deviceWrites ? 1 : 2) } ?? queue.add(head, status, readable: 1)
+        return added.map { UInt16(index) * UInt16(Self.queueSize) + $0 }
     }
 
-    func notify() { queue.notify() }
+    func notify() {
+        for queue in queues { queue.notify() }
+    }
 
     /// The outcome of a request that has come back, once.
     func take(_ slot: UInt16) -> UInt8? {
         guard done[Int(slot)] else { return nil }
         done[Int(slot)] = false
-        queue.release(slot)
+        queues[Int(slot) / Int(Self.queueSize)].release(slot % UInt16(Self.queueSize))
         return (slots + UInt64(slot) * Self.slotSize).load(16)
     }
 

@@ -31,6 +31,9 @@ extension SelfTest {
             try expect(outcome == Disk.Outcome.unsupported, Disk.describe(outcome))
         }
         check("disk \(name): 128 reads at once") { () throws(Failure) in try manyReads(disk) }
+        if disk.queues.count > 1 {
+            check("disk \(name): each of \(disk.queues.count) queues answers") { () throws(Failure) in try everyQueue(disk) }
+        }
         if disk.isReadOnly { testReadOnly(disk) } else { testWriting(disk) }
     }
 
@@ -78,6 +81,9 @@ extension SelfTest {
             try refused(disk, .write, disk.capacity, Disk.Outcome.ioError)
         }
         check("disk \(disk.name): flush") { () throws(Failure) in try disk.flush() }
+        if disk.queues.count > 1 {
+            check("disk \(disk.name): neighbouring sectors, written through all queues at once") { () throws(Failure) in try neighbours(disk, start) }
+        }
         clear(disk, .writeZeroes, disk.features.contains(.writeZeroes), start, name: "WRITE_ZEROES")
         clear(disk, .discard, disk.features.contains(.discard), start, name: "DISCARD")
     }
@@ -136,6 +142,58 @@ extension SelfTest {
             there.add(memory + UInt64(index) * Disk.sectorSize, count: Disk.sectorSize)
             let alone = try checksum(disk, sector, 1)
             try expect(there.value == alone, "sector \(sector) is not the same when read alone")
+        }
+    }
+
+    /// A read through each queue by itself.
+    private func everyQueue(_ disk: Disk) throws(Failure) {
+        guard let page = unsafe pages.allocate() else { throw Failure("no memory") }
+        defer { unsafe pages.release(page, pages: 1) }
+        let there = try checksum(disk, 0, 1)
+        for index in disk.queues.indices {
+            page.fill(count: Disk.sectorSize, with: 0x5a)
+            let data = Segment(address: page, length: UInt32(Disk.sectorSize))
+            guard let slot = disk.submit(to: index, type: Disk.Request.read.rawValue, sector: 0, data, deviceWrites: true) else { throw Failure("queue \(index) is full") }
+            disk.notify()
+            var outcome: UInt8?
+            let answered = interrupts.wait(until: clock.now + 10 * seconds) {
+                outcome = disk.take(slot)
+                return outcome != nil
+            }
+            try expect(answered && outcome == Disk.Outcome.ok, "queue \(index): \(outcome.map(Disk.describe) ?? "no answer")")
+            var crc = CRC32()
+            crc.add(page, count: Disk.sectorSize)
+            try expect(crc.value == there, "queue \(index) reads something else")
+        }
+    }
+
+    /// Sixteen sectors, one after the other through the next queue: in an image of clusters all of them want the same new one.
+    private func neighbours(_ disk: Disk, _ start: UInt64) throws(Failure) {
+        let count: UInt64 = 16
+        try withPattern(sectors: count, seed: 91) { (memory) throws(Failure) in
+            var waiting: [UInt16] = []
+            for sector in 0..<count {
+                let data = Segment(address: memory + sector * Disk.sectorSize, length: UInt32(Disk.sectorSize))
+                let slot = disk.submit(to: Int(sector) % disk.queues.count, type: Disk.Request.write.rawValue, sector: start + sector, data, deviceWrites: false)
+                guard let slot else { throw Failure("a queue is full") }
+                waiting.append(slot)
+            }
+            disk.notify()
+            var failure: Text?
+            let complete = interrupts.wait(until: clock.now + 20 * seconds) {
+                waiting.removeAll { slot in
+                    guard let outcome = disk.take(slot) else { return false }
+                    if outcome != Disk.Outcome.ok { failure = Disk.describe(outcome) }
+                    return true
+                }
+                return waiting.isEmpty
+            }
+            try expect(complete, "\(waiting.count) have not come back")
+            if let failure { throw Failure(failure) }
+            var written = CRC32()
+            written.add(memory, count: count * Disk.sectorSize)
+            let there = try checksum(disk, start, count)
+            try expect(there == written.value, "they read as something else")
         }
     }
 

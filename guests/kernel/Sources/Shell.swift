@@ -149,7 +149,7 @@ final class Shell {
         for disk in devices.disks {
             let access: StaticString = disk.isReadOnly ? "read-only" : "read-write"
             let identifier = try disk.identifier()
-            Console.print("\(disk.name): \(disk.capacity) sectors, \(access), blocks of \(disk.blockSize), features 0x\(hex: disk.features.rawValue), id '\(identifier)', \(disk.completed) requests")
+            Console.print("\(disk.name): \(disk.capacity) sectors, \(access), blocks of \(disk.blockSize), queues \(disk.queues.count), features 0x\(hex: disk.features.rawValue), id '\(identifier)', \(disk.completed) requests")
         }
     }
 

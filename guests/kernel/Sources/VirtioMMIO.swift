@@ -146,6 +146,7 @@ struct Features: OptionSet {
     static let blockSize = Features(rawValue: 1 << 6)
     static let flush = Features(rawValue: 1 << 9)
     static let topology = Features(rawValue: 1 << 10)
+    static let multiqueue = Features(rawValue: 1 << 12)
     static let discard = Features(rawValue: 1 << 13)
     static let writeZeroes = Features(rawValue: 1 << 14)
 

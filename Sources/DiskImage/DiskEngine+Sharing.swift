@@ -1,0 +1,69 @@
+internal import Glibc
+internal import Linux
+
+/// What engines of one image do for each other.
+extension DiskEngine {
+    /// Another engine has done what requests here may have waited for.
+    mutating func attend() {
+        completeFlushes()
+        if !image.isLocked { linkParked() }
+        retryOwn()
+        // What was read may be replaced now that it has been looked at here, which may be what somebody waits for.
+        if shared.settleLoads(lookedAtBy: seat) { retryWaiting() }
+        // An engine that has gone cannot run what was asked of it.
+        if shared.commit.step == .none, shared.commit.isWanted { startCommit() }
+    }
+
+    /// Gives up what is under way, so that nothing stays locked, claimed or awaited. What was not finished has not happened, but for writes in place.
+    func leave() {
+        // The kernel may still write to the memory of requests: nobody may free that before they have ended.
+        var left = outstanding
+        var failure: Int32 = 0
+        while left > 0, (try? queue.submit()) != nil, (try? queue.wait()) != nil {
+            while let completion = queue.nextCompletion() {
+                // The bell is none of them.
+                guard completion.token < UInt64(operationCount) else { continue }
+                left -= 1
+                // Of a commit: what the host could not store it may have forgotten.
+                if completion.token == UInt64(operationCount - 1), completion.result < 0 { failure = -completion.result }
+            }
+        }
+        shared.lock()
+        defer { shared.unlock() }
+        // What the kernel has not given back it may still do, over what others put there.
+        if left > 0 { failure = EIO }
+        if failure != 0 { image.failWriting(failure) }
+        for index in 0..<operationCount where unsafe operations[index].isActive {
+            // Within the count.
+            let operation = unsafe operations[index]
+            if let load = operation.load {
+                // Others who wait for it read it themselves.
+                image.finish(load, bytes: 0, error: EIO)
+                image.settle(load)
+            }
+            if operation.run.count > 0 { image.abandon(operation.run, at: operation.guestOffset, sequence: shared.sequence) }
+        }
+        for index in 0..<Int32(copies.count) where copies[index].isReading {
+            image.abandon(copies[index].run, at: copies[index].guestOffset, sequence: shared.sequence)
+        }
+        shared.detach(seat)
+        if shared.commit.step != .none, shared.commit.engine == seat.number { shared.abortCommit() }
+        shared.call(besides: seat)
+    }
+}
+
+extension SharedImage {
+    /// The engine that ran the commit has gone. As long as it has not ended it can be begun again: what it wrote is covered by its first
+    /// synchronisation then.
+    func abortCommit() {
+        commit.step = .none
+        image.unlock()
+        for engine in engines {
+            // Flushes that came later come behind.
+            unsafe engine.committing.append(contentsOf: engine.flushes, engine.requests)
+            engine.flushes = engine.committing
+            engine.committing = DiskEngine.IndexList()
+        }
+        commit.isWanted = !engines.isEmpty
+    }
+}

@@ -1,0 +1,205 @@
+internal import Linux
+internal import Synchronization
+
+/// An open disk image on which several engines work, each in its own thread: ``DiskEngine/init(_:depth:segments:usesRing:)-(SharedImage,_,_,_)``.
+///
+/// There is one copy of the metadata, behind one lock, so no engine ever sees a stale one. An engine has the lock while it asks how a range is stored
+/// or changes that, and prepares operations; the I/O is done without it. What has to be done once for all (a commit), an engine does for the others; one whose
+/// requests wait for what another does is called by its descriptor. The image is closed when its last engine and all other references have gone.
+@safe public final class SharedImage: @unchecked Sendable {
+    /// The most engines at a time.
+    public static let maximumEngines = 64
+
+    /// Without the lock only what never changes while several engines are there: path, format, size, cluster size, whether it is read-only.
+    var image: DiskImage { unsafeAddress { unsafe UnsafePointer(storage) } }
+    /// At an address, by which engines reach it in place.
+    let storage: UnsafeMutablePointer<DiskImage>
+    /// The system calls for metadata that is read and written at once.
+    let calls: FileCalls
+    /// Whether it belongs to one engine, which needs no lock then.
+    let isExclusive: Bool
+
+    private let mutex = Lock()
+
+    // All that follows belongs to who has the lock: hence `Sendable`.
+
+    private(set) var engines: [AttachedEngine] = []
+    /// Clusters that are being written: others stay away from them.
+    var claims = ClaimTable()
+    var commit = Commit()
+    /// The number of the next operation, whichever engine's.
+    var sequence: UInt64 = 0
+    /// Metadata that has been read, and engines with requests that waited for it and have not looked yet.
+    private var unsettled: [(load: MetadataLoad, engines: UInt64)] = []
+
+    /// A commit makes what has ended durable, in steps with a synchronisation after each.
+    struct Commit {
+        enum Step { case none, data, refcounts, refcountTable, mapping }
+
+        var step = Step.none
+        /// The number of the engine that runs it.
+        var engine = -1
+        /// Which of the image's files is being synchronised.
+        var file = 0
+        /// Whether another has to follow.
+        var isWanted = false
+    }
+
+    /// Makes an image ready for several engines.
+    public convenience init(_ image: consuming DiskImage) { self.init(image, calls: .host) }
+
+    /// An image for one engine, which takes no lock.
+    public convenience init(exclusive image: consuming DiskImage) { self.init(image, calls: .host, isExclusive: true) }
+
+    /// - Parameter isExclusive: for a single engine.
+    init(_ image: consuming DiskImage, calls: FileCalls, isExclusive: Bool = false) {
+        unsafe storage = .allocate(capacity: 1)
+        unsafe storage.initialize(to: image)
+        self.calls = calls
+        self.isExclusive = isExclusive
+    }
+
+    deinit {
+        // What was not flushed may be lost, and is not for want of trying.
+        image.close(calls)
+        unsafe storage.deinitialize(count: 1)
+        unsafe storage.deallocate()
+    }
+
+    /// The path that the user gave.
+    public var path: String { image.path }
+    /// Bytes of the disk.
+    public var size: UInt64 { image.size }
+    public var isReadOnly: Bool { image.isReadOnly }
+    /// As ``DiskImage/clusterSize``.
+    public var clusterSize: UInt64? { image.clusterSize }
+
+    /// What was first found to be damaged while the image was used.
+    public func damage() -> DiskImageError? {
+        lock()
+        defer { unlock() }
+        return image.damage
+    }
+
+    // MARK: - For engines
+
+    @inline(__always) func lock() { if !isExclusive { mutex.lock() } }
+
+    @inline(__always) func unlock() { if !isExclusive { mutex.unlock() } }
+
+    /// - Throws: when there are as many engines as can be.
+    func attach(_ engine: AttachedEngine) throws(DiskImageError) {
+        lock()
+        defer { unlock() }
+        let taken = engines.reduce(0 as UInt64) { $0 | $1.bit }
+        guard engines.count < (isExclusive ? 1 : Self.maximumEngines) else {
+            throw .impossible(path: path, reason: "it has \(engines.count) engines already")
+        }
+        engine.number = (~taken).trailingZeroBitCount
+        engines.append(engine)
+        // Each operation writes one run of clusters at most, and so does each copy before it has one.
+        claims.reserve(engine.operationCount + DiskEngine.Copies.maximum)
+    }
+
+    /// Forgets an engine that has given up all that it had.
+    func detach(_ engine: AttachedEngine) {
+        engines.removeAll { $0 === engine }
+        settleLoads(lookedAtBy: engine)
+        claims.removeAll(ofEngine: engine.number)
+    }
+
+    /// The number of the first operation of any engine that is under way.
+    var firstSequence: UInt64 { engines.reduce(sequence) { min($0, $1.firstSequence) } }
+
+    /// Metadata has been read and the requests of `reader` have looked at it: it may be replaced when those of the others have looked, too.
+    func settle(_ load: MetadataLoad, readBy reader: AttachedEngine) {
+        var others: UInt64 = 0
+        if !isExclusive {
+            for engine in engines where engine !== reader && !engine.waiting.isEmpty { others |= engine.bit }
+        }
+        if others == 0 { image.settle(load) } else { unsettled.append((load, others)) }
+    }
+
+    /// Returns whether that made room for others.
+    @discardableResult
+    func settleLoads(lookedAtBy engine: AttachedEngine) -> Bool {
+        guard !unsettled.isEmpty else { return false }
+        for index in unsettled.indices { unsettled[index].engines &= ~engine.bit }
+        let before = unsettled.count
+        for settled in unsettled where settled.engines == 0 { image.settle(settled.load) }
+        unsettled.removeAll { $0.engines == 0 }
+        return unsettled.count < before
+    }
+
+    /// Has the engines with requests, or writes, that wait for others look again.
+    func call(besides caller: AttachedEngine) {
+        guard !isExclusive else { return }
+        for engine in engines where engine !== caller && engine.isWaiting { engine.call() }
+    }
+}
+
+/// What an engine shows to the others of its image. It belongs to who has the image's lock, but for what is said to be the engine's own.
+@safe final class AttachedEngine: @unchecked Sendable {
+    /// By reference, so that there can be none.
+    final class Bell: Sendable {
+        let event: EventFD
+        init(_ event: consuming EventFD) { self.event = event }
+    }
+
+    /// Its number at the image, below 64.
+    var number = 0
+    var bit: UInt64 { 1 << UInt64(number) }
+    /// Rung by others; nil for an engine that has none.
+    let bell: Bell?
+    /// Whether the bell was rung for something that it has not looked at.
+    private let isCalled = Atomic<Bool>(false)
+
+    /// The memory of requests: of one that is in none of the lists below, the engine's own.
+    let requests: UnsafeMutablePointer<DiskEngine.Request>
+    let operations: UnsafeMutablePointer<DiskEngine.Operation>
+    let operationCount: Int
+
+    /// Requests that need metadata that is being read, clusters that are being written, or room.
+    var waiting = DiskEngine.IndexList()
+    /// Writes that have ended while the mapping is locked.
+    var parkedOperation: Int32 = -1
+    /// Flushes that wait for the next commit.
+    var flushes = DiskEngine.IndexList()
+    /// Flushes that end with the one under way.
+    var committing = DiskEngine.IndexList()
+    /// Flushes whose commit has ended.
+    var committed = DiskEngine.IndexList()
+
+    init(requests count: Int, operations operationCount: Int, bell: Bell?) {
+        self.bell = bell
+        self.operationCount = operationCount
+        unsafe requests = .allocate(capacity: count)
+        unsafe requests.initialize(repeating: DiskEngine.Request(), count: count)
+        unsafe operations = .allocate(capacity: operationCount)
+        unsafe operations.initialize(repeating: DiskEngine.Operation(), count: operationCount)
+    }
+
+    deinit {
+        unsafe requests.deallocate()
+        unsafe operations.deallocate()
+    }
+
+    var isWaiting: Bool { !waiting.isEmpty || parkedOperation >= 0 || !flushes.isEmpty || !committed.isEmpty }
+
+    var firstSequence: UInt64 {
+        var first = UInt64.max
+        // Indices below the count.
+        for index in 0..<operationCount where unsafe operations[index].isActive { unsafe first = min(first, operations[index].sequence) }
+        return first
+    }
+
+    /// Has its thread look, once for any number of calls.
+    func call() {
+        if !isCalled.exchange(true, ordering: .acquiringAndReleasing) { bell?.event.signal() }
+    }
+
+    /// Whether it was called since it was last asked. The engine's own; it listens to the bell before.
+    func takeCall() -> Bool {
+        isCalled.load(ordering: .relaxed) && isCalled.exchange(false, ordering: .acquiringAndReleasing)
+    }
+}

@@ -1,0 +1,33 @@
+internal import Glibc
+
+/// A lock for state that several threads need for a moment each.
+///
+/// Beside `Mutex` of the standard library: it spins for a little before it sleeps, as its holder will be done sooner than a thread has
+/// slept and woken, and taking and releasing it are two calls, for state that is not one value.
+@safe public struct Lock: ~Copyable, @unchecked Sendable {
+    // A mutex stays where it was made. It is what threads may share: hence `Sendable`.
+    private let mutex: UnsafeMutablePointer<pthread_mutex_t>
+
+    public init() {
+        var attributes = pthread_mutexattr_t()
+        unsafe pthread_mutexattr_init(&attributes)
+        unsafe pthread_mutexattr_settype(&attributes, Int32(PTHREAD_MUTEX_ADAPTIVE_NP))
+        unsafe mutex = .allocate(capacity: 1)
+        unsafe mutex.initialize(to: pthread_mutex_t())
+        unsafe pthread_mutex_init(mutex, &attributes)
+        unsafe pthread_mutexattr_destroy(&attributes)
+    }
+
+    deinit {
+        unsafe pthread_mutex_destroy(mutex)
+        unsafe mutex.deallocate()
+    }
+
+    // The mutex lives as long as `self`.
+
+    /// Waits until nobody has the lock, and takes it. Who has it already does not call this.
+    public func lock() { unsafe pthread_mutex_lock(mutex) }
+
+    /// Gives the lock back; the thread that took it does.
+    public func unlock() { unsafe pthread_mutex_unlock(mutex) }
+}

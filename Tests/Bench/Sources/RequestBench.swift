@@ -1,0 +1,103 @@
+import Glibc
+
+/// Requests on images: `swkvm image bench` beside `qemu-img bench` on the same image, and beside fio on a raw file of the same size.
+///
+/// Reads from the page cache, which has the image, show what a program itself takes; around it, the disk is what takes time. Writes into the page
+/// cache are not measured: file systems that do not take them at once have the kernel's worker threads do them, whoever asks.
+enum RequestBench {
+    private struct Load {
+        let name: String
+        let size: Int
+        let depth: Int
+        let step: Int
+        /// Requests through the page cache and around it.
+        let counts: (cached: Int, direct: Int)
+        let rw: String
+    }
+
+    private static let megabytes = 512
+    // Long steps, round and round: other places each time, and the same for both.
+    private static let loads = [
+        Load(name: "random 4 KiB, depth 1", size: 4096, depth: 1, step: 4096 * 65_537, counts: (40_000, 3000), rw: "rand"),
+        Load(name: "random 4 KiB, depth 64", size: 4096, depth: 64, step: 4096 * 65_537, counts: (100_000, 15_000), rw: "rand"),
+        Load(name: "sequential 1 MiB, depth 4", size: 1 << 20, depth: 4, step: 1 << 20, counts: (1024, 256), rw: ""),
+    ]
+
+    private struct Image {
+        let name: String
+        let path: String
+        let format: String
+        /// The raw file that fio has, with as much in it.
+        let raw: String
+        /// Makes it anew, where writes change what is measured.
+        var make: [String]?
+    }
+
+    static func run(_ setup: Setup) throws -> [Row] {
+        let raw = "\(setup.work)/full.raw", full = "\(setup.work)/full.qcow2"
+        let sparse = "\(setup.work)/sparse.qcow2", over = "\(setup.work)/over.qcow2"
+        let hole = "\(setup.work)/sparse.raw"
+        defer { for path in [raw, full, sparse, over, hole] { unlink(path) } }
+        let size = "\(megabytes)M"
+        _ = try Child.run(["qemu-img", "create", "-q", "-f", "raw", "-o", "preallocation=full", raw, size])
+        _ = try Child.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=full", full, size])
+        let images = [
+            Image(name: "raw", path: raw, format: "raw", raw: raw), Image(name: "qcow2, full", path: full, format: "qcow2", raw: raw),
+            Image(name: "qcow2, sparse", path: sparse, format: "qcow2", raw: hole, make: ["qemu-img", "create", "-q", "-f", "qcow2", sparse, size]),
+            Image(name: "qcow2 over qcow2", path: over, format: "qcow2", raw: raw, make: ["qemu-img", "create", "-q", "-f", "qcow2", "-b", full, "-F", "qcow2", over]),
+        ]
+        var rows: [Row] = []
+        for cache in ["writeback", "none"] {
+            for image in images {
+                for load in loads {
+                    for writes in cache == "none" ? [false, true] : [false] { rows += try measure(setup, image, load, cache, writes: writes) }
+                }
+            }
+        }
+        return rows
+    }
+
+    private static func measure(_ setup: Setup, _ image: Image, _ load: Load, _ cache: String, writes: Bool) throws -> [Row] {
+        let count = cache == "none" ? load.counts.direct : load.counts.cached
+        if let make = image.make { _ = try Child.run(make) }
+        let words = ["-f", image.format, "-c", "\(count)", "-d", "\(load.depth)", "-s", "\(load.size)", "-S", "\(load.step)", "-t", cache] + (writes ? ["-w"] : [])
+        func seconds(_ command: [String]) throws -> Double {
+            // New, and nothing of the last run left to be written.
+            if writes, let make = image.make { _ = try Child.run(make) }
+            if writes { try settle(image.path) }
+            return try number(after: "Run completed in", in: try Child.run(command + words + [image.path]).output)
+        }
+        let results = try interleave(setup.runs, [
+            { try seconds([setup.swkvm, "image", "bench"]) },
+            { try seconds(["qemu-img", "bench", "-i", "io_uring"]) },
+            { try fio(load, count, cache, writes: writes, image) },
+        ])
+        let samples = results.map { Sample($0.map { Double(count) / $0 / 1e3 }) }
+        let name = "\(image.name), \(load.name), \(writes ? "write" : "read"), \(cache == "none" ? "O_DIRECT" : "page cache")"
+        return [
+            Row(name: name, unit: "1000/s", ours: samples[0], peer: ("qemu-img bench, io_uring", samples[1]), goal: .atLeast(1.2)),
+            Row(name: name, unit: "1000/s", ours: samples[0], peer: ("fio, \(image.raw.hasSuffix("sparse.raw") ? "sparse" : "full") raw", samples[2]), goal: .atLeast(0.9)),
+        ]
+    }
+
+    /// What was written to a file is on the disk.
+    private static func settle(_ path: String) throws {
+        let file = open(path, O_RDONLY | O_CLOEXEC)
+        guard file >= 0, fsync(file) == 0 else { throw BenchError("cannot synchronise \(path)") }
+        close(file)
+    }
+
+    /// fio's own figure, so that its start does not count.
+    private static func fio(_ load: Load, _ count: Int, _ cache: String, writes: Bool, _ image: Image) throws -> Double {
+        if image.raw.hasSuffix("sparse.raw") { _ = try Child.run(["qemu-img", "create", "-q", "-f", "raw", image.raw, "\(megabytes)M"]) }
+        if writes { try settle(image.raw) }
+        let output = try Child.run([
+            "fio", "--name=bench", "--filename=\(image.raw)", "--ioengine=io_uring", "--rw=\(load.rw)\(writes ? "write" : "read")", "--bs=\(load.size)",
+            "--iodepth=\(load.depth)", "--size=\(megabytes)M", "--io_size=\(load.size * count)", "--norandommap", "--invalidate=0", "--thread",
+            "--direct=\(cache == "none" ? 1 : 0)", "--output-format=json",
+        ]).output
+        // Reads come first in its output, then writes.
+        guard let part = output.rest(after: writes ? "\"write\" : {" : "\"read\" : {") else { throw BenchError("no figure in: \(output)") }
+        return Double(count) / (try number(after: "\"iops\" :", in: String(part)))
+    }
+}

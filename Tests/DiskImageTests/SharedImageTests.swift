@@ -1,0 +1,382 @@
+import CAllocationCounter
+import CLinux
+@testable import DiskImage
+import Glibc
+import Linux
+import Synchronization
+import Testing
+
+/// Two engines of one image in one thread, so that each moment between their steps can be had.
+@Suite struct SharedImageTests {
+    let directory = TemporaryDirectory(inMemory: true)
+
+    /// A request's memory, which lives as long as the value.
+    final class Buffer: @unchecked Sendable {
+        let vector: UnsafeMutablePointer<iovec>
+        let bytes: UnsafeMutableRawBufferPointer
+
+        init(_ contents: [UInt8]) {
+            unsafe bytes = .allocate(byteCount: contents.count, alignment: 4096)
+            unsafe bytes.copyBytes(from: contents)
+            unsafe vector = .allocate(capacity: 1)
+            unsafe vector.initialize(to: iovec(iov_base: bytes.baseAddress, iov_len: contents.count))
+        }
+
+        deinit {
+            unsafe bytes.deallocate()
+            unsafe vector.deallocate()
+        }
+
+        var contents: [UInt8] { unsafe Array(bytes) }
+    }
+
+    private func start(_ engine: inout DiskEngine, _ operation: DiskOperation, _ offset: UInt64, _ buffer: Buffer) throws {
+        let free = engine.acquire()
+        let request = try #require(free)
+        unsafe engine.start(request, operation, offset: offset, length: UInt64(buffer.bytes.count), vectors: buffer.vector, count: 1)
+    }
+
+    private func flush(_ engine: inout DiskEngine) throws {
+        let free = engine.acquire()
+        engine.start(try #require(free), .flush, offset: 0, length: 0)
+    }
+
+    private func isReadable(_ descriptor: Int32) -> Bool {
+        var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+        return unsafe poll(&entry, 1, 0) == 1
+    }
+
+    /// The one request in flight ends.
+    private func end(_ engine: inout DiskEngine, sourceLocation: SourceLocation = #_sourceLocation) throws -> DiskCompletion {
+        let ended = try engine.waitForCompletion()
+        let completion = try #require(ended, sourceLocation: sourceLocation)
+        engine.release(completion.request)
+        return completion
+    }
+
+    private func image(_ arguments: String..., size: String = "4M", calls: FileCalls = .host, cache: Int = 32 << 20) throws -> SharedImage {
+        let path = directory.file("disk.qcow2")
+        let (status, output) = run(["qemu-img", "create", "-q", "-f", "qcow2"] + arguments + [path, size])
+        #expect(status == 0, "\(output)")
+        return try SharedImage(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: cache)), calls: calls)
+    }
+
+    private func expectDisk(_ expected: [UInt8], sourceLocation: SourceLocation = #_sourceLocation) throws {
+        expectSound(directory.file("disk.qcow2"), sourceLocation: sourceLocation)
+        var engine = try DiskEngine(DiskImage(path: directory.file("disk.qcow2"), options: DiskImageOptions(readOnly: true, locking: false)))
+        #expect(try engine.read(0, expected.count) == expected, sourceLocation: sourceLocation)
+    }
+
+    /// Neighbours in one cluster, from two engines: the second waits for the first, is called when it has ended, and writes to the same new cluster.
+    @Test(arguments: [true, false]) func copiesOfOneClusterComeOneAfterTheOther(usesRing: Bool) throws {
+        let contents = randomBytes(4 << 20, seed: 1)
+        try directory.write("base.raw", contents)
+        var expected = Array(contents[0..<128 << 10])
+        do {
+            let shared = try image("-b", directory.file("base.raw"), "-F", "raw")
+            var one = try DiskEngine(shared, depth: 4, usesRing: usesRing), other = try DiskEngine(shared, depth: 4, usesRing: usesRing)
+            // The slice is in memory, so that only the copy is waited for.
+            #expect(try one.read(0, 512) == Array(contents[0..<512]))
+            let first = Buffer([UInt8](repeating: 1, count: 512)), second = Buffer([UInt8](repeating: 2, count: 1024))
+            try start(&one, .write, 512, first)
+            try start(&other, .write, 1024, second)
+            try other.submit()
+            #expect(other.nextCompletion() == nil && other.inFlight == 1)
+            #expect(!isReadable(other.descriptor))
+            #expect(try end(&one).error == 0)
+            #expect(isReadable(other.descriptor))
+            #expect(try end(&other).error == 0)
+            // A third is in place, at either.
+            try one.write(4096, [UInt8](repeating: 3, count: 512))
+            try other.perform(.flush)
+        }
+        expected.replaceSubrange(512..<1024, with: repeatElement(1, count: 512))
+        expected.replaceSubrange(1024..<2048, with: repeatElement(2, count: 1024))
+        expected.replaceSubrange(4096..<4608, with: repeatElement(3, count: 512))
+        try expectDisk(expected)
+        // Header, refcount table and block, L1, L2, and the one cluster.
+        #expect(try directory.read("disk.qcow2").count == 6 << 16)
+    }
+
+    /// A discard of what another engine is writing waits, as does one that covers much more.
+    @Test func discardsWaitForTheWritesOfOthers() throws {
+        let shared = try image("-o", "cluster_size=4k")
+        var one = try DiskEngine(shared, depth: 4), other = try DiskEngine(shared, depth: 4)
+        #expect(try one.read(0, 512) == [UInt8](repeating: 0, count: 512))
+        let bytes = Buffer([UInt8](repeating: 1, count: 8192))
+        try start(&one, .write, 16384, bytes)
+        let free = other.acquire()
+        other.start(try #require(free), .writeZeroesUnmapping, offset: 0, length: 1 << 20)
+        try other.submit()
+        #expect(other.nextCompletion() == nil && other.inFlight == 1)
+        #expect(try end(&one).error == 0)
+        #expect(try end(&other).error == 0)
+        #expect(try one.read(16384, 8192) == [UInt8](repeating: 0, count: 8192))
+    }
+
+    /// Metadata that one engine is reading is waited for by the other, which is called; if the reader goes, the other reads it.
+    @Test(arguments: [true, false], [true, false]) func metadataIsReadOnce(usesRing: Bool, readerGoes: Bool) throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M")
+        qemuIO(path, ["write -P 7 0 64k"])
+        let reads = Mutex(0)
+        var calls = FileCalls.host
+        unsafe calls.read = { file, vectors, count, offset in
+            reads.withLock { $0 += 1 }
+            return unsafe FileCalls.host.read(file, vectors, count, offset)
+        }
+        let shared = try SharedImage(DiskImage(path: path, options: unlocked), calls: calls)
+        var other = try DiskEngine(shared, depth: 4, usesRing: usesRing)
+        let buffers = [Buffer([UInt8](repeating: 0, count: 512)), Buffer([UInt8](repeating: 0, count: 512))]
+        do {
+            var one = try DiskEngine(shared, depth: 4, usesRing: usesRing)
+            try start(&one, .read, 0, buffers[0])
+            try start(&other, .read, 4096, buffers[1])
+            try other.submit()
+            #expect(other.nextCompletion() == nil && other.inFlight == 1)
+            if !readerGoes {
+                #expect(try end(&one).error == 0)
+                #expect(buffers[0].contents == [UInt8](repeating: 7, count: 512))
+            }
+        }
+        #expect(try end(&other).error == 0)
+        #expect(buffers[1].contents == [UInt8](repeating: 7, count: 512))
+        // The L2 slice once, or twice when its reader went, and two sectors, or one.
+        if !usesRing { #expect(reads.withLock { $0 } == 3) }
+    }
+
+    /// An engine goes while it writes new clusters and copies others: nothing stays claimed, and nothing that it took is lost.
+    @Test(arguments: [true, false]) func anEngineGoesInTheMiddleOfWrites(usesRing: Bool) throws {
+        let contents = randomBytes(4 << 20, seed: 2)
+        try directory.write("base.raw", contents)
+        do {
+            let shared = try image("-b", directory.file("base.raw"), "-F", "raw", "-o", "cluster_size=4k")
+            var other = try DiskEngine(shared, depth: 4, usesRing: usesRing)
+            let same = [Buffer(Array(contents[0..<8192])), Buffer(Array(contents[8704..<9216])), Buffer(Array(contents[100 << 10..<100 << 10 + 512]))]
+            let mine = Buffer([UInt8](repeating: 9, count: 4096))
+            do {
+                var one = try DiskEngine(shared, depth: 4, usesRing: usesRing)
+                #expect(try one.read(0, 512) == Array(contents[0..<512]))
+                try start(&one, .write, 0, same[0])
+                try start(&one, .write, 8704, same[1])
+                try start(&one, .write, 100 << 10, same[2])
+                try start(&other, .write, 6144, mine)
+                try other.submit()
+                #expect(other.nextCompletion() == nil && other.inFlight == 1)
+            }
+            #expect(isReadable(other.descriptor))
+            #expect(try end(&other).error == 0)
+            #expect(shared.claims.isEmpty && shared.engines.count == 1)
+            try other.perform(.flush)
+        }
+        var expected = contents
+        expected.replaceSubrange(6144..<10240, with: repeatElement(9, count: 4096))
+        try expectDisk(expected)
+    }
+
+    /// A flush of one engine covers what has ended at the other.
+    @Test func aFlushCoversWhatEndedAtOthers() throws {
+        let path = directory.file("disk.qcow2")
+        let shared = try image("-o", "cluster_size=4k")
+        var one = try DiskEngine(shared, depth: 4, usesRing: false), other = try DiskEngine(shared, depth: 4, usesRing: false)
+        try one.write(4096, [UInt8](repeating: 1, count: 6000 / 512 * 512))
+        // Nothing refers to it in the file before.
+        qemuIO(path, ["read -P 0 -r 4096 512"].map { $0.replacing("-r ", with: "") })
+        try other.perform(.flush)
+        qemuIO(path, ["read -P 1 4096 5632"])
+    }
+
+    /// One engine runs the commit for both. If it goes, the other runs it anew.
+    @Test(arguments: [true, false], [true, false]) func flushesOfBothEnd(usesRing: Bool, runnerGoes: Bool) throws {
+        let shared = try image("-o", "cluster_size=4k")
+        var other = try DiskEngine(shared, depth: 4, usesRing: usesRing)
+        try other.write(0, [UInt8](repeating: 3, count: 4096))
+        let old = Buffer([UInt8](repeating: 4, count: 512)), new = Buffer([UInt8](repeating: 5, count: 4096))
+        do {
+            var one = try DiskEngine(shared, depth: 4, usesRing: usesRing)
+            try flush(&one)
+            try flush(&other)
+            try other.submit()
+            #expect(other.nextCompletion() == nil && other.inFlight == 1)
+            // While the mapping is locked, what is allocated goes on, and what is new waits.
+            try start(&other, .write, 512, old)
+            let ended = try end(&other)
+            #expect(ended.operation == .write && ended.error == 0)
+            try start(&other, .write, 8192, new)
+            try other.submit()
+            #expect(other.nextCompletion() == nil && other.inFlight == 2)
+            if !runnerGoes {
+                #expect(try end(&one).error == 0)
+                // The one after it was begun by the same engine.
+                #expect(shared.commit.step != .none && shared.commit.engine == one.seat.number)
+            }
+        }
+        while other.inFlight > 0 { #expect(try end(&other).error == 0) }
+        #expect(shared.commit.step == .none)
+        try other.perform(.flush)
+        #expect(try other.read(8192, 4096) == [UInt8](repeating: 5, count: 4096))
+        expectSound(directory.file("disk.qcow2"))
+    }
+
+    /// What one engine finds lost, damaged or full is so for all.
+    @Test func failuresAreThoseOfAll() throws {
+        let fails = Mutex<(synchronize: Int32, write: Int32)>((0, 0))
+        var calls = FileCalls.host
+        calls.synchronize = { _ in -Int(fails.withLock { $0.synchronize }) }
+        unsafe calls.write = { file, vectors, count, offset in
+            let error = fails.withLock { $0.write }
+            return unsafe error != 0 ? -Int(error) : FileCalls.host.write(file, vectors, count, offset)
+        }
+        let shared = try image("-o", "cluster_size=4k", calls: calls)
+        var one = try DiskEngine(shared, depth: 4, usesRing: false), other = try DiskEngine(shared, depth: 4, usesRing: false)
+        try one.write(0, [UInt8](repeating: 1, count: 4096))
+        // A full host fails a flush, which can be tried again.
+        fails.withLock { $0.write = ENOSPC }
+        try flush(&one)
+        try flush(&other)
+        #expect(try end(&one).error == ENOSPC && end(&other).error == ENOSPC)
+        fails.withLock { $0.write = 0 }
+        try other.perform(.flush)
+        // What the host has lost is lost for all.
+        try one.write(4096, [UInt8](repeating: 1, count: 4096))
+        fails.withLock { $0.synchronize = EIO }
+        try flush(&one)
+        try one.submit()
+        try flush(&other)
+        #expect(try end(&one).error == EIO && end(&other).error == EIO)
+        fails.withLock { $0.synchronize = 0 }
+        #expect(throws: DiskImageError.request(path: shared.path, SystemCallError("write", errno: EIO))) { try other.write(8192, [UInt8](repeating: 1, count: 512)) }
+        #expect(try other.read(0, 4096) == [UInt8](repeating: 1, count: 4096))
+        #expect(shared.damage() == nil)
+    }
+
+    /// Damage that one engine meets stops the other's writes.
+    @Test func damageIsThatOfAll() throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", path, "4M")
+        qemuIO(path, ["write -P 3 0 16k"])
+        var bytes = try directory.read("disk.qcow2")
+        let l2 = Int(bytes.bigEndian64(at: Int(bytes.bigEndian64(at: 40))) & 0xff_ffff_ffff)
+        bytes.store(1 << 63 | 1 << 40 as UInt64, at: l2)
+        try directory.write("disk.qcow2", bytes)
+        let shared = try SharedImage(DiskImage(path: path, options: unlocked))
+        var one = try DiskEngine(shared, depth: 4), other = try DiskEngine(shared, depth: 4)
+        try other.write(8192, [UInt8](repeating: 4, count: 512))
+        #expect(throws: DiskImageError.self) { try one.write(0, [UInt8](repeating: 4, count: 512)) }
+        #expect("\(try #require(shared.damage()))".contains("beyond the end"))
+        #expect(throws: DiskImageError.self) { try other.write(8192, [UInt8](repeating: 5, count: 512)) }
+        #expect(try other.read(8192, 512) == [UInt8](repeating: 4, count: 512))
+    }
+
+    /// What changes the image as a whole wants it alone; there is a limit of engines; numbers of those that went are used again.
+    @Test func whoMayAttach() throws {
+        let shared = try image("-o", "cluster_size=4k")
+        do {
+            var one = try DiskEngine(shared, depth: 1)
+            #expect(throws: DiskImageError.self) { try one.resize(to: 8 << 20) }
+            #expect(throws: DiskImageError.self) { try one.createSnapshot(named: "s") }
+            #expect(shared.size == 4 << 20)
+        }
+        let seats = (0..<SharedImage.maximumEngines).map { _ in AttachedEngine(requests: 1, operations: 1, bell: nil) }
+        for seat in seats { try shared.attach(seat) }
+        #expect(Set(seats.map(\.number)) == Set(0..<SharedImage.maximumEngines))
+        #expect("\(#expect(throws: DiskImageError.self) { try DiskEngine(shared, depth: 1).depth }!)".contains("64 engines"))
+        shared.detach(seats[5])
+        let again = AttachedEngine(requests: 1, operations: 1, bell: nil)
+        try shared.attach(again)
+        #expect(again.number == 5)
+    }
+
+    /// A request allocates nothing, whoever else has the image.
+    @Test(arguments: [true, false]) func requestsAllocateNothing(usesRing: Bool) throws {
+        let shared = try image("-o", "preallocation=full")
+        var one = try DiskEngine(shared, depth: 16, usesRing: usesRing)
+        let other = try DiskEngine(shared, depth: 16, usesRing: usesRing)
+        let buffer = Buffer([UInt8](repeating: 1, count: 8192))
+        var before: UInt = 0, failures = 0
+        for round in 0..<50 {
+            // The first are for what the runtime makes once in a process.
+            if round == 2 { before = allocation_count() }
+            while let request = one.acquire() {
+                unsafe one.start(request, round % 2 == 0 ? .write : .read, offset: UInt64(request * 65536 + round * 512), length: 8192, vectors: buffer.vector, count: 1)
+            }
+            while one.inFlight > 0 {
+                guard let completion = try one.waitForCompletion() else { break }
+                if completion.error != 0 { failures += 1 }
+                one.release(completion.request)
+            }
+        }
+        let count = allocation_count() - before
+        #expect(count == 0 && failures == 0)
+        #expect(other.inFlight == 0)
+    }
+
+    /// Claims against a list of them.
+    @Test func claims() {
+        var table = ClaimTable(), list: [(range: Range<UInt64>, owner: ClaimTable.Owner)] = []
+        var generator = SeededGenerator(seed: 3)
+        var hits = 0
+        for _ in 0..<20000 {
+            let owner = ClaimTable.Owner(engine: Int.random(in: 0..<3, using: &generator), request: Int32.random(in: 0..<4, using: &generator))
+            let start = UInt64.random(in: 0..<200, using: &generator) * 512
+            let range = start..<start + UInt64.random(in: 1...8, using: &generator) * 512
+            let isTaken = list.contains { $0.range.overlaps(range) && $0.owner != owner }
+            #expect(table.isClaimed(range, besides: owner) == isTaken)
+            hits += isTaken ? 1 : 0
+            let own = list.filter { $0.range.overlaps(range) }
+            if !isTaken, own.isEmpty || (own.allSatisfy { $0.range == range } && range.count == 512) {
+                table.insert(range, of: owner)
+                list.append((range, owner))
+            } else if let index = list.indices.randomElement(using: &generator) {
+                table.remove(list[index].range.lowerBound, of: list[index].owner)
+                list.remove(at: index)
+            }
+            if list.count > 60 {
+                table.removeAll(ofEngine: 1)
+                list.removeAll { $0.owner.engine == 1 }
+            }
+            #expect(table.isEmpty == list.isEmpty)
+        }
+        #expect(hits > 1000)
+    }
+}
+
+/// Engines in threads of their own.
+@Suite struct SharedImageThreadTests {
+    let directory = TemporaryDirectory(inMemory: true)
+
+    /// Random operations of several engines on sectors that lie between each other's, flushes among them, while one engine goes; then what the disk has.
+    @Test(arguments: ["cluster_size=4k", "cluster_size=512,refcount_bits=1", "cluster_size=64k,compat=0.10", "cluster_size=64k,extended_l2=on"], [2, 4])
+    func randomOperations(options: String, count: Int) throws {
+        for (variant, usesRing) in [true, false].enumerated() {
+            let seed = options.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 77) &+ UInt64(count + variant)) { $0 &* 31 &+ UInt64($1) }
+            let size = 1 << 20
+            let path = directory.file("disk.qcow2")
+            var contents = [UInt8](repeating: 0, count: size)
+            if variant == 0 {
+                contents = randomBytes(size, seed: seed)
+                let base = try directory.write("base.raw", contents)
+                qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", "raw", path)
+            } else {
+                qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "\(size)")
+            }
+            var model: [UInt8], operations = 0
+            do {
+                let shared = try SharedImage(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: variant == 0 ? 0 : 1 << 20)))
+                let crew = EngineCrew(shared, count: count, contents, seed: seed, usesRing: usesRing)
+                let rounds = environment("SWKVM_CREW_ROUNDS") ?? 60
+                for _ in 0..<3 { try crew.run(rounds: rounds, flushes: true) }
+                try crew.run(rounds: rounds, flushes: true, besides: count - 1)
+                model = crew.model
+                operations = crew.operations
+                #expect(shared.damage() == nil && shared.claims.isEmpty)
+            }
+            #expect(operations > count * 100)
+            expectSound(path, leaksAllowed: false, "\(options), \(count) engines, seed \(seed)")
+            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false)))
+            let now = try engine.readAll()
+            let wrong = stride(from: 0, to: size, by: 512).filter { !isEqual(now, $0, model, $0) }
+            #expect(wrong.isEmpty, "sectors at \(wrong.prefix(10)), \(options), \(count) engines, seed \(seed)")
+        }
+    }
+}
