@@ -20,7 +20,7 @@ BENCH   := $(STATIC) --product swkvm-bench
 
 # Debian packages, by what needs them. Both packages of gdb do, but not beside each other.
 GDB            := $(if $(shell command -v gdb),,gdb-minimal)
-BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev libnbd-dev $(TLS_PACKAGES)
+BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev libnbd-dev libssl-dev $(TLS_PACKAGES)
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
 TEST_PACKAGES  := qemu-system-x86 qemu-utils mount nbdkit gnutls-bin iproute2 iputils-ping acpica-tools dmidecode $(GDB)
 LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs lz4 xz-utils $(GDB)

@@ -59,6 +59,8 @@ extension DiskEngine {
         var guestOffset: UInt64 = 0
         /// The copy whose cluster it writes; else -1.
         var copy: Int32 = -1
+        /// The buffer with what it writes, encrypted; else -1.
+        var cipherBuffer: Int32 = -1
         var isActive = false
         /// The operations of all engines have numbers in the order in which they began.
         var sequence: UInt64 = 0
@@ -76,7 +78,7 @@ extension DiskEngine {
         // Indices of requests and operations come from our own lists only, so they are in bounds, here and below.
         let request = unsafe requests + Int(index)
         while unsafe request.pointee.error == 0, unsafe !isMapped(request) {
-            guard freeOperation >= 0 else {
+            guard freeOperation >= 0, unsafe encryption.hasRoom(request.pointee.operation) else {
                 unsafe request.pointee.isListed = true
                 unsafe stalled.append(index, requests)
                 return
@@ -176,6 +178,7 @@ extension DiskEngine {
         unsafe operations[Int(index)].isActive = true
         unsafe operations[Int(index)].sequence = shared.sequence
         shared.sequence &+= 1
+        if encryption.encryptsWrites, operation.kind == .write { encrypt(index) }
         if operation.request >= 0 { unsafe requests[Int(operation.request)].pending += 1 }
         enqueue(index)
     }
@@ -287,6 +290,7 @@ extension DiskEngine {
         let ended = unsafe operations[Int(index)]
         if ended.kind == .commit { return continueCommit(error) }
         if ended.run.count > 0, park(index, error) { return }
+        if encryption.isUsed { finishEncryption(ended, error) }
         release(operation: index)
         if let load = ended.load {
             image.finish(load, bytes: Int(ended.done), error: error)
@@ -329,6 +333,10 @@ extension DiskEngine {
             unsafe own[0] = iovec(iov_base: copies.buffer(operation.copy) + Int(operation.done), iov_len: Int(left))
             return unsafe (UnsafePointer(own), 1)
         }
+        if operation.cipherBuffer >= 0 {
+            unsafe own[0] = iovec(iov_base: encryption.buffer(operation.cipherBuffer) + Int(operation.done), iov_len: Int(left))
+            return unsafe (UnsafePointer(own), 1)
+        }
         if operation.kind == .writeZeroes {
             var count = 0
             var rest = left
@@ -350,7 +358,7 @@ extension DiskEngine {
         return unsafe (UnsafePointer(own), count)
     }
 
-    private func fill(_ request: Int32, from start: UInt64, length: UInt64) {
+    func fill(_ request: Int32, from start: UInt64, length: UInt64) {
         // Guest RAM: written through the helpers that the compiler does not look into.
         unsafe forEachPiece(request, from: start, length: length) { base, count in unsafe clinux_fill(base, 0, count) }
     }

@@ -36,6 +36,10 @@ extension DiskEngine {
             guard shrinks else { throw refuse("what is beyond byte \(newSize) would be lost; --shrink allows that") }
             guard preallocation == .off else { throw refuse("nothing can be set aside for a disk that gets shorter") }
         }
+        try image.requireOpenData()
+        if image.isEncrypted(0), preallocation == .metadata || preallocation == .falloc {
+            throw refuse("what is set aside and not written reads as noise once it is decrypted; --preallocation full writes it")
+        }
         try perform(.flush)
         if image.header == nil {
             try resizeRaw(from: oldSize, to: newSize, preallocation)
@@ -72,9 +76,10 @@ extension DiskEngine {
                 throw error.asError(image.path, "fallocate")
             }
         case .full:
-            let zeroes = [UInt8](repeating: 0, count: Int(min(1 << 20, range.upperBound - range.lowerBound)))
+            var zeroes = [UInt8](repeating: 0, count: Int(min(1 << 20, range.upperBound - range.lowerBound)))
             for offset in stride(from: range.lowerBound, to: range.upperBound, by: 1 << 20) {
                 let count = Int(min(UInt64(zeroes.count), range.upperBound - offset))
+                if image.isEncrypted(0) { image.encryptZeroes(&zeroes, place: offset) }
                 try file.write(count == zeroes.count ? zeroes : Array(zeroes.prefix(count)), at: offset)
             }
         }

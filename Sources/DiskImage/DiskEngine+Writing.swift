@@ -83,7 +83,7 @@ extension DiskEngine {
         let request = unsafe requests + Int(index)
         let operation = unsafe request.pointee.operation
         let position = unsafe request.pointee.offset + request.pointee.mapped
-        let left = unsafe request.pointee.length - request.pointee.mapped
+        let left = unsafe encryption.limited(request.pointee.length - request.pointee.mapped, operation, at: position)
         if operation != .write, shared.claims.isClaimed(position..<position + left, besides: owner(index)) {
             wait(index)
             return false
@@ -94,10 +94,14 @@ extension DiskEngine {
             return stop(index, error.extent)
         }
         switch unsafe image.target(operation, position, left, sequence: shared.sequence, shared.calls, &request.pointee.search) {
+        case .inPlace(_, let length) where encryption.encryptsWrites && operation == .discard:
+            // A hole would read as noise.
+            unsafe request.pointee.consume(length)
         case .inPlace(let place, let length):
             let kind: Operation.Kind =
                 switch operation {
                 case .write: .write
+                case _ where encryption.encryptsWrites: .write
                 case .discard, .writeZeroesUnmapping: .punch
                 case .read, .flush, .writeZeroes: refusesZeroRange ? .writeZeroes : .zeroRange
                 }
@@ -168,7 +172,7 @@ extension DiskEngine {
         shared.claims.insert(cluster..<cluster + run.count * copies.clusterSize, of: owner(index))
         unsafe request.pointee.consume(covered)
         // What was never written in the file reads as the zeroes that the rest of the cluster is to be.
-        guard let part, !isWhole, !(isWrite && part.isZero && run.isPristine) else {
+        guard let part, !isWhole, !(isWrite && part.isZero && run.isPristine && !encryption.encryptsWrites) else {
             begin(Operation(
                 kind: .write, request: index, layer: file, fileOffset: place + (position - cluster), start: start, length: covered, run: run, guestOffset: cluster))
             return true

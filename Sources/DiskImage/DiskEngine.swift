@@ -76,6 +76,7 @@ public struct DiskCompletion: Sendable {
 
     let copies: Copies
     var freeCopy: Int32
+    let encryption: EngineEncryption
 
     static let zeroesSize = 64 << 10
     /// That of the bell of other engines; those of operations are their indices.
@@ -121,6 +122,7 @@ public struct DiskCompletion: Sendable {
         let vectors = try memory(operationCount * segments * vectorSize, shared.path)
         let zeroes = try memory(Self.zeroesSize, shared.path)
         let copies = try Copies(shared.image.managesClusters ? shared.clusterSize ?? 0 : 0, shared.path)
+        let encryption = try EngineEncryption(shared.image)
         let bell: AttachedEngine.Bell?
         do throws(SystemCallError) { bell = shared.isExclusive ? nil : try .init(queue.makeBell()) } catch { throw .system(path: shared.path, error) }
         // After the owner's requests come those of copies.
@@ -128,6 +130,7 @@ public struct DiskCompletion: Sendable {
         try shared.attach(seat)
         freeCopy = copies.count > 0 ? 0 : -1
         self.copies = copies
+        self.encryption = encryption
         self.depth = depth
         maximumSegments = segments
         self.operationCount = operationCount
@@ -328,6 +331,7 @@ public struct DiskCompletion: Sendable {
     private func refusal(_ request: Request) -> Int32? {
         guard request.offset <= image.size, request.length <= image.size - request.offset else { return EINVAL }
         if request.operation != .read, request.operation != .flush, image.isReadOnly { return EROFS }
+        if encryption.isUsed, let error = encryption.refusal(request) { return error }
         guard request.isTransfer else { return nil }
         guard request.segments >= 0, request.segments <= maximumSegments else { return EINVAL }
         var sum: UInt64 = 0

@@ -49,6 +49,10 @@ package import Linux
         var contentIDPlace: UInt64 = 0
         /// The file with the data of a qcow2 image that keeps it outside.
         var dataFile: ImageFile?
+        /// What encrypts the data, when it is encrypted and there is a key.
+        var cipher: SectorCipher?
+        /// The data is encrypted and nobody has given a key.
+        var isSealed = false
     }
 
     /// Opens an image with its backing files and locks them all.
@@ -73,6 +77,9 @@ package import Linux
         if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
         var chain = Chain()
         if NBDLocation.isAddress(path) { try chain.connect(path, format, options, remote) } else { try chain.open(path, format, options) }
+        if options.followsBacking, options.usesAllKeys, options.opensData, chain.encryptedCount < options.keys.count {
+            throw .keyUnused(path: path, encrypted: chain.encryptedCount, keys: options.keys.count)
+        }
 
         self.path = path
         self.format = format
@@ -311,6 +318,8 @@ extension DiskImage.Layer {
     private(set) var count = 0
     /// How many of the files stand on top of each other; others are extents of the last of them.
     private(set) var chainLength = 0
+    /// How many of them are encrypted.
+    var encryptedCount = 0
 
     init() {
         unsafe layers = .allocate(capacity: DiskImage.maximumChainLength + VMDKDescriptor.maximumExtents)
@@ -357,7 +366,9 @@ extension DiskImage.Layer {
             file, metadataCacheSize: options.metadataCacheSize, writable: writable, snapshot: count == 0 ? options.snapshot : nil)
         let header = qcow2.header
         let dataFile = try openDataFile(header, file, options, writable: writable)
-        append(DiskImage.Layer(file: file, qcow2: qcow2, size: header.size, dataFile: dataFile))
+        let cipher = try openCipher(header, file, options, writable: writable)
+        let isSealed = header.encryption != nil && !options.opensData
+        append(DiskImage.Layer(file: file, qcow2: qcow2, size: header.size, dataFile: dataFile, cipher: cipher, isSealed: isSealed))
         guard options.followsBacking, let name = header.backingName else { return }
         guard options.allowsBacking else { throw .backingNotAllowed(path: path, name: name) }
         do throws(DiskImageError) {

@@ -66,6 +66,16 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case remote(path: String, reason: String)
     /// Something that is done to files, not to a remote disk.
     case remoteNotPossible(path: String)
+    /// The image is encrypted, in the way that is named, and no key was given.
+    case keyMissing(path: String, method: String)
+    /// No place for a key in the image's header is opened by the key that was given.
+    case wrongKey(path: String)
+    /// More keys were given than the image and its backing files have encrypted ones among them.
+    case keyUnused(path: String, encrypted: Int, keys: Int)
+    /// A key cannot be read.
+    case key(KeySource, reason: String)
+    /// To try a key, the image wants a hash function computed so often.
+    case keyTooSlow(path: String, work: UInt64, limit: UInt64)
     /// A new image would take the place of a file, which was not asked for.
     case exists(path: String)
     /// An image that is to be written is itself what is read, or a part of it.
@@ -146,6 +156,19 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): \(printable(reason))"
         case .remoteNotPossible(let path):
             "disk \(quoted(path)): this is done to files, and not to a remote disk"
+        case .keyMissing(let path, let method):
+            "disk \(quoted(path)): it is encrypted (\(method)) and no key was given: say key-file=PATH or key-fd=N (swkvm image: --key-file, --key-fd)"
+        case .wrongKey(let path):
+            "disk \(quoted(path)): the key does not open it; every byte of a key file counts, a newline at its end too"
+        case .keyUnused(let path, let encrypted, let keys):
+            "disk \(quoted(path)): \(keys) key\(keys == 1 ? " was" : "s were") given, and of it and its backing files "
+                + (encrypted == 0 ? "none is encrypted" : "\(encrypted) \(encrypted == 1 ? "is" : "are") encrypted")
+        case .key(.file(let path), let reason):
+            "key file \(quoted(path)): \(reason)"
+        case .key(.descriptor(let number), let reason):
+            "key descriptor \(number): \(reason)"
+        case .keyTooSlow(let path, let work, let limit):
+            "disk \(quoted(path)): its header wants \(work) rounds of hashing to try a key; \(limit) are the most that are taken"
         case .exists(let path):
             "disk \(quoted(path)): it exists already; --force overwrites it"
         case .sameFile(let path, let other):

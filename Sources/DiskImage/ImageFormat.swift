@@ -102,6 +102,17 @@ public struct DiskImageOptions: Sendable {
     public var report: (@Sendable (String) -> Void)?
     /// Follow the names of data files that images carry, as backing files, and write to them. A file that ``dataFile`` names is always taken.
     public var allowsDataFile: Bool
+    /// The keys of those images of the chain that are encrypted, the topmost first. The last one is also for all that follow.
+    public var keys: [DiskKey] = []
+    /// Whether a key for which there is no image is an error.
+    var usesAllKeys = true
+    /// Whether data is to be read or written. Without, encrypted images need no key.
+    public var opensData = true
+    /// How often a hash function may be computed to try a key: an image of unknown origin could ask for years.
+    public var maximumKeyWork = defaultMaximumKeyWork
+
+    /// About half a minute.
+    public static let defaultMaximumKeyWork: UInt64 = 1 << 28
 
     public init(
         format: ImageFormat? = nil, readOnly: Bool = false, cache: CacheMode = .writeback, locking: Bool = true,

@@ -35,6 +35,8 @@ struct QCOW2Header: Equatable, Sendable {
     let hasDataFile: Bool
     /// Its name as written, without a meaning yet.
     let dataFileName: String?
+    /// How the data is encrypted, if it is.
+    let encryption: Encryption?
     /// How compressed clusters are compressed.
     let compression: Compression
     /// The backing file's name as written, without a meaning yet.
@@ -58,6 +60,13 @@ struct QCOW2Header: Equatable, Sendable {
 
     enum Compression: Equatable, Sendable { case zlib, zstd }
 
+    enum Encryption: Equatable, Sendable {
+        /// AES in CBC mode, which is only read.
+        case aes
+        /// The place of a LUKS header with its key material, in bytes of the file.
+        case luks(offset: UInt64, length: UInt64)
+    }
+
     /// The bytes of the fields that both versions have, or that version 3 adds: all that changes in a header is in one sector.
     var fixedLength: Int { version == 2 ? 72 : 104 }
 
@@ -78,6 +87,7 @@ struct QCOW2Header: Equatable, Sendable {
     private enum ExtensionType {
         static let bitmaps: UInt32 = 0x2385_2875
         static let dataFile: UInt32 = 0x4441_5441
+        static let encryption: UInt32 = 0x0537_be77
         static let end: UInt32 = 0
         static let backingFormat: UInt32 = 0xe279_2aca
         static let featureNames: UInt32 = 0x6803_f857
@@ -143,10 +153,19 @@ struct QCOW2Header: Equatable, Sendable {
         try extensions.read(cluster[headerLength..<extensionsEnd], path: path)
 
         switch fixed.bigEndian32(at: 32) {
-        case 0: break
-        case 1: throw .unsupported(path: path, feature: "AES encryption (encrypted image)")
-        case 2: throw .unsupported(path: path, feature: "LUKS encryption (encrypted image)")
+        case 0: encryption = nil
+        case 1: encryption = .aes
+        case 2:
+            guard let (offset, length) = extensions.encryption else { throw .invalid(path: path, reason: "LUKS encryption without a pointer to its header") }
+            try require(
+                offset & (clusterSize - 1) == 0 && offset >= clusterSize && length >= UInt64(LUKSHeader.size) && length <= LUKSHeader.maximumRegion,
+                "a LUKS header of \(length) bytes at byte \(offset)")
+            try Self.requireTable("the LUKS header", at: offset, size: length, file)
+            encryption = .luks(offset: offset, length: length)
         case let method: throw .unsupported(path: path, feature: "encryption method \(method)")
+        }
+        if extensions.encryption != nil, encryption == nil || encryption == .aes {
+            throw .invalid(path: path, reason: "a pointer to a LUKS header without LUKS encryption")
         }
         let unknown = incompatible & ~Incompatible.known
         guard unknown == 0 else {
@@ -196,6 +215,11 @@ struct QCOW2Header: Equatable, Sendable {
         }
         backingFormat = extensions.backingFormat
         try map(fixed.bigEndian64(at: 24), fixed.bigEndian64(at: 40), entries: UInt64(fixed.bigEndian32(at: 36)), "the L1 table", file)
+        if case .luks(let offset, let length) = encryption {
+            for (what, start, size) in [("L1", l1Offset, UInt64(l1TableSize) * 8), ("refcount", refcountOffset, refcountClusters * clusterSize)] {
+                try require(start >= offset + length || start + size <= offset, "its LUKS header and its \(what) table in the same place")
+            }
+        }
     }
 
     /// Has the disk be what a table says, whose place and length come from the image: that of the header, or of a snapshot.
@@ -204,6 +228,7 @@ struct QCOW2Header: Equatable, Sendable {
             if !condition { throw .invalid(path: file.path, reason: reason()) }
         }
         try require(size <= DiskImage.maximumSize, "a disk of \(size) bytes")
+        try require(encryption == nil || size % 512 == 0, "an encrypted disk of \(size) bytes, which are not whole sectors")
         let needed = l1Entries(for: size)
         try require(needed <= entries, "an L1 table of \(entries) entries for a disk that needs \(needed)")
         try require(entries * 8 <= UInt64(Self.maximumL1Size), "an L1 table of \(entries) entries")
@@ -266,6 +291,8 @@ struct QCOW2Header: Equatable, Sendable {
         var backingFormat: String?
         var bitmaps: BitmapDirectory?
         var dataFile: String?
+        /// Place and length of the LUKS header.
+        var encryption: (offset: UInt64, length: UInt64)?
         /// Names of incompatible features by bit.
         var featureNames: [Int: String] = [:]
 
@@ -294,6 +321,9 @@ struct QCOW2Header: Equatable, Sendable {
                     dataFile = text
                 case ExtensionType.featureNames:
                     readFeatureNames(contents)
+                case ExtensionType.encryption:
+                    guard length == 16 else { throw .invalid(path: path, reason: "a pointer to a LUKS header of \(length) bytes") }
+                    encryption = (contents.bigEndian64(at: 0), contents.bigEndian64(at: 8))
                 case ExtensionType.bitmaps:
                     guard length >= 24 else { throw .invalid(path: path, reason: "an extension for bitmaps of \(length) bytes") }
                     bitmaps = BitmapDirectory(

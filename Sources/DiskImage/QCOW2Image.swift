@@ -103,6 +103,7 @@ internal import Linux
                 let first = place >> UInt64(header.clusterBits)
                 metadata.insert(first..<first + header.clusters(for: length))
             }
+            if case .luks(let offset, let length) = header.encryption { protect(offset, length) }
             if snapshots.length > 0 { protect(header.snapshotTableOffset, snapshots.length) }
             // Those of snapshots are not written, and the guest's data is not to be in them either.
             for entry in snapshots.entries where entry.l1Offset <= file.size { protect(entry.l1Offset, UInt64(entry.l1Size) * 8) }

@@ -60,6 +60,7 @@ struct QCOW2Scan: ~Copyable {
         try scanRefcounts()
         try scanMapping()
         try scanBitmaps()
+        if case .luks(let offset, let length) = header.encryption { refer("the LUKS header", at: offset, length) }
         compare()
         try checkFlags()
         report.imageEnd = max(references.usedEnd, counts.usedEnd) << clusterBits

@@ -124,6 +124,8 @@ public struct Configuration: Sendable {
         public var options: DiskImageOptions
         /// What the guest gets as the disk's serial number, up to 20 bytes; nil: `swkvm-N` by its number.
         public var serial: String?
+        /// Where the keys of the image and its backing files come from, as ``DiskImageOptions/keys``; they are read when the disk is opened.
+        public var keys: [KeySource] = []
         /// Virtqueues, each with a thread; nil: as many as there are vCPUs, but at most ``defaultQueues``.
         public var queues: Int?
 

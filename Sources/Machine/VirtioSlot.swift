@@ -48,6 +48,7 @@ struct VirtioSlot: Sendable {
         do throws(DiskImageError) {
             var options = disk.options
             options.report = { log.warning("\($0)") }
+            options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
             let image = try DiskImage(path: disk.path, options: options)
             let queues = disk.queues ?? min(cpuCount, Configuration.Disk.defaultQueues, image.maximumEngines)
             guard queues <= image.maximumEngines else {

@@ -242,7 +242,7 @@ struct OptionList {
 
 /// `--disk PATH[,…]`.
 struct DiskArgument {
-    let disk: Configuration.Disk
+    private(set) var disk: Configuration.Disk
 
     init(parsing argument: String) throws {
         var items = OptionList(argument).items[...]
@@ -252,6 +252,7 @@ struct DiskArgument {
         guard !path.isEmpty else { throw ArgumentProblem("a disk needs a path: PATH[,format=…][,ro]") }
         var options = DiskImageOptions()
         var serial: String?
+        var keys: [KeySource] = []
         var queues: Int?
         for (key, value) in items {
             switch (key, value) {
@@ -277,6 +278,12 @@ struct DiskArgument {
                     throw ArgumentProblem("disk \(path): reconnect=\(value) is no time, wanted 0 to \(DiskImageOptions.possibleReconnect.upperBound) seconds")
                 }
                 options.reconnect = seconds
+            case ("key-file", let value?):
+                guard !value.isEmpty else { throw ArgumentProblem("disk \(path): key-file= needs a path") }
+                keys.append(.file(value))
+            case ("key-fd", let value?):
+                guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("disk \(path): key-fd=\(value) is no descriptor's number") }
+                keys.append(.descriptor(number))
             case ("lock", "on"?): options.locking = true
             case ("lock", "off"?): options.locking = false
             case ("serial", let value?):
@@ -290,10 +297,11 @@ struct DiskArgument {
                 }
                 queues = count
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, reconnect=, lock=on|off, serial= or queues=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, lock=on|off, serial= or queues=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)
+        disk.keys = keys
     }
 }
 

@@ -12,6 +12,10 @@ struct Lifetime: ~Copyable {
     let canKeep: Bool
     let canResize: Bool
     let maximumSize: Int
+    /// What may be set aside for a longer disk.
+    var preallocations = Preallocation.allCases
+    /// Of an encrypted image.
+    var keys: [DiskKey] = []
 
     init(_ contents: [UInt8], seed: UInt64, maximum: Int = 80 << 10, canKeep: Bool, canResize: Bool) {
         workload = Workload(contents, seed: seed, maximum: maximum)
@@ -63,7 +67,7 @@ struct Lifetime: ~Copyable {
     mutating func resize(_ engine: inout DiskEngine) throws {
         changes += 1
         let size = Int.random(in: 1...maximumSize / 512, using: &workload.generator) * 512
-        let preallocation = size > workload.model.count ? Preallocation.allCases.randomElement(using: &workload.generator)! : .off
+        let preallocation = size > workload.model.count ? preallocations.randomElement(using: &workload.generator)! : .off
         try engine.resize(to: UInt64(size), preallocation: preallocation, shrinks: true)
         if size < workload.model.count {
             workload.model.removeLast(workload.model.count - size)
@@ -77,7 +81,9 @@ struct Lifetime: ~Copyable {
     /// The whole disk and every snapshot has what it is to have.
     func expectContents(_ path: String, sourceLocation: SourceLocation = #_sourceLocation) throws {
         for (id, contents) in snapshots.map({ (Optional($0.id), $0.contents) }) + [(nil, workload.model)] {
-            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false, snapshot: id, allowsDataFile: true)), depth: 4)
+            var options = DiskImageOptions(readOnly: true, locking: false, snapshot: id, allowsDataFile: true)
+            options.keys = keys
+            var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 4)
             let now = try engine.readAll()
             #expect(now.count == contents.count, sourceLocation: sourceLocation)
             #expect(now == contents, "snapshot \(id ?? "none"), seed \(workload.seed)", sourceLocation: sourceLocation)

@@ -11,13 +11,27 @@ import Testing
 
     /// Every prefix of what came to the file, and for each what is left when some writes since the last synchronisation are lost.
     @Test(arguments: 
-        ["cluster_size=512,refcount_bits=16", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=1", "cluster_size=16k,extended_l2=on"], [false, true])
+        ["cluster_size=512,refcount_bits=16", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=1", "cluster_size=16k,extended_l2=on",
+         "encrypted 512", "encrypted 4096", "encrypted 16384"], [false, true])
     func whatWasFlushedSurvivesAndNothingIsDamaged(options: String, hasBacking: Bool) throws {
         let seed = UInt64(environment("SWKVM_SEED") ?? 5) &+ options.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) }
         let size = 256 << 10
         let path = directory.file("disk.qcow2")
         var contents = [UInt8](repeating: 0, count: size)
-        if hasBacking {
+        var imageOptions = DiskImageOptions(locking: false, metadataCacheSize: 0)
+        if options.hasPrefix("encrypted") {
+            // Of what kind does not matter to the order of writes, so one that tries keys quickly.
+            let encrypted = try Encrypted(directory)
+            imageOptions.keys = [encrypted.key]
+            var layout = QCOW2Options()
+            layout.clusterSize = UInt64(options.split(separator: " ")[1])!
+            layout.extendedL2 = layout.clusterSize == 16384
+            if hasBacking {
+                contents = randomBytes(size, seed: seed)
+                try directory.write("base.raw", contents)
+            }
+            _ = try encrypted.create("disk.qcow2", size: size, layout, backing: hasBacking ? BackingReference(name: "base.raw", format: .raw) : nil)
+        } else if hasBacking {
             contents = randomBytes(size, seed: seed)
             let base = try directory.write("base.raw", contents)
             qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", "raw", path)
@@ -26,10 +40,11 @@ import Testing
         }
         let start = try directory.read("disk.qcow2")
         let log = CrashLog([path])
-        let states = try log.record(
-            path, DiskImageOptions(locking: false, metadataCacheSize: 0), contents, seed: seed, maximum: 16 << 10, rounds: environment("SWKVM_CRASH_ROUNDS") ?? 30)
-        // About 150 prefixes of each of the eight combinations, unless all are wanted.
-        try log.replay([start], prefixes: 150, seed: seed, tears: false) { files, flushed, comment in try examine(files[0], states[flushed], comment) }
+        let states = try log.record(path, imageOptions, contents, seed: seed, maximum: 16 << 10, rounds: environment("SWKVM_CRASH_ROUNDS") ?? 30)
+        // About 150 prefixes of each combination, unless all are wanted.
+        try log.replay([start], prefixes: 150, seed: seed, tears: false) { files, flushed, comment in
+            try examine(files[0], states[flushed], imageOptions.keys, comment)
+        }
     }
 
     /// The same with two engines, each in a thread with sectors of its own between those of the other. The flush that counts is now the one's and now the
@@ -61,14 +76,16 @@ import Testing
                 states.append(CrashState(flushed: crew.model))
             }
         }
-        try log.replay([start], prefixes: 60, seed: seed, tears: false) { files, flushed, comment in try examine(files[0], states[flushed], comment) }
+        try log.replay([start], prefixes: 60, seed: seed, tears: false) { files, flushed, comment in try examine(files[0], states[flushed], [], comment) }
     }
 
     /// An image after the power failed: sound but for leaks, and with contents that there is a reason for.
-    private func examine(_ file: [UInt8], _ state: CrashState, _ comment: String) throws {
+    private func examine(_ file: [UInt8], _ state: CrashState, _ keys: [DiskKey], _ comment: String) throws {
         let path = try directory.write("crashed.qcow2", file)
-        try expectNoErrors(path, comment)
-        var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false)), depth: 4, usesRing: false)
+        try expectNoErrors(path, comment, encryptedIn: keys.isEmpty ? nil : directory)
+        var options = DiskImageOptions(readOnly: true, locking: false)
+        options.keys = keys
+        var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 4, usesRing: false)
         let wrong = try state.unexplained(engine.readAll())
         let damage = engine.image.damage
         #expect(damage == nil && wrong.isEmpty, "sectors at \(wrong), \(comment)")

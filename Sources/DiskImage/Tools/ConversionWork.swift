@@ -31,6 +31,8 @@ final class ConversionWork: @unchecked Sendable {
     let isStream: Bool
     let keepsHoles: Bool
     let extents: NewExtents?
+    /// What encrypts the new image.
+    let cipher: SectorCipher?
 
     // The planner is used within its own monitor, as it may wait for the source; what follows within the other one: hence `Sendable`.
     private let planning = Monitor()
@@ -46,7 +48,11 @@ final class ConversionWork: @unchecked Sendable {
     /// Bytes that a thread's buffer holds: a huge page.
     private static let preferredPiece: UInt64 = 2 << 20
 
-    init(_ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ file: consuming NewFile, _ plan: ImagePlan) {
+    init(
+        _ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ file: consuming NewFile, _ plan: ImagePlan,
+        _ cipher: consuming SectorCipher?
+    ) {
+        self.cipher = cipher
         let isFlat = plan.flatStart != nil
         size = planner.image.size
         identities = planner.image.identities

@@ -103,14 +103,15 @@ internal import Linux
             if isStarted { continue }
             let memory = unsafe self.memory(buffer, UInt64(start), extent.length)
             if let place = extent.fileOffset, extent.kind == .data {
-                try unsafe reader.read(memory, from: place, ofFile: extent.file)
+                try unsafe reader.read(memory, from: place, ofFile: extent.file, diskOffset: extent.offset)
             } else {
                 try unsafe reader.read(memory, at: extent.offset)
             }
         }
         let failed: [ReadAhead.Read]
         do throws(SystemCallError) { failed = try readAhead.wait(buffer) } catch { throw .request(path: work.conversion.source, error) }
-        for read in failed { try unsafe reader.read(read.memory, from: read.place, ofFile: read.file) }
+        // What is encrypted is not among them.
+        for read in failed { try unsafe reader.read(read.memory, from: read.place, ofFile: read.file, diskOffset: 0) }
     }
 
     /// A part of one of the buffers, each of which holds a piece.
@@ -219,6 +220,8 @@ internal import Linux
             }
             // What was noted above, within one of the buffers.
             let start = unsafe write.source == .buffer ? memory : compressed.start
+            // The buffer is not looked at again before it is filled anew.
+            unsafe work.cipher?.encrypt(start + write.start, write.count, place: write.place, offset: 0)
             try unsafe work.write(UnsafeRawBufferPointer(start: start + write.start, count: write.count), at: write.place)
         }
     }

@@ -48,10 +48,12 @@ struct ImagePlan {
     /// Pages of zeroes within a cluster are left out of the file: the clusters are large, and nobody counts what is in them.
     var keepsHoles = false
 
-    /// - Parameter subformat: checked, see ``ImageSubformat/resolve(_:format:compresses:_:)``; nil for raw and qcow2.
+    /// - Parameters:
+    ///   - subformat: checked, see ``ImageSubformat/resolve(_:format:compresses:_:)``; nil for raw and qcow2.
+    ///   - volume: what encrypts a qcow2 image.
     init(
         _ format: ImageFormat, _ subformat: ImageSubformat?, _ options: QCOW2Options, size: UInt64, backing: BackingReference?, path: String,
-        replacing: Bool, cache: ToolCache = .writeback, sources: [ImageFile.Identity] = []
+        replacing: Bool, cache: ToolCache = .writeback, sources: [ImageFile.Identity] = [], volume: LUKSVolume? = nil
     ) throws(DiskImageError) {
         var text: [UInt8] = []
         switch subformat {
@@ -59,7 +61,7 @@ struct ImagePlan {
             let isRaw = format == .raw
             unit = isRaw ? 4096 : options.clusterSize
             flatStart = isRaw ? 0 : nil
-            builder = isRaw ? nil : QCOW2Builder(options, size: size, backing: backing)
+            builder = isRaw ? nil : QCOW2Builder(options, size: size, backing: backing, volume: volume)
             extents = nil
         case .dynamic, .fixed:
             let builder = BlockMapBuilder(vdi: size, isStatic: subformat == .fixed)

@@ -41,6 +41,8 @@ public struct ImageCommit: Sendable {
         let size = reader.image.size
         var targetOptions = DiskImageOptions(format: format, cache: options.cache, locking: options.locking)
         targetOptions.readOnly = false
+        targetOptions.keys = options.keys(below: reader.image)
+        targetOptions.usesAllKeys = false
         var engine: DiskEngine
         do throws(DiskImageError) {
             engine = try DiskEngine(DiskImage(path: target, options: targetOptions), depth: 1, segments: 1)
@@ -80,6 +82,8 @@ public struct ImageCommit: Sendable {
         creation.options.lazyRefcounts = layout.lazyRefcounts
         creation.options.refcountBits = layout.refcountBits
         creation.options.extendedL2 = layout.extendedL2
+        // All its passwords stay.
+        creation.volume = try LUKSVolume(of: ImageFile(path: path, writable: false, cache: .writeback, locking: false))
         creation.backing = backing
         creation.opensBacking = false
         creation.replacing = true

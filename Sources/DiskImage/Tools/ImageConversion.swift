@@ -82,10 +82,12 @@ public struct ImageConversion: Sendable {
             guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
             guard deviceSize >= size else { throw .tooSmall(path: target, needed: size, size: deviceSize) }
         }
+        let volume = try options.encryption?.makeVolume(target)
         let plan = try ImagePlan(
-            format, kind, options, size: size, backing: backing, path: target, replacing: replacing, cache: cache, sources: image.identities)
+            format, kind, options, size: size, backing: backing, path: target, replacing: replacing, cache: cache, sources: image.identities,
+            volume: volume)
         if file.deviceSize == nil { try plan.prepare(file, size: size, preallocation) }
-        try ConversionWork(self, sourceOptions, ImageReader(image), file, plan).run(progress)
+        try ConversionWork(self, sourceOptions, ImageReader(image), file, plan, volume?.cipher(path: target)).run(progress)
     }
 
     private func check(_ size: UInt64, _ kind: ImageSubformat?) throws(DiskImageError) {
@@ -96,6 +98,7 @@ public struct ImageConversion: Sendable {
             try options.check(target, size: size, preallocation: preallocation, backing: backing)
             guard backing == nil || preallocation == .off else { throw .impossible(path: target, reason: "what is set aside would hide the backing file") }
             guard options.dataFile == nil else { throw .impossible(path: target, reason: "a converted image keeps its data in itself") }
+            guard !compresses || options.encryption == nil else { throw .impossible(path: target, reason: "compressed clusters are not encrypted, so an image has the one or the other") }
             guard !compresses || preallocation == .off else { throw .impossible(path: target, reason: "compressed clusters have no place set aside for them") }
             return try checkLevel(options.compression)
         }

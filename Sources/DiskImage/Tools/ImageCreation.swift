@@ -17,6 +17,8 @@ public struct ImageCreation: Sendable {
     public var replacing = false
     /// Whether the image is on the disk when ``create()`` returns.
     public var durably = false
+    /// What is taken for the LUKS header, in place of a new one.
+    var volume: LUKSVolume?
 
     public init(path: String, format: ImageFormat, size: UInt64? = nil) {
         self.path = path
@@ -69,7 +71,7 @@ public struct ImageCreation: Sendable {
     private func diskSize() throws(DiskImageError) -> UInt64 {
         var found: UInt64?
         if let backing, opensBacking {
-            let options = DiskImageOptions(format: backing.format, readOnly: true)
+            let options = Self.sizeOptions(backing.format)
             do throws(DiskImageError) {
                 found = try DiskImage(path: backingPath(backing.name, of: path), options: options).size
             } catch {
@@ -82,11 +84,21 @@ public struct ImageCreation: Sendable {
         return rounded & ~511
     }
 
+    /// Of a backing image only its size is wanted, for which no key is needed.
+    private static func sizeOptions(_ format: ImageFormat) -> DiskImageOptions {
+        var options = DiskImageOptions(format: format, readOnly: true)
+        options.opensData = false
+        return options
+    }
+
     private func build(_ file: borrowing NewFile, _ data: borrowing NewFile?, size: UInt64) throws(DiskImageError) {
-        var builder = QCOW2Builder(options, size: size, backing: backing)
+        var volume = volume
+        if volume == nil { volume = try options.encryption?.makeVolume(path) }
+        let cipher = try volume?.cipher(path: path)
+        var builder = QCOW2Builder(options, size: size, backing: backing, volume: volume)
         // Who reads a raw data file by itself sees zeroes where this image has nothing: both agree if the image never has nothing.
         let isMapped = preallocation != .off || options.dataFileIsRaw
-        if isMapped { try preallocate(&builder, file, data) }
+        if isMapped { try preallocate(&builder, file, data, cipher) }
         let end = try builder.finish(file)
         guard preallocation == .falloc else { return }
         switch data {
@@ -96,7 +108,7 @@ public struct ImageCreation: Sendable {
     }
 
     /// Gives every cluster of the disk its place. With subclusters none of them is allocated, so that a backing file shows.
-    private func preallocate(_ builder: inout QCOW2Builder, _ file: borrowing NewFile, _ data: borrowing NewFile?) throws(DiskImageError) {
+    private func preallocate(_ builder: inout QCOW2Builder, _ file: borrowing NewFile, _ data: borrowing NewFile?, _ cipher: borrowing SectorCipher?) throws(DiskImageError) {
         let count = (builder.size + builder.clusterSize - 1) / builder.clusterSize
         let perRun = builder.clusterSize / (options.extendedL2 ? 16 : 8)
         let subclusters: UInt32 = backing == nil ? .max : 0
@@ -108,13 +120,13 @@ public struct ImageCreation: Sendable {
             case .some(let data):
                 let place = cluster * builder.clusterSize
                 try builder.map(cluster, count: run, to: place, subclusters: subclusters, file)
-                if preallocation == .full { try data.writeZeroes(place, min(length, builder.size - place)) }
+                if preallocation == .full { try data.writeZeroes(place, min(length, builder.size - place), cipher) }
             case nil:
                 // The table first, so that it lies before what it maps.
                 try builder.openTable(of: cluster, file)
                 let place = builder.allocate(run)
                 try builder.map(cluster, count: run, to: place, subclusters: subclusters, file)
-                if preallocation == .full { try file.writeZeroes(place, length) }
+                if preallocation == .full { try file.writeZeroes(place, length, cipher) }
             }
             cluster += run
         }

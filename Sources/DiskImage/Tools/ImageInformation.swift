@@ -11,6 +11,8 @@ public struct ImageInformation: Sendable, Equatable {
     /// Bytes that the file takes on the host's disk; nil of a remote one.
     public var allocated: UInt64?
     public var isDirty = false
+    /// How the data is encrypted, if it is.
+    public var encryption: Encryption?
     public var backing: Backing?
     public var qcow2: QCOW2?
     /// Bytes of a block of the format's making; nil in one without.
@@ -54,6 +56,36 @@ public struct ImageInformation: Sendable, Equatable {
         public var extendedL2: Bool
         public var dataFile: String?
         public var dataFileIsRaw: Bool
+    }
+
+    /// How an image is encrypted, in the words of dm-crypt and QEMU.
+    public struct Encryption: Sendable, Equatable {
+        /// `luks` or `aes`.
+        public var format: String
+        /// nil for `aes`, of which there is nothing more to say.
+        public var luks: LUKS?
+
+        public struct LUKS: Sendable, Equatable {
+            /// `aes-256` and so on.
+            public var cipher: String
+            public var mode: String
+            public var vectors: String
+            /// The hash function of the vectors, of ESSIV.
+            public var vectorHash: String?
+            public var hash: String
+            public var uuid: String
+            public var payloadOffset: UInt64
+            public var keyIterations: UInt32
+            public var slots: [Slot]
+        }
+
+        public struct Slot: Sendable, Equatable {
+            public var isActive: Bool
+            public var iterations: UInt32
+            /// Bytes from the start of the LUKS header.
+            public var keyOffset: UInt64
+            public var stripes: UInt32
+        }
     }
 
     /// An internal snapshot.
@@ -106,6 +138,7 @@ public struct ImageInformation: Sendable, Equatable {
         clusterSize = header.clusterSize
         isDirty = header.isDirty
         qcow2 = QCOW2(header, area)
+        encryption = try Encryption(header, file)
         if let name = header.backingName {
             backing = Backing(name: name, path: try? backingPath(name, of: path), format: header.backingFormat)
         }
@@ -141,6 +174,25 @@ extension ImageInformation.Remote {
         minimumBlock = export.minimumBlock
         preferredBlock = export.preferredBlock
         maximumPayload = export.maximumPayload
+    }
+}
+
+extension ImageInformation.Encryption {
+    fileprivate init?(_ header: QCOW2Header, _ file: borrowing ImageFile) throws(DiskImageError) {
+        switch header.encryption {
+        case nil: return nil
+        case .aes: self.init(format: "aes")
+        case .luks(let offset, let length):
+            let header = try LUKSHeader(file.read("the LUKS header", count: LUKSHeader.size, at: offset), region: length, path: file.path)
+            // Read above as `mode-vectors:hash`.
+            let words = header.cipherMode.split(separator: "-", maxSplits: 1).map(String.init)
+            let vectors = words.last?.split(separator: ":").map(String.init) ?? []
+            self.init(format: "luks", luks: LUKS(
+                cipher: "aes-\(header.specification.keyBits)", mode: words.first ?? "", vectors: vectors.first ?? "",
+                vectorHash: vectors.count > 1 ? vectors[1] : nil, hash: header.hash.rawValue, uuid: header.uuid,
+                payloadOffset: header.payloadOffset, keyIterations: header.digestIterations,
+                slots: header.slots.map { Slot(isActive: $0.isActive, iterations: $0.iterations, keyOffset: $0.place, stripes: $0.stripes) }))
+        }
     }
 }
 

@@ -96,7 +96,7 @@ public struct ImageExtent: Sendable, Equatable {
             switch extent {
             case .data(let place, let length):
                 moved = Int(length)
-                try unsafe transfer(start + done, moved, at: place, search.file)
+                try unsafe transfer(start + done, moved, at: place, search.file, diskOffset: offset + UInt64(done))
             case .zero(let length):
                 moved = Int(length)
                 unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: moved)
@@ -118,13 +118,16 @@ public struct ImageExtent: Sendable, Equatable {
     }
 
     /// Reads what an extent of data says, from the file that has it.
-    func read(_ buffer: UnsafeMutableRawBufferPointer, from offset: UInt64, ofFile file: Int) throws(DiskImageError) {
+    /// - Parameter diskOffset: where that is on the disk.
+    func read(_ buffer: UnsafeMutableRawBufferPointer, from offset: UInt64, ofFile file: Int, diskOffset: UInt64) throws(DiskImageError) {
         guard let start = buffer.baseAddress else { return }
-        try unsafe transfer(start, buffer.count, at: offset, file)
+        try unsafe transfer(start, buffer.count, at: offset, file, diskOffset: diskOffset)
     }
 
     /// The descriptor for what an extent of data says, if that is read around the page cache; ``read(_:from:ofFile:)`` does it either way.
     func direct(_ memory: UnsafeMutableRawBufferPointer, from place: UInt64, ofFile file: Int) -> Int32? {
+        // What is encrypted is not done when it has been read.
+        if image.isEncrypted(file) { return nil }
         // Only looked at.
         var vector = unsafe iovec(iov_base: memory.baseAddress, iov_len: memory.count)
         if isCached(place, memory.count, file) { return nil }
@@ -150,8 +153,10 @@ public struct ImageExtent: Sendable, Equatable {
         if error != 0 { throw .request(path: image.path, SystemCallError("pread", errno: error)) }
     }
 
-    private func transfer(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int) throws(DiskImageError) {
+    private func transfer(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
         if let remote = image.remote { return try unsafe remote.read(UnsafeMutableRawBufferPointer(start: buffer, count: count), at: offset) }
+        let isEncrypted = image.isEncrypted(layer)
+        if isEncrypted { try image.requireOpenData() }
         var done = 0
         let isCached = isCached(offset, count, layer)
         while done < count {
@@ -168,10 +173,12 @@ public struct ImageExtent: Sendable, Equatable {
                 // Zeroes follow the end of the file, unless it was cut since it was opened.
                 guard image.isEnd(place, layer) else { throw .request(path: image.path, SystemCallError("pread", errno: EIO)) }
                 unsafe (buffer + done).initializeMemory(as: UInt8.self, repeating: 0, count: count - done)
-                return
+                break
             }
             done += got
         }
+        // Whole sectors, as all of an encrypted disk is made of.
+        if isEncrypted { unsafe image.decrypt(buffer, count, file: layer, place: offset, offset: diskOffset) }
     }
 
     /// Whether a read that need not go through the page cache does.
@@ -183,6 +190,8 @@ public struct ImageExtent: Sendable, Equatable {
 
     /// Whether a file has data at a place, and up to where it is the same; what the file system cannot tell is data.
     private mutating func hole(at place: UInt64, _ layer: Int) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
+        // Holes of what is encrypted are no zeroes.
+        if image.isEncrypted(layer) { return (true, .max) }
         let last = known[layer]
         if last.start <= place, place < last.end { return (last.isData, last.end) }
         if let remote = image.remote { return try remote.extent(at: place) }

@@ -8,6 +8,8 @@ public struct ImageRebase: Sendable {
     public var options = DiskImageOptions()
     /// The new backing file; nil for none.
     public var backing: BackingReference?
+    /// The keys of the new backing file and those below it, as ``DiskImageOptions/keys``; those of the old one are in ``options``.
+    public var backingKeys: [DiskKey] = []
     /// Whether only the name is changed: the caller says that the new one shows what the old one did.
     public var isUnsafe = false
 
@@ -27,6 +29,7 @@ public struct ImageRebase: Sendable {
         let old = try ImageInformation(path: path, format: .qcow2).backing
         // By itself: what is below is read beside it, and may be gone if only the name is changed.
         options.followsBacking = false
+        options.opensData = !isUnsafe
         var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 1, segments: 1)
         if !isUnsafe { try copyDifferences(&engine, old, progress) }
         try changeName(&engine)
@@ -35,9 +38,9 @@ public struct ImageRebase: Sendable {
     private func copyDifferences(_ engine: inout DiskEngine, _ old: ImageInformation.Backing?, _ progress: (ImageProgress) -> Bool) throws(DiskImageError) {
         let size = engine.image.size
         var before = try old.map { backing throws(DiskImageError) in
-            try chain(backingPath(backing.name, of: path), backing.format.flatMap(ImageFormat.init(rawValue:)))
+            try chain(backingPath(backing.name, of: path), backing.format.flatMap(ImageFormat.init(rawValue:)), options.keys(below: engine.image))
         }
-        var after = try backing.map { backing throws(DiskImageError) in try chain(backingPath(backing.name, of: path), backing.format) }
+        var after = try backing.map { backing throws(DiskImageError) in try chain(backingPath(backing.name, of: path), backing.format, backingKeys) }
         if let other = after?.image.identities.firstIndex(where: { $0 == engine.image.identities[0] }) {
             throw .sameFile(path: after?.image.files[other] ?? path, other: path)
         }
@@ -93,10 +96,12 @@ public struct ImageRebase: Sendable {
         unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[count...]).initializeMemory(as: UInt8.self, repeating: 0)
     }
 
-    private func chain(_ path: String, _ format: ImageFormat?) throws(DiskImageError) -> ImageReader {
+    private func chain(_ path: String, _ format: ImageFormat?, _ keys: [DiskKey]) throws(DiskImageError) -> ImageReader {
         var options = options
         options.readOnly = true
         options.format = format
+        options.keys = keys
+        options.usesAllKeys = false
         do throws(DiskImageError) { return ImageReader(try DiskImage(path: path, options: options)) } catch {
             throw .backing(of: self.path, error)
         }

@@ -157,11 +157,13 @@ struct NewFile: ~Copyable {
     }
 
     /// Writes zeroes as data.
-    func writeZeroes(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
-        let zeroes = [UInt8](repeating: 0, count: Int(min(length, 1 << 20)))
+    /// - Parameter cipher: what encrypts them first, if anything does; the range is whole sectors then.
+    func writeZeroes(_ offset: UInt64, _ length: UInt64, _ cipher: borrowing SectorCipher? = nil) throws(DiskImageError) {
+        var zeroes = [UInt8](repeating: 0, count: Int(min(length, 1 << 20)))
         var done: UInt64 = 0
         while done < length {
             let piece = min(length - done, UInt64(zeroes.count))
+            cipher?.encryptZeroes(&zeroes, place: offset + done)
             try write(piece == zeroes.count ? zeroes : Array(zeroes.prefix(Int(piece))), at: offset + done)
             done += piece
         }

@@ -11,6 +11,9 @@ struct QCOW2Builder {
     let size: UInt64
     let clusterSize: UInt64
     private let backing: BackingReference?
+    /// The LUKS header and its place, if the data is encrypted.
+    private let volume: LUKSVolume?
+    private let volumePlace: UInt64
 
     private let clusterBits: UInt64
     private let entriesPerTable: UInt64
@@ -30,8 +33,12 @@ struct QCOW2Builder {
     private static let maximumRefcountTable: UInt64 = 8 << 20
 
     /// The options have been checked.
-    init(_ options: QCOW2Options, size: UInt64, backing: BackingReference?) {
+    init(_ options: QCOW2Options, size: UInt64, backing: BackingReference?, volume: LUKSVolume? = nil) {
         self.options = options
+        self.volume = volume
+        // The first cluster behind the header.
+        volumePlace = options.clusterSize
+        if let volume { nextCluster += (volume.region + options.clusterSize - 1) / options.clusterSize }
         self.size = size
         self.backing = backing
         clusterSize = options.clusterSize
@@ -158,6 +165,14 @@ struct QCOW2Builder {
         try file.setSize(nextCluster << clusterBits)
 
         var area = QCOW2HeaderArea(options, size: size, backing: backing)
+        if let volume {
+            try file.write(volume.bytes, at: volumePlace)
+            var pointer = [UInt8](repeating: 0, count: 16)
+            pointer.store(volumePlace, at: 0)
+            pointer.store(volume.region, at: 8)
+            area.set32(QCOW2HeaderArea.Field.encryptionMethod, 2)
+            area.insertExtension(QCOW2HeaderArea.Extension.encryption, pointer)
+        }
         area.set32(QCOW2HeaderArea.Field.l1Count, UInt32(l1.count))
         area.set64(QCOW2HeaderArea.Field.l1Offset, l1Place)
         area.set64(QCOW2HeaderArea.Field.refcountTableOffset, tablePlace)

@@ -11,6 +11,7 @@ struct QCOW2HeaderArea {
         static let backingOffset = 8
         static let backingLength = 16
         static let size = 24
+        static let encryptionMethod = 32
         static let l1Count = 36
         static let l1Offset = 40
         static let refcountTableOffset = 48
@@ -24,6 +25,7 @@ struct QCOW2HeaderArea {
         static let backingFormat: UInt32 = 0xe279_2aca
         static let featureNames: UInt32 = 0x6803_f857
         static let dataFile: UInt32 = 0x4441_5441
+        static let encryption: UInt32 = 0x0537_be77
     }
 
     /// The area of a new image.
@@ -87,6 +89,9 @@ struct QCOW2HeaderArea {
         case (nil, nil): break
         }
     }
+
+    /// Adds an extension in front of the others, for one that must not be dropped or cut.
+    mutating func insertExtension(_ type: UInt32, _ contents: [UInt8]) { extensions.insert((type, contents), at: 0) }
 
     /// The area's bytes, or nil when they do not fit into a cluster. The names of features, which serve messages only, go before that.
     func bytes(clusterSize: Int) -> [UInt8]? {

@@ -50,6 +50,8 @@ struct ImageBenchCommand: ParsableCommand {
     @Option(name: [.customShort("t"), .long], help: ArgumentHelp("writeback, or none to go around the page cache.", valueName: "mode"))
     var cache = CacheMode.writeback
 
+    @OptionGroup var keys: KeyOptions
+
     @Flag(help: "Without io_uring: one system call after the other.")
     var noRing = false
 
@@ -63,6 +65,7 @@ struct ImageBenchCommand: ParsableCommand {
         let result = try ImageTool.run { () throws(DiskImageError) in
             var bench = ImageBench(path: file)
             bench.options.format = format
+            bench.options.keys = try keys.load()
             bench.options.cache = cache
             bench.writes = write
             bench.fill = pattern

@@ -17,6 +17,8 @@ struct ImageCommitCommand: ParsableCommand {
     @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
+    @OptionGroup var keys: KeyOptions
+
     @Flag(name: [.customShort("d"), .customLong("keep")], help: "Leave the image as it is.")
     var keep = false
 
@@ -33,6 +35,7 @@ struct ImageCommitCommand: ParsableCommand {
         let backing = try ImageTool.run { () throws(DiskImageError) in
             var commit = ImageCommit(path: file)
             commit.options.format = format
+            commit.options.keys = try keys.load()
             commit.keepsContents = keep
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
             defer { line.end() }

@@ -24,6 +24,14 @@ struct ImageCompareCommand: ParsableCommand {
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The second image's format.", valueName: "format"))
     var secondFormat: ImageFormat?
 
+    @OptionGroup var keys: KeyOptions
+
+    @Option(help: ArgumentHelp("As --key-file, for the second image.", valueName: "file"))
+    var secondKeyFile: [String] = []
+
+    @Option(help: ArgumentHelp("As --key-fd, for the second image.", valueName: "n"))
+    var secondKeyFd: [Int32] = []
+
     @Flag(name: [.short, .long], help: "Sizes, and what is allocated, must be the same too.")
     var strict = false
 
@@ -47,6 +55,8 @@ struct ImageCompareCommand: ParsableCommand {
             var comparison = ImageComparison(first, second)
             comparison.firstOptions.format = format
             comparison.secondOptions.format = secondFormat
+            comparison.firstOptions.keys = try keys.load()
+            comparison.secondOptions.keys = try KeyOptions.load(secondKeyFile, secondKeyFd)
             comparison.firstOptions.locking = !forceShare
             comparison.secondOptions.locking = !forceShare
             comparison.isStrict = strict

@@ -17,6 +17,8 @@ struct ImageConvertCommand: ParsableCommand {
               swkvm image convert --compress --compression-type zstd disk.qcow2 small.qcow2
               swkvm image convert --subformat streamOptimized disk.qcow2 disk.vmdk
               swkvm image convert --force disk.qcow2 /dev/vg/disk --target-format raw
+              swkvm image convert --encrypt --target-key-file secret plain.qcow2 disk.qcow2
+              swkvm image convert --key-file secret disk.qcow2 plain.raw
             """)
 
     @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: what its extension says.", valueName: "format"))
@@ -41,6 +43,15 @@ struct ImageConvertCommand: ParsableCommand {
     var backingFormat: ImageFormat?
 
     @OptionGroup var data: DataFileOption
+    @OptionGroup var keys: KeyOptions
+
+    @OptionGroup var encryption: EncryptionOptions
+
+    @Option(help: ArgumentHelp("A file with the key that --encrypt gives the target.", valueName: "file"))
+    var targetKeyFile: [String] = []
+
+    @Option(help: ArgumentHelp("The same from an open descriptor.", valueName: "n"))
+    var targetKeyFd: [Int32] = []
 
     @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one for each processor.", valueName: "n"))
     var threads: Int?
@@ -75,7 +86,11 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.sourceOptions.format = format
             conversion.sourceOptions.allowsBacking = !noBacking
             conversion.subformat = layout.subformat
+            conversion.sourceOptions.keys = try keys.load()
             conversion.options = layout.options
+            let targetKeys = try KeyOptions.load(targetKeyFile, targetKeyFd)
+            conversion.options.encryption = try encryption.encryption(targetKeys, target, option: "--target-key")
+            guard encryption.encrypt || targetKeys.isEmpty else { throw .impossible(path: target, reason: "a key for it was given; --encrypt makes an image that needs it") }
             conversion.preallocation = layout.preallocation
             if let backing { conversion.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
             conversion.sourceOptions.dataFile = data.dataFile

@@ -14,12 +14,17 @@ struct ImageCreateCommand: ParsableCommand {
               swkvm image create --cluster-size 1M --preallocation metadata big.qcow2 1T
               swkvm image create --backing base.qcow2 overlay.qcow2
               swkvm image create --preallocation falloc data.raw 100G
+              swkvm image create --encrypt --key-file secret disk.qcow2 20G
             """)
 
     @Option(name: [.short, .customShort("O"), .long], help: ArgumentHelp("\(ImageFormat.makeableNames). Default: what the file's extension says.", valueName: "format"))
     var format: ImageFormat?
 
     @OptionGroup var layout: LayoutOptions
+
+    @OptionGroup var encryption: EncryptionOptions
+
+    @OptionGroup var keys: KeyOptions
 
     @Option(name: [.short, .long], help: ArgumentHelp("The image that shows where this one has nothing of its own; relative to this one's directory.", valueName: "file"))
     var backing: String?
@@ -57,6 +62,9 @@ struct ImageCreateCommand: ParsableCommand {
             var creation = ImageCreation(path: file, format: format, size: (size ?? sizeOption)?.bytes)
             creation.subformat = layout.subformat
             creation.options = layout.options
+            let keys = try keys.load()
+            creation.options.encryption = try encryption.encryption(keys, file, option: "--key")
+            guard encryption.encrypt || keys.isEmpty else { throw .impossible(path: file, reason: "a key was given; --encrypt makes an image that needs it") }
             creation.options.dataFile = dataFile
             creation.options.dataFileIsRaw = dataFileRaw
             creation.preallocation = layout.preallocation

@@ -51,6 +51,7 @@ extension ImageInformation {
         var lines = [
             "image: \(ImageTool.printable(path))", "file format: \(format.rawValue)", "virtual size: \(ImageTool.sizeAndBytes(size))", "disk size: \(allocated.map(ImageTool.size) ?? "unavailable")",
         ]
+        if encryption != nil { lines.append("encrypted: yes") }
         if isDirty { lines.append("cleanly shut down: no") }
         if let clusterSize { lines.append("cluster_size: \(clusterSize)") }
         if let backing {
@@ -74,6 +75,7 @@ extension ImageInformation {
             lines.append("    data file: \(ImageTool.printable(dataFile))")
             lines.append("    data file raw: \(qcow2.dataFileIsRaw)")
         }
+        if let encryption { lines += encryption.lines }
         if qcow2.compatibility == .version3 {
             lines.append("    corrupt: \(qcow2.isCorrupt)")
             lines.append("    extended l2: \(qcow2.extendedL2)")
@@ -91,6 +93,7 @@ extension ImageInformation {
                     ("compat", .string(qcow2.compatibility.rawValue)), ("compression-type", .string(qcow2.compression)),
                     ("lazy-refcounts", isVersion3 ? .bool(qcow2.lazyRefcounts) : nil), ("refcount-bits", .number(UInt64(qcow2.refcountBits))),
                     ("data-file", qcow2.dataFile.map(JSON.string)), ("data-file-raw", qcow2.dataFile == nil ? nil : .bool(qcow2.dataFileIsRaw)),
+                    ("encrypt", encryption?.json),
                     ("corrupt", isVersion3 ? .bool(qcow2.isCorrupt) : nil), ("extended-l2", isVersion3 ? .bool(qcow2.extendedL2) : nil),
                 ])),
             ])
@@ -98,7 +101,7 @@ extension ImageInformation {
         if let remote { specific = remote.json }
         return .object([
             ("filename", .string(path)), ("format", .string(format.rawValue)), ("virtual-size", .number(size)), ("actual-size", allocated.map(JSON.number)),
-            ("dirty-flag", .bool(isDirty)), ("cluster-size", clusterSize.map(JSON.number)),
+            ("encrypted", encryption == nil ? nil : true), ("dirty-flag", .bool(isDirty)), ("cluster-size", clusterSize.map(JSON.number)),
             ("backing-filename", backing.map { .string($0.name) }), ("full-backing-filename", backing?.path.map(JSON.string)),
             ("backing-filename-format", backing?.format.map(JSON.string)), ("snapshots", snapshots.isEmpty ? nil : .array(snapshots.map(\.json))),
             ("format-specific", specific),
@@ -123,6 +126,38 @@ extension ImageInformation.Remote {
                 ("write-zeroes", .bool(writeZeroes)), ("block-status", .bool(blockStatus)), ("minimum-block", .number(minimumBlock)),
                 ("preferred-block", preferredBlock == 0 ? nil : .number(preferredBlock)), ("maximum-payload", .number(maximumPayload)),
             ])),
+        ])
+    }
+}
+
+extension ImageInformation.Encryption {
+    fileprivate var lines: [String] {
+        var lines = ["    encrypt:", "        format: \(format)"]
+        guard let luks else { return lines }
+        lines += ["cipher alg: \(luks.cipher)", "cipher mode: \(luks.mode)", "ivgen alg: \(luks.vectors)"].map { "        " + $0 }
+        if let hash = luks.vectorHash { lines.append("        ivgen hash alg: \(hash)") }
+        lines += ["hash alg: \(luks.hash)", "uuid: \(ImageTool.printable(luks.uuid))", "slots:"].map { "        " + $0 }
+        for (index, slot) in luks.slots.enumerated() {
+            lines += ["    [\(index)]:", "        active: \(slot.isActive)"].map { "        " + $0 }
+            if slot.isActive { lines.append("                iters: \(slot.iterations)") }
+            lines.append("                key offset: \(slot.keyOffset)")
+            if slot.isActive { lines.append("                stripes: \(slot.stripes)") }
+        }
+        return lines + ["        payload offset: \(luks.payloadOffset)", "        master key iters: \(luks.keyIterations)"]
+    }
+
+    fileprivate var json: JSON {
+        guard let luks else { return .object([("format", .string(format))]) }
+        let slots = luks.slots.map { slot in
+            JSON.object([
+                ("active", .bool(slot.isActive)), ("iters", slot.isActive ? .number(UInt64(slot.iterations)) : nil),
+                ("key-offset", .number(slot.keyOffset)), ("stripes", slot.isActive ? .number(UInt64(slot.stripes)) : nil),
+            ])
+        }
+        return .object([
+            ("format", .string(format)), ("cipher-alg", .string(luks.cipher)), ("cipher-mode", .string(luks.mode)), ("ivgen-alg", .string(luks.vectors)),
+            ("ivgen-hash-alg", luks.vectorHash.map(JSON.string)), ("hash-alg", .string(luks.hash)), ("uuid", .string(luks.uuid)), ("slots", .array(slots)),
+            ("payload-offset", .number(luks.payloadOffset)), ("master-key-iters", .number(UInt64(luks.keyIterations))),
         ])
     }
 }

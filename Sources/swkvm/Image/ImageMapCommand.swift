@@ -22,7 +22,9 @@ struct ImageMapCommand: ParsableCommand {
 
     func run() throws {
         try ImageTool.run { () throws(DiskImageError) in
-            let options = DiskImageOptions(format: image.format, readOnly: true, locking: !image.forceShare)
+            var options = DiskImageOptions(format: image.format, readOnly: true, locking: !image.forceShare)
+            // Where data lies is no secret.
+            options.opensData = false
             var map = ImageMap(try DiskImage(path: image.file, options: options))
             var isFirst = true
             if !json { print("Offset          Length          Mapped to       File") }

@@ -25,6 +25,14 @@ struct ImageRebaseCommand: ParsableCommand {
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The new backing file's format. Default: what its extension says.", valueName: "format"))
     var backingFormat: ImageFormat?
 
+    @OptionGroup var keys: KeyOptions
+
+    @Option(help: ArgumentHelp("As --key-file, for the new backing file and those below it.", valueName: "file"))
+    var backingKeyFile: [String] = []
+
+    @Option(help: ArgumentHelp("As --key-fd, for the new backing file and those below it.", valueName: "n"))
+    var backingKeyFd: [Int32] = []
+
     @Flag(name: [.short, .long], help: "Change the name only.")
     var unsafe = false
 
@@ -45,6 +53,8 @@ struct ImageRebaseCommand: ParsableCommand {
         try ImageTool.run { () throws(DiskImageError) in
             var rebase = ImageRebase(path: file)
             rebase.options.format = format
+            rebase.options.keys = try keys.load()
+            rebase.backingKeys = try KeyOptions.load(backingKeyFile, backingKeyFd)
             if let backing { rebase.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
             rebase.isUnsafe = self.unsafe
             let line = ProgressLine(isShown: progress ? true : nil)

@@ -56,6 +56,8 @@ struct ImageResizeCommand: ParsableCommand {
     @Option(help: "What is set aside for the space that is added: off, metadata, falloc or full.")
     var preallocation = Preallocation.off
 
+    @OptionGroup var keys: KeyOptions
+
     @Argument(help: "The image.", completion: .file())
     var file: String
 
@@ -64,7 +66,10 @@ struct ImageResizeCommand: ParsableCommand {
 
     func run() throws {
         try ImageTool.run { () throws(DiskImageError) in
-            var engine = try DiskEngine(DiskImage(path: file, options: DiskImageOptions(format: format, dataFile: data.dataFile)), depth: 1)
+            var options = DiskImageOptions(format: format, dataFile: data.dataFile)
+            options.keys = try keys.load()
+            // The rest of a last cluster is made zeroes.
+            var engine = try DiskEngine(DiskImage(path: file, options: options), depth: 1)
             let old = engine.image.size
             guard let new = size.applied(to: old) else {
                 throw .resize(path: file, reason: "it has \(old) bytes, from which \(size.amount.bytes) cannot be \(size.sign == .plus ? "counted on" : "taken")")

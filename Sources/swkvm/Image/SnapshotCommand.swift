@@ -30,7 +30,10 @@ struct ImageSnapshotCommand: ParsableCommand {
             if format == nil, let format = try? ImageFormat(extensionOf: file), format != .qcow2, format != .raw {
                 throw .notOfFormat(path: file, format: "qcow2", reason: "its name says \(format.name), and only qcow2 images have snapshots")
             }
-            return try DiskEngine(DiskImage(path: file, options: DiskImageOptions(format: .qcow2, readOnly: readOnly, dataFile: data.dataFile)), depth: 1)
+            var options = DiskImageOptions(format: .qcow2, readOnly: readOnly, dataFile: data.dataFile)
+            // Only tables change.
+            options.opensData = false
+            return try DiskEngine(DiskImage(path: file, options: options), depth: 1)
         }
     }
 

@@ -1,0 +1,105 @@
+internal import Glibc
+internal import Linux
+
+/// Where a key comes from.
+public enum KeySource: Sendable, Equatable {
+    /// A file's contents.
+    case file(String)
+    /// What is left to be read from an open descriptor, which is closed then.
+    case descriptor(Int32)
+
+    fileprivate var name: String {
+        switch self {
+        case .file(let path): path
+        case .descriptor(let number): "descriptor \(number)"
+        }
+    }
+}
+
+/// What opens an encrypted image: a password, or, of an image with legacy AES encryption, the key itself.
+///
+/// It is the exact bytes of a file; a newline at its end belongs to it, as with QEMU's `secret` objects.
+public final class DiskKey: Sendable, Equatable {
+    /// The most bytes of a key.
+    public static let maximumSize = 1 << 20
+
+    let password: SecretBytes
+    /// Keys of disks that this one has opened, so that an image that is opened again, or by several threads, costs that once.
+    private let opened = OpenedKeys()
+
+    /// Reads a key.
+    public init(_ source: KeySource) throws(DiskImageError) {
+        switch source {
+        case .file(let path):
+            let file: FileDescriptor
+            do throws(SystemCallError) { file = try FileDescriptor.open(path, O_RDONLY) } catch { throw .key(source, reason: "\(error)") }
+            password = try Self.read(file, source)
+        case .descriptor(let number):
+            guard fcntl(number, F_GETFD) >= 0 else { throw .key(source, reason: "it is not open") }
+            password = try Self.read(FileDescriptor(owning: number), source)
+        }
+    }
+
+    private static func read(_ file: borrowing FileDescriptor, _ source: KeySource) throws(DiskImageError) -> SecretBytes {
+        // Into memory of its own, as a pipe does not tell beforehand how much there is.
+        var count = 0
+        let room = try unsafe SecretBytes(maximumSize + 1, of: source.name) { (memory) throws(DiskImageError) in
+            while count < memory.count {
+                // The rest of the memory.
+                let got = unsafe Glibc.read(file.rawValue, memory.baseAddress! + count, memory.count - count)
+                if got < 0, errno == EINTR { continue }
+                if got < 0 { throw .key(source, reason: "\(SystemCallError.last("read"))") }
+                if got == 0 { break }
+                count += got
+            }
+        }
+        guard count > 0 else { throw .key(source, reason: "it is empty") }
+        guard count <= maximumSize else { throw .key(source, reason: "it has more than \(maximumSize) bytes") }
+        // As many as were read.
+        return try unsafe SecretBytes(count, of: source.name) { memory in
+            unsafe room.withBytes { unsafe memory.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[..<count])) }
+        }
+    }
+
+    /// Bytes of the caller's.
+    init(_ bytes: [UInt8]) throws(DiskImageError) {
+        password = try unsafe SecretBytes(bytes.count, of: "") { unsafe $0.copyBytes(from: bytes) }
+    }
+
+    public static func == (left: DiskKey, right: DiskKey) -> Bool { left === right }
+
+    /// The key of a LUKS disk.
+    func unlock(
+        _ header: LUKSHeader, path: String, material: (LUKSHeader.Slot) throws(DiskImageError) -> [UInt8]
+    ) throws(DiskImageError) -> SecretBytes {
+        try opened.key(of: header) { () throws(DiskImageError) in
+            guard let key = try LUKSVolume.unlock(header, password, path: path, material: material) else { throw .wrongKey(path: path) }
+            return key
+        }
+    }
+
+    /// The key of a disk with legacy AES: the first 16 bytes, or as many as there are with zeroes behind them.
+    func legacyKey(path: String) throws(DiskImageError) -> SecretBytes {
+        try unsafe SecretBytes(CipherSpecification.legacy.keySize, of: path) { memory in
+            let count = min(memory.count, password.count)
+            // Both have as many bytes.
+            unsafe password.withBytes { unsafe memory.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[..<count])) }
+        }
+    }
+}
+
+/// Keys of disks by the headers that they were found with.
+private final class OpenedKeys: @unchecked Sendable {
+    // Used within the monitor only: hence `Sendable`.
+    private let monitor = Monitor()
+    private var keys: [(header: LUKSHeader, key: SecretBytes)] = []
+
+    func key(of header: LUKSHeader, _ make: () throws(DiskImageError) -> SecretBytes) throws(DiskImageError) -> SecretBytes {
+        try monitor.locked { () throws(DiskImageError) in
+            if let known = keys.first(where: { $0.header == header }) { return known.key }
+            let key = try make()
+            keys.append((header, key))
+            return key
+        }
+    }
+}

@@ -1,0 +1,34 @@
+/// How a new image is encrypted: with LUKS, AES-256-XTS and a key of its own, which a password opens.
+public struct ImageEncryption: Sendable, Equatable {
+    public var key: DiskKey
+    /// What trying a password costs. The default value is qemu-img's.
+    public var cost: PasswordCost
+
+    public init(key: DiskKey, cost: PasswordCost = .milliseconds(2000)) {
+        self.key = key
+        self.cost = cost
+    }
+
+    func makeVolume(_ path: String) throws(DiskImageError) -> LUKSVolume { try LUKSVolume(password: key.password, cost: cost, path: path) }
+}
+
+extension QCOW2Options {
+    /// Refuses what cannot be encrypted.
+    func checkEncryption(_ path: String, preallocation: Preallocation) throws(DiskImageError) {
+        guard encryption != nil else { return }
+        guard preallocation == .off || preallocation == .full else {
+            throw .impossible(path: path, reason: "what is set aside and not written reads as noise once it is decrypted; --preallocation full writes it")
+        }
+        guard !dataFileIsRaw else { throw .impossible(path: path, reason: "an encrypted data file is no raw image by itself") }
+    }
+}
+
+extension LUKSVolume {
+    /// What an image that is open holds, with all its slots, for another one that takes its place; nil for one that is not encrypted so.
+    init?(of image: borrowing ImageFile) throws(DiskImageError) {
+        let header = try QCOW2Header(image)
+        guard case .luks(let offset, let length) = header.encryption else { return nil }
+        let bytes = try image.read("the LUKS header", count: Int(length), at: offset)
+        self.init(try LUKSHeader(bytes, region: length, path: image.path), bytes: bytes, region: length)
+    }
+}

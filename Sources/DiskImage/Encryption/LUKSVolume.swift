@@ -1,0 +1,171 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// A LUKS header with its key material, as it lies in an image: opened with a password, or made anew.
+struct LUKSVolume: Sendable {
+    let header: LUKSHeader
+    /// Header and key material. What is beyond of ``region`` is zeroes.
+    let bytes: [UInt8]
+    /// Bytes of the file that are set aside.
+    let region: UInt64
+    /// The key of the disk; nil while nobody has said the password.
+    private(set) var masterKey: SecretBytes?
+
+    /// What an image holds.
+    /// - Parameter bytes: its beginning, up to the end of the last active slot at least.
+    init(_ header: LUKSHeader, bytes: [UInt8], region: UInt64) {
+        self.header = header
+        self.bytes = bytes
+        self.region = region
+    }
+
+    /// The cipher for the disk's sectors.
+    func cipher(path: String) throws(DiskImageError) -> SectorCipher? {
+        guard let masterKey else { return nil }
+        return try SectorCipher(header.specification, key: masterKey, path: path)
+    }
+
+    // MARK: - Opening
+
+    /// The disk's key, from the first slot that the password fits; nil if there is none.
+    static func unlock(
+        _ header: LUKSHeader, _ password: SecretBytes, path: String, material: (LUKSHeader.Slot) throws(DiskImageError) -> [UInt8]
+    ) throws(DiskImageError) -> SecretBytes? {
+        let keySize = header.specification.keySize
+        for slot in header.slots where slot.isActive {
+            let encrypted = try material(slot)
+            let slotKey = try unsafe SecretBytes(keySize, of: path) { memory in
+                unsafe password.withBytes { unsafe header.hash.deriveKey($0, salt: slot.salt, iterations: slot.iterations, into: memory) }
+            }
+            let cipher = try SectorCipher(header.specification, key: slotKey, path: path)
+            let split = try unsafe SecretBytes(encrypted.count, of: path) { memory in
+                unsafe memory.copyBytes(from: encrypted)
+                // It has that many bytes.
+                if let start = memory.baseAddress { unsafe cipher.decrypt(start, memory.count, sector: 0) }
+            }
+            let candidate = try unsafe SecretBytes(keySize, of: path) { key in
+                unsafe split.withBytes { unsafe StripedKey.merge($0, into: key, header.hash) }
+            }
+            if try digest(candidate, header.hash, header.digestSalt, header.digestIterations, path).isEqual(to: header.digest) { return candidate }
+        }
+        return nil
+    }
+
+    /// By which a key is known.
+    private static func digest(
+        _ key: SecretBytes, _ hash: HashAlgorithm, _ salt: [UInt8], _ iterations: UInt32, _ path: String
+    ) throws(DiskImageError) -> SecretBytes {
+        try unsafe SecretBytes(LUKSHeader.digestSize, of: path) { digest in
+            unsafe key.withBytes { unsafe hash.deriveKey($0, salt: salt, iterations: iterations, into: digest) }
+        }
+    }
+
+    // MARK: - Making
+
+    /// A volume with a new key for AES-256-XTS, which a password opens.
+    /// - Parameters:
+    ///   - password: goes into the first slot.
+    ///   - cost: what trying a password costs.
+    init(password: SecretBytes, cost: PasswordCost, path: String) throws(DiskImageError) {
+        let specification = CipherSpecification.standard, hash = HashAlgorithm.sha256
+        let iterations = try cost.iterations(hash, keySize: specification.keySize, path)
+        let key = try unsafe SecretBytes(specification.keySize, of: path) { (memory) throws(DiskImageError) in try unsafe fillRandomly(memory, path) }
+        let digestSalt = try randomBytes(LUKSHeader.saltSize, path), slotSalt = try randomBytes(LUKSHeader.saltSize, path)
+        // As QEMU does: an eighth, as it is the same for all slots and guards a key that nobody guesses.
+        let digestIterations = max(PasswordCost.minimum, iterations / 8)
+        let digest = try Self.digest(key, hash, digestSalt, digestIterations, path)
+        header = LUKSHeader(
+            specification, cipherMode: "xts-plain64", hash, digest: unsafe digest.withBytes { unsafe Array($0) }, digestSalt: digestSalt,
+            digestIterations: digestIterations, slotSalt: slotSalt, iterations: iterations, uuid: try Self.newUUID(path))
+        let slotKey = try unsafe SecretBytes(specification.keySize, of: path) { memory in
+            unsafe password.withBytes { unsafe hash.deriveKey($0, salt: slotSalt, iterations: iterations, into: memory) }
+        }
+        let cipher = try SectorCipher(specification, key: slotKey, path: path)
+        let material = try unsafe SecretBytes(header.materialSize, of: path) { (memory) throws(DiskImageError) in
+            try unsafe fillRandomly(memory, path)
+            unsafe key.withBytes { unsafe StripedKey.split($0, into: memory, hash) }
+            // It has that many bytes.
+            if let start = memory.baseAddress { unsafe cipher.encrypt(start, memory.count, sector: 0) }
+        }
+        let encoded = header.encoded()
+        let padding = [UInt8](repeating: 0, count: Int(header.slots[0].place) - encoded.count)
+        bytes = unsafe encoded + padding + material.withBytes { unsafe Array($0) }
+        region = header.payloadOffset
+        masterKey = key
+    }
+
+    /// A random one (RFC 9562 §5.4).
+    private static func newUUID(_ path: String) throws(DiskImageError) -> String {
+        var bytes = try randomBytes(16, path)
+        bytes[6] = bytes[6] & 0x0f | 0x40
+        bytes[8] = bytes[8] & 0x3f | 0x80
+        let digits = Array("0123456789abcdef")
+        let text = bytes.map { "\(digits[Int($0 >> 4)])\(digits[Int($0 & 15)])" }
+        return [text[0..<4], text[4..<6], text[6..<8], text[8..<10], text[10..<16]].map { $0.joined() }.joined(separator: "-")
+    }
+}
+
+/// What trying a password is to cost: so many iterations, or as many as this computer makes in a time.
+public enum PasswordCost: Sendable, Equatable {
+    case iterations(UInt32)
+    case milliseconds(UInt32)
+
+    /// No image is made with fewer, as in QEMU and cryptsetup.
+    public static let minimum: UInt32 = 1000
+    /// What ``DiskImageOptions/maximumKeyWork`` lets in by default, for two digests a key.
+    public static let maximum = UInt32(DiskImageOptions.defaultMaximumKeyWork / 4)
+
+    /// - Parameter keySize: bytes that are derived.
+    func iterations(_ hash: HashAlgorithm, keySize: Int, _ path: String) throws(DiskImageError) -> UInt32 {
+        switch self {
+        case .iterations(let count):
+            guard (Self.minimum...Self.maximum).contains(count) else {
+                throw .impossible(path: path, reason: "\(count) iterations for a password; \(Self.minimum) to \(Self.maximum) are possible")
+            }
+            return count
+        case .milliseconds(let time):
+            // Long enough for the clock, which counts this thread's work alone.
+            let key = try unsafe SecretBytes(keySize, of: path) { _ in }
+            var tried: UInt32 = 4096, seconds = 0.0
+            while true {
+                let start = threadTime()
+                _ = try unsafe SecretBytes(keySize, of: path) { derived in
+                    unsafe key.withBytes { unsafe hash.deriveKey($0, salt: [0], iterations: tried, into: derived) }
+                }
+                seconds = threadTime() - start
+                if seconds >= 0.05 || tried >= Self.maximum / 2 { break }
+                tried *= 2
+            }
+            let count = Double(tried) * Double(time) / 1000 / max(seconds, 1e-6)
+            return UInt32(min(max(count, Double(Self.minimum)), Double(Self.maximum)))
+        }
+    }
+}
+
+private func threadTime() -> Double {
+    var time = timespec()
+    unsafe clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
+    return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
+}
+
+/// Random bytes from the kernel, good enough for keys.
+private func fillRandomly(_ memory: UnsafeMutableRawBufferPointer, _ path: String) throws(DiskImageError) {
+    var done = 0
+    while done < memory.count {
+        // The rest of the caller's memory.
+        let got = unsafe getrandom(memory.baseAddress! + done, memory.count - done, 0)
+        if got < 0, errno != EINTR { throw .system(path: path, .last("getrandom")) }
+        done += max(0, got)
+    }
+}
+
+private func randomBytes(_ count: Int, _ path: String) throws(DiskImageError) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: count)
+    var failure: DiskImageError?
+    unsafe bytes.withUnsafeMutableBytes { memory in
+        do throws(DiskImageError) { try unsafe fillRandomly(memory, path) } catch { failure = error }
+    }
+    if let failure { throw failure }
+    return bytes
+}
