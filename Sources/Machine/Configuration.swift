@@ -124,13 +124,10 @@ public struct Configuration: Sendable {
         public var options: DiskImageOptions
         /// What the guest gets as the disk's serial number, up to 20 bytes; nil: `swkvm-N` by its number.
         public var serial: String?
-        /// Virtqueues, each with a thread; nil: as many as there are vCPUs, but at most ``defaultQueues``.
-        public var queues: Int?
+        /// Virtqueues, each with a thread, at least 1.
+        public var queues: Int
 
-        /// The most queues that nobody has asked for.
-        public static let defaultQueues = 4
-
-        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil, queues: Int? = nil) {
+        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil, queues: Int = 1) {
             self.path = path
             self.options = options
             self.serial = serial

@@ -53,7 +53,7 @@ struct VirtioSlot: Sendable {
             guard queues <= image.maximumEngines else {
                 throw .impossible(path: disk.path, reason: "a remote disk has one queue, queues=\(queues) was asked for")
             }
-            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: queues)
+            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues)
         } catch { throw .disk(error) }
     }
 

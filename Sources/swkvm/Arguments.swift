@@ -252,7 +252,7 @@ struct DiskArgument {
         guard !path.isEmpty else { throw ArgumentProblem("a disk needs a path: PATH[,format=…][,ro]") }
         var options = DiskImageOptions()
         var serial: String?
-        var queues: Int?
+        var queues = 1
         for (key, value) in items {
             switch (key, value) {
             case ("ro", nil): options.readOnly = true
