@@ -24,8 +24,8 @@ struct ClaimTable {
     /// Sets memory aside, so that a claim allocates none.
     mutating func reserve(_ more: Int) { claims.reserveCapacity(claims.capacity + more) }
 
-    /// Whether somebody else has claimed a part of a range of the disk, in bytes.
-    func isClaimed(_ range: Range<UInt64>, besides owner: Owner) -> Bool {
+    /// Whether anybody, or anybody else than `owner`, has claimed a part of a range of the disk, in bytes.
+    func isClaimed(_ range: Range<UInt64>, besides owner: Owner? = nil) -> Bool {
         var index = firstIndex(endingAfter: range.lowerBound)
         while index < claims.count, claims[index].start < range.upperBound {
             if claims[index].owner != owner { return true }

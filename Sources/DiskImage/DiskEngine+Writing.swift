@@ -155,7 +155,9 @@ extension DiskEngine {
         let isWrite = unsafe request.pointee.operation == .write
         // What a request zeroes has no memory of its own.
         let isWhole = isWrite && part.map { position - cluster == $0.range.lowerBound && length == UInt64($0.range.count) } != false
-        guard !shared.claims.isClaimed(cluster..<end, besides: owner(index)), isWhole || freeCopy >= 0 else {
+        // With subclusters a request may come to one cluster twice (zeroes, at both ends): never with two new clusters for it.
+        let own = part?.place == nil ? nil : owner(index)
+        guard !shared.claims.isClaimed(cluster..<end, besides: own), isWhole || freeCopy >= 0 else {
             wait(index)
             return false
         }

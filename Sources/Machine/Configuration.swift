@@ -126,13 +126,10 @@ public struct Configuration: Sendable {
         public var serial: String?
         /// Where the keys of the image and its backing files come from, as ``DiskImageOptions/keys``; they are read when the disk is opened.
         public var keys: [KeySource] = []
-        /// Virtqueues, each with a thread; nil: as many as there are vCPUs, but at most ``defaultQueues``.
-        public var queues: Int?
+        /// Virtqueues, each with a thread, at least 1.
+        public var queues: Int
 
-        /// The most queues that nobody has asked for.
-        public static let defaultQueues = 4
-
-        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil, queues: Int? = nil) {
+        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil, queues: Int = 1) {
             self.path = path
             self.options = options
             self.serial = serial

@@ -27,7 +27,7 @@ struct VirtioSlot: Sendable {
     static func makeAll(_ configuration: Configuration, _ memory: GuestMemory, _ machine: borrowing VirtualMachine, log: Logger) throws(MachineError) -> [VirtioSlot] {
         var slots: [VirtioSlot] = []
         for (index, disk) in configuration.disks.enumerated() {
-            let device = try makeDisk(disk, index: index, cpuCount: configuration.cpus, log: log)
+            let device = try makeDisk(disk, index: index, log: log)
             slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
         }
         if let entropy = configuration.entropy {
@@ -44,17 +44,16 @@ struct VirtioSlot: Sendable {
         return slots
     }
 
-    private static func makeDisk(_ disk: Configuration.Disk, index: Int, cpuCount: Int, log: Logger) throws(MachineError) -> BlockDevice {
+    private static func makeDisk(_ disk: Configuration.Disk, index: Int, log: Logger) throws(MachineError) -> BlockDevice {
         do throws(DiskImageError) {
             var options = disk.options
             options.report = { log.warning("\($0)") }
             options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
             let image = try DiskImage(path: disk.path, options: options)
-            let queues = disk.queues ?? min(cpuCount, Configuration.Disk.defaultQueues, image.maximumEngines)
-            guard queues <= image.maximumEngines else {
-                throw .impossible(path: disk.path, reason: "a remote disk has one queue, queues=\(queues) was asked for")
+            guard disk.queues <= image.maximumEngines else {
+                throw .impossible(path: disk.path, reason: "a remote disk has one queue, queues=\(disk.queues) was asked for")
             }
-            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: queues)
+            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues)
         } catch { throw .disk(error) }
     }
 

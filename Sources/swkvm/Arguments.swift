@@ -253,7 +253,7 @@ struct DiskArgument {
         var options = DiskImageOptions()
         var serial: String?
         var keys: [KeySource] = []
-        var queues: Int?
+        var queues = 1
         for (key, value) in items {
             switch (key, value) {
             case ("ro", nil): options.readOnly = true

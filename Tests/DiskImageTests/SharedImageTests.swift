@@ -98,6 +98,20 @@ import Testing
         #expect(try directory.read("disk.qcow2").count == 6 << 16)
     }
 
+    /// Zeroes that begin and end within subclusters of a cluster that has no place yet: both ends come to one new cluster.
+    @Test func zeroesWithSubclustersTakeOneCluster() throws {
+        let contents = randomBytes(4 << 20, seed: 3)
+        try directory.write("base.raw", contents)
+        do {
+            let shared = try image("-b", directory.file("base.raw"), "-F", "raw", "-o", "extended_l2=on")
+            var engine = try DiskEngine(shared, depth: 4)
+            try engine.perform(.writeZeroes, at: 1536, length: 16384)
+        }
+        var expected = contents
+        expected.replaceSubrange(1536..<1536 + 16384, with: repeatElement(0, count: 16384))
+        try expectDisk(expected)
+    }
+
     /// A discard of what another engine is writing waits, as does one that covers much more.
     @Test func discardsWaitForTheWritesOfOthers() throws {
         let shared = try image("-o", "cluster_size=4k")
