@@ -84,7 +84,8 @@ extension DiskEngine {
         let operation = unsafe request.pointee.operation
         let position = unsafe request.pointee.offset + request.pointee.mapped
         let left = unsafe encryption.limited(request.pointee.length - request.pointee.mapped, operation, at: position)
-        if operation != .write, shared.claims.isClaimed(position..<position + left, besides: owner(index)) {
+        // Clusters are given back only when nobody writes to them any more: not even, at the other end of a cluster with subclusters, the request itself.
+        if operation != .write, shared.claims.isClaimed(position..<position + left) {
             wait(index)
             return false
         }

@@ -112,6 +112,24 @@ import Testing
         try expectDisk(expected)
     }
 
+    /// Zeroes of which a part is being written when the rest of them leaves nothing in the cluster: it may not be given back before.
+    @Test(arguments: [true, false]) func zeroesWaitForTheirOwnWrites(usesRing: Bool) throws {
+        let contents = randomBytes(4 << 20, seed: 4)
+        try directory.write("base.raw", contents)
+        do {
+            let shared = try image("-b", directory.file("base.raw"), "-F", "raw", "-o", "extended_l2=on")
+            var engine = try DiskEngine(shared, depth: 4, usesRing: usesRing)
+            // The only subcluster with a place; of the first one's neighbour a part is to be zeroes.
+            try engine.write(10240, [UInt8](repeating: 1, count: 2048))
+            try engine.perform(.writeZeroesUnmapping, at: 2560, length: 65536 - 2560)
+            #expect(shared.damage() == nil)
+            #expect(try engine.read(2560, 512) == [UInt8](repeating: 0, count: 512))
+        }
+        var expected = contents
+        expected.replaceSubrange(2560..<65536, with: repeatElement(0, count: 65536 - 2560))
+        try expectDisk(expected)
+    }
+
     /// A discard of what another engine is writing waits, as does one that covers much more.
     @Test func discardsWaitForTheWritesOfOthers() throws {
         let shared = try image("-o", "cluster_size=4k")
