@@ -89,12 +89,24 @@ int clinux_ring_submit(clinux_ring *ring) {
     return 0;
 }
 
-int clinux_ring_wait(clinux_ring *ring) {
+int clinux_ring_wait(clinux_ring *ring, unsigned count) {
     struct io_uring_cqe *entry;
     int status;
-    do status = io_uring_wait_cqe(&ring->uring, &entry);
+    do status = io_uring_wait_cqe_nr(&ring->uring, &entry, count);
     while (status == -EINTR || status == -EAGAIN);
     return status;
+}
+
+int clinux_ring_spin(clinux_ring *ring, unsigned nanoseconds) {
+    struct timespec start, now;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    do {
+        if (io_uring_cq_ready(&ring->uring)) return 1;
+        // With COOP_TASKRUN completions are posted in system calls only.
+        io_uring_get_events(&ring->uring);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while ((now.tv_sec - start.tv_sec) * 1000000000L + now.tv_nsec - start.tv_nsec < (long)nanoseconds);
+    return io_uring_cq_ready(&ring->uring) != 0;
 }
 
 int clinux_ring_next(clinux_ring *ring, clinux_ring_completion *completion) {

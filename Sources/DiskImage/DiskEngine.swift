@@ -78,6 +78,9 @@ public struct DiskCompletion: Sendable {
     var freeCopy: Int32
     let encryption: EngineEncryption
 
+    /// How ``waitForCompletion()`` waits.
+    private var waking = Waking()
+
     static let zeroesSize = 64 << 10
     /// That of the bell of other engines; those of operations are their indices.
     private static let bellToken = UInt64.max
@@ -292,7 +295,10 @@ public struct DiskCompletion: Sendable {
             if let completion = nextCompletion() { return completion }
             // What is in flight may wait for another engine, which will call.
             guard shared.isExclusive ? outstanding > 0 : inFlight > 0 else { return nil }
-            do { try queue.wait() } catch { throw .request(path: shared.path, error) }
+            if outstanding <= Waking.fewest, waking.spins(queue) { continue }
+            // Of many several at a time: each waking costs as much as a request. None of them waits for anybody else.
+            let count = shared.isExclusive ? max(1, outstanding / Waking.share) : 1
+            do { try queue.wait(for: count) } catch { throw .request(path: shared.path, error) }
         }
     }
 
@@ -345,4 +351,33 @@ public struct DiskCompletion: Sendable {
 
 func memory(_ size: Int, _ path: String) throws(DiskImageError) -> Mapping {
     do { return try Mapping(size: size, flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) } catch { throw .system(path: path, error) }
+}
+
+/// Whether a thread that has nothing else to do looks for a completion for a moment before it sleeps: waking up takes as long as a quick disk. It does
+/// while that pays; where it did not, it is tried again ever more seldom.
+private struct Waking {
+    /// Operations under way up to which it is worth it: of more, one ends soon, and others with it.
+    static let fewest = 2
+    /// What part of the operations under way is waited for.
+    static let share = 8
+
+    private static let time: UInt32 = 100_000
+    private static let longestPause = 1024
+
+    private var pause = 1
+    private var left = 0
+
+    mutating func spins(_ queue: borrowing IOQueue) -> Bool {
+        if left > 0 {
+            left -= 1
+            return false
+        }
+        if queue.spin(nanoseconds: Self.time) {
+            pause = 1
+            return true
+        }
+        left = pause
+        pause = min(2 * pause, Self.longestPause)
+        return false
+    }
 }

@@ -117,10 +117,19 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Waits for a completion, of which at least one is outstanding, or a bell.
-    func wait() throws(SystemCallError) {
+    /// Looks for a completion of the kernel's without sleeping. Returns whether there is one.
+    func spin(nanoseconds: UInt32) -> Bool {
         switch self {
-        case .ring(let ring): try ring.wait()
+        case .ring(let ring): ring.spin(nanoseconds: nanoseconds)
+        case .synchronous: false
+        case .remote: false
+        }
+    }
+
+    /// Waits for a completion, of which at least one is outstanding, or a bell; of the kernel's for as many as are wanted.
+    func wait(for count: Int = 1) throws(SystemCallError) {
+        switch self {
+        case .ring(let ring): try ring.wait(for: count)
         case .synchronous(let calls): calls.wait()
         case .remote(let disk): disk.wait()
         }

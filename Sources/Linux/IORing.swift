@@ -79,9 +79,12 @@ public import CLinux
         try check(unsafe clinux_ring_submit(ring), "io_uring_enter")
     }
 
-    /// Waits until a completion is there.
-    public func wait() throws(SystemCallError) {
-        try check(unsafe clinux_ring_wait(ring), "io_uring_enter")
+    /// Looks for a completion without sleeping, for at most so many nanoseconds. Returns whether there is one.
+    public func spin(nanoseconds: UInt32) -> Bool { unsafe clinux_ring_spin(ring, nanoseconds) != 0 }
+
+    /// Waits until so many completions are there, of which that many are outstanding.
+    public func wait(for count: Int = 1) throws(SystemCallError) {
+        try check(unsafe clinux_ring_wait(ring, UInt32(clamping: max(1, count))), "io_uring_enter")
     }
 
     /// The next completion, or nil when none waits.

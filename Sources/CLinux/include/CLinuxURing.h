@@ -27,8 +27,10 @@ int clinux_ring_poll(clinux_ring *ring, int fd, uint64_t token);
 /// Hands all that is queued to the kernel. Passing failures (memory, a full completion queue) are waited out unless
 /// completions are there to be taken first.
 int clinux_ring_submit(clinux_ring *ring);
-/// Waits for a completion.
-int clinux_ring_wait(clinux_ring *ring);
+/// Waits for so many completions, at least 1.
+int clinux_ring_wait(clinux_ring *ring, unsigned count);
+/// Looks for a completion for so long without sleeping. Returns whether there is one.
+int clinux_ring_spin(clinux_ring *ring, unsigned nanoseconds);
 /// Takes the next completion; 0 when there is none.
 int clinux_ring_next(clinux_ring *ring, clinux_ring_completion *completion);
 
