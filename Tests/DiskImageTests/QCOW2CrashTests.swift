@@ -31,12 +31,8 @@ import Testing
                 try directory.write("base.raw", contents)
             }
             _ = try encrypted.create("disk.qcow2", size: size, layout, backing: hasBacking ? BackingReference(name: "base.raw", format: .raw) : nil)
-        } else if hasBacking {
-            contents = randomBytes(size, seed: seed)
-            let base = try directory.write("base.raw", contents)
-            qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", "raw", path)
         } else {
-            qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "\(size)")
+            contents = try makeImage(options, size, hasBacking: hasBacking, seed: seed)
         }
         let start = try directory.read("disk.qcow2")
         let log = CrashLog([path])
@@ -54,14 +50,7 @@ import Testing
         let seed = UInt64(environment("SWKVM_SEED") ?? 6) &+ options.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) }
         let size = 256 << 10
         let path = directory.file("disk.qcow2")
-        var contents = [UInt8](repeating: 0, count: size)
-        if usesBacking {
-            contents = randomBytes(size, seed: seed)
-            let base = try directory.write("base.raw", contents)
-            qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", "raw", path)
-        } else {
-            qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "\(size)")
-        }
+        let contents = try makeImage(options, size, hasBacking: usesBacking, seed: seed)
         let start = try directory.read("disk.qcow2")
         let log = CrashLog([path])
         var states = [CrashState(flushed: contents)]
@@ -77,6 +66,19 @@ import Testing
             }
         }
         try log.replay([start], prefixes: 60, seed: seed, tears: false) { files, flushed, comment in try examine(files[0], states[flushed], [], comment) }
+    }
+
+    /// Has qemu-img make the image, and returns what its disk shows.
+    private func makeImage(_ options: String, _ size: Int, hasBacking: Bool, seed: UInt64) throws -> [UInt8] {
+        let words = ["-q", "-f", "qcow2", "-o", options]
+        var contents = [UInt8](repeating: 0, count: size), backing: [String] = []
+        if hasBacking {
+            contents = randomBytes(size, seed: seed)
+            backing = ["-b", try directory.write("base.raw", contents), "-F", "raw"]
+        }
+        let (status, output) = run(["qemu-img", "create"] + words + backing + [directory.file("disk.qcow2"), "\(size)"])
+        try #require(status == 0, "\(output)")
+        return contents
     }
 
     /// An image after the power failed: sound but for leaks, and with contents that there is a reason for.

@@ -1,0 +1,138 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// A chain while it is opened: what is open already is closed again if the rest cannot be.
+@safe struct Chain: ~Copyable {
+    private(set) var layers: UnsafeMutableBufferPointer<DiskImage.Layer>
+    private(set) var repair: CheckReport?
+    private(set) var remote: NBDDisk?
+    private(set) var count = 0
+    /// How many of the files stand on top of each other; others are extents of the last of them.
+    private(set) var chainLength = 0
+    /// How many of them are encrypted.
+    var encryptedCount = 0
+
+    init() {
+        unsafe layers = .allocate(capacity: DiskImage.maximumChainLength + VMDKDescriptor.maximumExtents)
+    }
+
+    deinit {
+        // `count` layers have been made; none when they were taken over.
+        for index in 0..<count { unsafe (layers.baseAddress! + index).deinitialize(count: 1) }
+        unsafe layers.deallocate()
+    }
+
+    /// The finished chain in memory of its own size; this one is empty then.
+    mutating func take() -> UnsafeMutableBufferPointer<DiskImage.Layer> {
+        let taken = UnsafeMutableBufferPointer<DiskImage.Layer>.allocate(capacity: count)
+        for index in 0..<count { unsafe taken.initializeElement(at: index, to: layers.moveElement(from: index)) }
+        count = 0
+        return unsafe taken
+    }
+
+    mutating func open(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
+        guard count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: path) }
+        if count == 0, let snapshot = options.snapshot {
+            guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do") }
+            guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot can only be read: add ,ro") }
+        }
+        let writable = count == 0 && !options.readOnly
+        if writable, !format.isWritable {
+            throw .notWritable(path: path, reason: "\(format.name) images are only read; swkvm image convert makes a qcow2 one")
+        }
+        var file = try ImageFile(path: path, writable: writable, options)
+        for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: path) }
+        chainLength += 1
+
+        if format == .raw {
+            let size = file.size
+            guard size <= DiskImage.maximumSize else { throw .invalid(path: path, reason: "\(size) bytes long") }
+            // An unfinished sector at the end counts, so that nothing of the file is out of reach.
+            append(DiskImage.Layer(file: file, size: (size &+ 511) & ~511))
+            return
+        }
+        guard format == .qcow2 else { return try openBlocks(file, format, options, writable: writable) }
+        if writable { repair = try DiskImage.repairIfDirty(&file) }
+        let qcow2 = try QCOW2Image(
+            file, metadataCacheSize: options.metadataCacheSize, writable: writable, snapshot: count == 0 ? options.snapshot : nil)
+        let header = qcow2.header
+        let dataFile = try openDataFile(header, file, options, writable: writable)
+        let cipher = try openCipher(header, file, options, writable: writable)
+        let isSealed = header.encryption != nil && !options.opensData
+        append(DiskImage.Layer(file: file, qcow2: qcow2, size: header.size, dataFile: dataFile, cipher: cipher, isSealed: isSealed))
+        guard options.followsBacking, let name = header.backingName else { return }
+        guard options.allowsBacking else { throw .backingNotAllowed(path: path, name: name) }
+        do throws(DiskImageError) {
+            let backing = try backingPath(name, of: path)
+            let format = try backingFormat(header.backingFormat, backing)
+            try open(backing, format, options)
+        } catch {
+            throw .backing(of: path, error)
+        }
+    }
+
+    /// The file that an image keeps its data in, if it does: the one that the user names for the topmost, or the one it names, if that is allowed.
+    private func openDataFile(_ header: QCOW2Header, _ image: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> ImageFile? {
+        guard header.hasDataFile else { return nil }
+        let path = image.path
+        let stated = count == 0 ? options.dataFile : nil
+        guard stated != nil || options.allowsDataFile else { throw .dataFileNotAllowed(path: path, name: header.dataFileName ?? "") }
+        do throws(DiskImageError) {
+            let place: String
+            if let stated { place = stated } else if let name = header.dataFileName { place = try backingPath(name, of: path) } else {
+                throw .invalid(path: path, reason: "its data is in a file that it does not name")
+            }
+            let file = try ImageFile(path: place, writable: writable, options)
+            // Data in an image's own tables would be the end of it.
+            guard file.identity != image.identity else { throw .backingLoop(path: place) }
+            for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: place) }
+            return file
+        } catch {
+            throw .dataFile(of: path, error)
+        }
+    }
+
+    /// Connects to a remote disk, whose contents are the disk's.
+    mutating func connect(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions, _ connected: NBDDisk?) throws(DiskImageError) {
+        guard format == .raw, options.snapshot == nil else {
+            throw .unsupported(path: path, feature: "a \(format.name) image on a remote disk")
+        }
+        let disk: NBDDisk
+        if let connected { disk = connected } else { disk = try NBDDisk(path: path, reconnect: options.reconnect, report: options.report) }
+        if disk.export.isReadOnly, !options.readOnly { throw .notWritable(path: path, reason: "the server offers it read-only") }
+        if !disk.export.canFlush, !options.readOnly {
+            options.report?("disk \(path): its server has no flush: when something written is durable is the server's affair")
+        }
+        append(DiskImage.Layer(file: try ImageFile(disk), size: (disk.export.size &+ 511) & ~511))
+        chainLength = 1
+        remote = disk
+    }
+
+    mutating func append(_ layer: consuming DiskImage.Layer) {
+        // Who opens a file has checked that there is room.
+        unsafe (layers.baseAddress! + count).initialize(to: layer)
+        count += 1
+    }
+}
+
+func backingFormat(_ stated: String?, _ path: String) throws(DiskImageError) -> ImageFormat {
+    guard let stated else { return try ImageFormat(extensionOf: path) }
+    guard let format = ImageFormat(rawValue: stated) else { throw .formatUnsupported(path: path, name: stated) }
+    return format
+}
+
+/// The path for the name of a backing file: relative to the image's directory, and no QEMU pseudo-protocol but `file:`.
+func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
+    var name = name[...]
+    let first = name.prefix { $0 != "/" }
+    if let colon = first.firstIndex(of: ":") {
+        let rest = name[name.index(after: colon)...]
+        // QEMU takes what follows `file:` relative to wherever it was started, which means nothing to us.
+        guard first[..<colon] == "file", rest.first == "/" else { throw .backingName(path: image, name: String(name)) }
+        name = rest
+    }
+    if name.first == "/" { return String(name) }
+    guard let slash = image.lastIndex(of: "/") else { return String(name) }
+    return String(image[...slash] + name)
+}
