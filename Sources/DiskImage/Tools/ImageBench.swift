@@ -51,7 +51,7 @@ public struct ImageBench: Sendable {
             // Each request has its own part of the mapping, which outlives the engine's use of it.
             unsafe (vectors + index).initialize(to: iovec(iov_base: buffers.start + index * size, iov_len: size))
         }
-        // Also for reads: the memory is there before it counts.
+        // For reads too: the memory is there before it counts.
         unsafe buffers.start.initializeMemory(as: UInt8.self, repeating: fill, count: depth * size)
 
         var places = Places(pattern, offset: offset, diskSize: diskSize, size: UInt64(size))
