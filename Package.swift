@@ -73,26 +73,28 @@ let package = Package(
 
         // `make fuzz`: readers of untrusted bytes, given to libFuzzer; and by `swift test` to a mutator with a seed.
         .target(
-            name: "FuzzTargets", dependencies: ["Boot", "GuestMemory", "DiskImage", "Linux", "CLinux", "CZlib"], path: "Tests/Fuzz/Targets",
+            name: "FuzzTargets", dependencies: ["TestSupport", "Boot", "GuestMemory", "DiskImage", "Linux", "CLinux", "CZlib"], path: "Tests/Fuzz/Targets",
             swiftSettings: [.treatAllWarnings(as: .error)]),
         .executableTarget(
             name: "swkvm-fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Driver", swiftSettings: [.treatAllWarnings(as: .error)]),
         .testTarget(
             name: "FuzzTests", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Tests", swiftSettings: [.treatAllWarnings(as: .error)]),
 
+        // What several of the tests need.
+        .target(name: "TestSupport", path: "Tests/Support", swiftSettings: strict),
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         tests("LinuxTests", ["Linux", "CLinux"]),
         tests("KVMTests", ["KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
-        tests("DiskImageTests", ["DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),
+        tests("DiskImageTests", ["TestSupport", "DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),
         tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
-        tests("VirtioTests", ["Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
+        tests("VirtioTests", ["TestSupport", "Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
         tests("DevicesTests", [
             "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "CAllocationCounter",
         ]),
-        tests("BootTests", ["Boot", "GuestMemory", "Linux", "FuzzTargets"]),
-        tests("GDBRemoteTests", ["GDBRemote"]),
+        tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "FuzzTargets"]),
+        tests("GDBRemoteTests", ["TestSupport", "GDBRemote"]),
         tests("MachineTests", ["Machine", "Devices", "GDBRemote", "GuestMemory", "KVM", "Linux", "CLinux"]),
         tests(
             "CommandLineTests",

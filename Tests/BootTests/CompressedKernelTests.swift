@@ -12,7 +12,7 @@ import Testing
 
     @Test func bootsAsTheSameKernelUncompressed() throws {
         // More than one buffer of input: not compressible.
-        var random = SeededGenerator(state: 7)
+        var random = SeededGenerator(seed: 7)
         let contents = (0 ..< 700_000).map { _ in UInt8.random(in: 0 ... 255, using: &random) }
         let kernel = ELFBuilder.kernel(contents).bytes
         let memory = try GuestMemory(size: 16 << 20)

@@ -138,7 +138,7 @@ import Testing
 
     /// Whatever a header says, the answer is an image or an error.
     @Test(arguments: 0 ..< 8) func survivesChangedHeaders(seed: UInt64) {
-        var random = SeededGenerator(state: seed)
+        var random = SeededGenerator(seed: seed)
         var builder = ELFBuilder.kernel()
         builder.is64Bit = seed % 2 == 0
         builder.addNote("Xen", 18, ELFBuilder.word(UInt32(0x10_0000)))

@@ -169,7 +169,7 @@ private struct BzImageBuilder {
 
     /// Whatever a header says, the answer is registers or an error.
     @Test(arguments: 0 ..< 4) func survivesChangedHeaders(seed: UInt64) throws {
-        var random = SeededGenerator(state: seed)
+        var random = SeededGenerator(seed: seed)
         let good = BzImageBuilder().bytes
         let memory = try GuestMemory(size: 32 << 20)
         var accepted = 0

@@ -2,6 +2,7 @@
 import Glibc
 import GuestMemory
 import Linux
+import TestSupport
 
 /// Lets `body` use bytes as a kernel's or initrd's file.
 func withFile<Result>(_ bytes: [UInt8], name: String = "kernel.elf", _ body: (BootFile) throws -> Result) rethrows -> Result {
@@ -104,18 +105,7 @@ struct ELFBuilder {
     }
 }
 
-/// A generator with a seed, so that a failure can be repeated (SplitMix64).
-struct SeededGenerator: RandomNumberGenerator {
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var value = state
-        value = (value ^ value >> 30) &* 0xbf58_476d_1ce4_e5b9
-        value = (value ^ value >> 27) &* 0x94d0_49bb_1331_11eb
-        return value ^ value >> 31
-    }
-}
+typealias SeededGenerator = TestSupport.SeededGenerator
 
 enum TemporaryFile {
     /// Lets `body` use a file with these contents, and removes it.

@@ -2,6 +2,7 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// A directory that goes with the value.
@@ -103,18 +104,7 @@ func qemuIO(_ path: String, _ commands: [String], format: String = "qcow2", sour
     #expect(status == 0 && !output.contains("rror"), "qemu-io: \(output)", sourceLocation: sourceLocation)
 }
 
-/// A small generator whose sequence depends on its seed alone (SplitMix64).
-struct SeededGenerator: RandomNumberGenerator {
-    var state: UInt64
-    init(seed: UInt64) { state = seed }
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
-    }
-}
+typealias SeededGenerator = TestSupport.SeededGenerator
 
 func randomBytes(_ count: Int, seed: UInt64) -> [UInt8] {
     var generator = SeededGenerator(seed: seed)

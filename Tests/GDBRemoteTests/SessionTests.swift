@@ -1,3 +1,4 @@
+import TestSupport
 import Testing
 
 @testable import GDBRemote
@@ -235,7 +236,7 @@ import Testing
 
     /// Whatever comes, the session answers or is silent, keeps its bounds, and still works afterwards.
     @Test(arguments: 0..<40) func bearsRandomBytes(seed: UInt64) {
-        var noise = Noise(state: seed)
+        var noise = SeededGenerator(seed: seed)
         var conversation = Conversation()
         for _ in 0..<200 {
             let bytes = (0..<Int.random(in: 0..<200, using: &noise)).map { _ in UInt8.random(in: 0...255, using: &noise) }
@@ -251,7 +252,7 @@ import Testing
             "vCont;s:1;c", "c", "s1000", "C05", "S05;1000", "qSupported:swbreak+;hwbreak+", "qRcmd,68656c70", "qXfer:features:read:target.xml:0,fff",
             "qThreadExtraInfo,2", "qC", "qfThreadInfo", "qsThreadInfo", "QStartNoAckMode", "qAttached", "G00",
         ].map { Array($0.utf8) }
-        var noise = Noise(state: seed)
+        var noise = SeededGenerator(seed: seed)
         var conversation = Conversation()
         for _ in 0..<2000 {
             var data = seeds.randomElement(using: &noise)!

@@ -1,26 +1,18 @@
 import CLinux
 import Linux
+import TestSupport
 import Testing
 
 @testable import GuestMemory
 @testable import Virtio
 
-/// A repeatable source of bad ideas (SplitMix64).
-private struct Seeded: RandomNumberGenerator {
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var mixed = (state ^ state >> 30) &* 0xbf58_476d_1ce4_e5b9
-        mixed = (mixed ^ mixed >> 27) &* 0x94d0_49bb_1331_11eb
-        return mixed ^ mixed >> 31
-    }
-
-    mutating func below(_ bound: UInt64) -> UInt64 { next() % bound }
-    mutating func chance(_ percent: UInt64) -> Bool { below(100) < percent }
+/// A source of bad ideas.
+extension SeededGenerator {
+    fileprivate mutating func below(_ bound: UInt64) -> UInt64 { next() % bound }
+    fileprivate mutating func chance(_ percent: UInt64) -> Bool { below(100) < percent }
 
     /// A guest address: mostly RAM, often at an edge of something.
-    mutating func address() -> UInt64 {
+    fileprivate mutating func address() -> UInt64 {
         let edges: [UInt64] = [
             0, 0x1000, TestGuest.lowSize, 3 << 30, TestGuest.highStart, TestGuest.highStart + TestGuest.highSize, 1 << 63, .max,
         ]
@@ -32,7 +24,7 @@ private struct Seeded: RandomNumberGenerator {
         }
     }
 
-    mutating func length() -> UInt32 {
+    fileprivate mutating func length() -> UInt32 {
         switch below(4) {
         case 0: UInt32(below(8))
         case 1: UInt32(below(64)) * 16
@@ -46,7 +38,7 @@ private struct Seeded: RandomNumberGenerator {
 @Suite struct FuzzTests {
     @Test("Random rings", arguments: [UInt64(1), 2, 3, 4])
     func randomRings(seed: UInt64) throws {
-        var random = Seeded(state: seed)
+        var random = SeededGenerator(seed: seed)
         let guest = try TestGuest()
         let ranges = guest.memory.regions.map {
             unsafe UInt(bitPattern: $0.host)..<UInt(bitPattern: $0.host) + UInt($0.size)
@@ -104,7 +96,7 @@ private struct Seeded: RandomNumberGenerator {
         #expect(chains > 300 && errors > 300, "\(chains) chains, \(errors) errors")
     }
 
-    private func randomFlags(_ random: inout Seeded) -> UInt16 {
+    private func randomFlags(_ random: inout SeededGenerator) -> UInt16 {
         var flags: UInt16 = 0
         if random.chance(40) { flags |= nextFlag }
         if random.chance(50) { flags |= writeFlag }
@@ -120,7 +112,7 @@ private struct Seeded: RandomNumberGenerator {
 
     @Test("Random registers", arguments: [UInt64(11), 12, 13])
     func randomRegisters(seed: UInt64) throws {
-        var random = Seeded(state: seed)
+        var random = SeededGenerator(seed: seed)
         let guest = try TestGuest(), device = try EchoDevice()
         let transport = try MMIOTransport(device: device, memory: guest.memory)
         var lives = 0, breaks = 0

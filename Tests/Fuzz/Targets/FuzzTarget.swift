@@ -1,3 +1,5 @@
+import TestSupport
+
 /// Something that reads untrusted bytes, and bytes to begin with.
 ///
 /// `make fuzz` gives the targets to libFuzzer, `swift test` to ``Mutator``. A new one goes into ``all`` and is run by both.
@@ -15,23 +17,21 @@ public struct FuzzTarget: Sendable {
     public static let all = [kernel, compressedKernel] + disks + [nbd]
 }
 
+extension FuzzTarget {
+    /// Writes a number into a seed.
+    static func put(_ file: inout [UInt8], _ offset: Int, _ value: UInt64, _ width: Int, isBig: Bool = false) {
+        for index in 0..<width { file[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * (isBig ? width - 1 - index : index))) }
+    }
+}
+
 /// Makes inputs of other inputs, the same ones for the same seed.
 public struct Mutator {
-    /// SplitMix64.
-    private var state: UInt64
+    private var generator: SeededGenerator
 
-    public init(seed: UInt64) { state = seed }
-
-    private mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var value = state
-        value = (value ^ value >> 30) &* 0xbf58_476d_1ce4_e5b9
-        value = (value ^ value >> 27) &* 0x94d0_49bb_1331_11eb
-        return value ^ value >> 31
-    }
+    public init(seed: UInt64) { generator = SeededGenerator(seed: seed) }
 
     /// From 0 to `count` - 1; `count` is at least 1.
-    private mutating func below(_ count: Int) -> Int { Int(next() % UInt64(count)) }
+    private mutating func below(_ count: Int) -> Int { Int(generator.next() % UInt64(count)) }
 
     /// One of the target's seeds with some changes: bytes, fields at the edges of their ranges, cuts, copies from one place to another.
     public mutating func input(for target: FuzzTarget) -> [UInt8] {
@@ -45,11 +45,11 @@ public struct Mutator {
         let place = below(4) == 0 ? below(bytes.count) : below(min(bytes.count, 0x280))
         switch below(16) {
         case 0: bytes.removeLast(below(bytes.count))
-        case 1: bytes += (0 ..< below(600)).map { _ in UInt8(truncatingIfNeeded: next()) }
+        case 1: bytes += (0 ..< below(600)).map { _ in UInt8(truncatingIfNeeded: generator.next()) }
         case 2:
             let from = below(bytes.count), count = below(min(64, bytes.count - max(from, place)) + 1)
             bytes.replaceSubrange(place ..< place + count, with: Array(bytes[from ..< from + count]))
-        case 3 ... 8: bytes[place] = UInt8(truncatingIfNeeded: next())
+        case 3 ... 8: bytes[place] = UInt8(truncatingIfNeeded: generator.next())
         case 9, 10: bytes[place] ^= 1 << UInt8(below(8))
         default: store(edge(), width: 1 << below(4), at: place, in: &bytes)
         }
