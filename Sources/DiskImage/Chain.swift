@@ -37,6 +37,7 @@ internal import Linux
             guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do") }
             guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot can only be read: add ,ro") }
         }
+        if count == 0, format != .qcow2, let name = options.dataFile { throw .dataFileUnused(path: path, name: name) }
         let writable = count == 0 && !options.readOnly
         if writable, !format.isWritable {
             throw .notWritable(path: path, reason: "\(format.name) images are only read; swkvm image convert makes a qcow2 one")
@@ -74,18 +75,19 @@ internal import Linux
 
     /// The file that an image keeps its data in, if it does: the one that the user names for the topmost, or the one it names, if that is allowed.
     private func openDataFile(_ header: QCOW2Header, _ image: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> ImageFile? {
-        guard header.hasDataFile else { return nil }
         let path = image.path
         let stated = count == 0 ? options.dataFile : nil
+        guard header.hasDataFile else {
+            if let stated { throw .dataFileUnused(path: path, name: stated) }
+            return nil
+        }
         guard stated != nil || options.allowsDataFile else { throw .dataFileNotAllowed(path: path, name: header.dataFileName ?? "") }
         do throws(DiskImageError) {
             let place: String
             if let stated { place = stated } else if let name = header.dataFileName { place = try backingPath(name, of: path) } else {
                 throw .invalid(path: path, reason: "its data is in a file that it does not name")
             }
-            let file = try ImageFile(path: place, writable: writable, options)
-            // Data in an image's own tables would be the end of it.
-            guard file.identity != image.identity else { throw .backingLoop(path: place) }
+            let file = try image.openDataFile(place, writable: writable, options)
             for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: place) }
             return file
         } catch {
@@ -95,6 +97,7 @@ internal import Linux
 
     /// Connects to a remote disk, whose contents are the disk's.
     mutating func connect(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions, _ connected: NBDDisk?) throws(DiskImageError) {
+        if let name = options.dataFile { throw .dataFileUnused(path: path, name: name) }
         guard format == .raw, options.snapshot == nil else {
             throw .unsupported(path: path, feature: "a \(format.name) image on a remote disk")
         }
@@ -113,6 +116,23 @@ internal import Linux
         // Who opens a file has checked that there is room.
         unsafe (layers.baseAddress! + count).initialize(to: layer)
         count += 1
+    }
+}
+
+extension ImageFile {
+    /// Opens the file with the data of this image.
+    borrowing func openDataFile(_ place: String, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) -> ImageFile {
+        let file = try ImageFile(path: place, writable: writable, options)
+        // Data in an image's own tables would be the end of it.
+        guard file.identity != identity else { throw .backingLoop(path: place) }
+        return file
+    }
+
+    /// The same for who looks at this image alone: the file that the user names for it, or nil.
+    borrowing func openStatedDataFile(_ header: QCOW2Header, _ options: DiskImageOptions) throws(DiskImageError) -> ImageFile? {
+        guard let place = options.dataFile else { return nil }
+        guard header.hasDataFile else { throw .dataFileUnused(path: path, name: place) }
+        do throws(DiskImageError) { return try openDataFile(place, writable: false, options) } catch { throw .dataFile(of: path, error) }
     }
 }
 

@@ -128,12 +128,8 @@ package import Linux
     /// Bytes that the files take on the host's disk.
     func allocated() throws(DiskImageError) -> UInt64 {
         var sum: UInt64 = 0
-        for index in unsafe layers.indices {
-            // In units of 512 bytes, whatever the file system's blocks.
-            do throws(SystemCallError) { sum &+= UInt64(clamping: try unsafe layers[index].file.descriptor.status().st_blocks) << 9 } catch {
-                throw unsafe .system(path: layers[index].file.path, error)
-            }
-        }
+        // Indices of the buffer's own.
+        for index in unsafe layers.indices { sum &+= try unsafe layers[index].file.allocated() }
         return sum
     }
 

@@ -50,6 +50,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case backingNotAllowed(path: String, name: String)
     /// The image keeps its data in another file, and the user has neither named nor allowed one.
     case dataFileNotAllowed(path: String, name: String)
+    /// The user has named a file with the data of an image that keeps its data in itself.
+    case dataFileUnused(path: String, name: String)
     /// The file with the image's data, named by the image `of` or by the user, cannot be used.
     case dataFile(of: String, DiskImageError)
     /// A backing file's name that is not a plain path.
@@ -139,7 +141,9 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .backingNotAllowed(let path, let name):
             "disk \(quoted(path)): it has the backing file \(quoted(name)) and backing files are not allowed here"
         case .dataFileNotAllowed(let path, let name):
-            "disk \(quoted(path)): its data is in another file, it says in \(quoted(name)); say data-file=PATH if it is to be used"
+            "disk \(quoted(path)): its data is in another file, it says in \(quoted(name)); say data-file=PATH (swkvm image: --data-file) if it is to be used"
+        case .dataFileUnused(let path, let name):
+            "disk \(quoted(path)): its data is in itself, and not in \(quoted(name)); leave that out"
         case .dataFile(let of, let error):
             "disk \(quoted(of)), data file: \(error)"
         case .backingName(let path, let name):

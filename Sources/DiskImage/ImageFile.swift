@@ -78,6 +78,12 @@ struct ImageFile: ~Copyable, Sendable {
         do { size = try descriptor.size() } catch { throw .system(path: path, error) }
     }
 
+    /// Bytes that it takes on the host's disk.
+    func allocated() throws(DiskImageError) -> UInt64 {
+        // In units of 512 bytes, whatever the file system's blocks.
+        do { return UInt64(clamping: try descriptor.status().st_blocks) << 9 } catch { throw .system(path: path, error) }
+    }
+
     /// The descriptor for a transfer between `offset` and the memory of `vectors`.
     func number(for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
         guard let number = directNumber else { return descriptor.rawValue }

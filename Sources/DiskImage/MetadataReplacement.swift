@@ -112,7 +112,8 @@ struct MetadataReplacement: ~Copyable {
         for index in l1.indices {
             let table = l1[index] & L1Entry.offset
             guard table != 0 else {
-                result[index] = 0
+                // The table may be long, and stays the caller's as long as nothing of it changes.
+                if l1[index] != 0 { result[index] = 0 }
                 continue
             }
             var entries = try file.readTable(Int(header.clusterSize / 8), at: table)
@@ -151,8 +152,9 @@ struct MetadataReplacement: ~Copyable {
     mutating func writeL1(_ l1: [UInt64]) throws(DiskImageError) -> UInt64 {
         guard !l1.isEmpty else { return 0 }
         let place = try allocate(header.clusters(for: UInt64(l1.count) * 8))
+        try file.writeTable(l1, at: place)
         let padding = [UInt64](repeating: 0, count: Int(header.clusters(for: UInt64(l1.count) * 8) * header.clusterSize / 8) - l1.count)
-        try file.writeTable(l1 + padding, at: place)
+        try file.writeTable(padding, at: place + UInt64(l1.count * 8))
         return place
     }
 

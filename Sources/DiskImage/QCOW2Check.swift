@@ -6,19 +6,28 @@ extension DiskImage {
     ///
     /// A repair is complete or has not happened, whenever the power fails: ``MetadataReplacement``. The exception are entries that cannot be right
     /// (`repair` is ``CheckReport/Repair/all``), each of which becomes zeroes by itself.
-    /// - Parameter options: the format and the way of locking; whatever else they say does not matter here.
+    /// - Parameter options: the format, the way of locking, and the file with the data of an image that keeps it outside: where one is named, it has to
+    ///   be there and as long as the clusters in use need. Whatever else they say does not matter here.
     public static func check(path: String, options: DiskImageOptions = DiskImageOptions(), repair: CheckReport.Repair? = nil) throws(DiskImageError) -> CheckReport {
         let format: ImageFormat
         if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
         guard format == .qcow2 else { throw .notCheckable(path: path) }
         let file = try ImageFile(path: path, writable: repair != nil, cache: .writeback, locking: options.locking)
-        return try check(file, repair, calls: .host)
+        return try check(file, repair, options, calls: .host)
     }
 
-    static func check(_ file: borrowing ImageFile, _ repair: CheckReport.Repair?, calls: FileCalls) throws(DiskImageError) -> CheckReport {
+    static func check(
+        _ file: borrowing ImageFile, _ repair: CheckReport.Repair?, _ options: DiskImageOptions = DiskImageOptions(), calls: FileCalls
+    ) throws(DiskImageError) -> CheckReport {
         let header = try QCOW2Header(file)
+        let dataFile = try file.openStatedDataFile(header, options)
+        let dataSize: UInt64? =
+            switch dataFile {
+            case .some(let data): data.size
+            case nil: nil
+            }
         let table = TableFile(path: file.path, file: MetadataFile(calls: calls, number: file.descriptor.rawValue))
-        var check = QCOW2Check(header: header, file: table)
+        var check = QCOW2Check(header: header, file: table, dataSize: dataSize)
         return try check.run(repair)
     }
 
@@ -43,23 +52,26 @@ extension DiskImage {
 struct QCOW2Check {
     private(set) var header: QCOW2Header
     let file: TableFile
+    /// Bytes of the file with the data, where that is known to be another one.
+    let dataSize: UInt64?
 
     /// A repair is tried again so often: what is mended may bring other things to light.
     private static let maximumPasses = 16
 
-    init(header: QCOW2Header, file: TableFile) {
+    init(header: QCOW2Header, file: TableFile, dataSize: UInt64? = nil) {
         self.header = header
         self.file = file
+        self.dataSize = dataSize
     }
 
     mutating func run(_ repair: CheckReport.Repair?, mendsEntries: Bool = true) throws(DiskImageError) -> CheckReport {
-        var scan = try QCOW2Scan.scan(header, file, fileSize: try size())
+        var scan = try QCOW2Scan.scan(header, file, fileSize: try size(), dataSize: dataSize)
         let found = scan.report
         guard let repair else { return found }
         var passes = 0
         while passes < Self.maximumPasses, try self.repair(scan, repair, mendsEntries: mendsEntries) {
             header.replaced(by: try file.read(header.fixedLength, at: 0))
-            scan = try QCOW2Scan.scan(header, file, fileSize: try size())
+            scan = try QCOW2Scan.scan(header, file, fileSize: try size(), dataSize: dataSize)
             passes += 1
         }
         var report = scan.report

@@ -9,6 +9,8 @@ struct QCOW2Scan: ~Copyable {
     let header: QCOW2Header
     let file: TableFile
     let fileSize: UInt64
+    /// Bytes of the file with the data, where that is known to be another one.
+    private let dataSize: UInt64?
     private(set) var report = CheckReport()
     /// How often each cluster is referred to.
     private(set) var references: ClusterCounts
@@ -31,24 +33,30 @@ struct QCOW2Scan: ~Copyable {
     typealias L2Entry = QCOW2Image.L2Entry
 
     private static let maximumBroken = 1 << 20
+    /// The most bitmaps, and entries of a bitmap's table, as in QEMU.
+    private static let maximumBitmaps = 65535
+    private static let maximumBitmapEntries: UInt64 = 1 << 27
     private static let l1Reserved: UInt64 = 0x7f00_0000_0000_01ff
     private static let l2Reserved: UInt64 = 0x3f00_0000_0000_01fe
 
     /// Reads and counts everything.
-    static func scan(_ header: QCOW2Header, _ file: TableFile, fileSize: UInt64) throws(DiskImageError) -> QCOW2Scan {
+    static func scan(_ header: QCOW2Header, _ file: TableFile, fileSize: UInt64, dataSize: UInt64? = nil) throws(DiskImageError) -> QCOW2Scan {
         // Room for what is written before what it replaces goes: no more than there is already, and an L1 table.
         let capacity = header.clusters(for: fileSize) &* 2 &+ (UInt64(64 << 20) >> UInt64(header.clusterBits)) &+ 1024
         let references = try ClusterCounts(capacity: capacity, path: file.path)
         let counts = try ClusterCounts(capacity: capacity, path: file.path)
-        var scan = QCOW2Scan(header, file, fileSize: fileSize, references, counts)
+        var scan = QCOW2Scan(header, file, fileSize: fileSize, dataSize: dataSize, references, counts)
         try scan.scanAll()
         return scan
     }
 
-    private init(_ header: QCOW2Header, _ file: TableFile, fileSize: UInt64, _ references: consuming ClusterCounts, _ counts: consuming ClusterCounts) {
+    private init(
+        _ header: QCOW2Header, _ file: TableFile, fileSize: UInt64, dataSize: UInt64?, _ references: consuming ClusterCounts, _ counts: consuming ClusterCounts
+    ) {
         self.header = header
         self.file = file
         self.fileSize = fileSize
+        self.dataSize = dataSize
         self.references = references
         self.counts = counts
     }
@@ -190,6 +198,11 @@ struct QCOW2Scan: ~Copyable {
             }
             let place = entry & L2Entry.offset
             guard place != 0 || (header.hasDataFile && entry & L2Entry.copied != 0) else { continue }
+            if let dataSize, place >= dataSize {
+                report.error("entry \(index / words) of the L2 table at byte \(table): a data cluster at byte \(place), beyond the end of the data file")
+                mend(table + UInt64(index) * 8, header.zeroEntry, uses: uses)
+                continue
+            }
             // A data file's clusters are not counted.
             if !header.hasDataFile { references.add(Int64(uses), to: place >> clusterBits) }
             if isOwn {
@@ -203,26 +216,32 @@ struct QCOW2Scan: ~Copyable {
     /// The bitmaps that the image says are true: their directory, tables and data.
     private mutating func scanBitmaps() throws(DiskImageError) {
         guard let directory = header.bitmaps else { return }
-        guard directory.offset & (clusterSize - 1) == 0, directory.size <= 64 << 20, refer("the directory of bitmaps", at: directory.offset, directory.size),
-            directory.size <= fileSize - directory.offset
+        guard directory.offset & (clusterSize - 1) == 0, directory.size <= 64 << 20, directory.count <= Self.maximumBitmaps,
+            directory.offset <= fileSize, directory.size <= fileSize - directory.offset
         else {
-            return report.error("a directory of bitmaps of \(directory.size) bytes at byte \(directory.offset)")
+            return report.error("a directory of \(directory.count) bitmaps, of \(directory.size) bytes at byte \(directory.offset)")
         }
+        refer("the directory of bitmaps", at: directory.offset, directory.size)
         let bytes = try file.read(Int(directory.size), at: directory.offset)
-        var rest = bytes[...]
+        var rest = bytes[...], tableBytes: UInt64 = 0
         for _ in 0..<directory.count {
             guard rest.count >= 24 else { return report.error("the directory of bitmaps ends before the last of them") }
             let table = rest.bigEndian64(at: 0), count = UInt64(rest.bigEndian32(at: 8))
             let length = (24 + Int(rest.bigEndian16(at: 18)) + Int(rest.bigEndian32(at: 20)) + 7) & ~7
             rest = rest.dropFirst(length)
-            guard table & (clusterSize - 1) == 0, refer("the table of a bitmap", at: table, count * 8), count == 0 || count * 8 <= fileSize - table else {
+            guard table & (clusterSize - 1) == 0, count <= Self.maximumBitmapEntries, table <= fileSize, count * 8 <= fileSize - table else {
                 report.error("a bitmap's table of \(count) entries at byte \(table)")
                 continue
             }
-            guard count > 0 else { continue }
-            for entry in try file.readTable(Int(count), at: table) {
-                let place = entry & L2Entry.offset
-                if place != 0 { refer("a bitmap", at: place, clusterSize) }
+            refer("the table of a bitmap", at: table, count * 8)
+            // Tables of their own have room in the file.
+            tableBytes += count * 8
+            guard tableBytes <= fileSize else { return report.error("the tables of its bitmaps lie over each other") }
+            for start in stride(from: 0, to: count, by: 8192) {
+                for entry in try file.readTable(Int(min(8192, count - start)), at: table + start * 8) {
+                    let place = entry & L2Entry.offset
+                    if place != 0 { refer("a bitmap", at: place, clusterSize) }
+                }
             }
         }
     }

@@ -3,14 +3,20 @@ struct TableFile: Sendable {
     let path: String
     let file: MetadataFile
 
+    /// Entries that are read or written at once: tables may be long, and there is one of them in memory at a time.
+    private static let pieceSize = 8192
+
     /// Entries of a table in the file's byte order, as numbers. Their number is bounded by the caller.
     func readTable(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt64] {
-        let bytes = try read(count * 8, at: offset)
         var entries: [UInt64] = []
         entries.reserveCapacity(count)
-        unsafe bytes.withUnsafeBytes { bytes in
-            // `bytes` has `count` numbers.
-            for index in 0..<count { unsafe entries.append(UInt64(bigEndian: bytes.loadUnaligned(fromByteOffset: index * 8, as: UInt64.self))) }
+        while entries.count < count {
+            let piece = min(Self.pieceSize, count - entries.count)
+            let bytes = try read(piece * 8, at: offset &+ UInt64(entries.count * 8))
+            unsafe bytes.withUnsafeBytes { bytes in
+                // `bytes` has `piece` numbers.
+                for index in 0..<piece { unsafe entries.append(UInt64(bigEndian: bytes.loadUnaligned(fromByteOffset: index * 8, as: UInt64.self))) }
+            }
         }
         return entries
     }
@@ -18,7 +24,9 @@ struct TableFile: Sendable {
     /// An L1 table; what of it is beyond the end of the file is zeroes, as long as nobody has needed it.
     func readL1(_ offset: UInt64, _ count: Int, _ fileSize: UInt64) throws(DiskImageError) -> [UInt64] {
         let there = offset < fileSize ? min(UInt64(count), (fileSize - offset) / 8) : 0
-        return try readTable(Int(there), at: offset) + [UInt64](repeating: 0, count: count - Int(there))
+        var entries = try readTable(Int(there), at: offset)
+        entries.append(contentsOf: repeatElement(0, count: count - Int(there)))
+        return entries
     }
 
     func readL1(_ header: QCOW2Header, _ fileSize: UInt64) throws(DiskImageError) -> [UInt64] {
@@ -26,13 +34,15 @@ struct TableFile: Sendable {
     }
 
     func writeTable(_ entries: [UInt64], at offset: UInt64) throws(DiskImageError) {
-        var swapped = entries.map(\.bigEndian)
-        var failure: MetadataError?
-        unsafe swapped.withUnsafeMutableBytes { bytes in
-            guard let start = bytes.baseAddress else { return }
-            do throws(MetadataError) { try unsafe file.write(start, bytes.count, at: offset) } catch { failure = error }
+        for start in stride(from: 0, to: entries.count, by: Self.pieceSize) {
+            var swapped = entries[start..<min(start + Self.pieceSize, entries.count)].map(\.bigEndian)
+            var failure: MetadataError?
+            unsafe swapped.withUnsafeMutableBytes { bytes in
+                guard let memory = bytes.baseAddress else { return }
+                do throws(MetadataError) { try unsafe file.write(memory, bytes.count, at: offset &+ UInt64(start * 8)) } catch { failure = error }
+            }
+            if let failure { throw failure.asError(path, "pwrite") }
         }
-        if let failure { throw failure.asError(path, "pwrite") }
     }
 
     func read(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {

@@ -16,6 +16,7 @@ import Testing
         let all = try parse(ImageCheckCommand.self, "check", "--repair", "all", "--json", "--format", "qcow2", "a")
         #expect(all.repair == .all && all.json && all.format == .qcow2)
         #expect(try parse(ImageCheckCommand.self, "check", "-r", "leaks", "a.qcow2").repair == .leaks)
+        #expect(try parse(ImageCheckCommand.self, "check", "--data-file", "d", "a.qcow2").data.dataFile == "d")
     }
 
     @Test func snapshots() throws {
@@ -77,6 +78,23 @@ import Testing
         }
     }
 
+    /// Where a disk's keys come from, in the order in which they are named. A file's name may have commas, doubled.
+    @Test func disksTakeKeys() throws {
+        #expect(try DiskArgument(parsing: "d.qcow2").disk.keys.isEmpty)
+        #expect(try DiskArgument(parsing: "d.qcow2,key-file=/a/key").disk.keys == [.file("/a/key")])
+        #expect(try DiskArgument(parsing: "d.qcow2,key-fd=0,ro").disk.keys == [.descriptor(0)])
+        let several = try DiskArgument(parsing: "d.qcow2,key-fd=5,ro,key-file=a=b,,c,key-fd=2147483647").disk
+        #expect(several.keys == [.descriptor(5), .file("a=b,c"), .descriptor(.max)] && several.options.readOnly)
+        for (argument, says) in [
+            ("d.qcow2,key-file=", "key-file= needs a path"), ("d.qcow2,key-file", "'key-file' is not known"), ("d.qcow2,key-fd=", "key-fd= is no descriptor's number"),
+            ("d.qcow2,key-fd=-1", "key-fd=-1 is no descriptor's number"), ("d.qcow2,key-fd=2147483648", "is no descriptor's number"), ("d.qcow2,key-fd=a", "key-fd=a is no"),
+            ("d.qcow2,key-fd", "'key-fd' is not known"), ("d.qcow2,key=a", "'key=a' is not known"),
+        ] {
+            let problem = #expect(throws: ArgumentProblem.self) { try DiskArgument(parsing: argument) }
+            #expect(problem.map { "\($0)".contains("disk d.qcow2: ") && "\($0)".contains(says) } == true, "\(argument): \(String(describing: problem))")
+        }
+    }
+
     /// The kinds of images that are made, what a new one stands on, and a source's data.
     @Test func makes() throws {
         let converted = try parse(ImageConvertCommand.self, "convert", "--subformat", "streamOptimized", "-B", "b.img", "-F", "raw", "--data-file", "d", "a.qcow2", "c.vmdk")
@@ -84,5 +102,14 @@ import Testing
         #expect(try parse(ImageCreateCommand.self, "create", "--subformat", "static", "a.vdi", "1G").layout.subformat == .fixed)
         #expect(throws: (any Error).self) { try parse(ImageCreateCommand.self, "create", "--subformat", "fixed", "a.vdi", "1G") }
         #expect(try parse(ImageResizeCommand.self, "resize", "--data-file", "d", "a.qcow2", "1G").data.dataFile == "d")
+    }
+
+    /// The verbs that look at an image whose data is elsewhere.
+    @Test func dataFiles() throws {
+        #expect(try parse(ImageMapCommand.self, "map", "--data-file", "d", "a.qcow2").data.dataFile == "d")
+        #expect(try parse(ImageInfoCommand.self, "info", "--data-file", "d", "a.qcow2").data.dataFile == "d")
+        #expect(try parse(ImageBenchCommand.self, "bench", "--data-file", "d", "a.qcow2").data.dataFile == "d")
+        let comparison = try parse(ImageCompareCommand.self, "compare", "--data-file", "d", "--second-data-file", "e", "a.qcow2", "b.qcow2")
+        #expect(comparison.data.dataFile == "d" && comparison.secondDataFile == "e")
     }
 }

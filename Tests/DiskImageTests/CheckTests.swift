@@ -54,6 +54,38 @@ import Testing
         #expect(try compare(path).isSound)
     }
 
+    /// Bitmaps that cannot be right are errors, whatever numbers they have, and nothing is read that the file has no room for.
+    @Test func bitmapsMayBeAnything() throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", path, "1M")
+        qemuImage("bitmap", "--add", path, "b0")
+        #expect(try compare(path).isSound)
+        // With all of its last cluster.
+        let file = try directory.read("disk.qcow2"), good = file + [UInt8](repeating: 0, count: (65536 - file.count % 65536) % 65536)
+        let pointer = try #require((0..<65000).first { good.bigEndian32(at: $0) == 0x2385_2875 }) + 8
+        let entry = Int(good.bigEndian64(at: pointer + 16)), end = UInt64(good.count + 65535) & ~65535
+        for (name, change, says) in [
+            ("nothing, beyond the end", { $0.store(0 as UInt64, at: pointer + 8); $0.store(end, at: pointer + 16) }, "a directory of 1 bitmaps"),
+            ("nothing, at the end of numbers", { $0.store(0 as UInt64, at: pointer + 8); $0.store(UInt64.max & ~65535, at: pointer + 16) }, "a directory of 1 bitmaps"),
+            ("all numbers", { $0.store(UInt64.max, at: pointer + 8) }, "a directory of 1 bitmaps"), ("many", { $0.store(65536 as UInt32, at: pointer) }, "a directory of 65536 bitmaps"),
+            ("more than there are", { $0.store(2 as UInt32, at: pointer) }, "ends before the last"), ("not aligned", { $0.store(UInt64(entry + 8), at: pointer + 16) }, "a directory of 1 bitmaps"),
+            ("a long table", { $0.store(UInt32.max, at: entry + 8) }, "a bitmap's table of 4294967295"), ("a table elsewhere", { $0.store(end, at: entry) }, "a bitmap's table of"),
+            ("an empty table elsewhere", { $0.store(UInt64.max & ~65535, at: entry); $0.store(0 as UInt32, at: entry + 8) }, "a bitmap's table of 0"),
+            ("the same table again and again", { bytes in
+                bytes.store(8192 as UInt32, at: entry + 8)
+                bytes.store(10 as UInt32, at: pointer)
+                bytes.store(320 as UInt64, at: pointer + 8)
+                for copy in 1..<10 { bytes.replaceSubrange(entry + 32 * copy..<entry + 32 * (copy + 1), with: Array(bytes[entry..<entry + 32])) }
+            }, "lie over each other"),
+        ] as [(String, (inout [UInt8]) -> Void, String)] {
+            var bytes = good
+            change(&bytes)
+            try directory.write("disk.qcow2", bytes)
+            let report = try DiskImage.check(path: path, options: unlocked)
+            #expect(report.errors > 0 && report.findings.contains { $0.description.contains(says) }, "\(name): \(report.findings.prefix(3))")
+        }
+    }
+
     /// Clusters counted too often, too seldom and not at all, flags that lie, and entries that cannot be right: repaired, qemu-img finds nothing, and
     /// what was not lost is there.
     @Test(arguments: ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=64", "cluster_size=16k,extended_l2=on,refcount_bits=2"])

@@ -181,6 +181,49 @@ import Testing
         #expect(openError(path, DiskImageOptions(locking: false, dataFile: data)) == .dataFile(of: path, .system(path: data, missing)))
     }
 
+    /// A data file that is named is looked at by those too who do without one: it is there, it is another file, and it is long enough. An image that
+    /// keeps its data in itself has none to be named.
+    @Test func aNamedDataFileIsLookedAt() throws {
+        let path = directory.file("disk.qcow2"), data = directory.file("data.raw"), plain = directory.file("plain.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "data_file=\(data),cluster_size=4k", path, "1M")
+        qemuImage("create", "-q", "-f", "qcow2", plain, "1M")
+        let options = DiskImageOptions(locking: false, dataFile: data)
+        do {
+            var engine = try DiskEngine(DiskImage(path: path, options: options))
+            for cluster in [0, 3, 200, 255] as [UInt64] { try engine.write(cluster * 4096, randomBytes(4096, seed: cluster)) }
+        }
+        #expect(try DiskImage.check(path: path, options: options).isSound)
+        let alone = try ImageInformation(path: path, locking: false), both = try ImageInformation(path: path, locking: false, dataFile: data)
+        #expect(alone.qcow2?.dataFile == data && alone.qcow2?.dataFilePath == nil && both.qcow2?.dataFilePath == data)
+        #expect(both.allocated == alone.allocated && alone.qcow2?.dataFileAllocated == nil)
+        #expect(try #require(both.qcow2?.dataFileAllocated) >= 16384)
+
+        let unused = DiskImageError.dataFileUnused(path: plain, name: data)
+        #expect(openError(plain, options) == unused)
+        #expect(throws: unused) { _ = try DiskImage.check(path: plain, options: options) }
+        #expect(throws: unused) { _ = try ImageInformation(path: plain, locking: false, dataFile: data) }
+        let raw = DiskImageError.dataFileUnused(path: data, name: data)
+        #expect(throws: raw) { _ = try DiskImage(path: data, options: options) }
+        #expect(throws: raw) { _ = try ImageInformation(path: data, locking: false, dataFile: data) }
+        let itself = DiskImageError.dataFile(of: path, .backingLoop(path: path))
+        #expect(throws: itself) { _ = try DiskImage.check(path: path, options: DiskImageOptions(locking: false, dataFile: path)) }
+        #expect(throws: itself) { _ = try ImageInformation(path: path, locking: false, dataFile: path) }
+
+        // What a file that was cut has lost is an error, which a repair turns into the zeroes that are read.
+        #expect(run(["truncate", "-s", "800k", data]).status == 0)
+        #expect(try DiskImage.check(path: path, options: DiskImageOptions(locking: false)).isSound)
+        let report = try DiskImage.check(path: path, options: options)
+        #expect(report.errors == 2 && report.leaks == 0 && report.findings.allSatisfy { $0.description.hasSuffix("beyond the end of the data file") })
+        let repaired = try DiskImage.check(path: path, options: options, repair: .all)
+        #expect(repaired.errors == 0 && repaired.errorsFixed == 2)
+        expectSound(path)
+        var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false, dataFile: data)))
+        #expect(try engine.read(3 * 4096, 4096) == randomBytes(4096, seed: 3))
+        #expect(try engine.read(200 * 4096, 56 * 4096) == [UInt8](repeating: 0, count: 56 * 4096))
+        #expect(run(["rm", data]).status == 0)
+        #expect(throws: DiskImageError.dataFile(of: path, .system(path: data, SystemCallError("open", errno: ENOENT)))) { _ = try DiskImage.check(path: path, options: options) }
+    }
+
     /// Data that was not durable when a commit began, and is linked after it, is made durable before the mapping by the next one.
     @Test func theMappingNeverOvertakesItsData() throws {
         let path = directory.file("disk.qcow2")
@@ -194,6 +237,9 @@ import Testing
         #expect(engine.image.withMetadata { $0.needsBarrier } == false)
         engine.image.withMetadata { $0.link(run, at: 65536, sequence: 0) }
         #expect(engine.image.withMetadata { $0.needsBarrier } == true)
+        // And while that is made durable, the mapping stays as it is.
+        #expect(try engine.image.beginCommit(.host) && engine.image.isLocked)
+        engine.image.unlock()
     }
 
     /// A refcount table that has to grow, twice, with clusters so small that a table has few entries.

@@ -72,6 +72,41 @@ import Testing
         #expect(try image("info --backing-chain over.qcow2").output == shell("cd '\(directory.path)' && qemu-img info --backing-chain over.qcow2"))
     }
 
+    /// A file with an image's data is used by every verb that looks at data, when the user names it.
+    @Test func dataFilesAreNamedByTheUser() throws {
+        let data = directory("disk.data")
+        try shell(
+            """
+            cd '\(directory.path)'
+            # Whole clusters: QEMU does not look for holes in a data file.
+            truncate -s 8M disk.raw
+            dd if=/dev/urandom of=disk.raw bs=64k count=46 seek=16 conv=notrunc status=none
+            qemu-img convert -O qcow2 -o data_file='\(data)' disk.raw far.qcow2
+            sync far.qcow2 '\(data)'
+            """)
+        try expectRefused("map far.qcow2", "say data-file=PATH (swkvm image: --data-file) if it is to be used")
+        try expectRefused("map --data-file disk.data disk.raw", "its data is in itself")
+        try expectRefused("compare --second-data-file disk.data far.qcow2 disk.raw", "", status: 2)
+        #expect(try image("map --data-file '\(data)' far.qcow2").output == shell("cd '\(directory.path)' && qemu-img map far.qcow2"))
+        #expect(try image("map --json --data-file '\(data)' far.qcow2").output == shell("cd '\(directory.path)' && qemu-img map --output json far.qcow2"))
+        #expect(try image("compare --data-file disk.data far.qcow2 disk.raw").output == "Images are identical.\n")
+        #expect(try image("compare --second-data-file disk.data disk.raw far.qcow2").output == "Images are identical.\n")
+        // One line more than QEMU has.
+        let lines = try image("info --data-file '\(data)' far.qcow2").output.split(separator: "\n")
+        #expect(lines.contains { $0.hasPrefix("    data file disk size: 2.") })
+        #expect(try lines.filter { !$0.contains("data file disk size") } == shell("cd '\(directory.path)' && qemu-img info far.qcow2").split(separator: "\n"))
+        #expect(try image("info --data-file disk.data far.qcow2").output.contains("data file: \(data) (actual path: disk.data)\n"))
+        #expect(try image("check --data-file disk.data far.qcow2").status == .status(0))
+        let bench = try image("bench --data-file disk.data --write --pattern 5 --count 16 -s 64K far.qcow2")
+        #expect(bench.status == .status(0), "\(bench)")
+        try shell("cd '\(directory.path)' && qemu-io -r -c 'read -P 5 0 1M' far.qcow2 | grep -qv rror && qemu-img check -q far.qcow2")
+        // Cut in the middle of what is there.
+        try shell("cd '\(directory.path)' && truncate -s 2M disk.data")
+        #expect(try image("check far.qcow2").status == .status(0))
+        let cut = try image("check --data-file disk.data far.qcow2")
+        #expect(cut.status == .status(2) && cut.output.contains("beyond the end of the data file"), "\(cut)")
+    }
+
     @Test func compareTellsByItsStatus() throws {
         try shell("cd '\(directory.path)' && cp disk.raw other.raw && printf x | dd of=other.raw bs=1 seek=2000000 conv=notrunc status=none")
         let different = try image("compare disk.raw other.raw")

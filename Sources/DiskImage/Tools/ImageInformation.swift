@@ -54,7 +54,10 @@ public struct ImageInformation: Sendable, Equatable {
         public var refcountBits: Int
         public var isCorrupt: Bool
         public var extendedL2: Bool
+        /// The file with the data as the image has it; the one that the user has named, and bytes that it takes on the host's disk.
         public var dataFile: String?
+        public var dataFilePath: String?
+        public var dataFileAllocated: UInt64?
         public var dataFileIsRaw: Bool
     }
 
@@ -104,10 +107,11 @@ public struct ImageInformation: Sendable, Equatable {
     }
 
     /// Reads what an image says. Nothing is locked if `locking` is off, so that an image in use can be looked at.
-    public init(path: String, format: ImageFormat? = nil, locking: Bool = true) throws(DiskImageError) {
+    /// - Parameter dataFile: the file with the data of a qcow2 image that keeps it outside.
+    public init(path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil) throws(DiskImageError) {
         let format = try ImageFormat(format, orExtensionOf: path)
         if NBDLocation.isAddress(path) {
-            let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true))
+            let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true, dataFile: dataFile))
             self.path = path
             self.format = format
             size = image.size
@@ -117,15 +121,10 @@ public struct ImageInformation: Sendable, Equatable {
         let file = try ImageFile(path: path, writable: false, cache: .writeback, locking: locking)
         self.path = path
         self.format = format
-        do throws(SystemCallError) {
-            // In units of 512 bytes, whatever the file system's blocks.
-            allocated = UInt64(clamping: try file.descriptor.status().st_blocks) << 9
-        } catch {
-            throw .system(path: path, error)
-        }
+        allocated = try file.allocated()
         guard format == .qcow2 else {
             // Whatever these say, opening them finds out; a raw image says nothing.
-            let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true, locking: locking))
+            let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true, locking: locking, dataFile: dataFile))
             size = image.size
             clusterSize = image.clusterSize
             allocated = try image.allocated()
@@ -138,16 +137,21 @@ public struct ImageInformation: Sendable, Equatable {
         clusterSize = header.clusterSize
         isDirty = header.isDirty
         qcow2 = QCOW2(header, area)
+        if let data = try file.openStatedDataFile(header, DiskImageOptions(locking: locking, dataFile: dataFile)) {
+            qcow2?.dataFilePath = data.path
+            qcow2?.dataFileAllocated = try data.allocated()
+        }
         encryption = try Encryption(header, file)
         if let name = header.backingName {
             backing = Backing(name: name, path: try? backingPath(name, of: path), format: header.backingFormat)
         }
-        snapshots = try readSnapshots(header, file)
+        let table = TableFile(path: path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
+        snapshots = try QCOW2SnapshotTable(header, table, fileSize: file.size).entries.map(Snapshot.init)
     }
 
     /// The image and, by the names that they have, all those below it.
-    public static func chain(path: String, format: ImageFormat? = nil, locking: Bool = true) throws(DiskImageError) -> [ImageInformation] {
-        var chain = [try ImageInformation(path: path, format: format, locking: locking)]
+    public static func chain(path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil) throws(DiskImageError) -> [ImageInformation] {
+        var chain = [try ImageInformation(path: path, format: format, locking: locking, dataFile: dataFile)]
         while let backing = chain[chain.count - 1].backing {
             let image = chain[chain.count - 1].path
             guard chain.count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: image) }
@@ -196,6 +200,16 @@ extension ImageInformation.Encryption {
     }
 }
 
+extension ImageInformation.Snapshot {
+    fileprivate init(_ entry: QCOW2SnapshotTable.Entry) {
+        let snapshot = entry.snapshot
+        let count = entry.extra.count >= 24 ? entry.extra.bigEndian64(at: 16) : .max
+        self.init(
+            identifier: snapshot.id, name: snapshot.name, stateSize: snapshot.stateSize, seconds: snapshot.seconds, nanoseconds: snapshot.nanoseconds,
+            clock: snapshot.guestNanoseconds, instructions: count == .max ? nil : count)
+    }
+}
+
 extension ImageInformation.QCOW2 {
     fileprivate init(_ header: QCOW2Header, _ area: QCOW2HeaderArea) {
         let isVersion3 = header.version >= 3
@@ -210,29 +224,4 @@ extension ImageInformation.QCOW2 {
         dataFile = name.map { String(decoding: $0, as: UTF8.self) }
         dataFileIsRaw = dataFile != nil && header.autoclearFeatures & 2 != 0
     }
-}
-
-/// The snapshot table: entries of 40 bytes, extra data, identifier and name, padded to 8 (docs/interop/qcow2.txt, "Snapshots").
-private func readSnapshots(_ header: QCOW2Header, _ file: borrowing ImageFile) throws(DiskImageError) -> [ImageInformation.Snapshot] {
-    let maximum = 65536
-    guard header.snapshotCount <= maximum else { throw .invalid(path: file.path, reason: "\(header.snapshotCount) snapshots") }
-    var offset = header.snapshotTableOffset
-    var snapshots: [ImageInformation.Snapshot] = []
-    for _ in 0..<header.snapshotCount {
-        let fixed = try file.read("the snapshot table", count: 40, at: offset)
-        let identifierLength = Int(fixed[12]) << 8 | Int(fixed[13]), nameLength = Int(fixed[14]) << 8 | Int(fixed[15])
-        let extraLength = Int(fixed.bigEndian32(at: 36))
-        guard extraLength <= 1024 else { throw .invalid(path: file.path, reason: "a snapshot with \(extraLength) bytes of extra data") }
-        let rest = try file.read("the snapshot table", count: extraLength + identifierLength + nameLength, at: offset &+ 40)
-        // The machine's state has 64 bits where there is room for them.
-        let state = extraLength >= 8 ? rest.bigEndian64(at: 0) : UInt64(fixed.bigEndian32(at: 32))
-        let instructions = extraLength >= 24 ? rest.bigEndian64(at: 16) : .max
-        snapshots.append(ImageInformation.Snapshot(
-            identifier: String(decoding: rest[extraLength..<extraLength + identifierLength], as: UTF8.self),
-            name: String(decoding: rest[(extraLength + identifierLength)...], as: UTF8.self),
-            stateSize: state, seconds: fixed.bigEndian32(at: 16), nanoseconds: fixed.bigEndian32(at: 20), clock: fixed.bigEndian64(at: 24),
-            instructions: instructions == .max ? nil : instructions))
-        offset = offset &+ UInt64(40 + rest.count + 7) & ~7
-    }
-    return snapshots
 }

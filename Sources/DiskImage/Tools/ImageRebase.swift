@@ -102,6 +102,7 @@ public struct ImageRebase: Sendable {
         options.format = format
         options.keys = keys
         options.usesAllKeys = false
+        options.dataFile = nil
         do throws(DiskImageError) { return ImageReader(try DiskImage(path: path, options: options)) } catch {
             throw .backing(of: self.path, error)
         }

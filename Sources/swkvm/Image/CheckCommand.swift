@@ -10,7 +10,8 @@ struct ImageCheckCommand: ParsableCommand {
         abstract: "Look for errors and lost space in a qcow2 image, and repair them.",
         discussion: """
             Errors have cost data or may cost some with the next write; leaked clusters are space that is counted as used and is not. Backing \
-            files are not looked at. A repair of all gives entries that cannot be right up: what they stood for reads as zeroes.
+            files are not looked at. A repair of all gives entries that cannot be right up: what they stood for reads as zeroes. An external data file \
+            is looked at only if --data-file names it: clusters beyond its end are errors.
 
             EXIT STATUS
               0    nothing is wrong, or everything could be repaired
@@ -20,10 +21,12 @@ struct ImageCheckCommand: ParsableCommand {
               63   the format has nothing that could be checked
             """)
 
-    @Option(help: "The image's format; by default that of its extension.")
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.customShort("r"), .long], help: "Give leaked clusters back (leaks), or repair errors as well (all).")
+    @OptionGroup var data: DataFileOption
+
+    @Option(name: [.customShort("r"), .long], help: ArgumentHelp("Give leaked clusters back (leaks), or repair errors as well (all).", valueName: "what"))
     var repair: CheckReport.Repair?
 
     @Flag(help: "Print one JSON object.")
@@ -35,7 +38,7 @@ struct ImageCheckCommand: ParsableCommand {
     func run() throws {
         let report: CheckReport
         do throws(DiskImageError) {
-            report = try DiskImage.check(path: file, options: DiskImageOptions(format: format), repair: repair)
+            report = try DiskImage.check(path: file, options: DiskImageOptions(format: format, dataFile: data.dataFile), repair: repair)
         } catch {
             StandardError().say(error.description)
             if case .notCheckable = error { throw ExitCode(63) }

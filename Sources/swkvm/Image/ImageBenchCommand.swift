@@ -17,13 +17,13 @@ struct ImageBenchCommand: ParsableCommand {
     @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: what the file's extension says.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.short, .long], help: ArgumentHelp("Requests.", valueName: "n"))
+    @Option(name: [.short, .long], help: ArgumentHelp("Requests to make.", valueName: "n"))
     var count: UInt64 = 75000
 
     @Option(name: [.short, .long], help: ArgumentHelp("Requests in flight, 1 to 4096.", valueName: "n"))
     var depth = 64
 
-    @Option(name: [.short, .customLong("buffer-size")], help: ArgumentHelp("Bytes of a request.", valueName: "size"))
+    @Option(name: [.short, .customLong("buffer-size")], help: ArgumentHelp("Bytes of a request, 64M at most.", valueName: "size"))
     var size = ByteSize(bytes: 4096)
 
     @Option(name: [.customShort("S"), .customLong("step-size")], help: ArgumentHelp("From one request's start to the next one's. Default: a request's size.", valueName: "size"))
@@ -50,6 +50,7 @@ struct ImageBenchCommand: ParsableCommand {
     @Option(name: [.customShort("t"), .long], help: ArgumentHelp("writeback, or none to go around the page cache.", valueName: "mode"))
     var cache = CacheMode.writeback
 
+    @OptionGroup var data: DataFileOption
     @OptionGroup var keys: KeyOptions
 
     @Flag(help: "Without io_uring: one system call after the other.")
@@ -65,6 +66,7 @@ struct ImageBenchCommand: ParsableCommand {
         let result = try ImageTool.run { () throws(DiskImageError) in
             var bench = ImageBench(path: file)
             bench.options.format = format
+            bench.options.dataFile = data.dataFile
             bench.options.keys = try keys.load()
             bench.options.cache = cache
             bench.writes = write

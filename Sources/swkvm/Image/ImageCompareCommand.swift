@@ -24,6 +24,11 @@ struct ImageCompareCommand: ParsableCommand {
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The second image's format.", valueName: "format"))
     var secondFormat: ImageFormat?
 
+    @OptionGroup var data: DataFileOption
+
+    @Option(help: ArgumentHelp("As --data-file, for the second image.", valueName: "file"))
+    var secondDataFile: String?
+
     @OptionGroup var keys: KeyOptions
 
     @Option(help: ArgumentHelp("As --key-file, for the second image.", valueName: "file"))
@@ -55,6 +60,8 @@ struct ImageCompareCommand: ParsableCommand {
             var comparison = ImageComparison(first, second)
             comparison.firstOptions.format = format
             comparison.secondOptions.format = secondFormat
+            comparison.firstOptions.dataFile = data.dataFile
+            comparison.secondOptions.dataFile = secondDataFile
             comparison.firstOptions.keys = try keys.load()
             comparison.secondOptions.keys = try KeyOptions.load(secondKeyFile, secondKeyFd)
             comparison.firstOptions.locking = !forceShare

@@ -30,7 +30,7 @@ struct ImageConvertCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Compress clusters (qcow2, and VMDK as streamOptimized).")
     var compress = false
 
-    @Option(help: ArgumentHelp("How hard to compress: 1 to 9 for zlib, 1 to 19 for zstd.", valueName: "n"))
+    @Option(help: ArgumentHelp("How hard to compress: 1 to 9 for zlib (default 6), 1 to 19 for zstd (default 3).", valueName: "n"))
     var compressionLevel: Int?
 
     @OptionGroup var layout: LayoutOptions

@@ -24,7 +24,11 @@ struct ImageCreateCommand: ParsableCommand {
 
     @OptionGroup var encryption: EncryptionOptions
 
-    @OptionGroup var keys: KeyOptions
+    @Option(help: ArgumentHelp("A file with the key (the password) that --encrypt gives the image, every byte of it.", valueName: "file"))
+    var keyFile: [String] = []
+
+    @Option(help: ArgumentHelp("The same from an open descriptor.", valueName: "n"))
+    var keyFd: [Int32] = []
 
     @Option(name: [.short, .long], help: ArgumentHelp("The image that shows where this one has nothing of its own; relative to this one's directory.", valueName: "file"))
     var backing: String?
@@ -62,7 +66,7 @@ struct ImageCreateCommand: ParsableCommand {
             var creation = ImageCreation(path: file, format: format, size: (size ?? sizeOption)?.bytes)
             creation.subformat = layout.subformat
             creation.options = layout.options
-            let keys = try keys.load()
+            let keys = try KeyOptions.load(keyFile, keyFd)
             creation.options.encryption = try encryption.encryption(keys, file, option: "--key")
             guard encryption.encrypt || keys.isEmpty else { throw .impossible(path: file, reason: "a key was given; --encrypt makes an image that needs it") }
             creation.options.dataFile = dataFile
@@ -91,7 +95,7 @@ struct LayoutOptions: ParsableArguments {
     @Flag(help: "qcow2: allow programs to keep reference counts lazily.")
     var lazyRefcounts = false
 
-    @Flag(name: .customLong("extended-l2"), help: "qcow2: 32 subclusters in each cluster.")
+    @Flag(name: .customLong("extended-l2"), help: "qcow2: 32 subclusters in each cluster, which has to have 16K or more.")
     var extendedL2 = false
 
     @Option(help: ArgumentHelp("qcow2: how clusters are compressed: zlib or zstd.", valueName: "type"))

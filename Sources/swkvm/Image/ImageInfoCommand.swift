@@ -15,6 +15,8 @@ struct ImageInfoCommand: ParsableCommand {
 
     @OptionGroup var image: SourceOptions
 
+    @OptionGroup var data: DataFileOption
+
     @Flag(help: "Also of its backing file, that one's, and so on.")
     var backingChain = false
 
@@ -23,8 +25,8 @@ struct ImageInfoCommand: ParsableCommand {
 
     func run() throws {
         let chain = try ImageTool.run { () throws(DiskImageError) in
-            if backingChain { return try ImageInformation.chain(path: image.file, format: image.format, locking: !image.forceShare) }
-            return [try ImageInformation(path: image.file, format: image.format, locking: !image.forceShare)]
+            if backingChain { return try ImageInformation.chain(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile) }
+            return [try ImageInformation(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile)]
         }
         if json {
             print(backingChain ? JSON.array(chain.map(\.json)) : chain[0].json)
@@ -72,7 +74,9 @@ extension ImageInformation {
         if qcow2.compatibility == .version3 { lines.append("    lazy refcounts: \(qcow2.lazyRefcounts)") }
         lines.append("    refcount bits: \(qcow2.refcountBits)")
         if let dataFile = qcow2.dataFile {
-            lines.append("    data file: \(ImageTool.printable(dataFile))")
+            let path = qcow2.dataFilePath.map { $0 == dataFile ? "" : " (actual path: \(ImageTool.printable($0)))" } ?? ""
+            lines.append("    data file: \(ImageTool.printable(dataFile))\(path)")
+            if let size = qcow2.dataFileAllocated { lines.append("    data file disk size: \(ImageTool.size(size))") }
             lines.append("    data file raw: \(qcow2.dataFileIsRaw)")
         }
         if let encryption { lines += encryption.lines }
@@ -92,7 +96,7 @@ extension ImageInformation {
                 ("data", .object([
                     ("compat", .string(qcow2.compatibility.rawValue)), ("compression-type", .string(qcow2.compression)),
                     ("lazy-refcounts", isVersion3 ? .bool(qcow2.lazyRefcounts) : nil), ("refcount-bits", .number(UInt64(qcow2.refcountBits))),
-                    ("data-file", qcow2.dataFile.map(JSON.string)), ("data-file-raw", qcow2.dataFile == nil ? nil : .bool(qcow2.dataFileIsRaw)),
+                    ("data-file", qcow2.dataFile.map(JSON.string)), ("data-file-actual-size", qcow2.dataFileAllocated.map(JSON.number)), ("data-file-raw", qcow2.dataFile == nil ? nil : .bool(qcow2.dataFileIsRaw)),
                     ("encrypt", encryption?.json),
                     ("corrupt", isVersion3 ? .bool(qcow2.isCorrupt) : nil), ("extended-l2", isVersion3 ? .bool(qcow2.extendedL2) : nil),
                 ])),

@@ -17,12 +17,14 @@ struct ImageMapCommand: ParsableCommand {
 
     @OptionGroup var image: SourceOptions
 
+    @OptionGroup var data: DataFileOption
+
     @Flag(help: "As JSON, with qemu-img's names.")
     var json = false
 
     func run() throws {
         try ImageTool.run { () throws(DiskImageError) in
-            var options = DiskImageOptions(format: image.format, readOnly: true, locking: !image.forceShare)
+            var options = DiskImageOptions(format: image.format, readOnly: true, locking: !image.forceShare, dataFile: data.dataFile)
             // Where data lies is no secret.
             options.opensData = false
             var map = ImageMap(try DiskImage(path: image.file, options: options))

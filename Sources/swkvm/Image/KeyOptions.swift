@@ -24,7 +24,7 @@ struct EncryptionOptions: ParsableArguments {
     @Flag(help: "qcow2: encrypt the data with LUKS (AES-256-XTS, PBKDF2 with SHA-256).")
     var encrypt = false
 
-    @Option(help: ArgumentHelp("Milliseconds that trying a key is to take on this computer.", valueName: "ms"))
+    @Option(help: ArgumentHelp("Milliseconds that trying a key is to take on this computer. Default: 2000.", valueName: "ms"))
     var iterTime: UInt32?
 
     @Option(help: ArgumentHelp("Iterations of PBKDF2 in place of a time, \(PasswordCost.minimum) to \(PasswordCost.maximum).", valueName: "n"))

@@ -45,7 +45,7 @@ struct ImageResizeCommand: ParsableCommand {
             swkvm image resize --shrink disk.qcow2 -- -1G
             """)
 
-    @Option(help: "The image's format; by default that of its extension.")
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption
@@ -53,7 +53,7 @@ struct ImageResizeCommand: ParsableCommand {
     @Flag(help: "Let the disk get shorter.")
     var shrink = false
 
-    @Option(help: "What is set aside for the space that is added: off, metadata, falloc or full.")
+    @Option(help: ArgumentHelp("What is set aside for the space that is added: off, metadata (qcow2), falloc or full.", valueName: "mode"))
     var preallocation = Preallocation.off
 
     @OptionGroup var keys: KeyOptions

@@ -14,7 +14,9 @@ struct ImageSnapshotCommand: ParsableCommand {
         subcommands: [List.self, Create.self, Apply.self, Delete.self])
 
     struct Image: ParsableArguments {
-        @Option(help: "The image's format, which has to be qcow2. Default: that, unless the extension says another.")
+        @Option(
+            name: [.short, .long],
+            help: ArgumentHelp("The image's format, which has to be qcow2. Default: that, unless the extension says another.", valueName: "format"))
         var format: ImageFormat?
 
         @OptionGroup var data: DataFileOption
