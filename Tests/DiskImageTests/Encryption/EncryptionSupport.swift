@@ -9,6 +9,8 @@ struct Encrypted {
     /// A key file's path, with a newline at its end that belongs to the key.
     let keyFile: String
     let key: DiskKey
+    /// What QEMU has to be told of the images below.
+    var below = ""
 
     static let password = "three can keep a secret\n"
 
@@ -39,7 +41,7 @@ struct Encrypted {
     private var secret: [String] { ["--object", "secret,id=s,file=\(keyFile)"] }
 
     /// An image for QEMU's `--image-opts`.
-    func image(_ path: String) -> String { "driver=qcow2,file.filename=\(path),encrypt.key-secret=s" }
+    func image(_ path: String) -> String { "driver=qcow2,file.filename=\(path),encrypt.key-secret=s\(below)" }
 
     /// Has qemu-img make an image. On a busy machine its clock for key derivation fails now and then.
     func qemuCreate(_ name: String, size: Int, _ options: String, format: String = "luks", backing: [String] = []) throws -> String {

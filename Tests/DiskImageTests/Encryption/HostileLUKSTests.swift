@@ -66,6 +66,38 @@ import Testing
         _ = try? DiskImage.check(path: path, options: unlocked)
     }
 
+    /// What a header may have computed before a password is known to be wrong has a bound, for all of its slots together, and nothing is computed
+    /// beyond it. Who needs no data computes nothing.
+    @Test func whatAPasswordCostsIsBounded() throws {
+        let encrypted = try Encrypted(directory)
+        let path = try encrypted.create("disk.qcow2", size: 1 << 20)
+        var file = try directory.read("disk.qcow2")
+        // Of a key of 64 bytes two digests of SHA-256, of the digest one.
+        let own: UInt64 = 2 * 1000 + 1000
+        var options = encrypted.options()
+        options.maximumKeyWork = own
+        _ = try DiskImage(path: path, options: options)
+        options.maximumKeyWork = own - 1
+        #expect(openError(path, options) == .keyTooSlow(path: path, work: own, limit: own - 1))
+
+        // Seven slots more, behind the first one's key: each by itself would be allowed.
+        let most = UInt32(DiskImageOptions.defaultMaximumKeyWork / 4), stride = (64 * 4000 + 4095) / 4096 * 8
+        for slot in 1..<8 {
+            let place = 65536 + 208 + 48 * slot
+            file.replaceSubrange(place..<place + 8, with: Self.number(0x00ac_71f3, 4) + Self.number(UInt64(most), 4))
+            file.replaceSubrange(place + 40..<place + 48, with: Self.number(UInt64(8 + slot * stride), 4) + Self.number(4000, 4))
+        }
+        try directory.write("disk.qcow2", file)
+        let all = own + 7 * (2 * UInt64(most) + 1000)
+        for readOnly in [true, false] {
+            #expect(openError(path, encrypted.options(readOnly: readOnly)) == .keyTooSlow(path: path, work: all, limit: DiskImageOptions.defaultMaximumKeyWork))
+        }
+        #expect(try ImageInformation(path: path).encryption?.luks?.slots.filter(\.isActive).count == 8)
+        var sealed = unlocked
+        sealed.opensData = false
+        _ = try DiskImage(path: path, options: sealed)
+    }
+
     /// Of what cannot be told to be wrong, the key knows.
     @Test(arguments: [112, 132, 216, 4096, 4096 + 255_999]) func isAnotherKeysHeader(offset: Int) throws {
         let encrypted = try Encrypted(directory)
