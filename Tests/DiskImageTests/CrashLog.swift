@@ -31,6 +31,12 @@ final class CrashLog: Sendable {
         }
     }
 
+    /// Other entries of the same files.
+    init(_ log: CrashLog, _ entries: [Entry]) {
+        files = log.files
+        self.entries.withLock { $0 = entries }
+    }
+
     private func number(_ descriptor: Int32) -> Int {
         var status = stat()
         guard unsafe fstat(descriptor, &status) == 0, let number = files.firstIndex(of: ImageFile.Identity(status)) else { fatalError("a file of nobody") }
