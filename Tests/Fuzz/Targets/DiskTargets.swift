@@ -3,38 +3,54 @@ import DiskImage
 import Glibc
 import Linux
 
+/// A file without a name, which others open by its descriptor.
+struct MemoryFile: ~Copyable {
+    private let descriptor: FileDescriptor
+    var path: String { "/proc/self/fd/\(descriptor.rawValue)" }
+
+    /// - Parameter pieces: what is in it; all else are zeroes.
+    init(_ pieces: [(place: Int, bytes: [UInt8])]) {
+        let number = clinux_memfd_create("fuzz", UInt32(MFD_CLOEXEC))
+        guard number >= 0 else { fatalError("memfd_create") }
+        descriptor = FileDescriptor(owning: number)
+        for (place, bytes) in pieces where !bytes.isEmpty {
+            guard bytes.withUnsafeBytes({ pwrite(number, $0.baseAddress, $0.count, place) }) == bytes.count else { fatalError("pwrite") }
+        }
+    }
+}
+
 extension FuzzTarget {
     /// Images of each format, read and, where that is possible, written: what a header, a table or an entry says may be anything.
-    static let disks = [
-        FuzzTarget(name: "qcow2", seeds: [qcow2()]) { bytes in uses(bytes, .qcow2) },
-        FuzzTarget(name: "vdi", seeds: [vdi()]) { bytes in uses(bytes, .vdi) },
-        FuzzTarget(name: "vmdk", seeds: [sparseVMDK(), descriptor()]) { bytes in uses(bytes, .vmdk) },
-        // Checksums are put right here, as nothing but chance would.
+    ///
+    /// An input that ends with a sector is the beginning of a file, whose rest is zeroes: data that says nothing. Another is all of it.
+    static let disks = qcow2 + [
+        FuzzTarget(name: "vdi", seeds: [vdi()]) { bytes in uses(MemoryFile(extended(bytes, to: 1024 + 8192)), .vdi) },
+        FuzzTarget(name: "vmdk", seeds: [sparseVMDK(), descriptor()]) { bytes in uses(MemoryFile(extended(bytes, to: 16384)), .vmdk) },
+        // Checksums are put right here, as nothing but chance would. The footer comes last.
         FuzzTarget(name: "vhd", seeds: [vhd()]) { bytes in
             var bytes = bytes
             sum(&bytes, at: 0, count: 512, checksum: 64)
             sum(&bytes, at: 512, count: 1024, checksum: 36)
             sum(&bytes, at: bytes.count - 512, count: 512, checksum: 64)
-            return uses(bytes, .vhd)
+            guard bytes.count % 512 == 0, bytes.count >= 512 else { return uses(MemoryFile([(0, bytes)]), .vhd) }
+            return uses(MemoryFile([(0, bytes.dropLast(512)), (max(bytes.count - 512, 2048 + 512 + 4096), bytes.suffix(512))].map { ($0, Array($1)) }), .vhd)
         },
-        FuzzTarget(name: "vhdx", seeds: [vhdx(), vhdx(hasLog: true)]) { bytes in uses(vhdxFile(bytes), .vhdx) },
+        FuzzTarget(name: "vhdx", seeds: [vhdx(), vhdx(hasLog: true)]) { bytes in uses(MemoryFile(vhdxFile(bytes)), .vhdx) },
     ]
 
-    private static func uses(_ bytes: [UInt8], _ format: ImageFormat) -> Bool { uses([(0, bytes)], format) }
+    private static func extended(_ bytes: [UInt8], to size: Int) -> [(place: Int, bytes: [UInt8])] {
+        [(0, bytes)] + (bytes.count % 512 == 0 && bytes.count < size ? [(size - 1, [0])] : [])
+    }
 
-    /// Opens the pieces of a file as an image and uses its disk's start, middle and end.
-    private static func uses(_ pieces: [(place: Int, bytes: [UInt8])], _ format: ImageFormat) -> Bool {
-        let number = clinux_memfd_create("fuzz", UInt32(MFD_CLOEXEC))
-        guard number >= 0 else { fatalError("memfd_create") }
-        let file = FileDescriptor(owning: number)
-        for (place, bytes) in pieces where !bytes.isEmpty {
-            guard bytes.withUnsafeBytes({ pwrite(number, $0.baseAddress, $0.count, place) }) == bytes.count else { fatalError("pwrite") }
-        }
+    /// Opens a file as an image and uses its disk's start, middle and end.
+    /// - Parameter configure: changes how it is opened.
+    static func uses(_ file: borrowing MemoryFile, _ format: ImageFormat, configure: (inout DiskImageOptions) -> Void = { _ in }) -> Bool {
         var isAccepted = false
         for isReadOnly in [true, false] {
             var options = DiskImageOptions(format: format, readOnly: isReadOnly, locking: false, allowsBacking: false, metadataCacheSize: 64 << 10)
             options.cache = .writeback
-            guard let image = try? DiskImage(path: "/proc/self/fd/\(file.rawValue)", options: options),
+            configure(&options)
+            guard let image = try? DiskImage(path: file.path, options: options),
                 var engine = try? DiskEngine(image, depth: 4, segments: 4, usesRing: false) else { continue }
             isAccepted = true
             let size = engine.image.size
@@ -62,31 +78,9 @@ extension FuzzTarget {
 
     // MARK: - Seeds
 
-    /// Clusters of 512 bytes, one of them allocated.
-    private static func qcow2() -> [UInt8] {
-        var file = [UInt8](repeating: 0, count: 6 * 512)
-        put(&file, 0, 0x5146_49fb, 4, isBig: true)
-        put(&file, 4, 3, 4, isBig: true)
-        put(&file, 20, 9, 4, isBig: true)
-        put(&file, 24, 40 << 10, 8, isBig: true)
-        put(&file, 36, 2, 4, isBig: true)
-        put(&file, 40, 3 * 512, 8, isBig: true)
-        put(&file, 48, 512, 8, isBig: true)
-        put(&file, 56, 1, 4, isBig: true)
-        put(&file, 96, 4, 4, isBig: true)
-        put(&file, 100, 104, 4, isBig: true)
-        // One block of counts for six clusters, an L1 and an L2 table, and data.
-        put(&file, 512, 2 * 512, 8, isBig: true)
-        for cluster in 0..<6 { put(&file, 2 * 512 + cluster * 2, 1, 2, isBig: true) }
-        put(&file, 3 * 512, 1 << 63 | 4 * 512, 8, isBig: true)
-        put(&file, 4 * 512, 1 << 63 | 5 * 512, 8, isBig: true)
-        put(&file, 4 * 512 + 8, 1, 8, isBig: true)
-        return file
-    }
-
     /// Blocks of 4 KiB, the second and the first of eight allocated.
     private static func vdi() -> [UInt8] {
-        var file = [UInt8](repeating: 0, count: 1024 + 8192)
+        var file = [UInt8](repeating: 0, count: 1024)
         for (place, value) in [
             (0x40, 0xbeda_107f), (0x44, 0x1_0001), (0x48, 0x190), (0x4c, 1), (0x154, 512), (0x158, 1024), (0x168, 512), (0x170, 32 << 10), (0x178, 4096),
             (0x180, 8), (0x184, 2),
@@ -99,7 +93,7 @@ extension FuzzTarget {
 
     /// Grains of 4 KiB, two of sixteen allocated.
     private static func sparseVMDK() -> [UInt8] {
-        var file = [UInt8](repeating: 0, count: 16384)
+        var file = [UInt8](repeating: 0, count: 9 * 512)
         put(&file, 0, 0x564d_444b, 4)
         for (place, value) in [(4, 1), (8, 3), (12, 128), (20, 8), (28, 1), (36, 1), (44, 512), (48, 2), (56, 3), (64, 16)] as [(Int, UInt64)] {
             put(&file, place, value, place == 4 || place == 8 || place == 44 ? 4 : 8)
@@ -121,7 +115,7 @@ extension FuzzTarget {
 
     /// Blocks of 4 KiB, one of eight allocated.
     private static func vhd() -> [UInt8] {
-        var file = [UInt8](repeating: 0, count: 2048 + 512 + 4096 + 512)
+        var file = [UInt8](repeating: 0, count: 2048 + 512)
         for footer in [0, file.count - 512] {
             file.replaceSubrange(footer..<footer + 8, with: "conectix".utf8)
             for (place, value, width) in [(12, 0x1_0000, 4), (16, 512, 8), (28, 0x77696e20, 4), (40, 32 << 10, 8), (48, 32 << 10, 8), (60, 3, 4)] as [(Int, UInt64, Int)] {
@@ -208,10 +202,6 @@ extension FuzzTarget {
     }
 
     // MARK: - Bytes
-
-    private static func put(_ file: inout [UInt8], _ offset: Int, _ value: UInt64, _ width: Int, isBig: Bool = false) {
-        for index in 0..<width { file[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * (isBig ? width - 1 - index : index))) }
-    }
 
     /// The complement of the sum of a structure's other bytes, if there is room for it.
     private static func sum(_ bytes: inout [UInt8], at place: Int, count: Int, checksum: Int) {

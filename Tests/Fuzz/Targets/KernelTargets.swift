@@ -120,16 +120,16 @@ extension FuzzTarget {
         put(&file, value, 0x10_0000, width)
         put(&file, sizeAt, UInt64(value + width - place), 4)
     }
-
-    private static func put(_ file: inout [UInt8], _ offset: Int, _ value: UInt64, _ width: Int) {
-        for index in 0 ..< width { file[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index)) }
-    }
 }
 
 /// The bytes as a gzip file.
-public func gzip(_ bytes: [UInt8]) -> [UInt8] {
+public func gzip(_ bytes: [UInt8]) -> [UInt8] { deflated(bytes, windowBits: 15 + 16) }
+
+/// Compresses bytes.
+/// - Parameter windowBits: as zlib has it: log2 of how far back it looks, negative for nothing but the compressed bytes, with 16 more for a gzip file.
+func deflated(_ bytes: [UInt8], windowBits: Int32) -> [UInt8] {
     var stream = z_stream()
-    guard deflateInit2_(&stream, 1, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size)) == Z_OK else {
+    guard deflateInit2_(&stream, 1, Z_DEFLATED, windowBits, 8, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size)) == Z_OK else {
         fatalError("no memory for zlib")
     }
     defer { deflateEnd(&stream) }
