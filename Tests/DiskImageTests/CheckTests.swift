@@ -63,7 +63,7 @@ import Testing
         // With all of its last cluster.
         let file = try directory.read("disk.qcow2"), good = file + [UInt8](repeating: 0, count: (65536 - file.count % 65536) % 65536)
         let pointer = try #require((0..<65000).first { good.bigEndian32(at: $0) == 0x2385_2875 }) + 8
-        let entry = Int(good.bigEndian64(at: pointer + 16)), end = UInt64(good.count + 65535) & ~65535
+        let entry = Int(good.bigEndian64(at: pointer + 16)), end = UInt64(good.count + 65536)
         for (name, change, says) in [
             ("nothing, beyond the end", { $0.store(0 as UInt64, at: pointer + 8); $0.store(end, at: pointer + 16) }, "a directory of 1 bitmaps"),
             ("nothing, at the end of numbers", { $0.store(0 as UInt64, at: pointer + 8); $0.store(UInt64.max & ~65535, at: pointer + 16) }, "a directory of 1 bitmaps"),

@@ -238,7 +238,8 @@ import Testing
         engine.image.withMetadata { $0.link(run, at: 65536, sequence: 0) }
         #expect(engine.image.withMetadata { $0.needsBarrier } == true)
         // And while that is made durable, the mapping stays as it is.
-        #expect(try engine.image.beginCommit(.host) && engine.image.isLocked)
+        let isWritten = try engine.image.beginCommit(.host), isLocked = engine.image.isLocked
+        #expect(isWritten && isLocked)
         engine.image.unlock()
     }
 

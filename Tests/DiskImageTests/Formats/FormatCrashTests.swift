@@ -145,13 +145,15 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
         try image.make(in: directory)
         var engine = try DiskEngine(DiskImage(path: directory.file(image.names[0]), options: image.options))
         try engine.write(0, [UInt8](repeating: 1, count: 512))
-        let second = try #require(engine.image.clusterSize)
+        let blockSize = engine.image.clusterSize
+        let second = try #require(blockSize)
         let run = try engine.image.allocate(1, at: second, for: nil, .host)
         // The whole commit passes while the data is on its way.
         try engine.perform(.flush)
-        #expect(try !engine.image.beginCommit(.host))
+        let isNothing = try !engine.image.beginCommit(.host)
         engine.image.link(run, at: second, sequence: 0)
-        #expect(try engine.image.beginCommit(.host) && engine.image.isLocked)
+        let isWritten = try engine.image.beginCommit(.host), isLocked = engine.image.isLocked
+        #expect(isNothing && isWritten && isLocked)
         engine.image.unlock()
     }
 
