@@ -102,19 +102,11 @@ public struct DiskCompletion: Sendable {
     /// One of several engines of an image. Parameters are as those of an engine with an image of its own.
     public init(_ shared: SharedImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
         let operations = Self.operationCount(depth)
-        if let remote = shared.image.remote {
-            remote.reserve(operations)
-            try self.init(shared, depth: depth, segments: segments, queue: .remote(remote))
-            return
-        }
-        // No ring, for whatever reason, is no reason to have no disk. One entry is for the bell.
-        if usesRing, let ring = try? IORing(entries: operations + 1) {
-            try self.init(shared, depth: depth, segments: segments, queue: .ring(ring))
-        } else {
-            let io: SynchronousIO
-            do { io = try SynchronousIO(capacity: operations, calls: shared.calls) } catch { throw .system(path: shared.path, error) }
-            try self.init(shared, depth: depth, segments: segments, queue: .synchronous(io))
-        }
+        let queue: IOQueue
+        do throws(SystemCallError) {
+            queue = try shared.image.makeQueue(operations, usesRing: usesRing, calls: shared.calls)
+        } catch { throw .system(path: shared.path, error) }
+        try self.init(shared, depth: depth, segments: segments, queue: queue)
     }
 
     private init(_ shared: SharedImage, depth: Int, segments: Int, queue: consuming IOQueue) throws(DiskImageError) {

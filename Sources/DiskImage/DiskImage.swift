@@ -33,8 +33,13 @@ package import Linux
     let layers: UnsafeMutableBufferPointer<Layer>
     /// How many of them stand on top of each other.
     let chainLength: Int
-    /// The remote disk that this is, which does what is otherwise done with the one file's descriptor.
+    /// The remote disk that is the last of the chain, or all of it. It does what is otherwise done with the descriptor of its file.
     let remote: NBDDisk?
+    /// Whether there is nothing on top of it.
+    var isRemote: Bool { remote != nil && chainLength == 1 }
+
+    /// The remote disk that a file, by its number, stands for.
+    func remote(ofFile file: Int) -> NBDDisk? { file == chainLength - 1 ? remote : nil }
 
     /// A file of the chain with what its format says of it; a raw file needs nothing said.
     struct Layer: ~Copyable {
@@ -61,7 +66,7 @@ package import Linux
     /// read-only, with the format that the image above states or else, again, that of their extension. Their names are relative to the
     /// directory of the image above.
     ///
-    /// A path that is the address of a remote disk (`nbd://…`) is connected to. Only this one name can be: those that images carry cannot.
+    /// A name that is the address of a remote disk (`nbd://…`) is connected to: the path, or that of a backing file.
     public init(path: String, options: DiskImageOptions = DiskImageOptions()) throws(DiskImageError) {
         try self.init(path: path, options: options, remote: nil)
     }
@@ -71,12 +76,12 @@ package import Linux
         try self.init(path: path, options: options, remote: NBDDisk(path: path, socket: socket))
     }
 
-    /// - Parameter remote: the remote disk of this name, if it is connected to already.
+    /// - Parameter remote: a remote disk that is connected to already, for what has its name.
     init(path: String, options: DiskImageOptions, remote: NBDDisk?) throws(DiskImageError) {
         let format: ImageFormat
         if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
-        var chain = Chain()
-        if NBDLocation.isAddress(path) { try chain.connect(path, format, options, remote) } else { try chain.open(path, format, options) }
+        var chain = Chain(connected: remote)
+        try chain.open(path, format, options)
         if options.followsBacking, options.usesAllKeys, options.opensData, chain.encryptedCount < options.keys.count {
             throw .keyUnused(path: path, encrypted: chain.encryptedCount, keys: options.keys.count)
         }
@@ -97,7 +102,7 @@ package import Linux
         unsafe layers.deallocate()
     }
 
-    /// The most engines at a time: a remote disk has one connection, which one engine looks after.
+    /// The most engines at a time: a remote disk, whatever stands on it, has one connection, which one engine looks after.
     public var maximumEngines: Int { remote == nil ? SharedImage.maximumEngines : 1 }
 
     /// The files that make up the image, topmost first.

@@ -10,6 +10,8 @@ enum IOQueue: ~Copyable {
     case ring(IORing)
     case synchronous(SynchronousIO)
     case remote(NBDDisk)
+    /// Files on top of a remote disk.
+    case layered(LayeredIO)
 
     /// Readable while completions wait.
     var rawValue: Int32 {
@@ -17,6 +19,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): ring.rawValue
         case .synchronous(let calls): calls.rawValue
         case .remote(let disk): disk.descriptor
+        case .layered(let queues): queues.descriptor
         }
     }
 
@@ -26,6 +29,7 @@ enum IOQueue: ~Copyable {
         case .ring: false
         case .synchronous(let calls): calls.hasCompletion
         case .remote(let disk): !disk.ended.isEmpty
+        case .layered(let queues): queues.hasCompletion
         }
     }
 
@@ -34,6 +38,7 @@ enum IOQueue: ~Copyable {
         case .ring: true
         case .synchronous: false
         case .remote: false
+        case .layered(let queues): queues.files.isRing
         }
     }
 
@@ -44,6 +49,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try unsafe ring.read(file, vectors, count: count, at: offset, token: token)
         case .synchronous(let calls): unsafe calls.read(file, vectors, count: count, at: offset, token: token)
         case .remote(let disk): try unsafe disk.transfer(.read, vectors, count: count, at: offset, token: token)
+        case .layered(let queues): try unsafe queues.read(file, vectors, count: count, at: offset, token: token)
         }
     }
 
@@ -52,6 +58,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try unsafe ring.write(file, vectors, count: count, at: offset, token: token)
         case .synchronous(let calls): unsafe calls.write(file, vectors, count: count, at: offset, token: token)
         case .remote(let disk): try unsafe disk.transfer(.write, vectors, count: count, at: offset, token: token)
+        case .layered(let queues): try unsafe queues.files.write(file, vectors, count: count, at: offset, token: token)
         }
     }
 
@@ -60,6 +67,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try ring.synchronize(file, token: token)
         case .synchronous(let calls): calls.synchronize(file, token: token)
         case .remote(let disk): try disk.change(.flush, token: token)
+        case .layered(let queues): try queues.files.synchronize(file, token: token)
         }
     }
 
@@ -69,6 +77,7 @@ enum IOQueue: ~Copyable {
         case .synchronous(let calls): calls.allocate(file, mode: mode, at: offset, length: length, token: token)
         case .remote(let disk):
             try disk.change(mode & FALLOC_FL_PUNCH_HOLE != 0 ? .zero : .zeroKeeping, at: offset, length: length, token: token)
+        case .layered(let queues): try queues.files.allocate(file, mode: mode, at: offset, length: length, token: token)
         }
     }
 
@@ -86,6 +95,7 @@ enum IOQueue: ~Copyable {
         case .ring: try EventFD()
         case .synchronous(let calls): try calls.bell.duplicate()
         case .remote: try EventFD()
+        case .layered(let queues): try queues.files.makeBell()
         }
     }
 
@@ -97,6 +107,7 @@ enum IOQueue: ~Copyable {
         case .synchronous: break
         // There is no other engine that would ring.
         case .remote: break
+        case .layered: break
         }
     }
 
@@ -106,6 +117,7 @@ enum IOQueue: ~Copyable {
         case .ring: break
         case .synchronous(let calls): calls.listen()
         case .remote: break
+        case .layered: break
         }
     }
 
@@ -114,6 +126,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try ring.submit()
         case .synchronous(let calls): calls.submit()
         case .remote(let disk): disk.submit()
+        case .layered(let queues): try queues.submit()
         }
     }
 
@@ -123,6 +136,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): ring.spin(nanoseconds: nanoseconds)
         case .synchronous: false
         case .remote: false
+        case .layered(let queues): queues.spin(nanoseconds: nanoseconds)
         }
     }
 
@@ -132,6 +146,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try ring.wait(for: count)
         case .synchronous(let calls): calls.wait()
         case .remote(let disk): disk.wait()
+        case .layered(let queues): try queues.wait()
         }
     }
 
@@ -139,6 +154,7 @@ enum IOQueue: ~Copyable {
     func finish(within milliseconds: Int) {
         switch self {
         case .remote(let disk): disk.finish(within: milliseconds)
+        case .layered(let queues): queues.remote.finish(within: milliseconds)
         default: break
         }
     }
@@ -148,6 +164,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): ring.nextCompletion()
         case .synchronous(let calls): calls.nextCompletion()
         case .remote(let disk): disk.nextCompletion()
+        case .layered(let queues): queues.nextCompletion()
         }
     }
 }

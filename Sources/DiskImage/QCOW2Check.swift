@@ -11,6 +11,7 @@ extension DiskImage {
         let format: ImageFormat
         if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
         guard format == .qcow2 else { throw .notCheckable(path: path) }
+        guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         let file = try ImageFile(path: path, writable: repair != nil, cache: .writeback, locking: options.locking)
         return try check(file, repair, calls: .host)
     }

@@ -18,6 +18,7 @@ public struct ImageCommit: Sendable {
     @discardableResult
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) -> String {
         var options = options
+        guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         guard try ImageFormat(options.format, orExtensionOf: path) == .qcow2 else {
             throw .impossible(path: path, reason: "only qcow2 images have backing files")
         }
@@ -48,6 +49,9 @@ public struct ImageCommit: Sendable {
             engine = try DiskEngine(DiskImage(path: target, options: targetOptions), depth: 1, segments: 1)
         } catch {
             throw .backing(of: path, error)
+        }
+        if let remote = engine.image.remote, engine.image.isRemote, !remote.export.canFlush, !keepsContents {
+            throw .remoteNotPossible(path: target, reason: "its server has no flush, so that nobody knows when all is stored; --keep leaves the image as it is")
         }
         if engine.image.size < size { try engine.resize(to: size) }
         let buffer = try memory(Self.bufferSize, path)

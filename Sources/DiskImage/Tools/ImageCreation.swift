@@ -31,6 +31,9 @@ public struct ImageCreation: Sendable {
     @discardableResult
     public func create() throws(DiskImageError) -> UInt64 {
         try format.requireMakeable(path)
+        for name in [path, options.dataFile ?? ""] where NBDLocation.isAddress(name) {
+            throw .remoteNotPossible(path: name, reason: "a remote disk is made where its server is; swkvm image convert --force writes to one that is there")
+        }
         let size = try diskSize()
         let kind = try ImageSubformat.resolve(subformat, format: format, compresses: false, path)
         try check(size, kind)

@@ -23,6 +23,7 @@ public struct ImageRebase: Sendable {
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) {
         var options = options
         options.readOnly = false
+        guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         guard try ImageFormat(options.format, orExtensionOf: path) == .qcow2 else {
             throw .impossible(path: path, reason: "only qcow2 images have backing files")
         }
@@ -40,7 +41,9 @@ public struct ImageRebase: Sendable {
         var before = try old.map { backing throws(DiskImageError) in
             try chain(backingPath(backing.name, of: path), backing.format.flatMap(ImageFormat.init(rawValue:)), options.keys(below: engine.image))
         }
-        var after = try backing.map { backing throws(DiskImageError) in try chain(backingPath(backing.name, of: path), backing.format, backingKeys) }
+        // Of one remote disk below both there is one connection, as many a server has one client at a time.
+        let remote = before?.image.remote
+        var after = try backing.map { backing throws(DiskImageError) in try chain(backingPath(backing.name, of: path), backing.format, backingKeys, remote) }
         if let other = after?.image.identities.firstIndex(where: { $0 == engine.image.identities[0] }) {
             throw .sameFile(path: after?.image.files[other] ?? path, other: path)
         }
@@ -96,13 +99,13 @@ public struct ImageRebase: Sendable {
         unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[count...]).initializeMemory(as: UInt8.self, repeating: 0)
     }
 
-    private func chain(_ path: String, _ format: ImageFormat?, _ keys: [DiskKey]) throws(DiskImageError) -> ImageReader {
+    private func chain(_ path: String, _ format: ImageFormat?, _ keys: [DiskKey], _ remote: NBDDisk? = nil) throws(DiskImageError) -> ImageReader {
         var options = options
         options.readOnly = true
         options.format = format
         options.keys = keys
         options.usesAllKeys = false
-        do throws(DiskImageError) { return ImageReader(try DiskImage(path: path, options: options)) } catch {
+        do throws(DiskImageError) { return ImageReader(try DiskImage(path: path, options: options, remote: remote)) } catch {
             throw .backing(of: self.path, error)
         }
     }

@@ -13,6 +13,7 @@ struct ImageCreateCommand: ParsableCommand {
               swkvm image create disk.qcow2 20G
               swkvm image create --cluster-size 1M --preallocation metadata big.qcow2 1T
               swkvm image create --backing base.qcow2 overlay.qcow2
+              swkvm image create --backing nbd://host/base overlay.qcow2
               swkvm image create --preallocation falloc data.raw 100G
               swkvm image create --encrypt --key-file secret disk.qcow2 20G
             """)
@@ -26,7 +27,7 @@ struct ImageCreateCommand: ParsableCommand {
 
     @OptionGroup var keys: KeyOptions
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image that shows where this one has nothing of its own; relative to this one's directory.", valueName: "file"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The image, or the remote disk (nbd://…), that shows where this one has nothing of its own; relative to this one's directory.", valueName: "file"))
     var backing: String?
 
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))

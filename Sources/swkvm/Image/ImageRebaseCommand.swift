@@ -16,7 +16,7 @@ struct ImageRebaseCommand: ParsableCommand {
               swkvm image rebase --unsafe --backing moved/base.qcow2 overlay.qcow2
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The new backing file; relative to the image's directory.", valueName: "file"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The new backing file, relative to the image's directory, or a remote disk (nbd://…).", valueName: "file"))
     var backing: String?
 
     @Flag(help: "No backing file any more: all of the disk is in the image.")
