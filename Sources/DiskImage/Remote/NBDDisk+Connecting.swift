@@ -197,6 +197,10 @@ extension NBDDisk {
         let text = failure.reason
         // NBD_REP_ERR_TLS_REQD comes before the server says more.
         if location.security == nil, text.contains("TLS") || text.contains("tls") { return "\(text); the server wants TLS: use nbds:" }
+        // Without a name libnbd takes that of who is logged in.
+        if let security = location.security, security.keyFile != nil, security.user == nil, text.contains("getlogin") || text.contains("gnutls") {
+            return "\(text); say whose key it is: nbds://USER@…"
+        }
         return text
     }
 }
