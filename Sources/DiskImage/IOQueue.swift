@@ -50,7 +50,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try unsafe ring.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
         case .synchronous(let calls): unsafe calls.read(file, vectors, count: count, at: offset, token: token)
         case .remote(let disk): try unsafe disk.transfer(.read, vectors, count: count, at: offset, token: token)
-        case .layered(let queues): try unsafe queues.read(file, vectors, count: count, at: offset, token: token)
+        case .layered(let queues): try unsafe queues.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
         }
     }
 

@@ -28,11 +28,11 @@ internal import Linux
     var hasCompletion: Bool { files.hasCompletion || !remote.ended.isEmpty }
 
     /// The engine vouches for the vectors and their memory until the completion.
-    func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64) throws(SystemCallError) {
+    func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64, isAside: Bool) throws(SystemCallError) {
         if file == number {
             try unsafe remote.transfer(.read, vectors, count: count, at: offset, token: token)
         } else {
-            try unsafe files.read(file, vectors, count: count, at: offset, token: token)
+            try unsafe files.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
         }
     }
 

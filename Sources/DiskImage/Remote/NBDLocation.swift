@@ -110,6 +110,10 @@ struct NBDLocation: Sendable, Equatable {
         } else {
             guard socket == nil else { throw wrong("socket= goes with \(scheme)+unix:") }
             let (host, port) = try Self.hostAndPort(place, wrong)
+            // Without a directory libnbd takes whatever certificate comes, and says nothing.
+            if let security, security.verifiesPeer, security.keyFile == nil, security.certificates == nil {
+                throw wrong("nothing says whom to trust: tls-certificates=DIRECTORY with a ca-cert.pem, tls-psk-file=FILE, or tls-verify-peer=no for whoever answers")
+            }
             server = .tcp(host: try decoded(host, "the host's name"), port: port)
         }
     }

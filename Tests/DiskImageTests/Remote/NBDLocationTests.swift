@@ -38,7 +38,7 @@ import Testing
         ("nbd://h/%zz", "two hexadecimal"), ("nbd://h/%ff", "UTF-8"), ("nbd://h/%00", "zero byte"), ("nbd://h/x?socket=/s", "goes with nbd+unix:"),
         ("nbd://h/x?y", "no value"), ("nbd://h/x?y=1", "'y=' is not known"), ("nbd://h/x?reconnect=-1", "reconnect=-1"),
         ("nbd://h/x?reconnect=86401", "reconnect=86401"), ("nbd://h/x?tls-psk-file=/k", "goes with nbds:"),
-        ("nbds://h/x?tls-verify-peer=maybe", "wanted yes or no"), ("nbds+unix:///x?socket=/s", "tls-psk-file=FILE or tls-verify-peer=no"),
+        ("nbds://h/x?tls-verify-peer=maybe", "wanted yes or no"), ("nbds://h/x", "nothing says whom to trust"), ("nbds://u@h/x?tls-verify-peer=yes", "nothing says whom to trust"), ("nbds+unix:///x?socket=/s", "tls-psk-file=FILE or tls-verify-peer=no"),
         ("nbds+unix:///x?socket=/s&tls-certificates=/pki", "tls-psk-file=FILE or tls-verify-peer=no"), ("nbd+unix:///x", "no socket=PATH"), ("nbd+unix:///x?socket=", "no socket=PATH"),
         ("nbd+unix://host/x?socket=/s", "has no host"), ("nbd://h/" + String(repeating: "x", count: 4097), "at most 4096 bytes"),
     ])

@@ -69,6 +69,8 @@ import Testing
             // Signed by somebody else, and somebody else's.
             #expect(reason(address("localhost", "other")).contains("certificate"))
             #expect(reason(address("127.0.0.1", "ca")).contains("certificate"))
+            // A directory without authorities is none that trusts everybody.
+            #expect(reason(address("localhost", "nowhere")).contains("nowhere/ca-cert.pem: access: No such file or directory"))
             #expect(try read(address("127.0.0.1", "other", "&tls-verify-peer=no")) == content)
             #expect(reason("nbd://127.0.0.1/").contains("the server wants TLS: use nbds:"))
             _ = consume server
