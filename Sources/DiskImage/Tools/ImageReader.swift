@@ -47,6 +47,9 @@ public struct ImageExtent: Sendable, Equatable {
         self.image = image
     }
 
+    /// The image, which nobody reads any more.
+    consuming func takeImage() -> DiskImage { image }
+
     /// How the range from `offset` begins; it is inside the disk and not empty.
     mutating func extent(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> ImageExtent {
         var search = DiskImage.Search(limit: limit)
