@@ -33,6 +33,8 @@ struct MetadataReplacement: ~Copyable {
         case used
         /// What the image counts, without what is not in use. Of a damaged image: what is in use and counted too seldom stays so.
         case countedAndUsed
+        /// The higher of both: what is in use is not all known.
+        case countedOrUsed
     }
 
     /// A replacement after which everything is as before, but for the counts, until more is said. Clusters that were counted or in use are left alone.
@@ -51,6 +53,9 @@ struct MetadataReplacement: ~Copyable {
         counts.add(-1, to: table..<table + UInt64(header.refcountTableClusters))
         if basis == .countedAndUsed {
             for cluster in 0..<counts.end where counts[cluster] > scan.counts[cluster] { counts[cluster] = scan.counts[cluster] }
+        }
+        if basis == .countedOrUsed {
+            for cluster in 0..<scan.counts.end where scan.counts[cluster] > scan.references[cluster] { counts.add(Int64(scan.counts[cluster] - scan.references[cluster]), to: cluster) }
         }
         releasesSpace = basis != .countedAndUsed || scan.report.errors == 0
         self.header = header

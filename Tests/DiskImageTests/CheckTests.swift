@@ -143,6 +143,36 @@ import Testing
         #expect(try directory.read("after.raw") == directory.read("before.raw"))
     }
 
+    /// Where a snapshot's table is not to be found, what may be the snapshot's is not given back: who knows where it is can still have it.
+    @Test(arguments: [512 as UInt64, 1 << 40]) func whatALostSnapshotUsesStays(shift: UInt64) throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", path, "1M")
+        qemuIO(path, ["write -P 9 0 512k"])
+        qemuImage("snapshot", "-c", "one", path)
+        qemuIO(path, ["write -P 7 0 1M"])
+        var bytes = try directory.read("disk.qcow2")
+        let table = Int(bytes.bigEndian64(at: 64)), place = bytes.bigEndian64(at: table)
+        bytes.store(place + shift, at: table)
+        // And a count that is too low.
+        let counts = Int(bytes.bigEndian64(at: Int(bytes.bigEndian64(at: 48))))
+        bytes.store(UInt32(0), at: counts + Int(bytes.bigEndian64(at: Int(bytes.bigEndian64(at: 40))) & 0x00ff_ffff_ffff_fe00) >> 16 * 2 / 4 * 4)
+        try directory.write("disk.qcow2", bytes)
+        for repair in [.leaks, .all] as [CheckReport.Repair] {
+            let report = try DiskImage.check(path: path, options: unlocked, repair: repair)
+            #expect(report.errors > 0 && report.leaks > 0 && (report.errorsFixed > 0) == (repair == .all), "\(report)")
+        }
+        bytes = try directory.read("disk.qcow2")
+        bytes.store(place, at: table)
+        try directory.write("disk.qcow2", bytes)
+        _ = try repairAll(path)
+        expectSound(path)
+        let options = DiskImageOptions(readOnly: true, snapshot: "one")
+        var snapshot = try DiskEngine(DiskImage(path: path, options: options))
+        #expect(try snapshot.readAll() == [UInt8](repeating: 9, count: 512 << 10) + [UInt8](repeating: 0, count: 512 << 10))
+        var disk = try DiskEngine(DiskImage(path: path, options: readOnly))
+        #expect(try disk.readAll() == [UInt8](repeating: 7, count: 1 << 20))
+    }
+
     /// nil for an image whose counts have too few bits for what its tables refer to.
     private func repairAll(_ path: String) throws -> CheckReport? {
         do throws(DiskImageError) { return try DiskImage.check(path: path, options: unlocked, repair: .all) } catch {
