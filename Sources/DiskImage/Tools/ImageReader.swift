@@ -4,6 +4,7 @@ internal import Linux
 
 /// How a piece of a disk is stored, for tools.
 public struct ImageExtent: Sendable, Equatable {
+    /// What is there.
     public enum Kind: Sendable, Equatable {
         /// No image of the chain has anything there: it reads as zeroes.
         case unallocated
