@@ -4,6 +4,7 @@ internal import Linux
 
 /// How fast an image is: many requests of one size, a number of them in flight at a time.
 public struct ImageBench: Sendable {
+    /// Where requests begin.
     public enum Pattern: Sendable, Equatable {
         /// Each request begins this many bytes after the last one.
         case sequential(step: UInt64)
@@ -11,6 +12,7 @@ public struct ImageBench: Sendable {
         case random(seed: UInt64)
     }
 
+    /// What was done, in which time.
     public struct Result: Sendable {
         public var seconds: Double
         /// Requests and bytes.
@@ -51,7 +53,7 @@ public struct ImageBench: Sendable {
             // Each request has its own part of the mapping, which outlives the engine's use of it.
             unsafe (vectors + index).initialize(to: iovec(iov_base: buffers.start + index * size, iov_len: size))
         }
-        // Also for reads: the memory is there before it counts.
+        // For reads too: the memory is there before it counts.
         unsafe buffers.start.initializeMemory(as: UInt8.self, repeating: fill, count: depth * size)
 
         var places = Places(pattern, offset: offset, diskSize: diskSize, size: UInt64(size))

@@ -4,6 +4,7 @@ internal import Linux
 
 /// How a piece of a disk is stored, for tools.
 public struct ImageExtent: Sendable, Equatable {
+    /// What is there.
     public enum Kind: Sendable, Equatable {
         /// No image of the chain has anything there: it reads as zeroes.
         case unallocated
@@ -46,6 +47,9 @@ public struct ImageExtent: Sendable, Equatable {
         known = [Known](repeating: Known(), count: image.fileCount)
         self.image = image
     }
+
+    /// The image, which nobody reads any more.
+    consuming func takeImage() -> DiskImage { image }
 
     /// How the range from `offset` begins; it is inside the disk and not empty.
     mutating func extent(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> ImageExtent {

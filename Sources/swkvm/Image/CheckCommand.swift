@@ -20,14 +20,16 @@ struct ImageCheckCommand: ParsableCommand {
               63   the format has nothing that could be checked
             """)
 
-    @Option(help: "The image's format; by default that of its extension.")
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
     @Option(name: [.customShort("r"), .long], help: "Give leaked clusters back (leaks), or repair errors as well (all).")
     var repair: CheckReport.Repair?
 
-    @Flag(help: "Print one JSON object.")
-    var json = false
+    @OptionGroup var output: OutputOptions
+
+    @Flag(name: [.short, .long], help: "Say nothing when nothing is wrong.")
+    var quiet = false
 
     @Argument(help: "The image.", completion: .file())
     var file: String
@@ -41,7 +43,8 @@ struct ImageCheckCommand: ParsableCommand {
             if case .notCheckable = error { throw ExitCode(63) }
             throw ExitCode(ImageTool.failure)
         }
-        print(json ? self.json(report).description : text(report))
+        let isFine = report.errors == 0 && report.leaks == 0
+        if output.isJSON { print(json(report)) } else if !quiet || !isFine { print(text(report)) }
         if report.errors > 0 { throw ExitCode(2) }
         if report.leaks > 0 { throw ExitCode(3) }
     }

@@ -29,6 +29,9 @@ struct ImageConvertCommand: ParsableCommand {
     @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: what its extension says.", valueName: "format"))
     var targetFormat: ImageFormat?
 
+    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("The source's internal snapshot to read in place of its current state: a number or a name.", valueName: "name"))
+    var snapshot: String?
+
     @Flag(name: [.short, .long], help: "Compress clusters (qcow2, and VMDK as streamOptimized).")
     var compress = false
 
@@ -86,6 +89,7 @@ struct ImageConvertCommand: ParsableCommand {
         try ImageTool.run { () throws(DiskImageError) in
             var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat, orExtensionOf: target))
             conversion.sourceOptions.format = format
+            conversion.sourceOptions.snapshot = snapshot
             conversion.sourceOptions.allowsBacking = !noBacking
             conversion.subformat = layout.subformat
             conversion.sourceOptions.keys = try keys.load()
