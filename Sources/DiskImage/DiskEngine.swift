@@ -38,17 +38,19 @@ public struct DiskCompletion: Sendable {
 /// A request is cut into operations along the extents that the image's metadata names. Where the metadata has to be read first, the request
 /// waits for that read and others go on. Nothing orders requests that are in flight together: who needs an order waits for completions.
 @safe public struct DiskEngine: ~Copyable, @unchecked Sendable {
+    /// The image with what all its engines share. From ``advance(_:)`` and ``finish(_:result:)`` on, everything happens under its lock.
+    /// It comes first: what is changed by way of an engine's references, all of it under that lock, ThreadSanitizer's part of the compiler (6.3)
+    /// notes by the first word of the engine, and fails where that is no reference.
+    let shared: SharedImage
+    /// What the others see of this engine.
+    let seat: AttachedEngine
+
     /// Requests that can be in flight.
     public let depth: Int
     /// Memory segments that a request can have.
     public let maximumSegments: Int
     /// Requests started and not yet returned by ``nextCompletion()``.
     public private(set) var inFlight = 0
-
-    /// The image with what all its engines share. From ``advance(_:)`` and ``finish(_:result:)`` on, everything happens under its lock.
-    let shared: SharedImage
-    /// What the others see of this engine.
-    let seat: AttachedEngine
 
     // Everything below is used by the owner's thread alone: hence `Sendable`.
     let queue: IOQueue
