@@ -38,7 +38,8 @@ public struct DiskCompletion: Sendable {
 /// A request is cut into operations along the extents that the image's metadata names. Where the metadata has to be read first, the request
 /// waits for that read and others go on. Nothing orders requests that are in flight together: who needs an order waits for completions.
 @safe public struct DiskEngine: ~Copyable, @unchecked Sendable {
-    /// The image with what all its engines share. From ``advance(_:)`` and ``finish(_:result:)`` on, everything happens under its lock.
+    /// The image with what all its engines share. From ``advance(_:)`` and ``finish(_:result:)`` on, everything happens under its lock, but for work on
+    /// bytes: ``work()``.
     /// It comes first: what is changed by way of an engine's references, all of it under that lock, ThreadSanitizer's part of the compiler (6.3)
     /// notes by the first word of the engine, and fails where that is no reference.
     let shared: SharedImage
@@ -67,8 +68,9 @@ public struct DiskCompletion: Sendable {
     var stalled = IndexList()
     var completed = IndexList()
     var freeOperation: Int32 = -1
-    /// Operations that the queue did not take.
-    var refusedOperation: Int32 = -1
+    /// Operations that end without the queue: zeroes that are there, and what it did not take.
+    var unqueuedOperation: Int32 = -1
+    var putOff = WorkList()
     /// Operations that the queue has and has not completed.
     var outstanding = 0
     /// Whether the queue watches the bell. The owner's thread has it do so, with its first request: before that nobody calls.
@@ -210,11 +212,13 @@ public struct DiskCompletion: Sendable {
         shared.lock()
         advance(Int32(index))
         shared.unlock()
+        work()
     }
 
     /// Hands what was started to the kernel; once after a batch is enough.
     /// - Throws: when the kernel takes nothing any more. The engine is of no further use then.
     public mutating func submit() throws(DiskImageError) {
+        shared.assertUnlocked()
         do { try queue.submit() } catch { throw .request(path: shared.path, error) }
     }
 
@@ -237,6 +241,7 @@ public struct DiskCompletion: Sendable {
                     shared.lock()
                     attend()
                     shared.unlock()
+                    work()
                     submitForOthers()
                     continue
                 }
@@ -263,14 +268,15 @@ public struct DiskCompletion: Sendable {
             next = another
         }
         shared.unlock()
+        work()
         return true
     }
 
     private mutating func nextOperation() -> (index: Int32, result: Int)? {
-        if refusedOperation >= 0 {
-            let index = refusedOperation
-            unsafe refusedOperation = operations[Int(index)].next
-            return (index, -Int(EIO))
+        if unqueuedOperation >= 0 {
+            let index = unqueuedOperation
+            unsafe unqueuedOperation = operations[Int(index)].next
+            return unsafe (index, operations[Int(index)].kind == .zeroes ? 0 : -Int(EIO))
         }
         while let completion = queue.nextCompletion() {
             guard completion.token == Self.bellToken else {
