@@ -10,12 +10,14 @@ import Testing
 @Suite(.timeLimit(.minutes(2))) struct BlockHostileQueuesTests {
     static let features: FeatureSet = [.version1, .blockFlush, .blockMultiqueue, .ringReset, .blockDiscard, .blockWriteZeroes]
     static let size = 1 << 20
+    /// What the disk has at first.
+    static let old = TemporaryDisk.pattern(size)
     let disk: TemporaryDisk
     let path: String
 
     /// A qcow2 image of 4 KiB clusters over a raw disk: what is written is copied, allocated and linked.
     init() throws {
-        disk = try TemporaryDisk(TemporaryDisk.pattern(Self.size))
+        disk = try TemporaryDisk(Self.old)
         path = disk.path + ".qcow2"
         var creation = ImageCreation(path: path, format: .qcow2, size: UInt64(Self.size))
         creation.options.clusterSize = 4096
@@ -55,8 +57,8 @@ import Testing
         var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 1)
         var now = [UInt8](repeating: 0, count: Self.size)
         try now.withUnsafeMutableBytes { try engine.perform(.read, at: 0, memory: $0) }
-        let old = TemporaryDisk.pattern(Self.size)
-        #expect(now[..<changed.lowerBound] == old[..<changed.lowerBound] && now[changed.upperBound...] == old[changed.upperBound...], sourceLocation: sourceLocation)
+        let isSame = now[..<changed.lowerBound] == Self.old[..<changed.lowerBound] && now[changed.upperBound...] == Self.old[changed.upperBound...]
+        #expect(isSame, sourceLocation: sourceLocation)
     }
 
     /// The same sectors from all queues at once, written, zeroed and discarded, with flushes: nothing orders them, but each sector has what one of them
@@ -122,9 +124,9 @@ import Testing
             // What was in flight at the other may have been done, in full, or not.
             for index in 0..<8 {
                 let cluster = try driver!.request(BlockRequestType.read, sector: UInt64((round * 8 + index) * 8), in: 4096).data
-                let old = TemporaryDisk.pattern(Self.size)[(round * 8 + index) * 4096..<(round * 8 + index + 1) * 4096]
+                let place = (round * 8 + index) * 4096
                 for sector in 0..<8 {
-                    let now = Array(cluster[sector * 512..<(sector + 1) * 512]), before = Array(old[old.startIndex + sector * 512..<old.startIndex + (sector + 1) * 512])
+                    let now = Array(cluster[sector * 512..<(sector + 1) * 512]), before = Array(Self.old[place + sector * 512..<place + (sector + 1) * 512])
                     let written = [UInt8](repeating: sector == 0 ? 1 : 2, count: 512)
                     let mayBeOld = sector % 4 != 0 || sector / 4 == reset, mayBeNew = sector % 4 == 0
                     #expect((mayBeOld && now == before) || (mayBeNew && now == written), "round \(round), sector \(sector)")
@@ -162,7 +164,7 @@ import Testing
             for queue in 0..<3 {
                 driver!.queue = queue
                 #expect(try driver!.request(BlockRequestType.flush).status == 0)
-                #expect(try driver!.request(BlockRequestType.read, sector: 800, in: 512).data == Array(TemporaryDisk.pattern(Self.size)[800 * 512..<801 * 512]))
+                #expect(try driver!.request(BlockRequestType.read, sector: 800, in: 512).data == Array(Self.old[800 * 512..<801 * 512]))
             }
         }
         driver = nil
@@ -191,7 +193,7 @@ import Testing
             for queue in 0..<4 { driver!.write(0x050, UInt32(queue)) }
             // The reset waits for all that is under way.
             try driver!.start(Self.features)
-            #expect(try driver!.request(BlockRequestType.read, sector: 800, in: 512).data == Array(TemporaryDisk.pattern(Self.size)[800 * 512..<801 * 512]))
+            #expect(try driver!.request(BlockRequestType.read, sector: 800, in: 512).data == Array(Self.old[800 * 512..<801 * 512]))
         }
         driver = nil
         try examine(besides: 0..<(16 + 8) * 512)

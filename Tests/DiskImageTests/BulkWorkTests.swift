@@ -35,7 +35,7 @@ import Testing
 
     @Test(arguments: BulkWork.allCases, [true, false]) func othersGoOnMeanwhile(work: BulkWork, usesRing: Bool) throws {
         // The old contents end before the disk does, so that it has zeroes behind.
-        let old = randomBytes(512 << 10, seed: 3)
+        let old = work == .decompression ? [UInt8](repeating: 5, count: 512 << 10) : randomBytes(512 << 10, seed: 3)
         try directory.write("base.raw", old)
         var contents = old + [UInt8](repeating: 0, count: 512 << 10)
         let path = directory.file("disk.qcow2")
@@ -76,12 +76,12 @@ import Testing
             #expect(neighbour.failure == nil)
             contents.replaceSubrange(256 << 10..<256 << 10 + 512, with: repeatElement(7, count: 512))
             contents.replaceSubrange(260 << 10..<264 << 10, with: repeatElement(8, count: 4096))
-            #expect(neighbour.read == Array(contents[256 << 10..<264 << 10]))
+            #expect(isSame(neighbour.read, Array(contents[256 << 10..<264 << 10])))
             neighbour.engine = nil
         }
         options.readOnly = true
         var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 4)
-        #expect(try engine.readAll() == contents)
+        #expect(try isSame(engine.readAll(), contents))
     }
 
     /// A cluster's copy is merged while its neighbour in the cluster waits, and is gone on with then: claims last as long as the work.
