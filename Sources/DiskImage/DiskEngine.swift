@@ -226,6 +226,8 @@ public struct DiskCompletion: Sendable {
     /// before it answers nil.
     public mutating func nextCompletion() -> DiskCompletion? {
         while true {
+            // Also before a completion, after which the owner may ask nothing for long: the bell may have been heard among other things.
+            if !shared.isExclusive, answerCall() { continue }
             if let index = unsafe completed.popFirst(requests) {
                 inFlight -= 1
                 let ended = unsafe requests[Int(index)]
@@ -237,20 +239,24 @@ public struct DiskCompletion: Sendable {
             }
             if !shared.isExclusive {
                 queue.listen()
-                if seat.takeCall() {
-                    shared.lock()
-                    attend()
-                    shared.unlock()
-                    work()
-                    submitForOthers()
-                    continue
-                }
+                if answerCall() { continue }
             }
             // A failure here shows again in the owner's next `submit`.
             try? queue.submit()
             // Calls that are done one after the other are done now.
             guard queue.hasCompletion else { return nil }
         }
+    }
+
+    /// Looks at what another engine has called for. Returns whether one had.
+    private mutating func answerCall() -> Bool {
+        guard seat.takeCall() else { return false }
+        shared.lock()
+        attend()
+        shared.unlock()
+        work()
+        submitForOthers()
+        return true
     }
 
     /// What was set going may be for other engines, a commit say, and the owner of this one may do nothing for long once it has its completion.
