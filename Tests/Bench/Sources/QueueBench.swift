@@ -54,21 +54,20 @@ enum QueueBench {
         if let key { options.keys = [try DiskKey(.file(key))] }
         let image = try DiskImage(path: path, options: options)
         let shared = engines == 1 ? SharedImage(exclusive: image) : SharedImage(image)
-        let (start, ready) = (Gate(), Gate())
         var workers: [Worker] = []
         for index in 0..<engines {
-            workers.append(try Worker(shared, load, count: load.count / engines, depth: depth / engines, seed: UInt64(index), ready, start))
+            workers.append(try Worker(shared, load, count: load.count / engines, depth: depth / engines, seed: UInt64(index)))
         }
-        for _ in workers { ready.wait() }
+        for worker in workers { worker.turns.ready.wait() }
         let seconds = time {
-            for _ in workers { start.open() }
-            for worker in workers { worker.outcome.end.wait() }
+            for worker in workers { worker.turns.start.open() }
+            for worker in workers { worker.turns.end.wait() }
         }
-        for worker in workers { if let failure = worker.outcome.failure { throw BenchError("a request failed: \(failure)") } }
+        for worker in workers { if let failure = worker.turns.failure { throw BenchError("a request failed: \(failure)") } }
         return seconds
     }
 
-    /// Counts those who may pass.
+    /// Lets one thread pass, once another has opened it.
     private final class Gate: Sendable {
         private let event: EventFD
         init() { event = try! EventFD() }
@@ -78,19 +77,19 @@ enum QueueBench {
 
     /// An engine in a thread, which whoever has this waits for.
     private final class Worker {
-        /// What the thread leaves behind.
-        final class Outcome: @unchecked Sendable {
-            let end = Gate()
+        /// Whose turn it is, and what the thread leaves behind.
+        final class Turns: @unchecked Sendable {
+            let ready = Gate(), start = Gate(), end = Gate()
             // Read after `end`.
             var failure: String?
         }
 
-        let outcome: Outcome
+        let turns: Turns
         private let thread: Linux.Thread
 
-        init(_ shared: SharedImage, _ load: Load, count: Int, depth: Int, seed: UInt64, _ ready: Gate, _ start: Gate) throws {
-            let outcome = Outcome()
-            self.outcome = outcome
+        init(_ shared: SharedImage, _ load: Load, count: Int, depth: Int, seed: UInt64) throws {
+            let turns = Turns()
+            self.turns = turns
             thread = try Linux.Thread.start(name: "engine\(seed)", stackSize: 1 << 20) {
                 do {
                     var engine = try DiskEngine(shared, depth: depth, segments: 1)
@@ -102,14 +101,14 @@ enum QueueBench {
                     }
                     memory.initializeMemory(as: UInt8.self, repeating: 1, count: depth * load.size)
                     for index in 0..<depth { (vectors + index).initialize(to: iovec(iov_base: memory + index * load.size, iov_len: load.size)) }
-                    ready.open()
-                    start.wait()
+                    turns.ready.open()
+                    turns.start.wait()
                     try Self.serve(&engine, load, count, vectors, seed)
                 } catch {
-                    outcome.failure = "\(error)"
-                    ready.open()
+                    turns.failure = "\(error)"
+                    turns.ready.open()
                 }
-                outcome.end.open()
+                turns.end.open()
             }
         }
 
