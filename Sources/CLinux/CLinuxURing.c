@@ -37,11 +37,12 @@ static struct io_uring_sqe *next_entry(clinux_ring *ring) {
     return io_uring_get_sqe(&ring->uring);
 }
 
-int clinux_ring_readv(clinux_ring *ring, int fd, const struct iovec *vectors, unsigned count, uint64_t offset, uint64_t token) {
+int clinux_ring_readv(clinux_ring *ring, int fd, const struct iovec *vectors, unsigned count, uint64_t offset, uint64_t token, int aside) {
     struct io_uring_sqe *entry = next_entry(ring);
     if (!entry) return -EBUSY;
     io_uring_prep_readv(entry, fd, vectors, count, offset);
     io_uring_sqe_set_data64(entry, token);
+    if (aside) io_uring_sqe_set_flags(entry, IOSQE_ASYNC);
     return 0;
 }
 

@@ -71,6 +71,9 @@ extension DiskEngine {
     /// How often `EAGAIN` is taken for something that passes.
     private static let maximumRetries: Int32 = 1000
 
+    /// Bytes of a read from which on a copy takes longer than having another thread do it.
+    private static let asideLength: UInt64 = 256 << 10
+
     // MARK: - Requests, under the image's lock as all that follows
 
     /// Sets going what can be set going of a request, and completes it when nothing is left.
@@ -195,7 +198,9 @@ extension DiskEngine {
                     ? image.descriptor(operation.layer, for: vectors, count: count, offset: offset)
                     : image.dataDescriptor(operation.layer, for: vectors, count: count, offset: offset)
                 if operation.kind == .read || operation.kind == .load {
-                    try unsafe queue.read(file, vectors, count: count, at: offset, token: token)
+                    // Copies out of the page cache: this thread would do one after the other.
+                    let isAside = left >= Self.asideLength && outstanding > 1 && file == image.dataDescriptor(operation.layer)
+                    try unsafe queue.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
                 } else {
                     try unsafe queue.write(file, vectors, count: count, at: offset, token: token)
                 }

@@ -57,6 +57,7 @@ extension DiskImage {
             if let part, let place = part.place { return try qcow2.extend(part, place, at: offset) }
             var run = try qcow2.allocate(count, at: offset, metadata)
             if let part { run.units = qcow2.header.units(part.range) }
+            qcow2.growAhead(metadata)
             return run
         }
         if let run { return run }

@@ -39,9 +39,10 @@ enum IOQueue: ~Copyable {
 
     // The engine vouches for vectors and for the memory they name until the operation's completion.
 
-    func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64) throws(SystemCallError) {
+    /// - Parameter isAside: as ``IORing/read(_:_:count:at:token:isAside:)`` has it, where there is a ring.
+    func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64, isAside: Bool) throws(SystemCallError) {
         switch self {
-        case .ring(let ring): try unsafe ring.read(file, vectors, count: count, at: offset, token: token)
+        case .ring(let ring): try unsafe ring.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
         case .synchronous(let calls): unsafe calls.read(file, vectors, count: count, at: offset, token: token)
         case .remote(let disk): try unsafe disk.transfer(.read, vectors, count: count, at: offset, token: token)
         }

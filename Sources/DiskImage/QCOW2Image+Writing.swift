@@ -339,6 +339,7 @@ extension QCOW2Image {
 
     /// Everything at once, when the image is closed.
     mutating func close(_ file: MetadataFile, _ data: MetadataFile) throws(MetadataError) {
+        trim(file)
         guard refcounts != nil, failure == 0, isDirty else { return }
         if header.hasDataFile { try data.synchronize() }
         try refcounts?.writeSlices(file)

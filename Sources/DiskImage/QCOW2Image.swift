@@ -14,6 +14,8 @@ internal import Linux
 
     /// Bytes that the file has, or will have when what is allocated has been written.
     private(set) var fileSize: UInt64
+    /// How long it really is, once it was made longer ahead of what is written.
+    var grownSize: UInt64
     /// `header.l1Count` entries, in the file's byte order.
     let l1: Mapping
     /// Pieces of L2 tables, each known by the number of the piece of the disk that it maps.
@@ -114,6 +116,7 @@ internal import Linux
         hasBacking = header.backingName != nil
         autoclearFeatures = header.autoclearFeatures
         fileSize = file.size
+        grownSize = file.size
         self.header = header
         self.sliceBits = sliceBits
         self.l1 = l1

@@ -44,11 +44,13 @@ public import CLinux
     // The calls below: the ring lives as long as `self`; the caller vouches for the vectors and for what they name.
 
     /// Queues a `preadv`. The vectors live until ``submit()`` returns, the memory that they name until the completion.
+    /// - Parameter isAside: a thread of the kernel's does it from the start (`IOSQE_ASYNC`), also where the caller would not have to wait: so that large copies
+    ///   out of the page cache go on beside each other. The vectors live until the completion then.
     /// - Throws: `EBUSY` when the kernel takes no more before completions are taken.
-    public func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64)
+    public func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64, isAside: Bool = false)
         throws(SystemCallError)
     {
-        try check(unsafe clinux_ring_readv(ring, file, vectors, UInt32(clamping: count), offset, token), "readv")
+        try check(unsafe clinux_ring_readv(ring, file, vectors, UInt32(clamping: count), offset, token, isAside ? 1 : 0), "readv")
     }
 
     /// Queues a `pwritev`; as ``read(_:_:count:at:token:)``.

@@ -1,4 +1,6 @@
 internal import ArgumentParser
+internal import Glibc
+internal import Linux
 
 /// The command line. It parses, calls `Machine`, and prints.
 @main
@@ -27,6 +29,8 @@ struct Command: ParsableCommand {
         subcommands: [RunCommand.self, ImageCommand.self, DoctorCommand.self])
 
     static func main() {
+        // A file grown to the process's limit (`ulimit -f`) is an error of the call, with a sentence, in all threads: not the end.
+        _ = SignalSet([SIGXFSZ]).block()
         do {
             var command = try runAlone() ?? parseAsRoot()
             try command.run()

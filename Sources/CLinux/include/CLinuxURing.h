@@ -17,7 +17,8 @@ int clinux_ring_descriptor(const clinux_ring *ring);
 
 // Each queues one operation and returns 0, or -EBUSY when the kernel takes no more. The vectors must live until
 // clinux_ring_submit returns, the memory they name until the completion.
-int clinux_ring_readv(clinux_ring *ring, int fd, const struct iovec *vectors, unsigned count, uint64_t offset, uint64_t token);
+/// With `aside` in a thread of the kernel's from the start.
+int clinux_ring_readv(clinux_ring *ring, int fd, const struct iovec *vectors, unsigned count, uint64_t offset, uint64_t token, int aside);
 int clinux_ring_writev(clinux_ring *ring, int fd, const struct iovec *vectors, unsigned count, uint64_t offset, uint64_t token);
 int clinux_ring_fdatasync(clinux_ring *ring, int fd, uint64_t token);
 int clinux_ring_fallocate(clinux_ring *ring, int fd, int mode, uint64_t offset, uint64_t length, uint64_t token);

@@ -51,7 +51,8 @@ public struct ImageBench: Sendable {
             // Each request has its own part of the mapping, which outlives the engine's use of it.
             unsafe (vectors + index).initialize(to: iovec(iov_base: buffers.start + index * size, iov_len: size))
         }
-        if writes { unsafe buffers.start.initializeMemory(as: UInt8.self, repeating: fill, count: depth * size) }
+        // For reads too: the memory is there before it counts.
+        unsafe buffers.start.initializeMemory(as: UInt8.self, repeating: fill, count: depth * size)
 
         var places = Places(pattern, offset: offset, diskSize: diskSize, size: UInt64(size))
         let start = now()
