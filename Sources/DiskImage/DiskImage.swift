@@ -12,6 +12,10 @@ package import Linux
     /// The most bytes of a disk.
     public static let maximumSize: UInt64 = 1 << 62
 
+    // The one layer of each file, never none: those of the chain, topmost first, then the extents of a VMDK image. Only the holder of the image
+    // touches them: hence `Sendable`.
+    let layers: Layers
+
     /// The path that the user gave.
     public let path: String
     /// The format of the topmost file.
@@ -28,9 +32,6 @@ package import Linux
     /// As it was opened, for what is read anew when the metadata was replaced.
     private let metadataCacheSize: Int
 
-    // The one layer of each file, never none: those of the chain, topmost first, then the extents of a VMDK image. Only the holder of the image
-    // touches them: hence `Sendable`.
-    let layers: UnsafeMutableBufferPointer<Layer>
     /// How many of them stand on top of each other.
     let chainLength: Int
     /// The remote disk that is the last of the chain, or all of it. It does what is otherwise done with the descriptor of its file.
@@ -58,6 +59,41 @@ package import Linux
         var cipher: SectorCipher?
         /// The data is encrypted and nobody has given a key.
         var isSealed = false
+    }
+
+    /// The layers of an image, at one place. Their address comes first, in here and in the image: ThreadSanitizer's part of the compiler (6.3) takes the
+    /// first word of a value for the address of what is changed by way of it.
+    @unsafe struct Layers {
+        private let start: UnsafeMutablePointer<Layer>
+        let count: Int
+
+        /// Takes over what is initialised, of which there is at least one.
+        init(_ layers: UnsafeMutableBufferPointer<Layer>) {
+            unsafe start = layers.baseAddress!
+            unsafe count = layers.count
+        }
+
+        var indices: Range<Int> { unsafe 0..<count }
+
+        /// A layer, in place. The index is one of ``indices``.
+        subscript(index: Int) -> Layer {
+            unsafeAddress {
+                unsafe assert(indices.contains(index))
+                // Below the count.
+                return unsafe UnsafePointer(start + index)
+            }
+            nonmutating unsafeMutableAddress {
+                unsafe assert(indices.contains(index))
+                // As above.
+                return unsafe start + index
+            }
+        }
+
+        /// They are not used any more.
+        func destroy() {
+            unsafe start.deinitialize(count: count)
+            unsafe start.deallocate()
+        }
     }
 
     /// Opens an image with its backing files and locks them all.
@@ -94,12 +130,11 @@ package import Linux
         clusterSize = unsafe chain.layers[0].qcow2?.header.clusterSize ?? chain.blockSize
         chainLength = chain.chainLength
         self.remote = chain.remote
-        unsafe layers = chain.take()
+        unsafe layers = Layers(chain.take())
     }
 
     deinit {
-        unsafe layers.deinitialize()
-        unsafe layers.deallocate()
+        unsafe layers.destroy()
     }
 
     /// The most engines at a time: a remote disk, whatever stands on it, has one connection, which one engine looks after.

@@ -178,6 +178,8 @@ enum IOQueue: ~Copyable {
     var synchronize: @Sendable (Int32) -> Int
     var allocate: @Sendable (Int32, Int32, off_t, off_t) -> Int
     var truncate: @Sendable (Int32, off_t) -> Int = { file, size in outcome(Int(ftruncate(file, size))) }
+    /// Hears of work on bytes before it is done, in the engine's thread.
+    var bulkWork: (@Sendable (BulkWork) -> Void)?
 
     /// The kernel's.
     static let host = unsafe FileCalls(
