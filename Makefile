@@ -27,7 +27,7 @@ LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs lz4 xz-utils $(GDB)
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release run test fuzz fuzz-corpus lab lab-smp lab-vtx bench man completions install clean help
+.PHONY: all guest release run test fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install clean help
 .PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench
 
 all: release man ## the static binary build/swkvm and its man page
@@ -57,6 +57,9 @@ fuzz: packages-build ## libFuzzer on what reads untrusted bytes, SECONDS (60) fo
 
 fuzz-corpus: packages-build ## takes into Tests/Fuzz/Corpus what fuzzing has found, the few inputs that reach most (TARGETS)
 	@.ci/fuzz merge $(TARGETS)
+
+tsan: packages-test guest ## the tests of several engines on one disk image, with ThreadSanitizer (ARGS='--filter …' for others)
+	@.ci/tsan
 
 lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, shell for a shell there, compare for a comparison with QEMU)
 	@WORDS="$(WORDS)" Tests/Lab/run $(if $(filter compare,$(ARGS)),compare,amdv $(or $(ARGS),all))

@@ -2,6 +2,8 @@
 #include "CLinux.h"
 
 #include <net/if.h>
+#include <nss.h>
+#include <sys/auxv.h>
 
 int clinux_tun_attach(int fd, char *name, unsigned flags) {
     struct ifreq request;
@@ -21,6 +23,11 @@ int clinux_tun_describe(int fd, char *name, unsigned *flags) {
     memcpy(name, request.ifr_name, IFNAMSIZ);
     *flags = (unsigned short)request.ifr_flags;
     return status;
+}
+
+void clinux_resolve_hosts_alone(void) {
+    // A program without an interpreter is static.
+    if (getauxval(AT_BASE) == 0) __nss_configure_lookup("hosts", "files dns");
 }
 
 int clinux_unshare_network(void) { return unshare(CLONE_NEWNET); }

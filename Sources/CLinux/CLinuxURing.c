@@ -90,6 +90,8 @@ int clinux_ring_submit(clinux_ring *ring) {
     return 0;
 }
 
+unsigned clinux_ring_queued(const clinux_ring *ring) { return io_uring_sq_ready(&ring->uring); }
+
 int clinux_ring_wait(clinux_ring *ring, unsigned count) {
     struct io_uring_cqe *entry;
     int status;

@@ -7,13 +7,16 @@ internal import Linux
     private(set) var layers: UnsafeMutableBufferPointer<DiskImage.Layer>
     private(set) var repair: CheckReport?
     private(set) var remote: NBDDisk?
+    /// A remote disk that is connected to already, whether or not it will be one of them.
+    private let connected: NBDDisk?
     private(set) var count = 0
     /// How many of the files stand on top of each other; others are extents of the last of them.
     private(set) var chainLength = 0
     /// How many of them are encrypted.
     var encryptedCount = 0
 
-    init() {
+    init(connected: NBDDisk? = nil) {
+        self.connected = connected
         unsafe layers = .allocate(capacity: DiskImage.maximumChainLength + VMDKDescriptor.maximumExtents)
     }
 
@@ -33,6 +36,7 @@ internal import Linux
 
     mutating func open(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
         guard count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: path) }
+        if NBDLocation.isAddress(path) { return try connect(path, format, options) }
         if count == 0, let snapshot = options.snapshot {
             guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do") }
             guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot can only be read: add ,ro") }
@@ -96,19 +100,18 @@ internal import Linux
     }
 
     /// Connects to a remote disk, whose contents are the disk's.
-    mutating func connect(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions, _ connected: NBDDisk?) throws(DiskImageError) {
-        if let name = options.dataFile { throw .dataFileUnused(path: path, name: name) }
-        guard format == .raw, options.snapshot == nil else {
-            throw .unsupported(path: path, feature: "a \(format.name) image on a remote disk")
-        }
+    private mutating func connect(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
+        if count == 0, let name = options.dataFile { throw .dataFileUnused(path: path, name: name) }
+        let writable = count == 0 && !options.readOnly
+        guard format == .raw, count > 0 || options.snapshot == nil else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         let disk: NBDDisk
-        if let connected { disk = connected } else { disk = try NBDDisk(path: path, reconnect: options.reconnect, report: options.report) }
-        if disk.export.isReadOnly, !options.readOnly { throw .notWritable(path: path, reason: "the server offers it read-only") }
-        if !disk.export.canFlush, !options.readOnly {
+        if let connected, connected.path == path { disk = connected } else { disk = try NBDDisk(path: path, reconnect: options.reconnect, report: options.report) }
+        if disk.export.isReadOnly, writable { throw .notWritable(path: path, reason: "the server offers it read-only") }
+        if !disk.export.canFlush, writable {
             options.report?("disk \(path): its server has no flush: when something written is durable is the server's affair")
         }
         append(DiskImage.Layer(file: try ImageFile(disk), size: (disk.export.size &+ 511) & ~511))
-        chainLength = 1
+        chainLength += 1
         remote = disk
     }
 
@@ -142,8 +145,9 @@ func backingFormat(_ stated: String?, _ path: String) throws(DiskImageError) -> 
     return format
 }
 
-/// The path for the name of a backing file: relative to the image's directory, and no QEMU pseudo-protocol but `file:`.
+/// The path for the name of a backing file: the address of a remote disk, or relative to the image's directory; of QEMU's pseudo-protocols `file:` alone.
 func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
+    if NBDLocation.isAddress(name) { return name }
     var name = name[...]
     let first = name.prefix { $0 != "/" }
     if let colon = first.firstIndex(of: ":") {

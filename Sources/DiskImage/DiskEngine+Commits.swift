@@ -4,6 +4,7 @@ internal import Glibc
 extension DiskEngine {
     /// Begins a commit, or has one follow the one under way: it covers what has ended by now, at every engine.
     mutating func startCommit() {
+        shared.assertLocked()
         guard shared.commit.step == .none else {
             shared.commit.isWanted = true
             return

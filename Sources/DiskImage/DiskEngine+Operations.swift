@@ -39,7 +39,7 @@ extension DiskEngine {
 
     /// One operation of the queue.
     @safe struct Operation {
-        enum Kind: UInt8 { case read, write, synchronize, punch, zeroRange, writeZeroes, load, commit }
+        enum Kind: UInt8 { case read, write, synchronize, punch, zeroRange, writeZeroes, load, commit, zeroes }
 
         var kind = Kind.synchronize
         /// The request that it belongs to; -1 for a load.
@@ -78,6 +78,7 @@ extension DiskEngine {
 
     /// Sets going what can be set going of a request, and completes it when nothing is left.
     mutating func advance(_ index: Int32) {
+        shared.assertLocked()
         // Indices of requests and operations come from our own lists only, so they are in bounds, here and below.
         let request = unsafe requests + Int(index)
         while unsafe request.pointee.error == 0, unsafe !isMapped(request) {
@@ -117,10 +118,11 @@ extension DiskEngine {
                 unsafe request.pointee.consume(length)
                 begin(operation)
             case .zero(let length):
-                unsafe whenReading(request) { fill(index, from: $0, length: length) }
+                if unsafe request.pointee.operation == .read { readZeroes(index, length: length) } else { unsafe request.pointee.error = EROFS }
                 unsafe request.pointee.consume(length)
             case .memory(let bytes, let length):
-                unsafe whenReading(request) { unsafe copy(bytes, length: length, to: index, from: $0) }
+                // How an image that has these is written, `change` finds out.
+                if unsafe request.pointee.operation == .read { unsafe copy(bytes, length: length, to: index, from: request.pointee.mapped) } else { unsafe request.pointee.error = EROFS }
                 unsafe request.pointee.consume(length)
             case .unallocated:
                 // The chain ends in zeroes; it never says this.
@@ -153,15 +155,6 @@ extension DiskEngine {
         unsafe seat.waiting.append(index, requests)
     }
 
-    /// Zeroes and memory are for readers: how an image that has them is written, `change` finds out.
-    private func whenReading(_ request: UnsafeMutablePointer<Request>, _ body: (_ start: UInt64) -> Void) {
-        if unsafe request.pointee.operation == .read {
-            unsafe body(request.pointee.mapped)
-        } else {
-            unsafe request.pointee.error = EROFS
-        }
-    }
-
     /// Lets the requests of a list, which the caller has emptied, try again; those that must wait on get into it anew.
     mutating func retry(_ list: IndexList) {
         var list = list
@@ -175,22 +168,22 @@ extension DiskEngine {
 
     /// Starts an operation in a free slot, of which there is one.
     mutating func begin(_ operation: Operation) {
+        shared.assertLocked()
         let index = freeOperation
         freeOperation = unsafe operations[Int(index)].next
         unsafe operations[Int(index)] = operation
         unsafe operations[Int(index)].isActive = true
         unsafe operations[Int(index)].sequence = shared.sequence
         shared.sequence &+= 1
-        if encryption.encryptsWrites, operation.kind == .write { encrypt(index) }
         if operation.request >= 0 { unsafe requests[Int(operation.request)].pending += 1 }
-        enqueue(index)
+        queueOrPutOff(index)
     }
 
     mutating func begin(_ load: MetadataLoad) {
         begin(Operation(kind: .load, layer: load.layer, fileOffset: load.offset, length: UInt64(load.length), load: load))
     }
 
-    /// Puts what is left of an operation into the queue.
+    /// Puts what is left of an operation into the queue. It needs no lock: descriptors do not change.
     mutating func enqueue(_ index: Int32) {
         let operation = unsafe operations[Int(index)]
         let token = UInt64(UInt32(bitPattern: index))
@@ -223,13 +216,21 @@ extension DiskEngine {
             case .zeroRange:
                 let mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
                 try queue.allocate(image.dataDescriptor(operation.layer), mode: mode, at: offset, length: left, token: token)
+            case .zeroes:
+                // They are there: nothing for the queue to do.
+                endUnqueued(index)
             }
         } catch {
-            // Unheard of, as the queue has room for every operation. It ends like any other, from `nextCompletion`.
-            outstanding -= 1
-            unsafe operations[Int(index)].next = refusedOperation
-            refusedOperation = index
+            // Unheard of, as the queue has room for every operation.
+            endUnqueued(index)
         }
+    }
+
+    /// Has an operation that the queue does not have end like any other, from `nextCompletion`.
+    private mutating func endUnqueued(_ index: Int32) {
+        outstanding -= 1
+        unsafe operations[Int(index)].next = unqueuedOperation
+        unqueuedOperation = index
     }
 
     /// An operation came back from the queue with bytes done or a negative errno value.
@@ -238,14 +239,14 @@ extension DiskEngine {
         let kind = unsafe operation.pointee.kind
         if result < 0 { return unsafe fail(index, operation, Int32(clamping: -result)) }
         switch kind {
-        case .synchronize, .commit, .punch, .zeroRange:
+        case .synchronize, .commit, .punch, .zeroRange, .zeroes:
             return end(index, error: 0)
         case .read where result == 0:
             // The end of the file. Where it has always been, zeroes follow; elsewhere the file has been cut since.
             let place = unsafe operation.pointee.fileOffset + operation.pointee.done
             guard unsafe image.isEnd(place, operation.pointee.layer) else { return end(index, error: EIO) }
             unsafe fill(operation.pointee.request, from: operation.pointee.start + operation.pointee.done, length: operation.pointee.length - operation.pointee.done)
-            return end(index, error: 0)
+            return endRead(index)
         case .load where result == 0:
             return endLoad(index)
         case .write where result == 0, .writeZeroes where result == 0:
@@ -254,20 +255,13 @@ extension DiskEngine {
             // Never more than was asked for; a kernel that says so is not believed.
             unsafe operation.pointee.done += min(UInt64(result), operation.pointee.length - operation.pointee.done)
             unsafe operation.pointee.retries = 0
-            if unsafe operation.pointee.done < operation.pointee.length { enqueue(index) } else if kind == .load { endLoad(index) } else { end(index, error: 0) }
+            if unsafe operation.pointee.done < operation.pointee.length { return enqueue(index) }
+            switch kind {
+            case .load: endLoad(index)
+            case .read: endRead(index)
+            default: end(index, error: 0)
+            }
         }
-    }
-
-    /// Metadata has been read. Decompression takes long, so others may have the lock meanwhile: called where nothing is half done.
-    private mutating func endLoad(_ index: Int32) {
-        let operation = unsafe operations + Int(index)
-        if var load = unsafe operation.pointee.load, load.kind == .compressedCluster {
-            shared.unlock()
-            unsafe image.decompress(&load, bytes: Int(operation.pointee.done))
-            shared.lock()
-            unsafe operation.pointee.load = load
-        }
-        end(index, error: 0)
     }
 
     private mutating func fail(_ index: Int32, _ operation: UnsafeMutablePointer<Operation>, _ error: Int32) {
@@ -292,6 +286,7 @@ extension DiskEngine {
 
     /// The operation is over: its request may be, and those that waited for it go on.
     mutating func end(_ index: Int32, error: Int32) {
+        shared.assertLocked()
         let ended = unsafe operations[Int(index)]
         if ended.kind == .commit { return continueCommit(error) }
         if ended.run.count > 0, park(index, error) { return }

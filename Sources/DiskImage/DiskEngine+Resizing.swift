@@ -52,6 +52,7 @@ extension DiskEngine {
 
     private mutating func resizeRaw(from oldSize: UInt64, to newSize: UInt64, _ preallocation: Preallocation) throws(DiskImageError) {
         guard preallocation != .metadata else { throw .resize(path: image.path, reason: "a raw image has no metadata to set aside") }
+        guard !image.isRemote else { throw .resize(path: image.path, reason: "a remote disk is as long as its server says; change it there") }
         guard image.isRegularFile else { throw .resize(path: image.path, reason: "a block device has the size that it has") }
         let file = tableFile
         do throws(DiskImageError) {

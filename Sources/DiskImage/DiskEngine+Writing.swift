@@ -188,7 +188,6 @@ extension DiskEngine {
         unsafe request.pointee.pending += 2
         let reader = Int32(depth) + copy
         let readable = min(size, image.size - base)
-        unsafe (copies.buffer(copy) + Int(readable)).initializeMemory(as: UInt8.self, repeating: 0, count: Int(size - readable))
         unsafe requests[Int(reader)] = Request(
             operation: .read, vectors: copies.vector(copy, length: readable), segments: 1, offset: base, length: readable)
         advance(reader)
@@ -196,7 +195,7 @@ extension DiskEngine {
         return true
     }
 
-    /// The old contents of a cluster are there: the new ones come over them, and all of it goes to the file.
+    /// The old contents of a cluster are there: once the new ones have come over them, all of it goes to the file.
     mutating func finishReading(copy index: Int32) {
         let reader = Int32(depth) + index
         let error = unsafe requests[Int(reader)].error
@@ -216,18 +215,6 @@ extension DiskEngine {
             endCopy(copy.owner, error)
             retryWaiting()
             return
-        }
-        // The buffer has room for the cluster, whose part the request covers.
-        let owner = unsafe requests + Int(copy.owner)
-        var target = unsafe copies.buffer(index) + Int(unsafe (owner.pointee.offset + copy.start) - copy.base)
-        if unsafe owner.pointee.operation == .write {
-            // Guest RAM: read through the helpers that the compiler does not look into.
-            unsafe forEachPiece(copy.owner, from: copy.start, length: copy.length) { base, count in
-                unsafe clinux_copy(target, base, count)
-                unsafe target += count
-            }
-        } else {
-            unsafe target.initializeMemory(as: UInt8.self, repeating: 0, count: Int(copy.length))
         }
         copies[index].isReading = false
         begin(operation)

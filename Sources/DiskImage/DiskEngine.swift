@@ -38,17 +38,20 @@ public struct DiskCompletion: Sendable {
 /// A request is cut into operations along the extents that the image's metadata names. Where the metadata has to be read first, the request
 /// waits for that read and others go on. Nothing orders requests that are in flight together: who needs an order waits for completions.
 @safe public struct DiskEngine: ~Copyable, @unchecked Sendable {
+    /// The image with what all its engines share. From ``advance(_:)`` and ``finish(_:result:)`` on, everything happens under its lock, but for work on
+    /// bytes: ``work()``.
+    /// It comes first: what is changed by way of an engine's references, all of it under that lock, ThreadSanitizer's part of the compiler (6.3)
+    /// notes by the first word of the engine, and fails where that is no reference.
+    let shared: SharedImage
+    /// What the others see of this engine.
+    let seat: AttachedEngine
+
     /// Requests that can be in flight.
     public let depth: Int
     /// Memory segments that a request can have.
     public let maximumSegments: Int
     /// Requests started and not yet returned by ``nextCompletion()``.
     public private(set) var inFlight = 0
-
-    /// The image with what all its engines share. From ``advance(_:)`` and ``finish(_:result:)`` on, everything happens under its lock.
-    let shared: SharedImage
-    /// What the others see of this engine.
-    let seat: AttachedEngine
 
     // Everything below is used by the owner's thread alone: hence `Sendable`.
     let queue: IOQueue
@@ -65,8 +68,9 @@ public struct DiskCompletion: Sendable {
     var stalled = IndexList()
     var completed = IndexList()
     var freeOperation: Int32 = -1
-    /// Operations that the queue did not take.
-    var refusedOperation: Int32 = -1
+    /// Operations that end without the queue: zeroes that are there, and what it did not take.
+    var unqueuedOperation: Int32 = -1
+    var putOff = WorkList()
     /// Operations that the queue has and has not completed.
     var outstanding = 0
     /// Whether the queue watches the bell. The owner's thread has it do so, with its first request: before that nobody calls.
@@ -102,19 +106,11 @@ public struct DiskCompletion: Sendable {
     /// One of several engines of an image. Parameters are as those of an engine with an image of its own.
     public init(_ shared: SharedImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
         let operations = Self.operationCount(depth)
-        if let remote = shared.image.remote {
-            remote.reserve(operations)
-            try self.init(shared, depth: depth, segments: segments, queue: .remote(remote))
-            return
-        }
-        // No ring, for whatever reason, is no reason to have no disk. One entry is for the bell.
-        if usesRing, let ring = try? IORing(entries: operations + 1) {
-            try self.init(shared, depth: depth, segments: segments, queue: .ring(ring))
-        } else {
-            let io: SynchronousIO
-            do { io = try SynchronousIO(capacity: operations, calls: shared.calls) } catch { throw .system(path: shared.path, error) }
-            try self.init(shared, depth: depth, segments: segments, queue: .synchronous(io))
-        }
+        let queue: IOQueue
+        do throws(SystemCallError) {
+            queue = try shared.image.makeQueue(operations, usesRing: usesRing, calls: shared.calls)
+        } catch { throw .system(path: shared.path, error) }
+        try self.init(shared, depth: depth, segments: segments, queue: queue)
     }
 
     private init(_ shared: SharedImage, depth: Int, segments: Int, queue: consuming IOQueue) throws(DiskImageError) {
@@ -208,11 +204,13 @@ public struct DiskCompletion: Sendable {
         shared.lock()
         advance(Int32(index))
         shared.unlock()
+        work()
     }
 
     /// Hands what was started to the kernel; once after a batch is enough.
     /// - Throws: when the kernel takes nothing any more. The engine is of no further use then.
     public mutating func submit() throws(DiskImageError) {
+        shared.assertUnlocked()
         do { try queue.submit() } catch { throw .request(path: shared.path, error) }
     }
 
@@ -220,6 +218,8 @@ public struct DiskCompletion: Sendable {
     /// before it answers nil.
     public mutating func nextCompletion() -> DiskCompletion? {
         while true {
+            // Also before a completion, after which the owner may ask nothing for long: the bell may have been heard among other things.
+            if !shared.isExclusive, answerCall() { continue }
             if let index = unsafe completed.popFirst(requests) {
                 inFlight -= 1
                 let ended = unsafe requests[Int(index)]
@@ -231,19 +231,24 @@ public struct DiskCompletion: Sendable {
             }
             if !shared.isExclusive {
                 queue.listen()
-                if seat.takeCall() {
-                    shared.lock()
-                    attend()
-                    shared.unlock()
-                    submitForOthers()
-                    continue
-                }
+                if answerCall() { continue }
             }
             // A failure here shows again in the owner's next `submit`.
             try? queue.submit()
             // Calls that are done one after the other are done now.
             guard queue.hasCompletion else { return nil }
         }
+    }
+
+    /// Looks at what another engine has called for. Returns whether one had.
+    private mutating func answerCall() -> Bool {
+        guard seat.takeCall() else { return false }
+        shared.lock()
+        attend()
+        shared.unlock()
+        work()
+        submitForOthers()
+        return true
     }
 
     /// What was set going may be for other engines, a commit say, and the owner of this one may do nothing for long once it has its completion.
@@ -261,14 +266,15 @@ public struct DiskCompletion: Sendable {
             next = another
         }
         shared.unlock()
+        work()
         return true
     }
 
     private mutating func nextOperation() -> (index: Int32, result: Int)? {
-        if refusedOperation >= 0 {
-            let index = refusedOperation
-            unsafe refusedOperation = operations[Int(index)].next
-            return (index, -Int(EIO))
+        if unqueuedOperation >= 0 {
+            let index = unqueuedOperation
+            unsafe unqueuedOperation = operations[Int(index)].next
+            return unsafe (index, operations[Int(index)].kind == .zeroes ? 0 : -Int(EIO))
         }
         while let completion = queue.nextCompletion() {
             guard completion.token == Self.bellToken else {

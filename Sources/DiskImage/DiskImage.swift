@@ -12,6 +12,10 @@ package import Linux
     /// The most bytes of a disk.
     public static let maximumSize: UInt64 = 1 << 62
 
+    // The one layer of each file, never none: those of the chain, topmost first, then the extents of a VMDK image. Only the holder of the image
+    // touches them: hence `Sendable`.
+    let layers: Layers
+
     /// The path that the user gave.
     public let path: String
     /// The format of the topmost file.
@@ -28,13 +32,15 @@ package import Linux
     /// As it was opened, for what is read anew when the metadata was replaced.
     private let metadataCacheSize: Int
 
-    // The one layer of each file, never none: those of the chain, topmost first, then the extents of a VMDK image. Only the holder of the image
-    // touches them: hence `Sendable`.
-    let layers: UnsafeMutableBufferPointer<Layer>
     /// How many of them stand on top of each other.
     let chainLength: Int
-    /// The remote disk that this is, which does what is otherwise done with the one file's descriptor.
+    /// The remote disk that is the last of the chain, or all of it. It does what is otherwise done with the descriptor of its file.
     let remote: NBDDisk?
+    /// Whether there is nothing on top of it.
+    var isRemote: Bool { remote != nil && chainLength == 1 }
+
+    /// The remote disk that a file, by its number, stands for.
+    func remote(ofFile file: Int) -> NBDDisk? { file == chainLength - 1 ? remote : nil }
 
     /// A file of the chain with what its format says of it; a raw file needs nothing said.
     struct Layer: ~Copyable {
@@ -55,13 +61,48 @@ package import Linux
         var isSealed = false
     }
 
+    /// The layers of an image, at one place. Their address comes first, in here and in the image: ThreadSanitizer's part of the compiler (6.3) takes the
+    /// first word of a value for the address of what is changed by way of it.
+    @unsafe struct Layers {
+        private let start: UnsafeMutablePointer<Layer>
+        let count: Int
+
+        /// Takes over what is initialised, of which there is at least one.
+        init(_ layers: UnsafeMutableBufferPointer<Layer>) {
+            unsafe start = layers.baseAddress!
+            unsafe count = layers.count
+        }
+
+        var indices: Range<Int> { unsafe 0..<count }
+
+        /// A layer, in place. The index is one of ``indices``.
+        subscript(index: Int) -> Layer {
+            unsafeAddress {
+                unsafe assert(indices.contains(index))
+                // Below the count.
+                return unsafe UnsafePointer(start + index)
+            }
+            nonmutating unsafeMutableAddress {
+                unsafe assert(indices.contains(index))
+                // As above.
+                return unsafe start + index
+            }
+        }
+
+        /// They are not used any more.
+        func destroy() {
+            unsafe start.deinitialize(count: count)
+            unsafe start.deallocate()
+        }
+    }
+
     /// Opens an image with its backing files and locks them all.
     ///
     /// The format is the stated one or the one of the file's extension; contents are never asked. Backing files are opened
     /// read-only, with the format that the image above states or else, again, that of their extension. Their names are relative to the
     /// directory of the image above.
     ///
-    /// A path that is the address of a remote disk (`nbd://…`) is connected to. Only this one name can be: those that images carry cannot.
+    /// A name that is the address of a remote disk (`nbd://…`) is connected to: the path, or that of a backing file.
     public init(path: String, options: DiskImageOptions = DiskImageOptions()) throws(DiskImageError) {
         try self.init(path: path, options: options, remote: nil)
     }
@@ -71,12 +112,12 @@ package import Linux
         try self.init(path: path, options: options, remote: NBDDisk(path: path, socket: socket))
     }
 
-    /// - Parameter remote: the remote disk of this name, if it is connected to already.
+    /// - Parameter remote: a remote disk that is connected to already, for what has its name.
     init(path: String, options: DiskImageOptions, remote: NBDDisk?) throws(DiskImageError) {
         let format: ImageFormat
         if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
-        var chain = Chain()
-        if NBDLocation.isAddress(path) { try chain.connect(path, format, options, remote) } else { try chain.open(path, format, options) }
+        var chain = Chain(connected: remote)
+        try chain.open(path, format, options)
         if options.followsBacking, options.usesAllKeys, options.opensData, chain.encryptedCount < options.keys.count {
             throw .keyUnused(path: path, encrypted: chain.encryptedCount, keys: options.keys.count)
         }
@@ -89,15 +130,14 @@ package import Linux
         clusterSize = unsafe chain.layers[0].qcow2?.header.clusterSize ?? chain.blockSize
         chainLength = chain.chainLength
         self.remote = chain.remote
-        unsafe layers = chain.take()
+        unsafe layers = Layers(chain.take())
     }
 
     deinit {
-        unsafe layers.deinitialize()
-        unsafe layers.deallocate()
+        unsafe layers.destroy()
     }
 
-    /// The most engines at a time: a remote disk has one connection, which one engine looks after.
+    /// The most engines at a time: a remote disk, whatever stands on it, has one connection, which one engine looks after.
     public var maximumEngines: Int { remote == nil ? SharedImage.maximumEngines : 1 }
 
     /// The files that make up the image, topmost first.

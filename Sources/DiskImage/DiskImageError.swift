@@ -67,7 +67,9 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     /// A remote disk cannot be reached, or not any more.
     case remote(path: String, reason: String)
     /// Something that is done to files, not to a remote disk.
-    case remoteNotPossible(path: String)
+    case remoteNotPossible(path: String, reason: String = "this is done to files, and not to a remote disk")
+    /// A remote disk that is to be written can only be read.
+    case remoteReadOnly(path: String)
     /// The image is encrypted, in the way that is named, and no key was given.
     case keyMissing(path: String, method: String)
     /// No place for a key in the image's header is opened by the key that was given.
@@ -88,6 +90,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case tooSmall(path: String, needed: UInt64, size: UInt64)
     /// What was going on was given up when a signal came.
     case interrupted(path: String)
+    /// The same of something that keeps what has been written by then.
+    case interruptedInPlace(path: String)
 
     public var description: String {
         switch self {
@@ -147,7 +151,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .dataFile(let of, let error):
             "disk \(quoted(of)), data file: \(error)"
         case .backingName(let path, let name):
-            "disk \(quoted(path)): its backing file \(quoted(name)) is not the path of a local file"
+            "disk \(quoted(path)): its backing file \(quoted(name)) is neither the path of a local file nor an address (nbd:, nbd+unix:); "
+                + "swkvm image rebase --unsafe --backing PATH gives it another name"
         case .backingLoop(let path):
             "disk \(quoted(path)): the chain of backing files leads back to it"
         case .backingTooDeep(let path):
@@ -158,8 +163,10 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): not the address of a remote disk: \(printable(reason)); wanted nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
         case .remote(let path, let reason):
             "disk \(quoted(path)): \(printable(reason))"
-        case .remoteNotPossible(let path):
-            "disk \(quoted(path)): this is done to files, and not to a remote disk"
+        case .remoteNotPossible(let path, let reason):
+            "disk \(quoted(path)): \(reason)"
+        case .remoteReadOnly(let path):
+            "disk \(quoted(path)): its server offers it read-only, and it is to be written: have it offered for writing (qemu-nbd without -r)"
         case .keyMissing(let path, let method):
             "disk \(quoted(path)): it is encrypted (\(method)) and no key was given: say key-file=PATH or key-fd=N (swkvm image: --key-file, --key-fd)"
         case .wrongKey(let path):
@@ -180,9 +187,11 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .impossible(let path, let reason):
             "disk \(quoted(path)): it cannot be made: \(reason)"
         case .tooSmall(let path, let needed, let size):
-            "disk \(quoted(path)): the disk has \(needed) bytes, the place for it \(size)"
+            "disk \(quoted(path)): the disk has \(needed) bytes, the place for it \(size); make that larger first"
         case .interrupted(let path):
             "disk \(quoted(path)): interrupted; nothing was made"
+        case .interruptedInPlace(let path):
+            "disk \(quoted(path)): interrupted; a part of it has been overwritten, and the rest is what it was"
         }
     }
 }

@@ -10,6 +10,8 @@ enum IOQueue: ~Copyable {
     case ring(IORing)
     case synchronous(SynchronousIO)
     case remote(NBDDisk)
+    /// Files on top of a remote disk.
+    case layered(LayeredIO)
 
     /// Readable while completions wait.
     var rawValue: Int32 {
@@ -17,6 +19,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): ring.rawValue
         case .synchronous(let calls): calls.rawValue
         case .remote(let disk): disk.descriptor
+        case .layered(let queues): queues.descriptor
         }
     }
 
@@ -26,6 +29,7 @@ enum IOQueue: ~Copyable {
         case .ring: false
         case .synchronous(let calls): calls.hasCompletion
         case .remote(let disk): !disk.ended.isEmpty
+        case .layered(let queues): queues.hasCompletion
         }
     }
 
@@ -34,6 +38,7 @@ enum IOQueue: ~Copyable {
         case .ring: true
         case .synchronous: false
         case .remote: false
+        case .layered(let queues): queues.files.isRing
         }
     }
 
@@ -45,6 +50,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try unsafe ring.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
         case .synchronous(let calls): unsafe calls.read(file, vectors, count: count, at: offset, token: token)
         case .remote(let disk): try unsafe disk.transfer(.read, vectors, count: count, at: offset, token: token)
+        case .layered(let queues): try unsafe queues.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
         }
     }
 
@@ -53,6 +59,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try unsafe ring.write(file, vectors, count: count, at: offset, token: token)
         case .synchronous(let calls): unsafe calls.write(file, vectors, count: count, at: offset, token: token)
         case .remote(let disk): try unsafe disk.transfer(.write, vectors, count: count, at: offset, token: token)
+        case .layered(let queues): try unsafe queues.files.write(file, vectors, count: count, at: offset, token: token)
         }
     }
 
@@ -61,6 +68,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try ring.synchronize(file, token: token)
         case .synchronous(let calls): calls.synchronize(file, token: token)
         case .remote(let disk): try disk.change(.flush, token: token)
+        case .layered(let queues): try queues.files.synchronize(file, token: token)
         }
     }
 
@@ -70,6 +78,7 @@ enum IOQueue: ~Copyable {
         case .synchronous(let calls): calls.allocate(file, mode: mode, at: offset, length: length, token: token)
         case .remote(let disk):
             try disk.change(mode & FALLOC_FL_PUNCH_HOLE != 0 ? .zero : .zeroKeeping, at: offset, length: length, token: token)
+        case .layered(let queues): try queues.files.allocate(file, mode: mode, at: offset, length: length, token: token)
         }
     }
 
@@ -87,6 +96,7 @@ enum IOQueue: ~Copyable {
         case .ring: try EventFD()
         case .synchronous(let calls): try calls.bell.duplicate()
         case .remote: try EventFD()
+        case .layered(let queues): try queues.files.makeBell()
         }
     }
 
@@ -98,6 +108,7 @@ enum IOQueue: ~Copyable {
         case .synchronous: break
         // There is no other engine that would ring.
         case .remote: break
+        case .layered: break
         }
     }
 
@@ -107,6 +118,7 @@ enum IOQueue: ~Copyable {
         case .ring: break
         case .synchronous(let calls): calls.listen()
         case .remote: break
+        case .layered: break
         }
     }
 
@@ -115,6 +127,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try ring.submit()
         case .synchronous(let calls): calls.submit()
         case .remote(let disk): disk.submit()
+        case .layered(let queues): try queues.submit()
         }
     }
 
@@ -124,6 +137,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): ring.spin(nanoseconds: nanoseconds)
         case .synchronous: false
         case .remote: false
+        case .layered(let queues): queues.spin(nanoseconds: nanoseconds)
         }
     }
 
@@ -133,6 +147,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): try ring.wait(for: count)
         case .synchronous(let calls): calls.wait()
         case .remote(let disk): disk.wait()
+        case .layered(let queues): try queues.wait()
         }
     }
 
@@ -140,6 +155,7 @@ enum IOQueue: ~Copyable {
     func finish(within milliseconds: Int) {
         switch self {
         case .remote(let disk): disk.finish(within: milliseconds)
+        case .layered(let queues): queues.remote.finish(within: milliseconds)
         default: break
         }
     }
@@ -149,6 +165,7 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): ring.nextCompletion()
         case .synchronous(let calls): calls.nextCompletion()
         case .remote(let disk): disk.nextCompletion()
+        case .layered(let queues): queues.nextCompletion()
         }
     }
 }
@@ -161,6 +178,8 @@ enum IOQueue: ~Copyable {
     var synchronize: @Sendable (Int32) -> Int
     var allocate: @Sendable (Int32, Int32, off_t, off_t) -> Int
     var truncate: @Sendable (Int32, off_t) -> Int = { file, size in outcome(Int(ftruncate(file, size))) }
+    /// Hears of work on bytes before it is done, in the engine's thread.
+    var bulkWork: (@Sendable (BulkWork) -> Void)?
 
     /// The kernel's.
     static let host = unsafe FileCalls(

@@ -18,27 +18,46 @@ struct MetadataReplacement: ~Copyable {
     /// How often each is counted before.
     private let oldCounts: ClusterCounts
     private let fileSize: UInt64
+    /// Whether what is not counted afterwards may be given back to the host: in an image that stays damaged it may be in use.
+    private let releasesSpace: Bool
     /// Where the search for single clusters goes on.
     private var next: UInt64 = 1
     /// The header has been written: the image is the new one, as far as anybody can tell.
     private(set) var isCommitted = false
 
-    /// A replacement after which everything is as before, until more is said.
-    /// - Parameter mended: the counts are those of what was found in use rather than what the image says. Clusters that it counts
-    ///   are left alone all the same.
-    init(_ scan: borrowing QCOW2Scan, mended isMended: Bool = false) throws(DiskImageError) {
+    /// What is counted afterwards, before more is said.
+    enum Basis {
+        /// What the image counts.
+        case counted
+        /// What was found in use.
+        case used
+        /// What the image counts, without what is not in use. Of a damaged image: what is in use and counted too seldom stays so.
+        case countedAndUsed
+        /// The higher of both: what is in use is not all known.
+        case countedOrUsed
+    }
+
+    /// A replacement after which everything is as before, but for the counts, until more is said. Clusters that were counted or in use are left alone.
+    init(_ scan: borrowing QCOW2Scan, counting basis: Basis = .counted) throws(DiskImageError) {
         let path = scan.file.path
         let fields = try scan.file.read(scan.header.fixedLength, at: 0)
         var oldCounts = try scan.counts.copy(path: path)
         // What is in use and not counted is nobody else's either.
         for cluster in 0..<scan.references.end where scan.references[cluster] != 0 && oldCounts[cluster] == 0 { oldCounts[cluster] = 1 }
-        var counts = try isMended ? scan.references.copy(path: path) : scan.counts.copy(path: path)
+        var counts = try basis == .counted ? scan.counts.copy(path: path) : scan.references.copy(path: path)
         let header = scan.header
         // The old refcount structure goes; a new one comes with the commit.
         let bits = UInt64(header.clusterBits)
         for block in scan.refcountBlocks where block != 0 { counts.add(-1, to: block >> bits) }
         let table = header.refcountTableOffset >> bits
         counts.add(-1, to: table..<table + UInt64(header.refcountTableClusters))
+        if basis == .countedAndUsed {
+            for cluster in 0..<counts.end where counts[cluster] > scan.counts[cluster] { counts[cluster] = scan.counts[cluster] }
+        }
+        if basis == .countedOrUsed {
+            for cluster in 0..<scan.counts.end where scan.counts[cluster] > scan.references[cluster] { counts.add(Int64(scan.counts[cluster] - scan.references[cluster]), to: cluster) }
+        }
+        releasesSpace = basis != .countedAndUsed || scan.report.errors == 0
         self.header = header
         self.fields = fields
         self.oldCounts = oldCounts
@@ -187,7 +206,7 @@ struct MetadataReplacement: ~Copyable {
         isCommitted = true
         try file.write(fields, at: 0)
         try file.synchronize()
-        releaseSpace()
+        if releasesSpace { releaseSpace() }
     }
 
     /// Nothing of what was written is the image's: where the file ended, it ends.

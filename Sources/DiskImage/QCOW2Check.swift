@@ -12,6 +12,7 @@ extension DiskImage {
         let format: ImageFormat
         if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
         guard format == .qcow2 else { throw .notCheckable(path: path) }
+        guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         let file = try ImageFile(path: path, writable: repair != nil, cache: .writeback, locking: options.locking)
         return try check(file, repair, options, calls: .host)
     }
@@ -92,12 +93,10 @@ struct QCOW2Check {
         if report.isSound { return false }
         if repair == .all, !scan.broken.isEmpty { return mendsEntries ? try mend(scan) : false }
         guard repair == .all || report.leaks > 0 else { return false }
-        var new = try MetadataReplacement(scan, mended: repair == .all)
-        if repair == .leaks {
-            for cluster in 0..<scan.counts.end where scan.counts[cluster] > scan.references[cluster] {
-                new.counts.add(Int64(scan.references[cluster]) - Int64(scan.counts[cluster]), to: cluster)
-            }
-        }
+        // Space that nothing is known to use is given back only if all that could use it is known.
+        let raises = (0..<scan.references.end).contains { scan.references[$0] > scan.counts[$0] }
+        guard !scan.isIncomplete || (repair == .all && raises) else { return false }
+        var new = try MetadataReplacement(scan, counting: repair == .leaks ? .countedAndUsed : scan.isIncomplete ? .countedOrUsed : .used)
         do throws(DiskImageError) {
             // Flags go by counts, so they wait for those to be right.
             if repair == .all || report.errors == 0 { try new.setL1(try file.readL1(header, scan.fileSize)) }

@@ -95,6 +95,8 @@ struct QCOW2Header: Equatable, Sendable {
 
     /// The most bytes of an L1 table, as in QEMU.
     static let maximumL1Size = 32 << 20
+    /// The most bytes of a backing file's name.
+    static let maximumBackingName = 1023
 
     /// Reads and checks the header of a file.
     init(_ file: borrowing ImageFile) throws(DiskImageError) {
@@ -143,7 +145,7 @@ struct QCOW2Header: Equatable, Sendable {
         let backingOffset = fixed.bigEndian64(at: 8)
         let backingLength = fixed.bigEndian32(at: 16)
         if backingOffset != 0 {
-            try require(backingLength <= 1023, "a backing file name of \(backingLength) bytes; 1023 are possible")
+            try require(backingLength <= Self.maximumBackingName, "a backing file name of \(backingLength) bytes; \(Self.maximumBackingName) are possible")
             try require(
                 backingOffset >= UInt64(headerLength) && backingOffset <= UInt64(cluster.count)
                     && UInt64(backingLength) <= UInt64(cluster.count) - backingOffset,

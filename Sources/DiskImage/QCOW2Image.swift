@@ -30,7 +30,8 @@ internal import Linux
     // What follows is for an image that is written.
 
     var refcounts: Refcounts?
-    let hasBacking: Bool
+    /// Whether another image shows where this one has nothing, so that zeroes have to be said. One that gets a backing file has it before its header does.
+    var hasBacking: Bool
     /// L1 entries that the file does not have.
     var dirtyL1: Range<Int>?
     /// While a commit has written reference counts and not yet what refers to the clusters, neither changes.

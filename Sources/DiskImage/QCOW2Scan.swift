@@ -22,6 +22,9 @@ struct QCOW2Scan: ~Copyable {
     /// L2 and L1 entries that cannot be right, by their place in the file, which zeroes would mend. An extended L2 entry has two words.
     private(set) var broken: [Broken] = []
 
+    /// A snapshot's L1 table or a bitmap could not be looked at: more may be in use than was found.
+    private(set) var isIncomplete = false
+
     struct Broken {
         let place: UInt64
         let replacement: [UInt64]
@@ -128,10 +131,14 @@ struct QCOW2Scan: ~Copyable {
             let name = "the L1 table of snapshot \(entry.snapshot.id)"
             guard entry.l1Offset & (clusterSize - 1) == 0 else {
                 report.error("\(name) at byte \(entry.l1Offset), not the start of a cluster")
+                isIncomplete = true
                 continue
             }
             let length = UInt64(entry.l1Size) * 8
-            guard refer(name, at: entry.l1Offset, length) else { continue }
+            guard refer(name, at: entry.l1Offset, length) else {
+                isIncomplete = true
+                continue
+            }
             // Tables of their own have room in the file.
             l1Bytes += length
             guard l1Bytes <= fileSize &+ UInt64(QCOW2Header.maximumL1Size) else { throw .invalid(path: file.path, reason: "the L1 tables of its snapshots lie over each other") }
@@ -216,6 +223,9 @@ struct QCOW2Scan: ~Copyable {
     /// The bitmaps that the image says are true: their directory, tables and data.
     private mutating func scanBitmaps() throws(DiskImageError) {
         guard let directory = header.bitmaps else { return }
+        // Until all of it has been looked at.
+        let wasIncomplete = isIncomplete
+        isIncomplete = true
         guard directory.offset & (clusterSize - 1) == 0, directory.size <= 64 << 20, directory.count <= Self.maximumBitmaps,
             directory.offset <= fileSize, directory.size <= fileSize - directory.offset
         else {
@@ -223,7 +233,7 @@ struct QCOW2Scan: ~Copyable {
         }
         refer("the directory of bitmaps", at: directory.offset, directory.size)
         let bytes = try file.read(Int(directory.size), at: directory.offset)
-        var rest = bytes[...], tableBytes: UInt64 = 0
+        var rest = bytes[...], tableBytes: UInt64 = 0, isWhole = true
         for _ in 0..<directory.count {
             guard rest.count >= 24 else { return report.error("the directory of bitmaps ends before the last of them") }
             let table = rest.bigEndian64(at: 0), count = UInt64(rest.bigEndian32(at: 8))
@@ -231,6 +241,7 @@ struct QCOW2Scan: ~Copyable {
             rest = rest.dropFirst(length)
             guard table & (clusterSize - 1) == 0, count <= Self.maximumBitmapEntries, table <= fileSize, count * 8 <= fileSize - table else {
                 report.error("a bitmap's table of \(count) entries at byte \(table)")
+                isWhole = false
                 continue
             }
             refer("the table of a bitmap", at: table, count * 8)
@@ -244,6 +255,7 @@ struct QCOW2Scan: ~Copyable {
                 }
             }
         }
+        isIncomplete = wasIncomplete || !isWhole
     }
 
     // MARK: - Comparing

@@ -1,3 +1,4 @@
+internal import Glibc
 internal import Linux
 internal import Synchronization
 
@@ -83,9 +84,40 @@ internal import Synchronization
 
     // MARK: - For engines
 
-    @inline(__always) func lock() { if !isExclusive { mutex.lock() } }
+    @inline(__always) func lock() {
+        assertUnlocked()
+        if !isExclusive { mutex.lock() }
+        #if DEBUG
+        holder.store(UInt(pthread_self()), ordering: .relaxed)
+        #endif
+    }
 
-    @inline(__always) func unlock() { if !isExclusive { mutex.unlock() } }
+    @inline(__always) func unlock() {
+        assertLocked()
+        #if DEBUG
+        holder.store(0, ordering: .relaxed)
+        #endif
+        if !isExclusive { mutex.unlock() }
+    }
+
+    #if DEBUG
+    /// The thread that has the lock, or 0: for what follows.
+    private let holder = Atomic<UInt>(0)
+    #endif
+
+    /// Says that the calling thread has the lock. Only builds for tests look.
+    @inline(__always) func assertLocked() {
+        #if DEBUG
+        precondition(holder.load(ordering: .relaxed) == UInt(pthread_self()), "the image's lock is not this thread's")
+        #endif
+    }
+
+    /// Says that the calling thread does not have the lock.
+    @inline(__always) func assertUnlocked() {
+        #if DEBUG
+        precondition(holder.load(ordering: .relaxed) != UInt(pthread_self()), "this thread has the image's lock")
+        #endif
+    }
 
     /// - Throws: when there are as many engines as can be.
     func attach(_ engine: AttachedEngine) throws(DiskImageError) {
@@ -113,6 +145,7 @@ internal import Synchronization
 
     /// Metadata has been read and the requests of `reader` have looked at it: it may be replaced when those of the others have looked, too.
     func settle(_ load: MetadataLoad, readBy reader: AttachedEngine) {
+        assertLocked()
         var others: UInt64 = 0
         if !isExclusive {
             for engine in engines where engine !== reader && !engine.waiting.isEmpty { others |= engine.bit }
@@ -133,6 +166,7 @@ internal import Synchronization
 
     /// Has the engines with requests, or writes, that wait for others look again.
     func call(besides caller: AttachedEngine) {
+        assertLocked()
         guard !isExclusive else { return }
         for engine in engines where engine !== caller && engine.isWaiting { engine.call() }
     }

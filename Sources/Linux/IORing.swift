@@ -81,6 +81,9 @@ public import CLinux
         try check(unsafe clinux_ring_submit(ring), "io_uring_enter")
     }
 
+    /// Operations that are queued and that the kernel does not have: it takes none but in ``submit()``, or when there is no room for another.
+    public var queued: Int { Int(unsafe clinux_ring_queued(ring)) }
+
     /// Looks for a completion without sleeping, for at most so many nanoseconds. Returns whether there is one.
     public func spin(nanoseconds: UInt32) -> Bool { unsafe clinux_ring_spin(ring, nanoseconds) != 0 }
 

@@ -51,7 +51,7 @@ struct VirtioSlot: Sendable {
             options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
             let image = try DiskImage(path: disk.path, options: options)
             guard disk.queues <= image.maximumEngines else {
-                throw .impossible(path: disk.path, reason: "a remote disk has one queue, queues=\(disk.queues) was asked for")
+                throw .impossible(path: disk.path, reason: "a remote disk, or an image on one, has one queue; queues=\(disk.queues) was asked for")
             }
             return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues)
         } catch { throw .disk(error) }

@@ -12,22 +12,43 @@ struct ByteSize: ExpressibleByArgument, Equatable {
     init(bytes: UInt64) { self.bytes = bytes }
 
     /// Units are powers of 1024; a `B` or `iB` after the letter is taken too.
-    init?(argument: String) {
+    init?(argument: String) { self.init(argument, units: ["k": 10, "m": 20, "g": 30, "t": 40]) }
+
+    private init?(_ argument: String, units shifts: [Character: UInt64], allowsFraction: Bool = false) {
         var text = argument.lowercased()[...]
         for suffix in ["ib", "b"] where text.hasSuffix(suffix) {
             text = text.dropLast(suffix.count)
             break
         }
-        let shifts: [Character: UInt64] = ["k": 10, "m": 20, "g": 30, "t": 40]
         var shift: UInt64 = 0
         if let unit = text.last.flatMap({ shifts[$0] }) {
             shift = unit
             text = text.dropLast()
         }
-        guard !text.isEmpty, text.utf8.allSatisfy({ (0x30...0x39).contains($0) }), let number = UInt64(text) else { return nil }
+        var fraction: UInt64 = 0
+        if allowsFraction, shift > 0, let point = text.firstIndex(of: ".") {
+            let digits = text[text.index(after: point)...]
+            text = text[..<point]
+            guard (1...6).contains(digits.utf8.count), let numerator = Self.number(digits) else { return nil }
+            // At most 10^6 units of 2^60 bytes: their product is looked at.
+            let (product, overflow) = numerator.multipliedReportingOverflow(by: 1 << shift)
+            if overflow { return nil }
+            fraction = product / (0..<digits.utf8.count).reduce(1) { power, _ in power * 10 }
+        }
+        guard let number = Self.number(text) else { return nil }
         let (bytes, overflow) = number.multipliedReportingOverflow(by: 1 << shift)
-        if overflow { return nil }
-        self.bytes = bytes
+        let (sum, overflowsSum) = bytes.addingReportingOverflow(fraction)
+        if overflow || overflowsSum { return nil }
+        self.bytes = sum
+    }
+
+    /// The size of a disk, as qemu-img takes it: with larger units, and with a fraction of one, as in `1.5T`.
+    static func ofDisk(_ argument: String) -> ByteSize? {
+        ByteSize(argument, units: ["k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60], allowsFraction: true)
+    }
+
+    private static func number(_ digits: Substring) -> UInt64? {
+        digits.isEmpty || !digits.utf8.allSatisfy { (0x30...0x39).contains($0) } ? nil : UInt64(digits)
     }
 
     var defaultValueDescription: String {
@@ -284,6 +305,8 @@ struct DiskArgument {
             case ("key-fd", let value?):
                 guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("disk \(path): key-fd=\(value) is no descriptor's number") }
                 keys.append(.descriptor(number))
+            case ("backing", "on"?): options.allowsBacking = true
+            case ("backing", "off"?): options.allowsBacking = false
             case ("lock", "on"?): options.locking = true
             case ("lock", "off"?): options.locking = false
             case ("serial", let value?):
@@ -297,7 +320,7 @@ struct DiskArgument {
                 }
                 queues = count
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, lock=on|off, serial= or queues=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off, lock=on|off, serial= or queues=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)

@@ -48,11 +48,12 @@ import Testing
     @Test func pathAlone() throws {
         let disk = try DiskArgument(parsing: "disk.qcow2").disk
         #expect(disk.path == "disk.qcow2" && disk.options.format == nil && !disk.options.readOnly)
-        #expect(disk.options.cache == .writeback && disk.options.locking && disk.serial == nil)
+        #expect(disk.options.cache == .writeback && disk.options.locking && disk.options.allowsBacking && disk.serial == nil)
     }
 
     @Test func everything() throws {
-        let disk = try DiskArgument(parsing: "/a/b,format=raw,ro,cache=none,serial=12345678901234567890").disk
+        let disk = try DiskArgument(parsing: "/a/b,format=raw,ro,cache=none,backing=off,serial=12345678901234567890").disk
+        #expect(!disk.options.allowsBacking)
         #expect(disk.path == "/a/b" && disk.options.format == .raw && disk.options.readOnly)
         #expect(disk.options.cache == .none && disk.serial == "12345678901234567890")
     }

@@ -6,15 +6,17 @@ import Testing
 
 /// `swkvm image check`, `snapshot` and `resize`: what they take, and how they end.
 @Suite struct ImageMaintenanceTests {
-    private func parse<Verb>(_ verb: Verb.Type, _ arguments: String...) throws -> Verb {
+    private func parse<Verb>(_ verb: Verb.Type, _ arguments: String...) throws -> Verb { try parse(verb, arguments) }
+
+    private func parse<Verb>(_ verb: Verb.Type, _ arguments: [String]) throws -> Verb {
         try #require(try Command.parseAsRoot(["image"] + arguments) as? Verb)
     }
 
     @Test func checks() throws {
         let plain = try parse(ImageCheckCommand.self, "check", "a.qcow2")
-        #expect(plain.file == "a.qcow2" && plain.repair == nil && !plain.json && plain.format == nil)
+        #expect(plain.file == "a.qcow2" && plain.repair == nil && !plain.output.isJSON && plain.format == nil)
         let all = try parse(ImageCheckCommand.self, "check", "--repair", "all", "--json", "--format", "qcow2", "a")
-        #expect(all.repair == .all && all.json && all.format == .qcow2)
+        #expect(all.repair == .all && all.output.isJSON && all.format == .qcow2)
         #expect(try parse(ImageCheckCommand.self, "check", "-r", "leaks", "a.qcow2").repair == .leaks)
         #expect(try parse(ImageCheckCommand.self, "check", "--data-file", "d", "a.qcow2").data.dataFile == "d")
     }
@@ -36,14 +38,52 @@ import Testing
         #expect(try #require(SizeChange(argument: argument)).applied(to: old) == new)
     }
 
+    /// What a user of qemu-img types.
+    @Test func theWordsOfQEMU() throws {
+        let check = try parse(ImageCheckCommand.self, "check", "-q", "-f", "qcow2", "-r", "all", "--output=json", "a")
+        #expect(check.quiet && check.format == .qcow2 && check.output.isJSON && check.repair == .all)
+        #expect(try !parse(ImageInfoCommand.self, "info", "--output", "human", "a.raw").output.isJSON)
+        #expect(try parse(ImageMapCommand.self, "map", "--output=json", "-f", "raw", "a").output.isJSON)
+        #expect(try parse(ImageSnapshotCommand.ByOption.self, "snapshot", "-l", "a.qcow2").lists)
+        #expect(try parse(ImageSnapshotCommand.ByOption.self, "snapshot", "-c", "name", "a.qcow2").created == "name")
+        #expect(try parse(ImageSnapshotCommand.ByOption.self, "snapshot", "-a", "name", "a.qcow2").applied == "name")
+        #expect(try parse(ImageSnapshotCommand.ByOption.self, "snapshot", "-d", "name", "a.qcow2").deleted == "name")
+        #expect(try parse(ImageConvertCommand.self, "convert", "-l", "one", "-f", "qcow2", "-O", "raw", "a", "b").snapshot == "one")
+        #expect(try parse(ImageRebaseCommand.self, "rebase", "-b", "", "a.qcow2").backing == "")
+        let create = try parse(
+            ImageCreateCommand.self, "create", "-f", "qcow2", "-o", "cluster_size=1M,lazy_refcounts=on", "-o", "compat=v3,refcount_bits=8,preallocation=metadata", "a", "1.5T")
+        let options = create.layout.options
+        #expect(options.clusterSize == 1 << 20 && options.lazyRefcounts && options.refcountBits == 8 && !options.extendedL2)
+        #expect(create.layout.preallocation == .metadata && create.size?.bytes == 3 << 39)
+        let vmdk = try parse(ImageConvertCommand.self, "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", "a.raw", "b")
+        #expect(vmdk.layout.subformat == .streamOptimized)
+    }
+
+    @Test(arguments: [
+        ("1.5G", 3 << 29 as UInt64?), ("0.25k", 256), ("7E", 7 << 60), ("1.000001m", 1_048_577), ("2P", 2 << 50), ("16E", nil), ("1.5", nil), ("1.G", nil), (".5G", nil),
+        ("15.9999999E", nil), ("1.2.3G", nil), ("15.5E", 31 << 59),
+    ] as [(String, UInt64?)])
+    func sizesOfDisks(argument: String, bytes: UInt64?) {
+        #expect(DiskSize(argument: argument)?.bytes == bytes)
+    }
+
+    @Test(arguments: [["-1G"], ["--", "-1G"]]) func aSizeThatIsTakenAwayIsNoOption(size: [String]) throws {
+        let command = try parse(ImageResizeCommand.self, ["resize", "--shrink", "a.qcow2"] + size)
+        let change = try command.size()
+        #expect(command.shrink && command.file == "a.qcow2" && change.sign == .minus && change.amount.bytes == 1 << 30)
+    }
+
     @Test func resizes() throws {
-        let command = try parse(ImageResizeCommand.self, "resize", "--shrink", "--preallocation", "falloc", "a.qcow2", "--", "-1G")
-        #expect(command.shrink && command.preallocation == .falloc && command.size.sign == .minus && command.size.amount.bytes == 1 << 30)
+        let command = try parse(ImageResizeCommand.self, "resize", "--preallocation", "falloc", "a.qcow2", "20G")
+        #expect(!command.shrink && command.preallocation == .falloc)
+        #expect(try command.size() == SizeChange(argument: "20G"))
     }
 
     @Test(arguments: [
         ["check"], ["check", "-r", "some", "a.qcow2"], ["snapshot", "list"], ["snapshot", "create", "a.qcow2"], ["resize", "a.qcow2"], ["resize", "a.qcow2", "big"],
-        ["resize", "a.qcow2", "+-1"], ["resize", "--preallocation", "some", "a.qcow2", "1G"],
+        ["resize", "a.qcow2", "+-1"], ["resize", "a.qcow2", "--frob"], ["resize", "a.qcow2", "1G", "2G"], ["create", "-o", "cluster_size", "a.qcow2", "1G"],
+        ["create", "-o", "frob=on", "a.qcow2", "1G"], ["create", "-o", "lazy_refcounts=perhaps", "a.qcow2", "1G"], ["snapshot", "-l", "-c", "x", "a.qcow2"], ["snapshot", "a.qcow2"],
+        ["info", "--output=xml", "a.raw"], ["resize", "--preallocation", "some", "a.qcow2", "1G"],
     ])
     func mistakes(arguments: [String]) {
         let error = #expect(throws: (any Error).self) { try Command.parseAsRoot(["image"] + arguments) }

@@ -91,6 +91,39 @@ import Testing
         #expect(reader.direct(memory, from: 3 << 20, ofFile: 0) == nil)
     }
 
+    /// What the kernel has goes on being waited for when it takes no more calls: it still writes to the buffers.
+    @Test func readsAheadAreWaitedForWhateverHappens() throws {
+        var ends: [Int32] = [-1, -1]
+        #expect(pipe(&ends) == 0)
+        defer { for end in ends { close(end) } }
+        let buffers = try TransferBuffer(8192, "")
+        var ahead = ReadAhead(buffers: 2)
+        guard let ring = ahead.descriptor else { return withKnownIssue("no io_uring here") { Issue.record("not tried") } }
+        let pieces = (0..<2).map { UnsafeMutableRawBufferPointer(start: buffers.start + $0 * 4096, count: 4096) }
+        // From a pipe, at no place: it ends when there is something.
+        let isStarted = ahead.start(ReadAhead.Read(memory: pieces[0], place: .max, file: 0, buffer: 0), ends[0])
+        #expect(isStarted)
+        ahead.submit()
+        // Of a second one it never hears: another file has the ring's number, so calls fail. The ring stays there under another number.
+        let kept = dup(ring), null = open("/dev/null", O_RDONLY | O_CLOEXEC)
+        #expect(kept >= 0 && null >= 0 && dup2(null, ring) == ring)
+        let isQueued = ahead.start(ReadAhead.Read(memory: pieces[1], place: .max, file: 0, buffer: 1), ends[0])
+        #expect(isQueued)
+        ahead.submit()
+        #expect(throws: SystemCallError.self) { _ = try ahead.wait(1) }
+        let contents = randomBytes(4096, seed: 1), output = ends[1]
+        let writer = try Linux.Thread.start(name: "writer") {
+            contents.withUnsafeBytes { _ = write(output, $0.baseAddress, $0.count) }
+        }
+        ahead.drain()
+        #expect(Array(pieces[0]) == contents)
+        writer.join()
+        // So that the ring's own end finds it.
+        #expect(dup2(kept, ring) == ring)
+        close(kept)
+        close(null)
+    }
+
     @Test func compressibility() {
         let judge = Compressibility()
         var random = SeededGenerator(seed: 5)

@@ -56,7 +56,8 @@ final class EngineCrew: Sendable {
         return Int(truncatingIfNeeded: (UInt64(piece) &* 0x9e37_79b9_7f4a_7c15) >> 40) % count
     }
 
-    init(_ shared: SharedImage, count: Int, _ contents: [UInt8], seed: UInt64, usesRing: Bool) {
+    /// - Parameter mayFail: requests may end with errors, after which their sectors have what is read there.
+    init(_ shared: SharedImage, count: Int, _ contents: [UInt8], seed: UInt64, usesRing: Bool, mayFail: Bool = false) {
         self.count = count
         current = Mutex(contents)
         // Only descriptors that the process has none left of make this fail.
@@ -65,7 +66,7 @@ final class EngineCrew: Sendable {
         for (index, member) in members.enumerated() {
             let thread = try! Linux.Thread.start(name: "engine\(index)", stackSize: 8 << 20) {
                 do {
-                    try Self.work(shared, member, index, count, contents, seed: seed &+ UInt64(index), usesRing: usesRing)
+                    try Self.work(shared, member, index, count, contents, seed: seed &+ UInt64(index), usesRing: usesRing, mayFail: mayFail)
                 } catch {
                     member.report.withLock { $0.failure = "\(error)" }
                     member.answer.signal()
@@ -83,7 +84,8 @@ final class EngineCrew: Sendable {
     }
 
     private static func work(
-        _ shared: SharedImage, _ member: Member, _ index: Int, _ count: Int, _ contents: [UInt8], seed: UInt64, usesRing: Bool
+        _ shared: SharedImage, _ member: Member, _ index: Int, _ count: Int, _ contents: [UInt8], seed: UInt64, usesRing: Bool,
+        mayFail: Bool
     ) throws {
         var engine = try DiskEngine(shared, depth: 8, segments: 8, usesRing: usesRing)
         var workload = Workload(contents, seed: seed, maximum: 16 << 10)
@@ -100,10 +102,11 @@ final class EngineCrew: Sendable {
                 switch order {
                 case .rounds(let rounds, let flushes):
                     for round in 0..<rounds {
-                        try workload.round(&engine)
-                        if flushes, round % 5 == index % 5 { try engine.perform(.flush) }
+                        try workload.round(&engine, mayFail: mayFail)
+                        try workload.learn(&engine)
+                        if flushes, round % 5 == index % 5 { try flush(&engine, mayFail: mayFail) }
                     }
-                case .flush: try engine.perform(.flush)
+                case .flush: try flush(&engine, mayFail: mayFail)
                 case .leave:
                     workload.leave(engine)
                     return answer(member, &workload)
@@ -112,6 +115,10 @@ final class EngineCrew: Sendable {
                 answer(member, &workload)
             }
         }
+    }
+
+    private static func flush(_ engine: inout DiskEngine, mayFail: Bool) throws {
+        do { try engine.perform(.flush) } catch { if !mayFail { throw error } }
     }
 
     private static func answer(_ member: Member, _ workload: inout Workload) {

@@ -121,6 +121,17 @@ import Testing
         #expect(try ImageInformation.chain(path: directory.file("over.qcow2")).map(\.size) == [3 << 20, 3 << 20])
     }
 
+    @Test func anImageIsNotItsOwnDataFile() throws {
+        for name in ["new.qcow2", "./new.qcow2"] {
+            var creation = new()
+            creation.options.dataFile = name
+            for isReplacing in [false, true] {
+                creation.replacing = isReplacing
+                _ = try refusal(creation)
+            }
+        }
+    }
+
     @Test func dataFiles() throws {
         for isRaw in [false, true] {
             for preallocation in Preallocation.allCases {

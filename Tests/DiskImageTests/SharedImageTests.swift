@@ -177,6 +177,36 @@ import Testing
         if !usesRing { #expect(reads.withLock { $0 } == 3) }
     }
 
+    /// A load that failed, for which two engines waited: once each has heard of it anybody may try again. An engine whose owner takes a completion and asks
+    /// no further has heard of it.
+    @Test func aLoadThatFailedIsTriedAgain() throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M")
+        // Two pieces of the L2 table's: 512 clusters each.
+        qemuIO(path, ["write -P 7 0 64k", "write -P 8 2M 64k"])
+        let fails = Mutex(false)
+        var calls = FileCalls.host
+        unsafe calls.read = { file, vectors, count, offset in
+            if fails.withLock({ fails in defer { fails = false }; return fails }) { return -Int(EIO) }
+            return unsafe FileCalls.host.read(file, vectors, count, offset)
+        }
+        let shared = try SharedImage(DiskImage(path: path, options: unlocked), calls: calls)
+        var one = try DiskEngine(shared, depth: 4, usesRing: false), other = try DiskEngine(shared, depth: 4, usesRing: false)
+        #expect(try one.read(0, 512) == [UInt8](repeating: 7, count: 512))
+        let buffers = (0..<3).map { _ in Buffer([UInt8](repeating: 0, count: 512)) }
+        try start(&one, .read, 2 << 20, buffers[0])
+        try start(&other, .read, 2 << 20, buffers[1])
+        try start(&other, .read, 4096, buffers[2])
+        fails.withLock { $0 = true }
+        #expect(try end(&one).error == EIO)
+        // It had the error, and the other has not heard of it.
+        let ended = [try end(&other)]
+        #expect(try one.read(2 << 20, 512) == [UInt8](repeating: 8, count: 512))
+        let all = try ended + [end(&other)]
+        #expect(all.map(\.error).sorted() == [0, EIO])
+        #expect(buffers[2].contents == [UInt8](repeating: 7, count: 512))
+    }
+
     /// An engine goes while it writes new clusters and copies others: nothing stays claimed, and nothing that it took is lost.
     @Test(arguments: [true, false]) func anEngineGoesInTheMiddleOfWrites(usesRing: Bool) throws {
         let contents = randomBytes(4 << 20, seed: 2)
@@ -372,45 +402,5 @@ import Testing
             #expect(table.isEmpty == list.isEmpty)
         }
         #expect(hits > 1000)
-    }
-}
-
-/// Engines in threads of their own.
-@Suite struct SharedImageThreadTests {
-    let directory = TemporaryDirectory(inMemory: true)
-
-    /// Random operations of several engines on sectors that lie between each other's, flushes among them, while one engine goes; then what the disk has.
-    @Test(arguments: ["cluster_size=4k", "cluster_size=512,refcount_bits=1", "cluster_size=64k,compat=0.10", "cluster_size=64k,extended_l2=on"], [2, 4])
-    func randomOperations(options: String, count: Int) throws {
-        for (variant, usesRing) in [true, false].enumerated() {
-            let seed = options.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 77) &+ UInt64(count + variant)) { $0 &* 31 &+ UInt64($1) }
-            let size = 1 << 20
-            let path = directory.file("disk.qcow2")
-            var contents = [UInt8](repeating: 0, count: size)
-            if variant == 0 {
-                contents = randomBytes(size, seed: seed)
-                let base = try directory.write("base.raw", contents)
-                qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", "raw", path)
-            } else {
-                qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "\(size)")
-            }
-            var model: [UInt8], operations = 0
-            do {
-                let shared = try SharedImage(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: variant == 0 ? 0 : 1 << 20)))
-                let crew = EngineCrew(shared, count: count, contents, seed: seed, usesRing: usesRing)
-                let rounds = environment("SWKVM_CREW_ROUNDS") ?? 60
-                for _ in 0..<3 { try crew.run(rounds: rounds, flushes: true) }
-                try crew.run(rounds: rounds, flushes: true, besides: count - 1)
-                model = crew.model
-                operations = crew.operations
-                #expect(shared.damage() == nil && shared.claims.isEmpty)
-            }
-            #expect(operations > count * 100)
-            expectSound(path, leaksAllowed: false, "\(options), \(count) engines, seed \(seed)")
-            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false)))
-            let now = try engine.readAll()
-            let wrong = stride(from: 0, to: size, by: 512).filter { !isEqual(now, $0, model, $0) }
-            #expect(wrong.isEmpty, "sectors at \(wrong.prefix(10)), \(options), \(count) engines, seed \(seed)")
-        }
     }
 }

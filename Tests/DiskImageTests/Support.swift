@@ -93,7 +93,9 @@ func run(_ command: [String]) -> (status: Int32, output: String) {
 }
 
 /// Runs qemu-img and expects it to succeed.
-func qemuImage(_ arguments: String..., sourceLocation: SourceLocation = #_sourceLocation) {
+func qemuImage(_ arguments: String..., sourceLocation: SourceLocation = #_sourceLocation) { qemuImage(arguments, sourceLocation: sourceLocation) }
+
+func qemuImage(_ arguments: [String], sourceLocation: SourceLocation = #_sourceLocation) {
     let (status, output) = run(["qemu-img"] + arguments)
     #expect(status == 0, "qemu-img \(arguments.joined(separator: " ")): \(output)", sourceLocation: sourceLocation)
 }

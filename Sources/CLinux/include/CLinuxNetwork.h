@@ -17,6 +17,10 @@ int clinux_unshare_network(void);
 int clinux_unshare_root(void);
 int clinux_enter_network(int namespace_fd);
 
+/// In a static program, has getaddrinfo look hosts up in /etc/hosts and DNS, whatever nsswitch.conf says: these two are in the program, all else are
+/// shared libraries, for the C library of the host, which may be another one. Elsewhere it does nothing.
+void clinux_resolve_hosts_alone(void);
+
 /// Takes one capability away from the calling thread (permitted, effective and inheritable sets), for good.
 int clinux_drop_thread_capability(int capability);
 

@@ -77,20 +77,21 @@ internal import Linux
 }
 
 extension DiskEngine {
-    /// Encrypts what an operation is going to write, in the buffer of its copy, or in one of ours with what the request has in its memory.
-    func encrypt(_ index: Int32) {
-        let operation = unsafe operations + Int(index)
+    /// Gives an operation that is going to write what a request has, or zeroes, a buffer.
+    func takeBuffer(_ operation: UnsafeMutablePointer<Operation>) {
+        // There is one, or the request would not have been begun; no operation is longer.
+        unsafe precondition(operation.pointee.length <= encryption.bufferSize)
+        unsafe operation.pointee.cipherBuffer = encryption.take()
+    }
+
+    /// Encrypts what an operation is going to write, in the buffer of its copy, or in its own with what the request has in its memory.
+    func encrypt(_ operation: UnsafeMutablePointer<Operation>) {
         let length = unsafe Int(operation.pointee.length)
-        let place = unsafe operation.pointee.fileOffset, file = unsafe operation.pointee.layer
         let bytes: UnsafeMutableRawPointer
         if unsafe operation.pointee.copy >= 0 {
             unsafe bytes = copies.buffer(operation.pointee.copy)
         } else {
-            // There is one, or the request would not have been begun; no operation is longer.
-            precondition(length <= Int(encryption.bufferSize))
-            let buffer = encryption.take()
-            unsafe operation.pointee.cipherBuffer = buffer
-            unsafe bytes = encryption.buffer(buffer)
+            unsafe bytes = encryption.buffer(operation.pointee.cipherBuffer)
             let request = unsafe operation.pointee.request
             if unsafe requests[Int(request)].operation == .write {
                 var target = unsafe bytes
@@ -104,14 +105,17 @@ extension DiskEngine {
             }
         }
         // What legacy AES goes by, an offset on the disk, is for readers only.
-        unsafe image.encrypt(bytes, length, file: file, place: place, offset: 0)
+        unsafe image.encrypt(bytes, length, file: operation.pointee.layer, place: operation.pointee.fileOffset, offset: 0)
     }
 
-    /// An operation is over: what it has read is decrypted, and its buffer is free. Nobody sees what is not decrypted.
+    /// An operation is over: its buffer is free, and if it was a read that failed, nobody sees what was not decrypted.
     func finishEncryption(_ ended: Operation, _ error: Int32) {
         if ended.cipherBuffer >= 0 { encryption.giveBack(ended.cipherBuffer) }
-        guard ended.kind == .read, image.isEncrypted(ended.layer) else { return }
-        guard error == 0 else { return fill(ended.request, from: ended.start, length: ended.length) }
+        if error != 0, ended.kind == .read, image.isEncrypted(ended.layer) { fill(ended.request, from: ended.start, length: ended.length) }
+    }
+
+    /// Decrypts what an operation has read.
+    func decrypt(_ ended: Operation) {
         // Sectors that lie in one place are decrypted there, others by way of our own memory.
         var done: UInt64 = 0, begun: UInt64 = 0
         let size = UInt64(SectorCipher.sectorSize)

@@ -22,13 +22,3 @@ extension QCOW2Options {
         guard !dataFileIsRaw else { throw .impossible(path: path, reason: "an encrypted data file is no raw image by itself") }
     }
 }
-
-extension LUKSVolume {
-    /// What an image that is open holds, with all its slots, for another one that takes its place; nil for one that is not encrypted so.
-    init?(of image: borrowing ImageFile) throws(DiskImageError) {
-        let header = try QCOW2Header(image)
-        guard case .luks(let offset, let length) = header.encryption else { return nil }
-        let bytes = try image.read("the LUKS header", count: Int(length), at: offset)
-        self.init(try LUKSHeader(bytes, region: length, path: image.path), bytes: bytes, region: length)
-    }
-}

@@ -104,6 +104,11 @@ struct NBDFailure: Error, Equatable {
             try check(unsafe nbd_set_tls(handle, Int32(LIBNBD_TLS_DISABLE)))
             return
         }
+        if security.verifiesPeer, security.keyFile == nil {
+            // Where this file is not, libnbd goes on and checks neither certificate nor host.
+            let authorities = (security.certificates ?? "") + "/ca-cert.pem"
+            guard unsafe access(authorities, R_OK) == 0 else { throw NBDFailure("\(authorities): \(SystemCallError.last("access"))") }
+        }
         try check(unsafe nbd_set_tls(handle, Int32(LIBNBD_TLS_REQUIRE)))
         try check(unsafe nbd_set_tls_verify_peer(handle, security.verifiesPeer))
         if let user = security.user { try check(unsafe nbd_set_tls_username(handle, user)) }

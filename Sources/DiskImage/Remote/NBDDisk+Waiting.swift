@@ -7,26 +7,84 @@ extension NBDDisk {
     /// Reads a range, whose end may be beyond the disk's: there it is zero.
     func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
         guard let start = buffer.baseAddress else { return }
-        var done = 0
-        while done < buffer.count {
-            // What is left of the caller's buffer.
-            var vector = unsafe iovec(iov_base: start + done, iov_len: buffer.count - done)
-            let moved = try unsafe withUnsafePointer(to: &vector) { (vector) throws(DiskImageError) in
-                try perform("read") { unsafe begin(.read, vector, count: 1, at: offset + UInt64(done), token: 0, isAwaited: true) }
-            }
-            guard moved > 0 else {
-                unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count - done)
-                return
-            }
-            done += moved
+        let moved = try unsafe transfer(.read, start, buffer.count, at: offset)
+        // What is left of the caller's buffer.
+        unsafe (start + moved).initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count - moved)
+    }
+
+    /// Writes a range, which is inside the disk.
+    func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
+        guard let start = bytes.baseAddress else { return }
+        // A write only reads it.
+        _ = try unsafe transfer(.write, UnsafeMutableRawPointer(mutating: start), bytes.count, at: offset)
+    }
+
+    /// Makes a range, which is inside the disk, read as zeroes in whatever way costs least. Its space may be given back.
+    func clear(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
+        let mask = export.minimumBlock - 1, end = offset + length
+        // The server's whole blocks, and what is left at both ends.
+        let first = min((offset + mask) & ~mask, end), last = end == export.size ? end : max(end & ~mask, first)
+        try writeZeroes(offset..<first)
+        try clearBlocks(first..<last)
+        try writeZeroes(last..<end)
+    }
+
+    /// Makes durable what has been written, as far as the server can.
+    func flush() throws(DiskImageError) {
+        try perform("flush") { unsafe begin(.flush, at: 0, length: 0, token: 0, isAwaited: true) }
+    }
+
+    private func clearBlocks(_ range: Range<UInt64>) throws(DiskImageError) {
+        guard !range.isEmpty else { return }
+        do throws(DiskImageError) {
+            return try perform("write zeroes") { unsafe begin(.zero, at: range.lowerBound, length: range.upperBound - range.lowerBound, token: 0, isAwaited: true) }
+        } catch {
+            // A server may also find out that it cannot when it is asked.
+            guard case .request(_, let error) = error, error.errno == EOPNOTSUPP else { throw error }
+        }
+        // All that is not zero already: of a new disk, nothing.
+        var place = range.lowerBound
+        while place < range.upperBound {
+            let piece = export.hasStatus ? try status(at: place)?.piece(at: place) : nil
+            let end = min(piece?.end ?? range.upperBound, range.upperBound)
+            if piece?.readsAsZeroes != true { try writeZeroes(place..<end) }
+            place = end
         }
     }
 
-    /// Whether there is data at a place, and up to where it is the same; what the server does not tell is data.
+    private func writeZeroes(_ range: Range<UInt64>) throws(DiskImageError) {
+        guard !range.isEmpty else { return }
+        let zeroes = [UInt8](repeating: 0, count: Int(min(range.upperBound - range.lowerBound, 1 << 20)))
+        var place = range.lowerBound
+        while place < range.upperBound {
+            let count = Int(min(UInt64(zeroes.count), range.upperBound - place))
+            var failure: DiskImageError?
+            unsafe zeroes.withUnsafeBytes { bytes in
+                // As many as there are.
+                do throws(DiskImageError) { try unsafe write(UnsafeRawBufferPointer(rebasing: bytes[..<count]), at: place) } catch { failure = error }
+            }
+            if let failure { throw failure }
+            place += UInt64(count)
+        }
+    }
+
+    // MARK: - How it is stored
+
+    /// Whether there is data at a place, and up to where it is the same; what the server does not tell is data. What has been answered is
+    /// remembered: for disks that nobody writes to.
     func extent(at place: UInt64) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
         guard place < export.size else { return (false, .max) }
         guard export.hasStatus else { return (true, .max) }
         if let piece = monitor.locked({ known.piece(at: place) }) { return (!piece.readsAsZeroes, piece.end) }
+        guard let extents = try status(at: place) else { return (true, place + 1 << 20) }
+        monitor.locked { known = extents }
+        guard let piece = extents.piece(at: place) else { return (true, extents.offset + Self.statusLength) }
+        return (!piece.readsAsZeroes, piece.end)
+    }
+
+    /// Asks how the disk is stored from a place on.
+    /// - Returns: nil where the server has no answer.
+    private func status(at place: UInt64) throws(DiskImageError) -> NBDExtents? {
         let extents = UnsafeMutablePointer<NBDExtents>.allocate(capacity: 1)
         // Until the command has ended, which `perform` waits for.
         defer { unsafe extents.deallocate() }
@@ -35,37 +93,80 @@ extension NBDDisk {
         let length = min(export.size - first, Self.statusLength)
         unsafe extents.pointee.offset = first
         do throws(DiskImageError) {
-            _ = try perform("block status") { unsafe begin(.status, at: first, length: length, token: 0, isAwaited: true, extents: extents) }
+            try perform("block status") { unsafe begin(.status, at: first, length: length, token: 0, isAwaited: true, extents: extents) }
         } catch {
             if case .remote = error { throw error }
-            return (true, place + 1 << 20)
+            return nil
         }
-        return monitor.locked {
-            unsafe known = extents.pointee
-            guard let piece = known.piece(at: place) else { return (true, first + length) }
-            return (!piece.readsAsZeroes, piece.end)
-        }
+        return unsafe extents.pointee
     }
 
     /// Bytes that are asked about at once.
     private static let statusLength: UInt64 = 1 << 30
 
+    // MARK: - Commands
+
+    /// Moves a range, in pieces of which several are under way.
+    /// - Returns: bytes moved: fewer than there are only at the end of the disk.
+    private func transfer(_ request: NBDRequest, _ start: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64) throws(DiskImageError) -> Int {
+        let what = request == .read ? "read" : "write", window = 4
+        // One for each command under way, which looks at it until it ends.
+        let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: window)
+        defer { unsafe vectors.deallocate() }
+        var running: [Int32] = []
+        var begun = 0, asked = 0, moved = 0, isAtEnd = false
+        var failure: DiskImageError?
+        while true {
+            while failure == nil, !isAtEnd, asked < count, running.count < window {
+                // The oldest end first, so its vector is free. What is left of the caller's memory.
+                let vector = unsafe vectors + begun % window
+                unsafe vector.initialize(to: iovec(iov_base: start + asked, iov_len: count - asked))
+                guard let (index, length) = ask(waits: running.isEmpty, {
+                    unsafe begin(request, UnsafePointer(vector), count: 1, at: offset + UInt64(asked), token: 0, isAwaited: true)
+                }) else { break }
+                running.append(index)
+                begun += 1
+                asked += length
+                isAtEnd = length == 0
+            }
+            guard !running.isEmpty else { break }
+            // All of them, also after a failure: the memory is in use until then.
+            do throws(DiskImageError) { moved += try finish(running.removeFirst(), what) } catch { failure = failure ?? error }
+        }
+        if let failure { throw failure }
+        return moved
+    }
+
     /// Asks for something and waits for its end.
+    private func perform(_ what: String, _ begin: () -> Int32?) throws(DiskImageError) {
+        if let (index, _) = ask(waits: true, begin) { _ = try finish(index, what) }
+    }
+
+    /// Asks for something that is waited for by ``finish(_:_:)``.
+    /// - Parameter waits: whether to wait while others have all commands; not with one of one's own, for which others may wait.
+    /// - Returns: the command and the bytes that it moves; nil when there was none.
+    private func ask(waits: Bool, _ begin: () -> Int32?) -> (index: Int32, length: Int)? {
+        monitor.locked {
+            while true {
+                if let index = begin() {
+                    // A command's length stays.
+                    let length = unsafe Int(self[index].pointee.length)
+                    goOn()
+                    return (index, length)
+                }
+                guard waits else { return nil }
+                // One of them ends.
+                monitor.wait(milliseconds: 1000)
+            }
+        }
+    }
+
+    /// Waits for the end of a command.
     /// - Returns: bytes moved.
-    private func perform(_ what: String, _ begin: () -> Int32?) throws(DiskImageError) -> Int {
-        var index: Int32?
+    private func finish(_ index: Int32, _ what: String) throws(DiskImageError) -> Int {
         while true {
             let step: Step = monitor.locked {
-                if index == nil {
-                    index = begin()
-                    guard index != nil else {
-                        // Others have all commands: one of them ends.
-                        monitor.wait(milliseconds: 1000)
-                        return .again
-                    }
-                    goOn()
-                }
-                if let index, unsafe self[index].pointee.state == .ended {
+                if unsafe self[index].pointee.state == .ended {
                     let command = unsafe self[index].pointee
                     release(index)
                     monitor.broadcast()

@@ -33,6 +33,9 @@ struct NBDLocation: Sendable, Equatable {
     var reconnect: Int?
 
     static let possibleReconnect = 0...86400
+    /// Why a format is refused there.
+    static let isRaw = "a remote disk is what its server shows, as raw bytes, and no file of another format with snapshots or a backing file; "
+        + "qemu-nbd -f qcow2 shows the disk of a qcow2 file"
 
     /// Whether a name of a disk is such an address, and no path. A file of that name is `./nbd:…`.
     static func isAddress(_ name: String) -> Bool {
@@ -107,6 +110,10 @@ struct NBDLocation: Sendable, Equatable {
         } else {
             guard socket == nil else { throw wrong("socket= goes with \(scheme)+unix:") }
             let (host, port) = try Self.hostAndPort(place, wrong)
+            // Without a directory libnbd takes whatever certificate comes, and says nothing.
+            if let security, security.verifiesPeer, security.keyFile == nil, security.certificates == nil {
+                throw wrong("nothing says whom to trust: tls-certificates=DIRECTORY with a ca-cert.pem, tls-psk-file=FILE, or tls-verify-peer=no for whoever answers")
+            }
             server = .tcp(host: try decoded(host, "the host's name"), port: port)
         }
     }

@@ -24,6 +24,8 @@ struct SocketAddress: Sendable, Equatable {
     /// The addresses of a host, in the order in which they are to be tried. It may ask a name server, and wait for it.
     /// - Returns: at least one, or what `gai_strerror` says.
     static func resolve(host: String, port: UInt16) -> Result<[SocketAddress], ResolutionError> {
+        // For libnbd too, which asks again before it checks a certificate.
+        clinux_resolve_hosts_alone()
         var hints = unsafe addrinfo()
         unsafe hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
         unsafe hints.ai_flags = AI_NUMERICSERV

@@ -11,6 +11,8 @@ final class ConversionWork: @unchecked Sendable {
         var offset: UInt64
         var length: UInt64
         var number: UInt64
+        /// Whether it is known to be zero, so that nothing is read. It may be longer than a buffer then.
+        var readsAsZeroes = false
     }
 
     let conversion: ImageConversion
@@ -24,8 +26,9 @@ final class ConversionWork: @unchecked Sendable {
     let coversZeroes: Bool
     private(set) var file: NewFile
     let identities: [ImageFile.Identity]
-    /// The source, if it is a remote disk.
+    /// The remote disks that the source and what the new image stands on consist of, or stand on.
     let remote: NBDDisk?
+    let remoteBase: NBDDisk?
     /// See ``ImagePlan``.
     let flatStart: UInt64?
     let isStream: Bool
@@ -44,19 +47,24 @@ final class ConversionWork: @unchecked Sendable {
     private var plan: ImagePlan
     private var failure: DiskImageError?
     private var running: Int
+    /// Threads that still have pieces.
+    private var working: Int
 
     /// Bytes that a thread's buffer holds: a huge page.
     private static let preferredPiece: UInt64 = 2 << 20
+    /// Bytes that are made zero at once, where that is one request to who has them.
+    private static let largestClear: UInt64 = 1 << 30
 
     init(
-        _ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ file: consuming NewFile, _ plan: ImagePlan,
-        _ cipher: consuming SectorCipher?
+        _ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ remoteBase: NBDDisk?,
+        _ file: consuming NewFile, _ plan: ImagePlan, _ cipher: consuming SectorCipher?
     ) {
         self.cipher = cipher
         let isFlat = plan.flatStart != nil
         size = planner.image.size
         identities = planner.image.identities
         remote = planner.image.remote
+        self.remoteBase = remoteBase
         unit = plan.unit
         flatStart = plan.flatStart
         isStream = plan.isStream
@@ -66,6 +74,7 @@ final class ConversionWork: @unchecked Sendable {
         coversZeroes = isFlat ? file.deviceSize != nil || conversion.preallocation == .full : conversion.preallocation != .off
         self.plan = plan
         running = conversion.threads
+        working = running
         self.conversion = conversion
         self.sourceOptions = sourceOptions
         self.planner = planner
@@ -93,6 +102,7 @@ final class ConversionWork: @unchecked Sendable {
                 try threads.add(Thread.start(name: "convert") { [self] in
                     do throws(DiskImageError) {
                         try ConversionWorker(self).run()
+                        try finishPieces()
                     } catch {
                         stop(error)
                     }
@@ -111,10 +121,14 @@ final class ConversionWork: @unchecked Sendable {
                 return (running == 0, min(position, size))
             }
             if isOver { break }
-            if !progress(ImageProgress(done: done, total: size)) { stop(.interrupted(path: conversion.target)) }
+            if !progress(ImageProgress(done: done, total: size)) { stop(interruption) }
         }
         // Nothing has its name yet.
-        if failure == nil, !progress(ImageProgress(done: size, total: size)) { stop(.interrupted(path: conversion.target)) }
+        if failure == nil, !progress(ImageProgress(done: size, total: size)) { stop(interruption) }
+    }
+
+    private var interruption: DiskImageError {
+        file.deviceSize == nil ? .interrupted(path: conversion.target) : .interruptedInPlace(path: conversion.target)
     }
 
     // MARK: - For the threads
@@ -125,25 +139,41 @@ final class ConversionWork: @unchecked Sendable {
             while true {
                 let (isOver, position) = monitor.locked { (failure != nil, self.position) }
                 guard !isOver, position < size else { return nil }
-                // Zeroes may differ from what is under the new image.
-                if !coversZeroes, conversion.backing == nil {
+                // Zeroes may differ from what is under the new image; where they are made in place, many are made at once.
+                let passesOver = !coversZeroes && conversion.backing == nil
+                if passesOver || file.deviceSize != nil {
                     let extent = try planner.extent(at: position, limit: size - position)
                     let whole = extent.offset + extent.length == size ? extent.length : extent.length / unit * unit
                     if extent.readsAsZeroes, whole > 0 {
+                        if !passesOver { return take(position, min(whole, Self.largestClear), readsAsZeroes: true) }
                         monitor.locked { self.position += whole }
                         continue
                     }
                 }
-                return monitor.locked {
-                    // A piece belongs to one file.
-                    let length = min(pieceSize, size - position, extents.map { $0.extentSize - position % $0.extentSize } ?? .max)
-                    let piece = Piece(offset: position, length: length, number: nextNumber)
-                    self.position += piece.length
-                    nextNumber += 1
-                    return piece
-                }
+                // A piece belongs to one file.
+                return take(position, min(pieceSize, size - position, extents.map { $0.extentSize - position % $0.extentSize } ?? .max))
             }
         }
+    }
+
+    private func take(_ offset: UInt64, _ length: UInt64, readsAsZeroes: Bool = false) -> Piece {
+        monitor.locked {
+            defer {
+                position += length
+                nextNumber += 1
+            }
+            return Piece(offset: offset, length: length, number: nextNumber, readsAsZeroes: readsAsZeroes)
+        }
+    }
+
+    /// A thread has no more pieces. The last one waits until a remote disk has stored all: what waits for a server can be given up as long as
+    /// a thread of the work does it.
+    private func finishPieces() throws(DiskImageError) {
+        let isLast = monitor.locked {
+            working -= 1
+            return working == 0 && failure == nil
+        }
+        if isLast { try file.remote?.flush() }
     }
 
     /// Gives places in the new image to a piece, after those before it.
@@ -177,8 +207,10 @@ final class ConversionWork: @unchecked Sendable {
             if failure == nil { failure = error }
             monitor.broadcast()
         }
-        // Nobody waits for its server any more.
+        // Nobody waits for a server any more.
         remote?.cancel()
+        remoteBase?.cancel()
+        file.remote?.cancel()
     }
 }
 

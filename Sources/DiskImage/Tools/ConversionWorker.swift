@@ -52,7 +52,7 @@ internal import Linux
             compressor = try work.conversion.compresses ? Compressor(work.conversion.options.compression, level: level, path) : nil
         }
         reader = ImageReader(image)
-        base = try work.conversion.openBacking { image throws(DiskImageError) in try Base(image, size, path) }
+        base = try work.conversion.openBacking(work.remoteBase) { image throws(DiskImageError) in try Base(image, size, path) }
         self.work = work
     }
 
@@ -77,7 +77,7 @@ internal import Linux
     private func prepare(_ buffer: Int) throws(DiskImageError) {
         extents[buffer].removeAll(keepingCapacity: true)
         pieces[buffer] = try work.nextPiece()
-        guard let piece = pieces[buffer] else { return }
+        guard let piece = pieces[buffer], !piece.readsAsZeroes else { return }
         var done: UInt64 = 0
         while done < piece.length {
             let extent = try reader.extent(at: piece.offset + done, limit: piece.length - done)
@@ -152,10 +152,35 @@ internal import Linux
         var done = 0
         for range in data + [Int(piece.length)..<Int(piece.length)] {
             if done < range.lowerBound { try work.clear(place + UInt64(done), UInt64(range.lowerBound - done)) }
-            // A range of data, within the buffer.
-            try unsafe work.write(UnsafeRawBufferPointer(start: memory + range.lowerBound, count: range.count), at: place + UInt64(range.lowerBound))
+            try writeData(range, at: place + UInt64(range.lowerBound))
             done = range.upperBound
         }
+    }
+
+    /// Writes a range of data. Long runs of zeroes in it are made, which a device or a server does without their being sent.
+    private func writeData(_ range: Range<Int>, at place: UInt64) throws(DiskImageError) {
+        let page = 4096, shortest = 64 << 10
+        func write(_ part: Range<Int>) throws(DiskImageError) {
+            guard !part.isEmpty else { return }
+            // A part of the range, and that of the buffer.
+            try unsafe work.write(UnsafeRawBufferPointer(start: memory + part.lowerBound, count: part.count), at: place + UInt64(part.lowerBound - range.lowerBound))
+        }
+        var start = range.lowerBound, position = start
+        while position < range.upperBound {
+            let left = range.upperBound - position
+            let zeroes = unsafe clinux_zero_prefix(memory + position, left)
+            // Whole pages, and the end of the range.
+            let whole = zeroes == left ? zeroes : zeroes / page * page
+            guard whole >= shortest else {
+                position += min(whole + page, left)
+                continue
+            }
+            try write(start..<position)
+            try work.clear(place + UInt64(position - range.lowerBound), UInt64(whole))
+            position += whole
+            start = position
+        }
+        try write(start..<range.upperBound)
     }
 
     // MARK: - Clusters

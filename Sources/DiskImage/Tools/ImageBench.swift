@@ -4,6 +4,7 @@ internal import Linux
 
 /// How fast an image is: many requests of one size, a number of them in flight at a time.
 public struct ImageBench: Sendable {
+    /// Where requests begin.
     public enum Pattern: Sendable, Equatable {
         /// Each request begins this many bytes after the last one.
         case sequential(step: UInt64)
@@ -11,6 +12,7 @@ public struct ImageBench: Sendable {
         case random(seed: UInt64)
     }
 
+    /// What was done, in which time.
     public struct Result: Sendable {
         public var seconds: Double
         /// Requests and bytes.

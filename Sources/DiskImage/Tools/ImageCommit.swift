@@ -18,26 +18,30 @@ public struct ImageCommit: Sendable {
     @discardableResult
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) -> String {
         var options = options
+        guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         guard try ImageFormat(options.format, orExtensionOf: path) == .qcow2 else {
             throw .impossible(path: path, reason: "only qcow2 images have backing files")
         }
-        let information = try ImageInformation(path: path, format: .qcow2)
-        guard let backing = information.backing, let layout = information.qcow2 else { throw .impossible(path: path, reason: "it has no backing file") }
-        guard information.snapshots.isEmpty || keepsContents else {
-            throw .notWritable(path: path, reason: "its snapshots need what would be removed; --keep leaves the image as it is")
-        }
-        let target = try backingPath(backing.name, of: path)
-        let format = try backingFormat(backing.format, target)
-        // The image by itself, and for writing: nobody else is to have it open.
+        // The image by itself, and for writing: nobody else has it until this has ended.
         options.readOnly = false
         options.followsBacking = false
-        try copy(options, target, format, progress)
-        if !keepsContents { try empty(layout, BackingReference(name: backing.name, format: format), size: information.size) }
+        var reader = ImageReader(try DiskImage(path: path, options: options))
+        guard let header = reader.image.header, let name = header.backingName else { throw .impossible(path: path, reason: "it has no backing file") }
+        guard header.snapshotCount == 0 else {
+            throw .notWritable(path: path, reason: "its snapshots stand on the backing file, too, and would show something else afterwards")
+        }
+        let target = try backingPath(name, of: path)
+        try copy(&reader, options, target, try backingFormat(header.backingFormat, target), progress)
+        if !keepsContents {
+            var engine = try DiskEngine(reader.takeImage(), depth: 1, segments: 1)
+            try engine.removeContents()
+        }
         return target
     }
 
-    private func copy(_ options: DiskImageOptions, _ target: String, _ format: ImageFormat, _ progress: (ImageProgress) -> Bool) throws(DiskImageError) {
-        var reader = ImageReader(try DiskImage(path: path, options: options))
+    private func copy(
+        _ reader: inout ImageReader, _ options: DiskImageOptions, _ target: String, _ format: ImageFormat, _ progress: (ImageProgress) -> Bool
+    ) throws(DiskImageError) {
         let size = reader.image.size
         var targetOptions = DiskImageOptions(format: format, cache: options.cache, locking: options.locking)
         targetOptions.readOnly = false
@@ -48,6 +52,9 @@ public struct ImageCommit: Sendable {
             engine = try DiskEngine(DiskImage(path: target, options: targetOptions), depth: 1, segments: 1)
         } catch {
             throw .backing(of: path, error)
+        }
+        if let remote = engine.image.remote, engine.image.isRemote, !remote.export.canFlush, !keepsContents {
+            throw .remoteNotPossible(path: target, reason: "its server has no flush, so that nobody knows when all is stored; --keep leaves the image as it is")
         }
         if engine.image.size < size { try engine.resize(to: size) }
         let buffer = try memory(Self.bufferSize, path)
@@ -72,22 +79,18 @@ public struct ImageCommit: Sendable {
         try engine.perform(.flush)
         _ = progress(ImageProgress(done: size, total: size))
     }
+}
 
-    /// An empty image of the same layout takes the place of the old one.
-    private func empty(_ layout: ImageInformation.QCOW2, _ backing: BackingReference, size: UInt64) throws(DiskImageError) {
-        var creation = ImageCreation(path: path, format: .qcow2, size: size)
-        creation.options.clusterSize = layout.clusterSize
-        creation.options.compatibility = layout.compatibility
-        creation.options.compression = CompressionType(rawValue: layout.compression) ?? .zlib
-        creation.options.lazyRefcounts = layout.lazyRefcounts
-        creation.options.refcountBits = layout.refcountBits
-        creation.options.extendedL2 = layout.extendedL2
-        // All its passwords stay.
-        creation.volume = try LUKSVolume(of: ImageFile(path: path, writable: false, cache: .writeback, locking: false))
-        creation.backing = backing
-        creation.opensBacking = false
-        creation.replacing = true
-        creation.durably = true
-        try creation.create()
+extension DiskEngine {
+    /// The image has nothing of its own any more, and shows its backing file. That has happened in full or not at all.
+    fileprivate mutating func removeContents() throws(DiskImageError) {
+        // New tables are placed behind what they replace. The second time there is room at the front, and the file gets short.
+        for _ in 0..<2 {
+            try replaceMetadata { (new, scan) throws(DiskImageError) in
+                let l1 = try scan.file.readL1(scan.header, scan.fileSize)
+                try new.refer(l1, -1)
+                try new.setL1([UInt64](repeating: 0, count: l1.count))
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@ internal import Linux
 
 /// Whether two images show the same disk.
 public struct ImageComparison: Sendable {
+    /// What was found.
     public enum Outcome: Sendable, Equatable {
         case identical
         /// The shorter one ends, and the longer one has nothing but zeroes there.

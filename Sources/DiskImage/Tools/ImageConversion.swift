@@ -36,7 +36,7 @@ public struct ImageConversion: Sendable {
     public var compresses = false
     /// How hard: zlib's 1 to 9, zstd's 1 to 19; nil for the usual.
     public var compressionLevel: Int?
-    /// Whether a file that is there already is replaced, or a block device overwritten.
+    /// Whether a file that is there already is replaced, or a block device or a remote disk overwritten.
     public var replacing = false
     /// How the page cache is used on both sides.
     public var cache = ToolCache.automatic
@@ -53,10 +53,12 @@ public struct ImageConversion: Sendable {
         self.format = format
     }
 
-    /// Makes the image. It gets its name when it is whole; after an error there is no file (a block device is then written in part).
+    /// Makes the image. It gets its name when it is whole; after an error there is no file (a block device or a remote disk is then written in part).
     /// - Parameter progress: called a few times a second; false gives up.
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) {
         try format.requireMakeable(target)
+        let isRemote = NBDLocation.isAddress(target)
+        if isRemote, format != .raw { throw .remoteNotPossible(path: target, reason: NBDLocation.isRaw) }
         var sourceOptions = sourceOptions
         sourceOptions.readOnly = true
         sourceOptions.cache = cache == .none ? .none : .writeback
@@ -72,12 +74,13 @@ public struct ImageConversion: Sendable {
         if unsafe stat(target, &status) == 0, let index = image.identities.firstIndex(of: ImageFile.Identity(status)), replacing {
             throw .sameFile(path: target, other: image.files[index])
         }
+        if isRemote, image.files.contains(target) { throw .sameFile(path: target, other: target) }
         // Its own file must not be the one that is replaced.
-        try openBacking { base throws(DiskImageError) in
-            guard replacing, unsafe stat(target, &status) == 0, let index = base.identities.firstIndex(of: ImageFile.Identity(status)) else { return }
+        let remoteBase = try openBacking(image.remote) { base throws(DiskImageError) in
+            guard replacing, unsafe stat(target, &status) == 0, let index = base.identities.firstIndex(of: ImageFile.Identity(status)) else { return base.remote }
             throw .sameFile(path: target, other: base.files[index])
         }
-        let file = try NewFile(path: target, replacing: replacing, cache: cache)
+        let file = try isRemote ? NewFile(remote: target, replacing: replacing) : NewFile(path: target, replacing: replacing, cache: cache)
         if let deviceSize = file.deviceSize {
             guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
             guard deviceSize >= size else { throw .tooSmall(path: target, needed: size, size: deviceSize) }
@@ -87,7 +90,7 @@ public struct ImageConversion: Sendable {
             format, kind, options, size: size, backing: backing, path: target, replacing: replacing, cache: cache, sources: image.identities,
             volume: volume)
         if file.deviceSize == nil { try plan.prepare(file, size: size, preallocation) }
-        try ConversionWork(self, sourceOptions, ImageReader(image), file, plan, volume?.cipher(path: target)).run(progress)
+        try ConversionWork(self, sourceOptions, ImageReader(image), remoteBase ?? nil, file, plan, volume?.cipher(path: target)).run(progress)
     }
 
     private func check(_ size: UInt64, _ kind: ImageSubformat?) throws(DiskImageError) {
@@ -110,14 +113,18 @@ public struct ImageConversion: Sendable {
         guard !compresses else { throw .impossible(path: target, reason: "raw images are not compressed; qcow2 can be") }
         guard options == QCOW2Options() else { throw .impossible(path: target, reason: "a raw image has no options of qcow2") }
         guard preallocation != .metadata else { throw .impossible(path: target, reason: "a raw image has no metadata; falloc and full set space aside") }
+        guard preallocation == .off || !NBDLocation.isAddress(target) else {
+            throw .remoteNotPossible(path: target, reason: "the space of a remote disk is its server's affair, and is not set aside from here")
+        }
     }
 
     /// The backing image, if there is to be one, opened for reading.
-    func openBacking<Answer: ~Copyable>(_ body: (consuming DiskImage) throws(DiskImageError) -> Answer) throws(DiskImageError) -> Answer? {
+    /// - Parameter remote: a remote disk that is connected to already, for one of that name.
+    func openBacking<Answer: ~Copyable>(_ remote: NBDDisk?, _ body: (consuming DiskImage) throws(DiskImageError) -> Answer) throws(DiskImageError) -> Answer? {
         guard let backing else { return nil }
         do throws(DiskImageError) {
             let options = DiskImageOptions(format: backing.format, readOnly: true, metadataCacheSize: 1 << 20)
-            return try body(DiskImage(path: backingPath(backing.name, of: target), options: options))
+            return try body(DiskImage(path: backingPath(backing.name, of: target), options: options, remote: remote))
         } catch {
             if case .sameFile = error { throw error }
             throw .backing(of: target, error)

@@ -17,8 +17,6 @@ public struct ImageCreation: Sendable {
     public var replacing = false
     /// Whether the image is on the disk when ``create()`` returns.
     public var durably = false
-    /// What is taken for the LUKS header, in place of a new one.
-    var volume: LUKSVolume?
 
     public init(path: String, format: ImageFormat, size: UInt64? = nil) {
         self.path = path
@@ -31,19 +29,25 @@ public struct ImageCreation: Sendable {
     @discardableResult
     public func create() throws(DiskImageError) -> UInt64 {
         try format.requireMakeable(path)
+        for name in [path, options.dataFile ?? ""] where NBDLocation.isAddress(name) {
+            throw .remoteNotPossible(path: name, reason: "a remote disk is made where its server is; swkvm image convert --force writes to one that is there")
+        }
         let size = try diskSize()
         let kind = try ImageSubformat.resolve(subformat, format: format, compresses: false, path)
         try check(size, kind)
         var file = try NewFile(path: path, replacing: replacing)
+        guard file.deviceSize == nil else { throw .impossible(path: path, reason: "a block device is a raw disk already, of the size that it has") }
         if format == .qcow2 {
             let dataPath = try options.dataFile.map { name throws(DiskImageError) in try backingPath(name, of: path) }
+            guard dataPath != path else { throw .sameFile(path: path, other: path) }
             var data = try dataPath.map { path throws(DiskImageError) in try NewFile(path: path, replacing: replacing) }
             try data?.setSize(size)
             try build(file, data, size: size)
+            let isDataNew = data?.replacedIdentity == nil
             try data?.publish(durably: durably)
             do throws(DiskImageError) { try file.publish(durably: durably) } catch {
                 // One without the other is of no use.
-                if let dataPath, !replacing { unsafe unlink(dataPath) }
+                if let dataPath, isDataNew { unsafe unlink(dataPath) }
                 throw error
             }
             return size
@@ -92,8 +96,7 @@ public struct ImageCreation: Sendable {
     }
 
     private func build(_ file: borrowing NewFile, _ data: borrowing NewFile?, size: UInt64) throws(DiskImageError) {
-        var volume = volume
-        if volume == nil { volume = try options.encryption?.makeVolume(path) }
+        let volume = try options.encryption?.makeVolume(path)
         let cipher = try volume?.cipher(path: path)
         var builder = QCOW2Builder(options, size: size, backing: backing, volume: volume)
         // Who reads a raw data file by itself sees zeroes where this image has nothing: both agree if the image never has nothing.

@@ -21,6 +21,7 @@ public struct ImageInformation: Sendable, Equatable {
     /// What a remote disk's server says of it.
     public var remote: Remote?
 
+    /// What a server says of an export, in bytes where it is a size.
     public struct Remote: Sendable, Equatable {
         /// Bytes, which need not be whole sectors.
         public var size: UInt64
@@ -36,6 +37,7 @@ public struct ImageInformation: Sendable, Equatable {
         public var maximumPayload: UInt64
     }
 
+    /// A backing file as the image names it.
     public struct Backing: Sendable, Equatable {
         /// As the image has it.
         public var name: String
@@ -68,6 +70,7 @@ public struct ImageInformation: Sendable, Equatable {
         /// nil for `aes`, of which there is nothing more to say.
         public var luks: LUKS?
 
+        /// A LUKS header, in the words of qemu-img.
         public struct LUKS: Sendable, Equatable {
             /// `aes-256` and so on.
             public var cipher: String
@@ -82,6 +85,7 @@ public struct ImageInformation: Sendable, Equatable {
             public var slots: [Slot]
         }
 
+        /// A key slot; unused ones have a place, too.
         public struct Slot: Sendable, Equatable {
             public var isActive: Bool
             public var iterations: UInt32

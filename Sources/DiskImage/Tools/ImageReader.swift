@@ -4,6 +4,7 @@ internal import Linux
 
 /// How a piece of a disk is stored, for tools.
 public struct ImageExtent: Sendable, Equatable {
+    /// What is there.
     public enum Kind: Sendable, Equatable {
         /// No image of the chain has anything there: it reads as zeroes.
         case unallocated
@@ -46,6 +47,9 @@ public struct ImageExtent: Sendable, Equatable {
         known = [Known](repeating: Known(), count: image.fileCount)
         self.image = image
     }
+
+    /// The image, which nobody reads any more.
+    consuming func takeImage() -> DiskImage { image }
 
     /// How the range from `offset` begins; it is inside the disk and not empty.
     mutating func extent(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> ImageExtent {
@@ -154,7 +158,7 @@ public struct ImageExtent: Sendable, Equatable {
     }
 
     private func transfer(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
-        if let remote = image.remote { return try unsafe remote.read(UnsafeMutableRawBufferPointer(start: buffer, count: count), at: offset) }
+        if let remote = image.remote(ofFile: layer) { return try unsafe remote.read(UnsafeMutableRawBufferPointer(start: buffer, count: count), at: offset) }
         let isEncrypted = image.isEncrypted(layer)
         if isEncrypted { try image.requireOpenData() }
         var done = 0
@@ -194,7 +198,7 @@ public struct ImageExtent: Sendable, Equatable {
         if image.isEncrypted(layer) { return (true, .max) }
         let last = known[layer]
         if last.start <= place, place < last.end { return (last.isData, last.end) }
-        if let remote = image.remote { return try remote.extent(at: place) }
+        if let remote = image.remote(ofFile: layer) { return try remote.extent(at: place) }
         let file = image.dataDescriptor(layer)
         let data = lseek(file, off_t(truncatingIfNeeded: place), CLINUX_SEEK_DATA)
         var found = Known(start: place, end: .max, isData: true)

@@ -23,14 +23,21 @@ public struct ImageRebase: Sendable {
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) {
         var options = options
         options.readOnly = false
+        guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         guard try ImageFormat(options.format, orExtensionOf: path) == .qcow2 else {
             throw .impossible(path: path, reason: "only qcow2 images have backing files")
         }
-        let old = try ImageInformation(path: path, format: .qcow2).backing
         // By itself: what is below is read beside it, and may be gone if only the name is changed.
         options.followsBacking = false
         options.opensData = !isUnsafe
         var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 1, segments: 1)
+        // From now on nobody else changes it.
+        let old = try ImageInformation(path: path, format: .qcow2, locking: false).backing
+        guard isUnsafe || engine.image.header?.snapshotCount == 0 else {
+            throw .notWritable(path: path, reason: "its snapshots stand on the backing file, too, and would show something else afterwards; --unsafe changes the name only")
+        }
+        // What cannot be is known before anything is written.
+        _ = try newHeader(engine)
         if !isUnsafe { try copyDifferences(&engine, old, progress) }
         try changeName(&engine)
     }
@@ -40,7 +47,9 @@ public struct ImageRebase: Sendable {
         var before = try old.map { backing throws(DiskImageError) in
             try chain(backingPath(backing.name, of: path), backing.format.flatMap(ImageFormat.init(rawValue:)), options.keys(below: engine.image))
         }
-        var after = try backing.map { backing throws(DiskImageError) in try chain(backingPath(backing.name, of: path), backing.format, backingKeys) }
+        // Of one remote disk below both there is one connection, as many a server has one client at a time.
+        let remote = before?.image.remote
+        var after = try backing.map { backing throws(DiskImageError) in try chain(backingPath(backing.name, of: path), backing.format, backingKeys, remote) }
         if let other = after?.image.identities.firstIndex(where: { $0 == engine.image.identities[0] }) {
             throw .sameFile(path: after?.image.files[other] ?? path, other: path)
         }
@@ -49,6 +58,8 @@ public struct ImageRebase: Sendable {
         let left = unsafe UnsafeMutableRawBufferPointer(start: buffers.start, count: Self.bufferSize)
         let right = unsafe UnsafeMutableRawBufferPointer(start: buffers.start + Self.bufferSize, count: Self.bufferSize)
         let unit = engine.image.withMetadata { $0.header.clusterSize >> ($0.header.hasExtendedL2 ? 5 : 0) } ?? 65536
+        // What the image shows as zeroes because it has nothing there would show the new one.
+        if backing != nil { engine.image.withMetadata { $0.hasBacking = true } }
         var position: UInt64 = 0
         while position < size {
             if !progress(ImageProgress(done: position, total: size)) { throw .interrupted(path: path) }
@@ -96,38 +107,46 @@ public struct ImageRebase: Sendable {
         unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[count...]).initializeMemory(as: UInt8.self, repeating: 0)
     }
 
-    private func chain(_ path: String, _ format: ImageFormat?, _ keys: [DiskKey]) throws(DiskImageError) -> ImageReader {
+    private func chain(_ path: String, _ format: ImageFormat?, _ keys: [DiskKey], _ remote: NBDDisk? = nil) throws(DiskImageError) -> ImageReader {
         var options = options
         options.readOnly = true
         options.format = format
         options.keys = keys
         options.usesAllKeys = false
         options.dataFile = nil
-        do throws(DiskImageError) { return ImageReader(try DiskImage(path: path, options: options)) } catch {
+        do throws(DiskImageError) { return ImageReader(try DiskImage(path: path, options: options, remote: remote)) } catch {
             throw .backing(of: self.path, error)
         }
     }
 
-    private func changeName(_ engine: inout DiskEngine) throws(DiskImageError) {
-        do throws(MetadataError) {
-            let file = engine.metadataFile
-            let size = Int(engine.image.clusterSize ?? 0)
-            var bytes = [UInt8](repeating: 0, count: size)
-            var failure: MetadataError?
-            unsafe bytes.withUnsafeMutableBytes { buffer in
-                guard let start = buffer.baseAddress else { return }
-                do throws(MetadataError) { try unsafe file.read(start, size, at: 0) } catch { failure = error }
+    /// The header with the new name.
+    private func newHeader(_ engine: borrowing DiskEngine) throws(DiskImageError) -> [UInt8] {
+        guard let header = engine.image.header else { throw .impossible(path: path, reason: "only qcow2 images have backing files") }
+        if let backing {
+            guard (1...QCOW2Header.maximumBackingName).contains(backing.name.utf8.count) else {
+                throw .impossible(path: path, reason: "a backing file's name has 1 to \(QCOW2Header.maximumBackingName) bytes, this one \(backing.name.utf8.count)")
             }
-            if let failure { throw failure }
-            var area = QCOW2HeaderArea(parsing: bytes)
-            area.backingName = backing?.name
-            area.setExtension(QCOW2HeaderArea.Extension.backingFormat, backing.map { Array($0.format.rawValue.utf8) })
-            guard let header = area.bytes(clusterSize: size) else { throw .failed(ENAMETOOLONG) }
-            try file.write(header, at: 0)
-            try file.synchronize()
-        } catch {
-            if case .failed(let code) = error { throw .system(path: path, SystemCallError("pwrite", errno: code)) }
+            guard header.autoclearFeatures & header.keptAutoclearFeatures == 0 else {
+                throw .impossible(path: path, reason: "its raw data file holds the whole disk, so there is nothing for a backing file to show")
+            }
         }
+        var area = QCOW2HeaderArea(parsing: try engine.tableFile.read(Int(header.clusterSize), at: 0))
+        area.backingName = backing?.name
+        area.setExtension(QCOW2HeaderArea.Extension.backingFormat, backing.map { Array($0.format.rawValue.utf8) })
+        // What others keep true of the file they do not of this one. The disk, which bitmaps are about, is the same.
+        if header.version >= 3 {
+            area.set64(QCOW2HeaderArea.Field.autoclearFeatures, header.autoclearFeatures & (QCOW2Header.Autoclear.bitmaps | header.keptAutoclearFeatures))
+        }
+        guard let bytes = area.bytes(clusterSize: Int(header.clusterSize)) else {
+            throw .impossible(path: path, reason: "the backing file's name does not fit into its header, which has \(header.clusterSize) bytes")
+        }
+        return bytes
+    }
+
+    private func changeName(_ engine: inout DiskEngine) throws(DiskImageError) {
+        let file = engine.tableFile
+        try file.write(newHeader(engine), at: 0)
+        try file.synchronize()
     }
 }
 

@@ -2,7 +2,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// A file that gets its name when it is whole, and is nothing before; or a block device, whose contents change at once.
+/// A file that gets its name when it is whole, and is nothing before; or a block device or a remote disk, whose contents change at once.
 ///
 /// Where the file system can, it has no name until then (`O_TMPFILE`), so that not even SIGKILL leaves anything behind; elsewhere
 /// it has a random one beginning with a dot in the same directory, which goes when this value goes.
@@ -22,8 +22,10 @@ struct NewFile: ~Copyable {
     private let replaced: FileDescriptor?
     /// Which file that is, or which device is written.
     let replacedIdentity: ImageFile.Identity?
-    /// Bytes of a block device; nil for a file.
+    /// Bytes of what is there already and keeps its size: a block device, a remote disk; nil for a file.
     let deviceSize: UInt64?
+    /// The remote disk that it is. The descriptor is for nothing then.
+    let remote: NBDDisk?
 
     /// Transfers around the page cache are aligned to this many bytes, as every file system wants at most.
     private static let directAlignment: UInt64 = 4096
@@ -77,8 +79,26 @@ struct NewFile: ~Copyable {
         self.replaced = replaced
         replacedIdentity = isOld ? ImageFile.Identity(status) : nil
         self.deviceSize = deviceSize
+        remote = nil
         temporaryName = made.name
         descriptor = made.take()
+    }
+
+    /// A remote disk: its server makes and keeps it, its contents are replaced.
+    init(remote path: String, replacing: Bool) throws(DiskImageError) {
+        guard replacing else { throw .exists(path: path) }
+        let disk = try NBDDisk(path: path)
+        guard !disk.export.isReadOnly else { throw .remoteReadOnly(path: path) }
+        descriptor = try creating(path) { () throws(SystemCallError) in try FileDescriptor.duplicate(of: disk.descriptor) }
+        direct = nil
+        directNumber = nil
+        smallestDirect = 0
+        replaced = nil
+        replacedIdentity = nil
+        self.path = path
+        target = path
+        deviceSize = disk.export.size
+        remote = disk
     }
 
     deinit {
@@ -89,6 +109,7 @@ struct NewFile: ~Copyable {
     /// - Parameter durably: when this returns, neither contents nor name can be lost to a power failure. What replaces a file is always durable
     ///   before, so that one of the two is there.
     mutating func publish(durably: Bool) throws(DiskImageError) {
+        guard remote == nil else { return }
         let isReplacing = replacedIdentity != nil && deviceSize == nil
         if durably || isReplacing, fsync(descriptor.rawValue) < 0 { throw .system(path: path, .last("fsync")) }
         guard deviceSize == nil else { return }
@@ -116,6 +137,7 @@ struct NewFile: ~Copyable {
 
     /// Writes all of a buffer, from any thread.
     func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
+        if let remote { return try unsafe remote.write(bytes, at: offset) }
         guard let start = bytes.baseAddress else { return }
         var number = descriptor.rawValue
         if let directNumber, bytes.count >= smallestDirect, (UInt64(UInt(bitPattern: start)) | UInt64(bytes.count) | offset) & (Self.directAlignment - 1) == 0 {
@@ -139,6 +161,7 @@ struct NewFile: ~Copyable {
 
     /// Makes a range read as zeroes, in whatever way costs least.
     func clear(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
+        if let remote { return try remote.clear(offset, length) }
         let mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
         if clinux_fallocate(descriptor.rawValue, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) == 0 { return }
         try writeZeroes(offset, length)

@@ -76,7 +76,7 @@ extension QCOW2Options {
         let l1Count = size / clusterSize / entries + 1
         try require(l1Count * 8 <= UInt64(QCOW2Header.maximumL1Size), "\(size) bytes are more than clusters of \(clusterSize) bytes can map; use larger ones")
         try checkEncryption(path, preallocation: preallocation)
-        try require((backing?.name.utf8.count ?? 0) <= 1023, "the backing file's name is longer than 1023 bytes")
+        try require((backing?.name.utf8.count ?? 0) <= QCOW2Header.maximumBackingName, "the backing file's name is longer than \(QCOW2Header.maximumBackingName) bytes")
         try require(backing?.name.isEmpty != true, "the backing file's name is empty")
         try require(dataFile?.isEmpty != true, "the data file's name is empty")
     }

@@ -35,10 +35,37 @@ internal import Linux
 
     deinit { unsafe vectors.deallocate() }
 
-    /// Waits for all that is under way, without asking what became of it. The kernel may write to the buffers until then: nobody may free
-    /// them before.
+    /// The ring's, if there is one.
+    var descriptor: Int32? {
+        switch ring {
+        case .some(let ring): ring.rawValue
+        case nil: nil
+        }
+    }
+
+    /// Waits for all that the kernel has, without asking what became of it: it may write to the buffers until then, so nobody may free them before.
+    /// What it has not taken it never does.
+    ///
+    /// This cannot fail, whatever the kernel says to more operations: what it has ends without being asked, and says so at the ring's descriptor.
     mutating func drain() {
-        for buffer in pending.indices { _ = try? wait(buffer) }
+        switch ring {
+        case .some(let ring):
+            var left = pending.reduce(0, +) - ring.queued
+            while left > 0 {
+                if let completion = ring.nextCompletion() {
+                    let slot = Int(completion.token)
+                    guard reads.indices.contains(slot), let read = reads[slot] else { continue }
+                    reads[slot] = nil
+                    pending[read.buffer] -= 1
+                    left -= 1
+                } else {
+                    var entry = pollfd(fd: ring.rawValue, events: Int16(POLLIN), revents: 0)
+                    // One entry; what it says is seen in the ring.
+                    _ = unsafe poll(&entry, 1, -1)
+                }
+            }
+        case nil: break
+        }
     }
 
     /// Starts a read, which ``submit()`` hands over. Returns false when it cannot be under way too.

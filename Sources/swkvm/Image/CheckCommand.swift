@@ -29,8 +29,10 @@ struct ImageCheckCommand: ParsableCommand {
     @Option(name: [.customShort("r"), .long], help: ArgumentHelp("Give leaked clusters back (leaks), or repair errors as well (all).", valueName: "what"))
     var repair: CheckReport.Repair?
 
-    @Flag(help: "Print one JSON object.")
-    var json = false
+    @OptionGroup var output: OutputOptions
+
+    @Flag(name: [.short, .long], help: "Say nothing when nothing is wrong.")
+    var quiet = false
 
     @Argument(help: "The image.", completion: .file())
     var file: String
@@ -44,7 +46,8 @@ struct ImageCheckCommand: ParsableCommand {
             if case .notCheckable = error { throw ExitCode(63) }
             throw ExitCode(ImageTool.failure)
         }
-        print(json ? self.json(report).description : text(report))
+        let isFine = report.errors == 0 && report.leaks == 0
+        if output.isJSON { print(json(report)) } else if !quiet || !isFine { print(text(report)) }
         if report.errors > 0 { throw ExitCode(2) }
         if report.leaks > 0 { throw ExitCode(3) }
     }

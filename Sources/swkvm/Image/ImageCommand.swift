@@ -70,6 +70,31 @@ enum ImageTool {
 
 extension ImageFormat: ExpressibleByArgument {}
 
+/// How a verb shows what it found: as text, or as JSON.
+struct OutputOptions: ParsableArguments {
+    enum Form: String, ExpressibleByArgument, CaseIterable {
+        case human, json
+    }
+
+    @Flag(help: "As JSON, with qemu-img's names.")
+    var json = false
+
+    @Option(help: ArgumentHelp("human or json: the latter is the same as --json.", valueName: "form"))
+    var output: Form?
+
+    var isJSON: Bool { json || output == .json }
+}
+
+/// The size of a disk: see ``ByteSize/ofDisk(_:)``.
+struct DiskSize: ExpressibleByArgument, Equatable {
+    let bytes: UInt64
+
+    init?(argument: String) {
+        guard let size = ByteSize.ofDisk(argument) else { return nil }
+        bytes = size.bytes
+    }
+}
+
 /// The file with the data of an image that keeps it outside: its name in the image is not followed, since what it names may be written.
 struct DataFileOption: ParsableArguments {
     @Option(help: ArgumentHelp("The file with the data of a qcow2 image that keeps it outside.", valueName: "file"))

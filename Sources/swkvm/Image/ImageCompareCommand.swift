@@ -67,7 +67,7 @@ struct ImageCompareCommand: ParsableCommand {
             comparison.firstOptions.locking = !forceShare
             comparison.secondOptions.locking = !forceShare
             comparison.isStrict = strict
-            let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
+            let line = ProgressLine(isShown: quiet ? false : progress ? true : nil, holdsSignals: false)
             defer { line.end() }
             return try comparison.run(line.show)
         }

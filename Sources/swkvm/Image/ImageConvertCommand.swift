@@ -9,7 +9,8 @@ struct ImageConvertCommand: ParsableCommand {
         abstract: "Copy a disk image into a new one, in another format or layout.",
         discussion: """
             All that the source shows, its backing files included, goes into one image. Zeroes take no space. The target gets its name when it is \
-            whole: after an error or a signal there is none. What is written need not be on the disk at once, as with cp and qemu-img; --sync \
+            whole: after an error or a signal there is none. A block device or a remote disk (nbd://…), which has to be large enough, is overwritten \
+            with --force, as raw; after an error a part of it has been. A remote disk is asked to store all at the end. What is written otherwise need not be on the disk at once, as with cp and qemu-img; --sync \
             waits until it is, and so does --force when it replaces a file.
 
             EXAMPLES
@@ -17,6 +18,7 @@ struct ImageConvertCommand: ParsableCommand {
               swkvm image convert --compress --compression-type zstd disk.qcow2 small.qcow2
               swkvm image convert --subformat streamOptimized disk.qcow2 disk.vmdk
               swkvm image convert --force disk.qcow2 /dev/vg/disk --target-format raw
+              swkvm image convert --force disk.qcow2 nbd://host/disk
               swkvm image convert --encrypt --target-key-file secret plain.qcow2 disk.qcow2
               swkvm image convert --key-file secret disk.qcow2 plain.raw
             """)
@@ -27,6 +29,9 @@ struct ImageConvertCommand: ParsableCommand {
     @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: what its extension says.", valueName: "format"))
     var targetFormat: ImageFormat?
 
+    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("The source's internal snapshot to read in place of its current state: a number or a name.", valueName: "name"))
+    var snapshot: String?
+
     @Flag(name: [.short, .long], help: "Compress clusters (qcow2, and VMDK as streamOptimized).")
     var compress = false
 
@@ -36,7 +41,7 @@ struct ImageConvertCommand: ParsableCommand {
     @OptionGroup var layout: LayoutOptions
 
     @Option(name: [.customShort("B"), .long], help: ArgumentHelp(
-        "Stand on this image, and keep only what differs from it (qcow2); relative to the target's directory.", valueName: "file"))
+        "Stand on this image or remote disk, and keep only what differs from it (qcow2); relative to the target's directory.", valueName: "file"))
     var backing: String?
 
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))
@@ -65,7 +70,7 @@ struct ImageConvertCommand: ParsableCommand {
     @Flag(help: "Do not follow the source's backing files: refuse an image that has one.")
     var noBacking = false
 
-    @Flag(help: "Overwrite a file or a block device that is there already.")
+    @Flag(help: "Overwrite a file, a block device or a remote disk that is there already.")
     var force = false
 
     @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
@@ -74,16 +79,17 @@ struct ImageConvertCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Never show how far it is.")
     var quiet = false
 
-    @Argument(help: "The image to read.")
+    @Argument(help: "The image to read, or a remote disk: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH.")
     var source: String
 
-    @Argument(help: "The image to make.")
+    @Argument(help: "The image to make, or the block device or remote disk to overwrite.")
     var target: String
 
     func run() throws {
         try ImageTool.run { () throws(DiskImageError) in
             var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat, orExtensionOf: target))
             conversion.sourceOptions.format = format
+            conversion.sourceOptions.snapshot = snapshot
             conversion.sourceOptions.allowsBacking = !noBacking
             conversion.subformat = layout.subformat
             conversion.sourceOptions.keys = try keys.load()

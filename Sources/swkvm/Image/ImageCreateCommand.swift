@@ -13,6 +13,7 @@ struct ImageCreateCommand: ParsableCommand {
               swkvm image create disk.qcow2 20G
               swkvm image create --cluster-size 1M --preallocation metadata big.qcow2 1T
               swkvm image create --backing base.qcow2 overlay.qcow2
+              swkvm image create --backing nbd://host/base overlay.qcow2
               swkvm image create --preallocation falloc data.raw 100G
               swkvm image create --encrypt --key-file secret disk.qcow2 20G
             """)
@@ -30,7 +31,7 @@ struct ImageCreateCommand: ParsableCommand {
     @Option(help: ArgumentHelp("The same from an open descriptor.", valueName: "n"))
     var keyFd: [Int32] = []
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image that shows where this one has nothing of its own; relative to this one's directory.", valueName: "file"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The image, or the remote disk (nbd://…), that shows where this one has nothing of its own; relative to this one's directory.", valueName: "file"))
     var backing: String?
 
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))
@@ -46,7 +47,7 @@ struct ImageCreateCommand: ParsableCommand {
     var dataFileRaw = false
 
     @Option(name: .customLong("size"), help: ArgumentHelp("The same as the second argument.", valueName: "size"))
-    var sizeOption: ByteSize?
+    var sizeOption: DiskSize?
 
     @Flag(help: "Replace a file that is there already.")
     var force = false
@@ -57,8 +58,8 @@ struct ImageCreateCommand: ParsableCommand {
     @Argument(help: "The file to make.")
     var file: String
 
-    @Argument(help: "The size of the disk, in bytes or with K, M, G or T. Default: the backing image's.")
-    var size: ByteSize?
+    @Argument(help: "The size of the disk, in bytes or with K, M, G, T, P or E: 20G, 1.5T. Default: the backing image's.")
+    var size: DiskSize?
 
     func run() throws {
         let disk = try ImageTool.run { () throws(DiskImageError) in
@@ -77,12 +78,16 @@ struct ImageCreateCommand: ParsableCommand {
             creation.replacing = force
             return (format, try creation.create())
         }
-        if !quiet { print("\(file): \(disk.0), \(ImageTool.sizeAndBytes(disk.1))") }
+        if !quiet { print("\(ImageTool.printable(file)): \(disk.0), \(ImageTool.sizeAndBytes(disk.1))") }
     }
 }
 
 /// How a new image is laid out, for the verbs that make one.
 struct LayoutOptions: ParsableArguments {
+    @Option(name: .customShort("o"), help: ArgumentHelp(
+        "The same in qemu-img's words: \(LayoutWords.names); on and off for what is a flag here.", valueName: "word=value,..."))
+    var words: [LayoutWords] = []
+
     @Option(name: .long, help: ArgumentHelp("qcow2: bytes of a cluster, a power of two from 512 to 2M.", valueName: "size"))
     var clusterSize = ByteSize(bytes: 65536)
 
@@ -101,12 +106,12 @@ struct LayoutOptions: ParsableArguments {
     @Option(help: ArgumentHelp("qcow2: how clusters are compressed: zlib or zstd.", valueName: "type"))
     var compressionType = CompressionType.zlib
 
-    @Option(help: ArgumentHelp(
+    @Option(name: .customLong("subformat"), help: ArgumentHelp(
         "vmdk: \(ImageSubformat.names(of: .vmdk)); vdi: \(ImageSubformat.names(of: .vdi)). Default: the first.", valueName: "kind"))
-    var subformat: ImageSubformat?
+    var statedSubformat: ImageSubformat?
 
-    @Option(help: ArgumentHelp("What is set aside: off, metadata (qcow2), falloc or full (not in sparse VMDK and VDI).", valueName: "mode"))
-    var preallocation = Preallocation.off
+    @Option(name: .customLong("preallocation"), help: ArgumentHelp("What is set aside: off, metadata (qcow2), falloc or full (not in sparse VMDK and VDI).", valueName: "mode"))
+    var statedPreallocation = Preallocation.off
 
     var options: QCOW2Options {
         var options = QCOW2Options()
@@ -116,8 +121,12 @@ struct LayoutOptions: ParsableArguments {
         options.lazyRefcounts = lazyRefcounts
         options.extendedL2 = extendedL2
         options.compression = compressionType
+        for word in words.flatMap(\.all) { word.change(&options) }
         return options
     }
+
+    var subformat: ImageSubformat? { words.flatMap(\.all).compactMap(\.subformat).last ?? statedSubformat }
+    var preallocation: Preallocation { words.flatMap(\.all).compactMap(\.preallocation).last ?? statedPreallocation }
 }
 
 extension QCOW2Compatibility: ExpressibleByArgument {}

@@ -20,15 +20,14 @@ struct ImageInfoCommand: ParsableCommand {
     @Flag(help: "Also of its backing file, that one's, and so on.")
     var backingChain = false
 
-    @Flag(help: "As JSON, with qemu-img's names.")
-    var json = false
+    @OptionGroup var output: OutputOptions
 
     func run() throws {
         let chain = try ImageTool.run { () throws(DiskImageError) in
             if backingChain { return try ImageInformation.chain(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile) }
             return [try ImageInformation(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile)]
         }
-        if json {
+        if output.isJSON {
             print(backingChain ? JSON.array(chain.map(\.json)) : chain[0].json)
         } else {
             print(chain.map(\.text).joined(separator: "\n\n"))

@@ -18,9 +18,7 @@ struct ImageMapCommand: ParsableCommand {
     @OptionGroup var image: SourceOptions
 
     @OptionGroup var data: DataFileOption
-
-    @Flag(help: "As JSON, with qemu-img's names.")
-    var json = false
+    @OptionGroup var output: OutputOptions
 
     func run() throws {
         try ImageTool.run { () throws(DiskImageError) in
@@ -29,6 +27,7 @@ struct ImageMapCommand: ParsableCommand {
             options.opensData = false
             var map = ImageMap(try DiskImage(path: image.file, options: options))
             var isFirst = true
+            let json = output.isJSON
             if !json { print("Offset          Length          Mapped to       File") }
             while let extent = try map.next() {
                 if json {

@@ -16,7 +16,7 @@ struct ImageRebaseCommand: ParsableCommand {
               swkvm image rebase --unsafe --backing moved/base.qcow2 overlay.qcow2
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The new backing file; relative to the image's directory.", valueName: "file"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The new backing file, relative to the image's directory, or a remote disk (nbd://…); an empty name is none.", valueName: "file"))
     var backing: String?
 
     @Flag(help: "No backing file any more: all of the disk is in the image.")
@@ -42,6 +42,9 @@ struct ImageRebaseCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
     var progress = false
 
+    @Flag(name: [.short, .long], help: "Never show how far it is.")
+    var quiet = false
+
     @Argument(help: "The image.")
     var file: String
 
@@ -55,9 +58,9 @@ struct ImageRebaseCommand: ParsableCommand {
             rebase.options.format = format
             rebase.options.keys = try keys.load()
             rebase.backingKeys = try KeyOptions.load(backingKeyFile, backingKeyFd)
-            if let backing { rebase.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
+            if let backing, !backing.isEmpty { rebase.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
             rebase.isUnsafe = self.unsafe
-            let line = ProgressLine(isShown: progress ? true : nil)
+            let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
             defer { line.end() }
             try rebase.run(line.show)
         }

@@ -5,7 +5,8 @@ internal import Linux
 /// A line of a terminal that says how far a long work has come; and the signals that end such a work in good order.
 final class ProgressLine {
     private let signals = SignalSet([SIGINT, SIGTERM, SIGHUP])
-    private let before: SignalSet
+    /// What was blocked before; nil if signals end the process at once.
+    private let before: SignalSet?
     private let signalDescriptor: FileDescriptor?
     /// Whether lines are overwritten, as a terminal can, or follow each other; nil shows none.
     private let isTerminal: Bool?
@@ -14,11 +15,13 @@ final class ProgressLine {
     private var isFinished = false
     private var lastLength = 0
 
-    /// - Parameter isShown: nil shows it where standard error is a terminal.
-    init(isShown: Bool?) {
+    /// - Parameters:
+    ///   - isShown: nil shows it where standard error is a terminal.
+    ///   - holdsSignals: whether the work has something to put in order when a signal comes. One that only reads has not, and may be waiting for a server.
+    init(isShown: Bool?, holdsSignals: Bool = true) {
         // Threads that are started later have them blocked anyway; here they wait until somebody asks.
-        before = signals.block()
-        signalDescriptor = try? signals.descriptor()
+        before = holdsSignals ? signals.block() : nil
+        signalDescriptor = holdsSignals ? try? signals.descriptor() : nil
         let terminal = isatty(STDERR_FILENO) == 1
         isTerminal = isShown ?? terminal ? terminal : nil
     }
@@ -43,7 +46,7 @@ final class ProgressLine {
     /// Leaves the line, and lets signals through again.
     func end() {
         if isTerminal == true, lastLength > 0 { write("\n") }
-        before.restore()
+        before?.restore()
     }
 
     /// `  42.0%  1.2 GiB of 2.9 GiB  640 MiB/s  3 s left`.

@@ -17,7 +17,7 @@ struct SizeChange: ExpressibleByArgument, Equatable {
             case "-": .minus
             default: .none
             }
-        guard let amount = ByteSize(argument: String(sign == .none ? argument[...] : argument.dropFirst())) else { return nil }
+        guard let amount = ByteSize.ofDisk(String(sign == .none ? argument[...] : argument.dropFirst())) else { return nil }
         self.sign = sign
         self.amount = amount
     }
@@ -41,8 +41,11 @@ struct ImageResizeCommand: ParsableCommand {
         abstract: "Make a disk longer or shorter.",
         discussion: """
             What is added reads as zeroes. What is cut off is lost, so a guest's file systems have to be made smaller first, and --shrink \
-            has to be said. The disk has the one size or the other, whatever happens meanwhile. A size that is taken away comes after --: \
-            swkvm image resize --shrink disk.qcow2 -- -1G
+            has to be said. The disk has the one size or the other, whatever happens meanwhile.
+
+            EXAMPLES
+              swkvm image resize disk.qcow2 +5G
+              swkvm image resize --shrink disk.qcow2 -1G
             """)
 
     @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
@@ -61,11 +64,26 @@ struct ImageResizeCommand: ParsableCommand {
     @Argument(help: "The image.", completion: .file())
     var file: String
 
-    @Argument(help: "The new size, or with + or - what is added or taken away: 20G, +5G, -512M.")
-    var size: SizeChange
+    @Flag(name: [.short, .long], help: "Say nothing when it went well.")
+    var quiet = false
+
+    // One that is taken away looks like an option, of which none is known by that name. It may also come after `--`.
+    @Argument(parsing: .allUnrecognized, help: ArgumentHelp("The new size, or with + or - what is added or taken away: 20G, +5G, -512M.", valueName: "size"))
+    var words: [String]
+
+    func validate() throws { _ = try size() }
+
+    func size() throws -> SizeChange {
+        let words = words.filter { $0 != "--" }
+        guard let word = words.first else { throw ValidationError("Missing expected argument '<size>'") }
+        guard words.count == 1 else { throw ValidationError("Unexpected argument '\(words[1])'") }
+        guard let size = SizeChange(argument: word) else { throw ValidationError("The value '\(word)' is invalid for '<size>'") }
+        return size
+    }
 
     func run() throws {
-        try ImageTool.run { () throws(DiskImageError) in
+        let size = try size()
+        let made = try ImageTool.run { () throws(DiskImageError) in
             var options = DiskImageOptions(format: format, dataFile: data.dataFile)
             options.keys = try keys.load()
             // The rest of a last cluster is made zeroes.
@@ -75,6 +93,8 @@ struct ImageResizeCommand: ParsableCommand {
                 throw .resize(path: file, reason: "it has \(old) bytes, from which \(size.amount.bytes) cannot be \(size.sign == .plus ? "counted on" : "taken")")
             }
             try engine.resize(to: new, preallocation: preallocation, shrinks: shrink)
+            return new
         }
+        if !quiet { print("\(ImageTool.printable(file)): \(ImageTool.sizeAndBytes(made))") }
     }
 }

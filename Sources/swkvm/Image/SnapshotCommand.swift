@@ -9,14 +9,14 @@ struct ImageSnapshotCommand: ParsableCommand {
         abstract: "Keep states of a qcow2 image inside of it, and go back to them.",
         discussion: """
             A snapshot is named by its number or, if no number fits, by its name. Whatever happens meanwhile, each verb is done in full or \
-            not at all. `swkvm run --disk FILE,ro,snapshot=NAME` reads one without going back to it.
+            not at all. `swkvm run --disk FILE,ro,snapshot=NAME` and `swkvm image convert --snapshot NAME` read one without going back to it.
+
+            The options of qemu-img snapshot do the same: -l FILE, -c NAME FILE, -a NAME FILE, -d NAME FILE.
             """,
-        subcommands: [List.self, Create.self, Apply.self, Delete.self])
+        subcommands: [List.self, Create.self, Apply.self, Delete.self, ByOption.self], defaultSubcommand: ByOption.self)
 
     struct Image: ParsableArguments {
-        @Option(
-            name: [.short, .long],
-            help: ArgumentHelp("The image's format, which has to be qcow2. Default: that, unless the extension says another.", valueName: "format"))
+        @Option(name: [.short, .long], help: ArgumentHelp("The image's format, which has to be qcow2. Default: that, unless the extension says another.", valueName: "format"))
         var format: ImageFormat?
 
         @OptionGroup var data: DataFileOption
@@ -42,9 +42,7 @@ struct ImageSnapshotCommand: ParsableCommand {
     struct List: ParsableCommand {
         static let configuration = CommandConfiguration(commandName: "list", abstract: "List an image's snapshots, the oldest first.")
 
-        @Flag(help: "Print one JSON array.")
-        var json = false
-
+        @OptionGroup var output: OutputOptions
         @OptionGroup var image: Image
 
         func run() throws {
@@ -52,10 +50,8 @@ struct ImageSnapshotCommand: ParsableCommand {
                 let engine = try image.open(readOnly: true)
                 return try engine.snapshots()
             }
-            if json { return print(JSON.array(snapshots.map(ImageSnapshotCommand.json)).description) }
-            guard !snapshots.isEmpty else { return }
-            print("ID        TAG               VM SIZE                DATE     VM CLOCK")
-            for snapshot in snapshots { print(ImageSnapshotCommand.line(snapshot)) }
+            if output.isJSON { return print(JSON.array(snapshots.map(ImageSnapshotCommand.json)).description) }
+            ImageSnapshotCommand.show(snapshots)
         }
     }
 
@@ -102,6 +98,43 @@ struct ImageSnapshotCommand: ParsableCommand {
                 try engine.deleteSnapshot(name)
             }
         }
+    }
+
+    /// The verbs as qemu-img's users type them.
+    struct ByOption: ParsableCommand {
+        static let configuration = CommandConfiguration(commandName: "by-option", abstract: "The verbs by qemu-img's options.", shouldDisplay: false)
+
+        @Flag(name: .customShort("l"), help: "List the snapshots.")
+        var lists = false
+        @Option(name: .customShort("c"), help: ArgumentHelp("Create one.", valueName: "name"))
+        var created: String?
+        @Option(name: .customShort("a"), help: ArgumentHelp("Apply one.", valueName: "name"))
+        var applied: String?
+        @Option(name: .customShort("d"), help: ArgumentHelp("Delete one.", valueName: "name"))
+        var deleted: String?
+        @OptionGroup var image: Image
+
+        func validate() throws {
+            guard [created, applied, deleted].count(where: { $0 != nil }) + (lists ? 1 : 0) == 1 else {
+                throw ValidationError("Say list, create, apply or delete.")
+            }
+        }
+
+        func run() throws {
+            try ImageTool.run { () throws(DiskImageError) in
+                var engine = try image.open(readOnly: lists)
+                if let created { try engine.createSnapshot(named: created) }
+                if let applied { try engine.applySnapshot(applied) }
+                if let deleted { try engine.deleteSnapshot(deleted) }
+                if lists { ImageSnapshotCommand.show(try engine.snapshots()) }
+            }
+        }
+    }
+
+    private static func show(_ snapshots: [DiskSnapshot]) {
+        guard !snapshots.isEmpty else { return }
+        print("ID        TAG               VM SIZE                DATE     VM CLOCK")
+        for snapshot in snapshots { print(line(snapshot)) }
     }
 
     private static func json(_ snapshot: DiskSnapshot) -> JSON {

@@ -23,6 +23,7 @@ struct Bench {
             ("exits", { try ExitBench.run(setup) }),
             ("disk", { try DiskBench.run(setup) }),
             ("image", { try ToolBench.run(setup) }),
+            ("queues", { try QueueBench.run(setup) }),
             ("net", { try NetworkBench.run(setup) }),
             ("footprint", { try FootprintBench.run(setup) }),
         ]

@@ -38,7 +38,7 @@ import Testing
         ("nbd://h/%zz", "two hexadecimal"), ("nbd://h/%ff", "UTF-8"), ("nbd://h/%00", "zero byte"), ("nbd://h/x?socket=/s", "goes with nbd+unix:"),
         ("nbd://h/x?y", "no value"), ("nbd://h/x?y=1", "'y=' is not known"), ("nbd://h/x?reconnect=-1", "reconnect=-1"),
         ("nbd://h/x?reconnect=86401", "reconnect=86401"), ("nbd://h/x?tls-psk-file=/k", "goes with nbds:"),
-        ("nbds://h/x?tls-verify-peer=maybe", "wanted yes or no"), ("nbds+unix:///x?socket=/s", "tls-psk-file=FILE or tls-verify-peer=no"),
+        ("nbds://h/x?tls-verify-peer=maybe", "wanted yes or no"), ("nbds://h/x", "nothing says whom to trust"), ("nbds://u@h/x?tls-verify-peer=yes", "nothing says whom to trust"), ("nbds+unix:///x?socket=/s", "tls-psk-file=FILE or tls-verify-peer=no"),
         ("nbds+unix:///x?socket=/s&tls-certificates=/pki", "tls-psk-file=FILE or tls-verify-peer=no"), ("nbd+unix:///x", "no socket=PATH"), ("nbd+unix:///x?socket=", "no socket=PATH"),
         ("nbd+unix://host/x?socket=/s", "has no host"), ("nbd://h/" + String(repeating: "x", count: 4097), "at most 4096 bytes"),
     ])
@@ -48,22 +48,13 @@ import Testing
         #expect(error?.description.contains(reason) == true && error?.description.contains("wanted nbd://HOST[:PORT]/EXPORT") == true, "\(String(describing: error))")
     }
 
-    /// Only a user names a remote disk: an image that does it names nothing.
-    @Test func imagesCannotNameThem() throws {
-        let directory = TemporaryDirectory()
-        for name in ["nbd://host/x", "nbd+unix:///x?socket=/s", "nbd:host:10809"] {
-            qemuImage("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", directory.file("over.qcow2"), "1M")
-            let error = openError(directory.file("over.qcow2"), readOnly)
-            #expect(error.map { "\($0)".contains("is not the path of a local file") } == true, "\(String(describing: error))")
-        }
-    }
-
     @Test func whatIsDoneToFilesIsRefused() throws {
         let name = "nbd+unix:///x?socket=/nowhere"
-        #expect(throws: DiskImageError.remoteNotPossible(path: name)) { try ImageCreation(path: name, format: .raw, size: 1 << 20).create() }
-        #expect(throws: DiskImageError.remoteNotPossible(path: name)) {
+        #expect(throws: DiskImageError.remoteNotPossible(path: name, reason: NBDLocation.isRaw)) {
             try DiskImage.check(path: name, options: DiskImageOptions(format: .qcow2))
         }
-        #expect(openError(name, DiskImageOptions(format: .qcow2)).map { "\($0)".contains("a qcow2 image on a remote disk") } == true)
+        // Nobody asks a server first.
+        #expect(openError(name, DiskImageOptions(format: .qcow2)) == .remoteNotPossible(path: name, reason: NBDLocation.isRaw))
+        #expect(openError(name, DiskImageOptions(readOnly: true, snapshot: "1")) == .remoteNotPossible(path: name, reason: NBDLocation.isRaw))
     }
 }

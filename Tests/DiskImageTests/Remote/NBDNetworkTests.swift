@@ -33,6 +33,7 @@ import Testing
         // Another key, another user, none, and no TLS at all.
         #expect(reason(address.replacing(keys, with: others)).contains("gnutls_handshake"))
         #expect(reason(address.replacing("alice@", with: "bob@")) != "")
+        #expect(reason(address.replacing("alice@", with: "")).contains("say whose key it is"))
         #expect(reason(address.replacing(keys, with: directory.file("nowhere"))) != "")
         #expect(reason(server.address()).contains("the server wants TLS: use nbds:"))
     }
@@ -68,6 +69,8 @@ import Testing
             // Signed by somebody else, and somebody else's.
             #expect(reason(address("localhost", "other")).contains("certificate"))
             #expect(reason(address("127.0.0.1", "ca")).contains("certificate"))
+            // A directory without authorities is none that trusts everybody.
+            #expect(reason(address("localhost", "nowhere")).contains("nowhere/ca-cert.pem: access: No such file or directory"))
             #expect(try read(address("127.0.0.1", "other", "&tls-verify-peer=no")) == content)
             #expect(reason("nbd://127.0.0.1/").contains("the server wants TLS: use nbds:"))
             _ = consume server

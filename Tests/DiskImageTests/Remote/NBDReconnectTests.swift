@@ -142,7 +142,7 @@ import Testing
 }
 
 /// A thread beside the test's that does something to its server.
-private final class Killer {
+final class Killer {
     private var threads: [Slot] = []
 
     private final class Slot {

@@ -1,4 +1,4 @@
-// What entry.S offers, in Swift: instructions, the services of ring 0, and where its tables are.
+// What instructions.S and entry.S offer, in Swift: instructions, the services of ring 0, and where its tables are.
 
 @_extern(c) func readPort8(_ port: UInt16) -> UInt8
 @_extern(c) func writePort8(_ port: UInt16, _ value: UInt8)

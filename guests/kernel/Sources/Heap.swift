@@ -50,7 +50,7 @@ private struct Heap: ~Copyable {
 
 nonisolated(unsafe) private var heap = Heap()
 
-// What Swift's runtime calls `posix_memalign` and `free` (entry.S). Only the boot processor does: see PageAllocator.
+// What Swift's runtime calls `posix_memalign` and `free` (instructions.S). Only the boot processor does: see PageAllocator.
 
 @c(heapAllocate)
 func allocateAligned(_ result: UInt64, _ alignment: UInt, _ size: UInt) -> Int32 {

@@ -1,0 +1,206 @@
+internal import Glibc
+internal import Linux
+
+/// The life of a remote disk's connections: the first one, its loss, and those that follow.
+extension NBDDisk {
+    enum Link {
+        case up
+        case connecting(deadline: Int)
+        case down(retryAt: Int)
+        /// For good.
+        case broken
+    }
+
+    /// Seconds for which requests wait for a connection that was lost, unless the user says otherwise.
+    static let standardReconnect = 10
+    /// Milliseconds that a server has for the way from the first packet to the disk.
+    static let connectTime = 10_000
+    /// Milliseconds between attempts to connect again: twice as many after each, up to the last.
+    static let firstPause = 100
+    private static let lastPause = 5000
+
+    /// The first connection, to the first address that answers.
+    func connectFirst() throws(DiskImageError) {
+        var failure = NBDFailure("it has no address")
+        for address in addresses {
+            do throws(NBDFailure) {
+                try adopt(NBDConnection(location, to: address))
+                return try waitUntilReady(Self.connectTime)
+            } catch {
+                failure = error
+            }
+            nextAddress += 1
+        }
+        throw .remote(path: path, reason: explained(failure))
+    }
+
+    func waitUntilReady(_ time: Int) throws(NBDFailure) {
+        let deadline = now() + time
+        watch()
+        while true {
+            switch connection?.stage {
+            case .ready:
+                if let connection {
+                    export = try connection.export()
+                    connection.watchPeer()
+                }
+                link = .up
+                return
+            case .connecting:
+                let left = deadline - now()
+                guard left > 0 else {
+                    close()
+                    throw NBDFailure("no answer within \(time / 1000) seconds; a server that serves one client at a time may have one (qemu-nbd --shared)")
+                }
+                let events = look(timeout: Int32(clamping: left))
+                if !events.socket.isEmpty, events.generation == generation { try connection?.notify(events.socket) }
+                watch()
+            case .dead, nil:
+                throw NBDFailure(lastFailure.isEmpty ? "the server has closed the connection" : lastFailure)
+            }
+        }
+    }
+
+    func adopt(_ connection: NBDConnection) {
+        close()
+        generation += 1
+        self.connection = connection
+    }
+
+    /// Gives the connection up. What was asked over it is to be asked again.
+    private func close() {
+        if let number = connection?.descriptor, number >= 0, !watched.isEmpty { epoll.remove(number) }
+        watched = []
+        connection = nil
+        takeBack()
+    }
+
+    /// One step of a connection's life; false when there is nothing to be done now.
+    func step() -> Bool {
+        let now = now()
+        if isCancelled { return cancelAll() }
+        if let endBy, now >= endBy || inUse == 0 {
+            self.endBy = nil
+            if inUse > 0 {
+                tell("gave up \(inUse) requests, which the server has not answered")
+                lose("requests were given up")
+                failWaiting(EIO)
+                return true
+            }
+        }
+        switch link {
+        case .up:
+            guard isShutDown || connection?.stage != .ready else { return false }
+            lose(isShutDown ? "the server shuts down" : lastFailure.isEmpty ? "the server has closed it" : lastFailure)
+            return true
+        case .connecting(let deadline):
+            switch connection?.stage {
+            case .ready:
+                establish()
+                return true
+            case .connecting where now < deadline:
+                break
+            case .connecting:
+                retryLater("no answer within \(Self.connectTime / 1000) seconds")
+                return true
+            case .dead, nil:
+                retryLater(lastFailure)
+                return true
+            }
+        case .down(let retryAt):
+            if now >= retryAt, !addresses.isEmpty {
+                connectAgain()
+                return true
+            }
+        case .broken:
+            break
+        }
+        if isHopeless(now) { failWaiting(EIO) }
+        return false
+    }
+
+    /// Whether requests need not wait for a connection.
+    private func isHopeless(_ now: Int) -> Bool {
+        if case .broken = link { return true }
+        guard let lostAt else { return false }
+        return now >= lostAt + patience || addresses.isEmpty
+    }
+
+    private func lose(_ reason: String) {
+        isShutDown = false
+        lastFailure = ""
+        let now = now()
+        if lostAt == nil {
+            lostAt = now
+            tell("connection lost: \(reason); requests wait for \(patience / 1000) s while it is sought again")
+        }
+        close()
+        (tried, pause) = (0, Self.firstPause)
+        link = .down(retryAt: now)
+    }
+
+    private func connectAgain() {
+        let address = addresses[nextAddress % addresses.count]
+        lastFailure = ""
+        do throws(NBDFailure) {
+            try adopt(NBDConnection(location, to: address))
+            link = .connecting(deadline: now() + Self.connectTime)
+        } catch {
+            retryLater(error.reason)
+        }
+    }
+
+    /// An attempt has failed: the next address is tried at once, the first one again after a pause.
+    private func retryLater(_ reason: String) {
+        close()
+        lastFailure = reason
+        nextAddress += 1
+        tried += 1
+        guard tried >= addresses.count else { return link = .down(retryAt: now()) }
+        tried = 0
+        link = .down(retryAt: now() + pause)
+        pause = min(2 * pause, Self.lastPause)
+    }
+
+    private func establish() {
+        do throws(NBDFailure) {
+            guard let found = try connection?.export() else { return retryLater("") }
+            if let difference = found.difference(from: export) {
+                tell("the server that answers now has \(difference): it is not used, and every request fails")
+                lastFailure = "the server has another disk since the connection was lost: \(difference)"
+                close()
+                link = .broken
+                return
+            }
+            connection?.watchPeer()
+            if let lostAt { tell("connected again after \((now() - lostAt + 999) / 1000) s; \(waiting.isEmpty ? "nothing" : "what") was waiting\(waiting.isEmpty ? "" : " is asked again")") }
+            lostAt = nil
+            link = .up
+        } catch {
+            retryLater(error.reason)
+        }
+    }
+
+    private func cancelAll() -> Bool {
+        if case .broken = link, waiting.isEmpty { return false }
+        connection?.disconnect()
+        close()
+        link = .broken
+        failWaiting(ECANCELED)
+        return false
+    }
+
+    private func tell(_ what: String) { report?("disk \(path): \(what)") }
+
+    /// libnbd's words, and what they mean where they do not say it.
+    private func explained(_ failure: NBDFailure) -> String {
+        let text = failure.reason
+        // NBD_REP_ERR_TLS_REQD comes before the server says more.
+        if location.security == nil, text.contains("TLS") || text.contains("tls") { return "\(text); the server wants TLS: use nbds:" }
+        // Without a name libnbd takes that of who is logged in.
+        if let security = location.security, security.keyFile != nil, security.user == nil, text.contains("getlogin") || text.contains("gnutls") {
+            return "\(text); say whose key it is: nbds://USER@…"
+        }
+        return text
+    }
+}
