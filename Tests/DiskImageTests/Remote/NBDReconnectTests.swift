@@ -92,7 +92,8 @@ import Testing
 
     /// A server that is there and says nothing cannot hold up who wants to end.
     @Test func theEndComesWithoutTheServer() throws {
-        let server = try NBDServer(directory, nbdkit: "memory", "1M")
+        // One thread: with several nbdkit aborts now and then when a client has gone whose requests they have (assertion on the socket, 1.32).
+        let server = try NBDServer(directory, nbdkit: "--threads=1", "memory", "1M")
         let memory = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 4096)
         let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: 1)
         defer {

@@ -68,15 +68,26 @@ final class NBDServer: @unchecked Sendable {
     /// As a server that crashes.
     func kill() {
         guard process > 0 else { return }
+        defer { process = 0 }
+        var status: Int32 = 0
+        if waitpid(process, &status, WNOHANG) == process {
+            // What a test says of a server is about one that lives.
+            Issue.record("\(command.joined(separator: " ")) has ended by itself with the status \(status): \(output())")
+            return
+        }
         Glibc.kill(process, SIGCONT)
         Glibc.kill(process, SIGKILL)
-        var status: Int32 = 0
         waitpid(process, &status, 0)
-        process = 0
     }
 
-    /// It still has its connections, and says nothing.
-    func stop() { Glibc.kill(process, SIGSTOP) }
+    /// It still has its connections, and says nothing any more when this returns.
+    func stop() {
+        Glibc.kill(process, SIGSTOP)
+        // The kernel says so once the last thread has stopped; until then it may answer.
+        var status: Int32 = 0
+        let changed = waitpid(process, &status, WUNTRACED)
+        #expect(changed == process && status & 0xff == 0x7f, "the server was to stop, and has the status \(status)")
+    }
     func resume() { Glibc.kill(process, SIGCONT) }
 
     private func output() -> String {
