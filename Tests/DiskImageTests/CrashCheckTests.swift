@@ -127,9 +127,3 @@ extension CrashLog {
         }
     }
 }
-
-extension CrashLog.Entry {
-    fileprivate var isSynchronisation: Bool {
-        if case .synchronize = self { true } else { false }
-    }
-}

@@ -14,6 +14,10 @@ final class CrashLog: Sendable {
         case synchronize(file: Int)
         /// The guest's flush number n has ended.
         case flushed(Int)
+
+        var isSynchronisation: Bool {
+            if case .synchronize = self { true } else { false }
+        }
     }
 
     private let entries = Mutex<[Entry]>([])
@@ -115,8 +119,9 @@ final class CrashLog: Sendable {
     ///   - start: the files before the first entry.
     ///   - prefixes: about how many; `SWKVM_CRASH_STEP=1` takes all.
     ///   - tears: also parts of one write may be lost, by sectors.
+    ///   - overtakes: at each of these moments also the last entry alone is there, and nothing else that no synchronisation has made durable.
     func replay(
-        _ start: [[UInt8]], prefixes: Int, seed: UInt64, tears: Bool,
+        _ start: [[UInt8]], prefixes: Int, seed: UInt64, tears: Bool, overtakes: Bool = false,
         _ examine: (_ files: [[UInt8]], _ flushed: Int, _ comment: String) throws -> Void
     ) throws {
         var generator = SeededGenerator(seed: seed)
@@ -135,6 +140,11 @@ final class CrashLog: Sendable {
             }
             guard index % step == 0 else { continue }
             try examine(files, flushed, "prefix \(index) of \(entries.count), seed \(seed)")
+            if overtakes, !pending.isEmpty {
+                var overtaken = durable
+                Self.apply(entry, to: &overtaken)
+                try examine(overtaken, flushed, "only the last write at \(index) of \(entries.count)")
+            }
             // Of what was not synchronised, any part may have reached the disk.
             guard !pending.isEmpty, step == 1 || index / step % 2 == 0 else { continue }
             var reordered = durable
