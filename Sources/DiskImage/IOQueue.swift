@@ -158,7 +158,8 @@ enum IOQueue: ~Copyable {
         case .ring(let ring): ring.queued(below: limit)
         case .layered(let queues): queues.files.queued(below: limit)
         // They have none after their `submit`, which does not fail.
-        case .synchronous, .remote: 0
+        case .synchronous: 0
+        case .remote: 0
         }
     }
 
