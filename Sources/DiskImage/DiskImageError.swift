@@ -93,6 +93,14 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     /// The same of something that keeps what has been written by then.
     case interruptedInPlace(path: String)
 
+    /// What is wrong with the file itself, however far below the image that the user named it is.
+    var cause: DiskImageError {
+        switch self {
+        case .backing(_, let error), .dataFile(_, let error): error.cause
+        default: self
+        }
+    }
+
     public var description: String {
         switch self {
         case .system(let path, let error):

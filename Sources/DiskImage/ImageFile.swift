@@ -8,6 +8,24 @@ struct ImageFile: ~Copyable, Sendable {
     struct Identity: Equatable, Sendable {
         let device: UInt64
         let inode: UInt64
+
+        init(_ status: stat) {
+            device = UInt64(status.st_dev)
+            inode = UInt64(status.st_ino)
+        }
+
+        /// That of a remote disk, by a number that its address has.
+        init(remote number: UInt64) {
+            device = .max
+            inode = number
+        }
+
+        /// Nil where nothing has the name.
+        init?(ofPath path: String) {
+            var status = stat()
+            guard unsafe stat(path, &status) == 0 else { return nil }
+            self.init(status)
+        }
     }
 
     let path: String
@@ -49,7 +67,7 @@ struct ImageFile: ~Copyable, Sendable {
         var sector: Int32 = 4096
         if kind == S_IFBLK { _ = try? file.ioctl(CLINUX_BLKSSZGET, &sector, named: "BLKSSZGET") }
         self.path = path
-        identity = Identity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino))
+        identity = Identity(status)
         self.size = size
         isRegular = kind == S_IFREG
         asksCacheFirst = cache != .none && sparesCache
@@ -64,7 +82,7 @@ struct ImageFile: ~Copyable, Sendable {
         // No file's; two names of one disk are two.
         var hash: UInt64 = 0xcbf2_9ce4_8422_2325
         for byte in remote.path.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }
-        identity = Identity(device: .max, inode: hash)
+        identity = Identity(remote: hash)
         size = remote.export.size
         isRegular = false
         descriptor = try asking(remote.path) { () throws(SystemCallError) in try FileDescriptor.duplicate(of: remote.descriptor) }

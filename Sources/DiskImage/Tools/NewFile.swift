@@ -193,10 +193,6 @@ struct NewFile: ~Copyable {
     }
 }
 
-extension ImageFile.Identity {
-    init(_ status: stat) { self.init(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)) }
-}
-
 /// A new file as it was made: without a name, or with a temporary one.
 private struct Made: ~Copyable {
     let descriptor: FileDescriptor
