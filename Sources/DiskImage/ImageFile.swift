@@ -52,8 +52,7 @@ struct ImageFile: ~Copyable, Sendable {
         // Where a remote disk can be used, it was asked for before.
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         let access = writable ? O_RDWR : O_RDONLY
-        // Without O_NONBLOCK a named pipe would keep us waiting for its other end.
-        let file = try asking(path) { () throws(SystemCallError) in try FileDescriptor.open(path, access | O_NONBLOCK) }
+        let file = try asking(path) { () throws(SystemCallError) in try openFile(path, access) }
         let (status, size) = try asking(path) { () throws(SystemCallError) in
             try file.setNonBlocking(false)
             return (try file.status(), try file.size())
@@ -159,4 +158,20 @@ private func asking<Answer: ~Copyable>(_ path: String, _ body: () throws(SystemC
 
 private func openDirect(_ path: String, _ access: Int32) throws(DiskImageError) -> FileDescriptor {
     do { return try FileDescriptor.open(path, access | CLINUX_O_DIRECT) } catch { throw .directUnavailable(path: path, error) }
+}
+
+/// Opens a file that may be something else: a named pipe does not keep us waiting for its other end.
+/// - Parameter access: `O_RDONLY` or `O_RDWR`.
+func openFile(_ path: String, _ access: Int32) throws(SystemCallError) -> FileDescriptor {
+    // Somebody may have a lease on the file (fcntl(2)): the host's NFS or SMB server for a client, which has locks that nobody else sees yet. The kernel asks for it
+    // back, says EAGAIN so long, and takes it after `lease-break-time` (45 seconds, unless the host's administrator says otherwise).
+    let nap: UInt32 = 10_000, longest = 90_000_000 / nap
+    var naps: UInt32 = 0
+    while true {
+        do throws(SystemCallError) { return try FileDescriptor.open(path, access | O_NONBLOCK) } catch {
+            guard error.errno == EAGAIN, naps < longest else { throw error }
+        }
+        naps += 1
+        usleep(nap)
+    }
 }

@@ -47,7 +47,7 @@ struct NewFile: ~Copyable {
             guard replacing else { throw .exists(path: path) }
             let kind = status.st_mode & S_IFMT
             guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
-            let old = try creating(path) { () throws(SystemCallError) in try FileDescriptor.open(path, O_RDWR | O_NONBLOCK) }
+            let old = try creating(path) { () throws(SystemCallError) in try openFile(path, O_RDWR) }
             try lockImage(old, path: path, writable: true)
             if kind == S_IFBLK { deviceSize = try creating(path) { () throws(SystemCallError) in try old.size() } }
             target = resolved(path) ?? path
