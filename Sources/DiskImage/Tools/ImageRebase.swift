@@ -114,6 +114,7 @@ public struct ImageRebase: Sendable {
         options.keys = keys
         options.usesAllKeys = false
         options.dataFile = nil
+        options.allowsDataFile = true
         do throws(DiskImageError) { return ImageReader(try DiskImage(path: path, options: options, remote: remote)) } catch {
             throw .backing(of: self.path, error)
         }
