@@ -47,7 +47,7 @@ internal import Linux
             throw .notWritable(path: path, reason: "\(format.name) images are only read; swkvm image convert makes a qcow2 one")
         }
         var file = try ImageFile(path: path, writable: writable, options)
-        for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: path) }
+        guard !isOpen(file.identity) else { throw .backingLoop(path: path) }
         chainLength += 1
 
         if format == .raw {
@@ -77,7 +77,21 @@ internal import Linux
         }
     }
 
-    /// The file that an image keeps its data in, if it does: the one that the user names for the topmost, or the one it names, if that is allowed.
+    /// Whether a file is one of those that are open already.
+    private func isOpen(_ identity: ImageFile.Identity) -> Bool {
+        // Indices of layers that have been made.
+        for index in 0..<count {
+            if unsafe layers[index].file.identity == identity { return true }
+            switch unsafe layers[index].dataFile {
+            case .some(let dataFile): if dataFile.identity == identity { return true }
+            case nil: break
+            }
+        }
+        return false
+    }
+
+    /// The file that an image keeps its data in, if it does: the one that the user names for the topmost, or the one it names, if that is allowed. That of
+    /// a backing file is only read, so its name is followed as its own was.
     private func openDataFile(_ header: QCOW2Header, _ image: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> ImageFile? {
         let path = image.path
         let stated = count == 0 ? options.dataFile : nil
@@ -85,14 +99,14 @@ internal import Linux
             if let stated { throw .dataFileUnused(path: path, name: stated) }
             return nil
         }
-        guard stated != nil || options.allowsDataFile else { throw .dataFileNotAllowed(path: path, name: header.dataFileName ?? "") }
+        guard stated != nil || options.allowsDataFile || count > 0 else { throw .dataFileNotAllowed(path: path, name: header.dataFileName ?? "") }
         do throws(DiskImageError) {
             let place: String
             if let stated { place = stated } else if let name = header.dataFileName { place = try backingPath(name, of: path) } else {
                 throw .invalid(path: path, reason: "its data is in a file that it does not name")
             }
             let file = try image.openDataFile(place, writable: writable, options)
-            for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: place) }
+            guard !isOpen(file.identity) else { throw .backingLoop(path: place) }
             return file
         } catch {
             throw .dataFile(of: path, error)

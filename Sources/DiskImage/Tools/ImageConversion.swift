@@ -123,7 +123,7 @@ public struct ImageConversion: Sendable {
     func openBacking<Answer: ~Copyable>(_ remote: NBDDisk?, _ body: (consuming DiskImage) throws(DiskImageError) -> Answer) throws(DiskImageError) -> Answer? {
         guard let backing else { return nil }
         do throws(DiskImageError) {
-            let options = DiskImageOptions(format: backing.format, readOnly: true, metadataCacheSize: 1 << 20)
+            let options = DiskImageOptions(format: backing.format, readOnly: true, metadataCacheSize: 1 << 20, allowsDataFile: true)
             return try body(DiskImage(path: backingPath(backing.name, of: target), options: options, remote: remote))
         } catch {
             if case .sameFile = error { throw error }

@@ -114,6 +114,7 @@ public struct ImageRebase: Sendable {
         options.keys = keys
         options.usesAllKeys = false
         options.dataFile = nil
+        options.allowsDataFile = true
         do throws(DiskImageError) { return ImageReader(try DiskImage(path: path, options: options, remote: remote)) } catch {
             // Who has it open is this very rebase.
             if case .locked(let file, _) = error.cause, let own = ImageFile.Identity(ofPath: self.path), ImageFile.Identity(ofPath: file) == own {
