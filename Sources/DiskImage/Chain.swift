@@ -36,7 +36,10 @@ internal import Linux
 
     mutating func open(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
         guard count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: path) }
-        if NBDLocation.isAddress(path) { return try connect(path, format, options) }
+        if NBDLocation.isAddress(path) {
+            if count > 0, let directory = options.namedFilesDirectory { throw .outside(path: path, directory: directory) }
+            return try connect(path, format, options)
+        }
         if count == 0, let snapshot = options.snapshot {
             guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do") }
             guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot can only be read: add ,ro") }
@@ -46,7 +49,7 @@ internal import Linux
         if writable, !format.isWritable {
             throw .notWritable(path: path, reason: "\(format.name) images are only read; swkvm image convert makes a qcow2 one")
         }
-        var file = try ImageFile(path: path, writable: writable, options)
+        var file = try count == 0 ? ImageFile(path: path, writable: writable, options) : ImageFile(named: path, writable: writable, options)
         guard !isOpen(file.identity) else { throw .backingLoop(path: path) }
         chainLength += 1
 
@@ -105,7 +108,7 @@ internal import Linux
             if let stated { place = stated } else if let name = header.dataFileName { place = try backingPath(name, of: path) } else {
                 throw .invalid(path: path, reason: "its data is in a file that it does not name")
             }
-            let file = try image.openDataFile(place, writable: writable, options)
+            let file = try image.openDataFile(place, isStated: stated != nil, writable: writable, options)
             guard !isOpen(file.identity) else { throw .backingLoop(path: place) }
             return file
         } catch {
@@ -138,8 +141,9 @@ internal import Linux
 
 extension ImageFile {
     /// Opens the file with the data of this image.
-    borrowing func openDataFile(_ place: String, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) -> ImageFile {
-        let file = try ImageFile(path: place, writable: writable, options)
+    /// - Parameter isStated: whether the user names it, and not the image.
+    borrowing func openDataFile(_ place: String, isStated: Bool, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) -> ImageFile {
+        let file = try isStated ? ImageFile(path: place, writable: writable, options) : ImageFile(named: place, writable: writable, options)
         // Data in an image's own tables would be the end of it.
         guard file.identity != identity else { throw .backingLoop(path: place) }
         return file
@@ -149,7 +153,7 @@ extension ImageFile {
     borrowing func openStatedDataFile(_ header: QCOW2Header, _ options: DiskImageOptions) throws(DiskImageError) -> ImageFile? {
         guard let place = options.dataFile else { return nil }
         guard header.hasDataFile else { throw .dataFileUnused(path: path, name: place) }
-        do throws(DiskImageError) { return try openDataFile(place, writable: false, options) } catch { throw .dataFile(of: path, error) }
+        do throws(DiskImageError) { return try openDataFile(place, isStated: true, writable: false, options) } catch { throw .dataFile(of: path, error) }
     }
 }
 

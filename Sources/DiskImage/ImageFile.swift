@@ -48,11 +48,17 @@ struct ImageFile: ~Copyable, Sendable {
         try self.init(path: path, writable: writable, cache: options.cache, locking: options.locking, sparesCache: options.sparesCache)
     }
 
-    init(path: String, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false) throws(DiskImageError) {
+    /// The same for a file that an image names: it is where such files may be.
+    init(named path: String, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) {
+        try self.init(
+            path: path, below: options.namedFilesDirectory, writable: writable, cache: options.cache, locking: options.locking, sparesCache: options.sparesCache)
+    }
+
+    init(path: String, below directory: String? = nil, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false) throws(DiskImageError) {
         // Where a remote disk can be used, it was asked for before.
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         let access = writable ? O_RDWR : O_RDONLY
-        let file = try asking(path) { () throws(SystemCallError) in try openFile(path, access) }
+        let file = try openFile(path, access, below: directory)
         let (status, size) = try asking(path) { () throws(SystemCallError) in
             try file.setNonBlocking(false)
             return (try file.status(), try file.size())
@@ -60,7 +66,7 @@ struct ImageFile: ~Copyable, Sendable {
         let kind = status.st_mode & S_IFMT
         guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
         if locking { try lockImage(file, path: path, writable: writable) }
-        let direct = try cache == .none ? openDirect(path, access) : sparesCache ? try? openDirect(path, access) : nil
+        let direct = try cache == .none ? openDirectly(file, access, path) : sparesCache ? try? openDirectly(file, access, path) : nil
 
         // 4 KiB satisfies every file system; a device says what it wants.
         var sector: Int32 = 4096
@@ -154,24 +160,4 @@ struct ImageFile: ~Copyable, Sendable {
 
 private func asking<Answer: ~Copyable>(_ path: String, _ body: () throws(SystemCallError) -> Answer) throws(DiskImageError) -> Answer {
     do { return try body() } catch { throw .system(path: path, error) }
-}
-
-private func openDirect(_ path: String, _ access: Int32) throws(DiskImageError) -> FileDescriptor {
-    do { return try FileDescriptor.open(path, access | CLINUX_O_DIRECT) } catch { throw .directUnavailable(path: path, error) }
-}
-
-/// Opens a file that may be something else: a named pipe does not keep us waiting for its other end.
-/// - Parameter access: `O_RDONLY` or `O_RDWR`.
-func openFile(_ path: String, _ access: Int32) throws(SystemCallError) -> FileDescriptor {
-    // Somebody may have a lease on the file (fcntl(2)): the host's NFS or SMB server for a client, which has locks that nobody else sees yet. The kernel asks for it
-    // back, says EAGAIN so long, and takes it after `lease-break-time` (45 seconds, unless the host's administrator says otherwise).
-    let nap: UInt32 = 10_000, longest = 90_000_000 / nap
-    var naps: UInt32 = 0
-    while true {
-        do throws(SystemCallError) { return try FileDescriptor.open(path, access | O_NONBLOCK) } catch {
-            guard error.errno == EAGAIN, naps < longest else { throw error }
-        }
-        naps += 1
-        usleep(nap)
-    }
 }
