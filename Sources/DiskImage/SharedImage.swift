@@ -212,7 +212,7 @@ internal import Synchronization
         unsafe operations = .allocate(capacity: operationCount)
         unsafe operations.initialize(repeating: DiskEngine.Operation(), count: operationCount)
         // All are free but the last, which is the commit's.
-        for index in 0..<operationCount - 2 { unsafe operations[index].next = Int32(index + 1) }
+        for index in 0..<max(0, operationCount - 2) { unsafe operations[index].next = Int32(index + 1) }
     }
 
     deinit {
