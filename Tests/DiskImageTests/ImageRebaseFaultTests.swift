@@ -19,7 +19,7 @@ import Testing
         try directory.write("new.raw", other)
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=16k", "-b", "old.raw", "-F", "raw", path)
-        qemuIO(path, stride(from: 0, to: 256 << 10, by: 32 << 10).map { "write -P \(1 + $0 >> 15) \($0) 16k" } + ["write -z 1M 256k", "write -P 9 2M 1M", "write -P 8 3600k 20k"])
+        qemuIO(path, stride(from: 0, to: 256 << 10, by: 32 << 10).map { "write -P \(1 + $0 >> 15) \($0) 16k" } + ["write -z 1M 256k", "write -P 9 2M 1M", "write -P 8 3600k 20k", "write -P 7 4M 1k"])
         return (path, try readDisk(path))
     }
 

@@ -53,13 +53,13 @@ import Testing
         }
     }
 
-    static let manyWindows = [
+    static let windowLayouts = [
         "cluster_size=64k", "cluster_size=2M", "cluster_size=4k", "cluster_size=512", "cluster_size=64k,extended_l2=on", "cluster_size=16k,compat=0.10",
         "cluster_size=64k,data_file=DATA", "cluster_size=16k,lazy_refcounts=on", "LUKS",
     ]
 
     /// More than there is memory for at a time, in pieces of all sizes: to another backing file, to none, and back into one.
-    @Test(arguments: manyWindows, [1, 2] as [UInt64]) func manyWindows(layout: String, seed: UInt64) throws {
+    @Test(arguments: windowLayouts, [1, 2] as [UInt64]) func manyWindows(layout: String, seed: UInt64) throws {
         let size = 44 << 20 | 7 << 9, path = directory.file("disk.qcow2"), encrypted = try Encrypted(directory)
         var generator = SeededGenerator(seed: seed)
         // Of the first two a part is the same; the last has compressed clusters.

@@ -86,7 +86,8 @@ public struct ImageRebase: Sendable {
         var position = range.lowerBound
         while position < range.upperBound {
             let left = range.upperBound - position
-            let zeroes = min(try before.zeroes(at: position, limit: left), try after.zeroes(at: position, limit: left))
+            var zeroes = try before.zeroes(at: position, limit: left)
+            if zeroes > 0 { zeroes = try after.zeroes(at: position, limit: zeroes) }
             if zeroes == left { return }
             let start = position + zeroes - (position + zeroes) % unit
             position = min(range.upperBound, start - start % step + step)
