@@ -160,10 +160,12 @@ extension DiskEngine {
                 var code: Int32 = 0
                 // The load's buffer has `length` bytes.
                 do throws(MetadataError) { try unsafe metadataFile.read(load.buffer, load.length, at: load.offset) } catch {
-                    if case .failed(let error) = error { code = error }
+                    if case .failed(let error) = error { code = error } else { code = EIO }
                 }
                 image.finish(load, bytes: code == 0 ? load.length : 0, error: code)
                 image.settle(load)
+                // The image would only ask for it again.
+                if code != 0 { throw .request(path: image.path, SystemCallError("read", errno: code)) }
             case .commit, .wait:
                 return nil
             case .unallocated:
