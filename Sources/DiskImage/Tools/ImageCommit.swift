@@ -5,6 +5,8 @@ internal import Linux
 public struct ImageCommit: Sendable {
     public var path: String
     public var options = DiskImageOptions()
+    /// The file with the backing file's data, if that keeps it outside.
+    public var backingDataFile: String?
     /// Whether the image keeps what is now in its backing file too.
     public var keepsContents = false
 
@@ -33,7 +35,8 @@ public struct ImageCommit: Sendable {
             throw .notWritable(path: path, reason: "its snapshots stand on the backing file, too, and would show something else afterwards")
         }
         let target = try backingPath(name, of: path)
-        var targetOptions = DiskImageOptions(format: try backingFormat(header.backingFormat, target), cache: options.cache, locking: options.locking)
+        let format = try backingFormat(header.backingFormat, target)
+        var targetOptions = DiskImageOptions(format: format, cache: options.cache, locking: options.locking, dataFile: backingDataFile)
         targetOptions.readOnly = false
         targetOptions.sparesCache = true
         targetOptions.keys = options.keys(below: image)

@@ -57,7 +57,7 @@ public struct ImageRebase: Sendable {
         let after = try WindowReader(backing.map { backing throws(DiskImageError) in
             try chain(backingPath(backing.name, of: path), backing.format, backingKeys, before.remote)
         }, path, calls: calls)
-        if let other = after.path(of: engine.image.identities[0]) { throw .sameFile(path: other, other: path) }
+        if let other = after.path(of: engine.image.identities[0]) { throw .backing(of: path, .backingLoop(path: other)) }
         let size = engine.image.size
         // What the image has of its own or not, in bytes.
         let unit = engine.image.withMetadata { $0.header.clusterSize >> ($0.header.hasExtendedL2 ? 5 : 0) } ?? 65536
@@ -144,8 +144,13 @@ public struct ImageRebase: Sendable {
         options.keys = keys
         options.usesAllKeys = false
         options.dataFile = nil
+        options.allowsDataFile = true
         options.sparesCache = true
         do throws(DiskImageError) { return try DiskImage(path: path, options: options, remote: remote) } catch {
+            // Who has it open is this very rebase.
+            if case .locked(let file, _) = error.cause, let own = ImageFile.Identity(ofPath: self.path), ImageFile.Identity(ofPath: file) == own {
+                throw .backing(of: self.path, .backingLoop(path: file))
+            }
             throw .backing(of: self.path, error)
         }
     }

@@ -17,6 +17,11 @@ struct ImageCommitCommand: ParsableCommand {
     @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
+    @OptionGroup var data: DataFileOption
+
+    @Option(help: ArgumentHelp("As --data-file, for the backing file.", valueName: "file"))
+    var backingDataFile: String?
+
     @OptionGroup var keys: KeyOptions
 
     @Flag(name: [.customShort("d"), .customLong("keep")], help: "Leave the image as it is.")
@@ -35,6 +40,8 @@ struct ImageCommitCommand: ParsableCommand {
         let backing = try ImageTool.run { () throws(DiskImageError) in
             var commit = ImageCommit(path: file)
             commit.options.format = format
+            commit.options.dataFile = data.dataFile
+            commit.backingDataFile = backingDataFile
             commit.options.keys = try keys.load()
             commit.keepsContents = keep
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
