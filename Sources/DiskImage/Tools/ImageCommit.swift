@@ -20,13 +20,13 @@ public struct ImageCommit: Sendable {
         var options = options
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         guard try ImageFormat(options.format, orExtensionOf: path) == .qcow2 else {
-            throw .impossible(path: path, reason: "only qcow2 images have backing files")
+            throw .notApplicable(path: path, reason: "only qcow2 images have backing files")
         }
         // The image by itself, and for writing: nobody else has it until this has ended.
         options.readOnly = false
         options.followsBacking = false
         var reader = ImageReader(try DiskImage(path: path, options: options))
-        guard let header = reader.image.header, let name = header.backingName else { throw .impossible(path: path, reason: "it has no backing file") }
+        guard let header = reader.image.header, let name = header.backingName else { throw .notApplicable(path: path, reason: "it has no backing file") }
         guard header.snapshotCount == 0 else {
             throw .notWritable(path: path, reason: "its snapshots stand on the backing file, too, and would show something else afterwards")
         }
@@ -60,7 +60,7 @@ public struct ImageCommit: Sendable {
         let buffer = try memory(Self.bufferSize, path)
         var position: UInt64 = 0
         while position < size {
-            if !progress(ImageProgress(done: position, total: size)) { throw .interrupted(path: path) }
+            if !progress(ImageProgress(done: position, total: size)) { throw .interruptedInPlace(path: target) }
             let extent = try reader.extent(at: position, limit: size - position)
             var length = extent.length
             switch extent.kind {

@@ -25,7 +25,7 @@ public struct ImageRebase: Sendable {
         options.readOnly = false
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         guard try ImageFormat(options.format, orExtensionOf: path) == .qcow2 else {
-            throw .impossible(path: path, reason: "only qcow2 images have backing files")
+            throw .notApplicable(path: path, reason: "only qcow2 images have backing files")
         }
         // By itself: what is below is read beside it, and may be gone if only the name is changed.
         options.followsBacking = false
@@ -62,7 +62,7 @@ public struct ImageRebase: Sendable {
         if backing != nil { engine.image.withMetadata { $0.hasBacking = true } }
         var position: UInt64 = 0
         while position < size {
-            if !progress(ImageProgress(done: position, total: size)) { throw .interrupted(path: path) }
+            if !progress(ImageProgress(done: position, total: size)) { throw .interruptedUnchanged(path: path) }
             let (isOwn, length) = try engine.ownership(at: position, limit: min(UInt64(Self.bufferSize), size - position))
             if !isOwn {
                 let a = unsafe UnsafeMutableRawBufferPointer(rebasing: left[..<Int(length)])
@@ -121,13 +121,13 @@ public struct ImageRebase: Sendable {
 
     /// The header with the new name.
     private func newHeader(_ engine: borrowing DiskEngine) throws(DiskImageError) -> [UInt8] {
-        guard let header = engine.image.header else { throw .impossible(path: path, reason: "only qcow2 images have backing files") }
+        guard let header = engine.image.header else { throw .notApplicable(path: path, reason: "only qcow2 images have backing files") }
         if let backing {
             guard (1...QCOW2Header.maximumBackingName).contains(backing.name.utf8.count) else {
-                throw .impossible(path: path, reason: "a backing file's name has 1 to \(QCOW2Header.maximumBackingName) bytes, this one \(backing.name.utf8.count)")
+                throw .notApplicable(path: path, reason: "a backing file's name has 1 to \(QCOW2Header.maximumBackingName) bytes, this one \(backing.name.utf8.count)")
             }
             guard header.autoclearFeatures & header.keptAutoclearFeatures == 0 else {
-                throw .impossible(path: path, reason: "its raw data file holds the whole disk, so there is nothing for a backing file to show")
+                throw .notApplicable(path: path, reason: "its raw data file holds the whole disk, so there is nothing for a backing file to show")
             }
         }
         var area = QCOW2HeaderArea(parsing: try engine.tableFile.read(Int(header.clusterSize), at: 0))
@@ -138,7 +138,7 @@ public struct ImageRebase: Sendable {
             area.set64(QCOW2HeaderArea.Field.autoclearFeatures, header.autoclearFeatures & (QCOW2Header.Autoclear.bitmaps | header.keptAutoclearFeatures))
         }
         guard let bytes = area.bytes(clusterSize: Int(header.clusterSize)) else {
-            throw .impossible(path: path, reason: "the backing file's name does not fit into its header, which has \(header.clusterSize) bytes")
+            throw .notApplicable(path: path, reason: "the backing file's name does not fit into its header, which has \(header.clusterSize) bytes")
         }
         return bytes
     }

@@ -17,6 +17,7 @@ struct ImageCommitCommand: ParsableCommand {
     @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
+    @OptionGroup var data: DataFileOption
     @OptionGroup var keys: KeyOptions
 
     @Flag(name: [.customShort("d"), .customLong("keep")], help: "Leave the image as it is.")
@@ -35,6 +36,7 @@ struct ImageCommitCommand: ParsableCommand {
         let backing = try ImageTool.run { () throws(DiskImageError) in
             var commit = ImageCommit(path: file)
             commit.options.format = format
+            commit.options.dataFile = data.dataFile
             commit.options.keys = try keys.load()
             commit.keepsContents = keep
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)

@@ -25,6 +25,7 @@ struct ImageRebaseCommand: ParsableCommand {
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The new backing file's format. Default: what its extension says.", valueName: "format"))
     var backingFormat: ImageFormat?
 
+    @OptionGroup var data: DataFileOption
     @OptionGroup var keys: KeyOptions
 
     @Option(help: ArgumentHelp("As --key-file, for the new backing file and those below it.", valueName: "file"))
@@ -56,9 +57,10 @@ struct ImageRebaseCommand: ParsableCommand {
         try ImageTool.run { () throws(DiskImageError) in
             var rebase = ImageRebase(path: file)
             rebase.options.format = format
+            rebase.options.dataFile = data.dataFile
             rebase.options.keys = try keys.load()
             rebase.backingKeys = try KeyOptions.load(backingKeyFile, backingKeyFd)
-            if let backing, !backing.isEmpty { rebase.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
+            if let backing, !backing.isEmpty { rebase.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing, option: "--backing-format")) }
             rebase.isUnsafe = self.unsafe
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
             defer { line.end() }
