@@ -1,8 +1,14 @@
 #define _GNU_SOURCE
+#include <linux/openat2.h>
 #include <stdio.h>
 #include "CLinux.h"
 
 int clinux_memfd_create(const char *name, unsigned flags) { return memfd_create(name, flags); }
+
+int clinux_open_below(int directory, const char *path, int flags) {
+    struct open_how how = {.flags = (unsigned)(flags | O_CLOEXEC), .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
+    return (int)syscall(SYS_openat2, directory, path, &how, sizeof how);
+}
 
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length) { return fallocate(fd, mode, offset, length); }
 
@@ -53,6 +59,7 @@ int clinux_ofd_lock_test(int fd, short type, off_t start, off_t length) {
 }
 
 const int CLINUX_O_DIRECT = O_DIRECT;
+const int CLINUX_O_PATH = O_PATH;
 const int CLINUX_O_TMPFILE = O_TMPFILE;
 const int CLINUX_SEEK_DATA = SEEK_DATA;
 const int CLINUX_SEEK_HOLE = SEEK_HOLE;

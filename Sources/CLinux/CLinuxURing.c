@@ -90,7 +90,14 @@ int clinux_ring_submit(clinux_ring *ring) {
     return 0;
 }
 
-unsigned clinux_ring_queued(const clinux_ring *ring) { return io_uring_sq_ready(&ring->uring); }
+unsigned clinux_ring_queued(const clinux_ring *ring, uint64_t limit) {
+    const struct io_uring_sq *queue = &ring->uring.sq;
+    unsigned ready = io_uring_sq_ready(&ring->uring), count = 0;
+    // The kernel takes them in their order: what it has not are the last ones.
+    for (unsigned index = 1; index <= ready; index++)
+        if (queue->sqes[(queue->sqe_tail - index) & queue->ring_mask].user_data < limit) count++;
+    return count;
+}
 
 int clinux_ring_wait(clinux_ring *ring, unsigned count) {
     struct io_uring_cqe *entry;

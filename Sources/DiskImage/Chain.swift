@@ -36,7 +36,10 @@ internal import Linux
 
     mutating func open(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
         guard count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: path) }
-        if NBDLocation.isAddress(path) { return try connect(path, format, options) }
+        if NBDLocation.isAddress(path) {
+            if count > 0, let directory = options.namedFilesDirectory { throw .outside(path: path, directory: directory) }
+            return try connect(path, format, options)
+        }
         if count == 0, let snapshot = options.snapshot {
             guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do") }
             guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot can only be read: add ,ro") }
@@ -46,8 +49,8 @@ internal import Linux
         if writable, !format.isWritable {
             throw .notWritable(path: path, reason: "\(format.name) images are only read; swkvm image convert makes a qcow2 one")
         }
-        var file = try ImageFile(path: path, writable: writable, options)
-        for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: path) }
+        var file = try count == 0 ? ImageFile(path: path, writable: writable, options) : ImageFile(named: path, writable: writable, options)
+        guard !isOpen(file.identity) else { throw .backingLoop(path: path) }
         chainLength += 1
 
         if format == .raw {
@@ -77,7 +80,21 @@ internal import Linux
         }
     }
 
-    /// The file that an image keeps its data in, if it does: the one that the user names for the topmost, or the one it names, if that is allowed.
+    /// Whether a file is one of those that are open already.
+    private func isOpen(_ identity: ImageFile.Identity) -> Bool {
+        // Indices of layers that have been made.
+        for index in 0..<count {
+            if unsafe layers[index].file.identity == identity { return true }
+            switch unsafe layers[index].dataFile {
+            case .some(let dataFile): if dataFile.identity == identity { return true }
+            case nil: break
+            }
+        }
+        return false
+    }
+
+    /// The file that an image keeps its data in, if it does: the one that the user names for the topmost, or the one it names, if that is allowed. That of
+    /// a backing file is only read, so its name is followed as its own was.
     private func openDataFile(_ header: QCOW2Header, _ image: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> ImageFile? {
         let path = image.path
         let stated = count == 0 ? options.dataFile : nil
@@ -85,14 +102,14 @@ internal import Linux
             if let stated { throw .dataFileUnused(path: path, name: stated) }
             return nil
         }
-        guard stated != nil || options.allowsDataFile else { throw .dataFileNotAllowed(path: path, name: header.dataFileName ?? "") }
+        guard stated != nil || options.allowsDataFile || count > 0 else { throw .dataFileNotAllowed(path: path, name: header.dataFileName ?? "") }
         do throws(DiskImageError) {
             let place: String
             if let stated { place = stated } else if let name = header.dataFileName { place = try backingPath(name, of: path) } else {
                 throw .invalid(path: path, reason: "its data is in a file that it does not name")
             }
-            let file = try image.openDataFile(place, writable: writable, options)
-            for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .backingLoop(path: place) }
+            let file = try image.openDataFile(place, isStated: stated != nil, writable: writable, options)
+            guard !isOpen(file.identity) else { throw .backingLoop(path: place) }
             return file
         } catch {
             throw .dataFile(of: path, error)
@@ -124,8 +141,9 @@ internal import Linux
 
 extension ImageFile {
     /// Opens the file with the data of this image.
-    borrowing func openDataFile(_ place: String, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) -> ImageFile {
-        let file = try ImageFile(path: place, writable: writable, options)
+    /// - Parameter isStated: whether the user names it, and not the image.
+    borrowing func openDataFile(_ place: String, isStated: Bool, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) -> ImageFile {
+        let file = try isStated ? ImageFile(path: place, writable: writable, options) : ImageFile(named: place, writable: writable, options)
         // Data in an image's own tables would be the end of it.
         guard file.identity != identity else { throw .backingLoop(path: place) }
         return file
@@ -135,7 +153,7 @@ extension ImageFile {
     borrowing func openStatedDataFile(_ header: QCOW2Header, _ options: DiskImageOptions) throws(DiskImageError) -> ImageFile? {
         guard let place = options.dataFile else { return nil }
         guard header.hasDataFile else { throw .dataFileUnused(path: path, name: place) }
-        do throws(DiskImageError) { return try openDataFile(place, writable: false, options) } catch { throw .dataFile(of: path, error) }
+        do throws(DiskImageError) { return try openDataFile(place, isStated: true, writable: false, options) } catch { throw .dataFile(of: path, error) }
     }
 }
 

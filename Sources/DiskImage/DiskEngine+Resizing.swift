@@ -116,7 +116,24 @@ extension DiskEngine {
             new.clearBitmaps()
         }
         // What the disk does not have any more; a wish, as the mapping knows nothing of it.
-        if image.hasDataFile { _ = try? dataFile.truncate(to: newSize) }
+        if image.hasDataFile { _ = try? dataFile.truncate(to: newSize) } else { try clearLastCluster(from: newSize) }
+    }
+
+    /// Makes what the last cluster has beyond the end zeroes, as others who make the disk longer may show it. A wish too: nothing that belongs to the
+    /// disk depends on it.
+    private mutating func clearLastCluster(from size: UInt64) throws(DiskImageError) {
+        // A longer backing file is hidden by who makes the disk longer, and with it what is here.
+        guard let clusterSize = image.clusterSize, size % clusterSize != 0, image.backingSize <= size else { return }
+        let end = size / clusterSize * clusterSize + clusterSize
+        do throws(DiskImageError) {
+            try image.reload(size: end)
+            try perform(.writeZeroesUnmapping, at: size, length: end - size)
+            try perform(.flush)
+        } catch {}
+        do throws(DiskImageError) { try image.reload() } catch {
+            image.failWriting(EIO)
+            throw error
+        }
     }
 
     private mutating func grow(from oldSize: UInt64, to newSize: UInt64, _ preallocation: Preallocation) throws(DiskImageError) {

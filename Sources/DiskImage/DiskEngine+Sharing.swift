@@ -20,19 +20,27 @@ extension DiskEngine {
         var left = outstanding
         var failure: Int32 = 0
         queue.finish(within: 0)
-        while left > 0, (try? queue.submit()) != nil, (try? queue.wait()) != nil {
-            while let completion = queue.nextCompletion() {
+        var takesCalls = true
+        while left > 0 {
+            if let completion = queue.nextCompletion() {
                 // The bell is none of them.
                 guard completion.token < UInt64(operationCount) else { continue }
                 left -= 1
                 // Of a commit: what the host could not store it may have forgotten.
                 if completion.token == UInt64(operationCount - 1), completion.result < 0 { failure = -completion.result }
+            } else if !takesCalls {
+                // What it has ends without being asked.
+                waitUntilReadable(queue.rawValue)
+            } else if (try? queue.submit()) == nil || (try? queue.wait()) == nil {
+                takesCalls = false
+                // What it has not taken it never does, though others may count on it.
+                let lost = queue.queued(below: UInt64(operationCount))
+                if lost > 0 { failure = EIO }
+                left -= lost
             }
         }
         shared.lock()
         defer { shared.unlock() }
-        // What the kernel has not given back it may still do, over what others put there.
-        if left > 0 { failure = EIO }
         if failure != 0 { image.failWriting(failure) }
         for index in 0..<operationCount where unsafe operations[index].isActive {
             // Within the count.

@@ -173,8 +173,16 @@ package import Linux
         return sum
     }
 
-    /// Which files those are, whatever their names.
-    var identities: [ImageFile.Identity] { unsafe layers.indices.map { unsafe layers[$0].file.identity } }
+    /// Which files those are, whatever their names, in the order of ``files``.
+    var identities: [ImageFile.Identity] {
+        unsafe layers.indices.flatMap { index in
+            // Indices of the buffer's own.
+            switch unsafe layers[index].dataFile {
+            case .some(let dataFile): unsafe [layers[index].file.identity, dataFile.identity]
+            case nil: unsafe [layers[index].file.identity]
+            }
+        }
+    }
 
     /// What was first found to be damaged while the image was used.
     public var damage: DiskImageError? {

@@ -46,6 +46,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case lockingUnavailable(path: String, SystemCallError)
     /// `cache=none` on a file system without direct I/O.
     case directUnavailable(path: String, SystemCallError)
+    /// A file that an image names is not below the directory where such files may be.
+    case outside(path: String, directory: String)
     /// A backing file, named by the image `of`, cannot be used.
     case backing(of: String, DiskImageError)
     /// The image names a backing file and the user does not allow one.
@@ -103,6 +105,14 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     /// What was writing into such a place has failed.
     case failedInPlace(path: String, DiskImageError)
 
+    /// What is wrong with the file itself, however far below the image that the user named it is.
+    var cause: DiskImageError {
+        switch self {
+        case .backing(_, let error), .dataFile(_, let error), .extent(_, let error): error.cause
+        default: self
+        }
+    }
+
     public var description: String {
         switch self {
         case .system(let path, let error):
@@ -153,6 +163,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): its file system keeps no locks (\(error)); lock=off does without, at your own risk"
         case .directUnavailable(let path, let error):
             "disk \(quoted(path)): its file system has no direct I/O (\(error)); use cache=writeback"
+        case .outside(let path, let directory):
+            "disk \(quoted(path)): an image names it, and it is not below \(quoted(directory)), where it has to be (backing-dir=)"
         case .backing(let of, .formatUnknown(let path, _)):
             "disk \(quoted(of)), backing file: disk \(quoted(path)): neither its name nor the image over it tells its format; "
                 + "swkvm image rebase --unsafe --backing-format FORMAT --backing FILE has the image tell it"

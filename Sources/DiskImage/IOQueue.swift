@@ -151,6 +151,18 @@ enum IOQueue: ~Copyable {
         }
     }
 
+    /// Operations that were begun and that the kernel does not have, nor ever will unless there is another ``submit()``.
+    /// - Parameter limit: those with smaller tokens are counted.
+    func queued(below limit: UInt64) -> Int {
+        switch self {
+        case .ring(let ring): ring.queued(below: limit)
+        case .layered(let queues): queues.files.queued(below: limit)
+        // They have none after their `submit`, which does not fail.
+        case .synchronous: 0
+        case .remote: 0
+        }
+    }
+
     /// What is outstanding is over within a time: a server, other than a kernel, may never answer.
     func finish(within milliseconds: Int) {
         switch self {

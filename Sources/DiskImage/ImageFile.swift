@@ -8,6 +8,24 @@ struct ImageFile: ~Copyable, Sendable {
     struct Identity: Equatable, Sendable {
         let device: UInt64
         let inode: UInt64
+
+        init(_ status: stat) {
+            device = UInt64(status.st_dev)
+            inode = UInt64(status.st_ino)
+        }
+
+        /// That of a remote disk, by a number that its address has.
+        init(remote number: UInt64) {
+            device = .max
+            inode = number
+        }
+
+        /// Nil where nothing has the name.
+        init?(ofPath path: String) {
+            var status = stat()
+            guard unsafe stat(path, &status) == 0 else { return nil }
+            self.init(status)
+        }
     }
 
     let path: String
@@ -30,12 +48,17 @@ struct ImageFile: ~Copyable, Sendable {
         try self.init(path: path, writable: writable, cache: options.cache, locking: options.locking, sparesCache: options.sparesCache)
     }
 
-    init(path: String, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false) throws(DiskImageError) {
+    /// The same for a file that an image names: it is where such files may be.
+    init(named path: String, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) {
+        try self.init(
+            path: path, below: options.namedFilesDirectory, writable: writable, cache: options.cache, locking: options.locking, sparesCache: options.sparesCache)
+    }
+
+    init(path: String, below directory: String? = nil, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false) throws(DiskImageError) {
         // Where a remote disk can be used, it was asked for before.
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         let access = writable ? O_RDWR : O_RDONLY
-        // Without O_NONBLOCK a named pipe would keep us waiting for its other end.
-        let file = try asking(path) { () throws(SystemCallError) in try FileDescriptor.open(path, access | O_NONBLOCK) }
+        let file = try openFile(path, access, below: directory)
         let (status, size) = try asking(path) { () throws(SystemCallError) in
             try file.setNonBlocking(false)
             return (try file.status(), try file.size())
@@ -43,13 +66,13 @@ struct ImageFile: ~Copyable, Sendable {
         let kind = status.st_mode & S_IFMT
         guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
         if locking { try lockImage(file, path: path, writable: writable) }
-        let direct = try cache == .none ? openDirect(path, access) : sparesCache ? try? openDirect(path, access) : nil
+        let direct = try cache == .none ? openDirectly(file, access, path) : sparesCache ? try? openDirectly(file, access, path) : nil
 
         // 4 KiB satisfies every file system; a device says what it wants.
         var sector: Int32 = 4096
         if kind == S_IFBLK { _ = try? file.ioctl(CLINUX_BLKSSZGET, &sector, named: "BLKSSZGET") }
         self.path = path
-        identity = Identity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino))
+        identity = Identity(status)
         self.size = size
         isRegular = kind == S_IFREG
         asksCacheFirst = cache != .none && sparesCache
@@ -64,7 +87,7 @@ struct ImageFile: ~Copyable, Sendable {
         // No file's; two names of one disk are two.
         var hash: UInt64 = 0xcbf2_9ce4_8422_2325
         for byte in remote.path.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }
-        identity = Identity(device: .max, inode: hash)
+        identity = Identity(remote: hash)
         size = remote.export.size
         isRegular = false
         descriptor = try asking(remote.path) { () throws(SystemCallError) in try FileDescriptor.duplicate(of: remote.descriptor) }
@@ -137,8 +160,4 @@ struct ImageFile: ~Copyable, Sendable {
 
 private func asking<Answer: ~Copyable>(_ path: String, _ body: () throws(SystemCallError) -> Answer) throws(DiskImageError) -> Answer {
     do { return try body() } catch { throw .system(path: path, error) }
-}
-
-private func openDirect(_ path: String, _ access: Int32) throws(DiskImageError) -> FileDescriptor {
-    do { return try FileDescriptor.open(path, access | CLINUX_O_DIRECT) } catch { throw .directUnavailable(path: path, error) }
 }

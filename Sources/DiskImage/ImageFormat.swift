@@ -89,6 +89,9 @@ public struct DiskImageOptions: Sendable {
     public var locking: Bool
     /// Follow the names of backing files and extents that images carry. An image of unknown origin can name any file of the host.
     public var allowsBacking: Bool
+    /// The directory below which the files that images name have to be (backing files, those of the extents of a VMDK, data files), whatever `..` and symbolic links
+    /// say (openat2(2), `RESOLVE_BENEATH`); nil for anywhere. A remote disk is nowhere below a directory. What the user names is anywhere.
+    public var namedFilesDirectory: String?
     /// Reads as a tool that wants each byte once: what is in the page cache already is taken from there, and all else goes around it
     /// where the file system can, so that what others have there stays.
     var sparesCache = false

@@ -24,6 +24,13 @@ public struct FileDescriptor: ~Copyable, Sendable {
         FileDescriptor(owning: try retryingInterrupts("open") { unsafe clinux_open(path, flags | O_CLOEXEC, mode) })
     }
 
+    /// The same for a path that stays below a directory: neither `..` nor symbolic links lead out of it (openat2(2), `RESOLVE_BENEATH`).
+    /// - Throws: `EXDEV` when they would.
+    public static func open(_ path: String, below directory: borrowing FileDescriptor, _ flags: Int32) throws(SystemCallError) -> FileDescriptor {
+        let number = directory.rawValue
+        return FileDescriptor(owning: try retryingInterrupts("openat2") { unsafe clinux_open_below(number, path, flags) })
+    }
+
     /// A second descriptor for the same open file.
     public func duplicate() throws(SystemCallError) -> FileDescriptor {
         FileDescriptor(owning: try retryingInterrupts("fcntl") { clinux_fcntl_value(rawValue, F_DUPFD_CLOEXEC, 0) })

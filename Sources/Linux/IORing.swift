@@ -82,7 +82,8 @@ public import CLinux
     }
 
     /// Operations that are queued and that the kernel does not have: it takes none but in ``submit()``, or when there is no room for another.
-    public var queued: Int { Int(unsafe clinux_ring_queued(ring)) }
+    /// - Parameter limit: those with smaller tokens are counted.
+    public func queued(below limit: UInt64 = .max) -> Int { Int(unsafe clinux_ring_queued(ring, limit)) }
 
     /// Looks for a completion without sleeping, for at most so many nanoseconds. Returns whether there is one.
     public func spin(nanoseconds: UInt32) -> Bool { unsafe clinux_ring_spin(ring, nanoseconds) != 0 }

@@ -307,6 +307,9 @@ struct DiskArgument {
                 keys.append(.descriptor(number))
             case ("backing", "on"?): options.allowsBacking = true
             case ("backing", "off"?): options.allowsBacking = false
+            case ("backing-dir", let value?):
+                guard !value.isEmpty else { throw ArgumentProblem("disk \(path): backing-dir= needs a directory") }
+                options.namedFilesDirectory = value
             case ("lock", "on"?): options.locking = true
             case ("lock", "off"?): options.locking = false
             case ("serial", let value?):
@@ -320,7 +323,7 @@ struct DiskArgument {
                 }
                 queues = count
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off, lock=on|off, serial= or queues=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off, backing-dir=, lock=on|off, serial= or queues=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)

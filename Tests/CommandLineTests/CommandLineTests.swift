@@ -56,6 +56,8 @@ import Testing
         #expect(!disk.options.allowsBacking)
         #expect(disk.path == "/a/b" && disk.options.format == .raw && disk.options.readOnly)
         #expect(disk.options.cache == .none && disk.serial == "12345678901234567890")
+        #expect(disk.options.namedFilesDirectory == nil)
+        #expect(try DiskArgument(parsing: "a.qcow2,backing-dir=/var/bases").disk.options.namedFilesDirectory == "/var/bases")
     }
 
     @Test(arguments: [("a,,b.raw,ro", "a,b.raw"), ("a=b.raw,ro", "a=b.raw"), ("=x,ro", "=x"), ("ro,ro", "ro"), ("ein pfad ü.raw,ro", "ein pfad ü.raw")])
@@ -65,7 +67,7 @@ import Testing
     }
 
     @Test(arguments: [
-        ("", "a disk needs a path"), (",ro", "a disk needs a path"),
+        ("", "a disk needs a path"), (",ro", "a disk needs a path"), ("d,backing-dir=", "disk d: backing-dir= needs a directory"),
         ("d,format=qed", "disk d: format=qed is not known, wanted one of raw, qcow2, vmdk, vdi, vpc, vhdx"), ("d,format=", "disk d: format= is not known"),
         ("d,format", "disk d: 'format' is not known"), ("d,ro=yes", "disk d: 'ro=yes' is not known, wanted format=, "),
         ("d,cache=unsafe", "disk d: cache=unsafe is not known, wanted writeback or none"),

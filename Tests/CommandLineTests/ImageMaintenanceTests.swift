@@ -148,11 +148,14 @@ import Testing
         #expect(try parse(ImageResizeCommand.self, "resize", "--data-file", "d", "a.qcow2", "1G").data.dataFile == "d")
     }
 
-    /// The verbs that look at an image whose data is elsewhere.
+    /// The verbs that use an image whose data is elsewhere.
     @Test func dataFiles() throws {
         #expect(try parse(ImageMapCommand.self, "map", "--data-file", "d", "a.qcow2").data.dataFile == "d")
         #expect(try parse(ImageInfoCommand.self, "info", "--data-file", "d", "a.qcow2").data.dataFile == "d")
         #expect(try parse(ImageBenchCommand.self, "bench", "--data-file", "d", "a.qcow2").data.dataFile == "d")
+        let commit = try parse(ImageCommitCommand.self, "commit", "--data-file", "d", "--backing-data-file", "e", "a.qcow2")
+        #expect(commit.data.dataFile == "d" && commit.backingDataFile == "e")
+        #expect(try parse(ImageRebaseCommand.self, "rebase", "--no-backing", "--data-file", "d", "a.qcow2").data.dataFile == "d")
         let comparison = try parse(ImageCompareCommand.self, "compare", "--data-file", "d", "--second-data-file", "e", "a.qcow2", "b.qcow2")
         #expect(comparison.data.dataFile == "d" && comparison.secondDataFile == "e")
     }

@@ -107,6 +107,23 @@ import Testing
         #expect(try directory.read("disk.qcow2")[95] == 1)
     }
 
+    /// An image below itself is told of as such, and is left as it was.
+    @Test(arguments: [false, true]) func theNewBackingFileMustNotStandOnTheImage(withLocks: Bool) throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", path, "1M")
+        qemuImage("create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", directory.file("over.qcow2"))
+        let before = try directory.read("disk.qcow2")
+        for name in ["over.qcow2", "disk.qcow2"] {
+            var rebase = ImageRebase(path: path)
+            rebase.options.locking = withLocks
+            rebase.backing = BackingReference(name: name, format: .qcow2)
+            var refusal = ""
+            do { try rebase.run() } catch { refusal = "\(error)" }
+            #expect(refusal.contains("leads back to it"), "\(name): \(refusal)")
+        }
+        #expect(try directory.read("disk.qcow2") == before)
+    }
+
     private func readDisk(_ path: String) throws -> [UInt8] {
         var engine = try DiskEngine(DiskImage(path: path, options: readOnly))
         return try engine.readAll()

@@ -1,3 +1,4 @@
+import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
@@ -35,6 +36,24 @@ import Testing
         do { _ = try DiskImage(path: path) }
         _ = try DiskImage(path: path)
         #expect(run(["qemu-io", "-f", "raw", "-c", "write 0 512", path]).status == 0)
+    }
+
+    /// A lease, which a server of files has for a client, is waited for: then the locks that the client had are seen.
+    @Test(arguments: [false, true]) func aLeaseIsWaitedFor(hasLock: Bool) throws {
+        let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 4096))
+        let holder = try FileDescriptor.open(path, O_RDONLY), number = holder.rawValue
+        // The kernel asks for it by this signal.
+        let before = signal(SIGIO, SIG_IGN)
+        defer { signal(SIGIO, before) }
+        let setLease: Int32 = 1024, getLease: Int32 = 1025
+        try #require(clinux_fcntl_value(number, setLease, Int(F_RDLCK)) == 0)
+        let client = try Thread.start(name: "client") {
+            while clinux_fcntl_value(number, getLease, 0) == F_RDLCK { usleep(1000) }
+            if hasLock { _ = clinux_ofd_lock(number, Int16(F_RDLCK), 201, 1) }
+            _ = clinux_fcntl_value(number, setLease, Int(F_UNLCK))
+        }
+        if hasLock { #expect(openError(path) == .locked(path: path, forWriting: false)) } else { _ = try DiskImage(path: path) }
+        client.join()
     }
 
     @Test func qemuExcludesUs() throws {

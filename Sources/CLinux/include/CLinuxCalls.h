@@ -8,6 +8,9 @@ static inline int clinux_open(const char *path, int flags, mode_t mode) { return
 static inline int clinux_fcntl_value(int fd, int command, long value) { return fcntl(fd, command, value); }
 static inline void *clinux_map_failed(void) { return MAP_FAILED; }
 
+/// openat2(2) below a directory, with O_CLOEXEC: neither `..` nor symbolic links lead out of it.
+int clinux_open_below(int directory, const char *path, int flags);
+
 // GNU extensions; see the manual page of the name behind the prefix.
 int clinux_memfd_create(const char *name, unsigned flags);
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length);
@@ -23,6 +26,7 @@ int clinux_ofd_lock(int fd, short type, off_t start, off_t length);
 /// The first conflicting lock's type, or F_UNLCK when `type` could be had; -1 on error.
 int clinux_ofd_lock_test(int fd, short type, off_t start, off_t length);
 extern const int CLINUX_O_DIRECT;
+extern const int CLINUX_O_PATH;
 /// A file without a name in a directory (open(2)).
 extern const int CLINUX_O_TMPFILE;
 /// lseek's: where data, or a hole, begins at or after an offset.

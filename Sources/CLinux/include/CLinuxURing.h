@@ -28,8 +28,8 @@ int clinux_ring_poll(clinux_ring *ring, int fd, uint64_t token);
 /// Hands all that is queued to the kernel. Passing failures (memory, a full completion queue) are waited out unless
 /// completions are there to be taken first.
 int clinux_ring_submit(clinux_ring *ring);
-/// How many operations are queued that the kernel has not taken. It takes none by itself.
-unsigned clinux_ring_queued(const clinux_ring *ring);
+/// How many operations with tokens below a limit are queued that the kernel has not taken. It takes none by itself.
+unsigned clinux_ring_queued(const clinux_ring *ring, uint64_t limit);
 /// Waits for so many completions, at least 1.
 int clinux_ring_wait(clinux_ring *ring, unsigned count);
 /// Looks for a completion for so long without sleeping. Returns whether there is one.

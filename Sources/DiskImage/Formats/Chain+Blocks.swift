@@ -100,7 +100,7 @@ extension Chain {
 
     /// Opens the file of an extent and returns where its bytes begin there.
     private mutating func open(_ extent: VMDKDescriptor.Extent, _ path: String, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> UInt64 {
-        let file = try ImageFile(path: path, writable: writable, options)
+        let file = try ImageFile(named: path, writable: writable, options)
         for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .invalid(path: path, reason: "the image has it twice") }
         guard case .flat(let place) = extent.kind else {
             let header = try VMDKHeader(file)

@@ -5,6 +5,8 @@ internal import Linux
 public struct ImageCommit: Sendable {
     public var path: String
     public var options = DiskImageOptions()
+    /// The file with the backing file's data, if that keeps it outside.
+    public var backingDataFile: String?
     /// Whether the image keeps what is now in its backing file too.
     public var keepsContents = false
 
@@ -43,7 +45,7 @@ public struct ImageCommit: Sendable {
         _ reader: inout ImageReader, _ options: DiskImageOptions, _ target: String, _ format: ImageFormat, _ progress: (ImageProgress) -> Bool
     ) throws(DiskImageError) {
         let size = reader.image.size
-        var targetOptions = DiskImageOptions(format: format, cache: options.cache, locking: options.locking)
+        var targetOptions = DiskImageOptions(format: format, cache: options.cache, locking: options.locking, dataFile: backingDataFile)
         targetOptions.readOnly = false
         targetOptions.keys = options.keys(below: reader.image)
         targetOptions.usesAllKeys = false

@@ -70,14 +70,14 @@ public struct ImageConversion: Sendable {
         let kind = try ImageSubformat.resolve(subformat, format: format, compresses: compresses, target)
         try check(size, kind)
         // Before our own lock of the source tells that it is in use.
-        var status = stat()
-        if unsafe stat(target, &status) == 0, let index = image.identities.firstIndex(of: ImageFile.Identity(status)), replacing {
+        let old = replacing ? ImageFile.Identity(ofPath: target) : nil
+        if let index = image.identities.firstIndex(where: { $0 == old }) {
             throw .sameFile(path: target, other: image.files[index])
         }
         if isRemote, image.files.contains(target) { throw .sameFile(path: target, other: target) }
         // Its own file must not be the one that is replaced.
         let remoteBase = try openBacking(image.remote) { base throws(DiskImageError) in
-            guard replacing, unsafe stat(target, &status) == 0, let index = base.identities.firstIndex(of: ImageFile.Identity(status)) else { return base.remote }
+            guard let index = base.identities.firstIndex(where: { $0 == old }) else { return base.remote }
             throw .sameFile(path: target, other: base.files[index])
         }
         let file = try isRemote ? NewFile(remote: target, replacing: replacing) : NewFile(path: target, replacing: replacing, cache: cache)
@@ -129,7 +129,7 @@ public struct ImageConversion: Sendable {
     func openBacking<Answer: ~Copyable>(_ remote: NBDDisk?, _ body: (consuming DiskImage) throws(DiskImageError) -> Answer) throws(DiskImageError) -> Answer? {
         guard let backing else { return nil }
         do throws(DiskImageError) {
-            let options = DiskImageOptions(format: backing.format, readOnly: true, metadataCacheSize: 1 << 20)
+            let options = DiskImageOptions(format: backing.format, readOnly: true, metadataCacheSize: 1 << 20, allowsDataFile: true)
             return try body(DiskImage(path: backingPath(backing.name, of: target), options: options, remote: remote))
         } catch {
             if case .sameFile = error { throw error }

@@ -90,7 +90,7 @@ public struct ImageCreation: Sendable {
 
     /// Of a backing image only its size is wanted, for which no key is needed.
     private static func sizeOptions(_ format: ImageFormat) -> DiskImageOptions {
-        var options = DiskImageOptions(format: format, readOnly: true)
+        var options = DiskImageOptions(format: format, readOnly: true, allowsDataFile: true)
         options.opensData = false
         return options
     }

@@ -51,7 +51,7 @@ public struct ImageRebase: Sendable {
         let remote = before?.image.remote
         var after = try backing.map { backing throws(DiskImageError) in try chain(backingPath(backing.name, of: path), backing.format, backingKeys, remote) }
         if let other = after?.image.identities.firstIndex(where: { $0 == engine.image.identities[0] }) {
-            throw .sameFile(path: after?.image.files[other] ?? path, other: path)
+            throw .backing(of: path, .backingLoop(path: after?.image.files[other] ?? path))
         }
         let buffers = try memory(2 * Self.bufferSize, path)
         // The halves of the mapping.
@@ -114,7 +114,12 @@ public struct ImageRebase: Sendable {
         options.keys = keys
         options.usesAllKeys = false
         options.dataFile = nil
+        options.allowsDataFile = true
         do throws(DiskImageError) { return ImageReader(try DiskImage(path: path, options: options, remote: remote)) } catch {
+            // Who has it open is this very rebase.
+            if case .locked(let file, _) = error.cause, let own = ImageFile.Identity(ofPath: self.path), ImageFile.Identity(ofPath: file) == own {
+                throw .backing(of: self.path, .backingLoop(path: file))
+            }
             throw .backing(of: self.path, error)
         }
     }

@@ -37,9 +37,8 @@ final class NewExtents: Sendable {
         var files: [Extent] = []
         for (index, name) in names.enumerated() {
             let path = try VMDKDescriptor.path(name, of: path)
-            var status = stat()
             // Before our own lock of the source tells that it is in use.
-            if replacing, unsafe stat(path, &status) == 0, sources.contains(ImageFile.Identity(status)) { throw .sameFile(path: path, other: path) }
+            if replacing, let old = ImageFile.Identity(ofPath: path), sources.contains(old) { throw .sameFile(path: path, other: path) }
             let file = try NewFile(path: path, replacing: replacing, cache: cache)
             guard file.deviceSize == nil else { throw .notAFile(path: path) }
             files.append(Extent(file, size: min(extentSize, diskSize - (index == 0 ? 0 : UInt64(index) * extentSize))))

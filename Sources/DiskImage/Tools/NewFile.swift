@@ -47,7 +47,7 @@ struct NewFile: ~Copyable {
             guard replacing else { throw .exists(path: path) }
             let kind = status.st_mode & S_IFMT
             guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
-            let old = try creating(path) { () throws(SystemCallError) in try FileDescriptor.open(path, O_RDWR | O_NONBLOCK) }
+            let old = try openFile(path, O_RDWR)
             try lockImage(old, path: path, writable: true)
             if kind == S_IFBLK { deviceSize = try creating(path) { () throws(SystemCallError) in try old.size() } }
             target = resolved(path) ?? path
@@ -72,8 +72,8 @@ struct NewFile: ~Copyable {
         }
         switch cache {
         case .writeback: direct = nil
-        case .none: direct = try openAgain(made.descriptor, path)
-        case .automatic: direct = try? openAgain(made.descriptor, path)
+        case .none: direct = try openDirectly(made.descriptor, O_RDWR, path)
+        case .automatic: direct = try? openDirectly(made.descriptor, O_RDWR, path)
         }
         // Disks are slow with small writes, which the cache gathers.
         smallestDirect = cache == .none ? 0 : 128 << 10
@@ -133,7 +133,7 @@ struct NewFile: ~Copyable {
             if error.errno == EEXIST { throw .exists(path: path) }
             throw .system(path: path, error)
         }
-        guard durably, let parent = try? FileDescriptor.open(directory(of: target), O_RDONLY) else { return }
+        guard durably, let parent = try? FileDescriptor.open(DiskImage.directory(of: target), O_RDONLY) else { return }
         if fsync(parent.rawValue) < 0 { throw .system(path: path, .last("fsync")) }
     }
 
@@ -197,18 +197,14 @@ struct NewFile: ~Copyable {
     }
 }
 
-extension ImageFile.Identity {
-    init(_ status: stat) { self.init(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)) }
-}
-
 /// A new file as it was made: without a name, or with a temporary one.
 private struct Made: ~Copyable {
     let descriptor: FileDescriptor
     let name: String?
 
     init(beside target: String, mode: mode_t) throws(SystemCallError) {
-        if let file = try? FileDescriptor.open(directory(of: target), CLINUX_O_TMPFILE | O_RDWR, mode: mode),
-            unsafe access(Self.descriptorPath(file), F_OK) == 0
+        if let file = try? FileDescriptor.open(DiskImage.directory(of: target), CLINUX_O_TMPFILE | O_RDWR, mode: mode),
+            unsafe access(file.path, F_OK) == 0
         {
             descriptor = file
             name = nil
@@ -236,7 +232,7 @@ private struct Made: ~Copyable {
 
     /// Gives a nameless file a name that nobody has.
     static func link(_ file: borrowing FileDescriptor, _ name: String) throws(SystemCallError) {
-        if unsafe linkat(AT_FDCWD, descriptorPath(file), AT_FDCWD, name, AT_SYMLINK_FOLLOW) < 0 { throw .last("linkat") }
+        if unsafe linkat(AT_FDCWD, file.path, AT_FDCWD, name, AT_SYMLINK_FOLLOW) < 0 { throw .last("linkat") }
     }
 
     static func linkBeside(_ file: borrowing FileDescriptor, _ target: String) throws(SystemCallError) -> String {
@@ -251,10 +247,8 @@ private struct Made: ~Copyable {
         }
     }
 
-    static func descriptorPath(_ file: borrowing FileDescriptor) -> String { "/proc/self/fd/\(file.rawValue)" }
-
     private static func temporaryName(beside target: String) -> String {
-        directory(of: target) + "/.swkvm-" + String(UInt64.random(in: 0 ... .max), radix: 36)
+        DiskImage.directory(of: target) + "/.swkvm-" + String(UInt64.random(in: 0 ... .max), radix: 36)
     }
 }
 
@@ -263,26 +257,6 @@ private func number(of file: borrowing FileDescriptor?) -> Int32? {
     case .some(let file): file.rawValue
     case nil: nil
     }
-}
-
-private func openAgain(_ file: borrowing FileDescriptor, _ path: String) throws(DiskImageError) -> FileDescriptor {
-    do throws(SystemCallError) {
-        return try FileDescriptor.open(Made.descriptorPath(file), O_RDWR | CLINUX_O_DIRECT)
-    } catch {
-        throw .directUnavailable(path: path, error)
-    }
-}
-
-private func directory(of path: String) -> String {
-    guard let slash = path.lastIndex(of: "/") else { return "." }
-    return slash == path.startIndex ? "/" : String(path[..<slash])
-}
-
-/// A path without symbolic links, or nil when it leads nowhere.
-private func resolved(_ path: String) -> String? {
-    guard let text = unsafe realpath(path, nil) else { return nil }
-    defer { unsafe free(text) }
-    return unsafe String(cString: text)
 }
 
 private func creating<Answer: ~Copyable>(_ path: String, _ body: () throws(SystemCallError) -> Answer) throws(DiskImageError) -> Answer {

@@ -50,7 +50,7 @@ internal import Linux
     mutating func drain() {
         switch ring {
         case .some(let ring):
-            var left = pending.reduce(0, +) - ring.queued
+            var left = pending.reduce(0, +) - ring.queued()
             while left > 0 {
                 if let completion = ring.nextCompletion() {
                     let slot = Int(completion.token)
@@ -59,9 +59,7 @@ internal import Linux
                     pending[read.buffer] -= 1
                     left -= 1
                 } else {
-                    var entry = pollfd(fd: ring.rawValue, events: Int16(POLLIN), revents: 0)
-                    // One entry; what it says is seen in the ring.
-                    _ = unsafe poll(&entry, 1, -1)
+                    waitUntilReadable(ring.rawValue)
                 }
             }
         case nil: break

@@ -18,6 +18,10 @@ struct ImageCommitCommand: ParsableCommand {
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption
+
+    @Option(help: ArgumentHelp("As --data-file, for the backing file.", valueName: "file"))
+    var backingDataFile: String?
+
     @OptionGroup var keys: KeyOptions
 
     @Flag(name: [.customShort("d"), .customLong("keep")], help: "Leave the image as it is.")
@@ -37,6 +41,7 @@ struct ImageCommitCommand: ParsableCommand {
             var commit = ImageCommit(path: file)
             commit.options.format = format
             commit.options.dataFile = data.dataFile
+            commit.backingDataFile = backingDataFile
             commit.options.keys = try keys.load()
             commit.keepsContents = keep
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)

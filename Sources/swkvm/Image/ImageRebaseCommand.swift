@@ -26,6 +26,7 @@ struct ImageRebaseCommand: ParsableCommand {
     var backingFormat: ImageFormat?
 
     @OptionGroup var data: DataFileOption
+
     @OptionGroup var keys: KeyOptions
 
     @Option(help: ArgumentHelp("As --key-file, for the new backing file and those below it.", valueName: "file"))

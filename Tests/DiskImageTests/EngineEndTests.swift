@@ -1,0 +1,85 @@
+import CLinux
+@testable import DiskImage
+import Glibc
+import Linux
+import Synchronization
+import Testing
+
+/// What becomes of operations that the kernel has when their engine goes.
+@Suite struct EngineEndTests {
+    let directory = TemporaryDirectory()
+
+    /// They are waited for also when the kernel takes no more calls: it still writes to the memory of requests.
+    @Test(arguments: [false, true]) func operationsAreWaitedForWhateverHappens(isShared: Bool) throws {
+        let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 8192))
+        let shared = isShared ? try SharedImage(DiskImage(path: path, options: readOnly)) : try SharedImage(exclusive: DiskImage(path: path, options: readOnly))
+        var engine = try DiskEngine(shared, depth: 4)
+        guard engine.usesRing else { return withKnownIssue("no io_uring here") { Issue.record("not tried") } }
+        // A pipe in the file's place: a read ends when there is something.
+        var ends: [Int32] = [-1, -1]
+        #expect(unsafe pipe(&ends) == 0)
+        defer { for end in ends { close(end) } }
+        let file = shared.image.descriptor(0)
+        #expect(dup2(ends[0], file) == file)
+        let buffers = (0..<2).map { _ in SharedImageTests.Buffer([UInt8](repeating: 0, count: 4096)) }
+        try start(&engine, buffers[0])
+        try engine.submit()
+        // Of a second one the kernel never hears: another file has the ring's number, so calls fail. It is readable when the ring is, which stays there
+        // under another number.
+        let ring = engine.descriptor, kept = dup(ring)
+        let epoll = try Epoll()
+        try epoll.add(kept, .input, token: 0)
+        #expect(dup2(epoll.rawValue, ring) == ring)
+        if isShared {
+            // Nor of the bell, which is none of the operations.
+            engine.seat.bell?.event.signal()
+            waitUntilReadable(kept)
+            let none = engine.nextCompletion()
+            #expect(none == nil)
+        }
+        try start(&engine, buffers[1])
+        #expect(throws: DiskImageError.self) { try engine.submit() }
+        let queued = engine.queue.queued(below: UInt64(engine.operationCount)), outstanding = engine.outstanding
+        #expect(queued == 1 && outstanding == 2)
+        // The read ends once this thread waits for it, or has not waited.
+        let contents = randomBytes(4096, seed: 1), output = ends[1], isOver = Flag(), leaving = try ThreadState()
+        let writer = try Thread.start(name: "writer") {
+            while !leaving.isAsleep, !isOver.isSet { usleep(200) }
+            unsafe contents.withUnsafeBytes { _ = unsafe write(output, $0.baseAddress, $0.count) }
+        }
+        _ = consume engine
+        let found = buffers[0].contents
+        isOver.set()
+        writer.join()
+        #expect(found == contents)
+        close(kept)
+    }
+
+    private func start(_ engine: inout DiskEngine, _ buffer: SharedImageTests.Buffer) throws {
+        let free = engine.acquire()
+        unsafe engine.start(try #require(free), .read, offset: 0, length: UInt64(buffer.bytes.count), vectors: buffer.vector, count: 1)
+    }
+
+    private final class Flag: Sendable {
+        private let value = Atomic(false)
+        var isSet: Bool { value.load(ordering: .acquiring) }
+        func set() { value.store(true, ordering: .releasing) }
+    }
+
+    /// How the thread that makes it is doing.
+    private struct ThreadState: Sendable {
+        private let path: String
+
+        init() throws {
+            // It begins with the thread's number.
+            let own = try String(decoding: readFile("/proc/thread-self/stat", limit: 4096), as: UTF8.self)
+            path = "/proc/self/task/\(own.prefix { $0 != " " })/stat"
+        }
+
+        var isAsleep: Bool {
+            guard let bytes = try? readFile(path, limit: 4096) else { return false }
+            // Behind the name.
+            return String(decoding: bytes, as: UTF8.self).contains(") S ")
+        }
+    }
+}
