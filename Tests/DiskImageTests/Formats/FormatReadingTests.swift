@@ -101,6 +101,17 @@ import Testing
         #expect(try engine.read(0, fake.count) == fake)
     }
 
+    /// Tools read by themselves, without an engine: what is broken ends them and does not keep them for ever.
+    @Test(arguments: [FormatKind(format: .vmdk, options: "subformat=streamOptimized")]) func brokenGrainsEndATool(kind: FormatKind) throws {
+        let path = try directory.make(kind, [UInt8](repeating: 1, count: 1 << 20))
+        var bytes = Array(try directory.bytes("\(path.split(separator: "/").last!)"))
+        // The first grain's data, which zlib's header begins.
+        let grain = try #require((65536..<bytes.count - 2).first { bytes[$0] == 0x78 && (UInt16(bytes[$0]) << 8 | UInt16(bytes[$0 + 1])) % 31 == 0 })
+        bytes[grain] = 0
+        let broken = try directory.write("broken.vmdk", bytes)
+        #expect(throws: DiskImageError.self) { _ = try ImageComparison(broken, path).run() }
+    }
+
     /// QEMU reads these as if they had no parent.
     @Test func differencingImagesAreRefusedByName() throws {
         func change(_ name: String, _ format: ImageFormat, _ kind: String, _ body: (inout [UInt8]) throws -> Void) throws {
