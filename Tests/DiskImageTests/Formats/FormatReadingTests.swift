@@ -104,10 +104,13 @@ import Testing
     /// Tools read by themselves, without an engine: what is broken ends them and does not keep them for ever.
     @Test(arguments: [FormatKind(format: .vmdk, options: "subformat=streamOptimized")]) func brokenGrainsEndATool(kind: FormatKind) throws {
         let path = try directory.make(kind, [UInt8](repeating: 1, count: 1 << 20))
-        var bytes = Array(try directory.bytes("\(path.split(separator: "/").last!)"))
-        // The first grain's data, which zlib's header begins.
-        let grain = try #require((65536..<bytes.count - 2).first { bytes[$0] == 0x78 && (UInt16(bytes[$0]) << 8 | UInt16(bytes[$0 + 1])) % 31 == 0 })
-        bytes[grain] = 0
+        let name = try #require(path.split(separator: "/").last)
+        var bytes = try directory.read(String(name))
+        // The first grain, behind the header and the descriptor, is a sector's number, a length, and what zlib's header begins.
+        var grain = 65536
+        while grain + 13 < bytes.count, bytes[grain + 12] != 0x78 { grain += 512 }
+        #expect(bytes[grain + 12] == 0x78)
+        bytes[grain + 12] = 0
         let broken = try directory.write("broken.vmdk", bytes)
         #expect(throws: DiskImageError.self) { _ = try ImageComparison(broken, path).run() }
     }
