@@ -245,9 +245,11 @@ package import Linux
         unsafe load.isIntact = layers[load.layer].qcow2?.decompress(load, bytes) ?? layers[load.layer].blocks?.decompress(load, bytes)
     }
 
-    func finish(_ load: MetadataLoad, bytes: Int, error: Int32) {
-        unsafe layers[load.layer].qcow2?.finish(load, bytes: bytes, error: error)
-        unsafe layers[load.layer].blocks?.finish(load, bytes: bytes, error: error)
+    /// A load has ended; the answer is what became of it, an errno value: what was read may be too short or broken.
+    @discardableResult
+    func finish(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
+        if let outcome = unsafe layers[load.layer].qcow2?.finish(load, bytes: bytes, error: error) { return outcome }
+        return unsafe layers[load.layer].blocks?.finish(load, bytes: bytes, error: error) ?? error
     }
 
     func settle(_ load: MetadataLoad) {

@@ -4,8 +4,8 @@ public import Linux
 public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     /// A system call on the file failed.
     case system(path: String, SystemCallError)
-    /// Neither the user nor the file's name tells the format.
-    case formatUnknown(path: String)
+    /// Neither the user nor the file's name tells the format; `option` of `swkvm image` is where it could be told.
+    case formatUnknown(path: String, option: String = "--format")
     /// The stated format is none of ours.
     case formatUnsupported(path: String, name: String)
     /// A directory, a socket, …: no place for a disk.
@@ -26,6 +26,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case invalid(path: String, reason: String)
     /// A feature of the format that cannot be used.
     case unsupported(path: String, feature: String)
+    /// The image, of the kind that is named, has only what differs from a parent, in another file.
+    case needsParent(path: String, kind: String)
     /// The image can only be read.
     case notWritable(path: String, reason: String)
     /// The image has no such snapshot, by id or by name.
@@ -84,16 +86,24 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case keyTooSlow(path: String, work: UInt64, limit: UInt64)
     /// A new image would take the place of a file, which was not asked for.
     case exists(path: String)
+    /// A block device that is to be overwritten is in use by the host itself.
+    case deviceInUse(path: String)
     /// An image that is to be written is itself what is read, or a part of it.
     case sameFile(path: String, other: String)
     /// What was asked of a new image contradicts itself or its format.
     case impossible(path: String, reason: String)
+    /// What was asked of an image that is there does not go with what it is.
+    case notApplicable(path: String, reason: String)
     /// A place for a disk of `needed` bytes has `size`.
     case tooSmall(path: String, needed: UInt64, size: UInt64)
     /// What was going on was given up when a signal came.
     case interrupted(path: String)
+    /// The same of something that has changed the image, but not what it shows nor what it stands on.
+    case interruptedUnchanged(path: String)
     /// The same of something that keeps what has been written by then.
     case interruptedInPlace(path: String)
+    /// What was writing into such a place has failed.
+    case failedInPlace(path: String, DiskImageError)
 
     /// What is wrong with the file itself, however far below the image that the user named it is.
     var cause: DiskImageError {
@@ -107,8 +117,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         switch self {
         case .system(let path, let error):
             "disk \(quoted(path)): \(error)"
-        case .formatUnknown(let path):
-            "disk \(quoted(path)): its name does not tell the format; say format=raw, format=qcow2 … (swkvm image: --format)"
+        case .formatUnknown(let path, let option):
+            "disk \(quoted(path)): its name does not tell the format; say format=raw, format=qcow2 … (swkvm image: \(option))"
         case .formatUnsupported(let path, let name):
             "disk \(quoted(path)): the format \(quoted(name)) is not supported; \(ImageFormat.names) are"
         case .notAFile(let path):
@@ -129,6 +139,9 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): damaged or not made by a correct program: \(reason)"
         case .unsupported(let path, let feature):
             "disk \(quoted(path)): it needs \(feature), which is not supported; qemu-img convert makes a plain image of it"
+        case .needsParent(let path, let kind):
+            "disk \(quoted(path)): it is \(kind) and has a part of its disk in a parent image, which is not supported; "
+                + "have the program that made the two merge them (qemu-img would leave the parent out and not say so)"
         case .notWritable(let path, let reason):
             "disk \(quoted(path)): it cannot be written: \(reason); or add ,ro"
         case .noSnapshot(let path, let name):
@@ -152,6 +165,9 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): its file system has no direct I/O (\(error)); use cache=writeback"
         case .outside(let path, let directory):
             "disk \(quoted(path)): an image names it, and it is not below \(quoted(directory)), where it has to be (backing-dir=)"
+        case .backing(let of, .formatUnknown(let path, _)):
+            "disk \(quoted(of)), backing file: disk \(quoted(path)): neither its name nor the image over it tells its format; "
+                + "swkvm image rebase --unsafe --backing-format FORMAT --backing FILE has the image tell it"
         case .backing(let of, let error):
             "disk \(quoted(of)), backing file: \(error)"
         case .backingNotAllowed(let path, let name):
@@ -194,16 +210,24 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): its header wants \(work) rounds of hashing to try a key; \(limit) are the most that are taken"
         case .exists(let path):
             "disk \(quoted(path)): it exists already; --force overwrites it"
+        case .deviceInUse(let path):
+            "disk \(quoted(path)): the host uses this device (it is mounted, or a part of LVM, RAID or the like) and would lose what it has there; end that first"
         case .sameFile(let path, let other):
             "disk \(quoted(path)): it is what is read as \(quoted(other)); name another file"
         case .impossible(let path, let reason):
             "disk \(quoted(path)): it cannot be made: \(reason)"
+        case .notApplicable(let path, let reason):
+            "disk \(quoted(path)): \(reason)"
         case .tooSmall(let path, let needed, let size):
             "disk \(quoted(path)): the disk has \(needed) bytes, the place for it \(size); make that larger first"
         case .interrupted(let path):
             "disk \(quoted(path)): interrupted; nothing was made"
+        case .interruptedUnchanged(let path):
+            "disk \(quoted(path)): interrupted; it shows what it did and has the backing file that it had"
         case .interruptedInPlace(let path):
             "disk \(quoted(path)): interrupted; a part of it has been overwritten, and the rest is what it was"
+        case .failedInPlace(let path, let error):
+            "\(error); a part of the disk \(quoted(path)) may have been overwritten, and the rest is what it was"
         }
     }
 }

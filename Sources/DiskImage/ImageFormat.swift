@@ -61,8 +61,13 @@ public enum ImageFormat: String, Sendable, CaseIterable {
     }
 
     /// The format that is stated, or else the one of the file's extension.
-    public init(_ stated: ImageFormat?, orExtensionOf path: String) throws(DiskImageError) {
-        if let stated { self = stated } else { try self.init(extensionOf: path) }
+    /// - Parameter option: of `swkvm image`, which would state it.
+    public init(_ stated: ImageFormat?, orExtensionOf path: String, option: String = "--format") throws(DiskImageError) {
+        if let stated {
+            self = stated
+        } else {
+            do throws(DiskImageError) { try self.init(extensionOf: path) } catch { throw .formatUnknown(path: path, option: option) }
+        }
     }
 }
 

@@ -188,7 +188,8 @@ internal import Linux
     mutating func extend(to end: UInt64) { fileSize = max(fileSize, end) }
 
     /// A load has ended with `bytes` read, or with an errno value.
-    mutating func finish(_ load: MetadataLoad, bytes: Int, error: Int32) {
+    @discardableResult
+    mutating func finish(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
         var error = error
         switch load.kind {
         case .l2Slice:
@@ -202,6 +203,7 @@ internal import Linux
             }
             clusters.finish(load.slot, error: error)
         }
+        return error
     }
 
     /// Decompresses a cluster into its slot. Returns whether that could be done.

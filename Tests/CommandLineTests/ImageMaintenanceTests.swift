@@ -45,7 +45,11 @@ import Testing
         #expect(try !parse(ImageInfoCommand.self, "info", "--output", "human", "a.raw").output.isJSON)
         #expect(try parse(ImageMapCommand.self, "map", "--output=json", "-f", "raw", "a").output.isJSON)
         #expect(try parse(ImageSnapshotCommand.ByOption.self, "snapshot", "-l", "a.qcow2").lists)
-        #expect(try parse(ImageSnapshotCommand.ByOption.self, "snapshot", "-c", "name", "a.qcow2").created == "name")
+        #expect(try parse(ImageSnapshotCommand.ByOption.self, "snapshot", "-U", "-l", "a.qcow2").sharing.forceShare)
+        #expect(try parse(ImageSnapshotCommand.List.self, "snapshot", "list", "--force-share", "a.qcow2").sharing.forceShare)
+        #expect(try parse(ImageSnapshotCommand.ByOption.self, "snapshot", "-q", "-c", "name", "a.qcow2").created == "name")
+        #expect(try parse(ImageCommitCommand.self, "commit", "--data-file", "d", "a.qcow2").data.dataFile == "d")
+        #expect(try parse(ImageRebaseCommand.self, "rebase", "--data-file", "d", "-b", "", "a.qcow2").data.dataFile == "d")
         #expect(try parse(ImageSnapshotCommand.ByOption.self, "snapshot", "-a", "name", "a.qcow2").applied == "name")
         #expect(try parse(ImageSnapshotCommand.ByOption.self, "snapshot", "-d", "name", "a.qcow2").deleted == "name")
         #expect(try parse(ImageConvertCommand.self, "convert", "-l", "one", "-f", "qcow2", "-O", "raw", "a", "b").snapshot == "one")
@@ -82,7 +86,7 @@ import Testing
     @Test(arguments: [
         ["check"], ["check", "-r", "some", "a.qcow2"], ["snapshot", "list"], ["snapshot", "create", "a.qcow2"], ["resize", "a.qcow2"], ["resize", "a.qcow2", "big"],
         ["resize", "a.qcow2", "+-1"], ["resize", "a.qcow2", "--frob"], ["resize", "a.qcow2", "1G", "2G"], ["create", "-o", "cluster_size", "a.qcow2", "1G"],
-        ["create", "-o", "frob=on", "a.qcow2", "1G"], ["create", "-o", "lazy_refcounts=perhaps", "a.qcow2", "1G"], ["snapshot", "-l", "-c", "x", "a.qcow2"], ["snapshot", "a.qcow2"],
+        ["create", "-o", "frob=on", "a.qcow2", "1G"], ["create", "-o", "lazy_refcounts=perhaps", "a.qcow2", "1G"], ["snapshot", "-l", "-c", "x", "a.qcow2"], ["snapshot", "-U", "-c", "x", "a.qcow2"], ["snapshot", "a.qcow2"],
         ["info", "--output=xml", "a.raw"], ["resize", "--preallocation", "some", "a.qcow2", "1G"],
     ])
     func mistakes(arguments: [String]) {

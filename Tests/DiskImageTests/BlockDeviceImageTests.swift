@@ -101,6 +101,20 @@ private let missing: String? = geteuid() != 0 ? "losetup needs root" : unsafe ac
         #expect(throws: DiskImageError.tooSmall(path: device.path, needed: 2 << 20, size: 1 << 20)) { try conversion.run() }
     }
 
+    /// A file system that the host has mounted is not overwritten, whatever the user forces.
+    @Test func aMountedDeviceIsNoTarget() throws {
+        let device = try device(4 << 20), place = directory.file("mounted")
+        #expect(run(["mkfs.ext4", "-q", device.path]).status == 0)
+        #expect(run(["mkdir", place]).status == 0 && run(["mount", "-o", "ro", device.path, place]).status == 0)
+        let before = run(["sha256sum", device.path]).output
+        var conversion = ImageConversion(source: try directory.write("new.raw", randomBytes(1 << 20, seed: 3)), target: device.path, format: .raw)
+        conversion.replacing = true
+        #expect(throws: DiskImageError.deviceInUse(path: device.path)) { try conversion.run() }
+        #expect(run(["sha256sum", device.path]).output == before)
+        #expect(run(["umount", place]).status == 0)
+        try conversion.run()
+    }
+
     /// A volume whose size does not change holds a qcow2 image, which needs room at the end as it grows.
     @Test func qcow2OnADevice() throws {
         let device = try device(4 << 20)

@@ -54,6 +54,26 @@ import Testing
         #expect(try compare(path).isSound)
     }
 
+    /// Clusters that are counted where the file has not come to yet: QEMU finds them when it has, and a repair is for the time before as well.
+    @Test(arguments: [CheckReport.Repair.leaks, .all]) func countsBeyondTheEnd(repair: CheckReport.Repair) throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", path, "1M")
+        var bytes = try directory.read("disk.qcow2")
+        let block = Int(bytes.bigEndian64(at: Int(bytes.bigEndian64(at: 48)))), clusters = (bytes.count + 65535) / 65536
+        for cluster in [clusters, clusters + 1, clusters + 7] { bytes[block + 2 * cluster + 1] = 1 }
+        try directory.write("disk.qcow2", bytes)
+        let report = try DiskImage.check(path: path, options: unlocked)
+        #expect(report.errors == 0 && report.leaks == 3, "\(report)")
+        // It is no matter of taste: once the file is longer they are lost to QEMU, too.
+        let copy = directory.file("grown.qcow2")
+        try directory.write("grown.qcow2", bytes + [UInt8](repeating: 0, count: 1 << 20))
+        #expect(run(["qemu-img", "check", "-q", copy]).status == 3)
+        #expect(try DiskImage.check(path: path, options: unlocked, repair: repair).leaksFixed == 3)
+        #expect(try compare(path).isSound)
+        qemuIO(path, ["write -P 5 0 1M"])
+        #expect(try compare(path).isSound)
+    }
+
     /// Bitmaps that cannot be right are errors, whatever numbers they have, and nothing is read that the file has no room for.
     @Test func bitmapsMayBeAnything() throws {
         let path = directory.file("disk.qcow2")

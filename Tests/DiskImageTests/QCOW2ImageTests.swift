@@ -139,6 +139,7 @@ import Testing
             if name == "base.raw" { try expect(path, contents) }
         }
         #expect(openError(path, readOnly) == .backing(of: path, .formatUnknown(path: directory.file("base"))))
+        #expect("\(openError(path, readOnly)!)".contains("swkvm image rebase --unsafe --backing-format FORMAT"))
         for name in ["http://host/disk", "json:{\"driver\":\"file\"}", "file:", "file:base.raw"] {
             qemuImage("rebase", "-u", "-f", "qcow2", "-b", name, "-F", "raw", path)
             #expect(openError(path, readOnly) == .backing(of: path, .backingName(path: path, name: name)))

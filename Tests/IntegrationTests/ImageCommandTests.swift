@@ -107,6 +107,47 @@ import Testing
         #expect(cut.status == .status(2) && cut.output.contains("beyond the end of the data file"), "\(cut)")
     }
 
+    /// Of an overlay that keeps its data outside, too.
+    @Test func overlaysOfDataFiles() throws {
+        let data = directory("over.data")
+        try shell(
+            """
+            cd '\(directory.path)' && cp disk.raw base.raw && cp disk.raw new.raw && dd if=/dev/urandom of=new.raw bs=64k count=3 seek=20 conv=notrunc status=none
+            qemu-img create -q -f qcow2 -o data_file='\(data)' -b base.raw -F raw over.qcow2
+            qemu-io -c 'write -P 9 1M 300k' -c 'write -z 3M 100k' over.qcow2 >log && qemu-img convert -O raw over.qcow2 expected.raw
+            """)
+        for verb in ["commit over.qcow2", "rebase --backing new.raw over.qcow2"] {
+            try expectRefused(verb, "say data-file=PATH (swkvm image: --data-file) if it is to be used")
+        }
+        try expectRefused("commit --data-file base.raw disk.raw", "only qcow2 images have backing files")
+        for verb in ["rebase --data-file over.data --backing new.raw over.qcow2", "commit --data-file over.data over.qcow2", "rebase --data-file over.data --no-backing over.qcow2"] {
+            let result = try image(verb)
+            #expect(result.status == .status(0), "\(verb): \(result)")
+            try shell("cd '\(directory.path)' && qemu-img check -q over.qcow2 && qemu-img compare -q over.qcow2 expected.raw")
+        }
+        try shell("cd '\(directory.path)' && qemu-img compare -q -f raw -F raw new.raw expected.raw && qemu-img info over.qcow2 | grep -q 'data file: \(data)' && cmp disk.raw base.raw")
+    }
+
+    /// A guest can write whatever it likes to the start of its raw disk, a qcow2 header with a backing file of its choice as well.
+    @Test func aRawDiskIsNoQCOW2ImageOfItsGuests() throws {
+        for name in ["guest.raw", "guest.img", "guest"] {
+            try shell("cd '\(directory.path)' && qemu-img create -q -u -f qcow2 -b 'nbd+unix:///?socket=/nowhere' -F raw guest.qcow2 8M && mv guest.qcow2 \(name)")
+            let before = try shell("cd '\(directory.path)' && sha256sum \(name)")
+            for arguments in ["list \(name)", "create \(name) one", "apply \(name) 1", "delete \(name) 1", "-l \(name)", "-c one \(name)", "-a 1 \(name)", "-d 1 \(name)"] {
+                try expectRefused("snapshot \(arguments)", name == "guest" ? "its name does not tell the format" : "it is raw by its name, and only qcow2 images have snapshots; --format qcow2 if it is one")
+            }
+            try expectRefused("check \(name)", "", status: name == "guest" ? 1 : 63)
+            for arguments in ["commit \(name)", "rebase --no-backing \(name)", "rebase --unsafe --backing disk.raw \(name)"] {
+                try expectRefused(arguments, name == "guest" ? "its name does not tell the format" : "only qcow2 images have backing files")
+            }
+            #expect(try shell("cd '\(directory.path)' && sha256sum \(name)") == before)
+            if name == "guest" { continue }
+            #expect(try image("info \(name)").output.contains("file format: raw\n"))
+            // Who says so gets it, and the name of the backing file with it.
+            try expectRefused("snapshot list --format qcow2 \(name)", "/nowhere")
+        }
+    }
+
     @Test func compareTellsByItsStatus() throws {
         try shell("cd '\(directory.path)' && cp disk.raw other.raw && printf x | dd of=other.raw bs=1 seek=2000000 conv=notrunc status=none")
         let different = try image("compare disk.raw other.raw")
@@ -164,7 +205,11 @@ import Testing
         try expectRefused("convert disk.raw none/new.qcow2", "none/new.qcow2\": open: No such file or directory")
         try expectRefused("convert disk.raw disk.raw", "it exists already; --force overwrites it")
         try expectRefused("convert --force disk.raw disk.raw", "it is what is read as \"disk.raw\"; name another file")
-        try expectRefused("convert disk.raw new", "its name does not tell the format")
+        // The hint is the option that helps.
+        try expectRefused("convert disk.raw new", "its name does not tell the format; say format=raw, format=qcow2 … (swkvm image: --target-format)")
+        try expectRefused("convert nameless new.qcow2", "(swkvm image: --format)")
+        try expectRefused("compare disk.raw nameless", "(swkvm image: --second-format)", status: 2)
+        try expectRefused("create --backing nameless new.qcow2", "(swkvm image: --backing-format)")
         try expectRefused("convert --target-format raw --force disk.raw /dev/stdout", "neither a regular file nor a block device")
         try expectRefused("convert --compress disk.raw new.raw", "raw images are not compressed")
         try expectRefused("convert --compress --compression-level 10 disk.raw new.qcow2", "zlib has 1 to 9")

@@ -132,7 +132,8 @@ internal import Linux
     }
 
     /// A load has ended with `bytes` read, or with an errno value.
-    mutating func finish(_ load: MetadataLoad, bytes: Int, error: Int32) {
+    @discardableResult
+    mutating func finish(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
         var error = error
         switch load.kind {
         case .l2Slice:
@@ -148,6 +149,7 @@ internal import Linux
             }
             grains.finish(load.slot, error: error)
         }
+        return error
     }
 
     /// Those who waited for a load have been answered.

@@ -29,11 +29,11 @@ struct VDIHeader {
         guard version == Self.version else { throw .unsupported(path: path, feature: "VDI version \(version >> 16).\(version & 0xffff)") }
         switch header.littleEndian32(at: 0x4c) {
         case 1, 2: break
-        case 3: throw .unsupported(path: path, feature: "an undo image's parent")
-        case 4: throw .unsupported(path: path, feature: "a differencing image's parent")
+        case 3: throw .needsParent(path: path, kind: "an undo image")
+        case 4: throw .needsParent(path: path, kind: "a differencing image")
         case let type: throw .unsupported(path: path, feature: "VDI image type \(type)")
         }
-        guard header[0x1a8..<0x1c8].allSatisfy({ $0 == 0 }) else { throw .unsupported(path: path, feature: "a parent, which its UUIDs name") }
+        guard header[0x1a8..<0x1c8].allSatisfy({ $0 == 0 }) else { throw .needsParent(path: path, kind: "an image with the UUID of another") }
         guard header.littleEndian32(at: 0x168) == 512 else { throw .unsupported(path: path, feature: "sectors of \(header.littleEndian32(at: 0x168)) bytes") }
         guard header.littleEndian32(at: 0x17c) == 0 else { throw .unsupported(path: path, feature: "blocks with \(header.littleEndian32(at: 0x17c)) further bytes") }
 

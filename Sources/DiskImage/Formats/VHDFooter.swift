@@ -38,7 +38,7 @@ struct VHDFooter {
         case 3:
             layout = try Self.layout(file, at: footer.bigEndian64(at: 16), size)
         case 4:
-            throw .unsupported(path: path, feature: "a differencing disk's parent")
+            throw .needsParent(path: path, kind: "a differencing disk")
         case let type:
             throw .unsupported(path: path, feature: "VHD disk type \(type)")
         }

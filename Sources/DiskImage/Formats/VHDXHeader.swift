@@ -60,7 +60,7 @@ struct VHDXHeader {
             return try log.read(file, "the metadata", count: count, at: item.offset)
         }
         let parameters = try value(Item.fileParameters, "block size", 8)
-        guard parameters.littleEndian32(at: 4) & 2 == 0 else { throw .unsupported(path: path, feature: "a differencing disk's parent") }
+        guard parameters.littleEndian32(at: 4) & 2 == 0 else { throw .needsParent(path: path, kind: "a differencing disk") }
         let blockSize = parameters.littleEndian32(at: 0)
         guard blockSize.nonzeroBitCount == 1, (1 << 20...256 << 20).contains(blockSize) else { throw .invalid(path: path, reason: "blocks of \(blockSize) bytes") }
         let sector = try value(Item.logicalSectorSize, "sector size", 4).littleEndian32(at: 0)

@@ -49,7 +49,7 @@ struct VMDKDescriptor: Equatable {
                         contentIDPlace = trimmed[sign...].firstIndex { $0 != UInt8(ascii: "=") && $0 != 0x20 }
                     }
                 case "parentcid":
-                    guard value.lowercased() == "ffffffff" else { throw .unsupported(path: path, feature: "the image that this one is a link to") }
+                    guard value.lowercased() == "ffffffff" else { throw .needsParent(path: path, kind: "a link to another image") }
                 case "createtype":
                     type = value
                 case "version":

@@ -23,14 +23,14 @@ public struct ImageCommit: Sendable {
         var options = options
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         guard try ImageFormat(options.format, orExtensionOf: path) == .qcow2 else {
-            throw .impossible(path: path, reason: "only qcow2 images have backing files")
+            throw .notApplicable(path: path, reason: "only qcow2 images have backing files")
         }
         // The image by itself, and for writing: nobody else has it until this has ended.
         options.readOnly = false
         options.followsBacking = false
         options.sparesCache = true
         let image = try DiskImage(path: path, options: options)
-        guard let header = image.header, let name = header.backingName else { throw .impossible(path: path, reason: "it has no backing file") }
+        guard let header = image.header, let name = header.backingName else { throw .notApplicable(path: path, reason: "it has no backing file") }
         guard header.snapshotCount == 0 else {
             throw .notWritable(path: path, reason: "its snapshots stand on the backing file, too, and would show something else afterwards")
         }
@@ -65,7 +65,7 @@ public struct ImageCommit: Sendable {
         }
         if engine.image.size < size { try engine.resize(to: size) }
         let writer = try WindowWriter(engine, sources: [reader])
-        try writer.run(path, size: size, progress) { window throws(DiskImageError) in
+        try writer.run(size: size, interruption: .interruptedInPlace(path: target), progress) { window throws(DiskImageError) in
             var position = window.start
             while position < window.end {
                 let extent = try reader.extent(at: position, limit: size - position)

@@ -90,7 +90,13 @@ public struct ImageConversion: Sendable {
             format, kind, options, size: size, backing: backing, path: target, replacing: replacing, cache: cache, sources: image.identities,
             volume: volume)
         if file.deviceSize == nil { try plan.prepare(file, size: size, preallocation) }
-        try ConversionWork(self, sourceOptions, ImageReader(image), remoteBase ?? nil, file, plan, volume?.cipher(path: target)).run(progress)
+        let isInPlace = file.deviceSize != nil
+        do throws(DiskImageError) {
+            try ConversionWork(self, sourceOptions, ImageReader(image), remoteBase ?? nil, file, plan, volume?.cipher(path: target)).run(progress)
+        } catch {
+            if case .interruptedInPlace = error { throw error }
+            throw isInPlace ? .failedInPlace(path: target, error) : error
+        }
     }
 
     private func check(_ size: UInt64, _ kind: ImageSubformat?) throws(DiskImageError) {

@@ -156,9 +156,11 @@ public struct ImageExtent: Sendable, Equatable {
             if got <= 0 { break }
             done += got
         }
-        image.finish(load, bytes: done, error: error)
+        let outcome = image.finish(load, bytes: done, error: error)
         image.settle(load)
         if error != 0 { throw .request(path: image.path, SystemCallError("pread", errno: error)) }
+        // Once it is settled a failure is forgotten: who asked again would be given the same to load, for ever.
+        if outcome != 0 { throw image.damage ?? .request(path: image.path, SystemCallError("pread", errno: outcome)) }
     }
 
     private func transfer(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {

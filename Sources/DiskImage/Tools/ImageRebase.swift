@@ -26,7 +26,7 @@ public struct ImageRebase: Sendable {
         options.readOnly = false
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         guard try ImageFormat(options.format, orExtensionOf: path) == .qcow2 else {
-            throw .impossible(path: path, reason: "only qcow2 images have backing files")
+            throw .notApplicable(path: path, reason: "only qcow2 images have backing files")
         }
         // By itself: what is below is read beside it, and may be gone if only the name is changed.
         options.followsBacking = false
@@ -64,7 +64,7 @@ public struct ImageRebase: Sendable {
         // What the image shows as zeroes because it has nothing there would show the new one.
         if backing != nil { engine.image.withMetadata { $0.hasBacking = true } }
         let writer = try WindowWriter(engine, sources: [before, after])
-        try writer.run(path, size: size, progress) { window throws(DiskImageError) in
+        try writer.run(size: size, interruption: .interruptedUnchanged(path: path), progress) { window throws(DiskImageError) in
             var position = window.start
             while position < window.end {
                 let (isOwn, length) = try writer.ownership(at: position, limit: window.end - position)
@@ -157,13 +157,13 @@ public struct ImageRebase: Sendable {
 
     /// The header with the new name.
     private func newHeader(_ engine: borrowing DiskEngine) throws(DiskImageError) -> [UInt8] {
-        guard let header = engine.image.header else { throw .impossible(path: path, reason: "only qcow2 images have backing files") }
+        guard let header = engine.image.header else { throw .notApplicable(path: path, reason: "only qcow2 images have backing files") }
         if let backing {
             guard (1...QCOW2Header.maximumBackingName).contains(backing.name.utf8.count) else {
-                throw .impossible(path: path, reason: "a backing file's name has 1 to \(QCOW2Header.maximumBackingName) bytes, this one \(backing.name.utf8.count)")
+                throw .notApplicable(path: path, reason: "a backing file's name has 1 to \(QCOW2Header.maximumBackingName) bytes, this one \(backing.name.utf8.count)")
             }
             guard header.autoclearFeatures & header.keptAutoclearFeatures == 0 else {
-                throw .impossible(path: path, reason: "its raw data file holds the whole disk, so there is nothing for a backing file to show")
+                throw .notApplicable(path: path, reason: "its raw data file holds the whole disk, so there is nothing for a backing file to show")
             }
         }
         var area = QCOW2HeaderArea(parsing: try engine.tableFile.read(Int(header.clusterSize), at: 0))
@@ -174,7 +174,7 @@ public struct ImageRebase: Sendable {
             area.set64(QCOW2HeaderArea.Field.autoclearFeatures, header.autoclearFeatures & (QCOW2Header.Autoclear.bitmaps | header.keptAutoclearFeatures))
         }
         guard let bytes = area.bytes(clusterSize: Int(header.clusterSize)) else {
-            throw .impossible(path: path, reason: "the backing file's name does not fit into its header, which has \(header.clusterSize) bytes")
+            throw .notApplicable(path: path, reason: "the backing file's name does not fit into its header, which has \(header.clusterSize) bytes")
         }
         return bytes
     }

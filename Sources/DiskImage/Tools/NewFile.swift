@@ -58,8 +58,12 @@ struct NewFile: ~Copyable {
             // A link to nothing: what it names is nobody's wish.
             throw .exists(path: path)
         }
-        let made = try creating(path) { () throws(SystemCallError) in
-            try deviceSize != nil ? Made(FileDescriptor.open(path, O_RDWR)) : Made(beside: target, mode: mode)
+        let made: Made
+        do throws(SystemCallError) {
+            // Of a device O_EXCL means that the host has no use for it itself: a mounted file system would be destroyed.
+            made = try deviceSize != nil ? Made(FileDescriptor.open(path, O_RDWR | O_EXCL)) : Made(beside: target, mode: mode)
+        } catch {
+            throw error.errno == EBUSY && deviceSize != nil ? .deviceInUse(path: path) : .system(path: path, error)
         }
         if isOld, deviceSize == nil {
             // The mask may have taken permissions away; another's file stays theirs where we may give it.

@@ -44,12 +44,12 @@ internal import Linux
 
     /// Goes through a disk, and makes what was written durable.
     /// - Parameters:
-    ///   - path: for the error that it was given up.
+    ///   - interruption: the error that it was given up.
     ///   - progress: called now and then; false gives up.
     ///   - plan: says what of a window is to be read.
     ///   - write: begins the writes of a window that has been read.
     func run(
-        _ path: String, size: UInt64, _ progress: (ImageProgress) -> Bool,
+        size: UInt64, interruption: DiskImageError, _ progress: (ImageProgress) -> Bool,
         plan: (inout DiskWindow) throws(DiskImageError) -> Void, write: (DiskWindow) throws(DiskImageError) -> Void
     ) throws(DiskImageError) {
         var read: [DiskWindow] = []
@@ -57,7 +57,7 @@ internal import Linux
         var number = 0
         while position < size || !read.isEmpty {
             if position < size, read.count < Self.ahead {
-                if !progress(ImageProgress(done: position, total: size)) { throw .interrupted(path: path) }
+                if !progress(ImageProgress(done: position, total: size)) { throw interruption }
                 while users[number] > 0 { try wait() }
                 var window = DiskWindow(number: number, start: position, diskSize: size)
                 try plan(&window)

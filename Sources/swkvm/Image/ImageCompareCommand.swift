@@ -59,7 +59,7 @@ struct ImageCompareCommand: ParsableCommand {
         let outcome = try ImageTool.run(status: 2) { () throws(DiskImageError) in
             var comparison = ImageComparison(first, second)
             comparison.firstOptions.format = format
-            comparison.secondOptions.format = secondFormat
+            comparison.secondOptions.format = try ImageFormat(secondFormat, orExtensionOf: second, option: "--second-format")
             comparison.firstOptions.dataFile = data.dataFile
             comparison.secondOptions.dataFile = secondDataFile
             comparison.firstOptions.keys = try keys.load()

@@ -87,7 +87,7 @@ struct ImageConvertCommand: ParsableCommand {
 
     func run() throws {
         try ImageTool.run { () throws(DiskImageError) in
-            var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat, orExtensionOf: target))
+            var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat, orExtensionOf: target, option: "--target-format"))
             conversion.sourceOptions.format = format
             conversion.sourceOptions.snapshot = snapshot
             conversion.sourceOptions.allowsBacking = !noBacking
@@ -98,7 +98,7 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.options.encryption = try encryption.encryption(targetKeys, target, option: "--target-key")
             guard encryption.encrypt || targetKeys.isEmpty else { throw .impossible(path: target, reason: "a key for it was given; --encrypt makes an image that needs it") }
             conversion.preallocation = layout.preallocation
-            if let backing { conversion.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
+            if let backing { conversion.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing, option: "--backing-format")) }
             conversion.sourceOptions.dataFile = data.dataFile
             conversion.compresses = compress
             conversion.compressionLevel = compressionLevel

@@ -73,7 +73,7 @@ struct ImageCreateCommand: ParsableCommand {
             creation.options.dataFile = dataFile
             creation.options.dataFileIsRaw = dataFileRaw
             creation.preallocation = layout.preallocation
-            if let backing { creation.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
+            if let backing { creation.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing, option: "--backing-format")) }
             creation.opensBacking = !unsafe
             creation.replacing = force
             return (format, try creation.create())

@@ -61,7 +61,7 @@ struct ImageRebaseCommand: ParsableCommand {
             rebase.options.dataFile = data.dataFile
             rebase.options.keys = try keys.load()
             rebase.backingKeys = try KeyOptions.load(backingKeyFile, backingKeyFd)
-            if let backing, !backing.isEmpty { rebase.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing)) }
+            if let backing, !backing.isEmpty { rebase.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing, option: "--backing-format")) }
             rebase.isUnsafe = self.unsafe
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
             defer { line.end() }

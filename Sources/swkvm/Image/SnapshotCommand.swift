@@ -16,7 +16,7 @@ struct ImageSnapshotCommand: ParsableCommand {
         subcommands: [List.self, Create.self, Apply.self, Delete.self, ByOption.self], defaultSubcommand: ByOption.self)
 
     struct Image: ParsableArguments {
-        @Option(name: [.short, .long], help: ArgumentHelp("The image's format, which has to be qcow2. Default: that, unless the extension says another.", valueName: "format"))
+        @Option(name: [.short, .long], help: ArgumentHelp("The image's format, which has to be qcow2. Default: what its extension says.", valueName: "format"))
         var format: ImageFormat?
 
         @OptionGroup var data: DataFileOption
@@ -24,30 +24,34 @@ struct ImageSnapshotCommand: ParsableCommand {
         @Argument(help: "The image.", completion: .file())
         var file: String
 
-        func open(readOnly: Bool = false) throws(DiskImageError) -> DiskEngine {
-            if let format, format != .qcow2 {
-                throw .notOfFormat(path: file, format: "qcow2", reason: "--format says \(format.name), and only qcow2 images have snapshots")
+        func open(readOnly: Bool = false, forceShare: Bool = false) throws(DiskImageError) -> DiskEngine {
+            // A raw disk is not taken for what its guest may have written to its start, here as little as elsewhere.
+            let known = try ImageFormat(format, orExtensionOf: file)
+            guard known == .qcow2 else {
+                throw .notApplicable(path: file, reason: "it is \(known.name) by \(format == nil ? "its name" : "--format"), and only qcow2 images have snapshots; --format qcow2 if it is one")
             }
-            // A name that says raw is no obstacle: many qcow2 images end in .img.
-            if format == nil, let format = try? ImageFormat(extensionOf: file), format != .qcow2, format != .raw {
-                throw .notOfFormat(path: file, format: "qcow2", reason: "its name says \(format.name), and only qcow2 images have snapshots")
-            }
-            var options = DiskImageOptions(format: .qcow2, readOnly: readOnly, dataFile: data.dataFile)
+            var options = DiskImageOptions(format: .qcow2, readOnly: readOnly, locking: !forceShare, dataFile: data.dataFile)
             // Only tables change.
             options.opensData = false
             return try DiskEngine(DiskImage(path: file, options: options), depth: 1)
         }
     }
 
+    struct ForceShare: ParsableArguments {
+        @Flag(name: [.customShort("U"), .long], help: "Look at an image that a machine writes to; what is said may be of two moments.")
+        var forceShare = false
+    }
+
     struct List: ParsableCommand {
         static let configuration = CommandConfiguration(commandName: "list", abstract: "List an image's snapshots, the oldest first.")
 
         @OptionGroup var output: OutputOptions
+        @OptionGroup var sharing: ForceShare
         @OptionGroup var image: Image
 
         func run() throws {
             let snapshots = try ImageTool.run { () throws(DiskImageError) in
-                let engine = try image.open(readOnly: true)
+                let engine = try image.open(readOnly: true, forceShare: sharing.forceShare)
                 return try engine.snapshots()
             }
             if output.isJSON { return print(JSON.array(snapshots.map(ImageSnapshotCommand.json)).description) }
@@ -112,9 +116,13 @@ struct ImageSnapshotCommand: ParsableCommand {
         var applied: String?
         @Option(name: .customShort("d"), help: ArgumentHelp("Delete one.", valueName: "name"))
         var deleted: String?
+        @Flag(name: .customShort("q"), help: "As ever: nothing is said but the list.")
+        var quiet = false
+        @OptionGroup var sharing: ForceShare
         @OptionGroup var image: Image
 
         func validate() throws {
+            guard !sharing.forceShare || lists else { throw ValidationError("With -U, -l: who changes an image has it alone.") }
             guard [created, applied, deleted].count(where: { $0 != nil }) + (lists ? 1 : 0) == 1 else {
                 throw ValidationError("Say list, create, apply or delete.")
             }
@@ -122,7 +130,7 @@ struct ImageSnapshotCommand: ParsableCommand {
 
         func run() throws {
             try ImageTool.run { () throws(DiskImageError) in
-                var engine = try image.open(readOnly: lists)
+                var engine = try image.open(readOnly: lists, forceShare: sharing.forceShare)
                 if let created { try engine.createSnapshot(named: created) }
                 if let applied { try engine.applySnapshot(applied) }
                 if let deleted { try engine.deleteSnapshot(deleted) }

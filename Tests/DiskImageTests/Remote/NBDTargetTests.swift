@@ -100,7 +100,8 @@ import Testing
                 attempts += 1
                 error = result(conversion(server.address()))
             }
-            #expect(error == .request(path: server.address(), SystemCallError(what, errno: code)))
+            #expect(error == .failedInPlace(path: server.address(), .request(path: server.address(), SystemCallError(what, errno: code))))
+            #expect("\(error.map(\.description) ?? "")".contains("may have been overwritten"))
         }
     }
 
@@ -128,7 +129,7 @@ import Testing
             server.kill()
             return true
         }
-        guard case .remote(address, _) = error else { return #expect(Bool(false), "\(String(describing: error))") }
+        guard case .failedInPlace(address, .remote(address, _)) = error else { return #expect(Bool(false), "\(String(describing: error))") }
     }
 
     /// Whatever it waits for: a write, or the flush at the end.
