@@ -94,7 +94,8 @@ import Testing
             try directory.write("disk.qcow2", image)
             try directory.write("old.raw", old)
             var asked = 0
-            #expect(throws: DiskImageError.interrupted(path: path)) {
+            // What is said is what has become of the files.
+            #expect(throws: work == .rebase ? DiskImageError.interruptedUnchanged(path: path) : .interruptedInPlace(path: directory.file("old.raw"))) {
                 try run(work, path, nil) { _ in
                     asked += 1
                     return asked <= last
@@ -104,6 +105,10 @@ import Testing
             expectSound(path, "after \(last)")
             #expect(try ImageInformation(path: path).backing?.name == "old.raw")
         }
+        // Done again it goes through.
+        try run(work, path, nil)
+        #expect(try isSame(readDisk(path), contents))
+        try expectDone(work, path, "done again")
     }
 
     /// The power fails at any time, and takes any part of what was not made durable with it.

@@ -34,29 +34,6 @@ import Testing
         "cluster_size=64k", "cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=64k,extended_l2=on", "cluster_size=64k,compression_type=zstd",
     ]
 
-    /// Given up in the middle: what is said is what has become of the files.
-    @Test func givenUp() throws {
-        let size = 8 << 20, path = directory.file("disk.qcow2")
-        _ = try make(.longer, "old.raw", size: size, seed: 1)
-        let new = try make(.longer, "new.raw", size: size, seed: 2)
-        qemuImage("create", "-q", "-f", "qcow2", "-b", "old.raw", "-F", "raw", path, "\(size)")
-        qemuIO(path, ["write -P 5 1M 5M"])
-        let contents = try readDisk(path)
-        var rebase = ImageRebase(path: path)
-        rebase.backing = new
-        let commit = ImageCommit(path: path)
-        let progress = { (progress: ImageProgress) in progress.done < 3 << 20 }
-        #expect(throws: DiskImageError.interruptedUnchanged(path: path)) { try rebase.run(progress) }
-        #expect(throws: DiskImageError.interruptedInPlace(path: directory.file("old.raw"))) { try commit.run(progress) }
-        #expect(try readDisk(path) == contents)
-        #expect(try ImageInformation(path: path).backing?.name == "old.raw")
-        // The backing file has a part of it, and has the rest when the same is done again.
-        let part = try directory.read("old.raw")
-        #expect(part[1 << 20..<3 << 20].allSatisfy { $0 == 5 } && !part[5 << 20..<6 << 20].allSatisfy { $0 == 5 })
-        try commit.run()
-        #expect(try directory.read("old.raw").prefix(size).elementsEqual(contents))
-    }
-
     @Test(arguments: layouts, Backing.allCases) func theDiskStaysAsItIs(layout: String, before: Backing) throws {
         let size = 3 << 20 | 5 << 9
         for (round, after) in Backing.allCases.enumerated() where before != .none || after != .none {
