@@ -102,3 +102,15 @@ let package = Package(
         tests("IntegrationTests", ["CLinux", "Linux", "HostNetwork"]),
     ]
 )
+
+// `SWKVM_TESTS="DiskImageTests DevicesTests"`: these, and what they need, are all there is to build.
+if let chosen = Context.environment["SWKVM_TESTS"], !chosen.isEmpty {
+    var needed: Set<String> = []
+    func need(_ name: String) {
+        guard needed.insert(name).inserted, let target = package.targets.first(where: { $0.name == name }) else { return }
+        for case .byNameItem(let name, _) in target.dependencies { need(name) }
+    }
+    for name in chosen.split(separator: " ") { need(String(name)) }
+    package.targets.removeAll { !needed.contains($0.name) }
+    package.products.removeAll { !needed.contains($0.name) }
+}

@@ -28,10 +28,11 @@ extension DiskEngine {
     mutating func continueCommit(_ error: Int32) {
         let step = shared.commit.step
         do throws(MetadataError) {
+            // Of a failure the host tells once: if another synchronisation heard of it, this one did not.
+            let error = error != 0 ? error : image.failure
             guard error == 0 else {
-                // What the host could not store it may have forgotten: nothing that follows could be relied upon.
                 image.failWriting(error)
-                throw .failed(error)
+                throw .lost(error)
             }
             if shared.commit.file + 1 < image.writtenFiles { return synchronize(step, file: shared.commit.file + 1) }
             switch step {
@@ -79,11 +80,7 @@ extension DiskEngine {
     }
 
     private mutating func endCommit(_ error: MetadataError?) {
-        let code: Int32 = switch error {
-        case .failed(let error): error
-        case .needsCommit: EIO
-        case nil: 0
-        }
+        let code = error?.code ?? 0
         // Until all has been said of this one, no other begins.
         if shared.commit.step == .none { shared.commit.step = .mapping }
         unlockMapping()

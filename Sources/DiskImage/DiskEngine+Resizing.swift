@@ -282,7 +282,7 @@ extension MetadataError {
     var code: Int32 {
         switch self {
         case .needsCommit: EIO
-        case .failed(let error): error
+        case .failed(let error), .lost(let error): error
         }
     }
 

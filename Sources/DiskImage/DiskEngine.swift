@@ -67,7 +67,8 @@ public struct DiskCompletion: Sendable {
     /// Requests that need an operation and found none free.
     var stalled = IndexList()
     var completed = IndexList()
-    var freeOperation: Int32 = -1
+    /// The first of those that the seat has linked.
+    var freeOperation: Int32 = 0
     /// Operations that end without the queue: zeroes that are there, and what it did not take.
     var unqueuedOperation: Int32 = -1
     var putOff = WorkList()
@@ -141,9 +142,8 @@ public struct DiskCompletion: Sendable {
         // They live as long as the seat.
         unsafe requests = seat.requests
         unsafe operations = seat.operations
+        // Of the engine's own nobody else looks at them. Operations others do look at, from now on.
         for index in 0..<depth { unsafe freeRequests.append(Int32(index), requests) }
-        // The last is the commit's.
-        for index in (0..<operationCount - 1).reversed() { release(operation: Int32(index)) }
     }
 
     deinit { leave() }

@@ -98,6 +98,15 @@ extension DiskImage {
         for file in unsafe layers.indices { unsafe layers[file].blocks?.isLocked = false }
     }
 
+    /// Why nothing can be written any more, an errno value, or 0.
+    var failure: Int32 {
+        if let failure = withMetadata({ $0.failure }) { return failure }
+        for file in unsafe layers.indices {
+            if let failure = unsafe layers[file].blocks?.failure, failure != 0 { return failure }
+        }
+        return 0
+    }
+
     /// Nothing can be written any more, for a reason that has an errno value.
     func failWriting(_ error: Int32) {
         withMetadata { $0.failure = error }

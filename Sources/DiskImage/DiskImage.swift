@@ -274,7 +274,7 @@ package import Linux
 
     var isRegularFile: Bool { unsafe layers[0].file.isRegular }
 
-    /// Reads the topmost image's metadata anew, which somebody has replaced in the file.
+    /// Reads the topmost image's metadata anew, which somebody has replaced in the file. What could not be written any more cannot be afterwards.
     /// - Parameter size: bytes of the disk, if it is not yet what the file says.
     func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
         // `layers[0]` is there in every image.
@@ -285,7 +285,8 @@ package import Linux
             return
         }
         try unsafe layers[0].dataFile?.measure()
-        let qcow2 = try unsafe QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
+        var qcow2 = try unsafe QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
+        qcow2.failure = failure
         unsafe layers[0].size = qcow2.header.size
         unsafe layers[0].qcow2 = consume qcow2
     }

@@ -8,6 +8,8 @@ enum MetadataError: Error, Equatable {
     case needsCommit
     /// An errno value.
     case failed(Int32)
+    /// An errno value. What the host could not store it may have forgotten, whoever wrote it: nothing that follows could be relied upon.
+    case lost(Int32)
 }
 
 /// The file of an image for the small, rare reads and writes of metadata that are done at once, through the page cache.
@@ -34,10 +36,11 @@ enum MetadataError: Error, Equatable {
         if let failure { throw failure }
     }
 
+    /// - Throws: ``MetadataError/lost(_:)``.
     func synchronize() throws(MetadataError) {
         var result = calls.synchronize(number)
         while result == -Int(EINTR) { result = calls.synchronize(number) }
-        if result < 0 { throw .failed(Int32(clamping: -result)) }
+        if result < 0 { throw .lost(Int32(clamping: -result)) }
     }
 
     /// Gives the space of a range back. It is a wish: what fails costs space and nothing else.

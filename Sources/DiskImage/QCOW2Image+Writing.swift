@@ -125,10 +125,25 @@ extension QCOW2Image {
             l2Slices.pin(slot, 1)
             return Refcounts.Run(first: offset >> UInt64(header.clusterBits), count: count)
         }
-        guard let run = try refcounts?.allocate(count, file) else { throw .failed(EROFS) }
+        let run = try takeClusters(count, file)
         l2Slices.pin(slot, 1)
         extend(to: (run.first + run.count) << UInt64(header.clusterBits))
         return run
+    }
+
+    private mutating func takeClusters(_ count: UInt64, _ file: MetadataFile) throws(MetadataError) -> Refcounts.Run {
+        do throws(MetadataError) {
+            guard let run = try refcounts?.allocate(count, file) else { throw .failed(EROFS) }
+            return run
+        } catch {
+            throw note(error)
+        }
+    }
+
+    /// Has nothing be written any more once the host has lost something.
+    private mutating func note(_ error: MetadataError) -> MetadataError {
+        if case .lost(let error) = error, failure == 0 { failure = error }
+        return error
     }
 
     /// The cluster at a place, which is the guest's already, while subclusters of it are written that are not yet.
@@ -256,7 +271,7 @@ extension QCOW2Image {
             }
             if let failure { throw failure }
         }
-        guard let run = try refcounts?.allocate(1, file) else { throw .failed(EROFS) }
+        let run = try takeClusters(1, file)
         let place = run.first << UInt64(header.clusterBits)
         do throws(MetadataError) { try file.write(contents, at: place) } catch {
             refcounts?.free(run, sequence)
@@ -314,7 +329,7 @@ extension QCOW2Image {
         var features = [UInt8](repeating: 0, count: 8)
         features.store(kept, at: 0)
         try file.write(features, at: 88)
-        try file.synchronize()
+        do throws(MetadataError) { try file.synchronize() } catch { throw note(error) }
         autoclearFeatures = kept
     }
 
@@ -356,7 +371,7 @@ extension MetadataError {
     var extent: Extent {
         switch self {
         case .needsCommit: .commit
-        case .failed(let error): .failed(error)
+        case .failed(let error), .lost(let error): .failed(error)
         }
     }
 }

@@ -268,6 +268,7 @@ internal import Linux
     }
 
     /// A longer table, in the clusters that the first new blocks count, which come before it. It is durable when this returns.
+    /// - Throws: ``MetadataError/lost(_:)`` from when on nobody can tell which table the image has: neither may be changed any more.
     private mutating func growTable(_ block: UInt64, _ file: MetadataFile) throws(MetadataError) {
         let entriesPerCluster: UInt64 = 1 << (clusterBits - 3)
         var blocks: UInt64 = 1, clusters: UInt64 = 1
@@ -281,6 +282,8 @@ internal import Linux
         let first = block << blockBits
         for cluster in first..<first + blocks + clusters where metadata.contains(cluster) { throw .failed(EIO) }
         let oldOffset = tableOffset, oldClusters = UInt64(table.count) / entriesPerCluster
+        // Whatever comes of it, they are written: the file must not be cut where they are.
+        pristine = max(pristine, first + blocks + clusters)
 
         var grown = table
         grown.reserveCapacity(Int(clusters * entriesPerCluster))
@@ -293,14 +296,13 @@ internal import Linux
         try file.write(bigEndian(grown[...]), at: place)
         try file.synchronize()
         // Offset and length are neighbours in one sector of the header.
-        try file.write(bigEndian([place]) + withBytes(UInt32(clusters)), at: 48)
+        do throws(MetadataError) { try file.write(bigEndian([place]) + withBytes(UInt32(clusters)), at: 48) } catch { throw .lost(error.code) }
         try file.synchronize()
 
         table = grown
         tableOffset = place
         dirtyTable = nil
         metadata.insert(first..<first + blocks + clusters)
-        pristine = max(pristine, first + blocks + clusters)
         for cluster in 0..<oldClusters { metadata.remove(oldOffset >> clusterBits + cluster) }
         free(Run(first: oldOffset >> clusterBits, count: oldClusters), 0)
     }

@@ -211,6 +211,8 @@ internal import Synchronization
         unsafe requests.initialize(repeating: DiskEngine.Request(), count: count)
         unsafe operations = .allocate(capacity: operationCount)
         unsafe operations.initialize(repeating: DiskEngine.Operation(), count: operationCount)
+        // All are free but the last, which is the commit's.
+        for index in 0..<max(0, operationCount - 2) { unsafe operations[index].next = Int32(index + 1) }
     }
 
     deinit {

@@ -120,10 +120,12 @@ final class CrashLog: Sendable {
     ///   - prefixes: about how many; `SWKVM_CRASH_STEP=1` takes all.
     ///   - tears: also parts of one write may be lost, by sectors.
     ///   - overtakes: at each of these moments also the last entry alone is there, and nothing else that no synchronisation has made durable.
+    /// - Returns: how many prefixes there were.
+    @discardableResult
     func replay(
-        _ start: [[UInt8]], prefixes: Int, seed: UInt64, tears: Bool, overtakes: Bool = false,
+        _ start: [[UInt8]], prefixes: Int, seed: UInt64, tears: Bool = true, overtakes: Bool = false,
         _ examine: (_ files: [[UInt8]], _ flushed: Int, _ comment: String) throws -> Void
-    ) throws {
+    ) throws -> Int {
         var generator = SeededGenerator(seed: seed)
         var files = start, durable = start, flushed = 0
         var pending: [(file: Int, entry: Entry)] = []
@@ -153,6 +155,7 @@ final class CrashLog: Sendable {
             }
             try examine(reordered, flushed, "lost writes at \(index) of \(entries.count), seed \(seed)")
         }
+        return (entries.count + step - 1) / step
     }
 }
 
@@ -178,15 +181,17 @@ struct CrashState {
 }
 
 extension CrashLog {
-    /// Does a random workload to an image, with a flush after every third round.
+    /// Does a random workload to an image, with a flush after every third round, until there are so many rounds and so many entries.
     /// - Returns: what each flush left, and what was done until the next.
-    func record(_ path: String, _ options: DiskImageOptions, _ contents: [UInt8], seed: UInt64, maximum: Int, rounds: Int) throws -> [CrashState] {
+    func record(_ path: String, _ options: DiskImageOptions, _ contents: [UInt8], seed: UInt64, maximum: Int, rounds: Int, entries: Int = 0) throws -> [CrashState] {
         var workload = Workload(contents, seed: seed, maximum: maximum)
         var states = [CrashState(flushed: contents)]
         var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 8, segments: 8, calls: calls)
-        for round in 0..<rounds {
+        var round = 0
+        while round < rounds || all.count < entries {
             try workload.round(&engine)
-            if round % 3 == 2 {
+            round += 1
+            if round % 3 == 0 {
                 try engine.perform(.flush)
                 append(.flushed(states.count))
                 states[states.count - 1].history = workload.history

@@ -34,29 +34,6 @@ import Testing
         "cluster_size=64k", "cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=64k,extended_l2=on", "cluster_size=64k,compression_type=zstd",
     ]
 
-    /// Given up in the middle: what is said is what has become of the files.
-    @Test func givenUp() throws {
-        let size = 8 << 20, path = directory.file("disk.qcow2")
-        _ = try make(.longer, "old.raw", size: size, seed: 1)
-        let new = try make(.longer, "new.raw", size: size, seed: 2)
-        qemuImage("create", "-q", "-f", "qcow2", "-b", "old.raw", "-F", "raw", path, "\(size)")
-        qemuIO(path, ["write -P 5 1M 5M"])
-        let contents = try readDisk(path)
-        var rebase = ImageRebase(path: path)
-        rebase.backing = new
-        let commit = ImageCommit(path: path)
-        let progress = { (progress: ImageProgress) in progress.done < 3 << 20 }
-        #expect(throws: DiskImageError.interruptedUnchanged(path: path)) { try rebase.run(progress) }
-        #expect(throws: DiskImageError.interruptedInPlace(path: directory.file("old.raw"))) { try commit.run(progress) }
-        #expect(try readDisk(path) == contents)
-        #expect(try ImageInformation(path: path).backing?.name == "old.raw")
-        // The backing file has a part of it, and has the rest when the same is done again.
-        let part = try directory.read("old.raw")
-        #expect(part[1 << 20..<3 << 20].allSatisfy { $0 == 5 } && !part[5 << 20..<6 << 20].allSatisfy { $0 == 5 })
-        try commit.run()
-        #expect(try directory.read("old.raw").prefix(size).elementsEqual(contents))
-    }
-
     @Test(arguments: layouts, Backing.allCases) func theDiskStaysAsItIs(layout: String, before: Backing) throws {
         let size = 3 << 20 | 5 << 9
         for (round, after) in Backing.allCases.enumerated() where before != .none || after != .none {
@@ -74,6 +51,74 @@ import Testing
             expectSound(path)
             #expect(try ImageInformation(path: path).backing?.name == new?.name)
         }
+    }
+
+    static let windowLayouts = [
+        "cluster_size=64k", "cluster_size=2M", "cluster_size=4k", "cluster_size=512", "cluster_size=64k,extended_l2=on", "cluster_size=16k,compat=0.10",
+        "cluster_size=64k,data_file=DATA", "cluster_size=16k,lazy_refcounts=on", "LUKS",
+    ]
+
+    /// More than there is memory for at a time, in pieces of all sizes: to another backing file, to none, and back into one.
+    @Test(arguments: windowLayouts, [1, 2] as [UInt64]) func manyWindows(layout: String, seed: UInt64) throws {
+        let size = 44 << 20 | 7 << 9, path = directory.file("disk.qcow2"), encrypted = try Encrypted(directory)
+        var generator = SeededGenerator(seed: seed)
+        // Of the first two a part is the same; the last has compressed clusters.
+        let common = pieces(size, 60, &generator)
+        let one = write(pieces(size, 60, &generator) + common, in: [UInt8](repeating: 0, count: size))
+        let other = write(pieces(size, 60, &generator) + common, in: [UInt8](repeating: 0, count: size + (1 << 20)))
+        try directory.write("one.raw", Array(one[..<(size - 3 << 20)]))
+        try directory.write("other.raw", other)
+        // With holes.
+        for name in ["one.raw", "other.raw"] { #expect(run(["fallocate", "--dig-holes", directory.file(name)]).status == 0) }
+        qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", directory.file("other.raw"), directory.file("last.qcow2"))
+        var options = DiskImageOptions(locking: false, allowsDataFile: true)
+        if layout == "LUKS" {
+            options.keys = [encrypted.key]
+            _ = try encrypted.create("disk.qcow2", size: size, backing: BackingReference(name: "one.raw", format: .raw))
+        } else {
+            qemuImage("create", "-q", "-f", "qcow2", "-o", layout.replacing("DATA", with: directory.file("data")), "-b", "one.raw", "-F", "raw", path, "\(size)")
+        }
+        do {
+            var engine = try DiskEngine(DiskImage(path: path, options: options))
+            for (offset, bytes) in pieces(size, 40, &generator) { try engine.write(UInt64(offset), bytes) }
+            for _ in 0..<20 {
+                let start = Int.random(in: 0..<size >> 9, using: &generator) << 9, length = min(size - start, Int.random(in: 1...2000, using: &generator) << 9)
+                try engine.perform(.writeZeroesUnmapping, at: UInt64(start), length: UInt64(length))
+            }
+            try engine.perform(.flush)
+        }
+        let contents = try readDisk(path, options)
+        for backing in [BackingReference(name: "other.raw", format: .raw), nil, BackingReference(name: "last.qcow2", format: .qcow2)] {
+            var rebase = ImageRebase(path: path)
+            rebase.options = options
+            rebase.backing = backing
+            try rebase.run()
+            let comment = "\(backing?.name ?? "none"), seed \(seed)"
+            #expect(try isSame(readDisk(path, options), contents), "\(comment)")
+            if layout == "LUKS" { encrypted.expectSound(path, comment) } else { expectSound(path, comment) }
+        }
+        var commit = ImageCommit(path: path)
+        commit.options = options
+        try commit.run()
+        #expect(try isSame(readDisk(path, options), contents))
+        expectSound(directory.file("last.qcow2"))
+        if layout == "LUKS" { encrypted.expectSound(path) } else { expectSound(path) }
+    }
+
+    /// Data for some places of a disk.
+    private func pieces(_ size: Int, _ count: Int, _ generator: inout SeededGenerator) -> [(offset: Int, bytes: [UInt8])] {
+        (0..<count).map { _ in
+            let start = Int.random(in: 0..<size >> 9, using: &generator) << 9
+            // Most are small, some are longer than a window.
+            let length = min(size - start, Int.random(in: 1...(1 << Int.random(in: 1...13, using: &generator)), using: &generator) << 9)
+            return (start, randomBytes(length, seed: generator.next()))
+        }
+    }
+
+    private func write(_ pieces: [(offset: Int, bytes: [UInt8])], in disk: [UInt8]) -> [UInt8] {
+        var disk = disk
+        for (offset, bytes) in pieces { disk.replaceSubrange(offset..<offset + bytes.count, with: bytes) }
+        return disk
     }
 
     /// A name that nobody could read is refused before anything is changed.
@@ -124,8 +169,10 @@ import Testing
         #expect(try directory.read("disk.qcow2") == before)
     }
 
-    private func readDisk(_ path: String) throws -> [UInt8] {
-        var engine = try DiskEngine(DiskImage(path: path, options: readOnly))
+    private func readDisk(_ path: String, _ options: DiskImageOptions = DiskImageOptions()) throws -> [UInt8] {
+        var options = options
+        options.readOnly = true
+        var engine = try DiskEngine(DiskImage(path: path, options: options))
         return try engine.readAll()
     }
 }

@@ -146,6 +146,33 @@ import Testing
         #expect(try one.read(16384, 8192) == [UInt8](repeating: 0, count: 8192))
     }
 
+    /// A cluster that one engine frees is nobody else's as long as an operation of another, which found it before, may still use it.
+    @Test(arguments: [DiskOperation.read, .write]) func freedClustersWaitForTheOperationsOfOthers(operation: DiskOperation) throws {
+        let size = 64 << 10
+        let ones = [UInt8](repeating: 1, count: size), twos = [UInt8](repeating: 2, count: size), zeroes = [UInt8](repeating: 0, count: size)
+        do {
+            let shared = try image()
+            var one = try DiskEngine(shared, depth: 4, usesRing: false), other = try DiskEngine(shared, depth: 4, usesRing: false)
+            try other.write(0, ones)
+            try other.perform(.flush)
+            // Known where, and not yet done.
+            let late = Buffer([UInt8](repeating: 9, count: size))
+            try start(&one, operation, 0, late)
+            try other.perform(.discard, at: 0, length: UInt64(size))
+            try other.perform(.flush)
+            try other.write(1 << 20, twos)
+            try other.perform(.flush)
+            #expect(try end(&one).error == 0)
+            #expect(operation == .write || late.contents == ones || late.contents == zeroes)
+            #expect(try other.read(1 << 20, size) == twos)
+            // Then it is used again.
+            try other.perform(.flush)
+            try other.write(2 << 20, ones)
+        }
+        try expectDisk(zeroes)
+        #expect(try directory.read("disk.qcow2").count == 7 << 16)
+    }
+
     /// Metadata that one engine is reading is waited for by the other, which is called; if the reader goes, the other reads it.
     @Test(arguments: [true, false], [true, false]) func metadataIsReadOnce(usesRing: Bool, readerGoes: Bool) throws {
         let path = directory.file("disk.qcow2")

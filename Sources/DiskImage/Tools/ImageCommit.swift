@@ -10,7 +10,8 @@ public struct ImageCommit: Sendable {
     /// Whether the image keeps what is now in its backing file too.
     public var keepsContents = false
 
-    private static let bufferSize = 1 << 20
+    /// A test's system calls.
+    var calls: FileCalls?
 
     public init(path: String) { self.path = path }
 
@@ -27,31 +28,35 @@ public struct ImageCommit: Sendable {
         // The image by itself, and for writing: nobody else has it until this has ended.
         options.readOnly = false
         options.followsBacking = false
-        var reader = ImageReader(try DiskImage(path: path, options: options))
-        guard let header = reader.image.header, let name = header.backingName else { throw .notApplicable(path: path, reason: "it has no backing file") }
+        options.sparesCache = true
+        let image = try DiskImage(path: path, options: options)
+        guard let header = image.header, let name = header.backingName else { throw .notApplicable(path: path, reason: "it has no backing file") }
         guard header.snapshotCount == 0 else {
             throw .notWritable(path: path, reason: "its snapshots stand on the backing file, too, and would show something else afterwards")
         }
         let target = try backingPath(name, of: path)
-        try copy(&reader, options, target, try backingFormat(header.backingFormat, target), progress)
-        if !keepsContents {
-            var engine = try DiskEngine(reader.takeImage(), depth: 1, segments: 1)
+        let format = try backingFormat(header.backingFormat, target)
+        var targetOptions = DiskImageOptions(format: format, cache: options.cache, locking: options.locking, dataFile: backingDataFile)
+        targetOptions.readOnly = false
+        targetOptions.sparesCache = true
+        targetOptions.keys = options.keys(below: image)
+        targetOptions.usesAllKeys = false
+        let reader = try WindowReader(image, path, calls: calls)
+        try copy(reader, target, targetOptions, progress)
+        if !keepsContents, let image = reader.takeImage() {
+            var engine = try WindowWriter.engine(image, calls: calls)
             try engine.removeContents()
         }
         return target
     }
 
     private func copy(
-        _ reader: inout ImageReader, _ options: DiskImageOptions, _ target: String, _ format: ImageFormat, _ progress: (ImageProgress) -> Bool
+        _ reader: WindowReader, _ target: String, _ options: DiskImageOptions, _ progress: (ImageProgress) -> Bool
     ) throws(DiskImageError) {
-        let size = reader.image.size
-        var targetOptions = DiskImageOptions(format: format, cache: options.cache, locking: options.locking, dataFile: backingDataFile)
-        targetOptions.readOnly = false
-        targetOptions.keys = options.keys(below: reader.image)
-        targetOptions.usesAllKeys = false
+        let size = reader.size
         var engine: DiskEngine
         do throws(DiskImageError) {
-            engine = try DiskEngine(DiskImage(path: target, options: targetOptions), depth: 1, segments: 1)
+            engine = try WindowWriter.engine(DiskImage(path: target, options: options), calls: calls)
         } catch {
             throw .backing(of: path, error)
         }
@@ -59,27 +64,26 @@ public struct ImageCommit: Sendable {
             throw .remoteNotPossible(path: target, reason: "its server has no flush, so that nobody knows when all is stored; --keep leaves the image as it is")
         }
         if engine.image.size < size { try engine.resize(to: size) }
-        let buffer = try memory(Self.bufferSize, path)
-        var position: UInt64 = 0
-        while position < size {
-            if !progress(ImageProgress(done: position, total: size)) { throw .interruptedInPlace(path: target) }
-            let extent = try reader.extent(at: position, limit: size - position)
-            var length = extent.length
-            switch extent.kind {
-            case .unallocated:
-                break
-            case .zero:
-                try engine.perform(.writeZeroesUnmapping, at: position, length: length)
-            case .data, .compressed:
-                length = min(length, UInt64(Self.bufferSize))
-                let piece = unsafe UnsafeMutableRawBufferPointer(start: buffer.start, count: Int(length))
-                try unsafe reader.read(piece, at: position)
-                try unsafe engine.perform(.write, at: position, memory: piece)
+        let writer = try WindowWriter(engine, sources: [reader])
+        try writer.run(.interruptedInPlace(path: target), size: size, progress) { window throws(DiskImageError) in
+            var position = window.start
+            while position < window.end {
+                let extent = try reader.extent(at: position, limit: size - position)
+                // What is not read may be longer than a window.
+                var end = position + extent.length
+                switch extent.kind {
+                case .unallocated: break
+                case .zero: try writer.clear(position..<end)
+                case .data, .compressed:
+                    end = min(end, window.end)
+                    window.add(position..<end)
+                }
+                position = end
             }
-            position += length
+            window.skip(to: position)
+        } write: { window throws(DiskImageError) in
+            for part in window.parts { try writer.write(part, of: window) }
         }
-        try engine.perform(.flush)
-        _ = progress(ImageProgress(done: size, total: size))
     }
 }
 

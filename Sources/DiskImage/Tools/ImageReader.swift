@@ -33,6 +33,7 @@ public struct ImageExtent: Sendable, Equatable {
     let image: DiskImage
     /// What is known of each file's holes: from `start` to `end` all is data, or nothing is.
     private var known: [Known]
+    private let calls: FileCalls
 
     /// Bytes from which on a read may go around the page cache that need not.
     private static let smallest = 64 << 10
@@ -43,8 +44,10 @@ public struct ImageExtent: Sendable, Equatable {
         var isData = true
     }
 
-    init(_ image: consuming DiskImage) {
+    /// - Parameter calls: a test's system calls for reading.
+    init(_ image: consuming DiskImage, calls: FileCalls = .host) {
         known = [Known](repeating: Known(), count: image.fileCount)
+        self.calls = calls
         self.image = image
     }
 
@@ -146,9 +149,10 @@ public struct ImageExtent: Sendable, Equatable {
         var error: Int32 = 0
         while done < load.length {
             // The load's buffer has `length` bytes.
-            let got = unsafe pread(image.descriptor(load.layer), load.buffer + done, load.length - done, off_t(truncatingIfNeeded: load.offset + UInt64(done)))
-            if got < 0, errno == EINTR { continue }
-            if got < 0 { error = errno }
+            var vector = unsafe iovec(iov_base: load.buffer + done, iov_len: load.length - done)
+            let got = unsafe calls.read(image.descriptor(load.layer), &vector, 1, off_t(truncatingIfNeeded: load.offset + UInt64(done)))
+            if got == -Int(EINTR) { continue }
+            if got < 0 { error = Int32(clamping: -got) }
             if got <= 0 { break }
             done += got
         }
@@ -170,10 +174,10 @@ public struct ImageExtent: Sendable, Equatable {
             // What is left of the caller's buffer.
             var vector = unsafe iovec(iov_base: buffer + done, iov_len: count - done)
             let file = unsafe isCached ? image.dataDescriptor(layer) : image.dataDescriptor(layer, for: &vector, count: 1, offset: place)
-            let got = unsafe preadv(file, &vector, 1, off_t(truncatingIfNeeded: place))
+            let got = unsafe calls.read(file, &vector, 1, off_t(truncatingIfNeeded: place))
             if got < 0 {
-                if errno == EINTR { continue }
-                throw .request(path: image.path, .last("pread"))
+                if got == -Int(EINTR) { continue }
+                throw .request(path: image.path, SystemCallError("pread", errno: Int32(clamping: -got)))
             }
             if got == 0 {
                 // Zeroes follow the end of the file, unless it was cut since it was opened.

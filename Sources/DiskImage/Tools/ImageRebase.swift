@@ -13,7 +13,8 @@ public struct ImageRebase: Sendable {
     /// Whether only the name is changed: the caller says that the new one shows what the old one did.
     public var isUnsafe = false
 
-    private static let bufferSize = 1 << 20
+    /// A test's system calls.
+    var calls: FileCalls?
 
     public init(path: String) { self.path = path }
 
@@ -30,7 +31,8 @@ public struct ImageRebase: Sendable {
         // By itself: what is below is read beside it, and may be gone if only the name is changed.
         options.followsBacking = false
         options.opensData = !isUnsafe
-        var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 1, segments: 1)
+        options.sparesCache = true
+        let engine = try WindowWriter.engine(DiskImage(path: path, options: options), calls: calls)
         // From now on nobody else changes it.
         let old = try ImageInformation(path: path, format: .qcow2, locking: false).backing
         guard isUnsafe || engine.image.header?.snapshotCount == 0 else {
@@ -38,76 +40,104 @@ public struct ImageRebase: Sendable {
         }
         // What cannot be is known before anything is written.
         _ = try newHeader(engine)
-        if !isUnsafe { try copyDifferences(&engine, old, progress) }
-        try changeName(&engine)
+        if isUnsafe { return try changeName(engine) }
+        let writer = try copyDifferences(engine, old, progress)
+        try changeName(writer.engine)
     }
 
-    private func copyDifferences(_ engine: inout DiskEngine, _ old: ImageInformation.Backing?, _ progress: (ImageProgress) -> Bool) throws(DiskImageError) {
-        let size = engine.image.size
-        var before = try old.map { backing throws(DiskImageError) in
-            try chain(backingPath(backing.name, of: path), backing.format.flatMap(ImageFormat.init(rawValue:)), options.keys(below: engine.image))
-        }
+    /// - Returns: who has written them, with the image.
+    private func copyDifferences(
+        _ engine: consuming DiskEngine, _ old: ImageInformation.Backing?, _ progress: (ImageProgress) -> Bool
+    ) throws(DiskImageError) -> WindowWriter {
+        let keys = options.keys(below: engine.image)
+        let before = try WindowReader(old.map { backing throws(DiskImageError) in
+            try chain(backingPath(backing.name, of: path), backing.format.flatMap(ImageFormat.init(rawValue:)), keys)
+        }, path, calls: calls)
         // Of one remote disk below both there is one connection, as many a server has one client at a time.
-        let remote = before?.image.remote
-        var after = try backing.map { backing throws(DiskImageError) in try chain(backingPath(backing.name, of: path), backing.format, backingKeys, remote) }
-        if let other = after?.image.identities.firstIndex(where: { $0 == engine.image.identities[0] }) {
-            throw .backing(of: path, .backingLoop(path: after?.image.files[other] ?? path))
-        }
-        let buffers = try memory(2 * Self.bufferSize, path)
-        // The halves of the mapping.
-        let left = unsafe UnsafeMutableRawBufferPointer(start: buffers.start, count: Self.bufferSize)
-        let right = unsafe UnsafeMutableRawBufferPointer(start: buffers.start + Self.bufferSize, count: Self.bufferSize)
+        let after = try WindowReader(backing.map { backing throws(DiskImageError) in
+            try chain(backingPath(backing.name, of: path), backing.format, backingKeys, before.remote)
+        }, path, calls: calls)
+        if let other = after.path(of: engine.image.identities[0]) { throw .backing(of: path, .backingLoop(path: other)) }
+        let size = engine.image.size
+        // What the image has of its own or not, in bytes.
         let unit = engine.image.withMetadata { $0.header.clusterSize >> ($0.header.hasExtendedL2 ? 5 : 0) } ?? 65536
         // What the image shows as zeroes because it has nothing there would show the new one.
         if backing != nil { engine.image.withMetadata { $0.hasBacking = true } }
-        var position: UInt64 = 0
-        while position < size {
-            if !progress(ImageProgress(done: position, total: size)) { throw .interruptedUnchanged(path: path) }
-            let (isOwn, length) = try engine.ownership(at: position, limit: min(UInt64(Self.bufferSize), size - position))
-            if !isOwn {
-                let a = unsafe UnsafeMutableRawBufferPointer(rebasing: left[..<Int(length)])
-                let b = unsafe UnsafeMutableRawBufferPointer(rebasing: right[..<Int(length)])
-                try unsafe show(&before, a, position)
-                try unsafe show(&after, b, position)
-                try unsafe copy(a, b, position, unit, &engine)
+        let writer = try WindowWriter(engine, sources: [before, after])
+        try writer.run(.interruptedUnchanged(path: path), size: size, progress) { window throws(DiskImageError) in
+            var position = window.start
+            while position < window.end {
+                let (isOwn, length) = try writer.ownership(at: position, limit: window.end - position)
+                if !isOwn { try addData(position..<position + length, unit, before, after, &window) }
+                position += length
             }
-            position += length
+        } write: { window throws(DiskImageError) in
+            for part in window.parts { try writeDifferences(part, unit, before, after, window, writer) }
         }
-        try engine.perform(.flush)
-        _ = progress(ImageProgress(done: size, total: size))
+        return writer
     }
 
-    /// Writes those clusters of `old` that `new` has otherwise.
-    private func copy(
-        _ old: UnsafeMutableRawBufferPointer, _ new: UnsafeMutableRawBufferPointer, _ position: UInt64, _ unit: UInt64, _ engine: inout DiskEngine
+    /// Has those clusters of a range be read where one of both may have something else than zeroes.
+    private func addData(
+        _ range: Range<UInt64>, _ unit: UInt64, _ before: WindowReader, _ after: WindowReader, _ window: inout DiskWindow
     ) throws(DiskImageError) {
-        guard let a = old.baseAddress, let b = new.baseAddress else { return }
-        var start = 0
-        while start < old.count {
-            // Up to the end of a cluster of the disk.
-            let end = min(old.count, start + Int(unit - (position + UInt64(start)) % unit))
-            // Both buffers have `old.count` bytes.
-            if unsafe memcmp(a + start, b + start, end - start) != 0 {
-                if unsafe clinux_zero_prefix(a + start, end - start) == end - start {
-                    try engine.perform(.writeZeroesUnmapping, at: position + UInt64(start), length: UInt64(end - start))
-                } else {
-                    try unsafe engine.perform(.write, at: position + UInt64(start), memory: UnsafeMutableRawBufferPointer(start: a + start, count: end - start))
-                }
-            }
-            start = end
+        // Small ones are looked at together.
+        let step = max(unit, 64 << 10)
+        var position = range.lowerBound
+        while position < range.upperBound {
+            let left = range.upperBound - position
+            var zeroes = try before.zeroes(at: position, limit: left)
+            if zeroes > 0 { zeroes = try after.zeroes(at: position, limit: zeroes) }
+            if zeroes == left { return }
+            let start = position + zeroes - (position + zeroes) % unit
+            position = min(range.upperBound, start - start % step + step)
+            window.add(max(start, range.lowerBound)..<position)
         }
     }
 
-    /// What an image shows at a place; zeroes beyond its end, and without one.
-    private func show(_ reader: inout ImageReader?, _ buffer: UnsafeMutableRawBufferPointer, _ position: UInt64) throws(DiskImageError) {
-        let size = reader?.image.size ?? 0
-        let count = Int(min(UInt64(buffer.count), size > position ? size - position : 0))
-        // Parts of the caller's buffer.
-        try unsafe reader?.read(UnsafeMutableRawBufferPointer(rebasing: buffer[..<count]), at: position)
-        unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[count...]).initializeMemory(as: UInt8.self, repeating: 0)
+    /// Writes those clusters of what has been read that the new backing file has otherwise: neighbours at once, and those that are zero by themselves.
+    private func writeDifferences(
+        _ part: Range<UInt64>, _ unit: UInt64, _ before: WindowReader, _ after: WindowReader, _ window: DiskWindow, _ writer: WindowWriter
+    ) throws(DiskImageError) {
+        var pending = part.lowerBound..<part.lowerBound
+        var change = Change.none
+        func write() throws(DiskImageError) {
+            switch change {
+            case .none: break
+            case .zeroes: try writer.clear(pending)
+            case .data: try writer.write(pending, of: window)
+            }
+        }
+        while pending.upperBound < part.upperBound {
+            let start = pending.upperBound, end = min(part.upperBound, start - start % unit + unit)
+            // Both have the range in memory.
+            let next = unsafe Change(from: before.memory(start..<end, ofWindow: window.number), to: after.memory(start..<end, ofWindow: window.number))
+            if next != change {
+                try write()
+                pending = start..<start
+                change = next
+            }
+            pending = pending.lowerBound..<end
+        }
+        try write()
     }
 
-    private func chain(_ path: String, _ format: ImageFormat?, _ keys: [DiskKey], _ remote: NBDDisk? = nil) throws(DiskImageError) -> ImageReader {
+    /// What has to be done where the backing file shows something else.
+    private enum Change {
+        case none, zeroes, data
+
+        /// - Parameter old: as many bytes as `new`.
+        init(from old: UnsafeMutableRawBufferPointer, to new: UnsafeMutableRawBufferPointer) {
+            guard let a = old.baseAddress, let b = new.baseAddress, unsafe memcmp(a, b, old.count) != 0 else {
+                self = .none
+                return
+            }
+            // All of the memory.
+            self = unsafe clinux_zero_prefix(a, old.count) == old.count ? .zeroes : .data
+        }
+    }
+
+    private func chain(_ path: String, _ format: ImageFormat?, _ keys: [DiskKey], _ remote: NBDDisk? = nil) throws(DiskImageError) -> DiskImage {
         var options = options
         options.readOnly = true
         options.format = format
@@ -115,7 +145,8 @@ public struct ImageRebase: Sendable {
         options.usesAllKeys = false
         options.dataFile = nil
         options.allowsDataFile = true
-        do throws(DiskImageError) { return ImageReader(try DiskImage(path: path, options: options, remote: remote)) } catch {
+        options.sparesCache = true
+        do throws(DiskImageError) { return try DiskImage(path: path, options: options, remote: remote) } catch {
             // Who has it open is this very rebase.
             if case .locked(let file, _) = error.cause, let own = ImageFile.Identity(ofPath: self.path), ImageFile.Identity(ofPath: file) == own {
                 throw .backing(of: self.path, .backingLoop(path: file))
@@ -148,42 +179,9 @@ public struct ImageRebase: Sendable {
         return bytes
     }
 
-    private func changeName(_ engine: inout DiskEngine) throws(DiskImageError) {
+    private func changeName(_ engine: borrowing DiskEngine) throws(DiskImageError) {
         let file = engine.tableFile
         try file.write(newHeader(engine), at: 0)
         try file.synchronize()
-    }
-}
-
-extension DiskEngine {
-    /// Whether the topmost image has the beginning of a range of its own, and how far that goes. Nothing is in flight.
-    mutating func ownership(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> (isOwn: Bool, length: UInt64) {
-        var search = DiskImage.Search(limit: limit)
-        while true {
-            switch image.locate(offset, &search) {
-            case .data(_, let length), .zero(let length), .memory(_, let length):
-                return (search.layer == 0, length)
-            case .load(let load) where load.kind == .compressedCluster:
-                // It is known to be there, which is enough: nothing is read.
-                image.finish(load, bytes: 0, error: ECANCELED)
-                image.settle(load)
-                let cluster = image.clusterSize(ofLayer: load.layer)
-                return (load.layer == 0, min(search.limit, cluster - offset % cluster))
-            case .load(let load):
-                var code: Int32 = 0
-                // The load's buffer has `length` bytes.
-                do throws(MetadataError) { try unsafe metadataFile.read(load.buffer, load.length, at: load.offset) } catch {
-                    if case .failed(let error) = error { code = error }
-                }
-                image.finish(load, bytes: code == 0 ? load.length : 0, error: code)
-                image.settle(load)
-            case .commit:
-                try perform(.flush)
-            case .unallocated, .wait:
-                throw .request(path: image.path, SystemCallError("read", errno: EIO))
-            case .failed(let error):
-                throw image.damage ?? .request(path: image.path, SystemCallError("read", errno: error))
-            }
-        }
     }
 }

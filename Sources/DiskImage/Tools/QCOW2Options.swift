@@ -61,7 +61,7 @@ extension QCOW2Options {
         if compatibility == .version2 {
             for (isAsked, feature) in [
                 (refcountBits != 16, "reference counts of \(refcountBits) bits"), (lazyRefcounts, "lazy reference counts"),
-                (extendedL2, "subclusters"), (compression != .zlib, "\(compression) compression"), (dataFile != nil, "a data file"),
+                (extendedL2, "subclusters"), (compression != .zlib, "\(compression) compression"), (dataFile != nil, "external data file"),
             ] where isAsked {
                 throw .impossible(path: path, reason: "version 2 (compat 0.10) has no \(feature); compat 1.1 does")
             }

@@ -24,9 +24,11 @@ internal import Linux
     /// What has to be read again by one system call after the other, for each buffer.
     private var failed: [[Read]]
 
-    /// - Parameter buffers: how many buffers there are, which are waited for one by one.
-    init(buffers: Int) {
-        ring = try? IORing(entries: Self.capacity)
+    /// - Parameters:
+    ///   - buffers: how many buffers there are, which are waited for one by one.
+    ///   - usesRing: false does without io_uring, as happens by itself where the host has none for this process.
+    init(buffers: Int, usesRing: Bool = true) {
+        ring = usesRing ? try? IORing(entries: Self.capacity) : nil
         reads = [Read?](repeating: nil, count: Self.capacity)
         pending = [Int](repeating: 0, count: buffers)
         failed = [[Read]](repeating: [], count: buffers)

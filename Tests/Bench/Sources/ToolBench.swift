@@ -1,7 +1,7 @@
 import DiskImage
 import Glibc
 
-/// `swkvm image` beside qemu-img: conversions with the page cache dropped before each, requests, and the opening of a large image.
+/// `swkvm image` beside qemu-img: conversions, a rebase and a commit with the page cache dropped before each, requests, and the opening of a large image.
 enum ToolBench {
     private static let size = 512 << 20
 
@@ -10,7 +10,7 @@ enum ToolBench {
         try makeImage("\(source).raw")
         _ = try Child.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "\(source).raw", "\(source).qcow2"])
         defer { for format in ["raw", "qcow2"] { unlink("\(source).\(format)") } }
-        return try conversions(setup, source) + RequestBench.run(setup) + [opening(setup)]
+        return try conversions(setup, source) + overlays(setup, source) + RequestBench.run(setup) + [opening(setup)]
     }
 
     // MARK: - Conversions
@@ -28,37 +28,60 @@ enum ToolBench {
         ]
         for kind in kinds {
             let from = "\(source).\(kind.from)", to = "\(target).\(kind.to)"
-            // Seconds of wall time and of the processor, for both.
-            var cpu: [[Double]] = [[], []]
-            // As many at a time for both.
-            let seconds = try interleave(setup.runs, [
-                { try converting([setup.swkvm, "image", "convert", "-m", "2"] + kind.ours + [from, to], to, &cpu[0]) },
-                { try converting(["qemu-img", "convert", "-m", "2", "-f", kind.from, "-O", kind.to] + kind.qemu + [from, to], to, &cpu[1]) },
-            ])
-            rows += [
-                Row(name: "convert \(kind.name), wall", unit: "s", ours: Sample(seconds[0]), peer: ("qemu-img", Sample(seconds[1])), goal: .atMost(0.8)),
-                // Without the round that does not count.
-                Row(
-                    name: "convert \(kind.name), CPU", unit: "s", ours: Sample(Array(cpu[0].dropFirst())), peer: ("qemu-img", Sample(Array(cpu[1].dropFirst()))),
-                    goal: .atMost(1)),
-            ]
+            rows += try compare(
+                // As many at a time for both.
+                "convert \(kind.name)", setup, [setup.swkvm, "image", "convert", "-m", "2"] + kind.ours + [from, to],
+                ["qemu-img", "convert", "-m", "2", "-f", kind.from, "-O", kind.to] + kind.qemu + [from, to]) { unlink(to) }
+            unlink(to)
         }
         return rows
     }
 
-    private static func converting(_ words: [String], _ target: String, _ cpu: inout [Double]) throws -> Double {
-        unlink(target)
-        // What the last run wrote is not to be this one's work.
-        sync()
-        try writeFile("/proc/sys/vm/drop_caches", Array("3".utf8))
-        let end = try Child.run(words).end
-        unlink(target)
-        cpu.append(end.cpu)
-        return end.total
+    /// Wall time and CPU of a program and of qemu-img. Before each run it is prepared, and the page cache dropped.
+    private static func compare(_ name: String, _ setup: Setup, _ ours: [String], _ qemu: [String], prepare: @escaping () throws -> Void) throws -> [Row] {
+        // Seconds of the processor, for both.
+        var cpu: [[Double]] = [[], []]
+        func run(_ words: [String], _ cpu: inout [Double]) throws -> Double {
+            try prepare()
+            // What came before is not to be this one's work.
+            sync()
+            try writeFile("/proc/sys/vm/drop_caches", Array("3".utf8))
+            let end = try Child.run(words).end
+            cpu.append(end.cpu)
+            return end.total
+        }
+        let seconds = try interleave(setup.runs, [{ try run(ours, &cpu[0]) }, { try run(qemu, &cpu[1]) }])
+        return [
+            Row(name: "\(name), wall", unit: "s", ours: Sample(seconds[0]), peer: ("qemu-img", Sample(seconds[1])), goal: .atMost(0.8)),
+            // Without the round that does not count.
+            Row(name: "\(name), CPU", unit: "s", ours: Sample(Array(cpu[0].dropFirst())), peer: ("qemu-img", Sample(Array(cpu[1].dropFirst()))), goal: .atMost(1)),
+        ]
+    }
+
+    // MARK: - Overlays
+
+    /// An empty overlay gets a backing file that differs in every other MiB, and an overlay with those differences goes into its backing file.
+    private static func overlays(_ setup: Setup, _ source: String) throws -> [Row] {
+        let base = "\(source).raw", other = "\(setup.work)/other.raw", differences = "\(setup.work)/differences.qcow2"
+        let overlay = "\(setup.work)/overlay.qcow2", target = "\(setup.work)/base.raw"
+        defer { for path in [other, differences, overlay, target] { unlink(path) } }
+        try makeImage(other, isOther: true)
+        _ = try Child.run(["cp", base, target])
+        _ = try Child.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", other, "-F", "raw", differences])
+        _ = try Child.run(["qemu-img", "rebase", "-q", "-f", "qcow2", "-b", target, "-F", "raw", differences])
+        return try compare(
+            "rebase", setup, [setup.swkvm, "image", "rebase", "-q", "-b", other, overlay], ["qemu-img", "rebase", "-q", "-f", "qcow2", "-b", other, "-F", "raw", overlay]
+        ) {
+            _ = try Child.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", overlay])
+        } + compare("commit", setup, [setup.swkvm, "image", "commit", "-q", overlay], ["qemu-img", "commit", "-q", "-f", "qcow2", overlay]) {
+            _ = try Child.run(["cp", base, target])
+            _ = try Child.run(["cp", differences, overlay])
+        }
     }
 
     /// By MiB: holes, zeroes, what does not compress, and what does.
-    private static func makeImage(_ path: String) throws {
+    /// - Parameter isOther: another disk, with as much data, of which half is the same.
+    private static func makeImage(_ path: String, isOther: Bool = false) throws {
         let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard file >= 0, ftruncate(file, size) == 0 else { throw BenchError("cannot make \(path)") }
         defer { close(file) }
@@ -75,6 +98,7 @@ enum ToolBench {
                 default: words[index] = index % 3 == 0 ? random.next() & 0x0f0f_0f0f_0f0f_0f0f : UInt64(index / 6) &* 0x0101_0101
                 }
             }
+            if isOther, number % 2 == 1 { for index in words.indices { words[index] ^= 0x5555 } }
             guard words.withUnsafeBytes({ pwrite(file, $0.baseAddress, $0.count, off_t(number << 20)) }) == 1 << 20 else {
                 throw BenchError("cannot fill \(path)")
             }

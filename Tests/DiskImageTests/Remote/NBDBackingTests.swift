@@ -235,6 +235,30 @@ import Testing
         try expectQEMUReads(expected)
     }
 
+    /// The server has several writes of a commit at a time, neighbouring clusters come in one, and the flush when all have ended.
+    @Test func aCommitHasManyRequestsInFlight() throws {
+        let log = directory.file("log")
+        let server = try NBDServer(
+            directory, nbdkit: "--filter=log", "--filter=delay", "file", directory.file("base.raw"), "logfile=\(log)", "delay-write=20ms")
+        makeOverlay(server.address())
+        qemuIO(overlay, stride(from: 0, to: 2 << 20, by: 256 << 10).map { "write -P 7 \($0) 128k" })
+        try ImageCommit(path: overlay).run()
+        var writes = 0, inFlight = 0, most = 0, atFlushes: [Int] = []
+        for line in String(decoding: try directory.read("log"), as: UTF8.self).split(separator: "\n") {
+            if line.contains("...Write ") {
+                inFlight -= 1
+            } else if line.contains(" Write ") {
+                writes += 1
+                inFlight += 1
+                most = max(most, inFlight)
+            } else if line.contains(" Flush ") {
+                atFlushes.append(inFlight)
+            }
+        }
+        #expect(writes == 8 && most > 1, "\(writes) writes, \(most) at a time")
+        #expect(!atFlushes.isEmpty && atFlushes.allSatisfy { $0 == 0 }, "in flight at flushes: \(atFlushes)")
+    }
+
     /// Without a flush nobody could say when the overlay may be emptied.
     @Test func commitWantsAFlush() throws {
         let server = try NBDServer(directory, [

@@ -32,10 +32,12 @@ private func announce(_ line: String) {
     @Test(arguments: FuzzTarget.all.map(\.name)) func survivesTheCorpus(name: String) throws {
         let target = try target(name), corpus = try Corpus(name)
         #expect(!corpus.files.isEmpty)
+        announce("fuzz \(name): \(corpus.files.count) files of the corpus")
         for file in corpus.files {
-            announce("fuzz \(name): \(file)")
+            LastWords.set("fuzz \(name): \(file)\n")
             _ = target.run(try corpus.read(file))
         }
+        LastWords.set("")
     }
 
     @Test func everyCorpusHasATarget() throws {
@@ -47,6 +49,38 @@ private func announce(_ line: String) {
             for file in corpus.files { size += try corpus.read(file).count }
         }
         #expect(size <= 512 << 10, "\(size) bytes in the repository")
+    }
+}
+
+/// What a thread was trying: written when a trap, or a bad access, ends the process in it. Nothing is in the way of who would come then.
+private enum LastWords {
+    private static let signals = [SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV]
+
+    /// Each thread's words, which end with a 0.
+    nonisolated(unsafe) private static var key = pthread_key_t()
+    /// What was to be done for each signal before, by its number.
+    nonisolated(unsafe) private static let former = UnsafeMutablePointer<sigaction>.allocate(capacity: 65)
+
+    private static let isListening: Bool = {
+        pthread_key_create(&key) { free($0) }
+        for signal in signals {
+            var action = sigaction()
+            action.__sigaction_handler.sa_handler = { signal in
+                if let words = pthread_getspecific(LastWords.key) { write(STDERR_FILENO, words, strlen(words.assumingMemoryBound(to: CChar.self))) }
+                // What happened happens again.
+                sigaction(signal, LastWords.former + Int(signal), nil)
+            }
+            action.sa_flags = SA_ONSTACK
+            sigaction(signal, &action, former + Int(signal))
+        }
+        return true
+    }()
+
+    static func set(_ words: String) {
+        guard isListening else { return }
+        let old = pthread_getspecific(key)
+        pthread_setspecific(key, strdup(words))
+        free(old)
     }
 }
 

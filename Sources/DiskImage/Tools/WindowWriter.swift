@@ -1,0 +1,178 @@
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// Changes much of an image by what others show, many requests at a time: while those are under way, what comes next is read.
+@safe final class WindowWriter {
+    // They go in this order: what the kernel may still use is not freed before the engine has waited for it.
+    /// The image. Whoever uses the engine for something else has nothing in flight.
+    var engine: DiskEngine
+    private let sources: [WindowReader]
+    /// One for each request.
+    private let vectors: Mapping
+    /// Requests that write what is in a window's memory.
+    private var users = [Int](repeating: 0, count: WindowReader.count)
+    /// The window of each request that has one.
+    private var windows = [Int?](repeating: nil, count: depth)
+
+    /// Windows that are being read; the others are being written.
+    private static let ahead = WindowReader.count / 2
+    /// Requests at a time. A window may need many, where only some of its clusters are changed.
+    private static let depth = 64
+
+    /// An engine for this.
+    /// - Parameter calls: a test's system calls; nil for the host's.
+    static func engine(_ image: consuming DiskImage, calls: FileCalls?) throws(DiskImageError) -> DiskEngine {
+        if let calls { return try DiskEngine(image, depth: depth, segments: 1, calls: calls) }
+        return try DiskEngine(image, depth: depth, segments: 1)
+    }
+
+    /// - Parameters:
+    ///   - engine: of ``engine(_:calls:)``.
+    ///   - sources: what is read. What is in the memory of the first one can be written.
+    init(_ engine: consuming DiskEngine, sources: [WindowReader]) throws(DiskImageError) {
+        vectors = try unsafe memory(Self.depth * MemoryLayout<iovec>.stride, engine.shared.path)
+        self.sources = sources
+        self.engine = engine
+    }
+
+    deinit {
+        // After an error, or given up: what was begun comes to its end. A server that does not answer is not waited for long.
+        if engine.inFlight > 0 { engine.finishSoon() }
+        while engine.inFlight > 0, (try? engine.waitForCompletion()) != nil {}
+    }
+
+    /// Goes through a disk, and makes what was written durable.
+    /// - Parameters:
+    ///   - interruption: the error that it was given up.
+    ///   - progress: called now and then; false gives up.
+    ///   - plan: says what of a window is to be read.
+    ///   - write: begins the writes of a window that has been read.
+    func run(
+        _ interruption: DiskImageError, size: UInt64, _ progress: (ImageProgress) -> Bool,
+        plan: (inout DiskWindow) throws(DiskImageError) -> Void, write: (DiskWindow) throws(DiskImageError) -> Void
+    ) throws(DiskImageError) {
+        var read: [DiskWindow] = []
+        var position: UInt64 = 0
+        var number = 0
+        while position < size || !read.isEmpty {
+            if position < size, read.count < Self.ahead {
+                if !progress(ImageProgress(done: position, total: size)) { throw interruption }
+                while users[number] > 0 { try wait() }
+                var window = DiskWindow(number: number, start: position, diskSize: size)
+                try plan(&window)
+                position = window.end
+                if !window.parts.isEmpty {
+                    for source in sources { try source.begin(window) }
+                    read.append(window)
+                    number = (number + 1) % WindowReader.count
+                }
+            } else {
+                let window = read.removeFirst()
+                for source in sources { try source.finish(window) }
+                try write(window)
+            }
+            try submit()
+        }
+        try finish()
+        try engine.perform(.flush)
+        _ = progress(ImageProgress(done: size, total: size))
+    }
+
+    /// Begins to write a range of what has been read of a window.
+    func write(_ range: Range<UInt64>, of window: DiskWindow) throws(DiskImageError) {
+        let request = try acquire()
+        windows[request] = window.number
+        users[window.number] += 1
+        // The mapping has one for each request; the window's memory is used by nobody else until that has ended.
+        let vector = unsafe vectors.start.assumingMemoryBound(to: iovec.self) + request
+        let memory = unsafe sources[0].memory(range, ofWindow: window.number)
+        unsafe vector.initialize(to: iovec(iov_base: memory.baseAddress, iov_len: memory.count))
+        unsafe engine.start(request, .write, offset: range.lowerBound, length: UInt64(memory.count), vectors: vector, count: 1)
+    }
+
+    /// Begins to make a range of the disk zero.
+    func clear(_ range: Range<UInt64>) throws(DiskImageError) {
+        let request = try acquire()
+        windows[request] = nil
+        engine.start(request, .writeZeroesUnmapping, offset: range.lowerBound, length: UInt64(range.count))
+    }
+
+    /// Whether the image has the beginning of a range of its own, and how far that goes. Nothing that is in flight is about the range.
+    func ownership(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> (isOwn: Bool, length: UInt64) {
+        if let answer = try engine.ownership(at: offset, limit: limit) { return answer }
+        // Somebody else reads what is needed, or there is no room to read it before what has changed is in the file.
+        try finish()
+        if let answer = try engine.ownership(at: offset, limit: limit) { return answer }
+        try engine.perform(.flush)
+        if let answer = try engine.ownership(at: offset, limit: limit) { return answer }
+        throw .request(path: engine.image.path, SystemCallError("read", errno: EIO))
+    }
+
+    // MARK: - Requests
+
+    private func acquire() throws(DiskImageError) -> Int {
+        while true {
+            if let request = engine.acquire() { return request }
+            try wait()
+        }
+    }
+
+    /// Hands over what was begun, and looks at what has ended.
+    private func submit() throws(DiskImageError) {
+        try engine.submit()
+        while let completion = engine.nextCompletion() { try take(completion) }
+    }
+
+    private func finish() throws(DiskImageError) {
+        while engine.inFlight > 0 { try wait() }
+    }
+
+    /// Waits for a request, of which at least one is in flight.
+    private func wait() throws(DiskImageError) {
+        guard let completion = try engine.waitForCompletion() else { throw .request(path: engine.image.path, SystemCallError("write", errno: EIO)) }
+        try take(completion)
+    }
+
+    private func take(_ completion: DiskCompletion) throws(DiskImageError) {
+        if let window = windows[completion.request] { users[window] -= 1 }
+        engine.release(completion.request)
+        if completion.error != 0 { throw .request(path: engine.image.path, SystemCallError("\(completion.operation)", errno: completion.error)) }
+    }
+}
+
+extension DiskEngine {
+    /// Whether the topmost image has the beginning of a range of its own, and how far that goes.
+    /// - Returns: nil if what is in flight, or what has not been made durable, has to end first.
+    fileprivate mutating func ownership(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> (isOwn: Bool, length: UInt64)? {
+        var search = DiskImage.Search(limit: limit)
+        while true {
+            switch image.locate(offset, &search) {
+            case .data(_, let length), .zero(let length), .memory(_, let length):
+                return (search.layer == 0, length)
+            case .load(let load) where load.kind == .compressedCluster:
+                // It is known to be there, which is enough: nothing is read.
+                image.finish(load, bytes: 0, error: ECANCELED)
+                image.settle(load)
+                let cluster = image.clusterSize(ofLayer: load.layer)
+                return (load.layer == 0, min(search.limit, cluster - offset % cluster))
+            case .load(let load):
+                var code: Int32 = 0
+                // The load's buffer has `length` bytes.
+                do throws(MetadataError) { try unsafe metadataFile.read(load.buffer, load.length, at: load.offset) } catch {
+                    if case .failed(let error) = error { code = error } else { code = EIO }
+                }
+                image.finish(load, bytes: code == 0 ? load.length : 0, error: code)
+                image.settle(load)
+                // The image would only ask for it again.
+                if code != 0 { throw .request(path: image.path, SystemCallError("read", errno: code)) }
+            case .commit, .wait:
+                return nil
+            case .unallocated:
+                throw .request(path: image.path, SystemCallError("read", errno: EIO))
+            case .failed(let error):
+                throw image.damage ?? .request(path: image.path, SystemCallError("read", errno: error))
+            }
+        }
+    }
+}
