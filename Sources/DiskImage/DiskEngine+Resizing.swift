@@ -236,8 +236,9 @@ extension DiskEngine {
                     image.settle(load)
                     throw error.asError(image.path, "pread")
                 }
-                image.finish(load, bytes: load.length, error: 0)
+                let outcome = image.finish(load, bytes: load.length, error: 0)
                 image.settle(load)
+                if outcome != 0 { throw image.damage ?? .request(path: image.path, SystemCallError("pread", errno: outcome)) }
             case .not(.commit):
                 try perform(.flush)
             case .not(.failed(let error)):

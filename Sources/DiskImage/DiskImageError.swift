@@ -88,6 +88,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case exists(path: String)
     /// A block device that is to be overwritten is in use by the host itself.
     case deviceInUse(path: String)
+    /// A new image's name is a symbolic link that leads nowhere.
+    case linkToNothing(path: String)
     /// An image that is to be written is itself what is read, or a part of it.
     case sameFile(path: String, other: String)
     /// What was asked of a new image contradicts itself or its format.
@@ -104,6 +106,12 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case interruptedInPlace(path: String)
     /// What was writing into such a place has failed.
     case failedInPlace(path: String, DiskImageError)
+
+    /// For who opens what an image stands on while it has the image: a file that seems to be another process's may be that image.
+    func orLoop(to image: String) -> DiskImageError {
+        guard case .locked(let file, _) = cause, let own = ImageFile.Identity(ofPath: image), ImageFile.Identity(ofPath: file) == own else { return self }
+        return .backingLoop(path: file)
+    }
 
     /// What is wrong with the file itself, however far below the image that the user named it is.
     var cause: DiskImageError {
@@ -212,6 +220,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): it exists already; --force overwrites it"
         case .deviceInUse(let path):
             "disk \(quoted(path)): the host uses this device (it is mounted, or a part of LVM, RAID or the like) and would lose what it has there; end that first"
+        case .linkToNothing(let path):
+            "disk \(quoted(path)): it is a symbolic link to something that is not there; remove the link, or name its target"
         case .sameFile(let path, let other):
             "disk \(quoted(path)): it is what is read as \(quoted(other)); name another file"
         case .impossible(let path, let reason):

@@ -167,6 +167,14 @@ import Testing
             #expect(refusal.contains("leads back to it"), "\(name): \(refusal)")
         }
         #expect(try directory.read("disk.qcow2") == before)
+        // A commit into a backing file that is the image itself.
+        var rebase = ImageRebase(path: path)
+        rebase.isUnsafe = true
+        rebase.backing = BackingReference(name: "disk.qcow2", format: .qcow2)
+        try rebase.run()
+        var refusal = ""
+        do { _ = try ImageCommit(path: path).run() } catch { refusal = "\(error)" }
+        #expect(refusal.contains("leads back to it"), "\(refusal)")
     }
 
     private func readDisk(_ path: String, _ options: DiskImageOptions = DiskImageOptions()) throws -> [UInt8] {

@@ -77,7 +77,7 @@ import Testing
         try directory.write("new.qcow2", [1, 2, 3])
         #expect(try refusal(new()) == .exists(path: directory.file("new.qcow2")))
         #expect(symlink("nowhere", directory.file("link.qcow2")) == 0)
-        #expect(try refusal(new("link.qcow2")) == .exists(path: directory.file("link.qcow2")))
+        #expect(try refusal(new("link.qcow2")) == .linkToNothing(path: directory.file("link.qcow2")))
         #expect(try directory.read("new.qcow2") == [1, 2, 3])
         #expect(try refusal(new("none/new.qcow2")) == .system(path: directory.file("none/new.qcow2"), SystemCallError("open", errno: ENOENT)))
         #expect(mkfifo(directory.file("pipe.qcow2"), 0o600) == 0)

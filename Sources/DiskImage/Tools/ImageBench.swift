@@ -37,7 +37,8 @@ public struct ImageBench: Sendable {
     public init(path: String) { self.path = path }
 
     /// Carries the requests out. What follows the last one is no part of the time: a flush, if there were writes.
-    public func run() throws(DiskImageError) -> Result {
+    /// - Parameter begins: called when the image is open and all is ready.
+    public func run(begins: () -> Void = {}) throws(DiskImageError) -> Result {
         var options = options
         options.readOnly = !writes
         let image = try DiskImage(path: path, options: options)
@@ -57,6 +58,7 @@ public struct ImageBench: Sendable {
         unsafe buffers.start.initializeMemory(as: UInt8.self, repeating: fill, count: depth * size)
 
         var places = Places(pattern, offset: offset, diskSize: diskSize, size: UInt64(size))
+        begins()
         let start = now()
         var started: UInt64 = 0, done: UInt64 = 0
         // Also until the last flush among them has ended.

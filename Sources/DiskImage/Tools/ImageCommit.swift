@@ -58,7 +58,7 @@ public struct ImageCommit: Sendable {
         do throws(DiskImageError) {
             engine = try WindowWriter.engine(DiskImage(path: target, options: options), calls: calls)
         } catch {
-            throw .backing(of: path, error)
+            throw .backing(of: path, error.orLoop(to: path))
         }
         if let remote = engine.image.remote, engine.image.isRemote, !remote.export.canFlush, !keepsContents {
             throw .remoteNotPossible(path: target, reason: "its server has no flush, so that nobody knows when all is stored; --keep leaves the image as it is")

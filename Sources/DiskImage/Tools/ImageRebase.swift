@@ -147,11 +147,7 @@ public struct ImageRebase: Sendable {
         options.allowsDataFile = true
         options.sparesCache = true
         do throws(DiskImageError) { return try DiskImage(path: path, options: options, remote: remote) } catch {
-            // Who has it open is this very rebase.
-            if case .locked(let file, _) = error.cause, let own = ImageFile.Identity(ofPath: self.path), ImageFile.Identity(ofPath: file) == own {
-                throw .backing(of: self.path, .backingLoop(path: file))
-            }
-            throw .backing(of: self.path, error)
+            throw .backing(of: self.path, error.orLoop(to: self.path))
         }
     }
 

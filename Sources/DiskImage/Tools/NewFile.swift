@@ -55,8 +55,8 @@ struct NewFile: ~Copyable {
             replaced = consume old
             isOld = true
         } else if unsafe lstat(path, &status) == 0 {
-            // A link to nothing: what it names is nobody's wish.
-            throw .exists(path: path)
+            // What it names is nobody's wish.
+            throw .linkToNothing(path: path)
         }
         let made: Made
         do throws(SystemCallError) {

@@ -78,12 +78,12 @@ struct ImageBenchCommand: ParsableCommand {
             bench.pattern = random ? .random(seed: seed) : .sequential(step: step?.bytes ?? size.bytes)
             bench.flushInterval = flushInterval
             bench.usesRing = !noRing
-            if !json {
+            return try bench.run {
+                guard !json else { return }
                 let how = random ? "random places, seed \(seed)" : "starting at offset \(offset.bytes), step size \(step?.bytes ?? size.bytes)"
                 print("Sending \(count) \(write ? "write" : "read") requests, \(size.bytes) bytes each, \(depth) in parallel (\(how))")
                 if flushInterval > 0, write { print("Sending flush every \(flushInterval) requests") }
             }
-            return try bench.run()
         }
         let perSecond = result.seconds > 0 ? 1 / result.seconds : 0
         if json {
