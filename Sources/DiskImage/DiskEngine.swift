@@ -83,6 +83,11 @@ public struct DiskCompletion: Sendable {
     var freeCopy: Int32
     let encryption: EngineEncryption
 
+    /// Requests started since the kernel was last told. A ring's are told of a few at a time, as a disk that has nothing to do waits as long as it takes
+    /// to start all that there are.
+    private var unsubmitted = 0
+    private static let batch = 8
+
     /// How ``waitForCompletion()`` waits.
     private var waking = Waking()
 
@@ -205,12 +210,16 @@ public struct DiskCompletion: Sendable {
         advance(Int32(index))
         shared.unlock()
         work()
+        unsubmitted += 1
+        // A failure here shows again in the owner's next `submit`.
+        if unsubmitted == Self.batch, queue.isRing { try? submit() }
     }
 
-    /// Hands what was started to the kernel; once after a batch is enough.
+    /// Hands what was started to the kernel; once after any number of requests is enough.
     /// - Throws: when the kernel takes nothing any more. The engine is of no further use then.
     public mutating func submit() throws(DiskImageError) {
         shared.assertUnlocked()
+        unsubmitted = 0
         do { try queue.submit() } catch { throw .request(path: shared.path, error) }
     }
 
