@@ -171,10 +171,8 @@ func backingPath(_ name: String, of image: String) throws(DiskImageError) -> Str
     if let colon = first.firstIndex(of: ":") {
         let rest = name[name.index(after: colon)...]
         // QEMU takes what follows `file:` relative to wherever it was started, which means nothing to us.
-        guard first[..<colon] == "file", rest.first == "/" else { throw .backingName(path: image, name: String(name)) }
+        guard first[..<colon] == "file", rest.utf8.first == UInt8(ascii: "/") else { throw .backingName(path: image, name: String(name)) }
         name = rest
     }
-    if name.first == "/" { return String(name) }
-    guard let slash = image.lastIndex(of: "/") else { return String(name) }
-    return String(image[...slash] + name)
+    return name.utf8.first == UInt8(ascii: "/") ? String(name) : String(name).beside(image)
 }

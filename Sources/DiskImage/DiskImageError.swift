@@ -149,7 +149,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): it needs \(feature), which is not supported; qemu-img convert makes a plain image of it"
         case .needsParent(let path, let kind):
             "disk \(quoted(path)): it is \(kind) and has a part of its disk in a parent image, which is not supported; "
-                + "have the program that made the two merge them (qemu-img would leave the parent out and not say so)"
+                + "have the program that made the two merge them (of some of these qemu-img leaves the parent out and does not say so)"
         case .notWritable(let path, let reason):
             "disk \(quoted(path)): it cannot be written: \(reason); or add ,ro"
         case .noSnapshot(let path, let name):

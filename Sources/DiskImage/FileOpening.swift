@@ -14,14 +14,14 @@ func openFile(_ path: String, _ access: Int32, below directory: String? = nil) t
     }
     guard let root = resolved(directory) else { throw .system(path: directory, .last("realpath")) }
     guard let parent = resolved(DiskImage.directory(of: path)) else { throw .system(path: path, .last("realpath")) }
-    let start = root == "/" ? root : root + "/"
-    guard "\(parent)/".hasPrefix(start) else { throw .outside(path: path, directory: directory) }
-    let name = path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...]
+    // As bytes: names that Unicode takes for equal are others to the kernel.
+    let start = (root == "/" ? root : root + "/").utf8, place = (parent == "/" ? parent : parent + "/").utf8
+    guard place.starts(with: start) else { throw .outside(path: path, directory: directory) }
     // Looked for anew from the root, as what was found may have been replaced.
-    let relative = "\(parent)/".dropFirst(start.utf8.count) + name
+    let relative = String(decoding: Array(place.dropFirst(start.count)) + path.utf8.dropFirst(path.directoryLength), as: UTF8.self)
     do throws(SystemCallError) {
         let top = try FileDescriptor.open(root, CLINUX_O_PATH | O_DIRECTORY)
-        return try waitingForLease { () throws(SystemCallError) in try FileDescriptor.open(String(relative), below: top, access | O_NONBLOCK) }
+        return try waitingForLease { () throws(SystemCallError) in try FileDescriptor.open(relative, below: top, access | O_NONBLOCK) }
     } catch {
         if error.errno == EXDEV { throw .outside(path: path, directory: directory) }
         throw .system(path: path, error)
@@ -57,9 +57,20 @@ func resolved(_ path: String) -> String? {
 extension DiskImage {
     /// That of a file.
     static func directory(of path: String) -> String {
-        guard let slash = path.lastIndex(of: "/") else { return "." }
-        return slash == path.startIndex ? "/" : String(path[..<slash])
+        switch path.directoryLength {
+        case 0: "."
+        case 1: "/"
+        case let length: String(decoding: path.utf8.prefix(length - 1), as: UTF8.self)
+        }
     }
+}
+
+extension String {
+    /// Bytes of a path up to its last slash, and with it. To the kernel a slash is a byte; to Unicode it can be one character with what follows.
+    fileprivate var directoryLength: Int { utf8.lastIndex(of: UInt8(ascii: "/")).map { utf8.distance(from: utf8.startIndex, to: $0) + 1 } ?? 0 }
+
+    /// A name as it is in the directory of a file.
+    func beside(_ file: String) -> String { String(decoding: Array(file.utf8.prefix(file.directoryLength)) + utf8, as: UTF8.self) }
 }
 
 extension FileDescriptor {

@@ -55,6 +55,24 @@ import Testing
         close(kept)
     }
 
+    /// A ring's kernel is told of eight requests at a time, whether or not the owner says so.
+    @Test func aDiskHasWorkWhileMoreIsStarted() throws {
+        let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 8192))
+        var engine = try DiskEngine(DiskImage(path: path, options: readOnly), depth: 16)
+        guard engine.usesRing else { return withKnownIssue("no io_uring here") { Issue.record("not tried") } }
+        let buffers = (0..<9).map { _ in SharedImageTests.Buffer([UInt8](repeating: 0, count: 4096)) }
+        var queued: [Int] = []
+        for buffer in buffers {
+            try start(&engine, buffer)
+            queued.append(engine.queue.queued(below: .max))
+        }
+        #expect(queued == [1, 2, 3, 4, 5, 6, 7, 0, 1])
+        try engine.submit()
+        var ended = 0
+        while try engine.waitForCompletion() != nil { ended += 1 }
+        #expect(ended == 9)
+    }
+
     private func start(_ engine: inout DiskEngine, _ buffer: SharedImageTests.Buffer) throws {
         let free = engine.acquire()
         unsafe engine.start(try #require(free), .read, offset: 0, length: UInt64(buffer.bytes.count), vectors: buffer.vector, count: 1)

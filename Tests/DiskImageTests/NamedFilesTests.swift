@@ -73,6 +73,30 @@ import Testing
         guard case .system = try #require(openError(overlay("../bases/base.raw"), options(below: "none"))).cause else { Issue.record("no directory"); return }
     }
 
+    /// Names are bytes to the kernel: what Unicode takes for the same, or for one character with the slash before it, are others.
+    @Test func namesAreBytes() throws {
+        try prepare()
+        for name in ["b\u{e4}se\u{fc}", "ba\u{308}seu\u{308}"] {
+            #expect(mkdir(directory.file(name), 0o755) == 0)
+            try directory.write("\(name)/base.raw", [UInt8](repeating: 1, count: 1 << 20))
+            try directory.write("\(name)/\u{301}base.raw", [UInt8](repeating: 1, count: 1 << 20))
+        }
+        for file in ["base.raw", "\u{301}base.raw"] {
+            let path = try overlay("../b\u{e4}se\u{fc}/\(file)")
+            var engine = try DiskEngine(DiskImage(path: path, options: options(below: "b\u{e4}se\u{fc}")))
+            let contents = try engine.readAll()
+            #expect(contents == [UInt8](repeating: 1, count: 1 << 20))
+            guard case .outside = try #require(openError(path, options(below: "ba\u{308}seu\u{308}"))).cause else { Issue.record("\(file) of the other"); return }
+        }
+        for name in ["../\u{301}secret", "a/../\u{301}secret", "/\u{301}etc"] {
+            #expect(throws: DiskImageError.extentName(path: "disk.vmdk", name: name)) { try VMDKDescriptor.path(name, of: "disk.vmdk") }
+        }
+        let file = "\u{301}disk.vmdk"
+        #expect(try VMDKDescriptor.path("data", of: "deep/\(file)").utf8.elementsEqual("deep/data".utf8))
+        #expect(try backingPath("base.raw", of: "deep/\(file)").utf8.elementsEqual("deep/base.raw".utf8))
+        #expect(try backingPath("/\u{301}base.raw", of: "deep/disk.qcow2").utf8.elementsEqual("/\u{301}base.raw".utf8))
+    }
+
     /// What a file that may be there names in its turn is held to the same rule, and so is all that any image names.
     @Test func namesOfNames() throws {
         try prepare()

@@ -72,10 +72,11 @@ import Testing
     }
 
     /// The last cluster has nothing beyond the end that somebody else would show: qemu-img makes a disk longer and leaves that cluster as it is.
-    @Test(arguments: ["", ",extended_l2=on", ",compat=0.10", ",cluster_size=2M", ",refcount_bits=1"], ["data", "compressed", "snapshot"])
-    func othersFindNothingBeyondTheEnd(options: String, kind: String) throws {
+    @Test(
         // A snapshot's disk can have another size in version 3, and its clusters are counted twice.
-        guard kind != "snapshot" || !(options.contains("compat") || options.contains("refcount_bits")) else { return }
+        arguments: ["", ",extended_l2=on", ",cluster_size=2M"].flatMap { options in ["data", "compressed", "snapshot"].map { (options, $0) } }
+            + [",compat=0.10", ",refcount_bits=1"].flatMap { options in ["data", "compressed"].map { (options, $0) } })
+    func othersFindNothingBeyondTheEnd(options: String, kind: String) throws {
         let contents = randomBytes(256 << 10, seed: 6).map { $0 & 0xf }
         let path = directory.file("disk.qcow2"), size = 100 << 10 | 512
         try directory.write("source.raw", contents)

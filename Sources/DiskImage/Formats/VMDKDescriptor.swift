@@ -108,10 +108,9 @@ struct VMDKDescriptor: Equatable {
 
     /// The path of an extent: a file in or below the directory of the image, and nothing else.
     static func path(_ name: String, of image: String) throws(DiskImageError) -> String {
-        let parts = name.split(separator: "/", omittingEmptySubsequences: false)
-        guard !name.isEmpty, !name.utf8.contains(0), !parts.contains(where: { $0 == ".." || $0.isEmpty }) else { throw .extentName(path: image, name: name) }
-        guard let slash = image.lastIndex(of: "/") else { return name }
-        return String(image[...slash] + name)
+        let parts = name.utf8.split(separator: UInt8(ascii: "/"), omittingEmptySubsequences: false)
+        guard !name.utf8.contains(0), !parts.contains(where: { $0.elementsEqual("..".utf8) || $0.isEmpty }) else { throw .extentName(path: image, name: name) }
+        return name.beside(image)
     }
 
     /// Eight random digits.
