@@ -51,6 +51,9 @@ enum NBDRequest: UInt8 {
     /// Where the answer of ``NBDRequest/status`` goes.
     var extents: UnsafeMutablePointer<NBDExtents>?
 
+    /// When it was first lost with a connection, without progress since then; nil before that.
+    var lostAt: Int?
+
     // What the server is asked.
     var sending = NBDRequest.flush
     var sentOffset: UInt64 = 0

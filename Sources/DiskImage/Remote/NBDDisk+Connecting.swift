@@ -44,6 +44,7 @@ extension NBDDisk {
                     export = try connection.export()
                     connection.watchPeer()
                 }
+                readyAt = now()
                 link = .up
                 return
             case .connecting:
@@ -79,6 +80,7 @@ extension NBDDisk {
     func step() -> Bool {
         let now = now()
         if isCancelled { return cancelAll() }
+        if let line = outage.overdue(now, patience: patience) { tell(line) }
         if let endBy, now >= endBy || inUse == 0 {
             self.endBy = nil
             if inUse > 0 {
@@ -122,26 +124,25 @@ extension NBDDisk {
     /// Whether requests need not wait for a connection.
     private func isHopeless(_ now: Int) -> Bool {
         if case .broken = link { return true }
-        guard let lostAt else { return false }
-        return now >= lostAt + patience || addresses.isEmpty
+        guard let began = outage.began else { return false }
+        return now >= began + patience || addresses.isEmpty
     }
 
     private func lose(_ reason: String) {
         isShutDown = false
         lastFailure = ""
         let now = now()
-        if lostAt == nil {
-            lostAt = now
-            tell("connection lost: \(reason); requests wait for \(patience / 1000) s while it is sought again")
-        }
+        let (wasUseful, line) = outage.lost(now, reason, patience: patience)
+        if let line { tell(line) }
+        // A connection without an answer is no better than none.
+        guard wasUseful else { return retryLater(reason) }
         close()
         (tried, pause) = (0, Self.firstPause)
-        link = .down(retryAt: now)
+        link = .down(retryAt: max(now, readyAt + Self.firstPause))
     }
 
     private func connectAgain() {
         let address = addresses[nextAddress % addresses.count]
-        lastFailure = ""
         do throws(NBDFailure) {
             try adopt(NBDConnection(location, to: address))
             link = .connecting(deadline: now() + Self.connectTime)
@@ -173,8 +174,9 @@ extension NBDDisk {
                 return
             }
             connection?.watchPeer()
-            if let lostAt { tell("connected again after \((now() - lostAt + 999) / 1000) s; \(waiting.isEmpty ? "nothing" : "what") was waiting\(waiting.isEmpty ? "" : " is asked again")") }
-            lostAt = nil
+            readyAt = now()
+            if let line = outage.connected(readyAt, isAwaited: !waiting.isEmpty) { tell(line) }
+            lastFailure = ""
             link = .up
         } catch {
             retryLater(error.reason)
@@ -188,6 +190,11 @@ extension NBDDisk {
         link = .broken
         failWaiting(ECANCELED)
         return false
+    }
+
+    /// A command was answered, with whatever.
+    func noteAnswer() {
+        if let line = outage.answered(now()) { tell(line) }
     }
 
     private func tell(_ what: String) { report?("disk \(path): \(what)") }

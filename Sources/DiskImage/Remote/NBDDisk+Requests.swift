@@ -161,6 +161,7 @@ extension NBDDisk {
             removeFirst(&waiting)
             unsafe command.pointee.state = .sent
             if unsafe command.pointee.isPartial { exclusive = index }
+            outage.asked(now())
             if unsafe command.pointee.sending.changes { changing += 1 }
             if let extents = unsafe command.pointee.extents { unsafe extents.pointee.clear() }
             do throws(NBDFailure) { try unsafe send(command) } catch {
@@ -239,8 +240,10 @@ extension NBDDisk {
             if error == ESHUTDOWN { isShutDown = true }
             return again(index)
         default:
+            noteAnswer()
             return end(index, error: error)
         }
+        noteAnswer()
         switch unsafe command.pointee.request {
         case .read:
             if unsafe command.pointee.bounce >= 0 { move(index) }
@@ -255,6 +258,7 @@ extension NBDDisk {
             unsafe command.pointee.done += command.pointee.sentLength
             guard unsafe command.pointee.done < command.pointee.length else { return end(index, error: 0) }
             prepareRange(index)
+            unsafe command.pointee.lostAt = nil
             unsafe command.pointee.state = .waiting
             append(index, to: &waiting)
         case .write, .flush, .status:
@@ -271,6 +275,13 @@ extension NBDDisk {
 
     private func again(_ index: Int32) {
         let command = unsafe self[index]
+        let now = now()
+        if let lostAt = unsafe command.pointee.lostAt {
+            // Others may be answered meanwhile: it is this one that the server does not survive.
+            if now >= lostAt + patience { return end(index, error: EIO) }
+        } else {
+            unsafe command.pointee.lostAt = now
+        }
         unsafe command.pointee.error = 0
         unsafe command.pointee.state = .waiting
         if unsafe command.pointee.isPartial {

@@ -36,8 +36,10 @@ internal import Linux
     /// What its socket is waited for.
     var watched: Epoll.Events = []
     var link = Link.down(retryAt: 0)
-    /// When the connection was lost that is not back yet.
-    var lostAt: Int?
+    /// What has happened since the last answer.
+    var outage = NBDOutage()
+    /// When the connection was ready.
+    var readyAt = 0
     /// Milliseconds for which requests wait for it.
     let patience: Int
     var nextAddress = 0
@@ -205,7 +207,8 @@ internal import Linux
         case .down(let retryAt): at(retryAt)
         case .up, .broken: break
         }
-        if let lostAt, !waiting.isEmpty { at(lostAt + patience) }
+        if let began = outage.began, !waiting.isEmpty { at(began + patience) }
+        if let time = outage.logsAt { at(time) }
         if let endBy { at(endBy) }
         if let next { timer.start(milliseconds: next - now()) }
     }
