@@ -12,6 +12,8 @@ internal import Linux
     private(set) var count = 0
     /// How many of the files stand on top of each other; others are extents of the last of them.
     private(set) var chainLength = 0
+    /// The two sizes of the topmost one, if it is a VHD.
+    var vhdSizes: VHDSizes?
     /// How many of them are encrypted.
     var encryptedCount = 0
 

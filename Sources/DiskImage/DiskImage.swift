@@ -29,6 +29,9 @@ package import Linux
     /// What was put right when the image was opened for writing, as nobody had closed it.
     public let repair: CheckReport?
 
+    /// The two sizes that the footer of a VHD has, and which was taken; nil of another format.
+    public let vhdSizes: VHDSizes?
+
     /// As it was opened, for what is read anew when the metadata was replaced.
     private let metadataCacheSize: Int
 
@@ -127,6 +130,7 @@ package import Linux
         isReadOnly = options.readOnly
         metadataCacheSize = options.metadataCacheSize
         repair = chain.repair
+        vhdSizes = chain.vhdSizes
         clusterSize = unsafe chain.layers[0].qcow2?.header.clusterSize ?? chain.blockSize
         chainLength = chain.chainLength
         self.remote = chain.remote

@@ -108,6 +108,10 @@ public struct DiskImageOptions: Sendable {
     public static let possibleReconnect = NBDLocation.possibleReconnect
     /// Is told, in a sentence, what happens to a remote disk's connection; on any thread.
     public var report: (@Sendable (String) -> Void)?
+    /// Which of the two sizes in a VHD's footer counts, of all VHDs of the chain; nil for the one that the file's maker goes by.
+    public var vhdSize: VHDSize?
+    /// Is told, in a sentence, what was decided when an image was opened and may have been meant otherwise.
+    public var notice: (@Sendable (String) -> Void)?
     /// Follow the names of data files that images carry, as backing files, and write to them. A file that ``dataFile`` names is always taken.
     public var allowsDataFile: Bool
     /// The keys of those images of the chain that are encrypted, the topmost first. The last one is also for all that follow.

@@ -48,6 +48,7 @@ struct VirtioSlot: Sendable {
         do throws(DiskImageError) {
             var options = disk.options
             options.report = { log.warning("\($0)") }
+            options.notice = options.report
             options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
             let image = try DiskImage(path: disk.path, options: options)
             guard disk.queues <= image.maximumEngines else {

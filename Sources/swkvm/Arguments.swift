@@ -288,6 +288,9 @@ struct DiskArgument {
                     throw ArgumentProblem("disk \(path): cache=\(value) is not known, wanted writeback or none")
                 }
                 options.cache = cache
+            case ("vhd-size", let value?):
+                guard let size = VHDSize(rawValue: value) else { throw ArgumentProblem("disk \(path): vhd-size=\(value) is not known, wanted chs or current") }
+                options.vhdSize = size
             case ("snapshot", let value?):
                 guard !value.isEmpty else { throw ArgumentProblem("disk \(path): snapshot= needs a snapshot's number or name") }
                 options.snapshot = value
@@ -323,7 +326,7 @@ struct DiskArgument {
                 }
                 queues = count
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off, backing-dir=, lock=on|off, serial= or queues=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off, backing-dir=, vhd-size=, lock=on|off, serial= or queues=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)

@@ -30,6 +30,23 @@ import Testing
         #expect(try parse(ImageSnapshotCommand.Delete.self, "snapshot", "delete", "a.qcow2", "1").name == "1")
     }
 
+    /// The size of a VHD is the user's to say wherever one is opened.
+    @Test func theSizeOfAVHD() throws {
+        #expect(try parse(ImageInfoCommand.self, "info", "--vhd-size", "chs", "a.vhd").vhd.vhdSize == .chs)
+        #expect(try parse(ImageMapCommand.self, "map", "--vhd-size=current", "a.vhd").vhd.vhdSize == .current)
+        #expect(try parse(ImageConvertCommand.self, "convert", "--vhd-size", "current", "a.vhd", "b.raw").vhd.vhdSize == .current)
+        #expect(try parse(ImageBenchCommand.self, "bench", "--vhd-size", "chs", "a.vhd").vhd.vhdSize == .chs)
+        #expect(try parse(ImageCreateCommand.self, "create", "--vhd-size", "chs", "--backing", "a.vhd", "b.qcow2").vhd.vhdSize == .chs)
+        #expect(try parse(ImageRebaseCommand.self, "rebase", "--vhd-size", "chs", "--backing", "a.vhd", "b.qcow2").vhd.vhdSize == .chs)
+        #expect(try parse(ImageResizeCommand.self, "resize", "--vhd-size", "chs", "b.qcow2", "+1G").vhd.vhdSize == .chs)
+        let compare = try parse(ImageCompareCommand.self, "compare", "--second-vhd-size", "chs", "a.vhd", "b.vhd")
+        #expect(compare.vhd.vhdSize == nil && compare.secondVhdSize == .chs)
+        #expect(throws: (any Error).self) { try parse(ImageInfoCommand.self, "info", "--vhd-size", "bytes", "a.vhd") }
+        #expect(try DiskArgument(parsing: "a.vhd,ro,vhd-size=chs").disk.options.vhdSize == .chs)
+        #expect(try DiskArgument(parsing: "a.vhd,ro").disk.options.vhdSize == nil)
+        #expect(throws: ArgumentProblem.self) { try DiskArgument(parsing: "a.vhd,vhd-size=bytes") }
+    }
+
     @Test(arguments: [
         ("20G", 1 << 30, 20 << 30 as UInt64?), ("+1G", 1 << 30, 2 << 30), ("512M", 1 << 30, 512 << 20), ("+0", 5, 5), ("-1M", 1 << 20, 0), ("-2M", 1 << 20, nil),
         ("+16777215T", 1 << 62, nil),

@@ -18,7 +18,9 @@ extension Chain {
                 header.layout, file, cacheSize: options.metadataCacheSize, allocator: writable ? header.allocator(file) : nil)
             append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks))
         case .vhd:
-            let footer = try VHDFooter(file)
+            let footer = try VHDFooter(file, size: options.vhdSize)
+            if count == 0 { vhdSizes = footer.sizes }
+            if options.vhdSize == nil, let notice = footer.sizes.notice { options.notice?("disk \"\(file.path)\": \(notice)") }
             guard let layout = footer.layout else {
                 // A fixed one is its disk, with the footer behind it.
                 return append(DiskImage.Layer(file: file, size: footer.size))
@@ -60,7 +62,7 @@ extension Chain {
             throw .notOfFormat(path: path, format: "VMDK", reason: "it begins with no known signature and is too long for a descriptor")
         }
         let text = try file.read("the descriptor", count: Int(file.size), at: 0)
-        guard text.starts(with: VMDKDescriptor.firstLine.utf8) else {
+        guard VMDKDescriptor.begins(text) else {
             throw .notOfFormat(path: path, format: "VMDK", reason: "it begins with neither \"KDMV\" nor \"\(VMDKDescriptor.firstLine)\"")
         }
         let descriptor = try VMDKDescriptor(text, path: path)
@@ -70,7 +72,7 @@ extension Chain {
         }
         let main = count
         append(DiskImage.Layer(file: file, size: descriptor.extents.reduce(0) { $0 + $1.size }, contentIDPlace: descriptor.contentIDPlace.map { UInt64($0) } ?? 0))
-        var pieces: [DiskPiece] = []
+        var pieces: [DiskPiece] = [], flat: [Int: [Range<UInt64>]] = [:]
         var position: UInt64 = 0
         for extent in descriptor.extents {
             let end = position + extent.size
@@ -79,13 +81,20 @@ extension Chain {
             } else {
                 guard options.allowsBacking else { throw .extentNotAllowed(path: path, name: extent.name) }
                 do throws(DiskImageError) {
-                    let place = try open(extent, VMDKDescriptor.path(extent.name, of: path), options, writable: writable)
-                    pieces.append(DiskPiece(start: position, end: end, file: count - 1, place: place))
+                    let (file, place) = try open(extent, of: path, after: main, options, writable: writable)
+                    pieces.append(DiskPiece(start: position, end: end, file: file, place: place))
+                    if extent.kind != .sparse { flat[file, default: []].append(place..<place + extent.size) }
                 } catch {
                     throw .extent(of: path, error)
                 }
             }
             position = end
+        }
+        if writable {
+            for (file, ranges) in flat where ByteRanges(ranges).overlap {
+                // A key is a layer that has been made.
+                throw .notWritable(path: unsafe layers[file].file.path, reason: "two extents of the image have the same bytes of it")
+            }
         }
         // A grain belongs to one file, and the engine knows one size of them.
         if writable, let size = blockSize {
@@ -98,25 +107,58 @@ extension Chain {
         unsafe layers[main].pieces = pieces
     }
 
-    /// Opens the file of an extent and returns where its bytes begin there.
-    private mutating func open(_ extent: VMDKDescriptor.Extent, _ path: String, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> UInt64 {
-        let file = try ImageFile(named: path, writable: writable, options)
-        for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .invalid(path: path, reason: "the image has it twice") }
-        guard case .flat(let place) = extent.kind else {
-            let header = try VMDKHeader(file)
-            guard header.layout.size >= extent.size else {
-                throw .invalid(path: path, reason: "it has \(header.layout.size) bytes of the disk, its descriptor says \(extent.size)")
+    /// Opens the file of an extent.
+    /// - Parameter main: the image itself; what comes after it are its extents.
+    /// - Returns: which file that is, and where the extent's bytes begin there.
+    private mutating func open(
+        _ extent: VMDKDescriptor.Extent, of image: String, after main: Int, _ options: DiskImageOptions, writable: Bool
+    ) throws(DiskImageError) -> (file: Int, place: UInt64) {
+        let place = if case .flat(let place) = extent.kind { place } else { 0 as UInt64 }
+        // A file of several flat extents is opened, and locked, once.
+        for name in [extent.name, extent.converted] where extent.kind != .sparse {
+            guard let name, let identity = try ImageFile.Identity(ofPath: VMDKDescriptor.path(name, of: image)) else { continue }
+            for index in main + 1..<max(main + 1, count) where unsafe layers[index].file.identity == identity && layers[index].blocks == nil {
+                // One of the layers that have been made.
+                try requireRoom(for: extent, at: place, unsafe layers[index].file)
+                return (index, place)
             }
-            let blocks = try sparse(header, file, options, writable: writable)
-            append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks))
-            return 0
         }
+        let file = try openFile(of: extent, image, options, writable: writable)
+        for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .invalid(path: file.path, reason: "the image has it twice") }
+        guard extent.kind == .sparse else {
+            try requireRoom(for: extent, at: place, file)
+            let size = file.size
+            append(DiskImage.Layer(file: file, size: size))
+            return (count - 1, place)
+        }
+        let header = try VMDKHeader(file)
+        guard header.layout.size >= extent.size else {
+            throw .invalid(path: file.path, reason: "it has \(header.layout.size) bytes of the disk, its descriptor says \(extent.size)")
+        }
+        let blocks = try sparse(header, file, options, writable: writable)
+        append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks))
+        return (count - 1, 0)
+    }
+
+    private func requireRoom(for extent: VMDKDescriptor.Extent, at place: UInt64, _ file: borrowing ImageFile) throws(DiskImageError) {
         guard place <= file.size, extent.size <= file.size - place else {
-            throw .truncated(path: path, what: "the extent", needed: place &+ extent.size, size: file.size)
+            throw .truncated(path: file.path, what: "the extent", needed: place &+ extent.size, size: file.size)
         }
-        let size = file.size
-        append(DiskImage.Layer(file: file, size: size))
-        return place
+    }
+
+    /// Opens the file by its name as the bytes are or, where there is none, by the same name in UTF-8.
+    private func openFile(
+        of extent: VMDKDescriptor.Extent, _ image: String, _ options: DiskImageOptions, writable: Bool
+    ) throws(DiskImageError) -> ImageFile {
+        do throws(DiskImageError) {
+            return try ImageFile(named: VMDKDescriptor.path(extent.name, of: image), writable: writable, options)
+        } catch {
+            guard case .system(_, let cause) = error, cause.errno == ENOENT, let name = extent.converted else { throw error }
+            let path = try VMDKDescriptor.path(name, of: image)
+            // The name as it is written is the one to be told of.
+            guard ImageFile.Identity(ofPath: path) != nil else { throw error }
+            return try ImageFile(named: path, writable: writable, options)
+        }
     }
 
     private func sparse(_ header: VMDKHeader, _ file: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> BlockMapImage {

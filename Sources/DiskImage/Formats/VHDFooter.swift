@@ -1,78 +1,140 @@
 internal import Glibc
 internal import Linux
 
+/// Which of the two sizes in a VHD's footer is the disk's.
+public enum VHDSize: String, Sendable, CaseIterable {
+    /// Cylinders times heads times sectors, as Virtual PC, Virtual Server and QEMU before 2.10 have it.
+    case chs
+    /// The number of bytes ("current size"), as Hyper-V, VirtualBox, XenServer, Disk2vhd and everybody else has it.
+    case current
+}
+
+/// The two sizes that a VHD's footer has, in bytes, and which of them was taken.
+public struct VHDSizes: Sendable, Equatable {
+    /// Cylinders times heads times sectors, which is what fits whole cylinders.
+    public var chs: UInt64
+    /// The number of bytes.
+    public var current: UInt64
+    public var taken: VHDSize
+
+    /// Bytes of the disk.
+    public var size: UInt64 { taken == .chs ? chs : current }
+
+    /// Which size was taken where there are two, in a sentence; nil where they are the same.
+    var notice: String? {
+        guard chs != current else { return nil }
+        let other: VHDSize = taken == .chs ? .current : .chs
+        return "its VHD footer has two sizes, \(current) bytes (current) and \(chs) by its geometry (chs); \(taken.rawValue) was taken, "
+            + "vhd-size=\(other.rawValue) (swkvm image: --vhd-size \(other.rawValue)) takes the other"
+    }
+}
+
 /// The footer of a VHD, which is the last sector of the file, and the header of a dynamic one (Microsoft, "Virtual Hard Disk Image Format
 /// Specification", 2006).
 struct VHDFooter {
     static let size = 512
+    /// As programs before Virtual PC 2004 wrote it.
+    private static let oldSize = 511
     private static let cookie = Array("conectix".utf8)
     private static let headerCookie = Array("cxsparse".utf8)
+    private static let fixed: UInt32 = 2, dynamic: UInt32 = 3, differencing: UInt32 = 4
+    /// The geometry of all disks that are larger: 127 GiB.
+    private static let largestGeometry: UInt64 = 65535 * 16 * 255 * 512
 
+    let sizes: VHDSizes
     /// Bytes of the disk.
-    let size: UInt64
+    var size: UInt64 { sizes.size }
     /// Where a dynamic disk's blocks are; nil for a fixed disk, whose bytes the file begins with.
     let layout: BlockMapLayout?
 
-    init(_ file: borrowing ImageFile) throws(DiskImageError) {
+    /// - Parameter stated: which of the two sizes the user wants; nil for what the file's maker goes by.
+    init(_ file: borrowing ImageFile, size stated: VHDSize? = nil) throws(DiskImageError) {
         let path = file.path
-        let fileSize = file.size
-        guard fileSize >= UInt64(Self.size) else { throw .notOfFormat(path: path, format: "VHD", reason: "it has \(fileSize) bytes") }
-        // At the end, where no guest writes. The copy that a dynamic disk has at its start is for one whose end was lost.
-        var footer = try file.read("the footer", count: Self.size, at: fileSize - UInt64(Self.size))
-        if !Self.isSound(footer, Self.cookie, checksum: 64) {
-            footer = try file.read("the footer", count: Self.size, at: 0)
-            guard Self.isSound(footer, Self.cookie, checksum: 64), footer.bigEndian32(at: 60) == 3 else {
-                throw .notOfFormat(path: path, format: "VHD", reason: "it does not end with a sound footer")
-            }
-        }
-        let size = Self.diskSize(footer)
+        guard file.size >= UInt64(Self.size) else { throw .notOfFormat(path: path, format: "VHD", reason: "it has \(file.size) bytes") }
+        let (footer, room) = try Self.footer(file)
+        let current = footer.bigEndian64(at: 48) & ~511
+        let geometry = (UInt64(footer[56]) << 8 | UInt64(footer[57])) * UInt64(footer[58]) * UInt64(footer[59]) * 512
         // The format's tables end at about 2 TiB.
-        guard size <= 1 << 42 else { throw .invalid(path: path, reason: "a disk of \(size) bytes") }
-        self.size = size
+        guard current <= 1 << 42, geometry <= 1 << 42 else { throw .invalid(path: path, reason: "a disk of \(max(current, geometry)) bytes") }
+        var sizes = VHDSizes(chs: geometry, current: current, taken: .current)
+        // A geometry that cannot tell the size tells nothing, whatever the user says. QEMU decides so, too.
+        let isTold = geometry != 0 && geometry != Self.largestGeometry
         switch footer.bigEndian32(at: 60) {
-        case 2:
-            guard size <= fileSize - UInt64(Self.size) else {
-                throw .truncated(path: path, what: "the disk", needed: size, size: fileSize - UInt64(Self.size))
-            }
+        case Self.fixed:
+            // Who filled the file up to its footer has said how much there is.
+            if isTold { sizes.taken = stated ?? (current == room ? .current : Self.size(byMaker: footer)) }
+            guard sizes.size <= room else { throw .truncated(path: path, what: "the disk", needed: sizes.size, size: room) }
             layout = nil
-        case 3:
-            layout = try Self.layout(file, at: footer.bigEndian64(at: 16), size)
-        case 4:
+        case Self.dynamic:
+            let header = try Self.header(file, at: footer.bigEndian64(at: 16))
+            if isTold { sizes.taken = stated ?? Self.size(byMaker: footer) }
+            // A table that is made for the smaller one says which one was meant.
+            if stated == nil, isTold, geometry < current, !header.canMap(current), header.canMap(geometry) { sizes.taken = .chs }
+            layout = try header.layout(file, sizes.size)
+        case Self.differencing:
             throw .needsParent(path: path, kind: "a differencing disk")
         case let type:
             throw .unsupported(path: path, feature: "VHD disk type \(type)")
         }
+        self.sizes = sizes
     }
 
-    private static func layout(_ file: borrowing ImageFile, at offset: UInt64, _ size: UInt64) throws(DiskImageError) -> BlockMapLayout {
+    /// The footer, and how many bytes of the file come before it.
+    private static func footer(_ file: borrowing ImageFile) throws(DiskImageError) -> (bytes: [UInt8], room: UInt64) {
+        // At the end, where no guest writes. The copy that a dynamic disk has at its start is for one whose end was lost.
+        let room = file.size - UInt64(size)
+        let footer = try file.read("the footer", count: size, at: room)
+        if isSound(footer, cookie, checksum: 64) { return (footer, room) }
+        let old = Array(footer.suffix(oldSize))
+        if isSound(old, cookie, checksum: 64) { return (old, room + 1) }
+        let copy = try file.read("the footer", count: size, at: 0)
+        guard isSound(copy, cookie, checksum: 64), copy.bigEndian32(at: 60) == dynamic else {
+            throw .notOfFormat(path: file.path, format: "VHD", reason: "it does not end with a sound footer")
+        }
+        return (copy, room)
+    }
+
+    /// Virtual PC and what followed it goes by the geometry, which is never more than the other size. Nobody else does, and with the other
+    /// nothing of a disk is out of reach.
+    private static func size(byMaker footer: [UInt8]) -> VHDSize {
+        let creator = Array(footer[28..<32])
+        return ["vpc ", "vs  ", "qemu"].contains { Array($0.utf8) == creator } ? .chs : .current
+    }
+
+    /// What the header of a dynamic disk says.
+    private struct DynamicHeader {
+        let blockSize: UInt64
+        let entries: UInt64
+        let table: UInt64
+
+        func canMap(_ size: UInt64) -> Bool { size <= blockSize * entries }
+
+        func layout(_ file: borrowing ImageFile, _ size: UInt64) throws(DiskImageError) -> BlockMapLayout {
+            let path = file.path
+            // A bit for each sector, in whole sectors.
+            let bitmap = (blockSize / 4096 + 511) & ~511
+            let layout = BlockMapLayout(
+                size: size, blockBits: UInt64(blockSize.trailingZeroBitCount), entries: .vhd(bitmap: bitmap), table: .array(offset: table))
+            guard layout.blockCount <= entries else {
+                throw .invalid(path: path, reason: "a table of \(entries) entries for a disk that needs \(layout.blockCount)")
+            }
+            guard table <= file.size, layout.blockCount * 4 <= file.size - table else {
+                throw .truncated(path: path, what: "the block table", needed: table &+ layout.blockCount * 4, size: file.size)
+            }
+            return layout
+        }
+    }
+
+    private static func header(_ file: borrowing ImageFile, at offset: UInt64) throws(DiskImageError) -> DynamicHeader {
         let path = file.path
         guard offset <= file.size, 1024 <= file.size - offset else {
             throw .truncated(path: path, what: "the dynamic disk's header", needed: offset &+ 1024, size: file.size)
         }
         let header = try file.read("the dynamic disk's header", count: 1024, at: offset)
         guard isSound(header, headerCookie, checksum: 36) else { throw .invalid(path: path, reason: "the dynamic disk's header is not sound") }
-        let blockSize = header.bigEndian32(at: 32), entries = UInt64(header.bigEndian32(at: 28)), table = header.bigEndian64(at: 16)
+        let blockSize = header.bigEndian32(at: 32)
         guard blockSize.nonzeroBitCount == 1, (4096...256 << 20).contains(blockSize) else { throw .invalid(path: path, reason: "blocks of \(blockSize) bytes") }
-        // A bit for each sector, in whole sectors.
-        let bitmap = (UInt64(blockSize) / 4096 + 511) & ~511
-        let layout = BlockMapLayout(
-            size: size, blockBits: UInt64(blockSize.trailingZeroBitCount), entries: .vhd(bitmap: bitmap), table: .array(offset: table))
-        guard layout.blockCount <= entries else { throw .invalid(path: path, reason: "a table of \(entries) entries for a disk that needs \(layout.blockCount)") }
-        guard table <= file.size, layout.blockCount * 4 <= file.size - table else {
-            throw .truncated(path: path, what: "the block table", needed: table &+ layout.blockCount * 4, size: file.size)
-        }
-        return layout
-    }
-
-    /// The footer has two sizes. Virtual PC and what followed it goes by the geometry, which is never more than the other; the others, which
-    /// are known by name, and everybody where the geometry is the largest there is, by the number of bytes. QEMU decides so, too.
-    private static func diskSize(_ footer: [UInt8]) -> UInt64 {
-        let cylinders = UInt64(footer[56]) << 8 | UInt64(footer[57])
-        let sectors = cylinders * UInt64(footer[58]) * UInt64(footer[59])
-        let stated = footer.bigEndian64(at: 48) & ~511
-        let creator = Array(footer[28..<32])
-        let byBytes = ["win ", "qem2", "d2v ", "CTXS", "tap\0", "wa\0\0"].contains { Array($0.utf8) == creator }
-        return byBytes || sectors == 65535 * 16 * 255 || sectors == 0 ? stated : sectors * 512
+        return DynamicHeader(blockSize: UInt64(blockSize), entries: UInt64(header.bigEndian32(at: 28)), table: header.bigEndian64(at: 16))
     }
 
     /// Whether a structure has its signature, and its checksum: the complement of the sum of all other bytes.

@@ -21,6 +21,8 @@ struct VMDKDescriptor: Equatable {
         let isReadOnly: Bool
         /// The file, as written; empty for zeroes.
         let name: String
+        /// The same name in UTF-8, where it is written in another encoding: what the file is called once it came to this host.
+        let converted: String?
     }
 
     let type: String
@@ -28,81 +30,117 @@ struct VMDKDescriptor: Equatable {
     /// Where the eight digits of the content ID are, from the start of the text.
     let contentIDPlace: Int?
 
-    /// Reads and checks a descriptor.
+    /// Reads and checks a descriptor as others write it: with blanks and tabs around everything, any end of lines, a byte-order mark, words in any
+    /// case, and names in the encoding of their host.
     /// - Parameter path: for errors.
     init(_ bytes: [UInt8], path: String) throws(DiskImageError) {
         func invalid(_ reason: String) -> DiskImageError { .invalid(path: path, reason: "its descriptor has \(reason)") }
-        let text = bytes.prefix { $0 != 0 }
-        var type = "", extents: [Extent] = [], contentIDPlace: Int?
-        for line in text.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: true) {
-            let trimmed = line.drop { $0 == 0x20 || $0 == 0x09 }
-            guard let first = trimmed.first, first != UInt8(ascii: "#"), first != 0x0d else { continue }
-            guard let string = String(validating: trimmed, as: UTF8.self) else {
-                // Names may be written in any encoding, those of extents have to be known.
-                if trimmed.starts(with: "RW ".utf8) || trimmed.starts(with: "RDONLY ".utf8) { throw invalid("an extent whose name is no UTF-8") }
+        var type = "", contentIDPlace: Int?, encoding: TextEncoding?
+        var lines: [ArraySlice<UInt8>] = []
+        for line in Self.lines(bytes) {
+            if Self.isExtent(line) {
+                guard lines.count < Self.maximumExtents else { throw .unsupported(path: path, feature: "more than \(Self.maximumExtents) extents") }
+                lines.append(line)
                 continue
             }
-            if let (key, value) = Self.assignment(string) {
-                switch key.lowercased() {
-                case "cid":
-                    if let sign = trimmed.firstIndex(of: UInt8(ascii: "=")), value.utf8.count == 8, value.allSatisfy(\.isHexDigit) {
-                        contentIDPlace = trimmed[sign...].firstIndex { $0 != UInt8(ascii: "=") && $0 != 0x20 }
-                    }
-                case "parentcid":
-                    guard value.lowercased() == "ffffffff" else { throw .needsParent(path: path, kind: "a link to another image") }
-                case "createtype":
-                    type = value
-                case "version":
-                    guard ["1", "2", "3"].contains(value) else { throw .unsupported(path: path, feature: "VMDK descriptor version \(value)") }
-                default: break
-                }
-                continue
+            guard let (key, value) = Self.assignment(line) else { continue }
+            let word = String(decoding: value, as: UTF8.self)
+            switch key {
+            case "cid":
+                if value.count == 8, word.allSatisfy(\.isHexDigit) { contentIDPlace = value.startIndex }
+            case "parentcid":
+                guard word.lowercased() == "ffffffff" else { throw .needsParent(path: path, kind: "a link to another image") }
+            case "createtype":
+                type = word
+            case "encoding":
+                encoding = TextEncoding(named: word.lowercased())
+            case "version":
+                guard ["1", "2", "3"].contains(word) else { throw .unsupported(path: path, feature: "VMDK descriptor version \(String(word.prefix(32)))") }
+            default: break
             }
-            guard let extent = try Self.extent(string, path) else { continue }
-            guard extents.count < Self.maximumExtents else { throw .unsupported(path: path, feature: "more than \(Self.maximumExtents) extents") }
-            extents.append(extent)
         }
         self.type = type
-        self.extents = extents
+        extents = try lines.map { line throws(DiskImageError) in try Self.extent(line, encoding, path) }
         self.contentIDPlace = contentIDPlace
         var total: UInt64 = 0
         for extent in extents { total += extent.size }
         guard total <= DiskImage.maximumSize else { throw invalid("\(total) bytes of extents") }
     }
 
-    private static func assignment(_ line: String) -> (key: String, value: String)? {
-        guard let sign = line.firstIndex(of: "=") else { return nil }
-        let key = line[..<sign].filter { !$0.isWhitespace }
-        // A name with an equals sign is no assignment.
-        guard !line[..<sign].contains("\"") else { return nil }
-        let value = line[line.index(after: sign)...].filter { $0 != "\"" && !$0.isNewline }
-        return (String(key), String(value.drop { $0 == " " }))
+    /// Whether a text begins as a descriptor does. Some have no blanks there, or more of them, and some begin with what has to come somewhere.
+    static func begins(_ bytes: [UInt8]) -> Bool {
+        let text = Self.text(bytes)
+        guard let first = text.split(whereSeparator: isEndOfLine).map(trimmed).first(where: { !$0.isEmpty }) else { return false }
+        if lowercase(first.filter { !isBlank($0) }) == "#diskdescriptorfile" { return true }
+        return lines(bytes).contains { line in assignment(line)?.key == "createtype" }
     }
 
-    /// `RW 4192256 SPARSE "name"`, with a number behind it for flat ones; nil for a line that is no extent.
-    private static func extent(_ line: String, _ path: String) throws(DiskImageError) -> Extent? {
-        let words = line.split(maxSplits: 3, omittingEmptySubsequences: true) { $0.isWhitespace }
-        guard let access = words.first, ["RW", "RDONLY", "NOACCESS"].contains(access) else { return nil }
-        func invalid(_ what: String) -> DiskImageError { .invalid(path: path, reason: "\(what) in the extent \(String(line.prefix(200)))") }
-        guard words.count >= 3, let sectors = UInt64(words[1]), sectors > 0, sectors <= DiskImage.maximumSize >> 20 else { throw invalid("no size that can be") }
-        guard access != "NOACCESS" else { throw .unsupported(path: path, feature: "an extent without access") }
-        let size = sectors * 512, isReadOnly = access == "RDONLY"
-        if words[2] == "ZERO" { return Extent(kind: .zero, size: size, isReadOnly: isReadOnly, name: "") }
-        guard words.count == 4, words[3].first == "\"", let end = words[3].dropFirst().firstIndex(of: "\"") else { throw invalid("no name") }
-        let name = String(words[3][words[3].index(after: words[3].startIndex)..<end])
-        let rest = words[3][words[3].index(after: end)...].split { $0.isWhitespace }
-        switch words[2] {
-        case "SPARSE":
-            return Extent(kind: .sparse, size: size, isReadOnly: isReadOnly, name: name)
-        case "FLAT", "VMFS":
+    // MARK: - Its text
+
+    /// The text without a byte-order mark, up to the first zero.
+    private static func text(_ bytes: [UInt8]) -> ArraySlice<UInt8> {
+        (bytes.starts(with: [0xef, 0xbb, 0xbf]) ? bytes.dropFirst(3) : bytes[...]).prefix { $0 != 0 }
+    }
+
+    /// What says something: lines that are neither empty nor comments, without the blanks around them.
+    private static func lines(_ bytes: [UInt8]) -> [ArraySlice<UInt8>] {
+        text(bytes).split(whereSeparator: isEndOfLine).map(trimmed).filter { !$0.isEmpty && $0.first != UInt8(ascii: "#") }
+    }
+
+    private static func isEndOfLine(_ byte: UInt8) -> Bool { byte == 0x0a || byte == 0x0d }
+    private static func isBlank(_ byte: UInt8) -> Bool { byte == 0x20 || byte == 0x09 || byte == 0x0b || byte == 0x0c }
+
+    private static func trimmed(_ text: ArraySlice<UInt8>) -> ArraySlice<UInt8> {
+        let start = text.drop(while: isBlank)
+        return start.prefix((start.lastIndex { !isBlank($0) } ?? start.startIndex - 1) - start.startIndex + 1)
+    }
+
+    private static func lowercase(_ word: some Sequence<UInt8>) -> String { String(decoding: Array(word), as: UTF8.self).lowercased() }
+
+    /// `key = value` or `key = "value"`: the key in lower case, the value without its quotation marks.
+    private static func assignment(_ line: ArraySlice<UInt8>) -> (key: String, value: ArraySlice<UInt8>)? {
+        // A name with an equals sign is no assignment.
+        guard let sign = line.firstIndex(where: { $0 == UInt8(ascii: "=") || $0 == UInt8(ascii: "\"") }), line[sign] == UInt8(ascii: "=") else { return nil }
+        var value = trimmed(line[(sign + 1)...])
+        if value.first == UInt8(ascii: "\"") { value = trimmed(value.dropFirst().prefix { $0 != UInt8(ascii: "\"") }) }
+        return (lowercase(trimmed(line[..<sign])), value)
+    }
+
+    private static let accesses = ["rw", "rdonly", "noaccess"]
+
+    private static func isExtent(_ line: ArraySlice<UInt8>) -> Bool {
+        let word = line.prefix { !isBlank($0) }
+        return word.count < line.count && word.count <= 8 && accesses.contains(lowercase(word))
+    }
+
+    /// `RW 4192256 SPARSE "name"`, with a number behind it for flat ones.
+    private static func extent(_ line: ArraySlice<UInt8>, _ encoding: TextEncoding?, _ path: String) throws(DiskImageError) -> Extent {
+        func invalid(_ what: String) -> DiskImageError {
+            .invalid(path: path, reason: "\(what) in the extent \(String(decoding: line.prefix(200), as: UTF8.self))")
+        }
+        func number(_ word: ArraySlice<UInt8>) -> UInt64? { UInt64(String(decoding: word, as: UTF8.self)) }
+        let words = line.split(maxSplits: 3, whereSeparator: isBlank), access = lowercase(words[0])
+        guard words.count >= 3, let sectors = number(words[1]), sectors > 0, sectors <= DiskImage.maximumSize >> 20 else { throw invalid("no size that can be") }
+        guard access != "noaccess" else { throw .unsupported(path: path, feature: "an extent without access") }
+        let size = sectors * 512, isReadOnly = access == "rdonly", kind = lowercase(words[2])
+        if kind == "zero" { return Extent(kind: .zero, size: size, isReadOnly: isReadOnly, name: "", converted: nil) }
+        guard words.count == 4 else { throw invalid("no name") }
+        let rest = trimmed(words[3])
+        guard rest.first == UInt8(ascii: "\""), let end = rest.dropFirst().firstIndex(of: UInt8(ascii: "\"")) else { throw invalid("no name") }
+        let bytes = rest[(rest.startIndex + 1)..<end]
+        let name = String(decoding: bytes, as: UTF8.self), converted = TextEncoding.converted(bytes, encoding)
+        switch kind {
+        case "sparse":
+            return Extent(kind: .sparse, size: size, isReadOnly: isReadOnly, name: name, converted: converted)
+        case "flat", "vmfs":
             var place: UInt64 = 0
-            if let word = rest.first {
-                guard let number = UInt64(word), number <= DiskImage.maximumSize >> 9 else { throw invalid("no place that can be") }
+            if let word = rest[(end + 1)...].split(whereSeparator: isBlank).first {
+                guard let number = number(word), number <= DiskImage.maximumSize >> 9 else { throw invalid("no place that can be") }
                 place = number * 512
             }
-            return Extent(kind: .flat(place: place), size: size, isReadOnly: isReadOnly, name: name)
-        case let kind:
-            throw .unsupported(path: path, feature: "an extent of the kind \(kind)")
+            return Extent(kind: .flat(place: place), size: size, isReadOnly: isReadOnly, name: name, converted: converted)
+        default:
+            throw .unsupported(path: path, feature: "an extent of the kind \(String(kind.uppercased().prefix(32)))")
         }
     }
 

@@ -39,9 +39,10 @@ struct VMDKHeader {
         version = header.littleEndian32(at: 4)
         guard (1...3).contains(version) else { throw .unsupported(path: path, feature: "VMDK version \(version)") }
         let flags = header.littleEndian32(at: 8)
-        isCompressed = flags & Flags.compressed != 0
+        let algorithm = header.littleEndian16(at: 77)
+        // QEMU goes by the algorithm, VMware by the flag.
+        isCompressed = flags & Flags.compressed != 0 || algorithm == 1
         if isCompressed {
-            let algorithm = header.littleEndian16(at: 77)
             guard algorithm == 1 else { throw .unsupported(path: path, feature: "VMDK compression \(algorithm)") }
             guard flags & Flags.markers != 0 else { throw .unsupported(path: path, feature: "compressed grains without markers") }
         }
@@ -65,15 +66,10 @@ struct VMDKHeader {
             }
             return sector * 512
         }
-        // The flag says which of the two is to be believed.
-        let hasTwo = flags & Flags.redundantTable != 0
-        var first = header.littleEndian64(at: 56), second: UInt64?
-        if hasTwo {
-            second = first
-            first = header.littleEndian64(at: 48)
-        }
-        let place = try table("the grain directory", at: first)
-        let copy = try second.map { sector throws(DiskImageError) in try table("the second grain directory", at: sector) }
+        // Streams say that they have a second directory and have none, or what was one before they were compressed.
+        let second = flags & Flags.redundantTable != 0 && !isCompressed ? header.littleEndian64(at: 48) : 0
+        let place = try table("the grain directory", at: header.littleEndian64(at: 56))
+        let copy = try second == 0 ? nil : table("the second grain directory", at: second)
         directory = try GrainDirectory(file, count: Int(tables), at: place, copy: copy)
 
         let descriptorSector = header.littleEndian64(at: 28), descriptorSectors = header.littleEndian64(at: 36)

@@ -46,6 +46,8 @@ public struct ImageConversion: Sendable {
     public var threads = min(max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN))), possibleThreads.upperBound)
 
     public static let possibleThreads = 1...64
+    /// Whether the target has to be something that is written in place, a block device or a remote disk.
+    public var isTargetThere = false
 
     public init(source: String, target: String, format: ImageFormat) {
         self.source = source
@@ -66,6 +68,9 @@ public struct ImageConversion: Sendable {
         // What is read is read once, in order: a small part of the tables at a time.
         sourceOptions.metadataCacheSize = min(sourceOptions.metadataCacheSize, 1 << 20)
         let image = try DiskImage(path: source, options: sourceOptions)
+        // Threads open both again.
+        let notice = sourceOptions.notice
+        sourceOptions.notice = nil
         let size = image.size
         let kind = try ImageSubformat.resolve(subformat, format: format, compresses: compresses, target)
         try check(size, kind)
@@ -76,11 +81,14 @@ public struct ImageConversion: Sendable {
         }
         if isRemote, image.files.contains(target) { throw .sameFile(path: target, other: target) }
         // Its own file must not be the one that is replaced.
-        let remoteBase = try openBacking(image.remote) { base throws(DiskImageError) in
+        let remoteBase = try openBacking(image.remote, notice) { base throws(DiskImageError) in
             guard let index = base.identities.firstIndex(where: { $0 == old }) else { return base.remote }
             throw .sameFile(path: target, other: base.files[index])
         }
         let file = try isRemote ? NewFile(remote: target, replacing: replacing) : NewFile(path: target, replacing: replacing, cache: cache)
+        guard file.deviceSize != nil || !isTargetThere else {
+            throw .notApplicable(path: target, reason: "it is neither a block device nor a remote disk, and a file is always made anew (--force replaces one)")
+        }
         if let deviceSize = file.deviceSize {
             guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
             guard deviceSize >= size else { throw .tooSmall(path: target, needed: size, size: deviceSize) }
@@ -126,10 +134,14 @@ public struct ImageConversion: Sendable {
 
     /// The backing image, if there is to be one, opened for reading.
     /// - Parameter remote: a remote disk that is connected to already, for one of that name.
-    func openBacking<Answer: ~Copyable>(_ remote: NBDDisk?, _ body: (consuming DiskImage) throws(DiskImageError) -> Answer) throws(DiskImageError) -> Answer? {
+    func openBacking<Answer: ~Copyable>(
+        _ remote: NBDDisk?, _ notice: (@Sendable (String) -> Void)? = nil, _ body: (consuming DiskImage) throws(DiskImageError) -> Answer
+    ) throws(DiskImageError) -> Answer? {
         guard let backing else { return nil }
         do throws(DiskImageError) {
-            let options = DiskImageOptions(format: backing.format, readOnly: true, metadataCacheSize: 1 << 20, allowsDataFile: true)
+            var options = DiskImageOptions(format: backing.format, readOnly: true, metadataCacheSize: 1 << 20, allowsDataFile: true)
+            options.vhdSize = sourceOptions.vhdSize
+            options.notice = notice
             return try body(DiskImage(path: backingPath(backing.name, of: target), options: options, remote: remote))
         } catch {
             if case .sameFile = error { throw error }

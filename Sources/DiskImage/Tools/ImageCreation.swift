@@ -17,6 +17,8 @@ public struct ImageCreation: Sendable {
     public var replacing = false
     /// Whether the image is on the disk when ``create()`` returns.
     public var durably = false
+    /// How the backing image is opened, whose size counts if none is stated. Its format is the one of ``backing``.
+    public var backingOptions = DiskImageOptions()
 
     public init(path: String, format: ImageFormat, size: UInt64? = nil) {
         self.path = path
@@ -75,7 +77,9 @@ public struct ImageCreation: Sendable {
     private func diskSize() throws(DiskImageError) -> UInt64 {
         var found: UInt64?
         if let backing, opensBacking {
-            let options = Self.sizeOptions(backing.format)
+            // Only its size is wanted, for which no key is needed.
+            var options = backingOptions
+            (options.format, options.readOnly, options.allowsDataFile, options.opensData) = (backing.format, true, true, false)
             do throws(DiskImageError) {
                 found = try DiskImage(path: backingPath(backing.name, of: path), options: options).size
             } catch {
@@ -86,13 +90,6 @@ public struct ImageCreation: Sendable {
         let (rounded, overflow) = size.addingReportingOverflow(511)
         guard !overflow else { throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most") }
         return rounded & ~511
-    }
-
-    /// Of a backing image only its size is wanted, for which no key is needed.
-    private static func sizeOptions(_ format: ImageFormat) -> DiskImageOptions {
-        var options = DiskImageOptions(format: format, readOnly: true, allowsDataFile: true)
-        options.opensData = false
-        return options
     }
 
     private func build(_ file: borrowing NewFile, _ data: borrowing NewFile?, size: UInt64) throws(DiskImageError) {

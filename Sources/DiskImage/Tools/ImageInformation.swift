@@ -18,6 +18,8 @@ public struct ImageInformation: Sendable, Equatable {
     /// Bytes of a block of the format's making; nil in one without.
     public var clusterSize: UInt64?
     public var snapshots: [Snapshot] = []
+    /// The two sizes of a VHD.
+    public var vhd: VHDSizes?
     /// What a remote disk's server says of it.
     public var remote: Remote?
 
@@ -111,8 +113,12 @@ public struct ImageInformation: Sendable, Equatable {
     }
 
     /// Reads what an image says. Nothing is locked if `locking` is off, so that an image in use can be looked at.
-    /// - Parameter dataFile: the file with the data of a qcow2 image that keeps it outside.
-    public init(path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil) throws(DiskImageError) {
+    /// - Parameters:
+    ///   - dataFile: the file with the data of a qcow2 image that keeps it outside.
+    ///   - vhdSize: which of the two sizes of a VHD counts.
+    public init(
+        path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil, vhdSize: VHDSize? = nil
+    ) throws(DiskImageError) {
         let format = try ImageFormat(format, orExtensionOf: path)
         if NBDLocation.isAddress(path) {
             let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true, dataFile: dataFile))
@@ -128,9 +134,12 @@ public struct ImageInformation: Sendable, Equatable {
         allocated = try file.allocated()
         guard format == .qcow2 else {
             // Whatever these say, opening them finds out; a raw image says nothing.
-            let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true, locking: locking, dataFile: dataFile))
+            var options = DiskImageOptions(format: format, readOnly: true, locking: locking, dataFile: dataFile)
+            options.vhdSize = vhdSize
+            let image = try DiskImage(path: path, options: options)
             size = image.size
             clusterSize = image.clusterSize
+            vhd = image.vhdSizes
             allocated = try image.allocated()
             return
         }
@@ -154,15 +163,17 @@ public struct ImageInformation: Sendable, Equatable {
     }
 
     /// The image and, by the names that they have, all those below it.
-    public static func chain(path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil) throws(DiskImageError) -> [ImageInformation] {
-        var chain = [try ImageInformation(path: path, format: format, locking: locking, dataFile: dataFile)]
+    public static func chain(
+        path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil, vhdSize: VHDSize? = nil
+    ) throws(DiskImageError) -> [ImageInformation] {
+        var chain = [try ImageInformation(path: path, format: format, locking: locking, dataFile: dataFile, vhdSize: vhdSize)]
         while let backing = chain[chain.count - 1].backing {
             let image = chain[chain.count - 1].path
             guard chain.count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: image) }
             do throws(DiskImageError) {
                 let path = try backingPath(backing.name, of: image)
                 if chain.contains(where: { $0.path == path }) { throw .backingLoop(path: path) }
-                chain.append(try ImageInformation(path: path, format: backingFormat(backing.format, path), locking: locking))
+                chain.append(try ImageInformation(path: path, format: backingFormat(backing.format, path), locking: locking, vhdSize: vhdSize))
             } catch {
                 throw .backing(of: image, error)
             }

@@ -51,7 +51,11 @@ struct ImageBenchCommand: ParsableCommand {
     var cache = CacheMode.writeback
 
     @OptionGroup var data: DataFileOption
+    @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var keys: KeyOptions
+
+    @Flag(name: [.customShort("U"), .long], help: "Read an image that a machine writes to.")
+    var forceShare = false
 
     @Flag(help: "Without io_uring: one system call after the other.")
     var noRing = false
@@ -62,13 +66,19 @@ struct ImageBenchCommand: ParsableCommand {
     @Argument(help: "The image.")
     var file: String
 
+    func validate() throws {
+        guard !forceShare || !write else { throw ValidationError("With -U, no --write: who changes an image has it alone.") }
+    }
+
     func run() throws {
         let result = try ImageTool.run { () throws(DiskImageError) in
             var bench = ImageBench(path: file)
             bench.options.format = format
             bench.options.dataFile = data.dataFile
+            vhd.apply(to: &bench.options)
             bench.options.keys = try keys.load()
             bench.options.cache = cache
+            bench.options.locking = !forceShare
             bench.writes = write
             bench.fill = pattern
             bench.count = count

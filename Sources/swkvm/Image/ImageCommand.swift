@@ -89,6 +89,10 @@ struct OutputOptions: ParsableArguments {
 struct DiskSize: ExpressibleByArgument, Equatable {
     let bytes: UInt64
 
+    init(bytes: UInt64) { self.bytes = bytes }
+
+    var defaultValueDescription: String { ByteSize(bytes: bytes).defaultValueDescription }
+
     init?(argument: String) {
         guard let size = ByteSize.ofDisk(argument) else { return nil }
         bytes = size.bytes

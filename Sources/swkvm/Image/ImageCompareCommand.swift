@@ -29,6 +29,11 @@ struct ImageCompareCommand: ParsableCommand {
     @Option(help: ArgumentHelp("As --data-file, for the second image.", valueName: "file"))
     var secondDataFile: String?
 
+    @OptionGroup var vhd: VHDSizeOption
+
+    @Option(help: ArgumentHelp("As --vhd-size, for the second image.", valueName: "which"))
+    var secondVhdSize: VHDSize?
+
     @OptionGroup var keys: KeyOptions
 
     @Option(help: ArgumentHelp("As --key-file, for the second image.", valueName: "file"))
@@ -60,6 +65,9 @@ struct ImageCompareCommand: ParsableCommand {
             var comparison = ImageComparison(first, second)
             comparison.firstOptions.format = format
             comparison.secondOptions.format = try ImageFormat(secondFormat, orExtensionOf: second, option: "--second-format")
+            vhd.apply(to: &comparison.firstOptions)
+            vhd.apply(to: &comparison.secondOptions)
+            comparison.secondOptions.vhdSize = secondVhdSize
             comparison.firstOptions.dataFile = data.dataFile
             comparison.secondOptions.dataFile = secondDataFile
             comparison.firstOptions.keys = try keys.load()

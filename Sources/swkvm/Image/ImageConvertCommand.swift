@@ -48,6 +48,7 @@ struct ImageConvertCommand: ParsableCommand {
     var backingFormat: ImageFormat?
 
     @OptionGroup var data: DataFileOption
+    @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var keys: KeyOptions
 
     @OptionGroup var encryption: EncryptionOptions
@@ -73,6 +74,12 @@ struct ImageConvertCommand: ParsableCommand {
     @Flag(help: "Overwrite a file, a block device or a remote disk that is there already.")
     var force = false
 
+    @Flag(name: [.customShort("n"), .long], help: "The target is there already and is written in place: a block device or a remote disk, for which this is --force.")
+    var noCreate = false
+
+    @Flag(name: [.customShort("U"), .long], help: "Read an image that a machine writes to; what is copied may be of many moments.")
+    var forceShare = false
+
     @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
     var progress = false
 
@@ -90,6 +97,7 @@ struct ImageConvertCommand: ParsableCommand {
             var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat, orExtensionOf: target, option: "--target-format"))
             conversion.sourceOptions.format = format
             conversion.sourceOptions.snapshot = snapshot
+            vhd.apply(to: &conversion.sourceOptions)
             conversion.sourceOptions.allowsBacking = !noBacking
             conversion.subformat = layout.subformat
             conversion.sourceOptions.keys = try keys.load()
@@ -105,7 +113,9 @@ struct ImageConvertCommand: ParsableCommand {
             if let threads { conversion.threads = threads }
             conversion.cache = cache
             conversion.durably = sync
-            conversion.replacing = force
+            conversion.replacing = force || noCreate
+            conversion.isTargetThere = noCreate
+            conversion.sourceOptions.locking = !forceShare
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
             defer { line.end() }
             try conversion.run(line.show)

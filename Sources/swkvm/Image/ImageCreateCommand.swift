@@ -37,6 +37,8 @@ struct ImageCreateCommand: ParsableCommand {
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))
     var backingFormat: ImageFormat?
 
+    @OptionGroup var vhd: VHDSizeOption
+
     @Flag(name: [.short, .long], help: "Do not open the backing image, which may not exist yet.")
     var unsafe = false
 
@@ -75,6 +77,7 @@ struct ImageCreateCommand: ParsableCommand {
             creation.preallocation = layout.preallocation
             if let backing { creation.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing, option: "--backing-format")) }
             creation.opensBacking = !unsafe
+            vhd.apply(to: &creation.backingOptions)
             creation.replacing = force
             return (format, try creation.create())
         }

@@ -16,6 +16,7 @@ struct ImageInfoCommand: ParsableCommand {
     @OptionGroup var image: SourceOptions
 
     @OptionGroup var data: DataFileOption
+    @OptionGroup var vhd: VHDSizeOption
 
     @Flag(help: "Also of its backing file, that one's, and so on.")
     var backingChain = false
@@ -24,8 +25,8 @@ struct ImageInfoCommand: ParsableCommand {
 
     func run() throws {
         let chain = try ImageTool.run { () throws(DiskImageError) in
-            if backingChain { return try ImageInformation.chain(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile) }
-            return [try ImageInformation(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile)]
+            if backingChain { return try ImageInformation.chain(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile, vhdSize: vhd.vhdSize) }
+            return [try ImageInformation(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile, vhdSize: vhd.vhdSize)]
         }
         if output.isJSON {
             print(backingChain ? JSON.array(chain.map(\.json)) : chain[0].json)
@@ -66,6 +67,9 @@ extension ImageInformation {
             lines += snapshots.map(\.line)
         }
         if let remote { lines += remote.lines }
+        if let vhd, vhd.chs != vhd.current {
+            lines += ["Format specific information:", "    current size: \(vhd.current)", "    chs size: \(vhd.chs)", "    size taken: \(vhd.taken.rawValue)"]
+        }
         guard let qcow2 else { return lines.joined(separator: "\n") }
         lines.append("Format specific information:")
         lines.append("    compat: \(qcow2.compatibility.rawValue)")
@@ -102,6 +106,12 @@ extension ImageInformation {
             ])
         }
         if let remote { specific = remote.json }
+        if let vhd, vhd.chs != vhd.current {
+            specific = .object([
+                ("type", "vpc"),
+                ("data", .object([("current-size", .number(vhd.current)), ("chs-size", .number(vhd.chs)), ("size-taken", .string(vhd.taken.rawValue))])),
+            ])
+        }
         return .object([
             ("filename", .string(path)), ("format", .string(format.rawValue)), ("virtual-size", .number(size)), ("actual-size", allocated.map(JSON.number)),
             ("encrypted", encryption == nil ? nil : true), ("dirty-flag", .bool(isDirty)), ("cluster-size", clusterSize.map(JSON.number)),

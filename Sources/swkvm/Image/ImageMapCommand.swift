@@ -18,18 +18,29 @@ struct ImageMapCommand: ParsableCommand {
     @OptionGroup var image: SourceOptions
 
     @OptionGroup var data: DataFileOption
+    @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var output: OutputOptions
 
+    @Option(name: [.customShort("s"), .long], help: ArgumentHelp("Begin at this byte of the disk.", valueName: "size"))
+    var startOffset = DiskSize(bytes: 0)
+
+    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("Show no more than so many bytes of it. Default: all.", valueName: "size"))
+    var maxLength: DiskSize?
+
     func run() throws {
+        let start = startOffset.bytes, (sum, overflow) = start.addingReportingOverflow(maxLength?.bytes ?? .max)
+        let range = start..<(overflow ? .max : sum)
         try ImageTool.run { () throws(DiskImageError) in
             var options = DiskImageOptions(format: image.format, readOnly: true, locking: !image.forceShare, dataFile: data.dataFile)
+            vhd.apply(to: &options)
             // Where data lies is no secret.
             options.opensData = false
             var map = ImageMap(try DiskImage(path: image.file, options: options))
             var isFirst = true
             let json = output.isJSON
             if !json { print("Offset          Length          Mapped to       File") }
-            while let extent = try map.next() {
+            while let whole = try map.next(), whole.offset < range.upperBound {
+                guard let extent = whole.clamped(to: range) else { continue }
                 if json {
                     print((isFirst ? "[" : ",\n") + extent.json(files: map.files).line, terminator: "")
                 } else if !extent.readsAsZeroes {
@@ -43,6 +54,17 @@ struct ImageMapCommand: ParsableCommand {
 }
 
 extension ImageExtent {
+    /// What of it is in a range of the disk; nil if nothing is.
+    fileprivate func clamped(to range: Range<UInt64>) -> ImageExtent? {
+        let first = max(offset, range.lowerBound), last = min(offset + length, range.upperBound)
+        guard first < last else { return nil }
+        var part = self
+        (part.offset, part.length) = (first, last - first)
+        // A compressed cluster is one place, whatever is wanted of it.
+        if kind != .compressed { part.fileOffset = fileOffset.map { $0 + first - offset } }
+        return part
+    }
+
     fileprivate func text(files: [String]) -> String {
         let place = kind == .compressed ? "compressed" : Self.hexadecimal(fileOffset ?? 0)
         return [Self.hexadecimal(offset), Self.hexadecimal(length), place].map { $0 + String(repeating: " ", count: max(1, 16 - $0.count)) }.joined()

@@ -27,6 +27,7 @@ struct ImageRebaseCommand: ParsableCommand {
 
     @OptionGroup var data: DataFileOption
 
+    @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var keys: KeyOptions
 
     @Option(help: ArgumentHelp("As --key-file, for the new backing file and those below it.", valueName: "file"))
@@ -59,6 +60,7 @@ struct ImageRebaseCommand: ParsableCommand {
             var rebase = ImageRebase(path: file)
             rebase.options.format = format
             rebase.options.dataFile = data.dataFile
+            vhd.apply(to: &rebase.options)
             rebase.options.keys = try keys.load()
             rebase.backingKeys = try KeyOptions.load(backingKeyFile, backingKeyFd)
             if let backing, !backing.isEmpty { rebase.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing, option: "--backing-format")) }

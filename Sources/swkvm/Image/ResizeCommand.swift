@@ -59,6 +59,7 @@ struct ImageResizeCommand: ParsableCommand {
     @Option(help: ArgumentHelp("What is set aside for the space that is added: off, metadata (qcow2), falloc or full.", valueName: "mode"))
     var preallocation = Preallocation.off
 
+    @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var keys: KeyOptions
 
     @Argument(help: "The image.", completion: .file())
@@ -86,6 +87,7 @@ struct ImageResizeCommand: ParsableCommand {
         let made = try ImageTool.run { () throws(DiskImageError) in
             var options = DiskImageOptions(format: format, dataFile: data.dataFile)
             options.keys = try keys.load()
+            vhd.apply(to: &options)
             // The rest of a last cluster is made zeroes.
             var engine = try DiskEngine(DiskImage(path: file, options: options), depth: 1)
             let old = engine.image.size

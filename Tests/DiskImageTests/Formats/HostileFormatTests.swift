@@ -161,7 +161,8 @@ import Testing
         ]
         try expect(bytes, .vmdk, fields, [
             "header's directory": "half half+1 end sectors MiB", "compression": "0 2 most half half+1 sectors sectors-1 512 MiBs",
-            "version": "0 most half half+1 end sectors sectors-1 512 MiB MiBs", "capacity": "most half half+1",
+            "version": "0 most half half+1 end sectors sectors-1 512 MiB MiBs", "flags": "0 1 2 half+1 sectors sectors-1 512 MiB MiBs",
+            "capacity": "most half half+1",
             "grain": "0 1 most half half+1 end sectors sectors-1 MiB MiBs", "descriptor": "most half half+1 end MiB",
             "descriptor size": "most half half+1 end MiB", "entries": "0 1 2 most half half+1 end sectors sectors-1 MiB MiBs",
             "directory": "most half half+1 end sectors MiB", "marker": "0 1 2 most half half+1 end sectors sectors-1 512 MiB MiBs",
@@ -263,9 +264,9 @@ import Testing
             ("other version", descriptor(["RW 8 ZERO"], head: "version=4"), "descriptor version 4"), ("linked", descriptor(["RW 8 ZERO"], head: "parentCID=00000001"), "a link to"),
             ("huge sum", descriptor([String](repeating: "RW \(UInt64(1) << 42) ZERO", count: 512)), ""),
             ("a name of many bytes", descriptor(["RW 8 FLAT \"\(String(repeating: "n", count: 100_000))\" 0"]), ""),
-            ("not text", Array("# Disk DescriptorFile\nRW 8 FLAT \"".utf8) + [0xff, 0xfe] + Array("\" 0\n".utf8), "no UTF-8"),
+            ("not text", Array("# Disk DescriptorFile\nRW 8 FLAT \"".utf8) + [0xff, 0xfe] + Array("\" 0\n".utf8), ""),
             ("a name with NUL", Array("# Disk DescriptorFile\nRW 8 FLAT \"a".utf8) + [0] + Array("b\" 0\n".utf8), ""),
-            ("itself", descriptor(["RW 8 FLAT \"hostile.vmdk\" 0"]), "twice"), ("twice the same", descriptor(["RW 4 FLAT \"data\" 0", "RW 4 FLAT \"data\" 0"]), "twice"),
+            ("itself", descriptor(["RW 8 FLAT \"hostile.vmdk\" 0"]), "twice"), ("twice the same", descriptor(["RW 4 FLAT \"data\" 0", "RW 4 FLAT \"data\" 0"]), "the same bytes"),
             ("too long", descriptor([String](repeating: "#", count: 600_000)), "too long"),
         ]
         for number in ["0", "-1", "+8", "9", "0x8", "8.5", "18446744073709551615", "18446744073709551616", "4398046511104", "4398046511105", "99999999999999999999999999", ""] {
@@ -281,7 +282,7 @@ import Testing
                 do throws(DiskImageError) {
                     _ = try DiskImage(path: path, options: DiskImageOptions(format: .vmdk, readOnly: isReadOnly, locking: false))
                     // Those that are in order open.
-                    #expect(words == "-" || name == "sectors +8" || name == "place +8" || (name == "huge sum" && isReadOnly), "\(name) opened")
+                    #expect(words == "-" || name == "sectors +8" || name == "place +8" || (["huge sum", "twice the same"].contains(name) && isReadOnly), "\(name) opened")
                 } catch {
                     #expect(words != "-" && "\(error)".contains(words) && "\(error)".utf8.count < 5000, "\(name): \("\(error)".prefix(300))")
                 }
