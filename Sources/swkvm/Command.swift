@@ -32,7 +32,7 @@ struct Command: ParsableCommand {
         // A file grown to the process's limit (`ulimit -f`) is an error of the call, with a sentence, in all threads: not the end.
         _ = SignalSet([SIGXFSZ]).block()
         do {
-            var command = try runAlone() ?? parseAsRoot()
+            var command = try runAlone() ?? parseAsRoot(QEMUWords.translated(Array(CommandLine.arguments.dropFirst())))
             try command.run()
         } catch where exitCode(for: error) == .validationFailure {
             // One line, like every other error's; the parser lists possible values one below the other.

@@ -72,6 +72,45 @@ import Testing
         #expect(try image("info --backing-chain over.qcow2").output == shell("cd '\(directory.path)' && qemu-img info --backing-chain over.qcow2"))
     }
 
+    /// A VHD has two sizes: the user is told which one was taken, and decides.
+    @Test func theSizeOfAVHDIsSaid() throws {
+        try shell(
+            """
+            cd '\(directory.path)'
+            qemu-img convert -f raw -O vpc -o subformat=fixed,force_size=on disk.raw disk.vhd
+            printf 'vbox' | dd of=disk.vhd bs=1 seek=8388636 conv=notrunc status=none
+            printf '\\0\\360\\004\\021' | dd of=disk.vhd bs=1 seek=8388664 conv=notrunc status=none
+            """)
+        // The checksum of what was changed.
+        var bytes = try readFile(directory("disk.vhd"), limit: 16 << 20)
+        let place = bytes.count - 512
+        bytes.replaceSubrange(place + 64..<place + 68, with: [0, 0, 0, 0])
+        let sum = ~bytes[place...].reduce(0 as UInt32) { $0 &+ UInt32($1) }
+        bytes.replaceSubrange(place + 64..<place + 68, with: (0..<4).map { UInt8(truncatingIfNeeded: sum >> (24 - 8 * $0)) })
+        let file = try FileDescriptor.open(directory("disk.vhd"), O_WRONLY)
+        try file.writeAll(bytes)
+        let info = try image("info disk.vhd")
+        #expect(info.status == .status(0) && info.output.contains("(8388608 bytes)") && info.output.contains("size taken: current"), "\(info)")
+        let all = try image("convert disk.vhd all.raw"), part = try image("convert --vhd-size chs disk.vhd part.raw")
+        #expect(all.status == .status(0) && all.errors.contains("8388608 bytes (current) and 8355840 by its geometry (chs); current was taken"), "\(all)")
+        #expect(all.errors.split(separator: "\n").count == 1, "\(all)")
+        #expect(part.status == .status(0) && part.errors.isEmpty, "\(part)")
+        try shell("cd '\(directory.path)' && cmp disk.raw all.raw && [ $(stat -c %s part.raw) = 8355840 ] && cmp -n 8355840 disk.raw part.raw")
+    }
+
+    /// Command lines of qemu-img are done, or named with what to use.
+    @Test func theWordsOfQEMU() throws {
+        #expect(try image("convert -pfraw -Oqcow2 -t none -T none -W -C -S 4k -ocluster_size=4k,lazy_refcounts=on disk.raw a.qcow2").status == .status(0))
+        #expect(try image("dd -fqcow2 -Oraw bs=1M if=a.qcow2 of=b.raw").status == .status(0))
+        #expect(try image("create -q -f qcow2 -o backing_file=disk.raw,backing_fmt=raw c.qcow2").status == .status(0))
+        try shell("cd '\(directory.path)' && cmp disk.raw b.raw && qemu-img check -q -U a.qcow2 && qemu-img compare -q disk.raw c.qcow2")
+        #expect(try image("check -U a.qcow2").status == .status(0))
+        #expect(try image("map -s 1M -l 64k disk.raw").output == "Offset          Length          Mapped to       File\n0x100000        0x10000         0x100000        disk.raw\n")
+        try expectRefused("measure -O qcow2 disk.raw", "swkvm image has no measure", status: 64)
+        try expectRefused("convert -r 1M disk.raw x.raw", "swkvm image convert has no -r", status: 64)
+        try expectRefused("convert -n disk.raw x.raw", "neither a block device nor a remote disk")
+    }
+
     /// A file with an image's data is used by every verb that looks at data, when the user names it.
     @Test func dataFilesAreNamedByTheUser() throws {
         let data = directory("disk.data")

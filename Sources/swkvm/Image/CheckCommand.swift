@@ -31,16 +31,24 @@ struct ImageCheckCommand: ParsableCommand {
 
     @OptionGroup var output: OutputOptions
 
+    @Flag(name: [.customShort("U"), .long], help: "Check an image that a machine writes to; what is found may be of two moments.")
+    var forceShare = false
+
     @Flag(name: [.short, .long], help: "Say nothing when nothing is wrong.")
     var quiet = false
 
     @Argument(help: "The image.", completion: .file())
     var file: String
 
+    func validate() throws {
+        guard !forceShare || repair == nil else { throw ValidationError("With -U, no --repair: who changes an image has it alone.") }
+    }
+
     func run() throws {
         let report: CheckReport
         do throws(DiskImageError) {
-            report = try DiskImage.check(path: file, options: DiskImageOptions(format: format, dataFile: data.dataFile), repair: repair)
+            let options = DiskImageOptions(format: format, locking: !forceShare, dataFile: data.dataFile)
+            report = try DiskImage.check(path: file, options: options, repair: repair)
         } catch {
             StandardError().say(error.description)
             if case .notCheckable = error { throw ExitCode(63) }

@@ -1,0 +1,195 @@
+internal import ArgumentParser
+
+/// A command line of `swkvm image` in qemu-img's spelling, put into ours: values that stand right behind their option (`-fqcow2`), options that are
+/// called otherwise here, and those that have no effect. What is not to be had here is an error that says what to use.
+///
+/// The table is in QEMUWords+Table.swift, and for people in docs/images.md.
+struct QEMUWords {
+    /// What becomes of an option of qemu-img.
+    enum Treatment: Equatable {
+        /// Ours is spelled alike.
+        case same
+        /// Ours has another name.
+        case renamed(String)
+        /// It is taken and changes nothing.
+        case noEffect
+        /// What to use in its place.
+        case refused(String)
+        /// A mode of the page cache, of what is read or written, that `convert` has one option for.
+        case cache
+        /// A mode of the page cache where nothing is to be said about it.
+        case anyCache
+        /// How many zero bytes `convert` leaves out.
+        case sparseness
+        /// A list of words for a new image's layout.
+        case layout
+    }
+
+    struct Option: Equatable {
+        /// `-f`, `--image-opts`.
+        let name: String
+        let takesValue: Bool
+        let treatment: Treatment
+
+        init(_ name: String, value: Bool, _ treatment: Treatment) {
+            self.name = name
+            self.takesValue = value
+            self.treatment = treatment
+        }
+
+        static func flag(_ name: String, _ treatment: Treatment = .same) -> Option { Option(name, value: false, treatment) }
+        static func value(_ name: String, _ treatment: Treatment = .same) -> Option { Option(name, value: true, treatment) }
+    }
+
+    /// The words after `swkvm`, with those of `swkvm image` translated.
+    /// - Throws: `ValidationError` for what is not to be had, in a sentence.
+    static func translated(_ words: [String]) throws -> [String] {
+        guard words.count >= 2, words[0] == "image" else { return words }
+        let verb = words[1]
+        if let instead = verbs[verb] { throw ValidationError("swkvm image has no \(verb): \(instead)") }
+        if verb == "dd" { return ["image"] + (try copy(Array(words.dropFirst(2)))) }
+        guard let options = options[verb] else { return words }
+        var translation = QEMUWords(verb: verb, options: options)
+        try translation.read(words.dropFirst(2))
+        return ["image", verb] + translation.result
+    }
+
+    private let verb: String
+    private let options: [Option]
+    private var result: [String] = []
+    private var cacheModes: [String] = []
+
+    private init(verb: String, options: [Option]) {
+        self.verb = verb
+        self.options = options
+    }
+
+    private mutating func read(_ words: ArraySlice<String>) throws {
+        var rest = words
+        while let word = rest.popFirst() {
+            if word == "--" {
+                result.append(word)
+                result += rest
+                break
+            }
+            if word.utf8.starts(with: "--".utf8) { try readLong(word, &rest) } else if word.utf8.first == UInt8(ascii: "-") { try readShort(word, &rest) } else { result.append(word) }
+        }
+        // One option is for both: around the page cache if either is to go there.
+        if cacheModes.contains("none") || cacheModes.contains("directsync") { insert(["--cache", "none"]) } else if cacheModes.contains("writeback") || cacheModes.contains("writethrough") { insert(["--cache", "writeback"]) }
+        if cacheModes.contains("directsync") || cacheModes.contains("writethrough") { insert(["--sync"]) }
+    }
+
+    /// Before everything else, so that a `--` does not hide it.
+    private mutating func insert(_ words: [String]) { result = words + result }
+
+    private mutating func readLong(_ word: String, _ rest: inout ArraySlice<String>) throws {
+        let parts = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+        guard let option = options.first(where: { $0.name == parts[0] }) else { return result.append(word) }
+        let attached = parts.count > 1 ? String(parts[1]) : nil
+        try apply(option, option.takesValue ? attached ?? rest.popFirst() : nil)
+    }
+
+    /// Flags may stand together, and a value right behind its option.
+    private mutating func readShort(_ word: String, _ rest: inout ArraySlice<String>) throws {
+        var letters = word.dropFirst()
+        while let letter = letters.first {
+            guard let option = options.first(where: { $0.name == "-\(letter)" }) else {
+                // Nothing of qemu-img's, or a size that is taken away: the parser knows.
+                result.append("-\(letters)")
+                return
+            }
+            letters.removeFirst()
+            if option.takesValue {
+                // Our parser's own way of attaching one.
+                if letters.first == "=" { letters.removeFirst() }
+                return try apply(option, letters.isEmpty ? rest.popFirst() : String(letters))
+            }
+            try apply(option, nil)
+        }
+        if word == "-" { result.append(word) }
+    }
+
+    private mutating func apply(_ option: Option, _ value: String?) throws {
+        let values = value.map { [$0] } ?? []
+        switch option.treatment {
+        case .same: result += [option.name] + values
+        case .renamed(let name): result += [name] + values
+        case .noEffect: break
+        case .refused(let instead): throw ValidationError("swkvm image \(verb) has no \(option.name): \(instead)")
+        case .cache, .anyCache:
+            guard let value, ["none", "writeback", "unsafe", "writethrough", "directsync"].contains(value) else {
+                throw ValidationError("The value '\(value ?? "")' is invalid for \(option.name): wanted none, writeback, unsafe, writethrough or directsync")
+            }
+            if option.treatment == .cache { cacheModes.append(value) }
+        case .sparseness:
+            guard let value, let size = ByteSize.ofDisk(value) else {
+                throw ValidationError("The value '\(value ?? "")' is invalid for -S: wanted a size, such as 4k")
+            }
+            if size.bytes == 0 { throw ValidationError("swkvm image convert has no -S 0: zeroes are always left out; --preallocation full sets their space aside") }
+        case .layout:
+            guard let value else { return result.append("-o") }
+            try readLayout(value)
+        }
+    }
+
+    // MARK: - The layout of a new image
+
+    private mutating func readLayout(_ list: String) throws {
+        var known: [String] = []
+        for (name, value) in OptionList(list).items {
+            guard name != "help", name != "?" else { throw ValidationError("-o takes \(LayoutWords.names), and what docs/images.md says of qemu-img's other words") }
+            let text = value ?? "on"
+            switch Self.layoutWords[name] {
+            case .same?: known.append("\(name)=\(text)")
+            case .renamed(let option)?: result += try renamed(option, name, text)
+            case .noEffect?: break
+            case .refused(let instead)?: throw ValidationError("swkvm image \(verb) has no -o \(name): \(instead)")
+            default: throw ValidationError("-o \(name) is not known, wanted \(LayoutWords.names)")
+            }
+        }
+        if !known.isEmpty { result += ["-o", known.joined(separator: ",")] }
+    }
+
+    private func renamed(_ option: String, _ name: String, _ value: String) throws -> [String] {
+        func isOn() throws -> Bool {
+            guard let isOn = ["on": true, "off": false][value] else { throw ValidationError("The value '\(value)' is invalid for -o \(name): wanted on or off") }
+            return isOn
+        }
+        if verb == "convert", name.hasPrefix("data_file") { throw ValidationError("swkvm image convert has no -o \(name): a converted image keeps its data in itself") }
+        if verb == "convert", name == "size" { throw ValidationError("swkvm image convert has no -o size: swkvm image resize changes the new image") }
+        switch name {
+        case "data_file_raw", "encryption": return try isOn() ? [option] : []
+        case "static": return ["-o", "subformat=\(try isOn() ? "static" : "dynamic")"]
+        case "encrypt.format":
+            guard value == "luks" else { throw ValidationError("swkvm image \(verb) has no -o encrypt.format=\(value): images are encrypted by LUKS (encrypt.format=luks)") }
+            return [option]
+        default: return [option, value]
+        }
+    }
+
+    // MARK: - Verbs
+
+    /// `dd` of a whole image is a conversion.
+    private static func copy(_ words: [String]) throws -> [String] {
+        var source: String?, target: String?, options: [String] = []
+        var translation = QEMUWords(verb: "dd", options: ddOptions)
+        try translation.read(words[...])
+        for word in translation.result {
+            let parts = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+            guard parts.count == 2, !word.hasPrefix("-") else {
+                options.append(word)
+                continue
+            }
+            switch parts[0] {
+            case "if": source = parts[1]
+            case "of": target = parts[1]
+            case "bs": break
+            case "count", "skip":
+                throw ValidationError("swkvm image dd has no \(parts[0])=: it copies whole images; convert to raw and take a part of that with dd(1)")
+            default: throw ValidationError("swkvm image dd has no \(parts[0])=, wanted if= and of=")
+            }
+        }
+        guard let source, let target else { throw ValidationError("swkvm image dd takes if=FILE and of=FILE, and makes what swkvm image convert --force FILE FILE does") }
+        return ["convert", "--force"] + options + [source, target]
+    }
+}
