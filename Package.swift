@@ -51,7 +51,7 @@ let package = Package(
         // The bundled guest's ELF, put into the binary by the assembler; `make guest` builds it first.
         .target(name: "BundledGuest", cSettings: [.headerSearchPath("../../guests/kernel/build")]),
         module("Machine", [
-            "CLinux", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote",
+            "CLinux", "CCrypto", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote",
             .product(name: "Logging", package: "swift-log"),
         ]),
         .executableTarget(

@@ -40,8 +40,8 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
         case isTUN
         /// Opened without IFF_NO_PI.
         case packetInformation
-        /// This process's own, or taken over already: two owners would share the frames out, and both close it.
-        case taken
+        /// Opened by this process itself, or taken over already: two owners would share the frames out, and both close it.
+        case notInherited
     }
 
     public var description: String {
@@ -91,8 +91,8 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
             "descriptor \(number) is a TUN, which carries no Ethernet: open a TAP (IFF_TAP)"
         case .badDescriptor(let number, .packetInformation):
             "descriptor \(number) is a TAP that puts packet information before each frame: open it with IFF_NO_PI"
-        case .badDescriptor(let number, .taken):
-            "descriptor \(number) is in use already: give each interface a descriptor of its own"
+        case .badDescriptor(let number, .notInherited):
+            "descriptor \(number) was not passed on by the starting process, or is in use already: give each interface one that was"
         case .namespaceLocked:
             "another process keeps the network namespace locked (flock on /proc/self/ns/net): end it and try again"
         case .notPermitted(let action, let command):

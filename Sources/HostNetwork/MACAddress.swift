@@ -19,17 +19,9 @@ public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
         rawValue = value
     }
 
-    /// The address of a machine's network device: the same for the same name and index on every run and host,
-    /// locally administered (bit 1 of the first byte), and spread over the 46 bits that are left.
-    public static func derived(fromMachine name: String, index: Int) -> MACAddress {
-        // FNV-1a over name, a zero and the index; the multiplications by odd constants spread the last byte over all bits.
-        var hash: UInt64 = 0xcbf2_9ce4_8422_2325
-        func add(_ byte: UInt8) { hash = (hash ^ UInt64(byte)) &* 0x0000_0100_0000_01b3 }
-        for byte in name.utf8 { add(byte) }
-        add(0)
-        for shift in stride(from: 0, to: 64, by: 8) { add(UInt8(truncatingIfNeeded: index >> shift)) }
-        hash = (hash ^ hash >> 33) &* 0xff51_afd7_ed55_8ccd
-        return MACAddress(locallyAdministered: hash >> 16)
+    /// A locally administered station's address (bit 1 of the first byte set, bit 0 clear) whose other 46 bits are those of `value`.
+    public init(locallyAdministered value: UInt64) {
+        rawValue = (value & 0xffff_ffff_ffff | Self.localBit) & ~Self.groupBit
     }
 
     /// A random locally administered address.
@@ -55,10 +47,6 @@ public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
 
     private static let localBit: UInt64 = 0x0200_0000_0000
     private static let groupBit: UInt64 = 0x0100_0000_0000
-
-    private init(locallyAdministered value: UInt64) {
-        rawValue = (value & 0xffff_ffff_ffff | Self.localBit) & ~Self.groupBit
-    }
 
     private static func problem(of value: UInt64) -> Problem? {
         if value == 0 { return .zero }

@@ -80,6 +80,8 @@ public struct TAPDevice: ~Copyable, Sendable {
     public static func inherit(_ number: Int32) throws(HostNetworkError) -> TAPDevice {
         let descriptorFlags = number < 0 ? -1 : clinux_fcntl_value(number, F_GETFD, 0)
         guard descriptorFlags >= 0 else { throw .badDescriptor(number, .notOpen) }
+        // What was passed on has come through an exec; all that this process opens, or has taken over before, would not.
+        guard descriptorFlags & FD_CLOEXEC == 0 else { throw .badDescriptor(number, .notInherited) }
         var name = [CChar](repeating: 0, count: Int(IFNAMSIZ))
         var flags: UInt32 = 0
         // The buffer has IFNAMSIZ bytes, as the helper asks.
@@ -90,8 +92,6 @@ public struct TAPDevice: ~Copyable, Sendable {
         if try RouteNetlink().link(named: interface)?.tun?.hasPacketInformation == true {
             throw .badDescriptor(number, .packetInformation)
         }
-        // What was passed on has come through an exec; all that this process opens, or has taken over before, would not.
-        guard descriptorFlags & FD_CLOEXEC == 0 else { throw .badDescriptor(number, .taken) }
         _ = clinux_fcntl_value(number, F_SETFD, Int(FD_CLOEXEC))
         return try TAPDevice(
             FileDescriptor(owning: number), name: interface, hasHeader: flags & UInt32(IFF_VNET_HDR) != 0)

@@ -140,12 +140,45 @@ public struct Configuration: Sendable {
     /// A network interface.
     public struct Network: Sendable {
         public var backend: NetworkBackend
-        /// nil: derived from the machine's name and the interface's number, so it stays the same from run to run.
+        /// nil: derived from the host's machine-id, the machine's name and the TAP's, so it stays the same from run to run
+        /// (``HostIdentity``).
         public var mac: MACAddress?
 
         public init(_ backend: NetworkBackend, mac: MACAddress? = nil) {
             self.backend = backend
             self.mac = mac
+        }
+    }
+
+    /// Refuses network interfaces that cannot be together in one machine.
+    /// - Throws: `networks`.
+    public func checkNetworks() throws(MachineError) {
+        var taps: Set<InterfaceName> = [], descriptors: Set<Int32> = [], addresses: Set<MACAddress> = []
+        for network in networks {
+            switch network.backend {
+            case .tap(let name?, _, _):
+                guard taps.insert(name).inserted else { throw .networks(.sameTAP(name)) }
+            case .descriptor(let number):
+                guard descriptors.insert(number).inserted else { throw .networks(.sameDescriptor(number)) }
+            case .tap: break
+            }
+            if let address = network.mac, !addresses.insert(address).inserted { throw .networks(.sameAddress(address)) }
+        }
+    }
+
+    /// Why network interfaces cannot be together in one machine.
+    public enum NetworkProblem: Error, Equatable, Sendable, CustomStringConvertible {
+        case sameTAP(InterfaceName)
+        case sameDescriptor(Int32)
+        case sameAddress(MACAddress)
+
+        public var description: String {
+            switch self {
+            case .sameTAP(let name): "two network interfaces have the TAP \(name): give each a TAP of its own"
+            case .sameDescriptor(let number): "two network interfaces have the descriptor \(number): give each one of its own"
+            case .sameAddress(let address):
+                "two network interfaces have the MAC address \(address): give each one of its own with mac="
+            }
         }
     }
 

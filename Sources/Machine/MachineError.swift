@@ -13,6 +13,8 @@ public enum MachineError: Error, CustomStringConvertible {
     case boot(BootError)
     case disk(DiskImageError)
     case network(HostNetworkError)
+    /// Network interfaces that cannot be together in one machine.
+    case networks(Configuration.NetworkProblem)
     /// A call of the host's failed; `purpose` completes "swkvm could not …".
     case host(purpose: String, SystemCallError)
     /// No vCPU at all, or a negative number.
@@ -33,6 +35,7 @@ public enum MachineError: Error, CustomStringConvertible {
         case .boot(let error): error.description
         case .disk(let error): error.description
         case .network(let error): error.description
+        case .networks(let problem): problem.description
         case .host(let purpose, let error): "swkvm could not \(purpose): \(error.reason) (\(error.call))"
         case .noCPUs(let count): "\(count) vCPUs were asked for, a machine needs at least 1: use `--cpus 1`"
         case .nodes(let problem): problem.description

@@ -15,12 +15,8 @@ public struct UUID: Hashable, Sendable, CustomStringConvertible {
         rawValue = value
     }
 
-    /// The identifier of all machines of this name, and hardly of another's: 122 bits of a hash (FNV-1a), as version 8, which leaves
-    /// their meaning to whoever makes them (§5.8).
-    public init(ofMachine name: String) {
-        let hash = name.utf8.reduce(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d as UInt128) {
-            ($0 ^ UInt128($1)) &* 0x0000_0000_0100_0000_0000_0000_0000_013b
-        }
+    /// 122 bits of `hash` as version 8, which leaves their meaning to whoever makes them (§5.8).
+    public init(ofHash hash: UInt128) {
         let version: UInt128 = 0xf << 76, variant: UInt128 = 3 << 62
         rawValue = hash & ~version & ~variant | 8 << 76 | 2 << 62
     }

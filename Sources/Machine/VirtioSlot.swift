@@ -25,6 +25,7 @@ struct VirtioSlot: Sendable {
 
     /// Makes the disks, the entropy device, then the network interfaces, and binds their bells.
     static func makeAll(_ configuration: Configuration, _ memory: GuestMemory, _ machine: borrowing VirtualMachine, log: Logger) throws(MachineError) -> [VirtioSlot] {
+        try configuration.checkNetworks()
         var slots: [VirtioSlot] = []
         for (index, disk) in configuration.disks.enumerated() {
             let device = try makeDisk(disk, index: index, log: log)
@@ -37,8 +38,10 @@ struct VirtioSlot: Sendable {
             slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
         }
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
+        var addresses: Set<MACAddress> = []
         for (index, network) in configuration.networks.enumerated() {
             let device = try makeNetwork(network, index: index, machineName: configuration.name)
+            guard addresses.insert(device.address).inserted else { throw .networks(.sameAddress(device.address)) }
             slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
         }
         return slots
@@ -61,12 +64,15 @@ struct VirtioSlot: Sendable {
     private static func makeNetwork(
         _ network: Configuration.Network, index: Int, machineName: String
     ) throws(MachineError) -> NetworkDevice {
-        let attachment: NetworkAttachment
-        do throws(HostNetworkError) { attachment = try NetworkAttachment(network.backend) } catch { throw .network(error) }
-        let address = network.mac ?? MACAddress.derived(fromMachine: machineName, index: index)
+        let attachment = try attach(network.backend)
+        let address = network.mac ?? HostIdentity().address(ofMachine: machineName, interface: attachment.tap.name)
         do throws(SystemCallError) {
             return try NetworkDevice(name: "net\(index)", address: address, attachment: attachment)
         } catch { throw .host(purpose: "start the thread of net\(index)", error) }
+    }
+
+    private static func attach(_ backend: NetworkBackend) throws(MachineError) -> NetworkAttachment {
+        do throws(HostNetworkError) { return try NetworkAttachment(backend) } catch { throw .network(error) }
     }
 
     private init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) {

@@ -358,6 +358,7 @@ struct NetworkArgument {
                 mtu = number
             case ("fd", let value?):
                 guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("fd=\(value) is no descriptor's number") }
+                guard number > 2 else { throw ArgumentProblem("fd=\(value) is a standard stream, wanted the number of a TAP's descriptor, 3 or more") }
                 descriptor = number
             default:
                 throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted tap=, bridge=, create, mac=, mtu= or fd=")

@@ -32,11 +32,13 @@ struct RunCommand: ParsableCommand {
               128 + N  ended by signal N
             """)
 
-    @Option(help: "A name, for messages and what is derived from it: MAC addresses and, if it is given, the UUID. (default: swkvm)")
+    @Option(help: "A name, for messages and what is derived from it: the UUID, if it is given, and MAC addresses. (default: swkvm)")
     var name: String?
 
     @Option(
-        help: ArgumentHelp("The UUID in the firmware's tables, or none. Default: derived from the name that --name gives.", valueName: "uuid"),
+        help: ArgumentHelp(
+            "The UUID in the firmware's tables, or none. Default: derived from the name that --name gives and the host's machine-id, without --name none.",
+            valueName: "uuid"),
         transform: UUIDArgument.init(parsing:))
     var uuid: UUIDArgument?
 
@@ -131,6 +133,11 @@ struct RunCommand: ParsableCommand {
         do { _ = try rng?.entropy() } catch {
             throw ValidationError("The value '\(rng?.description ?? "")' is invalid for '--rng <limit>': \(error)")
         }
+        if net.count > 1 {
+            do throws(MachineError) { try Configuration(networks: net.map(\.network)).checkNetworks() } catch {
+                throw ValidationError(error.description)
+            }
+        }
     }
 
     /// The machine that the options describe.
@@ -141,7 +148,7 @@ struct RunCommand: ParsableCommand {
         machine.nodes = numa.map(\.node)
         if let kernel { machine.kernel = .file(kernel) }
         machine.initrd = initrd
-        machine.uuid = uuid.map(\.uuid) ?? name.map(UUID.init(ofMachine:))
+        machine.uuid = uuid.map(\.uuid) ?? name.map(HostIdentity().uuid(ofMachine:))
         machine.disks = disk.map(\.disk)
         machine.networks = net.map(\.network)
         machine.entropy = try? rng?.entropy()

@@ -109,6 +109,7 @@ import Testing
         ("tap=a,create", "create is about a bridge: name it with bridge=NAME"), ("tap=a,mtu=67", "mtu=67 is no MTU, wanted 68 to 65521"),
         ("tap=a,mtu=65522", "mtu=65522 is no MTU"), ("tap=a,mtu=", "mtu= is no MTU"), ("fd=-1", "fd=-1 is no descriptor's number"),
         ("fd=x", "fd=x is no descriptor's number"), ("fd=2147483648", "fd=2147483648 is no descriptor's number"),
+        ("fd=0", "fd=0 is a standard stream, wanted the number of a TAP's descriptor, 3 or more"), ("fd=2", "fd=2 is a standard stream"),
         ("fd=3,tap=a", "fd= is a TAP that is set up already"), ("fd=3,bridge=a", "fd= is a TAP that is set up already"),
         ("fd=3,create", "fd= is a TAP that is set up already"), ("fd=3,mtu=1500", "fd= is a TAP that is set up already"),
     ])

@@ -314,7 +314,7 @@ import Testing
             let attachment = try attach("swtap0", bridge: "swbr0", create: true)
             let bridge = try #require(try host.netlink.link(named: name("swbr0")))
             try host.netlink.add(to: bridge, address: (192, 0, 2, 1), prefixLength: 24)
-            let guest = MACAddress.derived(fromMachine: "test", index: 0)
+            let guest = MACAddress(locallyAdministered: 0x1234)
             // "Who has 192.0.2.1? Tell 192.0.2.2": RFC 826 after the Ethernet header, after the virtio-net header.
             let question = [UInt8](repeating: 0, count: 12) + [UInt8](repeating: 0xff, count: 6) + guest.bytes + [8, 6]
                 + [0, 1, 8, 0, 6, 4, 0, 1] + guest.bytes + [192, 0, 2, 2] + [0, 0, 0, 0, 0, 0, 192, 0, 2, 1]

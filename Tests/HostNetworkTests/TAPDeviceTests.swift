@@ -206,7 +206,9 @@ import Testing
             let own = try TAPDevice.create(name("swtap0"))
             let inherited = try TAPDevice.inherit(passOn(openTUN("swtap1", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)))
             for number in [own.descriptor.rawValue, inherited.descriptor.rawValue] {
-                #expect(problem(number) == "descriptor \(number) is in use already: give each interface a descriptor of its own")
+                #expect(
+                    problem(number)
+                        == "descriptor \(number) was not passed on by the starting process, or is in use already: give each interface one that was")
                 #expect(fcntl(number, F_GETFD) == FD_CLOEXEC)
             }
         }
@@ -219,14 +221,17 @@ import Testing
             }
             #expect(problem(-1) == "descriptor -1 is not open: the starting process must pass it on, without close-on-exec")
             #expect(problem(1_000_000) == "descriptor 1000000 is not open: the starting process must pass it on, without close-on-exec")
-            let null = try FileDescriptor.open("/dev/null", O_RDWR)
+            // What this process has opened itself is not looked into.
+            let own = try FileDescriptor.open("/dev/null", O_RDWR)
+            #expect(problem(own.rawValue)?.hasPrefix("descriptor \(own.rawValue) was not passed on by the starting process") == true)
+            let null = try FileDescriptor(owning: passOn(FileDescriptor.open("/dev/null", O_RDWR)))
             let notATAP = "is not a TAP: open /dev/net/tun with TUNSETIFF, or a macvtap's /dev/tapN"
             #expect(problem(null.rawValue) == "descriptor \(null.rawValue) \(notATAP)")
-            let unattached = try FileDescriptor.open("/dev/net/tun", O_RDWR)
+            let unattached = try FileDescriptor(owning: passOn(FileDescriptor.open("/dev/net/tun", O_RDWR)))
             #expect(problem(unattached.rawValue) == "descriptor \(unattached.rawValue) \(notATAP)")
-            let tun = try openTUN("tun0", flags: IFF_TUN | IFF_NO_PI)
+            let tun = try FileDescriptor(owning: passOn(openTUN("tun0", flags: IFF_TUN | IFF_NO_PI)))
             #expect(problem(tun.rawValue) == "descriptor \(tun.rawValue) is a TUN, which carries no Ethernet: open a TAP (IFF_TAP)")
-            let packetInformation = try openTUN("tap0", flags: IFF_TAP)
+            let packetInformation = try FileDescriptor(owning: passOn(openTUN("tap0", flags: IFF_TAP)))
             #expect(problem(packetInformation.rawValue)
                 == "descriptor \(packetInformation.rawValue) is a TAP that puts packet information before each frame: open it with IFF_NO_PI")
             for number in [null.rawValue, unattached.rawValue, tun.rawValue, packetInformation.rawValue] {

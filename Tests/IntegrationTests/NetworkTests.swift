@@ -55,6 +55,22 @@ import Testing
         try second.powerOff()
     }
 
+    /// Their addresses come from their TAPs.
+    @Test func twoMachinesWithoutANameOnOneBridge() throws {
+        let machines = try (0...1).map { try machine("tap=tap\($0),bridge=br0", address: 2 + $0) }
+        let addresses = try machines.map { machine in
+            try #require(try machine.ask("net").first).split(separator: " ").drop { $0 != "MAC" }.dropFirst().first
+        }
+        #expect(addresses[0] != nil && addresses[0] != addresses[1])
+        #expect(try machines[0].ask("ping 192.168.77.3 3").last == "3 of 3 came back")
+        #expect(try machines[1].ask("ping 192.168.77.2 3").last == "3 of 3 came back")
+        for machine in machines { try machine.powerOff() }
+        // The same TAP has the same one at the next start.
+        let again = try machine("tap=tap1,bridge=br0", address: 2)
+        #expect(try again.ask("net").first?.contains(try #require(addresses[1])) == true)
+        try again.powerOff()
+    }
+
     @Test func theGuestsOwnNetworkTests() throws {
         let peer = try machine("tap=tap0,bridge=br0", address: 2, ["--name", "peer"])
         let machine = try Program.machine(
@@ -83,7 +99,8 @@ import Testing
             return try #require(line.split(separator: " ").first { $0.count == 18 && $0.hasSuffix(",") }.map(String.init))
         }
         let first = try address(name: "one", tap: "tap0")
-        #expect(try address(name: "one", tap: "tap1") == first)
+        #expect(try address(name: "one", tap: "tap0") == first)
+        #expect(try address(name: "one", tap: "tap1") != first)
         #expect(try address(name: "two", tap: "tap0") != first)
     }
 

@@ -35,7 +35,12 @@ public final class DiskKey: Sendable, Equatable {
             do throws(SystemCallError) { file = try FileDescriptor.open(path, O_RDONLY) } catch { throw .key(source, reason: "\(error)") }
             password = try Self.read(file, source)
         case .descriptor(let number):
-            guard fcntl(number, F_GETFD) >= 0 else { throw .key(source, reason: "it is not open") }
+            let flags = fcntl(number, F_GETFD)
+            guard flags >= 0 else { throw .key(source, reason: "it is not open") }
+            // What was passed on has come through an exec; all that this process opens would not.
+            guard flags & FD_CLOEXEC == 0 else {
+                throw .key(source, reason: "it was not passed on by the starting process, or has been read already")
+            }
             password = try Self.read(FileDescriptor(owning: number), source)
         }
     }
