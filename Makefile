@@ -22,7 +22,7 @@ BENCH   := $(STATIC) --product swkvm-bench
 GDB            := $(if $(shell command -v gdb),,gdb-minimal)
 BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev libnbd-dev libssl-dev $(TLS_PACKAGES)
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
-TEST_PACKAGES  := qemu-system-x86 qemu-utils mount nbdkit gnutls-bin iproute2 iputils-ping acpica-tools dmidecode $(GDB)
+TEST_PACKAGES  := bash-completion zsh mandoc groff man-db qemu-system-x86 qemu-utils mount nbdkit gnutls-bin iproute2 iputils-ping acpica-tools dmidecode $(GDB)
 LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs dmsetup lz4 xz-utils $(GDB)
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
@@ -30,7 +30,7 @@ BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 .PHONY: all guest release run test fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install clean help
 .PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench
 
-all: release man ## the static binary build/swkvm and its man page
+all: release man ## the static binary build/swkvm, its man pages and completions
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -74,13 +74,16 @@ bench: release packages-bench ## measures, beside QEMU, fio and minimal C progra
 	$(SWIFT) build $(BENCH)
 	@Tests/Bench/run "$$($(SWIFT) build $(BENCH) --show-bin-path)/swkvm-bench"
 
-man: release ## the man page and shell completions, build/man and build/completions
+man: release ## the man pages and shell completions, build/man and build/completions
 	@.ci/man
 
 install: all ## into PREFIX (/usr/local)
 	install -D -m 755 $(BINARY) $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/swkvm
 	install -d $(DESTDIR)$(or $(PREFIX),/usr/local)/share/man/man1
 	install -m 644 build/man/*.1 $(DESTDIR)$(or $(PREFIX),/usr/local)/share/man/man1
+	install -D -m 644 build/completions/swkvm.bash $(DESTDIR)$(or $(PREFIX),/usr/local)/share/bash-completion/completions/swkvm
+	install -D -m 644 build/completions/swkvm.zsh $(DESTDIR)$(or $(PREFIX),/usr/local)/share/zsh/site-functions/_swkvm
+	install -D -m 644 build/completions/swkvm.fish $(DESTDIR)$(or $(PREFIX),/usr/local)/share/fish/vendor_completions.d/swkvm.fish
 
 clean: ## removes what was built
 	rm -rf .build build guests/kernel/build

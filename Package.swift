@@ -80,6 +80,9 @@ let package = Package(
         .testTarget(
             name: "FuzzTests", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Tests", swiftSettings: [.treatAllWarnings(as: .error)]),
 
+        // `make man`: manual pages from the command line's own description.
+        .executableTarget(name: "swkvm-manual", path: "Sources/ManualPages", swiftSettings: strict),
+
         // What several of the tests need.
         .target(name: "TestSupport", path: "Tests/Support", swiftSettings: strict),
         // Counts the calls to malloc of each thread of the test process.
@@ -98,7 +101,7 @@ let package = Package(
         tests("MachineTests", ["Machine", "Devices", "GDBRemote", "GuestMemory", "KVM", "Linux", "CLinux"]),
         tests(
             "CommandLineTests",
-            ["swkvm", "Machine", "DiskImage", "GuestMemory", "HostNetwork", .product(name: "ArgumentParser", package: "swift-argument-parser")]),
+            ["swkvm", "swkvm-manual", "Machine", "DiskImage", "GuestMemory", "HostNetwork", .product(name: "ArgumentParser", package: "swift-argument-parser")]),
         tests("IntegrationTests", ["CLinux", "Linux", "HostNetwork"]),
     ]
 )

@@ -5,124 +5,6 @@ internal import GuestMemory
 internal import HostNetwork
 internal import Machine
 
-/// A number of bytes: `4096`, `512M`, `2G`.
-struct ByteSize: ExpressibleByArgument, Equatable {
-    let bytes: UInt64
-
-    init(bytes: UInt64) { self.bytes = bytes }
-
-    /// Units are powers of 1024; a `B` or `iB` after the letter is taken too.
-    init?(argument: String) { self.init(argument, units: ["k": 10, "m": 20, "g": 30, "t": 40]) }
-
-    private init?(_ argument: String, units shifts: [Character: UInt64], allowsFraction: Bool = false) {
-        var text = argument.lowercased()[...]
-        for suffix in ["ib", "b"] where text.hasSuffix(suffix) {
-            text = text.dropLast(suffix.count)
-            break
-        }
-        var shift: UInt64 = 0
-        if let unit = text.last.flatMap({ shifts[$0] }) {
-            shift = unit
-            text = text.dropLast()
-        }
-        var fraction: UInt64 = 0
-        if allowsFraction, shift > 0, let point = text.firstIndex(of: ".") {
-            let digits = text[text.index(after: point)...]
-            text = text[..<point]
-            guard (1...6).contains(digits.utf8.count), let numerator = Self.number(digits) else { return nil }
-            // At most 10^6 units of 2^60 bytes: their product is looked at.
-            let (product, overflow) = numerator.multipliedReportingOverflow(by: 1 << shift)
-            if overflow { return nil }
-            fraction = product / (0..<digits.utf8.count).reduce(1) { power, _ in power * 10 }
-        }
-        guard let number = Self.number(text) else { return nil }
-        let (bytes, overflow) = number.multipliedReportingOverflow(by: 1 << shift)
-        let (sum, overflowsSum) = bytes.addingReportingOverflow(fraction)
-        if overflow || overflowsSum { return nil }
-        self.bytes = sum
-    }
-
-    /// The size of a disk, as qemu-img takes it: with larger units, and with a fraction of one, as in `1.5T`.
-    static func ofDisk(_ argument: String) -> ByteSize? {
-        ByteSize(argument, units: ["k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60], allowsFraction: true)
-    }
-
-    private static func number(_ digits: Substring) -> UInt64? {
-        digits.isEmpty || !digits.utf8.allSatisfy { (0x30...0x39).contains($0) } ? nil : UInt64(digits)
-    }
-
-    var defaultValueDescription: String {
-        for (shift, unit) in [(UInt64(30), "G"), (20, "M"), (10, "K")] where bytes != 0 && bytes % (1 << shift) == 0 {
-            return "\(bytes >> shift)\(unit)"
-        }
-        return String(bytes)
-    }
-}
-
-/// `--hugepages`, `--hugepages=1G`, `--hugepages=thp`.
-struct HugePages: ExpressibleByArgument, Equatable, CustomStringConvertible {
-    let description: String
-    /// nil for a word that is none of ``allValueStrings``. It must not be refused here: the parser would take the option as if
-    /// no value had been given.
-    let backing: MemoryBacking?
-
-    static let twoMiB = HugePages(argument: "2M")
-    static let allValueStrings = ["2M", "1G", "thp"]
-
-    init(argument: String) {
-        description = argument
-        switch argument.lowercased() {
-        case "2m": backing = .hugePages(.twoMiB)
-        case "1g": backing = .hugePages(.oneGiB)
-        case "thp": backing = .transparent
-        default: backing = nil
-        }
-    }
-}
-
-/// `--console`.
-struct ConsoleArgument: ExpressibleByArgument {
-    let kind: Configuration.ConsoleKind
-
-    init(kind: Configuration.ConsoleKind) { self.kind = kind }
-
-    init?(argument: String) {
-        switch argument {
-        case "stdio": kind = .stdio
-        case "none": kind = .none
-        case "pty": kind = .pty
-        default:
-            if argument.hasPrefix("unix:"), argument.utf8.count > 5 { kind = .unix(String(argument.dropFirst(5))) }
-            else if argument.hasPrefix("file:"), argument.utf8.count > 5 { kind = .file(String(argument.dropFirst(5))) }
-            else { return nil }
-        }
-    }
-
-    var defaultValueDescription: String { "stdio" }
-}
-
-/// `--gdb`.
-struct DebuggerArgument: ExpressibleByArgument {
-    let place: Configuration.Debugger
-
-    init?(argument: String) {
-        if let port = UInt16(argument) { place = .port(port) }
-        else if argument.hasPrefix("unix:"), argument.utf8.count > 5 { place = .unix(String(argument.dropFirst(5))) }
-        else { return nil }
-    }
-}
-
-/// `--trace`.
-enum TraceArgument: String, ExpressibleByArgument, CaseIterable {
-    case exits
-}
-
-/// A sentence about an argument that is wrong.
-struct ArgumentProblem: Error, CustomStringConvertible {
-    let description: String
-    init(_ description: String) { self.description = description }
-}
-
 /// `--rng`, `--rng=max-bytes=1K,period=1000`.
 struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
     let description: String
@@ -130,6 +12,7 @@ struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
     private let parsed: Result<Configuration.Entropy, ArgumentProblem>
 
     static let unlimited = EntropyArgument(argument: "")
+    static let completion = ValueCompletion.list(["max-bytes=", "period="])
 
     init(argument: String) {
         description = argument
@@ -165,6 +48,10 @@ struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
 
 /// `--numa mem=1G,cpus=0-1,…`.
 struct NodeArgument {
+    static let completion = ValueCompletion.list([
+        "mem=", "+cpus=", "+host=", "policy=" + MemoryPolicy.Mode.allCases.map(\.rawValue).joined(separator: "/"), "+distance=",
+    ])
+
     let node: Configuration.Node
 
     init(parsing argument: String) throws {
@@ -263,6 +150,11 @@ struct OptionList {
 
 /// `--disk PATH[,…]`.
 struct DiskArgument {
+    static let completion = ValueCompletion.list(file: true, [
+        "format=" + ImageFormat.allCases.map(\.rawValue).joined(separator: "/"), "ro", "cache=writeback/none", "snapshot=", "data-file=@file",
+        "+key-file=@file", "+key-fd=", "reconnect=", "backing=on/off", "backing-dir=@dir", "vhd-size=chs/current", "lock=on/off", "serial=", "queues=",
+    ])
+
     private(set) var disk: Configuration.Disk
 
     init(parsing argument: String) throws {
@@ -336,6 +228,10 @@ struct DiskArgument {
 
 /// `--net tap=NAME,…` or `--net fd=N,…`.
 struct NetworkArgument {
+    static let completion = ValueCompletion.list([
+        "tap=@tap%fd", "bridge=@bridge%fd", "create%fd", "mac=", "mtu=%fd", "fd=%tap/bridge/create/mtu",
+    ])
+
     let network: Configuration.Network
 
     init(parsing argument: String) throws {

@@ -24,6 +24,11 @@ struct Command: ParsableCommand {
             See whether this host can do it, and how to mend what is missing:
 
                 swkvm doctor
+
+            EXIT STATUS
+              0       done
+              64      the command line is wrong
+              others  what the commands' own help says
             """,
         version: "swkvm \(version)",
         subcommands: [RunCommand.self, ImageCommand.self, DoctorCommand.self])
@@ -31,17 +36,25 @@ struct Command: ParsableCommand {
     static func main() {
         // A file grown to the process's limit (`ulimit -f`) is an error of the call, with a sentence, in all threads: not the end.
         _ = SignalSet([SIGXFSZ]).block()
+        if let script = CompletionScript.asked(for: Array(CommandLine.arguments.dropFirst())) { return print(script) }
         do {
-            var command = try runAlone() ?? parseAsRoot(QEMUWords.translated(Array(CommandLine.arguments.dropFirst())))
+            var command = try runAlone() ?? parseTree()
             try command.run()
         } catch where exitCode(for: error) == .validationFailure {
             // One line, like every other error's; the parser lists possible values one below the other.
             let lines = message(for: error).split(separator: "\n").map { $0.drop { $0 == " " || $0 == "-" } }
-            StandardError().say(lines.joined(separator: " "))
+            StandardError().say(Suggestion.keepingNear(lines.joined(separator: " ")))
             exit(withError: ExitCode.validationFailure)
         } catch {
             exit(withError: error)
         }
+    }
+
+    /// The whole command line; options that other programs have are told before the parser takes them for something else.
+    private static func parseTree() throws -> any ParsableCommand {
+        let words = Array(CommandLine.arguments.dropFirst())
+        if let problem = ForeignWords.problem(in: words) { throw ValidationError(problem) }
+        return try parseAsRoot(QEMUWords.translated(words))
     }
 
     /// `swkvm run` parsed by its own parser, which is quicker than the way through the whole tree; nil for any other command, and for

@@ -6,7 +6,12 @@ struct DoctorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor",
         abstract: "Say what this host can do, what is missing, and the command that mends it.",
-        discussion: "Ends with status 0 when a machine can run here, and with 1 when something that every machine needs is missing.")
+        discussion: """
+            EXIT STATUS
+              0    a machine can run here
+              1    something that every machine needs is missing
+              64   the command line is wrong
+            """)
 
     func run() throws {
         let findings = Doctor.examine()

@@ -42,15 +42,20 @@ struct RunCommand: ParsableCommand {
         transform: UUIDArgument.init(parsing:))
     var uuid: UUIDArgument?
 
-    @Option(help: ArgumentHelp("Number of vCPUs.", valueName: "n"))
+    @Option(help: ArgumentHelp("Number of vCPUs. (default: 1)", valueName: "n"), transform: wholeNumber(Int.min...Int.max))
     var cpus = 1
 
-    @Option(help: ArgumentHelp("Guest RAM, in bytes or with K, M, G or T.", valueName: "size"))
-    var mem = ByteSize(bytes: 512 << 20)
+    @Option(
+        help: ArgumentHelp("Guest RAM, in bytes or with K, M, G or T: 2G, 1.5G. (default: \(defaultMemory))", valueName: "size"),
+        transform: ByteSize.init(parsing:))
+    var mem = defaultMemory
+
+    private static let defaultMemory = ByteSize(bytes: 512 << 20)
 
     @Option(
         defaultAsFlag: HugePages.twoMiB, parsing: .next,
-        help: ArgumentHelp("Guest RAM in huge pages: 2M (as the option alone means), 1G, or thp for transparent ones.", valueName: "kind"))
+        help: ArgumentHelp("Guest RAM in huge pages: 2M (the default of the option alone), 1G, or thp for transparent ones.", valueName: "kind"),
+        completion: .list(HugePages.allValueStrings))
     var hugepages: HugePages?
 
     @Flag(help: "Touch all guest RAM before the guest starts.")
@@ -66,13 +71,15 @@ struct RunCommand: ParsableCommand {
             Given again for each node, in their order; the sizes add up to --mem, and every CPU is in one node.
             """,
             valueName: "node"),
-        transform: NodeArgument.init(parsing:))
+        completion: NodeArgument.completion, transform: NodeArgument.init(parsing:))
     var numa: [NodeArgument] = []
 
-    @Option(help: ArgumentHelp("Kernel: an ELF file with a PVH note, a 64-bit ELF file, or a bzImage; an ELF file may be compressed with gzip. Default: the bundled guest.", valueName: "file"))
+    @Option(
+        help: ArgumentHelp("Kernel: an ELF file with a PVH note, a 64-bit ELF file, or a bzImage; an ELF file may be compressed with gzip. Default: the bundled guest.", valueName: "file"),
+        completion: .file())
     var kernel: String?
 
-    @Option(help: ArgumentHelp("Initial RAM disk for the kernel.", valueName: "file"))
+    @Option(help: ArgumentHelp("Initial RAM disk for the kernel.", valueName: "file"), completion: .file())
     var initrd: String?
 
     @Option(help: ArgumentHelp("Kernel command line.", valueName: "words"))
@@ -88,33 +95,37 @@ struct RunCommand: ParsableCommand {
             PATH is written twice.
             """,
             valueName: "disk"),
-        transform: DiskArgument.init(parsing:))
+        completion: DiskArgument.completion, transform: DiskArgument.init(parsing:))
     var disk: [DiskArgument] = []
 
     @Option(
         help: ArgumentHelp(
             "A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mtu=N], or fd=N[,mac=MAC]. May be given again.",
             valueName: "net"),
-        transform: NetworkArgument.init(parsing:))
+        completion: NetworkArgument.completion, transform: NetworkArgument.init(parsing:))
     var net: [NetworkArgument] = []
 
     @Option(
         defaultAsFlag: EntropyArgument.unlimited, parsing: .next,
         help: ArgumentHelp(
             "A source of random numbers (virtio-rng) for the guest, fed by the host's generator: max-bytes=SIZE[,period=MS] limits it.",
-            valueName: "limit"))
+            valueName: "limit"),
+        completion: EntropyArgument.completion)
     var rng: EntropyArgument?
 
-    @Option(help: ArgumentHelp("Where the serial port goes: stdio, none, pty, unix:PATH or file:PATH.", valueName: "console"))
+    @Option(
+        help: ArgumentHelp("Where the serial port goes: stdio, none, pty, unix:PATH or file:PATH. (default: stdio)", valueName: "console"),
+        completion: ConsoleArgument.completion, transform: ConsoleArgument.init(parsing:))
     var console = ConsoleArgument(kind: .stdio)
 
     @Option(
         help: ArgumentHelp(
             """
-            Let GDB in at a port of 127.0.0.1 (0: any that is free) or at unix:PATH. The guest waits at its first instruction until a \
+            Let GDB in at a port of 127.0.0.1 (1234, :1234 or localhost:1234; 0: any that is free) or at unix:PATH. The guest waits at its first instruction until a \
             debugger lets it go.
             """,
-            valueName: "port|unix:path"))
+            valueName: "port|unix:path"),
+        completion: DebuggerArgument.completion, transform: DebuggerArgument.init(parsing:))
     var gdb: DebuggerArgument?
 
     @Option(

@@ -12,13 +12,15 @@ import Testing
     @Test(arguments: [
         ("0", 0), ("4096", 4096), ("1K", 1 << 10), ("64k", 64 << 10), ("512M", 512 << 20), ("512m", 512 << 20), ("2G", 2 << 30), ("2GB", 2 << 30),
         ("2GiB", 2 << 30), ("2gib", 2 << 30), ("1T", 1 << 40), ("100B", 100), ("18446744073709551615", UInt64.max), ("007M", 7 << 20),
+        ("2Gi", 2 << 30), ("2gi", 2 << 30), ("512Mi", 512 << 20), ("1.5G", 1536 << 20), ("1.5Gi", 1536 << 20), ("1.5GiB", 1536 << 20), ("0.5k", 512),
+        ("1.000001K", 1024), ("2P", 2 << 50), ("1.25E", 5 << 58), ("15.999999E", 0xfffffef39085f4a1),
     ] as [(String, UInt64)])
     func sizes(text: String, bytes: UInt64) {
         #expect(ByteSize(argument: text)?.bytes == bytes)
     }
 
     @Test(arguments: [
-        "", "K", "G", "iB", "B", "-1", "+1", "1.5G", "1,5G", "0x10", "12X", "1 G", " 1G", "1G ", "G1", "1GG", "1KiBB", "18446744073709551616",
+        "", "K", "G", "iB", "B", "-1", "+1", "1.5", "1.5B", "1..5G", "1.5.5G", ".5G", "1.G", "1.0000001G", "1.-5G", "2Kii", "5i", "5iB", "1\u{212A}", "1,5G", "0x10", "12X", "1 G", " 1G", "1G ", "G1", "1GG", "1KiBB", "18446744073709551616",
         "18014398509481984K", "16777216T", "99999999999999999999999", "１G", "1\u{0}",
     ])
     func noSizes(text: String) {
@@ -27,7 +29,7 @@ import Testing
 
     @Test(arguments: [(UInt64(512 << 20), "512M"), (2 << 30, "2G"), (1536 << 20, "1536M"), (1 << 40, "1024G"), (4097, "4097"), (0, "0")])
     func isShownAsItWouldBeGiven(bytes: UInt64, text: String) {
-        #expect(ByteSize(bytes: bytes).defaultValueDescription == text)
+        #expect(ByteSize(bytes: bytes).description == text)
         #expect(ByteSize(argument: text)?.bytes == bytes)
     }
 }
@@ -172,9 +174,12 @@ import Testing
     }
 
     @Test func debuggersAndTraces() throws {
-        let expected: [(String, Configuration.Debugger)] = [("0", .port(0)), ("65535", .port(65535)), ("unix:/run/gdb", .unix("/run/gdb"))]
+        let expected: [(String, Configuration.Debugger)] = [
+            ("0", .port(0)), ("65535", .port(65535)), ("unix:/run/gdb", .unix("/run/gdb")), (":1234", .port(1234)), ("localhost:1234", .port(1234)),
+            ("127.0.0.1:1234", .port(1234)), ("tcp::1234", .port(1234)), ("tcp:localhost:1234", .port(1234)),
+        ]
         for (text, place) in expected { #expect(try parse("--gdb", text).configuration.debugger == place) }
-        for text in ["", "65536", "-1", "localhost:1234", "unix:", "pty"] {
+        for text in ["", "65536", "-1", "+1", ":", "localhost:", "0.0.0.0:1234", "tcp:", "unix:", "pty"] {
             #expect(throws: (any Error).self) { try parse("--gdb", text) }
         }
         #expect(try parse("--trace", "exits").configuration.countsExits)
@@ -198,7 +203,7 @@ import Testing
 
     /// The parser's own mistakes are the command line's: status 64.
     @Test(arguments: [
-        ["run", "--unknown"], ["run", "word"], ["run", "--cpus"], ["run", "--cpus", "two"], ["run", "--mem", "1.5G"], ["run", "--disk", ""],
+        ["run", "--unknown"], ["run", "word"], ["run", "--cpus"], ["run", "--cpus", "two"], ["run", "--mem", "1.5"], ["run", "--disk", ""],
         ["run", "--net", "tap=a,mac=zz"], ["run", "--log-level", "loud"], ["walk"], ["doctor", "--all"],
     ])
     func mistakes(arguments: [String]) {

@@ -52,7 +52,7 @@ import Testing
         ("+16777215T", 1 << 62, nil),
     ] as [(String, UInt64, UInt64?)])
     func sizes(argument: String, old: UInt64, new: UInt64?) throws {
-        #expect(try #require(SizeChange(argument: argument)).applied(to: old) == new)
+        #expect(try SizeChange(parsing: argument).applied(to: old) == new)
     }
 
     /// What a user of qemu-img types.
@@ -85,7 +85,7 @@ import Testing
         ("15.9999999E", nil), ("1.2.3G", nil), ("15.5E", 31 << 59),
     ] as [(String, UInt64?)])
     func sizesOfDisks(argument: String, bytes: UInt64?) {
-        #expect(DiskSize(argument: argument)?.bytes == bytes)
+        #expect(ByteSize(argument: argument)?.bytes == bytes)
     }
 
     @Test(arguments: [["-1G"], ["--", "-1G"]]) func aSizeThatIsTakenAwayIsNoOption(size: [String]) throws {
@@ -97,7 +97,7 @@ import Testing
     @Test func resizes() throws {
         let command = try parse(ImageResizeCommand.self, "resize", "--preallocation", "falloc", "a.qcow2", "20G")
         #expect(!command.shrink && command.preallocation == .falloc)
-        #expect(try command.size() == SizeChange(argument: "20G"))
+        #expect(try command.size() == SizeChange(parsing: "20G"))
     }
 
     @Test(arguments: [

@@ -39,7 +39,7 @@ import Testing
         #expect(try parse(ImageInfoCommand.self, "info -f qcow2 a").image.format == .qcow2)
         #expect(try parse(ImageInfoCommand.self, "info --format=qcow2 a").image.format == .qcow2)
         // A size that is taken away is no option, and what follows `--` is none either.
-        #expect(try parse(ImageResizeCommand.self, "resize -fraw --shrink a -1G").size() == SizeChange(argument: "-1G"))
+        #expect(try parse(ImageResizeCommand.self, "resize -fraw --shrink a -1G").size() == SizeChange(parsing: "-1G"))
         #expect(try translated("info -- -fraw") == ["info", "--", "-fraw"])
     }
 

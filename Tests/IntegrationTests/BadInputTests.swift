@@ -296,12 +296,22 @@ import Testing
         ["--unknown"], ["argument"], ["--console", "printer"], ["--console", "unix:"], ["--hugepages=4M"], ["--log-level", "loud"],
         ["--disk", ""], ["--disk", "a.raw,rw"], ["--disk", "a.raw,queues=0"], ["--disk", "a.raw,queues=65"], ["--disk", "a.raw,queues=two"], ["--disk", "a.raw,serial=123456789012345678901"], ["--net", ""], ["--net", "bridge=br0"],
         ["--net", "tap=tap0,create"], ["--net", "tap=tap0,mtu=67"], ["--net", "tap=tap0,mtu=many"], ["--mem"],
+        // To the parser of single letters these are requests for help; and what other programs have.
+        ["-nographic"], ["-machine", "q35"], ["-hda", "disk.raw"], ["-m", "2G", "-smp", "2", "-kernel", "bzImage"], ["--ram", "1G"], ["--vcpus=2"],
     ])
     func options(arguments: [String]) throws {
         let machine = try Program([Host.swkvm, "run"] + arguments, in: host)
         try machine.expectEnd(Status.usage)
         #expect(machine.errors.lines.count == 1 && machine.errors.text.hasPrefix("swkvm: "), "\(machine.errors.text)")
         #expect(machine.output.bytes.isEmpty)
+    }
+
+    /// As QEMU is called.
+    @Test func withoutACommand() throws {
+        let machine = try Program([Host.swkvm, "-m", "2G", "-nographic"], in: host)
+        try machine.expectEnd(Status.usage)
+        #expect(machine.errors.lines.count == 1 && machine.output.bytes.isEmpty)
+        #expect(machine.errors.text.hasPrefix("swkvm: a machine's options come after `swkvm run`; '-m' is --mem SIZE here"))
     }
 
     @Test func consoles() throws {

@@ -19,9 +19,10 @@ struct ImageCheckCommand: ParsableCommand {
               2    errors are left
               3    leaked clusters are left and no errors
               63   the format has nothing that could be checked
+              64   the command line is wrong
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"), completion: .list(["qcow2"]))
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption

@@ -17,34 +17,34 @@ struct ImageBenchCommand: ParsableCommand {
     @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: what the file's extension says.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.short, .long], help: ArgumentHelp("Requests to make.", valueName: "n"))
+    @Option(name: [.short, .long], help: ArgumentHelp("Requests to make. (default: 75000)", valueName: "n"), transform: wholeNumber(0...UInt64.max))
     var count: UInt64 = 75000
 
-    @Option(name: [.short, .long], help: ArgumentHelp("Requests in flight, 1 to 4096.", valueName: "n"))
+    @Option(name: [.short, .long], help: ArgumentHelp("Requests in flight, 1 to 4096. (default: 64)", valueName: "n"), transform: wholeNumber(0...Int.max))
     var depth = 64
 
-    @Option(name: [.short, .customLong("buffer-size")], help: ArgumentHelp("Bytes of a request, 64M at most.", valueName: "size"))
+    @Option(name: [.short, .customLong("buffer-size")], help: ArgumentHelp("Bytes of a request, 64M at most. (default: 4K)", valueName: "size"), transform: ByteSize.init(parsing:))
     var size = ByteSize(bytes: 4096)
 
-    @Option(name: [.customShort("S"), .customLong("step-size")], help: ArgumentHelp("From one request's start to the next one's. Default: a request's size.", valueName: "size"))
+    @Option(name: [.customShort("S"), .customLong("step-size")], help: ArgumentHelp("From one request's start to the next one's. Default: a request's size.", valueName: "size"), transform: ByteSize.init(parsing:))
     var step: ByteSize?
 
-    @Option(name: [.short, .long], help: ArgumentHelp("Where the first request begins.", valueName: "size"))
+    @Option(name: [.short, .long], help: ArgumentHelp("Where the first request begins. (default: 0)", valueName: "size"), transform: ByteSize.init(parsing:))
     var offset = ByteSize(bytes: 0)
 
     @Flag(name: [.short, .long], help: "Requests anywhere on the disk instead of one after the other.")
     var random = false
 
-    @Option(help: ArgumentHelp("Where random requests go follows from this.", valueName: "n"))
+    @Option(help: ArgumentHelp("Where random requests go follows from this. (default: 1)", valueName: "n"), transform: wholeNumber(0...UInt64.max))
     var seed: UInt64 = 1
 
     @Flag(name: [.short, .long], help: "Write. What the image holds is lost.")
     var write = false
 
-    @Option(help: ArgumentHelp("The value of all bytes written, 0 to 255.", valueName: "n"))
+    @Option(help: ArgumentHelp("The value of all bytes written, 0 to 255. (default: 0)", valueName: "n"), transform: wholeNumber(0...UInt8.max))
     var pattern: UInt8 = 0
 
-    @Option(help: ArgumentHelp("Flush after as many writes; 0 for none before the end.", valueName: "n"))
+    @Option(help: ArgumentHelp("Flush after as many writes; 0 for none before the end. (default: 0)", valueName: "n"), transform: wholeNumber(0...UInt64.max))
     var flushInterval: UInt64 = 0
 
     @Option(name: [.customShort("t"), .long], help: ArgumentHelp("writeback, or none to go around the page cache.", valueName: "mode"))
@@ -63,7 +63,7 @@ struct ImageBenchCommand: ParsableCommand {
     @Flag(help: "As JSON.")
     var json = false
 
-    @Argument(help: "The image.")
+    @Argument(help: "The image.", completion: .file())
     var file: String
 
     func validate() throws {

@@ -85,22 +85,8 @@ struct OutputOptions: ParsableArguments {
     var isJSON: Bool { json || output == .json }
 }
 
-/// The size of a disk: see ``ByteSize/ofDisk(_:)``.
-struct DiskSize: ExpressibleByArgument, Equatable {
-    let bytes: UInt64
-
-    init(bytes: UInt64) { self.bytes = bytes }
-
-    var defaultValueDescription: String { ByteSize(bytes: bytes).defaultValueDescription }
-
-    init?(argument: String) {
-        guard let size = ByteSize.ofDisk(argument) else { return nil }
-        bytes = size.bytes
-    }
-}
-
 /// The file with the data of an image that keeps it outside: its name in the image is not followed, since what it names may be written.
 struct DataFileOption: ParsableArguments {
-    @Option(help: ArgumentHelp("The file with the data of a qcow2 image that keeps it outside.", valueName: "file"))
+    @Option(help: ArgumentHelp("The file with the data of a qcow2 image that keeps it outside.", valueName: "file"), completion: .file())
     var dataFile: String?
 }

@@ -14,12 +14,12 @@ struct ImageCommitCommand: ParsableCommand {
               swkvm image commit overlay.qcow2
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"), completion: .list(["qcow2"]))
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption
 
-    @Option(help: ArgumentHelp("As --data-file, for the backing file.", valueName: "file"))
+    @Option(help: ArgumentHelp("As --data-file, for the backing file.", valueName: "file"), completion: .file())
     var backingDataFile: String?
 
     @OptionGroup var keys: KeyOptions
@@ -33,7 +33,7 @@ struct ImageCommitCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Say nothing when it went well.")
     var quiet = false
 
-    @Argument(help: "The image.")
+    @Argument(help: "The image.", completion: .file())
     var file: String
 
     func run() throws {

@@ -10,9 +10,10 @@ struct ImageCompareCommand: ParsableCommand {
             Disks of different size are the same if the longer one ends in zeroes.
 
             EXIT STATUS
-              0  the same
-              1  different
-              2  an image could not be opened or read
+              0   the same
+              1   different
+              2   an image could not be opened or read
+              64  the command line is wrong
 
             EXAMPLE
               swkvm image compare disk.qcow2 disk.raw
@@ -26,7 +27,7 @@ struct ImageCompareCommand: ParsableCommand {
 
     @OptionGroup var data: DataFileOption
 
-    @Option(help: ArgumentHelp("As --data-file, for the second image.", valueName: "file"))
+    @Option(help: ArgumentHelp("As --data-file, for the second image.", valueName: "file"), completion: .file())
     var secondDataFile: String?
 
     @OptionGroup var vhd: VHDSizeOption
@@ -36,10 +37,10 @@ struct ImageCompareCommand: ParsableCommand {
 
     @OptionGroup var keys: KeyOptions
 
-    @Option(help: ArgumentHelp("As --key-file, for the second image.", valueName: "file"))
+    @Option(help: ArgumentHelp("As --key-file, for the second image.", valueName: "file"), completion: .file())
     var secondKeyFile: [String] = []
 
-    @Option(help: ArgumentHelp("As --key-fd, for the second image.", valueName: "n"))
+    @Option(help: ArgumentHelp("As --key-fd, for the second image.", valueName: "n"), transform: descriptorNumber)
     var secondKeyFd: [Int32] = []
 
     @Flag(name: [.short, .long], help: "Sizes, and what is allocated, must be the same too.")
@@ -54,10 +55,10 @@ struct ImageCompareCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Say nothing; the exit status tells.")
     var quiet = false
 
-    @Argument(help: "An image.")
+    @Argument(help: "An image.", completion: .file())
     var first: String
 
-    @Argument(help: "Another image.")
+    @Argument(help: "Another image.", completion: .file())
     var second: String
 
     func run() throws {

@@ -26,7 +26,7 @@ struct ImageConvertCommand: ParsableCommand {
     @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: what its extension says.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: what its extension says.", valueName: "format"))
+    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: what its extension says.", valueName: "format"), completion: .list(ImageFormat.allCases.filter(\.isMakeable).map(\.rawValue)))
     var targetFormat: ImageFormat?
 
     @Option(name: [.customShort("l"), .long], help: ArgumentHelp("The source's internal snapshot to read in place of its current state: a number or a name.", valueName: "name"))
@@ -35,13 +35,13 @@ struct ImageConvertCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Compress clusters (qcow2, and VMDK as streamOptimized).")
     var compress = false
 
-    @Option(help: ArgumentHelp("How hard to compress: 1 to 9 for zlib (default 6), 1 to 19 for zstd (default 3).", valueName: "n"))
+    @Option(help: ArgumentHelp("How hard to compress: 1 to 9 for zlib (default 6), 1 to 19 for zstd (default 3).", valueName: "n"), transform: wholeNumber(0...Int.max))
     var compressionLevel: Int?
 
     @OptionGroup var layout: LayoutOptions
 
     @Option(name: [.customShort("B"), .long], help: ArgumentHelp(
-        "Stand on this image or remote disk, and keep only what differs from it (qcow2); relative to the target's directory.", valueName: "file"))
+        "Stand on this image or remote disk, and keep only what differs from it (qcow2); relative to the target's directory.", valueName: "file"), completion: .file())
     var backing: String?
 
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))
@@ -53,13 +53,13 @@ struct ImageConvertCommand: ParsableCommand {
 
     @OptionGroup var encryption: EncryptionOptions
 
-    @Option(help: ArgumentHelp("A file with the key that --encrypt gives the target.", valueName: "file"))
+    @Option(help: ArgumentHelp("A file with the key that --encrypt gives the target.", valueName: "file"), completion: .file())
     var targetKeyFile: [String] = []
 
-    @Option(help: ArgumentHelp("The same from an open descriptor.", valueName: "n"))
+    @Option(help: ArgumentHelp("The same from an open descriptor.", valueName: "n"), transform: descriptorNumber)
     var targetKeyFd: [Int32] = []
 
-    @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one for each processor.", valueName: "n"))
+    @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one for each processor.", valueName: "n"), transform: wholeNumber(0...Int.max))
     var threads: Int?
 
     @Option(help: ArgumentHelp("The page cache: auto (sparing it where that is quicker), writeback (through it), none (around it).", valueName: "mode"))
@@ -86,10 +86,10 @@ struct ImageConvertCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Never show how far it is.")
     var quiet = false
 
-    @Argument(help: "The image to read, or a remote disk: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH.")
+    @Argument(help: "The image to read, or a remote disk: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH.", completion: .file())
     var source: String
 
-    @Argument(help: "The image to make, or the block device or remote disk to overwrite.")
+    @Argument(help: "The image to make, or the block device or remote disk to overwrite.", completion: .file())
     var target: String
 
     func run() throws {

@@ -18,20 +18,20 @@ struct ImageCreateCommand: ParsableCommand {
               swkvm image create --encrypt --key-file secret disk.qcow2 20G
             """)
 
-    @Option(name: [.short, .customShort("O"), .long], help: ArgumentHelp("\(ImageFormat.makeableNames). Default: what the file's extension says.", valueName: "format"))
+    @Option(name: [.short, .customShort("O"), .long], help: ArgumentHelp("\(ImageFormat.makeableNames). Default: what the file's extension says.", valueName: "format"), completion: .list(ImageFormat.allCases.filter(\.isMakeable).map(\.rawValue)))
     var format: ImageFormat?
 
     @OptionGroup var layout: LayoutOptions
 
     @OptionGroup var encryption: EncryptionOptions
 
-    @Option(help: ArgumentHelp("A file with the key (the password) that --encrypt gives the image, every byte of it.", valueName: "file"))
+    @Option(help: ArgumentHelp("A file with the key (the password) that --encrypt gives the image, every byte of it.", valueName: "file"), completion: .file())
     var keyFile: [String] = []
 
-    @Option(help: ArgumentHelp("The same from an open descriptor.", valueName: "n"))
+    @Option(help: ArgumentHelp("The same from an open descriptor.", valueName: "n"), transform: descriptorNumber)
     var keyFd: [Int32] = []
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image, or the remote disk (nbd://…), that shows where this one has nothing of its own; relative to this one's directory.", valueName: "file"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The image, or the remote disk (nbd://…), that shows where this one has nothing of its own; relative to this one's directory.", valueName: "file"), completion: .file())
     var backing: String?
 
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))
@@ -42,14 +42,14 @@ struct ImageCreateCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Do not open the backing image, which may not exist yet.")
     var unsafe = false
 
-    @Option(help: ArgumentHelp("Keep the data in this file, and only metadata in the image.", valueName: "file"))
+    @Option(help: ArgumentHelp("Keep the data in this file, and only metadata in the image.", valueName: "file"), completion: .file())
     var dataFile: String?
 
     @Flag(help: "The data file is a raw image by itself.")
     var dataFileRaw = false
 
-    @Option(name: .customLong("size"), help: ArgumentHelp("The same as the second argument.", valueName: "size"))
-    var sizeOption: DiskSize?
+    @Option(name: .customLong("size"), help: ArgumentHelp("The same as the second argument.", valueName: "size"), transform: ByteSize.init(parsing:))
+    var sizeOption: ByteSize?
 
     @Flag(help: "Replace a file that is there already.")
     var force = false
@@ -57,11 +57,11 @@ struct ImageCreateCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Say nothing when it went well.")
     var quiet = false
 
-    @Argument(help: "The file to make.")
+    @Argument(help: "The file to make.", completion: .file())
     var file: String
 
-    @Argument(help: "The size of the disk, in bytes or with K, M, G, T, P or E: 20G, 1.5T. Default: the backing image's.")
-    var size: DiskSize?
+    @Argument(help: "The size of the disk, in bytes or with K, M, G, T, P or E: 20G, 1.5T. Default: the backing image's.", transform: ByteSize.init(parsing:))
+    var size: ByteSize?
 
     func run() throws {
         let disk = try ImageTool.run { () throws(DiskImageError) in
@@ -88,13 +88,14 @@ struct ImageCreateCommand: ParsableCommand {
 /// How a new image is laid out, for the verbs that make one.
 struct LayoutOptions: ParsableArguments {
     @Option(name: .customShort("o"), help: ArgumentHelp(
-        "The same in qemu-img's words: \(LayoutWords.names); on and off for what is a flag here.", valueName: "word=value,..."))
+        "The same in qemu-img's words: \(LayoutWords.names); on and off for what is a flag here.", valueName: "word=value,..."),
+        completion: LayoutWords.completion, transform: LayoutWords.init(parsing:))
     var words: [LayoutWords] = []
 
-    @Option(name: .long, help: ArgumentHelp("qcow2: bytes of a cluster, a power of two from 512 to 2M.", valueName: "size"))
+    @Option(name: .long, help: ArgumentHelp("qcow2: bytes of a cluster, a power of two from 512 to 2M. (default: 64K)", valueName: "size"), transform: ByteSize.init(parsing:))
     var clusterSize = ByteSize(bytes: 65536)
 
-    @Option(help: ArgumentHelp("qcow2: bits of a reference count: 1, 2, 4, 8, 16, 32 or 64.", valueName: "n"))
+    @Option(help: ArgumentHelp("qcow2: bits of a reference count: 1, 2, 4, 8, 16, 32 or 64. (default: 16)", valueName: "n"), transform: wholeNumber(0...Int.max))
     var refcountBits = 16
 
     @Option(help: ArgumentHelp("qcow2: 1.1 (version 3) or 0.10 (version 2).", valueName: "version"))

@@ -44,7 +44,7 @@ struct SourceOptions: ParsableArguments {
     @Flag(name: [.customShort("U"), .long], help: "Look at an image that a machine writes to; what is said may be of two moments.")
     var forceShare = false
 
-    @Argument(help: "The image.")
+    @Argument(help: "The image.", completion: .file())
     var file: String
 }
 

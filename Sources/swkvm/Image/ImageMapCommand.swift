@@ -21,11 +21,11 @@ struct ImageMapCommand: ParsableCommand {
     @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var output: OutputOptions
 
-    @Option(name: [.customShort("s"), .long], help: ArgumentHelp("Begin at this byte of the disk.", valueName: "size"))
-    var startOffset = DiskSize(bytes: 0)
+    @Option(name: [.customShort("s"), .long], help: ArgumentHelp("Begin at this byte of the disk. (default: 0)", valueName: "size"), transform: ByteSize.init(parsing:))
+    var startOffset = ByteSize(bytes: 0)
 
-    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("Show no more than so many bytes of it. Default: all.", valueName: "size"))
-    var maxLength: DiskSize?
+    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("Show no more than so many bytes of it. Default: all.", valueName: "size"), transform: ByteSize.init(parsing:))
+    var maxLength: ByteSize?
 
     func run() throws {
         let start = startOffset.bytes, (sum, overflow) = start.addingReportingOverflow(maxLength?.bytes ?? .max)

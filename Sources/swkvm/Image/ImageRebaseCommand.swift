@@ -16,7 +16,7 @@ struct ImageRebaseCommand: ParsableCommand {
               swkvm image rebase --unsafe --backing moved/base.qcow2 overlay.qcow2
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The new backing file, relative to the image's directory, or a remote disk (nbd://…); an empty name is none.", valueName: "file"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The new backing file, relative to the image's directory, or a remote disk (nbd://…); an empty name is none.", valueName: "file"), completion: .file())
     var backing: String?
 
     @Flag(help: "No backing file any more: all of the disk is in the image.")
@@ -30,16 +30,16 @@ struct ImageRebaseCommand: ParsableCommand {
     @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var keys: KeyOptions
 
-    @Option(help: ArgumentHelp("As --key-file, for the new backing file and those below it.", valueName: "file"))
+    @Option(help: ArgumentHelp("As --key-file, for the new backing file and those below it.", valueName: "file"), completion: .file())
     var backingKeyFile: [String] = []
 
-    @Option(help: ArgumentHelp("As --key-fd, for the new backing file and those below it.", valueName: "n"))
+    @Option(help: ArgumentHelp("As --key-fd, for the new backing file and those below it.", valueName: "n"), transform: descriptorNumber)
     var backingKeyFd: [Int32] = []
 
     @Flag(name: [.short, .long], help: "Change the name only.")
     var unsafe = false
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"), completion: .list(["qcow2"]))
     var format: ImageFormat?
 
     @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
@@ -48,7 +48,7 @@ struct ImageRebaseCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Never show how far it is.")
     var quiet = false
 
-    @Argument(help: "The image.")
+    @Argument(help: "The image.", completion: .file())
     var file: String
 
     func validate() throws {

@@ -6,10 +6,10 @@ struct KeyOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
             "A file with the key (the password) of an encrypted image, every byte of it. Again for its backing files, in their order; the last one is for all that follow.",
-            valueName: "file"))
+            valueName: "file"), completion: .file())
     var keyFile: [String] = []
 
-    @Option(help: ArgumentHelp("The same from an open descriptor; after those of --key-file.", valueName: "n"))
+    @Option(help: ArgumentHelp("The same from an open descriptor; after those of --key-file.", valueName: "n"), transform: descriptorNumber)
     var keyFd: [Int32] = []
 
     func load() throws(DiskImageError) -> [DiskKey] { try Self.load(keyFile, keyFd) }
@@ -24,10 +24,10 @@ struct EncryptionOptions: ParsableArguments {
     @Flag(help: "qcow2: encrypt the data with LUKS (AES-256-XTS, PBKDF2 with SHA-256).")
     var encrypt = false
 
-    @Option(help: ArgumentHelp("Milliseconds that trying a key is to take on this computer. Default: 2000.", valueName: "ms"))
+    @Option(help: ArgumentHelp("Milliseconds that trying a key is to take on this computer. Default: 2000.", valueName: "ms"), transform: wholeNumber(0...UInt32.max))
     var iterTime: UInt32?
 
-    @Option(help: ArgumentHelp("Iterations of PBKDF2 in place of a time, \(PasswordCost.minimum) to \(PasswordCost.maximum).", valueName: "n"))
+    @Option(help: ArgumentHelp("Iterations of PBKDF2 in place of a time, \(PasswordCost.minimum) to \(PasswordCost.maximum).", valueName: "n"), transform: wholeNumber(0...UInt32.max))
     var iterations: UInt32?
 
     func validate() throws {

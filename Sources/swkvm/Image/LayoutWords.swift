@@ -2,7 +2,7 @@ internal import ArgumentParser
 internal import DiskImage
 
 /// `cluster_size=1M,lazy_refcounts=on`: the layout of a new image in the words of `qemu-img create -o`.
-struct LayoutWords: ExpressibleByArgument {
+struct LayoutWords {
     enum Word: Equatable {
         case clusterSize(UInt64)
         case refcountBits(Int)
@@ -16,35 +16,46 @@ struct LayoutWords: ExpressibleByArgument {
 
     let all: [Word]
 
+    static let completion = ValueCompletion.list([
+        "cluster_size=", "refcount_bits=1/2/4/8/16/32/64", "compat=0.10/1.1/v2/v3", "lazy_refcounts=on/off", "extended_l2=on/off",
+        "compression_type=" + CompressionType.allCases.map(\.rawValue).joined(separator: "/"),
+        "subformat=" + ImageSubformat.allCases.map(\.rawValue).joined(separator: "/"),
+        "preallocation=" + Preallocation.allCases.map(\.rawValue).joined(separator: "/"),
+    ])
+
     static let names = "cluster_size, refcount_bits, compat, lazy_refcounts, extended_l2, compression_type, subformat, preallocation"
 
-    init?(argument: String) {
-        var all: [Word] = []
-        for item in argument.split(separator: ",", omittingEmptySubsequences: false) {
-            guard let sign = item.firstIndex(of: "="), let word = Word(item[..<sign], String(item[item.index(after: sign)...])) else { return nil }
-            all.append(word)
+    /// - Throws: a sentence about the first word that is wrong.
+    init(parsing argument: String) throws {
+        all = try argument.split(separator: ",", omittingEmptySubsequences: false).map { item in
+            let sign = item.firstIndex(of: "=")
+            let value = sign.map { String(item[item.index(after: $0)...]) } ?? ""
+            return try LayoutWords.Word(item[..<(sign ?? item.endIndex)], value)
         }
-        self.all = all
     }
 }
 
 extension LayoutWords.Word {
-    fileprivate init?(_ name: Substring, _ value: String) {
-        func flag() -> Bool? { ["on": true, "off": false][value] }
-        let word: Self? =
-            switch name {
-            case "cluster_size": ByteSize(argument: value).map { .clusterSize($0.bytes) }
-            case "refcount_bits": Int(value).map { .refcountBits($0) }
-            case "compat": QCOW2Compatibility(rawValue: ["v2": "0.10", "v3": "1.1"][value] ?? value).map { .compatibility($0) }
-            case "lazy_refcounts": flag().map { .lazyRefcounts($0) }
-            case "extended_l2": flag().map { .extendedL2($0) }
-            case "compression_type": CompressionType(rawValue: value).map { .compression($0) }
-            case "subformat": ImageSubformat(rawValue: value).map { .subformat($0) }
-            case "preallocation": Preallocation(rawValue: value).map { .preallocation($0) }
-            default: nil
-            }
-        guard let word else { return nil }
-        self = word
+    fileprivate init(_ name: Substring, _ value: String) throws {
+        func known<Value>(_ parsed: Value?, _ wanted: String) throws -> Value {
+            guard let parsed else { throw ArgumentProblem("\(name)=\(value) is not known, wanted \(wanted)") }
+            return parsed
+        }
+        func flag() throws -> Bool { try known(["on": true, "off": false][value], "on or off") }
+        func one<Value: CaseIterable & RawRepresentable<String>>(of type: Value.Type, _ spelling: String? = nil) throws -> Value {
+            try known(Value(rawValue: spelling ?? value), Value.allCases.map(\.rawValue).joined(separator: ", "))
+        }
+        switch name {
+        case "cluster_size": self = .clusterSize(try known(ByteSize(argument: value), "a size such as 64K").bytes)
+        case "refcount_bits": self = .refcountBits(try known(Int(value), "1, 2, 4, 8, 16, 32 or 64"))
+        case "compat": self = .compatibility(try one(of: QCOW2Compatibility.self, ["v2": "0.10", "v3": "1.1"][value]))
+        case "lazy_refcounts": self = .lazyRefcounts(try flag())
+        case "extended_l2": self = .extendedL2(try flag())
+        case "compression_type": self = .compression(try one(of: CompressionType.self))
+        case "subformat": self = .subformat(try one(of: ImageSubformat.self))
+        case "preallocation": self = .preallocation(try one(of: Preallocation.self))
+        default: throw ArgumentProblem("'\(name)' is not known, wanted \(LayoutWords.names)")
+        }
     }
 
     func change(_ options: inout QCOW2Options) {

@@ -122,7 +122,7 @@ struct QEMUWords {
             }
             if option.treatment == .cache { cacheModes.append(value) }
         case .sparseness:
-            guard let value, let size = ByteSize.ofDisk(value) else {
+            guard let value, let size = ByteSize(argument: value) else {
                 throw ValidationError("The value '\(value ?? "")' is invalid for -S: wanted a size, such as 4k")
             }
             if size.bytes == 0 { throw ValidationError("swkvm image convert has no -S 0: zeroes are always left out; --preallocation full sets their space aside") }

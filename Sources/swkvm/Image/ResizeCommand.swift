@@ -4,20 +4,23 @@ internal import DiskImage
 extension Preallocation: ExpressibleByArgument {}
 
 /// A disk's size, or what is added to it or taken away: `20G`, `+5G`, `-512M`.
-struct SizeChange: ExpressibleByArgument, Equatable {
+struct SizeChange: Equatable {
     enum Sign: Equatable { case none, plus, minus }
 
     let sign: Sign
     let amount: ByteSize
 
-    init?(argument: String) {
+    /// - Throws: a sentence that says what is wanted.
+    init(parsing argument: String) throws {
         let sign: Sign =
             switch argument.first {
             case "+": .plus
             case "-": .minus
             default: .none
             }
-        guard let amount = ByteSize.ofDisk(String(sign == .none ? argument[...] : argument.dropFirst())) else { return nil }
+        guard let amount = ByteSize(argument: String(sign == .none ? argument[...] : argument.dropFirst())) else {
+            throw ArgumentProblem("wanted a size, or + or - and one: 20G, 1.5T, +5G, -512M")
+        }
         self.sign = sign
         self.amount = amount
     }
@@ -78,8 +81,7 @@ struct ImageResizeCommand: ParsableCommand {
         let words = words.filter { $0 != "--" }
         guard let word = words.first else { throw ValidationError("Missing expected argument '<size>'") }
         guard words.count == 1 else { throw ValidationError("Unexpected argument '\(words[1])'") }
-        guard let size = SizeChange(argument: word) else { throw ValidationError("The value '\(word)' is invalid for '<size>'") }
-        return size
+        do { return try SizeChange(parsing: word) } catch { throw ValidationError("The value '\(word)' is invalid for '<size>': \(error)") }
     }
 
     func run() throws {

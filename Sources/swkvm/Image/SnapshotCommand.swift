@@ -16,7 +16,7 @@ struct ImageSnapshotCommand: ParsableCommand {
         subcommands: [List.self, Create.self, Apply.self, Delete.self, ByOption.self], defaultSubcommand: ByOption.self)
 
     struct Image: ParsableArguments {
-        @Option(name: [.short, .long], help: ArgumentHelp("The image's format, which has to be qcow2. Default: what its extension says.", valueName: "format"))
+        @Option(name: [.short, .long], help: ArgumentHelp("The image's format, which has to be qcow2. Default: what its extension says.", valueName: "format"), completion: .list(["qcow2"]))
         var format: ImageFormat?
 
         @OptionGroup var data: DataFileOption

@@ -1,0 +1,153 @@
+internal import ArgumentParser
+
+/// How the shells complete the values of `swkvm run`'s options that the parser has no word for.
+///
+/// The parser's scripts call a shell's command for such a value, and this one is a function of the script itself
+/// (``CompletionScript``), which is called in place.
+enum ValueCompletion {
+    /// Parts that are separated by commas.
+    /// - Parameters:
+    ///   - first: whether the first part is a file's path.
+    ///   - keys: `ro`, a word; `serial=`, with a value of one's own; `cache=writeback/none`, with one of these;
+    ///     `key-file=@file`, with a path
+    ///     (or `@dir`, or the name of a `@tap` or a `@bridge`). `+` before a key lets it be given again; `%fd/mtu`
+    ///     behind it keeps it
+    ///     from being offered beside these.
+    static func list(file first: Bool = false, _ keys: [String]) -> CompletionKind {
+        .shellCommand("\(CompletionScript.listFunction) \(first ? "file" : "none") \(keys.joined(separator: " "))")
+    }
+
+    /// One of several words, or a word and a colon before a path: `unix+@file`.
+    static func one(of words: [String]) -> CompletionKind {
+        .shellCommand("\(CompletionScript.wordFunction) \(words.joined(separator: " "))")
+    }
+}
+
+/// The completion scripts: the parser's, with what it lacks.
+///
+/// In bash, words are taken as the shell cuts them: the parser takes what readline cuts, at `=` and `:` too. In zsh,
+/// `--option=value` is
+/// completed as `--option value` is. Values that are lists are completed part by part in both.
+enum CompletionScript {
+    static let listFunction = "__swkvm_list", wordFunction = "__swkvm_word"
+
+    /// The script that `--generate-completion-script` asks for; nil when something else is asked for, or a shell that
+    /// is not known.
+    /// - Parameter words: the command line after the program's name.
+    static func asked(for words: [String]) -> String? {
+        let option = "--generate-completion-script"
+        guard let first = words.first, first.hasPrefix(option), words.count < 3 else { return nil }
+        let name =
+            first.hasPrefix(option + "=")
+            ? String(first.dropFirst(option.count + 1)) : words.count == 2 ? words[1] : nil
+        guard first == option || first.hasPrefix(option + "=") else { return nil }
+        return (name.map { CompletionShell(rawValue: $0) } ?? CompletionShell.autodetected()).map(text)
+    }
+
+    static func text(for shell: CompletionShell) -> String {
+        let generated = Command.completionScript(for: shell)
+        return switch shell {
+        case .bash: bash(generated)
+        case .zsh: zsh(generated)
+        default: fish(generated)
+        }
+    }
+
+    // MARK: bash
+
+    private static func bash(_ generated: String) -> String {
+        var lines: [Substring] = []
+        for line in generated.split(separator: "\n", omittingEmptySubsequences: false) {
+            if let call = call(in: line, between: "__swkvm_add_completions -W \"$(eval '", and: "')\"") {
+                lines.append(line.prefix { $0 == " " } + call)
+            } else if !line.hasPrefix("complete ") {
+                lines.append(line)
+            }
+        }
+        return lines.joined(separator: "\n") + "\n" + bashFunctions + "\n"
+    }
+
+    // MARK: zsh
+
+    private static func zsh(_ generated: String) -> String {
+        var lines: [Substring] = []
+        var function: Substring = ""
+        for line in generated.split(separator: "\n", omittingEmptySubsequences: false) {
+            if line.hasSuffix("() {") { function = line }
+            if function == "_swkvm_image_snapshot() {", line.hasSuffix("'(-): :->command'") {
+                // As qemu-img has it, which the parser's script does not know.
+                for (letter, name) in [("l", ""), ("c", ":name: "), ("a", ":name: "), ("d", ":name: ")] {
+                    lines.append("        '(- 1 *)-\(letter)[As qemu-img snapshot -\(letter).]\(name):file:_files'")
+                }
+            }
+            if line.hasPrefix("#compdef") {
+                lines += [line, Substring(zshFunctions)]
+                continue
+            }
+            let line = withAttachedValues(line)
+            if let call = call(
+                in: line, between: "{local -a list;list=(${(f)\"$(", and: ")\"});_describe -V \"\" list}")
+            {
+                lines.append(line.prefix(upTo: line.firstRange(of: "{local -a list")!.lowerBound) + "{\(call)}'")
+            } else {
+                lines.append(line)
+            }
+        }
+        return lines.joined(separator: "\n")
+    }
+
+    /// `'--name[Text]:value:…'` as `'--name=[Text]:value:…'`, and `{-f,--format}'[Text]:…'` as
+    /// `{-f+,--format=}'[Text]:…'`: a value may
+    /// also be in the same word.
+    private static func withAttachedValues(_ line: Substring) -> Substring {
+        guard line.firstRange(of: "]:") != nil, let end = line.firstRange(of: "[")?.lowerBound else { return line }
+        let names = line[..<end]
+        if let open = names.firstRange(of: "'{")?.upperBound, let close = names.firstRange(of: "}'")?.lowerBound {
+            let attached = names[open..<close].split(separator: ",").map { $0 + ($0.hasPrefix("--") ? "=" : "+") }
+            return names[..<open] + attached.joined(separator: ",") + line[close...]
+        }
+        guard let start = names.firstRange(of: "-")?.lowerBound, names.last != "'" else { return line }
+        // With a value in the same word, or without one.
+        if ["--hugepages", "--rng"].contains(names[start...]) {
+            return names + "=-" + line[end...].replacing("]:", with: "]::", maxReplacements: 1)
+        }
+        return names + (names[start...].hasPrefix("--") ? "=" : "+") + line[end...]
+    }
+
+    // MARK: fish
+
+    /// Lists are files there, as most of them begin with one.
+    private static func fish(_ generated: String) -> String {
+        var lines: [Substring] = []
+        for line in generated.split(separator: "\n", omittingEmptySubsequences: false) {
+            let isFile =
+                line.firstRange(of: "-rfka '(\(listFunction) file") != nil
+                || line.firstRange(of: "-rfka '(\(wordFunction)") != nil
+            if let start = line.firstRange(of: "-rfka '(__swkvm_"),
+                let end = line.firstRange(of: ")'", in: start.upperBound)
+            {
+                lines.append(line[..<start.lowerBound] + (isFile ? "-rF" : "-rf") + line[end.upperBound...])
+            } else {
+                lines.append(line)
+            }
+        }
+        return lines.joined(separator: "\n")
+    }
+
+    // MARK: Helpers
+
+    /// The call of one of the script's own functions in a line of the parser's.
+    private static func call(in line: Substring, between before: String, and after: String) -> Substring? {
+        guard let start = line.firstRange(of: before)?.upperBound,
+            let end = line.firstRange(of: after, in: start)?.lowerBound
+        else { return nil }
+        let call = line[start..<end]
+        return call.hasPrefix(listFunction) || call.hasPrefix(wordFunction) ? call : nil
+    }
+}
+
+extension Substring {
+    fileprivate func firstRange(of text: String, in start: Index) -> Range<Index>? {
+        self[start...].firstRange(of: text)
+    }
+}

@@ -1,0 +1,212 @@
+internal import ArgumentParser
+
+/// Options of QEMU, virt-install and Firecracker, and what `swkvm run` has instead.
+///
+/// Looked at only after the parser has refused a command line, or was asked for help by it: `-nographic` is `-n -o …
+/// -h` to the parser.
+enum ForeignWords {
+    /// What to do about an option of another program.
+    enum Advice {
+        /// Another spelling, perhaps with a remark.
+        case use(String, note: String? = nil)
+        /// It can be left out.
+        case notNeeded(String)
+        /// There is no such thing here.
+        case unavailable(String)
+    }
+
+    /// What is wrong with the options of a machine, in one line; nil when none of them is another program's.
+    /// - Parameter words: the command line after the program's name.
+    static func problem(in words: [String]) -> String? {
+        guard let first = words.first else { return nil }
+        let isRun = first == "run"
+        // Options of the program itself, and of other commands.
+        guard isRun || first.hasPrefix("-") && !ownOptions.contains(name(of: first)) else { return nil }
+        var problems: [String] = []
+        for word in words.dropFirst(isRun ? 1 : 0) where word.hasPrefix("-") {
+            if word == "--" { break }
+            guard let sentence = sentence(for: word), !problems.contains(sentence) else { continue }
+            problems.append(sentence)
+        }
+        if isRun { return problems.isEmpty ? nil : problems.joined(separator: "; ") }
+        guard !problems.isEmpty || machineOptions.contains(name(of: first)) else { return nil }
+        return (["a machine's options come after `swkvm run`"] + problems).joined(separator: "; ")
+    }
+
+    /// - Parameter word: begins with a hyphen.
+    private static func sentence(for word: String) -> String? {
+        let name = name(of: word)
+        let isLong = word.hasPrefix("--")
+        let shown = "'\(isLong ? "--" : "-")\(name)'"
+        if isLong, machineOptions.contains(name) { return nil }
+        if let advice = advice[name] { return "\(shown) \(text(of: advice))" }
+        // A single letter is the parser's affair, and so is a negative number.
+        guard !isLong, name.utf8.count > 1, name.first?.isNumber == false else { return nil }
+        return machineOptions.contains(name) ? "\(shown): use --\(name)" : "Unknown option \(shown)"
+    }
+
+    private static func text(of advice: Advice) -> String {
+        switch advice {
+        case .use(let spelling, let note): "is \(spelling) here" + (note.map { " (\($0))" } ?? "")
+        case .notNeeded(let reason): "is not needed: \(reason)"
+        case .unavailable(let reason): "is not available: \(reason)"
+        }
+    }
+
+    /// Without its hyphens and value.
+    private static func name(of word: String) -> String { String(word.drop { $0 == "-" }.prefix { $0 != "=" }) }
+
+    /// What the parser takes without a command.
+    private static let ownOptions: Set<String> = [
+        "h", "help", "help-hidden", "version", "generate-completion-script", "experimental-dump-help", "completion",
+    ]
+
+    /// The long options of `swkvm run`, from its help.
+    static let machineOptions = Set(
+        RunCommand.helpMessage(columns: 10_000).split { $0.isWhitespace || $0 == "," || $0 == "[" }.filter {
+            $0.hasPrefix("--")
+        }
+        .map { name(of: String($0)) })
+
+    /// By their names without hyphens.
+    static let advice: [String: Advice] = {
+        var advice: [String: Advice] = [:]
+        for (names, one) in table { for name in names.split(separator: " ") { advice[String(name)] = one } }
+        return advice
+    }()
+
+    private static let table: [(String, Advice)] = [
+        // Memory and CPUs
+        ("m memory ram r", .use("--mem SIZE", note: "without a unit SIZE is in bytes: 2048 there is --mem 2048M")),
+        ("smp vcpus ncpus", .use("--cpus N")),
+        ("cpu", .notNeeded("the guest sees what KVM supports on this host")),
+        ("mem-path memorybacking", .use("--hugepages KIND")),
+        ("mem-prealloc", .use("--prealloc")),
+        ("numatune", .use("--numa mem=SIZE,host=N,policy=bind")),
+        (
+            "cpuset cputune",
+            .unavailable("start swkvm with `taskset`, or bind its threads by their names vcpu0, vcpu1 …")
+        ),
+        ("balloon memballoon", .unavailable("a machine has the RAM that --mem gives")),
+        // What boots
+        ("append extra-args x kernel-opts", .use("--cmdline WORDS")),
+        (
+            "boot install pxe location l",
+            .use("--kernel FILE --initrd FILE", note: "a kernel is booted directly, disks are not")
+        ),
+        ("bios pflash firmware L uefi", .unavailable("there is no firmware, --kernel FILE boots a kernel directly")),
+        (
+            "dtb loader option-rom acpitable smbios no-acpi no-hpet",
+            .unavailable("the firmware's tables are made for the machine")
+        ),
+        ("import unattended cloud-init", .unavailable("--kernel FILE boots a kernel with the disks that --disk names")),
+        ("os-variant osinfo os-type", .notNeeded("all guests have the same devices")),
+        // Disks
+        ("drive blockdev hda hdb hdc hdd f file root-drive sd", .use("--disk PATH[,format=FORMAT][,ro]")),
+        ("cdrom", .use("--disk PATH,format=raw,ro", note: "a disk that cannot be written; nothing boots from it")),
+        ("fda fdb floppy", .unavailable("a machine has virtio disks only: --disk PATH")),
+        (
+            "snapshot",
+            .unavailable("make an overlay with `swkvm image create --backing BASE overlay.qcow2` and use that")
+        ),
+        // Network
+        ("netdev nic network w tap-device", .use("--net tap=NAME[,bridge=NAME]")),
+        ("bridge b", .use("--net tap=NAME,bridge=NAME")),
+        ("mac", .use("--net tap=NAME,mac=MAC")),
+        // Devices
+        ("device", .unavailable("the devices are virtio: --disk, --net and --rng")),
+        (
+            "object",
+            .unavailable(
+                "see --hugepages, --shared and --numa for memory, key-file= of --disk for keys, --rng for random numbers"
+            )
+        ),
+        ("virtfs fsdev filesystem fs", .unavailable("no directory of the host's can be shared yet")),
+        (
+            "usb usbdevice tpm tpmdev watchdog vsock sound soundhw audio audiodev input hostdev host-device smartcard redirdev panic "
+                + "controller channel iommu parallel pmem video",
+            .unavailable("a machine has disks, network interfaces, random numbers and a serial port")
+        ),
+        // Console
+        ("nographic nographics", .notNeeded("the terminal is the guest's serial port")),
+        (
+            "vnc spice display graphics vga sdl gtk curses full-screen k",
+            .unavailable("there is no display, the serial port is the console (--console)")
+        ),
+        ("serial chardev", .use("--console stdio, none, pty, unix:PATH or file:PATH")),
+        ("noautoconsole", .use("--console pty")),
+        (
+            "monitor mon qmp qmp-pretty",
+            .unavailable("there is no monitor; Ctrl-A h at the console shows what can be asked there")
+        ),
+        (
+            "daemonize",
+            .unavailable("a machine runs in the foreground: start it by a service manager, with --console unix:PATH")
+        ),
+        ("pidfile", .unavailable("the machine's process is swkvm's own: take the process's number from who starts it")),
+        // Debugging
+        ("s", .use("--gdb 1234")),
+        ("S", .use("--gdb PORT", note: "the guest waits for the debugger")),
+        (
+            "d D log-path level show-level show-log-origin log-file",
+            .use("--log-level LEVEL", note: "on standard error")
+        ),
+        ("loadvm incoming", .unavailable("a machine's state cannot be saved yet")),
+        // The machine and the program
+        (
+            "M machine arch features no-user-config nodefaults",
+            .notNeeded("there is one kind of machine, without devices that were not asked for")
+        ),
+        ("enable-kvm accel virt-type hvm", .notNeeded("every machine runs on KVM")),
+        ("paravirt tcg", .unavailable("every machine runs on KVM")),
+        ("rtc", .notNeeded("the clock is the host's, in UTC")),
+        ("id n", .use("--name NAME")),
+        (
+            "sandbox runas chroot seccomp-level no-seccomp seccomp-filter overcommit",
+            .unavailable("run swkvm as the user, and with the limits, that it shall have")
+        ),
+        (
+            "api-sock api-socket no-api config-file metrics-path metadata boot-timer",
+            .unavailable("a machine is described by the command line alone")
+        ),
+        (
+            "connect autostart transient description wait print-xml dry-run check",
+            .unavailable("there is no daemon that keeps machines, swkvm run is one")
+        ),
+        ("global set readconfig writeconfig", .unavailable("the command line's options are all there is")),
+    ]
+}
+
+/// The parser's suggestions.
+enum Suggestion {
+    /// `message` without a suggestion that is no more than similar letters: `--ram` is not `--rng`.
+    static func keepingNear(_ message: String) -> String {
+        let parts = message.split(separator: "'", omittingEmptySubsequences: false)
+        // Unknown option '--…'. Did you mean '--…'?
+        guard parts.count == 5, parts[0] == "Unknown option ", parts[2] == ". Did you mean ",
+            !isTypo(parts[1], for: parts[3])
+        else { return message }
+        return "\(parts[0])'\(parts[1])'"
+    }
+
+    /// Whether one is the other with a slip of the finger, or two in a long word.
+    static func isTypo(_ typed: Substring, for meant: Substring) -> Bool {
+        let (a, b) = (Array(typed.drop { $0 == "-" }.utf8), Array(meant.drop { $0 == "-" }.utf8))
+        return distance(a, b) <= (min(a.count, b.count) < 6 ? 1 : 2)
+    }
+
+    /// Letters to insert, leave out, change, or swap with the next one (optimal string alignment).
+    private static func distance(_ a: [UInt8], _ b: [UInt8]) -> Int {
+        var beforeLast: [Int] = [], last = Array(0...b.count)
+        for i in a.indices {
+            var row = [i + 1]
+            for j in b.indices {
+                var best = min(last[j] + (a[i] == b[j] ? 0 : 1), last[j + 1] + 1, row[j] + 1)
+                if i > 0, j > 0, a[i] == b[j - 1], a[i - 1] == b[j] { best = min(best, beforeLast[j - 1] + 1) }
+                row.append(best)
+            }
+            (beforeLast, last) = (last, row)
+        }
+        return last[b.count]
+    }
+}

@@ -1,0 +1,174 @@
+internal import ArgumentParser
+internal import GuestMemory
+internal import Machine
+
+/// A sentence about an argument that is wrong: what is wanted.
+struct ArgumentProblem: Error, CustomStringConvertible {
+    let description: String
+    init(_ description: String) { self.description = description }
+}
+
+/// A whole number in decimal digits, for an option's `transform`.
+/// - Parameter range: what is taken.
+func wholeNumber<Number: FixedWidthInteger & Sendable>(
+    _ range: ClosedRange<Number>
+) -> @Sendable (String) throws -> Number {
+    { text in
+        guard let number = Number(text), range.contains(number) else {
+            let isUnbounded = range.upperBound == .max && Number.bitWidth >= 32
+            let bounds = isUnbounded ? "\(range.lowerBound) or more" : "\(range.lowerBound) to \(range.upperBound)"
+            throw ArgumentProblem("wanted a whole number" + (range.lowerBound < 0 ? "" : ", \(bounds)"))
+        }
+        return number
+    }
+}
+
+/// A descriptor's number, for an option's `transform`.
+let descriptorNumber: @Sendable (String) throws -> Int32 = { text in
+    guard let number = Int32(text), number >= 0 else {
+        throw ArgumentProblem("wanted the number of an open descriptor, such as 5")
+    }
+    return number
+}
+
+/// A number of bytes: `4096`, `512M`, `2Gi`, `1.5T`.
+struct ByteSize: Equatable, CustomStringConvertible {
+    let bytes: UInt64
+
+    init(bytes: UInt64) { self.bytes = bytes }
+
+    /// - Throws: a sentence that says what is wanted.
+    init(parsing text: String) throws {
+        guard let size = ByteSize(argument: text) else {
+            throw ArgumentProblem("wanted a size in bytes, or with K, M, G, T, P or E, as in 512M or 1.5G")
+        }
+        self = size
+    }
+
+    /// Units are powers of 1024; an `i`, `B` or `iB` after the letter is taken too. With a unit there may be a
+    /// fraction, of which what is less
+    /// than a byte is left out.
+    init?(argument: String) {
+        guard argument.utf8.allSatisfy({ $0 < 0x80 }) else { return nil }
+        let number = argument.prefix { $0.isNumber || $0 == "." }
+        guard let shift = Self.shift(ofUnit: argument[number.endIndex...].lowercased()) else { return nil }
+        let parts = number.split(separator: ".", omittingEmptySubsequences: false)
+        guard let whole = Self.number(parts[0]) else { return nil }
+        let (bytes, overflows) = whole.multipliedReportingOverflow(by: 1 << shift)
+        guard !overflows else { return nil }
+        guard parts.count > 1 else {
+            self.bytes = bytes
+            return
+        }
+        guard parts.count == 2, shift > 0, let fraction = Self.fraction(parts[1], of: 1 << shift) else { return nil }
+        let (sum, overflowsSum) = bytes.addingReportingOverflow(fraction)
+        guard !overflowsSum else { return nil }
+        self.bytes = sum
+    }
+
+    private static func shift(ofUnit unit: String) -> UInt64? {
+        let shifts: [Character: UInt64] = ["k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60]
+        guard let letter = unit.first else { return 0 }
+        guard let shift = shifts[letter] else { return unit == "b" ? 0 : nil }
+        return ["", "i", "b", "ib"].contains(unit.dropFirst()) ? shift : nil
+    }
+
+    /// `digits` behind the point, in bytes.
+    private static func fraction(_ digits: Substring, of unit: UInt64) -> UInt64? {
+        guard (1...6).contains(digits.utf8.count), let numerator = number(digits) else { return nil }
+        // At most 10^6 units of 2^60 bytes, which are more than 64 bits.
+        let product = numerator.multipliedFullWidth(by: unit)
+        let power = (0..<digits.utf8.count).reduce(UInt64(1)) { power, _ in power * 10 }
+        return power.dividingFullWidth(product).quotient
+    }
+
+    private static func number(_ digits: Substring) -> UInt64? {
+        digits.isEmpty || !digits.utf8.allSatisfy { (0x30...0x39).contains($0) } ? nil : UInt64(digits)
+    }
+
+    /// As it would be given.
+    var description: String {
+        for (shift, unit) in [(UInt64(30), "G"), (20, "M"), (10, "K")] where bytes != 0 && bytes % (1 << shift) == 0 {
+            return "\(bytes >> shift)\(unit)"
+        }
+        return String(bytes)
+    }
+}
+
+/// `--hugepages`, `--hugepages=1G`, `--hugepages=thp`.
+struct HugePages: ExpressibleByArgument, Equatable, CustomStringConvertible {
+    let description: String
+    /// nil for a word that is none of ``allValueStrings``. It must not be refused here: the parser would take the
+    /// option as if
+    /// no value had been given.
+    let backing: MemoryBacking?
+
+    static let twoMiB = HugePages(argument: "2M")
+    static let allValueStrings = ["2M", "1G", "thp"]
+
+    init(argument: String) {
+        description = argument
+        switch argument.lowercased() {
+        case "2m": backing = .hugePages(.twoMiB)
+        case "1g": backing = .hugePages(.oneGiB)
+        case "thp": backing = .transparent
+        default: backing = nil
+        }
+    }
+}
+
+/// `--console`.
+struct ConsoleArgument {
+    static let completion = ValueCompletion.one(of: ["stdio", "none", "pty", "unix+@file", "file+@file"])
+
+    let kind: Configuration.ConsoleKind
+
+    init(kind: Configuration.ConsoleKind) { self.kind = kind }
+
+    init(parsing argument: String) throws {
+        switch argument {
+        case "stdio": kind = .stdio
+        case "none": kind = .none
+        case "pty": kind = .pty
+        default:
+            if argument.hasPrefix("unix:"), argument.utf8.count > 5 {
+                kind = .unix(String(argument.dropFirst(5)))
+            } else if argument.hasPrefix("file:"), argument.utf8.count > 5 {
+                kind = .file(String(argument.dropFirst(5)))
+            } else {
+                throw ArgumentProblem("wanted stdio, none, pty, unix:PATH or file:PATH")
+            }
+        }
+    }
+}
+
+/// `--gdb`.
+struct DebuggerArgument {
+    static let completion = ValueCompletion.one(of: ["unix+@file"])
+
+    let place: Configuration.Debugger
+
+    /// A port, also as QEMU's users and GDB's write it: `1234`, `:1234`, `localhost:1234`, `tcp::1234`.
+    init(parsing argument: String) throws {
+        if argument.hasPrefix("unix:"), argument.utf8.count > 5 {
+            place = .unix(String(argument.dropFirst(5)))
+            return
+        }
+        let address = argument.hasPrefix("tcp:") ? argument.dropFirst(4) : argument[...]
+        let colon = address.lastIndex(of: ":")
+        let digits = colon.map { address[address.index(after: $0)...] } ?? address
+        let host = colon.map { address[..<$0] } ?? ""
+        guard digits.utf8.allSatisfy({ (0x30...0x39).contains($0) }), let port = UInt16(digits) else {
+            throw ArgumentProblem("wanted a port, 0 to 65535, or unix:PATH")
+        }
+        guard ["", "localhost", "127.0.0.1"].contains(host) else {
+            throw ArgumentProblem("a debugger is let in at 127.0.0.1 only, wanted a port or unix:PATH")
+        }
+        place = .port(port)
+    }
+}
+
+/// `--trace`.
+enum TraceArgument: String, ExpressibleByArgument, CaseIterable {
+    case exits
+}

@@ -1,0 +1,116 @@
+import ArgumentParser
+import Testing
+
+@testable import swkvm
+
+/// What users of QEMU, virt-install and Firecracker type.
+@Suite struct ForeignWordTests {
+    private func problem(_ line: String) -> String? {
+        ForeignWords.problem(in: line.split(separator: " ").map(String.init))
+    }
+
+    /// To the parser it is -n -o -g -r -a -p -h, and so a request for help.
+    @Test func noWordOfSeveralLettersIsSingleLetters() {
+        #expect(problem("run -nographic") == "'-nographic' is not needed: the terminal is the guest's serial port")
+        #expect(problem("run --mem 1G -nographic") == problem("run -nographic"))
+        #expect(problem("run -machine q35")?.hasPrefix("'-machine' is not needed") == true)
+        #expect(problem("run -hda disk.img") == "'-hda' is --disk PATH[,format=FORMAT][,ro] here")
+        #expect(problem("run -foo") == "Unknown option '-foo'")
+        #expect(problem("run -kernel bzImage") == "'-kernel': use --kernel")
+        #expect(problem("run -help") == "'-help': use --help")
+    }
+
+    @Test(arguments: [
+        "-m 2G", "--memory 2048", "--memory=2048", "--ram 2048", "-smp 2", "--vcpus 2", "--vcpus=2,sockets=1",
+        "-append quiet", "-drive file=a,if=virtio", "-hda a",
+        "-cdrom a.iso", "--cdrom a.iso", "-netdev user,id=n0", "-nic user", "--network bridge=br0", "-serial mon:stdio",
+        "--vnc :1", "-vnc :1", "--bios OVMF.fd",
+        "-cpu host", "-enable-kvm", "-accel kvm", "--graphics none", "--os-variant debian12", "-daemonize",
+        "-monitor stdio", "-device virtio-net", "--location URL",
+        "--api-sock /tmp/s", "--config-file vm.json", "-s", "-S", "--extra-args console=ttyS0", "-display none",
+        "-snapshot", "-boot d", "--import", "--noautoconsole",
+    ])
+    func usualWordsAreNamed(line: String) throws {
+        let sentence = try #require(problem("run \(line)"))
+        let word = line.prefix { $0 != " " && $0 != "=" }
+        #expect(sentence.hasPrefix("'\(word)' is "), "\(sentence)")
+        // The parser refuses each, or takes it for a request for help.
+        #expect(throws: (any Error).self) { try RunCommand.parse(line.split(separator: " ").map(String.init)) }
+    }
+
+    @Test func allOfALineAreNamedAtOnce() {
+        #expect(
+            problem("run -m 2G -smp 2 -smp 4 --disk a.raw -nographic")
+                == "'-m' is --mem SIZE here (without a unit SIZE is in bytes: 2048 there is --mem 2048M); '-smp' is --cpus N here; "
+                + "'-nographic' is not needed: the terminal is the guest's serial port")
+    }
+
+    @Test func aMachineWithoutItsCommand() {
+        #expect(
+            problem("-m 2G")?.hasPrefix("a machine's options come after `swkvm run`; '-m' is --mem SIZE here") == true)
+        #expect(problem("--kernel bzImage") == "a machine's options come after `swkvm run`")
+    }
+
+    @Test(arguments: [
+        "", "run", "run --help", "run -h", "run --version", "run --mem x", "run --unknown", "run --cpus -1",
+        "run -x=1 --help", "--help", "-h", "--version",
+        "image create -o a b", "image info -m", "doctor -m", "run -- -nographic", "--generate-completion-script bash",
+        "walk -m",
+    ])
+    func othersAreTheParsersAffair(line: String) {
+        if line == "run -x=1 --help" { return #expect(problem(line) == "'-x' is --cmdline WORDS here") }
+        #expect(problem(line) == nil)
+    }
+
+    /// What is recommended is there, and what is there is not called another program's.
+    @Test func theTableIsTrue() {
+        #expect(
+            ForeignWords.machineOptions.isSuperset(of: [
+                "mem", "cpus", "kernel", "disk", "net", "console", "hugepages", "rng", "uuid", "log-level",
+            ]))
+        #expect(ForeignWords.machineOptions.isDisjoint(with: ForeignWords.advice.keys))
+        for (name, advice) in ForeignWords.advice {
+            let words = "\(advice)".split { !($0.isLetter || $0 == "-") }.filter {
+                $0.hasPrefix("--") && $0 != "--backing"
+            }
+            for word in words {
+                #expect(ForeignWords.machineOptions.contains(String(word.dropFirst(2))), "\(name): \(word)")
+            }
+        }
+    }
+}
+
+@Suite struct SuggestionTests {
+    private func suggestion(_ typed: String) throws -> String {
+        let error = #expect(throws: (any Error).self) { try Command.parseAsRoot(["run", typed]) }
+        return Suggestion.keepingNear(Command.message(for: try #require(error)))
+    }
+
+    @Test(arguments: [
+        "--ram", "--vnc", "--nat", "--user", "--ssh", "--gpu", "--usb", "--dns", "--tap", "--cores", "--debug",
+        "--bios", "--wait", "--size", "--qemu",
+    ])
+    func similarLettersAreNoMeaning(typed: String) throws {
+        let sentence = try suggestion(typed)
+        #expect(
+            sentence == "Unknown option '\(typed)'" || typed == "--nat" && sentence.hasSuffix("'--net'?"), "\(sentence)"
+        )
+    }
+
+    @Test(arguments: [
+        ("--memm", "--mem"), ("--me", "--mem"), ("--dsik", "--disk"), ("--cpu", "--cpus"), ("--kernal", "--kernel"),
+        ("--intird", "--initrd"), ("--comandline", ""),
+        ("--cmdlin", "--cmdline"), ("--hugepage", "--hugepages"), ("--hguepages", "--hugepages"),
+        ("--consol", "--console"), ("--loglevel", "--log-level"),
+    ])
+    func slipsAreUnderstood(typed: String, meant: String) throws {
+        #expect(
+            try suggestion(typed) == "Unknown option '\(typed)'" + (meant.isEmpty ? "" : ". Did you mean '\(meant)'?"))
+    }
+
+    @Test func otherSentencesStay() {
+        for sentence in ["", "a", "Unknown option '-x'", "The value 'a' is invalid for '--b <c>': it's not"] {
+            #expect(Suggestion.keepingNear(sentence) == sentence)
+        }
+    }
+}

@@ -1,0 +1,210 @@
+import Glibc
+import Linux
+import Testing
+
+/// An interactive shell in a terminal, with swkvm's completions and the test at the keys.
+private final class CompletingShell {
+    enum Kind: String, CaseIterable {
+        case bash, zsh
+        /// bash with Debian's bash-completion, which has functions and settings of its own.
+        case bashCompletion
+
+        var program: String { self == .zsh ? "zsh" : "bash" }
+        static let framework = "/usr/share/bash-completion/bash_completion"
+
+        var isInstalled: Bool {
+            let paths = self == .bashCompletion ? [Self.framework] : ["/bin/\(rawValue)", "/usr/bin/\(rawValue)"]
+            return paths.contains { access($0, R_OK) == 0 }
+        }
+
+        /// Puts all that could be completed onto the line.
+        var allMatches: String { self == .zsh ? "\t\u{18}a" : "\u{1b}*" }
+    }
+
+    private let shell: Program
+    private let kind: Kind
+
+    init(_ kind: Kind, in directory: TemporaryDirectory) throws {
+        self.kind = kind
+        let script = directory("completions.\(kind.program)")
+        try IntegrationTests.shell("'\(Host.swkvm)' --generate-completion-script \(kind.program) > '\(script)'")
+        // A key shows the line between marks, which are not in the text that asks for that, and empties it.
+        let setup =
+            kind == .zsh
+            ? """
+            unsetopt zle_bracketed_paste; PS1='> '; autoload -Uz compinit; compinit -D -u; source '\(script)'
+            dump() { print -r -- '@''@'"$BUFFER"'@''@' > /dev/tty; BUFFER=''; }; zle -N dump; bindkey -e; bindkey '^O' dump
+            zstyle ':completion:all-matches::::' completer _all_matches
+            zstyle ':completion:all-matches:*' old-matches only; zstyle ':completion:all-matches:*' insert true
+            zle -C all-matches complete-word _generic; bindkey '^Xa' all-matches
+            """
+            : """
+            bind 'set enable-bracketed-paste off'; PS1='> '; \(kind == .bashCompletion ? "source \(Kind.framework); " : "")source '\(script)'
+            dump() { printf '@''@%s@''@\\n' "$READLINE_LINE" > /dev/tty; READLINE_LINE=; READLINE_POINT=0; }; bind -x '"\\C-o": dump'
+            """
+        try directory.write(Array(setup.utf8), to: "setup.\(kind)")
+        let arguments = kind == .zsh ? ["zsh", "-f", "-i"] : ["bash", "--norc", "--noprofile", "-i"]
+        let environment = ["TERM=dumb", "LC_ALL=C.UTF-8", "HOME=\(directory.path)", "HISTFILE=", "INPUTRC=/dev/null"]
+        shell = try Program(["env", "-C", directory.path] + environment + arguments, terminal: PseudoTerminal())
+        try shell.type("source '\(directory("setup.\(kind)"))'; echo 'rea''dy'\n")
+        try shell.wait(for: "ready\r\n")
+    }
+
+    /// The command line after these keys.
+    func line(after keys: String) throws -> String {
+        try shell.type(keys + "\u{0f}")
+        try shell.wait(for: "@@")
+        let start = shell.output.position
+        try shell.wait(for: "@@")
+        return String(decoding: shell.output.bytes[start..<shell.output.position - 2], as: UTF8.self)
+    }
+
+    /// What is offered for the last word: the words that came to the line.
+    func offers(for text: String) throws -> [String] {
+        let before = text.split(separator: " ", omittingEmptySubsequences: true).count - (text.hasSuffix(" ") ? 0 : 1)
+        return try line(after: text + kind.allMatches).split(separator: " ").dropFirst(before).map(String.init).sorted()
+    }
+}
+
+/// The shells' completions, by the keys that a user presses.
+@Suite struct CompletionTests {
+    private let directory: TemporaryDirectory
+
+    init() throws {
+        directory = try TemporaryDirectory()
+        try shell(
+            "cd '\(directory.path)'; mkdir images keys; touch vmlinux initrd.img images/base.qcow2 images/data.raw keys/secret 'my disk.raw' x=y.raw"
+        )
+    }
+
+    private static let tab = "\t"
+
+    /// Every option and argument that has a path, in every spelling.
+    @Test(arguments: CompletingShell.Kind.allCases) fileprivate func everyPathCompletesFiles(
+        kind: CompletingShell.Kind
+    ) throws {
+        guard kind.isInstalled else { return print("not tried: \(kind) is not installed here") }
+        let shell = try CompletingShell(kind, in: directory)
+        let words = [
+            "run --kernel", "run --initrd", "run --disk", "run --console unix:", "run --console file:",
+            "run --gdb unix:", "run --disk a.raw,key-file=",
+            "run --disk a.raw,ro,data-file=", "image create", "image create --backing", "image create -b",
+            "image create --key-file", "image create --data-file",
+            "image info", "image info --data-file", "image check", "image convert", "image convert a.raw",
+            "image convert --backing", "image convert -B",
+            "image convert --key-file", "image convert --target-key-file", "image convert --data-file", "image compare",
+            "image compare a.raw",
+            "image compare --second-data-file", "image compare --second-key-file", "image map", "image resize",
+            "image snapshot list", "image snapshot create",
+            "image snapshot -l", "image snapshot -c name",
+            "image snapshot -d name", "image snapshot apply", "image snapshot delete", "image commit", "image commit --backing-data-file",
+            "image commit --key-file", "image rebase",
+            "image rebase --backing", "image rebase --backing-key-file", "image bench", "image bench --key-file",
+            "image bench --data-file",
+        ]
+        for word in words {
+            let text = "swkvm " + word + (word.hasSuffix(":") || word.hasSuffix("=") ? "" : " ") + "images/ba"
+            #expect(try shell.line(after: text + Self.tab) == text.dropLast(2) + "base.qcow2 ", "\(kind)")
+        }
+        for option in ["run --kernel", "image create --backing", "run --disk"] {
+            #expect(
+                try shell.line(after: "swkvm \(option)=images/ba" + Self.tab) == "swkvm \(option)=images/base.qcow2 ",
+                "\(kind)")
+        }
+        #expect(try shell.line(after: "swkvm run --kernel ima" + Self.tab) == "swkvm run --kernel images/", "\(kind)")
+        #expect(
+            try shell.line(after: "swkvm run --kernel \(directory.path)/vm" + Self.tab)
+                == "swkvm run --kernel \(directory.path)/vmlinux ", "\(kind)")
+        #expect(
+            try shell.line(after: "swkvm run --disk a.raw,backing-dir=ima" + Self.tab).hasPrefix(
+                "swkvm run --disk a.raw,backing-dir=images"), "\(kind)")
+    }
+
+    @Test(arguments: CompletingShell.Kind.allCases) fileprivate func namesThatNeedQuotes(
+        kind: CompletingShell.Kind
+    ) throws {
+        guard kind.isInstalled else { return print("not tried: \(kind) is not installed here") }
+        let shell = try CompletingShell(kind, in: directory)
+        #expect(try shell.line(after: "swkvm run --kernel my" + Self.tab) == #"swkvm run --kernel my\ disk.raw "#)
+        #expect(try shell.line(after: "swkvm run --kernel=my" + Self.tab) == #"swkvm run --kernel=my\ disk.raw "#)
+        #expect(try shell.line(after: #"swkvm run --disk my\ d"# + Self.tab) == #"swkvm run --disk my\ disk.raw "#)
+        #expect(try shell.line(after: #"swkvm run --disk "my d"# + Self.tab) == #"swkvm run --disk "my disk.raw" "#)
+        #expect(
+            try shell.line(after: #"swkvm run --disk a.raw,key-file=my"# + Self.tab)
+                == #"swkvm run --disk a.raw,key-file=my\ disk.raw "#)
+        #expect(
+            try shell.line(after: #"swkvm run --disk my\ disk.raw,fo"# + Self.tab)
+                == #"swkvm run --disk my\ disk.raw,format="#)
+        #expect(try shell.line(after: "swkvm image info x=" + Self.tab) == "swkvm image info x=y.raw ")
+    }
+
+    /// Options, commands, and the values that the help names; nothing that is refused afterwards.
+    @Test(arguments: CompletingShell.Kind.allCases) fileprivate func wordsThatTheHelpNames(
+        kind: CompletingShell.Kind
+    ) throws {
+        guard kind.isInstalled else { return print("not tried: \(kind) is not installed here") }
+        let shell = try CompletingShell(kind, in: directory)
+        let makeable = ["qcow2", "raw", "vdi", "vmdk"]
+        let expected: [(String, [String])] = [
+            ("swkvm run --console ", ["file:", "none", "pty", "stdio", "unix:"]),
+            ("swkvm run --trace ", ["exits"]),
+            ("swkvm run --log-level ", ["critical", "debug", "error", "info", "notice", "trace", "warning"]),
+            ("swkvm image create --format ", makeable), ("swkvm image convert -O ", makeable),
+            ("swkvm image check --format ", ["qcow2"]),
+            ("swkvm image create --preallocation ", ["falloc", "full", "metadata", "off"]),
+            ("swkvm image check --repair ", ["all", "leaks"]),
+        ]
+        for (text, words) in expected { #expect(try shell.offers(for: text) == words, "\(kind): \(text)") }
+        let lines = [
+            ("swkvm ru", "swkvm run "), ("swkvm image conv", "swkvm image convert "),
+            ("swkvm run --ker", "swkvm run --kernel "),
+            ("swkvm image snapshot ap", "swkvm image snapshot apply "),
+            ("swkvm run --console=st", "swkvm run --console=stdio "),
+            ("swkvm run --console un", "swkvm run --console unix:"),
+            ("swkvm run --log-level=w", "swkvm run --log-level=warning "),
+            ("swkvm run --hugepages --cp", "swkvm run --hugepages --cpus "),
+            ("swkvm run --hugepages=th", "swkvm run --hugepages=thp "),
+            ("swkvm run --kernel=vmlinux --init", "swkvm run --kernel=vmlinux --initrd "),
+        ]
+        // zsh puts an equals sign behind an option with a value, which goes when a blank is typed.
+        for (text, line) in lines {
+            let completed = try shell.line(after: text + Self.tab)
+            #expect(completed == line || kind == .zsh && completed == line.dropLast() + "=", "\(kind)")
+        }
+        #expect(try !shell.offers(for: "swkvm image snapshot ").contains("by-option"))
+    }
+
+    @Test(arguments: CompletingShell.Kind.allCases) fileprivate func valuesWithSeveralParts(
+        kind: CompletingShell.Kind
+    ) throws {
+        guard kind.isInstalled else { return print("not tried: \(kind) is not installed here") }
+        let shell = try CompletingShell(kind, in: directory)
+        let lines = [
+            ("swkvm run --disk a.raw,for", "swkvm run --disk a.raw,format="),
+            ("swkvm run --disk a.raw,format=q", "swkvm run --disk a.raw,format=qcow2 "),
+            ("swkvm run --disk=a.raw,ro,cache=n", "swkvm run --disk=a.raw,ro,cache=none "),
+            ("swkvm run --numa mem=1G,pol", "swkvm run --numa mem=1G,policy="),
+            ("swkvm run --numa mem=1G,policy=i", "swkvm run --numa mem=1G,policy=interleave "),
+            ("swkvm run --rng=max", "swkvm run --rng=max-bytes="),
+            ("swkvm image create -o clu", "swkvm image create -o cluster_size="),
+            ("swkvm image create -o compat=v3,laz", "swkvm image create -o compat=v3,lazy_refcounts="),
+        ]
+        for (text, line) in lines { #expect(try shell.line(after: text + Self.tab) == line, "\(kind): \(text)") }
+        #expect(try shell.offers(for: "swkvm run --net ") == ["bridge=", "create", "fd=", "mac=", "mtu=", "tap="])
+        // What does not go together is not offered together.
+        #expect(try shell.line(after: "swkvm run --net fd=3," + Self.tab) == "swkvm run --net fd=3,mac=")
+        // Once is enough.
+        #expect(
+            try shell.line(after: "swkvm run --disk a.raw,ro,r" + Self.tab) == "swkvm run --disk a.raw,ro,reconnect=")
+    }
+
+    /// Nothing is left of a completion in the user's shell.
+    @Test func bashStaysAsItWas() throws {
+        let shell = try CompletingShell(.bash, in: directory)
+        _ = try shell.line(after: "swkvm run --kernel vm\t")
+        #expect(try shell.line(after: "trap -p RETURN >> traps; shopt -p extglob nullglob >> traps\n") == "")
+        #expect(
+            try String(decoding: readFile(directory("traps"), limit: 1000), as: UTF8.self)
+                == "shopt -u extglob\nshopt -u nullglob\n")
+    }
+}
