@@ -48,7 +48,8 @@ static int transmit(const char *address, int port, uint32_t count) {
             sent++;
         }
         struct pollfd ready = {.fd = sock, .events = POLLIN};
-        if (poll(&ready, 1, 10000) != 1) return printf("%u of %u datagrams came back\n", received, sent), 1;
+        // Long: the machine may have no time for the emulator.
+        if (poll(&ready, 1, 120000) != 1) return printf("%u of %u datagrams came back\n", received, sent), 1;
         ssize_t size = recv(sock, bytes, sizeof bytes, 0);
         if (size < 0) return perror("recv"), 1;
         uint32_t number = 0;

@@ -1,0 +1,93 @@
+import Glibc
+import Testing
+
+/// The lab's runner (Tests/Lab/run), with scripts in place of emulators: when it takes one for hung, and that it leaves none behind.
+@Suite struct LabRunnerTests {
+    private let directory: TemporaryDirectory
+
+    init() throws { directory = try TemporaryDirectory() }
+
+    /// The runner with a leg whose emulator is a script. A host may be silent for a second: at first, and for each case that sets itself no limit.
+    private func runner(_ script: String, hasClock: Bool = false) throws -> Program {
+        try directory.write(Array(script.utf8), to: "emulator")
+        let leg = """
+            title=Script emulator=sh kernels= archives= slowness=1 noise='^$'
+            limits='--boot 1 --silence 1' \(hasClock ? "clock=/dev/null" : "")
+            emulate() { exec "${console[@]}" sh '\(directory("emulator"))' "$1"; }
+            """
+        return try Program([Host.package + "/Tests/Lab/run", try directory.write(Array(leg.utf8), to: "leg")])
+    }
+
+    /// The emulator's process, which its script has printed.
+    private func emulator(of runner: Program) throws -> pid_t {
+        try runner.wait(for: "# emulator ")
+        try runner.wait(for: "\n")
+        let line = try #require(runner.output.lines.last { $0.hasPrefix("# emulator ") })
+        return try #require(pid_t(line.dropFirst("# emulator ".count)))
+    }
+
+    @Test(arguments: [SIGKILL, SIGTERM, SIGHUP]) func aRunnerThatEndsLeavesNoEmulator(signal: Int32) throws {
+        let runner = try runner("trap '' HUP TERM INT; echo '# begin a limit 1000'; echo \"# emulator $$\"; while :; do sleep 1; done")
+        let emulator = try emulator(of: runner)
+        runner.send(signal: signal)
+        #expect(try eventually { kill(emulator, 0) != 0 })
+    }
+
+    @Test func anEmulatorThatTheMachineHasNoTimeForDoesNotHang() throws {
+        let runner = try runner("echo '# begin a limit 0'; echo \"# emulator $$\"; kill -STOP $$; echo 'ok 1 - a'; echo 1..1")
+        let emulator = try emulator(of: runner)
+        // Longer on the wall's clock than it may be silent on its own.
+        usleep(3_000_000)
+        #expect(kill(emulator, SIGCONT) == 0)
+        try runner.expectEnd(0)
+        #expect(runner.output.text.contains("Script lab: 1 passed, 0 failed"))
+    }
+
+    @Test(arguments: ["while :; do :; done", "sleep 1000"]) func anEmulatorThatIsSilentHangs(script: String) throws {
+        let runner = try runner("echo '# begin a limit 0'; \(script)")
+        try runner.expectEnd(1)
+        #expect(runner.output.text.contains("# the emulated host hung during a (sh's status 124): a fault of the emulation"))
+        #expect(runner.output.text.contains("not ok - the emulated host hung during a"))
+    }
+
+    @Test func anEmulatorThatEndsTwiceDuringACaseIsAFailureWithItsStatus() throws {
+        let runner = try runner("echo '# begin a limit 1'; exit 7")
+        try runner.expectEnd(1)
+        #expect(runner.output.text.contains("not ok - the emulated host ended during a (sh's status 7)"))
+    }
+
+    /// What was done before is not done again.
+    @Test func anEmulatorThatEndsOnceGoesOnWithTheCase() throws {
+        let runner = try runner(
+            """
+            case $1 in
+                *from=b\\ count=2*) echo '# begin b limit 1'; echo 'ok 3 - b'; echo 1..3 ;;
+                *from=*) echo "not ok - told $1" ;;
+                *) echo '# begin a limit 1'; echo 'ok 1 - a'; echo 'ok 2 - a'; echo '# begin b limit 1'; exit 7 ;;
+            esac
+            """)
+        try runner.expectEnd(0)
+        #expect(runner.output.text.contains("It starts once more, and goes on with b"))
+        #expect(runner.output.lines.last?.contains("3 passed, 0 failed") == true)
+    }
+
+    /// What a program draws on a screen is one line of a megabyte for whoever waits for the line's end.
+    @Test func aLongLineOfEscapeSequencesIsRead() throws {
+        let runner = try runner(
+            """
+            echo '# begin a limit 0'
+            yes "$(printf '\\033[1;1H\\033[0;37mscreen\\033[5C')" | head -n 50000 | tr -d '\\n'
+            printf '\\r\\n\\033cok 1 - a\\n1..1\\n'
+            """)
+        try runner.expectEnd(0)
+        let screen = try #require(runner.output.lines.first { $0.hasPrefix("# emulated host> screenscreen") })
+        #expect(screen.hasSuffix("bytes more]") && screen.utf8.count < 5000)
+        #expect(runner.output.lines.contains("ok 1 - a"))
+    }
+
+    @Test func anEmulatorGetsTheSecondsThatItHad() throws {
+        let runner = try runner("echo '# begin a limit 3'; read -r first; read -r second; echo \"ok 1 - $((second - first))\"; echo 1..1", hasClock: true)
+        try runner.expectEnd(0)
+        #expect(runner.output.lines.contains("ok 1 - 1"))
+    }
+}
