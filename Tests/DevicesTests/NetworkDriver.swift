@@ -252,7 +252,7 @@ final class Wire {
         return (try NetworkDriver(NetworkAttachment(tap: tap, mtu: mtu)), wire)
     }
 
-    private var number: Int32 { socket?.rawValue ?? -1 }
+    var number: Int32 { socket?.rawValue ?? -1 }
 
     func send(_ bytes: [UInt8]) throws {
         let sent = unsafe bytes.withUnsafeBytes { unsafe Glibc.send(number, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }

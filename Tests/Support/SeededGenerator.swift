@@ -12,3 +12,10 @@ public struct SeededGenerator: RandomNumberGenerator, Sendable {
         return value ^ value >> 31
     }
 }
+
+extension SeededGenerator {
+    /// A number from 0 up to but not including `bound`.
+    public mutating func below(_ bound: UInt64) -> UInt64 { next() % bound }
+    /// True so many times of a hundred.
+    public mutating func chance(_ percent: UInt64) -> Bool { below(100) < percent }
+}

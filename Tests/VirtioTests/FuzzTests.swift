@@ -8,9 +8,6 @@ import Testing
 
 /// A source of bad ideas.
 extension SeededGenerator {
-    fileprivate mutating func below(_ bound: UInt64) -> UInt64 { next() % bound }
-    fileprivate mutating func chance(_ percent: UInt64) -> Bool { below(100) < percent }
-
     /// A guest address: mostly RAM, often at an edge of something.
     fileprivate mutating func address() -> UInt64 {
         let edges: [UInt64] = [
