@@ -58,7 +58,7 @@ fuzz: packages-build ## libFuzzer on what reads untrusted bytes, SECONDS (60) fo
 fuzz-corpus: packages-build ## takes into Tests/Fuzz/Corpus what fuzzing has found, the few inputs that reach most (TARGETS)
 	@.ci/fuzz merge $(TARGETS)
 
-tsan: packages-build packages-test ## the tests of several engines on one disk image, with ThreadSanitizer (ARGS='--filter …' for others, of SWKVM_TESTS)
+tsan: packages-build packages-test ## the tests in which threads meet, with ThreadSanitizer (ARGS='--filter …' for others, of SWKVM_TESTS)
 	@.ci/tsan
 
 lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, shell for a shell there, compare for a comparison with QEMU)

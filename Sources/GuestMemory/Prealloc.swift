@@ -1,7 +1,6 @@
 internal import CLinux
 internal import Glibc
 internal import Linux
-internal import Synchronization
 
 extension GuestMemory {
     /// Gives every page of the memory its place in RAM now, instead of when the guest first touches it.
@@ -25,7 +24,7 @@ extension GuestMemory {
         let bound = { @Sendable [backing] (part: UInt64) in
             offset &+ pages / workers &* part &* backing.pageSize &+ min(part, pages % workers) &* backing.pageSize
         }
-        let failure = Mutex<SystemCallError?>(nil)
+        let failure = Guarded<SystemCallError?>(nil)
         withParallelWorkers(Int(workers), named: "prealloc") { [self] worker in
             let start = bound(UInt64(worker)), end = bound(UInt64(worker) &+ 1)
             // In steps of a few milliseconds, or of one page.

@@ -1,6 +1,5 @@
 internal import CLinux
 internal import Linux
-internal import Synchronization
 
 /// KVM's 8254 timer (PIT), made when a guest first asks for it.
 ///
@@ -13,7 +12,7 @@ internal import Synchronization
 public final class IntervalTimer: Sendable {
     private let machine: FileDescriptor
     /// Each access reads the state, changes it and writes it back.
-    private let turn = Mutex(())
+    private let turn = Guarded(())
 
     init(_ machine: consuming FileDescriptor) { self.machine = machine }
 

@@ -2,8 +2,8 @@ internal import Glibc
 
 /// A lock for state that several threads need for a moment each.
 ///
-/// Beside `Mutex` of the standard library: it spins for a little before it sleeps, as its holder will be done sooner than a thread has
-/// slept and woken, and taking and releasing it are two calls, for state that is not one value.
+/// It spins for a little before it sleeps, as its holder will be done sooner than a thread has slept and woken. Taking and releasing it are two calls,
+/// for state that is not one value; a ``Guarded`` has one that is.
 @safe public struct Lock: ~Copyable, @unchecked Sendable {
     // A mutex stays where it was made. It is what threads may share: hence `Sendable`.
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>

@@ -8,7 +8,7 @@ internal import Synchronization
 final class Ending: Sendable {
     /// Rung when there is a reason.
     let bell: EventFD
-    private let reason = Mutex<MachineEnd?>(nil)
+    private let reason = Guarded<MachineEnd?>(nil)
     private let stopping = Atomic<Bool>(false)
 
     init() throws(SystemCallError) { bell = try EventFD() }
@@ -43,7 +43,7 @@ final class CPUThread: Sendable {
     let seat: DebugSeat?
     /// Counts the exits, where that is asked for.
     let exits: ExitCounter?
-    private let thread = Mutex<Thread?>(nil)
+    private let thread = Guarded<Thread?>(nil)
 
     init(
         _ cpu: consuming VirtualCPU, ports: PortBus, mmio: MMIOBus, ram: GuestRAM, ending: Ending, seat: DebugSeat? = nil,

@@ -1,7 +1,6 @@
 internal import CLinux
 internal import Devices
 internal import Linux
-internal import Synchronization
 
 /// Takes a serial port's output to whoever is connected. Called by vCPU threads, it never waits.
 ///
@@ -9,7 +8,7 @@ internal import Synchronization
 final class ConsoleOutput: SerialSink {
     /// Rung when a byte was refused: somebody is to wait until ``rawValue`` is writable and flush the port.
     let isFull: EventFD
-    private let connection = Mutex<DescriptorSink?>(nil)
+    private let connection = Guarded<DescriptorSink?>(nil)
 
     init(_ descriptor: consuming FileDescriptor?) throws(SystemCallError) {
         isFull = try EventFD()

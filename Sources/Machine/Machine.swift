@@ -3,7 +3,6 @@ internal import CLinux
 internal import GuestMemory
 internal import KVM
 internal import Linux
-internal import Synchronization
 internal import Virtio
 public import Devices
 public import Logging
@@ -25,7 +24,7 @@ public final class Machine: Sendable {
     let power: PowerController
     private let room: SerialRoom
     let ending: Ending
-    private let settler = Mutex<Thread?>(nil)
+    private let settler = Guarded<Thread?>(nil)
     let ports: PortBus
     let mmio: MMIOBus
     let debugger: DebugServer?

@@ -1,4 +1,4 @@
-internal import Synchronization
+internal import Linux
 
 /// The device-specific configuration space (virtio 1.2 §2.5): bytes and the generation that tells that they changed.
 ///
@@ -8,10 +8,10 @@ public final class ConfigurationSpace: Sendable {
         var bytes: [UInt8]
         var generation: UInt32 = 0
     }
-    private let contents: Mutex<Contents>
+    private let contents: Guarded<Contents>
 
     /// - Parameter bytes: the fields as the device's section of the specification lays them out, little-endian.
-    public init(_ bytes: [UInt8]) { contents = Mutex(Contents(bytes: bytes)) }
+    public init(_ bytes: [UInt8]) { contents = Guarded(Contents(bytes: bytes)) }
 
     /// Changes fields as one: a driver that reads the generation before and after sees old or new ones, no mixture.
     ///

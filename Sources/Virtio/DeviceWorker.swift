@@ -82,8 +82,8 @@ public final class DeviceWorker: Sendable {
 
 /// Passes one value with one owner to the thread that takes it.
 private final class Handover<Value: ~Copyable>: Sendable {
-    let value: Mutex<Value?>
-    init(_ value: consuming sending Value) { self.value = Mutex(consume value) }
+    let value: Guarded<Value?>
+    init(_ value: consuming sending Value) { self.value = Guarded(consume value) }
     func take() -> sending Value? { value.withLock { $0.take() } }
 }
 
@@ -99,8 +99,8 @@ private final class Mailbox: Sendable {
 
     let bell: EventFD
     private let answer: EventFD
-    private let senders = Mutex(())
-    private let request = Mutex<Request?>(nil)
+    private let senders = Guarded(())
+    private let request = Guarded<Request?>(nil)
     private let isClosed = Atomic<Bool>(false)
 
     init() throws(SystemCallError) {

@@ -1,6 +1,5 @@
 public import GuestMemory
 public import Linux
-internal import Synchronization
 
 /// The register file of a virtio-mmio device, layout version 2 (virtio 1.2 §4.2.2), in front of a ``VirtioDevice``.
 ///
@@ -33,7 +32,7 @@ public final class MMIOTransport: Sendable {
 
     private let memory: GuestMemory
     private let offered: FeatureSet
-    private let state: Mutex<State>
+    private let state: Guarded<State>
 
     public init(device: any VirtioDevice, memory: GuestMemory) throws(SystemCallError) {
         self.device = device
@@ -44,7 +43,7 @@ public final class MMIOTransport: Sendable {
         for _ in device.maximumQueueSizes { bells.append(try QueueBell()) }
         self.bells = bells
         offered = device.features.union(.transport)
-        state = Mutex(State(queueSizes: device.maximumQueueSizes))
+        state = Guarded(State(queueSizes: device.maximumQueueSizes))
     }
 
     /// What a reset sets back.

@@ -11,7 +11,7 @@ private final class TestSink: SerialSink {
         var bytes: [UInt8] = []
         var calls = 0
     }
-    private let state = Mutex(State())
+    private let state = Guarded(State())
 
     var text: String { state.withLock { String(decoding: $0.bytes, as: UTF8.self) } }
     var bytes: [UInt8] { state.withLock { $0.bytes } }
@@ -40,7 +40,7 @@ private final class Counter: Sendable {
 }
 
 /// The port with a driver's view of it.
-private struct Bench {
+private struct Bench: Sendable {
     let sink = TestSink()
     let interrupts = Counter()
     let rooms = Counter()
@@ -100,6 +100,49 @@ private struct Bench {
         // A string is one call.
         #expect(bench.sink.calls == 7 + 1 + 1)
         #expect(bench.port.pendingOutput == 0)
+    }
+
+    /// Two CPUs send, a third reads what comes in, and the loop of the main thread flushes and feeds: no byte is lost or overtakes another of its sender.
+    @Test func severalCPUsUseItAtOnce() throws {
+        let bench = Bench(), count = 4000
+        func sender(_ number: UInt8) throws -> Linux.Thread {
+            try .start(name: "sender") {
+                for index in 0..<count {
+                    while bench.read(lineStatus) & 0x20 == 0 { Linux.Thread.yield() }
+                    bench.write(data, number << 7 | UInt8(index & 0x7f))
+                }
+            }
+        }
+        final class Received: Sendable { let bytes = Guarded<[UInt8]>([]) }
+        let received = Received()
+        let first = try sender(0), second = try sender(1)
+        let reader = try Linux.Thread.start(name: "reader") {
+            while received.bytes.withLock({ $0.count }) < count {
+                guard bench.read(lineStatus) & 1 != 0 else { Linux.Thread.yield(); continue }
+                let byte = bench.read(data)
+                received.bytes.withLock { $0.append(byte) }
+            }
+        }
+        let input = (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 7) }
+        var rest = input[...], round = 0
+        while !rest.isEmpty {
+            rest = rest.dropFirst(bench.receive(Array(rest.prefix(100))))
+            bench.sink.setRoom(round % 2 == 0 ? 3 : .max)
+            _ = bench.port.flush()
+            round += 1
+        }
+        // Nothing that a sender waits for may be left to do.
+        bench.sink.setRoom(.max)
+        _ = bench.port.flush()
+        first.join()
+        second.join()
+        reader.join()
+        #expect(received.bytes.withLock { $0 } == input)
+        bench.sink.setRoom(.max)
+        #expect(bench.port.flush() && bench.port.droppedOutput == 0)
+        for sender in 0..<2 as Range<UInt8> {
+            #expect(bench.sink.bytes.filter { $0 >> 7 == sender }.map { Int($0 & 0x7f) } == (0..<count).map { $0 & 0x7f })
+        }
     }
 
     @Test func interruptsOnceForEachTimeTheTransmitterBecomesEmpty() {

@@ -1,10 +1,10 @@
 @testable import Devices
-import Synchronization
+import Linux
 import Testing
 
 /// What a device asked of its machine.
 private final class Requests: Sendable {
-    private let list = Mutex<[MachineRequest]>([])
+    private let list = Guarded<[MachineRequest]>([])
     func add(_ request: MachineRequest) { list.withLock { $0.append(request) } }
     func take() -> [MachineRequest] {
         list.withLock { list in
@@ -142,8 +142,8 @@ private final class Requests: Sendable {
     private static let leapDay: Int64 = 1_709_251_198
 
     private final class Clock: Sendable {
-        let time: Mutex<RealTimeClock.Time>
-        init(_ seconds: Int64, nanoseconds: Int64 = 0) { time = Mutex(.init(seconds: seconds, nanoseconds: nanoseconds)) }
+        let time: Guarded<RealTimeClock.Time>
+        init(_ seconds: Int64, nanoseconds: Int64 = 0) { time = Guarded(.init(seconds: seconds, nanoseconds: nanoseconds)) }
         func advance(_ seconds: Int64) { time.withLock { $0.seconds += seconds } }
         func set(nanoseconds: Int64) { time.withLock { $0.nanoseconds = nanoseconds } }
     }

@@ -2,7 +2,6 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
-import Synchronization
 import Testing
 
 /// What came to the files of an image, in its order, and what of it is left when the power fails.
@@ -20,7 +19,7 @@ final class CrashLog: Sendable {
         }
     }
 
-    private let entries = Mutex<[Entry]>([])
+    private let entries = Guarded<[Entry]>([])
     private let files: [ImageFile.Identity]
     var all: [Entry] { entries.withLock { $0 } }
     func append(_ entry: Entry) { entries.withLock { $0.append(entry) } }

@@ -1,7 +1,6 @@
 @testable import DiskImage
 import Glibc
 import Linux
-import Synchronization
 import Testing
 
 /// Several engines of one image, each with a thread and a workload of its own, whose sectors lie between those of the others.
@@ -22,10 +21,10 @@ final class EngineCrew: Sendable {
 
     /// One of the threads: it takes an order at a time, and serves its engine for the others until the next one.
     private final class Member: Sendable {
-        let orders = Mutex<[Order?]>([])
+        let orders = Guarded<[Order?]>([])
         let bell: EventFD
         let answer: EventFD
-        let report = Mutex(Report())
+        let report = Guarded(Report())
         init() throws {
             bell = try EventFD()
             answer = try EventFD()
@@ -38,8 +37,8 @@ final class EngineCrew: Sendable {
     }
 
     private let members: [Member]
-    private let threads: Mutex<[Int: ThreadBox]>
-    private let current: Mutex<[UInt8]>
+    private let threads: Guarded<[Int: ThreadBox]>
+    private let current: Guarded<[UInt8]>
     let count: Int
 
     private final class ThreadBox: @unchecked Sendable {
@@ -59,10 +58,10 @@ final class EngineCrew: Sendable {
     /// - Parameter mayFail: requests may end with errors, after which their sectors have what is read there.
     init(_ shared: SharedImage, count: Int, _ contents: [UInt8], seed: UInt64, usesRing: Bool, mayFail: Bool = false) {
         self.count = count
-        current = Mutex(contents)
+        current = Guarded(contents)
         // Only descriptors that the process has none left of make this fail.
         members = (0..<count).map { _ in try! Member() }
-        threads = Mutex([:])
+        threads = Guarded([:])
         for (index, member) in members.enumerated() {
             let thread = try! Linux.Thread.start(name: "engine\(index)", stackSize: 8 << 20) {
                 do {

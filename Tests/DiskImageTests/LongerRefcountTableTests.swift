@@ -2,7 +2,6 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
-import Synchronization
 import Testing
 
 /// The refcount table ends, and the host fails while a longer one is put in its place.
@@ -37,7 +36,7 @@ import Testing
     /// The calls of a log, in which one step fails, once.
     private func calls(_ log: CrashLog, failing: Step) -> FileCalls {
         // How many of the steps, and of what comes before the first, have come.
-        let come = Mutex(0)
+        let come = Guarded(0)
         let host = log.calls
         var calls = host
         unsafe calls.write = { file, vectors, count, offset in

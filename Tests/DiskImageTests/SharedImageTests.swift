@@ -3,7 +3,6 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
-import Synchronization
 import Testing
 
 /// Two engines of one image in one thread, so that each moment between their steps can be had.
@@ -178,7 +177,7 @@ import Testing
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M")
         qemuIO(path, ["write -P 7 0 64k"])
-        let reads = Mutex(0)
+        let reads = Guarded(0)
         var calls = FileCalls.host
         unsafe calls.read = { file, vectors, count, offset in
             reads.withLock { $0 += 1 }
@@ -211,7 +210,7 @@ import Testing
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M")
         // Two pieces of the L2 table's: 512 clusters each.
         qemuIO(path, ["write -P 7 0 64k", "write -P 8 2M 64k"])
-        let fails = Mutex(false)
+        let fails = Guarded(false)
         var calls = FileCalls.host
         unsafe calls.read = { file, vectors, count, offset in
             if fails.withLock({ fails in defer { fails = false }; return fails }) { return -Int(EIO) }
@@ -311,7 +310,7 @@ import Testing
 
     /// What one engine finds lost, damaged or full is so for all.
     @Test func failuresAreThoseOfAll() throws {
-        let fails = Mutex<(synchronize: Int32, write: Int32)>((0, 0))
+        let fails = Guarded<(synchronize: Int32, write: Int32)>((0, 0))
         var calls = FileCalls.host
         calls.synchronize = { _ in -Int(fails.withLock { $0.synchronize }) }
         unsafe calls.write = { file, vectors, count, offset in

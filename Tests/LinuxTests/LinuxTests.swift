@@ -1,6 +1,5 @@
 import CLinux
 import Linux
-import Synchronization
 import Testing
 
 @Suite struct PendingSignalTests {
@@ -55,7 +54,7 @@ import Testing
     }
 
     @Test func threadsHaveNamesAndAreJoined() throws {
-        final class Result: Sendable { let name = Mutex("") }
+        final class Result: Sendable { let name = Guarded("") }
         let result = Result()
         try Thread.start(name: "a-name-longer-than-15") {
             let name = try? readFile("/proc/thread-self/comm", limit: 64)
@@ -78,7 +77,7 @@ import Testing
     }
 
     @Test func blockedSignalsArriveOnTheirDescriptor() throws {
-        final class Seen: Sendable { let number = Mutex<Int32?>(nil) }
+        final class Seen: Sendable { let number = Guarded<Int32?>(nil) }
         let seen = Seen()
         // A thread of its own, since a mask belongs to a thread and the test runner's are shared.
         try Thread.start(name: "signals") {
@@ -93,7 +92,7 @@ import Testing
 
     /// A signal that came while it was blocked would end the process when it is let through again.
     @Test func pendingSignalsAreDiscarded() throws {
-        final class Count: Sendable { let value = Mutex(0) }
+        final class Count: Sendable { let value = Guarded(0) }
         let count = Count()
         try Thread.start(name: "signals") {
             let set = SignalSet([SIGPIPE])

@@ -4,14 +4,13 @@ import GuestMemory
 import KVM
 import Linux
 import Logging
-import Synchronization
 import Testing
 
 @testable import Machine
 
 /// Keeps what a guest prints.
 private final class Paper: SerialSink {
-    private let bytes = Mutex<[UInt8]>([])
+    private let bytes = Guarded<[UInt8]>([])
     var text: String { bytes.withLock { String(decoding: $0, as: UTF8.self) } }
 
     func take(_ more: Span<UInt8>) -> Int {

@@ -1,5 +1,4 @@
 import Linux
-import Synchronization
 import Testing
 
 @testable import GuestMemory
@@ -22,8 +21,8 @@ final class RecordingDevice: VirtioDevice {
     let features: FeatureSet = [wanted, disliked]
     let maximumQueueSizes: [UInt16] = [8, 256]
     let configuration = ConfigurationSpace([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99])
-    private let recorded = Mutex<[Event]>([])
-    private let lastActivation = Mutex<Activation?>(nil)
+    private let recorded = Guarded<[Event]>([])
+    private let lastActivation = Guarded<Activation?>(nil)
 
     var events: [Event] { recorded.withLock { $0 } }
     var activation: Activation? { lastActivation.withLock { $0 } }

@@ -66,7 +66,7 @@ final class NetworkPort: Sendable {
     private let link = Atomic<Bool>(true)
     private let removed = Atomic<Bool>(false)
     /// While a driver is active.
-    private let interrupt = Mutex<DeviceInterrupt?>(nil)
+    private let interrupt = Guarded<DeviceInterrupt?>(nil)
 
     /// Fields of `struct virtio_net_config` (virtio 1.2 §5.1.4).
     private enum Field {

@@ -1,4 +1,4 @@
-internal import Synchronization
+internal import Linux
 
 /// A keyboard controller (i8042) without a keyboard, at ports 0x60 to 0x64: it resets the machine, and answers a driver's
 /// first questions so that it does not wait for the answers' time-outs.
@@ -6,7 +6,7 @@ public final class KeyboardController: ByteWideDevice {
     private enum Port { static let data: UInt16 = 0, command: UInt16 = 4 }
     private enum Status { static let outputFull: UInt8 = 1 << 0, systemFlag: UInt8 = 1 << 2, lastWasCommand: UInt8 = 1 << 3 }
 
-    private let state = Mutex(KeyboardState())
+    private let state = Guarded(KeyboardState())
     private let request: @Sendable (MachineRequest) -> Void
 
     /// - Parameter request: called by the vCPU thread that asks for the reset.

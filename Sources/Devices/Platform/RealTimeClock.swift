@@ -1,6 +1,6 @@
 internal import CLinux
 internal import Glibc
-internal import Synchronization
+internal import Linux
 
 /// The MC146818 clock with its CMOS RAM at ports 0x70 and 0x71: the time of day, and how much RAM there is.
 ///
@@ -37,7 +37,7 @@ public final class RealTimeClock: ByteWideDevice {
         var stopped: CalendarTime?
     }
 
-    private let state: Mutex<State>
+    private let state: Guarded<State>
     private let now: @Sendable () -> Time
 
     /// - Parameters:
@@ -59,7 +59,7 @@ public final class RealTimeClock: ByteWideDevice {
         ram[Register.a] = 0x26
         ram[Register.b] = ControlB.hours24
         ram[Register.d] = 0x80
-        state = Mutex(State(ram: ram))
+        state = Guarded(State(ram: ram))
         self.now = now
     }
 

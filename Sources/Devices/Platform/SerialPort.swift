@@ -1,4 +1,4 @@
-internal import Synchronization
+internal import Linux
 
 /// A 16550A UART, the guest's console (National Semiconductor PC16550D data sheet).
 ///
@@ -10,7 +10,7 @@ public final class SerialPort: ByteWideDevice {
     static let guaranteedRoom = 4096
     static let ringCapacity = 16 << 10
 
-    private let state = Mutex(SerialState(ringCapacity: ringCapacity))
+    private let state = Guarded(SerialState(ringCapacity: ringCapacity))
     private let sink: any SerialSink
     private let interrupt: @Sendable () -> Void
     private let onRoom: @Sendable () -> Void

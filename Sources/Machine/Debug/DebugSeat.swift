@@ -1,7 +1,6 @@
 internal import GDBRemote
 internal import KVM
 internal import Linux
-internal import Synchronization
 
 /// Where one vCPU's thread stops for a debugger.
 ///
@@ -23,7 +22,7 @@ final class DebugSeat: Sendable {
     }
 
     // A machine with a debugger waits at its first instruction: the seat is wanted from the start.
-    private let state = Mutex(State())
+    private let state = Guarded(State())
     /// Rung for the vCPU's thread when something may have changed.
     private let bell: EventFD
     /// Rung for the debugger's thread when the vCPU has parked.

@@ -2,7 +2,6 @@ internal import CLinux
 internal import GDBRemote
 internal import GuestMemory
 internal import Linux
-internal import Synchronization
 
 /// The address where a debugger connects, and the thread that serves it: one debugger at a time, as many as like one after the other.
 final class DebugServer: Sendable {
@@ -17,7 +16,7 @@ final class DebugServer: Sendable {
 
     fileprivate let listener: Listener
     fileprivate let epoll: Epoll
-    private let thread = Mutex<Thread?>(nil)
+    private let thread = Guarded<Thread?>(nil)
 
     init(_ address: Configuration.Debugger) throws(SystemCallError) {
         parked = try EventFD()

@@ -1,5 +1,5 @@
 internal import KVM
-internal import Synchronization
+internal import Linux
 
 /// What an exit to user space is counted by.
 struct ExitKey: Hashable, Comparable, Sendable {
@@ -76,7 +76,7 @@ struct ExitTable: Sendable {
 
 /// A vCPU's table. Its thread counts; whoever prints asks. The lock is met by nobody else while the guest runs.
 final class ExitCounter: Sendable {
-    private let content = Mutex(ExitTable())
+    private let content = Guarded(ExitTable())
 
     func count(_ exit: Exit) {
         let key = ExitKey(exit)
