@@ -50,8 +50,12 @@ public struct HostIdentity: Sendable {
 
     private static func sha256(_ bytes: [UInt8]) -> [UInt8] {
         var digest = [UInt8](repeating: 0, count: Int(SHA256_DIGEST_LENGTH))
+        // Not SHA256(), which goes through EVP and brings that into the binary.
+        var state = SHA256_CTX()
+        unsafe SHA256_Init(&state)
         // libcrypto reads as many bytes as the first array has, writes a digest's, and keeps no pointer.
-        _ = unsafe bytes.withUnsafeBufferPointer { unsafe SHA256($0.baseAddress, $0.count, &digest) }
+        unsafe bytes.withUnsafeBytes { _ = unsafe SHA256_Update(&state, $0.baseAddress, $0.count) }
+        unsafe SHA256_Final(&digest, &state)
         return digest
     }
 
