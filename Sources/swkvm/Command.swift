@@ -46,6 +46,10 @@ struct Command: ParsableCommand {
             StandardError().say(Suggestion.keepingNear(lines.joined(separator: " ")))
             exit(withError: ExitCode.validationFailure)
         } catch {
+            if exitCode(for: error) == .success, let sentence = ForeignWords.helpThatNobodyAskedFor(CommandLine.arguments.dropFirst()) {
+                StandardError().say(sentence)
+                exit(withError: ExitCode.validationFailure)
+            }
             exit(withError: error)
         }
     }

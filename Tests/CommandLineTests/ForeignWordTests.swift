@@ -38,6 +38,17 @@ import Testing
         #expect(throws: (any Error).self) { try RunCommand.parse(line.split(separator: " ").map(String.init)) }
     }
 
+    /// The same in other commands.
+    @Test func helpIsGivenToWhoAsksForIt() {
+        for line in ["doctor -machine", "image info -fish a.raw"] {
+            let words = line.split(separator: " ").map(String.init)
+            #expect(ForeignWords.helpThatNobodyAskedFor(words) == "Unknown option '\(words.first { $0.hasPrefix("-") } ?? "")'")
+        }
+        for line in ["doctor -h", "image info --help", "help run", "--help-hidden", "image --version", "", "image", "doctor"] {
+            #expect(ForeignWords.helpThatNobodyAskedFor(line.split(separator: " ").map(String.init)) == nil)
+        }
+    }
+
     @Test func allOfALineAreNamedAtOnce() {
         #expect(
             problem("run -m 2G -smp 2 -smp 4 --disk a.raw -nographic")

@@ -172,6 +172,13 @@ private final class CompletingShell {
             #expect(completed == line || kind == .zsh && completed == line.dropLast() + "=", "\(kind)")
         }
         #expect(try !shell.offers(for: "swkvm image snapshot ").contains("by-option"))
+        // What is refused beside the one is not offered beside it.
+        for text in ["rebase --backing a.raw --no-b", "rebase --no-backing --backing-f", "create --iterations 1000 --iter-"] {
+            let line = "swkvm image " + text
+            let completed = try shell.line(after: line + Self.tab)
+            #expect(text.hasSuffix("-f") ? completed != line : completed == line, "\(kind): \(completed)")
+        }
+        #expect(try shell.line(after: "swkvm image rebase --no-b" + Self.tab) == "swkvm image rebase --no-backing ", "\(kind)")
     }
 
     @Test(arguments: CompletingShell.Kind.allCases) fileprivate func valuesWithSeveralParts(

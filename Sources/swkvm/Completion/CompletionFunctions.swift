@@ -140,6 +140,19 @@ extension CompletionScript {
         __swkvm_offer_words "${cur_part}" "${links[@]}"
     }
 
+    # Takes words back that were offered.
+    __swkvm_drop() {
+        local word offered
+        local -a kept=()
+        for offered in "${COMPREPLY[@]}"; do
+            for word in "${@}"; do
+                [[ "${offered}" = "${word}" ]] && continue 2
+            done
+            kept+=("${offered}")
+        done
+        COMPREPLY=("${kept[@]}")
+    }
+
     __swkvm_complete() {
         local rest="${COMP_LINE:0:COMP_POINT}" trimmed word typed="${2}" before
         local -a joined=() words=()
@@ -186,6 +199,13 @@ extension CompletionScript {
             *' -'[acdl]' '*) COMPREPLY=(); while IFS='' read -r word; do COMPREPLY+=("${word}"); done < <(compgen -f -- "${REPLY}") ;;
             esac
         fi
+        # What is refused beside what is there.
+        case " ${words[*]:1:2} : ${words[*]} " in
+        *' image rebase : '*' -b '* | *' image rebase : '*' --backing '*) __swkvm_drop --no-backing ;;
+        *' image rebase : '*' --no-backing '*) __swkvm_drop -b --backing ;;
+        *' --iter-time '*) __swkvm_drop --iterations ;;
+        *' --iterations '*) __swkvm_drop --iter-time ;;
+        esac
         # Readline replaces only what is behind the last = or :.
         if ! "${is_offered}"; then
             for ((index = 0; index < ${#COMPREPLY[@]}; index++)); do

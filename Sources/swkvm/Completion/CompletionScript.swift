@@ -84,7 +84,7 @@ enum CompletionScript {
                 lines += [line, Substring(zshFunctions)]
                 continue
             }
-            let line = withAttachedValues(line)
+            let line = excluding(withAttachedValues(line), in: function)
             if let call = call(
                 in: line, between: "{local -a list;list=(${(f)\"$(", and: ")\"});_describe -V \"\" list}")
             {
@@ -94,6 +94,16 @@ enum CompletionScript {
             }
         }
         return lines.joined(separator: "\n")
+    }
+
+    /// With the options named that are refused beside it.
+    private static func excluding(_ line: Substring, in function: Substring) -> Substring {
+        let isRebase = function == "_swkvm_image_rebase() {"
+        for (option, others) in [("--iter-time", "--iterations"), ("--iterations", "--iter-time"), ("--no-backing", "-b --backing")]
+        where line.firstRange(of: "'\(option)") != nil && (isRebase || option != "--no-backing") {
+            return Substring(line.replacing("'\(option)", with: "'(\(others))\(option)", maxReplacements: 1))
+        }
+        return isRebase ? Substring(line.replacing("'(-b --backing)'", with: "'(-b --backing --no-backing)'")) : line
     }
 
     /// `'--name[Text]:value:…'` as `'--name=[Text]:value:…'`, and `{-f,--format}'[Text]:…'` as
