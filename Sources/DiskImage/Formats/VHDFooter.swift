@@ -24,13 +24,14 @@ public struct VHDSizes: Sendable, Equatable {
     var notice: String? {
         guard chs != current else { return nil }
         let other: VHDSize = taken == .chs ? .current : .chs
-        return "its VHD footer has two sizes, \(current) bytes (current) and \(chs) by its geometry (chs); \(taken.rawValue) was taken, "
-            + "vhd-size=\(other.rawValue) (swkvm image: --vhd-size \(other.rawValue)) takes the other"
+        return "its VHD footer has two sizes, \(current) bytes (current) and \(chs) by its geometry (chs); "
+            + "\(taken.rawValue) was taken, vhd-size=\(other.rawValue) "
+            + "(swkvm image: --vhd-size \(other.rawValue)) takes the other"
     }
 }
 
-/// The footer of a VHD, which is the last sector of the file, and the header of a dynamic one (Microsoft, "Virtual Hard Disk Image Format
-/// Specification", 2006).
+/// The footer of a VHD, which is the last sector of the file, and the header of a dynamic one (Microsoft, "Virtual
+/// Hard Disk Image Format Specification", 2006).
 struct VHDFooter {
     static let size = 512
     /// As programs before Virtual PC 2004 wrote it.
@@ -50,12 +51,16 @@ struct VHDFooter {
     /// - Parameter stated: which of the two sizes the user wants; nil for what the file's maker goes by.
     init(_ file: borrowing ImageFile, size stated: VHDSize? = nil) throws(DiskImageError) {
         let path = file.path
-        guard file.size >= UInt64(Self.size) else { throw .notOfFormat(path: path, format: "VHD", reason: "it has \(file.size) bytes") }
+        guard file.size >= UInt64(Self.size) else {
+            throw .notOfFormat(path: path, format: "VHD", reason: "it has \(file.size) bytes")
+        }
         let (footer, room) = try Self.footer(file)
         let current = footer.bigEndian64(at: 48) & ~511
         let geometry = (UInt64(footer[56]) << 8 | UInt64(footer[57])) * UInt64(footer[58]) * UInt64(footer[59]) * 512
         // The format's tables end at about 2 TiB.
-        guard current <= 1 << 42, geometry <= 1 << 42 else { throw .invalid(path: path, reason: "a disk of \(max(current, geometry)) bytes") }
+        guard current <= 1 << 42, geometry <= 1 << 42 else {
+            throw .invalid(path: path, reason: "a disk of \(max(current, geometry)) bytes")
+        }
         var sizes = VHDSizes(chs: geometry, current: current, taken: .current)
         // A geometry that cannot tell the size tells nothing, whatever the user says. QEMU decides so, too.
         let isTold = geometry != 0 && geometry != Self.largestGeometry
@@ -63,13 +68,17 @@ struct VHDFooter {
         case Self.fixed:
             // Who filled the file up to its footer has said how much there is.
             if isTold { sizes.taken = stated ?? (current == room ? .current : Self.size(byMaker: footer)) }
-            guard sizes.size <= room else { throw .truncated(path: path, what: "the disk", needed: sizes.size, size: room) }
+            guard sizes.size <= room else {
+                throw .truncated(path: path, what: "the disk", needed: sizes.size, size: room)
+            }
             layout = nil
         case Self.dynamic:
             let header = try Self.header(file, at: footer.bigEndian64(at: 16))
             if isTold { sizes.taken = stated ?? Self.size(byMaker: footer) }
             // A table that is made for the smaller one says which one was meant.
-            if stated == nil, isTold, geometry < current, !header.canMap(current), header.canMap(geometry) { sizes.taken = .chs }
+            if stated == nil, isTold, geometry < current, !header.canMap(current), header.canMap(geometry) {
+                sizes.taken = .chs
+            }
             layout = try header.layout(file, sizes.size)
         case Self.differencing:
             throw .needsParent(path: path, kind: "a differencing disk")
@@ -81,7 +90,8 @@ struct VHDFooter {
 
     /// The footer, and how many bytes of the file come before it.
     private static func footer(_ file: borrowing ImageFile) throws(DiskImageError) -> (bytes: [UInt8], room: UInt64) {
-        // At the end, where no guest writes. The copy that a dynamic disk has at its start is for one whose end was lost.
+        // At the end, where no guest writes. The copy that a dynamic disk has at its start is for one whose end was
+        // lost.
         let room = file.size - UInt64(size)
         let footer = try file.read("the footer", count: size, at: room)
         if isSound(footer, cookie, checksum: 64) { return (footer, room) }
@@ -94,8 +104,8 @@ struct VHDFooter {
         return (copy, room)
     }
 
-    /// Virtual PC and what followed it goes by the geometry, which is never more than the other size. Nobody else does, and with the other
-    /// nothing of a disk is out of reach.
+    /// Virtual PC and what followed it goes by the geometry, which is never more than the other size. Nobody else
+    /// does, and with the other nothing of a disk is out of reach.
     private static func size(byMaker footer: [UInt8]) -> VHDSize {
         let creator = Array(footer[28..<32])
         return ["vpc ", "vs  ", "qemu"].contains { Array($0.utf8) == creator } ? .chs : .current
@@ -114,12 +124,15 @@ struct VHDFooter {
             // A bit for each sector, in whole sectors.
             let bitmap = (blockSize / 4096 + 511) & ~511
             let layout = BlockMapLayout(
-                size: size, blockBits: UInt64(blockSize.trailingZeroBitCount), entries: .vhd(bitmap: bitmap), table: .array(offset: table))
+                size: size, blockBits: UInt64(blockSize.trailingZeroBitCount), entries: .vhd(bitmap: bitmap),
+                table: .array(offset: table))
             guard layout.blockCount <= entries else {
-                throw .invalid(path: path, reason: "a table of \(entries) entries for a disk that needs \(layout.blockCount)")
+                throw .invalid(
+                    path: path, reason: "a table of \(entries) entries for a disk that needs \(layout.blockCount)")
             }
             guard table <= file.size, layout.blockCount * 4 <= file.size - table else {
-                throw .truncated(path: path, what: "the block table", needed: table &+ layout.blockCount * 4, size: file.size)
+                throw .truncated(
+                    path: path, what: "the block table", needed: table &+ layout.blockCount * 4, size: file.size)
             }
             return layout
         }
@@ -131,10 +144,16 @@ struct VHDFooter {
             throw .truncated(path: path, what: "the dynamic disk's header", needed: offset &+ 1024, size: file.size)
         }
         let header = try file.read("the dynamic disk's header", count: 1024, at: offset)
-        guard isSound(header, headerCookie, checksum: 36) else { throw .invalid(path: path, reason: "the dynamic disk's header is not sound") }
+        guard isSound(header, headerCookie, checksum: 36) else {
+            throw .invalid(path: path, reason: "the dynamic disk's header is not sound")
+        }
         let blockSize = header.bigEndian32(at: 32)
-        guard blockSize.nonzeroBitCount == 1, (4096...256 << 20).contains(blockSize) else { throw .invalid(path: path, reason: "blocks of \(blockSize) bytes") }
-        return DynamicHeader(blockSize: UInt64(blockSize), entries: UInt64(header.bigEndian32(at: 28)), table: header.bigEndian64(at: 16))
+        guard blockSize.nonzeroBitCount == 1, (4096...256 << 20).contains(blockSize) else {
+            throw .invalid(path: path, reason: "blocks of \(blockSize) bytes")
+        }
+        return DynamicHeader(
+            blockSize: UInt64(blockSize), entries: UInt64(header.bigEndian32(at: 28)), table: header.bigEndian64(at: 16)
+        )
     }
 
     /// Whether a structure has its signature, and its checksum: the complement of the sum of all other bytes.

@@ -21,7 +21,8 @@ struct VMDKDescriptor: Equatable {
         let isReadOnly: Bool
         /// The file, as written; empty for zeroes.
         let name: String
-        /// The same name in UTF-8, where it is written in another encoding: what the file is called once it came to this host.
+        /// The same name in UTF-8, where it is written in another encoding: what the file is called once it came to
+        /// this host.
         let converted: String?
     }
 
@@ -30,8 +31,8 @@ struct VMDKDescriptor: Equatable {
     /// Where the eight digits of the content ID are, from the start of the text.
     let contentIDPlace: Int?
 
-    /// Reads and checks a descriptor as others write it: with blanks and tabs around everything, any end of lines, a byte-order mark, words in any
-    /// case, and names in the encoding of their host.
+    /// Reads and checks a descriptor as others write it: with blanks and tabs around everything, any end of lines, a
+    /// byte-order mark, words in any case, and names in the encoding of their host.
     /// - Parameter path: for errors.
     init(_ bytes: [UInt8], path: String) throws(DiskImageError) {
         func invalid(_ reason: String) -> DiskImageError { .invalid(path: path, reason: "its descriptor has \(reason)") }
@@ -39,7 +40,9 @@ struct VMDKDescriptor: Equatable {
         var lines: [ArraySlice<UInt8>] = []
         for line in Self.lines(bytes) {
             if Self.isExtent(line) {
-                guard lines.count < Self.maximumExtents else { throw .unsupported(path: path, feature: "more than \(Self.maximumExtents) extents") }
+                guard lines.count < Self.maximumExtents else {
+                    throw .unsupported(path: path, feature: "more than \(Self.maximumExtents) extents")
+                }
                 lines.append(line)
                 continue
             }
@@ -49,13 +52,17 @@ struct VMDKDescriptor: Equatable {
             case "cid":
                 if value.count == 8, word.allSatisfy(\.isHexDigit) { contentIDPlace = value.startIndex }
             case "parentcid":
-                guard word.lowercased() == "ffffffff" else { throw .needsParent(path: path, kind: "a link to another image") }
+                guard word.lowercased() == "ffffffff" else {
+                    throw .needsParent(path: path, kind: "a link to another image")
+                }
             case "createtype":
                 type = word
             case "encoding":
                 encoding = TextEncoding(named: word.lowercased())
             case "version":
-                guard ["1", "2", "3"].contains(word) else { throw .unsupported(path: path, feature: "VMDK descriptor version \(String(word.prefix(32)))") }
+                guard ["1", "2", "3"].contains(word) else {
+                    throw .unsupported(path: path, feature: "VMDK descriptor version \(String(word.prefix(32)))")
+                }
             default: break
             }
         }
@@ -67,10 +74,12 @@ struct VMDKDescriptor: Equatable {
         guard total <= DiskImage.maximumSize else { throw invalid("\(total) bytes of extents") }
     }
 
-    /// Whether a text begins as a descriptor does. Some have no blanks there, or more of them, and some begin with what has to come somewhere.
+    /// Whether a text begins as a descriptor does. Some have no blanks there, or more of them, and some begin with
+    /// what has to come somewhere.
     static func begins(_ bytes: [UInt8]) -> Bool {
         let text = Self.text(bytes)
-        guard let first = text.split(whereSeparator: isEndOfLine).map(trimmed).first(where: { !$0.isEmpty }) else { return false }
+        let first = text.split(whereSeparator: isEndOfLine).map(trimmed).first { !$0.isEmpty }
+        guard let first else { return false }
         if lowercase(first.filter { !isBlank($0) }) == "#diskdescriptorfile" { return true }
         return lines(bytes).contains { line in assignment(line)?.key == "createtype" }
     }
@@ -84,7 +93,8 @@ struct VMDKDescriptor: Equatable {
 
     /// What says something: lines that are neither empty nor comments, without the blanks around them.
     private static func lines(_ bytes: [UInt8]) -> [ArraySlice<UInt8>] {
-        text(bytes).split(whereSeparator: isEndOfLine).map(trimmed).filter { !$0.isEmpty && $0.first != UInt8(ascii: "#") }
+        let lines = text(bytes).split(whereSeparator: isEndOfLine).map(trimmed)
+        return lines.filter { !$0.isEmpty && $0.first != UInt8(ascii: "#") }
     }
 
     private static func isEndOfLine(_ byte: UInt8) -> Bool { byte == 0x0a || byte == 0x0d }
@@ -95,12 +105,15 @@ struct VMDKDescriptor: Equatable {
         return start.prefix((start.lastIndex { !isBlank($0) } ?? start.startIndex - 1) - start.startIndex + 1)
     }
 
-    private static func lowercase(_ word: some Sequence<UInt8>) -> String { String(decoding: Array(word), as: UTF8.self).lowercased() }
+    private static func lowercase(_ word: some Sequence<UInt8>) -> String {
+        String(decoding: Array(word), as: UTF8.self).lowercased()
+    }
 
     /// `key = value` or `key = "value"`: the key in lower case, the value without its quotation marks.
     private static func assignment(_ line: ArraySlice<UInt8>) -> (key: String, value: ArraySlice<UInt8>)? {
         // A name with an equals sign is no assignment.
-        guard let sign = line.firstIndex(where: { $0 == UInt8(ascii: "=") || $0 == UInt8(ascii: "\"") }), line[sign] == UInt8(ascii: "=") else { return nil }
+        let mark = line.firstIndex { $0 == UInt8(ascii: "=") || $0 == UInt8(ascii: "\"") }
+        guard let sign = mark, line[sign] == UInt8(ascii: "=") else { return nil }
         var value = trimmed(line[(sign + 1)...])
         if value.first == UInt8(ascii: "\"") { value = trimmed(value.dropFirst().prefix { $0 != UInt8(ascii: "\"") }) }
         return (lowercase(trimmed(line[..<sign])), value)
@@ -114,19 +127,25 @@ struct VMDKDescriptor: Equatable {
     }
 
     /// `RW 4192256 SPARSE "name"`, with a number behind it for flat ones.
-    private static func extent(_ line: ArraySlice<UInt8>, _ encoding: TextEncoding?, _ path: String) throws(DiskImageError) -> Extent {
+    private static func extent(
+        _ line: ArraySlice<UInt8>, _ encoding: TextEncoding?, _ path: String
+    ) throws(DiskImageError) -> Extent {
         func invalid(_ what: String) -> DiskImageError {
             .invalid(path: path, reason: "\(what) in the extent \(String(decoding: line.prefix(200), as: UTF8.self))")
         }
         func number(_ word: ArraySlice<UInt8>) -> UInt64? { UInt64(String(decoding: word, as: UTF8.self)) }
         let words = line.split(maxSplits: 3, whereSeparator: isBlank), access = lowercase(words[0])
-        guard words.count >= 3, let sectors = number(words[1]), sectors > 0, sectors <= DiskImage.maximumSize >> 20 else { throw invalid("no size that can be") }
+        guard words.count >= 3, let sectors = number(words[1]), sectors > 0, sectors <= DiskImage.maximumSize >> 20 else {
+            throw invalid("no size that can be")
+        }
         guard access != "noaccess" else { throw .unsupported(path: path, feature: "an extent without access") }
         let size = sectors * 512, isReadOnly = access == "rdonly", kind = lowercase(words[2])
         if kind == "zero" { return Extent(kind: .zero, size: size, isReadOnly: isReadOnly, name: "", converted: nil) }
         guard words.count == 4 else { throw invalid("no name") }
         let rest = trimmed(words[3])
-        guard rest.first == UInt8(ascii: "\""), let end = rest.dropFirst().firstIndex(of: UInt8(ascii: "\"")) else { throw invalid("no name") }
+        guard rest.first == UInt8(ascii: "\""), let end = rest.dropFirst().firstIndex(of: UInt8(ascii: "\"")) else {
+            throw invalid("no name")
+        }
         let bytes = rest[(rest.startIndex + 1)..<end]
         let name = String(decoding: bytes, as: UTF8.self), converted = TextEncoding.converted(bytes, encoding)
         switch kind {
@@ -135,7 +154,9 @@ struct VMDKDescriptor: Equatable {
         case "flat", "vmfs":
             var place: UInt64 = 0
             if let word = rest[(end + 1)...].split(whereSeparator: isBlank).first {
-                guard let number = number(word), number <= DiskImage.maximumSize >> 9 else { throw invalid("no place that can be") }
+                guard let number = number(word), number <= DiskImage.maximumSize >> 9 else {
+                    throw invalid("no place that can be")
+                }
                 place = number * 512
             }
             return Extent(kind: .flat(place: place), size: size, isReadOnly: isReadOnly, name: name, converted: converted)

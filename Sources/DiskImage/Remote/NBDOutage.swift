@@ -1,7 +1,8 @@
-/// The time between the loss of a remote disk's connection and the first answer that comes over another one, and what the host's log says of it.
+/// The time between the loss of a remote disk's connection and the first answer that comes over another one, and what
+/// the host's log says of it.
 ///
-/// A server that completes the handshake and closes again has answered nothing: the outage goes on, and with it the patience of requests and
-/// the pauses between attempts. Times are milliseconds of one clock.
+/// A server that completes the handshake and closes again has answered nothing: the outage goes on, and with it the
+/// patience of requests and the pauses between attempts. Times are milliseconds of one clock.
 struct NBDOutage {
     /// For so long after a line about a loss the next loss is not logged, unless the connection is still down then.
     static let quietTime = 10_000

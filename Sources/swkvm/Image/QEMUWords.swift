@@ -1,7 +1,8 @@
 internal import ArgumentParser
 
-/// A command line of `swkvm image` in qemu-img's spelling, put into ours: values that stand right behind their option (`-fqcow2`), options that are
-/// called otherwise here, and those that have no effect. What is not to be had here is an error that says what to use.
+/// A command line of `swkvm image` in qemu-img's spelling, put into ours: values that stand right behind their option
+/// (`-fqcow2`), options that are called otherwise here, and those that have no effect. What is not to be had here is
+/// an error that says what to use.
 ///
 /// The table is in QEMUWords+Table.swift, and for people in docs/images.md.
 struct QEMUWords {
@@ -37,8 +38,12 @@ struct QEMUWords {
             self.treatment = treatment
         }
 
-        static func flag(_ name: String, _ treatment: Treatment = .same) -> Option { Option(name, value: false, treatment) }
-        static func value(_ name: String, _ treatment: Treatment = .same) -> Option { Option(name, value: true, treatment) }
+        static func flag(_ name: String, _ treatment: Treatment = .same) -> Option {
+            Option(name, value: false, treatment)
+        }
+        static func value(_ name: String, _ treatment: Treatment = .same) -> Option {
+            Option(name, value: true, treatment)
+        }
     }
 
     /// The words after `swkvm`, with those of `swkvm image` translated.
@@ -72,21 +77,34 @@ struct QEMUWords {
                 result += rest
                 break
             }
-            if word.utf8.starts(with: "--".utf8) { try readLong(word, &rest) } else if word.utf8.first == UInt8(ascii: "-") { try readShort(word, &rest) } else { result.append(word) }
+            switch word.utf8 {
+            case let text where text.starts(with: "--".utf8): try readLong(word, &rest)
+            case let text where text.first == UInt8(ascii: "-"): try readShort(word, &rest)
+            default: result.append(word)
+            }
         }
-        // One option is for both: around the page cache if either is to go there.
-        if cacheModes.contains("none") || cacheModes.contains("directsync") { insert(["--cache", "none"]) } else if cacheModes.contains("writeback") || cacheModes.contains("writethrough") { insert(["--cache", "writeback"]) }
-        if cacheModes.contains("directsync") || cacheModes.contains("writethrough") { insert(["--sync"]) }
+        // One option is for both: around the page cache if either is to go there. Before everything else, so that a
+        // `--` does not hide it.
+        func isAsked(_ modes: String...) -> Bool { modes.contains(where: cacheModes.contains) }
+        if isAsked("writethrough", "directsync") { result.insert("--sync", at: 0) }
+        if isAsked("none", "directsync") {
+            result.insert(contentsOf: ["--cache", "none"], at: 0)
+        } else if isAsked("writeback", "writethrough") {
+            result.insert(contentsOf: ["--cache", "writeback"], at: 0)
+        }
     }
 
-    /// Before everything else, so that a `--` does not hide it.
-    private mutating func insert(_ words: [String]) { result = words + result }
-
     private mutating func readLong(_ word: String, _ rest: inout ArraySlice<String>) throws {
-        let parts = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-        guard let option = options.first(where: { $0.name == parts[0] }) else { return result.append(word) }
-        let attached = parts.count > 1 ? String(parts[1]) : nil
+        let (name, attached) = Self.halves(word)
+        guard let option = options.first(where: { $0.name == name }) else { return result.append(word) }
         try apply(option, option.takesValue ? attached ?? rest.popFirst() : nil)
+    }
+
+    /// What is before the first equals sign of a word, and what is behind it. As bytes: to Unicode it can be one
+    /// character with what follows.
+    private static func halves(_ word: String) -> (name: String, value: String?) {
+        guard let sign = word.utf8.firstIndex(of: UInt8(ascii: "=")) else { return (word, nil) }
+        return (String(Substring(word.utf8[..<sign])), String(Substring(word.utf8[word.utf8.index(after: sign)...])))
     }
 
     /// Flags may stand together, and a value right behind its option.
@@ -117,27 +135,38 @@ struct QEMUWords {
         case .noEffect: break
         case .refused(let instead): throw ValidationError("swkvm image \(verb) has no \(option.name): \(instead)")
         case .cache, .anyCache:
-            guard let value, ["none", "writeback", "unsafe", "writethrough", "directsync"].contains(value) else {
-                throw ValidationError("The value '\(value ?? "")' is invalid for \(option.name): wanted none, writeback, unsafe, writethrough or directsync")
+            guard let value, Self.cacheWords.contains(value) else {
+                throw ValidationError(
+                    "The value '\(value ?? "")' is invalid for \(option.name): wanted \(Self.cacheWords.joined(separator: ", "))"
+                )
             }
             if option.treatment == .cache { cacheModes.append(value) }
         case .sparseness:
             guard let value, let size = ByteSize(argument: value) else {
                 throw ValidationError("The value '\(value ?? "")' is invalid for -S: wanted a size, such as 4k")
             }
-            if size.bytes == 0 { throw ValidationError("swkvm image convert has no -S 0: zeroes are always left out; --preallocation full sets their space aside") }
+            if size.bytes == 0 {
+                throw ValidationError(
+                    "swkvm image convert has no -S 0: zeroes are left out; --preallocation full sets their space aside"
+                )
+            }
         case .layout:
             guard let value else { return result.append("-o") }
             try readLayout(value)
         }
     }
 
+    private static let cacheWords = ["none", "writeback", "unsafe", "writethrough", "directsync"]
+
     // MARK: - The layout of a new image
 
     private mutating func readLayout(_ list: String) throws {
         var known: [String] = []
         for (name, value) in OptionList(list).items {
-            guard name != "help", name != "?" else { throw ValidationError("-o takes \(LayoutWords.names), and what docs/images.md says of qemu-img's other words") }
+            guard name != "help", name != "?" else {
+                throw ValidationError(
+                    "-o takes \(LayoutWords.names), and what docs/images.md says of qemu-img's other words")
+            }
             let text = value ?? "on"
             switch Self.layoutWords[name] {
             case .same?: known.append("\(name)=\(text)")
@@ -152,16 +181,26 @@ struct QEMUWords {
 
     private func renamed(_ option: String, _ name: String, _ value: String) throws -> [String] {
         func isOn() throws -> Bool {
-            guard let isOn = ["on": true, "off": false][value] else { throw ValidationError("The value '\(value)' is invalid for -o \(name): wanted on or off") }
+            guard let isOn = ["on": true, "off": false][value] else {
+                throw ValidationError("The value '\(value)' is invalid for -o \(name): wanted on or off")
+            }
             return isOn
         }
-        if verb == "convert", name.hasPrefix("data_file") { throw ValidationError("swkvm image convert has no -o \(name): a converted image keeps its data in itself") }
-        if verb == "convert", name == "size" { throw ValidationError("swkvm image convert has no -o size: swkvm image resize changes the new image") }
+        if verb == "convert", name.hasPrefix("data_file") {
+            throw ValidationError("swkvm image convert has no -o \(name): a converted image keeps its data in itself")
+        }
+        if verb == "convert", name == "size" {
+            throw ValidationError("swkvm image convert has no -o size: swkvm image resize changes the new image")
+        }
         switch name {
         case "data_file_raw", "encryption": return try isOn() ? [option] : []
         case "static": return ["-o", "subformat=\(try isOn() ? "static" : "dynamic")"]
         case "encrypt.format":
-            guard value == "luks" else { throw ValidationError("swkvm image \(verb) has no -o encrypt.format=\(value): images are encrypted by LUKS (encrypt.format=luks)") }
+            guard value == "luks" else {
+                throw ValidationError(
+                    "swkvm image \(verb) has no -o encrypt.format=\(value): encrypt.format=luks is what there is"
+                )
+            }
             return [option]
         default: return [option, value]
         }
@@ -175,21 +214,26 @@ struct QEMUWords {
         var translation = QEMUWords(verb: "dd", options: ddOptions)
         try translation.read(words[...])
         for word in translation.result {
-            let parts = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
-            guard parts.count == 2, !word.hasPrefix("-") else {
+            let (name, value) = halves(word)
+            guard let value, word.utf8.first != UInt8(ascii: "-") else {
                 options.append(word)
                 continue
             }
-            switch parts[0] {
-            case "if": source = parts[1]
-            case "of": target = parts[1]
+            switch name {
+            case "if": source = value
+            case "of": target = value
             case "bs": break
             case "count", "skip":
-                throw ValidationError("swkvm image dd has no \(parts[0])=: it copies whole images; convert to raw and take a part of that with dd(1)")
-            default: throw ValidationError("swkvm image dd has no \(parts[0])=, wanted if= and of=")
+                throw ValidationError(
+                    "swkvm image dd has no \(name)=: it copies all; convert to raw and take a part of that with dd(1)"
+                )
+            default: throw ValidationError("swkvm image dd has no \(name)=, wanted if= and of=")
             }
         }
-        guard let source, let target else { throw ValidationError("swkvm image dd takes if=FILE and of=FILE, and makes what swkvm image convert --force FILE FILE does") }
+        guard let source, let target else {
+            throw ValidationError(
+                "swkvm image dd takes if=FILE and of=FILE, and makes what swkvm image convert --force FILE FILE does")
+        }
         return ["convert", "--force"] + options + [source, target]
     }
 }

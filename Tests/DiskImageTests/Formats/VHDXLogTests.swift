@@ -73,6 +73,38 @@ import Testing
             log: Int(after.littleEndian64(at: header + 72)), logSize: Int(after.littleEndian32(at: header + 68)))
     }
 
+    /// As QEMU's own sample, iotest-dirtylog-10G-4M: QEMU wrote the entry, and ended before it did what the entry says.
+    @Test func aLogThatQEMUWrote() throws {
+        let path = directory.file("disk.vhdx")
+        qemuImage("create", "-q", "-f", "vhdx", "-o", "subformat=dynamic,block_size=4M", path, "10G")
+        let before = try directory.bytes("disk.vhdx")
+        qemuIO(path, ["write -P 10 0 18M"], format: "vhdx")
+        var file = try directory.bytes("disk.vhdx")
+        // What is done is taken back: the table, and the log's ID in the header that counts.
+        let region = before[192 << 10 | 16] == 0x66 ? 0 : 1
+        let table = Int(before.littleEndian64(at: 192 << 10 | 16 + region * 32 + 16))
+        file.replaceSubrange(table..<table + 32768, with: before[table..<table + 32768])
+        let header = (file.littleEndian64(at: 64 << 10 | 8) > file.littleEndian64(at: 128 << 10 | 8) ? 64 : 128) << 10
+        let log = Int(file.littleEndian64(at: header + 72)), size = Int(file.littleEndian32(at: header + 68))
+        let entries = stride(from: log, to: log + size, by: 4096).filter { file[$0..<$0 + 4].elementsEqual("loge".utf8) }
+        let last = try #require(entries.max { file.littleEndian64(at: $0 + 16) < file.littleEndian64(at: $1 + 16) })
+        file.replaceSubrange(header + 48..<header + 64, with: file[last + 32..<last + 48])
+        var sealed = Array(file[header..<header + 4096])
+        Entry.seal(&sealed)
+        file.replaceSubrange(header..<header + 4096, with: sealed)
+        try directory.write("disk.vhdx", file)
+        var engine = try DiskEngine(DiskImage(path: path, options: readOnly))
+        #expect(try isSame(engine.read(0, 18 << 20), [UInt8](repeating: 10, count: 18 << 20)))
+        #expect(try engine.read(18 << 20, 4 << 20).allSatisfy { $0 == 0 })
+        _ = consume engine
+        // The file is as it was, and QEMU, which changes it, finds the same in it.
+        #expect(try isSame(directory.bytes("disk.vhdx"), file))
+        let check = run(["qemu-img", "check", "-q", "-r", "all", "-f", "vhdx", path])
+        #expect(check.status == 0, "\(check.output)")
+        qemuIO(path, ["read -P 10 0 18M", "read -P 0 18M 4M"], format: "vhdx")
+        #expect(try !isSame(directory.bytes("disk.vhdx"), file))
+    }
+
     /// The image as it is when the table has not been written and waits in the log, whose entries begin at `start`.
     private func unfinished(_ pair: Pair, _ entries: [[UInt8]], start: Int, change: (inout [UInt8]) -> Void = { _ in }) -> [UInt8] {
         var file = pair.after

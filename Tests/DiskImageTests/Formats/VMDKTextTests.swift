@@ -26,10 +26,13 @@ import Testing
 
     /// What is done to the plain text.
     enum Change: String, CaseIterable {
-        case none, blanks, tabs, returns, oldReturns, mark, upper, lower, spaced, indented, unquoted, otherSignature, tightSignature, noSignature, firstLineBlank
+        case none, blanks, tabs, returns, oldReturns, mark, upper, lower, spaced, indented, unquoted, otherSignature,
+            tightSignature, noSignature, firstLineBlank
 
         func apply(_ text: String) -> [UInt8] {
-            func lines(_ body: (Substring) -> String) -> String { text.split(separator: "\n", omittingEmptySubsequences: false).map(body).joined(separator: "\n") }
+            func lines(_ body: (Substring) -> String) -> String {
+                text.split(separator: "\n", omittingEmptySubsequences: false).map(body).joined(separator: "\n")
+            }
             return switch self {
             case .none: Array(text.utf8)
             // As VMware's OVF export has it.
@@ -68,7 +71,8 @@ import Testing
         #expect(after == bytes)
         #expect(String(decoding: bytes[place..<place + 8], as: UTF8.self).lowercased() == "7ca5ef2d")
         // A link stays one, however it is written.
-        try directory.write("disk.vmdk", change.apply(Self.plain.replacing("parentCID=ffffffff", with: "parentCID=7ca5ef2e")))
+        try directory.write(
+            "disk.vmdk", change.apply(Self.plain.replacing("parentCID=ffffffff", with: "parentCID=7ca5ef2e")))
         guard case .needsParent = openError(path, readOnly) else { Issue.record("it is a link"); return }
         try directory.write("disk.vmdk", change.apply(Self.plain.replacing("version=1", with: "version=4")))
         guard case .unsupported = openError(path, readOnly) else { Issue.record("it has version 4"); return }
@@ -77,10 +81,16 @@ import Testing
     /// What has neither the first line nor a type is no descriptor, whatever it has.
     @Test func otherTextIsRefused() throws {
         for text in ["", "\n", "hello", "RW 8 FLAT \"data\" 0\n", "version=1\n", "# Disk\nversion=1\n"] {
-            guard case .notOfFormat = openError(try directory.write("disk.vmdk", Array(text.utf8)), readOnly) else { Issue.record("\(text)"); continue }
+            guard case .notOfFormat = openError(try directory.write("disk.vmdk", Array(text.utf8)), readOnly) else {
+                Issue.record("\(text)"); continue
+            }
         }
-        for line in ["RW 8 FLAT \"data", "RW 8 FLAT", "RW", "RW x FLAT \"data\" 0", "RW 0 FLAT \"data\" 0", "RW 8 FLAT \"data\" x", "RW 8 FLAT data 0", "rw 8 odd \"data\""] {
-            let path = try directory.write("disk.vmdk", Array(Self.plain.replacing("RW 8 FLAT \"data\" 0", with: line).utf8))
+        for line in [
+            "RW 8 FLAT \"data", "RW 8 FLAT", "RW", "RW x FLAT \"data\" 0", "RW 0 FLAT \"data\" 0",
+            "RW 8 FLAT \"data\" x", "RW 8 FLAT data 0", "rw 8 odd \"data\"",
+        ] {
+            let path = try directory.write(
+                "disk.vmdk", Array(Self.plain.replacing("RW 8 FLAT \"data\" 0", with: line).utf8))
             let error = openError(path, readOnly)
             switch error {
             case .invalid, .unsupported: break
@@ -90,7 +100,9 @@ import Testing
     }
 
     private func descriptor(_ extents: [String]) throws -> String {
-        try directory.write("disk.vmdk", Array(Self.plain.replacing("RW 8 FLAT \"data\" 0", with: extents.joined(separator: "\n")).utf8))
+        try directory.write(
+            "disk.vmdk", Array(Self.plain.replacing("RW 8 FLAT \"data\" 0", with: extents.joined(separator: "\n")).utf8)
+        )
     }
 
     /// As VirtualBox makes them for some partitions of a device, and as people do for parts of a file.
@@ -99,7 +111,9 @@ import Testing
         try directory.write("data", contents)
         try directory.write("other", randomBytes(4096, seed: 3))
         func part(_ first: Int, _ count: Int) -> [UInt8] { Array(contents[first << 9..<(first + count) << 9]) }
-        let path = try descriptor(["RW 16 FLAT \"data\" 64", "RW 8 FLAT \"other\" 0", "RW 32 FLAT \"data\" 0", "RW 1 FLAT \"data\" 127"])
+        let path = try descriptor([
+            "RW 16 FLAT \"data\" 64", "RW 8 FLAT \"other\" 0", "RW 32 FLAT \"data\" 0", "RW 1 FLAT \"data\" 127",
+        ])
         let expected = part(64, 16) + randomBytes(4096, seed: 3) + part(0, 32) + part(127, 1)
         #expect(try isSame(directory.contents("disk.vmdk", .vmdk), expected))
         do {
@@ -123,22 +137,32 @@ import Testing
         guard case .notWritable = openError(twice) else { Issue.record("it was opened for writing"); return }
         // By another name of the file, and beyond its end.
         #expect(symlink("data", directory.file("link")) == 0)
-        guard case .notWritable = openError(try descriptor(["RW 16 FLAT \"data\" 0", "RW 16 FLAT \"link\" 8"])) else { Issue.record("by a link"); return }
-        guard case .truncated = try #require(openError(try descriptor(["RW 16 FLAT \"data\" 0", "RW 16 FLAT \"data\" 113"]), readOnly)).cause else {
+        guard case .notWritable = openError(try descriptor(["RW 16 FLAT \"data\" 0", "RW 16 FLAT \"link\" 8"])) else {
+            Issue.record("by a link"); return
+        }
+        guard
+            case .truncated = try #require(
+                openError(try descriptor(["RW 16 FLAT \"data\" 0", "RW 16 FLAT \"data\" 113"]), readOnly)
+            ).cause
+        else {
             Issue.record("beyond the end")
             return
         }
         // The descriptor is none of them.
-        guard case .extent = openError(try descriptor(["RW 1 FLAT \"disk.vmdk\" 0"])) else { Issue.record("its own descriptor"); return }
+        guard case .extent = openError(try descriptor(["RW 1 FLAT \"disk.vmdk\" 0"])) else {
+            Issue.record("its own descriptor"); return
+        }
     }
 
-    /// A stream as ESX exports it: version 3, blanks at the ends of lines, and a flag for a second directory that it does not have.
+    /// A stream as ESX exports it: version 3, blanks at the ends of lines, and a flag for a second directory that it
+    /// does not have.
     @Test func aStreamOfESX() throws {
         let contents = QCOW2ImageTests.sparse(5 << 20, seed: 4)
         let path = try directory.make(FormatKind(format: .vmdk, options: "subformat=streamOptimized"), contents)
         var bytes = try directory.bytes("disk.vmdk")
         let text = Change.blanks.apply(
-            Self.plain.replacing("monolithicFlat", with: "streamOptimized").replacing("RW 8 FLAT \"data\" 0", with: "RDONLY \(contents.count / 512) SPARSE \"export.vmdk\""))
+            Self.plain.replacing("monolithicFlat", with: "streamOptimized").replacing(
+                "RW 8 FLAT \"data\" 0", with: "RDONLY \(contents.count / 512) SPARSE \"export.vmdk\""))
         let room = Int(bytes.littleEndian64(at: 36)) * 512
         bytes.replaceSubrange(512..<512 + room, with: text + [UInt8](repeating: 0, count: room - text.count))
         #expect(bytes[4] == 3)
@@ -178,10 +202,15 @@ import Testing
 
     /// Disk2vhd numbers unmapped blocks as a draft of the specification did.
     @Test func blocksOfDisk2vhd() throws {
-        let path = try directory.make(FormatKind(format: .vhdx, options: "subformat=dynamic,block_size=1M"), [UInt8](repeating: 1, count: 1 << 20) + [UInt8](repeating: 0, count: 3 << 20))
+        let path = try directory.make(
+            FormatKind(format: .vhdx, options: "subformat=dynamic,block_size=1M"),
+            [UInt8](repeating: 1, count: 1 << 20) + [UInt8](repeating: 0, count: 3 << 20))
         var bytes = try directory.bytes("disk.vhdx")
-        let id: [UInt8] = [0x66, 0x77, 0xc2, 0x2d, 0x23, 0xf6, 0x00, 0x42, 0x9d, 0x64, 0x11, 0x5e, 0x9b, 0xfd, 0x4a, 0x08]
-        let entry = try #require(stride(from: 192 << 10, to: 256 << 10, by: 8).first { bytes[$0..<$0 + 16].elementsEqual(id) })
+        let id: [UInt8] = [
+            0x66, 0x77, 0xc2, 0x2d, 0x23, 0xf6, 0x00, 0x42, 0x9d, 0x64, 0x11, 0x5e, 0x9b, 0xfd, 0x4a, 0x08,
+        ]
+        let entry = try #require(
+            stride(from: 192 << 10, to: 256 << 10, by: 8).first { bytes[$0..<$0 + 16].elementsEqual(id) })
         let table = Int(bytes.littleEndian64(at: entry + 16))
         for block in 1..<4 { bytes[table + 8 * block] = bytes[table + 8 * block] & ~7 | 5 }
         try directory.write("disk.vhdx", bytes)

@@ -4,7 +4,8 @@ import Glibc
 import Linux
 import Testing
 
-/// Servers that are there, complete the handshake, and do not answer: patience, pauses and the host's log are for what is answered.
+/// Servers that are there, complete the handshake, and do not answer: patience, pauses and the host's log are for
+/// what is answered.
 @Suite struct NBDOutageTests {
     private let directory = TemporaryDirectory()
     private let reports = Reports()
@@ -18,8 +19,11 @@ import Testing
         return try DiskEngine(DiskImage(path: server.address, options: options), depth: 16, segments: 4)
     }
 
-    /// However the connection comes to its end without an answer, the request fails after its patience, attempts become rare, and the log says it once.
-    @Test(arguments: ["after the handshake", "at a request", "by shutting down"]) func aServerThatOnlyShakesHands(how: String) throws {
+    /// However the connection comes to its end without an answer, the request fails after its patience, attempts
+    /// become rare, and the log says it once.
+    @Test(arguments: ["after the handshake", "at a request", "by shutting down"]) func aServerThatOnlyShakesHands(
+        how: String
+    ) throws {
         let server = try ScriptedNBDServer(directory, randomBytes(1 << 20, seed: 1)) { connection, request in
             // The first connection opens the disk.
             guard connection > 0 || request != nil, connection < Self.enough else { return .answer }
@@ -31,7 +35,9 @@ import Testing
         }
         defer { server.stop() }
         var engine = try open(server, patience: 1)
-        #expect(throws: DiskImageError.request(path: server.address, SystemCallError("read", errno: EIO))) { try engine.read(0, 512) }
+        #expect(throws: DiskImageError.request(path: server.address, SystemCallError("read", errno: EIO))) {
+            try engine.read(0, 512)
+        }
         // 100, 200, 400, 800 ms: what goes into the patience, and the first of all.
         #expect(server.connections <= 7, "\(server.connections) connections")
         #expect(reports.all.count == 1 && reports.all[0].contains("connection lost"), "\(reports.all.prefix(4))")
@@ -42,7 +48,8 @@ import Testing
     @Test(arguments: [512, 4096]) func aRequestThatTheServerDoesNotSurvive(bytes: Int) throws {
         let writes = Counter()
         // A write of a part of a block reads the block first, which is answered.
-        let server = try ScriptedNBDServer(directory, randomBytes(1 << 20, seed: 1), minimumBlock: 4096) { connection, request in
+        let server = try ScriptedNBDServer(directory, randomBytes(1 << 20, seed: 1), minimumBlock: 4096) {
+            connection, request in
             guard connection < Self.enough else { return .answer }
             switch request {
             case .write:
@@ -75,7 +82,9 @@ import Testing
             var isRead = false
             while !isRead {
                 let got = try engine.waitForCompletion(), completion = try #require(got)
-                if completion.request == write { outcome = completion.error } else {
+                if completion.request == write {
+                    outcome = completion.error
+                } else {
                     #expect(completion.error == 0)
                     isRead = true
                     reads += 1
@@ -153,7 +162,8 @@ import Testing
         #expect(lines.count == 6, "\(lines)")
         #expect(lines[0] == "connection lost: gone; requests wait for 10 s while it is sought again")
         #expect(lines[1] == "connected again after 1 s; what was waiting is asked again")
-        #expect(lines[2] == "connection lost (1000 times by now): gone; requests wait for 10 s while it is sought again")
+        #expect(
+            lines[2] == "connection lost (1000 times by now): gone; requests wait for 10 s while it is sought again")
         // One that is gone for good when others have just been logged is logged when the quiet time is over.
         lines = []
         add(outage.lost(2 * NBDOutage.quietTime + 100, "for good", patience: 10_000).line)

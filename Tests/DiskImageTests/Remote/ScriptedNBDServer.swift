@@ -4,7 +4,8 @@ import Glibc
 import Linux
 import Testing
 
-/// An NBD server in this process that does to each request what a test says: it answers, says that it shuts down, or closes the connection.
+/// An NBD server in this process that does to each request what a test says: it answers, says that it shuts down, or
+/// closes the connection.
 final class ScriptedNBDServer: @unchecked Sendable {
     enum Action {
         case answer, answerAndClose
@@ -41,7 +42,9 @@ final class ScriptedNBDServer: @unchecked Sendable {
     var connections: Int { monitor.locked { accepted } }
     var bytes: [UInt8] { monitor.locked { content } }
 
-    init(_ directory: TemporaryDirectory, _ content: [UInt8], minimumBlock: UInt32 = 1, _ script: @escaping Script) throws {
+    init(_ directory: TemporaryDirectory, _ content: [UInt8], minimumBlock: UInt32 = 1, _ script: @escaping Script)
+        throws
+    {
         path = directory.file("scripted")
         self.content = content
         self.minimumBlock = minimumBlock
@@ -82,7 +85,9 @@ final class ScriptedNBDServer: @unchecked Sendable {
         var bytes = [UInt8](repeating: 0, count: count)
         var done = 0
         while done < count {
-            let got = bytes.withUnsafeMutableBytes { Glibc.recv(connection.rawValue, $0.baseAddress! + done, count - done, 0) }
+            let got = bytes.withUnsafeMutableBytes {
+                Glibc.recv(connection.rawValue, $0.baseAddress! + done, count - done, 0)
+            }
             guard got > 0 else { throw Gone() }
             done += got
         }
@@ -90,13 +95,18 @@ final class ScriptedNBDServer: @unchecked Sendable {
     }
 
     private func send(_ connection: borrowing FileDescriptor, _ bytes: [UInt8]) throws {
-        guard bytes.withUnsafeBytes({ Glibc.send(connection.rawValue, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }) == bytes.count else { throw Gone() }
+        guard
+            bytes.withUnsafeBytes({ Glibc.send(connection.rawValue, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) })
+                == bytes.count
+        else { throw Gone() }
     }
 
     /// A number as the network has it.
     private func big<Number: FixedWidthInteger>(_ number: Number) -> [UInt8] { littleEndian(number).reversed() }
 
-    private func number<Number: FixedWidthInteger>(_ bytes: some Collection<UInt8>) -> Number { bytes.reduce(0) { $0 << 8 | Number($1) } }
+    private func number<Number: FixedWidthInteger>(_ bytes: some Collection<UInt8>) -> Number {
+        bytes.reduce(0) { $0 << 8 | Number($1) }
+    }
 
     private func talk(_ connection: borrowing FileDescriptor, _ index: Int) throws {
         // Fixed newstyle, without the zeroes of old.
@@ -108,7 +118,9 @@ final class ScriptedNBDServer: @unchecked Sendable {
             let option: UInt32 = number(header[8..<12])
             _ = try receive(connection, Int(number(header[12..<16]) as UInt32))
             func reply(_ type: UInt32, _ data: [UInt8] = []) throws {
-                try send(connection, big(0x3e889045565a9 as UInt64) + big(option) + big(type) + big(UInt32(data.count)) + data)
+                try send(
+                    connection,
+                    big(0x3e889045565a9 as UInt64) + big(option) + big(type) + big(UInt32(data.count)) + data)
             }
             guard option == 7 else {
                 // Nothing else than NBD_OPT_GO is known: NBD_REP_ERR_UNSUP.
