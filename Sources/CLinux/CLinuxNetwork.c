@@ -36,6 +36,13 @@ int clinux_unshare_root(void) { return unshare(CLONE_FS); }
 
 int clinux_enter_network(int namespace_fd) { return setns(namespace_fd, CLONE_NEWNET); }
 
+int clinux_has_capability(int capability) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+    if (syscall(SYS_capget, &header, sets) < 0) return 0;
+    return (sets[CAP_TO_INDEX(capability)].effective & CAP_TO_MASK(capability)) != 0;
+}
+
 int clinux_drop_thread_capability(int capability) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];

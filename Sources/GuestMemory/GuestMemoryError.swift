@@ -24,6 +24,8 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
     case refused(size: UInt64, SystemCallError)
     /// Pages could not be touched ahead of time.
     case prealloc(size: UInt64, SystemCallError)
+    /// The control group that this process is in allows less than that, and what it takes besides; bytes.
+    case controlGroup(size: UInt64, overhead: UInt64, limit: UInt64, directory: String)
     /// Filling it with pages was given up, because somebody asked for that.
     case interrupted
     /// Not (wholly) in one region of guest RAM.
@@ -59,6 +61,9 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
         case .prealloc(let size, let error):
             "\(byteText(size)) of guest memory could not be filled with pages ahead of time (\(error)); "
                 + "ask for less, or look at the memory limits of this process's control group"
+        case .controlGroup(let size, let overhead, let limit, let directory):
+            "\(byteText(size)) of guest memory, filled with pages ahead of time, and about \(roundedText(overhead)) besides are more than the control "
+                + "group \(directory) allows (\(roundedText(limit))): raise its memory limit, or ask for less"
         case .interrupted:
             "filling the guest's memory with pages was interrupted"
         case .outOfRange(let address, let count):

@@ -31,7 +31,7 @@ public enum Doctor {
 
     /// All findings, in an order to be read.
     public static func examine() -> [Finding] {
-        kvm() + [back()] + memory() + [uring(), tun(), netAdmin()]
+        kvm() + [back()] + proc() + memory() + [uring(), tun(), netAdmin()]
     }
 
     private static func kvm() -> [Finding] {
@@ -82,6 +82,15 @@ public enum Doctor {
         }
     }
 
+    private static func proc() -> [Finding] {
+        if unsafe access("/proc/self", F_OK) == 0 { return [] }
+        return [
+            Finding(
+                kind: .limited, subject: "/proc", text: "not mounted: what it tells of the CPU and of memory is unknown, and cache=none does not work",
+                remedy: "mount -t proc proc /proc")
+        ]
+    }
+
     private static func memory() -> [Finding] {
         var findings: [Finding] = []
         for size in [HugePageSize.twoMiB, .oneGiB] {
@@ -128,11 +137,7 @@ public enum Doctor {
     }
 
     private static func netAdmin() -> Finding {
-        // Bit 12 of the effective capabilities is CAP_NET_ADMIN (capabilities(7)).
-        let status = String(decoding: (try? readFile("/proc/self/status", limit: 64 << 10)) ?? [], as: UTF8.self)
-        let line = status.split(separator: "\n").first { $0.hasPrefix("CapEff:") }
-        let bits = line.flatMap { UInt64($0.dropFirst(7).filter { !$0.isWhitespace }, radix: 16) } ?? 0
-        if bits >> 12 & 1 == 1 { return Finding(kind: .good, subject: "CAP_NET_ADMIN", text: "TAPs and bridges can be made", remedy: nil) }
+        if clinux_has_capability(CAP_NET_ADMIN) != 0 { return Finding(kind: .good, subject: "CAP_NET_ADMIN", text: "TAPs and bridges can be made", remedy: nil) }
         return Finding(
             kind: .limited, subject: "CAP_NET_ADMIN", text: "not held: swkvm can use a TAP that was made for this user, but not make one",
             remedy: "sudo ip tuntap add swtap0 mode tap vnet_hdr user $USER")

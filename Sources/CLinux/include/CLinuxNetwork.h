@@ -21,6 +21,8 @@ int clinux_enter_network(int namespace_fd);
 /// shared libraries, for the C library of the host, which may be another one. Elsewhere it does nothing.
 void clinux_resolve_hosts_alone(void);
 
+/// Whether the calling thread has a capability (capget(2), effective set).
+int clinux_has_capability(int capability);
 /// Takes one capability away from the calling thread (permitted, effective and inheritable sets), for good.
 int clinux_drop_thread_capability(int capability);
 
