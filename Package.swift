@@ -98,7 +98,7 @@ let package = Package(
         ]),
         tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "FuzzTargets"]),
         tests("GDBRemoteTests", ["TestSupport", "GDBRemote"]),
-        tests("MachineTests", ["Machine", "Devices", "GDBRemote", "GuestMemory", "KVM", "Linux", "CLinux"]),
+        tests("MachineTests", ["Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "KVM", "Linux", "CLinux"]),
         tests(
             "CommandLineTests",
             ["swkvm", "swkvm-manual", "Machine", "DiskImage", "GuestMemory", "HostNetwork", .product(name: "ArgumentParser", package: "swift-argument-parser")]),

@@ -28,6 +28,12 @@ int clinux_is_cached(int fd, off_t offset, size_t length) {
     return 2 * count >= pages;
 }
 
+int clinux_is_resident(void *page) {
+    unsigned char present = 1;
+    mincore(page, 4096, &present);
+    return present & 1;
+}
+
 int clinux_mbind(void *start, size_t length, int mode, const unsigned long *nodes, unsigned long count) {
     // The kernel takes one bit less than it is told.
     return (int)syscall(SYS_mbind, start, length, mode, nodes, count + 1, 0);

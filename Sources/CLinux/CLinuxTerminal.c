@@ -19,10 +19,11 @@ pid_t clinux_guard_terminal(int terminal, const struct termios *mode, int read_e
     pid_t child = fork();
     if (child != 0) return child;
 
-    // The keys and signals of the terminal are for the parent; so is its process group's fate.
+    // The keys and signals of the terminal are for the parent. What kills the parent's whole group or session leaves this process to do its work.
     sigset_t all;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, 0);
+    setsid();
     prctl(PR_SET_NAME, "swkvm-terminal");
     int low = terminal < read_end ? terminal : read_end, high = terminal < read_end ? read_end : terminal;
     close_range_of(0, low - 1);
@@ -30,7 +31,10 @@ pid_t clinux_guard_terminal(int terminal, const struct termios *mode, int read_e
     close_range_of(high + 1, INT_MAX);
     char byte;
     while (read(read_end, &byte, 1) < 0 && errno == EINTR) {}
-    // SIGTTOU is blocked, so this works from the background too.
-    tcsetattr(terminal, TCSADRAIN, mode);
+    // A mode that is not the parent's is a shell's, which has the terminal already. SIGTTOU is blocked, so no job control stops this.
+    struct termios now, raw = *mode;
+    cfmakeraw(&raw);
+    if (tcgetattr(terminal, &now) == 0 && now.c_iflag == raw.c_iflag && now.c_oflag == raw.c_oflag && now.c_lflag == raw.c_lflag)
+        tcsetattr(terminal, TCSADRAIN, mode);
     _exit(0);
 }

@@ -67,7 +67,7 @@ extension GuestMemory {
 
 /// Runs `body` for 0 … `count` − 1 on a thread each and returns when all are done. A part whose thread cannot be
 /// had is done by the caller.
-private func withParallelWorkers(_ count: Int, named name: String, _ body: @escaping @Sendable (Int) -> Void) {
+func withParallelWorkers(_ count: Int, named name: String, _ body: @escaping @Sendable (Int) -> Void) {
     // Threads have one owner and cannot be in an array: each call keeps one while the next starts another.
     guard count > 1 else { return body(0) }
     do {

@@ -5,7 +5,7 @@ internal import Linux
 ///
 /// What the host can do is what ``check(_:)`` and the ioctls say; CPUID flags of the host are never asked, since KVM
 /// runs on hosts that show neither `vmx` nor `svm`.
-public struct System: ~Copyable {
+public struct System: ~Copyable, Sendable {
     private let descriptor: FileDescriptor
     /// Size in bytes of each vCPU's `kvm_run` mapping (`KVM_GET_VCPU_MMAP_SIZE`).
     let runSize: Int

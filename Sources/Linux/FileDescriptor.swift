@@ -66,6 +66,15 @@ public struct FileDescriptor: ~Copyable, Sendable {
         try retryingInterrupts("write") { unsafe Glibc.write(rawValue, buffer.baseAddress, buffer.count) }
     }
 
+    /// Writes at most all of `bytes` in one call, and tells how many were taken.
+    /// - Throws: `EINTR` when a signal's handler has run before the first byte was taken.
+    public func writeOnce(_ bytes: ArraySlice<UInt8>) throws(SystemCallError) -> Int {
+        // The slice lives for the call.
+        let taken = unsafe bytes.withUnsafeBytes { unsafe Glibc.write(rawValue, $0.baseAddress, $0.count) }
+        if taken < 0 { throw .last("write") }
+        return taken
+    }
+
     /// Sends at most `buffer.count` bytes to a socket without waiting, whatever the socket's mode, and tells how many were taken.
     /// - Throws: `EAGAIN` when there is no room.
     public func sendNow(_ buffer: UnsafeRawBufferPointer) throws(SystemCallError) -> Int {

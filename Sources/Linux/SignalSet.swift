@@ -21,6 +21,22 @@ public struct SignalSet: @unchecked Sendable {
         for number in numbers { unsafe sigaddset(&set, number) }
     }
 
+    /// These signals and others.
+    public func union(_ others: SignalSet) -> SignalSet {
+        SignalSet((1..<Int32(NSIG)).filter { contains($0) || others.contains($0) })
+    }
+
+    /// Whether the process ignores a signal, as one does that was started with it ignored.
+    public static func isIgnored(_ number: Int32) -> Bool { clinux_is_ignored(number) != 0 }
+
+    /// Has a blocked signal that was taken do to the process what it does by default, such as stop it. Returns when that is over.
+    public static func applyDefault(of number: Int32) {
+        let alone = SignalSet([number])
+        let before = alone.unblock()
+        raise(number)
+        before.restore()
+    }
+
     /// Blocks these signals in the calling thread and returns the mask from before.
     @discardableResult
     public func block() -> SignalSet { changeMask(SIG_BLOCK) }

@@ -50,6 +50,12 @@ public struct Thread: ~Copyable, @unchecked Sendable {
         discard self
     }
 
+    /// Lets the thread go on by itself: nobody waits for its end.
+    public consuming func detach() {
+        pthread_detach(handle)
+        discard self
+    }
+
     /// Lets other threads that wait for the calling thread's CPU run first (sched_yield(2)).
     public static func yield() { sched_yield() }
 

@@ -14,6 +14,14 @@ public struct TimerFD: ~Copyable, Sendable {
         descriptor = FileDescriptor(owning: number)
     }
 
+    /// Milliseconds on that clock.
+    public static var now: UInt64 {
+        var time = timespec()
+        // It fails only for a clock that does not exist.
+        unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+        return UInt64(time.tv_sec) &* 1000 &+ UInt64(time.tv_nsec) / 1_000_000
+    }
+
     /// Expires once, `milliseconds` (at least 1) from now; what was set before is forgotten.
     public func start(milliseconds: Int) {
         let time = max(1, milliseconds)

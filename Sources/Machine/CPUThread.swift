@@ -24,11 +24,25 @@ final class Ending: Sendable {
         bell.signal()
     }
 
-    /// Any thread may call it.
+    /// Any thread may call it. The first reason counts, except that who ends a machine ends it also when the guest resets itself just now.
     func post(_ end: MachineEnd) {
-        reason.withLock { if $0 == nil { $0 = end } }
-        stopping.store(true, ordering: .releasing)
+        reason.withLock { reason in
+            if reason.map({ $0.isReset && end.overridesReset }) ?? true { reason = end }
+            stopping.store(true, ordering: .releasing)
+        }
         bell.signal()
+    }
+
+    /// The guest goes on with another boot.
+    /// - Returns: false when the machine ends for another reason than a reset.
+    func clear() -> Bool {
+        reason.withLock { current in
+            guard current?.isReset == true else { return false }
+            current = nil
+            stopping.store(false, ordering: .releasing)
+            bell.drain()
+            return true
+        }
     }
 }
 

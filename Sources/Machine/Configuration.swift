@@ -29,6 +29,10 @@ public struct Configuration: Sendable {
     public var debugger: Debugger?
     /// Whether exits to user space are counted (``Machine/exitReport``).
     public var countsExits = false
+    /// What becomes of the machine when the guest resets itself.
+    public var onReboot = OnReboot.restart
+    /// How long the guest may take to power off when a signal asks for it.
+    public var stopTimeout = StopTimeout.automatic
 
     public init(
         name: String = "swkvm", uuid: UUID? = nil, cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), nodes: [Node] = [],
@@ -66,6 +70,25 @@ public struct Configuration: Sendable {
             self.isShared = isShared
             self.isPreallocated = isPreallocated
         }
+    }
+
+    /// What a guest's reset leads to.
+    public enum OnReboot: Sendable {
+        /// The guest boots again, in the same process.
+        case restart
+        /// The machine ends.
+        case exit
+    }
+
+    /// How long a guest may take to power off.
+    public enum StopTimeout: Sendable, Equatable {
+        /// ``standard`` where nobody may be there to give another signal: not at a terminal.
+        case automatic
+        case never
+        case seconds(Int)
+
+        /// Seconds, as service managers have it.
+        public static let standard = 90
     }
 
     /// A NUMA node of the guest's.

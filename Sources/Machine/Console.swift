@@ -7,19 +7,19 @@ internal import Linux
 struct Console {
     /// What the serial port writes to.
     let output: ConsoleOutput
-    /// Where input comes from; nil when there is none, or no client of the socket yet.
-    var input: ConsoleInput?
+    /// Where input comes from; nil when there is none, or only clients of the socket bring it.
+    let input: ConsoleInput?
     /// A UNIX socket for clients, one at a time.
     let listener: Listener?
     /// For the user: where the console is, when that is not where swkvm was started.
     let announcement: String?
 
     private init(
-        output: consuming FileDescriptor? = nil, input: consuming FileDescriptor? = nil, listener: Listener? = nil,
+        output: consuming FileDescriptor? = nil, mayBlock: Bool = false, input: consuming FileDescriptor? = nil, listener: Listener? = nil,
         announcement: String? = nil
     ) throws(SystemCallError) {
-        self.output = try ConsoleOutput(output)
-        if let input { self.input = ConsoleInput(input) }
+        self.output = try ConsoleOutput(output, mayBlock: mayBlock)
+        if let input { self.input = ConsoleInput(input) } else { self.input = nil }
         self.listener = listener
         self.announcement = announcement
     }
@@ -29,30 +29,42 @@ struct Console {
         do throws(SystemCallError) {
             switch kind {
             case .none: return try Console()
-            case .stdio:
-                return try Console(output: openStandard(STDOUT_FILENO, O_WRONLY), input: openStandard(STDIN_FILENO, O_RDONLY))
+            case .stdio: return try openStandard()
             case .file(let path):
-                // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop: a regular file does not mind.
+                // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop; a regular file does not heed it.
                 let flags = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY
-                return try Console(output: FileDescriptor.open(path, flags, mode: 0o644))
+                let file = try FileDescriptor.open(path, flags, mode: 0o600)
+                let kind = FileDescriptor.kind(of: file.rawValue) ?? 0
+                return try Console(output: file, mayBlock: kind != S_IFIFO && kind != S_IFCHR)
             case .pty: return try openPseudoTerminal()
             case .unix(let path): return try Console(listener: Listener(path: path), announcement: "the console is the socket \(path)")
             }
         } catch { throw .console(kind, error) }
     }
 
+    private static func openStandard() throws(SystemCallError) -> Console {
+        var input = openAnew(STDIN_FILENO, O_RDONLY)
+        if input == nil { input = try duplicate(STDIN_FILENO) }
+        if let own = openAnew(STDOUT_FILENO, O_WRONLY) { return try Console(output: own, input: input) }
+        let isSocket = (FileDescriptor.kind(of: STDOUT_FILENO) ?? 0) == S_IFSOCK
+        return try Console(output: duplicate(STDOUT_FILENO), mayBlock: !isSocket, input: input)
+    }
+
     /// A non-blocking descriptor of its own for a standard stream: the stream's own open file is shared with the shell, whose
-    /// reads and writes would change with it.
-    private static func openStandard(_ number: Int32, _ mode: Int32) throws(SystemCallError) -> FileDescriptor? {
+    /// reads and writes would change with it. nil where there is none.
+    private static func openAnew(_ number: Int32, _ mode: Int32) -> FileDescriptor? {
         guard let kind = FileDescriptor.kind(of: number) else { return nil }
-        // Opening anew works for terminals and pipes. A regular file would lose its position and a socket cannot be opened: those
-        // are duplicated.
+        // Opening anew works for terminals and pipes, unless another user made them. A regular file would lose its position and a socket
+        // cannot be opened: those are duplicated.
         if kind == S_IFCHR || kind == S_IFIFO, let own = try? FileDescriptor.open("/proc/self/fd/\(number)", mode | O_NONBLOCK | O_NOCTTY) {
             return own
         }
         // A terminal that belongs to another user, as after `su`, can be opened as the controlling terminal that it is.
-        if tcgetpgrp(number) >= 0, let own = try? FileDescriptor.open("/dev/tty", mode | O_NONBLOCK | O_NOCTTY) { return own }
-        return try FileDescriptor.duplicate(of: number)
+        return tcgetpgrp(number) >= 0 ? try? FileDescriptor.open("/dev/tty", mode | O_NONBLOCK | O_NOCTTY) : nil
+    }
+
+    private static func duplicate(_ number: Int32) throws(SystemCallError) -> FileDescriptor? {
+        FileDescriptor.kind(of: number) == nil ? nil : try FileDescriptor.duplicate(of: number)
     }
 
     private static func openPseudoTerminal() throws(SystemCallError) -> Console {

@@ -19,6 +19,12 @@ final class ConsoleInput: Sendable {
         self.descriptor = descriptor
     }
 
+    /// Whether the other side of a socket has closed both directions, or is gone. What it has sent may still be unread.
+    var isGone: Bool {
+        var entry = pollfd(fd: descriptor.rawValue, events: 0, revents: 0)
+        return unsafe poll(&entry, 1, 0) > 0 && entry.revents & Int16(POLLHUP | POLLERR) != 0
+    }
+
     /// At most 256 bytes.
     func read() -> Result {
         // The descriptor may be one that waits: a socket, or a terminal that is shared with the shell.

@@ -6,29 +6,59 @@ internal import Linux
 ///
 /// With nobody connected the output is dropped, as a serial line would do.
 final class ConsoleOutput: SerialSink {
-    /// Rung when a byte was refused: somebody is to wait until ``rawValue`` is writable and flush the port.
-    let isFull: EventFD
-    private let connection = Guarded<DescriptorSink?>(nil)
+    /// Rung after a byte was refused: somebody is to flush the port, when ``rawValue`` is writable if there is one, at once otherwise.
+    let attention: EventFD
 
-    init(_ descriptor: consuming FileDescriptor?) throws(SystemCallError) {
-        isFull = try EventFD()
-        if let descriptor { connect(descriptor) }
+    private enum Sink {
+        case descriptor(DescriptorSink)
+        case background(BackgroundWriter)
     }
 
-    /// The descriptor that output goes to now.
-    var rawValue: Int32? { connection.withLock { $0?.rawValue } }
+    private let connection = Guarded<Sink?>(nil)
 
+    /// - Parameter mayBlock: the descriptor's writes may wait: a thread does them.
+    init(_ descriptor: consuming FileDescriptor?, mayBlock: Bool = false) throws(SystemCallError) {
+        attention = try EventFD()
+        guard let descriptor else { return }
+        if mayBlock {
+            let writer = try BackgroundWriter(descriptor, name: "console", onRoom: { [unowned self] in attention.signal() })
+            connection.withLock { $0 = .background(writer) }
+        } else {
+            connect(descriptor)
+        }
+    }
+
+    /// The descriptor that output goes to now, for whoever waits until it is writable; nil where a thread does that.
+    var rawValue: Int32? {
+        connection.withLock { if case .descriptor(let sink)? = $0 { sink.rawValue } else { nil } }
+    }
+
+    /// Bytes that were taken and that a thread has not written yet.
+    var pending: Int {
+        connection.withLock { if case .background(let writer)? = $0 { writer.pending } else { 0 } }
+    }
+
+    /// Has ``attention`` rung when the thread, if there is one, has written some.
+    func noticeNextWrite() {
+        connection.withLock { if case .background(let writer)? = $0 { writer.noticeNextWrite() } }
+    }
+
+    /// - Parameter descriptor: non-blocking, or a socket.
     func connect(_ descriptor: consuming FileDescriptor) {
-        let sink = DescriptorSink(descriptor, onFull: { [unowned self] in isFull.signal() })
-        connection.withLock { $0 = sink }
+        let sink = DescriptorSink(descriptor, onFull: { [unowned self] in attention.signal() })
+        connection.withLock { $0 = .descriptor(sink) }
     }
 
     func disconnect() { connection.withLock { $0 = nil } }
 
     func take(_ bytes: Span<UInt8>) -> Int {
-        guard let sink = connection.withLock({ $0 }) else { return bytes.count }
-        let taken = sink.take(bytes)
-        return taken < bytes.count && isAbandoned(sink.rawValue) ? bytes.count : taken
+        switch connection.withLock({ $0 }) {
+        case nil: return bytes.count
+        case .background(let writer)?: return writer.take(bytes)
+        case .descriptor(let sink)?:
+            let taken = sink.take(bytes)
+            return taken < bytes.count && isAbandoned(sink.rawValue) ? bytes.count : taken
+        }
     }
 
     /// A pseudo-terminal that no client has open takes output until its buffer is full, and then none.

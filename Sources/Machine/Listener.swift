@@ -1,16 +1,40 @@
 internal import CLinux
+internal import Glibc
 internal import Linux
 
 /// A listening socket: of the UNIX kind, whose file is removed with it, or a TCP port of this host's own.
 final class Listener: Sendable {
     let descriptor: FileDescriptor
-    private let path: String?
+    /// The socket's file, and which one it is: another process may have put its own there since.
+    private let file: (path: String, identity: FileIdentity)?
 
-    /// A UNIX socket.
-    /// - Parameter mode: permission bits of its file; nil leaves them to the umask.
-    /// - Throws: `EADDRINUSE` when the path exists, `ENAMETOOLONG` when it has more than 107 bytes.
-    init(path: String, mode: mode_t? = nil) throws(SystemCallError) {
+    /// A UNIX socket, whose file only its owner can connect to. A socket that nobody listens at any more, left behind by a process that was
+    /// killed, gives way.
+    /// - Throws: `EADDRINUSE` when somebody listens at the path, `EEXIST` when it is no socket, `ENAMETOOLONG` when it has more than
+    ///   107 bytes.
+    init(path: String) throws(SystemCallError) {
+        let address = try Self.address(path)
         let descriptor = try Self.makeSocket(AF_UNIX)
+        // The file is made with the socket's own mode, so nobody else can connect before it is changed.
+        if fchmod(descriptor.rawValue, 0o600) < 0 { throw .last("fchmod") }
+        // One at a time looks whether a socket is stale: what another one has just bound does not listen yet.
+        let turn = Self.lockDirectory(of: path)
+        do throws(SystemCallError) { try Self.bind(descriptor, to: address) } catch {
+            guard error.errno == EADDRINUSE else { throw error }
+            try Self.removeStale(path, address)
+            try Self.bind(descriptor, to: address)
+        }
+        guard listen(descriptor.rawValue, 1) == 0 else {
+            let error = SystemCallError.last("listen")
+            unsafe unlink(path)
+            throw error
+        }
+        _ = consume turn
+        self.descriptor = descriptor
+        file = FileIdentity(path).map { (path, $0) }
+    }
+
+    private static func address(_ path: String) throws(SystemCallError) -> sockaddr_un {
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
         let bytes = Array(path.utf8)
@@ -20,16 +44,34 @@ final class Listener: Sendable {
             return true
         }
         guard fits else { throw SystemCallError("bind", errno: ENAMETOOLONG) }
-        // The file is made with the socket's own mode, so nobody else can connect before it is changed.
-        if let mode, fchmod(descriptor.rawValue, mode) < 0 { throw .last("fchmod") }
-        try Self.bind(descriptor, to: address)
-        guard listen(descriptor.rawValue, 1) == 0 else {
-            let error = SystemCallError.last("listen")
-            unsafe unlink(path)
-            throw error
+        return address
+    }
+
+    /// The directory of a path, locked as far as that is possible: who may not read it, or waits for a second, goes without.
+    private static func lockDirectory(of path: String) -> FileDescriptor? {
+        let end = path.utf8.lastIndex(of: UInt8(ascii: "/")).map { path.utf8.index(after: $0) } ?? path.utf8.startIndex
+        let directory = end == path.utf8.startIndex ? "." : String(path[..<end])
+        guard let descriptor = try? FileDescriptor.open(directory, O_RDONLY | O_DIRECTORY) else { return nil }
+        for _ in 0..<100 {
+            if flock(descriptor.rawValue, LOCK_EX | LOCK_NB) == 0 { break }
+            usleep(10_000)
         }
-        self.descriptor = descriptor
-        self.path = path
+        return descriptor
+    }
+
+    /// Removes a socket that refuses connections.
+    private static func removeStale(_ path: String, _ address: sockaddr_un) throws(SystemCallError) {
+        guard let identity = FileIdentity(path) else { return }
+        guard identity.isSocket else { throw SystemCallError("bind", errno: EEXIST) }
+        let probe = try makeSocket(AF_UNIX)
+        let length = socklen_t(MemoryLayout<sockaddr_un>.size)
+        // Every kind of socket address begins as `sockaddr` does.
+        let answer = unsafe withUnsafePointer(to: address) {
+            unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe connect(probe.rawValue, $0, length) }
+        }
+        // A queue of clients that is full (EAGAIN) is one that somebody keeps, and a socket of another kind (EPROTOTYPE) is not this program's.
+        guard answer < 0, errno == ECONNREFUSED, FileIdentity(path) == identity else { throw SystemCallError("bind", errno: EADDRINUSE) }
+        if unsafe unlink(path) < 0, errno != ENOENT { throw .last("unlink") }
     }
 
     /// A port of 127.0.0.1; 0 takes any that is free.
@@ -45,12 +87,12 @@ final class Listener: Sendable {
         try Self.bind(descriptor, to: address)
         guard listen(descriptor.rawValue, 1) == 0 else { throw .last("listen") }
         self.descriptor = descriptor
-        path = nil
+        file = nil
     }
 
     /// The TCP port; nil of a UNIX socket.
     var port: UInt16? {
-        guard path == nil else { return nil }
+        guard file == nil else { return nil }
         var address = sockaddr_in()
         var length = socklen_t(MemoryLayout<sockaddr_in>.size)
         let result = unsafe withUnsafeMutablePointer(to: &address) {
@@ -80,5 +122,23 @@ final class Listener: Sendable {
         return number >= 0 ? FileDescriptor(owning: number) : nil
     }
 
-    deinit { if let path { unsafe unlink(path) } }
+    deinit {
+        if let file, FileIdentity(file.path) == file.identity { unsafe unlink(file.path) }
+    }
+}
+
+/// Which file a path leads to, links not followed.
+private struct FileIdentity: Equatable {
+    let device: dev_t
+    let inode: ino_t
+    let isSocket: Bool
+
+    /// nil where there is none.
+    init?(_ path: String) {
+        var status = stat()
+        guard unsafe lstat(path, &status) == 0 else { return nil }
+        device = status.st_dev
+        inode = status.st_ino
+        isSocket = (status.st_mode & S_IFMT) == S_IFSOCK
+    }
 }

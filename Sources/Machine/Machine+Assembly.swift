@@ -12,6 +12,8 @@ extension Machine {
     ) throws(MachineError) -> GuestMemory {
         let wanted = configuration.memory
         do throws(GuestMemoryError) {
+            // Huge pages are counted by another controller.
+            if wanted.isPreallocated, wanted.backing.pageSize == 4096 { try GuestMemory.checkControlGroup(size: wanted.size) }
             let memory = try GuestMemory(size: wanted.size, backing: wanted.backing, shared: wanted.isShared)
             var offset: UInt64 = 0
             for node in configuration.nodes {
@@ -23,14 +25,20 @@ extension Machine {
         } catch { throw .memory(error) }
     }
 
-    static func makeVirtualMachine(
-        _ system: borrowing System, _ configuration: Configuration, _ memory: GuestMemory
-    ) throws(MachineError) -> VirtualMachine {
+    /// KVM, which can do what the configuration wants.
+    static func makeSystem(_ configuration: Configuration) throws(MachineError) -> System {
         do throws(KVMError) {
+            let system = try System()
             try system.requireCapabilities()
             guard configuration.cpus <= system.maximumCPUs else {
                 throw .tooManyCPUs(wanted: configuration.cpus, maximum: system.maximumCPUs)
             }
+            return system
+        } catch { throw .kvm(error) }
+    }
+
+    static func makeVirtualMachine(_ system: borrowing System, _ memory: GuestMemory) throws(MachineError) -> VirtualMachine {
+        do throws(KVMError) {
             let machine = try system.createVirtualMachine()
             try machine.setTSSAddress(Wiring.taskStateSegment)
             try machine.setIdentityMapAddress(Wiring.identityMap)
@@ -51,19 +59,20 @@ extension Machine {
             // The bytes are constants of this binary.
             return unsafe BootFile(
                 name: "the bundled guest", memory: UnsafeRawBufferPointer(start: bundled_guest_start(), count: bundled_guest_size()))
-        case .file(let path):
-            do throws(BootError) { return try BootFile(path: path) } catch { throw .boot(error) }
+        case .file(let path): return try open(path)
         }
     }
 
+    static func open(_ path: String) throws(MachineError) -> BootFile {
+        do throws(BootError) { return try BootFile(path: path) } catch { throw .boot(error) }
+    }
+
     static func load(
-        _ kernel: BootFile, _ configuration: Configuration, _ memory: GuestMemory, _ layout: NodeLayout, _ devices: [VirtioSlot],
-        _ model: CPUModel
+        _ kernel: BootFile, _ initrd: BootFile?, _ configuration: Configuration, _ memory: GuestMemory, _ layout: NodeLayout,
+        _ devices: [VirtioSlot], _ model: CPUModel
     ) throws(MachineError) -> BootState {
         let slots = devices.map(\.place)
         do throws(BootError) {
-            var initrd: BootFile?
-            if let path = configuration.initrd { initrd = try BootFile(path: path) }
             let loader = try KernelLoader(
                 kernel: kernel, initrd: initrd,
                 commandLine: KernelCommandLine.assemble(configuration.commandLine, devices: slots),

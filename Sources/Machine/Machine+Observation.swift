@@ -11,23 +11,24 @@ extension Machine {
         do throws(SystemCallError) { return try DebugServer(address) } catch { throw .debugger(address, error) }
     }
 
-    static func makeSeat(_ server: DebugServer) throws(MachineError) -> DebugSeat {
-        try host("make an eventfd") { () throws(SystemCallError) in try DebugSeat(parked: server.parked) }
+    static func makeSeat(_ server: DebugServer, isWanted: Bool) throws(MachineError) -> DebugSeat {
+        try host("make an eventfd") { () throws(SystemCallError) in try DebugSeat(parked: server.parked, isWanted: isWanted) }
     }
 
-    /// For the user: where a debugger connects; nil without one.
-    public var debuggerAnnouncement: String? { debugger?.announcement }
+    /// For the user: where a debugger connects that the guest waits for; nil when it waits for none.
+    public var debuggerAnnouncement: String? { board.waitsForDebugger ? debugger?.announcement : nil }
 
     /// Lets debuggers in. What its thread gets has no reference to the machine, which would otherwise live as long as the thread does.
-    func startDebugger() throws(MachineError) {
+    func startDebugger(_ board: Board) throws(MachineError) {
         guard let debugger else { return }
         let monitor = DebugMonitor(
-            status: { [configuration, memory, devices] in MachineStatus(configuration, memory, devices).description },
-            pressPowerButton: { [power] in power.requestPowerOff() },
+            status: { [configuration, memory] in MachineStatus(configuration, memory, board.devices).description },
+            pressPowerButton: { board.power.requestPowerOff() },
             exits: configuration.countsExits ? makeExitTable : nil)
-        let makeTarget: @Sendable () -> MachineDebugTarget = { [cpus, memory, ending, holdsInterrupts] in
+        let makeTarget: @Sendable () -> MachineDebugTarget = { [memory, ending] in
             MachineDebugTarget(
-                cpus, ram: memory.ram, ending: ending, lookAgain: { debugger.parked.signal() }, holdsInterrupts: holdsInterrupts, monitor: monitor)
+                board.cpus, ram: memory.ram, ending: ending, lookAgain: { debugger.parked.signal() },
+                holdsInterrupts: board.holdsInterrupts, monitor: monitor)
         }
         do throws(SystemCallError) { try debugger.start(ending: ending, makeTarget) } catch {
             stop(.hostError("the debugger's thread could not be started: \(error)"))
@@ -40,12 +41,13 @@ extension Machine {
 
     /// Prints the exits to user space so far.
     private var makeExitTable: @Sendable () -> String {
-        { [cpus, ports, mmio] in
-            ExitReport(tables: cpus.compactMap { $0.exits?.table }, device: { ExitReport.device(at: $0, ports, mmio) }).userSpace + "\n"
+        { [parts, board] in
+            ExitReport(tables: parts.exits.map(\.table), device: { ExitReport.device(at: $0, board.ports, board.mmio) }).userSpace + "\n"
         }
     }
 
-    /// The exits to user space and what KVM has counted besides, in two tables; nil unless the configuration asked for it. At any time.
+    /// The exits to user space, and what KVM has counted besides since the last reset, in two tables; nil unless the configuration
+    /// asked for it. At any time.
     public var exitReport: String? {
         guard configuration.countsExits else { return nil }
         return makeExitTable() + "\n" + kernelReport
@@ -53,9 +55,10 @@ extension Machine {
 
     private var kernelReport: String {
         do throws(KVMError) {
-            let machine = try virtualMachine.counters()
+            let board = self.board
+            let machine = try board.virtualMachine.counters()
             var counters: [[KVMCounter]] = []
-            for cpu in cpus { counters.append(try cpu.cpu.counters()) }
+            for cpu in board.cpus { counters.append(try cpu.cpu.counters()) }
             return ExitReport.kernel(machine: machine, cpus: counters)
         } catch {
             return "what the kernel counts is not to be had: \(error) (KVM_CAP_BINARY_STATS_FD, Linux 5.14 and later)"

@@ -5,7 +5,7 @@ internal import Devices
 public enum MachineEnd: Sendable {
     /// The guest powered off.
     case powerOff
-    /// The guest asked for a reset, which ends the machine.
+    /// The guest reset itself.
     case reset
     /// The guest's own status, 0 … 63, through the exit device.
     case guestStatus(UInt8)
@@ -21,13 +21,19 @@ public enum MachineEnd: Sendable {
     case quit
     /// A debugger ended it.
     case killed
-    /// A signal ended it, the second one where the guest did not follow the first.
+    /// A signal ended it: the second one, after a first one that the guest did not follow.
     case signal(Int32)
+    /// The guest was asked to power off and had not done so after this many seconds.
+    case stopTimeout(seconds: Int)
 
     /// The process's exit status (docs/platform.md says what a guest can choose).
     public var exitStatus: Int32 {
         switch self {
-        case .powerOff, .reset, .quit, .killed: 0
+        case .powerOff: 0
+        case .reset: ExitStatus.reset
+        case .quit: ExitStatus.quit
+        case .killed: ExitStatus.killed
+        case .stopTimeout: ExitStatus.stopTimeout
         case .guestStatus(let status): Int32(status)
         case .tripleFault: ExitStatus.tripleFault
         case .internalError: ExitStatus.internalError
@@ -40,9 +46,22 @@ public enum MachineEnd: Sendable {
     /// Whether the user ended it, and not the guest or a failure.
     var isForced: Bool {
         switch self {
-        case .quit, .killed, .signal: true
+        case .quit, .killed, .signal, .stopTimeout: true
         default: false
         }
+    }
+
+    /// Whether a PC would boot anew now.
+    var isReset: Bool {
+        switch self {
+        case .reset, .tripleFault: true
+        default: false
+        }
+    }
+
+    /// Whether the machine ends all the same when the guest has just reset itself.
+    var overridesReset: Bool {
+        if case .hostError = self { true } else { isForced }
     }
 
     /// Whether a vCPU could not go on, so that its state is of interest.
@@ -61,7 +80,8 @@ public enum MachineEnd: Sendable {
     /// One sentence for the user; nil where the guest ended as guests do.
     public var sentence: String? {
         switch self {
-        case .powerOff, .reset, .guestStatus(0): nil
+        case .powerOff, .guestStatus(0): nil
+        case .reset: "the guest rebooted, which ends the machine here (--on-reboot exit)"
         case .guestStatus(let status): "the guest ended with status \(status)"
         case .tripleFault(let cpu):
             "vCPU \(cpu) shut down (triple fault): the guest's kernel crashed before it could report, or reset itself that way"
@@ -71,6 +91,7 @@ public enum MachineEnd: Sendable {
         case .quit: "ended at the console"
         case .killed: "ended by the debugger"
         case .signal(let number): "ended by signal \(number) before the guest had powered off"
+        case .stopTimeout(let seconds): "ended, since the guest had not powered off \(seconds) seconds after it was asked to (--stop-timeout)"
         }
     }
 
@@ -81,17 +102,6 @@ public enum MachineEnd: Sendable {
         default: nil
         }
     }
-}
-
-/// Exit statuses of `swkvm run`. 0 … 63 are the guest's; 64 is a wrong command line, as in `<sysexits.h>`.
-public enum ExitStatus {
-    /// Something that swkvm needs of the host could not be had.
-    public static let hostError: Int32 = 71
-    public static let tripleFault: Int32 = 100
-    public static let internalError: Int32 = 101
-    public static let unexpectedExit: Int32 = 102
-    /// Plus the signal's number, as shells have it.
-    public static let signalBase: Int32 = 128
 }
 
 extension MachineEnd {

@@ -46,13 +46,17 @@ public enum MachineError: Error, CustomStringConvertible {
         case .debugger(.port(let port), let error):
             "port \(port) of 127.0.0.1 cannot be had for a debugger: \(error.reason) (\(error.call))"
         case .debugger(.unix(let path), let error) where error.errno == EADDRINUSE:
-            "the debugger's socket \(path) exists already: another machine listens there, or it was left behind; choose another path or remove it"
+            "the debugger's socket \(path) is taken: another process listens there; choose another path, or end that one"
+        case .debugger(.unix(let path), let error) where error.errno == EEXIST:
+            "the debugger's socket cannot be \(path): a file that is no socket has that name; choose another path or remove it"
         case .debugger(.unix(let path), let error) where error.errno == ENAMETOOLONG:
             "the debugger's socket has a path of \(path.utf8.count) bytes, the kernel takes 1 to 107: choose a shorter one"
         case .debugger(.unix(let path), let error):
             "the debugger's socket \(path) cannot be opened: \(error.reason) (\(error.call))"
         case .console(.unix(let path), let error) where error.errno == EADDRINUSE:
-            "the console's socket \(path) exists already: another machine listens there, or it was left behind; choose another path or remove it"
+            "the console's socket \(path) is taken: another process listens there; choose another path, or end that one"
+        case .console(.unix(let path), let error) where error.errno == EEXIST:
+            "the console's socket cannot be \(path): a file that is no socket has that name; choose another path or remove it"
         case .console(.unix(let path), let error) where error.errno == ENAMETOOLONG:
             "the console's socket has a path of \(path.utf8.count) bytes, the kernel takes 1 to 107: choose a shorter one"
         case .console(.unix(let path), let error), .console(.file(let path), let error):

@@ -1,33 +1,77 @@
 internal import CLinux
 internal import Linux
 
-/// The terminal in raw mode, for as long as the value lives.
+/// The terminal on a descriptor, in raw mode while this process is its foreground job.
 ///
-/// Raw: every key goes to the guest, Ctrl-C and Ctrl-Z too. The mode from before comes back with the value's end, and, since a
+/// Raw: every key goes to the guest, Ctrl-C and Ctrl-Z too. The mode from before comes back with the object's end, and, since a
 /// process can be killed, also by a guardian: a child process that does nothing but wait for this one's end.
-struct RawTerminal: ~Copyable {
+final class RawTerminal {
     private let descriptor: Int32
-    private let before: termios
-    private let guardian: Guardian?
+    /// The mode that the terminal had when it was first the process's.
+    private var before: termios?
+    private var guardian: Guardian?
+    /// Whether the terminal was the process's at the last ``update()``.
+    private(set) var isOurs = false
 
-    /// nil when the descriptor is no terminal, or is one that the shell has for itself now: swkvm is a job in the background.
-    init?(_ descriptor: Int32) {
+    /// nil when the descriptor, if there is one, is no terminal. The terminal is left as it is until ``update()``.
+    init?(_ descriptor: Int32?) {
         var mode = termios()
-        let foreground = tcgetpgrp(descriptor)
-        guard foreground < 0 || foreground == getpgrp() else { return nil }
-        guard unsafe tcgetattr(descriptor, &mode) == 0 else { return nil }
+        guard let descriptor, unsafe tcgetattr(descriptor, &mode) == 0 else { return nil }
         self.descriptor = descriptor
-        before = mode
-        // The guardian first: from here on there is something to restore.
-        guardian = Guardian(descriptor, mode)
+    }
+
+    /// Takes raw mode if the process is the terminal's foreground job now; a shell that has the terminal for itself is left alone. A process
+    /// that is brought to the foreground, or goes on after a stop, has to look again: the shell has changed the mode meanwhile.
+    func update() {
+        isOurs = Self.isForeground(descriptor)
+        var mode = termios()
+        guard isOurs, unsafe tcgetattr(descriptor, &mode) == 0 else { return }
+        if before == nil {
+            before = mode
+            // The guardian first: from here on there is something to restore.
+            guardian = Guardian(descriptor, mode)
+        }
+        guard !mode.isRaw else { return }
         unsafe cfmakeraw(&mode)
         unsafe tcsetattr(descriptor, TCSANOW, &mode)
     }
 
+    /// Puts the mode from before back, if the terminal is the process's.
+    func restore() {
+        isOurs = false
+        if let before { Self.restore(descriptor, before) }
+    }
+
+    private static func restore(_ descriptor: Int32, _ mode: termios) {
+        guard isForeground(descriptor) else { return }
+        // What the guest has printed is to be printed the raw way, but a terminal whose output is held does not hold this process.
+        var turns = 100
+        var waiting: Int32 = 0
+        while turns > 0, unsafe clinux_ioctl(descriptor, UInt(TIOCOUTQ), &waiting) == 0, waiting > 0 {
+            usleep(10_000)
+            turns -= 1
+        }
+        var mode = mode
+        unsafe tcsetattr(descriptor, TCSANOW, &mode)
+    }
+
+    private static func isForeground(_ descriptor: Int32) -> Bool {
+        let group = tcgetpgrp(descriptor)
+        // No group: it is not this session's terminal, and no shell's job control is about it.
+        return group < 0 || group == getpgrp()
+    }
+
     deinit {
-        var mode = before
-        // TCSADRAIN: what the guest has printed is still printed the raw way.
-        unsafe tcsetattr(descriptor, TCSADRAIN, &mode)
+        if let before { Self.restore(descriptor, before) }
+    }
+}
+
+extension termios {
+    /// Whether it is what cfmakeraw(3) makes of a mode.
+    fileprivate var isRaw: Bool {
+        var raw = self
+        unsafe cfmakeraw(&raw)
+        return (raw.c_iflag, raw.c_oflag, raw.c_cflag, raw.c_lflag) == (c_iflag, c_oflag, c_cflag, c_lflag)
     }
 }
 
@@ -37,7 +81,7 @@ private struct Guardian: ~Copyable {
     /// The write end of a pipe that only this process holds: the child reads its end when this process is gone.
     private let lifeline: FileDescriptor
 
-    /// nil when there is no pipe or process to be had: the terminal is then restored by the parent alone.
+    /// nil when the host gives no pipe or process: the terminal is then restored by the parent alone.
     init?(_ terminal: Int32, _ mode: termios) {
         var ends: (Int32, Int32) = (-1, -1)
         let made = unsafe withUnsafeMutableBytes(of: &ends) { unsafe clinux_pipe_cloexec($0.assumingMemoryBound(to: Int32.self).baseAddress) }

@@ -23,28 +23,25 @@ struct VirtioSlot: Sendable {
         if wanted > maximum { throw .tooManyDevices(wanted: wanted, maximum: maximum) }
     }
 
-    /// Makes the disks, the entropy device, then the network interfaces, and binds their bells.
-    static func makeAll(_ configuration: Configuration, _ memory: GuestMemory, _ machine: borrowing VirtualMachine, log: Logger) throws(MachineError) -> [VirtioSlot] {
+    /// Makes the disks, the entropy device, then the network interfaces.
+    static func makeDevices(_ configuration: Configuration, log: Logger) throws(MachineError) -> [any VirtioDevice] {
         try configuration.checkNetworks()
-        var slots: [VirtioSlot] = []
-        for (index, disk) in configuration.disks.enumerated() {
-            let device = try makeDisk(disk, index: index, log: log)
-            slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
-        }
+        var devices: [any VirtioDevice] = []
+        for (index, disk) in configuration.disks.enumerated() { devices.append(try makeDisk(disk, index: index, log: log)) }
         if let entropy = configuration.entropy {
-            let device = try Machine.host("start the thread of rng0") { () throws(SystemCallError) in
-                try EntropyDevice(name: "rng0", limit: entropy.limit)
-            }
-            slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
+            devices.append(
+                try Machine.host("start the thread of rng0") { () throws(SystemCallError) in
+                    try EntropyDevice(name: "rng0", limit: entropy.limit)
+                })
         }
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
         var addresses: Set<MACAddress> = []
         for (index, network) in configuration.networks.enumerated() {
             let device = try makeNetwork(network, index: index, machineName: configuration.name)
             guard addresses.insert(device.address).inserted else { throw .networks(.sameAddress(device.address)) }
-            slots.append(try VirtioSlot(device, index: slots.count, memory, machine))
+            devices.append(device)
         }
-        return slots
+        return devices
     }
 
     private static func makeDisk(_ disk: Configuration.Disk, index: Int, log: Logger) throws(MachineError) -> BlockDevice {
@@ -75,7 +72,8 @@ struct VirtioSlot: Sendable {
         do throws(HostNetworkError) { return try NetworkAttachment(backend) } catch { throw .network(error) }
     }
 
-    private init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) {
+    /// Puts a device in its place: registers, doorbells and interrupt line are new, as after power-on.
+    init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) {
         let place = VirtioMMIOSlot(
             address: MMIOBus.address(ofDevice: index), size: UInt32(MMIOTransport.span), gsi: Wiring.virtioGSIs[index])
         let transport = try Machine.host("make the eventfds of \(device.name)") { () throws(SystemCallError) in

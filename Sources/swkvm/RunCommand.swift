@@ -10,7 +10,8 @@ struct RunCommand: ParsableCommand {
         abstract: "Boot a virtual machine and connect it to this terminal.",
         discussion: """
             Without --kernel the bundled guest boots, to a small prompt. The terminal is the guest's serial port; Ctrl-A x ends the \
-            machine, Ctrl-A h shows the other keys. SIGINT and SIGTERM ask the guest to power off, a second one ends it.
+            machine, Ctrl-A h shows the other keys. SIGINT, SIGTERM and SIGHUP ask the guest to power off, a second one, a second later or more, \
+            ends it.
 
             EXAMPLES
               swkvm run --mem 2G --hugepages
@@ -22,14 +23,7 @@ struct RunCommand: ParsableCommand {
               swkvm run --gdb 1234 --kernel vmlinux --cmdline nokaslr
 
             EXIT STATUS
-              0        the guest powered off or reset, or ended with status 0
-              1 to 63  the guest's own status, through its exit device
-              64       the command line is wrong
-              71       something that swkvm needs of the host could not be had
-              100      triple fault
-              101      KVM internal error
-              102      a vCPU stopped with something that swkvm has no answer to
-              128 + N  ended by signal N
+            \(ExitStatus.table.map { "  " + $0.statuses + String(repeating: " ", count: max(1, 9 - $0.statuses.count)) + $0.meaning }.joined(separator: "\n"))
             """)
 
     @Option(help: "A name, for messages and what is derived from it: the UUID, if it is given, and MAC addresses. (default: swkvm)")
@@ -120,6 +114,21 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "What a reboot of the guest does: restart boots it again, exit ends the machine with a status of its own.", valueName: "what"))
+    var onReboot = RebootArgument.restart
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            How many seconds a guest may take to power off after a signal, before the machine is ended; or none. Default: none at a terminal, \
+            \(Configuration.StopTimeout.standard) elsewhere.
+            """,
+            valueName: "seconds|none"),
+        transform: StopTimeoutArgument.init(parsing:))
+    var stopTimeout: StopTimeoutArgument?
+
+    @Option(
+        help: ArgumentHelp(
             """
             Let GDB in at a port of 127.0.0.1 (1234, :1234 or localhost:1234; 0: any that is free) or at unix:PATH. The guest waits at its first instruction until a \
             debugger lets it go.
@@ -165,12 +174,15 @@ struct RunCommand: ParsableCommand {
         machine.entropy = try? rng?.entropy()
         machine.console = console.kind
         machine.debugger = gdb?.place
+        machine.onReboot = onReboot.action
+        machine.stopTimeout = stopTimeout?.timeout ?? .automatic
         machine.countsExits = trace.contains(.exits)
         return machine
     }
 
     func run() throws {
-        let output = StandardError()
+        let output = StandardError(isBackground: true)
+        defer { output.finish() }
         let configuration = self.configuration
         let log = Logger(label: configuration.name) { _ in StandardErrorLog(output, level: logLevel) }
         let end: MachineEnd
@@ -178,7 +190,7 @@ struct RunCommand: ParsableCommand {
             end = try Supervisor.run(configuration, log: log, report: output.say)
         } catch {
             output.say(error.description)
-            throw ExitCode(ExitStatus.hostError)
+            throw ExitCode(error.exitStatus)
         }
         if let sentence = end.sentence { output.say(sentence) }
         if let details = end.details { output.say(details) }

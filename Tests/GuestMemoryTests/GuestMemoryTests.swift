@@ -35,6 +35,18 @@ private let layouts: [(UInt64, [UInt64])] = [
         #expect(unsafe UInt(bitPattern: memory.regions[0].host) % (2 << 20) == 0)
     }
 
+    @Test(arguments: [(MemoryBacking.anonymous, false), (.anonymous, true), (.transparent, false)])
+    func clearingMakesAllZeroAndGivesThePagesBack(backing: MemoryBacking, shared: Bool) throws {
+        let memory = try GuestMemory(layout: [(GuestAddress(0), 8 << 20), (GuestAddress(4 << 30), 8 << 20)], backing: backing, shared: shared)
+        let touched: [UInt64] = [0, 4097, (8 << 20) - 1, 4 << 30, (4 << 30) + (8 << 20) - 1]
+        for address in touched { try memory.ram.write(UInt8(0xa5), at: GuestAddress(address)) }
+        #expect(try memory.usage().resident > 0)
+        try memory.clear()
+        #expect(try memory.usage().resident == 0)
+        for address in touched { #expect(try memory.ram.readUInt8(at: GuestAddress(address)) == 0) }
+        #expect(throws: GuestMemoryError.interrupted) { try memory.clear(isInterrupted: { true }) }
+    }
+
     @Test func sizesThatMakeNoSense() {
         #expect(throws: GuestMemoryError.empty) { try GuestMemory(size: 0) }
         #expect(throws: GuestMemoryError.notPageMultiple(size: 4097, pageSize: 4096)) { try GuestMemory(size: 4097) }

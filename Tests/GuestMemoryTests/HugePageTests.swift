@@ -38,6 +38,21 @@ final class HugePageTurn {
             "in 2 MiB pages needs \(wanted) huge pages, \(pool.available) are free: "))
     }
 
+    /// A reset fills huge pages with zeros and keeps them: the pool may have no others by then.
+    @Test(arguments: [false, true]) func clearingKeepsThePages(shared: Bool) throws {
+        try withHugePages(additional: 8) {
+            let memory = try GuestMemory(size: 16 << 20, backing: .hugePages(.twoMiB), shared: shared)
+            let touched: [UInt64] = [0, (2 << 20) - 1, 6 << 20, (16 << 20) - 1]
+            for address in touched { try memory.ram.write(UInt8(0xa5), at: GuestAddress(address)) }
+            let before = try HugePagePool(.twoMiB)
+            try memory.clear()
+            for address in touched { #expect(try memory.ram.readUInt8(at: GuestAddress(address)) == 0) }
+            #expect(try HugePagePool(.twoMiB).available == before.available)
+            // Pages that were never touched are not taken for that.
+            #expect(try memory.usage().resident <= 8 << 20)
+        }
+    }
+
     @Test func oneGiBPagesHaveTheirOwnPool() throws {
         guard let pool = try? HugePagePool(.oneGiB) else {
             #expect(throws: GuestMemoryError.noHugePages(pageSize: 1 << 30)) { try GuestMemory(size: 1 << 30, backing: .hugePages(.oneGiB)) }

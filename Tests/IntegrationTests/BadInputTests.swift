@@ -14,7 +14,7 @@ import Testing
         host = try Namespace()
     }
 
-    private enum Status { static let usage: Int32 = 64, host: Int32 = 71 }
+    private enum Status { static let usage: Int32 = 64, input: Int32 = 66, host: Int32 = 71 }
 
     /// Runs a machine that cannot be, with a console's socket, a bridge and a TAP that would be made for it.
     /// - Parameter sentence: how the only line on standard error begins, after the program's name.
@@ -43,11 +43,11 @@ import Testing
     // MARK: Kernel
 
     @Test func kernelMissing() throws {
-        try expectRefused(["--kernel", directory("none")], "cannot read \(directory("none")): No such file or directory")
+        try expectRefused(["--kernel", directory("none")], "cannot read \(directory("none")): No such file or directory", status: Status.input)
     }
 
     @Test func kernelIsADirectory() throws {
-        try expectRefused(["--kernel", directory.path], "cannot read \(directory.path): ")
+        try expectRefused(["--kernel", directory.path], "cannot read \(directory.path): ", status: Status.input)
     }
 
     /// Wherever it is cut.
@@ -55,46 +55,46 @@ import Testing
         let whole = try readFile(Host.guestKernel, limit: 16 << 20)
         for size in [whole.count - whole.count / 3, whole.count / 2, 4096, 200, 100, 63, 20] {
             let kernel = try directory.write(whole[..<size], to: "kernel")
-            try expectRefused(["--kernel", kernel], "\(kernel) is ")
+            try expectRefused(["--kernel", kernel], "\(kernel) is ", status: Status.input)
         }
     }
 
     @Test func kernelEmpty() throws {
         let kernel = try directory.write([], to: "kernel")
-        try expectRefused(["--kernel", kernel], "\(kernel) is not a kernel: wanted an ELF file or a Linux bzImage")
+        try expectRefused(["--kernel", kernel], "\(kernel) is not a kernel: wanted an ELF file or a Linux bzImage", status: Status.input)
     }
 
     @Test func kernelForAnotherProcessor() throws {
         let kernel = try directory.write(TinyKernel.elf(TinyKernel.deaf, machine: 183), to: "kernel")
-        try expectRefused(["--kernel", kernel], "\(kernel) is an ELF for AArch64 (machine 183), wanted x86-64 (machine 62)")
+        try expectRefused(["--kernel", kernel], "\(kernel) is an ELF for AArch64 (machine 183), wanted x86-64 (machine 62)", status: Status.input)
     }
 
     @Test func kernelIsNoELF() throws {
         let kernel = try directory.write(Array("#!/bin/sh\n".utf8) + [UInt8](repeating: 0x20, count: 5000), to: "kernel")
-        try expectRefused(["--kernel", kernel], "\(kernel) is not a kernel: wanted an ELF file or a Linux bzImage")
+        try expectRefused(["--kernel", kernel], "\(kernel) is not a kernel: wanted an ELF file or a Linux bzImage", status: Status.input)
     }
 
     @Test func kernelLargerThanTheMemory() throws {
         let kernel = try directory.write(TinyKernel.elf(TinyKernel.deaf, memorySize: 1 << 30), to: "kernel")
-        try expectRefused(["--kernel", kernel, "--mem", "64M"], "\(kernel) does not fit in the guest's memory")
+        try expectRefused(["--kernel", kernel, "--mem", "64M"], "\(kernel) does not fit in the guest's memory", status: Status.usage)
     }
 
     @Test func kernelWhereThePlatformIs() throws {
         let kernel = try directory.write(TinyKernel.elf(TinyKernel.deaf, address: 0x9000), to: "kernel")
-        try expectRefused(["--kernel", kernel], "\(kernel) wants ")
+        try expectRefused(["--kernel", kernel], "\(kernel) wants ", status: Status.input)
     }
 
     @Test func initrdMissing() throws {
-        try expectRefused(["--initrd", directory("none")], "cannot read \(directory("none")): No such file or directory")
+        try expectRefused(["--initrd", directory("none")], "cannot read \(directory("none")): No such file or directory", status: Status.input)
     }
 
     @Test func initrdLargerThanTheMemory() throws {
         try shell("truncate -s 100M '\(directory("initrd"))'")
-        try expectRefused(["--initrd", directory("initrd"), "--mem", "64M"], "the initrd \(directory("initrd")) of \(100 << 20) bytes does not fit")
+        try expectRefused(["--initrd", directory("initrd"), "--mem", "64M"], "the initrd \(directory("initrd")) of \(100 << 20) bytes does not fit", status: Status.usage)
     }
 
     @Test func commandLineTooLong() throws {
-        try expectRefused(["--cmdline", String(repeating: "x", count: 70_000)], "the kernel's command line has ")
+        try expectRefused(["--cmdline", String(repeating: "x", count: 70_000)], "the kernel's command line has ", status: Status.usage)
     }
 
     // MARK: Memory and CPUs
@@ -106,12 +106,12 @@ import Testing
     }
 
     @Test func memoryOfSizeZero() throws {
-        try expectRefused(["--mem", "0"], "guest memory of 0 bytes was asked for")
+        try expectRefused(["--mem", "0"], "guest memory of 0 bytes was asked for", status: Status.usage)
     }
 
     @Test func memoryThatIsNoMultipleOfItsPages() throws {
-        try expectRefused(["--mem", "67108865"], "67108865 bytes of guest memory are not a multiple of its 4 KiB pages")
-        try expectRefused(["--mem", "65M", "--hugepages"], "\(65 << 20) bytes of guest memory are not a multiple of its 2 MiB pages")
+        try expectRefused(["--mem", "67108865"], "67108865 bytes of guest memory are not a multiple of its 4 KiB pages", status: Status.usage)
+        try expectRefused(["--mem", "65M", "--hugepages"], "\(65 << 20) bytes of guest memory are not a multiple of its 2 MiB pages", status: Status.usage)
     }
 
     @Test(arguments: ["", "M", "-1", "1.5", "12X", "0x10", "99999999999999999999", "16777216T", " 1G"])
@@ -131,8 +131,8 @@ import Testing
     }
 
     @Test func numbersOfCPUs() throws {
-        try expectRefused(["--cpus", "0"], "0 vCPUs were asked for, a machine needs at least 1")
-        try expectRefused(["--cpus=-1"], "-1 vCPUs were asked for, a machine needs at least 1")
+        try expectRefused(["--cpus", "0"], "0 vCPUs were asked for, a machine needs at least 1", status: Status.usage)
+        try expectRefused(["--cpus=-1"], "-1 vCPUs were asked for, a machine needs at least 1", status: Status.usage)
         try expectRefused(["--cpus", "5000"], "5000 vCPUs were asked for, this host's KVM allows ")
         try expectRefused(["--cpus", "9223372036854775807"], "9223372036854775807 vCPUs were asked for")
         try expectRefused(["--cpus", "two"], "", status: Status.usage)
@@ -141,7 +141,7 @@ import Testing
     // MARK: Disks
 
     @Test func diskMissing() throws {
-        try expectRefused(["--disk", directory("none.raw")], "disk \"\(directory("none.raw"))\": open: No such file or directory")
+        try expectRefused(["--disk", directory("none.raw")], "disk \"\(directory("none.raw"))\": open: No such file or directory", status: Status.input)
     }
 
     @Test func diskThatIsADirectory() throws {
@@ -200,8 +200,8 @@ import Testing
     @Test func tooManyDevices() throws {
         let disk = try directory.write([UInt8](repeating: 0, count: 65536), to: "disk.raw")
         let disks = (0..<17).flatMap { _ in ["--disk", disk + ",ro"] }
-        try expectRefused(disks, "17 disks and other virtio devices were asked for, a machine has room for 16", withNetwork: false)
-        try expectRefused(Array(disks[..<32]), "17 disks and other virtio devices were asked for, a machine has room for 16")
+        try expectRefused(disks, "17 disks and other virtio devices were asked for, a machine has room for 16", status: Status.usage, withNetwork: false)
+        try expectRefused(Array(disks[..<32]), "17 disks and other virtio devices were asked for, a machine has room for 16", status: Status.usage)
         // Sixteen are fine.
         let machine = try Program.machineAtPrompt(Array(disks[..<32]))
         #expect(try machine.ask("disks").count == 16)

@@ -66,7 +66,7 @@ import Testing
 
     @Test func allStreamsClosed() throws {
         try Program.machine(["--cmdline", "test=irq"], input: .closed, output: .closed, errors: .closed).expectEnd(0)
-        try Program.machine(["--kernel", "/nonexistent"], input: .closed, output: .closed, errors: .closed).expectEnd(71)
+        try Program.machine(["--kernel", "/nonexistent"], input: .closed, output: .closed, errors: .closed).expectEnd(66)
     }
 
     @Test func outputToAFile() throws {
@@ -219,6 +219,114 @@ import Testing
         #expect(try directory.contents.isEmpty, "the socket is still there")
     }
 
+    /// `echo poweroff | nc -U -N` and its like close their sending side and read on.
+    @Test func aClientThatHasClosedItsSendingSideStillGetsOutput() throws {
+        let directory = try TemporaryDirectory()
+        let machine = try Program.machine(["--console", "unix:" + directory("socket")])
+        try machine.waitForError("the console is the socket")
+        let client = try Client(socket: directory("socket"))
+        try client.say("echo half a connection\n")
+        try client.closeSending()
+        try client.wait(for: "\nhalf a connection")
+        // It is the one client still, until it has gone.
+        #expect(try Client(socket: directory("socket")).isAtEnd())
+        client.close()
+        try talkAtOnce(directory("socket"))
+        try machine.expectEnd(0)
+    }
+
+    /// The one before has gone, and what it has sent is more than the guest has taken.
+    @Test func aClientThatReconnectsAtOnceIsLetIn() throws {
+        let directory = try TemporaryDirectory()
+        // The guest takes no input.
+        let kernel = try directory.write(TinyKernel.elf(TinyKernel.talking), to: "kernel")
+        let machine = try Program.machine(["--kernel", kernel, "--console", "unix:" + directory("socket")])
+        try machine.waitForError("the console is the socket")
+        for _ in 0..<5 {
+            let client = try Client(socket: directory("socket"))
+            try client.say(String(repeating: "typed ahead ", count: 100))
+            try client.wait(for: "xxx")
+            client.close()
+        }
+        try Client(socket: directory("socket")).wait(for: "xxx")
+        machine.send(signal: SIGTERM)
+        try machine.waitForError("asked the guest to power off")
+        machine.sendOneMore(signal: SIGTERM)
+        try machine.expectEnd(143)
+    }
+
+    /// For whoever may connect only when the machine has seen the one before go.
+    private func talkAtOnce(_ path: String) throws {
+        for _ in 0..<1_000 {
+            let client = try Client(socket: path)
+            if (try? client.talk()) != nil { return }
+        }
+        throw TestFailure("no client was let in")
+    }
+
+    /// What `kill -9` leaves behind does not stop the next start.
+    @Test func aSocketThatWasLeftBehindIsReplaced() throws {
+        let directory = try TemporaryDirectory()
+        for option in ["--console", "--gdb"] {
+            let path = directory("socket")
+            let first = try Program.machine([option, "unix:" + path])
+            try first.waitForError(option == "--gdb" ? "target remote" : "the console is the socket")
+            // Whoever listens keeps it.
+            let second = try Program.machine([option, "unix:" + path])
+            try second.expectEnd(71)
+            #expect(second.errors.text.contains("\(path) is taken: another process listens there"), "\(second.errors.text)")
+            first.send(signal: SIGKILL)
+            #expect(try first.finish() == .signal(SIGKILL))
+            #expect(try directory.contents == ["socket"])
+            let third = try Program.machine([option, "unix:" + path, "--stop-timeout", "0"])
+            try third.waitForError(option == "--gdb" ? "target remote" : "the console is the socket")
+            third.send(signal: SIGTERM)
+            _ = try third.finish()
+            #expect(try directory.contents.isEmpty)
+        }
+    }
+
+    @Test func whatIsNoSocketIsNotReplaced() throws {
+        let directory = try TemporaryDirectory()
+        let path = try directory.write(Array("precious".utf8), to: "file")
+        let machine = try Program.machine(["--console", "unix:" + path])
+        try machine.expectEnd(71)
+        #expect(machine.errors.text == "swkvm: the console's socket cannot be \(path): a file that is no socket has that name; choose another path or remove it\n")
+        #expect(try readFile(path, limit: 64) == Array("precious".utf8))
+    }
+
+    /// Another process's socket, which took the name of one that was removed, stays at the machine's end.
+    @Test func onlyTheMachinesOwnSocketIsRemoved() throws {
+        let directory = try TemporaryDirectory()
+        let path = directory("socket")
+        let first = try Program.machine(["--console", "unix:" + path])
+        try first.waitForError("the console is the socket")
+        #expect(unlink(path) == 0)
+        let second = try Program.machine(["--console", "unix:" + path])
+        try second.waitForError("the console is the socket")
+        first.send(signal: SIGTERM)
+        try first.expectEnd(0)
+        #expect(try directory.contents == ["socket"])
+        try Client(socket: path).talk()
+        try second.expectEnd(0)
+        #expect(try directory.contents.isEmpty)
+    }
+
+    @Test func socketsAndFilesAreForTheirOwnerAlone() throws {
+        let directory = try TemporaryDirectory()
+        let before = umask(0)
+        defer { umask(before) }
+        let machine = try Program.machine(["--console", "unix:" + directory("socket")])
+        try machine.waitForError("the console is the socket")
+        let other = try Program.machine(["--console", "file:" + directory("file"), "--cmdline", "test=none"])
+        try other.expectEnd(0)
+        try Program([Host.swkvm, "image", "create", directory("image.qcow2"), "1M"]).expectEnd(0)
+        for name in ["socket", "file", "image.qcow2"] {
+            var status = stat()
+            #expect(stat(directory(name), &status) == 0 && status.st_mode & 0o777 == 0o600, "\(name)")
+        }
+    }
+
     @Test func aSecondClientOfTheSocketIsTurnedAway() throws {
         let directory = try TemporaryDirectory()
         let machine = try Program.machine(["--console", "unix:" + directory("socket")])
@@ -266,6 +374,26 @@ private final class Client {
         }
         throw TestFailure("the console was asked \"\(text)\", expected \"\(answer)\", got:\n\(transcript.tail)")
     }
+
+    func say(_ text: String) throws { try descriptor.writeAll(text.utf8) }
+
+    func wait(for text: String) throws {
+        for _ in 0..<9_000 {
+            let goesOn = transcript.read(from: descriptor.rawValue)
+            if transcript.advance(past: text) { return }
+            if !goesOn { break }
+            wait()
+        }
+        throw TestFailure("the console was expected to bring \"\(text)\", got:\n\(transcript.tail)")
+    }
+
+    /// No more will be sent.
+    func closeSending() throws {
+        guard shutdown(descriptor.rawValue, Int32(SHUT_WR)) == 0 else { throw SystemCallError.last("shutdown") }
+    }
+
+    /// The end of the connection, also where a program that was started meanwhile has a copy of the descriptor until its exec.
+    func close() { shutdown(descriptor.rawValue, Int32(SHUT_RDWR)) }
 
     /// A talk with the guest, at the end of which it powers off.
     func talk() throws {

@@ -45,19 +45,18 @@ import Testing
         #expect(machine.output.lines.contains { $0.hasPrefix("not ok 1 - bogus") })
     }
 
-    @Test(arguments: ["poweroff", "reboot"]) func endsFromThePrompt(command: String) throws {
+    @Test func endsFromThePrompt() throws {
         let machine = try Program.machineAtPrompt()
-        try machine.type(command + "\n")
-        try machine.expectEnd(0)
+        try machine.powerOff()
         #expect(machine.errors.bytes.isEmpty)
     }
 
     /// Reset and power-off with other CPUs halted, and with other CPUs running.
-    @Test(arguments: ["poweroff", "reboot"]) func endsWithManyCPUs(command: String) throws {
-        let machine = try Program.machineAtPrompt(["--cpus", "4"])
+    @Test(arguments: [("poweroff", 0), ("reboot", 103)]) func endsWithManyCPUs(command: String, status: Int32) throws {
+        let machine = try Program.machineAtPrompt(["--cpus", "4", "--on-reboot", "exit"])
         #expect(try machine.ask("cpus").filter { $0.hasSuffix("works") }.count == 3)
         try machine.type(command + "\n")
-        try machine.expectEnd(0)
+        try machine.expectEnd(status)
     }
 
     @Test(arguments: [1, 2, 4, 8]) func startsAllCPUs(count: Int) throws {
@@ -109,7 +108,8 @@ import Testing
         machine.send(signal: number)
         try machine.expectEnd(0)
         #expect(machine.output.text.contains("power button"))
-        #expect(machine.errors.text == "swkvm: asked the guest to power off; a second signal ends it\n")
+        #expect(machine.errors.text.hasPrefix("swkvm: asked the guest to power off; a second signal ends it"))
+        #expect(machine.errors.lines.count == 1)
     }
 
     @Test(arguments: [TinyKernel.deaf, TinyKernel.busy, TinyKernel.talking], [SIGTERM, SIGINT])
@@ -120,15 +120,9 @@ import Testing
         try machine.waitUntilRunning()
         machine.send(signal: number)
         try machine.waitForError("asked the guest to power off")
-        machine.send(signal: number)
+        machine.sendOneMore(signal: number)
         try machine.expectEnd(128 + number)
         #expect(machine.errors.lines.last == "swkvm: ended by signal \(number) before the guest had powered off")
-    }
-
-    @Test func aHangUpEndsTheMachineAtOnce() throws {
-        let machine = try Program.machineAtPrompt()
-        machine.send(signal: SIGHUP)
-        try machine.expectEnd(128 + SIGHUP)
     }
 
     /// Many at once, and while the machine starts: none may be lost or kill it the raw way.

@@ -23,9 +23,9 @@ import Testing
 
     // MARK: Ends
 
-    @Test(arguments: [("poweroff", 0), ("reboot", 0), ("panic", 63), ("crash triple", 100)])
+    @Test(arguments: [("poweroff", 0), ("reboot", 103), ("panic", 63), ("crash triple", 100)])
     func theGuestEnds(command: String, status: Int32) throws {
-        let machine = try machineAtPrompt()
+        let machine = try machineAtPrompt(["--on-reboot", "exit"])
         try machine.type(command + "\r")
         try machine.expectEnd(status)
         expectRestored()
@@ -46,7 +46,7 @@ import Testing
         #expect(try eventually { terminal.isRaw })
         machine.send(signal: SIGTERM)
         try machine.wait(for: "asked the guest to power off")
-        machine.send(signal: SIGTERM)
+        machine.sendOneMore(signal: SIGTERM)
         try machine.expectEnd(143)
         expectRestored()
     }
@@ -58,18 +58,27 @@ import Testing
         #expect(try eventually { terminal.mode == before })
     }
 
-    /// The terminal's window is closed: its processes get SIGHUP.
+    /// The whole process group is killed: the guardian of the terminal's mode is in another one.
+    @Test func killOfTheGroup() throws {
+        let machine = try machineAtPrompt()
+        #expect(Glibc.kill(-machine.pid, SIGKILL) == 0)
+        #expect(try machine.finish() == .signal(SIGKILL))
+        #expect(try eventually { terminal.mode == before })
+    }
+
+    /// The terminal's window is closed: its processes get SIGHUP, and the guest is asked to power off.
     @Test func hangUp() throws {
         let machine = try machineAtPrompt()
         machine.send(signal: SIGHUP)
-        try machine.expectEnd(129)
+        try machine.wait(for: "asked the guest to power off; a second signal ends it, and so do 90 seconds\r\n")
+        try machine.expectEnd(0)
         expectRestored()
     }
 
     /// A mistake is told on a terminal that was never touched.
     @Test func aMachineThatCannotStart() throws {
         let machine = try Program.machine(["--kernel", "/nonexistent"], terminal: terminal)
-        try machine.expectEnd(71)
+        try machine.expectEnd(66)
         // A cooked terminal makes the newline's carriage return itself, so there must be no second one.
         #expect(machine.output.text == "swkvm: cannot read /nonexistent: No such file or directory\r\n")
         expectRestored()
@@ -90,7 +99,7 @@ import Testing
     @Test func ctrlAXEndsTheMachine() throws {
         let machine = try machineAtPrompt()
         try machine.type("\u{1}x")
-        try machine.expectEnd(0)
+        try machine.expectEnd(104)
         #expect(machine.output.text.hasSuffix("swkvm: ended at the console\r\n"))
         expectRestored()
     }
@@ -102,7 +111,7 @@ import Testing
             try machine.wait(for: "swkvm: " + line)
         }
         try machine.type("\u{1}x")
-        try machine.expectEnd(0)
+        try machine.expectEnd(104)
     }
 
     @Test func ctrlACShowsAStatusLine() throws {
@@ -118,7 +127,7 @@ import Testing
         try machine.wait(for: " kicks (0 by exits), ")
         try machine.wait(for: " errors\r\n")
         try machine.type("\u{1}x")
-        try machine.expectEnd(0)
+        try machine.expectEnd(104)
     }
 
     /// Keys that a cooked terminal keeps for itself are the guest's.
@@ -128,7 +137,7 @@ import Testing
         try machine.wait(for: "^C")
         #expect(try machine.ask("echo whole") == ["whole"])
         try machine.type("\u{1}x")
-        try machine.expectEnd(0)
+        try machine.expectEnd(104)
     }
 
     /// Ctrl-A and the second key may come in two reads.
@@ -137,7 +146,7 @@ import Testing
         try machine.type("\u{1}")
         #expect(machine.isRunning)
         try machine.type("x")
-        try machine.expectEnd(0)
+        try machine.expectEnd(104)
     }
 
     @Test func ctrlAXEndsAGuestThatDoesNotListen() throws {
@@ -147,7 +156,7 @@ import Testing
             let machine = try Program.machine(["--kernel", kernel], terminal: terminal)
             #expect(try eventually { terminal.isRaw })
             try machine.type("typed ahead, more than the port holds: 0123456789\u{1}x")
-            try machine.expectEnd(0)
+            try machine.expectEnd(104)
             expectRestored()
         }
     }

@@ -104,7 +104,7 @@ import Testing
         let bytes = [UInt8](repeating: 7, count: 1 << 20)
         let taken = output.take(bytes.span)
         #expect(taken > 0 && taken < bytes.count)
-        #expect(output.isFull.drain() > 0)
+        #expect(output.attention.drain() > 0)
         try reading.setNonBlocking(true)
         var got = 0
         var buffer = [UInt8](repeating: 0, count: 1 << 16)
@@ -127,8 +127,48 @@ import Testing
         let bytes = [UInt8](repeating: 7, count: 4 << 20)
         let taken = output.take(bytes.span)
         #expect(taken > 0 && taken < bytes.count)
-        #expect(output.isFull.drain() > 0)
+        #expect(output.attention.drain() > 0)
         withExtendedLifetime(reading.rawValue) {}
+    }
+
+    /// A pipe that another process shares, and may make blocking at any time: a thread writes to it, nobody waits.
+    @Test func aPipeThatBlocks() throws {
+        var ends: [Int32] = [-1, -1]
+        try #require(clinux_pipe_cloexec(&ends) == 0)
+        let reading = FileDescriptor(owning: ends[0])
+        try reading.setNonBlocking(true)
+        let content = (0..<300_000).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8) }
+        var got: [UInt8] = []
+        do {
+            let output = try ConsoleOutput(FileDescriptor(owning: ends[1]), mayBlock: true)
+            #expect(output.rawValue == nil)
+            var done = output.take(content.span)
+            #expect(done > 0 && done < content.count)
+            var buffer = [UInt8](repeating: 0, count: 1 << 16)
+            for _ in 0..<90_000 where got.count < content.count {
+                if let count = try? buffer.withUnsafeMutableBytes({ try reading.read(into: $0) }) { got += buffer[..<count] } else { usleep(1_000) }
+                // Refused, it rings when there is room.
+                guard done < content.count, output.attention.drain() > 0 else { continue }
+                let rest = Array(content[done...])
+                done += output.take(rest.span)
+            }
+            #expect(got == content)
+            for _ in 0..<90_000 where output.pending > 0 { usleep(1_000) }
+            // The pipe is full, its thread waits in it, and the end comes all the same.
+            let more = output.take(content.span)
+            #expect(more > 0)
+        }
+    }
+
+    /// Where nobody reads any more, or the disk is full, output is dropped and the guest goes on.
+    @Test func anOutputThatTakesNothing() throws {
+        let output = try ConsoleOutput(FileDescriptor.open("/dev/full", O_WRONLY), mayBlock: true)
+        let bytes = [UInt8](repeating: 7, count: 1 << 16)
+        for _ in 0..<20 {
+            for _ in 0..<90_000 where output.pending > 0 { usleep(1_000) }
+            let taken = output.take(bytes.span)
+            #expect(taken == bytes.count)
+        }
     }
 
     @Test func aNamedPipeAsAFile() throws {
@@ -184,6 +224,8 @@ private final class NamedPipe {
             // The path is taken, and stays the first one's.
             #expect(throws: SystemCallError("bind", errno: EADDRINUSE)) { try Listener(path: path) }
             #expect(access(path, F_OK) == 0)
+            // Also when its queue of clients is full.
+            for _ in 0..<3 { #expect(throws: SystemCallError("bind", errno: EADDRINUSE)) { try Listener(path: path) } }
         }
         #expect(access(path, F_OK) != 0)
         rmdir(String(path.dropLast(7)))
@@ -200,7 +242,8 @@ private final class NamedPipe {
 
 @Suite struct ConsoleErrorTests {
     @Test(arguments: [
-        (Configuration.ConsoleKind.unix("/s"), EADDRINUSE, "the console's socket /s exists already: another machine listens there"),
+        (Configuration.ConsoleKind.unix("/s"), EADDRINUSE, "the console's socket /s is taken: another process listens there"),
+        (.unix("/s"), EEXIST, "the console's socket cannot be /s: a file that is no socket has that name"),
         (.unix("/long"), ENAMETOOLONG, "the console's socket has a path of 5 bytes, the kernel takes 1 to 107"),
         (.unix("/s"), ENOENT, "the console /s cannot be opened: No such file or directory (bind)"),
         (.file("/f"), EACCES, "the console /f cannot be opened: Permission denied (bind)"),

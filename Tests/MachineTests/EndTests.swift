@@ -1,4 +1,7 @@
+import Boot
+import DiskImage
 import Glibc
+import Linux
 import Testing
 
 @testable import GuestMemory
@@ -10,7 +13,9 @@ import Testing
     private static let internalError = InternalError(suberror: 1, data: [], instruction: [0x0f, 0x0b])
 
     private static let ends: [(MachineEnd, status: Int32, sentence: String?)] = [
-        (.powerOff, 0, nil), (.reset, 0, nil), (.quit, 0, "ended at the console"), (.guestStatus(0), 0, nil),
+        (.powerOff, 0, nil), (.reset, 103, "the guest rebooted, which ends the machine here (--on-reboot exit)"),
+        (.quit, 104, "ended at the console"), (.killed, 105, "ended by the debugger"), (.guestStatus(0), 0, nil),
+        (.stopTimeout(seconds: 5), 106, "ended, since the guest had not powered off 5 seconds after it was asked to (--stop-timeout)"),
         (.guestStatus(1), 1, "the guest ended with status 1"), (.guestStatus(63), 63, "the guest ended with status 63"),
         (.tripleFault(cpu: 3), 100, "vCPU 3 shut down (triple fault): the guest's kernel crashed before it could report, or reset itself that way"),
         (
@@ -38,8 +43,74 @@ import Testing
 
     /// A guest chooses 0 to 63 and nothing beyond, so swkvm's own statuses cannot be mistaken for a guest's.
     @Test func statusesOfSwkvmsOwnAreNoGuests() {
-        let own = [ExitStatus.hostError, ExitStatus.tripleFault, ExitStatus.internalError, ExitStatus.unexpectedExit, ExitStatus.signalBase + 1, 64]
+        let own = [
+            ExitStatus.usage, ExitStatus.noInput, ExitStatus.hostError, ExitStatus.tripleFault, ExitStatus.internalError,
+            ExitStatus.unexpectedExit, ExitStatus.reset, ExitStatus.quit, ExitStatus.killed, ExitStatus.stopTimeout, ExitStatus.signalBase + 1,
+        ]
         #expect(own.allSatisfy { $0 > 63 } && Set(own).count == own.count)
+    }
+
+    /// A script can tell them apart: only a guest that did what it was to do gives 0.
+    @Test func noEndButThePowerOffAndTheGuestsOwnIsZero() {
+        for (end, status, _) in Self.ends where status == 0 {
+            switch end {
+            case .powerOff, .guestStatus(0): break
+            default: Issue.record("\(end) ends with status 0")
+            }
+        }
+    }
+
+    /// The table in README is the one in the code, and has a line for the status of each end and of each error.
+    @Test func theTableInREADMEIsTheCodes() throws {
+        let root = "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
+        let text = String(decoding: try readFile(root + "/README.md", limit: 1 << 20), as: UTF8.self)
+        let lines = text.split(separator: "\n").drop { $0 != "| exit status | how the machine ended |" }.dropFirst(2)
+        let rows = lines.prefix { $0.hasPrefix("| ") }.map { $0.split(separator: "|").map { $0.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed() } }
+        #expect(rows.map { $0.map { String($0) } } == ExitStatus.table.map { [$0.statuses, $0.meaning] })
+
+        let statuses = Self.ends.map(\.status) + Self.errors.map { $0.0.exitStatus }
+        for status in statuses {
+            let line = ExitStatus.table.contains { line in
+                if line.statuses == "1 to 63" { return (1...63).contains(status) }
+                if line.statuses == "128 + N" { return status > 128 }
+                return line.statuses == "\(status)"
+            }
+            #expect(line, "status \(status) is in no line")
+        }
+    }
+
+    private static let errors: [(MachineError, Int32)] = [
+        (.noCPUs(0), 64), (.memory(.empty), 64), (.memory(.notPageMultiple(size: 1, pageSize: 4096)), 64),
+        (.tooManyDevices(wanted: 20, maximum: 16), 64), (.boot(.commandLineTooLong(length: 3000, limit: 2047)), 64),
+        (.boot(.commandLineHasNUL), 64), (.boot(.notAKernel(file: "k")), 66), (.boot(.unreadable(file: "k", SystemCallError("open", errno: ENOENT))), 66),
+        (.boot(.wrongMachine(file: "k", machine: 183)), 66), (.boot(.truncated(file: "k", wanted: 2, found: 1)), 66),
+        (.boot(.doesNotFit(file: "k", start: 0, end: 2, limit: 1)), 64),
+        (.disk(.system(path: "d", SystemCallError("open", errno: ENOENT))), 66), (.disk(.system(path: "d", SystemCallError("read", errno: EIO))), 71),
+        (.memory(.largerThanHost(size: 2, ram: 1, swap: 0)), 71), (.kvm(.version(found: 11)), 71),
+        (.host(purpose: "start a thread", SystemCallError("clone", errno: EAGAIN)), 71),
+    ]
+
+    /// As `<sysexits.h>` has them: 64 is the command line, 66 an input that cannot be read, 71 the system.
+    @Test func statusesOfErrors() {
+        for (error, status) in Self.errors { #expect(error.exitStatus == status, "\(error)") }
+    }
+
+    /// Who ends a machine ends it also when the guest resets itself at the same moment; otherwise a reset is the first reason like any other.
+    @Test func anEndFromOutsideOverridesAReset() throws {
+        for reset in [MachineEnd.reset, .tripleFault(cpu: 0)] {
+            let ending = try Ending()
+            ending.post(reset)
+            ending.post(.powerOff)
+            #expect(ending.end?.exitStatus == reset.exitStatus)
+            ending.post(.quit)
+            #expect(ending.end?.exitStatus == ExitStatus.quit)
+            let goesOn = ending.clear()
+            #expect(!goesOn && ending.isStopping)
+        }
+        let ending = try Ending()
+        ending.post(.reset)
+        let goesOn = ending.clear()
+        #expect(goesOn && !ending.isStopping && ending.end == nil && ending.bell.drain() == 0)
     }
 
     /// The first reason counts, whoever else has one.

@@ -1,3 +1,4 @@
+import DiskImage
 import Devices
 import Glibc
 import GuestMemory
@@ -81,8 +82,105 @@ private final class Paper: SerialSink {
             let machine = try Machine(configuration("", cpus: 2), output: Paper(), log: log)
             try machine.start()
             machine.stop(.quit)
-            #expect(machine.finish().exitStatus == 0)
+            #expect(machine.finish().exitStatus == ExitStatus.quit)
         }
+    }
+
+    /// A reset is followed by a boot like the first one, in the same object: RAM is zero, registers are a new machine's.
+    @Test(arguments: [1, 3]) func bootsAgainAfterAReset(cpus: Int) throws {
+        let paper = Paper()
+        var configuration = configuration("", cpus: cpus)
+        let disk = try scratchDisk()
+        defer { unlink(disk.path) }
+        configuration.disks = [disk]
+        let machine = try Machine(configuration, output: paper, log: log)
+        try machine.start()
+        for boot in 1...4 {
+            try waitForPrompt(on: paper)
+            #expect(paper.text.ranges(of: "swkvm guest\r\n").count == boot)
+            try type("cpus\rsum vda 0 1\rreboot\r", into: machine)
+            let end = machine.finish()
+            guard case .reset = end else { Issue.record("\(end): \(paper.text)"); return }
+            #expect(machine.canRestart)
+            #expect(machine.finish().exitStatus == ExitStatus.reset)
+            let restarts = try machine.restart()
+            #expect(restarts && machine.serial.pendingOutput == 0)
+        }
+        try waitForPrompt(on: paper)
+        #expect(paper.text.ranges(of: "CPU 1: works").count == (cpus > 1 ? 4 : 0))
+        machine.requestPowerOff()
+        #expect(machine.finish().exitStatus == 0)
+        let restarts = try machine.restart()
+        #expect(!restarts && !machine.canRestart)
+    }
+
+    /// Who ends the machine between two boots ends it.
+    @Test func aStopBetweenTwoBoots() throws {
+        let paper = Paper()
+        let machine = try Machine(configuration(""), output: paper, log: log)
+        try machine.start()
+        try waitForPrompt(on: paper)
+        try type("reboot\r", into: machine)
+        _ = machine.finish()
+        machine.stop(.quit)
+        let restarts = try machine.restart()
+        #expect(!restarts && machine.finish().exitStatus == ExitStatus.quit)
+    }
+
+    /// A triple fault resets a PC. A kernel that does so before it has used a device would do so for ever.
+    @Test(arguments: [false, true]) func aTripleFaultIsAResetOnceADeviceWasUsed(hasDisk: Bool) throws {
+        let paper = Paper()
+        var configuration = configuration("")
+        let disk = try scratchDisk()
+        defer { unlink(disk.path) }
+        if hasDisk { configuration.disks = [disk] }
+        let machine = try Machine(configuration, output: paper, log: log)
+        try machine.start()
+        try waitForPrompt(on: paper)
+        try type(hasDisk ? "sum vda 0 1\rcrash triple\r" : "crash triple\r", into: machine)
+        #expect(machine.finish().exitStatus == ExitStatus.tripleFault)
+        #expect(machine.canRestart == hasDisk)
+        let restarts = try machine.restart()
+        #expect(restarts == hasDisk)
+        guard restarts else { return }
+        for _ in 0..<60_000 where paper.text.ranges(of: "swkvm guest\r\n").count < 2 { usleep(1_000) }
+        #expect(paper.text.ranges(of: "swkvm guest\r\n").count == 2)
+        machine.stop(.quit)
+        _ = machine.finish()
+    }
+
+    /// Filling RAM with pages may take long, at a restart too.
+    @Test func aRestartIsInterrupted() throws {
+        let paper = Paper()
+        let machine = try Machine(configuration(""), output: paper, log: log)
+        try machine.start()
+        try waitForPrompt(on: paper)
+        try type("reboot\r", into: machine)
+        _ = machine.finish()
+        let error = #expect(throws: MachineError.self) { try machine.restart(isInterrupted: { true }) }
+        guard case .memory(.interrupted)? = error else { Issue.record("\(String(describing: error))"); return }
+        #expect(machine.finish().exitStatus == ExitStatus.reset)
+    }
+
+    private func scratchDisk() throws -> Configuration.Disk {
+        var template = Array("/tmp/swkvm-test.XXXXXX".utf8CString)
+        let number = mkstemp(&template)
+        try #require(number >= 0)
+        let path = String(decoding: template.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        try #require(ftruncate(number, 1 << 20) == 0)
+        close(number)
+        return Configuration.Disk(path: path, options: DiskImageOptions(format: .raw))
+    }
+
+    private func type(_ text: String, into machine: Machine) throws {
+        let words = Array(text.utf8)
+        var taken = 0
+        for _ in 0..<60_000 where taken < words.count {
+            let rest = Array(words[taken...])
+            taken += machine.serial.receive(rest.span)
+            usleep(1_000)
+        }
+        try #require(taken == words.count)
     }
 
     @Test func isDroppedWithoutAStartOrAnEnd() throws {

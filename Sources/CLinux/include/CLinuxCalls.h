@@ -16,6 +16,8 @@ int clinux_memfd_create(const char *name, unsigned flags);
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length);
 /// Whether the page cache has at least half of a range of a file, of at most 2 MiB with its pages (mincore(2)); also when it may not be asked.
 int clinux_is_cached(int fd, off_t offset, size_t length);
+/// Whether the page of this process at an address, a multiple of 4096, has memory behind it (mincore(2)); also when that cannot be asked.
+int clinux_is_resident(void *page);
 /// mbind(2); `nodes` has a bit for each of the host's nodes, `count` of them.
 int clinux_mbind(void *start, size_t length, int mode, const unsigned long *nodes, unsigned long count);
 int clinux_set_thread_name(const char *name);
@@ -45,6 +47,10 @@ static inline int clinux_install_interrupting_signal(int number) {
     memset(&action, 0, sizeof action);
     action.sa_handler = clinux_signal_ignored;
     return sigaction(number, &action, 0);
+}
+static inline int clinux_is_ignored(int number) {
+    struct sigaction action;
+    return sigaction(number, 0, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 /// The first real-time signal that libc leaves to programs.
 static inline int clinux_sigrtmin(void) { return SIGRTMIN; }

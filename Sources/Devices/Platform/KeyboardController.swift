@@ -12,9 +12,6 @@ public final class KeyboardController: ByteWideDevice {
     /// - Parameter request: called by the vCPU thread that asks for the reset.
     public init(request: @escaping @Sendable (MachineRequest) -> Void) { self.request = request }
 
-    /// Back to the state of power-on.
-    public func reset() { state.withLock { $0 = KeyboardState() } }
-
     func readByte(_ offset: UInt16) -> UInt8 {
         state.withLock { state in
             switch offset {

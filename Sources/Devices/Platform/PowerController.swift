@@ -30,9 +30,6 @@ public final class PowerController: ByteWideDevice {
         interrupt()
     }
 
-    /// What a reset of the machine does: no event is pending.
-    public func reset() { events.store(0, ordering: .sequentiallyConsistent) }
-
     func readByte(_ offset: UInt16) -> UInt8 {
         switch offset {
         // SLP_EN reads as 0; no state but S5 exists, from which nobody wakes to see WAK_STS.

@@ -26,7 +26,11 @@ public final class RealTimeClock: ByteWideDevice {
         static let a = 0x0a, b = 0x0b, c = 0x0c, d = 0x0d, century = 0x32
         static let time = [0x00, 0x02, 0x04, 0x06, 0x07, 0x08, 0x09, century]
     }
-    private enum ControlB { static let set: UInt8 = 1 << 7, binary: UInt8 = 1 << 2, hours24: UInt8 = 1 << 1 }
+    private enum ControlB {
+        static let set: UInt8 = 1 << 7, binary: UInt8 = 1 << 2, hours24: UInt8 = 1 << 1
+        /// The three interrupts' enable bits and the square wave's.
+        static let clearedByReset: UInt8 = 0x78
+    }
 
     private struct State {
         var index = 0
@@ -61,6 +65,14 @@ public final class RealTimeClock: ByteWideDevice {
         ram[Register.d] = 0x80
         state = Guarded(State(ram: ram))
         self.now = now
+    }
+
+    /// What a reset of the machine does: no interrupt is enabled. Time and memory are kept by the battery (MC146818 data sheet, "RESET").
+    public func reset() {
+        state.withLock { state in
+            state.index = 0
+            state.ram[Register.b] &= ~ControlB.clearedByReset
+        }
     }
 
     func readByte(_ offset: UInt16) -> UInt8 {

@@ -9,7 +9,9 @@ public protocol SerialSink: AnyObject, Sendable {
     func take(_ bytes: Span<UInt8>) -> Int
 }
 
-/// A sink that writes to a terminal, pipe, socket or file.
+extension BackgroundWriter: SerialSink {}
+
+/// A sink that writes to a terminal, pipe or socket.
 public final class DescriptorSink: SerialSink {
     private let descriptor: FileDescriptor
     /// The descriptor's number, for whoever waits until it is writable.
@@ -18,7 +20,7 @@ public final class DescriptorSink: SerialSink {
     private let onFull: @Sendable () -> Void
 
     /// - Parameters:
-    ///   - descriptor: non-blocking, or a socket, or the writing thread may wait in it.
+    ///   - descriptor: non-blocking for sure, or a socket. For others there is `BackgroundWriter`.
     ///   - onFull: says that the rest waits for the descriptor to become writable; called by a vCPU thread.
     public init(_ descriptor: consuming FileDescriptor, onFull: @escaping @Sendable () -> Void) {
         isSocket = (FileDescriptor.kind(of: descriptor.rawValue) ?? 0) == S_IFSOCK

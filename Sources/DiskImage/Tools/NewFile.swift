@@ -40,7 +40,7 @@ struct NewFile: ~Copyable {
         var isOld = false
         var target = path
         var deviceSize: UInt64?
-        var mode: mode_t = 0o644
+        var mode: mode_t = 0o600
         var status = stat()
         // Symbolic links are followed: the link stays, what it leads to is replaced.
         if unsafe stat(path, &status) == 0 {

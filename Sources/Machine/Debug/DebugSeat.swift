@@ -15,21 +15,23 @@ final class DebugSeat: Sendable {
     }
 
     private struct State {
-        var isWanted = true
+        var isWanted: Bool
         var isParked = false
         var event: Event?
         var isPardoned = false
     }
 
-    // A machine with a debugger waits at its first instruction: the seat is wanted from the start.
-    private let state = Guarded(State())
+    private let state: Guarded<State>
     /// Rung for the vCPU's thread when something may have changed.
     private let bell: EventFD
     /// Rung for the debugger's thread when the vCPU has parked.
     private let parked: EventFD
 
-    /// - Parameter parked: a descriptor for the bell that all seats of a machine share.
-    init(parked: borrowing EventFD) throws(SystemCallError) {
+    /// - Parameters:
+    ///   - parked: a descriptor for the bell that all seats of a machine share.
+    ///   - isWanted: the vCPU stops before its first instruction.
+    init(parked: borrowing EventFD, isWanted: Bool = true) throws(SystemCallError) {
+        state = Guarded(State(isWanted: isWanted))
         bell = try EventFD()
         self.parked = try parked.duplicate()
     }

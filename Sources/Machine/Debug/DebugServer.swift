@@ -17,6 +17,9 @@ final class DebugServer: Sendable {
     fileprivate let listener: Listener
     fileprivate let epoll: Epoll
     private let thread = Guarded<Thread?>(nil)
+    /// Whether a debugger was connected when the thread ended, which a reset of the guest brings too: the next boot waits for it.
+    var wasAttached: Bool { hadClient.load(ordering: .acquiring) }
+    fileprivate let hadClient = Atomic<Bool>(false)
 
     init(_ address: Configuration.Debugger) throws(SystemCallError) {
         parked = try EventFD()
@@ -27,7 +30,7 @@ final class DebugServer: Sendable {
             listener = try Listener(port: port)
             place = "127.0.0.1:\(listener.port ?? port)"
         case .unix(let path):
-            listener = try Listener(path: path, mode: 0o600)
+            listener = try Listener(path: path)
             place = path
         }
         announcement = "the guest waits at its first instruction for a debugger: target remote \(place)"
@@ -36,10 +39,12 @@ final class DebugServer: Sendable {
         try epoll.add(parked.rawValue, .input, token: Token.parked)
     }
 
-    /// Starts to serve; the thread ends with the machine.
+    /// Starts to serve; the thread ends with the machine, or with the guest's reset, after which it is started again.
     /// - Parameter makeTarget: called on the thread, which alone uses the target.
     func start(ending: Ending, _ makeTarget: @escaping @Sendable () -> MachineDebugTarget) throws(SystemCallError) {
+        epoll.remove(ending.bell.rawValue)
         try epoll.add(ending.bell.rawValue, .input, token: Token.end)
+        parked.drain()
         try thread.withLock { (thread) throws(SystemCallError) in
             thread = try Thread.start(name: "gdb") { [self] in
                 var service = DebugService(self, makeTarget(), ending)
@@ -180,8 +185,9 @@ private struct DebugService: ~Copyable {
         }
     }
 
-    /// The machine has ended.
+    /// The machine has ended, or the guest has reset itself.
     private mutating func finish() {
+        server.hadClient.store(client != nil, ordering: .releasing)
         guard case .serving(var session) = phase, let end = ending.end else { return }
         if case .signal(let number) = end { session.ended(.signal(UInt8(truncatingIfNeeded: number))) } else {
             session.ended(.status(UInt8(truncatingIfNeeded: end.exitStatus)))

@@ -43,6 +43,12 @@ extension Program {
         try expectEnd(0, sourceLocation: sourceLocation)
     }
 
+    /// Sends a signal that is one more than those before: signals that come within a second are one.
+    func sendOneMore(signal number: Int32) {
+        usleep(1_100_000)
+        send(signal: number)
+    }
+
     /// Waits for the end and checks the status.
     func expectEnd(_ status: Int32, sourceLocation: SourceLocation = #_sourceLocation) throws {
         let end = try finish()

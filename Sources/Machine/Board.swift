@@ -1,0 +1,143 @@
+internal import Boot
+internal import Devices
+internal import GuestMemory
+internal import KVM
+internal import Linux
+internal import Virtio
+
+/// The virtual hardware between a power-on and the next reset: KVM's machine, vCPUs, interrupt lines, platform devices and the registers
+/// of the virtio devices.
+///
+/// What a reset keeps is the ``Machine``'s and given to each board: RAM, the disks, TAPs and their threads, the serial port with its output on the
+/// way, the battery-backed clock. A reset makes a new board: nothing of the guest's can survive in what did not exist before.
+final class Board: Sendable {
+    /// What outlives a board.
+    final class Parts: Sendable {
+        let configuration: Configuration
+        let system: System
+        let memory: GuestMemory
+        let kernel: BootFile
+        let initrd: BootFile?
+        let virtioDevices: [any VirtioDevice]
+        let serial: SerialPort
+        let clock: RealTimeClock
+        let ending: Ending
+        let debugger: DebugServer?
+        /// One for each vCPU, where exits are counted.
+        let exits: [ExitCounter]
+
+        init(
+            _ configuration: Configuration, system: consuming System, memory: GuestMemory, kernel: BootFile, initrd: BootFile?,
+            virtioDevices: [any VirtioDevice], serial: SerialPort, ending: Ending, debugger: DebugServer?
+        ) {
+            self.configuration = configuration
+            self.system = system
+            self.memory = memory
+            self.kernel = kernel
+            self.initrd = initrd
+            self.virtioDevices = virtioDevices
+            self.serial = serial
+            clock = RealTimeClock(memorySize: memory.size)
+            self.ending = ending
+            self.debugger = debugger
+            exits = configuration.countsExits ? (0..<configuration.cpus).map { _ in ExitCounter() } : []
+        }
+    }
+
+    let virtualMachine: VirtualMachine
+    let cpus: [CPUThread]
+    let devices: [VirtioSlot]
+    let power: PowerController
+    let ports: PortBus
+    let mmio: MMIOBus
+    /// The serial port's, which is connected to it while this board's vCPUs run.
+    let serialLine: InterruptLine
+    /// Whether KVM holds interrupts back from a vCPU that steps, where it is asked to.
+    let holdsInterrupts: Bool
+    /// Where the boot processor begins.
+    let entry: UInt64
+    /// Whether the vCPUs stop before their first instruction until a debugger lets them go.
+    let waitsForDebugger: Bool
+    private let settler = Guarded<Thread?>(nil)
+
+    /// Makes the hardware and loads the kernel into RAM, which is all zero.
+    /// - Parameter waitsForDebugger: the vCPUs stop before their first instruction, where the machine has a debugger's address.
+    init(_ parts: Parts, waitsForDebugger: Bool) throws(MachineError) {
+        let (configuration, memory, ending) = (parts.configuration, parts.memory, parts.ending)
+        let virtualMachine = try Machine.makeVirtualMachine(parts.system, memory)
+        let timer = try Machine.kvm { () throws(KVMError) in try virtualMachine.intervalTimer() }
+        let (serialLine, powerLine) = try Machine.kvm { () throws(KVMError) in
+            (try virtualMachine.interruptLine(gsi: Wiring.serialGSI), try virtualMachine.interruptLine(gsi: Wiring.powerGSI))
+        }
+        var devices: [VirtioSlot] = []
+        for device in parts.virtioDevices { devices.append(try VirtioSlot(device, index: devices.count, memory, virtualMachine)) }
+
+        let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }
+        let power = PowerController(request: request, interrupt: { powerLine.pulse() })
+        let ports = PortBus([
+            PortBus.Entry(first: 0x3f8, count: 8, device: parts.serial),
+            PortBus.Entry(first: 0x501, count: 1, device: ExitDevice(request: request)),
+            PortBus.Entry(first: 0x600, count: 3, device: power),
+            PortBus.Entry(first: 0x40, count: 4, device: TimerPorts(timer, first: 0x40)),
+            PortBus.Entry(first: 0x61, count: 1, device: TimerPorts(timer, first: 0x61)),
+            PortBus.Entry(first: 0x60, count: 5, device: KeyboardController(request: request)),
+            PortBus.Entry(first: 0x70, count: 2, device: parts.clock),
+            PortBus.Entry(first: 0x80, count: 1, device: PostCodePort()),
+        ])
+        let mmio = MMIOBus(devices.map(\.transport))
+
+        let layout = NodeLayout(configuration, memory.regions)
+        let model = try Machine.kvm { () throws(KVMError) in try CPUModel(parts.system, layout) }
+        let state = try Machine.load(parts.kernel, parts.initrd, configuration, memory, layout, devices, model)
+        var cpus: [CPUThread] = []
+        for (index, id) in layout.localAPICIDs.enumerated() {
+            let cpu = try Machine.kvm { () throws(KVMError) in
+                try virtualMachine.makeCPU(id: id, model, boot: id == 0 ? state : nil)
+            }
+            let seat = try parts.debugger.map { debugger throws(MachineError) in
+                try Machine.makeSeat(debugger, isWanted: waitsForDebugger)
+            }
+            cpus.append(
+                CPUThread(
+                    cpu, ports: ports, mmio: mmio, ram: memory.ram, ending: ending, seat: seat,
+                    exits: configuration.countsExits ? parts.exits[index] : nil))
+        }
+        self.virtualMachine = virtualMachine
+        self.cpus = cpus
+        self.devices = devices
+        self.power = power
+        self.ports = ports
+        self.mmio = mmio
+        self.serialLine = serialLine
+        holdsInterrupts = parts.system.canHoldInterrupts
+        entry = state.rip
+        self.waitsForDebugger = waitsForDebugger && parts.debugger != nil
+    }
+
+    /// Starts the vCPUs. Called once.
+    func start() throws(SystemCallError) {
+        for cpu in cpus { try cpu.start() }
+        // Beside the guest; without a thread the end takes longer, that is all.
+        settler.withLock { thread in thread = try? Thread.start(name: "settle") { [self] in virtualMachine.settle() } }
+    }
+
+    /// Waits until all vCPUs have left the guest; the machine's ``Ending`` has a reason.
+    func join() {
+        for cpu in cpus { cpu.kick() }
+        for cpu in cpus { cpu.join() }
+        if let thread = settler.withLock({ $0.take() }) { thread.join() }
+    }
+
+    /// Whether a driver has used a virtio device: what ran here had come as far as an operating system comes.
+    var wasDriven: Bool { devices.contains { $0.transport.counters.kicks.value > 0 } }
+}
+
+/// The interrupt line of a device that outlives boards: it is connected to the board that runs.
+final class InterruptPin: Sendable {
+    private let line = Guarded<InterruptLine?>(nil)
+
+    func connect(_ new: InterruptLine?) { line.withLock { $0 = new } }
+
+    /// Raises and lowers the line, if there is a board.
+    func pulse() { line.withLock { $0 }?.pulse() }
+}

@@ -1,0 +1,70 @@
+internal import Boot
+internal import CLinux
+internal import DiskImage
+internal import GuestMemory
+internal import Linux
+
+/// Exit statuses of `swkvm run`. 0 … 63 are the guest's; those below 80 mean what `<sysexits.h>` has them mean.
+public enum ExitStatus {
+    /// The command line is wrong (EX_USAGE).
+    public static let usage: Int32 = 64
+    /// A file that was named cannot be read, or is not what it should be (EX_NOINPUT).
+    public static let noInput: Int32 = 66
+    /// Something that swkvm needs of the host is unavailable (EX_OSERR).
+    public static let hostError: Int32 = 71
+    public static let tripleFault: Int32 = 100
+    public static let internalError: Int32 = 101
+    public static let unexpectedExit: Int32 = 102
+    public static let reset: Int32 = 103
+    public static let quit: Int32 = 104
+    public static let killed: Int32 = 105
+    public static let stopTimeout: Int32 = 106
+    /// Plus the signal's number, as shells have it.
+    public static let signalBase: Int32 = 128
+
+    /// One line for each status, or run of them, in their order: what README and `swkvm run --help` show.
+    public static let table: [(statuses: String, meaning: String)] = [
+        ("0", "the guest powered off, or ended with status 0"),
+        ("1 to \(usage - 1)", "the guest's own status, through its exit device (port 0x501)"),
+        ("\(usage)", "the command line is wrong"),
+        ("\(noInput)", "a file that was named does not exist or cannot be read, or is no kernel"),
+        ("\(hostError)", "something that swkvm needs of the host is unavailable"),
+        ("\(tripleFault)", "triple fault"),
+        ("\(internalError)", "KVM internal error: registers and instruction bytes are printed"),
+        ("\(unexpectedExit)", "a vCPU stopped with an exit that swkvm does not handle"),
+        ("\(reset)", "the guest rebooted, with --on-reboot exit"),
+        ("\(quit)", "ended at the console by Ctrl-A x"),
+        ("\(killed)", "ended by the debugger"),
+        ("\(stopTimeout)", "the guest did not power off within --stop-timeout"),
+        ("\(signalBase) + N", "ended by signal N, the second one where the guest did not follow the first"),
+    ]
+}
+
+extension MachineError {
+    /// The process's exit status when there is no machine for this reason.
+    public var exitStatus: Int32 {
+        switch self {
+        case .noCPUs, .nodes, .tooManyDevices: ExitStatus.usage
+        case .memory(.empty), .memory(.notPageMultiple): ExitStatus.usage
+        case .boot(let error): error.exitStatus
+        case .disk(.system(_, let error)) where Self.isMissingFile(error): ExitStatus.noInput
+        default: ExitStatus.hostError
+        }
+    }
+
+    private static func isMissingFile(_ error: SystemCallError) -> Bool {
+        error.call.hasPrefix("open") && [ENOENT, ENOTDIR, EACCES, EISDIR, ELOOP, ENAMETOOLONG].contains(error.errno)
+    }
+}
+
+extension BootError {
+    fileprivate var exitStatus: Int32 {
+        switch self {
+        // What was asked of the kernel, or given to it, does not go together: a matter of the options.
+        case .commandLineTooLong, .commandLineHasNUL, .tablesTooLarge, .firmwareTablesTooLarge, .doesNotFit, .initrdDoesNotFit,
+            .decompressedTooLarge: ExitStatus.usage
+        case .memory: ExitStatus.hostError
+        default: ExitStatus.noInput
+        }
+    }
+}

@@ -1,0 +1,279 @@
+internal import CLinux
+internal import Devices
+internal import Linux
+
+/// The state of the foreground's loop: what the console and signals bring, for all boots of a machine.
+struct Session: ~Copyable {
+    private enum Token {
+        static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4, writable: UInt64 = 5
+        static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8
+    }
+
+    /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job that runs no signal then.
+    private static let terminalPause = 250
+    /// Clients whose input the guest has not taken all of yet, of which all but the last have gone.
+    private static let maximumInputs = 8
+
+    let machine: Machine
+    let console: Console
+    private let signals: FileDescriptor
+    private let epoll: Epoll
+    private let stopTimer: TimerFD
+    private let terminalTimer: TimerFD
+    private var terminal: RawTerminal?
+    private var escape = EscapeKey()
+    private var requests = StopRequests()
+    /// SIGHUP has said so.
+    private var isTerminalClosed = false
+    /// What input comes from now, and behind it what it comes from when that is at its end.
+    private var inputs: [ConsoleInput]
+    /// Who gets the output of a socket's console.
+    private var client: ConsoleInput?
+    /// Input that the serial port has no room for yet.
+    private var pending: [UInt8] = []
+    /// The input may have more; false after it said that it has not.
+    private var isReadable = true
+
+    /// - Parameter terminal: what may be the terminal that keys come from.
+    init(
+        _ machine: Machine, _ console: Console, signals: consuming FileDescriptor, terminal: Int32?
+    ) throws(SystemCallError) {
+        let epoll = try Epoll()
+        let stopTimer = try TimerFD()
+        let terminalTimer = try TimerFD()
+        var inputs: [ConsoleInput] = []
+        try epoll.add(machine.endDescriptor, .input, token: Token.end)
+        try epoll.add(machine.serialRoomDescriptor, .input, token: Token.room)
+        try epoll.add(signals.rawValue, .input, token: Token.signal)
+        try epoll.add(console.output.attention.rawValue, .input, token: Token.attention)
+        try epoll.add(stopTimer.rawValue, .input, token: Token.stopTimer)
+        try epoll.add(terminalTimer.rawValue, .input, token: Token.terminalTimer)
+        if let listener = console.listener?.descriptor.rawValue {
+            // Edge-triggered: a client that cannot be taken for lack of descriptors must not keep the loop busy.
+            try epoll.add(listener, [.input, .edgeTriggered], token: Token.client)
+        }
+        if let input = console.input {
+            try Self.watch(input, epoll)
+            inputs = [input]
+        }
+        self.machine = machine
+        self.console = console
+        self.signals = signals
+        self.epoll = epoll
+        self.stopTimer = stopTimer
+        self.terminalTimer = terminalTimer
+        self.inputs = inputs
+        self.terminal = RawTerminal(terminal)
+    }
+
+    /// Serves until the guest ends or resets itself.
+    mutating func loop(_ report: (String) -> Void) {
+        pump(report)
+        var hasEnded = false
+        while !hasEnded {
+            var ready: [UInt64] = []
+            do throws(SystemCallError) { try epoll.wait { token, _ in ready.append(token) } } catch {
+                return machine.stop(.hostError("the console's loop cannot wait: \(error)"))
+            }
+            for token in ready {
+                switch token {
+                case Token.end: hasEnded = true
+                case Token.signal: handleSignals(report)
+                case Token.input:
+                    isReadable = true
+                    pump(report)
+                    dropGoneClient()
+                case Token.room:
+                    machine.serialHasRoom()
+                    pump(report)
+                case Token.attention: waitUntilWritable()
+                case Token.writable: if machine.serial.flush() { stopWaiting() }
+                case Token.client: acceptClients(report)
+                case Token.stopTimer: if stopTimer.take() { machine.stop(.stopTimeout(seconds: stopSeconds ?? 0)) }
+                case Token.terminalTimer: if terminalTimer.take() { takeTerminal() }
+                default: break
+                }
+            }
+        }
+    }
+
+    /// Gives what the guest has printed to whoever reads it.
+    /// - Parameter isPatient: waits until it is taken or a signal comes, as any writer to a pipe does; otherwise a second at most after
+    ///   the last byte taken: a machine must not outlive its guest because a client sleeps.
+    mutating func flushOutput(isPatient: Bool) {
+        while true {
+            console.output.attention.drain()
+            console.output.noticeNextWrite()
+            let isTaken = machine.serial.flush()
+            let pending = machine.serial.pendingOutput + console.output.pending
+            if isTaken, pending == 0 { return }
+            let number = console.output.rawValue
+            var entries = [
+                pollfd(fd: number ?? console.output.attention.rawValue, events: Int16(number == nil ? POLLIN : POLLOUT), revents: 0),
+                pollfd(fd: signals.rawValue, events: Int16(POLLIN), revents: 0),
+            ]
+            // The array has two entries.
+            _ = unsafe poll(&entries, 2, isPatient ? -1 : 1000)
+            if entries[1].revents != 0 {
+                // Job control's are none that end anything.
+                guard let signal = SignalSet.next(from: signals) else { continue }
+                if signal != SIGCONT, signal != SIGTSTP { return }
+            }
+            machine.serial.flush()
+            if !isPatient, machine.serial.pendingOutput + console.output.pending >= pending { return }
+        }
+    }
+
+    // MARK: Signals
+
+    /// Whether the guest was asked to power off.
+    var wasAskedToStop: Bool { requests.wasAsked }
+
+    private mutating func handleSignals(_ report: (String) -> Void) {
+        while let number = SignalSet.next(from: signals) {
+            switch number {
+            case SIGCONT: takeTerminal()
+            case SIGTSTP:
+                terminal?.restore()
+                SignalSet.applyDefault(of: SIGTSTP)
+                takeTerminal()
+            default: stop(by: number, report)
+            }
+        }
+    }
+
+    private mutating func stop(by number: Int32, _ report: (String) -> Void) {
+        switch requests.signal(at: TimerFD.now) {
+        case .none: break
+        case .end: machine.stop(.signal(number))
+        case .powerOff:
+            // The terminal is closed: nobody will give another signal.
+            if number == SIGHUP { isTerminalClosed = true }
+            let limit = stopSeconds
+            if let limit { stopTimer.start(milliseconds: limit * 1000) }
+            report("asked the guest to power off; a second signal ends it" + (limit.map { ", and so do \($0) seconds" } ?? ""))
+            machine.requestPowerOff()
+        }
+    }
+
+    /// How long the guest may take to power off, in seconds; nil for as long as it likes.
+    private var stopSeconds: Int? {
+        switch machine.configuration.stopTimeout {
+        case .never: return nil
+        case .seconds(let seconds): return seconds
+        case .automatic:
+            let isAtTerminal = !isTerminalClosed && (isatty(STDIN_FILENO) == 1 || isatty(STDERR_FILENO) == 1)
+            return isAtTerminal ? nil : Configuration.StopTimeout.standard
+        }
+    }
+
+    // MARK: The terminal
+
+    /// Takes raw mode where that is due now, and looks again later where it is not.
+    mutating func takeTerminal() {
+        terminal?.update()
+        if terminal?.isOurs == false { terminalTimer.start(milliseconds: Self.terminalPause) }
+    }
+
+    mutating func giveTerminalBack() { terminal = nil }
+
+    // MARK: Input
+
+    private static func watch(_ input: ConsoleInput, _ epoll: borrowing Epoll) throws(SystemCallError) {
+        guard input.isWaitable else { return }
+        do throws(SystemCallError) {
+            // Edge-triggered: input that the guest has no room for must not keep the loop busy.
+            try epoll.add(input.descriptor.rawValue, [.input, .edgeTriggered], token: Token.input)
+        } catch {
+            // /dev/null and its like need no waiting.
+            if error.errno != EPERM { throw error }
+        }
+    }
+
+    /// Moves input into the serial port for as long as there is both.
+    private mutating func pump(_ report: (String) -> Void) {
+        while true {
+            if !pending.isEmpty {
+                let taken = machine.serial.receive(pending.span)
+                pending.removeFirst(taken)
+                if !pending.isEmpty { return }
+            }
+            guard isReadable, let input = inputs.first else { return }
+            switch input.read() {
+            case .empty: isReadable = false
+            case .end: endInput()
+            case .bytes(let bytes):
+                guard terminal?.isOurs == true else {
+                    pending = bytes
+                    continue
+                }
+                for action in escape.filter(bytes) {
+                    switch action {
+                    case .pass(let keys): pending += keys
+                    case .quit: return machine.stop(.quit)
+                    case .help: for line in EscapeKey.help.split(separator: "\n") { report(String(line)) }
+                    case .status: report(machine.status.description)
+                    }
+                }
+            }
+        }
+    }
+
+    /// The first of the inputs is at its end. A socket's client that has only closed its sending side still gets output.
+    private mutating func endInput() {
+        let input = inputs.removeFirst()
+        isReadable = true
+        if input === client, !input.isGone { return }
+        epoll.remove(input.descriptor.rawValue)
+        if input === client { disconnectClient() }
+    }
+
+    // MARK: Clients
+
+    /// Notices the end of a client that had closed its sending side before.
+    private mutating func dropGoneClient() {
+        guard let client, client.isGone, !inputs.contains(where: { $0 === client }) else { return }
+        epoll.remove(client.descriptor.rawValue)
+        disconnectClient()
+    }
+
+    private mutating func disconnectClient() {
+        client = nil
+        console.output.disconnect()
+        // Nobody waits any more for what it did not take: that is dropped now, so that the guest's transmitter goes on.
+        machine.serial.flush()
+    }
+
+    private mutating func acceptClients(_ report: (String) -> Void) {
+        while let next = console.listener?.accept() {
+            // One at a time: a second client is told so by the end of its stream. One that has gone is none, also when what it has sent is still
+            // being taken by the guest.
+            if let client, !client.isGone { continue }
+            guard inputs.count < Self.maximumInputs, let output = try? next.duplicate() else { continue }
+            let input = ConsoleInput(next)
+            if let before = client, !inputs.contains(where: { $0 === before }) { epoll.remove(before.descriptor.rawValue) }
+            client = input
+            inputs.append(input)
+            console.output.connect(output)
+            try? Self.watch(input, epoll)
+            machine.serial.flush()
+        }
+        isReadable = true
+        pump(report)
+    }
+
+    // MARK: Output
+
+    private func waitUntilWritable() {
+        console.output.attention.drain()
+        guard let number = console.output.rawValue else { return _ = machine.serial.flush() }
+        // Already watched: the pseudo-terminal's two sides are two descriptors, so this one is only ever for output.
+        do throws(SystemCallError) { try epoll.add(number, .output, token: Token.writable) } catch {
+            if error.errno != EEXIST { machine.serial.flush() }
+        }
+    }
+
+    private func stopWaiting() {
+        if let number = console.output.rawValue { epoll.remove(number) }
+    }
+}

@@ -1,0 +1,29 @@
+/// What the signals that a machine's process gets ask for: the first one a power-off of the guest, the next one the machine's end.
+///
+/// Signals that come together are one: `timeout` and other wrappers send theirs to the process and then to its group, a terminal that is closed
+/// sends SIGHUP twice, and a service manager SIGHUP after SIGTERM.
+struct StopRequests {
+    enum Action: Equatable {
+        case powerOff
+        case end
+        /// It belongs to the one before.
+        case none
+    }
+
+    /// Milliseconds within which signals are one.
+    static let together: UInt64 = 1000
+
+    private var last: UInt64?
+
+    /// Whether the guest was asked to power off.
+    var wasAsked: Bool { last != nil }
+
+    /// - Parameter time: milliseconds, of a clock that nobody sets.
+    mutating func signal(at time: UInt64) -> Action {
+        guard let last else {
+            self.last = time
+            return .powerOff
+        }
+        return time &- last < Self.together ? .none : .end
+    }
+}

@@ -1,0 +1,27 @@
+internal import ArgumentParser
+internal import Machine
+
+/// `--on-reboot`.
+enum RebootArgument: String, ExpressibleByArgument, CaseIterable {
+    case restart, exit
+
+    var action: Configuration.OnReboot { self == .restart ? .restart : .exit }
+}
+
+/// `--stop-timeout`.
+struct StopTimeoutArgument: Equatable {
+    let timeout: Configuration.StopTimeout
+
+    /// A day is more than any guest takes, and fits in every timer.
+    private static let maximum = 86_400
+
+    init(parsing argument: String) throws {
+        if argument == "none" {
+            timeout = .never
+        } else if let seconds = Int(argument.hasSuffix("s") ? String(argument.dropLast()) : argument), (0...Self.maximum).contains(seconds) {
+            timeout = .seconds(seconds)
+        } else {
+            throw ValidationError("wanted is a number of seconds from 0 to \(Self.maximum), or none")
+        }
+    }
+}

@@ -1,0 +1,139 @@
+import CLinux
+import Glibc
+import Testing
+
+/// What signals do to a machine, whoever sends them, and however often.
+@Suite(.enabled(if: Host.isFit, Host.needed)) struct SignalTests {
+    private let directory: TemporaryDirectory
+
+    init() throws { directory = try TemporaryDirectory() }
+
+    /// A machine whose guest does not hear of a power button.
+    private func deafMachine(_ arguments: [String] = [], errors: Program.Stream = .pipe) throws -> Program {
+        let kernel = try directory.write(TinyKernel.elf(TinyKernel.deaf), to: "kernel")
+        let machine = try Program.machine(["--kernel", kernel, "--console", "none"] + arguments, errors: errors)
+        try machine.waitUntilRunning()
+        return machine
+    }
+
+    // MARK: One and two
+
+    /// `timeout` signals the process, then its group: that is one request.
+    @Test(arguments: [(SIGTERM, SIGTERM), (SIGTERM, SIGHUP), (SIGINT, SIGTERM)]) func twoSignalsTogetherAreOne(first: Int32, second: Int32) throws {
+        let machine = try deafMachine()
+        machine.send(signal: first)
+        try machine.waitForError("asked the guest to power off")
+        machine.send(signal: second)
+        usleep(300_000)
+        #expect(machine.isRunning, "\(machine.story)")
+        machine.sendOneMore(signal: second)
+        try machine.expectEnd(128 + second)
+    }
+
+    @Test func underTimeout() throws {
+        let machine = try Program(["timeout", "2", Host.swkvm, "run", "--mem", "64M", "--console", "none"])
+        #expect(try machine.finish() == .status(124))
+        #expect(machine.errors.lines.count == 1, "\(machine.story)")
+        #expect(machine.errors.text.contains("asked the guest to power off"))
+    }
+
+    @Test func aHangUpAsksForAPowerOff() throws {
+        let machine = try Program.machineAtPrompt()
+        machine.send(signal: SIGHUP)
+        try machine.expectEnd(0)
+        #expect(machine.output.text.contains("power button"))
+    }
+
+    // MARK: Ignored ones
+
+    /// What was ignored at the start, as SIGHUP is under nohup and SIGINT in a script's background job, stays ignored.
+    @Test(arguments: [("HUP", SIGHUP), ("INT", SIGINT), ("TERM", SIGTERM)]) func whatWasIgnoredStaysIgnored(name: String, number: Int32) throws {
+        let machine = try Program(
+            ["sh", "-c", "trap '' \(name); exec \"$@\"", "sh", Host.swkvm, "run", "--mem", "64M"], input: .pipe)
+        try machine.wait(for: Program.prompt)
+        for _ in 0..<2 {
+            machine.send(signal: number)
+            #expect(try machine.ask("echo alive") == ["alive"])
+            usleep(1_100_000)
+        }
+        try machine.powerOff()
+        #expect(machine.errors.bytes.isEmpty, "\(machine.story)")
+    }
+
+    @Test func underNohup() throws {
+        let machine = try Program(["nohup", Host.swkvm, "run", "--mem", "64M"], input: .pipe)
+        try machine.wait(for: Program.prompt)
+        machine.send(signal: SIGHUP)
+        #expect(try machine.ask("echo after the logout") == ["after the logout"])
+        try machine.powerOff()
+    }
+
+    // MARK: The time a guest may take
+
+    @Test func aGuestThatDoesNotPowerOffInTimeIsEnded() throws {
+        let machine = try deafMachine(["--stop-timeout", "1"])
+        machine.send(signal: SIGTERM)
+        try machine.waitForError("asked the guest to power off; a second signal ends it, and so do 1 seconds\n")
+        try machine.expectEnd(106)
+        #expect(machine.errors.lines.last == "swkvm: ended, since the guest had not powered off 1 seconds after it was asked to (--stop-timeout)")
+    }
+
+    /// At a terminal somebody can give another signal; a service manager waits, and then kills.
+    @Test func withoutATerminalTheTimeIsLimited() throws {
+        let machine = try deafMachine()
+        machine.send(signal: SIGTERM)
+        try machine.waitForError("asked the guest to power off; a second signal ends it, and so do 90 seconds\n")
+        machine.sendOneMore(signal: SIGTERM)
+        try machine.expectEnd(143)
+        let other = try deafMachine(["--stop-timeout", "none"])
+        other.send(signal: SIGTERM)
+        try other.waitForError("asked the guest to power off; a second signal ends it\n")
+        other.sendOneMore(signal: SIGTERM)
+        try other.expectEnd(143)
+    }
+
+    @Test(arguments: ["-1", "x", "1.5", "86401", "99999999999999999999"]) func timesThatAreNone(text: String) throws {
+        let machine = try Program.machine(["--stop-timeout=\(text)"])
+        try machine.expectEnd(64)
+        #expect(machine.errors.text.contains("a number of seconds from 0 to 86400, or none"), "\(machine.story)")
+    }
+
+    // MARK: Readers that stall
+
+    /// Standard output is a full pipe that another user made, which cannot be opened anew to be non-blocking: no vCPU waits in a write.
+    @Test(arguments: [SIGTERM, SIGINT]) func aStalledReaderOfStandardOutputDoesNotKeepTheMachine(number: Int32) throws {
+        let kernel = try directory.write(TinyKernel.elf(TinyKernel.talking), to: "kernel")
+        try shell("chmod 755 '\(directory.path)'")
+        let user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        guard try Program(user + ["test", "-x", Host.swkvm, "-a", "-w", "/dev/kvm"]).finish() == .status(0) else {
+            print("skipped: another user may not run \(Host.swkvm), or not use /dev/kvm")
+            return
+        }
+        let (reading, writing) = try makePipe()
+        defer { close(reading) }
+        let machine = try Program(user + [Host.swkvm, "run", "--kernel", kernel], output: .descriptor(writing))
+        close(writing)
+        var count: Int32 = 0
+        for _ in 0..<9_000 where count < 64 << 10 {
+            usleep(10_000)
+            _ = ioctl(reading, UInt(FIONREAD), &count)
+        }
+        #expect(count == 64 << 10)
+        machine.send(signal: number)
+        try machine.waitForError("asked the guest to power off")
+        machine.sendOneMore(signal: number)
+        try machine.expectEnd(128 + number)
+    }
+
+    /// Standard error is a full pipe: what is said is lost, nobody waits for it.
+    @Test func aStalledReaderOfStandardErrorDoesNotKeepTheMachine() throws {
+        let (reading, writing) = try makePipe()
+        defer { close(reading); close(writing) }
+        let filling = [UInt8](repeating: UInt8(ascii: "-"), count: 64 << 10)
+        #expect(write(writing, filling, filling.count) == filling.count)
+        let machine = try deafMachine(errors: .descriptor(writing))
+        machine.send(signal: SIGTERM)
+        machine.sendOneMore(signal: SIGTERM)
+        try machine.expectEnd(143)
+    }
+}
