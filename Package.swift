@@ -87,6 +87,8 @@ let package = Package(
         .target(name: "TestSupport", path: "Tests/Support", swiftSettings: strict),
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
+        // Has the host refuse a system call to a thread of the test process.
+        .target(name: "CSystemCallFilter", path: "Tests/SystemCallFilter"),
         tests("LinuxTests", ["Linux", "CLinux"]),
         tests("KVMTests", ["KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
@@ -95,6 +97,7 @@ let package = Package(
         tests("VirtioTests", ["TestSupport", "Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
         tests("DevicesTests", [
             "TestSupport", "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "CAllocationCounter",
+            "CSystemCallFilter",
         ]),
         tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "FuzzTargets"]),
         tests("GDBRemoteTests", ["TestSupport", "GDBRemote"]),

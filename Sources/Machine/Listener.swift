@@ -17,7 +17,7 @@ final class Listener: Sendable {
         let descriptor = try Self.makeSocket(AF_UNIX)
         // The file is made with the socket's own mode, so nobody else can connect before it is changed.
         if fchmod(descriptor.rawValue, 0o600) < 0 { throw .last("fchmod") }
-        // One at a time looks whether a socket is stale: what another one has just bound does not listen yet.
+        // One at a time looks whether a socket is stale and removes it: another one may have put its own there in between.
         let turn = Self.lockDirectory(of: path)
         do throws(SystemCallError) { try Self.bind(descriptor, to: address) } catch {
             guard error.errno == EADDRINUSE else { throw error }
@@ -59,17 +59,18 @@ final class Listener: Sendable {
         return descriptor
     }
 
-    /// Removes a socket that refuses connections.
+    /// Removes a socket's file that no socket has any more.
     private static func removeStale(_ path: String, _ address: sockaddr_un) throws(SystemCallError) {
         guard let identity = FileIdentity(path) else { return }
         guard identity.isSocket else { throw SystemCallError("bind", errno: EEXIST) }
-        let probe = try makeSocket(AF_UNIX)
+        // Of the other kind: who listens is not visited by this, the kernel only says that the kinds differ (EPROTOTYPE). Where no socket has the
+        // file, it refuses.
+        let probe = try makeSocket(AF_UNIX, SOCK_DGRAM)
         let length = socklen_t(MemoryLayout<sockaddr_un>.size)
         // Every kind of socket address begins as `sockaddr` does.
         let answer = unsafe withUnsafePointer(to: address) {
             unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe connect(probe.rawValue, $0, length) }
         }
-        // A queue of clients that is full (EAGAIN) is one that somebody keeps, and a socket of another kind (EPROTOTYPE) is not this program's.
         guard answer < 0, errno == ECONNREFUSED, FileIdentity(path) == identity else { throw SystemCallError("bind", errno: EADDRINUSE) }
         if unsafe unlink(path) < 0, errno != ENOENT { throw .last("unlink") }
     }
@@ -101,8 +102,8 @@ final class Listener: Sendable {
         return result == 0 ? UInt16(bigEndian: address.sin_port) : nil
     }
 
-    private static func makeSocket(_ family: Int32) throws(SystemCallError) -> FileDescriptor {
-        let number = socket(family, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
+    private static func makeSocket(_ family: Int32, _ type: __socket_type = SOCK_STREAM) throws(SystemCallError) -> FileDescriptor {
+        let number = socket(family, Int32(type.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
         guard number >= 0 else { throw .last("socket") }
         return FileDescriptor(owning: number)
     }

@@ -54,7 +54,8 @@ struct VirtioSlot: Sendable {
             guard disk.queues <= image.maximumEngines else {
                 throw .impossible(path: disk.path, reason: "a remote disk, or an image on one, has one queue; queues=\(disk.queues) was asked for")
             }
-            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues)
+            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
+                report: options.report)
         } catch { throw .disk(error) }
     }
 

@@ -40,6 +40,9 @@ struct Command: ParsableCommand {
         do {
             var command = try runAlone() ?? parseTree()
             try command.run()
+        } catch let status as ExitCode {
+            // Whoever throws one has said what there is to say.
+            exit(withError: status)
         } catch where exitCode(for: error) == .validationFailure {
             // One line, like every other error's; the parser lists possible values one below the other.
             let lines = message(for: error).split(separator: "\n").map { $0.drop { $0 == " " || $0 == "-" } }

@@ -1,3 +1,4 @@
+import CSystemCallFilter
 @testable import Devices
 import DiskImage
 import Glibc
@@ -50,6 +51,40 @@ import Testing
         #expect(statistics.reads.value == 3 && statistics.readBytes.value == 4096 + 8192 + 512)
         #expect(statistics.writes.value == 1 && statistics.writtenBytes.value == 8192 && statistics.flushes.value == 1)
         #expect(statistics.failures.value == 0 && driver.transport.counters.requests.value == 5)
+    }
+
+    /// A sandbox may allow io_uring_setup and refuse io_uring_enter: requests would wait for ever, without a word.
+    @Test func aRingThatTheHostRefusesLaterOnIsReported() throws {
+        let reports = Reports()
+        let path = disk.path
+        // The filter is for good: a thread of its own, and those that it starts, have it.
+        let thread = try Thread.start(name: "refused", stackSize: 1 << 20) {
+            guard refuse_system_call(io_uring_enter_number()) == 0 else { return reports.add("the host has no filters of system calls") }
+            do {
+                let device = try BlockDevice(
+                    name: "blk0", image: DiskImage(path: path), queueSize: UInt16(BlockDriver.queueSize), report: { reports.add($0) })
+                let driver = try BlockDriver(device)
+                for _ in 0..<2 {
+                    let data = BlockDriver.data
+                    try driver.ram.write(BlockDriver.header(BlockRequestType.read, 0), at: GuestAddress(data))
+                    _ = try driver.offer([
+                        .init(address: data, length: 16, isWritable: false), .init(address: data + 4096, length: 513, isWritable: true),
+                    ])
+                    driver.kick()
+                    while !driver.transport.interrupt.needsReset { driver.transport.interrupt.line.wait() }
+                    // The driver that resets the device meets the same again, which is not said again.
+                    try driver.start([.version1, .blockFlush])
+                }
+            } catch { reports.add("\(error)") }
+        }
+        thread.join()
+        #expect(reports.all == ["disk \"\(path)\": io_uring_enter: Operation not permitted: the guest's disk takes no requests any more"])
+    }
+
+    private final class Reports: Sendable {
+        private let lines = Guarded<[String]>([])
+        func add(_ line: String) { lines.withLock { $0.append(line) } }
+        var all: [String] { lines.withLock { $0 } }
     }
 
     /// Header, data and status in buffers of any size, as long as the order is right (virtio 1.2 §2.6.4).

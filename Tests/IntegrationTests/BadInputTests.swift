@@ -145,7 +145,7 @@ import Testing
     }
 
     @Test func diskThatIsADirectory() throws {
-        try expectRefused(["--disk", directory.path + ",format=raw"], "disk \"\(directory.path)\": ")
+        try expectRefused(["--disk", directory.path + ",format=raw"], "disk \"\(directory.path)\": ", status: Status.input)
     }
 
     @Test func diskOfUnknownFormat() throws {

@@ -81,7 +81,7 @@ import Testing
     @Test func killed() throws {
         let machine = try waitingMachine()
         #expect(try gdb(["kill"]).contains("killed]"))
-        try machine.expectEnd(0)
+        try machine.expectEnd(105)
         #expect(machine.errors.lines.last == "swkvm: ended by the debugger")
     }
 
@@ -276,7 +276,8 @@ import Testing
         let kernel = try directory.write(TinyKernel.elf(TinyKernel.talking), to: "kernel")
         let signalled = try Program.machine(["--kernel", kernel, "--trace", "exits", "--console", "none"])
         try signalled.waitUntilRunning()
-        for _ in 0..<2 { signalled.send(signal: SIGINT); usleep(50_000) }
+        signalled.send(signal: SIGINT)
+        signalled.sendOneMore(signal: SIGINT)
         _ = try signalled.finish()
         #expect(table(signalled).contains { $0.contains("SerialPort") })
         let crashed = try Program.machine(["--cmdline", "crash=triple", "--trace", "exits"])

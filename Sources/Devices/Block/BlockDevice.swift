@@ -32,8 +32,10 @@ public final class BlockDevice: VirtioDevice {
     ///   - queues: 1 … ``maximumQueues``. A driver that knows of one only (it does not take VIRTIO_BLK_F_MQ) gets one.
     ///   - queueSize: of each, a power of two, 2 … 1024.
     ///   - usesRing: false does without io_uring.
+    ///   - report: is told, in a sentence, why the disk fails as a whole; on its threads.
     public init(
-        name: String, image: consuming DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true
+        name: String, image: consuming DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true,
+        report: (@Sendable (String) -> Void)? = nil
     ) throws(DiskImageError) {
         let path = image.path
         let queues = min(max(queues, 1), Self.maximumQueues)
@@ -53,7 +55,8 @@ public final class BlockDevice: VirtioDevice {
         for index in 0..<queues {
             let disk = try DiskEngine(shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing)
             let engine = BlockEngine(
-                disk, queue: index, queueSize: Int(queueSize), capacity: size, isReadOnly: isReadOnly, serial: serial, cache: cache, statistics: statistics)
+                disk, queue: index, queueSize: Int(queueSize), capacity: size, isReadOnly: isReadOnly, serial: serial, cache: cache, statistics: statistics,
+                report: report)
             do {
                 workers.append(try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine))
             } catch {

@@ -18,6 +18,9 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private let serial: String
     private let cache: WriteCache
     private let statistics: BlockStatistics
+    /// Is told, in a sentence, why the disk fails.
+    private let report: (@Sendable (String) -> Void)?
+    private var hasReported = false
 
     /// The number of the queue.
     private let index: Int
@@ -37,7 +40,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     init(
         _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: UInt64, isReadOnly: Bool, serial: String, cache: WriteCache,
-        statistics: BlockStatistics
+        statistics: BlockStatistics, report: (@Sendable (String) -> Void)? = nil
     ) {
         self.disk = disk
         self.index = index
@@ -48,6 +51,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         self.serial = serial
         self.cache = cache
         self.statistics = statistics
+        self.report = report
     }
 
     // MARK: - The worker's calls
@@ -258,9 +262,16 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         queue?.push(head, written: UInt32(clamping: written == room ? written &+ 1 : written))
     }
 
-    /// A kernel that takes no operations any more leaves requests that never end: the driver is told to give the device up.
+    /// A kernel that takes no operations any more leaves requests that never end: the driver is told to give the device up, and the host why.
     private mutating func submit() {
-        if (try? disk.submit()) == nil { interrupt?.markNeedsReset() }
+        do throws(DiskImageError) { try disk.submit() } catch {
+            guard interrupt?.needsReset != true else { return }
+            counters?.errors.add()
+            // Once: a driver that resets the device meets the same again, as often as it likes.
+            if !hasReported { report?("\(error): the guest's disk takes no requests any more") }
+            hasReported = true
+            interrupt?.markNeedsReset()
+        }
     }
 
     private mutating func publish() {

@@ -1,0 +1,12 @@
+// Linked into the tests only: a host that refuses a system call, as a sandbox does.
+#ifndef CSYSTEMCALLFILTER_H
+#define CSYSTEMCALLFILTER_H
+
+/// From now on a system call fails with EPERM in the calling thread and in those that it starts (seccomp(2)). It cannot be taken back.
+/// Returns 0, or -1 where the host has no filters.
+int refuse_system_call(long number);
+
+/// The number of io_uring_enter(2).
+long io_uring_enter_number(void);
+
+#endif
