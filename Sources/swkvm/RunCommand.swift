@@ -124,7 +124,7 @@ struct RunCommand: ParsableCommand {
             \(Configuration.StopTimeout.standard) elsewhere.
             """,
             valueName: "seconds|none"),
-        transform: StopTimeoutArgument.init(parsing:))
+        completion: .list(["none"]), transform: StopTimeoutArgument.init(parsing:))
     var stopTimeout: StopTimeoutArgument?
 
     @Option(

@@ -44,7 +44,7 @@ import Testing
             (["image", "check", "/nowhere/a.qcow2"], 1),
             (["image", "check"], 64), (["image", "snapshot", "list", "/nowhere/a.qcow2"], 1),
             (["image", "resize", "a.raw", "big"], 64), (["doctor", "word"], 64),
-            (["run", "word"], 64), (["run", "--mem", "0"], ExitStatus.hostError), (["--frob"], 64), (["--version"], 0),
+            (["run", "word"], 64), (["run", "--mem", "0"], 64), (["--frob"], 64), (["--version"], 0),
         ] as [([String], Int32)])
     func statusesAreTrue(words: [String], status: Int32) throws {
         var ended: Int32 = 0

@@ -2,6 +2,7 @@ internal import CLinux
 internal import GDBRemote
 internal import GuestMemory
 internal import Linux
+internal import Synchronization
 
 /// The address where a debugger connects, and the thread that serves it: one debugger at a time, as many as like one after the other.
 final class DebugServer: Sendable {
