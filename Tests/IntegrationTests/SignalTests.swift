@@ -111,11 +111,12 @@ import Testing
             ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", Host.swkvm, "run", "--kernel", kernel], output: .descriptor(writing))
         close(writing)
         var count: Int32 = 0
-        for _ in 0..<9_000 where count < 64 << 10 {
+        for _ in 0..<9_000 where count < 60 << 10 {
             usleep(10_000)
             _ = ioctl(reading, UInt(FIONREAD), &count)
         }
-        #expect(count == 64 << 10)
+        // Full to the last page: writes come in pieces.
+        #expect(count >= 60 << 10)
         machine.send(signal: number)
         try machine.waitForError("asked the guest to power off")
         machine.sendOneMore(signal: number)
