@@ -185,7 +185,10 @@ public final class MMIOTransport: Sendable {
         guard !state.status.contains(.failed) else { return }
         if wanted.contains(.acknowledge) { state.status.insert(.acknowledge) }
         if wanted.contains(.driver), state.status.contains(.acknowledge) { state.status.insert(.driver) }
-        if wanted.contains(.featuresOK), state.canNegotiate, isAcceptable(state) { state.status.insert(.featuresOK) }
+        if wanted.contains(.featuresOK), state.canNegotiate, isAcceptable(state) {
+            state.status.insert(.featuresOK)
+            device.negotiated(state.driverFeatures)
+        }
         if wanted.contains(.driverOK), state.status.contains(.featuresOK), !state.isLive {
             state.status.insert(.driverOK)
             device.activate(Activation(
@@ -217,9 +220,10 @@ public final class MMIOTransport: Sendable {
         }
     }
 
-    /// Sets one queue back (§2.6.1), if the driver negotiated that.
+    /// Sets one queue back (§2.6.1), if the driver negotiated that: also before DRIVER_OK, so that QueueReady reads 0 (§4.2.2.1).
     private func writeQueueReset(_ value: UInt32, _ state: inout State) {
-        guard value == 1, let index = state.selected, state.isLive, state.driverFeatures.contains(.ringReset) else { return }
+        guard value == 1, let index = state.selected,
+            state.status.contains(.featuresOK), state.driverFeatures.contains(.ringReset) else { return }
         if state.queues[index].isReady { stopQueue(index, &state) }
         state.queues[index] = QueueConfiguration(index: index, maximumSize: state.queues[index].maximumSize)
     }

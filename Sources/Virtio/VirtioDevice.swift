@@ -45,7 +45,9 @@ public protocol VirtioDevice: AnyObject, Sendable {
 
     /// Whether the device works with these features, a subset of those offered. Refusing leaves FEATURES_OK unset.
     func accepts(_ features: FeatureSet) -> Bool
-    /// A write of 1, 2, 4 or 8 bytes to the configuration space; by default without effect.
+    /// FEATURES_OK is set: what the driver has negotiated, until ``reset()``, also for what comes before ``activate(_:)``.
+    func negotiated(_ features: FeatureSet)
+    /// A write of 1, 2, 4 or 8 bytes to the configuration space, at any time and on any vCPU thread; by default without effect.
     func writeConfiguration(_ value: UInt64, at offset: Int, size: Int)
 
     /// Begins to work on the queues. Kicks that came before are still in the bells.
@@ -60,5 +62,6 @@ public protocol VirtioDevice: AnyObject, Sendable {
 
 extension VirtioDevice {
     public func accepts(_ features: FeatureSet) -> Bool { true }
+    public func negotiated(_ features: FeatureSet) {}
     public func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {}
 }

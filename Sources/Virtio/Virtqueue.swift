@@ -46,6 +46,8 @@ public struct Virtqueue: ~Copyable, Sendable {
         eventIndex = features.contains(.eventIndex)
         walk = ChainWalk(
             ram: ram, table: rings.descriptors, size: size, allowsIndirect: features.contains(.indirectDescriptors))
+        // With EVENT_IDX the flags are 0 from here on (§2.7.10.1), whatever the driver has left there; without, until they are needed.
+        used.store16(0, RingOffset.flags)
     }
 
     // MARK: Taking requests
@@ -123,7 +125,7 @@ public struct Virtqueue: ~Copyable, Sendable {
 
     /// Says that no kick is needed while the device looks at the ring anyway (a hint to the driver).
     ///
-    /// With VIRTIO_F_EVENT_IDX there is nothing to do: the driver kicks when it passes the index last named.
+    /// With VIRTIO_F_EVENT_IDX there is nothing to do, and nothing that may be done (§2.7.10.1): the driver kicks when it passes the index last named.
     public mutating func disableNotifications() {
         if !eventIndex { used.store16(RingFlag.noNotify, RingOffset.flags) }
     }

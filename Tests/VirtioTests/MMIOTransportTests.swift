@@ -23,11 +23,14 @@ final class RecordingDevice: VirtioDevice {
     let configuration = ConfigurationSpace([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99])
     private let recorded = Guarded<[Event]>([])
     private let lastActivation = Guarded<Activation?>(nil)
+    private let lastFeatures = Guarded<FeatureSet?>(nil)
 
     var events: [Event] { recorded.withLock { $0 } }
     var activation: Activation? { lastActivation.withLock { $0 } }
+    var negotiatedFeatures: FeatureSet? { lastFeatures.withLock { $0 } }
 
     func accepts(_ features: FeatureSet) -> Bool { !features.contains(Self.disliked) }
+    func negotiated(_ features: FeatureSet) { lastFeatures.withLock { $0 = features } }
     func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) { note(.write(value, offset: offset, size: size)) }
     func activate(_ activation: Activation) {
         lastActivation.withLock { $0 = activation }
@@ -371,6 +374,41 @@ extension MMIOTransport {
         #expect(isReady(1))
         #expect(device.events.last == .start(smaller.with(maximumSize: 256)))
         #expect(isReady(0), "the other queue went on")
+    }
+
+    /// §4.2.2.1: after a reset of the queue QueueReady reads 0, in whatever state the device is.
+    @Test func aQueueResetBeforeDriverOKLeavesNoReadyQueue() {
+        transport.negotiate([.version1, .ringReset])
+        transport.setUp(queue0)
+        transport.setUp(queue1)
+        transport.set(0x30, 1)
+        transport.set(0xc0, 1)
+        #expect(transport.get(0xc0) == 0 && !isReady(1) && isReady(0))
+        // There is nothing yet that the device would have to stop, and the queue can be set up anew.
+        #expect(device.events == [.reset])
+        transport.setUp(queue1)
+        #expect(isReady(1))
+        transport.set(0x30, 1)
+        transport.set(0xc0, 1)
+        transport.set(0x70, 15)
+        #expect(device.events.last == .activate([.version1, .ringReset], ready: [true, false]))
+    }
+
+    @Test func aQueueResetBeforeDriverOKThatWasNotNegotiated() {
+        transport.negotiate(.version1)
+        transport.setUp(queue0)
+        transport.set(0x30, 0)
+        transport.set(0xc0, 1)
+        #expect(isReady(0))
+    }
+
+    @Test func theDeviceKnowsTheFeaturesFromFeaturesOKOn() {
+        #expect(device.negotiatedFeatures == nil)
+        transport.negotiate([.version1, RecordingDevice.disliked])
+        #expect(device.negotiatedFeatures == nil, "refused")
+        transport.negotiate([.version1, RecordingDevice.wanted])
+        #expect(device.negotiatedFeatures == [.version1, RecordingDevice.wanted])
+        #expect(device.activation == nil)
     }
 
     @Test func queueResetThatWasNotNegotiated() {

@@ -62,6 +62,17 @@ import Testing
         #expect(queue.enableNotifications() == false)
     }
 
+    /// §2.7.10.1: with VIRTIO_F_EVENT_IDX the device sets the flags to 0, whatever the driver has left there; without, it may use them.
+    @Test(arguments: [.version1, [.version1, .eventIndex]] as [FeatureSet])
+    func theDevicesFlagsBeginAsZero(features: FeatureSet) throws {
+        let guest = try TestGuest()
+        let driver = DriverQueue(guest)
+        try guest.ram.write(UInt16(0xffff), at: driver.configuration.usedRing)
+        let queue = try driver.device(features)
+        #expect(try driver.usedFlags() == 0)
+        _ = consume queue
+    }
+
     @Test func eventIndexAsksForTheNextKick() throws {
         let guest = try TestGuest()
         var driver = DriverQueue(guest), queue = try driver.device([.version1, .eventIndex])
