@@ -78,6 +78,28 @@ int clinux_ring_poll(clinux_ring *ring, int fd, uint64_t token) {
     return 0;
 }
 
+int clinux_ring_cancel(clinux_ring *ring, uint64_t target, uint64_t token) {
+    struct io_uring_sqe *entry = next_entry(ring);
+    if (!entry) return -EBUSY;
+    io_uring_prep_cancel64(entry, target, 0);
+    io_uring_sqe_set_data64(entry, token);
+    return 0;
+}
+
+int clinux_ring_take_back(clinux_ring *ring, uint64_t *token) {
+    struct io_uring_sq *queue = &ring->uring.sq;
+    if (!io_uring_sq_ready(&ring->uring)) return 0;
+    unsigned last = queue->sqe_tail - 1;
+    *token = queue->sqes[last & queue->ring_mask].user_data;
+    queue->sqe_tail = last;
+    // Also what a submission that failed has shown to the kernel: it looks at it in such a call only.
+    if ((int)(queue->sqe_head - last) > 0) {
+        queue->sqe_head = last;
+        *queue->ktail = last;
+    }
+    return 1;
+}
+
 int clinux_ring_submit(clinux_ring *ring) {
     // The kernel stops at an entry that it refuses, after posting its failure: the rest needs another call.
     while (io_uring_sq_ready(&ring->uring)) {

@@ -52,6 +52,8 @@ extension DiskEngine {
         var length: UInt64 = 0
         /// Bytes done, when the kernel did a part.
         var done: UInt64 = 0
+        /// Bytes that the queue has of it.
+        var handed: UInt64 = 0
         var retries: Int32 = 0
         var load: MetadataLoad?
         /// New clusters that become those of the disk from `guestOffset` on when they are written.
@@ -82,11 +84,16 @@ extension DiskEngine {
         // Indices of requests and operations come from our own lists only, so they are in bounds, here and below.
         let request = unsafe requests + Int(index)
         while unsafe request.pointee.error == 0, unsafe !isMapped(request) {
-            guard freeOperation >= 0, unsafe encryption.hasRoom(request.pointee.operation) else {
+            guard !isCancelling else {
+                unsafe request.pointee.error = ECANCELED
+                break
+            }
+            guard hasRoom, unsafe encryption.hasRoom(request.pointee.operation) else {
                 unsafe request.pointee.isListed = true
                 unsafe stalled.append(index, requests)
                 return
             }
+            turnLeft -= Self.step
             if unsafe request.pointee.operation == .flush {
                 unsafe request.pointee.mapped = 1
                 if image.managesClusters {
@@ -117,7 +124,10 @@ extension DiskEngine {
                     kind: kind, request: index, layer: request.pointee.search.file, fileOffset: place, start: request.pointee.mapped, length: length)
                 unsafe request.pointee.consume(length)
                 begin(operation)
-            case .zero(let length):
+            case .zero(let all):
+                // Piece by piece: the owner's turn may be over in between.
+                let length = min(all, Self.largestCall)
+                turnLeft -= Int(length)
                 if unsafe request.pointee.operation == .read { readZeroes(index, length: length) } else { unsafe request.pointee.error = EROFS }
                 unsafe request.pointee.consume(length)
             case .memory(let bytes, let length):
@@ -189,11 +199,15 @@ extension DiskEngine {
         let token = UInt64(UInt32(bitPattern: index))
         let offset = operation.fileOffset &+ operation.done
         let left = operation.length &- operation.done
+        let call = min(left, Self.largestCall)
         outstanding += 1
         do throws(SystemCallError) {
             switch operation.kind {
             case .read, .write, .writeZeroes, .load:
-                let (vectors, count) = unsafe self.vectors(for: index)
+                let (vectors, count) = unsafe self.vectors(for: index, length: call)
+                unsafe operations[Int(index)].handed = call
+                underWay += call
+                turnLeft -= Int(call)
                 let file = unsafe operation.kind == .load
                     ? image.descriptor(operation.layer, for: vectors, count: count, offset: offset)
                     : image.dataDescriptor(operation.layer, for: vectors, count: count, offset: offset)
@@ -228,7 +242,7 @@ extension DiskEngine {
 
     /// Has an operation that the queue does not have end like any other, from `nextCompletion`.
     private mutating func endUnqueued(_ index: Int32) {
-        outstanding -= 1
+        settle(index)
         unsafe operations[Int(index)].next = unqueuedOperation
         unqueuedOperation = index
     }
@@ -255,7 +269,9 @@ extension DiskEngine {
             // Never more than was asked for; a kernel that says so is not believed.
             unsafe operation.pointee.done += min(UInt64(result), operation.pointee.length - operation.pointee.done)
             unsafe operation.pointee.retries = 0
-            if unsafe operation.pointee.done < operation.pointee.length { return enqueue(index) }
+            if unsafe operation.pointee.done < operation.pointee.length {
+                return isGivenUp(kind) ? end(index, error: ECANCELED) : enqueue(index)
+            }
             switch kind {
             case .load: endLoad(index)
             case .read: endRead(index)
@@ -266,6 +282,8 @@ extension DiskEngine {
 
     private mutating func fail(_ index: Int32, _ operation: UnsafeMutablePointer<Operation>, _ error: Int32) {
         switch (unsafe operation.pointee.kind, error) {
+        case (let kind, _) where isGivenUp(kind):
+            end(index, error: error)
         case (_, EINTR), (_, EAGAIN):
             unsafe operation.pointee.retries += 1
             if unsafe operation.pointee.retries > Self.maximumRetries { return end(index, error: error) }
@@ -304,11 +322,18 @@ extension DiskEngine {
             if unsafe request.pointee.pending == 0, unsafe !request.pointee.isListed { complete(ended.request) }
             if ended.run.count > 0 { retryWaiting() }
         }
-        if !stalled.isEmpty {
-            let waiters = stalled
-            stalled = IndexList()
-            retry(waiters)
+        if !stalled.isEmpty { retryStalled() }
+    }
+
+    /// Lets those that found no room try again, in their order, as long as there is some.
+    mutating func retryStalled() {
+        var waiters = stalled
+        stalled = IndexList()
+        while hasRoom, let index = unsafe waiters.popFirst(requests) {
+            unsafe requests[Int(index)].isListed = false
+            advance(index)
         }
+        unsafe stalled.append(contentsOf: waiters, requests)
     }
 
     mutating func release(operation index: Int32) {
@@ -319,12 +344,11 @@ extension DiskEngine {
 
     // MARK: - Memory of requests
 
-    /// The vectors for what is left of an operation. They are stable until the operation is next put into the queue.
-    private func vectors(for index: Int32) -> (UnsafePointer<iovec>, count: Int) {
+    /// The vectors for the next bytes of an operation. They are stable until the operation is next put into the queue.
+    private func vectors(for index: Int32, length left: UInt64) -> (UnsafePointer<iovec>, count: Int) {
         let operation = unsafe operations[Int(index)]
         // The mapping holds `maximumSegments` for each operation.
         let own = unsafe self.vectors.start.assumingMemoryBound(to: iovec.self) + Int(index) * maximumSegments
-        let left = operation.length &- operation.done
         if let load = operation.load {
             unsafe own[0] = iovec(iov_base: load.buffer + Int(operation.done), iov_len: Int(left))
             return unsafe (UnsafePointer(own), 1)

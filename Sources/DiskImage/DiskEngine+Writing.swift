@@ -109,6 +109,7 @@ extension DiskEngine {
             begin(unsafe Operation(kind: kind, request: index, layer: request.pointee.search.file, fileOffset: place, start: request.pointee.mapped, length: length))
             unsafe request.pointee.consume(length)
         case .done(let length):
+            turnLeft -= Int(clamping: length >> Self.metadataShift)
             unsafe request.pointee.consume(length)
         case .clusters(let count):
             return writeClusters(index, position, count * copies.clusterSize, nil)
@@ -198,22 +199,23 @@ extension DiskEngine {
     /// The old contents of a cluster are there: once the new ones have come over them, all of it goes to the file.
     mutating func finishReading(copy index: Int32) {
         let reader = Int32(depth) + index
-        let error = unsafe requests[Int(reader)].error
+        // What is given up is not written either, though its old contents have come.
+        let error = isCancelling ? ECANCELED : unsafe requests[Int(reader)].error
         let copy = copies[index]
         let operation = Operation(
             kind: .write, request: copy.owner, layer: copy.file, fileOffset: image.place(of: copy.run, copy.file) + (copy.base - copy.guestOffset),
             start: copy.start, length: copy.size, run: copy.run, guestOffset: copy.guestOffset, copy: index)
-        guard freeOperation >= 0 else {
-            unsafe requests[Int(reader)].isListed = true
-            unsafe stalled.append(reader, requests)
-            return
-        }
         if error != 0 {
             // Without the rest of the cluster nothing can be written.
             copies[index].isReading = false
             finishClusters(operation, error)
             endCopy(copy.owner, error)
             retryWaiting()
+            return
+        }
+        guard freeOperation >= 0 else {
+            unsafe requests[Int(reader)].isListed = true
+            unsafe stalled.append(reader, requests)
             return
         }
         copies[index].isReading = false

@@ -51,7 +51,7 @@ public struct DiskCompletion: Sendable {
     /// Memory segments that a request can have.
     public let maximumSegments: Int
     /// Requests started and not yet returned by ``nextCompletion()``.
-    public private(set) var inFlight = 0
+    public internal(set) var inFlight = 0
 
     // Everything below is used by the owner's thread alone: hence `Sendable`.
     let queue: IOQueue
@@ -75,7 +75,7 @@ public struct DiskCompletion: Sendable {
     /// Operations that the queue has and has not completed.
     var outstanding = 0
     /// Whether the queue watches the bell. The owner's thread has it do so, with its first request: before that nobody calls.
-    private var isListening = false
+    var isListening = false
     /// File systems differ in what `fallocate` can do; what this one refused is not asked again.
     var refusesZeroRange = false
 
@@ -88,12 +88,22 @@ public struct DiskCompletion: Sendable {
     private var unsubmitted = 0
     private static let batch = 8
 
+    /// Bytes that the queue has, and how many it may have when it gets more.
+    var underWay: UInt64 = 0
+    let mostUnderWay: UInt64
+    /// Bytes of work until the owner's turn is over.
+    var turnLeft = Int.max
+    /// Whether all that is in flight is given up.
+    var isCancelling = false
+
     /// How ``waitForCompletion()`` waits.
     private var waking = Waking()
 
     static let zeroesSize = 64 << 10
     /// That of the bell of other engines; those of operations are their indices.
-    private static let bellToken = UInt64.max
+    static let bellToken = UInt64.max
+    /// That of cancellations.
+    static let cancelToken = UInt64.max - 1
 
     /// An engine with an image of its own.
     /// - Parameters:
@@ -110,16 +120,17 @@ public struct DiskCompletion: Sendable {
     }
 
     /// One of several engines of an image. Parameters are as those of an engine with an image of its own.
-    public init(_ shared: SharedImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
+    /// - Parameter share: the engines together with which it keeps to a bound of bytes under way.
+    public init(_ shared: SharedImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true, share: Int = 1) throws(DiskImageError) {
         let operations = Self.operationCount(depth)
         let queue: IOQueue
         do throws(SystemCallError) {
             queue = try shared.image.makeQueue(operations, usesRing: usesRing, calls: shared.calls)
         } catch { throw .system(path: shared.path, error) }
-        try self.init(shared, depth: depth, segments: segments, queue: queue)
+        try self.init(shared, depth: depth, segments: segments, queue: queue, share: share)
     }
 
-    private init(_ shared: SharedImage, depth: Int, segments: Int, queue: consuming IOQueue) throws(DiskImageError) {
+    private init(_ shared: SharedImage, depth: Int, segments: Int, queue: consuming IOQueue, share: Int) throws(DiskImageError) {
         let depth = min(max(depth, 1), 4096)
         let segments = min(max(segments, 1), 1024)
         let operationCount = Self.operationCount(depth)
@@ -141,6 +152,7 @@ public struct DiskCompletion: Sendable {
         self.operationCount = operationCount
         self.shared = shared
         self.seat = seat
+        mostUnderWay = queue.isConcurrent ? max(Self.largestCall, Self.mostUnderWay / UInt64(max(1, share))) : Self.mostUnderWayInTurn
         self.queue = queue
         self.vectors = vectors
         self.zeroes = zeroes
@@ -226,6 +238,13 @@ public struct DiskCompletion: Sendable {
     /// The next request that has ended, or nil when none has. What this sets going (the rest of a short transfer, say) is submitted
     /// before it answers nil.
     public mutating func nextCompletion() -> DiskCompletion? {
+        // Those that waited for the owner's next turn.
+        if !stalled.isEmpty, hasRoom {
+            shared.lock()
+            retryStalled()
+            shared.unlock()
+            work()
+        }
         while true {
             // Also before a completion, after which the owner may ask nothing for long: the bell may have been heard among other things.
             if !shared.isExclusive, answerCall() { continue }
@@ -244,8 +263,8 @@ public struct DiskCompletion: Sendable {
             }
             // A failure here shows again in the owner's next `submit`.
             try? queue.submit()
-            // Calls that are done one after the other are done now.
-            guard queue.hasCompletion else { return nil }
+            // Calls that are done one after the other are done now, and the descriptor says so to an owner whose turn is over.
+            guard queue.hasCompletion, turnLeft > 0 else { return nil }
         }
     }
 
@@ -287,7 +306,9 @@ public struct DiskCompletion: Sendable {
         }
         while let completion = queue.nextCompletion() {
             guard completion.token == Self.bellToken else {
-                outstanding -= 1
+                // The word of a cancellation is none of the operation.
+                if completion.token == Self.cancelToken { continue }
+                settle(Int32(truncatingIfNeeded: completion.token))
                 return (Int32(truncatingIfNeeded: completion.token), Int(completion.result))
             }
             listen()
@@ -316,12 +337,6 @@ public struct DiskCompletion: Sendable {
             do { try queue.wait(for: count) } catch { throw .request(path: shared.path, error) }
         }
     }
-
-    /// Says that what is in flight is to be over soon, with an error if it has to be: a remote disk's server may never answer.
-    public func finishSoon() { queue.finish(within: Self.endTime) }
-
-    /// Milliseconds for what is in flight when a device is reset, or the machine ends.
-    private static let endTime = 5000
 
     /// One transfer from start to end, for tools and tests; nothing else may be in flight.
     public mutating func perform(_ operation: DiskOperation, at offset: UInt64, memory: UnsafeMutableRawBufferPointer) throws(DiskImageError) {

@@ -42,6 +42,16 @@ enum IOQueue: ~Copyable {
         }
     }
 
+    /// Whether operations are carried out while the caller goes on.
+    var isConcurrent: Bool {
+        switch self {
+        case .synchronous: false
+        case .layered(let queues): queues.files.isConcurrent
+        case .ring: true
+        case .remote: true
+        }
+    }
+
     // The engine vouches for vectors and for the memory they name until the operation's completion.
 
     /// - Parameter isAside: as ``IORing/read(_:_:count:at:token:isAside:)`` has it, where there is a ring.
@@ -163,6 +173,28 @@ enum IOQueue: ~Copyable {
         }
     }
 
+    /// Gives up an operation, as far as that is possible: it ends all the same, with an error if it was not done. What belongs to a server ends by
+    /// ``finish(within:)``.
+    func cancel(_ target: UInt64, token: UInt64) {
+        switch self {
+        // Without room for it the operation ends by itself.
+        case .ring(let ring): try? ring.cancel(target, token: token)
+        case .synchronous(let calls): calls.cancel(target)
+        case .layered(let queues): queues.files.cancel(target, token: token)
+        case .remote: break
+        }
+    }
+
+    /// Takes back an operation that the kernel has not got and never will, by its token; nil when there is none.
+    func takeBack() -> UInt64? {
+        switch self {
+        case .ring(let ring): ring.takeBack()
+        case .layered(let queues): queues.files.takeBack()
+        case .synchronous: nil
+        case .remote: nil
+        }
+    }
+
     /// What is outstanding is over within a time: a server, other than a kernel, may never answer.
     func finish(within milliseconds: Int) {
         switch self {
@@ -220,6 +252,7 @@ enum IOQueue: ~Copyable {
         var token: UInt64 = 0
         /// When it is done.
         var result: Int32 = 0
+        var isCancelled = false
     }
 
     private let calls: FileCalls
@@ -277,6 +310,15 @@ enum IOQueue: ~Copyable {
         bell.signal()
     }
 
+    /// An operation that is queued is not done.
+    func cancel(_ target: UInt64) {
+        for index in 0..<queued {
+            // Indices are taken modulo the count.
+            let operation = unsafe operations.baseAddress! + (first + done + index) % operations.count
+            if unsafe operation.pointee.token == target { unsafe operation.pointee.isCancelled = true }
+        }
+    }
+
     func nextCompletion() -> IORing.Completion? {
         guard done > 0 else { return nil }
         let operation = unsafe operations[first]
@@ -302,6 +344,7 @@ enum IOQueue: ~Copyable {
     }
 
     private func carryOut(_ operation: Operation) -> Int {
+        if operation.isCancelled { return -Int(ECANCELED) }
         let offset = off_t(truncatingIfNeeded: operation.offset)
         switch unsafe (operation.call, operation.vectors) {
         case (.read, let vectors?): return unsafe calls.read(operation.file, vectors, Int32(clamping: operation.count), offset)

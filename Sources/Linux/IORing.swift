@@ -75,6 +75,19 @@ public import CLinux
         try check(unsafe clinux_ring_poll(ring, file, token), "poll")
     }
 
+    /// Queues a wish that the kernel give up an operation, by that one's token: what it has not begun then ends with `ECANCELED`, what it is about may end
+    /// with `EINTR` or as always. The wish has a completion of its own.
+    public func cancel(_ target: UInt64, token: UInt64) throws(SystemCallError) {
+        try check(unsafe clinux_ring_cancel(ring, target, token), "async_cancel")
+    }
+
+    /// Takes back what was queued last and the kernel has not got, as it takes no calls any more; nil when there is nothing.
+    /// - Returns: the operation's token. It has no completion.
+    public func takeBack() -> UInt64? {
+        var token: UInt64 = 0
+        return unsafe clinux_ring_take_back(ring, &token) != 0 ? token : nil
+    }
+
     /// Hands everything queued to the kernel.
     /// - Throws: only what cannot pass, such as a seccomp filter that forbids `io_uring_enter`.
     public func submit() throws(SystemCallError) {

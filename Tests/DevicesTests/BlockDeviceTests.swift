@@ -170,7 +170,7 @@ import Testing
     }
 
     @Test(arguments: [true, false]) func discardAndWriteZeroes(usesRing: Bool) throws {
-        let driver = try BlockDriver(disk.device(usesRing: usesRing))
+        let driver = try BlockDriver(disk.device(usesRing: usesRing), features: [.version1, .blockFlush, .blockDiscard, .blockWriteZeroes])
         var expected = contents
         func zero(_ sectors: Range<Int>) { expected.replaceSubrange(sectors.lowerBound * 512..<sectors.upperBound * 512, with: [UInt8](repeating: 0, count: sectors.count * 512)) }
         #expect(try driver.request(BlockRequestType.discard, out: Self.range(8, 16, 0)).status == 0)
@@ -304,7 +304,7 @@ import Testing
 
     /// A driver that does not flush, or switches the write cache off, finds its writes durable when they end.
     @Test func withoutWriteCacheAWriteIsFlushed() throws {
-        let driver = try BlockDriver(disk.device(), features: [.version1])
+        let driver = try BlockDriver(disk.device(), features: [.version1, .blockWriteZeroes])
         #expect(driver.configuration(32, 1) == 0)
         #expect(try driver.request(BlockRequestType.write, out: [UInt8](repeating: 1, count: 512)).status == 0)
         #expect(try driver.request(BlockRequestType.writeZeroes, out: Self.range(4, 4, 0) + Self.range(12, 4, 0)).status == 0)
@@ -322,6 +322,58 @@ import Testing
         driver.transport.write(1, at: 0x124, size: 1)
         #expect(driver.configuration(32, 1) == 0)
         #expect(try driver.request(BlockRequestType.read, in: 512).data == [UInt8](repeating: 3, count: 512))
+    }
+
+    // MARK: - What was offered and not negotiated
+
+    /// §5.2.6.2: without FLUSH and CONFIG_WCE a write is stable when it ends, whatever is written to the configuration space.
+    @Test func theWritebackByteIsNotObeyedWithoutItsFeature() throws {
+        let driver = try BlockDriver(disk.device(), features: [.version1])
+        driver.transport.write(1, at: 0x120, size: 1)
+        #expect(driver.configuration(32, 1) == 0)
+        #expect(try driver.request(BlockRequestType.write, out: [UInt8](repeating: 1, count: 512)).status == 0)
+        #expect(driver.device.statistics.flushes.value == 1)
+        // Nor with FLUSH alone: what was not negotiated is not there.
+        try driver.start([.version1, .blockFlush])
+        driver.transport.write(0, at: 0x120, size: 1)
+        #expect(driver.configuration(32, 1) == 1)
+        #expect(try driver.request(BlockRequestType.write, out: [UInt8](repeating: 1, count: 512)).status == 0)
+        #expect(driver.device.statistics.flushes.value == 1)
+    }
+
+    /// Before FEATURES_OK nothing has been negotiated, and a reset takes back what was.
+    @Test func theWritebackByteIsNotObeyedBeforeItsFeature() throws {
+        let driver = try BlockDriver(disk.device(), features: [.version1, .blockFlush, .blockConfigurableWriteback])
+        driver.write(0x070, 0)
+        driver.transport.write(0, at: 0x120, size: 1)
+        #expect(driver.configuration(32, 1) == 1)
+        for status: UInt32 in [1, 3] { driver.write(0x070, status) }
+        driver.transport.write(0, at: 0x120, size: 1)
+        #expect(driver.configuration(32, 1) == 1)
+    }
+
+    /// §5.2.5.2: with CONFIG_WCE and without FLUSH the byte is 0 from the negotiation on, not from DRIVER_OK; a driver may then set it.
+    @Test func withoutFlushTheWritebackByteIsZeroBeforeDriverOK() throws {
+        let driver = try BlockDriver(disk.device(), features: [.version1])
+        for half in [0, 1] {
+            try driver.negotiate([.version1, .blockConfigurableWriteback])
+            #expect(driver.read(0x070) == 11 && driver.configuration(32, 1) == 0)
+            if half == 1 { driver.transport.write(1, at: 0x120, size: 1) }
+            driver.write(0x070, 15)
+            #expect(driver.configuration(32, 1) == UInt64(half))
+        }
+        driver.write(0x070, 0)
+        #expect(driver.configuration(32, 1) == 1)
+    }
+
+    @Test func requestsOfFeaturesThatWereNotNegotiatedAreUnknown() throws {
+        let driver = try BlockDriver(disk.device(), features: [.version1, .blockFlush, .blockDiscard])
+        #expect(try driver.request(BlockRequestType.writeZeroes, out: Self.range(0, 8, 0)).status == 2)
+        #expect(try driver.request(BlockRequestType.discard, out: Self.range(8, 8, 0)).status == 0)
+        try driver.start([.version1, .blockFlush, .blockWriteZeroes])
+        #expect(try driver.request(BlockRequestType.discard, out: Self.range(0, 8, 0)).status == 2)
+        #expect(try driver.request(BlockRequestType.read, in: 4096).data == Array(contents[..<4096]))
+        #expect(try driver.request(BlockRequestType.writeZeroes, out: Self.range(0, 8, 0)).status == 0)
     }
 
     @Test func anErrorOfTheHostIsAnErrorOfTheRequest() throws {

@@ -52,10 +52,9 @@ class QueueDriver {
     func read(_ register: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: transport.read(at: register, size: 4)) }
     func configuration(_ offset: UInt64, _ size: Int) -> UInt64 { transport.read(at: 0x100 + offset, size: size) }
 
-    /// Resets the device and sets it up.
-    func start(_ features: FeatureSet) throws {
+    /// Resets the device and negotiates, up to FEATURES_OK.
+    func negotiate(_ features: FeatureSet) throws {
         write(0x070, 0)
-        states = Array(repeating: State(), count: states.count)
         for status: UInt32 in [1, 3] { write(0x070, status) }
         for half: UInt64 in [0, 1] {
             write(0x024, UInt32(half))
@@ -63,6 +62,12 @@ class QueueDriver {
         }
         write(0x070, 11)
         try #require(read(0x070) == 11)
+    }
+
+    /// Resets the device and sets it up.
+    func start(_ features: FeatureSet) throws {
+        try negotiate(features)
+        states = Array(repeating: State(), count: states.count)
         for index in states.indices {
             queue = index
             try setUp()

@@ -25,6 +25,10 @@ int clinux_ring_fallocate(clinux_ring *ring, int fd, int mode, uint64_t offset, 
 /// Completes when the descriptor is readable.
 int clinux_ring_poll(clinux_ring *ring, int fd, uint64_t token);
 
+/// Queues the cancellation of the operation that was queued with `target` (IORING_OP_ASYNC_CANCEL).
+int clinux_ring_cancel(clinux_ring *ring, uint64_t target, uint64_t token);
+/// Takes back the entry that was queued last, if the kernel has not got it, and gives its token. 0 when there is none.
+int clinux_ring_take_back(clinux_ring *ring, uint64_t *token);
 /// Hands all that is queued to the kernel. Passing failures (memory, a full completion queue) are waited out unless
 /// completions are there to be taken first.
 int clinux_ring_submit(clinux_ring *ring);

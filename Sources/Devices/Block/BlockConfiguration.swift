@@ -14,7 +14,8 @@ struct BlockConfiguration {
     static let logicalBlockSize: UInt32 = 512
     /// The host's pages and most disks have 4 KiB: 2^3 logical blocks.
     static let physicalBlockExponent: UInt8 = 3
-    /// Bytes of one segment. The device takes more; this keeps single operations within what a host does in one go.
+    /// Bytes of one segment. The device takes more in one, as long as the request has no more than all segments together; this keeps
+    /// single operations within what a host does in one go.
     static let maximumSegmentSize: UInt32 = 4 << 20
     static let maximumRanges: UInt32 = 64
     /// 1 GiB in a range of a DISCARD, in sectors.
@@ -23,6 +24,9 @@ struct BlockConfiguration {
     static let maximumWriteZeroesSectors: UInt32 = 1 << 18
     /// Where the driver may switch the write cache off and on.
     static let writebackOffset = 32
+
+    /// Bytes of data in a request that keeps to what is announced; requests with more are refused.
+    var largestTransfer: UInt64 { UInt64(Self.maximumSegmentSize) * UInt64(maximumSegments) }
 
     /// The fields in their order.
     var bytes: [UInt8] {

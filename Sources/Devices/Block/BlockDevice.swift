@@ -19,6 +19,8 @@ public final class BlockDevice: VirtioDevice {
     public let isReadOnly: Bool
 
     private let cache: WriteCache
+    /// What the driver has negotiated, from FEATURES_OK to its reset; configuration writes come on any vCPU thread.
+    private let negotiatedFeatures = Atomic<UInt64>(0)
     /// One for each queue.
     private let workers: [DeviceWorker]
 
@@ -33,30 +35,38 @@ public final class BlockDevice: VirtioDevice {
     ///   - queueSize: of each, a power of two, 2 … 1024.
     ///   - usesRing: false does without io_uring.
     ///   - report: is told, in a sentence, why the disk fails as a whole; on its threads.
-    public init(
+    public convenience init(
         name: String, image: consuming DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true,
         report: (@Sendable (String) -> Void)? = nil
     ) throws(DiskImageError) {
-        let path = image.path
         let queues = min(max(queues, 1), Self.maximumQueues)
+        // An image that one queue has for itself needs no lock.
+        let shared = queues == 1 ? SharedImage(exclusive: image) : SharedImage(image)
+        try self.init(name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing, report: report)
+    }
+
+    /// - Parameter shared: the image, for as many engines as there are queues.
+    init(
+        name: String, shared: SharedImage, serial: String? = nil, queues: Int, queueSize: UInt16, usesRing: Bool,
+        report: (@Sendable (String) -> Void)? = nil
+    ) throws(DiskImageError) {
+        let path = shared.path
         let queueSize = min(max(queueSize, 2), 1024)
         let printable = (serial ?? derivedSerial(path)).unicodeScalars.filter { (0x20..<0x7f).contains($0.value) }
         let serial = String(printable.prefix(20).map(Character.init))
         // Header and status have descriptors of their own in a chain without an indirect table.
         let contents = BlockConfiguration(
-            capacity: image.size, maximumSegments: UInt32(max(3, queueSize)) - 2, optimalSize: image.clusterSize, queueCount: queues)
+            capacity: shared.size, maximumSegments: UInt32(max(3, queueSize)) - 2, optimalSize: shared.clusterSize, queueCount: queues)
         let common: FeatureSet = [.blockSizeMax, .blockSegmentsMax, .blockBlockSize, .blockTopology, .blockFlush]
-        let isReadOnly = image.isReadOnly
-        let size = image.size
+        let isReadOnly = shared.isReadOnly
+        let size = shared.size
         let cache = WriteCache()
-        // An image that one queue has for itself needs no lock.
-        let shared = queues == 1 ? SharedImage(exclusive: image) : SharedImage(image)
         var workers: [DeviceWorker] = []
         for index in 0..<queues {
-            let disk = try DiskEngine(shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing)
+            let disk = try DiskEngine(shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing, share: queues)
             let engine = BlockEngine(
-                disk, queue: index, queueSize: Int(queueSize), capacity: size, isReadOnly: isReadOnly, serial: serial, cache: cache, statistics: statistics,
-                report: report)
+                disk, queue: index, queueSize: Int(queueSize), capacity: size, largestTransfer: contents.largestTransfer, isReadOnly: isReadOnly,
+                serial: serial, cache: cache, statistics: statistics, report: report)
             do {
                 workers.append(try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine))
             } catch {
@@ -75,9 +85,13 @@ public final class BlockDevice: VirtioDevice {
             .union(queues > 1 ? .blockMultiqueue : [])
     }
 
+    public func negotiated(_ features: FeatureSet) {
+        negotiatedFeatures.store(features.rawValue, ordering: .releasing)
+        // §5.2.5.2, §5.2.6.2: a driver that does not flush finds a device that needs no flush, from here on and not from DRIVER_OK.
+        if !features.contains(.blockFlush) { setWriteback(false) }
+    }
+
     public func activate(_ activation: Activation) {
-        // §5.2.5.2: a driver that does not flush gets a device that needs no flush.
-        if !activation.features.contains(.blockFlush) { setWriteback(false) }
         // §5.2.5: without MQ there is the first queue only, whatever the driver has made ready.
         let count = activation.features.contains(.blockMultiqueue) ? workers.count : 1
         for (index, worker) in workers.prefix(count).enumerated() { worker.activate(activation.only(queue: index)) }
@@ -86,6 +100,7 @@ public final class BlockDevice: VirtioDevice {
     public func reset() {
         // A queue that is idle already goes on serving the others' commits until all are.
         for worker in workers { worker.reset() }
+        negotiatedFeatures.store(0, ordering: .releasing)
         setWriteback(true)
     }
 
@@ -99,7 +114,9 @@ public final class BlockDevice: VirtioDevice {
     }
 
     public func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {
-        guard offset == BlockConfiguration.writebackOffset, size == 1, features.contains(.blockConfigurableWriteback), value <= 1 else { return }
+        let negotiated = FeatureSet(rawValue: negotiatedFeatures.load(ordering: .acquiring))
+        guard offset == BlockConfiguration.writebackOffset, size == 1, value <= 1,
+            negotiated.contains(.blockConfigurableWriteback) else { return }
         setWriteback(value == 1)
     }
 

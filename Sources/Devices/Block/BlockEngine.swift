@@ -15,6 +15,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Bytes of the disk.
     private let capacity: UInt64
     private let isReadOnly: Bool
+    /// Bytes of data in a request: size_max × seg_max.
+    private let largestTransfer: UInt64
     private let serial: String
     private let cache: WriteCache
     private let statistics: BlockStatistics
@@ -27,6 +29,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var queue: Virtqueue?
     private var interrupt: DeviceInterrupt?
     private var counters: DeviceCounters?
+    /// What the driver has negotiated: requests of other features are unknown.
+    private var features: FeatureSet = []
     /// The queue's, to come back to it after others had their turn.
     private var bell: QueueBell?
     /// Whether the disk's descriptor is watched: from the first activation on. Other queues' engines may need this one's while it is idle.
@@ -39,12 +43,13 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private static let gatherTurns = 4
 
     init(
-        _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: UInt64, isReadOnly: Bool, serial: String, cache: WriteCache,
-        statistics: BlockStatistics, report: (@Sendable (String) -> Void)? = nil
+        _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: UInt64, largestTransfer: UInt64, isReadOnly: Bool, serial: String,
+        cache: WriteCache, statistics: BlockStatistics, report: (@Sendable (String) -> Void)? = nil
     ) {
         self.disk = disk
         self.index = index
         self.capacity = capacity
+        self.largestTransfer = largestTransfer
         self.isReadOnly = isReadOnly
         buffers = IOVectorPool(slots: queueSize, capacity: queueSize)
         pending = Array(repeating: nil, count: queueSize)
@@ -59,6 +64,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
         interrupt = activation.interrupt
         counters = activation.counters
+        features = activation.features
         bell = activation.bells[index]
         queue = try activation.makeQueue(index)
         guard !isWatched else { return }
@@ -71,17 +77,20 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     mutating func notified(queue index: Int, epoll: borrowing Epoll) throws(VirtqueueError) {
+        disk.beginTurn()
         try takeRequests()
     }
 
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
+        disk.beginTurn()
         finishRequests()
         gather()
         publish()
+        comeBack()
     }
 
     mutating func reset(epoll: borrowing Epoll) {
-        drain()
+        giveUp()
         queue = nil
         interrupt = nil
         counters = nil
@@ -89,7 +98,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) {
-        drain()
+        giveUp()
         queue = nil
     }
 
@@ -102,7 +111,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Takes all that is there, hands it to the kernel in one call, and shows the driver in one step what is done already
     /// (data in the host's page cache comes back at once).
     ///
-    /// Not for ever: a driver may add requests as fast as they are done, and need no CPU for that if what it reads from its disk is
+    /// Not for ever, in requests or in bytes: a driver may add requests as fast as they are done, and need no CPU for that if what it reads from its disk is
     /// the next state of the ring. A reset has to come through.
     private mutating func takeRequests() throws(VirtqueueError) {
         // Also when another queue's rings have broken the rules: until the reset the device is quiet.
@@ -110,7 +119,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         var budget = Self.budget
         repeat {
             queue?.disableNotifications()
-            while budget > 0, try queue?.hasAvailable() == true {
+            while budget > 0, !disk.isTurnOver, try queue?.hasAvailable() == true {
                 // There are as many slots as the largest queue has descriptors: some head is in flight twice.
                 guard let slot = disk.acquire() else { throw .tooManyInFlight(size: size) }
                 guard let chain = try pop(slot) else { break }
@@ -120,8 +129,13 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             submit()
             finishRequests()
             publish()
-            if budget == 0 { return bell?.event.signal() ?? () }
+            if budget == 0 || disk.isTurnOver { return bell?.event.signal() ?? () }
         } while queue?.enableNotifications() == true
+    }
+
+    /// Has this thread come back to what was put off to the next turn.
+    private func comeBack() {
+        if disk.isTurnOver { bell?.event.signal() }
     }
 
     private mutating func pop(_ slot: Int) throws(VirtqueueError) -> DescriptorChain? {
@@ -157,6 +171,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         case BlockRequestType.flush: disk.start(slot, .flush, offset: 0, length: 0)
         case BlockRequestType.getID: identify(slot, writable)
         case BlockRequestType.discard, BlockRequestType.writeZeroes:
+            let needed: FeatureSet = header.type == BlockRequestType.discard ? .blockDiscard : .blockWriteZeroes
+            guard isReadOnly || features.contains(needed) else { return finish(slot, .unsupported) }
             guard !isReadOnly, !readable.isEmpty, readable.byteCount % BlockRange.size == 0,
                   readable.byteCount / BlockRange.size <= UInt64(BlockConfiguration.maximumRanges) else { return finish(slot, .ioError) }
             startNextRange(slot)
@@ -166,7 +182,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func transfer(_ slot: Int, _ operation: DiskOperation, _ sector: UInt64, _ data: IOVectors) {
         // No data at all is a driver's mistake: it gave the buffer the wrong direction.
-        guard data.byteCount > 0, data.byteCount % 512 == 0,
+        // More than the announced segments hold no driver sends; a device that took it would be the driver's for minutes.
+        guard data.byteCount > 0, data.byteCount <= largestTransfer, data.byteCount % 512 == 0,
               let range = byteRange(sector: sector, count: data.byteCount / 512, size: capacity) else { return finish(slot, .ioError) }
         // The vectors are the slot's own and stay until the slot is released.
         unsafe disk.start(slot, operation, offset: range.offset, length: range.length, vectors: data.base, count: data.count)
@@ -200,7 +217,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// threads have their turn first for as long as that brings something. On a CPU that nobody else wants it takes less than a microsecond.
     private mutating func gather() {
         var turns = Self.gatherTurns
-        while turns > 0, disk.inFlight > 0 {
+        while turns > 0, disk.inFlight > 0, !disk.isTurnOver {
             let before = disk.inFlight
             Thread.yield()
             finishRequests()
@@ -278,13 +295,9 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         if interrupt?.needsReset != true, queue?.publish() == true { interrupt?.signal() }
     }
 
-    /// Waits for everything in flight. The driver does not hear of it any more.
-    private mutating func drain() {
-        disk.finishSoon()
-        while disk.inFlight > 0 {
-            guard let completion = try? disk.waitForCompletion() else { break }
-            pending[completion.request] = nil
-            disk.release(completion.request)
-        }
+    /// Gives up everything in flight. The driver does not hear of it any more.
+    private mutating func giveUp() {
+        disk.cancelAll()
+        for slot in pending.indices { pending[slot] = nil }
     }
 }

@@ -37,9 +37,8 @@ internal import Linux
     }
 
     deinit {
-        // After an error, or given up: what was begun comes to its end. A server that does not answer is not waited for long.
-        if engine.inFlight > 0 { engine.finishSoon() }
-        while engine.inFlight > 0, (try? engine.waitForCompletion()) != nil {}
+        // After an error, or given up: nobody may use the memory of windows any more.
+        engine.cancelAll()
     }
 
     /// Goes through a disk, and makes what was written durable.
