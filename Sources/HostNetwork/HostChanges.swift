@@ -61,6 +61,11 @@ struct HostChanges: ~Copyable, Sendable {
         return tap
     }
 
+    /// Whether a guest may leave checksums and segmentation to what is behind the TAP.
+    func decide(_ wanted: Bool?) throws(HostNetworkError) -> OffloadDecision {
+        try OffloadDecision.make(wanted, hasHeader: true, link: try netlink.link(at: tapIndex), netlink)
+    }
+
     private mutating func findOrCreate(_ port: NetworkBackend.BridgePort?) throws(HostNetworkError) -> Link? {
         guard let port else { return nil }
         if port.create, try netlink.link(named: port.name) == nil {

@@ -40,6 +40,8 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
         case isTUN
         /// Opened without IFF_NO_PI.
         case packetInformation
+        /// Opened without IFF_VNET_HDR, though offloads were asked for.
+        case noHeader
         /// Opened by this process itself, or taken over already: two owners would share the frames out, and both close it.
         case notInherited
     }
@@ -91,6 +93,8 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
             "descriptor \(number) is a TUN, which carries no Ethernet: open a TAP (IFF_TAP)"
         case .badDescriptor(let number, .packetInformation):
             "descriptor \(number) is a TAP that puts packet information before each frame: open it with IFF_NO_PI"
+        case .badDescriptor(let number, .noHeader):
+            "descriptor \(number) carries no offloads: open it with IFF_VNET_HDR, or give offload=off"
         case .badDescriptor(let number, .notInherited):
             "descriptor \(number) was not passed on by the starting process, or is in use already: give each interface one that was"
         case .namespaceLocked:

@@ -2,7 +2,20 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Hears from the kernel when an interface is switched off and on, or loses and gets its carrier (rtnetlink(7), the group of links).
+/// What the kernel says of an interface.
+public enum LinkState: Equatable, Sendable {
+    /// - Parameters:
+    ///   - isCarrying: whether frames can pass.
+    ///   - mtu: the largest frame without its Ethernet header, in bytes.
+    case present(isCarrying: Bool, mtu: Int)
+    /// It is no more.
+    case removed
+    /// It was moved to another network namespace, where it cannot be seen.
+    case elsewhere
+}
+
+/// Hears from the kernel when an interface is switched off and on, loses and gets its carrier, gets another MTU, or is removed
+/// (rtnetlink(7), the group of links).
 ///
 /// It listens in the network namespace of the thread that made it. Not for two threads at a time.
 public struct LinkWatcher: ~Copyable, Sendable {
@@ -36,17 +49,17 @@ public struct LinkWatcher: ~Copyable, Sendable {
         return socket
     }
 
-    /// Whether frames can pass now; nil when the interface is not to be seen.
-    public func current() -> Bool? {
+    /// How the interface is now; nil when it cannot be seen.
+    public func current() -> LinkState? {
         guard let netlink = try? RouteNetlink() else { return nil }
-        return (try? netlink.link(at: index))?.isCarrying
+        return (try? netlink.link(at: index))?.state
     }
 
-    /// Whether frames can pass, by the last that was said since the last call; nil when nothing was said about this interface.
+    /// How the interface is by the last that was said since the last call; nil when nothing was said about it.
     ///
     /// It reads a bounded number of messages: when there are more, the descriptor is still readable.
-    public func latest() -> Bool? {
-        var latest: Bool?
+    public func latest() -> LinkState? {
+        var latest: LinkState?
         for _ in 0..<64 {
             let datagram: [UInt8]
             do throws(SystemCallError) { datagram = try receiveFromKernel(socket) } catch {
@@ -57,12 +70,21 @@ public struct LinkWatcher: ~Copyable, Sendable {
             var rest = NetlinkBytes(bytes: datagram[...])
             while let message = rest.nextMessage() {
                 // A bridge tells of its ports in messages of its own family.
-                guard message.type == RTM_NEWLINK, message.payload.load(UInt8.self, at: 0) == UInt8(AF_UNSPEC),
-                    let link = RouteNetlink.parseLink(message.payload), link.index == index
+                guard message.payload.load(UInt8.self, at: 0) == UInt8(AF_UNSPEC), message.payload.load(Int32.self, at: 4) == index
                 else { continue }
-                latest = link.isCarrying
+                switch message.type {
+                case RTM_NEWLINK: latest = RouteNetlink.parseLink(message.payload)?.state ?? latest
+                // With a namespace's number it has moved there.
+                case RTM_DELLINK:
+                    latest = message.payload.slice(from: 16)?.attribute(IFLA_NEW_NETNSID) == nil ? .removed : .elsewhere
+                default: break
+                }
             }
         }
         return latest
     }
+}
+
+extension Link {
+    var state: LinkState { .present(isCarrying: isCarrying, mtu: mtu) }
 }

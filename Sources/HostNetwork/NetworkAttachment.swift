@@ -30,47 +30,67 @@ public enum NetworkBackend: Equatable, Sendable {
 /// is removed when its last port leaves (``Bridge/mark``).
 public struct NetworkAttachment: ~Copyable, Sendable {
     public let tap: TAPDevice
-    /// The largest frame without its Ethernet header, in bytes; what the guest should be told.
+    /// The largest frame without its Ethernet header, in bytes, as it was found or set at first.
     public let mtu: Int
+    /// Whether a guest may leave checksums and segmentation to the host.
+    public let offloads: OffloadDecision
     /// The interface's index in the namespace where it was looked for; 0 when it was not seen there.
     private let index: Int32
+    /// A macvtap's own directions are the guest's, those of a TAP the host's.
+    private let isMACVTAP: Bool
     private let changes: HostChanges?
 
     /// Sets up what `backend` says, in the calling thread's network namespace.
-    public init(_ backend: NetworkBackend) throws(HostNetworkError) {
+    /// - Parameter offload: whether checksums and segmentation may be left to the host; nil: decided by what is behind the TAP.
+    public init(_ backend: NetworkBackend, offload: Bool? = nil) throws(HostNetworkError) {
         switch backend {
         case .descriptor(let number):
             let tap = try TAPDevice.inherit(number)
+            if offload == true, tap.headerSize == 0 { throw .badDescriptor(number, .noHeader) }
             // The interface may be in a namespace of which we see nothing; Ethernet's own MTU is then the guess.
-            let link = try RouteNetlink().link(named: tap.name)
-            self.init(tap: tap, mtu: link?.mtu ?? 1500, index: link?.index ?? 0, changes: nil)
+            let netlink = try RouteNetlink()
+            let link = try netlink.link(named: tap.name)
+            let decision = try OffloadDecision.make(offload, hasHeader: tap.headerSize != 0, link: link, netlink)
+            self.init(
+                tap: tap, mtu: link?.mtu ?? 1500, index: link?.index ?? 0, offloads: decision,
+                isMACVTAP: link.map { $0.tun == nil } ?? false, changes: nil)
         case .tap(let name, let port, let mtu):
             var changes = HostChanges(netlink: try RouteNetlink(), namespace: try NetworkNamespace.current())
             let tap = try changes.attach(name, to: port, mtu: mtu)
             let given = changes.mtu, index = changes.tapIndex
-            self.init(tap: tap, mtu: given, index: index, changes: changes)
+            let decision = try changes.decide(offload)
+            self.init(tap: tap, mtu: given, index: index, offloads: decision, isMACVTAP: false, changes: changes)
         }
     }
 
     /// For tests and benchmarks: a TAP on which nothing is to be changed.
     package init(tap: consuming TAPDevice, mtu: Int = 1500) {
-        self.init(tap: tap, mtu: mtu, index: 0, changes: nil)
+        let decision = OffloadDecision(isOn: true, reason: "as asked for")
+        self.init(tap: tap, mtu: mtu, index: 0, offloads: decision, isMACVTAP: false, changes: nil)
     }
 
-    private init(tap: consuming TAPDevice, mtu: Int, index: Int32, changes: consuming HostChanges?) {
+    private init(
+        tap: consuming TAPDevice, mtu: Int, index: Int32, offloads: OffloadDecision, isMACVTAP: Bool, changes: consuming HostChanges?
+    ) {
         self.tap = tap
         self.mtu = mtu
         self.index = index
+        self.offloads = offloads
+        self.isMACVTAP = isMACVTAP
         self.changes = changes
     }
 
     /// Begins to listen to the interface's being switched off and on; nil when it cannot be seen from here, or the kernel gives no socket.
     public func watchLink() -> LinkWatcher? { index == 0 ? nil : try? LinkWatcher(index: index) }
 
-    /// How many frames the host dropped because the guest took them too slowly (the TAP's `tx_dropped`); nil when the
-    /// interface cannot be seen from here.
-    public var hostDrops: UInt64? {
-        guard let netlink = try? RouteNetlink() else { return nil }
-        return (try? netlink.link(named: tap.name))?.transmitDrops
+    /// How many frames the host dropped because the guest took them too slowly; nil when the interface cannot be seen from here.
+    public var hostDrops: UInt64? { link.map { isMACVTAP ? $0.receiveDrops : $0.transmitDrops } }
+
+    /// How many frames the interface dropped after it had taken them from the guest; nil when it cannot be seen from here.
+    public var hostSendDrops: UInt64? { link.map { isMACVTAP ? $0.transmitDrops : $0.receiveDrops } }
+
+    private var link: Link? {
+        guard index != 0, let netlink = try? RouteNetlink() else { return nil }
+        return try? netlink.link(at: index)
     }
 }

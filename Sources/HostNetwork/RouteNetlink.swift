@@ -20,8 +20,12 @@ public struct Link: Equatable, Sendable {
     public let address: MACAddress?
     /// Free text that an administrator, or swkvm, put there.
     public let alias: String
+    /// Frames that came in by it and were dropped: for a macvtap, also those its reader was too slow for.
+    public let receiveDrops: UInt64
     /// Frames that were to leave by it and were dropped: for a TAP, those its reader was too slow for.
     public let transmitDrops: UInt64
+    /// An XDP program gets the frames that come in by it.
+    public let hasXDP: Bool
     /// More about a TUN or TAP.
     public let tun: TUN?
 
@@ -138,6 +142,13 @@ public struct RouteNetlink: ~Copyable, Sendable {
         } else {
             try change(message, "taking \(link.name) off its bridge", "ip link set \(link.name) nomaster")
         }
+    }
+
+    /// Moves an interface into another network namespace, where it arrives switched off. For tests.
+    package func move(_ link: Link, to namespace: borrowing NetworkNamespace) throws(HostNetworkError) {
+        var message = linkMessage(RTM_NEWLINK, flags: NLM_F_ACK, index: link.index)
+        message.append(attribute: IFLA_NET_NS_FD, number: UInt32(bitPattern: namespace.descriptor.rawValue))
+        try change(message, "moving \(link.name) into another network namespace", "ip link set \(link.name) netns PID")
     }
 
     /// Sets the MTU in bytes, without the Ethernet header.
@@ -270,8 +281,11 @@ public struct RouteNetlink: ~Copyable, Sendable {
             master: Int32(bitPattern: number(IFLA_MASTER, in: attributes)),
             address: address.flatMap { try? MACAddress(rawValue: $0) },
             alias: attributes.attribute(IFLA_IFALIAS)?.string ?? "",
-            // struct rtnl_link_stats64: tx_dropped is its eighth counter.
+            // struct rtnl_link_stats64: rx_dropped and tx_dropped are its seventh and eighth counters.
+            receiveDrops: attributes.attribute(IFLA_STATS64)?.load(at: 6 * 8) ?? 0,
             transmitDrops: attributes.attribute(IFLA_STATS64)?.load(at: 7 * 8) ?? 0,
+            // XDP_ATTACHED_NONE is 0.
+            hasXDP: attributes.attribute(IFLA_XDP)?.attribute(IFLA_XDP_ATTACHED)?.load(UInt8.self, at: 0) ?? 0 != 0,
             tun: tun)
     }
 }

@@ -166,10 +166,13 @@ public struct Configuration: Sendable {
         /// nil: derived from the host's machine-id, the machine's name and the TAP's, so it stays the same from run to run
         /// (``HostIdentity``).
         public var mac: MACAddress?
+        /// Whether the guest may leave checksums and segmentation to the host; nil: decided by what is behind the interface.
+        public var offload: Bool?
 
-        public init(_ backend: NetworkBackend, mac: MACAddress? = nil) {
+        public init(_ backend: NetworkBackend, mac: MACAddress? = nil, offload: Bool? = nil) {
             self.backend = backend
             self.mac = mac
+            self.offload = offload
         }
     }
 

@@ -37,7 +37,7 @@ struct VirtioSlot: Sendable {
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
         var addresses: Set<MACAddress> = []
         for (index, network) in configuration.networks.enumerated() {
-            let device = try makeNetwork(network, index: index, machineName: configuration.name)
+            let device = try makeNetwork(network, index: index, machineName: configuration.name, log: log)
             guard addresses.insert(device.address).inserted else { throw .networks(.sameAddress(device.address)) }
             devices.append(device)
         }
@@ -60,17 +60,20 @@ struct VirtioSlot: Sendable {
     }
 
     private static func makeNetwork(
-        _ network: Configuration.Network, index: Int, machineName: String
+        _ network: Configuration.Network, index: Int, machineName: String, log: Logger
     ) throws(MachineError) -> NetworkDevice {
-        let attachment = try attach(network.backend)
+        let attachment = try attach(network)
+        // Slower than it could be, though nobody has asked for that, is worth more than a line that is usually hidden.
+        let offloads = attachment.offloads
+        log.log(level: network.offload == nil && !offloads.isOn ? .notice : .info, "net\(index): \(offloads)")
         let address = network.mac ?? HostIdentity().address(ofMachine: machineName, interface: attachment.tap.name)
         do throws(SystemCallError) {
             return try NetworkDevice(name: "net\(index)", address: address, attachment: attachment)
         } catch { throw .host(purpose: "start the thread of net\(index)", error) }
     }
 
-    private static func attach(_ backend: NetworkBackend) throws(MachineError) -> NetworkAttachment {
-        do throws(HostNetworkError) { return try NetworkAttachment(backend) } catch { throw .network(error) }
+    private static func attach(_ network: Configuration.Network) throws(MachineError) -> NetworkAttachment {
+        do throws(HostNetworkError) { return try NetworkAttachment(network.backend, offload: network.offload) } catch { throw .network(error) }
     }
 
     /// Puts a device in its place: registers, doorbells and interrupt line are new, as after power-on.

@@ -241,6 +241,7 @@ struct NetworkArgument {
         var mac: MACAddress?
         var mtu: Int?
         var descriptor: Int32?
+        var offload: Bool?
         for (key, value) in OptionList(argument).items {
             switch (key, value) {
             case ("tap", let value?): tap = try InterfaceName(value)
@@ -252,24 +253,27 @@ struct NetworkArgument {
                     throw ArgumentProblem("mtu=\(value) is no MTU, wanted \(NetworkBackend.possibleMTU.lowerBound) to \(NetworkBackend.possibleMTU.upperBound)")
                 }
                 mtu = number
+            case ("offload", "on"): offload = true
+            case ("offload", "off"): offload = false
+            case ("offload", let value): throw ArgumentProblem("offload\(value.map { "=" + $0 } ?? "") is neither offload=on nor offload=off")
             case ("fd", let value?):
                 guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("fd=\(value) is no descriptor's number") }
                 guard number > 2 else { throw ArgumentProblem("fd=\(value) is a standard stream, wanted the number of a TAP's descriptor, 3 or more") }
                 descriptor = number
             default:
-                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted tap=, bridge=, create, mac=, mtu= or fd=")
+                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted tap=, bridge=, create, mac=, mtu=, offload=on|off or fd=")
             }
         }
         if let descriptor {
             guard tap == nil, bridge == nil, !create, mtu == nil else {
                 throw ArgumentProblem("fd= is a TAP that is set up already: tap=, bridge=, create and mtu= do not go with it")
             }
-            network = Configuration.Network(.descriptor(descriptor), mac: mac)
+            network = Configuration.Network(.descriptor(descriptor), mac: mac, offload: offload)
             return
         }
         guard let tap else { throw ArgumentProblem("a network interface needs tap=NAME or fd=N") }
         guard bridge != nil || !create else { throw ArgumentProblem("create is about a bridge: name it with bridge=NAME") }
         network = Configuration.Network(
-            .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu), mac: mac)
+            .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu), mac: mac, offload: offload)
     }
 }

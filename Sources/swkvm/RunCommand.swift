@@ -94,7 +94,11 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mtu=N], or fd=N[,mac=MAC]. May be given again.",
+            """
+            A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mtu=N][,offload=on|off], or fd=N[,mac=MAC][,offload=on|off]. \
+            offload= says whether the guest may leave checksums and segmentation to the host; without it, what is behind the interface \
+            decides. May be given again.
+            """,
             valueName: "net"),
         completion: NetworkArgument.completion, transform: NetworkArgument.init(parsing:))
     var net: [NetworkArgument] = []

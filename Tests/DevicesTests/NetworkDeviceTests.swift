@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import GuestMemory
 import HostNetwork
 import Linux
 import Testing
@@ -119,6 +120,35 @@ import Virtio
         #expect(try driver.command([0, 0, 1], answerLength: 0) == nil)
         #expect(try driver.command([0, 0, 1]) == ok)
         #expect(!driver.status.contains(.needsReset))
+    }
+
+    /// Without CTRL_VQ there is no control queue, though the driver makes one ready.
+    @Test func aControlQueueThatWasNotNegotiatedIsNotServed() throws {
+        let (driver, wire) = try Wire.make()
+        try driver.start(.ringReset)
+        for _ in 0..<2 {
+            let address = NetworkDriver.buffers + 0x80_0000
+            try driver.memory.ram.write([0, 0, 1, 0xee], at: GuestAddress(address))
+            try driver.offer(NetworkDriver.control, [
+                .init(address: address, length: 3, isWritable: false), .init(address: address + 3, length: 1, isWritable: true),
+            ])
+            driver.kick(NetworkDriver.control)
+            // One that comes after it has been served, and so has this one, if it is.
+            try driver.sendAndWait(plainHeader + frame(60))
+            #expect(try wire.next().count == 72)
+            #expect(try !driver.hasUsed(NetworkDriver.control))
+            try driver.restart(NetworkDriver.control)
+        }
+    }
+
+    /// Who has not negotiated STATUS is not interrupted for it.
+    @Test func aLinkThatTheDriverDoesNotAskForIsNoInterrupt() throws {
+        let (driver, _) = try Wire.make()
+        try driver.start(.mergeableBuffers)
+        driver.device.port.setLink(up: false)
+        #expect(driver.read(0x060) & 2 == 0)
+        driver.device.port.setLink(up: true)
+        #expect(driver.read(0x060) & 2 == 0)
     }
 
     @Test func commandsThatWereNotNegotiatedAreErrors() throws {
@@ -305,8 +335,97 @@ struct NetworkTAPTests {
         }
     }
 
+    /// The interface gets a larger MTU while a guest runs that was promised 1500: what is larger does not reach it, and is counted. The next
+    /// driver is promised the new one (§5.1.4.1).
+    @Test func aPromisedMTUHoldsThoughTheHostsIsRaised() throws {
+        try onBridge { driver, host in
+            try driver.start([.mtu, .mergeableBuffers])
+            try offerBuffers(driver)
+            let generation = driver.read(0x0fc)
+            for interface in ["swtap0", "swbr0"] {
+                try host.netlink.set(#require(try host.netlink.link(named: InterfaceName(interface))), mtu: 9000)
+            }
+            try wait { driver.device.port.currentMTU == 9000 }
+            #expect(driver.configuration(10, 2) == 1500 && driver.read(0x0fc) == generation)
+            try sendBroadcast(4000)
+            try sendBroadcast(100)
+            let datagram = try firstFrame(driver) { $0.count > 54 && $0[24...25] == [8, 0] && $0[35] == 17 }
+            #expect(datagram.count == 12 + 14 + 28 + 100)
+            #expect(driver.device.counters.receiveAboveMTU.value == 1 && driver.device.counters.receiveDrops >= 1)
+
+            try driver.start([.mtu, .mergeableBuffers])
+            #expect(driver.configuration(10, 2) == 9000)
+            try offerBuffers(driver)
+            try sendBroadcast(3900)
+            #expect(try firstFrame(driver) { $0.count > 54 && $0[24...25] == [8, 0] && $0[35] == 17 }.count == 12 + 14 + 28 + 3900)
+            #expect(driver.device.counters.receiveAboveMTU.value == 1)
+        }
+    }
+
+    /// Moved to another namespace an interface cannot be seen: the cable is in, until it is removed.
+    @Test func anInterfaceThatWasMovedKeepsItsCable() throws {
+        try inNewNamespace {
+            let here = try NetworkNamespace.current()
+            try NetworkNamespace.enterNew()
+            let there = try NetworkNamespace.current()
+            let farNetlink = try RouteNetlink()
+            try here.enter()
+            let netlink = try RouteNetlink(), tap = try InterfaceName("swtap0")
+            let driver = try NetworkDriver(NetworkAttachment(.tap(tap)))
+            try driver.start(.linkStatus)
+            // Who waits for frames hears of the interface's end.
+            try offerBuffers(driver)
+            try netlink.move(#require(try netlink.link(named: tap)), to: there)
+            // It was switched off on its way.
+            try wait { driver.read(0x060) & 2 == 2 && driver.device.isLinkUp }
+            let moved = try #require(try farNetlink.link(named: tap))
+            try farNetlink.set(moved, up: true)
+            try driver.sendAndWait(plainHeader + frame(60))
+            #expect(driver.device.counters.sentFrames.value == 1)
+            try farNetlink.delete(moved)
+            try wait { !driver.device.isLinkUp }
+        }
+    }
+
+    /// A macvtap takes frames while it is down, or gone, and drops them: what the kernel says of the interface counts.
+    @Test func framesForAMACVTAPThatIsDownOrGoneAreCounted() throws {
+        try inNewNamespace {
+            let netlink = try RouteNetlink()
+            try netlink.createLink(InterfaceName("below"), kind: "veth")
+            let below = try #require(try netlink.link(named: InterfaceName("below")))
+            let peer = try #require(try netlink.links().first { $0.kind == "veth" && $0.index != below.index })
+            try netlink.createLink(InterfaceName("swmac0"), kind: "macvtap", parent: below.index)
+            for link in [below, peer, try #require(try netlink.link(named: InterfaceName("swmac0")))] { try netlink.set(link, up: true) }
+            let link = try #require(try netlink.link(named: InterfaceName("swmac0")))
+            let file = try FileDescriptor.open("/dev/tap\(link.index)", O_RDWR)
+            try #require(fcntl(file.rawValue, F_SETFD, 0) == 0)
+            let driver = try NetworkDriver(NetworkAttachment(.descriptor(file.release())))
+            try driver.start(.linkStatus)
+            try wait { driver.device.isLinkUp }
+            try driver.sendAndWait(plainHeader + frame(60))
+            #expect(driver.device.counters.sentFrames.value == 1)
+            try netlink.set(link, up: false)
+            try wait { !driver.device.isLinkUp }
+            try driver.sendAndWait(plainHeader + frame(60))
+            try netlink.set(link, up: true)
+            try wait { driver.device.isLinkUp }
+            // The cable of the interface below.
+            try netlink.set(peer, up: false)
+            try wait { !driver.device.isLinkUp }
+            try driver.sendAndWait(plainHeader + frame(60))
+            try netlink.set(peer, up: true)
+            try wait { driver.device.isLinkUp }
+            #expect(driver.device.counters.sendLinkDown.value == 2 && driver.device.hostDrops == 0)
+            try netlink.delete(link)
+            try wait { !driver.device.isLinkUp }
+            try driver.sendAndWait(plainHeader + frame(60))
+            #expect(driver.device.counters.sendLinkDown.value == 3 && driver.device.counters.sentFrames.value == 1)
+            #expect(driver.device.hostDrops == nil && driver.device.hostSendDrops == nil)
+        }
+    }
+
     /// Sends a UDP datagram to everybody on the bridge's network.
-    private func sendBroadcast() throws {
+    private func sendBroadcast(_ count: Int = 5) throws {
         let socket = FileDescriptor(owning: Glibc.socket(AF_INET, Int32(SOCK_DGRAM.rawValue), 0))
         var on: Int32 = 1
         unsafe setsockopt(socket.rawValue, SOL_SOCKET, SO_BROADCAST, &on, 4)
@@ -314,7 +433,7 @@ struct NetworkTAPTests {
         address.sin_family = sa_family_t(AF_INET)
         address.sin_port = UInt16(9).bigEndian
         address.sin_addr.s_addr = UInt32(0xc000_02ff).bigEndian
-        let text: [UInt8] = Array("swkvm".utf8)
+        let text = [UInt8](repeating: 0x73, count: count)
         // A socket address of its full size, as sendto wants it.
         let sent = unsafe withUnsafePointer(to: &address) {
             unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe sendto(socket.rawValue, text, text.count, 0, $0, 16) }

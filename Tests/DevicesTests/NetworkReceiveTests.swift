@@ -71,6 +71,42 @@ import Virtio
         #expect(bytes == header(buffers: 43) + frame(65549))
     }
 
+    /// The MTU and the Ethernet header, with a VLAN tag or without, and not a byte more; what is to be segmented is not bound by it.
+    @Test(arguments: [4096, 256] as [UInt32]) func noFrameAboveANegotiatedMTU(buffer: UInt32) throws {
+        let (driver, wire) = try Wire.make(mtu: 1000)
+        try driver.start([.mtu, .mergeableBuffers])
+        func tagged(_ count: Int, _ type: [UInt8]) -> [UInt8] { Array(frame(count)[..<12]) + type + frame(count - 14) }
+        let segmented: [UInt8] = [0, 1] + plainHeader[2...], marked: [UInt8] = [0, 0x80] + plainHeader[2...]
+        let packets: [(bytes: [UInt8], passes: Bool)] = [
+            (plainHeader + tagged(1014, [8, 0]), true), (plainHeader + tagged(1015, [8, 0]), false), (plainHeader + tagged(4000, [8, 0]), false),
+            (plainHeader + tagged(1018, [0x81, 0]), true), (plainHeader + tagged(1019, [0x81, 0]), false), (plainHeader + tagged(1018, [0x88, 0xa8]), true),
+            (plainHeader + tagged(1018, [0x88, 0xcc]), false), (marked + tagged(1015, [8, 0]), false), (marked + tagged(1014, [8, 0]), true),
+            (segmented + tagged(3000, [8, 0]), true), (plainHeader + frame(60), true),
+        ]
+        for index in 0..<128 as Range<UInt64> { try driver.offerBuffer(at: base + index * 0x1000, [buffer]) }
+        driver.kick(0)
+        for packet in packets { try wire.send(packet.bytes) }
+        for packet in packets where packet.passes {
+            var bytes: [UInt8] = []
+            repeat {
+                let used = try driver.used(0)
+                bytes += try driver.bytes(base + UInt64(used.head) * 0x1000, used.written)
+            } while bytes.count < packet.bytes.count
+            #expect(bytes.dropFirst(12).elementsEqual(packet.bytes.dropFirst(12)))
+        }
+        let counters = driver.device.counters
+        #expect(counters.receiveAboveMTU.value == 5 && counters.receiveDrops == 5 && counters.receivedFrames.value == 6)
+    }
+
+    @Test func withoutTheFeatureNoMTUIsPromised() throws {
+        let (driver, wire) = try Wire.make(mtu: 1000)
+        try driver.start(.mergeableBuffers)
+        try driver.offerBuffer(at: base, [4096])
+        driver.kick(0)
+        try wire.send(plainHeader + frame(3000))
+        #expect(try driver.used(0).written == 3012)
+    }
+
     // MARK: No frame is lost for want of buffers
 
     @Test func framesWaitForTheFirstBuffer() throws {

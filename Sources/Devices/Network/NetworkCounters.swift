@@ -14,6 +14,8 @@ public final class NetworkCounters: Sendable {
 
     /// Frames for the guest that no buffer, or not all buffers together, can hold.
     public let receiveTooLong = DeviceCounters.Counter()
+    /// Frames for the guest that are larger than the MTU it negotiated: the host's interface has got another since.
+    public let receiveAboveMTU = DeviceCounters.Counter()
     /// Frames for the guest that were waiting when the driver started or stopped.
     public let receiveWithoutDriver = DeviceCounters.Counter()
     /// Frames for the guest while the link was down.
@@ -34,7 +36,7 @@ public final class NetworkCounters: Sendable {
     public init() {}
 
     /// Frames for the guest that did not reach it.
-    public var receiveDrops: UInt64 { receiveTooLong.value + receiveWithoutDriver.value + receiveLinkDown.value }
+    public var receiveDrops: UInt64 { receiveTooLong.value + receiveAboveMTU.value + receiveWithoutDriver.value + receiveLinkDown.value }
     /// Frames from the guest that did not reach the host.
     public var sendDrops: UInt64 { sendMalformed.value + sendLinkDown.value + sendNoMemory.value }
 }

@@ -25,7 +25,7 @@ public final class NetworkDevice: VirtioDevice {
     ///   - attachment: the TAP; it is let go when the device is.
     public init(name: String, address: MACAddress, attachment: consuming NetworkAttachment) throws(SystemCallError) {
         self.name = name
-        features = .offered(before: attachment.tap)
+        features = .offered(before: attachment.tap, withOffloads: attachment.offloads.isOn)
         port = NetworkPort(attachment, address: address)
         worker = try DeviceWorker(name: name, engine: try NetworkEngine(port: port, queueSizes: maximumQueueSizes))
     }
@@ -36,6 +36,10 @@ public final class NetworkDevice: VirtioDevice {
     /// Frames that the host dropped because the guest took them too slowly; nil when the interface cannot be seen from here.
     public var hostDrops: UInt64? { port.attachment.hostDrops }
 
+    /// Frames that the host's interface dropped after it had taken them from the guest; nil as above. A macvtap takes frames also while it
+    /// is down, and does not count them all.
+    public var hostSendDrops: UInt64? { port.attachment.hostSendDrops }
+
     /// Whether the guest is told that the link is up. While it is down, frames are dropped and counted in both directions.
     public var isLinkUp: Bool { port.isLinkUp }
 
@@ -44,13 +48,15 @@ public final class NetworkDevice: VirtioDevice {
     public func accepts(_ features: FeatureSet) -> Bool { features.isConsistentForNetwork }
 
     public func activate(_ activation: Activation) {
-        port.setInterrupt(activation.interrupt)
+        // Without STATUS the link's state is nothing that the driver knows of.
+        port.setInterrupt(activation.features.contains(.linkStatus) ? activation.interrupt : nil)
         worker.activate(activation)
     }
 
     public func reset() {
         worker.reset()
         port.setInterrupt(nil)
+        port.renewMTU()
     }
 
     public func stopQueue(_ index: Int) { worker.stopQueue(index) }
@@ -65,6 +71,8 @@ final class NetworkPort: Sendable {
     let counters = NetworkCounters()
     private let link = Atomic<Bool>(true)
     private let removed = Atomic<Bool>(false)
+    /// The interface's, as the host has it now.
+    private let linkMTU: Atomic<Int>
     /// While a driver is active.
     private let interrupt = Guarded<DeviceInterrupt?>(nil)
 
@@ -72,21 +80,23 @@ final class NetworkPort: Sendable {
     private enum Field {
         static let address = 0..<6
         static let status = 6
+        static let mtu = 10
         static let size = 12
         /// VIRTIO_NET_S_LINK_UP
         static let linkUp: UInt8 = 1
     }
 
     init(_ attachment: consuming NetworkAttachment, address: MACAddress) {
-        let mtu = UInt16(clamping: attachment.mtu)
+        linkMTU = Atomic(attachment.mtu)
+        let mtu = Self.possibleMTU(attachment.mtu)
         self.attachment = attachment
         var fields = [UInt8](repeating: 0, count: Field.size)
         fields.replaceSubrange(Field.address, with: address.bytes)
         fields[Field.status] = Field.linkUp
         // max_virtqueue_pairs, which counts only with VIRTIO_NET_F_MQ.
         fields[8] = 1
-        fields[10] = UInt8(truncatingIfNeeded: mtu)
-        fields[11] = UInt8(truncatingIfNeeded: mtu >> 8)
+        fields[Field.mtu] = UInt8(truncatingIfNeeded: mtu)
+        fields[Field.mtu + 1] = UInt8(truncatingIfNeeded: mtu >> 8)
         configuration = ConfigurationSpace(fields)
         given = address
     }
@@ -101,6 +111,31 @@ final class NetworkPort: Sendable {
     func setAddress(_ address: MACAddress) {
         configuration.update { $0.replaceSubrange(Field.address, with: address.bytes) }
     }
+
+    // MARK: MTU
+
+    /// The MTU that the configuration space names. It stays as long as a driver may have read it (§5.1.4.1: once set it is not modified).
+    var promisedMTU: Int { Int(configuration.read(at: Field.mtu, size: 2)) }
+
+    /// The MTU that the host's interface has now.
+    var currentMTU: Int { linkMTU.load(ordering: .relaxed) }
+
+    /// The host's interface has this MTU now; the next driver finds it.
+    func noteMTU(_ mtu: Int) { linkMTU.store(mtu, ordering: .relaxed) }
+
+    /// Nobody has read it since the reset: the MTU that the driver finds is the interface's.
+    func renewMTU() {
+        let mtu = Self.possibleMTU(currentMTU)
+        configuration.update {
+            $0[Field.mtu] = UInt8(truncatingIfNeeded: mtu)
+            $0[Field.mtu + 1] = UInt8(truncatingIfNeeded: mtu >> 8)
+        }
+    }
+
+    /// §5.1.4.1: from 68 to 65535.
+    private static func possibleMTU(_ mtu: Int) -> UInt16 { max(68, UInt16(clamping: mtu)) }
+
+    // MARK: The link
 
     var isLinkUp: Bool { link.load(ordering: .relaxed) }
 

@@ -63,11 +63,13 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         receive.mode = ReceivePath.Mode(
             isMergeable: activation.features.contains(.mergeableBuffers),
             hasChecksum: activation.features.contains(.guestChecksum),
-            longestFrame: longestFrame(activation.features))
+            longestFrame: longestFrame(activation.features),
+            longestPlainFrame: activation.features.contains(.mtu) ? Int(PacketHeader.size) + 14 + port.promisedMTU : .max)
         transmit.features = activation.features
         receive.start(try activation.makeQueue(QueueIndex.receive))
         transmit.start(try activation.makeQueue(QueueIndex.transmit))
-        control.start(try activation.makeQueue(QueueIndex.control))
+        // Without CTRL_VQ there is no such queue (§5.1.2), whatever the driver has made ready.
+        if activation.features.contains(.controlQueue) { control.start(try activation.makeQueue(QueueIndex.control)) }
     }
 
     mutating func reset(epoll: borrowing Epoll) {
@@ -103,7 +105,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         switch configuration.index {
         case QueueIndex.receive: receive.start(queue)
         case QueueIndex.transmit: transmit.start(queue)
-        default: control.start(queue)
+        case QueueIndex.control where activation.features.contains(.controlQueue): control.start(queue)
+        default: break
         }
     }
 
@@ -121,8 +124,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
         if token == Token.link {
-            if let isUp = watcher?.latest() { port.setLink(up: isUp) }
-            return
+            if let state = watcher?.latest() { follow(state) }
+            return watch(epoll)
         }
         // An event from before a reset.
         guard activation != nil else { return }
@@ -182,12 +185,25 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         watcher = port.attachment.watchLink()
         guard let number = watcher?.descriptor, (try? epoll.add(number, .input, token: Token.link)) != nil else { return }
         // After it listens: no change is missed in between.
-        if let isUp = watcher?.current() { port.setLink(up: isUp) }
+        if let state = watcher?.current() { follow(state) }
+    }
+
+    /// The guest's cable is the host's interface.
+    private mutating func follow(_ state: LinkState) {
+        switch state {
+        case .present(let isCarrying, let mtu):
+            port.noteMTU(mtu)
+            port.setLink(up: isCarrying)
+        // A macvtap's descriptor does not tell.
+        case .removed: lose()
+        // It may be up there: the cable stays in until the interface is removed.
+        case .elsewhere: port.setLink(up: true)
+        }
     }
 
     /// Header, Ethernet header, VLAN tag, and the largest packet that the driver may be given.
     private func longestFrame(_ features: FeatureSet) -> UInt64 {
-        let packet = features.isDisjoint(with: .largeGuestPackets) ? port.attachment.mtu : 65536
+        let packet = features.isDisjoint(with: .largeGuestPackets) ? port.currentMTU : 65536
         return PacketHeader.size + 18 + UInt64(max(0, packet))
     }
 

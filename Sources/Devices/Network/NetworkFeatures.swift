@@ -57,12 +57,13 @@ extension FeatureSet {
     }
 
     /// What can be offered in front of a TAP.
-    static func offered(before tap: borrowing TAPDevice) -> FeatureSet {
+    /// - Parameter withOffloads: whether what is behind it finishes what a driver leaves undone.
+    static func offered(before tap: borrowing TAPDevice, withOffloads: Bool) -> FeatureSet {
         var features: FeatureSet = [
             .mac, .linkStatus, .mtu, .mergeableBuffers, .controlQueue, .controlReceiveMode, .controlMACAddress,
         ]
         // Without a header there is no way to say that something was left undone.
-        guard tap.headerSize == TAPDevice.virtioHeaderSize else { return features }
+        guard withOffloads, tap.headerSize == TAPDevice.virtioHeaderSize else { return features }
         let offloads: FeatureSet = [.guestChecksum, .guestTSO4, .guestTSO6, .guestECN]
         if tap.setOffloads(offloads.tapOffloads) {
             features.formUnion(offloads)

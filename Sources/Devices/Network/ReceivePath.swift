@@ -26,6 +26,8 @@ struct ReceivePath: ~Copyable {
         var hasChecksum = false
         /// The longest frame to be expected, header included.
         var longestFrame: UInt64 = 0
+        /// The longest frame that the driver may be given unless it is one to be segmented, or has a VLAN tag; header included.
+        var longestPlainFrame = Int.max
     }
 
     /// A frame whose first `inBuffers` bytes are in the window and the rest in the spill.
@@ -39,6 +41,7 @@ struct ReceivePath: ~Copyable {
         var frames: UInt64 = 0
         var bytes: UInt64 = 0
         var tooLong: UInt64 = 0
+        var aboveMTU: UInt64 = 0
         var badBuffers: UInt64 = 0
     }
 
@@ -139,8 +142,23 @@ struct ReceivePath: ~Copyable {
         let spilled = count - inBuffers
         // A frame that fills the spill has lost its end.
         guard count >= Int(PacketHeader.size), spilled < Self.spillSize - Int(PacketHeader.size) else { return tally.tooLong += 1 }
+        if count > mode.longestPlainFrame, exceedsMTU(count, inBuffers) { return tally.aboveMTU += 1 }
         if spilled == 0 { return deliver(count, &queue) }
         pending = Pending(count: count, inBuffers: inBuffers)
+    }
+
+    /// Whether a frame that was just read breaks the promise of the MTU (§5.1.4.1): it holds for frames that are whole, and a VLAN tag is
+    /// part of the Ethernet header. A driver that changes the bytes meanwhile gets what it asks for.
+    private func exceedsMTU(_ count: Int, _ inBuffers: Int) -> Bool {
+        func byte(_ offset: Int) -> UInt8 {
+            // The spill holds the bytes that are not in the buffers.
+            offset < inBuffers
+                ? window.buffers.load(at: UInt64(offset)) ?? 0 : unsafe spill.start.load(fromByteOffset: offset - inBuffers, as: UInt8.self)
+        }
+        guard PacketHeader.isWhole(segmentation: byte(PacketHeader.segmentationOffset)) else { return false }
+        let type = Int(PacketHeader.size) + 12
+        let isTagged = (byte(type) == 0x81 || byte(type) == 0x88 && byte(type + 1) == 0xa8) && count >= type + 4
+        return count > mode.longestPlainFrame + (isTagged ? 4 : 0)
     }
 
     /// Gets buffers for the rest of a frame and delivers it, or drops it if there never will be enough.
@@ -199,6 +217,7 @@ struct ReceivePath: ~Copyable {
             counters.receivedBytes.add(tally.bytes)
         }
         if tally.tooLong > 0 { counters.receiveTooLong.add(tally.tooLong) }
+        if tally.aboveMTU > 0 { counters.receiveAboveMTU.add(tally.aboveMTU) }
         if tally.badBuffers > 0 { counters.badReceiveBuffers.add(tally.badBuffers) }
         tally = Tally()
     }

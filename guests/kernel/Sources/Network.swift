@@ -1,5 +1,5 @@
 /// An interface: a device, its address, and the protocols of a small host. ARP, IPv4 without fragments, ICMP echo both
-/// ways, UDP with an echo server on port 7, DHCP (DHCP.swift).
+/// ways, UDP with an echo server on port 7, DHCP (DHCP.swift), TCP as a client (TCP.swift).
 final class NetworkInterface {
     private enum EtherType {
         static let ipv4: UInt16 = 0x0800
@@ -8,6 +8,7 @@ final class NetworkInterface {
 
     private enum IPProtocol {
         static let icmp: UInt8 = 1
+        static let tcp: UInt8 = 6
         static let udp: UInt8 = 17
     }
 
@@ -34,6 +35,9 @@ final class NetworkInterface {
     /// A UDP answer that is awaited on a port.
     private var awaitedPort: UInt16 = 0
     private var awaitedDatagrams: [[UInt8]] = []
+
+    /// The one TCP connection.
+    var tcp: TCPConnection?
 
     init(_ driver: NetworkDevice) {
         self.driver = driver
@@ -102,6 +106,7 @@ final class NetworkInterface {
         case IPProtocol.icmp where destination == address && address != .any:
             learn(source, [UInt8](frame[6..<12]))
             receiveICMP(payload, from: source)
+        case IPProtocol.tcp where destination == address && address != .any: receiveTCP(payload, from: source)
         case IPProtocol.udp: receiveUDP(payload, from: source, mac: [UInt8](frame[6..<12]), destination)
         default: break
         }
@@ -137,6 +142,13 @@ final class NetworkInterface {
         }
     }
 
+    private func receiveTCP(_ payload: [UInt8], from source: IPv4Address) {
+        guard let tcp, payload.count >= 20, source == tcp.target, payload.big16(0) == tcp.port, payload.big16(2) == tcp.ownPort,
+            payload.checksum(plus: pseudoHeader(IPProtocol.tcp, payload.count, source)) == 0
+        else { return }
+        tcp.receive(payload)
+    }
+
     // MARK: Sending
 
     private func sendARP(operation: UInt16, to mac: [UInt8], targetMAC: [UInt8], target: IPv4Address) {
@@ -166,7 +178,8 @@ final class NetworkInterface {
     }
 
     /// Sends an IPv4 packet if the way is known; otherwise asks for the way and lets the packet go.
-    private func send(_ proto: UInt8, _ payload: [UInt8], to destination: IPv4Address) {
+    /// - Parameter checksumAt: where in the payload the device is to put the checksum, which has the pseudo-header's sum so far.
+    private func send(_ proto: UInt8, _ payload: [UInt8], to destination: IPv4Address, checksumAt: Int? = nil) {
         let hop = destination.value & mask == address.value & mask || gateway == .any ? destination : gateway
         let mac: [UInt8]
         if destination == .broadcast {
@@ -188,8 +201,31 @@ final class NetworkInterface {
         frame.append32(address.value)
         frame.append32(destination.value)
         frame.set16(frame.checksum(from: 14), at: 24)
+        let start = frame.count
         frame += payload
-        driver.send(padded(frame))
+        driver.send(padded(frame), checksum: checksumAt.map { (start, $0) })
+    }
+
+    /// The sum of the pseudo-header of UDP and TCP with another host.
+    private func pseudoHeader(_ proto: UInt8, _ count: Int, _ other: IPv4Address) -> UInt32 {
+        var sum = UInt32(proto) + UInt32(count)
+        for half in [address.value >> 16, address.value & 0xffff, other.value >> 16, other.value & 0xffff] { sum += half }
+        return sum
+    }
+
+    /// Sends a TCP segment whose checksum is 0: the device completes it if it does that.
+    func send(segment: [UInt8], to destination: IPv4Address) {
+        let place = 16
+        var segment = segment
+        let pseudo = pseudoHeader(IPProtocol.tcp, segment.count, destination)
+        if driver.features.contains(.checksum) {
+            let none: [UInt8] = []
+            segment.set16(~none.checksum(plus: pseudo), at: place)
+            send(IPProtocol.tcp, segment, to: destination, checksumAt: place)
+        } else {
+            segment.set16(segment.checksum(plus: pseudo), at: place)
+            send(IPProtocol.tcp, segment, to: destination)
+        }
     }
 
     private func askFor(_ hop: IPv4Address) {
@@ -204,9 +240,7 @@ final class NetworkInterface {
         payload.append16(UInt16(truncatingIfNeeded: datagram.count + 8))
         payload.append16(0)
         payload += datagram
-        var pseudo = UInt32(IPProtocol.udp) + UInt32(payload.count)
-        for half in [address.value >> 16, address.value & 0xffff, destination.value >> 16, destination.value & 0xffff] { pseudo += half }
-        let sum = payload.checksum(plus: pseudo)
+        let sum = payload.checksum(plus: pseudoHeader(IPProtocol.udp, payload.count, destination))
         payload.set16(sum == 0 ? 0xffff : sum, at: 6)
         send(IPProtocol.udp, payload, to: destination)
     }

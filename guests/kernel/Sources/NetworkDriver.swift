@@ -43,7 +43,7 @@ final class NetworkDevice {
     }
 
     private static func bringUp(_ device: VirtioMMIO) throws(Failure) -> (Features, Virtqueue, Virtqueue) {
-        let features = try device.negotiate([.mtu, .macAddress, .mergeableBuffers, .linkStatus, .ring])
+        let features = try device.negotiate([.checksum, .mtu, .macAddress, .mergeableBuffers, .linkStatus, .ring])
         let receive = try Virtqueue(device, index: receiveQueue, wanted: queueSize, features: features)
         let transmit = try Virtqueue(device, index: transmitQueue, wanted: queueSize, features: features)
         device.setDriverOK()
@@ -119,8 +119,9 @@ final class NetworkDevice {
     }
 
     /// Sends a frame. False if it is too long or the queue is full. Without `notify` it waits for `flush`.
+    /// - Parameter checksum: from where on the device is to sum the frame up, and how far behind that the sum belongs (§5.1.6.2).
     @discardableResult
-    func send(_ frame: [UInt8], notify: Bool = true) -> Bool {
+    func send(_ frame: [UInt8], checksum: (start: Int, offset: Int)? = nil, notify: Bool = true) -> Bool {
         reclaim()
         let length = UInt64(frame.count) + Self.headerSize
         guard length <= Self.bufferSize, let slot = transmit.upcomingSingle else {
@@ -129,6 +130,11 @@ final class NetworkDevice {
         }
         let buffer = transmitBuffers + UInt64(slot) * Self.bufferSize
         buffer.fill(count: Self.headerSize)
+        if let checksum {
+            buffer.store(UInt8(1))  // VIRTIO_NET_HDR_F_NEEDS_CSUM
+            buffer.store(UInt16(checksum.start), 6)
+            buffer.store(UInt16(checksum.offset), 8)
+        }
         (buffer + Self.headerSize).write(frame)
         _ = transmit.add(Segment(address: buffer, length: UInt32(length)), readable: 1)
         sent += 1

@@ -89,6 +89,7 @@ final class Shell {
             case "write": try write(words)
             case "net": try network(words)
             case "ping": try ping(words)
+            case "tcp": try exchange(words)
             case "echo": Console.print(Text(line.bytes.dropFirst(5)))
             case "bench": Bench.run(one: words.count > 1 ? words[1] : "", boot)
             case "poweroff": Power.off()
@@ -115,6 +116,7 @@ final class Shell {
             net                           network interfaces
             net NAME ADDRESS/PREFIX[,GATEWAY] | dhcp
             ping ADDRESS [COUNT]          ICMP echo
+            tcp ADDRESS PORT [COUNT]      send bytes by TCP to who sends them back
             echo TEXT                     say it
             bench exits | blk | net | all measure
             poweroff, reboot
@@ -228,6 +230,19 @@ final class Shell {
             Console.print("\(driver.name): MAC \(macText(driver.mac)), link \(link), MTU \(driver.mtu), \(interface.address.text)/\(interface.prefix), gateway \(interface.gateway.text)")
             Console.print("\(driver.name): received \(driver.received), sent \(driver.sent), dropped \(driver.dropped)")
         }
+    }
+
+    private func exchange(_ words: [Text]) throws(Failure) {
+        guard words.count >= 3, let target = IPv4Address(words[1]), let port = words[2].number, port > 0, port < 65536 else {
+            throw Failure("usage: tcp ADDRESS PORT [COUNT]")
+        }
+        guard let interface = devices.interfaces.first(where: { $0.address != .any }) else { throw Failure("no interface has an address") }
+        let count = Int(min(words.count > 3 ? words[3].number ?? 4096 : 4096, 1 << 20))
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(count)
+        for index in 0..<count { bytes.append(UInt8(truncatingIfNeeded: index &* 7 &+ index >> 8)) }
+        let same = try interface.exchange(bytes: bytes, with: target, port: UInt16(port))
+        Console.print("\(same) of \(count) bytes came back")
     }
 
     private func ping(_ words: [Text]) throws(Failure) {

@@ -151,6 +151,7 @@ struct Features: OptionSet {
     static let writeZeroes = Features(rawValue: 1 << 14)
 
     // Of network devices (§5.1.3).
+    static let checksum = Features(rawValue: 1 << 0)
     static let mtu = Features(rawValue: 1 << 3)
     static let macAddress = Features(rawValue: 1 << 5)
     static let mergeableBuffers = Features(rawValue: 1 << 15)
