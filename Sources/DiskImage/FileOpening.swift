@@ -28,6 +28,32 @@ func openFile(_ path: String, _ access: Int32, below directory: String? = nil) t
     }
 }
 
+/// Opens a regular file or a block device and locks it, as a reader or a writer does.
+///
+/// Nothing that is known of a file before the lock is held can be relied upon: whoever had it until then may have changed it, or have put another in its
+/// place. So what has the name now is the file that is locked, or it is opened anew; all else, its size first, is for the caller to ask for afterwards.
+func openLocked(
+    _ path: String, _ access: Int32, below directory: String? = nil, writable: Bool, locking: Bool = true
+) throws(DiskImageError) -> FileDescriptor {
+    for _ in 0..<maximumReplacements {
+        let file = try openFile(path, access, below: directory)
+        let status: stat
+        do throws(SystemCallError) {
+            try file.setNonBlocking(false)
+            status = try file.status()
+        } catch { throw .system(path: path, error) }
+        let kind = status.st_mode & S_IFMT
+        guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
+        guard locking else { return file }
+        try lockImage(file, path: path, writable: writable)
+        if ImageFile.Identity(ofPath: path) == ImageFile.Identity(status) { return file }
+    }
+    throw .locked(path: path, forWriting: true)
+}
+
+/// So often a file may be replaced between its opening and its lock: somebody does nothing else then.
+private let maximumReplacements = 100
+
 /// Somebody may have a lease on a file (fcntl(2)): the host's NFS or SMB server for a client, which has locks that nobody else sees yet. The kernel asks for it
 /// back, says EAGAIN so long, and takes it after `lease-break-time` (45 seconds, unless the host's administrator says otherwise).
 private func waitingForLease(_ open: () throws(SystemCallError) -> FileDescriptor) throws(SystemCallError) -> FileDescriptor {

@@ -58,14 +58,10 @@ struct ImageFile: ~Copyable, Sendable {
         // Where a remote disk can be used, it was asked for before.
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         let access = writable ? O_RDWR : O_RDONLY
-        let file = try openFile(path, access, below: directory)
-        let (status, size) = try asking(path) { () throws(SystemCallError) in
-            try file.setNonBlocking(false)
-            return (try file.status(), try file.size())
-        }
+        // Its size too is asked for under the lock: whoever had the file until then may have made it longer.
+        let file = try openLocked(path, access, below: directory, writable: writable, locking: locking)
+        let (status, size) = try asking(path) { () throws(SystemCallError) in (try file.status(), try file.size()) }
         let kind = status.st_mode & S_IFMT
-        guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
-        if locking { try lockImage(file, path: path, writable: writable) }
         let direct = try cache == .none ? openDirectly(file, access, path) : sparesCache ? try? openDirectly(file, access, path) : nil
 
         // 4 KiB satisfies every file system; a device says what it wants.

@@ -215,7 +215,7 @@ final class ConversionWork: @unchecked Sendable {
 }
 
 /// Threads that are waited for when this goes.
-private final class ThreadPool {
+final class ThreadPool {
     private var threads: [Slot] = []
 
     private final class Slot {

@@ -45,11 +45,11 @@ struct NewFile: ~Copyable {
         // Symbolic links are followed: the link stays, what it leads to is replaced.
         if unsafe stat(path, &status) == 0 {
             guard replacing else { throw .exists(path: path) }
-            let kind = status.st_mode & S_IFMT
-            guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile(path: path) }
-            let old = try openFile(path, O_RDWR)
-            try lockImage(old, path: path, writable: true)
-            if kind == S_IFBLK { deviceSize = try creating(path) { () throws(SystemCallError) in try old.size() } }
+            guard [S_IFREG, S_IFBLK].contains(status.st_mode & S_IFMT) else { throw .notAFile(path: path) }
+            let old = try openLocked(path, O_RDWR, writable: true)
+            // Of the one that is locked, which may be another by now.
+            status = try creating(path) { () throws(SystemCallError) in try old.status() }
+            if status.st_mode & S_IFMT == S_IFBLK { deviceSize = try creating(path) { () throws(SystemCallError) in try old.size() } }
             target = resolved(path) ?? path
             mode = status.st_mode & 0o777
             replaced = consume old
