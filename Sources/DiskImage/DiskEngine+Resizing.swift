@@ -113,7 +113,7 @@ extension DiskEngine {
                 return true
             }
             new.setSize(newSize)
-            new.clearBitmaps()
+            new.clearBitmaps(scan)
         }
         // What the disk does not have any more; a wish, as the mapping knows nothing of it.
         if image.hasDataFile { _ = try? dataFile.truncate(to: newSize) } else { try clearLastCluster(from: newSize) }
@@ -155,6 +155,8 @@ extension DiskEngine {
             if image.hasDataFile { try growDataFile(to: newSize) }
             try clear(oldSize..<newSize)
             if preallocation != .off { try setAside(oldSize..<newSize, preallocation) }
+            // Before the commit, which gives back what bitmaps took.
+            try clearAutoclearFeatures()
             try perform(.flush)
         } catch {
             // All of it is beyond the end of the disk, where nobody looks; its space is given back as far as that goes.
@@ -164,7 +166,6 @@ extension DiskEngine {
             throw error
         }
         do throws(DiskImageError) {
-            if image.header?.autoclearFeatures != 0 { try clearAutoclearFeatures() }
             var size = [UInt8](repeating: 0, count: 8)
             size.store(newSize, at: 0)
             try tableFile.write(size, at: 24)
@@ -202,10 +203,7 @@ extension DiskEngine {
     }
 
     private func clearAutoclearFeatures() throws(DiskImageError) {
-        let file = metadataFile
-        do throws(MetadataError) {
-            try image.withMetadata { qcow2 throws(MetadataError) in try qcow2.clearAutoclearFeatures(file) }
-        } catch {
+        do throws(MetadataError) { try image.prepareChange(shared.calls) } catch {
             throw error.asError(image.path, "pwrite")
         }
     }

@@ -60,7 +60,7 @@ extension DiskEngine {
             guard l1.count >= needed else { throw .invalid(path: scan.file.path, reason: "snapshot \(entry.snapshot.id) has no L1 table for its disk") }
             try new.setL1(l1)
             new.setSize(entry.snapshot.size)
-            new.clearBitmaps()
+            new.clearBitmaps(scan)
         }
     }
 
@@ -127,6 +127,7 @@ extension DiskEngine {
             throw failure ?? error
         }
         if let failure { throw failure }
+        image.reportLostBitmaps(new.lostBitmaps)
     }
 }
 

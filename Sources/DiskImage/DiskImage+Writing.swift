@@ -38,9 +38,10 @@ extension DiskImage {
 
     /// Comes before every change: what is no longer true once there was one.
     func prepareChange(_ calls: FileCalls) throws(MetadataError) {
-        try withMetadata { qcow2 throws(MetadataError) in
-            if qcow2.autoclearFeatures != 0 { try qcow2.clearAutoclearFeatures(metadataFile(0, calls)) }
+        let lost = try withMetadata { qcow2 throws(MetadataError) in
+            qcow2.autoclearFeatures == 0 ? nil : try qcow2.clearAutoclearFeatures(metadataFile(0, calls))
         }
+        if case let lost?? = lost { reportLostBitmaps(lost.names) }
         // An ID that links to this image keep, by which they would see that it has changed.
         let place = unsafe layers[0].contentIDPlace
         if place != 0 {

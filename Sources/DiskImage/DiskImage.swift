@@ -31,6 +31,8 @@ package import Linux
 
     /// The two sizes that the footer of a VHD has, and which was taken; nil of another format.
     public let vhdSizes: VHDSizes?
+    /// Hears in a sentence what has become of the image; on any thread.
+    let report: (@Sendable (String) -> Void)?
 
     /// As it was opened, for what is read anew when the metadata was replaced.
     private let metadataCacheSize: Int
@@ -129,6 +131,7 @@ package import Linux
         self.format = format
         isReadOnly = options.readOnly
         metadataCacheSize = options.metadataCacheSize
+        report = options.report
         repair = chain.repair
         vhdSizes = chain.vhdSizes
         clusterSize = unsafe chain.layers[0].qcow2?.header.clusterSize ?? chain.blockSize

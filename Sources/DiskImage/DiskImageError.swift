@@ -243,7 +243,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
 }
 
 /// Text that may come from an image, safe for a terminal: control characters and quotes are escaped, and what is longer than names are is cut.
-private func quoted(_ text: String) -> String {
+func quoted(_ text: String) -> String {
     let (text, rest) = text.utf8.count > 1024 ? (String(text.prefix(1024)), "…") : (text, "")
     return "\"" + text.unicodeScalars.map { $0 == "\"" ? $0.escaped(asASCII: true) : printable($0) }.joined() + rest + "\""
 }

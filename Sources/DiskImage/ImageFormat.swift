@@ -106,7 +106,7 @@ public struct DiskImageOptions: Sendable {
     /// Seconds for which requests wait for a remote disk's connection that was lost; nil for what its address says, or 10.
     public var reconnect: Int?
     public static let possibleReconnect = NBDLocation.possibleReconnect
-    /// Is told, in a sentence, what happens to a remote disk's connection; on any thread.
+    /// Hears, in a sentence, what happens to a remote disk's connection and what has become of the image; on any thread.
     public var report: (@Sendable (String) -> Void)?
     /// Which of the two sizes in a VHD's footer counts, of all VHDs of the chain; nil for the one that the file's maker goes by.
     public var vhdSize: VHDSize?

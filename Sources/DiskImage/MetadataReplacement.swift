@@ -22,6 +22,8 @@ struct MetadataReplacement: ~Copyable {
     private let releasesSpace: Bool
     /// Where the search for single clusters goes on.
     private var next: UInt64 = 1
+    /// The names of the bitmaps that the image has no more afterwards.
+    private(set) var lostBitmaps: [String] = []
     /// The header has been written: the image is the new one, as far as anybody can tell.
     private(set) var isCommitted = false
 
@@ -192,9 +194,12 @@ struct MetadataReplacement: ~Copyable {
 
     mutating func setSize(_ size: UInt64) { fields.store(size, at: 24) }
 
-    /// The disk is another one afterwards, of which the bitmaps say nothing.
-    mutating func clearBitmaps() {
-        if header.version >= 3 { fields.store(header.autoclearFeatures & header.keptAutoclearFeatures, at: 88) }
+    /// The disk is another one afterwards, of which the bitmaps say nothing: what they take is given back.
+    mutating func clearBitmaps(_ scan: borrowing QCOW2Scan) {
+        guard header.version >= 3 else { return }
+        fields.store(header.autoclearFeatures & header.keptAutoclearFeatures, at: 88)
+        for clusters in scan.bitmapClusters { counts.add(-1, to: clusters) }
+        lostBitmaps = scan.bitmapNames
     }
 
     // MARK: - The end
@@ -206,6 +211,8 @@ struct MetadataReplacement: ~Copyable {
         isCommitted = true
         try file.write(fields, at: 0)
         try file.synchronize()
+        // What the header says of them means nothing any more, which others would warn of.
+        if !lostBitmaps.isEmpty, let place = header.bitmaps?.lastExtension { try file.write([UInt8](repeating: 0, count: 8), at: place) }
         if releasesSpace { releaseSpace() }
     }
 

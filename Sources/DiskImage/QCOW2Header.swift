@@ -52,6 +52,8 @@ struct QCOW2Header: Equatable, Sendable {
         let offset: UInt64
         let size: UInt64
         let count: Int
+        /// Where the header's extension that says so begins, in a header that ends with it: zeroes there take it away. Else nil.
+        let lastExtension: UInt64?
     }
 
     var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
@@ -302,6 +304,7 @@ struct QCOW2Header: Equatable, Sendable {
             var rest = bytes
             // Images of version 2 may end their header without an end marker.
             while rest.count >= 8 {
+                let place = rest.startIndex
                 let type = rest.bigEndian32(at: 0)
                 let length = Int(rest.bigEndian32(at: 4))
                 if type == ExtensionType.end { return }
@@ -328,8 +331,11 @@ struct QCOW2Header: Equatable, Sendable {
                     encryption = (contents.bigEndian64(at: 0), contents.bigEndian64(at: 8))
                 case ExtensionType.bitmaps:
                     guard length >= 24 else { throw .invalid(path: path, reason: "an extension for bitmaps of \(length) bytes") }
+                    let next = rest.dropFirst(length + (8 - length % 8) % 8)
+                    let isLast = next.count < 8 || next.bigEndian32(at: 0) == ExtensionType.end
                     bitmaps = BitmapDirectory(
-                        offset: contents.bigEndian64(at: 16), size: contents.bigEndian64(at: 8), count: Int(contents.bigEndian32(at: 0)))
+                        offset: contents.bigEndian64(at: 16), size: contents.bigEndian64(at: 8), count: Int(contents.bigEndian32(at: 0)),
+                        lastExtension: isLast && place % 8 == 0 ? UInt64(place) : nil)
                 default:
                     break
                 }

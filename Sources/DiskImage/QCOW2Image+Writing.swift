@@ -322,15 +322,22 @@ extension QCOW2Image {
     }
 
     /// Before the first change: features that only those keep true who know them are switched off.
-    mutating func clearAutoclearFeatures(_ file: MetadataFile) throws(MetadataError) {
-        guard autoclearFeatures != 0 else { return }
+    /// - Returns: the bitmaps that the image has no more, if it had any. What they take is given back by the next commit.
+    mutating func clearAutoclearFeatures(_ file: MetadataFile) throws(MetadataError) -> LiveBitmaps? {
         let kept = autoclearFeatures & header.keptAutoclearFeatures
-        guard kept != autoclearFeatures else { return }
+        guard kept != autoclearFeatures else { return nil }
         var features = [UInt8](repeating: 0, count: 8)
         features.store(kept, at: 0)
         try file.write(features, at: 88)
         do throws(MetadataError) { try file.synchronize() } catch { throw note(error) }
         autoclearFeatures = kept
+        defer { bitmaps = nil }
+        if let bitmaps {
+            // What the header says of them means nothing any more, which others would warn of; it may be lost.
+            if let place = header.bitmaps?.lastExtension { _ = try? file.write([UInt8](repeating: 0, count: 8), at: place) }
+            for run in bitmaps.clusters { refcounts?.free(run, 0) }
+        }
+        return bitmaps
     }
 
     /// Has an image that was found damaged say so (incompatible feature bit 1, which version 2 does not have), and nothing be written any more.

@@ -39,6 +39,8 @@ internal import Linux
     /// Why nothing can be written any more, an errno value: what the host said to have stored it has lost.
     var failure: Int32 = 0
     var autoclearFeatures: UInt64
+    /// What the first change makes untrue.
+    var bitmaps: LiveBitmaps?
     /// The image says that it is damaged.
     var isMarked = false
 
@@ -64,8 +66,8 @@ internal import Linux
     ///   - size: bytes of the disk, if it is to have others than the header says; its L1 table has room for them.
     init(_ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false, snapshot: String? = nil, size: UInt64? = nil) throws(DiskImageError) {
         var header = try QCOW2Header(file)
-        let tables = TableFile(path: file.path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
-        let snapshots = try writable || snapshot != nil ? QCOW2SnapshotTable(header, tables, fileSize: file.size) : QCOW2SnapshotTable()
+        let tableFile = TableFile(path: file.path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
+        let snapshots = try writable || snapshot != nil ? QCOW2SnapshotTable(header, tableFile, fileSize: file.size) : QCOW2SnapshotTable()
         if let snapshot {
             guard let index = snapshots.index(of: snapshot) else { throw .noSnapshot(path: file.path, name: snapshot) }
             let entry = snapshots.entries[index]
@@ -111,8 +113,10 @@ internal import Linux
             // Those of snapshots are not written, and the guest's data is not to be in them either.
             for entry in snapshots.entries where entry.l1Offset <= file.size { protect(entry.l1Offset, UInt64(entry.l1Size) * 8) }
             refcounts = try Refcounts(header, file, metadata: metadata)
+            bitmaps = try LiveBitmaps(header, tableFile, fileSize: file.size)
         } else {
             refcounts = nil
+            bitmaps = nil
         }
         hasBacking = header.backingName != nil
         autoclearFeatures = header.autoclearFeatures

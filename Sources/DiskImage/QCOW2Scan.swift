@@ -22,6 +22,10 @@ struct QCOW2Scan: ~Copyable {
     /// L2 and L1 entries that cannot be right, by their place in the file, which zeroes would mend. An extended L2 entry has two words.
     private(set) var broken: [Broken] = []
 
+    /// What the image's bitmaps take, their directory and tables included, and their names.
+    private(set) var bitmapClusters: [Range<UInt64>] = []
+    private(set) var bitmapNames: [String] = []
+
     /// A snapshot's L1 table or a bitmap could not be looked at: more may be in use than was found.
     private(set) var isIncomplete = false
 
@@ -36,9 +40,6 @@ struct QCOW2Scan: ~Copyable {
     typealias L2Entry = QCOW2Image.L2Entry
 
     private static let maximumBroken = 1 << 20
-    /// The most bitmaps, and entries of a bitmap's table, as in QEMU.
-    private static let maximumBitmaps = 65535
-    private static let maximumBitmapEntries: UInt64 = 1 << 27
     private static let l1Reserved: UInt64 = 0x7f00_0000_0000_01ff
     private static let l2Reserved: UInt64 = 0x3f00_0000_0000_01fe
 
@@ -226,36 +227,34 @@ struct QCOW2Scan: ~Copyable {
         // Until all of it has been looked at.
         let wasIncomplete = isIncomplete
         isIncomplete = true
-        guard directory.offset & (clusterSize - 1) == 0, directory.size <= 64 << 20, directory.count <= Self.maximumBitmaps,
-            directory.offset <= fileSize, directory.size <= fileSize - directory.offset
-        else {
-            return report.error("a directory of \(directory.count) bitmaps, of \(directory.size) bytes at byte \(directory.offset)")
-        }
-        refer("the directory of bitmaps", at: directory.offset, directory.size)
-        let bytes = try file.read(Int(directory.size), at: directory.offset)
-        var rest = bytes[...], tableBytes: UInt64 = 0, isWhole = true
-        for _ in 0..<directory.count {
-            guard rest.count >= 24 else { return report.error("the directory of bitmaps ends before the last of them") }
-            let table = rest.bigEndian64(at: 0), count = UInt64(rest.bigEndian32(at: 8))
-            let length = (24 + Int(rest.bigEndian16(at: 18)) + Int(rest.bigEndian32(at: 20)) + 7) & ~7
-            rest = rest.dropFirst(length)
-            guard table & (clusterSize - 1) == 0, count <= Self.maximumBitmapEntries, table <= fileSize, count * 8 <= fileSize - table else {
-                report.error("a bitmap's table of \(count) entries at byte \(table)")
+        let found = try QCOW2BitmapDirectory(directory, header, file, fileSize: fileSize)
+        if let problem = found.problem { return report.error(problem) }
+        bitmapNames = found.entries.map(\.bitmap.name)
+        referToBitmap("the directory of bitmaps", at: directory.offset, directory.size)
+        var tableBytes: UInt64 = 0, isWhole = true
+        for entry in found.entries {
+            guard QCOW2BitmapDirectory.hasTable(entry, header, fileSize: fileSize) else {
+                report.error("a bitmap's table of \(entry.count) entries at byte \(entry.table)")
                 isWhole = false
                 continue
             }
-            refer("the table of a bitmap", at: table, count * 8)
+            referToBitmap("the table of a bitmap", at: entry.table, entry.count * 8)
             // Tables of their own have room in the file.
-            tableBytes += count * 8
+            tableBytes += entry.count * 8
             guard tableBytes <= fileSize else { return report.error("the tables of its bitmaps lie over each other") }
-            for start in stride(from: 0, to: count, by: 8192) {
-                for entry in try file.readTable(Int(min(8192, count - start)), at: table + start * 8) {
-                    let place = entry & L2Entry.offset
-                    if place != 0 { refer("a bitmap", at: place, clusterSize) }
-                }
-            }
+            try QCOW2BitmapDirectory.forEachPlace(entry, file) { place in referToBitmap("a bitmap", at: place, clusterSize) }
         }
         isIncomplete = wasIncomplete || !isWhole
+    }
+
+    private mutating func referToBitmap(_ what: String, at place: UInt64, _ length: UInt64) {
+        guard refer(what, at: place, length), length > 0 else { return }
+        let (first, count) = (place >> clusterBits, header.clusters(for: length))
+        if let last = bitmapClusters.last, last.upperBound == first {
+            bitmapClusters[bitmapClusters.count - 1] = last.lowerBound..<first + count
+        } else {
+            bitmapClusters.append(first..<first + count)
+        }
     }
 
     // MARK: - Comparing

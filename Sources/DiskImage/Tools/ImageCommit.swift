@@ -39,6 +39,7 @@ public struct ImageCommit: Sendable {
         var targetOptions = DiskImageOptions(format: format, cache: options.cache, locking: options.locking, dataFile: backingDataFile)
         targetOptions.readOnly = false
         targetOptions.sparesCache = true
+        targetOptions.report = options.report
         targetOptions.keys = options.keys(below: image)
         targetOptions.usesAllKeys = false
         let reader = try WindowReader(image, path, calls: calls)

@@ -63,6 +63,8 @@ public struct ImageInformation: Sendable, Equatable {
         public var dataFilePath: String?
         public var dataFileAllocated: UInt64?
         public var dataFileIsRaw: Bool
+        /// Those that the image says are true.
+        public var bitmaps: [DiskBitmap] = []
     }
 
     /// How an image is encrypted, in the words of dm-crypt and QEMU.
@@ -160,6 +162,11 @@ public struct ImageInformation: Sendable, Equatable {
         }
         let table = TableFile(path: path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
         snapshots = try QCOW2SnapshotTable(header, table, fileSize: file.size).entries.map(Snapshot.init)
+        if let place = header.bitmaps {
+            let directory = try QCOW2BitmapDirectory(place, header, table, fileSize: file.size)
+            if let problem = directory.problem { throw .invalid(path: path, reason: problem) }
+            qcow2?.bitmaps = directory.entries.map(\.bitmap)
+        }
     }
 
     /// The image and, by the names that they have, all those below it.

@@ -74,6 +74,7 @@ struct ImageBenchCommand: ParsableCommand {
         let result = try ImageTool.run { () throws(DiskImageError) in
             var bench = ImageBench(path: file)
             bench.options.format = format
+            bench.options.report = ImageTool.report
             bench.options.dataFile = data.dataFile
             vhd.apply(to: &bench.options)
             bench.options.keys = try keys.load()

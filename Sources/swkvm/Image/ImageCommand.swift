@@ -28,6 +28,9 @@ enum ImageTool {
     /// The status of a verb that could not do what was asked.
     static let failure: Int32 = 1
 
+    /// Has the user hear what becomes of an image, in a line on standard error.
+    static let report: @Sendable (String) -> Void = { StandardError().say($0) }
+
     /// Calls the library; its error is said in one line and ends the program with `status`.
     static func run<Answer: ~Copyable>(status: Int32 = failure, _ body: () throws(DiskImageError) -> Answer) throws -> Answer {
         do throws(DiskImageError) { return try body() } catch {

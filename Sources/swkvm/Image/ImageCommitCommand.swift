@@ -40,6 +40,7 @@ struct ImageCommitCommand: ParsableCommand {
         let backing = try ImageTool.run { () throws(DiskImageError) in
             var commit = ImageCommit(path: file)
             commit.options.format = format
+            commit.options.report = ImageTool.report
             commit.options.dataFile = data.dataFile
             commit.backingDataFile = backingDataFile
             commit.options.keys = try keys.load()

@@ -75,6 +75,7 @@ extension ImageInformation {
         lines.append("    compat: \(qcow2.compatibility.rawValue)")
         lines.append("    compression type: \(qcow2.compression)")
         if qcow2.compatibility == .version3 { lines.append("    lazy refcounts: \(qcow2.lazyRefcounts)") }
+        lines += qcow2.bitmapLines
         lines.append("    refcount bits: \(qcow2.refcountBits)")
         if let dataFile = qcow2.dataFile {
             let path = qcow2.dataFilePath.map { $0 == dataFile ? "" : " (actual path: \(ImageTool.printable($0)))" } ?? ""
@@ -98,7 +99,8 @@ extension ImageInformation {
                 ("type", "qcow2"),
                 ("data", .object([
                     ("compat", .string(qcow2.compatibility.rawValue)), ("compression-type", .string(qcow2.compression)),
-                    ("lazy-refcounts", isVersion3 ? .bool(qcow2.lazyRefcounts) : nil), ("refcount-bits", .number(UInt64(qcow2.refcountBits))),
+                    ("lazy-refcounts", isVersion3 ? .bool(qcow2.lazyRefcounts) : nil), ("bitmaps", qcow2.bitmaps.isEmpty ? nil : .array(qcow2.bitmaps.map(\.json))),
+                    ("refcount-bits", .number(UInt64(qcow2.refcountBits))),
                     ("data-file", qcow2.dataFile.map(JSON.string)), ("data-file-actual-size", qcow2.dataFileAllocated.map(JSON.number)), ("data-file-raw", qcow2.dataFile == nil ? nil : .bool(qcow2.dataFileIsRaw)),
                     ("encrypt", encryption?.json),
                     ("corrupt", isVersion3 ? .bool(qcow2.isCorrupt) : nil), ("extended-l2", isVersion3 ? .bool(qcow2.extendedL2) : nil),
@@ -119,6 +121,26 @@ extension ImageInformation {
             ("backing-filename-format", backing?.format.map(JSON.string)), ("snapshots", snapshots.isEmpty ? nil : .array(snapshots.map(\.json))),
             ("format-specific", specific),
         ])
+    }
+}
+
+extension ImageInformation.QCOW2 {
+    /// The persistent bitmaps as qemu-img lists them.
+    fileprivate var bitmapLines: [String] {
+        guard !bitmaps.isEmpty else { return [] }
+        return ["    bitmaps:"] + bitmaps.enumerated().flatMap { number, bitmap in
+            ["        [\(number)]:", "            flags:"] + bitmap.flags.enumerated().map { "                [\($0)]: \($1)" }
+                + ["            name: \(ImageTool.printable(bitmap.name))", "            granularity: \(bitmap.granularity)"]
+        }
+    }
+}
+
+extension DiskBitmap {
+    /// In qemu-img's words and order.
+    fileprivate var flags: [String] { (isInUse ? ["in-use"] : []) + (isAutomatic ? ["auto"] : []) }
+
+    fileprivate var json: JSON {
+        .object([("flags", .array(flags.map(JSON.string))), ("name", .string(name)), ("granularity", .number(granularity))])
     }
 }
 

@@ -59,6 +59,7 @@ struct ImageRebaseCommand: ParsableCommand {
         try ImageTool.run { () throws(DiskImageError) in
             var rebase = ImageRebase(path: file)
             rebase.options.format = format
+            rebase.options.report = ImageTool.report
             rebase.options.dataFile = data.dataFile
             vhd.apply(to: &rebase.options)
             rebase.options.keys = try keys.load()

@@ -90,6 +90,7 @@ struct ImageResizeCommand: ParsableCommand {
             var options = DiskImageOptions(format: format, dataFile: data.dataFile)
             options.keys = try keys.load()
             vhd.apply(to: &options)
+            options.report = ImageTool.report
             // The rest of a last cluster is made zeroes.
             var engine = try DiskEngine(DiskImage(path: file, options: options), depth: 1)
             let old = engine.image.size

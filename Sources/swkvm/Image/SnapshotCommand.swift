@@ -33,6 +33,7 @@ struct ImageSnapshotCommand: ParsableCommand {
             var options = DiskImageOptions(format: .qcow2, readOnly: readOnly, locking: !forceShare, dataFile: data.dataFile)
             // Only tables change.
             options.opensData = false
+            options.report = ImageTool.report
             return try DiskEngine(DiskImage(path: file, options: options), depth: 1)
         }
     }
