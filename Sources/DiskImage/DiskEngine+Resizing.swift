@@ -90,33 +90,43 @@ extension DiskEngine {
 
     private mutating func shrink(to newSize: UInt64) throws(DiskImageError) {
         try requireSizedSnapshots()
+        var hasRest = false
         try replaceMetadata { (new, scan) throws(DiskImageError) in
-            let header = scan.header
-            let tableCover = UInt64(header.clusterBits + header.l2Bits)
-            let kept = Int(header.l1Entries(for: newSize))
-            let old = try scan.file.readL1(header, scan.fileSize)
-            try new.refer(Array(old[min(kept, old.count)...]), -1)
-            var l1 = Array(old.prefix(max(1, kept)))
-            if kept == 0 { l1 = [0] }
-            // Of the last table the entries of clusters that are beyond the end in full.
-            let last = newSize >> tableCover
-            let firstGone = Int(header.clusters(for: newSize & ((1 << tableCover) - 1)))
-            let isPartial = newSize & ((1 << tableCover) - 1) != 0
-            if isPartial, l1[Int(last)] & QCOW2Image.L1Entry.offset != 0 {
-                let table = try scan.file.readTable(Int(header.clusterSize / 8), at: l1[Int(last)] & QCOW2Image.L1Entry.offset)
-                try new.refer(table: table, from: firstGone, -1)
-            }
-            let words = header.hasExtendedL2 ? 2 : 1
-            try new.setL1(l1) { index, entries in
-                guard isPartial, index == Int(last), entries[(firstGone * words)...].contains(where: { $0 != 0 }) else { return false }
-                for place in firstGone * words..<entries.count { entries[place] = 0 }
-                return true
-            }
-            new.setSize(newSize)
-            new.clearBitmaps(scan)
+            try Self.shrink(&new, scan, to: newSize)
+        } inPlace: { (reduction, scan) throws(DiskImageError) in
+            hasRest = try reduction.shrink(to: newSize, scan)
         }
+        // The space that has been given back may be enough for a table that was not the disk's alone. What stays in it nobody sees.
+        if hasRest { _ = try? replaceMetadata { (new, scan) throws(DiskImageError) in try Self.shrink(&new, scan, to: newSize) } }
         // What the disk does not have any more; a wish, as the mapping knows nothing of it.
         if image.hasDataFile { _ = try? dataFile.truncate(to: newSize) } else { try clearLastCluster(from: newSize) }
+    }
+
+    /// The metadata of a disk that ends earlier.
+    private static func shrink(_ new: inout MetadataReplacement, _ scan: borrowing QCOW2Scan, to newSize: UInt64) throws(DiskImageError) {
+        let header = scan.header
+        let tableCover = UInt64(header.clusterBits + header.l2Bits)
+        let kept = Int(header.l1Entries(for: newSize))
+        let old = try scan.file.readL1(header, scan.fileSize)
+        try new.refer(Array(old[min(kept, old.count)...]), -1)
+        var l1 = Array(old.prefix(max(1, kept)))
+        if kept == 0 { l1 = [0] }
+        // Of the last table the entries of clusters that are beyond the end in full.
+        let last = newSize >> tableCover
+        let firstGone = Int(header.clusters(for: newSize & ((1 << tableCover) - 1)))
+        let isPartial = newSize & ((1 << tableCover) - 1) != 0
+        if isPartial, l1[Int(last)] & QCOW2Image.L1Entry.offset != 0 {
+            let table = try scan.file.readTable(Int(header.clusterSize / 8), at: l1[Int(last)] & QCOW2Image.L1Entry.offset)
+            try new.refer(table: table, from: firstGone, -1)
+        }
+        let words = header.hasExtendedL2 ? 2 : 1
+        try new.setL1(l1) { index, entries in
+            guard isPartial, index == Int(last), entries[(firstGone * words)...].contains(where: { $0 != 0 }) else { return false }
+            for place in firstGone * words..<entries.count { entries[place] = 0 }
+            return true
+        }
+        new.setSize(newSize)
+        new.clearBitmaps(scan)
     }
 
     /// Makes what the last cluster has beyond the end zeroes, as others who make the disk longer may show it. A wish too: nothing that belongs to the

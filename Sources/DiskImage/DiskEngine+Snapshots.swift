@@ -79,6 +79,14 @@ extension DiskEngine {
                 throw .invalid(path: scan.file.path, reason: "two snapshots are the same")
             }
             try new.setSnapshots(table)
+        } inPlace: { (reduction, scan) throws(DiskImageError) in
+            do throws(DiskImageError) { try reduction.remove(try scan.snapshot(word), scan) } catch {
+                guard error.isOutOfSpace, !reduction.isCommitted else { throw error }
+                throw .snapshot(
+                    path: scan.file.path, name: word,
+                    reason: "its file system is full, and the list of the other snapshots needs a new place: free \(scan.header.clusterSize) bytes there, "
+                        + "or delete the newest snapshot first, which needs none")
+            }
         }
     }
 
@@ -96,8 +104,10 @@ extension DiskEngine {
     }
 
     /// Makes everything durable, has `body` prepare new metadata, puts that in place and goes on with it. What is damaged is not touched.
+    /// - Parameter inPlace: does the same in a file system that has no room for new metadata.
     mutating func replaceMetadata(
-        _ body: (inout MetadataReplacement, borrowing QCOW2Scan) throws(DiskImageError) -> Void
+        _ body: (inout MetadataReplacement, borrowing QCOW2Scan) throws(DiskImageError) -> Void,
+        inPlace: ((inout MetadataReduction, borrowing QCOW2Scan) throws(DiskImageError) -> Void)? = nil
     ) throws(DiskImageError) {
         precondition(inFlight == 0)
         guard let header = image.header else { throw .request(path: image.path, SystemCallError("snapshot", errno: EINVAL)) }
@@ -110,16 +120,28 @@ extension DiskEngine {
             throw .notWritable(path: image.path, reason: "it has \(scan.report.errors) errors: swkvm image check --repair all")
         }
         var new = try MetadataReplacement(scan)
-        var failure: DiskImageError?
+        var failure: DiskImageError?, isCommitted = false, lostBitmaps: [String] = []
         do throws(DiskImageError) {
             try body(&new, scan)
             try new.commit()
+            lostBitmaps = new.lostBitmaps
         } catch {
             failure = error
-            if !new.isCommitted { new.abandon() }
+        }
+        isCommitted = new.isCommitted
+        if failure != nil, !isCommitted { new.abandon() }
+        if let error = failure, !isCommitted, error.isOutOfSpace, let inPlace {
+            var reduction = MetadataReduction(scan)
+            do throws(DiskImageError) {
+                try inPlace(&reduction, scan)
+                lostBitmaps = reduction.lostBitmaps
+                failure = nil
+            } catch { failure = error }
+            isCommitted = reduction.isCommitted
+            if failure == nil { giveBack() }
         }
         do throws(DiskImageError) {
-            if new.isCommitted, let failure { throw failure }
+            if isCommitted, let failure { throw failure }
             try image.reload()
         } catch {
             // What the file has nobody knows: nothing that is written could be relied upon.
@@ -127,7 +149,17 @@ extension DiskEngine {
             throw failure ?? error
         }
         if let failure { throw failure }
-        image.reportLostBitmaps(new.lostBitmaps)
+        image.reportLostBitmaps(lostBitmaps)
+    }
+
+    /// After a change in place: what is counted and not used any more is given back. What cannot be is lost space, which a repair finds.
+    private func giveBack() {
+        do throws(DiskImageError) {
+            var check = QCOW2Check(header: try image.readHeader(), file: tableFile)
+            _ = try check.run(.leaks)
+        } catch {
+            image.report?("\(error); the change was made, and clusters that are not used any more are left: swkvm image check --repair leaks")
+        }
     }
 }
 

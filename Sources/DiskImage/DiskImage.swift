@@ -281,6 +281,13 @@ package import Linux
 
     var isRegularFile: Bool { unsafe layers[0].file.isRegular }
 
+    /// The header of the topmost image as the file has it now.
+    func readHeader() throws(DiskImageError) -> QCOW2Header {
+        // `layers[0]` is there in every image.
+        try unsafe layers[0].file.measure()
+        return try unsafe QCOW2Header(layers[0].file)
+    }
+
     /// Reads the topmost image's metadata anew, which somebody has replaced in the file. What could not be written any more cannot be afterwards.
     /// - Parameter size: bytes of the disk, if it is not yet what the file says.
     func reload(size newSize: UInt64? = nil) throws(DiskImageError) {

@@ -216,9 +216,18 @@ struct MetadataReplacement: ~Copyable {
         if releasesSpace { releaseSpace() }
     }
 
-    /// Nothing of what was written is the image's: where the file ended, it ends.
+    /// Nothing of what was written is the image's: where the file ended, it ends, and what was free takes no space.
     func abandon() {
         _ = try? file.truncate(to: fileSize)
+        var written: Range<UInt64> = 0..<0
+        for cluster in 0..<min(counts.end, header.clusters(for: fileSize)) where counts[cluster] != 0 && oldCounts[cluster] == 0 {
+            if written.upperBound != cluster {
+                if !written.isEmpty { file.file.punch(written.lowerBound << clusterBits, UInt64(written.count) << clusterBits) }
+                written = cluster..<cluster
+            }
+            written = written.lowerBound..<cluster + 1
+        }
+        if !written.isEmpty { file.file.punch(written.lowerBound << clusterBits, UInt64(written.count) << clusterBits) }
     }
 
     /// The counts of every cluster that is to be, in new blocks with a new table.
@@ -269,18 +278,10 @@ struct MetadataReplacement: ~Copyable {
 
     /// The counts of `count` clusters in the file's form.
     private func encoded(_ first: UInt64, _ count: UInt64) -> [UInt8] {
-        let order = header.refcountOrder
         var bytes = [UInt8](repeating: 0, count: Int(header.clusterSize))
         for index in 0..<Int(min(count, counts.end - first)) {
             let value = counts[first + UInt64(index)]
-            if value == 0 { continue }
-            if order < 3 {
-                let bit = index << order
-                bytes[bit / 8] |= UInt8(truncatingIfNeeded: value << UInt32(bit % 8))
-            } else {
-                let width = 1 << (order - 3)
-                for byte in 0..<min(4, width) { bytes[(index + 1) * width - 1 - byte] = UInt8(truncatingIfNeeded: value >> UInt32(8 * byte)) }
-            }
+            if value != 0 { header.store(count: UInt64(value), index, in: &bytes) }
         }
         return bytes
     }

@@ -102,8 +102,9 @@ struct QCOW2Check {
             if repair == .all || report.errors == 0 { try new.setL1(try file.readL1(header, scan.fileSize)) }
             try new.commit()
         } catch {
-            if !new.isCommitted { new.abandon() }
-            throw error
+            guard !new.isCommitted else { throw error }
+            new.abandon()
+            guard error.isOutOfSpace, try repairInPlace(scan, repair) else { throw error }
         }
         return true
     }

@@ -97,6 +97,8 @@ extension DiskEngine {
                 let l1 = try scan.file.readL1(scan.header, scan.fileSize)
                 try new.refer(l1, -1)
                 try new.setL1([UInt64](repeating: 0, count: l1.count))
+            } inPlace: { (reduction, _) throws(DiskImageError) in
+                try reduction.removeContents()
             }
         }
     }
