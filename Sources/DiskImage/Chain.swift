@@ -65,7 +65,8 @@ internal import Linux
         guard format == .qcow2 else { return try openBlocks(file, format, options, writable: writable) }
         if writable { repair = try DiskImage.repairIfDirty(&file) }
         let qcow2 = try QCOW2Image(
-            file, metadataCacheSize: options.metadataCacheSize, writable: writable, snapshot: count == 0 ? options.snapshot : nil)
+            file, metadataCacheSize: options.metadataCacheSize, writable: writable, snapshot: count == 0 ? options.snapshot : nil,
+            salvaging: options.salvages && !writable)
         let header = qcow2.header
         let dataFile = try openDataFile(header, file, options, writable: writable)
         let cipher = try openCipher(header, file, options, writable: writable)

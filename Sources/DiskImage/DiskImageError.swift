@@ -143,6 +143,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(of)), extent: \(error)"
         case .truncated(let path, let what, let needed, let size):
             "disk \(quoted(path)): truncated: \(what) ends at byte \(needed), the file at \(size)"
+                + (["the snapshot table", "the L1 table", "the refcount table"].contains(what)
+                    ? "; swkvm image convert --salvage reads what is left, swkvm image check --repair all gives up what is missing" : "")
         case .invalid(let path, let reason):
             "disk \(quoted(path)): damaged or not made by a correct program: \(reason)"
         case .unsupported(let path, let feature):

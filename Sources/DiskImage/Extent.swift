@@ -50,6 +50,7 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
     case clusterInMetadata(offset: UInt64)
     case tableCountedAsFree(offset: UInt64)
     case clusterMisplaced(offset: UInt64)
+    case entryMissing
     case blockTableBeyondEnd(offset: UInt64)
     case blockBeyondEnd(offset: UInt64)
     case blockInMetadata(offset: UInt64)
@@ -70,6 +71,7 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
         case .l2TableBeyondEnd(let offset): "an L2 table at byte \(offset), beyond the end of the file"
         case .clusterMisaligned(let offset): "a data cluster at byte \(offset), not the start of a cluster"
         case .clusterBeyondEnd(let offset): "a data cluster at byte \(offset), beyond the end of the file"
+        case .entryMissing: "the end of the file is before that of a table"
         case .zeroFlagInVersion2: "a zero cluster in an image of version 2"
         case .subclusterBothZeroAndAllocated: "a subcluster that is both zero and allocated"
         case .compressedClusterBroken(let offset): "a compressed cluster at byte \(offset) that does not decompress"

@@ -97,6 +97,8 @@ public struct DiskImageOptions: Sendable {
     var sparesCache = false
     /// Whether backing files are opened at all: a tool that looks at one image, or gives it another, does without.
     var followsBacking = true
+    /// Read what is left of a damaged image: what its file ends before is met as damage, where it is met.
+    var salvages = false
     /// The most bytes of L2 tables kept in memory, for each qcow2 image of the chain. No more is taken than the disk needs.
     public var metadataCacheSize: Int
     /// The id or name of a qcow2 image's internal snapshot to open in place of the current state, which only a reader can.

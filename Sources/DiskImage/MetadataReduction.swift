@@ -28,6 +28,8 @@ struct MetadataReduction: ~Copyable {
     private static let sector = 512
     /// What file systems give and take back at once.
     private static let page = 4096
+    /// Clusters that are looked at for a new place of the table.
+    private static let maximumCandidates = 1 << 16
     /// Bytes of a table that are looked at together.
     private static let pieceSize = 64 << 10
 
@@ -76,10 +78,63 @@ struct MetadataReduction: ~Copyable {
                 // stored as a whole or not at all.
                 try file.write(Array(bytes[start...]), at: header.snapshotTableOffset + UInt64(start))
             } else {
-                fields.store(try place(table.encoded(), scan), at: 64)
+                fields.store(try replaceTable(table.encoded(), at: start, entry, scan), at: 64)
             }
         }
         try commit(fields)
+    }
+
+    /// Writes the table of the other snapshots to another place: to free clusters or, if the host has no room there, to
+    /// clusters that the snapshot has alone. Those can be had once its entry says that it has nothing: if the power
+    /// fails just then the snapshot is still listed, cannot be read any more, and can be deleted again.
+    /// - Parameter start: where in the old table the snapshot's entry begins.
+    /// - Returns: the place.
+    private mutating func replaceTable(
+        _ bytes: [UInt8], at start: Int, _ entry: QCOW2SnapshotTable.Entry, _ scan: borrowing QCOW2Scan
+    ) throws(DiskImageError) -> UInt64 {
+        do throws(DiskImageError) { return try place(bytes, scan) } catch {
+            guard error.isOutOfSpace, let own = try ownPlace(of: entry, for: bytes.count, scan) else { throw error }
+            try file.synchronize()
+            isCommitted = true
+            // The number of its L1 entries.
+            try file.write([0, 0, 0, 0], at: header.snapshotTableOffset + UInt64(start + 8))
+            try file.synchronize()
+            try file.write(bytes, at: own)
+            return own
+        }
+    }
+
+    /// Neighbouring clusters that a snapshot has alone, and the host blocks for; nil if there are not as many.
+    private func ownPlace(
+        of entry: QCOW2SnapshotTable.Entry, for bytes: Int, _ scan: borrowing QCOW2Scan
+    ) throws(DiskImageError) -> UInt64? {
+        let l1 = entry.l1Offset >> clusterBits
+        var clusters = Array(l1..<l1 + header.clusters(for: UInt64(entry.l1Size) * 8))
+        for entry in try file.readL1(entry.l1Offset, entry.l1Size, fileSize) {
+            let table = entry & QCOW2Image.L1Entry.offset
+            guard table != 0, scan.counts[table >> clusterBits] == 1, clusters.count < Self.maximumCandidates else {
+                continue
+            }
+            clusters.append(table >> clusterBits)
+            let words = header.hasExtendedL2 ? 2 : 1
+            let entries = try file.readTable(Int(header.clusterSize / 8), at: table)
+            for place in stride(from: 0, to: entries.count, by: words)
+            where entries[place] & QCOW2Image.L2Entry.compressed == 0 && entries[place] & QCOW2Image.L2Entry.offset != 0
+            {
+                clusters.append((entries[place] & QCOW2Image.L2Entry.offset) >> clusterBits)
+            }
+        }
+        let wanted = header.clusters(for: UInt64(bytes))
+        var run: Range<UInt64> = 0..<0
+        for cluster in clusters.sorted() where scan.counts[cluster] == 1 && scan.references[cluster] == 1 {
+            if run.upperBound != cluster { run = cluster..<cluster }
+            run = run.lowerBound..<cluster + 1
+            guard UInt64(run.count) >= wanted else { continue }
+            let place = (run.upperBound - wanted) << clusterBits
+            let hole = lseek(file.file.number, off_t(truncatingIfNeeded: place), CLINUX_SEEK_HOLE)
+            if hasData(place), hole >= off_t(truncatingIfNeeded: place) + off_t(bytes) { return place }
+        }
+        return nil
     }
 
     /// Writes bytes to clusters of their own, which are counted when this returns.

@@ -20,7 +20,7 @@ extension DiskImage {
     static func check(
         _ file: borrowing ImageFile, _ repair: CheckReport.Repair?, _ options: DiskImageOptions = DiskImageOptions(), calls: FileCalls
     ) throws(DiskImageError) -> CheckReport {
-        let header = try QCOW2Header(file)
+        let header = try QCOW2Header(file, allowingCut: true)
         let dataFile = try file.openStatedDataFile(header, options)
         let dataSize: UInt64? =
             switch dataFile {
@@ -91,7 +91,10 @@ struct QCOW2Check {
     private func repair(_ scan: borrowing QCOW2Scan, _ repair: CheckReport.Repair, mendsEntries: Bool) throws(DiskImageError) -> Bool {
         let report = scan.report
         if report.isSound { return false }
-        if repair == .all, !scan.broken.isEmpty { return mendsEntries ? try mend(scan) : false }
+        if repair == .all, scan.hasLosses || !scan.broken.isEmpty {
+            guard mendsEntries else { return false }
+            return try scan.hasLosses ? dropLosses(scan) : mend(scan)
+        }
         guard repair == .all || report.leaks > 0 else { return false }
         // Space that nothing is known to use is given back only if all that could use it is known.
         let raises = (0..<scan.references.end).contains { scan.references[$0] > scan.counts[$0] }

@@ -101,7 +101,9 @@ struct QCOW2Header: Equatable, Sendable {
     static let maximumBackingName = 1023
 
     /// Reads and checks the header of a file.
-    init(_ file: borrowing ImageFile) throws(DiskImageError) {
+    /// - Parameter allowingCut: whether the file may end before the tables do, for who wants what is left of it. Of the L1 table, without which there is
+    ///   nothing, the beginning has to be there.
+    init(_ file: borrowing ImageFile, allowingCut: Bool = false) throws(DiskImageError) {
         let path = file.path
         func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
             if !condition { throw .invalid(path: path, reason: reason()) }
@@ -204,7 +206,7 @@ struct QCOW2Header: Equatable, Sendable {
         let refcountClusters = UInt64(fixed.bigEndian32(at: 56))
         try require(refcountOffset & (clusterSize - 1) == 0, "a refcount table at byte \(refcountOffset), not the start of a cluster")
         try require(refcountClusters * clusterSize <= 8 << 20, "a refcount table of \(refcountClusters) clusters")
-        try Self.requireTable("the refcount table", at: refcountOffset, size: refcountClusters * clusterSize, file)
+        if !allowingCut { try Self.requireTable("the refcount table", at: refcountOffset, size: refcountClusters * clusterSize, file) }
         refcountTableOffset = refcountOffset
         refcountTableClusters = Int(refcountClusters)
 
@@ -218,7 +220,8 @@ struct QCOW2Header: Equatable, Sendable {
             backingName = nil
         }
         backingFormat = extensions.backingFormat
-        try map(fixed.bigEndian64(at: 24), fixed.bigEndian64(at: 40), entries: UInt64(fixed.bigEndian32(at: 36)), "the L1 table", file)
+        try map(
+            fixed.bigEndian64(at: 24), fixed.bigEndian64(at: 40), entries: UInt64(fixed.bigEndian32(at: 36)), "the L1 table", file, allowingCut: allowingCut)
         if case .luks(let offset, let length) = encryption {
             for (what, start, size) in [("L1", l1Offset, UInt64(l1TableSize) * 8), ("refcount", refcountOffset, refcountClusters * clusterSize)] {
                 try require(start >= offset + length || start + size <= offset, "its LUKS header and its \(what) table in the same place")
@@ -227,7 +230,7 @@ struct QCOW2Header: Equatable, Sendable {
     }
 
     /// Has the disk be what a table says, whose place and length come from the image: that of the header, or of a snapshot.
-    mutating func map(_ size: UInt64, _ l1Offset: UInt64, entries: UInt64, _ what: String, _ file: borrowing ImageFile) throws(DiskImageError) {
+    mutating func map(_ size: UInt64, _ l1Offset: UInt64, entries: UInt64, _ what: String, _ file: borrowing ImageFile, allowingCut: Bool = false) throws(DiskImageError) {
         func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
             if !condition { throw .invalid(path: file.path, reason: reason()) }
         }
@@ -237,7 +240,11 @@ struct QCOW2Header: Equatable, Sendable {
         try require(needed <= entries, "an L1 table of \(entries) entries for a disk that needs \(needed)")
         try require(entries * 8 <= UInt64(Self.maximumL1Size), "an L1 table of \(entries) entries")
         try require(l1Offset & (clusterSize - 1) == 0, "an L1 table at byte \(l1Offset), not the start of a cluster")
-        try Self.requireTable(what, at: l1Offset, size: needed * 8, file)
+        if allowingCut {
+            try Self.requireTable("the beginning of \(what)", at: l1Offset, size: min(needed, 1) * 8, file)
+        } else {
+            try Self.requireTable(what, at: l1Offset, size: needed * 8, file)
+        }
         self.size = size
         self.l1Offset = l1Offset
         l1Count = Int(needed)
@@ -262,6 +269,9 @@ struct QCOW2Header: Equatable, Sendable {
         refcountTableClusters = Int(fields.bigEndian32(at: 56))
         snapshotCount = Int(fields.bigEndian32(at: 60))
         snapshotTableOffset = fields.bigEndian64(at: 64)
+        guard version >= 3 else { return }
+        autoclearFeatures = fields.bigEndian64(at: 88)
+        if autoclearFeatures & Autoclear.bitmaps == 0 { bitmaps = nil }
     }
 
     /// L1 entries that a disk of `size` bytes needs.

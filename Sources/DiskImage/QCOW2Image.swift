@@ -14,6 +14,8 @@ internal import Linux
 
     /// Bytes that the file has, or will have when what is allocated has been written.
     private(set) var fileSize: UInt64
+    /// What is missing at the end of the file is damage, where it is met.
+    let isSalvaging: Bool
     /// How long it really is, once it was made longer ahead of what is written.
     var grownSize: UInt64
     /// `header.l1Count` entries, in the file's byte order.
@@ -64,14 +66,17 @@ internal import Linux
     /// - Parameters:
     ///   - snapshot: whose id or name has the state that is read in place of the current one.
     ///   - size: bytes of the disk, if it is to have others than the header says; its L1 table has room for them.
-    init(_ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false, snapshot: String? = nil, size: UInt64? = nil) throws(DiskImageError) {
-        var header = try QCOW2Header(file)
+    ///   - salvaging: whether a file that was cut short is opened all the same, for what is left of it to be read.
+    init(
+        _ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false, snapshot: String? = nil, size: UInt64? = nil, salvaging: Bool = false
+    ) throws(DiskImageError) {
+        var header = try QCOW2Header(file, allowingCut: salvaging)
         let tableFile = TableFile(path: file.path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
-        let snapshots = try writable || snapshot != nil ? QCOW2SnapshotTable(header, tableFile, fileSize: file.size) : QCOW2SnapshotTable()
+        let snapshots = try writable || snapshot != nil ? QCOW2SnapshotTable(header, tableFile, fileSize: file.size, allowingCut: salvaging) : QCOW2SnapshotTable()
         if let snapshot {
             guard let index = snapshots.index(of: snapshot) else { throw .noSnapshot(path: file.path, name: snapshot) }
             let entry = snapshots.entries[index]
-            try header.map(entry.snapshot.size, entry.l1Offset, entries: UInt64(entry.l1Size), "the L1 table of snapshot \(entry.snapshot.id)", file)
+            try header.map(entry.snapshot.size, entry.l1Offset, entries: UInt64(entry.l1Size), "the L1 table of snapshot \(entry.snapshot.id)", file, allowingCut: salvaging)
         }
         if let size { try header.map(size, header.l1Offset, entries: UInt64(header.l1TableSize), "the L1 table", file) }
         let entrySize = header.hasExtendedL2 ? 16 : 8
@@ -87,8 +92,11 @@ internal import Linux
         // The compressed form is at most two clusters long, by the width of its length field.
         let clusters = try cache(3 * clusterSize, 8, file.path)
         guard let decompressor = Decompressor(header.compression) else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
-        // The mapping has room for the entries, and the header's check has found them in the file.
-        try unsafe file.read("the L1 table", into: UnsafeMutableRawBufferPointer(start: l1.start, count: header.l1Count * 8), at: header.l1Offset)
+        // The header's check has found the entries in the file, or, of one that is salvaged, the first of them.
+        let there = Int(min(UInt64(header.l1Count), (file.size - min(file.size, header.l1Offset)) / 8))
+        try unsafe file.read("the L1 table", into: UnsafeMutableRawBufferPointer(start: l1.start, count: there * 8), at: header.l1Offset)
+        // The mapping has room for all entries.
+        for index in there..<header.l1Count { unsafe l1.start.storeBytes(of: Self.missingEntry.bigEndian, toByteOffset: index * 8, as: UInt64.self) }
 
         if writable {
             try header.requireWritable(file.path)
@@ -120,8 +128,10 @@ internal import Linux
         }
         hasBacking = header.backingName != nil
         autoclearFeatures = header.autoclearFeatures
-        fileSize = file.size
+        // The start of a table that the end of the file cuts is there.
+        fileSize = salvaging ? header.clusters(for: file.size) << UInt64(header.clusterBits) : file.size
         grownSize = file.size
+        isSalvaging = salvaging
         self.header = header
         self.sliceBits = sliceBits
         self.l1 = l1
@@ -173,8 +183,10 @@ internal import Linux
 
     /// The slice of the L2 table at `table`, which is not 0, for an offset.
     mutating func slice(_ offset: UInt64, table: UInt64) -> Slice {
-        guard table & (header.clusterSize - 1) == 0 else { return .not(damaged(.l2TableMisaligned(offset: table), at: offset)) }
-        guard table <= fileSize, header.clusterSize <= fileSize - table else { return .not(damaged(.l2TableBeyondEnd(offset: table), at: offset)) }
+        guard table & (header.clusterSize - 1) == 0 else { return .not(damaged(missing(table) ?? .l2TableMisaligned(offset: table), at: offset)) }
+        guard table <= fileSize, header.clusterSize <= fileSize - table else {
+            return .not(damaged(missing(table) ?? .l2TableBeyondEnd(offset: table), at: offset))
+        }
         let slice = sliceNumber(offset)
         switch l2Slices.find(slice) {
         case .ready(let entries): return unsafe .entries(entries)
@@ -198,7 +210,9 @@ internal import Linux
         switch load.kind {
         case .l2Slice:
             // Its place was inside the file at open, so a short one means that somebody cut the file since.
-            if error == 0, bytes < load.length { error = EIO }
+            if error == 0, bytes < load.length {
+                if isSalvaging { markMissing(load, from: bytes) } else { error = EIO }
+            }
             l2Slices.finish(load.slot, error: error)
         case .compressedCluster:
             if error == 0, !(load.isIntact ?? decompress(load, bytes)) {
@@ -320,12 +334,15 @@ internal import Linux
         let place = entry & L2Entry.offset
         // A file of its own has the guest's data from its first byte on.
         if place == 0, !header.hasDataFile || entry & L2Entry.copied == 0 { return .unallocated }
-        guard place & (header.clusterSize - 1) == 0 else { return .damaged(.clusterMisaligned(offset: place)) }
+        guard place & (header.clusterSize - 1) == 0 else { return .damaged(missing(place) ?? .clusterMisaligned(offset: place)) }
         if header.hasDataFile { return .data(place) }
         // The last cluster of the file may be cut short, what is missing reads as zeroes; none starts beyond the end.
-        guard place < fileSize else { return .damaged(.clusterBeyondEnd(offset: place)) }
+        guard place < fileSize else { return .damaged(missing(place) ?? .clusterBeyondEnd(offset: place)) }
         return .data(place)
     }
+
+    /// Of an entry that cannot be right: whether it is because there is none.
+    private func missing(_ place: UInt64) -> ImageDamage? { isSalvaging && place == Self.missingEntry ? .entryMissing : nil }
 
     private mutating func compressed(_ entry: UInt64, _ offset: UInt64, _ length: UInt64) -> Extent {
         let (place, sectorLength) = header.compressedRange(entry)
@@ -347,7 +364,8 @@ internal import Linux
     }
 
     mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> Extent {
-        if self.damage == nil { self.damage = (damage, offset) }
+        // Who salvages wants to know of each.
+        if self.damage == nil || isSalvaging { self.damage = (damage, offset) }
         return .failed(EIO)
     }
 

@@ -19,6 +19,8 @@ struct QCOW2Scan: ~Copyable {
     private(set) var snapshots = QCOW2SnapshotTable()
     /// The places of the refcount blocks by their number in the table; 0 for none, and for those that cannot be.
     private(set) var refcountBlocks: [UInt64] = []
+    /// Those that cannot be.
+    private var lostBlocks: Set<Int> = []
     /// L2 and L1 entries that cannot be right, by their place in the file, which zeroes would mend. An extended L2 entry has two words.
     private(set) var broken: [Broken] = []
 
@@ -38,6 +40,22 @@ struct QCOW2Scan: ~Copyable {
 
     typealias L1Entry = QCOW2Image.L1Entry
     typealias L2Entry = QCOW2Image.L2Entry
+
+    /// A table that the end of the file cuts, and what else is beyond it.
+    private(set) var cut: Cut?
+    /// Snapshots that are left: those whose entry and whose L1 table's beginning are in the file.
+    private(set) var keptSnapshots: [QCOW2SnapshotTable.Entry] = []
+    private(set) var lostSnapshots = 0
+    /// Some of what the bitmaps consist of is beyond the end of the file.
+    private(set) var bitmapsAreCut = false
+
+    /// A table at the end of the file that would be longer.
+    struct Cut {
+        /// Where its last cluster ends.
+        var end: UInt64
+        /// Bytes of its entries.
+        var unit: UInt64
+    }
 
     private static let maximumBroken = 1 << 20
     private static let l1Reserved: UInt64 = 0x7f00_0000_0000_01ff
@@ -68,7 +86,10 @@ struct QCOW2Scan: ~Copyable {
     private mutating func scanAll() throws(DiskImageError) {
         report.totalClusters = header.clusters(for: header.size)
         references.add(1, to: 0)
-        refer("the L1 table", at: header.l1Offset, UInt64(header.l1TableSize) * 8)
+        // What nobody has needed of it need not be there.
+        if !noteCut("the L1 table", at: header.l1Offset, UInt64(header.l1Count) * 8) {
+            refer("the L1 table", at: header.l1Offset, UInt64(header.l1TableSize) * 8)
+        }
         try scanRefcounts()
         try scanMapping()
         try scanBitmaps()
@@ -96,16 +117,32 @@ struct QCOW2Scan: ~Copyable {
         return true
     }
 
+    /// A table that begins in the file and would end beyond it is an error; what there is of it counts.
+    /// - Parameter unit: bytes of its entries.
+    /// - Returns: whether it is one, the clusters of which that are there are counted.
+    private mutating func noteCut(_ what: @autoclosure () -> String, at place: UInt64, _ length: UInt64, unit: UInt64 = 8, times: UInt32 = 1) -> Bool {
+        let (end, overflow) = place.addingReportingOverflow(length)
+        guard !overflow, place < fileSize, end > fileSize else { return false }
+        report.error("\(what()) at byte \(place) is cut short by the end of the file")
+        let whole = (end + clusterSize - 1) & ~(clusterSize - 1)
+        cut = Cut(end: max(cut?.end ?? 0, whole), unit: max(cut?.unit ?? 0, unit))
+        references.add(Int64(times), to: place >> clusterBits..<(fileSize - 1) >> clusterBits + 1)
+        return true
+    }
+
     private mutating func scanRefcounts() throws(DiskImageError) {
         let tableSize = UInt64(header.refcountTableClusters) << clusterBits
-        refer("the refcount table", at: header.refcountTableOffset, tableSize)
-        refcountBlocks = try file.readTable(Int(tableSize / 8), at: header.refcountTableOffset)
+        if !noteCut("the refcount table", at: header.refcountTableOffset, tableSize) {
+            refer("the refcount table", at: header.refcountTableOffset, tableSize)
+        }
+        refcountBlocks = try file.readL1(header.refcountTableOffset, Int(tableSize / 8), fileSize)
         let perBlock = UInt64(1) << header.refcountBlockBits
         for index in refcountBlocks.indices where refcountBlocks[index] != 0 {
             let place = refcountBlocks[index]
             guard place & (clusterSize - 1) == 0, place < fileSize, clusterSize <= fileSize - place else {
                 report.error("refcount block \(index) at byte \(place), which is no cluster of the file")
                 refcountBlocks[index] = 0
+                lostBlocks.insert(index)
                 continue
             }
             references.add(1, to: place >> clusterBits)
@@ -118,6 +155,14 @@ struct QCOW2Scan: ~Copyable {
         }
     }
 
+    /// Whether a cluster beyond the end of the file is counted, or was counted where the file has no counts any more.
+    private func mayHaveBeen(_ cluster: UInt64) -> Bool {
+        let block = cluster >> header.refcountBlockBits
+        guard block < UInt64(refcountBlocks.count) else { return false }
+        let isCut = header.refcountTableOffset >= fileSize || (fileSize - header.refcountTableOffset) / 8 <= block
+        return counts[cluster] > 0 || isCut || lostBlocks.contains(Int(block))
+    }
+
     /// The tables of the disk and of the snapshots, and how many L1 entries refer to each.
     private mutating func scanMapping() throws(DiskImageError) {
         // Those of the disk first, in its order, so that fragments can be counted.
@@ -125,18 +170,28 @@ struct QCOW2Scan: ~Copyable {
         var uses: [UInt64: UInt32] = [:]
         try collect("the disk", header.l1Offset, header.l1TableSize, &order, &uses)
         let ownTables = order.count
-        snapshots = try QCOW2SnapshotTable(header, file, fileSize: fileSize)
+        snapshots = try QCOW2SnapshotTable(header, file, fileSize: fileSize, allowingCut: true)
         refer("the snapshot table", at: header.snapshotTableOffset, snapshots.length)
+        if snapshots.lostCount > 0 {
+            report.error("the table of \(header.snapshotCount) snapshots at byte \(header.snapshotTableOffset) is beyond the end of the file, "
+                + (snapshots.entries.isEmpty ? "and they with it" : "but for \(snapshots.entries.count) of them"))
+            isIncomplete = true
+        }
         var l1Bytes: UInt64 = 0
+        defer { lostSnapshots = header.snapshotCount - keptSnapshots.count }
         for entry in snapshots.entries {
             let name = "the L1 table of snapshot \(entry.snapshot.id)"
+            let length = UInt64(entry.l1Size) * 8
+            // One that was there by the counts, as far as they are left, and is beyond the end, is lost, and the snapshot with it.
+            if entry.l1Offset < fileSize || length == 0 || !mayHaveBeen(entry.l1Offset >> clusterBits) {
+                keptSnapshots.append(entry)
+            }
             guard entry.l1Offset & (clusterSize - 1) == 0 else {
                 report.error("\(name) at byte \(entry.l1Offset), not the start of a cluster")
                 isIncomplete = true
                 continue
             }
-            let length = UInt64(entry.l1Size) * 8
-            guard refer(name, at: entry.l1Offset, length) else {
+            guard noteCut(name, at: entry.l1Offset, length) || refer(name, at: entry.l1Offset, length) else {
                 isIncomplete = true
                 continue
             }
@@ -149,10 +204,12 @@ struct QCOW2Scan: ~Copyable {
     }
 
     private mutating func collect(_ whose: String, _ offset: UInt64, _ count: Int, _ order: inout [UInt64], _ uses: inout [UInt64: UInt32]) throws(DiskImageError) {
-        for (index, entry) in try file.readL1(offset, count, fileSize).enumerated() where entry != 0 {
+        // What is beyond the end of the file says nothing.
+        let there = offset < fileSize ? Int(min(UInt64(count), (fileSize - offset) / 8)) : 0
+        for (index, entry) in try file.readTable(there, at: offset).enumerated() where entry != 0 {
             let table = entry & L1Entry.offset
             let place = offset + UInt64(index) * 8
-            guard table & (clusterSize - 1) == 0, table == 0 || (table < fileSize && clusterSize <= fileSize - table) else {
+            guard table & (clusterSize - 1) == 0, table < fileSize else {
                 report.error("L1 entry \(index) of \(whose): an L2 table at byte \(table), which is no cluster of the file")
                 mend(place, [0], uses: 1)
                 continue
@@ -177,9 +234,9 @@ struct QCOW2Scan: ~Copyable {
 
     /// The clusters that an L2 table refers to.
     private mutating func scanTable(_ table: UInt64, uses: UInt32, isOwn: Bool) throws(DiskImageError) {
-        references.add(Int64(uses), to: table >> clusterBits)
         let words = header.hasExtendedL2 ? 2 : 1
-        let entries = try file.readTable(Int(clusterSize / 8), at: table)
+        if !noteCut("the L2 table", at: table, clusterSize, unit: UInt64(8 * words), times: uses) { references.add(Int64(uses), to: table >> clusterBits) }
+        let entries = try file.readL1(table, Int(clusterSize / 8), fileSize)
         var next: UInt64 = 0
         for index in stride(from: 0, to: entries.count, by: words) {
             let entry = entries[index], bitmap = words == 2 ? entries[index + 1] : 0
@@ -228,13 +285,17 @@ struct QCOW2Scan: ~Copyable {
         let wasIncomplete = isIncomplete
         isIncomplete = true
         let found = try QCOW2BitmapDirectory(directory, header, file, fileSize: fileSize)
-        if let problem = found.problem { return report.error(problem) }
+        if let problem = found.problem {
+            bitmapsAreCut = directory.offset >= fileSize || directory.size > fileSize - directory.offset
+            return report.error(problem)
+        }
         bitmapNames = found.entries.map(\.bitmap.name)
         referToBitmap("the directory of bitmaps", at: directory.offset, directory.size)
         var tableBytes: UInt64 = 0, isWhole = true
         for entry in found.entries {
             guard QCOW2BitmapDirectory.hasTable(entry, header, fileSize: fileSize) else {
                 report.error("a bitmap's table of \(entry.count) entries at byte \(entry.table)")
+                if entry.table >= fileSize || entry.count * 8 > fileSize - entry.table { bitmapsAreCut = true }
                 isWhole = false
                 continue
             }
@@ -248,7 +309,11 @@ struct QCOW2Scan: ~Copyable {
     }
 
     private mutating func referToBitmap(_ what: String, at place: UInt64, _ length: UInt64) {
-        guard refer(what, at: place, length), length > 0 else { return }
+        guard length > 0 else { return }
+        guard refer(what, at: place, length) else {
+            if place >= fileSize || length > fileSize - place { bitmapsAreCut = true }
+            return
+        }
         let (first, count) = (place >> clusterBits, header.clusters(for: length))
         if let last = bitmapClusters.last, last.upperBound == first {
             bitmapClusters[bitmapClusters.count - 1] = last.lowerBound..<first + count

@@ -34,6 +34,8 @@ struct QCOW2SnapshotTable: Sendable {
     var entries: [Entry] = []
     /// Bytes of the table in the file.
     private(set) var length: UInt64 = 0
+    /// Snapshots whose entries are not in the file any more.
+    private(set) var lostCount = 0
 
     static let maximumCount = 65536
     /// The most bytes of the table and of an entry's extra data, as in QEMU.
@@ -43,7 +45,8 @@ struct QCOW2SnapshotTable: Sendable {
     init() {}
 
     /// Reads and checks the table that a header names.
-    init(_ header: QCOW2Header, _ file: TableFile, fileSize: UInt64) throws(DiskImageError) {
+    /// - Parameter allowingCut: whether the file may end before the table does; those entries that are whole are read then.
+    init(_ header: QCOW2Header, _ file: TableFile, fileSize: UInt64, allowingCut: Bool = false) throws(DiskImageError) {
         func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
             if !condition { throw .invalid(path: file.path, reason: reason()) }
         }
@@ -58,6 +61,10 @@ struct QCOW2SnapshotTable: Sendable {
                     throw .truncated(path: file.path, what: "the snapshot table", needed: place &+ offset &+ UInt64(count), size: fileSize)
                 }
                 return try file.read(count, at: place + offset)
+            }
+            if allowingCut, try !Self.isWhole(at: place, file, fileSize) {
+                lostCount = header.snapshotCount - index
+                return
             }
             let fixed = try part(40, at: 0)
             let idLength = Int(fixed.bigEndian16(at: 12)), nameLength = Int(fixed.bigEndian16(at: 14))
@@ -80,6 +87,14 @@ struct QCOW2SnapshotTable: Sendable {
             length += UInt64((40 + variable.count + 7) & ~7)
             try require(length <= Self.maximumLength, "a snapshot table of more than \(Self.maximumLength) bytes")
         }
+    }
+
+    /// Whether an entry's end is in the file.
+    private static func isWhole(at place: UInt64, _ file: TableFile, _ fileSize: UInt64) throws(DiskImageError) -> Bool {
+        guard place < fileSize, fileSize - place >= 40 else { return false }
+        let fixed = try file.read(40, at: place)
+        let variable = UInt64(fixed.bigEndian32(at: 36)) + UInt64(fixed.bigEndian16(at: 12)) + UInt64(fixed.bigEndian16(at: 14))
+        return variable <= fileSize - place - 40
     }
 
     /// The snapshot with this id or else, as qemu-img has it, with this name.

@@ -153,8 +153,10 @@ import Testing
             #expect(try contents(path) == Array(disk.prefix(size)), "\(options)")
             #expect(try Set(names(path)) == Set(snapshots.map(\.0)), "\(options)")
             for (name, old) in snapshots { #expect(try contents(path, snapshot: name) == old, "\(options) \(name)") }
-            // One-bit counts alone have clusters that only the disk has; others may be the snapshots' too.
-            if verb.newSize == nil || isNarrow { #expect(Self.blocks(path) < before, "\(options)") }
+            // What others still have is not freed, and several small clusters are in one block of the host's.
+            if verb.newSize == nil || isNarrow, options != "cluster_size=512" {
+                #expect(Self.blocks(path) < before, "\(options)")
+            }
             // It can be gone on with.
             if size > 8192 {
                 var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
@@ -205,24 +207,67 @@ import Testing
         }
     }
 
-    /// The table of many snapshots cannot be changed in its place: it gets room from zeroes in the image's own tables,
-    /// or the newest go first.
-    @Test(arguments: [true, false]) func oneOfManySnapshotsIsDeleted(reuses: Bool) throws {
+    /// The table of many snapshots, which is longer than a sector, gets another place: where the host has blocks
+    /// already.
+    @Test(arguments: ["cluster_size=512", "cluster_size=4k", "cluster_size=64k"], [true, false])
+    func oneOfManySnapshotsIsDeleted(options: String, reuses: Bool) throws {
         let path = directory.file("disk.qcow2")
-        qemuImage("create", "-q", "-f", "qcow2", path, "10M")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "10M")
         qemuIO(path, ["write -P 1 0 1M"])
-        for number in 0..<12 { qemuImage("snapshot", "-c", "a snapshot with a long name, number \(number)", path) }
-        let calls = Self.full(.host, reuses: reuses)
-        var engine = try DiskEngine(DiskImage(path: path, options: unlocked), calls: calls)
-        if reuses {
-            try engine.deleteSnapshot("3")
-        } else {
-            let before = try directory.read("disk.qcow2")
-            #expect { try engine.deleteSnapshot("3") } throws: { "\($0)".contains("delete the newest snapshot first") }
-            #expect(try directory.read("disk.qcow2") == before)
-            try engine.deleteSnapshot("12")
+        let names = (0..<12).map { "a snapshot with a long name, number \($0)" }
+        let others = Array(names[..<3]) + Array(names[4...])
+        for name in names { qemuImage("snapshot", "-c", name, path) }
+        let disk = try contents(path)
+        let start = try directory.read("disk.qcow2")
+        let log = CrashLog([path])
+        do {
+            var engine = try DiskEngine(
+                DiskImage(path: path, options: unlocked), depth: 4, segments: 4,
+                calls: Self.full(log.calls, reuses: reuses))
+            try engine.deleteSnapshot(names[3])
+            #expect(try engine.snapshots().map(\.name) == others)
         }
-        #expect(try engine.snapshots().count == 11)
+        expectSound(path)
+        for name in [names[0], names[4], names[11]] { #expect(try contents(path, snapshot: name) == disk) }
+        try log.replay([start], prefixes: 40, seed: 10) { files, _, comment in
+            let path = try directory.write("crashed.qcow2", files[0])
+            try expectNoErrors(path, comment)
+            let left = try self.names(path)
+            #expect(left.filter { $0 != names[3] } == others, "\(comment)")
+            for name in [names[2], names[11]] { #expect(try contents(path, snapshot: name) == disk, "\(comment)") }
+            guard left.contains(names[3]) else { return }
+            // It is whole, or it is known to be gone and can be deleted.
+            do throws(DiskImageError) {
+                var engine = try DiskEngine(
+                    DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false, snapshot: names[3]))
+                )
+                let all = (try? engine.readAll()) ?? []
+                #expect(all == disk, "\(comment)")
+            } catch {
+                #expect("\(error)".contains("L1 table of 0 entries"), "\(error) \(comment)")
+            }
+            var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+            try engine.deleteSnapshot(names[3])
+            #expect(try DiskImage.check(path: path, options: unlocked).errors == 0, "\(comment)")
+        }
+    }
+
+    /// Where nothing can be had for that table, the newest snapshots go first.
+    @Test func theNewestSnapshotGoesWhereAnotherCannot() throws {
+        let path = directory.file("disk.qcow2")
+        qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "1M")
+        do {
+            // Two clusters of entries, and nothing that is a snapshot's alone but an L1 table of one.
+            var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
+            for number in 0..<45 { try engine.createSnapshot(named: "a snapshot with a long name, number \(number)") }
+        }
+        let before = try directory.read("disk.qcow2")
+        var engine = try DiskEngine(
+            DiskImage(path: path, options: unlocked), depth: 4, segments: 4, calls: Self.full(.host, reuses: false))
+        #expect { try engine.deleteSnapshot("3") } throws: { "\($0)".contains("delete the newest snapshot first") }
+        #expect(try directory.read("disk.qcow2") == before)
+        try engine.deleteSnapshot("45")
+        #expect(try engine.snapshots().count == 44)
         _ = consume engine
         expectSound(path)
     }
@@ -290,9 +335,9 @@ import Testing
             }
         }
         func fill() {
+            let append = "oflag=append conv=notrunc"
             _ = run([
-                "sh", "-c",
-                "dd if=/dev/zero of='\(mount)/fill' bs=4k oflag=append conv=notrunc; dd if=/dev/zero of='\(mount)/fill2' bs=512; sync",
+                "sh", "-c", "cd '\(mount)'; for n in 4k 512; do dd if=/dev/zero of=fill bs=$n \(append); done; sync",
             ])
         }
         fill()

@@ -135,6 +135,30 @@ import Testing
         #expect(checked.contains("No errors were found") && !checked.contains("leaked") && !checked.contains("warning"), "\(checked)")
     }
 
+    /// What is left of an image that was cut short before its snapshot table is read, and the rest listed; then it is repaired.
+    @Test func aCutImageIsSalvagedAndRepaired() throws {
+        try shell(
+            """
+            cd '\(directory.path)'
+            qemu-img create -q -f qcow2 disk.qcow2 64M
+            qemu-io -c 'write -P 1 0 8M' disk.qcow2 >log
+            qemu-img snapshot -c one disk.qcow2
+            qemu-io -c 'write -P 2 0 4M' -c 'write -P 3 40M 1M' disk.qcow2 >log
+            qemu-img snapshot -c two disk.qcow2
+            # In the last cluster but 15 of the disk's data.
+            truncate -s 13500000 disk.qcow2
+            """)
+        try expectRefused("resize disk.qcow2 +1M", "check --repair all")
+        #expect(try image("check disk.qcow2").status == .status(2))
+        let result = try image("convert --salvage disk.qcow2 left.raw")
+        #expect(result.status == .status(0) && result.errors == "", "\(result)")
+        let lines = result.output.split(separator: "\n")
+        #expect(lines.count > 2 && lines[0].contains("could not be read"), "\(result)")
+        #expect(lines.dropFirst(2).allSatisfy { $0.hasPrefix("0x") && $0.contains("end") }, "\(result)")
+        #expect(try image("check --repair all disk.qcow2").status == .status(0))
+        try shell("cd '\(directory.path)' && qemu-img check -q disk.qcow2 && qemu-img compare -q disk.qcow2 left.raw")
+    }
+
     /// A file with an image's data is used by every verb that looks at data, when the user names it.
     @Test func dataFilesAreNamedByTheUser() throws {
         let data = directory("disk.data")

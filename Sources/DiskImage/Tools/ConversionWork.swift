@@ -36,6 +36,10 @@ final class ConversionWork: @unchecked Sendable {
     let extents: NewExtents?
     /// What encrypts the new image.
     let cipher: SectorCipher?
+    /// What of the source cannot be read, if that is no error.
+    let salvage: SalvageLog?
+    /// A test's system calls for reading the source.
+    let calls: FileCalls
 
     // The planner is used within its own monitor, as it may wait for the source; what follows within the other one: hence `Sendable`.
     private let planning = Monitor()
@@ -57,9 +61,11 @@ final class ConversionWork: @unchecked Sendable {
 
     init(
         _ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ remoteBase: NBDDisk?,
-        _ file: consuming NewFile, _ plan: ImagePlan, _ cipher: consuming SectorCipher?
+        _ file: consuming NewFile, _ plan: ImagePlan, _ cipher: consuming SectorCipher?, _ salvage: SalvageLog?
     ) {
         self.cipher = cipher
+        self.salvage = salvage
+        calls = conversion.calls
         let isFlat = plan.flatStart != nil
         size = planner.image.size
         identities = planner.image.identities

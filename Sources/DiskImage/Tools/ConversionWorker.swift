@@ -51,7 +51,7 @@ internal import Linux
             compressed = try TransferBuffer(size, path)
             compressor = try work.conversion.compresses ? Compressor(work.conversion.options.compression, level: level, path) : nil
         }
-        reader = ImageReader(image)
+        reader = ImageReader(image, calls: work.calls, salvage: work.salvage)
         base = try work.conversion.openBacking(work.remoteBase) { image throws(DiskImageError) in try Base(image, size, path) }
         self.work = work
     }
@@ -111,7 +111,11 @@ internal import Linux
         let failed: [ReadAhead.Read]
         do throws(SystemCallError) { failed = try readAhead.wait(buffer) } catch { throw .request(path: work.conversion.source, error) }
         // What is encrypted is not among them.
-        for read in failed { try unsafe reader.read(read.memory, from: read.place, ofFile: read.file, diskOffset: 0) }
+        for read in failed {
+            // In the buffer, at the place that it has in the piece.
+            let start = unsafe read.memory.baseAddress.map { unsafe $0 - (buffers.start + buffer * Int(work.pieceSize)) } ?? 0
+            try unsafe reader.read(read.memory, from: read.place, ofFile: read.file, diskOffset: piece.offset + UInt64(start))
+        }
     }
 
     /// A part of one of the buffers, each of which holds a piece.

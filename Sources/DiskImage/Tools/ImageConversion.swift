@@ -40,6 +40,10 @@ public struct ImageConversion: Sendable {
     public var replacing = false
     /// How the page cache is used on both sides.
     public var cache = ToolCache.automatic
+    /// Whether what of the source cannot be read becomes zeroes, and a source that is cut short is read as far as it goes.
+    public var salvages = false
+    /// A test's system calls for reading the source.
+    var calls = FileCalls.host
     /// Whether the image is on the disk when ``run(_:)`` returns.
     public var durably = false
     /// Threads that read, compress and write; more than the processors only wait for each other at the file.
@@ -57,7 +61,9 @@ public struct ImageConversion: Sendable {
 
     /// Makes the image. It gets its name when it is whole; after an error there is no file (a block device or a remote disk is then written in part).
     /// - Parameter progress: called a few times a second; false gives up.
-    public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) {
+    /// - Returns: what of the source could not be read, in the disk's order.
+    @discardableResult
+    public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) -> [LostRange] {
         try format.requireMakeable(target)
         let isRemote = NBDLocation.isAddress(target)
         if isRemote, format != .raw { throw .remoteNotPossible(path: target, reason: NBDLocation.isRaw) }
@@ -67,6 +73,8 @@ public struct ImageConversion: Sendable {
         sourceOptions.sparesCache = cache == .automatic
         // What is read is read once, in order: a small part of the tables at a time.
         sourceOptions.metadataCacheSize = min(sourceOptions.metadataCacheSize, 1 << 20)
+        sourceOptions.salvages = salvages
+        let salvage = salvages ? SalvageLog() : nil
         let image = try DiskImage(path: source, options: sourceOptions)
         // Threads open both again.
         let notice = sourceOptions.notice
@@ -100,11 +108,13 @@ public struct ImageConversion: Sendable {
         if file.deviceSize == nil { try plan.prepare(file, size: size, preallocation) }
         let isInPlace = file.deviceSize != nil
         do throws(DiskImageError) {
-            try ConversionWork(self, sourceOptions, ImageReader(image), remoteBase ?? nil, file, plan, volume?.cipher(path: target)).run(progress)
+            let reader = ImageReader(image, calls: calls, salvage: salvage)
+            try ConversionWork(self, sourceOptions, reader, remoteBase ?? nil, file, plan, volume?.cipher(path: target), salvage).run(progress)
         } catch {
             if case .interruptedInPlace = error { throw error }
             throw isInPlace ? .failedInPlace(path: target, error) : error
         }
+        return salvage?.all ?? []
     }
 
     private func check(_ size: UInt64, _ kind: ImageSubformat?) throws(DiskImageError) {

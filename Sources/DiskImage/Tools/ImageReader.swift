@@ -34,6 +34,8 @@ public struct ImageExtent: Sendable, Equatable {
     /// What is known of each file's holes: from `start` to `end` all is data, or nothing is.
     private var known: [Known]
     private let calls: FileCalls
+    /// Where what cannot be read is noted, which reads as zeroes then; nil when it is an error.
+    private let salvage: SalvageLog?
 
     /// Bytes from which on a read may go around the page cache that need not.
     private static let smallest = 64 << 10
@@ -44,10 +46,16 @@ public struct ImageExtent: Sendable, Equatable {
         var isData = true
     }
 
-    /// - Parameter calls: a test's system calls for reading.
-    init(_ image: consuming DiskImage, calls: FileCalls = .host) {
+    /// Where the host could not read something it is tried again in such pieces.
+    private static let pieces = [64 << 10, 4096]
+
+    /// - Parameters:
+    ///   - calls: a test's system calls for reading.
+    ///   - salvage: where what cannot be read is noted.
+    init(_ image: consuming DiskImage, calls: FileCalls = .host, salvage: SalvageLog? = nil) {
         known = [Known](repeating: Known(), count: image.fileCount)
         self.calls = calls
+        self.salvage = salvage
         self.image = image
     }
 
@@ -64,7 +72,15 @@ public struct ImageExtent: Sendable, Equatable {
                 ImageExtent(kind: kind, offset: offset, length: min(length, limit), depth: depth, fileOffset: place, file: search.file)
             }
             switch extent {
-            case .data(let place, let length):
+            case .data(let place, var length):
+                if salvage != nil, let end = image.dataEnd(search.file) {
+                    guard place < end else {
+                        let lost = min(length, limit)
+                        try self.lose(offset, lost, "the file ends at byte \(end), before it") { .truncated(path: image.path, what: "data", needed: place, size: end) }
+                        return found(.zero, lost)
+                    }
+                    length = min(length, end - place)
+                }
                 let (isData, end) = try hole(at: place, search.file)
                 return found(isData ? .data : .zero, min(length, end - place), at: place)
             case .zero(let length):
@@ -82,11 +98,14 @@ public struct ImageExtent: Sendable, Equatable {
                 let cluster = image.clusterSize(ofLayer: load.layer)
                 return found(.compressed, min(search.limit, cluster - offset % cluster), at: load.offset)
             case .load(let load):
-                try self.load(load)
+                do throws(DiskImageError) { try self.load(load) } catch {
+                    return found(.zero, try lose(offset, limit, search, isTable: load.kind == .l2Slice, error))
+                }
             case .unallocated, .wait, .commit:
                 throw .request(path: image.path, SystemCallError("read", errno: EIO))
             case .failed(let error):
-                throw image.damage ?? .request(path: image.path, SystemCallError("read", errno: error))
+                let failure = image.damage ?? .request(path: image.path, SystemCallError("read", errno: error))
+                return found(.zero, try lose(offset, limit, search, isTable: false, failure))
             }
         }
     }
@@ -111,11 +130,16 @@ public struct ImageExtent: Sendable, Equatable {
                 moved = Int(length)
                 unsafe (start + done).copyMemory(from: bytes, byteCount: moved)
             case .load(let load):
-                try self.load(load)
+                do throws(DiskImageError) { try self.load(load) } catch {
+                    moved = Int(try lose(offset + UInt64(done), UInt64(buffer.count - done), search, isTable: load.kind == .l2Slice, error))
+                    unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: moved)
+                }
             case .unallocated, .wait, .commit:
                 throw .request(path: image.path, SystemCallError("read", errno: EIO))
             case .failed(let error):
-                throw image.damage ?? .request(path: image.path, SystemCallError("read", errno: error))
+                let failure = image.damage ?? .request(path: image.path, SystemCallError("read", errno: error))
+                moved = Int(try lose(offset + UInt64(done), UInt64(buffer.count - done), search, isTable: false, failure))
+                unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: moved)
             }
             if moved > 0 {
                 done += moved
@@ -142,6 +166,26 @@ public struct ImageExtent: Sendable, Equatable {
         return number == image.dataDescriptor(file) ? nil : number
     }
 
+    // MARK: - What cannot be read
+
+    /// Notes that the disk cannot be read at an offset.
+    /// - Returns: for how many bytes, at most `limit`.
+    /// - Throws: the failure, where that is what is wanted.
+    private func lose(
+        _ offset: UInt64, _ limit: UInt64, _ search: DiskImage.Search, isTable: Bool, _ failure: DiskImageError
+    ) throws(DiskImageError) -> UInt64 {
+        let length = min(limit, image.unreadableLength(at: offset, search, isTable: isTable))
+        let reason: String =
+            if case .request(_, let error) = failure { "\(error)" } else { image.damageReason(at: offset) ?? "the image is damaged there" }
+        try lose(offset, length, reason) { failure }
+        return length
+    }
+
+    private func lose(_ offset: UInt64, _ length: UInt64, _ reason: String, _ failure: () -> DiskImageError) throws(DiskImageError) {
+        guard let salvage else { throw failure() }
+        salvage.add(offset, length, reason)
+    }
+
     // MARK: - Files
 
     private func load(_ load: MetadataLoad) throws(DiskImageError) {
@@ -163,7 +207,37 @@ public struct ImageExtent: Sendable, Equatable {
         if outcome != 0 { throw image.damage ?? .request(path: image.path, SystemCallError("pread", errno: outcome)) }
     }
 
+    /// Reads from the file with a layer's data; who salvages gets zeroes for those pieces that cannot be read.
     private func transfer(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
+        do throws(DiskImageError) { try unsafe transferAll(buffer, count, at: offset, layer, diskOffset: diskOffset) } catch {
+            guard let salvage, case .request = error else { throw error }
+            try unsafe transferPieces(buffer, count, at: offset, layer, diskOffset: diskOffset, Self.pieces[...], salvage)
+        }
+    }
+
+    private func transferPieces(
+        _ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int, diskOffset: UInt64, _ pieces: ArraySlice<Int>, _ salvage: SalvageLog
+    ) throws(DiskImageError) {
+        guard let piece = pieces.first else { return }
+        var done = 0
+        while done < count {
+            let place = offset + UInt64(done), length = min(count - done, piece - Int(place % UInt64(piece)))
+            // A part of the caller's buffer.
+            do throws(DiskImageError) { try unsafe transferAll(buffer + done, length, at: place, layer, diskOffset: diskOffset + UInt64(done)) } catch {
+                guard case .request(_, let failure) = error else { throw error }
+                if pieces.count > 1 {
+                    try unsafe transferPieces(
+                        buffer + done, length, at: place, layer, diskOffset: diskOffset + UInt64(done), pieces.dropFirst(), salvage)
+                } else {
+                    unsafe (buffer + done).initializeMemory(as: UInt8.self, repeating: 0, count: length)
+                    salvage.add(diskOffset + UInt64(done), UInt64(length), "\(failure)")
+                }
+            }
+            done += length
+        }
+    }
+
+    private func transferAll(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
         if let remote = image.remote(ofFile: layer) { return try unsafe remote.read(UnsafeMutableRawBufferPointer(start: buffer, count: count), at: offset) }
         let isEncrypted = image.isEncrypted(layer)
         if isEncrypted { try image.requireOpenData() }

@@ -10,8 +10,10 @@ struct ImageCheckCommand: ParsableCommand {
         abstract: "Look for errors and lost space in a qcow2 image, and repair them.",
         discussion: """
             Errors have cost data or may cost some with the next write; leaked clusters are space that is counted as used and is not. Backing \
-            files are not looked at. A repair of all gives entries that cannot be right up: what they stood for reads as zeroes. An external data file \
-            is looked at only if --data-file names it: clusters beyond its end are errors.
+            files are not looked at. A repair of all gives entries that cannot be right up: what they stood for reads as \
+            zeroes. Of a file that was cut short it gives up what is beyond the end, snapshots and bitmaps included. An \
+            external data file is looked at only if --data-file names it: clusters beyond its end are errors. A repair of \
+            leaks works on a full file system, too.
 
             EXIT STATUS
               0    nothing is wrong, or everything could be repaired

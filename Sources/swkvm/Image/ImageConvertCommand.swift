@@ -21,6 +21,7 @@ struct ImageConvertCommand: ParsableCommand {
               swkvm image convert --force disk.qcow2 nbd://host/disk
               swkvm image convert --encrypt --target-key-file secret plain.qcow2 disk.qcow2
               swkvm image convert --key-file secret disk.qcow2 plain.raw
+              swkvm image convert --salvage broken.qcow2 whatisleft.raw
             """)
 
     @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: what its extension says.", valueName: "format"))
@@ -65,6 +66,9 @@ struct ImageConvertCommand: ParsableCommand {
     @Option(help: ArgumentHelp("The page cache: auto (sparing it where that is quicker), writeback (through it), none (around it).", valueName: "mode"))
     var cache = ToolCache.automatic
 
+    @Flag(help: "Read what there is of a damaged image or device: what cannot be read becomes zeroes and is listed.")
+    var salvage = false
+
     @Flag(help: "Wait until the new image is on the disk.")
     var sync = false
 
@@ -93,7 +97,7 @@ struct ImageConvertCommand: ParsableCommand {
     var target: String
 
     func run() throws {
-        try ImageTool.run { () throws(DiskImageError) in
+        let lost = try ImageTool.run { () throws(DiskImageError) in
             var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat, orExtensionOf: target, option: "--target-format"))
             conversion.sourceOptions.format = format
             conversion.sourceOptions.snapshot = snapshot
@@ -115,12 +119,32 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.durably = sync
             conversion.replacing = force || noCreate
             conversion.isTargetThere = noCreate
+            conversion.salvages = salvage
             conversion.sourceOptions.locking = !forceShare
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
             defer { line.end() }
-            try conversion.run(line.show)
+            return try conversion.run(line.show)
+        }
+        show(lost)
+    }
+
+    /// Lists what of the source is zeroes in the target because it could not be read.
+    private func show(_ lost: [LostRange]) {
+        guard !lost.isEmpty else { return }
+        let bytes = lost.reduce(0) { $0 + $1.length }
+        let ranges = lost.count == 1 ? "1 range" : "\(lost.count) ranges"
+        print(
+            "\(ImageTool.printable(source)): \(ranges) of the disk, \(ImageTool.sizeAndBytes(bytes)), could not be read "
+                + "and \(lost.count == 1 ? "is" : "are") zeroes in \(ImageTool.printable(target)):")
+        print("Offset          Length          Reason")
+        for range in lost {
+            print(left(hexadecimal(range.offset), 16) + left(hexadecimal(range.length), 16) + ImageTool.printable(range.reason))
         }
     }
+
+    private func left(_ text: String, _ width: Int) -> String { text + String(repeating: " ", count: max(1, width - text.count)) }
+
+    private func hexadecimal(_ number: UInt64) -> String { number == 0 ? "0" : "0x" + String(number, radix: 16) }
 }
 
 extension CacheMode: ExpressibleByArgument {}

@@ -1,0 +1,115 @@
+internal import Glibc
+internal import Linux
+
+/// A range of a disk that could not be read, and why.
+public struct LostRange: Equatable, Sendable {
+    /// Bytes from the start of the disk.
+    public internal(set) var offset: UInt64
+    public internal(set) var length: UInt64
+    /// What kept its beginning from being read.
+    public let reason: String
+
+    public var end: UInt64 { offset + length }
+}
+
+/// What could not be read of a disk of which as much as possible is to be had. Several threads add to it; neighbours
+/// and what is found twice are one range.
+final class SalvageLog: @unchecked Sendable {
+    // Within the monitor: hence `Sendable`.
+    private let monitor = Monitor()
+    /// In the disk's order, without overlaps.
+    private var ranges: [LostRange] = []
+
+    var all: [LostRange] { monitor.locked { ranges } }
+
+    func add(_ offset: UInt64, _ length: UInt64, _ reason: String) {
+        guard length > 0 else { return }
+        monitor.locked {
+            var new = LostRange(offset: offset, length: length, reason: reason)
+            // All those that it touches.
+            let first = firstIndex(endingAtOrAfter: offset)
+            var end = first
+            while end < ranges.count, ranges[end].offset <= new.end {
+                let other = ranges[end]
+                let start = min(other.offset, new.offset)
+                new = LostRange(
+                    offset: start, length: max(other.end, new.end) - start,
+                    reason: other.offset <= new.offset ? other.reason : new.reason)
+                end += 1
+            }
+            ranges.replaceSubrange(first..<end, with: CollectionOfOne(new))
+        }
+    }
+
+    private func firstIndex(endingAtOrAfter offset: UInt64) -> Int {
+        var low = 0
+        var high = ranges.count
+        while low < high {
+            let middle = (low + high) / 2
+            if ranges[middle].end < offset { low = middle + 1 } else { high = middle }
+        }
+        return low
+    }
+}
+
+extension DiskImage {
+    /// Bytes of the disk from an offset on that cannot be read for the same reason.
+    /// - Parameters:
+    ///   - search: as it failed.
+    ///   - isTable: whether a piece of a table could not be read.
+    func unreadableLength(at offset: UInt64, _ search: Search, isTable: Bool) -> UInt64 {
+        // A layer that the search has reached.
+        guard search.layer < chainLength else { return search.limit }
+        if let length = unsafe layers[search.layer].qcow2?.unreadableLength(at: offset, isTable: isTable) {
+            return length
+        }
+        let unit = max(4096, clusterSize(ofLayer: search.file))
+        return unit - offset % unit
+    }
+
+    /// Why the disk cannot be read at an offset, if that is for what a format says there.
+    func damageReason(at offset: UInt64) -> String? {
+        for index in unsafe layers.indices {
+            if let (damage, place) = unsafe layers[index].qcow2?.damage, place == offset { return damage.description }
+            if let (damage, place) = unsafe layers[index].blocks?.damage, place == offset { return damage.description }
+        }
+        return nil
+    }
+
+    /// Where the file with a layer's data ends, in one whose format has tables that could say more; else nil.
+    func dataEnd(_ layer: Int) -> UInt64? {
+        guard remote(ofFile: layer) == nil, clusterSize(ofLayer: layer) > 1 else { return nil }
+        switch unsafe layers[layer].dataFile {
+        case .some(let file): return file.size
+        case nil: return unsafe layers[layer].file.size
+        }
+    }
+}
+
+extension QCOW2Image {
+    /// What a table has where the file ends before it does, so that it is known to be missing.
+    static var missingEntry: UInt64 { L2Entry.offset }
+
+    /// See ``DiskImage/unreadableLength(at:_:isTable:)``.
+    func unreadableLength(at offset: UInt64, isTable: Bool) -> UInt64 {
+        let table = unsafe entry(l1.start, Int(offset >> tableCover)) & L1Entry.offset
+        if table & (header.clusterSize - 1) != 0 || table > fileSize || header.clusterSize > fileSize - table {
+            return restOfTable(offset)
+        }
+        let unit = isTable ? UInt64(1) << UInt64(header.clusterBits + sliceBits) : header.clusterSize
+        return unit - offset % unit
+    }
+
+    /// Has what a slice was to have beyond the end of the file be known to be missing.
+    func markMissing(_ load: MetadataLoad, from bytes: Int) {
+        let words = header.hasExtendedL2 ? 2 : 1
+        for index in stride(from: bytes / (8 * words) * words, to: load.length / 8, by: words) {
+            // Within the load's buffer. With subclusters all are said to be data of a cluster that is nowhere.
+            unsafe load.buffer.storeBytes(of: Self.missingEntry.bigEndian, toByteOffset: index * 8, as: UInt64.self)
+            if words == 2 {
+                unsafe load.buffer.storeBytes(
+                    of: UInt64(UInt32.max).bigEndian, toByteOffset: index * 8 + 8, as: UInt64.self)
+            }
+        }
+    }
+}
