@@ -36,10 +36,12 @@ extension GuestMemory {
     ///   - offset: bytes from the first, lower memory before higher, as ``MemoryRegion/offset`` counts them; a multiple of the page size.
     ///   - count: bytes, a multiple of the page size.
     ///   - isInterrupted: asked now and then while pages are taken: whether to give up.
+    ///   - progress: gets, while pages are taken, the bytes that are done and those in all.
     /// - Throws: ``GuestMemoryError/noHostNode(_:online:)``, ``GuestMemoryError/hostNodesTooSmall(size:nodes:total:)``,
     ///   ``GuestMemoryError/hugePagesOfNodes(size:pageSize:nodes:free:)``, ``GuestMemoryError/placement(size:nodes:_:)``.
     public func place(
-        offset: UInt64, count: UInt64, by policy: MemoryPolicy, isInterrupted: @escaping @Sendable () -> Bool = { false }
+        offset: UInt64, count: UInt64, by policy: MemoryPolicy, isInterrupted: @escaping @Sendable () -> Bool = { false },
+        progress: Progress? = nil
     ) throws(GuestMemoryError) {
         for part in [offset, count] where part % backing.pageSize != 0 { throw .notPageMultiple(size: part, pageSize: backing.pageSize) }
         precondition(offset <= size && count <= size - offset, "a run beyond the memory's end")
@@ -62,7 +64,7 @@ extension GuestMemory {
         let result = unsafe clinux_mbind(
             regions[0].host + Int(offset), Int(count), policy.kernelMode, mask, UInt(mask.count * UInt.bitWidth))
         guard result == 0 else { throw .placement(size: count, nodes: nodes, .last("mbind")) }
-        if isTakenNow { try prealloc(offset: offset, count: count, isInterrupted: isInterrupted) }
+        if isTakenNow { try prealloc(offset: offset, count: count, isInterrupted: isInterrupted, progress: progress) }
     }
 }
 

@@ -9,14 +9,20 @@ extension GuestMemory {
     /// - Parameters:
     ///   - threads: how many work at it; by default one for each CPU of the host.
     ///   - isInterrupted: asked now and then, by each of them: whether to give up.
+    ///   - progress: gets the bytes that are done and those in all, now and then, from each of them.
     /// - Throws: ``GuestMemoryError/prealloc(size:_:)`` when there are too few pages; nobody gets a SIGBUS. ``GuestMemoryError/interrupted``.
-    public func prealloc(threads: Int? = nil, isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(GuestMemoryError) {
-        try prealloc(offset: 0, count: size, threads: threads, isInterrupted: isInterrupted)
+    public func prealloc(
+        threads: Int? = nil, isInterrupted: @escaping @Sendable () -> Bool = { false }, progress: Progress? = nil
+    ) throws(GuestMemoryError) {
+        try prealloc(offset: 0, count: size, threads: threads, isInterrupted: isInterrupted, progress: progress)
     }
+
+    /// How far a long work on memory has come, in bytes. Called by the threads that do the work.
+    public typealias Progress = @Sendable (_ done: UInt64, _ total: UInt64) -> Void
 
     /// The same for a run of whole pages, `offset` bytes from the first.
     func prealloc(
-        offset: UInt64, count: UInt64, threads: Int? = nil, isInterrupted: @escaping @Sendable () -> Bool
+        offset: UInt64, count: UInt64, threads: Int? = nil, isInterrupted: @escaping @Sendable () -> Bool, progress: Progress? = nil
     ) throws(GuestMemoryError) {
         let pages = count / backing.pageSize
         let workers = UInt64(max(1, min(threads ?? sysconf(Int32(_SC_NPROCESSORS_ONLN)), 64, Int(clamping: pages))))
@@ -25,6 +31,8 @@ extension GuestMemory {
             offset &+ pages / workers &* part &* backing.pageSize &+ min(part, pages % workers) &* backing.pageSize
         }
         let failure = Guarded<SystemCallError?>(nil)
+        let done = Guarded<UInt64>(0)
+        progress?(0, count)
         withParallelWorkers(Int(workers), named: "prealloc") { [self] worker in
             let start = bound(UInt64(worker)), end = bound(UInt64(worker) &+ 1)
             // In steps of a few milliseconds, or of one page.
@@ -36,6 +44,13 @@ extension GuestMemory {
                     return failure.withLock { $0 = $0 ?? error }
                 }
                 next += part
+                // Told under the lock, so that nobody hears of less after more.
+                if let progress {
+                    done.withLock { done in
+                        done &+= part
+                        progress(done, count)
+                    }
+                }
             }
         }
         if isInterrupted() { throw .interrupted }

@@ -43,7 +43,7 @@ import Testing
     }
 
     @Test func progressInWords() {
-        func text(_ done: UInt64, _ total: UInt64, _ seconds: Double) -> String { ProgressLine.text(ImageProgress(done: done, total: total), seconds: seconds) }
+        func text(_ done: UInt64, _ total: UInt64, _ seconds: Double) -> String { ProgressLine.text(done: done, total: total, seconds: seconds) }
         #expect(text(0, 1 << 30, 0) == "0.0%  0 B of 1 GiB")
         #expect(text(0, 1 << 30, 3) == "0.0%  0 B of 1 GiB")
         #expect(text(1 << 29, 1 << 30, 2) == "50.0%  512 MiB of 1 GiB  256 MiB/s  2 s left")

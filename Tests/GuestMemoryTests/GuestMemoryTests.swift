@@ -136,6 +136,19 @@ private let layouts: [(UInt64, [UInt64])] = [
         }
     }
 
+    /// Never less after more, from none of it to all of it.
+    @Test(arguments: [1, 3]) func preallocTellsHowFarItIs(threads: Int) throws {
+        let told = Mutex<[UInt64]>([])
+        let memory = try GuestMemory(size: 100 << 20)
+        try memory.prealloc(threads: threads, progress: { done, total in
+            #expect(total == 100 << 20)
+            told.withLock { $0.append(done) }
+        })
+        let steps = told.withLock { $0 }
+        #expect(steps.first == 0 && steps.last == 100 << 20 && steps.count > 3)
+        #expect(zip(steps, steps.dropFirst()).allSatisfy { $0 < $1 }, "\(steps)")
+    }
+
     @Test func preallocWithMoreThreadsThanPages() throws {
         let memory = try GuestMemory(size: 4096)
         try memory.prealloc(threads: 8)

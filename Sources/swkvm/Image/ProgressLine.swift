@@ -34,7 +34,7 @@ final class ProgressLine {
             if isOver ? !isFinished : now - lastShown >= (isTerminal ? 0.1 : 1) {
                 isFinished = isOver
                 lastShown = now
-                draw(Self.text(progress, seconds: now - start), isTerminal)
+                draw(Self.text(done: progress.done, total: progress.total, seconds: now - start), isTerminal)
             }
         }
         switch signalDescriptor {
@@ -45,19 +45,19 @@ final class ProgressLine {
 
     /// Leaves the line, and lets signals through again.
     func end() {
-        if isTerminal == true, lastLength > 0 { write("\n") }
+        if isTerminal == true, lastLength > 0 { Self.write("\n") }
         before?.restore()
     }
 
     /// `  42.0%  1.2 GiB of 2.9 GiB  640 MiB/s  3 s left`.
-    static func text(_ progress: ImageProgress, seconds: Double) -> String {
-        let share = progress.total == 0 ? 1 : Double(progress.done) / Double(progress.total)
+    static func text(done: UInt64, total: UInt64, seconds: Double) -> String {
+        let share = total == 0 ? 1 : Double(done) / Double(total)
         let thousandths = Int(share * 1000)
-        var text = "\(thousandths / 10).\(thousandths % 10)%  \(ImageTool.size(progress.done)) of \(ImageTool.size(progress.total))"
-        guard seconds > 0, progress.done > 0 else { return text }
-        let rate = Double(progress.done) / seconds
+        var text = "\(thousandths / 10).\(thousandths % 10)%  \(ImageTool.size(done)) of \(ImageTool.size(total))"
+        guard seconds > 0, done > 0 else { return text }
+        let rate = Double(done) / seconds
         text += "  \(ImageTool.size(UInt64(min(rate, 1e18))))/s"
-        if progress.done < progress.total { text += "  \(duration(Double(progress.total - progress.done) / rate)) left" }
+        if done < total { text += "  \(duration(Double(total - done) / rate)) left" }
         return text
     }
 
@@ -70,20 +70,22 @@ final class ProgressLine {
     }
 
     private func draw(_ text: String, _ isTerminal: Bool) {
-        guard isTerminal else { return write(text + "\n") }
+        guard isTerminal else { return Self.write(text + "\n") }
         // Spaces over what is left of a longer one.
         let padding = String(repeating: " ", count: max(0, lastLength - text.count))
         lastLength = text.count
-        write("\r" + text + padding)
+        Self.write("\r" + text + padding)
     }
 
-    private func write(_ text: String) {
+    static func write(_ text: String) {
         let bytes = Array(text.utf8)
         // One call for all of it; what does not fit is lost to nobody's harm.
         _ = unsafe bytes.withUnsafeBytes { unsafe CLinux.write(STDERR_FILENO, $0.baseAddress, $0.count) }
     }
 
-    private static func now() -> Double {
+    typealias Seconds = Double
+
+    static func now() -> Seconds {
         var time = timespec()
         unsafe clock_gettime(CLOCK_MONOTONIC, &time)
         return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
