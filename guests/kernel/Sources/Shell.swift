@@ -1,12 +1,11 @@
 /// The prompt on the console.
 final class Shell {
-    private static let controlC: UInt8 = 0x03
-    private static let controlU: UInt8 = 0x15
-    private static let longestLine = 1024
+    private static let longestInput = 1024
 
     private let boot: BootInformation
     private var input: [UInt8] = []
     private var interrupted = false
+    private var editor = LineEditor(prompt: "> ")
 
     init(_ boot: BootInformation) { self.boot = boot }
 
@@ -16,57 +15,37 @@ final class Shell {
         Console.listen()
         receive()  // what was typed before
         Console.print("\(UInt64(max(acpi.processors.count, 1))) CPUs, \(boot.memory >> 20) MiB, \(devices.disks.count) disks, \(devices.interfaces.count) networks; try help")
-        while true {
-            Console.write("> ")
-            run(line())
-        }
+        while true { run(line()) }
     }
 
     /// Takes what was typed. What there is no room for stays in the port, whose other side waits then.
     private func receive() {
-        while input.count < Self.longestLine, let byte = Console.receive() {
-            if byte == Self.controlC { interrupted = true } else { input.append(byte) }
+        while input.count < Self.longestInput, let byte = Console.receive() {
+            // It ends what runs, and what was typed before it with that.
+            if byte == LineEditor.controlC {
+                interrupted = true
+                input.removeAll(keepingCapacity: true)
+            }
+            input.append(byte)
         }
     }
 
-    /// A line, edited with backspace, Ctrl-U and Ctrl-C.
+    /// The next line, edited (``LineEditor``).
     private func line() -> Text {
-        var text = Text()
+        Console.write(editor.begin())
         while true {
             receive()
-            interrupts.wait { interrupted || !input.isEmpty }
-            if interrupted {
-                interrupted = false
-                input.removeAll()
-                Console.write("^C\n> ")
-                text = Text()
-                continue
-            }
+            interrupts.wait { !input.isEmpty }
             let bytes = input
             input.removeAll(keepingCapacity: true)
+            interrupted = false
             var echo = Text()
             for (index, byte) in bytes.enumerated() {
-                switch byte {
-                case UInt8(ascii: "\r"), UInt8(ascii: "\n"):
-                    echo.append(UInt8(ascii: "\n"))
-                    Console.write(echo)
-                    input = [UInt8](bytes[(index + 1)...]) + input
-                    return text
-                case 0x08, 0x7f:
-                    if !text.isEmpty {
-                        text.removeLast()
-                        echo.append("\u{8} \u{8}")
-                    }
-                case Self.controlU:
-                    while !text.isEmpty {
-                        text.removeLast()
-                        echo.append("\u{8} \u{8}")
-                    }
-                case 0x20..<0x7f where text.count < Self.longestLine:
-                    text.append(byte)
-                    echo.append(byte)
-                default: break
-                }
+                guard let line = editor.take(byte, echo: &echo) else { continue }
+                Console.write(echo)
+                // The rest is the next line's, and comes before what was typed meanwhile.
+                input = [UInt8](bytes[(index + 1)...]) + input
+                return line
             }
             Console.write(echo)
         }
@@ -93,6 +72,7 @@ final class Shell {
             case "echo": Console.print(Text(line.bytes.dropFirst(5)))
             case "bench": Bench.run(one: words.count > 1 ? words[1] : "", boot)
             case "poweroff": Power.off()
+            case "exit": try exit(words)
             case "reboot": Power.reset()
             case "panic": Crash.panic("as you asked")
             case "crash": Crash.now(words.count > 1 ? words[1] : "")
@@ -119,11 +99,18 @@ final class Shell {
             tcp ADDRESS PORT [COUNT]      send bytes by TCP to who sends them back
             echo TEXT                     say it
             bench exits | blk | net | all measure
+            exit [STATUS]                 end with a status, 0 to 63; the same as poweroff without one
             poweroff, reboot
             panic                         end with status 63
             crash triple | internal | null | panic
 
             """)
+    }
+
+    private func exit(_ words: [Text]) throws(Failure) {
+        guard words.count > 1 else { Power.off() }
+        guard words.count == 2, let status = words[1].number, status < 64 else { throw Failure("usage: exit [STATUS], 0 to 63") }
+        Power.exit(Int(status))
     }
 
     private func memory() {
@@ -250,7 +237,6 @@ final class Shell {
         guard let interface = devices.interfaces.first(where: { $0.address != .any }) else { throw Failure("no interface has an address") }
         let count = words.count > 2 ? words[2].number ?? 4 : 4
         var answered: UInt64 = 0
-        interrupted = false
         for sequence in 1...max(count, 1) {
             if let span = interface.ping(target, sequence: UInt16(truncatingIfNeeded: sequence)) {
                 answered += 1
@@ -260,7 +246,11 @@ final class Shell {
             }
             if interrupted || (sequence < count && pause(200 * milliseconds)) { break }
         }
-        interrupted = false
+        if interrupted {
+            // The key has done its work, and is none for the next line.
+            interrupted = false
+            if input.first == LineEditor.controlC { input.removeFirst() }
+        }
         Console.print("\(answered) of \(count) came back")
     }
 }
