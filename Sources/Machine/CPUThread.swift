@@ -151,7 +151,7 @@ final class CPUThread: Sendable {
         case .port(let access): ports.handle(access)
         case .mmio(let access): mmio.handle(access)
         case .interrupted: break
-        case .shutdown: return .tripleFault(cpu: cpu.id)
+        case .shutdown: return .tripleFault(cpu: cpu.id, state: dump(instruction: []))
         case .systemEvent(type: UInt32(KVM_SYSTEM_EVENT_SHUTDOWN)): return .powerOff
         case .systemEvent(type: UInt32(KVM_SYSTEM_EVENT_RESET)): return .reset
         case .systemEvent(type: UInt32(KVM_SYSTEM_EVENT_CRASH)): return unexpected("a crash that the guest reported")
@@ -192,7 +192,10 @@ final class CPUThread: Sendable {
             return String(repeating: "0", count: max(0, digits - text.count)) + text
         }
         let r = registers
-        return """
+        // AMD-V leaves nothing of a vCPU that shut down: KVM gives it the values of a processor that was just switched on.
+        let isReset = r.rip == 0xfff0 && system.cs.base == 0xffff_0000
+        let note = isReset ? "  (KVM has reset the vCPU, as it does after a triple fault on AMD-V: these are not the guest's values)\n" : ""
+        return note + """
               rip \(hex(r.rip)) rfl \(hex(r.rflags)) cs  \(hex(UInt64(system.cs.selector), 4)) ss \(hex(UInt64(system.ss.selector), 4)) cpl \(system.ss.dpl)
               rax \(hex(r.rax)) rbx \(hex(r.rbx)) rcx \(hex(r.rcx)) rdx \(hex(r.rdx))
               rsi \(hex(r.rsi)) rdi \(hex(r.rdi)) rbp \(hex(r.rbp)) rsp \(hex(r.rsp))

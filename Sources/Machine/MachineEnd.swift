@@ -10,7 +10,7 @@ public enum MachineEnd: Sendable {
     /// The guest's own status, 0 … 63, through the exit device.
     case guestStatus(UInt8)
     /// A vCPU shut down.
-    case tripleFault(cpu: UInt32)
+    case tripleFault(cpu: UInt32, state: String)
     /// KVM could not go on with a vCPU.
     case internalError(cpu: UInt32, InternalError, state: String)
     /// A vCPU came back with something that swkvm has no answer to.
@@ -83,7 +83,7 @@ public enum MachineEnd: Sendable {
         case .powerOff, .guestStatus(0): nil
         case .reset: "the guest rebooted, which ends the machine here (--on-reboot exit)"
         case .guestStatus(let status): "the guest ended with status \(status)"
-        case .tripleFault(let cpu):
+        case .tripleFault(let cpu, _):
             "vCPU \(cpu) shut down (triple fault): the guest's kernel crashed before it could report, or reset itself that way"
         case .internalError(let cpu, let error, _): "KVM stopped vCPU \(cpu) with an internal error: \(error.reason)"
         case .unexpectedExit(let cpu, let name, _): "vCPU \(cpu) stopped with \(name), which swkvm has no answer to"
@@ -99,6 +99,7 @@ public enum MachineEnd: Sendable {
     public var details: String? {
         switch self {
         case .internalError(_, _, let state), .unexpectedExit(_, _, let state): state
+        case .tripleFault(_, let state): state + "\n  `--gdb PORT` lets a debugger follow the guest up to here (docs/debugging.md)"
         default: nil
         }
     }

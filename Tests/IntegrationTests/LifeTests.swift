@@ -73,10 +73,21 @@ import Testing
 
     // MARK: Crashes
 
-    @Test func tripleFault() throws {
+    private func expectRegisters(_ machine: Program, sourceLocation: SourceLocation = #_sourceLocation) {
+        for register in ["rip ", "rfl ", "rax ", "rsp ", "r15 ", "cr0 ", "cr3 ", "efer "] {
+            #expect(machine.errors.text.contains(register), "\(machine.errors.text)", sourceLocation: sourceLocation)
+        }
+    }
+
+    @Test func aTripleFaultShowsTheRegistersAndTheWayToADebugger() throws {
         let machine = try Program.machine(["--cmdline", "crash=triple"])
         try machine.expectEnd(100)
-        #expect(machine.errors.lines.count == 1 && machine.errors.text.hasPrefix("swkvm: vCPU 0 shut down (triple fault)"))
+        #expect(machine.errors.text.hasPrefix("swkvm: vCPU 0 shut down (triple fault)"))
+        expectRegisters(machine)
+        #expect(machine.errors.lines.last?.contains("`--gdb PORT`") == true, "\(machine.errors.text)")
+        // The guest's values, but on AMD-V, where KVM says that it has none.
+        let isReset = machine.errors.text.contains("KVM has reset the vCPU")
+        #expect(isReset == machine.errors.text.contains("rip 000000000000fff0"), "\(machine.errors.text)")
     }
 
     /// Where KVM runs ring 0 natively there is no such instruction: the guest says so.
@@ -87,9 +98,7 @@ import Testing
         #expect(end == .status(101), "\(machine.story)")
         let lines = machine.errors.lines
         #expect(lines.first == "swkvm: KVM stopped vCPU 0 with an internal error: it cannot emulate the instruction")
-        for register in ["rip ", "rfl ", "rax ", "rsp ", "r15 ", "cr0 ", "cr3 ", "efer "] {
-            #expect(machine.errors.text.contains(register), "\(machine.errors.text)")
-        }
+        expectRegisters(machine)
         // popcnt rax, rax
         #expect(lines.last?.contains("instruction bytes at rip: f3 48 0f b8 c0") == true)
     }

@@ -17,7 +17,7 @@ import Testing
         (.quit, 104, "ended at the console"), (.killed, 105, "ended by the debugger"), (.guestStatus(0), 0, nil),
         (.stopTimeout(seconds: 5), 106, "ended, since the guest had not powered off 5 seconds after it was asked to (--stop-timeout)"),
         (.guestStatus(1), 1, "the guest ended with status 1"), (.guestStatus(63), 63, "the guest ended with status 63"),
-        (.tripleFault(cpu: 3), 100, "vCPU 3 shut down (triple fault): the guest's kernel crashed before it could report, or reset itself that way"),
+        (.tripleFault(cpu: 3, state: "registers"), 100, "vCPU 3 shut down (triple fault): the guest's kernel crashed before it could report, or reset itself that way"),
         (
             .internalError(cpu: 2, internalError, state: "registers"), 101,
             "KVM stopped vCPU 2 with an internal error: it cannot emulate the instruction"
@@ -36,7 +36,7 @@ import Testing
 
     @Test func registersAreShownWhereTheyHelp() {
         for (end, _, _) in Self.ends {
-            let wanted = switch end { case .internalError, .unexpectedExit: true default: false }
+            let wanted = switch end { case .internalError, .unexpectedExit, .tripleFault: true default: false }
             #expect((end.details != nil) == wanted)
         }
     }
