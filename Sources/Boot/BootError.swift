@@ -27,8 +27,8 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
     case reservedMemory(file: String, start: UInt64, end: UInt64)
     /// No room for the initrd between the kernel and `limit`.
     case initrdDoesNotFit(file: String, size: UInt64, free: UInt64, limit: UInt64)
-    /// Longer than the kernel or the platform takes; both counts in bytes without the closing NUL.
-    case commandLineTooLong(length: Int, limit: Int)
+    /// Longer than the kernel reads; all counts in bytes without the closing NUL, `added` those that are not the user's.
+    case commandLineTooLong(kernel: String, length: Int, added: Int, limit: Int)
     /// A NUL byte within the command line would silently cut it short.
     case commandLineHasNUL
     /// The ACPI tables for so many CPUs and devices outgrow the space below 1 MiB.
@@ -67,8 +67,9 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
         case .initrdDoesNotFit(let file, let size, let free, let limit):
             "the initrd \(file) of \(size) bytes does not fit: \(free) bytes are free for it below \(hex(limit)): "
                 + "give the guest more memory (--mem) or a smaller initrd"
-        case .commandLineTooLong(let length, let limit):
-            "the kernel's command line has \(length) bytes, devices included; at most \(limit) are possible"
+        case .commandLineTooLong(let kernel, let length, let added, let limit):
+            "the kernel's command line has \(length) bytes\(added > 0 ? ", \(added) of them added by swkvm" : ""); "
+                + "\(kernel) reads at most \(limit): shorten --cmdline"
         case .commandLineHasNUL:
             "the kernel's command line has a NUL byte in it, where it would end"
         case .tablesTooLarge(let size, let limit):

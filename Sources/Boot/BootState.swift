@@ -1,3 +1,5 @@
+public import GuestMemory
+
 /// The registers that the boot processor starts with. Values as the CPU's manuals name them; KVM-free, so that
 /// `Machine` alone translates them.
 public struct BootState: Sendable, Equatable {
@@ -65,6 +67,16 @@ extension BootState {
             gdt: LongMode.gdtRegister,
             cr0: Control.cr0PE | Control.cr0MP | Control.cr0ET | Control.cr0NE | Control.cr0WP | Control.cr0PG,
             cr3: LongMode.pageTables, cr4: Control.cr4PAE, efer: Control.eferLME | Control.eferLMA, rip: entry)
+    }
+
+    /// Puts code into RAM that has nothing else in it, with what it takes to run it in ring 0 of long mode.
+    /// - Returns: the registers to start it with.
+    public static func longMode(running code: [UInt8], in guest: GuestMemory) throws(BootError) -> BootState {
+        let memory = BootMemory(guest)
+        try memory.write(LongMode.gdt, at: PhysicalLayout.gdt)
+        try memory.write(LongMode.makePageTables(), at: PhysicalLayout.pageTables)
+        try memory.write(code, at: PhysicalLayout.endOfBootData)
+        return longMode(at: PhysicalLayout.endOfBootData)
     }
 
     /// 32-bit protected mode without paging, as PVH wants it (Xen's `docs/misc/pvh.pandoc`).

@@ -30,6 +30,8 @@ public struct ELFImage: Sendable, Equatable {
     public let pvhEntry: UInt64?
     /// Physical address of the long-mode entry that a swkvm note names.
     public let longModeEntry: UInt64?
+    /// Whether its notes say that it is Linux.
+    public let isLinux: Bool
 
     /// Kernels have around ten; a file with more than this is not one.
     static let maximumProgramHeaders = 128
@@ -59,7 +61,7 @@ public struct ELFImage: Sendable, Equatable {
         }
         segments = loads
         entry = Self.physical(header.entry, in: loads)
-        (pvhEntry, longModeEntry) = (notes.pvhEntry, notes.longModeEntry)
+        (pvhEntry, longModeEntry, isLinux) = (notes.pvhEntry, notes.longModeEntry, notes.isLinux)
         for (name, address) in [("PVH", pvhEntry), ("swkvm", longModeEntry)] {
             guard let address, !loads.contains(where: { $0.address <= address && address < $0.end }) else { continue }
             throw .malformed(file: file.name, reason: "the entry \(hex(address)) of its \(name) note lies in none of its segments")
@@ -180,10 +182,13 @@ private struct ProgramHeader {
 private struct Notes {
     /// `XEN_ELFNOTE_PHYS32_ENTRY` of Xen's public `elfnote.h`.
     static let pvhType: UInt32 = 18
+    /// `XEN_ELFNOTE_GUEST_OS`.
+    static let guestType: UInt32 = 6
     static let longModeType: UInt32 = 1
 
     var pvhEntry: UInt64?
     var longModeEntry: UInt64?
+    var isLinux = false
 
     mutating func read(_ program: ProgramHeader, of file: BootFile) throws(BootError) {
         guard program.fileSize <= ELFImage.maximumNoteSize else {
@@ -217,6 +222,11 @@ private struct Notes {
                 throw .malformed(file: file.name, reason: "its PVH note of \(value.count) bytes holds no 32-bit address")
             }
             pvhEntry = address
+        } else if owner.elementsEqual("Xen\0".utf8), type == Notes.guestType {
+            if value.elementsEqual("linux\0".utf8) { isLinux = true }
+        } else if owner.elementsEqual("Linux\0".utf8) {
+            // Its build salt (include/linux/build-salt.h, since 4.19), and others since: every kernel with a PVH note has one.
+            isLinux = true
         } else if owner.elementsEqual("swkvm\0".utf8), type == Notes.longModeType {
             guard value.count == 8, let address: UInt64 = value.load(at: 0) else {
                 throw .malformed(file: file.name, reason: "its swkvm note has \(value.count) bytes, wanted an 8-byte address")

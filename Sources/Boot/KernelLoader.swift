@@ -4,90 +4,35 @@ public import GuestMemory
 ///
 /// The files are opened and their headers checked once; ``load(into:isFresh:)`` is repeated at each reset.
 public struct KernelLoader: Sendable {
-    /// How a kernel is entered (docs/platform.md, "How a kernel is entered").
-    public enum Entry: Sendable, Equatable {
-        /// A swkvm note: long mode, `RDI` = start information.
-        case longMode(UInt64)
-        /// A PVH note: 32-bit protected mode, `EBX` = start information.
-        case pvh(UInt64)
-        /// `e_entry` of an ELF64, the way of Linux's `startup_64`.
-        case linux(UInt64)
-        /// A bzImage: at 0x200 from wherever it is loaded.
-        case bzImage
-    }
-
-    private enum Kernel: Sendable {
-        case elf(ELFImage)
-        case linux(LinuxImage)
-    }
-
-    /// How the kernel will be entered.
-    public let entry: Entry
-    private let kernel: Kernel
-    private let file: BootFile
+    private let kernel: KernelImage
     private let initrd: BootFile?
     private let commandLine: [UInt8]
     private let tables: ACPITables?
     private let identity: SMBIOSTables?
     private let processors: MPTable?
 
-    /// Reads and checks the kernel's headers.
+    /// Checks what a kernel is to be started with.
     /// - Parameters:
-    ///   - kernel: an ELF file or a bzImage, or one of them compressed with gzip, which is decompressed here.
     ///   - initrd: what the kernel is to find as its initial RAM disk.
-    ///   - commandLine: complete, devices included (``KernelCommandLine/assemble(_:devices:)``).
+    ///   - commandLine: complete; no longer than the kernel reads.
     ///   - tables: ACPI tables, built for ``PhysicalLayout/acpi``; without them the guest is told of no RSDP.
     ///   - identity: SMBIOS tables, built for ``PhysicalLayout/smbios``.
     ///   - processors: the MultiProcessor table, for kernels that do not read ACPI tables.
-    ///   - memorySize: bytes of the guest's RAM; a compressed kernel may not decompress to more.
     public init(
-        kernel given: BootFile, initrd: BootFile? = nil, commandLine: String = "", tables: ACPITables? = nil,
-        identity: SMBIOSTables? = nil, processors: MPTable? = nil, memorySize: UInt64 = PhysicalLayout.hole
+        _ kernel: KernelImage, initrd: BootFile? = nil, commandLine: KernelCommandLine, tables: ACPITables? = nil,
+        identity: SMBIOSTables? = nil, processors: MPTable? = nil
     ) throws(BootError) {
-        var file = given
-        var start = try file.read(at: 0, count: Int(min(file.size, UInt64(LinuxImage.headerEnd))))
-        switch Compression.found(in: start) {
-        case .gzip?:
-            file = try given.decompressed(limit: min(memorySize, PhysicalLayout.hole))
-            start = try file.read(at: 0, count: Int(min(file.size, UInt64(LinuxImage.headerEnd))))
-        case let format?:
-            throw .compressed(file: file.name, format: "\(format)")
-        case nil: break
-        }
-        var limit = KernelCommandLine.limit
-        if ELFImage.matches(start) {
-            let image = try ELFImage(file)
-            kernel = .elf(image)
-            entry = try Self.entry(of: image, file)
-        } else if LinuxImage.matches(start) {
-            let image = try LinuxImage(file)
-            kernel = .linux(image)
-            entry = .bzImage
-            limit = min(limit, image.commandLineLimit)
-        } else {
-            throw .notAKernel(file: file.name)
-        }
-        try KernelCommandLine.check(commandLine, limit: limit)
+        try commandLine.check(limit: kernel.commandLineLimit, kernel: "\(kernel.name) (\(kernel.kind))")
         if let initrd, initrd.size == 0 { throw .malformed(file: initrd.name, reason: "an initrd without a byte in it") }
-        self.file = file
+        self.kernel = kernel
         self.initrd = initrd
-        self.commandLine = commandLine.utf8 + [0]
+        self.commandLine = commandLine.text.utf8 + [0]
         self.tables = tables
         self.identity = identity
         self.processors = processors
     }
 
-    private static func entry(of image: ELFImage, _ file: BootFile) throws(BootError) -> Entry {
-        if let address = image.longModeEntry { return .longMode(address) }
-        if let address = image.pvhEntry { return .pvh(address) }
-        guard image.is64Bit else {
-            throw .noEntry(file: file.name, reason: "it is a 32-bit ELF without a PVH note, wanted the note or a 64-bit ELF")
-        }
-        guard let address = image.entry else {
-            throw .noEntry(file: file.name, reason: "its e_entry lies in none of its segments and it has no PVH note")
-        }
-        return .linux(address)
-    }
+    private var file: BootFile { kernel.file }
 
     /// Writes kernel, initrd, command line, tables and start information into RAM.
     /// - Parameter isFresh: RAM is all zero, so nothing needs to be cleared. False after a reset.
@@ -102,7 +47,7 @@ public struct KernelLoader: Sendable {
         var initrdLimit = limit
         var startAddress: UInt64 = 0
         var setupHeader: [UInt8]?
-        switch kernel {
+        switch kernel.format {
         case .elf(let image):
             kernelEnd = try load(image, into: memory, limit: limit, isFresh: isFresh)
         case .linux(let image):
@@ -125,7 +70,7 @@ public struct KernelLoader: Sendable {
         try memory.write(LongMode.gdt, at: PhysicalLayout.gdt)
         try memory.write(ResetVector.code, at: PhysicalLayout.resetVector)
 
-        switch entry {
+        switch kernel.entry {
         case .pvh(let address):
             return .protectedMode(at: address, startInfo: PhysicalLayout.startInfo)
         case .longMode(let address):

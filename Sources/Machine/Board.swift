@@ -56,6 +56,9 @@ final class Board: Sendable {
     let holdsInterrupts: Bool
     /// Where the boot processor begins.
     let entry: UInt64
+    /// What boots, in words.
+    let bootDescription: String
+    let isBzImage: Bool
     /// Whether the vCPUs stop before their first instruction until a debugger lets them go.
     let waitsForDebugger: Bool
     private let settler = Guarded<Thread?>(nil)
@@ -88,7 +91,7 @@ final class Board: Sendable {
 
         let layout = NodeLayout(configuration, memory.regions)
         let model = try Machine.kvm { () throws(KVMError) in try CPUModel(parts.system, layout) }
-        let state = try Machine.load(parts.kernel, parts.initrd, configuration, memory, layout, devices, model)
+        let (state, kernel) = try Machine.load(parts.kernel, parts.initrd, configuration, memory, layout, devices, model)
         var cpus: [CPUThread] = []
         for (index, id) in layout.localAPICIDs.enumerated() {
             let cpu = try Machine.kvm { () throws(KVMError) in
@@ -111,6 +114,8 @@ final class Board: Sendable {
         self.serialLine = serialLine
         holdsInterrupts = parts.system.canHoldInterrupts
         entry = state.rip
+        bootDescription = Machine.bootDescription(kernel, configuration)
+        isBzImage = kernel.entry == .bzImage
         self.waitsForDebugger = waitsForDebugger && parts.debugger != nil
     }
 

@@ -19,6 +19,10 @@ public struct Configuration: Sendable {
     public var initrd: String?
     /// The kernel's command line as the user gave it.
     public var commandLine: String
+    /// Whether the kernel gets it as it is, with nothing added.
+    public var isCommandLineRaw = false
+    /// How the guest learns of its virtio devices; nil: by ACPI, or on the command line where that tells Linux not to use ACPI.
+    public var discovery: DeviceDiscovery?
     /// In the order of the guest's vda, vdb, …
     public var disks: [Disk]
     public var networks: [Network]
@@ -36,7 +40,7 @@ public struct Configuration: Sendable {
 
     public init(
         name: String = "swkvm", uuid: UUID? = nil, cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), nodes: [Node] = [],
-        kernel: Kernel = .bundled, initrd: String? = nil,
+        kernel: Kernel = .automatic, initrd: String? = nil,
         commandLine: String = "", disks: [Disk] = [], networks: [Network] = [], entropy: Entropy? = nil,
         console: ConsoleKind = .none
     ) {
@@ -112,10 +116,21 @@ public struct Configuration: Sendable {
 
     /// What the guest boots.
     public enum Kernel: Sendable, Equatable {
+        /// What swkvm chooses where nothing was asked for: the bundled guest.
+        case automatic
         /// The guest in swkvm's own binary.
         case bundled
         /// An ELF file or a bzImage.
         case file(String)
+    }
+
+    /// How a guest learns of its virtio devices.
+    public enum DeviceDiscovery: Sendable {
+        /// From the DSDT.
+        case acpi
+        /// From words of its command line, `virtio_mmio.device=`; the DSDT does not have them, since a guest that reads both would find
+        /// each device twice.
+        case commandLine
     }
 
     /// Where the guest's serial port goes.

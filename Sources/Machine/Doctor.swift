@@ -19,127 +19,218 @@ public enum Doctor {
         public let kind: Kind
         public let subject: String
         public let text: String
-        /// The command, or the deed, that mends it.
-        public let remedy: String?
+        /// What would change it.
+        public let remedy: Remedy?
+
+        init(_ kind: Kind, _ subject: String, _ text: String, fix remedy: Remedy? = nil) {
+            (self.kind, self.subject, self.text, self.remedy) = (kind, subject, text, remedy)
+        }
 
         public var description: String {
             func padded(_ text: String, _ width: Int) -> String { text + String(repeating: " ", count: max(1, width - text.count)) }
             let line = padded(kind.rawValue, 9) + padded(subject, 15) + text
-            return remedy.map { line + "\n" + String(repeating: " ", count: 24) + "mend: \($0)" } ?? line
+            return remedy.map { line + "\n" + String(repeating: " ", count: 24) + "fix: \($0.text)" } ?? line
         }
+    }
+
+    /// Commands for this user's shell, or an advice where no command does it, or both.
+    public struct Remedy: Sendable, Equatable {
+        public let commands: [String]
+        public let advice: String?
+
+        var text: String {
+            let commands = commands.joined(separator: "; ")
+            return advice.map { commands.isEmpty ? $0 : "\(commands)   (\($0))" } ?? commands
+        }
+
+        static func advice(_ text: String) -> Remedy { Remedy(commands: [], advice: text) }
     }
 
     /// All findings, in an order to be read.
-    public static func examine() -> [Finding] {
-        kvm() + [back()] + proc() + memory() + [uring(), tun(), netAdmin()]
+    public static func examine() -> [Finding] { Examination(isRoot: geteuid() == 0).findings }
+}
+
+/// One look at the host.
+struct Examination {
+    /// Whether commands need no `sudo`.
+    let isRoot: Bool
+
+    /// What depends on a device that does not open is left out: nothing can be said of it.
+    var findings: [Doctor.Finding] { kvm(at: "/dev/kvm") + proc() + memory() + [uring()] + network() }
+
+    // MARK: Commands
+
+    /// A command that only root may run, as this user has to type it.
+    func asRoot(_ command: String, advice: String? = nil) -> Doctor.Remedy {
+        Doctor.Remedy(commands: [isRoot ? command : "sudo \(command)"], advice: advice)
     }
 
-    private static func kvm() -> [Finding] {
+    /// Writes to a file of the kernel's; the shell of an ordinary user would open it without `sudo`.
+    func write(_ value: String, to path: String, advice: String? = nil) -> Doctor.Remedy {
+        Doctor.Remedy(commands: [isRoot ? "echo \(value) > \(path)" : "echo \(value) | sudo tee \(path)"], advice: advice)
+    }
+
+    // MARK: KVM
+
+    func kvm(at path: String) -> [Doctor.Finding] {
         do throws(KVMError) {
-            let system = try System()
-            var findings = [Finding(kind: .good, subject: "/dev/kvm", text: "opens, API version 12, up to \(system.maximumCPUs) vCPUs a machine", remedy: nil)]
+            let system = try System(path: path)
+            var findings = [Doctor.Finding(.good, path, "opens, API version 12, up to \(system.maximumCPUs) vCPUs a machine")]
             for capability in Capability.required where system.check(capability) == 0 {
-                findings.append(Finding(kind: .missing, subject: "KVM", text: "\(capability.name) is missing", remedy: "use a newer kernel"))
+                findings.append(Doctor.Finding(.missing, "KVM", "\(capability.name) is missing", fix: .advice("use a newer kernel")))
             }
             let absent = Capability.optional.filter { system.check($0) == 0 }.map(\.name)
-            if absent.isEmpty {
-                findings.append(Finding(kind: .good, subject: "KVM", text: "all capabilities that swkvm uses", remedy: nil))
-            } else {
-                findings.append(Finding(kind: .limited, subject: "KVM", text: "works, without \(absent.joined(separator: ", "))", remedy: nil))
-            }
+            findings.append(
+                absent.isEmpty
+                    ? Doctor.Finding(.good, "KVM", "all capabilities that swkvm uses")
+                    : Doctor.Finding(.limited, "KVM", "works, without \(absent.joined(separator: ", "))"))
             // A machine is the proof: other hypervisors may hold the processor's virtualization.
             _ = try system.createVirtualMachine()
-            return findings
+            return findings + [backEnd(RingZero.found(on: system))]
+        } catch .unavailable(_, let error) {
+            return [unavailable(path, error)]
         } catch {
-            return [Finding(kind: .missing, subject: "/dev/kvm", text: error.description, remedy: nil)]
+            return [Doctor.Finding(.missing, path, error.description)]
         }
     }
 
-    /// What KVM's back-end is: an explanation only, nothing depends on it.
-    private static func back() -> Finding {
-        let flags = (try? readFile("/proc/cpuinfo", limit: 4 << 20)).map { text in
-            text.split(separator: UInt8(ascii: "\n")).first { $0.starts(with: "flags".utf8) }?.split(separator: UInt8(ascii: " ")).map { String(decoding: $0, as: UTF8.self) } ?? []
-        } ?? []
-        let modules = ["kvm_intel", "kvm_amd", "kvm_pvm"].filter { unsafe access("/sys/module/\($0)", F_OK) == 0 }
-        let hardware = flags.contains("vmx") ? "Intel VT-x" : flags.contains("svm") ? "AMD-V" : nil
-        switch (modules.first, hardware) {
-        case ("kvm_pvm"?, _):
-            return Finding(
-                kind: .limited, subject: "back-end",
-                text: "kvm_pvm, in software: a guest's ring 0 is interpreted (about 0.6 µs an instruction), its ring 3 is native; stock Linux kernels do not boot",
-                remedy: nil)
-        case (let module?, let hardware?): return Finding(kind: .good, subject: "back-end", text: "\(module), \(hardware)", remedy: nil)
-        case (let module?, nil):
-            return Finding(kind: .limited, subject: "back-end", text: "\(module); the CPU shows neither vmx nor svm, as in some clouds", remedy: nil)
-        case (nil, let hardware?):
-            return Finding(
-                kind: .limited, subject: "back-end", text: "the CPU has \(hardware); KVM is built into the kernel, or not loaded",
-                remedy: hardware == "AMD-V" ? "modprobe kvm_amd" : "modprobe kvm_intel")
-        case (nil, nil):
-            return Finding(
-                kind: .limited, subject: "back-end", text: "neither vmx nor svm in /proc/cpuinfo and no KVM module that swkvm knows",
-                remedy: "switch virtualization on in the firmware, or nested virtualization on the outer host")
+    private func unavailable(_ path: String, _ error: SystemCallError) -> Doctor.Finding {
+        switch error.errno {
+        case ENOENT: Doctor.Finding(.missing, path, "does not exist; \(Processor().sentence)", fix: loading(path))
+        case EACCES, EPERM: Doctor.Finding(.missing, path, "may not be opened by this user (\(error.reason))", fix: admission(to: path))
+        default: Doctor.Finding(.missing, path, "does not open: \(error.reason)", fix: loading(path))
         }
     }
 
-    private static func proc() -> [Finding] {
+    /// What brings the device about.
+    private func loading(_ path: String) -> Doctor.Remedy {
+        // "10:232\n": the kernel has the device, so it is this /dev that lacks it.
+        if let text = try? readFile("/sys/class/misc/kvm/dev", limit: 32), case let numbers = text.split(separator: UInt8(ascii: ":")), numbers.count == 2 {
+            let number = numbers.map { String(decoding: $0.prefix { $0 > UInt8(ascii: " ") }, as: UTF8.self) }
+            return asRoot("mknod -m 666 \(path) c \(number[0]) \(number[1])", advice: "in a container: start it with --device \(path)")
+        }
+        switch Processor().virtualization {
+        case .intel?: return asRoot("modprobe kvm_intel")
+        case .amd?: return asRoot("modprobe kvm_amd")
+        case nil: return .advice("switch virtualization on in the firmware, or nested virtualization on the outer host; then modprobe kvm_intel or kvm_amd")
+        }
+    }
+
+    /// What lets this user in: the group that the device is for, or an entry of its own.
+    private func admission(to path: String) -> Doctor.Remedy {
+        let readAndWrite: mode_t = 0o060
+        var status = stat()
+        if unsafe stat(path, &status) == 0, status.st_gid != 0, status.st_mode & readAndWrite == readAndWrite, let group = groupName(status.st_gid) {
+            return asRoot("usermod -aG \(group) $USER", advice: "then log in again")
+        }
+        return asRoot("setfacl -m u:$USER:rw \(path)")
+    }
+
+    private func groupName(_ number: gid_t) -> String? {
+        for line in ((try? readFile("/etc/group", limit: 1 << 20)) ?? []).split(separator: UInt8(ascii: "\n")) {
+            let fields = line.split(separator: UInt8(ascii: ":"), omittingEmptySubsequences: false).map { String(decoding: $0, as: UTF8.self) }
+            if fields.count >= 3, fields[2] == "\(number)" { return fields[0] }
+        }
+        return nil
+    }
+
+    /// What KVM's back-end is and does. The module's name and the CPU's flags are an explanation; how ring 0 runs was tried.
+    private func backEnd(_ ringZero: RingZero?) -> Doctor.Finding {
+        let module = ["kvm_intel", "kvm_amd", "kvm_pvm"].first { unsafe access("/sys/module/\($0)", F_OK) == 0 } ?? "KVM, built into the kernel"
+        switch ringZero {
+        case .interpreted?:
+            return Doctor.Finding(
+                .limited, "back-end",
+                "\(module): a guest's ring 0 is interpreted (about 0.6 µs an instruction), its ring 3 is native; stock Linux kernels do not boot")
+        case .native?: return Doctor.Finding(.good, "back-end", "\(module); a guest's ring 0 runs natively; \(Processor().sentence)")
+        case nil: return Doctor.Finding(.limited, "back-end", "\(module); how a guest's ring 0 runs could not be tried")
+        }
+    }
+
+    // MARK: Memory
+
+    private func proc() -> [Doctor.Finding] {
         if unsafe access("/proc/self", F_OK) == 0 { return [] }
         return [
-            Finding(
-                kind: .limited, subject: "/proc", text: "not mounted: what it tells of the CPU and of memory is unknown, and cache=none does not work",
-                remedy: "mount -t proc proc /proc")
+            Doctor.Finding(
+                .limited, "/proc", "not mounted: what it tells of the CPU and of memory is unknown, and cache=none does not work",
+                fix: asRoot("mount -t proc proc /proc"))
         ]
     }
 
-    private static func memory() -> [Finding] {
-        var findings: [Finding] = []
+    private func memory() -> [Doctor.Finding] {
+        var findings: [Doctor.Finding] = []
         for size in [HugePageSize.twoMiB, .oneGiB] {
             let name = size == .twoMiB ? "2 MiB pages" : "1 GiB pages"
             guard let pool = try? HugePagePool(size) else {
-                findings.append(Finding(kind: .limited, subject: name, text: "this kernel or CPU has none", remedy: nil))
+                findings.append(Doctor.Finding(.limited, name, "this kernel or CPU has none"))
                 continue
             }
-            let kind: Finding.Kind = pool.available > 0 ? .good : .limited
-            let example = size == .twoMiB ? "sysctl vm.nr_hugepages=1024" : "echo 2 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages"
+            let advice = "for 2 GiB of guest RAM"
+            let remedy = size == .twoMiB
+                ? asRoot("sysctl vm.nr_hugepages=1024", advice: advice)
+                : write("2", to: "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", advice: advice)
+            let isThere = pool.available > 0
             findings.append(
-                Finding(
-                    kind: kind, subject: name, text: "\(pool.available) free of \(pool.total)",
-                    remedy: pool.available > 0 ? nil : "\(example)   (for 2 GiB of guest RAM)"))
+                Doctor.Finding(isThere ? .good : .limited, name, "\(pool.available) free of \(pool.total)", fix: isThere ? nil : remedy))
         }
-        let setting = ((try? readFile("/sys/kernel/mm/transparent_hugepage/enabled", limit: 256)).map { String(decoding: $0, as: UTF8.self) } ?? "")
+        let path = "/sys/kernel/mm/transparent_hugepage/enabled"
+        let setting = ((try? readFile(path, limit: 256)).map { String(decoding: $0, as: UTF8.self) } ?? "")
             .split(separator: "[").last?.split(separator: "]").first.map(String.init)
         switch setting {
-        case "always"?, "madvise"?: findings.append(Finding(kind: .good, subject: "thp", text: "transparent huge pages: \(setting ?? "")", remedy: nil))
-        default:
-            findings.append(
-                Finding(
-                    kind: .limited, subject: "thp", text: "transparent huge pages are off",
-                    remedy: "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"))
+        case "always"?, "madvise"?: findings.append(Doctor.Finding(.good, "thp", "transparent huge pages: \(setting ?? "")"))
+        default: findings.append(Doctor.Finding(.limited, "thp", "transparent huge pages are off", fix: write("madvise", to: path)))
         }
         return findings
     }
 
-    private static func uring() -> Finding {
-        if (try? IORing(entries: 4)) != nil { return Finding(kind: .good, subject: "io_uring", text: "disks use it", remedy: nil) }
-        return Finding(
-            kind: .limited, subject: "io_uring", text: "not to be had; disks use slower system calls", remedy: "sysctl kernel.io_uring_disabled=0")
+    // MARK: Disks and network
+
+    private func uring() -> Doctor.Finding {
+        if (try? IORing(entries: 4)) != nil { return Doctor.Finding(.good, "io_uring", "disks use it") }
+        return Doctor.Finding(
+            .limited, "io_uring", "unavailable; disks use slower system calls", fix: asRoot("sysctl kernel.io_uring_disabled=0"))
     }
 
-    private static func tun() -> Finding {
+    private func network() -> [Doctor.Finding] {
+        let path = "/dev/net/tun"
         do throws(SystemCallError) {
-            _ = try FileDescriptor.open("/dev/net/tun", O_RDWR)
-            return Finding(kind: .good, subject: "/dev/net/tun", text: "opens", remedy: nil)
+            _ = try FileDescriptor.open(path, O_RDWR)
+            return [Doctor.Finding(.good, path, "opens"), netAdmin()]
         } catch {
-            return Finding(
-                kind: .limited, subject: "/dev/net/tun", text: "\(error.reason): no --net tap=",
-                remedy: error.errno == ENOENT ? "modprobe tun" : "chmod 0666 /dev/net/tun, as most distributions have it")
+            let remedy = switch error.errno {
+            case ENOENT, ENODEV, ENXIO: asRoot("modprobe tun", advice: "in a container: start it with --device \(path)")
+            default: asRoot("chmod 0666 \(path)", advice: "as most distributions have it")
+            }
+            return [Doctor.Finding(.limited, path, "\(error.reason): no --net tap=", fix: remedy)]
         }
     }
 
-    private static func netAdmin() -> Finding {
-        if clinux_has_capability(CAP_NET_ADMIN) != 0 { return Finding(kind: .good, subject: "CAP_NET_ADMIN", text: "TAPs and bridges can be made", remedy: nil) }
-        return Finding(
-            kind: .limited, subject: "CAP_NET_ADMIN", text: "not held: swkvm can use a TAP that was made for this user, but not make one",
-            remedy: "sudo ip tuntap add swtap0 mode tap vnet_hdr user $USER")
+    private func netAdmin() -> Doctor.Finding {
+        if clinux_has_capability(CAP_NET_ADMIN) != 0 { return Doctor.Finding(.good, "CAP_NET_ADMIN", "TAPs and bridges can be made") }
+        return Doctor.Finding(
+            .limited, "CAP_NET_ADMIN", "not held: swkvm can use a TAP that was made for this user, but not make one",
+            fix: asRoot("ip tuntap add swtap0 mode tap vnet_hdr user $USER"))
+    }
+}
+
+/// What the CPU says of virtualization: an explanation, nothing depends on it.
+private struct Processor {
+    enum Virtualization { case intel, amd }
+
+    let virtualization: Virtualization?
+
+    init() {
+        let lines = ((try? readFile("/proc/cpuinfo", limit: 4 << 20)) ?? []).split(separator: UInt8(ascii: "\n"))
+        let flags = lines.first { $0.starts(with: "flags".utf8) }?.split(separator: UInt8(ascii: " ")) ?? []
+        virtualization = flags.contains { $0.elementsEqual("vmx".utf8) } ? .intel : flags.contains { $0.elementsEqual("svm".utf8) } ? .amd : nil
+    }
+
+    var sentence: String {
+        switch virtualization {
+        case .intel?: "the CPU has Intel VT-x"
+        case .amd?: "the CPU has AMD-V"
+        case nil: "the CPU shows neither vmx nor svm"
+        }
     }
 }

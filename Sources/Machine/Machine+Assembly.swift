@@ -3,12 +3,13 @@ internal import BundledGuest
 internal import GuestMemory
 internal import KVM
 internal import Linux
+internal import Logging
 
 /// The steps of ``Machine/init(_:output:log:)``, each with its module's error.
 extension Machine {
     /// Guest RAM, placed and filled as the configuration wants.
     static func makeMemory(
-        _ configuration: Configuration, isInterrupted: @escaping @Sendable () -> Bool
+        _ configuration: Configuration, isInterrupted: @escaping @Sendable () -> Bool, progress: GuestMemory.Progress?
     ) throws(MachineError) -> GuestMemory {
         let wanted = configuration.memory
         do throws(GuestMemoryError) {
@@ -17,10 +18,12 @@ extension Machine {
             let memory = try GuestMemory(size: wanted.size, backing: wanted.backing, shared: wanted.isShared)
             var offset: UInt64 = 0
             for node in configuration.nodes {
-                if let policy = node.policy { try memory.place(offset: offset, count: node.memory, by: policy, isInterrupted: isInterrupted) }
+                if let policy = node.policy {
+                    try memory.place(offset: offset, count: node.memory, by: policy, isInterrupted: isInterrupted, progress: progress)
+                }
                 offset &+= node.memory
             }
-            if wanted.isPreallocated { try memory.prealloc(isInterrupted: isInterrupted) }
+            if wanted.isPreallocated { try memory.prealloc(isInterrupted: isInterrupted, progress: progress) }
             return memory
         } catch { throw .memory(error) }
     }
@@ -53,9 +56,10 @@ extension Machine {
         } catch { throw .kvm(error) }
     }
 
+    /// The kernel's file that the configuration names.
     static func openKernel(_ configuration: Configuration) throws(MachineError) -> BootFile {
         switch configuration.kernel {
-        case .bundled:
+        case .automatic, .bundled:
             // The bytes are constants of this binary.
             return unsafe BootFile(
                 name: "the bundled guest", memory: UnsafeRawBufferPointer(start: bundled_guest_start(), count: bundled_guest_size()))
@@ -63,25 +67,50 @@ extension Machine {
         }
     }
 
+    /// `vmlinuz (a Linux bzImage) with initrd.img`.
+    static func bootDescription(_ kernel: KernelImage, _ configuration: Configuration) -> String {
+        guard case .file = configuration.kernel else { return kernel.name }
+        return "\(kernel.name) (\(kernel.kind))" + (configuration.initrd.map { " with \($0)" } ?? "")
+    }
+
+    /// Says that a stock Linux will hardly boot, where that is so.
+    static func warnOfInterpretedRingZero(_ kernel: String, _ system: borrowing System, log: Logger) {
+        guard RingZero.found(on: system) == .interpreted else { return }
+        log.warning("""
+            KVM on this host interprets a guest's ring 0, as software back-ends do, and lacks instructions that a stock Linux uses there \
+            (tried: cmpxchg16b). \(kernel) will hardly boot: it takes its time, prints nothing, and ends in a KVM internal error. \
+            A host with VT-x or AMD-V boots it; `swkvm doctor` says more
+            """)
+    }
+
     static func open(_ path: String) throws(MachineError) -> BootFile {
         do throws(BootError) { return try BootFile(path: path) } catch { throw .boot(error) }
     }
 
     static func load(
-        _ kernel: BootFile, _ initrd: BootFile?, _ configuration: Configuration, _ memory: GuestMemory, _ layout: NodeLayout,
+        _ file: BootFile, _ initrd: BootFile?, _ configuration: Configuration, _ memory: GuestMemory, _ layout: NodeLayout,
         _ devices: [VirtioSlot], _ model: CPUModel
-    ) throws(MachineError) -> BootState {
+    ) throws(MachineError) -> (state: BootState, kernel: KernelImage) {
         let slots = devices.map(\.place)
+        let kernel: KernelImage
+        do throws(BootError) { kernel = try KernelImage(file, memorySize: memory.size) } catch { throw .boot(error) }
+        var words = KernelCommandLine(configuration.commandLine)
+        // Only in one of the two places: Linux claims what it finds in the second once more, and complains of each device.
+        let discovery = configuration.discovery ?? (kernel.isLinux && words.turnsACPIOff ? .commandLine : .acpi)
+        if !configuration.isCommandLineRaw {
+            if kernel.isLinux, configuration.console != .none { words.addConsole() }
+            if discovery == .commandLine { words.add(slots) }
+        }
         do throws(BootError) {
+            var machine = description(layout, slots)
+            if discovery == .commandLine { machine.virtioDevices = [] }
             let loader = try KernelLoader(
-                kernel: kernel, initrd: initrd,
-                commandLine: KernelCommandLine.assemble(configuration.commandLine, devices: slots),
-                tables: ACPITables(description(layout, slots)),
+                kernel, initrd: initrd, commandLine: words, tables: ACPITables(machine),
                 identity: SMBIOSTables(SMBIOSDescription(
                     name: configuration.name, uuid: configuration.uuid?.bytes ?? [], sockets: layout.sockets, processor: model.processor,
                     memory: memory.regions.map { $0.start.rawValue..<$0.end.rawValue })),
-                processors: MPTable(localAPICIDs: layout.localAPICIDs), memorySize: memory.size)
-            return try loader.load(into: memory, isFresh: true)
+                processors: MPTable(localAPICIDs: layout.localAPICIDs))
+            return (try loader.load(into: memory, isFresh: true), kernel)
         } catch { throw .boot(error) }
     }
 
@@ -98,5 +127,19 @@ extension Machine {
 
     static func host<Result>(_ purpose: String, _ body: () throws(SystemCallError) -> Result) throws(MachineError) -> Result {
         do throws(SystemCallError) { return try body() } catch { throw .host(purpose: purpose, error) }
+    }
+}
+
+extension Configuration {
+    /// A sentence for a user who may have expected something else to boot; nil where there is nothing to say.
+    var bootNote: String? {
+        guard kernel == .automatic, let disk = disks.first else { return nil }
+        // Who gives the bundled guest its own words means it (docs/guest.md, "Command line").
+        let words = KernelCommandLine(commandLine)
+        if ["test=", "bench=", "run=", "crash="].contains(where: { words.hasWord(beginning: $0) }) { return nil }
+        return """
+            no kernel was given: the bundled guest boots, with \(disk.path) as a disk. To boot the system on a disk give its kernel, as in \
+            `--kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda1 ro'`; `--kernel bundled` says that the bundled guest is meant
+            """
     }
 }

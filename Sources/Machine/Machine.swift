@@ -13,6 +13,8 @@ public import Logging
 /// vCPUs, ``endDescriptor`` becomes readable when the guest has ended, reset itself or was ended, ``finish()`` joins all threads, and
 /// ``restart(isInterrupted:)`` boots the guest anew. What the machine owns on the host (TAPs, locks, memory) goes with the object.
 public final class Machine: Sendable {
+    /// What boots, for a line that says so.
+    public let bootDescription: String
     /// The console's UART: takes input, and output is flushed from it.
     public let serial: SerialPort
 
@@ -35,15 +37,17 @@ public final class Machine: Sendable {
     ///   - log: gets what happens inside.
     ///   - isInterrupted: asked now and then while memory is filled with pages, the one step that may take long, by threads that do it:
     ///     whether to give up, which throws the memory's `interrupted`.
+    ///   - progress: gets the bytes of memory that are filled and those in all, from the same threads.
     public init(
-        _ configuration: Configuration, output: any SerialSink, log: Logger, isInterrupted: @escaping @Sendable () -> Bool = { false }
+        _ configuration: Configuration, output: any SerialSink, log: Logger, isInterrupted: @escaping @Sendable () -> Bool = { false },
+        progress: (@Sendable (_ done: UInt64, _ total: UInt64) -> Void)? = nil
     ) throws(MachineError) {
         guard configuration.cpus > 0 else { throw .noCPUs(configuration.cpus) }
         try VirtioSlot.checkCount(configuration.disks.count + configuration.networks.count + (configuration.entropy == nil ? 0 : 1))
         try NodeLayout.check(configuration)
 
         // Memory first: it is what is most often missing, and nothing on the host has been touched before it.
-        let memory = try Self.makeMemory(configuration, isInterrupted: isInterrupted)
+        let memory = try Self.makeMemory(configuration, isInterrupted: isInterrupted, progress: progress)
         let debugger = try configuration.debugger.map { address throws(MachineError) in try Self.makeDebugServer(address) }
         let (ending, room) = try Self.host("make an eventfd") { () throws(SystemCallError) in (try Ending(), try SerialRoom()) }
         // KVM before the disks and TAPs: a host without it is left as it was.
@@ -56,9 +60,11 @@ public final class Machine: Sendable {
             configuration, system: system, memory: memory, kernel: kernel, initrd: initrd,
             virtioDevices: try VirtioSlot.makeDevices(configuration, log: log), serial: serial, ending: ending, debugger: debugger)
         let board = try Board(parts, waitsForDebugger: true)
+        if board.isBzImage { Self.warnOfInterpretedRingZero(kernel.name, parts.system, log: log) }
         for slot in board.devices { log.info("\(slot.description)") }
         log.info("\(configuration.cpus) vCPUs, \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(board.entry, radix: 16))")
         self.parts = parts
+        bootDescription = board.bootDescription
         self.serial = serial
         self.ending = ending
         self.room = room

@@ -175,6 +175,9 @@ struct Session: ~Copyable {
         if terminal?.isOurs == false { terminalTimer.start(milliseconds: Self.terminalPause) }
     }
 
+    /// Whether keys come from a terminal, and two of them are for swkvm.
+    var hasTerminal: Bool { terminal?.isOurs == true }
+
     mutating func giveTerminalBack() { terminal = nil }
 
     // MARK: Input

@@ -13,8 +13,10 @@ public enum Supervisor {
     /// - Parameters:
     ///   - log: gets what happens inside.
     ///   - report: gets lines for the user, without a newline; the terminal is in raw mode, if there is one. It must not wait.
+    ///   - progress: gets the bytes of memory that are filled before the guest starts, and those in all, from the threads that do it.
     public static func run(
-        _ configuration: Configuration, log: Logger, report: (String) -> Void
+        _ configuration: Configuration, log: Logger, report: (String) -> Void,
+        progress: (@Sendable (_ done: UInt64, _ total: UInt64) -> Void)? = nil
     ) throws(MachineError) -> MachineEnd {
         // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client that has
         // gone, or a file grown to its limit, is an error of write(2), not a signal.
@@ -33,7 +35,7 @@ public enum Supervisor {
         let console = try Console.open(configuration.console)
         let machine: Machine
         do throws(MachineError) {
-            machine = try Machine(configuration, output: console.output, log: log, isInterrupted: { stops.pending() != nil })
+            machine = try Machine(configuration, output: console.output, log: log, isInterrupted: { stops.pending() != nil }, progress: progress)
         } catch .memory(.interrupted) {
             // There is no guest yet that could power off.
             return .signal(stops.takePending() ?? SIGINT)
@@ -46,6 +48,9 @@ public enum Supervisor {
         if let announcement = session.console.announcement { report(announcement) }
         // Last before the start: an error's sentence is printed on an ordinary terminal.
         session.takeTerminal()
+        if let note = configuration.bootNote { report(note) }
+        // A kernel may print nothing for long, or for ever, and a raw terminal takes no Ctrl-C.
+        if session.hasTerminal { report("\(machine.bootDescription) boots; Ctrl-A x ends, Ctrl-A h helps") }
         try machine.start()
         if let announcement = machine.debuggerAnnouncement { report(announcement) }
         // What parsed the command line and built the machine is not needed again, and is most of what is resident.

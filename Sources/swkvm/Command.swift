@@ -21,7 +21,7 @@ struct Command: ParsableCommand {
                 swkvm image convert disk.qcow2 disk.raw
                 swkvm image info disk.qcow2
 
-            See whether this host can do it, and how to mend what is missing:
+            See whether this host can do it, and what fixes what is missing:
 
                 swkvm doctor
 

@@ -5,7 +5,7 @@ internal import Machine
 struct DoctorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor",
-        abstract: "Say what this host can do, what is missing, and the command that mends it.",
+        abstract: "Say what this host can do, what is missing, and the command that fixes it.",
         discussion: """
             EXIT STATUS
               0    a machine can run here
@@ -13,9 +13,24 @@ struct DoctorCommand: ParsableCommand {
               64   the command line is wrong
             """)
 
+    @Flag(help: "Print JSON: whether a machine can run, and the findings with the commands that fix them.")
+    var json = false
+
     func run() throws {
         let findings = Doctor.examine()
-        for finding in findings { print(finding.description) }
+        if json { print(Self.json(findings)) } else { for finding in findings { print(finding.description) } }
         if findings.contains(where: { $0.kind == .missing }) { throw ExitCode(1) }
+    }
+
+    static func json(_ findings: [Doctor.Finding]) -> JSON {
+        .object([
+            ("usable", .bool(!findings.contains { $0.kind == .missing })),
+            ("findings", .array(findings.map { finding in
+                .object([
+                    ("kind", .string(finding.kind.rawValue.lowercased())), ("subject", .string(finding.subject)), ("text", .string(finding.text)),
+                    ("commands", .array(finding.remedy?.commands.map { .string($0) } ?? [])), ("advice", finding.remedy?.advice.map { .string($0) }),
+                ])
+            })),
+        ])
     }
 }

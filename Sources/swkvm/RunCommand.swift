@@ -9,16 +9,16 @@ struct RunCommand: ParsableCommand {
         commandName: "run",
         abstract: "Boot a virtual machine and connect it to this terminal.",
         discussion: """
-            Without --kernel the bundled guest boots, to a small prompt. The terminal is the guest's serial port; Ctrl-A x ends the \
-            machine, Ctrl-A h shows the other keys. SIGINT, SIGTERM and SIGHUP ask the guest to power off, a second one, a second later or more, \
-            ends it.
+            Without --kernel the bundled guest boots, to a small prompt; what is on a disk does not start by itself. The terminal is the \
+            guest's serial port; Ctrl-A x ends the machine, Ctrl-A h shows the other keys. SIGINT, SIGTERM and SIGHUP ask the guest to power off, \
+            a second one, a second later or more, ends it.
 
             EXAMPLES
               swkvm run --mem 2G --hugepages
               swkvm run --cpus 2 --mem 512M --disk disk.qcow2,ro --disk data.raw \\
                         --net tap=swtap0,bridge=swbr0,mac=52:54:00:12:34:56
               swkvm run --kernel vmlinux --initrd initrd.img --mem 1G \\
-                        --cmdline 'console=ttyS0'
+                        --cmdline 'root=/dev/vda1 ro' --disk system.qcow2
               swkvm run --cmdline 'test=all' --disk scratch.raw --console stdio
               swkvm run --gdb 1234 --kernel vmlinux --cmdline nokaslr
 
@@ -69,15 +69,34 @@ struct RunCommand: ParsableCommand {
     var numa: [NodeArgument] = []
 
     @Option(
-        help: ArgumentHelp("Kernel: an ELF file with a PVH note, a 64-bit ELF file, or a bzImage; an ELF file may be compressed with gzip. Default: the bundled guest.", valueName: "file"),
+        help: ArgumentHelp(
+            """
+            Kernel: an ELF file with a PVH note, a 64-bit ELF file, or a bzImage; an ELF file may be compressed with gzip; or bundled, for the \
+            bundled guest, which is the default.
+            """,
+            valueName: "file|bundled"),
         completion: .file())
     var kernel: String?
 
-    @Option(help: ArgumentHelp("Initial RAM disk for the kernel.", valueName: "file"), completion: .file())
+    @Option(help: ArgumentHelp("Initial RAM disk for the kernel that --kernel names.", valueName: "file"), completion: .file())
     var initrd: String?
 
-    @Option(help: ArgumentHelp("Kernel command line.", valueName: "words"))
+    @Option(
+        help: ArgumentHelp(
+            "Kernel command line. For a Linux kernel console=ttyS0 is put in front, unless there is a console= or --console is none.", valueName: "words"))
     var cmdline = ""
+
+    @Option(help: ArgumentHelp("Kernel command line, to which nothing is added.", valueName: "words"))
+    var cmdlineRaw: String?
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            How the guest learns of its virtio devices: acpi, from the ACPI tables; cmdline, from words virtio_mmio.device= that are added to \
+            its command line, for a kernel without ACPI. Default: acpi, and cmdline for a Linux kernel with acpi=off.
+            """,
+            valueName: "acpi|cmdline"))
+    var discovery: DiscoveryArgument?
 
     @Option(
         help: ArgumentHelp(
@@ -150,6 +169,13 @@ struct RunCommand: ParsableCommand {
     var logLevel = Logger.Level.warning
 
     func validate() throws {
+        if let initrd, kernel == nil || kernel == Self.bundled {
+            throw ValidationError(
+                "an initrd needs --kernel: the bundled guest takes no initial RAM disk. Give the kernel that it belongs to: --kernel vmlinuz --initrd \(initrd)")
+        }
+        if cmdlineRaw != nil, !cmdline.isEmpty {
+            throw ValidationError("the kernel has one command line: give it as --cmdline or as --cmdline-raw")
+        }
         if let hugepages, hugepages.backing == nil {
             throw ValidationError(
                 "The value '\(hugepages)' is invalid for '--hugepages <kind>': wanted is one of \(HugePages.allValueStrings.joined(separator: ", "))")
@@ -164,13 +190,18 @@ struct RunCommand: ParsableCommand {
         }
     }
 
+    /// What `--kernel` calls the bundled guest; a file of this name is `./bundled`.
+    private static let bundled = "bundled"
+
     /// The machine that the options describe.
     var configuration: Configuration {
-        var machine = Configuration(name: name ?? "swkvm", cpus: cpus, commandLine: cmdline)
+        var machine = Configuration(name: name ?? "swkvm", cpus: cpus, commandLine: cmdlineRaw ?? cmdline)
+        machine.isCommandLineRaw = cmdlineRaw != nil
+        machine.discovery = discovery?.discovery
         machine.memory = Configuration.Memory(
             size: mem.bytes, backing: hugepages?.backing ?? .anonymous, isShared: shared, isPreallocated: prealloc)
         machine.nodes = numa.map(\.node)
-        if let kernel { machine.kernel = .file(kernel) }
+        if let kernel { machine.kernel = kernel == Self.bundled ? .bundled : .file(kernel) }
         machine.initrd = initrd
         machine.uuid = uuid.map(\.uuid) ?? name.map(HostIdentity().uuid(ofMachine:))
         machine.disks = disk.map(\.disk)
@@ -189,10 +220,13 @@ struct RunCommand: ParsableCommand {
         defer { output.finish() }
         let configuration = self.configuration
         let log = Logger(label: configuration.name) { _ in StandardErrorLog(output, level: logLevel) }
+        let progress = MemoryProgress()
         let end: MachineEnd
         do throws(MachineError) {
-            end = try Supervisor.run(configuration, log: log, report: output.say)
+            end = try Supervisor.run(configuration, log: log, report: output.say, progress: { progress?.show($0, of: $1) })
+            progress?.end()
         } catch {
+            progress?.end()
             output.say(error.description)
             throw ExitCode(error.exitStatus)
         }

@@ -168,6 +168,13 @@ struct DebuggerArgument {
     }
 }
 
+/// `--discovery`.
+enum DiscoveryArgument: String, ExpressibleByArgument, CaseIterable {
+    case acpi, cmdline
+
+    var discovery: Configuration.DeviceDiscovery { self == .acpi ? .acpi : .commandLine }
+}
+
 /// `--trace`.
 enum TraceArgument: String, ExpressibleByArgument, CaseIterable {
     case exits

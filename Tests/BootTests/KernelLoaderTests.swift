@@ -23,7 +23,7 @@ import Testing
         let tables = try ACPITables(ACPIDescription(localAPICIDs: Array(0..<1)))
         let state = try withFile(builder.bytes) { file in
             let loader = try KernelLoader(kernel: file, commandLine: "test=all", tables: tables)
-            #expect(loader.entry == .longMode(0x10_0004))
+            #expect(try KernelImage(file).entry == .longMode(0x10_0004))
             return try loader.load(into: memory, isFresh: true)
         }
         #expect(try text(memory, 0x10_0000, 11) == "kernel text")

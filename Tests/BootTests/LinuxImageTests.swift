@@ -122,7 +122,7 @@ private struct BzImageBuilder {
         let builder = BzImageBuilder()
         _ = try boot(builder, memory: memory, commandLine: String(repeating: "x", count: 2047))
         #expect(bootError { _ = try boot(builder, memory: memory, commandLine: String(repeating: "x", count: 2048)) }
-            == .commandLineTooLong(length: 2048, limit: 2047))
+            == .commandLineTooLong(kernel: "bzImage (a Linux bzImage)", length: 2048, added: 0, limit: 2047))
     }
 
     @Test func refusesKernelsThatCannotBeEntered() {
@@ -188,28 +188,5 @@ private struct BzImageBuilder {
             }
         }
         #expect(accepted > 0 && accepted < 1500)
-    }
-}
-
-@Suite struct KernelCommandLineTests {
-    private let devices = [VirtioMMIOSlot(address: 0xd000_0000, gsi: 16), VirtioMMIOSlot(address: 0xd000_1000, size: 512, gsi: 5)]
-
-    @Test func appendsTheDevices() throws {
-        let parameters = "virtio_mmio.device=4K@0xd0000000:16 virtio_mmio.device=512@0xd0001000:5"
-        #expect(try KernelCommandLine.assemble("quiet test=all", devices: devices) == "quiet test=all \(parameters)")
-        #expect(try KernelCommandLine.assemble("", devices: devices) == parameters)
-        #expect(try KernelCommandLine.assemble("  ", devices: []) == "")
-        // Words after a lone -- are init's.
-        #expect(try KernelCommandLine.assemble("quiet -- single", devices: devices) == "quiet \(parameters) -- single")
-        #expect(try KernelCommandLine.assemble("--", devices: devices) == "\(parameters) --")
-        #expect(try KernelCommandLine.assemble("a=\"b -- c\" d--", devices: devices) == "a=\"b -- c\" d-- \(parameters)")
-        #expect(try KernelCommandLine.assemble("a=\"b", devices: devices) == "a=\"b \(parameters)")
-    }
-
-    @Test func refusesWhatDoesNotFit() {
-        #expect(throws: BootError.commandLineTooLong(length: 65536, limit: 65535)) {
-            try KernelCommandLine.assemble(String(repeating: "ä", count: 32768), devices: [])
-        }
-        #expect(throws: BootError.commandLineHasNUL) { try KernelCommandLine.assemble("a\0b", devices: []) }
     }
 }

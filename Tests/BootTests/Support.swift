@@ -116,3 +116,13 @@ enum TemporaryFile {
         return try body(path)
     }
 }
+
+extension KernelLoader {
+    /// A kernel's file with words that are its whole command line.
+    init(
+        kernel: BootFile, initrd: BootFile? = nil, commandLine: String = "", tables: ACPITables? = nil, memorySize: UInt64 = PhysicalLayout.hole
+    ) throws(BootError) {
+        self = try KernelLoader(
+            KernelImage(kernel, memorySize: memorySize), initrd: initrd, commandLine: KernelCommandLine(commandLine), tables: tables)
+    }
+}

@@ -85,12 +85,16 @@ import Testing
     }
 
     @Test func initrdMissing() throws {
-        try expectRefused(["--initrd", directory("none")], "cannot read \(directory("none")): No such file or directory", status: Status.input)
+        try expectRefused(
+            ["--kernel", Host.guestKernel, "--initrd", directory("none")], "cannot read \(directory("none")): No such file or directory",
+            status: Status.input)
     }
 
     @Test func initrdLargerThanTheMemory() throws {
         try shell("truncate -s 100M '\(directory("initrd"))'")
-        try expectRefused(["--initrd", directory("initrd"), "--mem", "64M"], "the initrd \(directory("initrd")) of \(100 << 20) bytes does not fit", status: Status.usage)
+        try expectRefused(
+            ["--kernel", Host.guestKernel, "--initrd", directory("initrd"), "--mem", "64M"],
+            "the initrd \(directory("initrd")) of \(100 << 20) bytes does not fit", status: Status.usage)
     }
 
     @Test func commandLineTooLong() throws {

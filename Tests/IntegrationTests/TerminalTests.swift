@@ -94,6 +94,37 @@ import Testing
         for child in children { #expect(Glibc.kill(child, 0) == -1 && errno == ESRCH) }
     }
 
+    // MARK: Lines
+
+    @Test func oneLineSaysWhatBootsAndHowToLeave() throws {
+        let machine = try machineAtPrompt()
+        #expect(machine.output.text.hasPrefix("swkvm: the bundled guest boots; Ctrl-A x ends, Ctrl-A h helps\r\n"), "\(machine.output.text)")
+        try machine.type("poweroff\r")
+        try machine.expectEnd(0)
+
+        let directory = try TemporaryDirectory()
+        let kernel = try directory.write(TinyKernel.elf(TinyKernel.deaf), to: "vmlinux")
+        let silent = try Program.machine(["--kernel", kernel, "--initrd", kernel], terminal: terminal)
+        try silent.wait(
+            for: "swkvm: \(kernel) (a 64-bit ELF file, entered as Linux is) with \(kernel) boots; Ctrl-A x ends, Ctrl-A h helps\r\n")
+        try silent.type("\u{1}x")
+        try silent.finish()
+    }
+
+    @Test func preallocShowsItsProgress() throws {
+        let machine = try Program.machine(["--mem", "256M", "--prealloc", "--cmdline", "test=none"], terminal: terminal)
+        try machine.expectEnd(0)
+        let text = machine.output.text
+        #expect(text.hasPrefix("\rguest memory: 0.0%  0 B of 256 MiB"), "\(text)")
+        // It goes when the memory is there.
+        let shown = text.split(separator: "swkvm: ", maxSplits: 1, omittingEmptySubsequences: false)[0]
+        let blank = shown.split(separator: "\r", omittingEmptySubsequences: true).last ?? ""
+        #expect(!blank.isEmpty && blank.allSatisfy { $0 == " " } && shown.hasSuffix("\r"), "\(text)")
+        let other = try Program.machine(["--mem", "256M", "--cmdline", "test=none"], terminal: terminal)
+        try other.expectEnd(0)
+        #expect(!other.output.text.contains("guest memory"))
+    }
+
     // MARK: Keys
 
     @Test func ctrlAXEndsTheMachine() throws {

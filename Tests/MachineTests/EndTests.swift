@@ -81,7 +81,7 @@ import Testing
 
     private static let errors: [(MachineError, Int32)] = [
         (.noCPUs(0), 64), (.memory(.empty), 64), (.memory(.notPageMultiple(size: 1, pageSize: 4096)), 64),
-        (.tooManyDevices(wanted: 20, maximum: 16), 64), (.boot(.commandLineTooLong(length: 3000, limit: 2047)), 64),
+        (.tooManyDevices(wanted: 20, maximum: 16), 64), (.boot(.commandLineTooLong(kernel: "vmlinuz", length: 3000, added: 0, limit: 2047)), 64),
         (.boot(.commandLineHasNUL), 64), (.boot(.notAKernel(file: "k")), 66), (.boot(.unreadable(file: "k", SystemCallError("open", errno: ENOENT))), 66),
         (.boot(.wrongMachine(file: "k", machine: 183)), 66), (.boot(.truncated(file: "k", wanted: 2, found: 1)), 66),
         (.boot(.doesNotFit(file: "k", start: 0, end: 2, limit: 1)), 64),
@@ -97,7 +97,7 @@ import Testing
 
     /// Who ends a machine ends it also when the guest resets itself at the same moment; otherwise a reset is the first reason like any other.
     @Test func anEndFromOutsideOverridesAReset() throws {
-        for reset in [MachineEnd.reset, .tripleFault(cpu: 0)] {
+        for reset in [MachineEnd.reset, .tripleFault(cpu: 0, state: "")] {
             let ending = try Ending()
             ending.post(reset)
             ending.post(.powerOff)

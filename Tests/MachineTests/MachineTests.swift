@@ -221,6 +221,20 @@ private final class Paper: SerialSink {
     }
 }
 
+@Suite(.enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct RingZeroTests {
+    /// The bundled guest tries another instruction that KVM's interpreter does not know, in its own ring 0.
+    @Test func isWhatAGuestFinds() throws {
+        let paper = Paper()
+        let configuration = Configuration(memory: .init(size: 64 << 20), commandLine: "crash=internal run=help")
+        let machine = try Machine(configuration, output: paper, log: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+        try machine.start()
+        let end = machine.finish()
+        let isNative = paper.text.contains("ring 0 runs natively here")
+        #expect(isNative || end.exitStatus == 101, "\(paper.text)")
+        for _ in 0..<5 { #expect(RingZero.found(on: try System()) == (isNative ? .native : .interpreted)) }
+    }
+}
+
 @Suite struct AddressTests {
     /// docs/platform.md, "Interrupts" and "Physical memory".
     @Test func ofVirtioDevices() {

@@ -25,7 +25,7 @@ extension FuzzTarget {
         return bytes.withUnsafeBytes { kernel in
             initrd.withUnsafeBytes { contents in
                 let file = BootFile(name: "kernel", memory: kernel), disk = BootFile(name: "initrd", memory: contents)
-                guard let loader = try? KernelLoader(kernel: file, initrd: disk, commandLine: "console=ttyS0", memorySize: ramSize),
+                guard let loader = try? KernelLoader(KernelImage(file, memorySize: ramSize), initrd: disk, commandLine: KernelCommandLine("console=ttyS0")),
                       let state = try? loader.load(into: memory, isFresh: false) else { return false }
                 precondition(state.rip >= 0x1_0000 && state.rip < ramSize, "the entry \(state.rip) is not in RAM for a kernel")
                 // The first module of hvm_start_info, which is at 0x600.

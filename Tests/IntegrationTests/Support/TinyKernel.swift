@@ -7,6 +7,37 @@ enum TinyKernel {
     /// Writes without end: mov dx, 0x3f8; mov al, 'x'; 1: out dx, al; jmp 1b
     static let talking: [UInt8] = [0x66, 0xba, 0xf8, 0x03, 0xb0, 0x78, 0xee, 0xeb, 0xfd]
 
+    /// Entered as Linux is: writes its command line to the serial port and powers off.
+    static let commandLinePrinter: [UInt8] = [
+        0x8b, 0xb6, 0x28, 0x02, 0x00, 0x00,  // mov esi, [rsi + 0x228]: cmd_line_ptr of boot_params
+        0x66, 0xba, 0xf8, 0x03,  // mov dx, 0x3f8
+        0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8,  // 1: lodsb; test al, al; jz 2f; out dx, al; jmp 1b
+        0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe,  // 2: mov dx, 0x600; mov al, 0x34; out dx, al; 3: jmp 3b
+    ]
+
+    /// A bzImage that runs `code` in long mode.
+    static func bzImage(_ code: [UInt8]) -> [UInt8] {
+        var file = [UInt8](repeating: 0, count: 1024 + 512) + code
+        file += [UInt8](repeating: 0, count: -file.count & 15)
+        func store<Number: FixedWidthInteger>(_ number: Number, _ offset: Int) {
+            withUnsafeBytes(of: number.littleEndian) { file.replaceSubrange(offset..<offset + $0.count, with: $0) }
+        }
+        store(UInt8(1), 0x1f1)  // setup_sects
+        store(UInt32((file.count - 1024) / 16), 0x1f4)  // syssize
+        store(UInt16(0xaa55), 0x1fe)
+        store(UInt16(0x6aeb), 0x200)  // jmp, which ends the header
+        store(UInt32(0x5372_6448), 0x202)  // HdrS
+        store(UInt16(0x20f), 0x206)
+        store(UInt8(1), 0x211)  // loaded high
+        store(UInt32(0x7fff_ffff), 0x22c)  // initrd_addr_max
+        store(UInt32(0x20_0000), 0x230)  // kernel_alignment
+        store(UInt16(1), 0x236)  // a 64-bit entry
+        store(UInt32(2047), 0x238)  // cmdline_size
+        store(UInt64(0x20_0000), 0x258)  // pref_address
+        store(UInt32(0x1_0000), 0x260)  // init_size
+        return file
+    }
+
     /// An ELF file whose one segment is `code`, at 2 MiB.
     /// - Parameters:
     ///   - machine: the ELF header's machine, 62 for x86-64.

@@ -111,7 +111,9 @@ final class ACPI: @unchecked Sendable {
 
     private func readFADT(_ table: Address, _ length: UInt64) {
         guard length >= 44 else { return }
-        if let (definition, size) = self.table(at: UInt64(table.load(40) as UInt32)) { scanDSDT(definition, UInt64(size)) }
+        // X_DSDT, and the 32-bit field of old for firmware that fills in only that (§5.2.9).
+        let wide: UInt64 = length >= 148 ? UInt64(table.load(140) as UInt32) | UInt64(table.load(144) as UInt32) << 32 : 0
+        if let (definition, size) = self.table(at: wide != 0 ? wide : UInt64(table.load(40) as UInt32)) { scanDSDT(definition, UInt64(size)) }
         guard length >= 256 else { return }
         let space: UInt8 = table.load(244)
         let address: UInt64 = UInt64(table.load(248) as UInt32) | UInt64(table.load(252) as UInt32) << 32

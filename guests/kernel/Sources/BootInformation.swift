@@ -15,7 +15,8 @@ struct BootInformation {
     private static let magic: UInt32 = 0x336e_c578
     private static let ram: UInt32 = 1
     private static let mapped: UInt64 = 1 << 39
-    private static let longestLine: UInt64 = 4096
+    /// All the room that a platform has for it (docs/platform.md, "Physical memory"), the closing NUL included.
+    private static let longestLine: UInt64 = 0x1_0000
 
     init(at start: UInt64) {
         let candidate = Address(physical: start)

@@ -1,0 +1,49 @@
+internal import Boot
+internal import GuestMemory
+internal import KVM
+
+/// How this host's KVM runs a guest's ring 0.
+///
+/// No capability and no flag of the CPU tells it, so it is tried, in a machine of its own: two to three milliseconds.
+enum RingZero: Equatable {
+    case native
+    /// By KVM's instruction emulator, which knows some instructions and not others.
+    case interpreted
+
+    /// `lock cmpxchg16b (%rdi); hlt`: an instruction that Linux needs and KVM's emulator does not know. A CPU without it raises an
+    /// exception, which is a native answer too.
+    private static let code: [UInt8] = [0xf0, 0x48, 0x0f, 0xc7, 0x0f, 0xf4]
+
+    /// - Returns: nil where no machine can be made, or what came back tells nothing.
+    static func found(on system: borrowing System) -> RingZero? {
+        guard let memory = try? GuestMemory(size: 2 << 20), let state = try? BootState.longMode(running: code, in: memory) else { return nil }
+        // The memory outlives the machine that uses it.
+        return withExtendedLifetime(memory) { try? run(system, memory, state) }
+    }
+
+    private static func run(_ system: borrowing System, _ memory: GuestMemory, _ state: BootState) throws(KVMError) -> RingZero? {
+        let machine = try system.createVirtualMachine()
+        try machine.setTSSAddress(Wiring.taskStateSegment)
+        try machine.setIdentityMapAddress(Wiring.identityMap)
+        for (slot, region) in memory.regions.enumerated() {
+            // `found` holds the memory until this returns, and the machine is gone by then.
+            try unsafe machine.setMemory(slot: UInt32(slot), at: region.start.rawValue, size: region.size, host: region.host)
+        }
+        let cpu = try machine.createCPU(id: 0)
+        try cpu.setCPUID(system.supportedCPUID())
+        var registers = try cpu.systemRegisters()
+        state.apply(to: &registers)
+        try cpu.setSystemRegisters(registers)
+        try cpu.setRegisters(state.registers)
+        // A signal makes KVM_RUN return early; nothing else here can come again and again.
+        for _ in 0..<1000 {
+            switch try cpu.runGuest() {
+            case .interrupted: continue
+            case .internalError(let error) where error.isEmulation: return .interpreted
+            case .halt, .shutdown: return .native
+            default: return nil
+            }
+        }
+        return nil
+    }
+}
