@@ -1,5 +1,5 @@
 internal import CLinux
-internal import Synchronization
+internal import Linux
 
 /// A line of the terminal that says how far the guest's memory is filled (`--prealloc`), and that goes when it is.
 final class MemoryProgress: Sendable {
@@ -10,7 +10,7 @@ final class MemoryProgress: Sendable {
     }
 
     /// Worker threads report, one at a time.
-    private let state = Mutex(State())
+    private let state = Guarded(State())
 
     /// nil where standard error is no terminal.
     init?() { if isatty(STDERR_FILENO) != 1 { return nil } }

@@ -138,7 +138,7 @@ private let layouts: [(UInt64, [UInt64])] = [
 
     /// Never less after more, from none of it to all of it.
     @Test(arguments: [1, 3]) func preallocTellsHowFarItIs(threads: Int) throws {
-        let told = Mutex<[UInt64]>([])
+        let told = Guarded<[UInt64]>([])
         let memory = try GuestMemory(size: 100 << 20)
         try memory.prealloc(threads: threads, progress: { done, total in
             #expect(total == 100 << 20)

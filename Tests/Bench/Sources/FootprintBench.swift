@@ -5,7 +5,7 @@ enum FootprintBench {
     static func run(_ setup: Setup) throws -> [Row] {
         let disk = "\(setup.work)/footprint.raw"
         try writeFile(disk, [UInt8](repeating: 0, count: 1 << 20))
-        let swkvm = setup.run(["--disk", disk, "--net", "tap=swfoot0"])
+        let swkvm = setup.run(["--kernel", "bundled", "--disk", disk, "--net", "tap=swfoot0"])
         let qemu = setup.qemu([
             "-kernel", setup.guest, "-drive", "if=none,id=disk,format=raw,file=\(disk)", "-device", "virtio-blk-device,drive=disk",
             "-netdev", "tap,id=net,ifname=swfoot1,script=no,downscript=no", "-device", "virtio-net-device,netdev=net",
