@@ -98,9 +98,9 @@ import Testing
 
     @Test func oneLineSaysWhatBootsAndHowToLeave() throws {
         let machine = try machineAtPrompt()
-        #expect(machine.output.text.hasPrefix("swkvm: the bundled guest boots; Ctrl-A x ends, Ctrl-A h helps\r\n"), "\(machine.output.text)")
         try machine.type("poweroff\r")
         try machine.expectEnd(0)
+        #expect(machine.output.text.contains("swkvm: the bundled guest boots; Ctrl-A x ends, Ctrl-A h helps\r\n"), "\(machine.output.text)")
 
         let directory = try TemporaryDirectory()
         let kernel = try directory.write(TinyKernel.elf(TinyKernel.deaf), to: "vmlinux")
