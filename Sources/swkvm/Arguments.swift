@@ -229,7 +229,7 @@ struct DiskArgument {
 /// `--net tap=NAME,…` or `--net fd=N,…`.
 struct NetworkArgument {
     static let completion = ValueCompletion.list([
-        "tap=@tap%fd", "bridge=@bridge%fd", "create%fd", "mac=", "mtu=%fd", "fd=%tap/bridge/create/mtu",
+        "tap=@tap%fd", "bridge=@bridge%fd", "create%fd", "mac=", "mtu=%fd", "offload=on/off", "fd=%tap/bridge/create/mtu",
     ])
 
     let network: Configuration.Network

@@ -102,13 +102,16 @@ import Testing
 
     @Test func descriptor() throws {
         let network = try NetworkArgument(parsing: "fd=7,mac=52-54-00-12-34-56").network
-        #expect(network.backend == .descriptor(7) && network.mac?.description == "52:54:00:12:34:56")
+        #expect(network.backend == .descriptor(7) && network.mac?.description == "52:54:00:12:34:56" && network.offload == nil)
+        #expect(try NetworkArgument(parsing: "fd=7,offload=on").network.offload == true)
+        #expect(try NetworkArgument(parsing: "tap=a,offload=off").network.offload == false)
     }
 
     @Test(arguments: [
-        ("", "'' is not known, wanted tap=, bridge=, create, mac=, mtu= or fd="), ("tap", "'tap' is not known"), ("create=yes", "'create=yes' is not known"),
+        ("", "'' is not known, wanted tap=, bridge=, create, mac=, mtu=, offload=on|off or fd="), ("tap", "'tap' is not known"), ("create=yes", "'create=yes' is not known"),
         ("bridge=br0", "a network interface needs tap=NAME or fd=N"), ("mac=52:54:00:12:34:56", "a network interface needs tap=NAME or fd=N"),
         ("tap=a,create", "create is about a bridge: name it with bridge=NAME"), ("tap=a,mtu=67", "mtu=67 is no MTU, wanted 68 to 65521"),
+        ("tap=a,offload", "offload is neither offload=on nor offload=off"), ("tap=a,offload=yes", "offload=yes is neither offload=on"),
         ("tap=a,mtu=65522", "mtu=65522 is no MTU"), ("tap=a,mtu=", "mtu= is no MTU"), ("fd=-1", "fd=-1 is no descriptor's number"),
         ("fd=x", "fd=x is no descriptor's number"), ("fd=2147483648", "fd=2147483648 is no descriptor's number"),
         ("fd=0", "fd=0 is a standard stream, wanted the number of a TAP's descriptor, 3 or more"), ("fd=2", "fd=2 is a standard stream"),

@@ -197,7 +197,7 @@ private final class CompletingShell {
             ("swkvm image create -o compat=v3,laz", "swkvm image create -o compat=v3,lazy_refcounts="),
         ]
         for (text, line) in lines { #expect(try shell.line(after: text + Self.tab) == line, "\(kind): \(text)") }
-        #expect(try shell.offers(for: "swkvm run --net ") == ["bridge=", "create", "fd=", "mac=", "mtu=", "tap="])
+        #expect(try shell.offers(for: "swkvm run --net ") == ["bridge=", "create", "fd=", "mac=", "mtu=", "offload=", "tap="])
         // What does not go together is not offered together.
         #expect(try shell.line(after: "swkvm run --net fd=3," + Self.tab) == "swkvm run --net fd=3,mac=")
         // Once is enough.
