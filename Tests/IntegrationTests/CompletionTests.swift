@@ -199,7 +199,7 @@ private final class CompletingShell {
         for (text, line) in lines { #expect(try shell.line(after: text + Self.tab) == line, "\(kind): \(text)") }
         #expect(try shell.offers(for: "swkvm run --net ") == ["bridge=", "create", "fd=", "mac=", "mtu=", "offload=", "tap="])
         // What does not go together is not offered together.
-        #expect(try shell.line(after: "swkvm run --net fd=3," + Self.tab) == "swkvm run --net fd=3,mac=")
+        #expect(try shell.line(after: "swkvm run --net fd=3,m" + Self.tab) == "swkvm run --net fd=3,mac=")
         // Once is enough.
         #expect(
             try shell.line(after: "swkvm run --disk a.raw,ro,r" + Self.tab) == "swkvm run --disk a.raw,ro,reconnect=")
