@@ -182,7 +182,7 @@ import Testing
             let start = try directory.read("disk.qcow2")
             let log = CrashLog([path])
             try verb.carryOut(path, Self.full(log.calls, reuses: reuses))
-            try log.replay([start], prefixes: environment("SWKVM_CRASH_STEP") == nil ? 120 : .max, seed: 8) {
+            try log.replay([start], prefixes: environment("SWKVM_CRASH_STEP") == nil ? 16 : .max, seed: 8) {
                 files, _, comment in
                 let comment = "\(options) \(comment)"
                 let path = try directory.write("crashed.qcow2", files[0])
@@ -229,7 +229,7 @@ import Testing
         }
         expectSound(path)
         for name in [names[0], names[4], names[11]] { #expect(try contents(path, snapshot: name) == disk) }
-        try log.replay([start], prefixes: 40, seed: 10) { files, _, comment in
+        try log.replay([start], prefixes: 12, seed: 10) { files, _, comment in
             let path = try directory.write("crashed.qcow2", files[0])
             try expectNoErrors(path, comment)
             let left = try self.names(path)
