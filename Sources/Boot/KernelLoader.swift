@@ -1,4 +1,5 @@
 public import GuestMemory
+internal import Linux
 
 /// Puts a kernel and what it needs to know into guest RAM, and says with which registers to start it.
 ///
@@ -26,7 +27,7 @@ public struct KernelLoader: Sendable {
         if let initrd, initrd.size == 0 { throw .malformed(file: initrd.name, reason: "an initrd without a byte in it") }
         self.kernel = kernel
         self.initrd = initrd
-        self.commandLine = commandLine.text.utf8 + [0]
+        self.commandLine = commandLine.text.rawBytes + [0]
         self.tables = tables
         self.identity = identity
         self.processors = processors

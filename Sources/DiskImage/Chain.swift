@@ -36,12 +36,15 @@ internal import Linux
         return unsafe taken
     }
 
-    mutating func open(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
+    /// Opens a file, and what is below it.
+    /// - Parameter image: which names it; nil where the user does.
+    mutating func open(_ path: String, _ choice: FormatChoice, of image: NamingImage?, _ options: DiskImageOptions) throws(DiskImageError) {
         guard count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: path) }
         if NBDLocation.isAddress(path) {
-            if count > 0, let directory = options.namedFilesDirectory { throw .outside(path: path, directory: directory) }
-            return try connect(path, format, options)
+            guard image == nil || options.namedFiles.allow(address: path) else { throw .addressNotStated(path: path) }
+            return try connect(path, choice, options)
         }
+        let format = choice.format
         if count == 0, let snapshot = options.snapshot {
             guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do") }
             guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot can only be read: add ,ro") }
@@ -51,7 +54,8 @@ internal import Linux
         if writable, !format.isWritable {
             throw .notWritable(path: path, reason: "\(format.name) images are only read; swkvm image convert makes a qcow2 one")
         }
-        var file = try count == 0 ? ImageFile(path: path, writable: writable, options) : ImageFile(named: path, writable: writable, options)
+        var file = try ImageFile(path: path, of: image, writable: writable, options)
+        try choice.check(file)
         guard !isOpen(file.identity) else { throw .backingLoop(path: path) }
         chainLength += 1
 
@@ -71,13 +75,13 @@ internal import Linux
         let dataFile = try openDataFile(header, file, options, writable: writable)
         let cipher = try openCipher(header, file, options, writable: writable)
         let isSealed = header.encryption != nil && !options.opensData
+        let namer = NamingImage(file)
         append(DiskImage.Layer(file: file, qcow2: qcow2, size: header.size, dataFile: dataFile, cipher: cipher, isSealed: isSealed))
         guard options.followsBacking, let name = header.backingName else { return }
         guard options.allowsBacking else { throw .backingNotAllowed(path: path, name: name) }
         do throws(DiskImageError) {
             let backing = try backingPath(name, of: path)
-            let format = try backingFormat(header.backingFormat, backing)
-            try open(backing, format, options)
+            try open(backing, FormatChoice(backing: header.backingFormat, backing), of: namer, options)
         } catch {
             throw .backing(of: path, error)
         }
@@ -120,12 +124,15 @@ internal import Linux
     }
 
     /// Connects to a remote disk, whose contents are the disk's.
-    private mutating func connect(_ path: String, _ format: ImageFormat, _ options: DiskImageOptions) throws(DiskImageError) {
+    private mutating func connect(_ path: String, _ choice: FormatChoice, _ options: DiskImageOptions) throws(DiskImageError) {
         if count == 0, let name = options.dataFile { throw .dataFileUnused(path: path, name: name) }
         let writable = count == 0 && !options.readOnly
-        guard format == .raw, count > 0 || options.snapshot == nil else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
+        guard choice.format == .raw, count > 0 || options.snapshot == nil else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         let disk: NBDDisk
-        if let connected, connected.path == path { disk = connected } else { disk = try NBDDisk(path: path, reconnect: options.reconnect, report: options.report) }
+        if let connected, connected.path.utf8.elementsEqual(path.utf8) { disk = connected } else {
+            disk = try NBDDisk(path: path, reconnect: options.reconnect, report: options.report)
+            try choice.check(disk)
+        }
         if disk.export.isReadOnly, writable { throw .notWritable(path: path, reason: "the server offers it read-only") }
         if !disk.export.canFlush, writable {
             options.report?("disk \(path): its server has no flush: when something written is durable is the server's affair")
@@ -146,7 +153,7 @@ extension ImageFile {
     /// Opens the file with the data of this image.
     /// - Parameter isStated: whether the user names it, and not the image.
     borrowing func openDataFile(_ place: String, isStated: Bool, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) -> ImageFile {
-        let file = try isStated ? ImageFile(path: place, writable: writable, options) : ImageFile(named: place, writable: writable, options)
+        let file = try ImageFile(path: place, of: isStated ? nil : NamingImage(self), writable: writable, options)
         // Data in an image's own tables would be the end of it.
         guard file.identity != identity else { throw .backingLoop(path: place) }
         return file
@@ -160,21 +167,15 @@ extension ImageFile {
     }
 }
 
-func backingFormat(_ stated: String?, _ path: String) throws(DiskImageError) -> ImageFormat {
-    guard let stated else { return try ImageFormat(extensionOf: path) }
-    guard let format = ImageFormat(rawValue: stated) else { throw .formatUnsupported(path: path, name: stated) }
-    return format
-}
-
 /// The path for the name of a backing file: the address of a remote disk, or relative to the image's directory; of QEMU's pseudo-protocols `file:` alone.
 func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
     if NBDLocation.isAddress(name) { return name }
     var name = name[...]
-    let first = name.prefix { $0 != "/" }
-    if let colon = first.firstIndex(of: ":") {
-        let rest = name[name.index(after: colon)...]
+    let first = name.utf8.prefix { $0 != UInt8(ascii: "/") }
+    if let colon = first.firstIndex(of: UInt8(ascii: ":")) {
+        let rest = name[name.utf8.index(after: colon)...]
         // QEMU takes what follows `file:` relative to wherever it was started, which means nothing to us.
-        guard first[..<colon] == "file", rest.utf8.first == UInt8(ascii: "/") else { throw .backingName(path: image, name: String(name)) }
+        guard first[..<colon].elementsEqual("file".utf8), rest.utf8.first == UInt8(ascii: "/") else { throw .backingName(path: image, name: String(name)) }
         name = rest
     }
     return name.utf8.first == UInt8(ascii: "/") ? String(name) : String(name).beside(image)

@@ -16,8 +16,8 @@ extension DiskEngine {
     ///   - seconds: when, since 1970; now, if that is not said.
     @discardableResult
     public mutating func createSnapshot(named name: String, seconds: UInt32? = nil) throws(DiskImageError) -> DiskSnapshot {
-        guard (1...255).contains(name.utf8.count) else {
-            throw .snapshot(path: image.path, name: name, reason: "a name has 1 to 255 bytes, this one \(name.utf8.count)")
+        guard (1...255).contains(name.rawBytes.count) else {
+            throw .snapshot(path: image.path, name: name, reason: "a name has 1 to 255 bytes, this one \(name.rawBytes.count)")
         }
         var now = timespec()
         unsafe clock_gettime(CLOCK_REALTIME, &now)
@@ -39,7 +39,7 @@ extension DiskEngine {
             var extra = [UInt8](repeating: 0, count: 16)
             extra.store(scan.header.size, at: 8)
             table.entries.append(QCOW2SnapshotTable.Entry(
-                snapshot: snapshot, id: Array(id.utf8), name: Array(name.utf8), l1Offset: try new.writeL1(l1), l1Size: l1.count, extra: extra, stateSize32: 0))
+                snapshot: snapshot, id: Array(id.utf8), name: name.rawBytes, l1Offset: try new.writeL1(l1), l1Size: l1.count, extra: extra, stateSize32: 0))
             try new.setSnapshots(table)
             made = snapshot
         }

@@ -103,9 +103,9 @@ package import Linux
 
     /// Opens an image with its backing files and locks them all.
     ///
-    /// The format is the stated one or the one of the file's extension; contents are never asked. Backing files are opened
-    /// read-only, with the format that the image above states or else, again, that of their extension. Their names are relative to the
-    /// directory of the image above.
+    /// The format is the stated one or the one of the file's extension; where it is not stated, contents that begin as another format does
+    /// are refused. Backing files are opened read-only, with the format that the image above states or else, again, that of their extension, or raw. Their
+    /// names are relative to the directory of the image above, and lead to where ``DiskImageOptions/namedFiles`` allows.
     ///
     /// A name that is the address of a remote disk (`nbd://…`) is connected to: the path, or that of a backing file.
     public init(path: String, options: DiskImageOptions = DiskImageOptions()) throws(DiskImageError) {
@@ -117,18 +117,25 @@ package import Linux
         try self.init(path: path, options: options, remote: NBDDisk(path: path, socket: socket))
     }
 
-    /// - Parameter remote: a remote disk that is connected to already, for what has its name.
     init(path: String, options: DiskImageOptions, remote: NBDDisk?) throws(DiskImageError) {
-        let format: ImageFormat
-        if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
+        try self.init(path: path, FormatChoice(options.format, of: path, option: options.formatOption), options: options, remote: remote)
+    }
+
+    /// - Parameters:
+    ///   - choice: the format; that of the options does not matter.
+    ///   - image: which names the path; nil where the user does.
+    ///   - remote: a remote disk that is connected to already, for what has its name.
+    init(
+        path: String, _ choice: FormatChoice, of image: NamingImage? = nil, options: DiskImageOptions, remote: NBDDisk? = nil
+    ) throws(DiskImageError) {
         var chain = Chain(connected: remote)
-        try chain.open(path, format, options)
+        try chain.open(path, choice, of: image, options)
         if options.followsBacking, options.usesAllKeys, options.opensData, chain.encryptedCount < options.keys.count {
             throw .keyUnused(path: path, encrypted: chain.encryptedCount, keys: options.keys.count)
         }
 
         self.path = path
-        self.format = format
+        format = choice.format
         isReadOnly = options.readOnly
         metadataCacheSize = options.metadataCacheSize
         report = options.report
@@ -190,6 +197,9 @@ package import Linux
             }
         }
     }
+
+    /// The topmost file, for what it names.
+    var namer: NamingImage { unsafe NamingImage(layers[0].file) }
 
     /// What was first found to be damaged while the image was used.
     public var damage: DiskImageError? {

@@ -46,8 +46,14 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case lockingUnavailable(path: String, SystemCallError)
     /// `cache=none` on a file system without direct I/O.
     case directUnavailable(path: String, SystemCallError)
-    /// A file that an image names is not below the directory where such files may be.
-    case outside(path: String, directory: String)
+    /// A file that an image names is where such files may not be (``NamedFiles``).
+    case outside(path: String)
+    /// A remote disk that an image names and the user does not.
+    case addressNotStated(path: String)
+    /// The format is not stated, what the name stands for (or nothing, for a backing file: `option` is nil) is another one than the contents begin as.
+    case formatContradicted(path: String, guess: ImageFormat, contents: ImageSignature, option: String?)
+    /// A file of a disk is one of another disk of the same machine, and one of them writes it.
+    case sameDisk(path: String, file: String, other: String)
     /// A backing file, named by the image `of`, cannot be used.
     case backing(of: String, DiskImageError)
     /// The image names a backing file and the user does not allow one.
@@ -173,11 +179,21 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): its file system keeps no locks (\(error)); lock=off does without, at your own risk"
         case .directUnavailable(let path, let error):
             "disk \(quoted(path)): its file system has no direct I/O (\(error)); use cache=writeback"
-        case .outside(let path, let directory):
-            "disk \(quoted(path)): an image names it, and it is not below \(quoted(directory)), where it has to be (backing-dir=)"
-        case .backing(let of, .formatUnknown(let path, _)):
-            "disk \(quoted(of)), backing file: disk \(quoted(path)): neither its name nor the image over it tells its format; "
-                + "swkvm image rebase --unsafe --backing-format FORMAT --backing FILE has the image tell it"
+        case .outside(let path):
+            "disk \(quoted(path)): an image names it, and it is neither below that image's directory nor named on the command line; backing-dir=DIRECTORY "
+                + "takes files below another one, backing=anywhere all (swkvm image: --backing-dir, --backing-anywhere)"
+        case .addressNotStated(let path):
+            "disk \(quoted(path)): an image names this remote disk, and the command line does not; "
+                + "backing=anywhere takes it (swkvm image: --backing-anywhere)"
+        case .formatContradicted(let path, let guess, let contents, let option):
+            "disk \(quoted(path)): \(contradiction(path, guess, contents, option))"
+        case .sameDisk(let path, let file, let other):
+            "disk \(quoted(path)): \(quoted(file)) is a file of the disk \(quoted(other)) of the same machine too, and one of them would write it; "
+                + "leave one out, or add ,ro to both"
+        case .backing(let of, .formatContradicted(let path, _, let contents, nil)):
+            "disk \(quoted(of)), backing file: disk \(quoted(path)): the image over it does not state its format, and it begins as \(contents.name)"
+                + (contents.format == nil || NBDLocation.isAddress(path) ? "" : "; \(statement(contents.format?.rawValue ?? "")) if it is that")
+                + "; \(statement("raw")) if a guest wrote this into its raw disk"
         case .backing(let of, let error):
             "disk \(quoted(of)), backing file: \(error)"
         case .backingNotAllowed(let path, let name):
@@ -244,18 +260,38 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     }
 }
 
+/// What is wrong with a format that is not stated, and how it is stated.
+private func contradiction(_ path: String, _ guess: ImageFormat, _ contents: ImageSignature, _ option: String?) -> String {
+    let option = option ?? "--backing-format"
+    func statement(_ format: ImageFormat) -> String {
+        option == "--format" ? "format=\(format.rawValue) (swkvm image: \(option) \(format.rawValue))" : "\(option) \(format.rawValue)"
+    }
+    let raw = "\(statement(.raw)) if a guest wrote this into its raw disk"
+    if NBDLocation.isAddress(path) {
+        return "its server shows what begins as \(contents.name), and no format is stated: "
+            + (contents.format == nil ? "" : "have it show the disk in that (qemu-nbd -f \(contents.format?.rawValue ?? "")), or ") + "say \(raw)"
+    }
+    let start = "its name says \(guess.name), and it begins as \(contents.name): say "
+    switch (contents.format, guess) {
+    case (let format?, .raw): return start + "\(statement(format)) if it is that, \(raw)"
+    case (let format?, _): return start + statement(format)
+    case (nil, _): return start + "\(raw); otherwise it is not supported"
+    }
+}
+
+/// How an image comes to state its backing file's format.
+private func statement(_ format: String) -> String {
+    "swkvm image rebase --unsafe --backing-format \(format) --backing FILE states it"
+}
+
 /// Text that may come from an image, safe for a terminal: control characters and quotes are escaped, and what is longer than names are is cut.
 func quoted(_ text: String) -> String {
     let (text, rest) = text.utf8.count > 1024 ? (String(text.prefix(1024)), "…") : (text, "")
-    return "\"" + text.unicodeScalars.map { $0 == "\"" ? $0.escaped(asASCII: true) : printable($0) }.joined() + rest + "\""
+    return "\"" + text.printable.unicodeScalars.map { $0 == "\"" ? $0.escaped(asASCII: true) : String($0) }.joined() + rest + "\""
 }
 
 /// Words that a server may have chosen, likewise.
-private func printable(_ text: String) -> String { text.unicodeScalars.map(printable).joined() }
-
-private func printable(_ scalar: UnicodeScalar) -> String {
-    scalar.properties.generalCategory == .control ? scalar.escaped(asASCII: true) : String(scalar)
-}
+private func printable(_ text: String) -> String { text.printable }
 
 private func quoted(bytes: [UInt8]) -> String {
     let digits = Array("0123456789abcdef")

@@ -5,25 +5,27 @@ internal import Linux
 /// Opens a file that may be something else: a named pipe does not keep us waiting for its other end.
 /// - Parameters:
 ///   - access: `O_RDONLY` or `O_RDWR`.
-///   - directory: below which it has to be, when it is found as well as when it is opened; nil for anywhere.
-func openFile(_ path: String, _ access: Int32, below directory: String? = nil) throws(DiskImageError) -> FileDescriptor {
-    guard let directory else {
-        do throws(SystemCallError) {
-            return try waitingForLease { () throws(SystemCallError) in try FileDescriptor.open(path, access | O_NONBLOCK) }
-        } catch { throw .system(path: path, error) }
-    }
-    guard let root = resolved(directory) else { throw .system(path: directory, .last("realpath")) }
-    guard let parent = resolved(DiskImage.directory(of: path)) else { throw .system(path: path, .last("realpath")) }
+func openFile(_ path: String, _ access: Int32) throws(DiskImageError) -> FileDescriptor {
+    do throws(SystemCallError) {
+        return try waitingForLease { () throws(SystemCallError) in try FileDescriptor.open(path, access | O_NONBLOCK) }
+    } catch { throw .system(path: path, error) }
+}
+
+/// The same for a file that has to be below a directory, when it is found as well as when it is opened.
+/// - Parameter root: that directory, without symbolic links.
+/// - Returns: nil for a file that is not there.
+func openFile(_ path: String, _ access: Int32, below root: String) throws(DiskImageError) -> FileDescriptor? {
+    guard let file = resolved(path) else { throw .system(path: path, .last("open")) }
     // As bytes: names that Unicode takes for equal are others to the kernel.
-    let start = (root == "/" ? root : root + "/").utf8, place = (parent == "/" ? parent : parent + "/").utf8
-    guard place.starts(with: start) else { throw .outside(path: path, directory: directory) }
+    let start = (root == "/" ? root : root + "/").rawBytes, place = file.rawBytes
+    guard place.starts(with: start) else { return nil }
     // Looked for anew from the root, as what was found may have been replaced.
-    let relative = String(decoding: Array(place.dropFirst(start.count)) + path.utf8.dropFirst(path.directoryLength), as: UTF8.self)
+    let relative = String(raw: place.dropFirst(start.count))
     do throws(SystemCallError) {
         let top = try FileDescriptor.open(root, CLINUX_O_PATH | O_DIRECTORY)
         return try waitingForLease { () throws(SystemCallError) in try FileDescriptor.open(relative, below: top, access | O_NONBLOCK) }
     } catch {
-        if error.errno == EXDEV { throw .outside(path: path, directory: directory) }
+        if error.errno == EXDEV { return nil }
         throw .system(path: path, error)
     }
 }
@@ -33,10 +35,10 @@ func openFile(_ path: String, _ access: Int32, below directory: String? = nil) t
 /// Nothing that is known of a file before the lock is held can be relied upon: whoever had it until then may have changed it, or have put another in its
 /// place. So what has the name now is the file that is locked, or it is opened anew; all else, its size first, is for the caller to ask for afterwards.
 func openLocked(
-    _ path: String, _ access: Int32, below directory: String? = nil, writable: Bool, locking: Bool = true
+    _ path: String, _ access: Int32, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, locking: Bool = true
 ) throws(DiskImageError) -> FileDescriptor {
     for _ in 0..<maximumReplacements {
-        let file = try openFile(path, access, below: directory)
+        let file = if let (image, rule) = image { try rule.open(path, access, of: image) } else { try openFile(path, access) }
         let status: stat
         do throws(SystemCallError) {
             try file.setNonBlocking(false)
@@ -75,9 +77,10 @@ func openDirectly(_ file: borrowing FileDescriptor, _ access: Int32, _ path: Str
 
 /// A path without symbolic links, or nil when it leads nowhere (errno).
 func resolved(_ path: String) -> String? {
-    guard let text = unsafe realpath(path, nil) else { return nil }
+    guard let text = path.withRawCString({ unsafe realpath($0, nil) }) else { return nil }
     defer { unsafe free(text) }
-    return unsafe String(cString: text)
+    // libc's own text, which ends in NUL.
+    return unsafe String(raw: UnsafeBufferPointer(start: text, count: strlen(text)).map { UInt8(bitPattern: $0) })
 }
 
 extension DiskImage {
@@ -89,6 +92,9 @@ extension DiskImage {
         case let length: String(decoding: path.utf8.prefix(length - 1), as: UTF8.self)
         }
     }
+
+    /// The bytes of a path behind its last slash.
+    static func name(of path: String) -> [UInt8] { String(decoding: path.utf8.dropFirst(path.directoryLength), as: UTF8.self).rawBytes }
 }
 
 extension String {

@@ -22,8 +22,7 @@ struct ImageFile: ~Copyable, Sendable {
 
         /// Nil where nothing has the name.
         init?(ofPath path: String) {
-            var status = stat()
-            guard unsafe stat(path, &status) == 0 else { return nil }
+            guard let status = fileStatus(ofPath: path) else { return nil }
             self.init(status)
         }
     }
@@ -45,21 +44,24 @@ struct ImageFile: ~Copyable, Sendable {
 
     /// Opens a regular file or a block device, and locks it.
     init(path: String, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) {
-        try self.init(path: path, writable: writable, cache: options.cache, locking: options.locking, sparesCache: options.sparesCache)
+        try self.init(path: path, of: nil, writable: writable, options)
     }
 
-    /// The same for a file that an image names: it is where such files may be.
-    init(named path: String, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) {
+    /// The same for a file that an image names, which is where such files may be; or, without an image, the user.
+    init(path: String, of image: NamingImage?, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) {
         try self.init(
-            path: path, below: options.namedFilesDirectory, writable: writable, cache: options.cache, locking: options.locking, sparesCache: options.sparesCache)
+            path: path, of: image.map { ($0, options.namedFiles) }, writable: writable, cache: options.cache, locking: options.locking,
+            sparesCache: options.sparesCache)
     }
 
-    init(path: String, below directory: String? = nil, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false) throws(DiskImageError) {
+    init(
+        path: String, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false
+    ) throws(DiskImageError) {
         // Where a remote disk can be used, it was asked for before.
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         let access = writable ? O_RDWR : O_RDONLY
         // Its size too is asked for under the lock: whoever had the file until then may have made it longer.
-        let file = try openLocked(path, access, below: directory, writable: writable, locking: locking)
+        let file = try openLocked(path, access, of: image, writable: writable, locking: locking)
         let (status, size) = try asking(path) { () throws(SystemCallError) in (try file.status(), try file.size()) }
         let kind = status.st_mode & S_IFMT
         let direct = try cache == .none ? openDirectly(file, access, path) : sparesCache ? try? openDirectly(file, access, path) : nil

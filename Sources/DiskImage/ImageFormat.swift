@@ -40,16 +40,17 @@ public enum ImageFormat: String, Sendable, CaseIterable {
     }
 
     /// The format that a file's name stands for, by its extension alone: what a file contains is the guest's doing
-    /// once it was a guest's disk, so it is never asked.
+    /// once it was a guest's disk, so it is never asked for that. It can contradict (``FormatChoice``).
     public init(extensionOf path: String) throws(DiskImageError) {
         // What a remote disk holds is a disk, whatever its export is called.
         if NBDLocation.isAddress(path) {
             self = .raw
             return
         }
-        let name = path.split(separator: "/").last.map { $0.lowercased() } ?? ""
-        let ending = name.lastIndex(of: ".").map { name[name.index(after: $0)...] } ?? ""
-        switch ending {
+        // As bytes: to Unicode a slash or a point can be one character with what follows.
+        let name = path.utf8.split(separator: UInt8(ascii: "/")).last ?? Substring().utf8
+        let ending = name.lastIndex(of: UInt8(ascii: ".")).map { name[name.index(after: $0)...] } ?? name.prefix(0)
+        switch Substring(ending).lowercased() {
         case "raw", "img": self = .raw
         case "qcow2", "qcow": self = .qcow2
         case "vmdk": self = .vmdk
@@ -83,15 +84,16 @@ public enum CacheMode: String, Sendable, CaseIterable {
 public struct DiskImageOptions: Sendable {
     /// nil: from the file's name.
     public var format: ImageFormat?
+    /// The option of `swkvm image` that would state it, for messages.
+    public var formatOption = "--format"
     public var readOnly: Bool
     public var cache: CacheMode
     /// Exclude other processes that would write (or, when we write, read) the image.
     public var locking: Bool
-    /// Follow the names of backing files and extents that images carry. An image of unknown origin can name any file of the host.
+    /// Follow the names of backing files and extents that images carry, as far as ``namedFiles`` goes.
     public var allowsBacking: Bool
-    /// The directory below which the files that images name have to be (backing files, those of the extents of a VMDK, data files), whatever `..` and symbolic links
-    /// say (openat2(2), `RESOLVE_BENEATH`); nil for anywhere. A remote disk is nowhere below a directory. What the user names is anywhere.
-    public var namedFilesDirectory: String?
+    /// Where the files may be that images name.
+    public var namedFiles: NamedFiles
     /// Reads as a tool that wants each byte once: what is in the page cache already is taken from there, and all else goes around it
     /// where the file system can, so that what others have there stays.
     var sparesCache = false
@@ -131,7 +133,7 @@ public struct DiskImageOptions: Sendable {
     public init(
         format: ImageFormat? = nil, readOnly: Bool = false, cache: CacheMode = .writeback, locking: Bool = true,
         allowsBacking: Bool = true, metadataCacheSize: Int = 32 << 20, snapshot: String? = nil,
-        dataFile: String? = nil, allowsDataFile: Bool = false
+        dataFile: String? = nil, allowsDataFile: Bool = false, namedFiles: NamedFiles = NamedFiles()
     ) {
         self.format = format
         self.readOnly = readOnly
@@ -142,5 +144,6 @@ public struct DiskImageOptions: Sendable {
         self.snapshot = snapshot
         self.dataFile = dataFile
         self.allowsDataFile = allowsDataFile
+        self.namedFiles = namedFiles
     }
 }

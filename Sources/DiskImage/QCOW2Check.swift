@@ -2,6 +2,15 @@ internal import Glibc
 internal import Linux
 
 extension DiskImage {
+    /// Refuses what is no qcow2 image, by the stated format or else by its name, for what only those have.
+    /// - Parameter reason: completes "disk PATH: ".
+    public static func requireQCOW2(_ path: String, format: ImageFormat?, _ reason: (ImageFormat) -> String) throws(DiskImageError) {
+        let choice = try FormatChoice(format, of: path)
+        guard choice.format != .qcow2 else { return }
+        _ = try choice.check(path: path)
+        throw .notApplicable(path: path, reason: reason(choice.format))
+    }
+
     /// Examines the metadata of an image and, if that is asked, repairs it. Backing files are not looked at.
     ///
     /// A repair is complete or has not happened, whenever the power fails: ``MetadataReplacement``. The exception are entries that cannot be right
@@ -9,11 +18,14 @@ extension DiskImage {
     /// - Parameter options: the format, the way of locking, and the file with the data of an image that keeps it outside: where one is named, it has to
     ///   be there and as long as the clusters in use need. Whatever else they say does not matter here.
     public static func check(path: String, options: DiskImageOptions = DiskImageOptions(), repair: CheckReport.Repair? = nil) throws(DiskImageError) -> CheckReport {
-        let format: ImageFormat
-        if let stated = options.format { format = stated } else { format = try ImageFormat(extensionOf: path) }
-        guard format == .qcow2 else { throw .notCheckable(path: path) }
+        let choice = try FormatChoice(options.format, of: path, option: options.formatOption)
+        if choice.format != .qcow2 {
+            _ = try choice.check(path: path)
+            throw .notCheckable(path: path)
+        }
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         let file = try ImageFile(path: path, writable: repair != nil, cache: .writeback, locking: options.locking)
+        try choice.check(file)
         return try check(file, repair, options, calls: .host)
     }
 

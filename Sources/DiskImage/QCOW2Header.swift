@@ -212,10 +212,8 @@ struct QCOW2Header: Equatable, Sendable {
 
         if backingOffset != 0, backingLength > 0 {
             let bytes = cluster[Int(backingOffset)..<Int(backingOffset) + Int(backingLength)]
-            guard !bytes.contains(0), let name = String(validating: bytes, as: UTF8.self) else {
-                throw .invalid(path: path, reason: "a backing file name that is not text")
-            }
-            backingName = name
+            guard !bytes.contains(0) else { throw .invalid(path: path, reason: "a backing file name with a zero byte") }
+            backingName = String(raw: bytes)
         } else {
             backingName = nil
         }
@@ -330,10 +328,10 @@ struct QCOW2Header: Equatable, Sendable {
                     }
                     backingFormat = text
                 case ExtensionType.dataFile:
-                    guard let text = String(validating: contents, as: UTF8.self), !text.isEmpty, !contents.contains(0), length <= 1023 else {
-                        throw .invalid(path: path, reason: "a data file's name that is not text")
+                    guard !contents.isEmpty, !contents.contains(0), length <= 1023 else {
+                        throw .invalid(path: path, reason: "a data file's name of \(length) bytes, or with a zero byte")
                     }
-                    dataFile = text
+                    dataFile = String(raw: contents)
                 case ExtensionType.featureNames:
                     readFeatureNames(contents)
                 case ExtensionType.encryption:

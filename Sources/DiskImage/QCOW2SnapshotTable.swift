@@ -1,4 +1,5 @@
 internal import Glibc
+internal import Linux
 
 /// A state of the disk that an image keeps beside the current one.
 public struct DiskSnapshot: Equatable, Sendable {
@@ -79,7 +80,7 @@ struct QCOW2SnapshotTable: Sendable {
             let id = Array(variable[extraLength..<extraLength + idLength]), name = Array(variable[(extraLength + idLength)...])
             entries.append(Entry(
                 snapshot: DiskSnapshot(
-                    id: String(decoding: id, as: UTF8.self), name: String(decoding: name, as: UTF8.self),
+                    id: String(raw: id), name: String(raw: name),
                     seconds: fixed.bigEndian32(at: 16), nanoseconds: fixed.bigEndian32(at: 20), guestNanoseconds: fixed.bigEndian64(at: 24),
                     stateSize: extraLength >= 8 ? extra.bigEndian64(at: 0) : UInt64(stateSize32),
                     size: extraLength >= 16 ? extra.bigEndian64(at: 8) : header.size),
@@ -99,7 +100,9 @@ struct QCOW2SnapshotTable: Sendable {
 
     /// The snapshot with this id or else, as qemu-img has it, with this name.
     func index(of word: String) -> Int? {
-        entries.firstIndex { $0.snapshot.id == word } ?? entries.firstIndex { $0.snapshot.name == word }
+        // As bytes: what Unicode takes for equal are two names.
+        let word = word.rawBytes
+        return entries.firstIndex { $0.id == word } ?? entries.firstIndex { $0.name == word }
     }
 
     /// A number that is greater than every one used as an id.

@@ -18,17 +18,18 @@ public struct FileDescriptor: ~Copyable, Sendable {
 
     /// Opens a path; `O_CLOEXEC` is always added.
     /// - Parameters:
+    ///   - path: whose bytes, UTF-8 or not, are its ``Swift/String/rawBytes``.
     ///   - flags: `O_RDONLY`, `O_RDWR | O_CREAT`, …
     ///   - mode: permission bits of a file that is created, before the umask.
     public static func open(_ path: String, _ flags: Int32, mode: mode_t = 0) throws(SystemCallError) -> FileDescriptor {
-        FileDescriptor(owning: try retryingInterrupts("open") { unsafe clinux_open(path, flags | O_CLOEXEC, mode) })
+        FileDescriptor(owning: try retryingInterrupts("open") { path.withRawCString { unsafe clinux_open($0, flags | O_CLOEXEC, mode) } })
     }
 
     /// The same for a path that stays below a directory: neither `..` nor symbolic links lead out of it (openat2(2), `RESOLVE_BENEATH`).
     /// - Throws: `EXDEV` when they would.
     public static func open(_ path: String, below directory: borrowing FileDescriptor, _ flags: Int32) throws(SystemCallError) -> FileDescriptor {
         let number = directory.rawValue
-        return FileDescriptor(owning: try retryingInterrupts("openat2") { unsafe clinux_open_below(number, path, flags) })
+        return FileDescriptor(owning: try retryingInterrupts("openat2") { path.withRawCString { unsafe clinux_open_below(number, $0, flags) } })
     }
 
     /// A second descriptor for the same open file.

@@ -26,7 +26,7 @@ final class Listener: Sendable {
         }
         guard listen(descriptor.rawValue, 1) == 0 else {
             let error = SystemCallError.last("listen")
-            unsafe unlink(path)
+            removeName(path)
             throw error
         }
         _ = consume turn
@@ -37,7 +37,7 @@ final class Listener: Sendable {
     private static func address(_ path: String) throws(SystemCallError) -> sockaddr_un {
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
-        let bytes = Array(path.utf8)
+        let bytes = path.rawBytes
         let fits = unsafe withUnsafeMutableBytes(of: &address.sun_path) { place in
             guard bytes.count < place.count, !bytes.contains(0), !bytes.isEmpty else { return false }
             unsafe place.copyBytes(from: bytes)
@@ -72,7 +72,7 @@ final class Listener: Sendable {
             unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe connect(probe.rawValue, $0, length) }
         }
         guard answer < 0, errno == ECONNREFUSED, FileIdentity(path) == identity else { throw SystemCallError("bind", errno: EADDRINUSE) }
-        if unsafe unlink(path) < 0, errno != ENOENT { throw .last("unlink") }
+        if path.withRawCString({ unsafe unlink($0) }) < 0, errno != ENOENT { throw .last("unlink") }
     }
 
     /// A port of 127.0.0.1; 0 takes any that is free.
@@ -124,7 +124,7 @@ final class Listener: Sendable {
     }
 
     deinit {
-        if let file, FileIdentity(file.path) == file.identity { unsafe unlink(file.path) }
+        if let file, FileIdentity(file.path) == file.identity { removeName(file.path) }
     }
 }
 
@@ -136,8 +136,7 @@ private struct FileIdentity: Equatable {
 
     /// nil where there is none.
     init?(_ path: String) {
-        var status = stat()
-        guard unsafe lstat(path, &status) == 0 else { return nil }
+        guard let status = fileStatus(ofPath: path, followsLinks: false) else { return nil }
         device = status.st_dev
         inode = status.st_ino
         isSocket = (status.st_mode & S_IFMT) == S_IFSOCK

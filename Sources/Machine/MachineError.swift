@@ -50,7 +50,7 @@ public enum MachineError: Error, CustomStringConvertible {
         case .debugger(.unix(let path), let error) where error.errno == EEXIST:
             "the debugger's socket cannot be \(path): a file that is no socket has that name; choose another path or remove it"
         case .debugger(.unix(let path), let error) where error.errno == ENAMETOOLONG:
-            "the debugger's socket has a path of \(path.utf8.count) bytes, the kernel takes 1 to 107: choose a shorter one"
+            "the debugger's socket has a path of \(path.rawBytes.count) bytes, the kernel takes 1 to 107: choose a shorter one"
         case .debugger(.unix(let path), let error):
             "the debugger's socket \(path) cannot be opened: \(error.reason) (\(error.call))"
         case .console(.unix(let path), let error) where error.errno == EADDRINUSE:
@@ -58,7 +58,7 @@ public enum MachineError: Error, CustomStringConvertible {
         case .console(.unix(let path), let error) where error.errno == EEXIST:
             "the console's socket cannot be \(path): a file that is no socket has that name; choose another path or remove it"
         case .console(.unix(let path), let error) where error.errno == ENAMETOOLONG:
-            "the console's socket has a path of \(path.utf8.count) bytes, the kernel takes 1 to 107: choose a shorter one"
+            "the console's socket has a path of \(path.rawBytes.count) bytes, the kernel takes 1 to 107: choose a shorter one"
         case .console(.unix(let path), let error), .console(.file(let path), let error):
             "the console \(path) cannot be opened: \(error.reason) (\(error.call))"
         case .console(_, let error): "the console cannot be opened: \(error.reason) (\(error.call))"

@@ -27,7 +27,14 @@ struct VirtioSlot: Sendable {
     static func makeDevices(_ configuration: Configuration, log: Logger) throws(MachineError) -> [any VirtioDevice] {
         try configuration.checkNetworks()
         var devices: [any VirtioDevice] = []
-        for (index, disk) in configuration.disks.enumerated() { devices.append(try makeDisk(disk, index: index, log: log)) }
+        var opened = OpenDisks()
+        // What the machine's owner names, its images may name, too.
+        let stated = configuration.disks.flatMap { [$0.path] + ($0.options.dataFile.map { [$0] } ?? []) }
+        for (index, disk) in configuration.disks.enumerated() {
+            var disk = disk
+            disk.options.namedFiles.stated += stated
+            devices.append(try makeDisk(disk, index: index, &opened, log: log))
+        }
         if let entropy = configuration.entropy {
             devices.append(
                 try Machine.host("start the thread of rng0") { () throws(SystemCallError) in
@@ -44,19 +51,22 @@ struct VirtioSlot: Sendable {
         return devices
     }
 
-    private static func makeDisk(_ disk: Configuration.Disk, index: Int, log: Logger) throws(MachineError) -> BlockDevice {
+    private static func makeDisk(
+        _ disk: Configuration.Disk, index: Int, _ opened: inout OpenDisks, log: Logger
+    ) throws(MachineError) -> BlockDevice {
         do throws(DiskImageError) {
             var options = disk.options
             options.report = { log.warning("\($0)") }
             options.notice = options.report
             options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
             let image = try DiskImage(path: disk.path, options: options)
+            opened.add(image)
             guard disk.queues <= image.maximumEngines else {
                 throw .impossible(path: disk.path, reason: "a remote disk, or an image on one, has one queue; queues=\(disk.queues) was asked for")
             }
             return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
                 report: options.report)
-        } catch { throw .disk(error) }
+        } catch { throw .disk(opened.explain(error, opening: disk.path)) }
     }
 
     private static func makeNetwork(

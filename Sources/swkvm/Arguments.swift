@@ -117,33 +117,38 @@ struct UUIDArgument {
     }
 }
 
+extension String {
+    /// The path behind a word and a colon, as in `unix:PATH`; nil for another word, or without a path.
+    func path(after prefix: String) -> String? {
+        guard utf8.starts(with: prefix.utf8), utf8.count > prefix.utf8.count else { return nil }
+        return String(Substring(utf8.dropFirst(prefix.utf8.count)))
+    }
+}
+
 /// A list of `word` and `key=value`, separated by commas; a comma within a value is written twice.
 struct OptionList {
     private(set) var items: [(key: String, value: String?)] = []
 
     init(_ text: String) {
-        var current = ""
-        var words: [String] = []
-        var index = text.startIndex
-        while index < text.endIndex {
-            let next = text.index(after: index)
-            if text[index] == "," {
-                if next < text.endIndex, text[next] == "," {
-                    current.append(",")
-                    index = text.index(after: next)
+        // By scalars: to Unicode a comma can be one character with what follows.
+        var current = String.UnicodeScalarView()
+        var words: [String.UnicodeScalarView] = []
+        var rest = text.unicodeScalars[...]
+        while let scalar = rest.popFirst() {
+            if scalar == "," {
+                guard rest.first == "," else {
+                    words.append(current)
+                    current = String.UnicodeScalarView()
                     continue
                 }
-                words.append(current)
-                current = ""
-            } else {
-                current.append(text[index])
+                rest.removeFirst()
             }
-            index = next
+            current.append(scalar)
         }
         words.append(current)
         items = words.map { word in
-            guard let equals = word.firstIndex(of: "=") else { return (word, nil) }
-            return (String(word[..<equals]), String(word[word.index(after: equals)...]))
+            guard let equals = word.firstIndex(of: "=") else { return (String(word), nil) }
+            return (String(Substring(word[..<equals])), String(Substring(word[word.index(after: equals)...])))
         }
     }
 }
@@ -152,7 +157,7 @@ struct OptionList {
 struct DiskArgument {
     static let completion = ValueCompletion.list(file: true, [
         "format=" + ImageFormat.allCases.map(\.rawValue).joined(separator: "/"), "ro", "cache=writeback/none", "snapshot=", "data-file=@file",
-        "+key-file=@file", "+key-fd=", "reconnect=", "backing=on/off", "backing-dir=@dir", "vhd-size=chs/current", "lock=on/off", "serial=", "queues=",
+        "+key-file=@file", "+key-fd=", "reconnect=", "backing=on/off/anywhere", "backing-dir=@dir", "vhd-size=chs/current", "lock=on/off", "serial=", "queues=",
     ])
 
     private(set) var disk: Configuration.Disk
@@ -200,11 +205,12 @@ struct DiskArgument {
             case ("key-fd", let value?):
                 guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("disk \(path): key-fd=\(value) is no descriptor's number") }
                 keys.append(.descriptor(number))
-            case ("backing", "on"?): options.allowsBacking = true
-            case ("backing", "off"?): options.allowsBacking = false
+            case ("backing", let value?) where ["on", "off", "anywhere"].contains(value):
+                options.allowsBacking = value != "off"
+                options.namedFiles.isAnywhere = value == "anywhere"
             case ("backing-dir", let value?):
                 guard !value.isEmpty else { throw ArgumentProblem("disk \(path): backing-dir= needs a directory") }
-                options.namedFilesDirectory = value
+                options.namedFiles.directories.append(value)
             case ("lock", "on"?): options.locking = true
             case ("lock", "off"?): options.locking = false
             case ("serial", let value?):
@@ -218,7 +224,7 @@ struct DiskArgument {
                 }
                 queues = count
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off, backing-dir=, vhd-size=, lock=on|off, serial= or queues=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off|anywhere, backing-dir=, vhd-size=, lock=on|off, serial= or queues=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)

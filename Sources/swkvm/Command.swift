@@ -36,9 +36,10 @@ struct Command: ParsableCommand {
     static func main() {
         // A file grown to the process's limit (`ulimit -f`) is an error of the call, with a sentence, in all threads: not the end.
         _ = SignalSet([SIGXFSZ]).block()
-        if let script = CompletionScript.asked(for: Array(CommandLine.arguments.dropFirst())) { return print(script) }
+        let words = Array(rawArguments().dropFirst())
+        if let script = CompletionScript.asked(for: words) { return print(script) }
         do {
-            var command = try runAlone() ?? parseTree()
+            var command = try runAlone(words) ?? parseTree(words)
             try command.run()
         } catch let status as ExitCode {
             // Whoever throws one has said what there is to say.
@@ -49,7 +50,7 @@ struct Command: ParsableCommand {
             StandardError().say(Suggestion.keepingNear(lines.joined(separator: " ")))
             exit(withError: ExitCode.validationFailure)
         } catch {
-            if exitCode(for: error) == .success, let sentence = ForeignWords.helpThatNobodyAskedFor(CommandLine.arguments.dropFirst()) {
+            if exitCode(for: error) == .success, let sentence = ForeignWords.helpThatNobodyAskedFor(words[...]) {
                 StandardError().say(sentence)
                 exit(withError: ExitCode.validationFailure)
             }
@@ -58,16 +59,14 @@ struct Command: ParsableCommand {
     }
 
     /// The whole command line; options that other programs have are told before the parser takes them for something else.
-    private static func parseTree() throws -> any ParsableCommand {
-        let words = Array(CommandLine.arguments.dropFirst())
+    private static func parseTree(_ words: [String]) throws -> any ParsableCommand {
         if let problem = ForeignWords.problem(in: words) { throw ValidationError(problem) }
         return try parseAsRoot(QEMUWords.translated(words))
     }
 
     /// `swkvm run` parsed by its own parser, which is quicker than the way through the whole tree; nil for any other command, and for
     /// whatever that parser does not take, so that help and mistakes are told by the tree.
-    private static func runAlone() -> RunCommand? {
-        let words = CommandLine.arguments.dropFirst()
-        return words.first == "run" ? try? RunCommand.parse(Array(words.dropFirst())) : nil
+    private static func runAlone(_ words: [String]) -> RunCommand? {
+        words.first == "run" ? try? RunCommand.parse(Array(words.dropFirst())) : nil
     }
 }

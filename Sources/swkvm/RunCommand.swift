@@ -101,8 +101,8 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A disk: PATH[,format=raw|qcow2|vmdk|vdi|vpc|vhdx][,ro][,snapshot=NAME][,data-file=PATH][,key-file=PATH|key-fd=N][,cache=writeback|none][,backing=on|off][,backing-dir=DIR][,vhd-size=chs|current][,lock=on|off][,reconnect=SECONDS][,serial=TEXT][,queues=N]. Without format= the file's extension tells (.raw, .img, .qcow2, .vmdk, .vdi, .vhd, .vhdx). snapshot= reads a state \
-            that a qcow2 image has kept, data-file= names the file with the data of one that keeps it outside, backing=off refuses an image that names other files of the host, and backing-dir= one that names files not below a directory: for images of unknown origin, key-file= or key-fd= what holds the key of an \
+            A disk: PATH[,format=raw|qcow2|vmdk|vdi|vpc|vhdx][,ro][,snapshot=NAME][,data-file=PATH][,key-file=PATH|key-fd=N][,cache=writeback|none][,backing=on|off|anywhere][,backing-dir=DIR][,vhd-size=chs|current][,lock=on|off][,reconnect=SECONDS][,serial=TEXT][,queues=N]. Without format= the file's extension tells (.raw, .img, .qcow2, .vmdk, .vdi, .vhd, .vhdx). snapshot= reads a state \
+            that a qcow2 image has kept, data-file= names the file with the data of one that keeps it outside, files that an image names (backing files, extents) have to be in or below its own directory or be named on the command line; backing-dir= (again for more) takes those below another directory, backing=anywhere all, remote disks too, backing=off none; key-file= or key-fd= is what holds the key of an \
             encrypted one (again for its backing files, in their order). PATH can be a remote disk, nbd://HOST[:PORT]/EXPORT or \
             nbd+unix:///EXPORT?socket=PATH; reconnect= is how long requests wait when its connection is lost (10). vhd-size= says which of the two sizes in the footer of a VHD is the disk's, by its geometry or in bytes, where its maker is no guide. May be given again. A comma in \
             PATH is written twice.

@@ -18,7 +18,7 @@ struct StandardError {
         var mode = termios()
         let isRaw = unsafe tcgetattr(STDERR_FILENO, &mode) == 0 && mode.c_oflag & tcflag_t(OPOST) == 0
         let end = isRaw ? "\r\n" : "\n"
-        let lines = text.split(separator: "\n", omittingEmptySubsequences: false)
+        let lines = text.split(separator: "\n", omittingEmptySubsequences: false).map { line in String(line).printable }
         let bytes = Array(("swkvm: " + lines.joined(separator: end) + end).utf8)
         if background?.say(bytes) == true { return }
         // One call for all of it, so that lines of several processes do not mix; what does not fit is lost to nobody's harm.

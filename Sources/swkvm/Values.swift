@@ -131,10 +131,10 @@ struct ConsoleArgument {
         case "none": kind = .none
         case "pty": kind = .pty
         default:
-            if argument.hasPrefix("unix:"), argument.utf8.count > 5 {
-                kind = .unix(String(argument.dropFirst(5)))
-            } else if argument.hasPrefix("file:"), argument.utf8.count > 5 {
-                kind = .file(String(argument.dropFirst(5)))
+            if let path = argument.path(after: "unix:") {
+                kind = .unix(path)
+            } else if let path = argument.path(after: "file:") {
+                kind = .file(path)
             } else {
                 throw ArgumentProblem("wanted stdio, none, pty, unix:PATH or file:PATH")
             }
@@ -150,8 +150,8 @@ struct DebuggerArgument {
 
     /// A port, also as QEMU's users and GDB's write it: `1234`, `:1234`, `localhost:1234`, `tcp::1234`.
     init(parsing argument: String) throws {
-        if argument.hasPrefix("unix:"), argument.utf8.count > 5 {
-            place = .unix(String(argument.dropFirst(5)))
+        if let path = argument.path(after: "unix:") {
+            place = .unix(path)
             return
         }
         let address = argument.hasPrefix("tcp:") ? argument.dropFirst(4) : argument[...]

@@ -58,8 +58,9 @@ import Testing
         #expect(!disk.options.allowsBacking)
         #expect(disk.path == "/a/b" && disk.options.format == .raw && disk.options.readOnly)
         #expect(disk.options.cache == .none && disk.serial == "12345678901234567890")
-        #expect(disk.options.namedFilesDirectory == nil)
-        #expect(try DiskArgument(parsing: "a.qcow2,backing-dir=/var/bases").disk.options.namedFilesDirectory == "/var/bases")
+        #expect(disk.options.namedFiles == NamedFiles())
+        #expect(try DiskArgument(parsing: "a.qcow2,backing-dir=/var/bases,backing-dir=b").disk.options.namedFiles == NamedFiles(directories: ["/var/bases", "b"]))
+        #expect(try DiskArgument(parsing: "a.qcow2,backing=anywhere").disk.options.namedFiles == .anywhere)
     }
 
     @Test(arguments: [("a,,b.raw,ro", "a,b.raw"), ("a=b.raw,ro", "a=b.raw"), ("=x,ro", "=x"), ("ro,ro", "ro"), ("ein pfad ü.raw,ro", "ein pfad ü.raw")])

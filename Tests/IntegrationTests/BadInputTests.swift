@@ -198,7 +198,10 @@ import Testing
 
     @Test func theSameDiskTwice() throws {
         let disk = try directory.write([UInt8](repeating: 0, count: 65536), to: "disk.raw")
-        try expectRefused(["--disk", disk, "--disk", disk], "disk \"\(disk)\": another process has it open for writing")
+        let other = directory("other.raw")
+        #expect(link(disk, other) == 0)
+        try expectRefused(["--disk", disk, "--disk", other + ",ro"], "disk \"\(other)\": \"\(other)\" is a file of the disk \"\(disk)\" of the same machine too")
+        try expectRefused(["--disk", disk, "--disk", disk], "disk \"\(disk)\": \"\(disk)\" is a file of the disk \"\(disk)\" of the same machine too")
     }
 
     @Test func tooManyDevices() throws {

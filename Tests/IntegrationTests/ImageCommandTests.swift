@@ -159,6 +159,83 @@ import Testing
         try shell("cd '\(directory.path)' && qemu-img check -q disk.qcow2 && qemu-img compare -q disk.qcow2 left.raw")
     }
 
+    /// Every cloud image of Ubuntu is called `.img` and is qcow2.
+    @Test func aFormatThatTheNameDoesNotTellIsNotGuessed() throws {
+        try shell("cd '\(directory.path)' && qemu-img convert -O qcow2 disk.raw cloud.img && qemu-img create -q -f qcow2 over.qcow2 8M")
+        for arguments in [
+            "info cloud.img", "info --backing-chain cloud.img", "check cloud.img", "map cloud.img", "resize cloud.img 16M", "convert cloud.img new.raw",
+            "snapshot list cloud.img", "snapshot -c one cloud.img", "bench --count 1 cloud.img", "bench --write --count 1 cloud.img", "commit cloud.img",
+            "rebase --no-backing cloud.img",
+        ] {
+            try expectRefused(arguments, "its name says raw, and it begins as qcow2: say format=qcow2 (swkvm image: --format qcow2) if it is that, format=raw")
+        }
+        try expectRefused("compare cloud.img disk.raw", "--format qcow2", status: 2)
+        try expectRefused("compare disk.raw cloud.img", "--second-format qcow2", status: 2)
+        for arguments in [
+            "create --backing cloud.img new.qcow2", "create --unsafe --backing cloud.img new.qcow2 8M", "convert --backing cloud.img disk.raw new.qcow2",
+            "rebase --backing cloud.img over.qcow2", "rebase --unsafe --backing cloud.img over.qcow2",
+        ] {
+            try expectRefused(arguments, "say --backing-format qcow2 if it is that, --backing-format raw if a guest wrote this into its raw disk")
+        }
+        #expect(try image("create --backing cloud.img --backing-format qcow2 new.qcow2").status == .status(0))
+        #expect(try image("compare new.qcow2 disk.raw").output == "Images are identical.\n")
+        #expect(try image("info --format qcow2 cloud.img").output.contains("file format: qcow2"))
+    }
+
+    /// What an image names is not the user's word.
+    @Test func anImageNamesFilesOfItsOwnDirectory() throws {
+        try shell("cd '\(directory.path)' && mkdir vm && qemu-img create -q -f qcow2 -b ../disk.raw -F raw vm/over.qcow2")
+        let sentence = "it is neither below that image's directory nor named on the command line"
+        for arguments in [
+            "info --backing-chain vm/over.qcow2", "map vm/over.qcow2", "convert vm/over.qcow2 new.raw", "commit vm/over.qcow2", "rebase --no-backing vm/over.qcow2",
+            "create --backing vm/over.qcow2 new.qcow2", "resize vm/over.qcow2 16M", "bench --count 1 vm/over.qcow2", "snapshot list vm/over.qcow2",
+        ] { try expectRefused(arguments, sentence.replacing("it is", with: "an image names it, and it is")) }
+        for options in ["--backing-dir .", "--backing-dir vm --backing-dir .", "--backing-anywhere"] {
+            for arguments in [
+                "info --backing-chain", "map", "bench --count 1", "create --force new.qcow2 --backing", "snapshot list", "convert --force -O raw -q new.raw",
+            ] {
+                // The new image comes first.
+                let words = arguments.hasPrefix("convert") ? "convert \(options) --force -q vm/over.qcow2 new.raw" : "\(arguments) vm/over.qcow2 \(options)"
+                #expect(try image(words).status == .status(0), "\(words)")
+            }
+        }
+        // The same file is named.
+        #expect(try image("compare vm/over.qcow2 disk.raw").output == "Images are identical.\n")
+        try expectRefused("compare vm/over.qcow2 new.raw", sentence, status: 2)
+        #expect(try image("convert --force --backing disk.raw vm/over.qcow2 new.qcow2").status == .status(0))
+        #expect(try image("rebase --backing disk.raw vm/over.qcow2 --backing-dir .").status == .status(1))
+        #expect(try image("rebase --backing ../disk.raw vm/over.qcow2").status == .status(0))
+        #expect(try image("commit --backing-dir . vm/over.qcow2").status == .status(0))
+    }
+
+    /// The arguments are bytes, and so are the names of files.
+    @Test func namesThatAreNotUTF8() throws {
+        let names = [#"m\351"#, #"m\350"#, #"\303"#, #"m\303\251"#]
+        func image(_ arguments: String) throws -> (status: Program.End, output: String, errors: String) {
+            // The shell's own printf makes the bytes.
+            let words = arguments.split(separator: " ").map { $0.contains("\\") ? "\"$(printf '\($0)')\"" : String($0) }.joined(separator: " ")
+            return try self.image(words)
+        }
+        for (index, name) in names.enumerated() {
+            #expect(try image("create -q \(name).raw \(index + 1)M").status == .status(0))
+            #expect(try image("create -q \(name).qcow2 --backing \(name).raw").status == .status(0))
+            // None takes another's place.
+            #expect(try image("create -q --force \(name).raw \(index + 1)M").status == .status(0))
+        }
+        #expect(try shell("cd '\(directory.path)' && ls | wc -l") == "9\n")
+        for (index, name) in names.enumerated() {
+            let info = try image("info --backing-chain \(name).qcow2").output
+            #expect(info.contains("(\((index + 1) << 20) bytes)"), "\(info)")
+            #expect(try shell("cd '\(directory.path)' && stat -c %s \"$(printf '\(name).raw')\"") == "\((index + 1) << 20)\n")
+        }
+        #expect(try image(#"info m\351.qcow2"#).output.contains(#"image: m\xe9.qcow2"#))
+        #expect(try image(#"info --json m\351.qcow2"#).output.contains(#""filename": "m\udce9.qcow2""#))
+        #expect(try image(#"info no\351.qcow2"#).errors == #"swkvm: disk "no\xe9.qcow2": open: No such file or directory"# + "\n")
+        #expect(try image(#"info x.qcow2 too\351many"#).errors.contains(#"too\xe9many"#))
+        #expect(try image(#"convert m\351.qcow2 m\352.qcow2"#).status == .status(0) && image(#"compare m\351.qcow2 m\352.qcow2"#).status == .status(0))
+        #expect(try image(#"commit m\351.qcow2"#).output == #"m\xe9.qcow2: committed to m\xe9.raw"# + "\n")
+    }
+
     /// A file with an image's data is used by every verb that looks at data, when the user names it.
     @Test func dataFilesAreNamedByTheUser() throws {
         let data = directory("disk.data")
@@ -217,19 +294,20 @@ import Testing
 
     /// A guest can write whatever it likes to the start of its raw disk, a qcow2 header with a backing file of its choice as well.
     @Test func aRawDiskIsNoQCOW2ImageOfItsGuests() throws {
-        for name in ["guest.raw", "guest.img", "guest"] {
+        for (name, format) in [("guest.raw", ""), ("guest.img", ""), ("guest.raw", " --format raw"), ("guest.img", " --format raw"), ("guest", "")] {
             try shell("cd '\(directory.path)' && qemu-img create -q -u -f qcow2 -b 'nbd+unix:///?socket=/nowhere' -F raw guest.qcow2 8M && mv guest.qcow2 \(name)")
             let before = try shell("cd '\(directory.path)' && sha256sum \(name)")
+            let sentence = { (stated: String) in name == "guest" ? "its name does not tell the format" : format.isEmpty ? "its name says raw, and it begins as qcow2" : stated }
             for arguments in ["list \(name)", "create \(name) one", "apply \(name) 1", "delete \(name) 1", "-l \(name)", "-c one \(name)", "-a 1 \(name)", "-d 1 \(name)"] {
-                try expectRefused("snapshot \(arguments)", name == "guest" ? "its name does not tell the format" : "it is raw by its name, and only qcow2 images have snapshots; --format qcow2 if it is one")
+                try expectRefused("snapshot \(arguments)\(format)", sentence("it is raw by --format, and only qcow2 images have snapshots; --format qcow2 if it is one"))
             }
-            try expectRefused("check \(name)", "", status: name == "guest" ? 1 : 63)
+            try expectRefused("check \(name)\(format)", sentence("only the metadata of qcow2 images can be checked"), status: format.isEmpty ? 1 : 63)
             for arguments in ["commit \(name)", "rebase --no-backing \(name)", "rebase --unsafe --backing disk.raw \(name)"] {
-                try expectRefused(arguments, name == "guest" ? "its name does not tell the format" : "only qcow2 images have backing files")
+                try expectRefused(arguments + format, sentence("only qcow2 images have backing files"))
             }
             #expect(try shell("cd '\(directory.path)' && sha256sum \(name)") == before)
-            if name == "guest" { continue }
-            #expect(try image("info \(name)").output.contains("file format: raw\n"))
+            if format.isEmpty { continue }
+            #expect(try image("info \(name)\(format)").output.contains("file format: raw\n"))
             // Who says so gets it, and the name of the backing file with it.
             try expectRefused("snapshot list --format qcow2 \(name)", "/nowhere")
         }
@@ -347,7 +425,7 @@ import Testing
             ("convert disk.raw new.qcow2", "new.qcow2\": open: Permission denied"), ("convert disk.raw new.vmdk --subformat monolithicFlat", "open: Permission denied"),
             ("create new.qcow2 1M", "open: Permission denied"), ("create mine/new.qcow2 1M", "open: Permission denied"), ("create --force all/theirs.raw 1M", "open: Permission denied"),
             ("check --repair all only.qcow2", "open: Permission denied"), ("resize only.qcow2 2M", "open: Permission denied"), ("snapshot create only.qcow2 a", "open: Permission denied"),
-            ("rebase --unsafe --no-backing only.qcow2", "open: Permission denied"), ("commit all/over.qcow2", "Permission denied"), ("bench --write only.qcow2", "open: Permission denied"),
+            ("rebase --unsafe --no-backing only.qcow2", "open: Permission denied"), ("commit --backing-dir . all/over.qcow2", "Permission denied"), ("bench --write only.qcow2", "open: Permission denied"),
         ] {
             let program = try Program(["sh", "-c", "cd '\(directory.path)' && exec \(nobody) all/swkvm image \(arguments)"])
             let status = try program.finish(), errors = program.errors.text

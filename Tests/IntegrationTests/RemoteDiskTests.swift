@@ -92,7 +92,7 @@ import Testing
         #expect(try eventually { (try? connect(toSocket: directory("socket"))) != nil })
         let before = try directory.contents
         let tool = try Program([
-            Host.swkvm, "image", "convert", "--progress", "nbd+unix:///?socket=\(directory("socket"))", directory("new.qcow2"),
+            Host.swkvm, "image", "convert", "--progress", "--format", "raw", "nbd+unix:///?socket=\(directory("socket"))", directory("new.qcow2"),
         ])
         try tool.waitForError("%")
         tool.send(signal: SIGTERM)
@@ -106,7 +106,7 @@ import Testing
     @Test func theGuestUsesAnImageOnARemoteDisk() throws {
         let server = try serve("disk.raw", ["-r"])
         try shell("'\(Host.swkvm)' image create -q --backing '\(address())' '\(directory("over.qcow2"))'")
-        let machine = try Program.machineAtPrompt(["--disk", directory("over.qcow2") + ",reconnect=60"])
+        let machine = try Program.machineAtPrompt(["--disk", directory("over.qcow2") + ",backing=anywhere,reconnect=60"])
         #expect(try machine.ask("disks")[0].hasPrefix("vda: 6144 sectors, read-write"))
         let base = try readFile(directory("disk.raw"), limit: 8 << 20)
         #expect(try machine.ask("sum vda 0 6144") == ["crc32 vda 0 6144 \(hexadecimal(crc32(base)))"])
@@ -133,7 +133,7 @@ import Testing
     @Test func queuesOfAnImageOnARemoteDisk() throws {
         let server = try serve("disk.raw", ["-r"])
         try shell("'\(Host.swkvm)' image create -q --backing '\(address())' '\(directory("over.qcow2"))'")
-        let refused = try Program.machine(["--disk", directory("over.qcow2") + ",queues=2"])
+        let refused = try Program.machine(["--disk", directory("over.qcow2") + ",backing=anywhere,queues=2"])
         try refused.expectEnd(71)
         #expect(refused.errors.text.contains("a remote disk, or an image on one, has one queue; queues=2 was asked for"))
         try kill(server)

@@ -70,7 +70,7 @@ extension Chain {
         if writable, descriptor.extents.contains(where: { $0.isReadOnly || $0.kind == .zero }) {
             throw .notWritable(path: path, reason: "it has extents that are only read")
         }
-        let main = count
+        let main = count, namer = NamingImage(file)
         append(DiskImage.Layer(file: file, size: descriptor.extents.reduce(0) { $0 + $1.size }, contentIDPlace: descriptor.contentIDPlace.map { UInt64($0) } ?? 0))
         var pieces: [DiskPiece] = [], flat: [Int: [Range<UInt64>]] = [:]
         var position: UInt64 = 0
@@ -81,7 +81,7 @@ extension Chain {
             } else {
                 guard options.allowsBacking else { throw .extentNotAllowed(path: path, name: extent.name) }
                 do throws(DiskImageError) {
-                    let (file, place) = try open(extent, of: path, after: main, options, writable: writable)
+                    let (file, place) = try open(extent, of: namer, after: main, options, writable: writable)
                     pieces.append(DiskPiece(start: position, end: end, file: file, place: place))
                     if extent.kind != .sparse { flat[file, default: []].append(place..<place + extent.size) }
                 } catch {
@@ -111,12 +111,12 @@ extension Chain {
     /// - Parameter main: the image itself; what comes after it are its extents.
     /// - Returns: which file that is, and where the extent's bytes begin there.
     private mutating func open(
-        _ extent: VMDKDescriptor.Extent, of image: String, after main: Int, _ options: DiskImageOptions, writable: Bool
+        _ extent: VMDKDescriptor.Extent, of image: NamingImage, after main: Int, _ options: DiskImageOptions, writable: Bool
     ) throws(DiskImageError) -> (file: Int, place: UInt64) {
         let place = if case .flat(let place) = extent.kind { place } else { 0 as UInt64 }
         // A file of several flat extents is opened, and locked, once.
         for name in [extent.name, extent.converted] where extent.kind != .sparse {
-            guard let name, let identity = try ImageFile.Identity(ofPath: VMDKDescriptor.path(name, of: image)) else { continue }
+            guard let name, let identity = try ImageFile.Identity(ofPath: VMDKDescriptor.path(name, of: image.path)) else { continue }
             for index in main + 1..<max(main + 1, count) where unsafe layers[index].file.identity == identity && layers[index].blocks == nil {
                 // One of the layers that have been made.
                 try requireRoom(for: extent, at: place, unsafe layers[index].file)
@@ -148,16 +148,16 @@ extension Chain {
 
     /// Opens the file by its name as the bytes are or, where there is none, by the same name in UTF-8.
     private func openFile(
-        of extent: VMDKDescriptor.Extent, _ image: String, _ options: DiskImageOptions, writable: Bool
+        of extent: VMDKDescriptor.Extent, _ image: NamingImage, _ options: DiskImageOptions, writable: Bool
     ) throws(DiskImageError) -> ImageFile {
         do throws(DiskImageError) {
-            return try ImageFile(named: VMDKDescriptor.path(extent.name, of: image), writable: writable, options)
+            return try ImageFile(path: VMDKDescriptor.path(extent.name, of: image.path), of: image, writable: writable, options)
         } catch {
             guard case .system(_, let cause) = error, cause.errno == ENOENT, let name = extent.converted else { throw error }
-            let path = try VMDKDescriptor.path(name, of: image)
+            let path = try VMDKDescriptor.path(name, of: image.path)
             // The name as it is written is the one to be told of.
             guard ImageFile.Identity(ofPath: path) != nil else { throw error }
-            return try ImageFile(named: path, writable: writable, options)
+            return try ImageFile(path: path, of: image, writable: writable, options)
         }
     }
 

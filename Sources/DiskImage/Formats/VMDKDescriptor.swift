@@ -1,4 +1,5 @@
 internal import Glibc
+internal import Linux
 
 /// The text that says what a VMDK image consists of: a file of its own, or a part of its only file.
 struct VMDKDescriptor: Equatable {
@@ -147,7 +148,7 @@ struct VMDKDescriptor: Equatable {
             throw invalid("no name")
         }
         let bytes = rest[(rest.startIndex + 1)..<end]
-        let name = String(decoding: bytes, as: UTF8.self), converted = TextEncoding.converted(bytes, encoding)
+        let name = String(raw: bytes), converted = TextEncoding.converted(bytes, encoding)
         switch kind {
         case "sparse":
             return Extent(kind: .sparse, size: size, isReadOnly: isReadOnly, name: name, converted: converted)
@@ -186,7 +187,7 @@ struct VMDKDescriptor: Equatable {
     /// The text of a new image.
     /// - Parameter extents: lines such as `RW 2048 SPARSE "disk.vmdk"`.
     static func text(type: String, extents: [String], sectors: UInt64) -> [UInt8] {
-        Array(
+        (
             """
             \(firstLine)
             version=1
@@ -206,7 +207,7 @@ struct VMDKDescriptor: Equatable {
             ddb.geometry.sectors = "63"
             ddb.adapterType = "ide"
 
-            """.utf8)
+            """.rawBytes)
     }
 
     /// Bytes of the disk in each file of an image in several: 2 GiB less a grain, as everybody has it.
@@ -214,7 +215,7 @@ struct VMDKDescriptor: Equatable {
 
     /// The text of a new image at `path`, and the names of the other files that it consists of.
     static func text(of kind: ImageSubformat, _ path: String, size: UInt64) throws(DiskImageError) -> (text: [UInt8], names: [String]) {
-        let own = String(path.split(separator: "/").last ?? "")
+        let own = String(Substring(path.utf8.split(separator: UInt8(ascii: "/")).last ?? Substring().utf8))
         guard !own.unicodeScalars.contains(where: { $0 == "\"" || $0.properties.generalCategory == .control }) else {
             throw .impossible(path: path, reason: "its name has a quotation mark or a control character, which a VMDK descriptor cannot tell")
         }

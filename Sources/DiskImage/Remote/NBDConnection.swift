@@ -107,13 +107,13 @@ struct NBDFailure: Error, Equatable {
         if security.verifiesPeer, security.keyFile == nil {
             // Where this file is not, libnbd goes on and checks neither certificate nor host.
             let authorities = (security.certificates ?? "") + "/ca-cert.pem"
-            guard unsafe access(authorities, R_OK) == 0 else { throw NBDFailure("\(authorities): \(SystemCallError.last("access"))") }
+            guard authorities.withRawCString({ unsafe access($0, R_OK) }) == 0 else { throw NBDFailure("\(authorities): \(SystemCallError.last("access"))") }
         }
         try check(unsafe nbd_set_tls(handle, Int32(LIBNBD_TLS_REQUIRE)))
         try check(unsafe nbd_set_tls_verify_peer(handle, security.verifiesPeer))
         if let user = security.user { try check(unsafe nbd_set_tls_username(handle, user)) }
-        if let directory = security.certificates { try check(unsafe nbd_set_tls_certificates(handle, directory)) }
-        if let file = security.keyFile { try check(unsafe nbd_set_tls_psk_file(handle, file)) }
+        if let directory = security.certificates { try check(directory.withRawCString { unsafe nbd_set_tls_certificates(handle, $0) }) }
+        if let file = security.keyFile { try check(file.withRawCString { unsafe nbd_set_tls_psk_file(handle, $0) }) }
     }
 
     deinit {

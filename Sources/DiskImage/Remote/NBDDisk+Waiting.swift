@@ -12,6 +12,30 @@ extension NBDDisk {
         unsafe (start + moved).initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count - moved)
     }
 
+    /// Reads a range of whole blocks as the first thing that a server is asked for. It has as long for that as for its greeting: who opens a disk is not to
+    /// wait for one that is silent.
+    /// - Parameter count: bytes, 1 MiB at most.
+    func readFirst(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: count)
+        var failure: DiskImageError?
+        unsafe bytes.withUnsafeMutableBytes { buffer in
+            var vector = unsafe iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)
+            unsafe withUnsafePointer(to: &vector) { vector in
+                do throws(DiskImageError) {
+                    // Both are there until it has ended.
+                    try perform("read") {
+                        let command = unsafe begin(.read, vector, count: 1, at: offset, token: 0, isAwaited: true)
+                        finish(within: Self.connectTime)
+                        return command
+                    }
+                } catch { failure = error }
+            }
+        }
+        monitor.locked { endBy = nil }
+        if let failure { throw failure }
+        return bytes
+    }
+
     /// Writes a range, which is inside the disk.
     func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
         guard let start = bytes.baseAddress else { return }

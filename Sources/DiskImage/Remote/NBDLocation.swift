@@ -1,3 +1,5 @@
+internal import Linux
+
 /// Where a remote disk is and how it is reached: an NBD address in the manner of libnbd and QEMU
 /// (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md).
 ///
@@ -44,8 +46,10 @@ struct NBDLocation: Sendable, Equatable {
 
     init(_ text: String) throws(DiskImageError) {
         func wrong(_ reason: String) -> DiskImageError { .remoteAddress(path: text, reason: reason) }
-        func decoded(_ part: Substring, _ what: String) throws(DiskImageError) -> String {
-            guard let plain = percentDecoded(part) else { throw wrong("\(what) has a % without two hexadecimal digits, or is no UTF-8") }
+        func decoded(_ part: Substring, _ what: String, isPath: Bool = false) throws(DiskImageError) -> String {
+            guard let plain = percentDecoded(part), isPath || !plain.hasRawScalars else {
+                throw wrong("\(what) has a % without two hexadecimal digits, or is no UTF-8")
+            }
             guard !plain.utf8.contains(0) else { throw wrong("\(what) has a zero byte") }
             return plain
         }
@@ -59,7 +63,7 @@ struct NBDLocation: Sendable, Equatable {
         if let mark = rest.firstIndex(of: "?") {
             for word in rest[rest.index(after: mark)...].split(separator: "&") {
                 guard let equals = word.firstIndex(of: "=") else { throw wrong("'\(word)' after the ? has no value") }
-                options.append((try decoded(word[..<equals], "an option"), try decoded(word[word.index(after: equals)...], "an option")))
+                options.append((try decoded(word[..<equals], "an option"), try decoded(word[word.index(after: equals)...], "an option", isPath: true)))
             }
             rest = rest[..<mark]
         }
@@ -139,10 +143,10 @@ struct NBDLocation: Sendable, Equatable {
     }
 }
 
-/// The text with its `%XX`, or nil if there is a `%` without two digits or the bytes are no UTF-8.
+/// The text with the bytes of its `%XX`, or nil if there is a `%` without two digits.
 private func percentDecoded(_ text: Substring) -> String? {
     var bytes: [UInt8] = []
-    var rest = text.utf8[...]
+    var rest = String(text).rawBytes[...]
     while let byte = rest.popFirst() {
         guard byte == UInt8(ascii: "%") else {
             bytes.append(byte)
@@ -151,7 +155,7 @@ private func percentDecoded(_ text: Substring) -> String? {
         guard let high = rest.popFirst().flatMap(digit), let low = rest.popFirst().flatMap(digit) else { return nil }
         bytes.append(high << 4 | low)
     }
-    return String(validating: bytes, as: UTF8.self)
+    return String(raw: bytes)
 }
 
 private func digit(_ byte: UInt8) -> UInt8? {

@@ -11,7 +11,7 @@ struct SocketAddress: Sendable, Equatable {
     init?(unixPath path: String) {
         var address = sockaddr_un()
         let capacity = MemoryLayout.size(ofValue: address.sun_path)
-        let name = Array(path.utf8)
+        let name = path.rawBytes
         guard !name.isEmpty, name.count < capacity, !name.contains(0) else { return nil }
         address.sun_family = sa_family_t(AF_UNIX)
         // Room for the name and a NUL was checked.

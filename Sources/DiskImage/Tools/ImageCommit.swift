@@ -22,9 +22,7 @@ public struct ImageCommit: Sendable {
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) -> String {
         var options = options
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
-        guard try ImageFormat(options.format, orExtensionOf: path) == .qcow2 else {
-            throw .notApplicable(path: path, reason: "only qcow2 images have backing files")
-        }
+        try DiskImage.requireQCOW2(path, format: options.format) { _ in "only qcow2 images have backing files" }
         // The image by itself, and for writing: nobody else has it until this has ended.
         options.readOnly = false
         options.followsBacking = false
@@ -35,15 +33,17 @@ public struct ImageCommit: Sendable {
             throw .notWritable(path: path, reason: "its snapshots stand on the backing file, too, and would show something else afterwards")
         }
         let target = try backingPath(name, of: path)
-        let format = try backingFormat(header.backingFormat, target)
-        var targetOptions = DiskImageOptions(format: format, cache: options.cache, locking: options.locking, dataFile: backingDataFile)
+        let choice = try FormatChoice(backing: header.backingFormat, target)
+        var targetOptions = DiskImageOptions(
+            cache: options.cache, locking: options.locking, dataFile: backingDataFile, namedFiles: options.namedFiles)
         targetOptions.readOnly = false
         targetOptions.sparesCache = true
         targetOptions.report = options.report
         targetOptions.keys = options.keys(below: image)
         targetOptions.usesAllKeys = false
+        let namer = image.namer
         let reader = try WindowReader(image, path, calls: calls)
-        try copy(reader, target, targetOptions, progress)
+        try copy(reader, target, choice, of: namer, targetOptions, progress)
         if !keepsContents, let image = reader.takeImage() {
             var engine = try WindowWriter.engine(image, calls: calls)
             try engine.removeContents()
@@ -52,12 +52,13 @@ public struct ImageCommit: Sendable {
     }
 
     private func copy(
-        _ reader: WindowReader, _ target: String, _ options: DiskImageOptions, _ progress: (ImageProgress) -> Bool
+        _ reader: WindowReader, _ target: String, _ choice: FormatChoice, of namer: NamingImage, _ options: DiskImageOptions,
+        _ progress: (ImageProgress) -> Bool
     ) throws(DiskImageError) {
         let size = reader.size
         var engine: DiskEngine
         do throws(DiskImageError) {
-            engine = try WindowWriter.engine(DiskImage(path: target, options: options), calls: calls)
+            engine = try WindowWriter.engine(DiskImage(path: target, choice, of: namer, options: options), calls: calls)
         } catch {
             throw .backing(of: path, error.orLoop(to: path))
         }

@@ -149,10 +149,10 @@ public struct ImageConversion: Sendable {
     ) throws(DiskImageError) -> Answer? {
         guard let backing else { return nil }
         do throws(DiskImageError) {
-            var options = DiskImageOptions(format: backing.format, readOnly: true, metadataCacheSize: 1 << 20, allowsDataFile: true)
+            var options = DiskImageOptions(readOnly: true, metadataCacheSize: 1 << 20, allowsDataFile: true, namedFiles: sourceOptions.namedFiles)
             options.vhdSize = sourceOptions.vhdSize
             options.notice = notice
-            return try body(DiskImage(path: backingPath(backing.name, of: target), options: options, remote: remote))
+            return try body(DiskImage(path: backingPath(backing.name, of: target), FormatChoice(backing), options: options, remote: remote))
         } catch {
             if case .sameFile = error { throw error }
             throw .backing(of: target, error)

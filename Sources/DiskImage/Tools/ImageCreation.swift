@@ -1,4 +1,5 @@
 internal import Glibc
+internal import Linux
 
 /// A new disk image: an empty disk, or one that shows what another holds.
 public struct ImageCreation: Sendable {
@@ -40,8 +41,8 @@ public struct ImageCreation: Sendable {
         var file = try NewFile(path: path, replacing: replacing)
         guard file.deviceSize == nil else { throw .impossible(path: path, reason: "a block device is a raw disk already, of the size that it has") }
         if format == .qcow2 {
-            let dataPath = try options.dataFile.map { name throws(DiskImageError) in try backingPath(name, of: path) }
-            guard dataPath != path else { throw .sameFile(path: path, other: path) }
+            let dataPath = try dataPath()
+            if let dataPath, let place = FilePlace(dataPath), place == FilePlace(path) { throw .sameFile(path: path, other: dataPath) }
             var data = try dataPath.map { path throws(DiskImageError) in try NewFile(path: path, replacing: replacing) }
             try data?.setSize(size)
             try build(file, data, size: size)
@@ -49,7 +50,7 @@ public struct ImageCreation: Sendable {
             try data?.publish(durably: durably)
             do throws(DiskImageError) { try file.publish(durably: durably) } catch {
                 // One without the other is of no use.
-                if let dataPath, isDataNew { unsafe unlink(dataPath) }
+                if let dataPath, isDataNew { removeName(dataPath) }
                 throw error
             }
             return size
@@ -75,21 +76,35 @@ public struct ImageCreation: Sendable {
     }
 
     private func diskSize() throws(DiskImageError) -> UInt64 {
-        var found: UInt64?
-        if let backing, opensBacking {
-            // Only its size is wanted, for which no key is needed.
-            var options = backingOptions
-            (options.format, options.readOnly, options.allowsDataFile, options.opensData) = (backing.format, true, true, false)
-            do throws(DiskImageError) {
-                found = try DiskImage(path: backingPath(backing.name, of: path), options: options).size
-            } catch {
-                throw .backing(of: path, error)
-            }
-        }
+        let found: UInt64?
+        do throws(DiskImageError) { found = try backing.flatMap(backingSize) } catch { throw .backing(of: path, error) }
         guard let size = size ?? found else { throw .impossible(path: path, reason: "its size is not known; state it, or name a backing file") }
         let (rounded, overflow) = size.addingReportingOverflow(511)
         guard !overflow else { throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most") }
         return rounded & ~511
+    }
+
+    /// Looks at the backing image.
+    /// - Returns: bytes of its disk; nil if it is not to be opened.
+    private func backingSize(_ backing: BackingReference) throws(DiskImageError) -> UInt64? {
+        let place = try backingPath(backing.name, of: path), choice = FormatChoice(backing)
+        // None of what the new image shows may be what it replaces.
+        let targets = try [path, dataPath() ?? path].compactMap(FilePlace.init)
+        guard opensBacking else {
+            if let file = FilePlace.search(targets, from: place, choice, backingOptions.namedFiles) { throw .backingLoop(path: file) }
+            try choice.checkUnopened(place)
+            return nil
+        }
+        // Only its size is wanted, for which no key is needed.
+        var options = backingOptions
+        (options.readOnly, options.allowsDataFile, options.opensData) = (true, true, false)
+        let image = try DiskImage(path: place, choice, options: options)
+        for (identity, file) in zip(image.identities, image.files) where targets.contains(.file(identity)) { throw .backingLoop(path: file) }
+        return image.size
+    }
+
+    private func dataPath() throws(DiskImageError) -> String? {
+        try options.dataFile.map { name throws(DiskImageError) in try backingPath(name, of: path) }
     }
 
     private func build(_ file: borrowing NewFile, _ data: borrowing NewFile?, size: UInt64) throws(DiskImageError) {

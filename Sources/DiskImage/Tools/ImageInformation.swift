@@ -23,6 +23,10 @@ public struct ImageInformation: Sendable, Equatable {
     /// What a remote disk's server says of it.
     public var remote: Remote?
 
+    /// Which file it is, and what it is to those that it names; nil of a remote disk.
+    private var identity: ImageFile.Identity?
+    private(set) var namer: NamingImage?
+
     /// What a server says of an export, in bytes where it is a size.
     public struct Remote: Sendable, Equatable {
         /// Bytes, which need not be whole sectors.
@@ -121,24 +125,36 @@ public struct ImageInformation: Sendable, Equatable {
     public init(
         path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil, vhdSize: VHDSize? = nil
     ) throws(DiskImageError) {
-        let format = try ImageFormat(format, orExtensionOf: path)
+        var options = DiskImageOptions(locking: locking, dataFile: dataFile)
+        options.vhdSize = vhdSize
+        try self.init(path: path, FormatChoice(format, of: path), options)
+    }
+
+    /// - Parameters:
+    ///   - image: which names the path; nil where the user does.
+    ///   - options: how it is locked, the data file, and what images may name.
+    private init(path: String, _ choice: FormatChoice, of image: NamingImage? = nil, _ options: DiskImageOptions) throws(DiskImageError) {
+        var options = options
+        options.readOnly = true
+        let format = choice.format
         if NBDLocation.isAddress(path) {
-            let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true, dataFile: dataFile))
+            let image = try DiskImage(path: path, choice, of: image, options: options)
             self.path = path
             self.format = format
             size = image.size
             remote = image.remote.map { Remote($0.export) }
             return
         }
-        let file = try ImageFile(path: path, writable: false, cache: .writeback, locking: locking)
+        let file = try ImageFile(path: path, of: image, writable: false, options)
+        try choice.check(file)
+        identity = file.identity
+        namer = NamingImage(file)
         self.path = path
         self.format = format
         allocated = try file.allocated()
         guard format == .qcow2 else {
             // Whatever these say, opening them finds out; a raw image says nothing.
-            var options = DiskImageOptions(format: format, readOnly: true, locking: locking, dataFile: dataFile)
-            options.vhdSize = vhdSize
-            let image = try DiskImage(path: path, options: options)
+            let image = try DiskImage(path: path, choice, of: image, options: options)
             size = image.size
             clusterSize = image.clusterSize
             vhd = image.vhdSizes
@@ -152,7 +168,7 @@ public struct ImageInformation: Sendable, Equatable {
         clusterSize = header.clusterSize
         isDirty = header.isDirty
         qcow2 = QCOW2(header, area)
-        if let data = try file.openStatedDataFile(header, DiskImageOptions(locking: locking, dataFile: dataFile)) {
+        if let data = try file.openStatedDataFile(header, options) {
             qcow2?.dataFilePath = data.path
             qcow2?.dataFileAllocated = try data.allocated()
         }
@@ -170,8 +186,10 @@ public struct ImageInformation: Sendable, Equatable {
     }
 
     /// The image and, by the names that they have, all those below it.
+    /// - Parameter namedFiles: where these may be.
     public static func chain(
-        path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil, vhdSize: VHDSize? = nil
+        path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil, vhdSize: VHDSize? = nil,
+        namedFiles: NamedFiles = NamedFiles()
     ) throws(DiskImageError) -> [ImageInformation] {
         var chain = [try ImageInformation(path: path, format: format, locking: locking, dataFile: dataFile, vhdSize: vhdSize)]
         while let backing = chain[chain.count - 1].backing {
@@ -179,8 +197,11 @@ public struct ImageInformation: Sendable, Equatable {
             guard chain.count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: image) }
             do throws(DiskImageError) {
                 let path = try backingPath(backing.name, of: image)
-                if chain.contains(where: { $0.path == path }) { throw .backingLoop(path: path) }
-                chain.append(try ImageInformation(path: path, format: backingFormat(backing.format, path), locking: locking, vhdSize: vhdSize))
+                var options = DiskImageOptions(locking: locking, namedFiles: namedFiles)
+                options.vhdSize = vhdSize
+                let next = try ImageInformation(path: path, FormatChoice(backing: backing.format, path), of: chain[chain.count - 1].namer, options)
+                if let identity = next.identity, chain.contains(where: { $0.identity == identity }) { throw .backingLoop(path: path) }
+                chain.append(next)
             } catch {
                 throw .backing(of: image, error)
             }
@@ -243,7 +264,7 @@ extension ImageInformation.QCOW2 {
         isCorrupt = header.isCorrupt
         extendedL2 = header.hasExtendedL2
         let name = area.extensions.first { $0.type == QCOW2HeaderArea.Extension.dataFile }?.contents
-        dataFile = name.map { String(decoding: $0, as: UTF8.self) }
+        dataFile = name.map { String(raw: $0) }
         dataFileIsRaw = dataFile != nil && header.autoclearFeatures & 2 != 0
     }
 }

@@ -25,9 +25,7 @@ public struct ImageRebase: Sendable {
         var options = options
         options.readOnly = false
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
-        guard try ImageFormat(options.format, orExtensionOf: path) == .qcow2 else {
-            throw .notApplicable(path: path, reason: "only qcow2 images have backing files")
-        }
+        try DiskImage.requireQCOW2(path, format: options.format) { _ in "only qcow2 images have backing files" }
         // By itself: what is below is read beside it, and may be gone if only the name is changed.
         options.followsBacking = false
         options.opensData = !isUnsafe
@@ -40,7 +38,10 @@ public struct ImageRebase: Sendable {
         }
         // What cannot be is known before anything is written.
         _ = try newHeader(engine)
-        if isUnsafe { return try changeName(engine) }
+        if isUnsafe {
+            try checkName(engine)
+            return try changeName(engine)
+        }
         let writer = try copyDifferences(engine, old, progress)
         try changeName(writer.engine)
     }
@@ -51,13 +52,16 @@ public struct ImageRebase: Sendable {
     ) throws(DiskImageError) -> WindowWriter {
         let keys = options.keys(below: engine.image)
         let before = try WindowReader(old.map { backing throws(DiskImageError) in
-            try chain(backingPath(backing.name, of: path), backing.format.flatMap(ImageFormat.init(rawValue:)), keys)
+            let place = try backingPath(backing.name, of: path)
+            return try chain(place, FormatChoice(backing: backing.format, place), of: engine.image.namer, keys)
         }, path, calls: calls)
         // Of one remote disk below both there is one connection, as many a server has one client at a time.
         let after = try WindowReader(backing.map { backing throws(DiskImageError) in
-            try chain(backingPath(backing.name, of: path), backing.format, backingKeys, before.remote)
+            try chain(backingPath(backing.name, of: path), FormatChoice(backing), of: nil, backingKeys, before.remote)
         }, path, calls: calls)
-        if let other = after.path(of: engine.image.identities[0]) { throw .backing(of: path, .backingLoop(path: other)) }
+        for identity in engine.image.identities {
+            if let other = after.path(of: identity) { throw .backing(of: path, .backingLoop(path: other)) }
+        }
         let size = engine.image.size
         // What the image has of its own or not, in bytes.
         let unit = engine.image.withMetadata { $0.header.clusterSize >> ($0.header.hasExtendedL2 ? 5 : 0) } ?? 65536
@@ -137,26 +141,38 @@ public struct ImageRebase: Sendable {
         }
     }
 
-    private func chain(_ path: String, _ format: ImageFormat?, _ keys: [DiskKey], _ remote: NBDDisk? = nil) throws(DiskImageError) -> DiskImage {
+    private func chain(
+        _ path: String, _ choice: FormatChoice, of namer: NamingImage?, _ keys: [DiskKey], _ remote: NBDDisk? = nil
+    ) throws(DiskImageError) -> DiskImage {
         var options = options
         options.readOnly = true
-        options.format = format
         options.keys = keys
         options.usesAllKeys = false
         options.dataFile = nil
         options.allowsDataFile = true
         options.sparesCache = true
-        do throws(DiskImageError) { return try DiskImage(path: path, options: options, remote: remote) } catch {
+        do throws(DiskImageError) { return try DiskImage(path: path, choice, of: namer, options: options, remote: remote) } catch {
             throw .backing(of: self.path, error.orLoop(to: self.path))
         }
+    }
+
+    /// Refuses a backing file that nobody opens, but that cannot be one.
+    private func checkName(_ engine: borrowing DiskEngine) throws(DiskImageError) {
+        guard let backing else { return }
+        do throws(DiskImageError) {
+            let place = try backingPath(backing.name, of: path), choice = FormatChoice(backing)
+            let own = engine.image.identities.map { FilePlace.file($0) }
+            if let other = FilePlace.search(own, from: place, choice, options.namedFiles) { throw .backingLoop(path: other) }
+            try choice.checkUnopened(place)
+        } catch { throw .backing(of: path, error) }
     }
 
     /// The header with the new name.
     private func newHeader(_ engine: borrowing DiskEngine) throws(DiskImageError) -> [UInt8] {
         guard let header = engine.image.header else { throw .notApplicable(path: path, reason: "only qcow2 images have backing files") }
         if let backing {
-            guard (1...QCOW2Header.maximumBackingName).contains(backing.name.utf8.count) else {
-                throw .notApplicable(path: path, reason: "a backing file's name has 1 to \(QCOW2Header.maximumBackingName) bytes, this one \(backing.name.utf8.count)")
+            guard (1...QCOW2Header.maximumBackingName).contains(backing.name.rawBytes.count) else {
+                throw .notApplicable(path: path, reason: "a backing file's name has 1 to \(QCOW2Header.maximumBackingName) bytes, this one \(backing.name.rawBytes.count)")
             }
             guard header.autoclearFeatures & header.keptAutoclearFeatures == 0 else {
                 throw .notApplicable(path: path, reason: "its raw data file holds the whole disk, so there is nothing for a backing file to show")

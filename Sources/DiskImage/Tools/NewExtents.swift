@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Glibc
+internal import Linux
 
 /// The files of a new VMDK in several files, which get their names together. The disk's data goes to places in one space, of which each file has
 /// a window.
@@ -95,6 +96,6 @@ final class NewExtents: Sendable {
     func withdraw() { withdraw(files[...]) }
 
     private func withdraw(_ files: ArraySlice<Extent>) {
-        for extent in files where extent.file.replacedIdentity == nil { unsafe unlink(extent.file.path) }
+        for extent in files where extent.file.replacedIdentity == nil { removeName(extent.file.path) }
     }
 }

@@ -37,24 +37,23 @@ struct NewFile: ~Copyable {
     init(path: String, replacing: Bool, cache: ToolCache = .writeback) throws(DiskImageError) {
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         var replaced: FileDescriptor?
-        var isOld = false
         var target = path
         var deviceSize: UInt64?
         var mode: mode_t = 0o600
-        var status = stat()
+        var status = fileStatus(ofPath: path)
         // Symbolic links are followed: the link stays, what it leads to is replaced.
-        if unsafe stat(path, &status) == 0 {
+        if let found = status {
             guard replacing else { throw .exists(path: path) }
-            guard [S_IFREG, S_IFBLK].contains(status.st_mode & S_IFMT) else { throw .notAFile(path: path) }
+            guard [S_IFREG, S_IFBLK].contains(found.st_mode & S_IFMT) else { throw .notAFile(path: path) }
             let old = try openLocked(path, O_RDWR, writable: true)
             // Of the one that is locked, which may be another by now.
-            status = try creating(path) { () throws(SystemCallError) in try old.status() }
-            if status.st_mode & S_IFMT == S_IFBLK { deviceSize = try creating(path) { () throws(SystemCallError) in try old.size() } }
+            let locked = try creating(path) { () throws(SystemCallError) in try old.status() }
+            if locked.st_mode & S_IFMT == S_IFBLK { deviceSize = try creating(path) { () throws(SystemCallError) in try old.size() } }
+            status = locked
             target = resolved(path) ?? path
-            mode = status.st_mode & 0o777
+            mode = locked.st_mode & 0o777
             replaced = consume old
-            isOld = true
-        } else if unsafe lstat(path, &status) == 0 {
+        } else if fileStatus(ofPath: path, followsLinks: false) != nil {
             // What it names is nobody's wish.
             throw .linkToNothing(path: path)
         }
@@ -65,7 +64,7 @@ struct NewFile: ~Copyable {
         } catch {
             throw error.errno == EBUSY && deviceSize != nil ? .deviceInUse(path: path) : .system(path: path, error)
         }
-        if isOld, deviceSize == nil {
+        if let status, deviceSize == nil {
             // The mask may have taken permissions away; another's file stays theirs where we may give it.
             _ = fchmod(made.descriptor.rawValue, mode)
             _ = fchown(made.descriptor.rawValue, status.st_uid, status.st_gid)
@@ -81,7 +80,7 @@ struct NewFile: ~Copyable {
         self.path = path
         self.target = target
         self.replaced = replaced
-        replacedIdentity = isOld ? ImageFile.Identity(status) : nil
+        replacedIdentity = status.map(ImageFile.Identity.init)
         self.deviceSize = deviceSize
         remote = nil
         temporaryName = made.name
@@ -106,7 +105,7 @@ struct NewFile: ~Copyable {
     }
 
     deinit {
-        if let temporaryName { unsafe unlink(temporaryName) }
+        if let temporaryName { removeName(temporaryName) }
     }
 
     /// Gives the file its name. After an error it has none.
@@ -124,7 +123,9 @@ struct NewFile: ~Copyable {
                 // Only a named file can take the place of another.
                 if temporaryName == nil { temporaryName = try Made.linkBeside(descriptor, target) }
                 if let name = temporaryName {
-                    let result = unsafe isReplacing ? rename(name, target) : clinux_rename_new(name, target)
+                    let result = name.withRawCString { name in
+                        target.withRawCString { target in unsafe isReplacing ? rename(name, target) : clinux_rename_new(name, target) }
+                    }
                     if result < 0 { throw .last("rename") }
                 }
                 temporaryName = nil
@@ -232,7 +233,8 @@ private struct Made: ~Copyable {
 
     /// Gives a nameless file a name that nobody has.
     static func link(_ file: borrowing FileDescriptor, _ name: String) throws(SystemCallError) {
-        if unsafe linkat(AT_FDCWD, file.path, AT_FDCWD, name, AT_SYMLINK_FOLLOW) < 0 { throw .last("linkat") }
+        let source = file.path
+        if name.withRawCString({ unsafe linkat(AT_FDCWD, source, AT_FDCWD, $0, AT_SYMLINK_FOLLOW) }) < 0 { throw .last("linkat") }
     }
 
     static func linkBeside(_ file: borrowing FileDescriptor, _ target: String) throws(SystemCallError) -> String {

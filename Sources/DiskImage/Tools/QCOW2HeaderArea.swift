@@ -1,3 +1,5 @@
+internal import Linux
+
 /// The beginning of a qcow2 image as bytes to be written: the fixed fields, the header extensions, and the backing file's name.
 ///
 /// One that was read is written again with everything that is not known to us as it was (QEMU, docs/interop/qcow2.txt).
@@ -52,7 +54,7 @@ struct QCOW2HeaderArea {
         set32(100, 112)
         fields[104] = options.compression == .zstd ? 1 : 0
         setExtension(Extension.featureNames, Self.featureNames)
-        if let dataFile = options.dataFile { setExtension(Extension.dataFile, Array(dataFile.utf8)) }
+        if let dataFile = options.dataFile { setExtension(Extension.dataFile, dataFile.rawBytes) }
     }
 
     /// The area of an image whose header has been checked; `bytes` are its first cluster, or as much of it as the file has.
@@ -68,7 +70,7 @@ struct QCOW2HeaderArea {
             extensions.append((rest.bigEndian32(at: 0), Array(rest.dropFirst(8).prefix(count))))
             rest = rest.dropFirst(8 + (count + 7) & ~7)
         }
-        if nameOffset != 0 { backingName = String(decoding: bytes[nameOffset..<nameOffset + nameLength], as: UTF8.self) }
+        if nameOffset != 0 { backingName = String(raw: bytes[nameOffset..<nameOffset + nameLength]) }
     }
 
     mutating func set32(_ offset: Int, _ value: UInt32) {
@@ -109,7 +111,7 @@ struct QCOW2HeaderArea {
             tail += [UInt8](repeating: 0, count: (8 - contents.count % 8) % 8)
         }
         tail += [UInt8](repeating: 0, count: 8)
-        let name = Array((backingName ?? "").utf8)
+        let name = (backingName ?? "").rawBytes
         area.set64(Field.backingOffset, name.isEmpty ? 0 : UInt64(fields.count + tail.count))
         area.set32(Field.backingLength, UInt32(name.count))
         let bytes = area.fields + tail + name

@@ -1,3 +1,5 @@
+internal import Linux
+
 /// How a new qcow2 image is laid out. The default values are qemu-img's.
 public struct QCOW2Options: Sendable, Equatable {
     /// Bytes of a cluster: a power of two, 512 to 2 MiB.
@@ -38,10 +40,23 @@ public struct BackingReference: Sendable, Equatable {
     /// The name as it is put into the image: relative to the new image's directory.
     public var name: String
     public var format: ImageFormat
+    /// Whether somebody has said so. A format that only the name stands for is refused if the contents contradict.
+    public var isFormatStated: Bool
 
-    public init(name: String, format: ImageFormat) {
+    public init(name: String, format: ImageFormat, isFormatStated: Bool = true) {
         self.name = name
         self.format = format
+        self.isFormatStated = isFormatStated
+    }
+
+    /// Where a name in an image leads, as far as it is one that is followed.
+    public static func path(_ name: String, of image: String) -> String? { try? backingPath(name, of: image) }
+
+    /// - Parameters:
+    ///   - stated: nil for what the name stands for.
+    ///   - option: of `swkvm image`, which would state it.
+    public init(name: String, stated: ImageFormat?, option: String = "--backing-format") throws(DiskImageError) {
+        self.init(name: name, format: try ImageFormat(stated, orExtensionOf: name, option: option), isFormatStated: stated != nil)
     }
 }
 
@@ -76,7 +91,7 @@ extension QCOW2Options {
         let l1Count = size / clusterSize / entries + 1
         try require(l1Count * 8 <= UInt64(QCOW2Header.maximumL1Size), "\(size) bytes are more than clusters of \(clusterSize) bytes can map; use larger ones")
         try checkEncryption(path, preallocation: preallocation)
-        try require((backing?.name.utf8.count ?? 0) <= QCOW2Header.maximumBackingName, "the backing file's name is longer than \(QCOW2Header.maximumBackingName) bytes")
+        try require((backing?.name.rawBytes.count ?? 0) <= QCOW2Header.maximumBackingName, "the backing file's name is longer than \(QCOW2Header.maximumBackingName) bytes")
         try require(backing?.name.isEmpty != true, "the backing file's name is empty")
         try require(dataFile?.isEmpty != true, "the data file's name is empty")
     }

@@ -52,6 +52,7 @@ struct ImageBenchCommand: ParsableCommand {
 
     @OptionGroup var data: DataFileOption
     @OptionGroup var vhd: VHDSizeOption
+    @OptionGroup var named: NamedFilesOptions
     @OptionGroup var keys: KeyOptions
 
     @Flag(name: [.customShort("U"), .long], help: "Read an image that a machine writes to.")
@@ -77,6 +78,7 @@ struct ImageBenchCommand: ParsableCommand {
             bench.options.report = ImageTool.report
             bench.options.dataFile = data.dataFile
             vhd.apply(to: &bench.options)
+            bench.options.namedFiles = named.files(file, data.dataFile)
             bench.options.keys = try keys.load()
             bench.options.cache = cache
             bench.options.locking = !forceShare

@@ -1,5 +1,6 @@
 public import ArgumentParser
 public import DiskImage
+internal import Linux
 
 /// `swkvm image`: disk images without a machine. The work is done by `DiskImage`; a verb parses, calls it and prints.
 struct ImageCommand: ParsableCommand {
@@ -8,8 +9,8 @@ struct ImageCommand: ParsableCommand {
         abstract: "Make, examine, convert and change disk images.",
         discussion: """
             Formats are raw, qcow2, VMDK and VDI, and for reading VHD and VHDX. A file's format is what its extension says (.raw, .img, .qcow2, \
-            .vmdk, .vdi, .vhd, .vhdx) or what --format states; contents \
-            are never asked. Verbs, options and output are in the manner of qemu-img.
+            .vmdk, .vdi, .vhd, .vhdx) or what --format states. It is never guessed from the contents; but where it is not stated, contents \
+            that begin as another format does are refused. Verbs, options and output are in the manner of qemu-img.
 
             EXIT STATUS
               0    done
@@ -39,10 +40,8 @@ enum ImageTool {
         }
     }
 
-    /// Text that comes from an image, safe for a terminal: control characters are escaped.
-    static func printable(_ text: String) -> String {
-        text.unicodeScalars.map { $0.properties.generalCategory == .control ? $0.escaped(asASCII: true) : String($0) }.joined()
-    }
+    /// Text that comes from an image, safe for a terminal.
+    static func printable(_ text: String) -> String { text.printable }
 
     /// `1.5 GiB`: three digits at most before the unit, as qemu-img shows sizes.
     static func size(_ bytes: UInt64) -> String {
@@ -86,6 +85,22 @@ struct OutputOptions: ParsableArguments {
     var output: Form?
 
     var isJSON: Bool { json || output == .json }
+}
+
+/// Where the files may be that images name.
+struct NamedFilesOptions: ParsableArguments {
+    @Option(help: ArgumentHelp(
+        "A directory below which files may be that an image names (backing files, extents), as they may be below its own. May be given again.",
+        valueName: "directory"), completion: .directory)
+    var backingDir: [String] = []
+
+    @Flag(help: "Let images name files anywhere, and remote disks.")
+    var backingAnywhere = false
+
+    /// - Parameter stated: what else the command line names.
+    func files(_ stated: String?...) -> NamedFiles {
+        NamedFiles(isAnywhere: backingAnywhere, directories: backingDir, stated: stated.compactMap { $0 })
+    }
 }
 
 /// The file with the data of an image that keeps it outside: its name in the image is not followed, since what it names may be written.

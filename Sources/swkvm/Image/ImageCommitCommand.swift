@@ -18,6 +18,7 @@ struct ImageCommitCommand: ParsableCommand {
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption
+    @OptionGroup var named: NamedFilesOptions
 
     @Option(help: ArgumentHelp("As --data-file, for the backing file.", valueName: "file"), completion: .file())
     var backingDataFile: String?
@@ -43,6 +44,7 @@ struct ImageCommitCommand: ParsableCommand {
             commit.options.report = ImageTool.report
             commit.options.dataFile = data.dataFile
             commit.backingDataFile = backingDataFile
+            commit.options.namedFiles = named.files(file, data.dataFile, backingDataFile)
             commit.options.keys = try keys.load()
             commit.keepsContents = keep
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)

@@ -26,6 +26,7 @@ struct ImageCompareCommand: ParsableCommand {
     var secondFormat: ImageFormat?
 
     @OptionGroup var data: DataFileOption
+    @OptionGroup var named: NamedFilesOptions
 
     @Option(help: ArgumentHelp("As --data-file, for the second image.", valueName: "file"), completion: .file())
     var secondDataFile: String?
@@ -65,12 +66,15 @@ struct ImageCompareCommand: ParsableCommand {
         let outcome = try ImageTool.run(status: 2) { () throws(DiskImageError) in
             var comparison = ImageComparison(first, second)
             comparison.firstOptions.format = format
-            comparison.secondOptions.format = try ImageFormat(secondFormat, orExtensionOf: second, option: "--second-format")
+            comparison.secondOptions.format = secondFormat
+            comparison.secondOptions.formatOption = "--second-format"
             vhd.apply(to: &comparison.firstOptions)
             vhd.apply(to: &comparison.secondOptions)
             comparison.secondOptions.vhdSize = secondVhdSize
             comparison.firstOptions.dataFile = data.dataFile
             comparison.secondOptions.dataFile = secondDataFile
+            comparison.firstOptions.namedFiles = named.files(first, second, data.dataFile, secondDataFile)
+            comparison.secondOptions.namedFiles = comparison.firstOptions.namedFiles
             comparison.firstOptions.keys = try keys.load()
             comparison.secondOptions.keys = try KeyOptions.load(secondKeyFile, secondKeyFd)
             comparison.firstOptions.locking = !forceShare

@@ -50,6 +50,7 @@ struct ImageConvertCommand: ParsableCommand {
 
     @OptionGroup var data: DataFileOption
     @OptionGroup var vhd: VHDSizeOption
+    @OptionGroup var named: NamedFilesOptions
     @OptionGroup var keys: KeyOptions
 
     @OptionGroup var encryption: EncryptionOptions
@@ -102,6 +103,7 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.sourceOptions.format = format
             conversion.sourceOptions.snapshot = snapshot
             vhd.apply(to: &conversion.sourceOptions)
+            conversion.sourceOptions.namedFiles = named.files(source, data.dataFile, backing.flatMap { BackingReference.path($0, of: target) })
             conversion.sourceOptions.allowsBacking = !noBacking
             conversion.subformat = layout.subformat
             conversion.sourceOptions.keys = try keys.load()
@@ -110,7 +112,7 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.options.encryption = try encryption.encryption(targetKeys, target, option: "--target-key")
             guard encryption.encrypt || targetKeys.isEmpty else { throw .impossible(path: target, reason: "a key for it was given; --encrypt makes an image that needs it") }
             conversion.preallocation = layout.preallocation
-            if let backing { conversion.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing, option: "--backing-format")) }
+            if let backing { conversion.backing = try BackingReference(name: backing, stated: backingFormat) }
             conversion.sourceOptions.dataFile = data.dataFile
             conversion.compresses = compress
             conversion.compressionLevel = compressionLevel

@@ -38,6 +38,7 @@ struct ImageCreateCommand: ParsableCommand {
     var backingFormat: ImageFormat?
 
     @OptionGroup var vhd: VHDSizeOption
+    @OptionGroup var named: NamedFilesOptions
 
     @Flag(name: [.short, .long], help: "Do not open the backing image, which may not exist yet.")
     var unsafe = false
@@ -75,9 +76,10 @@ struct ImageCreateCommand: ParsableCommand {
             creation.options.dataFile = dataFile
             creation.options.dataFileIsRaw = dataFileRaw
             creation.preallocation = layout.preallocation
-            if let backing { creation.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing, option: "--backing-format")) }
+            if let backing { creation.backing = try BackingReference(name: backing, stated: backingFormat) }
             creation.opensBacking = !unsafe
             vhd.apply(to: &creation.backingOptions)
+            creation.backingOptions.namedFiles = named.files(backing.flatMap { BackingReference.path($0, of: file) })
             creation.replacing = force
             return (format, try creation.create())
         }

@@ -17,6 +17,7 @@ struct ImageInfoCommand: ParsableCommand {
 
     @OptionGroup var data: DataFileOption
     @OptionGroup var vhd: VHDSizeOption
+    @OptionGroup var named: NamedFilesOptions
 
     @Flag(help: "Also of its backing file, that one's, and so on.")
     var backingChain = false
@@ -25,7 +26,11 @@ struct ImageInfoCommand: ParsableCommand {
 
     func run() throws {
         let chain = try ImageTool.run { () throws(DiskImageError) in
-            if backingChain { return try ImageInformation.chain(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile, vhdSize: vhd.vhdSize) }
+            if backingChain {
+                return try ImageInformation.chain(
+                    path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile, vhdSize: vhd.vhdSize,
+                    namedFiles: named.files(image.file, data.dataFile))
+            }
             return [try ImageInformation(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile, vhdSize: vhd.vhdSize)]
         }
         if output.isJSON {

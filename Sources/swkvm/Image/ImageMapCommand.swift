@@ -19,6 +19,7 @@ struct ImageMapCommand: ParsableCommand {
 
     @OptionGroup var data: DataFileOption
     @OptionGroup var vhd: VHDSizeOption
+    @OptionGroup var named: NamedFilesOptions
     @OptionGroup var output: OutputOptions
 
     @Option(name: [.customShort("s"), .long], help: ArgumentHelp("Begin at this byte of the disk. (default: 0)", valueName: "size"), transform: ByteSize.init(parsing:))
@@ -31,7 +32,8 @@ struct ImageMapCommand: ParsableCommand {
         let start = startOffset.bytes, (sum, overflow) = start.addingReportingOverflow(maxLength?.bytes ?? .max)
         let range = start..<(overflow ? .max : sum)
         try ImageTool.run { () throws(DiskImageError) in
-            var options = DiskImageOptions(format: image.format, readOnly: true, locking: !image.forceShare, dataFile: data.dataFile)
+            var options = DiskImageOptions(
+                format: image.format, readOnly: true, locking: !image.forceShare, dataFile: data.dataFile, namedFiles: named.files(image.file, data.dataFile))
             vhd.apply(to: &options)
             // Where data lies is no secret.
             options.opensData = false

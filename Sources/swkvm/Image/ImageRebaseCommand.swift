@@ -26,6 +26,7 @@ struct ImageRebaseCommand: ParsableCommand {
     var backingFormat: ImageFormat?
 
     @OptionGroup var data: DataFileOption
+    @OptionGroup var named: NamedFilesOptions
 
     @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var keys: KeyOptions
@@ -62,9 +63,10 @@ struct ImageRebaseCommand: ParsableCommand {
             rebase.options.report = ImageTool.report
             rebase.options.dataFile = data.dataFile
             vhd.apply(to: &rebase.options)
+            rebase.options.namedFiles = named.files(file, data.dataFile, backing.flatMap { BackingReference.path($0, of: file) })
             rebase.options.keys = try keys.load()
             rebase.backingKeys = try KeyOptions.load(backingKeyFile, backingKeyFd)
-            if let backing, !backing.isEmpty { rebase.backing = BackingReference(name: backing, format: try ImageFormat(backingFormat, orExtensionOf: backing, option: "--backing-format")) }
+            if let backing, !backing.isEmpty { rebase.backing = try BackingReference(name: backing, stated: backingFormat) }
             rebase.isUnsafe = self.unsafe
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
             defer { line.end() }

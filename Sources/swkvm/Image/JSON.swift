@@ -1,3 +1,5 @@
+internal import Linux
+
 /// A JSON value to print: the order of an object's members is that in which they are given.
 enum JSON: CustomStringConvertible, ExpressibleByStringLiteral, ExpressibleByBooleanLiteral {
     case string(String)
@@ -63,6 +65,8 @@ enum JSON: CustomStringConvertible, ExpressibleByStringLiteral, ExpressibleByBoo
             case _ where scalar.value < 0x20 || scalar.value == 0x7f:
                 let digits = String(scalar.value, radix: 16)
                 quoted += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+            // As Python's `surrogateescape` has a byte that is no UTF-8, so that scripts get the name as it is.
+            case _ where scalar.rawByte != nil: quoted += "\\udc" + String(scalar.rawByte ?? 0, radix: 16)
             default: quoted.unicodeScalars.append(scalar)
             }
         }

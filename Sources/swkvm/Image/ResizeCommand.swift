@@ -55,6 +55,7 @@ struct ImageResizeCommand: ParsableCommand {
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption
+    @OptionGroup var named: NamedFilesOptions
 
     @Flag(help: "Let the disk get shorter.")
     var shrink = false
@@ -87,7 +88,7 @@ struct ImageResizeCommand: ParsableCommand {
     func run() throws {
         let size = try size()
         let made = try ImageTool.run { () throws(DiskImageError) in
-            var options = DiskImageOptions(format: format, dataFile: data.dataFile)
+            var options = DiskImageOptions(format: format, dataFile: data.dataFile, namedFiles: named.files(file, data.dataFile))
             options.keys = try keys.load()
             vhd.apply(to: &options)
             options.report = ImageTool.report

@@ -20,17 +20,18 @@ struct ImageSnapshotCommand: ParsableCommand {
         var format: ImageFormat?
 
         @OptionGroup var data: DataFileOption
+        @OptionGroup var named: NamedFilesOptions
 
         @Argument(help: "The image.", completion: .file())
         var file: String
 
         func open(readOnly: Bool = false, forceShare: Bool = false) throws(DiskImageError) -> DiskEngine {
             // A raw disk is not taken for what its guest may have written to its start, here as little as elsewhere.
-            let known = try ImageFormat(format, orExtensionOf: file)
-            guard known == .qcow2 else {
-                throw .notApplicable(path: file, reason: "it is \(known.name) by \(format == nil ? "its name" : "--format"), and only qcow2 images have snapshots; --format qcow2 if it is one")
+            try DiskImage.requireQCOW2(file, format: format) { known in
+                "it is \(known.name) by \(format == nil ? "its name" : "--format"), and only qcow2 images have snapshots; --format qcow2 if it is one"
             }
-            var options = DiskImageOptions(format: .qcow2, readOnly: readOnly, locking: !forceShare, dataFile: data.dataFile)
+            var options = DiskImageOptions(
+                format: .qcow2, readOnly: readOnly, locking: !forceShare, dataFile: data.dataFile, namedFiles: named.files(file, data.dataFile))
             // Only tables change.
             options.opensData = false
             options.report = ImageTool.report
@@ -167,8 +168,8 @@ struct ImageSnapshotCommand: ParsableCommand {
         let clock = snapshot.guestNanoseconds / 1_000_000
         let thousandths = String(clock % 1000)
         let ran = "\(two(clock / 3_600_000)):\(two(clock / 60000 % 60)):\(two(clock / 1000 % 60)).\(String(repeating: "0", count: 3 - thousandths.count))\(thousandths)"
-        // Names are the image's: what they may have that moves a terminal's cursor is not shown.
-        let name = String(String.UnicodeScalarView(snapshot.name.unicodeScalars.filter { $0.properties.generalCategory != .control }))
-        return [left(snapshot.id, 9), left(name, 16), right(ImageTool.size(snapshot.stateSize), 8), right(when, 19), right(ran, 12)].joined(separator: " ")
+        // Names are the image's, and may have what moves a terminal's cursor.
+        let name = ImageTool.printable(snapshot.name)
+        return [left(ImageTool.printable(snapshot.id), 9), left(name, 16), right(ImageTool.size(snapshot.stateSize), 8), right(when, 19), right(ran, 12)].joined(separator: " ")
     }
 }

@@ -15,6 +15,8 @@ import Testing
     }
 
     private var overlay: String { directory.file("over.qcow2") }
+    /// An image names a remote disk, which is the user's word here.
+    private let following = DiskImageOptions(readOnly: true, namedFiles: .anywhere)
 
     /// Makes the overlay, by qemu-img, whose name for the base is the address.
     private func makeOverlay(_ address: String, _ options: String = "cluster_size=65536", size: Int? = nil) {
@@ -22,9 +24,15 @@ import Testing
     }
 
     private func open(readOnly: Bool = false, depth: Int = 32, usesRing: Bool = true, reports: Reports? = nil) throws -> DiskEngine {
-        var options = DiskImageOptions(readOnly: readOnly)
+        var options = DiskImageOptions(readOnly: readOnly, namedFiles: .anywhere)
         if let reports { options.report = { reports.add($0) } }
         return try DiskEngine(DiskImage(path: overlay, options: options), depth: depth, segments: 64, usesRing: usesRing)
+    }
+
+    private func commit() -> ImageCommit {
+        var commit = ImageCommit(path: overlay)
+        commit.options.namedFiles = .anywhere
+        return commit
     }
 
     /// What qemu-img reads in the overlay, and that it finds nothing wrong with it.
@@ -86,6 +94,7 @@ import Testing
         for (path, backing, format) in [("middle.qcow2", server.address("a%20disk"), "raw"), ("over.qcow2", "middle.qcow2", "qcow2")] {
             let reference = BackingReference(name: backing, format: try #require(ImageFormat(rawValue: format)))
             var creation = ImageCreation(path: directory.file(path), format: .qcow2)
+            creation.backingOptions.namedFiles = .anywhere
             creation.backing = reference
             #expect(try creation.create() == UInt64(content.count))
         }
@@ -94,7 +103,7 @@ import Testing
             #expect(engine.image.files == [overlay, directory.file("middle.qcow2"), server.address("a%20disk")])
             #expect(try engine.readAll() == content)
         }
-        let chain = try ImageInformation.chain(path: overlay)
+        let chain = try ImageInformation.chain(path: overlay, namedFiles: .anywhere)
         #expect(chain.map(\.format) == [.qcow2, .qcow2, .raw] && chain[2].remote?.size == UInt64(content.count))
         try expectQEMUReads(content)
     }
@@ -105,7 +114,7 @@ import Testing
         let server = try NBDServer(directory, image: directory.file("base.raw"), ["-r"])
         makeOverlay(server.address(), "cluster_size=4096")
         let reports = Reports()
-        var options = DiskImageOptions()
+        var options = DiskImageOptions(namedFiles: .anywhere)
         options.reconnect = 60
         options.report = { reports.add($0) }
         var engine = try DiskEngine(DiskImage(path: overlay, options: options), depth: 32, segments: 64)
@@ -189,7 +198,7 @@ import Testing
         expected.replaceSubrange(0..<65536, with: repeatElement(0, count: 65536))
         expected.replaceSubrange(524_288..<589_824, with: repeatElement(7, count: 65536))
         do {
-            var map = ImageMap(try DiskImage(path: overlay, options: readOnly))
+            var map = ImageMap(try DiskImage(path: overlay, options: following))
             #expect(map.files == [overlay, server.address()])
             var extents: [ImageExtent] = []
             while let extent = try map.next() { extents.append(extent) }
@@ -197,19 +206,23 @@ import Testing
         }
         // Several threads, and a server of one client.
         var conversion = ImageConversion(source: overlay, target: directory.file("flat.raw"), format: .raw)
+        conversion.sourceOptions.namedFiles = .anywhere
         conversion.threads = 4
         try conversion.run()
         #expect(try directory.read("flat.raw") == expected)
-        #expect(try ImageComparison(overlay, directory.file("flat.raw")).run() == .identical)
+        var comparison = ImageComparison(overlay, directory.file("flat.raw"))
+        comparison.firstOptions = following
+        #expect(try comparison.run() == .identical)
         // What differs from the remote disk, from an image on that very disk.
         conversion = ImageConversion(source: overlay, target: directory.file("thin.qcow2"), format: .qcow2)
+        conversion.sourceOptions.namedFiles = .anywhere
         conversion.threads = 4
         conversion.backing = BackingReference(name: server.address(), format: .raw)
         try conversion.run()
         #expect(try ImageInformation(path: directory.file("thin.qcow2")).allocated ?? .max < 600 << 10)
         qemuImage("compare", "-f", "qcow2", "-F", "raw", directory.file("thin.qcow2"), directory.file("flat.raw"))
         // Into the remote disk: the overlay is empty afterwards, and shows the same.
-        #expect(try ImageCommit(path: overlay).run() == server.address())
+        #expect(try commit().run() == server.address())
         #expect(try directory.read("base.raw") == expected)
         try expectQEMUReads(expected)
         #expect(try ImageInformation(path: overlay).backing?.name == server.address())
@@ -221,6 +234,7 @@ import Testing
         qemuImage("create", "-q", "-f", "qcow2", "-b", directory.file("other.raw"), "-F", "raw", overlay)
         let expected = try directory.read("other.raw")
         var rebase = ImageRebase(path: overlay)
+        rebase.options.namedFiles = .anywhere
         rebase.backing = BackingReference(name: server.address(), format: .raw)
         try rebase.run()
         try expectQEMUReads(expected)
@@ -242,7 +256,7 @@ import Testing
             directory, nbdkit: "--filter=log", "--filter=delay", "file", directory.file("base.raw"), "logfile=\(log)", "delay-write=20ms")
         makeOverlay(server.address())
         qemuIO(overlay, stride(from: 0, to: 2 << 20, by: 256 << 10).map { "write -P 7 \($0) 128k" })
-        try ImageCommit(path: overlay).run()
+        try commit().run()
         var writes = 0, inFlight = 0, most = 0, atFlushes: [Int] = []
         for line in String(decoding: try directory.read("log"), as: UTF8.self).split(separator: "\n") {
             if line.contains("...Write ") {
@@ -267,12 +281,12 @@ import Testing
         ])
         makeOverlay(server.address())
         do throws(DiskImageError) {
-            try ImageCommit(path: overlay).run()
+            try commit().run()
             Issue.record("it was committed")
         } catch {
             #expect("\(error)".contains("has no flush"), "\(error)")
         }
-        var kept = ImageCommit(path: overlay)
+        var kept = commit()
         kept.keepsContents = true
         try kept.run()
     }
@@ -289,7 +303,7 @@ import Testing
         #expect(error == .dataFile(of: directory.file("data.qcow2"), .remoteNotPossible(path: server.address())))
         func reason(_ name: String, _ format: String = "raw") -> String {
             qemuImage("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", format, overlay, "4M")
-            return openError(overlay, readOnly).map { "\($0)" } ?? ""
+            return openError(overlay, following).map { "\($0)" } ?? ""
         }
         #expect(reason("json:{\"driver\":\"nbd\",\"path\":\"/s\"}").contains("is neither the path of a local file nor an address"))
         #expect(reason("http://host/disk").contains("is neither the path of a local file nor an address"))

@@ -13,7 +13,7 @@ import Testing
     private static let enough = 400
 
     private func open(_ server: ScriptedNBDServer, patience: Int) throws -> DiskEngine {
-        var options = DiskImageOptions()
+        var options = DiskImageOptions(format: .raw)
         options.report = { [reports] in reports.add($0) }
         options.reconnect = patience
         return try DiskEngine(DiskImage(path: server.address, options: options), depth: 16, segments: 4)
