@@ -118,18 +118,19 @@ import Testing
             cd '\(directory.path)'
             qemu-img create -q -f qcow2 disk.qcow2 8M
             qemu-img bitmap --add -g 512 disk.qcow2 first
-            qemu-img bitmap --add --disable disk.qcow2 'the second'
+            qemu-img bitmap --add --disable disk.qcow2 second
             sync disk.qcow2
             """)
         #expect(try image("info disk.qcow2").output == shell("cd '\(directory.path)' && qemu-img info disk.qcow2"))
-        let words = "import json,sys; print(json.load(sys.stdin)['format-specific']['data']['bitmaps'])"
+        let json = try image("info --json disk.qcow2").output.filter { !$0.isWhitespace }
         #expect(
-            try shell("cd '\(directory.path)' && '\(Host.swkvm)' image info --json disk.qcow2 | python3 -c \"\(words)\"")
-                == shell("cd '\(directory.path)' && qemu-img info --output json disk.qcow2 | python3 -c \"\(words)\""))
+            json.contains(
+                #""bitmaps":[{"flags":["auto"],"name":"first","granularity":512},{"flags":[],"name":"second","granularity":65536}]"#),
+            "\(json)")
         let result = try image("resize disk.qcow2 +1M")
         #expect(result.status == .status(0) && result.output == "disk.qcow2: 9 MiB (9437184 bytes)\n")
         #expect(
-            result.errors == "swkvm: disk \"disk.qcow2\": its persistent bitmaps \"first\", \"the second\" no longer describe the disk and were removed; "
+            result.errors == "swkvm: disk \"disk.qcow2\": its persistent bitmaps \"first\", \"second\" no longer describe the disk and were removed; "
                 + "the next backup has to be a full one\n")
         let checked = try shell("cd '\(directory.path)' && qemu-img check disk.qcow2 2>&1")
         #expect(checked.contains("No errors were found") && !checked.contains("leaked") && !checked.contains("warning"), "\(checked)")
