@@ -8,5 +8,5 @@ void _swift_stdlib_overrideUnsafeArgvArgc(char **argv, int argc) __attribute__((
 __attribute__((constructor(101))) static void start(int argc, char **argv) {
     if (argc > 0 && argv && _swift_stdlib_overrideUnsafeArgvArgc) _swift_stdlib_overrideUnsafeArgvArgc(argv, argc);
     // In a static program the runtime looks for itself, to find the program that prints backtraces, and aborts when it does not.
-    if (access("/proc/self/exe", F_OK) != 0) setenv("SWIFT_BACKTRACE", "enable=no,swift-backtrace=/", 0);
+    if (access("/proc/self/exe", F_OK) != 0) setenv("SWIFT_BACKTRACE", "enable=no,swift-backtrace=/", 1);
 }

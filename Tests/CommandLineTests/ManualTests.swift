@@ -178,7 +178,7 @@ import Testing
             let shown = try run("MANPATH=\"$1\" MANWIDTH=200 LC_ALL=C.UTF-8 man -P cat swkvm-run | col -b", root)
             #expect(
                 shown.text.contains("swkvm run --mem 2G --hugepages")
-                    && shown.text.contains("--cmdline 'console=ttyS0'"), "\(shown.text)")
+                    && shown.text.contains("--cmdline 'test=all'"), "\(shown.text)")
             #expect(!shown.text.contains("\u{2010}") || !shown.text.contains("\u{2010}\u{2010}"))
         }
     }

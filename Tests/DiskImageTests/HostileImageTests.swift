@@ -69,7 +69,7 @@ import Testing
     }
 
     @Test(arguments: [
-        Field(name: "version", offset: 4, size: 4, value: 1, says: "qcow2 version 1"),
+        Field(name: "version", offset: 4, size: 4, value: 1, says: "qcow (version 1)"),
         Field(name: "version", offset: 4, size: 4, value: 4, says: "qcow2 version 4"),
         Field(name: "backing_file_size", offset: 8, size: 12, value: 0x0000_0100 << 32 | 1024, says: "1024 bytes"),
         Field(name: "backing_file_offset", offset: 8, size: 8, value: 5000, says: "outside of the header"),
