@@ -324,7 +324,7 @@ import Testing
     @Test func consoles() throws {
         let taken = try directory.write([1], to: "taken")
         let machines: [([String], String)] = [
-            (["--console", "unix:" + taken], "the console's socket \(taken) exists already"),
+            (["--console", "unix:" + taken], "the console's socket cannot be \(taken): a file that is no socket has that name"),
             (["--console", "unix:" + directory("none/socket")], "the console \(directory("none/socket")) cannot be opened: No such file"),
             (["--console", "unix:/" + String(repeating: "x", count: 107)], "the console's socket has a path of 108 bytes, the kernel takes 1 to 107"),
             (["--console", "file:" + directory.path], "the console \(directory.path) cannot be opened: Is a directory"),

@@ -43,7 +43,7 @@ import Testing
         let host = try Namespace()
         let disk = try directory.write([UInt8](repeating: 0, count: 1 << 20), to: "disk.raw")
         let machine = try Program.machineAtPrompt(
-            ["--cpus", "2", "--disk", disk, "--net", "tap=tap0,bridge=br0,create", "--rng"], words: "ip=192.168.127.2/24", in: host)
+            ["--kernel", "bundled", "--cpus", "2", "--disk", disk, "--net", "tap=tap0,bridge=br0,create", "--rng"], words: "ip=192.168.127.2/24", in: host)
         try host.shell("ip addr add 192.168.127.1/24 dev br0")
         let index = try host.shell("ip -o link show dev tap0 | cut -d: -f1")
         for _ in 0..<3 {
