@@ -10,7 +10,8 @@ import Testing
     private let reports = Reports()
 
     private func open(_ address: String, readOnly: Bool = false) throws -> DiskEngine {
-        var options = DiskImageOptions(readOnly: readOnly)
+        // Stated, as a server that fails the first read cannot be asked what the export begins as.
+        var options = DiskImageOptions(format: .raw, readOnly: readOnly)
         options.report = { [reports] in reports.add($0) }
         return try DiskEngine(DiskImage(path: address, options: options), depth: 64, segments: 64)
     }
