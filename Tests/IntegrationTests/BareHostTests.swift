@@ -27,7 +27,7 @@ import Testing
 
     @Test func aMachineWithoutProc() throws {
         try directory.write([UInt8](repeating: 7, count: 1 << 20), to: "disk.raw")
-        let machine = try withoutProc("exec \"$0\" run --mem 64M --cpus 2 --disk disk.raw", input: .pipe)
+        let machine = try withoutProc("exec \"$0\" run --kernel bundled --mem 64M --cpus 2 --disk disk.raw", input: .pipe)
         try machine.wait(for: Program.prompt)
         #expect(try machine.ask("echo without proc") == ["without proc"])
         #expect(try machine.ask("sum vda 0 8").count == 1)
