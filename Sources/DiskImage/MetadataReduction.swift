@@ -85,7 +85,7 @@ struct MetadataReduction: ~Copyable {
     }
 
     /// Writes the table of the other snapshots to another place: to free clusters or, if the host has no room there, to
-    /// clusters that the snapshot has alone. Those can be had once its entry says that it has nothing: if the power
+    /// clusters that the snapshot has alone. Those are free once its entry says that it has nothing: if the power
     /// fails just then the snapshot is still listed, cannot be read any more, and can be deleted again.
     /// - Parameter start: where in the old table the snapshot's entry begins.
     /// - Returns: the place.

@@ -75,8 +75,8 @@ public import CLinux
         try check(unsafe clinux_ring_poll(ring, file, token), "poll")
     }
 
-    /// Queues a wish that the kernel give up an operation, by that one's token: what it has not begun then ends with `ECANCELED`, what it is about may end
-    /// with `EINTR` or as always. The wish has a completion of its own.
+    /// Queues a request to cancel an operation, named by its token: what it has not begun then ends with `ECANCELED`, what it is about may end
+    /// with `EINTR` or as always. The request has a completion of its own.
     public func cancel(_ target: UInt64, token: UInt64) throws(SystemCallError) {
         try check(unsafe clinux_ring_cancel(ring, target, token), "async_cancel")
     }

@@ -111,7 +111,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Takes all that is there, hands it to the kernel in one call, and shows the driver in one step what is done already
     /// (data in the host's page cache comes back at once).
     ///
-    /// Not for ever, in requests or in bytes: a driver may add requests as fast as they are done, and need no CPU for that if what it reads from its disk is
+    /// Bounded in requests and in bytes: a driver may add requests as fast as they are done, and need no CPU for that if what it reads from its disk is
     /// the next state of the ring. A reset has to come through.
     private mutating func takeRequests() throws(VirtqueueError) {
         // Also when another queue's rings have broken the rules: until the reset the device is quiet.

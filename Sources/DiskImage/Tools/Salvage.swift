@@ -12,7 +12,7 @@ public struct LostRange: Equatable, Sendable {
     public var end: UInt64 { offset + length }
 }
 
-/// What could not be read of a disk of which as much as possible is to be had. Several threads add to it; neighbours
+/// The ranges of a disk that could not be read while the rest of it was saved. Several threads add to it; neighbours
 /// and what is found twice are one range.
 final class SalvageLog: @unchecked Sendable {
     // Within the monitor: hence `Sendable`.
