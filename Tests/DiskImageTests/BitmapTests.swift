@@ -1,7 +1,6 @@
 import CLinux
 import Glibc
 import Linux
-import Synchronization
 import Testing
 
 @testable import DiskImage
@@ -52,7 +51,7 @@ import Testing
     /// Whoever changes the disk says, once, that its bitmaps are untrue, and gives back what they took.
     @Test(arguments: Change.allCases) func untrueBitmapsAreReportedAndFreed(change: Change) throws {
         let path = try makeImage()
-        let said = Mutex<[String]>([])
+        let said = Guarded<[String]>([])
         var options = unlocked
         options.report = { text in said.withLock { $0.append(text) } }
         switch change {
@@ -95,7 +94,7 @@ import Testing
     @Test func bitmapsOfADiskThatStaysAreKept() throws {
         let path = try makeImage()
         let before = try ImageInformation(path: path).qcow2?.bitmaps
-        let said = Mutex<[String]>([])
+        let said = Guarded<[String]>([])
         var options = unlocked
         options.report = { text in said.withLock { $0.append(text) } }
         do {

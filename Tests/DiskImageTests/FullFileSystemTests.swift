@@ -1,7 +1,6 @@
 import CLinux
 import Glibc
 import Linux
-import Synchronization
 import Testing
 
 @testable import DiskImage
@@ -21,7 +20,7 @@ import Testing
     /// - Parameter reuses: whether a file's own blocks can be used again once it has given them back; elsewhere others
     ///   are quicker.
     static func full(_ calls: FileCalls, reuses: Bool) -> FileCalls {
-        let free = Mutex(0)
+        let free = Guarded(0)
         @Sendable func blocks(_ file: Int32) -> Int {
             var status = stat()
             return unsafe fstat(file, &status) == 0 ? Int(status.st_blocks) / 8 : 0

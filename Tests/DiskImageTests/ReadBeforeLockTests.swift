@@ -1,7 +1,6 @@
 import CLinux
 import Glibc
 import Linux
-import Synchronization
 import Testing
 
 @testable import DiskImage
@@ -38,7 +37,7 @@ import Testing
     private func race(
         _ path: String, threads: Int, rounds: Int, _ change: @escaping @Sendable (inout DiskEngine) throws -> Void
     ) throws -> Int {
-        let counts = Mutex((done: 0, others: [String]()))
+        let counts = Guarded((done: 0, others: [String]()))
         do {
             // They have ended when it goes.
             let running = ThreadPool()
@@ -91,7 +90,7 @@ import Testing
         let path = try directory.write("disk.raw", [UInt8](repeating: 1, count: 4096))
         let other = try directory.write("other.raw", [UInt8](repeating: 2, count: 4096))
         let user = try DiskImage(path: other)
-        let error = Mutex<DiskImageError?>(nil)
+        let error = Guarded<DiskImageError?>(nil)
         try whileHeld(path) {
             #expect(rename(other, path) == 0)
         } wait: {
@@ -106,7 +105,7 @@ import Testing
     private func openWhileHeld<Answer: Sendable>(
         _ path: String, change: () -> Void, examine: @escaping @Sendable (borrowing DiskImage) -> Answer
     ) throws -> Answer {
-        let answer = Mutex<Result<Answer, DiskImageError>?>(nil)
+        let answer = Guarded<Result<Answer, DiskImageError>?>(nil)
         try whileHeld(path, change) {
             do throws(DiskImageError) {
                 let found = examine(try DiskImage(path: path))
