@@ -49,7 +49,7 @@ public enum Supervisor {
         // Last before the start: an error's sentence is printed on an ordinary terminal.
         session.takeTerminal()
         if let note = configuration.bootNote { report(note) }
-        // A kernel may print nothing for long, or for ever, and a raw terminal takes no Ctrl-C.
+        // A kernel may print nothing for a long time, or nothing at all, and a raw terminal takes no Ctrl-C.
         if session.hasTerminal { report("\(machine.bootDescription) boots; Ctrl-A x ends, Ctrl-A h helps") }
         try machine.start()
         if let announcement = machine.debuggerAnnouncement { report(announcement) }

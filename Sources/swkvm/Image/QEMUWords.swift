@@ -1,7 +1,7 @@
 internal import ArgumentParser
 
 /// A command line of `swkvm image` in qemu-img's spelling, put into ours: values that stand right behind their option
-/// (`-fqcow2`), options that are called otherwise here, and those that have no effect. What is not to be had here is
+/// (`-fqcow2`), options that are called otherwise here, and those that have no effect. What swkvm does not have is
 /// an error that says what to use.
 ///
 /// The table is in QEMUWords+Table.swift, and for people in docs/images.md.
@@ -47,7 +47,7 @@ struct QEMUWords {
     }
 
     /// The words after `swkvm`, with those of `swkvm image` translated.
-    /// - Throws: `ValidationError` for what is not to be had, in a sentence.
+    /// - Throws: `ValidationError` for what swkvm does not have, with a sentence that names it.
     static func translated(_ words: [String]) throws -> [String] {
         guard words.count >= 2, words[0] == "image" else { return words }
         let verb = words[1]
