@@ -21,7 +21,9 @@ final class ConsoleOutput: SerialSink {
         attention = try EventFD()
         guard let descriptor else { return }
         if mayBlock {
-            let writer = try BackgroundWriter(descriptor, name: "console", onRoom: { [unowned self] in attention.signal() })
+            // The thread may call while this object is being destroyed: it signals through a descriptor of its own.
+            let signal = try attention.duplicate()
+            let writer = try BackgroundWriter(descriptor, name: "console", onRoom: { signal.signal() })
             connection.withLock { $0 = .background(writer) }
         } else {
             connect(descriptor)
@@ -45,6 +47,7 @@ final class ConsoleOutput: SerialSink {
 
     /// - Parameter descriptor: non-blocking, or a socket.
     func connect(_ descriptor: consuming FileDescriptor) {
+        // Called within `take` only, whose caller holds this object.
         let sink = DescriptorSink(descriptor, onFull: { [unowned self] in attention.signal() })
         connection.withLock { $0 = .descriptor(sink) }
     }

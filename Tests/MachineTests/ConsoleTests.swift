@@ -160,6 +160,16 @@ import Testing
         }
     }
 
+    /// Its thread has written some and is to ring just when the output goes.
+    @Test func anOutputThatGoesWhileItsThreadWrites() throws {
+        let bytes = [UInt8](repeating: 7, count: 1 << 17)
+        for _ in 0..<2_000 {
+            let output = try ConsoleOutput(FileDescriptor.open("/dev/null", O_WRONLY), mayBlock: true)
+            let taken = output.take(bytes.span)
+            #expect(taken > 0)
+        }
+    }
+
     /// Where nobody reads any more, or the disk is full, output is dropped and the guest goes on.
     @Test func anOutputThatTakesNothing() throws {
         let output = try ConsoleOutput(FileDescriptor.open("/dev/full", O_WRONLY), mayBlock: true)

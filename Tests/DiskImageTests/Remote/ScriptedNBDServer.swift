@@ -53,7 +53,8 @@ final class ScriptedNBDServer: @unchecked Sendable {
         let address = try #require(SocketAddress(unixPath: path)), number = listener.rawValue
         #expect(address.withAddress { bind(number, $0, $1) } == 0)
         #expect(listen(number, 16) == 0)
-        thread = Slot(try Thread.start(name: "nbd server") { [unowned self] in serve() })
+        // The thread may begin when the test is over: it holds the server until it ends.
+        thread = Slot(try Thread.start(name: "nbd server") { self.serve() })
     }
 
     /// Ends the server; to be called before the value goes.
