@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # swkvm: build, run, test, measure. `make help` lists what there is.
 
 SHELL := /bin/bash

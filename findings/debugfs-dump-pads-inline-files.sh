@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # debugfs 1.47.0 (Debian 12): a file of 5 bytes kept inside its inode (inline_data) is dumped as 60 bytes.
 #
 # i_size says 5, and so does `stat`. `cat` and `dump` write the whole area of the inode, with zeroes behind the five bytes. The

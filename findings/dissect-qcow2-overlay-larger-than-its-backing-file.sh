@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # dissect.hypervisor 3.21 (PyPI): a qcow2 overlay that is larger than its backing file loses what lies between, and the rest moves.
 #
 # An overlay may be larger than what it stands on (every cloud image that was given a bigger disk is): the space beyond the

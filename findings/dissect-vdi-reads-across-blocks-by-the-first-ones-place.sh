@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # dissect.hypervisor 3.21 (PyPI): a read of a VDI that is longer than a block takes everything from where the first block is.
 #
 # The image has one allocated block, the second. Read block by block the data is there; read as a whole the disk is empty, without

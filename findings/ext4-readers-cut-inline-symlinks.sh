@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # dissect.extfs 3.15 and libfsext 20260821 (PyPI): a symbolic link of 100 characters reads as 60 where inline_data is on.
 #
 # Without inline_data a target of 60 bytes or more is in a block. With it the first 60 bytes are in the inode and the rest is in

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # libqcow 20260703 (PyPI libqcow-python): some of the compressed clusters that qemu-img writes read as zeroes, without an error.
 #
 # The image has sixteen clusters of random letters, compressed with zlib as `qemu-img convert -c` does. Compressed clusters

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # libvmdk 20260714 (PyPI libvmdk-python): a grain that the image marks as zeroes reads as the bytes of the file's second sector.
 #
 # A VMDK with header version 2 and its zeroed-grain flag (qemu-img create -o zeroed_grain=on; VMware writes it too) marks such a

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # mke2fs 1.47.0 (Debian 12): with inline_data, `mke2fs -d` makes a file that ends in a hole shorter than it is.
 #
 # The directory has a file of 100 KiB with 1,000 bytes at its start and a hole behind them. Without inline_data its size in the new file

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # pyfatfs 1.1.0 (PyPI) and mtools 4.0.33 (Debian 12): mtools does not read a FAT image that pyfatfs has just made.
 #
 # PyFat.mkfs() leaves the geometry of the boot sector empty: no heads, no sectors per track. Linux, blkid and fsck.vfat do not use

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # qemu-img 7.2 (Debian 12): a qcow2 image that is shrunk, then grown again, shows data from beyond the old end.
 #
 # The new end may lie inside a cluster. The cluster stays, and what it has beyond the end stays in it: growing the image makes

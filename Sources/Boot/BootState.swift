@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 public import GuestMemory
 
 /// The registers that the boot processor starts with. Values as the CPU's manuals name them; KVM-free, so that

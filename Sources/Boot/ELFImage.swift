@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A kernel in ELF: what it loads, where, and how it says it may be entered (docs/platform.md, "How a kernel is entered").
 ///
 /// Everything in the file is untrusted. A value of this type has passed these checks: segments lie within the file, do not

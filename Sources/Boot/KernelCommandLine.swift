@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A virtio-mmio device as the guest is told of it.
 public struct VirtioMMIOSlot: Sendable, Equatable {
     /// Guest-physical address of its registers.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A kernel's file, its headers read and checked: what kind of kernel it is, how it is entered, what its command line may be.
 public struct KernelImage: Sendable {
     /// How a kernel is entered (docs/platform.md, "How a kernel is entered").

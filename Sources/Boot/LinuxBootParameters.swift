@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Linux's `boot_params`, the "zero page" (Linux's `Documentation/arch/x86/zero-page.rst`).
 struct LinuxBootParameters {
     /// The header of a bzImage; nil for an ELF vmlinux, which has none.

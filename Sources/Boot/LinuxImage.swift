@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A Linux bzImage that offers the 64-bit boot protocol (Linux's `Documentation/arch/x86/boot.rst`).
 ///
 /// Everything in the file is untrusted; a value of this type has been checked for what the protocol demands.

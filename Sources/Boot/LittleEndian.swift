@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Checked little-endian reads from a copy of untrusted bytes.
 extension Array where Element == UInt8 {
     /// The integer at byte `offset`, or nil when it does not lie within the array.

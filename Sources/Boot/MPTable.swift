@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The MultiProcessor table (Intel MultiProcessor Specification 1.4, §4), for kernels that do not read ACPI tables.
 ///
 /// It also spares those that look for both a search through the whole BIOS area, page by page.

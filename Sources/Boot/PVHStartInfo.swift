@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// `hvm_start_info` version 1 with its module list and memory map (Xen's public `arch-x86/hvm/start_info.h`).
 struct PVHStartInfo {
     var commandLine: UInt64 = 0

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Where things are in guest-physical memory (docs/platform.md, "Physical memory").
 public enum PhysicalLayout {
     /// GDT, start information and `boot_params`; then page tables: all that Boot itself writes below the kernel

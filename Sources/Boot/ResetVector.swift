@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What real-mode code finds where a BIOS has its entry.
 ///
 /// Linux on a hardware-reduced machine (ACPI 6.5 §4.1) takes for granted that there is EFI to reset by. Where there is none it does not try the

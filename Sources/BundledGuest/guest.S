@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The bundled guest's ELF file, as it comes from guests/kernel.
     .section .rodata
     .balign 4096

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 #include "BundledGuest.h"
 
 extern const unsigned char swkvm_bundled_guest[], swkvm_bundled_guest_end[];

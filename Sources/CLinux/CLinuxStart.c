@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What has to happen before the Swift runtime's own start, which reads files of /proc: the program also runs where /proc is not mounted.
 #include "CLinux.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a static binary leaves out of the libraries that libnbd's archive names. None of it is ever called: addresses are
 // read by DiskImage and not by libxml2, a TLS session is refused before there is one (cnbd_has_tls), and no PKCS#11 module is loaded.
 //

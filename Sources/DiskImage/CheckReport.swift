@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What an examination of an image's metadata found, in the manner of `qemu-img check`.
 public struct CheckReport: Equatable, Sendable {
     /// What is to be put right.

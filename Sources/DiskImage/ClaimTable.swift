@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The clusters for which new ones are being written, each by one request: others that would change them wait.
 ///
 /// Claims of different requests do not overlap, so in their order the one sought is found by halving. One request may claim

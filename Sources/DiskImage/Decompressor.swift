@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import CZstd
 
 /// What undoes the compression of an image's clusters, one at a time with one reused state.

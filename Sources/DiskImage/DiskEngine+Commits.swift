@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Glibc
 
 /// How what has been written becomes durable, in the order of docs/qcow2.md. There is one commit at a time, which the engine runs that began it, for all.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 extension DiskEngine {
     /// A first-in, first-out list of requests, linked through them.
     struct IndexList {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 public import Linux
 
 /// What keeps a disk image from being opened or used. Each describes itself in one sentence.

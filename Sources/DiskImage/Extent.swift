@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// How the start of a range of a disk is stored: the answer of an image's metadata, which does no I/O.
 /// Lengths are in bytes, at least 1 and at most what was asked for; what comes after is asked for again.
 @safe enum Extent {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The format of a disk image.
 public enum ImageFormat: String, Sendable, CaseIterable {
     /// The disk's bytes as they are: a file (holes are kept) or a block device.

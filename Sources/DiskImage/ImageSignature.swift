@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What a file's contents begin (or, for a fixed VHD, end) as: asked to refuse a format that is only guessed, never to choose one.
 public enum ImageSignature: Sendable, Equatable {
     case qcow2

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import CZlib
 
 /// Deflate streams, raw as qcow2 keeps compressed clusters or with zlib's header as VMDK keeps grains, decompressed one at a time with one

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The disks of one machine that are open already: of a file that is locked they tell whether it is by one of them.
 public struct OpenDisks: Sendable {
     private var disks: [(path: String, identities: [ImageFile.Identity])] = []

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A persistent bitmap of an image: which parts of the disk a backup has to take (QEMU, docs/interop/qcow2.txt,
 /// "Bitmaps extension").
 public struct DiskBitmap: Equatable, Sendable {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// A repair of an image whose file ends too early: what is beyond the end is given up.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// The header of a qcow2 image, checked: every field is within the bounds that the format sets

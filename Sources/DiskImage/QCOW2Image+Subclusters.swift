@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Glibc
 
 /// Writing with extended L2 entries: each is followed by a word with two bits for each of the cluster's 32 subclusters, so that parts of a

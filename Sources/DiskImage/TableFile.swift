@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The file of an image whose tables are read and written as a whole, with errors for whoever asked for it.
 struct TableFile: Sendable {
     let path: String

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// One debugger's visit: its packets in, answers out, the target in between ("Remote Serial Protocol" in the manual of GDB).
 ///
 /// It does no I/O: whoever holds the connection gives it what has come and sends ``output``. The session begins with all threads stopped.

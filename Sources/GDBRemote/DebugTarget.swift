@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What is debugged: a machine of one or more processors, each of which is a thread to the debugger.
 ///
 /// Threads are numbered from 1. But for ``interrupt()`` and ``kill()``, methods are called only while all of them are stopped.

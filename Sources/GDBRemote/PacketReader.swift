@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Finds packets in what a debugger sends ("Remote Protocol Overview" in the manual of GDB): `$`, the data, `#`, two digits of checksum.
 ///
 /// The stream is not trusted: whatever it is, the reader keeps at most ``PacketLimit/size`` bytes of it.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The registers that the debugger sees, in the order of the packets `g` and `G`: those that GDB wants of every x86-64 target, then the
 /// system's (target.xml; "i386 Features" in the manual of GDB).
 public enum RegisterSet {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What a debugger asks for: a packet, understood and checked, but not yet compared with what the machine has.
 enum Request: Equatable {
     /// `?`

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A guest-physical address.
 ///
 /// Comes from registers, descriptors and image headers, so arithmetic on it is checked or wraps; it never traps.

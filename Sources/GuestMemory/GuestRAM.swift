@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 public import CLinux
 
 /// One stretch of guest RAM and where this process sees it.

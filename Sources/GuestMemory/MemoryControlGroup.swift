@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// The memory limit of the control group that this process is in, the lowest of its own and those above it (cgroups(7)).

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import CLinux
 
 /// A bridge of the host: an Ethernet switch whose ports are interfaces.

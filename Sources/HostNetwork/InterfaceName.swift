@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The name of a network interface: 1 to 15 printable ASCII characters.
 ///
 /// The kernel takes a little more (other bytes) and a little less than one would think: it fills in a `%d`

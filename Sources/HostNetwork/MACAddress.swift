@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A 48-bit Ethernet address (IEEE 802) of one station: never a group's, never zero.
 public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
     /// The six bytes as a number, the first byte on the wire in bits 40–47.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Where a machine's network device gets its frames: what `--net` says about the host's side.
 public enum NetworkBackend: Equatable, Sendable {
     /// A TAP of this name (nil: the kernel chooses `swtapN`), used if it is there, created if it is not.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// Whether checksums and segmentation may be left to what is behind an interface, and why it was decided so.

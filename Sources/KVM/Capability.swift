@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import CLinux
 
 /// A `KVM_CAP_*` number with its name (Documentation/virt/kvm/api.rst).

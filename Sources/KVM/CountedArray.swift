@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import CLinux
 
 /// A structure of the kernel's that begins with a 32-bit count and ends in an array of that many elements:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import CLinux
 
 /// Why `KVM_RUN` came back (Documentation/virt/kvm/api.rst, "The kvm_run structure").

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 public import CLinux
 
 /// An io_uring: file operations that the kernel carries out while the caller goes on (io_uring(7)).

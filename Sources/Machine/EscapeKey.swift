@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Finds the console's escape sequences among the keys: Ctrl-A and a second key.
 struct EscapeKey {
     enum Action: Equatable {

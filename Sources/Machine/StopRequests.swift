@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What the signals that a machine's process gets ask for: the first one a power-off of the guest, the next one the machine's end.
 ///
 /// Signals that come together are one: `timeout` and other wrappers send theirs to the process and then to its group, a terminal that is closed

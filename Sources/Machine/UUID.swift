@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A universally unique identifier (RFC 9562) of a machine.
 public struct UUID: Hashable, Sendable, CustomStringConvertible {
     /// The first byte as it is written in the highest eight bits.

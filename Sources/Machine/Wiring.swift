@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Interrupt lines and addresses of the platform (docs/platform.md).
 enum Wiring {
     static let serialGSI: UInt32 = 4

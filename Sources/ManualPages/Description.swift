@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A command as `swkvm --experimental-dump-help` describes it (swift-argument-parser's ToolInfo, version 0).
 struct CommandDescription: Decodable {
     struct Name: Decodable {

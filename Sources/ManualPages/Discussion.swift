@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A help text taken apart: what it says, and its sections.
 struct Discussion {
     enum Block: Equatable {

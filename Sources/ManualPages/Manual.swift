@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Foundation
 
 /// Writes the manual pages: `swkvm --experimental-dump-help | swkvm-manual DIRECTORY 'November 5, 2026'`.

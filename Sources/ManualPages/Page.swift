@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A manual page in mdoc(7), for one command.
 struct Page {
     /// `["swkvm", "image", "convert"]`.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// The device-specific configuration space (virtio 1.2 §2.5): bytes and the generation that tells that they changed.

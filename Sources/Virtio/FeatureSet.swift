@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Feature bits of a device, bit n of the specification being bit n here (virtio 1.2 §2.2).
 public struct FeatureSet: OptionSet, Sendable, BitwiseCopyable, CustomStringConvertible {
     public let rawValue: UInt64

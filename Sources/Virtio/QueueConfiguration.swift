@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 public import GuestMemory
 
 /// What a driver has said about one queue: the registers' values, not yet believed.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 public import GuestMemory
 
 /// What a driver's DRIVER_OK hands to a device: plain values, from which its I/O thread makes its queues.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 public import GuestMemory
 
 /// How a driver broke the rules of a virtqueue. The queue is of no use afterwards: the device needs a reset.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import ArgumentParser
 
 /// Options of QEMU, virt-install and Firecracker, and what `swkvm run` has instead.

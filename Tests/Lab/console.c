@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // console [OPTION…] COMMAND…: runs an emulator, and is between it and Tests/Lab/run.
 //
 // What the emulator writes to its standard output and standard error comes out line by line without escape sequences, a long line cut; all of it goes to

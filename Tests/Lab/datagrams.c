@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // UDP for the lab, whose busybox has none: the same program in the emulated host and in guests.
 //   datagrams echo PORT                 sends back what comes, until a datagram of one byte
 //   datagrams send ADDRESS PORT COUNT   sends COUNT numbered datagrams of 8 to 1472 bytes, 32 of them under way at most; each has to come back as it

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // symbols FILE: makes an ELF file with the symbols of standard input, a line `ADDRESS KIND NAME` for each as in /proc/kallsyms, for a debugger.
 // Its code is not in it: a section covers the addresses from 0xffffffff81000000 on, and has no contents.
 #include <elf.h>

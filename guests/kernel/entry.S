@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Everything that runs in ring 0. The few instructions that Swift has no word for are in instructions.S.
 //
 // Ring 0 is as thin as an x86 lets it be, because some hosts interpret it (half a microsecond an instruction): the tables

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What Swift has no word for: instructions, the calls of ring 0's services (entry.S), and what its compiler calls. All of it runs in ring 3.
 
     .text

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The content of each table, without its header. Offsets in comments count from the header's start, as in the specification.
 extension ACPIDescription {
     /// Fixed ACPI Description Table (§5.2.9), hardware-reduced: nearly all of it is zero.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The machine as ACPI tells a guest of it: what ``ACPITables`` are built from.
 public struct ACPIDescription: Sendable, Equatable {
     /// An interrupt of the ISA bus that is not what a guest would take it for (MADT, "Interrupt Source Override").

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The ACPI tables of a machine: RSDP, XSDT, FADT, DSDT, MADT, and SRAT and SLIT for a guest with NUMA nodes (ACPI 6.5 §5.2).
 ///
 /// The layout is one run of bytes: the RSDP at ``address``, then each table on a 16-byte boundary, the XSDT last, since

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A piece of AML, the byte code of ACPI's DSDT (ACPI 6.5 §20), built from the inside out:
 /// each function encodes one term around terms that are encoded already.
 struct AML: Sendable, Equatable {

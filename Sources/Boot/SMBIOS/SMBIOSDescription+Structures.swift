@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Each structure field by field, in the order of DSP0134 §7. What a virtual machine has no answer to is "unknown" or "none" there.
 extension SMBIOSDescription {
     private static let vendor = "swkvm"

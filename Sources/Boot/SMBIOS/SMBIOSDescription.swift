@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The machine as its firmware describes it to management software: what ``SMBIOSTables`` are built from.
 ///
 /// Linux shows it in `/sys/class/dmi/id`, and `dmidecode` prints it.

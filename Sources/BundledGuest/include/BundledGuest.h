@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The bundled guest: an ELF file that is part of the binary.
 #ifndef BUNDLED_GUEST_H
 #define BUNDLED_GUEST_H

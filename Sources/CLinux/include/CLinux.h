@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What Swift cannot import from the kernel's and libc's headers: ioctl numbers, variadic calls,
 // unions and flexible arrays, volatile and atomic access. Each helper is a line or two.
 #ifndef CLINUX_H

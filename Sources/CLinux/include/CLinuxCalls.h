@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Calls that C declares variadic, or libc does not wrap.
 #ifndef CLINUX_CALLS_H
 #define CLINUX_CALLS_H

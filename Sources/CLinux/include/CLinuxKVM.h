@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // /dev/kvm: the ioctl numbers (Linux, Documentation/virt/kvm/api.rst), and the parts of struct kvm_run
 // that Swift's importer leaves out: its unions, and the data that an offset in it points to.
 #ifndef CLINUX_KVM_H

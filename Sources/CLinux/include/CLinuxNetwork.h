@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Network interfaces: the TUN/TAP calls that take the union-ridden struct ifreq, namespaces, capabilities.
 #ifndef CLINUX_NETWORK_H
 #define CLINUX_NETWORK_H

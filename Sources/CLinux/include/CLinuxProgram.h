@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The program's own image, by the names that the linker gives to its parts.
 #ifndef CLINUX_PROGRAM_H
 #define CLINUX_PROGRAM_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The guardian of the terminal's mode: forked code, which must stay within what fork allows.
 #ifndef CLINUX_TERMINAL_H
 #define CLINUX_TERMINAL_H

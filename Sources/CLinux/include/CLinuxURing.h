@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // io_uring through liburing. Its header wants _GNU_SOURCE, which CLinux.h must not define, so Swift sees an opaque ring
 // and these calls. Results are as the kernel gives them: a negative errno value is a failure.
 #ifndef CLINUX_URING_H

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// libnbd, and what it is linked with here.
 #ifndef CNBD_H
 #define CNBD_H

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Virtio
 
 /// The configuration space of a block device (virtio 1.2 §5.2.4), and the figures in it.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 public import DiskImage
 internal import Linux
 internal import Synchronization

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Virtio
 
 /// What a block request asks for (virtio 1.2 §5.2.6).

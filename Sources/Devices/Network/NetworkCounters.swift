@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 public import Virtio
 
 /// What a network device has moved and lost. Any thread may read it.

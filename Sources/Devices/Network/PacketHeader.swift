@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Virtio
 
 /// `struct virtio_net_hdr` with `num_buffers` (virtio 1.2 §5.1.6), which is 12 bytes on every packet of a modern device.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Ends the machine with a status of the guest's choice, at port 0x501 (docs/platform.md, "Ports").
 public final class ExitDevice: PortDevice {
     /// The exit status's upper end; the codes beyond are swkvm's own.

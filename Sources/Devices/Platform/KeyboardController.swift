@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// A keyboard controller (i8042) without a keyboard, at ports 0x60 to 0x64: it resets the machine, and answers a driver's

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Synchronization
 
 /// Port 0x80: firmware says here how far it has come, and kernels write to it to pass a microsecond.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Synchronization
 
 /// Sleep control, sleep status and event register at ports 0x600 to 0x602 (docs/platform.md, "Ports"; ACPI 6.5 §4.8.3.7).

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// A 16550A UART, the guest's console (National Semiconductor PC16550D data sheet).

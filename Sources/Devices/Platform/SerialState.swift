@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The registers of a 16550A and what is behind them. The section names are those of the PC16550D data sheet.
 struct SerialState {
     enum Register {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// How a new image is encrypted: with LUKS, AES-256-XTS and a key of its own, which a password opens.
 public struct ImageEncryption: Sendable, Equatable {
     public var key: DiskKey

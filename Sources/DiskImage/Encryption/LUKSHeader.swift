@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The header of LUKS version 1 (LUKS On-Disk Format Specification 1.2.3 §2), checked: what it names is known and lies inside of what it has.
 struct LUKSHeader: Equatable, Sendable {
     /// Bytes of the header itself; key material follows.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// How an image of equal blocks keeps them: one table says for each block where in the file it is. VDI, the sparse extents of VMDK, VHD and
 /// VHDX are all of this kind, and differ in what an entry means.
 struct BlockMapLayout: Equatable, Sendable {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The checksum of VHDX's structures: CRC-32 with Castagnoli's polynomial.
 public enum CRC32C {
     /// The checksum of bytes, those of a range (the place of the checksum itself) taken for zeroes.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The encodings with one byte for each character in which programs for Windows write names of files.
 enum TextEncoding {
     /// Western Europe, as Windows has it; ISO 8859-1 where it has control characters is the same.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The changes that wait in the log of a VHDX nobody closed, as a replay would make them (MS-VHDX, 2.3): kept in memory and laid over what is read of
 /// tables, while the file stays as it is.
 ///

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// Where a remote disk is and how it is reached: an NBD address in the manner of libnbd and QEMU

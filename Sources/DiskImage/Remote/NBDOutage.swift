@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The time between the loss of a remote disk's connection and the first answer that comes over another one, and what
 /// the host's log says of it.
 ///

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Writes a new VDI, or a new sparse file of VMDK: clusters follow each other in the order of the disk behind one table, whose place is known from
 /// the start, or two copies of it.
 struct BlockMapBuilder: ImageBuilder {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Glibc
 
 /// Tells what is not worth the time of a compressor: encrypted data, archives, pictures. A look costs a tenth of what zlib takes to find out

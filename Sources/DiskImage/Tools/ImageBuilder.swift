@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Writes what of a new image is not the disk's data, from front to back: places for clusters, in ascending order of the disk, tables as they
 /// are complete, the header at the end. One thread at a time uses it; it is asked once for a run of clusters, not for each byte.
 ///

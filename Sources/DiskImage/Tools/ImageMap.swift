@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// How a disk is stored, from its start to its end.
 public struct ImageMap: ~Copyable {
     private var reader: ImageReader

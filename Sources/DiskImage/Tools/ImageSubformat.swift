@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The kinds of VMDK and VDI images that are made, in the words of VMware and qemu-img.
 public enum ImageSubformat: String, Sendable, CaseIterable {
     /// VMDK: one file, with grains as they are needed. What is made if nothing else is asked.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Glibc
 
 /// Writes a new qcow2 image from front to back: clusters are given out in the order of the file, L2 tables are written as they are complete,

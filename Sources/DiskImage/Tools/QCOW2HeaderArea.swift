@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// The beginning of a qcow2 image as bytes to be written: the fixed fields, the header extensions, and the backing file's name.

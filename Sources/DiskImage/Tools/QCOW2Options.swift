@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// How a new qcow2 image is laid out. The default values are qemu-img's.

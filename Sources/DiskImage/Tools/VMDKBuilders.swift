@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Glibc
 
 /// What comes before the bytes of a compressed grain of VMDK: the sector of the disk that it begins with, and how many bytes there are.

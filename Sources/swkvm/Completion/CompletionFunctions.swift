@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 extension CompletionScript {
     /// What swkvm's script for bash has beside the parser's.
     static let bashFunctions = #"""

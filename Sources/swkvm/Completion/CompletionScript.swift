@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import ArgumentParser
 
 /// How the shells complete the values of `swkvm run`'s options that the parser has no word for.

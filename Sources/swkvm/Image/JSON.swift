@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import Linux
 
 /// A JSON value to print: the order of an object's members is that in which they are given.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What qemu-img (7.2 to 10) has, verb by verb. Options that are not in here go to the parser as they are.
 extension QEMUWords {
     /// Verbs that are not there, and what to use.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 internal import ArgumentParser
 
 /// A command line of `swkvm image` in qemu-img's spelling, put into ours: values that stand right behind their option

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A guest that leaves to user space again and again, and prints how many ticks of the time-stamp counter each kind took:
 // four lines of 16 hexadecimal digits. It is entered in long mode, ring 0, with 4 GiB mapped to themselves.
 

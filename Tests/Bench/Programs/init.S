@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The whole user space of the Linux guest: turns the machine off.
 
     .text

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The least that a program on /dev/kvm can do: what swkvm is measured against. It checks for errors and does nothing else.
 //
 //   limit bare                     a VM, one page, one vCPU, one `out` in real mode

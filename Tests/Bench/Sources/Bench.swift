@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import Glibc
 
 /// Measures swkvm beside its peers and prints one table. Started by Tests/Bench/run, which gives it namespaces of its own.

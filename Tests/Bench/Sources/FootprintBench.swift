@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import Glibc
 
 /// (e) What a running machine costs the host besides its RAM, and the size of the program.

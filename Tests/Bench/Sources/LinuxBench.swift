@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// (f) A Linux guest from the start of the monitor to power-off, its user space one instruction long.
 enum LinuxBench {
     static func run(_ setup: Setup, kernel: String) throws -> [Row] {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import Glibc
 
 /// Requests on images: `swkvm image bench` beside `qemu-img bench` on the same image, and beside fio on a raw file of the same size.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Measured values of one thing, at least twenty of them.
 struct Sample {
     /// In the order in which they were measured.

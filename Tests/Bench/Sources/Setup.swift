@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Where things are, and how machines are started.
 struct Setup {
     let swkvm: String

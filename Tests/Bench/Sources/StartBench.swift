@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// (a) From exec to the guest's first byte on the console, and to the end of the process: the bundled guest, which says hello and
 /// powers off.
 enum StartBench {

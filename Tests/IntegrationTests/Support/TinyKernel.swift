@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Kernels of a few bytes, for what the bundled guest does not do.
 enum TinyKernel {
     /// Disables interrupts and halts: it hears of no power button.

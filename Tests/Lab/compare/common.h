@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the programs of the comparison share.
 #pragma once
 #include <errno.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // TCP and small packets between a guest and its host: the guest measures, the host serves.
 #pragma once
 #include <stdint.h>

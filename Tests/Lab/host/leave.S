@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // leave N: writes N to port 0x501, QEMU's isa-debug-exit, which ends the emulator with status 2N+1.
     .intel_syntax noprefix
     .globl _start

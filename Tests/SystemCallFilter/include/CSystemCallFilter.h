@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Linked into the tests only: a host that refuses a system call, as a sandbox does.
 #ifndef CSYSTEMCALLFILTER_H
 #define CSYSTEMCALLFILTER_H

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What the firmware's tables say of processors, interrupt controllers and the power switch (ACPI 6.5 §5.2).
 final class ACPI: @unchecked Sendable {
     struct IOAPICEntry {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The local APIC of the CPU that asks (Intel SDM volume 3, chapter "APIC"), in xAPIC mode.
 enum LocalAPIC {
     /// Interrupt lines (vector 0x20 + line) that are no device's.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import _Volatile
 
 /// A physical address, which is also a virtual one (the page tables are the identity). All memory that something else may

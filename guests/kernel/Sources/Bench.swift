@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Measurements from inside. A line for each: `bench NAME VALUE UNIT`.
 enum Bench {
     static func run(_ names: Text, _ boot: BootInformation) -> Never {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A virtio block device (virtio 1.2 §5.2), with as many queues as it has, up to eight: requests go to each in turn.
 ///
 /// A request is known by its slot: the number of its queue times the size of a queue, plus its slot there.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The first Swift that runs, in ring 3 on the boot processor: entry.S comes straight here.
 @c(kernelMain)
 func kernelMain(_ startInfo: UInt64) -> Never {

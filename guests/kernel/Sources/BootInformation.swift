@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What the loader says: `hvm_start_info` of the PVH boot ABI, version 0 or 1. Nothing is copied and nothing allocated
 /// before it is asked for: a guest that only says hello is gone before the first page is needed.
 struct BootInformation {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Nanoseconds, as a span or since the machine's first tick.
 typealias Nanoseconds = UInt64
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The serial console: a 16550A at 0x3f8.
 enum Console {
     static let line = 4

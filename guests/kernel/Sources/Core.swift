@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What instructions.S and entry.S offer, in Swift: instructions, the services of ring 0, and where its tables are.
 
 @_extern(c) func readPort8(_ port: UInt16) -> UInt8

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A DHCP client (RFC 2131): DISCOVER, OFFER, REQUEST, ACK. The lease is taken once and not renewed: no guest of this
 /// kind lives that long.
 extension NetworkInterface {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The machine's disks, network interfaces and source of random numbers.
 final class Devices: @unchecked Sendable {
     private(set) var disks: [Disk] = []

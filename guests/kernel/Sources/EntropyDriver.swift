@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A virtio entropy device (virtio 1.2 §5.4): one queue, in which it fills what is offered.
 final class EntropySource {
     private static let patience = 10 * seconds

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Exit status of the `panic` command, and of a fault of the kernel.
 enum ExitStatus {
     static let fault = 62

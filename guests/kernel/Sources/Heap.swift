@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What Swift's arrays, classes and closures live in: blocks of 16 << n bytes, cut from pages and kept in a list for each
 /// size; beyond 2 KiB, whole pages. A header of 16 bytes remembers which.
 private struct Heap: ~Copyable {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The virtio rules broken one by one. Each test may ask for a reset, refuse or ignore what it is given, as the device likes;
 /// it must not do what was not allowed, must not touch memory it was not given, and after a reset a good driver must find
 /// it working. That the monitor lives is seen by the next line.

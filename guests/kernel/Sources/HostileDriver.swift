@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A driver that keeps none of the rules: it has the device's registers and a queue's rings in its bare hands.
 final class HostileDriver {
     /// What a device made of it.

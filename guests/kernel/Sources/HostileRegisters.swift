@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Registers in every wrong order, and requests and frames that a device has to refuse.
 extension Attack {
     private typealias Register = VirtioMMIO.Register

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Interrupts as ring 3 sees them: ring 0 has set a bit for each that came; here the drivers are called for the bits, one
 /// after the other, whenever the kernel waits. So a driver is never interrupted by another, and needs no lock.
 final class Interrupts: @unchecked Sendable {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A line of the prompt as keys make it: bytes of a terminal in, an edited line out, and what the terminal is to show meanwhile.
 ///
 /// Keys beyond the letters come as escape sequences (ECMA-48 §5.4: CSI, parameters, a final byte; SS3 for some). Those that mean nothing here

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// An interface: a device, its address, and the protocols of a small host. ARP, IPv4 without fragments, ICMP echo both
 /// ways, UDP with an echo server on port 7, DHCP (DHCP.swift), TCP as a client (TCP.swift).
 final class NetworkInterface {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A virtio network device (virtio 1.2 §5.1), one pair of queues.
 final class NetworkDevice {
     private static let headerSize: UInt64 = 12

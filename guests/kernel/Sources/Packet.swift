@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// An IPv4 address.
 struct IPv4Address: Equatable {
     var value: UInt32

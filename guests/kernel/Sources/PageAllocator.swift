@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Free memory, as a short sorted list of extents: nothing to set up, nothing to scan, and neighbours grow together again.
 struct PageAllocator: ~Copyable {
     static let pageSize: UInt64 = 4096

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The ways out of the machine.
 enum Power {
     private static let exitPort: UInt16 = 0x501

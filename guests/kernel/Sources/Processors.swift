@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// What an application processor can be asked to do. It computes on memory it is given: no allocation, no console.
 enum ProcessorTask: UInt64 {
     /// Adds one to the word at the argument, `ProcessorTask.additions` times.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The self-tests: a line for each, `ok N - name` or `not ok N - name # why`, `1..N` at the end, and the number of failures
 /// as the machine's exit status.
 final class SelfTest {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Memory, processors, timer and interrupts.
 extension SelfTest {
     func memory() {

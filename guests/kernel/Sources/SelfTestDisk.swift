@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Disks. What is written goes to the last MiB of a disk (the last half of one below 2 MiB), and stays there.
 extension SelfTest {
     func disks() {

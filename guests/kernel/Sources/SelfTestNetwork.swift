@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The network: an address, the way to the peer (`peer=`, or else the gateway), echoes.
 extension SelfTest {
     func network() {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The prompt on the console.
 final class Shell {
     private static let longestInput = 1024

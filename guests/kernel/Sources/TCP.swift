@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A TCP connection to somebody else's port (RFC 9293), to try a network with: a segment at a time, which is sent again until it is
 /// acknowledged. What comes out of order is not kept: it comes again.
 final class TCPConnection {

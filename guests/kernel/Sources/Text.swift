@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Text as bytes: what the console, the command line and the shell deal in. `String` would bring Unicode tables along.
 struct Text: ExpressibleByStringInterpolation, Equatable {
     private(set) var bytes: [UInt8]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A virtio device behind the MMIO transport, version 2 (virtio 1.2 §4.2.2).
 struct VirtioMMIO {
     /// Register offsets.

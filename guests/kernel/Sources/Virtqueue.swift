@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A piece of memory for the device.
 struct Segment {
     var address: Address

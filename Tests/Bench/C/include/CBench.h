@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the benchmark does by itself, beside the devices: a TAP at its simplest, packets from the host's side, the time-stamp counter.
 #ifndef CBENCH_H
 #define CBENCH_H
