@@ -24,7 +24,7 @@ func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 let package = Package(
     name: "swkvm",
     products: [
-        .executable(name: "swkvm", targets: ["swkvm"]),
+        .executable(name: "swkvm", targets: ["swkvm"])
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
@@ -37,7 +37,8 @@ let package = Package(
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .target(name: "CNBD", linkerSettings: [.linkedLibrary("nbd")]),
-        // The archive also where nothing else is static: the instructions for AES are in it, and not in the shared library's interface.
+        // The archive also where nothing else is static: the instructions for AES are in it, and not in the shared
+        // library's interface.
         .target(name: "CCrypto", linkerSettings: [.linkedLibrary(":libcrypto.a")]),
         .target(name: "CLinux", dependencies: ["CUring"]),
         module("Linux", ["CLinux", "CUring"]),
@@ -52,10 +53,13 @@ let package = Package(
         module("GDBRemote"),
         // The bundled guest's ELF, put into the binary by the assembler; `make guest` builds it first.
         .target(name: "BundledGuest", cSettings: [.headerSearchPath("../../guests/kernel/build")]),
-        module("Machine", [
-            "CLinux", "CCrypto", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote",
-            .product(name: "Logging", package: "swift-log"),
-        ]),
+        module(
+            "Machine",
+            [
+                "CLinux", "CCrypto", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices",
+                "Boot", "BundledGuest", "GDBRemote",
+                .product(name: "Logging", package: "swift-log"),
+            ]),
         .executableTarget(
             name: "swkvm",
             dependencies: [
@@ -69,18 +73,24 @@ let package = Package(
         .target(name: "CBench", path: "Tests/Bench/C"),
         .executableTarget(
             name: "swkvm-bench",
-            dependencies: ["CBench", "CLinux", "Linux", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices"],
+            dependencies: [
+                "CBench", "CLinux", "Linux", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices",
+            ],
             path: "Tests/Bench/Sources",
             swiftSettings: [.treatAllWarnings(as: .error)]),
 
         // `make fuzz`: readers of untrusted bytes, given to libFuzzer; and by `swift test` to a mutator with a seed.
         .target(
-            name: "FuzzTargets", dependencies: ["TestSupport", "Boot", "GuestMemory", "DiskImage", "Linux", "CLinux", "CZlib"], path: "Tests/Fuzz/Targets",
+            name: "FuzzTargets",
+            dependencies: ["TestSupport", "Boot", "GuestMemory", "DiskImage", "Linux", "CLinux", "CZlib"],
+            path: "Tests/Fuzz/Targets",
             swiftSettings: [.treatAllWarnings(as: .error)]),
         .executableTarget(
-            name: "swkvm-fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Driver", swiftSettings: [.treatAllWarnings(as: .error)]),
+            name: "swkvm-fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Driver",
+            swiftSettings: [.treatAllWarnings(as: .error)]),
         .testTarget(
-            name: "FuzzTests", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Tests", swiftSettings: [.treatAllWarnings(as: .error)]),
+            name: "FuzzTests", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Tests",
+            swiftSettings: [.treatAllWarnings(as: .error)]),
 
         // `make man`: manual pages from the command line's own description.
         .executableTarget(name: "swkvm-manual", path: "Sources/ManualPages", swiftSettings: strict),
@@ -97,16 +107,24 @@ let package = Package(
         tests("DiskImageTests", ["TestSupport", "DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),
         tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
         tests("VirtioTests", ["TestSupport", "Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
-        tests("DevicesTests", [
-            "TestSupport", "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux", "CAllocationCounter",
-            "CSystemCallFilter",
-        ]),
+        tests(
+            "DevicesTests",
+            [
+                "TestSupport", "Devices", "Virtio", "GuestMemory", "DiskImage", "HostNetwork", "Linux",
+                "CAllocationCounter",
+                "CSystemCallFilter",
+            ]),
         tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "FuzzTargets"]),
         tests("GDBRemoteTests", ["TestSupport", "GDBRemote"]),
-        tests("MachineTests", ["Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "KVM", "Linux", "CLinux"]),
+        tests(
+            "MachineTests",
+            ["Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "KVM", "Linux", "CLinux"]),
         tests(
             "CommandLineTests",
-            ["swkvm", "swkvm-manual", "Machine", "DiskImage", "GuestMemory", "HostNetwork", .product(name: "ArgumentParser", package: "swift-argument-parser")]),
+            [
+                "swkvm", "swkvm-manual", "Machine", "DiskImage", "GuestMemory", "HostNetwork",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ]),
         tests("IntegrationTests", ["CLinux", "Linux", "HostNetwork"]),
     ]
 )
@@ -115,7 +133,9 @@ let package = Package(
 if let chosen = Context.environment["SWKVM_TESTS"], !chosen.isEmpty {
     var needed: Set<String> = []
     func need(_ name: String) {
-        guard needed.insert(name).inserted, let target = package.targets.first(where: { $0.name == name }) else { return }
+        guard needed.insert(name).inserted, let target = package.targets.first(where: { $0.name == name }) else {
+            return
+        }
         for case .byNameItem(let name, _) in target.dependencies { need(name) }
     }
     for name in chosen.split(separator: " ") { need(String(name)) }

@@ -29,7 +29,8 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
     case reservedMemory(file: String, start: UInt64, end: UInt64)
     /// No room for the initrd between the kernel and `limit`.
     case initrdDoesNotFit(file: String, size: UInt64, free: UInt64, limit: UInt64)
-    /// Longer than the kernel reads; all counts in bytes without the closing NUL, `added` those that are not the user's.
+    /// Longer than the kernel reads; all counts in bytes without the closing NUL, `added` those that are not the
+    /// user's.
     case commandLineTooLong(kernel: String, length: Int, added: Int, limit: Int)
     /// A NUL byte within the command line would silently cut it short.
     case commandLineHasNUL

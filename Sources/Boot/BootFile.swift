@@ -5,12 +5,13 @@ internal import GuestMemory
 internal import Glibc
 internal import Linux
 
-/// The bytes of a kernel or initrd: a file, or memory of this process (the embedded guest, a kernel that was decompressed).
+/// The bytes of a kernel or initrd: a file, or memory of this process (the embedded guest, a kernel that was
+/// decompressed).
 ///
 /// Opened once and read at each start and reset of the machine, so a reset boots the same file.
 @safe public final class BootFile: @unchecked Sendable {
-    // Immutable after init; pread has no shared position; the memory of `.memory` is constant and outlives the process's
-    // machines, and a mapping is this object's own: `Sendable` rests on these.
+    // Immutable after init; pread has no shared position; the memory of `.memory` is constant and outlives the
+    // process's machines, and a mapping is this object's own: `Sendable` rests on these.
     @safe private enum Contents: ~Copyable {
         case file(FileDescriptor)
         case memory(UnsafeRawBufferPointer)
@@ -73,9 +74,11 @@ internal import Linux
         switch contents {
         // `check` holds the range within the memory of both.
         case .memory(let bytes):
-            unsafe buffer.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[Int(offset) ..< Int(offset) + buffer.count]))
+            unsafe buffer.copyMemory(
+                from: UnsafeRawBufferPointer(rebasing: bytes[Int(offset)..<Int(offset) + buffer.count]))
         case .mapping(let mapping):
-            unsafe buffer.copyMemory(from: UnsafeRawBufferPointer(start: mapping.start + Int(offset), count: buffer.count))
+            unsafe buffer.copyMemory(
+                from: UnsafeRawBufferPointer(start: mapping.start + Int(offset), count: buffer.count))
         case .file(let descriptor):
             var done = 0
             while done < buffer.count {

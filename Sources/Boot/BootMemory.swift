@@ -22,7 +22,8 @@ struct BootMemory {
     /// Writes 64-bit words, least significant byte first as this processor has them.
     func write(_ words: [UInt64], at address: UInt64) throws(BootError) {
         // Integers have no padding.
-        try wrapping { () throws(GuestMemoryError) in unsafe try ram.write(words.span.bytes, at: GuestAddress(address)) }
+        try wrapping { () throws(GuestMemoryError) in unsafe try ram.write(words.span.bytes, at: GuestAddress(address))
+        }
     }
 
     func clear(_ address: UInt64, count: UInt64) throws(BootError) {
@@ -36,7 +37,8 @@ struct BootMemory {
             throw .memory(.outOfRange(GuestAddress(address), count: count))
         }
         // The range was checked just now; the mapping lives as long as the `GuestMemory` that the caller holds.
-        unsafe try file.read(at: offset, into: UnsafeMutableRawBufferPointer(start: target.iov_base, count: target.iov_len))
+        unsafe try file.read(
+            at: offset, into: UnsafeMutableRawBufferPointer(start: target.iov_base, count: target.iov_len))
     }
 
     private func wrapping(_ body: () throws(GuestMemoryError) -> Void) throws(BootError) {

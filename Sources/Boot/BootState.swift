@@ -63,7 +63,8 @@ extension BootState {
     static func longMode(at entry: UInt64) -> BootState {
         BootState(
             code: Segment(
-                selector: LongMode.codeSelector, base: 0, limit: .max, type: 0xb, isCodeOrData: true, isLong: true, is32Bit: false,
+                selector: LongMode.codeSelector, base: 0, limit: .max, type: 0xb, isCodeOrData: true, isLong: true,
+                is32Bit: false,
                 inPages: true),
             data: .flatData, extra: .flatDataNull, task: .busyTask,
             gdt: LongMode.gdtRegister,
@@ -85,7 +86,8 @@ extension BootState {
     static func protectedMode(at entry: UInt64, startInfo: UInt64) -> BootState {
         BootState(
             code: Segment(
-                selector: LongMode.code32Selector, base: 0, limit: .max, type: 0xb, isCodeOrData: true, isLong: false, is32Bit: true,
+                selector: LongMode.code32Selector, base: 0, limit: .max, type: 0xb, isCodeOrData: true, isLong: false,
+                is32Bit: true,
                 inPages: true),
             data: .flatData, extra: .flatDataNull, task: .busyTask,
             gdt: LongMode.gdtRegister,
@@ -96,12 +98,14 @@ extension BootState {
 extension BootState.Segment {
     /// Present, writable, accessed, 4 GiB from 0.
     static let flatData = Self(
-        selector: LongMode.dataSelector, base: 0, limit: .max, type: 0x3, isCodeOrData: true, isLong: false, is32Bit: true, inPages: true)
+        selector: LongMode.dataSelector, base: 0, limit: .max, type: 0x3, isCodeOrData: true, isLong: false,
+        is32Bit: true, inPages: true)
 
     /// What FS and GS hold: selector 0 as docs/platform.md says, with a usable hidden part.
     static let flatDataNull = Self(
         selector: 0, base: 0, limit: .max, type: 0x3, isCodeOrData: true, isLong: false, is32Bit: true, inPages: true)
 
     static let busyTask = Self(
-        selector: 0, base: 0, limit: 0x67, type: 0xb, isCodeOrData: false, isLong: false, is32Bit: false, inPages: false)
+        selector: 0, base: 0, limit: 0x67, type: 0xb, isCodeOrData: false, isLong: false, is32Bit: false, inPages: false
+    )
 }

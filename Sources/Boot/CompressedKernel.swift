@@ -26,9 +26,11 @@ enum Compression: CaseIterable {
 extension BootFile {
     /// The contents of a gzip file (RFC 1952), in memory that goes with the result.
     ///
-    /// The file is untrusted. It says in its last four bytes how much it decompresses to; that is checked against `limit` before memory is
-    /// taken, and not a byte more is written. Memory is used as it is written, so a file that promises more than it has costs nothing.
-    /// - Parameter limit: the most that it may decompress to, in bytes; below 4 GiB, beyond which the file does not say its size.
+    /// The file is untrusted. It says in its last four bytes how much it decompresses to; that is checked against
+    /// `limit` before memory is taken, and not a byte more is written. Memory is used as it is written, so a file that
+    /// promises more than it has costs nothing.
+    /// - Parameter limit: the most that it may decompress to, in bytes; below 4 GiB, beyond which the file does not say
+    ///   its size.
     func decompressed(limit: UInt64) throws(BootError) -> BootFile {
         // The shortest header and trailer.
         guard size >= 18 else { throw .truncated(file: name, wanted: 18, found: size) }
@@ -81,7 +83,9 @@ extension BootFile {
                 throw .unreadable(file: name, SystemCallError("inflate", errno: ENOMEM))
             default:
                 // A constant of zlib's.
-                throw malformed("its gzip data is damaged: " + (unsafe stream.msg.map { unsafe String(cString: $0) } ?? "status \(status)"))
+                throw malformed(
+                    "its gzip data is damaged: "
+                        + (unsafe stream.msg.map { unsafe String(cString: $0) } ?? "status \(status)"))
             }
         }
         throw malformed("its gzip data is cut short")

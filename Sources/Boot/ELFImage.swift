@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A kernel in ELF: what it loads, where, and how it says it may be entered (docs/platform.md, "How a kernel is entered").
+/// A kernel in ELF: what it loads, where, and how it says it may be entered (docs/platform.md, "How a kernel is
+/// entered").
 ///
-/// Everything in the file is untrusted. A value of this type has passed these checks: segments lie within the file, do not
-/// overlap in memory, do not wrap, and every entry lies in a segment.
+/// Everything in the file is untrusted. A value of this type has passed these checks: segments lie within the file, do
+/// not overlap in memory, do not wrap, and every entry lies in a segment.
 public struct ELFImage: Sendable, Equatable {
     /// A part of the file that goes into memory (`PT_LOAD`).
     public struct Segment: Sendable, Equatable {
@@ -59,21 +60,25 @@ public struct ELFImage: Sendable, Equatable {
         guard !loads.isEmpty else { throw .noLoadableSegment(file: file.name) }
         loads.sort { $0.address < $1.address }
         for (lower, upper) in zip(loads, loads.dropFirst()) where upper.address < lower.end {
-            throw .malformed(file: file.name, reason: "its segments at \(hex(lower.address)) and \(hex(upper.address)) overlap")
+            throw .malformed(
+                file: file.name, reason: "its segments at \(hex(lower.address)) and \(hex(upper.address)) overlap")
         }
         segments = loads
         entry = Self.physical(header.entry, in: loads)
         (pvhEntry, longModeEntry, isLinux) = (notes.pvhEntry, notes.longModeEntry, notes.isLinux)
         for (name, address) in [("PVH", pvhEntry), ("swkvm", longModeEntry)] {
             guard let address, !loads.contains(where: { $0.address <= address && address < $0.end }) else { continue }
-            throw .malformed(file: file.name, reason: "the entry \(hex(address)) of its \(name) note lies in none of its segments")
+            throw .malformed(
+                file: file.name, reason: "the entry \(hex(address)) of its \(name) note lies in none of its segments")
         }
     }
 
-    /// `e_entry` is physical in a Linux vmlinux and virtual in what a plain linker script makes; either lies in a segment.
+    /// `e_entry` is physical in a Linux vmlinux and virtual in what a plain linker script makes; either lies in a
+    /// segment.
     private static func physical(_ entry: UInt64, in segments: [Segment]) -> UInt64? {
         if segments.contains(where: { $0.address <= entry && entry < $0.end }) { return entry }
-        for segment in segments where entry >= segment.linkedAddress && entry - segment.linkedAddress < segment.memorySize {
+        for segment in segments
+        where entry >= segment.linkedAddress && entry - segment.linkedAddress < segment.memorySize {
             return segment.address + (entry - segment.linkedAddress)
         }
         return nil
@@ -98,14 +103,20 @@ private struct Header {
         }
         // The byte order is looked at first: a big-endian file's machine reads the other way round.
         if start[5] == 2 { throw .wrongMachine(file: file.name, machine: machine.byteSwapped) }
-        guard machine == Header.x86_64 || machine == Header.i386 else { throw .wrongMachine(file: file.name, machine: machine) }
+        guard machine == Header.x86_64 || machine == Header.i386 else {
+            throw .wrongMachine(file: file.name, machine: machine)
+        }
         guard start[4] == 1 || start[4] == 2, start[5] == 1, start[6] == 1 else {
-            throw .malformed(file: file.name, reason: "class \(start[4]), byte order \(start[5]) and version \(start[6]) in its ELF header")
+            throw .malformed(
+                file: file.name,
+                reason: "class \(start[4]), byte order \(start[5]) and version \(start[6]) in its ELF header")
         }
         // Executables, and position-independent ones: both say where they want to be.
         guard type == 2 || type == 3 else { throw .noLoadableSegment(file: file.name) }
         is64Bit = start[4] == 2
-        guard start.count >= (is64Bit ? 64 : 52) else { throw .truncated(file: file.name, wanted: is64Bit ? 64 : 52, found: file.size) }
+        guard start.count >= (is64Bit ? 64 : 52) else {
+            throw .truncated(file: file.name, wanted: is64Bit ? 64 : 52, found: file.size)
+        }
 
         // The reads below lie within the size just checked.
         let entrySize: UInt16
@@ -125,7 +136,9 @@ private struct Header {
         guard entrySize == (is64Bit ? 56 : 32), count <= ELFImage.maximumProgramHeaders else {
             throw .malformed(
                 file: file.name,
-                reason: "\(count) program headers of \(entrySize) bytes, wanted at most \(ELFImage.maximumProgramHeaders) of \(is64Bit ? 56 : 32)")
+                reason:
+                    "\(count) program headers of \(entrySize) bytes, wanted at most \(ELFImage.maximumProgramHeaders) of \(is64Bit ? 56 : 32)"
+            )
         }
         tableCount = Int(count)
     }
@@ -133,7 +146,7 @@ private struct Header {
     func programHeaders(of file: BootFile) throws(BootError) -> [ProgramHeader] {
         let size = is64Bit ? 56 : 32
         let table = try file.read(at: tableOffset, count: tableCount * size)
-        return (0 ..< tableCount).map { ProgramHeader(table, at: $0 * size, is64Bit: is64Bit) }
+        return (0..<tableCount).map { ProgramHeader(table, at: $0 * size, is64Bit: is64Bit) }
     }
 }
 
@@ -168,15 +181,18 @@ private struct ProgramHeader {
         guard fileSize <= memorySize else {
             throw .malformed(
                 file: file.name,
-                reason: "the segment at \(hex(address)) has \(fileSize) bytes in the file and only \(memorySize) in memory")
+                reason:
+                    "the segment at \(hex(address)) has \(fileSize) bytes in the file and only \(memorySize) in memory")
         }
         guard address.adding(memorySize) != nil else {
-            throw .malformed(file: file.name, reason: "the segment at \(hex(address)) of \(hex(memorySize)) bytes wraps around 2^64")
+            throw .malformed(
+                file: file.name, reason: "the segment at \(hex(address)) of \(hex(memorySize)) bytes wraps around 2^64")
         }
         let end = offset.adding(fileSize) ?? .max
         guard end <= file.size else { throw .truncated(file: file.name, wanted: end, found: file.size) }
         return ELFImage.Segment(
-            fileOffset: offset, fileSize: fileSize, address: address, memorySize: memorySize, linkedAddress: linkedAddress)
+            fileOffset: offset, fileSize: fileSize, address: address, memorySize: memorySize,
+            linkedAddress: linkedAddress)
     }
 }
 
@@ -194,44 +210,54 @@ private struct Notes {
 
     mutating func read(_ program: ProgramHeader, of file: BootFile) throws(BootError) {
         guard program.fileSize <= ELFImage.maximumNoteSize else {
-            throw .malformed(file: file.name, reason: "\(program.fileSize) bytes of notes, wanted at most \(ELFImage.maximumNoteSize)")
+            throw .malformed(
+                file: file.name,
+                reason: "\(program.fileSize) bytes of notes, wanted at most \(ELFImage.maximumNoteSize)")
         }
         let bytes = try file.read(at: program.offset, count: Int(program.fileSize))
         // Names and descriptors are padded to 4 bytes, in segments aligned to 8 to 8.
         let alignment: UInt64 = program.alignment == 8 ? 8 : 4
         var position: UInt64 = 0
-        while let nameSize: UInt32 = bytes.load(at: Int(position)), let size: UInt32 = bytes.load(at: Int(position) + 4),
-              let type: UInt32 = bytes.load(at: Int(position) + 8)
+        while let nameSize: UInt32 = bytes.load(at: Int(position)),
+            let size: UInt32 = bytes.load(at: Int(position) + 4),
+            let type: UInt32 = bytes.load(at: Int(position) + 8)
         {
             // 32-bit sizes on a position below 64 KiB: these sums stay far from 2^64.
             let name = position + 12
             let descriptor = (name + UInt64(nameSize) + alignment - 1).alignedDown(to: alignment)
             let end = descriptor + UInt64(size)
             guard end <= UInt64(bytes.count) else {
-                throw .malformed(file: file.name, reason: "a note of \(size) bytes reaches past its segment of \(bytes.count)")
+                throw .malformed(
+                    file: file.name, reason: "a note of \(size) bytes reaches past its segment of \(bytes.count)")
             }
-            let owner = bytes[Int(name) ..< Int(name) + Int(nameSize)]
-            try take(owner: owner, type: type, Array(bytes[Int(descriptor) ..< Int(end)]), file)
+            let owner = bytes[Int(name)..<Int(name) + Int(nameSize)]
+            try take(owner: owner, type: type, Array(bytes[Int(descriptor)..<Int(end)]), file)
             position = (end + alignment - 1).alignedDown(to: alignment)
         }
     }
 
-    private mutating func take(owner: ArraySlice<UInt8>, type: UInt32, _ value: [UInt8], _ file: BootFile) throws(BootError) {
+    private mutating func take(
+        owner: ArraySlice<UInt8>, type: UInt32, _ value: [UInt8], _ file: BootFile
+    ) throws(BootError) {
         if owner.elementsEqual("Xen\0".utf8), type == Notes.pvhType {
             // Four bytes in theory; Linux for x86-64 writes eight.
-            let address = value.count == 8 ? value.load(UInt64.self, at: 0) : value.load(UInt32.self, at: 0).map(UInt64.init)
+            let address =
+                value.count == 8 ? value.load(UInt64.self, at: 0) : value.load(UInt32.self, at: 0).map(UInt64.init)
             guard let address, address <= UInt32.max else {
-                throw .malformed(file: file.name, reason: "its PVH note of \(value.count) bytes holds no 32-bit address")
+                throw .malformed(
+                    file: file.name, reason: "its PVH note of \(value.count) bytes holds no 32-bit address")
             }
             pvhEntry = address
         } else if owner.elementsEqual("Xen\0".utf8), type == Notes.guestType {
             if value.elementsEqual("linux\0".utf8) { isLinux = true }
         } else if owner.elementsEqual("Linux\0".utf8) {
-            // Its build salt (include/linux/build-salt.h, since 4.19), and others since: every kernel with a PVH note has one.
+            // Its build salt (include/linux/build-salt.h, since 4.19), and others since: every kernel with a PVH note
+            // has one.
             isLinux = true
         } else if owner.elementsEqual("swkvm\0".utf8), type == Notes.longModeType {
             guard value.count == 8, let address: UInt64 = value.load(at: 0) else {
-                throw .malformed(file: file.name, reason: "its swkvm note has \(value.count) bytes, wanted an 8-byte address")
+                throw .malformed(
+                    file: file.name, reason: "its swkvm note has \(value.count) bytes, wanted an 8-byte address")
             }
             longModeEntry = address
         }

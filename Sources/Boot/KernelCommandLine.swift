@@ -44,8 +44,8 @@ public struct KernelCommandLine: Sendable, Equatable {
         replace(by: Self.joined(["console=ttyS0", text]))
     }
 
-    /// Adds one `virtio_mmio.device=SIZE@ADDRESS:GSI` for each device. What follows a lone `--` belongs to init and not to the
-    /// kernel, so the devices go before it.
+    /// Adds one `virtio_mmio.device=SIZE@ADDRESS:GSI` for each device. What follows a lone `--` belongs to init and not
+    /// to the kernel, so the devices go before it.
     public mutating func add(_ devices: [VirtioMMIOSlot]) {
         guard !devices.isEmpty else { return }
         let parameters = devices.map { device in
@@ -69,7 +69,9 @@ public struct KernelCommandLine: Sendable, Equatable {
     func check(limit: Int, kernel: String) throws(BootError) {
         if text.utf8.contains(0) { throw .commandLineHasNUL }
         let length = text.utf8.count
-        if length > limit { throw .commandLineTooLong(kernel: kernel, length: length, added: addedLength, limit: limit) }
+        if length > limit {
+            throw .commandLineTooLong(kernel: kernel, length: length, added: addedLength, limit: limit)
+        }
     }
 
     private static func joined(_ parts: [String]) -> String { parts.filter { !$0.isEmpty }.joined(separator: " ") }
@@ -80,22 +82,25 @@ public struct KernelCommandLine: Sendable, Equatable {
         var words: [String] = []
         var isQuoted = false
         var wordStart = 0
-        for index in 0 ... bytes.count {
+        for index in 0...bytes.count {
             if index < bytes.count, bytes[index] == UInt8(ascii: "\"") { isQuoted.toggle() }
             guard index == bytes.count || (isSpace(bytes[index]) && !isQuoted) else { continue }
-            if bytes[wordStart ..< index].elementsEqual("--".utf8) {
+            if bytes[wordStart..<index].elementsEqual("--".utf8) {
                 return (trimmed(bytes[..<wordStart]), trimmed(bytes[wordStart...]), words)
             }
             // Linux takes `"a=b c"` and `a="b c"` for the same.
-            let word = bytes[wordStart ..< index]
-            if !word.isEmpty { words.append(String(decoding: word.first == UInt8(ascii: "\"") ? word.dropFirst() : word, as: UTF8.self)) }
+            let word = bytes[wordStart..<index]
+            if !word.isEmpty {
+                words.append(
+                    String(decoding: word.first == UInt8(ascii: "\"") ? word.dropFirst() : word, as: UTF8.self))
+            }
             wordStart = index + 1
         }
         return (trimmed(bytes[...]), "", words)
     }
 
     /// Linux's own `isspace`.
-    private static func isSpace(_ byte: UInt8) -> Bool { byte == UInt8(ascii: " ") || (9 ... 13).contains(byte) }
+    private static func isSpace(_ byte: UInt8) -> Bool { byte == UInt8(ascii: " ") || (9...13).contains(byte) }
 
     private static func trimmed(_ bytes: ArraySlice<UInt8>) -> String {
         var rest = bytes.drop { isSpace($0) }

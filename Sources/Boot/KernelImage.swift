@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A kernel's file, its headers read and checked: what kind of kernel it is, how it is entered, what its command line may be.
+/// A kernel's file, its headers read and checked: what kind of kernel it is, how it is entered, what its command line
+/// may be.
 public struct KernelImage: Sendable {
     /// How a kernel is entered (docs/platform.md, "How a kernel is entered").
     public enum Entry: Sendable, Equatable {
@@ -28,8 +29,8 @@ public struct KernelImage: Sendable {
     let format: Format
     let file: BootFile
 
-    /// `COMMAND_LINE_SIZE` of Linux on x86 (arch/x86/include/asm/setup.h), less the closing NUL. An ELF file does not say it, as the
-    /// header of a bzImage does; what is longer the kernel cuts off.
+    /// `COMMAND_LINE_SIZE` of Linux on x86 (arch/x86/include/asm/setup.h), less the closing NUL. An ELF file does not
+    /// say it, as the header of a bzImage does; what is longer the kernel cuts off.
     static let linuxCommandLineLimit = 2047
 
     /// Reads and checks the kernel's headers.
@@ -82,7 +83,8 @@ public struct KernelImage: Sendable {
         if let address = image.longModeEntry { return .longMode(address) }
         if let address = image.pvhEntry { return .pvh(address) }
         guard image.is64Bit else {
-            throw .noEntry(file: file.name, reason: "it is a 32-bit ELF without a PVH note, wanted the note or a 64-bit ELF")
+            throw .noEntry(
+                file: file.name, reason: "it is a 32-bit ELF without a PVH note, wanted the note or a 64-bit ELF")
         }
         guard let address = image.entry else {
             throw .noEntry(file: file.name, reason: "its e_entry lies in none of its segments and it has no PVH note")

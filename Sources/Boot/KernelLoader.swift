@@ -26,7 +26,9 @@ public struct KernelLoader: Sendable {
         identity: SMBIOSTables? = nil, processors: MPTable? = nil
     ) throws(BootError) {
         try commandLine.check(limit: kernel.commandLineLimit, kernel: "\(kernel.name) (\(kernel.kind))")
-        if let initrd, initrd.size == 0 { throw .malformed(file: initrd.name, reason: "an initrd without a byte in it") }
+        if let initrd, initrd.size == 0 {
+            throw .malformed(file: initrd.name, reason: "an initrd without a byte in it")
+        }
         self.kernel = kernel
         self.initrd = initrd
         self.commandLine = commandLine.text.rawBytes + [0]
@@ -89,7 +91,9 @@ public struct KernelLoader: Sendable {
     }
 
     /// Loads the segments and returns the end of the highest one.
-    private func load(_ image: ELFImage, into memory: BootMemory, limit: UInt64, isFresh: Bool) throws(BootError) -> UInt64 {
+    private func load(
+        _ image: ELFImage, into memory: BootMemory, limit: UInt64, isFresh: Bool
+    ) throws(BootError) -> UInt64 {
         for segment in image.segments { try checkPlace(segment.address, segment.end, limit: limit) }
         for segment in image.segments {
             try memory.load(file, at: segment.fileOffset, count: segment.fileSize, to: segment.address)
@@ -104,7 +108,8 @@ public struct KernelLoader: Sendable {
     private func checkPlace(_ start: UInt64, _ end: UInt64, limit: UInt64) throws(BootError) {
         typealias Layout = PhysicalLayout
         if start < Layout.highRAM {
-            let isFree = start >= Layout.endOfBootData && end <= Layout.commandLine
+            let isFree =
+                start >= Layout.endOfBootData && end <= Layout.commandLine
                 || start >= Layout.endOfCommandLine && end <= Layout.endOfLowRAM
             if !isFree { throw .reservedMemory(file: file.name, start: start, end: end) }
         } else if end > limit {
@@ -113,7 +118,9 @@ public struct KernelLoader: Sendable {
     }
 
     /// Loads the initrd as high as it may be, out of the way of a kernel that grows upwards.
-    private func placeInitrd(after kernelEnd: UInt64, limit: UInt64, in memory: BootMemory) throws(BootError) -> (address: UInt64, size: UInt64)? {
+    private func placeInitrd(
+        after kernelEnd: UInt64, limit: UInt64, in memory: BootMemory
+    ) throws(BootError) -> (address: UInt64, size: UInt64)? {
         guard let initrd else { return nil }
         let lowest = max(kernelEnd, PhysicalLayout.highRAM).alignedUp(to: 4096) ?? .max
         let free = limit > lowest ? (limit - lowest).alignedDown(to: 4096) : 0
@@ -129,7 +136,7 @@ public struct KernelLoader: Sendable {
         setupHeader: [UInt8]?, initrd: (address: UInt64, size: UInt64)?, map: [MemoryMapEntry], _ memory: BootMemory
     ) throws(BootError) {
         var seed: [UInt8] = []
-        for _ in 0 ..< 4 { seed.append(littleEndian: UInt64.random(in: .min ... .max)) }
+        for _ in 0..<4 { seed.append(littleEndian: UInt64.random(in: .min ... .max)) }
         try memory.write(LinuxBootParameters.randomSeed(seed), at: PhysicalLayout.setupData)
         let parameters = LinuxBootParameters(
             setupHeader: setupHeader, commandLine: PhysicalLayout.commandLine, initrd: initrd, rsdp: tables?.rsdp ?? 0,
@@ -137,7 +144,9 @@ public struct KernelLoader: Sendable {
         try memory.write(parameters.bytes(), at: PhysicalLayout.bootParameters)
     }
 
-    private func longMode(at entry: UInt64, bootParameters: UInt64 = 0, _ memory: BootMemory) throws(BootError) -> BootState {
+    private func longMode(
+        at entry: UInt64, bootParameters: UInt64 = 0, _ memory: BootMemory
+    ) throws(BootError) -> BootState {
         try memory.write(LongMode.makePageTables(), at: PhysicalLayout.pageTables)
         var state = BootState.longMode(at: entry)
         state.rdi = PhysicalLayout.startInfo

@@ -20,7 +20,7 @@ struct LinuxBootParameters {
         var page = [UInt8](repeating: 0, count: 4096)
         if let setupHeader {
             let start = LinuxImage.headerOffset
-            page.replaceSubrange(start ..< start + setupHeader.count, with: setupHeader)
+            page.replaceSubrange(start..<start + setupHeader.count, with: setupHeader)
         } else {
             page.store(UInt16(0xaa55), at: 0x1fe)
             page.store(UInt32(0x5372_6448), at: 0x202)  // "HdrS"

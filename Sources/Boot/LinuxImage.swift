@@ -52,18 +52,23 @@ public struct LinuxImage: Sendable, Equatable {
         guard version >= Self.minimumVersion else {
             throw .noEntry(
                 file: file.name,
-                reason: "it speaks boot protocol \(version >> 8).\(version & 0xff), wanted 2.12 or later (Linux 3.8 and later)")
+                reason:
+                    "it speaks boot protocol \(version >> 8).\(version & 0xff), wanted 2.12 or later (Linux 3.8 and later)"
+            )
         }
         guard try field(0x236, UInt16.self) & 1 != 0 else {
-            throw .noEntry(file: file.name, reason: "it has no 64-bit entry (a 32-bit kernel), wanted a kernel for x86-64")
+            throw .noEntry(
+                file: file.name, reason: "it has no 64-bit entry (a 32-bit kernel), wanted a kernel for x86-64")
         }
-        guard try field(0x211, UInt8.self) & 1 != 0 else { throw malformed("it is not to be loaded at 1 MiB or above (loadflags)") }
+        guard try field(0x211, UInt8.self) & 1 != 0 else {
+            throw malformed("it is not to be loaded at 1 MiB or above (loadflags)")
+        }
 
         // The jump instruction at 0x200 skips the header and so tells its end.
         let end = min(0x202 + Int(try field(0x201, UInt8.self)), Self.headerEnd)
         guard end >= 0x264 else { throw malformed("its setup header ends at \(hex(UInt64(end))), before init_size") }
         guard end <= start.count else { throw .truncated(file: file.name, wanted: UInt64(end), found: file.size) }
-        setupHeader = Array(start[Self.headerOffset ..< end])
+        setupHeader = Array(start[Self.headerOffset..<end])
 
         // 0 stands for 4, from a time when it was not filled in.
         let setupSectors = try field(Self.headerOffset, UInt8.self)
@@ -73,7 +78,9 @@ public struct LinuxImage: Sendable, Equatable {
         }
         // syssize counts 16-byte units; what follows them in the file (a signature) is not loaded.
         let systemSize = UInt64(try field(0x1f4, UInt32.self)) * 16
-        guard systemSize > Self.entryOffset else { throw malformed("its syssize of \(systemSize) bytes ends before its 64-bit entry") }
+        guard systemSize > Self.entryOffset else {
+            throw malformed("its syssize of \(systemSize) bytes ends before its 64-bit entry")
+        }
         // The build pads the last unit, or not.
         guard payloadOffset + systemSize <= file.size + 15 else {
             throw .truncated(file: file.name, wanted: payloadOffset + systemSize, found: file.size)
@@ -91,8 +98,9 @@ public struct LinuxImage: Sendable, Equatable {
         initrdLimit = UInt64(try field(0x22c, UInt32.self))
     }
 
-    /// Where to load it into RAM that ends at `limit`: where it prefers to be. A lower place gains nothing, since a relocatable kernel
-    /// that finds itself below its preferred address moves there (`pref_address`), whether there is RAM or not.
+    /// Where to load it into RAM that ends at `limit`: where it prefers to be. A lower place gains nothing, since a
+    /// relocatable kernel that finds itself below its preferred address moves there (`pref_address`), whether there is
+    /// RAM or not.
     func loadAddress(limit: UInt64, file: String) throws(BootError) -> UInt64 {
         let lowest = PhysicalLayout.highRAM.alignedUp(to: alignment) ?? .max
         let start = isRelocatable ? max(preferredAddress, lowest) : preferredAddress

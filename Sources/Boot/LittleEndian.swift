@@ -7,18 +7,20 @@ extension Array where Element == UInt8 {
         let size = MemoryLayout<Value>.size
         guard offset >= 0, offset <= count - size else { return nil }
         var value: Value = 0
-        for index in (0 ..< size).reversed() { value = value << 8 | Value(truncatingIfNeeded: self[offset + index]) }
+        for index in (0..<size).reversed() { value = value << 8 | Value(truncatingIfNeeded: self[offset + index]) }
         return value
     }
 
     /// Appends an integer's bytes, the least significant first.
     mutating func append<Value: FixedWidthInteger>(littleEndian value: Value) {
-        for index in 0 ..< MemoryLayout<Value>.size { append(UInt8(truncatingIfNeeded: value >> Value(8 * index))) }
+        for index in 0..<MemoryLayout<Value>.size { append(UInt8(truncatingIfNeeded: value >> Value(8 * index))) }
     }
 
     /// Overwrites the bytes at `offset`, which must lie within the array.
     mutating func store<Value: FixedWidthInteger>(_ value: Value, at offset: Int) {
-        for index in 0 ..< MemoryLayout<Value>.size { self[offset + index] = UInt8(truncatingIfNeeded: value >> Value(8 * index)) }
+        for index in 0..<MemoryLayout<Value>.size {
+            self[offset + index] = UInt8(truncatingIfNeeded: value >> Value(8 * index))
+        }
     }
 }
 

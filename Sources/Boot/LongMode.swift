@@ -14,8 +14,8 @@ enum LongMode {
         BootState.Table(base: PhysicalLayout.gdt, limit: UInt16(gdt.count * 8 - 1))
     }
 
-    /// The page-map level-4 table, a page-directory-pointer table and four page directories of 2 MiB pages, in this order
-    /// and one page each (AMD64 manual, volume 2, §5.3).
+    /// The page-map level-4 table, a page-directory-pointer table and four page directories of 2 MiB pages, in this
+    /// order and one page each (AMD64 manual, volume 2, §5.3).
     static func makePageTables() -> [UInt64] {
         let page: UInt64 = 4096
         let present: UInt64 = 1 << 0, writable: UInt64 = 1 << 1, large: UInt64 = 1 << 7
@@ -23,8 +23,10 @@ enum LongMode {
         let directories = pointers + page
         var entries = [UInt64](repeating: 0, count: 6 * 512)
         entries[0] = pointers | present | writable
-        for gigabyte in 0 ..< 4 { entries[512 + gigabyte] = (directories + UInt64(gigabyte) * page) | present | writable }
-        for largePage in 0 ..< 4 * 512 { entries[2 * 512 + largePage] = UInt64(largePage) << 21 | present | writable | large }
+        for gigabyte in 0..<4 { entries[512 + gigabyte] = (directories + UInt64(gigabyte) * page) | present | writable }
+        for largePage in 0..<4 * 512 {
+            entries[2 * 512 + largePage] = UInt64(largePage) << 21 | present | writable | large
+        }
         return entries
     }
 }

@@ -12,11 +12,15 @@ public struct MPTable: Sendable, Equatable {
     /// Floating pointer and configuration table.
     public let bytes: [UInt8]
 
-    private enum EntryType { static let processor: UInt8 = 0, bus: UInt8 = 1, ioapic: UInt8 = 2, interrupt: UInt8 = 3, localInterrupt: UInt8 = 4 }
+    private enum EntryType {
+        static let processor: UInt8 = 0, bus: UInt8 = 1, ioapic: UInt8 = 2, interrupt: UInt8 = 3,
+            localInterrupt: UInt8 = 4
+    }
     private enum InterruptType { static let vectored: UInt8 = 0, nmi: UInt8 = 1, external: UInt8 = 3 }
 
     /// - Parameters:
-    ///   - localAPICIDs: one for each CPU, the boot processor's first. Those that do not fit, by number or by value, are left out.
+    ///   - localAPICIDs: one for each CPU, the boot processor's first. Those that do not fit, by number or by value,
+    ///     are left out.
     ///   - pins: pins of the IOAPIC.
     public init(localAPICIDs: [UInt32], pins: UInt8 = 24) {
         let processors = localAPICIDs.prefix(Self.maximumCPUs).filter { $0 < 254 }.map { UInt8($0) }
@@ -30,18 +34,22 @@ public struct MPTable: Sendable, Equatable {
         }
         for id in processors {
             // Usable (bit 0), the boot processor (bit 1); a Pentium Pro or later with APIC and FPU.
-            add([EntryType.processor, id, 0x14, id == localAPICIDs.first.map(UInt8.init(truncatingIfNeeded:)) ? 3 : 1, 0, 6, 0, 0] + [1, 2, 0, 0] + [UInt8](repeating: 0, count: 8))
+            add(
+                [
+                    EntryType.processor, id, 0x14,
+                    id == localAPICIDs.first.map(UInt8.init(truncatingIfNeeded:)) ? 3 : 1, 0, 6, 0, 0,
+                ] + [1, 2, 0, 0] + [UInt8](repeating: 0, count: 8))
         }
         add([EntryType.bus, 0] + "ISA   ".utf8)
         add([EntryType.ioapic, ioapic, 0x11, 1, 0, 0, 0xc0, 0xfe])
-        // Each line on the pin of its number, but the timer, which KVM routes to pin 2. Polarity and trigger as ISA has them:
-        // active high, edge.
-        for line in 0 ..< pins where line != 2 {
+        // Each line on the pin of its number, but the timer, which KVM routes to pin 2. Polarity and trigger as ISA has
+        // them: active high, edge.
+        for line in 0..<pins where line != 2 {
             add([EntryType.interrupt, InterruptType.vectored, 0, 0, 0, line, ioapic, line == 0 ? 2 : line])
         }
         add([EntryType.localInterrupt, InterruptType.external, 0, 0, 0, 0, 0xff, 0])
         add([EntryType.localInterrupt, InterruptType.nmi, 0, 0, 0, 0, 0xff, 1])
-        bytes = Self.pointer + Self.header(entries: entries, count: count)  + entries
+        bytes = Self.pointer + Self.header(entries: entries, count: count) + entries
     }
 
     /// MP Floating Pointer Structure (§4.1): a configuration table follows, revision 1.4.

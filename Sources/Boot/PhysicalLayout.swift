@@ -65,8 +65,8 @@ public struct MemoryMapEntry: Sendable, Equatable {
             range(0, Layout.endOfBootData, .reserved),
             range(Layout.endOfBootData, Layout.endOfLowRAM, .ram),
             range(Layout.endOfLowRAM, Layout.endOfBaseMemory, .reserved),
-            // ACPI and SMBIOS tables, as one: what little RAM an ACPI range would give back is not worth what a kernel says of each range on its
-            // console, a byte an exit.
+            // ACPI and SMBIOS tables, as one: what little RAM an ACPI range would give back is not worth what a kernel
+            // says of each range on its console, a byte an exit.
             range(Layout.acpi, Layout.highRAM, .reserved),
         ]
         let low = min(memorySize, Layout.hole)

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// One debugger's visit: its packets in, answers out, the target in between ("Remote Serial Protocol" in the manual of GDB).
+/// One debugger's visit: its packets in, answers out, the target in between ("Remote Serial Protocol" in the manual of
+/// GDB).
 ///
-/// It does no I/O: whoever holds the connection gives it what has come and sends ``output``. The session begins with all threads stopped.
-/// All-stop mode: a stop of one thread stops all of them, and packets that come while threads run wait for that.
+/// It does no I/O: whoever holds the connection gives it what has come and sends ``output``. The session begins with
+/// all threads stopped. All-stop mode: a stop of one thread stops all of them, and packets that come while threads run
+/// wait for that.
 public struct DebugSession<Target: DebugTarget> {
     /// Whether threads run, so that ``stopped(_:)`` is due.
     public private(set) var isRunning = false
@@ -68,7 +70,9 @@ public struct DebugSession<Target: DebugTarget> {
         lastStop = stop
         selected = stop.thread
         // Told while the target still counts as running, as console output is.
-        if case .failure(let sentence) = stop.reason { answer([UInt8(ascii: "O")] + Hexadecimal.encode("swkvm: \(sentence)\n".utf8)) }
+        if case .failure(let sentence) = stop.reason {
+            answer([UInt8(ascii: "O")] + Hexadecimal.encode("swkvm: \(sentence)\n".utf8))
+        }
         answer(stopReply)
         while !isRunning, !isFinished, !waiting.isEmpty { handle(waiting.removeFirst()) }
     }
@@ -126,7 +130,9 @@ public struct DebugSession<Target: DebugTarget> {
         } catch { answer(error) }
     }
 
-    private static func twoDigits(_ value: UInt8) -> String { String(decoding: Hexadecimal.encode([value]), as: UTF8.self) }
+    private static func twoDigits(_ value: UInt8) -> String {
+        String(decoding: Hexadecimal.encode([value]), as: UTF8.self)
+    }
 
     private var stopReply: String {
         let thread = "thread:\(String(lastStop.thread, radix: 16));"
@@ -160,7 +166,11 @@ public struct DebugSession<Target: DebugTarget> {
         case .resumeSelected(let isStep, let address): resumeSelected(isStep: isStep, at: address)
         case .selectThread(let forResuming, let name): selectThread(name, forResuming: forResuming)
         case .isThreadAlive(let name):
-            if case .one(let thread) = name, (1...target.threadCount).contains(thread) { answer("OK") } else { answer(error: .refused) }
+            if case .one(let thread) = name, (1...target.threadCount).contains(thread) {
+                answer("OK")
+            } else {
+                answer(error: .refused)
+            }
         case .insert(let breakpoint):
             attempt { target, thread throws(DebugTargetError) in try target.insert(breakpoint, thread: thread) }
         case .remove(let breakpoint): attempt { target, _ throws(DebugTargetError) in try target.remove(breakpoint) }
@@ -174,7 +184,9 @@ public struct DebugSession<Target: DebugTarget> {
             target.kill()
         case .features(let words):
             features = Set(words.prefix(64))
-            answer("PacketSize=\(String(PacketLimit.size, radix: 16));QStartNoAckMode+;qXfer:features:read+;vContSupported+;swbreak+;hwbreak+")
+            answer(
+                "PacketSize=\(String(PacketLimit.size, radix: 16));QStartNoAckMode+;qXfer:features:read+;vContSupported+;swbreak+;hwbreak+"
+            )
         case .resumeKinds: answer("vCont;c;C;s;S")
         case .stopAcknowledging:
             answer("OK")
@@ -222,12 +234,15 @@ public struct DebugSession<Target: DebugTarget> {
 
     private mutating func readRegister(_ number: Int) {
         guard RegisterSet.all.indices.contains(number) else { return answer(error: .refused) }
-        do throws(DebugTargetError) { answer(Self.digits(of: number, in: try target.registers(of: selected))) } catch { answer(error) }
+        do throws(DebugTargetError) { answer(Self.digits(of: number, in: try target.registers(of: selected))) } catch {
+            answer(error)
+        }
     }
 
     private static func digits(of number: Int, in file: RegisterFile) -> [UInt8] {
         let bytes = file.bytes(of: number)
-        return file.isMissing(number) ? [UInt8](repeating: UInt8(ascii: "x"), count: bytes.count * 2) : Hexadecimal.encode(bytes)
+        return file.isMissing(number)
+            ? [UInt8](repeating: UInt8(ascii: "x"), count: bytes.count * 2) : Hexadecimal.encode(bytes)
     }
 
     /// All of them, or the first ones: what is not sent stays.
@@ -235,7 +250,8 @@ public struct DebugSession<Target: DebugTarget> {
         attempt { target, thread throws(DebugTargetError) in
             var file = try target.registers(of: thread)
             var changed: [Int] = []
-            for (number, register) in RegisterSet.all.enumerated() where register.offset + register.size <= bytes.count {
+            for (number, register) in RegisterSet.all.enumerated() where register.offset + register.size <= bytes.count
+            {
                 let value = bytes[register.offset..<register.offset + register.size]
                 if !value.elementsEqual(file.bytes(of: number)) {
                     file.setBytes(value, of: number)
@@ -247,7 +263,9 @@ public struct DebugSession<Target: DebugTarget> {
     }
 
     private mutating func writeRegister(_ number: Int, _ bytes: [UInt8]) {
-        guard RegisterSet.all.indices.contains(number), bytes.count == RegisterSet.all[number].size else { return answer(error: .refused) }
+        guard RegisterSet.all.indices.contains(number), bytes.count == RegisterSet.all[number].size else {
+            return answer(error: .refused)
+        }
         attempt { target, thread throws(DebugTargetError) in
             var file = try target.registers(of: thread)
             file.setBytes(bytes, of: number)
@@ -258,7 +276,9 @@ public struct DebugSession<Target: DebugTarget> {
     private mutating func readMemory(_ address: UInt64, _ count: Int) {
         guard count > 0 else { return answer("") }
         do throws(DebugTargetError) {
-            answer(Hexadecimal.encode(try target.readMemory(at: address, count: min(count, PacketLimit.memory), thread: selected)))
+            answer(
+                Hexadecimal.encode(
+                    try target.readMemory(at: address, count: min(count, PacketLimit.memory), thread: selected)))
         } catch { answer(error) }
     }
 

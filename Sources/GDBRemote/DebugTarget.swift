@@ -2,7 +2,8 @@
 
 /// What is debugged: a machine of one or more processors, each of which is a thread to the debugger.
 ///
-/// Threads are numbered from 1. But for ``interrupt()`` and ``kill()``, methods are called only while all of them are stopped.
+/// Threads are numbered from 1. But for ``interrupt()`` and ``kill()``, methods are called only while all of them are
+/// stopped.
 public protocol DebugTarget: AnyObject {
     var threadCount: Int { get }
     /// What `info threads` shows.

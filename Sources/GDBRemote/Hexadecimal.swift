@@ -2,7 +2,9 @@
 
 /// Hexadecimal digits, as the protocol has all its numbers and most of its data.
 enum Hexadecimal {
-    static func digit(_ value: UInt8) -> UInt8 { value < 10 ? UInt8(ascii: "0") + value : UInt8(ascii: "a") - 10 + value }
+    static func digit(_ value: UInt8) -> UInt8 {
+        value < 10 ? UInt8(ascii: "0") + value : UInt8(ascii: "a") - 10 + value
+    }
 
     /// The value of a digit, of either case.
     static func value(of digit: UInt8) -> UInt8? {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Finds packets in what a debugger sends ("Remote Protocol Overview" in the manual of GDB): `$`, the data, `#`, two digits of checksum.
+/// Finds packets in what a debugger sends ("Remote Protocol Overview" in the manual of GDB): `$`, the data, `#`, two
+/// digits of checksum.
 ///
 /// The stream is not trusted: whatever it is, the reader keeps at most ``PacketLimit/size`` bytes of it.
 struct PacketReader {
@@ -74,7 +75,8 @@ struct PacketReader {
     }
 
     private func complete(_ first: UInt8, _ second: UInt8) -> Event {
-        guard let high = Hexadecimal.value(of: first), let low = Hexadecimal.value(of: second), sum == high << 4 | low else { return .damaged }
+        guard let high = Hexadecimal.value(of: first), let low = Hexadecimal.value(of: second), sum == high << 4 | low
+        else { return .damaged }
         return isTooLong ? .tooLong : .packet(data)
     }
 }

@@ -78,8 +78,10 @@ extension Request {
             case UInt8(ascii: "P"): Self.writeRegister(&text)
             case UInt8(ascii: "m"): Self.readMemory(&text)
             case UInt8(ascii: "M"), UInt8(ascii: "X"): Self.writeMemory(&text, isBinary: kind == UInt8(ascii: "X"))
-            case UInt8(ascii: "c"), UInt8(ascii: "s"): Self.resumeSelected(&text, isStep: kind == UInt8(ascii: "s"), hasSignal: false)
-            case UInt8(ascii: "C"), UInt8(ascii: "S"): Self.resumeSelected(&text, isStep: kind == UInt8(ascii: "S"), hasSignal: true)
+            case UInt8(ascii: "c"), UInt8(ascii: "s"):
+                Self.resumeSelected(&text, isStep: kind == UInt8(ascii: "s"), hasSignal: false)
+            case UInt8(ascii: "C"), UInt8(ascii: "S"):
+                Self.resumeSelected(&text, isStep: kind == UInt8(ascii: "S"), hasSignal: true)
             case UInt8(ascii: "H"): Self.selectThread(&text)
             case UInt8(ascii: "T"): text.lastThread().map { .isThreadAlive($0) }
             case UInt8(ascii: "Z"): Self.breakpoint(&text).map { .insert($0) }
@@ -94,7 +96,9 @@ extension Request {
 
     /// `P n=bytes`
     private static func writeRegister(_ text: inout PacketText) -> Request? {
-        guard let number = text.number(), let register = Int(exactly: number), text.skip("="), let bytes = Hexadecimal.decode(text.rest) else { return nil }
+        guard let number = text.number(), let register = Int(exactly: number), text.skip("="),
+            let bytes = Hexadecimal.decode(text.rest)
+        else { return nil }
         return .writeRegister(register, bytes)
     }
 
@@ -107,7 +111,8 @@ extension Request {
     /// `M address,count:digits` and `X address,count:bytes`
     private static func writeMemory(_ text: inout PacketText, isBinary: Bool) -> Request? {
         guard let address = text.number(), text.skip(","), let count = text.number(), text.skip(":") else { return nil }
-        guard let bytes = isBinary ? Array(text.rest) : Hexadecimal.decode(text.rest), UInt64(bytes.count) == count else { return nil }
+        guard let bytes = isBinary ? Array(text.rest) : Hexadecimal.decode(text.rest), UInt64(bytes.count) == count
+        else { return nil }
         return .writeMemory(address: address, bytes: bytes)
     }
 
@@ -125,13 +130,17 @@ extension Request {
 
     /// `Hg thread`, `Hc thread`
     private static func selectThread(_ text: inout PacketText) -> Request? {
-        guard let use = text.next(), use == UInt8(ascii: "g") || use == UInt8(ascii: "c"), let thread = text.lastThread() else { return nil }
+        guard let use = text.next(), use == UInt8(ascii: "g") || use == UInt8(ascii: "c"),
+            let thread = text.lastThread()
+        else { return nil }
         return .selectThread(forResuming: use == UInt8(ascii: "c"), thread)
     }
 
     /// `Z kind,address,size`; what may follow (conditions, commands) is not announced, so it does not come.
     private static func breakpoint(_ text: inout PacketText) -> Breakpoint? {
-        guard let number = text.number(), text.skip(","), let address = text.number(), text.skip(","), let size = text.lastNumber() else { return nil }
+        guard let number = text.number(), text.skip(","), let address = text.number(), text.skip(","),
+            let size = text.lastNumber()
+        else { return nil }
         guard let kind = Breakpoint.Kind(rawValue: Int(clamping: number)) else { return nil }
         return Breakpoint(kind: kind, address: address, size: Int(clamping: size))
     }
@@ -140,7 +149,8 @@ extension Request {
     private static func named(_ data: [UInt8]) -> Request? {
         var text = PacketText(data)
         if text.skip("qSupported") {
-            let words = text.skip(":") ? String(decoding: text.rest, as: UTF8.self).split(separator: ";").map(String.init) : []
+            let words =
+                text.skip(":") ? String(decoding: text.rest, as: UTF8.self).split(separator: ";").map(String.init) : []
             return .features(words)
         }
         if text.skip("vCont?") { return .resumeKinds }
@@ -152,7 +162,9 @@ extension Request {
         if text.skip("qsThreadInfo") { return .moreThreads }
         if text.skip("qThreadExtraInfo,") { return text.lastThread().map { .describeThread($0) } }
         if text.skip("qXfer:features:read:") { return readDescription(&text) }
-        if text.skip("qRcmd,") { return Hexadecimal.decode(text.rest).map { .monitor(String(decoding: $0, as: UTF8.self)) } }
+        if text.skip("qRcmd,") {
+            return Hexadecimal.decode(text.rest).map { .monitor(String(decoding: $0, as: UTF8.self)) }
+        }
         return data == Array("qC".utf8) ? .currentThread : .unknown
     }
 

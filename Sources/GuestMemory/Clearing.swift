@@ -7,16 +7,19 @@ internal import Linux
 extension GuestMemory {
     /// Makes all of the memory zero, as it was after it had been mapped: for the reset of a guest that no longer runs.
     ///
-    /// Ordinary pages go back to the host, so the time it takes depends on how many there are. Huge pages stay and are filled with zeros: the
-    /// kernel need not keep the reservation of one that is given back.
+    /// Ordinary pages go back to the host, so the time it takes depends on how many there are. Huge pages stay and are
+    /// filled with zeros: the kernel need not keep the reservation of one that is given back.
     /// - Parameter isInterrupted: asked now and then, by each of the threads that do it: whether to give up.
-    /// - Throws: ``GuestMemoryError/interrupted``; ``GuestMemoryError/refused(size:_:)`` when the kernel does not take pages back.
+    /// - Throws: ``GuestMemoryError/interrupted``; ``GuestMemoryError/refused(size:_:)`` when the kernel does not take
+    ///   pages back.
     public func clear(isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(GuestMemoryError) {
         guard case .hugePages(let page) = backing else { return try discard(isInterrupted: isInterrupted) }
         let pages = Int(size / page.bytes)
         let workers = max(1, min(sysconf(Int32(_SC_NPROCESSORS_ONLN)), 64, pages))
         withParallelWorkers(workers, named: "clear") { [self] worker in
-            for index in stride(from: worker, to: pages, by: workers) where !isInterrupted() { zero(page: index, size: Int(page.bytes)) }
+            for index in stride(from: worker, to: pages, by: workers) where !isInterrupted() {
+                zero(page: index, size: Int(page.bytes))
+            }
         }
         if isInterrupted() { throw .interrupted }
     }
@@ -29,7 +32,8 @@ extension GuestMemory {
             if isInterrupted() { throw .interrupted }
             let count = min(step, Int(size) - offset)
             // The range lies within the mapping, which begins with the first region and has `size` bytes.
-            let status = unsafe madvise(regions[0].host + offset, count, descriptor == nil ? MADV_DONTNEED : MADV_REMOVE)
+            let status = unsafe madvise(
+                regions[0].host + offset, count, descriptor == nil ? MADV_DONTNEED : MADV_REMOVE)
             if status < 0 { throw .refused(size: UInt64(count), .last("madvise")) }
         }
     }

@@ -16,7 +16,8 @@ internal import Linux
     /// By ascending address: RAM from 0 up to the hole, and what is left from 4 GiB up.
     public let regions: [MemoryRegion]
 
-    /// The memfd of shared memory, for a back-end in another process; ``MemoryRegion/offset`` is where a region starts in it.
+    /// The memfd of shared memory, for a back-end in another process; ``MemoryRegion/offset`` is where a region starts
+    /// in it.
     public let descriptor: Int32?
 
     /// A view for a thread that works on the memory; valid while this object lives.
@@ -31,7 +32,9 @@ internal import Linux
     /// - Parameters:
     ///   - size: bytes, a multiple of the backing's page size, at most what the host has.
     ///   - shared: whether the memory is a memfd that other processes can map.
-    public convenience init(size: UInt64, backing: MemoryBacking = .anonymous, shared: Bool = false) throws(GuestMemoryError) {
+    public convenience init(
+        size: UInt64, backing: MemoryBacking = .anonymous, shared: Bool = false
+    ) throws(GuestMemoryError) {
         let low = min(size, GuestAddress.hole.lowerBound.rawValue)
         try self.init(
             layout: [(GuestAddress(0), low), (GuestAddress.hole.upperBound, size - low)].filter { $0.1 > 0 },
@@ -39,7 +42,9 @@ internal import Linux
     }
 
     /// Maps RAM in the given regions, each a start and a size, in ascending order and apart from each other.
-    package init(layout: [(start: GuestAddress, size: UInt64)], backing: MemoryBacking, shared: Bool) throws(GuestMemoryError) {
+    package init(
+        layout: [(start: GuestAddress, size: UInt64)], backing: MemoryBacking, shared: Bool
+    ) throws(GuestMemoryError) {
         let size = layout.reduce(0) { $0 &+ $1.size }
         try Self.check(size: size, backing: backing)
         if shared {
@@ -90,20 +95,24 @@ internal import Linux
         let number = unsafe clinux_memfd_create("guest-ram", flags)
         guard number >= 0 else { throw .refused(size: size, .last("memfd_create")) }
         let file = FileDescriptor(owning: number)
-        guard ftruncate(number, off_t(truncatingIfNeeded: size)) == 0 else { throw .refused(size: size, .last("ftruncate")) }
+        guard ftruncate(number, off_t(truncatingIfNeeded: size)) == 0 else {
+            throw .refused(size: size, .last("ftruncate"))
+        }
         return file
     }
 
     /// Address space for the memory, with at least a page before and behind it.
     private static func reserve(size: UInt64, alignment: UInt64) throws(GuestMemoryError) -> Mapping {
         do {
-            return try Mapping(size: Int(size &+ 2 &* alignment), protection: PROT_NONE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+            return try Mapping(
+                size: Int(size &+ 2 &* alignment), protection: PROT_NONE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
         } catch {
             throw .refused(size: size, error)
         }
     }
 
-    private static func alignedStart(of reservation: borrowing Mapping, to alignment: UInt64) -> UnsafeMutableRawPointer {
+    private static func alignedStart(of reservation: borrowing Mapping, to alignment: UInt64) -> UnsafeMutableRawPointer
+    {
         let start = unsafe UInt(bitPattern: reservation.start)
         let aligned = (start &+ UInt(alignment)) & ~UInt(alignment &- 1)
         // At most `alignment` bytes on, of the two that the reservation has besides the memory.
@@ -121,7 +130,8 @@ internal import Linux
         guard unsafe result == host else {
             let error = SystemCallError.last("mmap")
             // Somebody else may have taken the pages since they were counted.
-            if case .hugePages(let page) = backing, let shortage = try HugePagePool(page).shortage(for: size, in: page) {
+            if case .hugePages(let page) = backing, let shortage = try HugePagePool(page).shortage(for: size, in: page)
+            {
                 throw .hugePages(shortage)
             }
             throw .refused(size: size, error)

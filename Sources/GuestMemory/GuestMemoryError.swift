@@ -53,7 +53,9 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
             "\(byteText(size)) of guest memory are to come from the host's \(nodeText(nodes)) with \(roundedText(total)): name more nodes, or ask for less"
         case .hugePagesOfNodes(let size, let pageSize, let nodes, let free):
             "\(byteText(size)) in \(byteText(pageSize)) pages of the host's \(nodeText(nodes)) needs \(size / pageSize) huge pages there, \(free) are free: "
-                + nodes.map { "`echo N > /sys/devices/system/node/node\($0)/hugepages/hugepages-\(pageSize >> 10)kB/nr_hugepages`" }.joined(separator: ", ")
+                + nodes.map {
+                    "`echo N > /sys/devices/system/node/node\($0)/hugepages/hugepages-\(pageSize >> 10)kB/nr_hugepages`"
+                }.joined(separator: ", ")
         case .placement(let size, let nodes, let error):
             "\(byteText(size)) of guest memory could not be had from the host's \(nodeText(nodes)) (\(error)); "
                 + "nodes without memory, and those outside of this process's cpuset, give none"
@@ -88,16 +90,19 @@ public struct HugePageShortage: Equatable, Sendable, CustomStringConvertible {
     public let isDefaultSize: Bool
 
     public var description: String {
-        let command = isDefaultSize
+        let command =
+            isDefaultSize
             ? "sysctl vm.nr_hugepages=\(suggestedTotal)"
             : "echo \(suggestedTotal) > \(HugePagePool.directory(pageSize: pageSize))/nr_hugepages"
-        return "\(byteText(size)) in \(byteText(pageSize)) pages needs \(size / pageSize) huge pages, \(free) are free: `\(command)`"
+        return
+            "\(byteText(size)) in \(byteText(pageSize)) pages needs \(size / pageSize) huge pages, \(free) are free: `\(command)`"
     }
 }
 
 /// An exact size in the largest binary unit that divides it: `2 GiB`, `1536 MiB`, `513 bytes`.
 package func byteText(_ size: UInt64) -> String {
-    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] where size != 0 && size.trailingZeroBitCount >= shift {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")]
+    where size != 0 && size.trailingZeroBitCount >= shift {
         return "\(size >> UInt64(shift)) \(unit)"
     }
     return "\(size) bytes"
@@ -105,7 +110,8 @@ package func byteText(_ size: UInt64) -> String {
 
 /// `node 1`, `nodes 0 and 1`.
 private func nodeText(_ nodes: [Int]) -> String {
-    (nodes.count == 1 ? "node " : "nodes ") + nodes.map(String.init).joined(separator: nodes.count == 2 ? " and " : ", ")
+    (nodes.count == 1 ? "node " : "nodes ")
+        + nodes.map(String.init).joined(separator: nodes.count == 2 ? " and " : ", ")
 }
 
 /// A measured size in whole MiB.

@@ -10,7 +10,8 @@ public import CLinux
     public let start: GuestAddress
     /// Bytes, a multiple of the page size.
     public let size: UInt64
-    /// Where it is mapped in this process, for as long as the ``GuestMemory`` lives; what KVM wants as `userspace_addr`.
+    /// Where it is mapped in this process, for as long as the ``GuestMemory`` lives; what KVM wants as
+    /// `userspace_addr`.
     public let host: UnsafeMutableRawPointer
     /// Where it starts in the memfd of shared memory (``GuestMemory/descriptor``), in bytes.
     public let offset: UInt64
@@ -75,14 +76,28 @@ public import CLinux
     // MARK: Values, little-endian as the guest is; any alignment
 
     public func readUInt8(at address: GuestAddress) throws(GuestMemoryError) -> UInt8 { try range(address, 1).load8(0) }
-    public func readUInt16(at address: GuestAddress) throws(GuestMemoryError) -> UInt16 { try range(address, 2).load16(0) }
-    public func readUInt32(at address: GuestAddress) throws(GuestMemoryError) -> UInt32 { try range(address, 4).load32(0) }
-    public func readUInt64(at address: GuestAddress) throws(GuestMemoryError) -> UInt64 { try range(address, 8).load64(0) }
+    public func readUInt16(at address: GuestAddress) throws(GuestMemoryError) -> UInt16 {
+        try range(address, 2).load16(0)
+    }
+    public func readUInt32(at address: GuestAddress) throws(GuestMemoryError) -> UInt32 {
+        try range(address, 4).load32(0)
+    }
+    public func readUInt64(at address: GuestAddress) throws(GuestMemoryError) -> UInt64 {
+        try range(address, 8).load64(0)
+    }
 
-    public func write(_ value: UInt8, at address: GuestAddress) throws(GuestMemoryError) { try range(address, 1).store8(value, 0) }
-    public func write(_ value: UInt16, at address: GuestAddress) throws(GuestMemoryError) { try range(address, 2).store16(value, 0) }
-    public func write(_ value: UInt32, at address: GuestAddress) throws(GuestMemoryError) { try range(address, 4).store32(value, 0) }
-    public func write(_ value: UInt64, at address: GuestAddress) throws(GuestMemoryError) { try range(address, 8).store64(value, 0) }
+    public func write(_ value: UInt8, at address: GuestAddress) throws(GuestMemoryError) {
+        try range(address, 1).store8(value, 0)
+    }
+    public func write(_ value: UInt16, at address: GuestAddress) throws(GuestMemoryError) {
+        try range(address, 2).store16(value, 0)
+    }
+    public func write(_ value: UInt32, at address: GuestAddress) throws(GuestMemoryError) {
+        try range(address, 4).store32(value, 0)
+    }
+    public func write(_ value: UInt64, at address: GuestAddress) throws(GuestMemoryError) {
+        try range(address, 8).store64(value, 0)
+    }
 
     // MARK: Bytes
 

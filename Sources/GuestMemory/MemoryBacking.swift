@@ -51,13 +51,15 @@ extension HugePagePool {
         let directory = Self.directory(pageSize: size.bytes)
         func figure(_ name: String) throws(GuestMemoryError) -> UInt64 {
             guard let text = try? readFile("\(directory)/\(name)", limit: 64),
-                  let number = decimal(text[...]) else { throw .noHugePages(pageSize: size.bytes) }
+                let number = decimal(text[...])
+            else { throw .noHugePages(pageSize: size.bytes) }
             return number
         }
         // The kernel changes the figures between these reads: no difference may trap.
         let surplus = try figure("surplus_hugepages")
         total = subtract(surplus, from: try figure("nr_hugepages"))
-        available = subtract(try figure("resv_hugepages"), from: try figure("free_hugepages"))
+        available =
+            subtract(try figure("resv_hugepages"), from: try figure("free_hugepages"))
             &+ subtract(surplus, from: try figure("nr_overcommit_hugepages"))
     }
 

@@ -2,7 +2,8 @@
 
 internal import Linux
 
-/// The memory limit of the control group that this process is in, the lowest of its own and those above it (cgroups(7)).
+/// The memory limit of the control group that this process is in, the lowest of its own and those above it
+/// (cgroups(7)).
 struct MemoryControlGroup: Equatable {
     /// Bytes that the group's processes may have, in RAM and in swap.
     let limit: UInt64
@@ -28,9 +29,16 @@ struct MemoryControlGroup: Equatable {
             guard fields.count == 3 else { continue }
             let controllers = fields[1].split(separator: UInt8(ascii: ","))
             let version: Version
-            if fields[1].isEmpty { version = .two } else if controllers.contains(where: { $0.elementsEqual("memory".utf8) }) { version = .one } else { continue }
+            if fields[1].isEmpty {
+                version = .two
+            } else if controllers.contains(where: { $0.elementsEqual("memory".utf8) }) {
+                version = .one
+            } else {
+                continue
+            }
             let names = fields[2].split(separator: UInt8(ascii: "/")).map { String(decoding: $0, as: UTF8.self) }
-            // In a container the path is often not below what is mounted there, but the mounted directory is the process's own.
+            // In a container the path is often not below what is mounted there, but the mounted directory is the
+            // process's own.
             for depth in 0...names.count {
                 let directory = ([version.root] + names[..<depth]).joined(separator: "/")
                 guard let limit = version.limit(of: directory, swap: swap, read: read) else { continue }
@@ -48,7 +56,9 @@ struct MemoryControlGroup: Equatable {
 
         /// RAM and swap that a group may have; nil without a limit.
         func limit(of directory: String, swap: UInt64, read: (String) -> [UInt8]?) -> UInt64? {
-            func figure(_ name: String) -> UInt64? { read(directory + "/" + name).flatMap { decimal($0[...]) }.flatMap { $0 < 1 << 60 ? $0 : nil } }
+            func figure(_ name: String) -> UInt64? {
+                read(directory + "/" + name).flatMap { decimal($0[...]) }.flatMap { $0 < 1 << 60 ? $0 : nil }
+            }
             switch self {
             case .one:
                 guard let memory = figure("memory.limit_in_bytes") else { return nil }
@@ -63,9 +73,12 @@ struct MemoryControlGroup: Equatable {
 }
 
 extension GuestMemory {
-    /// Refuses memory that the process's control group does not allow it to have: the kernel ends a process that takes more, without a word.
+    /// Refuses memory that the process's control group does not allow it to have: the kernel ends a process that takes
+    /// more, without a word.
     /// - Parameter size: bytes that will be touched, of a guest's RAM in ordinary pages.
-    public static func checkControlGroup(size: UInt64) throws(GuestMemoryError) { try check(size: size, in: MemoryControlGroup()) }
+    public static func checkControlGroup(size: UInt64) throws(GuestMemoryError) {
+        try check(size: size, in: MemoryControlGroup())
+    }
 
     static func check(size: UInt64, in group: MemoryControlGroup?) throws(GuestMemoryError) {
         // Page tables of the process and of KVM, 8 bytes a page each, and the process's own.

@@ -13,7 +13,8 @@ public struct MemoryUsage: Equatable, Sendable {
 }
 
 extension GuestMemory {
-    /// Reads the kernel's figures for this memory (/proc/self/smaps). It walks the page tables: for a status line, not a loop.
+    /// Reads the kernel's figures for this memory (/proc/self/smaps). It walks the page tables: for a status line, not
+    /// a loop.
     public func usage() throws(GuestMemoryError) -> MemoryUsage {
         let text: [UInt8]
         do {

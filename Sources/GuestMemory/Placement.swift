@@ -32,20 +32,25 @@ public struct MemoryPolicy: Sendable, Equatable {
 extension GuestMemory {
     /// Says from which of the host's nodes a run of the memory gets its pages; before anything touches them.
     ///
-    /// Where huge pages must come from certain nodes they are taken at once: the kernel reserves them for the host as a whole, and a
-    /// guest that touches one later that its node does not have would die of SIGBUS.
+    /// Where huge pages must come from certain nodes they are taken at once: the kernel reserves them for the host as a
+    /// whole, and a guest that touches one later that its node does not have would die of SIGBUS.
     /// - Parameters:
-    ///   - offset: bytes from the first, lower memory before higher, as ``MemoryRegion/offset`` counts them; a multiple of the page size.
+    ///   - offset: bytes from the first, lower memory before higher, as ``MemoryRegion/offset`` counts them; a multiple
+    ///     of the page size.
     ///   - count: bytes, a multiple of the page size.
     ///   - isInterrupted: asked now and then while pages are taken: whether to give up.
     ///   - progress: gets, while pages are taken, the bytes that are done and those in all.
     /// - Throws: ``GuestMemoryError/noHostNode(_:online:)``, ``GuestMemoryError/hostNodesTooSmall(size:nodes:total:)``,
-    ///   ``GuestMemoryError/hugePagesOfNodes(size:pageSize:nodes:free:)``, ``GuestMemoryError/placement(size:nodes:_:)``.
+    ///   ``GuestMemoryError/hugePagesOfNodes(size:pageSize:nodes:free:)``,
+    ///   ``GuestMemoryError/placement(size:nodes:_:)``.
     public func place(
-        offset: UInt64, count: UInt64, by policy: MemoryPolicy, isInterrupted: @escaping @Sendable () -> Bool = { false },
+        offset: UInt64, count: UInt64, by policy: MemoryPolicy,
+        isInterrupted: @escaping @Sendable () -> Bool = { false },
         progress: Progress? = nil
     ) throws(GuestMemoryError) {
-        for part in [offset, count] where part % backing.pageSize != 0 { throw .notPageMultiple(size: part, pageSize: backing.pageSize) }
+        for part in [offset, count] where part % backing.pageSize != 0 {
+            throw .notPageMultiple(size: part, pageSize: backing.pageSize)
+        }
         precondition(offset <= size && count <= size - offset, "a run beyond the memory's end")
         guard count > 0 else { return }
         let nodes = policy.hostNodes.sorted()
@@ -100,7 +105,8 @@ struct HostNodes {
 
     /// Bytes of RAM.
     private static func memory(ofNode node: Int) -> UInt64 {
-        let lines = ((try? readFile("\(directory)/node\(node)/meminfo", limit: 64 << 10)) ?? []).split(separator: UInt8(ascii: "\n"))
+        let lines = ((try? readFile("\(directory)/node\(node)/meminfo", limit: 64 << 10)) ?? []).split(
+            separator: UInt8(ascii: "\n"))
         return lines.lazy.compactMap { kilobytes(in: $0, of: "Node \(node) MemTotal:") }.first ?? 0
     }
 

@@ -12,7 +12,8 @@ extension GuestMemory {
     ///   - threads: how many work at it; by default one for each CPU of the host.
     ///   - isInterrupted: asked now and then, by each of them: whether to give up.
     ///   - progress: gets the bytes that are done and those in all, now and then, from each of them.
-    /// - Throws: ``GuestMemoryError/prealloc(size:_:)`` when there are too few pages; nobody gets a SIGBUS. ``GuestMemoryError/interrupted``.
+    /// - Throws: ``GuestMemoryError/prealloc(size:_:)`` when there are too few pages; nobody gets a SIGBUS.
+    ///   ``GuestMemoryError/interrupted``.
     public func prealloc(
         threads: Int? = nil, isInterrupted: @escaping @Sendable () -> Bool = { false }, progress: Progress? = nil
     ) throws(GuestMemoryError) {
@@ -24,7 +25,8 @@ extension GuestMemory {
 
     /// The same for a run of whole pages, `offset` bytes from the first.
     func prealloc(
-        offset: UInt64, count: UInt64, threads: Int? = nil, isInterrupted: @escaping @Sendable () -> Bool, progress: Progress? = nil
+        offset: UInt64, count: UInt64, threads: Int? = nil, isInterrupted: @escaping @Sendable () -> Bool,
+        progress: Progress? = nil
     ) throws(GuestMemoryError) {
         let pages = count / backing.pageSize
         let workers = UInt64(max(1, min(threads ?? sysconf(Int32(_SC_NPROCESSORS_ONLN)), 64, Int(clamping: pages))))

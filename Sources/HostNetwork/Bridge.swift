@@ -21,9 +21,10 @@ public enum Bridge {
 
     /// Creates a bridge, marked and up.
     ///
-    /// Its address is fixed from the start: a bridge without one takes the lowest of its ports' and changes it as they come and go,
-    /// which leaves stale entries in everybody's ARP tables.
-    public static func create(_ name: InterfaceName, _ netlink: borrowing RouteNetlink) throws(HostNetworkError) -> Link {
+    /// Its address is fixed from the start: a bridge without one takes the lowest of its ports' and changes it as they
+    /// come and go, which leaves stale entries in everybody's ARP tables.
+    public static func create(_ name: InterfaceName, _ netlink: borrowing RouteNetlink) throws(HostNetworkError) -> Link
+    {
         try netlink.createLink(name, kind: "bridge", address: .random())
         guard let link = try netlink.link(named: name) else { throw .bridgeMissing(name) }
         do {
@@ -37,7 +38,9 @@ public enum Bridge {
     }
 
     /// Removes a bridge that carries the mark and has no port besides `except`; leaves any other alone.
-    static func removeIfUnused(_ name: InterfaceName, except port: Int32, _ netlink: borrowing RouteNetlink) throws(HostNetworkError) {
+    static func removeIfUnused(
+        _ name: InterfaceName, except port: Int32, _ netlink: borrowing RouteNetlink
+    ) throws(HostNetworkError) {
         guard let bridge = try netlink.link(named: name), bridge.kind == "bridge", bridge.alias == mark else { return }
         guard try netlink.ports(of: bridge.index).allSatisfy({ $0.index == port }) else { return }
         try netlink.delete(bridge)

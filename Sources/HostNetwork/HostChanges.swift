@@ -43,7 +43,8 @@ struct HostChanges: ~Copyable, Sendable {
         let tap: TAPDevice
         if let found { tap = try TAPDevice.open(found) } else { tap = try TAPDevice.create(name) }
         guard let link = try netlink.link(named: tap.name) else {
-            throw .refused(action: "looking for \(tap.name)", SystemCallError("RTM_GETLINK", errno: ENODEV), explanation: "")
+            throw .refused(
+                action: "looking for \(tap.name)", SystemCallError("RTM_GETLINK", errno: ENODEV), explanation: "")
         }
         tapIndex = link.index
         mtu = wanted ?? (found == nil ? bridge?.mtu : nil) ?? link.mtu
@@ -53,7 +54,8 @@ struct HostChanges: ~Copyable, Sendable {
         }
         if let bridge, link.master != bridge.index {
             try netlink.set(link, master: bridge)
-            // Also for a created TAP: a child process that inherited its descriptor may keep it for a while, but not in the bridge.
+            // Also for a created TAP: a child process that inherited its descriptor may keep it for a while, but not in
+            // the bridge.
             changes.append(.master(link))
         }
         if !link.isUp {

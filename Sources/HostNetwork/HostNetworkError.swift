@@ -44,7 +44,8 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
         case packetInformation
         /// Opened without IFF_VNET_HDR, though offloads were asked for.
         case noHeader
-        /// Opened by this process itself, or taken over already: two owners would share the frames out, and both close it.
+        /// Opened by this process itself, or taken over already: two owners would share the frames out, and both close
+        /// it.
         case notInherited
     }
 

@@ -16,8 +16,8 @@ public enum LinkState: Equatable, Sendable {
     case elsewhere
 }
 
-/// Hears from the kernel when an interface is switched off and on, loses and gets its carrier, gets another MTU, or is removed
-/// (rtnetlink(7), the group of links).
+/// Hears from the kernel when an interface is switched off and on, loses and gets its carrier, gets another MTU, or is
+/// removed (rtnetlink(7), the group of links).
 ///
 /// It listens in the network namespace of the thread that made it. Not for two threads at a time.
 public struct LinkWatcher: ~Copyable, Sendable {
@@ -34,8 +34,11 @@ public struct LinkWatcher: ~Copyable, Sendable {
     }
 
     private static func open() throws(HostNetworkError) -> FileDescriptor {
-        func failure(_ call: String) -> HostNetworkError { .refused(action: "listening to changes of interfaces", .last(call), explanation: "") }
-        let number = Glibc.socket(AF_NETLINK, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), NETLINK_ROUTE)
+        func failure(_ call: String) -> HostNetworkError {
+            .refused(action: "listening to changes of interfaces", .last(call), explanation: "")
+        }
+        let number = Glibc.socket(
+            AF_NETLINK, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), NETLINK_ROUTE)
         if number < 0 { throw failure("socket") }
         let socket = FileDescriptor(owning: number)
         var address = sockaddr_nl()
@@ -72,7 +75,8 @@ public struct LinkWatcher: ~Copyable, Sendable {
             var rest = NetlinkBytes(bytes: datagram[...])
             while let message = rest.nextMessage() {
                 // A bridge tells of its ports in messages of its own family.
-                guard message.payload.load(UInt8.self, at: 0) == UInt8(AF_UNSPEC), message.payload.load(Int32.self, at: 4) == index
+                guard message.payload.load(UInt8.self, at: 0) == UInt8(AF_UNSPEC),
+                    message.payload.load(Int32.self, at: 4) == index
                 else { continue }
                 switch message.type {
                 case RTM_NEWLINK: latest = RouteNetlink.parseLink(message.payload)?.state ?? latest

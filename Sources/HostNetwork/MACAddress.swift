@@ -13,7 +13,8 @@ public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
         self.rawValue = value
     }
 
-    /// Reads the usual notation, `52:54:00:12:34:56`: six pairs of hexadecimal digits, separated by colons or by hyphens.
+    /// Reads the usual notation, `52:54:00:12:34:56`: six pairs of hexadecimal digits, separated by colons or by
+    /// hyphens.
     /// - Throws: `badMACAddress` for other text, and for a multicast or all-zero address.
     public init(parsing text: String) throws(HostNetworkError) {
         guard let value = Self.number(from: text) else { throw .badMACAddress(text, .notation) }
@@ -21,7 +22,8 @@ public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
         rawValue = value
     }
 
-    /// A locally administered station's address (bit 1 of the first byte set, bit 0 clear) whose other 46 bits are those of `value`.
+    /// A locally administered station's address (bit 1 of the first byte set, bit 0 clear) whose other 46 bits are
+    /// those of `value`.
     public init(locallyAdministered value: UInt64) {
         rawValue = (value & 0xffff_ffff_ffff | Self.localBit) & ~Self.groupBit
     }

@@ -22,8 +22,9 @@ struct NetlinkMessage {
 
     /// Adds an attribute whose payload is `payload`.
     mutating func append(attribute type: Int, _ payload: some Collection<UInt8>) {
-        append(rtattr(
-            rta_len: UInt16(truncatingIfNeeded: 4 + payload.count), rta_type: UInt16(truncatingIfNeeded: type)))
+        append(
+            rtattr(
+                rta_len: UInt16(truncatingIfNeeded: 4 + payload.count), rta_type: UInt16(truncatingIfNeeded: type)))
         bytes += payload
         align()
     }
@@ -63,7 +64,9 @@ struct NetlinkMessage {
     }
 
     private mutating func store(_ value: some FixedWidthInteger, at offset: Int) {
-        for index in 0..<(value.bitWidth / 8) { bytes[offset + index] = UInt8(truncatingIfNeeded: value >> (8 * index)) }
+        for index in 0..<(value.bitWidth / 8) {
+            bytes[offset + index] = UInt8(truncatingIfNeeded: value >> (8 * index))
+        }
     }
 }
 
@@ -76,7 +79,9 @@ struct NetlinkBytes {
     func load<Value: FixedWidthInteger>(_ type: Value.Type = Value.self, at offset: Int) -> Value? {
         let size = Value.bitWidth / 8
         guard offset >= 0, offset <= count - size else { return nil }
-        return (0..<size).reduce(0) { $0 | Value(truncatingIfNeeded: bytes[bytes.startIndex + offset + $1]) << (8 * $1) }
+        return (0..<size).reduce(0) {
+            $0 | Value(truncatingIfNeeded: bytes[bytes.startIndex + offset + $1]) << (8 * $1)
+        }
     }
 
     /// The bytes from `offset` up to `end`, or to the end.
@@ -88,8 +93,10 @@ struct NetlinkBytes {
 
     /// Takes the message at the front of a datagram; nil at its end, and at a length that leaves it.
     mutating func nextMessage() -> ReceivedMessage? {
-        guard let length = load(UInt32.self, at: 0), let message = slice(from: 0, to: Int(length)), let type = message.load(UInt16.self, at: 4),
-            let flags = message.load(UInt16.self, at: 6), let sequence = message.load(UInt32.self, at: 8), let payload = message.slice(from: 16)
+        guard let length = load(UInt32.self, at: 0), let message = slice(from: 0, to: Int(length)),
+            let type = message.load(UInt16.self, at: 4),
+            let flags = message.load(UInt16.self, at: 6), let sequence = message.load(UInt32.self, at: 8),
+            let payload = message.slice(from: 16)
         else { return nil }
         self = slice(from: (Int(length) + 3) & ~3) ?? NetlinkBytes(bytes: [])
         return ReceivedMessage(type: Int(type), flags: flags, sequence: sequence, payload: payload)

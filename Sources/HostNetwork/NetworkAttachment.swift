@@ -4,7 +4,8 @@
 public enum NetworkBackend: Equatable, Sendable {
     /// A TAP of this name (nil: the kernel chooses `swtapN`), used if it is there, created if it is not.
     /// - Parameters:
-    ///   - mtu: set on the TAP if given, in bytes; nil leaves a found TAP as it is and gives a created one its bridge's.
+    ///   - mtu: set on the TAP if given, in bytes; nil leaves a found TAP as it is and gives a created one its
+    ///     bridge's.
     case tap(InterfaceName?, bridge: BridgePort? = nil, mtu: Int? = nil)
     /// A TAP's or macvtap's descriptor from the starting process.
     case descriptor(Int32)
@@ -43,7 +44,8 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     private let changes: HostChanges?
 
     /// Sets up what `backend` says, in the calling thread's network namespace.
-    /// - Parameter offload: whether checksums and segmentation may be left to the host; nil: decided by what is behind the TAP.
+    /// - Parameter offload: whether checksums and segmentation may be left to the host; nil: decided by what is behind
+    ///   the TAP.
     public init(_ backend: NetworkBackend, offload: Bool? = nil) throws(HostNetworkError) {
         switch backend {
         case .descriptor(let number):
@@ -72,7 +74,8 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     }
 
     private init(
-        tap: consuming TAPDevice, mtu: Int, index: Int32, offloads: OffloadDecision, isMACVTAP: Bool, changes: consuming HostChanges?
+        tap: consuming TAPDevice, mtu: Int, index: Int32, offloads: OffloadDecision, isMACVTAP: Bool,
+        changes: consuming HostChanges?
     ) {
         self.tap = tap
         self.mtu = mtu
@@ -82,13 +85,16 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         self.changes = changes
     }
 
-    /// Begins to listen to the interface's being switched off and on; nil when it cannot be seen from here, or the kernel gives no socket.
+    /// Begins to listen to the interface's being switched off and on; nil when it cannot be seen from here, or the
+    /// kernel gives no socket.
     public func watchLink() -> LinkWatcher? { index == 0 ? nil : try? LinkWatcher(index: index) }
 
-    /// How many frames the host dropped because the guest took them too slowly; nil when the interface cannot be seen from here.
+    /// How many frames the host dropped because the guest took them too slowly; nil when the interface cannot be seen
+    /// from here.
     public var hostDrops: UInt64? { link.map { isMACVTAP ? $0.receiveDrops : $0.transmitDrops } }
 
-    /// How many frames the interface dropped after it had taken them from the guest; nil when it cannot be seen from here.
+    /// How many frames the interface dropped after it had taken them from the guest; nil when it cannot be seen from
+    /// here.
     public var hostSendDrops: UInt64? { link.map { isMACVTAP ? $0.transmitDrops : $0.receiveDrops } }
 
     private var link: Link? {

@@ -31,7 +31,8 @@ public struct NetworkNamespace: ~Copyable, Sendable {
     /// Waits until no other swkvm process changes bridges in this namespace, and keeps them waiting until ``unlock()``.
     ///
     /// The namespace's own file is the lock: it has just the right scope, needs no path and ends with the process.
-    /// - Parameter patience: how many times it is tried, a millisecond apart: whoever holds it does so for a few netlink messages.
+    /// - Parameter patience: how many times it is tried, a millisecond apart: whoever holds it does so for a few
+    ///   netlink messages.
     /// - Throws: `namespaceLocked` when all tries failed.
     func lock(patience: Int = 5_000) throws(HostNetworkError) {
         var tries = patience
@@ -52,6 +53,8 @@ public struct NetworkNamespace: ~Copyable, Sendable {
 
     private static func failure(_ call: String) -> HostNetworkError {
         let error = SystemCallError.last(call)
-        return .refused(action: "changing the network namespace", error, explanation: error.errno == EPERM ? "it needs CAP_SYS_ADMIN" : "")
+        return .refused(
+            action: "changing the network namespace", error,
+            explanation: error.errno == EPERM ? "it needs CAP_SYS_ADMIN" : "")
     }
 }

@@ -4,8 +4,9 @@ internal import Linux
 
 /// Whether checksums and segmentation may be left to what is behind an interface, and why it was decided so.
 ///
-/// A frame that a guest leaves unfinished is finished by the kernel before it leaves the host, wherever the kernel moves it: over a
-/// bridge, a macvtap, Open vSwitch's kernel datapath, its own stack. A process that reads the interface itself gets it as it is.
+/// A frame that a guest leaves unfinished is finished by the kernel before it leaves the host, wherever the kernel
+/// moves it: over a bridge, a macvtap, Open vSwitch's kernel datapath, its own stack. A process that reads the
+/// interface itself gets it as it is.
 public struct OffloadDecision: Equatable, Sendable, CustomStringConvertible {
     public let isOn: Bool
     /// A clause for a log: `it is a port of the bridge br0`.
@@ -21,25 +22,35 @@ public struct OffloadDecision: Equatable, Sendable, CustomStringConvertible {
         _ wanted: Bool?, hasHeader: Bool, link: Link?, _ netlink: borrowing RouteNetlink
     ) throws(HostNetworkError) -> OffloadDecision {
         if let wanted { return OffloadDecision(isOn: wanted, reason: "as asked for") }
-        guard hasHeader else { return OffloadDecision(isOn: false, reason: "the descriptor was opened without IFF_VNET_HDR") }
-        guard let link else {
-            return OffloadDecision(isOn: true, reason: "what is behind the interface cannot be seen from this network namespace")
+        guard hasHeader else {
+            return OffloadDecision(isOn: false, reason: "the descriptor was opened without IFF_VNET_HDR")
         }
-        if link.hasXDP { return OffloadDecision(isOn: false, reason: "an XDP program takes the frames of \(link.name)") }
+        guard let link else {
+            return OffloadDecision(
+                isOn: true, reason: "what is behind the interface cannot be seen from this network namespace")
+        }
+        if link.hasXDP {
+            return OffloadDecision(isOn: false, reason: "an XDP program takes the frames of \(link.name)")
+        }
         if link.master != 0 {
             guard let master = try netlink.link(at: link.master) else {
                 return OffloadDecision(isOn: true, reason: "it is a port of something in the kernel")
             }
             return OffloadDecision(isOn: true, reason: "it is a port of \(master.name), \(master.kindInWords)")
         }
-        if link.tun == nil { return OffloadDecision(isOn: true, reason: "\(link.name), \(link.kindInWords), is the kernel's") }
+        if link.tun == nil {
+            return OffloadDecision(isOn: true, reason: "\(link.name), \(link.kindInWords), is the kernel's")
+        }
         if packetReaders(of: link.index) > 0 {
-            return OffloadDecision(isOn: false, reason: "a process reads the frames of \(link.name) (AF_PACKET), as a userspace datapath does")
+            return OffloadDecision(
+                isOn: false,
+                reason: "a process reads the frames of \(link.name) (AF_PACKET), as a userspace datapath does")
         }
         return OffloadDecision(isOn: true, reason: "behind \(link.name) is the host itself")
     }
 
-    /// Sockets of any process in this network namespace that are bound to an interface and get all its frames (packet(7)).
+    /// Sockets of any process in this network namespace that are bound to an interface and get all its frames
+    /// (packet(7)).
     private static func packetReaders(of index: Int32) -> Int {
         // Without /proc nothing is known of them.
         guard let bytes = try? readFile("/proc/thread-self/net/packet", limit: 1 << 20) else { return 0 }
@@ -50,6 +61,7 @@ public struct OffloadDecision: Equatable, Sendable, CustomStringConvertible {
     static func isReader(_ line: some StringProtocol, of index: Int32) -> Bool {
         let raw = "3", allProtocols = "0003", running = "1"
         let fields = line.split(separator: " ")
-        return fields.count >= 6 && fields[2] == raw && fields[3] == allProtocols && fields[4] == String(index) && fields[5] == running
+        return fields.count >= 6 && fields[2] == raw && fields[3] == allProtocols && fields[4] == String(index)
+            && fields[5] == running
     }
 }

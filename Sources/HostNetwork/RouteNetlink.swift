@@ -90,7 +90,9 @@ public struct RouteNetlink: ~Copyable, Sendable {
     public func links() throws(HostNetworkError) -> [Link] {
         // A dump during which something changed may lack an entry: the kernel says so, and it is asked again.
         for _ in 0..<16 {
-            if let replies = try exchange(linkMessage(RTM_GETLINK, flags: Int32(CLINUX_NLM_F_DUMP)), "listing the interfaces") {
+            if let replies = try exchange(
+                linkMessage(RTM_GETLINK, flags: Int32(CLINUX_NLM_F_DUMP)), "listing the interfaces")
+            {
                 return replies.compactMap(Self.parseLink)
             }
         }
@@ -124,7 +126,9 @@ public struct RouteNetlink: ~Copyable, Sendable {
 
     /// Removes an interface; its ports or peers are the kernel's business.
     public func delete(_ link: Link) throws(HostNetworkError) {
-        try change(linkMessage(RTM_DELLINK, flags: NLM_F_ACK, index: link.index), "removing \(link.name)", "ip link del \(link.name)")
+        try change(
+            linkMessage(RTM_DELLINK, flags: NLM_F_ACK, index: link.index), "removing \(link.name)",
+            "ip link del \(link.name)")
     }
 
     /// Switches an interface on or off.
@@ -140,7 +144,9 @@ public struct RouteNetlink: ~Copyable, Sendable {
         var message = linkMessage(RTM_NEWLINK, flags: NLM_F_ACK, index: link.index)
         message.append(attribute: IFLA_MASTER, number: UInt32(bitPattern: bridge?.index ?? 0))
         if let bridge {
-            try change(message, "making \(link.name) a port of \(bridge.name)", "ip link set \(link.name) master \(bridge.name)")
+            try change(
+                message, "making \(link.name) a port of \(bridge.name)",
+                "ip link set \(link.name) master \(bridge.name)")
         } else {
             try change(message, "taking \(link.name) off its bridge", "ip link set \(link.name) nomaster")
         }
@@ -164,7 +170,8 @@ public struct RouteNetlink: ~Copyable, Sendable {
     public func set(_ link: Link, address: MACAddress) throws(HostNetworkError) {
         var message = linkMessage(RTM_NEWLINK, flags: NLM_F_ACK, index: link.index)
         message.append(attribute: IFLA_ADDRESS, address.bytes)
-        try change(message, "setting the address of \(link.name) to \(address)", "ip link set \(link.name) address \(address)")
+        try change(
+            message, "setting the address of \(link.name) to \(address)", "ip link set \(link.name) address \(address)")
     }
 
     /// Sets the free text.
@@ -178,7 +185,8 @@ public struct RouteNetlink: ~Copyable, Sendable {
     /// - Parameters:
     ///   - address: its four bytes, in the order they are written.
     ///   - prefixLength: bits of the network, 0–32.
-    public func add(to link: Link, address: (UInt8, UInt8, UInt8, UInt8), prefixLength: UInt8) throws(HostNetworkError) {
+    public func add(to link: Link, address: (UInt8, UInt8, UInt8, UInt8), prefixLength: UInt8) throws(HostNetworkError)
+    {
         let fixed = ifaddrmsg(
             ifa_family: UInt8(AF_INET), ifa_prefixlen: prefixLength, ifa_flags: 0, ifa_scope: 0,
             ifa_index: UInt32(bitPattern: link.index))
@@ -238,7 +246,8 @@ public struct RouteNetlink: ~Copyable, Sendable {
                     let code = message.payload.load(Int32.self, at: 0) ?? 0
                     if code == 0 { return isConsistent ? replies : nil }
                     throw .refused(
-                        action: action, SystemCallError("netlink", errno: 0 &- code), explanation: Self.explanation(message.payload, message.flags))
+                        action: action, SystemCallError("netlink", errno: 0 &- code),
+                        explanation: Self.explanation(message.payload, message.flags))
                 default:
                     replies.append(message.payload)
                     // Only a dump has NLM_F_MULTI; a single answer that asked for no acknowledgement ends here.
@@ -248,7 +257,8 @@ public struct RouteNetlink: ~Copyable, Sendable {
         }
     }
 
-    /// The kernel's own words in an error message (NLMSGERR_ATTR_MSG), which follow its error number and the request's header.
+    /// The kernel's own words in an error message (NLMSGERR_ATTR_MSG), which follow its error number and the request's
+    /// header.
     private static func explanation(_ payload: NetlinkBytes, _ flags: UInt16) -> String {
         guard flags & UInt16(NLM_F_ACK_TLVS) != 0, let length = payload.load(UInt32.self, at: 4) else { return "" }
         let requestSize = flags & UInt16(NLM_F_CAPPED) != 0 ? 16 : (Int(length) + 3) & ~3

@@ -27,7 +27,8 @@ public struct TAPOffloads: OptionSet, Sendable {
 public struct TAPDevice: ~Copyable, Sendable {
     /// The interface's name.
     public let name: InterfaceName
-    /// Bytes of `struct virtio_net_hdr_mrg_rxbuf` before each frame: 12; or 0 for an inherited descriptor without IFF_VNET_HDR.
+    /// Bytes of `struct virtio_net_hdr_mrg_rxbuf` before each frame: 12; or 0 for an inherited descriptor without
+    /// IFF_VNET_HDR.
     public let headerSize: Int
     /// The header's size as it was found, in bytes.
     let foundHeaderSize: Int
@@ -76,13 +77,14 @@ public struct TAPDevice: ~Copyable, Sendable {
 
     /// Takes over a descriptor that the starting process passed on: a TAP's, or a macvtap's.
     ///
-    /// One that is not what is wanted (`badDescriptor`) is left open, as it was found. From then on it belongs to this process: when the
-    /// kernel does not let it be prepared (`refused`), it is closed.
+    /// One that is not what is wanted (`badDescriptor`) is left open, as it was found. From then on it belongs to this
+    /// process: when the kernel does not let it be prepared (`refused`), it is closed.
     /// - Throws: `badDescriptor`, `refused`.
     public static func inherit(_ number: Int32) throws(HostNetworkError) -> TAPDevice {
         let descriptorFlags = number < 0 ? -1 : clinux_fcntl_value(number, F_GETFD, 0)
         guard descriptorFlags >= 0 else { throw .badDescriptor(number, .notOpen) }
-        // What was passed on has come through an exec; all that this process opens, or has taken over before, would not.
+        // What was passed on has come through an exec; all that this process opens, or has taken over before, would
+        // not.
         guard descriptorFlags & FD_CLOEXEC == 0 else { throw .badDescriptor(number, .notInherited) }
         var name = [CChar](repeating: 0, count: Int(IFNAMSIZ))
         var flags: UInt32 = 0
@@ -90,7 +92,8 @@ public struct TAPDevice: ~Copyable, Sendable {
         guard unsafe clinux_tun_describe(number, &name, &flags) >= 0 else { throw .badDescriptor(number, .notATAP) }
         guard flags & UInt32(IFF_TAP) != 0 else { throw .badDescriptor(number, .isTUN) }
         let interface = InterfaceName(fromKernel: text(name))
-        // TUNGETIFF gives IFF_NO_PI's bit to IFF_NOFILTER too, so netlink is asked, which tells if the interface is in this namespace.
+        // TUNGETIFF gives IFF_NO_PI's bit to IFF_NOFILTER too, so netlink is asked, which tells if the interface is in
+        // this namespace.
         if try RouteNetlink().link(named: interface)?.tun?.hasPacketInformation == true {
             throw .badDescriptor(number, .packetInformation)
         }
@@ -99,7 +102,9 @@ public struct TAPDevice: ~Copyable, Sendable {
             FileDescriptor(owning: number), name: interface, hasHeader: flags & UInt32(IFF_VNET_HDR) != 0)
     }
 
-    private init(_ descriptor: consuming FileDescriptor, name: InterfaceName, hasHeader: Bool = true) throws(HostNetworkError) {
+    private init(
+        _ descriptor: consuming FileDescriptor, name: InterfaceName, hasHeader: Bool = true
+    ) throws(HostNetworkError) {
         do {
             try descriptor.setNonBlocking(true)
             var size: Int32 = 0
@@ -125,7 +130,8 @@ public struct TAPDevice: ~Copyable, Sendable {
         self.descriptor = descriptor
     }
 
-    /// Tells the host what it may leave undone in frames that are read from here on; an empty set is the state at the start.
+    /// Tells the host what it may leave undone in frames that are read from here on; an empty set is the state at the
+    /// start.
     /// - Returns: whether the kernel took it; false for a set that it does not know, with nothing changed.
     @discardableResult
     public func setOffloads(_ offloads: TAPOffloads) -> Bool {

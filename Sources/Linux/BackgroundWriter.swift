@@ -3,11 +3,11 @@
 internal import CLinux
 internal import Glibc
 
-/// Writes to a descriptor with a thread of its own, for callers that may not wait: a regular file's disk may be slow, and a pipe or terminal that
-/// another process shares need not be non-blocking, or not stay so.
+/// Writes to a descriptor with a thread of its own, for callers that may not wait: a regular file's disk may be slow,
+/// and a pipe or terminal that another process shares need not be non-blocking, or not stay so.
 ///
-/// What waits is bounded; who offers more is refused and told when there is room. What a descriptor does not take for another reason than
-/// lack of room (nobody reads, the disk is full) is dropped.
+/// What waits is bounded; who offers more is refused and told when there is room. What a descriptor does not take for
+/// another reason than lack of room (nobody reads, the disk is full) is dropped.
 public final class BackgroundWriter: Sendable {
     private let shared: Shared
     private let thread: Guarded<Thread?>
@@ -15,9 +15,11 @@ public final class BackgroundWriter: Sendable {
     /// - Parameters:
     ///   - name: the thread's.
     ///   - capacity: bytes that may wait.
-    ///   - onRoom: called by the thread when bytes were written after some had been refused, or after ``noticeNextWrite()``.
+    ///   - onRoom: called by the thread when bytes were written after some had been refused, or after
+    ///     ``noticeNextWrite()``.
     public init(
-        _ descriptor: consuming FileDescriptor, name: String, capacity: Int = 64 << 10, onRoom: @escaping @Sendable () -> Void = {}
+        _ descriptor: consuming FileDescriptor, name: String, capacity: Int = 64 << 10,
+        onRoom: @escaping @Sendable () -> Void = {}
     ) throws(SystemCallError) {
         _ = clinux_install_interrupting_signal(clinux_sigrtmin())
         let shared = Shared(descriptor, capacity: capacity, onRoom: onRoom)
@@ -36,8 +38,9 @@ public final class BackgroundWriter: Sendable {
 
     deinit {
         guard let thread = thread.withLock({ $0.take() }) else { return }
-        // The signal may come just before the thread enters the call that it is to interrupt: once more, until it has ended. A call that no signal
-        // interrupts, as on a file system whose server is gone, keeps its thread; the process's end does not wait for it.
+        // The signal may come just before the thread enters the call that it is to interrupt: once more, until it has
+        // ended. A call that no signal interrupts, as on a file system whose server is gone, keeps its thread; the
+        // process's end does not wait for it.
         for _ in 0..<100 {
             thread.send(signal: clinux_sigrtmin())
             if shared.close(waitingFor: 10) { return thread.join() }

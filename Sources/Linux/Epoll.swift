@@ -49,7 +49,9 @@ public struct Epoll: ~Copyable, Sendable {
     /// - Parameter timeout: milliseconds; -1 waits for ever, 0 looks without waiting.
     /// - Returns: how many were ready; 0 after the time-out or a signal.
     @discardableResult
-    public func wait(timeout: Int32 = -1, _ body: (_ token: UInt64, _ events: Events) -> Void) throws(SystemCallError) -> Int {
+    public func wait(
+        timeout: Int32 = -1, _ body: (_ token: UInt64, _ events: Events) -> Void
+    ) throws(SystemCallError) -> Int {
         let capacity = 16
         let failure: SystemCallError?
         let count: Int
@@ -69,7 +71,9 @@ public struct Epoll: ~Copyable, Sendable {
         return count
     }
 
-    private func control(_ operation: Int32, _ watched: Int32, _ events: Events, _ token: UInt64) throws(SystemCallError) {
+    private func control(
+        _ operation: Int32, _ watched: Int32, _ events: Events, _ token: UInt64
+    ) throws(SystemCallError) {
         var event = unsafe epoll_event(events: events.rawValue, data: epoll_data_t(u64: token))
         if unsafe epoll_ctl(descriptor.rawValue, operation, watched, &event) < 0 { throw .last("epoll_ctl") }
     }

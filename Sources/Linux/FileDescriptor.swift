@@ -23,15 +23,25 @@ public struct FileDescriptor: ~Copyable, Sendable {
     ///   - path: whose bytes, UTF-8 or not, are its ``Swift/String/rawBytes``.
     ///   - flags: `O_RDONLY`, `O_RDWR | O_CREAT`, …
     ///   - mode: permission bits of a file that is created, before the umask.
-    public static func open(_ path: String, _ flags: Int32, mode: mode_t = 0) throws(SystemCallError) -> FileDescriptor {
-        FileDescriptor(owning: try retryingInterrupts("open") { path.withRawCString { unsafe clinux_open($0, flags | O_CLOEXEC, mode) } })
+    public static func open(_ path: String, _ flags: Int32, mode: mode_t = 0) throws(SystemCallError) -> FileDescriptor
+    {
+        FileDescriptor(
+            owning: try retryingInterrupts("open") {
+                path.withRawCString { unsafe clinux_open($0, flags | O_CLOEXEC, mode) }
+            })
     }
 
-    /// The same for a path that stays below a directory: neither `..` nor symbolic links lead out of it (openat2(2), `RESOLVE_BENEATH`).
+    /// The same for a path that stays below a directory: neither `..` nor symbolic links lead out of it (openat2(2),
+    /// `RESOLVE_BENEATH`).
     /// - Throws: `EXDEV` when they would.
-    public static func open(_ path: String, below directory: borrowing FileDescriptor, _ flags: Int32) throws(SystemCallError) -> FileDescriptor {
+    public static func open(
+        _ path: String, below directory: borrowing FileDescriptor, _ flags: Int32
+    ) throws(SystemCallError) -> FileDescriptor {
         let number = directory.rawValue
-        return FileDescriptor(owning: try retryingInterrupts("openat2") { path.withRawCString { unsafe clinux_open_below(number, $0, flags) } })
+        return FileDescriptor(
+            owning: try retryingInterrupts("openat2") {
+                path.withRawCString { unsafe clinux_open_below(number, $0, flags) }
+            })
     }
 
     /// A second descriptor for the same open file.
@@ -78,10 +88,13 @@ public struct FileDescriptor: ~Copyable, Sendable {
         return taken
     }
 
-    /// Sends at most `buffer.count` bytes to a socket without waiting, whatever the socket's mode, and tells how many were taken.
+    /// Sends at most `buffer.count` bytes to a socket without waiting, whatever the socket's mode, and tells how many
+    /// were taken.
     /// - Throws: `EAGAIN` when there is no room.
     public func sendNow(_ buffer: UnsafeRawBufferPointer) throws(SystemCallError) -> Int {
-        try retryingInterrupts("send") { unsafe send(rawValue, buffer.baseAddress, buffer.count, Int32(MSG_DONTWAIT | MSG_NOSIGNAL)) }
+        try retryingInterrupts("send") {
+            unsafe send(rawValue, buffer.baseAddress, buffer.count, Int32(MSG_DONTWAIT | MSG_NOSIGNAL))
+        }
     }
 
     /// Reads at a position; 0 is the end of the file.
@@ -121,12 +134,16 @@ public struct FileDescriptor: ~Copyable, Sendable {
         _ request: UInt, _ argument: inout Argument, named call: String
     ) throws(SystemCallError) -> Int32 {
         // The request's number carries the size of the structure that the kernel expects; callers pair the two.
-        try retryingInterrupts(call) { unsafe withUnsafeMutablePointer(to: &argument) { unsafe clinux_ioctl(rawValue, request, $0) } }
+        try retryingInterrupts(call) {
+            unsafe withUnsafeMutablePointer(to: &argument) { unsafe clinux_ioctl(rawValue, request, $0) }
+        }
     }
 
     /// `ioctl` with the address of a structure that ends in an array.
     @discardableResult
-    public func ioctl(_ request: UInt, buffer: UnsafeMutableRawPointer, named call: String) throws(SystemCallError) -> Int32 {
+    public func ioctl(
+        _ request: UInt, buffer: UnsafeMutableRawPointer, named call: String
+    ) throws(SystemCallError) -> Int32 {
         try retryingInterrupts(call) { unsafe clinux_ioctl(rawValue, request, buffer) }
     }
 
@@ -165,7 +182,9 @@ public func readFile(_ path: String, limit: Int) throws(SystemCallError) -> [UIn
         if count == contents.count { contents += [UInt8](repeating: 0, count: count) }
         let got = try retryingInterrupts("read") {
             // The room behind the bytes that are there already.
-            unsafe contents.withUnsafeMutableBytes { unsafe Glibc.read(file.rawValue, $0.baseAddress! + count, $0.count - count) }
+            unsafe contents.withUnsafeMutableBytes {
+                unsafe Glibc.read(file.rawValue, $0.baseAddress! + count, $0.count - count)
+            }
         }
         count += got
         if count > limit { throw SystemCallError("read", errno: EFBIG) }

@@ -2,8 +2,9 @@
 
 /// A value that several threads use, one at a time: whoever looks at it or changes it has its lock.
 ///
-/// As `Mutex` of the standard library, which it takes the place of everywhere: that one waits by futex calls of its own, which ThreadSanitizer does not
-/// know, so everything behind it looks like a race (`make tsan`). This one is behind a ``Lock``.
+/// As `Mutex` of the standard library, which it takes the place of everywhere: that one waits by futex calls of its
+/// own, which ThreadSanitizer does not know, so everything behind it looks like a race (`make tsan`). This one is
+/// behind a ``Lock``.
 @safe public struct Guarded<Value: ~Copyable>: ~Copyable, @unchecked Sendable {
     // The value stays where it was put, and is reached under the lock only: hence `Sendable`, whatever it is.
     @usableFromInline let lock: Lock

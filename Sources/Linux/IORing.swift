@@ -24,10 +24,10 @@ public import CLinux
     // The ring is used by its owner alone, which moves between threads as a whole: hence `Sendable`.
     private let ring: OpaquePointer
 
-    /// - Parameter entries: operations that can be queued before a ``submit()``; the kernel rounds it up to a power of two
-    ///   and keeps twice as many completions.
-    /// - Throws: `ENOSYS`, `EPERM` or `ENOMEM` where the host has no io_uring for this process (an old kernel, the sysctl
-    ///   `kernel.io_uring_disabled`, a seccomp filter, a memory limit).
+    /// - Parameter entries: operations that can be queued before a ``submit()``; the kernel rounds it up to a power of
+    ///   two and keeps twice as many completions.
+    /// - Throws: `ENOSYS`, `EPERM` or `ENOMEM` where the host has no io_uring for this process (an old kernel, the
+    ///   sysctl `kernel.io_uring_disabled`, a seccomp filter, a memory limit).
     public init(entries: Int) throws(SystemCallError) {
         var error: Int32 = 0
         guard let ring = unsafe clinux_ring_create(UInt32(clamping: entries), &error) else {
@@ -46,17 +46,25 @@ public import CLinux
     // The calls below: the ring lives as long as `self`; the caller vouches for the vectors and for what they name.
 
     /// Queues a `preadv`. The vectors live until ``submit()`` returns, the memory that they name until the completion.
-    /// - Parameter isAside: a thread of the kernel's does it from the start (`IOSQE_ASYNC`), also where the caller would not have to wait: so that large copies
-    ///   out of the page cache go on beside each other. The vectors live until the completion then.
+    /// - Parameter isAside: a thread of the kernel's does it from the start (`IOSQE_ASYNC`), also where the caller
+    ///   would not have to wait: so that large copies out of the page cache go on beside each other. The vectors live
+    ///   until the completion then.
     /// - Throws: `EBUSY` when the kernel takes no more before completions are taken.
-    public func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64, isAside: Bool = false)
+    public func read(
+        _ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64,
+        isAside: Bool = false
+    )
         throws(SystemCallError)
     {
-        try check(unsafe clinux_ring_readv(ring, file, vectors, UInt32(clamping: count), offset, token, isAside ? 1 : 0), "readv")
+        try check(
+            unsafe clinux_ring_readv(ring, file, vectors, UInt32(clamping: count), offset, token, isAside ? 1 : 0),
+            "readv")
     }
 
     /// Queues a `pwritev`; as ``read(_:_:count:at:token:)``.
-    public func write(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64)
+    public func write(
+        _ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64
+    )
         throws(SystemCallError)
     {
         try check(unsafe clinux_ring_writev(ring, file, vectors, UInt32(clamping: count), offset, token), "writev")
@@ -68,7 +76,9 @@ public import CLinux
     }
 
     /// Queues an `fallocate` with the given `FALLOC_FL_*` bits.
-    public func allocate(_ file: Int32, mode: Int32, at offset: UInt64, length: UInt64, token: UInt64) throws(SystemCallError) {
+    public func allocate(
+        _ file: Int32, mode: Int32, at offset: UInt64, length: UInt64, token: UInt64
+    ) throws(SystemCallError) {
         try check(unsafe clinux_ring_fallocate(ring, file, mode, offset, length, token), "fallocate")
     }
 
@@ -77,13 +87,14 @@ public import CLinux
         try check(unsafe clinux_ring_poll(ring, file, token), "poll")
     }
 
-    /// Queues a request to cancel an operation, named by its token: what it has not begun then ends with `ECANCELED`, what it is about may end
-    /// with `EINTR` or as always. The request has a completion of its own.
+    /// Queues a request to cancel an operation, named by its token: what it has not begun then ends with `ECANCELED`,
+    /// what it is about may end with `EINTR` or as always. The request has a completion of its own.
     public func cancel(_ target: UInt64, token: UInt64) throws(SystemCallError) {
         try check(unsafe clinux_ring_cancel(ring, target, token), "async_cancel")
     }
 
-    /// Takes back what was queued last and the kernel has not got, as it takes no calls any more; nil when there is nothing.
+    /// Takes back what was queued last and the kernel has not got, as it takes no calls any more; nil when there is
+    /// nothing.
     /// - Returns: the operation's token. It has no completion.
     public func takeBack() -> UInt64? {
         var token: UInt64 = 0
@@ -96,7 +107,8 @@ public import CLinux
         try check(unsafe clinux_ring_submit(ring), "io_uring_enter")
     }
 
-    /// Operations that are queued and that the kernel does not have: it takes none but in ``submit()``, or when there is no room for another.
+    /// Operations that are queued and that the kernel does not have: it takes none but in ``submit()``, or when there
+    /// is no room for another.
     /// - Parameter limit: those with smaller tokens are counted.
     public func queued(below limit: UInt64 = .max) -> Int { Int(unsafe clinux_ring_queued(ring, limit)) }
 

@@ -4,8 +4,8 @@ internal import Glibc
 
 /// A lock for state that several threads need for a moment each.
 ///
-/// It spins for a little before it sleeps, as its holder will be done sooner than a thread has slept and woken. Taking and releasing it are two calls,
-/// for state that is not one value; a ``Guarded`` has one that is.
+/// It spins for a little before it sleeps, as its holder will be done sooner than a thread has slept and woken. Taking
+/// and releasing it are two calls, for state that is not one value; a ``Guarded`` has one that is.
 @safe public struct Lock: ~Copyable, @unchecked Sendable {
     // A mutex stays where it was made. It is what threads may share: hence `Sendable`.
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>

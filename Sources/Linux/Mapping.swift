@@ -14,7 +14,9 @@ internal import Glibc
     /// - Parameters:
     ///   - size: bytes, greater than 0.
     ///   - descriptor: what to map, or -1 with `MAP_ANONYMOUS` in `flags`.
-    public init(size: Int, protection: Int32 = PROT_READ | PROT_WRITE, flags: Int32, descriptor: Int32 = -1, offset: UInt64 = 0)
+    public init(
+        size: Int, protection: Int32 = PROT_READ | PROT_WRITE, flags: Int32, descriptor: Int32 = -1, offset: UInt64 = 0
+    )
         throws(SystemCallError)
     {
         let address = unsafe mmap(nil, size, protection, flags, descriptor, off_t(truncatingIfNeeded: offset))

@@ -36,7 +36,8 @@ internal import Glibc
         return try body()
     }
 
-    /// Lets others in and waits for ``broadcast()``; only within ``locked(_:)``. It may also return for no reason: ask again for what was waited for.
+    /// Lets others in and waits for ``broadcast()``; only within ``locked(_:)``. It may also return for no reason: ask
+    /// again for what was waited for.
     public func wait() { unsafe pthread_cond_wait(condition, mutex) }
 
     /// As ``wait()``, for at most a time.

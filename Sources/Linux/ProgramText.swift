@@ -6,8 +6,8 @@ internal import CLinux
 public enum ProgramText {
     /// Gives back the pages of code that the start needed.
     ///
-    /// The kernel maps sixteen pages around each one that is touched, or a whole huge page where the page cache has one. After
-    /// the start most of them are never needed again, and what is comes back from the page cache. For use once, when a
-    /// process that lives long has started.
+    /// The kernel maps sixteen pages around each one that is touched, or a whole huge page where the page cache has
+    /// one. After the start most of them are never needed again, and what is comes back from the page cache. For use
+    /// once, when a process that lives long has started.
     public static func release() { _ = clinux_release_program_text() }
 }

@@ -3,9 +3,10 @@
 public import CLinux
 internal import Glibc
 
-// A path is bytes to the kernel: all but NUL, and UTF-8 or not. Swift's text is Unicode, and reading others' bytes as text changes them. Names therefore
-// travel as text in which each byte that is no part of a UTF-8 sequence stands as one scalar of its own: U+10F700 plus the byte, from a private-use
-// plane. A name that has such scalars itself gets them byte for byte, so two names never become one. What text came from bytes gives the same bytes back.
+// A path is bytes to the kernel: all but NUL, and UTF-8 or not. Swift's text is Unicode, and reading others' bytes as
+// text changes them. Names therefore travel as text in which each byte that is no part of a UTF-8 sequence stands as
+// one scalar of its own: U+10F700 plus the byte, from a private-use plane. A name that has such scalars itself gets
+// them byte for byte, so two names never become one. What text came from bytes gives the same bytes back.
 
 extension String {
     /// Text that stands for bytes which need not be UTF-8: a path, an argument of the command line, a name in an image.
@@ -21,7 +22,9 @@ extension String {
         var place = 0
         while place < bytes.count {
             let length = Self.sequenceLength(bytes[place])
-            if place + length <= bytes.count, let text = String(validating: bytes[place..<place + length], as: UTF8.self), !text.hasRawScalars {
+            if place + length <= bytes.count,
+                let text = String(validating: bytes[place..<place + length], as: UTF8.self), !text.hasRawScalars
+            {
                 scalars.append(contentsOf: text.unicodeScalars)
                 place += length
             } else {
@@ -38,7 +41,11 @@ extension String {
         guard hasRawScalars else { return Array(utf8) }
         var bytes: [UInt8] = []
         for scalar in unicodeScalars {
-            if let byte = scalar.rawByte { bytes.append(byte) } else { bytes.append(contentsOf: UTF8.encode(scalar) ?? UTF8.encodedReplacementCharacter) }
+            if let byte = scalar.rawByte {
+                bytes.append(byte)
+            } else {
+                bytes.append(contentsOf: UTF8.encode(scalar) ?? UTF8.encodedReplacementCharacter)
+            }
         }
         return bytes
     }
@@ -49,7 +56,8 @@ extension String {
         utf8.contains(0xf4) && unicodeScalars.contains { $0.rawByte != nil }
     }
 
-    /// Hands ``rawBytes`` and a NUL to a call that takes a path, for as long as it lasts: what the call does with the pointer is its caller's affair.
+    /// Hands ``rawBytes`` and a NUL to a call that takes a path, for as long as it lasts: what the call does with the
+    /// pointer is its caller's affair.
     @safe public func withRawCString<Answer>(_ body: (UnsafePointer<CChar>) -> Answer) -> Answer {
         guard hasRawScalars else { return unsafe withCString(body) }
         let bytes = rawBytes.map { CChar(bitPattern: $0) } + [0]
@@ -57,9 +65,11 @@ extension String {
         return unsafe bytes.withUnsafeBufferPointer { unsafe body($0.baseAddress!) }
     }
 
-    /// The text as it can be printed: bytes that are no UTF-8 as `\xe9`, control characters and what changes the direction of writing escaped.
+    /// The text as it can be printed: bytes that are no UTF-8 as `\xe9`, control characters and what changes the
+    /// direction of writing escaped.
     public var printable: String {
-        unicodeScalars.allSatisfy(\.isPrintable) ? self : unicodeScalars.map { $0.isPrintable ? String($0) : $0.printed }.joined()
+        unicodeScalars.allSatisfy(\.isPrintable)
+            ? self : unicodeScalars.map { $0.isPrintable ? String($0) : $0.printed }.joined()
     }
 
     private static func sequenceLength(_ first: UInt8) -> Int {
@@ -110,7 +120,8 @@ public func rawArguments() -> [String] {
     for index in 0..<Int(CommandLine.argc) {
         // The kernel's own strings, which nobody changes; the array has `argc` of them.
         guard let text = unsafe CommandLine.unsafeArgv[index] else { break }
-        arguments.append(unsafe String(raw: UnsafeBufferPointer(start: text, count: strlen(text)).map { UInt8(bitPattern: $0) }))
+        arguments.append(
+            unsafe String(raw: UnsafeBufferPointer(start: text, count: strlen(text)).map { UInt8(bitPattern: $0) }))
     }
     return arguments
 }

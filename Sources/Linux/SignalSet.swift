@@ -31,7 +31,8 @@ public struct SignalSet: @unchecked Sendable {
     /// Whether the process ignores a signal, as one does that was started with it ignored.
     public static func isIgnored(_ number: Int32) -> Bool { clinux_is_ignored(number) != 0 }
 
-    /// Has a blocked signal that was taken do to the process what it does by default, such as stop it. Returns when that is over.
+    /// Has a blocked signal that was taken do to the process what it does by default, such as stop it. Returns when
+    /// that is over.
     public static func applyDefault(of number: Int32) {
         let alone = SignalSet([number])
         let before = alone.unblock()
@@ -55,7 +56,8 @@ public struct SignalSet: @unchecked Sendable {
         while takePending() != nil {}
     }
 
-    /// The lowest of these (blocked) signals that is pending for the calling thread or its process, or nil. It stays pending.
+    /// The lowest of these (blocked) signals that is pending for the calling thread or its process, or nil. It stays
+    /// pending.
     public func pending() -> Int32? {
         var waiting = sigset_t()
         guard unsafe sigpending(&waiting) == 0 else { return nil }
@@ -87,7 +89,9 @@ public struct SignalSet: @unchecked Sendable {
     public static func next(from descriptor: borrowing FileDescriptor) -> Int32? {
         var info = signalfd_siginfo()
         // A signalfd gives whole records or EAGAIN.
-        let count = unsafe withUnsafeMutableBytes(of: &info) { unsafe read(descriptor.rawValue, $0.baseAddress, $0.count) }
+        let count = unsafe withUnsafeMutableBytes(of: &info) {
+            unsafe read(descriptor.rawValue, $0.baseAddress, $0.count)
+        }
         return count == MemoryLayout<signalfd_siginfo>.size ? Int32(bitPattern: info.ssi_signo) : nil
     }
 

@@ -29,7 +29,9 @@ public struct SystemCallError: Error, Equatable, CustomStringConvertible {
     public var reason: String {
         // strerror_r ends its text with a NUL within the buffer, also when it cuts it short.
         unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: 128) { buffer in
-            guard let text = buffer.baseAddress, unsafe strerror_r(errno, text, buffer.count) == 0 else { return "error \(errno)" }
+            guard let text = buffer.baseAddress, unsafe strerror_r(errno, text, buffer.count) == 0 else {
+                return "error \(errno)"
+            }
             return unsafe String(cString: text)
         }
     }

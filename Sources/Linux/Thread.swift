@@ -33,12 +33,14 @@ public struct Thread: ~Copyable, @unchecked Sendable {
         // The new thread takes over the retain; when it cannot start, it is given back here.
         let start = unsafe Unmanaged.passRetained(Start(String(name.utf8.prefix(15)) ?? "swkvm", body))
         var handle = pthread_t()
-        let status = unsafe pthread_create(&handle, &attributes, { argument in
-            let start = unsafe Unmanaged<Start>.fromOpaque(argument!).takeRetainedValue()
-            unsafe clinux_set_thread_name(start.name)
-            start.body()
-            return nil
-        }, start.toOpaque())
+        let status = unsafe pthread_create(
+            &handle, &attributes,
+            { argument in
+                let start = unsafe Unmanaged<Start>.fromOpaque(argument!).takeRetainedValue()
+                unsafe clinux_set_thread_name(start.name)
+                start.body()
+                return nil
+            }, start.toOpaque())
         guard status == 0 else {
             unsafe start.release()
             throw SystemCallError("pthread_create", errno: status)

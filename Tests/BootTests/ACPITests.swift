@@ -7,12 +7,14 @@ import Testing
 
 @Suite struct ACPITests {
     private var machine: ACPIDescription {
-        var machine = ACPIDescription(localAPICIDs: Array(0..<4), virtioDevices: [
-            VirtioMMIOSlot(address: 0xd000_0000, gsi: 16), VirtioMMIOSlot(address: 0xd000_1000, gsi: 5),
-        ])
+        var machine = ACPIDescription(
+            localAPICIDs: Array(0..<4),
+            virtioDevices: [
+                VirtioMMIOSlot(address: 0xd000_0000, gsi: 16), VirtioMMIOSlot(address: 0xd000_1000, gsi: 5),
+            ])
         machine.nodes = [
-            .init(cpus: [0, 1], memory: [0 ..< 0xa0000, 0x10_0000 ..< 0x4000_0000]),
-            .init(cpus: [2, 3], memory: [0x4000_0000 ..< 0x8000_0000]),
+            .init(cpus: [0, 1], memory: [0..<0xa0000, 0x10_0000..<0x4000_0000]),
+            .init(cpus: [2, 3], memory: [0x4000_0000..<0x8000_0000]),
         ]
         return machine
     }
@@ -22,7 +24,7 @@ import Testing
         func table(at address: UInt64) throws -> [UInt8] {
             let offset = Int(address - tables.address)
             let length: UInt32 = try #require(tables.bytes.load(at: offset + 4))
-            return Array(tables.bytes[offset ..< offset + Int(length)])
+            return Array(tables.bytes[offset..<offset + Int(length)])
         }
         let xsdt = try table(at: try #require(tables.bytes.load(at: 24)))
         if signature == "XSDT" { return xsdt }
@@ -55,9 +57,9 @@ import Testing
         let fadt = try table("FACP", in: try ACPITables(machine))
         #expect(fadt.count == 276 && fadt[8] == 6)
         let register: [UInt8] = [1, 8, 0, 1]
-        #expect(Array(fadt[116 ..< 129]) == register + [0x64, 0, 0, 0, 0, 0, 0, 0, 0xfe])
-        #expect(Array(fadt[244 ..< 256]) == register + [0x00, 6, 0, 0, 0, 0, 0, 0])
-        #expect(Array(fadt[256 ..< 268]) == register + [0x01, 6, 0, 0, 0, 0, 0, 0])
+        #expect(Array(fadt[116..<129]) == register + [0x64, 0, 0, 0, 0, 0, 0, 0, 0xfe])
+        #expect(Array(fadt[244..<256]) == register + [0x00, 6, 0, 0, 0, 0, 0, 0])
+        #expect(Array(fadt[256..<268]) == register + [0x01, 6, 0, 0, 0, 0, 0, 0])
         let flags: UInt32 = try #require(fadt.load(at: 112))
         #expect(flags & 1 << 20 != 0, "hardware-reduced")
         #expect(flags & 1 << 10 != 0, "reset register")
@@ -65,11 +67,11 @@ import Testing
 
     @Test func listsTheCPUs() throws {
         let madt = try table("APIC", in: try ACPITables(machine))
-        #expect(Array(madt[36 ..< 44]) == [0, 0, 0xe0, 0xfe, 1, 0, 0, 0])
-        #expect(Array(madt[44 ..< 60]) == [0, 8, 0, 0, 1, 0, 0, 0, 0, 8, 1, 1, 1, 0, 0, 0])
-        #expect(Array(madt[76 ..< 88]) == [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0])
+        #expect(Array(madt[36..<44]) == [0, 0, 0xe0, 0xfe, 1, 0, 0, 0])
+        #expect(Array(madt[44..<60]) == [0, 8, 0, 0, 1, 0, 0, 0, 0, 8, 1, 1, 1, 0, 0, 0])
+        #expect(Array(madt[76..<88]) == [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0])
         // IRQ 9 and the device on 5: edge, active high.
-        #expect(Array(madt[88 ..< 108]) == [2, 10, 0, 9, 9, 0, 0, 0, 5, 0, 2, 10, 0, 5, 5, 0, 0, 0, 5, 0])
+        #expect(Array(madt[88..<108]) == [2, 10, 0, 9, 9, 0, 0, 0, 5, 0, 2, 10, 0, 5, 5, 0, 0, 0, 5, 0])
     }
 
     @Test func hasRoomForEveryCPUOfKVM() throws {
@@ -77,7 +79,7 @@ import Testing
         let madt = try table("APIC", in: tables)
         // The last of the wide entries, before IOAPIC, one override and two NMIs.
         let last = madt.count - 12 - 6 - 10 - 12 - 16
-        #expect(Array(madt[last ..< last + 16]) == [9, 16, 0, 0, 0xff, 3, 0, 0, 1, 0, 0, 0, 0xff, 3, 0, 0])
+        #expect(Array(madt[last..<last + 16]) == [9, 16, 0, 0, 0xff, 3, 0, 0, 1, 0, 0, 0, 0xff, 3, 0, 0])
         #expect(throws: BootError.self) { try ACPITables(ACPIDescription(localAPICIDs: Array(0..<4096))) }
     }
 
@@ -89,10 +91,11 @@ import Testing
         #expect(AML.name("_SB.PCI0.GED") == [0x2f, 3] + Array("_SB_PCI0GED_".utf8))
         // The length counts itself: 62 bytes of content are the last that one byte serves.
         for (content, length) in [
-            (58, [0x3f]), (59, [0x41, 0x04]), (4089, [0x4f, 0xff]), (4090, [0x81, 0x00, 0x01]), (1 << 20, [0xc8, 0x00, 0x00, 0x01]),
+            (58, [0x3f]), (59, [0x41, 0x04]), (4089, [0x4f, 0xff]), (4090, [0x81, 0x00, 0x01]),
+            (1 << 20, [0xc8, 0x00, 0x00, 0x01]),
         ] as [(Int, [UInt8])] {
             let scope = AML.scope("_SB", [AML(Array(repeating: 0xa3, count: content))]).bytes
-            #expect(scope[0] == 0x10 && Array(scope[1 ..< 1 + length.count]) == length, "\(content) bytes")
+            #expect(scope[0] == 0x10 && Array(scope[1..<1 + length.count]) == length, "\(content) bytes")
             #expect(Array(scope[(1 + length.count)...].prefix(4)) == Array("_SB_".utf8))
         }
     }
@@ -106,7 +109,8 @@ import Testing
         let iasl = try #require(Tool.iasl)
         for signature in ["XSDT", "FACP", "DSDT", "APIC", "SRAT", "SLIT"] {
             let path = "\(directory)/\(signature)"
-            try FileDescriptor.open("\(path).aml", O_CREAT | O_RDWR, mode: 0o600).writeAll(try table(signature, in: tables))
+            try FileDescriptor.open("\(path).aml", O_CREAT | O_RDWR, mode: 0o600).writeAll(
+                try table(signature, in: tables))
             let (disassembly, status) = try Tool.run(iasl, ["-p", path, "-d", "\(path).aml"])
             #expect(status == 0, "\(disassembly)")
             #expect(!disassembly.contains("Warning") && !disassembly.contains("rror"), "\(disassembly)")
@@ -114,10 +118,15 @@ import Testing
             #expect(!source.contains("Unknown") && !source.contains("Invalid"), "\(source)")
             let (compilation, result) = try Tool.run(iasl, ["-p", "\(path)-again", "\(path).dsl"])
             #expect(result == 0, "\(compilation)")
-            #expect(compilation.contains("0 Errors") || compilation.contains("Compilation successful"), "\(compilation)")
-            #expect(compilation.contains(" 0 Warnings") || !compilation.contains("Warning"), "\(compilation)\n\(source)")
+            #expect(
+                compilation.contains("0 Errors") || compilation.contains("Compilation successful"), "\(compilation)")
+            #expect(
+                compilation.contains(" 0 Warnings") || !compilation.contains("Warning"), "\(compilation)\n\(source)")
             if signature == "DSDT" {
-                for text in ["LNRO0005", "ACPI0007", "ACPI0013", "PNP0501", "PNP0B00", "PNP0C0C", "Notify (\\_SB.PWRB, 0x80)", "0xD0001000", "_S5"] {
+                for text in [
+                    "LNRO0005", "ACPI0007", "ACPI0013", "PNP0501", "PNP0B00", "PNP0C0C", "Notify (\\_SB.PWRB, 0x80)",
+                    "0xD0001000", "_S5",
+                ] {
                     #expect(source.contains(text), "\(text) in \(source)")
                 }
             }

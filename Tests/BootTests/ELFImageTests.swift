@@ -31,10 +31,12 @@ import Testing
 
     @Test func findsSeveralNotesInOneSegment() throws {
         var builder = ELFBuilder.kernel()
-        builder.segments.append(.init(
-            type: 4, address: 0,
-            contents: ELFBuilder.note("Linux", 6, [1]) + ELFBuilder.note("swkvm", 1, ELFBuilder.word(UInt64(0x10_0020)))
-                + ELFBuilder.note("Xen", 18, ELFBuilder.word(UInt32(0x10_0030)))))
+        builder.segments.append(
+            .init(
+                type: 4, address: 0,
+                contents: ELFBuilder.note("Linux", 6, [1])
+                    + ELFBuilder.note("swkvm", 1, ELFBuilder.word(UInt64(0x10_0020)))
+                    + ELFBuilder.note("Xen", 18, ELFBuilder.word(UInt32(0x10_0030)))))
         let image = try image(builder)
         #expect(image.longModeEntry == 0x10_0020)
         #expect(image.pvhEntry == 0x10_0030)
@@ -43,7 +45,8 @@ import Testing
     @Test func findsNotesPaddedToEight() throws {
         var builder = ELFBuilder.kernel()
         // Name of 6 bytes padded to 24 from the note's start, not 20.
-        let note = ELFBuilder.word(UInt32(6)) + ELFBuilder.word(UInt32(8)) + ELFBuilder.word(UInt32(1)) + Array("swkvm\0".utf8)
+        let note =
+            ELFBuilder.word(UInt32(6)) + ELFBuilder.word(UInt32(8)) + ELFBuilder.word(UInt32(1)) + Array("swkvm\0".utf8)
             + [0, 0, 0, 0, 0, 0] + ELFBuilder.word(UInt64(0x10_0040))
         builder.segments.append(.init(type: 4, address: 0, contents: note, alignment: 8))
         #expect(try image(builder).longModeEntry == 0x10_0040)
@@ -61,7 +64,9 @@ import Testing
     @Test func refusesOtherProcessorsByName() {
         var builder = ELFBuilder.kernel()
         builder.machine = 183
-        #expect(error(builder.bytes)?.description == "kernel.elf is an ELF for AArch64 (machine 183), wanted x86-64 (machine 62)")
+        #expect(
+            error(builder.bytes)?.description
+                == "kernel.elf is an ELF for AArch64 (machine 183), wanted x86-64 (machine 62)")
         var bigEndian = ELFBuilder.kernel().bytes
         bigEndian[5] = 2
         bigEndian[18] = 0
@@ -78,7 +83,7 @@ import Testing
         var builder = ELFBuilder.kernel()
         builder.addNote("Xen", 18, ELFBuilder.word(UInt32(0x10_0000)))
         let whole = builder.bytes
-        for length in 0 ..< whole.count {
+        for length in 0..<whole.count {
             let error = error(Array(whole[..<length]))
             if length < 4 {
                 #expect(error == .notAKernel(file: "kernel.elf"))
@@ -122,9 +127,16 @@ import Testing
         #expect(malformed { $0.addNote("swkvm", 1, ELFBuilder.word(UInt32(0x10_0000))) })
         #expect(malformed { $0.addNote("swkvm", 1, ELFBuilder.word(UInt64(0xf_ffff))) })
         // A note whose descriptor reaches past its segment.
-        #expect(malformed { $0.segments.append(.init(type: 4, address: 0, contents: [4, 0, 0, 0, 255, 255, 255, 255, 18, 0, 0, 0])) })
-        #expect(malformed { $0.segments.append(.init(type: 4, address: 0, contents: [255, 255, 255, 255, 0, 0, 0, 0, 18, 0, 0, 0])) })
-        #expect(malformed { $0.segments.append(.init(type: 4, address: 0, contents: Array(repeating: 0, count: 65537))) })
+        #expect(
+            malformed {
+                $0.segments.append(.init(type: 4, address: 0, contents: [4, 0, 0, 0, 255, 255, 255, 255, 18, 0, 0, 0]))
+            })
+        #expect(
+            malformed {
+                $0.segments.append(.init(type: 4, address: 0, contents: [255, 255, 255, 255, 0, 0, 0, 0, 18, 0, 0, 0]))
+            })
+        #expect(
+            malformed { $0.segments.append(.init(type: 4, address: 0, contents: Array(repeating: 0, count: 65537))) })
     }
 
     @Test func refusesAnOffsetThatWraps() {
@@ -139,7 +151,7 @@ import Testing
     }
 
     /// Whatever a header says, the answer is an image or an error.
-    @Test(arguments: 0 ..< 8) func survivesChangedHeaders(seed: UInt64) {
+    @Test(arguments: 0..<8) func survivesChangedHeaders(seed: UInt64) {
         var random = SeededGenerator(seed: seed)
         var builder = ELFBuilder.kernel()
         builder.is64Bit = seed % 2 == 0
@@ -149,17 +161,20 @@ import Testing
         let good = builder.bytes
         let interesting: [UInt8] = [0, 1, 4, 0x7f, 0x80, 0xff]
         var accepted = 0
-        for _ in 0 ..< 2000 {
+        for _ in 0..<2000 {
             var bytes = good
-            for _ in 0 ..< Int.random(in: 1 ... 6, using: &random) {
-                let position = Int.random(in: 4 ..< 400, using: &random)
-                bytes[position] = Bool.random(using: &random) ? interesting.randomElement(using: &random)! : UInt8.random(in: 0 ... 255, using: &random)
+            for _ in 0..<Int.random(in: 1...6, using: &random) {
+                let position = Int.random(in: 4..<400, using: &random)
+                bytes[position] =
+                    Bool.random(using: &random)
+                    ? interesting.randomElement(using: &random)! : UInt8.random(in: 0...255, using: &random)
             }
             withFile(bytes) { file in
                 guard let image = try? ELFImage(file) else { return }
                 accepted += 1
                 for segment in image.segments {
-                    #expect(segment.fileOffset + segment.fileSize <= file.size && segment.fileSize <= segment.memorySize)
+                    #expect(
+                        segment.fileOffset + segment.fileSize <= file.size && segment.fileSize <= segment.memorySize)
                 }
             }
         }

@@ -5,7 +5,9 @@ import GuestMemory
 import Testing
 
 @Suite struct KernelCommandLineTests {
-    private let devices = [VirtioMMIOSlot(address: 0xd000_0000, gsi: 16), VirtioMMIOSlot(address: 0xd000_1000, size: 512, gsi: 5)]
+    private let devices = [
+        VirtioMMIOSlot(address: 0xd000_0000, gsi: 16), VirtioMMIOSlot(address: 0xd000_1000, size: 512, gsi: 5),
+    ]
 
     private func withDevices(_ words: String) -> String {
         var line = KernelCommandLine(words)
@@ -36,22 +38,34 @@ import Testing
     @Test func aConsoleIsAddedWhereNoneIsNamed() {
         #expect(withConsole("") == "console=ttyS0")
         #expect(withConsole("quiet root=/dev/vda1") == "console=ttyS0 quiet root=/dev/vda1")
-        for words in ["console=ttyS0,115200", "quiet console=hvc0", "console=tty0\tquiet", "\"console=ttyS1\"", "console=", "root=x\nconsole=null"] {
+        for words in [
+            "console=ttyS0,115200", "quiet console=hvc0", "console=tty0\tquiet", "\"console=ttyS1\"", "console=",
+            "root=x\nconsole=null",
+        ] {
             #expect(withConsole(words) == words)
         }
         // None of the kernel's: init's, another word's, a part of a word.
-        for words in ["quiet -- console=tty0", "a=\"console=tty0 console=x\"", "netconsole=@/,@192.0.2.1/", "earlyconsole console"] {
+        for words in [
+            "quiet -- console=tty0", "a=\"console=tty0 console=x\"", "netconsole=@/,@192.0.2.1/",
+            "earlyconsole console",
+        ] {
             #expect(withConsole(words) == "console=ttyS0 " + words)
         }
     }
 
     @Test func linuxWithoutACPIIsRecognized() {
-        for words in ["acpi=off", "quiet acpi=off -- x", "acpi=force acpi=off acpi=noirq"] { #expect(KernelCommandLine(words).turnsACPIOff) }
-        for words in ["", "acpi=force", "acpi=noirq", "-- acpi=off", "noacpi=off", "acpi=off acpi=force"] { #expect(!KernelCommandLine(words).turnsACPIOff) }
+        for words in ["acpi=off", "quiet acpi=off -- x", "acpi=force acpi=off acpi=noirq"] {
+            #expect(KernelCommandLine(words).turnsACPIOff)
+        }
+        for words in ["", "acpi=force", "acpi=noirq", "-- acpi=off", "noacpi=off", "acpi=off acpi=force"] {
+            #expect(!KernelCommandLine(words).turnsACPIOff)
+        }
     }
 
     private func loader(_ builder: ELFBuilder, _ line: KernelCommandLine) -> BootError? {
-        withFile(builder.bytes, name: "vmlinux") { file in bootError { _ = try KernelLoader(KernelImage(file), commandLine: line) } }
+        withFile(builder.bytes, name: "vmlinux") { file in
+            bootError { _ = try KernelLoader(KernelImage(file), commandLine: line) }
+        }
     }
 
     private func refusal(_ builder: ELFBuilder, length: Int) -> BootError? {
@@ -66,11 +80,14 @@ import Testing
         salted.addNote("Linux", 0x100, ELFBuilder.word(UInt32(0)))
         guestOS.addNote("Xen", 6, Array("linux\0".utf8))
         for (builder, kind) in [
-            (ELFBuilder.kernel(), "a 64-bit ELF file, entered as Linux is"), (salted, "a Linux ELF file, entered by PVH"),
+            (ELFBuilder.kernel(), "a 64-bit ELF file, entered as Linux is"),
+            (salted, "a Linux ELF file, entered by PVH"),
             (guestOS, "a Linux ELF file, entered by PVH"),
         ] {
             #expect(refusal(builder, length: 2047) == nil)
-            #expect(refusal(builder, length: 2048) == .commandLineTooLong(kernel: "vmlinux (\(kind))", length: 2048, added: 0, limit: 2047))
+            #expect(
+                refusal(builder, length: 2048)
+                    == .commandLineTooLong(kernel: "vmlinux (\(kind))", length: 2048, added: 0, limit: 2047))
         }
         // Kernels of other kinds have all the room that there is.
         var another = byPVH, own = byPVH
@@ -88,9 +105,10 @@ import Testing
     @Test func whatIsAddedCountsAndIsNamed() {
         var line = KernelCommandLine(String(repeating: "x", count: 2040))
         line.addConsole()
-        #expect(loader(ELFBuilder.kernel(), line)?.description
-            == "the kernel's command line has 2054 bytes, 14 of them added by swkvm; vmlinux (a 64-bit ELF file, entered as Linux is) reads at most 2047: "
-            + "shorten --cmdline")
+        #expect(
+            loader(ELFBuilder.kernel(), line)?.description
+                == "the kernel's command line has 2054 bytes, 14 of them added by swkvm; vmlinux (a 64-bit ELF file, entered as Linux is) reads at most 2047: "
+                + "shorten --cmdline")
     }
 
     @Test func refusesANUL() {

@@ -62,7 +62,9 @@ import Testing
             }
             return nil
         }
-        for address in [0, 0x1234, 0x10_0000, 0x3fff_ffff, 0x4000_0000, 0xbfff_f000, 0xd000_0000, 0xfee0_0000, 0xffff_ffff] as [UInt64] {
+        for address in [
+            0, 0x1234, 0x10_0000, 0x3fff_ffff, 0x4000_0000, 0xbfff_f000, 0xd000_0000, 0xfee0_0000, 0xffff_ffff,
+        ] as [UInt64] {
             #expect(try translate(address) == address)
         }
         #expect(try translate(0x1_0000_0000) == nil)
@@ -77,7 +79,8 @@ import Testing
         #expect(PhysicalLayout.acpi + UInt64(PhysicalLayout.acpiSize) <= PhysicalLayout.resetVector)
         // No RAM for a guest to put something else there.
         let ram = MemoryMapEntry.map(memorySize: size).filter { $0.kind == .ram }
-        #expect(!ram.contains { $0.start <= PhysicalLayout.resetVector && PhysicalLayout.resetVector < $0.start + $0.size })
+        #expect(
+            !ram.contains { $0.start <= PhysicalLayout.resetVector && PhysicalLayout.resetVector < $0.start + $0.size })
     }
 
     @Test func entersByPVH() throws {
@@ -110,11 +113,12 @@ import Testing
 
     @Test func tellsOfMemoryOnBothSidesOfTheHole() throws {
         let map = MemoryMapEntry.map(memorySize: 8 << 30)
-        #expect(map.filter { $0.kind == .ram } == [
-            .init(start: 0x1_0000, size: 0x8_fc00, kind: .ram),
-            .init(start: 0x10_0000, size: 0xbff0_0000, kind: .ram),
-            .init(start: 0x1_0000_0000, size: 0x1_4000_0000, kind: .ram),
-        ])
+        #expect(
+            map.filter { $0.kind == .ram } == [
+                .init(start: 0x1_0000, size: 0x8_fc00, kind: .ram),
+                .init(start: 0x10_0000, size: 0xbff0_0000, kind: .ram),
+                .init(start: 0x1_0000_0000, size: 0x1_4000_0000, kind: .ram),
+            ])
         // Nothing overlaps, and only RAM, ACPI and reserved ranges below 1 MiB are named.
         for (lower, upper) in zip(map, map.dropFirst()) { #expect(lower.start + lower.size <= upper.start) }
         #expect(MemoryMapEntry.map(memorySize: 3 << 30).last == .init(start: 0x10_0000, size: 0xbff0_0000, kind: .ram))
@@ -124,7 +128,9 @@ import Testing
         let address = try word(memory, 0x600 + 40)
         let count = Int(try memory.ram.readUInt32(at: GuestAddress(0x600 + 48)))
         let last = address + UInt64(count - 1) * 24
-        #expect(try word(memory, last) == 0x1_0000_0000 && word(memory, last + 8) == 1 << 30 && word(memory, last + 16) == 1)
+        #expect(
+            try word(memory, last) == 0x1_0000_0000 && word(memory, last + 8) == 1 << 30 && word(memory, last + 16) == 1
+        )
         // The zero page has the same.
         #expect(try memory.ram.readUInt8(at: GuestAddress(0x71e8)) == UInt8(count))
         #expect(try word(memory, 0x72d0 + UInt64(count - 1) * 20) == 0x1_0000_0000)
@@ -136,14 +142,16 @@ import Testing
             let loader = try KernelLoader(kernel: file)
             try memory.ram.fill(at: GuestAddress(0x10_0000), count: 512, with: 0xee)
             _ = try loader.load(into: memory, isFresh: false)
-            #expect(try memory.ram.readBytes(at: GuestAddress(0x10_0000), count: 512)
-                == Array(repeating: 0x90, count: 256) + Array(repeating: 0, count: 64) + Array(repeating: 0xee, count: 192))
+            #expect(
+                try memory.ram.readBytes(at: GuestAddress(0x10_0000), count: 512)
+                    == Array(repeating: 0x90, count: 256) + Array(repeating: 0, count: 64)
+                    + Array(repeating: 0xee, count: 192))
         }
     }
 
     @Test func placesTheInitrdAtTheTop() throws {
         let memory = try GuestMemory(size: size)
-        let contents = (0 ..< 10_000).map { UInt8(truncatingIfNeeded: $0) }
+        let contents = (0..<10_000).map { UInt8(truncatingIfNeeded: $0) }
         try withFile(ELFBuilder.kernel().bytes) { kernel in
             try withFile(contents, name: "initrd") { initrd in
                 _ = try KernelLoader(kernel: kernel, initrd: initrd).load(into: memory, isFresh: true)
@@ -169,9 +177,12 @@ import Testing
             }
         }
         #expect(error == .initrdDoesNotFit(file: "initrd", size: 0x1_0001, free: 0x1_0000, limit: 2 << 20))
-        #expect(withFile(builder.bytes) { kernel in
-            withFile([], name: "initrd") { initrd in bootError { _ = try KernelLoader(kernel: kernel, initrd: initrd) } }
-        }?.description == "initrd is malformed: an initrd without a byte in it")
+        #expect(
+            withFile(builder.bytes) { kernel in
+                withFile([], name: "initrd") { initrd in
+                    bootError { _ = try KernelLoader(kernel: kernel, initrd: initrd) }
+                }
+            }?.description == "initrd is malformed: an initrd without a byte in it")
     }
 
     @Test(arguments: [0x500, 0xff00, 0x1_ff80, 0x2_0000, 0x2_ff00, 0x9_ff80, 0xa_0000, 0xe_0000, 0xf_ffff] as [UInt64])
@@ -212,22 +223,30 @@ import Testing
     @Test func refusesKernelsWithoutAnEntry() {
         var builder = ELFBuilder.kernel()
         builder.entry = 0x42
-        #expect(withFile(builder.bytes) { file in bootError { _ = try KernelLoader(kernel: file) } }?.description
-            == "kernel.elf cannot be entered: its e_entry lies in none of its segments and it has no PVH note")
+        #expect(
+            withFile(builder.bytes) { file in bootError { _ = try KernelLoader(kernel: file) } }?.description
+                == "kernel.elf cannot be entered: its e_entry lies in none of its segments and it has no PVH note")
         builder.is64Bit = false
         builder.machine = 3
-        #expect(withFile(builder.bytes) { file in bootError { _ = try KernelLoader(kernel: file) } }?.description
-            == "kernel.elf cannot be entered: it is a 32-bit ELF without a PVH note, wanted the note or a 64-bit ELF")
-        #expect(withFile(Array("no kernel".utf8), name: "notes.txt") { file in bootError { _ = try KernelLoader(kernel: file) } }
-            == .notAKernel(file: "notes.txt"))
+        #expect(
+            withFile(builder.bytes) { file in bootError { _ = try KernelLoader(kernel: file) } }?.description
+                == "kernel.elf cannot be entered: it is a 32-bit ELF without a PVH note, wanted the note or a 64-bit ELF"
+        )
+        #expect(
+            withFile(Array("no kernel".utf8), name: "notes.txt") { file in
+                bootError { _ = try KernelLoader(kernel: file) }
+            }
+                == .notAKernel(file: "notes.txt"))
     }
 
     @Test func loadsFromAFile() throws {
         let path = "\(P_tmpdir)/swkvm-boot-test-\(UInt64.random(in: 0 ... .max))"
-        #expect(bootError { _ = try BootFile(path: path) } == .unreadable(file: path, SystemCallError("open", errno: 2)))
-        #expect(bootError { _ = try BootFile(path: path) }?.description == "cannot read \(path): No such file or directory")
+        #expect(
+            bootError { _ = try BootFile(path: path) } == .unreadable(file: path, SystemCallError("open", errno: 2)))
+        #expect(
+            bootError { _ = try BootFile(path: path) }?.description == "cannot read \(path): No such file or directory")
         #expect(bootError { _ = try BootFile(path: "/") }?.description == "cannot read /: Is a directory")
-        let contents = (0 ..< 300_000).map { UInt8(truncatingIfNeeded: $0 ^ $0 >> 8) }
+        let contents = (0..<300_000).map { UInt8(truncatingIfNeeded: $0 ^ $0 >> 8) }
         try TemporaryFile.with(ELFBuilder.kernel(contents).bytes) { path in
             let memory = try GuestMemory(size: size)
             let loader = try KernelLoader(kernel: try BootFile(path: path))

@@ -6,10 +6,13 @@ import Linux
 import Testing
 
 @Suite struct SMBIOSTests {
-    private func machine(name: String = "web 1", sockets: [Int] = [4], memory: [Range<UInt64>] = [0..<1 << 30]) -> SMBIOSDescription {
+    private func machine(
+        name: String = "web 1", sockets: [Int] = [4], memory: [Range<UInt64>] = [0..<1 << 30]
+    ) -> SMBIOSDescription {
         SMBIOSDescription(
             name: name, uuid: Array(0x10...0x1f), sockets: sockets,
-            processor: .init(manufacturer: "GenuineTest", version: "Test CPU", id: 0x178b_fbff_0005_0654), memory: memory)
+            processor: .init(manufacturer: "GenuineTest", version: "Test CPU", id: 0x178b_fbff_0005_0654),
+            memory: memory)
     }
 
     /// A structure as a reader takes it from the table: type, handle, fields with the header, strings.
@@ -77,7 +80,9 @@ import Testing
     @Test func saysWhoTheMachineIs() throws {
         let tables = try SMBIOSTables(machine())
         let system = try structure(1, in: tables)
-        #expect(system.string(at: 4) == "swkvm" && system.string(at: 5) == "swkvm virtual machine" && system.string(at: 7) == "web 1")
+        #expect(
+            system.string(at: 4) == "swkvm" && system.string(at: 5) == "swkvm virtual machine"
+                && system.string(at: 7) == "web 1")
         // 10111213-1415-1617-1819-1a1b1c1d1e1f: three little-endian fields, then bytes.
         #expect(Array(system.fields[8..<24]) == [0x13, 0x12, 0x11, 0x10, 0x15, 0x14, 0x17, 0x16] + Array(0x18...0x1f))
         #expect(try structure(3, in: tables).string(at: 8) == "web 1")
@@ -102,15 +107,19 @@ import Testing
         #expect(few.fields.load(at: 8) == 0x178b_fbff_0005_0654 as UInt64)
         // A byte that is all ones refers to the wider field.
         let many = try structure(4, in: try SMBIOSTables(machine(sockets: [1024])))
-        #expect(many.fields[0x23] == 0xff && many.fields.load(at: 0x2a) == UInt16(1024) && many.fields.load(at: 0x2e) == UInt16(1024))
+        #expect(
+            many.fields[0x23] == 0xff && many.fields.load(at: 0x2a) == UInt16(1024)
+                && many.fields.load(at: 0x2e) == UInt16(1024))
         let two = try structures(in: try SMBIOSTables(machine(sockets: [2, 3]))).filter { $0.type == 4 }
         #expect(two.map { $0.string(at: 4) } == ["CPU 0", "CPU 1"] && two.map { $0.fields[0x23] } == [2, 3])
     }
 
-    @Test(arguments: [
-        ([0..<1 << 30], 1024, 0), ([0..<3 << 20], 3, 0), ([0..<(3 << 20) + 4096], 0x8000 | 3076, 0),
-        ([0..<3 << 30, 4 << 30..<9 << 30], 8192, 0), ([0..<3 << 30, 4 << 30..<65 << 30], 0x7fff, 65536), ([0..<3 << 30, 4 << 30..<5 << 40], 0x7fff, 5 << 20 - 1024),
-    ] as [([Range<UInt64>], UInt16, UInt32)])
+    @Test(
+        arguments: [
+            ([0..<1 << 30], 1024, 0), ([0..<3 << 20], 3, 0), ([0..<(3 << 20) + 4096], 0x8000 | 3076, 0),
+            ([0..<3 << 30, 4 << 30..<9 << 30], 8192, 0), ([0..<3 << 30, 4 << 30..<65 << 30], 0x7fff, 65536),
+            ([0..<3 << 30, 4 << 30..<5 << 40], 0x7fff, 5 << 20 - 1024),
+        ] as [([Range<UInt64>], UInt16, UInt32)])
     func describesTheMemory(ranges: [Range<UInt64>], size: UInt16, extended: UInt32) throws {
         let tables = try SMBIOSTables(machine(memory: ranges))
         let device = try structure(17, in: tables)
@@ -121,10 +130,13 @@ import Testing
         let mapped = try structures(in: tables).filter { $0.type == 19 }
         #expect(mapped.count == ranges.count)
         for (found, range) in zip(mapped, ranges) {
-            let start: UInt32 = try #require(found.fields.load(at: 4)), end: UInt32 = try #require(found.fields.load(at: 8))
+            let start: UInt32 = try #require(found.fields.load(at: 4)),
+                end: UInt32 = try #require(found.fields.load(at: 8))
             if range.upperBound > 4 << 40 {
                 #expect(start == .max && end == .max)
-                #expect(found.fields.load(at: 0x0f) == range.lowerBound && found.fields.load(at: 0x17) == range.upperBound - 1)
+                #expect(
+                    found.fields.load(at: 0x0f) == range.lowerBound
+                        && found.fields.load(at: 0x17) == range.upperBound - 1)
             } else {
                 #expect(UInt64(start) << 10 == range.lowerBound && (UInt64(end) + 1) << 10 == range.upperBound)
             }
@@ -140,18 +152,25 @@ import Testing
 
     @Test(.enabled(if: Tool.dmidecode != nil, "dmidecode is not installed (Debian's dmidecode)"))
     func isReadByDmidecode() throws {
-        // A dump is the entry point with the table's offset in the file, and the table there: what is built for address 0.
+        // A dump is the entry point with the table's offset in the file, and the table there: what is built for address
+        // 0.
         let tables = try SMBIOSTables(machine(memory: [0..<3 << 30, 4 << 30..<6 << 30]), at: 0)
         try TemporaryFile.with(tables.bytes) { path in
             let (text, status) = try Tool.run(try #require(Tool.dmidecode), ["--from-dump", path])
             #expect(status == 0, "\(text)")
             for line in [
-                "SMBIOS 3.3.0 present.", "Vendor: swkvm", "Release Date: 01/01/2026", "System is a virtual machine", "Product Name: swkvm virtual machine",
-                "Serial Number: web 1", "UUID: 10111213-1415-1617-1819-1a1b1c1d1e1f", "Wake-up Type: Power Switch", "Asset Tag: web 1",
-                "Manufacturer: GenuineTest", "Version: Test CPU", "Core Count: 4", "Status: Populated, Enabled", "Multi-Core", "Maximum Capacity: 5 GB", "Size: 5 GB",
-                "Starting Address: 0x00100000000", "Range Size: 3 GB", "Range Size: 2 GB", "Status: No errors detected", "End Of Table",
+                "SMBIOS 3.3.0 present.", "Vendor: swkvm", "Release Date: 01/01/2026", "System is a virtual machine",
+                "Product Name: swkvm virtual machine",
+                "Serial Number: web 1", "UUID: 10111213-1415-1617-1819-1a1b1c1d1e1f", "Wake-up Type: Power Switch",
+                "Asset Tag: web 1",
+                "Manufacturer: GenuineTest", "Version: Test CPU", "Core Count: 4", "Status: Populated, Enabled",
+                "Multi-Core", "Maximum Capacity: 5 GB", "Size: 5 GB",
+                "Starting Address: 0x00100000000", "Range Size: 3 GB", "Range Size: 2 GB", "Status: No errors detected",
+                "End Of Table",
             ] { #expect(text.contains(line), "\(line) in \(text)") }
-            for word in ["OUT OF SPEC", "BAD INDEX", "TRUNCATED", "Wrong", "broken", "Invalid"] { #expect(!text.contains(word), "\(text)") }
+            for word in ["OUT OF SPEC", "BAD INDEX", "TRUNCATED", "Wrong", "broken", "Invalid"] {
+                #expect(!text.contains(word), "\(text)")
+            }
         }
     }
 }

@@ -7,7 +7,9 @@ import Linux
 import TestSupport
 
 /// Lets `body` use bytes as a kernel's or initrd's file.
-func withFile<Result>(_ bytes: [UInt8], name: String = "kernel.elf", _ body: (BootFile) throws -> Result) rethrows -> Result {
+func withFile<Result>(
+    _ bytes: [UInt8], name: String = "kernel.elf", _ body: (BootFile) throws -> Result
+) rethrows -> Result {
     let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: max(bytes.count, 1), alignment: 16)
     defer { unsafe memory.deallocate() }
     unsafe memory.copyBytes(from: bytes)
@@ -69,7 +71,11 @@ struct ELFBuilder {
         let entrySize = is64Bit ? 56 : 32
         var header: [UInt8] = [0x7f, 0x45, 0x4c, 0x46, is64Bit ? 2 : 1, 1, 1] + Array(repeating: 0, count: 9)
         func append(_ value: UInt64, to bytes: inout [UInt8]) {
-            if is64Bit { bytes.append(littleEndian: value) } else { bytes.append(littleEndian: UInt32(truncatingIfNeeded: value)) }
+            if is64Bit {
+                bytes.append(littleEndian: value)
+            } else {
+                bytes.append(littleEndian: UInt32(truncatingIfNeeded: value))
+            }
         }
         header.append(littleEndian: type)
         header.append(littleEndian: machine)
@@ -111,7 +117,8 @@ typealias SeededGenerator = TestSupport.SeededGenerator
 
 enum TemporaryFile {
     /// Lets `body` use a file with these contents, and removes it.
-    static func with<Result>(_ bytes: [UInt8], suffix: String = "", _ body: (String) throws -> Result) throws -> Result {
+    static func with<Result>(_ bytes: [UInt8], suffix: String = "", _ body: (String) throws -> Result) throws -> Result
+    {
         let path = "\(P_tmpdir)/swkvm-boot-test-\(UInt64.random(in: 0 ... .max))\(suffix)"
         defer { unsafe unlink(path) }
         try FileDescriptor.open(path, O_CREAT | O_EXCL | O_RDWR, mode: 0o600).writeAll(bytes)
@@ -122,9 +129,11 @@ enum TemporaryFile {
 extension KernelLoader {
     /// A kernel's file with words that are its whole command line.
     init(
-        kernel: BootFile, initrd: BootFile? = nil, commandLine: String = "", tables: ACPITables? = nil, memorySize: UInt64 = PhysicalLayout.hole
+        kernel: BootFile, initrd: BootFile? = nil, commandLine: String = "", tables: ACPITables? = nil,
+        memorySize: UInt64 = PhysicalLayout.hole
     ) throws(BootError) {
         self = try KernelLoader(
-            KernelImage(kernel, memorySize: memorySize), initrd: initrd, commandLine: KernelCommandLine(commandLine), tables: tables)
+            KernelImage(kernel, memorySize: memorySize), initrd: initrd, commandLine: KernelCommandLine(commandLine),
+            tables: tables)
     }
 }

@@ -7,7 +7,9 @@ import Linux
 enum Tool {
     /// ACPICA's compiler.
     static var iasl: String? { ["/usr/bin/iasl", "/usr/local/bin/iasl"].first { unsafe access($0, X_OK) == 0 } }
-    static var dmidecode: String? { ["/usr/sbin/dmidecode", "/usr/bin/dmidecode"].first { unsafe access($0, X_OK) == 0 } }
+    static var dmidecode: String? {
+        ["/usr/sbin/dmidecode", "/usr/bin/dmidecode"].first { unsafe access($0, X_OK) == 0 }
+    }
 
     /// Output and exit status of a program that ends by itself.
     static func run(_ program: String, _ arguments: [String]) throws -> (output: String, status: Int32) {

@@ -35,7 +35,9 @@ final class FakeTarget: DebugTarget {
 
     func writeMemory(_ bytes: [UInt8], at address: UInt64, thread: Int) throws(DebugTargetError) {
         let offset = address &- Self.memoryStart
-        guard offset < UInt64(memory.count), UInt64(bytes.count) <= UInt64(memory.count) - offset else { throw .unmapped }
+        guard offset < UInt64(memory.count), UInt64(bytes.count) <= UInt64(memory.count) - offset else {
+            throw .unmapped
+        }
         memory.replaceSubrange(Int(offset)..<Int(offset) + bytes.count, with: bytes)
     }
 

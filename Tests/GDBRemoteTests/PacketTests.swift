@@ -61,7 +61,9 @@ import Testing
         #expect(request("T1f") == .isThreadAlive(.one(31)))
         #expect(request("qSupported:swbreak+;hwbreak+") == .features(["swbreak+", "hwbreak+"]))
         #expect(request("qRcmd,68656c70") == .monitor("help"))
-        #expect(request("qXfer:features:read:target.xml:0,fff") == .readDescription(annex: "target.xml", offset: 0, count: 0xfff))
+        #expect(
+            request("qXfer:features:read:target.xml:0,fff")
+                == .readDescription(annex: "target.xml", offset: 0, count: 0xfff))
         #expect(request("qThreadExtraInfo,2") == .describeThread(.one(2)))
         #expect(request("qC") == .currentThread)
         #expect(request("vCont?") == .resumeKinds)
@@ -81,8 +83,10 @@ import Testing
     }
 
     @Test(arguments: [
-        "G0", "Gxx", "p", "pzz", "P10", "P10=0", "m", "m10", "m10,", "m,4", "m10,4:00", "M10,4:00", "M10,2:0", "X10,4:ab", "Z0,10", "Z9,10,1",
-        "Z0,10,1;X1,0", "Hx1", "Hg", "T", "vCont;", "vCont;x", "vCont;c:", "vCont;c:1x", "vCont;c;", "qRcmd,6", "qXfer:features:read:target.xml",
+        "G0", "Gxx", "p", "pzz", "P10", "P10=0", "m", "m10", "m10,", "m,4", "m10,4:00", "M10,4:00", "M10,2:0",
+        "X10,4:ab", "Z0,10", "Z9,10,1",
+        "Z0,10,1;X1,0", "Hx1", "Hg", "T", "vCont;", "vCont;x", "vCont;c:", "vCont;c:1x", "vCont;c;", "qRcmd,6",
+        "qXfer:features:read:target.xml",
         "qXfer:features:read:target.xml:0", "m11111111111111111,4", "?1", "cxyz", "C", "S05:", "qThreadExtraInfo,",
     ]) func wrongSpellingsAreRefused(text: String) { #expect(request(text) == .malformed) }
 

@@ -21,7 +21,9 @@ import Testing
         var conversation = Conversation()
         let reply = conversation.ask("qSupported:swbreak+")
         let answer = try #require(reply)
-        for word in ["PacketSize=4000", "QStartNoAckMode+", "qXfer:features:read+", "vContSupported+"] { #expect(answer.contains(word)) }
+        for word in ["PacketSize=4000", "QStartNoAckMode+", "qXfer:features:read+", "vContSupported+"] {
+            #expect(answer.contains(word))
+        }
         #expect(conversation.ask("vCont?") == "vCont;c;C;s;S")
         #expect(conversation.ask("vMustReplyEmpty") == "")
         #expect(conversation.ask("qAttached") == "1")
@@ -71,7 +73,8 @@ import Testing
         var conversation = Conversation()
         #expect(conversation.ask("M1000,3:010203") == "OK")
         #expect(conversation.ask("m1000,4") == "01020300")
-        #expect(conversation.raw(packet(Array("X1001,2:".utf8) + [0x23, 0x7d])).suffix(6) == packet(Array("OK".utf8))[...])
+        #expect(
+            conversation.raw(packet(Array("X1001,2:".utf8) + [0x23, 0x7d])).suffix(6) == packet(Array("OK".utf8))[...])
         #expect(conversation.ask("m1000,4") == "01237d00")
         // GDB asks so whether there is an X.
         #expect(conversation.ask("X1000,0:") == "OK")
@@ -102,9 +105,15 @@ import Testing
     /// The first registers are where GDB has them when it is not told.
     @Test func registersAreNumberedAsGDBDoes() {
         let names = RegisterSet.all.map(\.name)
-        #expect(names[RegisterSet.rip] == "rip" && names[RegisterSet.eflags] == "eflags" && names[RegisterSet.segments] == "cs")
-        #expect(names[RegisterSet.st0] == "st0" && names[RegisterSet.x87Control] == "fctrl" && names[RegisterSet.xmm0] == "xmm0")
-        #expect(names[RegisterSet.mxcsr] == "mxcsr" && names[RegisterSet.fsBase] == "fs_base" && names[RegisterSet.efer] == "efer")
+        #expect(
+            names[RegisterSet.rip] == "rip" && names[RegisterSet.eflags] == "eflags"
+                && names[RegisterSet.segments] == "cs")
+        #expect(
+            names[RegisterSet.st0] == "st0" && names[RegisterSet.x87Control] == "fctrl"
+                && names[RegisterSet.xmm0] == "xmm0")
+        #expect(
+            names[RegisterSet.mxcsr] == "mxcsr" && names[RegisterSet.fsBase] == "fs_base"
+                && names[RegisterSet.efer] == "efer")
         #expect(RegisterSet.all[RegisterSet.cr0].name == "cr0" && names.last == "efer")
     }
 
@@ -241,7 +250,8 @@ import Testing
         var noise = SeededGenerator(seed: seed)
         var conversation = Conversation()
         for _ in 0..<200 {
-            let bytes = (0..<Int.random(in: 0..<200, using: &noise)).map { _ in UInt8.random(in: 0...255, using: &noise) }
+            let bytes = (0..<Int.random(in: 0..<200, using: &noise)).map { _ in UInt8.random(in: 0...255, using: &noise)
+            }
             _ = conversation.raw(bytes)
         }
         expectAlive(&conversation)
@@ -250,8 +260,10 @@ import Testing
     /// Well-framed packets whose data is almost right.
     @Test(arguments: 0..<40) func bearsMutatedPackets(seed: UInt64) {
         let seeds = [
-            "?", "g", "p10", "P10=0102030405060708", "m1000,40", "M1000,2:0102", "X1000,2:ab", "Z0,1000,1", "z2,1000,8", "Hg2", "Hc-1", "T1", "vCont?",
-            "vCont;s:1;c", "c", "s1000", "C05", "S05;1000", "qSupported:swbreak+;hwbreak+", "qRcmd,68656c70", "qXfer:features:read:target.xml:0,fff",
+            "?", "g", "p10", "P10=0102030405060708", "m1000,40", "M1000,2:0102", "X1000,2:ab", "Z0,1000,1", "z2,1000,8",
+            "Hg2", "Hc-1", "T1", "vCont?",
+            "vCont;s:1;c", "c", "s1000", "C05", "S05;1000", "qSupported:swbreak+;hwbreak+", "qRcmd,68656c70",
+            "qXfer:features:read:target.xml:0,fff",
             "qThreadExtraInfo,2", "qC", "qfThreadInfo", "qsThreadInfo", "QStartNoAckMode", "qAttached", "G00",
         ].map { Array($0.utf8) }
         var noise = SeededGenerator(seed: seed)

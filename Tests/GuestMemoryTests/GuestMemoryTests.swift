@@ -39,7 +39,8 @@ private let layouts: [(UInt64, [UInt64])] = [
 
     @Test(arguments: [(MemoryBacking.anonymous, false), (.anonymous, true), (.transparent, false)])
     func clearingMakesAllZeroAndGivesThePagesBack(backing: MemoryBacking, shared: Bool) throws {
-        let memory = try GuestMemory(layout: [(GuestAddress(0), 8 << 20), (GuestAddress(4 << 30), 8 << 20)], backing: backing, shared: shared)
+        let memory = try GuestMemory(
+            layout: [(GuestAddress(0), 8 << 20), (GuestAddress(4 << 30), 8 << 20)], backing: backing, shared: shared)
         let touched: [UInt64] = [0, 4097, (8 << 20) - 1, 4 << 30, (4 << 30) + (8 << 20) - 1]
         for address in touched { try memory.ram.write(UInt8(0xa5), at: GuestAddress(address)) }
         #expect(try memory.usage().resident > 0)
@@ -55,8 +56,9 @@ private let layouts: [(UInt64, [UInt64])] = [
         #expect(throws: GuestMemoryError.notPageMultiple(size: 3 << 20, pageSize: 2 << 20)) {
             try GuestMemory(size: 3 << 20, backing: .hugePages(.twoMiB))
         }
-        #expect(GuestMemoryError.notPageMultiple(size: 3 << 20, pageSize: 2 << 20).description
-            == "3145728 bytes of guest memory are not a multiple of its 2 MiB pages; the next multiple is 4 MiB")
+        #expect(
+            GuestMemoryError.notPageMultiple(size: 3 << 20, pageSize: 2 << 20).description
+                == "3145728 bytes of guest memory are not a multiple of its 2 MiB pages; the next multiple is 4 MiB")
         #expect(GuestMemoryError.notPageMultiple(size: .max, pageSize: 2 << 20).description.contains("multiple"))
     }
 
@@ -70,8 +72,9 @@ private let layouts: [(UInt64, [UInt64])] = [
                 #expect(error == .largerThanHost(size: size, ram: host.ram, swap: host.swap))
             }
         }
-        #expect(GuestMemoryError.largerThanHost(size: 64 << 30, ram: 24105 << 20, swap: 0).description
-            == "64 GiB of guest memory are more than this host has (24105 MiB of RAM, no swap); ask for less")
+        #expect(
+            GuestMemoryError.largerThanHost(size: 64 << 30, ram: 24105 << 20, swap: 0).description
+                == "64 GiB of guest memory are more than this host has (24105 MiB of RAM, no swap); ask for less")
     }
 
     @Test func memoryIsUnmappedAtTheEnd() throws {
@@ -131,7 +134,8 @@ private let layouts: [(UInt64, [UInt64])] = [
     func prealloc(threads: Int) throws {
         for shared in [false, true] {
             let memory = try GuestMemory(
-                layout: [(GuestAddress(0), 5 << 20), (GuestAddress(4 << 30), 4096)], backing: .anonymous, shared: shared)
+                layout: [(GuestAddress(0), 5 << 20), (GuestAddress(4 << 30), 4096)], backing: .anonymous, shared: shared
+            )
             #expect(try memory.usage().resident == 0)
             try memory.prealloc(threads: threads)
             #expect(try memory.usage().resident == memory.size)
@@ -142,10 +146,12 @@ private let layouts: [(UInt64, [UInt64])] = [
     @Test(arguments: [1, 3]) func preallocTellsHowFarItIs(threads: Int) throws {
         let told = Guarded<[UInt64]>([])
         let memory = try GuestMemory(size: 100 << 20)
-        try memory.prealloc(threads: threads, progress: { done, total in
-            #expect(total == 100 << 20)
-            told.withLock { $0.append(done) }
-        })
+        try memory.prealloc(
+            threads: threads,
+            progress: { done, total in
+                #expect(total == 100 << 20)
+                told.withLock { $0.append(done) }
+            })
         let steps = told.withLock { $0 }
         #expect(steps.first == 0 && steps.last == 100 << 20 && steps.count > 3)
         #expect(zip(steps, steps.dropFirst()).allSatisfy { $0 < $1 }, "\(steps)")
@@ -183,7 +189,8 @@ private let layouts: [(UInt64, [UInt64])] = [
         #expect(usage.transparentHuge <= 8 << 20 && usage.transparentHuge % (2 << 20) == 0)
         let ordinary = try GuestMemory(size: 8 << 20)
         try ordinary.prealloc()
-        let mode = String(decoding: try readFile("/sys/kernel/mm/transparent_hugepage/enabled", limit: 100), as: UTF8.self)
+        let mode = String(
+            decoding: try readFile("/sys/kernel/mm/transparent_hugepage/enabled", limit: 100), as: UTF8.self)
         if mode.contains("[madvise]") { #expect(try ordinary.usage().transparentHuge == 0) }
     }
 

@@ -11,7 +11,8 @@ private let high: UInt64 = 4 << 30
 private let highStart = GuestAddress(high)
 
 private let inside: [(UInt64, UInt64)] = [
-    (0, 0), (0, 1), (0, 2 * page), (page - 1, 2), (2 * page - 1, 1), (2 * page - 1, 0), (high, page), (high + page - 1, 1),
+    (0, 0), (0, 1), (0, 2 * page), (page - 1, 2), (2 * page - 1, 1), (2 * page - 1, 0), (high, page),
+    (high + page - 1, 1),
 ]
 
 private let outside: [(UInt64, UInt64)] = [

@@ -36,8 +36,9 @@ final class HugePageTurn {
         }
         guard case .hugePages(let shortage)? = error else { Issue.record("\(String(describing: error))"); return }
         #expect(shortage.suggestedTotal == pool.total + 512)
-        #expect(shortage.description.contains(
-            "in 2 MiB pages needs \(wanted) huge pages, \(pool.available) are free: "))
+        #expect(
+            shortage.description.contains(
+                "in 2 MiB pages needs \(wanted) huge pages, \(pool.available) are free: "))
     }
 
     /// A reset fills huge pages with zeros and keeps them: the pool may have no others by then.
@@ -57,13 +58,17 @@ final class HugePageTurn {
 
     @Test func oneGiBPagesHaveTheirOwnPool() throws {
         guard let pool = try? HugePagePool(.oneGiB) else {
-            #expect(throws: GuestMemoryError.noHugePages(pageSize: 1 << 30)) { try GuestMemory(size: 1 << 30, backing: .hugePages(.oneGiB)) }
+            #expect(throws: GuestMemoryError.noHugePages(pageSize: 1 << 30)) {
+                try GuestMemory(size: 1 << 30, backing: .hugePages(.oneGiB))
+            }
             return
         }
         let size = (pool.available + 1) << 30
         let error = #expect(throws: GuestMemoryError.self) { try GuestMemory(size: size, backing: .hugePages(.oneGiB)) }
         // A host with less than one such page says that first.
-        if size <= HostMemory().ram { #expect(error == .hugePages(try #require(pool.shortage(for: size, in: .oneGiB)))) }
+        if size <= HostMemory().ram {
+            #expect(error == .hugePages(try #require(pool.shortage(for: size, in: .oneGiB))))
+        }
     }
 
     @Test func theSuggestionIsACommandThatMendsIt() {
@@ -72,12 +77,15 @@ final class HugePageTurn {
         let shortage = pool.shortage(for: 2 << 30, in: .twoMiB)
         #expect(shortage?.suggestedTotal == 1087)
         #expect(pool.shortage(for: 37 * (2 << 20), in: .twoMiB) == nil)
-        let text = HugePageShortage(size: 2 << 30, pageSize: 2 << 20, free: 37, suggestedTotal: 1024, isDefaultSize: true)
-        #expect(GuestMemoryError.hugePages(text).description
-            == "2 GiB in 2 MiB pages needs 1024 huge pages, 37 are free: `sysctl vm.nr_hugepages=1024`")
+        let text = HugePageShortage(
+            size: 2 << 30, pageSize: 2 << 20, free: 37, suggestedTotal: 1024, isDefaultSize: true)
+        #expect(
+            GuestMemoryError.hugePages(text).description
+                == "2 GiB in 2 MiB pages needs 1024 huge pages, 37 are free: `sysctl vm.nr_hugepages=1024`")
         let large = HugePageShortage(size: 2 << 30, pageSize: 1 << 30, free: 0, suggestedTotal: 2, isDefaultSize: false)
-        #expect(large.description == "2 GiB in 1 GiB pages needs 2 huge pages, 0 are free: "
-            + "`echo 2 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages`")
+        #expect(
+            large.description == "2 GiB in 1 GiB pages needs 2 huge pages, 0 are free: "
+                + "`echo 2 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages`")
     }
 
     @Test(.enabled(if: geteuid() == 0, "raising the pool of huge pages needs root"), arguments: [false, true])

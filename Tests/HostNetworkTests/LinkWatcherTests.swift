@@ -37,7 +37,8 @@ import Testing
             let (before, nothing) = (watcher.current()?.isCarrying, watcher.latest()?.isCarrying)
             // The kernel may repeat what is so, some time later.
             #expect(before == true && nothing != false)
-            let tap = try #require(try host.netlink.link(named: name("tap0"))), second = try #require(try host.netlink.link(named: name("tap1")))
+            let tap = try #require(try host.netlink.link(named: name("tap0"))),
+                second = try #require(try host.netlink.link(named: name("tap1")))
 
             try host.netlink.set(tap, up: false)
             let down = next(watcher)

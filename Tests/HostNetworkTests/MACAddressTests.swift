@@ -18,8 +18,10 @@ import Testing
     }
 
     @Test(arguments: [
-        "", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:5", "52:54:00:12:34:5g", "525400123456", "52:54-00:12:34:56",
-        "5:254:00:12:34:56", "52.54.00.12.34.56", " 52:54:00:12:34:5", "52:54:00:12:34:56 ", "52:54:00:12:34:5é", "+2:54:00:12:34:56",
+        "", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:5", "52:54:00:12:34:5g", "525400123456",
+        "52:54-00:12:34:56",
+        "5:254:00:12:34:56", "52.54.00.12.34.56", " 52:54:00:12:34:5", "52:54:00:12:34:56 ", "52:54:00:12:34:5é",
+        "+2:54:00:12:34:56",
     ])
     func refusesOtherText(_ text: String) {
         #expect(throws: HostNetworkError.badMACAddress(text, .notation)) { try MACAddress(parsing: text) }
@@ -31,17 +33,25 @@ import Testing
     }
 
     @Test func refusesZero() {
-        #expect(throws: HostNetworkError.badMACAddress("00:00:00:00:00:00", .zero)) { try MACAddress(parsing: "00:00:00:00:00:00") }
-        #expect(throws: HostNetworkError.badMACAddress("00:00:00:00:00:00", .zero)) { try MACAddress(rawValue: 1 << 48) }
+        #expect(throws: HostNetworkError.badMACAddress("00:00:00:00:00:00", .zero)) {
+            try MACAddress(parsing: "00:00:00:00:00:00")
+        }
+        #expect(throws: HostNetworkError.badMACAddress("00:00:00:00:00:00", .zero)) {
+            try MACAddress(rawValue: 1 << 48)
+        }
     }
 
     @Test func sentencesSayWhatToDo() {
-        #expect(HostNetworkError.badMACAddress("x", .notation).description
-            == "'x' is not a MAC address: six pairs of hexadecimal digits are wanted, such as 52:54:00:12:34:56")
-        #expect(HostNetworkError.badMACAddress("01:00:5e:00:00:01", .multicast).description
-            == "01:00:5e:00:00:01 is a multicast address and cannot be a network card's: its first byte must be even, such as 52")
-        #expect(HostNetworkError.badMACAddress("00:00:00:00:00:00", .zero).description
-            == "00:00:00:00:00:00 cannot be a network card's address: give another, such as 52:54:00:12:34:56")
+        #expect(
+            HostNetworkError.badMACAddress("x", .notation).description
+                == "'x' is not a MAC address: six pairs of hexadecimal digits are wanted, such as 52:54:00:12:34:56")
+        #expect(
+            HostNetworkError.badMACAddress("01:00:5e:00:00:01", .multicast).description
+                == "01:00:5e:00:00:01 is a multicast address and cannot be a network card's: its first byte must be even, such as 52"
+        )
+        #expect(
+            HostNetworkError.badMACAddress("00:00:00:00:00:00", .zero).description
+                == "00:00:00:00:00:00 cannot be a network card's address: give another, such as 52:54:00:12:34:56")
     }
 
     @Test func localAddressesAreStations() {
@@ -60,8 +70,10 @@ import Testing
     }
 
     @Test(arguments: [
-        ("", InterfaceName.Problem.empty), ("sixteen_bytes_16", .tooLong(16)), ("ééééééééé", .tooLong(18)), (".", .reserved), ("..", .reserved),
-        ("a b", .character(" ")), ("a/b", .character("/")), ("a:1", .character(":")), ("tap%d", .character("%")), ("tüp", .character("ü")),
+        ("", InterfaceName.Problem.empty), ("sixteen_bytes_16", .tooLong(16)), ("ééééééééé", .tooLong(18)),
+        (".", .reserved), ("..", .reserved),
+        ("a b", .character(" ")), ("a/b", .character("/")), ("a:1", .character(":")), ("tap%d", .character("%")),
+        ("tüp", .character("ü")),
         ("a\n", .character("\n")), ("a\0b", .character("\0")), ("a\u{7f}", .character("\u{7f}")),
     ])
     func refusesWhatTheKernelWould(_ text: String, _ problem: InterfaceName.Problem) {
@@ -69,12 +81,18 @@ import Testing
     }
 
     @Test func sentencesSayWhatToDo() {
-        #expect(HostNetworkError.badInterfaceName("sixteen_bytes_16", .tooLong(16)).description
-            == "the interface name 'sixteen_bytes_16' has 16 bytes, the kernel takes at most 15")
-        #expect(HostNetworkError.badInterfaceName("a/b", .character("/")).description
-            == "the interface name 'a/b' has the character \"/\", which is not allowed: use letters, digits, '-', '_' and '.'")
-        #expect(HostNetworkError.badInterfaceName("", .empty).description == "the name of a network interface is empty: give 1 to 15 characters")
-        #expect(HostNetworkError.badInterfaceName("..", .reserved).description
-            == "'..' cannot be the name of a network interface: use letters, digits, '-', '_' and '.'")
+        #expect(
+            HostNetworkError.badInterfaceName("sixteen_bytes_16", .tooLong(16)).description
+                == "the interface name 'sixteen_bytes_16' has 16 bytes, the kernel takes at most 15")
+        #expect(
+            HostNetworkError.badInterfaceName("a/b", .character("/")).description
+                == "the interface name 'a/b' has the character \"/\", which is not allowed: use letters, digits, '-', '_' and '.'"
+        )
+        #expect(
+            HostNetworkError.badInterfaceName("", .empty).description
+                == "the name of a network interface is empty: give 1 to 15 characters")
+        #expect(
+            HostNetworkError.badInterfaceName("..", .reserved).description
+                == "'..' cannot be the name of a network interface: use letters, digits, '-', '_' and '.'")
     }
 }

@@ -13,12 +13,13 @@ import Testing
         message.append(attribute: 3, string: "ab")
         message.append(nested: 18) { $0.append(attribute: 1, number: 0x0a0b_0c0d) }
         message.finish(sequence: 9)
-        #expect(message.bytes == [
-            44, 0, 0, 0, 16, 0, 5, 0, 9, 0, 0, 0, 0, 0, 0, 0,
-            0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,
-            7, 0, 3, 0, 97, 98, 0, 0,
-            12, 0, 18, 0, 8, 0, 1, 0, 13, 12, 11, 10,
-        ])
+        #expect(
+            message.bytes == [
+                44, 0, 0, 0, 16, 0, 5, 0, 9, 0, 0, 0, 0, 0, 0, 0,
+                0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,
+                7, 0, 3, 0, 97, 98, 0, 0,
+                12, 0, 18, 0, 8, 0, 1, 0, 13, 12, 11, 10,
+            ])
     }
 
     @Test func attributesAreFound() {
@@ -30,9 +31,11 @@ import Testing
         #expect(run.attribute(2)?.load(UInt32.self, at: -1) == nil)
     }
 
-    @Test(arguments: [
-        [], [4], [8, 0, 1], [0, 0, 1, 0], [3, 0, 1, 0], [9, 0, 1, 0, 1, 2, 3, 4], [255, 255, 1, 0, 0, 0, 0, 0], [5, 0, 2, 0, 7, 0, 0],
-    ] as [[UInt8]])
+    @Test(
+        arguments: [
+            [], [4], [8, 0, 1], [0, 0, 1, 0], [3, 0, 1, 0], [9, 0, 1, 0, 1, 2, 3, 4], [255, 255, 1, 0, 0, 0, 0, 0],
+            [5, 0, 2, 0, 7, 0, 0],
+        ] as [[UInt8]])
     func attributesThatLeaveTheirRunAreNotFound(_ bytes: [UInt8]) {
         #expect(NetlinkBytes(bytes: bytes[...]).attribute(1)?.count == nil)
     }
@@ -52,7 +55,9 @@ import Testing
     @Test func aNewNamespaceHasALoopback() throws {
         try inNewNamespace { host in
             let loopback = try #require(try host.netlink.link(named: name("lo")))
-            #expect(loopback.index == 1 && !loopback.isUp && loopback.mtu == 65536 && loopback.kind.isEmpty && loopback.address == nil)
+            #expect(
+                loopback.index == 1 && !loopback.isUp && loopback.mtu == 65536 && loopback.kind.isEmpty
+                    && loopback.address == nil)
             try host.netlink.set(loopback, up: true)
             #expect(try host.netlink.link(at: 1)?.isUp == true)
             #expect(try host.netlink.link(named: name("nothere")) == nil)
@@ -66,7 +71,8 @@ import Testing
             let address = try MACAddress(parsing: "52:54:00:00:00:01")
             try host.netlink.createLink(bridgeName, kind: "bridge", address: address)
             let made = try #require(try host.netlink.link(named: bridgeName))
-            #expect(made.kind == "bridge" && made.address == address && !made.isUp && made.master == 0 && made.tun == nil)
+            #expect(
+                made.kind == "bridge" && made.address == address && !made.isUp && made.master == 0 && made.tun == nil)
 
             let other = try MACAddress(parsing: "52:54:00:00:00:02")
             try host.netlink.set(made, address: other)
@@ -78,7 +84,9 @@ import Testing
             try host.netlink.set(made, up: false)
             #expect(try host.netlink.link(at: made.index)?.isUp == false)
 
-            #expect(failure { () throws(HostNetworkError) in try host.netlink.createLink(bridgeName, kind: "bridge") }?.errno == EEXIST)
+            #expect(
+                failure { () throws(HostNetworkError) in try host.netlink.createLink(bridgeName, kind: "bridge") }?
+                    .errno == EEXIST)
             try host.netlink.delete(made)
             #expect(try host.netlink.link(named: bridgeName) == nil)
             #expect(failure { () throws(HostNetworkError) in try host.netlink.delete(made) }?.errno == ENODEV)
@@ -129,8 +137,11 @@ import Testing
 
     @Test func theKernelsOwnWordsAreKept() throws {
         try inNewNamespace { host in
-            let error = failure { () throws(HostNetworkError) in try host.netlink.createLink(InterfaceName("x"), kind: "nonsense") }
-            #expect(error?.description == "creating the nonsense x failed: Operation not supported (Unknown device type)")
+            let error = failure { () throws(HostNetworkError) in
+                try host.netlink.createLink(InterfaceName("x"), kind: "nonsense")
+            }
+            #expect(
+                error?.description == "creating the nonsense x failed: Operation not supported (Unknown device type)")
         }
     }
 
@@ -141,8 +152,9 @@ import Testing
                 _ = clinux_drop_thread_capability(CAP_NET_ADMIN)
                 try netlink.createLink(InterfaceName("swbr0"), kind: "bridge")
             })
-            #expect(error?.description == "creating the bridge swbr0 needs CAP_NET_ADMIN: run as root, "
-                + "or let an administrator do it beforehand, `ip link add swbr0 type bridge`")
+            #expect(
+                error?.description == "creating the bridge swbr0 needs CAP_NET_ADMIN: run as root, "
+                    + "or let an administrator do it beforehand, `ip link add swbr0 type bridge`")
         }
     }
 
@@ -175,7 +187,9 @@ import Testing
             #expect(failure { () throws(HostNetworkError) in try elsewhere.lock(patience: 1) } == nil)
             try one.enter()
         }
-        #expect(HostNetworkError.namespaceLocked.description
-            == "another process keeps the network namespace locked (flock on /proc/self/ns/net): end it and try again")
+        #expect(
+            HostNetworkError.namespaceLocked.description
+                == "another process keeps the network namespace locked (flock on /proc/self/ns/net): end it and try again"
+        )
     }
 }

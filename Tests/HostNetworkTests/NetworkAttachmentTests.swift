@@ -7,15 +7,21 @@ import Linux
 import Testing
 
 @Suite(.enabled(if: mayMakeNamespaces, rootNeeded)) struct NetworkAttachmentTests {
-    private func attach(_ tap: String?, bridge: String? = nil, create: Bool = false, mtu: Int? = nil) throws -> NetworkAttachment {
+    private func attach(
+        _ tap: String?, bridge: String? = nil, create: Bool = false, mtu: Int? = nil
+    ) throws -> NetworkAttachment {
         for _ in 0..<1_000 {
             // A descriptor closed by an earlier step may live on for a moment (see `eventually`).
-            do { return try NetworkAttachment(backend(tap, bridge, create, mtu)) } catch HostNetworkError.tapBusy { usleep(10_000) }
+            do { return try NetworkAttachment(backend(tap, bridge, create, mtu)) } catch HostNetworkError.tapBusy {
+                usleep(10_000)
+            }
         }
         return try NetworkAttachment(backend(tap, bridge, create, mtu))
     }
 
-    private func backend(_ tap: String?, _ bridge: String?, _ create: Bool, _ mtu: Int?) throws(HostNetworkError) -> NetworkBackend {
+    private func backend(
+        _ tap: String?, _ bridge: String?, _ create: Bool, _ mtu: Int?
+    ) throws(HostNetworkError) -> NetworkBackend {
         let name = tap == nil ? nil : try InterfaceName(tap ?? "")
         let port = bridge == nil ? nil : NetworkBackend.BridgePort(try InterfaceName(bridge ?? ""), create: create)
         return .tap(name, bridge: port, mtu: mtu)
@@ -31,7 +37,8 @@ import Testing
     /// All of swtap0 that somebody sets; the counters of frames go on as the host sends.
     private func settings(_ host: Host) throws -> String {
         let link = try #require(try host.netlink.link(named: name("swtap0")))
-        return "\(link.index) \(link.mtu) \(link.isUp) \(link.master) \(link.alias) \(link.address?.description ?? "") \(String(describing: link.tun))"
+        return
+            "\(link.index) \(link.mtu) \(link.isUp) \(link.master) \(link.alias) \(link.address?.description ?? "") \(String(describing: link.tun))"
     }
 
     /// Expects the namespace to have these interfaces, besides those that every one has.
@@ -51,10 +58,13 @@ import Testing
     /// A packet socket that gets all frames of an interface, as a userspace datapath has one.
     private func packetReader(of index: Int32) throws -> FileDescriptor {
         let everything: UInt8 = 3  // ETH_P_ALL
-        let socket = FileDescriptor(owning: Glibc.socket(AF_PACKET, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue), 0))
+        let socket = FileDescriptor(
+            owning: Glibc.socket(AF_PACKET, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue), 0))
         // struct sockaddr_ll: the family, the protocol in network byte order, the interface's index, and 12 bytes more.
         let number = UInt32(bitPattern: index)
-        let address = [UInt8(AF_PACKET), 0, 0, everything] + (0..<4).map { UInt8(truncatingIfNeeded: number >> (8 * $0)) } + [UInt8](repeating: 0, count: 12)
+        let address =
+            [UInt8(AF_PACKET), 0, 0, everything] + (0..<4).map { UInt8(truncatingIfNeeded: number >> (8 * $0)) }
+            + [UInt8](repeating: 0, count: 12)
         // An address of its full size, as bind wants it.
         let bound = unsafe address.withUnsafeBytes {
             unsafe bind(socket.rawValue, $0.baseAddress!.assumingMemoryBound(to: sockaddr.self), socklen_t($0.count))
@@ -66,7 +76,9 @@ import Testing
     /// How it was decided, with the reason.
     private func decision(_ backend: NetworkBackend, offload: Bool? = nil) throws -> String {
         for _ in 0..<1_000 {
-            do { return try NetworkAttachment(backend, offload: offload).offloads.description } catch HostNetworkError.tapBusy { usleep(10_000) }
+            do { return try NetworkAttachment(backend, offload: offload).offloads.description } catch HostNetworkError
+                .tapBusy
+            { usleep(10_000) }
         }
         return try NetworkAttachment(backend, offload: offload).offloads.description
     }
@@ -74,8 +86,9 @@ import Testing
     @Test func whatIsBehindTheTAPDecidesAboutOffloads() throws {
         try inNewNamespace { host in
             #expect(try decision(.tap(name("swtap0"))) == "offloads on: behind swtap0 is the host itself")
-            #expect(try decision(.tap(name("swtap0"), bridge: .init(name("swbr0"), create: true)))
-                == "offloads on: it is a port of swbr0, of kind bridge")
+            #expect(
+                try decision(.tap(name("swtap0"), bridge: .init(name("swbr0"), create: true)))
+                    == "offloads on: it is a port of swbr0, of kind bridge")
             try makePersistentTAP("swtap1")
             let link = try #require(try host.netlink.link(named: name("swtap1")))
             let reader = try packetReader(of: link.index), tap: NetworkBackend = try .tap(name("swtap1"))
@@ -83,7 +96,9 @@ import Testing
             #expect(try decision(tap) == off)
             // The reader of another interface, and one who looks at a bridge's port, are no matter.
             #expect(try decision(.tap(name("swtap0"))) == "offloads on: behind swtap0 is the host itself")
-            #expect(try decision(.tap(name("swtap1"), bridge: .init(name("swbr1"), create: true))) == "offloads on: it is a port of swbr1, of kind bridge")
+            #expect(
+                try decision(.tap(name("swtap1"), bridge: .init(name("swbr1"), create: true)))
+                    == "offloads on: it is a port of swbr1, of kind bridge")
             // The user knows better.
             #expect(try decision(tap, offload: true) == "offloads on: as asked for")
             #expect(try decision(tap, offload: false) == "offloads off: as asked for")
@@ -95,24 +110,33 @@ import Testing
     @Test func anInheritedDescriptorDecidesAboutOffloads() throws {
         try inNewNamespace { host in
             let plain = try passOn(openTUN("tap0", flags: IFF_TAP | IFF_NO_PI))
-            #expect(failure { () throws(HostNetworkError) in _ = try NetworkAttachment(.descriptor(plain), offload: true) }?.description
-                == "descriptor \(plain) carries no offloads: open it with IFF_VNET_HDR, or give offload=off")
+            #expect(
+                failure { () throws(HostNetworkError) in _ = try NetworkAttachment(.descriptor(plain), offload: true) }?
+                    .description
+                    == "descriptor \(plain) carries no offloads: open it with IFF_VNET_HDR, or give offload=off")
             let other = try passOn(openTUN("tap1", flags: IFF_TAP | IFF_NO_PI))
-            #expect(try NetworkAttachment(.descriptor(other)).offloads.description == "offloads off: the descriptor was opened without IFF_VNET_HDR")
+            #expect(
+                try NetworkAttachment(.descriptor(other)).offloads.description
+                    == "offloads off: the descriptor was opened without IFF_VNET_HDR")
             let full = try passOn(openTUN("tap2", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
-            #expect(try NetworkAttachment(.descriptor(full)).offloads.description == "offloads on: behind tap2 is the host itself")
+            #expect(
+                try NetworkAttachment(.descriptor(full)).offloads.description
+                    == "offloads on: behind tap2 is the host itself")
 
             try host.netlink.createLink(name("below"), kind: "veth")
             let below = try #require(try host.netlink.link(named: name("below")))
             try host.netlink.createLink(name("swmac0"), kind: "macvtap", parent: below.index)
             let link = try #require(try host.netlink.link(named: name("swmac0")))
             let file = try passOn(FileDescriptor.open("/dev/tap\(link.index)", O_RDWR))
-            #expect(try NetworkAttachment(.descriptor(file)).offloads.description == "offloads on: swmac0, of kind macvtap, is the kernel's")
+            #expect(
+                try NetworkAttachment(.descriptor(file)).offloads.description
+                    == "offloads on: swmac0, of kind macvtap, is the kernel's")
 
             let hidden = try openTUN("tap3", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
             try NetworkNamespace.enterNew()
-            #expect(try NetworkAttachment(.descriptor(passOn(hidden))).offloads.description
-                == "offloads on: what is behind the interface cannot be seen from this network namespace")
+            #expect(
+                try NetworkAttachment(.descriptor(passOn(hidden))).offloads.description
+                    == "offloads on: what is behind the interface cannot be seen from this network namespace")
         }
     }
 
@@ -120,7 +144,10 @@ import Testing
         let head = "sk               RefCnt Type Proto  Iface R Rmem   User   Inode"
         let line = "00000000ebeae1aa 3      3    0003   2     1 0      0      250524"
         #expect(OffloadDecision.isReader(line, of: 2))
-        for (other, index) in [(head, 2), (line, 25), ("", 2), ("x 3 3", 2), (line.replacing("0003", with: "88cc"), 2), (line.replacing(" 1 ", with: " 0 "), 2)] as [(String, Int32)] {
+        for (other, index) in [
+            (head, 2), (line, 25), ("", 2), ("x 3 3", 2), (line.replacing("0003", with: "88cc"), 2),
+            (line.replacing(" 1 ", with: " 0 "), 2),
+        ] as [(String, Int32)] {
             #expect(!OffloadDecision.isReader(other, of: index))
         }
     }
@@ -250,8 +277,9 @@ import Testing
 
     @Test func aMissingBridgeIsNamed() throws {
         try inNewNamespace { host in
-            #expect(problem("swtap0", bridge: "swbr0") == "there is no bridge swbr0: add `,create`, or make it with "
-                + "`ip link add swbr0 type bridge` and `ip link set swbr0 up`")
+            #expect(
+                problem("swtap0", bridge: "swbr0") == "there is no bridge swbr0: add `,create`, or make it with "
+                    + "`ip link add swbr0 type bridge` and `ip link set swbr0 up`")
             try expect([], host)
         }
     }
@@ -259,16 +287,18 @@ import Testing
     @Test func aBridgeThatIsDownIsNamed() throws {
         try inNewNamespace { host in
             try host.netlink.createLink(name("br0"), kind: "bridge")
-            #expect(problem("swtap0", bridge: "br0", create: true)
-                == "the bridge br0 is down and would carry nothing: `ip link set br0 up`")
+            #expect(
+                problem("swtap0", bridge: "br0", create: true)
+                    == "the bridge br0 is down and would carry nothing: `ip link set br0 up`")
             try expect(["br0"], host)
         }
     }
 
     @Test func whatIsNoBridgeIsRefused() throws {
         try inNewNamespace { host in
-            #expect(problem("swtap0", bridge: "lo", create: true)
-                == "lo exists but is not a bridge (it is hardware or loopback): name another interface")
+            #expect(
+                problem("swtap0", bridge: "lo", create: true)
+                    == "lo exists but is not a bridge (it is hardware or loopback): name another interface")
             try expect([], host)
         }
     }
@@ -280,8 +310,10 @@ import Testing
             let tap = try #require(try host.netlink.link(named: name("swtap0")))
             try host.netlink.set(tap, master: host.netlink.link(named: name("br0")))
             let before = try settings(host)
-            #expect(problem("swtap0", bridge: "swbr0", create: true)
-                == "the TAP swtap0 is a port of br0, not of swbr0: give bridge=br0, or free it with `ip link set swtap0 nomaster`")
+            #expect(
+                problem("swtap0", bridge: "swbr0", create: true)
+                    == "the TAP swtap0 is a port of br0, not of swbr0: give bridge=br0, or free it with `ip link set swtap0 nomaster`"
+            )
             #expect(try settings(host) == before)
             try expect(["swtap0", "br0"], host)
         }
@@ -289,8 +321,9 @@ import Testing
 
     @Test func aNameThatIsNoTAPLeavesNoBridge() throws {
         try inNewNamespace { host in
-            #expect(problem("lo", bridge: "swbr0", create: true)
-                == "lo exists but is not a TAP (it is hardware or loopback): name another interface")
+            #expect(
+                problem("lo", bridge: "swbr0", create: true)
+                    == "lo exists but is not a TAP (it is hardware or loopback): name another interface")
             try expect([], host)
         }
     }
@@ -298,8 +331,9 @@ import Testing
     @Test func aBusyTAPLeavesNoBridge() throws {
         try inNewNamespace { host in
             let holder = try attach("swtap0")
-            #expect(problem("swtap0", bridge: "swbr0", create: true)
-                == "the TAP swtap0 is in use by another process: end that one or name another TAP")
+            #expect(
+                problem("swtap0", bridge: "swbr0", create: true)
+                    == "the TAP swtap0 is in use by another process: end that one or name another TAP")
             try expect(["swtap0"], host)
             _ = consume holder
         }
@@ -312,8 +346,9 @@ import Testing
             let tap = try #require(try host.netlink.link(named: name("swtap0")))
             try host.netlink.createLink(name("above"), kind: "macvtap", parent: tap.index)
             let before = try settings(host)
-            #expect(problem("swtap0", bridge: "swbr0", create: true, mtu: 1400)?.hasPrefix(
-                "making swtap0 a port of swbr0 failed: Device or resource busy") == true)
+            #expect(
+                problem("swtap0", bridge: "swbr0", create: true, mtu: 1400)?.hasPrefix(
+                    "making swtap0 a port of swbr0 failed: Device or resource busy") == true)
             try expect(["swtap0", "above"], host)
             #expect(try settings(host) == before)
         }
@@ -322,7 +357,9 @@ import Testing
     @Test(arguments: [67, 65522, -1, Int.max])
     func anImpossibleMTUIsRefused(_ mtu: Int) throws {
         try inNewNamespace { host in
-            #expect(problem("swtap0", bridge: "swbr0", create: true, mtu: mtu) == "an MTU of \(mtu) is not possible: give 68 to 65521")
+            #expect(
+                problem("swtap0", bridge: "swbr0", create: true, mtu: mtu)
+                    == "an MTU of \(mtu) is not possible: give 68 to 65521")
             try expect([], host)
         }
     }
@@ -345,10 +382,13 @@ import Testing
                 })?.description
             }
             let tap = try name("swtap0")
-            #expect(unprivileged(.tap(tap)) == "setting swtap0 up needs CAP_NET_ADMIN: run as root, "
-                + "or let an administrator do it beforehand, `ip link set swtap0 up`")
-            #expect(unprivileged(.tap(tap, bridge: .init(try name("swbr0"), create: true))) == "creating the bridge swbr0 needs CAP_NET_ADMIN: "
-                + "run as root, or let an administrator do it beforehand, `ip link add swbr0 type bridge`")
+            #expect(
+                unprivileged(.tap(tap)) == "setting swtap0 up needs CAP_NET_ADMIN: run as root, "
+                    + "or let an administrator do it beforehand, `ip link set swtap0 up`")
+            #expect(
+                unprivileged(.tap(tap, bridge: .init(try name("swbr0"), create: true)))
+                    == "creating the bridge swbr0 needs CAP_NET_ADMIN: "
+                    + "run as root, or let an administrator do it beforehand, `ip link add swbr0 type bridge`")
             try host.netlink.set(#require(try host.netlink.link(named: tap)), up: true)
             // All is as wanted: no right is needed.
             #expect(unprivileged(.tap(tap)) == nil)
@@ -399,7 +439,8 @@ import Testing
             try host.netlink.add(to: bridge, address: (192, 0, 2, 1), prefixLength: 24)
             let guest = MACAddress(locallyAdministered: 0x1234)
             // "Who has 192.0.2.1? Tell 192.0.2.2": RFC 826 after the Ethernet header, after the virtio-net header.
-            let question = [UInt8](repeating: 0, count: 12) + [UInt8](repeating: 0xff, count: 6) + guest.bytes + [8, 6]
+            let question =
+                [UInt8](repeating: 0, count: 12) + [UInt8](repeating: 0xff, count: 6) + guest.bytes + [8, 6]
                 + [0, 1, 8, 0, 6, 4, 0, 1] + guest.bytes + [192, 0, 2, 2] + [0, 0, 0, 0, 0, 0, 192, 0, 2, 1]
             try attachment.tap.descriptor.writeAll(question)
             let hardware = try #require(bridge.address).bytes

@@ -10,11 +10,12 @@ import Testing
 let rootNeeded: Comment = "needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN) to make a network namespace for the test"
 
 /// Whether this process may make network namespaces with TAPs in them.
-let mayMakeNamespaces: Bool = onOwnThread { () throws(HostNetworkError) in
-    try NetworkNamespace.enterNew()
-    _ = try TAPDevice.create(nil)
-    return true
-} ?? false
+let mayMakeNamespaces: Bool =
+    onOwnThread { () throws(HostNetworkError) in
+        try NetworkNamespace.enterNew()
+        _ = try TAPDevice.create(nil)
+        return true
+    } ?? false
 
 /// Runs `body` in a network namespace of its own, on the calling thread, and goes back.
 /// The body must not suspend, so it is not `async`.
@@ -22,7 +23,9 @@ func inNewNamespace(_ body: (Host) throws -> Void) throws {
     let home = try NetworkNamespace.current()
     try NetworkNamespace.enterNew()
     // A thread that stayed in the namespace would run other tests there.
-    defer { do { try home.enter() } catch { fatalError("cannot go back to the test's own network namespace: \(error)") } }
+    defer {
+        do { try home.enter() } catch { fatalError("cannot go back to the test's own network namespace: \(error)") }
+    }
     try body(Host(netlink: try RouteNetlink()))
 }
 
@@ -47,7 +50,8 @@ private func result<Value: Sendable>(
     onOwnThread body: @escaping @Sendable () throws(HostNetworkError) -> Value
 ) -> Result<Value, HostNetworkError>? {
     let box = Box<Result<Value, HostNetworkError>>()
-    guard let thread = try? Thread.start(name: "test", stackSize: 1 << 20, { box.content = Result(catching: body) }) else { return nil }
+    guard let thread = try? Thread.start(name: "test", stackSize: 1 << 20, { box.content = Result(catching: body) })
+    else { return nil }
     thread.join()
     return box.content
 }
@@ -91,8 +95,8 @@ func openTUN(_ text: String, flags: Int32) throws -> FileDescriptor {
     return descriptor
 }
 
-/// Gives a descriptor up and makes it look like one that a starting process has passed on. Not sooner than it is taken over: whatever
-/// is started meanwhile would get it too.
+/// Gives a descriptor up and makes it look like one that a starting process has passed on. Not sooner than it is taken
+/// over: whatever is started meanwhile would get it too.
 func passOn(_ descriptor: consuming FileDescriptor) throws -> Int32 {
     try #require(fcntl(descriptor.rawValue, F_SETFD, 0) == 0)
     return descriptor.release()

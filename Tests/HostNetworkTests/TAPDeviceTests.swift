@@ -15,7 +15,11 @@ import Testing
                 #expect(tap.name.text == "swtap0" && tap.headerSize == 12)
                 let link = try #require(try host.netlink.link(named: name("swtap0")))
                 #expect(link.kind == "tun" && !link.isUp && link.mtu == 1500)
-                #expect(link.tun == Link.TUN(isTAP: true, isPersistent: false, hasPacketInformation: false, isMultiQueue: false, queues: 0))
+                #expect(
+                    link.tun
+                        == Link.TUN(
+                            isTAP: true, isPersistent: false, hasPacketInformation: false, isMultiQueue: false,
+                            queues: 0))
             }
             #expect(try eventually { try host.netlink.link(named: name("swtap0")) == nil })
         }
@@ -50,7 +54,10 @@ import Testing
         try inNewNamespace { host in
             try makePersistentTAP("swtap0")
             let found = try #require(try host.netlink.link(named: name("swtap0")))
-            #expect(found.tun == Link.TUN(isTAP: true, isPersistent: true, hasPacketInformation: false, isMultiQueue: false, queues: 0))
+            #expect(
+                found.tun
+                    == Link.TUN(
+                        isTAP: true, isPersistent: true, hasPacketInformation: false, isMultiQueue: false, queues: 0))
             do {
                 let tap = try TAPDevice.open(found)
                 #expect(tap.headerSize == 12)
@@ -80,8 +87,11 @@ import Testing
             let other = try openTUN("swtap0", flags: IFF_TAP | IFF_NO_PI | more)
             let link = try #require(try host.netlink.link(named: name("swtap0")))
             let error = failure { () throws(HostNetworkError) in _ = try TAPDevice.open(link) }
-            #expect(error?.description == "the TAP swtap0 is in use by another process: end that one or name another TAP")
-            #expect(failure { () throws(HostNetworkError) in _ = try TAPDevice.create(InterfaceName("swtap0")) } == .tapBusy(link.name))
+            #expect(
+                error?.description == "the TAP swtap0 is in use by another process: end that one or name another TAP")
+            #expect(
+                failure { () throws(HostNetworkError) in _ = try TAPDevice.create(InterfaceName("swtap0")) }
+                    == .tapBusy(link.name))
             _ = consume other
         }
     }
@@ -103,12 +113,14 @@ import Testing
         try inNewNamespace { host in
             try host.netlink.createLink(name("swbr0"), kind: "bridge")
             let bridge = try #require(try host.netlink.link(named: name("swbr0")))
-            #expect(failure { () throws(HostNetworkError) in _ = try TAPDevice.open(bridge) }?.description
-                == "swbr0 exists but is not a TAP (it is of kind bridge): name another interface")
+            #expect(
+                failure { () throws(HostNetworkError) in _ = try TAPDevice.open(bridge) }?.description
+                    == "swbr0 exists but is not a TAP (it is of kind bridge): name another interface")
             let tun = try openTUN("tun0", flags: IFF_TUN | IFF_NO_PI)
             let link = try #require(try host.netlink.link(named: name("tun0")))
-            #expect(failure { () throws(HostNetworkError) in _ = try TAPDevice.open(link) }?.description
-                == "tun0 exists but is not a TAP (it is a TUN): name another interface")
+            #expect(
+                failure { () throws(HostNetworkError) in _ = try TAPDevice.open(link) }?.description
+                    == "tun0 exists but is not a TAP (it is a TUN): name another interface")
             _ = consume tun
         }
     }
@@ -124,14 +136,18 @@ import Testing
                 _ = clinux_drop_thread_capability(CAP_NET_ADMIN)
                 _ = try TAPDevice.create(InterfaceName("mine"))
             })
-            #expect(creating?.description == "creating the TAP mine needs CAP_NET_ADMIN: run as root, or let an administrator make one "
-                + "for this user, `ip tuntap add dev mine mode tap user NAME`")
+            #expect(
+                creating?.description
+                    == "creating the TAP mine needs CAP_NET_ADMIN: run as root, or let an administrator make one "
+                    + "for this user, `ip tuntap add dev mine mode tap user NAME`")
             let opening = failureOnOwnThread({ () throws(HostNetworkError) in
                 _ = clinux_drop_thread_capability(CAP_NET_ADMIN)
                 _ = try TAPDevice.open(link)
             })
-            #expect(opening?.description == "the TAP theirs belongs to another user: give CAP_NET_ADMIN, or make it anew with "
-                + "`ip tuntap add dev theirs mode tap user NAME`")
+            #expect(
+                opening?.description
+                    == "the TAP theirs belongs to another user: give CAP_NET_ADMIN, or make it anew with "
+                    + "`ip tuntap add dev theirs mode tap user NAME`")
         }
     }
 
@@ -152,13 +168,16 @@ import Testing
     }
 
     @Test func aMissingDriverFileIsNamed() throws {
-        #expect(try failureWithDriverFile(mode: nil)
-            == "no TAP can be had because /dev/net/tun is missing (No such file or directory): load the driver with `modprobe tun`")
+        #expect(
+            try failureWithDriverFile(mode: nil)
+                == "no TAP can be had because /dev/net/tun is missing (No such file or directory): load the driver with `modprobe tun`"
+        )
     }
 
     @Test func aDriverFileWithoutPermissionIsNamed() throws {
-        #expect(try failureWithDriverFile(mode: 0)
-            == "/dev/net/tun may not be opened (Permission denied): give this user read and write permission on it")
+        #expect(
+            try failureWithDriverFile(mode: 0)
+                == "/dev/net/tun may not be opened (Permission denied): give this user read and write permission on it")
     }
 }
 
@@ -210,7 +229,8 @@ import Testing
             for number in [own.descriptor.rawValue, inherited.descriptor.rawValue] {
                 #expect(
                     problem(number)
-                        == "descriptor \(number) was not passed on by the starting process, or is in use already: give each interface one that was")
+                        == "descriptor \(number) was not passed on by the starting process, or is in use already: give each interface one that was"
+                )
                 #expect(fcntl(number, F_GETFD) == FD_CLOEXEC)
             }
         }
@@ -221,21 +241,30 @@ import Testing
             func problem(_ number: Int32) -> String? {
                 failure { () throws(HostNetworkError) in _ = try TAPDevice.inherit(number) }?.description
             }
-            #expect(problem(-1) == "descriptor -1 is not open: the starting process must pass it on, without close-on-exec")
-            #expect(problem(1_000_000) == "descriptor 1000000 is not open: the starting process must pass it on, without close-on-exec")
+            #expect(
+                problem(-1) == "descriptor -1 is not open: the starting process must pass it on, without close-on-exec")
+            #expect(
+                problem(1_000_000)
+                    == "descriptor 1000000 is not open: the starting process must pass it on, without close-on-exec")
             // What this process has opened itself is not looked into.
             let own = try FileDescriptor.open("/dev/null", O_RDWR)
-            #expect(problem(own.rawValue)?.hasPrefix("descriptor \(own.rawValue) was not passed on by the starting process") == true)
+            #expect(
+                problem(own.rawValue)?.hasPrefix("descriptor \(own.rawValue) was not passed on by the starting process")
+                    == true)
             let null = try FileDescriptor(owning: passOn(FileDescriptor.open("/dev/null", O_RDWR)))
             let notATAP = "is not a TAP: open /dev/net/tun with TUNSETIFF, or a macvtap's /dev/tapN"
             #expect(problem(null.rawValue) == "descriptor \(null.rawValue) \(notATAP)")
             let unattached = try FileDescriptor(owning: passOn(FileDescriptor.open("/dev/net/tun", O_RDWR)))
             #expect(problem(unattached.rawValue) == "descriptor \(unattached.rawValue) \(notATAP)")
             let tun = try FileDescriptor(owning: passOn(openTUN("tun0", flags: IFF_TUN | IFF_NO_PI)))
-            #expect(problem(tun.rawValue) == "descriptor \(tun.rawValue) is a TUN, which carries no Ethernet: open a TAP (IFF_TAP)")
+            #expect(
+                problem(tun.rawValue)
+                    == "descriptor \(tun.rawValue) is a TUN, which carries no Ethernet: open a TAP (IFF_TAP)")
             let packetInformation = try FileDescriptor(owning: passOn(openTUN("tap0", flags: IFF_TAP)))
-            #expect(problem(packetInformation.rawValue)
-                == "descriptor \(packetInformation.rawValue) is a TAP that puts packet information before each frame: open it with IFF_NO_PI")
+            #expect(
+                problem(packetInformation.rawValue)
+                    == "descriptor \(packetInformation.rawValue) is a TAP that puts packet information before each frame: open it with IFF_NO_PI"
+            )
             for number in [null.rawValue, unattached.rawValue, tun.rawValue, packetInformation.rawValue] {
                 #expect(fcntl(number, F_GETFD) >= 0)
             }
@@ -263,7 +292,8 @@ private func spawnSleeper(inheriting number: Int32) throws -> pid_t {
 private func failureWithDriverFile(mode: mode_t?) throws -> String? {
     let parent = unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? P_tmpdir
     var template = Array("\(parent)/swkvm-test-XXXXXX".utf8CString)
-    // The template is NUL-terminated; mkdtemp changes its last six characters. The other calls take Swift strings for their time.
+    // The template is NUL-terminated; mkdtemp changes its last six characters. The other calls take Swift strings for
+    // their time.
     try #require(unsafe mkdtemp(&template) != nil)
     let root = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     for directory in ["/dev", "/dev/net"] { unsafe mkdir(root + directory, 0o755) }
@@ -274,7 +304,8 @@ private func failureWithDriverFile(mode: mode_t?) throws -> String? {
         for directory in ["/dev/net", "/dev", ""] { unsafe rmdir(root + directory) }
     }
     return failureOnOwnThread({ () throws(HostNetworkError) in
-        guard clinux_unshare_root() == 0, unsafe chroot(root) == 0, clinux_drop_thread_capability(CAP_DAC_OVERRIDE) == 0 else { return }
+        guard clinux_unshare_root() == 0, unsafe chroot(root) == 0, clinux_drop_thread_capability(CAP_DAC_OVERRIDE) == 0
+        else { return }
         _ = try TAPDevice.create(nil)
     })?.description
 }

@@ -20,7 +20,9 @@ import Testing
 @Suite struct LinuxTests {
     @Test func errorsNameTheCallAndTheReason() {
         #expect(SystemCallError("open", errno: ENOENT).description == "open: No such file or directory")
-        #expect(throws: SystemCallError("open", errno: ENOENT)) { _ = try FileDescriptor.open("/no/such/file", O_RDONLY) }
+        #expect(throws: SystemCallError("open", errno: ENOENT)) {
+            _ = try FileDescriptor.open("/no/such/file", O_RDONLY)
+        }
     }
 
     @Test func aDescriptorIsClosedWithItsValue() throws {
@@ -110,7 +112,8 @@ import Testing
     @Test func mappingsAreGivenBack() throws {
         let address: UInt
         do {
-            let mapping = try Mapping(size: 8192, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+            let mapping = try Mapping(
+                size: 8192, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
             unsafe mapping.start.storeBytes(of: 7, as: UInt8.self)
             address = unsafe UInt(bitPattern: mapping.start)
         }

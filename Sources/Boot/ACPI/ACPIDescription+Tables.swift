@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The content of each table, without its header. Offsets in comments count from the header's start, as in the specification.
+// The content of each table, without its header. Offsets in comments count from the header's start, as in the
+// specification.
 extension ACPIDescription {
     /// Fixed ACPI Description Table (§5.2.9), hardware-reduced: nearly all of it is zero.
     func fadt(dsdt: UInt64) -> [UInt8] {
@@ -11,13 +12,13 @@ extension ACPIDescription {
         let flags: UInt32 = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 10 | 1 << 20
         table.store(bootArchitecture, at: 109)
         table.store(flags, at: 112)
-        table.replaceSubrange(116 ..< 128, with: Self.portRegister(resetPort))
+        table.replaceSubrange(116..<128, with: Self.portRegister(resetPort))
         table.store(resetValue, at: 128)
         table.store(UInt8(5), at: 131)  // minor version: 6.5
         table.store(dsdt, at: 140)
-        table.replaceSubrange(244 ..< 256, with: Self.portRegister(sleepControlPort))
-        table.replaceSubrange(256 ..< 268, with: Self.portRegister(sleepStatusPort))
-        table.replaceSubrange(268 ..< 276, with: "swkvm\0\0\0".utf8)
+        table.replaceSubrange(244..<256, with: Self.portRegister(sleepControlPort))
+        table.replaceSubrange(256..<268, with: Self.portRegister(sleepStatusPort))
+        table.replaceSubrange(268..<276, with: "swkvm\0\0\0".utf8)
         return Array(table.dropFirst(ACPITables.headerSize))
     }
 
@@ -103,26 +104,42 @@ extension ACPIDescription {
     var dsdt: [UInt8] {
         var devices: [AML] = []
         for uid in localAPICIDs.indices {
-            devices.append(.device(Self.numbered("C", uid), [.name("_HID", .string("ACPI0007")), .name("_UID", .integer(UInt64(uid)))]))
+            devices.append(
+                .device(
+                    Self.numbered("C", uid), [.name("_HID", .string("ACPI0007")), .name("_UID", .integer(UInt64(uid)))])
+            )
         }
         for (index, serial) in serialPorts.enumerated() {
-            devices.append(.device(Self.numbered("U", index), [
-                .name("_HID", .eisaID("PNP0501")),
-                .name("_UID", .integer(UInt64(index))),
-                .name("_CRS", .resources([.ports(serial.port, count: 8), .interrupt(serial.irq)])),
-            ]))
+            devices.append(
+                .device(
+                    Self.numbered("U", index),
+                    [
+                        .name("_HID", .eisaID("PNP0501")),
+                        .name("_UID", .integer(UInt64(index))),
+                        .name("_CRS", .resources([.ports(serial.port, count: 8), .interrupt(serial.irq)])),
+                    ]))
         }
         if let port = realTimeClockPort {
             // Without an interrupt: Linux would claim IRQ 8 for a clock that no table names, and fail.
-            devices.append(.device("RTC", [.name("_HID", .eisaID("PNP0B00")), .name("_CRS", .resources([.ports(port, count: 2)]))]))
+            devices.append(
+                .device(
+                    "RTC", [.name("_HID", .eisaID("PNP0B00")), .name("_CRS", .resources([.ports(port, count: 2)]))]))
         }
         for (index, device) in virtioDevices.enumerated() {
-            devices.append(.device(Self.numbered("V", index), [
-                .name("_HID", .string("LNRO0005")),
-                .name("_UID", .integer(UInt64(index))),
-                .name("_CCA", .integer(1)),
-                .name("_CRS", .resources([.memory(UInt32(truncatingIfNeeded: device.address), size: device.size), .interrupt(device.gsi)])),
-            ]))
+            devices.append(
+                .device(
+                    Self.numbered("V", index),
+                    [
+                        .name("_HID", .string("LNRO0005")),
+                        .name("_UID", .integer(UInt64(index))),
+                        .name("_CCA", .integer(1)),
+                        .name(
+                            "_CRS",
+                            .resources([
+                                .memory(UInt32(truncatingIfNeeded: device.address), size: device.size),
+                                .interrupt(device.gsi),
+                            ])),
+                    ]))
         }
         devices.append(.device("PWRB", [.name("_HID", .eisaID("PNP0C0C")), .name("_UID", .integer(0))]))
         devices.append(eventDevice)
@@ -131,19 +148,24 @@ extension ACPIDescription {
         return AML.scope("\\_SB", devices).bytes + powerOff.bytes
     }
 
-    /// The generic event device (§5.6.9): its interrupt says that bits came into the event register, and a read takes them.
+    /// The generic event device (§5.6.9): its interrupt says that bits came into the event register, and a read takes
+    /// them.
     private var eventDevice: AML {
-        .device("GED", [
-            .name("_HID", .string("ACPI0013")),
-            .name("_UID", .integer(0)),
-            .name("_CRS", .resources([.interrupt(eventGSI)])),
-            .portRegion("EVNT", start: UInt64(eventPort), length: 1),
-            .byteField(of: "EVNT", [("EVTS", 8)]),
-            .method("_EVT", arguments: 1, isSerialized: true, [
-                .store(.reference("EVTS"), in: .local(0)),
-                .when(.and(.local(0), .integer(1)), [.notify("\\_SB.PWRB", 0x80)]),
-            ]),
-        ])
+        .device(
+            "GED",
+            [
+                .name("_HID", .string("ACPI0013")),
+                .name("_UID", .integer(0)),
+                .name("_CRS", .resources([.interrupt(eventGSI)])),
+                .portRegion("EVNT", start: UInt64(eventPort), length: 1),
+                .byteField(of: "EVNT", [("EVTS", 8)]),
+                .method(
+                    "_EVT", arguments: 1, isSerialized: true,
+                    [
+                        .store(.reference("EVTS"), in: .local(0)),
+                        .when(.and(.local(0), .integer(1)), [.notify("\\_SB.PWRB", 0x80)]),
+                    ]),
+            ])
     }
 
     /// A name of four characters: a letter and three hexadecimal digits.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The ACPI tables of a machine: RSDP, XSDT, FADT, DSDT, MADT, and SRAT and SLIT for a guest with NUMA nodes (ACPI 6.5 §5.2).
+/// The ACPI tables of a machine: RSDP, XSDT, FADT, DSDT, MADT, and SRAT and SLIT for a guest with NUMA nodes (ACPI 6.5
+/// §5.2).
 ///
 /// The layout is one run of bytes: the RSDP at ``address``, then each table on a 16-byte boundary, the XSDT last, since
-/// it names the others. The machine is hardware-reduced (§4.1): no fixed registers but sleep control, sleep status and reset; events
-/// come through a generic event device (§5.6.9).
+/// it names the others. The machine is hardware-reduced (§4.1): no fixed registers but sleep control, sleep status and
+/// reset; events come through a generic event device (§5.6.9).
 public struct ACPITables: Sendable, Equatable {
     /// Where the bytes belong in guest-physical memory.
     public let address: UInt64
@@ -28,7 +29,10 @@ public struct ACPITables: Sendable, Equatable {
             return address + UInt64(bytes.count)
         }
         let dsdt = place(Self.table("DSDT", revision: 2, machine.dsdt))
-        var listed = [place(Self.table("FACP", revision: 6, machine.fadt(dsdt: dsdt))), place(Self.table("APIC", revision: 5, machine.madt))]
+        var listed = [
+            place(Self.table("FACP", revision: 6, machine.fadt(dsdt: dsdt))),
+            place(Self.table("APIC", revision: 5, machine.madt)),
+        ]
         if !machine.nodes.isEmpty {
             listed.append(place(Self.table("SRAT", revision: 3, machine.srat)))
             listed.append(place(Self.table("SLIT", revision: 1, machine.slit)))
@@ -36,7 +40,7 @@ public struct ACPITables: Sendable, Equatable {
         var pointers: [UInt8] = []
         for table in listed { pointers.append(littleEndian: table) }
         let xsdt = place(Self.table("XSDT", revision: 1, pointers))
-        bytes.replaceSubrange(0 ..< Self.rsdpSize, with: Self.rsdp(xsdt: xsdt))
+        bytes.replaceSubrange(0..<Self.rsdpSize, with: Self.rsdp(xsdt: xsdt))
         guard bytes.count <= limit else { throw .tablesTooLarge(size: bytes.count, limit: limit) }
         self.bytes = bytes
     }

@@ -116,7 +116,7 @@ struct AML: Sendable, Equatable {
     private static func package(_ opcode: [UInt8], _ content: [UInt8]) -> AML {
         // The length counts its own bytes: one of them holds up to 63, each further one adds 8 bits to 4 of the first.
         let limits = [0x3f, 0xfff, 0xf_ffff]
-        let own = (1 ... 3).first { content.count + $0 <= limits[$0 - 1] } ?? 4
+        let own = (1...3).first { content.count + $0 <= limits[$0 - 1] } ?? 4
         return AML(opcode + packageLength(UInt32(content.count + own), bytes: own) + content)
     }
 
@@ -128,7 +128,7 @@ struct AML: Sendable, Equatable {
     private static func packageLength(_ length: UInt32, bytes count: Int) -> [UInt8] {
         if count == 1 { return [UInt8(length & 0x3f)] }
         var bytes = [UInt8(count - 1) << 6 | UInt8(length & 0xf)]
-        for index in 0 ..< count - 1 { bytes.append(UInt8(truncatingIfNeeded: length >> UInt32(4 + 8 * index))) }
+        for index in 0..<count - 1 { bytes.append(UInt8(truncatingIfNeeded: length >> UInt32(4 + 8 * index))) }
         return bytes
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Each structure field by field, in the order of DSP0134 §7. What a virtual machine has no answer to is "unknown" or "none" there.
+// Each structure field by field, in the order of DSP0134 §7. What a virtual machine has no answer to is "unknown" or
+// "none" there.
 extension SMBIOSDescription {
     private static let vendor = "swkvm"
     private static let product = "swkvm virtual machine"
@@ -11,7 +12,9 @@ extension SMBIOSDescription {
     var structures: [SMBIOSStructure] {
         let fixed = [firmware, system, enclosure] + sockets.enumerated().map { socket($0.offset, cores: $0.element) }
         let array = UInt16(fixed.count)
-        return fixed + [memoryArray, memoryDevice(of: array)] + memory.map { Self.mappedAddress($0, of: array) } + [bootInformation, end]
+        return fixed + [memoryArray, memoryDevice(of: array)] + memory.map { Self.mappedAddress($0, of: array) } + [
+            bootInformation, end,
+        ]
     }
 
     private static let none16: UInt16 = 0xffff

@@ -21,7 +21,8 @@ public struct SMBIOSTables: Sendable, Equatable {
         for (handle, structure) in machine.structures.enumerated() {
             structures += structure.encoded(handle: UInt16(truncatingIfNeeded: handle))
         }
-        bytes = Self.entryPoint(structures: address + UInt64(Self.entryPointSpace), size: UInt32(structures.count))
+        bytes =
+            Self.entryPoint(structures: address + UInt64(Self.entryPointSpace), size: UInt32(structures.count))
             + [UInt8](repeating: 0, count: Self.entryPointSpace - Self.entryPointSize) + structures
         guard bytes.count <= limit else { throw .firmwareTablesTooLarge(size: bytes.count, limit: limit) }
     }

@@ -2,7 +2,8 @@
 
 import Glibc
 
-/// Measures swkvm beside its peers and prints one table. Started by Tests/Bench/run, which gives it namespaces of its own.
+/// Measures swkvm beside its peers and prints one table. Started by Tests/Bench/run, which gives it namespaces of its
+/// own.
 ///
 ///     swkvm-bench SWKVM GUEST PROGRAMS WORK [VMLINUX]
 @main
@@ -18,7 +19,8 @@ struct Bench {
         }
         let runs = getenv("BENCH_RUNS").flatMap { Int(String(cString: $0)) } ?? 20
         let setup = Setup(
-            swkvm: words[1], guest: words[2], programs: words[3], work: words[4], linux: words.count > 5 ? words[5] : nil, runs: max(1, runs))
+            swkvm: words[1], guest: words[2], programs: words[3], work: words[4],
+            linux: words.count > 5 ? words[5] : nil, runs: max(1, runs))
         let only = getenv("BENCH_ONLY").map { String(cString: $0).split(separator: ",").map(String.init) }
         var parts: [(String, () throws -> [Row])] = [
             ("start", { try StartBench.run(setup) }),

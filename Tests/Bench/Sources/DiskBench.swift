@@ -34,20 +34,28 @@ enum DiskBench {
         var rows: [Row] = []
         for load in loads {
             let drivers = [try DiskDriver(raw), try DiskDriver(qcow2)]
-            let seconds = try interleave(setup.runs, [
-                { try drivers[0].read(load) },
-                { try fio(load, raw) },
-                { try qemuImage(load, raw, "raw") },
-                { try drivers[1].read(load) },
-                { try qemuImage(load, qcow2, "qcow2") },
-            ])
+            let seconds = try interleave(
+                setup.runs,
+                [
+                    { try drivers[0].read(load) },
+                    { try fio(load, raw) },
+                    { try qemuImage(load, raw, "raw") },
+                    { try drivers[1].read(load) },
+                    { try qemuImage(load, qcow2, "qcow2") },
+                ])
             // Throughput for large reads, requests for small ones.
             let unit = load.isRandom ? "1000/s" : "MiB/s"
-            let samples = seconds.map { Sample($0.map { load.isRandom ? Double(load.count) / $0 / 1e3 : load.bytes / $0 / 1_048_576 }) }
+            let samples = seconds.map {
+                Sample($0.map { load.isRandom ? Double(load.count) / $0 / 1e3 : load.bytes / $0 / 1_048_576 })
+            }
             rows += [
                 Row(name: "raw: \(load.name)", unit: unit, ours: samples[0], peer: ("fio, io_uring", samples[1])),
-                Row(name: "raw: \(load.name)", unit: unit, ours: samples[0], peer: ("qemu-img bench, io_uring", samples[2])),
-                Row(name: "qcow2: \(load.name)", unit: unit, ours: samples[3], peer: ("qemu-img bench, io_uring", samples[4])),
+                Row(
+                    name: "raw: \(load.name)", unit: unit, ours: samples[0],
+                    peer: ("qemu-img bench, io_uring", samples[2])),
+                Row(
+                    name: "qcow2: \(load.name)", unit: unit, ours: samples[3],
+                    peer: ("qemu-img bench, io_uring", samples[4])),
             ]
         }
         return rows
@@ -63,15 +71,19 @@ enum DiskBench {
         for index in words.indices { words[index] = random.next() }
         for number in 0..<(imageSize >> 20) {
             words[0] = UInt64(number)
-            guard words.withUnsafeBytes({ write(file, $0.baseAddress, $0.count) }) == 1 << 20 else { throw BenchError("cannot fill \(path)") }
+            guard words.withUnsafeBytes({ write(file, $0.baseAddress, $0.count) }) == 1 << 20 else {
+                throw BenchError("cannot fill \(path)")
+            }
         }
     }
 
     /// fio's own figure, so that its start does not count.
     private static func fio(_ load: Load, _ path: String) throws -> Double {
         let output = try Child.run([
-            "fio", "--name=bench", "--filename=\(path)", "--readonly", "--ioengine=io_uring", "--rw=\(load.isRandom ? "randread" : "read")",
-            "--bs=\(load.size)", "--iodepth=\(load.depth)", "--size=\(imageSize)", "--io_size=\(load.size * load.count)", "--norandommap",
+            "fio", "--name=bench", "--filename=\(path)", "--readonly", "--ioengine=io_uring",
+            "--rw=\(load.isRandom ? "randread" : "read")",
+            "--bs=\(load.size)", "--iodepth=\(load.depth)", "--size=\(imageSize)",
+            "--io_size=\(load.size * load.count)", "--norandommap",
             "--invalidate=0", "--thread", "--output-format=json",
         ]).output
         return Double(load.count) / (try number(after: "\"iops\" :", in: output))
@@ -81,7 +93,8 @@ enum DiskBench {
     private static func qemuImage(_ load: Load, _ path: String, _ format: String) throws -> Double {
         let step = load.isRandom ? 4096 * 65_537 : load.size
         let output = try Child.run([
-            "qemu-img", "bench", "-f", format, "-t", "writeback", "-i", "io_uring", "-c", String(load.count), "-d", String(load.depth),
+            "qemu-img", "bench", "-f", format, "-t", "writeback", "-i", "io_uring", "-c", String(load.count), "-d",
+            String(load.depth),
             "-s", String(load.size), "-S", String(step), path,
         ]).output
         return try number(after: "Run completed in", in: output)
@@ -107,7 +120,8 @@ private final class DiskDriver {
     private var random = Random()
 
     init(_ path: String) throws {
-        device = try BlockDevice(name: "blk0", image: try DiskImage(path: path, options: DiskImageOptions(readOnly: true)))
+        device = try BlockDevice(
+            name: "blk0", image: try DiskImage(path: path, options: DiskImageOptions(readOnly: true)))
         driver = try VirtioDriver(device, memory: try GuestMemory(size: 64 << 20), features: 0)
     }
 
@@ -119,7 +133,9 @@ private final class DiskDriver {
             let header = headers + 32 * UInt64(slot), first = 3 * slot
             clinux_store64(driver.host(header), 0)  // VIRTIO_BLK_T_IN
             driver.queues[0].describe(first, header, 16, isWritable: false, next: first + 1)
-            driver.queues[0].describe(first + 1, data + UInt64(load.size) * UInt64(slot), UInt32(load.size), isWritable: true, next: first + 2)
+            driver.queues[0].describe(
+                first + 1, data + UInt64(load.size) * UInt64(slot), UInt32(load.size), isWritable: true, next: first + 2
+            )
             driver.queues[0].describe(first + 2, header + 16, 1, isWritable: true)
         }
         var free = (0..<UInt16(load.depth)).map { 3 * $0 }
@@ -139,7 +155,9 @@ private final class DiskDriver {
                 driver.publish(0)
                 try driver.wait(0)
                 while let (head, written) = driver.queues[0].take() {
-                    guard clinux_load8(driver.host(headers + 32 * UInt64(head / 3) + 16)) == 0, written == UInt32(load.size) + 1 else {
+                    guard clinux_load8(driver.host(headers + 32 * UInt64(head / 3) + 16)) == 0,
+                        written == UInt32(load.size) + 1
+                    else {
                         throw BenchError("a read failed")
                     }
                     free.append(head)

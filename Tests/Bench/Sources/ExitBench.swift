@@ -3,7 +3,8 @@
 import CBench
 import Glibc
 
-/// (b) Exits to user space and back, the same guest loop under swkvm and under the C program's exit loop. The guest counts ticks.
+/// (b) Exits to user space and back, the same guest loop under swkvm and under the C program's exit loop. The guest
+/// counts ticks.
 enum ExitBench {
     private static let rounds = 4000.0  // as in exits.S
     private static let kinds = ["port write", "port read", "MMIO read", "MMIO write"]
@@ -21,9 +22,13 @@ enum ExitBench {
         for round in -1..<setup.runs {
             for (index, command) in commands.enumerated() {
                 let lines = try Child.run(command).output.split { $0 == "\n" || $0 == "\r\n" }
-                guard lines.count == kinds.count else { throw BenchError("exits.elf: \(lines.count) lines instead of \(kinds.count)") }
+                guard lines.count == kinds.count else {
+                    throw BenchError("exits.elf: \(lines.count) lines instead of \(kinds.count)")
+                }
                 for (kind, line) in lines.enumerated() where round >= 0 {
-                    guard let ticks = UInt64(line, radix: 16), ticks > 0 else { throw BenchError("exits.elf: '\(line)' is no number of ticks") }
+                    guard let ticks = UInt64(line, radix: 16), ticks > 0 else {
+                        throw BenchError("exits.elf: '\(line)' is no number of ticks")
+                    }
                     rates[index][kind].append(rounds * perSecond / Double(ticks) / 1e3)
                 }
             }

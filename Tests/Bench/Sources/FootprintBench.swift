@@ -9,21 +9,27 @@ enum FootprintBench {
         try writeFile(disk, [UInt8](repeating: 0, count: 1 << 20))
         let swkvm = setup.run(["--kernel", "bundled", "--disk", disk, "--net", "tap=swfoot0"])
         let qemu = setup.qemu([
-            "-kernel", setup.guest, "-drive", "if=none,id=disk,format=raw,file=\(disk)", "-device", "virtio-blk-device,drive=disk",
+            "-kernel", setup.guest, "-drive", "if=none,id=disk,format=raw,file=\(disk)", "-device",
+            "virtio-blk-device,drive=disk",
             "-netdev", "tap,id=net,ifname=swfoot1,script=no,downscript=no", "-device", "virtio-net-device,netdev=net",
         ])
-        // The build has just written the program, so the page cache holds it in folios of up to 2 MiB, which the kernel maps whole. Read
-        // from the disk, as after a boot of the host, it is in small ones.
+        // The build has just written the program, so the page cache holds it in folios of up to 2 MiB, which the kernel
+        // maps whole. Read from the disk, as after a boot of the host, it is in small ones.
         let written = Sample(try interleave(setup.runs, [{ try resident(swkvm) }])[0])
         try dropFromPageCache(setup.swkvm)
         let bare = setup.run([])
-        let figures = try interleave(setup.runs, [
-            { try resident(swkvm) }, { try resident(qemu) }, { try resident(bare) },
-        ]).map(Sample.init)
+        let figures = try interleave(
+            setup.runs,
+            [
+                { try resident(swkvm) }, { try resident(qemu) }, { try resident(bare) },
+            ]
+        ).map(Sample.init)
         let size = Sample([Double(try fileSize(setup.swkvm)) / 1e6])
         return [
             Row(name: "resident besides guest RAM, one disk, one net", unit: "MiB", ours: figures[0], goal: .atMost(8)),
-            Row(name: "resident besides guest RAM, one disk, one net", unit: "MiB", ours: figures[0], peer: ("QEMU microvm", figures[1])),
+            Row(
+                name: "resident besides guest RAM, one disk, one net", unit: "MiB", ours: figures[0],
+                peer: ("QEMU microvm", figures[1])),
             Row(name: "the same, right after the program's file was written", unit: "MiB", ours: written),
             Row(name: "resident besides guest RAM, no device", unit: "MiB", ours: figures[2]),
             Row(name: "binary, stripped and static", unit: "MB", ours: size, goal: .atMost(20)),
@@ -44,7 +50,9 @@ enum FootprintBench {
         let child = try Child(words)
         // The prompt comes at the start of a line.
         try child.collect { $0.suffix(3) == Array("\n> ".utf8)[...] }
-        guard child.output.suffix(3) == Array("\n> ".utf8)[...] else { throw BenchError("\(words.joined(separator: " ")): no prompt\n\(child.text)") }
+        guard child.output.suffix(3) == Array("\n> ".utf8)[...] else {
+            throw BenchError("\(words.joined(separator: " ")): no prompt\n\(child.text)")
+        }
         let text = String(decoding: try readFile("/proc/\(child.pid)/smaps"), as: UTF8.self)
         var total = 0
         var hasRAM = false

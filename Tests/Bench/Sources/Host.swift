@@ -22,7 +22,8 @@ func time(_ body: () throws -> Void) rethrows -> Double {
     return now() - start
 }
 
-/// Runs the bodies in turn, A B C A B C …, so that what else the host does hits all alike, and once before that uncounted.
+/// Runs the bodies in turn, A B C A B C …, so that what else the host does hits all alike, and once before that
+/// uncounted.
 func interleave(_ rounds: Int, _ bodies: [() throws -> Double]) throws -> [[Double]] {
     for body in bodies { _ = try body() }
     var results = bodies.map { _ in [Double]() }
@@ -175,18 +176,22 @@ final class Child {
         func seconds(_ time: timeval) -> Double { Double(time.tv_sec) + Double(time.tv_usec) / 1e6 }
         let cpu = seconds(usage.ru_utime) + seconds(usage.ru_stime)
         return End(
-            firstByte: (firstByte ?? end) - started, total: end - started, cpu: cpu, cpuToFirstByte: cpuToFirstByte ?? cpu, status: status)
+            firstByte: (firstByte ?? end) - started, total: end - started, cpu: cpu,
+            cpuToFirstByte: cpuToFirstByte ?? cpu, status: status)
     }
 
     var text: String { String(decoding: output, as: UTF8.self) + String(decoding: errors, as: UTF8.self) }
 
     /// Runs a program to its end.
-    static func run(_ words: [String], wanted: String? = nil, status: Int32 = 0) throws -> (end: End, output: String, errors: String) {
+    static func run(
+        _ words: [String], wanted: String? = nil, status: Int32 = 0
+    ) throws -> (end: End, output: String, errors: String) {
         let child = try Child(words)
         try child.collect()
         let end = child.wait()
         guard end.status == status << 8, wanted.map({ child.text.contains($0) }) ?? true else {
-            throw BenchError("\(words.joined(separator: " ")): status 0x\(String(end.status, radix: 16)), output:\n\(child.text)")
+            throw BenchError(
+                "\(words.joined(separator: " ")): status 0x\(String(end.status, radix: 16)), output:\n\(child.text)")
         }
         return (end, String(decoding: child.output, as: UTF8.self), String(decoding: child.errors, as: UTF8.self))
     }
@@ -194,7 +199,8 @@ final class Child {
 
 /// The number that follows `key` in `text`.
 func number(after key: String, in text: String) throws -> Double {
-    guard let rest = text.rest(after: key), let value = Double(rest.drop { $0 == " " }.prefix { "0123456789.e+-".contains($0) })
+    guard let rest = text.rest(after: key),
+        let value = Double(rest.drop { $0 == " " }.prefix { "0123456789.e+-".contains($0) })
     else { throw BenchError("no \(key) in: \(text)") }
     return value
 }

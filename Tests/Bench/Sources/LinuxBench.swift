@@ -9,10 +9,17 @@ enum LinuxBench {
         let line = "console=ttyS0 quiet rdinit=/init panic=-1"
         let swkvm = setup.run(["--kernel", kernel, "--initrd", initrd, "--cmdline", line])
         let qemu = setup.qemu(["-kernel", kernel, "-initrd", initrd, "-append", line], acpi: true)
-        let seconds = try interleave(setup.runs, [swkvm, qemu].map { words in
-            { try Child.run(words, wanted: "reboot: Power down").end.total }
-        }).map { Sample($0.map { $0 * 1e3 }) }
-        return [Row(name: "Linux, start → power-off", unit: "ms", ours: seconds[0], peer: ("QEMU microvm", seconds[1]), goal: .atMost(0.9))]
+        let seconds = try interleave(
+            setup.runs,
+            [swkvm, qemu].map { words in
+                { try Child.run(words, wanted: "reboot: Power down").end.total }
+            }
+        ).map { Sample($0.map { $0 * 1e3 }) }
+        return [
+            Row(
+                name: "Linux, start → power-off", unit: "ms", ours: seconds[0], peer: ("QEMU microvm", seconds[1]),
+                goal: .atMost(0.9))
+        ]
     }
 
     /// A cpio archive in the "newc" format with /dev/console and /init.
@@ -20,7 +27,9 @@ enum LinuxBench {
         var bytes: [UInt8] = []
         func pad() { bytes += [UInt8](repeating: 0, count: -bytes.count & 3) }
         func add(_ name: String, mode: Int, _ content: [UInt8] = [], device: (Int, Int) = (0, 0)) {
-            let fields = [bytes.count + 1, mode, 0, 0, 1, 0, content.count, 0, 0, device.0, device.1, name.utf8.count + 1, 0]
+            let fields = [
+                bytes.count + 1, mode, 0, 0, 1, 0, content.count, 0, 0, device.0, device.1, name.utf8.count + 1, 0,
+            ]
             bytes += "070701".utf8
             for field in fields {
                 let digits = String(field, radix: 16)

@@ -7,8 +7,8 @@ import Glibc
 import GuestMemory
 import HostNetwork
 
-/// (d) Packets through a TAP: from a driver in this process through the network device model to the host, and back; beside a loop of
-/// bare reads and writes of a TAP.
+/// (d) Packets through a TAP: from a driver in this process through the network device model to the host, and back;
+/// beside a loop of bare reads and writes of a TAP.
 enum NetworkBench {
     /// As many as the queues have entries; fewer than a TAP keeps, so that none is lost.
     static let burst = 256
@@ -28,25 +28,33 @@ enum NetworkBench {
         }
         var rows: [Row] = []
         for size in [60, 1514] {
-            let send = try interleave(setup.runs, [
-                { try time { try card.send(sent, size: size) } },
-                { try time { _ = try checked(bench_tap_write(tap, UInt32(sent), size), "writing to a TAP") } },
-            ])
+            let send = try interleave(
+                setup.runs,
+                [
+                    { try time { try card.send(sent, size: size) } },
+                    { try time { _ = try checked(bench_tap_write(tap, UInt32(sent), size), "writing to a TAP") } },
+                ])
             // A burst is put into the TAP by the host and then fetched; both together are timed, in both cases.
-            let receive = try interleave(setup.runs, [
-                { try time {
-                    for _ in 0..<bursts {
-                        _ = try checked(bench_inject(toCard, UInt32(burst), size), "sending to a TAP")
-                        try card.receive(burst, size: size)
-                    }
-                } },
-                { try time {
-                    for _ in 0..<bursts {
-                        _ = try checked(bench_inject(toBare, UInt32(burst), size), "sending to a TAP")
-                        _ = try checked(bench_tap_read(tap, UInt32(burst), size), "reading from a TAP")
-                    }
-                } },
-            ])
+            let receive = try interleave(
+                setup.runs,
+                [
+                    {
+                        try time {
+                            for _ in 0..<bursts {
+                                _ = try checked(bench_inject(toCard, UInt32(burst), size), "sending to a TAP")
+                                try card.receive(burst, size: size)
+                            }
+                        }
+                    },
+                    {
+                        try time {
+                            for _ in 0..<bursts {
+                                _ = try checked(bench_inject(toBare, UInt32(burst), size), "sending to a TAP")
+                                _ = try checked(bench_tap_read(tap, UInt32(burst), size), "reading from a TAP")
+                            }
+                        }
+                    },
+                ])
             rows += Self.rows("guest → TAP", send, sent, size, "bare write(2) to a TAP")
             rows += Self.rows("TAP → guest", receive, bursts * burst, size, "bare read(2) from a TAP")
         }
@@ -80,7 +88,8 @@ private final class Card {
 
     init(interface: String) throws {
         let attachment = try NetworkAttachment(.tap(try InterfaceName(interface)))
-        device = try NetworkDevice(name: "net0", address: try MACAddress(parsing: "02:00:00:00:00:02"), attachment: attachment)
+        device = try NetworkDevice(
+            name: "net0", address: try MACAddress(parsing: "02:00:00:00:00:02"), attachment: attachment)
         driver = try VirtioDriver(device, memory: try GuestMemory(size: 16 << 20), features: 1 << 15)
         let count = driver.queues[Self.receive].size
         sendBuffers = driver.buffers + Self.bufferSize * UInt64(count)

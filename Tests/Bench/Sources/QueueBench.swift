@@ -4,7 +4,8 @@ import DiskImage
 import Glibc
 import Linux
 
-/// Two engines of one image, each in a thread of its own as the queues of a disk have them, beside one engine with as many requests in flight.
+/// Two engines of one image, each in a thread of its own as the queues of a disk have them, beside one engine with as
+/// many requests in flight.
 ///
 /// The images are in the page cache: what the threads do themselves is measured, and what they wait for each other.
 enum QueueBench {
@@ -30,21 +31,31 @@ enum QueueBench {
         try writeFile(key, Array("a password of no importance".utf8))
         defer { unlink(key) }
         var rows: [Row] = []
-        for (name, isEncrypted, preallocation) in [("qcow2, full", false, Preallocation.full), ("LUKS in qcow2, full", true, .full), ("qcow2, empty", false, .off)] {
+        for (name, isEncrypted, preallocation) in [
+            ("qcow2, full", false, Preallocation.full), ("LUKS in qcow2, full", true, .full),
+            ("qcow2, empty", false, .off),
+        ] {
             let path = "\(setup.work)/queues.qcow2"
             defer { unlink(path) }
             var creation = ImageCreation(path: path, format: .qcow2, size: size)
             creation.preallocation = preallocation
-            if isEncrypted { creation.options.encryption = ImageEncryption(key: try DiskKey(.file(key)), cost: .iterations(1000)) }
+            if isEncrypted {
+                creation.options.encryption = ImageEncryption(key: try DiskKey(.file(key)), cost: .iterations(1000))
+            }
             try creation.create()
             // What is not there is only read.
             for load in loads where preallocation == .full || !load.writes {
-                let seconds = try interleave(setup.runs, [
-                    { try requests(load, path, isEncrypted ? key : nil, engines: 2) },
-                    { try requests(load, path, isEncrypted ? key : nil, engines: 1) },
-                ])
+                let seconds = try interleave(
+                    setup.runs,
+                    [
+                        { try requests(load, path, isEncrypted ? key : nil, engines: 2) },
+                        { try requests(load, path, isEncrypted ? key : nil, engines: 1) },
+                    ])
                 let samples = seconds.map { Sample($0.map { Double(load.count) / $0 / 1e3 }) }
-                rows.append(Row(name: "\(name), two queues: \(load.name)", unit: "1000/s", ours: samples[0], peer: ("one queue", samples[1])))
+                rows.append(
+                    Row(
+                        name: "\(name), two queues: \(load.name)", unit: "1000/s", ours: samples[0],
+                        peer: ("one queue", samples[1])))
             }
         }
         return rows
@@ -58,14 +69,17 @@ enum QueueBench {
         let shared = engines == 1 ? SharedImage(exclusive: image) : SharedImage(image)
         var workers: [Worker] = []
         for index in 0..<engines {
-            workers.append(try Worker(shared, load, count: load.count / engines, depth: depth / engines, seed: UInt64(index)))
+            workers.append(
+                try Worker(shared, load, count: load.count / engines, depth: depth / engines, seed: UInt64(index)))
         }
         for worker in workers { worker.turns.ready.wait() }
         let seconds = time {
             for worker in workers { worker.turns.start.open() }
             for worker in workers { worker.turns.end.wait() }
         }
-        for worker in workers { if let failure = worker.turns.failure { throw BenchError("a request failed: \(failure)") } }
+        for worker in workers {
+            if let failure = worker.turns.failure { throw BenchError("a request failed: \(failure)") }
+        }
         return seconds
     }
 
@@ -102,7 +116,10 @@ enum QueueBench {
                         vectors.deallocate()
                     }
                     memory.initializeMemory(as: UInt8.self, repeating: 1, count: depth * load.size)
-                    for index in 0..<depth { (vectors + index).initialize(to: iovec(iov_base: memory + index * load.size, iov_len: load.size)) }
+                    for index in 0..<depth {
+                        (vectors + index).initialize(
+                            to: iovec(iov_base: memory + index * load.size, iov_len: load.size))
+                    }
                     turns.ready.open()
                     turns.start.wait()
                     try Self.serve(&engine, load, count, vectors, seed)
@@ -114,7 +131,10 @@ enum QueueBench {
             }
         }
 
-        private static func serve(_ engine: inout DiskEngine, _ load: Load, _ count: Int, _ vectors: UnsafeMutablePointer<iovec>, _ seed: UInt64) throws {
+        private static func serve(
+            _ engine: inout DiskEngine, _ load: Load, _ count: Int, _ vectors: UnsafeMutablePointer<iovec>,
+            _ seed: UInt64
+        ) throws {
             var state = seed &* 0x1234_5678_9abc_def1 | 1
             var started = 0, done = 0
             while done < count {
@@ -123,7 +143,9 @@ enum QueueBench {
                     state ^= state >> 7
                     state ^= state << 17
                     let offset = state % (QueueBench.size / UInt64(load.size)) * UInt64(load.size)
-                    engine.start(request, load.writes ? .write : .read, offset: offset, length: UInt64(load.size), vectors: vectors + request, count: 1)
+                    engine.start(
+                        request, load.writes ? .write : .read, offset: offset, length: UInt64(load.size),
+                        vectors: vectors + request, count: 1)
                     started += 1
                 }
                 var ended = try engine.waitForCompletion()

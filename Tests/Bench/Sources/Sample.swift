@@ -25,7 +25,9 @@ struct Sample {
     }
 
     /// Run by run.
-    static func differences(_ first: [Double], _ second: [Double]) -> Sample { Sample(zip(first, second).map { $0 - $1 }) }
+    static func differences(_ first: [Double], _ second: [Double]) -> Sample {
+        Sample(zip(first, second).map { $0 - $1 })
+    }
 }
 
 /// A line of the table: a figure of swkvm's, beside that of a peer or of what is possible.
@@ -42,12 +44,15 @@ struct Row {
     /// What the ratio is to reach, or without a peer the figure itself.
     var goal: Goal?
 
-    /// The median of the rounds' ratios: the two runs of a round are next to each other, so that a host that is slower for a while
-    /// is slower for both.
+    /// The median of the rounds' ratios: the two runs of a round are next to each other, so that a host that is slower
+    /// for a while is slower for both.
     private var ratio: Double? { peer.map { Sample(zip(ours.values, $0.sample.values).map { $0 / $1 }).median } }
 
     /// Columns of the table.
-    static let titles = ["figure", "unit", "n", "swkvm (middle half)", "beside", "its figure (middle half)", "ratio", "target", "reached"]
+    static let titles = [
+        "figure", "unit", "n", "swkvm (middle half)", "beside", "its figure (middle half)", "ratio", "target",
+        "reached",
+    ]
 
     var columns: [String] {
         var columns = [name, unit, String(ours.count), Self.text(ours)]
@@ -86,7 +91,8 @@ func printTable(_ rows: [Row]) {
     let lines = [Row.titles] + rows.map(\.columns)
     let widths = Row.titles.indices.map { column in lines.map { $0[column].count }.max() ?? 0 }
     func line(_ cells: [String]) -> String {
-        "| " + zip(cells, widths).map { $0 + String(repeating: " ", count: $1 - $0.count) }.joined(separator: " | ") + " |"
+        "| " + zip(cells, widths).map { $0 + String(repeating: " ", count: $1 - $0.count) }.joined(separator: " | ")
+            + " |"
     }
     print(line(lines[0]))
     print(line(widths.map { String(repeating: "-", count: $0) }))

@@ -16,9 +16,13 @@ struct Setup {
 
     /// QEMU at its leanest: no option ROMs, no RTC, no default devices, no user configuration, no monitor, no display.
     func qemu(_ more: [String], acpi: Bool = false) -> [String] {
-        ["qemu-system-x86_64", "-M", "microvm,x-option-roms=off,rtc=off,isa-serial=on,usb=off,graphics=off\(acpi ? "" : ",acpi=off")",
-         "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", String(Self.memory), "-no-user-config", "-nodefaults",
-         "-display", "none", "-serial", "stdio", "-no-reboot"] + more
+        [
+            "qemu-system-x86_64", "-M",
+            "microvm,x-option-roms=off,rtc=off,isa-serial=on,usb=off,graphics=off\(acpi ? "" : ",acpi=off")",
+            "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", String(Self.memory), "-no-user-config",
+            "-nodefaults",
+            "-display", "none", "-serial", "stdio", "-no-reboot",
+        ] + more
     }
 
     func run(_ more: [String]) -> [String] { [swkvm, "run", "--mem", "\(Self.memory)M"] + more }

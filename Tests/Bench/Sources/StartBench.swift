@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// (a) From exec to the guest's first byte on the console, and to the end of the process: the bundled guest, which says hello and
-/// powers off.
+/// (a) From exec to the guest's first byte on the console, and to the end of the process: the bundled guest, which says
+/// hello and powers off.
 enum StartBench {
     static func run(_ setup: Setup) throws -> [Row] {
         let hello = "swkvm guest"
@@ -24,9 +24,14 @@ enum StartBench {
             _ = try measure("full", setup.limit(["full", size]), wanted: nil)
             _ = try measure("bare", setup.limit(["bare"]), wanted: nil)
         }
-        func values(_ name: String, _ value: KeyPath<Child.End, Double>) -> [Double] { (ends[name] ?? []).map { $0[keyPath: value] * 1e3 } }
+        func values(_ name: String, _ value: KeyPath<Child.End, Double>) -> [Double] {
+            (ends[name] ?? []).map { $0[keyPath: value] * 1e3 }
+        }
         func sample(_ name: String, _ value: KeyPath<Child.End, Double>) -> Sample { Sample(values(name, value)) }
-        func row(_ figure: String, _ value: KeyPath<Child.End, Double>, _ peer: String, _ name: String, _ goal: Row.Goal? = nil) -> Row {
+        func row(
+            _ figure: String, _ value: KeyPath<Child.End, Double>, _ peer: String, _ name: String,
+            _ goal: Row.Goal? = nil
+        ) -> Row {
             Row(name: figure, unit: "ms", ours: sample("swkvm", value), peer: (name, sample(peer, value)), goal: goal)
         }
         let own = "the same guest in C"
@@ -39,10 +44,14 @@ enum StartBench {
             row("exec → exit", \.total, "same", own),
             row("exec → exit", \.total, "full", "C: VM with irqchip, PIT, RAM, one `out`"),
             row("exec → exit", \.total, "bare", "C: bare VM, one `out`"),
-            Row(name: "exec → exit less the guest's time", unit: "ms", ours: less, peer: ("the guest's time, first KVM_RUN → end", Sample(guest))),
+            Row(
+                name: "exec → exit less the guest's time", unit: "ms", ours: less,
+                peer: ("the guest's time, first KVM_RUN → end", Sample(guest))),
             row("CPU time, exec → exit", \.cpu, "qemu", "QEMU microvm"),
             row("CPU time, exec → exit", \.cpu, "same", own),
-            Row(name: "CPU time of start-up, exec → first console byte", unit: "ms", ours: sample("swkvm", \.cpuToFirstByte), goal: .atMost(5)),
+            Row(
+                name: "CPU time of start-up, exec → first console byte", unit: "ms",
+                ours: sample("swkvm", \.cpuToFirstByte), goal: .atMost(5)),
             row("CPU time of start-up, exec → first console byte", \.cpuToFirstByte, "qemu", "QEMU microvm"),
             row("CPU time of start-up, exec → first console byte", \.cpuToFirstByte, "same", own),
         ]

@@ -3,7 +3,8 @@
 import DiskImage
 import Glibc
 
-/// `swkvm image` beside qemu-img: conversions, a rebase and a commit with the page cache dropped before each, requests, and the opening of a large image.
+/// `swkvm image` beside qemu-img: conversions, a rebase and a commit with the page cache dropped before each, requests,
+/// and the opening of a large image.
 enum ToolBench {
     private static let size = 512 << 20
 
@@ -26,21 +27,27 @@ enum ToolBench {
             ("raw to qcow2, O_DIRECT", "raw", "qcow2", ["--cache", "none"], ["-T", "none", "-t", "none"]),
             ("qcow2 to raw, O_DIRECT", "qcow2", "raw", ["--cache", "none"], ["-T", "none", "-t", "none"]),
             ("raw to qcow2, zlib", "raw", "qcow2", ["--compress"], ["-c"]),
-            ("raw to qcow2, zstd", "raw", "qcow2", ["--compress", "--compression-type", "zstd"], ["-c", "-o", "compression_type=zstd"]),
+            (
+                "raw to qcow2, zstd", "raw", "qcow2", ["--compress", "--compression-type", "zstd"],
+                ["-c", "-o", "compression_type=zstd"]
+            ),
         ]
         for kind in kinds {
             let from = "\(source).\(kind.from)", to = "\(target).\(kind.to)"
             rows += try compare(
                 // As many at a time for both.
                 "convert \(kind.name)", setup, [setup.swkvm, "image", "convert", "-m", "2"] + kind.ours + [from, to],
-                ["qemu-img", "convert", "-m", "2", "-f", kind.from, "-O", kind.to] + kind.qemu + [from, to]) { unlink(to) }
+                ["qemu-img", "convert", "-m", "2", "-f", kind.from, "-O", kind.to] + kind.qemu + [from, to]
+            ) { unlink(to) }
             unlink(to)
         }
         return rows
     }
 
     /// Wall time and CPU of a program and of qemu-img. Before each run it is prepared, and the page cache dropped.
-    private static func compare(_ name: String, _ setup: Setup, _ ours: [String], _ qemu: [String], prepare: @escaping () throws -> Void) throws -> [Row] {
+    private static func compare(
+        _ name: String, _ setup: Setup, _ ours: [String], _ qemu: [String], prepare: @escaping () throws -> Void
+    ) throws -> [Row] {
         // Seconds of the processor, for both.
         var cpu: [[Double]] = [[], []]
         func run(_ words: [String], _ cpu: inout [Double]) throws -> Double {
@@ -54,15 +61,20 @@ enum ToolBench {
         }
         let seconds = try interleave(setup.runs, [{ try run(ours, &cpu[0]) }, { try run(qemu, &cpu[1]) }])
         return [
-            Row(name: "\(name), wall", unit: "s", ours: Sample(seconds[0]), peer: ("qemu-img", Sample(seconds[1])), goal: .atMost(0.8)),
+            Row(
+                name: "\(name), wall", unit: "s", ours: Sample(seconds[0]), peer: ("qemu-img", Sample(seconds[1])),
+                goal: .atMost(0.8)),
             // Without the round that does not count.
-            Row(name: "\(name), CPU", unit: "s", ours: Sample(Array(cpu[0].dropFirst())), peer: ("qemu-img", Sample(Array(cpu[1].dropFirst()))), goal: .atMost(1)),
+            Row(
+                name: "\(name), CPU", unit: "s", ours: Sample(Array(cpu[0].dropFirst())),
+                peer: ("qemu-img", Sample(Array(cpu[1].dropFirst()))), goal: .atMost(1)),
         ]
     }
 
     // MARK: - Overlays
 
-    /// An empty overlay gets a backing file that differs in every other MiB, and an overlay with those differences goes into its backing file.
+    /// An empty overlay gets a backing file that differs in every other MiB, and an overlay with those differences goes
+    /// into its backing file.
     private static func overlays(_ setup: Setup, _ source: String) throws -> [Row] {
         let base = "\(source).raw", other = "\(setup.work)/other.raw", differences = "\(setup.work)/differences.qcow2"
         let overlay = "\(setup.work)/overlay.qcow2", target = "\(setup.work)/base.raw"
@@ -72,13 +84,18 @@ enum ToolBench {
         _ = try Child.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", other, "-F", "raw", differences])
         _ = try Child.run(["qemu-img", "rebase", "-q", "-f", "qcow2", "-b", target, "-F", "raw", differences])
         return try compare(
-            "rebase", setup, [setup.swkvm, "image", "rebase", "-q", "-b", other, overlay], ["qemu-img", "rebase", "-q", "-f", "qcow2", "-b", other, "-F", "raw", overlay]
+            "rebase", setup, [setup.swkvm, "image", "rebase", "-q", "-b", other, overlay],
+            ["qemu-img", "rebase", "-q", "-f", "qcow2", "-b", other, "-F", "raw", overlay]
         ) {
             _ = try Child.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", overlay])
-        } + compare("commit", setup, [setup.swkvm, "image", "commit", "-q", overlay], ["qemu-img", "commit", "-q", "-f", "qcow2", overlay]) {
-            _ = try Child.run(["cp", base, target])
-            _ = try Child.run(["cp", differences, overlay])
         }
+            + compare(
+                "commit", setup, [setup.swkvm, "image", "commit", "-q", overlay],
+                ["qemu-img", "commit", "-q", "-f", "qcow2", overlay]
+            ) {
+                _ = try Child.run(["cp", base, target])
+                _ = try Child.run(["cp", differences, overlay])
+            }
     }
 
     /// By MiB: holes, zeroes, what does not compress, and what does.
@@ -97,11 +114,14 @@ enum ToolBench {
                 switch kind {
                 case 0: words[index] = 0
                 case 1, 2, 3: words[index] = random.next()
-                default: words[index] = index % 3 == 0 ? random.next() & 0x0f0f_0f0f_0f0f_0f0f : UInt64(index / 6) &* 0x0101_0101
+                default:
+                    words[index] =
+                        index % 3 == 0 ? random.next() & 0x0f0f_0f0f_0f0f_0f0f : UInt64(index / 6) &* 0x0101_0101
                 }
             }
             if isOther, number % 2 == 1 { for index in words.indices { words[index] ^= 0x5555 } }
-            guard words.withUnsafeBytes({ pwrite(file, $0.baseAddress, $0.count, off_t(number << 20)) }) == 1 << 20 else {
+            guard words.withUnsafeBytes({ pwrite(file, $0.baseAddress, $0.count, off_t(number << 20)) }) == 1 << 20
+            else {
                 throw BenchError("cannot fill \(path)")
             }
         }
@@ -115,6 +135,8 @@ enum ToolBench {
         _ = try Child.run([setup.swkvm, "image", "create", "-q", "--preallocation", "metadata", path, "1T"])
         defer { unlink(path) }
         let milliseconds = try interleave(setup.runs, [{ try time { _ = try DiskImage(path: path).size } * 1e3 }])[0]
-        return Row(name: "opening a qcow2 image of 1 TiB for writing", unit: "ms", ours: Sample(milliseconds), goal: .atMost(5))
+        return Row(
+            name: "opening a qcow2 image of 1 TiB for writing", unit: "ms", ours: Sample(milliseconds), goal: .atMost(5)
+        )
     }
 }

@@ -5,10 +5,12 @@ import Glibc
 import GuestMemory
 import Virtio
 
-/// A guest's driver in this process: it works on a device's registers and on rings in guest RAM as a guest would, without KVM.
+/// A guest's driver in this process: it works on a device's registers and on rings in guest RAM as a guest would,
+/// without KVM.
 ///
-/// A kick writes QueueNotify, which rings the queue's eventfd as an ioeventfd does; an interrupt is the eventfd that would be
-/// the irqfd. The driver waits for it with poll(2), so each wait is a change of threads, as it is for a guest that sleeps.
+/// A kick writes QueueNotify, which rings the queue's eventfd as an ioeventfd does; an interrupt is the eventfd that
+/// would be the irqfd. The driver waits for it with poll(2), so each wait is a change of threads, as it is for a guest
+/// that sleeps.
 final class VirtioDriver {
     let memory: GuestMemory
     let transport: MMIOTransport
@@ -31,12 +33,16 @@ final class VirtioDriver {
             write(UInt32(truncatingIfNeeded: wanted >> (32 * UInt64(half))), 0x020)
         }
         write(11, 0x070)
-        guard read(0x070) & 8 != 0 else { throw BenchError("\(device.name) refuses the features 0x\(String(wanted, radix: 16))") }
+        guard read(0x070) & 8 != 0 else {
+            throw BenchError("\(device.name) refuses the features 0x\(String(wanted, radix: 16))")
+        }
         for (index, size) in device.maximumQueueSizes.enumerated() {
             let queue = DriverQueue(host: host, base: ringSpace * UInt64(index + 1), size: size)
             write(UInt32(index), 0x030)
             write(UInt32(size), 0x038)
-            for (offset, address) in [(0x080, queue.table), (0x090, queue.available), (0x0a0, queue.used)] as [(UInt64, UInt64)] {
+            for (offset, address) in [(0x080, queue.table), (0x090, queue.available), (0x0a0, queue.used)]
+                as [(UInt64, UInt64)]
+            {
                 write(UInt32(truncatingIfNeeded: address), offset)
                 write(UInt32(truncatingIfNeeded: address >> 32), offset + 4)
             }
@@ -63,7 +69,9 @@ final class VirtioDriver {
     func wait(_ queue: Int, count: UInt16 = 1) throws {
         while !queues[queue].hasUsed(count) {
             var line = pollfd(fd: transport.interrupt.line.rawValue, events: Int16(POLLIN), revents: 0)
-            guard poll(&line, 1, 30_000) == 1 else { throw BenchError("\(transport.device.name): no interrupt for queue \(queue)") }
+            guard poll(&line, 1, 30_000) == 1 else {
+                throw BenchError("\(transport.device.name): no interrupt for queue \(queue)")
+            }
             transport.interrupt.line.drain()
             write(read(0x060), 0x064)
         }

@@ -4,12 +4,14 @@ import FuzzTargets
 import Glibc
 
 #if LIBFUZZER
-    /// The target that libFuzzer is to try, by its name in SWKVM_FUZZ_TARGET. `none` does nothing with an input: what the program takes then
-    /// is libFuzzer's.
+    /// The target that libFuzzer is to try, by its name in SWKVM_FUZZ_TARGET. `none` does nothing with an input: what
+    /// the program takes then is libFuzzer's.
     private let chosen: FuzzTarget = {
         let name = getenv("SWKVM_FUZZ_TARGET").map { String(cString: $0) } ?? ""
         if name == FuzzTarget.none.name { return .none }
-        guard let target = FuzzTarget.all.first(where: { $0.name == name }) else { fatalError("SWKVM_FUZZ_TARGET=\(name) names no target") }
+        guard let target = FuzzTarget.all.first(where: { $0.name == name }) else {
+            fatalError("SWKVM_FUZZ_TARGET=\(name) names no target")
+        }
         return target
     }()
 
@@ -43,7 +45,8 @@ import Glibc
         }
 
         private static func write(_ bytes: [UInt8], to path: String) {
-            guard let file = fopen(path, "w"), fwrite(bytes, 1, bytes.count, file) == bytes.count, fclose(file) == 0 else { fatalError("cannot write \(path)") }
+            guard let file = fopen(path, "w"), fwrite(bytes, 1, bytes.count, file) == bytes.count, fclose(file) == 0
+            else { fatalError("cannot write \(path)") }
         }
 
         private static func read(_ path: String) -> [UInt8] {

@@ -8,8 +8,8 @@ extension FuzzTarget {
     /// A kernel: ELF headers, program headers and notes, or the setup header of a bzImage.
     static let kernel = FuzzTarget(name: "kernel", seeds: kernels) { bytes in boots(bytes) }
 
-    /// A kernel that is compressed: an input whose first byte is even is compressed here, so that its checksum is right; another is taken
-    /// for what a gzip file contains.
+    /// A kernel that is compressed: an input whose first byte is even is compressed here, so that its checksum is
+    /// right; another is taken for what a gzip file contains.
     static let compressedKernel = FuzzTarget(
         name: "compressed-kernel", seeds: kernels.map { [0] + $0 } + kernels.map { [1] + gzip($0) }
     ) { bytes in
@@ -27,19 +27,29 @@ extension FuzzTarget {
         return bytes.withUnsafeBytes { kernel in
             initrd.withUnsafeBytes { contents in
                 let file = BootFile(name: "kernel", memory: kernel), disk = BootFile(name: "initrd", memory: contents)
-                guard let loader = try? KernelLoader(KernelImage(file, memorySize: ramSize), initrd: disk, commandLine: KernelCommandLine("console=ttyS0")),
-                      let state = try? loader.load(into: memory, isFresh: false) else { return false }
-                precondition(state.rip >= 0x1_0000 && state.rip < ramSize, "the entry \(state.rip) is not in RAM for a kernel")
+                guard
+                    let loader = try? KernelLoader(
+                        KernelImage(file, memorySize: ramSize), initrd: disk,
+                        commandLine: KernelCommandLine("console=ttyS0")),
+                    let state = try? loader.load(into: memory, isFresh: false)
+                else { return false }
+                precondition(
+                    state.rip >= 0x1_0000 && state.rip < ramSize, "the entry \(state.rip) is not in RAM for a kernel")
                 // The first module of hvm_start_info, which is at 0x600.
-                guard let list = try? memory.ram.readUInt64(at: GuestAddress(0x610)), let place = try? memory.ram.readUInt64(at: GuestAddress(list))
+                guard let list = try? memory.ram.readUInt64(at: GuestAddress(0x610)),
+                    let place = try? memory.ram.readUInt64(at: GuestAddress(list))
                 else { fatalError("no module list") }
-                precondition((try? memory.ram.readBytes(at: GuestAddress(place), count: initrd.count)) == initrd, "the initrd is overwritten")
+                precondition(
+                    (try? memory.ram.readBytes(at: GuestAddress(place), count: initrd.count)) == initrd,
+                    "the initrd is overwritten")
                 return true
             }
         }
     }
 
-    private static let kernels = [bzImage(), elf64(note: ("Xen", 18, 4)), elf64(note: ("swkvm", 1, 8)), elf64(note: nil), elf32()]
+    private static let kernels = [
+        bzImage(), elf64(note: ("Xen", 18, 4)), elf64(note: ("swkvm", 1, 8)), elf64(note: nil), elf32(),
+    ]
 
     /// Boot protocol 2.15, one page of code.
     private static func bzImage() -> [UInt8] {
@@ -111,13 +121,16 @@ extension FuzzTarget {
         put(&file, 18, machine, 2)
     }
 
-    /// A note whose value is the address of the first segment; the note's size goes to the program header's field at `sizeAt`.
-    private static func putNote(_ file: inout [UInt8], at place: Int, _ owner: String, _ type: UInt64, width: Int, sizeAt: Int) {
+    /// A note whose value is the address of the first segment; the note's size goes to the program header's field at
+    /// `sizeAt`.
+    private static func putNote(
+        _ file: inout [UInt8], at place: Int, _ owner: String, _ type: UInt64, width: Int, sizeAt: Int
+    ) {
         let name = Array(owner.utf8) + [0]
         put(&file, place, UInt64(name.count), 4)
         put(&file, place + 4, UInt64(width), 4)
         put(&file, place + 8, type, 4)
-        file.replaceSubrange(place + 12 ..< place + 12 + name.count, with: name)
+        file.replaceSubrange(place + 12..<place + 12 + name.count, with: name)
         let value = place + 12 + (name.count + 3) / 4 * 4
         put(&file, value, 0x10_0000, width)
         put(&file, sizeAt, UInt64(value + width - place), 4)
@@ -128,10 +141,15 @@ extension FuzzTarget {
 public func gzip(_ bytes: [UInt8]) -> [UInt8] { deflated(bytes, windowBits: 15 + 16) }
 
 /// Compresses bytes.
-/// - Parameter windowBits: as zlib has it: log2 of how far back it looks, negative for nothing but the compressed bytes, with 16 more for a gzip file.
+/// - Parameter windowBits: as zlib has it: log2 of how far back it looks, negative for nothing but the compressed
+///   bytes, with 16 more for a gzip file.
 func deflated(_ bytes: [UInt8], windowBits: Int32) -> [UInt8] {
     var stream = z_stream()
-    guard deflateInit2_(&stream, 1, Z_DEFLATED, windowBits, 8, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size)) == Z_OK else {
+    guard
+        deflateInit2_(
+            &stream, 1, Z_DEFLATED, windowBits, 8, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size))
+            == Z_OK
+    else {
         fatalError("no memory for zlib")
     }
     defer { deflateEnd(&stream) }

@@ -7,23 +7,29 @@ extension FuzzTarget {
     /// qcow2 images. An input is the first 512 bytes of each cluster, whatever the size of those.
     static let qcow2 = [
         // The guest's requests.
-        FuzzTarget(name: "qcow2", seeds: [plain(), plain(compression: .zlib), plain(compression: .zstd), withSubclusters()]) { bytes in
+        FuzzTarget(
+            name: "qcow2", seeds: [plain(), plain(compression: .zlib), plain(compression: .zstd), withSubclusters()]
+        ) { bytes in
             let file = MemoryFile(clusters(bytes))
             return isKeptSound(file) { uses(file, .qcow2) }
         },
         // What looks at an image as a whole, or changes it: information, check, repair, snapshots, other sizes.
-        FuzzTarget(name: "qcow2-whole", seeds: [withSnapshot(), withBitmap(), withNames(), withSubclusters()]) { bytes in
+        FuzzTarget(name: "qcow2-whole", seeds: [withSnapshot(), withBitmap(), withNames(), withSubclusters()]) {
+            bytes in
             let file = MemoryFile(clusters(bytes))
             return isKeptSound(file) { isChanged(file) }
         },
         // A LUKS header behind the other clusters. Its key material is zeroes, for which the seeds' digests are made.
         FuzzTarget(name: "luks", seeds: [encrypted(.xts), encrypted(.cbc)]) { bytes in
             let end = encryptedStart + encryptedLength
-            let file = MemoryFile([(0, bytes)] + (bytes.count < end ? [(end - 1, [0])] : [])), password = MemoryFile([(0, Array("a password".utf8))])
+            let file = MemoryFile([(0, bytes)] + (bytes.count < end ? [(end - 1, [0])] : [])),
+                password = MemoryFile([(0, Array("a password".utf8))])
             return isKeptSound(file) {
                 guard let key = try? DiskKey(.file(password.path)) else { fatalError("no key") }
                 // An input could ask for hours of hashing; seeds want little.
-                return uses(file, .qcow2) { $0.keys = [key]; $0.maximumKeyWork = 4000 }
+                return uses(file, .qcow2) {
+                    $0.keys = [key]; $0.maximumKeyWork = 4000
+                }
             }
         },
     ]
@@ -33,7 +39,9 @@ extension FuzzTarget {
         // The field as it is: what is no size of a cluster is refused by the header's check.
         let bits = bytes.count >= 24 && (9...21).contains(bytes[23]) ? Int(bytes[23]) : 9
         guard bits > 9 else { return [(0, bytes)] }
-        let pieces = stride(from: 0, to: bytes.count, by: 512).map { (place: ($0 >> 9) << bits, bytes: Array(bytes[$0..<min($0 + 512, bytes.count)])) }
+        let pieces = stride(from: 0, to: bytes.count, by: 512).map {
+            (place: ($0 >> 9) << bits, bytes: Array(bytes[$0..<min($0 + 512, bytes.count)]))
+        }
         // A whole last cluster.
         return pieces + (bytes.count % 512 == 0 && !bytes.isEmpty ? [(((bytes.count >> 9) << bits) - 1, [0])] : [])
     }
@@ -45,28 +53,35 @@ extension FuzzTarget {
         let before = try? DiskImage.check(path: file.path, options: options)
         let isAccepted = body()
         if let before, before.errors == 0 {
-            guard let after = try? DiskImage.check(path: file.path, options: options) else { fatalError("an image without errors cannot be checked any more") }
+            guard let after = try? DiskImage.check(path: file.path, options: options) else {
+                fatalError("an image without errors cannot be checked any more")
+            }
             precondition(after.errors == 0, "\(after.findings)")
         }
         return isAccepted
     }
 
     private static func isChanged(_ file: borrowing MemoryFile) -> Bool {
-        var options = DiskImageOptions(format: .qcow2, readOnly: true, locking: false, allowsBacking: false, metadataCacheSize: 64 << 10)
+        var options = DiskImageOptions(
+            format: .qcow2, readOnly: true, locking: false, allowsBacking: false, metadataCacheSize: 64 << 10)
         var names: [String] = []
         if let engine = try? DiskEngine(DiskImage(path: file.path, options: options), depth: 2, usesRing: false) {
             names = ((try? engine.snapshots()) ?? []).map(\.id)
         }
         for name in names.prefix(3) {
             options.snapshot = name
-            guard let image = try? DiskImage(path: file.path, options: options), var engine = try? DiskEngine(image, depth: 2, usesRing: false) else { continue }
+            guard let image = try? DiskImage(path: file.path, options: options),
+                var engine = try? DiskEngine(image, depth: 2, usesRing: false)
+            else { continue }
             var memory = [UInt8](repeating: 0, count: Int(min(engine.image.size, 8192)))
             _ = memory.withUnsafeMutableBytes { buffer in try? engine.perform(.read, at: 0, memory: buffer) }
         }
         options.snapshot = nil
         options.readOnly = false
         let isAccepted: Bool
-        if let image = try? DiskImage(path: file.path, options: options), var engine = try? DiskEngine(image, depth: 2, usesRing: false) {
+        if let image = try? DiskImage(path: file.path, options: options),
+            var engine = try? DiskEngine(image, depth: 2, usesRing: false)
+        {
             isAccepted = true
             let size = engine.image.size
             func write(_ offset: UInt64, _ value: UInt8) {
@@ -91,7 +106,9 @@ extension FuzzTarget {
         let check = DiskImageOptions(format: .qcow2, locking: false)
         if let report = try? DiskImage.check(path: file.path, options: check, repair: .all) {
             let again = try? DiskImage.check(path: file.path, options: check)
-            precondition(again?.errors == report.errors, "\(report.errors) errors were left by a repair, and then there were \(again?.errors ?? -1)")
+            precondition(
+                again?.errors == report.errors,
+                "\(report.errors) errors were left by a repair, and then there were \(again?.errors ?? -1)")
         }
         return isAccepted
     }
@@ -100,14 +117,17 @@ extension FuzzTarget {
 
     private enum Compression { case zlib, zstd }
 
-    /// What stands in the header beside the usual: clusters 1 to 4 are the refcount table, one block of counts, the L1 and an L2 table.
+    /// What stands in the header beside the usual: clusters 1 to 4 are the refcount table, one block of counts, the L1
+    /// and an L2 table.
     private static func header(
-        clusterBits: Int = 9, incompatible: UInt64 = 0, autoclear: UInt64 = 0, refcountOrder: UInt64 = 4, extensions: [UInt8] = [], clusters: Int, compressionType: UInt64? = nil
+        clusterBits: Int = 9, incompatible: UInt64 = 0, autoclear: UInt64 = 0, refcountOrder: UInt64 = 4,
+        extensions: [UInt8] = [], clusters: Int, compressionType: UInt64? = nil
     ) -> [UInt8] {
         var file = [UInt8](repeating: 0, count: clusters * 512)
         let cluster = UInt64(1) << UInt64(clusterBits), length = compressionType == nil ? 104 : 112
         for (place, value, width) in [
-            (0, 0x5146_49fb, 4), (4, 3, 4), (20, UInt64(clusterBits), 4), (24, 40 << 10, 8), (36, 2, 4), (40, 3 * cluster, 8), (48, cluster, 8), (56, 1, 4), (72, incompatible, 8),
+            (0, 0x5146_49fb, 4), (4, 3, 4), (20, UInt64(clusterBits), 4), (24, 40 << 10, 8), (36, 2, 4),
+            (40, 3 * cluster, 8), (48, cluster, 8), (56, 1, 4), (72, incompatible, 8),
             (88, autoclear, 8), (96, refcountOrder, 4), (100, UInt64(length), 4), (512, 2 * cluster, 8),
         ] as [(Int, UInt64, Int)] { put(&file, place, value, width, isBig: true) }
         if let compressionType { put(&file, 104, compressionType, 1) }
@@ -131,7 +151,8 @@ extension FuzzTarget {
     /// One cluster with data and one of zeroes, and perhaps one that is compressed, of bytes `x`.
     private static func plain(compression: Compression? = nil) -> [UInt8] {
         var file = header(
-            incompatible: compression == .zstd ? 8 : 0, clusters: compression == nil ? 6 : 7, compressionType: compression == .zstd ? 1 : nil)
+            incompatible: compression == .zstd ? 8 : 0, clusters: compression == nil ? 6 : 7,
+            compressionType: compression == .zstd ? 1 : nil)
         count(&file, [UInt64](repeating: 1, count: file.count / 512))
         put(&file, 4 * 512, 1 << 63 | 5 * 512, 8, isBig: true)
         put(&file, 4 * 512 + 8, 1, 8, isBig: true)
@@ -167,7 +188,9 @@ extension FuzzTarget {
         put(&file, 4 * 512, 5 * 512, 8, isBig: true)
         put(&file, 4 * 512 + 8, 1, 8, isBig: true)
         let place = 6 * 512
-        for (field, value, width) in [(0, 7 * 512, 8), (8, 2, 4), (12, 1, 2), (14, 4, 2), (16, 1 << 30, 4), (36, 16, 4), (48, 40 << 10, 8)] as [(Int, UInt64, Int)] {
+        for (field, value, width) in [
+            (0, 7 * 512, 8), (8, 2, 4), (12, 1, 2), (14, 4, 2), (16, 1 << 30, 4), (36, 16, 4), (48, 40 << 10, 8),
+        ] as [(Int, UInt64, Int)] {
             put(&file, place + field, value, width, isBig: true)
         }
         file.replaceSubrange(place + 56..<place + 61, with: "1kept".utf8)
@@ -177,12 +200,16 @@ extension FuzzTarget {
     /// A bitmap that is consistent, with a cluster of its own, and a snapshot's worth of nothing else.
     private static func withBitmap() -> [UInt8] {
         var contents = [UInt8](repeating: 0, count: 24)
-        for (place, value, width) in [(0, 1, 4), (8, 32, 8), (16, 6 * 512, 8)] as [(Int, UInt64, Int)] { put(&contents, place, value, width, isBig: true) }
+        for (place, value, width) in [(0, 1, 4), (8, 32, 8), (16, 6 * 512, 8)] as [(Int, UInt64, Int)] {
+            put(&contents, place, value, width, isBig: true)
+        }
         var file = header(autoclear: 1, extensions: headerExtension(0x2385_2875, contents), clusters: 9)
         count(&file, [UInt64](repeating: 1, count: 9))
         put(&file, 4 * 512, 1 << 63 | 5 * 512, 8, isBig: true)
         let place = 6 * 512
-        for (field, value, width) in [(0, 7 * 512, 8), (8, 1, 4), (16, 1, 1), (17, 9, 1), (18, 4, 2)] as [(Int, UInt64, Int)] { put(&file, place + field, value, width, isBig: true) }
+        for (field, value, width) in [(0, 7 * 512, 8), (8, 1, 4), (16, 1, 1), (17, 9, 1), (18, 4, 2)]
+            as [(Int, UInt64, Int)]
+        { put(&file, place + field, value, width, isBig: true) }
         file.replaceSubrange(place + 24..<place + 28, with: "bits".utf8)
         put(&file, 7 * 512, 8 * 512, 8, isBig: true)
         put(&file, 8 * 512, 0xa5, 1)
@@ -191,8 +218,11 @@ extension FuzzTarget {
 
     /// Names for two features, and an extension that nobody knows.
     private static func withNames() -> [UInt8] {
-        func name(_ kind: UInt8, _ bit: UInt8, _ text: String) -> [UInt8] { [kind, bit] + text.utf8 + [UInt8](repeating: 0, count: 46 - text.utf8.count) }
-        let names = headerExtension(0x6803_f857, name(0, 0, "dirty bit") + name(0, 63, "something new") + name(1, 0, "lazy refcounts"))
+        func name(_ kind: UInt8, _ bit: UInt8, _ text: String) -> [UInt8] {
+            [kind, bit] + text.utf8 + [UInt8](repeating: 0, count: 46 - text.utf8.count)
+        }
+        let names = headerExtension(
+            0x6803_f857, name(0, 0, "dirty bit") + name(0, 63, "something new") + name(1, 0, "lazy refcounts"))
         var file = header(extensions: names + headerExtension(0x1234_5678, Array("whatever".utf8)), clusters: 6)
         count(&file, [UInt64](repeating: 1, count: 6))
         put(&file, 4 * 512, 1 << 63 | 5 * 512, 8, isBig: true)
@@ -222,9 +252,16 @@ extension FuzzTarget {
         luks.replaceSubrange(40..<40 + mode.utf8.count, with: mode.utf8)
         luks.replaceSubrange(72..<72 + hash.utf8.count, with: hash.utf8)
         // Salts are zeroes. What the digest of the key that comes out is, was found by taking it out.
-        let digest: [UInt8] = cipher == .xts
-            ? [0x86, 0x03, 0xe3, 0x16, 0x07, 0xce, 0xa4, 0x29, 0x42, 0x26, 0xf9, 0x42, 0xba, 0xd9, 0x1d, 0x55, 0x16, 0x02, 0x91, 0xe2]
-            : [0x83, 0xb4, 0x34, 0xf5, 0x6c, 0x75, 0x98, 0x46, 0x24, 0xe4, 0x59, 0x92, 0xad, 0x2b, 0x0c, 0xb3, 0xe7, 0xf1, 0xe0, 0x9f]
+        let digest: [UInt8] =
+            cipher == .xts
+            ? [
+                0x86, 0x03, 0xe3, 0x16, 0x07, 0xce, 0xa4, 0x29, 0x42, 0x26, 0xf9, 0x42, 0xba, 0xd9, 0x1d, 0x55, 0x16,
+                0x02, 0x91, 0xe2,
+            ]
+            : [
+                0x83, 0xb4, 0x34, 0xf5, 0x6c, 0x75, 0x98, 0x46, 0x24, 0xe4, 0x59, 0x92, 0xad, 0x2b, 0x0c, 0xb3, 0xe7,
+                0xf1, 0xe0, 0x9f,
+            ]
         luks.replaceSubrange(112..<132, with: digest)
         put(&luks, 104, UInt64(encryptedLength / 512), 4, isBig: true)
         put(&luks, 108, cipher == .xts ? 32 : 16, 4, isBig: true)

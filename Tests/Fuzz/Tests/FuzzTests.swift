@@ -12,7 +12,8 @@ private func announce(_ line: String) {
     fflush(nil)
 }
 
-/// Whatever the bytes are, the answer is a result or an error. `SWKVM_ROUNDS` and `SWKVM_SEED` change how many inputs, and which.
+/// Whatever the bytes are, the answer is a result or an error. `SWKVM_ROUNDS` and `SWKVM_SEED` change how many inputs,
+/// and which.
 @Suite struct FuzzTests {
     private func target(_ name: String) throws -> FuzzTarget { try #require(FuzzTarget.all.first { $0.name == name }) }
 
@@ -25,7 +26,7 @@ private func announce(_ line: String) {
         let rounds = environment("SWKVM_ROUNDS") ?? 4000, seed = environment("SWKVM_SEED") ?? 1
         announce("fuzz \(name): SWKVM_SEED=\(seed) SWKVM_ROUNDS=\(rounds)")
         var mutator = Mutator(seed: seed), accepted = 0
-        for _ in 0 ..< rounds where target.run(mutator.input(for: target)) { accepted += 1 }
+        for _ in 0..<rounds where target.run(mutator.input(for: target)) { accepted += 1 }
         // Not all alike: the changes reach further than the first check, and the checks refuse some.
         #expect(accepted > rounds / 50 && accepted < rounds, "\(accepted) of \(rounds) inputs were accepted")
     }
@@ -54,7 +55,8 @@ private func announce(_ line: String) {
     }
 }
 
-/// What a thread was trying: written when a trap, or a bad access, ends the process in it. Nothing is in the way of who would come then.
+/// What a thread was trying: written when a trap, or a bad access, ends the process in it. Nothing is in the way of who
+/// would come then.
 private enum LastWords {
     private static let signals = [SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV]
 
@@ -68,7 +70,9 @@ private enum LastWords {
         for signal in signals {
             var action = sigaction()
             action.__sigaction_handler.sa_handler = { signal in
-                if let words = pthread_getspecific(LastWords.key) { write(STDERR_FILENO, words, strlen(words.assumingMemoryBound(to: CChar.self))) }
+                if let words = pthread_getspecific(LastWords.key) {
+                    write(STDERR_FILENO, words, strlen(words.assumingMemoryBound(to: CChar.self)))
+                }
                 // What happened happens again.
                 sigaction(signal, LastWords.former + Int(signal), nil)
             }
@@ -105,7 +109,9 @@ private struct Corpus {
         defer { closedir(directory) }
         var names: [String] = []
         while let entry = readdir(directory) {
-            let name = withUnsafeBytes(of: entry.pointee.d_name) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
+            let name = withUnsafeBytes(of: entry.pointee.d_name) {
+                String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+            }
             if !name.hasPrefix(".") { names.append(name) }
         }
         return names
