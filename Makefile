@@ -24,12 +24,13 @@ GDB            := $(if $(shell command -v gdb),,gdb-minimal)
 BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev libnbd-dev libssl-dev $(TLS_PACKAGES)
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
 TEST_PACKAGES  := bash-completion zsh mandoc groff man-db qemu-system-x86 qemu-utils mount nbdkit gnutls-bin iproute2 iputils-ping openvswitch-switch acpica-tools dmidecode $(GDB)
+LINT_PACKAGES  := shellcheck
 LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs dmsetup lz4 xz-utils $(GDB)
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release run test fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install clean help
-.PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench
+.PHONY: all guest release run test lint fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install clean help
+.PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench packages-lint
 
 all: release man ## the static binary build/swkvm, its man pages and completions
 
@@ -52,6 +53,9 @@ run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a
 
 test: release packages-test packages-lab packages-lab-vtx ## every test
 	@.ci/test
+
+lint: packages-lint ## licence headers, `swift format lint --strict`, shellcheck (ARGS: some of licences, format, shell)
+	@.ci/lint $(ARGS)
 
 fuzz: packages-build ## libFuzzer on what reads untrusted bytes, SECONDS (60) for each of TARGETS (all)
 	@FUZZ_SECONDS=$(or $(SECONDS),60) .ci/fuzz $(TARGETS)
@@ -94,4 +98,5 @@ packages-run: ; @.ci/packages $(RUN_PACKAGES)
 packages-test: ; @.ci/packages $(TEST_PACKAGES)
 packages-lab: ; @.ci/packages $(LAB_PACKAGES)
 packages-lab-vtx: ; @.ci/packages $(VTX_PACKAGES)
+packages-lint: ; @.ci/packages $(LINT_PACKAGES)
 packages-bench: ; @.ci/packages $(BENCH_PACKAGES)

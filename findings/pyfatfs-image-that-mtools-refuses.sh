@@ -19,6 +19,7 @@ image.close()
 END
 cp image made
 {
+    # shellcheck disable=SC2094 # the first mdir is the program, the others are the file with its report
     echo "mdir's status: $(debian_run mdir -i made :: > mdir 2>&1; echo $?): $(tail -n 1 mdir)"
     echo "heads and sectors per track: $(od -An -tu2 -j 24 -N 4 made | tr -s ' ')"
     echo "label in the boot sector: $(dd if=made bs=1 skip=43 count=11 2>/dev/null), in the root directory: $(grep -ao 'CIDATA     ' made | head -n 1)"
