@@ -53,6 +53,8 @@ let package = Package(
         module("GDBRemote"),
         // The bundled guest's ELF, put into the binary by the assembler; `make guest` builds it first.
         .target(name: "BundledGuest", cSettings: [.headerSearchPath("../../guests/kernel/build")]),
+        // The list of what a release is linked with; `.ci/components` writes it, and a build without it has none.
+        .target(name: "CBuild", cSettings: [.headerSearchPath("../../build/generated")]),
         module(
             "Machine",
             [
@@ -63,7 +65,7 @@ let package = Package(
         .executableTarget(
             name: "swkvm",
             dependencies: [
-                "Machine", "Devices", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
+                "Machine", "Devices", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux", "CBuild",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],

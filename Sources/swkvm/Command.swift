@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import ArgumentParser
+internal import CBuild
 internal import Glibc
 internal import Linux
 
@@ -27,6 +28,8 @@ struct Command: ParsableCommand {
 
                 swkvm doctor
 
+            `swkvm --version --verbose` adds the revision and the packages that the binary is linked with.
+
             EXIT STATUS
               0       done
               64      the command line is wrong
@@ -40,6 +43,7 @@ struct Command: ParsableCommand {
         _ = SignalSet([SIGXFSZ]).block()
         let words = Array(rawArguments().dropFirst())
         if let script = CompletionScript.asked(for: words) { return print(script) }
+        if Set(words) == ["--version", "--verbose"] { return print(verboseVersion(components: recordedComponents)) }
         do {
             var command = try runAlone(words) ?? parseTree(words)
             try command.run()
@@ -58,6 +62,20 @@ struct Command: ParsableCommand {
             }
             exit(withError: error)
         }
+    }
+
+    /// What `--version --verbose` prints: the version, then what `make release` recorded.
+    static func verboseVersion(components: String) -> String {
+        guard !components.isEmpty else {
+            return "swkvm \(version)\nthis is not a binary of `make release`, and takes its libraries from the system"
+        }
+        return "swkvm \(version)\n\(components.hasSuffix("\n") ? String(components.dropLast()) : components)"
+    }
+
+    /// The lines that `make release` recorded (Sources/CBuild); empty in other builds.
+    private static var recordedComponents: String {
+        // A constant of the binary, which ends with a zero.
+        unsafe String(cString: cbuild_components())
     }
 
     /// The whole command line; options that other programs have are told before the parser takes them for something else.

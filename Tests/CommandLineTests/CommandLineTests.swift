@@ -269,6 +269,12 @@ import Testing
         #expect(version.status == 0 && version.text == "swkvm \(Command.version)")
     }
 
+    /// What a release recorded comes behind the version; a build that recorded nothing says so.
+    @Test func verboseVersion() {
+        #expect(Command.verboseVersion(components: "revision 1\n") == "swkvm \(Command.version)\nrevision 1")
+        #expect(Command.verboseVersion(components: "").hasPrefix("swkvm \(Command.version)\nthis is not a binary of"))
+    }
+
     @Test(arguments: ["bash", "zsh", "fish"]) func completions(shell: String) {
         let script = text("--generate-completion-script", shell)
         #expect(script.status == 0)

@@ -5,6 +5,9 @@
 
 // The hash functions, whose own interface is taken: EVP's would bring 3.6 MB into a static binary.
 #define OPENSSL_SUPPRESS_DEPRECATED
+#if !__has_include(<openssl/aes.h>)
+#error "OpenSSL is missing: `make packages-build` installs the libraries that swkvm is built with (Debian: libssl-dev)"
+#endif
 #include <openssl/aes.h>
 #include <openssl/sha.h>
 #include <stdbool.h>
