@@ -9,14 +9,17 @@ GUEST  := guests/kernel/build/guest.elf
 BINARY := build/swkvm
 
 SWIFT  ?= swift
-# A static binary: no Swift or C library is needed where it runs.
-STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections
+# A static binary: no Swift or C library is needed where it runs. It names its sources without the directory that they are in, and SwiftPM has the
+# libraries in one order, which it takes from a hash table: so one commit gives one binary (`make reproducible`).
+STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections \
+	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=.
 # `make release TLS=yes`: 3 MB more, for remote disks over TLS.
 ifeq ($(TLS),yes)
 STATIC  += -Xcc -DSWKVM_STATIC_TLS $(addprefix -Xlinker -l,gnutls hogweed nettle gmp tasn1 idn2 unistring)
 TLS_PACKAGES := libgnutls28-dev nettle-dev libgmp-dev libtasn1-6-dev libidn2-dev libunistring-dev
 endif
-RELEASE := $(STATIC) --product swkvm
+# Which archives were linked, and for what: the list of packages is held to it.
+RELEASE := $(STATIC) -Xlinker --why-extract=$(CURDIR)/build/generated/extracted.txt --product swkvm
 BENCH   := $(STATIC) --product swkvm-bench
 
 # Debian packages, by what needs them. Both packages of gdb do, but not beside each other.
@@ -25,14 +28,15 @@ BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev libnbd-dev libssl-dev $(TL
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
 TEST_PACKAGES  := bash-completion zsh mandoc groff man-db qemu-system-x86 qemu-utils mount nbdkit gnutls-bin iproute2 iputils-ping openvswitch-switch acpica-tools dmidecode $(GDB)
 LINT_PACKAGES  := shellcheck
+TRIAL_PACKAGES := lintian
 LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs dmsetup lz4 xz-utils $(GDB)
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release run test lint fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install clean help
-.PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench packages-lint
+.PHONY: all guest release sbom run test lint fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install uninstall deb deb-trial reproducible clean help
+.PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench packages-lint packages-trial
 
-all: release man ## the static binary build/swkvm, its man pages and completions
+all: release man ## the static binary build/swkvm, its man pages, completions and list of packages
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -43,10 +47,15 @@ guest: packages-build ## the bundled guest kernel
 # The assembler puts the guest into the binary, and SwiftPM does not know of it: a newer guest makes its source newer.
 release: guest ## the static binary build/swkvm
 	@if [ $(GUEST) -nt Sources/BundledGuest/guest.S ]; then touch Sources/BundledGuest/guest.S; fi
-	$(SWIFT) build $(RELEASE)
-	@mkdir -p build
+	@.ci/components $(TLS)
+	@[ -e build/generated/extracted.txt ] || rm -f "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm"
+	SWIFT_DETERMINISTIC_HASHING=1 $(SWIFT) build $(RELEASE)
 	@strip -o $(BINARY).new "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm" && mv $(BINARY).new $(BINARY)
 	@ls -l $(BINARY) | awk '{print $$NF ": " $$5 " bytes, stripped and static"}'
+	@.ci/sbom
+
+sbom: release ## the packages in build/swkvm, with versions and licences: build/swkvm.spdx.json (SPDX 2.3)
+	@echo build/swkvm.spdx.json
 
 run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a qcow2 disk and a TAP on a bridge
 	@guests/run
@@ -82,13 +91,21 @@ bench: release packages-bench ## measures, beside QEMU, fio and minimal C progra
 man: release ## the man pages and shell completions, build/man and build/completions
 	@.ci/man
 
-install: all ## into PREFIX (/usr/local)
-	install -D -m 755 $(BINARY) $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/swkvm
-	install -d $(DESTDIR)$(or $(PREFIX),/usr/local)/share/man/man1
-	install -m 644 build/man/*.1 $(DESTDIR)$(or $(PREFIX),/usr/local)/share/man/man1
-	install -D -m 644 build/completions/swkvm.bash $(DESTDIR)$(or $(PREFIX),/usr/local)/share/bash-completion/completions/swkvm
-	install -D -m 644 build/completions/swkvm.zsh $(DESTDIR)$(or $(PREFIX),/usr/local)/share/zsh/site-functions/_swkvm
-	install -D -m 644 build/completions/swkvm.fish $(DESTDIR)$(or $(PREFIX),/usr/local)/share/fish/vendor_completions.d/swkvm.fish
+# Installs what is there: root's PATH has no Swift, and a build as root would leave files that are root's.
+install: ## what is built, into PREFIX (/usr/local), below DESTDIR if given; builds nothing
+	@.ci/install "$(DESTDIR)$(or $(PREFIX),/usr/local)"
+
+uninstall: ## takes away what `make install` with the same PREFIX and DESTDIR put there
+	@.ci/install --remove "$(DESTDIR)$(or $(PREFIX),/usr/local)"
+
+deb: all ## a Debian package in build/, for `apt install ./build/swkvm_….deb`
+	@.ci/deb
+
+deb-trial: deb packages-trial ## installs, runs and purges that package over a copy-on-write view of this system; needs root
+	@.ci/deb-trial
+
+reproducible: packages-build ## builds this commit in two directories, and compares binaries, guests, man pages, lists and Debian packages
+	@.ci/reproducible
 
 clean: ## removes what was built
 	rm -rf .build build guests/kernel/build
@@ -98,5 +115,6 @@ packages-run: ; @.ci/packages $(RUN_PACKAGES)
 packages-test: ; @.ci/packages $(TEST_PACKAGES)
 packages-lab: ; @.ci/packages $(LAB_PACKAGES)
 packages-lab-vtx: ; @.ci/packages $(VTX_PACKAGES)
+packages-trial: ; @.ci/packages $(TRIAL_PACKAGES)
 packages-lint: ; @.ci/packages $(LINT_PACKAGES)
 packages-bench: ; @.ci/packages $(BENCH_PACKAGES)
