@@ -3,7 +3,7 @@
 internal import CLinux
 public import Linux
 
-/// One virtual machine of KVM's: its memory slots, interrupt controllers, bells, and vCPUs.
+/// One virtual machine of KVM's: its memory slots, interrupt controllers, ioeventfds, irqfds, and vCPUs.
 ///
 /// Safe to use from any thread, as the kernel serializes what must be. It must outlive the mappings' users,
 /// and the mappings given to ``setMemory(slot:at:size:host:)`` must outlive it.
@@ -67,28 +67,39 @@ public struct VirtualMachine: ~Copyable, Sendable {
         }
     }
 
-    /// Rings `bell` when the guest writes to an MMIO address, without an exit to user space.
-    /// - Parameters:
-    ///   - length: width of the write in bytes, or 0 for any.
-    ///   - value: only this value rings; nil is any. With `length` 0 it must be nil.
-    public func setBell(_ bell: borrowing EventFD, atMMIO address: UInt64, length: UInt32, value: UInt64?) throws(KVMError) {
-        var request = kvm_ioeventfd()
-        request.addr = address
-        request.len = length
-        request.fd = bell.rawValue
-        if let value {
-            request.datamatch = value
-            request.flags |= 1 << UInt32(kvm_ioeventfd_flag_nr_datamatch)
-        }
-        try call(CLINUX_KVM_IOEVENTFD, &request, "KVM_IOEVENTFD", "watch address 0x\(String(address, radix: 16))")
+    /// Signals `event` when the guest makes such a write, without an exit to user space (`KVM_IOEVENTFD`).
+    ///
+    /// KVM keeps the eventfd open until ``deassignIOEventFD(_:for:)``, or the machine's end.
+    public func assignIOEventFD(_ event: borrowing EventFD, for match: IOEventMatch) throws(KVMError) {
+        var request = match.kernelValue(event)
+        try call(CLINUX_KVM_IOEVENTFD, &request, "KVM_IOEVENTFD", "watch \(match)")
     }
 
-    /// Injects an interrupt on `gsi` whenever `bell` is rung; an edge each time.
-    public func setInterruptBell(_ bell: borrowing EventFD, gsi: UInt32) throws(KVMError) {
+    /// Ends what ``assignIOEventFD(_:for:)`` began: from now on such a write is an exit to user space.
+    /// - Throws: also when `event` is not assigned for this match.
+    public func deassignIOEventFD(_ event: borrowing EventFD, for match: IOEventMatch) throws(KVMError) {
+        var request = match.kernelValue(event)
+        request.flags |= 1 << UInt32(kvm_ioeventfd_flag_nr_deassign)
+        try call(CLINUX_KVM_IOEVENTFD, &request, "KVM_IOEVENTFD", "watch \(match) no more")
+    }
+
+    /// Injects an interrupt on `gsi` whenever `event` is signalled, an edge each time (`KVM_IRQFD`).
+    ///
+    /// An eventfd is assigned to one GSI at a time. KVM keeps it open until ``deassignIRQFD(_:gsi:)``, or the machine's end.
+    public func assignIRQFD(_ event: borrowing EventFD, gsi: UInt32) throws(KVMError) {
         var request = kvm_irqfd()
-        request.fd = UInt32(bitPattern: bell.rawValue)
+        request.fd = UInt32(bitPattern: event.rawValue)
         request.gsi = gsi
         try call(CLINUX_KVM_IRQFD, &request, "KVM_IRQFD", "wire interrupt \(gsi)")
+    }
+
+    /// Ends what ``assignIRQFD(_:gsi:)`` began; returns when an interrupt on its way has been injected. Harmless when nothing was assigned.
+    public func deassignIRQFD(_ event: borrowing EventFD, gsi: UInt32) throws(KVMError) {
+        var request = kvm_irqfd()
+        request.fd = UInt32(bitPattern: event.rawValue)
+        request.gsi = gsi
+        request.flags = UInt32(KVM_IRQFD_FLAG_DEASSIGN)
+        try call(CLINUX_KVM_IRQFD, &request, "KVM_IRQFD", "unwire interrupt \(gsi)")
     }
 
     /// An interrupt line to pulse (`KVM_IRQ_LINE`). It keeps the machine's descriptor open.

@@ -97,9 +97,10 @@ struct VirtioSlot: Sendable {
         }
         do throws(KVMError) {
             for (queue, bell) in transport.bells.enumerated() {
-                try machine.setBell(bell.event, atMMIO: place.address + MMIOTransport.queueNotifyOffset, length: 4, value: UInt64(queue))
+                let notify = IOEventMatch(address: place.address + MMIOTransport.queueNotifyOffset, length: 4, value: UInt64(queue))
+                try machine.assignIOEventFD(bell.event, for: notify)
             }
-            try machine.setInterruptBell(transport.interrupt.line, gsi: place.gsi)
+            try machine.assignIRQFD(transport.interrupt.line, gsi: place.gsi)
         } catch { throw .kvm(error) }
         self.transport = transport
         self.place = place

@@ -98,15 +98,38 @@ struct TinyMachine: ~Copyable {
         #expect(try tiny.cpu.registers().rbx & 0xff == 0x77)
     }
 
-    @Test func aBellRingsWithoutAnExit() throws {
+    @Test func anIOEventFDIsSignalledWithoutAnExit() throws {
         // mov ax,0x2000; mov ds,ax; mov word [0x50],7; mov word [0x50],8; hlt
         let tiny = try TinyMachine(code: [0xb8, 0, 0x20, 0x8e, 0xd8, 0xc7, 6, 0x50, 0, 7, 0, 0xc7, 6, 0x50, 0, 8, 0, 0xf4])
         let seven = try EventFD()
-        try tiny.machine.setBell(seven, atMMIO: 0x20050, length: 2, value: 7)
+        try tiny.machine.assignIOEventFD(seven, for: IOEventMatch(address: 0x20050, length: 2, value: 7))
         guard case .mmio(let other) = try tiny.run() else { Issue.record("no exit for the other value"); return }
         #expect(other.value == 8)
         #expect(seven.drain() == 1)
         guard case .halt = try tiny.run() else { Issue.record("no halt"); return }
+    }
+
+    @Test func aDeassignedIOEventFDIsAnExitAgain() throws {
+        // mov ax,0x2000; mov ds,ax; mov word [0x50],7 (three times); out 1,al between the first and the second; hlt
+        let store: [UInt8] = [0xc7, 6, 0x50, 0, 7, 0]
+        let tiny = try TinyMachine(code: [0xb8, 0, 0x20, 0x8e, 0xd8] + store + [0xe6, 1] + store + [0xe6, 2] + store + [0xf4])
+        let event = try EventFD(), match = IOEventMatch(address: 0x20050, length: 2, value: 7)
+        try tiny.machine.assignIOEventFD(event, for: match)
+        guard case .port = try tiny.run() else { Issue.record("the write came to user space"); return }
+        #expect(event.drain() == 1)
+        try tiny.machine.deassignIOEventFD(event, for: match)
+        guard case .mmio(let write) = try tiny.run() else { Issue.record("the ioeventfd is still there"); return }
+        #expect(write.address == 0x20050 && write.value == 7 && event.drain() == 0)
+        do throws(KVMError) {
+            try tiny.machine.deassignIOEventFD(event, for: match)
+            Issue.record("an ioeventfd was deassigned twice")
+        } catch { #expect(error.description.contains("watch address 0x20050 no more")) }
+        guard case .port = try tiny.run() else { Issue.record("no second port exit"); return }
+        // The address is free for another one.
+        let next = try EventFD()
+        try tiny.machine.assignIOEventFD(next, for: match)
+        guard case .halt = try tiny.run() else { Issue.record("no halt"); return }
+        #expect(next.drain() == 1 && event.drain() == 0)
     }
 
     @Test func anImmediateExitIsNotLost() throws {
@@ -152,15 +175,19 @@ struct TinyMachine: ~Copyable {
         #expect(tiny.cpu.translate(0x1000) == 0x1000)
     }
 
-    @Test func aBellHasOneInterrupt() throws {
+    @Test func anEventFDHasOneInterrupt() throws {
         let tiny = try TinyMachine(code: [0xf4], irqchip: true)
-        let bell = try EventFD()
-        try tiny.machine.setInterruptBell(bell, gsi: 5)
+        let event = try EventFD()
+        try tiny.machine.assignIRQFD(event, gsi: 5)
         try tiny.machine.interruptLine(gsi: 5).pulse()
         do throws(KVMError) {
-            try tiny.machine.setInterruptBell(bell, gsi: 6)
-            Issue.record("a bell was wired twice")
+            try tiny.machine.assignIRQFD(event, gsi: 6)
+            Issue.record("an eventfd was wired twice")
         } catch { #expect(error.description.contains("wire interrupt 6")) }
+        try tiny.machine.deassignIRQFD(event, gsi: 5)
+        try tiny.machine.assignIRQFD(event, gsi: 6)
+        try tiny.machine.deassignIRQFD(event, gsi: 6)
+        try tiny.machine.deassignIRQFD(event, gsi: 6)
     }
 
     @Test func tooManyCPUsIsSaidWithTheLimit() {
