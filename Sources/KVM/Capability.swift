@@ -11,6 +11,8 @@ public struct Capability: Sendable, Hashable {
 
     public static let userMemory = Capability(number: KVM_CAP_USER_MEMORY, name: "KVM_CAP_USER_MEMORY")
     public static let irqchip = Capability(number: KVM_CAP_IRQCHIP, name: "KVM_CAP_IRQCHIP")
+    /// Its value is the number of GSIs that a routing table may name.
+    public static let interruptRouting = Capability(number: KVM_CAP_IRQ_ROUTING, name: "KVM_CAP_IRQ_ROUTING")
     public static let irqfd = Capability(number: KVM_CAP_IRQFD, name: "KVM_CAP_IRQFD")
     public static let ioEventFD = Capability(number: KVM_CAP_IOEVENTFD, name: "KVM_CAP_IOEVENTFD")
     public static let pit2 = Capability(number: KVM_CAP_PIT2, name: "KVM_CAP_PIT2")

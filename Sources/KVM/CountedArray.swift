@@ -3,7 +3,7 @@
 internal import CLinux
 
 /// A structure of the kernel's that begins with a 32-bit count and ends in an array of that many elements:
-/// `kvm_cpuid2`, `kvm_msrs`.
+/// `kvm_cpuid2`, `kvm_msrs`, `kvm_irq_routing`.
 @safe struct CountedArray<Element>: ~Copyable {
     /// What the ioctl gets.
     let address: UnsafeMutableRawPointer

@@ -13,6 +13,8 @@ public enum KVMError: Error, CustomStringConvertible {
     case missing(Capability)
     /// More vCPUs than this host's KVM allows in one machine.
     case tooManyCPUs(wanted: Int, maximum: Int)
+    /// All GSIs that this host's KVM routes are taken.
+    case noInterruptLeft(limit: Int)
     /// An ioctl failed; `purpose` completes "KVM refused to …".
     case refused(purpose: String, SystemCallError)
 
@@ -30,6 +32,8 @@ public enum KVMError: Error, CustomStringConvertible {
             "this host's KVM lacks \(capability.name), which swkvm needs: use a newer kernel"
         case .tooManyCPUs(let wanted, let maximum):
             "\(wanted) vCPUs were asked for, this host's KVM allows \(maximum) in one machine: use `--cpus \(maximum)` or fewer"
+        case .noInterruptLeft(let limit):
+            "all \(limit) interrupts that this host's KVM routes are taken: use fewer devices, or fewer queues"
         case .refused(let purpose, let error):
             "KVM refused to \(purpose): \(error.reason) (\(error.call))"
         }

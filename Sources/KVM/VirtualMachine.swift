@@ -118,6 +118,13 @@ public struct VirtualMachine: ~Copyable, Sendable {
         return try VirtualCPU(id: id, descriptor: FileDescriptor(owning: number), runSize: runSize)
     }
 
+    /// The owner of the interrupt routing table; one for each machine, after the interrupt controllers.
+    public func interruptRouter() throws(KVMError) -> InterruptRouter {
+        do throws(SystemCallError) { return InterruptRouter(try descriptor.duplicate()) } catch {
+            throw .refused(purpose: "share its descriptor", error)
+        }
+    }
+
     private func call(_ request: UInt, _ value: UInt, _ name: String, _ purpose: @autoclosure () -> String) throws(KVMError) {
         do throws(SystemCallError) { try descriptor.ioctl(request, value, named: name) } catch {
             throw .refused(purpose: purpose(), error)

@@ -19,6 +19,7 @@ static const unsigned long CLINUX_KVM_GET_PIT2 = KVM_GET_PIT2;
 static const unsigned long CLINUX_KVM_SET_PIT2 = KVM_SET_PIT2;
 static const unsigned long CLINUX_KVM_SET_PMU_EVENT_FILTER = KVM_SET_PMU_EVENT_FILTER;
 static const unsigned long CLINUX_KVM_IRQ_LINE = KVM_IRQ_LINE;
+static const unsigned long CLINUX_KVM_SET_GSI_ROUTING = KVM_SET_GSI_ROUTING;
 static const unsigned long CLINUX_KVM_IRQFD = KVM_IRQFD;
 static const unsigned long CLINUX_KVM_IOEVENTFD = KVM_IOEVENTFD;
 static const unsigned long CLINUX_KVM_GET_TSC_KHZ = KVM_GET_TSC_KHZ;
