@@ -5,8 +5,8 @@ internal import Glibc
 
 /// An eventfd: a counter in the kernel that wakes whoever waits for it (eventfd(2)).
 ///
-/// The bell between a guest and its devices: KVM rings one for a queue notification (ioeventfd),
-/// a device rings one for an interrupt (irqfd). It never blocks.
+/// What a guest and its devices signal each other by: KVM signals one for a queue notification (ioeventfd),
+/// a device signals one for an interrupt (irqfd). It never blocks.
 public struct EventFD: ~Copyable, Sendable {
     public let descriptor: FileDescriptor
 
@@ -20,7 +20,7 @@ public struct EventFD: ~Copyable, Sendable {
 
     private init(_ descriptor: consuming FileDescriptor) { self.descriptor = descriptor }
 
-    /// A second holder of the same bell.
+    /// A second descriptor of the same counter.
     public func duplicate() throws(SystemCallError) -> EventFD { EventFD(try descriptor.duplicate()) }
 
     /// Rings. A full counter (2^64 − 2 rings unread) already says all there is to say, so nothing can fail.

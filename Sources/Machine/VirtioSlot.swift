@@ -96,9 +96,9 @@ struct VirtioSlot: Sendable {
             try MMIOTransport(device: device, memory: memory)
         }
         do throws(KVMError) {
-            for (queue, bell) in transport.bells.enumerated() {
+            for (queue, doorbell) in transport.doorbells.enumerated() {
                 let notify = IOEventMatch(address: place.address + MMIOTransport.queueNotifyOffset, length: 4, value: UInt64(queue))
-                try machine.assignIOEventFD(bell.event, for: notify)
+                try machine.assignIOEventFD(doorbell.event, for: notify)
             }
             try machine.assignIRQFD(transport.interrupt.line, gsi: place.gsi)
         } catch { throw .kvm(error) }

@@ -27,11 +27,11 @@ public final class DeviceCounters: Sendable {
     public init() {}
 }
 
-/// The bell of one queue: an eventfd that exists as long as the device, so that a kick before activation is kept in it.
+/// The doorbell of one queue: an eventfd that exists as long as the device, so that a kick before activation is kept in it.
 ///
-/// The machine binds it to writes of the queue's number to `QueueNotify` (ioeventfd); the transport rings it for
+/// The machine assigns it to writes of the queue's number to `QueueNotify` (ioeventfd); the transport signals it for
 /// writes that reach user space.
-public final class QueueBell: Sendable {
+public final class Doorbell: Sendable {
     public let event: EventFD
     init() throws(SystemCallError) { event = try EventFD() }
 }

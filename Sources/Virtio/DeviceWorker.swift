@@ -6,17 +6,17 @@ internal import Synchronization
 /// What a device does on its own thread: the owner of its queues and of its back-end.
 ///
 /// All methods are called on the I/O thread of a ``DeviceWorker``, so the state needs neither locks nor references. The
-/// worker has the queues' bells in the epoll instance; an engine adds the descriptors of its back-end with tokens from
+/// worker has the queues' doorbells in the epoll instance; an engine adds the descriptors of its back-end with tokens from
 /// ``DeviceWorkerToken/firstOfEngine`` on and may add, change and remove them at any time.
 ///
 /// An engine does not hold its device or its worker, whose end waits for the engine's. It takes a bounded number of chains
-/// in a call; when there are more, it rings the queue's bell itself (``Activation/bells``) and returns, so that resets and
-/// the back-end get their turn however fast the driver is.
+/// in a call; when there are more, it signals the queue's doorbell itself (``Activation/doorbells``) and returns, so that resets
+/// and the back-end get their turn however fast the driver is.
 public protocol DeviceEngine: ~Copyable, SendableMetatype {
     /// The driver is ready: make the queues (``Activation/makeQueue(_:)``) and begin.
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError)
-    /// A queue's bell has rung, or may have: called once for each ready queue after it starts. A bell that was heard
-    /// together with the order to stop its queue may come after it.
+    /// A queue's doorbell was signalled, or may have been: called once for each ready queue after it starts. One that was signalled together with
+    /// the order to stop its queue may come after it.
     mutating func notified(queue: Int, epoll: borrowing Epoll) throws(VirtqueueError)
     /// A descriptor of the back-end is ready. Also called while not active, if the engine left it watched.
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError)
@@ -34,13 +34,13 @@ public protocol DeviceEngine: ~Copyable, SendableMetatype {
 
 /// Tokens in the epoll instance of a ``DeviceWorker``.
 public enum DeviceWorkerToken {
-    /// Queues' bells have their queue's number; this is the worker's own.
+    /// Doorbells have their queue's number; this is the worker's own.
     static let control: UInt64 = 1 << 32
     /// The first that an engine may use.
     public static let firstOfEngine: UInt64 = 1 << 33
 }
 
-/// A device's I/O thread: an epoll loop over the bells, the back-end and a mailbox.
+/// A device's I/O thread: an epoll loop over the doorbells, the back-end and a mailbox.
 ///
 /// State has one owner. Whoever wants something of a running device leaves a request and waits for the answer, so that
 /// a reset that has returned is a reset that is done. A driver that breaks the rules (an engine's method throws) gets
@@ -58,7 +58,7 @@ public final class DeviceWorker: Sendable {
         let mailbox = try Mailbox()
         let epoll = Handover(try Epoll())
         try epoll.value.withLock { (held) throws(SystemCallError) in
-            try held?.add(mailbox.bell.rawValue, .input, token: DeviceWorkerToken.control)
+            try held?.add(mailbox.wakeup.rawValue, .input, token: DeviceWorkerToken.control)
         }
         let engine = Handover(engine)
         self.mailbox = mailbox
@@ -99,14 +99,15 @@ private final class Mailbox: Sendable {
         case stop
     }
 
-    let bell: EventFD
+    /// Readable when there is a request.
+    let wakeup: EventFD
     private let answer: EventFD
     private let senders = Guarded(())
     private let request = Guarded<Request?>(nil)
     private let isClosed = Atomic<Bool>(false)
 
     init() throws(SystemCallError) {
-        bell = try EventFD()
+        wakeup = try EventFD()
         answer = try EventFD()
     }
 
@@ -115,14 +116,14 @@ private final class Mailbox: Sendable {
         senders.withLock { _ in
             guard !isClosed.load(ordering: .acquiring) else { return }
             request.withLock { $0 = new }
-            bell.signal()
+            wakeup.signal()
             answer.wait()
         }
     }
 
-    /// What is asked for, or nil after a bell for nothing.
+    /// What is asked for, or nil when woken for nothing.
     func take() -> Request? {
-        bell.drain()
+        wakeup.drain()
         return request.withLock { $0.take() }
     }
 
@@ -172,7 +173,7 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
             case DeviceWorkerToken.firstOfEngine...:
                 try engine.ready(token: token, events: events, epoll: epoll)
             default:
-                try ring(queue: Int(truncatingIfNeeded: token))
+                try serveDoorbell(of: Int(truncatingIfNeeded: token))
             }
         } catch {
             fail()
@@ -202,27 +203,27 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
         }
     }
 
-    /// A queue's bell has rung, unless a reset came between the event and now.
-    private mutating func ring(queue index: Int) throws(VirtqueueError) {
-        guard let activation, activation.bells.indices.contains(index) else { return }
-        activation.counters.kicks.add(activation.bells[index].event.drain())
+    /// A queue's doorbell was signalled, unless a reset came between the event and now.
+    private mutating func serveDoorbell(of index: Int) throws(VirtqueueError) {
+        guard let activation, activation.doorbells.indices.contains(index) else { return }
+        activation.counters.kicks.add(activation.doorbells[index].event.drain())
         try engine.notified(queue: index, epoll: epoll)
     }
 
-    /// Listens to a queue's bell, and looks at the queue once: the driver may have filled it before it was ready.
+    /// Waits for a queue's doorbell from now on, and looks at the queue once: the driver may have filled it before it was ready.
     private mutating func begin(_ index: Int, _ activation: Activation) throws(VirtqueueError) {
         // A queue before this one may have ended it all.
-        guard self.activation != nil, activation.bells.indices.contains(index) else { return }
-        // The bell is an eventfd of our own, not watched yet: this fails only for lack of kernel memory.
-        guard (try? epoll.add(activation.bells[index].event.rawValue, .input, token: UInt64(index))) != nil else {
+        guard self.activation != nil, activation.doorbells.indices.contains(index) else { return }
+        // The doorbell is an eventfd of our own, not watched yet: this fails only for lack of kernel memory.
+        guard (try? epoll.add(activation.doorbells[index].event.rawValue, .input, token: UInt64(index))) != nil else {
             return fail()
         }
         try engine.notified(queue: index, epoll: epoll)
     }
 
     private func ignore(_ index: Int, _ activation: Activation) {
-        guard activation.bells.indices.contains(index) else { return }
-        epoll.remove(activation.bells[index].event.rawValue)
+        guard activation.doorbells.indices.contains(index) else { return }
+        epoll.remove(activation.doorbells[index].event.rawValue)
     }
 
     /// The driver broke the rules.
@@ -234,7 +235,7 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
 
     private mutating func end() {
         guard let activation else { return }
-        for index in activation.bells.indices { ignore(index, activation) }
+        for index in activation.doorbells.indices { ignore(index, activation) }
         engine.reset(epoll: epoll)
         self.activation = nil
     }

@@ -28,8 +28,8 @@ public final class MMIOTransport: Sendable {
     public let device: any VirtioDevice
     /// The interrupt whose ``DeviceInterrupt/line`` the machine binds to a GSI.
     public let interrupt: DeviceInterrupt
-    /// One for each queue, for the machine to bind to ``queueNotifyOffset``.
-    public let bells: [QueueBell]
+    /// One for each queue, for the machine to assign to ``queueNotifyOffset``.
+    public let doorbells: [Doorbell]
     public let counters: DeviceCounters
 
     private let memory: GuestMemory
@@ -41,9 +41,9 @@ public final class MMIOTransport: Sendable {
         self.memory = memory
         counters = DeviceCounters()
         interrupt = try DeviceInterrupt(counters: counters)
-        var bells: [QueueBell] = []
-        for _ in device.maximumQueueSizes { bells.append(try QueueBell()) }
-        self.bells = bells
+        var doorbells: [Doorbell] = []
+        for _ in device.maximumQueueSizes { doorbells.append(try Doorbell()) }
+        self.doorbells = doorbells
         offered = device.features.union(.transport)
         state = Guarded(State(queueSizes: device.maximumQueueSizes))
     }
@@ -165,9 +165,9 @@ public final class MMIOTransport: Sendable {
     /// A kick that no ioeventfd has caught: an odd width, or a machine without them.
     private func kick(_ value: UInt64, size: Int) {
         let queue = value & allOnes(size: size)
-        guard queue < UInt64(bells.count) else { return }
+        guard queue < UInt64(doorbells.count) else { return }
         counters.exitKicks.add()
-        bells[Int(queue)].event.signal()
+        doorbells[Int(queue)].event.signal()
     }
 
     private func writeDriverFeatures(_ value: UInt32, _ state: inout State) {
@@ -194,7 +194,7 @@ public final class MMIOTransport: Sendable {
         if wanted.contains(.driverOK), state.status.contains(.featuresOK), !state.isLive {
             state.status.insert(.driverOK)
             device.activate(Activation(
-                features: state.driverFeatures, queues: state.queues, memory: memory, interrupt: interrupt, bells: bells,
+                features: state.driverFeatures, queues: state.queues, memory: memory, interrupt: interrupt, doorbells: doorbells,
                 counters: counters))
         }
     }
@@ -208,7 +208,7 @@ public final class MMIOTransport: Sendable {
         device.reset()
         // The device is quiet now and raises nothing any more.
         interrupt.reset()
-        for bell in bells { bell.event.drain() }
+        for doorbell in doorbells { doorbell.event.drain() }
         state = State(queueSizes: device.maximumQueueSizes)
     }
 

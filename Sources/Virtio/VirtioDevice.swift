@@ -12,7 +12,7 @@ public struct Activation: Sendable {
     public let memory: GuestMemory
     public let interrupt: DeviceInterrupt
     /// One for each queue.
-    public let bells: [QueueBell]
+    public let doorbells: [Doorbell]
     public let counters: DeviceCounters
 
     public var ram: GuestRAM { memory.ram }
@@ -26,7 +26,7 @@ public struct Activation: Sendable {
     /// The part of one queue, for a device with an I/O thread for each: the others are not ready.
     public func only(queue index: Int) -> Activation {
         let queues = queues.map { $0.index == index ? $0 : QueueConfiguration(index: $0.index, maximumSize: $0.maximumSize) }
-        return Activation(features: features, queues: queues, memory: memory, interrupt: interrupt, bells: bells, counters: counters)
+        return Activation(features: features, queues: queues, memory: memory, interrupt: interrupt, doorbells: doorbells, counters: counters)
     }
 }
 
@@ -52,7 +52,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
     /// A write of 1, 2, 4 or 8 bytes to the configuration space, at any time and on any vCPU thread; by default without effect.
     func writeConfiguration(_ value: UInt64, at offset: Int, size: Int)
 
-    /// Begins to work on the queues. Kicks that came before are still in the bells.
+    /// Begins to work on the queues. Kicks that came before are still in the doorbells.
     func activate(_ activation: Activation)
     /// Ends all work; returns when no request is in flight and guest RAM is not touched any more. Harmless when not active.
     func reset()

@@ -28,7 +28,7 @@ import Testing
         try engine.activate(
             Activation(
                 features: [.version1, .blockFlush], queues: [configuration], memory: driver.memory, interrupt: driver.transport.interrupt,
-                bells: driver.transport.bells, counters: driver.transport.counters),
+                doorbells: driver.transport.doorbells, counters: driver.transport.counters),
             epoll: epoll)
 
         // Eight chains, reads and writes, offered again and again.

@@ -50,7 +50,7 @@ import Testing
         let device = DeviceCounters(), counters = NetworkCounters()
         let activation = Activation(
             features: features, queues: [buffers.configuration, frames.configuration], memory: memory,
-            interrupt: try DeviceInterrupt(counters: device), bells: [], counters: device)
+            interrupt: try DeviceInterrupt(counters: device), doorbells: [], counters: device)
         var receive = ReceivePath(tap: socket.rawValue, headerSize: 12, spill: try ReceivePath.makeSpill(), counters: counters)
         receive.mode.isMergeable = features.contains(.mergeableBuffers)
         receive.mode.longestFrame = 1530

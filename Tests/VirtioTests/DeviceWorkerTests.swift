@@ -155,7 +155,7 @@ final class EchoDevice: VirtioDevice {
         try guest.ram.readBytes(at: GuestAddress(0x9000 + UInt64(head) * 256), count: count)
     }
 
-    private func kick() { transport.bells[0].event.signal() }
+    private func kick() { transport.doorbells[0].event.signal() }
 
     /// A good driver's request, from reset on.
     private mutating func expectThatItWorks(_ features: FeatureSet = .version1) throws {

@@ -423,7 +423,7 @@ extension MMIOTransport {
 
     // MARK: Kicks and interrupts
 
-    @Test func kicksThatReachUserSpaceRingTheBell() {
+    @Test func kicksThatReachUserSpaceSignalTheDoorbell() {
         for (value, size) in [(UInt64(1), 4), (1, 1), (1, 2), (1, 8), (0xabcd_0001, 2)] {
             transport.write(value, at: MMIOTransport.queueNotifyOffset, size: size)
         }
@@ -431,8 +431,8 @@ extension MMIOTransport {
             transport.write(value, at: MMIOTransport.queueNotifyOffset, size: 8)
         }
         transport.write(1, at: 0x51, size: 1)
-        #expect(transport.bells[0].event.drain() == 0)
-        #expect(transport.bells[1].event.drain() == 5)
+        #expect(transport.doorbells[0].event.drain() == 0)
+        #expect(transport.doorbells[1].event.drain() == 5)
         #expect(transport.counters.exitKicks.value == 5)
     }
 
@@ -473,7 +473,7 @@ extension MMIOTransport {
     @Test func aResetForgetsKicks() {
         transport.write(0, at: 0x50, size: 4)
         transport.set(0x70, 0)
-        #expect(transport.bells[0].event.drain() == 0)
+        #expect(transport.doorbells[0].event.drain() == 0)
     }
 }
 

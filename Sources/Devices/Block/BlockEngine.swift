@@ -34,7 +34,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// What the driver has negotiated: requests of other features are unknown.
     private var features: FeatureSet = []
     /// The queue's, to come back to it after others had their turn.
-    private var bell: QueueBell?
+    private var doorbell: Doorbell?
     /// Whether the disk's descriptor is watched: from the first activation on. Other queues' engines may need this one's while it is idle.
     private var isWatched = false
 
@@ -67,7 +67,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         interrupt = activation.interrupt
         counters = activation.counters
         features = activation.features
-        bell = activation.bells[index]
+        doorbell = activation.doorbells[index]
         queue = try activation.makeQueue(index)
         guard !isWatched else { return }
         // Fails only for lack of kernel memory, and then the device cannot work.
@@ -96,7 +96,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         queue = nil
         interrupt = nil
         counters = nil
-        bell = nil
+        doorbell = nil
     }
 
     mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) {
@@ -131,13 +131,13 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             submit()
             finishRequests()
             publish()
-            if budget == 0 || disk.isTurnOver { return bell?.event.signal() ?? () }
+            if budget == 0 || disk.isTurnOver { return doorbell?.event.signal() ?? () }
         } while queue?.enableNotifications() == true
     }
 
     /// Has this thread come back to what was put off to the next turn.
     private func comeBack() {
-        if disk.isTurnOver { bell?.event.signal() }
+        if disk.isTurnOver { doorbell?.event.signal() }
     }
 
     private mutating func pop(_ slot: Int) throws(VirtqueueError) -> DescriptorChain? {

@@ -83,7 +83,7 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             if queue?.publish() == true { activation?.interrupt.signal() }
             // The rest waits for the next period; a kick until then finds nothing to be done.
             if left == 0 { return }
-            if requests == 0 || bytes == 0 { return activation?.bells.first?.event.signal() ?? () }
+            if requests == 0 || bytes == 0 { return activation?.doorbells.first?.event.signal() ?? () }
         } while queue?.enableNotifications() == true
     }
 
