@@ -100,7 +100,7 @@ struct VirtioSlot: Sendable {
                 let notify = IOEventMatch(address: place.address + MMIOTransport.queueNotifyOffset, length: 4, value: UInt64(queue))
                 try machine.assignIOEventFD(doorbell.event, for: notify)
             }
-            try machine.assignIRQFD(transport.interrupt.line, gsi: place.gsi)
+            try machine.assignIRQFD(transport.irqfd.event, gsi: place.gsi)
         } catch { throw .kvm(error) }
         self.transport = transport
         self.place = place

@@ -229,7 +229,7 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
     /// The driver broke the rules.
     private mutating func fail() {
         activation?.counters.errors.add()
-        activation?.interrupt.markNeedsReset()
+        activation?.interrupts.configuration.markNeedsReset()
         end()
     }
 

@@ -26,12 +26,17 @@ public final class MMIOTransport: Sendable {
     public static let queueNotifyOffset: UInt64 = 0x050
 
     public let device: any VirtioDevice
-    /// The interrupt whose ``DeviceInterrupt/line`` the machine binds to a GSI.
-    public let interrupt: DeviceInterrupt
+    /// The device's one interrupt line, for the machine to assign to a GSI.
+    ///
+    /// All interrupts share it, and with it one eventfd. Two of them on one edge-triggered pin would not do: KVM raises and lowers the pin for each
+    /// on a thread of its own, and an edge that comes while the other has the pin raised is none.
+    public let irqfd: IRQFD
+    public let interrupts: DeviceInterrupts
     /// One for each queue, for the machine to assign to ``queueNotifyOffset``.
     public let doorbells: [Doorbell]
     public let counters: DeviceCounters
 
+    private let interruptStatus = InterruptStatus()
     private let memory: GuestMemory
     private let offered: FeatureSet
     private let state: Guarded<State>
@@ -39,8 +44,12 @@ public final class MMIOTransport: Sendable {
     public init(device: any VirtioDevice, memory: GuestMemory) throws(SystemCallError) {
         self.device = device
         self.memory = memory
-        counters = DeviceCounters()
-        interrupt = try DeviceInterrupt(counters: counters)
+        let (irqfd, status, counters) = (try IRQFD(), interruptStatus, DeviceCounters())
+        self.irqfd = irqfd
+        self.counters = counters
+        interrupts = DeviceInterrupts(
+            configuration: ConfigurationInterrupt(irqfd, status: status, counters: counters),
+            queues: device.maximumQueueSizes.map { _ in QueueInterrupt(irqfd, status: status, counters: counters) })
         var doorbells: [Doorbell] = []
         for _ in device.maximumQueueSizes { doorbells.append(try Doorbell()) }
         self.doorbells = doorbells
@@ -99,7 +108,7 @@ public final class MMIOTransport: Sendable {
         case Register.version: return 2
         case Register.deviceID: return device.deviceID
         case Register.vendorID: return 0x4d56_4b53  // "SKVM"
-        case Register.interruptStatus: return interrupt.status
+        case Register.interruptStatus: return interruptStatus.value
         case Register.configGeneration: return device.configuration.generation
         // No shared memory region: a length of −1 (§4.2.2).
         case Register.sharedMemory: return .max
@@ -117,7 +126,7 @@ public final class MMIOTransport: Sendable {
             case Register.queueReady: state.selected.map { state.queues[$0].isReady ? 1 : 0 } ?? 0
             // A reset has happened before the write that asks for it returns.
             case Register.queueReset: 0
-            case Register.status: state.status.union(interrupt.needsReset ? .needsReset : []).rawValue
+            case Register.status: state.status.union(interrupts.configuration.needsReset ? .needsReset : []).rawValue
             default: UInt32.max
             }
         }
@@ -134,7 +143,7 @@ public final class MMIOTransport: Sendable {
         }
         guard size == 4, offset % 4 == 0 else { return }
         let value = UInt32(truncatingIfNeeded: value)
-        if offset == Register.interruptACK { return interrupt.acknowledge(value) }
+        if offset == Register.interruptACK { return interruptStatus.acknowledge(value) }
         state.withLock { writeRegister(value, at: offset, &$0) }
     }
 
@@ -194,7 +203,7 @@ public final class MMIOTransport: Sendable {
         if wanted.contains(.driverOK), state.status.contains(.featuresOK), !state.isLive {
             state.status.insert(.driverOK)
             device.activate(Activation(
-                features: state.driverFeatures, queues: state.queues, memory: memory, interrupt: interrupt, doorbells: doorbells,
+                features: state.driverFeatures, queues: state.queues, memory: memory, interrupts: interrupts, doorbells: doorbells,
                 counters: counters))
         }
     }
@@ -207,7 +216,8 @@ public final class MMIOTransport: Sendable {
     private func reset(_ state: inout State) {
         device.reset()
         // The device is quiet now and raises nothing any more.
-        interrupt.reset()
+        interruptStatus.reset()
+        interrupts.configuration.reset()
         for doorbell in doorbells { doorbell.event.drain() }
         state = State(queueSizes: device.maximumQueueSizes)
     }

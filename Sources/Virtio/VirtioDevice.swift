@@ -10,7 +10,7 @@ public struct Activation: Sendable {
     public let queues: [QueueConfiguration]
     /// Guest RAM; an activation keeps it mapped.
     public let memory: GuestMemory
-    public let interrupt: DeviceInterrupt
+    public let interrupts: DeviceInterrupts
     /// One for each queue.
     public let doorbells: [Doorbell]
     public let counters: DeviceCounters
@@ -26,14 +26,15 @@ public struct Activation: Sendable {
     /// The part of one queue, for a device with an I/O thread for each: the others are not ready.
     public func only(queue index: Int) -> Activation {
         let queues = queues.map { $0.index == index ? $0 : QueueConfiguration(index: $0.index, maximumSize: $0.maximumSize) }
-        return Activation(features: features, queues: queues, memory: memory, interrupt: interrupt, doorbells: doorbells, counters: counters)
+        return Activation(
+            features: features, queues: queues, memory: memory, interrupts: interrupts, doorbells: doorbells, counters: counters)
     }
 }
 
 /// A device as its transport sees it. Methods are called on vCPU threads, one at a time, under the transport's lock.
 ///
 /// A device has an I/O thread, usually a ``DeviceWorker``, that alone touches the queues from ``activate(_:)`` to
-/// ``reset()``. It reports a driver that breaks the rules by ``DeviceInterrupt/markNeedsReset()``.
+/// ``reset()``. It reports a driver that breaks the rules by ``ConfigurationInterrupt/markNeedsReset()``.
 public protocol VirtioDevice: AnyObject, Sendable {
     /// For threads, logs and the status line: `blk0`.
     var name: String { get }

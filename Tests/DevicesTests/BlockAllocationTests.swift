@@ -27,7 +27,7 @@ import Testing
         let epoll = try Epoll()
         try engine.activate(
             Activation(
-                features: [.version1, .blockFlush], queues: [configuration], memory: driver.memory, interrupt: driver.transport.interrupt,
+                features: [.version1, .blockFlush], queues: [configuration], memory: driver.memory, interrupts: driver.transport.interrupts,
                 doorbells: driver.transport.doorbells, counters: driver.transport.counters),
             epoll: epoll)
 

@@ -72,7 +72,7 @@ import Testing
                     .init(address: data, length: 16, isWritable: false), .init(address: data + 4096, length: 513, isWritable: true),
                 ])
                 driver.kick()
-                while !driver.transport.interrupt.needsReset { driver.transport.interrupt.line.wait() }
+                while !driver.transport.interrupts.configuration.needsReset { driver.transport.irqfd.event.wait() }
                 // A reset ends all the same.
                 driver.write(0x070, 0)
             } catch { reports.add("\(error)") }
@@ -299,7 +299,7 @@ import Testing
         // A buffer outside of RAM.
         _ = try driver.offer([BlockDriver.Buffer(address: 1 << 40, length: 16, isWritable: false)])
         driver.kick()
-        while driver.read(0x070) & 64 == 0 { driver.transport.interrupt.line.wait() }
+        while driver.read(0x070) & 64 == 0 { driver.transport.irqfd.event.wait() }
         try driver.start([.version1])
         #expect(try driver.request(BlockRequestType.read, in: 512).data == Array(contents[..<512]))
     }

@@ -101,7 +101,7 @@ private final class EntropyDriver: QueueDriver {
         let driver = try EntropyDriver()
         try driver.offer([(15 << 20, 2 << 20, true)])
         driver.kick()
-        while driver.read(0x070) & 64 == 0 { driver.transport.interrupt.line.wait() }
+        while driver.read(0x070) & 64 == 0 { driver.transport.irqfd.event.wait() }
         #expect(try driver.usedIndex == 0)
         try driver.start()
         #expect(try driver.request(16).used == 16)

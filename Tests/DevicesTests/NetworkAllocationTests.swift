@@ -48,15 +48,18 @@ import Testing
         let buffers = try Ring(memory.ram, number: 0, buffers: frame(length), isWritable: true)
         let frames = try Ring(memory.ram, number: 1, buffers: plainHeader + frame(1500), isWritable: false)
         let device = DeviceCounters(), counters = NetworkCounters()
+        let irqfd = try IRQFD()
+        let interrupts = DeviceInterrupts(
+            configuration: ConfigurationInterrupt(irqfd, counters: device), queues: (0..<2).map { _ in QueueInterrupt(irqfd, counters: device) })
         let activation = Activation(
             features: features, queues: [buffers.configuration, frames.configuration], memory: memory,
-            interrupt: try DeviceInterrupt(counters: device), doorbells: [], counters: device)
+            interrupts: interrupts, doorbells: [], counters: device)
         var receive = ReceivePath(tap: socket.rawValue, headerSize: 12, spill: try ReceivePath.makeSpill(), counters: counters)
         receive.mode.isMergeable = features.contains(.mergeableBuffers)
         receive.mode.longestFrame = 1530
-        receive.start(try activation.makeQueue(0))
+        receive.start(try activation.makeQueue(0), interrupts.queues[0])
         var transmit = TransmitPath(tap: socket.rawValue, headerSize: 12, queueSize: 64, counters: counters)
-        transmit.start(try activation.makeQueue(1))
+        transmit.start(try activation.makeQueue(1), interrupts.queues[1])
         let frame = plainHeader + frame(1500)
         var scratch = [UInt8](repeating: 0, count: 4096)
 

@@ -172,9 +172,9 @@ final class NetworkDriver {
     func used(_ queue: Int) throws -> (head: UInt16, written: Int) {
         while true {
             if let used = try queues[queue].takeUsed() { return used }
-            var line = pollfd(fd: transport.interrupt.line.rawValue, events: Int16(POLLIN), revents: 0)
+            var line = pollfd(fd: transport.irqfd.event.rawValue, events: Int16(POLLIN), revents: 0)
             guard unsafe poll(&line, 1, 30_000) == 1 else { throw NothingCame(description: "no interrupt for queue \(queue)") }
-            transport.interrupt.line.drain()
+            transport.irqfd.event.drain()
             write(3, 0x064)
         }
     }

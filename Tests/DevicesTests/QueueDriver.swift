@@ -115,7 +115,7 @@ class QueueDriver {
     /// Waits until as many chains as given have come back, beyond those seen before.
     func wait(for count: Int) throws {
         let wanted = states[queue].seenUsed &+ UInt16(count)
-        while try ram.readUInt16(at: place(Self.used) &+ 2) != wanted { transport.interrupt.line.wait() }
+        while try ram.readUInt16(at: place(Self.used) &+ 2) != wanted { transport.irqfd.event.wait() }
         while states[queue].seenUsed != wanted {
             let entry = place(Self.used) &+ (4 + 8 * UInt64(states[queue].seenUsed % UInt16(Self.queueSize)))
             states[queue].written[try ram.readUInt32(at: entry)] = try ram.readUInt32(at: entry &+ 4)

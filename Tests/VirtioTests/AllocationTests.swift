@@ -26,7 +26,7 @@ import Testing
             try driver.chain([.read(0x8000, 10), .read(0x8100, 6), .write(0x9000, 4096), .write(0xa000, 1)])
         }
         let pool = IOVectorPool(slots: 2, capacity: 16)
-        let interrupt = try DeviceInterrupt(counters: DeviceCounters())
+        let interrupt = QueueInterrupt(try IRQFD(), counters: DeviceCounters())
         let available = driver.configuration.availableRing &+ 2
         let requests = 100_000
         var done = 0, sum: UInt64 = 0

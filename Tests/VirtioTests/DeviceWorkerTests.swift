@@ -90,7 +90,7 @@ struct EchoEngine: ~Copyable, DeviceEngine {
     }
 
     private mutating func publish() {
-        if queue?.publish() ?? false { activation?.interrupt.signal() }
+        if queue?.publish() ?? false { activation?.interrupts.queues[0].signal() }
     }
 }
 
@@ -131,8 +131,8 @@ final class EchoDevice: VirtioDevice {
 
     /// Waits for the interrupt's line, as KVM does.
     private func interrupt() -> Bool {
-        var entry = pollfd(fd: transport.interrupt.line.rawValue, events: Int16(POLLIN), revents: 0)
-        return unsafe poll(&entry, 1, 60_000) == 1 && transport.interrupt.line.drain() > 0
+        var entry = pollfd(fd: transport.irqfd.event.rawValue, events: Int16(POLLIN), revents: 0)
+        return unsafe poll(&entry, 1, 60_000) == 1 && transport.irqfd.event.drain() > 0
     }
 
     private func waitUntil(_ condition: () -> Bool) -> Bool {
@@ -163,7 +163,7 @@ final class EchoDevice: VirtioDevice {
         try guest.ram.fill(at: GuestAddress(0x1000), count: 0x1000)
         transport.bringUp(features, driver.configuration)
         #expect(transport.status == 15)
-        transport.interrupt.line.drain()
+        transport.irqfd.event.drain()
         try request([1, 2, 3])
         kick()
         #expect(interrupt())
@@ -256,7 +256,7 @@ final class EchoDevice: VirtioDevice {
         transport.set(0xc0, 1)
         #expect(try answer(count: 2) == [0, 2], "the queue's reset did not wait")
         #expect(device.log.stops.load(ordering: .sequentiallyConsistent) == 1)
-        transport.interrupt.line.drain()
+        transport.irqfd.event.drain()
 
         driver = DriverQueue(guest, base: TestGuest.highStart)
         try request([9])

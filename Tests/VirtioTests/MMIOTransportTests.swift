@@ -439,13 +439,13 @@ extension MMIOTransport {
     @Test func interruptsStayUntilTheyAreAcknowledged() {
         transport.bringUp(.version1, queue0)
         #expect(transport.get(0x60) == 0)
-        transport.interrupt.signal()
-        transport.interrupt.signal()
+        transport.interrupts.queues[0].signal()
+        transport.interrupts.queues[0].signal()
         #expect(transport.get(0x60) == 1)
         #expect(transport.get(0x60) == 1, "reading acknowledged")
-        transport.interrupt.configurationChanged()
+        transport.interrupts.configuration.signal()
         #expect(transport.get(0x60) == 3)
-        #expect(transport.interrupt.line.drain() == 3)
+        #expect(transport.irqfd.event.drain() == 3)
         transport.set(0x64, 0)
         transport.set(0x64, 0xffff_fffc)
         #expect(transport.get(0x60) == 3)
@@ -458,7 +458,7 @@ extension MMIOTransport {
 
     @Test func needsResetIsSeenAndEndsWithTheReset() {
         transport.bringUp(.version1, queue0)
-        transport.interrupt.markNeedsReset()
+        transport.interrupts.configuration.markNeedsReset()
         #expect(transport.status == 0x4f)
         #expect(transport.get(0x60) == 2)
         transport.set(0x70, 0x0f)

@@ -29,7 +29,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// The number of the queue.
     private let index: Int
     private var queue: Virtqueue?
-    private var interrupt: DeviceInterrupt?
+    private var interrupt: QueueInterrupt?
+    private var configurationInterrupt: ConfigurationInterrupt?
     private var counters: DeviceCounters?
     /// What the driver has negotiated: requests of other features are unknown.
     private var features: FeatureSet = []
@@ -64,7 +65,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     // MARK: - The worker's calls
 
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
-        interrupt = activation.interrupt
+        interrupt = activation.interrupts.queues[index]
+        configurationInterrupt = activation.interrupts.configuration
         counters = activation.counters
         features = activation.features
         doorbell = activation.doorbells[index]
@@ -73,7 +75,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // Fails only for lack of kernel memory, and then the device cannot work.
         isWatched = (try? epoll.add(disk.descriptor, .input, token: Self.diskToken)) != nil
         if !isWatched {
-            activation.interrupt.markNeedsReset()
+            activation.interrupts.configuration.markNeedsReset()
             queue = nil
         }
     }
@@ -95,6 +97,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         giveUp()
         queue = nil
         interrupt = nil
+        configurationInterrupt = nil
         counters = nil
         doorbell = nil
     }
@@ -117,7 +120,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// the next state of the ring. A reset has to come through.
     private mutating func takeRequests() throws(VirtqueueError) {
         // Also when another queue's rings have broken the rules: until the reset the device is quiet.
-        guard let size = queue?.size, interrupt?.needsReset != true else { return }
+        guard let size = queue?.size, configurationInterrupt?.needsReset != true else { return }
         var budget = Self.budget
         repeat {
             queue?.disableNotifications()
@@ -284,17 +287,17 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// A kernel that takes no operations any more leaves requests that never end: the driver is told to give the device up, and the host why.
     private mutating func submit() {
         do throws(DiskImageError) { try disk.submit() } catch {
-            guard interrupt?.needsReset != true else { return }
+            guard configurationInterrupt?.needsReset != true else { return }
             counters?.errors.add()
             // Once: a driver that resets the device meets the same again, as often as it likes.
             if !hasReported { report?("\(error): the guest's disk takes no requests any more") }
             hasReported = true
-            interrupt?.markNeedsReset()
+            configurationInterrupt?.markNeedsReset()
         }
     }
 
     private mutating func publish() {
-        if interrupt?.needsReset != true, queue?.publish() == true { interrupt?.signal() }
+        if configurationInterrupt?.needsReset != true, queue?.publish() == true { interrupt?.signal() }
     }
 
     /// Gives up everything in flight. The driver does not hear of it any more.

@@ -27,6 +27,7 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private var queue: Virtqueue?
     private var activation: Activation?
+    private var interrupt: QueueInterrupt?
 
     init(queueSize: UInt16, limit: EntropyLimit?) throws(SystemCallError) {
         timer = try TimerFD()
@@ -39,15 +40,17 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
         self.activation = activation
+        interrupt = activation.interrupts.queues[0]
         queue = try activation.makeQueue(0)
         // Fails only for lack of kernel memory; a limited device would stop for ever at its limit.
-        if (try? epoll.add(timer.rawValue, .input, token: Token.period)) == nil { activation.interrupt.markNeedsReset() }
+        if (try? epoll.add(timer.rawValue, .input, token: Token.period)) == nil { activation.interrupts.configuration.markNeedsReset() }
     }
 
     mutating func reset(epoll: borrowing Epoll) {
         epoll.remove(timer.rawValue)
         queue = nil
         activation = nil
+        interrupt = nil
     }
 
     mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) { queue = nil }
@@ -80,7 +83,7 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
                 requests -= 1
                 bytes -= min(count, bytes)
             }
-            if queue?.publish() == true { activation?.interrupt.signal() }
+            if queue?.publish() == true { interrupt?.signal() }
             // The rest waits for the next period; a kick until then finds nothing to be done.
             if left == 0 { return }
             if requests == 0 || bytes == 0 { return activation?.doorbells.first?.event.signal() ?? () }

@@ -30,10 +30,14 @@ struct NetworkControl: ~Copyable {
 
     private let pool: IOVectorPool
     private var queue: Virtqueue?
+    private var interrupt: QueueInterrupt?
 
     init(queueSize: UInt16) { pool = IOVectorPool(slots: 1, capacity: Int(queueSize)) }
 
-    mutating func start(_ queue: consuming Virtqueue?) { self.queue = queue }
+    mutating func start(_ queue: consuming Virtqueue?, _ interrupt: QueueInterrupt) {
+        self.queue = queue
+        self.interrupt = interrupt
+    }
 
     mutating func stop() { queue = nil }
 
@@ -49,7 +53,7 @@ struct NetworkControl: ~Copyable {
             queue.push(chain.head, written: chain.writable.store(answer) ? 1 : 0)
         }
         let mayHaveMore = queue.enableNotifications()
-        if queue.publish() { activation.interrupt.signal() }
+        if queue.publish() { interrupt?.signal() }
         self.queue = consume queue
         return mayHaveMore
     }

@@ -51,7 +51,7 @@ public final class NetworkDevice: VirtioDevice {
 
     public func activate(_ activation: Activation) {
         // Without STATUS the link's state is nothing that the driver knows of.
-        port.setInterrupt(activation.features.contains(.linkStatus) ? activation.interrupt : nil)
+        port.setInterrupt(activation.features.contains(.linkStatus) ? activation.interrupts.configuration : nil)
         worker.activate(activation)
     }
 
@@ -76,7 +76,7 @@ final class NetworkPort: Sendable {
     /// The interface's, as the host has it now.
     private let linkMTU: Atomic<Int>
     /// While a driver is active.
-    private let interrupt = Guarded<DeviceInterrupt?>(nil)
+    private let interrupt = Guarded<ConfigurationInterrupt?>(nil)
 
     /// Fields of `struct virtio_net_config` (virtio 1.2 §5.1.4).
     private enum Field {
@@ -155,8 +155,8 @@ final class NetworkPort: Sendable {
         guard !(up && isRemoved) else { return }
         guard link.exchange(up, ordering: .relaxed) != up else { return }
         configuration.update { $0[Field.status] = up ? Field.linkUp : 0 }
-        interrupt.withLock { $0?.configurationChanged() }
+        interrupt.withLock { $0?.signal() }
     }
 
-    func setInterrupt(_ new: DeviceInterrupt?) { interrupt.withLock { $0 = new } }
+    func setInterrupt(_ new: ConfigurationInterrupt?) { interrupt.withLock { $0 = new } }
 }

@@ -57,7 +57,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         watchLink(epoll)
         // Without this eventfd a long queue could stall; adding it fails only for lack of kernel memory.
         guard (try? epoll.add(again.rawValue, .input, token: Token.again)) != nil else {
-            return activation.interrupt.markNeedsReset()
+            return activation.interrupts.configuration.markNeedsReset()
         }
         // Frames from before the driver, which no offload of its can have shaped; then those for this driver.
         if receive.discard(port.counters.receiveWithoutDriver) == .gone { lose() }
@@ -68,10 +68,13 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             longestFrame: longestFrame(activation.features),
             longestPlainFrame: activation.features.contains(.mtu) ? Int(PacketHeader.size) + 14 + port.promisedMTU : .max)
         transmit.features = activation.features
-        receive.start(try activation.makeQueue(QueueIndex.receive))
-        transmit.start(try activation.makeQueue(QueueIndex.transmit))
+        let interrupts = activation.interrupts.queues
+        receive.start(try activation.makeQueue(QueueIndex.receive), interrupts[QueueIndex.receive])
+        transmit.start(try activation.makeQueue(QueueIndex.transmit), interrupts[QueueIndex.transmit])
         // Without CTRL_VQ there is no such queue (§5.1.2), whatever the driver has made ready.
-        if activation.features.contains(.controlQueue) { control.start(try activation.makeQueue(QueueIndex.control)) }
+        if activation.features.contains(.controlQueue) {
+            control.start(try activation.makeQueue(QueueIndex.control), interrupts[QueueIndex.control])
+        }
     }
 
     mutating func reset(epoll: borrowing Epoll) {
@@ -104,10 +107,11 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         _ configuration: QueueConfiguration, of activation: Activation, epoll: borrowing Epoll
     ) throws(VirtqueueError) {
         let queue = try Virtqueue(configuration, features: activation.features, ram: activation.ram)
+        let interrupts = activation.interrupts.queues
         switch configuration.index {
-        case QueueIndex.receive: receive.start(queue)
-        case QueueIndex.transmit: transmit.start(queue)
-        case QueueIndex.control where activation.features.contains(.controlQueue): control.start(queue)
+        case QueueIndex.receive: receive.start(queue, interrupts[QueueIndex.receive])
+        case QueueIndex.transmit: transmit.start(queue, interrupts[QueueIndex.transmit])
+        case QueueIndex.control where activation.features.contains(.controlQueue): control.start(queue, interrupts[QueueIndex.control])
         default: break
         }
     }
@@ -224,5 +228,5 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     /// epoll has no memory: nothing would wake the device again.
-    private func fail() { activation?.interrupt.markNeedsReset() }
+    private func fail() { activation?.interrupts.configuration.markNeedsReset() }
 }

@@ -57,6 +57,7 @@ struct ReceivePath: ~Copyable {
     private let counters: NetworkCounters
     private let spill: Mapping
     private var queue: Virtqueue?
+    private var interrupt: QueueInterrupt?
     private var window = BufferWindow()
     private var pending: Pending?
     private var tally = Tally()
@@ -74,7 +75,10 @@ struct ReceivePath: ~Copyable {
         try Mapping(size: spillSize, flags: MAP_PRIVATE | MAP_ANONYMOUS)
     }
 
-    mutating func start(_ queue: consuming Virtqueue?) { self.queue = queue }
+    mutating func start(_ queue: consuming Virtqueue?, _ interrupt: QueueInterrupt) {
+        self.queue = queue
+        self.interrupt = interrupt
+    }
 
     /// Gives the queue up; a frame that waits for buffers is lost and counted.
     mutating func stop() {
@@ -98,7 +102,7 @@ struct ReceivePath: ~Copyable {
         }
         // Before the driver sees the frames, so that no figure is behind what it knows.
         count(activation.counters)
-        if queue.publish() { activation.interrupt.signal() }
+        if queue.publish() { interrupt?.signal() }
         self.queue = consume queue
         return outcome
     }

@@ -37,6 +37,7 @@ struct TransmitPath: ~Copyable {
     private let counters: NetworkCounters
     private let pool: IOVectorPool
     private var queue: Virtqueue?
+    private var interrupt: QueueInterrupt?
     private var tally = Tally()
     /// What the driver negotiated.
     var features: FeatureSet = []
@@ -49,7 +50,10 @@ struct TransmitPath: ~Copyable {
         pool = IOVectorPool(slots: 1, capacity: 1 + Int(queueSize))
     }
 
-    mutating func start(_ queue: consuming Virtqueue?) { self.queue = queue }
+    mutating func start(_ queue: consuming Virtqueue?, _ interrupt: QueueInterrupt) {
+        self.queue = queue
+        self.interrupt = interrupt
+    }
 
     mutating func stop() { queue = nil }
 
@@ -65,7 +69,7 @@ struct TransmitPath: ~Copyable {
         } while outcome == .drained && queue.enableNotifications()
         // Before the driver sees that they are done, so that no figure is behind what it knows.
         count(activation.counters)
-        if queue.publish() { activation.interrupt.signal() }
+        if queue.publish() { interrupt?.signal() }
         self.queue = consume queue
         return outcome
     }

@@ -68,11 +68,11 @@ final class VirtioDriver {
     /// Waits until the device has returned `count` more chains, as an interrupt says.
     func wait(_ queue: Int, count: UInt16 = 1) throws {
         while !queues[queue].hasUsed(count) {
-            var line = pollfd(fd: transport.interrupt.line.rawValue, events: Int16(POLLIN), revents: 0)
+            var line = pollfd(fd: transport.irqfd.event.rawValue, events: Int16(POLLIN), revents: 0)
             guard poll(&line, 1, 30_000) == 1 else {
                 throw BenchError("\(transport.device.name): no interrupt for queue \(queue)")
             }
-            transport.interrupt.line.drain()
+            transport.irqfd.event.drain()
             write(read(0x060), 0x064)
         }
     }
