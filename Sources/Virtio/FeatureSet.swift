@@ -1,12 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// Feature bits of a device, bit n of the specification being bit n here (virtio 1.2 §2.2).
+///
+/// There are 128, as virtio 1.4 has features beyond bit 63. A transport shows them in words of 32 bits.
 public struct FeatureSet: OptionSet, Sendable, BitwiseCopyable, CustomStringConvertible {
-    public let rawValue: UInt64
+    public let rawValue: UInt128
 
-    public init(rawValue: UInt64) { self.rawValue = rawValue }
-    /// The set of one feature, by its number from 0 to 63.
-    public init(bit: Int) { rawValue = 1 << UInt64(bit) }
+    public init(rawValue: UInt128) { self.rawValue = rawValue }
+    /// The set of one feature, by its number from 0 to 127.
+    public init(bit: Int) { rawValue = 1 << UInt128(bit) }
+
+    /// How many words there are.
+    public static let words: UInt32 = 4
+
+    /// Bits 32 · `word` to 32 · `word` + 31; 0 for a word that does not exist.
+    public subscript(word word: UInt32) -> UInt32 {
+        guard word < Self.words else { return 0 }
+        return UInt32(truncatingIfNeeded: rawValue >> UInt128(32 * word))
+    }
+
+    /// The set with one word replaced; the same for a word that does not exist.
+    public func replacing(word: UInt32, with bits: UInt32) -> FeatureSet {
+        guard word < Self.words else { return self }
+        let mask = UInt128(UInt32.max) << UInt128(32 * word)
+        return FeatureSet(rawValue: rawValue & ~mask | UInt128(bits) << UInt128(32 * word))
+    }
 
     /// VIRTIO_F_INDIRECT_DESC: a descriptor may refer to a table of descriptors (§2.7.5.3).
     public static let indirectDescriptors = FeatureSet(bit: 28)

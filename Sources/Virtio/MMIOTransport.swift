@@ -63,7 +63,7 @@ public final class MMIOTransport: Sendable {
         var deviceFeaturesSelect: UInt32 = 0
         var driverFeaturesSelect: UInt32 = 0
         var driverFeatures: FeatureSet = []
-        /// A feature above bit 63 was asked for; none is offered.
+        /// A feature above bit 127 was asked for; none is offered.
         var wantsUnknownFeatures = false
         var queueSelect: UInt32 = 0
         var queues: [QueueConfiguration]
@@ -116,12 +116,7 @@ public final class MMIOTransport: Sendable {
         }
         return state.withLock { state in
             switch offset {
-            case Register.deviceFeatures:
-                switch state.deviceFeaturesSelect {
-                case 0: UInt32(truncatingIfNeeded: offered.rawValue)
-                case 1: UInt32(truncatingIfNeeded: offered.rawValue >> 32)
-                default: 0
-                }
+            case Register.deviceFeatures: offered[word: state.deviceFeaturesSelect]
             case Register.queueNumMax: state.selected.map { UInt32(state.queues[$0].maximumSize) } ?? 0
             case Register.queueReady: state.selected.map { state.queues[$0].isReady ? 1 : 0 } ?? 0
             // A reset has happened before the write that asks for it returns.
@@ -181,12 +176,9 @@ public final class MMIOTransport: Sendable {
 
     private func writeDriverFeatures(_ value: UInt32, _ state: inout State) {
         guard state.canNegotiate else { return }
-        let features = state.driverFeatures.rawValue
-        switch state.driverFeaturesSelect {
-        case 0: state.driverFeatures = FeatureSet(rawValue: features & ~0xffff_ffff | UInt64(value))
-        case 1: state.driverFeatures = FeatureSet(rawValue: features & 0xffff_ffff | UInt64(value) << 32)
-        default: state.wantsUnknownFeatures = state.wantsUnknownFeatures || value != 0
-        }
+        let word = state.driverFeaturesSelect
+        state.driverFeatures = state.driverFeatures.replacing(word: word, with: value)
+        if word >= FeatureSet.words, value != 0 { state.wantsUnknownFeatures = true }
     }
 
     private func writeStatus(_ value: UInt32, _ state: inout State) {

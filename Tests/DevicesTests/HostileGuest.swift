@@ -81,10 +81,10 @@ final class HostileGuest: Sendable {
     private func drive(_ random: inout SeededGenerator, served: () -> [UInt64]) {
         let before = served()
         for status: UInt32 in [0, 1, 3] { write(status, 0x070) }
-        let offered = features.rawValue & (random.chance(30) ? random.next() : .max) | FeatureSet.version1.rawValue
-        for half: UInt64 in [0, 1] {
-            write(UInt32(half), 0x024)
-            write(UInt32(truncatingIfNeeded: offered >> (32 * half)), 0x020)
+        let wanted = random.chance(30) ? features.intersection(FeatureSet(rawValue: UInt128(random.next()))).union(.version1) : features.union(.version1)
+        for word in 0..<FeatureSet.words {
+            write(word, 0x024)
+            write(wanted[word: word], 0x020)
         }
         write(11, 0x070)
         for queue in sizes.indices { setUp(queue, &random) }

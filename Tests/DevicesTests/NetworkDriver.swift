@@ -55,17 +55,17 @@ final class NetworkDriver {
         write(0, 0x014)
         let low = read(0x010)
         write(1, 0x014)
-        return FeatureSet(rawValue: UInt64(read(0x010)) << 32 | UInt64(low))
+        return FeatureSet(rawValue: UInt128(read(0x010)) << 32 | UInt128(low))
     }
 
     /// Negotiates; false when the device does not take these features.
     func negotiate(_ features: FeatureSet) -> Bool {
         write(0, 0x070)
         write(3, 0x070)
-        let bits = features.union(.version1).rawValue
-        for half in 0..<2 as Range<UInt32> {
-            write(half, 0x024)
-            write(UInt32(truncatingIfNeeded: bits >> (32 * UInt64(half))), 0x020)
+        let wanted = features.union(.version1)
+        for word in 0..<FeatureSet.words {
+            write(word, 0x024)
+            write(wanted[word: word], 0x020)
         }
         write(11, 0x070)
         return status.contains(.featuresOK)

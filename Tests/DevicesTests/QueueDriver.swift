@@ -58,9 +58,9 @@ class QueueDriver {
     func negotiate(_ features: FeatureSet) throws {
         write(0x070, 0)
         for status: UInt32 in [1, 3] { write(0x070, status) }
-        for half: UInt64 in [0, 1] {
-            write(0x024, UInt32(half))
-            write(0x020, UInt32(truncatingIfNeeded: features.rawValue >> (32 * half)))
+        for word in 0..<FeatureSet.words {
+            write(0x024, word)
+            write(0x020, features[word: word])
         }
         write(0x070, 11)
         try #require(read(0x070) == 11)

@@ -16,11 +16,11 @@ final class RecordingDevice: VirtioDevice {
         case write(UInt64, offset: Int, size: Int)
     }
 
-    static let wanted = FeatureSet(bit: 3), disliked = FeatureSet(bit: 50)
+    static let wanted = FeatureSet(bit: 3), disliked = FeatureSet(bit: 50), high = FeatureSet(bit: 66), highest = FeatureSet(bit: 127)
 
     let name = "test0"
     let deviceID: UInt32 = 42
-    let features: FeatureSet = [wanted, disliked]
+    let features: FeatureSet = [wanted, disliked, high, highest]
     let maximumQueueSizes: [UInt16] = [8, 256]
     let configuration = ConfigurationSpace([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99])
     private let recorded = Guarded<[Event]>([])
@@ -57,10 +57,10 @@ extension MMIOTransport {
         set(0x70, 0)
         set(0x70, 1)
         set(0x70, 3)
-        set(0x24, 0)
-        set(0x20, UInt32(truncatingIfNeeded: features.rawValue))
-        set(0x24, 1)
-        set(0x20, UInt32(truncatingIfNeeded: features.rawValue >> 32))
+        for word in 0..<FeatureSet.words {
+            set(0x24, word)
+            set(0x20, features[word: word])
+        }
         set(0x70, 11)
         return status
     }
@@ -113,9 +113,9 @@ extension MMIOTransport {
         #expect(transport.get(0x10) == 1 << 3 | 1 << 28 | 1 << 29)
         transport.set(0x14, 1)
         #expect(transport.get(0x10) == 1 << 0 | 1 << 8 | 1 << 18)
-        for select in [UInt32(2), 3, .max] {
+        for (select, word) in [(2, 1 << 2), (3, 1 << 31), (4, 0), (.max, 0)] as [(UInt32, UInt32)] {
             transport.set(0x14, select)
-            #expect(transport.get(0x10) == 0)
+            #expect(transport.get(0x10) == word)
         }
         for (queue, maximum) in [(UInt32(0), UInt32(8)), (1, 256), (2, 0), (.max, 0)] {
             transport.set(0x30, queue)
@@ -226,20 +226,29 @@ extension MMIOTransport {
         transport.set(0x70, 15)
         #expect(transport.status == 3)
         // A driver may think again.
-        transport.set(0x24, 0)
-        transport.set(0x20, 0)
-        transport.set(0x24, 1)
-        transport.set(0x20, 1)
+        for word in 0..<FeatureSet.words {
+            transport.set(0x24, word)
+            transport.set(0x20, word == 1 ? 1 : 0)
+        }
         transport.set(0x70, 11)
         #expect(transport.status == 11)
     }
 
-    @Test func featuresAboveBit63AreRefused() {
+    @Test func featuresAboveBit63AreNegotiated() throws {
+        let wanted: FeatureSet = [.version1, RecordingDevice.high, RecordingDevice.highest]
+        transport.bringUp(wanted)
+        #expect(transport.status == 15)
+        #expect(try #require(device.activation).features == wanted)
+        #expect(transport.negotiate([.version1, FeatureSet(bit: 64)]) == 3, "not offered")
+        #expect(transport.negotiate([.version1, FeatureSet(bit: 126)]) == 3, "not offered")
+    }
+
+    @Test func featuresAboveBit127AreRefused() {
         transport.set(0x70, 1)
         transport.set(0x70, 3)
         transport.set(0x24, 1)
         transport.set(0x20, 1)
-        transport.set(0x24, 2)
+        transport.set(0x24, 4)
         transport.set(0x20, 0)
         transport.set(0x24, .max)
         transport.set(0x20, 1)

@@ -21,8 +21,8 @@ public final class BlockDevice: VirtioDevice {
     public let isReadOnly: Bool
 
     private let cache: WriteCache
-    /// What the driver has negotiated, from FEATURES_OK to its reset; configuration writes come on any vCPU thread.
-    private let negotiatedFeatures = Atomic<UInt64>(0)
+    /// Whether the driver has negotiated CONFIG_WCE, from FEATURES_OK to its reset; configuration writes come on any vCPU thread.
+    private let canChangeWriteback = Atomic<Bool>(false)
     /// One for each queue.
     private let workers: [DeviceWorker]
 
@@ -88,7 +88,7 @@ public final class BlockDevice: VirtioDevice {
     }
 
     public func negotiated(_ features: FeatureSet) {
-        negotiatedFeatures.store(features.rawValue, ordering: .releasing)
+        canChangeWriteback.store(features.contains(.blockConfigurableWriteback), ordering: .releasing)
         // §5.2.5.2, §5.2.6.2: a driver that does not flush finds a device that needs no flush, from here on and not from DRIVER_OK.
         if !features.contains(.blockFlush) { setWriteback(false) }
     }
@@ -102,7 +102,7 @@ public final class BlockDevice: VirtioDevice {
     public func reset() {
         // A queue that is idle already goes on serving the others' commits until all are.
         for worker in workers { worker.reset() }
-        negotiatedFeatures.store(0, ordering: .releasing)
+        canChangeWriteback.store(false, ordering: .releasing)
         setWriteback(true)
     }
 
@@ -116,9 +116,8 @@ public final class BlockDevice: VirtioDevice {
     }
 
     public func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {
-        let negotiated = FeatureSet(rawValue: negotiatedFeatures.load(ordering: .acquiring))
         guard offset == BlockConfiguration.writebackOffset, size == 1, value <= 1,
-            negotiated.contains(.blockConfigurableWriteback) else { return }
+            canChangeWriteback.load(ordering: .acquiring) else { return }
         setWriteback(value == 1)
     }
 

@@ -74,7 +74,7 @@ struct NetworkControl: ~Copyable {
             return true
         case (Class.guestOffloads, Command.setOffloads) where features.contains(.controlGuestOffloads):
             guard data.byteCount == 8, let bits = data.load(UInt64.self) else { return false }
-            let wanted = FeatureSet(rawValue: bits)
+            let wanted = FeatureSet(rawValue: UInt128(bits))
             guard features.intersection(.guestOffloads).isSuperset(of: wanted) else { return false }
             return port.attachment.tap.setOffloads(wanted.tapOffloads)
         default:
