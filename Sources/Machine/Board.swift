@@ -136,7 +136,7 @@ final class Board: Sendable {
     }
 
     /// Whether a driver has used a virtio device: what ran here had come as far as an operating system comes.
-    var wasDriven: Bool { devices.contains { $0.transport.counters.kicks.value > 0 } }
+    var wasDriven: Bool { devices.contains { $0.transport.function.counters.kicks.value > 0 } }
 }
 
 /// The interrupt line of a device that outlives boards: it is connected to the board that runs.

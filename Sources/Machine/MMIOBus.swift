@@ -18,7 +18,7 @@ final class MMIOBus: Sendable {
     func name(at address: UInt64) -> String? {
         let index = (address &- Self.base) / MMIOTransport.span
         guard index < UInt64(transports.count) else { return nil }
-        return "\(transports[Int(index)].device.name)+0x\(String((address &- Self.base) % MMIOTransport.span, radix: 16))"
+        return "\(transports[Int(index)].function.device.name)+0x\(String((address &- Self.base) % MMIOTransport.span, radix: 16))"
     }
 
     /// Answers one access. Where no device is, reads are all ones and writes are ignored.

@@ -44,9 +44,9 @@ extension MachineStatus {
         self.init(
             name: configuration.name, cpus: configuration.cpus, memorySize: memory.size, memory: try? memory.usage(),
             devices: devices.map { slot in
-                let counters = slot.transport.counters
+                let counters = slot.transport.function.counters
                 return Device(
-                    name: slot.transport.device.name, requests: counters.requests.value, kicks: counters.kicks.value,
+                    name: slot.transport.function.device.name, requests: counters.requests.value, kicks: counters.kicks.value,
                     exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value, errors: counters.errors.value)
             })
     }

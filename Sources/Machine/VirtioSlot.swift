@@ -17,7 +17,7 @@ struct VirtioSlot: Sendable {
 
     /// For the log: `blk0 at 0xd0000000, GSI 16: disk.raw`.
     var description: String {
-        "\(transport.device.name) at 0x\(String(place.address, radix: 16)), GSI \(place.gsi)"
+        "\(transport.function.device.name) at 0x\(String(place.address, radix: 16)), GSI \(place.gsi)"
     }
 
     static func checkCount(_ wanted: Int) throws(MachineError) {
@@ -96,7 +96,7 @@ struct VirtioSlot: Sendable {
             try MMIOTransport(device: device, memory: memory)
         }
         do throws(KVMError) {
-            for (queue, doorbell) in transport.doorbells.enumerated() {
+            for (queue, doorbell) in transport.function.doorbells.enumerated() {
                 let notify = IOEventMatch(address: place.address + MMIOTransport.queueNotifyOffset, length: 4, value: UInt64(queue))
                 try machine.assignIOEventFD(doorbell.event, for: notify)
             }

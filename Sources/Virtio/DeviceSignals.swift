@@ -29,8 +29,8 @@ public final class DeviceCounters: Sendable {
 
 /// The doorbell of one queue: an eventfd that exists as long as the device, so that a kick before activation is kept in it.
 ///
-/// The machine assigns it to writes of the queue's number to `QueueNotify` (ioeventfd); the transport signals it for
-/// writes that reach user space.
+/// The machine assigns it to the transport's place for notifications (ioeventfd); the function signals it for
+/// kicks that reach user space.
 public final class Doorbell: Sendable {
     public let event: EventFD
     init() throws(SystemCallError) { event = try EventFD() }

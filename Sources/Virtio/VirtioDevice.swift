@@ -31,7 +31,7 @@ public struct Activation: Sendable {
     }
 }
 
-/// A device as its transport sees it. Methods are called on vCPU threads, one at a time, under the transport's lock.
+/// A device as its ``VirtioFunction`` sees it. Methods are called on vCPU threads, one at a time, under the function's lock.
 ///
 /// A device has an I/O thread, usually a ``DeviceWorker``, that alone touches the queues from ``activate(_:)`` to
 /// ``reset()``. It reports a driver that breaks the rules by ``ConfigurationInterrupt/markNeedsReset()``.
@@ -40,7 +40,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
     var name: String { get }
     /// The device type (virtio 1.2 §5): 1 network, 2 block, …
     var deviceID: UInt32 { get }
-    /// Features of the device's type; those of the transport are added to them.
+    /// Features of the device's type; those of every device are added to them.
     var features: FeatureSet { get }
     /// The largest size of each queue, a power of two up to 32,768; as many as the device has queues.
     var maximumQueueSizes: [UInt16] { get }

@@ -27,8 +27,8 @@ import Testing
         let epoll = try Epoll()
         try engine.activate(
             Activation(
-                features: [.version1, .blockFlush], queues: [configuration], memory: driver.memory, interrupts: driver.transport.interrupts,
-                doorbells: driver.transport.doorbells, counters: driver.transport.counters),
+                features: [.version1, .blockFlush], queues: [configuration], memory: driver.memory, interrupts: driver.transport.function.interrupts,
+                doorbells: driver.transport.function.doorbells, counters: driver.transport.function.counters),
             epoll: epoll)
 
         // Eight chains, reads and writes, offered again and again.

@@ -52,7 +52,7 @@ import Testing
         let statistics = driver.device.statistics
         #expect(statistics.reads.value == 3 && statistics.readBytes.value == 4096 + 8192 + 512)
         #expect(statistics.writes.value == 1 && statistics.writtenBytes.value == 8192 && statistics.flushes.value == 1)
-        #expect(statistics.failures.value == 0 && driver.transport.counters.requests.value == 5)
+        #expect(statistics.failures.value == 0 && driver.transport.function.counters.requests.value == 5)
     }
 
     /// A sandbox may allow io_uring_setup and refuse io_uring_enter: requests would wait for ever, without a word.
@@ -72,7 +72,7 @@ import Testing
                     .init(address: data, length: 16, isWritable: false), .init(address: data + 4096, length: 513, isWritable: true),
                 ])
                 driver.kick()
-                while !driver.transport.interrupts.configuration.needsReset { driver.transport.irqfd.event.wait() }
+                while !driver.transport.function.interrupts.configuration.needsReset { driver.transport.irqfd.event.wait() }
                 // A reset ends all the same.
                 driver.write(0x070, 0)
             } catch { reports.add("\(error)") }
@@ -236,7 +236,7 @@ import Testing
             }
         }
         // Many requests, few interrupts: one for a batch.
-        #expect(driver.transport.counters.interrupts.value <= driver.transport.counters.requests.value)
+        #expect(driver.transport.function.counters.interrupts.value <= driver.transport.function.counters.requests.value)
     }
 
     @Test func aResetWaitsForWhatIsInFlightAndTheDeviceWorksAgain() throws {

@@ -160,7 +160,7 @@ import Testing
             try driver!.ram.write(UInt16(0xffff), at: BlockDriver.available &+ (UInt64(bad) * 0x1000 + 4))
             try driver!.ram.write(UInt16(1), at: BlockDriver.available &+ (UInt64(bad) * 0x1000 + 2))
             driver!.kick()
-            while !driver!.transport.interrupts.configuration.needsReset { driver!.transport.irqfd.event.wait() }
+            while !driver!.transport.function.interrupts.configuration.needsReset { driver!.transport.irqfd.event.wait() }
             #expect(driver!.read(0x070) & 64 != 0)
             try driver!.start(Self.features)
             for queue in 0..<3 {

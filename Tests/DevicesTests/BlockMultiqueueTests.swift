@@ -136,7 +136,7 @@ import Testing
         try driver.ram.write(UInt16(0xffff), at: BlockDriver.available &+ (0x1000 + 4 + 2))
         try driver.ram.write(UInt16(2), at: BlockDriver.available &+ (0x1000 + 2))
         driver.kick()
-        while !driver.transport.interrupts.configuration.needsReset { driver.transport.irqfd.event.wait() }
+        while !driver.transport.function.interrupts.configuration.needsReset { driver.transport.irqfd.event.wait() }
         #expect(driver.read(0x070) & 64 != 0)
         driver.queue = 0
         try offerWrite(driver, sector: 5, TemporaryDisk.pattern(512, seed: 5))

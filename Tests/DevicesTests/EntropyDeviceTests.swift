@@ -61,7 +61,7 @@ private final class EntropyDriver: QueueDriver {
         #expect(first.bytes != second.bytes)
         // Of 4096 random bytes each value is there, but with a chance of 3 in 100,000; with all of one kind never.
         #expect(Set(first.bytes).count > 200)
-        #expect(driver.transport.counters.requests.value == 2 && driver.transport.counters.errors.value == 0)
+        #expect(driver.transport.function.counters.requests.value == 2 && driver.transport.function.counters.errors.value == 0)
     }
 
     @Test func aChainOfManyBuffersIsFilledToItsEnd() throws {
@@ -93,7 +93,7 @@ private final class EntropyDriver: QueueDriver {
         driver.kick()
         #expect(try driver.finish() == [0, 32, 0])
         #expect(try driver.ram.readBytes(at: GuestAddress(EntropyDriver.data), count: 64) == before)
-        #expect(driver.transport.counters.errors.value == 2)
+        #expect(driver.transport.function.counters.errors.value == 2)
         #expect(try driver.request(16).used == 16)
     }
 

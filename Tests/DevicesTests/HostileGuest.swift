@@ -52,7 +52,7 @@ final class HostileGuest: Sendable {
         let neighbour = try start("neighbour", seed: random.next()) { self.useRegisters(&$0) }
         let other = try start("bystander", seed: random.next(), bystander)
         var round = 0
-        while round < rounds || (served() + [transport.counters.errors.value]).contains(0) && round < 100 * rounds {
+        while round < rounds || (served() + [transport.function.counters.errors.value]).contains(0) && round < 100 * rounds {
             drive(&random, served: served)
             round += 1
         }

@@ -39,7 +39,7 @@ import Testing
         try guest.attack(rounds: 60, served: { [statistics.reads.value, statistics.writes.value] })
 
         // It was worth it: requests were served, and rules were broken.
-        #expect(statistics.reads.value > 0 && statistics.writes.value > 0 && driver!.transport.counters.errors.value > 0)
+        #expect(statistics.reads.value > 0 && statistics.writes.value > 0 && driver!.transport.function.counters.errors.value > 0)
         // The driver of the tests does not ask for an interrupt by index.
         try driver!.start([.version1, .blockFlush, .blockMultiqueue])
         for queue in 0..<queues {
@@ -83,7 +83,7 @@ import Testing
         let counters = driver.device.counters
         try guest.attack(rounds: 60, served: { [counters.sentFrames.value, counters.receivedFrames.value] }) { link.step(&$0) }
 
-        #expect(counters.sentFrames.value > 0 && counters.receivedFrames.value > 0 && driver.transport.counters.errors.value > 0)
+        #expect(counters.sentFrames.value > 0 && counters.receivedFrames.value > 0 && driver.transport.function.counters.errors.value > 0)
         driver.device.port.setLink(up: true)
         try driver.start(Self.networkFeatures)
         // What was under way when all was over.

@@ -155,7 +155,7 @@ final class EchoDevice: VirtioDevice {
         try guest.ram.readBytes(at: GuestAddress(0x9000 + UInt64(head) * 256), count: count)
     }
 
-    private func kick() { transport.doorbells[0].event.signal() }
+    private func kick() { transport.function.doorbells[0].event.signal() }
 
     /// A good driver's request, from reset on.
     private mutating func expectThatItWorks(_ features: FeatureSet = .version1) throws {
@@ -176,9 +176,9 @@ final class EchoDevice: VirtioDevice {
     @Test("A request", arguments: [FeatureSet.version1, [.version1, .eventIndex], [.version1, .eventIndex, .indirectDescriptors]])
     mutating func aRequest(features: FeatureSet) throws {
         try expectThatItWorks(features)
-        #expect(transport.counters.requests.value == 1)
-        #expect(transport.counters.kicks.value == 1)
-        #expect(transport.counters.interrupts.value == 1)
+        #expect(transport.function.counters.requests.value == 1)
+        #expect(transport.function.counters.kicks.value == 1)
+        #expect(transport.function.counters.interrupts.value == 1)
     }
 
     @Test mutating func requestsBeforeTheKickOrDriverOKAreNotLost() throws {
@@ -211,14 +211,14 @@ final class EchoDevice: VirtioDevice {
             guard waitUntil({ (try? driver.usedIndex()) == before &+ 1 }) else { Issue.record("request \(round)"); return }
         }
         #expect(try driver.usedIndex() == 2000)
-        #expect(transport.counters.requests.value == 2000)
+        #expect(transport.function.counters.requests.value == 2000)
     }
 
     @Test mutating func aResetWaitsForRequestsInFlight() throws {
         transport.bringUp(.version1, driver.configuration)
         try request([0xff, 5])
         kick()
-        #expect(waitUntil { transport.counters.kicks.value == 1 })
+        #expect(waitUntil { transport.function.counters.kicks.value == 1 })
         #expect(try driver.usedIndex() == 0)
         transport.set(0x70, 0)
         // The write has returned, so the request is done and nothing is written any more.
@@ -239,7 +239,7 @@ final class EchoDevice: VirtioDevice {
         try request([0xff, 5], head: 0)
         try request([0xff, 6], head: 2)
         kick()
-        #expect(waitUntil { transport.counters.kicks.value == 1 })
+        #expect(waitUntil { transport.function.counters.kicks.value == 1 })
         device.log.gate.signal()
         #expect(interrupt())
         #expect(try driver.usedIndex() == 2)
@@ -251,7 +251,7 @@ final class EchoDevice: VirtioDevice {
         transport.bringUp([.version1, .ringReset], driver.configuration)
         try request([0xff, 1])
         kick()
-        #expect(waitUntil { transport.counters.kicks.value == 1 })
+        #expect(waitUntil { transport.function.counters.kicks.value == 1 })
         transport.set(0x30, 0)
         transport.set(0xc0, 1)
         #expect(try answer(count: 2) == [0, 2], "the queue's reset did not wait")
@@ -271,7 +271,7 @@ final class EchoDevice: VirtioDevice {
         transport.bringUp([.version1, .indirectDescriptors], driver.configuration)
         try request([0xff, 3], head: 4)  // a request in flight, to make it harder
         kick()
-        #expect(waitUntil { transport.counters.kicks.value == 1 })
+        #expect(waitUntil { transport.function.counters.kicks.value == 1 })
         switch offence {
         case 0: try driver.setAvailableIndex(100)
         case 1: try driver.offer(8)
@@ -287,7 +287,7 @@ final class EchoDevice: VirtioDevice {
         #expect(waitUntil { device.log.resets.load(ordering: .sequentiallyConsistent) == 1 })
         #expect(transport.get(0x60) & 2 == 2, "no configuration change was announced (§2.1.2)")
         #expect(try answer(4, count: 2) == [0, 4], "the request in flight was lost")
-        #expect(transport.counters.errors.value == 1)
+        #expect(transport.function.counters.errors.value == 1)
         // Until its reset the device does nothing, whatever is written.
         kick()
         transport.set(0x30, 0)

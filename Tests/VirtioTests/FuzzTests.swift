@@ -126,7 +126,7 @@ extension SeededGenerator {
                         index, random.address(), random.length(), flags: randomFlags(&random), next: UInt16(random.below(9)))
                 }
                 for _ in 0..<random.below(8) { try driver.offer(UInt16(random.below(9))) }
-                transport.doorbells[0].event.signal()
+                transport.function.doorbells[0].event.signal()
             }
             for _ in 0..<60 {
                 let offset = random.chance(90) ? random.below(0x140) & ~3 : random.next() >> random.below(64)

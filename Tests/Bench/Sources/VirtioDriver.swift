@@ -70,7 +70,7 @@ final class VirtioDriver {
         while !queues[queue].hasUsed(count) {
             var line = pollfd(fd: transport.irqfd.event.rawValue, events: Int16(POLLIN), revents: 0)
             guard poll(&line, 1, 30_000) == 1 else {
-                throw BenchError("\(transport.device.name): no interrupt for queue \(queue)")
+                throw BenchError("\(transport.function.device.name): no interrupt for queue \(queue)")
             }
             transport.irqfd.event.drain()
             write(read(0x060), 0x064)
