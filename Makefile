@@ -28,12 +28,12 @@ BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev libnbd-dev libssl-dev $(TL
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
 TEST_PACKAGES  := bash-completion zsh mandoc groff man-db qemu-system-x86 qemu-utils mount nbdkit gnutls-bin iproute2 iputils-ping openvswitch-switch acpica-tools dmidecode $(GDB)
 LINT_PACKAGES  := shellcheck
-TRIAL_PACKAGES := lintian
+TRIAL_PACKAGES := lintian systemd
 LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs dmsetup lz4 xz-utils $(GDB)
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release sbom run test lint fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install uninstall deb deb-trial reproducible clean help
+.PHONY: all guest release sbom run test lint format fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install uninstall deb deb-trial reproducible clean help
 .PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench packages-lint packages-trial
 
 all: release man ## the static binary build/swkvm, its man pages, completions and list of packages
@@ -65,6 +65,9 @@ test: release packages-test packages-lab packages-lab-vtx ## every test
 
 lint: packages-lint ## licence headers, `swift format lint --strict`, shellcheck (ARGS: some of licences, format, shell)
 	@.ci/lint $(ARGS)
+
+format: ## rewrites the Swift files as `make lint` wants them (ARGS: paths, instead of all that .ci/unformatted does not list)
+	@.ci/lint rewrite $(ARGS)
 
 fuzz: packages-build ## libFuzzer on what reads untrusted bytes, SECONDS (60) for each of TARGETS (all)
 	@FUZZ_SECONDS=$(or $(SECONDS),60) .ci/fuzz $(TARGETS)
