@@ -19,6 +19,9 @@ extension DiskEngine {
         /// Operations under way.
         var pending: Int32 = 0
         var error: Int32 = 0
+        /// The file whose operation gave the error, by its number in the image, and the byte there; -1 where the error is of no file.
+        var failedFile: Int32 = -1
+        var failedOffset: UInt64 = 0
         /// Whether it waits for a commit to make room, and fails with it.
         var awaitsCommit = false
         /// Whether it is in `stalled` or `waiting` and will be advanced from there.
@@ -320,7 +323,11 @@ extension DiskEngine {
             let request = unsafe requests + Int(ended.request)
             if ended.run.count > 0 { finishClusters(ended, error) }
             unsafe request.pointee.pending -= 1
-            if unsafe request.pointee.error == 0 { unsafe request.pointee.error = error }
+            if error != 0, unsafe request.pointee.error == 0 {
+                unsafe request.pointee.error = error
+                unsafe request.pointee.failedFile = Int32(truncatingIfNeeded: ended.layer)
+                unsafe request.pointee.failedOffset = ended.fileOffset &+ ended.done
+            }
             if unsafe request.pointee.pending == 0, unsafe !request.pointee.isListed { complete(ended.request) }
             if ended.run.count > 0 { retryWaiting() }
         }

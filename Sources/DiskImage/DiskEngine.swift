@@ -18,6 +18,16 @@ public enum DiskOperation: UInt8, Sendable {
     case writeZeroes
     /// The range reads as zeroes afterwards and its space may be given back.
     case writeZeroesUnmapping
+
+    /// What the system is asked for, as messages name it.
+    var systemCall: String {
+        switch self {
+        case .read: "read"
+        case .write: "write"
+        case .flush: "fdatasync"
+        case .discard, .writeZeroes, .writeZeroesUnmapping: "fallocate"
+        }
+    }
 }
 
 /// A request that has ended.
@@ -25,10 +35,18 @@ public struct DiskCompletion: Sendable {
     /// The number that ``DiskEngine/acquire()`` gave.
     public let request: Int
     public let operation: DiskOperation
+    /// Byte of the disk where the request begins.
+    public let offset: UInt64
     /// Bytes that the request was about.
     public let length: UInt64
     /// 0, or the errno value of the first failure.
     public let error: Int32
+    /// The file of the image where that happened, for ``DiskEngine/failure(of:)``, and the byte there.
+    let failedFile: Int32
+    let failedOffset: UInt64
+
+    /// Whether the image itself, and no file's I/O, is the likely reason.
+    public var isDamage: Bool { failedFile < 0 && error == EIO }
 }
 
 /// Carries out requests on a disk image, many at a time, for the one thread that owns it.
@@ -237,6 +255,19 @@ public struct DiskCompletion: Sendable {
         do { try queue.submit() } catch { throw .request(path: shared.path, error) }
     }
 
+    /// Why a request failed, for the host's log: the image's damage where that is the reason, else the file, the byte and the system's reason.
+    public func failure(of completion: DiskCompletion) -> DiskImageError? {
+        guard completion.error != 0 else { return nil }
+        shared.lock()
+        defer { shared.unlock() }
+        if completion.isDamage, let damage = image.damage { return damage }
+        let reason = SystemCallError(completion.operation.systemCall, errno: completion.error)
+        guard completion.failedFile >= 0 else {
+            return .transfer(path: shared.path, offset: completion.offset, length: completion.length, reason)
+        }
+        return .transfer(path: image.path(ofFile: Int(completion.failedFile)), offset: completion.failedOffset, length: nil, reason)
+    }
+
     /// The next request that has ended, or nil when none has. What this sets going (the rest of a short transfer, say) is submitted
     /// before it answers nil.
     public mutating func nextCompletion() -> DiskCompletion? {
@@ -253,7 +284,8 @@ public struct DiskCompletion: Sendable {
             if let index = unsafe completed.popFirst(requests) {
                 inFlight -= 1
                 let ended = unsafe requests[Int(index)]
-                return DiskCompletion(request: Int(index), operation: ended.operation, length: ended.length, error: ended.error)
+                return DiskCompletion(request: Int(index), operation: ended.operation, offset: ended.offset, length: ended.length, error: ended.error,
+                    failedFile: ended.failedFile, failedOffset: ended.failedOffset)
             }
             if finishOperations() {
                 submitForOthers()

@@ -200,6 +200,15 @@ package import Linux
         }
     }
 
+    /// The path of a file by its number, of that with the data where an image keeps them outside.
+    func path(ofFile index: Int) -> String {
+        guard unsafe layers.indices.contains(index) else { return path }
+        switch unsafe layers[index].dataFile {
+        case .some(let dataFile): return dataFile.path
+        case nil: return unsafe layers[index].file.path
+        }
+    }
+
     /// The topmost file, for what it names.
     var namer: NamingImage { unsafe NamingImage(layers[0].file) }
 

@@ -74,6 +74,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case backingTooDeep(path: String)
     /// A request failed with an errno value.
     case request(path: String, SystemCallError)
+    /// A running machine's request failed in this file at a byte; with a length, bytes of the disk and not of a file.
+    case transfer(path: String, offset: UInt64, length: UInt64?, SystemCallError)
     /// What names a remote disk is no address.
     case remoteAddress(path: String, reason: String)
     /// A remote disk cannot be reached, or not any more.
@@ -213,6 +215,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): the chain of backing files leads back to it"
         case .backingTooDeep(let path):
             "disk \(quoted(path)): more than \(DiskImage.maximumChainLength) images stand on top of each other"
+        case .transfer(let path, let offset, let length, let error):
+            "disk \(quoted(path)): \(error) (" + (length.map { "\($0) bytes at byte \(offset) of the disk" } ?? "at byte \(offset) of the file") + ")"
         case .request(let path, let error):
             "disk \(quoted(path)): \(error)"
         case .remoteAddress(let path, let reason):

@@ -166,6 +166,10 @@ public final class Machine: Sendable {
 
     // MARK: Status
 
+    /// Has the devices report the numbers of events that they have only counted.
+    /// - Parameter all: also those of the last minute.
+    func summarizeEvents(all: Bool = false) { for device in parts.virtioDevices { device.deviceEvents.summarize(all: all) } }
+
     /// Figures of the moment, for a status line.
     public var status: MachineStatus { MachineStatus(configuration, memory, board.devices) }
 }

@@ -8,11 +8,13 @@ internal import Linux
 struct Session: ~Copyable {
     private enum Token {
         static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4, writable: UInt64 = 5
-        static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8
+        static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9
     }
 
     /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job that runs no signal then.
     private static let terminalPause = 250
+    /// Milliseconds.
+    private static let eventPeriod = 60_000
     /// Clients whose input the guest has not taken all of yet, of which all but the last have gone.
     private static let maximumInputs = 8
 
@@ -22,6 +24,8 @@ struct Session: ~Copyable {
     private let epoll: Epoll
     private let stopTimer: TimerFD
     private let terminalTimer: TimerFD
+    /// Once a minute, for events of devices that were only counted.
+    private let eventTimer: TimerFD
     private var terminal: RawTerminal?
     private var escape = EscapeKey()
     private var requests = StopRequests()
@@ -43,6 +47,7 @@ struct Session: ~Copyable {
         let epoll = try Epoll()
         let stopTimer = try TimerFD()
         let terminalTimer = try TimerFD()
+        let eventTimer = try TimerFD()
         var inputs: [ConsoleInput] = []
         try epoll.add(machine.endDescriptor, .input, token: Token.end)
         try epoll.add(machine.serialRoomDescriptor, .input, token: Token.room)
@@ -50,6 +55,8 @@ struct Session: ~Copyable {
         try epoll.add(console.output.attention.rawValue, .input, token: Token.attention)
         try epoll.add(stopTimer.rawValue, .input, token: Token.stopTimer)
         try epoll.add(terminalTimer.rawValue, .input, token: Token.terminalTimer)
+        try epoll.add(eventTimer.rawValue, .input, token: Token.eventTimer)
+        eventTimer.start(milliseconds: Self.eventPeriod)
         if let listener = console.listener?.descriptor.rawValue {
             // Edge-triggered: a client that cannot be taken for lack of descriptors must not keep the loop busy.
             try epoll.add(listener, [.input, .edgeTriggered], token: Token.client)
@@ -64,6 +71,7 @@ struct Session: ~Copyable {
         self.epoll = epoll
         self.stopTimer = stopTimer
         self.terminalTimer = terminalTimer
+        self.eventTimer = eventTimer
         self.inputs = inputs
         self.terminal = RawTerminal(terminal)
     }
@@ -93,6 +101,7 @@ struct Session: ~Copyable {
                 case Token.client: acceptClients(report)
                 case Token.stopTimer: if stopTimer.take() { machine.stop(.stopTimeout(seconds: stopSeconds ?? 0)) }
                 case Token.terminalTimer: if terminalTimer.take() { takeTerminal() }
+                case Token.eventTimer: if eventTimer.take() { reportEvents() }
                 default: break
                 }
             }
@@ -124,6 +133,11 @@ struct Session: ~Copyable {
             machine.serial.flush()
             if !isPatient, machine.serial.pendingOutput + console.output.pending >= pending { return }
         }
+    }
+
+    private func reportEvents() {
+        machine.summarizeEvents()
+        eventTimer.start(milliseconds: Self.eventPeriod)
     }
 
     // MARK: Signals

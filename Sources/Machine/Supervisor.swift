@@ -58,6 +58,7 @@ public enum Supervisor {
         // What parsed the command line and built the machine is not needed again, and is most of what is resident.
         ProgramText.release()
         let end = try serve(machine, &session, stops, report)
+        machine.summarizeEvents(all: true)
         session.flushOutput(isPatient: configuration.console == .stdio && !end.isForced)
         session.giveTerminalBack()
         if configuration.memory.backing == .transparent, let usage = machine.status.memory {

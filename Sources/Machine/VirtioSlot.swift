@@ -40,7 +40,7 @@ struct VirtioSlot: Sendable {
         if let entropy = configuration.entropy {
             devices.append(
                 try Machine.host("start the thread of rng0") { () throws(SystemCallError) in
-                    try EntropyDevice(name: "rng0", limit: entropy.limit)
+                    try EntropyDevice(name: "rng0", limit: entropy.limit, events: events("rng0", log))
                 })
         }
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
@@ -66,8 +66,9 @@ struct VirtioSlot: Sendable {
             guard disk.queues <= image.maximumEngines else {
                 throw .impossible(path: disk.path, reason: "a remote disk, or an image on one, has one queue; queues=\(disk.queues) was asked for")
             }
-            return try BlockDevice(name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
-                report: options.report)
+            return try BlockDevice(
+                name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
+                events: events("blk\(index)", log), report: options.report)
         } catch { throw .disk(opened.explain(error, opening: disk.path)) }
     }
 
@@ -80,8 +81,20 @@ struct VirtioSlot: Sendable {
         log.log(level: network.offload == nil && !offloads.isOn ? .notice : .info, "net\(index): \(offloads)")
         let address = network.mac ?? HostIdentity().address(ofMachine: machineName, interface: attachment.tap.name)
         do throws(SystemCallError) {
-            return try NetworkDevice(name: "net\(index)", address: address, attachment: attachment)
+            return try NetworkDevice(
+                name: "net\(index)", address: address, attachment: attachment, events: events("net\(index)", log))
         } catch { throw .host(purpose: "start the thread of net\(index)", error) }
+    }
+
+    private static func events(_ device: String, _ log: Logger) -> DeviceEvents {
+        DeviceEvents(device: device) { level, line in
+            switch level {
+            case .info: log.info("\(line)")
+            case .notice: log.notice("\(line)")
+            case .warning: log.warning("\(line)")
+            case .error: log.error("\(line)")
+            }
+        }
     }
 
     private static func attach(_ network: Configuration.Network) throws(MachineError) -> NetworkAttachment {

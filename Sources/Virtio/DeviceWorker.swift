@@ -13,6 +13,8 @@ internal import Synchronization
 /// in a call; when there are more, it signals the queue's doorbell itself (``Activation/doorbells``) and returns, so that resets
 /// and the back-end get their turn however fast the driver is.
 public protocol DeviceEngine: ~Copyable, SendableMetatype {
+    /// The queue that was worked on last: what a method throws is about it.
+    var queueAtWork: Int { get }
     /// The driver is ready: make the queues (``Activation/makeQueue(_:)``) and begin.
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError)
     /// A queue's doorbell was signalled, or may have been: called once for each ready queue after it starts. One that was signalled together with
@@ -54,7 +56,10 @@ public final class DeviceWorker: Sendable {
     /// - Parameters:
     ///   - name: the thread's name, at most 15 bytes of it.
     ///   - engine: moves to the thread and is destroyed there when the worker goes.
-    public init<Engine: DeviceEngine & ~Copyable>(name: String, engine: consuming sending Engine) throws(SystemCallError) {
+    ///   - events: gets the rules that the driver breaks.
+    public init<Engine: DeviceEngine & ~Copyable>(
+        name: String, engine: consuming sending Engine, events: DeviceEvents = .none
+    ) throws(SystemCallError) {
         let mailbox = try Mailbox()
         let epoll = Handover(try Epoll())
         try epoll.value.withLock { (held) throws(SystemCallError) in
@@ -64,7 +69,7 @@ public final class DeviceWorker: Sendable {
         self.mailbox = mailbox
         thread = try Thread.start(name: name) {
             guard let epoll = epoll.take(), let engine = engine.take() else { return mailbox.close() }
-            var loop = Loop(engine: engine, epoll: epoll, mailbox: mailbox)
+            var loop = Loop(engine: engine, epoll: epoll, mailbox: mailbox, events: events)
             loop.run()
             mailbox.close()
         }
@@ -142,14 +147,16 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
     var engine: Engine
     let epoll: Epoll
     let mailbox: Mailbox
+    let events: DeviceEvents
     /// What the driver has activated, until its reset, or until it broke the rules.
     var activation: Activation?
     var isStopping = false
 
-    init(engine: consuming Engine, epoll: consuming Epoll, mailbox: Mailbox) {
+    init(engine: consuming Engine, epoll: consuming Epoll, mailbox: Mailbox, events: DeviceEvents) {
         self.engine = engine
         self.epoll = epoll
         self.mailbox = mailbox
+        self.events = events
     }
 
     mutating func run() {
@@ -176,6 +183,10 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
                 try serveDoorbell(of: Int(truncatingIfNeeded: token))
             }
         } catch {
+            let queue = engine.queueAtWork
+            self.events.report(
+                .brokenRule(queue: queue), .warning,
+                "the driver broke a rule in queue \(queue): \(error); the device does nothing until the driver resets it")
             fail()
             if token == DeviceWorkerToken.control { mailbox.finish() }
         }
@@ -216,6 +227,9 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
         guard self.activation != nil, activation.doorbells.indices.contains(index) else { return }
         // The doorbell is an eventfd of our own, not watched yet: this fails only for lack of kernel memory.
         guard (try? epoll.add(activation.doorbells[index].event.rawValue, .input, token: UInt64(index))) != nil else {
+            events.report(
+                .needsReset, .error,
+                "the host has no memory to wait for queue \(index); the device does nothing until the driver resets it")
             return fail()
         }
         try engine.notified(queue: index, epoll: epoll)

@@ -45,6 +45,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
     /// The largest size of each queue, a power of two up to 32,768; as many as the device has queues.
     var maximumQueueSizes: [UInt16] { get }
     var configuration: ConfigurationSpace { get }
+    /// What the device reports to the host's log.
+    var deviceEvents: DeviceEvents { get }
 
     /// Whether the device works with these features, a subset of those offered. Refusing leaves FEATURES_OK unset.
     func accepts(_ features: FeatureSet) -> Bool
@@ -64,6 +66,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
 }
 
 extension VirtioDevice {
+    public var deviceEvents: DeviceEvents { .none }
     public func accepts(_ features: FeatureSet) -> Bool { true }
     public func negotiated(_ features: FeatureSet) {}
     public func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {}

@@ -153,7 +153,11 @@ public final class VirtioFunction: Sendable {
     public func enableQueue(_ number: UInt32) {
         state.withLock { state in
             guard let index = state.configurable(number) else { return }
-            guard (try? state.queues[index].validate(in: memory.ram)) != nil else { return counters.errors.add() }
+            do throws(VirtqueueError) { try state.queues[index].validate(in: memory.ram) } catch {
+                counters.errors.add()
+                return device.deviceEvents.report(
+                    .refusedQueue(index), .warning, "the driver set up queue \(index) wrongly, and it is not ready: \(error)")
+            }
             state.queues[index].isReady = true
             if state.isLive { device.startQueue(state.queues[index]) }
         }

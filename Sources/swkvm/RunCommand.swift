@@ -168,7 +168,7 @@ struct RunCommand: ParsableCommand {
     var trace: [TraceArgument] = []
 
     @Option(help: ArgumentHelp("What to log on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
-    var logLevel = Logger.Level.warning
+    var logLevel = Logger.Level.notice
 
     func validate() throws {
         if let initrd, kernel == nil || kernel == Self.bundled {

@@ -146,7 +146,7 @@ import Testing
         let command = try parse()
         #expect(command.name == nil && command.uuid == nil && command.cpus == 1 && command.mem.bytes == 512 << 20 && command.hugepages == nil)
         #expect(!command.prealloc && !command.shared && command.kernel == nil && command.initrd == nil && command.cmdline.isEmpty)
-        #expect(command.disk.isEmpty && command.net.isEmpty && command.console.kind == .stdio && command.logLevel == .warning)
+        #expect(command.disk.isEmpty && command.net.isEmpty && command.console.kind == .stdio && command.logLevel == .notice)
     }
 
     @Test func everything() throws {

@@ -84,7 +84,7 @@ import Testing
         try guest.attack(rounds: 60, served: { [counters.sentFrames.value, counters.receivedFrames.value] }) { link.step(&$0) }
 
         #expect(counters.sentFrames.value > 0 && counters.receivedFrames.value > 0 && driver.transport.function.counters.errors.value > 0)
-        driver.device.port.setLink(up: true)
+        driver.device.port.setLink(up: true, because: "says a test")
         try driver.start(Self.networkFeatures)
         // What was under way when all was over.
         while wire.isReadable { _ = try wire.next() }
@@ -122,7 +122,7 @@ import Testing
             for _ in 0..<4 { unsafe bytes.withUnsafeMutableBytes { _ = unsafe recv(wire, $0.baseAddress, $0.count, Int32(MSG_DONTWAIT)) } }
             let count = 12 + Int(random.below(random.chance(90) ? 1515 : 66_000))
             unsafe bytes.withUnsafeBytes { _ = unsafe send(wire, $0.baseAddress, count, Int32(MSG_DONTWAIT | MSG_NOSIGNAL)) }
-            if random.chance(1) { port.setLink(up: random.chance(80)) }
+            if random.chance(1) { port.setLink(up: random.chance(80), because: "says a test") }
         }
     }
 }

@@ -57,12 +57,12 @@ import Virtio
         for index in 0..<4 as Range<UInt64> { try driver.offerBuffer(at: NetworkDriver.buffers + index * 0x1000, [2048]) }
         driver.kick(0)
         let generation = driver.read(0x0fc)
-        driver.device.port.setLink(up: false)
+        driver.device.port.setLink(up: false, because: "says a test")
         #expect(driver.read(0x060) & 2 == 2)
         #expect(driver.configuration(6, 2) == 0 && driver.read(0x0fc) != generation && !driver.device.isLinkUp)
         // The same again is no change.
         driver.write(2, 0x064)
-        driver.device.port.setLink(up: false)
+        driver.device.port.setLink(up: false, because: "says a test")
         #expect(driver.read(0x060) & 2 == 0)
 
         try driver.sendAndWait(plainHeader + frame(60))
@@ -70,7 +70,7 @@ import Virtio
         try wire.send(plainHeader + frame(60))
         try wait { driver.device.counters.receiveLinkDown.value > 0 }
 
-        driver.device.port.setLink(up: true)
+        driver.device.port.setLink(up: true, because: "says a test")
         #expect(driver.configuration(6, 2) == 1)
         try driver.sendAndWait(plainHeader + frame(61))
         #expect(try wire.next() == plainHeader + frame(61))
@@ -87,7 +87,7 @@ import Virtio
         driver.kick(0)
         wire.cut()
         try wait { !driver.device.isLinkUp }
-        driver.device.port.setLink(up: true)
+        driver.device.port.setLink(up: true, because: "says a test")
         #expect(driver.configuration(6, 2) == 0 && !driver.device.isLinkUp)
         for _ in 0..<3 { try driver.sendAndWait(plainHeader + frame(60)) }
         #expect(driver.device.counters.sendLinkDown.value == 3)
@@ -147,9 +147,9 @@ import Virtio
     @Test func aLinkThatTheDriverDoesNotAskForIsNoInterrupt() throws {
         let (driver, _) = try Wire.make()
         try driver.start(.mergeableBuffers)
-        driver.device.port.setLink(up: false)
+        driver.device.port.setLink(up: false, because: "says a test")
         #expect(driver.read(0x060) & 2 == 0)
-        driver.device.port.setLink(up: true)
+        driver.device.port.setLink(up: true, because: "says a test")
         #expect(driver.read(0x060) & 2 == 0)
     }
 

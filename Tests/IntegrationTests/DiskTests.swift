@@ -217,6 +217,7 @@ import Testing
         try shell("truncate -s 1M '\(directory("disk.raw"))'")
         let answer = try machine.ask("sum vda 4000 8")
         #expect(answer.count == 1)
+        try machine.waitForError("error: blk0: disk \"\(directory("disk.raw"))\": read: Input/output error (at byte 2048000 of the file)")
         let sum = crc32(content[..<512])
         #expect(try machine.ask("sum vda 0 1") == ["crc32 vda 0 1 \(hexadecimal(sum))"])
         try machine.powerOff()
@@ -235,7 +236,23 @@ import Testing
         #expect(try machine.ask("write vda 0 pattern 100") == ["written"])
         let answer = try machine.ask("write vda 1000 pattern 4000")
         #expect(answer.count == 1 && answer != ["written"], "\(answer)")
+        try machine.waitForError("error: blk0: disk \"\(mount)/disk.raw\": write: No space left on device (at byte ")
         #expect(try machine.ask("echo alive") == ["alive"])
         try machine.powerOff()
+    }
+
+    /// The host learns what is wrong with an image, once, and not only the guest.
+    @Test func aDamagedImageIsReported() throws {
+        // Where qemu-img puts the first L2 table: its first entry then names a byte that no cluster begins at.
+        try shell("""
+            cd '\(directory.path)'; qemu-img convert -O qcow2 disk.raw plain.qcow2
+            printf '\\200\\0\\0\\0\\0\\005\\002\\0' | dd of=plain.qcow2 bs=1 seek=262144 conv=notrunc 2>dd.log
+            """)
+        let machine = try Program.machineAtPrompt(["--disk", directory("plain.qcow2") + ",ro"])
+        for _ in 0..<3 { #expect(try machine.ask("sum vda 0 8") != ["crc32 vda 0 8 \(hexadecimal(crc32(content[..<4096])))"]) }
+        try machine.waitForError("error: blk0: disk \"\(directory("plain.qcow2"))\": damaged or not made by a correct program: ")
+        try machine.powerOff()
+        #expect(machine.errors.lines.count { $0.contains("damaged") } == 2, "\(machine.errors.text)")
+        #expect(machine.errors.lines.last?.contains("blk0: 2 more: disk") == true, "\(machine.errors.text)")
     }
 }

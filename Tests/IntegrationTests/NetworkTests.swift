@@ -132,8 +132,10 @@ import Testing
         for command in ["down", "carrier off"] {
             try host.shell("ip link set tap0 \(command)")
             #expect(try eventually { try link(is: "down") }, "\(command)")
+            if command == "down" { try machine.waitForError("warning: net0: the link is down: tap0 is down, or has no carrier") }
             try host.shell("ip link set tap0 \(command == "down" ? "up" : "carrier on")")
             #expect(try eventually { try link(is: "up") }, "\(command)")
+            if command == "down" { try machine.waitForError("notice: net0: the link is up again: tap0 is up") }
             #expect(try host.shell("ping -c 1 -W 10 192.168.77.2").contains("1 received"))
         }
         try machine.powerOff()

@@ -24,6 +24,7 @@ final class EngineLog: Sendable {
 /// flight until the back-end's descriptor is ready, or a reset finishes it.
 struct EchoEngine: ~Copyable, DeviceEngine {
     let log: EngineLog
+    let queueAtWork = 0
     private var queue: Virtqueue?
     private var activation: Activation?
     private let pool = IOVectorPool(slots: 16, capacity: 16)
@@ -102,11 +103,15 @@ final class EchoDevice: VirtioDevice {
     let maximumQueueSizes: [UInt16] = [8, 8]
     let configuration = ConfigurationSpace([])
     let log: EngineLog
+    /// What the host's log got.
+    let lines = Lines()
+    let deviceEvents: DeviceEvents
     private let worker: DeviceWorker
 
     init() throws {
         log = try EngineLog()
-        worker = try DeviceWorker(name: name, engine: EchoEngine(log: log))
+        deviceEvents = DeviceEvents(device: name, log: lines.add)
+        worker = try DeviceWorker(name: name, engine: EchoEngine(log: log), events: deviceEvents)
     }
 
     func activate(_ activation: Activation) { worker.activate(activation) }
@@ -288,6 +293,8 @@ final class EchoDevice: VirtioDevice {
         #expect(transport.get(0x60) & 2 == 2, "no configuration change was announced (§2.1.2)")
         #expect(try answer(4, count: 2) == [0, 4], "the request in flight was lost")
         #expect(transport.function.counters.errors.value == 1)
+        #expect(device.lines.all.count == 1)
+        #expect(device.lines.all.first?.hasPrefix("warning: echo0: the driver broke a rule in queue 0: ") == true, "\(device.lines.all)")
         // Until its reset the device does nothing, whatever is written.
         kick()
         transport.set(0x30, 0)

@@ -12,6 +12,7 @@ public final class BlockDevice: VirtioDevice {
     public let features: FeatureSet
     public let maximumQueueSizes: [UInt16]
     public let configuration: ConfigurationSpace
+    public let deviceEvents: DeviceEvents
     /// What it has done, for the status line.
     public let statistics = BlockStatistics()
     /// What GET_ID answers: 1 … 20 bytes of ASCII.
@@ -36,21 +37,23 @@ public final class BlockDevice: VirtioDevice {
     ///   - queues: 1 … ``maximumQueues``. A driver that knows of one only (it does not take VIRTIO_BLK_F_MQ) gets one.
     ///   - queueSize: of each, a power of two, 2 … 1024.
     ///   - usesRing: false does without io_uring.
+    ///   - events: gets what the log is to say of the device.
     ///   - report: is told, in a sentence, why the disk fails as a whole; on its threads.
     public convenience init(
         name: String, image: consuming DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true,
-        report: (@Sendable (String) -> Void)? = nil
+        events: DeviceEvents = .none, report: (@Sendable (String) -> Void)? = nil
     ) throws(DiskImageError) {
         let queues = min(max(queues, 1), Self.maximumQueues)
         // An image that one queue has for itself needs no lock.
         let shared = queues == 1 ? SharedImage(exclusive: image) : SharedImage(image)
-        try self.init(name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing, report: report)
+        try self.init(name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing, events: events,
+            report: report)
     }
 
     /// - Parameter shared: the image, for as many engines as there are queues.
     init(
         name: String, shared: SharedImage, serial: String? = nil, queues: Int, queueSize: UInt16, usesRing: Bool,
-        report: (@Sendable (String) -> Void)? = nil
+        events: DeviceEvents = .none, report: (@Sendable (String) -> Void)? = nil
     ) throws(DiskImageError) {
         let path = shared.path
         let queueSize = min(max(queueSize, 2), 1024)
@@ -68,14 +71,15 @@ public final class BlockDevice: VirtioDevice {
             let disk = try DiskEngine(shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing, share: queues)
             let engine = BlockEngine(
                 disk, queue: index, queueSize: Int(queueSize), capacity: size, largestTransfer: contents.largestTransfer, isReadOnly: isReadOnly,
-                serial: serial, cache: cache, statistics: statistics, report: report)
+                serial: serial, cache: cache, statistics: statistics, events: events, report: report)
             do {
-                workers.append(try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine))
+                workers.append(try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine, events: events))
             } catch {
                 throw .system(path: path, error)
             }
         }
         self.workers = workers
+        self.deviceEvents = events
         self.name = name
         self.serial = serial
         self.cache = cache

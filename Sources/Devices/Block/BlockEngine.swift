@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import CLinux
 internal import DiskImage
 internal import Linux
 internal import Synchronization
@@ -22,12 +23,14 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private let serial: String
     private let cache: WriteCache
     private let statistics: BlockStatistics
+    private let events: DeviceEvents
     /// Is told, in a sentence, why the disk fails.
     private let report: (@Sendable (String) -> Void)?
     private var hasReported = false
 
     /// The number of the queue.
     private let index: Int
+    var queueAtWork: Int { index }
     private var queue: Virtqueue?
     private var interrupt: QueueInterrupt?
     private var configurationInterrupt: ConfigurationInterrupt?
@@ -47,8 +50,9 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     init(
         _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: UInt64, largestTransfer: UInt64, isReadOnly: Bool, serial: String,
-        cache: WriteCache, statistics: BlockStatistics, report: (@Sendable (String) -> Void)? = nil
+        cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents, report: (@Sendable (String) -> Void)? = nil
     ) {
+        self.events = events
         self.disk = disk
         self.index = index
         self.capacity = capacity
@@ -73,8 +77,11 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         queue = try activation.makeQueue(index)
         guard !isWatched else { return }
         // Fails only for lack of kernel memory, and then the device cannot work.
-        isWatched = (try? epoll.add(disk.descriptor, .input, token: Self.diskToken)) != nil
-        if !isWatched {
+        do throws(SystemCallError) {
+            try epoll.add(disk.descriptor, .input, token: Self.diskToken)
+            isWatched = true
+        } catch {
+            events.report(.needsReset, .error, "\(error); the device does nothing until the driver resets it")
             activation.interrupts.configuration.markNeedsReset()
             queue = nil
         }
@@ -238,7 +245,10 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func finish(_ completion: DiskCompletion) {
         let slot = completion.request
         guard let request = pending[slot] else { return }
-        if completion.error != 0 { return finish(slot, .ioError) }
+        if completion.error != 0 {
+            report(completion)
+            return finish(slot, .ioError)
+        }
         switch completion.operation {
         case .read:
             statistics.reads.add()
@@ -257,6 +267,15 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // Without a write cache the driver takes the end of a write for durable.
         if cache.isWriteback.load(ordering: .acquiring) { return finish(slot, .ok) }
         disk.start(slot, .flush, offset: 0, length: 0)
+    }
+
+    /// Reports what the host, or the image, has refused.
+    private func report(_ completion: DiskCompletion) {
+        // A write to a read-only disk is the driver's mistake.
+        if completion.error == EROFS, isReadOnly { return }
+        let kind: DeviceEvents.Kind =
+            completion.isDamage ? .damage : .hostError(operation: completion.operation.rawValue, errno: completion.error)
+        events.report(kind, .error, "\(disk.failure(of: completion).map { "\($0)" } ?? ""); the guest gets an I/O error")
     }
 
     /// The one end of every request that has a slot: status, used length, slot.

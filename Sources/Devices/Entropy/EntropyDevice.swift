@@ -23,6 +23,7 @@ public final class EntropyDevice: VirtioDevice {
     public let features: FeatureSet = []
     public let maximumQueueSizes: [UInt16] = [64]
     public let configuration = ConfigurationSpace([])
+    public let deviceEvents: DeviceEvents
 
     private let worker: DeviceWorker
 
@@ -30,9 +31,12 @@ public final class EntropyDevice: VirtioDevice {
     /// - Parameters:
     ///   - name: of the device and its I/O thread: `rng0`.
     ///   - limit: nil for none.
-    public init(name: String, limit: EntropyLimit? = nil) throws(SystemCallError) {
+    ///   - events: gets what the log is to say of the device.
+    public init(name: String, limit: EntropyLimit? = nil, events: DeviceEvents = .none) throws(SystemCallError) {
         self.name = name
-        worker = try DeviceWorker(name: name, engine: try EntropyEngine(queueSize: maximumQueueSizes[0], limit: limit))
+        self.deviceEvents = events
+        let engine = try EntropyEngine(queueSize: maximumQueueSizes[0], limit: limit, events: events)
+        worker = try DeviceWorker(name: name, engine: engine, events: events)
     }
 
     public func activate(_ activation: Activation) { worker.activate(activation) }

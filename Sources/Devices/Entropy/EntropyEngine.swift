@@ -25,11 +25,14 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var left: UInt64
     private var isPeriodRunning = false
 
+    let queueAtWork = 0
     private var queue: Virtqueue?
+    private let events: DeviceEvents
     private var activation: Activation?
     private var interrupt: QueueInterrupt?
 
-    init(queueSize: UInt16, limit: EntropyLimit?) throws(SystemCallError) {
+    init(queueSize: UInt16, limit: EntropyLimit?, events: DeviceEvents) throws(SystemCallError) {
+        self.events = events
         timer = try TimerFD()
         buffers = IOVectorPool(slots: 1, capacity: Int(queueSize))
         self.limit = limit
@@ -43,7 +46,10 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         interrupt = activation.interrupts.queues[0]
         queue = try activation.makeQueue(0)
         // Fails only for lack of kernel memory; a limited device would stop for ever at its limit.
-        if (try? epoll.add(timer.rawValue, .input, token: Token.period)) == nil { activation.interrupts.configuration.markNeedsReset() }
+        do throws(SystemCallError) { try epoll.add(timer.rawValue, .input, token: Token.period) } catch {
+            events.report(.needsReset, .error, "\(error); the device does nothing until the driver resets it")
+            activation.interrupts.configuration.markNeedsReset()
+        }
     }
 
     mutating func reset(epoll: borrowing Epoll) {

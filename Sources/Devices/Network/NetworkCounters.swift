@@ -35,6 +35,16 @@ public final class NetworkCounters: Sendable {
     /// Times the device waited because the TAP took no more; no frame is lost by it.
     public let sendWaits = DeviceCounters.Counter()
 
+    /// Numbers of the causes for which frames are lost, for ``DeviceEvents/Kind/lostFrames(_:)``.
+    enum Loss {
+        static let receiveTooLong: UInt8 = 0
+        static let receiveAboveMTU: UInt8 = 1
+        static let badReceiveBuffers: UInt8 = 2
+        static let sendMalformed: UInt8 = 3
+        static let sendLinkDown: UInt8 = 4
+        static let sendNoMemory: UInt8 = 5
+    }
+
     public init() {}
 
     /// Frames for the guest that did not reach it.

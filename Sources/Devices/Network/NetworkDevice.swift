@@ -15,6 +15,7 @@ public final class NetworkDevice: VirtioDevice {
     /// Receive, transmit, control.
     public let maximumQueueSizes: [UInt16] = [256, 256, 64]
     public var configuration: ConfigurationSpace { port.configuration }
+    public var deviceEvents: DeviceEvents { port.events }
     public var counters: NetworkCounters { port.counters }
 
     let port: NetworkPort
@@ -25,11 +26,14 @@ public final class NetworkDevice: VirtioDevice {
     ///   - name: `net0`, …; the thread's name.
     ///   - address: the guest's Ethernet address.
     ///   - attachment: the TAP; it is let go when the device is.
-    public init(name: String, address: MACAddress, attachment: consuming NetworkAttachment) throws(SystemCallError) {
+    ///   - events: gets what the log is to say of the device.
+    public init(
+        name: String, address: MACAddress, attachment: consuming NetworkAttachment, events: DeviceEvents = .none
+    ) throws(SystemCallError) {
         self.name = name
         features = .offered(before: attachment.tap, withOffloads: attachment.offloads.isOn)
-        port = NetworkPort(attachment, address: address)
-        worker = try DeviceWorker(name: name, engine: try NetworkEngine(port: port, queueSizes: maximumQueueSizes))
+        port = NetworkPort(attachment, address: address, events: events)
+        worker = try DeviceWorker(name: name, engine: try NetworkEngine(port: port, queueSizes: maximumQueueSizes), events: events)
     }
 
     /// The guest's address: as given, or as the driver has set it since.
@@ -71,6 +75,7 @@ final class NetworkPort: Sendable {
     let attachment: NetworkAttachment
     let configuration: ConfigurationSpace
     let counters = NetworkCounters()
+    let events: DeviceEvents
     private let link = Atomic<Bool>(true)
     private let removed = Atomic<Bool>(false)
     /// The interface's, as the host has it now.
@@ -88,7 +93,8 @@ final class NetworkPort: Sendable {
         static let linkUp: UInt8 = 1
     }
 
-    init(_ attachment: consuming NetworkAttachment, address: MACAddress) {
+    init(_ attachment: consuming NetworkAttachment, address: MACAddress, events: DeviceEvents) {
+        self.events = events
         linkMTU = Atomic(attachment.mtu)
         let mtu = Self.possibleMTU(attachment.mtu)
         self.attachment = attachment
@@ -144,16 +150,20 @@ final class NetworkPort: Sendable {
     /// The host's interface was removed: the link is down for good.
     func noteRemoval() {
         removed.store(true, ordering: .relaxed)
-        setLink(up: false)
+        setLink(up: false, because: "was removed from the host")
     }
 
     var isRemoved: Bool { removed.load(ordering: .relaxed) }
 
     /// Pulls the guest's cable, or puts it back, as the host's interface is; the driver is told by a configuration change. There is nothing
     /// to put back into an interface that was removed.
-    func setLink(up: Bool) {
+    /// - Parameter reason: what the interface did, for the log.
+    func setLink(up: Bool, because reason: String) {
         guard !(up && isRemoved) else { return }
         guard link.exchange(up, ordering: .relaxed) != up else { return }
+        events.report(
+            .link(isUp: up), up ? .notice : .warning,
+            "the link is \(up ? "up again" : "down"): \(attachment.tap.name) \(reason)")
         configuration.update { $0[Field.status] = up ? Field.linkUp : 0 }
         interrupt.withLock { $0?.signal() }
     }

@@ -29,6 +29,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var transmit: TransmitPath
     private var control: NetworkControl
     private var activation: Activation?
+    private(set) var queueAtWork = QueueIndex.receive
     /// From the first activation on: a machine's start does not wait for it. Also while no driver is active.
     private var watcher: LinkWatcher?
     private var isWatching = false
@@ -43,9 +44,9 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         self.port = port
         tap = port.attachment.tap.descriptor.rawValue
         let headerSize = port.attachment.tap.headerSize
-        receive = ReceivePath(tap: tap, headerSize: headerSize, spill: spill, counters: port.counters)
+        receive = ReceivePath(tap: tap, headerSize: headerSize, spill: spill, counters: port.counters, events: port.events)
         transmit = TransmitPath(
-            tap: tap, headerSize: headerSize, queueSize: queueSizes[QueueIndex.transmit], counters: port.counters)
+            tap: tap, headerSize: headerSize, queueSize: queueSizes[QueueIndex.transmit], counters: port.counters, events: port.events)
         control = NetworkControl(queueSize: queueSizes[QueueIndex.control])
     }
 
@@ -56,9 +57,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // Before the driver looks: the link may be down already.
         watchLink(epoll)
         // Without this eventfd a long queue could stall; adding it fails only for lack of kernel memory.
-        guard (try? epoll.add(again.rawValue, .input, token: Token.again)) != nil else {
-            return activation.interrupts.configuration.markNeedsReset()
-        }
+        do throws(SystemCallError) { try epoll.add(again.rawValue, .input, token: Token.again) } catch { return fail(error) }
         // Frames from before the driver, which no offload of its can have shaped; then those for this driver.
         if receive.discard(port.counters.receiveWithoutDriver) == .gone { lose() }
         port.attachment.tap.setOffloads(activation.features.tapOffloads)
@@ -69,12 +68,17 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             longestPlainFrame: activation.features.contains(.mtu) ? Int(PacketHeader.size) + 14 + port.promisedMTU : .max)
         transmit.features = activation.features
         let interrupts = activation.interrupts.queues
-        receive.start(try activation.makeQueue(QueueIndex.receive), interrupts[QueueIndex.receive])
-        transmit.start(try activation.makeQueue(QueueIndex.transmit), interrupts[QueueIndex.transmit])
+        receive.start(try makeQueue(QueueIndex.receive, activation), interrupts[QueueIndex.receive])
+        transmit.start(try makeQueue(QueueIndex.transmit, activation), interrupts[QueueIndex.transmit])
         // Without CTRL_VQ there is no such queue (§5.1.2), whatever the driver has made ready.
         if activation.features.contains(.controlQueue) {
-            control.start(try activation.makeQueue(QueueIndex.control), interrupts[QueueIndex.control])
+            control.start(try makeQueue(QueueIndex.control, activation), interrupts[QueueIndex.control])
         }
+    }
+
+    private mutating func makeQueue(_ index: Int, _ activation: Activation) throws(VirtqueueError) -> Virtqueue? {
+        queueAtWork = index
+        return try activation.makeQueue(index)
     }
 
     mutating func reset(epoll: borrowing Epoll) {
@@ -106,6 +110,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     mutating func startQueue(
         _ configuration: QueueConfiguration, of activation: Activation, epoll: borrowing Epoll
     ) throws(VirtqueueError) {
+        queueAtWork = configuration.index
         let queue = try Virtqueue(configuration, features: activation.features, ram: activation.ram)
         let interrupts = activation.interrupts.queues
         switch configuration.index {
@@ -149,6 +154,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func moveIn() throws(VirtqueueError) {
         guard let activation, !port.isRemoved else { return }
+        queueAtWork = QueueIndex.receive
         let outcome = port.isLinkUp
             ? try receive.run(activation) : receive.discard(port.counters.receiveLinkDown)
         switch outcome {
@@ -160,6 +166,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func moveOut() throws(VirtqueueError) {
         guard let activation else { return }
+        queueAtWork = QueueIndex.transmit
         switch try transmit.run(activation, isLinkUp: port.isLinkUp) {
         case .drained: wanted.remove(.output)
         case .blocked: wanted.insert(.output)
@@ -171,6 +178,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func serveControl() throws(VirtqueueError) {
         guard let activation else { return }
+        queueAtWork = QueueIndex.control
         if try control.run(activation, port) { again.signal() }
     }
 
@@ -199,11 +207,11 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         switch state {
         case .present(let isCarrying, let mtu):
             port.noteMTU(mtu)
-            port.setLink(up: isCarrying)
+            port.setLink(up: isCarrying, because: isCarrying ? "is up" : "is down, or has no carrier")
         // A macvtap's descriptor does not tell.
         case .removed: lose()
         // It may be up there: the cable stays in until the interface is removed.
-        case .elsewhere: port.setLink(up: true)
+        case .elsewhere: port.setLink(up: true, because: "is in another network namespace")
         }
     }
 
@@ -217,16 +225,21 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// reported again and again.
     private mutating func watch(_ epoll: borrowing Epoll) {
         guard watched != wanted else { return }
-        if wanted.isEmpty {
-            epoll.remove(tap)
-        } else if watched.isEmpty {
-            guard (try? epoll.add(tap, wanted, token: Token.tap)) != nil else { return fail() }
-        } else {
-            guard (try? epoll.modify(tap, wanted, token: Token.tap)) != nil else { return fail() }
-        }
-        watched = wanted
+        do throws(SystemCallError) {
+            if wanted.isEmpty {
+                epoll.remove(tap)
+            } else if watched.isEmpty {
+                try epoll.add(tap, wanted, token: Token.tap)
+            } else {
+                try epoll.modify(tap, wanted, token: Token.tap)
+            }
+            watched = wanted
+        } catch { fail(error) }
     }
 
     /// epoll has no memory: nothing would wake the device again.
-    private func fail() { activation?.interrupts.configuration.markNeedsReset() }
+    private func fail(_ error: SystemCallError) {
+        port.events.report(.needsReset, .error, "\(error); the device does nothing until the driver resets it")
+        activation?.interrupts.configuration.markNeedsReset()
+    }
 }

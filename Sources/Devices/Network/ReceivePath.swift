@@ -55,6 +55,7 @@ struct ReceivePath: ~Copyable {
     private let tap: Int32
     private let headerSize: Int
     private let counters: NetworkCounters
+    private let events: DeviceEvents
     private let spill: Mapping
     private var queue: Virtqueue?
     private var interrupt: QueueInterrupt?
@@ -64,7 +65,8 @@ struct ReceivePath: ~Copyable {
     var mode = Mode()
 
     /// - Parameter spill: from ``makeSpill()``.
-    init(tap: Int32, headerSize: Int, spill: consuming Mapping, counters: NetworkCounters) {
+    init(tap: Int32, headerSize: Int, spill: consuming Mapping, counters: NetworkCounters, events: DeviceEvents) {
+        self.events = events
         self.tap = tap
         self.headerSize = headerSize
         self.spill = spill
@@ -222,9 +224,24 @@ struct ReceivePath: ~Copyable {
             counters.receivedFrames.add(tally.frames)
             counters.receivedBytes.add(tally.bytes)
         }
-        if tally.tooLong > 0 { counters.receiveTooLong.add(tally.tooLong) }
-        if tally.aboveMTU > 0 { counters.receiveAboveMTU.add(tally.aboveMTU) }
-        if tally.badBuffers > 0 { counters.badReceiveBuffers.add(tally.badBuffers) }
+        if tally.tooLong > 0 {
+            counters.receiveTooLong.add(tally.tooLong)
+            events.report(
+                .lostFrames(NetworkCounters.Loss.receiveTooLong), .warning, count: tally.tooLong,
+                "a frame for the guest was dropped: it is longer than the guest's receive buffers")
+        }
+        if tally.aboveMTU > 0 {
+            counters.receiveAboveMTU.add(tally.aboveMTU)
+            events.report(
+                .lostFrames(NetworkCounters.Loss.receiveAboveMTU), .warning, count: tally.aboveMTU,
+                "a frame for the guest was dropped: it exceeds the MTU that the guest has negotiated")
+        }
+        if tally.badBuffers > 0 {
+            counters.badReceiveBuffers.add(tally.badBuffers)
+            events.report(
+                .lostFrames(NetworkCounters.Loss.badReceiveBuffers), .warning, count: tally.badBuffers,
+                "a receive buffer of the guest went back empty: it is not writable, or too short for a header")
+        }
         tally = Tally()
     }
 }

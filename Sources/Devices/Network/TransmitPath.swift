@@ -35,6 +35,7 @@ struct TransmitPath: ~Copyable {
     private let tap: Int32
     private let headerSize: Int
     private let counters: NetworkCounters
+    private let events: DeviceEvents
     private let pool: IOVectorPool
     private var queue: Virtqueue?
     private var interrupt: QueueInterrupt?
@@ -42,7 +43,8 @@ struct TransmitPath: ~Copyable {
     /// What the driver negotiated.
     var features: FeatureSet = []
 
-    init(tap: Int32, headerSize: Int, queueSize: UInt16, counters: NetworkCounters) {
+    init(tap: Int32, headerSize: Int, queueSize: UInt16, counters: NetworkCounters, events: DeviceEvents) {
+        self.events = events
         self.tap = tap
         self.headerSize = headerSize
         self.counters = counters
@@ -143,9 +145,17 @@ struct TransmitPath: ~Copyable {
         if tally.malformed > 0 {
             all.errors.add(tally.malformed)
             counters.sendMalformed.add(tally.malformed)
+            events.report(.lostFrames(NetworkCounters.Loss.sendMalformed), .warning, count: tally.malformed, "a malformed frame of the guest was dropped")
         }
-        if tally.linkDown > 0 { counters.sendLinkDown.add(tally.linkDown) }
-        if tally.noMemory > 0 { counters.sendNoMemory.add(tally.noMemory) }
+        if tally.linkDown > 0 {
+            counters.sendLinkDown.add(tally.linkDown)
+            events.report(.lostFrames(NetworkCounters.Loss.sendLinkDown), .info, count: tally.linkDown, "a frame of the guest was dropped: the link is down")
+        }
+        if tally.noMemory > 0 {
+            counters.sendNoMemory.add(tally.noMemory)
+            events.report(
+                .lostFrames(NetworkCounters.Loss.sendNoMemory), .warning, count: tally.noMemory, "a frame of the guest was dropped: the host has no memory for it")
+        }
         tally = Tally()
     }
 }

@@ -73,8 +73,11 @@ final class NBDServer: @unchecked Sendable {
         defer { process = 0 }
         var status: Int32 = 0
         if waitpid(process, &status, WNOHANG) == process {
-            // What a test says of a server is about one that lives.
-            Issue.record("\(command.joined(separator: " ")) has ended by itself with the status \(status): \(output())")
+            // What a test says of a server is about one that lives. nbdkit (1.32) aborts now and then, when a client has gone to whom one of its
+            // threads was about to answer: at the end of a test that is no concern of ours.
+            let said = output()
+            if status == SIGABRT, said.contains("raw_send_socket: Assertion") { return }
+            Issue.record("\(command.joined(separator: " ")) has ended by itself with the status \(status): \(said)")
             return
         }
         Glibc.kill(process, SIGCONT)
