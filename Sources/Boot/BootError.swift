@@ -48,33 +48,33 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
         case .truncated(let file, let wanted, let found):
             "\(file) is truncated: its header names data up to byte \(wanted), the file ends at byte \(found)"
         case .notAKernel(let file):
-            "\(file) is not a kernel: wanted an ELF file or a Linux bzImage, found neither's header"
+            "\(file) is not a kernel: expected an ELF file or a Linux bzImage"
         case .compressed(let file, let format):
-            "\(file) is compressed with \(format), wanted a kernel as it is or compressed with gzip: decompress it first"
+            "\(file) is compressed with \(format); only uncompressed and gzip-compressed kernels are supported: decompress it first"
         case .decompressedTooLarge(let file, let size, let limit):
-            "\(file) decompresses to \(size) bytes, at most \(limit) are possible in the guest's memory: give the guest more memory (--mem)"
+            "\(file) decompresses to \(size) bytes, but at most \(limit) fit in the guest's memory: give the guest more memory (--mem)"
         case .wrongMachine(let file, let machine):
-            "\(file) is an ELF for \(Self.name(ofMachine: machine)) (machine \(machine)), wanted x86-64 (machine 62)"
+            "\(file) is an ELF for \(Self.name(ofMachine: machine)) (machine \(machine)); expected x86-64 (machine 62)"
         case .malformed(let file, let reason):
             "\(file) is malformed: \(reason)"
         case .noLoadableSegment(let file):
-            "\(file) has no loadable segment: an object file or library was given where a linked kernel is wanted"
+            "\(file) has no loadable segment: it is an object file or a library, not a linked kernel"
         case .noEntry(let file, let reason):
             "\(file) cannot be entered: \(reason)"
         case .doesNotFit(let file, let start, let end, let limit):
-            "\(file) does not fit in the guest's memory: it wants \(hex(start)) to \(hex(end)), "
+            "\(file) does not fit in the guest's memory: it needs \(hex(start)) to \(hex(end)), "
                 + "RAM for a kernel ends at \(hex(limit)): give the guest more memory (--mem)"
         case .reservedMemory(let file, let start, let end):
-            "\(file) wants \(hex(start)) to \(hex(end)), which the platform keeps for itself: "
+            "\(file) needs \(hex(start)) to \(hex(end)), which the platform reserves: "
                 + "link it at 1 MiB or above, or within 0x10000–0x1ffff or 0x30000–0x9ffff"
         case .initrdDoesNotFit(let file, let size, let free, let limit):
             "the initrd \(file) of \(size) bytes does not fit: \(free) bytes are free for it below \(hex(limit)): "
                 + "give the guest more memory (--mem) or a smaller initrd"
         case .commandLineTooLong(let kernel, let length, let added, let limit):
             "the kernel's command line has \(length) bytes\(added > 0 ? ", \(added) of them added by swkvm" : ""); "
-                + "\(kernel) reads at most \(limit): shorten --cmdline"
+                + "\(kernel) accepts at most \(limit): shorten --cmdline"
         case .commandLineHasNUL:
-            "the kernel's command line has a NUL byte in it, where it would end"
+            "the kernel's command line contains a NUL byte"
         case .tablesTooLarge(let size, let limit):
             "the ACPI tables need \(size) bytes and have \(limit): configure fewer CPUs or devices"
         case .firmwareTablesTooLarge(let size, let limit):

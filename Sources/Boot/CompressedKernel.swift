@@ -78,7 +78,7 @@ extension BootFile {
             case Z_STREAM_END:
                 throw malformed("its gzip data ends before its size says, or something follows it")
             case Z_OK, Z_BUF_ERROR:
-                throw malformed("it decompresses to more than the \(output.count) bytes that it promises")
+                throw malformed("it decompresses to more than the \(output.count) bytes that it declares")
             case Z_MEM_ERROR:
                 throw .unreadable(file: name, SystemCallError("inflate", errno: ENOMEM))
             default:
@@ -88,7 +88,7 @@ extension BootFile {
                         + (unsafe stream.msg.map { unsafe String(cString: $0) } ?? "status \(status)"))
             }
         }
-        throw malformed("its gzip data is cut short")
+        throw malformed("its gzip data is truncated")
     }
 
     private func malformed(_ reason: String) -> BootError { .malformed(file: name, reason: reason) }

@@ -137,7 +137,7 @@ private struct Header {
             throw .malformed(
                 file: file.name,
                 reason:
-                    "\(count) program headers of \(entrySize) bytes, wanted at most \(ELFImage.maximumProgramHeaders) of \(is64Bit ? 56 : 32)"
+                    "\(count) program headers of \(entrySize) bytes; expected at most \(ELFImage.maximumProgramHeaders) of \(is64Bit ? 56 : 32)"
             )
         }
         tableCount = Int(count)
@@ -212,7 +212,7 @@ private struct Notes {
         guard program.fileSize <= ELFImage.maximumNoteSize else {
             throw .malformed(
                 file: file.name,
-                reason: "\(program.fileSize) bytes of notes, wanted at most \(ELFImage.maximumNoteSize)")
+                reason: "\(program.fileSize) bytes of notes; expected at most \(ELFImage.maximumNoteSize)")
         }
         let bytes = try file.read(at: program.offset, count: Int(program.fileSize))
         // Names and descriptors are padded to 4 bytes, in segments aligned to 8 to 8.
@@ -257,7 +257,7 @@ private struct Notes {
         } else if owner.elementsEqual("swkvm\0".utf8), type == Notes.longModeType {
             guard value.count == 8, let address: UInt64 = value.load(at: 0) else {
                 throw .malformed(
-                    file: file.name, reason: "its swkvm note has \(value.count) bytes, wanted an 8-byte address")
+                    file: file.name, reason: "its swkvm note has \(value.count) bytes; expected an 8-byte address")
             }
             longModeEntry = address
         }

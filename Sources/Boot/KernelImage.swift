@@ -84,7 +84,7 @@ public struct KernelImage: Sendable {
         if let address = image.pvhEntry { return .pvh(address) }
         guard image.is64Bit else {
             throw .noEntry(
-                file: file.name, reason: "it is a 32-bit ELF without a PVH note, wanted the note or a 64-bit ELF")
+                file: file.name, reason: "it is a 32-bit ELF without a PVH note; expected the note or a 64-bit ELF")
         }
         guard let address = image.entry else {
             throw .noEntry(file: file.name, reason: "its e_entry lies in none of its segments and it has no PVH note")

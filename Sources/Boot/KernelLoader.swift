@@ -27,7 +27,7 @@ public struct KernelLoader: Sendable {
     ) throws(BootError) {
         try commandLine.check(limit: kernel.commandLineLimit, kernel: "\(kernel.name) (\(kernel.kind))")
         if let initrd, initrd.size == 0 {
-            throw .malformed(file: initrd.name, reason: "an initrd without a byte in it")
+            throw .malformed(file: initrd.name, reason: "the initrd is empty")
         }
         self.kernel = kernel
         self.initrd = initrd

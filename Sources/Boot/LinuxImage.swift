@@ -53,15 +53,15 @@ public struct LinuxImage: Sendable, Equatable {
             throw .noEntry(
                 file: file.name,
                 reason:
-                    "it speaks boot protocol \(version >> 8).\(version & 0xff), wanted 2.12 or later (Linux 3.8 and later)"
+                    "it uses boot protocol \(version >> 8).\(version & 0xff); expected 2.12 or later (Linux 3.8 and later)"
             )
         }
         guard try field(0x236, UInt16.self) & 1 != 0 else {
             throw .noEntry(
-                file: file.name, reason: "it has no 64-bit entry (a 32-bit kernel), wanted a kernel for x86-64")
+                file: file.name, reason: "it has no 64-bit entry (a 32-bit kernel); expected a kernel for x86-64")
         }
         guard try field(0x211, UInt8.self) & 1 != 0 else {
-            throw malformed("it is not to be loaded at 1 MiB or above (loadflags)")
+            throw malformed("it is not loaded at 1 MiB or above (loadflags)")
         }
 
         // The jump instruction at 0x200 skips the header and so tells its end.
@@ -91,7 +91,7 @@ public struct LinuxImage: Sendable, Equatable {
         isRelocatable = try field(0x234, UInt8.self) != 0
         alignment = UInt64(try field(0x230, UInt32.self))
         guard alignment.nonzeroBitCount == 1, alignment >= 4096 else {
-            throw malformed("its kernel_alignment of \(hex(alignment)) is no power of two from 4 KiB on")
+            throw malformed("its kernel_alignment of \(hex(alignment)) is not a power of two of at least 4 KiB")
         }
         initialSize = max(UInt64(try field(0x260, UInt32.self)), payloadSize)
         commandLineLimit = Int(try field(0x238, UInt32.self))

@@ -49,12 +49,12 @@ internal import Linux
         let format = choice.format
         if count == 0, let snapshot = options.snapshot {
             guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do") }
-            guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot can only be read: add ,ro") }
+            guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot is read-only: add ,ro") }
         }
         if count == 0, format != .qcow2, let name = options.dataFile { throw .dataFileUnused(path: path, name: name) }
         let writable = count == 0 && !options.readOnly
         if writable, !format.isWritable {
-            throw .notWritable(path: path, reason: "\(format.name) images are only read; swkvm image convert makes a qcow2 one")
+            throw .notWritable(path: path, reason: "\(format.name) images are read-only; convert it to qcow2 with swkvm image convert")
         }
         var file = try ImageFile(path: path, of: image, writable: writable, options)
         try choice.check(file)
@@ -115,7 +115,7 @@ internal import Linux
         do throws(DiskImageError) {
             let place: String
             if let stated { place = stated } else if let name = header.dataFileName { place = try backingPath(name, of: path) } else {
-                throw .invalid(path: path, reason: "its data is in a file that it does not name")
+                throw .invalid(path: path, reason: "it has an external data file but does not name it")
             }
             let file = try image.openDataFile(place, isStated: stated != nil, writable: writable, options)
             guard !isOpen(file.identity) else { throw .backingLoop(path: place) }
@@ -135,9 +135,9 @@ internal import Linux
             disk = try NBDDisk(path: path, reconnect: options.reconnect, report: options.report)
             try choice.check(disk)
         }
-        if disk.export.isReadOnly, writable { throw .notWritable(path: path, reason: "the server offers it read-only") }
+        if disk.export.isReadOnly, writable { throw .notWritable(path: path, reason: "the server exports it read-only") }
         if !disk.export.canFlush, writable {
-            options.report?("disk \(path): its server has no flush: when something written is durable is the server's affair")
+            options.report?("disk \(path): the server does not support flush: swkvm cannot make written data durable")
         }
         append(DiskImage.Layer(file: try ImageFile(disk), size: (disk.export.size &+ 511) & ~511))
         chainLength += 1

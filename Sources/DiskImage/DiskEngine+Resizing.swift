@@ -26,21 +26,21 @@ extension DiskEngine {
         precondition(inFlight == 0)
         func refuse(_ reason: String) -> DiskImageError { .resize(path: image.path, reason: reason) }
         guard image.format == .raw || image.format == .qcow2 else {
-            throw refuse("\(image.format.name) images keep theirs; swkvm image convert makes a qcow2 or raw image of it")
+            throw refuse("\(image.format.name) images have a fixed size; convert it to qcow2 or raw with swkvm image convert")
         }
         guard shared.isExclusive else { throw refuse("several engines use it") }
-        guard !image.isReadOnly else { throw refuse("it was opened for reading") }
+        guard !image.isReadOnly else { throw refuse("it was opened read-only") }
         guard newSize % 512 == 0, newSize <= DiskImage.maximumSize else {
             throw refuse("\(newSize) bytes are not a whole number of sectors of 512 bytes up to \(DiskImage.maximumSize)")
         }
         let oldSize = image.exactSize
         if newSize < oldSize {
-            guard shrinks else { throw refuse("what is beyond byte \(newSize) would be lost; --shrink allows that") }
-            guard preallocation == .off else { throw refuse("nothing can be set aside for a disk that gets shorter") }
+            guard shrinks else { throw refuse("data beyond byte \(newSize) would be lost; --shrink allows that") }
+            guard preallocation == .off else { throw refuse("preallocation does not apply when shrinking") }
         }
         try image.requireOpenData()
         if image.isEncrypted(0), preallocation == .metadata || preallocation == .falloc {
-            throw refuse("what is set aside and not written reads as noise once it is decrypted; --preallocation full writes it")
+            throw refuse("preallocated space that is not written decrypts to noise; use --preallocation full")
         }
         try perform(.flush)
         if image.header == nil {
@@ -53,9 +53,9 @@ extension DiskEngine {
     }
 
     private mutating func resizeRaw(from oldSize: UInt64, to newSize: UInt64, _ preallocation: Preallocation) throws(DiskImageError) {
-        guard preallocation != .metadata else { throw .resize(path: image.path, reason: "a raw image has no metadata to set aside") }
-        guard !image.isRemote else { throw .resize(path: image.path, reason: "a remote disk is as long as its server says; change it there") }
-        guard image.isRegularFile else { throw .resize(path: image.path, reason: "a block device has the size that it has") }
+        guard preallocation != .metadata else { throw .resize(path: image.path, reason: "a raw image has no metadata to preallocate") }
+        guard !image.isRemote else { throw .resize(path: image.path, reason: "the server determines the size of a remote disk; change it there") }
+        guard image.isRegularFile else { throw .resize(path: image.path, reason: "the size of a block device is fixed") }
         let file = tableFile
         do throws(DiskImageError) {
             if newSize > oldSize { try reserve(oldSize..<newSize, preallocation) }
@@ -201,7 +201,7 @@ extension DiskEngine {
     /// Snapshots of version 2 do not say how long their disk was, so it must not change.
     private func requireSizedSnapshots() throws(DiskImageError) {
         guard let header = image.header, header.version < 3, header.snapshotCount > 0 else { return }
-        throw .resize(path: image.path, reason: "it is of version 2 and has snapshots, which do not tell the size of their disk")
+        throw .resize(path: image.path, reason: "it is version 2 and has snapshots, which do not record the size of their disk")
     }
 
     /// Has a range read as zeroes that was beyond the end: the rest of the last cluster, a backing file that is longer, and whatever

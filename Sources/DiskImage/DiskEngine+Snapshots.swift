@@ -29,7 +29,7 @@ extension DiskEngine {
         try replaceMetadata { (new, scan) throws(DiskImageError) in
             var table = scan.snapshots
             guard table.entries.count < QCOW2SnapshotTable.maximumCount else {
-                throw .snapshot(path: scan.file.path, name: name, reason: "the image has \(table.entries.count) snapshots already, the most there can be")
+                throw .snapshot(path: scan.file.path, name: name, reason: "the image has \(table.entries.count) snapshots already, which is the maximum")
             }
             let old = try scan.file.readL1(scan.header, scan.fileSize)
             // Two refer now to what one did: nothing of it is written in place any more.
@@ -45,7 +45,7 @@ extension DiskEngine {
             try new.setSnapshots(table)
             made = snapshot
         }
-        guard let made else { throw .snapshot(path: image.path, name: name, reason: "it was not made") }
+        guard let made else { throw .snapshot(path: image.path, name: name, reason: "it was not created") }
         return made
     }
 
@@ -78,7 +78,7 @@ extension DiskEngine {
             var table = scan.snapshots
             table.entries.removeAll { $0.l1Offset == entry.l1Offset && $0.id == entry.id && $0.name == entry.name }
             guard table.entries.count == scan.snapshots.entries.count - 1 else {
-                throw .invalid(path: scan.file.path, reason: "two snapshots are the same")
+                throw .invalid(path: scan.file.path, reason: "two snapshots have the same ID, name and L1 table")
             }
             try new.setSnapshots(table)
         } inPlace: { (reduction, scan) throws(DiskImageError) in
@@ -86,8 +86,8 @@ extension DiskEngine {
                 guard error.isOutOfSpace, !reduction.isCommitted else { throw error }
                 throw .snapshot(
                     path: scan.file.path, name: word,
-                    reason: "its file system is full, and the list of the other snapshots needs a new place: free \(scan.header.clusterSize) bytes there, "
-                        + "or delete the newest snapshot first, which needs none")
+                    reason: "its file system is full, and rewriting the snapshot table needs space: free \(scan.header.clusterSize) bytes there, "
+                        + "or delete the newest snapshot first, which needs no space")
             }
         }
     }
@@ -160,7 +160,7 @@ extension DiskEngine {
             var check = QCOW2Check(header: try image.readHeader(), file: tableFile)
             _ = try check.run(.leaks)
         } catch {
-            image.report?("\(error); the change was made, and clusters that are not used any more are left: swkvm image check --repair leaks")
+            image.report?("\(error); the change was made, but unused clusters remain allocated: swkvm image check --repair leaks")
         }
     }
 }

@@ -60,7 +60,7 @@ package import Linux
         var pieces: [DiskPiece] = []
         /// Where the first change writes a new content ID, 0 when it does not: a VMDK descriptor's.
         var contentIDPlace: UInt64 = 0
-        /// The file with the data of a qcow2 image that keeps it outside.
+        /// External data file of the qcow2 image.
         var dataFile: ImageFile?
         /// What encrypts the data, when it is encrypted and there is a key.
         var cipher: SectorCipher?

@@ -81,7 +81,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     /// A remote disk cannot be reached, or not any more.
     case remote(path: String, reason: String)
     /// Something that is done to files, not to a remote disk.
-    case remoteNotPossible(path: String, reason: String = "this is done to files, and not to a remote disk")
+    case remoteNotPossible(path: String, reason: String = "this is supported for files only, not for a remote disk")
     /// A remote disk that is to be written can only be read.
     case remoteReadOnly(path: String)
     /// The image is encrypted, in the way that is named, and no key was given.
@@ -136,132 +136,132 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .system(let path, let error):
             "disk \(quoted(path)): \(error)"
         case .formatUnknown(let path, let option):
-            "disk \(quoted(path)): its name does not tell the format; say format=raw, format=qcow2 … (swkvm image: \(option))"
+            "disk \(quoted(path)): its file name does not determine the format; specify format=raw, format=qcow2 … (swkvm image: \(option))"
         case .formatUnsupported(let path, let name):
             "disk \(quoted(path)): the format \(quoted(name)) is not supported; \(ImageFormat.names) are"
         case .notAFile(let path):
             "disk \(quoted(path)): neither a regular file nor a block device"
         case .notQCOW2(let path, let found):
-            "disk \(quoted(path)): not a qcow2 image: starts with \(quoted(bytes: found)), wanted \"QFI\\xfb\"; if it is raw, say format=raw"
+            "disk \(quoted(path)): not a qcow2 image: starts with \(quoted(bytes: found)), expected \"QFI\\xfb\"; if it is a raw image, specify format=raw"
         case .notOfFormat(let path, let format, let reason):
             "disk \(quoted(path)): not a \(format) image: \(reason)"
         case .extentName(let path, let name):
             "disk \(quoted(path)): its extent \(quoted(name)) is not the name of a file in or below the image's directory"
         case .extentNotAllowed(let path, let name):
-            "disk \(quoted(path)): it has its extent in the file \(quoted(name)) and other files are not allowed here"
+            "disk \(quoted(path)): its extent is in the file \(quoted(name)), and external files are not allowed here"
         case .extent(let of, let error):
             "disk \(quoted(of)), extent: \(error)"
         case .truncated(let path, let what, let needed, let size):
             "disk \(quoted(path)): truncated: \(what) ends at byte \(needed), the file at \(size)"
                 + (["the snapshot table", "the L1 table", "the refcount table"].contains(what)
-                    ? "; swkvm image convert --salvage reads what is left, swkvm image check --repair all gives up what is missing" : "")
+                    ? "; swkvm image convert --salvage recovers the readable data, swkvm image check --repair all discards what is missing" : "")
         case .invalid(let path, let reason):
-            "disk \(quoted(path)): damaged or not made by a correct program: \(reason)"
+            "disk \(quoted(path)): damaged or invalid: \(reason)"
         case .unsupported(let path, let feature):
-            "disk \(quoted(path)): it needs \(feature), which is not supported; qemu-img convert makes a plain image of it"
+            "disk \(quoted(path)): it needs \(feature), which is not supported; convert it to a plain image with qemu-img convert"
         case .needsParent(let path, let kind):
-            "disk \(quoted(path)): it is \(kind) and has a part of its disk in a parent image, which is not supported; "
-                + "have the program that made the two merge them (of some of these qemu-img leaves the parent out and does not say so)"
+            "disk \(quoted(path)): it is \(kind) and depends on a parent image, which is not supported; "
+                + "merge the two with the program that created them (qemu-img silently ignores the parent in some of these formats)"
         case .notWritable(let path, let reason):
-            "disk \(quoted(path)): it cannot be written: \(reason); or add ,ro"
+            "disk \(quoted(path)): it cannot be opened for writing: \(reason); or add ,ro"
         case .noSnapshot(let path, let name):
             "disk \(quoted(path)): it has no snapshot \(quoted(name)); swkvm image snapshot list shows those it has"
         case .snapshot(let path, let name, let reason):
             "disk \(quoted(path)), snapshot \(quoted(name)): \(reason)"
         case .countsTooNarrow(let path, let bits, let needed):
-            "disk \(quoted(path)): a cluster would be counted \(needed) times and the image's reference counts have \(bits) bit\(bits == 1 ? "" : "s"); "
-                + "convert it to one with wider counts"
+            "disk \(quoted(path)): a cluster needs a refcount of \(needed), but the image's refcounts have \(bits) bit\(bits == 1 ? "" : "s"); "
+                + "convert it to an image with wider refcounts"
         case .notCheckable(let path):
             "disk \(quoted(path)): only the metadata of qcow2 images can be checked"
         case .resize(let path, let reason):
-            "disk \(quoted(path)): it cannot have that size: \(reason)"
+            "disk \(quoted(path)): it cannot be resized: \(reason)"
         case .locked(let path, forWriting: true):
             "disk \(quoted(path)): another process has it open for writing"
         case .locked(let path, forWriting: false):
-            "disk \(quoted(path)): another process has it open and relies on its contents; close that one or add ,ro"
+            "disk \(quoted(path)): another process has it open and requires that its contents do not change; end that process or add ,ro"
         case .lockingUnavailable(let path, let error):
-            "disk \(quoted(path)): its file system keeps no locks (\(error)); lock=off does without, at your own risk"
+            "disk \(quoted(path)): its file system does not support locks (\(error)); lock=off disables locking, at your own risk"
         case .directUnavailable(let path, let error):
-            "disk \(quoted(path)): its file system has no direct I/O (\(error)); use cache=writeback"
+            "disk \(quoted(path)): its file system does not support direct I/O (\(error)); use cache=writeback"
         case .outside(let path):
-            "disk \(quoted(path)): an image names it, and it is neither below that image's directory nor named on the command line; backing-dir=DIRECTORY "
-                + "takes files below another one, backing=anywhere all (swkvm image: --backing-dir, --backing-anywhere)"
+            "disk \(quoted(path)): an image refers to it, but it is neither below that image's directory nor named on the command line; backing-dir=DIRECTORY "
+                + "allows another directory, backing=anywhere allows all (swkvm image: --backing-dir, --backing-anywhere)"
         case .addressNotStated(let path):
-            "disk \(quoted(path)): an image names this remote disk, and the command line does not; "
-                + "backing=anywhere takes it (swkvm image: --backing-anywhere)"
+            "disk \(quoted(path)): an image refers to this remote disk, but the command line does not name it; "
+                + "backing=anywhere allows it (swkvm image: --backing-anywhere)"
         case .formatContradicted(let path, let guess, let contents, let option):
             "disk \(quoted(path)): \(contradiction(path, guess, contents, option))"
         case .sameDisk(let path, let file, let other):
-            "disk \(quoted(path)): \(quoted(file)) is a file of the disk \(quoted(other)) of the same machine too, and one of them would write it; "
-                + "leave one out, or add ,ro to both"
+            "disk \(quoted(path)): \(quoted(file)) is also used by the disk \(quoted(other)) of the same machine, and one of them would write to it; "
+                + "remove one, or add ,ro to both"
         case .backing(let of, .formatContradicted(let path, _, let contents, nil)):
-            "disk \(quoted(of)), backing file: disk \(quoted(path)): the image over it does not state its format, and it begins as \(contents.name)"
-                + (contents.format == nil || NBDLocation.isAddress(path) ? "" : "; \(statement(contents.format?.rawValue ?? "")) if it is that")
-                + "; \(statement("raw")) if a guest wrote this into its raw disk"
+            "disk \(quoted(of)), backing file: disk \(quoted(path)): its overlay does not record its format, and its contents look like \(contents.name)"
+                + (contents.format == nil || NBDLocation.isAddress(path) ? "" : "; \(statement(contents.format?.rawValue ?? "")) if that is correct")
+                + "; \(statement("raw")) if a guest wrote this to its raw disk"
         case .backing(let of, let error):
             "disk \(quoted(of)), backing file: \(error)"
         case .backingNotAllowed(let path, let name):
             "disk \(quoted(path)): it has the backing file \(quoted(name)) and backing files are not allowed here"
         case .dataFileNotAllowed(let path, let name):
-            "disk \(quoted(path)): its data is in another file, it says in \(quoted(name)); say data-file=PATH (swkvm image: --data-file) if it is to be used"
+            "disk \(quoted(path)): its data is in the external file \(quoted(name)); specify data-file=PATH (swkvm image: --data-file) to use it"
         case .dataFileUnused(let path, let name):
-            "disk \(quoted(path)): its data is in itself, and not in \(quoted(name)); leave that out"
+            "disk \(quoted(path)): it has no external data file; omit \(quoted(name))"
         case .dataFile(let of, let error):
             "disk \(quoted(of)), data file: \(error)"
         case .backingName(let path, let name):
             "disk \(quoted(path)): its backing file \(quoted(name)) is neither the path of a local file nor an address (nbd:, nbd+unix:); "
                 + "swkvm image rebase --unsafe --backing PATH gives it another name"
         case .backingLoop(let path):
-            "disk \(quoted(path)): the chain of backing files leads back to it"
+            "disk \(quoted(path)): the chain of backing files contains a loop"
         case .backingTooDeep(let path):
-            "disk \(quoted(path)): more than \(DiskImage.maximumChainLength) images stand on top of each other"
+            "disk \(quoted(path)): more than \(DiskImage.maximumChainLength) images are in its backing chain"
         case .transfer(let path, let offset, let length, let error):
             "disk \(quoted(path)): \(error) (" + (length.map { "\($0) bytes at byte \(offset) of the disk" } ?? "at byte \(offset) of the file") + ")"
         case .request(let path, let error):
             "disk \(quoted(path)): \(error)"
         case .remoteAddress(let path, let reason):
-            "disk \(quoted(path)): not the address of a remote disk: \(printable(reason)); wanted nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
+            "disk \(quoted(path)): not the address of a remote disk: \(printable(reason)); expected nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
         case .remote(let path, let reason):
             "disk \(quoted(path)): \(printable(reason))"
         case .remoteNotPossible(let path, let reason):
             "disk \(quoted(path)): \(reason)"
         case .remoteReadOnly(let path):
-            "disk \(quoted(path)): its server offers it read-only, and it is to be written: have it offered for writing (qemu-nbd without -r)"
+            "disk \(quoted(path)): the server exports it read-only; export it for writing (qemu-nbd without -r)"
         case .keyMissing(let path, let method):
-            "disk \(quoted(path)): it is encrypted (\(method)) and no key was given: say key-file=PATH or key-fd=N (swkvm image: --key-file, --key-fd)"
+            "disk \(quoted(path)): it is encrypted (\(method)) and no key was given: specify key-file=PATH or key-fd=N (swkvm image: --key-file, --key-fd)"
         case .wrongKey(let path):
-            "disk \(quoted(path)): the key does not open it; every byte of a key file counts, a newline at its end too"
+            "disk \(quoted(path)): the key is wrong; every byte of a key file counts, including a trailing newline"
         case .keyUnused(let path, let encrypted, let keys):
-            "disk \(quoted(path)): \(keys) key\(keys == 1 ? " was" : "s were") given, and of it and its backing files "
+            "disk \(quoted(path)): \(keys) key\(keys == 1 ? " was" : "s were") given, but of the image and its backing files "
                 + (encrypted == 0 ? "none is encrypted" : "\(encrypted) \(encrypted == 1 ? "is" : "are") encrypted")
         case .key(.file(let path), let reason):
             "key file \(quoted(path)): \(reason)"
         case .key(.descriptor(let number), let reason):
             "key descriptor \(number): \(reason)"
         case .keyTooSlow(let path, let work, let limit):
-            "disk \(quoted(path)): its header wants \(work) rounds of hashing to try a key; \(limit) are the most that are taken"
+            "disk \(quoted(path)): its header requires \(work) hash iterations to check a key, which exceeds the limit of \(limit)"
         case .exists(let path):
-            "disk \(quoted(path)): it exists already; --force overwrites it"
+            "disk \(quoted(path)): it already exists; --force overwrites it"
         case .deviceInUse(let path):
-            "disk \(quoted(path)): the host uses this device (it is mounted, or a part of LVM, RAID or the like) and would lose what it has there; end that first"
+            "disk \(quoted(path)): the host uses this device (it is mounted, or part of LVM, RAID or similar); release it first"
         case .linkToNothing(let path):
-            "disk \(quoted(path)): it is a symbolic link to something that is not there; remove the link, or name its target"
+            "disk \(quoted(path)): it is a dangling symbolic link; remove the link, or name its target"
         case .sameFile(let path, let other):
-            "disk \(quoted(path)): it is what is read as \(quoted(other)); name another file"
+            "disk \(quoted(path)): it is the same file as the source \(quoted(other)); name another file"
         case .impossible(let path, let reason):
-            "disk \(quoted(path)): it cannot be made: \(reason)"
+            "disk \(quoted(path)): it cannot be created: \(reason)"
         case .notApplicable(let path, let reason):
             "disk \(quoted(path)): \(reason)"
         case .tooSmall(let path, let needed, let size):
-            "disk \(quoted(path)): the disk has \(needed) bytes, the place for it \(size); make that larger first"
+            "disk \(quoted(path)): the disk has \(needed) bytes, but the target has only \(size); enlarge the target first"
         case .interrupted(let path):
-            "disk \(quoted(path)): interrupted; nothing was made"
+            "disk \(quoted(path)): interrupted; nothing was created"
         case .interruptedUnchanged(let path):
-            "disk \(quoted(path)): interrupted; it shows what it did and has the backing file that it had"
+            "disk \(quoted(path)): interrupted; its contents and its backing file are unchanged"
         case .interruptedInPlace(let path):
-            "disk \(quoted(path)): interrupted; a part of it has been overwritten, and the rest is what it was"
+            "disk \(quoted(path)): interrupted; it is partly overwritten, the rest is unchanged"
         case .failedInPlace(let path, let error):
-            "\(error); a part of the disk \(quoted(path)) may have been overwritten, and the rest is what it was"
+            "\(error); the disk \(quoted(path)) may be partly overwritten, the rest is unchanged"
         }
     }
 }
@@ -272,14 +272,14 @@ private func contradiction(_ path: String, _ guess: ImageFormat, _ contents: Ima
     func statement(_ format: ImageFormat) -> String {
         option == "--format" ? "format=\(format.rawValue) (swkvm image: \(option) \(format.rawValue))" : "\(option) \(format.rawValue)"
     }
-    let raw = "\(statement(.raw)) if a guest wrote this into its raw disk"
+    let raw = "\(statement(.raw)) if a guest wrote this to its raw disk"
     if NBDLocation.isAddress(path) {
-        return "its server shows what begins as \(contents.name), and no format is stated: "
-            + (contents.format == nil ? "" : "have it show the disk in that (qemu-nbd -f \(contents.format?.rawValue ?? "")), or ") + "say \(raw)"
+        return "the server exports data that looks like \(contents.name), and no format was specified: "
+            + (contents.format == nil ? "" : "export it as that format (qemu-nbd -f \(contents.format?.rawValue ?? "")), or ") + "specify \(raw)"
     }
-    let start = "its name says \(guess.name), and it begins as \(contents.name): say "
+    let start = "its file name says \(guess.name), but its contents look like \(contents.name): specify "
     switch (contents.format, guess) {
-    case (let format?, .raw): return start + "\(statement(format)) if it is that, \(raw)"
+    case (let format?, .raw): return start + "\(statement(format)) if that is correct, \(raw)"
     case (let format?, _): return start + statement(format)
     case (nil, _): return start + "\(raw); otherwise it is not supported"
     }

@@ -69,22 +69,22 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
 
     var description: String {
         switch self {
-        case .l2TableMisaligned(let offset): "an L2 table at byte \(offset), not the start of a cluster"
+        case .l2TableMisaligned(let offset): "an L2 table at byte \(offset), which is not cluster-aligned"
         case .l2TableBeyondEnd(let offset): "an L2 table at byte \(offset), beyond the end of the file"
-        case .clusterMisaligned(let offset): "a data cluster at byte \(offset), not the start of a cluster"
+        case .clusterMisaligned(let offset): "a data cluster at byte \(offset), which is not cluster-aligned"
         case .clusterBeyondEnd(let offset): "a data cluster at byte \(offset), beyond the end of the file"
         case .entryMissing: "the end of the file is before that of a table"
         case .zeroFlagInVersion2: "a zero cluster in an image of version 2"
         case .subclusterBothZeroAndAllocated: "a subcluster that is both zero and allocated"
         case .compressedClusterBroken(let offset): "a compressed cluster at byte \(offset) that does not decompress"
-        case .clusterInMetadata(let offset): "a data cluster at byte \(offset), where the image has a table"
+        case .clusterInMetadata(let offset): "a data cluster at byte \(offset), which overlaps a table"
         case .blockTableBeyondEnd(let offset): "a table of blocks at byte \(offset), beyond the end of the file"
         case .blockBeyondEnd(let offset): "a block at byte \(offset), beyond the end of the file"
-        case .blockInMetadata(let offset): "a block at byte \(offset), where the image has a table"
-        case .blockState(let state): "a block in the state \(state), which none can have"
+        case .blockInMetadata(let offset): "a block at byte \(offset), which overlaps a table"
+        case .blockState(let state): "a block in the state \(state), which is invalid"
         case .compressedGrainBroken(let offset): "a compressed grain at byte \(offset) that does not decompress"
-        case .clusterMisplaced(let offset): "a data cluster at byte \(offset) of the data file, which is not its place on the disk"
-        case .tableCountedAsFree(let offset): "a table at byte \(offset), whose cluster is counted as free"
+        case .clusterMisplaced(let offset): "a data cluster at byte \(offset) of the data file, which is not its offset on the disk"
+        case .tableCountedAsFree(let offset): "a table at byte \(offset), whose cluster has a refcount of 0"
         }
     }
 }

@@ -38,7 +38,7 @@ public enum ImageFormat: String, Sendable, CaseIterable {
 
     /// Refuses to make an image of a format that is only used as it is found.
     func requireMakeable(_ path: String) throws(DiskImageError) {
-        if !isMakeable { throw .impossible(path: path, reason: "\(name) images are used but not made; \(Self.makeableNames) can be") }
+        if !isMakeable { throw .impossible(path: path, reason: "\(name) images cannot be created; \(Self.makeableNames) can") }
     }
 
     /// The format that a file's name stands for, by its extension alone: what a file contains is the guest's doing

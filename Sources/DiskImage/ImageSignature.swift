@@ -118,7 +118,7 @@ struct FormatChoice: Sendable {
             start = try disk.readFirst(Int(block), at: 0)
             end = try size % disk.export.minimumBlock == 0 ? disk.readFirst(Int(block), at: size - block) : []
         } catch {
-            throw .remote(path: disk.path, reason: "what it begins as could not be read, and no format is stated; format=raw (swkvm image: --format raw) does without that")
+            throw .remote(path: disk.path, reason: "its first bytes could not be read, and no format was specified; format=raw (swkvm image: --format raw) skips this check")
         }
         try check(disk.path, start: Array(start.prefix(ImageSignature.length)), end: Array(end.suffix(ImageSignature.length)))
     }
@@ -126,7 +126,7 @@ struct FormatChoice: Sendable {
     /// The same for a backing file that is not opened otherwise: it is not stated to be raw because of its name alone.
     func checkUnopened(_ path: String) throws(DiskImageError) {
         guard try !check(path: path), format == .raw else { return }
-        throw .notApplicable(path: path, reason: "it cannot be opened to see that it is raw, as its name says: state that with --backing-format raw")
+        throw .notApplicable(path: path, reason: "it cannot be opened to verify that it is raw: specify --backing-format raw")
     }
 
     /// The same for a file that is not opened otherwise, if it can be.

@@ -106,7 +106,7 @@ struct QCOW2BitmapDirectory: Sendable {
             guard length > 0 else { return }
             let (first, count) = (place >> UInt64(header.clusterBits), header.clusters(for: length))
             total += count
-            // More than there are means that some lie over each other.
+            // More than there are means that some overlap.
             guard isSound, place & (header.clusterSize - 1) == 0, place < fileSize,
                 total <= min(UInt64(Self.maximumClusters), header.clusters(for: fileSize))
             else {
@@ -152,6 +152,6 @@ extension DiskImage {
             names.count == 1
             ? "bitmap \(shown) no longer describes the disk and was removed"
             : "bitmaps \(shown) no longer describe the disk and were removed"
-        report?("disk \(quoted(path)): its persistent \(sentence); the next backup has to be a full one")
+        report?("disk \(quoted(path)): its persistent \(sentence); the next backup must be a full one")
     }
 }

@@ -56,7 +56,7 @@ extension DiskImage {
         let report = try check.run(.all, mendsEntries: false)
         guard report.errors == 0 else {
             throw .notWritable(
-                path: file.path, reason: "it was not closed and has \(report.errors) error\(report.errors == 1 ? "" : "s"): swkvm image check --repair all")
+                path: file.path, reason: "it was not closed cleanly and has \(report.errors) error\(report.errors == 1 ? "" : "s"): swkvm image check --repair all")
         }
         try file.measure()
         return report

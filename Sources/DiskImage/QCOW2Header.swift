@@ -185,9 +185,9 @@ struct QCOW2Header: Equatable, Sendable {
         hasDataFile = incompatible & Incompatible.externalData != 0
         dataFileName = extensions.dataFile
         if incompatible & Incompatible.compression != 0 {
-            try require(headerLength > 104, "a compression type is announced and missing")
+            try require(headerLength > 104, "the compression type feature is set, but the type is missing")
             switch cluster[104] {
-            case 0: throw .invalid(path: path, reason: "compression type zlib must not be announced as a feature")
+            case 0: throw .invalid(path: path, reason: "the compression type feature is set, but the type is zlib")
             case 1: compression = .zstd
             case let type: throw .unsupported(path: path, feature: "compression type \(type)")
             }
@@ -206,7 +206,7 @@ struct QCOW2Header: Equatable, Sendable {
         // Readers need no reference counts, but an image whose table of them is missing was cut short.
         let refcountOffset = fixed.bigEndian64(at: 48)
         let refcountClusters = UInt64(fixed.bigEndian32(at: 56))
-        try require(refcountOffset & (clusterSize - 1) == 0, "a refcount table at byte \(refcountOffset), not the start of a cluster")
+        try require(refcountOffset & (clusterSize - 1) == 0, "a refcount table at byte \(refcountOffset), which is not cluster-aligned")
         try require(refcountClusters * clusterSize <= 8 << 20, "a refcount table of \(refcountClusters) clusters")
         if !allowingCut { try Self.requireTable("the refcount table", at: refcountOffset, size: refcountClusters * clusterSize, file) }
         refcountTableOffset = refcountOffset
@@ -235,11 +235,11 @@ struct QCOW2Header: Equatable, Sendable {
             if !condition { throw .invalid(path: file.path, reason: reason()) }
         }
         try require(size <= DiskImage.maximumSize, "a disk of \(size) bytes")
-        try require(encryption == nil || size % 512 == 0, "an encrypted disk of \(size) bytes, which are not whole sectors")
+        try require(encryption == nil || size % 512 == 0, "an encrypted disk of \(size) bytes, which is not a multiple of the sector size")
         let needed = l1Entries(for: size)
         try require(needed <= entries, "an L1 table of \(entries) entries for a disk that needs \(needed)")
         try require(entries * 8 <= UInt64(Self.maximumL1Size), "an L1 table of \(entries) entries")
-        try require(l1Offset & (clusterSize - 1) == 0, "an L1 table at byte \(l1Offset), not the start of a cluster")
+        try require(l1Offset & (clusterSize - 1) == 0, "an L1 table at byte \(l1Offset), which is not cluster-aligned")
         if allowingCut {
             try Self.requireTable("the beginning of \(what)", at: l1Offset, size: min(needed, 1) * 8, file)
         } else {

@@ -125,7 +125,7 @@ struct QCOW2Scan: ~Copyable {
     private mutating func noteCut(_ what: @autoclosure () -> String, at place: UInt64, _ length: UInt64, unit: UInt64 = 8, times: UInt32 = 1) -> Bool {
         let (end, overflow) = place.addingReportingOverflow(length)
         guard !overflow, place < fileSize, end > fileSize else { return false }
-        report.error("\(what()) at byte \(place) is cut short by the end of the file")
+        report.error("\(what()) at byte \(place) is truncated by the end of the file")
         let whole = (end + clusterSize - 1) & ~(clusterSize - 1)
         cut = Cut(end: max(cut?.end ?? 0, whole), unit: max(cut?.unit ?? 0, unit))
         references.add(Int64(times), to: place >> clusterBits..<(fileSize - 1) >> clusterBits + 1)
@@ -142,7 +142,7 @@ struct QCOW2Scan: ~Copyable {
         for index in refcountBlocks.indices where refcountBlocks[index] != 0 {
             let place = refcountBlocks[index]
             guard place & (clusterSize - 1) == 0, place < fileSize, clusterSize <= fileSize - place else {
-                report.error("refcount block \(index) at byte \(place), which is no cluster of the file")
+                report.error("refcount block \(index) at byte \(place), which is not a cluster of the file")
                 refcountBlocks[index] = 0
                 lostBlocks.insert(index)
                 continue
@@ -152,7 +152,7 @@ struct QCOW2Scan: ~Copyable {
             let first = UInt64(index) * perBlock
             header.forEachCount(block) { count, value in
                 // Beyond what there is room for nothing can be in use.
-                if first + count < counts.capacity { counts[first + count] = UInt32(clamping: value) } else { report.leak("cluster \(first + count), far beyond the end of the file, is counted") }
+                if first + count < counts.capacity { counts[first + count] = UInt32(clamping: value) } else { report.leak("cluster \(first + count), far beyond the end of the file, has a refcount") }
             }
         }
     }
@@ -176,7 +176,7 @@ struct QCOW2Scan: ~Copyable {
         refer("the snapshot table", at: header.snapshotTableOffset, snapshots.length)
         if snapshots.lostCount > 0 {
             report.error("the table of \(header.snapshotCount) snapshots at byte \(header.snapshotTableOffset) is beyond the end of the file, "
-                + (snapshots.entries.isEmpty ? "and they with it" : "but for \(snapshots.entries.count) of them"))
+                + (snapshots.entries.isEmpty ? "and so are all snapshots" : "except for \(snapshots.entries.count) of them"))
             isIncomplete = true
         }
         var l1Bytes: UInt64 = 0
@@ -189,7 +189,7 @@ struct QCOW2Scan: ~Copyable {
                 keptSnapshots.append(entry)
             }
             guard entry.l1Offset & (clusterSize - 1) == 0 else {
-                report.error("\(name) at byte \(entry.l1Offset), not the start of a cluster")
+                report.error("\(name) at byte \(entry.l1Offset), which is not cluster-aligned")
                 isIncomplete = true
                 continue
             }
@@ -199,7 +199,7 @@ struct QCOW2Scan: ~Copyable {
             }
             // Tables of their own have room in the file.
             l1Bytes += length
-            guard l1Bytes <= fileSize &+ UInt64(QCOW2Header.maximumL1Size) else { throw .invalid(path: file.path, reason: "the L1 tables of its snapshots lie over each other") }
+            guard l1Bytes <= fileSize &+ UInt64(QCOW2Header.maximumL1Size) else { throw .invalid(path: file.path, reason: "the L1 tables of its snapshots overlap") }
             try collect("snapshot \(entry.snapshot.id)", entry.l1Offset, entry.l1Size, &order, &uses)
         }
         for (index, table) in order.enumerated() { try scanTable(table, uses: uses[table] ?? 1, isOwn: index < ownTables) }
@@ -212,7 +212,7 @@ struct QCOW2Scan: ~Copyable {
             let table = entry & L1Entry.offset
             let place = offset + UInt64(index) * 8
             guard table & (clusterSize - 1) == 0, table < fileSize else {
-                report.error("L1 entry \(index) of \(whose): an L2 table at byte \(table), which is no cluster of the file")
+                report.error("L1 entry \(index) of \(whose): an L2 table at byte \(table), which is not a cluster of the file")
                 mend(place, [0], uses: 1)
                 continue
             }
@@ -304,7 +304,7 @@ struct QCOW2Scan: ~Copyable {
             referToBitmap("the table of a bitmap", at: entry.table, entry.count * 8)
             // Tables of their own have room in the file.
             tableBytes += entry.count * 8
-            guard tableBytes <= fileSize else { return report.error("the tables of its bitmaps lie over each other") }
+            guard tableBytes <= fileSize else { return report.error("the tables of its bitmaps overlap") }
             try QCOW2BitmapDirectory.forEachPlace(entry, file) { place in referToBitmap("a bitmap", at: place, clusterSize) }
         }
         isIncomplete = wasIncomplete || !isWhole
@@ -332,9 +332,9 @@ struct QCOW2Scan: ~Copyable {
             let wanted = references[cluster], counted = counts[cluster]
             if wanted == counted { continue }
             if counted > wanted {
-                report.leak("cluster \(cluster) is counted \(counted) times and used \(wanted) times")
+                report.leak("cluster \(cluster) has a refcount of \(counted) and \(wanted) references")
             } else {
-                report.error("cluster \(cluster) is used \(wanted) times and counted \(counted) times")
+                report.error("cluster \(cluster) has \(wanted) references and a refcount of \(counted)")
             }
         }
     }
@@ -348,7 +348,7 @@ struct QCOW2Scan: ~Copyable {
             guard table != 0, table & (clusterSize - 1) == 0, table < fileSize, clusterSize <= fileSize - table else { continue }
             let count = counts[table >> clusterBits], isOnce = entry & L1Entry.copied != 0
             if isOnce != (count == 1) {
-                report.error("L1 entry \(index) \(isOnce ? "says" : "does not say") that its table is counted once; it is counted \(count) times")
+                report.error("L1 entry \(index) \(isOnce ? "has" : "lacks") the flag of a refcount of one; the refcount of its table is \(count)")
             }
             guard seen.insert(table).inserted else { continue }
             let entries = try file.readTable(Int(clusterSize / 8), at: table)
@@ -359,7 +359,7 @@ struct QCOW2Scan: ~Copyable {
                 guard entry & L2Entry.compressed == 0, place != 0 else { continue }
                 let isOnce = counts[place >> clusterBits] == 1
                 if (entry & L2Entry.copied != 0) != isOnce {
-                    report.error("entry \(index / words) of the L2 table at byte \(table) \(isOnce ? "does not say" : "says") that its cluster is counted once")
+                    report.error("entry \(index / words) of the L2 table at byte \(table) \(isOnce ? "lacks" : "has") the flag of a refcount of one, in contrast to its cluster")
                 }
             }
         }
@@ -391,7 +391,7 @@ extension QCOW2Header {
         }
         if version < 3, entry & 1 != 0 { return "a zero cluster in an image of version 2" }
         let place = entry & QCOW2Image.L2Entry.offset
-        guard place & (clusterSize - 1) == 0 else { return "a data cluster at byte \(place), not the start of a cluster" }
+        guard place & (clusterSize - 1) == 0 else { return "a data cluster at byte \(place), which is not cluster-aligned" }
         guard hasDataFile || place < fileSize || place == 0 else { return "a data cluster at byte \(place), beyond the end of the file" }
         guard hasExtendedL2 else { return nil }
         if bitmap & bitmap >> 32 & 0xffff_ffff != 0 { return "a subcluster that is both zero and allocated" }

@@ -56,7 +56,7 @@ struct QCOW2SnapshotTable: Sendable {
         guard header.snapshotCount > 0 else { return }
         let start = header.snapshotTableOffset
         try require(header.snapshotCount <= Self.maximumCount, "\(header.snapshotCount) snapshots; \(Self.maximumCount) are possible")
-        try require(start & (header.clusterSize - 1) == 0, "a snapshot table at byte \(start), not the start of a cluster")
+        try require(start & (header.clusterSize - 1) == 0, "a snapshot table at byte \(start), which is not cluster-aligned")
         for index in 0..<header.snapshotCount {
             let place = start &+ length
             func part(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
@@ -73,7 +73,7 @@ struct QCOW2SnapshotTable: Sendable {
             let idLength = Int(fixed.bigEndian16(at: 12)), nameLength = Int(fixed.bigEndian16(at: 14))
             let extraLength = Int(fixed.bigEndian32(at: 36))
             try require(extraLength <= Self.maximumExtra, "\(extraLength) bytes of extra data in snapshot \(index)")
-            try require(header.version < 3 || extraLength >= 16, "snapshot \(index) does not tell the size of its disk")
+            try require(header.version < 3 || extraLength >= 16, "snapshot \(index) does not record the size of its disk")
             let variable = try part(extraLength + idLength + nameLength, at: 40)
             let extra = Array(variable.prefix(extraLength))
             let l1Size = Int(fixed.bigEndian32(at: 8))

@@ -36,40 +36,40 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
     public var description: String {
         switch self {
         case .empty:
-            "guest memory of 0 bytes was asked for; give it a size, such as 512M"
+            "guest memory cannot be 0 bytes; specify a size, such as 512M"
         case .notPageMultiple(let size, let pageSize):
-            "\(size) bytes of guest memory are not a multiple of its \(byteText(pageSize)) pages; "
+            "\(size) bytes of guest memory is not a multiple of its \(byteText(pageSize)) pages; "
                 + "the next multiple is \(byteText(size / pageSize * pageSize &+ pageSize))"
         case .largerThanHost(let size, let ram, let swap):
-            "\(byteText(size)) of guest memory are more than this host has "
-                + "(\(roundedText(ram)) of RAM, \(swap == 0 ? "no" : roundedText(swap) + " of") swap); ask for less"
+            "\(byteText(size)) of guest memory exceeds what this host has "
+                + "(\(roundedText(ram)) of RAM, \(swap == 0 ? "no" : roundedText(swap) + " of") swap); request less"
         case .hugePages(let shortage):
             shortage.description
         case .noHugePages(let pageSize):
             "this host's kernel has no \(byteText(pageSize)) huge pages; use another size or ordinary pages"
         case .noHostNode(let node, let online):
-            "this host has no NUMA node \(node), it has \(online.isEmpty ? "none" : online): name one of those, or leave the placement out"
+            "this host has no NUMA node \(node), it has \(online.isEmpty ? "none" : online): specify one of those, or omit the placement"
         case .hostNodesTooSmall(let size, let nodes, let total):
-            "\(byteText(size)) of guest memory are to come from the host's \(nodeText(nodes)) with \(roundedText(total)): name more nodes, or ask for less"
+            "\(byteText(size)) of guest memory exceeds the \(roundedText(total)) of the host's \(nodeText(nodes)): specify more nodes, or request less"
         case .hugePagesOfNodes(let size, let pageSize, let nodes, let free):
             "\(byteText(size)) in \(byteText(pageSize)) pages of the host's \(nodeText(nodes)) needs \(size / pageSize) huge pages there, \(free) are free: "
                 + nodes.map {
                     "`echo N > /sys/devices/system/node/node\($0)/hugepages/hugepages-\(pageSize >> 10)kB/nr_hugepages`"
                 }.joined(separator: ", ")
         case .placement(let size, let nodes, let error):
-            "\(byteText(size)) of guest memory could not be had from the host's \(nodeText(nodes)) (\(error)); "
-                + "nodes without memory, and those outside of this process's cpuset, give none"
+            "\(byteText(size)) of guest memory could not be allocated on the host's \(nodeText(nodes)) (\(error)); "
+                + "nodes without memory or outside this process's cpuset provide none"
         case .refused(let size, let error):
-            "\(byteText(size)) of guest memory could not be had from the kernel (\(error)); "
-                + "ask for less, or look at `ulimit -v` and vm.overcommit_memory"
+            "\(byteText(size)) of guest memory could not be allocated (\(error)); "
+                + "request less, or check `ulimit -v` and vm.overcommit_memory"
         case .prealloc(let size, let error):
-            "\(byteText(size)) of guest memory could not be filled with pages ahead of time (\(error)); "
-                + "ask for less, or look at the memory limits of this process's control group"
+            "\(byteText(size)) of guest memory could not be preallocated (\(error)); "
+                + "request less, or check the memory limits of this process's control group"
         case .controlGroup(let size, let overhead, let limit, let directory):
-            "\(byteText(size)) of guest memory, filled with pages ahead of time, and about \(roundedText(overhead)) besides are more than the control "
-                + "group \(directory) allows (\(roundedText(limit))): raise its memory limit, or ask for less"
+            "\(byteText(size)) of preallocated guest memory and about \(roundedText(overhead)) of overhead exceed the limit of the control "
+                + "group \(directory) (\(roundedText(limit))): raise its memory limit, or request less"
         case .interrupted:
-            "filling the guest's memory with pages was interrupted"
+            "the preallocation of guest memory was interrupted"
         case .outOfRange(let address, let count):
             "\(count) bytes at guest-physical \(address) are not in one region of guest RAM"
         }

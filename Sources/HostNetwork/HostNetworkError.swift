@@ -52,7 +52,7 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
     public var description: String {
         switch self {
         case .badMACAddress(let text, .notation):
-            "'\(text)' is not a MAC address: six pairs of hexadecimal digits are wanted, such as 52:54:00:12:34:56"
+            "'\(text)' is not a MAC address: expected six pairs of hexadecimal digits, such as 52:54:00:12:34:56"
         case .badMACAddress(let text, .multicast):
             "\(text) is a multicast address and cannot be a network card's: its first byte must be even, such as 52"
         case .badMACAddress(let text, .zero):
@@ -68,28 +68,28 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
         case .badMTU(let mtu):
             "an MTU of \(mtu) is not possible: give \(NetworkBackend.possibleMTU.lowerBound) to \(NetworkBackend.possibleMTU.upperBound)"
         case .tunMissing(let error):
-            "no TAP can be had because /dev/net/tun is missing (\(error.reason)): load the driver with `modprobe tun`"
+            "TAPs are unavailable: /dev/net/tun is missing (\(error.reason)): load the driver with `modprobe tun`"
         case .tunDenied(let error):
-            "/dev/net/tun may not be opened (\(error.reason)): give this user read and write permission on it"
+            "/dev/net/tun cannot be opened (\(error.reason)): give this user read and write permission on it"
         case .tapCreationDenied(let name):
-            "creating the TAP \(name?.text ?? "interface") needs CAP_NET_ADMIN: run as root, or let an administrator make one for this user, "
+            "creating the TAP \(name?.text ?? "interface") needs CAP_NET_ADMIN: run as root, or have an administrator create one for this user, "
                 + "`ip tuntap add dev \(name?.text ?? "swtap0") mode tap user NAME`"
         case .tapDenied(let name):
-            "the TAP \(name) belongs to another user: give CAP_NET_ADMIN, or make it anew with `ip tuntap add dev \(name) mode tap user NAME`"
+            "the TAP \(name) belongs to another user: give CAP_NET_ADMIN, or recreate it with `ip tuntap add dev \(name) mode tap user NAME`"
         case .tapBusy(let name):
             "the TAP \(name) is in use by another process: end that one or name another TAP"
         case .notATAP(let name, let kind):
             "\(name) exists but is not a TAP (it is \(kind)): name another interface"
         case .bridgeMissing(let name):
-            "there is no bridge \(name): add `,create`, or make it with `ip link add \(name) type bridge` and `ip link set \(name) up`"
+            "there is no bridge \(name): add `,create`, or create it with `ip link add \(name) type bridge` and `ip link set \(name) up`"
         case .bridgeDown(let name):
-            "the bridge \(name) is down and would carry nothing: `ip link set \(name) up`"
+            "the bridge \(name) is down: `ip link set \(name) up`"
         case .notABridge(let name, let kind):
             "\(name) exists but is not a bridge (it is \(kind)): name another interface"
         case .portOfAnother(let tap, let current, let wanted):
             "the TAP \(tap) is a port of \(current), not of \(wanted): give bridge=\(current), or free it with `ip link set \(tap) nomaster`"
         case .badDescriptor(let number, .notOpen):
-            "descriptor \(number) is not open: the starting process must pass it on, without close-on-exec"
+            "descriptor \(number) is not open: the parent process must pass it on, without close-on-exec"
         case .badDescriptor(let number, .notATAP):
             "descriptor \(number) is not a TAP: open /dev/net/tun with TUNSETIFF, or a macvtap's /dev/tapN"
         case .badDescriptor(let number, .isTUN):
@@ -97,13 +97,13 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
         case .badDescriptor(let number, .packetInformation):
             "descriptor \(number) is a TAP that puts packet information before each frame: open it with IFF_NO_PI"
         case .badDescriptor(let number, .noHeader):
-            "descriptor \(number) carries no offloads: open it with IFF_VNET_HDR, or give offload=off"
+            "descriptor \(number) does not support offloads: open it with IFF_VNET_HDR, or give offload=off"
         case .badDescriptor(let number, .notInherited):
-            "descriptor \(number) was not passed on by the starting process, or is in use already: give each interface one that was"
+            "descriptor \(number) was not passed on by the parent process, or is already in use: give each interface its own"
         case .namespaceLocked:
-            "another process keeps the network namespace locked (flock on /proc/self/ns/net): end it and try again"
+            "another process holds the lock of the network namespace (flock on /proc/self/ns/net): end it and try again"
         case .notPermitted(let action, let command):
-            "\(action) needs CAP_NET_ADMIN: run as root, or let an administrator do it beforehand, `\(command)`"
+            "\(action) needs CAP_NET_ADMIN: run as root, or have an administrator do it beforehand: `\(command)`"
         case .refused(let action, let error, let explanation):
             "\(action) failed: \(error.reason)" + (explanation.isEmpty ? "" : " (\(explanation))")
         }

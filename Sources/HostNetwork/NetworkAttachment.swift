@@ -69,7 +69,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
 
     /// For tests and benchmarks: a TAP on which nothing is to be changed.
     package init(tap: consuming TAPDevice, mtu: Int = 1500) {
-        let decision = OffloadDecision(isOn: true, reason: "as asked for")
+        let decision = OffloadDecision(isOn: true, reason: "as requested")
         self.init(tap: tap, mtu: mtu, index: 0, offloads: decision, isMACVTAP: false, changes: nil)
     }
 

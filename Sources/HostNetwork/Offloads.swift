@@ -21,32 +21,32 @@ public struct OffloadDecision: Equatable, Sendable, CustomStringConvertible {
     static func make(
         _ wanted: Bool?, hasHeader: Bool, link: Link?, _ netlink: borrowing RouteNetlink
     ) throws(HostNetworkError) -> OffloadDecision {
-        if let wanted { return OffloadDecision(isOn: wanted, reason: "as asked for") }
+        if let wanted { return OffloadDecision(isOn: wanted, reason: "as requested") }
         guard hasHeader else {
             return OffloadDecision(isOn: false, reason: "the descriptor was opened without IFF_VNET_HDR")
         }
         guard let link else {
             return OffloadDecision(
-                isOn: true, reason: "what is behind the interface cannot be seen from this network namespace")
+                isOn: true, reason: "the peer of the interface is not visible from this network namespace")
         }
         if link.hasXDP {
-            return OffloadDecision(isOn: false, reason: "an XDP program takes the frames of \(link.name)")
+            return OffloadDecision(isOn: false, reason: "an XDP program receives the frames of \(link.name)")
         }
         if link.master != 0 {
             guard let master = try netlink.link(at: link.master) else {
-                return OffloadDecision(isOn: true, reason: "it is a port of something in the kernel")
+                return OffloadDecision(isOn: true, reason: "it is a port of a kernel device")
             }
             return OffloadDecision(isOn: true, reason: "it is a port of \(master.name), \(master.kindInWords)")
         }
         if link.tun == nil {
-            return OffloadDecision(isOn: true, reason: "\(link.name), \(link.kindInWords), is the kernel's")
+            return OffloadDecision(isOn: true, reason: "\(link.name), \(link.kindInWords), is a kernel device")
         }
         if packetReaders(of: link.index) > 0 {
             return OffloadDecision(
                 isOn: false,
                 reason: "a process reads the frames of \(link.name) (AF_PACKET), as a userspace datapath does")
         }
-        return OffloadDecision(isOn: true, reason: "behind \(link.name) is the host itself")
+        return OffloadDecision(isOn: true, reason: "\(link.name) connects to the host itself")
     }
 
     /// Sockets of any process in this network namespace that are bound to an interface and get all its frames

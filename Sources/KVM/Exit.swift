@@ -160,7 +160,7 @@ public struct InternalError: Sendable, Equatable {
     public var reason: String {
         switch suberror {
         case UInt32(KVM_INTERNAL_ERROR_EMULATION): "it cannot emulate the instruction"
-        case UInt32(KVM_INTERNAL_ERROR_SIMUL_EX): "an exception came while another was being delivered"
+        case UInt32(KVM_INTERNAL_ERROR_SIMUL_EX): "an exception occurred during the delivery of another one"
         case UInt32(KVM_INTERNAL_ERROR_DELIVERY_EV): "an event could not be delivered"
         case UInt32(KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON): "the processor left the guest for an unexpected reason"
         default: "suberror \(suberror)"

@@ -23,17 +23,17 @@ public enum KVMError: Error, CustomStringConvertible {
         case .unavailable(let path, let error) where error.errno == ENOENT:
             "\(path) does not exist: load the module (`modprobe kvm_intel` or `modprobe kvm_amd`), or, in a virtual machine, enable nested virtualization on its host"
         case .unavailable(let path, let error) where error.errno == EACCES || error.errno == EPERM:
-            "\(path) may not be opened by this user (\(error.reason)): add the user to the group `kvm` (`usermod -aG kvm $USER`, then log in again), or run as root"
+            "\(path) cannot be opened by this user (\(error.reason)): add the user to the group `kvm` (`usermod -aG kvm $USER`, then log in again), or run as root"
         case .unavailable(let path, let error):
             "\(path) cannot be opened for reading and writing: \(error.reason)"
         case .version(let found):
-            "KVM speaks API version \(found), wanted \(KVM_API_VERSION): this kernel is older than Linux 2.6.22, or \(found < 0 ? "the file is not the KVM device" : "newer than swkvm")"
+            "KVM has API version \(found), expected \(KVM_API_VERSION): this kernel is older than Linux 2.6.22, or \(found < 0 ? "the file is not the KVM device" : "newer than swkvm")"
         case .missing(let capability):
             "this host's KVM lacks \(capability.name), which swkvm needs: use a newer kernel"
         case .tooManyCPUs(let wanted, let maximum):
-            "\(wanted) vCPUs were asked for, this host's KVM allows \(maximum) in one machine: use `--cpus \(maximum)` or fewer"
+            "\(wanted) vCPUs were requested, but this host's KVM allows \(maximum) per machine: use `--cpus \(maximum)` or fewer"
         case .noInterruptLeft(let limit):
-            "all \(limit) interrupts that this host's KVM routes are taken: use fewer devices, or fewer queues"
+            "all \(limit) interrupt routes of this host's KVM are in use: use fewer devices, or fewer queues"
         case .refused(let purpose, let error):
             "KVM refused to \(purpose): \(error.reason) (\(error.call))"
         }

@@ -14,14 +14,14 @@ extension VirtualMachine {
     /// The machine's counters that only grow, in the kernel's order.
     /// - Throws: where the host has none (``Capability/binaryStatistics``).
     public func counters() throws(KVMError) -> [KVMCounter] {
-        try refusing("count for the machine") { () throws(SystemCallError) in try readCounters(of: descriptor) }
+        try refusing("read the machine's statistics") { () throws(SystemCallError) in try readCounters(of: descriptor) }
     }
 }
 
 extension VirtualCPU {
     /// The vCPU's counters that only grow, in the kernel's order. Any thread may ask.
     public func counters() throws(KVMError) -> [KVMCounter] {
-        try refusing("count for vCPU \(id)") { () throws(SystemCallError) in try readCounters(of: descriptor) }
+        try refusing("read the statistics of vCPU \(id)") { () throws(SystemCallError) in try readCounters(of: descriptor) }
     }
 }
 

@@ -17,7 +17,7 @@ public struct System: ~Copyable, Sendable {
         let device = try Self.openDevice(path)
         let version = (try? device.ioctl(CLINUX_KVM_GET_API_VERSION, named: "KVM_GET_API_VERSION")) ?? -1
         guard version == KVM_API_VERSION else { throw .version(found: version) }
-        runSize = Int(try refusing("tell the size of its run page") { () throws(SystemCallError) in
+        runSize = Int(try refusing("report the size of the run page") { () throws(SystemCallError) in
             try device.ioctl(CLINUX_KVM_GET_VCPU_MMAP_SIZE, named: "KVM_GET_VCPU_MMAP_SIZE")
         })
         descriptor = device

@@ -14,7 +14,7 @@ public struct VirtualCPU: ~Copyable, Sendable {
     init(id: UInt32, descriptor: consuming FileDescriptor, runSize: Int) throws(KVMError) {
         self.id = id
         let number = descriptor.rawValue
-        runPage = try refusing("share the run page of vCPU \(id)") { () throws(SystemCallError) in
+        runPage = try refusing("map the run page of vCPU \(id)") { () throws(SystemCallError) in
             try Mapping(size: runSize, protection: PROT_READ | PROT_WRITE, flags: MAP_SHARED, descriptor: number)
         }
         self.descriptor = descriptor
@@ -88,7 +88,7 @@ public struct VirtualCPU: ~Copyable, Sendable {
     /// Gives the vCPU its CPUID leaves; before its first run.
     public func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(KVMError) {
         let table = CountedArray<kvm_cpuid_entry2>(headerSize: MemoryLayout<kvm_cpuid2>.size, entries)
-        try refusing("give vCPU \(id) its CPUID") { () throws(SystemCallError) in
+        try refusing("set the CPUID of vCPU \(id)") { () throws(SystemCallError) in
             _ = try unsafe descriptor.ioctl(CLINUX_KVM_SET_CPUID2, buffer: table.address, named: "KVM_SET_CPUID2")
         }
     }

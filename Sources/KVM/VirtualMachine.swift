@@ -50,7 +50,7 @@ public struct VirtualMachine: ~Copyable, Sendable {
     /// The 8254 timer, to be made when the guest first asks for it; after the interrupt controllers.
     public func intervalTimer() throws(KVMError) -> IntervalTimer {
         do throws(SystemCallError) { return IntervalTimer(try descriptor.duplicate()) } catch {
-            throw .refused(purpose: "share its descriptor", error)
+            throw .refused(purpose: "duplicate its descriptor", error)
         }
     }
 
@@ -72,7 +72,7 @@ public struct VirtualMachine: ~Copyable, Sendable {
     /// KVM keeps the eventfd open until ``deassignIOEventFD(_:for:)``, or the machine's end.
     public func assignIOEventFD(_ event: borrowing EventFD, for match: IOEventMatch) throws(KVMError) {
         var request = match.kernelValue(event)
-        try call(CLINUX_KVM_IOEVENTFD, &request, "KVM_IOEVENTFD", "watch \(match)")
+        try call(CLINUX_KVM_IOEVENTFD, &request, "KVM_IOEVENTFD", "assign an ioeventfd to \(match)")
     }
 
     /// Ends what ``assignIOEventFD(_:for:)`` began: from now on such a write is an exit to user space.
@@ -80,7 +80,7 @@ public struct VirtualMachine: ~Copyable, Sendable {
     public func deassignIOEventFD(_ event: borrowing EventFD, for match: IOEventMatch) throws(KVMError) {
         var request = match.kernelValue(event)
         request.flags |= 1 << UInt32(kvm_ioeventfd_flag_nr_deassign)
-        try call(CLINUX_KVM_IOEVENTFD, &request, "KVM_IOEVENTFD", "watch \(match) no more")
+        try call(CLINUX_KVM_IOEVENTFD, &request, "KVM_IOEVENTFD", "deassign the ioeventfd of \(match)")
     }
 
     /// Injects an interrupt on `gsi` whenever `event` is signalled, an edge each time (`KVM_IRQFD`).
@@ -90,7 +90,7 @@ public struct VirtualMachine: ~Copyable, Sendable {
         var request = kvm_irqfd()
         request.fd = UInt32(bitPattern: event.rawValue)
         request.gsi = gsi
-        try call(CLINUX_KVM_IRQFD, &request, "KVM_IRQFD", "wire interrupt \(gsi)")
+        try call(CLINUX_KVM_IRQFD, &request, "KVM_IRQFD", "assign an irqfd to GSI \(gsi)")
     }
 
     /// Ends what ``assignIRQFD(_:gsi:)`` began; returns when an interrupt on its way has been injected. Harmless when nothing was assigned.
@@ -99,13 +99,13 @@ public struct VirtualMachine: ~Copyable, Sendable {
         request.fd = UInt32(bitPattern: event.rawValue)
         request.gsi = gsi
         request.flags = UInt32(KVM_IRQFD_FLAG_DEASSIGN)
-        try call(CLINUX_KVM_IRQFD, &request, "KVM_IRQFD", "unwire interrupt \(gsi)")
+        try call(CLINUX_KVM_IRQFD, &request, "KVM_IRQFD", "deassign the irqfd of GSI \(gsi)")
     }
 
     /// An interrupt line to pulse (`KVM_IRQ_LINE`). It keeps the machine's descriptor open.
     public func interruptLine(gsi: UInt32) throws(KVMError) -> InterruptLine {
         do throws(SystemCallError) { return InterruptLine(try descriptor.duplicate(), gsi: gsi) } catch {
-            throw .refused(purpose: "share its descriptor", error)
+            throw .refused(purpose: "duplicate its descriptor", error)
         }
     }
 
@@ -121,7 +121,7 @@ public struct VirtualMachine: ~Copyable, Sendable {
     /// The owner of the interrupt routing table; one for each machine, after the interrupt controllers.
     public func interruptRouter() throws(KVMError) -> InterruptRouter {
         do throws(SystemCallError) { return InterruptRouter(try descriptor.duplicate()) } catch {
-            throw .refused(purpose: "share its descriptor", error)
+            throw .refused(purpose: "duplicate its descriptor", error)
         }
     }
 

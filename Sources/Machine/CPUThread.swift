@@ -196,7 +196,7 @@ final class CPUThread: Sendable {
         let r = registers
         // AMD-V leaves nothing of a vCPU that shut down: KVM gives it the values of a processor that was just switched on.
         let isReset = r.rip == 0xfff0 && system.cs.base == 0xffff_0000
-        let note = isReset ? "  (KVM has reset the vCPU, as it does after a triple fault on AMD-V: these are not the guest's values)\n" : ""
+        let note = isReset ? "  (KVM resets the vCPU after a triple fault on AMD-V: these are not the guest's values)\n" : ""
         return note + """
               rip \(hex(r.rip)) rfl \(hex(r.rflags)) cs  \(hex(UInt64(system.cs.selector), 4)) ss \(hex(UInt64(system.ss.selector), 4)) cpl \(system.ss.dpl)
               rax \(hex(r.rax)) rbx \(hex(r.rbx)) rcx \(hex(r.rcx)) rdx \(hex(r.rdx))

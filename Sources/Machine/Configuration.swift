@@ -217,8 +217,8 @@ public struct Configuration: Sendable {
 
         public var description: String {
             switch self {
-            case .sameTAP(let name): "two network interfaces have the TAP \(name): give each a TAP of its own"
-            case .sameDescriptor(let number): "two network interfaces have the descriptor \(number): give each one of its own"
+            case .sameTAP(let name): "two network interfaces use the TAP \(name): give each a TAP of its own"
+            case .sameDescriptor(let number): "two network interfaces use the descriptor \(number): give each one of its own"
             case .sameAddress(let address):
                 "two network interfaces have the MAC address \(address): give each one of its own with mac="
             }

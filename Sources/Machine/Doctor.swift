@@ -77,15 +77,15 @@ struct Examination {
     func kvm(at path: String) -> [Doctor.Finding] {
         do throws(KVMError) {
             let system = try System(path: path)
-            var findings = [Doctor.Finding(.good, path, "opens, API version 12, up to \(system.maximumCPUs) vCPUs a machine")]
+            var findings = [Doctor.Finding(.good, path, "available, API version 12, up to \(system.maximumCPUs) vCPUs per machine")]
             for capability in Capability.required where system.check(capability) == 0 {
                 findings.append(Doctor.Finding(.missing, "KVM", "\(capability.name) is missing", fix: .advice("use a newer kernel")))
             }
             let absent = Capability.optional.filter { system.check($0) == 0 }.map(\.name)
             findings.append(
                 absent.isEmpty
-                    ? Doctor.Finding(.good, "KVM", "all capabilities that swkvm uses")
-                    : Doctor.Finding(.limited, "KVM", "works, without \(absent.joined(separator: ", "))"))
+                    ? Doctor.Finding(.good, "KVM", "all required and optional capabilities are present")
+                    : Doctor.Finding(.limited, "KVM", "available, without \(absent.joined(separator: ", "))"))
             // A machine is the proof: other hypervisors may hold the processor's virtualization.
             _ = try system.createVirtualMachine()
             return findings + [backEnd(RingZero.found(on: system))]
@@ -99,8 +99,8 @@ struct Examination {
     private func unavailable(_ path: String, _ error: SystemCallError) -> Doctor.Finding {
         switch error.errno {
         case ENOENT: Doctor.Finding(.missing, path, "does not exist; \(Processor().sentence)", fix: loading(path))
-        case EACCES, EPERM: Doctor.Finding(.missing, path, "may not be opened by this user (\(error.reason))", fix: admission(to: path))
-        default: Doctor.Finding(.missing, path, "does not open: \(error.reason)", fix: loading(path))
+        case EACCES, EPERM: Doctor.Finding(.missing, path, "cannot be opened by this user (\(error.reason))", fix: admission(to: path))
+        default: Doctor.Finding(.missing, path, "cannot be opened: \(error.reason)", fix: loading(path))
         }
     }
 
@@ -114,7 +114,7 @@ struct Examination {
         switch Processor().virtualization {
         case .intel?: return asRoot("modprobe kvm_intel")
         case .amd?: return asRoot("modprobe kvm_amd")
-        case nil: return .advice("switch virtualization on in the firmware, or nested virtualization on the outer host; then modprobe kvm_intel or kvm_amd")
+        case nil: return .advice("enable virtualization in the firmware, or nested virtualization on the outer host, then run modprobe kvm_intel or kvm_amd")
         }
     }
 
@@ -143,9 +143,9 @@ struct Examination {
         case .interpreted?:
             return Doctor.Finding(
                 .limited, "back-end",
-                "\(module): a guest's ring 0 is interpreted (about 0.6 µs an instruction), its ring 3 is native; stock Linux kernels do not boot")
-        case .native?: return Doctor.Finding(.good, "back-end", "\(module); a guest's ring 0 runs natively; \(Processor().sentence)")
-        case nil: return Doctor.Finding(.limited, "back-end", "\(module); how a guest's ring 0 runs could not be tried")
+                "\(module): guest ring 0 is emulated (about 0.6 µs per instruction), ring 3 runs natively; stock Linux kernels do not boot")
+        case .native?: return Doctor.Finding(.good, "back-end", "\(module); guest ring 0 runs natively; \(Processor().sentence)")
+        case nil: return Doctor.Finding(.limited, "back-end", "\(module); could not determine how guest ring 0 runs")
         }
     }
 
@@ -155,7 +155,7 @@ struct Examination {
         if unsafe access("/proc/self", F_OK) == 0 { return [] }
         return [
             Doctor.Finding(
-                .limited, "/proc", "not mounted: what it tells of the CPU and of memory is unknown, and cache=none does not work",
+                .limited, "/proc", "not mounted: CPU and memory information is unavailable, and cache=none does not work",
                 fix: asRoot("mount -t proc proc /proc"))
         ]
     }
@@ -165,7 +165,7 @@ struct Examination {
         for size in [HugePageSize.twoMiB, .oneGiB] {
             let name = size == .twoMiB ? "2 MiB pages" : "1 GiB pages"
             guard let pool = try? HugePagePool(size) else {
-                findings.append(Doctor.Finding(.limited, name, "this kernel or CPU has none"))
+                findings.append(Doctor.Finding(.limited, name, "not supported by this kernel or CPU"))
                 continue
             }
             let advice = "for 2 GiB of guest RAM"
@@ -189,7 +189,7 @@ struct Examination {
     // MARK: Disks and network
 
     private func uring() -> Doctor.Finding {
-        if (try? IORing(entries: 4)) != nil { return Doctor.Finding(.good, "io_uring", "disks use it") }
+        if (try? IORing(entries: 4)) != nil { return Doctor.Finding(.good, "io_uring", "available; used by disks") }
         return Doctor.Finding(
             .limited, "io_uring", "unavailable; disks use slower system calls", fix: asRoot("sysctl kernel.io_uring_disabled=0"))
     }
@@ -202,16 +202,16 @@ struct Examination {
         } catch {
             let remedy = switch error.errno {
             case ENOENT, ENODEV, ENXIO: asRoot("modprobe tun", advice: "in a container: start it with --device \(path)")
-            default: asRoot("chmod 0666 \(path)", advice: "as most distributions have it")
+            default: asRoot("chmod 0666 \(path)", advice: "the default of most distributions")
             }
             return [Doctor.Finding(.limited, path, "\(error.reason): no --net tap=", fix: remedy)]
         }
     }
 
     private func netAdmin() -> Doctor.Finding {
-        if clinux_has_capability(CAP_NET_ADMIN) != 0 { return Doctor.Finding(.good, "CAP_NET_ADMIN", "TAPs and bridges can be made") }
+        if clinux_has_capability(CAP_NET_ADMIN) != 0 { return Doctor.Finding(.good, "CAP_NET_ADMIN", "TAPs and bridges can be created") }
         return Doctor.Finding(
-            .limited, "CAP_NET_ADMIN", "not held: swkvm can use a TAP that was made for this user, but not make one",
+            .limited, "CAP_NET_ADMIN", "not held: swkvm can use an existing TAP of this user, but cannot create one",
             fix: asRoot("ip tuntap add swtap0 mode tap vnet_hdr user $USER"))
     }
 }
@@ -232,7 +232,7 @@ private struct Processor {
         switch virtualization {
         case .intel?: "the CPU has Intel VT-x"
         case .amd?: "the CPU has AMD-V"
-        case nil: "the CPU shows neither vmx nor svm"
+        case nil: "the CPU reports neither vmx nor svm"
         }
     }
 }

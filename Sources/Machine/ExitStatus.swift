@@ -29,8 +29,8 @@ public enum ExitStatus {
         ("0", "the guest powered off, or ended with status 0"),
         ("1 to \(usage - 1)", "the guest's own status, through its exit device (port 0x501)"),
         ("\(usage)", "the command line is wrong"),
-        ("\(noInput)", "a file that was named does not exist or cannot be read, or is no kernel"),
-        ("\(hostError)", "something that swkvm needs of the host is unavailable"),
+        ("\(noInput)", "a given file does not exist, cannot be read, or is not a kernel"),
+        ("\(hostError)", "a required host resource is unavailable"),
         ("\(tripleFault)", "triple fault"),
         ("\(internalError)", "KVM internal error: registers and instruction bytes are printed"),
         ("\(unexpectedExit)", "a vCPU stopped with an exit that swkvm does not handle"),
@@ -38,7 +38,7 @@ public enum ExitStatus {
         ("\(quit)", "ended at the console by Ctrl-A x"),
         ("\(killed)", "ended by the debugger"),
         ("\(stopTimeout)", "the guest did not power off within --stop-timeout"),
-        ("\(signalBase) + N", "ended by signal N, the second one where the guest did not follow the first"),
+        ("\(signalBase) + N", "ended by signal N (the second one, if the guest did not react to the first)"),
     ]
 }
 

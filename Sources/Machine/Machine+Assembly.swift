@@ -79,9 +79,9 @@ extension Machine {
     static func warnOfInterpretedRingZero(_ kernel: String, _ system: borrowing System, log: Logger) {
         guard RingZero.found(on: system) == .interpreted else { return }
         log.warning("""
-            KVM on this host interprets a guest's ring 0, as software back-ends do, and lacks instructions that a stock Linux uses there \
-            (tried: cmpxchg16b). \(kernel) will hardly boot: it takes its time, prints nothing, and ends in a KVM internal error. \
-            A host with VT-x or AMD-V boots it; `swkvm doctor` says more
+            KVM on this host emulates guest ring 0 in software and does not support all instructions that a stock Linux kernel uses \
+            (tested: cmpxchg16b). \(kernel) is unlikely to boot: it runs for a while, prints nothing, and ends in a KVM internal error. \
+            It needs a host with VT-x or AMD-V; run `swkvm doctor` for details
             """)
     }
 
@@ -140,8 +140,8 @@ extension Configuration {
         let words = KernelCommandLine(commandLine)
         if ["test=", "bench=", "run=", "crash="].contains(where: { words.hasWord(beginning: $0) }) { return nil }
         return """
-            no kernel was given: the bundled guest boots, with \(disk.path) as a disk. To boot the system on a disk give its kernel, as in \
-            `--kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda1 ro'`; `--kernel bundled` says that the bundled guest is meant
+            no kernel was specified: the bundled guest boots, with \(disk.path) as a disk. To boot the system on a disk, specify its kernel: \
+            `--kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda1 ro'`; `--kernel bundled` suppresses this note
             """
     }
 }

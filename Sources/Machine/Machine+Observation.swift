@@ -14,7 +14,7 @@ extension Machine {
     }
 
     static func makeSeat(_ server: DebugServer, isWanted: Bool) throws(MachineError) -> DebugSeat {
-        try host("make an eventfd") { () throws(SystemCallError) in try DebugSeat(parked: server.parked, isWanted: isWanted) }
+        try host("create an eventfd") { () throws(SystemCallError) in try DebugSeat(parked: server.parked, isWanted: isWanted) }
     }
 
     /// For the user: where a debugger connects that the guest waits for; nil when it waits for none.
@@ -63,7 +63,7 @@ extension Machine {
             for cpu in board.cpus { counters.append(try cpu.cpu.counters()) }
             return ExitReport.kernel(machine: machine, cpus: counters)
         } catch {
-            return "what the kernel counts is not to be had: \(error) (KVM_CAP_BINARY_STATS_FD, Linux 5.14 and later)"
+            return "the kernel's statistics are unavailable: \(error) (KVM_CAP_BINARY_STATS_FD, Linux 5.14 and later)"
         }
     }
 }

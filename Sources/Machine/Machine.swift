@@ -51,7 +51,7 @@ public final class Machine: Sendable {
         // Memory first: it is what is most often missing, and nothing on the host has been touched before it.
         let memory = try Self.makeMemory(configuration, isInterrupted: isInterrupted, progress: progress)
         let debugger = try configuration.debugger.map { address throws(MachineError) in try Self.makeDebugServer(address) }
-        let (ending, room) = try Self.host("make an eventfd") { () throws(SystemCallError) in (try Ending(), try SerialRoom()) }
+        let (ending, room) = try Self.host("create an eventfd") { () throws(SystemCallError) in (try Ending(), try SerialRoom()) }
         // KVM before the disks and TAPs: a host without it is left as it was.
         let system = try Self.makeSystem(configuration)
         let kernel = try Self.openKernel(configuration)

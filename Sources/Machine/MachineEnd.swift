@@ -83,17 +83,17 @@ public enum MachineEnd: Sendable {
     public var sentence: String? {
         switch self {
         case .powerOff, .guestStatus(0): nil
-        case .reset: "the guest rebooted, which ends the machine here (--on-reboot exit)"
+        case .reset: "the guest rebooted (--on-reboot exit)"
         case .guestStatus(let status): "the guest ended with status \(status)"
         case .tripleFault(let cpu, _):
             "vCPU \(cpu) shut down (triple fault): the guest's kernel crashed before it could report, or reset itself that way"
         case .internalError(let cpu, let error, _): "KVM stopped vCPU \(cpu) with an internal error: \(error.reason)"
-        case .unexpectedExit(let cpu, let name, _): "vCPU \(cpu) stopped with \(name), which swkvm has no answer to"
+        case .unexpectedExit(let cpu, let name, _): "vCPU \(cpu) stopped with \(name), which swkvm does not handle"
         case .hostError(let text): text
         case .quit: "ended at the console"
         case .killed: "ended by the debugger"
-        case .signal(let number): "ended by signal \(number) before the guest had powered off"
-        case .stopTimeout(let seconds): "ended, since the guest had not powered off \(seconds) seconds after it was asked to (--stop-timeout)"
+        case .signal(let number): "ended by signal \(number) before the guest powered off"
+        case .stopTimeout(let seconds): "ended: the guest did not power off within \(seconds) seconds (--stop-timeout)"
         }
     }
 
@@ -101,7 +101,7 @@ public enum MachineEnd: Sendable {
     public var details: String? {
         switch self {
         case .internalError(_, _, let state), .unexpectedExit(_, _, let state): state
-        case .tripleFault(_, let state): state + "\n  `--gdb PORT` lets a debugger follow the guest up to here (docs/debugging.md)"
+        case .tripleFault(_, let state): state + "\n  use `--gdb PORT` to debug the guest up to this point (docs/debugging.md)"
         default: nil
         }
     }

@@ -39,28 +39,28 @@ public enum MachineError: Error, CustomStringConvertible {
         case .network(let error): error.description
         case .networks(let problem): problem.description
         case .host(let purpose, let error): "swkvm could not \(purpose): \(error.reason) (\(error.call))"
-        case .noCPUs(let count): "\(count) vCPUs were asked for, a machine needs at least 1: use `--cpus 1`"
+        case .noCPUs(let count): "\(count) vCPUs were requested, a machine needs at least 1: use `--cpus 1`"
         case .nodes(let problem): problem.description
         case .tooManyDevices(let wanted, let maximum):
-            "\(wanted) disks and other virtio devices were asked for, a machine has room for \(maximum): leave \(wanted - maximum) out"
+            "\(wanted) disks and other virtio devices were requested, but a machine has \(maximum) slots: remove \(wanted - maximum)"
         case .debugger(.port(let port), let error) where error.errno == EADDRINUSE:
-            "port \(port) of 127.0.0.1 is taken, the debugger needs one of its own: choose another one, or 0 for any that is free"
+            "port \(port) of 127.0.0.1 is in use: choose another one for the debugger, or 0 for any free port"
         case .debugger(.port(let port), let error):
-            "port \(port) of 127.0.0.1 cannot be had for a debugger: \(error.reason) (\(error.call))"
+            "port \(port) of 127.0.0.1 cannot be opened for the debugger: \(error.reason) (\(error.call))"
         case .debugger(.unix(let path), let error) where error.errno == EADDRINUSE:
-            "the debugger's socket \(path) is taken: another process listens there; choose another path, or end that one"
+            "the debugger's socket \(path) is in use: another process listens on it; choose another path, or end that process"
         case .debugger(.unix(let path), let error) where error.errno == EEXIST:
-            "the debugger's socket cannot be \(path): a file that is no socket has that name; choose another path or remove it"
+            "the debugger's socket cannot be \(path): a file that is not a socket has that name; choose another path or remove it"
         case .debugger(.unix(let path), let error) where error.errno == ENAMETOOLONG:
-            "the debugger's socket has a path of \(path.rawBytes.count) bytes, the kernel takes 1 to 107: choose a shorter one"
+            "the debugger's socket has a path of \(path.rawBytes.count) bytes, the limit is 107: choose a shorter one"
         case .debugger(.unix(let path), let error):
             "the debugger's socket \(path) cannot be opened: \(error.reason) (\(error.call))"
         case .console(.unix(let path), let error) where error.errno == EADDRINUSE:
-            "the console's socket \(path) is taken: another process listens there; choose another path, or end that one"
+            "the console's socket \(path) is in use: another process listens on it; choose another path, or end that process"
         case .console(.unix(let path), let error) where error.errno == EEXIST:
-            "the console's socket cannot be \(path): a file that is no socket has that name; choose another path or remove it"
+            "the console's socket cannot be \(path): a file that is not a socket has that name; choose another path or remove it"
         case .console(.unix(let path), let error) where error.errno == ENAMETOOLONG:
-            "the console's socket has a path of \(path.rawBytes.count) bytes, the kernel takes 1 to 107: choose a shorter one"
+            "the console's socket has a path of \(path.rawBytes.count) bytes, the limit is 107: choose a shorter one"
         case .console(.unix(let path), let error), .console(.file(let path), let error):
             "the console \(path) cannot be opened: \(error.reason) (\(error.call))"
         case .console(_, let error): "the console cannot be opened: \(error.reason) (\(error.call))"

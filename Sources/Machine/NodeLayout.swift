@@ -116,16 +116,16 @@ public enum NodeProblem: Sendable, Equatable, CustomStringConvertible {
 
     public var description: String {
         switch self {
-        case .tooMany(let count): "\(count) NUMA nodes were asked for, \(Self.maximum) are possible: leave \(count - Self.maximum) out"
+        case .tooMany(let count): "\(count) NUMA nodes were requested, but the maximum is \(Self.maximum): remove \(count - Self.maximum)"
         case .noMemory(let node): "NUMA node \(node) has no memory: give it some with mem=SIZE"
         case .noSuchCPU(let node, let cpu, let cpus):
             "NUMA node \(node) has CPU \(cpu), the machine has 0 to \(cpus - 1): give `--cpus \(cpu &+ 1)`, or another number"
         case .sharedCPU(let cpu, let node, let other): "CPU \(cpu) is in the NUMA nodes \(node) and \(other): name it in one of them"
         case .homelessCPU(let cpu): "CPU \(cpu) is in no NUMA node: name it in one, cpus=\(cpu)"
         case .noSuchNode(let node, let other, let nodes):
-            "NUMA node \(node) has a distance to node \(other), wanted another of the nodes 0 to \(nodes - 1)"
+            "NUMA node \(node) has a distance to node \(other); expected another one of the nodes 0 to \(nodes - 1)"
         case .badDistance(let node, let other, let distance):
-            "the distance of \(distance) from NUMA node \(node) to \(other) is not possible, wanted \(Self.distances.lowerBound) to \(Self.distances.upperBound)"
+            "the distance of \(distance) from NUMA node \(node) to \(other) is out of range; expected \(Self.distances.lowerBound) to \(Self.distances.upperBound)"
         case .memory(let sum, let size):
             "the NUMA nodes have \(byteText(sum)) in all, the machine \(byteText(size)): give `--mem \(sum % 1024 == 0 ? byteText(sum).filter { $0 != " " } : String(sum))`, or other sizes"
         case .notPageMultiple(let node, let size, let pageSize):

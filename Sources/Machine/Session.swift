@@ -83,7 +83,7 @@ struct Session: ~Copyable {
         while !hasEnded {
             var ready: [UInt64] = []
             do throws(SystemCallError) { try epoll.wait { token, _ in ready.append(token) } } catch {
-                return machine.stop(.hostError("the console's loop cannot wait: \(error)"))
+                return machine.stop(.hostError("the main event loop failed: \(error)"))
             }
             for token in ready {
                 switch token {
@@ -167,7 +167,7 @@ struct Session: ~Copyable {
             if number == SIGHUP { isTerminalClosed = true }
             let limit = stopSeconds
             if let limit { stopTimer.start(milliseconds: limit * 1000) }
-            report("asked the guest to power off; a second signal ends it" + (limit.map { ", and so do \($0) seconds" } ?? ""))
+            report("asked the guest to power off; a second signal ends the machine" + (limit.map { ", and so does a timeout of \($0) seconds" } ?? ""))
             machine.requestPowerOff()
         }
     }

@@ -52,7 +52,7 @@ public enum Supervisor {
         session.takeTerminal()
         if let note = configuration.bootNote { report(note) }
         // A kernel may print nothing for a long time, or nothing at all, and a raw terminal takes no Ctrl-C.
-        if session.hasTerminal { report("\(machine.bootDescription) boots; Ctrl-A x ends, Ctrl-A h helps") }
+        if session.hasTerminal { report("\(machine.bootDescription) boots; Ctrl-A x ends the machine, Ctrl-A h shows help") }
         try machine.start()
         if let announcement = machine.debuggerAnnouncement { report(announcement) }
         // What parsed the command line and built the machine is not needed again, and is most of what is resident.
@@ -90,7 +90,7 @@ public enum Supervisor {
     }
 
     private static func rebootedInstead(_ report: (String) -> Void) -> MachineEnd {
-        report("the guest rebooted where it was asked to power off: it is off now")
+        report("the guest rebooted instead of powering off: the machine ends")
         return .powerOff
     }
 }

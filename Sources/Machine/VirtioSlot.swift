@@ -64,7 +64,7 @@ struct VirtioSlot: Sendable {
             let image = try DiskImage(path: disk.path, options: options)
             opened.add(image)
             guard disk.queues <= image.maximumEngines else {
-                throw .impossible(path: disk.path, reason: "a remote disk, or an image on one, has one queue; queues=\(disk.queues) was asked for")
+                throw .impossible(path: disk.path, reason: "a remote disk, or an image on one, has one queue; queues=\(disk.queues) was requested")
             }
             return try BlockDevice(
                 name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
@@ -105,7 +105,7 @@ struct VirtioSlot: Sendable {
     init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) {
         let place = VirtioMMIOSlot(
             address: MMIOBus.address(ofDevice: index), size: UInt32(MMIOTransport.span), gsi: Wiring.virtioGSIs[index])
-        let transport = try Machine.host("make the eventfds of \(device.name)") { () throws(SystemCallError) in
+        let transport = try Machine.host("create the eventfds of \(device.name)") { () throws(SystemCallError) in
             try MMIOTransport(device: device, memory: memory)
         }
         do throws(KVMError) {

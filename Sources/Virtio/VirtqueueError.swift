@@ -59,7 +59,7 @@ public enum VirtqueueError: Error, Equatable, Sendable, CustomStringConvertible 
         case .headOutOfRange(let head, let size):
             "head \(head) is beyond the \(size) descriptors of the queue"
         case .nextOutOfRange(let next, let tableSize):
-            "a chain goes on at descriptor \(next) of a table of \(tableSize)"
+            "a chain continues at descriptor \(next) of a table of \(tableSize)"
         case .chainTooLong(let head, let limit):
             "the chain at \(head) has more than \(limit) descriptors"
         case .chainTooLarge(let head):
@@ -67,13 +67,13 @@ public enum VirtqueueError: Error, Equatable, Sendable, CustomStringConvertible 
         case .bufferOutsideRAM(let address, let count):
             "a buffer, \(count) bytes at \(address), is not in one region of RAM"
         case .readableAfterWritable(let head):
-            "the chain at \(head) has a readable buffer behind a writable one"
+            "the chain at \(head) has a readable buffer after a writable one"
         case .indirectNotNegotiated(let head):
-            "the chain at \(head) has an indirect table, which was not negotiated"
+            "the chain at \(head) has an indirect table, but VIRTIO_F_INDIRECT_DESC was not negotiated"
         case .indirectNested(let head):
             "the chain at \(head) has an indirect table within another"
         case .indirectWithNext(let head):
-            "the chain at \(head) goes on behind an indirect table"
+            "the chain at \(head) continues after an indirect table"
         case .indirectTableLength(let length):
             "an indirect table of \(length) bytes: not 1 to 32768 descriptors of 16 bytes"
         case .indirectTableOutsideRAM(let address, let count):

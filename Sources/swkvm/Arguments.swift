@@ -31,19 +31,19 @@ struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
             switch (key, value) {
             case ("max-bytes", let value?):
                 guard let size = ByteSize(argument: value), size.bytes > 0 else {
-                    throw ArgumentProblem("max-bytes=\(value) is no number of bytes, wanted 1 or more, such as 64K")
+                    throw ArgumentProblem("max-bytes=\(value) is not a number of bytes; expected 1 or more, such as 64K")
                 }
                 bytes = size.bytes
             case ("period", let value?):
                 guard let number = Int(value), (1...60_000).contains(number) else {
-                    throw ArgumentProblem("period=\(value) is no period, wanted 1 to 60000 milliseconds")
+                    throw ArgumentProblem("period=\(value) is not a valid period; expected 1 to 60000 milliseconds")
                 }
                 period = number
             default:
-                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted max-bytes= or period=")
+                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected max-bytes= or period=")
             }
         }
-        guard let bytes else { throw ArgumentProblem("period= goes with max-bytes=") }
+        guard let bytes else { throw ArgumentProblem("period= requires max-bytes=") }
         return Configuration.Entropy(limit: EntropyLimit(bytes: bytes, period: period ?? 1000))
     }
 }
@@ -66,12 +66,12 @@ struct NodeArgument {
             switch (key, value) {
             case ("cpus", let value?): cpus.formUnion(try Self.range(value, "CPUs"))
             case ("mem", let value?):
-                guard let size = ByteSize(argument: value), memory == nil else { throw ArgumentProblem("mem=\(value) is no size, or a second one") }
+                guard let size = ByteSize(argument: value), memory == nil else { throw ArgumentProblem("mem=\(value) is not a size, or was given twice") }
                 memory = size.bytes
             case ("host", let value?): hostNodes.formUnion(try Self.range(value, "the host's nodes"))
             case ("policy", let value?):
                 guard let known = MemoryPolicy.Mode(rawValue: value) else {
-                    throw ArgumentProblem("policy=\(value) is not known, wanted \(MemoryPolicy.Mode.allCases.map(\.rawValue).joined(separator: ", "))")
+                    throw ArgumentProblem("policy=\(value) is not recognized; expected \(MemoryPolicy.Mode.allCases.map(\.rawValue).joined(separator: ", "))")
                 }
                 mode = known
             case ("distance", let value?):
@@ -81,12 +81,12 @@ struct NodeArgument {
                 }
                 distances[node] = UInt8(distance)
             default:
-                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted mem=, cpus=, host=, policy= or distance=")
+                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected mem=, cpus=, host=, policy= or distance=")
             }
         }
         guard let memory else { throw ArgumentProblem("a NUMA node needs mem=SIZE") }
-        guard mode == nil || !hostNodes.isEmpty else { throw ArgumentProblem("policy= is about nodes of the host: name them with host=N") }
-        guard mode != .preferred || hostNodes.count == 1 else { throw ArgumentProblem("policy=preferred goes with one node of the host") }
+        guard mode == nil || !hostNodes.isEmpty else { throw ArgumentProblem("policy= requires host=N") }
+        guard mode != .preferred || hostNodes.count == 1 else { throw ArgumentProblem("policy=preferred requires exactly one host node") }
         node = Configuration.Node(
             cpus: cpus.sorted(), memory: memory,
             policy: hostNodes.isEmpty ? nil : MemoryPolicy(mode ?? .bind, hostNodes: hostNodes), distances: distances)
@@ -96,7 +96,7 @@ struct NodeArgument {
     private static func range(_ text: String, _ what: String) throws -> ClosedRange<Int> {
         let bounds = text.split(separator: "-", maxSplits: 1, omittingEmptySubsequences: false).map(number)
         guard let first = bounds.first ?? nil, let last = bounds.last ?? nil, first <= last, last < 4096 else {
-            throw ArgumentProblem("'\(text)' are no numbers of \(what), wanted N or FIRST-LAST (and the word again for more)")
+            throw ArgumentProblem("'\(text)' does not list \(what); expected N or FIRST-LAST (repeat the key for more)")
         }
         return first...last
     }
@@ -114,7 +114,7 @@ struct UUIDArgument {
     init(parsing argument: String) throws {
         uuid = UUID(argument)
         guard uuid != nil || argument == "none" else {
-            throw ArgumentProblem("'\(argument)' is no UUID, wanted none or one such as 6ba7b810-9dad-11d1-80b4-00c04fd430c8 (`uuidgen` makes one)")
+            throw ArgumentProblem("'\(argument)' is not a UUID; expected none or a UUID such as 6ba7b810-9dad-11d1-80b4-00c04fd430c8 (`uuidgen` makes one)")
         }
     }
 }
@@ -179,16 +179,16 @@ struct DiskArgument {
             case ("ro", nil): options.readOnly = true
             case ("format", let value?):
                 guard let format = ImageFormat(rawValue: value) else {
-                    throw ArgumentProblem("disk \(path): format=\(value) is not known, wanted one of \(ImageFormat.names)")
+                    throw ArgumentProblem("disk \(path): format=\(value) is not recognized; expected one of \(ImageFormat.names)")
                 }
                 options.format = format
             case ("cache", let value?):
                 guard let cache = CacheMode(rawValue: value) else {
-                    throw ArgumentProblem("disk \(path): cache=\(value) is not known, wanted writeback or none")
+                    throw ArgumentProblem("disk \(path): cache=\(value) is not recognized; expected writeback or none")
                 }
                 options.cache = cache
             case ("vhd-size", let value?):
-                guard let size = VHDSize(rawValue: value) else { throw ArgumentProblem("disk \(path): vhd-size=\(value) is not known, wanted chs or current") }
+                guard let size = VHDSize(rawValue: value) else { throw ArgumentProblem("disk \(path): vhd-size=\(value) is not recognized; expected chs or current") }
                 options.vhdSize = size
             case ("snapshot", let value?):
                 guard !value.isEmpty else { throw ArgumentProblem("disk \(path): snapshot= needs a snapshot's number or name") }
@@ -198,14 +198,14 @@ struct DiskArgument {
                 options.dataFile = value
             case ("reconnect", let value?):
                 guard let seconds = Int(value), DiskImageOptions.possibleReconnect.contains(seconds) else {
-                    throw ArgumentProblem("disk \(path): reconnect=\(value) is no time, wanted 0 to \(DiskImageOptions.possibleReconnect.upperBound) seconds")
+                    throw ArgumentProblem("disk \(path): reconnect=\(value) is not a valid time; expected 0 to \(DiskImageOptions.possibleReconnect.upperBound) seconds")
                 }
                 options.reconnect = seconds
             case ("key-file", let value?):
                 guard !value.isEmpty else { throw ArgumentProblem("disk \(path): key-file= needs a path") }
                 keys.append(.file(value))
             case ("key-fd", let value?):
-                guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("disk \(path): key-fd=\(value) is no descriptor's number") }
+                guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("disk \(path): key-fd=\(value) is not a file descriptor number") }
                 keys.append(.descriptor(number))
             case ("backing", let value?) where ["on", "off", "anywhere"].contains(value):
                 options.allowsBacking = value != "off"
@@ -222,11 +222,11 @@ struct DiskArgument {
                 serial = value
             case ("queues", let value?):
                 guard let count = Int(value), (1...BlockDevice.maximumQueues).contains(count) else {
-                    throw ArgumentProblem("disk \(path): queues=\(value) is no number from 1 to \(BlockDevice.maximumQueues)")
+                    throw ArgumentProblem("disk \(path): queues=\(value) is not a number from 1 to \(BlockDevice.maximumQueues)")
                 }
                 queues = count
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off|anywhere, backing-dir=, vhd-size=, lock=on|off, serial= or queues=")
+                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off|anywhere, backing-dir=, vhd-size=, lock=on|off, serial= or queues=")
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)
@@ -258,29 +258,29 @@ struct NetworkArgument {
             case ("mac", let value?): mac = try MACAddress(parsing: value)
             case ("mtu", let value?):
                 guard let number = Int(value), NetworkBackend.possibleMTU.contains(number) else {
-                    throw ArgumentProblem("mtu=\(value) is no MTU, wanted \(NetworkBackend.possibleMTU.lowerBound) to \(NetworkBackend.possibleMTU.upperBound)")
+                    throw ArgumentProblem("mtu=\(value) is not a valid MTU; expected \(NetworkBackend.possibleMTU.lowerBound) to \(NetworkBackend.possibleMTU.upperBound)")
                 }
                 mtu = number
             case ("offload", "on"): offload = true
             case ("offload", "off"): offload = false
             case ("offload", let value): throw ArgumentProblem("offload\(value.map { "=" + $0 } ?? "") is neither offload=on nor offload=off")
             case ("fd", let value?):
-                guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("fd=\(value) is no descriptor's number") }
-                guard number > 2 else { throw ArgumentProblem("fd=\(value) is a standard stream, wanted the number of a TAP's descriptor, 3 or more") }
+                guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("fd=\(value) is not a file descriptor number") }
+                guard number > 2 else { throw ArgumentProblem("fd=\(value) is a standard stream; expected the descriptor of a TAP, 3 or higher") }
                 descriptor = number
             default:
-                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not known, wanted tap=, bridge=, create, mac=, mtu=, offload=on|off or fd=")
+                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off or fd=")
             }
         }
         if let descriptor {
             guard tap == nil, bridge == nil, !create, mtu == nil else {
-                throw ArgumentProblem("fd= is a TAP that is set up already: tap=, bridge=, create and mtu= do not go with it")
+                throw ArgumentProblem("fd= passes a TAP that is already configured: it cannot be combined with tap=, bridge=, create or mtu=")
             }
             network = Configuration.Network(.descriptor(descriptor), mac: mac, offload: offload)
             return
         }
         guard let tap else { throw ArgumentProblem("a network interface needs tap=NAME or fd=N") }
-        guard bridge != nil || !create else { throw ArgumentProblem("create is about a bridge: name it with bridge=NAME") }
+        guard bridge != nil || !create else { throw ArgumentProblem("create requires bridge=NAME") }
         network = Configuration.Network(
             .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu), mac: mac, offload: offload)
     }

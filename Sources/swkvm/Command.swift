@@ -18,13 +18,13 @@ struct Command: ParsableCommand {
 
                 swkvm run --mem 2G --hugepages
 
-            Make a disk for it, copy one, look into one:
+            Create, convert and inspect disk images:
 
                 swkvm image create disk.qcow2 20G
                 swkvm image convert disk.qcow2 disk.raw
                 swkvm image info disk.qcow2
 
-            See whether this host can do it, and what fixes what is missing:
+            Check this host, and show the command that fixes each problem:
 
                 swkvm doctor
 
@@ -33,7 +33,7 @@ struct Command: ParsableCommand {
             EXIT STATUS
               0       done
               64      the command line is wrong
-              others  what the commands' own help says
+              others  see the help of each command
             """,
         version: "swkvm \(version)",
         subcommands: [RunCommand.self, ImageCommand.self, DoctorCommand.self])

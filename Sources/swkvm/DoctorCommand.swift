@@ -7,15 +7,15 @@ internal import Machine
 struct DoctorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor",
-        abstract: "Say what this host can do, what is missing, and the command that fixes it.",
+        abstract: "Check whether this host can run machines, and show the command that fixes each problem.",
         discussion: """
             EXIT STATUS
               0    a machine can run here
-              1    something that every machine needs is missing
+              1    a requirement of every machine is missing
               64   the command line is wrong
             """)
 
-    @Flag(help: "Print JSON: whether a machine can run, and the findings with the commands that fix them.")
+    @Flag(help: "Print JSON: whether machines can run, the findings, and the commands that fix them.")
     var json = false
 
     func run() throws {

@@ -87,9 +87,9 @@ enum ForeignWords {
 
     private static let table: [(String, Advice)] = [
         // Memory and CPUs
-        ("m memory ram r", .use("--mem SIZE", note: "without a unit SIZE is in bytes: 2048 there is --mem 2048M")),
+        ("m memory ram r", .use("--mem SIZE", note: "SIZE without a unit is in bytes: QEMU's -m 2048 is --mem 2048M")),
         ("smp vcpus ncpus", .use("--cpus N")),
-        ("cpu", .notNeeded("the guest sees what KVM supports on this host")),
+        ("cpu", .notNeeded("the guest gets the CPU features that KVM supports on this host")),
         ("mem-path memorybacking", .use("--hugepages KIND")),
         ("mem-prealloc", .use("--prealloc")),
         ("numatune", .use("--numa mem=SIZE,host=N,policy=bind")),
@@ -97,27 +97,27 @@ enum ForeignWords {
             "cpuset cputune",
             .unavailable("start swkvm with `taskset`, or bind its threads by their names vcpu0, vcpu1 …")
         ),
-        ("balloon memballoon", .unavailable("a machine has the RAM that --mem gives")),
+        ("balloon memballoon", .unavailable("the amount of RAM is fixed by --mem")),
         // What boots
         ("append extra-args x kernel-opts", .use("--cmdline WORDS")),
         (
             "boot install pxe location l",
-            .use("--kernel FILE --initrd FILE", note: "a kernel is booted directly, disks are not")
+            .use("--kernel FILE --initrd FILE", note: "swkvm boots a kernel directly, not from a disk")
         ),
         ("bios pflash firmware L uefi", .unavailable("there is no firmware, --kernel FILE boots a kernel directly")),
         (
             "dtb loader option-rom acpitable smbios no-acpi no-hpet",
-            .unavailable("the firmware's tables are made for the machine")
+            .unavailable("swkvm generates the firmware tables")
         ),
         ("import unattended cloud-init", .unavailable("--kernel FILE boots a kernel with the disks that --disk names")),
         ("os-variant osinfo os-type", .notNeeded("all guests have the same devices")),
         // Disks
         ("drive blockdev hda hdb hdc hdd f file root-drive sd", .use("--disk PATH[,format=FORMAT][,ro]")),
-        ("cdrom", .use("--disk PATH,format=raw,ro", note: "a disk that cannot be written; nothing boots from it")),
+        ("cdrom", .use("--disk PATH,format=raw,ro", note: "a read-only disk; it is not bootable")),
         ("fda fdb floppy", .unavailable("a machine has virtio disks only: --disk PATH")),
         (
             "snapshot",
-            .unavailable("make an overlay with `swkvm image create --backing BASE overlay.qcow2` and use that")
+            .unavailable("create an overlay with `swkvm image create --backing BASE overlay.qcow2` and use it")
         ),
         // Network
         ("netdev nic network w tap-device", .use("--net tap=NAME[,bridge=NAME]")),
@@ -131,11 +131,11 @@ enum ForeignWords {
                 "see --hugepages, --shared and --numa for memory, key-file= of --disk for keys, --rng for random numbers"
             )
         ),
-        ("virtfs fsdev filesystem fs", .unavailable("no directory of the host's can be shared yet")),
+        ("virtfs fsdev filesystem fs", .unavailable("host directories cannot be shared yet")),
         (
             "usb usbdevice tpm tpmdev watchdog vsock sound soundhw audio audiodev input hostdev host-device smartcard redirdev panic "
                 + "controller channel iommu parallel pmem video",
-            .unavailable("a machine has disks, network interfaces, random numbers and a serial port")
+            .unavailable("a machine has disks, network interfaces, an entropy device and a serial port")
         ),
         // Console
         ("nographic nographics", .notNeeded("the terminal is the guest's serial port")),
@@ -147,13 +147,13 @@ enum ForeignWords {
         ("noautoconsole", .use("--console pty")),
         (
             "monitor mon qmp qmp-pretty",
-            .unavailable("there is no monitor; Ctrl-A h at the console shows what can be asked there")
+            .unavailable("there is no monitor; Ctrl-A h on the console lists the available keys")
         ),
         (
             "daemonize",
-            .unavailable("a machine runs in the foreground: start it by a service manager, with --console unix:PATH")
+            .unavailable("a machine runs in the foreground: start it from a service manager, with --console unix:PATH")
         ),
-        ("pidfile", .unavailable("the machine's process is swkvm's own: take the process's number from who starts it")),
+        ("pidfile", .unavailable("the machine runs in the swkvm process itself: use the PID of that process")),
         // Debugging
         ("s", .use("--gdb 1234")),
         ("S", .use("--gdb PORT", note: "the guest waits for the debugger")),
@@ -161,11 +161,11 @@ enum ForeignWords {
             "d D log-path level show-level show-log-origin log-file",
             .use("--log-level LEVEL", note: "on standard error")
         ),
-        ("loadvm incoming", .unavailable("a machine's state cannot be saved yet")),
+        ("loadvm incoming", .unavailable("the state of a machine cannot be saved yet")),
         // The machine and the program
         (
             "M machine arch features no-user-config nodefaults",
-            .notNeeded("there is one kind of machine, without devices that were not asked for")
+            .notNeeded("there is one machine type, and it has no default devices")
         ),
         ("enable-kvm accel virt-type hvm", .notNeeded("every machine runs on KVM")),
         ("paravirt tcg", .unavailable("every machine runs on KVM")),
@@ -173,17 +173,17 @@ enum ForeignWords {
         ("id n", .use("--name NAME")),
         (
             "sandbox runas chroot seccomp-level no-seccomp seccomp-filter overcommit",
-            .unavailable("run swkvm as the user, and with the limits, that it shall have")
+            .unavailable("start swkvm as the intended user and with the intended limits")
         ),
         (
             "api-sock api-socket no-api config-file metrics-path metadata boot-timer",
-            .unavailable("a machine is described by the command line alone")
+            .unavailable("a machine is configured on the command line only")
         ),
         (
             "connect autostart transient description wait print-xml dry-run check",
-            .unavailable("there is no daemon that keeps machines, swkvm run is one")
+            .unavailable("there is no daemon: each `swkvm run` process is one machine")
         ),
-        ("global set readconfig writeconfig", .unavailable("the command line's options are all there is")),
+        ("global set readconfig writeconfig", .unavailable("there are only command-line options")),
     ]
 }
 

@@ -23,7 +23,7 @@ struct StopTimeoutArgument: Equatable {
         } else if let seconds = Int(argument.hasSuffix("s") ? String(argument.dropLast()) : argument), (0...Self.maximum).contains(seconds) {
             timeout = .seconds(seconds)
         } else {
-            throw ValidationError("wanted is a number of seconds from 0 to \(Self.maximum), or none")
+            throw ValidationError("expected a number of seconds from 0 to \(Self.maximum), or none")
         }
     }
 }

@@ -11,9 +11,9 @@ struct RunCommand: ParsableCommand {
         commandName: "run",
         abstract: "Boot a virtual machine and connect it to this terminal.",
         discussion: """
-            Without --kernel the bundled guest boots, to a small prompt; what is on a disk does not start by itself. The terminal is the \
-            guest's serial port; Ctrl-A x ends the machine, Ctrl-A h shows the other keys. SIGINT, SIGTERM and SIGHUP ask the guest to power off, \
-            a second one, a second later or more, ends it.
+            Without --kernel, the bundled guest boots to a prompt; swkvm does not boot from disks. The terminal is the guest's serial port; \
+            Ctrl-A x ends the machine, Ctrl-A h lists the other keys. SIGINT, SIGTERM and SIGHUP ask the guest to power off; a second signal, \
+            at least a second later, ends the machine.
 
             EXAMPLES
               swkvm run --mem 2G --hugepages
@@ -28,12 +28,12 @@ struct RunCommand: ParsableCommand {
             \(ExitStatus.table.map { "  " + $0.statuses + String(repeating: " ", count: max(1, 9 - $0.statuses.count)) + $0.meaning }.joined(separator: "\n"))
             """)
 
-    @Option(help: "A name, for messages and what is derived from it: the UUID, if it is given, and MAC addresses. (default: swkvm)")
+    @Option(help: "Machine name, used in messages and to derive MAC addresses and, if given, the UUID. (default: swkvm)")
     var name: String?
 
     @Option(
         help: ArgumentHelp(
-            "The UUID in the firmware's tables, or none. Default: derived from the name that --name gives and the host's machine-id, without --name none.",
+            "UUID in the SMBIOS tables, or none. Default: derived from --name and the host's machine-id; none without --name.",
             valueName: "uuid"),
         transform: UUIDArgument.init(parsing:))
     var uuid: UUIDArgument?
@@ -50,21 +50,21 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         defaultAsFlag: HugePages.twoMiB, parsing: .next,
-        help: ArgumentHelp("Guest RAM in huge pages: 2M (the default of the option alone), 1G, or thp for transparent ones.", valueName: "kind"),
+        help: ArgumentHelp("Back guest RAM with huge pages: 2M (the default if no kind is given), 1G, or thp (transparent huge pages).", valueName: "kind"),
         completion: .list(HugePages.allValueStrings))
     var hugepages: HugePages?
 
-    @Flag(help: "Touch all guest RAM before the guest starts.")
+    @Flag(help: "Allocate all guest RAM before the guest starts.")
     var prealloc = false
 
-    @Flag(help: "Guest RAM as shared memory (a memfd).")
+    @Flag(help: "Allocate guest RAM as shared memory (memfd).")
     var shared = false
 
     @Option(
         help: ArgumentHelp(
             """
             A NUMA node of the guest: mem=SIZE[,cpus=N|FIRST-LAST]…[,host=N|FIRST-LAST[,policy=bind|preferred|interleave]][,distance=NODE:DISTANCE]…. \
-            Given again for each node, in their order; the sizes add up to --mem, and every CPU is in one node.
+            Repeat for each node, in order; the sizes must add up to --mem, and every CPU must be in exactly one node.
             """,
             valueName: "node"),
         completion: NodeArgument.completion, transform: NodeArgument.init(parsing:))
@@ -80,22 +80,22 @@ struct RunCommand: ParsableCommand {
         completion: .file())
     var kernel: String?
 
-    @Option(help: ArgumentHelp("Initial RAM disk for the kernel that --kernel names.", valueName: "file"), completion: .file())
+    @Option(help: ArgumentHelp("Initial RAM disk; requires --kernel.", valueName: "file"), completion: .file())
     var initrd: String?
 
     @Option(
         help: ArgumentHelp(
-            "Kernel command line. For a Linux kernel console=ttyS0 is put in front, unless there is a console= or --console is none.", valueName: "words"))
+            "Kernel command line. For a Linux kernel, console=ttyS0 is prepended unless it contains console= or --console is none.", valueName: "words"))
     var cmdline = ""
 
-    @Option(help: ArgumentHelp("Kernel command line, to which nothing is added.", valueName: "words"))
+    @Option(help: ArgumentHelp("Kernel command line, passed unmodified.", valueName: "words"))
     var cmdlineRaw: String?
 
     @Option(
         help: ArgumentHelp(
             """
-            How the guest learns of its virtio devices: acpi, from the ACPI tables; cmdline, from words virtio_mmio.device= that are added to \
-            its command line, for a kernel without ACPI. Default: acpi, and cmdline for a Linux kernel with acpi=off.
+            How the guest discovers its virtio devices: acpi (ACPI tables) or cmdline (virtio_mmio.device= parameters added to \
+            its command line, for kernels without ACPI). Default: acpi, and cmdline for a Linux kernel with acpi=off.
             """,
             valueName: "acpi|cmdline"))
     var discovery: DiscoveryArgument?
@@ -103,10 +103,13 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A disk: PATH[,format=raw|qcow2|vmdk|vdi|vpc|vhdx][,ro][,snapshot=NAME][,data-file=PATH][,key-file=PATH|key-fd=N][,cache=writeback|none][,backing=on|off|anywhere][,backing-dir=DIR][,vhd-size=chs|current][,lock=on|off][,reconnect=SECONDS][,serial=TEXT][,queues=N]. Without format= the file's extension tells (.raw, .img, .qcow2, .vmdk, .vdi, .vhd, .vhdx). snapshot= reads a state \
-            that a qcow2 image has kept, data-file= names the file with the data of one that keeps it outside, files that an image names (backing files, extents) have to be in or below its own directory or be named on the command line; backing-dir= (again for more) takes those below another directory, backing=anywhere all, remote disks too, backing=off none; key-file= or key-fd= is what holds the key of an \
-            encrypted one (again for its backing files, in their order). PATH can be a remote disk, nbd://HOST[:PORT]/EXPORT or \
-            nbd+unix:///EXPORT?socket=PATH; reconnect= is how long requests wait when its connection is lost (10). vhd-size= says which of the two sizes in the footer of a VHD is the disk's, by its geometry or in bytes, where its maker is no guide. May be given again. A comma in \
+            A disk: PATH[,format=raw|qcow2|vmdk|vdi|vpc|vhdx][,ro][,snapshot=NAME][,data-file=PATH][,key-file=PATH|key-fd=N][,cache=writeback|none][,backing=on|off|anywhere][,backing-dir=DIR][,vhd-size=chs|current][,lock=on|off][,reconnect=SECONDS][,serial=TEXT][,queues=N]. The format is given by the file extension (.raw, .img, \
+            .qcow2, .vmdk, .vdi, .vhd, .vhdx) or by format=. snapshot= attaches an internal qcow2 snapshot, data-file= an external qcow2 \
+            data file. key-file= or key-fd= holds the key of an encrypted image (repeat for its backing files, in order). Backing files and \
+            extents must be in or below the image's directory or be named on the command line; backing-dir= (repeatable) allows another \
+            directory, backing=anywhere allows all, including remote disks, backing=off none. PATH can be a remote disk, \
+            nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; reconnect= sets how long requests wait for a reconnect (10 by default). \
+            vhd-size= selects which of the two sizes in a VHD footer is used, that of the geometry or that in bytes. Repeatable. A comma in \
             PATH is written twice.
             """,
             valueName: "disk"),
@@ -117,8 +120,8 @@ struct RunCommand: ParsableCommand {
         help: ArgumentHelp(
             """
             A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mtu=N][,offload=on|off], or fd=N[,mac=MAC][,offload=on|off]. \
-            offload= says whether the guest may leave checksums and segmentation to the host; without it, what is behind the interface \
-            decides. May be given again.
+            offload= controls whether the guest may offload checksums and segmentation to the host; by default this depends on what the \
+            interface is connected to. Repeatable.
             """,
             valueName: "net"),
         completion: NetworkArgument.completion, transform: NetworkArgument.init(parsing:))
@@ -127,25 +130,25 @@ struct RunCommand: ParsableCommand {
     @Option(
         defaultAsFlag: EntropyArgument.unlimited, parsing: .next,
         help: ArgumentHelp(
-            "A source of random numbers (virtio-rng) for the guest, fed by the host's generator: max-bytes=SIZE[,period=MS] limits it.",
+            "Add a virtio-rng device, backed by the host's random number generator; max-bytes=SIZE[,period=MS] limits its rate.",
             valueName: "limit"),
         completion: EntropyArgument.completion)
     var rng: EntropyArgument?
 
     @Option(
-        help: ArgumentHelp("Where the serial port goes: stdio, none, pty, unix:PATH or file:PATH. (default: stdio)", valueName: "console"),
+        help: ArgumentHelp("Serial port back-end: stdio, none, pty, unix:PATH or file:PATH. (default: stdio)", valueName: "console"),
         completion: ConsoleArgument.completion, transform: ConsoleArgument.init(parsing:))
     var console = ConsoleArgument(kind: .stdio)
 
     @Option(
         help: ArgumentHelp(
-            "What a reboot of the guest does: restart boots it again, exit ends the machine with a status of its own.", valueName: "what"))
+            "Action on a guest reboot: restart boots it again, exit ends the machine with exit status 103.", valueName: "what"))
     var onReboot = RebootArgument.restart
 
     @Option(
         help: ArgumentHelp(
             """
-            How many seconds a guest may take to power off after a signal, before the machine is ended; or none. Default: none at a terminal, \
+            Seconds to wait for the guest to power off after a signal before the machine is ended, or none. Default: none on a terminal, \
             \(Configuration.StopTimeout.standard) elsewhere.
             """,
             valueName: "seconds|none"),
@@ -155,8 +158,8 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            Let GDB in at a port of 127.0.0.1 (1234, :1234 or localhost:1234; 0: any that is free) or at unix:PATH. The guest waits at its first instruction until a \
-            debugger lets it go.
+            Listen for GDB on a port of 127.0.0.1 (1234, :1234 or localhost:1234; 0: any free port) or on unix:PATH. The guest waits at its first instruction until the \
+            debugger continues it.
             """,
             valueName: "port|unix:path"),
         completion: DebuggerArgument.completion, transform: DebuggerArgument.init(parsing:))
@@ -164,23 +167,23 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "What to count: exits, the exits to user space by reason, address and vCPU; printed as a table at the end.", valueName: "what"))
+            "Statistics to collect: exits (exits to user space by reason, address and vCPU); printed as a table at the end.", valueName: "what"))
     var trace: [TraceArgument] = []
 
-    @Option(help: ArgumentHelp("What to log on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
+    @Option(help: ArgumentHelp("Log level on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
     var logLevel = Logger.Level.notice
 
     func validate() throws {
         if let initrd, kernel == nil || kernel == Self.bundled {
             throw ValidationError(
-                "an initrd needs --kernel: the bundled guest takes no initial RAM disk. Give the kernel that it belongs to: --kernel vmlinuz --initrd \(initrd)")
+                "the option --initrd requires --kernel: the bundled guest does not use an initial RAM disk. Specify its kernel: --kernel vmlinuz --initrd \(initrd)")
         }
         if cmdlineRaw != nil, !cmdline.isEmpty {
-            throw ValidationError("the kernel has one command line: give it as --cmdline or as --cmdline-raw")
+            throw ValidationError("the options --cmdline and --cmdline-raw cannot be combined")
         }
         if let hugepages, hugepages.backing == nil {
             throw ValidationError(
-                "The value '\(hugepages)' is invalid for '--hugepages <kind>': wanted is one of \(HugePages.allValueStrings.joined(separator: ", "))")
+                "The value '\(hugepages)' is invalid for '--hugepages <kind>': expected one of \(HugePages.allValueStrings.joined(separator: ", "))")
         }
         do { _ = try rng?.entropy() } catch {
             throw ValidationError("The value '\(rng?.description ?? "")' is invalid for '--rng <limit>': \(error)")

@@ -19,7 +19,7 @@ func wholeNumber<Number: FixedWidthInteger & Sendable>(
         guard let number = Number(text), range.contains(number) else {
             let isUnbounded = range.upperBound == .max && Number.bitWidth >= 32
             let bounds = isUnbounded ? "\(range.lowerBound) or more" : "\(range.lowerBound) to \(range.upperBound)"
-            throw ArgumentProblem("wanted a whole number" + (range.lowerBound < 0 ? "" : ", \(bounds)"))
+            throw ArgumentProblem("expected a whole number" + (range.lowerBound < 0 ? "" : ", \(bounds)"))
         }
         return number
     }
@@ -28,7 +28,7 @@ func wholeNumber<Number: FixedWidthInteger & Sendable>(
 /// A descriptor's number, for an option's `transform`.
 let descriptorNumber: @Sendable (String) throws -> Int32 = { text in
     guard let number = Int32(text), number >= 0 else {
-        throw ArgumentProblem("wanted the number of an open descriptor, such as 5")
+        throw ArgumentProblem("expected the number of an open file descriptor, such as 5")
     }
     return number
 }
@@ -42,7 +42,7 @@ struct ByteSize: Equatable, CustomStringConvertible {
     /// - Throws: a sentence that says what is wanted.
     init(parsing text: String) throws {
         guard let size = ByteSize(argument: text) else {
-            throw ArgumentProblem("wanted a size in bytes, or with K, M, G, T, P or E, as in 512M or 1.5G")
+            throw ArgumentProblem("expected a size in bytes, or with K, M, G, T, P or E, as in 512M or 1.5G")
         }
         self = size
     }
@@ -138,7 +138,7 @@ struct ConsoleArgument {
             } else if let path = argument.path(after: "file:") {
                 kind = .file(path)
             } else {
-                throw ArgumentProblem("wanted stdio, none, pty, unix:PATH or file:PATH")
+                throw ArgumentProblem("expected stdio, none, pty, unix:PATH or file:PATH")
             }
         }
     }
@@ -161,10 +161,10 @@ struct DebuggerArgument {
         let digits = colon.map { address[address.index(after: $0)...] } ?? address
         let host = colon.map { address[..<$0] } ?? ""
         guard digits.utf8.allSatisfy({ (0x30...0x39).contains($0) }), let port = UInt16(digits) else {
-            throw ArgumentProblem("wanted a port, 0 to 65535, or unix:PATH")
+            throw ArgumentProblem("expected a port, 0 to 65535, or unix:PATH")
         }
         guard ["", "localhost", "127.0.0.1"].contains(host) else {
-            throw ArgumentProblem("a debugger is let in at 127.0.0.1 only, wanted a port or unix:PATH")
+            throw ArgumentProblem("the debugger port is on 127.0.0.1 only; expected a port or unix:PATH")
         }
         place = .port(port)
     }

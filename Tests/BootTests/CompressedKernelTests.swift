@@ -58,7 +58,7 @@ import Testing
         #expect(
             error(less)
                 == .malformed(
-                    file: "vmlinux.gz", reason: "it decompresses to more than the 4096 bytes that it promises"))
+                    file: "vmlinux.gz", reason: "it decompresses to more than the 4096 bytes that it declares"))
         #expect(error(none) == .malformed(file: "vmlinux.gz", reason: "it decompresses to nothing"))
     }
 
@@ -84,7 +84,7 @@ import Testing
         func refusal(_ magic: [UInt8]) -> String? { error(magic + Array(repeating: 0, count: 100))?.description }
         #expect(
             refusal([0x28, 0xb5, 0x2f, 0xfd])
-                == "vmlinux.gz is compressed with zstd, wanted a kernel as it is or compressed with gzip: decompress it first"
+                == "vmlinux.gz is compressed with zstd; only uncompressed and gzip-compressed kernels are supported: decompress it first"
         )
         #expect(refusal([0xfd, 0x37, 0x7a, 0x58, 0x5a, 0])?.contains("with xz") == true)
         #expect(error(gzip(gzip(ELFBuilder.kernel().bytes))) == .notAKernel(file: "vmlinux.gz"))

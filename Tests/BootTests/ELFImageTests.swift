@@ -66,7 +66,7 @@ import Testing
         builder.machine = 183
         #expect(
             error(builder.bytes)?.description
-                == "kernel.elf is an ELF for AArch64 (machine 183), wanted x86-64 (machine 62)")
+                == "kernel.elf is an ELF for AArch64 (machine 183); expected x86-64 (machine 62)")
         var bigEndian = ELFBuilder.kernel().bytes
         bigEndian[5] = 2
         bigEndian[18] = 0

@@ -107,7 +107,7 @@ import Testing
         line.addConsole()
         #expect(
             loader(ELFBuilder.kernel(), line)?.description
-                == "the kernel's command line has 2054 bytes, 14 of them added by swkvm; vmlinux (a 64-bit ELF file, entered as Linux is) reads at most 2047: "
+                == "the kernel's command line has 2054 bytes, 14 of them added by swkvm; vmlinux (a 64-bit ELF file, entered as Linux is) accepts at most 2047: "
                 + "shorten --cmdline")
     }
 

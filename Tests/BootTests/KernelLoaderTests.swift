@@ -182,7 +182,7 @@ import Testing
                 withFile([], name: "initrd") { initrd in
                     bootError { _ = try KernelLoader(kernel: kernel, initrd: initrd) }
                 }
-            }?.description == "initrd is malformed: an initrd without a byte in it")
+            }?.description == "initrd is malformed: the initrd is empty")
     }
 
     @Test(arguments: [0x500, 0xff00, 0x1_ff80, 0x2_0000, 0x2_ff00, 0x9_ff80, 0xa_0000, 0xe_0000, 0xf_ffff] as [UInt64])
@@ -230,7 +230,7 @@ import Testing
         builder.machine = 3
         #expect(
             withFile(builder.bytes) { file in bootError { _ = try KernelLoader(kernel: file) } }?.description
-                == "kernel.elf cannot be entered: it is a 32-bit ELF without a PVH note, wanted the note or a 64-bit ELF"
+                == "kernel.elf cannot be entered: it is a 32-bit ELF without a PVH note; expected the note or a 64-bit ELF"
         )
         #expect(
             withFile(Array("no kernel".utf8), name: "notes.txt") { file in

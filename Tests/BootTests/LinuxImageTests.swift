@@ -142,10 +142,10 @@ private struct BzImageBuilder {
     @Test func refusesKernelsThatCannotBeEntered() {
         #expect(
             error { $0.version = 0x0209 }?.description
-                == "bzImage cannot be entered: it speaks boot protocol 2.9, wanted 2.12 or later (Linux 3.8 and later)")
+                == "bzImage cannot be entered: it uses boot protocol 2.9; expected 2.12 or later (Linux 3.8 and later)")
         #expect(
             error { $0.extendedFlags = 0x3e }?.description
-                == "bzImage cannot be entered: it has no 64-bit entry (a 32-bit kernel), wanted a kernel for x86-64")
+                == "bzImage cannot be entered: it has no 64-bit entry (a 32-bit kernel); expected a kernel for x86-64")
         func malformed(_ change: (inout BzImageBuilder) -> Void) -> Bool {
             if case .malformed = error(change) { true } else { false }
         }

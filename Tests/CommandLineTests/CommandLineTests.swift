@@ -73,12 +73,12 @@ import Testing
 
     @Test(arguments: [
         ("", "a disk needs a path"), (",ro", "a disk needs a path"), ("d,backing-dir=", "disk d: backing-dir= needs a directory"),
-        ("d,format=qed", "disk d: format=qed is not known, wanted one of raw, qcow2, vmdk, vdi, vpc, vhdx"), ("d,format=", "disk d: format= is not known"),
-        ("d,format", "disk d: 'format' is not known"), ("d,ro=yes", "disk d: 'ro=yes' is not known, wanted format=, "),
-        ("d,cache=unsafe", "disk d: cache=unsafe is not known, wanted writeback or none"),
+        ("d,format=qed", "disk d: format=qed is not recognized; expected one of raw, qcow2, vmdk, vdi, vpc, vhdx"), ("d,format=", "disk d: format= is not recognized"),
+        ("d,format", "disk d: 'format' is not recognized"), ("d,ro=yes", "disk d: 'ro=yes' is not recognized; expected format=, "),
+        ("d,cache=unsafe", "disk d: cache=unsafe is not recognized; expected writeback or none"),
         ("d,serial=", "disk d: a serial number has 1 to 20 bytes, this one 0"),
-        ("d,serial=123456789012345678901", "disk d: a serial number has 1 to 20 bytes, this one 21"), ("d,", "disk d: '' is not known"),
-        ("d,RO", "disk d: 'RO' is not known"),
+        ("d,serial=123456789012345678901", "disk d: a serial number has 1 to 20 bytes, this one 21"), ("d,", "disk d: '' is not recognized"),
+        ("d,RO", "disk d: 'RO' is not recognized"),
     ])
     func mistakes(argument: String, sentence: String) {
         let error = #expect(throws: ArgumentProblem.self) { try DiskArgument(parsing: argument) }
@@ -111,15 +111,15 @@ import Testing
     }
 
     @Test(arguments: [
-        ("", "'' is not known, wanted tap=, bridge=, create, mac=, mtu=, offload=on|off or fd="), ("tap", "'tap' is not known"), ("create=yes", "'create=yes' is not known"),
+        ("", "'' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off or fd="), ("tap", "'tap' is not recognized"), ("create=yes", "'create=yes' is not recognized"),
         ("bridge=br0", "a network interface needs tap=NAME or fd=N"), ("mac=52:54:00:12:34:56", "a network interface needs tap=NAME or fd=N"),
-        ("tap=a,create", "create is about a bridge: name it with bridge=NAME"), ("tap=a,mtu=67", "mtu=67 is no MTU, wanted 68 to 65521"),
+        ("tap=a,create", "create requires bridge=NAME"), ("tap=a,mtu=67", "mtu=67 is not a valid MTU; expected 68 to 65521"),
         ("tap=a,offload", "offload is neither offload=on nor offload=off"), ("tap=a,offload=yes", "offload=yes is neither offload=on"),
-        ("tap=a,mtu=65522", "mtu=65522 is no MTU"), ("tap=a,mtu=", "mtu= is no MTU"), ("fd=-1", "fd=-1 is no descriptor's number"),
-        ("fd=x", "fd=x is no descriptor's number"), ("fd=2147483648", "fd=2147483648 is no descriptor's number"),
-        ("fd=0", "fd=0 is a standard stream, wanted the number of a TAP's descriptor, 3 or more"), ("fd=2", "fd=2 is a standard stream"),
-        ("fd=3,tap=a", "fd= is a TAP that is set up already"), ("fd=3,bridge=a", "fd= is a TAP that is set up already"),
-        ("fd=3,create", "fd= is a TAP that is set up already"), ("fd=3,mtu=1500", "fd= is a TAP that is set up already"),
+        ("tap=a,mtu=65522", "mtu=65522 is not a valid MTU"), ("tap=a,mtu=", "mtu= is not a valid MTU"), ("fd=-1", "fd=-1 is not a file descriptor number"),
+        ("fd=x", "fd=x is not a file descriptor number"), ("fd=2147483648", "fd=2147483648 is not a file descriptor number"),
+        ("fd=0", "fd=0 is a standard stream; expected the descriptor of a TAP, 3 or higher"), ("fd=2", "fd=2 is a standard stream"),
+        ("fd=3,tap=a", "fd= passes a TAP that is already configured"), ("fd=3,bridge=a", "fd= passes a TAP that is already configured"),
+        ("fd=3,create", "fd= passes a TAP that is already configured"), ("fd=3,mtu=1500", "fd= passes a TAP that is already configured"),
     ])
     func mistakes(argument: String, sentence: String) {
         let error = #expect(throws: ArgumentProblem.self) { try NetworkArgument(parsing: argument) }
@@ -261,7 +261,7 @@ import Testing
 
     @Test func ofDoctor() {
         let help = text("doctor", "--help")
-        #expect(help.status == 0 && help.text.contains("what this host can do"))
+        #expect(help.status == 0 && help.text.contains("whether this host can run machines"))
     }
 
     @Test(arguments: [["--version"], ["run", "--version"]]) func version(arguments: [String]) {

@@ -73,7 +73,7 @@ import Testing
             }
         }
         let wanted =
-            problem(option, "no-such-word").split(separator: "wanted ").last?.split { $0 == " " || $0 == "," } ?? []
+            problem(option, "no-such-word").split(separator: "expected ").last?.split { $0 == " " || $0 == "," } ?? []
         for word in wanted where word != "or" { #expect(offered.contains(word.prefix { $0 != "=" }), "\(word)") }
     }
 

@@ -54,7 +54,7 @@ import Testing
     @Test func allOfALineAreNamedAtOnce() {
         #expect(
             problem("run -m 2G -smp 2 -smp 4 --disk a.raw -nographic")
-                == "'-m' is --mem SIZE here (without a unit SIZE is in bytes: 2048 there is --mem 2048M); '-smp' is --cpus N here; "
+                == "'-m' is --mem SIZE here (SIZE without a unit is in bytes: QEMU's -m 2048 is --mem 2048M); '-smp' is --cpus N here; "
                 + "'-nographic' is not needed: the terminal is the guest's serial port")
     }
 

@@ -149,9 +149,9 @@ import Testing
         let several = try DiskArgument(parsing: "d.qcow2,key-fd=5,ro,key-file=a=b,,c,key-fd=2147483647").disk
         #expect(several.keys == [.descriptor(5), .file("a=b,c"), .descriptor(.max)] && several.options.readOnly)
         for (argument, says) in [
-            ("d.qcow2,key-file=", "key-file= needs a path"), ("d.qcow2,key-file", "'key-file' is not known"), ("d.qcow2,key-fd=", "key-fd= is no descriptor's number"),
-            ("d.qcow2,key-fd=-1", "key-fd=-1 is no descriptor's number"), ("d.qcow2,key-fd=2147483648", "is no descriptor's number"), ("d.qcow2,key-fd=a", "key-fd=a is no"),
-            ("d.qcow2,key-fd", "'key-fd' is not known"), ("d.qcow2,key=a", "'key=a' is not known"),
+            ("d.qcow2,key-file=", "key-file= needs a path"), ("d.qcow2,key-file", "'key-file' is not recognized"), ("d.qcow2,key-fd=", "key-fd= is not a file descriptor number"),
+            ("d.qcow2,key-fd=-1", "key-fd=-1 is not a file descriptor number"), ("d.qcow2,key-fd=2147483648", "is not a file descriptor number"), ("d.qcow2,key-fd=a", "key-fd=a is not"),
+            ("d.qcow2,key-fd", "'key-fd' is not recognized"), ("d.qcow2,key=a", "'key=a' is not recognized"),
         ] {
             let problem = #expect(throws: ArgumentProblem.self) { try DiskArgument(parsing: argument) }
             #expect(problem.map { "\($0)".contains("disk d.qcow2: ") && "\($0)".contains(says) } == true, "\(argument): \(String(describing: problem))")

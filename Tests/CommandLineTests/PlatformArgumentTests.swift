@@ -17,7 +17,7 @@ import Testing
     @Test(arguments: ["", "None", "6ba7b810", "6ba7b810-9dad-11d1-80b4-00c04fd430cx"])
     func mistakes(argument: String) {
         let error = #expect(throws: ArgumentProblem.self) { try UUIDArgument(parsing: argument) }
-        #expect(error?.description.hasPrefix("'\(argument)' is no UUID, wanted none or one such as") == true)
+        #expect(error?.description.hasPrefix("'\(argument)' is not a UUID; expected none or a UUID such as") == true)
     }
 
     /// On one host the same at every start; machines without a name share none.
@@ -51,9 +51,9 @@ import Testing
     }
 
     @Test(arguments: [
-        ("period=5", "period= goes with max-bytes="), ("max-bytes=0", "max-bytes=0 is no number of bytes"), ("max-bytes=x", "max-bytes=x is no number"),
-        ("max-bytes=1,period=0", "period=0 is no period, wanted 1 to 60000"), ("max-bytes=1,period=60001", "period=60001 is no period"),
-        ("max-bytes", "'max-bytes' is not known"), ("source=/dev/random", "'source=/dev/random' is not known, wanted max-bytes= or period="),
+        ("period=5", "period= requires max-bytes="), ("max-bytes=0", "max-bytes=0 is not a number of bytes"), ("max-bytes=x", "max-bytes=x is not a number"),
+        ("max-bytes=1,period=0", "period=0 is not a valid period; expected 1 to 60000"), ("max-bytes=1,period=60001", "period=60001 is not a valid period"),
+        ("max-bytes", "'max-bytes' is not recognized"), ("source=/dev/random", "'source=/dev/random' is not recognized; expected max-bytes= or period="),
     ])
     func mistakes(argument: String, sentence: String) {
         let error = #expect(throws: (any Error).self) { try Command.parseAsRoot(["run", "--rng=\(argument)", "--cpus", "2"]) }
@@ -84,14 +84,14 @@ import Testing
     }
 
     @Test(arguments: [
-        ("cpus=0", "a NUMA node needs mem=SIZE"), ("mem=x", "mem=x is no size"), ("mem=1G,mem=2G", "mem=2G is no size, or a second one"),
-        ("mem=1G,cpus=", "'' are no numbers of CPUs"), ("mem=1G,cpus=2-1", "'2-1' are no numbers of CPUs"), ("mem=1G,cpus=0-", "'0-' are no numbers"),
-        ("mem=1G,cpus=-1", "'-1' are no numbers"), ("mem=1G,cpus=0-99999999", "'0-99999999' are no numbers of CPUs"), ("mem=1G,cpus=+1", "'+1' are no numbers"),
-        ("mem=1G,host=a", "'a' are no numbers of the host's nodes"), ("mem=1G,policy=bind", "policy= is about nodes of the host: name them with host=N"),
-        ("mem=1G,host=0,policy=local", "policy=local is not known, wanted bind, preferred, interleave"),
-        ("mem=1G,host=0-1,policy=preferred", "policy=preferred goes with one node of the host"),
+        ("cpus=0", "a NUMA node needs mem=SIZE"), ("mem=x", "mem=x is not a size"), ("mem=1G,mem=2G", "mem=2G is not a size, or was given twice"),
+        ("mem=1G,cpus=", "'' does not list CPUs"), ("mem=1G,cpus=2-1", "'2-1' does not list CPUs"), ("mem=1G,cpus=0-", "'0-' does not list CPUs"),
+        ("mem=1G,cpus=-1", "'-1' does not list CPUs"), ("mem=1G,cpus=0-99999999", "'0-99999999' does not list CPUs"), ("mem=1G,cpus=+1", "'+1' does not list CPUs"),
+        ("mem=1G,host=a", "'a' does not list the host's nodes"), ("mem=1G,policy=bind", "policy= requires host=N"),
+        ("mem=1G,host=0,policy=local", "policy=local is not recognized; expected bind, preferred, interleave"),
+        ("mem=1G,host=0-1,policy=preferred", "policy=preferred requires exactly one host node"),
         ("mem=1G,distance=1", "distance=1 is not NODE:DISTANCE"), ("mem=1G,distance=1:256", "distance=1:256 is not"), ("mem=1G,distance=:20", "distance=:20 is not"),
-        ("mem=1G,dist=1:20", "'dist=1:20' is not known, wanted mem=, cpus=, host=, policy= or distance="),
+        ("mem=1G,dist=1:20", "'dist=1:20' is not recognized; expected mem=, cpus=, host=, policy= or distance="),
     ])
     func mistakes(argument: String, sentence: String) {
         let error = #expect(throws: ArgumentProblem.self) { try NodeArgument(parsing: argument) }

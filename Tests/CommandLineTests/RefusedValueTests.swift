@@ -33,48 +33,48 @@ import Testing
     private func check(_ words: [String]) -> Int {
         let message = message(words)
         guard message.contains("is invalid for") else { return 0 }
-        #expect(message.contains("wanted") || message.contains("Please provide one of"), "\(words): \(message)")
+        #expect(message.contains("expected") || message.contains("Please provide one of"), "\(words): \(message)")
         return 1
     }
 
     @Test(arguments: [
-        (["run", "--cpus", "two"], "The value 'two' is invalid for '--cpus <n>': wanted a whole number"),
+        (["run", "--cpus", "two"], "The value 'two' is invalid for '--cpus <n>': expected a whole number"),
         (
             ["run", "--mem", "2X"],
-            "The value '2X' is invalid for '--mem <size>': wanted a size in bytes, or with K, M, G, T, P or E, as in 512M or 1.5G"
+            "The value '2X' is invalid for '--mem <size>': expected a size in bytes, or with K, M, G, T, P or E, as in 512M or 1.5G"
         ),
         (
             ["run", "--console", "tty"],
-            "The value 'tty' is invalid for '--console <console>': wanted stdio, none, pty, unix:PATH or file:PATH"
+            "The value 'tty' is invalid for '--console <console>': expected stdio, none, pty, unix:PATH or file:PATH"
         ),
         (
             ["run", "--gdb", "host:1"],
-            "The value 'host:1' is invalid for '--gdb <port|unix:path>': a debugger is let in at 127.0.0.1 only, wanted a port or unix:PATH"
+            "The value 'host:1' is invalid for '--gdb <port|unix:path>': the debugger port is on 127.0.0.1 only; expected a port or unix:PATH"
         ),
         (
             ["run", "--gdb", "65536"],
-            "The value '65536' is invalid for '--gdb <port|unix:path>': wanted a port, 0 to 65535, or unix:PATH"
+            "The value '65536' is invalid for '--gdb <port|unix:path>': expected a port, 0 to 65535, or unix:PATH"
         ),
-        (["image", "create", "a.raw", "big"], "The value 'big' is invalid for '<size>': wanted a size in bytes"),
+        (["image", "create", "a.raw", "big"], "The value 'big' is invalid for '<size>': expected a size in bytes"),
         (
             ["image", "resize", "a.raw", "+x"],
-            "The value '+x' is invalid for '<size>': wanted a size, or + or - and one: 20G, 1.5T, +5G, -512M"
+            "The value '+x' is invalid for '<size>': expected a size, or + or - and a size: 20G, 1.5T, +5G, -512M"
         ),
         (
             ["image", "bench", "--pattern", "256", "a.raw"],
-            "The value '256' is invalid for '--pattern <n>': wanted a whole number, 0 to 255"
+            "The value '256' is invalid for '--pattern <n>': expected a whole number, 0 to 255"
         ),
         (
             ["image", "bench", "--count", "-", "a.raw"],
-            "The value '-' is invalid for '--count <n>': wanted a whole number, 0 or more"
+            "The value '-' is invalid for '--count <n>': expected a whole number, 0 or more"
         ),
         (
             ["image", "create", "-o", "lazy_refcounts=perhaps", "a.qcow2", "1G"],
-            "The value 'lazy_refcounts=perhaps' is invalid for '-o <word=value,...>': lazy_refcounts=perhaps is not known, wanted on or off"
+            "The value 'lazy_refcounts=perhaps' is invalid for '-o <word=value,...>': lazy_refcounts=perhaps is not recognized; expected on or off"
         ),
         (
             ["image", "create", "-o", "frob=1", "a.qcow2", "1G"],
-            "The value 'frob=1' is invalid for '-o <word=value,...>': 'frob' is not known, wanted cluster_size"
+            "The value 'frob=1' is invalid for '-o <word=value,...>': 'frob' is not recognized; expected cluster_size"
         ),
     ])
     func sentences(words: [String], sentence: String) {

@@ -78,7 +78,7 @@ import Testing
             } catch { reports.add("\(error)") }
         }
         thread.join()
-        #expect(reports.all == ["disk \"\(path)\": io_uring_enter: Operation not permitted: the guest's disk takes no requests any more"])
+        #expect(reports.all == ["disk \"\(path)\": io_uring_enter: Operation not permitted: the guest's disk accepts no more requests"])
     }
 
     private final class Reports: Sendable {

@@ -135,7 +135,7 @@ import Testing
         }
     }
 
-    /// Bitmaps whose tables lie over each other, or over the disk's clusters, are given up and nothing is freed for
+    /// Bitmaps whose tables overlap, or over the disk's clusters, are given up and nothing is freed for
     /// them.
     @Test func impossibleBitmapsFreeNothing() throws {
         let path = try makeImage()

@@ -98,7 +98,7 @@ import Testing
                 bytes.store(10 as UInt32, at: pointer)
                 bytes.store(320 as UInt64, at: pointer + 8)
                 for copy in 1..<10 { bytes.replaceSubrange(entry + 32 * copy..<entry + 32 * (copy + 1), with: Array(bytes[entry..<entry + 32])) }
-            }, "lie over each other"),
+            }, "overlap"),
         ] as [(String, (inout [UInt8]) -> Void, String)] {
             var bytes = good
             change(&bytes)

@@ -184,7 +184,7 @@ import Testing
     }
 
     /// A data file that is named is looked at by those too who do without one: it is there, it is another file, and it is long enough. An image that
-    /// keeps its data in itself has none to be named.
+    /// an external data file is not supported for conversion has none to be named.
     @Test func aNamedDataFileIsLookedAt() throws {
         let path = directory.file("disk.qcow2"), data = directory.file("data.raw"), plain = directory.file("plain.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "data_file=\(data),cluster_size=4k", path, "1M")

@@ -228,7 +228,7 @@ import Testing
         let path = try directory.write("disk.qcow2", [0x00, 0x61, 0x62, 0xff] + [UInt8](repeating: 0, count: 1000))
         let error = try #require(openError(path, readOnly))
         #expect(error == .notQCOW2(path: path, found: [0x00, 0x61, 0x62, 0xff]))
-        #expect("\(error)" == "disk \"\(path)\": not a qcow2 image: starts with \"\\x00ab\\xff\", wanted \"QFI\\xfb\"; if it is raw, say format=raw")
+        #expect("\(error)" == "disk \"\(path)\": not a qcow2 image: starts with \"\\x00ab\\xff\", expected \"QFI\\xfb\"; if it is a raw image, specify format=raw")
         try directory.write("disk.qcow2", [])
         #expect(openError(path, readOnly) == .notQCOW2(path: path, found: []))
         try directory.write("disk.qcow2", [0x51, 0x46])

@@ -58,7 +58,7 @@ private let layouts: [(UInt64, [UInt64])] = [
         }
         #expect(
             GuestMemoryError.notPageMultiple(size: 3 << 20, pageSize: 2 << 20).description
-                == "3145728 bytes of guest memory are not a multiple of its 2 MiB pages; the next multiple is 4 MiB")
+                == "3145728 bytes of guest memory is not a multiple of its 2 MiB pages; the next multiple is 4 MiB")
         #expect(GuestMemoryError.notPageMultiple(size: .max, pageSize: 2 << 20).description.contains("multiple"))
     }
 
@@ -74,7 +74,7 @@ private let layouts: [(UInt64, [UInt64])] = [
         }
         #expect(
             GuestMemoryError.largerThanHost(size: 64 << 30, ram: 24105 << 20, swap: 0).description
-                == "64 GiB of guest memory are more than this host has (24105 MiB of RAM, no swap); ask for less")
+                == "64 GiB of guest memory exceeds what this host has (24105 MiB of RAM, no swap); request less")
     }
 
     @Test func memoryIsUnmappedAtTheEnd() throws {

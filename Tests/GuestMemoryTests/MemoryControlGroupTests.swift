@@ -56,7 +56,7 @@ import Testing
         let error = #expect(throws: GuestMemoryError.self) { try GuestMemory.check(size: 256 << 20, in: group) }
         #expect(
             error?.description
-                == "256 MiB of guest memory, filled with pages ahead of time, and about 9 MiB besides are more than the control group /sys/fs/cgroup/a allows (256 MiB): raise its memory limit, or ask for less"
+                == "256 MiB of preallocated guest memory and about 9 MiB of overhead exceed the limit of the control group /sys/fs/cgroup/a (256 MiB): raise its memory limit, or request less"
         )
         #expect(throws: GuestMemoryError.self) { try GuestMemory.check(size: .max, in: group) }
     }

@@ -58,7 +58,7 @@ struct PlacementTests {
         #expect(node.hostNodes == [0])
         #expect(
             GuestMemoryError.hostNodesTooSmall(size: 4 << 30, nodes: [0, 2], total: 1 << 30).description.contains(
-                "nodes 0 and 2 with 1024 MiB"))
+                "the 1024 MiB of the host's nodes 0 and 2"))
     }
 
     @Test(arguments: [

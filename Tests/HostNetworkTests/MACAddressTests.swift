@@ -44,7 +44,7 @@ import Testing
     @Test func sentencesSayWhatToDo() {
         #expect(
             HostNetworkError.badMACAddress("x", .notation).description
-                == "'x' is not a MAC address: six pairs of hexadecimal digits are wanted, such as 52:54:00:12:34:56")
+                == "'x' is not a MAC address: expected six pairs of hexadecimal digits, such as 52:54:00:12:34:56")
         #expect(
             HostNetworkError.badMACAddress("01:00:5e:00:00:01", .multicast).description
                 == "01:00:5e:00:00:01 is a multicast address and cannot be a network card's: its first byte must be even, such as 52"

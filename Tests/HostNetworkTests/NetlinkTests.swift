@@ -154,7 +154,7 @@ import Testing
             })
             #expect(
                 error?.description == "creating the bridge swbr0 needs CAP_NET_ADMIN: run as root, "
-                    + "or let an administrator do it beforehand, `ip link add swbr0 type bridge`")
+                    + "or have an administrator do it beforehand: `ip link add swbr0 type bridge`")
         }
     }
 
@@ -189,7 +189,7 @@ import Testing
         }
         #expect(
             HostNetworkError.namespaceLocked.description
-                == "another process keeps the network namespace locked (flock on /proc/self/ns/net): end it and try again"
+                == "another process holds the lock of the network namespace (flock on /proc/self/ns/net): end it and try again"
         )
     }
 }

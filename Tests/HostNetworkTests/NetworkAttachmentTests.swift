@@ -85,7 +85,7 @@ import Testing
 
     @Test func whatIsBehindTheTAPDecidesAboutOffloads() throws {
         try inNewNamespace { host in
-            #expect(try decision(.tap(name("swtap0"))) == "offloads on: behind swtap0 is the host itself")
+            #expect(try decision(.tap(name("swtap0"))) == "offloads on: swtap0 connects to the host itself")
             #expect(
                 try decision(.tap(name("swtap0"), bridge: .init(name("swbr0"), create: true)))
                     == "offloads on: it is a port of swbr0, of kind bridge")
@@ -95,15 +95,15 @@ import Testing
             let off = "offloads off: a process reads the frames of swtap1 (AF_PACKET), as a userspace datapath does"
             #expect(try decision(tap) == off)
             // The reader of another interface, and one who looks at a bridge's port, are no matter.
-            #expect(try decision(.tap(name("swtap0"))) == "offloads on: behind swtap0 is the host itself")
+            #expect(try decision(.tap(name("swtap0"))) == "offloads on: swtap0 connects to the host itself")
             #expect(
                 try decision(.tap(name("swtap1"), bridge: .init(name("swbr1"), create: true)))
                     == "offloads on: it is a port of swbr1, of kind bridge")
             // The user knows better.
-            #expect(try decision(tap, offload: true) == "offloads on: as asked for")
-            #expect(try decision(tap, offload: false) == "offloads off: as asked for")
+            #expect(try decision(tap, offload: true) == "offloads on: as requested")
+            #expect(try decision(tap, offload: false) == "offloads off: as requested")
             _ = consume reader
-            #expect(try eventually { try decision(tap) == "offloads on: behind swtap1 is the host itself" })
+            #expect(try eventually { try decision(tap) == "offloads on: swtap1 connects to the host itself" })
         }
     }
 
@@ -113,7 +113,7 @@ import Testing
             #expect(
                 failure { () throws(HostNetworkError) in _ = try NetworkAttachment(.descriptor(plain), offload: true) }?
                     .description
-                    == "descriptor \(plain) carries no offloads: open it with IFF_VNET_HDR, or give offload=off")
+                    == "descriptor \(plain) does not support offloads: open it with IFF_VNET_HDR, or give offload=off")
             let other = try passOn(openTUN("tap1", flags: IFF_TAP | IFF_NO_PI))
             #expect(
                 try NetworkAttachment(.descriptor(other)).offloads.description
@@ -121,7 +121,7 @@ import Testing
             let full = try passOn(openTUN("tap2", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
             #expect(
                 try NetworkAttachment(.descriptor(full)).offloads.description
-                    == "offloads on: behind tap2 is the host itself")
+                    == "offloads on: tap2 connects to the host itself")
 
             try host.netlink.createLink(name("below"), kind: "veth")
             let below = try #require(try host.netlink.link(named: name("below")))
@@ -130,13 +130,13 @@ import Testing
             let file = try passOn(FileDescriptor.open("/dev/tap\(link.index)", O_RDWR))
             #expect(
                 try NetworkAttachment(.descriptor(file)).offloads.description
-                    == "offloads on: swmac0, of kind macvtap, is the kernel's")
+                    == "offloads on: swmac0, of kind macvtap, is a kernel device")
 
             let hidden = try openTUN("tap3", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
             try NetworkNamespace.enterNew()
             #expect(
                 try NetworkAttachment(.descriptor(passOn(hidden))).offloads.description
-                    == "offloads on: what is behind the interface cannot be seen from this network namespace")
+                    == "offloads on: the peer of the interface is not visible from this network namespace")
         }
     }
 
@@ -278,7 +278,7 @@ import Testing
     @Test func aMissingBridgeIsNamed() throws {
         try inNewNamespace { host in
             #expect(
-                problem("swtap0", bridge: "swbr0") == "there is no bridge swbr0: add `,create`, or make it with "
+                problem("swtap0", bridge: "swbr0") == "there is no bridge swbr0: add `,create`, or create it with "
                     + "`ip link add swbr0 type bridge` and `ip link set swbr0 up`")
             try expect([], host)
         }
@@ -289,7 +289,7 @@ import Testing
             try host.netlink.createLink(name("br0"), kind: "bridge")
             #expect(
                 problem("swtap0", bridge: "br0", create: true)
-                    == "the bridge br0 is down and would carry nothing: `ip link set br0 up`")
+                    == "the bridge br0 is down: `ip link set br0 up`")
             try expect(["br0"], host)
         }
     }
@@ -384,11 +384,11 @@ import Testing
             let tap = try name("swtap0")
             #expect(
                 unprivileged(.tap(tap)) == "setting swtap0 up needs CAP_NET_ADMIN: run as root, "
-                    + "or let an administrator do it beforehand, `ip link set swtap0 up`")
+                    + "or have an administrator do it beforehand: `ip link set swtap0 up`")
             #expect(
                 unprivileged(.tap(tap, bridge: .init(try name("swbr0"), create: true)))
                     == "creating the bridge swbr0 needs CAP_NET_ADMIN: "
-                    + "run as root, or let an administrator do it beforehand, `ip link add swbr0 type bridge`")
+                    + "run as root, or have an administrator do it beforehand: `ip link add swbr0 type bridge`")
             try host.netlink.set(#require(try host.netlink.link(named: tap)), up: true)
             // All is as wanted: no right is needed.
             #expect(unprivileged(.tap(tap)) == nil)

@@ -138,7 +138,7 @@ import Testing
             })
             #expect(
                 creating?.description
-                    == "creating the TAP mine needs CAP_NET_ADMIN: run as root, or let an administrator make one "
+                    == "creating the TAP mine needs CAP_NET_ADMIN: run as root, or have an administrator create one "
                     + "for this user, `ip tuntap add dev mine mode tap user NAME`")
             let opening = failureOnOwnThread({ () throws(HostNetworkError) in
                 _ = clinux_drop_thread_capability(CAP_NET_ADMIN)
@@ -146,7 +146,7 @@ import Testing
             })
             #expect(
                 opening?.description
-                    == "the TAP theirs belongs to another user: give CAP_NET_ADMIN, or make it anew with "
+                    == "the TAP theirs belongs to another user: give CAP_NET_ADMIN, or recreate it with "
                     + "`ip tuntap add dev theirs mode tap user NAME`")
         }
     }
@@ -170,14 +170,14 @@ import Testing
     @Test func aMissingDriverFileIsNamed() throws {
         #expect(
             try failureWithDriverFile(mode: nil)
-                == "no TAP can be had because /dev/net/tun is missing (No such file or directory): load the driver with `modprobe tun`"
+                == "TAPs are unavailable: /dev/net/tun is missing (No such file or directory): load the driver with `modprobe tun`"
         )
     }
 
     @Test func aDriverFileWithoutPermissionIsNamed() throws {
         #expect(
             try failureWithDriverFile(mode: 0)
-                == "/dev/net/tun may not be opened (Permission denied): give this user read and write permission on it")
+                == "/dev/net/tun cannot be opened (Permission denied): give this user read and write permission on it")
     }
 }
 
@@ -229,7 +229,7 @@ import Testing
             for number in [own.descriptor.rawValue, inherited.descriptor.rawValue] {
                 #expect(
                     problem(number)
-                        == "descriptor \(number) was not passed on by the starting process, or is in use already: give each interface one that was"
+                        == "descriptor \(number) was not passed on by the parent process, or is already in use: give each interface its own"
                 )
                 #expect(fcntl(number, F_GETFD) == FD_CLOEXEC)
             }
@@ -242,14 +242,14 @@ import Testing
                 failure { () throws(HostNetworkError) in _ = try TAPDevice.inherit(number) }?.description
             }
             #expect(
-                problem(-1) == "descriptor -1 is not open: the starting process must pass it on, without close-on-exec")
+                problem(-1) == "descriptor -1 is not open: the parent process must pass it on, without close-on-exec")
             #expect(
                 problem(1_000_000)
-                    == "descriptor 1000000 is not open: the starting process must pass it on, without close-on-exec")
+                    == "descriptor 1000000 is not open: the parent process must pass it on, without close-on-exec")
             // What this process has opened itself is not looked into.
             let own = try FileDescriptor.open("/dev/null", O_RDWR)
             #expect(
-                problem(own.rawValue)?.hasPrefix("descriptor \(own.rawValue) was not passed on by the starting process")
+                problem(own.rawValue)?.hasPrefix("descriptor \(own.rawValue) was not passed on by the parent process")
                     == true)
             let null = try FileDescriptor(owning: passOn(FileDescriptor.open("/dev/null", O_RDWR)))
             let notATAP = "is not a TAP: open /dev/net/tun with TUNSETIFF, or a macvtap's /dev/tapN"

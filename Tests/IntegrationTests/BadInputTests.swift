@@ -63,17 +63,17 @@ import Testing
 
     @Test func kernelEmpty() throws {
         let kernel = try directory.write([], to: "kernel")
-        try expectRefused(["--kernel", kernel], "\(kernel) is not a kernel: wanted an ELF file or a Linux bzImage", status: Status.input)
+        try expectRefused(["--kernel", kernel], "\(kernel) is not a kernel: expected an ELF file or a Linux bzImage", status: Status.input)
     }
 
     @Test func kernelForAnotherProcessor() throws {
         let kernel = try directory.write(TinyKernel.elf(TinyKernel.deaf, machine: 183), to: "kernel")
-        try expectRefused(["--kernel", kernel], "\(kernel) is an ELF for AArch64 (machine 183), wanted x86-64 (machine 62)", status: Status.input)
+        try expectRefused(["--kernel", kernel], "\(kernel) is an ELF for AArch64 (machine 183); expected x86-64 (machine 62)", status: Status.input)
     }
 
     @Test func kernelIsNoELF() throws {
         let kernel = try directory.write(Array("#!/bin/sh\n".utf8) + [UInt8](repeating: 0x20, count: 5000), to: "kernel")
-        try expectRefused(["--kernel", kernel], "\(kernel) is not a kernel: wanted an ELF file or a Linux bzImage", status: Status.input)
+        try expectRefused(["--kernel", kernel], "\(kernel) is not a kernel: expected an ELF file or a Linux bzImage", status: Status.input)
     }
 
     @Test func kernelLargerThanTheMemory() throws {
@@ -83,7 +83,7 @@ import Testing
 
     @Test func kernelWhereThePlatformIs() throws {
         let kernel = try directory.write(TinyKernel.elf(TinyKernel.deaf, address: 0x9000), to: "kernel")
-        try expectRefused(["--kernel", kernel], "\(kernel) wants ", status: Status.input)
+        try expectRefused(["--kernel", kernel], "\(kernel) needs ", status: Status.input)
     }
 
     @Test func initrdMissing() throws {
@@ -107,17 +107,17 @@ import Testing
 
     @Test func memoryLargerThanTheHosts() throws {
         let size = Host.memorySize >> 30 + 1000
-        try expectRefused(["--mem", "\(size)G"], "\(size) GiB of guest memory are more than this host has")
+        try expectRefused(["--mem", "\(size)G"], "\(size) GiB of guest memory exceeds what this host has")
         for size in ["16777215T", "17179869183G"] { try expectRefused(["--mem", size], "") }
     }
 
     @Test func memoryOfSizeZero() throws {
-        try expectRefused(["--mem", "0"], "guest memory of 0 bytes was asked for", status: Status.usage)
+        try expectRefused(["--mem", "0"], "guest memory cannot be 0 bytes", status: Status.usage)
     }
 
     @Test func memoryThatIsNoMultipleOfItsPages() throws {
-        try expectRefused(["--mem", "67108865"], "67108865 bytes of guest memory are not a multiple of its 4 KiB pages", status: Status.usage)
-        try expectRefused(["--mem", "65M", "--hugepages"], "\(65 << 20) bytes of guest memory are not a multiple of its 2 MiB pages", status: Status.usage)
+        try expectRefused(["--mem", "67108865"], "67108865 bytes of guest memory is not a multiple of its 4 KiB pages", status: Status.usage)
+        try expectRefused(["--mem", "65M", "--hugepages"], "\(65 << 20) bytes of guest memory is not a multiple of its 2 MiB pages", status: Status.usage)
     }
 
     @Test(arguments: ["", "M", "-1", "1.5", "12X", "0x10", "99999999999999999999", "16777216T", " 1G"])
@@ -137,10 +137,10 @@ import Testing
     }
 
     @Test func numbersOfCPUs() throws {
-        try expectRefused(["--cpus", "0"], "0 vCPUs were asked for, a machine needs at least 1", status: Status.usage)
-        try expectRefused(["--cpus=-1"], "-1 vCPUs were asked for, a machine needs at least 1", status: Status.usage)
-        try expectRefused(["--cpus", "5000"], "5000 vCPUs were asked for, this host's KVM allows ")
-        try expectRefused(["--cpus", "9223372036854775807"], "9223372036854775807 vCPUs were asked for")
+        try expectRefused(["--cpus", "0"], "0 vCPUs were requested, a machine needs at least 1", status: Status.usage)
+        try expectRefused(["--cpus=-1"], "-1 vCPUs were requested, a machine needs at least 1", status: Status.usage)
+        try expectRefused(["--cpus", "5000"], "5000 vCPUs were requested, but this host's KVM allows ")
+        try expectRefused(["--cpus", "9223372036854775807"], "9223372036854775807 vCPUs were requested")
         try expectRefused(["--cpus", "two"], "", status: Status.usage)
     }
 
@@ -156,7 +156,7 @@ import Testing
 
     @Test func diskOfUnknownFormat() throws {
         let disk = try directory.write([0], to: "disk")
-        try expectRefused(["--disk", disk], "disk \"\(disk)\": its name does not tell the format")
+        try expectRefused(["--disk", disk], "disk \"\(disk)\": its file name does not determine the format")
         try expectRefused(["--disk", disk + ",format=qed"], "", status: Status.usage)
     }
 
@@ -182,7 +182,7 @@ import Testing
         let disk = directory("disk.qcow2")
         // Marked as corrupt: incompatible feature bit 1, in the last byte of the field at 72.
         try shell("qemu-img create -q -f qcow2 '\(disk)' 64M; printf '\\002' | dd of='\(disk)' bs=1 seek=79 conv=notrunc 2>/dev/null")
-        try expectRefused(["--disk", disk], "disk \"\(disk)\": it cannot be written: it is marked as corrupt")
+        try expectRefused(["--disk", disk], "disk \"\(disk)\": it cannot be opened for writing: it is marked as corrupt")
     }
 
     @Test func diskWhoseBackingFileIsMissing() throws {
@@ -202,15 +202,15 @@ import Testing
         let disk = try directory.write([UInt8](repeating: 0, count: 65536), to: "disk.raw")
         let other = directory("other.raw")
         #expect(link(disk, other) == 0)
-        try expectRefused(["--disk", disk, "--disk", other + ",ro"], "disk \"\(other)\": \"\(other)\" is a file of the disk \"\(disk)\" of the same machine too")
-        try expectRefused(["--disk", disk, "--disk", disk], "disk \"\(disk)\": \"\(disk)\" is a file of the disk \"\(disk)\" of the same machine too")
+        try expectRefused(["--disk", disk, "--disk", other + ",ro"], "disk \"\(other)\": \"\(other)\" is also used by the disk \"\(disk)\" of the same machine")
+        try expectRefused(["--disk", disk, "--disk", disk], "disk \"\(disk)\": \"\(disk)\" is also used by the disk \"\(disk)\" of the same machine")
     }
 
     @Test func tooManyDevices() throws {
         let disk = try directory.write([UInt8](repeating: 0, count: 65536), to: "disk.raw")
         let disks = (0..<17).flatMap { _ in ["--disk", disk + ",ro"] }
-        try expectRefused(disks, "17 disks and other virtio devices were asked for, a machine has room for 16", status: Status.usage, withNetwork: false)
-        try expectRefused(Array(disks[..<32]), "17 disks and other virtio devices were asked for, a machine has room for 16", status: Status.usage)
+        try expectRefused(disks, "17 disks and other virtio devices were requested, but a machine has 16 slots", status: Status.usage, withNetwork: false)
+        try expectRefused(Array(disks[..<32]), "17 disks and other virtio devices were requested, but a machine has 16 slots", status: Status.usage)
         // Sixteen are fine.
         let machine = try Program.machineAtPrompt(Array(disks[..<32]))
         #expect(try machine.ask("disks").count == 16)
@@ -225,7 +225,7 @@ import Testing
         }
         let machine = try Program.machine(["--net", "tap=tap0,mac=zz"], in: host)
         try machine.expectEnd(Status.usage)
-        #expect(machine.errors.text.contains("'zz' is not a MAC address: six pairs of hexadecimal digits are wanted"))
+        #expect(machine.errors.text.contains("'zz' is not a MAC address: expected six pairs of hexadecimal digits"))
         let multicast = try Program.machine(["--net", "tap=tap0,mac=01:00:5e:00:00:01"], in: host)
         try multicast.expectEnd(Status.usage)
         #expect(multicast.errors.text.contains("01:00:5e:00:00:01 is a multicast address"))
@@ -244,7 +244,7 @@ import Testing
     @Test func bridges() throws {
         try expectRefused(["--net", "tap=tap0,bridge=none0"], "there is no bridge none0: add `,create`")
         try host.shell("ip link add down0 type bridge; ip link add veth0 type veth peer name veth1")
-        try expectRefused(["--net", "tap=tap0,bridge=down0"], "the bridge down0 is down and would carry nothing: `ip link set down0 up`")
+        try expectRefused(["--net", "tap=tap0,bridge=down0"], "the bridge down0 is down: `ip link set down0 up`")
         try expectRefused(["--net", "tap=tap0,bridge=veth0"], "veth0 exists but is not a bridge (it is of kind veth)")
         try expectRefused(["--net", "tap=tap0,bridge=veth0,create"], "veth0 exists but is not a bridge (it is of kind veth)")
     }
@@ -257,7 +257,7 @@ import Testing
             "ip link add br0 type bridge; ip link add br1 type bridge; ip link set br0 up; ip link set br1 up; ip tuntap add tap0 mode tap; ip link set tap0 master br0")
         try expectRefused(["--net", "tap=tap0,bridge=br1"], "the TAP tap0 is a port of br0, not of br1")
         try expectRefused(
-            ["--net", "tap=tap1", "--net", "tap=tap1"], "two network interfaces have the TAP tap1: give each a TAP of its own", status: Status.usage)
+            ["--net", "tap=tap1", "--net", "tap=tap1"], "two network interfaces use the TAP tap1: give each a TAP of its own", status: Status.usage)
     }
 
     @Test func theFirstOfTwoInterfacesIsUndone() throws {
@@ -269,7 +269,7 @@ import Testing
         let file = try FileDescriptor.open("/dev/null", O_RDWR)
         try expectRefused(["--net", "fd=9"], "descriptor 9 is not a TAP", passing: [(file.rawValue, 9)])
         try expectRefused(["--net", "fd=0"], "", status: Status.usage)
-        try expectRefused(["--net", "fd=9", "--net", "fd=9"], "two network interfaces have the descriptor 9", status: Status.usage)
+        try expectRefused(["--net", "fd=9", "--net", "fd=9"], "two network interfaces use the descriptor 9", status: Status.usage)
         try expectRefused(["--net", "fd=-1"], "", status: Status.usage)
         try expectRefused(["--net", "fd=2147483648"], "", status: Status.usage)
         try expectRefused(["--net", "fd=9,bridge=br0"], "", status: Status.usage)
@@ -326,9 +326,9 @@ import Testing
     @Test func consoles() throws {
         let taken = try directory.write([1], to: "taken")
         let machines: [([String], String)] = [
-            (["--console", "unix:" + taken], "the console's socket cannot be \(taken): a file that is no socket has that name"),
+            (["--console", "unix:" + taken], "the console's socket cannot be \(taken): a file that is not a socket has that name"),
             (["--console", "unix:" + directory("none/socket")], "the console \(directory("none/socket")) cannot be opened: No such file"),
-            (["--console", "unix:/" + String(repeating: "x", count: 107)], "the console's socket has a path of 108 bytes, the kernel takes 1 to 107"),
+            (["--console", "unix:/" + String(repeating: "x", count: 107)], "the console's socket has a path of 108 bytes, the limit is 107"),
             (["--console", "file:" + directory.path], "the console \(directory.path) cannot be opened: Is a directory"),
         ]
         for (arguments, sentence) in machines {
@@ -373,7 +373,7 @@ import Testing
 
     @Test func kvmNotReadable() throws {
         try expectRefused(
-            mounted("true", "\(Self.asNobody) ./swkvm run \(Self.network)"), "/dev/kvm may not be opened by this user (Permission denied): add the user to the group `kvm`")
+            mounted("true", "\(Self.asNobody) ./swkvm run \(Self.network)"), "/dev/kvm cannot be opened by this user (Permission denied): add the user to the group `kvm`")
     }
 
     @Test func kvmIsSomethingElse() throws {
@@ -390,9 +390,9 @@ import Testing
         (tunForAll, "tap=tap0", "creating the TAP tap0 needs CAP_NET_ADMIN: run as root"),
         (tunForAll, "tap=tap0,bridge=br0,create", "creating the bridge br0 needs CAP_NET_ADMIN: run as root"),
         (tunForAll + "ip tuntap add tap0 mode tap user 1; ip link set tap0 up;", "tap=tap0", "the TAP tap0 belongs to another user"),
-        ("mknod -m 600 tun c 10 200; mount --bind tun /dev/net/tun;", "tap=tap0", "/dev/net/tun may not be opened (Permission denied)"),
+        ("mknod -m 600 tun c 10 200; mount --bind tun /dev/net/tun;", "tap=tap0", "/dev/net/tun cannot be opened (Permission denied)"),
         ("mount --bind /dev/null /dev/net/tun;", "tap=tap0", "attaching to the TAP tap0 failed"),
-        ("mount -t tmpfs none /dev/net;", "tap=tap0", "no TAP can be had because /dev/net/tun is missing"),
+        ("mount -t tmpfs none /dev/net;", "tap=tap0", "TAPs are unavailable: /dev/net/tun is missing"),
     ])
     func tapWithoutPermission(preparation: String, net: String, sentence: String) throws {
         let linksKept = preparation.contains("ip tuntap") ? ["tap0"] : []

@@ -71,7 +71,7 @@ import Testing
         try machine.expectEnd(71)
         #expect(machine.errors.lines.count == 1)
         #expect(
-            machine.errors.text.hasPrefix("swkvm: 256 MiB of guest memory, filled with pages ahead of time, and about 9 MiB besides are more than the control group \(group.path) allows (64 MiB): "),
+            machine.errors.text.hasPrefix("swkvm: 256 MiB of preallocated guest memory and about 9 MiB of overhead exceed the limit of the control group \(group.path) (64 MiB): "),
             "\(machine.story)")
         try group.run(["--mem", "32M", "--prealloc", "--cmdline", "test=none"]).expectEnd(0)
     }

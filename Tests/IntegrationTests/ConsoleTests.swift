@@ -276,7 +276,7 @@ import Testing
             // Whoever listens keeps it.
             let second = try Program.machine([option, "unix:" + path])
             try second.expectEnd(71)
-            #expect(second.errors.text.contains("\(path) is taken: another process listens there"), "\(second.errors.text)")
+            #expect(second.errors.text.contains("\(path) is in use: another process listens on it"), "\(second.errors.text)")
             first.send(signal: SIGKILL)
             #expect(try first.finish() == .signal(SIGKILL))
             #expect(try directory.contents == ["socket"])
@@ -293,7 +293,7 @@ import Testing
         let path = try directory.write(Array("precious".utf8), to: "file")
         let machine = try Program.machine(["--console", "unix:" + path])
         try machine.expectEnd(71)
-        #expect(machine.errors.text == "swkvm: the console's socket cannot be \(path): a file that is no socket has that name; choose another path or remove it\n")
+        #expect(machine.errors.text == "swkvm: the console's socket cannot be \(path): a file that is not a socket has that name; choose another path or remove it\n")
         #expect(try readFile(path, limit: 64) == Array("precious".utf8))
     }
 

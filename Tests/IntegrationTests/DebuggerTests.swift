@@ -141,7 +141,7 @@ import Testing
         // The port is taken, for another machine.
         let other = try Program.machine(["--gdb", "\(port)"])
         try other.expectEnd(71)
-        #expect(other.errors.text.contains("port \(port) of 127.0.0.1 is taken"))
+        #expect(other.errors.text.contains("port \(port) of 127.0.0.1 is in use"))
         let visitor = DebugConnection(try connect(toPort: port))
         #expect(try visitor.ask("vMustReplyEmpty") == "")
         #expect(try visitor.ask("vCont;c") == "W00")
@@ -154,7 +154,7 @@ import Testing
         #expect(stat(socket, &status) == 0 && status.st_mode & 0o777 == 0o600)
         let other = try Program.machine(["--gdb", "unix:" + socket])
         try other.expectEnd(71)
-        #expect(other.errors.lines.count == 1 && other.errors.text.contains("is taken"))
+        #expect(other.errors.lines.count == 1 && other.errors.text.contains("is in use"))
         machine.send(signal: SIGTERM)
         try machine.waitForError("asked the guest to power off")
         machine.sendOneMore(signal: SIGTERM)

@@ -71,7 +71,7 @@ import Testing
         let doctor = try asNobody(preparation)
         try doctor.expectEnd(1)
         let lines = doctor.output.lines
-        #expect(lines.first?.hasPrefix("MISSING  /dev/kvm       may not be opened by this user") == true, "\(lines)")
+        #expect(lines.first?.hasPrefix("MISSING  /dev/kvm       cannot be opened by this user") == true, "\(lines)")
         #expect(lines.contains { $0.hasSuffix("fix: sudo setfacl -m u:$USER:rw /dev/kvm") }, "\(lines)")
         #expect(lines.contains { $0.contains("fix: sudo chmod 0666 /dev/net/tun") })
         for subject in ["KVM ", "back-end", "CAP_NET_ADMIN"] { #expect(!lines.contains { $0.dropFirst(9).hasPrefix(subject) }, "\(subject)") }
@@ -89,7 +89,7 @@ import Testing
         let refused = try asNobody(Self.device("/dev/kvm", "c 10 232", "600"), "doctor --json")
         try refused.expectEnd(1)
         for line in [
-            #""usable": false,"#, #""kind": "missing","#, #""subject": "/dev/kvm","#, #""text": "may not be opened by this user (Permission denied)","#,
+            #""usable": false,"#, #""kind": "missing","#, #""subject": "/dev/kvm","#, #""text": "cannot be opened by this user (Permission denied)","#,
             #""sudo setfacl -m u:$USER:rw /dev/kvm""#,
         ] {
             #expect(refused.output.lines.contains { $0.hasSuffix(line) }, "\(line): \(refused.output.text)")

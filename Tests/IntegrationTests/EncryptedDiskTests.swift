@@ -107,7 +107,7 @@ import Testing
         try make(.swkvm)
         let disk = directory("disk.qcow2"), before = try readFile(disk, limit: 32 << 20)
         let refused = try machine(way, key: "wrong") { try Program.machine($0, passing: $1) }
-        try expectRefused(refused, "disk \"\(disk)\": the key does not open it; every byte of a key file counts, a newline at its end too")
+        try expectRefused(refused, "disk \"\(disk)\": the key is wrong; every byte of a key file counts, including a trailing newline")
         #expect(try readFile(disk, limit: 32 << 20) == before)
         // Nor is the image left locked.
         try machine(way) { try Program.machine($0 + ["--cmdline", "test=none"], passing: $1) }.expectEnd(0)
@@ -118,15 +118,15 @@ import Testing
         try directory.write([], to: "empty")
         let disk = directory("disk.qcow2"), raw = directory("disk.raw")
         for (option, reason) in [
-            ("", "disk \"\(disk)\": it is encrypted (LUKS) and no key was given: say key-file=PATH or key-fd=N (swkvm image: --key-file, --key-fd)"),
+            ("", "disk \"\(disk)\": it is encrypted (LUKS) and no key was given: specify key-file=PATH or key-fd=N (swkvm image: --key-file, --key-fd)"),
             (",key-file=\(directory("none"))", "key file \"\(directory("none"))\": open: No such file or directory"),
             (",key-file=\(directory("empty"))", "key file \"\(directory("empty"))\": it is empty"),
             (",key-fd=77", "key descriptor 77: it is not open"),
-            (",key-file=\(directory("key")),key-file=\(directory("key"))", "disk \"\(disk)\": 2 keys were given, and of it and its backing files 1 is encrypted"),
+            (",key-file=\(directory("key")),key-file=\(directory("key"))", "disk \"\(disk)\": 2 keys were given, but of the image and its backing files 1 is encrypted"),
         ] {
             try expectRefused(try Program.machine(["--disk", disk + option]), reason)
         }
         try expectRefused(
-            try Program.machine(["--disk", "\(raw),key-file=\(directory("key"))"]), "disk \"\(raw)\": 1 key was given, and of it and its backing files none is encrypted")
+            try Program.machine(["--disk", "\(raw),key-file=\(directory("key"))"]), "disk \"\(raw)\": 1 key was given, but of the image and its backing files none is encrypted")
     }
 }

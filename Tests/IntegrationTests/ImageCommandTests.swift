@@ -94,7 +94,7 @@ import Testing
         let info = try image("info disk.vhd")
         #expect(info.status == .status(0) && info.output.contains("(8388608 bytes)") && info.output.contains("size taken: current"), "\(info)")
         let all = try image("convert disk.vhd all.raw"), part = try image("convert --vhd-size chs disk.vhd part.raw")
-        #expect(all.status == .status(0) && all.errors.contains("8388608 bytes (current) and 8355840 by its geometry (chs); current was taken"), "\(all)")
+        #expect(all.status == .status(0) && all.errors.contains("8388608 bytes (current) and 8355840 by its geometry (chs); current is used"), "\(all)")
         #expect(all.errors.split(separator: "\n").count == 1, "\(all)")
         #expect(part.status == .status(0) && part.errors.isEmpty, "\(part)")
         try shell("cd '\(directory.path)' && cmp disk.raw all.raw && [ $(stat -c %s part.raw) = 8355840 ] && cmp -n 8355840 disk.raw part.raw")
@@ -170,7 +170,7 @@ import Testing
             "snapshot list cloud.img", "snapshot -c one cloud.img", "bench --count 1 cloud.img", "bench --write --count 1 cloud.img", "commit cloud.img",
             "rebase --no-backing cloud.img",
         ] {
-            try expectRefused(arguments, "its name says raw, and it begins as qcow2: say format=qcow2 (swkvm image: --format qcow2) if it is that, format=raw")
+            try expectRefused(arguments, "its file name says raw, but its contents look like qcow2: specify format=qcow2 (swkvm image: --format qcow2) if that is correct, format=raw")
         }
         try expectRefused("compare cloud.img disk.raw", "--format qcow2", status: 2)
         try expectRefused("compare disk.raw cloud.img", "--second-format qcow2", status: 2)
@@ -178,7 +178,7 @@ import Testing
             "create --backing cloud.img new.qcow2", "create --unsafe --backing cloud.img new.qcow2 8M", "convert --backing cloud.img disk.raw new.qcow2",
             "rebase --backing cloud.img over.qcow2", "rebase --unsafe --backing cloud.img over.qcow2",
         ] {
-            try expectRefused(arguments, "say --backing-format qcow2 if it is that, --backing-format raw if a guest wrote this into its raw disk")
+            try expectRefused(arguments, "specify --backing-format qcow2 if that is correct, --backing-format raw if a guest wrote this to its raw disk")
         }
         #expect(try image("create --backing cloud.img --backing-format qcow2 new.qcow2").status == .status(0))
         #expect(try image("compare new.qcow2 disk.raw").output == "Images are identical.\n")
@@ -192,7 +192,7 @@ import Testing
         for arguments in [
             "info --backing-chain vm/over.qcow2", "map vm/over.qcow2", "convert vm/over.qcow2 new.raw", "commit vm/over.qcow2", "rebase --no-backing vm/over.qcow2",
             "create --backing vm/over.qcow2 new.qcow2", "resize vm/over.qcow2 16M", "bench --count 1 vm/over.qcow2", "snapshot list vm/over.qcow2",
-        ] { try expectRefused(arguments, sentence.replacing("it is", with: "an image names it, and it is")) }
+        ] { try expectRefused(arguments, sentence.replacing("it is", with: "an image refers to it, but it is")) }
         for options in ["--backing-dir .", "--backing-dir vm --backing-dir .", "--backing-anywhere"] {
             for arguments in [
                 "info --backing-chain", "map", "bench --count 1", "create --force new.qcow2 --backing", "snapshot list", "convert --force -O raw -q new.raw",
@@ -251,8 +251,8 @@ import Testing
             qemu-img convert -O qcow2 -o data_file='\(data)' disk.raw far.qcow2
             sync far.qcow2 '\(data)'
             """)
-        try expectRefused("map far.qcow2", "say data-file=PATH (swkvm image: --data-file) if it is to be used")
-        try expectRefused("map --data-file disk.data disk.raw", "its data is in itself")
+        try expectRefused("map far.qcow2", "specify data-file=PATH (swkvm image: --data-file) to use it")
+        try expectRefused("map --data-file disk.data disk.raw", "it has no external data file")
         try expectRefused("compare --second-data-file disk.data far.qcow2 disk.raw", "", status: 2)
         #expect(try image("map --data-file '\(data)' far.qcow2").output == shell("cd '\(directory.path)' && qemu-img map far.qcow2"))
         #expect(try image("map --json --data-file '\(data)' far.qcow2").output == shell("cd '\(directory.path)' && qemu-img map --output json far.qcow2"))
@@ -284,7 +284,7 @@ import Testing
             qemu-io -c 'write -P 9 1M 300k' -c 'write -z 3M 100k' over.qcow2 >log && qemu-img convert -O raw over.qcow2 expected.raw
             """)
         for verb in ["commit over.qcow2", "rebase --backing new.raw over.qcow2"] {
-            try expectRefused(verb, "say data-file=PATH (swkvm image: --data-file) if it is to be used")
+            try expectRefused(verb, "specify data-file=PATH (swkvm image: --data-file) to use it")
         }
         try expectRefused("commit --data-file base.raw disk.raw", "only qcow2 images have backing files")
         for verb in ["rebase --data-file over.data --backing new.raw over.qcow2", "commit --data-file over.data over.qcow2", "rebase --data-file over.data --no-backing over.qcow2"] {
@@ -300,9 +300,9 @@ import Testing
         for (name, format) in [("guest.raw", ""), ("guest.img", ""), ("guest.raw", " --format raw"), ("guest.img", " --format raw"), ("guest", "")] {
             try shell("cd '\(directory.path)' && qemu-img create -q -u -f qcow2 -b 'nbd+unix:///?socket=/nowhere' -F raw guest.qcow2 8M && mv guest.qcow2 \(name)")
             let before = try shell("cd '\(directory.path)' && sha256sum \(name)")
-            let sentence = { (stated: String) in name == "guest" ? "its name does not tell the format" : format.isEmpty ? "its name says raw, and it begins as qcow2" : stated }
+            let sentence = { (stated: String) in name == "guest" ? "its file name does not determine the format" : format.isEmpty ? "its file name says raw, but its contents look like qcow2" : stated }
             for arguments in ["list \(name)", "create \(name) one", "apply \(name) 1", "delete \(name) 1", "-l \(name)", "-c one \(name)", "-a 1 \(name)", "-d 1 \(name)"] {
-                try expectRefused("snapshot \(arguments)\(format)", sentence("it is raw by --format, and only qcow2 images have snapshots; --format qcow2 if it is one"))
+                try expectRefused("snapshot \(arguments)\(format)", sentence("it is raw by --format, and only qcow2 images have snapshots; use --format qcow2 if it is a qcow2 image"))
             }
             try expectRefused("check \(name)\(format)", sentence("only the metadata of qcow2 images can be checked"), status: format.isEmpty ? 1 : 63)
             for arguments in ["commit \(name)", "rebase --no-backing \(name)", "rebase --unsafe --backing disk.raw \(name)"] {
@@ -371,10 +371,10 @@ import Testing
     @Test func badFiles() throws {
         try expectRefused("convert none.raw new.qcow2", "none.raw\": open: No such file or directory")
         try expectRefused("convert disk.raw none/new.qcow2", "none/new.qcow2\": open: No such file or directory")
-        try expectRefused("convert disk.raw disk.raw", "it exists already; --force overwrites it")
-        try expectRefused("convert --force disk.raw disk.raw", "it is what is read as \"disk.raw\"; name another file")
+        try expectRefused("convert disk.raw disk.raw", "it already exists; --force overwrites it")
+        try expectRefused("convert --force disk.raw disk.raw", "it is the same file as the source \"disk.raw\"; name another file")
         // The hint is the option that helps.
-        try expectRefused("convert disk.raw new", "its name does not tell the format; say format=raw, format=qcow2 … (swkvm image: --target-format)")
+        try expectRefused("convert disk.raw new", "its file name does not determine the format; specify format=raw, format=qcow2 … (swkvm image: --target-format)")
         try expectRefused("convert nameless new.qcow2", "(swkvm image: --format)")
         try expectRefused("compare disk.raw nameless", "(swkvm image: --second-format)", status: 2)
         try expectRefused("create --backing nameless new.qcow2", "(swkvm image: --backing-format)")
@@ -384,11 +384,11 @@ import Testing
         try expectRefused("convert -m 0 disk.raw new.qcow2", "0 threads; 1 to 64 are possible")
         try expectRefused("create new.qcow2 4611686018427387905", "a disk has 4611686018427387904 at most")
         try expectRefused("create new.qcow2 -- -1", "", status: 64)
-        try expectRefused("create new.qcow2", "its size is not known")
+        try expectRefused("create new.qcow2", "its size is missing")
         try expectRefused("convert disk.raw", "", status: 64)
         // A base that would be overwritten by what stands on it.
         try shell("cd '\(directory.path)' && qemu-img create -q -f qcow2 -b disk.raw -F raw over.qcow2")
-        try expectRefused("convert --force over.qcow2 disk.raw", "it is what is read as")
+        try expectRefused("convert --force over.qcow2 disk.raw", "it is the same file as the source")
         try expectRefused("convert --no-backing over.qcow2 new.raw", "backing file")
     }
 
@@ -468,7 +468,7 @@ import Testing
             let program = try longConversion()
             program.send(signal: signal)
             #expect(try program.finish() == .status(1))
-            #expect(program.errors.text.contains("interrupted; nothing was made"))
+            #expect(program.errors.text.contains("interrupted; nothing was created"))
             #expect(try directory.contents.sorted() == ["disk.raw", "long.raw"])
         }
     }

@@ -50,7 +50,7 @@ import Testing
         #expect(try eventually { try resident() > 100 << 10 })
         machine.send(signal: signal)
         try machine.expectEnd(128 + signal)
-        #expect(machine.errors.text == "swkvm: ended by signal \(signal) before the guest had powered off\n" && machine.output.bytes.isEmpty)
+        #expect(machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n" && machine.output.bytes.isEmpty)
     }
 
     /// The guest's own 64 MiB and no more: an ordinary guest takes what it touches.

@@ -28,7 +28,7 @@ import Testing
         (["--numa", "mem=64M,cpus=0", "--numa", "mem=64M"], "the NUMA nodes have 128 MiB in all, the machine 512 MiB: give `--mem 128MiB`"),
         (["--mem", "128M", "--cpus", "2", "--numa", "mem=128M,cpus=0"], "CPU 1 is in no NUMA node: name it in one, cpus=1"),
         (["--mem", "128M", "--numa", "mem=128M,cpus=0,host=4000"], "this host has no NUMA node 4000, it has "),
-        (["--mem", "128M", "--numa", "mem=128M,cpus=0,distance=1:20"], "NUMA node 0 has a distance to node 1, wanted another of the nodes 0 to 0"),
+        (["--mem", "128M", "--numa", "mem=128M,cpus=0,distance=1:20"], "NUMA node 0 has a distance to node 1; expected another one of the nodes 0 to 0"),
     ])
     func whatCannotBeIsOneSentence(arguments: [String], sentence: String) throws {
         let machine = try Program.machine(arguments)

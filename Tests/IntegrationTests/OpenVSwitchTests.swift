@@ -44,14 +44,14 @@ struct OpenVSwitchTests {
     @Test func offloadsCanBeSwitchedOff() throws {
         let (answer, log) = try exchange("tap=tap0,offload=off")
         #expect(answer == "20000 of 20000 bytes came back")
-        #expect(log.contains("net0: offloads off: as asked for"))
+        #expect(log.contains("net0: offloads off: as requested"))
     }
 
     /// What the option and the default are for: should this pass one day, neither is needed for this version of Open vSwitch.
     @Test func offloadsThatAreInsistedOnAreLostThere() throws {
         let (answer, log) = try exchange("tap=tap0,offload=on")
         #expect(answer == "192.168.77.1: no answer from TCP port \(EchoServer.port)")
-        #expect(log.contains("net0: offloads on: as asked for"))
+        #expect(log.contains("net0: offloads on: as requested"))
     }
 }
 
@@ -66,7 +66,7 @@ struct OpenVSwitchTests {
         let server = try EchoServer(in: host)
         #expect(try machine.ask("tcp 192.168.77.1 \(server.port) 20000").last == "20000 of 20000 bytes came back")
         try machine.powerOff()
-        let reason = onBridge ? "it is a port of br0, of kind bridge" : "behind tap0 is the host itself"
+        let reason = onBridge ? "it is a port of br0, of kind bridge" : "tap0 connects to the host itself"
         #expect(machine.errors.text.contains("net0: offloads on: \(reason)"))
     }
 }

@@ -75,21 +75,21 @@ import Testing
     @Test func aGuestThatDoesNotPowerOffInTimeIsEnded() throws {
         let machine = try deafMachine(["--stop-timeout", "1"])
         machine.send(signal: SIGTERM)
-        try machine.waitForError("asked the guest to power off; a second signal ends it, and so do 1 seconds\n")
+        try machine.waitForError("asked the guest to power off; a second signal ends the machine, and so does a timeout of 1 seconds\n")
         try machine.expectEnd(106)
-        #expect(machine.errors.lines.last == "swkvm: ended, since the guest had not powered off 1 seconds after it was asked to (--stop-timeout)")
+        #expect(machine.errors.lines.last == "swkvm: ended: the guest did not power off within 1 seconds (--stop-timeout)")
     }
 
     /// At a terminal somebody can give another signal; a service manager waits, and then kills.
     @Test func withoutATerminalTheTimeIsLimited() throws {
         let machine = try deafMachine()
         machine.send(signal: SIGTERM)
-        try machine.waitForError("asked the guest to power off; a second signal ends it, and so do 90 seconds\n")
+        try machine.waitForError("asked the guest to power off; a second signal ends the machine, and so does a timeout of 90 seconds\n")
         machine.sendOneMore(signal: SIGTERM)
         try machine.expectEnd(143)
         let other = try deafMachine(["--stop-timeout", "none"])
         other.send(signal: SIGTERM)
-        try other.waitForError("asked the guest to power off; a second signal ends it\n")
+        try other.waitForError("asked the guest to power off; a second signal ends the machine\n")
         other.sendOneMore(signal: SIGTERM)
         try other.expectEnd(143)
     }

@@ -36,7 +36,7 @@ import Testing
     @Test func oneSignal() throws {
         let machine = try machineAtPrompt()
         machine.send(signal: SIGTERM)
-        try machine.wait(for: "swkvm: asked the guest to power off; a second signal ends it\r\n")
+        try machine.wait(for: "swkvm: asked the guest to power off; a second signal ends the machine\r\n")
         try machine.expectEnd(0)
         expectRestored()
     }
@@ -72,7 +72,7 @@ import Testing
     @Test func hangUp() throws {
         let machine = try machineAtPrompt()
         machine.send(signal: SIGHUP)
-        try machine.wait(for: "asked the guest to power off; a second signal ends it, and so do 90 seconds\r\n")
+        try machine.wait(for: "asked the guest to power off; a second signal ends the machine, and so does a timeout of 90 seconds\r\n")
         try machine.expectEnd(0)
         expectRestored()
     }
@@ -102,13 +102,13 @@ import Testing
         let machine = try machineAtPrompt()
         try machine.type("poweroff\r")
         try machine.expectEnd(0)
-        #expect(machine.output.text.contains("swkvm: the bundled guest boots; Ctrl-A x ends, Ctrl-A h helps\r\n"), "\(machine.output.text)")
+        #expect(machine.output.text.contains("swkvm: the bundled guest boots; Ctrl-A x ends the machine, Ctrl-A h shows help\r\n"), "\(machine.output.text)")
 
         let directory = try TemporaryDirectory()
         let kernel = try directory.write(TinyKernel.elf(TinyKernel.deaf), to: "vmlinux")
         let silent = try Program.machine(["--kernel", kernel, "--initrd", kernel], terminal: terminal)
         try silent.wait(
-            for: "swkvm: \(kernel) (a 64-bit ELF file, entered as Linux is) with \(kernel) boots; Ctrl-A x ends, Ctrl-A h helps\r\n")
+            for: "swkvm: \(kernel) (a 64-bit ELF file, entered as Linux is) with \(kernel) boots; Ctrl-A x ends the machine, Ctrl-A h shows help\r\n")
         try silent.type("\u{1}x")
         try silent.finish()
     }

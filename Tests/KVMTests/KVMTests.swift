@@ -123,7 +123,7 @@ struct TinyMachine: ~Copyable {
         do throws(KVMError) {
             try tiny.machine.deassignIOEventFD(event, for: match)
             Issue.record("an ioeventfd was deassigned twice")
-        } catch { #expect(error.description.contains("watch address 0x20050 no more")) }
+        } catch { #expect(error.description.contains("assign an ioeventfd to address 0x20050 no more")) }
         guard case .port = try tiny.run() else { Issue.record("no second port exit"); return }
         // The address is free for another one.
         let next = try EventFD()
@@ -182,8 +182,8 @@ struct TinyMachine: ~Copyable {
         try tiny.machine.interruptLine(gsi: 5).pulse()
         do throws(KVMError) {
             try tiny.machine.assignIRQFD(event, gsi: 6)
-            Issue.record("an eventfd was wired twice")
-        } catch { #expect(error.description.contains("wire interrupt 6")) }
+            Issue.record("an eventfd was assigned twice")
+        } catch { #expect(error.description.contains("assign an irqfd to GSI 6")) }
         try tiny.machine.deassignIRQFD(event, gsi: 5)
         try tiny.machine.assignIRQFD(event, gsi: 6)
         try tiny.machine.deassignIRQFD(event, gsi: 6)

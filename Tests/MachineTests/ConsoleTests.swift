@@ -254,9 +254,9 @@ private final class NamedPipe {
 
 @Suite struct ConsoleErrorTests {
     @Test(arguments: [
-        (Configuration.ConsoleKind.unix("/s"), EADDRINUSE, "the console's socket /s is taken: another process listens there"),
-        (.unix("/s"), EEXIST, "the console's socket cannot be /s: a file that is no socket has that name"),
-        (.unix("/long"), ENAMETOOLONG, "the console's socket has a path of 5 bytes, the kernel takes 1 to 107"),
+        (Configuration.ConsoleKind.unix("/s"), EADDRINUSE, "the console's socket /s is in use: another process listens on it"),
+        (.unix("/s"), EEXIST, "the console's socket cannot be /s: a file that is not a socket has that name"),
+        (.unix("/long"), ENAMETOOLONG, "the console's socket has a path of 5 bytes, the limit is 107"),
         (.unix("/s"), ENOENT, "the console /s cannot be opened: No such file or directory (bind)"),
         (.file("/f"), EACCES, "the console /f cannot be opened: Permission denied (bind)"),
         (.pty, ENOSPC, "the console cannot be opened: No space left on device (bind)"),
@@ -273,10 +273,10 @@ private final class NamedPipe {
 
 @Suite struct MachineErrorTests {
     @Test func sentences() {
-        #expect(MachineError.noCPUs(0).description == "0 vCPUs were asked for, a machine needs at least 1: use `--cpus 1`")
+        #expect(MachineError.noCPUs(0).description == "0 vCPUs were requested, a machine needs at least 1: use `--cpus 1`")
         #expect(
             MachineError.tooManyDevices(wanted: 20, maximum: 16).description
-                == "20 disks and other virtio devices were asked for, a machine has room for 16: leave 4 out")
+                == "20 disks and other virtio devices were requested, but a machine has 16 slots: remove 4")
         #expect(
             MachineError.host(purpose: "start a thread", SystemCallError("clone", errno: EAGAIN)).description
                 == "swkvm could not start a thread: Resource temporarily unavailable (clone)")

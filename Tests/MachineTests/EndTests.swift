@@ -15,18 +15,18 @@ import Testing
     private static let internalError = InternalError(suberror: 1, data: [], instruction: [0x0f, 0x0b])
 
     private static let ends: [(MachineEnd, status: Int32, sentence: String?)] = [
-        (.powerOff, 0, nil), (.reset, 103, "the guest rebooted, which ends the machine here (--on-reboot exit)"),
+        (.powerOff, 0, nil), (.reset, 103, "the guest rebooted (--on-reboot exit)"),
         (.quit, 104, "ended at the console"), (.killed, 105, "ended by the debugger"), (.guestStatus(0), 0, nil),
-        (.stopTimeout(seconds: 5), 106, "ended, since the guest had not powered off 5 seconds after it was asked to (--stop-timeout)"),
+        (.stopTimeout(seconds: 5), 106, "ended: the guest did not power off within 5 seconds (--stop-timeout)"),
         (.guestStatus(1), 1, "the guest ended with status 1"), (.guestStatus(63), 63, "the guest ended with status 63"),
         (.tripleFault(cpu: 3, state: "registers"), 100, "vCPU 3 shut down (triple fault): the guest's kernel crashed before it could report, or reset itself that way"),
         (
             .internalError(cpu: 2, internalError, state: "registers"), 101,
             "KVM stopped vCPU 2 with an internal error: it cannot emulate the instruction"
         ),
-        (.unexpectedExit(cpu: 1, name: "KVM_EXIT_TDX", state: "registers"), 102, "vCPU 1 stopped with KVM_EXIT_TDX, which swkvm has no answer to"),
-        (.hostError("no more threads"), 71, "no more threads"), (.signal(SIGTERM), 143, "ended by signal 15 before the guest had powered off"),
-        (.signal(SIGINT), 130, "ended by signal 2 before the guest had powered off"),
+        (.unexpectedExit(cpu: 1, name: "KVM_EXIT_TDX", state: "registers"), 102, "vCPU 1 stopped with KVM_EXIT_TDX, which swkvm does not handle"),
+        (.hostError("no more threads"), 71, "no more threads"), (.signal(SIGTERM), 143, "ended by signal 15 before the guest powered off"),
+        (.signal(SIGINT), 130, "ended by signal 2 before the guest powered off"),
     ]
 
     @Test func statusesAndSentences() {
@@ -62,10 +62,10 @@ import Testing
         }
     }
 
-    /// The table in README is the one in the code, and has a line for the status of each end and of each error.
-    @Test func theTableInREADMEIsTheCodes() throws {
+    /// The table in docs/usage.md is the one in the code, and has a line for the status of each end and of each error.
+    @Test func theTableInTheDocumentationIsTheCodes() throws {
         let root = "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
-        let text = String(decoding: try readFile(root + "/README.md", limit: 1 << 20), as: UTF8.self)
+        let text = String(decoding: try readFile(root + "/docs/usage.md", limit: 1 << 20), as: UTF8.self)
         let lines = text.split(separator: "\n").drop { $0 != "| exit status | how the machine ended |" }.dropFirst(2)
         let rows = lines.prefix { $0.hasPrefix("| ") }.map { $0.split(separator: "|").map { $0.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed() } }
         #expect(rows.map { $0.map { String($0) } } == ExitStatus.table.map { [$0.statuses, $0.meaning] })

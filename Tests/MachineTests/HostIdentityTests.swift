@@ -67,9 +67,9 @@ import Testing
     @Test func oneTAPDescriptorOrAddressTwiceIsNamed() throws {
         let tap = Configuration.Network(.tap(try InterfaceName("tap0")))
         let bridged = Configuration.Network(.tap(try InterfaceName("tap0"), bridge: .init(try InterfaceName("br0"))))
-        #expect(problem(tap, bridged) == "two network interfaces have the TAP tap0: give each a TAP of its own")
+        #expect(problem(tap, bridged) == "two network interfaces use the TAP tap0: give each a TAP of its own")
         let five = Configuration.Network(.descriptor(5))
-        #expect(problem(five, tap, five) == "two network interfaces have the descriptor 5: give each one of its own")
+        #expect(problem(five, tap, five) == "two network interfaces use the descriptor 5: give each one of its own")
         let mac = try MACAddress(parsing: "52:54:00:12:34:56")
         #expect(
             problem(.init(.descriptor(5), mac: mac), .init(.descriptor(6), mac: mac))

@@ -218,7 +218,7 @@ private final class Paper: SerialSink {
         #expect(error { $0.memory.size = 0 }?.contains("0 bytes") == true)
         #expect(error { $0.memory.size = .max }?.isEmpty == false)
         #expect(error { $0.kernel = .file("/dev/null") }?.isEmpty == false)
-        #expect(error { $0.disks = (0..<17).map { .init(path: "\($0).raw") } }?.contains("a machine has room for 16") == true)
+        #expect(error { $0.disks = (0..<17).map { .init(path: "\($0).raw") } }?.contains("a machine has 16 slots") == true)
         #expect(error { $0.commandLine = "a\u{0}b" }?.contains("NUL") == true)
     }
 }

@@ -309,7 +309,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             guard configurationInterrupt?.needsReset != true else { return }
             counters?.errors.add()
             // Once: a driver that resets the device meets the same again, as often as it likes.
-            if !hasReported { report?("\(error): the guest's disk takes no requests any more") }
+            if !hasReported { report?("\(error): the guest's disk accepts no more requests") }
             hasReported = true
             configurationInterrupt?.markNeedsReset()
         }

@@ -41,7 +41,7 @@ public final class DiskKey: Sendable, Equatable {
             guard flags >= 0 else { throw .key(source, reason: "it is not open") }
             // What was passed on has come through an exec; all that this process opens would not.
             guard flags & FD_CLOEXEC == 0 else {
-                throw .key(source, reason: "it was not passed on by the starting process, or has been read already")
+                throw .key(source, reason: "it was not passed on by the parent process, or has already been read")
             }
             password = try Self.read(FileDescriptor(owning: number), source)
         }

@@ -19,8 +19,8 @@ extension QCOW2Options {
     func checkEncryption(_ path: String, preallocation: Preallocation) throws(DiskImageError) {
         guard encryption != nil else { return }
         guard preallocation == .off || preallocation == .full else {
-            throw .impossible(path: path, reason: "what is set aside and not written reads as noise once it is decrypted; --preallocation full writes it")
+            throw .impossible(path: path, reason: "preallocated space that is not written decrypts to noise; use --preallocation full")
         }
-        guard !dataFileIsRaw else { throw .impossible(path: path, reason: "an encrypted data file is no raw image by itself") }
+        guard !dataFileIsRaw else { throw .impossible(path: path, reason: "an encrypted data file is not a valid raw image") }
     }
 }

@@ -85,7 +85,7 @@ struct LUKSHeader: Equatable, Sendable {
         for index in 0..<Self.slotCount {
             let fields = bytes[(208 + 48 * index)..<(256 + 48 * index)]
             let state = fields.bigEndian32(at: 0)
-            try require(state == State.active || state == State.disabled, "a key slot \(index) in the state \(state), which none can have")
+            try require(state == State.active || state == State.disabled, "a key slot \(index) in the state \(state), which is invalid")
             slots.append(Slot(
                 isActive: state == State.active, iterations: fields.bigEndian32(at: 4), salt: Array(fields.dropFirst(8).prefix(Self.saltSize)),
                 place: UInt64(fields.bigEndian32(at: 40)) * 512, stripes: fields.bigEndian32(at: 44)))
@@ -151,7 +151,7 @@ struct LUKSHeader: Equatable, Sendable {
     private static func word(_ field: ArraySlice<UInt8>, _ what: String, _ path: String) throws(DiskImageError) -> String {
         let text = field.prefix { $0 != 0 }
         guard text.count < field.count, text.allSatisfy({ (0x21..<0x7f).contains($0) }) else {
-            throw .invalid(path: path, reason: "its LUKS header has a \(what) that is no word")
+            throw .invalid(path: path, reason: "its LUKS header has a \(what) that is not a word")
         }
         return String(decoding: text, as: UTF8.self)
     }

@@ -61,7 +61,7 @@ extension Chain {
             return
         }
         guard file.size <= UInt64(VMDKDescriptor.maximumSize) else {
-            throw .notOfFormat(path: path, format: "VMDK", reason: "it begins with no known signature and is too long for a descriptor")
+            throw .notOfFormat(path: path, format: "VMDK", reason: "it has no known signature and is too long for a descriptor")
         }
         let text = try file.read("the descriptor", count: Int(file.size), at: 0)
         guard VMDKDescriptor.begins(text) else {
@@ -70,7 +70,7 @@ extension Chain {
         let descriptor = try VMDKDescriptor(text, path: path)
         guard !descriptor.extents.isEmpty else { throw .invalid(path: path, reason: "its descriptor has no extents") }
         if writable, descriptor.extents.contains(where: { $0.isReadOnly || $0.kind == .zero }) {
-            throw .notWritable(path: path, reason: "it has extents that are only read")
+            throw .notWritable(path: path, reason: "some of its extents are read-only")
         }
         let main = count, namer = NamingImage(file)
         append(DiskImage.Layer(file: file, size: descriptor.extents.reduce(0) { $0 + $1.size }, contentIDPlace: descriptor.contentIDPlace.map { UInt64($0) } ?? 0))
@@ -95,14 +95,14 @@ extension Chain {
         if writable {
             for (file, ranges) in flat where ByteRanges(ranges).overlap {
                 // A key is a layer that has been made.
-                throw .notWritable(path: unsafe layers[file].file.path, reason: "two extents of the image have the same bytes of it")
+                throw .notWritable(path: unsafe layers[file].file.path, reason: "two extents of the image overlap in this file")
             }
         }
         // A grain belongs to one file, and the engine knows one size of them.
         if writable, let size = blockSize {
             for piece in pieces {
                 guard let file = piece.file, let other = unsafe layers[file].blocks?.layout.blockSize else { continue }
-                guard other == size, piece.start % size == 0 else { throw .notWritable(path: path, reason: "its extents do not begin with whole grains of one size") }
+                guard other == size, piece.start % size == 0 else { throw .notWritable(path: path, reason: "its extents are not aligned to grains of one size") }
             }
         }
         // The descriptor's own layer, just appended.
@@ -126,7 +126,7 @@ extension Chain {
             }
         }
         let file = try openFile(of: extent, image, options, writable: writable)
-        for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .invalid(path: file.path, reason: "the image has it twice") }
+        for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .invalid(path: file.path, reason: "the image uses it twice") }
         guard extent.kind == .sparse else {
             try requireRoom(for: extent, at: place, file)
             let size = file.size

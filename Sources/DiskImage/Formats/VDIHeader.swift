@@ -26,7 +26,7 @@ struct VDIHeader {
         }
         guard file.size >= UInt64(Self.size) else { throw .notOfFormat(path: path, format: "VDI", reason: "it has \(file.size) bytes") }
         let header = try file.read("the header", count: Self.size, at: 0)
-        guard header.littleEndian32(at: 0x40) == Self.signature else { throw .notOfFormat(path: path, format: "VDI", reason: "it has another signature") }
+        guard header.littleEndian32(at: 0x40) == Self.signature else { throw .notOfFormat(path: path, format: "VDI", reason: "it has the wrong signature") }
         let version = header.littleEndian32(at: 0x44)
         guard version == Self.version else { throw .unsupported(path: path, feature: "VDI version \(version >> 16).\(version & 0xffff)") }
         switch header.littleEndian32(at: 0x4c) {
@@ -60,7 +60,7 @@ struct VDIHeader {
     /// Looks through the table for where new blocks can be. A block that two entries name, or that is beyond the end of the file, keeps an
     /// image from being written.
     func allocator(_ file: borrowing ImageFile) throws(DiskImageError) -> BlockAllocator {
-        guard layout.blockCount <= 1 << 26 else { throw .notWritable(path: file.path, reason: "its table has \(layout.blockCount) entries, more than can be looked through") }
+        guard layout.blockCount <= 1 << 26 else { throw .notWritable(path: file.path, reason: "its table has \(layout.blockCount) entries, which is too many to check") }
         var used: [UInt64] = []
         var count: UInt64 = 0, end: UInt64 = 0
         var first: UInt64 = 0
@@ -71,12 +71,12 @@ struct VDIHeader {
                 let block = UInt64(bytes.littleEndian32(at: entry * 4))
                 if block >= 0xffff_fffe { continue }
                 guard block < layout.blockCount, dataOffset + block << layout.blockBits < file.size else {
-                    throw .invalid(path: file.path, reason: "block \(first + UInt64(entry)) is number \(block) of the file, which has none such")
+                    throw .invalid(path: file.path, reason: "block \(first + UInt64(entry)) is number \(block) of the file, which does not exist")
                 }
                 let word = Int(block / 64)
                 if word >= used.count { used += [UInt64](repeating: 0, count: max(word + 1 - used.count, used.count)) }
                 guard used[word] >> (block % 64) & 1 == 0 else {
-                    throw .invalid(path: file.path, reason: "number \(block) of the file is in two places of the disk")
+                    throw .invalid(path: file.path, reason: "number \(block) of the file is mapped twice")
                 }
                 used[word] |= 1 << (block % 64)
                 count += 1

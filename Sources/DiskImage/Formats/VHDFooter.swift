@@ -27,8 +27,8 @@ public struct VHDSizes: Sendable, Equatable {
         guard chs != current else { return nil }
         let other: VHDSize = taken == .chs ? .current : .chs
         return "its VHD footer has two sizes, \(current) bytes (current) and \(chs) by its geometry (chs); "
-            + "\(taken.rawValue) was taken, vhd-size=\(other.rawValue) "
-            + "(swkvm image: --vhd-size \(other.rawValue)) takes the other"
+            + "\(taken.rawValue) is used, vhd-size=\(other.rawValue) "
+            + "(swkvm image: --vhd-size \(other.rawValue)) selects the other"
     }
 }
 
@@ -101,7 +101,7 @@ struct VHDFooter {
         if isSound(old, cookie, checksum: 64) { return (old, room + 1) }
         let copy = try file.read("the footer", count: size, at: 0)
         guard isSound(copy, cookie, checksum: 64), copy.bigEndian32(at: 60) == dynamic else {
-            throw .notOfFormat(path: file.path, format: "VHD", reason: "it does not end with a sound footer")
+            throw .notOfFormat(path: file.path, format: "VHD", reason: "it does not end with a valid footer")
         }
         return (copy, room)
     }
@@ -147,7 +147,7 @@ struct VHDFooter {
         }
         let header = try file.read("the dynamic disk's header", count: 1024, at: offset)
         guard isSound(header, headerCookie, checksum: 36) else {
-            throw .invalid(path: path, reason: "the dynamic disk's header is not sound")
+            throw .invalid(path: path, reason: "the dynamic disk's header is invalid")
         }
         let blockSize = header.bigEndian32(at: 32)
         guard blockSize.nonzeroBitCount == 1, (4096...256 << 20).contains(blockSize) else {

@@ -45,7 +45,7 @@ struct VHDXHeader {
         let path = file.path
         guard file.size >= Self.mebibyte else { throw .notOfFormat(path: path, format: "VHDX", reason: "it has \(file.size) bytes") }
         guard try file.read("the signature", count: 8, at: 0) == Self.signature else {
-            throw .notOfFormat(path: path, format: "VHDX", reason: "it has another signature")
+            throw .notOfFormat(path: path, format: "VHDX", reason: "it has the wrong signature")
         }
         log = try Self.log(file)
         let regions = try Self.regions(file, log)
@@ -86,7 +86,7 @@ struct VHDXHeader {
             if let other = current, other.littleEndian64(at: 8) >= header.littleEndian64(at: 8) { continue }
             current = header
         }
-        guard let current else { throw .invalid(path: file.path, reason: "neither of its two headers is sound") }
+        guard let current else { throw .invalid(path: file.path, reason: "neither of its two headers is valid") }
         let version = current.littleEndian16(at: 66)
         guard version == 1 else { throw .unsupported(path: file.path, feature: "VHDX version \(version)") }
         return try current[48..<64].allSatisfy({ $0 == 0 }) ? VHDXLog() : VHDXLog(file, header: current)
@@ -116,20 +116,20 @@ struct VHDXHeader {
                     throw .truncated(path: path, what: "a region", needed: region.offset &+ region.length, size: file.size)
                 }
                 guard !regions.contains(where: { $0.id == region.id || ($0.offset < region.offset + region.length && region.offset < $0.offset + $0.length) }) else {
-                    throw .invalid(path: path, reason: "a region that is there twice, or overlaps another")
+                    throw .invalid(path: path, reason: "a duplicate or overlapping region")
                 }
                 regions.append(region)
             }
             return regions
         }
-        throw .invalid(path: path, reason: "neither of its two region tables is sound")
+        throw .invalid(path: path, reason: "neither of its two region tables is valid")
     }
 
     private static func items(_ file: borrowing ImageFile, _ log: VHDXLog, _ metadata: Entry) throws(DiskImageError) -> [Entry] {
         let path = file.path
         guard metadata.length >= UInt64(tableSize) else { throw .invalid(path: path, reason: "a metadata region of \(metadata.length) bytes") }
         let table = try log.read(file, "the metadata table", count: tableSize, at: metadata.offset)
-        guard table.starts(with: "metadata".utf8) else { throw .invalid(path: path, reason: "its metadata table has another signature") }
+        guard table.starts(with: "metadata".utf8) else { throw .invalid(path: path, reason: "its metadata table has the wrong signature") }
         let count = table.littleEndian16(at: 10)
         guard count <= 2047 else { throw .invalid(path: path, reason: "a metadata table of \(count) entries") }
         var items: [Entry] = []

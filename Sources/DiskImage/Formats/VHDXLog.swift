@@ -43,13 +43,13 @@ struct VHDXLog {
         guard size <= Self.maximumSize else { throw .unsupported(path: path, feature: "a log of \(size) bytes replayed") }
         var ring = Ring(bytes: try file.read("the log", count: Int(size), at: place), id: Array(header[48..<64]))
         guard let sequence = ring.activeSequence() else {
-            throw .invalid(path: path, reason: "its header says that changes wait in the log, which has no whole sequence of them")
+            throw .invalid(path: path, reason: "its header refers to a log that has no complete sequence of entries")
         }
         guard let last = sequence.last, last.flushedSize <= file.size else {
-            throw .truncated(path: path, what: "what its log was written for", needed: sequence.last?.flushedSize ?? 0, size: file.size)
+            throw .truncated(path: path, what: "the file that its log describes", needed: sequence.last?.flushedSize ?? 0, size: file.size)
         }
         for entry in sequence where entry.lastSize > fileSize { fileSize = entry.lastSize }
-        guard fileSize <= DiskImage.maximumSize else { throw .invalid(path: path, reason: "its log wants a file of \(fileSize) bytes") }
+        guard fileSize <= DiskImage.maximumSize else { throw .invalid(path: path, reason: "its log requires a file of \(fileSize) bytes") }
         for entry in sequence { collect(ring.bytes(of: entry)) }
     }
 

@@ -139,7 +139,7 @@ struct VMDKDescriptor: Equatable {
         func number(_ word: ArraySlice<UInt8>) -> UInt64? { UInt64(String(decoding: word, as: UTF8.self)) }
         let words = line.split(maxSplits: 3, whereSeparator: isBlank), access = lowercase(words[0])
         guard words.count >= 3, let sectors = number(words[1]), sectors > 0, sectors <= DiskImage.maximumSize >> 20 else {
-            throw invalid("no size that can be")
+            throw invalid("an invalid size")
         }
         guard access != "noaccess" else { throw .unsupported(path: path, feature: "an extent without access") }
         let size = sectors * 512, isReadOnly = access == "rdonly", kind = lowercase(words[2])
@@ -158,7 +158,7 @@ struct VMDKDescriptor: Equatable {
             var place: UInt64 = 0
             if let word = rest[(end + 1)...].split(whereSeparator: isBlank).first {
                 guard let number = number(word), number <= DiskImage.maximumSize >> 9 else {
-                    throw invalid("no place that can be")
+                    throw invalid("an invalid offset")
                 }
                 place = number * 512
             }
@@ -219,7 +219,7 @@ struct VMDKDescriptor: Equatable {
     static func text(of kind: ImageSubformat, _ path: String, size: UInt64) throws(DiskImageError) -> (text: [UInt8], names: [String]) {
         let own = String(Substring(path.utf8.split(separator: UInt8(ascii: "/")).last ?? Substring().utf8))
         guard !own.unicodeScalars.contains(where: { $0 == "\"" || $0.properties.generalCategory == .control }) else {
-            throw .impossible(path: path, reason: "its name has a quotation mark or a control character, which a VMDK descriptor cannot tell")
+            throw .impossible(path: path, reason: "its name has a quotation mark or a control character, which a VMDK descriptor cannot represent")
         }
         let base = own.lowercased().hasSuffix(".vmdk") ? String(own.dropLast(5)) : own
         var lines: [String] = [], names: [String] = []

@@ -36,7 +36,7 @@ struct VMDKHeader {
         }
         guard file.size >= UInt64(Self.size) else { throw .truncated(path: path, what: "the header", needed: UInt64(Self.size), size: file.size) }
         var header = try file.read("the header", count: Self.size, at: 0)
-        guard Array(header.prefix(4)) == Self.magic else { throw .notOfFormat(path: path, format: "sparse VMDK", reason: "it has another signature") }
+        guard Array(header.prefix(4)) == Self.magic else { throw .notOfFormat(path: path, format: "sparse VMDK", reason: "it has the wrong signature") }
         if header.littleEndian64(at: 56) == Self.directoryAtEnd { header = try Self.footer(file) }
         version = header.littleEndian32(at: 4)
         guard (1...3).contains(version) else { throw .unsupported(path: path, feature: "VMDK version \(version)") }
@@ -92,15 +92,15 @@ struct VMDKHeader {
         let isFooter = bytes.littleEndian32(at: 8) == 0 && bytes.littleEndian32(at: 12) == VMDKMarker.footer
         let isEnd = bytes[1024..<1040].allSatisfy { $0 == 0 }
         guard isFooter, isEnd, bytes[512..<516].elementsEqual(magic), bytes.littleEndian64(at: 512 + 56) != directoryAtEnd else {
-            throw .invalid(path: file.path, reason: "no footer at its end; it may have been cut short")
+            throw .invalid(path: file.path, reason: "no footer at its end; it may be truncated")
         }
         return Array(bytes[512..<1024])
     }
 
     /// What new grains need; refuses files that cannot be written.
     func allocator(_ file: borrowing ImageFile) throws(DiskImageError) -> BlockAllocator {
-        guard !isCompressed else { throw .notWritable(path: file.path, reason: "its grains are compressed; swkvm image convert makes a plain image of it") }
-        guard version < 3 else { throw .notWritable(path: file.path, reason: "VMDK version 3 is only read") }
+        guard !isCompressed else { throw .notWritable(path: file.path, reason: "its grains are compressed; convert it with swkvm image convert") }
+        guard version < 3 else { throw .notWritable(path: file.path, reason: "VMDK version 3 is supported read-only") }
         guard layout.blockSize >= 2 * UInt64(GrainDirectory.tableSize) else { throw .notWritable(path: file.path, reason: "it has grains of \(layout.blockSize) bytes") }
         var ranges: [Range<UInt64>] = [0..<UInt64(Self.size)]
         if let descriptor { ranges.append(descriptor) }

@@ -29,15 +29,15 @@ struct NBDExport: Sendable, Equatable {
 
     /// Whether a connection that finds this one may go on with what was found first; else what has changed.
     func difference(from first: NBDExport) -> String? {
-        if size != first.size { return "a disk of \(size) bytes, it was \(first.size)" }
-        if isReadOnly, !first.isReadOnly { return "a read-only disk, it was writable" }
-        if minimumBlock != first.minimumBlock { return "blocks of at least \(minimumBlock) bytes, it was \(first.minimumBlock)" }
-        if maximumPayload < first.maximumPayload { return "requests of at most \(maximumPayload) bytes, it was \(first.maximumPayload)" }
+        if size != first.size { return "a disk of \(size) bytes, previously \(first.size)" }
+        if isReadOnly, !first.isReadOnly { return "a read-only disk, previously writable" }
+        if minimumBlock != first.minimumBlock { return "blocks of at least \(minimumBlock) bytes, previously \(first.minimumBlock)" }
+        if maximumPayload < first.maximumPayload { return "requests of at most \(maximumPayload) bytes, previously \(first.maximumPayload)" }
         for (name, now, before) in [
             ("flush", canFlush, first.canFlush), ("trim", canTrim, first.canTrim), ("write zeroes", canZero, first.canZero),
             ("block status", hasStatus, first.hasStatus),
         ] where before && !now {
-            return "a disk without \(name), it had it"
+            return "a disk without \(name), which it had before"
         }
         return nil
     }
@@ -189,7 +189,7 @@ struct NBDFailure: Error, Equatable {
         export.preferredBlock = preferred
         if maximum > 0 { export.maximumPayload = min(maximum, NBDExport.defaultPayload) }
         guard export.minimumBlock & (export.minimumBlock - 1) == 0, export.minimumBlock <= NBDExport.largestMinimum, export.maximumPayload >= export.minimumBlock else {
-            throw NBDFailure("the server wants requests of \(minimum) to \(maximum) bytes, which NBD does not allow")
+            throw NBDFailure("the server requires requests of \(minimum) to \(maximum) bytes, which NBD does not allow")
         }
         return export
     }

@@ -53,7 +53,7 @@ extension NBDDisk {
                 let left = deadline - now()
                 guard left > 0 else {
                     close()
-                    throw NBDFailure("no answer within \(time / 1000) seconds; a server that serves one client at a time may have one (qemu-nbd --shared)")
+                    throw NBDFailure("no answer within \(time / 1000) seconds; a server that serves one client at a time may be busy (qemu-nbd --shared)")
                 }
                 let events = look(timeout: Int32(clamping: left))
                 if !events.socket.isEmpty, events.generation == generation { try connection?.notify(events.socket) }
@@ -86,7 +86,7 @@ extension NBDDisk {
         if let endBy, now >= endBy || inUse == 0 {
             self.endBy = nil
             if inUse > 0 {
-                tell("gave up \(inUse) requests, which the server has not answered")
+                tell("gave up \(inUse) requests that the server did not answer")
                 lose("requests were given up")
                 failWaiting(EIO)
                 return true
@@ -169,7 +169,7 @@ extension NBDDisk {
         do throws(NBDFailure) {
             guard let found = try connection?.export() else { return retryLater("") }
             if let difference = found.difference(from: export) {
-                tell("the server that answers now has \(difference): it is not used, and every request fails")
+                tell("the server now has \(difference): it is not used, and every request fails")
                 lastFailure = "the server has another disk since the connection was lost: \(difference)"
                 close()
                 link = .broken
@@ -205,10 +205,10 @@ extension NBDDisk {
     private func explained(_ failure: NBDFailure) -> String {
         let text = failure.reason
         // NBD_REP_ERR_TLS_REQD comes before the server says more.
-        if location.security == nil, text.contains("TLS") || text.contains("tls") { return "\(text); the server wants TLS: use nbds:" }
+        if location.security == nil, text.contains("TLS") || text.contains("tls") { return "\(text); the server requires TLS: use nbds:" }
         // Without a name libnbd takes that of who is logged in.
         if let security = location.security, security.keyFile != nil, security.user == nil, text.contains("getlogin") || text.contains("gnutls") {
-            return "\(text); say whose key it is: nbds://USER@…"
+            return "\(text); specify the user of the key: nbds://USER@…"
         }
         return text
     }

@@ -86,7 +86,7 @@ internal import Linux
         case .tcp(let host, let port):
             switch SocketAddress.resolve(host: host, port: port) {
             case .success(let found): addresses = found
-            case .failure(let error): throw .remote(path: path, reason: "its host cannot be found: \(error.reason)")
+            case .failure(let error): throw .remote(path: path, reason: "its host name cannot be resolved: \(error.reason)")
             }
         }
         try self.init(path, location, addresses, reconnect: reconnect, report)

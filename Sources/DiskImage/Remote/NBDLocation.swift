@@ -38,8 +38,8 @@ struct NBDLocation: Sendable, Equatable {
 
     static let possibleReconnect = 0...86400
     /// Why a format is refused there.
-    static let isRaw = "a remote disk is what its server shows, as raw bytes, and no file of another format with snapshots or a backing file; "
-        + "qemu-nbd -f qcow2 shows the disk of a qcow2 file"
+    static let isRaw = "a remote disk is always raw, without snapshots or a backing file; "
+        + "qemu-nbd -f qcow2 exports the disk of a qcow2 file"
 
     /// Whether a name of a disk is such an address, and no path. A file of that name is `./nbd:…`.
     static func isAddress(_ name: String) -> Bool {
@@ -50,7 +50,7 @@ struct NBDLocation: Sendable, Equatable {
         func wrong(_ reason: String) -> DiskImageError { .remoteAddress(path: text, reason: reason) }
         func decoded(_ part: Substring, _ what: String, isPath: Bool = false) throws(DiskImageError) -> String {
             guard let plain = percentDecoded(part), isPath || !plain.hasRawScalars else {
-                throw wrong("\(what) has a % without two hexadecimal digits, or is no UTF-8")
+                throw wrong("\(what) has a % without two hexadecimal digits, or is not UTF-8")
             }
             guard !plain.utf8.contains(0) else { throw wrong("\(what) has a zero byte") }
             return plain
@@ -76,7 +76,7 @@ struct NBDLocation: Sendable, Equatable {
 
         security = scheme.hasPrefix("nbds") ? Security() : nil
         if let at = place.lastIndex(of: "@") {
-            guard security != nil else { throw wrong("only nbds: has a user") }
+            guard security != nil else { throw wrong("a user requires nbds:") }
             security?.user = try decoded(place[..<at], "the user's name")
             place = place[place.index(after: at)...]
         }
@@ -87,7 +87,7 @@ struct NBDLocation: Sendable, Equatable {
                 socket = value
             case ("reconnect", _):
                 guard let seconds = Int(value), Self.possibleReconnect.contains(seconds) else {
-                    throw wrong("reconnect=\(value), wanted 0 to \(Self.possibleReconnect.upperBound) seconds")
+                    throw wrong("reconnect=\(value); expected 0 to \(Self.possibleReconnect.upperBound) seconds")
                 }
                 reconnect = seconds
             case ("tls-certificates", _?):
@@ -96,13 +96,13 @@ struct NBDLocation: Sendable, Equatable {
                 security?.keyFile = value
             case ("tls-verify-peer", _?):
                 guard let verifies = ["yes": true, "true": true, "1": true, "no": false, "false": false, "0": false][value] else {
-                    throw wrong("tls-verify-peer=\(value), wanted yes or no")
+                    throw wrong("tls-verify-peer=\(value); expected yes or no")
                 }
                 security?.verifiesPeer = verifies
             case ("tls-certificates", nil), ("tls-psk-file", nil), ("tls-verify-peer", nil):
-                throw wrong("'\(key)' goes with nbds:")
+                throw wrong("'\(key)' requires nbds:")
             default:
-                throw wrong("'\(key)=' is not known, wanted socket=, reconnect=, tls-certificates=, tls-psk-file= or tls-verify-peer=")
+                throw wrong("'\(key)=' is not recognized; expected socket=, reconnect=, tls-certificates=, tls-psk-file= or tls-verify-peer=")
             }
         }
         if isLocal {
@@ -110,15 +110,15 @@ struct NBDLocation: Sendable, Equatable {
             guard let socket, !socket.isEmpty else { throw wrong("no socket=PATH in it") }
             // libnbd checks a certificate against the host's name, and without one not at all.
             if let security, security.verifiesPeer, security.keyFile == nil {
-                throw wrong("a server behind a UNIX socket has no host's name that its certificate could be checked for: say tls-psk-file=FILE or tls-verify-peer=no")
+                throw wrong("a server on a UNIX socket has no host name to check its certificate against: specify tls-psk-file=FILE or tls-verify-peer=no")
             }
             server = .unix(path: socket)
         } else {
-            guard socket == nil else { throw wrong("socket= goes with \(scheme)+unix:") }
+            guard socket == nil else { throw wrong("socket= requires \(scheme)+unix:") }
             let (host, port) = try Self.hostAndPort(place, wrong)
             // Without a directory libnbd takes whatever certificate comes, and says nothing.
             if let security, security.verifiesPeer, security.keyFile == nil, security.certificates == nil {
-                throw wrong("nothing says whom to trust: tls-certificates=DIRECTORY with a ca-cert.pem, tls-psk-file=FILE, or tls-verify-peer=no for whoever answers")
+                throw wrong("no trust anchor: specify tls-certificates=DIRECTORY with a ca-cert.pem, tls-psk-file=FILE, or tls-verify-peer=no to accept any server")
             }
             server = .tcp(host: try decoded(host, "the host's name"), port: port)
         }
@@ -140,7 +140,7 @@ struct NBDLocation: Sendable, Equatable {
         }
         guard !host.isEmpty else { throw wrong("no host in it") }
         if tail.isEmpty { return (host, standardPort) }
-        guard tail.first == ":", let port = UInt16(tail.dropFirst()), port > 0 else { throw wrong("'\(tail)' is no port, wanted :1 to :65535") }
+        guard tail.first == ":", let port = UInt16(tail.dropFirst()), port > 0 else { throw wrong("'\(tail)' is not a port; expected :1 to :65535") }
         return (host, port)
     }
 }

@@ -40,7 +40,7 @@ struct NBDOutage {
         guard let reason = pendingReason, now >= quietUntil else { return nil }
         let count = unlogged > 1 ? " (\(unlogged) times by now)" : ""
         (pendingReason, unlogged, isLogged, quietUntil) = (nil, 0, true, now + Self.quietTime)
-        return "connection lost\(count): \(reason); requests wait for \(patience / 1000) s while it is sought again"
+        return "connection lost\(count): \(reason); requests wait up to \(patience / 1000) s for a reconnect"
     }
 
     /// Another connection is ready.
@@ -49,7 +49,7 @@ struct NBDOutage {
         pendingReason = nil
         guard !isAwaited else { return nil }
         idleSince = now
-        return back(now, "nothing was waiting")
+        return back(now, "no requests were waiting")
     }
 
     /// A command is sent.
@@ -62,7 +62,7 @@ struct NBDOutage {
     /// A command was answered: the outage is over, if there was one.
     mutating func answered(_ now: @autoclosure () -> Int) -> String? {
         guard began != nil else { return nil }
-        let line = back(now(), "what was waiting is asked again")
+        let line = back(now(), "waiting requests are sent again")
         began = nil
         idleSince = nil
         return line
@@ -71,6 +71,6 @@ struct NBDOutage {
     private mutating func back(_ now: Int, _ rest: String) -> String? {
         guard isLogged, let began else { return nil }
         isLogged = false
-        return "connected again after \((now - began + 999) / 1000) s; \(rest)"
+        return "reconnected after \((now - began + 999) / 1000) s; \(rest)"
     }
 }

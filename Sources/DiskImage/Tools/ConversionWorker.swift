@@ -39,7 +39,7 @@ internal import Linux
         let image = try DiskImage(path: work.conversion.source, options: work.sourceOptions, remote: work.remote)
         // Opened by name once more: it has to be the same file still.
         guard image.identities == work.identities, image.size == work.size else {
-            throw .invalid(path: work.conversion.source, reason: "another file has taken its name meanwhile")
+            throw .invalid(path: work.conversion.source, reason: "the file was replaced during the conversion")
         }
         let path = work.conversion.target
         let size = Int(work.pieceSize)

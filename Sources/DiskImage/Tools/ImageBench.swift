@@ -45,7 +45,7 @@ public struct ImageBench: Sendable {
         options.readOnly = !writes
         let image = try DiskImage(path: path, options: options)
         guard depth > 0, depth <= 4096, size > 0, size <= 64 << 20, UInt64(size) <= image.size, offset <= image.size - UInt64(size) else {
-            throw .notApplicable(path: path, reason: "there can be no requests of \(size) bytes from byte \(offset) on, \(depth) at a time, on a disk of \(image.size) bytes")
+            throw .notApplicable(path: path, reason: "requests of \(size) bytes from offset \(offset) with depth \(depth) do not fit on a disk of \(image.size) bytes")
         }
         let diskSize = image.size
         var engine = try DiskEngine(image, depth: depth, segments: 1, usesRing: usesRing)

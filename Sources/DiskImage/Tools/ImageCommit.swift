@@ -32,7 +32,7 @@ public struct ImageCommit: Sendable {
         let image = try DiskImage(path: path, options: options)
         guard let header = image.header, let name = header.backingName else { throw .notApplicable(path: path, reason: "it has no backing file") }
         guard header.snapshotCount == 0 else {
-            throw .notWritable(path: path, reason: "its snapshots stand on the backing file, too, and would show something else afterwards")
+            throw .notWritable(path: path, reason: "its snapshots also depend on the backing file, and their contents would change")
         }
         let target = try backingPath(name, of: path)
         let choice = try FormatChoice(backing: header.backingFormat, target)
@@ -65,7 +65,7 @@ public struct ImageCommit: Sendable {
             throw .backing(of: path, error.orLoop(to: path))
         }
         if let remote = engine.image.remote, engine.image.isRemote, !remote.export.canFlush, !keepsContents {
-            throw .remoteNotPossible(path: target, reason: "its server has no flush, so that nobody knows when all is stored; --keep leaves the image as it is")
+            throw .remoteNotPossible(path: target, reason: "the server does not support flush, so the commit cannot be made durable; --keep keeps the overlay's contents")
         }
         if engine.image.size < size { try engine.resize(to: size) }
         let writer = try WindowWriter(engine, sources: [reader])

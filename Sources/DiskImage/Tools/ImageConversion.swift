@@ -97,7 +97,7 @@ public struct ImageConversion: Sendable {
         }
         let file = try isRemote ? NewFile(remote: target, replacing: replacing) : NewFile(path: target, replacing: replacing, cache: cache)
         guard file.deviceSize != nil || !isTargetThere else {
-            throw .notApplicable(path: target, reason: "it is neither a block device nor a remote disk, and a file is always made anew (--force replaces one)")
+            throw .notApplicable(path: target, reason: "it is neither a block device nor a remote disk, and files are always created anew (--force replaces one)")
         }
         if let deviceSize = file.deviceSize {
             guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
@@ -125,10 +125,10 @@ public struct ImageConversion: Sendable {
         }
         if format == .qcow2 {
             try options.check(target, size: size, preallocation: preallocation, backing: backing)
-            guard backing == nil || preallocation == .off else { throw .impossible(path: target, reason: "what is set aside would hide the backing file") }
-            guard options.dataFile == nil else { throw .impossible(path: target, reason: "a converted image keeps its data in itself") }
-            guard !compresses || options.encryption == nil else { throw .impossible(path: target, reason: "compressed clusters are not encrypted, so an image has the one or the other") }
-            guard !compresses || preallocation == .off else { throw .impossible(path: target, reason: "compressed clusters have no place set aside for them") }
+            guard backing == nil || preallocation == .off else { throw .impossible(path: target, reason: "preallocated clusters would hide the backing file") }
+            guard options.dataFile == nil else { throw .impossible(path: target, reason: "an external data file is not supported for conversion") }
+            guard !compresses || options.encryption == nil else { throw .impossible(path: target, reason: "compression and encryption cannot be combined") }
+            guard !compresses || preallocation == .off else { throw .impossible(path: target, reason: "compression and preallocation cannot be combined") }
             return try checkLevel(options.compression)
         }
         if let kind {
@@ -137,10 +137,10 @@ public struct ImageConversion: Sendable {
         }
         guard backing == nil else { throw .impossible(path: target, reason: "a raw image has no backing file; qcow2 does") }
         guard !compresses else { throw .impossible(path: target, reason: "raw images are not compressed; qcow2 can be") }
-        guard options == QCOW2Options() else { throw .impossible(path: target, reason: "a raw image has no options of qcow2") }
-        guard preallocation != .metadata else { throw .impossible(path: target, reason: "a raw image has no metadata; falloc and full set space aside") }
+        guard options == QCOW2Options() else { throw .impossible(path: target, reason: "qcow2 options do not apply to a raw image") }
+        guard preallocation != .metadata else { throw .impossible(path: target, reason: "a raw image has no metadata; use falloc or full") }
         guard preallocation == .off || !NBDLocation.isAddress(target) else {
-            throw .remoteNotPossible(path: target, reason: "the space of a remote disk is its server's affair, and is not set aside from here")
+            throw .remoteNotPossible(path: target, reason: "the server allocates the space of a remote disk")
         }
     }
 

@@ -35,13 +35,13 @@ public struct ImageCreation: Sendable {
     public func create() throws(DiskImageError) -> UInt64 {
         try format.requireMakeable(path)
         for name in [path, options.dataFile ?? ""] where NBDLocation.isAddress(name) {
-            throw .remoteNotPossible(path: name, reason: "a remote disk is made where its server is; swkvm image convert --force writes to one that is there")
+            throw .remoteNotPossible(path: name, reason: "a remote disk must be created on its server; swkvm image convert --force writes to an existing one")
         }
         let size = try diskSize()
         let kind = try ImageSubformat.resolve(subformat, format: format, compresses: false, path)
         try check(size, kind)
         var file = try NewFile(path: path, replacing: replacing)
-        guard file.deviceSize == nil else { throw .impossible(path: path, reason: "a block device is a raw disk already, of the size that it has") }
+        guard file.deviceSize == nil else { throw .impossible(path: path, reason: "a block device is already a raw disk of fixed size") }
         if format == .qcow2 {
             let dataPath = try dataPath()
             if let dataPath, let place = FilePlace(dataPath), place == FilePlace(path) { throw .sameFile(path: path, other: dataPath) }
@@ -73,14 +73,14 @@ public struct ImageCreation: Sendable {
         if format == .qcow2 { return try options.check(path, size: size, preallocation: preallocation, backing: backing) }
         guard size <= DiskImage.maximumSize else { throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most") }
         guard backing == nil else { throw .impossible(path: path, reason: "a raw image has no backing file; qcow2 does") }
-        guard preallocation != .metadata else { throw .impossible(path: path, reason: "a raw image has no metadata; falloc and full set space aside") }
-        guard options == QCOW2Options() else { throw .impossible(path: path, reason: "a raw image has no options of qcow2") }
+        guard preallocation != .metadata else { throw .impossible(path: path, reason: "a raw image has no metadata; use falloc or full") }
+        guard options == QCOW2Options() else { throw .impossible(path: path, reason: "qcow2 options do not apply to a raw image") }
     }
 
     private func diskSize() throws(DiskImageError) -> UInt64 {
         let found: UInt64?
         do throws(DiskImageError) { found = try backing.flatMap(backingSize) } catch { throw .backing(of: path, error) }
-        guard let size = size ?? found else { throw .impossible(path: path, reason: "its size is not known; state it, or name a backing file") }
+        guard let size = size ?? found else { throw .impossible(path: path, reason: "its size is missing; specify it or a backing file") }
         let (rounded, overflow) = size.addingReportingOverflow(511)
         guard !overflow else { throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most") }
         return rounded & ~511

@@ -36,7 +36,7 @@ public struct ImageRebase: Sendable {
         // From now on nobody else changes it.
         let old = try ImageInformation(path: path, format: .qcow2, locking: false).backing
         guard isUnsafe || engine.image.header?.snapshotCount == 0 else {
-            throw .notWritable(path: path, reason: "its snapshots stand on the backing file, too, and would show something else afterwards; --unsafe changes the name only")
+            throw .notWritable(path: path, reason: "its snapshots also depend on the backing file, and their contents would change; --unsafe changes the name only")
         }
         // What cannot be is known before anything is written.
         _ = try newHeader(engine)
@@ -177,7 +177,7 @@ public struct ImageRebase: Sendable {
                 throw .notApplicable(path: path, reason: "a backing file's name has 1 to \(QCOW2Header.maximumBackingName) bytes, this one \(backing.name.rawBytes.count)")
             }
             guard header.autoclearFeatures & header.keptAutoclearFeatures == 0 else {
-                throw .notApplicable(path: path, reason: "its raw data file holds the whole disk, so there is nothing for a backing file to show")
+                throw .notApplicable(path: path, reason: "its raw data file holds the whole disk, so it cannot have a backing file")
             }
         }
         var area = QCOW2HeaderArea(parsing: try engine.tableFile.read(Int(header.clusterSize), at: 0))

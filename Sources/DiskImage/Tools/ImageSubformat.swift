@@ -53,10 +53,10 @@ public enum ImageSubformat: String, Sendable, CaseIterable {
             if !condition { throw .impossible(path: path, reason: reason()) }
         }
         try require(backing == nil, "a \(rawValue) image has no backing file; qcow2 does")
-        try require(options == QCOW2Options(), "a \(rawValue) image has no options of qcow2")
+        try require(options == QCOW2Options(), "qcow2 options do not apply to a \(rawValue) image")
         try require(
             preallocation == .off || (isFlat && preallocation != .metadata),
-            isFlat ? "a \(rawValue) image has no metadata to set aside; falloc and full set space aside" : "a \(rawValue) image gets its space as it is written")
+            isFlat ? "a \(rawValue) image has no metadata to preallocate; use falloc or full" : "a \(rawValue) image cannot be preallocated")
         let maximum: UInt64, isVDI = self == .dynamic || self == .fixed
         switch self {
         // As many blocks of 1 MiB, or tables of grains, as are read back.
@@ -66,6 +66,6 @@ public enum ImageSubformat: String, Sendable, CaseIterable {
         case .monolithicFlat: maximum = DiskImage.maximumSize >> 11
         }
         try require(size <= maximum, "\(size) bytes; such a disk has \(maximum) at most")
-        try require(size > 0 || isVDI, "a disk of 0 bytes, which VMDK has not")
+        try require(size > 0 || isVDI, "a disk of 0 bytes, which VMDK does not support")
     }
 }

@@ -17,7 +17,7 @@ public struct QCOW2Options: Sendable, Equatable {
     public var compression = CompressionType.zlib
     /// The data lies in this file, and only metadata in the image; relative to the image's directory.
     public var dataFile: String?
-    /// The data file is a raw image by itself.
+    /// Keep the data file valid as a raw image by itself.
     public var dataFileIsRaw = false
     /// nil: the data is not encrypted.
     public var encryption: ImageEncryption?
@@ -71,7 +71,7 @@ extension QCOW2Options {
         try require(size <= DiskImage.maximumSize, "\(size) bytes; a disk has \(DiskImage.maximumSize) at most")
         try require(
             clusterSize.nonzeroBitCount == 1 && (512...2 << 20).contains(clusterSize),
-            "clusters of \(clusterSize) bytes; a power of two from 512 to 2097152 is wanted")
+            "clusters of \(clusterSize) bytes; expected a power of two from 512 to 2097152")
         try require(
             (1...64).contains(refcountBits) && refcountBits.nonzeroBitCount == 1,
             "reference counts of \(refcountBits) bits; 1, 2, 4, 8, 16, 32 or 64 are possible")
@@ -83,9 +83,9 @@ extension QCOW2Options {
                 throw .impossible(path: path, reason: "version 2 (compat 0.10) has no \(feature); compat 1.1 does")
             }
         }
-        try require(!extendedL2 || clusterSize >= 16384, "subclusters want clusters of 16384 bytes or more, not \(clusterSize)")
-        try require(!dataFileIsRaw || dataFile != nil, "a raw data file is asked for and none is named")
-        try require(!dataFileIsRaw || backing == nil, "a raw data file holds the whole disk, so there is nothing for a backing file to show")
+        try require(!extendedL2 || clusterSize >= 16384, "subclusters require clusters of 16384 bytes or more, not \(clusterSize)")
+        try require(!dataFileIsRaw || dataFile != nil, "a raw data file requires --data-file")
+        try require(!dataFileIsRaw || backing == nil, "a raw data file holds the whole disk, so it cannot have a backing file")
         try require(
             backing == nil || preallocation == .off || extendedL2,
             "preallocated clusters would hide the backing file; with subclusters (extended_l2) they do not")

@@ -50,7 +50,7 @@ struct VMDKStreamBuilder: ImageBuilder {
     mutating func allocate(_ count: UInt64) -> UInt64 { end }
 
     mutating func map(_ cluster: UInt64, count: UInt64, to place: UInt64, subclusters: UInt32, _ file: borrowing NewFile) throws(DiskImageError) {
-        throw .impossible(path: file.path, reason: "zlib has not compressed a grain, and this kind of image stores none as it is")
+        throw .impossible(path: file.path, reason: "zlib could not compress a grain, and this subformat has no uncompressed grains")
     }
 
     /// - Parameter length: header and padding included.
@@ -101,7 +101,7 @@ struct VMDKStreamBuilder: ImageBuilder {
     /// The next whole sectors of the file, named by the first.
     private mutating func take(_ length: UInt64, _ file: borrowing NewFile) throws(DiskImageError) -> UInt32 {
         // Sectors have 32 bits.
-        guard (end + length) >> 9 <= UInt64(UInt32.max) else { throw .impossible(path: file.path, reason: "its file would be longer than 2 TiB, the most of a compressed VMDK") }
+        guard (end + length) >> 9 <= UInt64(UInt32.max) else { throw .impossible(path: file.path, reason: "its file would be longer than 2 TiB, the maximum of a compressed VMDK") }
         defer { end += length }
         return UInt32(truncatingIfNeeded: end >> 9)
     }

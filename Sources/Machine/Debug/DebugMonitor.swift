@@ -16,20 +16,20 @@ struct DebugMonitor: Sendable {
 
 extension MachineDebugTarget {
     private static let help = """
-        info                the machine, its memory and devices
-        cpus                each vCPU, what it does and where it is
-        translate ADDRESS   the guest-physical address of a virtual one
+        info                the machine, its memory and its devices
+        cpus                the state and position of each vCPU
+        translate ADDRESS   the guest-physical address of a virtual address
         physical ADDRESS [COUNT]
-                            guest-physical memory, 64 bytes of it or COUNT
+                            dump COUNT bytes of guest-physical memory (default 64)
         exits               exits to user space so far (with --trace exits)
-        power               presses the power button; continue, for the guest to see it
+        power               press the power button; the guest sees it when it continues
 
         """
 
     func monitor(_ command: String, thread: Int) -> String {
         let words = command.split(separator: " ").map(String.init)
         let numbers = words.dropFirst().compactMap(Self.number)
-        guard numbers.count == max(0, words.count - 1) else { return "wanted are numbers, decimal or with 0x: '\(command)'\n" }
+        guard numbers.count == max(0, words.count - 1) else { return "expected numbers, decimal or with 0x: '\(command)'\n" }
         switch (words.first ?? "help", numbers.count) {
         case ("help", 0): return Self.help
         case ("info", 0): return monitor.status() + "\n"
@@ -43,7 +43,7 @@ extension MachineDebugTarget {
         case ("power", 0):
             monitor.pressPowerButton()
             return "the power button was pressed\n"
-        default: return "'\(command)' is not known; `monitor help` lists what is\n"
+        default: return "'\(command)' is not recognized; `monitor help` lists the commands\n"
         }
     }
 

@@ -92,7 +92,7 @@ private struct DebugService: ~Copyable {
         while true {
             var ready: [UInt64] = []
             do throws(SystemCallError) { try server.epoll.wait { token, _ in ready.append(token) } } catch {
-                return ending.post(.hostError("the debugger's thread cannot wait: \(error)"))
+                return ending.post(.hostError("the debugger thread's event loop failed: \(error)"))
             }
             for token in ready {
                 switch token {

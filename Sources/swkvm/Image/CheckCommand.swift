@@ -9,44 +9,44 @@ extension CheckReport.Repair: ExpressibleByArgument {}
 struct ImageCheckCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "check",
-        abstract: "Look for errors and lost space in a qcow2 image, and repair them.",
+        abstract: "Check a qcow2 image for errors and leaked clusters, and repair them.",
         discussion: """
-            Errors have cost data or may cost some with the next write; leaked clusters are space that is counted as used and is not. Backing \
-            files are not looked at. A repair of all gives entries that cannot be right up: what they stood for reads as \
-            zeroes. Of a file that was cut short it gives up what is beyond the end, snapshots and bitmaps included. An \
-            external data file is looked at only if --data-file names it: clusters beyond its end are errors. A repair of \
-            leaks works on a full file system, too.
+            Errors mean that data is damaged, or may be damaged by later writes; leaked clusters are allocated but unused space. Backing \
+            files are not checked. --repair all clears entries that cannot be repaired: the affected parts of the disk then read as \
+            zeroes. If the file was truncated, everything beyond its end is discarded, including snapshots and bitmaps. An \
+            external data file is checked only if --data-file names it: clusters beyond its end are errors. --repair leaks works \
+            even if the file system is full.
 
             EXIT STATUS
-              0    nothing is wrong, or everything could be repaired
-              1    the check could not be made
-              2    errors are left
-              3    leaked clusters are left and no errors
-              63   the format has nothing that could be checked
+              0    no problem was found, or all were repaired
+              1    the check failed
+              2    errors remain
+              3    leaked clusters remain, but no errors
+              63   the format does not support checks
               64   the command line is wrong
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"), completion: .list(["qcow2"]))
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"), completion: .list(["qcow2"]))
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption
 
-    @Option(name: [.customShort("r"), .long], help: ArgumentHelp("Give leaked clusters back (leaks), or repair errors as well (all).", valueName: "what"))
+    @Option(name: [.customShort("r"), .long], help: ArgumentHelp("Free leaked clusters (leaks), or repair errors as well (all).", valueName: "what"))
     var repair: CheckReport.Repair?
 
     @OptionGroup var output: OutputOptions
 
-    @Flag(name: [.customShort("U"), .long], help: "Check an image that a machine writes to; what is found may be of two moments.")
+    @Flag(name: [.customShort("U"), .long], help: "Check an image that a running machine may be writing; the result may be inconsistent.")
     var forceShare = false
 
-    @Flag(name: [.short, .long], help: "Say nothing when nothing is wrong.")
+    @Flag(name: [.short, .long], help: "Print nothing if no problem is found.")
     var quiet = false
 
     @Argument(help: "The image.", completion: .file())
     var file: String
 
     func validate() throws {
-        guard !forceShare || repair == nil else { throw ValidationError("With -U, no --repair: who changes an image has it alone.") }
+        guard !forceShare || repair == nil else { throw ValidationError("The option --repair cannot be combined with -U: it requires exclusive access to the image.") }
     }
 
     func run() throws {
@@ -85,8 +85,8 @@ struct ImageCheckCommand: ParsableCommand {
         }
         switch (report.errors, report.leaks) {
         case (0, 0): lines.append("No errors were found on the image.")
-        case (0, let leaks): lines.append("\(leaks) leaked clusters were found: space is lost, no data is in danger.")
-        case (let errors, let leaks): lines.append("\(errors) errors\(leaks > 0 ? " and \(leaks) leaked clusters" : "") were found: data may be damaged, or the next writes may damage it.")
+        case (0, let leaks): lines.append("\(leaks) leaked clusters were found: they waste space, but no data is at risk.")
+        case (let errors, let leaks): lines.append("\(errors) errors\(leaks > 0 ? " and \(leaks) leaked clusters" : "") were found: data may be damaged, or later writes may damage it.")
         }
         if report.totalClusters > 0 {
             let share = { (part: UInt64, whole: UInt64) in percent(part, of: whole) }

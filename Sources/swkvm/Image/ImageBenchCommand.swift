@@ -7,49 +7,49 @@ internal import DiskImage
 struct ImageBenchCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "bench",
-        abstract: "Measure reads or writes of a disk image.",
+        abstract: "Benchmark reads or writes of a disk image.",
         discussion: """
-            WRITES DESTROY what the image holds.
+            --write DESTROYS the contents of the image.
 
             EXAMPLES
               swkvm image bench --cache none --random disk.qcow2
               swkvm image bench --write --count 10000 --depth 1 scratch.qcow2
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: what the file's extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: from the file extension.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.short, .long], help: ArgumentHelp("Requests to make. (default: 75000)", valueName: "n"), transform: wholeNumber(0...UInt64.max))
+    @Option(name: [.short, .long], help: ArgumentHelp("Number of requests. (default: 75000)", valueName: "n"), transform: wholeNumber(0...UInt64.max))
     var count: UInt64 = 75000
 
     @Option(name: [.short, .long], help: ArgumentHelp("Requests in flight, 1 to 4096. (default: 64)", valueName: "n"), transform: wholeNumber(0...Int.max))
     var depth = 64
 
-    @Option(name: [.short, .customLong("buffer-size")], help: ArgumentHelp("Bytes of a request, 64M at most. (default: 4K)", valueName: "size"), transform: ByteSize.init(parsing:))
+    @Option(name: [.short, .customLong("buffer-size")], help: ArgumentHelp("Size of a request, at most 64M. (default: 4K)", valueName: "size"), transform: ByteSize.init(parsing:))
     var size = ByteSize(bytes: 4096)
 
-    @Option(name: [.customShort("S"), .customLong("step-size")], help: ArgumentHelp("From one request's start to the next one's. Default: a request's size.", valueName: "size"), transform: ByteSize.init(parsing:))
+    @Option(name: [.customShort("S"), .customLong("step-size")], help: ArgumentHelp("Distance between the starts of consecutive requests. Default: the request size.", valueName: "size"), transform: ByteSize.init(parsing:))
     var step: ByteSize?
 
-    @Option(name: [.short, .long], help: ArgumentHelp("Where the first request begins. (default: 0)", valueName: "size"), transform: ByteSize.init(parsing:))
+    @Option(name: [.short, .long], help: ArgumentHelp("Offset of the first request. (default: 0)", valueName: "size"), transform: ByteSize.init(parsing:))
     var offset = ByteSize(bytes: 0)
 
-    @Flag(name: [.short, .long], help: "Requests anywhere on the disk instead of one after the other.")
+    @Flag(name: [.short, .long], help: "Send requests to random offsets instead of sequential ones.")
     var random = false
 
-    @Option(help: ArgumentHelp("Where random requests go follows from this. (default: 1)", valueName: "n"), transform: wholeNumber(0...UInt64.max))
+    @Option(help: ArgumentHelp("Seed of the random offsets. (default: 1)", valueName: "n"), transform: wholeNumber(0...UInt64.max))
     var seed: UInt64 = 1
 
-    @Flag(name: [.short, .long], help: "Write. What the image holds is lost.")
+    @Flag(name: [.short, .long], help: "Write instead of read. Destroys the contents of the image.")
     var write = false
 
-    @Option(help: ArgumentHelp("The value of all bytes written, 0 to 255. (default: 0)", valueName: "n"), transform: wholeNumber(0...UInt8.max))
+    @Option(help: ArgumentHelp("Byte value to write, 0 to 255. (default: 0)", valueName: "n"), transform: wholeNumber(0...UInt8.max))
     var pattern: UInt8 = 0
 
-    @Option(help: ArgumentHelp("Flush after as many writes; 0 for none before the end. (default: 0)", valueName: "n"), transform: wholeNumber(0...UInt64.max))
+    @Option(help: ArgumentHelp("Flush after this many writes; 0 means only at the end. (default: 0)", valueName: "n"), transform: wholeNumber(0...UInt64.max))
     var flushInterval: UInt64 = 0
 
-    @Option(name: [.customShort("t"), .long], help: ArgumentHelp("writeback, or none to go around the page cache.", valueName: "mode"))
+    @Option(name: [.customShort("t"), .long], help: ArgumentHelp("Cache mode: writeback, or none (bypass the page cache).", valueName: "mode"))
     var cache = CacheMode.writeback
 
     @OptionGroup var data: DataFileOption
@@ -57,10 +57,10 @@ struct ImageBenchCommand: ParsableCommand {
     @OptionGroup var named: NamedFilesOptions
     @OptionGroup var keys: KeyOptions
 
-    @Flag(name: [.customShort("U"), .long], help: "Read an image that a machine writes to.")
+    @Flag(name: [.customShort("U"), .long], help: "Read an image that a running machine may be writing.")
     var forceShare = false
 
-    @Flag(help: "Without io_uring: one system call after the other.")
+    @Flag(help: "Use synchronous system calls instead of io_uring.")
     var noRing = false
 
     @Flag(help: "As JSON.")
@@ -70,7 +70,7 @@ struct ImageBenchCommand: ParsableCommand {
     var file: String
 
     func validate() throws {
-        guard !forceShare || !write else { throw ValidationError("With -U, no --write: who changes an image has it alone.") }
+        guard !forceShare || !write else { throw ValidationError("The option --write cannot be combined with -U: it requires exclusive access to the image.") }
     }
 
     func run() throws {
@@ -95,7 +95,7 @@ struct ImageBenchCommand: ParsableCommand {
             bench.usesRing = !noRing
             return try bench.run {
                 guard !json else { return }
-                let how = random ? "random places, seed \(seed)" : "starting at offset \(offset.bytes), step size \(step?.bytes ?? size.bytes)"
+                let how = random ? "random offsets, seed \(seed)" : "starting at offset \(offset.bytes), step size \(step?.bytes ?? size.bytes)"
                 print("Sending \(count) \(write ? "write" : "read") requests, \(size.bytes) bytes each, \(depth) in parallel (\(how))")
                 if flushInterval > 0, write { print("Sending flush every \(flushInterval) requests") }
             }

@@ -8,15 +8,15 @@ internal import Linux
 struct ImageCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "image",
-        abstract: "Make, examine, convert and change disk images.",
+        abstract: "Create, inspect, convert and modify disk images.",
         discussion: """
-            Formats are raw, qcow2, VMDK and VDI, and for reading VHD and VHDX. A file's format is what its extension says (.raw, .img, .qcow2, \
-            .vmdk, .vdi, .vhd, .vhdx) or what --format states. It is never guessed from the contents; but where it is not stated, contents \
-            that begin as another format does are refused. Verbs, options and output are in the manner of qemu-img.
+            The supported formats are raw, qcow2, VMDK and VDI, and read-only VHD and VHDX. The format of a file is given by its extension \
+            (.raw, .img, .qcow2, .vmdk, .vdi, .vhd, .vhdx) or by --format. It is never guessed from the contents; if --format is not given, \
+            an image whose contents look like another format is refused. Verbs, options and output follow qemu-img.
 
             EXIT STATUS
               0    done
-              1    it could not be done (verbs with further states name them in their own help)
+              1    failure (some verbs define more statuses in their own help)
               64   the command line is wrong
             """,
         subcommands: [
@@ -80,10 +80,10 @@ struct OutputOptions: ParsableArguments {
         case human, json
     }
 
-    @Flag(help: "As JSON, with qemu-img's names.")
+    @Flag(help: "Print JSON with the field names of qemu-img.")
     var json = false
 
-    @Option(help: ArgumentHelp("human or json: the latter is the same as --json.", valueName: "form"))
+    @Option(help: ArgumentHelp("Output format: human, or json (same as --json).", valueName: "form"))
     var output: Form?
 
     var isJSON: Bool { json || output == .json }
@@ -92,11 +92,11 @@ struct OutputOptions: ParsableArguments {
 /// Where the files may be that images name.
 struct NamedFilesOptions: ParsableArguments {
     @Option(help: ArgumentHelp(
-        "A directory below which files may be that an image names (backing files, extents), as they may be below its own. May be given again.",
+        "Also allow backing files and extents below this directory; by default only those below the image's own directory are opened. Repeatable.",
         valueName: "directory"), completion: .directory)
     var backingDir: [String] = []
 
-    @Flag(help: "Let images name files anywhere, and remote disks.")
+    @Flag(help: "Allow backing files and extents anywhere, including remote disks.")
     var backingAnywhere = false
 
     /// - Parameter stated: what else the command line names.
@@ -107,6 +107,6 @@ struct NamedFilesOptions: ParsableArguments {
 
 /// The file with the data of an image that keeps it outside: its name in the image is not followed, since what it names may be written.
 struct DataFileOption: ParsableArguments {
-    @Option(help: ArgumentHelp("The file with the data of a qcow2 image that keeps it outside.", valueName: "file"), completion: .file())
+    @Option(help: ArgumentHelp("External data file of the qcow2 image.", valueName: "file"), completion: .file())
     var dataFile: String?
 }

@@ -7,33 +7,33 @@ internal import DiskImage
 struct ImageCommitCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "commit",
-        abstract: "Put what a qcow2 image has of its own into its backing file.",
+        abstract: "Commit the contents of a qcow2 overlay to its backing file.",
         discussion: """
-            The backing file is written and made durable; then the image is emptied. Other images over the same backing file show something \
-            else afterwards than they did.
+            The backing file is written and flushed, then the overlay is emptied. Other overlays of the same backing file show different \
+            contents afterwards.
 
             EXAMPLE
               swkvm image commit overlay.qcow2
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"), completion: .list(["qcow2"]))
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"), completion: .list(["qcow2"]))
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption
     @OptionGroup var named: NamedFilesOptions
 
-    @Option(help: ArgumentHelp("As --data-file, for the backing file.", valueName: "file"), completion: .file())
+    @Option(help: ArgumentHelp("Like --data-file, for the backing file.", valueName: "file"), completion: .file())
     var backingDataFile: String?
 
     @OptionGroup var keys: KeyOptions
 
-    @Flag(name: [.customShort("d"), .customLong("keep")], help: "Leave the image as it is.")
+    @Flag(name: [.customShort("d"), .customLong("keep")], help: "Keep the overlay's contents.")
     var keep = false
 
-    @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
+    @Flag(name: [.short, .long], help: "Show progress; the default on a terminal.")
     var progress = false
 
-    @Flag(name: [.short, .long], help: "Say nothing when it went well.")
+    @Flag(name: [.short, .long], help: "Print nothing on success.")
     var quiet = false
 
     @Argument(help: "The image.", completion: .file())

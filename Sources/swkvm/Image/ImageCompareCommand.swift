@@ -7,12 +7,12 @@ internal import DiskImage
 struct ImageCompareCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "compare",
-        abstract: "Say whether two images, of whatever formats, show the same disk.",
+        abstract: "Compare the contents of two disk images of any formats.",
         discussion: """
-            Disks of different size are the same if the longer one ends in zeroes.
+            Disks of different sizes are equal if the rest of the longer one is zero.
 
             EXIT STATUS
-              0   the same
+              0   identical
               1   different
               2   an image could not be opened or read
               64  the command line is wrong
@@ -21,7 +21,7 @@ struct ImageCompareCommand: ParsableCommand {
               swkvm image compare disk.qcow2 disk.raw
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The first image's format. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The first image's format. Default: from the file extension.", valueName: "format"))
     var format: ImageFormat?
 
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The second image's format.", valueName: "format"))
@@ -30,32 +30,32 @@ struct ImageCompareCommand: ParsableCommand {
     @OptionGroup var data: DataFileOption
     @OptionGroup var named: NamedFilesOptions
 
-    @Option(help: ArgumentHelp("As --data-file, for the second image.", valueName: "file"), completion: .file())
+    @Option(help: ArgumentHelp("Like --data-file, for the second image.", valueName: "file"), completion: .file())
     var secondDataFile: String?
 
     @OptionGroup var vhd: VHDSizeOption
 
-    @Option(help: ArgumentHelp("As --vhd-size, for the second image.", valueName: "which"))
+    @Option(help: ArgumentHelp("Like --vhd-size, for the second image.", valueName: "which"))
     var secondVhdSize: VHDSize?
 
     @OptionGroup var keys: KeyOptions
 
-    @Option(help: ArgumentHelp("As --key-file, for the second image.", valueName: "file"), completion: .file())
+    @Option(help: ArgumentHelp("Like --key-file, for the second image.", valueName: "file"), completion: .file())
     var secondKeyFile: [String] = []
 
-    @Option(help: ArgumentHelp("As --key-fd, for the second image.", valueName: "n"), transform: descriptorNumber)
+    @Option(help: ArgumentHelp("Like --key-fd, for the second image.", valueName: "n"), transform: descriptorNumber)
     var secondKeyFd: [Int32] = []
 
-    @Flag(name: [.short, .long], help: "Sizes, and what is allocated, must be the same too.")
+    @Flag(name: [.short, .long], help: "Strict mode: sizes and allocation must match too.")
     var strict = false
 
-    @Flag(name: [.customShort("U"), .long], help: "Look at images that a machine writes to; what is said may be of two moments.")
+    @Flag(name: [.customShort("U"), .long], help: "Open images that a running machine may be writing; the result may be inconsistent.")
     var forceShare = false
 
-    @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
+    @Flag(name: [.short, .long], help: "Show progress; the default on a terminal.")
     var progress = false
 
-    @Flag(name: [.short, .long], help: "Say nothing; the exit status tells.")
+    @Flag(name: [.short, .long], help: "Print nothing; the exit status gives the result.")
     var quiet = false
 
     @Argument(help: "An image.", completion: .file())

@@ -8,12 +8,13 @@ internal import Linux
 struct ImageConvertCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "convert",
-        abstract: "Copy a disk image into a new one, in another format or layout.",
+        abstract: "Convert a disk image to another format or layout.",
         discussion: """
-            All that the source shows, its backing files included, goes into one image. Zeroes take no space. The target gets its name when it is \
-            whole: after an error or a signal there is none. A block device or a remote disk (nbd://…), which has to be large enough, is overwritten \
-            with --force, as raw; after an error a part of it has been. A remote disk is asked to store all at the end. What is written otherwise need not be on the disk at once, as with cp and qemu-img; --sync \
-            waits until it is, and so does --force when it replaces a file.
+            The target contains everything that the source shows, including the data of its backing files. Zeroes take no space. The target \
+            appears under its name only when it is complete: after an error or a signal, no file is left. With --force, a block device or a \
+            remote disk (nbd://…) that is large enough is overwritten as raw; after an error it may be partly overwritten. A remote disk is \
+            flushed at the end. Other targets may still be in the page cache when the command returns, as with cp and qemu-img; --sync \
+            waits until they are on stable storage, and so does --force when it replaces a file.
 
             EXAMPLES
               swkvm image convert disk.raw disk.qcow2
@@ -26,28 +27,28 @@ struct ImageConvertCommand: ParsableCommand {
               swkvm image convert --salvage broken.qcow2 whatisleft.raw
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: what its extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: from the file extension.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: what its extension says.", valueName: "format"), completion: .list(ImageFormat.allCases.filter(\.isMakeable).map(\.rawValue)))
+    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: from the file extension.", valueName: "format"), completion: .list(ImageFormat.allCases.filter(\.isMakeable).map(\.rawValue)))
     var targetFormat: ImageFormat?
 
-    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("The source's internal snapshot to read in place of its current state: a number or a name.", valueName: "name"))
+    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("Internal snapshot to read instead of the current state: a number or a name.", valueName: "name"))
     var snapshot: String?
 
     @Flag(name: [.short, .long], help: "Compress clusters (qcow2, and VMDK as streamOptimized).")
     var compress = false
 
-    @Option(help: ArgumentHelp("How hard to compress: 1 to 9 for zlib (default 6), 1 to 19 for zstd (default 3).", valueName: "n"), transform: wholeNumber(0...Int.max))
+    @Option(help: ArgumentHelp("Compression level: 1 to 9 for zlib (default 6), 1 to 19 for zstd (default 3).", valueName: "n"), transform: wholeNumber(0...Int.max))
     var compressionLevel: Int?
 
     @OptionGroup var layout: LayoutOptions
 
     @Option(name: [.customShort("B"), .long], help: ArgumentHelp(
-        "Stand on this image or remote disk, and keep only what differs from it (qcow2); relative to the target's directory.", valueName: "file"), completion: .file())
+        "Use this image or remote disk as the backing file and store only the differences (qcow2); relative to the target's directory.", valueName: "file"), completion: .file())
     var backing: String?
 
-    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: from the file extension.", valueName: "format"))
     var backingFormat: ImageFormat?
 
     @OptionGroup var data: DataFileOption
@@ -57,46 +58,46 @@ struct ImageConvertCommand: ParsableCommand {
 
     @OptionGroup var encryption: EncryptionOptions
 
-    @Option(help: ArgumentHelp("A file with the key that --encrypt gives the target.", valueName: "file"), completion: .file())
+    @Option(help: ArgumentHelp("File with the key for --encrypt; every byte counts.", valueName: "file"), completion: .file())
     var targetKeyFile: [String] = []
 
-    @Option(help: ArgumentHelp("The same from an open descriptor.", valueName: "n"), transform: descriptorNumber)
+    @Option(help: ArgumentHelp("The same, from an open file descriptor.", valueName: "n"), transform: descriptorNumber)
     var targetKeyFd: [Int32] = []
 
-    @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one for each processor.", valueName: "n"), transform: wholeNumber(0...Int.max))
+    @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one per CPU.", valueName: "n"), transform: wholeNumber(0...Int.max))
     var threads: Int?
 
-    @Option(help: ArgumentHelp("The page cache: auto (sparing it where that is quicker), writeback (through it), none (around it).", valueName: "mode"))
+    @Option(help: ArgumentHelp("Cache mode: auto (bypass the page cache where that is faster), writeback (use it), none (bypass it).", valueName: "mode"))
     var cache = ToolCache.automatic
 
-    @Flag(help: "Read what there is of a damaged image or device: what cannot be read becomes zeroes and is listed.")
+    @Flag(help: "Read a damaged image or device as far as possible: unreadable ranges become zeroes and are listed.")
     var salvage = false
 
-    @Flag(help: "Wait until the new image is on the disk.")
+    @Flag(help: "Wait until the new image is on stable storage.")
     var sync = false
 
-    @Flag(help: "Do not follow the source's backing files: refuse an image that has one.")
+    @Flag(help: "Refuse a source that has a backing file.")
     var noBacking = false
 
-    @Flag(help: "Overwrite a file, a block device or a remote disk that is there already.")
+    @Flag(help: "Overwrite an existing file, block device or remote disk.")
     var force = false
 
-    @Flag(name: [.customShort("n"), .long], help: "The target is there already and is written in place: a block device or a remote disk, for which this is --force.")
+    @Flag(name: [.customShort("n"), .long], help: "Write in place to an existing target, a block device or a remote disk; same as --force for these.")
     var noCreate = false
 
-    @Flag(name: [.customShort("U"), .long], help: "Read an image that a machine writes to; what is copied may be of many moments.")
+    @Flag(name: [.customShort("U"), .long], help: "Read an image that a running machine may be writing; the copy may be inconsistent.")
     var forceShare = false
 
-    @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
+    @Flag(name: [.short, .long], help: "Show progress; the default on a terminal.")
     var progress = false
 
-    @Flag(name: [.short, .long], help: "Never show how far it is.")
+    @Flag(name: [.short, .long], help: "Do not show progress.")
     var quiet = false
 
     @Argument(help: "The image to read, or a remote disk: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH.", completion: .file())
     var source: String
 
-    @Argument(help: "The image to make, or the block device or remote disk to overwrite.", completion: .file())
+    @Argument(help: "The image to create, or the block device or remote disk to overwrite.", completion: .file())
     var target: String
 
     func run() throws {
@@ -112,7 +113,7 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.options = layout.options
             let targetKeys = try KeyOptions.load(targetKeyFile, targetKeyFd)
             conversion.options.encryption = try encryption.encryption(targetKeys, target, option: "--target-key")
-            guard encryption.encrypt || targetKeys.isEmpty else { throw .impossible(path: target, reason: "a key for it was given; --encrypt makes an image that needs it") }
+            guard encryption.encrypt || targetKeys.isEmpty else { throw .impossible(path: target, reason: "a target key requires --encrypt") }
             conversion.preallocation = layout.preallocation
             if let backing { conversion.backing = try BackingReference(name: backing, stated: backingFormat) }
             conversion.sourceOptions.dataFile = data.dataFile

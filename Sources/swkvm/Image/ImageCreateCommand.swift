@@ -7,9 +7,9 @@ public import DiskImage
 struct ImageCreateCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "create",
-        abstract: "Make a disk image.",
+        abstract: "Create a disk image.",
         discussion: """
-            The file gets its name when it is whole: after an error or a signal there is none.
+            The file appears under its name only when it is complete: after an error or a signal, no file is left.
 
             EXAMPLES
               swkvm image create disk.qcow2 20G
@@ -20,23 +20,23 @@ struct ImageCreateCommand: ParsableCommand {
               swkvm image create --encrypt --key-file secret disk.qcow2 20G
             """)
 
-    @Option(name: [.short, .customShort("O"), .long], help: ArgumentHelp("\(ImageFormat.makeableNames). Default: what the file's extension says.", valueName: "format"), completion: .list(ImageFormat.allCases.filter(\.isMakeable).map(\.rawValue)))
+    @Option(name: [.short, .customShort("O"), .long], help: ArgumentHelp("\(ImageFormat.makeableNames). Default: from the file extension.", valueName: "format"), completion: .list(ImageFormat.allCases.filter(\.isMakeable).map(\.rawValue)))
     var format: ImageFormat?
 
     @OptionGroup var layout: LayoutOptions
 
     @OptionGroup var encryption: EncryptionOptions
 
-    @Option(help: ArgumentHelp("A file with the key (the password) that --encrypt gives the image, every byte of it.", valueName: "file"), completion: .file())
+    @Option(help: ArgumentHelp("File with the key (password) for --encrypt; every byte counts.", valueName: "file"), completion: .file())
     var keyFile: [String] = []
 
-    @Option(help: ArgumentHelp("The same from an open descriptor.", valueName: "n"), transform: descriptorNumber)
+    @Option(help: ArgumentHelp("The same, from an open file descriptor.", valueName: "n"), transform: descriptorNumber)
     var keyFd: [Int32] = []
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image, or the remote disk (nbd://…), that shows where this one has nothing of its own; relative to this one's directory.", valueName: "file"), completion: .file())
+    @Option(name: [.short, .long], help: ArgumentHelp("Backing file: the image or remote disk (nbd://…) that provides all data not in the new image; relative to the new image's directory.", valueName: "file"), completion: .file())
     var backing: String?
 
-    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: from the file extension.", valueName: "format"))
     var backingFormat: ImageFormat?
 
     @OptionGroup var vhd: VHDSizeOption
@@ -45,22 +45,22 @@ struct ImageCreateCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Do not open the backing image, which may not exist yet.")
     var unsafe = false
 
-    @Option(help: ArgumentHelp("Keep the data in this file, and only metadata in the image.", valueName: "file"), completion: .file())
+    @Option(help: ArgumentHelp("Store the data in this external file, and only metadata in the image.", valueName: "file"), completion: .file())
     var dataFile: String?
 
-    @Flag(help: "The data file is a raw image by itself.")
+    @Flag(help: "Keep the data file valid as a raw image by itself.")
     var dataFileRaw = false
 
-    @Option(name: .customLong("size"), help: ArgumentHelp("The same as the second argument.", valueName: "size"), transform: ByteSize.init(parsing:))
+    @Option(name: .customLong("size"), help: ArgumentHelp("Same as the second argument.", valueName: "size"), transform: ByteSize.init(parsing:))
     var sizeOption: ByteSize?
 
-    @Flag(help: "Replace a file that is there already.")
+    @Flag(help: "Replace an existing file.")
     var force = false
 
-    @Flag(name: [.short, .long], help: "Say nothing when it went well.")
+    @Flag(name: [.short, .long], help: "Print nothing on success.")
     var quiet = false
 
-    @Argument(help: "The file to make.", completion: .file())
+    @Argument(help: "The file to create.", completion: .file())
     var file: String
 
     @Argument(help: "The size of the disk, in bytes or with K, M, G, T, P or E: 20G, 1.5T. Default: the backing image's.", transform: ByteSize.init(parsing:))
@@ -74,7 +74,7 @@ struct ImageCreateCommand: ParsableCommand {
             creation.options = layout.options
             let keys = try KeyOptions.load(keyFile, keyFd)
             creation.options.encryption = try encryption.encryption(keys, file, option: "--key")
-            guard encryption.encrypt || keys.isEmpty else { throw .impossible(path: file, reason: "a key was given; --encrypt makes an image that needs it") }
+            guard encryption.encrypt || keys.isEmpty else { throw .impossible(path: file, reason: "a key requires --encrypt") }
             creation.options.dataFile = dataFile
             creation.options.dataFileIsRaw = dataFileRaw
             creation.preallocation = layout.preallocation
@@ -92,33 +92,33 @@ struct ImageCreateCommand: ParsableCommand {
 /// How a new image is laid out, for the verbs that make one.
 struct LayoutOptions: ParsableArguments {
     @Option(name: .customShort("o"), help: ArgumentHelp(
-        "The same in qemu-img's words: \(LayoutWords.names); on and off for what is a flag here.", valueName: "word=value,..."),
+        "The same options under qemu-img's names: \(LayoutWords.names); on or off for flags.", valueName: "word=value,..."),
         completion: LayoutWords.completion, transform: LayoutWords.init(parsing:))
     var words: [LayoutWords] = []
 
-    @Option(name: .long, help: ArgumentHelp("qcow2: bytes of a cluster, a power of two from 512 to 2M. (default: 64K)", valueName: "size"), transform: ByteSize.init(parsing:))
+    @Option(name: .long, help: ArgumentHelp("qcow2: cluster size, a power of two from 512 to 2M. (default: 64K)", valueName: "size"), transform: ByteSize.init(parsing:))
     var clusterSize = ByteSize(bytes: 65536)
 
-    @Option(help: ArgumentHelp("qcow2: bits of a reference count: 1, 2, 4, 8, 16, 32 or 64. (default: 16)", valueName: "n"), transform: wholeNumber(0...Int.max))
+    @Option(help: ArgumentHelp("qcow2: refcount width in bits: 1, 2, 4, 8, 16, 32 or 64. (default: 16)", valueName: "n"), transform: wholeNumber(0...Int.max))
     var refcountBits = 16
 
     @Option(help: ArgumentHelp("qcow2: 1.1 (version 3) or 0.10 (version 2).", valueName: "version"))
     var compat = QCOW2Compatibility.version3
 
-    @Flag(help: "qcow2: allow programs to keep reference counts lazily.")
+    @Flag(help: "qcow2: allow lazy refcounts.")
     var lazyRefcounts = false
 
-    @Flag(name: .customLong("extended-l2"), help: "qcow2: 32 subclusters in each cluster, which has to have 16K or more.")
+    @Flag(name: .customLong("extended-l2"), help: "qcow2: 32 subclusters per cluster; needs clusters of 16K or more.")
     var extendedL2 = false
 
-    @Option(help: ArgumentHelp("qcow2: how clusters are compressed: zlib or zstd.", valueName: "type"))
+    @Option(help: ArgumentHelp("qcow2: compression type: zlib or zstd.", valueName: "type"))
     var compressionType = CompressionType.zlib
 
     @Option(name: .customLong("subformat"), help: ArgumentHelp(
         "vmdk: \(ImageSubformat.names(of: .vmdk)); vdi: \(ImageSubformat.names(of: .vdi)). Default: the first.", valueName: "kind"))
     var statedSubformat: ImageSubformat?
 
-    @Option(name: .customLong("preallocation"), help: ArgumentHelp("What is set aside: off, metadata (qcow2), falloc or full (not in sparse VMDK and VDI).", valueName: "mode"))
+    @Option(name: .customLong("preallocation"), help: ArgumentHelp("Preallocation: off, metadata (qcow2), falloc or full (not in sparse VMDK and VDI).", valueName: "mode"))
     var statedPreallocation = Preallocation.off
 
     var options: QCOW2Options {

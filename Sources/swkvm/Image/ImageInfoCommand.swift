@@ -8,7 +8,7 @@ internal import DiskImage
 struct ImageInfoCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "info",
-        abstract: "Say what a disk image is: format, size, backing file, features, snapshots.",
+        abstract: "Show the format, size, backing file, features and snapshots of a disk image.",
         discussion: """
             EXAMPLES
               swkvm image info disk.qcow2
@@ -21,7 +21,7 @@ struct ImageInfoCommand: ParsableCommand {
     @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var named: NamedFilesOptions
 
-    @Flag(help: "Also of its backing file, that one's, and so on.")
+    @Flag(help: "Also show every backing file in the chain.")
     var backingChain = false
 
     @OptionGroup var output: OutputOptions
@@ -45,10 +45,10 @@ struct ImageInfoCommand: ParsableCommand {
 
 /// An image that is read.
 struct SourceOptions: ParsableArguments {
-    @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: what the file's extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: from the file extension.", valueName: "format"))
     var format: ImageFormat?
 
-    @Flag(name: [.customShort("U"), .long], help: "Look at an image that a machine writes to; what is said may be of two moments.")
+    @Flag(name: [.customShort("U"), .long], help: "Open an image that a running machine may be writing; the output may be inconsistent.")
     var forceShare = false
 
     @Argument(help: "The image.", completion: .file())

@@ -7,10 +7,10 @@ internal import DiskImage
 struct ImageMapCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "map",
-        abstract: "Say which parts of a disk have data, in which image of the chain and where in its file.",
+        abstract: "Show which parts of a disk are allocated, in which image of the chain, and at which file offset.",
         discussion: """
-            As text only what has data is shown, one run a line; --json shows all of the disk. Compressed clusters have no place that could be \
-            read as it is: as text their place is given as `compressed`.
+            The text output lists only allocated data, one range per line; --json lists the whole disk. Compressed clusters cannot be read \
+            directly at their offset: the text output shows `compressed` instead of it.
 
             EXAMPLES
               swkvm image map disk.qcow2
@@ -24,10 +24,10 @@ struct ImageMapCommand: ParsableCommand {
     @OptionGroup var named: NamedFilesOptions
     @OptionGroup var output: OutputOptions
 
-    @Option(name: [.customShort("s"), .long], help: ArgumentHelp("Begin at this byte of the disk. (default: 0)", valueName: "size"), transform: ByteSize.init(parsing:))
+    @Option(name: [.customShort("s"), .long], help: ArgumentHelp("Start at this offset. (default: 0)", valueName: "size"), transform: ByteSize.init(parsing:))
     var startOffset = ByteSize(bytes: 0)
 
-    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("Show no more than so many bytes of it. Default: all.", valueName: "size"), transform: ByteSize.init(parsing:))
+    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("Show at most this many bytes. Default: all.", valueName: "size"), transform: ByteSize.init(parsing:))
     var maxLength: ByteSize?
 
     func run() throws {

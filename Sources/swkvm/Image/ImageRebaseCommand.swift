@@ -7,10 +7,11 @@ internal import DiskImage
 struct ImageRebaseCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "rebase",
-        abstract: "Give a qcow2 image another backing file, or none.",
+        abstract: "Change or remove the backing file of a qcow2 image.",
         discussion: """
-            What the new backing file shows otherwise than the old one is first written into the image, so that the disk stays the same, whenever \
-            this stops. With --unsafe only the name is changed: for a backing file that was renamed or moved.
+            Where the new backing file differs from the old one, the old data is first copied into the image, so that the contents of the disk \
+            do not change, even if the command is interrupted. With --unsafe, only the name is changed: use it for a backing file that was \
+            renamed or moved.
 
             EXAMPLES
               swkvm image rebase --backing newbase.qcow2 overlay.qcow2
@@ -18,13 +19,13 @@ struct ImageRebaseCommand: ParsableCommand {
               swkvm image rebase --unsafe --backing moved/base.qcow2 overlay.qcow2
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The new backing file, relative to the image's directory, or a remote disk (nbd://…); an empty name is none.", valueName: "file"), completion: .file())
+    @Option(name: [.short, .long], help: ArgumentHelp("The new backing file, relative to the image's directory, or a remote disk (nbd://…); an empty name means none.", valueName: "file"), completion: .file())
     var backing: String?
 
-    @Flag(help: "No backing file any more: all of the disk is in the image.")
+    @Flag(help: "Remove the backing file: copy all data into the image.")
     var noBacking = false
 
-    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The new backing file's format. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The new backing file's format. Default: from the file extension.", valueName: "format"))
     var backingFormat: ImageFormat?
 
     @OptionGroup var data: DataFileOption
@@ -33,29 +34,29 @@ struct ImageRebaseCommand: ParsableCommand {
     @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var keys: KeyOptions
 
-    @Option(help: ArgumentHelp("As --key-file, for the new backing file and those below it.", valueName: "file"), completion: .file())
+    @Option(help: ArgumentHelp("Like --key-file, for the new backing file and those below it.", valueName: "file"), completion: .file())
     var backingKeyFile: [String] = []
 
-    @Option(help: ArgumentHelp("As --key-fd, for the new backing file and those below it.", valueName: "n"), transform: descriptorNumber)
+    @Option(help: ArgumentHelp("Like --key-fd, for the new backing file and those below it.", valueName: "n"), transform: descriptorNumber)
     var backingKeyFd: [Int32] = []
 
-    @Flag(name: [.short, .long], help: "Change the name only.")
+    @Flag(name: [.short, .long], help: "Change only the recorded name.")
     var unsafe = false
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"), completion: .list(["qcow2"]))
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"), completion: .list(["qcow2"]))
     var format: ImageFormat?
 
-    @Flag(name: [.short, .long], help: "Show how far it is; always so on a terminal.")
+    @Flag(name: [.short, .long], help: "Show progress; the default on a terminal.")
     var progress = false
 
-    @Flag(name: [.short, .long], help: "Never show how far it is.")
+    @Flag(name: [.short, .long], help: "Do not show progress.")
     var quiet = false
 
     @Argument(help: "The image.", completion: .file())
     var file: String
 
     func validate() throws {
-        guard (backing == nil) == noBacking else { throw ValidationError("Name the new backing file with --backing, or say --no-backing.") }
+        guard (backing == nil) == noBacking else { throw ValidationError("Specify --backing or --no-backing.") }
     }
 
     func run() throws {

@@ -7,11 +7,11 @@ internal import DiskImage
 struct KeyOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "A file with the key (the password) of an encrypted image, every byte of it. Again for its backing files, in their order; the last one is for all that follow.",
+            "File with the key (password) of an encrypted image; every byte counts. Repeat for its backing files, in order; the last key is used for all remaining ones.",
             valueName: "file"), completion: .file())
     var keyFile: [String] = []
 
-    @Option(help: ArgumentHelp("The same from an open descriptor; after those of --key-file.", valueName: "n"), transform: descriptorNumber)
+    @Option(help: ArgumentHelp("The same, from an open file descriptor; used after those of --key-file.", valueName: "n"), transform: descriptorNumber)
     var keyFd: [Int32] = []
 
     func load() throws(DiskImageError) -> [DiskKey] { try Self.load(keyFile, keyFd) }
@@ -26,15 +26,15 @@ struct EncryptionOptions: ParsableArguments {
     @Flag(help: "qcow2: encrypt the data with LUKS (AES-256-XTS, PBKDF2 with SHA-256).")
     var encrypt = false
 
-    @Option(help: ArgumentHelp("Milliseconds that trying a key is to take on this computer. Default: 2000.", valueName: "ms"), transform: wholeNumber(0...UInt32.max))
+    @Option(help: ArgumentHelp("Time that checking a key takes on this computer, in milliseconds. Default: 2000.", valueName: "ms"), transform: wholeNumber(0...UInt32.max))
     var iterTime: UInt32?
 
-    @Option(help: ArgumentHelp("Iterations of PBKDF2 in place of a time, \(PasswordCost.minimum) to \(PasswordCost.maximum).", valueName: "n"), transform: wholeNumber(0...UInt32.max))
+    @Option(help: ArgumentHelp("PBKDF2 iterations instead of a time, \(PasswordCost.minimum) to \(PasswordCost.maximum).", valueName: "n"), transform: wholeNumber(0...UInt32.max))
     var iterations: UInt32?
 
     func validate() throws {
-        guard encrypt || (iterTime == nil && iterations == nil) else { throw ValidationError("--iter-time and --iterations go with --encrypt.") }
-        guard iterTime == nil || iterations == nil else { throw ValidationError("--iter-time and --iterations are two ways to say the same.") }
+        guard encrypt || (iterTime == nil && iterations == nil) else { throw ValidationError("The options --iter-time and --iterations require --encrypt.") }
+        guard iterTime == nil || iterations == nil else { throw ValidationError("The options --iter-time and --iterations cannot be combined.") }
     }
 
     /// - Parameters:

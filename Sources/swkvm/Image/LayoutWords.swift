@@ -40,7 +40,7 @@ struct LayoutWords {
 extension LayoutWords.Word {
     fileprivate init(_ name: Substring, _ value: String) throws {
         func known<Value>(_ parsed: Value?, _ wanted: String) throws -> Value {
-            guard let parsed else { throw ArgumentProblem("\(name)=\(value) is not known, wanted \(wanted)") }
+            guard let parsed else { throw ArgumentProblem("\(name)=\(value) is not recognized; expected \(wanted)") }
             return parsed
         }
         func flag() throws -> Bool { try known(["on": true, "off": false][value], "on or off") }
@@ -56,7 +56,7 @@ extension LayoutWords.Word {
         case "compression_type": self = .compression(try one(of: CompressionType.self))
         case "subformat": self = .subformat(try one(of: ImageSubformat.self))
         case "preallocation": self = .preallocation(try one(of: Preallocation.self))
-        default: throw ArgumentProblem("'\(name)' is not known, wanted \(LayoutWords.names)")
+        default: throw ArgumentProblem("'\(name)' is not recognized; expected \(LayoutWords.names)")
         }
     }
 

@@ -5,8 +5,8 @@ extension QEMUWords {
     /// Verbs that are not there, and what to use.
     static let verbs = [
         "measure":
-            "swkvm image map --json says what has data, and convert leaves zeroes out; qemu-img measure reads the same files",
-        "amend": "swkvm image convert makes the image anew with another layout; qemu-img amend changes key slots",
+            "swkvm image map --json shows the allocated ranges, and convert skips zeroes; qemu-img measure reads the same files",
+        "amend": "swkvm image convert recreates the image with another layout; qemu-img amend changes key slots",
         "bitmap": "qemu-img bitmap looks after an image's bitmaps",
     ]
 
@@ -30,9 +30,9 @@ extension QEMUWords {
             .flag("--bitmaps", .refused(bitmaps)), .flag("--skip-broken-bitmaps", .refused(bitmaps)),
             .flag(
                 "--target-image-opts",
-                .refused("name the target and say --target-format; --encrypt and --target-key-file encrypt it")),
+                .refused("name the target and specify --target-format; --encrypt and --target-key-file encrypt it")),
             .flag("-e", .refused("--encrypt and --target-key-file encrypt the target")),
-            .flag("-6", .refused("VMDK version 6 is not made")),
+            .flag("-6", .refused("VMDK version 6 cannot be created")),
         ],
         "commit": common + [
             .value("-f"), .flag("-d"), .flag("-p"), .flag("-q"), .value("-t", .anyCache),
@@ -64,11 +64,11 @@ extension QEMUWords {
     private static let common: [Option] = [
         .value("--object", .refused("a key is given by --key-file FILE or --key-fd N")),
         .flag(
-            "--image-opts", .refused("name the file; --format, --key-file and --data-file say what such a list does")),
+            "--image-opts", .refused("name the file and use --format, --key-file and --data-file")),
     ]
 
-    private static let rate = "there is no limit of the rate; systemd-run -p IOWriteBandwidthMax= has one"
-    private static let bitmaps = "bitmaps are not copied; qemu-img convert --bitmaps does"
+    private static let rate = "there is no rate limit; use systemd-run -p IOWriteBandwidthMax="
+    private static let bitmaps = "bitmaps are not copied; use qemu-img convert --bitmaps"
 
     /// The words of `-o`, of all formats.
     static let layoutWords: [String: Treatment] = [
@@ -85,8 +85,8 @@ extension QEMUWords {
         "encrypt.cipher-alg": .refused(cipher), "encrypt.cipher-mode": .refused(cipher),
         "encrypt.ivgen-alg": .refused(cipher),
         "encrypt.ivgen-hash-alg": .refused(cipher), "encrypt.hash-alg": .refused(cipher),
-        "nocow": .refused("chattr +C on the directory does that for all files made in it"),
-        "extent_size_hint": .refused("xfs_io -c 'extsize 1m' on the directory does that for all files made in it"),
+        "nocow": .refused("chattr +C on the directory does that for all files created in it"),
+        "extent_size_hint": .refused("xfs_io -c 'extsize 1m' on the directory does that for all files created in it"),
         "adapter_type": .refused(vmdk), "hwversion": .refused(vmdk), "toolsversion": .refused(vmdk),
         "compat6": .refused(vmdk), "zeroed_grain": .refused(vmdk),
         "block_size": .refused(hyperV), "block_state_zero": .refused(hyperV), "log_size": .refused(hyperV),
@@ -94,6 +94,6 @@ extension QEMUWords {
     ]
 
     private static let cipher = "images are encrypted by LUKS with AES-256-XTS and PBKDF2 with SHA-256"
-    private static let vmdk = "VMDK images are made for an IDE disk and hardware version 4"
-    private static let hyperV = "VHD and VHDX are read and not made"
+    private static let vmdk = "VMDK images are created for an IDE disk and hardware version 4"
+    private static let hyperV = "VHD and VHDX are supported read-only"
 }

@@ -139,13 +139,13 @@ struct QEMUWords {
         case .cache, .anyCache:
             guard let value, Self.cacheWords.contains(value) else {
                 throw ValidationError(
-                    "The value '\(value ?? "")' is invalid for \(option.name): wanted \(Self.cacheWords.joined(separator: ", "))"
+                    "The value '\(value ?? "")' is invalid for \(option.name): expected \(Self.cacheWords.joined(separator: ", "))"
                 )
             }
             if option.treatment == .cache { cacheModes.append(value) }
         case .sparseness:
             guard let value, let size = ByteSize(argument: value) else {
-                throw ValidationError("The value '\(value ?? "")' is invalid for -S: wanted a size, such as 4k")
+                throw ValidationError("The value '\(value ?? "")' is invalid for -S: expected a size, such as 4k")
             }
             if size.bytes == 0 {
                 throw ValidationError(
@@ -167,7 +167,7 @@ struct QEMUWords {
         for (name, value) in OptionList(list).items {
             guard name != "help", name != "?" else {
                 throw ValidationError(
-                    "-o takes \(LayoutWords.names), and what docs/images.md says of qemu-img's other words")
+                    "-o supports \(LayoutWords.names), and the qemu-img options listed in docs/images.md")
             }
             let text = value ?? "on"
             switch Self.layoutWords[name] {
@@ -175,7 +175,7 @@ struct QEMUWords {
             case .renamed(let option)?: result += try renamed(option, name, text)
             case .noEffect?: break
             case .refused(let instead)?: throw ValidationError("swkvm image \(verb) has no -o \(name): \(instead)")
-            default: throw ValidationError("-o \(name) is not known, wanted \(LayoutWords.names)")
+            default: throw ValidationError("-o \(name) is not recognized; expected \(LayoutWords.names)")
             }
         }
         if !known.isEmpty { result += ["-o", known.joined(separator: ",")] }
@@ -184,12 +184,12 @@ struct QEMUWords {
     private func renamed(_ option: String, _ name: String, _ value: String) throws -> [String] {
         func isOn() throws -> Bool {
             guard let isOn = ["on": true, "off": false][value] else {
-                throw ValidationError("The value '\(value)' is invalid for -o \(name): wanted on or off")
+                throw ValidationError("The value '\(value)' is invalid for -o \(name): expected on or off")
             }
             return isOn
         }
         if verb == "convert", name.hasPrefix("data_file") {
-            throw ValidationError("swkvm image convert has no -o \(name): a converted image keeps its data in itself")
+            throw ValidationError("swkvm image convert has no -o \(name): an external data file is not supported for conversion")
         }
         if verb == "convert", name == "size" {
             throw ValidationError("swkvm image convert has no -o size: swkvm image resize changes the new image")
@@ -229,7 +229,7 @@ struct QEMUWords {
                 throw ValidationError(
                     "swkvm image dd has no \(name)=: it copies all; convert to raw and take a part of that with dd(1)"
                 )
-            default: throw ValidationError("swkvm image dd has no \(name)=, wanted if= and of=")
+            default: throw ValidationError("swkvm image dd has no \(name)=; expected if= and of=")
             }
         }
         guard let source, let target else {

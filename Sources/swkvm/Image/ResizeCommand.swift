@@ -21,7 +21,7 @@ struct SizeChange: Equatable {
             default: .none
             }
         guard let amount = ByteSize(argument: String(sign == .none ? argument[...] : argument.dropFirst())) else {
-            throw ArgumentProblem("wanted a size, or + or - and one: 20G, 1.5T, +5G, -512M")
+            throw ArgumentProblem("expected a size, or + or - and a size: 20G, 1.5T, +5G, -512M")
         }
         self.sign = sign
         self.amount = amount
@@ -43,26 +43,26 @@ struct SizeChange: Equatable {
 struct ImageResizeCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "resize",
-        abstract: "Make a disk longer or shorter.",
+        abstract: "Change the size of a disk.",
         discussion: """
-            What is added reads as zeroes. What is cut off is lost, so a guest's file systems have to be made smaller first, and --shrink \
-            has to be said. The disk has the one size or the other, whatever happens meanwhile.
+            Added space reads as zeroes. Shrinking discards data: shrink the guest's file systems first, and pass --shrink. A resize is \
+            atomic: if it is interrupted, the disk has either the old size or the new one.
 
             EXAMPLES
               swkvm image resize disk.qcow2 +5G
               swkvm image resize --shrink disk.qcow2 -1G
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: what its extension says.", valueName: "format"))
+    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"))
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption
     @OptionGroup var named: NamedFilesOptions
 
-    @Flag(help: "Let the disk get shorter.")
+    @Flag(help: "Allow the disk to shrink.")
     var shrink = false
 
-    @Option(help: ArgumentHelp("What is set aside for the space that is added: off, metadata (qcow2), falloc or full.", valueName: "mode"))
+    @Option(help: ArgumentHelp("Preallocation of the added space: off, metadata (qcow2), falloc or full.", valueName: "mode"))
     var preallocation = Preallocation.off
 
     @OptionGroup var vhd: VHDSizeOption
@@ -71,11 +71,11 @@ struct ImageResizeCommand: ParsableCommand {
     @Argument(help: "The image.", completion: .file())
     var file: String
 
-    @Flag(name: [.short, .long], help: "Say nothing when it went well.")
+    @Flag(name: [.short, .long], help: "Print nothing on success.")
     var quiet = false
 
     // One that is taken away looks like an option, of which none is known by that name. It may also come after `--`.
-    @Argument(parsing: .allUnrecognized, help: ArgumentHelp("The new size, or with + or - what is added or taken away: 20G, +5G, -512M.", valueName: "size"))
+    @Argument(parsing: .allUnrecognized, help: ArgumentHelp("The new size, or a change with + or -: 20G, +5G, -512M.", valueName: "size"))
     var words: [String]
 
     func validate() throws { _ = try size() }
@@ -98,7 +98,7 @@ struct ImageResizeCommand: ParsableCommand {
             var engine = try DiskEngine(DiskImage(path: file, options: options), depth: 1)
             let old = engine.image.size
             guard let new = size.applied(to: old) else {
-                throw .resize(path: file, reason: "it has \(old) bytes, from which \(size.amount.bytes) cannot be \(size.sign == .plus ? "counted on" : "taken")")
+                throw .resize(path: file, reason: "it has \(old) bytes, \(size.amount.bytes) cannot be \(size.sign == .plus ? "added" : "subtracted")")
             }
             try engine.resize(to: new, preallocation: preallocation, shrinks: shrink)
             return new

@@ -8,17 +8,17 @@ internal import DiskImage
 struct ImageSnapshotCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "snapshot",
-        abstract: "Keep states of a qcow2 image inside of it, and go back to them.",
+        abstract: "Manage the internal snapshots of a qcow2 image.",
         discussion: """
-            A snapshot is named by its number or, if no number fits, by its name. Whatever happens meanwhile, each verb is done in full or \
-            not at all. `swkvm run --disk FILE,ro,snapshot=NAME` and `swkvm image convert --snapshot NAME` read one without going back to it.
+            A snapshot is named by its number or, if no number matches, by its name. Each verb is atomic: it is done in full or not at all. \
+            `swkvm run --disk FILE,ro,snapshot=NAME` and `swkvm image convert --snapshot NAME` read a snapshot without reverting to it.
 
             The options of qemu-img snapshot do the same: -l FILE, -c NAME FILE, -a NAME FILE, -d NAME FILE.
             """,
         subcommands: [List.self, Create.self, Apply.self, Delete.self, ByOption.self], defaultSubcommand: ByOption.self)
 
     struct Image: ParsableArguments {
-        @Option(name: [.short, .long], help: ArgumentHelp("The image's format, which has to be qcow2. Default: what its extension says.", valueName: "format"), completion: .list(["qcow2"]))
+        @Option(name: [.short, .long], help: ArgumentHelp("The image's format, which must be qcow2. Default: from the file extension.", valueName: "format"), completion: .list(["qcow2"]))
         var format: ImageFormat?
 
         @OptionGroup var data: DataFileOption
@@ -30,7 +30,7 @@ struct ImageSnapshotCommand: ParsableCommand {
         func open(readOnly: Bool = false, forceShare: Bool = false) throws(DiskImageError) -> DiskEngine {
             // A raw disk is not taken for what its guest may have written to its start, here as little as elsewhere.
             try DiskImage.requireQCOW2(file, format: format) { known in
-                "it is \(known.name) by \(format == nil ? "its name" : "--format"), and only qcow2 images have snapshots; --format qcow2 if it is one"
+                "it is \(known.name) by \(format == nil ? "its name" : "--format"), and only qcow2 images have snapshots; use --format qcow2 if it is a qcow2 image"
             }
             var options = DiskImageOptions(
                 format: .qcow2, readOnly: readOnly, locking: !forceShare, dataFile: data.dataFile, namedFiles: named.files(file, data.dataFile))
@@ -42,7 +42,7 @@ struct ImageSnapshotCommand: ParsableCommand {
     }
 
     struct ForceShare: ParsableArguments {
-        @Flag(name: [.customShort("U"), .long], help: "Look at an image that a machine writes to; what is said may be of two moments.")
+        @Flag(name: [.customShort("U"), .long], help: "Open an image that a running machine may be writing; the output may be inconsistent.")
         var forceShare = false
     }
 
@@ -64,7 +64,7 @@ struct ImageSnapshotCommand: ParsableCommand {
     }
 
     struct Create: ParsableCommand {
-        static let configuration = CommandConfiguration(commandName: "create", abstract: "Keep the current state under a name.")
+        static let configuration = CommandConfiguration(commandName: "create", abstract: "Save the current state as a snapshot.")
 
         @OptionGroup var image: Image
         @Argument(help: "The snapshot's name.")
@@ -79,7 +79,7 @@ struct ImageSnapshotCommand: ParsableCommand {
     }
 
     struct Apply: ParsableCommand {
-        static let configuration = CommandConfiguration(commandName: "apply", abstract: "Go back to a snapshot. The current state is lost, the snapshot stays.")
+        static let configuration = CommandConfiguration(commandName: "apply", abstract: "Revert to a snapshot. The current state is lost; the snapshot is kept.")
 
         @OptionGroup var image: Image
         @Argument(help: "The snapshot's number or name.")
@@ -94,7 +94,7 @@ struct ImageSnapshotCommand: ParsableCommand {
     }
 
     struct Delete: ParsableCommand {
-        static let configuration = CommandConfiguration(commandName: "delete", abstract: "Forget a snapshot and give back the space that only it needs.")
+        static let configuration = CommandConfiguration(commandName: "delete", abstract: "Delete a snapshot and free the space that only it uses.")
 
         @OptionGroup var image: Image
         @Argument(help: "The snapshot's number or name.")
@@ -120,15 +120,15 @@ struct ImageSnapshotCommand: ParsableCommand {
         var applied: String?
         @Option(name: .customShort("d"), help: ArgumentHelp("Delete one.", valueName: "name"))
         var deleted: String?
-        @Flag(name: .customShort("q"), help: "As ever: nothing is said but the list.")
+        @Flag(name: .customShort("q"), help: "Accepted for compatibility: only the list is ever printed.")
         var quiet = false
         @OptionGroup var sharing: ForceShare
         @OptionGroup var image: Image
 
         func validate() throws {
-            guard !sharing.forceShare || lists else { throw ValidationError("With -U, -l: who changes an image has it alone.") }
+            guard !sharing.forceShare || lists else { throw ValidationError("The option -U can only be combined with -l: changes require exclusive access to the image.") }
             guard [created, applied, deleted].count(where: { $0 != nil }) + (lists ? 1 : 0) == 1 else {
-                throw ValidationError("Say list, create, apply or delete.")
+                throw ValidationError("Specify list, create, apply or delete.")
             }
         }
 

@@ -9,7 +9,7 @@ extension VHDSize: ExpressibleByArgument {}
 struct VHDSizeOption: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "VHD: the disk's size is that of its geometry (chs) or its number of bytes (current). Default: what its maker goes by.",
+            "VHD: take the disk size from the geometry (chs) or from the size field (current). Default: depends on the program that created the image.",
             valueName: "which"))
     var vhdSize: VHDSize?
 

@@ -27,14 +27,14 @@ import Testing
     /// The pointer is the first header extension, at byte 112.
     static let changes: [Change] = [
         Change("magic", 0, [0x4b], "no LUKS header"), Change("version", 6, [0, 2], "Argon2"), Change("version", 6, [0, 3], "LUKS version 3"),
-        Change("cipher", 8, word("serpent"), "serpent-xts-plain64"), Change("cipher", 8, [UInt8](repeating: 0x61, count: 32), "a cipher that is no word"),
-        Change("cipher", 8, [0x61, 0x1b, 0], "a cipher that is no word"), Change("mode", 40, word("lrw-plain64"), "aes-lrw-plain64"),
+        Change("cipher", 8, word("serpent"), "serpent-xts-plain64"), Change("cipher", 8, [UInt8](repeating: 0x61, count: 32), "a cipher that is not a word"),
+        Change("cipher", 8, [0x61, 0x1b, 0], "a cipher that is not a word"), Change("mode", 40, word("lrw-plain64"), "aes-lrw-plain64"),
         Change("mode", 40, word("xts"), "aes-xts"), Change("mode", 40, word("xts-essiv:sha1"), "aes-xts-essiv:sha1"), Change("mode", 40, word("cbc-essiv"), "aes-cbc-essiv"),
         Change("hash", 72, word("ripemd160"), "the hash function ripemd160"), Change("hash", 72, word("md5"), "the hash function md5"),
         Change("key size", 108, number(65, 4), "a key of 65 bytes"), Change("key size", 108, number(.max, 4), "a key of 4294967295 bytes"),
         Change("key size", 108, number(0, 4), "keys of 0 bits"), Change("key size", 108, number(16, 4), "keys of 128 bits"),
         Change("digest iterations", 164, number(0, 4), "without iterations"), Change("digest iterations", 164, number(.max, 4), "rounds of hashing"),
-        Change("UUID", 168, [UInt8](repeating: 0x61, count: 40), "a UUID that is no word"),
+        Change("UUID", 168, [UInt8](repeating: 0x61, count: 40), "a UUID that is not a word"),
         Change("slot state", 208, number(1, 4), "state 1"), Change("slot state", 208 + 48 * 7, number(0x00ac_71f4, 4), "state 11301364"),
         Change("slot iterations", 212, number(0, 4), "a key slot 0 without iterations"), Change("slot iterations", 212, number(.max, 4), "rounds of hashing"),
         Change("key material", 248, number(.max, 4), "outside of its"), Change("key material", 248, number(0, 4), "outside of its"),

@@ -62,7 +62,7 @@ import Testing
         // Two sizes are there: it is said which was taken, unless the user has.
         #expect(
             reports.all.count == 1
-                && reports.all[0].contains("\(geometry.size) by its geometry (chs); current was taken"),
+                && reports.all[0].contains("\(geometry.size) by its geometry (chs); current is used"),
             "\(reports.all)")
         var other = try open(path, .chs)
         #expect(try isSame(other.readAll(), Array(contents[..<Int(geometry.size)])))
@@ -88,7 +88,7 @@ import Testing
         }
         #expect(
             reports.all.count == 1
-                && reports.all[0].contains("\(taken.rawValue) was taken, vhd-size=\(taken == .chs ? "current" : "chs")"),
+                && reports.all[0].contains("\(taken.rawValue) is used, vhd-size=\(taken == .chs ? "current" : "chs")"),
             "\(reports.all)")
         // A disk that would not be in the file is none.
         let cut = try directory.write(

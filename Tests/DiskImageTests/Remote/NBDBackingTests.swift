@@ -127,7 +127,7 @@ import Testing
         }
         killer.finish()
         #expect(try engine.readAll() == workload.model)
-        #expect(reports.all.contains { $0.contains("connected again") })
+        #expect(reports.all.contains { $0.contains("reconnected after") })
         try engine.perform(.flush)
         _ = consume engine
         try expectQEMUReads(workload.model)

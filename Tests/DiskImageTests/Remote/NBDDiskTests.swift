@@ -135,7 +135,7 @@ import Testing
     @Test func refusals() throws {
         let reading = try NBDServer(directory, image: directory.file("disk.raw"), ["-r", "-x", "here"])
         func reason(_ address: String, _ options: DiskImageOptions = readOnly) -> String { openError(address, options).map { "\($0)" } ?? "" }
-        #expect(reason(reading.address("here"), DiskImageOptions()).contains("the server offers it read-only; or add ,ro"))
+        #expect(reason(reading.address("here"), DiskImageOptions()).contains("the server exports it read-only; or add ,ro"))
         #expect(reason(reading.address("nowhere")).contains("no export named 'nowhere'"))
         #expect(reason(reading.address("here").replacing("socket=", with: "socket=/nowhere")).contains("connect: No such file or directory"))
         #expect(reason("nbd+unix:///x?socket=/" + String(repeating: "x", count: 200)).contains("1 to 107 bytes"))

@@ -37,7 +37,7 @@ import Testing
         #expect(reason(address.replacing("alice@", with: "bob@")) != "")
         #expect(reason(address.replacing("alice@", with: "")).contains("say whose key it is"))
         #expect(reason(address.replacing(keys, with: directory.file("nowhere"))) != "")
-        #expect(reason(server.address()).contains("the server wants TLS: use nbds:"))
+        #expect(reason(server.address()).contains("the server requires TLS: use nbds:"))
     }
 
     @Test func certificates() throws {
@@ -59,7 +59,7 @@ import Testing
         let server = try NBDServer(directory, image: directory.file("disk.raw"), ["-r"] + security)
         let local = server.address("", "&tls-verify-peer=no").replacing("nbd+unix://", with: "nbds+unix://")
         #expect(try read(local) == content)
-        #expect(reason(server.address()).contains("the server wants TLS: use nbds:"))
+        #expect(reason(server.address()).contains("the server requires TLS: use nbds:"))
 
         try inOwnNetwork { [self] in
             let command = ["qemu-nbd", "-t", "-r", "-f", "raw", "-b", "127.0.0.1"] + security + [directory.file("disk.raw")]
@@ -74,7 +74,7 @@ import Testing
             // A directory without authorities is none that trusts everybody.
             #expect(reason(address("localhost", "nowhere")).contains("nowhere/ca-cert.pem: access: No such file or directory"))
             #expect(try read(address("127.0.0.1", "other", "&tls-verify-peer=no")) == content)
-            #expect(reason("nbd://127.0.0.1/").contains("the server wants TLS: use nbds:"))
+            #expect(reason("nbd://127.0.0.1/").contains("the server requires TLS: use nbds:"))
             _ = consume server
         }
     }

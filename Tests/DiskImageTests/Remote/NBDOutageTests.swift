@@ -162,10 +162,10 @@ import Testing
             add(outage.answered(now + 2))
         }
         #expect(lines.count == 6, "\(lines)")
-        #expect(lines[0] == "connection lost: gone; requests wait for 10 s while it is sought again")
-        #expect(lines[1] == "connected again after 1 s; what was waiting is asked again")
+        #expect(lines[0] == "connection lost: gone; requests wait up to 10 s for a reconnect")
+        #expect(lines[1] == "reconnected after 1 s; waiting requests are sent again")
         #expect(
-            lines[2] == "connection lost (1000 times by now): gone; requests wait for 10 s while it is sought again")
+            lines[2] == "connection lost (1000 times by now): gone; requests wait up to 10 s for a reconnect")
         // One that is gone for good when others have just been logged is logged when the quiet time is over.
         lines = []
         add(outage.lost(2 * NBDOutage.quietTime + 100, "for good", patience: 10_000).line)
@@ -177,7 +177,7 @@ import Testing
         #expect(lines.count == 1 && lines[0].contains("for good") && outage.logsAt == nil, "\(lines)")
         // Nothing waits: its return is logged by itself.
         add(outage.connected(60_000, isAwaited: false))
-        #expect(lines.last?.hasSuffix("; nothing was waiting") == true)
+        #expect(lines.last?.hasSuffix("; no requests were waiting") == true)
     }
 }
 
