@@ -3,40 +3,41 @@
 public import GuestMemory
 public import Linux
 
-/// Why a machine cannot start with what it was given.
+/// The reason why a machine cannot boot the given kernel.
 public enum BootError: Error, Equatable, CustomStringConvertible {
     /// The file cannot be opened or read.
     case unreadable(file: String, SystemCallError)
     /// The file ends before something that its own header names.
     case truncated(file: String, wanted: UInt64, found: UInt64)
-    /// Neither an ELF file nor a Linux bzImage.
+    /// A file that is neither an ELF file nor a Linux bzImage.
     case notAKernel(file: String)
     /// A file that is compressed as a whole, in a format that is not understood.
     case compressed(file: String, format: String)
-    /// What a compressed kernel says that it decompresses to, and the most that is possible, in bytes.
+    /// A compressed kernel whose decompressed size exceeds the limit; both in bytes.
     case decompressedTooLarge(file: String, size: UInt64, limit: UInt64)
     /// An ELF file for another processor; `machine` is its `e_machine`.
     case wrongMachine(file: String, machine: UInt16)
     /// A header whose fields contradict each other or the format's rules.
     case malformed(file: String, reason: String)
-    /// An ELF file with nothing in it to put into memory.
+    /// An ELF file without a loadable segment.
     case noLoadableSegment(file: String)
-    /// A kernel that can be entered in none of the ways that swkvm knows.
+    /// A kernel without a supported entry point.
     case noEntry(file: String, reason: String)
-    /// The kernel wants `start ..< end`, RAM for a kernel ends at `limit`.
+    /// A kernel that needs `start ..< end`, where RAM for a kernel ends at `limit`.
     case doesNotFit(file: String, start: UInt64, end: UInt64, limit: UInt64)
-    /// The kernel wants memory that the platform uses for something else.
+    /// A kernel that needs memory reserved by the platform.
     case reservedMemory(file: String, start: UInt64, end: UInt64)
-    /// No room for the initrd between the kernel and `limit`.
+    /// An initrd that does not fit between the kernel and `limit`.
     case initrdDoesNotFit(file: String, size: UInt64, free: UInt64, limit: UInt64)
-    /// Longer than the kernel reads; all counts in bytes without the closing NUL, `added` those that are not the
+    /// A command line that exceeds the kernel's limit; all counts in bytes without the closing NUL, `added` those that
+    /// are not the
     /// user's.
     case commandLineTooLong(kernel: String, length: Int, added: Int, limit: Int)
-    /// A NUL byte within the command line would silently cut it short.
+    /// A NUL byte in the command line, which would truncate it.
     case commandLineHasNUL
-    /// The ACPI tables for so many CPUs and devices outgrow the space below 1 MiB.
+    /// ACPI tables that exceed their space below 1 MiB.
     case tablesTooLarge(size: Int, limit: Int)
-    /// The SMBIOS tables outgrow their space below 1 MiB.
+    /// SMBIOS tables that exceed their space below 1 MiB.
     case firmwareTablesTooLarge(size: Int, limit: Int)
     /// Guest RAM refused an access.
     case memory(GuestMemoryError)

@@ -18,7 +18,7 @@ internal import Linux
         case mapping(Mapping)
     }
 
-    /// What messages call it: the path as given.
+    /// The name in messages: the path as given.
     public let name: String
     /// Size in bytes when it was opened.
     public let size: UInt64

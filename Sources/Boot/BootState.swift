@@ -9,7 +9,7 @@ public struct BootState: Sendable, Equatable {
     public struct Segment: Sendable, Equatable {
         public var selector: UInt16
         public var base: UInt64
-        /// In bytes, inclusive, granularity already applied.
+        /// The inclusive limit in bytes, with granularity applied.
         public var limit: UInt32
         /// The four type bits of the descriptor.
         public var type: UInt8
@@ -46,7 +46,7 @@ public struct BootState: Sendable, Equatable {
     public var rbx: UInt64 = 0
     public var rsi: UInt64 = 0
     public var rdi: UInt64 = 0
-    /// Only bit 1, which is always set: interrupts are off.
+    /// The flags: only bit 1, which is always set. Interrupts are disabled.
     public var rflags: UInt64 = 2
     // All other registers are 0.
 }

@@ -8,11 +8,11 @@
 public struct ELFImage: Sendable, Equatable {
     /// A part of the file that goes into memory (`PT_LOAD`).
     public struct Segment: Sendable, Equatable {
-        /// Where its bytes are in the file.
+        /// The offset of the bytes in the file.
         public let fileOffset: UInt64
-        /// How many bytes the file has of it.
+        /// The number of bytes in the file.
         public let fileSize: UInt64
-        /// Guest-physical address (`p_paddr`).
+        /// The guest-physical address (`p_paddr`).
         public let address: UInt64
         /// Bytes in memory, at least `fileSize`; what the file lacks is zero.
         public let memorySize: UInt64
@@ -25,7 +25,7 @@ public struct ELFImage: Sendable, Equatable {
 
     /// The segments in the order of their addresses.
     public let segments: [Segment]
-    /// Whether the file is of class ELF64.
+    /// Indicates whether the file is of class ELF64.
     public let is64Bit: Bool
     /// Physical address of `e_entry`, when it lies in a segment.
     public let entry: UInt64?
@@ -33,7 +33,7 @@ public struct ELFImage: Sendable, Equatable {
     public let pvhEntry: UInt64?
     /// Physical address of the long-mode entry that a swkvm note names.
     public let longModeEntry: UInt64?
-    /// Whether its notes say that it is Linux.
+    /// Indicates whether its notes say that it is Linux.
     public let isLinux: Bool
 
     /// Kernels have around ten; a file with more than this is not one.
@@ -41,7 +41,7 @@ public struct ELFImage: Sendable, Equatable {
     /// Linux's `.notes` has a few hundred bytes.
     static let maximumNoteSize = 64 << 10
 
-    /// Whether a file begins as ELF files do.
+    /// Indicates whether a file begins as ELF files do.
     static func matches(_ start: [UInt8]) -> Bool { start.starts(with: [0x7f, 0x45, 0x4c, 0x46]) }
 
     /// Reads and checks the headers and notes.

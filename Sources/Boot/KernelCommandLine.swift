@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A virtio-mmio device as the guest is told of it.
+/// A virtio-mmio device as described to the guest.
 public struct VirtioMMIOSlot: Sendable, Equatable {
-    /// Guest-physical address of its registers.
+    /// The guest-physical address of the registers.
     public let address: UInt64
     /// Bytes of its register window.
     public let size: UInt32
-    /// Its interrupt line: a pin of the IOAPIC.
+    /// The interrupt line: a pin of the IOAPIC.
     public let gsi: UInt32
 
     public init(address: UInt64, size: UInt32 = 4096, gsi: UInt32) {
@@ -19,7 +19,7 @@ public struct KernelCommandLine: Sendable, Equatable {
     /// The longest that ``PhysicalLayout`` has room for, without the closing NUL.
     public static let limit = PhysicalLayout.commandLineSize - 1
 
-    /// What the kernel gets, so far.
+    /// The text so far.
     public private(set) var text: String
     /// Bytes of it that are not the user's, the spaces around them included.
     public private(set) var addedLength = 0
@@ -32,10 +32,11 @@ public struct KernelCommandLine: Sendable, Equatable {
         words = Self.split(text).words
     }
 
-    /// Whether the kernel's own words have one that begins so.
+    /// Indicates whether the kernel's own words have one that begins so.
     public func hasWord(beginning prefix: String) -> Bool { words.contains { $0.hasPrefix(prefix) } }
 
-    /// Whether Linux is told not to use ACPI, and so finds no device in the DSDT (kernel-parameters.txt, `acpi=`).
+    /// Indicates whether Linux is told not to use ACPI, and so finds no device in the DSDT (kernel-parameters.txt,
+    /// `acpi=`).
     public var turnsACPIOff: Bool { words.last { $0 == "acpi=off" || $0 == "acpi=force" } == "acpi=off" }
 
     /// Puts the serial port in front as Linux's console, unless the words name a console.

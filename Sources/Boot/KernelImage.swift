@@ -3,7 +3,7 @@
 /// A kernel's file, its headers read and checked: what kind of kernel it is, how it is entered, what its command line
 /// may be.
 public struct KernelImage: Sendable {
-    /// How a kernel is entered (docs/platform.md, "How a kernel is entered").
+    /// The entry protocol of a kernel (docs/platform.md, "How a kernel is entered").
     public enum Entry: Sendable, Equatable {
         /// A swkvm note: long mode, `RDI` = start information.
         case longMode(UInt64)
@@ -20,9 +20,9 @@ public struct KernelImage: Sendable {
         case linux(LinuxImage)
     }
 
-    /// How the kernel will be entered.
+    /// The entry protocol and address of the kernel.
     public let entry: Entry
-    /// Whether it is Linux, or is entered as only Linux is.
+    /// Indicates whether it is Linux, or is entered as only Linux is.
     public let isLinux: Bool
     /// The longest command line that it reads, in bytes without the closing NUL.
     public let commandLineLimit: Int
@@ -69,7 +69,7 @@ public struct KernelImage: Sendable {
     /// The path as it was given.
     public var name: String { file.name }
 
-    /// What kind of kernel it is, as in "vmlinuz (a Linux bzImage)".
+    /// A description of the kernel's format, as in "vmlinuz (a Linux bzImage)".
     public var kind: String {
         switch entry {
         case .bzImage: "a Linux bzImage"

@@ -3,7 +3,7 @@
 public import GuestMemory
 internal import Linux
 
-/// Puts a kernel and what it needs to know into guest RAM, and says with which registers to start it.
+/// Loads a kernel and its boot data into guest RAM, and returns the initial registers.
 ///
 /// The files are opened and their headers checked once; ``load(into:isFresh:)`` is repeated at each reset.
 public struct KernelLoader: Sendable {
@@ -14,11 +14,11 @@ public struct KernelLoader: Sendable {
     private let identity: SMBIOSTables?
     private let processors: MPTable?
 
-    /// Checks what a kernel is to be started with.
+    /// Creates a loader and checks its inputs.
     /// - Parameters:
     ///   - initrd: what the kernel is to find as its initial RAM disk.
     ///   - commandLine: complete; no longer than the kernel reads.
-    ///   - tables: ACPI tables, built for ``PhysicalLayout/acpi``; without them the guest is told of no RSDP.
+    ///   - tables: ACPI tables, built for ``PhysicalLayout/acpi``; without them the guest gets no RSDP.
     ///   - identity: SMBIOS tables, built for ``PhysicalLayout/smbios``.
     ///   - processors: the MultiProcessor table, for kernels that do not read ACPI tables.
     public init(

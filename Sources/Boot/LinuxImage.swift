@@ -32,7 +32,7 @@ public struct LinuxImage: Sendable, Equatable {
     /// The first version with `xloadflags`.
     static let minimumVersion: UInt16 = 0x020c
 
-    /// Whether a file begins as a bzImage does.
+    /// Indicates whether a file begins as a bzImage does.
     static func matches(_ start: [UInt8]) -> Bool {
         start.load(at: 0x1fe) == UInt16(0xaa55) && start.load(at: 0x202) == UInt32(0x5372_6448)
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Where things are in guest-physical memory (docs/platform.md, "Physical memory").
+/// The layout of guest-physical memory (docs/platform.md, "Physical memory").
 public enum PhysicalLayout {
     /// GDT, start information and `boot_params`; then page tables: all that Boot itself writes below the kernel
     /// apart from the command line.
@@ -12,7 +12,7 @@ public enum PhysicalLayout {
     static let bootParameters: UInt64 = 0x7000
     static let pageTables: UInt64 = 0x9000
     static let endOfBootData: UInt64 = 0x1_0000
-    /// Where the kernel's command line is.
+    /// The address of the kernel command line.
     public static let commandLine: UInt64 = 0x2_0000
     /// Bytes for it, the closing NUL included.
     public static let commandLineSize = 0x1_0000
@@ -21,21 +21,22 @@ public enum PhysicalLayout {
     static let endOfLowRAM = MPTable.address
     /// The end of base memory, below which the MultiProcessor table is.
     static let endOfBaseMemory: UInt64 = 0xa_0000
-    /// Where the ACPI tables are, the RSDP first.
+    /// The address of the ACPI tables, which begin with the RSDP.
     public static let acpi: UInt64 = 0xe_0000
     /// Bytes for the ACPI tables.
     public static let acpiSize = 0x1_8000
-    /// Where the SMBIOS tables are, the entry point first: in 0xf0000 – 0xfffff, where it is searched.
+    /// The address of the SMBIOS tables, which begin with the entry point: in 0xf0000 – 0xfffff, where guests search
+    /// for it.
     public static let smbios: UInt64 = 0xf_8000
     /// Bytes for the SMBIOS tables, up to ``resetVector``.
     public static let smbiosSize = 0x7ff0
     /// Where a PC's processors start after a reset as real mode sees it, F000:FFF0: ``ResetVector``.
     static let resetVector: UInt64 = 0xf_fff0
-    /// Where RAM for kernels begins.
+    /// The start of RAM for kernels.
     public static let highRAM: UInt64 = 0x10_0000
-    /// No RAM from here to 4 GiB.
+    /// The start of the hole in RAM, which ends at 4 GiB.
     public static let hole: UInt64 = 0xc000_0000
-    /// Where the RAM goes on that does not fit under the hole.
+    /// The address of the RAM that does not fit below the hole.
     public static let aboveHole: UInt64 = 0x1_0000_0000
 }
 

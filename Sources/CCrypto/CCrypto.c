@@ -3,7 +3,7 @@
 #include "CCrypto.h"
 #include <string.h>
 
-// libcrypto's AES by the processor's instructions, which its interface offers behind EVP only. EVP cannot be had in part: with it come providers,
+// libcrypto's AES by the processor's instructions, which its interface offers behind EVP only. EVP cannot be linked partly: with it come providers,
 // certificates and every other algorithm. The names are those of OpenSSL 1.0 to 3 (crypto/aes/asm/aesni-x86_64.pl); where one is missing nothing links.
 int aesni_set_encrypt_key(const unsigned char *key, int bits, AES_KEY *schedule);
 int aesni_set_decrypt_key(const unsigned char *key, int bits, AES_KEY *schedule);

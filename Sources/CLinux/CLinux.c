@@ -37,7 +37,7 @@ int clinux_is_resident(void *page) {
 }
 
 int clinux_mbind(void *start, size_t length, int mode, const unsigned long *nodes, unsigned long count) {
-    // The kernel takes one bit less than it is told.
+    // The kernel uses one bit less than given.
     return (int)syscall(SYS_mbind, start, length, mode, nodes, count + 1, 0);
 }
 

@@ -14,7 +14,7 @@ internal import Linux
 struct BlockCache: ~Copyable {
     @safe enum Lookup {
         case ready(UnsafeMutableRawPointer)
-        /// Somebody is filling it.
+        /// A request is reading it.
         case loading
         /// Filling it failed, with this errno value.
         case failed(Int32)
@@ -134,7 +134,7 @@ struct BlockCache: ~Copyable {
         return nil
     }
 
-    /// Whether blocks wait to be written: writing them makes room.
+    /// Indicates whether blocks wait to be written: writing them makes room.
     var isDirty: Bool { firstDirty >= 0 }
 
     func key(_ slot: Int) -> UInt64 { unsafe self.slot(slot).pointee.key }

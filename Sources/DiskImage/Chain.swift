@@ -89,7 +89,7 @@ internal import Linux
         }
     }
 
-    /// Whether a file is one of those that are open already.
+    /// Indicates whether a file is one of those that are open already.
     private func isOpen(_ identity: ImageFile.Identity) -> Bool {
         // Indices of layers that have been made.
         for index in 0..<count {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What an examination of an image's metadata found, in the manner of `qemu-img check`.
+/// The result of a check of an image's metadata, like that of `qemu-img check`.
 public struct CheckReport: Equatable, Sendable {
-    /// What is to be put right.
+    /// The kinds of problems to repair.
     public enum Repair: String, Sendable, CaseIterable {
         /// Clusters that are counted and not used are given back.
         case leaks
@@ -27,12 +27,12 @@ public struct CheckReport: Equatable, Sendable {
     public internal(set) var findings: [Finding] = []
     /// Clusters of the disk.
     public internal(set) var totalClusters: UInt64 = 0
-    /// Those of them that are stored, and how.
+    /// The number of allocated clusters.
     public internal(set) var allocatedClusters: UInt64 = 0
     public internal(set) var compressedClusters: UInt64 = 0
-    /// Those that do not follow the one before them in the file.
+    /// The number of clusters that do not follow the previous one in the file.
     public internal(set) var fragmentedClusters: UInt64 = 0
-    /// Where the last cluster in use ends, in bytes.
+    /// The end of the last used cluster, in bytes.
     public internal(set) var imageEnd: UInt64 = 0
 
     /// Findings that are described; more are only counted.

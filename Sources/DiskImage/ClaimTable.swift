@@ -26,7 +26,7 @@ struct ClaimTable {
     /// Sets memory aside, so that a claim allocates none.
     mutating func reserve(_ more: Int) { claims.reserveCapacity(claims.capacity + more) }
 
-    /// Whether anybody, or anybody else than `owner`, has claimed a part of a range of the disk, in bytes.
+    /// Indicates whether anybody, or anybody else than `owner`, has claimed a part of a range of the disk, in bytes.
     func isClaimed(_ range: Range<UInt64>, besides owner: Owner? = nil) -> Bool {
         var index = firstIndex(endingAfter: range.lowerBound)
         while index < claims.count, claims[index].start < range.upperBound {

@@ -23,10 +23,11 @@ extension DiskEngine {
     /// for the next one. An owner that never calls it has one turn without end.
     public mutating func beginTurn() { turnLeft = Self.turn }
 
-    /// Whether so much was begun that others should have their turn. No descriptor tells that there is more: the owner comes back by itself.
+    /// Indicates whether so much was begun that others should have their turn. No descriptor tells that there is more:
+    /// the owner comes back by itself.
     public var isTurnOver: Bool { turnLeft <= 0 }
 
-    /// Whether another operation may begin.
+    /// Indicates whether another operation may begin.
     var hasRoom: Bool { freeOperation >= 0 && underWay < mostUnderWay && turnLeft > 0 }
 
     /// The queue has nothing of an operation any more.
@@ -38,7 +39,8 @@ extension DiskEngine {
         unsafe operation.pointee.handed = 0
     }
 
-    /// Whether an operation is one of the requests that are given up. Metadata and commits are not: others may count on them.
+    /// Indicates whether an operation is one of the requests that are given up. Metadata and commits are not: others
+    /// may count on them.
     func isGivenUp(_ kind: Operation.Kind) -> Bool { isCancelling && kind != .load && kind != .commit }
 
     // MARK: - Giving up

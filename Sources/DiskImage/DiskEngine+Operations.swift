@@ -22,9 +22,9 @@ extension DiskEngine {
         /// The file whose operation gave the error, by its number in the image, and the byte there; -1 where the error is of no file.
         var failedFile: Int32 = -1
         var failedOffset: UInt64 = 0
-        /// Whether it waits for a commit to make room, and fails with it.
+        /// Indicates whether it waits for a commit to make room, and fails with it.
         var awaitsCommit = false
-        /// Whether it is in `stalled` or `waiting` and will be advanced from there.
+        /// Indicates whether it is in `stalled` or `waiting` and will be advanced from there.
         var isListed = false
         var next: Int32 = -1
 
@@ -294,7 +294,7 @@ extension DiskEngine {
             if unsafe operation.pointee.retries > Self.maximumRetries { return end(index, error: error) }
             enqueue(index)
         case (.punch, EOPNOTSUPP):
-            // A discard is a wish. Zeroes are not: if they cannot be made with a hole they are written.
+            // A discard is best effort. Zeroes are not: if they cannot be made with a hole they are written.
             if unsafe requests[Int(operation.pointee.request)].operation == .discard { return end(index, error: 0) }
             unsafe operation.pointee.kind = .writeZeroes
             enqueue(index)

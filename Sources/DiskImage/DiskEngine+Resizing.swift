@@ -3,7 +3,7 @@
 internal import Glibc
 internal import Linux
 
-/// What is set aside for a part of a disk before it is written.
+/// The preallocation of a part of a disk.
 public enum Preallocation: String, Sendable, CaseIterable {
     /// Nothing.
     case off
@@ -100,7 +100,7 @@ extension DiskEngine {
         }
         // The space that has been given back may be enough for a table that was not the disk's alone. What stays in it nobody sees.
         if hasRest { _ = try? replaceMetadata { (new, scan) throws(DiskImageError) in try Self.shrink(&new, scan, to: newSize) } }
-        // What the disk does not have any more; a wish, as the mapping knows nothing of it.
+        // What the disk does not have any more. Best effort: the mapping no longer refers to it.
         if image.hasDataFile { _ = try? dataFile.truncate(to: newSize) } else { try clearLastCluster(from: newSize) }
     }
 
@@ -131,7 +131,8 @@ extension DiskEngine {
         new.clearBitmaps(scan)
     }
 
-    /// Makes what the last cluster has beyond the end zeroes, as others who make the disk longer may show it. A wish too: nothing that belongs to the
+    /// Makes what the last cluster has beyond the end zeroes, as others who make the disk longer may show it. Best
+    /// effort too: nothing that belongs to the
     /// disk depends on it.
     private mutating func clearLastCluster(from size: UInt64) throws(DiskImageError) {
         // A longer backing file is hidden by who makes the disk longer, and with it what is here.

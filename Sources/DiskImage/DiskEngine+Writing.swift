@@ -21,7 +21,7 @@ extension DiskEngine {
             var size: UInt64 = 0
             var run = Refcounts.Run(first: 0, count: 0)
             var file = 0
-            /// Whether the old contents are being read; then an operation writes the new ones.
+            /// Indicates whether the old contents are being read; then an operation writes the new ones.
             var isReading = true
             /// The next free one.
             var next: Int32 = -1

@@ -4,7 +4,7 @@ public import CLinux
 internal import Glibc
 internal import Linux
 
-/// What a request does to a range of the disk.
+/// The operation of a request on a range of the disk.
 public enum DiskOperation: UInt8, Sendable {
     /// Disk to memory.
     case read
@@ -45,7 +45,7 @@ public struct DiskCompletion: Sendable {
     let failedFile: Int32
     let failedOffset: UInt64
 
-    /// Whether the image itself, and no file's I/O, is the likely reason.
+    /// Indicates whether the image itself, and no file's I/O, is the likely reason.
     public var isDamage: Bool { failedFile < 0 && error == EIO }
 }
 
@@ -94,7 +94,8 @@ public struct DiskCompletion: Sendable {
     var putOff = WorkList()
     /// Operations that the queue has and has not completed.
     var outstanding = 0
-    /// Whether the queue watches the bell. The owner's thread has it do so, with its first request: before that nobody calls.
+    /// Indicates whether the queue watches the bell. The owner's thread has it do so, with its first request: before
+    /// that nobody calls.
     var isListening = false
     /// File systems differ in what `fallocate` can do; what this one refused is not asked again.
     var refusesZeroRange = false
@@ -113,7 +114,7 @@ public struct DiskCompletion: Sendable {
     let mostUnderWay: UInt64
     /// Bytes of work until the owner's turn is over.
     var turnLeft = Int.max
-    /// Whether all that is in flight is given up.
+    /// Indicates whether all that is in flight is given up.
     var isCancelling = false
 
     /// How ``waitForCompletion()`` waits.
@@ -195,7 +196,7 @@ public struct DiskCompletion: Sendable {
     /// The image. While it has other engines, only what never changes may be asked here: path, format, size, cluster size, whether it is read-only.
     public var image: DiskImage { unsafeAddress { unsafe UnsafePointer(shared.storage) } }
 
-    /// Whether operations go through io_uring.
+    /// Indicates whether operations go through io_uring.
     public var usesRing: Bool { queue.isRing }
 
     /// A descriptor that is readable while operations have ended, or another engine of the image calls; after it became so, call
@@ -417,7 +418,8 @@ func memory(_ size: Int, _ path: String) throws(DiskImageError) -> Mapping {
     do { return try Mapping(size: size, flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) } catch { throw .system(path: path, error) }
 }
 
-/// Whether a thread that has nothing else to do looks for a completion for a moment before it sleeps: waking up takes as long as a quick disk. It does
+/// Indicates whether a thread that has nothing else to do looks for a completion for a moment before it sleeps: waking
+/// up takes as long as a quick disk. It does
 /// while that pays; where it did not, it is tried again ever more seldom.
 private struct Waking {
     /// Operations under way up to which it is worth it: of more, one ends soon, and others with it.

@@ -6,7 +6,8 @@ internal import Linux
 /// What an engine does to the metadata of the topmost image, whatever its format. Offsets are bytes of the disk, which lead to the file
 /// that has them.
 extension DiskImage {
-    /// Whether writing changes metadata: ``target(_:_:_:sequence:_:_:)`` says how a range is written, and a flush is a commit.
+    /// Indicates whether writing changes metadata: ``target(_:_:_:sequence:_:_:)`` says how a range is written, and a
+    /// flush is a commit.
     var managesClusters: Bool { !isReadOnly && format != .raw }
 
     /// How many files a commit synchronises; their numbers are those of ``descriptor(_:)``.

@@ -28,7 +28,7 @@ package import Linux
     public let isReadOnly: Bool
     /// The unit of the format's own making, or nil: a cluster of qcow2, a block of VDI, a grain of VMDK, ….
     public let clusterSize: UInt64?
-    /// What was put right when the image was opened for writing, as nobody had closed it.
+    /// The repairs made when the image was opened for writing after an unclean shutdown.
     public let repair: CheckReport?
 
     /// The two sizes that the footer of a VHD has, and which was taken; nil of another format.
@@ -43,7 +43,7 @@ package import Linux
     let chainLength: Int
     /// The remote disk that is the last of the chain, or all of it. It does what is otherwise done with the descriptor of its file.
     let remote: NBDDisk?
-    /// Whether there is nothing on top of it.
+    /// Indicates whether there is nothing on top of it.
     var isRemote: Bool { remote != nil && chainLength == 1 }
 
     /// The remote disk that a file, by its number, stands for.
@@ -212,7 +212,7 @@ package import Linux
     /// The topmost file, for what it names.
     var namer: NamingImage { unsafe NamingImage(layers[0].file) }
 
-    /// What was first found to be damaged while the image was used.
+    /// The first damage found while the image was used.
     public var damage: DiskImageError? {
         for index in unsafe layers.indices {
             if let (damage, offset) = unsafe layers[index].qcow2?.damage {
@@ -342,7 +342,7 @@ package import Linux
         unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
     }
 
-    /// Whether to ask for what the page cache has of a layer's data before a read goes around it.
+    /// Indicates whether to ask for what the page cache has of a layer's data before a read goes around it.
     func asksCacheFirst(_ layer: Int) -> Bool {
         switch unsafe layers[layer].dataFile {
         case .some(let file): file.asksCacheFirst
@@ -358,7 +358,7 @@ package import Linux
         }
     }
 
-    /// Whether the topmost image's data is in a file of its own.
+    /// Indicates whether the topmost image's data is in a file of its own.
     var hasDataFile: Bool { header?.hasDataFile == true }
 
     /// The descriptor for what is no transfer.
@@ -374,7 +374,7 @@ package import Linux
     /// Bytes of the disk that a layer holds.
     func size(ofLayer layer: Int) -> UInt64 { unsafe layers[layer].size }
 
-    /// Whether a read that met the end of the file at `offset` met it where it was when the file was opened.
+    /// Indicates whether a read that met the end of the file at `offset` met it where it was when the file was opened.
     func isEnd(_ offset: UInt64, _ layer: Int) -> Bool {
         switch unsafe layers[layer].dataFile {
         case .some(let file): offset >= file.size

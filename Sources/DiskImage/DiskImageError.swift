@@ -2,11 +2,11 @@
 
 public import Linux
 
-/// What keeps a disk image from being opened or used. Each describes itself in one sentence.
+/// An error of opening or using a disk image. Each describes itself in one sentence.
 public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     /// A system call on the file failed.
     case system(path: String, SystemCallError)
-    /// Neither the user nor the file's name tells the format; `option` of `swkvm image` is where it could be told.
+    /// A format given neither by the user nor by the file name; `option` of `swkvm image` specifies it.
     case formatUnknown(path: String, option: String = "--format")
     /// The stated format is none of ours.
     case formatUnsupported(path: String, name: String)
@@ -34,7 +34,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case notWritable(path: String, reason: String)
     /// The image has no such snapshot, by id or by name.
     case noSnapshot(path: String, name: String)
-    /// What was asked of a snapshot cannot be done.
+    /// An impossible operation on a snapshot.
     case snapshot(path: String, name: String, reason: String)
     /// The image's reference counts have too few bits for what was asked.
     case countsTooNarrow(path: String, bits: Int, needed: UInt64)
@@ -76,7 +76,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case request(path: String, SystemCallError)
     /// A running machine's request failed in this file at a byte; with a length, bytes of the disk and not of a file.
     case transfer(path: String, offset: UInt64, length: UInt64?, SystemCallError)
-    /// What names a remote disk is no address.
+    /// An invalid address of a remote disk.
     case remoteAddress(path: String, reason: String)
     /// A remote disk cannot be reached, or not any more.
     case remote(path: String, reason: String)
@@ -86,13 +86,13 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case remoteReadOnly(path: String)
     /// The image is encrypted, in the way that is named, and no key was given.
     case keyMissing(path: String, method: String)
-    /// No place for a key in the image's header is opened by the key that was given.
+    /// A key that opens no key slot of the image.
     case wrongKey(path: String)
     /// More keys were given than the image and its backing files have encrypted ones among them.
     case keyUnused(path: String, encrypted: Int, keys: Int)
     /// A key cannot be read.
     case key(KeySource, reason: String)
-    /// To try a key, the image wants a hash function computed so often.
+    /// An image that requires too many hash iterations to check a key.
     case keyTooSlow(path: String, work: UInt64, limit: UInt64)
     /// A new image would take the place of a file, which was not asked for.
     case exists(path: String)
@@ -102,19 +102,19 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case linkToNothing(path: String)
     /// An image that is to be written is itself what is read, or a part of it.
     case sameFile(path: String, other: String)
-    /// What was asked of a new image contradicts itself or its format.
+    /// Options of a new image that contradict each other or its format.
     case impossible(path: String, reason: String)
-    /// What was asked of an image that is there does not go with what it is.
+    /// An operation that does not apply to an existing image.
     case notApplicable(path: String, reason: String)
     /// A place for a disk of `needed` bytes has `size`.
     case tooSmall(path: String, needed: UInt64, size: UInt64)
-    /// What was going on was given up when a signal came.
+    /// An operation that was interrupted by a signal.
     case interrupted(path: String)
     /// The same of something that has changed the image, but not what it shows nor what it stands on.
     case interruptedUnchanged(path: String)
     /// The same of something that keeps what has been written by then.
     case interruptedInPlace(path: String)
-    /// What was writing into such a place has failed.
+    /// A failed write into such a target.
     case failedInPlace(path: String, DiskImageError)
 
     /// For who opens what an image stands on while it has the image: a file that seems to be another process's may be that image.

@@ -3,11 +3,11 @@
 /// How the start of a range of a disk is stored: the answer of an image's metadata, which does no I/O.
 /// Lengths are in bytes, at least 1 and at most what was asked for; what comes after is asked for again.
 @safe enum Extent {
-    /// At this place of the layer's file.
+    /// Data at this offset of the layer's file.
     case data(offset: UInt64, length: UInt64)
     /// Nowhere: it reads as zeroes.
     case zero(length: UInt64)
-    /// Not in this layer: the next one down the chain knows.
+    /// Not allocated in this layer: ask the next one of the chain.
     case unallocated(length: UInt64)
     /// Here, until the image is next asked anything.
     case memory(UnsafeRawPointer, length: UInt64)
@@ -17,7 +17,7 @@
     case wait
     /// The answer needs room in the caches, which a commit makes.
     case commit
-    /// There is no answer; an errno value.
+    /// The lookup failed with an errno value.
     case failed(Int32)
 }
 
@@ -36,7 +36,7 @@
     let buffer: UnsafeMutableRawPointer
     /// The disk offset that was asked for, for the report of a damage.
     let diskOffset: UInt64
-    /// Whether it could be decompressed, once ``DiskImage/decompress(_:bytes:)`` has tried that.
+    /// Indicates whether it could be decompressed, once ``DiskImage/decompress(_:bytes:)`` has tried that.
     var isIntact: Bool?
 }
 
@@ -59,7 +59,7 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
     case blockState(UInt64)
     case compressedGrainBroken(offset: UInt64)
 
-    /// Whether the image's tables are wrong, and not only what a cluster holds.
+    /// Indicates whether the image's tables are wrong, and not only what a cluster holds.
     var isOfMetadata: Bool {
         switch self {
         case .compressedClusterBroken, .compressedGrainBroken: false

@@ -25,7 +25,7 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Whether a completion waits that was done in this thread.
+    /// Indicates whether a completion waits that was done in this thread.
     var hasCompletion: Bool {
         switch self {
         case .ring: false
@@ -44,7 +44,7 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Whether operations are carried out while the caller goes on.
+    /// Indicates whether operations are carried out while the caller goes on.
     var isConcurrent: Bool {
         switch self {
         case .synchronous: false

@@ -41,7 +41,7 @@ struct ImageFile: ~Copyable, Sendable {
     private let direct: FileDescriptor?
     private let directAlignment: UInt
 
-    /// Whether to ask for what the page cache has before a read goes around it.
+    /// Indicates whether to ask for what the page cache has before a read goes around it.
     let asksCacheFirst: Bool
 
     /// Opens a regular file or a block device, and locks it.

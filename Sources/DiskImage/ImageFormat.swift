@@ -15,7 +15,7 @@ public enum ImageFormat: String, Sendable, CaseIterable {
     /// Hyper-V's.
     case vhdx
 
-    /// As the format's users write it.
+    /// The usual name of the format.
     public var name: String {
         switch self {
         case .raw, .qcow2: rawValue
@@ -27,10 +27,10 @@ public enum ImageFormat: String, Sendable, CaseIterable {
     /// The words that state a format.
     public static var names: String { allCases.map(\.rawValue).joined(separator: ", ") }
 
-    /// Whether an image can be changed, and not only read.
+    /// Indicates whether an image can be changed, and not only read.
     public var isWritable: Bool { self != .vhd && self != .vhdx }
 
-    /// Whether new images are made of it.
+    /// Indicates whether new images are made of it.
     public var isMakeable: Bool { self != .vhd && self != .vhdx }
 
     /// The words that state a format of which images are made.
@@ -74,15 +74,15 @@ public enum ImageFormat: String, Sendable, CaseIterable {
     }
 }
 
-/// How the host's page cache is used.
+/// The use of the host's page cache.
 public enum CacheMode: String, Sendable, CaseIterable {
-    /// Through the page cache; a FLUSH of the guest makes it durable (`fdatasync`).
+    /// I/O through the page cache; a FLUSH of the guest makes it durable (`fdatasync`).
     case writeback
     /// Around the page cache (`O_DIRECT`). Requests that are not aligned to what the file wants go through it after all.
     case none
 }
 
-/// How a disk image is opened.
+/// The options for opening a disk image.
 public struct DiskImageOptions: Sendable {
     /// nil: from the file's name.
     public var format: ImageFormat?
@@ -94,12 +94,13 @@ public struct DiskImageOptions: Sendable {
     public var locking: Bool
     /// Follow the names of backing files and extents that images carry, as far as ``namedFiles`` goes.
     public var allowsBacking: Bool
-    /// Where the files may be that images name.
+    /// The locations allowed for files that images refer to.
     public var namedFiles: NamedFiles
     /// Reads as a tool that wants each byte once: what is in the page cache already is taken from there, and all else goes around it
     /// where the file system can, so that what others have there stays.
     var sparesCache = false
-    /// Whether backing files are opened at all: a tool that looks at one image, or gives it another, does without.
+    /// Indicates whether backing files are opened at all: a tool that looks at one image, or gives it another, does
+    /// without.
     var followsBacking = true
     /// Read what is left of a damaged image: what its file ends before is met as damage, where it is met.
     var salvages = false
@@ -114,19 +115,19 @@ public struct DiskImageOptions: Sendable {
     public static let possibleReconnect = NBDLocation.possibleReconnect
     /// Hears, in a sentence, what happens to a remote disk's connection and what has become of the image; on any thread.
     public var report: (@Sendable (String) -> Void)?
-    /// Which of the two sizes in a VHD's footer counts, of all VHDs of the chain; nil for the one that the file's maker goes by.
+    /// The size of all VHDs of the chain; nil chooses by the program that created the file.
     public var vhdSize: VHDSize?
-    /// Is told, in a sentence, what was decided when an image was opened and may have been meant otherwise.
+    /// Receives a message about a decision at opening that may not be what the user expects.
     public var notice: (@Sendable (String) -> Void)?
     /// Follow the names of data files that images carry, as backing files, and write to them. A file that ``dataFile`` names is always taken.
     public var allowsDataFile: Bool
     /// The keys of those images of the chain that are encrypted, the topmost first. The last one is also for all that follow.
     public var keys: [DiskKey] = []
-    /// Whether a key for which there is no image is an error.
+    /// Indicates whether a key for which there is no image is an error.
     var usesAllKeys = true
-    /// Whether data is to be read or written. Without, encrypted images need no key.
+    /// Indicates whether data is to be read or written. Without, encrypted images need no key.
     public var opensData = true
-    /// How often a hash function may be computed to try a key: an image of unknown origin could ask for years.
+    /// The maximum number of hash computations to check a key: an image of unknown origin could require years.
     public var maximumKeyWork = defaultMaximumKeyWork
 
     /// About half a minute.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What a file's contents begin (or, for a fixed VHD, end) as: asked to refuse a format that is only guessed, never to choose one.
+/// The signature at the start (or, for a fixed VHD, the end) of a file: used to refuse a guessed format, never to
+/// choose one.
 public enum ImageSignature: Sendable, Equatable {
     case qcow2
     /// QEMU's first format of that name, version 1.
@@ -16,7 +17,7 @@ public enum ImageSignature: Sendable, Equatable {
     /// Bytes at a file's start, and at its end, that are looked at.
     static let length = 512
 
-    /// As the format's users write it.
+    /// The usual name of the format.
     public var name: String {
         switch self {
         case .qcow: "qcow (version 1)"

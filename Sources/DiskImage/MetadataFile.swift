@@ -45,7 +45,7 @@ enum MetadataError: Error, Equatable {
         if result < 0 { throw .lost(Int32(clamping: -result)) }
     }
 
-    /// Gives the space of a range back. It is a wish: what fails costs space and nothing else.
+    /// Frees the space of a range. Best effort: a failure costs space and nothing else.
     func punch(_ offset: UInt64, _ length: UInt64) {
         let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
         _ = calls.allocate(number, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length))

@@ -5,7 +5,7 @@ internal import Glibc
 internal import Linux
 
 extension DiskImageError {
-    /// Whether the host has no room for what was to be written.
+    /// Indicates whether the host has no room for what was to be written.
     var isOutOfSpace: Bool {
         guard case .system(_, let error) = self else { return false }
         return [ENOSPC, EDQUOT, EFBIG].contains(error.errno)

@@ -20,7 +20,8 @@ struct MetadataReplacement: ~Copyable {
     /// How often each is counted before.
     private let oldCounts: ClusterCounts
     private let fileSize: UInt64
-    /// Whether what is not counted afterwards may be given back to the host: in an image that stays damaged it may be in use.
+    /// Indicates whether what is not counted afterwards may be given back to the host: in an image that stays damaged
+    /// it may be in use.
     private let releasesSpace: Bool
     /// Where the search for single clusters goes on.
     private var next: UInt64 = 1
@@ -31,11 +32,11 @@ struct MetadataReplacement: ~Copyable {
 
     /// What is counted afterwards, before more is said.
     enum Basis {
-        /// What the image counts.
+        /// The refcounts of the image.
         case counted
-        /// What was found in use.
+        /// The references found by a scan.
         case used
-        /// What the image counts, without what is not in use. Of a damaged image: what is in use and counted too seldom stays so.
+        /// The refcounts of the image without leaks. In a damaged image, refcounts that are too low stay so.
         case countedAndUsed
         /// The higher of both: what is in use is not all known.
         case countedOrUsed
@@ -288,7 +289,8 @@ struct MetadataReplacement: ~Copyable {
         return bytes
     }
 
-    /// The image no longer uses what it did: the space goes back to the host. These are wishes: what fails costs space.
+    /// The image no longer uses what it did: the space goes back to the host. This is best effort: a failure costs
+    /// space.
     private func releaseSpace() {
         let end = counts.usedEnd
         var first: UInt64?

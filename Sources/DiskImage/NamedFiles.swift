@@ -4,12 +4,12 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Which files are opened because an image names them: backing files, the extents of a VMDK, the data files of backing files.
+/// The rule for files that an image refers to: backing files, the extents of a VMDK, the data files of backing files.
 ///
 /// An image of unknown origin can name any file of the host. What it names has to be below the directory that the image itself is in, whatever `..` and
 /// symbolic links say, or be the user's own word; more has to be allowed.
 public struct NamedFiles: Sendable, Equatable {
-    /// Whether they may be anywhere, and on remote disks.
+    /// Indicates whether they may be anywhere, and on remote disks.
     public var isAnywhere = false
     /// Directories below which they may be, too.
     public var directories: [String] = []
@@ -56,7 +56,7 @@ extension NamedFiles {
         throw .outside(path: path)
     }
 
-    /// Whether an image may name a remote disk.
+    /// Indicates whether an image may name a remote disk.
     func allow(address: String) -> Bool {
         if isAnywhere { return true }
         guard let wanted = place(address) else { return false }

@@ -8,7 +8,7 @@ public struct OpenDisks: Sendable {
 
     public mutating func add(_ image: borrowing DiskImage) { disks.append((image.path, image.identities)) }
 
-    /// Why a further disk of the machine could not be opened.
+    /// Explains why a further disk of the machine could not be opened.
     public func explain(_ error: DiskImageError, opening path: String) -> DiskImageError {
         guard case .locked(let file, _) = error.cause, let identity = ImageFile.Identity(ofPath: file),
             let other = disks.first(where: { $0.identities.contains(identity) })

@@ -6,9 +6,9 @@ public struct DiskBitmap: Equatable, Sendable {
     public let name: String
     /// Bytes of the disk that a bit stands for.
     public let granularity: UInt64
-    /// It was not saved by who used it last, so its contents are not to be relied upon.
+    /// Indicates that the last writer did not save it, so its contents are not valid.
     public let isInUse: Bool
-    /// It is kept up to date by who writes to the disk and knows bitmaps.
+    /// Indicates that writers with bitmap support keep it up to date.
     public let isAutomatic: Bool
 }
 
@@ -87,7 +87,7 @@ struct QCOW2BitmapDirectory: Sendable {
         }
     }
 
-    /// Whether a bitmap's table is a possible one, and in the file.
+    /// Indicates whether a bitmap's table is a possible one, and in the file.
     static func hasTable(_ entry: Entry, _ header: QCOW2Header, fileSize: UInt64) -> Bool {
         entry.table & (header.clusterSize - 1) == 0 && entry.count <= maximumTable && entry.table <= fileSize
             && entry.count * 8 <= fileSize - entry.table

@@ -56,6 +56,7 @@ extension QCOW2Check {
 }
 
 extension QCOW2Scan {
-    /// Whether something is beyond the end of the file, and is to be given up before anything else is repaired.
+    /// Indicates whether something is beyond the end of the file, and is to be given up before anything else is
+    /// repaired.
     var hasLosses: Bool { cut != nil || lostSnapshots > 0 || bitmapsAreCut }
 }

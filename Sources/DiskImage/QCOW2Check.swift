@@ -70,7 +70,7 @@ struct QCOW2Check {
     /// Bytes of the file with the data, where that is known to be another one.
     let dataSize: UInt64?
 
-    /// A repair is tried again so often: what is mended may bring other things to light.
+    /// The number of attempts of a repair: a repaired entry may reveal other errors.
     private static let maximumPasses = 16
 
     init(header: QCOW2Header, file: TableFile, dataSize: UInt64? = nil) {

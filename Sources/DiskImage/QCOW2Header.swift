@@ -15,7 +15,7 @@ struct QCOW2Header: Equatable, Sendable {
     /// L1 entries that the disk needs; the table may be longer.
     private(set) var l1Count: Int
     private(set) var l1Offset: UInt64
-    /// Whether L2 entries have 16 bytes, with a bitmap of 32 subclusters.
+    /// Indicates whether L2 entries have 16 bytes, with a bitmap of 32 subclusters.
     let hasExtendedL2: Bool
     /// Someone who did not close the image kept reference counts lazily. They do not matter to a reader.
     let isDirty: Bool
@@ -37,7 +37,7 @@ struct QCOW2Header: Equatable, Sendable {
     let hasDataFile: Bool
     /// Its name as written, without a meaning yet.
     let dataFileName: String?
-    /// How the data is encrypted, if it is.
+    /// The encryption of the data, if any.
     let encryption: Encryption?
     /// How compressed clusters are compressed.
     let compression: Compression

@@ -6,7 +6,8 @@ internal import Linux
 /// The end of the file: ahead of what is written while the image is used, where the last cluster ends when it is closed.
 extension QCOW2Image {
     /// Gives the file the host's blocks for what is allocated next, before they are needed: file systems take writes that move a file's end, or need
-    /// blocks, one at a time. ``trim(_:)`` takes back what was not used. It is a wish: without it the file grows by each write.
+    /// blocks, one at a time. ``trim(_:)`` takes back what was not used. Best effort: without it the file grows by each
+    /// write.
     ///
     /// With subclusters there is only a longer file, as small writes are to take no more space than they fill.
     mutating func growAhead(_ file: MetadataFile) {
@@ -33,7 +34,7 @@ extension QCOW2Image {
         }
     }
 
-    /// Ends the file where its last cluster ends, when nothing is under way; as much of a wish.
+    /// Truncates the file after its last cluster, when nothing is in flight. Best effort.
     mutating func trim(_ file: MetadataFile) {
         let end = usedEnd
         guard grownSize > end, grownSize != .max else { return }

@@ -5,22 +5,22 @@ internal import Linux
 
 /// What has to be done for the start of a range that is written, discarded or zeroed. Lengths are in bytes.
 @safe enum WriteTarget {
-    /// At this place of the file, the mapping stays as it is.
+    /// A write at this offset of the file, without a change of the mapping.
     case inPlace(offset: UInt64, length: UInt64)
-    /// Nothing is left to do.
+    /// A range that needs no I/O.
     case done(length: UInt64)
     /// New clusters, this many at most, all of which the range covers.
     case clusters(UInt64)
     /// A part of a cluster that becomes allocated.
     case part(Part)
-    /// As ``Extent``: a load, a wait, a commit or a failure.
+    /// A load, a wait, a commit or a failure, as in ``Extent``.
     case not(Extent)
 
     /// What the range does not cover of the part is copied, or zeroes.
     struct Part {
         /// The part, in bytes from the cluster's start: all of it, or some subclusters.
         var range: Range<UInt64>
-        /// Whether what is not covered reads as zeroes.
+        /// Indicates whether what is not covered reads as zeroes.
         var isZero: Bool
         /// The cluster in the file, which is there already and ours; nil for a new one.
         var place: UInt64?
@@ -103,7 +103,7 @@ extension QCOW2Image {
         WriteTarget.Part(range: 0..<header.clusterSize, isZero: isZero, place: nil)
     }
 
-    /// Whether a data cluster has no other references.
+    /// Indicates whether a data cluster has no other references.
     private func isOurs(_ entries: UnsafeMutableRawPointer, _ index: Int) -> Bool {
         // A cluster in a file of its own has nobody to share it with.
         unsafe header.hasDataFile || entry(entries, index) & L2Entry.copied != 0
@@ -290,7 +290,7 @@ extension QCOW2Image {
 
     // MARK: - Commits
 
-    /// Whether the commit has to make reference counts and data durable before it writes the mapping.
+    /// Indicates whether the commit has to make reference counts and data durable before it writes the mapping.
     var needsBarrier: Bool {
         switch refcounts {
         case .some(let refcounts): refcounts.needsBarrier

@@ -34,7 +34,8 @@ internal import Linux
     // What follows is for an image that is written.
 
     var refcounts: Refcounts?
-    /// Whether another image shows where this one has nothing, so that zeroes have to be said. One that gets a backing file has it before its header does.
+    /// Indicates whether another image shows where this one has nothing, so that zeroes have to be said. One that gets
+    /// a backing file has it before its header does.
     var hasBacking: Bool
     /// L1 entries that the file does not have.
     var dirtyL1: Range<Int>?
@@ -253,7 +254,7 @@ internal import Linux
         case compressed(UInt64)
         case damaged(ImageDamage)
 
-        /// Whether `next`, the unit after this one's run of `length` bytes, continues it.
+        /// Indicates whether `next`, the unit after this one's run of `length` bytes, continues it.
         func continues(with next: Unit, after length: UInt64) -> Bool {
             switch (self, next) {
             case (.unallocated, .unallocated), (.zero, .zero): true

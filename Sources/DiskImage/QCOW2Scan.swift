@@ -23,7 +23,8 @@ struct QCOW2Scan: ~Copyable {
     private(set) var refcountBlocks: [UInt64] = []
     /// Those that cannot be.
     private var lostBlocks: Set<Int> = []
-    /// L2 and L1 entries that cannot be right, by their place in the file, which zeroes would mend. An extended L2 entry has two words.
+    /// L2 and L1 entries that cannot be right, by their place in the file, which zeroes would repair. An extended L2
+    /// entry has two words.
     private(set) var broken: [Broken] = []
 
     /// What the image's bitmaps take, their directory and tables included, and their names.
@@ -157,7 +158,8 @@ struct QCOW2Scan: ~Copyable {
         }
     }
 
-    /// Whether a cluster beyond the end of the file is counted, or was counted where the file has no counts any more.
+    /// Indicates whether a cluster beyond the end of the file is counted, or was counted where the file has no counts
+    /// any more.
     private func mayHaveBeen(_ cluster: UInt64) -> Bool {
         let block = cluster >> header.refcountBlockBits
         guard block < UInt64(refcountBlocks.count) else { return false }

@@ -5,10 +5,10 @@ internal import Linux
 
 /// A state of the disk that an image keeps beside the current one.
 public struct DiskSnapshot: Equatable, Sendable {
-    /// What its maker calls it: a number, in images of ours and QEMU's, that no other snapshot of the image has.
+    /// The identifier, in images of swkvm and QEMU a number, unique in the image.
     public let id: String
     public let name: String
-    /// When it was made: seconds since 1970 and nanoseconds.
+    /// The creation time: seconds since 1970 and nanoseconds.
     public let seconds: UInt32
     public let nanoseconds: UInt32
     /// Nanoseconds that the guest had run.
@@ -92,7 +92,7 @@ struct QCOW2SnapshotTable: Sendable {
         }
     }
 
-    /// Whether an entry's end is in the file.
+    /// Indicates whether an entry's end is in the file.
     private static func isWhole(at place: UInt64, _ file: TableFile, _ fileSize: UInt64) throws(DiskImageError) -> Bool {
         guard place < fileSize, fileSize - place >= 40 else { return false }
         let fixed = try file.read(40, at: place)

@@ -13,7 +13,7 @@ internal import Linux
     struct Run {
         var first: UInt64
         var count: UInt64
-        /// Whether nothing was ever written there, so that the file reads as zeroes.
+        /// Indicates whether nothing was ever written there, so that the file reads as zeroes.
         var isPristine = false
         /// Of extended L2 entries: the subclusters that are written.
         var units: Range<Int> = 0..<32

@@ -19,7 +19,7 @@ internal import Synchronization
     let storage: UnsafeMutablePointer<DiskImage>
     /// The system calls for metadata that is read and written at once.
     let calls: FileCalls
-    /// Whether it belongs to one engine, which needs no lock then.
+    /// Indicates whether it belongs to one engine, which needs no lock then.
     let isExclusive: Bool
 
     private let mutex = Lock()
@@ -44,7 +44,7 @@ internal import Synchronization
         var engine = -1
         /// Which of the image's files is being synchronised.
         var file = 0
-        /// Whether another has to follow.
+        /// Indicates whether another has to follow.
         var isWanted = false
     }
 
@@ -74,10 +74,10 @@ internal import Synchronization
     /// Bytes of the disk.
     public var size: UInt64 { image.size }
     public var isReadOnly: Bool { image.isReadOnly }
-    /// As ``DiskImage/clusterSize``.
+    /// The cluster size, see ``DiskImage/clusterSize``.
     public var clusterSize: UInt64? { image.clusterSize }
 
-    /// What was first found to be damaged while the image was used.
+    /// The first damage found while the image was used.
     public func damage() -> DiskImageError? {
         lock()
         defer { unlock() }
@@ -187,7 +187,7 @@ internal import Synchronization
     var bit: UInt64 { 1 << UInt64(number) }
     /// Rung by others; nil for an engine that has none.
     let bell: Bell?
-    /// Whether the bell was rung for something that it has not looked at.
+    /// Indicates whether the bell was rung for something that it has not looked at.
     private let isCalled = Atomic<Bool>(false)
 
     /// The memory of requests: of one that is in none of the lists below, the engine's own.
@@ -222,7 +222,7 @@ internal import Synchronization
         unsafe operations.deallocate()
     }
 
-    /// Whether what others do may let it go on. A flush goes on when its commit has ended.
+    /// Indicates whether what others do may let it go on. A flush goes on when its commit has ended.
     var isWaiting: Bool { !waiting.isEmpty || parkedOperation >= 0 || !committed.isEmpty }
 
     var firstSequence: UInt64 {
@@ -237,7 +237,7 @@ internal import Synchronization
         if !isCalled.exchange(true, ordering: .acquiringAndReleasing) { bell?.event.signal() }
     }
 
-    /// Whether it was called since it was last asked. The engine's own; it listens to the bell before.
+    /// Indicates whether it was called since it was last asked. The engine's own; it listens to the bell before.
     func takeCall() -> Bool {
         isCalled.load(ordering: .relaxed) && isCalled.exchange(false, ordering: .acquiringAndReleasing)
     }

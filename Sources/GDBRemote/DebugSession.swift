@@ -7,11 +7,11 @@
 /// all threads stopped. All-stop mode: a stop of one thread stops all of them, and packets that come while threads run
 /// wait for that.
 public struct DebugSession<Target: DebugTarget> {
-    /// Whether threads run, so that ``stopped(_:)`` is due.
+    /// Indicates whether threads run, so that ``stopped(_:)`` is due.
     public private(set) var isRunning = false
-    /// Nothing more will be answered: the connection is to be closed when ``output`` is sent.
+    /// Indicates the end of the session: close the connection when ``output`` is sent.
     public private(set) var isFinished = false
-    /// What is to be sent; emptied by whoever has sent it.
+    /// The bytes to send; the sender removes them.
     public var output: [UInt8] = []
 
     private let target: Target

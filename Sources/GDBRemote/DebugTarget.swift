@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What is debugged: a machine of one or more processors, each of which is a thread to the debugger.
+/// A machine under a debugger. Each of its processors is a thread to the debugger.
 ///
 /// Threads are numbered from 1. But for ``interrupt()`` and ``kill()``, methods are called only while all of them are
 /// stopped.
@@ -38,26 +38,26 @@ public protocol DebugTarget: AnyObject {
     func monitor(_ command: String, thread: Int) -> String
 }
 
-/// What one thread is to do.
+/// The next action of one thread.
 public enum ResumeAction: Sendable, Equatable {
     case stay
     case run
     case step
 }
 
-/// Why a target cannot do something, by the numbers that the protocol sends.
+/// An error of a target, with the number that the protocol sends.
 public enum DebugTargetError: Error, Equatable {
-    /// Nothing is mapped there, or no RAM. (EFAULT)
+    /// An address that is not mapped to RAM. (EFAULT)
     case unmapped
     /// There is no more room, such as a fifth debug register. (ENOSPC)
     case noRoom
     /// The value or place is not possible. (EINVAL)
     case refused
-    /// The processor has no such thing at all: the debugger is told so and does without.
+    /// A feature that the processor does not have: the debugger is informed and does without it.
     case unsupported
 }
 
-/// What stops a thread at an address (packets `Z` and `z`).
+/// A breakpoint or watchpoint at an address (packets `Z` and `z`).
 public struct Breakpoint: Hashable, Sendable {
     public enum Kind: Int, Sendable {
         case software = 0
@@ -80,7 +80,7 @@ public struct Breakpoint: Hashable, Sendable {
     }
 }
 
-/// Why the machine has stopped, and which thread made it.
+/// The reason for a stop, and the thread that caused it.
 public struct DebugStop: Sendable, Equatable {
     public enum Reason: Sendable, Equatable {
         /// The debugger's Ctrl-C, or its arrival.
@@ -94,7 +94,7 @@ public struct DebugStop: Sendable, Equatable {
         case failure(String)
     }
 
-    /// From 1.
+    /// The number of the thread, from 1.
     public let thread: Int
     public let reason: Reason
 
@@ -104,7 +104,7 @@ public struct DebugStop: Sendable, Equatable {
     }
 }
 
-/// How the machine ended.
+/// The way in which the machine ended.
 public enum DebugEnd: Sendable, Equatable {
     case status(UInt8)
     case signal(UInt8)

@@ -6,11 +6,11 @@
 /// The stream is not trusted: whatever it is, the reader keeps at most ``PacketLimit/size`` bytes of it.
 struct PacketReader {
     enum Event: Equatable {
-        /// Its data, unescaped.
+        /// The packet's data, unescaped.
         case packet([UInt8])
         /// The checksum is wrong.
         case damaged
-        /// Longer than the stub takes; all of it was skipped.
+        /// A packet that exceeds the limit; it was skipped.
         case tooLong
         /// `+`
         case acknowledged

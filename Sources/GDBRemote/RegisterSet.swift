@@ -7,7 +7,7 @@ public enum RegisterSet {
         public let name: String
         /// Bytes.
         public let size: Int
-        /// Where it begins in ``RegisterFile``.
+        /// The offset in ``RegisterFile``.
         public let offset: Int
         fileprivate let type: String
         fileprivate let group: String?
@@ -139,7 +139,7 @@ public struct RegisterFile: Sendable, Equatable {
 
     public init() {}
 
-    /// Says that a register's value is not to be had.
+    /// Marks a register whose value is unavailable.
     public mutating func setMissing(_ number: Int) { missing.insert(number) }
 
     public func isMissing(_ number: Int) -> Bool { missing.contains(number) }

@@ -43,7 +43,7 @@ enum Request: Equatable {
     case readDescription(annex: String, offset: Int, count: Int)
     /// `qRcmd`
     case monitor(String)
-    /// A packet that this stub has no answer to; the protocol's answer is an empty one.
+    /// A packet that this stub does not support; the protocol's answer is an empty one.
     case unknown
     /// A known packet, spelled wrongly.
     case malformed

@@ -5,7 +5,7 @@ internal import Glibc
 internal import Linux
 
 extension GuestMemory {
-    /// Makes all of the memory zero, as it was after it had been mapped: for the reset of a guest that no longer runs.
+    /// Clears all memory to zero for the reset of a stopped guest.
     ///
     /// Ordinary pages go back to the host, so the time it takes depends on how many there are. Huge pages stay and are
     /// filled with zeros: the kernel need not keep the reservation of one that is given back.

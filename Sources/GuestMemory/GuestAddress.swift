@@ -23,7 +23,7 @@ public struct GuestAddress: RawRepresentable, Hashable, Comparable, Sendable, Bi
         GuestAddress(address.rawValue &+ count)
     }
 
-    /// Whether the address is a multiple of `alignment`, a power of two.
+    /// Indicates whether the address is a multiple of `alignment`, a power of two.
     public func isAligned(to alignment: UInt64) -> Bool { rawValue & (alignment &- 1) == 0 }
 
     public static func < (left: GuestAddress, right: GuestAddress) -> Bool { left.rawValue < right.rawValue }

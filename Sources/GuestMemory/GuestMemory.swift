@@ -13,7 +13,7 @@ internal import Linux
     /// Bytes of RAM in all.
     public let size: UInt64
     public let backing: MemoryBacking
-    /// By ascending address: RAM from 0 up to the hole, and what is left from 4 GiB up.
+    /// The regions by ascending address: RAM from 0 up to the hole, and the rest from 4 GiB up.
     public let regions: [MemoryRegion]
 
     /// The memfd of shared memory, for a back-end in another process; ``MemoryRegion/offset`` is where a region starts

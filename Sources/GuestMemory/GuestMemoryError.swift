@@ -2,9 +2,9 @@
 
 public import Linux
 
-/// What can go wrong with guest memory.
+/// An error of guest memory.
 public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
-    /// No memory at all was asked for.
+    /// A size of 0 was requested.
     case empty
     /// The size is not a multiple of the page size that backs it; both in bytes.
     case notPageMultiple(size: UInt64, pageSize: UInt64)
@@ -30,7 +30,7 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
     case controlGroup(size: UInt64, overhead: UInt64, limit: UInt64, directory: String)
     /// Filling it with pages was given up, because somebody asked for that.
     case interrupted
-    /// Not (wholly) in one region of guest RAM.
+    /// A range that is not entirely in one region of guest RAM.
     case outOfRange(GuestAddress, count: UInt64)
 
     public var description: String {
@@ -86,7 +86,7 @@ public struct HugePageShortage: Equatable, Sendable, CustomStringConvertible {
     public let free: UInt64
     /// Pages that the pool would need in all.
     public let suggestedTotal: UInt64
-    /// Whether `vm.nr_hugepages` is this size's pool (it is that of the kernel's default size).
+    /// Indicates whether `vm.nr_hugepages` is this size's pool (it is that of the kernel's default size).
     public let isDefaultSize: Bool
 
     public var description: String {

@@ -6,14 +6,14 @@ public import CLinux
 @safe public struct MemoryRegion: BitwiseCopyable, @unchecked Sendable {
     // Sendable: the pointer is only a number here; ``GuestMemory`` keeps what it points to.
 
-    /// Its first guest-physical address.
+    /// The first guest-physical address.
     public let start: GuestAddress
     /// Bytes, a multiple of the page size.
     public let size: UInt64
-    /// Where it is mapped in this process, for as long as the ``GuestMemory`` lives; what KVM wants as
+    /// The address of the mapping in this process, valid as long as the ``GuestMemory`` lives; what KVM wants as
     /// `userspace_addr`.
     public let host: UnsafeMutableRawPointer
-    /// Where it starts in the memfd of shared memory (``GuestMemory/descriptor``), in bytes.
+    /// The offset in the memfd of shared memory (``GuestMemory/descriptor``), in bytes.
     public let offset: UInt64
 
     /// The address behind its last byte.
@@ -50,7 +50,7 @@ public import CLinux
         return unsafe CLinux.iovec(iov_base: start, iov_len: Int(count))
     }
 
-    /// Whether the range is RAM.
+    /// Indicates whether the range is RAM.
     public func contains(_ address: GuestAddress, count: UInt64) -> Bool { unsafe host(address, count) != nil }
 
     private func range(_ address: GuestAddress, _ count: UInt64) throws(GuestMemoryError) -> GuestSlice {
@@ -141,7 +141,7 @@ public import CLinux
 @safe public struct GuestSlice: BitwiseCopyable, @unchecked Sendable {
     // Valid as long as the ``GuestRAM`` it comes from, for the same reason; `start + count` was checked there.
     private let start: UnsafeMutableRawPointer
-    /// Its length in bytes.
+    /// The length in bytes.
     public let count: Int
 
     init(start: UnsafeMutableRawPointer, count: Int) {

@@ -3,7 +3,7 @@
 internal import CLinux
 internal import Linux
 
-/// What the pages of guest RAM are.
+/// The kind of pages that back guest RAM.
 public enum MemoryBacking: Equatable, Sendable {
     /// Ordinary pages, on demand.
     case anonymous
@@ -65,7 +65,7 @@ extension HugePagePool {
 
     static func directory(pageSize: UInt64) -> String { "/sys/kernel/mm/hugepages/hugepages-\(pageSize >> 10)kB" }
 
-    /// What is missing for `size` bytes, or nil when they can be had.
+    /// Returns what is missing for `size` bytes, or nil if they are available.
     func shortage(for size: UInt64, in page: HugePageSize) -> HugePageShortage? {
         let wanted = size / page.bytes
         guard wanted > available else { return nil }

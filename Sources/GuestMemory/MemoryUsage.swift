@@ -2,7 +2,7 @@
 
 internal import Linux
 
-/// How much of a guest's memory has pages, in bytes.
+/// The resident part of a guest's memory, in bytes.
 public struct MemoryUsage: Equatable, Sendable {
     /// Bytes that have a page in RAM.
     public var resident: UInt64 = 0

@@ -3,12 +3,12 @@
 internal import CLinux
 internal import Linux
 
-/// From which of the host's NUMA nodes memory comes (set_mempolicy(2)).
+/// The policy that selects the host NUMA nodes of memory (set_mempolicy(2)).
 public struct MemoryPolicy: Sendable, Equatable {
     public enum Mode: String, Sendable, CaseIterable {
-        /// From these nodes and no other.
+        /// Memory from these nodes only.
         case bind
-        /// From the one node as long as it has some, then from others.
+        /// Memory from one node while it has some, then from others.
         case preferred
         /// Page by page from each of these nodes in turn.
         case interleave
@@ -94,7 +94,7 @@ struct HostNodes {
         if isBinding, size > total { throw .hostNodesTooSmall(size: size, nodes: nodes, total: total) }
     }
 
-    /// Whether a list such as `0-1,3` has a number in it.
+    /// Indicates whether a list such as `0-1,3` has a number in it.
     static func contains(_ number: Int, in list: String) -> Bool {
         list.split(separator: ",").contains { range in
             let bounds = range.split(separator: "-").map { Int($0) }

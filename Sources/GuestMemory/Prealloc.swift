@@ -20,7 +20,7 @@ extension GuestMemory {
         try prealloc(offset: 0, count: size, threads: threads, isInterrupted: isInterrupted, progress: progress)
     }
 
-    /// How far a long work on memory has come, in bytes. Called by the threads that do the work.
+    /// A callback with the progress of a long operation on memory, in bytes. Called by the threads that do the work.
     public typealias Progress = @Sendable (_ done: UInt64, _ total: UInt64) -> Void
 
     /// The same for a run of whole pages, `offset` bytes from the first.

@@ -65,7 +65,7 @@ struct HostChanges: ~Copyable, Sendable {
         return tap
     }
 
-    /// Whether a guest may leave checksums and segmentation to what is behind the TAP.
+    /// Indicates whether a guest may leave checksums and segmentation to what is behind the TAP.
     func decide(_ wanted: Bool?) throws(HostNetworkError) -> OffloadDecision {
         try OffloadDecision.make(wanted, hasHeader: true, link: try netlink.link(at: tapIndex), netlink)
     }

@@ -3,7 +3,7 @@
 internal import CLinux
 public import Linux
 
-/// Why the host's network could not be set up as wanted.
+/// An error while setting up the host's network.
 public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
     case badMACAddress(String, MACAddress.Problem)
     case badInterfaceName(String, InterfaceName.Problem)
@@ -13,7 +13,7 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
     case tunMissing(SystemCallError)
     /// /dev/net/tun is there but may not be opened.
     case tunDenied(SystemCallError)
-    /// No right to create a TAP of that name (nil: any name).
+    /// Missing permission to create a TAP of that name (nil: any name).
     case tapCreationDenied(InterfaceName?)
     /// A TAP that belongs to another user.
     case tapDenied(InterfaceName)
@@ -28,14 +28,14 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
     case portOfAnother(tap: InterfaceName, current: InterfaceName, wanted: InterfaceName)
     /// An inherited descriptor that cannot be used.
     case badDescriptor(Int32, DescriptorProblem)
-    /// The network namespace's lock was not to be had.
+    /// The network namespace's lock was not available.
     case namespaceLocked
-    /// What was to be done needs CAP_NET_ADMIN; `command` is how an administrator does it beforehand.
+    /// An action that needs CAP_NET_ADMIN; `command` does it beforehand as an administrator.
     case notPermitted(action: String, command: String)
     /// The kernel refused for another reason; `explanation` is its own text, if it gave one.
     case refused(action: String, SystemCallError, explanation: String)
 
-    /// What is wrong with an inherited descriptor.
+    /// A problem of an inherited descriptor.
     public enum DescriptorProblem: Equatable, Sendable {
         case notOpen, notATAP
         /// A TUN interface: IP packets without Ethernet.

@@ -21,7 +21,7 @@ public struct InterfaceName: Hashable, Sendable, CustomStringConvertible {
     /// The longest name, in bytes: `IFNAMSIZ` less the NUL.
     public static let maximumLength = 15
 
-    /// What is wrong with a name.
+    /// A problem of a name.
     public enum Problem: Equatable, Sendable {
         case empty
         /// The length in bytes.

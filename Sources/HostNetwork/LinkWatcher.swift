@@ -4,15 +4,15 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// What the kernel says of an interface.
+/// The state of an interface as reported by the kernel.
 public enum LinkState: Equatable, Sendable {
     /// - Parameters:
     ///   - isCarrying: whether frames can pass.
     ///   - mtu: the largest frame without its Ethernet header, in bytes.
     case present(isCarrying: Bool, mtu: Int)
-    /// It is no more.
+    /// The interface was removed.
     case removed
-    /// It was moved to another network namespace, where it cannot be seen.
+    /// The interface was moved to another network namespace and is not visible.
     case elsewhere
 }
 
@@ -54,13 +54,13 @@ public struct LinkWatcher: ~Copyable, Sendable {
         return socket
     }
 
-    /// How the interface is now; nil when it cannot be seen.
+    /// Reads the state of the interface; nil if it is not visible.
     public func current() -> LinkState? {
         guard let netlink = try? RouteNetlink() else { return nil }
         return (try? netlink.link(at: index))?.state
     }
 
-    /// How the interface is by the last that was said since the last call; nil when nothing was said about it.
+    /// Returns the latest reported state since the last call; nil if there was no report.
     ///
     /// It reads a bounded number of messages: when there are more, the descriptor is still readable.
     public func latest() -> LinkState? {

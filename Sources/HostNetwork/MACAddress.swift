@@ -33,7 +33,7 @@ public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
         MACAddress(locallyAdministered: UInt64.random(in: 0...UInt64.max))
     }
 
-    /// Whether the address was given by an administrator and not by the card's maker.
+    /// Indicates whether the address was given by an administrator and not by the card's maker.
     package var isLocallyAdministered: Bool { rawValue & Self.localBit != 0 }
 
     /// The six bytes in the order of the wire.
@@ -44,7 +44,7 @@ public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
 
     public var description: String { Self.format(rawValue) }
 
-    /// Why 48 bits cannot be a station's address.
+    /// The reason why an address cannot be a station's.
     public enum Problem: Equatable, Sendable {
         case notation, multicast, zero
     }

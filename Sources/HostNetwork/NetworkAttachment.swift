@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Where a machine's network device gets its frames: what `--net` says about the host's side.
+/// The host side of a machine's network device, as given by `--net`.
 public enum NetworkBackend: Equatable, Sendable {
     /// A TAP of this name (nil: the kernel chooses `swtapN`), used if it is there, created if it is not.
     /// - Parameters:
@@ -10,7 +10,7 @@ public enum NetworkBackend: Equatable, Sendable {
     /// A TAP's or macvtap's descriptor from the starting process.
     case descriptor(Int32)
 
-    /// What Linux takes as a TAP's MTU, in bytes.
+    /// The MTUs that Linux accepts for a TAP, in bytes.
     public static let possibleMTU = 68...65521
 
     /// The bridge whose port the TAP becomes.
@@ -35,7 +35,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     public let tap: TAPDevice
     /// The largest frame without its Ethernet header, in bytes, as it was found or set at first.
     public let mtu: Int
-    /// Whether a guest may leave checksums and segmentation to the host.
+    /// Indicates whether a guest may leave checksums and segmentation to the host.
     public let offloads: OffloadDecision
     /// The interface's index in the namespace where it was looked for; 0 when it was not seen there.
     private let index: Int32
@@ -89,11 +89,11 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     /// kernel gives no socket.
     public func watchLink() -> LinkWatcher? { index == 0 ? nil : try? LinkWatcher(index: index) }
 
-    /// How many frames the host dropped because the guest took them too slowly; nil when the interface cannot be seen
+    /// The number of frames that the host dropped because the guest was too slow; nil if the interface is not visible
     /// from here.
     public var hostDrops: UInt64? { link.map { isMACVTAP ? $0.receiveDrops : $0.transmitDrops } }
 
-    /// How many frames the interface dropped after it had taken them from the guest; nil when it cannot be seen from
+    /// The number of the guest's frames that the interface dropped after accepting them; nil if it is not visible from
     /// here.
     public var hostSendDrops: UInt64? { link.map { isMACVTAP ? $0.transmitDrops : $0.receiveDrops } }
 

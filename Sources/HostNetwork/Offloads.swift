@@ -2,7 +2,7 @@
 
 internal import Linux
 
-/// Whether checksums and segmentation may be left to what is behind an interface, and why it was decided so.
+/// Indicates whether checksums and segmentation may be left to what is behind an interface, and why it was decided so.
 ///
 /// A frame that a guest leaves unfinished is finished by the kernel before it leaves the host, wherever the kernel
 /// moves it: over a bridge, a macvtap, Open vSwitch's kernel datapath, its own stack. A process that reads the

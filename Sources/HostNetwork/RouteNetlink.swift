@@ -14,7 +14,7 @@ public struct Link: Equatable, Sendable {
     /// The largest frame without its Ethernet header, in bytes.
     public let mtu: Int
     public let isUp: Bool
-    /// What it is attached to carries frames: for a TAP, that a process has it and nobody has switched its carrier off.
+    /// Indicates a carrier: for a TAP, that a process has it open and that its carrier is not switched off.
     public let hasCarrier: Bool
     /// The index of the bridge (or bond, …) whose port it is; 0 for none.
     public let master: Int32
@@ -35,12 +35,13 @@ public struct Link: Equatable, Sendable {
     public struct TUN: Equatable, Sendable {
         /// Ethernet frames, not IP packets.
         public let isTAP: Bool
-        /// It stays when no process has it open.
+        /// Indicates that the interface remains when no process has it open.
         public let isPersistent: Bool
         /// Four bytes of packet information come before each frame (no IFF_NO_PI).
         public let hasPacketInformation: Bool
         public let isMultiQueue: Bool
-        /// How many descriptors are attached to it, if it is multi-queue; otherwise 0, the kernel does not tell.
+        /// The number of attached descriptors of a multi-queue interface; otherwise 0, since the kernel does not report
+        /// it.
         public let queues: UInt32
     }
 
@@ -61,7 +62,7 @@ public struct Link: Equatable, Sendable {
 public struct RouteNetlink: ~Copyable, Sendable {
     private let socket: FileDescriptor
 
-    /// - Throws: `refused` when no socket can be had.
+    /// - Throws: `refused` if no socket can be opened.
     public init() throws(HostNetworkError) {
         let number = Glibc.socket(AF_NETLINK, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue), NETLINK_ROUTE)
         if number < 0 { throw .refused(action: "opening a netlink socket", .last("socket"), explanation: "") }

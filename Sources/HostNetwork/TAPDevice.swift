@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 public import Linux
 
-/// What the other side of a TAP can take, so that the host need not do it (virtio 1.2 §5.1.3; `TUN_F_*`).
+/// The offloads that the reader of a TAP supports (virtio 1.2 §5.1.3; `TUN_F_*`).
 public struct TAPOffloads: OptionSet, Sendable {
     public let rawValue: UInt32
     public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -32,7 +32,7 @@ public struct TAPDevice: ~Copyable, Sendable {
     public let headerSize: Int
     /// The header's size as it was found, in bytes.
     let foundHeaderSize: Int
-    /// For `readv`, `writev` and `epoll`.
+    /// The descriptor for `readv`, `writev` and `epoll`.
     public let descriptor: FileDescriptor
 
     /// The virtio 1.x header, which always has `num_buffers` (virtio 1.2 §5.1.6).

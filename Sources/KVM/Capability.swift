@@ -24,18 +24,18 @@ public struct Capability: Sendable, Hashable {
     public static let tscDeadlineTimer = Capability(number: KVM_CAP_TSC_DEADLINE_TIMER, name: "KVM_CAP_TSC_DEADLINE_TIMER")
     public static let getTSCFrequency = Capability(number: KVM_CAP_GET_TSC_KHZ, name: "KVM_CAP_GET_TSC_KHZ")
     public static let guestDebug = Capability(number: KVM_CAP_SET_GUEST_DEBUG, name: "KVM_CAP_SET_GUEST_DEBUG")
-    /// Its value is the mask of `KVM_GUESTDBG_*` flags that this host's KVM takes.
+    /// The mask of the `KVM_GUESTDBG_*` flags that this host's KVM takes.
     public static let guestDebugFlags = Capability(number: KVM_CAP_SET_GUEST_DEBUG2, name: "KVM_CAP_SET_GUEST_DEBUG2")
     public static let binaryStatistics = Capability(number: KVM_CAP_BINARY_STATS_FD, name: "KVM_CAP_BINARY_STATS_FD")
     public static let memorySlots = Capability(number: KVM_CAP_NR_MEMSLOTS, name: "KVM_CAP_NR_MEMSLOTS")
     public static let recommendedCPUs = Capability(number: KVM_CAP_NR_VCPUS, name: "KVM_CAP_NR_VCPUS")
     public static let maximumCPUs = Capability(number: KVM_CAP_MAX_VCPUS, name: "KVM_CAP_MAX_VCPUS")
 
-    /// What every swkvm machine uses.
+    /// The capabilities that every swkvm machine requires.
     public static let required: [Capability] = [
         userMemory, irqchip, irqfd, ioEventFD, pit2, tssAddress, identityMapAddress, extendedCPUID, mpState, immediateExit,
     ]
 
-    /// What machines use where it is there.
+    /// The capabilities that machines use if they are present.
     public static let optional: [Capability] = [tscDeadlineTimer, getTSCFrequency, guestDebug, binaryStatistics]
 }

@@ -2,13 +2,13 @@
 
 internal import CLinux
 
-/// Why `KVM_RUN` came back (Documentation/virt/kvm/api.rst, "The kvm_run structure").
+/// The reason why `KVM_RUN` returned (Documentation/virt/kvm/api.rst, "The kvm_run structure").
 ///
 /// The I/O cases point into the run page: a device reads and fills the bytes in place, and they are gone at the next run.
 public enum Exit {
     /// The guest used an I/O port, with one instruction, maybe a string instruction of many items.
     case port(PortAccess)
-    /// The guest touched an address that is no RAM.
+    /// The guest accessed an address that is not RAM.
     case mmio(MMIOAccess)
     /// `hlt`, seen only without an in-kernel local APIC.
     case halt
@@ -16,19 +16,19 @@ public enum Exit {
     case shutdown
     /// A signal, or a request for an immediate exit.
     case interrupted
-    /// KVM could not go on, mostly because it could not emulate an instruction.
+    /// KVM could not continue, mostly because it could not emulate an instruction.
     case internalError(InternalError)
     /// The hardware refused to enter the guest; the reason is the processor's own code.
     case failedEntry(reason: UInt64)
     /// An exit that the hardware reported and KVM did not understand.
     case unknown(reason: UInt64)
-    /// The guest asked for a reset or a shutdown by a paravirtual way.
+    /// The guest requested a reset or a shutdown through a paravirtual interface.
     case systemEvent(type: UInt32)
     /// A breakpoint or a single step (``VirtualCPU`` under a debugger).
     case debug(DebugEvent)
-    /// A hypercall that KVM hands on.
+    /// A hypercall that KVM passes to user space.
     case hypercall
-    /// The IOAPIC's end of interrupt, with a split irqchip.
+    /// An end of interrupt of the IOAPIC, with a split irqchip.
     case endOfInterrupt
     /// An access to an MSR that is filtered to user space.
     case readMSR(index: UInt32)
@@ -73,11 +73,11 @@ public enum Exit {
 /// One port instruction's data. Valid until the vCPU runs again.
 @safe public struct PortAccess {
     public let port: UInt16
-    /// Width of an item: 1, 2 or 4 bytes.
+    /// The width of an item: 1, 2 or 4 bytes.
     public let size: Int
-    /// Number of items; more than 1 for `rep ins` and `rep outs`.
+    /// The number of items; more than 1 for `rep ins` and `rep outs`.
     public let count: Int
-    /// From the guest's side: `out`.
+    /// Indicates a write by the guest: `out`.
     public let isWrite: Bool
     // `count * size` bytes in the run page; the kernel keeps them inside it, and `item` checks the index.
     private let data: UnsafeMutableRawPointer
@@ -90,7 +90,7 @@ public enum Exit {
         unsafe data = run + Int(io.data_offset)
     }
 
-    /// All items' bytes, in the order of the guest's memory.
+    /// Passes the bytes of all items to `body`, in the order of guest memory.
     public func withBytes(_ body: (Span<UInt8>) -> Void) {
         // The kernel keeps the items within the run page, which the vCPU that made this value maps.
         let bytes = unsafe UnsafeBufferPointer(start: data.assumingMemoryBound(to: UInt8.self), count: count * size)
@@ -118,11 +118,11 @@ public enum Exit {
     }
 }
 
-/// One access to an address that is no RAM. Valid until the vCPU runs again.
+/// One access to an address that is not RAM. Valid until the vCPU runs again.
 @safe public struct MMIOAccess {
-    /// Guest-physical.
+    /// The guest-physical address.
     public let address: UInt64
-    /// Width in bytes, 1 to 8.
+    /// The width in bytes, 1 to 8.
     public let size: Int
     public let isWrite: Bool
     // The 8 bytes of kvm_run.mmio.data.
@@ -151,10 +151,10 @@ public struct InternalError: Sendable, Equatable {
     public let suberror: UInt32
     /// Data that goes with the suberror, undocumented.
     public let data: [UInt64]
-    /// The instruction's bytes, when KVM gives them.
+    /// The instruction's bytes, if KVM provides them.
     public let instruction: [UInt8]
 
-    /// Whether it is an instruction that KVM cannot emulate. The vCPU is still in front of it.
+    /// Indicates whether it is an instruction that KVM cannot emulate. The vCPU is still in front of it.
     public var isEmulation: Bool { suberror == UInt32(KVM_INTERNAL_ERROR_EMULATION) }
 
     public var reason: String {

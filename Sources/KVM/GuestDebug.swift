@@ -3,17 +3,17 @@
 internal import CLinux
 internal import Linux
 
-/// What KVM does for a debugger while a vCPU runs (`KVM_SET_GUEST_DEBUG`).
+/// The debugging features that KVM applies while a vCPU runs (`KVM_SET_GUEST_DEBUG`).
 public struct GuestDebug: Sendable, Equatable {
     /// Stops after one instruction.
     public var isStepping = false
-    /// No interrupt is delivered while the vCPU steps, where KVM can hold them back.
+    /// Holds back interrupts while the vCPU steps, if KVM supports that.
     public var holdsInterrupts = false
-    /// `int3` stops the vCPU and is no exception of the guest's.
+    /// Stops the vCPU at `int3` instead of raising the guest's exception.
     public var takesBreakpointInstructions = false
-    /// The debug registers that count while the guest runs, in the place of its own; nil leaves it its own.
+    /// The debug registers that are active while the guest runs, instead of its own; nil keeps its own.
     public var debugRegisters: DebugRegisters?
-    /// An exception that the guest gets when it goes on: one that was its own, and not the debugger's.
+    /// An exception to inject when the guest continues: one that was the guest's own, not the debugger's.
     public var injection: Injection?
 
     public init() {}
@@ -38,7 +38,7 @@ public struct GuestDebug: Sendable, Equatable {
         public static func == (left: Self, right: Self) -> Bool { left.addresses == right.addresses && left.control == right.control }
     }
 
-    /// Whether anything is asked for.
+    /// Indicates that no feature is requested.
     public var isEmpty: Bool { self == GuestDebug() }
 
     /// The kernel's structure.
@@ -63,9 +63,9 @@ public struct GuestDebug: Sendable, Equatable {
     }
 }
 
-/// Why a vCPU under a debugger stopped (`KVM_EXIT_DEBUG`).
+/// The reason why a vCPU under a debugger stopped (`KVM_EXIT_DEBUG`).
 public struct DebugEvent: Sendable, Equatable {
-    /// 1 is #DB: a step, or a debug register; 3 is #BP: `int3`.
+    /// The exception vector: 1 is #DB, a step or a debug register; 3 is #BP, `int3`.
     public let exception: UInt32
     /// Linear address of the instruction: the `int3` itself, the one at a debug register's address, or the next one.
     public let instruction: UInt64
@@ -84,7 +84,8 @@ public struct DebugEvent: Sendable, Equatable {
 }
 
 extension VirtualCPU {
-    /// Sets what stops the vCPU, from its next run on; after its registers, whose RIP a step counts from.
+    /// Sets the conditions that stop the vCPU from its next run on. Call it after setting the registers: a step starts
+    /// at RIP.
     public func setDebug(_ debug: GuestDebug) throws(KVMError) {
         var value = debug.kernelValue
         do throws(SystemCallError) { try descriptor.ioctl(CLINUX_KVM_SET_GUEST_DEBUG, &value, named: "KVM_SET_GUEST_DEBUG") } catch {
@@ -92,7 +93,7 @@ extension VirtualCPU {
         }
     }
 
-    /// Bytes of ``extendedState()``.
+    /// The size of ``extendedState()`` in bytes.
     public static var extendedStateSize: Int { 4096 }
 
     /// The x87, SSE and AVX registers as `XSAVE` lays them out (Intel SDM volume 1, §13.4).
@@ -102,7 +103,7 @@ extension VirtualCPU {
         return state
     }
 
-    /// Sets what ``extendedState()`` gave, changed.
+    /// Sets the registers from a modified result of ``extendedState()``.
     public func setExtendedState(_ state: [UInt8]) throws(KVMError) {
         var state = state
         guard state.count == Self.extendedStateSize else {

@@ -3,7 +3,7 @@
 internal import CLinux
 internal import Linux
 
-/// KVM's 8254 timer (PIT), made when a guest first asks for it.
+/// KVM's 8254 timer (PIT), created when a guest first accesses it.
 ///
 /// Guests of today have better clocks and leave it alone; and a machine that has one takes 15 to 20 ms longer to end, since the
 /// kernel waits for a grace period for each of the timer's two notifiers. Once made, the timer's ports (0x40–0x43, 0x61) are answered in the kernel;
@@ -28,14 +28,14 @@ public final class IntervalTimer: Sendable {
         return true
     }
 
-    /// The answer to a guest's first read: what a timer that was just reset has in its registers.
+    /// Returns the value of a guest's first read: that of a timer that was just reset.
     public func read(port: UInt16) -> UInt8 {
         turn.withLock { _ in _ = make() }
         // Port 0x61: channel 2's output is high, the memory refresh toggles. A counter reads 0, which stands for 65,536.
         return port == 0x61 ? 0x30 : 0
     }
 
-    /// Does what a guest's first write asks for (8254 data sheet, "Control Word Format").
+    /// Performs a guest's first write (8254 data sheet, "Control Word Format").
     public func write(port: UInt16, value: UInt8) {
         turn.withLock { _ in
             guard make(), var state = state() else { return }

@@ -3,13 +3,13 @@
 public import Linux
 internal import CLinux
 
-/// What can go wrong between swkvm and `/dev/kvm`.
+/// An error of `/dev/kvm` or of one of its ioctls.
 public enum KVMError: Error, CustomStringConvertible {
     /// The device could not be opened.
     case unavailable(path: String, SystemCallError)
-    /// The kernel speaks another version of the interface.
+    /// The kernel has another version of the interface.
     case version(found: Int32)
-    /// The host's KVM lacks a capability that the machine cannot do without.
+    /// The host's KVM lacks a capability that every machine requires.
     case missing(Capability)
     /// More vCPUs than this host's KVM allows in one machine.
     case tooManyCPUs(wanted: Int, maximum: Int)

@@ -5,13 +5,13 @@ internal import Linux
 
 /// One of KVM's own counters, of a machine or of a vCPU (Documentation/virt/kvm/api.rst, `KVM_GET_STATS_FD`).
 public struct KVMCounter: Sendable, Equatable {
-    /// As the kernel names it: `exits`, `halt_exits`, `irq_injections`, …
+    /// The kernel's name of the counter: `exits`, `halt_exits`, `irq_injections`, …
     public let name: String
     public let value: UInt64
 }
 
 extension VirtualMachine {
-    /// The machine's counters that only grow, in the kernel's order.
+    /// Reads the cumulative counters of the machine, in the kernel's order.
     /// - Throws: where the host has none (``Capability/binaryStatistics``).
     public func counters() throws(KVMError) -> [KVMCounter] {
         try refusing("read the machine's statistics") { () throws(SystemCallError) in try readCounters(of: descriptor) }
@@ -19,7 +19,7 @@ extension VirtualMachine {
 }
 
 extension VirtualCPU {
-    /// The vCPU's counters that only grow, in the kernel's order. Any thread may ask.
+    /// Reads the cumulative counters of the vCPU, in the kernel's order. Any thread may call it.
     public func counters() throws(KVMError) -> [KVMCounter] {
         try refusing("read the statistics of vCPU \(id)") { () throws(SystemCallError) in try readCounters(of: descriptor) }
     }

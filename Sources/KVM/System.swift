@@ -3,7 +3,7 @@
 public import CLinux
 internal import Linux
 
-/// The KVM device, `/dev/kvm`: what this host offers, and the way to virtual machines.
+/// The KVM device, `/dev/kvm`: the host's capabilities, and the factory of virtual machines.
 ///
 /// What the host can do is what ``check(_:)`` and the ioctls say; CPUID flags of the host are never asked, since KVM
 /// runs on hosts that show neither `vmx` nor `svm`.
@@ -27,15 +27,15 @@ public struct System: ~Copyable, Sendable {
         do throws(SystemCallError) { return try FileDescriptor.open(path, O_RDWR) } catch { throw .unavailable(path: path, error) }
     }
 
-    /// The value of a capability: 0 when absent, 1 or a limit when there (`KVM_CHECK_EXTENSION`).
+    /// Returns the value of a capability: 0 if absent, 1 or a limit if present (`KVM_CHECK_EXTENSION`).
     public func check(_ capability: Capability) -> Int {
         Int((try? descriptor.ioctl(CLINUX_KVM_CHECK_EXTENSION, UInt(UInt32(bitPattern: capability.number)), named: "KVM_CHECK_EXTENSION")) ?? 0)
     }
 
-    /// Whether ``GuestDebug/holdsInterrupts`` can be had; older kernels refuse it.
+    /// Indicates whether ``GuestDebug/holdsInterrupts`` is supported; older kernels refuse it.
     public var canHoldInterrupts: Bool { check(.guestDebugFlags) & Int(KVM_GUESTDBG_BLOCKIRQ) != 0 }
 
-    /// The most vCPUs that one machine may have.
+    /// The maximum number of vCPUs in one machine.
     public var maximumCPUs: Int {
         let maximum = check(.maximumCPUs)
         // api.rst: without KVM_CAP_MAX_VCPUS the recommended number is the maximum, and without that 4.
@@ -44,12 +44,12 @@ public struct System: ~Copyable, Sendable {
         return recommended > 0 ? recommended : 4
     }
 
-    /// Refuses a host that lacks one of ``Capability/required``.
+    /// Throws if the host lacks one of ``Capability/required``.
     public func requireCapabilities() throws(KVMError) {
         for capability in Capability.required where check(capability) == 0 { throw .missing(capability) }
     }
 
-    /// The CPUID leaves that this host's KVM can give a guest (`KVM_GET_SUPPORTED_CPUID`).
+    /// Returns the CPUID leaves that this host's KVM supports for guests (`KVM_GET_SUPPORTED_CPUID`).
     public func supportedCPUID() throws(KVMError) -> [kvm_cpuid_entry2] {
         // The kernel says E2BIG as long as the array is too short; 1024 leaves are more than any CPU has.
         var capacity = 128

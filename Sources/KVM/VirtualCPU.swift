@@ -5,7 +5,7 @@ internal import Linux
 
 /// One vCPU: its `kvm_run` page and its registers. It belongs to the thread that runs it.
 public struct VirtualCPU: ~Copyable, Sendable {
-    /// Its number and local APIC ID.
+    /// The vCPU's number and local APIC ID.
     public let id: UInt32
     let descriptor: FileDescriptor
     private let runPage: Mapping
@@ -24,7 +24,7 @@ public struct VirtualCPU: ~Copyable, Sendable {
     // The mapping is at least one kvm_run long (KVM_GET_VCPU_MMAP_SIZE) and lives as long as this value.
     private var run: UnsafeMutablePointer<kvm_run> { unsafe runPage.start.assumingMemoryBound(to: kvm_run.self) }
 
-    /// Runs the guest until something needs the monitor (`KVM_RUN`).
+    /// Runs the guest until an exit to user space (`KVM_RUN`).
     public func runGuest() throws(KVMError) -> Exit {
         if clinux_ioctl_value(descriptor.rawValue, CLINUX_KVM_RUN, 0) < 0 {
             let error = SystemCallError.last("KVM_RUN")
@@ -53,7 +53,7 @@ public struct VirtualCPU: ~Copyable, Sendable {
         }
     }
 
-    /// A way for other threads to make ``runGuest()`` return.
+    /// A handle by which other threads make ``runGuest()`` return.
     ///
     /// The flag makes the next `KVM_RUN` return at once, so a request that comes just before the thread enters the kernel
     /// is not lost; a signal to the thread ends a run that is under way. The value must not be used after the vCPU's end.
@@ -70,22 +70,22 @@ public struct VirtualCPU: ~Copyable, Sendable {
 
     // MARK: State
 
-    /// General registers, RIP and RFLAGS.
+    /// Reads the general registers, RIP and RFLAGS.
     public func registers() throws(KVMError) -> kvm_regs { try get(CLINUX_KVM_GET_REGS, kvm_regs(), "KVM_GET_REGS") }
     public func setRegisters(_ value: kvm_regs) throws(KVMError) { try set(CLINUX_KVM_SET_REGS, value, "KVM_SET_REGS") }
 
-    /// Segments, control registers, descriptor tables, EFER.
+    /// Reads the segments, control registers, descriptor tables and EFER.
     public func systemRegisters() throws(KVMError) -> kvm_sregs { try get(CLINUX_KVM_GET_SREGS, kvm_sregs(), "KVM_GET_SREGS") }
     public func setSystemRegisters(_ value: kvm_sregs) throws(KVMError) { try set(CLINUX_KVM_SET_SREGS, value, "KVM_SET_SREGS") }
 
-    /// The local APIC's registers, as laid out in its MMIO page.
+    /// Reads the local APIC's registers, as laid out in its MMIO page.
     public func localAPIC() throws(KVMError) -> kvm_lapic_state { try get(CLINUX_KVM_GET_LAPIC, kvm_lapic_state(), "KVM_GET_LAPIC") }
     public func setLocalAPIC(_ value: kvm_lapic_state) throws(KVMError) { try set(CLINUX_KVM_SET_LAPIC, value, "KVM_SET_LAPIC") }
 
-    /// Running, halted, waiting for INIT or SIPI (`KVM_MP_STATE_*`).
+    /// Reads the run state: running, halted, waiting for INIT or SIPI (`KVM_MP_STATE_*`).
     public func mpState() throws(KVMError) -> UInt32 { try get(CLINUX_KVM_GET_MP_STATE, kvm_mp_state(), "KVM_GET_MP_STATE").mp_state }
 
-    /// Gives the vCPU its CPUID leaves; before its first run.
+    /// Sets the vCPU's CPUID leaves. Call it before the first run.
     public func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(KVMError) {
         let table = CountedArray<kvm_cpuid_entry2>(headerSize: MemoryLayout<kvm_cpuid2>.size, entries)
         try refusing("set the CPUID of vCPU \(id)") { () throws(SystemCallError) in
@@ -93,7 +93,7 @@ public struct VirtualCPU: ~Copyable, Sendable {
         }
     }
 
-    /// The values of MSRs; one that this host's KVM does not know is missing from the answer.
+    /// Reads MSRs; those that this host's KVM does not know are missing from the result.
     public func modelSpecificRegisters(_ indices: [UInt32]) throws(KVMError) -> [UInt32: UInt64] {
         var values: [UInt32: UInt64] = [:]
         // KVM stops at the first MSR it does not know and says how many it did; asked one by one, none hides the rest.
@@ -117,13 +117,13 @@ public struct VirtualCPU: ~Copyable, Sendable {
         } == 1
     }
 
-    /// Frequency of the guest's time-stamp counter in kHz, or nil when KVM does not know.
+    /// Returns the frequency of the guest's time-stamp counter in kHz, or nil if KVM does not know it.
     public func timeStampCounterFrequency() -> Int? {
         let frequency = (try? descriptor.ioctl(CLINUX_KVM_GET_TSC_KHZ, named: "KVM_GET_TSC_KHZ")) ?? 0
         return frequency > 0 ? Int(frequency) : nil
     }
 
-    /// The guest-physical address that a guest-virtual one means now, or nil when it is not mapped (`KVM_TRANSLATE`).
+    /// Translates a guest-virtual address to a guest-physical one, or nil if it is not mapped (`KVM_TRANSLATE`).
     public func translate(_ linear: UInt64) -> UInt64? {
         var translation = kvm_translation()
         translation.linear_address = linear

@@ -16,7 +16,7 @@ public struct VirtualMachine: ~Copyable, Sendable {
         self.runSize = runSize
     }
 
-    /// Makes host memory appear as guest RAM; a size of 0 removes the slot (`KVM_SET_USER_MEMORY_REGION`).
+    /// Maps host memory as guest RAM; a size of 0 removes the slot (`KVM_SET_USER_MEMORY_REGION`).
     /// - Parameters:
     ///   - address: guest-physical, a multiple of 4096.
     ///   - size: bytes, a multiple of 4096.
@@ -31,23 +31,23 @@ public struct VirtualMachine: ~Copyable, Sendable {
             "put \(size) bytes of guest RAM at 0x\(String(address, radix: 16))")
     }
 
-    /// Three pages of guest-physical space that KVM on older Intel CPUs uses; must be below 4 GiB, outside RAM.
+    /// Sets the three pages of guest-physical space that KVM needs on older Intel CPUs; below 4 GiB, outside RAM.
     public func setTSSAddress(_ address: UInt32) throws(KVMError) {
         try call(CLINUX_KVM_SET_TSS_ADDR, UInt(address), "KVM_SET_TSS_ADDR", "place its task state segment")
     }
 
-    /// One page of guest-physical space for KVM's identity map; before the first vCPU, outside RAM.
+    /// Sets the page of guest-physical space for KVM's identity map; outside RAM. Call it before creating a vCPU.
     public func setIdentityMapAddress(_ address: UInt64) throws(KVMError) {
         var address = address
         try call(CLINUX_KVM_SET_IDENTITY_MAP_ADDR, &address, "KVM_SET_IDENTITY_MAP_ADDR", "place its identity map")
     }
 
-    /// Creates both PICs, the IOAPIC, and a local APIC for each vCPU made later; before the first vCPU.
+    /// Creates both PICs, the IOAPIC, and a local APIC for each later vCPU. Call it before creating a vCPU.
     public func createInterruptControllers() throws(KVMError) {
         try call(CLINUX_KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP", "create the interrupt controllers")
     }
 
-    /// The 8254 timer, to be made when the guest first asks for it; after the interrupt controllers.
+    /// Prepares the 8254 timer, created when the guest first accesses it. Call it after the interrupt controllers.
     public func intervalTimer() throws(KVMError) -> IntervalTimer {
         do throws(SystemCallError) { return IntervalTimer(try descriptor.duplicate()) } catch {
             throw .refused(purpose: "duplicate its descriptor", error)
@@ -102,7 +102,7 @@ public struct VirtualMachine: ~Copyable, Sendable {
         try call(CLINUX_KVM_IRQFD, &request, "KVM_IRQFD", "deassign the irqfd of GSI \(gsi)")
     }
 
-    /// An interrupt line to pulse (`KVM_IRQ_LINE`). It keeps the machine's descriptor open.
+    /// Returns an interrupt line (`KVM_IRQ_LINE`). It keeps the machine's descriptor open.
     public func interruptLine(gsi: UInt32) throws(KVMError) -> InterruptLine {
         do throws(SystemCallError) { return InterruptLine(try descriptor.duplicate(), gsi: gsi) } catch {
             throw .refused(purpose: "duplicate its descriptor", error)

@@ -8,7 +8,7 @@ internal import Glibc
 /// There are no callbacks: the owner's loop switches over the tokens, so the way of an event
 /// costs no allocation and no reference count.
 public struct Epoll: ~Copyable, Sendable {
-    /// What a descriptor is waited for; the kernel's `EPOLL*` bits.
+    /// The events of a descriptor: the kernel's `EPOLL*` bits.
     public struct Events: OptionSet, Sendable {
         public let rawValue: UInt32
         public init(rawValue: UInt32) { self.rawValue = rawValue }

@@ -156,7 +156,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
         return bytes
     }
 
-    /// What `fstat` says.
+    /// Returns the result of `fstat`.
     public func status() throws(SystemCallError) -> stat {
         var status = stat()
         _ = try retryingInterrupts("fstat") { unsafe fstat(rawValue, &status) }

@@ -8,9 +8,9 @@ public import CLinux
 /// the token that they were queued with. The ring's descriptor is readable while completions wait, so a thread
 /// can watch it with ``Epoll``. One thread at a time uses a ring.
 @safe public struct IORing: ~Copyable, @unchecked Sendable {
-    /// What became of one operation.
+    /// The result of one operation.
     public struct Completion: Sendable {
-        /// What the operation was queued with.
+        /// The token that the operation was queued with.
         public let token: UInt64
         /// Bytes moved, or 0, or a negative errno value.
         public let result: Int32

@@ -40,7 +40,7 @@ internal import Glibc
     /// again for what was waited for.
     public func wait() { unsafe pthread_cond_wait(condition, mutex) }
 
-    /// As ``wait()``, for at most a time.
+    /// Waits like ``wait()``, for a limited time.
     public func wait(milliseconds: Int) {
         var time = timespec()
         unsafe clock_gettime(CLOCK_MONOTONIC, &time)

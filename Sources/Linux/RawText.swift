@@ -50,7 +50,7 @@ extension String {
         return bytes
     }
 
-    /// Whether there are bytes among it that are no UTF-8.
+    /// Indicates whether there are bytes among it that are no UTF-8.
     public var hasRawScalars: Bool {
         // Each begins with this byte, as few others do.
         utf8.contains(0xf4) && unicodeScalars.contains { $0.rawByte != nil }
@@ -86,7 +86,7 @@ extension UnicodeScalar {
     /// The byte that the scalar stands for in ``Swift/String/init(raw:)``, from 0x80 on; nil of others.
     public var rawByte: UInt8? { (0x10f780...0x10f7ff).contains(value) ? UInt8(value & 0xff) : nil }
 
-    /// Whether a terminal shows it where it stands, and does nothing else with it.
+    /// Indicates whether a terminal shows it where it stands, and does nothing else with it.
     fileprivate var isPrintable: Bool {
         if value < 0x300 { return value >= 0x20 && !(0x7f...0x9f).contains(value) }
         switch value {
@@ -102,7 +102,7 @@ extension UnicodeScalar {
     }
 }
 
-/// What `stat` says of a path, or nil where nothing has the name (errno).
+/// Returns the result of `stat` for a path, or nil with errno set on failure.
 /// - Parameter followsLinks: whether a symbolic link at its end is followed, or itself what is asked for.
 public func fileStatus(ofPath path: String, followsLinks: Bool = true) -> stat? {
     var status = stat()

@@ -28,7 +28,7 @@ public struct SignalSet: @unchecked Sendable {
         SignalSet((1..<Int32(NSIG)).filter { contains($0) || others.contains($0) })
     }
 
-    /// Whether the process ignores a signal, as one does that was started with it ignored.
+    /// Indicates whether the process ignores a signal, as one does that was started with it ignored.
     public static func isIgnored(_ number: Int32) -> Bool { clinux_is_ignored(number) != 0 }
 
     /// Has a blocked signal that was taken do to the process what it does by default, such as stop it. Returns when

@@ -25,7 +25,7 @@ public struct SystemCallError: Error, Equatable, CustomStringConvertible {
 
     public var description: String { "\(call): \(reason)" }
 
-    /// What `strerror` says of the number, without the call's name.
+    /// The text of `strerror`, without the call's name.
     public var reason: String {
         // strerror_r ends its text with a NUL within the buffer, also when it cuts it short.
         unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: 128) { buffer in

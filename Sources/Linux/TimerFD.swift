@@ -34,7 +34,7 @@ public struct TimerFD: ~Copyable, Sendable {
         _ = unsafe timerfd_settime(rawValue, 0, &setting, nil)
     }
 
-    /// Whether it has expired since it was started; false from then on until it is started again.
+    /// Indicates whether it has expired since it was started; false from then on until it is started again.
     public func take() -> Bool {
         var count: UInt64 = 0
         // A timerfd gives 8 bytes or EAGAIN.

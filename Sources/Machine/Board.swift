@@ -54,14 +54,14 @@ final class Board: Sendable {
     let mmio: MMIOBus
     /// The serial port's, which is connected to it while this board's vCPUs run.
     let serialLine: InterruptLine
-    /// Whether KVM holds interrupts back from a vCPU that steps, where it is asked to.
+    /// Indicates whether KVM holds interrupts back from a vCPU that steps, where it is asked to.
     let holdsInterrupts: Bool
     /// Where the boot processor begins.
     let entry: UInt64
     /// What boots, in words.
     let bootDescription: String
     let isBzImage: Bool
-    /// Whether the vCPUs stop before their first instruction until a debugger lets them go.
+    /// Indicates whether the vCPUs stop before their first instruction until a debugger lets them go.
     let waitsForDebugger: Bool
     private let settler = Guarded<Thread?>(nil)
 
@@ -135,7 +135,7 @@ final class Board: Sendable {
         if let thread = settler.withLock({ $0.take() }) { thread.join() }
     }
 
-    /// Whether a driver has used a virtio device: what ran here had come as far as an operating system comes.
+    /// Indicates whether a driver has used a virtio device: what ran here had come as far as an operating system comes.
     var wasDriven: Bool { devices.contains { $0.transport.function.counters.kicks.value > 0 } }
 }
 

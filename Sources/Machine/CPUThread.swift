@@ -15,7 +15,7 @@ final class Ending: Sendable {
 
     init() throws(SystemCallError) { bell = try EventFD() }
 
-    /// Whether vCPU threads are to leave.
+    /// Indicates whether vCPU threads are to leave.
     var isStopping: Bool { stopping.load(ordering: .acquiring) }
 
     var end: MachineEnd? { reason.withLock { $0 } }

@@ -5,11 +5,12 @@ public import DiskImage
 public import GuestMemory
 public import HostNetwork
 
-/// What a machine is to be. Values only: nothing on the host is touched until ``Machine/init(_:output:log:)``.
+/// The description of a machine. It consists of values only: nothing on the host is changed until
+/// ``Machine/init(_:output:log:)``.
 public struct Configuration: Sendable {
-    /// For messages, thread names and the MAC addresses that are derived from it.
+    /// The machine's name, for messages, and from which MAC addresses are derived.
     public var name: String
-    /// What the guest's firmware tables say; nil: none, which is all zero there.
+    /// The UUID in the guest's SMBIOS tables; nil: none, which is all zero there.
     public var uuid: UUID?
     /// Number of vCPUs, from 1 to KVM's limit.
     public var cpus: Int
@@ -21,23 +22,23 @@ public struct Configuration: Sendable {
     public var initrd: String?
     /// The kernel's command line as the user gave it.
     public var commandLine: String
-    /// Whether the kernel gets it as it is, with nothing added.
+    /// Indicates whether the kernel gets it as it is, with nothing added.
     public var isCommandLineRaw = false
-    /// How the guest learns of its virtio devices; nil: by ACPI, or on the command line where that tells Linux not to use ACPI.
+    /// The discovery of virtio devices; nil: ACPI, or the command line if that disables ACPI in Linux.
     public var discovery: DeviceDiscovery?
-    /// In the order of the guest's vda, vdb, …
+    /// The disks, in the order of the guest's vda, vdb, …
     public var disks: [Disk]
     public var networks: [Network]
     /// A source of random numbers for the guest; nil for none.
     public var entropy: Entropy?
     public var console: ConsoleKind
-    /// Where a debugger may connect; the guest then waits for one at its first instruction.
+    /// The address for a debugger; the guest then waits for one at its first instruction.
     public var debugger: Debugger?
-    /// Whether exits to user space are counted (``Machine/exitReport``).
+    /// Indicates whether exits to user space are counted (``Machine/exitReport``).
     public var countsExits = false
-    /// What becomes of the machine when the guest resets itself.
+    /// The action when the guest resets itself.
     public var onReboot = OnReboot.restart
-    /// How long the guest may take to power off when a signal asks for it.
+    /// The time limit for the guest to power off after a signal.
     public var stopTimeout = StopTimeout.automatic
 
     public init(
@@ -65,9 +66,9 @@ public struct Configuration: Sendable {
         /// Bytes.
         public var size: UInt64
         public var backing: MemoryBacking
-        /// Whether it is a memfd that another process could map.
+        /// Indicates whether it is a memfd that another process could map.
         public var isShared: Bool
-        /// Whether all pages are touched before the guest starts.
+        /// Indicates whether all pages are touched before the guest starts.
         public var isPreallocated: Bool
 
         public init(size: UInt64, backing: MemoryBacking = .anonymous, isShared: Bool = false, isPreallocated: Bool = false) {
@@ -78,7 +79,7 @@ public struct Configuration: Sendable {
         }
     }
 
-    /// What a guest's reset leads to.
+    /// The action on a guest's reset.
     public enum OnReboot: Sendable {
         /// The guest boots again, in the same process.
         case restart
@@ -86,7 +87,7 @@ public struct Configuration: Sendable {
         case exit
     }
 
-    /// How long a guest may take to power off.
+    /// The time limit for a guest to power off.
     public enum StopTimeout: Sendable, Equatable {
         /// ``standard`` where nobody may be there to give another signal: not at a terminal.
         case automatic
@@ -103,9 +104,10 @@ public struct Configuration: Sendable {
         public var cpus: [Int]
         /// Bytes of its memory, a multiple of the page size. Nodes have theirs behind each other in the order of addresses.
         public var memory: UInt64
-        /// Where on the host its memory comes from; nil: as the kernel likes.
+        /// The NUMA policy of the node's memory on the host; nil: the kernel's default.
         public var policy: MemoryPolicy?
-        /// To other nodes, by their numbers, where it is not the other direction's or 20; to itself it is 10.
+        /// The distances to other nodes, by number; the default is that of the other direction, or 20. The distance to
+        /// itself is 10.
         public var distances: [Int: UInt8]
 
         public init(cpus: [Int], memory: UInt64, policy: MemoryPolicy? = nil, distances: [Int: UInt8] = [:]) {
@@ -116,9 +118,9 @@ public struct Configuration: Sendable {
         }
     }
 
-    /// What the guest boots.
+    /// The kernel that the guest boots.
     public enum Kernel: Sendable, Equatable {
-        /// What swkvm chooses where nothing was asked for: the bundled guest.
+        /// The default: the bundled guest.
         case automatic
         /// The guest in swkvm's own binary.
         case bundled
@@ -126,16 +128,17 @@ public struct Configuration: Sendable {
         case file(String)
     }
 
-    /// How a guest learns of its virtio devices.
+    /// The way in which a guest discovers its virtio devices.
     public enum DeviceDiscovery: Sendable {
-        /// From the DSDT.
+        /// Devices in the DSDT.
         case acpi
-        /// From words of its command line, `virtio_mmio.device=`; the DSDT does not have them, since a guest that reads both would find
+        /// Parameters `virtio_mmio.device=` on its command line; the DSDT does not have them, since a guest that reads
+        /// both would find
         /// each device twice.
         case commandLine
     }
 
-    /// Where the guest's serial port goes.
+    /// The back-end of the guest's serial port.
     public enum ConsoleKind: Sendable, Equatable {
         /// Standard input and output; a terminal is put into raw mode.
         case stdio
@@ -149,7 +152,7 @@ public struct Configuration: Sendable {
         case file(String)
     }
 
-    /// Where a debugger connects.
+    /// The address for a debugger.
     public enum Debugger: Sendable, Equatable {
         /// A TCP port of 127.0.0.1; 0 is any that is free.
         case port(UInt16)
@@ -162,9 +165,10 @@ public struct Configuration: Sendable {
         public var path: String
         /// Format, read-only, cache.
         public var options: DiskImageOptions
-        /// What the guest gets as the disk's serial number, up to 20 bytes; nil: `swkvm-N` by its number.
+        /// The disk's serial number for the guest, up to 20 bytes; nil: `swkvm-N` by its number.
         public var serial: String?
-        /// Where the keys of the image and its backing files come from, as ``DiskImageOptions/keys``; they are read when the disk is opened.
+        /// The sources of the keys of the image and its backing files, like ``DiskImageOptions/keys``; read when the
+        /// disk is opened.
         public var keys: [KeySource] = []
         /// Virtqueues, each with a thread, at least 1.
         public var queues: Int
@@ -183,7 +187,8 @@ public struct Configuration: Sendable {
         /// nil: derived from the host's machine-id, the machine's name and the TAP's, so it stays the same from run to run
         /// (``HostIdentity``).
         public var mac: MACAddress?
-        /// Whether the guest may leave checksums and segmentation to the host; nil: decided by what is behind the interface.
+        /// Indicates whether the guest may leave checksums and segmentation to the host; nil: decided by what is behind
+        /// the interface.
         public var offload: Bool?
 
         public init(_ backend: NetworkBackend, mac: MACAddress? = nil, offload: Bool? = nil) {
@@ -209,7 +214,7 @@ public struct Configuration: Sendable {
         }
     }
 
-    /// Why network interfaces cannot be together in one machine.
+    /// A conflict between the network interfaces of one machine.
     public enum NetworkProblem: Error, Equatable, Sendable, CustomStringConvertible {
         case sameTAP(InterfaceName)
         case sameDescriptor(Int32)

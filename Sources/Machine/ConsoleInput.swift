@@ -7,13 +7,13 @@ internal import Linux
 final class ConsoleInput: Sendable {
     enum Result {
         case bytes([UInt8])
-        /// Nothing now; the descriptor becomes readable when there is more.
+        /// No input now; the descriptor becomes readable when there is some.
         case empty
         case end
     }
 
     let descriptor: FileDescriptor
-    /// Whether it has to be waited for; a regular file has not, and cannot.
+    /// Indicates whether it has to be waited for; a regular file has not, and cannot.
     let isWaitable: Bool
 
     init(_ descriptor: consuming FileDescriptor) {
@@ -21,7 +21,8 @@ final class ConsoleInput: Sendable {
         self.descriptor = descriptor
     }
 
-    /// Whether the other side of a socket has closed both directions, or is gone. What it has sent may still be unread.
+    /// Indicates whether the other side of a socket has closed both directions, or is gone. What it has sent may still
+    /// be unread.
     var isGone: Bool {
         var entry = pollfd(fd: descriptor.rawValue, events: 0, revents: 0)
         return unsafe poll(&entry, 1, 0) > 0 && entry.revents & Int16(POLLHUP | POLLERR) != 0

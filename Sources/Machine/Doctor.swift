@@ -14,14 +14,14 @@ public enum Doctor {
             case good = "ok"
             /// Something that some machines want is missing.
             case limited = "note"
-            /// No machine runs without it.
+            /// A requirement of every machine is missing.
             case missing = "MISSING"
         }
 
         public let kind: Kind
         public let subject: String
         public let text: String
-        /// What would change it.
+        /// The fix.
         public let remedy: Remedy?
 
         init(_ kind: Kind, _ subject: String, _ text: String, fix remedy: Remedy? = nil) {
@@ -54,7 +54,7 @@ public enum Doctor {
 
 /// One look at the host.
 struct Examination {
-    /// Whether commands need no `sudo`.
+    /// Indicates whether commands need no `sudo`.
     let isRoot: Bool
 
     /// What depends on a device that does not open is left out: nothing can be said of it.

@@ -5,7 +5,7 @@ internal import Glibc
 public import HostNetwork
 internal import Linux
 
-/// What makes names of this host's machines differ from those of the same name elsewhere: the host's machine-id
+/// The identity of the host, which makes machines of the same name differ between hosts: the host's machine-id
 /// (machine-id(5)).
 ///
 /// The identifier is confidential, so that nothing but a keyed hash of it reaches a guest or a network: HMAC with

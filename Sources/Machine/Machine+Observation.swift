@@ -17,7 +17,7 @@ extension Machine {
         try host("create an eventfd") { () throws(SystemCallError) in try DebugSeat(parked: server.parked, isWanted: isWanted) }
     }
 
-    /// For the user: where a debugger connects that the guest waits for; nil when it waits for none.
+    /// The message about the debugger that the guest waits for; nil if it does not wait.
     public var debuggerAnnouncement: String? { board.waitsForDebugger ? debugger?.announcement : nil }
 
     /// Lets debuggers in. What its thread gets has no reference to the machine, which would otherwise live as long as the thread does.

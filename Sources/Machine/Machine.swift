@@ -15,7 +15,7 @@ public import Logging
 /// vCPUs, ``endDescriptor`` becomes readable when the guest has ended, reset itself or was ended, ``finish()`` joins all threads, and
 /// ``restart(isInterrupted:)`` boots the guest anew. What the machine owns on the host (TAPs, locks, memory) goes with the object.
 public final class Machine: Sendable {
-    /// What boots, for a line that says so.
+    /// The description of the kernel, for the first message.
     public let bootDescription: String
     /// The console's UART: takes input, and output is flushed from it.
     public let serial: SerialPort
@@ -93,7 +93,7 @@ public final class Machine: Sendable {
         try startDebugger(board)
     }
 
-    /// Whether the guest, which has ended, reset itself, so that ``restart(isInterrupted:)`` boots it anew.
+    /// Indicates whether the guest, which has ended, reset itself, so that ``restart(isInterrupted:)`` boots it anew.
     ///
     /// A triple fault resets a PC. It counts as a reset here when a driver had used a virtio device, as an operating system that reboots this way
     /// has. Before that it is a crash that the next boot, from the same memory with the same kernel, would repeat.

@@ -3,7 +3,7 @@
 public import KVM
 internal import Devices
 
-/// How a machine ended, with the process's exit status and a sentence for it.
+/// The end of a machine, with an exit status and a message.
 public enum MachineEnd: Sendable {
     /// The guest powered off.
     case powerOff
@@ -15,7 +15,7 @@ public enum MachineEnd: Sendable {
     case tripleFault(cpu: UInt32, state: String)
     /// KVM could not go on with a vCPU.
     case internalError(cpu: UInt32, InternalError, state: String)
-    /// A vCPU came back with something that swkvm has no answer to.
+    /// A vCPU returned with an exit that swkvm does not handle.
     case unexpectedExit(cpu: UInt32, name: String, state: String)
     /// A call of the host's failed under way.
     case hostError(String)
@@ -45,7 +45,7 @@ public enum MachineEnd: Sendable {
         }
     }
 
-    /// Whether the user ended it, and not the guest or a failure.
+    /// Indicates whether the user ended it, and not the guest or a failure.
     var isForced: Bool {
         switch self {
         case .quit, .killed, .signal, .stopTimeout: true
@@ -53,7 +53,7 @@ public enum MachineEnd: Sendable {
         }
     }
 
-    /// Whether a PC would boot anew now.
+    /// Indicates whether a PC would boot anew now.
     var isReset: Bool {
         switch self {
         case .reset, .tripleFault: true
@@ -61,12 +61,12 @@ public enum MachineEnd: Sendable {
         }
     }
 
-    /// Whether the machine ends all the same when the guest has just reset itself.
+    /// Indicates whether the machine ends all the same when the guest has just reset itself.
     var overridesReset: Bool {
         if case .hostError = self { true } else { isForced }
     }
 
-    /// Whether a vCPU could not go on, so that its state is of interest.
+    /// Indicates whether a vCPU could not go on, so that its state is of interest.
     var isFailure: Bool {
         switch self {
         case .tripleFault, .internalError, .unexpectedExit: true
@@ -74,7 +74,7 @@ public enum MachineEnd: Sendable {
         }
     }
 
-    /// Whether KVM met an instruction that it cannot emulate.
+    /// Indicates whether KVM met an instruction that it cannot emulate.
     var isEmulationFailure: Bool {
         if case .internalError(_, let error, _) = self { error.isEmulation } else { false }
     }

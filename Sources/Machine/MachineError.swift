@@ -8,7 +8,7 @@ public import HostNetwork
 public import KVM
 public import Linux
 
-/// Why a machine could not be made or started: the error of the part that failed, or one of the machine's own.
+/// An error while a machine is created or started: that of the part that failed, or one of the machine's own.
 public enum MachineError: Error, CustomStringConvertible {
     case kvm(KVMError)
     case memory(GuestMemoryError)
@@ -19,15 +19,15 @@ public enum MachineError: Error, CustomStringConvertible {
     case networks(Configuration.NetworkProblem)
     /// A call of the host's failed; `purpose` completes "swkvm could not …".
     case host(purpose: String, SystemCallError)
-    /// No vCPU at all, or a negative number.
+    /// A number of vCPUs below 1.
     case noCPUs(Int)
     /// NUMA nodes that cannot be as configured.
     case nodes(NodeProblem)
     /// More virtio devices than there are interrupt lines.
     case tooManyDevices(wanted: Int, maximum: Int)
-    /// Nobody could connect to the debugger's address.
+    /// The debugger's address could not be opened.
     case debugger(Configuration.Debugger, SystemCallError)
-    /// The console cannot be had as asked.
+    /// The console could not be opened as configured.
     case console(Configuration.ConsoleKind, SystemCallError)
 
     public var description: String {

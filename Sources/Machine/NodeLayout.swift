@@ -94,7 +94,7 @@ struct NodeLayout {
     }
 }
 
-/// How a configuration's NUMA nodes contradict the machine, or themselves. Nodes are numbered from 0 in the order given.
+/// A contradiction in a configuration's NUMA nodes. Nodes are numbered from 0 in the order given.
 public enum NodeProblem: Sendable, Equatable, CustomStringConvertible {
     case tooMany(Int)
     case noMemory(node: Int)
@@ -109,9 +109,9 @@ public enum NodeProblem: Sendable, Equatable, CustomStringConvertible {
     case memory(sum: UInt64, size: UInt64)
     case notPageMultiple(node: Int, size: UInt64, pageSize: UInt64)
 
-    /// As many as Linux distributions have room for.
+    /// The maximum number of nodes, that of Linux distributions.
     public static let maximum = 64
-    /// To another node (ACPI 6.5 §5.2.17); 10 is to itself, 255 is no way at all.
+    /// The valid distances to another node (ACPI 6.5 §5.2.17); 10 is the node itself, 255 is unreachable.
     public static let distances = 11...254
 
     public var description: String {

@@ -9,7 +9,7 @@ internal import KVM
 /// No capability and no flag of the CPU tells it, so it is tried, in a machine of its own: two to three milliseconds.
 enum RingZero: Equatable {
     case native
-    /// By KVM's instruction emulator, which knows some instructions and not others.
+    /// Ring 0 runs in KVM's instruction emulator, which does not support all instructions.
     case interpreted
 
     /// `lock cmpxchg16b (%rdi); hlt`: an instruction that Linux needs and KVM's emulator does not know. A CPU without it raises an

@@ -142,7 +142,7 @@ struct Session: ~Copyable {
 
     // MARK: Signals
 
-    /// Whether the guest was asked to power off.
+    /// Indicates whether the guest was asked to power off.
     var wasAskedToStop: Bool { requests.wasAsked }
 
     private mutating func handleSignals(_ report: (String) -> Void) {
@@ -191,7 +191,7 @@ struct Session: ~Copyable {
         if terminal?.isOurs == false { terminalTimer.start(milliseconds: Self.terminalPause) }
     }
 
-    /// Whether keys come from a terminal, and two of them are for swkvm.
+    /// Indicates whether keys come from a terminal, and two of them are for swkvm.
     var hasTerminal: Bool { terminal?.isOurs == true }
 
     mutating func giveTerminalBack() { terminal = nil }

@@ -8,7 +8,7 @@ struct StopRequests {
     enum Action: Equatable {
         case powerOff
         case end
-        /// It belongs to the one before.
+        /// The signal belongs to the previous one.
         case none
     }
 
@@ -17,7 +17,7 @@ struct StopRequests {
 
     private var last: UInt64?
 
-    /// Whether the guest was asked to power off.
+    /// Indicates whether the guest was asked to power off.
     var wasAsked: Bool { last != nil }
 
     /// - Parameter time: milliseconds, of a clock that nobody sets.

@@ -12,7 +12,7 @@ final class RawTerminal {
     /// The mode that the terminal had when it was first the process's.
     private var before: termios?
     private var guardian: Guardian?
-    /// Whether the terminal was the process's at the last ``update()``.
+    /// Indicates whether the terminal was the process's at the last ``update()``.
     private(set) var isOurs = false
 
     /// nil when the descriptor, if there is one, is no terminal. The terminal is left as it is until ``update()``.
@@ -69,7 +69,7 @@ final class RawTerminal {
 }
 
 extension termios {
-    /// Whether it is what cfmakeraw(3) makes of a mode.
+    /// Indicates whether it is what cfmakeraw(3) makes of a mode.
     fileprivate var isRaw: Bool {
         var raw = self
         unsafe cfmakeraw(&raw)

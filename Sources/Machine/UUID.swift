@@ -23,7 +23,7 @@ public struct UUID: Hashable, Sendable, CustomStringConvertible {
         rawValue = hash & ~version & ~variant | 8 << 76 | 2 << 62
     }
 
-    /// In the order in which it is written.
+    /// The bytes in the order of the text form.
     public var bytes: [UInt8] { (0..<16).map { UInt8(truncatingIfNeeded: rawValue >> (120 - 8 * $0)) } }
 
     public var description: String {

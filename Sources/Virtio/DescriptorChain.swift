@@ -9,9 +9,9 @@ internal import GuestMemory
 public struct DescriptorChain: BitwiseCopyable, Sendable {
     /// The chain's first descriptor, by which it is returned to the driver (``Virtqueue/push(_:written:)``).
     public let head: UInt16
-    /// What the device reads.
+    /// The buffers that the device reads.
     public var readable: IOVectors
-    /// What the device writes.
+    /// The buffers that the device writes.
     public var writable: IOVectors
     /// iovecs that the chain took in its list; the next chain can go behind them.
     public let entries: Int

@@ -81,7 +81,7 @@ public final class ConfigurationInterrupt: Sendable {
         signal()
     }
 
-    /// Whether ``markNeedsReset()`` was called since the last reset.
+    /// Indicates whether ``markNeedsReset()`` was called since the last reset.
     public var needsReset: Bool { isBroken.load(ordering: .acquiring) }
 
     /// Back to the state after reset; the device is quiet.

@@ -3,7 +3,7 @@
 public import Linux
 internal import Synchronization
 
-/// What a device has done, for a status line and for tests. Any thread may read it.
+/// The counters of a device. Any thread may read them.
 public final class DeviceCounters: Sendable {
     /// One figure; a single addition, no order with anything else.
     public struct Counter: ~Copyable, Sendable {

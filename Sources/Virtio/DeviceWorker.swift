@@ -3,7 +3,7 @@
 public import Linux
 internal import Synchronization
 
-/// What a device does on its own thread: the owner of its queues and of its back-end.
+/// The part of a device that runs on its own thread and owns the queues and the back-end.
 ///
 /// All methods are called on the I/O thread of a ``DeviceWorker``, so the state needs neither locks nor references. The
 /// worker has the queues' doorbells in the epoll instance; an engine adds the descriptors of its back-end with tokens from

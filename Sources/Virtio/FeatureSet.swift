@@ -35,7 +35,7 @@ public struct FeatureSet: OptionSet, Sendable, BitwiseCopyable, CustomStringConv
     /// VIRTIO_F_RING_RESET: a single queue can be reset (§2.6.1).
     public static let ringReset = FeatureSet(bit: 40)
 
-    /// What the transport and the queues of this module offer for every device.
+    /// The features that the transport and the queues of this module offer for every device.
     public static let transport: FeatureSet = [.indirectDescriptors, .eventIndex, .version1, .ringReset]
 
     public var description: String { "0x" + String(rawValue, radix: 16) }

@@ -55,7 +55,7 @@ internal import Glibc
     // Entries come from GuestRAM's check and can only shrink afterwards.
     /// The first iovec, for `readv`, `writev` and io_uring; valid as long as the pool.
     public private(set) var base: UnsafeMutablePointer<iovec>
-    /// How many iovecs.
+    /// The number of iovecs.
     public private(set) var count: Int
     /// Bytes in all.
     public private(set) var byteCount: UInt64

@@ -15,7 +15,7 @@ internal import Synchronization
 public final class MMIOTransport: Sendable {
     /// Bytes of guest-physical address space.
     public static let span: UInt64 = 0x1000
-    /// Where `QueueNotify` is: the address for ioeventfds of 4 bytes with the queue's number as datamatch.
+    /// The offset of `QueueNotify`, for ioeventfds of 4 bytes with the queue's number as datamatch.
     public static let queueNotifyOffset: UInt64 = 0x050
 
     public let function: VirtioFunction

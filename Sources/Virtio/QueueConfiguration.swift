@@ -2,7 +2,7 @@
 
 public import GuestMemory
 
-/// What a driver has said about one queue: the registers' values, not yet believed.
+/// The register values that a driver wrote for one queue, not yet validated.
 public struct QueueConfiguration: Equatable, Sendable, BitwiseCopyable {
     /// The queue's number within its device.
     public let index: Int
@@ -15,7 +15,7 @@ public struct QueueConfiguration: Equatable, Sendable, BitwiseCopyable {
     public var availableRing = GuestAddress(0)
     /// The device area (§2.7.8).
     public var usedRing = GuestAddress(0)
-    /// Whether the driver has enabled the queue.
+    /// Indicates whether the driver has enabled the queue.
     public var isReady = false
 
     /// A queue after reset.

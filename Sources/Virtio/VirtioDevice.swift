@@ -2,7 +2,7 @@
 
 public import GuestMemory
 
-/// What a driver's DRIVER_OK hands to a device: plain values, from which its I/O thread makes its queues.
+/// The values that a device gets at DRIVER_OK, from which its I/O thread creates its queues.
 public struct Activation: Sendable {
     /// The negotiated features.
     public let features: FeatureSet
@@ -48,7 +48,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
     /// What the device reports to the host's log.
     var deviceEvents: DeviceEvents { get }
 
-    /// Whether the device works with these features, a subset of those offered. Refusing leaves FEATURES_OK unset.
+    /// Indicates whether the device works with these features, a subset of those offered. Refusing leaves FEATURES_OK
+    /// unset.
     func accepts(_ features: FeatureSet) -> Bool
     /// FEATURES_OK is set: what the driver has negotiated, until ``reset()``, also for what comes before ``activate(_:)``.
     func negotiated(_ features: FeatureSet)

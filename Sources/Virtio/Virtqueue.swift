@@ -71,7 +71,7 @@ public struct Virtqueue: ~Copyable, Sendable {
         return chain
     }
 
-    /// Whether there is a chain to be taken.
+    /// Indicates whether there is a chain to be taken.
     public mutating func hasAvailable() throws(VirtqueueError) -> Bool {
         if nextAvailable != knownAvailable { return true }
         // Acquire: the entries and descriptors are read after the index that announces them.
@@ -113,7 +113,7 @@ public struct Virtqueue: ~Copyable, Sendable {
         guard nextUsed != before else { return false }
         used.storeRelease16(nextUsed, RingOffset.index)
         publishedUsed = nextUsed
-        // The index must be visible before the driver's wish is read: it writes its wish, then looks at the index.
+        // The index must be visible before the driver's notification suppression is read: it writes its suppression, then checks the index.
         clinux_full_fence()
         if eventIndex {
             let event = available.load16(4 &+ 2 &* Int(size))
@@ -141,7 +141,7 @@ public struct Virtqueue: ~Copyable, Sendable {
         } else {
             used.store16(0, RingOffset.flags)
         }
-        // The wish must be visible before the index is read: the driver writes the index, then reads the wish.
+        // The suppression must be visible before the index is read: the driver writes the index, then reads the suppression.
         clinux_full_fence()
         return available.loadAcquire16(RingOffset.index) != nextAvailable
     }

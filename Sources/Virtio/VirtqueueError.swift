@@ -2,9 +2,9 @@
 
 public import GuestMemory
 
-/// How a driver broke the rules of a virtqueue. The queue is of no use afterwards: the device needs a reset.
+/// A violation of the virtqueue rules by a driver. The queue is unusable afterwards: the device needs a reset.
 public enum VirtqueueError: Error, Equatable, Sendable, CustomStringConvertible {
-    /// Not a power of two, or more than the device's maximum.
+    /// A size that is not a power of two, or exceeds the device's maximum.
     case invalidSize(UInt32, maximum: UInt16)
     /// A ring whose address lacks the alignment it needs, in bytes.
     case ringMisaligned(RingPart, GuestAddress, alignment: UInt64)

@@ -69,7 +69,7 @@ import Testing
                 ? key.dropFirst(name.count + 1).split(separator: "/", omittingEmptySubsequences: false) : []
             for value in values.isEmpty ? [nil] : values.map(Optional.some) {
                 let part = value.map { "\(name)=" + ($0.isEmpty || $0.hasPrefix("@") ? "1" : $0) } ?? "\(name)"
-                #expect(!problem(option, part).contains("is not known"), "\(part): \(problem(option, part))")
+                #expect(!problem(option, part).contains("is not recognized"), "\(part): \(problem(option, part))")
             }
         }
         let wanted =

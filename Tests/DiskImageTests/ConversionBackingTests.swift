@@ -77,7 +77,7 @@ import Testing
         try directory.write("base.raw", [UInt8](repeating: 0, count: 1 << 20))
         for (words, change) in [
             ("no backing file", { $0.format = .raw }), ("no backing file", { $0.format = .vmdk }), ("would hide the backing file", { $0.preallocation = .metadata }),
-            ("backing file", { $0.backing?.name = "none.raw" }), ("it is what is read", { $0.target = self.directory.file("base.raw"); $0.format = .qcow2; $0.replacing = true }),
+            ("backing file", { $0.backing?.name = "none.raw" }), ("it is the same file as the source", { $0.target = self.directory.file("base.raw"); $0.format = .qcow2; $0.replacing = true }),
         ] as [(String, (inout ImageConversion) -> Void)] {
             var conversion = ImageConversion(source: raw, target: directory.file("over.qcow2"), format: .qcow2)
             conversion.backing = BackingReference(name: "base.raw", format: .raw)

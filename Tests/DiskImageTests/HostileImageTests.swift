@@ -88,15 +88,15 @@ import Testing
         Field(name: "crypt_method", offset: 32, size: 4, value: 3, says: "encryption method 3"),
         Field(name: "l1_size", offset: 36, size: 4, value: 0, says: "L1 table of 0"),
         Field(name: "l1_size", offset: 36, size: 4, value: 0xffff_ffff, says: "L1 table of 4294967295"),
-        Field(name: "l1_table_offset", offset: 40, size: 8, value: 4097, says: "not the start of a cluster"),
+        Field(name: "l1_table_offset", offset: 40, size: 8, value: 4097, says: "not cluster-aligned"),
         Field(name: "l1_table_offset", offset: 40, size: 8, value: 1 << 40, says: "truncated"),
         Field(name: "l1_table_offset", offset: 40, size: 8, value: UInt64.max - 4095, says: "truncated"),
-        Field(name: "refcount_table_offset", offset: 48, size: 8, value: 1, says: "not the start of a cluster"),
+        Field(name: "refcount_table_offset", offset: 48, size: 8, value: 1, says: "not cluster-aligned"),
         Field(name: "refcount_table_offset", offset: 48, size: 8, value: UInt64.max - 4095, says: "truncated"),
         Field(name: "refcount_table_clusters", offset: 56, size: 4, value: 0xffff_ffff, says: "refcount table of"),
         Field(name: "refcount_table_clusters", offset: 56, size: 4, value: 2000, says: "truncated"),
         Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 2, says: "data-file=PATH"),
-        Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 3, says: "compression type zlib must not"),
+        Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 3, says: "the type is zlib"),
         Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 4, says: "subclusters in clusters of 4096"),
         Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 63, says: "unnamed incompatible feature 63"),
         Field(name: "refcount_order", offset: 96, size: 4, value: 7, says: "2^7 bits"),
@@ -255,9 +255,9 @@ import Testing
         let table = Int(good.bigEndian64(at: Int(good.bigEndian64(at: 48))))
         // Where the guest's data cannot be: beyond the end, between clusters, in the L1 table; and an L2 table that is counted as free.
         let damages: [(String, (inout [UInt8]) -> Void)] = [
-            ("beyond the end", { $0.store(1 << 63 | 1 << 40 as UInt64, at: l2) }), ("not the start", { $0.store(1 << 63 | 512 as UInt64, at: l2) }),
-            ("where the image has a table", { $0.store(1 << 63 | UInt64(l1), at: l2) }),
-            ("counted as free", { $0[table + l2Next / 4096 * 2 + 1] = 0 }),
+            ("beyond the end", { $0.store(1 << 63 | 1 << 40 as UInt64, at: l2) }), ("not cluster-aligned", { $0.store(1 << 63 | 512 as UInt64, at: l2) }),
+            ("which overlaps a table", { $0.store(1 << 63 | UInt64(l1), at: l2) }),
+            ("has a refcount of 0", { $0[table + l2Next / 4096 * 2 + 1] = 0 }),
         ]
         for (says, damage) in damages {
             var bytes = good

@@ -41,8 +41,8 @@ import Testing
             "in entry64 ()", "* 1    Thread 1 (vCPU 0, running)", "  2    Thread 2 (vCPU 1, waits for INIT)", "cr0            0x80010033",
             "[ PE MP ET NE WP PG ]", "efer           0x500               [ LME LMA ]", "$1 = 0x1f80", "=> ", "<entry64>:",
             "Cannot access memory at address 0xd0000000", "= 0x1122334455667788", "= 77\n", "= 2.5\n", "= 0x12345678", "0x200000: 78 56 34 12",
-            "0x200000 is at 0x200000", "0xdead00000000beef is not mapped", "presses the power button", "2 vCPUs", "vCPU 1: waits for INIT",
-            "'nonsense' is not known", "[Inferior 1 (Remote target) detached]",
+            "0x200000 is at 0x200000", "0xdead00000000beef is not mapped", "press the power button", "2 vCPUs", "vCPU 1: waits for INIT",
+            "'nonsense' is not recognized", "[Inferior 1 (Remote target) detached]",
         ] { #expect(text.contains(wanted), "\(wanted) is missing in:\n\(text)") }
         try machine.expectEnd(0)
         #expect(machine.output.text == "swkvm guest\r\n")

@@ -133,7 +133,7 @@ import Testing
         #expect(result.status == .status(0) && result.output == "disk.qcow2: 9 MiB (9437184 bytes)\n")
         #expect(
             result.errors == "swkvm: disk \"disk.qcow2\": its persistent bitmaps \"first\", \"second\" no longer describe the disk and were removed; "
-                + "the next backup has to be a full one\n")
+                + "the next backup must be a full one\n")
         let checked = try shell("cd '\(directory.path)' && qemu-img check disk.qcow2 2>&1")
         #expect(checked.contains("No errors were found") && !checked.contains("leaked") && !checked.contains("warning"), "\(checked)")
     }

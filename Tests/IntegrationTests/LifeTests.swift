@@ -88,7 +88,7 @@ import Testing
         expectRegisters(machine)
         #expect(machine.errors.lines.last?.contains("`--gdb PORT`") == true, "\(machine.errors.text)")
         // The guest's values, but on AMD-V, where KVM says that it has none.
-        let isReset = machine.errors.text.contains("KVM has reset the vCPU")
+        let isReset = machine.errors.text.contains("KVM resets the vCPU")
         #expect(isReset == machine.errors.text.contains("rip 000000000000fff0"), "\(machine.errors.text)")
     }
 

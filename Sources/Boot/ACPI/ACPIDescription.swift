@@ -28,7 +28,7 @@ public struct ACPIDescription: Sendable, Equatable {
     public struct Node: Sendable, Equatable {
         /// Indices into ``localAPICIDs``.
         public var cpus: [Int]
-        /// Guest-physical ranges: start and size in bytes.
+        /// The guest-physical ranges of the node's memory.
         public var memory: [Range<UInt64>]
 
         public init(cpus: [Int], memory: [Range<UInt64>]) { (self.cpus, self.memory) = (cpus, memory) }
@@ -50,10 +50,10 @@ public struct ACPIDescription: Sendable, Equatable {
     public var eventPort: UInt16 = 0x602
     /// Announces a bit in the event register.
     public var eventGSI: UInt32 = 9
-    /// Written to the reset port, it resets the machine.
+    /// The port that resets the machine.
     public var resetPort: UInt16 = 0x64
     public var resetValue: UInt8 = 0xfe
-    /// Empty for a guest without NUMA topology.
+    /// The NUMA nodes; empty for a guest without NUMA topology.
     public var nodes: [Node] = []
     /// Distance from row to column, 10 for a node to itself; empty for 10 and 20.
     public var distances: [[UInt8]] = []

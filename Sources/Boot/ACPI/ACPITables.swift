@@ -7,7 +7,7 @@
 /// it names the others. The machine is hardware-reduced (§4.1): no fixed registers but sleep control, sleep status and
 /// reset; events come through a generic event device (§5.6.9).
 public struct ACPITables: Sendable, Equatable {
-    /// Where the bytes belong in guest-physical memory.
+    /// The guest-physical address of the bytes.
     public let address: UInt64
     /// Address of the RSDP.
     public var rsdp: UInt64 { address }

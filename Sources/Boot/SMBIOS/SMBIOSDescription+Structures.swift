@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Each structure field by field, in the order of DSP0134 §7. What a virtual machine has no answer to is "unknown" or
+// Each structure field by field, in the order of DSP0134 §7. What a virtual machine does not have is "unknown" or
 // "none" there.
 extension SMBIOSDescription {
     private static let vendor = "swkvm"

@@ -4,7 +4,7 @@
 ///
 /// Linux shows it in `/sys/class/dmi/id`, and `dmidecode` prints it.
 public struct SMBIOSDescription: Sendable, Equatable {
-    /// What the processor is called.
+    /// The identification of the processor.
     public struct Processor: Sendable, Equatable {
         /// `GenuineIntel`, …
         public var manufacturer: String
@@ -22,7 +22,7 @@ public struct SMBIOSDescription: Sendable, Equatable {
     public var name: String
     /// 16 bytes in the order in which a UUID is written; all zero for a machine without one.
     public var uuid: [UInt8]
-    /// How many cores each has.
+    /// The number of cores of each socket.
     public var sockets: [Int]
     public var processor: Processor
     /// Ranges of RAM, guest-physical, by ascending address.

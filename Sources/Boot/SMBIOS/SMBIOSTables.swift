@@ -4,7 +4,7 @@
 ///
 /// Guests without EFI look for the entry point on 16-byte boundaries of 0xf0000 – 0xfffff (§5.2).
 public struct SMBIOSTables: Sendable, Equatable {
-    /// Where the bytes belong in guest-physical memory.
+    /// The guest-physical address of the bytes.
     public let address: UInt64
     public let bytes: [UInt8]
 

@@ -26,7 +26,7 @@ int clinux_set_thread_name(const char *name);
 int clinux_set_thread_cpu(pthread_t thread, int cpu);
 /// Open-file-description locks (fcntl(2)): tied to the open file, so they end with its last descriptor, however that ends.
 int clinux_ofd_lock(int fd, short type, off_t start, off_t length);
-/// The first conflicting lock's type, or F_UNLCK when `type` could be had; -1 on error.
+/// The first conflicting lock's type, or F_UNLCK if `type` is available; -1 on error.
 int clinux_ofd_lock_test(int fd, short type, off_t start, off_t length);
 extern const int CLINUX_O_DIRECT;
 extern const int CLINUX_O_PATH;

@@ -13,16 +13,17 @@ public final class BlockDevice: VirtioDevice {
     public let maximumQueueSizes: [UInt16]
     public let configuration: ConfigurationSpace
     public let deviceEvents: DeviceEvents
-    /// What it has done, for the status line.
+    /// The device's counters, for the status line.
     public let statistics = BlockStatistics()
-    /// What GET_ID answers: 1 … 20 bytes of ASCII.
+    /// The answer to GET_ID: 1 … 20 bytes of ASCII.
     public let serial: String
     /// Bytes of the disk.
     public let capacity: UInt64
     public let isReadOnly: Bool
 
     private let cache: WriteCache
-    /// Whether the driver has negotiated CONFIG_WCE, from FEATURES_OK to its reset; configuration writes come on any vCPU thread.
+    /// Indicates whether the driver has negotiated CONFIG_WCE, from FEATURES_OK to its reset; configuration writes come
+    /// on any vCPU thread.
     private let canChangeWriteback = Atomic<Bool>(false)
     /// One for each queue.
     private let workers: [DeviceWorker]
@@ -37,8 +38,8 @@ public final class BlockDevice: VirtioDevice {
     ///   - queues: 1 … ``maximumQueues``. A driver that knows of one only (it does not take VIRTIO_BLK_F_MQ) gets one.
     ///   - queueSize: of each, a power of two, 2 … 1024.
     ///   - usesRing: false does without io_uring.
-    ///   - events: gets what the log is to say of the device.
-    ///   - report: is told, in a sentence, why the disk fails as a whole; on its threads.
+    ///   - events: Receives the device's events for the log.
+    ///   - report: Receives a message when the disk fails as a whole, on its threads.
     public convenience init(
         name: String, image: consuming DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true,
         events: DeviceEvents = .none, report: (@Sendable (String) -> Void)? = nil
@@ -131,12 +132,13 @@ public final class BlockDevice: VirtioDevice {
     }
 }
 
-/// Whether a write may be finished before it is durable. The driver's choice, read by the I/O thread at the end of a write.
+/// Indicates whether a write may be finished before it is durable. The driver's choice, read by the I/O thread at the
+/// end of a write.
 final class WriteCache: Sendable {
     let isWriteback = Atomic<Bool>(true)
 }
 
-/// What a block device has done. Any thread may read it.
+/// The counters of a block device. Any thread may read them.
 public final class BlockStatistics: Sendable {
     public let readBytes = DeviceCounters.Counter()
     public let writtenBytes = DeviceCounters.Counter()

@@ -39,7 +39,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var features: FeatureSet = []
     /// The queue's, to come back to it after others had their turn.
     private var doorbell: Doorbell?
-    /// Whether the disk's descriptor is watched: from the first activation on. Other queues' engines may need this one's while it is idle.
+    /// Indicates whether the disk's descriptor is watched: from the first activation on. Other queues' engines may need
+    /// this one's while it is idle.
     private var isWatched = false
 
     private static let diskToken = DeviceWorkerToken.firstOfEngine
@@ -303,7 +304,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         queue?.push(head, written: UInt32(clamping: written == room ? written &+ 1 : written))
     }
 
-    /// A kernel that takes no operations any more leaves requests that never end: the driver is told to give the device up, and the host why.
+    /// A kernel that accepts no more operations leaves requests that never end: the device needs a reset, and the host
+    /// gets a message.
     private mutating func submit() {
         do throws(DiskImageError) { try disk.submit() } catch {
             guard configurationInterrupt?.needsReset != true else { return }

@@ -3,9 +3,9 @@
 public import Linux
 public import Virtio
 
-/// How much a guest may take from an ``EntropyDevice``: so many bytes in each period.
+/// The rate limit of an ``EntropyDevice``: a number of bytes in each period.
 public struct EntropyLimit: Sendable, Equatable {
-    /// From 1 on.
+    /// The number of bytes, at least 1.
     public var bytes: UInt64
     /// Milliseconds, from 1 on.
     public var period: Int

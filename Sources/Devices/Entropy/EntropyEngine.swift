@@ -111,7 +111,7 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             if count < length { break }
         }
         activation?.counters.requests.add()
-        // A request without a writable byte, or a page of the host's that cannot be had.
+        // A request without a writable byte, or a failure to allocate a host page.
         if done == 0 { activation?.counters.errors.add() }
         if limit != nil, done > 0 {
             left -= done

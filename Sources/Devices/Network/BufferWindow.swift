@@ -31,7 +31,7 @@ struct BufferWindow: ~Copyable {
     /// All buffers as one run.
     var buffers: IOVectors { pool[0].run(from: firstEntry, count: endEntry - firstEntry) }
 
-    /// Whether another chain, of up to `entries` buffers, has room.
+    /// Indicates whether another chain, of up to `entries` buffers, has room.
     mutating func makeRoom(for entries: Int) -> Bool {
         if endEntry + entries < Self.capacity { return true }
         guard firstEntry > 0 else { return false }

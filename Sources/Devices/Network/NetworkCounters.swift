@@ -2,7 +2,7 @@
 
 public import Virtio
 
-/// What a network device has moved and lost. Any thread may read it.
+/// The counters of a network device. Any thread may read them.
 ///
 /// Frames that the host drops before the device sees them, because the TAP's queue is full, are the TAP's `tx_dropped`
 /// (``NetworkDevice/hostDrops``).

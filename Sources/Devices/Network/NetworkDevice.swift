@@ -46,7 +46,8 @@ public final class NetworkDevice: VirtioDevice {
     /// is down, and does not count them all.
     public var hostSendDrops: UInt64? { port.attachment.hostSendDrops }
 
-    /// Whether the guest is told that the link is up. While it is down, frames are dropped and counted in both directions.
+    /// Indicates whether the guest is told that the link is up. While it is down, frames are dropped and counted in
+    /// both directions.
     public var isLinkUp: Bool { port.isLinkUp }
 
     // MARK: VirtioDevice

@@ -37,7 +37,7 @@ extension FeatureSet {
     static let largeGuestPackets: FeatureSet = [.guestTSO4, .guestTSO6, .guestUFO]
     private static let hostSegmentation: FeatureSet = [.hostTSO4, .hostTSO6, .hostUFO]
 
-    /// Whether each feature comes with those that it requires (§5.1.3.1).
+    /// Indicates whether each feature comes with those that it requires (§5.1.3.1).
     var isConsistentForNetwork: Bool {
         func requires(_ some: FeatureSet, anyOf needed: FeatureSet) -> Bool { isDisjoint(with: some) || !isDisjoint(with: needed) }
         return requires(Self.largeGuestPackets, anyOf: .guestChecksum)

@@ -52,9 +52,9 @@ struct PacketHeader: BitwiseCopyable {
         guard features.isSuperset(of: needed) else { return nil }
     }
 
-    /// Whether a packet with this `gso_type` goes on the wire as it is: NONE, or ECN alone.
+    /// Indicates whether a packet with this `gso_type` goes on the wire as it is: NONE, or ECN alone.
     static func isWhole(segmentation: UInt8) -> Bool { segmentation & ~Segmentation.ecn == Segmentation.none }
 
-    /// Whether the packet needs something of the host that only a TAP with headers can be told.
+    /// Indicates whether the packet needs something of the host that only a TAP with headers can be told.
     var isPlain: Bool { flags == 0 && segmentation == Segmentation.none }
 }

@@ -155,7 +155,8 @@ struct ReceivePath: ~Copyable {
         pending = Pending(count: count, inBuffers: inBuffers)
     }
 
-    /// Whether a frame that was just read breaks the promise of the MTU (§5.1.4.1): it holds for frames that are whole, and a VLAN tag is
+    /// Indicates whether a frame that was just read breaks the promise of the MTU (§5.1.4.1): it holds for frames that
+    /// are whole, and a VLAN tag is
     /// part of the Ethernet header. A driver that changes the bytes meanwhile gets what it asks for.
     private func exceedsMTU(_ count: Int, _ inBuffers: Int) -> Bool {
         func byte(_ offset: Int) -> UInt8 {

@@ -55,7 +55,7 @@ extension ByteWideDevice {
     }
 }
 
-/// What a guest asks of its machine through a platform device.
+/// A request of the guest to its machine through a platform device.
 public enum MachineRequest: Sendable, Equatable {
     case powerOff
     case reset

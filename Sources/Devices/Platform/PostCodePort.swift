@@ -6,7 +6,7 @@ internal import Synchronization
 public final class PostCodePort: PortDevice {
     private let code = Atomic<UInt8>(0)
 
-    /// What was written last, for a report on a machine that ended badly.
+    /// The last value written, for the report on a crashed machine.
     public var lastCode: UInt8 { code.load(ordering: .relaxed) }
 
     public init() {}

@@ -69,7 +69,8 @@ public final class RealTimeClock: ByteWideDevice {
         self.now = now
     }
 
-    /// What a reset of the machine does: no interrupt is enabled. Time and memory are kept by the battery (MC146818 data sheet, "RESET").
+    /// Resets the clock with the machine: disables the interrupts. Time and memory are kept by the battery (MC146818
+    /// data sheet, "RESET").
     public func reset() {
         state.withLock { state in
             state.index = 0

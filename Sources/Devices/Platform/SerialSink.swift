@@ -3,7 +3,7 @@
 internal import CLinux
 public import Linux
 
-/// Where a serial port's output goes.
+/// The destination of a serial port's output.
 public protocol SerialSink: AnyObject, Sendable {
     /// Takes bytes from the front without waiting, and tells how many.
     ///

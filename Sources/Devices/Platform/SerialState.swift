@@ -37,9 +37,10 @@ struct SerialState {
     private var transmitterEmptyPending = false
     /// Changes of the modem lines since the last read, bits 0 to 3 of the status register.
     private var modemChanges: UInt8 = 0
-    /// Whether the guest's driver has shown that it receives: until then input waits, since setting the port up empties the FIFO.
+    /// Indicates whether the guest's driver has shown that it receives: until then input waits, since setting the port
+    /// up empties the FIFO.
     private var isAttended = false
-    /// Whether input had to be refused since ``takeRoom()``.
+    /// Indicates whether input had to be refused since ``takeRoom()``.
     private var refusedInput = false
     /// Level of the interrupt line as of the last ``takeEdge()``.
     private var line = false
@@ -65,7 +66,7 @@ struct SerialState {
 
     // MARK: Interrupt line
 
-    /// Whether the interrupt line has risen since the last call.
+    /// Indicates whether the interrupt line has risen since the last call.
     mutating func takeEdge() -> Bool {
         let before = line
         line = interrupt != InterruptIdentity.none
@@ -85,7 +86,7 @@ struct SerialState {
 
     // MARK: Output
 
-    /// Whether a write to this register is a byte to be sent.
+    /// Indicates whether a write to this register is a byte to be sent.
     func isTransmit(_ offset: UInt16) -> Bool { offset == Register.data && !isDivisorLatched }
 
     mutating func transmit(_ bytes: Span<UInt8>, to sink: any SerialSink) {
@@ -122,7 +123,8 @@ struct SerialState {
         return taken
     }
 
-    /// Whether input that was refused may be offered again. It waits until the FIFO is empty: one call for 16 bytes.
+    /// Indicates whether input that was refused may be offered again. It waits until the FIFO is empty: one call for 16
+    /// bytes.
     mutating func takeRoom() -> Bool {
         guard refusedInput, received.isEmpty, !isLoopback, isAttended else { return false }
         refusedInput = false

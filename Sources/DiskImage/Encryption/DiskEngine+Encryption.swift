@@ -7,9 +7,9 @@ internal import Linux
 /// What an engine has for an image whose data is encrypted: buffers in which what is written is encrypted. The memory of requests is the guest's,
 /// where nothing is changed by a write; what is read is decrypted there.
 @safe struct EngineEncryption: ~Copyable {
-    /// Whether the data of any image of the chain is encrypted.
+    /// Indicates whether the data of any image of the chain is encrypted.
     let isUsed: Bool
-    /// Whether what is written is encrypted.
+    /// Indicates whether what is written is encrypted.
     let encryptsWrites: Bool
     /// The data of an image has no key: nothing can be transferred.
     let isSealed: Bool
@@ -46,7 +46,7 @@ internal import Linux
         return (request.offset | request.length) % UInt64(SectorCipher.sectorSize) == 0 ? nil : EINVAL
     }
 
-    /// Whether a piece of a request can be begun.
+    /// Indicates whether a piece of a request can be begun.
     func hasRoom(_ operation: DiskOperation) -> Bool {
         // The list's first place is always there.
         if !encryptsWrites || operation == .read || operation == .flush { return true }

@@ -3,11 +3,11 @@
 internal import Glibc
 internal import Linux
 
-/// Where a key comes from.
+/// The source of a key.
 public enum KeySource: Sendable, Equatable {
     /// A file's contents.
     case file(String)
-    /// What is left to be read from an open descriptor, which is closed then.
+    /// The rest of an open descriptor, which is closed afterwards.
     case descriptor(Int32)
 
     fileprivate var name: String {
@@ -18,7 +18,7 @@ public enum KeySource: Sendable, Equatable {
     }
 }
 
-/// What opens an encrypted image: a password, or, of an image with legacy AES encryption, the key itself.
+/// The key of an encrypted image: a password, or, with legacy AES encryption, the key itself.
 ///
 /// It is the exact bytes of a file; a newline at its end belongs to it, as with QEMU's `secret` objects.
 public final class DiskKey: Sendable, Equatable {

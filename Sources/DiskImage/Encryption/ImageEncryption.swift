@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// How a new image is encrypted: with LUKS, AES-256-XTS and a key of its own, which a password opens.
+/// The encryption of a new image: LUKS, AES-256-XTS and a random key protected by a password.
 public struct ImageEncryption: Sendable, Equatable {
     public var key: DiskKey
-    /// What trying a password costs. The default value is qemu-img's.
+    /// The cost of checking a password. The default value is qemu-img's.
     public var cost: PasswordCost
 
     public init(key: DiskKey, cost: PasswordCost = .milliseconds(2000)) {

@@ -108,14 +108,14 @@ struct LUKSVolume: Sendable {
     }
 }
 
-/// What trying a password is to cost: so many iterations, or as many as this computer makes in a time.
+/// The cost of checking a password: a number of iterations, or as many as this computer computes in a time.
 public enum PasswordCost: Sendable, Equatable {
     case iterations(UInt32)
     case milliseconds(UInt32)
 
-    /// No image is made with fewer, as in QEMU and cryptsetup.
+    /// The minimum for new images, as in QEMU and cryptsetup.
     public static let minimum: UInt32 = 1000
-    /// What ``DiskImageOptions/maximumKeyWork`` lets in by default, for two digests a key.
+    /// The maximum allowed by the default of ``DiskImageOptions/maximumKeyWork``, with two digests for a key.
     public static let maximum = UInt32(DiskImageOptions.defaultMaximumKeyWork / 4)
 
     /// - Parameter keySize: bytes that are derived.

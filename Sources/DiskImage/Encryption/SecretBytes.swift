@@ -35,7 +35,7 @@ internal import Linux
         withExtendedLifetime(self) { unsafe body(UnsafeRawBufferPointer(start: mapping.start, count: count)) }
     }
 
-    /// Whether two secrets are the same, in a time that tells nothing about where they are not.
+    /// Indicates whether two secrets are the same, in a time that tells nothing about where they are not.
     func isEqual(to other: [UInt8]) -> Bool {
         guard other.count == count else { return false }
         var difference: UInt8 = 0

@@ -12,7 +12,7 @@ struct CipherSpecification: Equatable, Sendable {
         case plain
         /// All of it.
         case plain64
-        /// It encrypted with a digest of the key.
+        /// The sector number, encrypted with a digest of the key.
         case essiv(HashAlgorithm)
     }
 

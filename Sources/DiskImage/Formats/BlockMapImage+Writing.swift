@@ -191,7 +191,7 @@ extension BlockMapImage {
 /// Ranges of a file, sorted; what touches or overlaps is one.
 struct ByteRanges: Equatable, Sendable {
     private(set) var ranges: [Range<UInt64>] = []
-    /// Whether two of what was put in overlap.
+    /// Indicates whether two of what was put in overlap.
     private(set) var overlap = false
 
     init(_ unsorted: [Range<UInt64>] = []) {

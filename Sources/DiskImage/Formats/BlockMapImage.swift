@@ -90,7 +90,7 @@ internal import Linux
 
     @safe enum Slice {
         case entries(UnsafeMutableRawPointer)
-        /// There is none: none of its blocks is allocated.
+        /// An absent table: none of its blocks is allocated.
         case absent
         /// A load, a wait, a commit or a failure.
         case not(Extent)

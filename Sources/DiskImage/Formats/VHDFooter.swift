@@ -3,7 +3,7 @@
 internal import Glibc
 internal import Linux
 
-/// Which of the two sizes in a VHD's footer is the disk's.
+/// The choice between the two sizes in a VHD's footer.
 public enum VHDSize: String, Sendable, CaseIterable {
     /// Cylinders times heads times sectors, as Virtual PC, Virtual Server and QEMU before 2.10 have it.
     case chs
@@ -158,7 +158,7 @@ struct VHDFooter {
         )
     }
 
-    /// Whether a structure has its signature, and its checksum: the complement of the sum of all other bytes.
+    /// Indicates whether a structure has its signature, and its checksum: the complement of the sum of all other bytes.
     private static func isSound(_ bytes: [UInt8], _ cookie: [UInt8], checksum place: Int) -> Bool {
         guard bytes.starts(with: cookie) else { return false }
         var sum: UInt32 = 0

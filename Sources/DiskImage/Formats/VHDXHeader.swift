@@ -149,7 +149,7 @@ struct VHDXHeader {
         return items
     }
 
-    /// Whether a structure's CRC-32C, at byte 4, is that of its bytes with zeroes in its own place.
+    /// Indicates whether a structure's CRC-32C, at byte 4, is that of its bytes with zeroes in its own place.
     private static func isSound(_ bytes: [UInt8]) -> Bool {
         CRC32C.checksum(bytes, zeroes: 4..<8) == bytes.littleEndian32(at: 4)
     }

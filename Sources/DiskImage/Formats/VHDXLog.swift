@@ -181,7 +181,8 @@ struct VHDXLog {
             (VHDXLog.headerSize + Int(entry.littleEndian32(at: 24)) * VHDXLog.descriptorSize + VHDXLog.sector - 1) / VHDXLog.sector
         }
 
-        /// Whether an entry's descriptors, and the sectors that they describe, are what they should be (2.3.1.2 to 2.3.1.4).
+        /// Indicates whether an entry's descriptors, and the sectors that they describe, are what they should be
+        /// (2.3.1.2 to 2.3.1.4).
         private static func areSound(_ entry: [UInt8], _ number: UInt64) -> Bool {
             var data = descriptorSectors(entry) * VHDXLog.sector
             guard data <= entry.count else { return false }

@@ -77,7 +77,8 @@ struct VMDKDescriptor: Equatable {
         guard total <= DiskImage.maximumSize else { throw invalid("\(total) bytes of extents") }
     }
 
-    /// Whether a text begins as a descriptor does. Some have no blanks there, or more of them, and some begin with
+    /// Indicates whether a text begins as a descriptor does. Some have no blanks there, or more of them, and some begin
+    /// with
     /// what has to come somewhere.
     static func begins(_ bytes: [UInt8]) -> Bool {
         let text = Self.text(bytes)

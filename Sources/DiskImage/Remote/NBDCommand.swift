@@ -10,7 +10,7 @@ enum NBDRequest: UInt8 {
     case trim
     /// The range becomes zero, and its space may be given back, or not.
     case zero, zeroKeeping
-    /// How the range is stored.
+    /// The block status of the range.
     case status
 
     var changes: Bool { self != .read && self != .flush && self != .status }
@@ -21,7 +21,7 @@ enum NBDRequest: UInt8 {
 @safe struct NBDCommand {
     enum State: UInt8 {
         case free
-        /// To be sent, now or after the connection is back.
+        /// A command to be sent, now or after a reconnect.
         case waiting
         case sent
         /// Answered, in the board's list until the disk looks at it.
@@ -44,9 +44,9 @@ enum NBDRequest: UInt8 {
     var segments = 0
     /// Our own memory in place of the user's, by its number; -1 without.
     var bounce: Int32 = -1
-    /// Whether a write begins or ends within a block of the server, of which the rest has to be read first.
+    /// Indicates whether a write begins or ends within a block of the server, of which the rest has to be read first.
     var isPartial = false
-    /// Whether a thread waits for this one, and takes its end itself.
+    /// Indicates whether a thread waits for this one, and takes its end itself.
     var isAwaited = false
     /// 0 or an errno value.
     var error: Int32 = 0

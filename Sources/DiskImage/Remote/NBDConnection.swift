@@ -13,7 +13,7 @@ struct NBDExport: Sendable, Equatable {
     var canFlush = false
     var canTrim = false
     var canZero = false
-    /// Whether it tells data from holes (`base:allocation`).
+    /// Indicates whether it tells data from holes (`base:allocation`).
     var hasStatus = false
     /// Requests begin and end at multiples of this many bytes, a power of two.
     var minimumBlock: UInt64 = 1
@@ -27,7 +27,7 @@ struct NBDExport: Sendable, Equatable {
     /// The largest minimum that the protocol allows.
     static let largestMinimum: UInt64 = 64 << 10
 
-    /// Whether a connection that finds this one may go on with what was found first; else what has changed.
+    /// Indicates whether a connection that finds this one may go on with what was found first; else what has changed.
     func difference(from first: NBDExport) -> String? {
         if size != first.size { return "a disk of \(size) bytes, previously \(first.size)" }
         if isReadOnly, !first.isReadOnly { return "a read-only disk, previously writable" }

@@ -9,7 +9,7 @@ extension NBDDisk {
         case up
         case connecting(deadline: Int)
         case down(retryAt: Int)
-        /// For good.
+        /// The connection failed permanently.
         case broken
     }
 
@@ -123,7 +123,7 @@ extension NBDDisk {
         return false
     }
 
-    /// Whether requests need not wait for a connection.
+    /// Indicates whether requests need not wait for a connection.
     private func isHopeless(_ now: Int) -> Bool {
         if case .broken = link { return true }
         guard let began = outage.began else { return false }

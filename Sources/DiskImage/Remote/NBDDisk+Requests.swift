@@ -97,7 +97,7 @@ extension NBDDisk {
             end(index, error: 0)
             return index
         case .trim where !export.canTrim:
-            // A wish that the server does not hear.
+            // Best effort: the server does not support it.
             end(index, error: 0)
             return index
         case .zero where !export.canZero, .zeroKeeping where !export.canZero:
@@ -215,7 +215,7 @@ extension NBDDisk {
 
     // MARK: - Answers
 
-    /// Whether answers are there that nobody has looked at.
+    /// Indicates whether answers are there that nobody has looked at.
     var hasAnswers: Bool { unsafe board.pointee.firstAnswered >= 0 }
 
     /// Looks at what the server has answered.

@@ -96,7 +96,8 @@ extension NBDDisk {
 
     // MARK: - How it is stored
 
-    /// Whether there is data at a place, and up to where it is the same; what the server does not tell is data. What has been answered is
+    /// Indicates whether there is data at a place, and up to where it is the same; what the server does not tell is
+    /// data. What has been answered is
     /// remembered: for disks that nobody writes to.
     func extent(at place: UInt64) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
         guard place < export.size else { return (false, .max) }

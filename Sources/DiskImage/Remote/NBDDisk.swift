@@ -19,7 +19,7 @@ internal import Linux
 
     // All that changes is the one owner's, or is touched by one of several threads within `monitor`: hence `Sendable`.
     let monitor = Monitor()
-    /// Whether one of the threads that wait looks after all of them.
+    /// Indicates whether one of the threads that wait looks after all of them.
     var isLooking = false
     /// What is known of the last place that was asked about.
     var known = NBDExtents()
@@ -72,7 +72,7 @@ internal import Linux
     /// Connects.
     /// - Parameters:
     ///   - reconnect: seconds; nil for what the address says, or ``standardReconnect``.
-    ///   - report: is told what happens to the connection.
+    ///   - report: Receives messages about the connection.
     convenience init(path: String, reconnect: Int? = nil, report: (@Sendable (String) -> Void)? = nil) throws(DiskImageError) {
         let location = try NBDLocation(path)
         if location.security != nil, !cnbd_has_tls() {
@@ -184,7 +184,7 @@ internal import Linux
         watch()
     }
 
-    /// Whether the connection is at its end, and nothing has been done about it yet.
+    /// Indicates whether the connection is at its end, and nothing has been done about it yet.
     private var isBroken: Bool {
         if case .up = link { return connection?.stage != .ready }
         return false
@@ -223,7 +223,7 @@ internal import Linux
 
     // MARK: - For requests
 
-    /// Whether a request can be sent.
+    /// Indicates whether a request can be sent.
     var isUp: Bool {
         if case .up = link { return connection?.stage == .ready }
         return false

@@ -41,7 +41,7 @@ struct NBDLocation: Sendable, Equatable {
     static let isRaw = "a remote disk is always raw, without snapshots or a backing file; "
         + "qemu-nbd -f qcow2 exports the disk of a qcow2 file"
 
-    /// Whether a name of a disk is such an address, and no path. A file of that name is `./nbd:…`.
+    /// Indicates whether a name of a disk is such an address, and no path. A file of that name is `./nbd:…`.
     static func isAddress(_ name: String) -> Bool {
         ["nbd:", "nbds:", "nbd+unix:", "nbds+unix:"].contains { name.hasPrefix($0) }
     }

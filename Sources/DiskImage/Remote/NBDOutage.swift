@@ -13,7 +13,7 @@ struct NBDOutage {
     private(set) var began: Int?
     /// Since when a connection stands over which nothing has been asked.
     private var idleSince: Int?
-    /// Whether the last line says that the connection is lost.
+    /// Indicates whether the last line says that the connection is lost.
     private var isLogged = false
     private var quietUntil = Int.min
     /// Losses since the last line about one, and why the last of them happened.

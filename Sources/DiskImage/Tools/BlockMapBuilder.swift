@@ -9,7 +9,7 @@ struct BlockMapBuilder: ImageBuilder {
     static let maximumBlocks: UInt64 = 1 << 26
 
     private enum Kind {
-        /// With a static image every block has its place from the start.
+        /// A VDI image; in a static one every block is allocated.
         case vdi(isStatic: Bool)
         case vmdk(VMDKLayout, descriptor: [UInt8])
     }

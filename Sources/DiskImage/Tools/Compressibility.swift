@@ -23,7 +23,7 @@ internal import Glibc
         unsafe seen.deallocate()
     }
 
-    /// Whether a compressor has a chance with a cluster.
+    /// Indicates whether a compressor has a chance with a cluster.
     func isLikely(_ cluster: UnsafeRawBufferPointer) -> Bool {
         let limit = cluster.count / 64
         var saved = 0.0

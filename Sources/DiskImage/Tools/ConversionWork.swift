@@ -13,7 +13,7 @@ final class ConversionWork: @unchecked Sendable {
         var offset: UInt64
         var length: UInt64
         var number: UInt64
-        /// Whether it is known to be zero, so that nothing is read. It may be longer than a buffer then.
+        /// Indicates whether it is known to be zero, so that nothing is read. It may be longer than a buffer then.
         var readsAsZeroes = false
     }
 
@@ -24,7 +24,7 @@ final class ConversionWork: @unchecked Sendable {
     let pieceSize: UInt64
     /// What is found to be zero as a whole: a cluster, or a page of a raw image.
     let unit: UInt64
-    /// Whether also zeroes are dealt with, since they have to be given places, or made.
+    /// Indicates whether also zeroes are dealt with, since they have to be given places, or made.
     let coversZeroes: Bool
     private(set) var file: NewFile
     let identities: [ImageFile.Identity]

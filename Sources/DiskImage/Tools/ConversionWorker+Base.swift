@@ -24,13 +24,13 @@ extension ConversionWorker {
             unsafe (buffer.start + there).initializeMemory(as: UInt8.self, repeating: 0, count: length - there)
         }
 
-        /// Whether a range of the piece is zeroes.
+        /// Indicates whether a range of the piece is zeroes.
         func isZero(_ range: Range<Int>) -> Bool {
             // Within what has been read.
             unsafe clinux_zero_prefix(buffer.start + range.lowerBound, range.count) == range.count
         }
 
-        /// Whether a range of the piece is what a buffer begins with.
+        /// Indicates whether a range of the piece is what a buffer begins with.
         func isEqual(_ bytes: UnsafeRawBufferPointer, _ range: Range<Int>) -> Bool {
             guard let start = bytes.baseAddress, bytes.count >= range.count else { return false }
             // As many bytes as both have.

@@ -4,9 +4,9 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// How fast an image is: many requests of one size, a number of them in flight at a time.
+/// A benchmark of an image: many requests of one size, several in flight.
 public struct ImageBench: Sendable {
-    /// Where requests begin.
+    /// The offsets of the requests.
     public enum Pattern: Sendable, Equatable {
         /// Each request begins this many bytes after the last one.
         case sequential(step: UInt64)
@@ -14,7 +14,7 @@ public struct ImageBench: Sendable {
         case random(seed: UInt64)
     }
 
-    /// What was done, in which time.
+    /// The number of requests and the time.
     public struct Result: Sendable {
         public var seconds: Double
         /// Requests and bytes.
@@ -24,7 +24,7 @@ public struct ImageBench: Sendable {
 
     public var path: String
     public var options = DiskImageOptions(readOnly: true)
-    /// Whether it writes, all bytes with the value ``fill``: what the image holds is lost.
+    /// Indicates whether it writes, all bytes with the value ``fill``: what the image holds is lost.
     public var writes = false
     public var fill: UInt8 = 0
     public var count: UInt64 = 75000
@@ -32,7 +32,7 @@ public struct ImageBench: Sendable {
     public var size = 4096
     public var offset: UInt64 = 0
     public var pattern = Pattern.sequential(step: 4096)
-    /// With writes, a flush after as many of them; 0 for none.
+    /// The number of writes between flushes; 0 for none.
     public var flushInterval: UInt64 = 0
     public var usesRing = true
 

@@ -9,7 +9,7 @@ public struct ImageCommit: Sendable {
     public var options = DiskImageOptions()
     /// The file with the backing file's data, if that keeps it outside.
     public var backingDataFile: String?
-    /// Whether the image keeps what is now in its backing file too.
+    /// Indicates whether the image keeps what is now in its backing file too.
     public var keepsContents = false
 
     /// A test's system calls.

@@ -4,18 +4,18 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Whether two images show the same disk.
+/// Indicates whether two images show the same disk.
 public struct ImageComparison: Sendable {
-    /// What was found.
+    /// The result.
     public enum Outcome: Sendable, Equatable {
         case identical
         /// The shorter one ends, and the longer one has nothing but zeroes there.
         case identicalUpToZeroes
         /// The first byte that differs.
         case contents(offset: UInt64)
-        /// In a strict comparison: bytes from here on are allocated in one of them only.
+        /// A strict comparison found bytes from this offset on that are allocated in one image only.
         case allocation(offset: UInt64)
-        /// In a strict comparison.
+        /// A strict comparison found different sizes.
         case size(UInt64, UInt64)
     }
 
@@ -23,7 +23,7 @@ public struct ImageComparison: Sendable {
     public var firstOptions = DiskImageOptions(readOnly: true)
     public var second: String
     public var secondOptions = DiskImageOptions(readOnly: true)
-    /// Whether sizes and what is allocated have to be the same too.
+    /// Indicates whether sizes and what is allocated have to be the same too.
     public var isStrict = false
 
     private static let bufferSize = 1 << 20
@@ -100,6 +100,6 @@ public struct ImageComparison: Sendable {
 }
 
 extension ImageExtent {
-    /// Whether an image of the chain has something of its own there.
+    /// Indicates whether an image of the chain has something of its own there.
     fileprivate var isAllocated: Bool { kind != .unallocated }
 }

@@ -4,21 +4,21 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// How far a long work on an image has come.
+/// The progress of a long operation on an image.
 public struct ImageProgress: Sendable {
     /// Bytes of the disk that are dealt with, and all of them.
     public var done: UInt64
     public var total: UInt64
 }
 
-/// How a tool that goes through a whole disk uses the host's page cache.
+/// The use of the host's page cache by a tool that processes a whole disk.
 public enum ToolCache: String, Sendable, CaseIterable {
-    /// What is there is read from there. All other large transfers go around it: they are quicker so, and what others have there stays.
+    /// Cached data is read from the cache. All other large transfers bypass it, which is faster and evicts nothing.
     /// Where the file system has no `O_DIRECT` this is ``writeback``.
     case automatic = "auto"
-    /// Everything goes through it.
+    /// All transfers go through the cache.
     case writeback
-    /// Everything goes around it, as far as it is aligned; an error where the file system has no `O_DIRECT`.
+    /// All aligned transfers bypass the cache; an error if the file system does not support `O_DIRECT`.
     case none
 }
 
@@ -28,31 +28,32 @@ public struct ImageConversion: Sendable {
     public var sourceOptions = DiskImageOptions(readOnly: true)
     public var target: String
     public var format: ImageFormat
-    /// Which kind of VMDK or VDI image; nil for the usual.
+    /// The kind of VMDK or VDI image; nil for the default.
     public var subformat: ImageSubformat?
     public var options = QCOW2Options()
     public var preallocation = Preallocation.off
     /// The image that the new one stands on: it gets only what differs from that.
     public var backing: BackingReference?
-    /// Whether clusters are compressed where that makes them smaller.
+    /// Indicates whether clusters are compressed where that makes them smaller.
     public var compresses = false
-    /// How hard: zlib's 1 to 9, zstd's 1 to 19; nil for the usual.
+    /// The compression level: 1 to 9 for zlib, 1 to 19 for zstd; nil for the default.
     public var compressionLevel: Int?
-    /// Whether a file that is there already is replaced, or a block device or a remote disk overwritten.
+    /// Indicates whether a file that is there already is replaced, or a block device or a remote disk overwritten.
     public var replacing = false
-    /// How the page cache is used on both sides.
+    /// The use of the page cache on both sides.
     public var cache = ToolCache.automatic
-    /// Whether what of the source cannot be read becomes zeroes, and a source that is cut short is read as far as it goes.
+    /// Indicates whether what of the source cannot be read becomes zeroes, and a source that is cut short is read as
+    /// far as it goes.
     public var salvages = false
     /// A test's system calls for reading the source.
     var calls = FileCalls.host
-    /// Whether the image is on the disk when ``run(_:)`` returns.
+    /// Indicates whether the image is on the disk when ``run(_:)`` returns.
     public var durably = false
     /// Threads that read, compress and write; more than the processors only wait for each other at the file.
     public var threads = min(max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN))), possibleThreads.upperBound)
 
     public static let possibleThreads = 1...64
-    /// Whether the target has to be something that is written in place, a block device or a remote disk.
+    /// Indicates whether the target has to be something that is written in place, a block device or a remote disk.
     public var isTargetThere = false
 
     public init(source: String, target: String, format: ImageFormat) {

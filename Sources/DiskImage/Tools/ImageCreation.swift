@@ -9,18 +9,19 @@ public struct ImageCreation: Sendable {
     public var format: ImageFormat
     /// Bytes of the disk, rounded up to whole sectors of 512; nil takes the backing image's.
     public var size: UInt64?
-    /// Which kind of VMDK or VDI image; nil for the usual.
+    /// The kind of VMDK or VDI image; nil for the default.
     public var subformat: ImageSubformat?
     public var options = QCOW2Options()
     public var preallocation = Preallocation.off
     public var backing: BackingReference?
-    /// Whether the backing image is opened, to see that it is there and how large its disk is.
+    /// Indicates whether the backing image is opened, to see that it is there and how large its disk is.
     public var opensBacking = true
-    /// Whether a file that is there already is replaced.
+    /// Indicates whether a file that is there already is replaced.
     public var replacing = false
-    /// Whether the image is on the disk when ``create()`` returns.
+    /// Indicates whether the image is on the disk when ``create()`` returns.
     public var durably = false
-    /// How the backing image is opened, whose size counts if none is stated. Its format is the one of ``backing``.
+    /// The options for opening the backing image, whose size is used if none is given. Its format is that of
+    /// ``backing``.
     public var backingOptions = DiskImageOptions()
 
     public init(path: String, format: ImageFormat, size: UInt64? = nil) {

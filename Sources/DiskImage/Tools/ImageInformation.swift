@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// What a disk image says of itself, without a look at its backing files.
+/// The metadata of a disk image, without its backing files.
 public struct ImageInformation: Sendable, Equatable {
     public var path: String
     public var format: ImageFormat
@@ -13,7 +13,7 @@ public struct ImageInformation: Sendable, Equatable {
     /// Bytes that the file takes on the host's disk; nil of a remote one.
     public var allocated: UInt64?
     public var isDirty = false
-    /// How the data is encrypted, if it is.
+    /// The encryption of the data, if any.
     public var encryption: Encryption?
     public var backing: Backing?
     public var qcow2: QCOW2?
@@ -22,19 +22,19 @@ public struct ImageInformation: Sendable, Equatable {
     public var snapshots: [Snapshot] = []
     /// The two sizes of a VHD.
     public var vhd: VHDSizes?
-    /// What a remote disk's server says of it.
+    /// The properties of a remote disk.
     public var remote: Remote?
 
     /// Which file it is, and what it is to those that it names; nil of a remote disk.
     private var identity: ImageFile.Identity?
     private(set) var namer: NamingImage?
 
-    /// What a server says of an export, in bytes where it is a size.
+    /// The properties of an export; sizes are in bytes.
     public struct Remote: Sendable, Equatable {
         /// Bytes, which need not be whole sectors.
         public var size: UInt64
         public var isReadOnly: Bool
-        /// What it can be asked for.
+        /// Indicates the supported commands.
         public var flush: Bool
         public var trim: Bool
         public var writeZeroes: Bool
@@ -47,15 +47,15 @@ public struct ImageInformation: Sendable, Equatable {
 
     /// A backing file as the image names it.
     public struct Backing: Sendable, Equatable {
-        /// As the image has it.
+        /// The name recorded in the image.
         public var name: String
-        /// Where that leads to; nil for a name that is not followed.
+        /// The resolved path; nil for a name that is not followed.
         public var path: String?
-        /// As the image states it.
+        /// The format recorded in the image.
         public var format: String?
     }
 
-    /// What is particular to qcow2.
+    /// The properties of a qcow2 image.
     public struct QCOW2: Sendable, Equatable {
         public var clusterSize: UInt64
         public var compatibility: QCOW2Compatibility
@@ -69,11 +69,11 @@ public struct ImageInformation: Sendable, Equatable {
         public var dataFilePath: String?
         public var dataFileAllocated: UInt64?
         public var dataFileIsRaw: Bool
-        /// Those that the image says are true.
+        /// The valid persistent bitmaps.
         public var bitmaps: [DiskBitmap] = []
     }
 
-    /// How an image is encrypted, in the words of dm-crypt and QEMU.
+    /// The encryption of an image, with the names of dm-crypt and QEMU.
     public struct Encryption: Sendable, Equatable {
         /// `luks` or `aes`.
         public var format: String

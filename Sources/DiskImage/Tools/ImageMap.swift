@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// How a disk is stored, from its start to its end.
+/// The allocation map of a disk, from its start to its end.
 public struct ImageMap: ~Copyable {
     private var reader: ImageReader
     private var position: UInt64 = 0
@@ -40,7 +40,7 @@ public struct ImageMap: ~Copyable {
 }
 
 extension ImageExtent {
-    /// Whether the extent that follows this one is stored as this one is.
+    /// Indicates whether the extent that follows this one is stored as this one is.
     fileprivate func continues(with next: ImageExtent) -> Bool {
         guard kind == next.kind, depth == next.depth else { return false }
         // Compressed clusters have places that nobody reads in a row.

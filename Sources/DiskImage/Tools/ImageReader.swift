@@ -4,11 +4,11 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// How a piece of a disk is stored, for tools.
+/// A range of a disk and its allocation, for tools.
 public struct ImageExtent: Sendable, Equatable {
-    /// What is there.
+    /// The kind of allocation.
     public enum Kind: Sendable, Equatable {
-        /// No image of the chain has anything there: it reads as zeroes.
+        /// A range that no image of the chain allocates: it reads as zeroes.
         case unallocated
         /// Zeroes without data: a zero cluster, or a hole of the file.
         case zero
@@ -20,11 +20,11 @@ public struct ImageExtent: Sendable, Equatable {
     /// Bytes from the start of the disk.
     public var offset: UInt64
     public var length: UInt64
-    /// How far down the chain: 0 is the topmost image.
+    /// The depth in the chain: 0 is the topmost image.
     public var depth: Int
-    /// Where in the image's file, for what has a place of its own there.
+    /// The offset in the image's file, if the range has one.
     public var fileOffset: UInt64?
-    /// Which file that is, by its number in ``ImageMap/files``.
+    /// The index of the file in ``ImageMap/files``.
     public var file = 0
 
     public var readsAsZeroes: Bool { kind == .unallocated || kind == .zero }
@@ -267,14 +267,15 @@ public struct ImageExtent: Sendable, Equatable {
         if isEncrypted { unsafe image.decrypt(buffer, count, file: layer, place: offset, offset: diskOffset) }
     }
 
-    /// Whether a read that need not go through the page cache does.
+    /// Indicates whether a read that need not go through the page cache does.
     private func isCached(_ offset: UInt64, _ count: Int, _ layer: Int) -> Bool {
         // Small pieces are left to the kernel, which reads ahead.
         image.asksCacheFirst(layer)
             && (count < Self.smallest || clinux_is_cached(image.dataDescriptor(layer), off_t(truncatingIfNeeded: offset), count) != 0)
     }
 
-    /// Whether a file has data at a place, and up to where it is the same; what the file system cannot tell is data.
+    /// Indicates whether a file has data at a place, and up to where it is the same; what the file system cannot tell
+    /// is data.
     private mutating func hole(at place: UInt64, _ layer: Int) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
         // Holes of what is encrypted are no zeroes.
         if image.isEncrypted(layer) { return (true, .max) }

@@ -28,7 +28,7 @@ public enum ImageSubformat: String, Sendable, CaseIterable {
         }
     }
 
-    /// Whether the disk's bytes lie one after the other, so that space can be set aside for them.
+    /// Indicates whether the disk's bytes lie one after the other, so that space can be set aside for them.
     var isFlat: Bool { self == .monolithicFlat || self == .twoGbMaxExtentFlat || self == .fixed }
 
     /// The kind that is made.

@@ -56,7 +56,7 @@ struct NewFile: ~Copyable {
             mode = locked.st_mode & 0o777
             replaced = consume old
         } else if fileStatus(ofPath: path, followsLinks: false) != nil {
-            // What it names is nobody's wish.
+            // Best effort: its target is not needed.
             throw .linkToNothing(path: path)
         }
         let made: Made

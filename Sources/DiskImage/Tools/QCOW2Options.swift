@@ -2,7 +2,7 @@
 
 internal import Linux
 
-/// How a new qcow2 image is laid out. The default values are qemu-img's.
+/// The layout of a new qcow2 image. The default values are qemu-img's.
 public struct QCOW2Options: Sendable, Equatable {
     /// Bytes of a cluster: a power of two, 512 to 2 MiB.
     public var clusterSize: UInt64 = 65536
@@ -13,7 +13,7 @@ public struct QCOW2Options: Sendable, Equatable {
     public var lazyRefcounts = false
     /// L2 entries with 32 subclusters each.
     public var extendedL2 = false
-    /// How clusters that are compressed later are compressed.
+    /// The compression type of clusters that are compressed later.
     public var compression = CompressionType.zlib
     /// The data lies in this file, and only metadata in the image; relative to the image's directory.
     public var dataFile: String?
@@ -31,7 +31,7 @@ public enum QCOW2Compatibility: String, Sendable, CaseIterable {
     case version3 = "1.1"
 }
 
-/// How qcow2 compresses clusters.
+/// The compression type of qcow2 clusters.
 public enum CompressionType: String, Sendable, CaseIterable {
     case zlib
     case zstd
@@ -42,7 +42,8 @@ public struct BackingReference: Sendable, Equatable {
     /// The name as it is put into the image: relative to the new image's directory.
     public var name: String
     public var format: ImageFormat
-    /// Whether somebody has said so. A format that only the name stands for is refused if the contents contradict.
+    /// Indicates whether somebody has said so. A format that only the name stands for is refused if the contents
+    /// contradict.
     public var isFormatStated: Bool
 
     public init(name: String, format: ImageFormat, isFormatStated: Bool = true) {
@@ -51,7 +52,7 @@ public struct BackingReference: Sendable, Equatable {
         self.isFormatStated = isFormatStated
     }
 
-    /// Where a name in an image leads, as far as it is one that is followed.
+    /// Resolves a name in an image, or returns nil if it is not followed.
     public static func path(_ name: String, of image: String) -> String? { try? backingPath(name, of: image) }
 
     /// - Parameters:

@@ -8,7 +8,7 @@ public struct LostRange: Equatable, Sendable {
     /// Bytes from the start of the disk.
     public internal(set) var offset: UInt64
     public internal(set) var length: UInt64
-    /// What kept its beginning from being read.
+    /// The reason why its beginning could not be read.
     public let reason: String
 
     public var end: UInt64 { offset + length }

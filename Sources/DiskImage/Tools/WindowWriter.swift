@@ -99,7 +99,8 @@ internal import Linux
         engine.start(request, .writeZeroesUnmapping, offset: range.lowerBound, length: UInt64(range.count))
     }
 
-    /// Whether the image has the beginning of a range of its own, and how far that goes. Nothing that is in flight is about the range.
+    /// Indicates whether the image has the beginning of a range of its own, and how far that goes. Nothing that is in
+    /// flight is about the range.
     func ownership(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> (isOwn: Bool, length: UInt64) {
         if let answer = try engine.ownership(at: offset, limit: limit) { return answer }
         // Somebody else reads what is needed, or there is no room to read it before what has changed is in the file.
@@ -143,7 +144,7 @@ internal import Linux
 }
 
 extension DiskEngine {
-    /// Whether the topmost image has the beginning of a range of its own, and how far that goes.
+    /// Indicates whether the topmost image has the beginning of a range of its own, and how far that goes.
     /// - Returns: nil if what is in flight, or what has not been made durable, has to end first.
     fileprivate mutating func ownership(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> (isOwn: Bool, length: UInt64)? {
         var search = DiskImage.Search(limit: limit)

@@ -21,7 +21,7 @@ struct BreakpointInstructions {
 
     var isEmpty: Bool { originals.isEmpty }
 
-    /// Whether an `int3` at this address is the debugger's.
+    /// Indicates whether an `int3` at this address is the debugger's.
     func contains(_ address: GuestAddress) -> Bool { originals[address] != nil }
 
     mutating func insert(_ breakpoint: Breakpoint, at address: GuestAddress) throws(DebugTargetError) {

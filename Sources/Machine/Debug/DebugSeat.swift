@@ -40,7 +40,7 @@ final class DebugSeat: Sendable {
 
     // MARK: The vCPU's thread
 
-    /// Whether the thread is to park as soon as its state is whole.
+    /// Indicates whether the thread is to park as soon as its state is whole.
     var isWanted: Bool { state.withLock { $0.isWanted } }
 
     /// Stops here by itself.

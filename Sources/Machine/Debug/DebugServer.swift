@@ -20,7 +20,8 @@ final class DebugServer: Sendable {
     fileprivate let listener: Listener
     fileprivate let epoll: Epoll
     private let thread = Guarded<Thread?>(nil)
-    /// Whether a debugger was connected when the thread ended, which a reset of the guest brings too: the next boot waits for it.
+    /// Indicates whether a debugger was connected when the thread ended, which a reset of the guest brings too: the
+    /// next boot waits for it.
     var wasAttached: Bool { hadClient.load(ordering: .acquiring) }
     fileprivate let hadClient = Atomic<Bool>(false)
 
@@ -65,7 +66,7 @@ final class DebugServer: Sendable {
 /// What the thread does.
 private struct DebugService: ~Copyable {
     private enum Phase {
-        /// Nobody is here, and the guest runs, or waits for the first debugger.
+        /// No debugger is connected, and the guest runs, or waits for the first one.
         case idle
         /// A debugger has connected, and the vCPUs are stopping.
         case arriving
@@ -79,7 +80,7 @@ private struct DebugService: ~Copyable {
     private let ending: Ending
     private var phase = Phase.idle
     private var client: DebugClient?
-    /// Whether the client is watched for room, with answers pending; what it sends is not read meanwhile.
+    /// Indicates whether the client is watched for room, with answers pending; what it sends is not read meanwhile.
     private var isWaitingForRoom = false
 
     init(_ server: DebugServer, _ target: MachineDebugTarget, _ ending: Ending) {

@@ -27,7 +27,7 @@ final class MachineDebugTarget: DebugTarget {
     private var isStopping = false
     private var isInterrupted = false
     private var lastThread = 1
-    /// Whether a debugger's visit has begun and not been ended by ``detach()``.
+    /// Indicates whether a debugger's visit has begun and not been ended by ``detach()``.
     private(set) var isAttached = false
 
     /// - Parameters:
@@ -129,7 +129,8 @@ final class MachineDebugTarget: DebugTarget {
         }
     }
 
-    /// Whether an event that is not told now is told next time. A vCPU in front of a breakpoint comes to it again; one that is past a
+    /// Indicates whether an event that is not told now is told next time. A vCPU in front of a breakpoint comes to it
+    /// again; one that is past a
     /// watched access does not.
     private func isKept(_ index: Int) -> Bool {
         switch reason(of: index) {
@@ -255,7 +256,8 @@ final class MachineDebugTarget: DebugTarget {
         return pieces
     }
 
-    /// Whether the processor would take the address at all; KVM's walk of the page tables looks only at the bits that they have.
+    /// Indicates whether the processor would take the address at all; KVM's walk of the page tables looks only at the
+    /// bits that they have.
     private static func isCanonical(_ address: UInt64, _ system: kvm_sregs) -> Bool {
         let longModeActive: UInt64 = 1 << 10, fiveLevels: UInt64 = 1 << 12
         guard system.efer & longModeActive != 0 else { return address >> 32 == 0 }

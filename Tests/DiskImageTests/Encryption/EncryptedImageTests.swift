@@ -48,7 +48,7 @@ import Testing
         #expect(try directory.read("out.raw") == disk)
         guard !isOnlyRead(options) else {
             let error = openError(path, encrypted.options())
-            #expect("\(String(describing: error))".contains("is only read"))
+            #expect("\(String(describing: error))".contains("is supported read-only"))
             return
         }
         var workload = Workload(disk, seed: 8, maximum: 80 << 10)

@@ -33,10 +33,10 @@ import Testing
         Change("hash", 72, word("ripemd160"), "the hash function ripemd160"), Change("hash", 72, word("md5"), "the hash function md5"),
         Change("key size", 108, number(65, 4), "a key of 65 bytes"), Change("key size", 108, number(.max, 4), "a key of 4294967295 bytes"),
         Change("key size", 108, number(0, 4), "keys of 0 bits"), Change("key size", 108, number(16, 4), "keys of 128 bits"),
-        Change("digest iterations", 164, number(0, 4), "without iterations"), Change("digest iterations", 164, number(.max, 4), "rounds of hashing"),
+        Change("digest iterations", 164, number(0, 4), "without iterations"), Change("digest iterations", 164, number(.max, 4), "hash iterations"),
         Change("UUID", 168, [UInt8](repeating: 0x61, count: 40), "a UUID that is not a word"),
         Change("slot state", 208, number(1, 4), "state 1"), Change("slot state", 208 + 48 * 7, number(0x00ac_71f4, 4), "state 11301364"),
-        Change("slot iterations", 212, number(0, 4), "a key slot 0 without iterations"), Change("slot iterations", 212, number(.max, 4), "rounds of hashing"),
+        Change("slot iterations", 212, number(0, 4), "a key slot 0 without iterations"), Change("slot iterations", 212, number(.max, 4), "hash iterations"),
         Change("key material", 248, number(.max, 4), "outside of its"), Change("key material", 248, number(0, 4), "outside of its"),
         Change("key material", 248, number(4040 - 499, 4), "outside of its"), Change("stripes", 252, number(3999, 4), "3999 stripes"),
         Change("stripes", 252, number(.max, 4), "4294967295 stripes"),
@@ -48,7 +48,7 @@ import Testing
         Change("length", 128, number(591, 8), "LUKS header of 591 bytes", inFile: true), Change("length", 128, number(.max, 8), "LUKS header of 18446744073709551615", inFile: true),
         Change("length", 128, number(16 << 20 | 1, 8), "LUKS header of 16777217", inFile: true), Change("length", 128, number(100_000, 8), "outside of its 100000 bytes", inFile: true),
         Change("method", 32, number(0, 4), "without LUKS encryption", inFile: true), Change("method", 32, number(1, 4), "without LUKS encryption", inFile: true),
-        Change("size", 24, number(1 << 20 | 100, 8), "not whole sectors", inFile: true),
+        Change("size", 24, number(1 << 20 | 100, 8), "not a multiple of the sector size", inFile: true),
         Change("L1 table", 40, number(65536, 8), "in the same place", inFile: true), Change("refcount table", 48, number(131072, 8), "in the same place", inFile: true),
     ]
 

@@ -188,9 +188,9 @@ extension ImageSubformat {
         let changes: [(String, (inout ImageCreation) -> Void)] = [
             ("no subformat streamOptimized", { $0.format = .raw; $0.subformat = .streamOptimized }), ("no subformat static", { $0.format = .qcow2; $0.subformat = .fixed }),
             ("no subformat static", { $0.subformat = .fixed }), ("no subformat monolithicFlat", { $0.format = .vdi; $0.subformat = .monolithicFlat }),
-            ("gets its space as it is written", { $0.preallocation = .falloc }), ("gets its space", { $0.format = .vdi; $0.preallocation = .metadata }),
-            ("no metadata to set aside", { $0.subformat = .monolithicFlat; $0.preallocation = .metadata }),
-            ("options of qcow2", { $0.options.clusterSize = 4096 }), ("no backing file", { $0.backing = BackingReference(name: "in.raw", format: .raw) }),
+            ("image cannot be preallocated", { $0.preallocation = .falloc }), ("image cannot be preallocated", { $0.format = .vdi; $0.preallocation = .metadata }),
+            ("no metadata to preallocate", { $0.subformat = .monolithicFlat; $0.preallocation = .metadata }),
+            ("qcow2 options do not apply", { $0.options.clusterSize = 4096 }), ("no backing file", { $0.backing = BackingReference(name: "in.raw", format: .raw) }),
             ("0 bytes", { $0.size = 0 }), ("at most", { $0.size = 1 << 60 }), ("at most", { $0.subformat = .twoGbMaxExtentFlat; $0.size = 2 << 40 }),
             ("at most", { $0.format = .vdi; $0.size = 65 << 40 }), ("at most", { $0.subformat = .streamOptimized; $0.size = 65 << 40 }),
             ("at most", { $0.subformat = .monolithicFlat; $0.size = 1 << 52 }),
@@ -233,7 +233,7 @@ extension ImageSubformat {
         #expect(rename(raw, directory.file(name)) == 0)
         conversion.source = directory.file(name)
         conversion.sourceOptions.format = .raw
-        #expect(refusal { () throws(DiskImageError) in try conversion.run() }.contains("it is what is read"))
+        #expect(refusal { () throws(DiskImageError) in try conversion.run() }.contains("it is the same file as the source"))
         #expect(try directory.bytes(name).count == 8 << 20)
     }
 

@@ -151,14 +151,14 @@ import Testing
     @Test func whatCannotBeUsedIsNamed() throws {
         for (format, word) in [(ImageFormat.vhd, "VHD"), (.vhdx, "VHDX")] {
             let path = try directory.make(FormatKind(format: format), [UInt8](repeating: 1, count: 1 << 20))
-            #expect("\(openError(path)!)".contains("\(word) images are only read"))
+            #expect("\(openError(path)!)".contains("\(word) images are read-only"))
         }
         let stream = try directory.make(FormatKind(format: .vmdk, options: "subformat=streamOptimized"), [UInt8](repeating: 1, count: 1 << 20))
         #expect("\(openError(stream)!)".contains("its grains are compressed"))
         // A link to another image.
         qemuImage("create", "-q", "-f", "vmdk", directory.file("base.vmdk"), "1M")
         qemuImage("create", "-q", "-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", directory.file("link.vmdk"))
-        #expect("\(openError(directory.file("link.vmdk"), readOnly)!)".contains("it is a link to another image and has a part of its disk in a parent"))
+        #expect("\(openError(directory.file("link.vmdk"), readOnly)!)".contains("it is a link to another image and depends on a parent"))
         // Of another format than it says, or nothing at all.
         for format in ImageFormat.allCases where format != .raw && format != .qcow2 {
             let path = try directory.write("x.\(format.rawValue)", randomBytes(3 << 19, seed: 4))

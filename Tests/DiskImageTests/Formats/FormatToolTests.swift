@@ -32,9 +32,9 @@ import Testing
     @Test(arguments: formats) func whatCannotBeMadeIsRefused(format: ImageFormat) throws {
         let source = try directory.write("source.raw", [UInt8](repeating: 1, count: 4096)), target = directory.file("new.\(format)")
         let creation = refusal { () throws(DiskImageError) in try ImageCreation(path: target, format: format, size: 1 << 20).create() }
-        #expect(creation.contains("\(format.name) images are used but not made"))
+        #expect(creation.contains("\(format.name) images cannot be created"))
         let conversion = refusal { () throws(DiskImageError) in try ImageConversion(source: source, target: target, format: format).run() }
-        #expect(conversion.contains("\(format.name) images are used but not made"))
+        #expect(conversion.contains("\(format.name) images cannot be created"))
     }
 
     @Test(arguments: kinds) func whatCannotBeChangedIsRefused(kind: FormatKind) throws {

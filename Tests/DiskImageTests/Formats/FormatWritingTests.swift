@@ -93,7 +93,7 @@ import Testing
     @Test func damagedTablesKeepFromWriting() throws {
         let path = try directory.make(FormatKind(format: .vdi), randomBytes(5 << 20, seed: 1))
         let bytes = try directory.bytes("disk.vdi")
-        for (entry, says) in [(UInt8(1), "in two places"), (77, "which has none such")] {
+        for (entry, says) in [(UInt8(1), "is mapped twice"), (77, "which does not exist")] {
             var broken = bytes
             broken[512] = entry
             try directory.write("disk.vdi", broken)

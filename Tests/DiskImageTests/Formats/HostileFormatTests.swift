@@ -268,11 +268,11 @@ import Testing
             ("a name of many bytes", descriptor(["RW 8 FLAT \"\(String(repeating: "n", count: 100_000))\" 0"]), ""),
             ("not text", Array("# Disk DescriptorFile\nRW 8 FLAT \"".utf8) + [0xff, 0xfe] + Array("\" 0\n".utf8), ""),
             ("a name with NUL", Array("# Disk DescriptorFile\nRW 8 FLAT \"a".utf8) + [0] + Array("b\" 0\n".utf8), ""),
-            ("itself", descriptor(["RW 8 FLAT \"hostile.vmdk\" 0"]), "twice"), ("twice the same", descriptor(["RW 4 FLAT \"data\" 0", "RW 4 FLAT \"data\" 0"]), "the same bytes"),
+            ("itself", descriptor(["RW 8 FLAT \"hostile.vmdk\" 0"]), "twice"), ("twice the same", descriptor(["RW 4 FLAT \"data\" 0", "RW 4 FLAT \"data\" 0"]), "extents of the image overlap"),
             ("too long", descriptor([String](repeating: "#", count: 600_000)), "too long"),
         ]
         for number in ["0", "-1", "+8", "9", "0x8", "8.5", "18446744073709551615", "18446744073709551616", "4398046511104", "4398046511105", "99999999999999999999999999", ""] {
-            texts.append(("sectors \(number)", descriptor(["RW \(number) FLAT \"data\" 0"]), number == "" ? "no size" : ""))
+            texts.append(("sectors \(number)", descriptor(["RW \(number) FLAT \"data\" 0"]), number == "" ? "an invalid size" : ""))
             texts.append(("place \(number)", descriptor(["RW 8 FLAT \"data\" \(number)"]), number == "0" || number == "" ? "-" : ""))
         }
         for line in ["RW", "RW 8", "RW 8 FLAT", "RW 8 FLAT data", "RW 8 FLAT \"data", "RW 8 SPARSE \"data\"", "RW 8 VMFSRAW \"data\"", "NOACCESS 8 ZERO", "RW 8 FLAT \"\" 0"] {

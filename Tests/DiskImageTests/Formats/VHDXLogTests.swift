@@ -210,7 +210,7 @@ import Testing
             let path = try directory.write("dirty.vhdx", file)
             #expect("\(openError(path, readOnly).map { "\($0)" } ?? "")".contains(words), "\(comment)")
         }
-        let none = "no whole sequence", single = good[1].bytes
+        let none = "no complete sequence", single = good[1].bytes
         try expectContents(unfinished(pair, [single], start: 0) { $0.replaceSubrange(pair.table + 4096..<pair.table + 8192, with: [UInt8](repeating: 0, count: 4096)) }, pair.contents)
         try refusal(unfinished(pair, [], start: 0), none, "empty")
         // Each byte of the header, the descriptor and the marks of the data counts.
@@ -226,7 +226,7 @@ import Testing
             (Field("tail", 12, 4), 4096, none), (Field("tail", 12, 4), 1, none), (Field("tail", 12, 4), UInt64(UInt32.max), none),
             (Field("number", 16, 8), 0, none), (Field("number", 16, 8), 9, none), (Field("descriptors", 24, 4), 2, none),
             (Field("descriptors", 24, 4), UInt64(UInt32.max), none), (Field("flushed", 48, 8), UInt64(pair.after.count) + 1, "the file that its log describes"),
-            (Field("flushed", 48, 8), .max, "the file that its log describes"), (Field("last", 56, 8), .max, "wants a file of"),
+            (Field("flushed", 48, 8), .max, "the file that its log describes"), (Field("last", 56, 8), .max, "requires a file of"),
             (Field("descriptor", 64, 4), 0, none), (Field("place", 80, 8), 1, none), (Field("place", 80, 8), .max & ~4095, none),
             (Field("place", 80, 8), 0, "a change of data, at byte 0"), (Field("place", 80, 8), UInt64(pair.log), "a change of data"),
             (Field("place", 80, 8), UInt64(pair.after.count) & ~4095, "a change of data"), (Field("descriptor's number", 88, 8), 1, none),

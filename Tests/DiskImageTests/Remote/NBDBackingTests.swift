@@ -286,7 +286,7 @@ import Testing
             try commit().run()
             Issue.record("it was committed")
         } catch {
-            #expect("\(error)".contains("has no flush"), "\(error)")
+            #expect("\(error)".contains("does not support flush"), "\(error)")
         }
         var kept = commit()
         kept.keepsContents = true

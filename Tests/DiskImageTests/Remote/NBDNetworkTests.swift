@@ -35,7 +35,7 @@ import Testing
         // Another key, another user, none, and no TLS at all.
         #expect(reason(address.replacing(keys, with: others)).contains("gnutls_handshake"))
         #expect(reason(address.replacing("alice@", with: "bob@")) != "")
-        #expect(reason(address.replacing("alice@", with: "")).contains("say whose key it is"))
+        #expect(reason(address.replacing("alice@", with: "")).contains("specify the user of the key"))
         #expect(reason(address.replacing(keys, with: directory.file("nowhere"))) != "")
         #expect(reason(server.address()).contains("the server requires TLS: use nbds:"))
     }

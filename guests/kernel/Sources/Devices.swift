@@ -42,7 +42,7 @@ final class Devices: @unchecked Sendable {
 
 let devices = Devices()
 
-/// The host's wish to power off (the event register, bit 0; its interrupt is ISA 9).
+/// The host's request to power off (the event register, bit 0; its interrupt is ISA 9).
 enum PowerButton {
     private static let register: UInt16 = 0x602
 
