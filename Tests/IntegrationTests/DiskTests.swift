@@ -184,7 +184,7 @@ import Testing
         try shell("qemu-img info '\(disk)'")
         let writer = try Program.machine(["--disk", disk])
         try writer.expectEnd(71)
-        #expect(writer.errors.text.hasPrefix("swkvm: disk \"\(disk)\": another process has it open and relies on its contents"))
+        #expect(writer.errors.text.hasPrefix("swkvm: disk \"\(disk)\": another process has it open and requires that its contents do not change"))
         for machine in machines { try machine.powerOff() }
     }
 
@@ -250,7 +250,7 @@ import Testing
             """)
         let machine = try Program.machineAtPrompt(["--disk", directory("plain.qcow2") + ",ro"])
         for _ in 0..<3 { #expect(try machine.ask("sum vda 0 8") != ["crc32 vda 0 8 \(hexadecimal(crc32(content[..<4096])))"]) }
-        try machine.waitForError("error: blk0: disk \"\(directory("plain.qcow2"))\": damaged or not made by a correct program: ")
+        try machine.waitForError("error: blk0: disk \"\(directory("plain.qcow2"))\": damaged or invalid: ")
         try machine.powerOff()
         #expect(machine.errors.lines.count { $0.contains("damaged") } == 2, "\(machine.errors.text)")
         #expect(machine.errors.lines.last?.contains("blk0: 2 more: disk") == true, "\(machine.errors.text)")
