@@ -31,6 +31,7 @@ final class Program {
     private(set) var output = Transcript()
     private(set) var errors = Transcript()
     private var end: End?
+    private var usage = rusage()
     private let hasTerminal: Bool
     private var input: FileDescriptor?
     private var outputEnd: FileDescriptor?
@@ -150,6 +151,20 @@ final class Program {
     /// Whether it has not ended yet.
     var isRunning: Bool { !reap() }
 
+    /// Seconds of CPU time that all its threads have taken so far, those of the kernel that do its I/O too.
+    var processorTime: Double {
+        get throws {
+            if reap() {
+                return [usage.ru_utime, usage.ru_stime].reduce(0) { $0 + Double($1.tv_sec) + Double($1.tv_usec) / 1e6 }
+            }
+            var clock: clockid_t = 0, time = timespec()
+            guard clock_getcpuclockid(pid, &clock) == 0, clock_gettime(clock, &time) == 0 else {
+                throw TestFailure("no CPU clock of \(name)")
+            }
+            return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
+        }
+    }
+
     /// Everything that is known, for a failure's text.
     var story: String {
         "\(name) printed:\n\(output.tail)\nand on standard error:\n\(errors.tail)\nand \(end.map { "ended with \($0)" } ?? "has not ended")"
@@ -160,7 +175,7 @@ final class Program {
     private func reap() -> Bool {
         if end != nil { return true }
         var status: Int32 = 0
-        guard waitpid(pid, &status, WNOHANG) == pid else { return false }
+        guard wait4(pid, &status, WNOHANG, &usage) == pid else { return false }
         end = clinux_wait_exited(status) != 0 ? .status(clinux_wait_status(status)) : .signal(clinux_wait_signal(status))
         return true
     }

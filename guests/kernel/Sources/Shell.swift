@@ -68,6 +68,7 @@ final class Shell {
             case "read": try read(words)
             case "sum": try sum(words)
             case "write": try write(words)
+            case "flood": try flood(words)
             case "net": try network(words)
             case "ping": try ping(words)
             case "tcp": try exchange(words)
@@ -95,6 +96,8 @@ final class Shell {
             read DISK SECTOR [COUNT]      show sectors
             sum DISK SECTOR COUNT         CRC-32 of sectors
             write DISK SECTOR TEXT        write a sector: the text, then zeros; 'pattern [COUNT]' for a pattern
+            flood DISK COUNT wait | reset | endless
+                                          the largest reads there are: to their end, until they have begun, for ever
             net                           network interfaces
             net NAME ADDRESS/PREFIX[,GATEWAY] | dhcp
             ping ADDRESS [COUNT]          ICMP echo
@@ -205,6 +208,21 @@ final class Shell {
         }
         try disk.flush()
         Console.print("written")
+    }
+
+    private func flood(_ words: [Text]) throws(Failure) {
+        let purpose: Flood.Purpose? =
+            switch words.count == 4 ? words[3] : "" {
+            case "wait": .wait
+            case "reset": .reset
+            case "endless": .endless
+            default: nil
+            }
+        guard let purpose, let count = words[2].number, (1...256).contains(count) else {
+            throw Failure("usage: flood DISK COUNT wait | reset | endless, with a COUNT of 1 to 256")
+        }
+        guard let disk = devices.disk(words[1]) else { throw Failure("\(words[1]): no such disk") }
+        try Flood(disk).run(UInt16(count), purpose)
     }
 
     private func network(_ words: [Text]) throws(Failure) {

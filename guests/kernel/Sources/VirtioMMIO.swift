@@ -143,6 +143,7 @@ struct Features: OptionSet {
     let rawValue: UInt64
 
     // Of block devices (§5.2.3).
+    static let sizeMaximum = Features(rawValue: 1 << 1)
     static let segmentMaximum = Features(rawValue: 1 << 2)
     static let readOnly = Features(rawValue: 1 << 5)
     static let blockSize = Features(rawValue: 1 << 6)
