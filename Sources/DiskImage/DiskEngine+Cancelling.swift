@@ -60,6 +60,7 @@ extension DiskEngine {
             if let ended = nextCompletion() { release(ended.request) } else { waitForQueue() }
         }
         isCancelling = false
+        submissionError = nil
     }
 
     /// Milliseconds for a server to end what it has; it may never answer.
@@ -88,24 +89,10 @@ extension DiskEngine {
         }
     }
 
-    /// Waits until something has ended, here or at another engine. A queue that takes no calls any more ends what it has all the same, and what it has not
-    /// got ends here.
+    /// Waits until something has ended, here or at another engine. A queue that takes no calls any more ends what it has all the same.
     private mutating func waitForQueue() {
-        do throws(SystemCallError) {
-            try queue.submit()
-            return try queue.wait()
-        } catch {}
-        var hasLost = false
-        shared.lock()
-        while let token = queue.takeBack() {
-            if token == Self.bellToken { isListening = false }
-            guard token < UInt64(operationCount) else { continue }
-            hasLost = true
-            settle(Int32(truncatingIfNeeded: token))
-            finish(Int32(truncatingIfNeeded: token), result: -Int(EIO))
-        }
-        shared.unlock()
-        if hasLost { return }
+        handOver()
+        if unqueuedOperation >= 0 || (try? queue.wait()) != nil { return }
         var entries = [pollfd(fd: queue.rawValue, events: Int16(POLLIN), revents: 0)]
         if let bell = seat.bell { entries.append(pollfd(fd: bell.event.rawValue, events: Int16(POLLIN), revents: 0)) }
         // As many entries as the array has.

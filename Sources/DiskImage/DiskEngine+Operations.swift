@@ -240,13 +240,13 @@ extension DiskEngine {
                 endUnqueued(index)
             }
         } catch {
-            // Unheard of, as the queue has room for every operation.
+            // The queue has room for every operation, unless the kernel takes none.
             endUnqueued(index)
         }
     }
 
     /// Has an operation that the queue does not have end like any other, from `nextCompletion`.
-    private mutating func endUnqueued(_ index: Int32) {
+    mutating func endUnqueued(_ index: Int32) {
         settle(index)
         unsafe operations[Int(index)].next = unqueuedOperation
         unqueuedOperation = index

@@ -41,6 +41,12 @@ extension DiskEngine {
                 left -= lost
             }
         }
+        var refused = unqueuedOperation
+        while refused >= 0 {
+            // A list of operations' indices.
+            if unsafe operations[Int(refused)].kind != .zeroes { failure = EIO }
+            refused = unsafe operations[Int(refused)].next
+        }
         shared.lock()
         defer { shared.unlock() }
         if failure != 0 { image.failWriting(failure) }

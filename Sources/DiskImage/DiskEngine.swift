@@ -91,6 +91,8 @@ public struct DiskCompletion: Sendable {
     var freeOperation: Int32 = 0
     /// Operations that end without the queue: zeroes that are there, and what it did not take.
     var unqueuedOperation: Int32 = -1
+    /// Why the queue did not take them, until the owner's next ``submit()``.
+    var submissionError: SystemCallError?
     var putOff = WorkList()
     /// Operations that the queue has and has not completed.
     var outstanding = 0
@@ -244,16 +246,18 @@ public struct DiskCompletion: Sendable {
         shared.unlock()
         work()
         unsubmitted += 1
-        // A failure here shows again in the owner's next `submit`.
-        if unsubmitted == Self.batch, queue.isRing { try? submit() }
+        if unsubmitted == Self.batch, queue.isRing { handOver() }
     }
 
     /// Hands what was started to the kernel; once after any number of requests is enough.
-    /// - Throws: when the kernel takes nothing any more. The engine is of no further use then.
+    /// - Throws: when the kernel has refused something since the last call. The requests concerned end with `EIO`, from
+    ///   ``nextCompletion()`` as always; others may succeed.
     public mutating func submit() throws(DiskImageError) {
         shared.assertUnlocked()
-        unsubmitted = 0
-        do { try queue.submit() } catch { throw .request(path: shared.path, error) }
+        handOver()
+        guard let error = submissionError else { return }
+        submissionError = nil
+        throw .request(path: shared.path, error)
     }
 
     /// Why a request failed, for the host's log: the image's damage where that is the reason, else the file, the byte and the system's reason.
@@ -268,6 +272,28 @@ public struct DiskCompletion: Sendable {
         }
         return .transfer(path: image.path(ofFile: Int(completion.failedFile)), offset: completion.failedOffset, length: nil, reason)
     }
+
+    /// The same. A failure is the owner's to hear in its next ``submit()``.
+    mutating func handOver() {
+        unsubmitted = 0
+        do { try queue.submit() } catch {
+            submissionError = error
+            takeBack()
+        }
+    }
+
+    /// What the queue holds and did not get rid of ends, with an error: nobody would ever hear of it again.
+    private mutating func takeBack() {
+        while let token = queue.takeBack() {
+            if token == Self.bellToken { isListening = false }
+            // One of ours, unless it is the bell's or a cancellation's.
+            if token < UInt64(operationCount) { endUnqueued(Int32(truncatingIfNeeded: token)) }
+        }
+    }
+
+    /// The bell of other engines, when the queue does not hear it. Once it has rung, call ``nextCompletion()`` as for
+    /// ``descriptor``.
+    public var unheardBell: Int32? { isListening ? nil : seat.bell?.event.rawValue }
 
     /// The next request that has ended, or nil when none has. What this sets going (the rest of a short transfer, say) is submitted
     /// before it answers nil.
@@ -293,13 +319,13 @@ public struct DiskCompletion: Sendable {
                 continue
             }
             if !shared.isExclusive {
+                if !isListening { listen() }
                 queue.listen()
                 if answerCall() { continue }
             }
-            // A failure here shows again in the owner's next `submit`.
-            try? queue.submit()
-            // Calls that are done one after the other are done now, and the descriptor says so to an owner whose turn is over.
-            guard queue.hasCompletion, turnLeft > 0 else { return nil }
+            handOver()
+            // Calls that are done one after the other are done now, and the descriptor says so to an owner whose turn is over. What was refused ends at once.
+            guard unqueuedOperation >= 0 || queue.hasCompletion && turnLeft > 0 else { return nil }
         }
     }
 
@@ -315,8 +341,8 @@ public struct DiskCompletion: Sendable {
     }
 
     /// What was set going may be for other engines, a commit say, and the owner of this one may do nothing for long once it has its completion.
-    private func submitForOthers() {
-        if !shared.isExclusive { try? queue.submit() }
+    private mutating func submitForOthers() {
+        if !shared.isExclusive { handOver() }
     }
 
     /// Finishes all operations that have ended. Returns whether there were any.
@@ -351,7 +377,7 @@ public struct DiskCompletion: Sendable {
         return nil
     }
 
-    /// Has the bell be heard, and forgets how often it was. A queue that does not take it takes nothing, which shows in the owner's next `submit`.
+    /// Has the bell be heard, and forgets how often it was.
     private mutating func listen() {
         isListening = true
         guard let bell = seat.bell else { return }

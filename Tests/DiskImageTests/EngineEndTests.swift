@@ -40,9 +40,10 @@ import Testing
             #expect(none == nil)
         }
         try start(&engine, buffers[1])
+        let queued = engine.queue.queued(below: UInt64(engine.operationCount))
         #expect(throws: DiskImageError.self) { try engine.submit() }
-        let queued = engine.queue.queued(below: UInt64(engine.operationCount)), outstanding = engine.outstanding
-        #expect(queued == 1 && outstanding == 2)
+        let left = engine.queue.queued(below: .max), outstanding = engine.outstanding
+        #expect(queued == 1 && left == 0 && outstanding == 1)
         // The read ends once this thread waits for it, or has not waited.
         let contents = randomBytes(4096, seed: 1), output = ends[1], isOver = Flag(), leaving = try ThreadState()
         let writer = try Thread.start(name: "writer") {
@@ -55,6 +56,51 @@ import Testing
         writer.join()
         #expect(found == contents)
         close(kept)
+    }
+
+    /// What the kernel does not take ends with an error, whichever of the engine's calls it was that would have handed it over; what it has goes on.
+    @Test(arguments: [1, 3, 8]) func requestsThatTheKernelRefusesEnd(count: Int) throws {
+        let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 8192))
+        let image = try DiskImage(path: path, options: readOnly), file = image.descriptor(0)
+        var engine = try DiskEngine(image, depth: 16)
+        guard engine.usesRing else { return withKnownIssue("no io_uring here") { Issue.record("not tried") } }
+        // A pipe in the file's place: a read ends when there is something.
+        var ends: [Int32] = [-1, -1]
+        #expect(unsafe pipe(&ends) == 0)
+        defer { for end in ends { close(end) } }
+        #expect(dup2(ends[0], file) == file)
+        let buffers = (0...count).map { _ in SharedImageTests.Buffer([UInt8](repeating: 0, count: 4096)) }
+        try start(&engine, buffers[0])
+        try engine.submit()
+        // Another file has the ring's number: calls fail.
+        let ring = engine.descriptor, kept = dup(ring)
+        let other = try Epoll()
+        #expect(dup2(other.rawValue, ring) == ring)
+        for buffer in buffers[1...] { try start(&engine, buffer) }
+        var errors: [Int32] = []
+        while let ended = engine.nextCompletion() {
+            errors.append(ended.error)
+            engine.release(ended.request)
+        }
+        #expect(errors == Array(repeating: EIO, count: count))
+        let inFlight = engine.inFlight
+        #expect(inFlight == 1)
+        #expect(throws: DiskImageError.self) { try engine.submit() }
+        // Heard once.
+        try engine.submit()
+        let contents = randomBytes(4096, seed: 1)
+        unsafe contents.withUnsafeBytes { _ = unsafe write(ends[1], $0.baseAddress, $0.count) }
+        waitUntilReadable(kept)
+        let first = engine.nextCompletion()
+        #expect(first?.error == 0 && buffers[0].contents == contents)
+        if let first { engine.release(first.request) }
+        // The kernel takes calls again.
+        #expect(dup2(kept, ring) == ring)
+        close(kept)
+        try start(&engine, buffers[1])
+        unsafe contents.withUnsafeBytes { _ = unsafe write(ends[1], $0.baseAddress, $0.count) }
+        let last = try engine.waitForCompletion()
+        #expect(last?.error == 0 && buffers[1].contents == contents)
     }
 
     /// A ring's kernel is told of eight requests at a time, whether or not the owner says so.

@@ -67,6 +67,7 @@ public final class BlockDevice: VirtioDevice {
         let isReadOnly = shared.isReadOnly
         let size = shared.size
         let cache = WriteCache()
+        let report = report.map(FailureReport.init)
         var workers: [DeviceWorker] = []
         for index in 0..<queues {
             let disk = try DiskEngine(shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing, share: queues)

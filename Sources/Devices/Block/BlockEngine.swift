@@ -24,9 +24,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private let cache: WriteCache
     private let statistics: BlockStatistics
     private let events: DeviceEvents
-    /// Is told, in a sentence, why the disk fails.
-    private let report: (@Sendable (String) -> Void)?
-    private var hasReported = false
+    private let report: FailureReport?
 
     /// The number of the queue.
     private let index: Int
@@ -42,6 +40,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Indicates whether the disk's descriptor is watched: from the first activation on. Other queues' engines may need
     /// this one's while it is idle.
     private var isWatched = false
+    /// The same for the bell of other queues' engines, to which a ring listens unless the host refuses it.
+    private var isBellWatched = false
 
     private static let diskToken = DeviceWorkerToken.firstOfEngine
     /// Requests in one run: then it is somebody else's turn.
@@ -51,7 +51,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     init(
         _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: UInt64, largestTransfer: UInt64, isReadOnly: Bool, serial: String,
-        cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents, report: (@Sendable (String) -> Void)? = nil
+        cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents, report: FailureReport? = nil
     ) {
         self.events = events
         self.disk = disk
@@ -91,6 +91,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     mutating func notified(queue index: Int, epoll: borrowing Epoll) throws(VirtqueueError) {
         disk.beginTurn()
         try takeRequests()
+        watchBell(epoll)
     }
 
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
@@ -99,6 +100,12 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         gather()
         publish()
         comeBack()
+        watchBell(epoll)
+    }
+
+    private mutating func watchBell(_ epoll: borrowing Epoll) {
+        guard !isBellWatched, let bell = disk.unheardBell else { return }
+        isBellWatched = (try? epoll.add(bell, .input, token: Self.diskToken)) != nil
     }
 
     mutating func reset(epoll: borrowing Epoll) {
@@ -241,6 +248,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func finishRequests() {
         while let completion = disk.nextCompletion() { finish(completion) }
+        // Nothing is left to submit: what was refused meanwhile is reported.
+        submit()
     }
 
     private mutating func finish(_ completion: DiskCompletion) {
@@ -304,16 +313,11 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         queue?.push(head, written: UInt32(clamping: written == room ? written &+ 1 : written))
     }
 
-    /// A kernel that accepts no more operations leaves requests that never end: the device needs a reset, and the host
-    /// gets a message.
+    /// What a kernel that takes no operations refuses ends as IOERR, which every driver understands: a device that asked
+    /// for a reset would be in the same state after it. The host learns why.
     private mutating func submit() {
         do throws(DiskImageError) { try disk.submit() } catch {
-            guard configurationInterrupt?.needsReset != true else { return }
-            counters?.errors.add()
-            // Once: a driver that resets the device meets the same again, as often as it likes.
-            if !hasReported { report?("\(error): the guest's disk accepts no more requests") }
-            hasReported = true
-            configurationInterrupt?.markNeedsReset()
+            report?.say("\(error): requests of the guest's disk fail")
         }
     }
 
@@ -325,5 +329,17 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func giveUp() {
         disk.cancelAll()
         for slot in pending.indices { pending[slot] = nil }
+    }
+}
+
+/// Reports why a disk fails as a whole, once for all its queues: a driver can try again as often as it likes.
+final class FailureReport: Sendable {
+    private let report: @Sendable (String) -> Void
+    private let isDone = Atomic<Bool>(false)
+
+    init(_ report: @escaping @Sendable (String) -> Void) { self.report = report }
+
+    func say(_ sentence: String) {
+        if !isDone.exchange(true, ordering: .relaxed) { report(sentence) }
     }
 }

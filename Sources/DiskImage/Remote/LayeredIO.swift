@@ -39,8 +39,8 @@ internal import Linux
     }
 
     func submit() throws(SystemCallError) {
+        defer { remote.submit() }
         try files.submit()
-        remote.submit()
     }
 
     /// Looks at the files alone, as long as nothing else is under way.
