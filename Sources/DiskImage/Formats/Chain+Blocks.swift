@@ -22,7 +22,7 @@ extension Chain {
         case .vhd:
             let footer = try VHDFooter(file, size: options.vhdSize)
             if count == 0 { vhdSizes = footer.sizes }
-            if options.vhdSize == nil, let notice = footer.sizes.notice { options.notice?("disk \"\(file.path)\": \(notice)") }
+            if options.vhdSize == nil, let notice = footer.sizes.notice { options.notice?("disk \"\(file.path.printable)\": \(notice)") }
             guard let layout = footer.layout else {
                 // A fixed one is its disk, with the footer behind it.
                 return append(DiskImage.Layer(file: file, size: footer.size))

@@ -69,6 +69,17 @@ import Testing
         #expect(reports.all.count == 1)
     }
 
+    /// What is said names the disk as it can be printed.
+    @Test func theNoticeNamesADiskWhoseNameIsNoText() throws {
+        let contents = randomBytes(1 << 20 | 7 << 9, seed: 3), geometry = Geometry(atMost: UInt64(contents.count) / 512)
+        let written = try directory.write("disk.vhd", contents + footer("vbox", current: UInt64(contents.count), geometry))
+        let path = directory.file(String(raw: Array("m".utf8) + [0xe9] + Array(".vhd".utf8)))
+        #expect(written.withRawCString { from in path.withRawCString { to in unsafe rename(from, to) } } == 0)
+        _ = try open(path)
+        let name = "disk \"" + directory.file("m") + "\\xe9.vhd\": "
+        #expect(reports.all.count == 1 && reports.all[0].hasPrefix(name), "\(reports.all)")
+    }
+
     /// A fixed disk that ends before its footer, or a dynamic one: by its maker.
     @Test(arguments: [
         ("vpc ", VHDSize.chs), ("vs  ", .chs), ("qemu", .chs), ("win ", .current), ("vbox", .current),
