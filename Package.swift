@@ -87,8 +87,10 @@ let package = Package(
             dependencies: ["TestSupport", "Boot", "GuestMemory", "DiskImage", "Linux", "CLinux", "CZlib"],
             path: "Tests/Fuzz/Targets",
             swiftSettings: [.treatAllWarnings(as: .error)]),
+        // Bounds an input's CPU time.
+        .target(name: "CFuzzLimit", path: "Tests/Fuzz/Limit"),
         .executableTarget(
-            name: "swkvm-fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Driver",
+            name: "swkvm-fuzz", dependencies: ["FuzzTargets", "CFuzzLimit"], path: "Tests/Fuzz/Driver",
             swiftSettings: [.treatAllWarnings(as: .error)]),
         .testTarget(
             name: "FuzzTests", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Tests",

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import CFuzzLimit
 import FuzzTargets
 import Glibc
 
@@ -7,6 +8,8 @@ import Glibc
     /// The target that libFuzzer is to try, by its name in SWKVM_FUZZ_TARGET. `none` does nothing with an input: what
     /// the program takes then is libFuzzer's.
     private let chosen: FuzzTarget = {
+        // libFuzzer's own limit (-timeout) is one of wall time, which a busy machine takes.
+        fuzz_limit(10)
         let name = getenv("SWKVM_FUZZ_TARGET").map { String(cString: $0) } ?? ""
         if name == FuzzTarget.none.name { return .none }
         guard let target = FuzzTarget.all.first(where: { $0.name == name }) else {
@@ -18,7 +21,10 @@ import Glibc
     /// What libFuzzer, which has the program's `main`, calls with each input.
     @_cdecl("LLVMFuzzerTestOneInput")
     public func testOneInput(_ data: UnsafePointer<UInt8>?, _ size: Int) -> CInt {
-        _ = chosen.run(Array(UnsafeBufferPointer(start: data, count: size)))
+        let target = chosen
+        fuzz_limit_begin()
+        _ = target.run(Array(UnsafeBufferPointer(start: data, count: size)))
+        fuzz_limit_end()
         return 0
     }
 #else
