@@ -23,11 +23,11 @@ struct MetadataReduction: ~Copyable {
     let file: TableFile
     private let fileSize: UInt64
     /// The header has been written: the change has happened, as far as anybody can tell.
-    private(set) var isCommitted = false
+    var isCommitted = false
     /// The names of the bitmaps that the image has no more afterwards.
     private(set) var lostBitmaps: [String] = []
 
-    private static let sector = 512
+    static let sector = 512
     /// What file systems give and take back at once.
     private static let page = 4096
     /// Clusters that are looked at for a new place of the table.
@@ -80,7 +80,7 @@ struct MetadataReduction: ~Copyable {
                 // stored as a whole or not at all.
                 try file.write(Array(bytes[start...]), at: header.snapshotTableOffset + UInt64(start))
             } else {
-                fields.store(try replaceTable(table.encoded(), at: start, entry, scan), at: 64)
+                fields.store(try replaceTable(table.encoded(), at: start, index, scan), at: 64)
             }
         }
         try commit(fields)
@@ -88,14 +88,21 @@ struct MetadataReduction: ~Copyable {
 
     /// Writes the table of the other snapshots to another place: to free clusters or, if the host has no room there, to
     /// clusters that the snapshot has alone. Those are free once its entry says that it has nothing: if the power
-    /// fails just then the snapshot is still listed, cannot be read any more, and can be deleted again.
-    /// - Parameter start: where in the old table the snapshot's entry begins.
+    /// fails just then the snapshot is still listed, cannot be read any more, and can be deleted again. Where no place
+    /// is left it stays where it is: ``absorb(_:_:)``.
+    /// - Parameters:
+    ///   - start: where in the old table the snapshot's entry begins.
+    ///   - index: its number there.
     /// - Returns: the place.
     private mutating func replaceTable(
-        _ bytes: [UInt8], at start: Int, _ entry: QCOW2SnapshotTable.Entry, _ scan: borrowing QCOW2Scan
+        _ bytes: [UInt8], at start: Int, _ index: Int, _ scan: borrowing QCOW2Scan
     ) throws(DiskImageError) -> UInt64 {
         do throws(DiskImageError) { return try place(bytes, scan) } catch {
-            guard error.isOutOfSpace, let own = try ownPlace(of: entry, for: bytes.count, scan) else { throw error }
+            guard error.isOutOfSpace else { throw error }
+            guard let own = try ownPlace(of: scan.snapshots.entries[index], for: bytes.count, scan) else {
+                guard try absorb(index, scan) else { throw error }
+                return header.snapshotTableOffset
+            }
             try file.synchronize()
             isCommitted = true
             // The number of its L1 entries.

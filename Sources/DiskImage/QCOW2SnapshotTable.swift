@@ -43,7 +43,9 @@ struct QCOW2SnapshotTable: Sendable {
     static let maximumCount = 65536
     /// The most bytes of the table and of an entry's extra data, as in QEMU.
     private static let maximumLength: UInt64 = 64 << 20
-    private static let maximumExtra = 1024
+    static let maximumExtra = 1024
+    /// Bytes of an entry before its extra data, id and name.
+    static let fixedLength = 40
 
     init() {}
 
@@ -113,21 +115,22 @@ struct QCOW2SnapshotTable: Sendable {
     }
 
     /// The table in the file's form.
-    func encoded() -> [UInt8] {
-        var bytes: [UInt8] = []
-        for entry in entries {
-            var fixed = [UInt8](repeating: 0, count: 40)
-            fixed.store(entry.l1Offset, at: 0)
-            fixed.store(UInt32(entry.l1Size), at: 8)
-            fixed.store(UInt32(entry.id.count) << 16 | UInt32(entry.name.count), at: 12)
-            fixed.store(entry.snapshot.seconds, at: 16)
-            fixed.store(entry.snapshot.nanoseconds, at: 20)
-            fixed.store(entry.snapshot.guestNanoseconds, at: 24)
-            fixed.store(entry.stateSize32, at: 32)
-            fixed.store(UInt32(entry.extra.count), at: 36)
-            bytes += fixed + entry.extra + entry.id + entry.name
-            bytes += [UInt8](repeating: 0, count: (8 - bytes.count % 8) % 8)
-        }
-        return bytes
+    func encoded() -> [UInt8] { entries.flatMap(\.encoded) }
+}
+
+extension QCOW2SnapshotTable.Entry {
+    /// The entry in the file's form: whole words of 8 bytes.
+    var encoded: [UInt8] {
+        var fixed = [UInt8](repeating: 0, count: QCOW2SnapshotTable.fixedLength)
+        fixed.store(l1Offset, at: 0)
+        fixed.store(UInt32(l1Size), at: 8)
+        fixed.store(UInt32(id.count) << 16 | UInt32(name.count), at: 12)
+        fixed.store(snapshot.seconds, at: 16)
+        fixed.store(snapshot.nanoseconds, at: 20)
+        fixed.store(snapshot.guestNanoseconds, at: 24)
+        fixed.store(stateSize32, at: 32)
+        fixed.store(UInt32(extra.count), at: 36)
+        let bytes = fixed + extra + id + name
+        return bytes + [UInt8](repeating: 0, count: (8 - bytes.count % 8) % 8)
     }
 }
