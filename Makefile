@@ -10,7 +10,8 @@ BINARY := build/swkvm
 
 SWIFT  ?= swift
 # A static binary: no Swift or C library is needed where it runs. It names its sources without the directory that they are in, and SwiftPM has the
-# libraries in one order, which it takes from a hash table: so one commit gives one binary (`make reproducible`).
+# libraries in one order, which it takes from a hash table; what strip takes out besides are hashes of the compiler's arguments and of the debug
+# information, in which that directory still counts. So one commit gives one binary (`make reproducible`).
 STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections \
 	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=.
 # `make release TLS=yes`: 3 MB more, for remote disks over TLS.
@@ -50,7 +51,7 @@ release: guest ## the static binary build/swkvm
 	@.ci/components $(TLS)
 	@[ -e build/generated/extracted.txt ] || rm -f "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm"
 	SWIFT_DETERMINISTIC_HASHING=1 $(SWIFT) build $(RELEASE)
-	@strip -o $(BINARY).new "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm" && mv $(BINARY).new $(BINARY)
+	@strip -R .swift_modhash -R .note.gnu.build-id -o $(BINARY).new "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm" && mv $(BINARY).new $(BINARY)
 	@ls -l $(BINARY) | awk '{print $$NF ": " $$5 " bytes, stripped and static"}'
 	@.ci/sbom
 
