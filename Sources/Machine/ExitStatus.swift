@@ -29,7 +29,7 @@ public enum ExitStatus {
         ("0", "the guest powered off, or ended with status 0"),
         ("1 to \(usage - 1)", "the guest's own status, through its exit device (port 0x501)"),
         ("\(usage)", "the command line is wrong"),
-        ("\(noInput)", "a given file does not exist, cannot be read, or is not a kernel"),
+        ("\(noInput)", "a given file does not exist, cannot be read, or is not a kernel or a disk image"),
         ("\(hostError)", "a required host resource is unavailable"),
         ("\(tripleFault)", "triple fault"),
         ("\(internalError)", "KVM internal error: registers and instruction bytes are printed"),
@@ -49,13 +49,38 @@ extension MachineError {
         case .noCPUs, .nodes, .tooManyDevices: ExitStatus.usage
         case .memory(.empty), .memory(.notPageMultiple): ExitStatus.usage
         case .boot(let error): error.exitStatus
-        case .disk(.system(_, let error)) where Self.isMissingFile(error): ExitStatus.noInput
+        case .disk(let error): error.exitStatus
+        case .console(.file, let error), .console(.unix, let error), .debugger(.unix, let error):
+            error.isAboutName ? ExitStatus.noInput : ExitStatus.hostError
         default: ExitStatus.hostError
         }
     }
+}
 
-    private static func isMissingFile(_ error: SystemCallError) -> Bool {
-        error.call.hasPrefix("open") && [ENOENT, ENOTDIR, EACCES, EISDIR, ELOOP, ENAMETOOLONG].contains(error.errno)
+extension SystemCallError {
+    /// The path that was named leads nowhere, to what may not be opened, or to something of another kind.
+    fileprivate var isAboutName: Bool {
+        [ENOENT, ENOTDIR, EACCES, EISDIR, ELOOP, ENAMETOOLONG].contains(errno)
+    }
+}
+
+extension DiskImageError {
+    /// Of a disk that cannot be used as it was stated.
+    fileprivate var exitStatus: Int32 {
+        switch self {
+        // Another word on the command line changes it.
+        case .formatUnknown, .formatContradicted, .sameDisk, .outside, .addressNotStated, .extentNotAllowed,
+            .backingNotAllowed, .dataFileNotAllowed, .dataFileUnused, .keyMissing, .keyUnused, .remoteAddress:
+            ExitStatus.usage
+        // The file is not what a disk has to be.
+        case .formatUnsupported, .notAFile, .notQCOW2, .notOfFormat, .extentName, .truncated, .invalid, .unsupported,
+            .needsParent, .notWritable, .noSnapshot, .snapshot, .countsTooNarrow, .backingName, .backingLoop,
+            .backingTooDeep, .wrongKey, .key, .keyTooSlow:
+            ExitStatus.noInput
+        case .system(_, let error): error.isAboutName ? ExitStatus.noInput : ExitStatus.hostError
+        case .extent(_, let error), .backing(_, let error), .dataFile(_, let error): error.exitStatus
+        default: ExitStatus.hostError
+        }
     }
 }
 

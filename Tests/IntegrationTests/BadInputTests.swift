@@ -156,15 +156,17 @@ import Testing
 
     @Test func diskOfUnknownFormat() throws {
         let disk = try directory.write([0], to: "disk")
-        try expectRefused(["--disk", disk], "disk \"\(disk)\": its file name does not determine the format")
+        try expectRefused(["--disk", disk], "disk \"\(disk)\": its file name does not determine the format", status: Status.usage)
         try expectRefused(["--disk", disk + ",format=qed"], "", status: Status.usage)
     }
 
     @Test func diskThatIsNotQCOW2() throws {
         let disk = try directory.write([UInt8](repeating: 0x41, count: 70_000), to: "disk.qcow2")
-        try expectRefused(["--disk", disk + ",ro"], "disk \"\(disk)\": not a qcow2 image: starts with \"AAAA\"")
+        try expectRefused(["--disk", disk + ",ro"], "disk \"\(disk)\": not a qcow2 image: starts with \"AAAA\"", status: Status.input)
         try directory.write([], to: "disk.qcow2")
-        try expectRefused(["--disk", disk + ",ro"], "disk \"\(disk)\": not a qcow2 image: starts with nothing (an empty file)")
+        try expectRefused(
+            ["--disk", disk + ",ro"], "disk \"\(disk)\": not a qcow2 image: starts with nothing (an empty file)",
+            status: Status.input)
     }
 
     /// Wherever it is cut.
@@ -174,7 +176,7 @@ import Testing
         let whole = try readFile(disk, limit: 16 << 20)
         for size in [50, 71, 104, 4096, 65536, 196_608] {
             try directory.write(whole[..<size], to: "disk.qcow2")
-            try expectRefused(["--disk", disk + ",ro"], "disk \"\(disk)\": ")
+            try expectRefused(["--disk", disk + ",ro"], "disk \"\(disk)\": ", status: Status.input)
         }
     }
 
@@ -182,13 +184,14 @@ import Testing
         let disk = directory("disk.qcow2")
         // Marked as corrupt: incompatible feature bit 1, in the last byte of the field at 72.
         try shell("qemu-img create -q -f qcow2 '\(disk)' 64M; printf '\\002' | dd of='\(disk)' bs=1 seek=79 conv=notrunc 2>/dev/null")
-        try expectRefused(["--disk", disk], "disk \"\(disk)\": it cannot be opened for writing: it is marked as corrupt")
+        try expectRefused(
+            ["--disk", disk], "disk \"\(disk)\": it cannot be opened for writing: it is marked as corrupt", status: Status.input)
     }
 
     @Test func diskWhoseBackingFileIsMissing() throws {
         let disk = directory("disk.qcow2")
         try shell("cd '\(directory.path)'; truncate -s 1M base.raw; qemu-img create -q -f qcow2 -b base.raw -F raw disk.qcow2; rm base.raw")
-        try expectRefused(["--disk", disk + ",ro"], "disk \"\(disk)\", backing file: disk ")
+        try expectRefused(["--disk", disk + ",ro"], "disk \"\(disk)\", backing file: disk ", status: Status.input)
     }
 
     @Test func diskLocked() throws {
@@ -202,8 +205,12 @@ import Testing
         let disk = try directory.write([UInt8](repeating: 0, count: 65536), to: "disk.raw")
         let other = directory("other.raw")
         #expect(link(disk, other) == 0)
-        try expectRefused(["--disk", disk, "--disk", other + ",ro"], "disk \"\(other)\": \"\(other)\" is also used by the disk \"\(disk)\" of the same machine")
-        try expectRefused(["--disk", disk, "--disk", disk], "disk \"\(disk)\": \"\(disk)\" is also used by the disk \"\(disk)\" of the same machine")
+        for (second, options) in [(other, ",ro"), (disk, "")] {
+            try expectRefused(
+                ["--disk", disk, "--disk", second + options],
+                "disk \"\(second)\": \"\(second)\" is also used by the disk \"\(disk)\" of the same machine",
+                status: Status.usage)
+        }
     }
 
     @Test func tooManyDevices() throws {
@@ -284,7 +291,7 @@ import Testing
                 // Whatever the tests' own runner has passed on is closed first.
                 let closing = "for n in {3..63}; do eval \"exec $n>&-\"; done; exec \"$@\""
                 let machine = try Program(["bash", "-c", closing, "bash", Host.swkvm, "run"] + arguments, in: host)
-                try machine.expectEnd(Status.host)
+                try machine.expectEnd(arguments[0] == "--net" ? Status.host : Status.input)
                 let refusals = ["descriptor \(number) is not open", "descriptor \(number) was not passed on", "descriptor \(number): it is not open",
                     "descriptor \(number): it was not passed on"]
                 #expect(refusals.contains { machine.errors.text.contains($0) }, "\(machine.errors.text)")
@@ -333,7 +340,7 @@ import Testing
         ]
         for (arguments, sentence) in machines {
             let machine = try Program.machine(arguments)
-            try machine.expectEnd(Status.host)
+            try machine.expectEnd(arguments[1].contains(taken) ? Status.host : Status.input)
             expectSentence(machine, sentence, sourceLocation: #_sourceLocation)
         }
         #expect(try readFile(taken, limit: 10) == [1])

@@ -97,8 +97,10 @@ import Testing
     }
 
     /// A machine that is not started says why, in a line, and no guest has run.
-    private func expectRefused(_ machine: Program, _ reason: String, sourceLocation: SourceLocation = #_sourceLocation) throws {
-        try machine.expectEnd(71, sourceLocation: sourceLocation)
+    private func expectRefused(
+        _ machine: Program, _ reason: String, status: Int32 = 66, sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
+        try machine.expectEnd(status, sourceLocation: sourceLocation)
         #expect(machine.errors.text == "swkvm: \(reason)\n", sourceLocation: sourceLocation)
         #expect(machine.output.bytes.isEmpty, sourceLocation: sourceLocation)
     }
@@ -124,9 +126,11 @@ import Testing
             (",key-fd=77", "key descriptor 77: it is not open"),
             (",key-file=\(directory("key")),key-file=\(directory("key"))", "disk \"\(disk)\": 2 keys were given, but of the image and its backing files 1 is encrypted"),
         ] {
-            try expectRefused(try Program.machine(["--disk", disk + option]), reason)
+            let isUsage = reason.contains("no key was given") || reason.contains("keys were given")
+            try expectRefused(try Program.machine(["--disk", disk + option]), reason, status: isUsage ? 64 : 66)
         }
         try expectRefused(
-            try Program.machine(["--disk", "\(raw),key-file=\(directory("key"))"]), "disk \"\(raw)\": 1 key was given, but of the image and its backing files none is encrypted")
+            try Program.machine(["--disk", "\(raw),key-file=\(directory("key"))"]),
+            "disk \"\(raw)\": 1 key was given, but of the image and its backing files none is encrypted", status: 64)
     }
 }

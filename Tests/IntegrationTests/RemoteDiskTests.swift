@@ -43,7 +43,7 @@ import Testing
     @Test func aReadOnlyExportIsReadOnly() throws {
         let server = try serve("disk.raw", ["-r"])
         let refused = try Program.machine(["--disk", address()])
-        try refused.expectEnd(71)
+        try refused.expectEnd(66)
         #expect(refused.errors.text.contains("the server exports it read-only; or add ,ro"))
         let machine = try Program.machineAtPrompt(["--disk", address() + ",ro"])
         #expect(try machine.ask("write vda 5 no") != ["written"])
