@@ -59,7 +59,8 @@ public enum Supervisor {
         ProgramText.release()
         let end = try serve(machine, &session, stops, report)
         machine.summarizeEvents(all: true)
-        session.flushOutput(isPatient: configuration.console == .stdio && !end.isForced)
+        // Whoever asked for the end has it also when nobody reads what the guest has printed.
+        session.flushOutput(isPatient: configuration.console == .stdio && !end.isForced && !session.wasAskedToStop)
         session.giveTerminalBack()
         if configuration.memory.backing == .transparent, let usage = machine.status.memory {
             report("the guest's RAM had \(usage.transparentHuge >> 20) MiB in transparent huge pages, of \(usage.resident >> 20) MiB resident")

@@ -125,6 +125,19 @@ import Testing
         try machine.expectEnd(128 + number)
     }
 
+    /// The guest powers off as it is asked to, with output that nobody reads: the process ends, too, without a second
+    /// signal.
+    @Test func aStalledReaderDoesNotKeepAMachineThatHasPoweredOff() throws {
+        let (reading, writing) = try makePipe()
+        defer { close(reading); close(writing) }
+        let filling = [UInt8](repeating: UInt8(ascii: "-"), count: 64 << 10)
+        #expect(write(writing, filling, filling.count) == filling.count)
+        let machine = try Program.machine(["--mem", "64M"], output: .descriptor(writing))
+        try machine.waitUntilRunning()
+        machine.send(signal: SIGTERM)
+        try machine.expectEnd(0)
+    }
+
     /// Standard error is a full pipe: what is said is lost, nobody waits for it.
     @Test func aStalledReaderOfStandardErrorDoesNotKeepTheMachine() throws {
         let (reading, writing) = try makePipe()
