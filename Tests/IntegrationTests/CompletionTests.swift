@@ -54,9 +54,13 @@ private final class CompletingShell {
 
     /// The command line after these keys.
     func line(after keys: String) throws -> String {
+        let before = shell.output.position
         try shell.type(keys + "\u{0f}")
         try shell.wait(for: "@@")
         let start = shell.output.position
+        // What a function complains of comes between.
+        let shown = String(decoding: shell.output.bytes[before..<start], as: UTF8.self)
+        #expect(!shown.contains("bash: ") && !shown.contains("command not found"), "\(shown)")
         try shell.wait(for: "@@")
         return String(decoding: shell.output.bytes[start..<shell.output.position - 2], as: UTF8.self)
     }

@@ -156,7 +156,7 @@ extension CompletionScript {
     }
 
     __swkvm_complete() {
-        local rest="${COMP_LINE:0:COMP_POINT}" trimmed word typed="${2}" before
+        local rest="${COMP_LINE:0:COMP_POINT}" trimmed word last="" typed="${2}" before
         local -a joined=() words=()
         local -i index
         for ((index = 0; index <= COMP_CWORD; index++)); do
@@ -173,9 +173,10 @@ extension CompletionScript {
         done
         for word in "${joined[@]}"; do
             # An option whose value was left out, as the next one shows.
-            case "${word}:${words[${#words[@]} - 1]}" in
+            case "${word}:${last}" in
             -*:--hugepages | -*:--rng) unset "words[${#words[@]} - 1]" ;;
             esac
+            last="${word}"
             if [[ "${word}" = --*=* ]]; then
                 words+=("${word%%=*}" "${word#*=}")
             else
