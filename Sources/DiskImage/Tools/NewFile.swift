@@ -43,6 +43,11 @@ struct NewFile: ~Copyable {
         var deviceSize: UInt64?
         var mode: mode_t = 0o600
         var status = fileStatus(ofPath: path)
+        if status == nil, let own = fileStatus(ofPath: path, followsLinks: false) {
+            // A link whose target is missing: what it names is not what was asked for. A file was made meanwhile.
+            guard own.st_mode & S_IFMT != S_IFLNK else { throw .linkToNothing(path: path) }
+            status = own
+        }
         // Symbolic links are followed: the link stays, what it leads to is replaced.
         if let found = status {
             guard replacing else { throw .exists(path: path) }
@@ -55,9 +60,6 @@ struct NewFile: ~Copyable {
             target = resolved(path) ?? path
             mode = locked.st_mode & 0o777
             replaced = consume old
-        } else if fileStatus(ofPath: path, followsLinks: false) != nil {
-            // Best effort: its target is not needed.
-            throw .linkToNothing(path: path)
         }
         let made: Made
         do throws(SystemCallError) {
