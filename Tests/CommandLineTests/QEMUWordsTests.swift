@@ -106,6 +106,12 @@ import Testing
         ] { #expect(refusal(line).contains(words), "\(line): \(refusal(line))") }
     }
 
+    @Test func snapshotsByNumberOrName() throws {
+        for (word, name) in [("snap", "snap"), ("snapshot.name=snap", "snap"), ("snapshot.id=3", "3")] {
+            #expect(try translated("convert -l \(word) a b") == ["convert", "-l", name, "a", "b"])
+        }
+    }
+
     @Test func whatIsNotThereIsNamedWithWhatToUse() throws {
         for (line, word, use) in [
             ("measure -O qcow2 a", "measure", "map --json"), ("amend -o compat=v3 a", "amend", "convert"),

@@ -21,7 +21,7 @@ extension QEMUWords {
             .value("-f"), .value("-F"), .flag("-s"), .flag("-p"), .flag("-q"), .flag("-U"), .value("-T", .anyCache),
         ],
         "convert": common + [
-            .value("-f"), .value("-O"), .value("-l"), .value("-B"), .value("-F"), .value("-m"), .flag("-c"),
+            .value("-f"), .value("-O"), .value("-l", .snapshot), .value("-B"), .value("-F"), .value("-m"), .flag("-c"),
             .flag("-p"), .flag("-q"), .flag("-n"), .flag("-U"),
             .value("-o", .layout), .value("-t", .cache), .value("-T", .cache), .value("-S", .sparseness),
             .flag("-W", .noEffect), .flag("-C", .noEffect),

@@ -26,6 +26,8 @@ struct QEMUWords {
         case sparseness
         /// A list of words for a new image's layout.
         case layout
+        /// A snapshot's number or name, or `snapshot.id=` or `snapshot.name=` before it.
+        case snapshot
     }
 
     struct Option: Equatable {
@@ -53,6 +55,7 @@ struct QEMUWords {
     static func translated(_ words: [String]) throws -> [String] {
         guard words.count >= 2, words[0] == "image" else { return words }
         let verb = words[1]
+        if verb == "-V" { return ["image", "--version"] }
         if let instead = verbs[verb] { throw ValidationError("swkvm image has no \(verb): \(instead)") }
         if verb == "dd" { return ["image"] + (try copy(Array(words.dropFirst(2)))) }
         guard let options = options[verb] else { return words }
@@ -152,6 +155,9 @@ struct QEMUWords {
                     "swkvm image convert has no -S 0: zeroes are left out; --preallocation full sets their space aside"
                 )
             }
+        case .snapshot:
+            let prefix = ["snapshot.id=", "snapshot.name="].first { value?.hasPrefix($0) == true }
+            result += [option.name] + values.map { String($0.dropFirst(prefix?.count ?? 0)) }
         case .layout:
             guard let value else { return result.append("-o") }
             try readLayout(value)
