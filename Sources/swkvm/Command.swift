@@ -39,8 +39,9 @@ struct Command: ParsableCommand {
         subcommands: [RunCommand.self, ImageCommand.self, DoctorCommand.self])
 
     static func main() {
-        // A file grown to the process's limit (`ulimit -f`) is an error of the call, with a sentence, in all threads: not the end.
-        _ = SignalSet([SIGXFSZ]).block()
+        // A file grown to the process's limit (`ulimit -f`) is an error of the call, with a sentence, in all threads:
+        // not the end. A pipe whose reader has gone (`| head`) ends no change of an image half-way.
+        _ = SignalSet([SIGXFSZ, SIGPIPE]).block()
         let words = Array(rawArguments().dropFirst())
         if let script = CompletionScript.asked(for: words) { return print(script) }
         if Set(words) == ["--version", "--verbose"] { return print(verboseVersion(components: recordedComponents)) }
@@ -52,8 +53,7 @@ struct Command: ParsableCommand {
             exit(withError: status)
         } catch where exitCode(for: error) == .validationFailure {
             // One line, like every other error's; the parser lists possible values one below the other.
-            let lines = message(for: error).split(separator: "\n").map { $0.drop { $0 == " " || $0 == "-" } }
-            StandardError().say(Suggestion.keepingNear(lines.joined(separator: " ")))
+            StandardError().say(Suggestion.keepingNear(oneLine(message(for: error))))
             exit(withError: ExitCode.validationFailure)
         } catch {
             if exitCode(for: error) == .success, let sentence = ForeignWords.helpThatNobodyAskedFor(words[...]) {
@@ -78,10 +78,20 @@ struct Command: ParsableCommand {
         unsafe String(cString: cbuild_components())
     }
 
+    /// The parser's list of values, `  - one`, becomes words; an option that a line begins with stays as it is.
+    static func oneLine(_ message: String) -> String {
+        message.split(separator: "\n").map { line in
+            let text = line.drop { $0 == " " }
+            return text.hasPrefix("- ") ? text.dropFirst(2) : text
+        }.joined(separator: " ")
+    }
+
     /// The whole command line; options that other programs have are told before the parser takes them for something else.
     private static func parseTree(_ words: [String]) throws -> any ParsableCommand {
         if let problem = ForeignWords.problem(in: words) { throw ValidationError(problem) }
-        return try parseAsRoot(QEMUWords.translated(words))
+        let translated = try QEMUWords.translated(words)
+        if let problem = UnknownCommand.problem(in: translated) { throw ValidationError(problem) }
+        return try parseAsRoot(translated)
     }
 
     /// `swkvm run` parsed by its own parser, which is quicker than the way through the whole tree; nil for any other command, and for

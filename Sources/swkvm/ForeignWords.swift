@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import ArgumentParser
+internal import Machine
 
 /// Options of QEMU, virt-install and Firecracker, and what `swkvm run` has instead.
 ///
@@ -48,7 +49,7 @@ enum ForeignWords {
         let name = name(of: word)
         let isLong = word.hasPrefix("--")
         let shown = "'\(isLong ? "--" : "-")\(name)'"
-        if isLong, machineOptions.contains(name) { return nil }
+        if isLong, machineOptions.contains(name) || ownOptions.contains(name) { return nil }
         if let advice = advice[name] { return "\(shown) \(text(of: advice))" }
         // A single letter is the parser's affair, and so is a negative number.
         guard !isLong, name.utf8.count > 1, name.first?.isNumber == false else { return nil }
@@ -99,20 +100,21 @@ enum ForeignWords {
         ),
         ("balloon memballoon", .unavailable("the amount of RAM is fixed by --mem")),
         // What boots
-        ("append extra-args x kernel-opts", .use("--cmdline WORDS")),
+        ("append extra-args x kernel-opts kernel-cmdline cmd", .use("--cmdline WORDS")),
         (
             "boot install pxe location l",
             .use("--kernel FILE --initrd FILE", note: "swkvm boots a kernel directly, not from a disk")
         ),
+        ("initramfs", .use("--initrd FILE")),
         ("bios pflash firmware L uefi", .unavailable("there is no firmware, --kernel FILE boots a kernel directly")),
         (
-            "dtb loader option-rom acpitable smbios no-acpi no-hpet",
+            "dtb loader option-rom fw_cfg acpitable smbios no-acpi no-hpet",
             .unavailable("swkvm generates the firmware tables")
         ),
         ("import unattended cloud-init", .unavailable("--kernel FILE boots a kernel with the disks that --disk names")),
         ("os-variant osinfo os-type", .notNeeded("all guests have the same devices")),
         // Disks
-        ("drive blockdev hda hdb hdc hdd f file root-drive sd", .use("--disk PATH[,format=FORMAT][,ro]")),
+        ("drive blockdev hda hdb hdc hdd f file root-drive rootfs sd", .use("--disk PATH[,format=FORMAT][,ro]")),
         ("cdrom", .use("--disk PATH,format=raw,ro", note: "a read-only disk; it is not bootable")),
         ("fda fdb floppy", .unavailable("a machine has virtio disks only: --disk PATH")),
         (
@@ -120,7 +122,7 @@ enum ForeignWords {
             .unavailable("create an overlay with `swkvm image create --backing BASE overlay.qcow2` and use it")
         ),
         // Network
-        ("netdev nic network w tap-device", .use("--net tap=NAME[,bridge=NAME]")),
+        ("netdev nic network w tap tap-device", .use("--net tap=NAME[,bridge=NAME]")),
         ("bridge b", .use("--net tap=NAME,bridge=NAME")),
         ("mac", .use("--net tap=NAME,mac=MAC")),
         // Devices
@@ -143,7 +145,7 @@ enum ForeignWords {
             "vnc spice display graphics vga sdl gtk curses full-screen k",
             .unavailable("there is no display, the serial port is the console (--console)")
         ),
-        ("serial chardev", .use("--console stdio, none, pty, unix:PATH or file:PATH")),
+        ("serial chardev debugcon semihosting", .use("--console stdio, none, pty, unix:PATH or file:PATH")),
         ("noautoconsole", .use("--console pty")),
         (
             "monitor mon qmp qmp-pretty",
@@ -169,23 +171,61 @@ enum ForeignWords {
             .notNeeded("there is one machine type, and it has no default devices")
         ),
         ("enable-kvm accel virt-type hvm", .notNeeded("every machine runs on KVM")),
-        ("paravirt tcg", .unavailable("every machine runs on KVM")),
+        ("paravirt tcg icount tb-size plugin dfilter", .unavailable("every machine runs on KVM")),
+        (
+            "no-reboot noreboot",
+            .use("--on-reboot exit", note: "the machine ends, with status \(ExitStatus.reset), when the guest reboots")
+        ),
+        (
+            "action events",
+            .use("--on-reboot restart|exit", note: "a guest that powers off or crashes ends the machine")
+        ),
+        ("no-shutdown", .unavailable("a guest that powers off ends the machine")),
+        ("version V", .use("--version")),
         ("rtc", .notNeeded("the clock is the host's, in UTC")),
         ("id n", .use("--name NAME")),
         (
-            "sandbox runas chroot seccomp-level no-seccomp seccomp-filter overcommit",
+            "sandbox runas chroot security seccomp-level no-seccomp seccomp-filter overcommit",
             .unavailable("start swkvm as the intended user and with the intended limits")
         ),
         (
-            "api-sock api-socket no-api config-file metrics-path metadata boot-timer",
+            "api-sock api-socket no-api config-file metrics-path metadata boot-timer module start-time-us "
+                + "start-time-cpu-us",
             .unavailable("a machine is configured on the command line only")
         ),
         (
             "connect autostart transient description wait print-xml dry-run check",
             .unavailable("there is no daemon: each `swkvm run` process is one machine")
         ),
-        ("global set readconfig writeconfig", .unavailable("there are only command-line options")),
+        (
+            "global set readconfig writeconfig nodefconfig preconfig compat qemu-commandline",
+            .unavailable("there are only command-line options")
+        ),
     ]
+}
+
+/// Commands that are not there. To the parser they are arguments too many, or a request for the help of those above.
+enum UnknownCommand {
+    static func problem(in words: [String]) -> String? {
+        var words = words[...]
+        if words.first == "help" { words.removeFirst() }
+        guard let first = words.first, !first.hasPrefix("-") else { return nil }
+        let commands = names(of: Command.self)
+        guard commands.contains(first) || first == "help" else { return problem("swkvm", first, commands) }
+        guard first == "image", let verb = words.dropFirst().first, !verb.hasPrefix("-") else { return nil }
+        let verbs = names(of: ImageCommand.self)
+        return verbs.contains(verb) ? nil : problem("swkvm image", verb, verbs)
+    }
+
+    private static func problem(_ program: String, _ word: String, _ names: [String]) -> String {
+        let near = names.first { Suggestion.isTypo(word[...], for: $0[...]) }
+        let advice = near.map { "; did you mean '\($0)'?" } ?? ": it has \(names.joined(separator: ", "))"
+        return "\(program) has no command '\(word)'" + advice
+    }
+
+    private static func names(of command: any ParsableCommand.Type) -> [String] {
+        command.configuration.subcommands.map { $0._commandName }
+    }
 }
 
 /// The parser's suggestions.

@@ -32,6 +32,9 @@ import Testing
         "-monitor stdio", "-device virtio-net", "--location URL",
         "--api-sock /tmp/s", "--config-file vm.json", "-s", "-S", "--extra-args console=ttyS0", "-display none",
         "-snapshot", "-boot d", "--import", "--noautoconsole",
+        "-no-reboot", "--noreboot", "-no-shutdown", "-action reboot=shutdown",
+        "--events on_reboot=destroy", "-version", "-V", "-icount 1",
+        "--rootfs a", "--initramfs a", "--tap t", "-debugcon stdio", "--qemu-commandline x", "--security x",
     ])
     func usualWordsAreNamed(line: String) throws {
         let sentence = try #require(problem("run \(line)"))
@@ -50,6 +53,38 @@ import Testing
         for line in ["doctor -h", "image info --help", "help run", "--help-hidden", "image --version", "", "image", "doctor"] {
             #expect(ForeignWords.helpThatNobodyAskedFor(line.split(separator: " ").map(String.init)) == nil)
         }
+    }
+
+    /// The status of a guest that reboots is the one that the advice names.
+    @Test func noRebootIsOnRebootExit() {
+        #expect(
+            problem("run -no-reboot")
+                == "'-no-reboot' is --on-reboot exit here (the machine ends, with status 103, when the guest reboots)")
+        #expect(problem("run --version") == nil)
+    }
+
+    @Test func commandsThatAreNotThere() {
+        func unknown(_ line: String) -> String? {
+            UnknownCommand.problem(in: line.split(separator: " ").map(String.init))
+        }
+        #expect(unknown("rnu --mem 1G") == "swkvm has no command 'rnu'; did you mean 'run'?")
+        #expect(unknown("start") == "swkvm has no command 'start': it has run, image, doctor")
+        #expect(unknown("help start") == unknown("start"))
+        #expect(unknown("image creat x")?.hasSuffix("did you mean 'create'?") == true)
+        #expect(unknown("image list")?.hasPrefix("swkvm image has no command 'list': it has create, info") == true)
+        #expect(unknown("help image list") == unknown("image list"))
+        for line in [
+            "", "run x", "help", "help run", "image", "image info x", "help image info", "image -V", "--version", "-x",
+            "doctor y", "image --help",
+        ] {
+            #expect(unknown(line) == nil, "\(line)")
+        }
+    }
+
+    /// The parser's lists are put on one line; the hyphen of an option is no list's.
+    @Test func aMessageKeepsTheHyphensOfOptions() {
+        #expect(Command.oneLine("-o foo is not known") == "-o foo is not known")
+        #expect(Command.oneLine("--disk a,b\n  - one\n  - two") == "--disk a,b one two")
     }
 
     @Test func allOfALineAreNamedAtOnce() {
@@ -85,7 +120,7 @@ import Testing
         #expect(ForeignWords.machineOptions.isDisjoint(with: ForeignWords.advice.keys))
         for (name, advice) in ForeignWords.advice {
             let words = "\(advice)".split { !($0.isLetter || $0 == "-") }.filter {
-                $0.hasPrefix("--") && $0 != "--backing"
+                $0.hasPrefix("--") && !["--backing", "--version"].contains($0)
             }
             for word in words {
                 #expect(ForeignWords.machineOptions.contains(String(word.dropFirst(2))), "\(name): \(word)")

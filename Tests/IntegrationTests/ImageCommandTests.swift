@@ -48,6 +48,21 @@ import Testing
         }
     }
 
+    /// `| head`: whoever does not read what is said does not end a change half-way.
+    @Test func aReaderThatHasGoneEndsNoChange() throws {
+        let status = try shell(
+            """
+            cd '\(directory.path)'; qemu-img create -q -f qcow2 base.qcow2 8M; qemu-img bitmap --add base.qcow2 monday
+            qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2; qemu-io -c 'write -P 7 0 1M' top.qcow2 >log
+            mkfifo pipe; sleep 600 <>pipe & exec 3>pipe; kill $!; wait $! || true
+            '\(Host.swkvm)' image commit top.qcow2 >&3 2>&1; echo $?
+            """)
+        #expect(status == "0\n")
+        try shell(
+            "cd '\(directory.path)'; qemu-img check -q base.qcow2; "
+                + "! qemu-io -c 'read -P 7 0 1M' base.qcow2 | grep -q failed")
+    }
+
     /// Whatever the number of threads.
     @Test func theSameImageEveryTime() throws {
         for options in ["", "--compress", "--cluster-size 512"] {
