@@ -32,6 +32,7 @@ let package = Package(
     ],
     targets: [
         // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork}; GuestMemory ← Virtio;
+        // Platform ← {GuestMemory, Boot, Devices, Machine};
         // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything, and GDBRemote, ← Machine ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
@@ -43,12 +44,14 @@ let package = Package(
         .target(name: "CLinux", dependencies: ["CUring"]),
         module("Linux", ["CLinux", "CUring"]),
         module("KVM", ["CLinux", "Linux"]),
-        module("GuestMemory", ["CLinux", "Linux"]),
+        // Addresses, ports and interrupts: numbers alone.
+        module("Platform"),
+        module("GuestMemory", ["CLinux", "Linux", "Platform"]),
         module("DiskImage", ["CLinux", "Linux", "CZlib", "CZstd", "CNBD", "CCrypto"]),
         module("HostNetwork", ["CLinux", "Linux"]),
         module("Virtio", ["CLinux", "Linux", "GuestMemory"]),
-        module("Devices", ["CLinux", "Linux", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),
-        module("Boot", ["CLinux", "Linux", "GuestMemory", "CZlib"]),
+        module("Devices", ["CLinux", "Linux", "Platform", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),
+        module("Boot", ["CLinux", "Linux", "Platform", "GuestMemory", "CZlib"]),
         // What a debugger says and hears; knows nothing of KVM.
         module("GDBRemote"),
         // The bundled guest's ELF, put into the binary by the assembler; `make guest` builds it first.
@@ -58,8 +61,8 @@ let package = Package(
         module(
             "Machine",
             [
-                "CLinux", "CCrypto", "Linux", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio", "Devices",
-                "Boot", "BundledGuest", "GDBRemote",
+                "CLinux", "CCrypto", "Linux", "Platform", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio",
+                "Devices", "Boot", "BundledGuest", "GDBRemote",
                 .product(name: "Logging", package: "swift-log"),
             ]),
         .executableTarget(
@@ -118,11 +121,15 @@ let package = Package(
                 "CAllocationCounter",
                 "CSystemCallFilter",
             ]),
-        tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "FuzzTargets"]),
+        tests("PlatformTests", ["Platform"]),
+        tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "Platform", "FuzzTargets"]),
         tests("GDBRemoteTests", ["TestSupport", "GDBRemote"]),
         tests(
             "MachineTests",
-            ["Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "KVM", "Linux", "CLinux"]),
+            [
+                "Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "KVM", "Linux", "Platform",
+                "CLinux",
+            ]),
         tests(
             "CommandLineTests",
             [

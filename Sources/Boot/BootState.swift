@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 public import GuestMemory
+internal import Platform
 
 /// The registers that the boot processor starts with. Values as the CPU's manuals name them; KVM-free, so that
 /// `Machine` alone translates them.

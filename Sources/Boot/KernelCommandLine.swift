@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// A virtio-mmio device as described to the guest.
 public struct VirtioMMIOSlot: Sendable, Equatable {
     /// The guest-physical address of the registers.

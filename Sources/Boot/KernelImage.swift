@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+public import Platform
+
 /// A kernel's file, its headers read and checked: what kind of kernel it is, how it is entered, what its command line
 /// may be.
 public struct KernelImage: Sendable {
@@ -37,12 +39,12 @@ public struct KernelImage: Sendable {
     /// - Parameters:
     ///   - given: an ELF file or a bzImage, or one of them compressed with gzip, which is decompressed here.
     ///   - memorySize: bytes of the guest's RAM; a compressed kernel may not decompress to more.
-    public init(_ given: BootFile, memorySize: UInt64 = PhysicalLayout.hole) throws(BootError) {
+    public init(_ given: BootFile, memorySize: UInt64 = PhysicalLayout.hole.lowerBound) throws(BootError) {
         var file = given
         var start = try file.read(at: 0, count: Int(min(file.size, UInt64(LinuxImage.headerEnd))))
         switch Compression.found(in: start) {
         case .gzip?:
-            file = try given.decompressed(limit: min(memorySize, PhysicalLayout.hole))
+            file = try given.decompressed(limit: min(memorySize, PhysicalLayout.hole.lowerBound))
             start = try file.read(at: 0, count: Int(min(file.size, UInt64(LinuxImage.headerEnd))))
         case let format?:
             throw .compressed(file: file.name, format: "\(format)")

@@ -2,6 +2,7 @@
 
 public import GuestMemory
 internal import Linux
+internal import Platform
 
 /// Loads a kernel and its boot data into guest RAM, and returns the initial registers.
 ///
@@ -47,7 +48,7 @@ public struct KernelLoader: Sendable {
         guard memory.size > PhysicalLayout.highRAM else {
             throw .doesNotFit(file: file.name, start: 0, end: PhysicalLayout.highRAM, limit: memory.size)
         }
-        let limit = min(memory.size, PhysicalLayout.hole)
+        let limit = min(memory.size, PhysicalLayout.hole.lowerBound)
         let kernelEnd: UInt64
         var initrdLimit = limit
         var startAddress: UInt64 = 0
@@ -66,7 +67,7 @@ public struct KernelLoader: Sendable {
         try memory.write(commandLine, at: PhysicalLayout.commandLine)
         if let tables { try memory.write(tables.bytes, at: tables.address) }
         if let identity { try memory.write(identity.bytes, at: identity.address) }
-        if let processors { try memory.write(processors.bytes, at: MPTable.address) }
+        if let processors { try memory.write(processors.bytes, at: PhysicalLayout.multiProcessorTable) }
 
         let map = MemoryMapEntry.map(memorySize: memory.size)
         let startInfo = PVHStartInfo(

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// A Linux bzImage that offers the 64-bit boot protocol (Linux's `Documentation/arch/x86/boot.rst`).
 ///
 /// Everything in the file is untrusted; a value of this type has been checked for what the protocol demands.

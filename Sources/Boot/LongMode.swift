@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// The GDT and page tables of a start in long mode: the first 4 GiB, each address mapped to itself.
 enum LongMode {
     static let code32Selector: UInt16 = 0x08

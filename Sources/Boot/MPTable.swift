@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
+public import Platform
+
 /// The MultiProcessor table (Intel MultiProcessor Specification 1.4, §4), for kernels that do not read ACPI tables.
 ///
 /// It also spares those that look for both a search through the whole BIOS area, page by page.
 public struct MPTable: Sendable, Equatable {
-    /// The floating pointer is where the specification has it searched first: in the last KiB of base memory.
-    public static let address: UInt64 = 0x9_fc00
     /// The most CPUs that fit; a machine with more needs ACPI to show them.
     public static let maximumCPUs = 32
 
@@ -22,7 +22,7 @@ public struct MPTable: Sendable, Equatable {
     ///   - localAPICIDs: one for each CPU, the boot processor's first. Those that do not fit, by number or by value,
     ///     are left out.
     ///   - pins: pins of the IOAPIC.
-    public init(localAPICIDs: [UInt32], pins: UInt8 = 24) {
+    public init(localAPICIDs: [UInt32], pins: UInt8 = UInt8(GSIs.pins)) {
         let processors = localAPICIDs.prefix(Self.maximumCPUs).filter { $0 < 254 }.map { UInt8($0) }
         // An ID of its own, as the specification wants for all APICs.
         let ioapic = (processors.max() ?? 0) + 1
@@ -41,7 +41,9 @@ public struct MPTable: Sendable, Equatable {
                 ] + [1, 2, 0, 0] + [UInt8](repeating: 0, count: 8))
         }
         add([EntryType.bus, 0] + "ISA   ".utf8)
-        add([EntryType.ioapic, ioapic, 0x11, 1, 0, 0, 0xc0, 0xfe])
+        var controller: [UInt8] = [EntryType.ioapic, ioapic, 0x11, 1]
+        controller.append(littleEndian: UInt32(truncatingIfNeeded: PhysicalLayout.ioapic))
+        add(controller)
         // Each line on the pin of its number, but the timer, which KVM routes to pin 2. Polarity and trigger as ISA has
         // them: active high, edge.
         for line in 0..<pins where line != 2 {
@@ -55,7 +57,7 @@ public struct MPTable: Sendable, Equatable {
     /// MP Floating Pointer Structure (§4.1): a configuration table follows, revision 1.4.
     private static var pointer: [UInt8] {
         var bytes: [UInt8] = Array("_MP_".utf8)
-        bytes.append(littleEndian: UInt32(address) + 16)
+        bytes.append(littleEndian: UInt32(PhysicalLayout.multiProcessorTable) + 16)
         bytes += [1, 4, 0, 0, 0, 0, 0, 0]
         bytes[10] = 0 &- bytes.reduce(0, &+)
         return bytes
@@ -72,7 +74,7 @@ public struct MPTable: Sendable, Equatable {
         bytes.append(littleEndian: UInt32(0))
         bytes.append(littleEndian: UInt16(0))
         bytes.append(littleEndian: count)
-        bytes.append(littleEndian: UInt32(0xfee0_0000))
+        bytes.append(littleEndian: UInt32(truncatingIfNeeded: PhysicalLayout.localAPIC))
         bytes.append(littleEndian: UInt32(0))
         bytes[7] = 0 &- (bytes + entries).reduce(0, &+)
         return bytes

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// `hvm_start_info` version 1 with its module list and memory map (Xen's public `arch-x86/hvm/start_info.h`).
 struct PVHStartInfo {
     var commandLine: UInt64 = 0

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// A guest-physical address.
 ///
 /// Comes from registers, descriptors and image headers, so arithmetic on it is checked or wraps; it never traps.
@@ -10,7 +12,8 @@ public struct GuestAddress: RawRepresentable, Hashable, Comparable, Sendable, Bi
     public init(_ rawValue: UInt64) { self.rawValue = rawValue }
 
     /// The hole in RAM below 4 GiB that belongs to devices (docs/platform.md).
-    public static let hole = GuestAddress(3 << 30)..<GuestAddress(4 << 30)
+    public static let hole =
+        GuestAddress(PhysicalLayout.hole.lowerBound)..<GuestAddress(PhysicalLayout.hole.upperBound)
 
     /// The address `count` bytes higher, or nil beyond 2^64 − 1.
     public func adding(_ count: UInt64) -> GuestAddress? {

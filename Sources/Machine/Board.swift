@@ -5,6 +5,7 @@ internal import Devices
 internal import GuestMemory
 internal import KVM
 internal import Linux
+internal import Platform
 internal import Virtio
 
 /// The virtual hardware between a power-on and the next reset: KVM's machine, vCPUs, interrupt lines, platform devices and the registers
@@ -72,7 +73,7 @@ final class Board: Sendable {
         let virtualMachine = try Machine.makeVirtualMachine(parts.system, memory)
         let timer = try Machine.kvm { () throws(KVMError) in try virtualMachine.intervalTimer() }
         let (serialLine, powerLine) = try Machine.kvm { () throws(KVMError) in
-            (try virtualMachine.interruptLine(gsi: Wiring.serialGSI), try virtualMachine.interruptLine(gsi: Wiring.powerGSI))
+            (try virtualMachine.interruptLine(gsi: GSIs.serial), try virtualMachine.interruptLine(gsi: GSIs.power))
         }
         var devices: [VirtioSlot] = []
         for device in parts.virtioDevices { devices.append(try VirtioSlot(device, index: devices.count, memory, virtualMachine)) }
@@ -80,14 +81,15 @@ final class Board: Sendable {
         let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }
         let power = PowerController(request: request, interrupt: { powerLine.pulse() })
         let ports = PortBus([
-            PortBus.Entry(first: 0x3f8, count: 8, device: parts.serial),
-            PortBus.Entry(first: 0x501, count: 1, device: ExitDevice(request: request)),
-            PortBus.Entry(first: 0x600, count: 3, device: power),
-            PortBus.Entry(first: 0x40, count: 4, device: TimerPorts(timer, first: 0x40)),
-            PortBus.Entry(first: 0x61, count: 1, device: TimerPorts(timer, first: 0x61)),
-            PortBus.Entry(first: 0x60, count: 5, device: KeyboardController(request: request)),
-            PortBus.Entry(first: 0x70, count: 2, device: parts.clock),
-            PortBus.Entry(first: 0x80, count: 1, device: PostCodePort()),
+            PortBus.Entry(Ports.serial, parts.serial),
+            PortBus.Entry(Ports.exit...Ports.exit, ExitDevice(request: request)),
+            PortBus.Entry(Ports.sleepControl...Ports.powerEvents, power),
+            PortBus.Entry(Ports.timer, TimerPorts(timer, first: Ports.timer.lowerBound)),
+            // Between the keyboard controller's ports: before them.
+            PortBus.Entry(Ports.systemControl...Ports.systemControl, TimerPorts(timer, first: Ports.systemControl)),
+            PortBus.Entry(Ports.keyboardData...Ports.keyboardCommand, KeyboardController(request: request)),
+            PortBus.Entry(Ports.clock, parts.clock),
+            PortBus.Entry(Ports.postCode...Ports.postCode, PostCodePort()),
         ])
         let mmio = MMIOBus(devices.map(\.transport))
 

@@ -6,6 +6,7 @@ internal import GuestMemory
 internal import KVM
 internal import Linux
 internal import Logging
+internal import Platform
 
 /// The steps of ``Machine/init(_:output:log:)``, each with its module's error.
 extension Machine {
@@ -45,8 +46,8 @@ extension Machine {
     static func makeVirtualMachine(_ system: borrowing System, _ memory: GuestMemory) throws(MachineError) -> VirtualMachine {
         do throws(KVMError) {
             let machine = try system.createVirtualMachine()
-            try machine.setTSSAddress(Wiring.taskStateSegment)
-            try machine.setIdentityMapAddress(Wiring.identityMap)
+            try machine.setTSSAddress(UInt32(PhysicalLayout.taskStateSegment))
+            try machine.setIdentityMapAddress(PhysicalLayout.identityMap)
             for (slot, region) in memory.regions.enumerated() {
                 // The memory outlives the machine: ``Machine`` holds both until its end.
                 try unsafe machine.setMemory(slot: UInt32(slot), at: region.start.rawValue, size: region.size, host: region.host)

@@ -9,11 +9,17 @@ final class PortBus: Sendable {
         let first: UInt16
         let count: UInt16
         let device: any PortDevice
+
+        init(_ ports: ClosedRange<UInt16>, _ device: any PortDevice) {
+            first = ports.lowerBound
+            count = UInt16(ports.count)
+            self.device = device
+        }
     }
 
     private let entries: [Entry]
 
-    /// - Parameter entries: apart from each other; the busiest first.
+    /// - Parameter entries: the busiest first; where two have a port, the earlier one answers.
     init(_ entries: [Entry]) { self.entries = entries }
 
     /// What answers at a port, by its type's name, for tables; nil where nothing does.

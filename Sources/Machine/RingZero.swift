@@ -3,6 +3,7 @@
 internal import Boot
 internal import GuestMemory
 internal import KVM
+internal import Platform
 
 /// How this host's KVM runs a guest's ring 0.
 ///
@@ -25,8 +26,8 @@ enum RingZero: Equatable {
 
     private static func run(_ system: borrowing System, _ memory: GuestMemory, _ state: BootState) throws(KVMError) -> RingZero? {
         let machine = try system.createVirtualMachine()
-        try machine.setTSSAddress(Wiring.taskStateSegment)
-        try machine.setIdentityMapAddress(Wiring.identityMap)
+        try machine.setTSSAddress(UInt32(PhysicalLayout.taskStateSegment))
+        try machine.setIdentityMapAddress(PhysicalLayout.identityMap)
         for (slot, region) in memory.regions.enumerated() {
             // `found` holds the memory until this returns, and the machine is gone by then.
             try unsafe machine.setMemory(slot: UInt32(slot), at: region.start.rawValue, size: region.size, host: region.host)

@@ -8,6 +8,7 @@ internal import HostNetwork
 internal import KVM
 internal import Linux
 internal import Logging
+internal import Platform
 internal import Virtio
 
 /// A virtio device in its place: transport, address and interrupt line.
@@ -21,7 +22,7 @@ struct VirtioSlot: Sendable {
     }
 
     static func checkCount(_ wanted: Int) throws(MachineError) {
-        let maximum = Wiring.virtioGSIs.count
+        let maximum = GSIs.virtio.count
         if wanted > maximum { throw .tooManyDevices(wanted: wanted, maximum: maximum) }
     }
 
@@ -104,7 +105,7 @@ struct VirtioSlot: Sendable {
     /// Puts a device in its place: registers, doorbells and interrupt line are new, as after power-on.
     init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) {
         let place = VirtioMMIOSlot(
-            address: MMIOBus.address(ofDevice: index), size: UInt32(MMIOTransport.span), gsi: Wiring.virtioGSIs[index])
+            address: MMIOBus.address(ofDevice: index), size: UInt32(PhysicalLayout.virtioMMIOSpan), gsi: GSIs.virtio[index])
         let transport = try Machine.host("create the eventfds of \(device.name)") { () throws(SystemCallError) in
             try MMIOTransport(device: device, memory: memory)
         }

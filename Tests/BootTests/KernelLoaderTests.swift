@@ -4,6 +4,7 @@
 import Glibc
 import GuestMemory
 import Linux
+import Platform
 import Testing
 
 @Suite struct KernelLoaderTests {

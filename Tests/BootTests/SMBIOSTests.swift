@@ -3,6 +3,7 @@
 @testable import Boot
 import Glibc
 import Linux
+import Platform
 import Testing
 
 @Suite struct SMBIOSTests {

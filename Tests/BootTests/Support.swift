@@ -4,6 +4,7 @@
 import Glibc
 import GuestMemory
 import Linux
+import Platform
 import TestSupport
 
 /// Lets `body` use bytes as a kernel's or initrd's file.
@@ -130,7 +131,7 @@ extension KernelLoader {
     /// A kernel's file with words that are its whole command line.
     init(
         kernel: BootFile, initrd: BootFile? = nil, commandLine: String = "", tables: ACPITables? = nil,
-        memorySize: UInt64 = PhysicalLayout.hole
+        memorySize: UInt64 = PhysicalLayout.hole.lowerBound
     ) throws(BootError) {
         self = try KernelLoader(
             KernelImage(kernel, memorySize: memorySize), initrd: initrd, commandLine: KernelCommandLine(commandLine),

@@ -7,6 +7,7 @@ import GuestMemory
 import KVM
 import Linux
 import Logging
+import Platform
 import Testing
 
 @testable import Machine
@@ -241,8 +242,8 @@ private final class Paper: SerialSink {
     /// docs/platform.md, "Interrupts" and "Physical memory".
     @Test func ofVirtioDevices() {
         #expect(MMIOBus.address(ofDevice: 0) == 0xd000_0000 && MMIOBus.address(ofDevice: 15) == 0xd000_f000)
-        #expect(Wiring.virtioGSIs == [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15])
-        #expect(Set(Wiring.virtioGSIs).count == 16 && !Wiring.virtioGSIs.contains(Wiring.serialGSI) && !Wiring.virtioGSIs.contains(Wiring.powerGSI))
+        #expect(GSIs.virtio == [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15])
+        #expect(Set(GSIs.virtio).count == 16 && !GSIs.virtio.contains(GSIs.serial) && !GSIs.virtio.contains(GSIs.power))
     }
 }
 

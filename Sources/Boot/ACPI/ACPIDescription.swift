@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+public import Platform
+
 /// The machine as ACPI tells a guest of it: what ``ACPITables`` are built from.
 public struct ACPIDescription: Sendable, Equatable {
     /// An interrupt of the ISA bus that is not what a guest would take it for (MADT, "Interrupt Source Override").
@@ -21,7 +23,9 @@ public struct ACPIDescription: Sendable, Equatable {
         public var port: UInt16
         public var irq: UInt32
 
-        public init(port: UInt16 = 0x3f8, irq: UInt32 = 4) { (self.port, self.irq) = (port, irq) }
+        public init(port: UInt16 = Ports.serial.lowerBound, irq: UInt32 = GSIs.serial) {
+            (self.port, self.irq) = (port, irq)
+        }
     }
 
     /// A node of the guest's NUMA topology.
@@ -36,23 +40,23 @@ public struct ACPIDescription: Sendable, Equatable {
 
     /// One for each CPU, the boot processor's first.
     public var localAPICIDs: [UInt32]
-    public var localAPICAddress: UInt32 = 0xfee0_0000
-    public var ioapicAddress: UInt32 = 0xfec0_0000
+    public var localAPICAddress = UInt32(PhysicalLayout.localAPIC)
+    public var ioapicAddress = UInt32(PhysicalLayout.ioapic)
     public var ioapicID: UInt8 = 0
     public var interruptOverrides: [InterruptOverride] = []
     public var serialPorts: [SerialPort] = [SerialPort()]
     public var virtioDevices: [VirtioMMIOSlot] = []
     /// The clock's index port, the data port follows; nil for none.
-    public var realTimeClockPort: UInt16? = 0x70
+    public var realTimeClockPort: UInt16? = Ports.clock.lowerBound
     /// Ports of ``PowerController``: sleep control, sleep status and the event register.
-    public var sleepControlPort: UInt16 = 0x600
-    public var sleepStatusPort: UInt16 = 0x601
-    public var eventPort: UInt16 = 0x602
+    public var sleepControlPort = Ports.sleepControl
+    public var sleepStatusPort = Ports.sleepStatus
+    public var eventPort = Ports.powerEvents
     /// Announces a bit in the event register.
-    public var eventGSI: UInt32 = 9
+    public var eventGSI = GSIs.power
     /// The port that resets the machine.
-    public var resetPort: UInt16 = 0x64
-    public var resetValue: UInt8 = 0xfe
+    public var resetPort = Ports.keyboardCommand
+    public var resetValue = Ports.resetCommand
     /// The NUMA nodes; empty for a guest without NUMA topology.
     public var nodes: [Node] = []
     /// Distance from row to column, 10 for a node to itself; empty for 10 and 20.
@@ -62,7 +66,7 @@ public struct ACPIDescription: Sendable, Equatable {
         self.localAPICIDs = localAPICIDs
         self.virtioDevices = virtioDevices
         // IRQ 9 would be taken for a level-triggered SCI.
-        interruptOverrides = [InterruptOverride(source: 9, gsi: 9)]
+        interruptOverrides = [InterruptOverride(source: UInt8(GSIs.power), gsi: GSIs.power)]
         for device in virtioDevices where device.gsi < 16 {
             interruptOverrides.append(InterruptOverride(source: UInt8(device.gsi), gsi: device.gsi))
         }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+public import Platform
+
 /// The ACPI tables of a machine: RSDP, XSDT, FADT, DSDT, MADT, and SRAT and SLIT for a guest with NUMA nodes (ACPI 6.5
 /// §5.2).
 ///

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+public import Platform
+
 /// The SMBIOS tables of a machine (DMTF DSP0134, version 3.3): the 64-bit entry point, then the structures.
 ///
 /// Guests without EFI look for the entry point on 16-byte boundaries of 0xf0000 – 0xfffff (§5.2).

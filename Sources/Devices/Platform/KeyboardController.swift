@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Linux
+internal import Platform
 
-/// A keyboard controller (i8042) without a keyboard, at ports 0x60 to 0x64: it resets the machine, and answers a driver's
+/// A keyboard controller (i8042) without a keyboard, at ``Ports/keyboardData`` and ``Ports/keyboardCommand``: it resets the machine, and answers a driver's
 /// first questions so that it does not wait for the answers' time-outs.
 public final class KeyboardController: ByteWideDevice {
-    private enum Port { static let data: UInt16 = 0, command: UInt16 = 4 }
+    private enum Port { static let data: UInt16 = 0, command = Ports.keyboardCommand - Ports.keyboardData }
     private enum Status { static let outputFull: UInt8 = 1 << 0, systemFlag: UInt8 = 1 << 2, lastWasCommand: UInt8 = 1 << 3 }
 
     private let state = Guarded(KeyboardState())

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
 internal import Synchronization
 
-/// Sleep control, sleep status and event register at ports 0x600 to 0x602 (docs/platform.md, "Ports"; ACPI 6.5 §4.8.3.7).
+/// Sleep control, sleep status and event register, from ``Ports/sleepControl`` on (docs/platform.md, "Ports"; ACPI 6.5 §4.8.3.7).
 public final class PowerController: ByteWideDevice {
     /// Bits of the event register.
     public enum Event {
@@ -10,7 +11,11 @@ public final class PowerController: ByteWideDevice {
         public static let powerButton: UInt8 = 1 << 0
     }
 
-    private enum Register { static let control: UInt16 = 0, status: UInt16 = 1, events: UInt16 = 2 }
+    private enum Register {
+        static let control: UInt16 = 0
+        static let status = Ports.sleepStatus - Ports.sleepControl
+        static let events = Ports.powerEvents - Ports.sleepControl
+    }
     /// SLP_TYP (bits 2 to 4) of S5, and SLP_EN (bit 5).
     private static let sleepMask: UInt8 = 0x3c, powerOff: UInt8 = 5 << 2 | 1 << 5
 

@@ -3,6 +3,7 @@
 internal import CLinux
 internal import Glibc
 internal import Linux
+internal import Platform
 
 /// The MC146818 clock with its CMOS RAM at ports 0x70 and 0x71: the time of day, and how much RAM there is.
 ///
@@ -54,7 +55,7 @@ public final class RealTimeClock: ByteWideDevice {
         func store(_ value: UInt64, at register: Int, bytes: Int) {
             for index in 0 ..< bytes { ram[register + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index)) }
         }
-        let low = min(memorySize, 3 << 30)
+        let low = min(memorySize, PhysicalLayout.hole.lowerBound)
         store(640, at: 0x15, bytes: 2)
         // KiB beyond the first MiB, 64 KiB units beyond 16 MiB and beyond 4 GiB: as QEMU's and Bochs's firmware reads them.
         let extended = min((low - min(low, 1 << 20)) >> 10, 0xffff)

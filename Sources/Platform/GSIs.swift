@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// Which interrupt belongs to which device (docs/platform.md, "Interrupts"): pins of the IOAPIC, the lower ones of the
+/// PICs too.
+public enum GSIs {
+    /// Pins of the IOAPIC.
+    public static let pins: UInt32 = 24
+    public static let serial: UInt32 = 4
+    /// The power controller's, for its event register.
+    public static let power: UInt32 = 9
+    /// Lines of the virtio devices, in their order: the IOAPIC's upper pins, which no ISA device has, then free ISA
+    /// lines.
+    public static let virtio: [UInt32] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15]
+}
