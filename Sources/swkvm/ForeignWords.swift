@@ -163,7 +163,6 @@ enum ForeignWords {
             "d D log-path level show-level show-log-origin log-file",
             .use("--log-level LEVEL", note: "on standard error")
         ),
-        ("no-reboot", .use("--on-reboot exit")),
         ("loadvm incoming", .unavailable("the state of a machine cannot be saved yet")),
         // The machine and the program
         (

@@ -17,7 +17,6 @@ import Testing
         #expect(problem("run --mem 1G -nographic") == problem("run -nographic"))
         #expect(problem("run -machine q35")?.hasPrefix("'-machine' is not needed") == true)
         #expect(problem("run -hda disk.img") == "'-hda' is --disk PATH[,format=FORMAT][,ro] here")
-        #expect(problem("run -no-reboot") == "'-no-reboot' is --on-reboot exit here")
         #expect(problem("run -foo") == "Unknown option '-foo'")
         #expect(problem("run -kernel bzImage") == "'-kernel': use --kernel")
         #expect(problem("run -help") == "'-help': use --help")

@@ -152,10 +152,10 @@ import Testing
             let damage = try #require(found, sourceLocation: sourceLocation)
             #expect("\(damage)".contains(says), "\(damage)", sourceLocation: sourceLocation)
         }
-        try expect("an L2 table at byte 4608, not", all: true) { put(4608, 8, at: l1, in: &$0) }
+        try expect("an L2 table at byte 4608, which is not cluster-aligned", all: true) { put(4608, 8, at: l1, in: &$0) }
         try expect("an L2 table at byte 1099511627776, beyond", all: true) { put(1 << 40, 8, at: l1, in: &$0) }
         try expect("an L2 table at byte 72057594037923840, beyond", all: true) { put(0x00ff_ffff_ffff_f000, 8, at: l1, in: &$0) }
-        try expect("a data cluster at byte 512, not", all: false) { put(512, 8, at: l2, in: &$0) }
+        try expect("a data cluster at byte 512, which is not cluster-aligned", all: false) { put(512, 8, at: l2, in: &$0) }
         try expect("a data cluster at byte 1099511627776, beyond", all: false) { put(1 << 40, 8, at: l2, in: &$0) }
         // A compressed cluster whose data is the header, one beyond the end, and one at the highest of places.
         try expect("a compressed cluster at byte 0 that", all: false) { put(1 << 62, 8, at: l2, in: &$0) }

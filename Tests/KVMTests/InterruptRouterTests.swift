@@ -131,7 +131,7 @@ private struct ListeningGuest: ~Copyable {
         do throws(KVMError) {
             _ = try router.add(ListeningGuest.message(0x40))
             Issue.record("a GSI beyond the limit")
-        } catch { #expect(error.description.contains("all 40 interrupts")) }
+        } catch { #expect(error.description.contains("all 40 interrupt routes")) }
         // The lowest that is free.
         for gsi: UInt32 in [39, 30] { try router.remove(gsi) }
         #expect(try router.add(ListeningGuest.message(0x41)) == 30)

@@ -123,7 +123,7 @@ struct TinyMachine: ~Copyable {
         do throws(KVMError) {
             try tiny.machine.deassignIOEventFD(event, for: match)
             Issue.record("an ioeventfd was deassigned twice")
-        } catch { #expect(error.description.contains("assign an ioeventfd to address 0x20050 no more")) }
+        } catch { #expect(error.description.contains("deassign the ioeventfd of address 0x20050")) }
         guard case .port = try tiny.run() else { Issue.record("no second port exit"); return }
         // The address is free for another one.
         let next = try EventFD()
