@@ -86,7 +86,7 @@ import Virtio
         try driver.offerBuffer(at: NetworkDriver.buffers, [2048])
         driver.kick(0)
         wire.cut()
-        try wait { !driver.device.isLinkUp }
+        try wait { !driver.device.isLinkUp && driver.configuration(6, 2) == 0 }
         driver.device.port.setLink(up: true, because: "says a test")
         #expect(driver.configuration(6, 2) == 0 && !driver.device.isLinkUp)
         for _ in 0..<3 { try driver.sendAndWait(plainHeader + frame(60)) }

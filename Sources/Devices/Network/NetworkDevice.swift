@@ -162,11 +162,12 @@ final class NetworkPort: Sendable {
     func setLink(up: Bool, because reason: String) {
         guard !(up && isRemoved) else { return }
         guard link.exchange(up, ordering: .relaxed) != up else { return }
+        configuration.update { $0[Field.status] = up ? Field.linkUp : 0 }
+        interrupt.withLock { $0?.signal() }
+        // Last: the driver is told first.
         events.report(
             .link(isUp: up), up ? .notice : .warning,
             "the link is \(up ? "up again" : "down"): \(attachment.tap.name) \(reason)")
-        configuration.update { $0[Field.status] = up ? Field.linkUp : 0 }
-        interrupt.withLock { $0?.signal() }
     }
 
     func setInterrupt(_ new: ConfigurationInterrupt?) { interrupt.withLock { $0 = new } }
