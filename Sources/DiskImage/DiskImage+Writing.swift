@@ -24,18 +24,18 @@ extension DiskImage {
         search.file = 0
         let metadata = metadataFile(0, calls)
         if unsafe layers[0].qcow2 != nil {
-            return unsafe layers[0].qcow2?.target(operation, offset, length, diskSize: size, sequence: sequence, metadata) ?? .not(.failed(EROFS))
+            return unsafe layers[0].qcow2?.target(operation, offset, length, diskSize: size, sequence: sequence, metadata) ?? .unresolved(.failed(EROFS))
         }
-        guard let place = piece(at: offset) else { return .not(.failed(EROFS)) }
+        guard let place = piece(at: offset) else { return .unresolved(.failed(EROFS)) }
         search.file = place.file
         let length = min(length, place.length)
         if unsafe layers[place.file].blocks == nil { return .inPlace(offset: place.offset, length: length) }
         let file = metadataFile(place.file, calls)
         return switch unsafe layers[place.file].blocks?.target(operation, place.offset, length, file) {
-        case .not(.load(var load)):
-            { load.layer = place.file; return .not(.load(load)) }()
+        case .unresolved(.load(var load)):
+            { load.layer = place.file; return .unresolved(.load(load)) }()
         case let target?: target
-        case nil: .not(.failed(EROFS))
+        case nil: .unresolved(.failed(EROFS))
         }
     }
 
@@ -55,7 +55,7 @@ extension DiskImage {
 
     /// New clusters for at most `count` of the disk's from `offset` on, which ``target(_:_:_:sequence:_:_:)`` has asked for, or the one that
     /// `part` is of.
-    func allocate(_ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ calls: FileCalls) throws(MetadataError) -> Refcounts.Run {
+    func allocate(_ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ calls: FileCalls) throws(MetadataError) -> ClusterRun {
         let metadata = metadataFile(0, calls)
         let run = try withMetadata { qcow2 throws(MetadataError) in
             if let part, let place = part.place { return try qcow2.extend(part, place, at: offset) }
@@ -73,18 +73,18 @@ extension DiskImage {
     }
 
     /// The byte of the file where new clusters begin.
-    func place(of run: Refcounts.Run, _ file: Int) -> UInt64 {
+    func place(of run: ClusterRun, _ file: Int) -> UInt64 {
         unsafe layers[file].blocks?.place(of: run) ?? run.first * (clusterSize ?? 0)
     }
 
     /// New clusters have been written: they are the disk's from `offset` on.
-    func link(_ run: Refcounts.Run, at offset: UInt64, sequence: UInt64) {
+    func link(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         withMetadata { $0.link(run, at: offset, sequence: sequence) }
         if let place = piece(at: offset) { unsafe layers[place.file].blocks?.link(run, at: place.offset) }
     }
 
     /// New clusters could not be written.
-    func abandon(_ run: Refcounts.Run, at offset: UInt64, sequence: UInt64) {
+    func abandon(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         withMetadata { $0.abandon(run, at: offset, sequence: sequence) }
         if let place = piece(at: offset) { unsafe layers[place.file].blocks?.abandon(run, at: place.offset) }
     }
@@ -186,7 +186,7 @@ extension DiskImage {
     }
 
     /// ``locate(_:_:)`` for a disk in several files.
-    func locatePiece(_ offset: UInt64, _ search: inout Search) -> Extent {
+    func locatePiece(_ offset: UInt64, _ search: inout Search) -> RangeLookup {
         // The layer is one of the chain; files of pieces are the image's.
         guard let piece = unsafe DiskPiece.containing(offset, layers[search.layer].pieces) else { return .zero(length: search.limit) }
         search.limit = min(search.limit, piece.end - offset)

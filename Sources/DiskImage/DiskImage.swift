@@ -240,9 +240,9 @@ package import Linux
         var limit: UInt64
     }
 
-    /// How the range of `search.limit` bytes from `offset` begins. ``Extent/data(offset:length:)`` and loads are about
+    /// How the range of `search.limit` bytes from `offset` begins. ``RangeLookup/data(offset:length:)`` and loads are about
     /// the file `search.file`. The range is inside the disk and not empty.
-    func locate(_ offset: UInt64, _ search: inout Search) -> Extent {
+    func locate(_ offset: UInt64, _ search: inout Search) -> RangeLookup {
         // Layers are reached through the buffer, in place: no copies, no reference counts. Indices are below its count.
         while search.layer < chainLength {
             let size = unsafe layers[search.layer].size
@@ -275,14 +275,14 @@ package import Linux
 
     /// A load has ended; the answer is what became of it, an errno value: what was read may be too short or broken.
     @discardableResult
-    func finish(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
-        if let outcome = unsafe layers[load.layer].qcow2?.finish(load, bytes: bytes, error: error) { return outcome }
-        return unsafe layers[load.layer].blocks?.finish(load, bytes: bytes, error: error) ?? error
+    func complete(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
+        if let outcome = unsafe layers[load.layer].qcow2?.complete(load, bytes: bytes, error: error) { return outcome }
+        return unsafe layers[load.layer].blocks?.complete(load, bytes: bytes, error: error) ?? error
     }
 
-    func settle(_ load: MetadataLoad) {
-        unsafe layers[load.layer].qcow2?.settle(load)
-        unsafe layers[load.layer].blocks?.settle(load)
+    func unpin(_ load: MetadataLoad) {
+        unsafe layers[load.layer].qcow2?.unpin(load)
+        unsafe layers[load.layer].blocks?.unpin(load)
     }
 
     /// What is done to the metadata of the topmost image; nothing in one without.
@@ -384,7 +384,7 @@ package import Linux
 }
 
 extension DiskImage.Layer {
-    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
+    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> RangeLookup {
         if offset >= size { return .zero(length: length) }
         // Asking one that is not there costs no more than a look.
         return qcow2?.locate(offset, length, &compressedEntry) ?? blocks?.locate(offset, length, &compressedEntry)

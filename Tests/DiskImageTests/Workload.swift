@@ -92,7 +92,7 @@ struct Workload: ~Copyable {
                 discarded.append(range)
             }
         }
-        try settle(&engine, sourceLocation)
+        try awaitAll(&engine, sourceLocation)
     }
 
     /// Lets an engine go while writes of what the disk has already, and a flush, are in flight.
@@ -117,7 +117,7 @@ struct Workload: ~Copyable {
     private(set) var unknown: [Range<Int>] = []
 
     /// What was discarded reads as before or as zeroes.
-    private mutating func settle(_ engine: inout DiskEngine, _ sourceLocation: SourceLocation) throws {
+    private mutating func awaitAll(_ engine: inout DiskEngine, _ sourceLocation: SourceLocation) throws {
         for range in discarded {
             let bytes = try readAgain(&engine, range)
             for sector in stride(from: 0, to: range.count, by: 512) {

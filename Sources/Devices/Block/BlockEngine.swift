@@ -41,7 +41,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// this one's while it is idle.
     private var isWatched = false
     /// The same for the bell of other queues' engines, to which a ring listens unless the host refuses it.
-    private var isBellWatched = false
+    private var isWakeupWatched = false
 
     private static let diskToken = DeviceWorkerToken.firstOfEngine
     /// Requests in one run: then it is somebody else's turn.
@@ -91,7 +91,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     mutating func notified(queue index: Int, epoll: borrowing Epoll) throws(VirtqueueError) {
         disk.beginTurn()
         try takeRequests()
-        watchBell(epoll)
+        watchWakeup(epoll)
     }
 
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
@@ -100,12 +100,12 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         gather()
         publish()
         comeBack()
-        watchBell(epoll)
+        watchWakeup(epoll)
     }
 
-    private mutating func watchBell(_ epoll: borrowing Epoll) {
-        guard !isBellWatched, let bell = disk.unheardBell else { return }
-        isBellWatched = (try? epoll.add(bell, .input, token: Self.diskToken)) != nil
+    private mutating func watchWakeup(_ epoll: borrowing Epoll) {
+        guard !isWakeupWatched, let wakeup = disk.unwatchedWakeup else { return }
+        isWakeupWatched = (try? epoll.add(wakeup, .input, token: Self.diskToken)) != nil
     }
 
     mutating func reset(epoll: borrowing Epoll) {

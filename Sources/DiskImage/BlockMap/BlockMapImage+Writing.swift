@@ -6,7 +6,7 @@ internal import Linux
 /// Where the new blocks of a VDI or VMDK file come from: neither format counts its blocks, so they come from the end of the file, or from
 /// places that nothing refers to.
 struct BlockAllocator {
-    /// The place of block 0; a block's number is what a ``Refcounts/Run`` is about.
+    /// The place of block 0; a block's number is what a ``ClusterRun`` is about.
     let base: UInt64
     /// The first number that was never given.
     var next: UInt64
@@ -28,40 +28,40 @@ struct BlockAllocator {
 }
 
 extension BlockMapImage {
-    func place(of run: Refcounts.Run) -> UInt64 {
+    func place(of run: ClusterRun) -> UInt64 {
         (allocator?.base ?? 0) + run.first << layout.blockBits
     }
 
     /// What is to be done for `operation` on the range from `offset`, which is inside the disk.
     mutating func target(_ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, _ file: MetadataFile) -> WriteTarget {
-        guard failure == 0 else { return .not(.failed(failure)) }
+        guard failure == 0 else { return .unresolved(.failed(failure)) }
         let block = offset >> layout.blockBits
         let inBlock = offset & (layout.blockSize - 1)
         var found = slice(ofBlock: block, offset)
         if case .absent = found {
             if operation != .write { return .done(length: min(length, restOfSlice(offset))) }
-            guard !isLocked else { return .not(.wait) }
-            do throws(MetadataError) { try makeTable(Int(sliceNumber(ofBlock: block)), file) } catch { return .not(error.extent) }
+            guard !isLocked else { return .unresolved(.wait) }
+            do throws(MetadataError) { try makeTable(Int(sliceNumber(ofBlock: block)), file) } catch { return .unresolved(error.lookup) }
             found = slice(ofBlock: block, offset)
         }
         switch found {
-        case .absent: return .not(.failed(EIO))
-        case .not(let extent): return .not(extent)
+        case .absent: return .unresolved(.failed(EIO))
+        case .unresolved(let lookup): return .unresolved(lookup)
         case .entries(let entries):
             let (unit, run) = unsafe self.run(entries, block, inBlock: inBlock, length)
             switch unit {
-            case .damaged(let damage): return .not(damaged(damage, at: offset))
-            case .compressed: return .not(.failed(EROFS))
+            case .damaged(let damage): return .unresolved(damaged(damage, at: offset))
+            case .compressed: return .unresolved(.failed(EROFS))
             case .data(let place):
                 if let other = allocator?.metadata.first(in: place, inBlock + run) {
                     // What comes before the table is the guest's.
-                    guard other > place + inBlock else { return .not(damaged(.blockInMetadata(offset: place), at: offset)) }
+                    guard other > place + inBlock else { return .unresolved(damaged(.blockInMetadata(offset: place), at: offset)) }
                     return .inPlace(offset: place + inBlock, length: other - place - inBlock)
                 }
                 return .inPlace(offset: place + inBlock, length: run)
             case .unallocated, .zero:
                 if operation != .write { return .done(length: run) }
-                guard !isLocked else { return .not(.wait) }
+                guard !isLocked else { return .unresolved(.wait) }
                 let whole = run >> layout.blockBits
                 return inBlock == 0 && whole > 0 ? .clusters(whole) : .part(WriteTarget.Part(range: 0..<layout.blockSize, isZero: true, place: nil))
             }
@@ -70,21 +70,21 @@ extension BlockMapImage {
 
     /// Blocks for at most as many of the disk's blocks from `offset` on; their slice stays in memory until ``link(_:at:)`` or
     /// ``abandon(_:at:)``.
-    mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> Refcounts.Run {
+    mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
         guard let slot = slices.slot(of: sliceNumber(ofBlock: offset >> layout.blockBits)) else { throw .failed(EIO) }
         let run = try takeBlocks(count, file)
         slices.pin(slot, 1)
         return run
     }
 
-    private mutating func takeBlocks(_ count: UInt64, _ file: MetadataFile) throws(MetadataError) -> Refcounts.Run {
+    private mutating func takeBlocks(_ count: UInt64, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
         guard var allocator else { throw .failed(EROFS) }
-        var run: Refcounts.Run
+        var run: ClusterRun
         if let hole = allocator.holes.popLast() {
-            run = Refcounts.Run(first: hole, count: 1)
+            run = ClusterRun(first: hole, count: 1)
         } else {
             guard allocator.next < allocator.limit else { throw .failed(EFBIG) }
-            run = Refcounts.Run(first: allocator.next, count: min(count, allocator.limit - allocator.next), isPristine: allocator.next >= allocator.pristine)
+            run = ClusterRun(first: allocator.next, count: min(count, allocator.limit - allocator.next), isPristine: allocator.next >= allocator.pristine)
             let end = allocator.base + (allocator.next + run.count) << layout.blockBits
             // Others do not bear a file that ends within a block.
             if end > fileSize { try file.write([0], at: end - 1) }
@@ -101,7 +101,7 @@ extension BlockMapImage {
     }
 
     /// The data is in the blocks: from now on they are the disk's.
-    mutating func link(_ run: Refcounts.Run, at offset: UInt64) {
+    mutating func link(_ run: ClusterRun, at offset: UInt64) {
         // Pinned since the allocation.
         let block = offset >> layout.blockBits
         guard let slot = slices.slot(of: sliceNumber(ofBlock: block)) else { return }
@@ -123,7 +123,7 @@ extension BlockMapImage {
     }
 
     /// The data could not be written: nobody has the blocks.
-    mutating func abandon(_ run: Refcounts.Run, at offset: UInt64) {
+    mutating func abandon(_ run: ClusterRun, at offset: UInt64) {
         if let slot = slices.slot(of: sliceNumber(ofBlock: offset >> layout.blockBits)) { slices.pin(slot, -1) }
         for index in (0..<run.count).reversed() { allocator?.holes.append(run.first + index) }
     }

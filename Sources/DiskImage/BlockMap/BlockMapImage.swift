@@ -68,12 +68,12 @@ internal import Linux
 
     /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
     /// - Parameter compressedPlace: keeps the place of a compressed grain from one call for the range to the next.
-    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedPlace: inout UInt64) -> Extent {
+    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedPlace: inout UInt64) -> RangeLookup {
         if compressedPlace != 0 { return compressed(compressedPlace, offset, length) }
         let block = offset >> layout.blockBits
         switch slice(ofBlock: block, offset) {
         case .absent: return .unallocated(length: min(length, restOfSlice(offset)))
-        case .not(let extent): return extent
+        case .unresolved(let lookup): return lookup
         case .entries(let entries):
             let (unit, run) = unsafe run(entries, block, inBlock: offset & (layout.blockSize - 1), length)
             switch unit {
@@ -93,7 +93,7 @@ internal import Linux
         /// An absent table: none of its blocks is allocated.
         case absent
         /// A load, a wait, a commit or a failure.
-        case not(Extent)
+        case unresolved(RangeLookup)
     }
 
     func sliceNumber(ofBlock block: UInt64) -> UInt64 { layout.index(ofBlock: block) >> sliceBits }
@@ -114,15 +114,15 @@ internal import Linux
         let (place, length) = self.place(ofSlice: slice)
         if layout.table == .directory {
             if place == 0 { return .absent }
-            guard place <= fileSize, UInt64(length) <= fileSize - place else { return .not(damaged(.blockTableBeyondEnd(offset: place), at: offset)) }
+            guard place <= fileSize, UInt64(length) <= fileSize - place else { return .unresolved(damaged(.blockTableBeyondEnd(offset: place), at: offset)) }
         }
         switch slices.find(slice) {
         case .ready(let entries): return unsafe .entries(entries)
-        case .loading: return .not(.wait)
-        case .failed(let error): return .not(.failed(error))
+        case .loading: return .unresolved(.wait)
+        case .failed(let error): return .unresolved(.failed(error))
         case .missing:
-            guard let slot = slices.reserve(slice) else { return .not(slices.isDirty ? .commit : .wait) }
-            return unsafe .not(.load(MetadataLoad(
+            guard let slot = slices.reserve(slice) else { return .unresolved(slices.isDirty ? .commit : .wait) }
+            return unsafe .unresolved(.load(MetadataLoad(
                 kind: .l2Slice, slot: slot, offset: place, length: length, buffer: slices.block(slot), diskOffset: offset)))
         }
     }
@@ -135,7 +135,7 @@ internal import Linux
 
     /// A load has ended with `bytes` read, or with an errno value.
     @discardableResult
-    mutating func finish(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
+    mutating func complete(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
         var error = error
         switch load.kind {
         case .l2Slice:
@@ -143,26 +143,26 @@ internal import Linux
             if error == 0, bytes < load.length { error = EIO }
             // The load's buffer has `length` bytes.
             if error == 0, !log.isEmpty { unsafe log.apply(to: UnsafeMutableRawBufferPointer(start: load.buffer, count: load.length), at: load.offset) }
-            slices.finish(load.slot, error: error)
+            slices.complete(load.slot, error: error)
         case .compressedCluster:
             if error == 0, !(load.isIntact ?? decompress(load, bytes)) {
                 _ = damaged(.compressedGrainBroken(offset: load.offset), at: load.diskOffset)
                 error = EIO
             }
-            grains.finish(load.slot, error: error)
+            grains.complete(load.slot, error: error)
         }
         return error
     }
 
     /// Those who waited for a load have been answered.
-    mutating func settle(_ load: MetadataLoad) {
+    mutating func unpin(_ load: MetadataLoad) {
         switch load.kind {
-        case .l2Slice: slices.settle(load.slot)
-        case .compressedCluster: grains.settle(load.slot)
+        case .l2Slice: slices.unpin(load.slot)
+        case .compressedCluster: grains.unpin(load.slot)
         }
     }
 
-    mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> Extent {
+    mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> RangeLookup {
         if self.damage == nil { self.damage = (damage, offset) }
         return .failed(EIO)
     }
@@ -208,7 +208,7 @@ internal import Linux
 
     // MARK: - Compressed grains
 
-    private mutating func compressed(_ place: UInt64, _ offset: UInt64, _ length: UInt64) -> Extent {
+    private mutating func compressed(_ place: UInt64, _ offset: UInt64, _ length: UInt64) -> RangeLookup {
         let inBlock = offset & (layout.blockSize - 1)
         switch grains.find(place) {
         case .ready(let bytes): return unsafe .memory(UnsafeRawPointer(bytes + Int(inBlock)), length: min(length, layout.blockSize - inBlock))

@@ -65,20 +65,20 @@ struct VHDFooter {
         }
         var sizes = VHDSizes(chs: geometry, current: current, taken: .current)
         // A geometry that cannot tell the size tells nothing, whatever the user says. QEMU decides so, too.
-        let isTold = geometry != 0 && geometry != Self.largestGeometry
+        let isKnown = geometry != 0 && geometry != Self.largestGeometry
         switch footer.bigEndian32(at: 60) {
         case Self.fixed:
             // Who filled the file up to its footer has said how much there is.
-            if isTold { sizes.taken = stated ?? (current == room ? .current : Self.size(byMaker: footer)) }
+            if isKnown { sizes.taken = stated ?? (current == room ? .current : Self.size(byMaker: footer)) }
             guard sizes.size <= room else {
                 throw .truncated(path: path, what: "the disk", needed: sizes.size, size: room)
             }
             layout = nil
         case Self.dynamic:
             let header = try Self.header(file, at: footer.bigEndian64(at: 16))
-            if isTold { sizes.taken = stated ?? Self.size(byMaker: footer) }
+            if isKnown { sizes.taken = stated ?? Self.size(byMaker: footer) }
             // A table that is made for the smaller one says which one was meant.
-            if stated == nil, isTold, geometry < current, !header.canMap(current), header.canMap(geometry) {
+            if stated == nil, isKnown, geometry < current, !header.canMap(current), header.canMap(geometry) {
                 sizes.taken = .chs
             }
             layout = try header.layout(file, sizes.size)

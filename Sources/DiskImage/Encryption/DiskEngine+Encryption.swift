@@ -69,7 +69,7 @@ internal import Linux
         return index
     }
 
-    func giveBack(_ index: Int32) {
+    func release(_ index: Int32) {
         unsafe free[Int(index) + 1] = free[0]
         unsafe free[0] = index
     }
@@ -111,8 +111,8 @@ extension DiskEngine {
     }
 
     /// An operation is over: its buffer is free, and if it was a read that failed, nobody sees what was not decrypted.
-    func finishEncryption(_ ended: Operation, _ error: Int32) {
-        if ended.cipherBuffer >= 0 { encryption.giveBack(ended.cipherBuffer) }
+    func endEncryption(_ ended: Operation, _ error: Int32) {
+        if ended.cipherBuffer >= 0 { encryption.release(ended.cipherBuffer) }
         if error != 0, ended.kind == .read, image.isEncrypted(ended.layer) { fill(ended.request, from: ended.start, length: ended.length) }
     }
 

@@ -57,7 +57,7 @@ private protocol HashFunction {
     init()
     mutating func update(_ bytes: UnsafeRawPointer, _ count: Int)
     /// Writes the digest; the state is of no use then.
-    mutating func finish(_ digest: UnsafeMutablePointer<UInt8>)
+    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>)
 }
 
 // libcrypto reads `count` bytes and writes a digest's, and keeps no pointer.
@@ -67,7 +67,7 @@ private struct SHA1Hash: HashFunction {
     var state = SHA_CTX()
     init() { unsafe SHA1_Init(&state) }
     mutating func update(_ bytes: UnsafeRawPointer, _ count: Int) { unsafe SHA1_Update(&state, bytes, count) }
-    mutating func finish(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA1_Final(digest, &state) }
+    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA1_Final(digest, &state) }
 }
 
 private struct SHA224Hash: HashFunction {
@@ -75,7 +75,7 @@ private struct SHA224Hash: HashFunction {
     var state = SHA256_CTX()
     init() { unsafe SHA224_Init(&state) }
     mutating func update(_ bytes: UnsafeRawPointer, _ count: Int) { unsafe SHA224_Update(&state, bytes, count) }
-    mutating func finish(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA224_Final(digest, &state) }
+    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA224_Final(digest, &state) }
 }
 
 private struct SHA256Hash: HashFunction {
@@ -83,7 +83,7 @@ private struct SHA256Hash: HashFunction {
     var state = SHA256_CTX()
     init() { unsafe SHA256_Init(&state) }
     mutating func update(_ bytes: UnsafeRawPointer, _ count: Int) { unsafe SHA256_Update(&state, bytes, count) }
-    mutating func finish(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA256_Final(digest, &state) }
+    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA256_Final(digest, &state) }
 }
 
 private struct SHA384Hash: HashFunction {
@@ -91,7 +91,7 @@ private struct SHA384Hash: HashFunction {
     var state = SHA512_CTX()
     init() { unsafe SHA384_Init(&state) }
     mutating func update(_ bytes: UnsafeRawPointer, _ count: Int) { unsafe SHA384_Update(&state, bytes, count) }
-    mutating func finish(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA384_Final(digest, &state) }
+    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA384_Final(digest, &state) }
 }
 
 private struct SHA512Hash: HashFunction {
@@ -99,7 +99,7 @@ private struct SHA512Hash: HashFunction {
     var state = SHA512_CTX()
     init() { unsafe SHA512_Init(&state) }
     mutating func update(_ bytes: UnsafeRawPointer, _ count: Int) { unsafe SHA512_Update(&state, bytes, count) }
-    mutating func finish(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA512_Final(digest, &state) }
+    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA512_Final(digest, &state) }
 }
 
 private func digest<Hash: HashFunction>(_ type: Hash.Type, _ input: UnsafeRawBufferPointer, _ prefix: UInt32?, _ output: UnsafeMutableRawBufferPointer) {
@@ -110,7 +110,7 @@ private func digest<Hash: HashFunction>(_ type: Hash.Type, _ input: UnsafeRawBuf
     }
     if let start = input.baseAddress { unsafe hash.update(start, input.count) }
     unsafe withScratch(HashAlgorithm.maximumDigestSize) { digest in
-        unsafe hash.finish(digest)
+        unsafe hash.finalize(digest)
         unsafe output.copyMemory(from: UnsafeRawBufferPointer(start: digest, count: min(Hash.digestSize, output.count)))
     }
 }
@@ -140,18 +140,18 @@ private func pbkdf2<Hash: HashFunction>(
                 var inner = innerStart, outer = outerStart
                 unsafe salt.withUnsafeBytes { if let start = $0.baseAddress { unsafe inner.update(start, $0.count) } }
                 unsafe withUnsafeBytes(of: block.bigEndian) { if let start = $0.baseAddress { unsafe inner.update(start, $0.count) } }
-                unsafe inner.finish(value)
+                unsafe inner.finalize(value)
                 unsafe outer.update(value, Hash.digestSize)
-                unsafe outer.finish(value)
+                unsafe outer.finalize(value)
                 unsafe sum.update(from: value, count: Hash.digestSize)
                 var round: UInt32 = 1
                 while round < iterations {
                     inner = innerStart
                     unsafe inner.update(value, Hash.digestSize)
-                    unsafe inner.finish(value)
+                    unsafe inner.finalize(value)
                     outer = outerStart
                     unsafe outer.update(value, Hash.digestSize)
-                    unsafe outer.finish(value)
+                    unsafe outer.finalize(value)
                     for index in 0..<Hash.digestSize { unsafe sum[index] ^= value[index] }
                     round += 1
                 }

@@ -30,25 +30,25 @@ extension DiskEngine {
     }
 
     /// Queues an operation that has begun, or puts that off if there is work to be done first.
-    mutating func queueOrPutOff(_ index: Int32) {
+    mutating func enqueueAfterWork(_ index: Int32) {
         // Indices of operations come from our own lists, so they are in bounds, here and below.
         let operation = unsafe operations + Int(index)
         guard unsafe workBefore(operation) != (false, false, false) else { return enqueue(index) }
         // While it waits, nobody else can take the buffer that it needs.
         if unsafe operation.pointee.copy < 0 && operation.pointee.kind == .write { unsafe takeBuffer(operation) }
         unsafe operation.pointee.next = -1
-        if putOff.first < 0 { putOff.first = index } else { unsafe operations[Int(putOff.last)].next = index }
-        putOff.last = index
+        if awaitingWork.first < 0 { awaitingWork.first = index } else { unsafe operations[Int(awaitingWork.last)].next = index }
+        awaitingWork.last = index
     }
 
     /// Does what was put off, and queues its operations. Without the lock, whose holder may have put more off.
     mutating func work() {
-        guard putOff.first >= 0 else { return }
+        guard awaitingWork.first >= 0 else { return }
         shared.assertUnlocked()
-        while putOff.first >= 0 {
-            let index = putOff.first
+        while awaitingWork.first >= 0 {
+            let index = awaitingWork.first
             let operation = unsafe operations + Int(index)
-            unsafe putOff.first = operation.pointee.next
+            unsafe awaitingWork.first = operation.pointee.next
             // What it is about is the engine's own until it ends: the operation, its request, and the memory of both.
             let needs = unsafe workBefore(operation)
             if needs.merging {

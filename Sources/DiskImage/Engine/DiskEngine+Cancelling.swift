@@ -9,9 +9,9 @@ extension DiskEngine {
     /// Bytes of one call of the kernel's, which nothing ends once it is under way; the rest of an operation follows, as after a short transfer.
     static let largestCall: UInt64 = 4 << 20
     /// Bytes that the queues of a disk have at a time: more than a disk needs to be busy, and no more than it does in a moment.
-    static let mostUnderWay: UInt64 = 64 << 20
+    static let maximumBytesInFlight: UInt64 = 64 << 20
     /// The same where the owner's thread carries everything out by itself, and gains nothing by more.
-    static let mostUnderWayInTurn: UInt64 = 16 << 20
+    static let maximumBytesInFlightInTurn: UInt64 = 16 << 20
     /// Bytes that a turn of the owner's is worth: some ten milliseconds.
     private static let turn = 64 << 20
     /// What a look into the metadata is worth, in bytes.
@@ -28,20 +28,20 @@ extension DiskEngine {
     public var isTurnOver: Bool { turnLeft <= 0 }
 
     /// Indicates whether another operation may begin.
-    var hasRoom: Bool { freeOperation >= 0 && underWay < mostUnderWay && turnLeft > 0 }
+    var hasRoom: Bool { freeOperation >= 0 && bytesInFlight < maximumBytesInFlight && turnLeft > 0 }
 
     /// The queue has nothing of an operation any more.
-    mutating func settle(_ index: Int32) {
+    mutating func dequeued(_ index: Int32) {
         // An index of ours, back from the queue.
         let operation = unsafe operations + Int(index)
         outstanding -= 1
-        unsafe underWay -= operation.pointee.handed
-        unsafe operation.pointee.handed = 0
+        unsafe bytesInFlight -= operation.pointee.submitted
+        unsafe operation.pointee.submitted = 0
     }
 
     /// Indicates whether an operation is one of the requests that are given up. Metadata and commits are not: others
     /// may count on them.
-    func isGivenUp(_ kind: Operation.Kind) -> Bool { isCancelling && kind != .load && kind != .commit }
+    func isCancelled(_ kind: Operation.Kind) -> Bool { isCancelling && kind != .load && kind != .commit }
 
     // MARK: - Giving up
 
@@ -51,7 +51,7 @@ extension DiskEngine {
         guard inFlight > 0 else { return }
         isCancelling = true
         turnLeft = .max
-        queue.finish(within: Self.endTime)
+        queue.drain(within: Self.endTime)
         shared.lock()
         cancelWaiting()
         shared.unlock()
@@ -69,7 +69,7 @@ extension DiskEngine {
     /// Ends the requests that the queue has nothing of.
     private mutating func cancelWaiting() {
         // Flushes for the next commit; those of the one under way end with it, soon.
-        while let index = unsafe seat.flushes.popFirst(requests) {
+        while let index = unsafe attachment.flushes.popFirst(requests) {
             // Indices in lists are those of requests.
             unsafe requests[Int(index)].pending = 0
             unsafe requests[Int(index)].error = ECANCELED
@@ -85,19 +85,19 @@ extension DiskEngine {
         for index in 0..<operationCount {
             // Within the count.
             let operation = unsafe operations[index]
-            if operation.isActive, isGivenUp(operation.kind) { queue.cancel(UInt64(index), token: Self.cancelToken) }
+            if operation.isActive, isCancelled(operation.kind) { queue.cancel(UInt64(index), token: Self.cancelToken) }
         }
     }
 
     /// Waits until something has ended, here or at another engine. A queue that takes no calls any more ends what it has all the same.
     private mutating func waitForQueue() {
-        handOver()
+        submitQueued()
         if unqueuedOperation >= 0 || (try? queue.wait()) != nil { return }
         var entries = [pollfd(fd: queue.rawValue, events: Int16(POLLIN), revents: 0)]
-        if let bell = seat.bell { entries.append(pollfd(fd: bell.event.rawValue, events: Int16(POLLIN), revents: 0)) }
+        if let wakeup = attachment.wakeup { entries.append(pollfd(fd: wakeup.event.rawValue, events: Int16(POLLIN), revents: 0)) }
         // As many entries as the array has.
         _ = unsafe poll(&entries, nfds_t(entries.count), -1)
-        // What it was rung for the engine sees without it.
-        seat.bell?.event.drain()
+        // Why it was signalled the engine finds out without it.
+        attachment.wakeup?.event.drain()
     }
 }

@@ -12,7 +12,7 @@ extension DiskEngine {
             return
         }
         shared.commit.isWanted = false
-        shared.commit.engine = seat.number
+        shared.commit.engine = attachment.number
         for engine in shared.engines {
             engine.committing = engine.flushes
             engine.flushes = IndexList()
@@ -66,18 +66,18 @@ extension DiskEngine {
     private mutating func unlockMapping() {
         guard image.isLocked else { return }
         image.unlock()
-        linkParked()
+        linkDeferred()
         retryWaiting()
     }
 
     /// Finishes the writes that ended while the mapping was locked.
-    mutating func linkParked() {
-        var parked = seat.parkedOperation
-        seat.parkedOperation = -1
-        while parked >= 0 {
-            let next = unsafe operations[Int(parked)].next
-            end(parked, error: 0)
-            parked = next
+    mutating func linkDeferred() {
+        var deferred = attachment.deferredOperation
+        attachment.deferredOperation = -1
+        while deferred >= 0 {
+            let next = unsafe operations[Int(deferred)].next
+            end(deferred, error: 0)
+            deferred = next
         }
     }
 
@@ -95,8 +95,8 @@ extension DiskEngine {
 
     /// The flushes whose commit has ended come back.
     mutating func completeFlushes() {
-        var flushes = seat.committed
-        seat.committed = IndexList()
+        var flushes = attachment.committed
+        attachment.committed = IndexList()
         while let index = unsafe flushes.popFirst(requests) { complete(index) }
     }
 

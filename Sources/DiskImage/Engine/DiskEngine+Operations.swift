@@ -58,11 +58,11 @@ extension DiskEngine {
         /// Bytes done, when the kernel did a part.
         var done: UInt64 = 0
         /// Bytes that the queue has of it.
-        var handed: UInt64 = 0
+        var submitted: UInt64 = 0
         var retries: Int32 = 0
         var load: MetadataLoad?
         /// New clusters that become those of the disk from `guestOffset` on when they are written.
-        var run = Refcounts.Run(first: 0, count: 0)
+        var run = ClusterRun(first: 0, count: 0)
         var guestOffset: UInt64 = 0
         /// The copy whose cluster it writes; else -1.
         var copy: Int32 = -1
@@ -103,7 +103,7 @@ extension DiskEngine {
                 unsafe request.pointee.mapped = 1
                 if image.managesClusters {
                     unsafe request.pointee.pending = 1
-                    unsafe seat.flushes.append(index, requests)
+                    unsafe attachment.flushes.append(index, requests)
                     startCommit()
                     return
                 }
@@ -115,8 +115,8 @@ extension DiskEngine {
                 if change(index) { continue } else { return }
             }
             let position = unsafe request.pointee.offset + request.pointee.mapped
-            let extent = unsafe image.locate(position, &request.pointee.search)
-            switch extent {
+            let lookup = unsafe image.locate(position, &request.pointee.search)
+            switch lookup {
             case .data(let place, let length):
                 let kind: Operation.Kind =
                     switch unsafe request.pointee.operation {
@@ -147,17 +147,17 @@ extension DiskEngine {
                 begin(load)
                 return
             case .wait, .commit:
-                stop(index, extent)
+                stop(index, lookup)
                 return
             case .failed:
-                stop(index, extent)
+                stop(index, lookup)
             }
         }
         if unsafe request.pointee.pending == 0 { complete(index) }
     }
 
     mutating func complete(_ index: Int32) {
-        if index >= depth { finishReading(copy: index - Int32(depth)) } else { unsafe completed.append(index, requests) }
+        if index >= depth { completeReading(copy: index - Int32(depth)) } else { unsafe completed.append(index, requests) }
     }
 
     private func isMapped(_ request: UnsafeMutablePointer<Request>) -> Bool {
@@ -167,7 +167,7 @@ extension DiskEngine {
 
     mutating func wait(_ index: Int32) {
         unsafe requests[Int(index)].isListed = true
-        unsafe seat.waiting.append(index, requests)
+        unsafe attachment.waiting.append(index, requests)
     }
 
     /// Lets the requests of a list, which the caller has emptied, try again; those that must wait on get into it anew.
@@ -191,7 +191,7 @@ extension DiskEngine {
         unsafe operations[Int(index)].sequence = shared.sequence
         shared.sequence &+= 1
         if operation.request >= 0 { unsafe requests[Int(operation.request)].pending += 1 }
-        queueOrPutOff(index)
+        enqueueAfterWork(index)
     }
 
     mutating func begin(_ load: MetadataLoad) {
@@ -210,8 +210,8 @@ extension DiskEngine {
             switch operation.kind {
             case .read, .write, .writeZeroes, .load:
                 let (vectors, count) = unsafe self.vectors(for: index, length: call)
-                unsafe operations[Int(index)].handed = call
-                underWay += call
+                unsafe operations[Int(index)].submitted = call
+                bytesInFlight += call
                 turnLeft -= Int(call)
                 let file = unsafe operation.kind == .load
                     ? image.descriptor(operation.layer, for: vectors, count: count, offset: offset)
@@ -247,13 +247,13 @@ extension DiskEngine {
 
     /// Has an operation that the queue does not have end like any other, from `nextCompletion`.
     mutating func endUnqueued(_ index: Int32) {
-        settle(index)
+        dequeued(index)
         unsafe operations[Int(index)].next = unqueuedOperation
         unqueuedOperation = index
     }
 
     /// An operation came back from the queue with bytes done or a negative errno value.
-    mutating func finish(_ index: Int32, result: Int) {
+    mutating func completeOperation(_ index: Int32, result: Int) {
         let operation = unsafe operations + Int(index)
         let kind = unsafe operation.pointee.kind
         if result < 0 { return unsafe fail(index, operation, Int32(clamping: -result)) }
@@ -275,7 +275,7 @@ extension DiskEngine {
             unsafe operation.pointee.done += min(UInt64(result), operation.pointee.length - operation.pointee.done)
             unsafe operation.pointee.retries = 0
             if unsafe operation.pointee.done < operation.pointee.length {
-                return isGivenUp(kind) ? end(index, error: ECANCELED) : enqueue(index)
+                return isCancelled(kind) ? end(index, error: ECANCELED) : enqueue(index)
             }
             switch kind {
             case .load: endLoad(index)
@@ -287,7 +287,7 @@ extension DiskEngine {
 
     private mutating func fail(_ index: Int32, _ operation: UnsafeMutablePointer<Operation>, _ error: Int32) {
         switch (unsafe operation.pointee.kind, error) {
-        case (let kind, _) where isGivenUp(kind):
+        case (let kind, _) where isCancelled(kind):
             end(index, error: error)
         case (_, EINTR), (_, EAGAIN):
             unsafe operation.pointee.retries += 1
@@ -312,16 +312,16 @@ extension DiskEngine {
         shared.assertLocked()
         let ended = unsafe operations[Int(index)]
         if ended.kind == .commit { return continueCommit(error) }
-        if ended.run.count > 0, park(index, error) { return }
-        if encryption.isUsed { finishEncryption(ended, error) }
+        if ended.run.count > 0, deferLinking(index, error) { return }
+        if encryption.isUsed { endEncryption(ended, error) }
         release(operation: index)
         if let load = ended.load {
-            image.finish(load, bytes: Int(ended.done), error: error)
+            image.complete(load, bytes: Int(ended.done), error: error)
             retryWaiting()
-            shared.settle(load, readBy: seat)
+            shared.unpin(load, readBy: attachment)
         } else {
             let request = unsafe requests + Int(ended.request)
-            if ended.run.count > 0 { finishClusters(ended, error) }
+            if ended.run.count > 0 { completeClusters(ended, error) }
             unsafe request.pointee.pending -= 1
             if error != 0, unsafe request.pointee.error == 0 {
                 unsafe request.pointee.error = error

@@ -239,25 +239,25 @@ extension DiskEngine {
             case .part(let part) where part.place == nil:
                 // The disk ends in this one.
                 position += try setAside(1, at: position, preallocation, file) * clusterSize
-            case .not(.load(let load)):
+            case .unresolved(.load(let load)):
                 do throws(MetadataError) {
                     try unsafe file.read(load.buffer, load.length, at: load.offset)
                 } catch {
-                    image.finish(load, bytes: 0, error: error.code)
-                    image.settle(load)
+                    image.complete(load, bytes: 0, error: error.code)
+                    image.unpin(load)
                     throw error.asError(image.path, "pread")
                 }
-                let outcome = image.finish(load, bytes: load.length, error: 0)
-                image.settle(load)
+                let outcome = image.complete(load, bytes: load.length, error: 0)
+                image.unpin(load)
                 if outcome != 0 { throw image.damage ?? .request(path: image.path, SystemCallError("pread", errno: outcome)) }
-            case .not(.commit):
+            case .unresolved(.commit):
                 try perform(.flush)
-            case .not(.failed(let error)):
+            case .unresolved(.failed(let error)):
                 throw .system(path: image.path, SystemCallError("pwrite", errno: error))
             case .part:
                 // Subclusters of a cluster that is there.
                 position = (position & ~(clusterSize - 1)) + clusterSize
-            case .not:
+            case .unresolved:
                 throw .system(path: image.path, SystemCallError("pwrite", errno: EIO))
             }
         }
@@ -266,7 +266,7 @@ extension DiskEngine {
     /// As many new clusters as there are next to each other; returns how many.
     private mutating func setAside(_ count: UInt64, at position: UInt64, _ preallocation: Preallocation, _ file: MetadataFile) throws(DiskImageError) -> UInt64 {
         guard let clusterSize = image.clusterSize else { return count }
-        let run: Refcounts.Run
+        let run: ClusterRun
         do throws(MetadataError) {
             guard let allocated = try image.withMetadata({ qcow2 throws(MetadataError) in try qcow2.allocate(count, at: position, file) }) else { return count }
             run = allocated

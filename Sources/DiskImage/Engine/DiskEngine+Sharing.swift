@@ -6,26 +6,26 @@ internal import Linux
 /// What engines of one image do for each other.
 extension DiskEngine {
     /// Another engine has done what requests here may have waited for.
-    mutating func attend() {
+    mutating func attendWakeup() {
         completeFlushes()
-        if !image.isLocked { linkParked() }
+        if !image.isLocked { linkDeferred() }
         retryOwn()
         // What was read may be replaced now that it has been looked at here, which may be what somebody waits for.
-        if shared.settleLoads(lookedAtBy: seat) { retryWaiting() }
+        if shared.unpinLoads(examinedBy: attachment) { retryWaiting() }
         // An engine that has gone cannot run what was asked of it.
         if shared.commit.step == .none, shared.commit.isWanted { startCommit() }
     }
 
     /// Gives up what is under way, so that nothing stays locked, claimed or awaited. What was not finished has not happened, but for writes in place.
-    func leave() {
+    func detach() {
         // The kernel may still write to the memory of requests: nobody may free that before they have ended.
         var left = outstanding
         var failure: Int32 = 0
-        queue.finish(within: 0)
+        queue.drain(within: 0)
         var takesCalls = true
         while left > 0 {
             if let completion = queue.nextCompletion() {
-                // The bell is none of them.
+                // The wakeup is none of them.
                 guard completion.token < UInt64(operationCount) else { continue }
                 left -= 1
                 // Of a commit: what the host could not store it may have forgotten.
@@ -55,17 +55,17 @@ extension DiskEngine {
             let operation = unsafe operations[index]
             if let load = operation.load {
                 // Others who wait for it read it themselves.
-                image.finish(load, bytes: 0, error: EIO)
-                image.settle(load)
+                image.complete(load, bytes: 0, error: EIO)
+                image.unpin(load)
             }
             if operation.run.count > 0 { image.abandon(operation.run, at: operation.guestOffset, sequence: shared.sequence) }
         }
         for index in 0..<Int32(copies.count) where copies[index].isReading {
             image.abandon(copies[index].run, at: copies[index].guestOffset, sequence: shared.sequence)
         }
-        shared.detach(seat)
-        if shared.commit.step != .none, shared.commit.engine == seat.number { shared.abortCommit() }
-        shared.call(besides: seat)
+        shared.detach(attachment)
+        if shared.commit.step != .none, shared.commit.engine == attachment.number { shared.abortCommit() }
+        shared.wake(besides: attachment)
     }
 }
 
@@ -80,7 +80,7 @@ extension SharedImage {
             unsafe engine.committing.append(contentsOf: engine.flushes, engine.requests)
             engine.flushes = engine.committing
             engine.committing = DiskEngine.IndexList()
-            if !engine.flushes.isEmpty { engine.call() }
+            if !engine.flushes.isEmpty { engine.wake() }
         }
         // Who comes first runs it.
         commit.isWanted = !engines.isEmpty

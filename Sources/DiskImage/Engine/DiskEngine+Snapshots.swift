@@ -140,7 +140,7 @@ extension DiskEngine {
                 failure = nil
             } catch { failure = error }
             isCommitted = reduction.isCommitted
-            if failure == nil { giveBack() }
+            if failure == nil { release() }
         }
         do throws(DiskImageError) {
             if isCommitted, let failure { throw failure }
@@ -155,7 +155,7 @@ extension DiskEngine {
     }
 
     /// After a change in place: what is counted and not used any more is given back. What cannot be is lost space, which a repair finds.
-    private func giveBack() {
+    private func release() {
         do throws(DiskImageError) {
             var check = QCOW2Check(header: try image.readHeader(), file: tableFile)
             _ = try check.run(.leaks)

@@ -19,7 +19,7 @@ extension DiskEngine {
             /// The bytes of the disk that the buffer has.
             var base: UInt64 = 0
             var size: UInt64 = 0
-            var run = Refcounts.Run(first: 0, count: 0)
+            var run = ClusterRun(first: 0, count: 0)
             var file = 0
             /// Indicates whether the old contents are being read; then an operation writes the new ones.
             var isReading = true
@@ -94,7 +94,7 @@ extension DiskEngine {
         do throws(MetadataError) {
             try image.prepareChange(shared.calls)
         } catch {
-            return stop(index, error.extent)
+            return stop(index, error.lookup)
         }
         switch unsafe image.target(operation, position, left, sequence: shared.sequence, shared.calls, &request.pointee.search) {
         case .inPlace(_, let length) where encryption.encryptsWrites && operation == .discard:
@@ -118,16 +118,16 @@ extension DiskEngine {
         case .part(let part):
             let length = min(left, part.range.upperBound - position % copies.clusterSize)
             return writeClusters(index, position, length, part)
-        case .not(let extent):
-            return stop(index, extent)
+        case .unresolved(let lookup):
+            return stop(index, lookup)
         }
         return true
     }
 
     /// A request cannot go on now. Returns whether it is to be looked at again at once, as it has failed.
     @discardableResult
-    mutating func stop(_ index: Int32, _ extent: Extent) -> Bool {
-        switch extent {
+    mutating func stop(_ index: Int32, _ lookup: RangeLookup) -> Bool {
+        switch lookup {
         case .load(let load):
             wait(index)
             begin(load)
@@ -165,11 +165,11 @@ extension DiskEngine {
             wait(index)
             return false
         }
-        let run: Refcounts.Run
+        let run: ClusterRun
         do throws(MetadataError) {
             run = try image.allocate((end - cluster) / copies.clusterSize, at: cluster, for: part, shared.calls)
         } catch {
-            return stop(index, error.extent)
+            return stop(index, error.lookup)
         }
         let start = unsafe request.pointee.mapped
         let file = unsafe request.pointee.search.file
@@ -199,7 +199,7 @@ extension DiskEngine {
     }
 
     /// The old contents of a cluster are there: once the new ones have come over them, all of it goes to the file.
-    mutating func finishReading(copy index: Int32) {
+    mutating func completeReading(copy index: Int32) {
         let reader = Int32(depth) + index
         // What is given up is not written either, though its old contents have come.
         let error = isCancelling ? ECANCELED : unsafe requests[Int(reader)].error
@@ -210,7 +210,7 @@ extension DiskEngine {
         if error != 0 {
             // Without the rest of the cluster nothing can be written.
             copies[index].isReading = false
-            finishClusters(operation, error)
+            completeClusters(operation, error)
             endCopy(copy.owner, error)
             retryWaiting()
             return
@@ -235,18 +235,18 @@ extension DiskEngine {
 
     // MARK: - New clusters
 
-    private func owner(_ request: Int32) -> ClaimTable.Owner { ClaimTable.Owner(engine: seat.number, request: request) }
+    private func owner(_ request: Int32) -> ClaimTable.Owner { ClaimTable.Owner(engine: attachment.number, request: request) }
 
     /// The mapping does not change while it is locked: what has been written waits. Returns whether it does.
-    mutating func park(_ index: Int32, _ error: Int32) -> Bool {
+    mutating func deferLinking(_ index: Int32, _ error: Int32) -> Bool {
         guard error == 0, image.isLocked else { return false }
-        unsafe operations[Int(index)].next = seat.parkedOperation
-        seat.parkedOperation = index
+        unsafe operations[Int(index)].next = attachment.deferredOperation
+        attachment.deferredOperation = index
         return true
     }
 
     /// New clusters have been written, or could not be.
-    mutating func finishClusters(_ ended: Operation, _ error: Int32) {
+    mutating func completeClusters(_ ended: Operation, _ error: Int32) {
         if error == 0 {
             image.link(ended.run, at: ended.guestOffset, sequence: shared.sequence)
         } else {
@@ -261,13 +261,13 @@ extension DiskEngine {
 
     /// Something has ended that requests may have waited for, here or at other engines.
     mutating func retryWaiting() {
-        shared.call(besides: seat)
+        shared.wake(besides: attachment)
         retryOwn()
     }
 
     mutating func retryOwn() {
-        let waiters = seat.waiting
-        seat.waiting = IndexList()
+        let waiters = attachment.waiting
+        attachment.waiting = IndexList()
         retry(waiters)
     }
 }

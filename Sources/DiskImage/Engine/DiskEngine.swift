@@ -58,13 +58,13 @@ public struct DiskCompletion: Sendable {
 /// A request is cut into operations along the extents that the image's metadata names. Where the metadata has to be read first, the request
 /// waits for that read and others go on. Nothing orders requests that are in flight together: who needs an order waits for completions.
 @safe public struct DiskEngine: ~Copyable, @unchecked Sendable {
-    /// The image with what all its engines share. From ``advance(_:)`` and ``finish(_:result:)`` on, everything happens under its lock, but for work on
+    /// The image with what all its engines share. From ``advance(_:)`` and ``completeOperation(_:result:)`` on, everything happens under its lock, but for work on
     /// bytes: ``work()``.
     /// It comes first: what is changed by way of an engine's references, all of it under that lock, ThreadSanitizer's part of the compiler (6.3)
     /// notes by the first word of the engine, and fails where that is no reference.
     let shared: SharedImage
     /// What the others see of this engine.
-    let seat: AttachedEngine
+    let attachment: AttachedEngine
 
     /// Requests that can be in flight.
     public let depth: Int
@@ -87,16 +87,16 @@ public struct DiskCompletion: Sendable {
     /// Requests that need an operation and found none free.
     var stalled = IndexList()
     var completed = IndexList()
-    /// The first of those that the seat has linked.
+    /// The first of those that the attachment has linked.
     var freeOperation: Int32 = 0
     /// Operations that end without the queue: zeroes that are there, and what it did not take.
     var unqueuedOperation: Int32 = -1
     /// Why the queue did not take them, until the owner's next ``submit()``.
     var submissionError: SystemCallError?
-    var putOff = WorkList()
+    var awaitingWork = WorkList()
     /// Operations that the queue has and has not completed.
     var outstanding = 0
-    /// Indicates whether the queue watches the bell. The owner's thread has it do so, with its first request: before
+    /// Indicates whether the queue watches the wakeup. The owner's thread has it do so, with its first request: before
     /// that nobody calls.
     var isListening = false
     /// File systems differ in what `fallocate` can do; what this one refused is not asked again.
@@ -112,8 +112,8 @@ public struct DiskCompletion: Sendable {
     private static let batch = 8
 
     /// Bytes that the queue has, and how many it may have when it gets more.
-    var underWay: UInt64 = 0
-    let mostUnderWay: UInt64
+    var bytesInFlight: UInt64 = 0
+    let maximumBytesInFlight: UInt64
     /// Bytes of work until the owner's turn is over.
     var turnLeft = Int.max
     /// Indicates whether all that is in flight is given up.
@@ -123,8 +123,8 @@ public struct DiskCompletion: Sendable {
     private var waking = Waking()
 
     static let zeroesSize = 64 << 10
-    /// That of the bell of other engines; those of operations are their indices.
-    static let bellToken = UInt64.max
+    /// The token of other engines' wakeups; those of operations are their indices.
+    static let wakeupToken = UInt64.max
     /// That of cancellations.
     static let cancelToken = UInt64.max - 1
 
@@ -162,11 +162,11 @@ public struct DiskCompletion: Sendable {
         let zeroes = try memory(Self.zeroesSize, shared.path)
         let copies = try Copies(shared.image.managesClusters ? shared.clusterSize ?? 0 : 0, shared.path)
         let encryption = try EngineEncryption(shared.image)
-        let bell: AttachedEngine.Bell?
-        do throws(SystemCallError) { bell = shared.isExclusive ? nil : try .init(queue.makeBell()) } catch { throw .system(path: shared.path, error) }
+        let wakeup: AttachedEngine.Wakeup?
+        do throws(SystemCallError) { wakeup = shared.isExclusive ? nil : try .init(queue.makeWakeup()) } catch { throw .system(path: shared.path, error) }
         // After the owner's requests come those of copies.
-        let seat = AttachedEngine(requests: depth + copies.count, operations: operationCount, bell: bell)
-        try shared.attach(seat)
+        let attachment = AttachedEngine(requests: depth + copies.count, operations: operationCount, wakeup: wakeup)
+        try shared.attach(attachment)
         freeCopy = copies.count > 0 ? 0 : -1
         self.copies = copies
         self.encryption = encryption
@@ -174,19 +174,19 @@ public struct DiskCompletion: Sendable {
         maximumSegments = segments
         self.operationCount = operationCount
         self.shared = shared
-        self.seat = seat
-        mostUnderWay = queue.isConcurrent ? max(Self.largestCall, Self.mostUnderWay / UInt64(max(1, share))) : Self.mostUnderWayInTurn
+        self.attachment = attachment
+        maximumBytesInFlight = queue.isConcurrent ? max(Self.largestCall, Self.maximumBytesInFlight / UInt64(max(1, share))) : Self.maximumBytesInFlightInTurn
         self.queue = queue
         self.vectors = vectors
         self.zeroes = zeroes
-        // They live as long as the seat.
-        unsafe requests = seat.requests
-        unsafe operations = seat.operations
+        // They live as long as the attachment.
+        unsafe requests = attachment.requests
+        unsafe operations = attachment.operations
         // Of the engine's own nobody else looks at them. Operations others do look at, from now on.
         for index in 0..<depth { unsafe freeRequests.append(Int32(index), requests) }
     }
 
-    deinit { leave() }
+    deinit { detach() }
 
     private static func operationCount(_ depth: Int) -> Int {
         // Large requests on a fragmented image take several; a few more let small ones pass. One is the commit's.
@@ -246,7 +246,7 @@ public struct DiskCompletion: Sendable {
         shared.unlock()
         work()
         unsubmitted += 1
-        if unsubmitted == Self.batch, queue.isRing { handOver() }
+        if unsubmitted == Self.batch, queue.isRing { submitQueued() }
     }
 
     /// Hands what was started to the kernel; once after any number of requests is enough.
@@ -254,7 +254,7 @@ public struct DiskCompletion: Sendable {
     ///   ``nextCompletion()`` as always; others may succeed.
     public mutating func submit() throws(DiskImageError) {
         shared.assertUnlocked()
-        handOver()
+        submitQueued()
         guard let error = submissionError else { return }
         submissionError = nil
         throw .request(path: shared.path, error)
@@ -274,26 +274,26 @@ public struct DiskCompletion: Sendable {
     }
 
     /// The same. A failure is the owner's to hear in its next ``submit()``.
-    mutating func handOver() {
+    mutating func submitQueued() {
         unsubmitted = 0
         do { try queue.submit() } catch {
             submissionError = error
-            takeBack()
+            reclaim()
         }
     }
 
     /// What the queue holds and did not get rid of ends, with an error: nobody would ever hear of it again.
-    private mutating func takeBack() {
-        while let token = queue.takeBack() {
-            if token == Self.bellToken { isListening = false }
-            // One of ours, unless it is the bell's or a cancellation's.
+    private mutating func reclaim() {
+        while let token = queue.reclaim() {
+            if token == Self.wakeupToken { isListening = false }
+            // One of ours, unless it is the wakeup's or a cancellation's.
             if token < UInt64(operationCount) { endUnqueued(Int32(truncatingIfNeeded: token)) }
         }
     }
 
-    /// The bell of other engines, when the queue does not hear it. Once it has rung, call ``nextCompletion()`` as for
+    /// The eventfd that other engines signal, while the queue does not watch it. Once it is readable, call ``nextCompletion()`` as for
     /// ``descriptor``.
-    public var unheardBell: Int32? { isListening ? nil : seat.bell?.event.rawValue }
+    public var unwatchedWakeup: Int32? { isListening ? nil : attachment.wakeup?.event.rawValue }
 
     /// The next request that has ended, or nil when none has. What this sets going (the rest of a short transfer, say) is submitted
     /// before it answers nil.
@@ -306,34 +306,34 @@ public struct DiskCompletion: Sendable {
             work()
         }
         while true {
-            // Also before a completion, after which the owner may ask nothing for long: the bell may have been heard among other things.
-            if !shared.isExclusive, answerCall() { continue }
+            // Also before a completion, after which the owner may ask nothing for long: the wakeup may have been heard among other things.
+            if !shared.isExclusive, handleWakeup() { continue }
             if let index = unsafe completed.popFirst(requests) {
                 inFlight -= 1
                 let ended = unsafe requests[Int(index)]
                 return DiskCompletion(request: Int(index), operation: ended.operation, offset: ended.offset, length: ended.length, error: ended.error,
                     failedFile: ended.failedFile, failedOffset: ended.failedOffset)
             }
-            if finishOperations() {
+            if completeOperations() {
                 submitForOthers()
                 continue
             }
             if !shared.isExclusive {
                 if !isListening { listen() }
                 queue.listen()
-                if answerCall() { continue }
+                if handleWakeup() { continue }
             }
-            handOver()
+            submitQueued()
             // Calls that are done one after the other are done now, and the descriptor says so to an owner whose turn is over. What was refused ends at once.
             guard unqueuedOperation >= 0 || queue.hasCompletion && turnLeft > 0 else { return nil }
         }
     }
 
     /// Looks at what another engine has called for. Returns whether one had.
-    private mutating func answerCall() -> Bool {
-        guard seat.takeCall() else { return false }
+    private mutating func handleWakeup() -> Bool {
+        guard attachment.takeWakeup() else { return false }
         shared.lock()
-        attend()
+        attendWakeup()
         shared.unlock()
         work()
         submitForOthers()
@@ -342,15 +342,15 @@ public struct DiskCompletion: Sendable {
 
     /// What was set going may be for other engines, a commit say, and the owner of this one may do nothing for long once it has its completion.
     private mutating func submitForOthers() {
-        if !shared.isExclusive { handOver() }
+        if !shared.isExclusive { submitQueued() }
     }
 
     /// Finishes all operations that have ended. Returns whether there were any.
-    private mutating func finishOperations() -> Bool {
+    private mutating func completeOperations() -> Bool {
         guard var next = nextOperation() else { return false }
         shared.lock()
         while true {
-            finish(next.index, result: next.result)
+            completeOperation(next.index, result: next.result)
             guard let another = nextOperation() else { break }
             next = another
         }
@@ -366,10 +366,10 @@ public struct DiskCompletion: Sendable {
             return unsafe (index, operations[Int(index)].kind == .zeroes ? 0 : -Int(EIO))
         }
         while let completion = queue.nextCompletion() {
-            guard completion.token == Self.bellToken else {
+            guard completion.token == Self.wakeupToken else {
                 // The word of a cancellation is none of the operation.
                 if completion.token == Self.cancelToken { continue }
-                settle(Int32(truncatingIfNeeded: completion.token))
+                dequeued(Int32(truncatingIfNeeded: completion.token))
                 return (Int32(truncatingIfNeeded: completion.token), Int(completion.result))
             }
             listen()
@@ -377,12 +377,12 @@ public struct DiskCompletion: Sendable {
         return nil
     }
 
-    /// Has the bell be heard, and forgets how often it was.
+    /// Watches for wakeups, and forgets those that were signalled before.
     private mutating func listen() {
         isListening = true
-        guard let bell = seat.bell else { return }
-        bell.event.drain()
-        try? queue.watch(bell.event, token: Self.bellToken)
+        guard let wakeup = attachment.wakeup else { return }
+        wakeup.event.drain()
+        try? queue.watch(wakeup.event, token: Self.wakeupToken)
     }
 
     /// Waits until a request has ended, if any is in flight.

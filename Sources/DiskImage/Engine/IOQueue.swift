@@ -102,21 +102,21 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// A bell for others to ring, to be watched.
-    func makeBell() throws(SystemCallError) -> EventFD {
+    /// A wakeup for others to ring, to be watched.
+    func makeWakeup() throws(SystemCallError) -> EventFD {
         switch self {
         case .ring: try EventFD()
-        case .synchronous(let calls): try calls.bell.duplicate()
+        case .synchronous(let calls): try calls.wakeup.duplicate()
         case .remote: try EventFD()
-        case .layered(let queues): try queues.files.makeBell()
+        case .layered(let queues): try queues.files.makeWakeup()
         }
     }
 
-    /// Has ``rawValue`` become readable when a bell is rung, once: a completion with this token says so. Calls that are done one after the other
-    /// have their own bell for that.
-    func watch(_ bell: borrowing EventFD, token: UInt64) throws(SystemCallError) {
+    /// Has ``rawValue`` become readable when an eventfd is signalled, once: a completion with this token reports it. Calls that are done one after the other
+    /// have their own wakeup for that.
+    func watch(_ wakeup: borrowing EventFD, token: UInt64) throws(SystemCallError) {
         switch self {
-        case .ring(let ring): try ring.poll(bell.rawValue, token: token)
+        case .ring(let ring): try ring.poll(wakeup.rawValue, token: token)
         case .synchronous: break
         // There is no other engine that would ring.
         case .remote: break
@@ -124,7 +124,7 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Comes before a look at what the bell was rung for, so that what is rung for later is heard again.
+    /// Called before the reason of a signal is examined, so that a later signal is noticed again.
     func listen() {
         switch self {
         case .ring: break
@@ -153,7 +153,7 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Waits for a completion, of which at least one is outstanding, or a bell; of the kernel's for as many as are wanted.
+    /// Waits for a completion, of which at least one is outstanding, or a wakeup; of the kernel's for as many as are wanted.
     func wait(for count: Int = 1) throws(SystemCallError) {
         switch self {
         case .ring(let ring): try ring.wait(for: count)
@@ -176,7 +176,7 @@ enum IOQueue: ~Copyable {
     }
 
     /// Gives up an operation, as far as that is possible: it ends all the same, with an error if it was not done. What belongs to a server ends by
-    /// ``finish(within:)``.
+    /// ``drain(within:)``.
     func cancel(_ target: UInt64, token: UInt64) {
         switch self {
         // Without room for it the operation ends by itself.
@@ -188,20 +188,20 @@ enum IOQueue: ~Copyable {
     }
 
     /// Takes back an operation that the kernel has not got and never will, by its token; nil when there is none.
-    func takeBack() -> UInt64? {
+    func reclaim() -> UInt64? {
         switch self {
         case .ring(let ring): ring.takeBack()
-        case .layered(let queues): queues.files.takeBack()
+        case .layered(let queues): queues.files.reclaim()
         case .synchronous: nil
         case .remote: nil
         }
     }
 
     /// What is outstanding is over within a time: a server, other than a kernel, may never answer.
-    func finish(within milliseconds: Int) {
+    func drain(within milliseconds: Int) {
         switch self {
-        case .remote(let disk): disk.finish(within: milliseconds)
-        case .layered(let queues): queues.remote.finish(within: milliseconds)
+        case .remote(let disk): disk.drain(within: milliseconds)
+        case .layered(let queues): queues.remote.drain(within: milliseconds)
         default: break
         }
     }
@@ -259,7 +259,7 @@ enum IOQueue: ~Copyable {
 
     private let calls: FileCalls
     /// Readable while completions wait. Others may ring it too.
-    let bell: EventFD
+    let wakeup: EventFD
     /// A ring of operations in their order, as many as there can be: those that are done, and behind them those that are queued.
     /// One thread at a time uses them: hence `Sendable`.
     private let operations: UnsafeMutableBufferPointer<Operation>
@@ -268,7 +268,7 @@ enum IOQueue: ~Copyable {
     private var queued = 0
 
     init(capacity: Int, calls: FileCalls = .host) throws(SystemCallError) {
-        bell = try EventFD()
+        wakeup = try EventFD()
         self.calls = calls
         unsafe operations = .allocate(capacity: max(1, capacity))
         unsafe operations.initialize(repeating: Operation())
@@ -278,7 +278,7 @@ enum IOQueue: ~Copyable {
         unsafe operations.deallocate()
     }
 
-    var rawValue: Int32 { bell.rawValue }
+    var rawValue: Int32 { wakeup.rawValue }
     var hasCompletion: Bool { done > 0 }
 
     // The vectors, and what they name, live until the completion.
@@ -309,7 +309,7 @@ enum IOQueue: ~Copyable {
             queued -= 1
             done += 1
         }
-        bell.signal()
+        wakeup.signal()
     }
 
     /// An operation that is queued is not done.
@@ -326,17 +326,17 @@ enum IOQueue: ~Copyable {
         let operation = unsafe operations[first]
         first = unsafe (first + 1) % operations.count
         done -= 1
-        if done == 0 { bell.drain() }
+        if done == 0 { wakeup.drain() }
         return IORing.Completion(token: operation.token, result: operation.result)
     }
 
     func listen() {
-        if done == 0 { bell.drain() }
+        if done == 0 { wakeup.drain() }
     }
 
     /// Waits for a completion or for somebody who rings.
     func wait() {
-        if done == 0 { bell.wait() }
+        if done == 0 { wakeup.wait() }
     }
 
     private func append(_ operation: Operation) {

@@ -33,7 +33,7 @@ internal import Synchronization
     /// The number of the next operation, whichever engine's.
     var sequence: UInt64 = 0
     /// Metadata that has been read, and engines with requests that waited for it and have not looked yet.
-    private var unsettled: [(load: MetadataLoad, engines: UInt64)] = []
+    private var pinnedLoads: [(load: MetadataLoad, engines: UInt64)] = []
 
     /// A commit makes what has ended durable, in steps with a synchronisation after each.
     struct Commit {
@@ -138,7 +138,7 @@ internal import Synchronization
     /// Forgets an engine that has given up all that it had.
     func detach(_ engine: AttachedEngine) {
         engines.removeAll { $0 === engine }
-        settleLoads(lookedAtBy: engine)
+        unpinLoads(examinedBy: engine)
         claims.removeAll(ofEngine: engine.number)
     }
 
@@ -146,38 +146,38 @@ internal import Synchronization
     var firstSequence: UInt64 { engines.reduce(sequence) { min($0, $1.firstSequence) } }
 
     /// Metadata has been read and the requests of `reader` have looked at it: it may be replaced when those of the others have looked, too.
-    func settle(_ load: MetadataLoad, readBy reader: AttachedEngine) {
+    func unpin(_ load: MetadataLoad, readBy reader: AttachedEngine) {
         assertLocked()
         var others: UInt64 = 0
         if !isExclusive {
             for engine in engines where engine !== reader && !engine.waiting.isEmpty { others |= engine.bit }
         }
-        if others == 0 { image.settle(load) } else { unsettled.append((load, others)) }
+        if others == 0 { image.unpin(load) } else { pinnedLoads.append((load, others)) }
     }
 
     /// Returns whether that made room for others.
     @discardableResult
-    func settleLoads(lookedAtBy engine: AttachedEngine) -> Bool {
-        guard !unsettled.isEmpty else { return false }
-        for index in unsettled.indices { unsettled[index].engines &= ~engine.bit }
-        let before = unsettled.count
-        for settled in unsettled where settled.engines == 0 { image.settle(settled.load) }
-        unsettled.removeAll { $0.engines == 0 }
-        return unsettled.count < before
+    func unpinLoads(examinedBy engine: AttachedEngine) -> Bool {
+        guard !pinnedLoads.isEmpty else { return false }
+        for index in pinnedLoads.indices { pinnedLoads[index].engines &= ~engine.bit }
+        let before = pinnedLoads.count
+        for pinned in pinnedLoads where pinned.engines == 0 { image.unpin(pinned.load) }
+        pinnedLoads.removeAll { $0.engines == 0 }
+        return pinnedLoads.count < before
     }
 
     /// Has the engines with requests, or writes, that wait for others look again.
-    func call(besides caller: AttachedEngine) {
+    func wake(besides caller: AttachedEngine) {
         assertLocked()
         guard !isExclusive else { return }
-        for engine in engines where engine !== caller && engine.isWaiting { engine.call() }
+        for engine in engines where engine !== caller && engine.isWaiting { engine.wake() }
     }
 }
 
 /// What an engine shows to the others of its image. It belongs to who has the image's lock, but for what is said to be the engine's own.
 @safe final class AttachedEngine: @unchecked Sendable {
-    /// By reference, so that there can be none.
-    final class Bell: Sendable {
+    /// An eventfd by which other engines wake this one; by reference, so that it can be absent.
+    final class Wakeup: Sendable {
         let event: EventFD
         init(_ event: consuming EventFD) { self.event = event }
     }
@@ -185,10 +185,10 @@ internal import Synchronization
     /// Its number at the image, below 64.
     var number = 0
     var bit: UInt64 { 1 << UInt64(number) }
-    /// Rung by others; nil for an engine that has none.
-    let bell: Bell?
-    /// Indicates whether the bell was rung for something that it has not looked at.
-    private let isCalled = Atomic<Bool>(false)
+    /// Signalled by others; nil for the only engine of an image.
+    let wakeup: Wakeup?
+    /// Indicates whether it was signalled for something that it has not examined yet.
+    private let isWoken = Atomic<Bool>(false)
 
     /// The memory of requests: of one that is in none of the lists below, the engine's own.
     let requests: UnsafeMutablePointer<DiskEngine.Request>
@@ -198,7 +198,7 @@ internal import Synchronization
     /// Requests that need metadata that is being read, clusters that are being written, or room.
     var waiting = DiskEngine.IndexList()
     /// Writes that have ended while the mapping is locked.
-    var parkedOperation: Int32 = -1
+    var deferredOperation: Int32 = -1
     /// Flushes that wait for the next commit.
     var flushes = DiskEngine.IndexList()
     /// Flushes that end with the one under way.
@@ -206,8 +206,8 @@ internal import Synchronization
     /// Flushes whose commit has ended.
     var committed = DiskEngine.IndexList()
 
-    init(requests count: Int, operations operationCount: Int, bell: Bell?) {
-        self.bell = bell
+    init(requests count: Int, operations operationCount: Int, wakeup: Wakeup?) {
+        self.wakeup = wakeup
         self.operationCount = operationCount
         unsafe requests = .allocate(capacity: count)
         unsafe requests.initialize(repeating: DiskEngine.Request(), count: count)
@@ -223,7 +223,7 @@ internal import Synchronization
     }
 
     /// Indicates whether what others do may let it go on. A flush goes on when its commit has ended.
-    var isWaiting: Bool { !waiting.isEmpty || parkedOperation >= 0 || !committed.isEmpty }
+    var isWaiting: Bool { !waiting.isEmpty || deferredOperation >= 0 || !committed.isEmpty }
 
     var firstSequence: UInt64 {
         var first = UInt64.max
@@ -233,12 +233,12 @@ internal import Synchronization
     }
 
     /// Has its thread look, once for any number of calls.
-    func call() {
-        if !isCalled.exchange(true, ordering: .acquiringAndReleasing) { bell?.event.signal() }
+    func wake() {
+        if !isWoken.exchange(true, ordering: .acquiringAndReleasing) { wakeup?.event.signal() }
     }
 
-    /// Indicates whether it was called since it was last asked. The engine's own; it listens to the bell before.
-    func takeCall() -> Bool {
-        isCalled.load(ordering: .relaxed) && isCalled.exchange(false, ordering: .acquiringAndReleasing)
+    /// Indicates whether it was called since it was last asked. The engine's own; it watches for wakeups before.
+    func takeWakeup() -> Bool {
+        isWoken.load(ordering: .relaxed) && isWoken.exchange(false, ordering: .acquiringAndReleasing)
     }
 }

@@ -7,12 +7,12 @@ internal import Linux
 /// A bounded set of equal blocks, each known by a number: slices of L2 tables, or decompressed clusters.
 ///
 /// The cache reads nothing itself. Who misses a block takes a slot (``reserve(_:)``), has it filled while others wait,
-/// and calls ``finish(_:error:)``. Until ``settle(_:)`` the block stays, whatever else is wanted meanwhile, so that those who
+/// and calls ``complete(_:error:)``. Until ``unpin(_:)`` the block stays, whatever else is wanted meanwhile, so that those who
 /// waited for it find it (or its error) and each of them gets on by a step.
 ///
 /// It is set-associative; its memory is given by the kernel as it is touched, so an unused cache costs nothing.
 struct BlockCache: ~Copyable {
-    @safe enum Lookup {
+    @safe enum Result {
         case ready(UnsafeMutableRawPointer)
         /// A request is reading it.
         case loading
@@ -62,7 +62,7 @@ struct BlockCache: ~Copyable {
     }
 
     /// Looks for a block and, if it is there, marks it used.
-    mutating func find(_ key: UInt64) -> Lookup {
+    mutating func find(_ key: UInt64) -> Result {
         let first = Int(key % UInt64(setCount)) * Self.ways
         for slot in first..<first + Self.ways {
             // Slots and blocks are within their mappings: `first` is below setCount * ways. So in every method here.
@@ -104,14 +104,14 @@ struct BlockCache: ~Copyable {
     }
 
     /// The filling of a reserved slot ended; `error` is an errno value or 0.
-    mutating func finish(_ slot: Int, error: Int32) {
+    mutating func complete(_ slot: Int, error: Int32) {
         let entry = unsafe self.slot(slot)
         unsafe entry.pointee.error = error
         unsafe entry.pointee.state = (error == 0 ? State.fresh : .failed).rawValue
     }
 
     /// Those who waited have looked: from now on the block may be replaced, and what failed may be tried again.
-    mutating func settle(_ slot: Int) {
+    mutating func unpin(_ slot: Int) {
         let entry = unsafe self.slot(slot)
         unsafe entry.pointee.state = (entry.pointee.error == 0 ? State.ready : .empty).rawValue
     }

@@ -97,9 +97,9 @@ struct QCOW2BitmapDirectory: Sendable {
     /// right.
     func clusters(
         _ directory: QCOW2Header.BitmapDirectory, _ header: QCOW2Header, _ file: TableFile, fileSize: UInt64
-    ) throws(DiskImageError) -> [Refcounts.Run] {
+    ) throws(DiskImageError) -> [ClusterRun] {
         guard problem == nil, entries.allSatisfy({ Self.hasTable($0, header, fileSize: fileSize) }) else { return [] }
-        var runs: [Refcounts.Run] = []
+        var runs: [ClusterRun] = []
         var total: UInt64 = 0
         var isSound = true
         func add(_ place: UInt64, _ length: UInt64) {
@@ -116,7 +116,7 @@ struct QCOW2BitmapDirectory: Sendable {
             if let last = runs.last, last.first + last.count == first {
                 runs[runs.count - 1].count += count
             } else {
-                runs.append(Refcounts.Run(first: first, count: count))
+                runs.append(ClusterRun(first: first, count: count))
             }
         }
         add(directory.offset, directory.size)
@@ -132,7 +132,7 @@ struct QCOW2BitmapDirectory: Sendable {
 struct LiveBitmaps: Sendable {
     let names: [String]
     /// Clusters that they take.
-    let clusters: [Refcounts.Run]
+    let clusters: [ClusterRun]
 
     /// nil for an image that has none, or none that are true.
     init?(_ header: QCOW2Header, _ file: TableFile, fileSize: UInt64) throws(DiskImageError) {

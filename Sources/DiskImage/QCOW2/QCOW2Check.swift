@@ -53,7 +53,7 @@ extension DiskImage {
         guard header.isDirty, !header.isCorrupt else { return nil }
         let table = TableFile(path: file.path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
         var check = QCOW2Check(header: header, file: table)
-        let report = try check.run(.all, mendsEntries: false)
+        let report = try check.run(.all, repairsEntries: false)
         guard report.errors == 0 else {
             throw .notWritable(
                 path: file.path, reason: "it was not closed cleanly and has \(report.errors) error\(report.errors == 1 ? "" : "s"): swkvm image check --repair all")
@@ -79,12 +79,12 @@ struct QCOW2Check {
         self.dataSize = dataSize
     }
 
-    mutating func run(_ repair: CheckReport.Repair?, mendsEntries: Bool = true) throws(DiskImageError) -> CheckReport {
+    mutating func run(_ repair: CheckReport.Repair?, repairsEntries: Bool = true) throws(DiskImageError) -> CheckReport {
         var scan = try QCOW2Scan.scan(header, file, fileSize: try size(), dataSize: dataSize)
         let found = scan.report
         guard let repair else { return found }
         var passes = 0
-        while passes < Self.maximumPasses, try self.repair(scan, repair, mendsEntries: mendsEntries) {
+        while passes < Self.maximumPasses, try self.repair(scan, repair, repairsEntries: repairsEntries) {
             header.replaced(by: try file.read(header.fixedLength, at: 0))
             scan = try QCOW2Scan.scan(header, file, fileSize: try size(), dataSize: dataSize)
             passes += 1
@@ -102,12 +102,12 @@ struct QCOW2Check {
     }
 
     /// Puts right what can be; returns whether anything has changed.
-    private func repair(_ scan: borrowing QCOW2Scan, _ repair: CheckReport.Repair, mendsEntries: Bool) throws(DiskImageError) -> Bool {
+    private func repair(_ scan: borrowing QCOW2Scan, _ repair: CheckReport.Repair, repairsEntries: Bool) throws(DiskImageError) -> Bool {
         let report = scan.report
         if report.isSound { return false }
         if repair == .all, scan.hasLosses || !scan.broken.isEmpty {
-            guard mendsEntries else { return false }
-            return try scan.hasLosses ? dropLosses(scan) : mend(scan)
+            guard repairsEntries else { return false }
+            return try scan.hasLosses ? dropLosses(scan) : repairEntries(scan)
         }
         guard repair == .all || report.leaks > 0 else { return false }
         // Space that nothing is known to use is given back only if all that could use it is known.
@@ -127,14 +127,14 @@ struct QCOW2Check {
     }
 
     /// Replaces entries that cannot be right; returns whether there was any to replace.
-    private func mend(_ scan: borrowing QCOW2Scan) throws(DiskImageError) -> Bool {
-        var isMended = false
+    private func repairEntries(_ scan: borrowing QCOW2Scan) throws(DiskImageError) -> Bool {
+        var isRepaired = false
         for broken in scan.broken where scan.references[broken.place >> UInt64(header.clusterBits)] <= broken.uses {
             try file.writeTable(broken.replacement, at: broken.place)
-            isMended = true
+            isRepaired = true
         }
-        if isMended { try file.synchronize() }
-        return isMended
+        if isRepaired { try file.synchronize() }
+        return isRepaired
     }
 
     /// The image is sound, and no longer says that it may not be.

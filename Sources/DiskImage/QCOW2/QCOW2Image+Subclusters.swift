@@ -43,22 +43,22 @@ extension QCOW2Image {
         let clusterSize = header.clusterSize
         let inCluster = offset & (clusterSize - 1)
         let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
-        if let damage = unsafe damage(entries, first) { return .not(damaged(damage, at: offset)) }
+        if let damage = unsafe damage(entries, first) { return .unresolved(damaged(damage, at: offset)) }
         let entry = unsafe self.entry(entries, first * 2), allocated = unsafe self.entry(entries, first * 2 + 1) & Self.allUnits
         let end = min(inCluster + length, clusterSize)
         var units = header.units(inCluster..<end)
         if isOwn(entry) {
             let place = entry & L2Entry.offset
-            if let damage = misplaced(.data(place), at: offset - inCluster) { return .not(damaged(damage, at: offset)) }
-            guard !isMetadata(place) else { return .not(damaged(.clusterInMetadata(offset: place), at: offset)) }
+            if let damage = misplaced(.data(place), at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
+            guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
             let isThere = { (unit: Int) in allocated >> UInt64(unit) & 1 == 1 }
             if isThere(units.lowerBound) { return unsafe .inPlace(offset: place + inCluster, length: inPlaceLength(entries, first, inCluster, length)) }
-            guard !isLocked else { return .not(.wait) }
+            guard !isLocked else { return .unresolved(.wait) }
             // As far as none is allocated.
             units = units.lowerBound..<(units.first(where: isThere) ?? units.upperBound)
             return unsafe .part(part(entries, first, units, inCluster..<min(end, UInt64(units.upperBound) * unitSize), place))
         }
-        guard !isLocked else { return .not(.wait) }
+        guard !isLocked else { return .unresolved(.wait) }
         guard inCluster == 0, length >= clusterSize else {
             if entry & L2Entry.compressed != 0 {
                 units = 0..<32
@@ -106,7 +106,7 @@ extension QCOW2Image {
     }
 
     /// Subclusters have been written, in a new cluster or in the one that the guest has.
-    mutating func link(_ entries: UnsafeMutableRawPointer, _ index: Int, _ entry: UInt64, _ run: Refcounts.Run, _ sequence: UInt64) {
+    mutating func link(_ entries: UnsafeMutableRawPointer, _ index: Int, _ entry: UInt64, _ run: ClusterRun, _ sequence: UInt64) {
         let old = unsafe self.entry(entries, index * 2 + 1)
         let written = mask(run.units)
         // What the old cluster had is in the new one, or is not read.
@@ -121,11 +121,11 @@ extension QCOW2Image {
         let clusterSize = header.clusterSize
         let inCluster = offset & (clusterSize - 1)
         let index = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
-        if let damage = unsafe damage(entries, index) { return .not(damaged(damage, at: offset)) }
+        if let damage = unsafe damage(entries, index) { return .unresolved(damaged(damage, at: offset)) }
         let entry = unsafe self.entry(entries, index * 2), bitmap = unsafe self.entry(entries, index * 2 + 1)
         if header.hasDataFile, case .data(let place) = unsafe self.unit(entries, index * 32 + Int(inCluster / unitSize)) {
             // The place stays the subcluster's: a hole made later could be made over something newer.
-            if let damage = misplaced(.data(entry & L2Entry.offset), at: offset - inCluster) { return .not(damaged(damage, at: offset)) }
+            if let damage = misplaced(.data(entry & L2Entry.offset), at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
             return .inPlace(offset: place + inCluster % unitSize, length: min(length, unitSize - inCluster % unitSize))
         }
         // The disk's end makes its last subcluster a whole one, and its last cluster.
@@ -135,7 +135,7 @@ extension QCOW2Image {
         let whole = (inCluster + unitSize - 1) / unitSize * unitSize..<max((inCluster + unitSize - 1) / unitSize * unitSize, end / unitSize * unitSize)
         if entry & L2Entry.compressed != 0, !isWhole {
             if operation == .discard { return .done(length: min(length, end - inCluster)) }
-            guard !isLocked else { return .not(.wait) }
+            guard !isLocked else { return .unresolved(.wait) }
             return .part(WriteTarget.Part(range: 0..<clusterSize, isZero: false, place: nil))
         }
         guard inCluster % unitSize == 0, !whole.isEmpty else {
@@ -152,7 +152,7 @@ extension QCOW2Image {
         let changed = bitmap & ~(written | written << 32) | zeroes
         let keepsUnallocated = operation == .discard && bitmap & written == 0 && entry & L2Entry.compressed == 0
         if keepsUnallocated || (changed == bitmap && entry & L2Entry.compressed == 0) { return .done(length: min(length, wholeEnd - inCluster)) }
-        guard !isLocked, refcounts?.hasManyFrees != true else { return .not(isLocked ? .wait : .commit) }
+        guard !isLocked, refcounts?.hasManyFrees != true else { return .unresolved(isLocked ? .wait : .commit) }
         // A discard of some that are allocated leaves those to the backing file that it has.
         let left = operation == .discard && hasBacking ? bitmap | (bitmap & written) << 32 : bitmap | zeroes
         unsafe store(entry & L2Entry.compressed != 0 ? zeroes : left & ~written & (hasBacking ? .max : ~(written << 32)), entries, index)
@@ -171,10 +171,10 @@ extension QCOW2Image {
         let inCluster = offset & (header.clusterSize - 1)
         let entry = unsafe self.entry(entries, index * 2)
         if case .data(let place) = state, isOwn(entry) {
-            guard !isMetadata(entry & L2Entry.offset) else { return .not(damaged(.clusterInMetadata(offset: place), at: offset)) }
+            guard !isMetadata(entry & L2Entry.offset) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
             return .inPlace(offset: place + inCluster % unitSize, length: piece)
         }
-        guard !isLocked else { return .not(.wait) }
+        guard !isLocked else { return .unresolved(.wait) }
         // As for a write of these bytes.
         switch unsafe subclusterWriteTarget(entries, offset, piece) {
         case .part(let part): return .part(WriteTarget.Part(range: part.range, isZero: false, place: part.place))

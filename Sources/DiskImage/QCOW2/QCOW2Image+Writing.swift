@@ -13,8 +13,8 @@ internal import Linux
     case clusters(UInt64)
     /// A part of a cluster that becomes allocated.
     case part(Part)
-    /// A load, a wait, a commit or a failure, as in ``Extent``.
-    case not(Extent)
+    /// A load, a wait, a commit or a failure, as in ``RangeLookup``.
+    case unresolved(RangeLookup)
 
     /// What the range does not cover of the part is copied, or zeroes.
     struct Part {
@@ -40,7 +40,7 @@ extension QCOW2Image {
     mutating func target(
         _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64, _ file: MetadataFile
     ) -> WriteTarget {
-        guard failure == 0 else { return .not(.failed(failure)) }
+        guard failure == 0 else { return .unresolved(.failed(failure)) }
         let index = Int(offset >> tableCover)
         // Below the disk's size, so below `l1Count`.
         let l1Entry = unsafe entry(l1.start, index)
@@ -49,15 +49,15 @@ extension QCOW2Image {
         do throws(MetadataError) {
             // The table must be there and ours alone. While it is neither, nothing under it is written in place.
             if l1Entry & L1Entry.offset == 0 || l1Entry & L1Entry.copied == 0 {
-                guard !isLocked else { return .not(.wait) }
+                guard !isLocked else { return .unresolved(.wait) }
                 try makeTable(index, l1Entry, at: offset, sequence, file)
             }
         } catch {
-            return .not(error.extent)
+            return .unresolved(error.lookup)
         }
         let table = unsafe entry(l1.start, index) & L1Entry.offset
         switch slice(offset, table: table) {
-        case .not(let extent): return .not(extent)
+        case .unresolved(let lookup): return .unresolved(lookup)
         case .entries(let entries) where header.hasExtendedL2:
             return unsafe operation == .write
                 ? subclusterWriteTarget(entries, offset, length)
@@ -74,10 +74,10 @@ extension QCOW2Image {
         let inCluster = offset & (header.clusterSize - 1)
         let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
         let unit = unsafe self.unit(entries, first)
-        if case .damaged(let damage) = unit { return .not(damaged(damage, at: offset)) }
-        if let damage = misplaced(unit, at: offset - inCluster) { return .not(damaged(damage, at: offset)) }
+        if case .damaged(let damage) = unit { return .unresolved(damaged(damage, at: offset)) }
+        if let damage = misplaced(unit, at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
         if case .data(let place) = unit, unsafe isOurs(entries, first) {
-            guard !isMetadata(place) else { return .not(damaged(.clusterInMetadata(offset: place), at: offset)) }
+            guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
             var run = header.clusterSize
             var next = first + 1
             while run - inCluster < length, next < 1 << sliceBits, unsafe unit.continues(with: self.unit(entries, next), after: run),
@@ -87,7 +87,7 @@ extension QCOW2Image {
             }
             return .inPlace(offset: place + inCluster, length: min(length, run - inCluster))
         }
-        guard !isLocked else { return .not(.wait) }
+        guard !isLocked else { return .unresolved(.wait) }
         guard inCluster == 0, length >= header.clusterSize else { return .part(part(isZero: readsAsZeroes(unit))) }
         var count: UInt64 = 1
         while (count + 1) << UInt64(header.clusterBits) <= length, first + Int(count) < 1 << sliceBits {
@@ -120,12 +120,12 @@ extension QCOW2Image {
 
     /// Clusters for at most as many of the guest's clusters from `offset` on; their slice stays in the cache until
     /// ``link(_:at:sequence:)`` or ``abandon(_:at:sequence:)``.
-    mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> Refcounts.Run {
+    mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { throw .failed(EIO) }
         if header.hasDataFile {
             // Each cluster has its place there, which is not counted.
             l2Slices.pin(slot, 1)
-            return Refcounts.Run(first: offset >> UInt64(header.clusterBits), count: count)
+            return ClusterRun(first: offset >> UInt64(header.clusterBits), count: count)
         }
         let run = try takeClusters(count, file)
         l2Slices.pin(slot, 1)
@@ -133,7 +133,7 @@ extension QCOW2Image {
         return run
     }
 
-    private mutating func takeClusters(_ count: UInt64, _ file: MetadataFile) throws(MetadataError) -> Refcounts.Run {
+    private mutating func takeClusters(_ count: UInt64, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
         do throws(MetadataError) {
             guard let run = try refcounts?.allocate(count, file) else { throw .failed(EROFS) }
             return run
@@ -149,14 +149,14 @@ extension QCOW2Image {
     }
 
     /// The cluster at a place, which is the guest's already, while subclusters of it are written that are not yet.
-    mutating func extend(_ part: WriteTarget.Part, _ place: UInt64, at offset: UInt64) throws(MetadataError) -> Refcounts.Run {
+    mutating func extend(_ part: WriteTarget.Part, _ place: UInt64, at offset: UInt64) throws(MetadataError) -> ClusterRun {
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { throw .failed(EIO) }
         l2Slices.pin(slot, 1)
-        return Refcounts.Run(first: place >> UInt64(header.clusterBits), count: 1, units: header.units(part.range), isLinked: true)
+        return ClusterRun(first: place >> UInt64(header.clusterBits), count: 1, units: header.units(part.range), isLinked: true)
     }
 
     /// The data is in the clusters: from now on they are the guest's.
-    mutating func link(_ run: Refcounts.Run, at offset: UInt64, sequence: UInt64) {
+    mutating func link(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         // Pinned since the allocation.
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { return }
         // A commit may have come between the allocation and the end of the write, whose data its synchronisation did not cover.
@@ -172,7 +172,7 @@ extension QCOW2Image {
     }
 
     /// The data could not be written: nobody has the clusters.
-    mutating func abandon(_ run: Refcounts.Run, at offset: UInt64, sequence: UInt64) {
+    mutating func abandon(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         if let slot = l2Slices.slot(of: sliceNumber(offset)) { l2Slices.pin(slot, -1) }
         if !run.isLinked, !header.hasDataFile { refcounts?.free(run, sequence) }
     }
@@ -187,20 +187,20 @@ extension QCOW2Image {
         var index = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
         if header.hasDataFile, case .data(let place) = unsafe self.unit(entries, index) {
             // The place stays the cluster's: a hole made later could be made over something newer.
-            if let damage = misplaced(.data(place), at: offset - inCluster) { return .not(damaged(damage, at: offset)) }
+            if let damage = misplaced(.data(place), at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
             return .inPlace(offset: place + inCluster, length: min(length, clusterSize - inCluster))
         }
         // The disk's end makes its last cluster a whole one.
         if inCluster != 0 || (length < clusterSize && offset + length < diskSize) {
             let piece = min(length, clusterSize - inCluster)
             switch unsafe self.unit(entries, index) {
-            case .damaged(let damage): return .not(damaged(damage, at: offset))
+            case .damaged(let damage): return .unresolved(damaged(damage, at: offset))
             case _ where operation == .discard, .zero: return .done(length: piece)
             case .unallocated where !hasBacking: return .done(length: piece)
             case .data(let place) where unsafe isOurs(entries, index):
-                guard !isMetadata(place) else { return .not(damaged(.clusterInMetadata(offset: place), at: offset)) }
+                guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
                 return .inPlace(offset: place + inCluster, length: piece)
-            case .data, .unallocated, .compressed: return isLocked ? .not(.wait) : .part(part(isZero: false))
+            case .data, .unallocated, .compressed: return isLocked ? .unresolved(.wait) : .part(part(isZero: false))
             }
         }
         // Version 2 has no zero clusters: where a backing file would show, zeroes are data.
@@ -212,13 +212,13 @@ extension QCOW2Image {
             let unit = unsafe self.unit(entries, index)
             if case .data = unit, header.hasDataFile { break }
             if case .damaged(let damage) = unit {
-                if done == 0 { return .not(damaged(damage, at: offset)) }
+                if done == 0 { return .unresolved(damaged(damage, at: offset)) }
                 break
             }
             let isEmpty = unit == .unallocated && (operation == .discard || !hasBacking)
             if !isEmpty, unsafe entry(entries, index) != L2Entry.zero {
                 guard !isLocked, refcounts?.hasManyFrees != true else {
-                    if done == 0 { return .not(isLocked ? .wait : .commit) }
+                    if done == 0 { return .unresolved(isLocked ? .wait : .commit) }
                     break
                 }
                 if canFree {
@@ -248,9 +248,9 @@ extension QCOW2Image {
         if old & L2Entry.compressed != 0 {
             let (place, length) = header.compressedRange(old)
             let first = place >> UInt64(header.clusterBits), last = (place + length - 1) >> UInt64(header.clusterBits)
-            refcounts?.free(Refcounts.Run(first: first, count: last - first + 1), sequence)
+            refcounts?.free(ClusterRun(first: first, count: last - first + 1), sequence)
         } else if old & L2Entry.offset != 0, !header.hasDataFile {
-            refcounts?.free(Refcounts.Run(first: (old & L2Entry.offset) >> UInt64(header.clusterBits), count: 1), sequence)
+            refcounts?.free(ClusterRun(first: (old & L2Entry.offset) >> UInt64(header.clusterBits), count: 1), sequence)
         }
     }
 
@@ -285,7 +285,7 @@ extension QCOW2Image {
         refcounts?.protect(run.first, true)
         guard oldTable != 0 else { return }
         refcounts?.protect(oldTable >> UInt64(header.clusterBits), false)
-        refcounts?.free(Refcounts.Run(first: oldTable >> UInt64(header.clusterBits), count: 1), sequence)
+        refcounts?.free(ClusterRun(first: oldTable >> UInt64(header.clusterBits), count: 1), sequence)
     }
 
     // MARK: - Commits
@@ -377,7 +377,7 @@ extension QCOW2Image {
 }
 
 extension MetadataError {
-    var extent: Extent {
+    var lookup: RangeLookup {
         switch self {
         case .needsCommit: .commit
         case .failed(let error), .lost(let error): .failed(error)

@@ -153,7 +153,7 @@ internal import Linux
 
     /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
     /// - Parameter compressedEntry: keeps the L2 entry of a compressed cluster from one call for the range to the next.
-    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
+    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> RangeLookup {
         // Of an image that is written, the entry may have changed meanwhile.
         if compressedEntry != 0, refcounts == nil { return compressed(compressedEntry, offset, length) }
         // Below the disk's size, so below `l1Count`, which was computed from it.
@@ -161,7 +161,7 @@ internal import Linux
         if table == 0 { return .unallocated(length: min(length, restOfTable(offset))) }
         switch slice(offset, table: table) {
         case .entries(let entries): return unsafe walk(entries, offset, length, &compressedEntry)
-        case .not(let extent): return extent
+        case .unresolved(let lookup): return lookup
         }
     }
 
@@ -181,23 +181,23 @@ internal import Linux
     @safe enum Slice {
         case entries(UnsafeMutableRawPointer)
         /// A load, a wait or a failure.
-        case not(Extent)
+        case unresolved(RangeLookup)
     }
 
     /// The slice of the L2 table at `table`, which is not 0, for an offset.
     mutating func slice(_ offset: UInt64, table: UInt64) -> Slice {
-        guard table & (header.clusterSize - 1) == 0 else { return .not(damaged(missing(table) ?? .l2TableMisaligned(offset: table), at: offset)) }
+        guard table & (header.clusterSize - 1) == 0 else { return .unresolved(damaged(missing(table) ?? .l2TableMisaligned(offset: table), at: offset)) }
         guard table <= fileSize, header.clusterSize <= fileSize - table else {
-            return .not(damaged(missing(table) ?? .l2TableBeyondEnd(offset: table), at: offset))
+            return .unresolved(damaged(missing(table) ?? .l2TableBeyondEnd(offset: table), at: offset))
         }
         let slice = sliceNumber(offset)
         switch l2Slices.find(slice) {
         case .ready(let entries): return unsafe .entries(entries)
-        case .loading: return .not(.wait)
-        case .failed(let error): return .not(.failed(error))
+        case .loading: return .unresolved(.wait)
+        case .failed(let error): return .unresolved(.failed(error))
         case .missing:
-            guard let slot = l2Slices.reserve(slice) else { return .not(l2Slices.isDirty ? .commit : .wait) }
-            return unsafe .not(.load(MetadataLoad(
+            guard let slot = l2Slices.reserve(slice) else { return .unresolved(l2Slices.isDirty ? .commit : .wait) }
+            return unsafe .unresolved(.load(MetadataLoad(
                 kind: .l2Slice, slot: slot, offset: place(ofSlice: slice, table: table), length: l2Slices.blockSize,
                 buffer: l2Slices.block(slot), diskOffset: offset)))
         }
@@ -208,7 +208,7 @@ internal import Linux
 
     /// A load has ended with `bytes` read, or with an errno value.
     @discardableResult
-    mutating func finish(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
+    mutating func complete(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
         var error = error
         switch load.kind {
         case .l2Slice:
@@ -216,13 +216,13 @@ internal import Linux
             if error == 0, bytes < load.length {
                 if isSalvaging { markMissing(load, from: bytes) } else { error = EIO }
             }
-            l2Slices.finish(load.slot, error: error)
+            l2Slices.complete(load.slot, error: error)
         case .compressedCluster:
             if error == 0, !(load.isIntact ?? decompress(load, bytes)) {
                 _ = damaged(.compressedClusterBroken(offset: load.offset), at: load.diskOffset)
                 error = EIO
             }
-            clusters.finish(load.slot, error: error)
+            clusters.complete(load.slot, error: error)
         }
         return error
     }
@@ -236,10 +236,10 @@ internal import Linux
     }
 
     /// Those who waited for a load have been answered.
-    mutating func settle(_ load: MetadataLoad) {
+    mutating func unpin(_ load: MetadataLoad) {
         switch load.kind {
-        case .l2Slice: l2Slices.settle(load.slot)
-        case .compressedCluster: clusters.settle(load.slot)
+        case .l2Slice: l2Slices.unpin(load.slot)
+        case .compressedCluster: clusters.unpin(load.slot)
         }
     }
 
@@ -265,7 +265,7 @@ internal import Linux
     }
 
     /// Collects as many units as are stored alike, one after the other. `entries` is a slice of `1 << sliceBits` entries.
-    private mutating func walk(_ entries: UnsafeMutableRawPointer, _ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> Extent {
+    private mutating func walk(_ entries: UnsafeMutableRawPointer, _ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> RangeLookup {
         let unitBits = UInt64(header.clusterBits - (header.hasExtendedL2 ? 5 : 0))
         let unitsInSlice = 1 << (sliceBits + (header.hasExtendedL2 ? 5 : 0))
         let unitSize: UInt64 = 1 << unitBits
@@ -347,7 +347,7 @@ internal import Linux
     /// Of an entry that cannot be right: whether it is because there is none.
     private func missing(_ place: UInt64) -> ImageDamage? { isSalvaging && place == Self.missingEntry ? .entryMissing : nil }
 
-    private mutating func compressed(_ entry: UInt64, _ offset: UInt64, _ length: UInt64) -> Extent {
+    private mutating func compressed(_ entry: UInt64, _ offset: UInt64, _ length: UInt64) -> RangeLookup {
         let (place, sectorLength) = header.compressedRange(entry)
         guard place < fileSize else { return damaged(.clusterBeyondEnd(offset: place), at: offset) }
         let inCluster = offset & (header.clusterSize - 1)
@@ -366,7 +366,7 @@ internal import Linux
         }
     }
 
-    mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> Extent {
+    mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> RangeLookup {
         // Who salvages wants to know of each.
         if self.damage == nil || isSalvaging { self.damage = (damage, offset) }
         return .failed(EIO)

@@ -215,12 +215,12 @@ struct QCOW2Scan: ~Copyable {
             let place = offset + UInt64(index) * 8
             guard table & (clusterSize - 1) == 0, table < fileSize else {
                 report.error("L1 entry \(index) of \(whose): an L2 table at byte \(table), which is not a cluster of the file")
-                mend(place, [0], uses: 1)
+                repair(place, [0], uses: 1)
                 continue
             }
             if entry & Self.l1Reserved != 0 {
                 report.error("L1 entry \(index) of \(whose) has reserved bits set")
-                mend(place, [entry & ~Self.l1Reserved], uses: 1)
+                repair(place, [entry & ~Self.l1Reserved], uses: 1)
             }
             guard table != 0 else { continue }
             if let known = uses[table] {
@@ -232,7 +232,7 @@ struct QCOW2Scan: ~Copyable {
         }
     }
 
-    private mutating func mend(_ place: UInt64, _ replacement: [UInt64], uses: UInt32) {
+    private mutating func repair(_ place: UInt64, _ replacement: [UInt64], uses: UInt32) {
         if broken.count < Self.maximumBroken { broken.append(Broken(place: place, replacement: replacement, uses: uses)) }
     }
 
@@ -247,7 +247,7 @@ struct QCOW2Scan: ~Copyable {
             guard entry != 0 || bitmap != 0 else { continue }
             if let problem = header.problem(of: entry, bitmap, fileSize: fileSize) {
                 report.error("entry \(index / words) of the L2 table at byte \(table): \(problem)")
-                mend(table + UInt64(index) * 8, header.zeroEntry, uses: uses)
+                repair(table + UInt64(index) * 8, header.zeroEntry, uses: uses)
                 continue
             }
             if entry & L2Entry.compressed != 0 {
@@ -263,13 +263,13 @@ struct QCOW2Scan: ~Copyable {
             }
             if entry & (header.hasExtendedL2 ? Self.l2Reserved | 1 : Self.l2Reserved) != 0 {
                 report.error("entry \(index / words) of the L2 table at byte \(table) has reserved bits set")
-                mend(table + UInt64(index) * 8, [entry & ~(header.hasExtendedL2 ? Self.l2Reserved | 1 : Self.l2Reserved)], uses: uses)
+                repair(table + UInt64(index) * 8, [entry & ~(header.hasExtendedL2 ? Self.l2Reserved | 1 : Self.l2Reserved)], uses: uses)
             }
             let place = entry & L2Entry.offset
             guard place != 0 || (header.hasDataFile && entry & L2Entry.copied != 0) else { continue }
             if let dataSize, place >= dataSize {
                 report.error("entry \(index / words) of the L2 table at byte \(table): a data cluster at byte \(place), beyond the end of the data file")
-                mend(table + UInt64(index) * 8, header.zeroEntry, uses: uses)
+                repair(table + UInt64(index) * 8, header.zeroEntry, uses: uses)
                 continue
             }
             // A data file's clusters are not counted.

@@ -9,20 +9,8 @@ internal import Linux
 /// Counts change in memory; ``writeSlices(_:)`` and ``writeTable(_:)`` bring them to the file, in the order of docs/qcow2.md. What is freed stays
 /// taken until nothing durable and nothing under way can reach it: see ``release(before:_:)``.
 @safe struct Refcounts: ~Copyable {
-    /// Neighbouring clusters of the host's file.
-    struct Run {
-        var first: UInt64
-        var count: UInt64
-        /// Indicates whether nothing was ever written there, so that the file reads as zeroes.
-        var isPristine = false
-        /// Of extended L2 entries: the subclusters that are written.
-        var units: Range<Int> = 0..<32
-        /// The guest has the cluster already, and gets subclusters of it.
-        var isLinked = false
-    }
-
     private struct Free {
-        var run: Run
+        var run: ClusterRun
         /// Operations with smaller numbers may still use the clusters.
         var sequence: UInt64
     }
@@ -89,7 +77,7 @@ internal import Linux
     // MARK: - Allocation
 
     /// Takes at most `wanted` neighbouring clusters, at least one.
-    mutating func allocate(_ wanted: UInt64, _ file: MetadataFile) throws(MetadataError) -> Run {
+    mutating func allocate(_ wanted: UInt64, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
         var searched = 0
         while true {
             // In an image that is full for as long as this, free clusters are left to another session. One that is full beyond its end lies.
@@ -102,7 +90,7 @@ internal import Linux
             let sliceEnd = ((next >> sliceBits) + 1) << sliceBits
             while next < sliceEnd, get(slot, next) != 0 { next += 1 }
             guard next < sliceEnd else { continue }
-            var run = Run(first: next, count: 0, isPristine: next >= pristine)
+            var run = ClusterRun(first: next, count: 0, isPristine: next >= pristine)
             while next < sliceEnd, run.count < wanted, get(slot, next) == 0 {
                 // A count of 0 for a table of the image itself: whatever is written would destroy more.
                 guard !metadata.contains(next) else {
@@ -124,7 +112,7 @@ internal import Linux
     mutating func allocateAtEnd() { next = max(next, pristine) }
 
     /// Notes that a reference to clusters has gone. `sequence`: operations with smaller numbers may still use them.
-    mutating func free(_ run: Run, _ sequence: UInt64) {
+    mutating func free(_ run: ClusterRun, _ sequence: UInt64) {
         if frees.count > sealed, let last = frees.last, last.run.first &+ last.run.count == run.first, last.run.first >> sliceBits == run.first >> sliceBits {
             frees[frees.count - 1].run.count &+= run.count
             frees[frees.count - 1].sequence = max(last.sequence, sequence)
@@ -157,7 +145,7 @@ internal import Linux
         if let failure { throw failure }
     }
 
-    private mutating func release(_ run: Run, _ file: MetadataFile) throws(MetadataError) {
+    private mutating func release(_ run: ClusterRun, _ file: MetadataFile) throws(MetadataError) {
         var hole = run.first..<run.first
         for cluster in run.first..<run.first &+ run.count {
             guard let slot = try slotMakingRoom(cluster, file) else { continue }
@@ -243,11 +231,11 @@ internal import Linux
         guard let slot = slices.reserve(slice) else { throw .needsCommit }
         do throws(MetadataError) {
             try unsafe file.read(slices.block(slot), slices.blockSize, at: place(ofSlice: slice))
-            slices.finish(slot, error: 0)
-            slices.settle(slot)
+            slices.complete(slot, error: 0)
+            slices.unpin(slot)
         } catch {
-            slices.finish(slot, error: EIO)
-            slices.settle(slot)
+            slices.complete(slot, error: EIO)
+            slices.unpin(slot)
             throw error
         }
         return slot
@@ -306,7 +294,7 @@ internal import Linux
         dirtyTable = nil
         metadata.insert(first..<first + blocks + clusters)
         for cluster in 0..<oldClusters { metadata.remove(oldOffset >> clusterBits + cluster) }
-        free(Run(first: oldOffset >> clusterBits, count: oldClusters), 0)
+        free(ClusterRun(first: oldOffset >> clusterBits, count: oldClusters), 0)
     }
 
     /// New blocks in which the first `count` clusters are counted once.

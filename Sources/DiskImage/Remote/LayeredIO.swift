@@ -69,7 +69,7 @@ extension DiskImage {
         remote?.reserve(operations)
         if isRemote, let remote { return .remote(remote) }
         let files: IOQueue
-        // No ring, for whatever reason, is no reason to have no disk. One entry is for the bell.
+        // No ring, for whatever reason, is no reason to have no disk. One entry is for the wakeup.
         if usesRing, let ring = try? IORing(entries: operations + 1) {
             files = .ring(ring)
         } else {

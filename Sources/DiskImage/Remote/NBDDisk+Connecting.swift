@@ -75,7 +75,7 @@ extension NBDDisk {
         if let number = connection?.descriptor, number >= 0, !watched.isEmpty { epoll.remove(number) }
         watched = []
         connection = nil
-        takeBack()
+        reclaim()
     }
 
     /// One step of a connection's life; false when there is nothing to be done now.

@@ -269,7 +269,7 @@ extension NBDDisk {
     }
 
     /// The connection is given up: what was sent over it waits for the next one.
-    func takeBack() {
+    func reclaim() {
         collect()
         for index in unsafe 0..<Int32(commands.count) where unsafe self[index].pointee.state == .sent { again(index) }
         changing = 0

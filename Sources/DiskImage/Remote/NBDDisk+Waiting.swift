@@ -27,7 +27,7 @@ extension NBDDisk {
                     // Both are there until it has ended.
                     try perform("read") {
                         let command = unsafe begin(.read, vector, count: 1, at: offset, token: 0, isAwaited: true)
-                        finish(within: Self.connectTime)
+                        drain(within: Self.connectTime)
                         return command
                     }
                 } catch { failure = error }
@@ -158,7 +158,7 @@ extension NBDDisk {
             }
             guard !running.isEmpty else { break }
             // All of them, also after a failure: the memory is in use until then.
-            do throws(DiskImageError) { moved += try finish(running.removeFirst(), what) } catch { failure = failure ?? error }
+            do throws(DiskImageError) { moved += try awaitEnd(running.removeFirst(), what) } catch { failure = failure ?? error }
         }
         if let failure { throw failure }
         return moved
@@ -166,10 +166,10 @@ extension NBDDisk {
 
     /// Asks for something and waits for its end.
     private func perform(_ what: String, _ begin: () -> Int32?) throws(DiskImageError) {
-        if let (index, _) = ask(waits: true, begin) { _ = try finish(index, what) }
+        if let (index, _) = ask(waits: true, begin) { _ = try awaitEnd(index, what) }
     }
 
-    /// Asks for something that is waited for by ``finish(_:_:)``.
+    /// Asks for something that is waited for by ``awaitEnd(_:_:)``.
     /// - Parameter waits: whether to wait while others have all commands; not with one of one's own, for which others may wait.
     /// - Returns: the command and the bytes that it moves; nil when there was none.
     private func ask(waits: Bool, _ begin: () -> Int32?) -> (index: Int32, length: Int)? {
@@ -190,7 +190,7 @@ extension NBDDisk {
 
     /// Waits for the end of a command.
     /// - Returns: bytes moved.
-    private func finish(_ index: Int32, _ what: String) throws(DiskImageError) -> Int {
+    private func awaitEnd(_ index: Int32, _ what: String) throws(DiskImageError) -> Int {
         while true {
             let step: Step = monitor.locked {
                 if unsafe self[index].pointee.state == .ended {

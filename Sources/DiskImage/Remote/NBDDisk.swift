@@ -29,7 +29,7 @@ internal import Linux
     let report: (@Sendable (String) -> Void)?
     let epoll: Epoll
     private let timer: TimerFD
-    private let bell: EventFD
+    private let wakeup: EventFD
 
     // Its connection: NBDDisk+Connecting.swift.
     var connection: NBDConnection?
@@ -110,9 +110,9 @@ internal import Linux
         do throws(SystemCallError) {
             epoll = try Epoll()
             timer = try TimerFD()
-            bell = try EventFD()
+            wakeup = try EventFD()
             try epoll.add(timer.rawValue, .input, token: Self.timerToken)
-            try epoll.add(bell.rawValue, .input, token: Self.bellToken)
+            try epoll.add(wakeup.rawValue, .input, token: Self.wakeupToken)
         } catch {
             throw .system(path: path, error)
         }
@@ -142,7 +142,7 @@ internal import Linux
     /// Readable while there is something to be done.
     var descriptor: Int32 { epoll.rawValue }
 
-    private static let socketKind: UInt64 = 0, timerToken: UInt64 = 1, bellToken: UInt64 = 2
+    private static let socketKind: UInt64 = 0, timerToken: UInt64 = 1, wakeupToken: UInt64 = 2
 
     /// What a look has found.
     struct Events {
@@ -158,7 +158,7 @@ internal import Linux
         _ = try? epoll.wait(timeout: timeout) { token, events in
             switch token {
             case Self.timerToken: _ = timer.take()
-            case Self.bellToken: bell.drain()
+            case Self.wakeupToken: wakeup.drain()
             default: found = Events(socket: events, generation: token >> 2)
             }
         }
@@ -245,7 +245,7 @@ internal import Linux
 
     /// What is under way is over within a time, with an error if it has to be.
     /// - Parameter milliseconds: from now on.
-    func finish(within milliseconds: Int) {
+    func drain(within milliseconds: Int) {
         guard inUse > 0 else { return }
         endBy = now() + milliseconds
         watch()
@@ -255,6 +255,6 @@ internal import Linux
     /// wait in calls for tools.
     func cancel() {
         monitor.locked { isCancelled = true }
-        bell.signal()
+        wakeup.signal()
     }
 }

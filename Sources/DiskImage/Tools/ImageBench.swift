@@ -70,15 +70,15 @@ public struct ImageBench: Sendable {
                 started += 1
             }
             guard let completion = try engine.waitForCompletion() else { break }
-            try finish(completion, &engine, &done)
-            while let completion = engine.nextCompletion() { try finish(completion, &engine, &done) }
+            try complete(completion, &engine, &done)
+            while let completion = engine.nextCompletion() { try complete(completion, &engine, &done) }
         }
         let seconds = now() - start
         if writes { try engine.perform(.flush) }
         return Result(seconds: seconds, requests: done, bytes: done * UInt64(size))
     }
 
-    private func finish(_ completion: DiskCompletion, _ engine: inout DiskEngine, _ done: inout UInt64) throws(DiskImageError) {
+    private func complete(_ completion: DiskCompletion, _ engine: inout DiskEngine, _ done: inout UInt64) throws(DiskImageError) {
         if completion.error != 0 { throw .request(path: path, SystemCallError("\(completion.operation)", errno: completion.error)) }
         if completion.operation == .flush { return engine.release(completion.request) }
         done += 1

@@ -95,8 +95,8 @@ public struct ImageExtent: Sendable, Equatable {
                 return found(.compressed, length)
             case .load(let load) where load.kind == .compressedCluster:
                 // It is known to be there, which is enough: nothing is read.
-                image.finish(load, bytes: 0, error: ECANCELED)
-                image.settle(load)
+                image.complete(load, bytes: 0, error: ECANCELED)
+                image.unpin(load)
                 let cluster = image.clusterSize(ofLayer: load.layer)
                 return found(.compressed, min(search.limit, cluster - offset % cluster), at: load.offset)
             case .load(let load):
@@ -202,10 +202,10 @@ public struct ImageExtent: Sendable, Equatable {
             if got <= 0 { break }
             done += got
         }
-        let outcome = image.finish(load, bytes: done, error: error)
-        image.settle(load)
+        let outcome = image.complete(load, bytes: done, error: error)
+        image.unpin(load)
         if error != 0 { throw .request(path: image.path, SystemCallError("pread", errno: error)) }
-        // Once it is settled a failure is forgotten: who asked again would be given the same to load, for ever.
+        // Once it is unpinned a failure is forgotten: who asked again would be given the same to load, for ever.
         if outcome != 0 { throw image.damage ?? .request(path: image.path, SystemCallError("pread", errno: outcome)) }
     }
 

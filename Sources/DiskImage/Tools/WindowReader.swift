@@ -128,7 +128,7 @@ struct DiskWindow {
     }
 
     /// Waits until a window has been read.
-    func finish(_ window: DiskWindow) throws(DiskImageError) {
+    func release(_ window: DiskWindow) throws(DiskImageError) {
         for extent in later[window.number] {
             // From `begin`, so inside the window.
             try unsafe reader?.read(memory(extent.range, ofWindow: window.number), at: extent.offset)

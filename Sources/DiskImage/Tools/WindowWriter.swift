@@ -70,12 +70,12 @@ internal import Linux
                 }
             } else {
                 let window = read.removeFirst()
-                for source in sources { try source.finish(window) }
+                for source in sources { try source.release(window) }
                 try write(window)
             }
             try submit()
         }
-        try finish()
+        try awaitAll()
         try engine.perform(.flush)
         _ = progress(ImageProgress(done: size, total: size))
     }
@@ -104,7 +104,7 @@ internal import Linux
     func ownership(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> (isOwn: Bool, length: UInt64) {
         if let answer = try engine.ownership(at: offset, limit: limit) { return answer }
         // Somebody else reads what is needed, or there is no room to read it before what has changed is in the file.
-        try finish()
+        try awaitAll()
         if let answer = try engine.ownership(at: offset, limit: limit) { return answer }
         try engine.perform(.flush)
         if let answer = try engine.ownership(at: offset, limit: limit) { return answer }
@@ -126,7 +126,7 @@ internal import Linux
         while let completion = engine.nextCompletion() { try take(completion) }
     }
 
-    private func finish() throws(DiskImageError) {
+    private func awaitAll() throws(DiskImageError) {
         while engine.inFlight > 0 { try wait() }
     }
 
@@ -154,8 +154,8 @@ extension DiskEngine {
                 return (search.layer == 0, length)
             case .load(let load) where load.kind == .compressedCluster:
                 // It is known to be there, which is enough: nothing is read.
-                image.finish(load, bytes: 0, error: ECANCELED)
-                image.settle(load)
+                image.complete(load, bytes: 0, error: ECANCELED)
+                image.unpin(load)
                 let cluster = image.clusterSize(ofLayer: load.layer)
                 return (load.layer == 0, min(search.limit, cluster - offset % cluster))
             case .load(let load):
@@ -164,8 +164,8 @@ extension DiskEngine {
                 do throws(MetadataError) { try unsafe metadataFile.read(load.buffer, load.length, at: load.offset) } catch {
                     if case .failed(let error) = error { code = error } else { code = EIO }
                 }
-                image.finish(load, bytes: code == 0 ? load.length : 0, error: code)
-                image.settle(load)
+                image.complete(load, bytes: code == 0 ? load.length : 0, error: code)
+                image.unpin(load)
                 // The image would only ask for it again.
                 if code != 0 { throw .request(path: image.path, SystemCallError("read", errno: code)) }
             case .commit, .wait:

@@ -131,5 +131,5 @@ import Testing
 
 extension DiskEngine {
     /// Whether a request waits for what another engine does.
-    fileprivate mutating func waitsForOthers() -> Bool { !seat.waiting.isEmpty }
+    fileprivate mutating func waitsForOthers() -> Bool { !attachment.waiting.isEmpty }
 }

@@ -55,11 +55,11 @@ import Testing
         guard engine.usesRing else { return withKnownIssue("no io_uring here") { Issue.record("not tried") } }
         for _ in 0..<64 { try start(&engine, memory, bytes: 8 * Self.mebi) }
         try engine.submit()
-        let (underWay, outstanding, inFlight) = (engine.underWay, engine.outstanding, engine.inFlight)
+        let (underWay, outstanding, inFlight) = (engine.bytesInFlight, engine.outstanding, engine.inFlight)
         // Calls of 4 MiB each, though the requests have 8.
-        #expect(underWay == DiskEngine.mostUnderWay && outstanding == 16 && inFlight == 64)
+        #expect(underWay == DiskEngine.maximumBytesInFlight && outstanding == 16 && inFlight == 64)
         engine.cancelAll()
-        let (left, after) = (engine.underWay, engine.inFlight)
+        let (left, after) = (engine.bytesInFlight, engine.inFlight)
         #expect(left == 0 && after == 0)
         // All can be taken again.
         for _ in 0..<64 { try start(&engine, memory, bytes: 4 * Self.mebi) }
@@ -72,8 +72,8 @@ import Testing
         let image = try SharedImage(self.image(64 * Self.mebi))
         for share in [1, 2, 64] {
             let engine = try DiskEngine(image, depth: 1, segments: 1, share: share)
-            let most = engine.mostUnderWay
-            #expect(most == max(DiskEngine.mostUnderWay / UInt64(share), DiskEngine.largestCall) || !engine.usesRing)
+            let most = engine.maximumBytesInFlight
+            #expect(most == max(DiskEngine.maximumBytesInFlight / UInt64(share), DiskEngine.largestCall) || !engine.usesRing)
         }
     }
 

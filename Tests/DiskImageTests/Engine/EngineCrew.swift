@@ -24,17 +24,17 @@ final class EngineCrew: Sendable {
     /// One of the threads: it takes an order at a time, and serves its engine for the others until the next one.
     private final class Member: Sendable {
         let orders = Guarded<[Order?]>([])
-        let bell: EventFD
+        let wakeup: EventFD
         let answer: EventFD
         let report = Guarded(Report())
         init() throws {
-            bell = try EventFD()
+            wakeup = try EventFD()
             answer = try EventFD()
         }
 
         func send(_ order: Order?) {
             orders.withLock { $0.append(order) }
-            bell.signal()
+            wakeup.signal()
         }
     }
 
@@ -94,11 +94,11 @@ final class EngineCrew: Sendable {
         workload.owns = { Self.owner($0, of: sectors, count: count) == index }
         while true {
             // Others may need the engine while it has nothing to do.
-            var entries = [pollfd(fd: member.bell.rawValue, events: Int16(POLLIN), revents: 0), pollfd(fd: engine.descriptor, events: Int16(POLLIN), revents: 0)]
+            var entries = [pollfd(fd: member.wakeup.rawValue, events: Int16(POLLIN), revents: 0), pollfd(fd: engine.descriptor, events: Int16(POLLIN), revents: 0)]
             _ = unsafe poll(&entries, 2, -1)
             if entries[1].revents != 0 { #expect(engine.nextCompletion() == nil) }
             guard entries[0].revents != 0 else { continue }
-            member.bell.drain()
+            member.wakeup.drain()
             while let order = member.orders.withLock({ $0.isEmpty ? nil : .some($0.removeFirst()) }) {
                 switch order {
                 case .rounds(let rounds, let flushes):

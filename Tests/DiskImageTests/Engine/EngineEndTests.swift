@@ -33,8 +33,8 @@ import Testing
         try epoll.add(kept, .input, token: 0)
         #expect(dup2(epoll.rawValue, ring) == ring)
         if isShared {
-            // Nor of the bell, which is none of the operations.
-            engine.seat.bell?.event.signal()
+            // Nor of the wakeup, which is none of the operations.
+            engine.attachment.wakeup?.event.signal()
             waitUntilReadable(kept)
             let none = engine.nextCompletion()
             #expect(none == nil)

@@ -83,11 +83,11 @@ import Testing
             let target = engine.image.target(operation, offset, length, sequence: 0, .host, &search)
             let isChanged = engine.image.hasChangedMapping
             let mayBe = switch target {
-            case .inPlace, .done, .not(.wait): true
-            case .clusters, .part, .not: false
+            case .inPlace, .done, .unresolved(.wait): true
+            case .clusters, .part, .unresolved: false
             }
             try #require(mayBe && !isChanged, "\(operation) of \(length) bytes at \(offset): \(target)")
-            if case .not(.wait) = target { waiting += 1 }
+            if case .unresolved(.wait) = target { waiting += 1 }
         }
         #expect(waiting > 100)
 
@@ -99,7 +99,7 @@ import Testing
             switch engine.image.target(operation, offset, length, sequence: 0, .host, &search) {
             case .clusters: changes.insert(.clusters)
             case .part: changes.insert(.part)
-            case .inPlace, .done, .not: break
+            case .inPlace, .done, .unresolved: break
             }
             if engine.image.hasChangedMapping { changes.insert(.mapping) }
         }

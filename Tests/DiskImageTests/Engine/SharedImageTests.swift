@@ -298,7 +298,7 @@ import Testing
             if !runnerGoes {
                 #expect(try end(&one).error == 0)
                 // The one after it was begun by the same engine.
-                #expect(shared.commit.step != .none && shared.commit.engine == one.seat.number)
+                #expect(shared.commit.step != .none && shared.commit.engine == one.attachment.number)
                 // It is under way although nobody has called that engine again.
                 if !usesRing { #expect(isReadable(one.descriptor)) }
             }
@@ -369,12 +369,12 @@ import Testing
             #expect(throws: DiskImageError.self) { try one.createSnapshot(named: "s") }
             #expect(shared.size == 4 << 20)
         }
-        let seats = (0..<SharedImage.maximumEngines).map { _ in AttachedEngine(requests: 1, operations: 1, bell: nil) }
-        for seat in seats { try shared.attach(seat) }
-        #expect(Set(seats.map(\.number)) == Set(0..<SharedImage.maximumEngines))
+        let attachments = (0..<SharedImage.maximumEngines).map { _ in AttachedEngine(requests: 1, operations: 1, wakeup: nil) }
+        for attachment in attachments { try shared.attach(attachment) }
+        #expect(Set(attachments.map(\.number)) == Set(0..<SharedImage.maximumEngines))
         #expect("\(#expect(throws: DiskImageError.self) { try DiskEngine(shared, depth: 1).depth }!)".contains("64 engines"))
-        shared.detach(seats[5])
-        let again = AttachedEngine(requests: 1, operations: 1, bell: nil)
+        shared.detach(attachments[5])
+        let again = AttachedEngine(requests: 1, operations: 1, wakeup: nil)
         try shared.attach(again)
         #expect(again.number == 5)
     }

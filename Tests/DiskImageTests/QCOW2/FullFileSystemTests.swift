@@ -413,7 +413,7 @@ import Testing
             file: TableFile(
                 path: path,
                 file: MetadataFile(calls: Self.full(.host, reuses: false), number: image.descriptor.rawValue)))
-        #expect(try check.run(.all, mendsEntries: false).isSound)
+        #expect(try check.run(.all, repairsEntries: false).isSound)
         expectSound(path)
     }
 

@@ -178,7 +178,7 @@ import Testing
         #expect(Array(UnsafeRawBufferPointer(start: memory + 4096, count: 4096)) == Array(content[4096..<8192]))
         engine.release(try #require(near))
         // As when a device is reset.
-        engine.image.remote?.finish(within: 50)
+        engine.image.remote?.drain(within: 50)
         let second = try engine.waitForCompletion()
         #expect(second?.request == far && second?.error == EIO)
         engine.release(try #require(far))

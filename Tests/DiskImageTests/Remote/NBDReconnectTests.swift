@@ -114,7 +114,7 @@ import Testing
             engine.start(try #require(request), .read, offset: 0, length: 4096, vectors: vectors, count: 1)
         }
         try engine.submit()
-        engine.image.remote?.finish(within: 50)
+        engine.image.remote?.drain(within: 50)
         for _ in 0..<5 {
             let completion = try engine.waitForCompletion()
             #expect(completion?.error == EIO)

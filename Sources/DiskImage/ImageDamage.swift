@@ -1,45 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// How the start of a range of a disk is stored: the answer of an image's metadata, which does no I/O.
-/// Lengths are in bytes, at least 1 and at most what was asked for; what comes after is asked for again.
-@safe enum Extent {
-    /// Data at this offset of the layer's file.
-    case data(offset: UInt64, length: UInt64)
-    /// Nowhere: it reads as zeroes.
-    case zero(length: UInt64)
-    /// Not allocated in this layer: ask the next one of the chain.
-    case unallocated(length: UInt64)
-    /// Here, until the image is next asked anything.
-    case memory(UnsafeRawPointer, length: UInt64)
-    /// The answer needs this read first.
-    case load(MetadataLoad)
-    /// The answer needs a read that is under way.
-    case wait
-    /// The answer needs room in the caches, which a commit makes.
-    case commit
-    /// The lookup failed with an errno value.
-    case failed(Int32)
-}
-
-/// A read that an image needs before it can answer. Who carries it out reports to ``DiskImage/finish(_:bytes:error:)``.
-@safe struct MetadataLoad {
-    enum Kind { case l2Slice, compressedCluster }
-
-    /// Whose file; filled in by the chain.
-    var layer = 0
-    let kind: Kind
-    /// The slot of the kind's cache that it fills.
-    let slot: Int
-    let offset: UInt64
-    let length: Int
-    /// `length` bytes that live as long as the image.
-    let buffer: UnsafeMutableRawPointer
-    /// The disk offset that was asked for, for the report of a damage.
-    let diskOffset: UInt64
-    /// Indicates whether it could be decompressed, once ``DiskImage/decompress(_:bytes:)`` has tried that.
-    var isIntact: Bool?
-}
-
 /// Something in an image that cannot be right, met while it was used.
 enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
     case l2TableMisaligned(offset: UInt64)
