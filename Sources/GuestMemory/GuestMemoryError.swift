@@ -101,11 +101,13 @@ public struct HugePageShortage: Equatable, Sendable, CustomStringConvertible {
 
 /// An exact size in the largest binary unit that divides it: `2 GiB`, `1536 MiB`, `513 bytes`.
 package func byteText(_ size: UInt64) -> String {
-    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")]
-    where size != 0 && size.trailingZeroBitCount >= shift {
-        return "\(size >> UInt64(shift)) \(unit)"
+    switch size == 0 ? 0 : size.trailingZeroBitCount {
+    case 40...: "\(size >> 40) TiB"
+    case 30...: "\(size >> 30) GiB"
+    case 20...: "\(size >> 20) MiB"
+    case 10...: "\(size >> 10) KiB"
+    default: "\(size) bytes"
     }
-    return "\(size) bytes"
 }
 
 /// `node 1`, `nodes 0 and 1`.

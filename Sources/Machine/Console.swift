@@ -15,11 +15,14 @@ struct Console {
     let listener: Listener?
     /// For the user: where the console is, when that is not where swkvm was started.
     let announcement: String?
+    /// The file that was not there before.
+    private let createdPath: String?
 
     private init(
         output: consuming FileDescriptor? = nil, mayBlock: Bool = false, input: consuming FileDescriptor? = nil, listener: Listener? = nil,
-        announcement: String? = nil
+        announcement: String? = nil, createdPath: String? = nil
     ) throws(SystemCallError) {
+        self.createdPath = createdPath
         self.output = try ConsoleOutput(output, mayBlock: mayBlock)
         if let input { self.input = ConsoleInput(input) } else { self.input = nil }
         self.listener = listener
@@ -35,13 +38,21 @@ struct Console {
             case .file(let path):
                 // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop; a regular file does not heed it.
                 let flags = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY
-                let file = try FileDescriptor.open(path, flags, mode: 0o600)
+                let created = try? FileDescriptor.open(path, flags | O_EXCL, mode: 0o600)
+                let isCreated = created != nil
+                let file = if let created { created } else { try FileDescriptor.open(path, flags, mode: 0o600) }
                 let kind = FileDescriptor.kind(of: file.rawValue) ?? 0
-                return try Console(output: file, mayBlock: kind != S_IFIFO && kind != S_IFCHR)
+                return try Console(output: file, mayBlock: kind != S_IFIFO && kind != S_IFCHR, createdPath: isCreated ? path : nil)
             case .pty: return try openPseudoTerminal()
             case .unix(let path): return try Console(listener: Listener(path: path), announcement: "the console is the socket \(path)")
             }
         } catch { throw .console(kind, error) }
+    }
+
+    /// Takes back what opening it made: for a machine that does not start.
+    func withdraw() {
+        // The worst is an empty file.
+        if let createdPath { _ = unsafe unlink(createdPath) }
     }
 
     private static func openStandard() throws(SystemCallError) -> Console {

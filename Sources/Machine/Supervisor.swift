@@ -35,6 +35,8 @@ public enum Supervisor {
             before.restore()
         }
         let console = try Console.open(configuration.console)
+        var hasStarted = false
+        defer { if !hasStarted { console.withdraw() } }
         let machine: Machine
         do throws(MachineError) {
             machine = try Machine(configuration, output: console.output, log: log, isInterrupted: { stops.pending() != nil }, progress: progress)
@@ -54,6 +56,7 @@ public enum Supervisor {
         // A kernel may print nothing for a long time, or nothing at all, and a raw terminal takes no Ctrl-C.
         if session.hasTerminal { report("\(machine.bootDescription) boots; Ctrl-A x ends the machine, Ctrl-A h shows help") }
         try machine.start()
+        hasStarted = true
         if let announcement = machine.debuggerAnnouncement { report(announcement) }
         // What parsed the command line and built the machine is not needed again, and is most of what is resident.
         ProgramText.release()

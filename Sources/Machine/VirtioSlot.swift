@@ -61,6 +61,7 @@ struct VirtioSlot: Sendable {
             var options = disk.options
             options.report = { log.warning("\($0)") }
             options.notice = options.report
+            try options.namedFiles.checkDirectories()
             options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
             let image = try DiskImage(path: disk.path, options: options)
             opened.add(image)

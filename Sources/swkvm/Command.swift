@@ -53,7 +53,7 @@ struct Command: ParsableCommand {
             exit(withError: status)
         } catch where exitCode(for: error) == .validationFailure {
             // One line, like every other error's; the parser lists possible values one below the other.
-            StandardError().say(Suggestion.keepingNear(oneLine(message(for: error))))
+            StandardError().say(Suggestion.keepingNear(oneLine(refusal(of: words, message(for: error)))))
             exit(withError: ExitCode.validationFailure)
         } catch {
             if exitCode(for: error) == .success, let sentence = ForeignWords.helpThatNobodyAskedFor(words[...]) {
@@ -76,6 +76,20 @@ struct Command: ParsableCommand {
     private static var recordedComponents: String {
         // A constant of the binary, which ends with a zero.
         unsafe String(cString: cbuild_components())
+    }
+
+    /// The parser's message about a command line; where it says that an argument is missing and an option is unknown besides, the option it is: what
+    /// was meant by that word may be the argument.
+    static func refusal(of words: [String], _ message: String) -> String {
+        var words = words, found = message
+        // No command has more arguments without a name.
+        for _ in 0..<3 where found.hasPrefix("Missing expected argument") {
+            words.append("?")
+            do { _ = try parseTree(words) } catch { found = self.message(for: error) }
+        }
+        guard found.hasPrefix("Unknown option ") else { return message }
+        guard let number = found.firstRange(of: "'-")?.upperBound, found[number...].first?.isNumber == true else { return found }
+        return found + ": a value that begins with '-' is taken as an option, and no size or number here is negative"
     }
 
     /// The parser's list of values, `  - one`, becomes words; an option that a line begins with stays as it is.

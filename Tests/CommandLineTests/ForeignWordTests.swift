@@ -156,6 +156,22 @@ import Testing
             try suggestion(typed) == "Unknown option '\(typed)'" + (meant.isEmpty ? "" : ". Did you mean '\(meant)'?"))
     }
 
+    /// An option that is unknown is named, also where an argument is missing: the one is what was meant to be the other.
+    @Test(arguments: [
+        (["image", "info", "--x"], "Unknown option '--x'"),
+        (["image", "info"], "Missing expected argument '<file>'"),
+        (["image", "compare", "--x"], "Unknown option '--x'"),
+        (["image", "info", "--json"], "Missing expected argument '<file>'"),
+        (
+            ["image", "create", "c.raw", "-1M"],
+            "Unknown option '-1M': a value that begins with '-' is taken as an option, and no size or number here is negative"
+        ),
+    ])
+    func unknownOptionsComeFirst(words: [String], expected: String) throws {
+        let error = #expect(throws: (any Error).self) { try Command.parseAsRoot(words) }
+        #expect(Command.refusal(of: words, Command.message(for: try #require(error))) == expected)
+    }
+
     @Test func otherSentencesStay() {
         for sentence in ["", "a", "Unknown option '-x'", "The value 'a' is invalid for '--b <c>': it's not"] {
             #expect(Suggestion.keepingNear(sentence) == sentence)

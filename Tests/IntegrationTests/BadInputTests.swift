@@ -347,6 +347,26 @@ import Testing
         #expect(try directory.contents == ["taken"])
     }
 
+    /// A file for the console's output is left as it was by a machine that does not start: absent, or with its contents.
+    @Test func aConsolesFileOfAMachineThatDoesNotStart() throws {
+        for (name, before) in [("new.log", nil as [UInt8]?), ("old.log", [1, 2])] {
+            if let before { try directory.write(before, to: name) }
+            for arguments in [["--kernel", directory("none")], ["--disk", directory("none.raw")], ["--mem", "1000G"]] {
+                let machine = try Program.machine(arguments + ["--console", "file:" + directory(name)])
+                try machine.expectEnd(arguments[0] == "--mem" ? Status.host : Status.input)
+            }
+            #expect(try directory.contents.contains(name) == (before != nil))
+            if let before { #expect(try readFile(directory(name), limit: 10) == before) }
+        }
+    }
+
+    /// Also where no image names a file that it would be about.
+    @Test func aDirectoryForBackingFilesThatIsMissing() throws {
+        let disk = try directory.write([UInt8](repeating: 0, count: 4096), to: "disk.raw")
+        try expectRefused(
+            ["--disk", "\(disk),backing-dir=\(directory("nowhere"))"], "disk \"\(directory("nowhere"))\": open: No such file or directory", status: Status.input)
+    }
+
     // MARK: Rights
 
     /// Runs swkvm with mounts of its own, which hide or change what is in /dev.

@@ -159,11 +159,14 @@ private final class CompletingShell {
             ("swkvm image check --format ", ["qcow2"]),
             ("swkvm image create --preallocation ", ["falloc", "full", "metadata", "off"]),
             ("swkvm image check --repair ", ["all", "leaks"]),
+            ("swkvm help ", ["doctor", "image", "run"]),
+            ("swkvm help image snapshot ", ["apply", "create", "delete", "list"]),
         ]
         for (text, words) in expected { #expect(try shell.offers(for: text) == words, "\(kind): \(text)") }
         let lines = [
             ("swkvm ru", "swkvm run "), ("swkvm image conv", "swkvm image convert "),
             ("swkvm run --ker", "swkvm run --kernel "),
+            ("swkvm help ru", "swkvm help run "), ("swkvm help image conv", "swkvm help image convert "),
             ("swkvm image snapshot ap", "swkvm image snapshot apply "),
             ("swkvm run --console=st", "swkvm run --console=stdio "),
             ("swkvm run --console un", "swkvm run --console unix:"),

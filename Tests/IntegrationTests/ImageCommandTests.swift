@@ -208,6 +208,12 @@ import Testing
             "info --backing-chain vm/over.qcow2", "map vm/over.qcow2", "convert vm/over.qcow2 new.raw", "commit vm/over.qcow2", "rebase --no-backing vm/over.qcow2",
             "create --backing vm/over.qcow2 new.qcow2", "resize vm/over.qcow2 16M", "bench --count 1 vm/over.qcow2", "snapshot list vm/over.qcow2",
         ] { try expectRefused(arguments, sentence.replacing("it is", with: "an image refers to it, but it is")) }
+        // Also where the image names nothing.
+        for verb in ["info", "map", "convert -O raw", "bench --count 1"] {
+            let target = verb.hasPrefix("convert") ? " new.raw" : ""
+            try expectRefused("\(verb) --backing-dir nowhere disk.raw\(target)", "disk \"nowhere\": open: No such file or directory")
+            try expectRefused("\(verb) --backing-dir disk.raw disk.raw\(target)", "disk \"disk.raw\": open: Not a directory")
+        }
         for options in ["--backing-dir .", "--backing-dir vm --backing-dir .", "--backing-anywhere"] {
             for arguments in [
                 "info --backing-chain", "map", "bench --count 1", "create --force new.qcow2 --backing", "snapshot list", "convert --force -O raw -q new.raw",

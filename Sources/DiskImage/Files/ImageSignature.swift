@@ -134,7 +134,7 @@ struct FormatChoice: Sendable {
     /// - Returns: whether it could.
     func check(path: String) throws(DiskImageError) -> Bool {
         if case .stated = source { return true }
-        guard !NBDLocation.isAddress(path) else { return true }
+        guard !NBDLocation.isAddress(path) else { return false }
         let file: ImageFile
         do throws(DiskImageError) { file = try ImageFile(path: path, writable: false, cache: .writeback, locking: false) } catch { return false }
         try check(file)

@@ -22,6 +22,15 @@ public struct NamedFiles: Sendable, Equatable {
         self.stated = stated
     }
 
+    /// Refuses a directory that is none: nothing could be below it, and the images at hand may not show that.
+    public func checkDirectories() throws(DiskImageError) {
+        for directory in directories {
+            do throws(SystemCallError) { _ = try FileDescriptor.open(directory, CLINUX_O_PATH | O_DIRECTORY) } catch {
+                throw .system(path: directory, error)
+            }
+        }
+    }
+
     /// Wherever an image says.
     public static let anywhere = NamedFiles(isAnywhere: true)
 }

@@ -66,7 +66,22 @@ enum CompletionScript {
                 lines.append(line)
             }
         }
-        return lines.joined(separator: "\n") + "\n" + bashFunctions + "\n"
+        return lines.joined(separator: "\n") + "\n" + bashHelp + "\n" + bashFunctions + "\n"
+    }
+
+    /// Instead of the parser's function, which offers nothing behind `swkvm help`.
+    private static var bashHelp: String {
+        """
+        _swkvm_help() {
+            local -r count="${#unparsed_words[@]}"
+            local -r place="${unparsed_words[*]:0:count > 0 ? count - 1 : 0}"
+            local names=''
+            case "${place}" in
+        \(CommandNames.branches { "names='\($0)'" })
+            esac
+            COMPREPLY+=($(compgen -W "${names}" -- "${cur}"))
+        }
+        """
     }
 
     // MARK: zsh
@@ -75,7 +90,14 @@ enum CompletionScript {
         var lines: [Substring] = []
         var function: Substring = ""
         for line in generated.split(separator: "\n", omittingEmptySubsequences: false) {
-            if line.hasSuffix("() {") { function = line }
+            if line.hasSuffix("() {") {
+                function = line
+                if line == "_swkvm_help() {" { lines.append(Substring(zshHelp)) }
+            }
+            if function == "_swkvm_help() {" {
+                if line == "}" { function = "" }
+                continue
+            }
             if function == "_swkvm_image_snapshot() {", line.hasSuffix("'(-): :->command'") {
                 // As qemu-img has it, which the parser's script does not know.
                 for (letter, name) in [("l", ""), ("c", ":name: "), ("a", ":name: "), ("d", ":name: ")] {
@@ -96,6 +118,19 @@ enum CompletionScript {
             }
         }
         return lines.joined(separator: "\n")
+    }
+
+    /// Instead of the parser's function, as for bash.
+    private static var zshHelp: String {
+        """
+        _swkvm_help() {
+            local -a names
+            case "${(j: :)words[2,CURRENT - 1]}" in
+        \(CommandNames.branches { "names=(\($0))" })
+            esac
+            compadd -a names
+        }
+        """
     }
 
     /// With the options named that are refused beside it.
@@ -161,5 +196,29 @@ enum CompletionScript {
 extension Substring {
     fileprivate func firstRange(of text: String, in start: Index) -> Range<Index>? {
         self[start...].firstRange(of: text)
+    }
+}
+
+/// The names of commands that `swkvm help` explains.
+private struct CommandNames {
+    /// What stands behind `help` already, `image` say.
+    let place: String
+    /// What may follow.
+    let names: [String]
+
+    /// The branches of a shell's `case` over the places.
+    /// - Parameter assignment: of the names, which are separated by blanks.
+    static func branches(_ assignment: (String) -> String) -> String {
+        all(below: Command.self).map { "    '\($0.place)') \(assignment($0.names.joined(separator: " "))) ;;" }
+            .joined(separator: "\n")
+    }
+
+    /// Those of a command's subcommands, then those of their own.
+    static func all(below command: any ParsableCommand.Type, place: [String] = []) -> [CommandNames] {
+        let shown = command.configuration.subcommands.filter { $0.configuration.shouldDisplay }
+        guard !shown.isEmpty else { return [] }
+        var found = [CommandNames(place: place.joined(separator: " "), names: shown.map { $0._commandName })]
+        for subcommand in shown { found += all(below: subcommand, place: place + [subcommand._commandName]) }
+        return found
     }
 }

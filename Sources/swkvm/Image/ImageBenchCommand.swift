@@ -80,7 +80,7 @@ struct ImageBenchCommand: ParsableCommand {
             bench.options.report = ImageTool.report
             bench.options.dataFile = data.dataFile
             vhd.apply(to: &bench.options)
-            bench.options.namedFiles = named.files(file, data.dataFile)
+            bench.options.namedFiles = try named.files(file, data.dataFile)
             bench.options.keys = try keys.load()
             bench.options.cache = cache
             bench.options.locking = !forceShare

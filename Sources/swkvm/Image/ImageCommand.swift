@@ -100,8 +100,10 @@ struct NamedFilesOptions: ParsableArguments {
     var backingAnywhere = false
 
     /// - Parameter stated: what else the command line names.
-    func files(_ stated: String?...) -> NamedFiles {
-        NamedFiles(isAnywhere: backingAnywhere, directories: backingDir, stated: stated.compactMap { $0 })
+    func files(_ stated: String?...) throws(DiskImageError) -> NamedFiles {
+        let files = NamedFiles(isAnywhere: backingAnywhere, directories: backingDir, stated: stated.compactMap { $0 })
+        try files.checkDirectories()
+        return files
     }
 }
 

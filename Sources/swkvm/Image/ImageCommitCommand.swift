@@ -46,7 +46,7 @@ struct ImageCommitCommand: ParsableCommand {
             commit.options.report = ImageTool.report
             commit.options.dataFile = data.dataFile
             commit.backingDataFile = backingDataFile
-            commit.options.namedFiles = named.files(file, data.dataFile, backingDataFile)
+            commit.options.namedFiles = try named.files(file, data.dataFile, backingDataFile)
             commit.options.keys = try keys.load()
             commit.keepsContents = keep
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)

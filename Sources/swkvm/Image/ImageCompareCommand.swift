@@ -75,7 +75,7 @@ struct ImageCompareCommand: ParsableCommand {
             comparison.secondOptions.vhdSize = secondVhdSize
             comparison.firstOptions.dataFile = data.dataFile
             comparison.secondOptions.dataFile = secondDataFile
-            comparison.firstOptions.namedFiles = named.files(first, second, data.dataFile, secondDataFile)
+            comparison.firstOptions.namedFiles = try named.files(first, second, data.dataFile, secondDataFile)
             comparison.secondOptions.namedFiles = comparison.firstOptions.namedFiles
             comparison.firstOptions.keys = try keys.load()
             comparison.secondOptions.keys = try KeyOptions.load(secondKeyFile, secondKeyFd)

@@ -106,7 +106,7 @@ struct ImageConvertCommand: ParsableCommand {
             conversion.sourceOptions.format = format
             conversion.sourceOptions.snapshot = snapshot
             vhd.apply(to: &conversion.sourceOptions)
-            conversion.sourceOptions.namedFiles = named.files(source, data.dataFile, backing.flatMap { BackingReference.path($0, of: target) })
+            conversion.sourceOptions.namedFiles = try named.files(source, data.dataFile, backing.flatMap { BackingReference.path($0, of: target) })
             conversion.sourceOptions.allowsBacking = !noBacking
             conversion.subformat = layout.subformat
             conversion.sourceOptions.keys = try keys.load()

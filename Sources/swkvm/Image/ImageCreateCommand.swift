@@ -81,7 +81,7 @@ struct ImageCreateCommand: ParsableCommand {
             if let backing { creation.backing = try BackingReference(name: backing, stated: backingFormat) }
             creation.opensBacking = !unsafe
             vhd.apply(to: &creation.backingOptions)
-            creation.backingOptions.namedFiles = named.files(backing.flatMap { BackingReference.path($0, of: file) })
+            creation.backingOptions.namedFiles = try named.files(backing.flatMap { BackingReference.path($0, of: file) })
             creation.replacing = force
             return (format, try creation.create())
         }

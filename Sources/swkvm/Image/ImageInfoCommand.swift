@@ -28,10 +28,11 @@ struct ImageInfoCommand: ParsableCommand {
 
     func run() throws {
         let chain = try ImageTool.run { () throws(DiskImageError) in
+            let namedFiles = try named.files(image.file, data.dataFile)
             if backingChain {
                 return try ImageInformation.chain(
                     path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile, vhdSize: vhd.vhdSize,
-                    namedFiles: named.files(image.file, data.dataFile))
+                    namedFiles: namedFiles)
             }
             return [try ImageInformation(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile, vhdSize: vhd.vhdSize)]
         }

@@ -35,7 +35,7 @@ struct ImageMapCommand: ParsableCommand {
         let range = start..<(overflow ? .max : sum)
         try ImageTool.run { () throws(DiskImageError) in
             var options = DiskImageOptions(
-                format: image.format, readOnly: true, locking: !image.forceShare, dataFile: data.dataFile, namedFiles: named.files(image.file, data.dataFile))
+                format: image.format, readOnly: true, locking: !image.forceShare, dataFile: data.dataFile, namedFiles: try named.files(image.file, data.dataFile))
             vhd.apply(to: &options)
             // Where data lies is no secret.
             options.opensData = false

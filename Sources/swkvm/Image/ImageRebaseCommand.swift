@@ -66,7 +66,7 @@ struct ImageRebaseCommand: ParsableCommand {
             rebase.options.report = ImageTool.report
             rebase.options.dataFile = data.dataFile
             vhd.apply(to: &rebase.options)
-            rebase.options.namedFiles = named.files(file, data.dataFile, backing.flatMap { BackingReference.path($0, of: file) })
+            rebase.options.namedFiles = try named.files(file, data.dataFile, backing.flatMap { BackingReference.path($0, of: file) })
             rebase.options.keys = try keys.load()
             rebase.backingKeys = try KeyOptions.load(backingKeyFile, backingKeyFd)
             if let backing, !backing.isEmpty { rebase.backing = try BackingReference(name: backing, stated: backingFormat) }

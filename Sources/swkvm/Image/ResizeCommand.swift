@@ -90,7 +90,7 @@ struct ImageResizeCommand: ParsableCommand {
     func run() throws {
         let size = try size()
         let made = try ImageTool.run { () throws(DiskImageError) in
-            var options = DiskImageOptions(format: format, dataFile: data.dataFile, namedFiles: named.files(file, data.dataFile))
+            var options = DiskImageOptions(format: format, dataFile: data.dataFile, namedFiles: try named.files(file, data.dataFile))
             options.keys = try keys.load()
             vhd.apply(to: &options)
             options.report = ImageTool.report

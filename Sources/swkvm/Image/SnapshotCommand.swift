@@ -33,7 +33,7 @@ struct ImageSnapshotCommand: ParsableCommand {
                 "it is \(known.name) by \(format == nil ? "its name" : "--format"), and only qcow2 images have snapshots; use --format qcow2 if it is a qcow2 image"
             }
             var options = DiskImageOptions(
-                format: .qcow2, readOnly: readOnly, locking: !forceShare, dataFile: data.dataFile, namedFiles: named.files(file, data.dataFile))
+                format: .qcow2, readOnly: readOnly, locking: !forceShare, dataFile: data.dataFile, namedFiles: try named.files(file, data.dataFile))
             // Only tables change.
             options.opensData = false
             options.report = ImageTool.report
