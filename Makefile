@@ -11,7 +11,7 @@ BINARY := build/swkvm
 SWIFT  ?= swift
 # A static binary: no Swift or C library is needed where it runs. It names its sources without the directory that they are in, and SwiftPM has the
 # libraries in one order, which it takes from a hash table; what strip takes out besides are hashes of the compiler's arguments and of the debug
-# information, in which that directory still counts. `make reproducible` says how far one commit gives one binary.
+# information, in which that directory still counts. `make reproducible` shows that one commit gives one binary.
 STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections \
 	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=.
 # `make release TLS=yes`: 3 MB more, for remote disks over TLS.

@@ -101,6 +101,7 @@ public struct HugePageShortage: Equatable, Sendable, CustomStringConvertible {
 
 /// An exact size in the largest binary unit that divides it: `2 GiB`, `1536 MiB`, `513 bytes`.
 package func byteText(_ size: UInt64) -> String {
+    // Not a loop over a table: Swift 6.3 orders two of its instructions one way or the other, so builds would differ.
     switch size == 0 ? 0 : size.trailingZeroBitCount {
     case 40...: "\(size >> 40) TiB"
     case 30...: "\(size >> 30) GiB"
