@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# swkvm: build, run, test, measure. `make help` lists what there is.
+# swkvm: build, run, test, benchmark. `make help` lists the targets.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := all
@@ -37,16 +37,16 @@ BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 .PHONY: all guest release sbom run test lint format fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install uninstall deb deb-trial reproducible clean help
 .PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench packages-lint packages-trial
 
-all: release man ## the static binary build/swkvm, its man pages, completions and list of packages
+all: release man ## builds the static binary build/swkvm, man pages, completions and the list of packages
 
-help: ## this list
+help: ## shows this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-guest: packages-build ## the bundled guest kernel
+guest: packages-build ## builds the bundled guest kernel
 	@$(MAKE) --no-print-directory -C guests/kernel
 
 # The assembler puts the guest into the binary, and SwiftPM does not know of it: a newer guest makes its source newer.
-release: guest ## the static binary build/swkvm
+release: guest ## builds the static binary build/swkvm
 	@if [ $(GUEST) -nt Sources/BundledGuest/guest.S ]; then touch Sources/BundledGuest/guest.S; fi
 	@.ci/components $(TLS)
 	@[ -e build/generated/extracted.txt ] || rm -f "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm"
@@ -55,63 +55,63 @@ release: guest ## the static binary build/swkvm
 	@ls -l $(BINARY) | awk '{print $$NF ": " $$5 " bytes, stripped and static"}'
 	@.ci/sbom
 
-sbom: release ## the packages in build/swkvm, with versions and licences: build/swkvm.spdx.json (SPDX 2.3)
+sbom: release ## writes build/swkvm.spdx.json: the packages in build/swkvm, with versions and licences (SPDX 2.3)
 	@echo build/swkvm.spdx.json
 
 run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a qcow2 disk and a TAP on a bridge
 	@guests/run
 
-test: release packages-test packages-lab packages-lab-vtx ## every test
+test: release packages-test packages-lab packages-lab-vtx ## runs all tests (ARGS='--filter NAME' for some)
 	@.ci/test
 
-lint: packages-lint ## licence headers, `swift format lint --strict`, shellcheck (ARGS: some of licences, format, shell)
+lint: packages-lint ## checks licence headers, `swift format lint --strict`, shellcheck (ARGS: some of licences, format, shell)
 	@.ci/lint $(ARGS)
 
-format: ## rewrites the Swift files as `make lint` wants them (ARGS: paths, instead of all that .ci/unformatted does not list)
+format: ## formats the Swift files (ARGS: paths; by default all that .ci/unformatted does not list)
 	@.ci/lint rewrite $(ARGS)
 
-fuzz: packages-build ## libFuzzer on what reads untrusted bytes, SECONDS (60) for each of TARGETS (all)
+fuzz: packages-build ## fuzzes the parsers of untrusted bytes with libFuzzer, SECONDS (60) for each of TARGETS (all)
 	@FUZZ_SECONDS=$(or $(SECONDS),60) .ci/fuzz $(TARGETS)
 
-fuzz-corpus: packages-build ## takes into Tests/Fuzz/Corpus what fuzzing has found, the few inputs that reach most (TARGETS)
+fuzz-corpus: packages-build ## adds the inputs with the most coverage that fuzzing found to Tests/Fuzz/Corpus (TARGETS)
 	@.ci/fuzz merge $(TARGETS)
 
-tsan: packages-build packages-test ## the tests in which threads meet, with ThreadSanitizer (ARGS='--filter …' for others, of SWKVM_TESTS)
+tsan: packages-build packages-test ## runs the tests of code that threads share with ThreadSanitizer (ARGS='--filter …' and SWKVM_TESTS for others)
 	@.ci/tsan
 
-lab: release packages-lab ## stock Linux guests on an emulated AMD-V host (ARGS: cases, shell for a shell there, compare for a comparison with QEMU)
+lab: release packages-lab ## boots stock Linux guests on an emulated AMD-V host (ARGS: cases; shell for a shell there; compare to compare with QEMU)
 	@WORDS="$(WORDS)" Tests/Lab/run $(if $(filter compare,$(ARGS)),compare,amdv $(or $(ARGS),all))
 
-lab-smp: release packages-lab ## the same on an emulated AMD-V host with two CPUs, XSAVE and AVX
+lab-smp: release packages-lab ## does the same on an emulated AMD-V host with two CPUs, XSAVE and AVX
 	@WORDS="$(WORDS)" Tests/Lab/run smp $(or $(ARGS),all)
 
-lab-vtx: release packages-lab-vtx ## the same on an emulated VT-x host
+lab-vtx: release packages-lab-vtx ## does the same on an emulated VT-x host
 	@WORDS="$(WORDS)" Tests/Lab/run vtx $(or $(ARGS),all)
 
-bench: release packages-bench ## measures, beside QEMU, fio and minimal C programs (BENCH_LINUX=vmlinux adds Linux)
+bench: release packages-bench ## runs the benchmarks: swkvm, QEMU, fio and minimal C programs (BENCH_LINUX=vmlinux adds Linux)
 	$(SWIFT) build $(BENCH)
 	@Tests/Bench/run "$$($(SWIFT) build $(BENCH) --show-bin-path)/swkvm-bench"
 
-man: release ## the man pages and shell completions, build/man and build/completions
+man: release ## builds the man pages and shell completions in build/man and build/completions
 	@.ci/man
 
-# Installs what is there: root's PATH has no Swift, and a build as root would leave files that are root's.
-install: ## what is built, into PREFIX (/usr/local), below DESTDIR if given; builds nothing
+# Installs existing files: root's PATH may have no Swift, and a build as root would leave files owned by root.
+install: ## installs the built files into PREFIX (/usr/local), below DESTDIR if set; builds nothing
 	@.ci/install "$(DESTDIR)$(or $(PREFIX),/usr/local)"
 
-uninstall: ## takes away what `make install` with the same PREFIX and DESTDIR put there
+uninstall: ## removes what `make install` with the same PREFIX and DESTDIR installed
 	@.ci/install --remove "$(DESTDIR)$(or $(PREFIX),/usr/local)"
 
-deb: all ## a Debian package in build/, for `apt install ./build/swkvm_….deb`
+deb: all ## builds a Debian package in build/, for `apt install ./build/swkvm_….deb`
 	@.ci/deb
 
-deb-trial: deb packages-trial ## installs, runs and purges that package over a copy-on-write view of this system; needs root
+deb-trial: deb packages-trial ## installs, runs and purges that package on a copy-on-write view of this system; needs root
 	@.ci/deb-trial
 
-reproducible: packages-build ## builds this commit in two directories, and compares binaries, guests, man pages, lists and Debian packages
+reproducible: packages-build ## builds this commit in two directories and compares all products byte by byte
 	@.ci/reproducible
 
-clean: ## removes what was built
+clean: ## removes all built files
 	rm -rf .build build guests/kernel/build
 
 packages-build: ; @.ci/packages $(BUILD_PACKAGES)
