@@ -70,7 +70,7 @@ import Testing
         let (machine, read) = try machine(options)
         let sum = try machine.ask("sum vda \(Self.tail) 200")
         try machine.type("flood vda 64 endless\n")
-        try machine.wait(for: "under way")
+        try machine.wait(for: "in flight")
         machine.send(signal: SIGTERM)
         try machine.waitForError("asked the guest to power off")
         usleep(1_100_000)

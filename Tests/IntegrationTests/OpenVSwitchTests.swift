@@ -50,7 +50,7 @@ struct OpenVSwitchTests {
     /// What the option and the default are for: should this pass one day, neither is needed for this version of Open vSwitch.
     @Test func offloadsThatAreInsistedOnAreLostThere() throws {
         let (answer, log) = try exchange("tap=tap0,offload=on")
-        #expect(answer == "192.168.77.1: no answer from TCP port \(EchoServer.port)")
+        #expect(answer == "192.168.77.1: no reply from TCP port \(EchoServer.port)")
         #expect(log.contains("net0: offloads on: as requested"))
     }
 }

@@ -18,7 +18,7 @@ enum Bench {
             for interface in devices.interfaces { network(interface, boot) }
         case "all":
             for name: Text in ["exits", "blk", "net"] { run(one: name, boot) }
-        default: Console.print("bench: exits, blk, net or all")
+        default: Console.print("usage: bench exits | blk | net | all")
         }
     }
 

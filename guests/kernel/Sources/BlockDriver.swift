@@ -73,7 +73,7 @@ final class Disk {
 
     private static func allocateSlots(_ queues: Int) throws(Failure) -> (Address, UInt64) {
         let count = (UInt64(queues) * UInt64(queueSize) * slotSize + PageAllocator.pageSize - 1) / PageAllocator.pageSize
-        guard let slots = unsafe pages.allocate(pages: count) else { throw Failure("no memory for a disk's requests") }
+        guard let slots = unsafe pages.allocate(pages: count) else { throw Failure("no memory for the disk's requests") }
         return (slots, count)
     }
 
@@ -170,7 +170,7 @@ final class Disk {
             outcome = take(slot)
             return outcome != nil
         }
-        guard answered, let outcome else { throw Failure("\(name): no answer within \(Self.patience / seconds) s") }
+        guard answered, let outcome else { throw Failure("\(name): no completion within \(Self.patience / seconds) s") }
         return outcome
     }
 

@@ -53,10 +53,10 @@ enum Crash {
         case "triple": crashByTripleFault()
         case "internal":
             crashByInternalError()
-            Console.print("crash: ring 0 runs natively here, nothing happened")
+            Console.print("crash: ring 0 runs natively here: nothing happened")
         case "null": Address(0).store(UInt64(1))
-        case "panic": panic("as you asked")
-        default: Console.print("crash: triple, internal, null or panic")
+        case "panic": panic("requested")
+        default: Console.print("usage: crash triple | internal | null | panic")
         }
     }
 

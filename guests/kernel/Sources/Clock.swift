@@ -11,7 +11,7 @@ final class Clock: @unchecked Sendable {
     /// Ticks of the time-stamp counter in a second.
     private(set) var frequency: UInt64 = 1_000_000_000
     /// Where the frequency is from.
-    private(set) var source: StaticString = "a guess"
+    private(set) var source: StaticString = "a default"
     /// Nanoseconds a tick, times 2³².
     private var scale: UInt64 = 1 << 32
 

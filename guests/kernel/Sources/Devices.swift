@@ -32,7 +32,7 @@ final class Devices: @unchecked Sendable {
             if value == "dhcp" {
                 if !interface.configureByDHCP() { Console.print("\(interface.name): no DHCP server answered") }
             } else if !interface.configure(value) {
-                Console.print("\(word): wanted is ip=ADDRESS/PREFIX[,GATEWAY] or ip=dhcp")
+                Console.print("\(word): expected ip=ADDRESS/PREFIX[,GATEWAY] or ip=dhcp")
             }
         }
     }
@@ -54,7 +54,7 @@ enum PowerButton {
     private static func look() {
         let events = readPort8(register)
         guard events != 0xff, events & 1 != 0 else { return }  // all ones: no such register
-        Console.print("\npower button: good bye")
+        Console.print("\npower button: powering off")
         Power.off()
     }
 }

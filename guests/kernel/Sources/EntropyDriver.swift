@@ -15,7 +15,7 @@ final class EntropySource {
 
     init(_ device: VirtioMMIO) throws(Failure) {
         self.device = device
-        guard let buffer = unsafe pages.allocate(pages: Self.bufferSize / PageAllocator.pageSize) else { throw Failure("no memory for a source of random numbers") }
+        guard let buffer = unsafe pages.allocate(pages: Self.bufferSize / PageAllocator.pageSize) else { throw Failure("no memory for an entropy device") }
         self.buffer = buffer
         queue = try Virtqueue(device, index: 0, wanted: 8, features: try device.negotiate(.ring))
         device.setDriverOK()
@@ -40,10 +40,10 @@ final class EntropySource {
         guard queue.add(first, second, readable: 0) != nil else { throw Failure("the queue is full") }
         queue.notify()
         guard interrupts.wait(until: clock.now + Self.patience, { answer != nil }), let answer else {
-            throw Failure("no answer within \(Self.patience / seconds) s")
+            throw Failure("no completion within \(Self.patience / seconds) s")
         }
         queue.release(answer.slot)
-        guard answer.length <= count else { throw Failure("\(UInt64(answer.length)) bytes came, \(count) were asked for") }
+        guard answer.length <= count else { throw Failure("\(UInt64(answer.length)) bytes returned, \(count) requested") }
         return Array(buffer.bytes(Int(answer.length)))
     }
 }
@@ -55,19 +55,19 @@ extension SelfTest {
             if isNamed { skip("rng", "no entropy device") }
             return
         }
-        check("rng: bytes of every size come, and no two alike") { () throws(Failure) in
+        check("rng: requests of every size succeed, and no two results are equal") { () throws(Failure) in
             for count in [1, 16, 4096, EntropySource.bufferSize] as [UInt64] {
-                try expect(source.bytes(count).count > 0, "none of \(count)")
+                try expect(source.bytes(count).count > 0, "no bytes of \(count)")
             }
             let one = try source.bytes(64), two = try source.bytes(64)
-            try expect(one.count > 0 && two.count > 0, "none")
-            try expect(one.count < 16 || one != two, "the same twice")
+            try expect(one.count > 0 && two.count > 0, "no bytes")
+            try expect(one.count < 16 || one != two, "twice the same bytes")
         }
-        check("rng: a request in two pieces") { () throws(Failure) in
+        check("rng: a request with two buffers") { () throws(Failure) in
             let bytes = try source.bytes(128, isSplit: true)
-            try expect(bytes.count <= 64 || bytes[64...].contains { $0 != 0 }, "the second stayed empty")
+            try expect(bytes.count <= 64 || bytes[64...].contains { $0 != 0 }, "the second was not filled")
         }
-        check("rng: of 16384 bytes each value is there, and none too often") { () throws(Failure) in
+        check("rng: in 16384 bytes each value occurs, and none too often") { () throws(Failure) in
             var counts = [Int](repeating: 0, count: 256)
             var total = 0
             while total < 16384 {
@@ -77,7 +77,7 @@ extension SelfTest {
                 }
             }
             // 64 of each on average, with a deviation of 8: beyond these bounds by chance once in 10^9 runs at the most.
-            for value in 0..<256 { try expect(counts[value] > 0 && counts[value] < 160, "\(UInt64(value)) is there \(UInt64(counts[value])) times") }
+            for value in 0..<256 { try expect(counts[value] > 0 && counts[value] < 160, "\(UInt64(value)) occurs \(UInt64(counts[value])) times") }
         }
     }
 }

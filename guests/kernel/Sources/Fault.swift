@@ -22,7 +22,7 @@ func faultReport(_ frameAddress: UInt64) -> Never {
     let name: StaticString = vector < 22 ? exceptionNames[Int(vector)] : "exception"
     Console.hello("\r\nfault: ")  // without memory: it may be that which is broken
     Console.print("\(name), vector \(vector), error code 0x\(hex: frame[18]), CR2 0x\(hex: frame[0], width: 16)")
-    if vector == 6 { Console.print("(ud2 is how Swift ends a program that broke a rule, such as an index out of range)") }
+    if vector == 6 { Console.print("(Swift executes ud2 when a precondition fails, such as an index out of range)") }
     printRegisters(frame)
     Power.exit(ExitStatus.fault)
 }

@@ -33,7 +33,7 @@ struct Flood {
         self.disk = disk
         let device = disk.device
         let features = try device.negotiate([.sizeMaximum, .segmentMaximum, .indirectDescriptors, .version1])
-        guard features.contains(.indirectDescriptors) else { throw Failure("\(disk.name) takes no indirect tables") }
+        guard features.contains(.indirectDescriptors) else { throw Failure("\(disk.name) does not offer INDIRECT_DESC") }
         let registers = device.registers
         registers.store(UInt32(0), VirtioMMIO.Register.queueSelect)
         size = min(Self.queueSize, registers.load(VirtioMMIO.Register.queueSizeMax))
@@ -41,9 +41,9 @@ struct Flood {
         piece = min(largest, Self.largestPiece) & ~(Disk.sectorSize - 1)
         let most = features.contains(.segmentMaximum) ? UInt64(device.config32(12)) : 1
         // Header and status are entries of the table too.
-        guard size > 2, piece > 0 else { throw Failure("\(disk.name) has no room for a request") }
+        guard size > 2, piece > 0 else { throw Failure("\(disk.name) has a queue or a size_max too small for a request") }
         segments = min(min(most, UInt64(size) - 2), disk.capacity &* Disk.sectorSize / piece)
-        guard segments > 0 else { throw Failure("\(disk.name) has less than \(piece) bytes") }
+        guard segments > 0 else { throw Failure("\(disk.name) has fewer than \(piece) bytes") }
         memoryPages = 5 + (piece + PageAllocator.pageSize - 1) / PageAllocator.pageSize
         guard let memory = unsafe pages.allocate(pages: memoryPages) else { throw Failure("no memory") }
         self.memory = memory
@@ -102,10 +102,10 @@ struct Flood {
         switch purpose {
         case .wait:
             while (used.load(2) as UInt16) < count { spinPause() }
-            Console.print("flood \(disk.name): ended within \((clock.now - begin) / 1000) us")
+            Console.print("flood \(disk.name): completed within \((clock.now - begin) / 1000) us")
         case .reset: break
         case .endless:
-            Console.print("flood \(disk.name): under way")
+            Console.print("flood \(disk.name): in flight")
             refill(count)
         }
         let start = clock.now

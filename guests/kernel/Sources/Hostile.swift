@@ -25,7 +25,7 @@ extension SelfTest {
     private func hostile(_ disk: Disk) {
         let name: Text = "hostile \(disk.name)"
         var baseline: UInt32 = 0
-        check("\(name): a good driver works before") { () throws(Failure) in baseline = try checksum(disk) }
+        check("\(name): a correct driver works before") { () throws(Failure) in baseline = try checksum(disk) }
         guard let driver = makeDriver(disk.device, queue: 0) else { return fail(name, "no memory") }
         let attack = Attack(test: self, driver: driver, name: name) { () throws(Failure) in
             try disk.restart()
@@ -106,13 +106,13 @@ struct Attack {
             switch expectation {
             case .survives: break
             case .refused:
-                if case .completed(Disk.Outcome.ok, _) = outcome { throw Failure("it succeeded") }
+                if case .completed(Disk.Outcome.ok, _) = outcome { throw Failure("the request succeeded") }
             case .succeeds:
                 guard case .completed(Disk.Outcome.ok, _) = outcome else { throw Failure(outcome.text) }
             case .status(let wanted):
                 guard case .completed(wanted, _) = outcome else { throw Failure(outcome.text) }
             }
-            try expect(driver.untouched(dataLength: dataLength), "it wrote where it may not")
+            try expect(driver.untouched(dataLength: dataLength), "the device wrote to memory outside its buffers")
             try recover()
         }
     }
@@ -120,7 +120,7 @@ struct Attack {
     // MARK: Chains
 
     func chains() {
-        attempt("a chain that bites its tail", .refused) { driver in
+        attempt("a chain that is a cycle", .refused) { driver in
             driver.describe(0, driver.header.value, 16, Self.next, next: 1)
             driver.describe(1, driver.data.value, 512, Self.next | Self.write, next: 0)
             driver.submit()
@@ -173,7 +173,7 @@ struct Attack {
             driver.describe(1, test.boot.lowMemoryEnd &- 512, 0x4000_0400, Self.next | Self.write, next: 2)
             driver.submit()
         }
-        attempt("what the device writes before what it reads", .refused) { driver in
+        attempt("device-writable before device-readable descriptors", .refused) { driver in
             driver.describe(0, driver.status.value, 1, Self.next | Self.write, next: 1)
             driver.describe(1, driver.header.value, 16)
             driver.submit()
@@ -184,7 +184,7 @@ struct Attack {
             driver.describe(2, driver.status.value, 0, Self.write)
             driver.submit()
         }
-        attempt("flags that do not exist", .survives) { driver in
+        attempt("undefined flags", .survives) { driver in
             driver.describeRead()
             driver.describe(0, driver.header.value, 16, Self.next | 0xfff8, next: 1)
             driver.submit()
@@ -194,7 +194,7 @@ struct Attack {
     // MARK: Indirect tables
 
     func indirectTables() {
-        attempt("an indirect table not negotiated", .refused, features: []) { driver in
+        attempt("an indirect table without INDIRECT_DESC", .refused, features: []) { driver in
             fillTable(driver)
             driver.describe(0, driver.table.value, 48, Self.indirect)
             driver.submit()
@@ -218,7 +218,7 @@ struct Attack {
             driver.describe(0, driver.table.value, 0xffff_fff0, Self.indirect)
             driver.submit()
         }
-        attempt("an indirect table that goes round", .refused) { driver in
+        attempt("an indirect table with a cycle", .refused) { driver in
             driver.describe(inTable: 0, driver.header.value, 16, Self.next, next: 1)
             driver.describe(inTable: 1, driver.header.value, 16, Self.next, next: 0)
             driver.describe(0, driver.table.value, 32, Self.indirect)
@@ -269,7 +269,7 @@ struct Attack {
             driver.describeRead()
             driver.kick(index: 0x8000)
         }
-        attempt("an available index that goes back", .survives) { driver in
+        attempt("an available index that decreases", .survives) { driver in
             driver.describeRead()
             driver.submit()
             _ = driver.outcome()
@@ -280,7 +280,7 @@ struct Attack {
             for _ in 0..<HostileDriver.queueSize { driver.offer(0) }
             driver.kick()
         }
-        attempt("a storm of notifications with nothing to do", .survives) { driver in
+        attempt("many notifications without a buffer", .survives) { driver in
             for _ in 0..<200 { driver.device.notify(queue: driver.queue) }
         }
     }
@@ -302,7 +302,7 @@ struct Attack {
             driver.device.setDriverOK()
             driver.kick()
         }
-        attempt("rings that lie on one another", .survives) { driver throws(Failure) in
+        attempt("rings that overlap", .survives) { driver throws(Failure) in
             driver.device.status = 0
             _ = try driver.device.negotiate(.ring)
             driver.prepareMemory()

@@ -11,7 +11,7 @@ final class HostileDriver {
 
         var text: Text {
             switch self {
-            case .needsReset: "it asks for a reset"
+            case .needsReset: "the device needs a reset"
             case .completed(let status, let length): "completed with status \(status), \(length) bytes"
             case .nothing: "nothing happened"
             }

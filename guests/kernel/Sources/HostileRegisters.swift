@@ -50,32 +50,32 @@ extension Attack {
                 driver.device.registers.store(UInt32(1), Register.queueReady)
             }
         }
-        attempt("status bits taken back without a reset", .survives) { driver in
+        attempt("status bits cleared without a reset", .survives) { driver in
             driver.device.status = Status.acknowledge
             driver.device.status = Status.acknowledge | Status.driver
             driver.describeRead()
             driver.submit()
         }
-        attempt("a driver that says FAILED, and one that says NEEDS_RESET", .survives) { driver in
+        attempt("a driver that sets FAILED, and one that sets NEEDS_RESET", .survives) { driver in
             driver.device.status = Status.failed
             driver.device.status = 0xffff_ffff
         }
-        attempt("interrupts acknowledged that never were", .survives) { driver in
+        attempt("acknowledgement of interrupts that did not occur", .survives) { driver in
             driver.device.registers.store(UInt32.max, Register.interruptAcknowledge)
         }
-        attempt("registers for reading written", .survives) { driver throws(Failure) in
+        attempt("writes to read-only registers", .survives) { driver throws(Failure) in
             for register in [Register.magic, Register.version, Register.deviceID, Register.deviceFeatures, Register.queueSizeMax,
                 Register.interruptStatus, Register.configGeneration] { driver.device.registers.store(UInt32.max, register) }
             let magic: UInt32 = driver.device.registers.load(Register.magic)
             try expect(magic == 0x7472_6976, "the magic value is now 0x\(hex: UInt64(magic))")
         }
-        attempt("registers that do not exist", .survives) { driver in
+        attempt("undefined registers", .survives) { driver in
             for offset in stride(from: UInt64(0), to: 0x100, by: 4) where !Self.effective.contains(offset) {
                 let value: UInt32 = driver.device.registers.load(offset)
                 driver.device.registers.store(value, offset)
             }
         }
-        attempt("registers by bytes, halves, doubles and across", .survives) { driver in
+        attempt("register accesses of 1, 2 and 8 bytes, and misaligned ones", .survives) { driver in
             let registers = driver.device.registers
             for offset in [Register.magic, Register.status, Register.queueNotify + 1, Register.queueReady + 2] {
                 let byte: UInt8 = registers.load(offset)
@@ -88,7 +88,7 @@ extension Attack {
                 registers.store(double, offset)
             }
         }
-        attempt("configuration space beyond its end", .survives) { driver in
+        attempt("reads beyond the configuration space", .survives) { driver in
             let end = (driver.device.registers.value | 0xfff) + 1 - driver.device.registers.value
             for offset in [0x140, 0x1f0, end / 2, end - 8] where offset < end && offset >= Register.config {
                 let double: UInt64 = driver.device.registers.load(offset)
@@ -97,7 +97,7 @@ extension Attack {
             let straddling: UInt32 = driver.device.registers.load(Register.config + 57)
             driver.device.registers.store(straddling, Register.config + 57)
         }
-        attempt("configuration space written", .survives) { driver in
+        attempt("writes to the configuration space", .survives) { driver in
             for offset in stride(from: UInt64(0), to: 64, by: 4) { driver.device.registers.store(UInt32.max, Register.config + offset) }
         }
         attempt("a reset with requests in flight", .survives) { driver throws(Failure) in
@@ -140,7 +140,7 @@ extension Attack {
     // MARK: Block requests
 
     func blockRequests(capacity: UInt64, isReadOnly: Bool) {
-        attempt("a header in two pieces, data in three, the status with the last: allowed", .succeeds, dataLength: 520) { driver in
+        attempt("a header in two buffers, data in three, the status with the last: allowed", .succeeds, dataLength: 520) { driver in
             driver.describe(0, driver.header.value, 5, Self.next, next: 1)
             driver.describe(1, driver.header.value + 5, 11, Self.next, next: 2)
             driver.describe(2, driver.data.value, 1, Self.next | Self.write, next: 3)
@@ -158,7 +158,7 @@ extension Attack {
             driver.describe(0, driver.header.value, 16)
             driver.submit()
         }
-        attempt("a request without a place for its status", .refused) { driver in
+        attempt("a request without a status byte", .refused) { driver in
             driver.describe(0, driver.header.value, 16, Self.next, next: 1)
             driver.describe(1, driver.data.value, 512)
             driver.submit()
@@ -173,7 +173,7 @@ extension Attack {
             driver.describe(1, driver.data.value, 100, Self.next | Self.write, next: 2)
             driver.submit()
         }
-        attempt("a read into what is only to be read", .survives, dataLength: 0) { driver in
+        attempt("a read into device-readable buffers", .survives, dataLength: 0) { driver in
             driver.describeRead()
             driver.describe(1, driver.data.value, 512, Self.next, next: 2)
             driver.submit()
@@ -262,7 +262,7 @@ extension Attack {
                 driver.describe(0, driver.data.value, 0x4000)
                 driver.submit()
             }
-            attempt("a header that promises a checksum and segments that are not there", .survives) { driver in
+            attempt("a header with a checksum and segments beyond the frame", .survives) { driver in
                 driver.data.fill(count: 60)
                 for offset in UInt64(0)..<12 { driver.data.store(UInt8(0xff), offset) }
                 driver.describe(0, driver.data.value, 72)
@@ -276,7 +276,7 @@ extension Attack {
     /// Chains drawn by lot, always the same ones. What the device may read is only a header that asks for sector 0 and
     /// memory that is not there, so that no disk comes to harm.
     func randomChains() {
-        attempt("two hundred chains drawn by lot", .survives) { driver throws(Failure) in
+        attempt("two hundred random chains", .survives) { driver throws(Failure) in
             var state: UInt64 = 0x2545_f491_4f6c_dd1d
             func draw(_ limit: UInt64) -> UInt64 {
                 state ^= state << 13

@@ -6,7 +6,7 @@ extension SelfTest {
         check("memory: the map has RAM beyond the kernel") { () throws(Failure) in
             try expect(boot.memory >= 16 << 20, "\(boot.memory >> 20) MiB in the memory map")
         }
-        check("memory: pages are given, taken back and grow together") { () throws(Failure) in
+        check("memory: pages are allocated, freed and merged") { () throws(Failure) in
             let before = unsafe pages.free
             let longest = unsafe pages.longest.size
             var taken: [Address] = []
@@ -17,7 +17,7 @@ extension SelfTest {
             }
             for index in [1, 7, 0, 3, 5, 2, 6, 4] { unsafe pages.release(taken[index], pages: UInt64(index) + 1) }
             try unsafe expect(pages.free == before && pages.longest.size == longest, "\(pages.free) bytes free, \(before) before")
-            try unsafe expect(pages.allocate(pages: UInt64.max >> 12) == nil, "more pages than there are were given")
+            try unsafe expect(pages.allocate(pages: UInt64.max >> 12) == nil, "more pages than exist were allocated")
         }
         check("memory: a pattern in every part of it") { () throws(Failure) in
             let whole: UInt64 = 64 << 20
@@ -44,12 +44,12 @@ extension SelfTest {
     }
 
     func cpus() {
-        check("cpus: all \(max(acpi.processors.count, 1)) answer") { () throws(Failure) in
+        check("cpus: all \(max(acpi.processors.count, 1)) respond") { () throws(Failure) in
             let silent = processors.start()
             try expect(silent == 0, "\(silent) did not start")
             try expect(processors.count == max(acpi.processors.count, 1), "\(processors.count) run")
         }
-        check("cpus: they add to one word at once") { () throws(Failure) in
+        check("cpus: they add to one word concurrently") { () throws(Failure) in
             guard let page = unsafe pages.allocate() else { throw Failure("no memory") }
             defer { unsafe pages.release(page, pages: 1) }
             page.store(UInt64(0))
@@ -82,7 +82,7 @@ extension SelfTest {
     }
 
     func timer() {
-        check("timer: the clock goes forward (\(clock.frequency / 1_000_000) MHz by \(clock.source))") { () throws(Failure) in
+        check("timer: the clock advances (\(clock.frequency / 1_000_000) MHz by \(clock.source))") { () throws(Failure) in
             var last = clock.now
             for _ in 0..<10_000 {
                 let now = clock.now
@@ -117,7 +117,7 @@ extension SelfTest {
     }
 
     func interruptLines() {
-        check("irq: a thousand messages to itself, each wakes it") { () throws(Failure) in
+        check("irq: a thousand interrupts to itself, each wakes it") { () throws(Failure) in
             let own = LocalAPIC.identifier
             for count in 0..<1000 {
                 let before = interrupts.counts[LocalAPIC.messageLine]
@@ -132,7 +132,7 @@ extension SelfTest {
             Console.listen(transmitter: true)
             let answered = interrupts.wait(until: clock.now + 2 * seconds) { came }
             Console.listen()
-            try expect(answered, "GSI \(acpi.isaInterrupts[Console.line]) is silent")
+            try expect(answered, "GSI \(acpi.isaInterrupts[Console.line]) does not fire")
         }
     }
 }

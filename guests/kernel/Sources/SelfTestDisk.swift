@@ -13,8 +13,8 @@ extension SelfTest {
             try expect(disk.capacity > 0, "it is empty")
             try expect(disk.blockSize >= 512 && disk.blockSize <= 4096, "its blocks have \(disk.blockSize) bytes")
         }
-        check("disk \(name): says who it is") { () throws(Failure) in _ = try disk.identifier() }
-        check("disk \(name): the first and the last sector are read twice alike") { () throws(Failure) in
+        check("disk \(name): returns its ID") { () throws(Failure) in _ = try disk.identifier() }
+        check("disk \(name): two reads of the first and the last sector are equal") { () throws(Failure) in
             for sector in [0, disk.capacity - 1] {
                 let first = try checksum(disk, sector, 1)
                 let second = try checksum(disk, sector, 1)
@@ -32,15 +32,15 @@ extension SelfTest {
             let outcome = try disk.perform(type: 0x1234, sector: 0, Segment(address: page, length: 512), deviceWrites: true)
             try expect(outcome == Disk.Outcome.unsupported, Disk.describe(outcome))
         }
-        check("disk \(name): 128 reads at once") { () throws(Failure) in try manyReads(disk) }
+        check("disk \(name): 128 reads in flight") { () throws(Failure) in try manyReads(disk) }
         if disk.queues.count > 1 {
-            check("disk \(name): each of \(disk.queues.count) queues answers") { () throws(Failure) in try everyQueue(disk) }
+            check("disk \(name): each of \(disk.queues.count) queues completes requests") { () throws(Failure) in try everyQueue(disk) }
         }
         if disk.isReadOnly { testReadOnly(disk) } else { testWriting(disk) }
     }
 
     private func testReadOnly(_ disk: Disk) {
-        check("disk \(disk.name): refuses to be written") { () throws(Failure) in
+        check("disk \(disk.name): refuses writes") { () throws(Failure) in
             let before = try checksum(disk, 0, 1)
             try refused(disk, .write, 0, Disk.Outcome.ioError)
             let after = try checksum(disk, 0, 1)
@@ -54,7 +54,7 @@ extension SelfTest {
         guard scratch >= 16 else { return skip("disk \(disk.name): writing", "too small") }
         let chunk = min(scratch, Disk.bufferSize / Disk.sectorSize)
 
-        check("disk \(disk.name): what was written is read, by checksum") { () throws(Failure) in
+        check("disk \(disk.name): data reads back as written, by checksum") { () throws(Failure) in
             for seed in UInt64(1)...2 {
                 var written = CRC32()
                 for sector in stride(from: start, to: disk.capacity - chunk + 1, by: Int(chunk)) {
@@ -71,7 +71,7 @@ extension SelfTest {
                 try expect(read.value == written.value, "0x\(hex: UInt64(read.value)) instead of 0x\(hex: UInt64(written.value))")
             }
         }
-        check("disk \(disk.name): one sector leaves its neighbours alone") { () throws(Failure) in
+        check("disk \(disk.name): a sector write does not change its neighbours") { () throws(Failure) in
             let before = try checksum(disk, start, 1)
             let beyond = try checksum(disk, start + 2, 1)
             try withPattern(sectors: 1, seed: 77) { (memory) throws(Failure) in try disk.write(sector: start + 1, count: 1, from: memory) }
@@ -84,7 +84,7 @@ extension SelfTest {
         }
         check("disk \(disk.name): flush") { () throws(Failure) in try disk.flush() }
         if disk.queues.count > 1 {
-            check("disk \(disk.name): neighbouring sectors, written through all queues at once") { () throws(Failure) in try neighbours(disk, start) }
+            check("disk \(disk.name): adjacent sectors, written through all queues concurrently") { () throws(Failure) in try neighbours(disk, start) }
         }
         clear(disk, .writeZeroes, disk.features.contains(.writeZeroes), start, name: "WRITE_ZEROES")
         clear(disk, .discard, disk.features.contains(.discard), start, name: "DISCARD")
@@ -136,7 +136,7 @@ extension SelfTest {
             disk.notify()
             return next == inFlight && waiting.isEmpty
         }
-        try expect(complete, "\(waiting.count) have not come back")
+        try expect(complete, "\(waiting.count) are not completed")
         if let failure { throw Failure(failure) }
         for index in 0..<inFlight {
             let sector = UInt64(index) * 7919 % disk.capacity
@@ -162,10 +162,10 @@ extension SelfTest {
                 outcome = disk.take(slot)
                 return outcome != nil
             }
-            try expect(answered && outcome == Disk.Outcome.ok, "queue \(index): \(outcome.map(Disk.describe) ?? "no answer")")
+            try expect(answered && outcome == Disk.Outcome.ok, "queue \(index): \(outcome.map(Disk.describe) ?? "no completion")")
             var crc = CRC32()
             crc.add(page, count: Disk.sectorSize)
-            try expect(crc.value == there, "queue \(index) reads something else")
+            try expect(crc.value == there, "queue \(index) reads different data")
         }
     }
 
@@ -190,12 +190,12 @@ extension SelfTest {
                 }
                 return waiting.isEmpty
             }
-            try expect(complete, "\(waiting.count) have not come back")
+            try expect(complete, "\(waiting.count) are not completed")
             if let failure { throw Failure(failure) }
             var written = CRC32()
             written.add(memory, count: count * Disk.sectorSize)
             let there = try checksum(disk, start, count)
-            try expect(there == written.value, "they read as something else")
+            try expect(there == written.value, "they read back differently")
         }
     }
 

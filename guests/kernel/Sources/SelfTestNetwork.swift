@@ -11,7 +11,7 @@ extension SelfTest {
         let name = interface.name
         check("net \(name): the link is up, MAC \(macText(interface.driver.mac))") { () throws(Failure) in
             try expect(interface.driver.linkIsUp, "it is down")
-            try expect(interface.driver.mac[0] & 1 == 0, "the MAC is a group's")
+            try expect(interface.driver.mac[0] & 1 == 0, "the MAC address is a multicast address")
         }
         guard isFirst || interface.address != .any else { return }
         if interface.address == .any {
@@ -21,16 +21,16 @@ extension SelfTest {
         guard let peer = boot.value("peer").flatMap({ IPv4Address($0) }) ?? (interface.gateway == .any ? nil : interface.gateway) else {
             return skip("net \(name): echo", "no peer= and no gateway")
         }
-        check("net \(name): \(interface.address.text) finds \(peer.text) by ARP") { () throws(Failure) in
+        check("net \(name): \(interface.address.text) resolves \(peer.text) by ARP") { () throws(Failure) in
             interface.forgetNeighbours()
-            try expect(interface.resolve(peer), "no answer")
+            try expect(interface.resolve(peer), "no reply")
         }
-        check("net \(name): twenty echoes come back") { () throws(Failure) in
+        check("net \(name): twenty echo replies") { () throws(Failure) in
             for sequence in UInt16(1)...20 {
                 try expect(interface.ping(peer, sequence: sequence, patience: 3 * seconds) != nil, "number \(sequence) did not")
             }
         }
-        check("net \(name): an echo as large as the MTU comes back") { () throws(Failure) in
+        check("net \(name): an echo reply as large as the MTU") { () throws(Failure) in
             let size = Int(min(interface.driver.mtu, 1500)) - 28
             try expect(interface.ping(peer, sequence: 100, size: size, patience: 3 * seconds) != nil, "\(size) bytes did not")
         }

@@ -77,7 +77,7 @@ final class Shell {
             case "poweroff": Power.off()
             case "exit": try exit(words)
             case "reboot": Power.reset()
-            case "panic": Crash.panic("as you asked")
+            case "panic": Crash.panic("requested")
             case "crash": Crash.now(words.count > 1 ? words[1] : "")
             default: throw Failure("\(command): no such command; try help")
             }
@@ -89,25 +89,27 @@ final class Shell {
     private func help() {
         Console.write(
             """
-            help                          this
-            mem                           memory
-            cpus                          processors, clock, interrupts
-            disks                         disks
+            help                          show this list
+            mem                           show memory
+            cpus                          show CPUs, clock, interrupts
+            disks                         show disks
             read DISK SECTOR [COUNT]      show sectors
-            sum DISK SECTOR COUNT         CRC-32 of sectors
-            write DISK SECTOR TEXT        write a sector: the text, then zeros; 'pattern [COUNT]' for a pattern
+            sum DISK SECTOR COUNT         print the CRC-32 of sectors
+            write DISK SECTOR TEXT        write a sector: the text, then zeroes; or `pattern [COUNT]`
             flood DISK COUNT wait | reset | endless
-                                          the largest reads there are: to their end, until they have begun, for ever
-            net                           network interfaces
+                                          the largest possible reads: wait for them, reset the device meanwhile, or repeat
+            net                           show network interfaces
             net NAME ADDRESS/PREFIX[,GATEWAY] | dhcp
-            ping ADDRESS [COUNT]          ICMP echo
-            tcp ADDRESS PORT [COUNT]      send bytes by TCP to who sends them back
-            echo TEXT                     say it
-            bench exits | blk | net | all measure
-            exit [STATUS]                 end with a status, 0 to 63; the same as poweroff without one
-            poweroff, reboot
-            panic                         end with status 63
+                                          configure an address
+            ping ADDRESS [COUNT]          send ICMP echo requests
+            tcp ADDRESS PORT [COUNT]      send bytes over TCP to an echo server
+            echo TEXT                     print it
+            bench exits | blk | net | all run measurements
+            exit [STATUS]                 end with a status, 0 to 63; without one, power off
+            poweroff, reboot              power off, reset
+            panic                         panic: end with status 63
             crash triple | internal | null | panic
+                                          crash in this way
 
             """)
     }
@@ -120,7 +122,7 @@ final class Shell {
 
     private func memory() {
         let (longest, size) = unsafe pages.longest
-        Console.print("\(boot.memory >> 10) KiB RAM, \(unsafe pages.free >> 10) KiB free, the longest run \(size >> 10) KiB at 0x\(hex: longest.value)")
+        Console.print("\(boot.memory >> 10) KiB RAM, \(unsafe pages.free >> 10) KiB free, longest run \(size >> 10) KiB at 0x\(hex: longest.value)")
         Console.print("kernel 0x100000 – 0x\(hex: Core.imageEnd.value)")
     }
 
@@ -130,7 +132,7 @@ final class Shell {
         for processor in processors.others {
             processors.ask(processor, .count, scratchWord())
             let done = processors.result(processor) != nil
-            Console.print("CPU \(processor.identifier): \(done ? "works" : "silent" as StaticString)")
+            Console.print("CPU \(processor.identifier): \(done ? "works" : "does not respond" as StaticString)")
         }
         if silent > 0 { Console.print("\(silent) did not start") }
         Console.print("clock \(clock.frequency / 1_000_000) MHz by \(clock.source), timer \(interrupts.timerFrequency / 1_000_000) MHz")
@@ -262,7 +264,7 @@ final class Shell {
                 answered += 1
                 Console.print("\(target.text): echo \(sequence), \(span / 1000) us")
             } else {
-                Console.print("\(target.text): no answer to \(sequence)")
+                Console.print("\(target.text): no reply to \(sequence)")
             }
             if interrupted || (sequence < count && pause(200 * milliseconds)) { break }
         }

@@ -110,14 +110,14 @@ extension NetworkInterface {
     /// Sends bytes to somebody who sends them back.
     /// - Returns: how many came back as they were.
     func exchange(bytes: [UInt8], with target: IPv4Address, port: UInt16) throws(Failure) -> Int {
-        guard resolve(target) else { throw Failure("\(target.text): no answer to ARP") }
+        guard resolve(target) else { throw Failure("\(target.text): no reply to ARP") }
         let connection = TCPConnection(self, to: target, port: port)
         tcp = connection
         defer { tcp = nil }
         guard connection.connect() else {
-            throw Failure("\(target.text): \(connection.wasReset ? "the connection was refused" : "no answer from TCP port" as StaticString) \(port)")
+            throw Failure("\(target.text): \(connection.wasReset ? "the connection was refused" : "no reply from TCP port" as StaticString) \(port)")
         }
-        guard connection.send(bytes) else { throw Failure("\(target.text): what was sent is not acknowledged") }
+        guard connection.send(bytes) else { throw Failure("\(target.text): the data was not acknowledged") }
         _ = interrupts.wait(until: clock.now + 10 * seconds, { connection.received.count >= bytes.count || connection.wasReset })
         connection.close()
         var same = 0

@@ -58,7 +58,7 @@ struct VirtioMMIO {
         let identifier: UInt32 = registers.load(Register.deviceID)
         guard identifier != 0 else { return }
         guard version == 2 else {
-            throw Failure("the device at 0x\(hex: registers.value) is of version \(version), wanted is 2 (QEMU: -global virtio-mmio.force-legacy=false)")
+            throw Failure("the device at 0x\(hex: registers.value) has version \(version), expected 2 (QEMU: -global virtio-mmio.force-legacy=false)")
         }
         kind = Kind(rawValue: identifier)
     }
@@ -75,7 +75,7 @@ struct VirtioMMIO {
         status = 0
         let end = clock.now + 2 * seconds
         while status != 0 {
-            guard clock.now < end else { throw Failure("the device at 0x\(hex: registers.value) does not come out of reset") }
+            guard clock.now < end else { throw Failure("the device at 0x\(hex: registers.value) does not complete its reset") }
         }
     }
 
@@ -103,7 +103,7 @@ struct VirtioMMIO {
         guard features.contains(.version1) else { throw Failure("the device at 0x\(hex: registers.value) does not offer VERSION_1") }
         acceptFeatures(features.rawValue)
         status = Status.acknowledge | Status.driver | Status.featuresOK
-        guard status & Status.featuresOK != 0 else { throw Failure("the device at 0x\(hex: registers.value) refuses its own features") }
+        guard status & Status.featuresOK != 0 else { throw Failure("the device at 0x\(hex: registers.value) refuses the features that it offers") }
         return features
     }
 
@@ -173,7 +173,7 @@ struct Features: OptionSet {
 func virtioDevices(_ boot: BootInformation) -> [VirtioMMIO] {
     var places: [(address: UInt64, gsi: UInt32)] = []
     for word in boot.words where word.starts(with: "virtio_mmio.device=") {
-        if let place = parse(word.dropFirst(19)) { places.append(place) } else { Console.print("\(word): wanted is SIZE@ADDRESS:GSI") }
+        if let place = parse(word.dropFirst(19)) { places.append(place) } else { Console.print("\(word): expected SIZE@ADDRESS:GSI") }
     }
     for place in acpi.virtioDevices where !places.contains(where: { $0.address == place.address }) { places.append(place) }
 
