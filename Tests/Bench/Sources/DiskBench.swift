@@ -64,7 +64,7 @@ enum DiskBench {
     /// A file without holes or zeroes, which also puts it into the page cache.
     private static func makeImage(_ path: String) throws {
         let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-        guard file >= 0 else { throw BenchError("cannot make \(path)") }
+        guard file >= 0 else { throw BenchError("cannot create \(path)") }
         defer { close(file) }
         var words = [UInt64](repeating: 0, count: 1 << 17)
         var random = Random()

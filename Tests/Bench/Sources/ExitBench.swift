@@ -27,7 +27,7 @@ enum ExitBench {
                 }
                 for (kind, line) in lines.enumerated() where round >= 0 {
                     guard let ticks = UInt64(line, radix: 16), ticks > 0 else {
-                        throw BenchError("exits.elf: '\(line)' is no number of ticks")
+                        throw BenchError("exits.elf: '\(line)' is not a number of ticks")
                     }
                     rates[index][kind].append(rounds * perSecond / Double(ticks) / 1e3)
                 }

@@ -60,7 +60,7 @@ func writeFile(_ path: String, _ bytes: [UInt8]) throws {
 
 func fileSize(_ path: String) throws -> Int {
     var status = stat()
-    guard stat(path, &status) == 0 else { throw BenchError("\(path) is not there") }
+    guard stat(path, &status) == 0 else { throw BenchError("\(path) does not exist") }
     return Int(status.st_size)
 }
 
@@ -109,7 +109,7 @@ final class Child {
     /// The end to read from and the one to write to.
     private static func makePipe() throws -> (Int32, Int32) {
         var ends: [Int32] = [0, 0]
-        guard pipe(&ends) == 0 else { throw BenchError("no pipe") }
+        guard pipe(&ends) == 0 else { throw BenchError("cannot create a pipe") }
         for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
         return (ends[0], ends[1])
     }
@@ -129,7 +129,7 @@ final class Child {
             // A negative descriptor is passed over.
             var waiting = pipes.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
             guard now() - started < Self.patience, poll(&waiting, nfds_t(waiting.count), 1000) >= 0 else {
-                throw BenchError("\(command): not done after \(Int(Self.patience)) s\n\(text)")
+                throw BenchError("\(command): not finished after \(Int(Self.patience)) s\n\(text)")
             }
             for index in 0..<2 where waiting[index].revents != 0 {
                 let count = read(pipes[index], &buffer, buffer.count)

@@ -121,7 +121,7 @@ enum RequestBench {
     /// What was written to a file is on the disk.
     private static func settle(_ path: String) throws {
         let file = open(path, O_RDONLY | O_CLOEXEC)
-        guard file >= 0, fsync(file) == 0 else { throw BenchError("cannot synchronise \(path)") }
+        guard file >= 0, fsync(file) == 0 else { throw BenchError("cannot sync \(path)") }
         close(file)
     }
 
@@ -141,7 +141,7 @@ enum RequestBench {
         ]).output
         // Reads come first in its output, then writes.
         guard let part = output.rest(after: writes ? "\"write\" : {" : "\"read\" : {") else {
-            throw BenchError("no figure in: \(output)")
+            throw BenchError("no value in: \(output)")
         }
         return Double(count) / (try number(after: "\"iops\" :", in: String(part)))
     }

@@ -50,7 +50,7 @@ struct Row {
 
     /// Columns of the table.
     static let titles = [
-        "figure", "unit", "n", "swkvm (middle half)", "beside", "its figure (middle half)", "ratio", "target",
+        "figure", "unit", "n", "swkvm (middle half)", "compared with", "its value (middle half)", "ratio", "target",
         "reached",
     ]
 

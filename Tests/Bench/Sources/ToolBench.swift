@@ -102,7 +102,7 @@ enum ToolBench {
     /// - Parameter isOther: another disk, with as much data, of which half is the same.
     private static func makeImage(_ path: String, isOther: Bool = false) throws {
         let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-        guard file >= 0, ftruncate(file, size) == 0 else { throw BenchError("cannot make \(path)") }
+        guard file >= 0, ftruncate(file, size) == 0 else { throw BenchError("cannot create \(path)") }
         defer { close(file) }
         var random = Random()
         var words = [UInt64](repeating: 0, count: 1 << 17)
