@@ -113,7 +113,8 @@ let package = Package(
         tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
         tests("DiskImageTests", ["TestSupport", "DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),
         tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
-        tests("VirtioTests", ["TestSupport", "Virtio", "GuestMemory", "Linux", "CAllocationCounter"]),
+        tests(
+            "VirtioTests", ["TestSupport", "Virtio", "GuestMemory", "Linux", "CAllocationCounter", "CSystemCallFilter"]),
         tests(
             "DevicesTests",
             [
@@ -133,7 +134,7 @@ let package = Package(
         tests(
             "CommandLineTests",
             [
-                "swkvm", "swkvm-manual", "Machine", "DiskImage", "GuestMemory", "HostNetwork",
+                "swkvm", "swkvm-manual", "Machine", "DiskImage", "GuestMemory", "HostNetwork", "Linux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ]),
         tests("IntegrationTests", ["CLinux", "Linux", "HostNetwork"]),

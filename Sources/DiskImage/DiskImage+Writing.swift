@@ -157,7 +157,8 @@ extension DiskImage {
     /// The mapping is durable: what it no longer refers to is given back. Failing costs space and nothing else.
     func release(before: UInt64, _ calls: FileCalls) {
         let metadata = metadataFile(0, calls)
-        _ = try? withMetadata { qcow2 throws(MetadataError) in try qcow2.refcounts?.release(before: before, metadata) }
+        let isReleased = (try? withMetadata { qcow2 throws(MetadataError) in try qcow2.refcounts?.release(before: before, metadata) }) != nil
+        if !isReleased { failures.forget() }
     }
 
     /// Has an image that was found damaged say so, if its format can, and nothing be written any more.
@@ -173,7 +174,9 @@ extension DiskImage {
         for file in unsafe layers.indices { _ = try? unsafe layers[file].blocks?.close(metadataFile(file, calls)) }
     }
 
-    private func metadataFile(_ file: Int, _ calls: FileCalls) -> MetadataFile { MetadataFile(calls: calls, number: descriptor(file)) }
+    private func metadataFile(_ file: Int, _ calls: FileCalls) -> MetadataFile {
+        MetadataFile(calls: calls, number: descriptor(file), file: file, failures: failures)
+    }
 
     // MARK: - Pieces
 

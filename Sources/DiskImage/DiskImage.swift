@@ -36,6 +36,9 @@ package import Linux
     /// Hears in a sentence what has become of the image; on any thread.
     let report: (@Sendable (String) -> Void)?
 
+    /// Where the host refused an access to the metadata.
+    let failures = MetadataFailures()
+
     /// As it was opened, for what is read anew when the metadata was replaced.
     private let metadataCacheSize: Int
 
@@ -208,6 +211,17 @@ package import Linux
         case nil: return unsafe layers[index].file.path
         }
     }
+
+    /// The path of a file with metadata by its number.
+    private func path(ofMetadata index: Int) -> String {
+        guard unsafe layers.indices.contains(index) else { return path }
+        return unsafe layers[index].file.path
+    }
+
+    func path(of access: FailedAccess) -> String { access.isMetadata ? path(ofMetadata: access.file) : path(ofFile: access.file) }
+
+    /// The refused access for which metadata could not be read or changed, and gave this errno value; nil when it is damaged.
+    func refusedAccess(of error: Int32) -> FailedAccess? { error == EIO && damage != nil ? nil : failures.access(of: error) }
 
     /// The topmost file, for what it names.
     var namer: NamingImage { unsafe NamingImage(layers[0].file) }

@@ -19,29 +19,50 @@ extension VirtualMachine {
 }
 
 extension VirtualCPU {
-    /// Reads the cumulative counters of the vCPU, in the kernel's order. Any thread may call it.
+    /// Reads the cumulative counters of the vCPU, in the kernel's order. Any thread may call it, and waits until the vCPU has left the guest.
     public func counters() throws(KVMError) -> [KVMCounter] {
         try refusing("read the statistics of vCPU \(id)") { () throws(SystemCallError) in try readCounters(of: descriptor) }
+    }
+
+    /// Opens the file with these counters, before the vCPU runs.
+    public func counterFile() throws(KVMError) -> CounterFile {
+        try refusing("open the statistics of vCPU \(id)") { () throws(SystemCallError) in try CounterFile(of: descriptor) }
+    }
+}
+
+/// An open file with KVM's counters. Reading it waits for no vCPU, as an ioctl would.
+public final class CounterFile: Sendable {
+    private let file: FileDescriptor
+
+    fileprivate init(of descriptor: borrowing FileDescriptor) throws(SystemCallError) {
+        file = FileDescriptor(owning: try descriptor.ioctl(CLINUX_KVM_GET_STATS_FD, named: "KVM_GET_STATS_FD"))
+    }
+
+    /// The counters of now, in the kernel's order.
+    public func counters() throws(KVMError) -> [KVMCounter] {
+        try refusing("read statistics") { () throws(SystemCallError) in try read() }
+    }
+
+    fileprivate func read() throws(SystemCallError) -> [KVMCounter] {
+        var contents: [UInt8] = []
+        var room = 32 << 10
+        // The file has no end to ask for: it is read until it gives less than there is room for.
+        repeat {
+            room *= 2
+            contents = [UInt8](repeating: 0, count: room)
+            // The kernel writes within the array.
+            let failure: SystemCallError? = unsafe contents.withUnsafeMutableBytes { buffer in
+                do throws(SystemCallError) { room = try unsafe file.read(into: buffer, at: 0) } catch { return error }
+                return nil
+            }
+            if let failure { throw failure }
+        } while room == contents.count && room < 1 << 20
+        return StatisticsFile(contents.prefix(room)).counters
     }
 }
 
 private func readCounters(of descriptor: borrowing FileDescriptor) throws(SystemCallError) -> [KVMCounter] {
-    let number = try descriptor.ioctl(CLINUX_KVM_GET_STATS_FD, named: "KVM_GET_STATS_FD")
-    let file = FileDescriptor(owning: number)
-    var contents: [UInt8] = []
-    var room = 32 << 10
-    // The file has no end to ask for: it is read until it gives less than there is room for.
-    repeat {
-        room *= 2
-        contents = [UInt8](repeating: 0, count: room)
-        // The kernel writes within the array.
-        let failure: SystemCallError? = unsafe contents.withUnsafeMutableBytes { buffer in
-            do throws(SystemCallError) { room = try unsafe file.read(into: buffer, at: 0) } catch { return error }
-            return nil
-        }
-        if let failure { throw failure }
-    } while room == contents.count && room < 1 << 20
-    return StatisticsFile(contents.prefix(room)).counters
+    try CounterFile(of: descriptor).read()
 }
 
 /// The layout of such a file: a header, an identifier, descriptors with a name each, values.

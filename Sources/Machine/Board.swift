@@ -26,6 +26,10 @@ final class Board: Sendable {
         let clock: RealTimeClock
         let ending: Ending
         let debugger: DebugServer?
+        /// When the machine was made, in milliseconds of ``TimerFD/now``.
+        let created = TimerFD.now
+        /// What boots before this one have counted.
+        let past = Guarded(PastCounters())
         /// One for each vCPU, where exits are counted.
         let exits: [ExitCounter]
 
@@ -49,6 +53,8 @@ final class Board: Sendable {
 
     let virtualMachine: VirtualMachine
     let cpus: [CPUThread]
+    /// For metrics, one for each vCPU; nil where KVM has none.
+    let counterFiles: [CounterFile?]
     let devices: [VirtioSlot]
     let power: PowerController
     let ports: PortBus
@@ -111,6 +117,7 @@ final class Board: Sendable {
         }
         self.virtualMachine = virtualMachine
         self.cpus = cpus
+        counterFiles = configuration.metrics == nil ? [] : cpus.map { try? $0.cpu.counterFile() }
         self.devices = devices
         self.power = power
         self.ports = ports

@@ -133,7 +133,7 @@ final class CPUThread: Sendable {
                 default:
                     guard let end = try handle(exit) else { continue }
                     // A last look, before nothing is left to look at.
-                    if end.isFailure, let seat,
+                    if end.isCrash, let seat,
                         seat.reportFailure(end.sentence ?? "", isEmulation: end.isEmulationFailure, until: { ending.isStopping }) {
                         isWhole = true
                         cpu.immediateExit.request(false)

@@ -40,6 +40,10 @@ public struct Configuration: Sendable {
     public var onReboot = OnReboot.restart
     /// The time limit for the guest to power off after a signal.
     public var stopTimeout = StopTimeout.automatic
+    /// nil writes none.
+    public var metrics: Metrics?
+    /// Milliseconds, for the devices' events: a test's clock.
+    var eventClock: (@Sendable () -> UInt64)?
 
     public init(
         name: String = "swkvm", uuid: UUID? = nil, cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), nodes: [Node] = [],

@@ -43,7 +43,7 @@ struct EscapeKey {
 
     static let help = """
         Ctrl-A x  end the machine
-        Ctrl-A c  show a status line
+        Ctrl-A c  show the machine's counters
         Ctrl-A h  this help
         Ctrl-A a  send a Ctrl-A to the guest
         """

@@ -50,7 +50,8 @@ extension MachineError {
         case .memory(.empty), .memory(.notPageMultiple): ExitStatus.usage
         case .boot(let error): error.exitStatus
         case .disk(let error): error.exitStatus
-        case .console(.file, let error), .console(.unix, let error), .debugger(.unix, let error):
+        case .metrics(_, let error) where error.errno == ENOTSUP: ExitStatus.usage
+        case .console(.file, let error), .console(.unix, let error), .debugger(.unix, let error), .metrics(_, let error):
             error.isAboutName ? ExitStatus.noInput : ExitStatus.hostError
         default: ExitStatus.hostError
         }

@@ -127,7 +127,7 @@ public final class Machine: Sendable {
             defer { current = board }
             return current
         }
-        withExtendedLifetime(old) {}
+        parts.past.withLock { $0.add(old.devices) }
         guard ending.clear() else { return false }
         log.info("the guest was reset, boot at 0x\(String(board.entry, radix: 16))")
         try start(board)

@@ -67,12 +67,15 @@ public enum MachineEnd: Sendable {
     }
 
     /// Indicates whether a vCPU could not go on, so that its state is of interest.
-    var isFailure: Bool {
+    var isCrash: Bool {
         switch self {
         case .tripleFault, .internalError, .unexpectedExit: true
         default: false
         }
     }
+
+    /// Indicates whether neither the guest nor the user ended it.
+    public var isFailure: Bool { if case .hostError = self { true } else { isCrash } }
 
     /// Indicates whether KVM met an instruction that it cannot emulate.
     var isEmulationFailure: Bool {

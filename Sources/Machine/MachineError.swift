@@ -29,6 +29,8 @@ public enum MachineError: Error, CustomStringConvertible {
     case debugger(Configuration.Debugger, SystemCallError)
     /// The console could not be opened as configured.
     case console(Configuration.ConsoleKind, SystemCallError)
+    /// The file for metrics could not be opened.
+    case metrics(path: String, SystemCallError)
 
     public var description: String {
         switch self {
@@ -63,6 +65,12 @@ public enum MachineError: Error, CustomStringConvertible {
             "the console's socket has a path of \(path.rawBytes.count) bytes, the limit is 107: choose a shorter one"
         case .console(.unix(let path), let error), .console(.file(let path), let error):
             "the console \(path) cannot be opened: \(error.reason) (\(error.call))"
+        case .metrics(let path, let error) where error.errno == ENOTSUP:
+            "the file for metrics cannot be \(path): it is not a regular file (see --metrics-format)"
+        case .metrics(let path, let error) where error.errno == ELOOP:
+            "the file for metrics cannot be \(path): it is a symbolic link; specify the file itself"
+        case .metrics(let path, let error):
+            "the file for metrics, \(path), cannot be opened: \(error.reason) (\(error.call))"
         case .console(_, let error): "the console cannot be opened: \(error.reason) (\(error.call))"
         }
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Devices
 public import GuestMemory
 internal import Virtio
 
@@ -8,11 +9,15 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
     public struct Device: Sendable {
         public let name: String
         public let requests: UInt64
+        /// Bytes that the guest has read or received, and written or sent; nil of a device that does not count them.
+        public let bytes: (in: UInt64, out: UInt64)?
         /// Kicks in all, and those of them that needed an exit to user space.
         public let kicks: UInt64
         public let exitKicks: UInt64
         public let interrupts: UInt64
         public let errors: UInt64
+        /// Frames dropped in both directions; nil of a device without any.
+        public let drops: UInt64?
     }
 
     public let name: String
@@ -23,19 +28,55 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
     public let memory: MemoryUsage?
     public let devices: [Device]
 
-    /// One line.
+    /// A line for the machine, and a table of its devices of at most 80 columns.
     public var description: String {
-        var parts = ["\(name): \(cpus) vCPU\(cpus == 1 ? "" : "s")"]
+        var first = "\(name): \(cpus) vCPU\(cpus == 1 ? "" : "s")"
         if let memory {
-            var text = "\(memory.resident >> 20) of \(memorySize >> 20) MiB resident, \(memory.dirty >> 20) dirty"
-            if memory.transparentHuge > 0 { text += " (\(memory.transparentHuge >> 20) MiB in transparent huge pages)" }
-            parts.append(text)
+            first += ", \(memory.resident >> 20) of \(memorySize >> 20) MiB resident, \(memory.dirty >> 20) dirty"
+            if memory.transparentHuge > 0 { first += " (\(memory.transparentHuge >> 20) MiB in transparent huge pages)" }
         }
-        for device in devices {
-            parts.append(
-                "\(device.name) \(device.requests) requests, \(device.kicks) kicks (\(device.exitKicks) by exits), \(device.interrupts) interrupts, \(device.errors) errors")
+        guard !devices.isEmpty else { return first }
+        let head = ["device", "requests", "in", "out", "kicks", "exits", "interrupts", "errors", "drops"]
+        let rows = devices.map { device in
+            [
+                device.name, Self.short(device.requests), device.bytes.map { Self.size($0.in) } ?? "-",
+                device.bytes.map { Self.size($0.out) } ?? "-", Self.short(device.kicks), Self.short(device.exitKicks),
+                Self.short(device.interrupts), Self.short(device.errors), device.drops.map(Self.short) ?? "-",
+            ]
         }
-        return parts.joined(separator: "; ")
+        return first + "\n" + Self.aligned([head] + rows)
+    }
+
+    private static func aligned(_ rows: [[String]]) -> String {
+        let widths = rows[0].indices.map { column in rows.map { $0[column].count }.max() ?? 0 }
+        return rows.map { row in
+            row.enumerated().map { column, cell in
+                let padding = String(repeating: " ", count: widths[column] - cell.count)
+                return column == 0 ? cell + padding : padding + cell
+            }.joined(separator: "  ")
+        }.joined(separator: "\n")
+    }
+
+    /// At most six characters: 999999, 1234k, 12M.
+    static func short(_ count: UInt64) -> String {
+        var number = count
+        var units = ["", "k", "M", "G", "T", "P", "E"][...]
+        while number > (units.startIndex == 0 ? 999_999 : 99_999), units.count > 1 {
+            number /= 1000
+            units.removeFirst()
+        }
+        return "\(number)\(units.first ?? "")"
+    }
+
+    /// At most seven characters: 1023B, 12345K, 12M.
+    static func size(_ bytes: UInt64) -> String {
+        var number = bytes
+        var units = ["B", "K", "M", "G", "T", "P", "E"][...]
+        while number > 99_999, units.count > 1 {
+            number >>= 10
+            units.removeFirst()
+        }
+        return "\(number)\(units.first ?? "")"
     }
 }
 
@@ -43,11 +84,18 @@ extension MachineStatus {
     init(_ configuration: Configuration, _ memory: GuestMemory, _ devices: [VirtioSlot]) {
         self.init(
             name: configuration.name, cpus: configuration.cpus, memorySize: memory.size, memory: try? memory.usage(),
-            devices: devices.map { slot in
-                let counters = slot.transport.function.counters
-                return Device(
-                    name: slot.transport.function.device.name, requests: counters.requests.value, kicks: counters.kicks.value,
-                    exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value, errors: counters.errors.value)
-            })
+            devices: devices.map { Device($0.transport.function.device, $0.transport.function.counters) })
+    }
+}
+
+extension MachineStatus.Device {
+    fileprivate init(_ device: any VirtioDevice, _ counters: DeviceCounters) {
+        let disk = (device as? BlockDevice)?.statistics, network = (device as? NetworkDevice)?.counters
+        self.init(
+            name: device.name, requests: counters.requests.value,
+            bytes: disk.map { ($0.readBytes.value, $0.writtenBytes.value) }
+                ?? network.map { ($0.receivedBytes.value, $0.sentBytes.value) },
+            kicks: counters.kicks.value, exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value,
+            errors: counters.errors.value, drops: network.map { $0.receiveDrops &+ $0.sendDrops })
     }
 }

@@ -8,13 +8,11 @@ internal import Linux
 struct Session: ~Copyable {
     private enum Token {
         static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4, writable: UInt64 = 5
-        static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9
+        static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9, metrics: UInt64 = 10
     }
 
     /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job that runs no signal then.
     private static let terminalPause = 250
-    /// Milliseconds.
-    private static let eventPeriod = 60_000
     /// Clients whose input the guest has not taken all of yet, of which all but the last have gone.
     private static let maximumInputs = 8
 
@@ -26,6 +24,9 @@ struct Session: ~Copyable {
     private let terminalTimer: TimerFD
     /// Once a minute, for events of devices that were only counted.
     private let eventTimer: TimerFD
+    /// Milliseconds.
+    private let eventPeriod: Int
+    private let metrics: MetricsReporter?
     private var terminal: RawTerminal?
     private var escape = EscapeKey()
     private var requests = StopRequests()
@@ -42,7 +43,8 @@ struct Session: ~Copyable {
 
     /// - Parameter terminal: what may be the terminal that keys come from.
     init(
-        _ machine: Machine, _ console: Console, signals: consuming FileDescriptor, terminal: Int32?
+        _ machine: Machine, _ console: Console, signals: consuming FileDescriptor, terminal: Int32?,
+        metrics: MetricsReporter? = nil, eventPeriod: Int = 60_000
     ) throws(SystemCallError) {
         let epoll = try Epoll()
         let stopTimer = try TimerFD()
@@ -56,7 +58,11 @@ struct Session: ~Copyable {
         try epoll.add(stopTimer.rawValue, .input, token: Token.stopTimer)
         try epoll.add(terminalTimer.rawValue, .input, token: Token.terminalTimer)
         try epoll.add(eventTimer.rawValue, .input, token: Token.eventTimer)
-        eventTimer.start(milliseconds: Self.eventPeriod)
+        eventTimer.start(milliseconds: eventPeriod)
+        if let metrics {
+            try epoll.add(metrics.descriptor, .input, token: Token.metrics)
+            metrics.start()
+        }
         if let listener = console.listener?.descriptor.rawValue {
             // Edge-triggered: a client that cannot be taken for lack of descriptors must not keep the loop busy.
             try epoll.add(listener, [.input, .edgeTriggered], token: Token.client)
@@ -72,6 +78,8 @@ struct Session: ~Copyable {
         self.stopTimer = stopTimer
         self.terminalTimer = terminalTimer
         self.eventTimer = eventTimer
+        self.eventPeriod = eventPeriod
+        self.metrics = metrics
         self.inputs = inputs
         self.terminal = RawTerminal(terminal)
     }
@@ -101,6 +109,7 @@ struct Session: ~Copyable {
                 case Token.client: acceptClients(report)
                 case Token.stopTimer: if stopTimer.take() { machine.stop(.stopTimeout(seconds: stopSeconds ?? 0)) }
                 case Token.terminalTimer: if terminalTimer.take() { takeTerminal() }
+                case Token.metrics: if metrics?.takeTime() == true { metrics?.report(machine, "interval") }
                 case Token.eventTimer: if eventTimer.take() { reportEvents() }
                 default: break
                 }
@@ -128,7 +137,7 @@ struct Session: ~Copyable {
             if entries[1].revents != 0 {
                 // Job control's are none that end anything.
                 guard let signal = SignalSet.next(from: signals) else { continue }
-                if signal != SIGCONT, signal != SIGTSTP { return }
+                if ![SIGCONT, SIGTSTP, SIGUSR1].contains(signal) { return }
             }
             machine.serial.flush()
             if !isPatient, machine.serial.pendingOutput + console.output.pending >= pending { return }
@@ -137,7 +146,7 @@ struct Session: ~Copyable {
 
     private func reportEvents() {
         machine.summarizeEvents()
-        eventTimer.start(milliseconds: Self.eventPeriod)
+        eventTimer.start(milliseconds: eventPeriod)
     }
 
     // MARK: Signals
@@ -153,6 +162,7 @@ struct Session: ~Copyable {
                 terminal?.restore()
                 SignalSet.applyDefault(of: SIGTSTP)
                 takeTerminal()
+            case SIGUSR1: metrics?.report(machine, "signal")
             default: stop(by: number, report)
             }
         }

@@ -23,7 +23,8 @@ public enum Supervisor {
         // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client that has
         // gone, or a file grown to its limit, is an error of write(2), not a signal.
         let stops = SignalSet([SIGINT, SIGTERM, SIGHUP].filter { !SignalSet.isIgnored($0) })
-        let jobControl = SignalSet([SIGTSTP].filter { !SignalSet.isIgnored($0) } + [SIGCONT])
+        let jobControl = SignalSet(
+            [SIGTSTP].filter { !SignalSet.isIgnored($0) } + [SIGCONT] + (configuration.metrics == nil ? [] : [SIGUSR1]))
         let errors = SignalSet([SIGPIPE, SIGXFSZ, SIGTTOU, SIGTTIN])
         let before = stops.block()
         jobControl.block()
@@ -33,6 +34,9 @@ public enum Supervisor {
             errors.discardPending()
             jobControl.discardPending()
             before.restore()
+        }
+        let metrics = try configuration.metrics.map { wanted throws(MachineError) in
+            do throws(SystemCallError) { return try MetricsReporter(wanted, log: log) } catch { throw .metrics(path: wanted.path, error) }
         }
         let console = try Console.open(configuration.console)
         var hasStarted = false
@@ -47,7 +51,8 @@ public enum Supervisor {
         var session: Session
         do throws(SystemCallError) {
             session = try Session(
-                machine, console, signals: stops.union(jobControl).descriptor(), terminal: configuration.console == .stdio ? STDIN_FILENO : nil)
+                machine, console, signals: stops.union(jobControl).descriptor(), terminal: configuration.console == .stdio ? STDIN_FILENO : nil,
+                metrics: metrics)
         } catch { throw .host(purpose: "wait for signals and the console", error) }
         if let announcement = session.console.announcement { report(announcement) }
         // Last before the start: an error's sentence is printed on an ordinary terminal.
@@ -62,6 +67,7 @@ public enum Supervisor {
         ProgramText.release()
         let end = try serve(machine, &session, stops, report)
         machine.summarizeEvents(all: true)
+        metrics?.finish(machine)
         // Whoever asked for the end has it also when nobody reads what the guest has printed.
         session.flushOutput(isPatient: configuration.console == .stdio && !end.isForced && !session.wasAskedToStop)
         session.giveTerminalBack()

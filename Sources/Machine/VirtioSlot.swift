@@ -36,18 +36,18 @@ struct VirtioSlot: Sendable {
         for (index, disk) in configuration.disks.enumerated() {
             var disk = disk
             disk.options.namedFiles.stated += stated
-            devices.append(try makeDisk(disk, index: index, &opened, log: log))
+            devices.append(try makeDisk(disk, index: index, &opened, configuration, log: log))
         }
         if let entropy = configuration.entropy {
             devices.append(
                 try Machine.host("start the thread of rng0") { () throws(SystemCallError) in
-                    try EntropyDevice(name: "rng0", limit: entropy.limit, events: events("rng0", log))
+                    try EntropyDevice(name: "rng0", limit: entropy.limit, events: events(log.of("rng0"), configuration))
                 })
         }
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
         var addresses: Set<MACAddress> = []
         for (index, network) in configuration.networks.enumerated() {
-            let device = try makeNetwork(network, index: index, machineName: configuration.name, log: log)
+            let device = try makeNetwork(network, index: index, configuration, log: log)
             guard addresses.insert(device.address).inserted else { throw .networks(.sameAddress(device.address)) }
             devices.append(device)
         }
@@ -55,10 +55,11 @@ struct VirtioSlot: Sendable {
     }
 
     private static func makeDisk(
-        _ disk: Configuration.Disk, index: Int, _ opened: inout OpenDisks, log: Logger
+        _ disk: Configuration.Disk, index: Int, _ opened: inout OpenDisks, _ configuration: Configuration, log: Logger
     ) throws(MachineError) -> BlockDevice {
         do throws(DiskImageError) {
             var options = disk.options
+            let log = log.of("blk\(index)")
             options.report = { log.warning("\($0)") }
             options.notice = options.report
             try options.namedFiles.checkDirectories()
@@ -70,26 +71,27 @@ struct VirtioSlot: Sendable {
             }
             return try BlockDevice(
                 name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
-                events: events("blk\(index)", log), report: options.report)
+                events: events(log, configuration))
         } catch { throw .disk(opened.explain(error, opening: disk.path)) }
     }
 
     private static func makeNetwork(
-        _ network: Configuration.Network, index: Int, machineName: String, log: Logger
+        _ network: Configuration.Network, index: Int, _ configuration: Configuration, log: Logger
     ) throws(MachineError) -> NetworkDevice {
         let attachment = try attach(network)
+        let log = log.of("net\(index)")
         // Slower than it could be, though nobody has asked for that, is worth more than a line that is usually hidden.
         let offloads = attachment.offloads
-        log.log(level: network.offload == nil && !offloads.isOn ? .notice : .info, "net\(index): \(offloads)")
-        let address = network.mac ?? HostIdentity().address(ofMachine: machineName, interface: attachment.tap.name)
+        log.log(level: network.offload == nil && !offloads.isOn ? .notice : .info, "\(offloads)")
+        let address = network.mac ?? HostIdentity().address(ofMachine: configuration.name, interface: attachment.tap.name)
         do throws(SystemCallError) {
             return try NetworkDevice(
-                name: "net\(index)", address: address, attachment: attachment, events: events("net\(index)", log))
+                name: "net\(index)", address: address, attachment: attachment, events: events(log, configuration))
         } catch { throw .host(purpose: "start the thread of net\(index)", error) }
     }
 
-    private static func events(_ device: String, _ log: Logger) -> DeviceEvents {
-        DeviceEvents(device: device) { level, line in
+    private static func events(_ log: Logger, _ configuration: Configuration) -> DeviceEvents {
+        DeviceEvents(now: configuration.eventClock ?? { TimerFD.now }) { level, line in
             switch level {
             case .info: log.info("\(line)")
             case .notice: log.notice("\(line)")
@@ -119,5 +121,17 @@ struct VirtioSlot: Sendable {
         } catch { throw .kvm(error) }
         self.transport = transport
         self.place = place
+    }
+}
+
+extension Logger {
+    /// The key of the metadata that names the device which a line is about.
+    package static let deviceKey = "device"
+
+    /// The log of a device.
+    func of(_ device: String) -> Logger {
+        var log = self
+        log[metadataKey: Self.deviceKey] = .string(device)
+        return log
     }
 }

@@ -30,19 +30,41 @@ public final class DeviceEvents: Sendable {
         case needsReset
         /// The host failed an operation of this number with this errno value.
         case hostError(operation: UInt8, errno: Int32)
+        /// The host's kernel takes no operations of the disk at all.
+        case refusedOperations
         /// The disk image is damaged.
         case damage
         /// The link went up or down.
         case link(isUp: Bool)
         /// Frames were dropped, for the cause of this number.
         case lostFrames(UInt8)
+
+        /// What metrics call events of this kind, whatever its details.
+        public var name: String {
+            switch self {
+            case .brokenRule: "broken_rule"
+            case .refusedQueue: "refused_queue"
+            case .needsReset: "needs_reset"
+            case .hostError: "host_error"
+            case .refusedOperations: "refused_operations"
+            case .damage: "damage"
+            case .link(isUp: true): "link_up"
+            case .link(isUp: false): "link_down"
+            case .lostFrames: "lost_frames"
+            }
+        }
+
+        /// The names of all kinds.
+        public static let names = [
+            "broken_rule", "refused_queue", "needs_reset", "host_error", "refused_operations", "damage", "link_up", "link_down", "lost_frames",
+        ]
     }
 
     /// Milliseconds in which further events of a kind are only counted.
     public static let period: UInt64 = 60_000
 
     /// For devices whose events nobody reads.
-    public static let none = DeviceEvents(device: "", now: { 0 }, log: { _, _ in })
+    public static let none = DeviceEvents(now: { 0 }, log: { _, _ in })
 
     private struct Entry {
         var level: Level
@@ -50,23 +72,21 @@ public final class DeviceEvents: Sendable {
         /// When the last line was printed, and events since.
         var printed: UInt64
         var count: UInt64 = 0
+        /// Events in all.
+        var total: UInt64 = 0
     }
 
-    private let device: String
     private let now: @Sendable () -> UInt64
     private let log: @Sendable (Level, String) -> Void
     private let entries = Guarded<[Kind: Entry]>([:])
 
-    /// - Parameters:
-    ///   - device: begins each line: `blk0`.
-    ///   - log: takes a line; called by any thread, must not wait.
-    public convenience init(device: String, log: @escaping @Sendable (Level, String) -> Void) {
-        self.init(device: device, now: { TimerFD.now }, log: log)
-    }
+    /// - Parameter log: takes a line, without the device's name; called by any thread, must not wait.
+    public convenience init(log: @escaping @Sendable (Level, String) -> Void) { self.init(now: { TimerFD.now }, log: log) }
 
-    /// - Parameter now: milliseconds of a clock that does not go back.
-    init(device: String, now: @escaping @Sendable () -> UInt64, log: @escaping @Sendable (Level, String) -> Void) {
-        self.device = device
+    /// - Parameters:
+    ///   - now: milliseconds of a clock that does not go back.
+    ///   - log: takes a line, without the device's name; called by any thread, must not wait.
+    public init(now: @escaping @Sendable () -> UInt64, log: @escaping @Sendable (Level, String) -> Void) {
         self.now = now
         self.log = log
     }
@@ -76,18 +96,27 @@ public final class DeviceEvents: Sendable {
     ///   - count: how many happened.
     ///   - sentence: asked for only when it is printed.
     public func report(_ kind: Kind, _ level: Level, count: UInt64 = 1, _ sentence: @autoclosure () -> String) {
+        guard count > 0 else { return }
         let time = now()
         let line: String? = entries.withLock { entries in
             guard let entry = entries[kind], time &- entry.printed < Self.period else {
-                let before = entries[kind]?.count ?? 0
+                let before = entries[kind]?.count ?? 0, total = entries[kind]?.total ?? 0
                 let text = sentence()
-                entries[kind] = Entry(level: level, sentence: text, printed: time, count: count &- 1)
+                entries[kind] = Entry(level: level, sentence: text, printed: time, count: count &- 1, total: total &+ count)
                 return before == 0 ? text : "\(text) (\(before) more before this)"
             }
             entries[kind]?.count &+= count
+            entries[kind]?.total &+= count
             return nil
         }
-        if let line { log(level, "\(device): \(line)") }
+        if let line { log(level, line) }
+    }
+
+    /// How many events of each kind there were, by ``Kind/name``.
+    public var totals: [String: UInt64] {
+        entries.withLock { entries in
+            entries.reduce(into: [:]) { $0[$1.key.name, default: 0] &+= $1.value.total }
+        }
     }
 
     /// Reports the numbers of events that were only counted and whose minute is over.
@@ -102,6 +131,6 @@ public final class DeviceEvents: Sendable {
                 entries[kind]?.printed = time
             }
         }
-        for line in lines.sorted(by: { $0.text < $1.text }) { log(line.level, "\(device): \(line.text)") }
+        for line in lines.sorted(by: { $0.text < $1.text }) { log(line.level, line.text) }
     }
 }

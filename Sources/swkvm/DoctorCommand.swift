@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import ArgumentParser
+internal import Linux
 internal import Machine
 
 /// `swkvm doctor`: what this host can do.

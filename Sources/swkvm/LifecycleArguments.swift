@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import ArgumentParser
-internal import Machine
+public import ArgumentParser
+public import Machine
 
 /// `--on-reboot`.
 enum RebootArgument: String, ExpressibleByArgument, CaseIterable {
@@ -9,6 +9,8 @@ enum RebootArgument: String, ExpressibleByArgument, CaseIterable {
 
     var action: Configuration.OnReboot { self == .restart ? .restart : .exit }
 }
+
+extension Configuration.Metrics.Format: ExpressibleByArgument {}
 
 /// `--stop-timeout`.
 struct StopTimeoutArgument: Equatable {

@@ -170,8 +170,37 @@ struct RunCommand: ParsableCommand {
             "Statistics to collect: exits (exits to user space by reason, address and vCPU); printed as a table at the end.", valueName: "what"))
     var trace: [TraceArgument] = []
 
+    @Option(
+        help: ArgumentHelp(
+            "Write all counters of the machine to a file at the end and on SIGUSR1, as --metrics-format says.", valueName: "path"),
+        completion: .file())
+    var metrics: String?
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            Format of --metrics: json appends one object a line, to a file, pipe or character device; prometheus replaces the file each time \
+            by one in Prometheus' text format. Default: json.
+            """,
+            valueName: "format"))
+    var metricsFormat: Configuration.Metrics.Format?
+
+    @Option(
+        help: ArgumentHelp("Seconds between two reports to --metrics, from 1 to 86400. Default: none.", valueName: "seconds"),
+        transform: wholeNumber(1...86_400))
+    var metricsInterval: Int?
+
     @Option(help: ArgumentHelp("Log level on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
     var logLevel = Logger.Level.notice
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            Format of the lines that swkvm itself writes to standard error: text, or json (one object a line with time, level, device and \
+            message). (default: text)
+            """,
+            valueName: "format"))
+    var logFormat = LogFormat.text
 
     func validate() throws {
         if let initrd, kernel == nil || kernel == Self.bundled {
@@ -180,6 +209,9 @@ struct RunCommand: ParsableCommand {
         }
         if cmdlineRaw != nil, !cmdline.isEmpty {
             throw ValidationError("the options --cmdline and --cmdline-raw cannot be combined")
+        }
+        if metrics == nil, metricsFormat != nil || metricsInterval != nil {
+            throw ValidationError("the option --metrics-\(metricsFormat != nil ? "format" : "interval") requires --metrics")
         }
         if let hugepages, hugepages.backing == nil {
             throw ValidationError(
@@ -216,27 +248,29 @@ struct RunCommand: ParsableCommand {
         machine.debugger = gdb?.place
         machine.onReboot = onReboot.action
         machine.stopTimeout = stopTimeout?.timeout ?? .automatic
+        machine.metrics = metrics.map { Configuration.Metrics(path: $0, format: metricsFormat ?? .json, interval: metricsInterval) }
         machine.countsExits = trace.contains(.exits)
         return machine
     }
 
     func run() throws {
-        let output = StandardError(isBackground: true)
+        let output = StandardError(isBackground: true, format: logFormat)
         defer { output.finish() }
         let configuration = self.configuration
         let log = Logger(label: configuration.name) { _ in StandardErrorLog(output, level: logLevel) }
-        let progress = MemoryProgress()
+        let progress = logFormat == .text ? MemoryProgress() : nil
         let end: MachineEnd
         do throws(MachineError) {
             end = try Supervisor.run(configuration, log: log, report: output.say, progress: { progress?.show($0, of: $1) })
             progress?.end()
         } catch {
             progress?.end()
-            output.say(error.description)
+            output.say(error.description, level: .critical)
             throw ExitCode(error.exitStatus)
         }
-        if let sentence = end.sentence { output.say(sentence) }
-        if let details = end.details { output.say(details) }
+        let level: Logger.Level = end.isFailure ? .critical : .notice
+        if let sentence = end.sentence { output.say(sentence, level: level) }
+        if let details = end.details { output.say(details, level: level) }
         // Throwing costs the parser a look at its whole help text: only for a status that has something to say.
         if end.exitStatus != 0 { throw ExitCode(end.exitStatus) }
     }

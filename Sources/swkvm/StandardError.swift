@@ -2,29 +2,63 @@
 
 public import ArgumentParser
 internal import CLinux
+internal import Glibc
 internal import Linux
 public import Logging
+internal import Machine
 
 extension Logger.Level: @retroactive ExpressibleByArgument {}
 
 /// Lines for the user, so that standard output is the guest's alone.
 struct StandardError {
     private let background: BackgroundErrors?
+    private let format: LogFormat
 
-    /// - Parameter isBackground: nobody who says something waits for the reader of standard error: for threads that a guest waits for.
-    init(isBackground: Bool = false) { background = isBackground ? BackgroundErrors() : nil }
+    /// - Parameters:
+    ///   - isBackground: nobody who says something waits for the reader of standard error: for threads that a guest waits for.
+    ///   - format: of all lines.
+    init(isBackground: Bool = false, format: LogFormat = .text) {
+        background = isBackground ? BackgroundErrors() : nil
+        self.format = format
+    }
 
-    /// Prints lines, each with the program's name before the first.
+    /// Prints lines, each with the program's name before the first; as JSON they are one object.
+    /// - Parameter level: what JSON says of it.
+    func say(_ text: String, level: Logger.Level) {
+        switch format {
+        case .text: say(text)
+        case .json: write(LogFormat.object(level, device: nil, text))
+        }
+    }
+
+    /// The same for what the user asked for, or waits for.
     func say(_ text: String) {
+        guard format == .text else { return say(text, level: .notice) }
+        let lines = text.split(separator: "\n", omittingEmptySubsequences: false).map { line in String(line).printable }
+        write("swkvm: " + lines.joined(separator: "\n"))
+    }
+
+    /// Prints a line of the log.
+    func log(_ text: String, level: Logger.Level, device: String?) {
+        switch format {
+        case .text: say("\(level): " + (device.map { "\($0): " } ?? "") + text)
+        case .json: write(LogFormat.object(level, device: device, text))
+        }
+    }
+
+    /// - Parameter text: printable, but for newlines.
+    private func write(_ text: String) {
         // In raw mode a newline does not return the terminal's carriage.
         var mode = termios()
         let isRaw = unsafe tcgetattr(STDERR_FILENO, &mode) == 0 && mode.c_oflag & tcflag_t(OPOST) == 0
-        let end = isRaw ? "\r\n" : "\n"
-        let lines = text.split(separator: "\n", omittingEmptySubsequences: false).map { line in String(line).printable }
-        let bytes = Array(("swkvm: " + lines.joined(separator: end) + end).utf8)
+        var bytes: [UInt8] = []
+        for byte in (text + "\n").utf8 {
+            if isRaw, byte == UInt8(ascii: "\n") { bytes.append(UInt8(ascii: "\r")) }
+            bytes.append(byte)
+        }
         if background?.say(bytes) == true { return }
         // One call for all of it, so that lines of several processes do not mix; what does not fit is lost to nobody's harm.
-        _ = unsafe bytes.withUnsafeBytes { unsafe write(STDERR_FILENO, $0.baseAddress, $0.count) }
+        _ = unsafe bytes.withUnsafeBytes { unsafe Glibc.write(STDERR_FILENO, $0.baseAddress, $0.count) }
     }
 
     /// Waits until all is printed, but not for a reader that takes nothing for a second.
@@ -34,15 +68,17 @@ struct StandardError {
 /// Standard error, written by a thread that is started when there is something to be written.
 private final class BackgroundErrors: Sendable {
     private let writer = Guarded<BackgroundWriter?>(nil)
+    /// Bytes that may wait.
+    private static let capacity = 64 << 10
 
     /// - Returns: false when there is no thread for it.
     func say(_ bytes: [UInt8]) -> Bool {
         writer.withLock { writer in
             if writer == nil, let descriptor = try? FileDescriptor.duplicate(of: STDERR_FILENO) {
-                writer = try? BackgroundWriter(descriptor, name: "messages")
+                writer = try? BackgroundWriter(descriptor, name: "messages", capacity: Self.capacity)
             }
-            // Lines beyond what waits already are lost: whoever reads them is 64 KiB behind.
-            _ = writer?.take(bytes.span)
+            // What no longer fits is lost as a whole: whoever reads it is 64 KiB behind, and a part of a line is of no use.
+            if let writer, writer.pending + bytes.count <= Self.capacity { _ = writer.take(bytes.span) }
             return writer != nil
         }
     }
@@ -78,5 +114,8 @@ struct StandardErrorLog: LogHandler {
         set { metadata[key] = newValue }
     }
 
-    func log(event: LogEvent) { output.say("\(event.level): \(event.message)") }
+    func log(event: LogEvent) {
+        let device = (event.metadata?[Logger.deviceKey] ?? metadata[Logger.deviceKey]).map { "\($0)" }
+        output.log("\(event.message)", level: event.level, device: device)
+    }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 @testable import DiskImage
+import Linux
 @testable import swkvm
 import Testing
 

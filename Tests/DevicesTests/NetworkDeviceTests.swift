@@ -77,6 +77,10 @@ import Virtio
         try wire.send(plainHeader + frame(62))
         #expect(try driver.used(0).written == 74)
         #expect(driver.device.counters.receiveDrops == 1)
+        #expect(driver.lines.all == [
+            "warning: the link is down: wire says a test", "info: a frame of the guest was dropped: the link is down",
+            "info: a frame for the guest was dropped: the link is down", "notice: the link is up again: wire says a test",
+        ])
     }
 
     /// The interface is removed while the machine runs: the guest sees the link go down and goes on.

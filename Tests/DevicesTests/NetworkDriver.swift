@@ -24,11 +24,22 @@ func wait(_ condition: () throws -> Bool, sourceLocation: SourceLocation = #_sou
     throw NothingCame(description: "what is waited for in line \(sourceLocation.line) does not come")
 }
 
+/// Lines of a log.
+final class Lines: Sendable {
+    private let lines = Guarded<[String]>([])
+    var all: [String] { lines.withLock { $0 } }
+    var add: @Sendable (DeviceEvents.Level, String) -> Void {
+        { level, line in self.lines.withLock { $0.append("\(level): \(line)") } }
+    }
+}
+
 /// The driver of a network card, working on the card's registers and on rings in a guest's RAM. It does what it is told,
 /// right or wrong.
 final class NetworkDriver {
     let memory: GuestMemory
     let device: NetworkDevice
+    /// What the host's log got.
+    let lines = Lines()
     let transport: MMIOTransport
     private(set) var queues: [Queue] = []
 
@@ -38,7 +49,9 @@ final class NetworkDriver {
 
     init(_ attachment: consuming NetworkAttachment, address: String = "52:54:00:00:00:02") throws {
         memory = try GuestMemory(size: 16 << 20)
-        device = try NetworkDevice(name: "net0", address: MACAddress(parsing: address), attachment: attachment)
+        device = try NetworkDevice(
+            name: "net0", address: MACAddress(parsing: address), attachment: attachment,
+            events: DeviceEvents(log: lines.add))
         transport = try MMIOTransport(device: device, memory: memory)
     }
 

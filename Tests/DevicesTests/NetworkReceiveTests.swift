@@ -98,6 +98,7 @@ import Virtio
         }
         let counters = driver.device.counters
         #expect(counters.receiveAboveMTU.value == 5 && counters.receiveDrops == 5 && counters.receivedFrames.value == 6)
+        #expect(driver.lines.all.first == "warning: a frame for the guest was dropped: it exceeds the MTU that the guest has negotiated")
     }
 
     @Test func withoutTheFeatureNoMTUIsPromised() throws {
@@ -195,6 +196,7 @@ import Virtio
         try wire.send(plainHeader + frame(388))
         for index in 0..<4 as Range<UInt16> { #expect(try driver.used(0) == (index, 100)) }
         #expect(driver.device.counters.receiveTooLong.value == 1 && driver.device.counters.receivedFrames.value == 1)
+        #expect(driver.lines.all == ["warning: a frame for the guest was dropped: it is longer than the guest's receive buffers"])
     }
 
     /// What the host's header says is for drivers that asked for it.
@@ -223,6 +225,9 @@ import Virtio
         for _ in 0..<4 { #expect(try driver.used(0).written == 0) }
         #expect(try driver.used(0).written == 72)
         #expect(driver.device.counters.badReceiveBuffers.value == 4 && driver.device.counters.receivedFrames.value == 1)
+        #expect(
+            driver.lines.all.first
+                == "warning: a receive buffer of the guest went back empty: it is not writable, or too short for a header")
         #expect(!driver.status.contains(.needsReset))
     }
 
@@ -250,6 +255,7 @@ import Virtio
             try driver.offerBuffer(at: base, [2048])
         }
         #expect(driver.device.counters.receiveWithoutDriver.value == 3)
+        #expect(driver.lines.all == ["info: a frame for the guest was dropped: no driver was there to receive it"])
         try wire.send(plainHeader + frame(100))
         #expect(try driver.used(0).written == 112)
     }

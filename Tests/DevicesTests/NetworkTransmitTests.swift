@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import CSystemCallFilter
+import Glibc
 import GuestMemory
+import Linux
 import Testing
 import Virtio
 
@@ -70,6 +73,27 @@ import Virtio
         try driver.sendAndWait(plainHeader + frame(60))
         #expect(try wire.next() == plainHeader + frame(60))
         #expect(driver.device.counters.sendMalformed.value == 1 && driver.device.counters.sentFrames.value == 1)
+        #expect(driver.lines.all == ["warning: a malformed frame of the guest was dropped"])
+    }
+
+    @Test func framesForWhichTheHostHasNoMemoryAreReported() throws {
+        let failures = Lines()
+        // The filter is for good: a thread of its own, and those that it starts, have it.
+        let thread = try Thread.start(name: "no-memory", stackSize: 1 << 20) {
+            guard fail_system_call(writev_number(), ENOBUFS) == 0 else { return failures.add(.error, "the host has no filters") }
+            do {
+                let (driver, wire) = try Wire.make()
+                try driver.start()
+                for _ in 0..<3 { try driver.sendAndWait(plainHeader + frame(60)) }
+                #expect(driver.device.counters.sendNoMemory.value == 3 && !wire.isReadable)
+                driver.device.deviceEvents.summarize(all: true)
+                let line = "a frame of the guest was dropped: the host has no memory for it"
+                #expect(driver.lines.all.first == "warning: \(line)" && driver.lines.all.last?.hasSuffix(" more: \(line)") == true)
+                #expect(driver.device.deviceEvents.totals == ["lost_frames": 3])
+            } catch { failures.add(.error, "\(error)") }
+        }
+        thread.join()
+        #expect(failures.all.isEmpty)
     }
 
     /// A chain of gigabytes, all in the same buffer.

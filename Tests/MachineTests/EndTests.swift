@@ -142,7 +142,7 @@ import Testing
     }
 }
 
-@Suite struct StatusLineTests {
+@Suite struct StatusTests {
     private func status(cpus: Int, memory: (resident: UInt64, huge: UInt64)?, devices: [MachineStatus.Device] = []) -> String {
         MachineStatus(
             name: "vm", cpus: cpus, memorySize: 1 << 30,
@@ -150,12 +150,28 @@ import Testing
         ).description
     }
 
-    @Test func isOneLine() {
-        let disk = MachineStatus.Device(name: "blk0", requests: 12, kicks: 11, exitKicks: 1, interrupts: 10, errors: 2)
+    @Test func isATableOfDevices() {
+        let disk = MachineStatus.Device(
+            name: "blk0", requests: 12, bytes: (4096, 123_456_789), kicks: 11, exitKicks: 1, interrupts: 10, errors: 2, drops: nil)
+        let entropy = MachineStatus.Device(
+            name: "rng0", requests: 1, bytes: nil, kicks: 1, exitKicks: 0, interrupts: 1, errors: 0, drops: nil)
         #expect(status(cpus: 1, memory: nil) == "vm: 1 vCPU")
-        #expect(status(cpus: 2, memory: (5 << 20, 0)) == "vm: 2 vCPUs; 5 of 1024 MiB resident, 0 dirty")
+        #expect(status(cpus: 2, memory: (5 << 20, 0)) == "vm: 2 vCPUs, 5 of 1024 MiB resident, 0 dirty")
         #expect(
-            status(cpus: 2, memory: (6 << 20, 4 << 20), devices: [disk])
-                == "vm: 2 vCPUs; 6 of 1024 MiB resident, 0 dirty (4 MiB in transparent huge pages); blk0 12 requests, 11 kicks (1 by exits), 10 interrupts, 2 errors")
+            status(cpus: 2, memory: (6 << 20, 4 << 20), devices: [disk, entropy]) == """
+                vm: 2 vCPUs, 6 of 1024 MiB resident, 0 dirty (4 MiB in transparent huge pages)
+                device  requests     in   out  kicks  exits  interrupts  errors  drops
+                blk0          12  4096B  117M     11      1          10       2      -
+                rng0           1      -     -      1      0           1       0      -
+                """)
+    }
+
+    /// However large the figures are.
+    @Test func fitsIn80Columns() {
+        let largest = MachineStatus.Device(
+            name: "net15", requests: .max, bytes: (.max, .max), kicks: .max, exitKicks: .max, interrupts: .max, errors: .max, drops: .max)
+        for line in status(cpus: 1, memory: nil, devices: [largest]).split(separator: "\n") { #expect(line.count <= 80, "\(line)") }
+        #expect(MachineStatus.short(999_999) == "999999" && MachineStatus.short(1_000_000) == "1000k")
+        #expect(MachineStatus.size(99_999) == "99999B" && MachineStatus.size(100_000) == "97K")
     }
 }

@@ -26,7 +26,7 @@ private final class Clock: Sendable {
 
     init() {
         let clock = clock
-        events = DeviceEvents(device: "blk0", now: { clock.time.withLock { $0 } }, log: lines.add)
+        events = DeviceEvents(now: { clock.time.withLock { $0 } }, log: lines.add)
     }
 
     private func wait(_ milliseconds: UInt64) { clock.time.withLock { $0 += milliseconds } }
@@ -35,24 +35,24 @@ private final class Clock: Sendable {
         events.report(.hostError(operation: 0, errno: 5), .error, "one")
         events.report(.hostError(operation: 1, errno: 5), .error, "two")
         events.report(.link(isUp: false), .warning, "three")
-        #expect(lines.all == ["error: blk0: one", "error: blk0: two", "warning: blk0: three"])
+        #expect(lines.all == ["error: one", "error: two", "warning: three"])
     }
 
     @Test func furtherOnesAreCountedForAMinute() {
         for number in 0..<1_000 { events.report(.damage, .error, "damage \(number)") }
-        #expect(lines.all == ["error: blk0: damage 0"])
+        #expect(lines.all == ["error: damage 0"])
         wait(DeviceEvents.period - 1)
         events.summarize()
         #expect(lines.all.count == 1)
         wait(1)
         events.summarize()
-        #expect(lines.all.last == "error: blk0: 999 more: damage 0")
+        #expect(lines.all.last == "error: 999 more: damage 0")
         // Nothing more has happened.
         wait(DeviceEvents.period)
         events.summarize()
         #expect(lines.all.count == 2)
         events.report(.damage, .error, "damage again")
-        #expect(lines.all.last == "error: blk0: damage again")
+        #expect(lines.all.last == "error: damage again")
     }
 
     /// Where nobody asks for the sums an event after the minute brings them.
@@ -62,7 +62,7 @@ private final class Clock: Sendable {
         events.report(.lostFrames(0), .warning, count: 6, "lost")
         wait(DeviceEvents.period)
         events.report(.lostFrames(0), .warning, count: 1, "lost")
-        #expect(lines.all == ["warning: blk0: lost", "warning: blk0: lost (17 more before this)"])
+        #expect(lines.all == ["warning: lost", "warning: lost (17 more before this)"])
     }
 
     @Test func theEndReportsWhatIsLeft() {
@@ -70,7 +70,29 @@ private final class Clock: Sendable {
         events.report(.damage, .error, "damage")
         events.report(.link(isUp: true), .notice, "up")
         events.summarize(all: true)
-        #expect(lines.all == ["error: blk0: damage", "notice: blk0: up", "error: blk0: 1 more: damage"])
+        #expect(lines.all == ["error: damage", "notice: up", "error: 1 more: damage"])
+    }
+
+    /// What no event was is none, and does not turn the count of a later one around.
+    @Test func noEventIsNotReported() {
+        events.report(.lostFrames(0), .warning, count: 0, "lost")
+        #expect(lines.all.isEmpty && events.totals.isEmpty)
+        events.report(.lostFrames(0), .warning, count: 2, "lost")
+        events.report(.lostFrames(0), .warning, count: 0, "lost")
+        events.summarize(all: true)
+        #expect(lines.all == ["warning: lost", "warning: 1 more: lost"])
+    }
+
+    @Test func allEventsAreCountedByTheirKind() {
+        events.report(.hostError(operation: 0, errno: 5), .error, "one")
+        events.report(.hostError(operation: 1, errno: 28), .error, "two")
+        events.report(.hostError(operation: 1, errno: 28), .error, "two")
+        events.report(.link(isUp: false), .warning, "down")
+        events.summarize(all: true)
+        wait(DeviceEvents.period)
+        events.report(.link(isUp: false), .warning, "down")
+        #expect(events.totals == ["host_error": 3, "link_down": 2])
+        #expect(events.totals.keys.allSatisfy(DeviceEvents.Kind.names.contains))
     }
 
     /// A sentence costs something, and a guest may make a million events a second.

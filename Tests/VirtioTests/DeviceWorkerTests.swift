@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CLinux
+import CSystemCallFilter
 import Linux
 import Synchronization
 import Testing
@@ -16,6 +17,9 @@ final class EngineLog: Sendable {
     let isGone = Atomic<Bool>(false)
     /// Rung by a test: the back-end has something.
     let gate: EventFD
+
+    /// From its next activation on the engine's thread cannot wait for descriptors.
+    let hasNoMemory = Atomic<Bool>(false)
 
     init() throws { gate = try EventFD() }
 }
@@ -37,6 +41,7 @@ struct EchoEngine: ~Copyable, DeviceEngine {
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
         self.activation = activation
         queue = try activation.makeQueue(0)
+        if log.hasNoMemory.load(ordering: .sequentiallyConsistent) { _ = fail_system_call(epoll_ctl_number(), ENOMEM) }
         try? epoll.add(log.gate.rawValue, .input, token: DeviceWorkerToken.firstOfEngine)
     }
 
@@ -110,7 +115,7 @@ final class EchoDevice: VirtioDevice {
 
     init() throws {
         log = try EngineLog()
-        deviceEvents = DeviceEvents(device: name, log: lines.add)
+        deviceEvents = DeviceEvents(log: lines.add)
         worker = try DeviceWorker(name: name, engine: EchoEngine(log: log), events: deviceEvents)
     }
 
@@ -294,7 +299,7 @@ final class EchoDevice: VirtioDevice {
         #expect(try answer(4, count: 2) == [0, 4], "the request in flight was lost")
         #expect(transport.function.counters.errors.value == 1)
         #expect(device.lines.all.count == 1)
-        #expect(device.lines.all.first?.hasPrefix("warning: echo0: the driver broke a rule in queue 0: ") == true, "\(device.lines.all)")
+        #expect(device.lines.all.first?.hasPrefix("warning: the driver broke a rule in queue 0: ") == true, "\(device.lines.all)")
         // Until its reset the device does nothing, whatever is written.
         kick()
         transport.set(0x30, 0)
@@ -302,6 +307,18 @@ final class EchoDevice: VirtioDevice {
         transport.set(0x70, 15)
         #expect(transport.status == 0x4f)
         try expectThatItWorks()
+    }
+
+    /// The host has no memory to wait for a queue: the driver learns it, and so does the log.
+    @Test func aQueueThatCannotBeWaitedForNeedsAReset() throws {
+        transport.set(0x70, 0)
+        device.log.hasNoMemory.store(true, ordering: .sequentiallyConsistent)
+        transport.bringUp(.version1, driver.configuration)
+        #expect(transport.status == 0x4f)
+        #expect(device.lines.all == [
+            "error: the host has no memory to wait for queue 0; the device does nothing until the driver resets it"
+        ])
+        #expect(device.deviceEvents.totals == ["needs_reset": 1])
     }
 
     @Test mutating func resetsInEveryState() throws {

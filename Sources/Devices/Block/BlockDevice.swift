@@ -20,6 +20,8 @@ public final class BlockDevice: VirtioDevice {
     /// Bytes of the disk.
     public let capacity: UInt64
     public let isReadOnly: Bool
+    /// The counters of the remote disk that is behind it; nil of a local one.
+    public let remote: RemoteStatistics?
 
     private let cache: WriteCache
     /// Indicates whether the driver has negotiated CONFIG_WCE, from FEATURES_OK to its reset; configuration writes come
@@ -39,22 +41,21 @@ public final class BlockDevice: VirtioDevice {
     ///   - queueSize: of each, a power of two, 2 … 1024.
     ///   - usesRing: false does without io_uring.
     ///   - events: Receives the device's events for the log.
-    ///   - report: Receives a message when the disk fails as a whole, on its threads.
     public convenience init(
         name: String, image: consuming DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true,
-        events: DeviceEvents = .none, report: (@Sendable (String) -> Void)? = nil
+        events: DeviceEvents = .none
     ) throws(DiskImageError) {
         let queues = min(max(queues, 1), Self.maximumQueues)
         // An image that one queue has for itself needs no lock.
         let shared = queues == 1 ? SharedImage(exclusive: image) : SharedImage(image)
-        try self.init(name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing, events: events,
-            report: report)
+        try self.init(
+            name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing, events: events)
     }
 
     /// - Parameter shared: the image, for as many engines as there are queues.
     init(
         name: String, shared: SharedImage, serial: String? = nil, queues: Int, queueSize: UInt16, usesRing: Bool,
-        events: DeviceEvents = .none, report: (@Sendable (String) -> Void)? = nil
+        events: DeviceEvents = .none
     ) throws(DiskImageError) {
         let path = shared.path
         let queueSize = min(max(queueSize, 2), 1024)
@@ -65,15 +66,15 @@ public final class BlockDevice: VirtioDevice {
             capacity: shared.size, maximumSegments: UInt32(max(3, queueSize)) - 2, optimalSize: shared.clusterSize, queueCount: queues)
         let common: FeatureSet = [.blockSizeMax, .blockSegmentsMax, .blockBlockSize, .blockTopology, .blockFlush]
         let isReadOnly = shared.isReadOnly
+        remote = shared.remote
         let size = shared.size
         let cache = WriteCache()
-        let report = report.map(FailureReport.init)
         var workers: [DeviceWorker] = []
         for index in 0..<queues {
             let disk = try DiskEngine(shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing, share: queues)
             let engine = BlockEngine(
                 disk, queue: index, queueSize: Int(queueSize), capacity: size, largestTransfer: contents.largestTransfer, isReadOnly: isReadOnly,
-                serial: serial, cache: cache, statistics: statistics, events: events, report: report)
+                serial: serial, cache: cache, statistics: statistics, events: events)
             do {
                 workers.append(try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine, events: events))
             } catch {

@@ -24,7 +24,6 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private let cache: WriteCache
     private let statistics: BlockStatistics
     private let events: DeviceEvents
-    private let report: FailureReport?
 
     /// The number of the queue.
     private let index: Int
@@ -51,7 +50,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     init(
         _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: UInt64, largestTransfer: UInt64, isReadOnly: Bool, serial: String,
-        cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents, report: FailureReport? = nil
+        cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents
     ) {
         self.events = events
         self.disk = disk
@@ -64,7 +63,6 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         self.serial = serial
         self.cache = cache
         self.statistics = statistics
-        self.report = report
     }
 
     // MARK: - The worker's calls
@@ -317,7 +315,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// for a reset would be in the same state after it. The host learns why.
     private mutating func submit() {
         do throws(DiskImageError) { try disk.submit() } catch {
-            report?.say("\(error): requests of the guest's disk fail")
+            events.report(.refusedOperations, .error, "\(error); requests of the guest fail")
         }
     }
 
@@ -329,17 +327,5 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func giveUp() {
         disk.cancelAll()
         for slot in pending.indices { pending[slot] = nil }
-    }
-}
-
-/// Reports why a disk fails as a whole, once for all its queues: a driver can try again as often as it likes.
-final class FailureReport: Sendable {
-    private let report: @Sendable (String) -> Void
-    private let isDone = Atomic<Bool>(false)
-
-    init(_ report: @escaping @Sendable (String) -> Void) { self.report = report }
-
-    func say(_ sentence: String) {
-        if !isDone.exchange(true, ordering: .relaxed) { report(sentence) }
     }
 }

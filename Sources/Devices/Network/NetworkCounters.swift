@@ -43,6 +43,8 @@ public final class NetworkCounters: Sendable {
         static let sendMalformed: UInt8 = 3
         static let sendLinkDown: UInt8 = 4
         static let sendNoMemory: UInt8 = 5
+        static let receiveWithoutDriver: UInt8 = 6
+        static let receiveLinkDown: UInt8 = 7
     }
 
     public init() {}

@@ -59,7 +59,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // Without this eventfd a long queue could stall; adding it fails only for lack of kernel memory.
         do throws(SystemCallError) { try epoll.add(again.rawValue, .input, token: Token.again) } catch { return fail(error) }
         // Frames from before the driver, which no offload of its can have shaped; then those for this driver.
-        if receive.discard(port.counters.receiveWithoutDriver) == .gone { lose() }
+        if receive.discard(withoutDriver: true) == .gone { lose() }
         port.attachment.tap.setOffloads(activation.features.tapOffloads)
         receive.mode = ReceivePath.Mode(
             isMergeable: activation.features.contains(.mergeableBuffers),
@@ -156,7 +156,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         guard let activation, !port.isRemoved else { return }
         queueAtWork = QueueIndex.receive
         let outcome = port.isLinkUp
-            ? try receive.run(activation) : receive.discard(port.counters.receiveLinkDown)
+            ? try receive.run(activation) : receive.discard(withoutDriver: false)
         switch outcome {
         case .drained, .paused: wanted.insert(.input)
         case .starved: wanted.remove(.input)

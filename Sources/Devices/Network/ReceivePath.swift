@@ -86,7 +86,7 @@ struct ReceivePath: ~Copyable {
     mutating func stop() {
         queue = nil
         window.removeAll()
-        if pending.take() != nil { counters.receiveWithoutDriver.add() }
+        if pending.take() != nil { noteWithoutDriver(1) }
     }
 
     // MARK: Working
@@ -211,12 +211,30 @@ struct ReceivePath: ~Copyable {
 
     /// Reads and drops frames until the TAP has no more, at most as many as a TAP's queue usually holds a few times over.
     /// - Parameter counter: which figure they belong to.
-    func discard(_ counter: borrowing DeviceCounters.Counter) -> Outcome {
+    /// - Parameter withoutDriver: they are from before the driver; otherwise the link is down.
+    func discard(withoutDriver: Bool) -> Outcome {
+        var dropped: UInt64 = 0
+        defer { if withoutDriver { noteWithoutDriver(dropped) } else { noteLinkDown(dropped) } }
         for _ in 0..<4096 {
+            // Into the spill's own memory, as long as it is.
             let count = unsafe Glibc.read(tap, spill.start, Self.spillSize)
-            if count > 0 { counter.add() } else if count == 0 || errno != EINTR { return count < 0 && errno == EAGAIN ? .drained : .gone }
+            if count > 0 { dropped += 1 } else if count == 0 || errno != EINTR { return count < 0 && errno == EAGAIN ? .drained : .gone }
         }
         return .paused
+    }
+
+    private func noteWithoutDriver(_ count: UInt64) {
+        counters.receiveWithoutDriver.add(count)
+        events.report(
+            .lostFrames(NetworkCounters.Loss.receiveWithoutDriver), .info, count: count,
+            "a frame for the guest was dropped: no driver was there to receive it")
+    }
+
+    private func noteLinkDown(_ count: UInt64) {
+        counters.receiveLinkDown.add(count)
+        events.report(
+            .lostFrames(NetworkCounters.Loss.receiveLinkDown), .info, count: count,
+            "a frame for the guest was dropped: the link is down")
     }
 
     private mutating func count(_ all: DeviceCounters) {

@@ -31,6 +31,7 @@ extension DiskEngine {
         let step = shared.commit.step
         do throws(MetadataError) {
             // Of a failure the host tells once: if another synchronisation heard of it, this one did not.
+            if error != 0 { image.failures.note(FailedAccess(call: .synchronize, file: shared.commit.file, isMetadata: step != .data, offset: 0), error) }
             let error = error != 0 ? error : image.failure
             guard error == 0 else {
                 image.failWriting(error)
@@ -86,7 +87,8 @@ extension DiskEngine {
         // Until all has been said of this one, no other begins.
         if shared.commit.step == .none { shared.commit.step = .mapping }
         unlockMapping()
-        for engine in shared.engines { engine.endCommit(code) }
+        let failed = code == 0 ? nil : image.refusedAccess(of: code)
+        for engine in shared.engines { engine.endCommit(code, failed) }
         shared.commit.step = .none
         completeFlushes()
         retryWaiting()
@@ -111,18 +113,23 @@ extension DiskEngine {
 
 extension AttachedEngine {
     /// A commit has ended with an errno value, or 0: so do the flushes that it was for.
-    func endCommit(_ error: Int32) {
+    func endCommit(_ error: Int32, _ failed: FailedAccess?) {
         while let index = unsafe committing.popFirst(requests) {
             // Indices in lists are those of requests.
             unsafe requests[Int(index)].pending = 0
             unsafe requests[Int(index)].error = error
+            unsafe requests[Int(index)].failed = failed
             unsafe committed.append(index, requests)
         }
         // Who waited for room goes on, or fails: the room will not come.
         var index = waiting.first
         while index >= 0 {
             let request = unsafe requests + Int(index)
-            if unsafe request.pointee.awaitsCommit, error != 0 { unsafe request.pointee.error = error }
+            if unsafe request.pointee.awaitsCommit, error != 0 {
+                // An index of our own list, as above.
+                unsafe request.pointee.error = error
+                unsafe request.pointee.failed = failed
+            }
             unsafe request.pointee.awaitsCommit = false
             unsafe index = request.pointee.next
         }

@@ -19,9 +19,8 @@ extension DiskEngine {
         /// Operations under way.
         var pending: Int32 = 0
         var error: Int32 = 0
-        /// The file whose operation gave the error, by its number in the image, and the byte there; -1 where the error is of no file.
-        var failedFile: Int32 = -1
-        var failedOffset: UInt64 = 0
+        /// The access that gave the error; nil where it is of no file.
+        var failed: FailedAccess?
         /// Indicates whether it waits for a commit to make room, and fails with it.
         var awaitsCommit = false
         /// Indicates whether it is in `stalled` or `waiting` and will be advanced from there.
@@ -73,6 +72,18 @@ extension DiskEngine {
         var sequence: UInt64 = 0
         /// The next free one.
         var next: Int32 = -1
+
+        /// What it asks of the host.
+        var access: FailedAccess {
+            let call: FailedAccess.Call =
+                switch kind {
+                case .read, .load: .read
+                case .write, .writeZeroes, .zeroes: .write
+                case .synchronize, .commit: .synchronize
+                case .punch, .zeroRange: .allocate
+                }
+            return FailedAccess(call: call, file: layer, isMetadata: kind == .load, offset: fileOffset &+ done)
+        }
     }
 
     /// How often `EAGAIN` is taken for something that passes.
@@ -316,6 +327,7 @@ extension DiskEngine {
         if encryption.isUsed { endEncryption(ended, error) }
         release(operation: index)
         if let load = ended.load {
+            if error != 0 { image.failures.note(ended.access, error) }
             image.complete(load, bytes: Int(ended.done), error: error)
             retryWaiting()
             shared.unpin(load, readBy: attachment)
@@ -325,8 +337,7 @@ extension DiskEngine {
             unsafe request.pointee.pending -= 1
             if error != 0, unsafe request.pointee.error == 0 {
                 unsafe request.pointee.error = error
-                unsafe request.pointee.failedFile = Int32(truncatingIfNeeded: ended.layer)
-                unsafe request.pointee.failedOffset = ended.fileOffset &+ ended.done
+                unsafe request.pointee.failed = ended.access
             }
             if unsafe request.pointee.pending == 0, unsafe !request.pointee.isListed { complete(ended.request) }
             if ended.run.count > 0 { retryWaiting() }

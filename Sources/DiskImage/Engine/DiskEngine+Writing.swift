@@ -73,7 +73,7 @@ extension DiskEngine {
         }
     }
 
-    var metadataFile: MetadataFile { MetadataFile(calls: shared.calls, number: image.descriptor(0)) }
+    var metadataFile: MetadataFile { MetadataFile(calls: shared.calls, number: image.descriptor(0), failures: image.failures) }
     /// The file with the guest's data, which may be the same.
     var dataFile: MetadataFile { MetadataFile(calls: shared.calls, number: image.dataDescriptor(0)) }
 
@@ -143,6 +143,7 @@ extension DiskEngine {
         case .failed(let error):
             image.markDamage(shared.calls)
             unsafe requests[Int(index)].error = error
+            unsafe requests[Int(index)].failed = image.refusedAccess(of: error)
             return true
         case .data, .zero, .unallocated, .memory:
             unsafe requests[Int(index)].error = EIO

@@ -41,12 +41,11 @@ public struct DiskCompletion: Sendable {
     public let length: UInt64
     /// 0, or the errno value of the first failure.
     public let error: Int32
-    /// The file of the image where that happened, for ``DiskEngine/failure(of:)``, and the byte there.
-    let failedFile: Int32
-    let failedOffset: UInt64
+    /// The access that the host refused, for ``DiskEngine/failure(of:)``.
+    let failed: FailedAccess?
 
     /// Indicates whether the image itself, and no file's I/O, is the likely reason.
-    public var isDamage: Bool { failedFile < 0 && error == EIO }
+    public var isDamage: Bool { failed == nil && error == EIO }
 }
 
 /// Carries out requests on a disk image, many at a time, for the one thread that owns it.
@@ -266,11 +265,13 @@ public struct DiskCompletion: Sendable {
         shared.lock()
         defer { shared.unlock() }
         if completion.isDamage, let damage = image.damage { return damage }
-        let reason = SystemCallError(completion.operation.systemCall, errno: completion.error)
-        guard completion.failedFile >= 0 else {
+        guard let failed = completion.failed else {
+            let reason = SystemCallError(completion.operation.systemCall, errno: completion.error)
             return .transfer(path: shared.path, offset: completion.offset, length: completion.length, reason)
         }
-        return .transfer(path: image.path(ofFile: Int(completion.failedFile)), offset: completion.failedOffset, length: nil, reason)
+        let path = image.path(of: failed), reason = SystemCallError(failed.call.name, errno: completion.error)
+        // What is made durable is the whole file.
+        return failed.call == .synchronize ? .request(path: path, reason) : .transfer(path: path, offset: failed.offset, length: nil, reason)
     }
 
     /// The same. A failure is the owner's to hear in its next ``submit()``.
@@ -312,7 +313,7 @@ public struct DiskCompletion: Sendable {
                 inFlight -= 1
                 let ended = unsafe requests[Int(index)]
                 return DiskCompletion(request: Int(index), operation: ended.operation, offset: ended.offset, length: ended.length, error: ended.error,
-                    failedFile: ended.failedFile, failedOffset: ended.failedOffset)
+                    failed: ended.failed)
             }
             if completeOperations() {
                 submitForOthers()

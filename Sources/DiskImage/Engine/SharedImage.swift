@@ -74,6 +74,8 @@ internal import Synchronization
     /// Bytes of the disk.
     public var size: UInt64 { image.size }
     public var isReadOnly: Bool { image.isReadOnly }
+    /// The counters of the remote disk that it is, or has at the end of its backing chain.
+    public var remote: RemoteStatistics? { image.remote?.statistics }
     /// The cluster size, see ``DiskImage/clusterSize``.
     public var clusterSize: UInt64? { image.clusterSize }
 

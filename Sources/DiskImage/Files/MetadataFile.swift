@@ -18,15 +18,19 @@ enum MetadataError: Error, Equatable {
 @safe struct MetadataFile {
     let calls: FileCalls
     let number: Int32
+    /// The file's number in its image.
+    var file = 0
+    /// Learns of what the host refuses.
+    var failures: MetadataFailures?
 
     private static let maximumRetries = 1000
 
     func read(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64) throws(MetadataError) {
-        try unsafe transfer(buffer, count, offset, calls.read)
+        try unsafe transfer(buffer, count, offset, .read, calls.read)
     }
 
     func write(_ buffer: UnsafeRawPointer, _ count: Int, at offset: UInt64) throws(MetadataError) {
-        try unsafe transfer(UnsafeMutableRawPointer(mutating: buffer), count, offset, calls.write)
+        try unsafe transfer(UnsafeMutableRawPointer(mutating: buffer), count, offset, .write, calls.write)
     }
 
     func write(_ bytes: [UInt8], at offset: UInt64) throws(MetadataError) {
@@ -42,7 +46,7 @@ enum MetadataError: Error, Equatable {
     func synchronize() throws(MetadataError) {
         var result = calls.synchronize(number)
         while result == -Int(EINTR) { result = calls.synchronize(number) }
-        if result < 0 { throw .lost(Int32(clamping: -result)) }
+        if result < 0 { throw .lost(refused(.synchronize, -result)) }
     }
 
     /// Frees the space of a range. Best effort: a failure costs space and nothing else.
@@ -62,14 +66,21 @@ enum MetadataError: Error, Equatable {
     func reserve(_ offset: UInt64, _ length: UInt64) throws(MetadataError) {
         var result = -Int(EINTR)
         while result == -Int(EINTR) { result = calls.allocate(number, 0, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) }
-        if result < 0 { throw .failed(Int32(clamping: -result)) }
+        if result < 0 { throw .failed(refused(.allocate, at: offset, -result)) }
     }
 
     /// Makes the file longer by a hole, or shorter.
     func truncate(to size: UInt64) throws(MetadataError) {
         var result = calls.truncate(number, off_t(truncatingIfNeeded: size))
         while result == -Int(EINTR) { result = calls.truncate(number, off_t(truncatingIfNeeded: size)) }
-        if result < 0 { throw .failed(Int32(clamping: -result)) }
+        if result < 0 { throw .failed(refused(.truncate, at: size, -result)) }
+    }
+
+    /// Notes what the host has refused. Returns the errno value.
+    private func refused(_ call: FailedAccess.Call, at offset: UInt64 = 0, _ error: Int) -> Int32 {
+        let error = Int32(clamping: error)
+        failures?.note(FailedAccess(call: call, file: file, offset: offset), error)
+        return error
     }
 
     /// Bytes of `count` from a place of the file.
@@ -85,7 +96,7 @@ enum MetadataError: Error, Equatable {
     }
 
     private func transfer(
-        _ buffer: UnsafeMutableRawPointer, _ count: Int, _ offset: UInt64, _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
+        _ buffer: UnsafeMutableRawPointer, _ count: Int, _ offset: UInt64, _ kind: FailedAccess.Call, _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
     ) throws(MetadataError) {
         var done = 0, retries = 0
         while done < count {
@@ -98,7 +109,7 @@ enum MetadataError: Error, Equatable {
             }
             guard result == -Int(EINTR) || result == -Int(EAGAIN), retries < Self.maximumRetries else {
                 // Nothing more where there should be: the file was cut, or takes no more.
-                throw .failed(result == 0 ? EIO : Int32(clamping: -result))
+                throw .failed(refused(kind, at: offset &+ UInt64(done), result == 0 ? Int(EIO) : -result))
             }
             retries += 1
         }

@@ -48,6 +48,7 @@ extension NBDDisk {
                 }
                 readyAt = now()
                 link = .up
+                statistics.noteConnected()
                 return
             case .connecting:
                 let left = deadline - now()
@@ -133,6 +134,7 @@ extension NBDDisk {
     private func lose(_ reason: String) {
         isShutDown = false
         lastFailure = ""
+        statistics.noteLost()
         let now = now()
         let (wasUseful, line) = outage.lost(now, reason, patience: patience)
         if let line { tell(line) }
@@ -176,6 +178,7 @@ extension NBDDisk {
                 return
             }
             connection?.watchPeer()
+            statistics.noteConnected()
             readyAt = now()
             if let line = outage.connected(readyAt, isAwaited: !waiting.isEmpty) { tell(line) }
             lastFailure = ""

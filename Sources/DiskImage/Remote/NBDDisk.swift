@@ -68,6 +68,7 @@ internal import Linux
     let bounces: Mapping
     var freeBounces: [Int32]
     var isShutDown = false
+    let statistics = RemoteStatistics()
 
     /// Connects.
     /// - Parameters:

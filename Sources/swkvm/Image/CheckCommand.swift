@@ -2,6 +2,7 @@
 
 public import ArgumentParser
 internal import DiskImage
+internal import Linux
 
 extension CheckReport.Repair: ExpressibleByArgument {}
 

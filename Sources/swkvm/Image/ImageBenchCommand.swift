@@ -2,6 +2,7 @@
 
 internal import ArgumentParser
 internal import DiskImage
+internal import Linux
 
 /// `swkvm image bench`: how fast an image is.
 struct ImageBenchCommand: ParsableCommand {

@@ -2,6 +2,7 @@
 
 internal import ArgumentParser
 internal import DiskImage
+internal import Linux
 
 /// `swkvm image map`: where a disk's data lies.
 struct ImageMapCommand: ParsableCommand {

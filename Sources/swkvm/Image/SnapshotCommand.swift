@@ -3,6 +3,7 @@
 internal import ArgumentParser
 internal import CLinux
 internal import DiskImage
+internal import Linux
 
 /// `swkvm image snapshot`.
 struct ImageSnapshotCommand: ParsableCommand {

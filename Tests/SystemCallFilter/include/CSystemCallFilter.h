@@ -7,7 +7,14 @@
 /// Returns 0, or -1 where the host has no filters.
 int refuse_system_call(long number);
 
+/// The same with another errno value.
+int fail_system_call(long number, int error);
+
 /// The number of io_uring_enter(2).
 long io_uring_enter_number(void);
+/// The number of writev(2).
+long writev_number(void);
+/// The number of epoll_ctl(2).
+long epoll_ctl_number(void);
 
 #endif

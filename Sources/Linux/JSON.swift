@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Linux
-
 /// A JSON value to print: the order of an object's members is that in which they are given.
-enum JSON: CustomStringConvertible, ExpressibleByStringLiteral, ExpressibleByBooleanLiteral {
+package enum JSON: CustomStringConvertible, ExpressibleByStringLiteral, ExpressibleByBooleanLiteral {
     case string(String)
     case number(UInt64)
     /// Seconds, rates and the like, with three digits after the point.
@@ -13,21 +11,32 @@ enum JSON: CustomStringConvertible, ExpressibleByStringLiteral, ExpressibleByBoo
     /// A member whose value is nil is left out.
     case object([(String, JSON?)])
 
-    init(stringLiteral value: String) { self = .string(value) }
-    init(booleanLiteral value: Bool) { self = .bool(value) }
+    package init(stringLiteral value: String) { self = .string(value) }
+    package init(booleanLiteral value: Bool) { self = .bool(value) }
 
     /// Several lines, indented by four spaces, as qemu-img prints JSON.
-    var description: String { text(indent: "") }
+    package var description: String { text(indent: "") }
 
-    /// One line.
-    var line: String {
+    /// One line, as qemu-img prints it.
+    package var line: String {
         switch self {
         case .string(let text): Self.quoted(text)
         case .number(let number): "\(number)"
         case .decimal(let number): Self.decimal(number)
         case .bool(let value): "\(value)"
         case .array(let values): "[" + values.map(\.line).joined(separator: ", ") + "]"
-        case .object(let members): "{ " + Self.present(members).map { "\(Self.quoted($0)): \($1.line)" }.joined(separator: ", ") + "}"
+        case .object(let members):
+            "{ " + Self.present(members).map { "\(Self.quoted($0)): \($1.line)" }.joined(separator: ", ") + "}"
+        }
+    }
+
+    /// One line without superfluous spaces, for logs and metrics.
+    package var compact: String {
+        switch self {
+        case .array(let values): "[" + values.map(\.compact).joined(separator: ",") + "]"
+        case .object(let members):
+            "{" + Self.present(members).map { "\(Self.quoted($0)):\($1.compact)" }.joined(separator: ",") + "}"
+        default: line
         }
     }
 

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+internal import Devices
+internal import DiskImage
+internal import Glibc
+internal import GuestMemory
+internal import KVM
+internal import Linux
+internal import Virtio
+
+/// The transports' counters of boots that are over: each board has new ones.
+struct PastCounters: Sendable {
+    struct Counts: Sendable {
+        var requests: UInt64 = 0, kicks: UInt64 = 0, exitKicks: UInt64 = 0, interrupts: UInt64 = 0, errors: UInt64 = 0
+
+        init() {}
+
+        init(_ counters: DeviceCounters) {
+            requests = counters.requests.value
+            kicks = counters.kicks.value
+            exitKicks = counters.exitKicks.value
+            interrupts = counters.interrupts.value
+            errors = counters.errors.value
+        }
+
+        static func + (left: Counts, right: Counts) -> Counts {
+            var sum = left
+            sum.requests &+= right.requests
+            sum.kicks &+= right.kicks
+            sum.exitKicks &+= right.exitKicks
+            sum.interrupts &+= right.interrupts
+            sum.errors &+= right.errors
+            return sum
+        }
+    }
+
+    /// By the device's name.
+    private var counts: [String: Counts] = [:]
+    private(set) var reboots: UInt64 = 0
+
+    subscript(_ device: String) -> Counts { counts[device] ?? Counts() }
+
+    /// A board's boot is over.
+    mutating func add(_ devices: [VirtioSlot]) {
+        for slot in devices {
+            let function = slot.transport.function
+            counts[function.device.name, default: Counts()] = self[function.device.name] + Counts(function.counters)
+        }
+        reboots += 1
+    }
+}
+
+extension Machine {
+    /// Figures of the moment. It asks the kernel for some: not for a vCPU's thread.
+    func metrics(_ reason: String) -> MetricsSnapshot {
+        let board = self.board
+        let past = parts.past.withLock { $0 }
+        var groups: [MetricsSnapshot.Group] = [
+            .init(
+                scope: .machine,
+                values: [
+                    "uptime_seconds": .decimal(Double(TimerFD.now &- parts.created) / 1000), "vcpus": .whole(UInt64(configuration.cpus)),
+                    "reboots": .whole(past.reboots),
+                ]),
+            memoryMetrics, Self.processMetrics,
+        ]
+        for (index, file) in board.counterFiles.enumerated() {
+            guard let counters = try? file?.counters() else { continue }
+            var group = MetricsSnapshot.Group(scope: .vcpu, label: ("vcpu", "\(index)"))
+            for (field, name) in [
+                ("exits", "exits"), ("port_exits", "io_exits"), ("mmio_exits", "mmio_exits"), ("halts", "halt_exits"),
+                ("interrupts", "irq_injections"),
+            ] {
+                if let counter = counters.first(where: { $0.name == name }) { group.values[field] = .whole(counter.value) }
+            }
+            groups.append(group)
+        }
+        for slot in board.devices {
+            let function = slot.transport.function
+            groups += Self.metrics(of: function.device, past[function.device.name] + PastCounters.Counts(function.counters))
+        }
+        return MetricsSnapshot(reason: reason, time: Timestamp.now, machine: configuration.name, groups: groups)
+    }
+
+    private var memoryMetrics: MetricsSnapshot.Group {
+        var group = MetricsSnapshot.Group(scope: .memory, values: ["size_bytes": .whole(memory.size)])
+        if let usage = try? memory.usage() {
+            group.values["resident_bytes"] = .whole(usage.resident)
+            group.values["dirty_bytes"] = .whole(usage.dirty)
+            group.values["transparent_huge_bytes"] = .whole(usage.transparentHuge)
+        }
+        return group
+    }
+
+    private static var processMetrics: MetricsSnapshot.Group {
+        var usage = rusage()
+        // It fails only for a kind of usage that does not exist.
+        _ = unsafe getrusage(RUSAGE_SELF.rawValue, &usage)
+        func seconds(_ time: timeval) -> MetricsSnapshot.Value { .decimal(Double(time.tv_sec) + Double(time.tv_usec) / 1e6) }
+        return .init(
+            scope: .process, values: ["user_cpu_seconds": seconds(usage.ru_utime), "system_cpu_seconds": seconds(usage.ru_stime)])
+    }
+
+    static func metrics(of device: any VirtioDevice, _ counts: PastCounters.Counts) -> [MetricsSnapshot.Group] {
+        let label = ("device", device.name)
+        let totals = device.deviceEvents.totals
+        var groups = [
+            MetricsSnapshot.Group(
+                scope: .device, label: label,
+                values: [
+                    "requests": .whole(counts.requests), "kicks": .whole(counts.kicks), "exit_kicks": .whole(counts.exitKicks),
+                    "interrupts": .whole(counts.interrupts), "errors": .whole(counts.errors),
+                    "events": .byLabel(DeviceEvents.Kind.names.map { ($0, totals[$0] ?? 0) }),
+                ])
+        ]
+        if let disk = device as? BlockDevice {
+            groups.append(.init(scope: .block, label: label, values: metrics(of: disk)))
+            if let remote = disk.remote {
+                groups.append(
+                    .init(
+                        scope: .nbd, label: label,
+                        values: [
+                            "connected": .whole(remote.isConnected ? 1 : 0), "connections_lost": .whole(remote.lost),
+                            "reconnects": .whole(remote.reconnects),
+                        ]))
+            }
+        }
+        if let network = device as? NetworkDevice {
+            groups.append(.init(scope: .network, label: label, values: metrics(of: network)))
+        }
+        return groups
+    }
+
+    private static func metrics(of disk: BlockDevice) -> [String: MetricsSnapshot.Value] {
+        let statistics = disk.statistics
+        return [
+            "size_bytes": .whole(disk.capacity), "reads": .whole(statistics.reads.value), "read_bytes": .whole(statistics.readBytes.value),
+            "writes": .whole(statistics.writes.value), "written_bytes": .whole(statistics.writtenBytes.value),
+            "flushes": .whole(statistics.flushes.value), "discards": .whole(statistics.discards.value),
+            "failures": .whole(statistics.failures.value),
+        ]
+    }
+
+    private static func metrics(of network: NetworkDevice) -> [String: MetricsSnapshot.Value] {
+        let counters = network.counters
+        let receiveDrops: [(String, UInt64?)] = [
+            ("too_long", counters.receiveTooLong.value), ("above_mtu", counters.receiveAboveMTU.value),
+            ("no_driver", counters.receiveWithoutDriver.value), ("link_down", counters.receiveLinkDown.value),
+            ("host_queue", network.hostDrops),
+        ]
+        let sendDrops: [(String, UInt64?)] = [
+            ("malformed", counters.sendMalformed.value), ("link_down", counters.sendLinkDown.value),
+            ("no_memory", counters.sendNoMemory.value), ("host_queue", network.hostSendDrops),
+        ]
+        func byCause(_ drops: [(String, UInt64?)]) -> MetricsSnapshot.Value {
+            .byLabel(drops.compactMap { name, value in value.map { (name, $0) } })
+        }
+        return [
+            "link_up": .whole(network.isLinkUp ? 1 : 0), "received_frames": .whole(counters.receivedFrames.value),
+            "received_bytes": .whole(counters.receivedBytes.value), "sent_frames": .whole(counters.sentFrames.value),
+            "sent_bytes": .whole(counters.sentBytes.value), "receive_drops": byCause(receiveDrops), "send_drops": byCause(sendDrops),
+            "bad_receive_buffers": .whole(counters.badReceiveBuffers.value), "send_waits": .whole(counters.sendWaits.value),
+        ]
+    }
+}

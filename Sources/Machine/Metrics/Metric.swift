@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// A figure that `--metrics` writes. docs/metrics.md documents each; a test holds the two to each other.
+struct Metric: Sendable {
+    /// What a figure is about: an object of the JSON, and a part of the Prometheus name.
+    enum Scope: String, CaseIterable, Sendable {
+        case machine, memory, process
+        /// One object for each vCPU.
+        case vcpu
+        /// One object for each device, with the others in it.
+        case device
+        case block, nbd, network
+
+        /// The path of its object in the JSON.
+        var path: String {
+            switch self {
+            case .machine, .memory, .process: rawValue
+            case .vcpu: "vcpus[]"
+            case .device: "devices[]"
+            case .block, .nbd, .network: "devices[].\(rawValue)"
+            }
+        }
+    }
+
+    /// Names end as Prometheus' conventions have it: what only grows is a counter.
+    enum Kind: String, Sendable { case counter, gauge }
+
+    let scope: Scope
+    /// The member of the JSON object.
+    let field: String
+    let kind: Kind
+    /// For the reader; Prometheus' names have it, too.
+    let help: String
+    /// The label by whose values the figure is divided; the JSON has an object.
+    var label: String?
+
+    /// `swkvm_block_read_bytes_total`.
+    var name: String { "swkvm_\(scope.rawValue)_\(field)" + (kind == .counter ? "_total" : "") }
+    /// `devices[].block.read_bytes`.
+    var path: String { "\(scope.path).\(field)" }
+
+    static let all: [Metric] = machine + memory + process + vcpu + device + block + nbd + network
+
+    private static let machine = [
+        Metric(scope: .machine, field: "uptime_seconds", kind: .gauge, help: "Time since the machine was started."),
+        Metric(scope: .machine, field: "vcpus", kind: .gauge, help: "Virtual CPUs."),
+        Metric(scope: .machine, field: "reboots", kind: .counter, help: "Times that the guest has rebooted."),
+    ]
+    private static let memory = [
+        Metric(scope: .memory, field: "size_bytes", kind: .gauge, help: "Size of the guest's RAM."),
+        Metric(scope: .memory, field: "resident_bytes", kind: .gauge, help: "Guest RAM that is resident in the host's memory."),
+        Metric(scope: .memory, field: "dirty_bytes", kind: .gauge, help: "Resident guest RAM that was written."),
+        Metric(
+            scope: .memory, field: "transparent_huge_bytes", kind: .gauge,
+            help: "Resident guest RAM in transparent huge pages."),
+    ]
+    private static let process = [
+        Metric(
+            scope: .process, field: "user_cpu_seconds", kind: .counter,
+            help: "CPU time of the swkvm process in user mode, including the guest."),
+        Metric(scope: .process, field: "system_cpu_seconds", kind: .counter, help: "CPU time of the swkvm process in kernel mode."),
+    ]
+    private static let vcpu = [
+        Metric(scope: .vcpu, field: "exits", kind: .counter, help: "Exits of the vCPU from guest mode since the last reset, as KVM counts them."),
+        Metric(
+            scope: .vcpu, field: "port_exits", kind: .counter,
+            help: "Exits to user space for port I/O since the last reset, as KVM counts them."),
+        Metric(
+            scope: .vcpu, field: "mmio_exits", kind: .counter,
+            help: "Exits to user space for MMIO since the last reset, as KVM counts them."),
+        Metric(scope: .vcpu, field: "halts", kind: .counter, help: "HLT instructions since the last reset, as KVM counts them."),
+        Metric(scope: .vcpu, field: "interrupts", kind: .counter, help: "Interrupts injected since the last reset, as KVM counts them."),
+    ]
+    private static let device = [
+        Metric(scope: .device, field: "requests", kind: .counter, help: "Requests, or frames, that were completed."),
+        Metric(scope: .device, field: "kicks", kind: .counter, help: "Notifications from the driver."),
+        Metric(
+            scope: .device, field: "exit_kicks", kind: .counter,
+            help: "Notifications that came by an exit to user space instead of an ioeventfd."),
+        Metric(scope: .device, field: "interrupts", kind: .counter, help: "Interrupts to the driver."),
+        Metric(
+            scope: .device, field: "errors", kind: .counter,
+            help: "Requests that failed, frames that were dropped, and virtio rules that the driver broke."),
+        Metric(scope: .device, field: "events", kind: .counter, help: "Events reported to the log, by kind.", label: "kind"),
+    ]
+    private static let block = [
+        Metric(scope: .block, field: "size_bytes", kind: .gauge, help: "Size of the disk."),
+        Metric(scope: .block, field: "reads", kind: .counter, help: "Read requests that succeeded."),
+        Metric(scope: .block, field: "read_bytes", kind: .counter, help: "Bytes read."),
+        Metric(scope: .block, field: "writes", kind: .counter, help: "Write requests that succeeded."),
+        Metric(scope: .block, field: "written_bytes", kind: .counter, help: "Bytes written."),
+        Metric(scope: .block, field: "flushes", kind: .counter, help: "Flush requests that succeeded."),
+        Metric(scope: .block, field: "discards", kind: .counter, help: "Ranges discarded or zeroed."),
+        Metric(scope: .block, field: "failures", kind: .counter, help: "Requests that failed or are not supported."),
+    ]
+    private static let nbd = [
+        Metric(scope: .nbd, field: "connected", kind: .gauge, help: "1 while the server is connected, otherwise 0."),
+        Metric(scope: .nbd, field: "connections_lost", kind: .counter, help: "Connections to the server that were lost."),
+        Metric(scope: .nbd, field: "reconnects", kind: .counter, help: "Connections to the server after the first one."),
+    ]
+    private static let network = [
+        Metric(scope: .network, field: "link_up", kind: .gauge, help: "1 while the guest's link is up, otherwise 0."),
+        Metric(scope: .network, field: "received_frames", kind: .counter, help: "Frames delivered to the guest."),
+        Metric(scope: .network, field: "received_bytes", kind: .counter, help: "Bytes of the frames delivered to the guest."),
+        Metric(scope: .network, field: "sent_frames", kind: .counter, help: "Frames of the guest delivered to the host."),
+        Metric(scope: .network, field: "sent_bytes", kind: .counter, help: "Bytes of the frames of the guest delivered to the host."),
+        Metric(
+            scope: .network, field: "receive_drops", kind: .counter, help: "Frames for the guest that were dropped, by cause.",
+            label: "cause"),
+        Metric(
+            scope: .network, field: "send_drops", kind: .counter, help: "Frames of the guest that were dropped, by cause.", label: "cause"),
+        Metric(
+            scope: .network, field: "bad_receive_buffers", kind: .counter,
+            help: "Receive buffers of the driver that are read-only, or too short for a header."),
+        Metric(
+            scope: .network, field: "send_waits", kind: .counter,
+            help: "Times the device waited because the TAP's queue was full; no frame is lost by it."),
+    ]
+}
