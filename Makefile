@@ -4,26 +4,26 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := all
 
-# Where the guest's ELF and swkvm's binary come from.
+# The guest's ELF file and swkvm's binary.
 GUEST  := guests/kernel/build/guest.elf
 BINARY := build/swkvm
 
 SWIFT  ?= swift
-# A static binary: no Swift or C library is needed where it runs. It names its sources without the directory that they are in, and SwiftPM has the
-# libraries in one order, which it takes from a hash table; what strip takes out besides are hashes of the compiler's arguments and of the debug
-# information, in which that directory still counts. `make reproducible` shows that one commit gives one binary.
+# A static binary: it needs no Swift or C library at run time. For reproducible builds it refers to its sources without their directory, the order of
+# the libraries, which SwiftPM takes from a hash table, is fixed, and strip removes hashes of the compiler's arguments and of the debug information,
+# which still depend on that directory. `make reproducible` checks that one commit gives one binary.
 STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections \
 	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=.
-# `make release TLS=yes`: 3 MB more, for remote disks over TLS.
+# `make release TLS=yes` supports remote disks over TLS, and adds 3 MB.
 ifeq ($(TLS),yes)
 STATIC  += -Xcc -DSWKVM_STATIC_TLS $(addprefix -Xlinker -l,gnutls hogweed nettle gmp tasn1 idn2 unistring)
 TLS_PACKAGES := libgnutls28-dev nettle-dev libgmp-dev libtasn1-6-dev libidn2-dev libunistring-dev
 endif
-# Which archives were linked, and for what: the list of packages is held to it.
+# Lists the linked archives and the reason for each: a test compares the list of packages with it.
 RELEASE := $(STATIC) -Xlinker --why-extract=$(CURDIR)/build/generated/extracted.txt --product swkvm
 BENCH   := $(STATIC) --product swkvm-bench
 
-# Debian packages, by what needs them. Both packages of gdb do, but not beside each other.
+# Debian packages, by use. Either of gdb's two packages will do; they cannot be installed together.
 GDB            := $(if $(shell command -v gdb),,gdb-minimal)
 BUILD_PACKAGES := liburing-dev zlib1g-dev libzstd-dev libnbd-dev libssl-dev $(TLS_PACKAGES)
 RUN_PACKAGES   := qemu-utils iproute2 iputils-ping
@@ -45,7 +45,7 @@ help: ## shows this list
 guest: packages-build ## builds the bundled guest kernel
 	@$(MAKE) --no-print-directory -C guests/kernel
 
-# The assembler puts the guest into the binary, and SwiftPM does not know of it: a newer guest makes its source newer.
+# The assembler includes the guest in the binary, but SwiftPM does not know this dependency: a newer guest touches the source file.
 release: guest ## builds the static binary build/swkvm
 	@if [ $(GUEST) -nt Sources/BundledGuest/guest.S ]; then touch Sources/BundledGuest/guest.S; fi
 	@.ci/components $(TLS)
