@@ -71,7 +71,7 @@ struct VirtioSlot: Sendable {
             }
             return try BlockDevice(
                 name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
-                events: events(log, configuration))
+                events: events(log, configuration), onError: configuration.onDiskError)
         } catch { throw .disk(opened.explain(error, opening: disk.path)) }
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 public import ArgumentParser
+public import Devices
 public import Machine
 
 /// `--on-reboot`.
@@ -10,6 +11,7 @@ enum RebootArgument: String, ExpressibleByArgument, CaseIterable {
     var action: Configuration.OnReboot { self == .restart ? .restart : .exit }
 }
 
+extension DiskErrorPolicy: ExpressibleByArgument {}
 extension Configuration.Metrics.Format: ExpressibleByArgument {}
 
 /// `--stop-timeout`.

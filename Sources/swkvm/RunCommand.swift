@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import ArgumentParser
+internal import Devices
 internal import GuestMemory
 internal import Logging
 internal import Machine
@@ -13,7 +14,7 @@ struct RunCommand: ParsableCommand {
         discussion: """
             Without --kernel, the bundled guest boots to a prompt; swkvm does not boot from disks. The terminal is the guest's serial port; \
             Ctrl-A x ends the machine, Ctrl-A h lists the other keys. SIGINT, SIGTERM and SIGHUP ask the guest to power off; a second signal, \
-            at least a second later, ends the machine.
+            at least a second later, ends the machine. SIGUSR1 writes --metrics.
 
             EXAMPLES
               swkvm run --mem 2G --hugepages
@@ -172,6 +173,15 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            """
+            What the guest gets when the host fails a request of a disk: report gives it an I/O error; ignore tells it that the request \
+            succeeded, which loses data. (default: report)
+            """,
+            valueName: "what"))
+    var onDiskError = DiskErrorPolicy.report
+
+    @Option(
+        help: ArgumentHelp(
             "Write all counters of the machine to a file at the end and on SIGUSR1, as --metrics-format says.", valueName: "path"),
         completion: .file())
     var metrics: String?
@@ -248,6 +258,7 @@ struct RunCommand: ParsableCommand {
         machine.debugger = gdb?.place
         machine.onReboot = onReboot.action
         machine.stopTimeout = stopTimeout?.timeout ?? .automatic
+        machine.onDiskError = onDiskError
         machine.metrics = metrics.map { Configuration.Metrics(path: $0, format: metricsFormat ?? .json, interval: metricsInterval) }
         machine.countsExits = trace.contains(.exits)
         return machine

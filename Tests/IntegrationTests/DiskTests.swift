@@ -241,6 +241,25 @@ import Testing
         try machine.powerOff()
     }
 
+    /// For disks whose contents do not matter. The host's log and the metrics have it.
+    @Test(arguments: ["raw", "qcow2"]) func anIgnoredErrorIsASuccessForTheGuest(format: String) throws {
+        let mount = directory("mount"), metrics = directory("metrics.prom")
+        let script = """
+            mkdir -p '\(mount)'
+            mount -t tmpfs -o size=1M none '\(mount)'
+            qemu-img create -q -f \(format) '\(mount)/disk.\(format)' 4M
+            exec '\(Host.swkvm)' run --mem 64M --on-disk-error ignore --disk '\(mount)/disk.\(format)' \
+                --metrics '\(metrics)' --metrics-format prometheus
+            """
+        let machine = try Program(["unshare", "-m", "sh", "-euc", script], input: .pipe)
+        try machine.wait(for: Program.prompt)
+        #expect(try machine.ask("write vda 1000 pattern 4000") == ["written"])
+        try machine.waitForError("No space left on device")
+        try machine.waitForError("; ignored: the guest is told that the request has succeeded")
+        try machine.powerOff()
+        #expect(try shell("grep -c '^swkvm_block_ignored_errors_total{.*} [1-9]' '\(metrics)'") == "1\n")
+    }
+
     /// The host learns what is wrong with an image, once, and not only the guest.
     @Test func aDamagedImageIsReported() throws {
         // Where qemu-img puts the first L2 table: its first entry then names a byte that no cluster begins at.

@@ -41,21 +41,23 @@ public final class BlockDevice: VirtioDevice {
     ///   - queueSize: of each, a power of two, 2 … 1024.
     ///   - usesRing: false does without io_uring.
     ///   - events: Receives the device's events for the log.
+    ///   - onError: what the guest gets when the host fails a request.
     public convenience init(
         name: String, image: consuming DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true,
-        events: DeviceEvents = .none
+        events: DeviceEvents = .none, onError: DiskErrorPolicy = .report
     ) throws(DiskImageError) {
         let queues = min(max(queues, 1), Self.maximumQueues)
         // An image that one queue has for itself needs no lock.
         let shared = queues == 1 ? SharedImage(exclusive: image) : SharedImage(image)
         try self.init(
-            name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing, events: events)
+            name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing, events: events,
+            onError: onError)
     }
 
     /// - Parameter shared: the image, for as many engines as there are queues.
     init(
         name: String, shared: SharedImage, serial: String? = nil, queues: Int, queueSize: UInt16, usesRing: Bool,
-        events: DeviceEvents = .none
+        events: DeviceEvents = .none, onError: DiskErrorPolicy = .report
     ) throws(DiskImageError) {
         let path = shared.path
         let queueSize = min(max(queueSize, 2), 1024)
@@ -74,7 +76,7 @@ public final class BlockDevice: VirtioDevice {
             let disk = try DiskEngine(shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing, share: queues)
             let engine = BlockEngine(
                 disk, queue: index, queueSize: Int(queueSize), capacity: size, largestTransfer: contents.largestTransfer, isReadOnly: isReadOnly,
-                serial: serial, cache: cache, statistics: statistics, events: events)
+                serial: serial, cache: cache, statistics: statistics, events: events, onError: onError)
             do {
                 workers.append(try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine, events: events))
             } catch {
@@ -149,6 +151,8 @@ public final class BlockStatistics: Sendable {
     public let flushes = DeviceCounters.Counter()
     /// DISCARD and WRITE_ZEROES.
     public let discards = DeviceCounters.Counter()
+    /// Errors that the guest was not told of.
+    public let ignored = DeviceCounters.Counter()
     /// Requests that ended as IOERR or UNSUPP.
     public let failures = DeviceCounters.Counter()
 

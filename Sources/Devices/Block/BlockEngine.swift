@@ -24,6 +24,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private let cache: WriteCache
     private let statistics: BlockStatistics
     private let events: DeviceEvents
+    private let onError: DiskErrorPolicy
 
     /// The number of the queue.
     private let index: Int
@@ -50,8 +51,10 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     init(
         _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: UInt64, largestTransfer: UInt64, isReadOnly: Bool, serial: String,
-        cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents
+        cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents,
+        onError: DiskErrorPolicy
     ) {
+        self.onError = onError
         self.events = events
         self.disk = disk
         self.index = index
@@ -253,10 +256,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func finish(_ completion: DiskCompletion) {
         let slot = completion.request
         guard let request = pending[slot] else { return }
-        if completion.error != 0 {
-            report(completion)
-            return finish(slot, .ioError)
-        }
+        if completion.error != 0, !isIgnored(completion) { return finish(slot, .ioError) }
         switch completion.operation {
         case .read:
             statistics.reads.add()
@@ -277,13 +277,21 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         disk.start(slot, .flush, offset: 0, length: 0)
     }
 
-    /// Reports what the host, or the image, has refused.
-    private func report(_ completion: DiskCompletion) {
+    /// Reports what the host, or the image, has refused. Returns whether the guest is not to know.
+    private func isIgnored(_ completion: DiskCompletion) -> Bool {
         // A write to a read-only disk is the driver's mistake.
-        if completion.error == EROFS, isReadOnly { return }
+        if completion.error == EROFS, isReadOnly { return false }
+        let consequence: String
+        switch onError {
+        case .report: consequence = "the guest gets an I/O error"
+        case .ignore:
+            statistics.ignored.add()
+            consequence = "ignored: the guest is told that the request has succeeded"
+        }
         let kind: DeviceEvents.Kind =
             completion.isDamage ? .damage : .hostError(operation: completion.operation.rawValue, errno: completion.error)
-        events.report(kind, .error, "\(disk.failure(of: completion).map { "\($0)" } ?? ""); the guest gets an I/O error")
+        events.report(kind, .error, "\(disk.failure(of: completion).map { "\($0)" } ?? ""); \(consequence)")
+        return onError == .ignore
     }
 
     /// The one end of every request that has a slot: status, used length, slot.

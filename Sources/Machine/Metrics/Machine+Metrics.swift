@@ -138,6 +138,7 @@ extension Machine {
             "size_bytes": .whole(disk.capacity), "reads": .whole(statistics.reads.value), "read_bytes": .whole(statistics.readBytes.value),
             "writes": .whole(statistics.writes.value), "written_bytes": .whole(statistics.writtenBytes.value),
             "flushes": .whole(statistics.flushes.value), "discards": .whole(statistics.discards.value),
+            "ignored_errors": .whole(statistics.ignored.value),
             "failures": .whole(statistics.failures.value),
         ]
     }

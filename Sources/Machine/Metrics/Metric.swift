@@ -91,6 +91,9 @@ struct Metric: Sendable {
         Metric(scope: .block, field: "written_bytes", kind: .counter, help: "Bytes written."),
         Metric(scope: .block, field: "flushes", kind: .counter, help: "Flush requests that succeeded."),
         Metric(scope: .block, field: "discards", kind: .counter, help: "Ranges discarded or zeroed."),
+        Metric(
+            scope: .block, field: "ignored_errors", kind: .counter,
+            help: "Errors that the guest was not told of (--on-disk-error ignore)."),
         Metric(scope: .block, field: "failures", kind: .counter, help: "Requests that failed or are not supported."),
     ]
     private static let nbd = [
