@@ -13,25 +13,25 @@ extension DiskImage {
     /// How many files a commit synchronises; their numbers are those of ``descriptor(_:)``.
     var writtenFiles: Int {
         // Only VMDK has several, and then nothing is under it.
-        unsafe format == .vmdk ? layers.count : 1
+        format == .vmdk ? layers.count : 1
     }
 
     /// How the start of a range is written; `search.file` becomes the number of the file that this is about.
     func target(
         _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, sequence: UInt64, _ calls: FileCalls, _ search: inout Search
     ) -> WriteTarget {
-        // `layers[0]` is there in every image, and only the topmost is written.
+        // Only the topmost is written.
         search.file = 0
         let metadata = metadataFile(0, calls)
-        if unsafe layers[0].qcow2 != nil {
-            return unsafe layers[0].qcow2?.target(operation, offset, length, diskSize: size, sequence: sequence, metadata) ?? .unresolved(.failed(EROFS))
+        if layers[0].qcow2 != nil {
+            return layers[0].qcow2?.target(operation, offset, length, diskSize: size, sequence: sequence, metadata) ?? .unresolved(.failed(EROFS))
         }
         guard let place = piece(at: offset) else { return .unresolved(.failed(EROFS)) }
         search.file = place.file
         let length = min(length, place.length)
-        if unsafe layers[place.file].blocks == nil { return .inPlace(offset: place.offset, length: length) }
+        if layers[place.file].blocks == nil { return .inPlace(offset: place.offset, length: length) }
         let file = metadataFile(place.file, calls)
-        return switch unsafe layers[place.file].blocks?.target(operation, place.offset, length, file) {
+        return switch layers[place.file].blocks?.target(operation, place.offset, length, file) {
         case .unresolved(.load(var load)):
             { load.layer = place.file; return .unresolved(.load(load)) }()
         case let target?: target
@@ -46,10 +46,10 @@ extension DiskImage {
         }
         if case let lost?? = lost { reportLostBitmaps(lost.names) }
         // An ID that links to this image keep, by which they would see that it has changed.
-        let place = unsafe layers[0].contentIDPlace
+        let place = layers[0].contentIDPlace
         if place != 0 {
             try metadataFile(0, calls).write(VMDKDescriptor.newContentID(), at: place)
-            unsafe layers[0].contentIDPlace = 0
+            layers[0].contentIDPlace = 0
         }
     }
 
@@ -67,26 +67,26 @@ extension DiskImage {
         if let run { return run }
         guard let place = piece(at: offset) else { throw .failed(EROFS) }
         let file = metadataFile(place.file, calls)
-        let blocks = try unsafe layers[place.file].blocks?.allocate(count, at: place.offset, file)
+        let blocks = try layers[place.file].blocks?.allocate(count, at: place.offset, file)
         guard let blocks else { throw .failed(EROFS) }
         return blocks
     }
 
     /// The byte of the file where new clusters begin.
     func place(of run: ClusterRun, _ file: Int) -> UInt64 {
-        unsafe layers[file].blocks?.place(of: run) ?? run.first * (clusterSize ?? 0)
+        layers[file].blocks?.place(of: run) ?? run.first * (clusterSize ?? 0)
     }
 
     /// New clusters have been written: they are the disk's from `offset` on.
     func link(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         withMetadata { $0.link(run, at: offset, sequence: sequence) }
-        if let place = piece(at: offset) { unsafe layers[place.file].blocks?.link(run, at: place.offset) }
+        if let place = piece(at: offset) { layers[place.file].blocks?.link(run, at: place.offset) }
     }
 
     /// New clusters could not be written.
     func abandon(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         withMetadata { $0.abandon(run, at: offset, sequence: sequence) }
-        if let place = piece(at: offset) { unsafe layers[place.file].blocks?.abandon(run, at: place.offset) }
+        if let place = piece(at: offset) { layers[place.file].blocks?.abandon(run, at: place.offset) }
     }
 
     // MARK: - Commits
@@ -94,19 +94,19 @@ extension DiskImage {
     /// While a commit has written what counts clusters and not yet what refers to them, the mapping does not change.
     var isLocked: Bool {
         if let isLocked = withMetadata({ $0.isLocked }) { return isLocked }
-        return unsafe layers.indices.contains { unsafe layers[$0].blocks?.isLocked ?? false }
+        return layers.indices.contains { layers[$0].blocks?.isLocked ?? false }
     }
 
     func unlock() {
         withMetadata { $0.isLocked = false }
-        for file in unsafe layers.indices { unsafe layers[file].blocks?.isLocked = false }
+        for file in layers.indices { layers[file].blocks?.isLocked = false }
     }
 
     /// Why nothing can be written any more, an errno value, or 0.
     var failure: Int32 {
         if let failure = withMetadata({ $0.failure }) { return failure }
-        for file in unsafe layers.indices {
-            if let failure = unsafe layers[file].blocks?.failure, failure != 0 { return failure }
+        for file in layers.indices {
+            if let failure = layers[file].blocks?.failure, failure != 0 { return failure }
         }
         return 0
     }
@@ -114,7 +114,7 @@ extension DiskImage {
     /// Nothing can be written any more, for a reason that has an errno value.
     func failWriting(_ error: Int32) {
         withMetadata { $0.failure = error }
-        for file in unsafe layers.indices { unsafe layers[file].blocks?.failure = error }
+        for file in layers.indices { layers[file].blocks?.failure = error }
     }
 
     /// Writes what has to be durable before the mapping is written, and locks the mapping. Returns whether there is any such thing.
@@ -130,7 +130,7 @@ extension DiskImage {
         }
         if let needsBarrier { return needsBarrier }
         var isAny = false
-        for file in unsafe layers.indices where unsafe try layers[file].blocks?.beginCommit(metadataFile(file, calls)) == true { isAny = true }
+        for file in layers.indices where try layers[file].blocks?.beginCommit(metadataFile(file, calls)) == true { isAny = true }
         return isAny
     }
 
@@ -151,7 +151,7 @@ extension DiskImage {
             if qcow2.isLocked { qcow2.refcounts?.needsBarrier = false }
             try qcow2.writeMapping(metadata)
         }
-        for file in unsafe layers.indices { try unsafe layers[file].blocks?.writeMapping(metadataFile(file, calls)) }
+        for file in layers.indices { try layers[file].blocks?.writeMapping(metadataFile(file, calls)) }
     }
 
     /// The mapping is durable: what it no longer refers to is given back. Failing costs space and nothing else.
@@ -171,7 +171,7 @@ extension DiskImage {
     func close(_ calls: FileCalls) {
         let metadata = metadataFile(0, calls), data = MetadataFile(calls: calls, number: dataDescriptor(0))
         _ = try? withMetadata { qcow2 throws(MetadataError) in try qcow2.close(metadata, data) }
-        for file in unsafe layers.indices { _ = try? unsafe layers[file].blocks?.close(metadataFile(file, calls)) }
+        for file in layers.indices { _ = try? layers[file].blocks?.close(metadataFile(file, calls)) }
     }
 
     private func metadataFile(_ file: Int, _ calls: FileCalls) -> MetadataFile {
@@ -182,21 +182,21 @@ extension DiskImage {
 
     /// Where an offset of the topmost image's disk is; nil when nothing can be written there, or clusters of qcow2 say.
     private func piece(at offset: UInt64) -> (file: Int, offset: UInt64, length: UInt64)? {
-        guard unsafe layers[0].qcow2 == nil else { return nil }
-        if unsafe layers[0].pieces.isEmpty { return (0, offset, size - offset) }
-        guard let piece = unsafe DiskPiece.containing(offset, layers[0].pieces), let file = piece.file else { return nil }
+        guard layers[0].qcow2 == nil else { return nil }
+        if layers[0].pieces.isEmpty { return (0, offset, size - offset) }
+        guard let piece = DiskPiece.containing(offset, layers[0].pieces), let file = piece.file else { return nil }
         return (file, piece.place &+ (offset - piece.start), piece.end - offset)
     }
 
     /// ``locate(_:_:)`` for a disk in several files.
     func locatePiece(_ offset: UInt64, _ search: inout Search) -> RangeLookup {
         // The layer is one of the chain; files of pieces are the image's.
-        guard let piece = unsafe DiskPiece.containing(offset, layers[search.layer].pieces) else { return .zero(length: search.limit) }
+        guard let piece = DiskPiece.containing(offset, layers[search.layer].pieces) else { return .zero(length: search.limit) }
         search.limit = min(search.limit, piece.end - offset)
         guard let file = piece.file else { return .zero(length: search.limit) }
         search.file = file
         let place = piece.place &+ (offset - piece.start)
-        return unsafe layers[file].blocks?.locate(place, search.limit, &search.compressedEntry) ?? .data(offset: place, length: search.limit)
+        return layers[file].blocks?.locate(place, search.limit, &search.compressedEntry) ?? .data(offset: place, length: search.limit)
     }
 }
 

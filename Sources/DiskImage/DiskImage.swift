@@ -7,16 +7,17 @@ package import Linux
 /// An open disk image: a file, or a chain of files each of which holds what differs from the next.
 ///
 /// The image knows how its contents are stored and does no I/O itself once it is open; a ``DiskEngine`` does.
-/// It belongs to one thread at a time; several engines pass it on by the lock of a ``SharedImage``.
-@safe public struct DiskImage: ~Copyable, @unchecked Sendable {
+///
+/// It has one owner, which passes it on as a whole and uses it in one thread at a time: hence `Sendable`. Several engines have it by the lock of
+/// a ``SharedImage``. Its files are closed, and their locks released, with the last reference.
+public final class DiskImage: @unchecked Sendable {
     /// The most images on top of each other.
     public static let maximumChainLength = 64
     /// The most bytes of a disk.
     public static let maximumSize: UInt64 = 1 << 62
 
-    // The one layer of each file, never none: those of the chain, topmost first, then the extents of a VMDK image. Only the holder of the image
-    // touches them: hence `Sendable`.
-    let layers: Layers
+    /// The one layer of each file, never none: those of the chain, topmost first, then the extents of a VMDK image.
+    let layers: Slab<Layer>
 
     /// The path that the user gave.
     public let path: String
@@ -24,7 +25,7 @@ package import Linux
     public let format: ImageFormat
     /// Bytes of the disk, a multiple of 512. A size that is none is rounded up: the rest of the last sector reads as zeroes
     /// and, in a raw file, can be written.
-    public var size: UInt64 { unsafe (layers[0].size &+ 511) & ~511 }
+    public var size: UInt64 { (layers[0].size &+ 511) & ~511 }
     public let isReadOnly: Bool
     /// The unit of the format's own making, or nil: a cluster of qcow2, a block of VDI, a grain of VMDK, ….
     public let clusterSize: UInt64?
@@ -69,40 +70,21 @@ package import Linux
         var cipher: SectorCipher?
         /// The data is encrypted and nobody has given a key.
         var isSealed = false
-    }
 
-    /// The layers of an image, at one place. Their address comes first, in here and in the image: ThreadSanitizer's part of the compiler (6.3) takes the
-    /// first word of a value for the address of what is changed by way of it.
-    @unsafe struct Layers {
-        private let start: UnsafeMutablePointer<Layer>
-        let count: Int
-
-        /// Takes over what is initialised, of which there is at least one.
-        init(_ layers: UnsafeMutableBufferPointer<Layer>) {
-            unsafe start = layers.baseAddress!
-            unsafe count = layers.count
-        }
-
-        var indices: Range<Int> { unsafe 0..<count }
-
-        /// A layer, in place. The index is one of ``indices``.
-        subscript(index: Int) -> Layer {
-            unsafeAddress {
-                unsafe assert(indices.contains(index))
-                // Below the count.
-                return unsafe UnsafePointer(start + index)
-            }
-            nonmutating unsafeMutableAddress {
-                unsafe assert(indices.contains(index))
-                // As above.
-                return unsafe start + index
+        /// Bytes of a cluster of qcow2.
+        var clusterSize: UInt64? {
+            switch qcow2 {
+            case .some(let qcow2): qcow2.header.clusterSize
+            case nil: nil
             }
         }
 
-        /// They are not used any more.
-        func destroy() {
-            unsafe start.deinitialize(count: count)
-            unsafe start.deallocate()
+        /// Bytes of a block of another format that has them.
+        var blockSize: UInt64? {
+            switch blocks {
+            case .some(let blocks): blocks.layout.blockSize
+            case nil: nil
+            }
         }
     }
 
@@ -113,16 +95,16 @@ package import Linux
     /// names are relative to the directory of the image above, and lead to where ``DiskImageOptions/namedFiles`` allows.
     ///
     /// A name that is the address of a remote disk (`nbd://…`) is connected to: the path, or that of a backing file.
-    public init(path: String, options: DiskImageOptions = DiskImageOptions()) throws(DiskImageError) {
+    public convenience init(path: String, options: DiskImageOptions = DiskImageOptions()) throws(DiskImageError) {
         try self.init(path: path, options: options, remote: nil)
     }
 
     /// A remote disk over a socket that is connected to its server: there is no other when that one is lost.
-    package init(path: String, options: DiskImageOptions, socket: consuming FileDescriptor) throws(DiskImageError) {
+    package convenience init(path: String, options: DiskImageOptions, socket: consuming FileDescriptor) throws(DiskImageError) {
         try self.init(path: path, options: options, remote: NBDDisk(path: path, socket: socket))
     }
 
-    init(path: String, options: DiskImageOptions, remote: NBDDisk?) throws(DiskImageError) {
+    convenience init(path: String, options: DiskImageOptions, remote: NBDDisk?) throws(DiskImageError) {
         try self.init(path: path, FormatChoice(options.format, of: path, option: options.formatOption), options: options, remote: remote)
     }
 
@@ -146,14 +128,10 @@ package import Linux
         report = options.report
         repair = chain.repair
         vhdSizes = chain.vhdSizes
-        clusterSize = unsafe chain.layers[0].qcow2?.header.clusterSize ?? chain.blockSize
+        clusterSize = chain.layers[0].clusterSize ?? chain.blockSize
         chainLength = chain.chainLength
         self.remote = chain.remote
-        unsafe layers = Layers(chain.take())
-    }
-
-    deinit {
-        unsafe layers.destroy()
+        layers = chain.take()
     }
 
     /// The most engines at a time: a remote disk, whatever stands on it, has one connection, which one engine looks after.
@@ -161,25 +139,23 @@ package import Linux
 
     /// The files that make up the image, topmost first.
     public var files: [String] {
-        unsafe layers.indices.flatMap { index in
-            // Indices of the buffer's own.
-            switch unsafe layers[index].dataFile {
-            case .some(let dataFile): unsafe [layers[index].file.path, dataFile.path]
-            case nil: unsafe [layers[index].file.path]
+        layers.indices.flatMap { index in
+            switch layers[index].dataFile {
+            case .some(let dataFile): [layers[index].file.path, dataFile.path]
+            case nil: [layers[index].file.path]
             }
         }
     }
 
     /// How many files have a number: those of the chain, and extents.
-    var fileCount: Int { unsafe layers.count }
+    var fileCount: Int { layers.count }
 
     /// The files with the disk's data, by their number.
     var dataFiles: [String] {
-        unsafe layers.indices.map { index in
-            // Indices of the buffer's own.
-            switch unsafe layers[index].dataFile {
+        layers.indices.map { index in
+            switch layers[index].dataFile {
             case .some(let dataFile): dataFile.path
-            case nil: unsafe layers[index].file.path
+            case nil: layers[index].file.path
             }
         }
     }
@@ -187,35 +163,33 @@ package import Linux
     /// Bytes that the files take on the host's disk.
     func allocated() throws(DiskImageError) -> UInt64 {
         var sum: UInt64 = 0
-        // Indices of the buffer's own.
-        for index in unsafe layers.indices { sum &+= try unsafe layers[index].file.allocated() }
+        for index in layers.indices { sum &+= try layers[index].file.allocated() }
         return sum
     }
 
     /// Which files those are, whatever their names, in the order of ``files``.
     var identities: [ImageFile.Identity] {
-        unsafe layers.indices.flatMap { index in
-            // Indices of the buffer's own.
-            switch unsafe layers[index].dataFile {
-            case .some(let dataFile): unsafe [layers[index].file.identity, dataFile.identity]
-            case nil: unsafe [layers[index].file.identity]
+        layers.indices.flatMap { index in
+            switch layers[index].dataFile {
+            case .some(let dataFile): [layers[index].file.identity, dataFile.identity]
+            case nil: [layers[index].file.identity]
             }
         }
     }
 
     /// The path of a file by its number, of that with the data where an image keeps them outside.
     func path(ofFile index: Int) -> String {
-        guard unsafe layers.indices.contains(index) else { return path }
-        switch unsafe layers[index].dataFile {
+        guard layers.indices.contains(index) else { return path }
+        switch layers[index].dataFile {
         case .some(let dataFile): return dataFile.path
-        case nil: return unsafe layers[index].file.path
+        case nil: return layers[index].file.path
         }
     }
 
     /// The path of a file with metadata by its number.
     private func path(ofMetadata index: Int) -> String {
-        guard unsafe layers.indices.contains(index) else { return path }
-        return unsafe layers[index].file.path
+        guard layers.indices.contains(index) else { return path }
+        return layers[index].file.path
     }
 
     func path(of access: FailedAccess) -> String { access.isMetadata ? path(ofMetadata: access.file) : path(ofFile: access.file) }
@@ -224,17 +198,17 @@ package import Linux
     func refusedAccess(of error: Int32) -> FailedAccess? { error == EIO && damage != nil ? nil : failures.access(of: error) }
 
     /// The topmost file, for what it names.
-    var namer: NamingImage { unsafe NamingImage(layers[0].file) }
+    var namer: NamingImage { NamingImage(layers[0].file) }
 
     /// The first damage found while the image was used.
     public var damage: DiskImageError? {
-        for index in unsafe layers.indices {
-            if let (damage, offset) = unsafe layers[index].qcow2?.damage {
-                return unsafe .invalid(path: layers[index].file.path, reason: "\(damage) (at byte \(offset) of the disk)")
+        for index in layers.indices {
+            if let (damage, offset) = layers[index].qcow2?.damage {
+                return .invalid(path: layers[index].file.path, reason: "\(damage) (at byte \(offset) of the disk)")
             }
-            if let (damage, offset) = unsafe layers[index].blocks?.damage {
+            if let (damage, offset) = layers[index].blocks?.damage {
                 let whose = index < chainLength ? "disk" : "extent"
-                return unsafe .invalid(path: layers[index].file.path, reason: "\(damage) (at byte \(offset) of the \(whose))")
+                return .invalid(path: layers[index].file.path, reason: "\(damage) (at byte \(offset) of the \(whose))")
             }
         }
         return nil
@@ -257,16 +231,15 @@ package import Linux
     /// How the range of `search.limit` bytes from `offset` begins. ``RangeLookup/data(offset:length:)`` and loads are about
     /// the file `search.file`. The range is inside the disk and not empty.
     func locate(_ offset: UInt64, _ search: inout Search) -> RangeLookup {
-        // Layers are reached through the buffer, in place: no copies, no reference counts. Indices are below its count.
         while search.layer < chainLength {
-            let size = unsafe layers[search.layer].size
+            let size = layers[search.layer].size
             // A backing file may be shorter than what stands on it; the end of a last sector belongs to the disk.
             let end = search.layer == 0 ? self.size : size
             guard offset < end else { return .zero(length: search.limit) }
             search.limit = min(search.limit, end - offset)
             search.file = search.layer
-            let isWhole = unsafe layers[search.layer].pieces.isEmpty
-            switch unsafe isWhole ? layers[search.layer].locate(offset, search.limit, &search.compressedEntry) : locatePiece(offset, &search) {
+            let isWhole = layers[search.layer].pieces.isEmpty
+            switch isWhole ? layers[search.layer].locate(offset, search.limit, &search.compressedEntry) : locatePiece(offset, &search) {
             case .unallocated(let length):
                 search.limit = length
                 search.layer += 1
@@ -284,91 +257,97 @@ package import Linux
     /// until the load is finished nobody else touches its slot.
     func decompress(_ load: inout MetadataLoad, bytes: Int) {
         guard load.kind == .compressedCluster else { return }
-        unsafe load.isIntact = layers[load.layer].qcow2?.decompress(load, bytes) ?? layers[load.layer].blocks?.decompress(load, bytes)
+        load.isIntact = layers[load.layer].qcow2?.decompress(load, bytes) ?? layers[load.layer].blocks?.decompress(load, bytes)
     }
 
     /// A load has ended; the answer is what became of it, an errno value: what was read may be too short or broken.
     @discardableResult
     func complete(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
-        if let outcome = unsafe layers[load.layer].qcow2?.complete(load, bytes: bytes, error: error) { return outcome }
-        return unsafe layers[load.layer].blocks?.complete(load, bytes: bytes, error: error) ?? error
+        if let outcome = layers[load.layer].qcow2?.complete(load, bytes: bytes, error: error) { return outcome }
+        return layers[load.layer].blocks?.complete(load, bytes: bytes, error: error) ?? error
     }
 
     func unpin(_ load: MetadataLoad) {
-        unsafe layers[load.layer].qcow2?.unpin(load)
-        unsafe layers[load.layer].blocks?.unpin(load)
+        layers[load.layer].qcow2?.unpin(load)
+        layers[load.layer].blocks?.unpin(load)
     }
 
     /// What is done to the metadata of the topmost image; nothing in one without.
     func withMetadata<Answer: ~Copyable, Failure: Error>(_ body: (inout QCOW2Image) throws(Failure) -> Answer) throws(Failure) -> Answer? {
-        guard unsafe layers[0].qcow2 != nil else { return nil }
-        return try unsafe body(&layers[0].qcow2!)
+        guard layers[0].qcow2 != nil else { return nil }
+        return try body(&layers[0].qcow2!)
     }
 
     /// Bytes that the disk has by its format, which need not be whole sectors.
     var exactSize: UInt64 {
         if let header { return header.size }
-        return unsafe format == .raw ? layers[0].file.size : layers[0].size
+        return format == .raw ? layers[0].file.size : layers[0].size
     }
 
     /// Bytes of the disk of the topmost backing file; 0 without one.
-    var backingSize: UInt64 { unsafe chainLength > 1 ? layers[1].size : 0 }
+    var backingSize: UInt64 { chainLength > 1 ? layers[1].size : 0 }
 
-    var isRegularFile: Bool { unsafe layers[0].file.isRegular }
+    var isRegularFile: Bool { layers[0].file.isRegular }
 
     /// The header of the topmost image as the file has it now.
     func readHeader() throws(DiskImageError) -> QCOW2Header {
-        // `layers[0]` is there in every image.
-        try unsafe layers[0].file.measure()
-        return try unsafe QCOW2Header(layers[0].file)
+        try layers[0].file.measure()
+        return try QCOW2Header(layers[0].file)
     }
 
     /// Reads the topmost image's metadata anew, which somebody has replaced in the file. What could not be written any more cannot be afterwards.
     /// - Parameter size: bytes of the disk, if it is not yet what the file says.
     func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
-        // `layers[0]` is there in every image.
-        try unsafe layers[0].file.measure()
+        try layers[0].file.measure()
         guard format == .qcow2 else {
             // Nothing else than a raw image is changed so.
-            unsafe layers[0].size = (layers[0].file.size &+ 511) & ~511
+            layers[0].size = (layers[0].file.size &+ 511) & ~511
             return
         }
-        try unsafe layers[0].dataFile?.measure()
-        var qcow2 = try unsafe QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
+        try layers[0].dataFile?.measure()
+        var qcow2 = try QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
         qcow2.failure = failure
-        unsafe layers[0].size = qcow2.header.size
-        unsafe layers[0].qcow2 = consume qcow2
+        layers[0].size = qcow2.header.size
+        layers[0].qcow2 = consume qcow2
     }
 
     /// The header of the topmost image.
-    var header: QCOW2Header? { unsafe layers[0].qcow2?.currentHeader }
+    var header: QCOW2Header? { layers[0].qcow2?.currentHeader }
 
     /// The descriptor for a transfer of the guest's data with a layer.
-    func dataDescriptor(_ layer: Int, for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
-        switch unsafe layers[layer].dataFile {
-        case .some(let file): unsafe file.number(for: vectors, count: count, offset: offset)
-        case nil: unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
+    func dataDescriptor(_ layer: Int, for segments: IOSegments, offset: UInt64) -> Int32 {
+        switch layers[layer].dataFile {
+        case .some(let file): file.number(for: segments, offset: offset)
+        case nil: layers[layer].file.number(for: segments, offset: offset)
+        }
+    }
+
+    /// The same for one piece of memory.
+    func dataDescriptor(_ layer: Int, for memory: IOMemory, offset: UInt64) -> Int32 {
+        switch layers[layer].dataFile {
+        case .some(let file): file.number(for: memory, offset: offset)
+        case nil: layers[layer].file.number(for: memory, offset: offset)
         }
     }
 
     /// The descriptor for a transfer with the file of a layer.
-    func descriptor(_ layer: Int, for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
-        unsafe layers[layer].file.number(for: vectors, count: count, offset: offset)
+    func descriptor(_ layer: Int, for segments: IOSegments, offset: UInt64) -> Int32 {
+        layers[layer].file.number(for: segments, offset: offset)
     }
 
     /// Indicates whether to ask for what the page cache has of a layer's data before a read goes around it.
     func asksCacheFirst(_ layer: Int) -> Bool {
-        switch unsafe layers[layer].dataFile {
+        switch layers[layer].dataFile {
         case .some(let file): file.asksCacheFirst
-        case nil: unsafe layers[layer].file.asksCacheFirst
+        case nil: layers[layer].file.asksCacheFirst
         }
     }
 
     /// The descriptor for what is done to the guest's data and is no transfer.
     func dataDescriptor(_ layer: Int) -> Int32 {
-        switch unsafe layers[layer].dataFile {
+        switch layers[layer].dataFile {
         case .some(let file): file.descriptor.rawValue
-        case nil: unsafe layers[layer].file.descriptor.rawValue
+        case nil: layers[layer].file.descriptor.rawValue
         }
     }
 
@@ -377,22 +356,22 @@ package import Linux
 
     /// The descriptor for what is no transfer.
     func descriptor(_ layer: Int) -> Int32 {
-        unsafe layers[layer].file.descriptor.rawValue
+        layers[layer].file.descriptor.rawValue
     }
 
     /// Bytes of a cluster of a file; 1 in one without clusters.
     func clusterSize(ofLayer layer: Int) -> UInt64 {
-        unsafe layers[layer].qcow2?.header.clusterSize ?? layers[layer].blocks?.layout.blockSize ?? 1
+        layers[layer].clusterSize ?? layers[layer].blockSize ?? 1
     }
 
     /// Bytes of the disk that a layer holds.
-    func size(ofLayer layer: Int) -> UInt64 { unsafe layers[layer].size }
+    func size(ofLayer layer: Int) -> UInt64 { layers[layer].size }
 
     /// Indicates whether a read that met the end of the file at `offset` met it where it was when the file was opened.
     func isEnd(_ offset: UInt64, _ layer: Int) -> Bool {
-        switch unsafe layers[layer].dataFile {
+        switch layers[layer].dataFile {
         case .some(let file): offset >= file.size
-        case nil: unsafe offset >= layers[layer].file.size
+        case nil: offset >= layers[layer].file.size
         }
     }
 }

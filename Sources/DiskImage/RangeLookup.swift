@@ -2,7 +2,7 @@
 
 /// How the start of a range of a disk is stored: the answer of an image's metadata, which does no I/O.
 /// Lengths are in bytes, at least 1 and at most what was asked for; what comes after is asked for again.
-@safe enum RangeLookup {
+enum RangeLookup {
     /// Data at this offset of the layer's file.
     case data(offset: UInt64, length: UInt64)
     /// Nowhere: it reads as zeroes.
@@ -10,7 +10,7 @@
     /// Not allocated in this layer: ask the next one of the chain.
     case unallocated(length: UInt64)
     /// Here, until the image is next asked anything.
-    case memory(UnsafeRawPointer, length: UInt64)
+    case memory(IOMemory)
     /// The answer needs this read first.
     case load(MetadataLoad)
     /// The answer needs a read that is under way.
@@ -22,7 +22,7 @@
 }
 
 /// A read that an image needs before it can answer. Who carries it out reports to ``DiskImage/complete(_:bytes:error:)``.
-@safe struct MetadataLoad {
+struct MetadataLoad {
     enum Kind { case l2Slice, compressedCluster }
 
     /// Whose file; filled in by the chain.
@@ -31,9 +31,9 @@
     /// The slot of the kind's cache that it fills.
     let slot: Int
     let offset: UInt64
-    let length: Int
-    /// `length` bytes that live as long as the image.
-    let buffer: UnsafeMutableRawPointer
+    var length: Int { buffer.count }
+    /// Where what is read goes: as long a piece, which lives as long as the image.
+    let buffer: IOMemory
     /// The disk offset that was asked for, for the report of a damage.
     let diskOffset: UInt64
     /// Indicates whether it could be decompressed, once ``DiskImage/decompress(_:bytes:)`` has tried that.

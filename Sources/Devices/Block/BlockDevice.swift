@@ -43,7 +43,7 @@ public final class BlockDevice: VirtioDevice {
     ///   - events: Receives the device's events for the log.
     ///   - onError: what the guest gets when the host fails a request.
     public convenience init(
-        name: String, image: consuming DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true,
+        name: String, image: DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true,
         events: DeviceEvents = .none, onError: DiskErrorPolicy = .report
     ) throws(DiskImageError) {
         let queues = min(max(queues, 1), Self.maximumQueues)

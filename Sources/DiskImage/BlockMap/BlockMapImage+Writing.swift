@@ -48,7 +48,7 @@ extension BlockMapImage {
         case .absent: return .unresolved(.failed(EIO))
         case .unresolved(let lookup): return .unresolved(lookup)
         case .entries(let entries):
-            let (unit, run) = unsafe self.run(entries, block, inBlock: inBlock, length)
+            let (unit, run) = self.run(entries, block, inBlock: inBlock, length)
             switch unit {
             case .damaged(let damage): return .unresolved(damaged(damage, at: offset))
             case .compressed: return .unresolved(.failed(EROFS))
@@ -116,7 +116,7 @@ extension BlockMapImage {
             }
             let place = Int((block + index) & ((1 << sliceBits) - 1)) * 4
             // A run is within its slice.
-            unsafe slices.block(slot).storeBytes(of: entry.littleEndian, toByteOffset: place, as: UInt32.self)
+            slices.block(slot).store(littleEndian: entry, place)
         }
         slices.markDirty(slot)
         slices.pin(slot, -1)
@@ -167,9 +167,9 @@ extension BlockMapImage {
             let slice = slices.key(slot)
             let (place, length) = self.place(ofSlice: slice)
             // A block has at least `length` bytes.
-            try unsafe file.write(slices.block(slot), length, at: place)
+            try file.write(slices.block(slot).prefix(length), at: place)
             let copy = directory.place(ofCopy: Int(slice))
-            if copy != 0 { try unsafe file.write(slices.block(slot), length, at: copy) }
+            if copy != 0 { try file.write(slices.block(slot).prefix(length), at: copy) }
             slices.cleanFirst()
         }
         try directory.write(file)

@@ -8,7 +8,7 @@ internal import Linux
 ///
 /// As ``QCOW2Image`` it tells how the disk is stored and does no I/O itself. The table is kept in pieces as they are needed, every entry is
 /// checked when it is used, and what is damaged fails the requests that need it and nothing else.
-@safe struct BlockMapImage: ~Copyable {
+struct BlockMapImage: ~Copyable {
     let layout: BlockMapLayout
     /// What was first found wrong, and at which byte of the disk.
     private(set) var damage: (ImageDamage, diskOffset: UInt64)?
@@ -75,7 +75,7 @@ internal import Linux
         case .absent: return .unallocated(length: min(length, restOfSlice(offset)))
         case .unresolved(let lookup): return lookup
         case .entries(let entries):
-            let (unit, run) = unsafe run(entries, block, inBlock: offset & (layout.blockSize - 1), length)
+            let (unit, run) = run(entries, block, inBlock: offset & (layout.blockSize - 1), length)
             switch unit {
             case .unallocated: return .unallocated(length: run)
             case .zero: return .zero(length: run)
@@ -88,8 +88,9 @@ internal import Linux
         }
     }
 
-    @safe enum Slice {
-        case entries(UnsafeMutableRawPointer)
+    enum Slice {
+        /// The slot of the cache that it is in.
+        case entries(Int)
         /// An absent table: none of its blocks is allocated.
         case absent
         /// A load, a wait, a commit or a failure.
@@ -117,13 +118,13 @@ internal import Linux
             guard place <= fileSize, UInt64(length) <= fileSize - place else { return .unresolved(damaged(.blockTableBeyondEnd(offset: place), at: offset)) }
         }
         switch slices.find(slice) {
-        case .ready(let entries): return unsafe .entries(entries)
+        case .ready(let entries): return .entries(entries)
         case .loading: return .unresolved(.wait)
         case .failed(let error): return .unresolved(.failed(error))
         case .missing:
             guard let slot = slices.reserve(slice) else { return .unresolved(slices.isDirty ? .commit : .wait) }
-            return unsafe .unresolved(.load(MetadataLoad(
-                kind: .l2Slice, slot: slot, offset: place, length: length, buffer: slices.block(slot), diskOffset: offset)))
+            return .unresolved(.load(MetadataLoad(
+                kind: .l2Slice, slot: slot, offset: place, buffer: slices.block(slot).prefix(length), diskOffset: offset)))
         }
     }
 
@@ -141,8 +142,7 @@ internal import Linux
         case .l2Slice:
             // Its place was inside the file at open, so a short one means that somebody cut the file since.
             if error == 0, bytes < load.length { error = EIO }
-            // The load's buffer has `length` bytes.
-            if error == 0, !log.isEmpty { unsafe log.apply(to: UnsafeMutableRawBufferPointer(start: load.buffer, count: load.length), at: load.offset) }
+            if error == 0, !log.isEmpty { log.apply(to: load.buffer, at: load.offset) }
             slices.complete(load.slot, error: error)
         case .compressedCluster:
             if error == 0, !(load.isIntact ?? decompress(load, bytes)) {
@@ -171,13 +171,13 @@ internal import Linux
 
     /// How a block is stored, and how many bytes from `inBlock` of it on, at most `length`, are stored alike, one after the other.
     /// `entries` is the block's slice.
-    func run(_ entries: UnsafeMutableRawPointer, _ block: UInt64, inBlock: UInt64, _ length: UInt64) -> (unit: QCOW2Image.Unit, length: UInt64) {
+    func run(_ entries: Int, _ block: UInt64, inBlock: UInt64, _ length: UInt64) -> (unit: QCOW2Image.Unit, length: UInt64) {
         let slice = sliceNumber(ofBlock: block)
-        let unit = unsafe self.unit(entries, block)
+        let unit = self.unit(entries, block)
         var run = layout.blockSize
         var next = block + 1
         // The range ends with the disk, so blocks that it reaches have entries.
-        while run - inBlock < length, sliceNumber(ofBlock: next) == slice, unsafe unit.continues(with: self.unit(entries, next), after: run) {
+        while run - inBlock < length, sliceNumber(ofBlock: next) == slice, unit.continues(with: self.unit(entries, next), after: run) {
             run += layout.blockSize
             next += 1
         }
@@ -185,8 +185,8 @@ internal import Linux
     }
 
     /// Reads and checks the entry of a block of a slice.
-    func unit(_ entries: UnsafeMutableRawPointer, _ block: UInt64) -> QCOW2Image.Unit {
-        let unit = unsafe layout.unit(entry(entries, block))
+    func unit(_ entries: Int, _ block: UInt64) -> QCOW2Image.Unit {
+        let unit = layout.unit(entry(entries, block))
         switch unit {
         case .data(let place), .compressed(let place):
             // The last block of the file may be cut short, what is missing reads as zeroes; none starts beyond the end.
@@ -196,13 +196,13 @@ internal import Linux
         }
     }
 
-    private func entry(_ entries: UnsafeMutableRawPointer, _ block: UInt64) -> UInt64 {
+    private func entry(_ entries: Int, _ block: UInt64) -> UInt64 {
         let index = Int(layout.index(ofBlock: block) & ((1 << sliceBits) - 1))
-        // Below the slice's number of entries.
+        let block = slices.block(entries)
         return switch layout.entries {
-        case .vdi, .vmdk: unsafe UInt64(UInt32(littleEndian: entries.load(fromByteOffset: index * 4, as: UInt32.self)))
-        case .vhd: unsafe UInt64(UInt32(bigEndian: entries.load(fromByteOffset: index * 4, as: UInt32.self)))
-        case .vhdx: unsafe UInt64(littleEndian: entries.load(fromByteOffset: index * 8, as: UInt64.self))
+        case .vdi, .vmdk: UInt64(block.load(littleEndian: index * 4, as: UInt32.self))
+        case .vhd: UInt64(block.load(bigEndian: index * 4, as: UInt32.self))
+        case .vhdx: block.load(littleEndian: index * 8)
         }
     }
 
@@ -211,15 +211,15 @@ internal import Linux
     private mutating func compressed(_ place: UInt64, _ offset: UInt64, _ length: UInt64) -> RangeLookup {
         let inBlock = offset & (layout.blockSize - 1)
         switch grains.find(place) {
-        case .ready(let bytes): return unsafe .memory(UnsafeRawPointer(bytes + Int(inBlock)), length: min(length, layout.blockSize - inBlock))
+        case .ready(let slot): return .memory(grains.block(slot).piece(Int(inBlock), Int(min(length, layout.blockSize - inBlock))))
         case .loading: return .wait
         case .failed(let error): return .failed(error)
         case .missing:
             guard let slot = grains.reserve(place) else { return .wait }
             let size = Int(layout.blockSize)
-            return unsafe .load(MetadataLoad(
-                kind: .compressedCluster, slot: slot, offset: place, length: Int(min(UInt64(grains.blockSize - size), fileSize - place)),
-                buffer: grains.block(slot) + size, diskOffset: offset))
+            return .load(MetadataLoad(
+                kind: .compressedCluster, slot: slot, offset: place,
+                buffer: grains.block(slot).piece(size, Int(min(UInt64(grains.blockSize - size), fileSize - place))), diskOffset: offset))
         }
     }
 
@@ -228,13 +228,11 @@ internal import Linux
         decompression.lock()
         defer { decompression.unlock() }
         guard bytes > Self.grainHeader else { return false }
-        // Of the buffer, `bytes` have been read; the slot has a grain's room before it.
-        let length = unsafe Int(UInt32(littleEndian: load.buffer.load(fromByteOffset: 8, as: UInt32.self)))
+        let length = Int(load.buffer.load(littleEndian: 8, as: UInt32.self))
         guard length <= bytes - Self.grainHeader else { return false }
-        let input = unsafe UnsafeRawBufferPointer(start: load.buffer + Self.grainHeader, count: length)
-        let output = unsafe UnsafeMutableRawBufferPointer(start: grains.block(load.slot), count: Int(layout.blockSize))
-        guard let got = unsafe inflater.decompress(input, into: output) else { return false }
-        unsafe UnsafeMutableRawBufferPointer(rebasing: output[got...]).initializeMemory(as: UInt8.self, repeating: 0)
+        let output = grains.block(load.slot).prefix(Int(layout.blockSize))
+        guard let got = inflater.decompress(load.buffer.piece(Self.grainHeader, length), into: output) else { return false }
+        output.from(got).clear()
         return true
     }
 }

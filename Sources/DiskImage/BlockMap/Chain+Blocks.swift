@@ -7,8 +7,7 @@ internal import Linux
 extension Chain {
     /// Bytes of a block of the topmost image, if it has any.
     var blockSize: UInt64? {
-        // Only files that are there are looked at.
-        for index in 0..<count { if let layout = unsafe layers[index].blocks?.layout { return layout.blockSize } }
+        for index in 0..<count { if let size = layers[index].blockSize { return size } }
         return nil
     }
 
@@ -94,19 +93,18 @@ extension Chain {
         }
         if writable {
             for (file, ranges) in flat where ByteRanges(ranges).overlap {
-                // A key is a layer that has been made.
-                throw .notWritable(path: unsafe layers[file].file.path, reason: "two extents of the image overlap in this file")
+                throw .notWritable(path: layers[file].file.path, reason: "two extents of the image overlap in this file")
             }
         }
         // A grain belongs to one file, and the engine knows one size of them.
         if writable, let size = blockSize {
             for piece in pieces {
-                guard let file = piece.file, let other = unsafe layers[file].blocks?.layout.blockSize else { continue }
+                guard let file = piece.file, let other = layers[file].blockSize else { continue }
                 guard other == size, piece.start % size == 0 else { throw .notWritable(path: path, reason: "its extents are not aligned to grains of one size") }
             }
         }
         // The descriptor's own layer, just appended.
-        unsafe layers[main].pieces = pieces
+        setPieces(pieces, of: main)
     }
 
     /// Opens the file of an extent.
@@ -119,14 +117,14 @@ extension Chain {
         // A file of several flat extents is opened, and locked, once.
         for name in [extent.name, extent.converted] where extent.kind != .sparse {
             guard let name, let identity = try ImageFile.Identity(ofPath: VMDKDescriptor.path(name, of: image.path)) else { continue }
-            for index in main + 1..<max(main + 1, count) where unsafe layers[index].file.identity == identity && layers[index].blocks == nil {
+            for index in main + 1..<max(main + 1, count) where layers[index].file.identity == identity && layers[index].blocks == nil {
                 // One of the layers that have been made.
-                try requireRoom(for: extent, at: place, unsafe layers[index].file)
+                try requireRoom(for: extent, at: place, layers[index].file)
                 return (index, place)
             }
         }
         let file = try openFile(of: extent, image, options, writable: writable)
-        for index in 0..<count where unsafe layers[index].file.identity == file.identity { throw .invalid(path: file.path, reason: "the image uses it twice") }
+        for index in 0..<count where layers[index].file.identity == file.identity { throw .invalid(path: file.path, reason: "the image uses it twice") }
         guard extent.kind == .sparse else {
             try requireRoom(for: extent, at: place, file)
             let size = file.size

@@ -80,17 +80,16 @@ struct VHDXLog {
     }
 
     /// Makes the changes to what has been read of the file from `offset` on.
-    func apply(to buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) {
+    func apply(to buffer: IOMemory, at offset: UInt64) {
         let end = offset &+ UInt64(buffer.count)
         for change in changes {
             let first = max(offset, change.place), last = min(end, change.place &+ change.length)
             guard first < last else { continue }
-            // Both within what was read, and the second within the change.
-            let target = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[Int(first - offset)..<Int(last - offset)])
+            let target = buffer.piece(Int(first - offset), Int(last - first))
             if let bytes = change.bytes {
-                unsafe target.copyBytes(from: bytes[Int(first - change.place)..<Int(last - change.place)])
+                bytes.withReadableIOMemory { target.copy(from: $0.from(Int(first - change.place))) }
             } else {
-                unsafe target.initializeMemory(as: UInt8.self, repeating: 0)
+                target.clear()
             }
         }
     }
@@ -98,8 +97,7 @@ struct VHDXLog {
     /// Reads a part of the file as it would be.
     func read(_ file: borrowing ImageFile, _ what: String, count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
         var bytes = try file.read(what, count: count, at: offset)
-        // The array's own memory.
-        unsafe bytes.withUnsafeMutableBytes { unsafe apply(to: $0, at: offset) }
+        bytes.withIOMemory { apply(to: $0, at: offset) }
         return bytes
     }
 

@@ -6,7 +6,7 @@ internal import Linux
 
 /// What an engine has for an image whose data is encrypted: buffers in which what is written is encrypted. The memory of requests is the guest's,
 /// where nothing is changed by a write; what is read is decrypted there.
-@safe struct EngineEncryption: ~Copyable {
+struct EngineEncryption: ~Copyable {
     /// Indicates whether the data of any image of the chain is encrypted.
     let isUsed: Bool
     /// Indicates whether what is written is encrypted.
@@ -15,28 +15,27 @@ internal import Linux
     let isSealed: Bool
     /// Bytes of a buffer: whole clusters.
     let bufferSize: UInt64
-    private let buffers: Mapping
-    /// The first free buffer in the first place, and behind it the next free one of each.
-    private let free: UnsafeMutablePointer<Int32>
+    private let buffers: IOBuffer
+    /// The numbers of free buffers; the first so many of these.
+    private var free = InlineArray<16, Int32>(repeating: 0)
+    private var freeCount = count
 
     private static let count = 16
     private static let preferredSize: UInt64 = 256 << 10
 
-    init(_ image: borrowing DiskImage) throws(DiskImageError) {
+    init(_ image: DiskImage) throws(DiskImageError) {
         isUsed = image.encryptedCount > 0
         isSealed = image.sealedFile != nil
         encryptsWrites = image.managesClusters && image.isEncrypted(0)
         bufferSize = max(Self.preferredSize, image.clusterSize ?? 0)
         // The kernel gives memory as it is touched. The last sector is for pieces.
-        buffers = try memory((encryptsWrites ? Self.count * Int(bufferSize) : 0) + SectorCipher.sectorSize, image.path)
-        unsafe free = .allocate(capacity: 1 + Self.count)
-        for index in 0...Self.count { unsafe (free + index).initialize(to: index < Self.count ? Int32(index) : -1) }
+        buffers = try IOBuffer(count: (encryptsWrites ? Self.count * Int(bufferSize) : 0) + SectorCipher.sectorSize, image.path)
+        for index in 0..<Self.count { free[index] = Int32(index) }
     }
 
     deinit {
         // What is there is encrypted, but for that sector.
-        unsafe explicit_bzero(sector, SectorCipher.sectorSize)
-        unsafe free.deallocate()
+        sector.erase()
     }
 
     /// Why a request cannot be; an errno value.
@@ -48,9 +47,8 @@ internal import Linux
 
     /// Indicates whether a piece of a request can be begun.
     func hasRoom(_ operation: DiskOperation) -> Bool {
-        // The list's first place is always there.
         if !encryptsWrites || operation == .read || operation == .flush { return true }
-        return unsafe free[0] >= 0
+        return freeCount > 0
     }
 
     /// How much of a change is begun at once: what a buffer holds, up to the end of a cluster.
@@ -59,109 +57,90 @@ internal import Linux
         encryptsWrites && operation == .write ? min(length, bufferSize - offset % bufferSize) : length
     }
 
-    // Numbers of buffers come from the list, so they are in bounds.
+    func buffer(_ index: Int32) -> IOMemory { buffers.piece(Int(index) * Int(bufferSize), Int(bufferSize)) }
 
-    func buffer(_ index: Int32) -> UnsafeMutableRawPointer { unsafe buffers.start + Int(index) * Int(bufferSize) }
-
-    func take() -> Int32 {
-        let index = unsafe free[0]
-        unsafe free[0] = free[Int(index) + 1]
-        return index
+    mutating func take() -> Int32 {
+        freeCount -= 1
+        return free[freeCount]
     }
 
-    func release(_ index: Int32) {
-        unsafe free[Int(index) + 1] = free[0]
-        unsafe free[0] = index
+    mutating func release(_ index: Int32) {
+        free[freeCount] = index
+        freeCount += 1
     }
 
     /// Room for a sector whose bytes are in several places.
-    var sector: UnsafeMutableRawPointer { unsafe buffers.start + (encryptsWrites ? Self.count * Int(bufferSize) : 0) }
+    var sector: IOMemory { buffers.piece(encryptsWrites ? Self.count * Int(bufferSize) : 0, SectorCipher.sectorSize) }
 }
 
 extension DiskEngine {
     /// Gives an operation that is going to write what a request has, or zeroes, a buffer.
-    func takeBuffer(_ operation: UnsafeMutablePointer<Operation>) {
+    mutating func takeBuffer(_ index: Int32) {
         // There is one, or the request would not have been begun; no operation is longer.
-        unsafe precondition(operation.pointee.length <= encryption.bufferSize)
-        unsafe operation.pointee.cipherBuffer = encryption.take()
+        precondition(operations[index].length <= encryption.bufferSize)
+        operations[index].cipherBuffer = encryption.take()
     }
 
     /// Encrypts what an operation is going to write, in the buffer of its copy, or in its own with what the request has in its memory.
-    func encrypt(_ operation: UnsafeMutablePointer<Operation>) {
-        let length = unsafe Int(operation.pointee.length)
-        let bytes: UnsafeMutableRawPointer
-        if unsafe operation.pointee.copy >= 0 {
-            unsafe bytes = copies.buffer(operation.pointee.copy)
+    func encrypt(_ index: Int32) {
+        let length = Int(operations[index].length)
+        let bytes: IOMemory
+        if operations[index].copy >= 0 {
+            bytes = copies.buffer(operations[index].copy).prefix(length)
         } else {
-            unsafe bytes = encryption.buffer(operation.pointee.cipherBuffer)
-            let request = unsafe operation.pointee.request
-            if unsafe requests[Int(request)].operation == .write {
-                var target = unsafe bytes
-                // Guest RAM: read once, through the helpers that the compiler does not look into.
-                unsafe forEachPiece(request, from: operation.pointee.start, length: UInt64(length)) { base, count in
-                    unsafe clinux_copy(target, base, count)
-                    unsafe target += count
-                }
+            bytes = encryption.buffer(operations[index].cipherBuffer).prefix(length)
+            let request = operations[index].request
+            if requests[request].operation == .write {
+                requests[request].segments?.copyOut(from: operations[index].start, to: bytes)
             } else {
-                unsafe bytes.initializeMemory(as: UInt8.self, repeating: 0, count: length)
+                bytes.clear()
             }
         }
         // What legacy AES goes by, an offset on the disk, is for readers only.
-        unsafe image.encrypt(bytes, length, file: operation.pointee.layer, place: operation.pointee.fileOffset, offset: 0)
+        image.encrypt(bytes, file: operations[index].layer, place: operations[index].fileOffset, offset: 0)
     }
 
     /// An operation is over: its buffer is free, and if it was a read that failed, nobody sees what was not decrypted.
-    func endEncryption(_ ended: Operation, _ error: Int32) {
+    mutating func endEncryption(_ ended: Operation, _ error: Int32) {
         if ended.cipherBuffer >= 0 { encryption.release(ended.cipherBuffer) }
         if error != 0, ended.kind == .read, image.isEncrypted(ended.layer) { fill(ended.request, from: ended.start, length: ended.length) }
     }
 
     /// Decrypts what an operation has read.
     func decrypt(_ ended: Operation) {
+        guard let segments = requests[ended.request].segments else { return }
         // Sectors that lie in one place are decrypted there, others by way of our own memory.
         var done: UInt64 = 0, begun: UInt64 = 0
         let size = UInt64(SectorCipher.sectorSize)
-        unsafe forEachPiece(ended.request, from: ended.start, length: ended.length) { base, count in
-            var base = unsafe base, left = UInt64(count)
+        segments.forEachPiece(from: ended.start, length: ended.length) { piece in
+            var piece = piece
             if begun > 0 {
-                let more = min(size - begun, left)
+                let more = min(size - begun, UInt64(piece.count))
                 begun += more
-                left -= more
-                unsafe base += Int(more)
+                piece = piece.from(Int(more))
                 guard begun == size else { return }
-                decryptScattered(ended, from: done)
+                decryptScattered(ended, segments, from: done)
                 done += size
                 begun = 0
             }
-            let whole = left / size * size
-            if whole > 0 { unsafe decrypt(ended, base, whole, from: done) }
+            let whole = UInt64(piece.count) / size * size
+            if whole > 0 { decrypt(ended, piece.prefix(Int(whole)), from: done) }
             done += whole
-            begun = left - whole
+            begun = UInt64(piece.count) - whole
         }
     }
 
     /// Decrypts bytes that an operation has read, `start` bytes behind its first one.
-    private func decrypt(_ ended: Operation, _ bytes: UnsafeMutableRawPointer, _ count: UInt64, from start: UInt64) {
-        let offset = unsafe requests[Int(ended.request)].offset + ended.start + start
-        // A piece of the request's memory, or our own sector.
-        unsafe image.decrypt(bytes, Int(count), file: ended.layer, place: ended.fileOffset + start, offset: offset)
+    private func decrypt(_ ended: Operation, _ bytes: IOMemory, from start: UInt64) {
+        let offset = requests[ended.request].offset + ended.start + start
+        image.decrypt(bytes, file: ended.layer, place: ended.fileOffset + start, offset: offset)
     }
 
     /// The same for a sector whose bytes are in several places.
-    private func decryptScattered(_ ended: Operation, from start: UInt64) {
-        let size = UInt64(SectorCipher.sectorSize)
-        let sector = unsafe encryption.sector
-        var filled = 0
-        // Both times the same pieces, which have a sector's bytes together.
-        unsafe forEachPiece(ended.request, from: ended.start + start, length: size) { base, count in
-            unsafe clinux_copy(sector + filled, base, count)
-            filled += count
-        }
-        unsafe decrypt(ended, sector, size, from: start)
-        var taken = 0
-        unsafe forEachPiece(ended.request, from: ended.start + start, length: size) { base, count in
-            unsafe clinux_copy(base, sector + taken, count)
-            taken += count
-        }
+    private func decryptScattered(_ ended: Operation, _ segments: IOSegments, from start: UInt64) {
+        let sector = encryption.sector
+        segments.copyOut(from: ended.start + start, to: sector)
+        decrypt(ended, sector, from: start)
+        segments.copyIn(sector, at: ended.start + start)
     }
 }

@@ -37,7 +37,7 @@ extension Chain {
 
 extension DiskImageOptions {
     /// The keys for what is below an image, or a chain, that was opened by itself.
-    func keys(below image: borrowing DiskImage) -> [DiskKey] {
+    func keys(below image: DiskImage) -> [DiskKey] {
         let rest = keys.dropFirst(image.encryptedCount)
         return rest.isEmpty ? Array(keys.suffix(1)) : Array(rest)
     }
@@ -49,44 +49,40 @@ extension DiskImage {
     /// How many images of the chain are encrypted.
     var encryptedCount: Int {
         var count = 0
-        // Indices of the buffer's own.
-        for index in unsafe layers.indices where isEncrypted(index) { count += 1 }
+        for index in layers.indices where isEncrypted(index) { count += 1 }
         return count
     }
 
     func isEncrypted(_ file: Int) -> Bool {
-        if unsafe layers[file].isSealed { return true }
+        if layers[file].isSealed { return true }
         return hasCipher(file)
     }
 
     private func hasCipher(_ file: Int) -> Bool {
-        switch unsafe layers[file].cipher {
+        switch layers[file].cipher {
         case .some: true
         case nil: false
         }
     }
 
     /// The first image whose data cannot be used, as there is no key.
-    var sealedFile: Int? { unsafe layers.indices.first { unsafe layers[$0].isSealed } }
+    var sealedFile: Int? { layers.indices.first { layers[$0].isSealed } }
 
     /// Refuses to use the data of an image without its key.
     func requireOpenData() throws(DiskImageError) {
-        if let file = sealedFile { throw .keyMissing(path: unsafe layers[file].file.path, method: "its data is to be read") }
+        if let file = sealedFile { throw .keyMissing(path: layers[file].file.path, method: "its data is to be read") }
     }
 
-    func decrypt(_ bytes: UnsafeMutableRawPointer, _ count: Int, file: Int, place: UInt64, offset: UInt64) {
-        // The caller's bytes; the file's number is one of the image's.
-        unsafe layers[file].cipher?.decrypt(bytes, count, place: place, offset: offset)
+    func decrypt(_ bytes: IOMemory, file: Int, place: UInt64, offset: UInt64) {
+        layers[file].cipher?.decrypt(bytes, place: place, offset: offset)
     }
 
     /// Fills whole sectors with what zeroes become at a place of the topmost image's data.
     func encryptZeroes(_ bytes: inout [UInt8], place: UInt64) {
-        // `layers[0]` is there in every image.
-        unsafe layers[0].cipher?.encryptZeroes(&bytes, place: place)
+        layers[0].cipher?.encryptZeroes(&bytes, place: place)
     }
 
-    func encrypt(_ bytes: UnsafeMutableRawPointer, _ count: Int, file: Int, place: UInt64, offset: UInt64) {
-        // As above.
-        unsafe layers[file].cipher?.encrypt(bytes, count, place: place, offset: offset)
+    func encrypt(_ bytes: IOMemory, file: Int, place: UInt64, offset: UInt64) {
+        layers[file].cipher?.encrypt(bytes, place: place, offset: offset)
     }
 }

@@ -50,10 +50,10 @@ public final class DiskKey: Sendable, Equatable {
     private static func read(_ file: borrowing FileDescriptor, _ source: KeySource) throws(DiskImageError) -> SecretBytes {
         // Into memory of its own, as a pipe does not tell beforehand how much there is.
         var count = 0
-        let room = try unsafe SecretBytes(maximumSize + 1, of: source.name) { (memory) throws(DiskImageError) in
+        let room = try SecretBytes(maximumSize + 1, of: source.name) { (memory) throws(DiskImageError) in
             while count < memory.count {
                 // The rest of the memory.
-                let got = unsafe Glibc.read(file.rawValue, memory.baseAddress! + count, memory.count - count)
+                let got = unsafe Glibc.read(file.rawValue, memory.from(count).start, memory.count - count)
                 if got < 0, errno == EINTR { continue }
                 if got < 0 { throw .key(source, reason: "\(SystemCallError.last("read"))") }
                 if got == 0 { break }
@@ -62,15 +62,14 @@ public final class DiskKey: Sendable, Equatable {
         }
         guard count > 0 else { throw .key(source, reason: "it is empty") }
         guard count <= maximumSize else { throw .key(source, reason: "it has more than \(maximumSize) bytes") }
-        // As many as were read.
-        return try unsafe SecretBytes(count, of: source.name) { memory in
-            unsafe room.withBytes { unsafe memory.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[..<count])) }
+        return try SecretBytes(count, of: source.name) { memory in
+            room.withBytes { memory.copy(from: $0.prefix(count)) }
         }
     }
 
     /// Bytes of the caller's.
     init(_ bytes: [UInt8]) throws(DiskImageError) {
-        password = try unsafe SecretBytes(bytes.count, of: "") { unsafe $0.copyBytes(from: bytes) }
+        password = try SecretBytes(bytes, of: "")
     }
 
     public static func == (left: DiskKey, right: DiskKey) -> Bool { left === right }
@@ -87,10 +86,9 @@ public final class DiskKey: Sendable, Equatable {
 
     /// The key of a disk with legacy AES: the first 16 bytes, or as many as there are with zeroes behind them.
     func legacyKey(path: String) throws(DiskImageError) -> SecretBytes {
-        try unsafe SecretBytes(CipherSpecification.legacy.keySize, of: path) { memory in
+        try SecretBytes(CipherSpecification.legacy.keySize, of: path) { memory in
             let count = min(memory.count, password.count)
-            // Both have as many bytes.
-            unsafe password.withBytes { unsafe memory.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[..<count])) }
+            password.withBytes { memory.prefix(count).copy(from: $0) }
         }
     }
 }

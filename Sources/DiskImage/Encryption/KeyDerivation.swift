@@ -22,26 +22,24 @@ enum HashAlgorithm: String, Sendable, CaseIterable {
     static let maximumDigestSize = 64
 
     /// The digest of `input`, the first `output.count` bytes of it.
-    func hash(_ input: UnsafeRawBufferPointer, prefix: UInt32? = nil, into output: UnsafeMutableRawBufferPointer) {
-        // As the caller says of both buffers.
+    func hash(_ input: IOMemory, prefix: UInt32? = nil, into output: IOMemory) {
         switch self {
-        case .sha1: unsafe digest(SHA1Hash.self, input, prefix, output)
-        case .sha224: unsafe digest(SHA224Hash.self, input, prefix, output)
-        case .sha256: unsafe digest(SHA256Hash.self, input, prefix, output)
-        case .sha384: unsafe digest(SHA384Hash.self, input, prefix, output)
-        case .sha512: unsafe digest(SHA512Hash.self, input, prefix, output)
+        case .sha1: digest(SHA1Hash.self, input, prefix, output)
+        case .sha224: digest(SHA224Hash.self, input, prefix, output)
+        case .sha256: digest(SHA256Hash.self, input, prefix, output)
+        case .sha384: digest(SHA384Hash.self, input, prefix, output)
+        case .sha512: digest(SHA512Hash.self, input, prefix, output)
         }
     }
 
     /// PBKDF2 with HMAC (RFC 8018 §5.2).
-    func deriveKey(_ password: UnsafeRawBufferPointer, salt: [UInt8], iterations: UInt32, into output: UnsafeMutableRawBufferPointer) {
-        // As above.
+    func deriveKey(_ password: IOMemory, salt: [UInt8], iterations: UInt32, into output: IOMemory) {
         switch self {
-        case .sha1: unsafe pbkdf2(SHA1Hash.self, password, salt, iterations, output)
-        case .sha224: unsafe pbkdf2(SHA224Hash.self, password, salt, iterations, output)
-        case .sha256: unsafe pbkdf2(SHA256Hash.self, password, salt, iterations, output)
-        case .sha384: unsafe pbkdf2(SHA384Hash.self, password, salt, iterations, output)
-        case .sha512: unsafe pbkdf2(SHA512Hash.self, password, salt, iterations, output)
+        case .sha1: pbkdf2(SHA1Hash.self, password, salt, iterations, output)
+        case .sha224: pbkdf2(SHA224Hash.self, password, salt, iterations, output)
+        case .sha256: pbkdf2(SHA256Hash.self, password, salt, iterations, output)
+        case .sha384: pbkdf2(SHA384Hash.self, password, salt, iterations, output)
+        case .sha512: pbkdf2(SHA512Hash.self, password, salt, iterations, output)
         }
     }
 
@@ -55,131 +53,126 @@ private protocol HashFunction {
     /// Bytes that are hashed at once.
     static var blockSize: Int { get }
     init()
-    mutating func update(_ bytes: UnsafeRawPointer, _ count: Int)
-    /// Writes the digest; the state is of no use then.
-    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>)
+    mutating func update(_ bytes: IOMemory)
+    /// Writes the digest, to as many bytes at least; the state is of no use then.
+    mutating func finalize(_ digest: IOMemory)
 }
 
-// libcrypto reads `count` bytes and writes a digest's, and keeps no pointer.
+// libcrypto reads as many bytes as there are, writes a digest's, and keeps no pointer.
 
 private struct SHA1Hash: HashFunction {
     static let digestSize = 20, blockSize = 64
     var state = SHA_CTX()
     init() { unsafe SHA1_Init(&state) }
-    mutating func update(_ bytes: UnsafeRawPointer, _ count: Int) { unsafe SHA1_Update(&state, bytes, count) }
-    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA1_Final(digest, &state) }
+    mutating func update(_ bytes: IOMemory) { unsafe SHA1_Update(&state, bytes.start, bytes.count) }
+    mutating func finalize(_ digest: IOMemory) { unsafe SHA1_Final(digest.prefix(Self.digestSize).octets, &state) }
 }
 
 private struct SHA224Hash: HashFunction {
     static let digestSize = 28, blockSize = 64
     var state = SHA256_CTX()
     init() { unsafe SHA224_Init(&state) }
-    mutating func update(_ bytes: UnsafeRawPointer, _ count: Int) { unsafe SHA224_Update(&state, bytes, count) }
-    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA224_Final(digest, &state) }
+    mutating func update(_ bytes: IOMemory) { unsafe SHA224_Update(&state, bytes.start, bytes.count) }
+    mutating func finalize(_ digest: IOMemory) { unsafe SHA224_Final(digest.prefix(Self.digestSize).octets, &state) }
 }
 
 private struct SHA256Hash: HashFunction {
     static let digestSize = 32, blockSize = 64
     var state = SHA256_CTX()
     init() { unsafe SHA256_Init(&state) }
-    mutating func update(_ bytes: UnsafeRawPointer, _ count: Int) { unsafe SHA256_Update(&state, bytes, count) }
-    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA256_Final(digest, &state) }
+    mutating func update(_ bytes: IOMemory) { unsafe SHA256_Update(&state, bytes.start, bytes.count) }
+    mutating func finalize(_ digest: IOMemory) { unsafe SHA256_Final(digest.prefix(Self.digestSize).octets, &state) }
 }
 
 private struct SHA384Hash: HashFunction {
     static let digestSize = 48, blockSize = 128
     var state = SHA512_CTX()
     init() { unsafe SHA384_Init(&state) }
-    mutating func update(_ bytes: UnsafeRawPointer, _ count: Int) { unsafe SHA384_Update(&state, bytes, count) }
-    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA384_Final(digest, &state) }
+    mutating func update(_ bytes: IOMemory) { unsafe SHA384_Update(&state, bytes.start, bytes.count) }
+    mutating func finalize(_ digest: IOMemory) { unsafe SHA384_Final(digest.prefix(Self.digestSize).octets, &state) }
 }
 
 private struct SHA512Hash: HashFunction {
     static let digestSize = 64, blockSize = 128
     var state = SHA512_CTX()
     init() { unsafe SHA512_Init(&state) }
-    mutating func update(_ bytes: UnsafeRawPointer, _ count: Int) { unsafe SHA512_Update(&state, bytes, count) }
-    mutating func finalize(_ digest: UnsafeMutablePointer<UInt8>) { unsafe SHA512_Final(digest, &state) }
+    mutating func update(_ bytes: IOMemory) { unsafe SHA512_Update(&state, bytes.start, bytes.count) }
+    mutating func finalize(_ digest: IOMemory) { unsafe SHA512_Final(digest.prefix(Self.digestSize).octets, &state) }
 }
 
-private func digest<Hash: HashFunction>(_ type: Hash.Type, _ input: UnsafeRawBufferPointer, _ prefix: UInt32?, _ output: UnsafeMutableRawBufferPointer) {
-    var hash = Hash()
-    if let prefix {
-        // Four bytes of our own.
-        unsafe withUnsafeBytes(of: prefix.bigEndian) { if let start = $0.baseAddress { unsafe hash.update(start, $0.count) } }
-    }
-    if let start = input.baseAddress { unsafe hash.update(start, input.count) }
-    unsafe withScratch(HashAlgorithm.maximumDigestSize) { digest in
-        unsafe hash.finalize(digest)
-        unsafe output.copyMemory(from: UnsafeRawBufferPointer(start: digest, count: min(Hash.digestSize, output.count)))
-    }
-}
-
-private func pbkdf2<Hash: HashFunction>(
-    _ type: Hash.Type, _ password: UnsafeRawBufferPointer, _ salt: [UInt8], _ iterations: UInt32, _ output: UnsafeMutableRawBufferPointer
-) {
-    // Buffers on the stack with the sizes that are used below; they are cleared when they go.
-    unsafe withScratch(Hash.blockSize) { padded in
-        unsafe withScratch(2 * Hash.digestSize) { scratch in
-            let value = unsafe scratch, sum = unsafe scratch + Hash.digestSize
-            // HMAC (RFC 2104): the states after the key, which all rounds begin with.
-            if password.count > Hash.blockSize {
-                unsafe digest(type, password, nil, UnsafeMutableRawBufferPointer(start: padded, count: Hash.digestSize))
-            } else if let start = password.baseAddress {
-                unsafe padded.update(from: start.assumingMemoryBound(to: UInt8.self), count: password.count)
-            }
-            for index in 0..<Hash.blockSize { unsafe padded[index] ^= 0x36 }
-            var innerStart = Hash()
-            unsafe innerStart.update(padded, Hash.blockSize)
-            for index in 0..<Hash.blockSize { unsafe padded[index] ^= 0x36 ^ 0x5c }
-            var outerStart = Hash()
-            unsafe outerStart.update(padded, Hash.blockSize)
-
-            var done = 0, block: UInt32 = 1
-            while done < output.count {
-                var inner = innerStart, outer = outerStart
-                unsafe salt.withUnsafeBytes { if let start = $0.baseAddress { unsafe inner.update(start, $0.count) } }
-                unsafe withUnsafeBytes(of: block.bigEndian) { if let start = $0.baseAddress { unsafe inner.update(start, $0.count) } }
-                unsafe inner.finalize(value)
-                unsafe outer.update(value, Hash.digestSize)
-                unsafe outer.finalize(value)
-                unsafe sum.update(from: value, count: Hash.digestSize)
-                var round: UInt32 = 1
-                while round < iterations {
-                    inner = innerStart
-                    unsafe inner.update(value, Hash.digestSize)
-                    unsafe inner.finalize(value)
-                    outer = outerStart
-                    unsafe outer.update(value, Hash.digestSize)
-                    unsafe outer.finalize(value)
-                    for index in 0..<Hash.digestSize { unsafe sum[index] ^= value[index] }
-                    round += 1
-                }
-                let count = min(Hash.digestSize, output.count - done)
-                unsafe (output.baseAddress! + done).copyMemory(from: sum, byteCount: count)
-                done += count
-                block += 1
-            }
-            clear(&innerStart)
-            clear(&outerStart)
+private func digest<Hash: HashFunction>(_ type: Hash.Type, _ input: IOMemory, _ prefix: UInt32?, _ output: IOMemory) {
+    withScratch(HashAlgorithm.maximumDigestSize) { digest in
+        var hash = Hash()
+        if let prefix {
+            digest.store(bigEndian: prefix, 0)
+            hash.update(digest.prefix(4))
         }
+        hash.update(input)
+        hash.finalize(digest)
+        output.prefix(min(Hash.digestSize, output.count)).copy(from: digest)
+    }
+}
+
+private func pbkdf2<Hash: HashFunction>(_ type: Hash.Type, _ password: IOMemory, _ salt: [UInt8], _ iterations: UInt32, _ output: IOMemory) {
+    // They are cleared when they go.
+    withScratch(Hash.blockSize + 2 * Hash.digestSize) { scratch in
+        let padded = scratch.prefix(Hash.blockSize)
+        let value = scratch.piece(Hash.blockSize, Hash.digestSize), sum = scratch.from(Hash.blockSize + Hash.digestSize)
+        // HMAC (RFC 2104): the states after the key, which all rounds begin with.
+        if password.count > Hash.blockSize { digest(type, password, nil, padded.prefix(Hash.digestSize)) } else { padded.prefix(password.count).copy(from: password) }
+        func start(_ pad: UInt8) -> Hash {
+            for index in 0..<Hash.blockSize { padded.store(padded.load(index, as: UInt8.self) ^ pad, index) }
+            var hash = Hash()
+            hash.update(padded)
+            return hash
+        }
+        var innerStart = start(0x36), outerStart = start(0x36 ^ 0x5c)
+
+        var done = 0, block: UInt32 = 1
+        while done < output.count {
+            var inner = innerStart, outer = outerStart
+            salt.withReadableIOMemory { inner.update($0) }
+            value.store(bigEndian: block, 0)
+            inner.update(value.prefix(4))
+            inner.finalize(value)
+            outer.update(value)
+            outer.finalize(value)
+            sum.copy(from: value)
+            var round: UInt32 = 1
+            while round < iterations {
+                inner = innerStart
+                inner.update(value)
+                inner.finalize(value)
+                outer = outerStart
+                outer.update(value)
+                outer.finalize(value)
+                sum.combine(with: value)
+                round += 1
+            }
+            let count = min(Hash.digestSize, output.count - done)
+            output.piece(done, count).copy(from: sum)
+            done += count
+            block += 1
+        }
+        clear(&innerStart)
+        clear(&outerStart)
     }
 }
 
 /// Overwrites a state that a password could be guessed from.
 private func clear<Hash: HashFunction>(_ state: inout Hash) {
     // Its own bytes.
-    unsafe withUnsafeMutableBytes(of: &state) { if let start = $0.baseAddress { unsafe explicit_bzero(start, $0.count) } }
+    unsafe withUnsafeMutableBytes(of: &state) { unsafe IOMemory($0).erase() }
 }
 
-/// Zeroed memory for `count` bytes, cleared afterwards.
-private func withScratch(_ count: Int, _ body: (UnsafeMutablePointer<UInt8>) -> Void) {
+/// Zeroed memory for `count` bytes, of which there is at least one; cleared afterwards.
+private func withScratch(_ count: Int, _ body: (IOMemory) -> Void) {
+    // On the stack, and `body` does not keep it.
     unsafe withUnsafeTemporaryAllocation(byteCount: count, alignment: 16) { buffer in
-        // It has `count` bytes, of which there is at least one.
-        guard let start = buffer.baseAddress else { return }
-        let bytes = unsafe start.initializeMemory(as: UInt8.self, repeating: 0, count: count)
-        unsafe body(bytes)
-        unsafe explicit_bzero(start, count)
+        let memory = unsafe IOMemory(buffer)
+        memory.clear()
+        body(memory)
+        memory.erase()
     }
 }
 
@@ -191,35 +184,31 @@ enum StripedKey {
     static let stripes = 4000
 
     /// Takes a key out of its stripes.
-    static func merge(_ split: UnsafeRawBufferPointer, into key: UnsafeMutableRawBufferPointer, _ hash: HashAlgorithm) {
-        // `split` has `stripes` times as many bytes as `key`.
-        unsafe key.initializeMemory(as: UInt8.self, repeating: 0)
+    /// - Parameter split: ``stripes`` times as many bytes as `key` has.
+    static func merge(_ split: IOMemory, into key: IOMemory, _ hash: HashAlgorithm) {
+        key.clear()
         for stripe in 0..<stripes {
-            unsafe add(UnsafeRawBufferPointer(rebasing: split[stripe * key.count..<(stripe + 1) * key.count]), to: key)
-            if stripe < stripes - 1 { unsafe diffuse(key, hash) }
+            key.combine(with: split.piece(stripe * key.count, key.count))
+            if stripe < stripes - 1 { diffuse(key, hash) }
         }
     }
 
     /// Fills the last stripe, after the others have been filled with random bytes, such that ``merge(_:into:_:)`` gives the key.
-    static func split(_ key: UnsafeRawBufferPointer, into split: UnsafeMutableRawBufferPointer, _ hash: HashAlgorithm) {
-        let last = unsafe UnsafeMutableRawBufferPointer(rebasing: split[((stripes - 1) * key.count)...])
-        unsafe last.initializeMemory(as: UInt8.self, repeating: 0)
+    static func split(_ key: IOMemory, into split: IOMemory, _ hash: HashAlgorithm) {
+        let last = split.piece((stripes - 1) * key.count, key.count)
+        last.clear()
         for stripe in 0..<stripes - 1 {
-            unsafe add(UnsafeRawBufferPointer(rebasing: split[stripe * key.count..<(stripe + 1) * key.count]), to: last)
-            unsafe diffuse(last, hash)
+            last.combine(with: split.piece(stripe * key.count, key.count))
+            diffuse(last, hash)
         }
-        unsafe add(key, to: last)
-    }
-
-    private static func add(_ bytes: UnsafeRawBufferPointer, to sum: UnsafeMutableRawBufferPointer) {
-        for index in sum.indices { unsafe sum[index] ^= bytes[index] }
+        last.combine(with: key)
     }
 
     /// Each piece as long as a digest becomes the digest of its number and itself.
-    private static func diffuse(_ bytes: UnsafeMutableRawBufferPointer, _ hash: HashAlgorithm) {
+    private static func diffuse(_ bytes: IOMemory, _ hash: HashAlgorithm) {
         for (number, start) in stride(from: 0, to: bytes.count, by: hash.digestSize).enumerated() {
-            let piece = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[start..<min(start + hash.digestSize, bytes.count)])
-            unsafe hash.hash(UnsafeRawBufferPointer(piece), prefix: UInt32(number), into: piece)
+            let piece = bytes.piece(start, min(hash.digestSize, bytes.count - start))
+            hash.hash(piece, prefix: UInt32(number), into: piece)
         }
     }
 }

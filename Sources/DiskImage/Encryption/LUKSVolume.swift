@@ -37,17 +37,16 @@ struct LUKSVolume: Sendable {
         let keySize = header.specification.keySize
         for slot in header.slots where slot.isActive {
             let encrypted = try material(slot)
-            let slotKey = try unsafe SecretBytes(keySize, of: path) { memory in
-                unsafe password.withBytes { unsafe header.hash.deriveKey($0, salt: slot.salt, iterations: slot.iterations, into: memory) }
+            let slotKey = try SecretBytes(keySize, of: path) { memory in
+                password.withBytes { header.hash.deriveKey($0, salt: slot.salt, iterations: slot.iterations, into: memory) }
             }
             let cipher = try SectorCipher(header.specification, key: slotKey, path: path)
-            let split = try unsafe SecretBytes(encrypted.count, of: path) { memory in
-                unsafe memory.copyBytes(from: encrypted)
-                // It has that many bytes.
-                if let start = memory.baseAddress { unsafe cipher.decrypt(start, memory.count, sector: 0) }
+            let split = try SecretBytes(encrypted.count, of: path) { memory in
+                encrypted.withReadableIOMemory { memory.copy(from: $0) }
+                cipher.decrypt(memory, sector: 0)
             }
-            let candidate = try unsafe SecretBytes(keySize, of: path) { key in
-                unsafe split.withBytes { unsafe StripedKey.merge($0, into: key, header.hash) }
+            let candidate = try SecretBytes(keySize, of: path) { key in
+                split.withBytes { StripedKey.merge($0, into: key, header.hash) }
             }
             if try digest(candidate, header.hash, header.digestSalt, header.digestIterations, path).isEqual(to: header.digest) { return candidate }
         }
@@ -58,8 +57,8 @@ struct LUKSVolume: Sendable {
     private static func digest(
         _ key: SecretBytes, _ hash: HashAlgorithm, _ salt: [UInt8], _ iterations: UInt32, _ path: String
     ) throws(DiskImageError) -> SecretBytes {
-        try unsafe SecretBytes(LUKSHeader.digestSize, of: path) { digest in
-            unsafe key.withBytes { unsafe hash.deriveKey($0, salt: salt, iterations: iterations, into: digest) }
+        try SecretBytes(LUKSHeader.digestSize, of: path) { digest in
+            key.withBytes { hash.deriveKey($0, salt: salt, iterations: iterations, into: digest) }
         }
     }
 
@@ -72,27 +71,26 @@ struct LUKSVolume: Sendable {
     init(password: SecretBytes, cost: PasswordCost, path: String) throws(DiskImageError) {
         let specification = CipherSpecification.standard, hash = HashAlgorithm.sha256
         let iterations = try cost.iterations(hash, keySize: specification.keySize, path)
-        let key = try unsafe SecretBytes(specification.keySize, of: path) { (memory) throws(DiskImageError) in try unsafe fillRandomly(memory, path) }
+        let key = try SecretBytes(specification.keySize, of: path) { (memory) throws(DiskImageError) in try fillRandomly(memory, path) }
         let digestSalt = try randomBytes(LUKSHeader.saltSize, path), slotSalt = try randomBytes(LUKSHeader.saltSize, path)
         // As QEMU does: an eighth, as it is the same for all slots and guards a key that nobody guesses.
         let digestIterations = max(PasswordCost.minimum, iterations / 8)
         let digest = try Self.digest(key, hash, digestSalt, digestIterations, path)
         header = LUKSHeader(
-            specification, cipherMode: "xts-plain64", hash, digest: unsafe digest.withBytes { unsafe Array($0) }, digestSalt: digestSalt,
+            specification, cipherMode: "xts-plain64", hash, digest: digest.withBytes { $0.array }, digestSalt: digestSalt,
             digestIterations: digestIterations, slotSalt: slotSalt, iterations: iterations, uuid: try Self.newUUID(path))
-        let slotKey = try unsafe SecretBytes(specification.keySize, of: path) { memory in
-            unsafe password.withBytes { unsafe hash.deriveKey($0, salt: slotSalt, iterations: iterations, into: memory) }
+        let slotKey = try SecretBytes(specification.keySize, of: path) { memory in
+            password.withBytes { hash.deriveKey($0, salt: slotSalt, iterations: iterations, into: memory) }
         }
         let cipher = try SectorCipher(specification, key: slotKey, path: path)
-        let material = try unsafe SecretBytes(header.materialSize, of: path) { (memory) throws(DiskImageError) in
-            try unsafe fillRandomly(memory, path)
-            unsafe key.withBytes { unsafe StripedKey.split($0, into: memory, hash) }
-            // It has that many bytes.
-            if let start = memory.baseAddress { unsafe cipher.encrypt(start, memory.count, sector: 0) }
+        let material = try SecretBytes(header.materialSize, of: path) { (memory) throws(DiskImageError) in
+            try fillRandomly(memory, path)
+            key.withBytes { StripedKey.split($0, into: memory, hash) }
+            cipher.encrypt(memory, sector: 0)
         }
         let encoded = header.encoded()
         let padding = [UInt8](repeating: 0, count: Int(header.slots[0].place) - encoded.count)
-        bytes = unsafe encoded + padding + material.withBytes { unsafe Array($0) }
+        bytes = encoded + padding + material.withBytes { $0.array }
         region = header.payloadOffset
         masterKey = key
     }
@@ -128,12 +126,12 @@ public enum PasswordCost: Sendable, Equatable {
             return count
         case .milliseconds(let time):
             // Long enough for the clock, which counts this thread's work alone.
-            let key = try unsafe SecretBytes(keySize, of: path) { _ in }
+            let key = try SecretBytes(keySize, of: path) { _ in }
             var tried: UInt32 = 4096, seconds = 0.0
             while true {
                 let start = threadTime()
-                _ = try unsafe SecretBytes(keySize, of: path) { derived in
-                    unsafe key.withBytes { unsafe hash.deriveKey($0, salt: [0], iterations: tried, into: derived) }
+                _ = try SecretBytes(keySize, of: path) { derived in
+                    key.withBytes { hash.deriveKey($0, salt: [0], iterations: tried, into: derived) }
                 }
                 seconds = threadTime() - start
                 if seconds >= 0.05 || tried >= Self.maximum / 2 { break }
@@ -152,11 +150,11 @@ private func threadTime() -> Double {
 }
 
 /// Random bytes from the kernel, good enough for keys.
-private func fillRandomly(_ memory: UnsafeMutableRawBufferPointer, _ path: String) throws(DiskImageError) {
+private func fillRandomly(_ memory: IOMemory, _ path: String) throws(DiskImageError) {
     var done = 0
     while done < memory.count {
-        // The rest of the caller's memory.
-        let got = unsafe getrandom(memory.baseAddress! + done, memory.count - done, 0)
+        // The rest of the memory.
+        let got = unsafe getrandom(memory.from(done).start, memory.count - done, 0)
         if got < 0, errno != EINTR { throw .system(path: path, .last("getrandom")) }
         done += max(0, got)
     }
@@ -164,10 +162,6 @@ private func fillRandomly(_ memory: UnsafeMutableRawBufferPointer, _ path: Strin
 
 private func randomBytes(_ count: Int, _ path: String) throws(DiskImageError) -> [UInt8] {
     var bytes = [UInt8](repeating: 0, count: count)
-    var failure: DiskImageError?
-    unsafe bytes.withUnsafeMutableBytes { memory in
-        do throws(DiskImageError) { try unsafe fillRandomly(memory, path) } catch { failure = error }
-    }
-    if let failure { throw failure }
+    try bytes.withIOMemory { (memory) throws(DiskImageError) in try fillRandomly(memory, path) }
     return bytes
 }

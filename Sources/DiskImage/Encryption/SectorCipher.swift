@@ -65,7 +65,7 @@ struct CipherSpecification: Equatable, Sendable {
 }
 
 /// Encrypts and decrypts sectors of 512 bytes with one key.
-@safe struct SectorCipher: ~Copyable, @unchecked Sendable {
+struct SectorCipher: ~Copyable, @unchecked Sendable {
     /// What a sector's number, which its vector is made of, is counted from.
     enum Numbering {
         /// The start of the file that has the data.
@@ -90,101 +90,97 @@ struct CipherSpecification: Equatable, Sendable {
         let usesInstructions = usesInstructions && ccrypto_has_aes()
         self.specification = specification
         self.numbering = numbering
-        keys = try unsafe SecretBytes(3 * MemoryLayout<ccrypto_aes>.stride, of: path) { (memory) throws(DiskImageError) in
-            // Room for three.
-            guard let start = memory.baseAddress else { return }
-            let prepared = unsafe start.bindMemory(to: ccrypto_aes.self, capacity: 3)
+        keys = try SecretBytes(3 * MemoryLayout<ccrypto_aes>.stride, of: path) { (memory) throws(DiskImageError) in
+            // Room for three. A secret has that many bits behind `first`; sizes are those of AES, so it takes them.
+            let prepared = unsafe memory.start.bindMemory(to: ccrypto_aes.self, capacity: 3)
             func prepare(_ index: Int, _ secret: SecretBytes, from first: Int, bits: Int) {
-                let isPrepared = unsafe secret.withBytes { bytes in
-                    // The secret has that many bits behind `first`.
-                    guard let start = unsafe bytes.baseAddress?.assumingMemoryBound(to: UInt8.self) else { return false }
-                    return unsafe ccrypto_aes_prepare(prepared + index, start + first, Int32(bits), usesInstructions)
+                let isPrepared = secret.withBytes { bytes in
+                    unsafe ccrypto_aes_prepare(prepared + index, bytes.piece(first, bits / 8).octets, Int32(bits), usesInstructions)
                 }
-                // Sizes are those of AES, so it takes them.
                 precondition(isPrepared)
             }
             let bits = specification.keyBits
             prepare(0, key, from: 0, bits: bits)
             if specification.mode == .xts { prepare(1, key, from: bits / 8, bits: bits) }
             if case .essiv(let hash) = specification.vector {
-                let digest = try unsafe SecretBytes(hash.digestSize, of: path) { digest in unsafe key.withBytes { unsafe hash.hash($0, into: digest) } }
+                let digest = try SecretBytes(hash.digestSize, of: path) { digest in key.withBytes { hash.hash($0, into: digest) } }
                 prepare(2, digest, from: 0, bits: hash.digestSize * 8)
             }
         }
     }
 
-    /// Encrypts `count` bytes in place, a whole number of sectors (or, of the last one, of blocks), whose first has the number `sector`.
-    func encrypt(_ bytes: UnsafeMutableRawPointer, _ count: Int, sector: UInt64) { unsafe apply(bytes, count, sector, encrypts: true) }
+    /// Encrypts bytes in place, a whole number of sectors (or, of the last one, of blocks), whose first has the number `sector`.
+    func encrypt(_ bytes: IOMemory, sector: UInt64) { apply(bytes, sector, encrypts: true) }
 
     /// Decrypts likewise.
-    func decrypt(_ bytes: UnsafeMutableRawPointer, _ count: Int, sector: UInt64) { unsafe apply(bytes, count, sector, encrypts: false) }
+    func decrypt(_ bytes: IOMemory, sector: UInt64) { apply(bytes, sector, encrypts: false) }
 
     /// Encrypts whole sectors in place, which lie at `place` in the file with the data and at `offset` on the disk.
-    func encrypt(_ bytes: UnsafeMutableRawPointer, _ count: Int, place: UInt64, offset: UInt64) {
-        unsafe encrypt(bytes, count, sector: (numbering == .file ? place : offset) / UInt64(Self.sectorSize))
+    func encrypt(_ bytes: IOMemory, place: UInt64, offset: UInt64) {
+        encrypt(bytes, sector: (numbering == .file ? place : offset) / UInt64(Self.sectorSize))
     }
 
     /// Decrypts likewise.
-    func decrypt(_ bytes: UnsafeMutableRawPointer, _ count: Int, place: UInt64, offset: UInt64) {
-        unsafe decrypt(bytes, count, sector: (numbering == .file ? place : offset) / UInt64(Self.sectorSize))
+    func decrypt(_ bytes: IOMemory, place: UInt64, offset: UInt64) {
+        decrypt(bytes, sector: (numbering == .file ? place : offset) / UInt64(Self.sectorSize))
     }
 
     /// Fills whole sectors with what zeroes become at a place.
     func encryptZeroes(_ bytes: inout [UInt8], place: UInt64) {
-        unsafe bytes.withUnsafeMutableBytes { memory in
-            // All of the array's bytes.
-            guard let start = memory.baseAddress else { return }
-            unsafe start.initializeMemory(as: UInt8.self, repeating: 0, count: memory.count)
-            unsafe encrypt(start, memory.count, place: place, offset: place)
+        bytes.withIOMemory { memory in
+            memory.clear()
+            encrypt(memory, place: place, offset: place)
         }
     }
 
-    private func apply(_ bytes: UnsafeMutableRawPointer, _ count: Int, _ sector: UInt64, encrypts: Bool) {
-        unsafe keys.withBytes { memory in
-            // As they were made.
-            guard let prepared = unsafe memory.baseAddress?.assumingMemoryBound(to: ccrypto_aes.self) else { return }
-            unsafe apply(prepared, bytes, count, sector, encrypts: encrypts)
-        }
-    }
-
-    private func apply(_ prepared: UnsafePointer<ccrypto_aes>, _ bytes: UnsafeMutableRawPointer, _ count: Int, _ sector: UInt64, encrypts: Bool) {
-        var number = sector
-        var vector = (UInt64(0), UInt64(0))
-        for start in stride(from: 0, to: count, by: Self.sectorSize) {
-            switch specification.vector {
-            case .plain: vector = (UInt64(UInt32(truncatingIfNeeded: number)).littleEndian, 0)
-            case .plain64, .essiv: vector = (number.littleEndian, 0)
+    private func apply(_ bytes: IOMemory, _ sector: UInt64, encrypts: Bool) {
+        keys.withBytes { memory in
+            // The three keys, as they were made.
+            let prepared = unsafe UnsafePointer(memory.start.assumingMemoryBound(to: ccrypto_aes.self))
+            var number = sector
+            for start in stride(from: 0, to: bytes.count, by: Self.sectorSize) {
+                let vector: InlineArray<2, UInt64> =
+                    switch specification.vector {
+                    case .plain: [UInt64(UInt32(truncatingIfNeeded: number)).littleEndian, 0]
+                    case .plain64, .essiv: [number.littleEndian, 0]
+                    }
+                unsafe apply(prepared, bytes.piece(start, min(Self.sectorSize, bytes.count - start)), vector, encrypts: encrypts)
+                number &+= 1
             }
-            // Inside the caller's bytes; the vector has 16.
-            let piece = unsafe (bytes + start).assumingMemoryBound(to: UInt8.self)
-            let size = min(Self.sectorSize, count - start)
-            unsafe withUnsafeMutableBytes(of: &vector) { buffer in
-                guard let iv = unsafe buffer.baseAddress?.assumingMemoryBound(to: UInt8.self) else { return }
-                if case .essiv = specification.vector { unsafe ccrypto_aes_encrypt(prepared + 2, iv, iv) }
-                switch specification.mode {
-                case .xts: unsafe ccrypto_xts(prepared, prepared + 1, iv, piece, size, encrypts)
-                case .cbc: unsafe ccrypto_cbc(prepared, iv, piece, size, encrypts)
-                case .ecb: for block in stride(from: 0, to: size, by: 16) { unsafe (encrypts ? ccrypto_aes_encrypt : ccrypto_aes_decrypt)(prepared, piece + block, piece + block) }
-                case .ctr: unsafe self.count(prepared, iv, piece, size)
+        }
+    }
+
+    /// A sector, or some blocks of one.
+    private func apply(_ prepared: UnsafePointer<ccrypto_aes>, _ sector: IOMemory, _ vector: consuming InlineArray<2, UInt64>, encrypts: Bool) {
+        // The keys are the caller's; the vector has 16 bytes.
+        unsafe withUnsafeMutableBytes(of: &vector) { buffer in
+            let iv = unsafe IOMemory(buffer).octets, piece = unsafe sector.octets
+            if case .essiv = specification.vector { unsafe ccrypto_aes_encrypt(prepared + 2, iv, iv) }
+            switch specification.mode {
+            case .xts: unsafe ccrypto_xts(prepared, prepared + 1, iv, piece, sector.count, encrypts)
+            case .cbc: unsafe ccrypto_cbc(prepared, iv, piece, sector.count, encrypts)
+            case .ecb:
+                for block in stride(from: 0, to: sector.count, by: 16) {
+                    let octets = unsafe sector.piece(block, 16).octets
+                    unsafe (encrypts ? ccrypto_aes_encrypt : ccrypto_aes_decrypt)(prepared, octets, octets)
                 }
+            case .ctr: unsafe count(prepared, IOMemory(buffer), sector)
             }
-            number &+= 1
         }
     }
 
     /// Counter mode, which is its own inverse: the vector is a number of 128 bits, most significant byte first, that grows with each block.
-    private func count(_ key: UnsafePointer<ccrypto_aes>, _ counter: UnsafeMutablePointer<UInt8>, _ bytes: UnsafeMutablePointer<UInt8>, _ size: Int) {
-        var mask = (UInt64(0), UInt64(0))
-        unsafe withUnsafeMutableBytes(of: &mask) { buffer in
-            // Sixteen bytes each: a block, the counter, the mask.
-            guard let mask = unsafe buffer.baseAddress?.assumingMemoryBound(to: UInt8.self) else { return }
-            for block in stride(from: 0, to: size, by: 16) {
-                unsafe ccrypto_aes_encrypt(key, counter, mask)
-                for index in 0..<min(16, size - block) { unsafe bytes[block + index] ^= mask[index] }
-                for index in (0..<16).reversed() {
-                    unsafe counter[index] &+= 1
-                    if unsafe counter[index] != 0 { break }
-                }
+    private func count(_ key: UnsafePointer<ccrypto_aes>, _ counter: IOMemory, _ sector: IOMemory) {
+        var bytes = InlineArray<2, UInt64>(repeating: 0)
+        // Sixteen bytes each: a block, the counter, the mask.
+        unsafe withUnsafeMutableBytes(of: &bytes) { buffer in
+            let mask = unsafe IOMemory(buffer)
+            for block in stride(from: 0, to: sector.count, by: 16) {
+                unsafe ccrypto_aes_encrypt(key, counter.octets, mask.octets)
+                sector.piece(block, min(16, sector.count - block)).combine(with: mask)
+                let (low, overflow) = counter.load(bigEndian: 8, as: UInt64.self).addingReportingOverflow(1)
+                counter.store(bigEndian: low, 8)
+                if overflow { counter.store(bigEndian: counter.load(bigEndian: 0, as: UInt64.self) &+ 1, 0) }
             }
         }
     }

@@ -24,20 +24,17 @@ extension DiskEngine {
     }
 
     /// What an operation needs before it can be queued.
-    private func workBefore(_ operation: UnsafeMutablePointer<Operation>) -> (merging: Bool, encryption: Bool, zeroes: Bool) {
-        // The caller's, of this engine.
-        unsafe (operation.pointee.copy >= 0, encryption.encryptsWrites && operation.pointee.kind == .write, operation.pointee.kind == .zeroes)
+    private func workBefore(_ index: Int32) -> (merging: Bool, encryption: Bool, zeroes: Bool) {
+        (operations[index].copy >= 0, encryption.encryptsWrites && operations[index].kind == .write, operations[index].kind == .zeroes)
     }
 
     /// Queues an operation that has begun, or puts that off if there is work to be done first.
     mutating func enqueueAfterWork(_ index: Int32) {
-        // Indices of operations come from our own lists, so they are in bounds, here and below.
-        let operation = unsafe operations + Int(index)
-        guard unsafe workBefore(operation) != (false, false, false) else { return enqueue(index) }
+        guard workBefore(index) != (false, false, false) else { return enqueue(index) }
         // While it waits, nobody else can take the buffer that it needs.
-        if unsafe operation.pointee.copy < 0 && operation.pointee.kind == .write { unsafe takeBuffer(operation) }
-        unsafe operation.pointee.next = -1
-        if awaitingWork.first < 0 { awaitingWork.first = index } else { unsafe operations[Int(awaitingWork.last)].next = index }
+        if operations[index].copy < 0 && operations[index].kind == .write { takeBuffer(index) }
+        operations[index].next = -1
+        if awaitingWork.first < 0 { awaitingWork.first = index } else { operations[awaitingWork.last].next = index }
         awaitingWork.last = index
     }
 
@@ -47,21 +44,20 @@ extension DiskEngine {
         shared.assertUnlocked()
         while awaitingWork.first >= 0 {
             let index = awaitingWork.first
-            let operation = unsafe operations + Int(index)
-            unsafe awaitingWork.first = operation.pointee.next
+            awaitingWork.first = operations[index].next
             // What it is about is the engine's own until it ends: the operation, its request, and the memory of both.
-            let needs = unsafe workBefore(operation)
+            let needs = workBefore(index)
             if needs.merging {
                 shared.calls.bulkWork?(.merging)
-                unsafe merge(operation)
+                merge(index)
             }
             if needs.encryption {
                 shared.calls.bulkWork?(.encryption)
-                unsafe encrypt(operation)
+                encrypt(index)
             }
             if needs.zeroes {
                 shared.calls.bulkWork?(.zeroes)
-                unsafe fill(operation.pointee.request, from: operation.pointee.start, length: operation.pointee.length)
+                fill(operations[index].request, from: operations[index].start, length: operations[index].length)
             }
             enqueue(index)
         }
@@ -69,28 +65,23 @@ extension DiskEngine {
 
     /// A reader's zeroes, at once where nobody waits for the lock.
     mutating func readZeroes(_ index: Int32, length: UInt64) {
-        let start = unsafe requests[Int(index)].mapped
+        let start = requests[index].mapped
         if shared.isExclusive { fill(index, from: start, length: length) } else { begin(Operation(kind: .zeroes, request: index, start: start, length: length)) }
     }
 
     /// The old contents of a cluster are in its copy's buffer: what the request has for it goes over them.
-    private func merge(_ operation: UnsafeMutablePointer<Operation>) {
-        let index = unsafe operation.pointee.copy
+    private func merge(_ operation: Int32) {
+        let index = operations[operation].copy
         let copy = copies[index]
-        let owner = unsafe requests + Int(copy.owner)
-        let buffer = unsafe copies.buffer(index)
-        // The buffer has room for the cluster, whose part the request covers. Beyond the end of the disk there was nothing to be read.
+        let buffer = copies.buffer(index)
+        // Of the cluster the request covers a part. Beyond the end of the disk there was nothing to be read.
         let readable = min(copy.size, image.size - copy.base)
-        unsafe (buffer + Int(readable)).initializeMemory(as: UInt8.self, repeating: 0, count: Int(copy.size - readable))
-        var target = unsafe buffer + Int(unsafe (owner.pointee.offset + copy.start) - copy.base)
-        if unsafe owner.pointee.operation == .write {
-            // Guest RAM: read through the helpers that the compiler does not look into.
-            unsafe forEachPiece(copy.owner, from: copy.start, length: copy.length) { base, count in
-                unsafe clinux_copy(target, base, count)
-                unsafe target += count
-            }
+        buffer.piece(Int(readable), Int(copy.size - readable)).clear()
+        let target = buffer.piece(Int((requests[copy.owner].offset + copy.start) - copy.base), Int(copy.length))
+        if requests[copy.owner].operation == .write {
+            requests[copy.owner].segments?.copyOut(from: copy.start, to: target)
         } else {
-            unsafe target.initializeMemory(as: UInt8.self, repeating: 0, count: Int(copy.length))
+            target.clear()
         }
     }
 
@@ -98,7 +89,7 @@ extension DiskEngine {
 
     /// A read has brought its bytes, which may have to be decrypted.
     mutating func endRead(_ index: Int32) {
-        let operation = unsafe operations[Int(index)]
+        let operation = operations[index]
         if encryption.isUsed, image.isEncrypted(operation.layer) {
             shared.unlock()
             shared.calls.bulkWork?(.decryption)
@@ -110,13 +101,12 @@ extension DiskEngine {
 
     /// Metadata has been read, which may be a compressed cluster.
     mutating func endLoad(_ index: Int32) {
-        let operation = unsafe operations + Int(index)
-        if var load = unsafe operation.pointee.load, load.kind == .compressedCluster {
+        if var load = operations[index].load, load.kind == .compressedCluster {
             shared.unlock()
             shared.calls.bulkWork?(.decompression)
-            unsafe image.decompress(&load, bytes: Int(operation.pointee.done))
+            image.decompress(&load, bytes: Int(operations[index].done))
             shared.lock()
-            unsafe operation.pointee.load = load
+            operations[index].load = load
         }
         end(index, error: 0)
     }

@@ -33,10 +33,9 @@ extension DiskEngine {
     /// The queue has nothing of an operation any more.
     mutating func dequeued(_ index: Int32) {
         // An index of ours, back from the queue.
-        let operation = unsafe operations + Int(index)
         outstanding -= 1
-        unsafe bytesInFlight -= operation.pointee.submitted
-        unsafe operation.pointee.submitted = 0
+        bytesInFlight -= operations[index].submitted
+        operations[index].submitted = 0
     }
 
     /// Indicates whether an operation is one of the requests that are given up. Metadata and commits are not: others
@@ -69,10 +68,10 @@ extension DiskEngine {
     /// Ends the requests that the queue has nothing of.
     private mutating func cancelWaiting() {
         // Flushes for the next commit; those of the one under way end with it, soon.
-        while let index = unsafe attachment.flushes.popFirst(requests) {
+        while let index = attachment.flushes.popFirst(requests) {
             // Indices in lists are those of requests.
-            unsafe requests[Int(index)].pending = 0
-            unsafe requests[Int(index)].error = ECANCELED
+            requests[index].pending = 0
+            requests[index].error = ECANCELED
             complete(index)
         }
         retryOwn()
@@ -84,7 +83,7 @@ extension DiskEngine {
     private func cancelOperations() {
         for index in 0..<operationCount {
             // Within the count.
-            let operation = unsafe operations[index]
+            let operation = operations[index]
             if operation.isActive, isCancelled(operation.kind) { queue.cancel(UInt64(index), token: Self.cancelToken) }
         }
     }

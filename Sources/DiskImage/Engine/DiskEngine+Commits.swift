@@ -76,7 +76,7 @@ extension DiskEngine {
         var deferred = attachment.deferredOperation
         attachment.deferredOperation = -1
         while deferred >= 0 {
-            let next = unsafe operations[Int(deferred)].next
+            let next = operations[deferred].next
             end(deferred, error: 0)
             deferred = next
         }
@@ -99,14 +99,14 @@ extension DiskEngine {
     mutating func completeFlushes() {
         var flushes = attachment.committed
         attachment.committed = IndexList()
-        while let index = unsafe flushes.popFirst(requests) { complete(index) }
+        while let index = flushes.popFirst(requests) { complete(index) }
     }
 
     private mutating func synchronize(_ step: SharedImage.Commit.Step, file: Int = 0) {
         shared.commit.step = step
         shared.commit.file = file
         let index = Int32(operationCount - 1)
-        unsafe operations[Int(index)] = Operation(kind: .commit, layer: file)
+        operations[index] = Operation(kind: .commit, layer: file)
         enqueue(index)
     }
 }
@@ -114,24 +114,22 @@ extension DiskEngine {
 extension AttachedEngine {
     /// A commit has ended with an errno value, or 0: so do the flushes that it was for.
     func endCommit(_ error: Int32, _ failed: FailedAccess?) {
-        while let index = unsafe committing.popFirst(requests) {
+        while let index = committing.popFirst(requests) {
             // Indices in lists are those of requests.
-            unsafe requests[Int(index)].pending = 0
-            unsafe requests[Int(index)].error = error
-            unsafe requests[Int(index)].failed = failed
-            unsafe committed.append(index, requests)
+            requests[index].pending = 0
+            requests[index].error = error
+            requests[index].failed = failed
+            committed.append(index, requests)
         }
         // Who waited for room goes on, or fails: the room will not come.
         var index = waiting.first
         while index >= 0 {
-            let request = unsafe requests + Int(index)
-            if unsafe request.pointee.awaitsCommit, error != 0 {
-                // An index of our own list, as above.
-                unsafe request.pointee.error = error
-                unsafe request.pointee.failed = failed
+            if requests[index].awaitsCommit, error != 0 {
+                requests[index].error = error
+                requests[index].failed = failed
             }
-            unsafe request.pointee.awaitsCommit = false
-            unsafe index = request.pointee.next
+            requests[index].awaitsCommit = false
+            index = requests[index].next
         }
     }
 }

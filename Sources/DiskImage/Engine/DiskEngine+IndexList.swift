@@ -7,30 +7,30 @@ extension DiskEngine {
         var last: Int32 = -1
         var isEmpty: Bool { first < 0 }
 
-        mutating func append(_ index: Int32, _ requests: UnsafeMutablePointer<Request>) {
+        mutating func append(_ index: Int32, _ requests: Slab<Request>) {
             // Indices in lists are those of requests.
-            unsafe requests[Int(index)].next = -1
-            if isEmpty { first = index } else { unsafe requests[Int(last)].next = index }
+            requests[index].next = -1
+            if isEmpty { first = index } else { requests[last].next = index }
             last = index
         }
 
         /// Appends another list, which is no list of its own any more.
-        mutating func append(contentsOf other: IndexList, _ requests: UnsafeMutablePointer<Request>) {
+        mutating func append(contentsOf other: IndexList, _ requests: Slab<Request>) {
             guard !other.isEmpty else { return }
-            if isEmpty { first = other.first } else { unsafe requests[Int(last)].next = other.first }
+            if isEmpty { first = other.first } else { requests[last].next = other.first }
             last = other.last
         }
 
-        mutating func prepend(_ index: Int32, _ requests: UnsafeMutablePointer<Request>) {
-            unsafe requests[Int(index)].next = first
+        mutating func prepend(_ index: Int32, _ requests: Slab<Request>) {
+            requests[index].next = first
             if isEmpty { last = index }
             first = index
         }
 
-        mutating func popFirst(_ requests: UnsafeMutablePointer<Request>) -> Int32? {
+        mutating func popFirst(_ requests: Slab<Request>) -> Int32? {
             guard !isEmpty else { return nil }
             let index = first
-            unsafe first = requests[Int(index)].next
+            first = requests[index].next
             return index
         }
     }

@@ -6,11 +6,10 @@ internal import Linux
 
 extension DiskEngine {
     /// A request and how far it has come. `next` links it into the one list that it is in.
-    @safe struct Request {
+    struct Request {
         var operation = DiskOperation.flush
-        /// The owner's vectors of a transfer.
-        var vectors: UnsafePointer<iovec>?
-        var segments = 0
+        /// The owner's memory of a transfer.
+        var segments: IOSegments?
         var offset: UInt64 = 0
         var length: UInt64 = 0
         /// Bytes from the start for which operations are under way or done.
@@ -31,9 +30,8 @@ extension DiskEngine {
 
         init() {}
 
-        init(operation: DiskOperation, vectors: UnsafePointer<iovec>?, segments: Int, offset: UInt64, length: UInt64) {
+        init(operation: DiskOperation, segments: IOSegments?, offset: UInt64, length: UInt64) {
             self.operation = operation
-            unsafe self.vectors = vectors
             self.segments = segments
             self.offset = offset
             self.length = length
@@ -42,7 +40,7 @@ extension DiskEngine {
     }
 
     /// One operation of the queue.
-    @safe struct Operation {
+    struct Operation {
         enum Kind: UInt8 { case read, write, synchronize, punch, zeroRange, writeZeroes, load, commit, zeroes }
 
         var kind = Kind.synchronize
@@ -97,24 +95,22 @@ extension DiskEngine {
     /// Sets going what can be set going of a request, and completes it when nothing is left.
     mutating func advance(_ index: Int32) {
         shared.assertLocked()
-        // Indices of requests and operations come from our own lists only, so they are in bounds, here and below.
-        let request = unsafe requests + Int(index)
-        while unsafe request.pointee.error == 0, unsafe !isMapped(request) {
+        while requests[index].error == 0, !isMapped(index) {
             guard !isCancelling else {
-                unsafe request.pointee.error = ECANCELED
+                requests[index].error = ECANCELED
                 break
             }
-            guard hasRoom, unsafe encryption.hasRoom(request.pointee.operation) else {
-                unsafe request.pointee.isListed = true
-                unsafe stalled.append(index, requests)
+            guard hasRoom, encryption.hasRoom(requests[index].operation) else {
+                requests[index].isListed = true
+                stalled.append(index, requests)
                 return
             }
             turnLeft -= Self.step
-            if unsafe request.pointee.operation == .flush {
-                unsafe request.pointee.mapped = 1
+            if requests[index].operation == .flush {
+                requests[index].mapped = 1
                 if image.managesClusters {
-                    unsafe request.pointee.pending = 1
-                    unsafe attachment.flushes.append(index, requests)
+                    requests[index].pending = 1
+                    attachment.flushes.append(index, requests)
                     startCommit()
                     return
                 }
@@ -122,37 +118,38 @@ extension DiskEngine {
                 if !image.isReadOnly { begin(Operation(kind: .synchronize, request: index)) }
                 continue
             }
-            if image.managesClusters, unsafe request.pointee.operation != .read {
+            if image.managesClusters, requests[index].operation != .read {
                 if change(index) { continue } else { return }
             }
-            let position = unsafe request.pointee.offset + request.pointee.mapped
-            let lookup = unsafe image.locate(position, &request.pointee.search)
+            let position = requests[index].offset + requests[index].mapped
+            let lookup = image.locate(position, &requests[index].search)
             switch lookup {
             case .data(let place, let length):
                 let kind: Operation.Kind =
-                    switch unsafe request.pointee.operation {
+                    switch requests[index].operation {
                     case .read: .read
                     case .write: .write
                     case .discard, .writeZeroesUnmapping: .punch
                     case .writeZeroes, .flush: refusesZeroRange ? .writeZeroes : .zeroRange
                     }
-                let operation = unsafe Operation(
-                    kind: kind, request: index, layer: request.pointee.search.file, fileOffset: place, start: request.pointee.mapped, length: length)
-                unsafe request.pointee.consume(length)
+                let operation = Operation(
+                    kind: kind, request: index, layer: requests[index].search.file, fileOffset: place, start: requests[index].mapped, length: length)
+                requests[index].consume(length)
                 begin(operation)
             case .zero(let all):
                 // Piece by piece: the owner's turn may be over in between.
                 let length = min(all, Self.largestCall)
                 turnLeft -= Int(length)
-                if unsafe request.pointee.operation == .read { readZeroes(index, length: length) } else { unsafe request.pointee.error = EROFS }
-                unsafe request.pointee.consume(length)
-            case .memory(let bytes, let length):
+                if requests[index].operation == .read { readZeroes(index, length: length) } else { requests[index].error = EROFS }
+                requests[index].consume(length)
+            case .memory(let bytes):
+                let length = UInt64(bytes.count)
                 // How an image that has these is written, `change` finds out.
-                if unsafe request.pointee.operation == .read { unsafe copy(bytes, length: length, to: index, from: request.pointee.mapped) } else { unsafe request.pointee.error = EROFS }
-                unsafe request.pointee.consume(length)
+                if requests[index].operation == .read { requests[index].segments?.copyIn(bytes, at: requests[index].mapped) } else { requests[index].error = EROFS }
+                requests[index].consume(length)
             case .unallocated:
                 // The chain ends in zeroes; it never says this.
-                unsafe request.pointee.error = EIO
+                requests[index].error = EIO
             case .load(let load):
                 wait(index)
                 begin(load)
@@ -164,28 +161,28 @@ extension DiskEngine {
                 stop(index, lookup)
             }
         }
-        if unsafe request.pointee.pending == 0 { complete(index) }
+        if requests[index].pending == 0 { complete(index) }
     }
 
     mutating func complete(_ index: Int32) {
-        if index >= depth { completeReading(copy: index - Int32(depth)) } else { unsafe completed.append(index, requests) }
+        if index >= depth { completeReading(copy: index - Int32(depth)) } else { completed.append(index, requests) }
     }
 
-    private func isMapped(_ request: UnsafeMutablePointer<Request>) -> Bool {
-        unsafe request.pointee.operation == .flush
-            ? request.pointee.mapped != 0 : request.pointee.mapped == request.pointee.length
+    private func isMapped(_ index: Int32) -> Bool {
+        requests[index].operation == .flush
+            ? requests[index].mapped != 0 : requests[index].mapped == requests[index].length
     }
 
     mutating func wait(_ index: Int32) {
-        unsafe requests[Int(index)].isListed = true
-        unsafe attachment.waiting.append(index, requests)
+        requests[index].isListed = true
+        attachment.waiting.append(index, requests)
     }
 
     /// Lets the requests of a list, which the caller has emptied, try again; those that must wait on get into it anew.
     mutating func retry(_ list: IndexList) {
         var list = list
-        while let index = unsafe list.popFirst(requests) {
-            unsafe requests[Int(index)].isListed = false
+        while let index = list.popFirst(requests) {
+            requests[index].isListed = false
             advance(index)
         }
     }
@@ -196,12 +193,12 @@ extension DiskEngine {
     mutating func begin(_ operation: Operation) {
         shared.assertLocked()
         let index = freeOperation
-        freeOperation = unsafe operations[Int(index)].next
-        unsafe operations[Int(index)] = operation
-        unsafe operations[Int(index)].isActive = true
-        unsafe operations[Int(index)].sequence = shared.sequence
+        freeOperation = operations[index].next
+        operations[index] = operation
+        operations[index].isActive = true
+        operations[index].sequence = shared.sequence
         shared.sequence &+= 1
-        if operation.request >= 0 { unsafe requests[Int(operation.request)].pending += 1 }
+        if operation.request >= 0 { requests[operation.request].pending += 1 }
         enqueueAfterWork(index)
     }
 
@@ -211,7 +208,7 @@ extension DiskEngine {
 
     /// Puts what is left of an operation into the queue. It needs no lock: descriptors do not change.
     mutating func enqueue(_ index: Int32) {
-        let operation = unsafe operations[Int(index)]
+        let operation = operations[index]
         let token = UInt64(UInt32(bitPattern: index))
         let offset = operation.fileOffset &+ operation.done
         let left = operation.length &- operation.done
@@ -220,25 +217,25 @@ extension DiskEngine {
         do throws(SystemCallError) {
             switch operation.kind {
             case .read, .write, .writeZeroes, .load:
-                let (vectors, count) = unsafe self.vectors(for: index, length: call)
-                unsafe operations[Int(index)].submitted = call
+                let segments = self.segments(for: index, length: call)
+                operations[index].submitted = call
                 bytesInFlight += call
                 turnLeft -= Int(call)
-                let file = unsafe operation.kind == .load
-                    ? image.descriptor(operation.layer, for: vectors, count: count, offset: offset)
-                    : image.dataDescriptor(operation.layer, for: vectors, count: count, offset: offset)
+                let file = operation.kind == .load
+                    ? image.descriptor(operation.layer, for: segments, offset: offset)
+                    : image.dataDescriptor(operation.layer, for: segments, offset: offset)
                 if operation.kind == .read || operation.kind == .load {
                     // Copies out of the page cache: this thread would do one after the other.
                     let isAside = left >= Self.asideLength && outstanding > 1 && file == image.dataDescriptor(operation.layer)
-                    try unsafe queue.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
+                    try queue.read(file, segments, at: offset, token: token, isAside: isAside)
                 } else {
-                    try unsafe queue.write(file, vectors, count: count, at: offset, token: token)
+                    try queue.write(file, segments, at: offset, token: token)
                 }
             case .synchronize:
                 try queue.synchronize(image.descriptor(operation.layer), token: token)
             case .commit:
                 try queue.synchronize(shared.commit.step == .data ? image.dataDescriptor(operation.layer) : image.descriptor(operation.layer), token: token)
-            case .punch where unsafe operation.request >= 0 && requests[Int(operation.request)].operation == .discard:
+            case .punch where operation.request >= 0 && requests[operation.request].operation == .discard:
                 try queue.discard(image.dataDescriptor(operation.layer), at: offset, length: left, token: token)
             case .punch:
                 let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
@@ -259,23 +256,22 @@ extension DiskEngine {
     /// Has an operation that the queue does not have end like any other, from `nextCompletion`.
     mutating func endUnqueued(_ index: Int32) {
         dequeued(index)
-        unsafe operations[Int(index)].next = unqueuedOperation
+        operations[index].next = unqueuedOperation
         unqueuedOperation = index
     }
 
     /// An operation came back from the queue with bytes done or a negative errno value.
     mutating func completeOperation(_ index: Int32, result: Int) {
-        let operation = unsafe operations + Int(index)
-        let kind = unsafe operation.pointee.kind
-        if result < 0 { return unsafe fail(index, operation, Int32(clamping: -result)) }
+        let kind = operations[index].kind
+        if result < 0 { return fail(index, Int32(clamping: -result)) }
         switch kind {
         case .synchronize, .commit, .punch, .zeroRange, .zeroes:
             return end(index, error: 0)
         case .read where result == 0:
             // The end of the file. Where it has always been, zeroes follow; elsewhere the file has been cut since.
-            let place = unsafe operation.pointee.fileOffset + operation.pointee.done
-            guard unsafe image.isEnd(place, operation.pointee.layer) else { return end(index, error: EIO) }
-            unsafe fill(operation.pointee.request, from: operation.pointee.start + operation.pointee.done, length: operation.pointee.length - operation.pointee.done)
+            let place = operations[index].fileOffset + operations[index].done
+            guard image.isEnd(place, operations[index].layer) else { return end(index, error: EIO) }
+            fill(operations[index].request, from: operations[index].start + operations[index].done, length: operations[index].length - operations[index].done)
             return endRead(index)
         case .load where result == 0:
             return endLoad(index)
@@ -283,9 +279,9 @@ extension DiskEngine {
             return end(index, error: EIO)
         case .read, .write, .writeZeroes, .load:
             // Never more than was asked for; a kernel that says so is not believed.
-            unsafe operation.pointee.done += min(UInt64(result), operation.pointee.length - operation.pointee.done)
-            unsafe operation.pointee.retries = 0
-            if unsafe operation.pointee.done < operation.pointee.length {
+            operations[index].done += min(UInt64(result), operations[index].length - operations[index].done)
+            operations[index].retries = 0
+            if operations[index].done < operations[index].length {
                 return isCancelled(kind) ? end(index, error: ECANCELED) : enqueue(index)
             }
             switch kind {
@@ -296,22 +292,22 @@ extension DiskEngine {
         }
     }
 
-    private mutating func fail(_ index: Int32, _ operation: UnsafeMutablePointer<Operation>, _ error: Int32) {
-        switch (unsafe operation.pointee.kind, error) {
+    private mutating func fail(_ index: Int32, _ error: Int32) {
+        switch (operations[index].kind, error) {
         case (let kind, _) where isCancelled(kind):
             end(index, error: error)
         case (_, EINTR), (_, EAGAIN):
-            unsafe operation.pointee.retries += 1
-            if unsafe operation.pointee.retries > Self.maximumRetries { return end(index, error: error) }
+            operations[index].retries += 1
+            if operations[index].retries > Self.maximumRetries { return end(index, error: error) }
             enqueue(index)
         case (.punch, EOPNOTSUPP):
             // A discard is best effort. Zeroes are not: if they cannot be made with a hole they are written.
-            if unsafe requests[Int(operation.pointee.request)].operation == .discard { return end(index, error: 0) }
-            unsafe operation.pointee.kind = .writeZeroes
+            if requests[Int(operations[index].request)].operation == .discard { return end(index, error: 0) }
+            operations[index].kind = .writeZeroes
             enqueue(index)
         case (.zeroRange, EOPNOTSUPP):
             refusesZeroRange = true
-            unsafe operation.pointee.kind = .writeZeroes
+            operations[index].kind = .writeZeroes
             enqueue(index)
         default:
             end(index, error: error)
@@ -321,7 +317,7 @@ extension DiskEngine {
     /// The operation is over: its request may be, and those that waited for it go on.
     mutating func end(_ index: Int32, error: Int32) {
         shared.assertLocked()
-        let ended = unsafe operations[Int(index)]
+        let ended = operations[index]
         if ended.kind == .commit { return continueCommit(error) }
         if ended.run.count > 0, deferLinking(index, error) { return }
         if encryption.isUsed { endEncryption(ended, error) }
@@ -332,14 +328,14 @@ extension DiskEngine {
             retryWaiting()
             shared.unpin(load, readBy: attachment)
         } else {
-            let request = unsafe requests + Int(ended.request)
+            let request = ended.request
             if ended.run.count > 0 { completeClusters(ended, error) }
-            unsafe request.pointee.pending -= 1
-            if error != 0, unsafe request.pointee.error == 0 {
-                unsafe request.pointee.error = error
-                unsafe request.pointee.failed = ended.access
+            requests[request].pending -= 1
+            if error != 0, requests[request].error == 0 {
+                requests[request].error = error
+                requests[request].failed = ended.access
             }
-            if unsafe request.pointee.pending == 0, unsafe !request.pointee.isListed { complete(ended.request) }
+            if requests[request].pending == 0, !requests[request].isListed { complete(request) }
             if ended.run.count > 0 { retryWaiting() }
         }
         if !stalled.isEmpty { retryStalled() }
@@ -349,91 +345,34 @@ extension DiskEngine {
     mutating func retryStalled() {
         var waiters = stalled
         stalled = IndexList()
-        while hasRoom, let index = unsafe waiters.popFirst(requests) {
-            unsafe requests[Int(index)].isListed = false
+        while hasRoom, let index = waiters.popFirst(requests) {
+            requests[index].isListed = false
             advance(index)
         }
-        unsafe stalled.append(contentsOf: waiters, requests)
+        stalled.append(contentsOf: waiters, requests)
     }
 
     mutating func release(operation index: Int32) {
-        unsafe operations[Int(index)].isActive = false
-        unsafe operations[Int(index)].next = freeOperation
+        operations[index].isActive = false
+        operations[index].next = freeOperation
         freeOperation = index
     }
 
     // MARK: - Memory of requests
 
-    /// The vectors for the next bytes of an operation. They are stable until the operation is next put into the queue.
-    private func vectors(for index: Int32, length left: UInt64) -> (UnsafePointer<iovec>, count: Int) {
-        let operation = unsafe operations[Int(index)]
-        // The mapping holds `maximumSegments` for each operation.
-        let own = unsafe self.vectors.start.assumingMemoryBound(to: iovec.self) + Int(index) * maximumSegments
-        if let load = operation.load {
-            unsafe own[0] = iovec(iov_base: load.buffer + Int(operation.done), iov_len: Int(left))
-            return unsafe (UnsafePointer(own), 1)
-        }
-        if operation.copy >= 0 {
-            unsafe own[0] = iovec(iov_base: copies.buffer(operation.copy) + Int(operation.done), iov_len: Int(left))
-            return unsafe (UnsafePointer(own), 1)
-        }
-        if operation.cipherBuffer >= 0 {
-            unsafe own[0] = iovec(iov_base: encryption.buffer(operation.cipherBuffer) + Int(operation.done), iov_len: Int(left))
-            return unsafe (UnsafePointer(own), 1)
-        }
-        if operation.kind == .writeZeroes {
-            var count = 0
-            var rest = left
-            while rest > 0, count < maximumSegments {
-                let size = min(rest, UInt64(Self.zeroesSize))
-                unsafe own[count] = iovec(iov_base: zeroes.start, iov_len: Int(size))
-                rest -= size
-                count += 1
-            }
-            return unsafe (UnsafePointer(own), count)
-        }
-        let request = unsafe requests[Int(operation.request)]
-        if left == request.length, let all = unsafe request.vectors { return unsafe (all, request.segments) }
-        var count = 0
-        unsafe forEachPiece(operation.request, from: operation.start &+ operation.done, length: left) { base, length in
-            unsafe own[count] = iovec(iov_base: base, iov_len: length)
-            count += 1
-        }
-        return unsafe (UnsafePointer(own), count)
+    /// The segments for the next bytes of an operation. They are stable until the operation is next put into the queue.
+    private mutating func segments(for index: Int32, length left: UInt64) -> IOSegments {
+        let operation = operations[index], list = Int(index), done = Int(operation.done)
+        if let load = operation.load { return segmentLists.list(list, load.buffer.piece(done, Int(left))) }
+        if operation.copy >= 0 { return segmentLists.list(list, copies.buffer(operation.copy).piece(done, Int(left))) }
+        if operation.cipherBuffer >= 0 { return segmentLists.list(list, encryption.buffer(operation.cipherBuffer).piece(done, Int(left))) }
+        if operation.kind == .writeZeroes { return segmentLists.list(list, repeating: zeroes.memory, length: left) }
+        guard let all = requests[operation.request].segments else { return segmentLists.list(list, zeroes.piece(0, 0)) }
+        if left == requests[operation.request].length { return all }
+        return segmentLists.list(list, of: all, from: operation.start &+ operation.done, length: left)
     }
 
-    func fill(_ request: Int32, from start: UInt64, length: UInt64) {
-        // Guest RAM: written through the helpers that the compiler does not look into.
-        unsafe forEachPiece(request, from: start, length: length) { base, count in unsafe clinux_fill(base, 0, count) }
-    }
-
-    private func copy(_ bytes: UnsafeRawPointer, length: UInt64, to request: Int32, from start: UInt64) {
-        var source = unsafe bytes
-        unsafe forEachPiece(request, from: start, length: length) { base, count in
-            unsafe clinux_copy(base, source, count)
-            unsafe source += count
-        }
-    }
-
-    /// Names the pieces of memory that hold the bytes `start ..< start + length` of a request.
-    func forEachPiece(_ request: Int32, from start: UInt64, length: UInt64, _ body: (UnsafeMutableRawPointer, Int) -> Void) {
-        let segments = unsafe requests[Int(request)].segments
-        guard let vectors = unsafe requests[Int(request)].vectors else { return }
-        var skip = start
-        var rest = length
-        for index in 0..<segments where rest > 0 {
-            let size = unsafe UInt64(vectors[index].iov_len)
-            if skip >= size {
-                skip -= size
-                continue
-            }
-            let count = min(size - skip, rest)
-            // Inside the segment, which the request's owner vouches for.
-            if let base = unsafe vectors[index].iov_base { unsafe body(base + Int(skip), Int(count)) }
-            rest -= count
-            skip = 0
-        }
-    }
+    func fill(_ request: Int32, from start: UInt64, length: UInt64) { requests[request].segments?.clear(from: start, length: length) }
 }
 
 extension DiskEngine.Request {

@@ -241,7 +241,7 @@ extension DiskEngine {
                 position += try setAside(1, at: position, preallocation, file) * clusterSize
             case .unresolved(.load(let load)):
                 do throws(MetadataError) {
-                    try unsafe file.read(load.buffer, load.length, at: load.offset)
+                    try file.read(into: load.buffer, at: load.offset)
                 } catch {
                     image.complete(load, bytes: 0, error: error.code)
                     image.unpin(load)

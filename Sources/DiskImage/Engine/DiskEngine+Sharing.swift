@@ -44,15 +44,15 @@ extension DiskEngine {
         var refused = unqueuedOperation
         while refused >= 0 {
             // A list of operations' indices.
-            if unsafe operations[Int(refused)].kind != .zeroes { failure = EIO }
-            refused = unsafe operations[Int(refused)].next
+            if operations[refused].kind != .zeroes { failure = EIO }
+            refused = operations[refused].next
         }
         shared.lock()
         defer { shared.unlock() }
         if failure != 0 { image.failWriting(failure) }
-        for index in 0..<operationCount where unsafe operations[index].isActive {
+        for index in 0..<operationCount where operations[index].isActive {
             // Within the count.
-            let operation = unsafe operations[index]
+            let operation = operations[index]
             if let load = operation.load {
                 // Others who wait for it read it themselves.
                 image.complete(load, bytes: 0, error: EIO)
@@ -77,7 +77,7 @@ extension SharedImage {
         image.unlock()
         for engine in engines {
             // Flushes that came later come behind.
-            unsafe engine.committing.append(contentsOf: engine.flushes, engine.requests)
+            engine.committing.append(contentsOf: engine.flushes, engine.requests)
             engine.flushes = engine.committing
             engine.committing = DiskEngine.IndexList()
             if !engine.flushes.isEmpty { engine.wake() }

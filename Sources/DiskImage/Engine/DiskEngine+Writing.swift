@@ -8,7 +8,7 @@ internal import Linux
 /// covers in part.
 extension DiskEngine {
     /// Clusters that are being copied. Each has a buffer and a request, number `depth` + its own, which reads the old contents.
-    @safe struct Copies: ~Copyable {
+    struct Copies: ~Copyable {
         struct Copy {
             /// The request that writes into the cluster, and which of its bytes go there.
             var owner: Int32 = -1
@@ -31,46 +31,32 @@ extension DiskEngine {
 
         let count: Int
         let clusterSize: UInt64
-        private let buffers: Mapping
-        private let copies: UnsafeMutablePointer<Copy>
-        private let vectors: UnsafeMutablePointer<iovec>
+        private let buffers: IOBuffer
+        private let copies: Slab<Copy>
+        private var vectors: IOSegmentLists
 
         /// - Parameter clusterSize: 0 for an image that needs no copies.
         init(_ clusterSize: UInt64, _ path: String) throws(DiskImageError) {
             let count = clusterSize == 0 ? 0 : Self.maximum
-            // The kernel gives memory as it is touched.
-            let size = max(4096, count * Int(clusterSize))
-            do { buffers = try Mapping(size: size, flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) } catch { throw .system(path: path, error) }
+            let buffers = try IOBuffer(count: count * Int(clusterSize), path)
+            let vectors = try IOSegmentLists(count: Self.maximum, capacity: 1, path)
+            self.buffers = buffers
+            self.vectors = vectors
             self.count = count
             self.clusterSize = clusterSize
-            unsafe copies = .allocate(capacity: Self.maximum)
-            unsafe vectors = .allocate(capacity: Self.maximum)
-            for index in 0..<Self.maximum {
-                unsafe (copies + index).initialize(to: Copy(isReading: false, next: index + 1 < Self.maximum ? Int32(index + 1) : -1))
-                unsafe (vectors + index).initialize(to: iovec())
-            }
+            copies = Slab(count: Self.maximum) { Copy(isReading: false, next: $0 + 1 < Self.maximum ? Int32($0 + 1) : -1) }
         }
-
-        deinit {
-            unsafe copies.deallocate()
-            unsafe vectors.deallocate()
-        }
-
-        // Numbers of copies come from the engine's own list, so they are in bounds.
 
         subscript(_ index: Int32) -> Copy {
-            get { unsafe copies[Int(index)] }
-            nonmutating set { unsafe copies[Int(index)] = newValue }
+            get { copies[index] }
+            set { copies[index] = newValue }
         }
 
         /// A cluster's bytes.
-        func buffer(_ index: Int32) -> UnsafeMutableRawPointer { unsafe buffers.start + Int(index) * Int(clusterSize) }
+        func buffer(_ index: Int32) -> IOMemory { buffers.piece(Int(index) * Int(clusterSize), Int(clusterSize)) }
 
-        /// The vector for the first `length` bytes of a buffer; it stays until it is next asked for.
-        func vector(_ index: Int32, length: UInt64) -> UnsafePointer<iovec> {
-            unsafe vectors[Int(index)] = iovec(iov_base: buffer(index), iov_len: Int(length))
-            return unsafe UnsafePointer(vectors + Int(index))
-        }
+        /// The segment with the first `length` bytes of a buffer; it stays until it is next asked for.
+        mutating func segments(_ index: Int32, length: UInt64) -> IOSegments { vectors.list(Int(index), buffer(index).prefix(Int(length))) }
     }
 
     var metadataFile: MetadataFile { MetadataFile(calls: shared.calls, number: image.descriptor(0), failures: image.failures) }
@@ -81,11 +67,9 @@ extension DiskEngine {
 
     /// Sets the next piece of a write, a discard or zeroes going. Returns false when the request has to wait.
     mutating func change(_ index: Int32) -> Bool {
-        // Indices of requests come from our own lists, so they are in bounds, here and below.
-        let request = unsafe requests + Int(index)
-        let operation = unsafe request.pointee.operation
-        let position = unsafe request.pointee.offset + request.pointee.mapped
-        let left = unsafe encryption.limited(request.pointee.length - request.pointee.mapped, operation, at: position)
+        let operation = requests[index].operation
+        let position = requests[index].offset + requests[index].mapped
+        let left = encryption.limited(requests[index].length - requests[index].mapped, operation, at: position)
         // Clusters are given back only when nobody writes to them any more: not even, at the other end of a cluster with subclusters, the request itself.
         if operation != .write, shared.claims.isClaimed(position..<position + left) {
             wait(index)
@@ -96,10 +80,10 @@ extension DiskEngine {
         } catch {
             return stop(index, error.lookup)
         }
-        switch unsafe image.target(operation, position, left, sequence: shared.sequence, shared.calls, &request.pointee.search) {
+        switch image.target(operation, position, left, sequence: shared.sequence, shared.calls, &requests[index].search) {
         case .inPlace(_, let length) where encryption.encryptsWrites && operation == .discard:
             // A hole would read as noise.
-            unsafe request.pointee.consume(length)
+            requests[index].consume(length)
         case .inPlace(let place, let length):
             let kind: Operation.Kind =
                 switch operation {
@@ -108,11 +92,11 @@ extension DiskEngine {
                 case .discard, .writeZeroesUnmapping: .punch
                 case .read, .flush, .writeZeroes: refusesZeroRange ? .writeZeroes : .zeroRange
                 }
-            begin(unsafe Operation(kind: kind, request: index, layer: request.pointee.search.file, fileOffset: place, start: request.pointee.mapped, length: length))
-            unsafe request.pointee.consume(length)
+            begin(Operation(kind: kind, request: index, layer: requests[index].search.file, fileOffset: place, start: requests[index].mapped, length: length))
+            requests[index].consume(length)
         case .done(let length):
             turnLeft -= Int(clamping: length >> Self.metadataShift)
-            unsafe request.pointee.consume(length)
+            requests[index].consume(length)
         case .clusters(let count):
             return writeClusters(index, position, count * copies.clusterSize, nil)
         case .part(let part):
@@ -133,7 +117,7 @@ extension DiskEngine {
             begin(load)
             return false
         case .commit:
-            unsafe requests[Int(index)].awaitsCommit = true
+            requests[index].awaitsCommit = true
             wait(index)
             startCommit()
             return false
@@ -142,11 +126,11 @@ extension DiskEngine {
             return false
         case .failed(let error):
             image.markDamage(shared.calls)
-            unsafe requests[Int(index)].error = error
-            unsafe requests[Int(index)].failed = image.refusedAccess(of: error)
+            requests[index].error = error
+            requests[index].failed = image.refusedAccess(of: error)
             return true
         case .data, .zero, .unallocated, .memory:
-            unsafe requests[Int(index)].error = EIO
+            requests[index].error = EIO
             return true
         }
     }
@@ -154,10 +138,9 @@ extension DiskEngine {
     /// Writes into clusters that the mapping does not have yet: whole ones straight from the request's memory, and a part of one after the rest of
     /// the part has been read.
     private mutating func writeClusters(_ index: Int32, _ position: UInt64, _ length: UInt64, _ part: WriteTarget.Part?) -> Bool {
-        let request = unsafe requests + Int(index)
         let cluster = position & ~(copies.clusterSize - 1)
         let end = (position + length + copies.clusterSize - 1) & ~(copies.clusterSize - 1)
-        let isWrite = unsafe request.pointee.operation == .write
+        let isWrite = requests[index].operation == .write
         // What a request zeroes has no memory of its own.
         let isWhole = isWrite && part.map { position - cluster == $0.range.lowerBound && length == UInt64($0.range.count) } != false
         // With subclusters a request may come to one cluster twice (zeroes, at both ends): never with two new clusters for it.
@@ -172,12 +155,12 @@ extension DiskEngine {
         } catch {
             return stop(index, error.lookup)
         }
-        let start = unsafe request.pointee.mapped
-        let file = unsafe request.pointee.search.file
+        let start = requests[index].mapped
+        let file = requests[index].search.file
         let place = image.place(of: run, file)
         let covered = part == nil ? run.count * copies.clusterSize : length
         shared.claims.insert(cluster..<cluster + run.count * copies.clusterSize, of: owner(index))
-        unsafe request.pointee.consume(covered)
+        requests[index].consume(covered)
         // What was never written in the file reads as the zeroes that the rest of the cluster is to be.
         guard let part, !isWhole, !(isWrite && part.isZero && run.isPristine && !encryption.encryptsWrites) else {
             begin(Operation(
@@ -189,13 +172,12 @@ extension DiskEngine {
         let base = cluster + part.range.lowerBound, size = UInt64(part.range.count)
         copies[copy] = Copies.Copy(owner: index, start: start, length: covered, guestOffset: cluster, base: base, size: size, run: run, file: file)
         // One for the copy, and one that keeps the request from ending under our hands.
-        unsafe request.pointee.pending += 2
+        requests[index].pending += 2
         let reader = Int32(depth) + copy
         let readable = min(size, image.size - base)
-        unsafe requests[Int(reader)] = Request(
-            operation: .read, vectors: copies.vector(copy, length: readable), segments: 1, offset: base, length: readable)
+        requests[reader] = Request(operation: .read, segments: copies.segments(copy, length: readable), offset: base, length: readable)
         advance(reader)
-        unsafe request.pointee.pending -= 1
+        requests[index].pending -= 1
         return true
     }
 
@@ -203,7 +185,7 @@ extension DiskEngine {
     mutating func completeReading(copy index: Int32) {
         let reader = Int32(depth) + index
         // What is given up is not written either, though its old contents have come.
-        let error = isCancelling ? ECANCELED : unsafe requests[Int(reader)].error
+        let error = isCancelling ? ECANCELED : requests[reader].error
         let copy = copies[index]
         let operation = Operation(
             kind: .write, request: copy.owner, layer: copy.file, fileOffset: image.place(of: copy.run, copy.file) + (copy.base - copy.guestOffset),
@@ -217,8 +199,8 @@ extension DiskEngine {
             return
         }
         guard freeOperation >= 0 else {
-            unsafe requests[Int(reader)].isListed = true
-            unsafe stalled.append(reader, requests)
+            requests[reader].isListed = true
+            stalled.append(reader, requests)
             return
         }
         copies[index].isReading = false
@@ -228,10 +210,9 @@ extension DiskEngine {
     }
 
     private mutating func endCopy(_ owner: Int32, _ error: Int32) {
-        let request = unsafe requests + Int(owner)
-        unsafe request.pointee.pending -= 1
-        if unsafe request.pointee.error == 0 { unsafe request.pointee.error = error }
-        if unsafe request.pointee.pending == 0, unsafe !request.pointee.isListed { complete(owner) }
+        requests[owner].pending -= 1
+        if requests[owner].error == 0 { requests[owner].error = error }
+        if requests[owner].pending == 0, !requests[owner].isListed { complete(owner) }
     }
 
     // MARK: - New clusters
@@ -241,7 +222,7 @@ extension DiskEngine {
     /// The mapping does not change while it is locked: what has been written waits. Returns whether it does.
     mutating func deferLinking(_ index: Int32, _ error: Int32) -> Bool {
         guard error == 0, image.isLocked else { return false }
-        unsafe operations[Int(index)].next = attachment.deferredOperation
+        operations[index].next = attachment.deferredOperation
         attachment.deferredOperation = index
         return true
     }

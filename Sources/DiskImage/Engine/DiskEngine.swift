@@ -74,13 +74,13 @@ public struct DiskCompletion: Sendable {
 
     // Everything below is used by the owner's thread alone: hence `Sendable`.
     let queue: IOQueue
-    let requests: UnsafeMutablePointer<Request>
-    let operations: UnsafeMutablePointer<Operation>
-    /// `maximumSegments` for each operation; given by the kernel as they are touched.
-    let vectors: Mapping
+    let requests: Slab<Request>
+    let operations: Slab<Operation>
+    /// `maximumSegments` for each operation.
+    var segmentLists: IOSegmentLists
     let operationCount: Int
     /// Zeroes to write where the file system cannot make any by itself.
-    let zeroes: Mapping
+    let zeroes: IOBuffer
 
     var freeRequests = IndexList()
     /// Requests that need an operation and found none free.
@@ -101,9 +101,9 @@ public struct DiskCompletion: Sendable {
     /// File systems differ in what `fallocate` can do; what this one refused is not asked again.
     var refusesZeroRange = false
 
-    let copies: Copies
+    var copies: Copies
     var freeCopy: Int32
-    let encryption: EngineEncryption
+    var encryption: EngineEncryption
 
     /// Requests started since the kernel was last told. A ring's are told of a few at a time, as a disk that has nothing to do waits as long as it takes
     /// to start all that there are.
@@ -132,12 +132,12 @@ public struct DiskCompletion: Sendable {
     ///   - depth: requests in flight, 1 … 4096.
     ///   - segments: memory segments of a request, 1 … 1024 (the kernel's limit).
     ///   - usesRing: false does without io_uring, as happens by itself where the host has none for this process.
-    public init(_ image: consuming DiskImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
+    public init(_ image: DiskImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
         try self.init(SharedImage(exclusive: image), depth: depth, segments: segments, usesRing: usesRing)
     }
 
     /// An engine whose system calls are a test's.
-    init(_ image: consuming DiskImage, depth: Int, segments: Int, calls: FileCalls) throws(DiskImageError) {
+    init(_ image: DiskImage, depth: Int, segments: Int, calls: FileCalls) throws(DiskImageError) {
         try self.init(SharedImage(image, calls: calls, isExclusive: true), depth: depth, segments: segments, usesRing: false)
     }
 
@@ -156,9 +156,9 @@ public struct DiskCompletion: Sendable {
         let depth = min(max(depth, 1), 4096)
         let segments = min(max(segments, 1), 1024)
         let operationCount = Self.operationCount(depth)
-        let vectorSize = unsafe MemoryLayout<iovec>.stride
-        let vectors = try memory(operationCount * segments * vectorSize, shared.path)
-        let zeroes = try memory(Self.zeroesSize, shared.path)
+        let segmentLists: IOSegmentLists
+        segmentLists = try IOSegmentLists(count: operationCount, capacity: segments, shared.path)
+        let zeroes = try IOBuffer(count: Self.zeroesSize, shared.path)
         let copies = try Copies(shared.image.managesClusters ? shared.clusterSize ?? 0 : 0, shared.path)
         let encryption = try EngineEncryption(shared.image)
         let wakeup: AttachedEngine.Wakeup?
@@ -176,13 +176,11 @@ public struct DiskCompletion: Sendable {
         self.attachment = attachment
         maximumBytesInFlight = queue.isConcurrent ? max(Self.largestCall, Self.maximumBytesInFlight / UInt64(max(1, share))) : Self.maximumBytesInFlightInTurn
         self.queue = queue
-        self.vectors = vectors
+        self.segmentLists = segmentLists
         self.zeroes = zeroes
-        // They live as long as the attachment.
-        unsafe requests = attachment.requests
-        unsafe operations = attachment.operations
-        // Of the engine's own nobody else looks at them. Operations others do look at, from now on.
-        for index in 0..<depth { unsafe freeRequests.append(Int32(index), requests) }
+        requests = attachment.requests
+        operations = attachment.operations
+        for index in 0..<depth { freeRequests.append(Int32(index), requests) }
     }
 
     deinit { detach() }
@@ -195,7 +193,7 @@ public struct DiskCompletion: Sendable {
     // MARK: - The owner's side
 
     /// The image. While it has other engines, only what never changes may be asked here: path, format, size, cluster size, whether it is read-only.
-    public var image: DiskImage { unsafeAddress { unsafe UnsafePointer(shared.storage) } }
+    public var image: DiskImage { shared.image }
 
     /// Indicates whether operations go through io_uring.
     public var usesRing: Bool { queue.isRing }
@@ -206,14 +204,14 @@ public struct DiskCompletion: Sendable {
 
     /// A free request, or nil while all ``depth`` are taken.
     public mutating func acquire() -> Int? {
-        guard let index = unsafe freeRequests.popFirst(requests) else { return nil }
+        guard let index = freeRequests.popFirst(requests) else { return nil }
         return Int(index)
     }
 
     /// Gives an acquired request back, which was not started, or has come back.
     public mutating func release(_ request: Int) {
         precondition(request >= 0 && request < depth)
-        unsafe freeRequests.prepend(Int32(request), requests)
+        freeRequests.prepend(Int32(request), requests)
     }
 
     /// Starts an acquired request. A range that is not inside the disk, a write to a read-only one, and vectors whose lengths
@@ -226,19 +224,25 @@ public struct DiskCompletion: Sendable {
     public mutating func start(
         _ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, vectors: UnsafePointer<iovec>, count: Int
     ) {
-        start(request, unsafe Request(operation: operation, vectors: vectors, segments: count, offset: offset, length: length))
+        // The caller vouches for the vectors and for the memory that they are about.
+        start(request, operation, offset: offset, length: length, segments: unsafe IOSegments(vectors, count: max(0, count)))
+    }
+
+    /// The same with memory of this module's.
+    mutating func start(_ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, segments: IOSegments) {
+        start(request, Request(operation: operation, segments: segments, offset: offset, length: length))
     }
 
     /// Starts an acquired request that transfers nothing. A flush has offset and length 0.
     public mutating func start(_ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64) {
-        start(request, unsafe Request(operation: operation, vectors: nil, segments: 0, offset: offset, length: length))
+        start(request, Request(operation: operation, segments: nil, offset: offset, length: length))
     }
 
     private mutating func start(_ index: Int, _ request: Request) {
         precondition(index >= 0 && index < depth)
         inFlight += 1
-        unsafe requests[index] = request
-        if let error = refusal(request) { unsafe requests[index].error = error }
+        requests[index] = request
+        if let error = refusal(request) { requests[index].error = error }
         if !isListening { listen() }
         shared.lock()
         advance(Int32(index))
@@ -309,9 +313,9 @@ public struct DiskCompletion: Sendable {
         while true {
             // Also before a completion, after which the owner may ask nothing for long: the wakeup may have been heard among other things.
             if !shared.isExclusive, handleWakeup() { continue }
-            if let index = unsafe completed.popFirst(requests) {
+            if let index = completed.popFirst(requests) {
                 inFlight -= 1
-                let ended = unsafe requests[Int(index)]
+                let ended = requests[index]
                 return DiskCompletion(request: Int(index), operation: ended.operation, offset: ended.offset, length: ended.length, error: ended.error,
                     failed: ended.failed)
             }
@@ -363,8 +367,8 @@ public struct DiskCompletion: Sendable {
     private mutating func nextOperation() -> (index: Int32, result: Int)? {
         if unqueuedOperation >= 0 {
             let index = unqueuedOperation
-            unsafe unqueuedOperation = operations[Int(index)].next
-            return unsafe (index, operations[Int(index)].kind == .zeroes ? 0 : -Int(EIO))
+            unqueuedOperation = operations[index].next
+            return (index, operations[index].kind == .zeroes ? 0 : -Int(EIO))
         }
         while let completion = queue.nextCompletion() {
             guard completion.token == Self.wakeupToken else {
@@ -402,17 +406,17 @@ public struct DiskCompletion: Sendable {
 
     /// One transfer from start to end, for tools and tests; nothing else may be in flight.
     public mutating func perform(_ operation: DiskOperation, at offset: UInt64, memory: UnsafeMutableRawBufferPointer) throws(DiskImageError) {
-        // On the stack for as long as the request lasts.
+        // On the stack for as long as the request lasts; the memory is the caller's.
         var vector = unsafe iovec(iov_base: memory.baseAddress, iov_len: memory.count)
         try unsafe withUnsafePointer(to: &vector) { (vector) throws(DiskImageError) in
-            let count = unsafe memory.isEmpty ? 0 : 1
-            try perform(unsafe Request(operation: operation, vectors: vector, segments: count, offset: offset, length: UInt64(memory.count)))
+            let segments = unsafe IOSegments(vector, count: memory.isEmpty ? 0 : 1)
+            try perform(Request(operation: operation, segments: segments, offset: offset, length: UInt64(memory.count)))
         }
     }
 
     /// The same for what transfers nothing.
     public mutating func perform(_ operation: DiskOperation, at offset: UInt64 = 0, length: UInt64 = 0) throws(DiskImageError) {
-        try perform(unsafe Request(operation: operation, vectors: nil, segments: 0, offset: offset, length: length))
+        try perform(Request(operation: operation, segments: nil, offset: offset, length: length))
     }
 
     private mutating func perform(_ request: Request) throws(DiskImageError) {
@@ -431,13 +435,9 @@ public struct DiskCompletion: Sendable {
         if request.operation != .read, request.operation != .flush, image.isReadOnly { return EROFS }
         if encryption.isUsed, let error = encryption.refusal(request) { return error }
         guard request.isTransfer else { return nil }
-        guard request.segments >= 0, request.segments <= maximumSegments else { return EINVAL }
-        var sum: UInt64 = 0
-        if let vectors = unsafe request.vectors {
-            // As many as the request's owner says there are.
-            for segment in 0..<request.segments { sum &+= unsafe UInt64(vectors[segment].iov_len) }
-        }
-        return sum == request.length ? nil : EINVAL
+        guard let segments = request.segments else { return request.length == 0 ? nil : EINVAL }
+        guard segments.count <= maximumSegments else { return EINVAL }
+        return segments.length == request.length ? nil : EINVAL
     }
 }
 

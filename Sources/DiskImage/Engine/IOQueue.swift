@@ -54,24 +54,24 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    // The engine vouches for vectors and for the memory they name until the operation's completion.
+    // The segments, and the memory that they are about, stay until the operation's completion: hence the ring may have their addresses.
 
     /// - Parameter isAside: as ``IORing/read(_:_:count:at:token:isAside:)`` has it, where there is a ring.
-    func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64, isAside: Bool) throws(SystemCallError) {
+    func read(_ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAside: Bool) throws(SystemCallError) {
         switch self {
-        case .ring(let ring): try unsafe ring.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
-        case .synchronous(let calls): unsafe calls.read(file, vectors, count: count, at: offset, token: token)
-        case .remote(let disk): try unsafe disk.transfer(.read, vectors, count: count, at: offset, token: token)
-        case .layered(let queues): try unsafe queues.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
+        case .ring(let ring): try unsafe ring.read(file, segments.vectors, count: segments.count, at: offset, token: token, isAside: isAside)
+        case .synchronous(let calls): calls.read(file, segments, at: offset, token: token)
+        case .remote(let disk): try disk.transfer(.read, segments, at: offset, token: token)
+        case .layered(let queues): try queues.read(file, segments, at: offset, token: token, isAside: isAside)
         }
     }
 
-    func write(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64) throws(SystemCallError) {
+    func write(_ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64) throws(SystemCallError) {
         switch self {
-        case .ring(let ring): try unsafe ring.write(file, vectors, count: count, at: offset, token: token)
-        case .synchronous(let calls): unsafe calls.write(file, vectors, count: count, at: offset, token: token)
-        case .remote(let disk): try unsafe disk.transfer(.write, vectors, count: count, at: offset, token: token)
-        case .layered(let queues): try unsafe queues.files.write(file, vectors, count: count, at: offset, token: token)
+        case .ring(let ring): try unsafe ring.write(file, segments.vectors, count: segments.count, at: offset, token: token)
+        case .synchronous(let calls): calls.write(file, segments, at: offset, token: token)
+        case .remote(let disk): try disk.transfer(.write, segments, at: offset, token: token)
+        case .layered(let queues): try queues.files.write(file, segments, at: offset, token: token)
         }
     }
 
@@ -235,21 +235,40 @@ enum IOQueue: ~Copyable {
         synchronize: { file in outcome(Int(fdatasync(file))) },
         allocate: { file, mode, offset, length in outcome(Int(clinux_fallocate(file, mode, offset, length))) })
 
+    func read(_ file: Int32, _ segments: IOSegments, at offset: UInt64) -> Int {
+        // As many vectors as there are.
+        unsafe read(file, segments.vectors, Int32(clamping: segments.count), off_t(truncatingIfNeeded: offset))
+    }
+
+    func write(_ file: Int32, _ segments: IOSegments, at offset: UInt64) -> Int {
+        // As above.
+        unsafe write(file, segments.vectors, Int32(clamping: segments.count), off_t(truncatingIfNeeded: offset))
+    }
+
+    /// Reads or writes one piece of memory.
+    func transfer(_ file: Int32, _ memory: IOMemory, at offset: UInt64, isRead: Bool) -> Int {
+        // One vector, which the calls use until they return.
+        var vector = unsafe memory.vector
+        return unsafe withUnsafePointer(to: &vector) { vector in
+            let segments = unsafe IOSegments(vector, count: 1)
+            return isRead ? read(file, segments, at: offset) : write(file, segments, at: offset)
+        }
+    }
+
     private static func outcome(_ result: Int) -> Int { result < 0 ? -Int(errno) : result }
 }
 
 /// File operations done one after the other in the thread that submits them; only their completions queue.
-@safe final class SynchronousIO: @unchecked Sendable {
+final class SynchronousIO: @unchecked Sendable {
     private enum Call {
         case read, write, synchronize
         case allocate(mode: Int32, length: UInt64)
     }
 
-    @safe private struct Operation {
+    private struct Operation {
         var call = Call.synchronize
         var file: Int32 = -1
-        var vectors: UnsafePointer<iovec>?
-        var count = 0
+        var segments: IOSegments?
         var offset: UInt64 = 0
         var token: UInt64 = 0
         /// When it is done.
@@ -262,7 +281,7 @@ enum IOQueue: ~Copyable {
     let wakeup: EventFD
     /// A ring of operations in their order, as many as there can be: those that are done, and behind them those that are queued.
     /// One thread at a time uses them: hence `Sendable`.
-    private let operations: UnsafeMutableBufferPointer<Operation>
+    private let operations: Slab<Operation>
     private var first = 0
     private var done = 0
     private var queued = 0
@@ -270,42 +289,36 @@ enum IOQueue: ~Copyable {
     init(capacity: Int, calls: FileCalls = .host) throws(SystemCallError) {
         wakeup = try EventFD()
         self.calls = calls
-        unsafe operations = .allocate(capacity: max(1, capacity))
-        unsafe operations.initialize(repeating: Operation())
-    }
-
-    deinit {
-        unsafe operations.deallocate()
+        operations = Slab(count: max(1, capacity)) { _ in Operation() }
     }
 
     var rawValue: Int32 { wakeup.rawValue }
     var hasCompletion: Bool { done > 0 }
 
-    // The vectors, and what they name, live until the completion.
+    // The segments live until the completion.
 
-    func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64) {
-        append(unsafe Operation(call: .read, file: file, vectors: vectors, count: count, offset: offset, token: token))
+    func read(_ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64) {
+        append(Operation(call: .read, file: file, segments: segments, offset: offset, token: token))
     }
 
-    func write(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64) {
-        append(unsafe Operation(call: .write, file: file, vectors: vectors, count: count, offset: offset, token: token))
+    func write(_ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64) {
+        append(Operation(call: .write, file: file, segments: segments, offset: offset, token: token))
     }
 
     func synchronize(_ file: Int32, token: UInt64) {
-        unsafe append(Operation(call: .synchronize, file: file, token: token))
+        append(Operation(call: .synchronize, file: file, token: token))
     }
 
     func allocate(_ file: Int32, mode: Int32, at offset: UInt64, length: UInt64, token: UInt64) {
-        unsafe append(Operation(call: .allocate(mode: mode, length: length), file: file, offset: offset, token: token))
+        append(Operation(call: .allocate(mode: mode, length: length), file: file, offset: offset, token: token))
     }
 
     /// Does what is queued.
     func submit() {
         guard queued > 0 else { return }
         while queued > 0 {
-            // Indices are taken modulo the count.
-            let operation = unsafe operations.baseAddress! + (first + done) % operations.count
-            unsafe operation.pointee.result = Int32(clamping: carryOut(operation.pointee))
+            let index = (first + done) % operations.count
+            operations[index].result = Int32(clamping: carryOut(operations[index]))
             queued -= 1
             done += 1
         }
@@ -315,16 +328,15 @@ enum IOQueue: ~Copyable {
     /// An operation that is queued is not done.
     func cancel(_ target: UInt64) {
         for index in 0..<queued {
-            // Indices are taken modulo the count.
-            let operation = unsafe operations.baseAddress! + (first + done + index) % operations.count
-            if unsafe operation.pointee.token == target { unsafe operation.pointee.isCancelled = true }
+            let index = (first + done + index) % operations.count
+            if operations[index].token == target { operations[index].isCancelled = true }
         }
     }
 
     func nextCompletion() -> IORing.Completion? {
         guard done > 0 else { return nil }
-        let operation = unsafe operations[first]
-        first = unsafe (first + 1) % operations.count
+        let operation = operations[first]
+        first = (first + 1) % operations.count
         done -= 1
         if done == 0 { wakeup.drain() }
         return IORing.Completion(token: operation.token, result: operation.result)
@@ -341,16 +353,16 @@ enum IOQueue: ~Copyable {
 
     private func append(_ operation: Operation) {
         // The engine has no more operations than the capacity, each in the queue once at most.
-        unsafe operations[(first + done + queued) % operations.count] = operation
+        operations[(first + done + queued) % operations.count] = operation
         queued += 1
     }
 
     private func carryOut(_ operation: Operation) -> Int {
         if operation.isCancelled { return -Int(ECANCELED) }
         let offset = off_t(truncatingIfNeeded: operation.offset)
-        switch unsafe (operation.call, operation.vectors) {
-        case (.read, let vectors?): return unsafe calls.read(operation.file, vectors, Int32(clamping: operation.count), offset)
-        case (.write, let vectors?): return unsafe calls.write(operation.file, vectors, Int32(clamping: operation.count), offset)
+        switch (operation.call, operation.segments) {
+        case (.read, let segments?): return calls.read(operation.file, segments, at: operation.offset)
+        case (.write, let segments?): return calls.write(operation.file, segments, at: operation.offset)
         case (.allocate(let mode, let length), _):
             return calls.allocate(operation.file, mode, offset, off_t(truncatingIfNeeded: length))
         case (.synchronize, _), (_, nil): return calls.synchronize(operation.file)

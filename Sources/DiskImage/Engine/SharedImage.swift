@@ -9,14 +9,12 @@ internal import Synchronization
 /// There is one copy of the metadata, behind one lock, so no engine ever sees a stale one. An engine has the lock while it asks how a range is stored
 /// or changes that, and prepares operations; the I/O is done without it. What has to be done once for all (a commit), an engine does for the others; one whose
 /// requests wait for what another does is called by its descriptor. The image is closed when its last engine and all other references have gone.
-@safe public final class SharedImage: @unchecked Sendable {
+public final class SharedImage: @unchecked Sendable {
     /// The most engines at a time.
     public static let maximumEngines = 64
 
     /// Without the lock only what never changes while several engines are there: path, format, size, cluster size, whether it is read-only.
-    var image: DiskImage { unsafeAddress { unsafe UnsafePointer(storage) } }
-    /// At an address, by which engines reach it in place.
-    let storage: UnsafeMutablePointer<DiskImage>
+    let image: DiskImage
     /// The system calls for metadata that is read and written at once.
     let calls: FileCalls
     /// Indicates whether it belongs to one engine, which needs no lock then.
@@ -49,15 +47,14 @@ internal import Synchronization
     }
 
     /// Makes an image ready for several engines.
-    public convenience init(_ image: consuming DiskImage) { self.init(image, calls: .host) }
+    public convenience init(_ image: DiskImage) { self.init(image, calls: .host) }
 
     /// An image for one engine, which takes no lock.
-    public convenience init(exclusive image: consuming DiskImage) { self.init(image, calls: .host, isExclusive: true) }
+    public convenience init(exclusive image: DiskImage) { self.init(image, calls: .host, isExclusive: true) }
 
     /// - Parameter isExclusive: for a single engine.
-    init(_ image: consuming DiskImage, calls: FileCalls, isExclusive: Bool = false) {
-        unsafe storage = .allocate(capacity: 1)
-        unsafe storage.initialize(to: image)
+    init(_ image: DiskImage, calls: FileCalls, isExclusive: Bool = false) {
+        self.image = image
         self.calls = calls
         self.isExclusive = isExclusive
     }
@@ -65,8 +62,6 @@ internal import Synchronization
     deinit {
         // What was not flushed may be lost, and is not for want of trying.
         image.close(calls)
-        unsafe storage.deinitialize(count: 1)
-        unsafe storage.deallocate()
     }
 
     /// The path that the user gave.
@@ -177,7 +172,7 @@ internal import Synchronization
 }
 
 /// What an engine shows to the others of its image. It belongs to who has the image's lock, but for what is said to be the engine's own.
-@safe final class AttachedEngine: @unchecked Sendable {
+final class AttachedEngine: @unchecked Sendable {
     /// An eventfd by which other engines wake this one; by reference, so that it can be absent.
     final class Wakeup: Sendable {
         let event: EventFD
@@ -193,9 +188,9 @@ internal import Synchronization
     private let isWoken = Atomic<Bool>(false)
 
     /// The memory of requests: of one that is in none of the lists below, the engine's own.
-    let requests: UnsafeMutablePointer<DiskEngine.Request>
-    let operations: UnsafeMutablePointer<DiskEngine.Operation>
-    let operationCount: Int
+    let requests: Slab<DiskEngine.Request>
+    let operations: Slab<DiskEngine.Operation>
+    var operationCount: Int { operations.count }
 
     /// Requests that need metadata that is being read, clusters that are being written, or room.
     var waiting = DiskEngine.IndexList()
@@ -210,18 +205,10 @@ internal import Synchronization
 
     init(requests count: Int, operations operationCount: Int, wakeup: Wakeup?) {
         self.wakeup = wakeup
-        self.operationCount = operationCount
-        unsafe requests = .allocate(capacity: count)
-        unsafe requests.initialize(repeating: DiskEngine.Request(), count: count)
-        unsafe operations = .allocate(capacity: operationCount)
-        unsafe operations.initialize(repeating: DiskEngine.Operation(), count: operationCount)
+        requests = Slab(count: count) { _ in DiskEngine.Request() }
+        operations = Slab(count: operationCount) { _ in DiskEngine.Operation() }
         // All are free but the last, which is the commit's.
-        for index in 0..<max(0, operationCount - 2) { unsafe operations[index].next = Int32(index + 1) }
-    }
-
-    deinit {
-        unsafe requests.deallocate()
-        unsafe operations.deallocate()
+        for index in 0..<max(0, operationCount - 2) { operations[index].next = Int32(index + 1) }
     }
 
     /// Indicates whether what others do may let it go on. A flush goes on when its commit has ended.
@@ -229,8 +216,7 @@ internal import Synchronization
 
     var firstSequence: UInt64 {
         var first = UInt64.max
-        // Indices below the count.
-        for index in 0..<operationCount where unsafe operations[index].isActive { unsafe first = min(first, operations[index].sequence) }
+        for index in 0..<operationCount where operations[index].isActive { first = min(first, operations[index].sequence) }
         return first
     }
 

@@ -5,13 +5,13 @@ internal import Glibc
 internal import Linux
 
 /// A chain while it is opened: what is open already is closed again if the rest cannot be.
-@safe struct Chain: ~Copyable {
-    private(set) var layers: UnsafeMutableBufferPointer<DiskImage.Layer>
+struct Chain: ~Copyable {
+    private(set) var layers: SlabBuilder<DiskImage.Layer>
     private(set) var repair: CheckReport?
     private(set) var remote: NBDDisk?
     /// A remote disk that is connected to already, whether or not it will be one of them.
     private let connected: NBDDisk?
-    private(set) var count = 0
+    var count: Int { layers.count }
     /// How many of the files stand on top of each other; others are extents of the last of them.
     private(set) var chainLength = 0
     /// The two sizes of the topmost one, if it is a VHD.
@@ -21,22 +21,11 @@ internal import Linux
 
     init(connected: NBDDisk? = nil) {
         self.connected = connected
-        unsafe layers = .allocate(capacity: DiskImage.maximumChainLength + VMDKDescriptor.maximumExtents)
+        layers = SlabBuilder(capacity: DiskImage.maximumChainLength + VMDKDescriptor.maximumExtents)
     }
 
-    deinit {
-        // `count` layers have been made; none when they were taken over.
-        for index in 0..<count { unsafe (layers.baseAddress! + index).deinitialize(count: 1) }
-        unsafe layers.deallocate()
-    }
-
-    /// The finished chain in memory of its own size; this one is empty then.
-    mutating func take() -> UnsafeMutableBufferPointer<DiskImage.Layer> {
-        let taken = UnsafeMutableBufferPointer<DiskImage.Layer>.allocate(capacity: count)
-        for index in 0..<count { unsafe taken.initializeElement(at: index, to: layers.moveElement(from: index)) }
-        count = 0
-        return unsafe taken
-    }
+    /// The layers of the finished chain; this one is empty then.
+    mutating func take() -> Slab<DiskImage.Layer> { layers.finish() }
 
     /// Opens a file, and what is below it.
     /// - Parameter image: which names it; nil where the user does.
@@ -91,10 +80,9 @@ internal import Linux
 
     /// Indicates whether a file is one of those that are open already.
     private func isOpen(_ identity: ImageFile.Identity) -> Bool {
-        // Indices of layers that have been made.
         for index in 0..<count {
-            if unsafe layers[index].file.identity == identity { return true }
-            switch unsafe layers[index].dataFile {
+            if layers[index].file.identity == identity { return true }
+            switch layers[index].dataFile {
             case .some(let dataFile): if dataFile.identity == identity { return true }
             case nil: break
             }
@@ -144,10 +132,11 @@ internal import Linux
         remote = disk
     }
 
+    mutating func setPieces(_ pieces: [DiskPiece], of layer: Int) { layers[layer].pieces = pieces }
+
     mutating func append(_ layer: consuming DiskImage.Layer) {
         // Who opens a file has checked that there is room.
-        unsafe (layers.baseAddress! + count).initialize(to: layer)
-        count += 1
+        layers.append(layer)
     }
 }
 

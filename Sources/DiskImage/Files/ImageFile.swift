@@ -108,27 +108,27 @@ struct ImageFile: ~Copyable, Sendable {
     }
 
     /// The descriptor for a transfer between `offset` and the memory of `vectors`.
-    func number(for vectors: UnsafePointer<iovec>, count: Int, offset: UInt64) -> Int32 {
+    func number(for segments: IOSegments, offset: UInt64) -> Int32 { number(for: segments.bits, offset: offset) }
+
+    /// The same for one piece of memory.
+    func number(for memory: IOMemory, offset: UInt64) -> Int32 { number(for: memory.bits, offset: offset) }
+
+    private func number(for bits: @autoclosure () -> UInt, offset: UInt64) -> Int32 {
         guard let number = directNumber else { return descriptor.rawValue }
-        var bits = UInt(truncatingIfNeeded: offset)
-        for index in 0..<count {
-            // The caller vouches for `count` vectors; only their values are looked at.
-            unsafe bits |= UInt(bitPattern: vectors[index].iov_base) | UInt(bitPattern: vectors[index].iov_len)
-        }
-        return bits & (directAlignment &- 1) == 0 ? number : descriptor.rawValue
+        return (UInt(truncatingIfNeeded: offset) | bits()) & (directAlignment &- 1) == 0 ? number : descriptor.rawValue
     }
 
     /// Reads a range in full, as is needed when an image is opened.
     /// - Parameter what: what is read, for the error that the file ends before it does.
-    func read(_ what: String, into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
+    func read(_ what: String, into buffer: IOMemory, at offset: UInt64) throws(DiskImageError) {
         let (end, overflow) = offset.addingReportingOverflow(UInt64(buffer.count))
         guard !overflow, end <= size else { throw .truncated(path: path, what: what, needed: overflow ? .max : end, size: size) }
         var done = 0
         while done < buffer.count {
             let got: Int
             do {
-                // The rest of the caller's buffer.
-                got = try unsafe descriptor.read(into: UnsafeMutableRawBufferPointer(rebasing: buffer[done...]), at: offset &+ UInt64(done))
+                // All of the piece's bytes.
+                got = try unsafe descriptor.read(into: buffer.from(done).bytes, at: offset &+ UInt64(done))
             } catch {
                 throw .system(path: path, error)
             }
@@ -142,11 +142,7 @@ struct ImageFile: ~Copyable, Sendable {
     func read(_ what: String, count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
         guard UInt64(count) <= size else { throw .truncated(path: path, what: what, needed: offset &+ UInt64(count), size: size) }
         var bytes = [UInt8](repeating: 0, count: count)
-        var failure: DiskImageError?
-        unsafe bytes.withUnsafeMutableBytes { buffer in
-            do throws(DiskImageError) { try unsafe read(what, into: buffer, at: offset) } catch { failure = error }
-        }
-        if let failure { throw failure }
+        try bytes.withIOMemory { (memory) throws(DiskImageError) in try read(what, into: memory, at: offset) }
         return bytes
     }
 

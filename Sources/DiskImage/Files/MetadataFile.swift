@@ -15,7 +15,7 @@ enum MetadataError: Error, Equatable {
 }
 
 /// The file of an image for the small, rare reads and writes of metadata that are done at once, through the page cache.
-@safe struct MetadataFile {
+struct MetadataFile {
     let calls: FileCalls
     let number: Int32
     /// The file's number in its image.
@@ -25,21 +25,12 @@ enum MetadataError: Error, Equatable {
 
     private static let maximumRetries = 1000
 
-    func read(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64) throws(MetadataError) {
-        try unsafe transfer(buffer, count, offset, .read, calls.read)
-    }
+    func read(into memory: IOMemory, at offset: UInt64) throws(MetadataError) { try transfer(memory, offset, isRead: true) }
 
-    func write(_ buffer: UnsafeRawPointer, _ count: Int, at offset: UInt64) throws(MetadataError) {
-        try unsafe transfer(UnsafeMutableRawPointer(mutating: buffer), count, offset, .write, calls.write)
-    }
+    func write(_ memory: IOMemory, at offset: UInt64) throws(MetadataError) { try transfer(memory, offset, isRead: false) }
 
     func write(_ bytes: [UInt8], at offset: UInt64) throws(MetadataError) {
-        var failure: MetadataError?
-        unsafe bytes.withUnsafeBytes { buffer in
-            guard let start = buffer.baseAddress else { return }
-            do throws(MetadataError) { try unsafe write(start, buffer.count, at: offset) } catch { failure = error }
-        }
-        if let failure { throw failure }
+        try bytes.withReadableIOMemory { (memory) throws(MetadataError) in try write(memory, at: offset) }
     }
 
     /// - Throws: ``MetadataError/lost(_:)``.
@@ -86,30 +77,22 @@ enum MetadataError: Error, Equatable {
     /// Bytes of `count` from a place of the file.
     func read(_ count: Int, at offset: UInt64) throws(MetadataError) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)
-        var failure: MetadataError?
-        unsafe bytes.withUnsafeMutableBytes { buffer in
-            guard let start = buffer.baseAddress else { return }
-            do throws(MetadataError) { try unsafe read(start, buffer.count, at: offset) } catch { failure = error }
-        }
-        if let failure { throw failure }
+        try bytes.withIOMemory { (memory) throws(MetadataError) in try read(into: memory, at: offset) }
         return bytes
     }
 
-    private func transfer(
-        _ buffer: UnsafeMutableRawPointer, _ count: Int, _ offset: UInt64, _ kind: FailedAccess.Call, _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
-    ) throws(MetadataError) {
+    private func transfer(_ memory: IOMemory, _ offset: UInt64, isRead: Bool) throws(MetadataError) {
+        let count = memory.count
         var done = 0, retries = 0
         while done < count {
-            // What is left of the caller's buffer.
-            var vector = unsafe iovec(iov_base: buffer + done, iov_len: count - done)
-            let result = unsafe call(number, &vector, 1, off_t(truncatingIfNeeded: offset &+ UInt64(done)))
+            let result = calls.transfer(number, memory.from(done), at: offset &+ UInt64(done), isRead: isRead)
             if result > 0 {
                 done += min(result, count - done)
                 continue
             }
             guard result == -Int(EINTR) || result == -Int(EAGAIN), retries < Self.maximumRetries else {
                 // Nothing more where there should be: the file was cut, or takes no more.
-                throw .failed(refused(kind, at: offset &+ UInt64(done), result == 0 ? Int(EIO) : -result))
+                throw .failed(refused(isRead ? .read : .write, at: offset &+ UInt64(done), result == 0 ? Int(EIO) : -result))
             }
             retries += 1
         }

@@ -6,7 +6,7 @@ public struct OpenDisks: Sendable {
 
     public init() {}
 
-    public mutating func add(_ image: borrowing DiskImage) { disks.append((image.path, image.identities)) }
+    public mutating func add(_ image: DiskImage) { disks.append((image.path, image.identities)) }
 
     /// Explains why a further disk of the machine could not be opened.
     public func explain(_ error: DiskImageError, opening path: String) -> DiskImageError {

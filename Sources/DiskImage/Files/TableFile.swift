@@ -15,10 +15,7 @@ struct TableFile: Sendable {
         while entries.count < count {
             let piece = min(Self.pieceSize, count - entries.count)
             let bytes = try read(piece * 8, at: offset &+ UInt64(entries.count * 8))
-            unsafe bytes.withUnsafeBytes { bytes in
-                // `bytes` has `piece` numbers.
-                for index in 0..<piece { unsafe entries.append(UInt64(bigEndian: bytes.loadUnaligned(fromByteOffset: index * 8, as: UInt64.self))) }
-            }
+            bytes.withReadableIOMemory { bytes in for index in 0..<piece { entries.append(bytes.load(bigEndian: index * 8)) } }
         }
         return entries
     }
@@ -37,13 +34,10 @@ struct TableFile: Sendable {
 
     func writeTable(_ entries: [UInt64], at offset: UInt64) throws(DiskImageError) {
         for start in stride(from: 0, to: entries.count, by: Self.pieceSize) {
-            var swapped = entries[start..<min(start + Self.pieceSize, entries.count)].map(\.bigEndian)
-            var failure: MetadataError?
-            unsafe swapped.withUnsafeMutableBytes { bytes in
-                guard let memory = bytes.baseAddress else { return }
-                do throws(MetadataError) { try unsafe file.write(memory, bytes.count, at: offset &+ UInt64(start * 8)) } catch { failure = error }
-            }
-            if let failure { throw failure.asError(path, "pwrite") }
+            let piece = entries[start..<min(start + Self.pieceSize, entries.count)]
+            var bytes = [UInt8](repeating: 0, count: piece.count * 8)
+            bytes.withIOMemory { memory in for (index, entry) in piece.enumerated() { memory.store(bigEndian: entry, index * 8) } }
+            try write(bytes, at: offset &+ UInt64(start * 8))
         }
     }
 

@@ -12,8 +12,9 @@ internal import Linux
 ///
 /// It is set-associative; its memory is given by the kernel as it is touched, so an unused cache costs nothing.
 struct BlockCache: ~Copyable {
-    @safe enum Result {
-        case ready(UnsafeMutableRawPointer)
+    enum Result {
+        /// The block is in this slot, until the cache is next asked to make room.
+        case ready(Int)
         /// A request is reading it.
         case loading
         /// Filling it failed, with this errno value.
@@ -23,7 +24,7 @@ struct BlockCache: ~Copyable {
 
     private enum State: UInt8 { case empty, loading, fresh, failed, ready }
 
-    private struct Slot {
+    private struct Slot: BitwiseCopyable {
         var key: UInt64
         /// When it was last used, for the choice of a victim.
         var stamp: UInt64
@@ -41,8 +42,8 @@ struct BlockCache: ~Copyable {
     /// Bytes of a block.
     let blockSize: Int
     private let setCount: Int
-    private let slots: Mapping
-    private let blocks: Mapping
+    private let slots: Slab<Slot>
+    private let blocks: IOBuffer
     private var clock: UInt64 = 0
     /// The most recent of the list of slots with changes that the file does not have.
     private var firstDirty: Int32 = -1
@@ -52,30 +53,27 @@ struct BlockCache: ~Copyable {
     ///   - count: blocks, rounded up to a multiple of 8. `blockSize * count` is bounded by the caller.
     init(blockSize: Int, count: Int) throws(SystemCallError) {
         let setCount = max(1, (count + Self.ways - 1) / Self.ways)
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-        let slots = try Mapping(size: setCount * Self.ways * MemoryLayout<Slot>.stride, flags: flags)
-        let blocks = try Mapping(size: setCount * Self.ways * blockSize, flags: flags)
+        // Zeroes are an empty slot.
+        let slots: Slab<Slot> = try unsafe Slab(zeroed: setCount * Self.ways)
+        blocks = try IOBuffer(count: setCount * Self.ways * blockSize)
+        self.slots = slots
         self.blockSize = blockSize
         self.setCount = setCount
-        self.slots = slots
-        self.blocks = blocks
     }
 
     /// Looks for a block and, if it is there, marks it used.
     mutating func find(_ key: UInt64) -> Result {
         let first = Int(key % UInt64(setCount)) * Self.ways
         for slot in first..<first + Self.ways {
-            // Slots and blocks are within their mappings: `first` is below setCount * ways. So in every method here.
-            let entry = unsafe self.slot(slot)
-            guard unsafe entry.pointee.key == key, let state = unsafe State(rawValue: entry.pointee.state) else { continue }
+            guard slots[slot].key == key, let state = State(rawValue: slots[slot].state) else { continue }
             switch state {
             case .empty: continue
             case .loading: return .loading
-            case .failed: return unsafe .failed(entry.pointee.error)
+            case .failed: return .failed(slots[slot].error)
             case .fresh, .ready:
                 clock &+= 1
-                unsafe entry.pointee.stamp = clock
-                return unsafe .ready(block(slot))
+                slots[slot].stamp = clock
+                return .ready(slot)
             }
         }
         return .missing
@@ -87,39 +85,39 @@ struct BlockCache: ~Copyable {
         var victim: Int?
         var oldest = UInt64.max
         for slot in first..<first + Self.ways {
-            let entry = unsafe self.slot(slot)
-            let state = unsafe State(rawValue: entry.pointee.state)
+            let state = State(rawValue: slots[slot].state)
             if state == .empty {
                 victim = slot
                 break
             }
-            if state == .ready, unsafe entry.pointee.pins == 0, unsafe entry.pointee.nextDirty == 0, unsafe entry.pointee.stamp < oldest {
+            if state == .ready, slots[slot].pins == 0, slots[slot].nextDirty == 0, slots[slot].stamp < oldest {
                 victim = slot
-                unsafe oldest = entry.pointee.stamp
+                oldest = slots[slot].stamp
             }
         }
         guard let victim else { return nil }
-        unsafe slot(victim).pointee = Slot(key: key, stamp: 0, error: 0, state: State.loading.rawValue)
+        slots[victim] = Slot(key: key, stamp: 0, error: 0, state: State.loading.rawValue)
         return victim
     }
 
     /// The filling of a reserved slot ended; `error` is an errno value or 0.
     mutating func complete(_ slot: Int, error: Int32) {
-        let entry = unsafe self.slot(slot)
-        unsafe entry.pointee.error = error
-        unsafe entry.pointee.state = (error == 0 ? State.fresh : .failed).rawValue
+        slots[slot].error = error
+        slots[slot].state = (error == 0 ? State.fresh : .failed).rawValue
     }
 
     /// Those who waited have looked: from now on the block may be replaced, and what failed may be tried again.
     mutating func unpin(_ slot: Int) {
-        let entry = unsafe self.slot(slot)
-        unsafe entry.pointee.state = (entry.pointee.error == 0 ? State.ready : .empty).rawValue
+        slots[slot].state = (slots[slot].error == 0 ? State.ready : .empty).rawValue
     }
 
     /// A slot's memory, `blockSize` bytes that live as long as the cache.
-    func block(_ slot: Int) -> UnsafeMutableRawPointer {
-        unsafe blocks.start + slot * blockSize
-    }
+    @inline(__always) func block(_ slot: Int) -> IOMemory { blocks.piece(slot * blockSize, blockSize) }
+
+    /// One of a block's 64-bit words, in a file's byte order there: most significant byte first.
+    @inline(__always) func word(_ index: Int, of slot: Int) -> UInt64 { block(slot).load(bigEndian: index &* 8) }
+
+    @inline(__always) mutating func setWord(_ index: Int, of slot: Int, to value: UInt64) { block(slot).store(bigEndian: value, index &* 8) }
 
     // MARK: - Changes
 
@@ -127,8 +125,7 @@ struct BlockCache: ~Copyable {
     func slot(of key: UInt64) -> Int? {
         let first = Int(key % UInt64(setCount)) * Self.ways
         for slot in first..<first + Self.ways {
-            let entry = unsafe self.slot(slot)
-            guard unsafe entry.pointee.key == key, let state = unsafe State(rawValue: entry.pointee.state) else { continue }
+            guard slots[slot].key == key, let state = State(rawValue: slots[slot].state) else { continue }
             if state == .fresh || state == .ready { return slot }
         }
         return nil
@@ -137,16 +134,15 @@ struct BlockCache: ~Copyable {
     /// Indicates whether blocks wait to be written: writing them makes room.
     var isDirty: Bool { firstDirty >= 0 }
 
-    func key(_ slot: Int) -> UInt64 { unsafe self.slot(slot).pointee.key }
+    func key(_ slot: Int) -> UInt64 { slots[slot].key }
 
     /// Keeps a block in its slot until as many calls with -1 as with +1 were made.
-    func pin(_ slot: Int, _ change: Int32) { unsafe self.slot(slot).pointee.pins &+= change }
+    func pin(_ slot: Int, _ change: Int32) { slots[slot].pins &+= change }
 
     mutating func markDirty(_ slot: Int) {
-        let entry = unsafe self.slot(slot)
-        guard unsafe entry.pointee.nextDirty == 0 else { return }
+        guard slots[slot].nextDirty == 0 else { return }
         // -1, the end of the list, becomes 1.
-        unsafe entry.pointee.nextDirty = firstDirty &+ 2
+        slots[slot].nextDirty = firstDirty &+ 2
         firstDirty = Int32(slot)
     }
 
@@ -156,12 +152,8 @@ struct BlockCache: ~Copyable {
     /// The first of the dirty blocks has been written.
     mutating func cleanFirst() {
         guard firstDirty >= 0 else { return }
-        let entry = unsafe self.slot(Int(firstDirty))
-        unsafe firstDirty = entry.pointee.nextDirty &- 2
-        unsafe entry.pointee.nextDirty = 0
-    }
-
-    private func slot(_ index: Int) -> UnsafeMutablePointer<Slot> {
-        unsafe slots.start.assumingMemoryBound(to: Slot.self) + index
+        let slot = firstDirty
+        firstDirty = slots[slot].nextDirty &- 2
+        slots[slot].nextDirty = 0
     }
 }

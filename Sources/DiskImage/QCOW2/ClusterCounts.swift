@@ -6,26 +6,25 @@ internal import Linux
 /// A number for each cluster of an image's file: how often it is referred to, or counted to be.
 ///
 /// Counts that do not fit stay at the highest. Memory is given by the kernel as it is touched, so a sparse file costs little.
-@safe struct ClusterCounts: ~Copyable {
+struct ClusterCounts: ~Copyable {
     /// Clusters that can be counted.
     let capacity: UInt64
     /// The end of those that ever were.
     private(set) var end: UInt64 = 0
-    private let counts: Mapping
+    private let counts: IOBuffer
 
     init(capacity: UInt64, path: String) throws(DiskImageError) {
         let (size, overflow) = capacity.multipliedReportingOverflow(by: 4)
         guard !overflow, size < 1 << 47 else { throw .system(path: path, SystemCallError("mmap", errno: ENOMEM)) }
-        do { counts = try Mapping(size: max(1, Int(size)), flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) } catch { throw .system(path: path, error) }
+        counts = try IOBuffer(count: Int(size), path)
         self.capacity = capacity
     }
 
     subscript(_ cluster: UInt64) -> UInt32 {
-        // The mapping has `capacity` counts.
-        get { cluster < capacity ? unsafe counts.start.load(fromByteOffset: Int(cluster) * 4, as: UInt32.self) : 0 }
+        get { cluster < capacity ? counts.memory.load(Int(cluster) * 4) : 0 }
         set {
             guard cluster < capacity else { return }
-            unsafe counts.start.storeBytes(of: newValue, toByteOffset: Int(cluster) * 4, as: UInt32.self)
+            counts.memory.store(newValue, Int(cluster) * 4)
             end = max(end, cluster + 1)
         }
     }

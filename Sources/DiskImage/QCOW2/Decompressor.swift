@@ -21,10 +21,10 @@ enum Decompressor: ~Copyable {
 
     /// Decompresses `input` until `output` is full, and not a byte further.
     /// - Returns: whether it could be filled.
-    func decompress(_ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer) -> Bool {
+    func decompress(_ input: IOMemory, into output: IOMemory) -> Bool {
         switch self {
-        case .zlib(let inflater): unsafe inflater.inflate(input, into: output)
-        case .zstd(let decompressor): unsafe decompressor.decompress(input, into: output)
+        case .zlib(let inflater): inflater.inflate(input, into: output)
+        case .zstd(let decompressor): decompressor.decompress(input, into: output)
         }
     }
 }
@@ -47,11 +47,11 @@ enum Decompressor: ~Copyable {
         _ = unsafe ZSTD_freeDCtx(context)
     }
 
-    func decompress(_ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer) -> Bool {
+    func decompress(_ input: IOMemory, into output: IOMemory) -> Bool {
         _ = unsafe ZSTD_DCtx_reset(context, ZSTD_reset_session_only)
         // libzstd reads and writes within these bounds; what it has not used of the input is padding up to a sector.
-        var source = unsafe ZSTD_inBuffer(src: input.baseAddress, size: input.count, pos: 0)
-        var target = unsafe ZSTD_outBuffer(dst: output.baseAddress, size: output.count, pos: 0)
+        var source = unsafe ZSTD_inBuffer(src: input.start, size: input.count, pos: 0)
+        var target = unsafe ZSTD_outBuffer(dst: output.start, size: output.count, pos: 0)
         while unsafe target.pos < target.size {
             let before = unsafe (source.pos, target.pos)
             let status = unsafe ZSTD_decompressStream(context, &target, &source)

@@ -22,29 +22,26 @@ extension QCOW2Image {
         (Self.allUnits >> UInt64(32 - units.count)) << UInt64(units.lowerBound)
     }
 
-    private func store(_ bitmap: UInt64, _ entries: UnsafeMutableRawPointer, _ index: Int) {
-        // The index is below the slice's number of clusters, each with two words.
-        unsafe entries.storeBytes(of: bitmap.bigEndian, toByteOffset: index * 16 + 8, as: UInt64.self)
-    }
+    private mutating func store(_ bitmap: UInt64, _ entries: Int, _ index: Int) { l2Slices.setWord(index * 2 + 1, of: entries, to: bitmap) }
 
     /// The first of a cluster's subclusters that cannot be right.
-    private func damage(_ entries: UnsafeMutableRawPointer, _ index: Int) -> ImageDamage? {
-        let place = unsafe entry(entries, index * 2) & L2Entry.offset, bitmap = unsafe entry(entries, index * 2 + 1)
-        if unsafe entry(entries, index * 2) & L2Entry.compressed != 0 { return nil }
+    private func damage(_ entries: Int, _ index: Int) -> ImageDamage? {
+        let place = l2Entry(entries, index * 2) & L2Entry.offset, bitmap = l2Entry(entries, index * 2 + 1)
+        if l2Entry(entries, index * 2) & L2Entry.compressed != 0 { return nil }
         if header.hasDataFile { return nil }
         if bitmap & bitmap >> 32 & Self.allUnits == 0, bitmap & Self.allUnits == 0 || (place != 0 && place & (header.clusterSize - 1) == 0 && place < fileSize) { return nil }
         for unit in 0..<32 {
-            if case .damaged(let damage) = unsafe self.unit(entries, index * 32 + unit) { return damage }
+            if case .damaged(let damage) = self.unit(entries, index * 32 + unit) { return damage }
         }
         return nil
     }
 
-    mutating func subclusterWriteTarget(_ entries: UnsafeMutableRawPointer, _ offset: UInt64, _ length: UInt64) -> WriteTarget {
+    mutating func subclusterWriteTarget(_ entries: Int, _ offset: UInt64, _ length: UInt64) -> WriteTarget {
         let clusterSize = header.clusterSize
         let inCluster = offset & (clusterSize - 1)
         let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
-        if let damage = unsafe damage(entries, first) { return .unresolved(damaged(damage, at: offset)) }
-        let entry = unsafe self.entry(entries, first * 2), allocated = unsafe self.entry(entries, first * 2 + 1) & Self.allUnits
+        if let damage = damage(entries, first) { return .unresolved(damaged(damage, at: offset)) }
+        let entry = l2Entry(entries, first * 2), allocated = l2Entry(entries, first * 2 + 1) & Self.allUnits
         let end = min(inCluster + length, clusterSize)
         var units = header.units(inCluster..<end)
         if isOwn(entry) {
@@ -52,11 +49,11 @@ extension QCOW2Image {
             if let damage = misplaced(.data(place), at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
             guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
             let isThere = { (unit: Int) in allocated >> UInt64(unit) & 1 == 1 }
-            if isThere(units.lowerBound) { return unsafe .inPlace(offset: place + inCluster, length: inPlaceLength(entries, first, inCluster, length)) }
+            if isThere(units.lowerBound) { return .inPlace(offset: place + inCluster, length: inPlaceLength(entries, first, inCluster, length)) }
             guard !isLocked else { return .unresolved(.wait) }
             // As far as none is allocated.
             units = units.lowerBound..<(units.first(where: isThere) ?? units.upperBound)
-            return unsafe .part(part(entries, first, units, inCluster..<min(end, UInt64(units.upperBound) * unitSize), place))
+            return .part(part(entries, first, units, inCluster..<min(end, UInt64(units.upperBound) * unitSize), place))
         }
         guard !isLocked else { return .unresolved(.wait) }
         guard inCluster == 0, length >= clusterSize else {
@@ -66,11 +63,11 @@ extension QCOW2Image {
                 // The others that are allocated come along to the new cluster.
                 units = min(units.lowerBound, allocated.trailingZeroBitCount)..<max(units.upperBound, 64 - allocated.leadingZeroBitCount)
             }
-            return unsafe .part(part(entries, first, units, inCluster..<end, nil))
+            return .part(part(entries, first, units, inCluster..<end, nil))
         }
         var count: UInt64 = 1
         while (count + 1) << UInt64(header.clusterBits) <= length, first + Int(count) < 1 << sliceBits,
-            unsafe !isOwn(self.entry(entries, (first + Int(count)) * 2)) { count += 1 }
+            !isOwn(l2Entry(entries, (first + Int(count)) * 2)) { count += 1 }
         return .clusters(count)
     }
 
@@ -80,13 +77,13 @@ extension QCOW2Image {
     }
 
     /// Bytes from a place in a cluster, whose subcluster is allocated, that follow each other in the file and are ours.
-    private func inPlaceLength(_ entries: UnsafeMutableRawPointer, _ cluster: Int, _ inCluster: UInt64, _ length: UInt64) -> UInt64 {
+    private func inPlaceLength(_ entries: Int, _ cluster: Int, _ inCluster: UInt64, _ length: UInt64) -> UInt64 {
         let start = Int(inCluster / unitSize) + cluster * 32
         let inUnit = inCluster % unitSize
-        let unit = unsafe self.unit(entries, start)
+        let unit = self.unit(entries, start)
         var run = unitSize, next = start + 1
-        while run - inUnit < length, next < 32 << sliceBits, unsafe unit.continues(with: self.unit(entries, next), after: run),
-            unsafe isOwn(entry(entries, next / 32 * 2)), unsafe !isMetadata(entry(entries, next / 32 * 2) & L2Entry.offset) {
+        while run - inUnit < length, next < 32 << sliceBits, unit.continues(with: self.unit(entries, next), after: run),
+            isOwn(l2Entry(entries, next / 32 * 2)), !isMetadata(l2Entry(entries, next / 32 * 2) & L2Entry.offset) {
             run += unitSize
             next += 1
         }
@@ -95,35 +92,35 @@ extension QCOW2Image {
 
     /// `covered` bytes of a cluster's subclusters are written.
     private func part(
-        _ entries: UnsafeMutableRawPointer, _ cluster: Int, _ units: Range<Int>, _ covered: Range<UInt64>, _ place: UInt64?
+        _ entries: Int, _ cluster: Int, _ units: Range<Int>, _ covered: Range<UInt64>, _ place: UInt64?
     ) -> WriteTarget.Part {
         // The subclusters that the range does not cover, or not in full.
         let isZero = units.allSatisfy { unit in
             let bytes = UInt64(unit) * unitSize..<UInt64(unit + 1) * unitSize
-            return covered.lowerBound <= bytes.lowerBound && bytes.upperBound <= covered.upperBound ? true : unsafe readsAsZeroes(self.unit(entries, cluster * 32 + unit))
+            return covered.lowerBound <= bytes.lowerBound && bytes.upperBound <= covered.upperBound ? true : readsAsZeroes(self.unit(entries, cluster * 32 + unit))
         }
         return WriteTarget.Part(range: UInt64(units.lowerBound) * unitSize..<UInt64(units.upperBound) * unitSize, isZero: isZero, place: place)
     }
 
     /// Subclusters have been written, in a new cluster or in the one that the guest has.
-    mutating func link(_ entries: UnsafeMutableRawPointer, _ index: Int, _ entry: UInt64, _ run: ClusterRun, _ sequence: UInt64) {
-        let old = unsafe self.entry(entries, index * 2 + 1)
+    mutating func link(_ entries: Int, _ index: Int, _ entry: UInt64, _ run: ClusterRun, _ sequence: UInt64) {
+        let old = l2Entry(entries, index * 2 + 1)
         let written = mask(run.units)
         // What the old cluster had is in the new one, or is not read.
         let allocated = run.isLinked ? old & Self.allUnits | written : written
-        unsafe store(allocated | old & ~Self.allUnits & ~(written << 32), entries, index)
-        if !run.isLinked { unsafe replace(entries, index * 2, with: entry, sequence) }
+        store(allocated | old & ~Self.allUnits & ~(written << 32), entries, index)
+        if !run.isLinked { replace(entries, index * 2, with: entry, sequence) }
     }
 
     mutating func subclusterZeroTarget(
-        _ entries: UnsafeMutableRawPointer, _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, _ sequence: UInt64
+        _ entries: Int, _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, _ sequence: UInt64
     ) -> WriteTarget {
         let clusterSize = header.clusterSize
         let inCluster = offset & (clusterSize - 1)
         let index = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
-        if let damage = unsafe damage(entries, index) { return .unresolved(damaged(damage, at: offset)) }
-        let entry = unsafe self.entry(entries, index * 2), bitmap = unsafe self.entry(entries, index * 2 + 1)
-        if header.hasDataFile, case .data(let place) = unsafe self.unit(entries, index * 32 + Int(inCluster / unitSize)) {
+        if let damage = damage(entries, index) { return .unresolved(damaged(damage, at: offset)) }
+        let entry = l2Entry(entries, index * 2), bitmap = l2Entry(entries, index * 2 + 1)
+        if header.hasDataFile, case .data(let place) = self.unit(entries, index * 32 + Int(inCluster / unitSize)) {
             // The place stays the subcluster's: a hole made later could be made over something newer.
             if let damage = misplaced(.data(entry & L2Entry.offset), at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
             return .inPlace(offset: place + inCluster % unitSize, length: min(length, unitSize - inCluster % unitSize))
@@ -141,7 +138,7 @@ extension QCOW2Image {
         guard inCluster % unitSize == 0, !whole.isEmpty else {
             let unit = Int(inCluster / unitSize)
             let piece = min(length, UInt64(unit + 1) * unitSize - inCluster)
-            return unsafe zeroPiece(entries, index, unit, operation, offset, piece)
+            return zeroPiece(entries, index, unit, operation, offset, piece)
         }
         var units = Int(whole.lowerBound / unitSize)..<Int(whole.upperBound / unitSize)
         if header.hasDataFile, let next = units.first(where: { bitmap >> UInt64($0) & 1 == 1 }) { units = units.lowerBound..<next }
@@ -155,28 +152,28 @@ extension QCOW2Image {
         guard !isLocked, refcounts?.hasManyFrees != true else { return .unresolved(isLocked ? .wait : .commit) }
         // A discard of some that are allocated leaves those to the backing file that it has.
         let left = operation == .discard && hasBacking ? bitmap | (bitmap & written) << 32 : bitmap | zeroes
-        unsafe store(entry & L2Entry.compressed != 0 ? zeroes : left & ~written & (hasBacking ? .max : ~(written << 32)), entries, index)
+        store(entry & L2Entry.compressed != 0 ? zeroes : left & ~written & (hasBacking ? .max : ~(written << 32)), entries, index)
         // Nothing is in the cluster any more.
-        if unsafe self.entry(entries, index * 2 + 1) & Self.allUnits == 0, entry != 0 { unsafe replace(entries, index * 2, with: 0, sequence) }
+        if l2Entry(entries, index * 2 + 1) & Self.allUnits == 0, entry != 0 { replace(entries, index * 2, with: 0, sequence) }
         if let slot = l2Slices.slot(of: sliceNumber(offset)) { l2Slices.markDirty(slot) }
         return .done(length: min(length, wholeEnd - inCluster))
     }
 
     /// A part of a subcluster.
     private mutating func zeroPiece(
-        _ entries: UnsafeMutableRawPointer, _ index: Int, _ unit: Int, _ operation: DiskOperation, _ offset: UInt64, _ piece: UInt64
+        _ entries: Int, _ index: Int, _ unit: Int, _ operation: DiskOperation, _ offset: UInt64, _ piece: UInt64
     ) -> WriteTarget {
-        let state = unsafe self.unit(entries, index * 32 + unit)
+        let state = self.unit(entries, index * 32 + unit)
         if operation == .discard || readsAsZeroes(state) { return .done(length: piece) }
         let inCluster = offset & (header.clusterSize - 1)
-        let entry = unsafe self.entry(entries, index * 2)
+        let entry = l2Entry(entries, index * 2)
         if case .data(let place) = state, isOwn(entry) {
             guard !isMetadata(entry & L2Entry.offset) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
             return .inPlace(offset: place + inCluster % unitSize, length: piece)
         }
         guard !isLocked else { return .unresolved(.wait) }
         // As for a write of these bytes.
-        switch unsafe subclusterWriteTarget(entries, offset, piece) {
+        switch subclusterWriteTarget(entries, offset, piece) {
         case .part(let part): return .part(WriteTarget.Part(range: part.range, isZero: false, place: part.place))
         case let other: return other
         }

@@ -4,7 +4,7 @@ internal import Glibc
 internal import Linux
 
 /// What has to be done for the start of a range that is written, discarded or zeroed. Lengths are in bytes.
-@safe enum WriteTarget {
+enum WriteTarget {
     /// A write at this offset of the file, without a change of the mapping.
     case inPlace(offset: UInt64, length: UInt64)
     /// A range that needs no I/O.
@@ -43,7 +43,7 @@ extension QCOW2Image {
         guard failure == 0 else { return .unresolved(.failed(failure)) }
         let index = Int(offset >> tableCover)
         // Below the disk's size, so below `l1Count`.
-        let l1Entry = unsafe entry(l1.start, index)
+        let l1Entry = l1[index]
         let readsAsZeroes = operation == .discard || (operation != .write && !hasBacking)
         if l1Entry & L1Entry.offset == 0, readsAsZeroes { return .done(length: min(length, restOfTable(offset))) }
         do throws(MetadataError) {
@@ -55,33 +55,33 @@ extension QCOW2Image {
         } catch {
             return .unresolved(error.lookup)
         }
-        let table = unsafe entry(l1.start, index) & L1Entry.offset
+        let table = l1[index] & L1Entry.offset
         switch slice(offset, table: table) {
         case .unresolved(let lookup): return .unresolved(lookup)
         case .entries(let entries) where header.hasExtendedL2:
-            return unsafe operation == .write
+            return operation == .write
                 ? subclusterWriteTarget(entries, offset, length)
                 : subclusterZeroTarget(entries, operation, offset, length, diskSize: diskSize, sequence)
         case .entries(let entries):
-            return unsafe operation == .write
+            return operation == .write
                 ? writeTarget(entries, offset, length) : zeroTarget(entries, operation, offset, length, diskSize: diskSize, sequence)
         }
     }
 
     // MARK: - Data
 
-    private mutating func writeTarget(_ entries: UnsafeMutableRawPointer, _ offset: UInt64, _ length: UInt64) -> WriteTarget {
+    private mutating func writeTarget(_ entries: Int, _ offset: UInt64, _ length: UInt64) -> WriteTarget {
         let inCluster = offset & (header.clusterSize - 1)
         let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
-        let unit = unsafe self.unit(entries, first)
+        let unit = self.unit(entries, first)
         if case .damaged(let damage) = unit { return .unresolved(damaged(damage, at: offset)) }
         if let damage = misplaced(unit, at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
-        if case .data(let place) = unit, unsafe isOurs(entries, first) {
+        if case .data(let place) = unit, isOurs(entries, first) {
             guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
             var run = header.clusterSize
             var next = first + 1
-            while run - inCluster < length, next < 1 << sliceBits, unsafe unit.continues(with: self.unit(entries, next), after: run),
-                unsafe isOurs(entries, next), !isMetadata(place + run) {
+            while run - inCluster < length, next < 1 << sliceBits, unit.continues(with: self.unit(entries, next), after: run),
+                isOurs(entries, next), !isMetadata(place + run) {
                 run += header.clusterSize
                 next += 1
             }
@@ -92,7 +92,7 @@ extension QCOW2Image {
         var count: UInt64 = 1
         while (count + 1) << UInt64(header.clusterBits) <= length, first + Int(count) < 1 << sliceBits {
             let next = first + Int(count)
-            if case .data = unsafe self.unit(entries, next), unsafe isOurs(entries, next) { break }
+            if case .data = self.unit(entries, next), isOurs(entries, next) { break }
             count += 1
         }
         return .clusters(count)
@@ -104,9 +104,9 @@ extension QCOW2Image {
     }
 
     /// Indicates whether a data cluster has no other references.
-    private func isOurs(_ entries: UnsafeMutableRawPointer, _ index: Int) -> Bool {
+    private func isOurs(_ entries: Int, _ index: Int) -> Bool {
         // A cluster in a file of its own has nobody to share it with.
-        unsafe header.hasDataFile || entry(entries, index) & L2Entry.copied != 0
+        header.hasDataFile || l2Entry(entries, index) & L2Entry.copied != 0
     }
 
     func readsAsZeroes(_ unit: Unit) -> Bool { unit == .zero || (unit == .unallocated && !hasBacking) }
@@ -164,8 +164,8 @@ extension QCOW2Image {
         let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
         for index in 0..<Int(run.count) {
             let entry = (run.first + UInt64(index)) << UInt64(header.clusterBits) | L2Entry.copied
-            unsafe header.hasExtendedL2
-                ? link(l2Slices.block(slot), first + index, entry, run, sequence) : replace(l2Slices.block(slot), first + index, with: entry, sequence)
+            header.hasExtendedL2
+                ? link(slot, first + index, entry, run, sequence) : replace(slot, first + index, with: entry, sequence)
         }
         l2Slices.markDirty(slot)
         l2Slices.pin(slot, -1)
@@ -180,12 +180,12 @@ extension QCOW2Image {
     // MARK: - Zeroes
 
     private mutating func zeroTarget(
-        _ entries: UnsafeMutableRawPointer, _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, _ sequence: UInt64
+        _ entries: Int, _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, _ sequence: UInt64
     ) -> WriteTarget {
         let clusterSize = header.clusterSize
         let inCluster = offset & (clusterSize - 1)
         var index = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
-        if header.hasDataFile, case .data(let place) = unsafe self.unit(entries, index) {
+        if header.hasDataFile, case .data(let place) = self.unit(entries, index) {
             // The place stays the cluster's: a hole made later could be made over something newer.
             if let damage = misplaced(.data(place), at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
             return .inPlace(offset: place + inCluster, length: min(length, clusterSize - inCluster))
@@ -193,11 +193,11 @@ extension QCOW2Image {
         // The disk's end makes its last cluster a whole one.
         if inCluster != 0 || (length < clusterSize && offset + length < diskSize) {
             let piece = min(length, clusterSize - inCluster)
-            switch unsafe self.unit(entries, index) {
+            switch self.unit(entries, index) {
             case .damaged(let damage): return .unresolved(damaged(damage, at: offset))
             case _ where operation == .discard, .zero: return .done(length: piece)
             case .unallocated where !hasBacking: return .done(length: piece)
-            case .data(let place) where unsafe isOurs(entries, index):
+            case .data(let place) where isOurs(entries, index):
                 guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
                 return .inPlace(offset: place + inCluster, length: piece)
             case .data, .unallocated, .compressed: return isLocked ? .unresolved(.wait) : .part(part(isZero: false))
@@ -209,25 +209,25 @@ extension QCOW2Image {
         var done: UInt64 = 0
         var changed = false
         while done < length, index < 1 << sliceBits, length - done >= clusterSize || offset + length >= diskSize {
-            let unit = unsafe self.unit(entries, index)
+            let unit = self.unit(entries, index)
             if case .data = unit, header.hasDataFile { break }
             if case .damaged(let damage) = unit {
                 if done == 0 { return .unresolved(damaged(damage, at: offset)) }
                 break
             }
             let isEmpty = unit == .unallocated && (operation == .discard || !hasBacking)
-            if !isEmpty, unsafe entry(entries, index) != L2Entry.zero {
+            if !isEmpty, l2Entry(entries, index) != L2Entry.zero {
                 guard !isLocked, refcounts?.hasManyFrees != true else {
                     if done == 0 { return .unresolved(isLocked ? .wait : .commit) }
                     break
                 }
                 if canFree {
-                    unsafe replace(entries, index, with: zero, sequence)
+                    replace(entries, index, with: zero, sequence)
                     changed = true
                 } else if operation != .discard {
                     // As the data of a write, so that the cluster's own place can stay.
                     if done > 0 { break }
-                    if case .data(let place) = unit, unsafe isOurs(entries, index), !isMetadata(place) {
+                    if case .data(let place) = unit, isOurs(entries, index), !isMetadata(place) {
                         return .inPlace(offset: place, length: min(length, clusterSize))
                     }
                     return .part(part(isZero: false))
@@ -241,10 +241,9 @@ extension QCOW2Image {
     }
 
     /// Gives an entry another value and frees what the old one referred to.
-    mutating func replace(_ entries: UnsafeMutableRawPointer, _ index: Int, with new: UInt64, _ sequence: UInt64) {
-        // The index, of a word of the slice, is below the slice's count.
-        let old = unsafe entry(entries, index)
-        unsafe entries.storeBytes(of: new.bigEndian, toByteOffset: index * 8, as: UInt64.self)
+    mutating func replace(_ entries: Int, _ index: Int, with new: UInt64, _ sequence: UInt64) {
+        let old = l2Entry(entries, index)
+        l2Slices.setWord(index, of: entries, to: new)
         if old & L2Entry.compressed != 0 {
             let (place, length) = header.compressedRange(old)
             let first = place >> UInt64(header.clusterBits), last = (place + length - 1) >> UInt64(header.clusterBits)
@@ -266,12 +265,7 @@ extension QCOW2Image {
         }
         var contents = [UInt8](repeating: 0, count: size)
         if oldTable != 0 {
-            var failure: MetadataError?
-            unsafe contents.withUnsafeMutableBytes { buffer in
-                guard let start = buffer.baseAddress else { return }
-                do throws(MetadataError) { try unsafe file.read(start, size, at: oldTable) } catch { failure = error }
-            }
-            if let failure { throw failure }
+            try contents.withIOMemory { (memory) throws(MetadataError) in try file.read(into: memory, at: oldTable) }
         }
         let run = try takeClusters(1, file)
         let place = run.first << UInt64(header.clusterBits)
@@ -280,7 +274,7 @@ extension QCOW2Image {
             throw error
         }
         extend(to: place + header.clusterSize)
-        unsafe l1.start.storeBytes(of: (place | L1Entry.copied).bigEndian, toByteOffset: index * 8, as: UInt64.self)
+        l1[index] = place | L1Entry.copied
         dirtyL1 = min(dirtyL1?.lowerBound ?? index, index)..<max(dirtyL1?.upperBound ?? 0, index + 1)
         refcounts?.protect(run.first, true)
         guard oldTable != 0 else { return }
@@ -302,14 +296,12 @@ extension QCOW2Image {
     mutating func writeMapping(_ file: MetadataFile) throws(MetadataError) {
         while let slot = l2Slices.dirtySlot {
             let slice = l2Slices.key(slot)
-            let table = unsafe entry(l1.start, Int(slice >> UInt64(header.l2Bits - sliceBits))) & L1Entry.offset
-            // A block is `blockSize` bytes long.
-            try unsafe file.write(l2Slices.block(slot), l2Slices.blockSize, at: place(ofSlice: slice, table: table))
+            let table = l1[Int(slice >> UInt64(header.l2Bits - sliceBits))] & L1Entry.offset
+            try file.write(l2Slices.block(slot), at: place(ofSlice: slice, table: table))
             l2Slices.cleanFirst()
         }
         if let range = dirtyL1 {
-            // Within the `l1Count` entries of the mapping.
-            try unsafe file.write(l1.start + range.lowerBound * 8, range.count * 8, at: header.l1Offset + UInt64(range.lowerBound * 8))
+            try file.write(l1.bytes(range), at: header.l1Offset + UInt64(range.lowerBound * 8))
             dirtyL1 = nil
         }
         refcounts?.seal()

@@ -9,7 +9,7 @@ internal import Linux
 ///
 /// It tells how the disk is stored and leaves the reading to others, so that many requests can be under way.
 /// Every entry is checked when it is used; what is damaged fails the requests that need it and nothing else.
-@safe struct QCOW2Image: ~Copyable {
+struct QCOW2Image: ~Copyable {
     let header: QCOW2Header
     /// What was first found wrong, and at which byte of the disk.
     private(set) var damage: (ImageDamage, diskOffset: UInt64)?
@@ -21,7 +21,7 @@ internal import Linux
     /// How long it really is, once it was made longer ahead of what is written.
     var grownSize: UInt64
     /// `header.l1Count` entries, in the file's byte order.
-    let l1: Mapping
+    var l1: BigEndianTable
     /// Pieces of L2 tables, each known by the number of the piece of the disk that it maps.
     var l2Slices: BlockCache
     let sliceBits: Int
@@ -90,16 +90,15 @@ internal import Linux
         let wanted = (header.size >> covered) &+ 1
         let allowed = UInt64(min(max(metadataCacheSize, 0), 1 << 30) / sliceSize)
         let clusterSize = Int(header.clusterSize)
-        let l1 = try table(header.l1Count * 8, file.path)
+        var l1 = try BigEndianTable(count: header.l1Count, file.path)
         let l2Slices = try cache(sliceSize, Int(max(8, min(wanted, allowed))), file.path)
         // The compressed form is at most two clusters long, by the width of its length field.
         let clusters = try cache(3 * clusterSize, 8, file.path)
         guard let decompressor = Decompressor(header.compression) else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
         // The header's check has found the entries in the file, or, of one that is salvaged, the first of them.
         let there = Int(min(UInt64(header.l1Count), (file.size - min(file.size, header.l1Offset)) / 8))
-        try unsafe file.read("the L1 table", into: UnsafeMutableRawBufferPointer(start: l1.start, count: there * 8), at: header.l1Offset)
-        // The mapping has room for all entries.
-        for index in there..<header.l1Count { unsafe l1.start.storeBytes(of: Self.missingEntry.bigEndian, toByteOffset: index * 8, as: UInt64.self) }
+        try file.read("the L1 table", into: l1.bytes(0..<there), at: header.l1Offset)
+        for index in there..<header.l1Count { l1[index] = Self.missingEntry }
 
         if writable {
             try header.requireWritable(file.path)
@@ -107,7 +106,7 @@ internal import Linux
             // L1 entries are checked when they are used; one that cannot be right protects nothing of value.
             var tables: [UInt64] = []
             for index in 0..<header.l1Count {
-                let table = unsafe UInt64(bigEndian: l1.start.load(fromByteOffset: index * 8, as: UInt64.self)) & L1Entry.offset
+                let table = l1[index] & L1Entry.offset
                 if table != 0 { tables.append(table >> UInt64(header.clusterBits)) }
             }
             metadata.insert(tables)
@@ -157,10 +156,10 @@ internal import Linux
         // Of an image that is written, the entry may have changed meanwhile.
         if compressedEntry != 0, refcounts == nil { return compressed(compressedEntry, offset, length) }
         // Below the disk's size, so below `l1Count`, which was computed from it.
-        let table = unsafe entry(l1.start, Int(offset >> tableCover)) & L1Entry.offset
+        let table = l1[Int(offset >> tableCover)] & L1Entry.offset
         if table == 0 { return .unallocated(length: min(length, restOfTable(offset))) }
         switch slice(offset, table: table) {
-        case .entries(let entries): return unsafe walk(entries, offset, length, &compressedEntry)
+        case .entries(let entries): return walk(entries, offset, length, &compressedEntry)
         case .unresolved(let lookup): return lookup
         }
     }
@@ -178,8 +177,9 @@ internal import Linux
         table + (slice & ((1 << UInt64(header.l2Bits - sliceBits)) - 1)) * UInt64(l2Slices.blockSize)
     }
 
-    @safe enum Slice {
-        case entries(UnsafeMutableRawPointer)
+    enum Slice {
+        /// The slot of the cache that it is in.
+        case entries(Int)
         /// A load, a wait or a failure.
         case unresolved(RangeLookup)
     }
@@ -192,14 +192,13 @@ internal import Linux
         }
         let slice = sliceNumber(offset)
         switch l2Slices.find(slice) {
-        case .ready(let entries): return unsafe .entries(entries)
+        case .ready(let entries): return .entries(entries)
         case .loading: return .unresolved(.wait)
         case .failed(let error): return .unresolved(.failed(error))
         case .missing:
             guard let slot = l2Slices.reserve(slice) else { return .unresolved(l2Slices.isDirty ? .commit : .wait) }
-            return unsafe .unresolved(.load(MetadataLoad(
-                kind: .l2Slice, slot: slot, offset: place(ofSlice: slice, table: table), length: l2Slices.blockSize,
-                buffer: l2Slices.block(slot), diskOffset: offset)))
+            return .unresolved(.load(MetadataLoad(
+                kind: .l2Slice, slot: slot, offset: place(ofSlice: slice, table: table), buffer: l2Slices.block(slot), diskOffset: offset)))
         }
     }
 
@@ -231,8 +230,7 @@ internal import Linux
     func decompress(_ load: MetadataLoad, _ bytes: Int) -> Bool {
         decompression.lock()
         defer { decompression.unlock() }
-        let output = unsafe UnsafeMutableRawBufferPointer(start: clusters.block(load.slot), count: Int(header.clusterSize))
-        return unsafe decompressor.decompress(UnsafeRawBufferPointer(start: load.buffer, count: bytes), into: output)
+        return decompressor.decompress(load.buffer.prefix(bytes), into: clusters.block(load.slot).prefix(Int(header.clusterSize)))
     }
 
     /// Those who waited for a load have been answered.
@@ -265,14 +263,14 @@ internal import Linux
     }
 
     /// Collects as many units as are stored alike, one after the other. `entries` is a slice of `1 << sliceBits` entries.
-    private mutating func walk(_ entries: UnsafeMutableRawPointer, _ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> RangeLookup {
+    private mutating func walk(_ entries: Int, _ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> RangeLookup {
         let unitBits = UInt64(header.clusterBits - (header.hasExtendedL2 ? 5 : 0))
         let unitsInSlice = 1 << (sliceBits + (header.hasExtendedL2 ? 5 : 0))
         let unitSize: UInt64 = 1 << unitBits
         let first = Int(offset >> unitBits) & (unitsInSlice - 1)
         let inUnit = offset & (unitSize - 1)
 
-        let unit = unsafe self.unit(entries, first)
+        let unit = self.unit(entries, first)
         if case .compressed(let entry) = unit {
             if let damage = misplaced(unit, at: offset) { return damaged(damage, at: offset) }
             compressedEntry = entry
@@ -284,7 +282,7 @@ internal import Linux
         // The run's length, from the start of its first unit.
         var run = unitSize
         var next = first + 1
-        while run - inUnit < length, next < unitsInSlice, unsafe unit.continues(with: self.unit(entries, next), after: run) {
+        while run - inUnit < length, next < unitsInSlice, unit.continues(with: self.unit(entries, next), after: run) {
             run += unitSize
             next += 1
         }
@@ -298,17 +296,17 @@ internal import Linux
     }
 
     /// Reads and checks the entry of a unit; `index` is below the slice's number of units.
-    func unit(_ entries: UnsafeMutableRawPointer, _ index: Int) -> Unit {
+    func unit(_ entries: Int, _ index: Int) -> Unit {
         guard header.hasExtendedL2 else {
-            let entry = unsafe self.entry(entries, index)
+            let entry = l2Entry(entries, index)
             if entry & L2Entry.compressed != 0 { return .compressed(entry) }
             if entry & L2Entry.zero != 0 { return header.version >= 3 ? .zero : .damaged(.zeroFlagInVersion2) }
             return cluster(entry)
         }
-        let entry = unsafe self.entry(entries, index / Self.subclusters * 2)
+        let entry = l2Entry(entries, index / Self.subclusters * 2)
         if entry & L2Entry.compressed != 0 { return .compressed(entry) }
         // Subcluster n: bit n says allocated, bit 32 + n reads as zeroes.
-        let bitmap = unsafe self.entry(entries, index / Self.subclusters * 2 + 1)
+        let bitmap = l2Entry(entries, index / Self.subclusters * 2 + 1)
         let subcluster = UInt64(index % Self.subclusters)
         switch (bitmap >> subcluster & 1, bitmap >> (subcluster + 32) & 1) {
         case (0, 0): return .unallocated
@@ -353,16 +351,16 @@ internal import Linux
         let inCluster = offset & (header.clusterSize - 1)
 
         switch clusters.find(place) {
-        case .ready(let bytes): return unsafe .memory(UnsafeRawPointer(bytes + Int(inCluster)), length: min(length, header.clusterSize - inCluster))
+        case .ready(let slot): return .memory(clusters.block(slot).piece(Int(inCluster), Int(min(length, header.clusterSize - inCluster))))
         case .loading: return .wait
         case .failed(let error): return .failed(error)
         case .missing:
             guard let slot = clusters.reserve(place) else { return .wait }
             // The last sector may be cut short by the end of the file.
             let bytes = min(sectorLength, fileSize - place)
-            return unsafe .load(MetadataLoad(
-                kind: .compressedCluster, slot: slot, offset: place, length: Int(bytes),
-                buffer: clusters.block(slot) + Int(header.clusterSize), diskOffset: offset))
+            return .load(MetadataLoad(
+                kind: .compressedCluster, slot: slot, offset: place, buffer: clusters.block(slot).piece(Int(header.clusterSize), Int(bytes)),
+                diskOffset: offset))
         }
     }
 
@@ -372,14 +370,8 @@ internal import Linux
         return .failed(EIO)
     }
 
-    func entry(_ table: UnsafeMutableRawPointer, _ index: Int) -> UInt64 {
-        // Callers stay within the table.
-        unsafe UInt64(bigEndian: table.load(fromByteOffset: index * 8, as: UInt64.self))
-    }
-}
-
-private func table(_ size: Int, _ path: String) throws(DiskImageError) -> Mapping {
-    do { return try Mapping(size: max(1, size), flags: MAP_PRIVATE | MAP_ANONYMOUS) } catch { throw .system(path: path, error) }
+    /// A word of the slice in a slot of the cache.
+    @inline(__always) func l2Entry(_ entries: Int, _ index: Int) -> UInt64 { l2Slices.word(index, of: entries) }
 }
 
 func cache(_ blockSize: Int, _ count: Int, _ path: String) throws(DiskImageError) -> BlockCache {

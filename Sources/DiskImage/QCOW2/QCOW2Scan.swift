@@ -404,10 +404,10 @@ extension QCOW2Header {
     /// Calls with every count of a refcount block that is not 0, and its number in the block.
     func forEachCount(_ block: [UInt8], _ body: (UInt64, UInt64) -> Void) {
         let order = refcountOrder
-        unsafe block.withUnsafeBytes { bytes in
+        block.withReadableIOMemory { bytes in
             // Most of a block is zeroes, or a run; eight bytes at a time pass quickly. A block is at least 512 bytes long.
-            for word in 0..<bytes.count / 8 where unsafe bytes.loadUnaligned(fromByteOffset: word * 8, as: UInt64.self) != 0 {
-                let value = unsafe UInt64(bigEndian: bytes.loadUnaligned(fromByteOffset: word * 8, as: UInt64.self))
+            for word in 0..<bytes.count / 8 where bytes.load(word * 8, as: UInt64.self) != 0 {
+                let value = bytes.load(bigEndian: word * 8, as: UInt64.self)
                 let perWord = 64 >> order
                 for index in 0..<perWord {
                     let count: UInt64

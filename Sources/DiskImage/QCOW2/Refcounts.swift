@@ -8,7 +8,7 @@ internal import Linux
 ///
 /// Counts change in memory; ``writeSlices(_:)`` and ``writeTable(_:)`` bring them to the file, in the order of docs/qcow2.md. What is freed stays
 /// taken until nothing durable and nothing under way can reach it: see ``release(before:_:)``.
-@safe struct Refcounts: ~Copyable {
+struct Refcounts: ~Copyable {
     private struct Free {
         var run: ClusterRun
         /// Operations with smaller numbers may still use the clusters.
@@ -188,7 +188,7 @@ internal import Linux
         while let slot = slices.dirtySlot {
             let place = place(ofSlice: slices.key(slot))
             // A block is `blockSize` bytes long.
-            try unsafe file.write(slices.block(slot), slices.blockSize, at: place)
+            try file.write(slices.block(slot), at: place)
             slices.cleanFirst()
         }
     }
@@ -230,7 +230,7 @@ internal import Linux
         }
         guard let slot = slices.reserve(slice) else { throw .needsCommit }
         do throws(MetadataError) {
-            try unsafe file.read(slices.block(slot), slices.blockSize, at: place(ofSlice: slice))
+            try file.read(into: slices.block(slot), at: place(ofSlice: slice))
             slices.complete(slot, error: 0)
             slices.unpin(slot)
         } catch {
@@ -320,31 +320,31 @@ internal import Linux
 
     private func get(_ slot: Int, _ cluster: UInt64) -> UInt64 {
         let index = Int(cluster & ((1 << sliceBits) - 1))
-        let bytes = unsafe slices.block(slot)
+        let bytes = slices.block(slot)
         switch order {
         case 0, 1, 2:
             let bit = index << Int(order)
-            return unsafe UInt64(bytes.load(fromByteOffset: bit / 8, as: UInt8.self)) >> UInt64(bit % 8) & ((1 << (1 << order)) - 1)
-        case 3: return unsafe UInt64(bytes.load(fromByteOffset: index, as: UInt8.self))
-        case 4: return unsafe UInt64(UInt16(bigEndian: bytes.load(fromByteOffset: index * 2, as: UInt16.self)))
-        case 5: return unsafe UInt64(UInt32(bigEndian: bytes.load(fromByteOffset: index * 4, as: UInt32.self)))
-        default: return unsafe UInt64(bigEndian: bytes.load(fromByteOffset: index * 8, as: UInt64.self))
+            return UInt64(bytes.load(bit / 8, as: UInt8.self)) >> UInt64(bit % 8) & ((1 << (1 << order)) - 1)
+        case 3: return UInt64(bytes.load(index, as: UInt8.self))
+        case 4: return UInt64(bytes.load(bigEndian: index * 2, as: UInt16.self))
+        case 5: return UInt64(bytes.load(bigEndian: index * 4, as: UInt32.self))
+        default: return bytes.load(bigEndian: index * 8)
         }
     }
 
     private func set(_ slot: Int, _ cluster: UInt64, _ count: UInt64) {
         let index = Int(cluster & ((1 << sliceBits) - 1))
-        let bytes = unsafe slices.block(slot)
+        let bytes = slices.block(slot)
         switch order {
         case 0, 1, 2:
             let bit = index << Int(order)
             let mask = UInt8((1 << (1 << order)) - 1) << UInt8(bit % 8)
-            let old = unsafe bytes.load(fromByteOffset: bit / 8, as: UInt8.self)
-            unsafe bytes.storeBytes(of: old & ~mask | UInt8(truncatingIfNeeded: count) << UInt8(bit % 8), toByteOffset: bit / 8, as: UInt8.self)
-        case 3: unsafe bytes.storeBytes(of: UInt8(truncatingIfNeeded: count), toByteOffset: index, as: UInt8.self)
-        case 4: unsafe bytes.storeBytes(of: UInt16(truncatingIfNeeded: count).bigEndian, toByteOffset: index * 2, as: UInt16.self)
-        case 5: unsafe bytes.storeBytes(of: UInt32(truncatingIfNeeded: count).bigEndian, toByteOffset: index * 4, as: UInt32.self)
-        default: unsafe bytes.storeBytes(of: count.bigEndian, toByteOffset: index * 8, as: UInt64.self)
+            let old = bytes.load(bit / 8, as: UInt8.self)
+            bytes.store(old & ~mask | UInt8(truncatingIfNeeded: count) << UInt8(bit % 8), bit / 8)
+        case 3: bytes.store(UInt8(truncatingIfNeeded: count), index)
+        case 4: bytes.store(bigEndian: UInt16(truncatingIfNeeded: count), index * 2)
+        case 5: bytes.store(bigEndian: UInt32(truncatingIfNeeded: count), index * 4)
+        default: bytes.store(bigEndian: count, index * 8)
         }
     }
 }

@@ -5,7 +5,7 @@ internal import Linux
 
 /// The queue of an engine whose image stands on a remote disk: the host's for the files, and the remote disk for what is read below them.
 /// It belongs to the engine's thread.
-@safe final class LayeredIO: @unchecked Sendable {
+final class LayeredIO: @unchecked Sendable {
     // One thread uses it all: hence `Sendable`.
     let files: IOQueue
     let remote: NBDDisk
@@ -29,12 +29,12 @@ internal import Linux
 
     var hasCompletion: Bool { files.hasCompletion || !remote.ended.isEmpty }
 
-    /// The engine vouches for the vectors and their memory until the completion.
-    func read(_ file: Int32, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64, isAside: Bool) throws(SystemCallError) {
+    /// The segments and their memory stay until the completion.
+    func read(_ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAside: Bool) throws(SystemCallError) {
         if file == number {
-            try unsafe remote.transfer(.read, vectors, count: count, at: offset, token: token)
+            try remote.transfer(.read, segments, at: offset, token: token)
         } else {
-            try unsafe files.read(file, vectors, count: count, at: offset, token: token, isAside: isAside)
+            try files.read(file, segments, at: offset, token: token, isAside: isAside)
         }
     }
 

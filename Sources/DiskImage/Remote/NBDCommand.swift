@@ -18,7 +18,7 @@ enum NBDRequest: UInt8 {
 
 /// A request of the disk's user on its way, which may take several of the server's, one after the other. It stays at one place of
 /// memory, where libnbd's callbacks find it.
-@safe struct NBDCommand {
+struct NBDCommand {
     enum State: UInt8 {
         case free
         /// A command to be sent, now or after a reconnect.
@@ -40,8 +40,7 @@ enum NBDRequest: UInt8 {
     /// Bytes done of what transfers nothing.
     var done: UInt64 = 0
     /// The user's memory. It stays until the command has ended.
-    var vectors: UnsafePointer<iovec>?
-    var segments = 0
+    var segments: IOSegments?
     /// Our own memory in place of the user's, by its number; -1 without.
     var bounce: Int32 = -1
     /// Indicates whether a write begins or ends within a block of the server, of which the rest has to be read first.
@@ -51,7 +50,7 @@ enum NBDRequest: UInt8 {
     /// 0 or an errno value.
     var error: Int32 = 0
     /// Where the answer of ``NBDRequest/status`` goes.
-    var extents: UnsafeMutablePointer<NBDExtents>?
+    var extents: NBDExtents?
 
     /// When it was first lost with a connection, without progress since then; nil before that.
     var lostAt: Int?
@@ -60,31 +59,31 @@ enum NBDRequest: UInt8 {
     var sending = NBDRequest.flush
     var sentOffset: UInt64 = 0
     var sentLength: UInt64 = 0
-    var memory: UnsafeMutableRawPointer?
+    var memory: IOMemory?
 
     /// The next one of the list that it is in.
     var next: Int32 = -1
     var index: Int32 = -1
-    let board: UnsafeMutablePointer<NBDBoard>
+    /// Its disk's, which outlives the commands: no reference is counted for it.
+    unowned(unsafe) let board: NBDBoard
 
     /// libnbd says that the server has answered, or never will (`ENOTCONN`).
     mutating func answer(_ error: Int32) {
         guard state == .sent else { return }
         state = .answered
         self.error = error
-        // The board lives as long as the commands.
-        next = unsafe board.pointee.firstAnswered
-        unsafe board.pointee.firstAnswered = index
+        // The disk has its board for as long as it has commands.
+        unsafe (next, board.firstAnswered) = (board.firstAnswered, index)
     }
 }
 
 /// Where answered commands are left: the last one first.
-struct NBDBoard {
+final class NBDBoard {
     var firstAnswered: Int32 = -1
 }
 
-/// How a range is stored, from its start on: at most as many pieces as there is room for.
-struct NBDExtents {
+/// How a range is stored, from its start on: at most as many pieces as there is room for. It is shared by who asks and the command that asks.
+final class NBDExtents {
     static let capacity = 256
     private var pieces: InlineArray<256, (length: UInt32, readsAsZeroes: Bool)> = .init(repeating: (0, false))
     private(set) var count = 0
@@ -92,13 +91,13 @@ struct NBDExtents {
     var offset: UInt64 = 0
 
     /// Notes the next piece; not after an empty one, which nobody may send.
-    mutating func append(length: UInt32, readsAsZeroes: Bool) {
+    func append(length: UInt32, readsAsZeroes: Bool) {
         guard count < Self.capacity, count == 0 || pieces[count - 1].length > 0 else { return }
         pieces[count] = (length, readsAsZeroes)
         count += 1
     }
 
-    mutating func clear() { count = 0 }
+    func clear() { count = 0 }
 
     /// The piece with a byte of the disk, or nil if none has it.
     func piece(at place: UInt64) -> (end: UInt64, readsAsZeroes: Bool)? {

@@ -199,13 +199,15 @@ struct NBDFailure: Error, Equatable {
     /// Sends a request; it is answered through the command's memory, which stays where it is until then. A request that libnbd
     /// refuses is not sent.
     func send(_ command: UnsafeMutablePointer<NBDCommand>) throws(NBDFailure) {
+        // An element of the disk's slab, which stays where it is.
         let done = unsafe nbd_completion_callback(callback: completed, user_data: UnsafeMutableRawPointer(command), free: nil)
         let (offset, length) = unsafe (command.pointee.sentOffset, command.pointee.sentLength)
-        // The command's owner vouches for its memory.
+        // The command's owner vouches for its memory, which has that many bytes.
+        let memory = unsafe command.pointee.memory?.prefix(Int(command.pointee.sending == .read || command.pointee.sending == .write ? length : 0)).start
         let cookie: Int64
         switch unsafe command.pointee.sending {
-        case .read: cookie = unsafe nbd_aio_pread(handle, command.pointee.memory, Int(length), offset, done, 0)
-        case .write: cookie = unsafe nbd_aio_pwrite(handle, command.pointee.memory, Int(length), offset, done, 0)
+        case .read: cookie = unsafe nbd_aio_pread(handle, memory, Int(length), offset, done, 0)
+        case .write: cookie = unsafe nbd_aio_pwrite(handle, memory, Int(length), offset, done, 0)
         case .flush: cookie = unsafe nbd_aio_flush(handle, done, 0)
         case .trim: cookie = unsafe nbd_aio_trim(handle, length, offset, done, 0)
         case .zero: cookie = unsafe nbd_aio_zero(handle, length, offset, done, 0)
@@ -241,7 +243,7 @@ private func described(
     if let answer = unsafe command.pointee.extents, unsafe offset == command.pointee.sentOffset {
         for index in stride(from: 0, to: count - 1, by: 2) {
             let flags = unsafe entries[index + 1]
-            unsafe answer.pointee.append(length: entries[index], readsAsZeroes: flags & UInt32(LIBNBD_STATE_ZERO) != 0)
+            unsafe answer.append(length: entries[index], readsAsZeroes: flags & UInt32(LIBNBD_STATE_ZERO) != 0)
         }
     }
     return 0

@@ -6,13 +6,13 @@ internal import Linux
 
 /// A remote disk as the queue of an engine, whose thread alone calls these.
 extension NBDDisk {
-    func transfer(_ request: NBDRequest, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64) throws(SystemCallError) {
-        let command = unsafe self.begin(request, vectors, count: count, at: offset, token: token)
+    func transfer(_ request: NBDRequest, _ segments: IOSegments, at offset: UInt64, token: UInt64) throws(SystemCallError) {
+        let command = self.begin(request, segments, at: offset, token: token)
         if command == nil { throw SystemCallError("nbd", errno: EBUSY) }
     }
 
     func change(_ request: NBDRequest, at offset: UInt64 = 0, length: UInt64 = 0, token: UInt64) throws(SystemCallError) {
-        let command = unsafe self.begin(request, at: offset, length: length, token: token)
+        let command = self.begin(request, at: offset, length: length, token: token)
         if command == nil { throw SystemCallError("nbd", errno: EBUSY) }
     }
 
@@ -32,7 +32,7 @@ extension NBDDisk {
         guard ended.first >= 0 else { return nil }
         let index = ended.first
         removeFirst(&ended)
-        let command = unsafe self[index].pointee
+        let command = commands[index]
         release(index)
         let moved = command.request == .read || command.request == .write ? command.length : 0
         return IORing.Completion(token: command.token, result: command.error == 0 ? Int32(clamping: moved) : -command.error)

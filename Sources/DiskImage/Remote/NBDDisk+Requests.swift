@@ -23,41 +23,15 @@ extension NBDDisk {
     /// The most bytes of a transfer, and of a request that moves nothing.
     private static let transferLimit: UInt64 = 1 << 20, rangeLimit: UInt64 = 1 << 30
 
-    /// Makes room for so many commands. None is under way.
-    func reserve(_ count: Int) {
-        guard unsafe count > commands.count else { return }
-        precondition(inUse == 0 && ended.isEmpty)
-        unsafe commands.deallocate()
-        unsafe commands = .allocate(capacity: count)
-        unsafe commands.initialize(repeating: NBDCommand(board: board))
-        freeCommand = -1
-        for index in (0..<Int32(count)).reversed() {
-            unsafe self[index].pointee.index = index
-            unsafe self[index].pointee.next = freeCommand
-            freeCommand = index
-        }
-    }
-
-    /// A command by its number, which is one of our own lists' always.
-    subscript(index: Int32) -> UnsafeMutablePointer<NBDCommand> { unsafe commands.baseAddress! + Int(index) }
-
     // MARK: - Asking
 
     /// Takes a command for a transfer, of as many bytes as are moved at once.
     /// - Returns: nil when all commands are taken.
-    func begin(_ request: NBDRequest, _ vectors: UnsafePointer<iovec>, count: Int, at offset: UInt64, token: UInt64, isAwaited: Bool = false) -> Int32? {
+    func begin(_ request: NBDRequest, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAwaited: Bool = false) -> Int32? {
         guard let index = acquire(request, at: offset, length: 0, token: token, isAwaited) else { return nil }
-        let command = unsafe self[index]
-        unsafe command.pointee.vectors = vectors
-        unsafe command.pointee.segments = count
-        // As many vectors as the user says; of the first ones, those that lie one after the other in memory.
-        var total: UInt64 = 0, isOnePiece = true
-        let start = unsafe vectors[0].iov_base
-        for segment in 0..<count {
-            let (base, length) = unsafe (vectors[segment].iov_base, vectors[segment].iov_len)
-            if let start = unsafe start, let base = unsafe base, length > 0, unsafe base != start + Int(total) { isOnePiece = false }
-            total += UInt64(length)
-        }
+        commands[index].segments = segments
+        let piece = segments.contiguous
+        var total = segments.length
         guard offset < export.size else {
             // The end of the disk: nothing can be read there, and nothing kept.
             end(index, error: request == .write ? ENOSPC : 0)
@@ -67,18 +41,18 @@ extension NBDDisk {
         let block = export.minimumBlock, into = offset & (block - 1)
         let isAligned = into == 0 && (total & (block - 1) == 0 || offset + total == export.size)
         let payload = min(export.maximumPayload & ~(block - 1), Self.transferLimit)
-        if isOnePiece, isAligned {
+        if let piece, isAligned {
             let length = min(total, payload)
-            unsafe command.pointee.length = length
-            unsafe set(command, request, offset, length, start)
+            commands[index].length = length
+            set(index, request, offset, length, piece)
         } else {
             // Whole blocks of the server's, with ours among their bytes.
             let length = min(total, min(payload, UInt64(Self.bounceSize)) - into)
             let last = min((offset + length + block - 1) & ~(block - 1), export.size)
-            unsafe command.pointee.length = length
-            unsafe command.pointee.isPartial = request == .write && (into != 0 || offset + length != last)
-            let sending: NBDRequest = unsafe command.pointee.isPartial ? .read : request
-            unsafe set(command, sending, offset - into, last - (offset - into), nil)
+            commands[index].length = length
+            commands[index].isPartial = request == .write && (into != 0 || offset + length != last)
+            let sending: NBDRequest = commands[index].isPartial ? .read : request
+            set(index, sending, offset - into, last - (offset - into), nil)
         }
         append(index, to: &waiting)
         return index
@@ -86,11 +60,10 @@ extension NBDDisk {
 
     /// Takes a command for what transfers nothing.
     func begin(
-        _ request: NBDRequest, at offset: UInt64, length: UInt64, token: UInt64, isAwaited: Bool = false, extents: UnsafeMutablePointer<NBDExtents>? = nil
+        _ request: NBDRequest, at offset: UInt64, length: UInt64, token: UInt64, isAwaited: Bool = false, extents: NBDExtents? = nil
     ) -> Int32? {
         guard let index = acquire(request, at: offset, length: length, token: token, isAwaited) else { return nil }
-        let command = unsafe self[index]
-        unsafe command.pointee.extents = extents
+        commands[index].extents = extents
         switch request {
         case .flush where !export.canFlush:
             // As with a disk that has no cache of its own: nothing can be asked for.
@@ -110,13 +83,13 @@ extension NBDDisk {
             let first = (offset + mask) & ~mask, last = limit == export.size ? limit : limit & ~mask
             if request != .trim, first != offset || last != limit { end(index, error: EOPNOTSUPP); return index }
             if first >= last { end(index, error: 0); return index }
-            unsafe command.pointee.offset = first
-            unsafe command.pointee.length = last - first
+            commands[index].offset = first
+            commands[index].length = last - first
             prepareRange(index)
         case .status:
-            unsafe set(command, request, offset, length, nil)
+            set(index, request, offset, length, nil)
         case .flush, .read, .write:
-            unsafe set(command, request, 0, 0, nil)
+            set(index, request, 0, 0, nil)
         }
         append(index, to: &waiting)
         return index
@@ -125,31 +98,29 @@ extension NBDDisk {
     private func acquire(_ request: NBDRequest, at offset: UInt64, length: UInt64, token: UInt64, _ isAwaited: Bool) -> Int32? {
         guard freeCommand >= 0 else { return nil }
         let index = freeCommand
-        let command = unsafe self[index]
-        freeCommand = unsafe command.pointee.next
-        unsafe command.initialize(to: NBDCommand(board: board))
-        unsafe command.pointee.index = index
-        unsafe command.pointee.state = .waiting
-        unsafe command.pointee.request = request
-        unsafe command.pointee.token = token
-        unsafe command.pointee.offset = offset
-        unsafe command.pointee.length = length
-        unsafe command.pointee.isAwaited = isAwaited
+        freeCommand = commands[index].next
+        commands[index] = NBDCommand(board: board)
+        commands[index].index = index
+        commands[index].state = .waiting
+        commands[index].request = request
+        commands[index].token = token
+        commands[index].offset = offset
+        commands[index].length = length
+        commands[index].isAwaited = isAwaited
         inUse += 1
         return index
     }
 
-    private func set(_ command: UnsafeMutablePointer<NBDCommand>, _ sending: NBDRequest, _ offset: UInt64, _ length: UInt64, _ memory: UnsafeMutableRawPointer?) {
-        unsafe command.pointee.sending = sending
-        unsafe command.pointee.sentOffset = offset
-        unsafe command.pointee.sentLength = length
-        unsafe command.pointee.memory = memory
+    private func set(_ index: Int32, _ sending: NBDRequest, _ offset: UInt64, _ length: UInt64, _ memory: IOMemory?) {
+        commands[index].sending = sending
+        commands[index].sentOffset = offset
+        commands[index].sentLength = length
+        commands[index].memory = memory
     }
 
     private func prepareRange(_ index: Int32) {
-        let command = unsafe self[index]
-        let done = unsafe command.pointee.done
-        unsafe set(command, command.pointee.request, command.pointee.offset + done, min(command.pointee.length - done, Self.rangeLimit), nil)
+        let done = commands[index].done
+        set(index, commands[index].request, commands[index].offset + done, min(commands[index].length - done, Self.rangeLimit), nil)
     }
 
     // MARK: - Sending
@@ -158,82 +129,67 @@ extension NBDDisk {
     func issue() {
         while isUp, waiting.first >= 0 {
             let index = waiting.first
-            let command = unsafe self[index]
-            guard unsafe mayStart(command.pointee), prepareMemory(index) else { return }
+            guard mayStart(index), prepareMemory(index) else { return }
             removeFirst(&waiting)
-            unsafe command.pointee.state = .sent
-            if unsafe command.pointee.isPartial { exclusive = index }
+            commands[index].state = .sent
+            if commands[index].isPartial { exclusive = index }
             outage.asked(now())
-            if unsafe command.pointee.sending.changes { changing += 1 }
-            if let extents = unsafe command.pointee.extents { unsafe extents.pointee.clear() }
-            do throws(NBDFailure) { try unsafe send(command) } catch {
+            if commands[index].sending.changes { changing += 1 }
+            commands[index].extents?.clear()
+            do throws(NBDFailure) { try send(index) } catch {
                 // Not sent at all. A connection that has ended meanwhile is not the request's fault.
-                if unsafe command.pointee.sending.changes { changing -= 1 }
-                unsafe command.pointee.state = .waiting
+                if commands[index].sending.changes { changing -= 1 }
+                commands[index].state = .waiting
                 guard isUp else { return prepend(index, to: &waiting) }
                 end(index, error: error.errno == 0 ? EIO : error.errno)
             }
         }
     }
 
-    private func mayStart(_ command: NBDCommand) -> Bool {
-        if command.isPartial { return exclusive == command.index || (exclusive < 0 && changing == 0) }
-        return exclusive < 0 || !command.request.changes
+    private func mayStart(_ index: Int32) -> Bool {
+        if commands[index].isPartial { return exclusive == index || (exclusive < 0 && changing == 0) }
+        return exclusive < 0 || !commands[index].request.changes
     }
 
     /// Gives a transfer that needs it memory of our own; false when none is left.
     private func prepareMemory(_ index: Int32) -> Bool {
-        let command = unsafe self[index]
-        let request = unsafe command.pointee.request
-        guard request == .read || request == .write, unsafe command.pointee.memory == nil else { return true }
+        let request = commands[index].request
+        guard request == .read || request == .write, commands[index].memory == nil else { return true }
         guard let bounce = freeBounces.popLast() else { return false }
-        unsafe command.pointee.bounce = bounce
-        // One of `bounceCount` parts of the mapping.
-        unsafe command.pointee.memory = bounces.start + Int(bounce) * Self.bounceSize
-        if unsafe request == .write && !command.pointee.isPartial { move(index) }
+        commands[index].bounce = bounce
+        commands[index].memory = bounces.piece(Int(bounce) * Self.bounceSize, Self.bounceSize)
+        if request == .write && !commands[index].isPartial { move(index) }
         return true
     }
 
     /// Copies between the user's memory and our own.
     private func move(_ index: Int32) {
-        let command = unsafe self[index]
-        guard let vectors = unsafe command.pointee.vectors, let memory = unsafe command.pointee.memory else { return }
+        guard let segments = commands[index].segments, let memory = commands[index].memory else { return }
         // Where in the blocks the user's bytes begin.
-        var own = unsafe memory + Int(command.pointee.offset - command.pointee.sentOffset)
-        var left = unsafe Int(command.pointee.length)
-        let isRead = unsafe command.pointee.request == .read
-        for segment in unsafe 0..<command.pointee.segments where left > 0 {
-            let count = unsafe min(vectors[segment].iov_len, left)
-            // A guest's memory: only by the helpers that the compiler does not look into.
-            if let base = unsafe vectors[segment].iov_base {
-                if isRead { unsafe clinux_copy(base, own, count) } else { unsafe clinux_copy(own, base, count) }
-            }
-            unsafe own += count
-            left -= count
-        }
+        let own = memory.piece(Int(commands[index].offset - commands[index].sentOffset), Int(commands[index].length))
+        if commands[index].request == .read { segments.copyIn(own, at: 0) } else { segments.copyOut(from: 0, to: own) }
     }
 
     // MARK: - Answers
 
     /// Indicates whether answers are there that nobody has looked at.
-    var hasAnswers: Bool { unsafe board.pointee.firstAnswered >= 0 }
+    var hasAnswers: Bool { board.firstAnswered >= 0 }
 
     /// Looks at what the server has answered.
     func collect() {
         // Taken off in the callbacks' order by the connection's thread, which this is.
-        var index = unsafe board.pointee.firstAnswered
-        unsafe board.pointee.firstAnswered = -1
+        var index = board.firstAnswered
+        board.firstAnswered = -1
         while index >= 0 {
-            let next = unsafe self[index].pointee.next
+            let next = commands[index].next
             collect(index)
             index = next
         }
     }
 
     private func collect(_ index: Int32) {
-        let command = unsafe self[index]
-        if unsafe command.pointee.sending.changes { changing -= 1 }
-        let error = unsafe command.pointee.error
+        if commands[index].sending.changes { changing -= 1 }
+        let error = commands[index].error
         switch error {
         case 0:
             break
@@ -246,22 +202,22 @@ extension NBDDisk {
             return end(index, error: error)
         }
         noteAnswer()
-        switch unsafe command.pointee.request {
+        switch commands[index].request {
         case .read:
-            if unsafe command.pointee.bounce >= 0 { move(index) }
+            if commands[index].bounce >= 0 { move(index) }
             end(index, error: 0)
-        case .write where unsafe command.pointee.sending == .read:
+        case .write where commands[index].sending == .read:
             // The blocks are here: now ours into them, and back.
             move(index)
-            unsafe command.pointee.sending = .write
-            unsafe command.pointee.state = .waiting
+            commands[index].sending = .write
+            commands[index].state = .waiting
             prepend(index, to: &waiting)
         case .trim, .zero, .zeroKeeping:
-            unsafe command.pointee.done += command.pointee.sentLength
-            guard unsafe command.pointee.done < command.pointee.length else { return end(index, error: 0) }
+            commands[index].done += commands[index].sentLength
+            guard commands[index].done < commands[index].length else { return end(index, error: 0) }
             prepareRange(index)
-            unsafe command.pointee.lostAt = nil
-            unsafe command.pointee.state = .waiting
+            commands[index].lostAt = nil
+            commands[index].state = .waiting
             append(index, to: &waiting)
         case .write, .flush, .status:
             end(index, error: 0)
@@ -271,24 +227,23 @@ extension NBDDisk {
     /// The connection is given up: what was sent over it waits for the next one.
     func reclaim() {
         collect()
-        for index in unsafe 0..<Int32(commands.count) where unsafe self[index].pointee.state == .sent { again(index) }
+        for index in 0..<Int32(commands.count) where commands[index].state == .sent { again(index) }
         changing = 0
     }
 
     private func again(_ index: Int32) {
-        let command = unsafe self[index]
         let now = now()
-        if let lostAt = unsafe command.pointee.lostAt {
+        if let lostAt = commands[index].lostAt {
             // Others may be answered meanwhile: it is this one that the server does not survive.
             if now >= lostAt + patience { return end(index, error: EIO) }
         } else {
-            unsafe command.pointee.lostAt = now
+            commands[index].lostAt = now
         }
-        unsafe command.pointee.error = 0
-        unsafe command.pointee.state = .waiting
-        if unsafe command.pointee.isPartial {
+        commands[index].error = 0
+        commands[index].state = .waiting
+        if commands[index].isPartial {
             // Somebody else may have changed the blocks by then.
-            unsafe command.pointee.sending = .read
+            commands[index].sending = .read
             exclusive = -1
         }
         append(index, to: &waiting)
@@ -303,40 +258,39 @@ extension NBDDisk {
     }
 
     private func end(_ index: Int32, error: Int32) {
-        let command = unsafe self[index]
-        if unsafe command.pointee.bounce >= 0 { unsafe freeBounces.append(command.pointee.bounce) }
+        if commands[index].bounce >= 0 { freeBounces.append(commands[index].bounce) }
         if exclusive == index { exclusive = -1 }
-        unsafe command.pointee.bounce = -1
-        unsafe command.pointee.state = .ended
-        unsafe command.pointee.error = error
+        commands[index].bounce = -1
+        commands[index].state = .ended
+        commands[index].error = error
         inUse -= 1
-        if unsafe !command.pointee.isAwaited { append(index, to: &ended) }
+        if !commands[index].isAwaited { append(index, to: &ended) }
     }
 
     /// Forgets a command that has ended.
     func release(_ index: Int32) {
-        unsafe self[index].pointee.state = .free
-        unsafe self[index].pointee.next = freeCommand
+        commands[index].state = .free
+        commands[index].next = freeCommand
         freeCommand = index
     }
 
     // MARK: - Lists
 
     private func append(_ index: Int32, to list: inout List) {
-        unsafe self[index].pointee.next = -1
-        if list.isEmpty { list.first = index } else { unsafe self[list.last].pointee.next = index }
+        commands[index].next = -1
+        if list.isEmpty { list.first = index } else { commands[list.last].next = index }
         list.last = index
     }
 
     private func prepend(_ index: Int32, to list: inout List) {
-        unsafe self[index].pointee.next = list.first
+        commands[index].next = list.first
         if list.isEmpty { list.last = index }
         list.first = index
     }
 
     func removeFirst(_ list: inout List) {
         guard list.first >= 0 else { return }
-        list.first = unsafe self[list.first].pointee.next
+        list.first = commands[list.first].next
         if list.first < 0 { list.last = -1 }
     }
 }

@@ -7,11 +7,8 @@ internal import Linux
 /// A remote disk for tools: calls that wait, of any number of threads. One of those that wait looks after the connection for all.
 extension NBDDisk {
     /// Reads a range, whose end may be beyond the disk's: there it is zero.
-    func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
-        guard let start = buffer.baseAddress else { return }
-        let moved = try unsafe transfer(.read, start, buffer.count, at: offset)
-        // What is left of the caller's buffer.
-        unsafe (start + moved).initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count - moved)
+    func read(_ buffer: IOMemory, at offset: UInt64) throws(DiskImageError) {
+        buffer.from(try transfer(.read, buffer, at: offset)).clear()
     }
 
     /// Reads a range of whole blocks as the first thing that a server is asked for. It has as long for that as for its greeting: who opens a disk is not to
@@ -19,30 +16,23 @@ extension NBDDisk {
     /// - Parameter count: bytes, 1 MiB at most.
     func readFirst(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)
-        var failure: DiskImageError?
-        unsafe bytes.withUnsafeMutableBytes { buffer in
-            var vector = unsafe iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)
-            unsafe withUnsafePointer(to: &vector) { vector in
-                do throws(DiskImageError) {
-                    // Both are there until it has ended.
-                    try perform("read") {
-                        let command = unsafe begin(.read, vector, count: 1, at: offset, token: 0, isAwaited: true)
-                        drain(within: Self.connectTime)
-                        return command
-                    }
-                } catch { failure = error }
+        defer { monitor.locked { endBy = nil } }
+        var lists = try segmentLists(1)
+        try bytes.withIOMemory { (memory) throws(DiskImageError) in
+            // Both are there until it has ended.
+            let segments = lists.list(0, memory)
+            try perform("read") {
+                let command = begin(.read, segments, at: offset, token: 0, isAwaited: true)
+                drain(within: Self.connectTime)
+                return command
             }
         }
-        monitor.locked { endBy = nil }
-        if let failure { throw failure }
         return bytes
     }
 
     /// Writes a range, which is inside the disk.
-    func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
-        guard let start = bytes.baseAddress else { return }
-        // A write only reads it.
-        _ = try unsafe transfer(.write, UnsafeMutableRawPointer(mutating: start), bytes.count, at: offset)
+    func write(_ bytes: IOMemory, at offset: UInt64) throws(DiskImageError) {
+        _ = try transfer(.write, bytes, at: offset)
     }
 
     /// Makes a range, which is inside the disk, read as zeroes in whatever way costs least. Its space may be given back.
@@ -57,13 +47,13 @@ extension NBDDisk {
 
     /// Makes durable what has been written, as far as the server can.
     func flush() throws(DiskImageError) {
-        try perform("flush") { unsafe begin(.flush, at: 0, length: 0, token: 0, isAwaited: true) }
+        try perform("flush") { begin(.flush, at: 0, length: 0, token: 0, isAwaited: true) }
     }
 
     private func clearBlocks(_ range: Range<UInt64>) throws(DiskImageError) {
         guard !range.isEmpty else { return }
         do throws(DiskImageError) {
-            return try perform("write zeroes") { unsafe begin(.zero, at: range.lowerBound, length: range.upperBound - range.lowerBound, token: 0, isAwaited: true) }
+            return try perform("write zeroes") { begin(.zero, at: range.lowerBound, length: range.upperBound - range.lowerBound, token: 0, isAwaited: true) }
         } catch {
             // A server may also find out that it cannot when it is asked.
             guard case .request(_, let error) = error, error.errno == EOPNOTSUPP else { throw error }
@@ -84,12 +74,7 @@ extension NBDDisk {
         var place = range.lowerBound
         while place < range.upperBound {
             let count = Int(min(UInt64(zeroes.count), range.upperBound - place))
-            var failure: DiskImageError?
-            unsafe zeroes.withUnsafeBytes { bytes in
-                // As many as there are.
-                do throws(DiskImageError) { try unsafe write(UnsafeRawBufferPointer(rebasing: bytes[..<count]), at: place) } catch { failure = error }
-            }
-            if let failure { throw failure }
+            try zeroes.withReadableIOMemory { (bytes) throws(DiskImageError) in try write(bytes.prefix(count), at: place) }
             place += UInt64(count)
         }
     }
@@ -112,20 +97,17 @@ extension NBDDisk {
     /// Asks how the disk is stored from a place on.
     /// - Returns: nil where the server has no answer.
     private func status(at place: UInt64) throws(DiskImageError) -> NBDExtents? {
-        let extents = UnsafeMutablePointer<NBDExtents>.allocate(capacity: 1)
-        // Until the command has ended, which `perform` waits for.
-        defer { unsafe extents.deallocate() }
-        unsafe extents.initialize(to: NBDExtents())
+        let extents = NBDExtents()
         let first = place & ~(export.minimumBlock - 1)
         let length = min(export.size - first, Self.statusLength)
-        unsafe extents.pointee.offset = first
+        extents.offset = first
         do throws(DiskImageError) {
-            try perform("block status") { unsafe begin(.status, at: first, length: length, token: 0, isAwaited: true, extents: extents) }
+            try perform("block status") { begin(.status, at: first, length: length, token: 0, isAwaited: true, extents: extents) }
         } catch {
             if case .remote = error { throw error }
             return nil
         }
-        return unsafe extents.pointee
+        return extents
     }
 
     /// Bytes that are asked about at once.
@@ -135,21 +117,19 @@ extension NBDDisk {
 
     /// Moves a range, in pieces of which several are under way.
     /// - Returns: bytes moved: fewer than there are only at the end of the disk.
-    private func transfer(_ request: NBDRequest, _ start: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64) throws(DiskImageError) -> Int {
-        let what = request == .read ? "read" : "write", window = 4
+    private func transfer(_ request: NBDRequest, _ memory: IOMemory, at offset: UInt64) throws(DiskImageError) -> Int {
+        let what = request == .read ? "read" : "write", window = 4, count = memory.count
         // One for each command under way, which looks at it until it ends.
-        let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: window)
-        defer { unsafe vectors.deallocate() }
+        var lists = try segmentLists(window)
         var running: [Int32] = []
         var begun = 0, asked = 0, moved = 0, isAtEnd = false
         var failure: DiskImageError?
         while true {
             while failure == nil, !isAtEnd, asked < count, running.count < window {
-                // The oldest end first, so its vector is free. What is left of the caller's memory.
-                let vector = unsafe vectors + begun % window
-                unsafe vector.initialize(to: iovec(iov_base: start + asked, iov_len: count - asked))
+                // The oldest end first, so its list is free.
+                let segments = lists.list(begun % window, memory.from(asked))
                 guard let (index, length) = ask(waits: running.isEmpty, {
-                    unsafe begin(request, UnsafePointer(vector), count: 1, at: offset + UInt64(asked), token: 0, isAwaited: true)
+                    begin(request, segments, at: offset + UInt64(asked), token: 0, isAwaited: true)
                 }) else { break }
                 running.append(index)
                 begun += 1
@@ -162,6 +142,10 @@ extension NBDDisk {
         }
         if let failure { throw failure }
         return moved
+    }
+
+    private func segmentLists(_ count: Int) throws(DiskImageError) -> IOSegmentLists {
+        return try IOSegmentLists(count: count, capacity: 1, path)
     }
 
     /// Asks for something and waits for its end.
@@ -177,7 +161,7 @@ extension NBDDisk {
             while true {
                 if let index = begin() {
                     // A command's length stays.
-                    let length = unsafe Int(self[index].pointee.length)
+                    let length = Int(commands[index].length)
                     goOn()
                     return (index, length)
                 }
@@ -193,8 +177,8 @@ extension NBDDisk {
     private func awaitEnd(_ index: Int32, _ what: String) throws(DiskImageError) -> Int {
         while true {
             let step: Step = monitor.locked {
-                if unsafe self[index].pointee.state == .ended {
-                    let command = unsafe self[index].pointee
+                if commands[index].state == .ended {
+                    let command = commands[index]
                     release(index)
                     monitor.broadcast()
                     return .over(command.error, Int(command.length), failure)

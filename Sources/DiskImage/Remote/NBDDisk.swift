@@ -10,7 +10,7 @@ internal import Linux
 ///
 /// It is used in one of two ways. As the queue of a ``DiskEngine`` it belongs to the engine's thread, and its ``descriptor`` is readable while
 /// there is something to be done. For tools it answers calls that wait, of any number of threads (NBDDisk+Waiting.swift). Not both at a time.
-@safe final class NBDDisk: @unchecked Sendable {
+final class NBDDisk: @unchecked Sendable {
     /// The address that the user gave.
     let path: String
     let location: NBDLocation
@@ -54,8 +54,8 @@ internal import Linux
     var endBy: Int?
 
     // What is asked: NBDDisk+Requests.swift.
-    var commands: UnsafeMutableBufferPointer<NBDCommand>
-    let board: UnsafeMutablePointer<NBDBoard>
+    private(set) var commands: Slab<NBDCommand>
+    let board: NBDBoard
     var freeCommand: Int32 = -1
     var waiting = List()
     var ended = List()
@@ -65,7 +65,7 @@ internal import Linux
     var changing = 0
     /// The write of a part of a block that is under way, which nothing else may change meanwhile.
     var exclusive: Int32 = -1
-    let bounces: Mapping
+    let bounces: IOBuffer
     var freeBounces: [Int32]
     var isShutDown = false
     let statistics = RemoteStatistics()
@@ -122,11 +122,11 @@ internal import Linux
         self.addresses = addresses
         self.report = report
         patience = 1000 * (reconnect ?? location.reconnect ?? Self.standardReconnect)
-        bounces = try memory(Self.bounceCount * Self.bounceSize, path)
+        bounces = try IOBuffer(count: Self.bounceCount * Self.bounceSize, path)
         freeBounces = (0..<Int32(Self.bounceCount)).reversed()
-        unsafe board = .allocate(capacity: 1)
-        unsafe board.initialize(to: NBDBoard())
-        unsafe commands = UnsafeMutableBufferPointer(start: nil, count: 0)
+        let board = NBDBoard()
+        self.board = board
+        commands = Slab(count: 0) { _ in NBDCommand(board: board) }
         reserve(Self.toolCommands)
     }
 
@@ -134,8 +134,6 @@ internal import Linux
         connection?.disconnect()
         // Before the memory goes that its callbacks would write to.
         connection = nil
-        unsafe commands.deallocate()
-        unsafe board.deallocate()
     }
 
     // MARK: - Waiting
@@ -230,10 +228,23 @@ internal import Linux
         return false
     }
 
-    func send(_ command: UnsafeMutablePointer<NBDCommand>) throws(NBDFailure) {
-        // The command is one of ours, at its place.
+    func send(_ index: Int32) throws(NBDFailure) {
         guard let connection else { throw NBDFailure("not connected", errno: ENOTCONN) }
-        try unsafe connection.send(command)
+        // The command stays where it is until it has been answered or its connection is gone.
+        try unsafe connection.send(commands.address(of: Int(index)))
+    }
+
+    /// Makes room for so many commands. None is under way.
+    func reserve(_ count: Int) {
+        guard count > commands.count else { return }
+        precondition(inUse == 0 && ended.isEmpty)
+        commands = Slab(count: count) { [board] _ in NBDCommand(board: board) }
+        freeCommand = -1
+        for index in (0..<Int32(count)).reversed() {
+            commands[index].index = index
+            commands[index].next = freeCommand
+            freeCommand = index
+        }
     }
 
     /// Why requests fail, for people.

@@ -7,8 +7,8 @@ internal import Linux
 
 /// Compresses clusters, one at a time with one reused state, as ``Inflater`` reads them: for qcow2 raw deflate streams with a window of 2^12 bytes,
 /// for VMDK zlib's format with its usual window.
-@safe struct Deflater: ~Copyable {
-    private let stream: UnsafeMutablePointer<z_stream>
+struct Deflater: ~Copyable {
+    private let state: ZlibState
     /// nil where everything has to be compressed, whether that makes it smaller or not.
     private let compressibility: Compressibility?
 
@@ -19,30 +19,21 @@ internal import Linux
     init?(level: Int32, isGrain: Bool = false) {
         let windowBits: Int32 = isGrain ? 15 : -12
         compressibility = isGrain ? nil : Compressibility()
-        unsafe stream = .allocate(capacity: 1)
-        unsafe stream.initialize(to: z_stream())
-        let status = unsafe deflateInit2_(stream, level, Z_DEFLATED, windowBits, 9, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size))
-        guard status == Z_OK else {
-            unsafe stream.deallocate()
-            return nil
+        // zlib gets its own state.
+        let state = unsafe ZlibState(end: { unsafe deflateEnd($0) }) {
+            unsafe deflateInit2_($0, level, Z_DEFLATED, windowBits, 9, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size))
         }
-    }
-
-    deinit {
-        unsafe deflateEnd(stream)
-        unsafe stream.deallocate()
+        guard let state else { return nil }
+        self.state = state
     }
 
     /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`, or, for qcow2, would hardly be smaller than `input`.
-    func deflate(_ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer) -> Int? {
-        guard unsafe compressibility?.isLikely(input) ?? true, unsafe deflateReset(stream) == Z_OK else { return nil }
-        // zlib reads and writes within these bounds.
-        unsafe stream.pointee.next_in = UnsafeMutablePointer(mutating: input.baseAddress?.assumingMemoryBound(to: UInt8.self))
-        unsafe stream.pointee.avail_in = UInt32(clamping: input.count)
-        unsafe stream.pointee.next_out = output.baseAddress?.assumingMemoryBound(to: UInt8.self)
-        unsafe stream.pointee.avail_out = UInt32(clamping: output.count)
-        guard unsafe CZlib.deflate(stream, Z_FINISH) == Z_STREAM_END else { return nil }
-        return unsafe output.count - Int(stream.pointee.avail_out)
+    func deflate(_ input: IOMemory, into output: IOMemory) -> Int? {
+        guard compressibility?.isLikely(input) ?? true else { return nil }
+        // As above.
+        let result = unsafe state.run(input, into: output, reset: { unsafe deflateReset($0) }, { unsafe CZlib.deflate($0, Z_FINISH) })
+        guard let (status, count) = result, status == Z_STREAM_END else { return nil }
+        return count
     }
 }
 
@@ -64,9 +55,9 @@ internal import Linux
     }
 
     /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`.
-    func compress(_ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer) -> Int? {
+    func compress(_ input: IOMemory, into output: IOMemory) -> Int? {
         // libzstd reads and writes within these bounds.
-        let size = unsafe ZSTD_compress2(context, output.baseAddress, output.count, input.baseAddress, input.count)
+        let size = unsafe ZSTD_compress2(context, output.start, output.count, input.start, input.count)
         return ZSTD_isError(size) == 0 ? size : nil
     }
 }
@@ -95,11 +86,10 @@ enum Compressor: ~Copyable {
     }
 
     /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`.
-    func compress(_ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer) -> Int? {
-        // As the caller says of both.
+    func compress(_ input: IOMemory, into output: IOMemory) -> Int? {
         switch self {
-        case .zlib(let deflater): unsafe deflater.deflate(input, into: output)
-        case .zstd(let compressor): unsafe compressor.compress(input, into: output)
+        case .zlib(let deflater): deflater.deflate(input, into: output)
+        case .zstd(let compressor): compressor.compress(input, into: output)
         }
     }
 }

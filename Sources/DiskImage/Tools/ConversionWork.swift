@@ -198,9 +198,8 @@ final class ConversionWork: @unchecked Sendable {
     }
 
     /// Writes a buffer at a place that the builder has given, or at its place of the disk where that lies as it is.
-    func write(_ bytes: UnsafeRawBufferPointer, at place: UInt64) throws(DiskImageError) {
-        // The caller's buffer.
-        if let extents { try unsafe extents.write(bytes, at: place) } else { try unsafe file.write(bytes, at: place) }
+    func write(_ bytes: IOMemory, at place: UInt64) throws(DiskImageError) {
+        if let extents { try extents.write(bytes, at: place) } else { try file.write(bytes, at: place) }
     }
 
     /// Makes a range of a disk that lies as it is zero.

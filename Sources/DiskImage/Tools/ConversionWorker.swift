@@ -5,7 +5,7 @@ internal import Glibc
 internal import Linux
 
 /// One thread of a conversion, with its own view of the source, so that mapping, reading and decompressing share nothing.
-@safe final class ConversionWorker {
+final class ConversionWorker {
     private let work: ConversionWork
     private var reader: ImageReader
     /// Two pieces of the disk: the one that is dealt with and the one that is read ahead.
@@ -15,7 +15,7 @@ internal import Linux
     private var extents: [[(extent: ImageExtent, isStarted: Bool)]] = [[], []]
     private var readAhead = ReadAhead(buffers: 2)
     /// The piece that is dealt with.
-    private var memory: UnsafeMutableRawPointer
+    private var memory: IOMemory
     /// Compressed clusters of a piece, one after the other; it takes no memory before it is touched.
     private let compressed: TransferBuffer
     /// What the new image stands on.
@@ -44,7 +44,7 @@ internal import Linux
         let path = work.conversion.target
         let size = Int(work.pieceSize)
         buffers = try TransferBuffer(2 * size, path)
-        unsafe memory = buffers.start
+        memory = buffers.memory.prefix(size)
         let level = work.conversion.compressionLevel
         if work.isStream {
             compressed = try TransferBuffer(size / Int(work.unit) * VMDKGrain.room, path)
@@ -67,7 +67,7 @@ internal import Linux
             // What comes next is read while this is dealt with.
             try prepare(1 - current)
             try read(piece, current)
-            unsafe memory = buffers.start + current * Int(work.pieceSize)
+            memory = self.memory(current, 0, work.pieceSize)
             if let start = work.flatStart { try writeRaw(piece, start) } else { try writeClusters(piece) }
             current = 1 - current
         }
@@ -86,10 +86,10 @@ internal import Linux
             let start = done
             done += extent.length
             if extent.readsAsZeroes { continue }
-            let memory = unsafe self.memory(buffer, start, extent.length)
+            let memory = self.memory(buffer, start, extent.length)
             var isStarted = false
-            if extent.kind == .data, let place = extent.fileOffset, let descriptor = unsafe reader.direct(memory, from: place, ofFile: extent.file) {
-                isStarted = unsafe readAhead.start(ReadAhead.Read(memory: memory, place: place, file: extent.file, buffer: buffer), descriptor)
+            if extent.kind == .data, let place = extent.fileOffset, let descriptor = reader.direct(memory, from: place, ofFile: extent.file) {
+                isStarted = readAhead.start(ReadAhead.Read(memory: memory, place: place, file: extent.file, buffer: buffer), descriptor)
             }
             extents[buffer].append((extent, isStarted))
         }
@@ -103,11 +103,11 @@ internal import Linux
             let start = Int(extent.offset - piece.offset), end = start + Int(extent.length)
             if let last = data.last, last.upperBound == start { data[data.count - 1] = last.lowerBound..<end } else { data.append(start..<end) }
             if isStarted { continue }
-            let memory = unsafe self.memory(buffer, UInt64(start), extent.length)
+            let memory = self.memory(buffer, UInt64(start), extent.length)
             if let place = extent.fileOffset, extent.kind == .data {
-                try unsafe reader.read(memory, from: place, ofFile: extent.file, diskOffset: extent.offset)
+                try reader.read(memory, from: place, ofFile: extent.file, diskOffset: extent.offset)
             } else {
-                try unsafe reader.read(memory, at: extent.offset)
+                try reader.read(memory, at: extent.offset)
             }
         }
         let failed: [ReadAhead.Read]
@@ -115,14 +115,14 @@ internal import Linux
         // What is encrypted is not among them.
         for read in failed {
             // In the buffer, at the place that it has in the piece.
-            let start = unsafe read.memory.baseAddress.map { unsafe $0 - (buffers.start + buffer * Int(work.pieceSize)) } ?? 0
-            try unsafe reader.read(read.memory, from: read.place, ofFile: read.file, diskOffset: piece.offset + UInt64(start))
+            let start = read.memory.distance(from: buffers.memory) - buffer * Int(work.pieceSize)
+            try reader.read(read.memory, from: read.place, ofFile: read.file, diskOffset: piece.offset + UInt64(start))
         }
     }
 
     /// A part of one of the buffers, each of which holds a piece.
-    private func memory(_ buffer: Int, _ start: UInt64, _ count: UInt64) -> UnsafeMutableRawBufferPointer {
-        unsafe UnsafeMutableRawBufferPointer(start: buffers.start + buffer * Int(work.pieceSize) + Int(start), count: Int(count))
+    private func memory(_ buffer: Int, _ start: UInt64, _ count: UInt64) -> IOMemory {
+        buffers.memory.piece(buffer * Int(work.pieceSize) + Int(start), Int(count))
     }
 
     // MARK: - The disk as it is
@@ -141,14 +141,14 @@ internal import Linux
         var start = range.lowerBound
         while start < range.upperBound {
             // Whole pages of zeroes are passed over, also that at the end which the range does not fill.
-            let zeroes = unsafe clinux_zero_prefix(memory + start, range.upperBound - start)
+            let zeroes = memory.piece(start, range.upperBound - start).zeroPrefix
             if start + zeroes == range.upperBound { return }
             start += zeroes / page * page
             var end = min(start + page, range.upperBound)
-            while end < range.upperBound, unsafe clinux_zero_prefix(memory + end, min(page, range.upperBound - end)) < min(page, range.upperBound - end) {
+            while end < range.upperBound, !memory.piece(end, min(page, range.upperBound - end)).isZero {
                 end = min(end + page, range.upperBound)
             }
-            try unsafe work.write(UnsafeRawBufferPointer(start: memory + start, count: end - start), at: place + UInt64(start - range.lowerBound))
+            try work.write(memory.piece(start, end - start), at: place + UInt64(start - range.lowerBound))
             start = end
         }
     }
@@ -168,13 +168,12 @@ internal import Linux
         let page = 4096, shortest = 64 << 10
         func write(_ part: Range<Int>) throws(DiskImageError) {
             guard !part.isEmpty else { return }
-            // A part of the range, and that of the buffer.
-            try unsafe work.write(UnsafeRawBufferPointer(start: memory + part.lowerBound, count: part.count), at: place + UInt64(part.lowerBound - range.lowerBound))
+            try work.write(memory.piece(part.lowerBound, part.count), at: place + UInt64(part.lowerBound - range.lowerBound))
         }
         var start = range.lowerBound, position = start
         while position < range.upperBound {
             let left = range.upperBound - position
-            let zeroes = unsafe clinux_zero_prefix(memory + position, left)
+            let zeroes = memory.piece(position, left).zeroPrefix
             // Whole pages, and the end of the range.
             let whole = zeroes == left ? zeroes : zeroes / page * page
             guard whole >= shortest else {
@@ -202,15 +201,15 @@ internal import Linux
         for range in data {
             for index in range.lowerBound / size...(range.upperBound - 1) / size where kinds[index] == .zero {
                 // A cluster of the buffer, then the room behind what has been compressed.
-                let cluster = unsafe UnsafeRawBufferPointer(start: memory + index * size, count: size)
+                let cluster = memory.piece(index * size, size)
                 if base != nil {
-                    kinds[index] = unsafe compare(cluster, piece, index)
+                    kinds[index] = compare(cluster, piece, index)
                     if kinds[index] != .data { continue }
-                } else if unsafe clinux_zero_prefix(cluster.baseAddress, size) == size {
+                } else if cluster.isZero {
                     continue
                 }
                 kinds[index] = .data
-                if let length = unsafe compress(cluster, of: piece.offset + UInt64(index * size), at: compressedSize) {
+                if let length = compress(cluster, of: piece.offset + UInt64(index * size), at: compressedSize) {
                     kinds[index] = .compressed(start: compressedSize, length: length)
                     compressedSize += length
                 }
@@ -249,11 +248,10 @@ internal import Linux
                 try writeNonzero(write.start..<write.start + write.count, at: write.place)
                 continue
             }
-            // What was noted above, within one of the buffers.
-            let start = unsafe write.source == .buffer ? memory : compressed.start
+            let bytes = (write.source == .buffer ? memory : compressed.memory).piece(write.start, write.count)
             // The buffer is not looked at again before it is filled anew.
-            unsafe work.cipher?.encrypt(start + write.start, write.count, place: write.place, offset: 0)
-            try unsafe work.write(UnsafeRawBufferPointer(start: start + write.start, count: write.count), at: write.place)
+            work.cipher?.encrypt(bytes, place: write.place, offset: 0)
+            try work.write(bytes, at: write.place)
         }
     }
 
@@ -265,15 +263,15 @@ internal import Linux
             guard !data.contains(where: { $0.overlaps(range) }), base?.isZero(range) == false else { continue }
             kinds[index] = work.conversion.options.compatibility == .version2 ? .data : .cleared
             // A cluster of the buffer, which is written as it is.
-            if kinds[index] == .data { unsafe (memory + range.lowerBound).initializeMemory(as: UInt8.self, repeating: 0, count: size) }
+            if kinds[index] == .data { memory.piece(range.lowerBound, size).clear() }
         }
     }
 
     /// What a cluster with data of the source is over the backing file.
-    private func compare(_ cluster: UnsafeRawBufferPointer, _ piece: ConversionWork.Piece, _ index: Int) -> Cluster {
+    private func compare(_ cluster: IOMemory, _ piece: ConversionWork.Piece, _ index: Int) -> Cluster {
         let start = index * cluster.count, range = start..<min(start + cluster.count, Int(piece.length))
-        if unsafe base?.isEqual(cluster, range) == true { return .zero }
-        guard unsafe clinux_zero_prefix(cluster.baseAddress, cluster.count) == cluster.count else { return .data }
+        if base?.isEqual(cluster, range) == true { return .zero }
+        guard cluster.isZero else { return .data }
         return work.conversion.options.compatibility == .version2 ? .data : .cleared
     }
 
@@ -281,8 +279,7 @@ internal import Linux
     private func fillGaps(upTo end: Int) {
         let size = Int(work.unit)
         func clear(_ range: Range<Int>) {
-            // `end` is at most a piece, and that the buffer's size.
-            if !range.isEmpty { unsafe (memory + range.lowerBound).initializeMemory(as: UInt8.self, repeating: 0, count: range.count) }
+            if !range.isEmpty { memory.piece(range.lowerBound, range.count).clear() }
         }
         var done = 0
         for range in data {
@@ -297,14 +294,13 @@ internal import Linux
 
     /// Compresses a cluster; nil when that is not wanted, or does not make it smaller where it could be stored as it is.
     /// - Parameter offset: of the disk.
-    private func compress(_ cluster: UnsafeRawBufferPointer, of offset: UInt64, at start: Int) -> Int? {
+    private func compress(_ cluster: IOMemory, of offset: UInt64, at start: Int) -> Int? {
         if work.isStream {
             // There is room for each grain of a piece.
-            let output = unsafe UnsafeMutableRawBufferPointer(start: compressed.start + start, count: VMDKGrain.room)
-            return unsafe compressor?.storeGrain(cluster, sector: offset >> 9, into: output)
+            return compressor?.storeGrain(cluster, sector: offset >> 9, into: compressed.memory.piece(start, VMDKGrain.room))
         }
         // Each is smaller than its cluster, so all of them together are smaller than a piece.
-        return unsafe compressor?.compress(cluster, into: UnsafeMutableRawBufferPointer(start: compressed.start + start, count: cluster.count - 1))
+        return compressor?.compress(cluster, into: compressed.memory.piece(start, cluster.count - 1))
     }
 
     /// Gives neighbouring clusters places as they are, and notes which of them are written there.
@@ -326,7 +322,7 @@ internal import Linux
             try builder.map(cluster, count: UInt64(clusters.count), to: place, subclusters: .max, file)
         }
         for index in clusters where kinds[index] != .zero || writesZeroes {
-            if kinds[index] == .zero { unsafe (memory + index * size).initializeMemory(as: UInt8.self, repeating: 0, count: size) }
+            if kinds[index] == .zero { memory.piece(index * size, size).clear() }
             append(Write(source: .buffer, start: index * size, count: size, place: place + UInt64((index - clusters.lowerBound) * size)), to: &writes)
         }
     }
@@ -336,9 +332,7 @@ internal import Linux
         let size = Int(work.unit) / 32
         var bitmap: UInt32 = 0
         for bit in 0..<32 {
-            // A part of a cluster of the buffer.
-            let start = unsafe memory + index * Int(work.unit) + bit * size
-            if unsafe clinux_zero_prefix(start, size) < size { bitmap |= 1 << UInt32(bit) }
+            if !memory.piece(index * Int(work.unit) + bit * size, size).isZero { bitmap |= 1 << UInt32(bit) }
         }
         return bitmap
     }

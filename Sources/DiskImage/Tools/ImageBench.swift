@@ -50,14 +50,10 @@ public struct ImageBench: Sendable {
         let diskSize = image.size
         var engine = try DiskEngine(image, depth: depth, segments: 1, usesRing: usesRing)
         let buffers = try TransferBuffer(depth * size, path)
-        let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: depth)
-        defer { unsafe vectors.deallocate() }
-        for index in 0..<depth {
-            // Each request has its own part of the mapping, which outlives the engine's use of it.
-            unsafe (vectors + index).initialize(to: iovec(iov_base: buffers.start + index * size, iov_len: size))
-        }
+        var lists: IOSegmentLists
+        lists = try IOSegmentLists(count: depth, capacity: 1, path)
         // For reads too: the memory is there before it counts.
-        unsafe buffers.start.initializeMemory(as: UInt8.self, repeating: fill, count: depth * size)
+        buffers.memory.fill(fill)
 
         var places = Places(pattern, offset: offset, diskSize: diskSize, size: UInt64(size))
         begins()
@@ -66,7 +62,9 @@ public struct ImageBench: Sendable {
         // Also until the last flush among them has ended.
         while done < count || engine.inFlight > 0 {
             while started < count, let request = engine.acquire() {
-                unsafe engine.start(request, writes ? .write : .read, offset: places.next(), length: UInt64(size), vectors: vectors + request, count: 1)
+                // Each request has its own part of the buffer, which outlives the engine's use of it.
+                let segments = lists.list(request, buffers.memory.piece(request * size, size))
+                engine.start(request, writes ? .write : .read, offset: places.next(), length: UInt64(size), segments: segments)
                 started += 1
             }
             guard let completion = try engine.waitForCompletion() else { break }

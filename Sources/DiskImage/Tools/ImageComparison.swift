@@ -41,10 +41,8 @@ public struct ImageComparison: Sendable {
         let (size, otherSize) = (one.image.size, other.image.size)
         if isStrict, size != otherSize { return .size(size, otherSize) }
         let common = min(size, otherSize), total = max(size, otherSize)
-        let buffers = try memory(2 * Self.bufferSize, first)
-        // The halves of the mapping.
-        let left = unsafe UnsafeMutableRawBufferPointer(start: buffers.start, count: Self.bufferSize)
-        let right = unsafe UnsafeMutableRawBufferPointer(start: buffers.start + Self.bufferSize, count: Self.bufferSize)
+        let buffers = try IOBuffer(count: 2 * Self.bufferSize, first)
+        let left = buffers.piece(0, Self.bufferSize), right = buffers.piece(Self.bufferSize, Self.bufferSize)
 
         var position: UInt64 = 0, steps = 0
         func goesOn() throws(DiskImageError) {
@@ -61,11 +59,10 @@ public struct ImageComparison: Sendable {
                 continue
             }
             let count = Int(min(length, UInt64(Self.bufferSize)))
-            // Both buffers hold that much.
-            let (a, b) = unsafe (UnsafeMutableRawBufferPointer(rebasing: left[..<count]), UnsafeMutableRawBufferPointer(rebasing: right[..<count]))
-            if !extent.readsAsZeroes { try unsafe one.read(a, at: position) }
-            if !match.readsAsZeroes { try unsafe other.read(b, at: position) }
-            let same = unsafe extent.readsAsZeroes ? zeroPrefix(b) : match.readsAsZeroes ? zeroPrefix(a) : commonPrefix(a, b)
+            let a = left.prefix(count), b = right.prefix(count)
+            if !extent.readsAsZeroes { try one.read(a, at: position) }
+            if !match.readsAsZeroes { try other.read(b, at: position) }
+            let same = extent.readsAsZeroes ? b.zeroPrefix : match.readsAsZeroes ? a.zeroPrefix : commonPrefix(a, b)
             if same < count { return .contents(offset: position + UInt64(same)) }
             position += UInt64(count)
         }
@@ -76,9 +73,9 @@ public struct ImageComparison: Sendable {
             let extent = try isFirst ? one.extent(at: position, limit: total - position) : other.extent(at: position, limit: total - position)
             if !extent.readsAsZeroes {
                 let count = Int(min(extent.length, UInt64(Self.bufferSize)))
-                let piece = unsafe UnsafeMutableRawBufferPointer(rebasing: left[..<count])
-                if isFirst { try unsafe one.read(piece, at: position) } else { try unsafe other.read(piece, at: position) }
-                let zeroes = unsafe zeroPrefix(piece)
+                let piece = left.prefix(count)
+                if isFirst { try one.read(piece, at: position) } else { try other.read(piece, at: position) }
+                let zeroes = piece.zeroPrefix
                 if zeroes < count { return .contents(offset: position + UInt64(zeroes)) }
                 position += UInt64(count)
             } else {
@@ -89,13 +86,10 @@ public struct ImageComparison: Sendable {
         return size == otherSize ? .identical : .identicalUpToZeroes
     }
 
-    private func zeroPrefix(_ bytes: UnsafeMutableRawBufferPointer) -> Int { unsafe clinux_zero_prefix(bytes.baseAddress, bytes.count) }
-
-    private func commonPrefix(_ a: UnsafeMutableRawBufferPointer, _ b: UnsafeMutableRawBufferPointer) -> Int {
-        guard let left = a.baseAddress, let right = b.baseAddress else { return 0 }
-        // Both have `a.count` bytes.
-        if unsafe memcmp(left, right, a.count) == 0 { return a.count }
-        return (0..<a.count).first { unsafe a[$0] != b[$0] } ?? a.count
+    /// - Parameter b: as long a piece as `a`.
+    private func commonPrefix(_ a: IOMemory, _ b: IOMemory) -> Int {
+        if a.isEqual(to: b) { return a.count }
+        return (0..<a.count).first { a.load($0, as: UInt8.self) != b.load($0, as: UInt8.self) } ?? a.count
     }
 }
 

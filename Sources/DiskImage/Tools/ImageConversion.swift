@@ -148,7 +148,7 @@ public struct ImageConversion: Sendable {
     /// The backing image, if there is to be one, opened for reading.
     /// - Parameter remote: a remote disk that is connected to already, for one of that name.
     func openBacking<Answer: ~Copyable>(
-        _ remote: NBDDisk?, _ notice: (@Sendable (String) -> Void)? = nil, _ body: (consuming DiskImage) throws(DiskImageError) -> Answer
+        _ remote: NBDDisk?, _ notice: (@Sendable (String) -> Void)? = nil, _ body: (DiskImage) throws(DiskImageError) -> Answer
     ) throws(DiskImageError) -> Answer? {
         guard let backing else { return nil }
         do throws(DiskImageError) {

@@ -12,7 +12,7 @@ public struct ImageMap: ~Copyable {
     /// The files that have data, by their number: those of the chain, topmost first, then the extents of an image in several files.
     public let files: [String]
 
-    public init(_ image: consuming DiskImage) {
+    public init(_ image: DiskImage) {
         files = image.dataFiles
         reader = ImageReader(image)
     }

@@ -31,7 +31,7 @@ public struct ImageExtent: Sendable, Equatable {
 }
 
 /// Reads a disk image for a tool, one call after the other in the calling thread, and tells zeroes from data before they are read.
-@safe struct ImageReader: ~Copyable {
+struct ImageReader: ~Copyable {
     let image: DiskImage
     /// What is known of each file's holes: from `start` to `end` all is data, or nothing is.
     private var known: [Known]
@@ -54,7 +54,7 @@ public struct ImageExtent: Sendable, Equatable {
     /// - Parameters:
     ///   - calls: a test's system calls for reading.
     ///   - salvage: where what cannot be read is noted.
-    init(_ image: consuming DiskImage, calls: FileCalls = .host, salvage: SalvageLog? = nil) {
+    init(_ image: DiskImage, calls: FileCalls = .host, salvage: SalvageLog? = nil) {
         known = [Known](repeating: Known(), count: image.fileCount)
         self.calls = calls
         self.salvage = salvage
@@ -91,8 +91,8 @@ public struct ImageExtent: Sendable, Equatable {
                     return ImageExtent(kind: .unallocated, offset: offset, length: min(length, limit), depth: depth - 1)
                 }
                 return found(.zero, length)
-            case .memory(_, let length):
-                return found(.compressed, length)
+            case .memory(let bytes):
+                return found(.compressed, UInt64(bytes.count))
             case .load(let load) where load.kind == .compressedCluster:
                 // It is known to be there, which is enough: nothing is read.
                 image.complete(load, bytes: 0, error: ECANCELED)
@@ -113,35 +113,33 @@ public struct ImageExtent: Sendable, Equatable {
     }
 
     /// Reads a range of the disk, which is inside it.
-    mutating func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
-        guard let start = buffer.baseAddress else { return }
+    mutating func read(_ buffer: IOMemory, at offset: UInt64) throws(DiskImageError) {
         var done = 0
         var search = DiskImage.Search(limit: UInt64(buffer.count))
-        // What an extent says is within what is left of the buffer, here and below.
         while done < buffer.count {
             let extent = image.locate(offset + UInt64(done), &search)
             var moved = 0
             switch extent {
             case .data(let place, let length):
                 moved = Int(length)
-                try unsafe transfer(start + done, moved, at: place, search.file, diskOffset: offset + UInt64(done))
+                try transfer(buffer.piece(done, moved), at: place, search.file, diskOffset: offset + UInt64(done))
             case .zero(let length):
                 moved = Int(length)
-                unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: moved)
-            case .memory(let bytes, let length):
-                moved = Int(length)
-                unsafe (start + done).copyMemory(from: bytes, byteCount: moved)
+                buffer.piece(done, moved).clear()
+            case .memory(let bytes):
+                moved = bytes.count
+                buffer.piece(done, moved).copy(from: bytes)
             case .load(let load):
                 do throws(DiskImageError) { try self.load(load) } catch {
                     moved = Int(try lose(offset + UInt64(done), UInt64(buffer.count - done), search, isTable: load.kind == .l2Slice, error))
-                    unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: moved)
+                    buffer.piece(done, moved).clear()
                 }
             case .unallocated, .wait, .commit:
                 throw .request(path: image.path, SystemCallError("read", errno: EIO))
             case .failed(let error):
                 let failure = image.damage ?? .request(path: image.path, SystemCallError("read", errno: error))
                 moved = Int(try lose(offset + UInt64(done), UInt64(buffer.count - done), search, isTable: false, failure))
-                unsafe (start + done).initializeMemory(as: UInt8.self, repeating: 0, count: moved)
+                buffer.piece(done, moved).clear()
             }
             if moved > 0 {
                 done += moved
@@ -152,19 +150,16 @@ public struct ImageExtent: Sendable, Equatable {
 
     /// Reads what an extent of data says, from the file that has it.
     /// - Parameter diskOffset: where that is on the disk.
-    func read(_ buffer: UnsafeMutableRawBufferPointer, from offset: UInt64, ofFile file: Int, diskOffset: UInt64) throws(DiskImageError) {
-        guard let start = buffer.baseAddress else { return }
-        try unsafe transfer(start, buffer.count, at: offset, file, diskOffset: diskOffset)
+    func read(_ buffer: IOMemory, from offset: UInt64, ofFile file: Int, diskOffset: UInt64) throws(DiskImageError) {
+        try transfer(buffer, at: offset, file, diskOffset: diskOffset)
     }
 
     /// The descriptor for what an extent of data says, if that is read around the page cache; ``read(_:from:ofFile:)`` does it either way.
-    func direct(_ memory: UnsafeMutableRawBufferPointer, from place: UInt64, ofFile file: Int) -> Int32? {
+    func direct(_ memory: IOMemory, from place: UInt64, ofFile file: Int) -> Int32? {
         // What is encrypted is not done when it has been read.
         if image.isEncrypted(file) { return nil }
-        // Only looked at.
-        var vector = unsafe iovec(iov_base: memory.baseAddress, iov_len: memory.count)
         if isCached(place, memory.count, file) { return nil }
-        let number = unsafe image.dataDescriptor(file, for: &vector, count: 1, offset: place)
+        let number = image.dataDescriptor(file, for: memory, offset: place)
         return number == image.dataDescriptor(file) ? nil : number
     }
 
@@ -194,9 +189,7 @@ public struct ImageExtent: Sendable, Equatable {
         var done = 0
         var error: Int32 = 0
         while done < load.length {
-            // The load's buffer has `length` bytes.
-            var vector = unsafe iovec(iov_base: load.buffer + done, iov_len: load.length - done)
-            let got = unsafe calls.read(image.descriptor(load.layer), &vector, 1, off_t(truncatingIfNeeded: load.offset + UInt64(done)))
+            let got = calls.transfer(image.descriptor(load.layer), load.buffer.from(done), at: load.offset + UInt64(done), isRead: true)
             if got == -Int(EINTR) { continue }
             if got < 0 { error = Int32(clamping: -got) }
             if got <= 0 { break }
@@ -210,28 +203,27 @@ public struct ImageExtent: Sendable, Equatable {
     }
 
     /// Reads from the file with a layer's data; who salvages gets zeroes for those pieces that cannot be read.
-    private func transfer(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
-        do throws(DiskImageError) { try unsafe transferAll(buffer, count, at: offset, layer, diskOffset: diskOffset) } catch {
+    private func transfer(_ buffer: IOMemory, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
+        do throws(DiskImageError) { try transferAll(buffer, at: offset, layer, diskOffset: diskOffset) } catch {
             guard let salvage, case .request = error else { throw error }
-            try unsafe transferPieces(buffer, count, at: offset, layer, diskOffset: diskOffset, Self.pieces[...], salvage)
+            try transferPieces(buffer, at: offset, layer, diskOffset: diskOffset, Self.pieces[...], salvage)
         }
     }
 
     private func transferPieces(
-        _ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int, diskOffset: UInt64, _ pieces: ArraySlice<Int>, _ salvage: SalvageLog
+        _ buffer: IOMemory, at offset: UInt64, _ layer: Int, diskOffset: UInt64, _ pieces: ArraySlice<Int>, _ salvage: SalvageLog
     ) throws(DiskImageError) {
         guard let piece = pieces.first else { return }
         var done = 0
-        while done < count {
-            let place = offset + UInt64(done), length = min(count - done, piece - Int(place % UInt64(piece)))
-            // A part of the caller's buffer.
-            do throws(DiskImageError) { try unsafe transferAll(buffer + done, length, at: place, layer, diskOffset: diskOffset + UInt64(done)) } catch {
+        while done < buffer.count {
+            let place = offset + UInt64(done), length = min(buffer.count - done, piece - Int(place % UInt64(piece)))
+            do throws(DiskImageError) { try transferAll(buffer.piece(done, length), at: place, layer, diskOffset: diskOffset + UInt64(done)) } catch {
                 guard case .request(_, let failure) = error else { throw error }
                 if pieces.count > 1 {
-                    try unsafe transferPieces(
-                        buffer + done, length, at: place, layer, diskOffset: diskOffset + UInt64(done), pieces.dropFirst(), salvage)
+                    try transferPieces(
+                        buffer.piece(done, length), at: place, layer, diskOffset: diskOffset + UInt64(done), pieces.dropFirst(), salvage)
                 } else {
-                    unsafe (buffer + done).initializeMemory(as: UInt8.self, repeating: 0, count: length)
+                    buffer.piece(done, length).clear()
                     salvage.add(diskOffset + UInt64(done), UInt64(length), "\(failure)")
                 }
             }
@@ -239,18 +231,17 @@ public struct ImageExtent: Sendable, Equatable {
         }
     }
 
-    private func transferAll(_ buffer: UnsafeMutableRawPointer, _ count: Int, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
-        if let remote = image.remote(ofFile: layer) { return try unsafe remote.read(UnsafeMutableRawBufferPointer(start: buffer, count: count), at: offset) }
+    private func transferAll(_ buffer: IOMemory, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
+        if let remote = image.remote(ofFile: layer) { return try remote.read(buffer, at: offset) }
         let isEncrypted = image.isEncrypted(layer)
         if isEncrypted { try image.requireOpenData() }
         var done = 0
-        let isCached = isCached(offset, count, layer)
-        while done < count {
+        let isCached = isCached(offset, buffer.count, layer)
+        while done < buffer.count {
             let place = offset + UInt64(done)
-            // What is left of the caller's buffer.
-            var vector = unsafe iovec(iov_base: buffer + done, iov_len: count - done)
-            let file = unsafe isCached ? image.dataDescriptor(layer) : image.dataDescriptor(layer, for: &vector, count: 1, offset: place)
-            let got = unsafe calls.read(file, &vector, 1, off_t(truncatingIfNeeded: place))
+            let rest = buffer.from(done)
+            let file = isCached ? image.dataDescriptor(layer) : image.dataDescriptor(layer, for: rest, offset: place)
+            let got = calls.transfer(file, rest, at: place, isRead: true)
             if got < 0 {
                 if got == -Int(EINTR) { continue }
                 throw .request(path: image.path, SystemCallError("pread", errno: Int32(clamping: -got)))
@@ -258,13 +249,13 @@ public struct ImageExtent: Sendable, Equatable {
             if got == 0 {
                 // Zeroes follow the end of the file, unless it was cut since it was opened.
                 guard image.isEnd(place, layer) else { throw .request(path: image.path, SystemCallError("pread", errno: EIO)) }
-                unsafe (buffer + done).initializeMemory(as: UInt8.self, repeating: 0, count: count - done)
+                rest.clear()
                 break
             }
             done += got
         }
         // Whole sectors, as all of an encrypted disk is made of.
-        if isEncrypted { unsafe image.decrypt(buffer, count, file: layer, place: offset, offset: diskOffset) }
+        if isEncrypted { image.decrypt(buffer, file: layer, place: offset, offset: diskOffset) }
     }
 
     /// Indicates whether a read that need not go through the page cache does.

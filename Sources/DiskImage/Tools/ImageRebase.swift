@@ -116,8 +116,7 @@ public struct ImageRebase: Sendable {
         }
         while pending.upperBound < part.upperBound {
             let start = pending.upperBound, end = min(part.upperBound, start - start % unit + unit)
-            // Both have the range in memory.
-            let next = unsafe Change(from: before.memory(start..<end, ofWindow: window.number), to: after.memory(start..<end, ofWindow: window.number))
+            let next = Change(from: before.memory(start..<end, ofWindow: window.number), to: after.memory(start..<end, ofWindow: window.number))
             if next != change {
                 try write()
                 pending = start..<start
@@ -133,13 +132,8 @@ public struct ImageRebase: Sendable {
         case none, zeroes, data
 
         /// - Parameter old: as many bytes as `new`.
-        init(from old: UnsafeMutableRawBufferPointer, to new: UnsafeMutableRawBufferPointer) {
-            guard let a = old.baseAddress, let b = new.baseAddress, unsafe memcmp(a, b, old.count) != 0 else {
-                self = .none
-                return
-            }
-            // All of the memory.
-            self = unsafe clinux_zero_prefix(a, old.count) == old.count ? .zeroes : .data
+        init(from old: IOMemory, to new: IOMemory) {
+            self = old.isEqual(to: new) ? .none : old.isZero ? .zeroes : .data
         }
     }
 

@@ -58,11 +58,9 @@ final class NewExtents: Sendable {
     }
 
     /// Writes a buffer at a place, from any thread; it may go on in the next file.
-    func write(_ bytes: UnsafeRawBufferPointer, at place: UInt64) throws(DiskImageError) {
+    func write(_ bytes: IOMemory, at place: UInt64) throws(DiskImageError) {
         try forEachPart(place, UInt64(bytes.count)) { index, offset, part throws(DiskImageError) in
-            // A part of the caller's buffer.
-            let piece = unsafe UnsafeRawBufferPointer(rebasing: bytes[Int(part.lowerBound)..<Int(part.upperBound)])
-            try unsafe files[index].file.write(piece, at: offset)
+            try files[index].file.write(bytes.piece(Int(part.lowerBound), Int(part.upperBound - part.lowerBound)), at: offset)
         }
     }
 

@@ -145,27 +145,21 @@ struct NewFile: ~Copyable {
     // MARK: - Writing
 
     /// Writes all of a buffer, from any thread.
-    func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(DiskImageError) {
-        if let remote { return try unsafe remote.write(bytes, at: offset) }
-        guard let start = bytes.baseAddress else { return }
+    func write(_ bytes: IOMemory, at offset: UInt64) throws(DiskImageError) {
+        if let remote { return try remote.write(bytes, at: offset) }
         var number = descriptor.rawValue
-        if let directNumber, bytes.count >= smallestDirect, (UInt64(UInt(bitPattern: start)) | UInt64(bytes.count) | offset) & (Self.directAlignment - 1) == 0 {
+        if let directNumber, bytes.count >= smallestDirect, (UInt64(bytes.bits) | offset) & (Self.directAlignment - 1) == 0 {
             number = directNumber
         }
         do throws(MetadataError) {
-            // The buffer is the caller's for as long as this lasts.
-            try unsafe MetadataFile(calls: .host, number: number).write(start, bytes.count, at: offset)
+            try MetadataFile(calls: .host, number: number).write(bytes, at: offset)
         } catch {
             if case .failed(let code) = error { throw .system(path: path, SystemCallError("pwrite", errno: code)) }
         }
     }
 
     func write(_ bytes: [UInt8], at offset: UInt64) throws(DiskImageError) {
-        var failure: DiskImageError?
-        unsafe bytes.withUnsafeBytes { buffer in
-            do throws(DiskImageError) { try unsafe write(buffer, at: offset) } catch { failure = error }
-        }
-        if let failure { throw failure }
+        try bytes.withReadableIOMemory { (memory) throws(DiskImageError) in try write(memory, at: offset) }
     }
 
     /// Makes a range read as zeroes, in whatever way costs least.

@@ -112,11 +112,8 @@ struct QCOW2Builder {
     private mutating func set(_ cluster: UInt64, _ entry: UInt64, _ bitmap: UInt64, _ file: borrowing NewFile) throws(DiskImageError) {
         try openTable(of: cluster, file)
         let offset = Int(cluster % entriesPerTable) * entrySize
-        unsafe table.withUnsafeMutableBytes { bytes in
-            // The offset of an entry within the table.
-            unsafe bytes.storeBytes(of: entry.bigEndian, toByteOffset: offset, as: UInt64.self)
-            if options.extendedL2 { unsafe bytes.storeBytes(of: bitmap.bigEndian, toByteOffset: offset + 8, as: UInt64.self) }
-        }
+        table.store(entry, at: offset)
+        if options.extendedL2 { table.store(bitmap, at: offset + 8) }
     }
 
     /// Makes the table of a cluster the one being filled.
@@ -216,7 +213,8 @@ struct QCOW2Builder {
     }
 
     private func bigEndian(_ entries: [UInt64]) -> [UInt8] {
-        let swapped = entries.map(\.bigEndian)
-        return unsafe swapped.withUnsafeBytes { unsafe [UInt8]($0) }
+        var bytes = [UInt8](repeating: 0, count: entries.count * 8)
+        bytes.withIOMemory { memory in for (index, entry) in entries.enumerated() { memory.store(bigEndian: entry, index * 8) } }
+        return bytes
     }
 }

@@ -6,10 +6,10 @@ internal import Linux
 
 /// Reads around the page cache that go on while a thread of a conversion deals with the piece before: what the kernel's reading ahead is for reads
 /// through it. Without an io_uring it takes nothing, and everything is read when it is needed.
-@safe struct ReadAhead: ~Copyable {
+struct ReadAhead: ~Copyable {
     /// A read under way, or one that has ended and did not bring all.
-    @safe struct Read {
-        var memory: UnsafeMutableRawBufferPointer
+    struct Read {
+        var memory: IOMemory
         var place: UInt64
         var file: Int
         var buffer: Int
@@ -20,7 +20,7 @@ internal import Linux
 
     private let ring: IORing?
     private var reads: [Read?]
-    private let vectors: UnsafeMutablePointer<iovec>
+    private var lists: IOSegmentLists?
     /// Under way, for each buffer.
     private var pending: [Int]
     /// What has to be read again by one system call after the other, for each buffer.
@@ -34,10 +34,8 @@ internal import Linux
         reads = [Read?](repeating: nil, count: Self.capacity)
         pending = [Int](repeating: 0, count: buffers)
         failed = [[Read]](repeating: [], count: buffers)
-        unsafe vectors = .allocate(capacity: Self.capacity)
+        lists = try? IOSegmentLists(count: Self.capacity, capacity: 1, "")
     }
-
-    deinit { unsafe vectors.deallocate() }
 
     /// The ring's, if there is one.
     var descriptor: Int32? {
@@ -73,9 +71,8 @@ internal import Linux
     /// Starts a read, which ``submit()`` hands over. Returns false when it cannot be under way too.
     mutating func start(_ read: Read, _ descriptor: Int32) -> Bool {
         guard let slot = reads.firstIndex(where: { $0 == nil }) else { return false }
-        // The slot's vector; the memory is the caller's until the buffer has been waited for.
-        unsafe vectors[slot] = unsafe iovec(iov_base: read.memory.baseAddress, iov_len: read.memory.count)
-        guard unsafe queue(descriptor, vectors + slot, read.place, UInt64(slot)) else { return false }
+        // The slot's list; the memory is the caller's until the buffer has been waited for.
+        guard let segments = lists?.list(slot, read.memory), queue(descriptor, segments, read.place, UInt64(slot)) else { return false }
         reads[slot] = read
         pending[read.buffer] += 1
         return true
@@ -101,15 +98,16 @@ internal import Linux
             guard reads.indices.contains(slot), let read = reads[slot] else { continue }
             reads[slot] = nil
             pending[read.buffer] -= 1
-            if unsafe Int(completion.result) != read.memory.count { failed[read.buffer].append(read) }
+            if Int(completion.result) != read.memory.count { failed[read.buffer].append(read) }
         }
         defer { failed[buffer] = [] }
         return failed[buffer]
     }
 
-    private func queue(_ descriptor: Int32, _ vector: UnsafePointer<iovec>, _ place: UInt64, _ token: UInt64) -> Bool {
+    private func queue(_ descriptor: Int32, _ segments: IOSegments, _ place: UInt64, _ token: UInt64) -> Bool {
         switch ring {
-        case .some(let ring): unsafe (try? ring.read(descriptor, vector, count: 1, at: place, token: token)) != nil
+        // They stay until it has ended.
+        case .some(let ring): unsafe (try? ring.read(descriptor, segments.vectors, count: segments.count, at: place, token: token)) != nil
         case nil: false
         }
     }

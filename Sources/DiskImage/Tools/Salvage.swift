@@ -62,7 +62,7 @@ extension DiskImage {
     func unreadableLength(at offset: UInt64, _ search: Search, isTable: Bool) -> UInt64 {
         // A layer that the search has reached.
         guard search.layer < chainLength else { return search.limit }
-        if let length = unsafe layers[search.layer].qcow2?.unreadableLength(at: offset, isTable: isTable) {
+        if let length = layers[search.layer].qcow2?.unreadableLength(at: offset, isTable: isTable) {
             return length
         }
         let unit = max(4096, clusterSize(ofLayer: search.file))
@@ -71,9 +71,9 @@ extension DiskImage {
 
     /// Why the disk cannot be read at an offset, if that is for what a format says there.
     func damageReason(at offset: UInt64) -> String? {
-        for index in unsafe layers.indices {
-            if let (damage, place) = unsafe layers[index].qcow2?.damage, place == offset { return damage.description }
-            if let (damage, place) = unsafe layers[index].blocks?.damage, place == offset { return damage.description }
+        for index in layers.indices {
+            if let (damage, place) = layers[index].qcow2?.damage, place == offset { return damage.description }
+            if let (damage, place) = layers[index].blocks?.damage, place == offset { return damage.description }
         }
         return nil
     }
@@ -81,9 +81,9 @@ extension DiskImage {
     /// Where the file with a layer's data ends, in one whose format has tables that could say more; else nil.
     func dataEnd(_ layer: Int) -> UInt64? {
         guard remote(ofFile: layer) == nil, clusterSize(ofLayer: layer) > 1 else { return nil }
-        switch unsafe layers[layer].dataFile {
+        switch layers[layer].dataFile {
         case .some(let file): return file.size
-        case nil: return unsafe layers[layer].file.size
+        case nil: return layers[layer].file.size
         }
     }
 }
@@ -94,7 +94,7 @@ extension QCOW2Image {
 
     /// See ``DiskImage/unreadableLength(at:_:isTable:)``.
     func unreadableLength(at offset: UInt64, isTable: Bool) -> UInt64 {
-        let table = unsafe entry(l1.start, Int(offset >> tableCover)) & L1Entry.offset
+        let table = l1[Int(offset >> tableCover)] & L1Entry.offset
         if table & (header.clusterSize - 1) != 0 || table > fileSize || header.clusterSize > fileSize - table {
             return restOfTable(offset)
         }
@@ -106,12 +106,9 @@ extension QCOW2Image {
     func markMissing(_ load: MetadataLoad, from bytes: Int) {
         let words = header.hasExtendedL2 ? 2 : 1
         for index in stride(from: bytes / (8 * words) * words, to: load.length / 8, by: words) {
-            // Within the load's buffer. With subclusters all are said to be data of a cluster that is nowhere.
-            unsafe load.buffer.storeBytes(of: Self.missingEntry.bigEndian, toByteOffset: index * 8, as: UInt64.self)
-            if words == 2 {
-                unsafe load.buffer.storeBytes(
-                    of: UInt64(UInt32.max).bigEndian, toByteOffset: index * 8 + 8, as: UInt64.self)
-            }
+            // With subclusters all are said to be data of a cluster that is nowhere.
+            load.buffer.store(bigEndian: Self.missingEntry, index * 8)
+            if words == 2 { load.buffer.store(bigEndian: UInt64(UInt32.max), index * 8 + 8) }
         }
     }
 }

@@ -13,14 +13,14 @@ extension Compressor {
     /// Compresses a grain and puts its header before it and zeroes behind it, up to a whole sector.
     /// - Parameter output: ``VMDKGrain/room`` bytes.
     /// - Returns: bytes of it all; nil when zlib fails.
-    func storeGrain(_ grain: UnsafeRawBufferPointer, sector: UInt64, into output: UnsafeMutableRawBufferPointer) -> Int? {
+    func storeGrain(_ grain: IOMemory, sector: UInt64, into output: IOMemory) -> Int? {
         let headerSize = VMDKGrain.headerSize
         // Behind the header there is room for whatever zlib makes of a grain, and for a sector's padding.
-        guard let size = unsafe compress(grain, into: UnsafeMutableRawBufferPointer(rebasing: output[headerSize..<VMDKGrain.room - 512])) else { return nil }
-        unsafe output.storeBytes(of: sector.littleEndian, toByteOffset: 0, as: UInt64.self)
-        unsafe output.storeBytes(of: UInt32(truncatingIfNeeded: size).littleEndian, toByteOffset: 8, as: UInt32.self)
+        guard let size = compress(grain, into: output.piece(headerSize, VMDKGrain.room - 512 - headerSize)) else { return nil }
+        output.store(littleEndian: sector, 0)
+        output.store(littleEndian: UInt32(truncatingIfNeeded: size), 8)
         let end = headerSize + size, whole = (end + 511) & ~511
-        unsafe UnsafeMutableRawBufferPointer(rebasing: output[end..<whole]).initializeMemory(as: UInt8.self, repeating: 0)
+        output.piece(end, whole - end).clear()
         return whole
     }
 }

@@ -34,7 +34,7 @@ struct DiskWindow {
 
 /// Reads a disk some windows ahead, each into memory of its own: what comes from the disk itself while others are worked on, and what the page cache has,
 /// or has to be decrypted or decompressed, when it is wanted.
-@safe final class WindowReader {
+final class WindowReader {
     /// Windows that have memory.
     static let count = 8
 
@@ -48,7 +48,7 @@ struct DiskWindow {
     /// - Parameters:
     ///   - path: for the error that there is no memory.
     ///   - calls: a test's system calls; nil for the host's.
-    init(_ image: consuming DiskImage?, _ path: String, calls: FileCalls?) throws(DiskImageError) {
+    init(_ image: DiskImage?, _ path: String, calls: FileCalls?) throws(DiskImageError) {
         buffers = try TransferBuffer(Self.count * Int(DiskWindow.size), path)
         readAhead = ReadAhead(buffers: Self.count, usesRing: calls == nil)
         switch consume image {
@@ -96,10 +96,10 @@ struct DiskWindow {
     }
 
     /// The memory for a range of a window, up to whose end it goes at most.
-    func memory(_ range: Range<UInt64>, ofWindow number: Int) -> UnsafeMutableRawBufferPointer {
+    func memory(_ range: Range<UInt64>, ofWindow number: Int) -> IOMemory {
         // Each window has its part of the buffer, and each byte of the disk its place there: so it is as aligned as on the disk.
-        let start = unsafe buffers.start + number * Int(DiskWindow.size) + Int(range.lowerBound % DiskWindow.size)
-        return unsafe UnsafeMutableRawBufferPointer(start: start, count: range.count)
+        let window = buffers.memory.piece(number * Int(DiskWindow.size), Int(DiskWindow.size))
+        return window.piece(Int(range.lowerBound % DiskWindow.size), range.count)
     }
 
     /// Begins to read the parts of a window, whose memory nobody uses.
@@ -109,10 +109,10 @@ struct DiskWindow {
             while position < part.upperBound {
                 let extent = try extent(at: position, limit: part.upperBound - position)
                 position += extent.length
-                let memory = unsafe memory(extent.range, ofWindow: window.number)
+                let memory = memory(extent.range, ofWindow: window.number)
                 if extent.readsAsZeroes {
-                    unsafe memory.initializeMemory(as: UInt8.self, repeating: 0)
-                } else if unsafe !start(extent, memory, window.number) {
+                    memory.clear()
+                } else if !start(extent, memory, window.number) {
                     later[window.number].append(extent)
                 }
             }
@@ -121,23 +121,23 @@ struct DiskWindow {
     }
 
     /// Begins a read that needs no more than time. Returns false where it does.
-    private func start(_ extent: ImageExtent, _ memory: UnsafeMutableRawBufferPointer, _ number: Int) -> Bool {
+    private func start(_ extent: ImageExtent, _ memory: IOMemory, _ number: Int) -> Bool {
         guard extent.kind == .data, let place = extent.fileOffset,
-            let descriptor = unsafe reader?.direct(memory, from: place, ofFile: extent.file) else { return false }
-        return unsafe readAhead.start(ReadAhead.Read(memory: memory, place: place, file: extent.file, buffer: number), descriptor)
+            let descriptor = reader?.direct(memory, from: place, ofFile: extent.file) else { return false }
+        return readAhead.start(ReadAhead.Read(memory: memory, place: place, file: extent.file, buffer: number), descriptor)
     }
 
     /// Waits until a window has been read.
     func release(_ window: DiskWindow) throws(DiskImageError) {
         for extent in later[window.number] {
             // From `begin`, so inside the window.
-            try unsafe reader?.read(memory(extent.range, ofWindow: window.number), at: extent.offset)
+            try reader?.read(memory(extent.range, ofWindow: window.number), at: extent.offset)
         }
         later[window.number].removeAll(keepingCapacity: true)
         let failed: [ReadAhead.Read]
         do throws(SystemCallError) { failed = try readAhead.wait(window.number) } catch { throw .request(path: reader?.image.path ?? "", error) }
         // What is encrypted is not among them.
-        for read in failed { try unsafe reader?.read(read.memory, from: read.place, ofFile: read.file, diskOffset: 0) }
+        for read in failed { try reader?.read(read.memory, from: read.place, ofFile: read.file, diskOffset: 0) }
     }
 }
 

@@ -5,13 +5,13 @@ internal import Glibc
 internal import Linux
 
 /// Changes much of an image by what others show, many requests at a time: while those are under way, what comes next is read.
-@safe final class WindowWriter {
+final class WindowWriter {
     // They go in this order: what the kernel may still use is not freed before the engine has waited for it.
     /// The image. Whoever uses the engine for something else has nothing in flight.
     var engine: DiskEngine
     private let sources: [WindowReader]
     /// One for each request.
-    private let vectors: Mapping
+    private var lists: IOSegmentLists
     /// Requests that write what is in a window's memory.
     private var users = [Int](repeating: 0, count: WindowReader.count)
     /// The window of each request that has one.
@@ -24,7 +24,7 @@ internal import Linux
 
     /// An engine for this.
     /// - Parameter calls: a test's system calls; nil for the host's.
-    static func engine(_ image: consuming DiskImage, calls: FileCalls?) throws(DiskImageError) -> DiskEngine {
+    static func engine(_ image: DiskImage, calls: FileCalls?) throws(DiskImageError) -> DiskEngine {
         if let calls { return try DiskEngine(image, depth: depth, segments: 1, calls: calls) }
         return try DiskEngine(image, depth: depth, segments: 1)
     }
@@ -33,7 +33,7 @@ internal import Linux
     ///   - engine: of ``engine(_:calls:)``.
     ///   - sources: what is read. What is in the memory of the first one can be written.
     init(_ engine: consuming DiskEngine, sources: [WindowReader]) throws(DiskImageError) {
-        vectors = try unsafe memory(Self.depth * MemoryLayout<iovec>.stride, engine.shared.path)
+        lists = try IOSegmentLists(count: Self.depth, capacity: 1, engine.shared.path)
         self.sources = sources
         self.engine = engine
     }
@@ -85,11 +85,9 @@ internal import Linux
         let request = try acquire()
         windows[request] = window.number
         users[window.number] += 1
-        // The mapping has one for each request; the window's memory is used by nobody else until that has ended.
-        let vector = unsafe vectors.start.assumingMemoryBound(to: iovec.self) + request
-        let memory = unsafe sources[0].memory(range, ofWindow: window.number)
-        unsafe vector.initialize(to: iovec(iov_base: memory.baseAddress, iov_len: memory.count))
-        unsafe engine.start(request, .write, offset: range.lowerBound, length: UInt64(memory.count), vectors: vector, count: 1)
+        // The window's memory is used by nobody else until the request has ended.
+        let memory = sources[0].memory(range, ofWindow: window.number)
+        engine.start(request, .write, offset: range.lowerBound, length: UInt64(memory.count), segments: lists.list(request, memory))
     }
 
     /// Begins to make a range of the disk zero.
@@ -150,8 +148,10 @@ extension DiskEngine {
         var search = DiskImage.Search(limit: limit)
         while true {
             switch image.locate(offset, &search) {
-            case .data(_, let length), .zero(let length), .memory(_, let length):
+            case .data(_, let length), .zero(let length):
                 return (search.layer == 0, length)
+            case .memory(let bytes):
+                return (search.layer == 0, UInt64(bytes.count))
             case .load(let load) where load.kind == .compressedCluster:
                 // It is known to be there, which is enough: nothing is read.
                 image.complete(load, bytes: 0, error: ECANCELED)
@@ -160,8 +160,7 @@ extension DiskEngine {
                 return (load.layer == 0, min(search.limit, cluster - offset % cluster))
             case .load(let load):
                 var code: Int32 = 0
-                // The load's buffer has `length` bytes.
-                do throws(MetadataError) { try unsafe metadataFile.read(load.buffer, load.length, at: load.offset) } catch {
+                do throws(MetadataError) { try metadataFile.read(into: load.buffer, at: load.offset) } catch {
                     if case .failed(let error) = error { code = error } else { code = EIO }
                 }
                 image.complete(load, bytes: code == 0 ? load.length : 0, error: code)

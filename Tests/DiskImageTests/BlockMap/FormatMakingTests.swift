@@ -114,8 +114,8 @@ extension ImageSubformat {
                 #expect(value % 128 == 0 && last.map { $0 < value } ?? true)
                 last = value
                 var grain = [UInt8](repeating: 0, count: 64 << 10)
-                let got = unsafe file[(place + 12)..<(place + 12 + length)].withUnsafeBytes { input in
-                    unsafe grain.withUnsafeMutableBytes { unsafe inflater.decompress(input, into: $0) }
+                let got = Array(file[(place + 12)..<(place + 12 + length)]).withReadableIOMemory { input in
+                    grain.withIOMemory { inflater.decompress(input, into: $0) }
                 }
                 #expect(got == 64 << 10)
                 let range = Int(value) * 512..<min(size, Int(value) * 512 + 64 << 10)

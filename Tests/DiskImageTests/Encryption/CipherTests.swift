@@ -6,15 +6,12 @@ import Testing
 
 /// Ciphers and key derivation, by the examples of their standards.
 @Suite struct CipherTests {
-    private func secret(_ bytes: [UInt8]) throws -> SecretBytes { try unsafe SecretBytes(bytes.count, of: "test") { unsafe $0.copyBytes(from: bytes) } }
+    private func secret(_ bytes: [UInt8]) throws -> SecretBytes { try SecretBytes(bytes, of: "test") }
 
     private func apply(_ specification: CipherSpecification, key: [UInt8], _ bytes: [UInt8], sector: UInt64, encrypts: Bool = true, usesInstructions: Bool) throws -> [UInt8] {
         let cipher = try SectorCipher(specification, key: secret(key), path: "test", usesInstructions: usesInstructions)
         var bytes = bytes
-        unsafe bytes.withUnsafeMutableBytes { memory in
-            guard let start = memory.baseAddress else { return }
-            if encrypts { unsafe cipher.encrypt(start, memory.count, sector: sector) } else { unsafe cipher.decrypt(start, memory.count, sector: sector) }
-        }
+        bytes.withIOMemory { if encrypts { cipher.encrypt($0, sector: sector) } else { cipher.decrypt($0, sector: sector) } }
         return bytes
     }
 
@@ -77,9 +74,7 @@ import Testing
     func keyDerivation(hash: HashAlgorithm, password: String, salt: String, iterations: UInt32, expected: String) throws {
         let expected = hexadecimal(expected), password = try secret(Array(password.utf8))
         var key = [UInt8](repeating: 0, count: expected.count)
-        unsafe key.withUnsafeMutableBytes { key in
-            unsafe password.withBytes { unsafe hash.deriveKey($0, salt: Array(salt.utf8), iterations: iterations, into: key) }
-        }
+        key.withIOMemory { key in password.withBytes { hash.deriveKey($0, salt: Array(salt.utf8), iterations: iterations, into: key) } }
         #expect(key == expected)
     }
 
@@ -88,10 +83,10 @@ import Testing
         var split = randomBytes(size * StripedKey.stripes, seed: 8)
         func merged() -> [UInt8] {
             var merged = [UInt8](repeating: 0, count: size)
-            unsafe merged.withUnsafeMutableBytes { memory in unsafe split.withUnsafeBytes { unsafe StripedKey.merge($0, into: memory, hash) } }
+            merged.withIOMemory { memory in split.withReadableIOMemory { StripedKey.merge($0, into: memory, hash) } }
             return merged
         }
-        unsafe split.withUnsafeMutableBytes { memory in unsafe key.withUnsafeBytes { unsafe StripedKey.split($0, into: memory, hash) } }
+        split.withIOMemory { memory in key.withReadableIOMemory { StripedKey.split($0, into: memory, hash) } }
         #expect(merged() == key)
         // All of it is needed.
         split[size * 1234] ^= 1

@@ -124,14 +124,14 @@ extension DiskImage {
     /// As a commit does.
     fileprivate func lockMapping() {
         withMetadata { $0.isLocked = true }
-        for file in unsafe layers.indices { unsafe layers[file].blocks?.isLocked = true }
+        for file in layers.indices { layers[file].blocks?.isLocked = true }
     }
 
     /// Whether anything of the mapping in memory is not what the file has, or something was allocated or given up.
     fileprivate var hasChangedMapping: Bool {
         if let isDirty = withMetadata({ $0.isDirty }) { return isDirty }
-        return unsafe layers.indices.contains { file in
-            unsafe layers[file].blocks?.slices.isDirty == true || layers[file].blocks?.directory.isDirty == true || layers[file].blocks?.allocator?.needsBarrier == true
+        return layers.indices.contains { file in
+            layers[file].blocks?.slices.isDirty == true || layers[file].blocks?.directory.isDirty == true || layers[file].blocks?.allocator?.needsBarrier == true
         }
     }
 }

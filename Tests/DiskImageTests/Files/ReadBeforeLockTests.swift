@@ -105,7 +105,7 @@ import Testing
     }
 
     private func openWhileHeld<Answer: Sendable>(
-        _ path: String, change: () -> Void, examine: @escaping @Sendable (borrowing DiskImage) -> Answer
+        _ path: String, change: () -> Void, examine: @escaping @Sendable (DiskImage) -> Answer
     ) throws -> Answer {
         let answer = Guarded<Result<Answer, DiskImageError>?>(nil)
         try whileHeld(path, change) {

@@ -73,13 +73,13 @@ import Testing
         let killer = Killer()
         try killer.run { try server.start() }
         var bytes = [UInt8](repeating: 0, count: content.count)
-        try bytes.withUnsafeMutableBytes { try disk.read($0, at: 0) }
+        try bytes.withIOMemory { try disk.read($0, at: 0) }
         killer.finish()
         #expect(bytes == content)
         server.kill()
         // Given up by somebody else.
         try killer.run { disk.cancel() }
-        #expect(throws: DiskImageError.self) { try bytes.withUnsafeMutableBytes { try disk.read($0, at: 0) } }
+        #expect(throws: DiskImageError.self) { try bytes.withIOMemory { try disk.read($0, at: 0) } }
         killer.finish()
     }
 

@@ -71,12 +71,12 @@ import Testing
         let reader = ImageReader(try DiskImage(path: directory.file("source.raw"), options: options))
         let buffers = try TransferBuffer(4 << 20, "")
         var ahead = ReadAhead(buffers: 2)
-        let memory = UnsafeMutableRawBufferPointer(start: buffers.start, count: 1 << 20)
+        let memory = buffers.memory.prefix(1 << 20)
         guard let descriptor = reader.direct(memory, from: 1 << 20, ofFile: 0) else {
             // A file system without O_DIRECT has nothing to read ahead around the cache.
             return withKnownIssue("no O_DIRECT in \(directory.path)") { Issue.record("not tried") }
         }
-        let tail = UnsafeMutableRawBufferPointer(start: buffers.start + (2 << 20), count: 1 << 20)
+        let tail = buffers.memory.piece(2 << 20, 1 << 20)
         let isStarted = ahead.start(ReadAhead.Read(memory: memory, place: 1 << 20, file: 0, buffer: 0), descriptor)
         // Goes beyond the end of the file.
         let isTailStarted = ahead.start(ReadAhead.Read(memory: tail, place: UInt64(bytes.count - 1234) - 4096, file: 0, buffer: 1), descriptor)
@@ -84,11 +84,11 @@ import Testing
         ahead.submit()
         let failed = try ahead.wait(0)
         #expect(failed.isEmpty)
-        #expect(unsafe memcmp(memory.baseAddress!, Array(bytes[(1 << 20)..<(2 << 20)]), 1 << 20) == 0)
+        #expect(memory.array == Array(bytes[(1 << 20)..<(2 << 20)]))
         let again = try ahead.wait(1)
-        #expect(again.count == 1 && again.first?.memory.baseAddress == tail.baseAddress)
+        #expect(again.count == 1 && again.first?.memory.distance(from: tail) == 0)
         // Small ones and what the cache has are left to it.
-        #expect(reader.direct(UnsafeMutableRawBufferPointer(start: buffers.start, count: 32 << 10), from: 0, ofFile: 0) == nil)
+        #expect(reader.direct(buffers.memory.prefix(32 << 10), from: 0, ofFile: 0) == nil)
         _ = try readFile(directory.file("source.raw"), limit: 1 << 30)
         #expect(reader.direct(memory, from: 3 << 20, ofFile: 0) == nil)
     }
@@ -101,7 +101,7 @@ import Testing
         let buffers = try TransferBuffer(8192, "")
         var ahead = ReadAhead(buffers: 2)
         guard let ring = ahead.descriptor else { return withKnownIssue("no io_uring here") { Issue.record("not tried") } }
-        let pieces = (0..<2).map { UnsafeMutableRawBufferPointer(start: buffers.start + $0 * 4096, count: 4096) }
+        let pieces = [buffers.memory.piece(0, 4096), buffers.memory.piece(4096, 4096)]
         // From a pipe, at no place: it ends when there is something.
         let isStarted = ahead.start(ReadAhead.Read(memory: pieces[0], place: .max, file: 0, buffer: 0), ends[0])
         #expect(isStarted)
@@ -118,7 +118,7 @@ import Testing
             contents.withUnsafeBytes { _ = write(output, $0.baseAddress, $0.count) }
         }
         ahead.drain()
-        #expect(Array(pieces[0]) == contents)
+        #expect(pieces[0].array == contents)
         writer.join()
         // So that the ring's own end finds it.
         #expect(dup2(kept, ring) == ring)
@@ -131,7 +131,7 @@ import Testing
         var random = SeededGenerator(seed: 5)
         func likely(_ make: (Int) -> UInt8, _ count: Int = 65536) -> Bool {
             let bytes = (0..<count).map(make)
-            return bytes.withUnsafeBytes { judge.isLikely($0) }
+            return bytes.withReadableIOMemory { judge.isLikely($0) }
         }
         let noise = (0..<65536).map { _ in UInt8(truncatingIfNeeded: random.next()) }
         for count in [4096, 65536] { #expect(!likely({ noise[$0] }, count)) }

@@ -33,7 +33,7 @@ extension FuzzTarget {
         return true
     }
 
-    private static func map(_ image: consuming DiskImage) {
+    private static func map(_ image: DiskImage) {
         let size = image.size
         var map = ImageMap(image), position: UInt64 = 0, steps = 0
         while steps < 200, let extent = try? map.next() {
@@ -45,7 +45,7 @@ extension FuzzTarget {
         }
     }
 
-    private static func use(_ image: consuming DiskImage, isReadOnly: Bool) {
+    private static func use(_ image: DiskImage, isReadOnly: Bool) {
         let size = image.size
         guard var engine = try? DiskEngine(image, depth: 4, segments: 4) else { fatalError("DiskEngine") }
         var memory = [UInt8](repeating: 0x5a, count: Int(min(size, 512)))
