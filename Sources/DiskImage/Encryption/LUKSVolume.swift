@@ -145,6 +145,7 @@ public enum PasswordCost: Sendable, Equatable {
 
 private func threadTime() -> Double {
     var time = timespec()
+    // A value of its own.
     unsafe clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
     return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
 }

@@ -95,6 +95,7 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
             let prepared = unsafe memory.start.bindMemory(to: ccrypto_aes.self, capacity: 3)
             func prepare(_ index: Int, _ secret: SecretBytes, from first: Int, bits: Int) {
                 let isPrepared = secret.withBytes { bytes in
+                    // As said above.
                     unsafe ccrypto_aes_prepare(prepared + index, bytes.piece(first, bits / 8).octets, Int32(bits), usesInstructions)
                 }
                 precondition(isPrepared)

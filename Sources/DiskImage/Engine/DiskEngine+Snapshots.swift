@@ -23,6 +23,7 @@ extension DiskEngine {
             throw .snapshot(path: image.path, name: name, reason: "a name has 1 to 255 bytes, this one \(name.rawBytes.count)")
         }
         var now = timespec()
+        // A value of its own.
         unsafe clock_gettime(CLOCK_REALTIME, &now)
         let time = (seconds ?? UInt32(clamping: now.tv_sec), seconds == nil ? UInt32(clamping: now.tv_nsec) : 0)
         var made: DiskSnapshot?

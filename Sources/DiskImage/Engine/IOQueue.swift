@@ -59,6 +59,7 @@ enum IOQueue: ~Copyable {
     /// - Parameter isAside: as ``IORing/read(_:_:count:at:token:isAside:)`` has it, where there is a ring.
     func read(_ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAside: Bool) throws(SystemCallError) {
         switch self {
+        // They stay until the completion.
         case .ring(let ring): try unsafe ring.read(file, segments.vectors, count: segments.count, at: offset, token: token, isAside: isAside)
         case .synchronous(let calls): calls.read(file, segments, at: offset, token: token)
         case .remote(let disk): try disk.transfer(.read, segments, at: offset, token: token)
@@ -68,6 +69,7 @@ enum IOQueue: ~Copyable {
 
     func write(_ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64) throws(SystemCallError) {
         switch self {
+        // As above.
         case .ring(let ring): try unsafe ring.write(file, segments.vectors, count: segments.count, at: offset, token: token)
         case .synchronous(let calls): calls.write(file, segments, at: offset, token: token)
         case .remote(let disk): try disk.transfer(.write, segments, at: offset, token: token)

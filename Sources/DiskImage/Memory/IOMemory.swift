@@ -6,8 +6,8 @@ internal import Linux
 
 /// A piece of memory between which and a file bytes are moved: a checked view, which owns nothing.
 ///
-/// Who makes one vouches that the memory stays until nobody uses the view any more, which is what is unsafe about it.
-/// From then on no access leaves its bounds. It may be a guest's memory, which changes at any time: it is copied through
+/// Who makes one vouches that the memory stays until nobody uses the view any more, which is what is unsafe about it, and
+/// nothing checks; an ``IOBuffer``'s stays as long as the buffer. From then on no access leaves its bounds. It may be a guest's memory, which changes at any time: it is copied through
 /// helpers that the compiler does not look into.
 @safe struct IOMemory: @unchecked Sendable {
     // Where the memory is. It does not change, and who may use it is the owner's business: hence `Sendable`.
@@ -63,7 +63,10 @@ internal import Linux
     /// mlock(2), best effort.
     func lock() { _ = unsafe mlock(start, count) }
 
-    func fill(_ byte: UInt8) { unsafe clinux_fill(start, byte, count) }
+    func fill(_ byte: UInt8) {
+        // As many bytes as there are.
+        unsafe clinux_fill(start, byte, count)
+    }
 
     /// Bytes of zero at its start.
     var zeroPrefix: Int {
@@ -94,7 +97,7 @@ internal import Linux
         unsafe Array(bytes)
     }
 
-    func clear() { unsafe clinux_fill(start, 0, count) }
+    func clear() { fill(0) }
 
     /// Overwrites secrets, which no compiler leaves out.
     func erase() { unsafe explicit_bzero(start, count) }

@@ -92,14 +92,21 @@ struct IOSegmentLists: ~Copyable {
     /// Segments of a list at most.
     let capacity: Int
 
+    /// Segments for which no mapping of their own is made.
+    private static let few = 256
+
     /// A segment; zeroes are a valid one.
     @safe fileprivate struct Vector: BitwiseCopyable { var value: iovec }
 
     /// - Parameter path: the image's, for the error that there is no memory.
     init(count: Int, capacity: Int, _ path: String) throws(DiskImageError) {
         let vectors: Slab<Vector>
-        // An empty segment is all zero.
-        do throws(SystemCallError) { vectors = try unsafe Slab(zeroed: count * capacity) } catch { throw .system(path: path, error) }
+        if count * capacity <= Self.few {
+            vectors = Slab(count: count * capacity) { _ in unsafe Vector(value: iovec()) }
+        } else {
+            // An empty segment is all zero.
+            do throws(SystemCallError) { vectors = try unsafe Slab(zeroed: count * capacity) } catch { throw .system(path: path, error) }
+        }
         self.vectors = vectors
         self.capacity = capacity
     }

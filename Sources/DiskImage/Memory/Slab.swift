@@ -15,6 +15,7 @@ internal import Linux
 
     /// - Parameter element: makes the element of an index.
     init(count: Int, _ element: (Int) -> Element) {
+        // Initialised below, released in `deinit`.
         unsafe start = .allocate(capacity: max(1, count))
         self.count = count
         mapping = nil
@@ -96,6 +97,7 @@ extension Slab where Element: BitwiseCopyable {
     private(set) var count = 0
 
     init(capacity: Int) {
+        // Uninitialised up to `count`; released in `deinit`.
         unsafe start = .allocate(capacity: max(1, capacity))
         self.capacity = capacity
     }

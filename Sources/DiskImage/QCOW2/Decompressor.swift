@@ -37,6 +37,7 @@ enum Decompressor: ~Copyable {
     private static let maximumWindowLog: Int32 = 21
 
     init?() {
+        // Alone with this value until `deinit`.
         guard let context = unsafe ZSTD_createDCtx() else { return nil }
         unsafe self.context = context
         // A parameter within its bounds, so it is taken.
@@ -44,10 +45,12 @@ enum Decompressor: ~Copyable {
     }
 
     deinit {
+        // Nobody else has it.
         _ = unsafe ZSTD_freeDCtx(context)
     }
 
     func decompress(_ input: IOMemory, into output: IOMemory) -> Bool {
+        // The context is this value's.
         _ = unsafe ZSTD_DCtx_reset(context, ZSTD_reset_session_only)
         // libzstd reads and writes within these bounds; what it has not used of the input is padding up to a sector.
         var source = unsafe ZSTD_inBuffer(src: input.start, size: input.count, pos: 0)

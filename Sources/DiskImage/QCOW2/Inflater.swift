@@ -50,6 +50,7 @@ struct Inflater: ~Copyable {
     }
 
     deinit {
+        // Nobody else has it.
         _ = unsafe end(stream)
         unsafe stream.deallocate()
     }

@@ -95,6 +95,7 @@ struct NBDFailure: Error, Equatable {
     }
 
     private init(_ location: NBDLocation) throws(NBDFailure) {
+        // Closed in `deinit`.
         guard let handle = unsafe nbd_create() else { throw .last }
         // Alone with its owner; every call below gets the live handle and copies its texts.
         unsafe self.handle = handle
@@ -119,6 +120,7 @@ struct NBDFailure: Error, Equatable {
     }
 
     deinit {
+        // Nobody else has it; its callbacks are over with it.
         unsafe nbd_close(handle)
     }
 

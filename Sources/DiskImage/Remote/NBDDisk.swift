@@ -216,6 +216,7 @@ final class NBDDisk: @unchecked Sendable {
 
     func now() -> Int {
         var time = timespec()
+        // A value of its own.
         unsafe clock_gettime(CLOCK_MONOTONIC, &time)
         return time.tv_sec * 1000 + time.tv_nsec / 1_000_000
     }

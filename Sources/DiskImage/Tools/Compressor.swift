@@ -51,6 +51,7 @@ struct Deflater: ~Copyable {
     }
 
     deinit {
+        // Nobody else has it.
         _ = unsafe ZSTD_freeCCtx(context)
     }
 

@@ -89,6 +89,7 @@ public struct ImageBench: Sendable {
 
     private func now() -> Double {
         var time = timespec()
+        // A value of its own.
         unsafe clock_gettime(CLOCK_MONOTONIC, &time)
         return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
     }

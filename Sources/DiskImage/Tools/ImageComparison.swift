@@ -28,7 +28,7 @@ public struct ImageComparison: Sendable {
 
     private static let bufferSize = 1 << 20
 
-    public init(_ first: String, _ second: String) {
+    public init(_ first: String, with second: String) {
         self.first = first
         self.second = second
     }
@@ -62,7 +62,7 @@ public struct ImageComparison: Sendable {
             let a = left.prefix(count), b = right.prefix(count)
             if !extent.readsAsZeroes { try one.read(a, at: position) }
             if !match.readsAsZeroes { try other.read(b, at: position) }
-            let same = extent.readsAsZeroes ? b.zeroPrefix : match.readsAsZeroes ? a.zeroPrefix : commonPrefix(a, b)
+            let same = extent.readsAsZeroes ? b.zeroPrefix : match.readsAsZeroes ? a.zeroPrefix : commonPrefix(a, with: b)
             if same < count { return .contents(offset: position + UInt64(same)) }
             position += UInt64(count)
         }
@@ -87,7 +87,7 @@ public struct ImageComparison: Sendable {
     }
 
     /// - Parameter b: as long a piece as `a`.
-    private func commonPrefix(_ a: IOMemory, _ b: IOMemory) -> Int {
+    private func commonPrefix(_ a: IOMemory, with b: IOMemory) -> Int {
         if a.isEqual(to: b) { return a.count }
         return (0..<a.count).first { a.load($0, as: UInt8.self) != b.load($0, as: UInt8.self) } ?? a.count
     }

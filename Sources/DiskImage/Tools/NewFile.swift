@@ -203,6 +203,7 @@ private struct Made: ~Copyable {
 
     init(beside target: String, mode: mode_t) throws(SystemCallError) {
         if let file = try? FileDescriptor.open(DiskImage.directory(of: target), CLINUX_O_TMPFILE | O_RDWR, mode: mode),
+            // A string for as long as the call lasts.
             unsafe access(file.path, F_OK) == 0
         {
             descriptor = file

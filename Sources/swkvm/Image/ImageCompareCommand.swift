@@ -66,7 +66,7 @@ struct ImageCompareCommand: ParsableCommand {
 
     func run() throws {
         let outcome = try ImageTool.run(status: 2) { () throws(DiskImageError) in
-            var comparison = ImageComparison(first, second)
+            var comparison = ImageComparison(first, with: second)
             comparison.firstOptions.format = format
             comparison.secondOptions.format = secondFormat
             comparison.secondOptions.formatOption = "--second-format"

@@ -70,7 +70,7 @@ extension ImageSubformat {
         expect(path, kind, isSameAs: raw)
         let files = try DiskImage(path: path, options: readOnly).files.count
         #expect(files == (kind == .twoGbMaxExtentFlat || kind == .twoGbMaxExtentSparse ? 4 : kind == .monolithicFlat ? 2 : 1))
-        #expect(try ImageComparison(path, raw).run() == .identical)
+        #expect(try ImageComparison(path, with: raw).run() == .identical)
         // Empty ones, too.
         let empty = directory.file("empty.\(kind.format)")
         var creation = ImageCreation(path: empty, format: kind.format, size: 5 << 30)

@@ -114,7 +114,7 @@ import Testing
         #expect(bytes[grain + 12] == 0x78)
         bytes[grain + 12] = 0
         let broken = try directory.write("broken.vmdk", bytes)
-        #expect(throws: DiskImageError.self) { _ = try ImageComparison(broken, path).run() }
+        #expect(throws: DiskImageError.self) { _ = try ImageComparison(broken, with: path).run() }
     }
 
     /// QEMU reads these as if they had no parent.

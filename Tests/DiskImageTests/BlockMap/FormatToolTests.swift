@@ -66,12 +66,12 @@ import Testing
         let contents = QCOW2ImageTests.sparse(kind.size, seed: 7)
         let path = try directory.make(kind, contents)
         let raw = directory.file("in.raw")
-        let found = try ImageComparison(path, raw).run()
+        let found = try ImageComparison(path, with: raw).run()
         #expect(found == .identical || found == .identicalUpToZeroes)
         for format in [.raw, .qcow2] as [ImageFormat] {
             let target = directory.file("out.\(format)")
             try ImageConversion(source: path, target: target, format: format).run()
-            #expect(try ImageComparison(path, target).run() == .identical)
+            #expect(try ImageComparison(path, with: target).run() == .identical)
             #expect(run(["qemu-img", "compare", "-f", "raw", "-F", format.rawValue, raw, target]).status == 0)
         }
         let information = try ImageInformation(path: path)

@@ -212,7 +212,7 @@ import Testing
         conversion.threads = 4
         try conversion.run()
         #expect(try directory.read("flat.raw") == expected)
-        var comparison = ImageComparison(overlay, directory.file("flat.raw"))
+        var comparison = ImageComparison(overlay, with: directory.file("flat.raw"))
         comparison.firstOptions = following
         #expect(try comparison.run() == .identical)
         // What differs from the remote disk, from an image on that very disk.

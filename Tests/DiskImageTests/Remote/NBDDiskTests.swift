@@ -116,7 +116,7 @@ import Testing
             try conversion.run()
             #expect(run(["qemu-img", "compare", "-f", format.rawValue, "-F", "raw", "-U", directory.file(name), directory.file("disk.raw")]).status == 0)
         }
-        #expect(try ImageComparison(address, directory.file("new.raw")).run() == .identical)
+        #expect(try ImageComparison(address, with: directory.file("new.raw")).run() == .identical)
         let information = try ImageInformation(path: address)
         #expect(information.remote?.blockStatus == true && information.allocated == nil && information.format == .raw)
     }

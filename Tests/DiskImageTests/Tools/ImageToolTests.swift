@@ -192,7 +192,7 @@ import Testing
     private let directory = TemporaryDirectory(inMemory: true)
 
     private func outcome(_ first: String, _ second: String, strict: Bool = false) throws -> ImageComparison.Outcome {
-        var comparison = ImageComparison(directory.file(first), directory.file(second))
+        var comparison = ImageComparison(directory.file(first), with: directory.file(second))
         comparison.isStrict = strict
         return try comparison.run()
     }
