@@ -6,9 +6,10 @@ internal import Linux
 
 /// A piece of memory between which and a file bytes are moved: a checked view, which owns nothing.
 ///
-/// Who makes one vouches that the memory stays until nobody uses the view any more, which is what is unsafe about it, and
-/// nothing checks; an ``IOBuffer``'s stays as long as the buffer. From then on no access leaves its bounds. It may be a guest's memory, which changes at any time: it is copied through
-/// helpers that the compiler does not look into.
+/// Who makes one vouches that the memory stays until nobody uses the view any more, which is what is unsafe
+/// about it, and nothing checks; an ``IOBuffer``'s stays as long as the buffer. From then on no access leaves
+/// its bounds. It may be a guest's memory, which changes at any time: it is copied through helpers that the
+/// compiler does not look into.
 @safe struct IOMemory: @unchecked Sendable {
     // Where the memory is. It does not change, and who may use it is the owner's business: hence `Sendable`.
     let start: UnsafeMutableRawPointer
@@ -34,7 +35,9 @@ internal import Linux
 
     /// A part of it.
     @inline(__always) func piece(_ offset: Int, _ count: Int) -> IOMemory {
-        precondition(offset >= 0 && count >= 0 && offset <= self.count && count <= self.count - offset, "beyond the memory's end")
+        precondition(
+            offset >= 0 && count >= 0 && offset <= self.count && count <= self.count - offset, "beyond the memory's end"
+        )
         // Inside, as was just checked.
         return unsafe IOMemory(start + offset, count: count)
     }
@@ -110,7 +113,9 @@ internal import Linux
     }
 
     /// An integer at an offset, in this host's byte order.
-    @inline(__always) func load<Value: FixedWidthInteger & BitwiseCopyable>(_ offset: Int, as type: Value.Type = Value.self) -> Value {
+    @inline(__always) func load<Value: FixedWidthInteger & BitwiseCopyable>(
+        _ offset: Int, as type: Value.Type = Value.self
+    ) -> Value {
         precondition(offset >= 0 && offset <= count - MemoryLayout<Value>.size, "beyond the memory's end")
         // Inside, as was just checked.
         return unsafe start.loadUnaligned(fromByteOffset: offset, as: type)
@@ -122,28 +127,40 @@ internal import Linux
         unsafe start.storeBytes(of: value, toByteOffset: offset, as: Value.self)
     }
 
-    @inline(__always) func load<Value: FixedWidthInteger & BitwiseCopyable>(bigEndian offset: Int, as type: Value.Type = Value.self) -> Value {
+    @inline(__always) func load<Value: FixedWidthInteger & BitwiseCopyable>(
+        bigEndian offset: Int, as type: Value.Type = Value.self
+    ) -> Value {
         Value(bigEndian: load(offset))
     }
 
-    @inline(__always) func load<Value: FixedWidthInteger & BitwiseCopyable>(littleEndian offset: Int, as type: Value.Type = Value.self) -> Value {
+    @inline(__always) func load<Value: FixedWidthInteger & BitwiseCopyable>(
+        littleEndian offset: Int, as type: Value.Type = Value.self
+    ) -> Value {
         Value(littleEndian: load(offset))
     }
 
-    @inline(__always) func store<Value: FixedWidthInteger & BitwiseCopyable>(bigEndian value: Value, _ offset: Int) { store(value.bigEndian, offset) }
-    @inline(__always) func store<Value: FixedWidthInteger & BitwiseCopyable>(littleEndian value: Value, _ offset: Int) { store(value.littleEndian, offset) }
+    @inline(__always) func store<Value: FixedWidthInteger & BitwiseCopyable>(bigEndian value: Value, _ offset: Int) {
+        store(value.bigEndian, offset)
+    }
+    @inline(__always) func store<Value: FixedWidthInteger & BitwiseCopyable>(littleEndian value: Value, _ offset: Int) {
+        store(value.littleEndian, offset)
+    }
 }
 
 extension Array where Element == UInt8 {
     /// Has `body` use the array's bytes, which stay where they are meanwhile, as memory to be written.
-    mutating func withIOMemory<Answer, Failure: Error>(_ body: (IOMemory) throws(Failure) -> Answer) throws(Failure) -> Answer {
+    mutating func withIOMemory<Answer, Failure: Error>(
+        _ body: (IOMemory) throws(Failure) -> Answer
+    ) throws(Failure) -> Answer {
         // `body` does not keep the view.
         var span = mutableSpan
         return try unsafe span.withUnsafeMutableBytes { (bytes) throws(Failure) in try body(unsafe IOMemory(bytes)) }
     }
 
     /// Likewise, as memory that is only read.
-    func withReadableIOMemory<Answer, Failure: Error>(_ body: (IOMemory) throws(Failure) -> Answer) throws(Failure) -> Answer {
+    func withReadableIOMemory<Answer, Failure: Error>(
+        _ body: (IOMemory) throws(Failure) -> Answer
+    ) throws(Failure) -> Answer {
         // As above, and nobody writes it.
         try unsafe span.withUnsafeBytes { (bytes) throws(Failure) in try body(unsafe IOMemory(reading: bytes)) }
     }

@@ -4,7 +4,8 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// The memory of a transfer, in segments as readv(2) takes them: a view, which owns neither the list nor the memory.
+/// The memory of a transfer, in segments as readv(2) takes them: a view, which owns neither the list nor the
+/// memory.
 ///
 /// Who makes one vouches that both stay until the transfer has ended. No access leaves a segment.
 @safe struct IOSegments: @unchecked Sendable {
@@ -12,7 +13,8 @@ internal import Linux
     let vectors: UnsafePointer<iovec>
     let count: Int
 
-    /// - Precondition: there are `count` vectors, and both they and the memory that they are about stay until the transfer has ended.
+    /// - Precondition: there are `count` vectors, and both they and the memory that they are about stay until
+    /// the transfer has ended.
     @unsafe init(_ vectors: UnsafePointer<iovec>, count: Int) {
         unsafe self.vectors = vectors
         self.count = count
@@ -29,7 +31,9 @@ internal import Linux
     /// The bits that are set in any address or length: by them one sees what all of them are multiples of.
     var bits: UInt {
         var bits: UInt = 0
-        for index in 0..<count { unsafe bits |= UInt(bitPattern: vectors[index].iov_base) | UInt(bitPattern: vectors[index].iov_len) }
+        for index in 0..<count {
+            unsafe bits |= UInt(bitPattern: vectors[index].iov_base) | UInt(bitPattern: vectors[index].iov_len)
+        }
         return bits
     }
 
@@ -105,7 +109,9 @@ struct IOSegmentLists: ~Copyable {
             vectors = Slab(count: count * capacity) { _ in unsafe Vector(value: iovec()) }
         } else {
             // An empty segment is all zero.
-            do throws(SystemCallError) { vectors = try unsafe Slab(zeroed: count * capacity) } catch { throw .system(path: path, error) }
+            do throws(SystemCallError) { vectors = try unsafe Slab(zeroed: count * capacity) } catch {
+                throw .system(path: path, error)
+            }
         }
         self.vectors = vectors
         self.capacity = capacity
@@ -142,7 +148,9 @@ struct IOSegmentLists: ~Copyable {
     }
 
     private func segments(_ index: Int, _ count: Int) -> IOSegments {
-        // The slab's elements stay where they are, and each is a vector and nothing else; this value lives as long as its user's requests.
-        unsafe IOSegments(UnsafeRawPointer(vectors.address(of: index * capacity)).assumingMemoryBound(to: iovec.self), count: count)
+        // The slab's elements stay where they are, and each is a vector and nothing else; this value lives as
+        // long as its user's requests.
+        unsafe IOSegments(
+            UnsafeRawPointer(vectors.address(of: index * capacity)).assumingMemoryBound(to: iovec.self), count: count)
     }
 }
