@@ -208,41 +208,41 @@ extension DiskEngine {
 
     /// Puts what is left of an operation into the queue. It needs no lock: descriptors do not change.
     mutating func enqueue(_ index: Int32) {
-        let operation = operations[index]
+        let (kind, layer, length) = (operations[index].kind, operations[index].layer, operations[index].length)
         let token = UInt64(UInt32(bitPattern: index))
-        let offset = operation.fileOffset &+ operation.done
-        let left = operation.length &- operation.done
+        let offset = operations[index].fileOffset &+ operations[index].done
+        let left = length &- operations[index].done
         let call = min(left, Self.largestCall)
         outstanding += 1
         do throws(SystemCallError) {
-            switch operation.kind {
+            switch kind {
             case .read, .write, .writeZeroes, .load:
                 let segments = self.segments(for: index, length: call)
                 operations[index].submitted = call
                 bytesInFlight += call
                 turnLeft -= Int(call)
-                let file = operation.kind == .load
-                    ? image.descriptor(operation.layer, for: segments, offset: offset)
-                    : image.dataDescriptor(operation.layer, for: segments, offset: offset)
-                if operation.kind == .read || operation.kind == .load {
+                let file = kind == .load
+                    ? image.descriptor(layer, for: segments, offset: offset)
+                    : image.dataDescriptor(layer, for: segments, offset: offset)
+                if kind == .read || kind == .load {
                     // Copies out of the page cache: this thread would do one after the other.
-                    let isAside = left >= Self.asideLength && outstanding > 1 && file == image.dataDescriptor(operation.layer)
+                    let isAside = left >= Self.asideLength && outstanding > 1 && file == image.dataDescriptor(layer)
                     try queue.read(file, segments, at: offset, token: token, isAside: isAside)
                 } else {
                     try queue.write(file, segments, at: offset, token: token)
                 }
             case .synchronize:
-                try queue.synchronize(image.descriptor(operation.layer), token: token)
+                try queue.synchronize(image.descriptor(layer), token: token)
             case .commit:
-                try queue.synchronize(shared.commit.step == .data ? image.dataDescriptor(operation.layer) : image.descriptor(operation.layer), token: token)
-            case .punch where operation.request >= 0 && requests[operation.request].operation == .discard:
-                try queue.discard(image.dataDescriptor(operation.layer), at: offset, length: left, token: token)
+                try queue.synchronize(shared.commit.step == .data ? image.dataDescriptor(layer) : image.descriptor(layer), token: token)
+            case .punch where operations[index].request >= 0 && requests[operations[index].request].operation == .discard:
+                try queue.discard(image.dataDescriptor(layer), at: offset, length: left, token: token)
             case .punch:
                 let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-                try queue.allocate(image.dataDescriptor(operation.layer), mode: mode, at: offset, length: left, token: token)
+                try queue.allocate(image.dataDescriptor(layer), mode: mode, at: offset, length: left, token: token)
             case .zeroRange:
                 let mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
-                try queue.allocate(image.dataDescriptor(operation.layer), mode: mode, at: offset, length: left, token: token)
+                try queue.allocate(image.dataDescriptor(layer), mode: mode, at: offset, length: left, token: token)
             case .zeroes:
                 // They are there: nothing for the queue to do.
                 endUnqueued(index)
@@ -362,14 +362,14 @@ extension DiskEngine {
 
     /// The segments for the next bytes of an operation. They are stable until the operation is next put into the queue.
     private mutating func segments(for index: Int32, length left: UInt64) -> IOSegments {
-        let operation = operations[index], list = Int(index), done = Int(operation.done)
-        if let load = operation.load { return segmentLists.list(list, load.buffer.piece(done, Int(left))) }
-        if operation.copy >= 0 { return segmentLists.list(list, copies.buffer(operation.copy).piece(done, Int(left))) }
-        if operation.cipherBuffer >= 0 { return segmentLists.list(list, encryption.buffer(operation.cipherBuffer).piece(done, Int(left))) }
-        if operation.kind == .writeZeroes { return segmentLists.list(list, repeating: zeroes.memory, length: left) }
-        guard let all = requests[operation.request].segments else { return segmentLists.list(list, zeroes.piece(0, 0)) }
-        if left == requests[operation.request].length { return all }
-        return segmentLists.list(list, of: all, from: operation.start &+ operation.done, length: left)
+        let list = Int(index), done = Int(operations[index].done), request = operations[index].request
+        if let load = operations[index].load { return segmentLists.list(list, load.buffer.piece(done, Int(left))) }
+        if operations[index].copy >= 0 { return segmentLists.list(list, copies.buffer(operations[index].copy).piece(done, Int(left))) }
+        if operations[index].cipherBuffer >= 0 { return segmentLists.list(list, encryption.buffer(operations[index].cipherBuffer).piece(done, Int(left))) }
+        if operations[index].kind == .writeZeroes { return segmentLists.list(list, repeating: zeroes.memory, length: left) }
+        guard let all = requests[request].segments else { return segmentLists.list(list, zeroes.piece(0, 0)) }
+        if left == requests[request].length { return all }
+        return segmentLists.list(list, of: all, from: operations[index].start &+ operations[index].done, length: left)
     }
 
     func fill(_ request: Int32, from start: UInt64, length: UInt64) { requests[request].segments?.clear(from: start, length: length) }

@@ -52,6 +52,9 @@ public struct ImageBench: Sendable {
         let buffers = try TransferBuffer(depth * size, path)
         var lists: IOSegmentLists
         lists = try IOSegmentLists(count: depth, capacity: 1, path)
+        // Each request has its own part of the buffer, which outlives the engine's use of it.
+        var segments: [IOSegments] = []
+        for request in 0..<depth { segments.append(lists.list(request, buffers.memory.piece(request * size, size))) }
         // For reads too: the memory is there before it counts.
         buffers.memory.fill(fill)
 
@@ -62,9 +65,7 @@ public struct ImageBench: Sendable {
         // Also until the last flush among them has ended.
         while done < count || engine.inFlight > 0 {
             while started < count, let request = engine.acquire() {
-                // Each request has its own part of the buffer, which outlives the engine's use of it.
-                let segments = lists.list(request, buffers.memory.piece(request * size, size))
-                engine.start(request, writes ? .write : .read, offset: places.next(), length: UInt64(size), segments: segments)
+                engine.start(request, writes ? .write : .read, offset: places.next(), length: UInt64(size), segments: segments[request])
                 started += 1
             }
             guard let completion = try engine.waitForCompletion() else { break }
