@@ -128,8 +128,8 @@ let package = Package(
         tests(
             "MachineTests",
             [
-                "Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "KVM", "Linux", "Platform",
-                "CLinux",
+                "Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "HostNetwork", "KVM", "Linux",
+                "Platform", "Virtio", "CLinux", "CSystemCallFilter",
             ]),
         tests(
             "CommandLineTests",

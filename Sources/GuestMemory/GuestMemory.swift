@@ -25,6 +25,8 @@ internal import Linux
 
     private let reservation: Mapping
     private let file: FileDescriptor?
+    /// What ``usage()`` reads: opened with the memory, so that nothing is opened later. nil where there is no /proc.
+    let mappings: FileDescriptor?
     // Written once, before any other thread sees it; freed by `deinit`. Views only read it.
     private nonisolated(unsafe) let table: UnsafeMutableBufferPointer<MemoryRegion>
 
@@ -60,6 +62,7 @@ internal import Linux
         unsafe try Self.map(size: size, at: host, backing: backing, descriptor: descriptor)
         self.size = size
         self.backing = backing
+        mappings = try? FileDescriptor.open("/proc/self/smaps", O_RDONLY)
 
         var regions: [MemoryRegion] = []
         var offset: UInt64 = 0

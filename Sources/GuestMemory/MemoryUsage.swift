@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Glibc
 internal import Linux
 
 /// The resident part of a guest's memory, in bytes.
@@ -17,8 +18,11 @@ extension GuestMemory {
     /// a loop.
     public func usage() throws(GuestMemoryError) -> MemoryUsage {
         let text: [UInt8]
-        do {
-            text = try readFile("/proc/self/smaps", limit: 16 << 20)
+        do throws(SystemCallError) {
+            switch mappings {
+            case .some(let mappings): text = try readFile(mappings, limit: 16 << 20)
+            case nil: throw SystemCallError("open", errno: ENOENT)
+            }
         } catch {
             throw .refused(size: size, error)
         }

@@ -22,6 +22,8 @@ public enum LinkState: Equatable, Sendable {
 /// It listens in the network namespace of the thread that made it. Not for two threads at a time.
 public struct LinkWatcher: ~Copyable, Sendable {
     private let socket: FileDescriptor
+    /// For questions: no socket is opened later.
+    private let netlink: RouteNetlink
     private let index: Int32
 
     /// Readable when the kernel has said something about an interface, maybe about this one.
@@ -29,7 +31,10 @@ public struct LinkWatcher: ~Copyable, Sendable {
 
     /// Begins to listen; what was before, ``current()`` tells.
     init(index: Int32) throws(HostNetworkError) {
-        socket = try Self.open()
+        let socket = try Self.open()
+        let netlink = try RouteNetlink()
+        self.socket = socket
+        self.netlink = netlink
         self.index = index
     }
 
@@ -55,10 +60,7 @@ public struct LinkWatcher: ~Copyable, Sendable {
     }
 
     /// Reads the state of the interface; nil if it is not visible.
-    public func current() -> LinkState? {
-        guard let netlink = try? RouteNetlink() else { return nil }
-        return (try? netlink.link(at: index))?.state
-    }
+    public func current() -> LinkState? { (try? netlink.link(at: index))?.state }
 
     /// Returns the latest reported state since the last call; nil if there was no report.
     ///

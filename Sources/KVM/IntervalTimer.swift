@@ -14,7 +14,11 @@ internal import Linux
 public final class IntervalTimer: Sendable {
     private let machine: FileDescriptor
     /// Each access reads the state, changes it and writes it back.
-    private let turn = Guarded(())
+    private let turn = Guarded(Turn())
+
+    private struct Turn {
+        var beforePause: kvm_pit_state2?
+    }
 
     init(_ machine: consuming FileDescriptor) { self.machine = machine }
 
@@ -45,6 +49,18 @@ public final class IntervalTimer: Sendable {
     }
 
     /// The timer's registers; nil before it is made.
+    /// Notes the state before a pause of the machine, in which no vCPU runs.
+    public func pause() { turn.withLock { $0.beforePause = state() } }
+
+    /// Drops the periods of a pause: KVM has counted them, to make up for them with one interrupt after the other.
+    public func resume() {
+        turn.withLock { turn in
+            // Other modes count down once; that time is over.
+            guard var state = turn.beforePause.take(), state.channels.0.mode == 2 || state.channels.0.mode == 3 else { return }
+            _ = try? machine.ioctl(CLINUX_KVM_SET_PIT2, &state, named: "KVM_SET_PIT2")
+        }
+    }
+
     func state() -> kvm_pit_state2? {
         var state = kvm_pit_state2()
         return (try? machine.ioctl(CLINUX_KVM_GET_PIT2, &state, named: "KVM_GET_PIT2")) == nil ? nil : state

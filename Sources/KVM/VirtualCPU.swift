@@ -123,6 +123,15 @@ public struct VirtualCPU: ~Copyable, Sendable {
         return frequency > 0 ? Int(frequency) : nil
     }
 
+    /// Tells the guest that it was stopped for a while, where it uses KVM's clock, so that its watchdogs do not take the gap for a hang
+    /// (`KVM_KVMCLOCK_CTRL`).
+    /// - Throws: also when the guest does not use the clock.
+    public func markPausedClock() throws(KVMError) {
+        do throws(SystemCallError) { _ = try descriptor.ioctl(CLINUX_KVM_KVMCLOCK_CTRL, named: "KVM_KVMCLOCK_CTRL") } catch {
+            throw .refused(purpose: "mark the clock of vCPU \(id) as paused", error)
+        }
+    }
+
     /// Translates a guest-virtual address to a guest-physical one, or nil if it is not mapped (`KVM_TRANSLATE`).
     public func translate(_ linear: UInt64) -> UInt64? {
         var translation = kvm_translation()

@@ -58,7 +58,7 @@ public struct VirtualMachine: ~Copyable, Sendable {
     ///
     /// The end of a machine waits for the same, and without anybody in a hurry the kernel takes 15 to 20 ms over it. The ioctl is chosen for what the
     /// kernel does after it, an expedited grace period: an empty list of denied PMU events denies nothing.
-    public func settle() {
+    public func waitForReplacedBuses() {
         var filter = kvm_pmu_event_filter()
         filter.action = UInt32(KVM_PMU_EVENT_DENY)
         _ = try? unsafe withUnsafeMutablePointer(to: &filter) { filter throws(SystemCallError) in

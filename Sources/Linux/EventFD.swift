@@ -23,14 +23,14 @@ public struct EventFD: ~Copyable, Sendable {
     /// A second descriptor of the same counter.
     public func duplicate() throws(SystemCallError) -> EventFD { EventFD(try descriptor.duplicate()) }
 
-    /// Rings. A full counter (2^64 − 2 rings unread) already says all there is to say, so nothing can fail.
+    /// Signals it. A full counter (2^64 − 2 signals unread) already says all there is to say, so nothing can fail.
     public func signal() {
         // write(2) and not eventfd_write(3), within which ThreadSanitizer does not see that one thread wakes another.
         var one: UInt64 = 1
         _ = unsafe write(rawValue, &one, MemoryLayout<UInt64>.size)
     }
 
-    /// Takes the count of rings since the last call; 0 when there was none.
+    /// Takes the count of signals since the last call; 0 when there was none.
     @discardableResult
     public func drain() -> UInt64 {
         var count: UInt64 = 0

@@ -174,7 +174,11 @@ public struct FileDescriptor: ~Copyable, Sendable {
 /// Reads a whole file, at most `limit` bytes of it.
 /// - Throws: `EFBIG` when the file is longer than `limit`.
 public func readFile(_ path: String, limit: Int) throws(SystemCallError) -> [UInt8] {
-    let file = try FileDescriptor.open(path, O_RDONLY)
+    try readFile(try FileDescriptor.open(path, O_RDONLY), limit: limit)
+}
+
+/// The same for a file that is open, from its beginning, whatever was read of it before; any thread.
+public func readFile(_ file: borrowing FileDescriptor, limit: Int) throws(SystemCallError) -> [UInt8] {
     // The files of /proc come a page at a time, whatever room they are given.
     var contents = [UInt8](repeating: 0, count: 64 << 10)
     var count = 0
@@ -183,7 +187,7 @@ public func readFile(_ path: String, limit: Int) throws(SystemCallError) -> [UIn
         let got = try retryingInterrupts("read") {
             // The room behind the bytes that are there already.
             unsafe contents.withUnsafeMutableBytes {
-                unsafe Glibc.read(file.rawValue, $0.baseAddress! + count, $0.count - count)
+                unsafe Glibc.pread(file.rawValue, $0.baseAddress! + count, $0.count - count, off_t(count))
             }
         }
         count += got

@@ -21,7 +21,7 @@ final class Board: Sendable {
         let memory: GuestMemory
         let kernel: BootFile
         let initrd: BootFile?
-        let virtioDevices: [any VirtioDevice]
+        let devices: AttachedDevices
         let serial: SerialPort
         let clock: RealTimeClock
         let ending: Ending
@@ -30,23 +30,25 @@ final class Board: Sendable {
         let created = TimerFD.now
         /// What boots before this one have counted.
         let past = Guarded(PastCounters())
+        let control: MachineControl
         /// One for each vCPU, where exits are counted.
         let exits: [ExitCounter]
 
         init(
             _ configuration: Configuration, system: consuming System, memory: GuestMemory, kernel: BootFile, initrd: BootFile?,
-            virtioDevices: [any VirtioDevice], serial: SerialPort, ending: Ending, debugger: DebugServer?
+            virtioDevices: [any VirtioDevice], serial: SerialPort, ending: Ending, debugger: DebugServer?, control: MachineControl
         ) {
             self.configuration = configuration
             self.system = system
             self.memory = memory
             self.kernel = kernel
             self.initrd = initrd
-            self.virtioDevices = virtioDevices
+            devices = AttachedDevices(virtioDevices)
             self.serial = serial
             clock = RealTimeClock(memorySize: memory.size)
             self.ending = ending
             self.debugger = debugger
+            self.control = control
             exits = configuration.countsExits ? (0..<configuration.cpus).map { _ in ExitCounter() } : []
         }
     }
@@ -55,10 +57,10 @@ final class Board: Sendable {
     let cpus: [CPUThread]
     /// For metrics, one for each vCPU; nil where KVM has none.
     let counterFiles: [CounterFile?]
-    let devices: [VirtioSlot]
+    let registry: DeviceRegistry
     let power: PowerController
-    let ports: PortBus
-    let mmio: MMIOBus
+    let timer: IntervalTimer
+    let ports: AddressMap<any PortDevice>
     /// The serial port's, which is connected to it while this board's vCPUs run.
     let serialLine: InterruptLine
     /// Indicates whether KVM holds interrupts back from a vCPU that steps, where it is asked to.
@@ -70,7 +72,6 @@ final class Board: Sendable {
     let isBzImage: Bool
     /// Indicates whether the vCPUs stop before their first instruction until a debugger lets them go.
     let waitsForDebugger: Bool
-    private let settler = Guarded<Thread?>(nil)
 
     /// Makes the hardware and loads the kernel into RAM, which is all zero.
     /// - Parameter waitsForDebugger: the vCPUs stop before their first instruction, where the machine has a debugger's address.
@@ -81,47 +82,45 @@ final class Board: Sendable {
         let (serialLine, powerLine) = try Machine.kvm { () throws(KVMError) in
             (try virtualMachine.interruptLine(gsi: GSIs.serial), try virtualMachine.interruptLine(gsi: GSIs.power))
         }
-        var devices: [VirtioSlot] = []
-        for device in parts.virtioDevices { devices.append(try VirtioSlot(device, index: devices.count, memory, virtualMachine)) }
+        let registry = try DeviceRegistry(parts.devices, memory, virtualMachine)
 
         let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }
         let power = PowerController(request: request, interrupt: { powerLine.pulse() })
-        let ports = PortBus([
-            PortBus.Entry(Ports.serial, parts.serial),
-            PortBus.Entry(Ports.exit...Ports.exit, ExitDevice(request: request)),
-            PortBus.Entry(Ports.sleepControl...Ports.powerEvents, power),
-            PortBus.Entry(Ports.timer, TimerPorts(timer, first: Ports.timer.lowerBound)),
+        let ports = AddressMap<any PortDevice>([
+            .init(Ports.serial, parts.serial),
+            .init(Ports.exit...Ports.exit, ExitDevice(request: request)),
+            .init(Ports.sleepControl...Ports.powerEvents, power),
+            .init(Ports.timer, TimerPorts(timer, first: Ports.timer.lowerBound)),
             // Between the keyboard controller's ports: before them.
-            PortBus.Entry(Ports.systemControl...Ports.systemControl, TimerPorts(timer, first: Ports.systemControl)),
-            PortBus.Entry(Ports.keyboardData...Ports.keyboardCommand, KeyboardController(request: request)),
-            PortBus.Entry(Ports.clock, parts.clock),
-            PortBus.Entry(Ports.postCode...Ports.postCode, PostCodePort()),
+            .init(Ports.systemControl...Ports.systemControl, TimerPorts(timer, first: Ports.systemControl)),
+            .init(Ports.keyboardData...Ports.keyboardCommand, KeyboardController(request: request)),
+            .init(Ports.clock, parts.clock),
+            .init(Ports.postCode...Ports.postCode, PostCodePort()),
         ])
-        let mmio = MMIOBus(devices.map(\.transport))
 
         let layout = NodeLayout(configuration, memory.regions)
         let model = try Machine.kvm { () throws(KVMError) in try CPUModel(parts.system, layout) }
-        let (state, kernel) = try Machine.load(parts.kernel, parts.initrd, configuration, memory, layout, devices, model)
+        let (state, kernel) = try Machine.load(parts.kernel, parts.initrd, configuration, memory, layout, registry.slots, model)
         var cpus: [CPUThread] = []
         for (index, id) in layout.localAPICIDs.enumerated() {
             let cpu = try Machine.kvm { () throws(KVMError) in
                 try virtualMachine.makeCPU(id: id, model, boot: id == 0 ? state : nil)
             }
-            let seat = try parts.debugger.map { debugger throws(MachineError) in
-                try Machine.makeSeat(debugger, isWanted: waitsForDebugger)
+            let pausePoint = try Machine.host("create an eventfd") { () throws(SystemCallError) in
+                try PausePoint(control: parts.control.attention, debugger: parts.debugger?.stopped, stopsFirst: waitsForDebugger)
             }
             cpus.append(
                 CPUThread(
-                    cpu, ports: ports, mmio: mmio, ram: memory.ram, ending: ending, seat: seat,
+                    cpu, ports: ports, mmio: registry.map, ram: memory.ram, ending: ending, pausePoint: pausePoint,
                     exits: configuration.countsExits ? parts.exits[index] : nil))
         }
         self.virtualMachine = virtualMachine
         self.cpus = cpus
         counterFiles = configuration.metrics == nil ? [] : cpus.map { try? $0.cpu.counterFile() }
-        self.devices = devices
+        self.registry = registry
         self.power = power
+        self.timer = timer
         self.ports = ports
-        self.mmio = mmio
         self.serialLine = serialLine
         holdsInterrupts = parts.system.canHoldInterrupts
         entry = state.rip
@@ -133,19 +132,16 @@ final class Board: Sendable {
     /// Starts the vCPUs. Called once.
     func start() throws(SystemCallError) {
         for cpu in cpus { try cpu.start() }
-        // Beside the guest; without a thread the end takes longer, that is all.
-        settler.withLock { thread in thread = try? Thread.start(name: "settle") { [self] in virtualMachine.settle() } }
     }
 
     /// Waits until all vCPUs have left the guest; the machine's ``Ending`` has a reason.
     func join() {
         for cpu in cpus { cpu.kick() }
         for cpu in cpus { cpu.join() }
-        if let thread = settler.withLock({ $0.take() }) { thread.join() }
     }
 
     /// Indicates whether a driver has used a virtio device: what ran here had come as far as an operating system comes.
-    var wasDriven: Bool { devices.contains { $0.transport.function.counters.kicks.value > 0 } }
+    var wasDriven: Bool { registry.slots.contains { $0.transport.function.counters.kicks.value > 0 } }
 }
 
 /// The interrupt line of a device that outlives boards: it is connected to the board that runs.

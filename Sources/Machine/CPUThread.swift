@@ -1,29 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLinux
+internal import Devices
 internal import GuestMemory
 internal import KVM
 internal import Linux
 internal import Synchronization
+internal import Virtio
 
 /// How a machine's threads learn that it ends, and why. The first reason counts.
 final class Ending: Sendable {
-    /// Rung when there is a reason.
-    let bell: EventFD
+    /// Readable from the moment on when there is a reason.
+    let event: EventFD
     private let reason = Guarded<MachineEnd?>(nil)
     private let stopping = Atomic<Bool>(false)
 
-    init() throws(SystemCallError) { bell = try EventFD() }
+    init() throws(SystemCallError) { event = try EventFD() }
 
     /// Indicates whether vCPU threads are to leave.
     var isStopping: Bool { stopping.load(ordering: .acquiring) }
 
     var end: MachineEnd? { reason.withLock { $0 } }
 
-    /// Waits until there is a reason. The bell stays rung.
+    /// Waits until there is a reason. The event stays signalled.
     func wait() {
-        bell.wait()
-        bell.signal()
+        event.wait()
+        event.signal()
     }
 
     /// Any thread may call it. The first reason counts, except that who ends a machine ends it also when the guest resets itself just now.
@@ -32,7 +34,7 @@ final class Ending: Sendable {
             if reason.map({ $0.isReset && end.overridesReset }) ?? true { reason = end }
             stopping.store(true, ordering: .releasing)
         }
-        bell.signal()
+        event.signal()
     }
 
     /// The guest goes on with another boot.
@@ -42,7 +44,7 @@ final class Ending: Sendable {
             guard current?.isReset == true else { return false }
             current = nil
             stopping.store(false, ordering: .releasing)
-            bell.drain()
+            event.drain()
             return true
         }
     }
@@ -51,18 +53,18 @@ final class Ending: Sendable {
 /// One vCPU and the thread that runs it.
 final class CPUThread: Sendable {
     let cpu: VirtualCPU
-    private let ports: PortBus
-    private let mmio: MMIOBus
+    private let ports: AddressMap<any PortDevice>
+    private let mmio: AddressMap<MMIOTransport>
     private let ram: GuestRAM
     private let ending: Ending
-    /// Where the thread stops for a debugger; nil in a machine without.
-    let seat: DebugSeat?
+    /// Where the thread stops, for a debugger and while the machine is paused.
+    let pausePoint: PausePoint
     /// Counts the exits, where that is asked for.
     let exits: ExitCounter?
     private let thread = Guarded<Thread?>(nil)
 
     init(
-        _ cpu: consuming VirtualCPU, ports: PortBus, mmio: MMIOBus, ram: GuestRAM, ending: Ending, seat: DebugSeat? = nil,
+        _ cpu: consuming VirtualCPU, ports: AddressMap<any PortDevice>, mmio: AddressMap<MMIOTransport>, ram: GuestRAM, ending: Ending, pausePoint: PausePoint,
         exits: ExitCounter? = nil
     ) {
         self.cpu = cpu
@@ -70,7 +72,7 @@ final class CPUThread: Sendable {
         self.mmio = mmio
         self.ram = ram
         self.ending = ending
-        self.seat = seat
+        self.pausePoint = pausePoint
         self.exits = exits
     }
 
@@ -84,12 +86,12 @@ final class CPUThread: Sendable {
         }
     }
 
-    /// Makes the thread leave the guest and look whether the machine ends, or a debugger wants it to stop. The flag is set before the signal is sent, so a
+    /// Makes the thread leave the guest and look whether the machine ends, or a stop is requested. The flag is set before the signal is sent, so a
     /// thread that is about to enter the kernel comes back too.
     func kick() {
         cpu.immediateExit.request(true)
         thread.withLock { (thread: inout Thread?) in thread?.send(signal: Self.kickSignal) }
-        seat?.wake()
+        pausePoint.wake()
     }
 
     /// Waits for the thread's end.
@@ -99,45 +101,51 @@ final class CPUThread: Sendable {
 
     private func run() {
         SignalSet([Self.kickSignal]).unblock()
-        if seat != nil || exits != nil { return runObserved() }
-        while !ending.isStopping {
-            do throws(KVMError) {
-                if let end = try handle(cpu.runGuest()) { ending.post(end) }
-            } catch {
-                ending.post(.hostError(error.description))
-            }
-        }
-    }
-
-    /// The same for a debugger or a counter: a loop of its own, so that the other one has nothing to ask.
-    private func runObserved() {
-        // Whether the registers are whole: after an exit for I/O they are only when the next run has finished the instruction
+        // Whether the registers are complete: after an exit for I/O they are only when the next run has finished the instruction
         // (api.rst, KVM_RUN), which a run that returns at once does too.
-        var isWhole = true
+        var isComplete = true
+        var tables = currentTables
         while !ending.isStopping {
-            if isWhole, let seat, seat.isWanted {
-                seat.park { ending.isStopping }
-                // Whoever sets the flag from here on has said why before: the loop looks again.
-                cpu.immediateExit.request(false)
-                continue
+            if pausePoint.isRequested {
+                if pausePoint.needsReload {
+                    tables = currentTables
+                    pausePoint.confirmReload()
+                    takeKick()
+                    continue
+                }
+                if isComplete {
+                    // A stopped thread has no table, so that nobody has to wait for it to give one up.
+                    tables = AddressTables()
+                    pausePoint.stop { ending.isStopping }
+                    takeKick()
+                    tables = currentTables
+                    continue
+                }
+                // The next run only completes the instruction.
+                cpu.immediateExit.request(true)
             }
             do throws(KVMError) {
                 let exit = try cpu.runGuest()
                 exits?.count(exit)
-                isWhole = false
+                isComplete = false
                 switch exit {
-                case .interrupted: isWhole = true
-                case .debug(let event) where seat != nil:
-                    seat?.report(.debug(event))
-                    isWhole = true
+                case .interrupted: isComplete = true
+                case .debug(let event) where pausePoint.hasDebugger:
+                    pausePoint.report(.debug(event))
+                    isComplete = true
                 default:
-                    guard let end = try handle(exit) else { continue }
+                    guard let end = try handle(exit, tables) else { continue }
                     // A last look, before nothing is left to look at.
-                    if end.isCrash, let seat,
-                        seat.reportFailure(end.sentence ?? "", isEmulation: end.isEmulationFailure, until: { ending.isStopping }) {
-                        isWhole = true
-                        cpu.immediateExit.request(false)
-                        continue
+                    if end.isCrash, pausePoint.hasDebugger {
+                        tables = AddressTables()
+                        let goesOn = pausePoint.reportFailure(
+                            end.sentence ?? "", isEmulation: end.isEmulationFailure, until: { ending.isStopping })
+                        tables = currentTables
+                        if goesOn {
+                            isComplete = true
+                            takeKick()
+                            continue
+                        }
                     }
                     ending.post(end)
                 }
@@ -147,11 +155,20 @@ final class CPUThread: Sendable {
         }
     }
 
+    private var currentTables: AddressTables { AddressTables(ports: ports.table, mmio: mmio.table) }
+
+    /// Takes a kick that has done its work. Whoever kicks from here on has said why before, and the loop looks again: the flag must
+    /// be cleared before that.
+    private func takeKick() {
+        cpu.immediateExit.request(false)
+        atomicMemoryFence(ordering: .sequentiallyConsistent)
+    }
+
     /// - Returns: how the machine ends, if the exit ends it.
-    private func handle(_ exit: Exit) throws(KVMError) -> MachineEnd? {
+    private func handle(_ exit: Exit, _ tables: borrowing AddressTables) throws(KVMError) -> MachineEnd? {
         switch exit {
-        case .port(let access): ports.handle(access)
-        case .mmio(let access): mmio.handle(access)
+        case .port(let access): tables.ports?.handle(access)
+        case .mmio(let access): tables.mmio?.handle(access)
         case .interrupted: break
         case .shutdown: return .tripleFault(cpu: cpu.id, state: dump(instruction: []))
         case .systemEvent(type: UInt32(KVM_SYSTEM_EVENT_SHUTDOWN)): return .powerOff

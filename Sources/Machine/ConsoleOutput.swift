@@ -8,7 +8,7 @@ internal import Linux
 ///
 /// With nobody connected the output is dropped, as a serial line would do.
 final class ConsoleOutput: SerialSink {
-    /// Rung after a byte was refused: somebody is to flush the port, when ``rawValue`` is writable if there is one, at once otherwise.
+    /// Signalled after a byte was refused: somebody is to flush the port, when ``rawValue`` is writable if there is one, at once otherwise.
     let attention: EventFD
 
     private enum Sink {
@@ -42,7 +42,7 @@ final class ConsoleOutput: SerialSink {
         connection.withLock { if case .background(let writer)? = $0 { writer.pending } else { 0 } }
     }
 
-    /// Has ``attention`` rung when the thread, if there is one, has written some.
+    /// Has ``attention`` signalled when the thread, if there is one, has written some.
     func noticeNextWrite() {
         connection.withLock { if case .background(let writer)? = $0 { writer.noticeNextWrite() } }
     }

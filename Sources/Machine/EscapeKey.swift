@@ -8,6 +8,10 @@ struct EscapeKey {
         case quit
         case help
         case status
+        /// Pauses the machine, or resumes it.
+        case pause
+        /// Asks for a command.
+        case prompt
     }
 
     private static let prefix: UInt8 = 0x01
@@ -31,6 +35,8 @@ struct EscapeKey {
             case UInt8(ascii: "x"), UInt8(ascii: "X"): flush(); actions.append(.quit)
             case UInt8(ascii: "h"), UInt8(ascii: "H"), UInt8(ascii: "?"): flush(); actions.append(.help)
             case UInt8(ascii: "c"), UInt8(ascii: "C"): flush(); actions.append(.status)
+            case UInt8(ascii: "p"), UInt8(ascii: "P"): flush(); actions.append(.pause)
+            case UInt8(ascii: ":"): flush(); actions.append(.prompt)
             // Ctrl-A twice, or `a` after it, is a Ctrl-A for the guest.
             case Self.prefix, UInt8(ascii: "a"), UInt8(ascii: "A"): passing.append(Self.prefix)
             // Anything else was not meant for swkvm.
@@ -44,6 +50,8 @@ struct EscapeKey {
     static let help = """
         Ctrl-A x  end the machine
         Ctrl-A c  show the machine's counters
+        Ctrl-A p  pause the machine, or resume it
+        Ctrl-A :  type a command for swkvm, such as `help`
         Ctrl-A h  this help
         Ctrl-A a  send a Ctrl-A to the guest
         """

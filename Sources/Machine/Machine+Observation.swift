@@ -13,10 +13,6 @@ extension Machine {
         do throws(SystemCallError) { return try DebugServer(address) } catch { throw .debugger(address, error) }
     }
 
-    static func makeSeat(_ server: DebugServer, isWanted: Bool) throws(MachineError) -> DebugSeat {
-        try host("create an eventfd") { () throws(SystemCallError) in try DebugSeat(parked: server.parked, isWanted: isWanted) }
-    }
-
     /// The message about the debugger that the guest waits for; nil if it does not wait.
     public var debuggerAnnouncement: String? { board.waitsForDebugger ? debugger?.announcement : nil }
 
@@ -24,12 +20,11 @@ extension Machine {
     func startDebugger(_ board: Board) throws(MachineError) {
         guard let debugger else { return }
         let monitor = DebugMonitor(
-            status: { [configuration, memory] in MachineStatus(configuration, memory, board.devices).description },
-            pressPowerButton: { board.power.requestPowerOff() },
+            control: control,
             exits: configuration.countsExits ? makeExitTable : nil)
         let makeTarget: @Sendable () -> MachineDebugTarget = { [memory, ending] in
             MachineDebugTarget(
-                board.cpus, ram: memory.ram, ending: ending, lookAgain: { debugger.parked.signal() },
+                board.cpus, ram: memory.ram, ending: ending, lookAgain: { debugger.stopped.event.signal() },
                 holdsInterrupts: board.holdsInterrupts, monitor: monitor)
         }
         do throws(SystemCallError) { try debugger.start(ending: ending, makeTarget) } catch {
@@ -44,7 +39,7 @@ extension Machine {
     /// Prints the exits to user space so far.
     private var makeExitTable: @Sendable () -> String {
         { [parts, board] in
-            ExitReport(tables: parts.exits.map(\.table), device: { ExitReport.device(at: $0, board.ports, board.mmio) }).userSpace + "\n"
+            ExitReport(tables: parts.exits.map(\.table), device: { ExitReport.device(at: $0, board.ports.table, board.registry.map.table) }).userSpace + "\n"
         }
     }
 

@@ -32,6 +32,8 @@ public final class Machine: Sendable {
     var board: Board { current.withLock { $0 } }
     var memory: GuestMemory { parts.memory }
     var debugger: DebugServer? { parts.debugger }
+    /// Takes requests to change the running machine.
+    public var control: MachineControl { parts.control }
 
     /// Takes from the host what the configuration asks for, loads the kernel, and sets the vCPUs up.
     /// - Parameters:
@@ -51,19 +53,22 @@ public final class Machine: Sendable {
         // Memory first: it is what is most often missing, and nothing on the host has been touched before it.
         let memory = try Self.makeMemory(configuration, isInterrupted: isInterrupted, progress: progress)
         let debugger = try configuration.debugger.map { address throws(MachineError) in try Self.makeDebugServer(address) }
-        let (ending, room) = try Self.host("create an eventfd") { () throws(SystemCallError) in (try Ending(), try SerialRoom()) }
+        let (ending, room, control) = try Self.host("create an eventfd") { () throws(SystemCallError) in
+            (try Ending(), try SerialRoom(), try MachineControl())
+        }
         // KVM before the disks and TAPs: a host without it is left as it was.
         let system = try Self.makeSystem(configuration)
         let kernel = try Self.openKernel(configuration)
         let initrd = try configuration.initrd.map { path throws(MachineError) in try Self.open(path) }
         let pin = InterruptPin()
-        let serial = SerialPort(sink: output, interrupt: { pin.pulse() }, onRoom: { room.bell.signal() })
+        let serial = SerialPort(sink: output, interrupt: { pin.pulse() }, onRoom: { room.event.signal() })
         let parts = Board.Parts(
             configuration, system: system, memory: memory, kernel: kernel, initrd: initrd,
-            virtioDevices: try VirtioSlot.makeDevices(configuration, log: log), serial: serial, ending: ending, debugger: debugger)
+            virtioDevices: try VirtioSlot.makeDevices(configuration, log: log), serial: serial, ending: ending, debugger: debugger,
+            control: control)
         let board = try Board(parts, waitsForDebugger: true)
         if board.isBzImage { Self.warnOfInterpretedRingZero(kernel.name, parts.system, log: log) }
-        for slot in board.devices { log.info("\(slot.description)") }
+        for slot in board.registry.slots { log.info("\(slot.description)") }
         log.info("\(configuration.cpus) vCPUs, \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(board.entry, radix: 16))")
         self.parts = parts
         bootDescription = board.bootDescription
@@ -77,9 +82,11 @@ public final class Machine: Sendable {
 
     // MARK: Life
 
-    /// Starts the vCPUs. Called once.
+    /// Starts the devices' threads and the vCPUs. Called once. All that the machine needs of the host was opened before: a process may give up the right
+    /// to open anything between ``init(_:output:log:isInterrupted:progress:)`` and this, if it does without a reset of the guest and remote disks.
     public func start() throws(MachineError) {
         _ = clinux_install_interrupting_signal(CPUThread.kickSignal)
+        for (_, device) in parts.devices.all { try Self.host("start the threads of \(device.name)") { () throws(SystemCallError) in try device.start() } }
         try start(board)
     }
 
@@ -90,7 +97,19 @@ public final class Machine: Sendable {
             _ = finish()
             throw .host(purpose: "start a thread for each vCPU", error)
         }
+        try startControl(board)
         try startDebugger(board)
+    }
+
+    /// What its thread gets has no reference to the machine, which would otherwise live as long as the thread does.
+    private func startControl(_ board: Board) throws(MachineError) {
+        do throws(SystemCallError) {
+            try control.start(board, ending: ending) { [configuration, memory] in MachineStatus(configuration, memory, board.registry.slots) }
+        } catch {
+            stop(.hostError("the control's thread could not be started: \(error)"))
+            _ = finish()
+            throw .host(purpose: "start a thread for the machine's control", error)
+        }
     }
 
     /// Indicates whether the guest, which has ended, reset itself, so that ``restart(isInterrupted:)`` boots it anew.
@@ -127,7 +146,7 @@ public final class Machine: Sendable {
             defer { current = board }
             return current
         }
-        parts.past.withLock { $0.add(old.devices) }
+        parts.past.withLock { $0.add(old.registry.slots) }
         guard ending.clear() else { return false }
         log.info("the guest was reset, boot at 0x\(String(board.entry, radix: 16))")
         try start(board)
@@ -135,12 +154,12 @@ public final class Machine: Sendable {
     }
 
     /// Readable from the moment on when the machine ends, until ``restart(isInterrupted:)``; for `poll` and the like. Valid while the object lives.
-    public var endDescriptor: Int32 { ending.bell.rawValue }
+    public var endDescriptor: Int32 { ending.event.rawValue }
 
     /// Readable when the serial port takes input again after it had refused some; ``serialHasRoom()`` resets it.
-    public var serialRoomDescriptor: Int32 { room.bell.rawValue }
+    public var serialRoomDescriptor: Int32 { room.event.rawValue }
 
-    public func serialHasRoom() { room.bell.drain() }
+    public func serialHasRoom() { room.event.drain() }
 
     /// Asks the guest to power off, as a power button does. It may take its time, or not listen.
     public func requestPowerOff() { board.power.requestPowerOff() }
@@ -152,8 +171,9 @@ public final class Machine: Sendable {
     public func finish() -> MachineEnd {
         ending.wait()
         board.join()
+        control.join()
         debugger?.join()
-        for device in parts.virtioDevices { device.reset() }
+        for (_, device) in parts.devices.all { device.reset() }
         return ending.end ?? .quit
     }
 
@@ -161,6 +181,7 @@ public final class Machine: Sendable {
         // Threads of a machine that was started and then dropped.
         ending.post(.quit)
         board.join()
+        control.join()
         debugger?.join()
     }
 
@@ -168,14 +189,14 @@ public final class Machine: Sendable {
 
     /// Has the devices report the numbers of events that they have only counted.
     /// - Parameter all: also those of the last minute.
-    func summarizeEvents(all: Bool = false) { for device in parts.virtioDevices { device.deviceEvents.summarize(all: all) } }
+    func summarizeEvents(all: Bool = false) { for (_, device) in parts.devices.all { device.deviceEvents.summarize(all: all) } }
 
     /// Figures of the moment, for a status line.
-    public var status: MachineStatus { MachineStatus(configuration, memory, board.devices) }
+    public var status: MachineStatus { MachineStatus(configuration, memory, board.registry.slots) }
 }
 
-/// Rung when the serial port takes input again after it had refused some.
+/// Signalled when the serial port takes input again after it had refused some.
 private final class SerialRoom: Sendable {
-    let bell: EventFD
-    init() throws(SystemCallError) { bell = try EventFD() }
+    let event: EventFD
+    init() throws(SystemCallError) { event = try EventFD() }
 }

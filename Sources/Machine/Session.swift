@@ -8,11 +8,13 @@ internal import Linux
 struct Session: ~Copyable {
     private enum Token {
         static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4, writable: UInt64 = 5
-        static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9, metrics: UInt64 = 10
+        static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9, metrics: UInt64 = 10, answer: UInt64 = 11
     }
 
     /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job that runs no signal then.
     private static let terminalPause = 250
+    /// Keys that are held for a guest that does not take them.
+    private static let maximumKeys = 4096
     /// Clients whose input the guest has not taken all of yet, of which all but the last have gone.
     private static let maximumInputs = 8
 
@@ -27,8 +29,11 @@ struct Session: ~Copyable {
     /// Milliseconds.
     private let eventPeriod: Int
     private let metrics: MetricsReporter?
+    /// Answers to requests that keys made.
+    private let answers: ControlAnswers
     private var terminal: RawTerminal?
     private var escape = EscapeKey()
+    private var prompt = CommandPrompt()
     private var requests = StopRequests()
     /// SIGHUP has said so.
     private var isTerminalClosed = false
@@ -50,6 +55,7 @@ struct Session: ~Copyable {
         let stopTimer = try TimerFD()
         let terminalTimer = try TimerFD()
         let eventTimer = try TimerFD()
+        let answers = try ControlAnswers()
         var inputs: [ConsoleInput] = []
         try epoll.add(machine.endDescriptor, .input, token: Token.end)
         try epoll.add(machine.serialRoomDescriptor, .input, token: Token.room)
@@ -57,6 +63,7 @@ struct Session: ~Copyable {
         try epoll.add(console.output.attention.rawValue, .input, token: Token.attention)
         try epoll.add(stopTimer.rawValue, .input, token: Token.stopTimer)
         try epoll.add(terminalTimer.rawValue, .input, token: Token.terminalTimer)
+        try epoll.add(answers.event.rawValue, .input, token: Token.answer)
         try epoll.add(eventTimer.rawValue, .input, token: Token.eventTimer)
         eventTimer.start(milliseconds: eventPeriod)
         if let metrics {
@@ -80,6 +87,7 @@ struct Session: ~Copyable {
         self.eventTimer = eventTimer
         self.eventPeriod = eventPeriod
         self.metrics = metrics
+        self.answers = answers
         self.inputs = inputs
         self.terminal = RawTerminal(terminal)
     }
@@ -110,6 +118,7 @@ struct Session: ~Copyable {
                 case Token.stopTimer: if stopTimer.take() { machine.stop(.stopTimeout(seconds: stopSeconds ?? 0)) }
                 case Token.terminalTimer: if terminalTimer.take() { takeTerminal() }
                 case Token.metrics: if metrics?.takeTime() == true { metrics?.report(machine, "interval") }
+                case Token.answer: for line in answers.take() { report(line) }
                 case Token.eventTimer: if eventTimer.take() { reportEvents() }
                 default: break
                 }
@@ -178,6 +187,7 @@ struct Session: ~Copyable {
             let limit = stopSeconds
             if let limit { stopTimer.start(milliseconds: limit * 1000) }
             report("asked the guest to power off; a second signal ends the machine" + (limit.map { ", and so does a timeout of \($0) seconds" } ?? ""))
+            if machine.control.isPaused { report("the machine is paused: the guest can power off only after it has been resumed") }
             machine.requestPowerOff()
         }
     }
@@ -225,7 +235,8 @@ struct Session: ~Copyable {
             if !pending.isEmpty {
                 let taken = machine.serial.receive(pending.span)
                 pending.removeFirst(taken)
-                if !pending.isEmpty { return }
+                // A terminal is read on: keys for swkvm must come through, also when the guest takes none of its own, as in a pause.
+                if !pending.isEmpty, terminal?.isOurs != true || pending.count >= Self.maximumKeys { return }
             }
             guard isReadable, let input = inputs.first else { return }
             switch input.read() {
@@ -238,14 +249,41 @@ struct Session: ~Copyable {
                 }
                 for action in escape.filter(bytes) {
                     switch action {
-                    case .pass(let keys): pending += keys
+                    case .pass(let keys): take(keys, report)
                     case .quit: return machine.stop(.quit)
                     case .help: for line in EscapeKey.help.split(separator: "\n") { report(String(line)) }
                     case .status: report(machine.status.description)
+                    case .pause: machine.control.post(.togglePause, answer: answers.add)
+                    case .prompt:
+                        prompt.open()
+                        terminal?.show(prompt.takeEcho())
                     }
                 }
             }
         }
+    }
+
+    /// Gives keys to the prompt, while there is one, and the rest to the guest.
+    private mutating func take(_ keys: [UInt8], _ report: (String) -> Void) {
+        var keys = keys[...]
+        while prompt.isActive, !keys.isEmpty {
+            let outcome = prompt.take(&keys)
+            // Before the answer.
+            terminal?.show(prompt.takeEcho())
+            if case .entered(let line) = outcome { run(line, report) }
+        }
+        pending += keys
+    }
+
+    private func run(_ line: String, _ report: (String) -> Void) {
+        do throws(MachineControlError) {
+            switch try MachineCommand.parse(line) {
+            case nil: break
+            case .help: for line in MachineCommand.helpLines { report(line) }
+            case .quit: machine.stop(.quit)
+            case .request(let request): machine.control.post(request, answer: answers.add)
+            }
+        } catch { report(error.description) }
     }
 
     /// The first of the inputs is at its end. A socket's client that has only closed its sending side still gets output.

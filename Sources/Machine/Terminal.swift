@@ -38,6 +38,14 @@ final class RawTerminal {
         unsafe tcsetattr(descriptor, TCSANOW, &mode)
     }
 
+    /// Shows bytes on the terminal, as far as it takes them now: one whose output is held does not hold this process.
+    func show(_ bytes: [UInt8]) {
+        var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+        guard isOurs, unsafe poll(&entry, 1, 0) == 1 else { return }
+        // A few bytes, for which there is room.
+        _ = unsafe bytes.withUnsafeBytes { unsafe write(descriptor, $0.baseAddress, $0.count) }
+    }
+
     /// Puts the mode from before back, if the terminal is the process's.
     func restore() {
         isOurs = false

@@ -11,10 +11,16 @@ internal import Logging
 internal import Platform
 internal import Virtio
 
-/// A virtio device in its place: transport, address and interrupt line.
+/// A virtio device in its place on a board: transport, address and interrupt line.
 struct VirtioSlot: Sendable {
+    /// The number of the place, from 0.
+    let index: Int
     let transport: MMIOTransport
     let place: VirtioMMIOSlot
+
+    var device: any VirtioDevice { transport.function.device }
+
+    static func address(ofDevice index: Int) -> UInt64 { PhysicalLayout.virtioMMIO + UInt64(index) * PhysicalLayout.virtioMMIOSpan }
 
     /// For the log: `blk0 at 0xd0000000, GSI 16: disk.raw`.
     var description: String {
@@ -40,7 +46,7 @@ struct VirtioSlot: Sendable {
         }
         if let entropy = configuration.entropy {
             devices.append(
-                try Machine.host("start the thread of rng0") { () throws(SystemCallError) in
+                try Machine.host("create the descriptors of rng0") { () throws(SystemCallError) in
                     try EntropyDevice(name: "rng0", limit: entropy.limit, events: events(log.of("rng0"), configuration))
                 })
         }
@@ -87,7 +93,7 @@ struct VirtioSlot: Sendable {
         do throws(SystemCallError) {
             return try NetworkDevice(
                 name: "net\(index)", address: address, attachment: attachment, events: events(log, configuration))
-        } catch { throw .host(purpose: "start the thread of net\(index)", error) }
+        } catch { throw .host(purpose: "create the descriptors of net\(index)", error) }
     }
 
     private static func events(_ log: Logger, _ configuration: Configuration) -> DeviceEvents {
@@ -105,22 +111,36 @@ struct VirtioSlot: Sendable {
         do throws(HostNetworkError) { return try NetworkAttachment(network.backend, offload: network.offload) } catch { throw .network(error) }
     }
 
-    /// Puts a device in its place: registers, doorbells and interrupt line are new, as after power-on.
-    init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) {
-        let place = VirtioMMIOSlot(
-            address: MMIOBus.address(ofDevice: index), size: UInt32(PhysicalLayout.virtioMMIOSpan), gsi: GSIs.virtio[index])
-        let transport = try Machine.host("create the eventfds of \(device.name)") { () throws(SystemCallError) in
+    /// Makes a device's registers, doorbells and interrupt, new as after power-on. Nothing is connected yet.
+    init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory) throws(MachineError) {
+        self.index = index
+        place = VirtioMMIOSlot(
+            address: Self.address(ofDevice: index), size: UInt32(PhysicalLayout.virtioMMIOSpan), gsi: GSIs.virtio[index])
+        transport = try Machine.host("create the eventfds of \(device.name)") { () throws(SystemCallError) in
             try MMIOTransport(device: device, memory: memory)
         }
+    }
+
+    /// Connects doorbells and interrupt with KVM.
+    func connect(to machine: borrowing VirtualMachine) throws(MachineError) {
         do throws(KVMError) {
             for (queue, doorbell) in transport.function.doorbells.enumerated() {
-                let notify = IOEventMatch(address: place.address + MMIOTransport.queueNotifyOffset, length: 4, value: UInt64(queue))
-                try machine.assignIOEventFD(doorbell.event, for: notify)
+                try machine.assignIOEventFD(doorbell.event, for: match(ofQueue: queue))
             }
             try machine.assignIRQFD(transport.irqfd.event, gsi: place.gsi)
         } catch { throw .kvm(error) }
-        self.transport = transport
-        self.place = place
+    }
+
+    /// Disconnects what is connected of them.
+    func disconnect(from machine: borrowing VirtualMachine) {
+        for (queue, doorbell) in transport.function.doorbells.enumerated() {
+            try? machine.deassignIOEventFD(doorbell.event, for: match(ofQueue: queue))
+        }
+        try? machine.deassignIRQFD(transport.irqfd.event, gsi: place.gsi)
+    }
+
+    private func match(ofQueue queue: Int) -> IOEventMatch {
+        IOEventMatch(address: place.address + MMIOTransport.queueNotifyOffset, length: 4, value: UInt64(queue))
     }
 }
 

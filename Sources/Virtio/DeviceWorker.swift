@@ -32,7 +32,25 @@ public protocol DeviceEngine: ~Copyable, SendableMetatype {
     mutating func startQueue(
         _ configuration: QueueConfiguration, of activation: Activation, epoll: borrowing Epoll
     ) throws(VirtqueueError)
+
+    /// The machine pauses: takes nothing more from the queues, and no input, until ``resume(epoll:)`` or ``reset(epoll:)``. What is in flight goes on
+    /// to its end and is shown to the driver; queues keep their indices. Doorbells and the back-end are served until ``isQuiet``.
+    mutating func pause(epoll: borrowing Epoll)
+    /// Indicates whether nothing is in flight in a pause, so that guest RAM is not touched any more.
+    var isQuiet: Bool { get }
+    /// The pause is over. ``notified(queue:epoll:)`` follows for each ready queue.
+    mutating func resume(epoll: borrowing Epoll)
+
+    /// Takes a request of the device's own kind, from ``DeviceWorker/perform(_:)``; it may be completed later.
+    mutating func perform(_ request: any DeviceRequest, epoll: borrowing Epoll)
 }
+
+extension DeviceEngine where Self: ~Copyable {
+    public mutating func perform(_ request: any DeviceRequest, epoll: borrowing Epoll) {}
+}
+
+/// What a device asks of its engine besides the operations of all devices.
+public protocol DeviceRequest: Sendable {}
 
 /// Tokens in the epoll instance of a ``DeviceWorker``.
 public enum DeviceWorkerToken {
@@ -49,10 +67,16 @@ public enum DeviceWorkerToken {
 /// its device marked NEEDS_RESET, and the engine is reset at once; only ``reset()`` makes it usable again.
 public final class DeviceWorker: Sendable {
     private let mailbox: Mailbox
-    /// Joined when the worker goes.
-    private let thread: Thread
+    private let state: Guarded<State>
 
-    /// Starts the thread.
+    private struct State: ~Copyable {
+        /// What the thread does, until it is started.
+        var body: (@Sendable () -> Void)?
+        /// Joined when the worker goes.
+        var thread: Thread?
+    }
+
+    /// Makes all that the thread needs of the host; ``start()`` starts it.
     /// - Parameters:
     ///   - name: the thread's name, at most 15 bytes of it.
     ///   - engine: moves to the thread and is destroyed there when the worker goes.
@@ -66,16 +90,31 @@ public final class DeviceWorker: Sendable {
             try held?.add(mailbox.wakeup.rawValue, .input, token: DeviceWorkerToken.control)
         }
         let engine = Handover(engine)
+        self.name = name
         self.mailbox = mailbox
-        thread = try Thread.start(name: name) {
+        state = Guarded(State(body: {
             guard let epoll = epoll.take(), let engine = engine.take() else { return mailbox.close() }
             var loop = Loop(engine: engine, epoll: epoll, mailbox: mailbox, events: events)
             loop.run()
             mailbox.close()
+        }))
+    }
+
+    private let name: String
+
+    /// Starts the thread. Until then all requests are without effect. Harmless when it was started.
+    public func start() throws(SystemCallError) {
+        try state.withLock { (state) throws(SystemCallError) in
+            guard let body = state.body else { return }
+            state.thread = try Thread.start(name: name, body)
+            state.body = nil
+            mailbox.open()
         }
     }
 
-    deinit { mailbox.send(.stop) }
+    deinit {
+        mailbox.send(.stop)
+    }
 
     /// Begins to serve; returns when the engine has begun.
     public func activate(_ activation: Activation) { mailbox.send(.activate(activation)) }
@@ -85,6 +124,15 @@ public final class DeviceWorker: Sendable {
     public func stopQueue(_ index: Int) { mailbox.send(.stopQueue(index)) }
     /// Returns when the engine has taken the queue.
     public func startQueue(_ configuration: QueueConfiguration) { mailbox.send(.startQueue(configuration)) }
+
+    /// Begins a pause, also of a device that is not active; returns at once. A reset ends it.
+    /// - Parameter onQuiet: called once on the I/O thread, when what was in flight has ended and doorbells are not watched any more; also
+    ///   when a reset has ended the pause before. It must not wait.
+    public func pause(onQuiet: @escaping @Sendable () -> Void) { mailbox.send(.pause(onQuiet)) }
+    /// Ends a pause; returns when the engine works again. Harmless when there is none.
+    public func resume() { mailbox.send(.resume) }
+    /// Gives the engine a request; returns when it has taken it.
+    public func perform(_ request: any DeviceRequest) { mailbox.send(.perform(request)) }
 }
 
 /// Passes one value with one owner to the thread that takes it.
@@ -101,6 +149,9 @@ private final class Mailbox: Sendable {
         case reset
         case stopQueue(Int)
         case startQueue(QueueConfiguration)
+        case pause(@Sendable () -> Void)
+        case resume
+        case perform(any DeviceRequest)
         case stop
     }
 
@@ -109,12 +160,15 @@ private final class Mailbox: Sendable {
     private let answer: EventFD
     private let senders = Guarded(())
     private let request = Guarded<Request?>(nil)
-    private let isClosed = Atomic<Bool>(false)
+    private let isClosed = Atomic<Bool>(true)
 
     init() throws(SystemCallError) {
         wakeup = try EventFD()
         answer = try EventFD()
     }
+
+    /// There is a thread that serves the mailbox.
+    func open() { isClosed.store(false, ordering: .releasing) }
 
     /// Leaves a request and waits until it is done.
     func send(_ new: Request) {
@@ -133,7 +187,7 @@ private final class Mailbox: Sendable {
     }
 
     /// The request that was taken is done.
-    func finish() { answer.signal() }
+    func complete() { answer.signal() }
 
     /// Nobody serves the mailbox any more: whoever waits goes on, and nobody waits again.
     func close() {
@@ -151,6 +205,11 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
     /// What the driver has activated, until its reset, or until it broke the rules.
     var activation: Activation?
     var isStopping = false
+    /// Queues whose doorbells are watched, or will be again after a pause.
+    private var served: Set<Int> = []
+    private var isPaused = false
+    /// In a pause, until the engine is quiet: who waits for that.
+    private var onQuiet: (@Sendable () -> Void)?
 
     init(engine: consuming Engine, epoll: consuming Epoll, mailbox: Mailbox, events: DeviceEvents) {
         self.engine = engine
@@ -164,6 +223,7 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
         // Waiting fails only for a bad descriptor, which this is not; a loop that cannot wait has to end.
         while !isStopping, (try? epoll.wait { ready.append($0, $1) }) != nil {
             for index in 0..<ready.count { handle(ready[index].token, ready[index].events) }
+            if onQuiet != nil { checkQuiet() }
             ready.removeAll()
         }
         end()
@@ -175,7 +235,7 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
             case DeviceWorkerToken.control:
                 if let request = mailbox.take() {
                     try serve(request)
-                    mailbox.finish()
+                    mailbox.complete()
                 }
             case DeviceWorkerToken.firstOfEngine...:
                 try engine.ready(token: token, events: events, epoll: epoll)
@@ -188,7 +248,7 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
                 .brokenRule(queue: queue), .warning,
                 "the driver broke a rule in queue \(queue): \(error); the device does nothing until the driver resets it")
             fail()
-            if token == DeviceWorkerToken.control { mailbox.finish() }
+            if token == DeviceWorkerToken.control { mailbox.complete() }
         }
     }
 
@@ -209,9 +269,46 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
             guard let activation else { return }
             try engine.startQueue(configuration, of: activation, epoll: epoll)
             try begin(configuration.index, activation)
+        case .pause(let onQuiet):
+            self.onQuiet?()
+            self.onQuiet = onQuiet
+            guard !isPaused else { return }
+            isPaused = true
+            engine.pause(epoll: epoll)
+        case .resume:
+            try resume()
+        case .perform(let request):
+            engine.perform(request, epoll: epoll)
         case .stop:
             isStopping = true
         }
+    }
+
+    /// The engine was paused: its end of what was in flight is reported once.
+    private mutating func checkQuiet() {
+        guard isPaused, engine.isQuiet else { return }
+        if let activation {
+            for index in served where activation.doorbells.indices.contains(index) { epoll.remove(activation.doorbells[index].event.rawValue) }
+        }
+        onQuiet?()
+        onQuiet = nil
+    }
+
+    private mutating func resume() throws(VirtqueueError) {
+        guard isPaused else { return }
+        endPause()
+        engine.resume(epoll: epoll)
+        guard let activation else { return }
+        for index in served.sorted() {
+            ignore(index, activation)
+            try begin(index, activation)
+        }
+    }
+
+    private mutating func endPause() {
+        isPaused = false
+        onQuiet?()
+        onQuiet = nil
     }
 
     /// A queue's doorbell was signalled, unless a reset came between the event and now.
@@ -232,11 +329,13 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
                 "the host has no memory to wait for queue \(index); the device does nothing until the driver resets it")
             return fail()
         }
+        served.insert(index)
         try engine.notified(queue: index, epoll: epoll)
     }
 
-    private func ignore(_ index: Int, _ activation: Activation) {
+    private mutating func ignore(_ index: Int, _ activation: Activation) {
         guard activation.doorbells.indices.contains(index) else { return }
+        served.remove(index)
         epoll.remove(activation.doorbells[index].event.rawValue)
     }
 
@@ -248,10 +347,18 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
     }
 
     private mutating func end() {
-        guard let activation else { return }
+        guard let activation else { return endPauseOfIdleEngine() }
         for index in activation.doorbells.indices { ignore(index, activation) }
         engine.reset(epoll: epoll)
         self.activation = nil
+        endPause()
+    }
+
+    /// A reset ends a pause also where no driver is active.
+    private mutating func endPauseOfIdleEngine() {
+        guard isPaused else { return }
+        endPause()
+        engine.resume(epoll: epoll)
     }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 public import GuestMemory
+public import Linux
 
 /// The values that a device gets at DRIVER_OK, from which its I/O thread creates its queues.
 public struct Activation: Sendable {
@@ -48,6 +49,9 @@ public protocol VirtioDevice: AnyObject, Sendable {
     /// What the device reports to the host's log.
     var deviceEvents: DeviceEvents { get }
 
+    /// Starts the device's threads. What they need of the host is there before.
+    func start() throws(SystemCallError)
+
     /// Indicates whether the device works with these features, a subset of those offered. Refusing leaves FEATURES_OK
     /// unset.
     func accepts(_ features: FeatureSet) -> Bool
@@ -64,6 +68,12 @@ public protocol VirtioDevice: AnyObject, Sendable {
     func stopQueue(_ index: Int)
     /// A queue that was stopped has been set up anew; called only while active.
     func startQueue(_ configuration: QueueConfiguration)
+
+    /// Begins a pause: the device takes nothing more from its queues and its back-end. Called by the machine when no vCPU runs; returns at once.
+    /// - Parameter onQuiet: called once, on any thread, when what was in flight has ended; also when a reset has ended the pause before.
+    func pause(onQuiet: @escaping @Sendable () -> Void)
+    /// Ends a pause, as a reset does. Harmless when there is none.
+    func resume()
 }
 
 extension VirtioDevice {

@@ -13,8 +13,8 @@ struct RunCommand: ParsableCommand {
         abstract: "Boot a virtual machine and connect it to this terminal.",
         discussion: """
             Without --kernel, the bundled guest boots to a prompt; swkvm does not boot from disks. The terminal is the guest's serial port; \
-            Ctrl-A x ends the machine, Ctrl-A h lists the other keys. SIGINT, SIGTERM and SIGHUP ask the guest to power off; a second signal, \
-            at least a second later, ends the machine. SIGUSR1 writes --metrics.
+            Ctrl-A x ends the machine, Ctrl-A p pauses and resumes it, Ctrl-A : takes a command, Ctrl-A h lists all keys. SIGINT, SIGTERM \
+            and SIGHUP ask the guest to power off; a second signal, at least a second later, ends the machine. SIGUSR1 writes --metrics.
 
             EXAMPLES
               swkvm run --mem 2G --hugepages

@@ -52,6 +52,7 @@ final class NetworkDriver {
         device = try NetworkDevice(
             name: "net0", address: MACAddress(parsing: address), attachment: attachment,
             events: DeviceEvents(log: lines.add))
+        try device.start()
         transport = try MMIOTransport(device: device, memory: memory)
     }
 

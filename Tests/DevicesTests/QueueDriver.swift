@@ -44,6 +44,7 @@ class QueueDriver {
         states = Array(repeating: State(), count: queues)
         memory = try GuestMemory(size: 16 << 20)
         ram = memory.ram
+        try device.start()
         transport = try MMIOTransport(device: device, memory: memory)
         try start(features)
     }

@@ -253,6 +253,6 @@ struct TinyMachine: ~Copyable {
 
     @Test func settlingReturns() throws {
         let tiny = try TinyMachine(code: [0xf4], irqchip: true)
-        tiny.machine.settle()
+        tiny.machine.waitForReplacedBuses()
     }
 }

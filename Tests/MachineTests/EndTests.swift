@@ -126,7 +126,7 @@ import Testing
         let ending = try Ending()
         ending.post(.reset)
         let goesOn = ending.clear()
-        #expect(goesOn && !ending.isStopping && ending.end == nil && ending.bell.drain() == 0)
+        #expect(goesOn && !ending.isStopping && ending.end == nil && ending.event.drain() == 0)
     }
 
     /// The first reason counts, whoever else has one.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import CLinux
 import DiskImage
 import Devices
 import Glibc
@@ -9,6 +10,7 @@ import Linux
 import Logging
 import Platform
 import Testing
+import Virtio
 
 @testable import Machine
 
@@ -87,6 +89,98 @@ private final class Paper: SerialSink {
             machine.stop(.quit)
             #expect(machine.finish().exitStatus == ExitStatus.quit)
         }
+    }
+
+    // MARK: Pausing
+
+    /// Paused, a machine is the same whenever one looks; resumed, it takes up what has come meanwhile.
+    @Test(arguments: [1, 4]) func pausesAndResumes(cpus: Int) throws {
+        let paper = Paper()
+        var configuration = configuration("", cpus: cpus)
+        let disk = try scratchDisk()
+        defer { unlink(disk.path) }
+        // As long as the largest read.
+        try #require(truncate(disk.path, 2 << 30) == 0)
+        configuration.disks = [disk]
+        configuration.entropy = .init()
+        let machine = try Machine(configuration, output: paper, log: log)
+        let control = machine.control
+        #expect(throws: MachineControlError.notRunning) { try control.perform(.pause) }
+        try machine.start()
+        try waitForPrompt(on: paper)
+        #expect(throws: MachineControlError.notPaused) { try control.perform(.resume) }
+        try type("sum vda 0 4194304\r", into: machine)
+        for _ in 0..<20 {
+            #expect(try control.perform(.pause) == "the machine is paused")
+            #expect(control.isPaused && machine.board.cpus.allSatisfy { $0.pausePoint.isStopped })
+            #expect(throws: MachineControlError.alreadyPaused) { try control.perform(.pause) }
+            let before = try state(of: machine)
+            usleep(500)
+            #expect(try state(of: machine) == before)
+            #expect(try control.perform(.togglePause) == "the machine runs")
+            #expect(!control.isPaused)
+        }
+        // On with it: the guest has gone further than it was.
+        let count = try state(of: machine)
+        let requests = machine.board.registry.slots[0].transport.function.counters.requests
+        for _ in 0..<60_000 where requests.value <= count.requests { usleep(1_000) }
+        #expect(requests.value > count.requests)
+        machine.stop(.quit)
+        #expect(machine.finish().exitStatus == ExitStatus.quit)
+        #expect(throws: MachineControlError.notRunning) { try control.perform(.pause) }
+    }
+
+    private struct Snapshot: Equatable {
+        var instructions: [UInt64] = []
+        var requests: UInt64
+        var interrupts: UInt64
+        var sum: UInt64
+    }
+
+    /// The vCPUs' instruction pointers, the disk's counters, and all of RAM.
+    private func state(of machine: Machine) throws -> Snapshot {
+        let counters = machine.board.registry.slots[0].transport.function.counters
+        var snapshot = Snapshot(requests: counters.requests.value, interrupts: counters.interrupts.value, sum: 0)
+        guard machine.control.isPaused else { return snapshot }
+        for cpu in machine.board.cpus { snapshot.instructions.append(try cpu.cpu.registers().rip) }
+        for place in stride(from: UInt64(0), to: 64 << 20, by: 65536 + 64) {
+            snapshot.sum = snapshot.sum &* 31 &+ (try machine.memory.ram.readUInt64(at: GuestAddress(place)))
+        }
+        return snapshot
+    }
+
+    @Test func endsWhilePaused() throws {
+        for isPausing in [false, true] {
+            let paper = Paper()
+            let machine = try Machine(configuration("", cpus: 2), output: paper, log: log)
+            try machine.start()
+            if isPausing {
+                machine.control.post(.pause)
+            } else {
+                _ = try machine.control.perform(.pause)
+            }
+            machine.stop(.quit)
+            #expect(machine.finish().exitStatus == ExitStatus.quit)
+        }
+    }
+
+    /// The power button waits for the resumed guest, whose next boot is not paused.
+    @Test func anEndAfterAPause() throws {
+        let paper = Paper()
+        let machine = try Machine(configuration("", cpus: 2), output: paper, log: log)
+        try machine.start()
+        try waitForPrompt(on: paper)
+        _ = try machine.control.perform(.pause)
+        try type("reboot\r", into: machine)
+        #expect(machine.serial.pendingOutput == 0)
+        _ = try machine.control.perform(.resume)
+        guard case .reset = machine.finish() else { Issue.record("no reset: \(paper.text)"); return }
+        #expect(try machine.restart())
+        try waitForPrompt(on: paper)
+        _ = try machine.control.perform(.pause)
+        #expect(try machine.control.perform(.powerButton) == "the power button was pressed; the guest sees it when it is resumed")
+        _ = try machine.control.perform(.resume)
+        #expect(machine.finish().exitStatus == 0)
     }
 
     /// A reset is followed by a boot like the first one, in the same object: RAM is zero, registers are a new machine's.
@@ -241,7 +335,7 @@ private final class Paper: SerialSink {
 @Suite struct AddressTests {
     /// docs/platform.md, "Interrupts" and "Physical memory".
     @Test func ofVirtioDevices() {
-        #expect(MMIOBus.address(ofDevice: 0) == 0xd000_0000 && MMIOBus.address(ofDevice: 15) == 0xd000_f000)
+        #expect(VirtioSlot.address(ofDevice: 0) == 0xd000_0000 && VirtioSlot.address(ofDevice: 15) == 0xd000_f000)
         #expect(GSIs.virtio == [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15])
         #expect(Set(GSIs.virtio).count == 16 && !GSIs.virtio.contains(GSIs.serial) && !GSIs.virtio.contains(GSIs.power))
     }

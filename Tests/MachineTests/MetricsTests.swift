@@ -339,7 +339,7 @@ private final class Nowhere: SerialSink {
         }
         let machine = try Machine(configuration, output: Nowhere(), log: log)
         machines.machine.withLock { $0 = machine }
-        let events = machine.parts.virtioDevices[0].deviceEvents
+        let events = machine.parts.devices.all[0].device.deviceEvents
         for _ in 0..<5 { events.report(.needsReset, .error, "it needs a reset") }
         #expect(lines.all.count { $0.contains("it needs") } == 1)
         let console = try Console.open(.none)

@@ -23,6 +23,27 @@ int fail_system_call(long number, int error) {
     return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
 }
 
+static int refuse_all(const long *numbers, size_t count) {
+    for (size_t index = 0; index < count; index++) {
+        if (refuse_system_call(numbers[index]) < 0) return -1;
+    }
+    return 0;
+}
+
+int refuse_new_descriptors(void) {
+    static const long numbers[] = {
+        SYS_open, SYS_openat, SYS_openat2, SYS_creat, SYS_socket, SYS_socketpair, SYS_accept, SYS_accept4, SYS_pipe, SYS_pipe2, SYS_eventfd,
+        SYS_eventfd2, SYS_epoll_create, SYS_epoll_create1, SYS_timerfd_create, SYS_signalfd, SYS_signalfd4, SYS_memfd_create,
+        SYS_io_uring_setup, SYS_dup, SYS_dup2, SYS_dup3, SYS_pidfd_open, SYS_inotify_init1,
+    };
+    return refuse_all(numbers, sizeof numbers / sizeof *numbers);
+}
+
+int refuse_new_threads(void) {
+    static const long numbers[] = {SYS_clone, SYS_clone3, SYS_fork, SYS_vfork};
+    return refuse_all(numbers, sizeof numbers / sizeof *numbers);
+}
+
 long io_uring_enter_number(void) { return SYS_io_uring_enter; }
 long writev_number(void) { return SYS_writev; }
 long epoll_ctl_number(void) { return SYS_epoll_ctl; }

@@ -15,7 +15,8 @@ final class EngineLog: Sendable {
     let stops = Atomic<Int>(0)
     let backEndEvents = Atomic<Int>(0)
     let isGone = Atomic<Bool>(false)
-    /// Rung by a test: the back-end has something.
+    let waiting = Atomic<Int>(0)
+    /// Signalled by a test: the back-end has something.
     let gate: EventFD
 
     /// From its next activation on the engine's thread cannot wait for descriptors.
@@ -33,6 +34,7 @@ struct EchoEngine: ~Copyable, DeviceEngine {
     private var activation: Activation?
     private let pool = IOVectorPool(slots: 16, capacity: 16)
     private var waiting: [DescriptorChain] = []
+    private var isPaused = false
 
     init(log: EngineLog) { self.log = log }
 
@@ -49,12 +51,19 @@ struct EchoEngine: ~Copyable, DeviceEngine {
         guard index == 0, queue != nil else { return }
         repeat {
             queue?.disableNotifications()
-            while let chain = try queue?.pop(into: pool[waiting.count]) ?? nil {
-                if chain.readable.load(UInt8.self) == 0xff { waiting.append(chain) } else { finish(chain) }
+            while !isPaused, let chain = try queue?.pop(into: pool[waiting.count]) ?? nil {
+                if chain.readable.load(UInt8.self) == 0xff { wait(for: chain) } else { finish(chain) }
             }
             publish()
+            if isPaused { return }
         } while queue?.enableNotifications() ?? false
     }
+
+    mutating func pause(epoll: borrowing Epoll) { isPaused = true }
+
+    var isQuiet: Bool { waiting.isEmpty }
+
+    mutating func resume(epoll: borrowing Epoll) { isPaused = false }
 
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
         log.gate.drain()
@@ -67,6 +76,7 @@ struct EchoEngine: ~Copyable, DeviceEngine {
         epoll.remove(log.gate.rawValue)
         queue = nil
         activation = nil
+        isPaused = false
         log.resets.add(1, ordering: .sequentiallyConsistent)
     }
 
@@ -82,9 +92,15 @@ struct EchoEngine: ~Copyable, DeviceEngine {
         queue = try Virtqueue(configuration, features: activation.features, ram: activation.ram)
     }
 
+    private mutating func wait(for chain: DescriptorChain) {
+        waiting.append(chain)
+        log.waiting.store(waiting.count, ordering: .sequentiallyConsistent)
+    }
+
     private mutating func finishWaiting() {
         for chain in waiting { finish(chain) }
         waiting.removeAll()
+        log.waiting.store(0, ordering: .sequentiallyConsistent)
         publish()
     }
 
@@ -112,6 +128,7 @@ final class EchoDevice: VirtioDevice {
     let lines = Lines()
     let deviceEvents: DeviceEvents
     private let worker: DeviceWorker
+    var isInFlight: Bool { log.waiting.load(ordering: .sequentiallyConsistent) > 0 }
 
     init() throws {
         log = try EngineLog()
@@ -119,10 +136,13 @@ final class EchoDevice: VirtioDevice {
         worker = try DeviceWorker(name: name, engine: EchoEngine(log: log), events: deviceEvents)
     }
 
+    func start() throws(SystemCallError) { try worker.start() }
     func activate(_ activation: Activation) { worker.activate(activation) }
     func reset() { worker.reset() }
     func stopQueue(_ index: Int) { worker.stopQueue(index) }
     func startQueue(_ configuration: QueueConfiguration) { worker.startQueue(configuration) }
+    func pause(onQuiet: @escaping @Sendable () -> Void) { worker.pause(onQuiet: onQuiet) }
+    func resume() { worker.resume() }
 }
 
 /// A whole device, with the test as the guest. Waits end after a minute at the latest, with a failure instead of a hang.
@@ -135,6 +155,7 @@ final class EchoDevice: VirtioDevice {
     init() throws {
         guest = try TestGuest()
         device = try EchoDevice()
+        try device.start()
         transport = try MMIOTransport(device: device, memory: guest.memory)
         driver = DriverQueue(guest)
     }
@@ -189,6 +210,54 @@ final class EchoDevice: VirtioDevice {
         #expect(transport.function.counters.requests.value == 1)
         #expect(transport.function.counters.kicks.value == 1)
         #expect(transport.function.counters.interrupts.value == 1)
+    }
+
+    /// What is in flight ends and is shown, what comes in the pause waits, and nothing is lost.
+    @Test mutating func aPause() throws {
+        try expectThatItWorks()
+        try request([0xff, 1], head: 2)
+        kick()
+        #expect(waitUntil { device.isInFlight })
+        let quiet = Atomic<Int>(0)
+        device.pause { quiet.add(1, ordering: .sequentiallyConsistent) }
+        #expect(quiet.load(ordering: .sequentiallyConsistent) == 0)
+        // Kicked while the engine is being drained.
+        try request([4], head: 4)
+        kick()
+        device.log.gate.signal()
+        #expect(interrupt())
+        #expect(waitUntil { quiet.load(ordering: .sequentiallyConsistent) == 1 })
+        #expect(try driver.usedIndex() == 2)
+        #expect(try answer(2, count: 2) == [0, 2])
+        // Kicked when it is quiet; the doorbell is not taken.
+        try request([5], head: 6)
+        kick()
+        device.pause {}
+        #expect(transport.function.doorbells[0].event.drain() > 0)
+        #expect(try driver.usedIndex() == 2)
+        device.resume()
+        #expect(interrupt())
+        #expect(waitUntil { (try? driver.usedIndex()) == 4 })
+        #expect(try answer(4, count: 1) == [5] && answer(6, count: 1) == [6])
+        device.resume()
+        try expectThatItWorks()
+    }
+
+    @Test mutating func aResetEndsAPause() throws {
+        let quiet = Atomic<Int>(0)
+        for isActive in [false, true] {
+            if isActive {
+                try expectThatItWorks()
+                try request([0xff], head: 2)
+                kick()
+                #expect(waitUntil { device.isInFlight })
+            }
+            device.pause { quiet.add(1, ordering: .sequentiallyConsistent) }
+            device.reset()
+            #expect(quiet.load(ordering: .sequentiallyConsistent) == (isActive ? 2 : 1))
+            transport.set(0x70, 0)
+            try expectThatItWorks()
+        }
     }
 
     @Test mutating func requestsBeforeTheKickOrDriverOKAreNotLost() throws {
@@ -336,6 +405,7 @@ final class EchoDevice: VirtioDevice {
         do {
             let other = try EchoDevice()
             log = other.log
+            try other.start()
             let transport = try MMIOTransport(device: other, memory: guest.memory)
             transport.bringUp(.version1, driver.configuration)
             #expect(log.isGone.load(ordering: .sequentiallyConsistent) == false)

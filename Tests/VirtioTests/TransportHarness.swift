@@ -229,6 +229,9 @@ final class RecordingDevice: VirtioDevice {
     func reset() { note(.reset) }
     func stopQueue(_ index: Int) { note(.stop(index)) }
     func startQueue(_ configuration: QueueConfiguration) { note(.start(configuration)) }
+    func start() {}
+    func pause(onQuiet: @escaping @Sendable () -> Void) { onQuiet() }
+    func resume() {}
 
     private func note(_ event: Event) { recorded.withLock { $0.append(event) } }
 }

@@ -23,6 +23,7 @@ static const unsigned long CLINUX_KVM_SET_GSI_ROUTING = KVM_SET_GSI_ROUTING;
 static const unsigned long CLINUX_KVM_IRQFD = KVM_IRQFD;
 static const unsigned long CLINUX_KVM_IOEVENTFD = KVM_IOEVENTFD;
 static const unsigned long CLINUX_KVM_GET_TSC_KHZ = KVM_GET_TSC_KHZ;
+static const unsigned long CLINUX_KVM_KVMCLOCK_CTRL = KVM_KVMCLOCK_CTRL;
 static const unsigned long CLINUX_KVM_RUN = KVM_RUN;
 static const unsigned long CLINUX_KVM_GET_REGS = KVM_GET_REGS;
 static const unsigned long CLINUX_KVM_SET_REGS = KVM_SET_REGS;

@@ -30,6 +30,11 @@ struct BlockConfiguration {
     /// Bytes of data in a request that keeps to what is announced; requests with more are refused.
     var largestTransfer: UInt64 { UInt64(Self.maximumSegmentSize) * UInt64(maximumSegments) }
 
+    /// Puts another capacity into the fields.
+    static func setCapacity(_ capacity: UInt64, in bytes: inout [UInt8]) {
+        for index in 0..<8 { bytes[index] = UInt8(truncatingIfNeeded: (capacity / 512) >> UInt64(8 * index)) }
+    }
+
     /// The fields in their order.
     var bytes: [UInt8] {
         var bytes: [UInt8] = []

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 public import DiskImage
-internal import Linux
+public import Linux
 internal import Synchronization
 public import Virtio
 
@@ -18,11 +18,13 @@ public final class BlockDevice: VirtioDevice {
     /// The answer to GET_ID: 1 … 20 bytes of ASCII.
     public let serial: String
     /// Bytes of the disk.
-    public let capacity: UInt64
+    public var capacity: UInt64 { disk.capacity.load(ordering: .relaxed) }
     public let isReadOnly: Bool
     /// The counters of the remote disk that is behind it; nil of a local one.
     public let remote: RemoteStatistics?
 
+    private let path: String
+    private let disk: DiskCapacity
     private let cache: WriteCache
     /// Indicates whether the driver has negotiated CONFIG_WCE, from FEATURES_OK to its reset; configuration writes come
     /// on any vCPU thread.
@@ -69,7 +71,7 @@ public final class BlockDevice: VirtioDevice {
         let common: FeatureSet = [.blockSizeMax, .blockSegmentsMax, .blockBlockSize, .blockTopology, .blockFlush]
         let isReadOnly = shared.isReadOnly
         remote = shared.remote
-        let size = shared.size
+        let size = DiskCapacity(shared.size)
         let cache = WriteCache()
         var workers: [DeviceWorker] = []
         for index in 0..<queues {
@@ -89,7 +91,8 @@ public final class BlockDevice: VirtioDevice {
         self.serial = serial
         self.cache = cache
         self.isReadOnly = isReadOnly
-        capacity = size
+        self.path = path
+        disk = size
         maximumQueueSizes = Array(repeating: queueSize, count: queues)
         configuration = ConfigurationSpace(contents.bytes)
         features = common.union(isReadOnly ? .blockReadOnly : [.blockDiscard, .blockWriteZeroes, .blockConfigurableWriteback])
@@ -101,6 +104,8 @@ public final class BlockDevice: VirtioDevice {
         // §5.2.5.2, §5.2.6.2: a driver that does not flush finds a device that needs no flush, from here on and not from DRIVER_OK.
         if !features.contains(.blockFlush) { setWriteback(false) }
     }
+
+    public func start() throws(SystemCallError) { for worker in workers { try worker.start() } }
 
     public func activate(_ activation: Activation) {
         // §5.2.5: without MQ there is the first queue only, whatever the driver has made ready.
@@ -124,6 +129,29 @@ public final class BlockDevice: VirtioDevice {
         if workers.indices.contains(queue.index) { workers[queue.index].startQueue(queue) }
     }
 
+    public func pause(onQuiet: @escaping @Sendable () -> Void) {
+        let left = CountDown(workers.count, then: onQuiet)
+        for worker in workers { worker.pause { left.arrive() } }
+    }
+
+    public func resume() {
+        for worker in workers { worker.resume() }
+    }
+
+    /// Makes the disk longer while the guest runs, at the end of what is in flight. The driver is told by a configuration change.
+    /// - Parameters:
+    ///   - size: bytes, a multiple of 512; nil takes the size that a raw image or a block device has now, after somebody else has changed it.
+    ///   - completion: called once with the disk's size, on the disk's thread, or at once. It must not wait.
+    public func resize(to size: UInt64?, completion: @escaping @Sendable (Result<UInt64, DiskImageError>) -> Void) {
+        func refuse(_ reason: String) { completion(.failure(.resize(path: path, reason: reason))) }
+        if let size, size < capacity { return refuse("it has \(capacity) bytes; a disk cannot shrink while its guest runs") }
+        guard workers.count == 1 else { return refuse("it has several queues, and the size of such a disk cannot change while its guest runs") }
+        workers[0].perform(DiskResize(size: size, completion: completion) { [disk, configuration] size in
+            disk.capacity.store(size, ordering: .relaxed)
+            configuration.update { BlockConfiguration.setCapacity(size, in: &$0) }
+        })
+    }
+
     public func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {
         guard offset == BlockConfiguration.writebackOffset, size == 1, value <= 1,
             canChangeWriteback.load(ordering: .acquiring) else { return }
@@ -133,6 +161,35 @@ public final class BlockDevice: VirtioDevice {
     private func setWriteback(_ on: Bool) {
         cache.isWriteback.store(on, ordering: .releasing)
         configuration.update { $0[BlockConfiguration.writebackOffset] = on ? 1 : 0 }
+    }
+}
+
+/// Bytes of a disk: changed by the engine that has made it longer.
+final class DiskCapacity: Sendable {
+    let capacity: Atomic<UInt64>
+    init(_ capacity: UInt64) { self.capacity = Atomic(capacity) }
+}
+
+/// Another size for a disk.
+struct DiskResize: DeviceRequest {
+    let size: UInt64?
+    let completion: @Sendable (Result<UInt64, DiskImageError>) -> Void
+    /// Shows the new size to the driver.
+    let apply: @Sendable (UInt64) -> Void
+}
+
+/// Calls something when a number of threads have arrived.
+private final class CountDown: Sendable {
+    private let left: Atomic<Int>
+    private let then: @Sendable () -> Void
+
+    init(_ count: Int, then: @escaping @Sendable () -> Void) {
+        left = Atomic(count)
+        self.then = then
+    }
+
+    func arrive() {
+        if left.subtract(1, ordering: .acquiringAndReleasing).newValue == 0 { then() }
     }
 }
 

@@ -15,8 +15,9 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var disk: DiskEngine
     private let buffers: IOVectorPool
     private var pending: [PendingBlockRequest?]
+    private let size: DiskCapacity
     /// Bytes of the disk.
-    private let capacity: UInt64
+    private var capacity: UInt64 { size.capacity.load(ordering: .relaxed) }
     private let isReadOnly: Bool
     /// Bytes of data in a request: size_max × seg_max.
     private let largestTransfer: UInt64
@@ -40,8 +41,15 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Indicates whether the disk's descriptor is watched: from the first activation on. Other queues' engines may need
     /// this one's while it is idle.
     private var isWatched = false
-    /// The same for the bell of other queues' engines, to which a ring listens unless the host refuses it.
+    /// The same for the wakeup of other queues' engines, to which a ring listens unless the host refuses it.
     private var isWakeupWatched = false
+    private var isPaused = false
+    /// Waits for the end of what is in flight.
+    private var resizing: DiskResize?
+    /// Indicates whether nothing is taken from the queue for now.
+    private var isHolding: Bool { isPaused || resizing != nil }
+    /// Other queues' engines may go on using this one's; they are quiet when all of them have said so.
+    var isQuiet: Bool { disk.inFlight == 0 }
 
     private static let diskToken = DeviceWorkerToken.firstOfEngine
     /// Requests in one run: then it is somebody else's turn.
@@ -50,7 +58,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private static let gatherTurns = 4
 
     init(
-        _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: UInt64, largestTransfer: UInt64, isReadOnly: Bool, serial: String,
+        _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: DiskCapacity, largestTransfer: UInt64, isReadOnly: Bool, serial: String,
         cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents,
         onError: DiskErrorPolicy
     ) {
@@ -58,7 +66,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         self.events = events
         self.disk = disk
         self.index = index
-        self.capacity = capacity
+        size = capacity
         self.largestTransfer = largestTransfer
         self.isReadOnly = isReadOnly
         buffers = IOVectorPool(slots: queueSize, capacity: queueSize)
@@ -92,6 +100,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     mutating func notified(queue index: Int, epoll: borrowing Epoll) throws(VirtqueueError) {
         disk.beginTurn()
         try takeRequests()
+        resizeIfQuiet()
         watchWakeup(epoll)
     }
 
@@ -101,6 +110,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         gather()
         publish()
         comeBack()
+        resizeIfQuiet()
         watchWakeup(epoll)
     }
 
@@ -116,6 +126,31 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         configurationInterrupt = nil
         counters = nil
         doorbell = nil
+        isPaused = false
+    }
+
+    mutating func pause(epoll: borrowing Epoll) { isPaused = true }
+
+    mutating func resume(epoll: borrowing Epoll) { isPaused = false }
+
+    mutating func perform(_ request: any DeviceRequest, epoll: borrowing Epoll) {
+        guard let request = request as? DiskResize else { return }
+        // One at a time.
+        resizing?.completion(.failure(.resize(path: disk.path, reason: "another size was requested")))
+        resizing = request
+        resizeIfQuiet()
+    }
+
+    private mutating func resizeIfQuiet() {
+        guard disk.inFlight == 0, let request = resizing.take() else { return }
+        do throws(DiskImageError) {
+            if let size = request.size { try disk.resize(to: size) } else { try disk.measure() }
+            request.apply(disk.size)
+            configurationInterrupt?.signal()
+            request.completion(.success(disk.size))
+        } catch { request.completion(.failure(error)) }
+        // For what has waited meanwhile.
+        doorbell?.event.signal()
     }
 
     mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) {
@@ -140,7 +175,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         var budget = Self.budget
         repeat {
             queue?.disableNotifications()
-            while budget > 0, !disk.isTurnOver, try queue?.hasAvailable() == true {
+            while !isHolding, budget > 0, !disk.isTurnOver, try queue?.hasAvailable() == true {
                 // There are as many slots as the largest queue has descriptors: some head is in flight twice.
                 guard let slot = disk.acquire() else { throw .tooManyInFlight(size: size) }
                 guard let chain = try pop(slot) else { break }
@@ -151,6 +186,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             finishRequests()
             publish()
             if budget == 0 || disk.isTurnOver { return doorbell?.event.signal() ?? () }
+            // A look at the queue follows.
+            if isHolding { return }
         } while queue?.enableNotifications() == true
     }
 
@@ -335,5 +372,6 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func giveUp() {
         disk.cancelAll()
         for slot in pending.indices { pending[slot] = nil }
+        resizeIfQuiet()
     }
 }

@@ -27,7 +27,7 @@ public final class EntropyDevice: VirtioDevice {
 
     private let worker: DeviceWorker
 
-    /// Starts the device's I/O thread.
+    /// Makes the device; ``start()`` starts its I/O thread.
     /// - Parameters:
     ///   - name: of the device and its I/O thread: `rng0`.
     ///   - limit: nil for none.
@@ -39,8 +39,12 @@ public final class EntropyDevice: VirtioDevice {
         worker = try DeviceWorker(name: name, engine: engine, events: events)
     }
 
+    public func start() throws(SystemCallError) { try worker.start() }
+
     public func activate(_ activation: Activation) { worker.activate(activation) }
     public func reset() { worker.reset() }
     public func stopQueue(_ index: Int) { worker.stopQueue(index) }
     public func startQueue(_ configuration: QueueConfiguration) { worker.startQueue(configuration) }
+    public func pause(onQuiet: @escaping @Sendable () -> Void) { worker.pause(onQuiet: onQuiet) }
+    public func resume() { worker.resume() }
 }

@@ -24,6 +24,9 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// What is left of this period's bytes. A reset leaves it: a driver gets no more by starting anew.
     private var left: UInt64
     private var isPeriodRunning = false
+    private var isPaused = false
+    /// A request is served within one call.
+    let isQuiet = true
 
     let queueAtWork = 0
     private var queue: Virtqueue?
@@ -57,7 +60,12 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         queue = nil
         activation = nil
         interrupt = nil
+        isPaused = false
     }
+
+    mutating func pause(epoll: borrowing Epoll) { isPaused = true }
+
+    mutating func resume(epoll: borrowing Epoll) { isPaused = false }
 
     mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) { queue = nil }
 
@@ -80,6 +88,7 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     /// Fills what the driver has offered, as far as this run and this period reach.
     private mutating func serve() throws(VirtqueueError) {
+        guard !isPaused else { return }
         var requests = Self.budget.requests, bytes = Self.budget.bytes
         repeat {
             queue?.disableNotifications()

@@ -21,7 +21,7 @@ public final class NetworkDevice: VirtioDevice {
     let port: NetworkPort
     private let worker: DeviceWorker
 
-    /// Starts the device's I/O thread.
+    /// Makes the device; ``start()`` starts its I/O thread.
     /// - Parameters:
     ///   - name: `net0`, …; the thread's name.
     ///   - address: the guest's Ethernet address.
@@ -50,9 +50,21 @@ public final class NetworkDevice: VirtioDevice {
     /// both directions.
     public var isLinkUp: Bool { port.isLinkUp }
 
+    /// Plugs the guest's cable in, or pulls it. Any thread.
+    /// - Returns: whether the link is up now, which it is only if the host's interface is, too.
+    public func setCable(isPluggedIn: Bool) -> Bool {
+        port.setCable(isPluggedIn: isPluggedIn)
+        return port.isLinkUp
+    }
+
+    /// The name of the host's interface.
+    public var hostInterface: String { port.attachment.tap.name.text }
+
     // MARK: VirtioDevice
 
     public func accepts(_ features: FeatureSet) -> Bool { features.isConsistentForNetwork }
+
+    public func start() throws(SystemCallError) { try worker.start() }
 
     public func activate(_ activation: Activation) {
         // Without STATUS the link's state is nothing that the driver knows of.
@@ -69,6 +81,10 @@ public final class NetworkDevice: VirtioDevice {
     public func stopQueue(_ index: Int) { worker.stopQueue(index) }
 
     public func startQueue(_ configuration: QueueConfiguration) { worker.startQueue(configuration) }
+
+    public func pause(onQuiet: @escaping @Sendable () -> Void) { worker.pause(onQuiet: onQuiet) }
+
+    public func resume() { worker.resume() }
 }
 
 /// What the device's I/O thread and the rest of the process share.
@@ -78,6 +94,7 @@ final class NetworkPort: Sendable {
     let counters = NetworkCounters()
     let events: DeviceEvents
     private let link = Atomic<Bool>(true)
+    private let ends = Guarded(LinkEnds())
     private let removed = Atomic<Bool>(false)
     /// The interface's, as the host has it now.
     private let linkMTU: Atomic<Int>
@@ -156,18 +173,37 @@ final class NetworkPort: Sendable {
 
     var isRemoved: Bool { removed.load(ordering: .relaxed) }
 
-    /// Pulls the guest's cable, or puts it back, as the host's interface is; the driver is told by a configuration change. There is nothing
+    /// What the link needs to be up.
+    private struct LinkEnds {
+        var isHostUp = true
+        var isPluggedIn = true
+        var isUp: Bool { isHostUp && isPluggedIn }
+    }
+
+    /// Takes the link up or down, as the host's interface is; the driver is told by a configuration change. There is nothing
     /// to put back into an interface that was removed.
     /// - Parameter reason: what the interface did, for the log.
     func setLink(up: Bool, because reason: String) {
         guard !(up && isRemoved) else { return }
-        guard link.exchange(up, ordering: .relaxed) != up else { return }
-        configuration.update { $0[Field.status] = up ? Field.linkUp : 0 }
+        change("\(attachment.tap.name) \(reason)") { $0.isHostUp = up }
+    }
+
+    /// The same for the guest's cable, by request.
+    func setCable(isPluggedIn: Bool) {
+        change("the cable was \(isPluggedIn ? "plugged in" : "pulled") by request") { $0.isPluggedIn = isPluggedIn }
+    }
+
+    private func change(_ reason: String, _ body: (inout LinkEnds) -> Void) {
+        let change: Bool? = ends.withLock { ends in
+            body(&ends)
+            guard link.exchange(ends.isUp, ordering: .relaxed) != ends.isUp else { return nil }
+            configuration.update { $0[Field.status] = ends.isUp ? Field.linkUp : 0 }
+            return ends.isUp
+        }
+        guard let isUp = change else { return }
         interrupt.withLock { $0?.signal() }
         // Last: the driver is told first.
-        events.report(
-            .link(isUp: up), up ? .notice : .warning,
-            "the link is \(up ? "up again" : "down"): \(attachment.tap.name) \(reason)")
+        events.report(.link(isUp: isUp), isUp ? .notice : .warning, "the link is \(isUp ? "up again" : "down"): \(reason)")
     }
 
     func setInterrupt(_ new: ConfigurationInterrupt?) { interrupt.withLock { $0 = new } }

@@ -30,18 +30,22 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var control: NetworkControl
     private var activation: Activation?
     private(set) var queueAtWork = QueueIndex.receive
-    /// From the first activation on: a machine's start does not wait for it. Also while no driver is active.
+    /// Listens from the start, and is heard from the first activation on. Also while no driver is active.
     private var watcher: LinkWatcher?
     private var isWatching = false
-    /// What the TAP is waited for; it is not in the epoll instance while that is nothing.
+    /// What the TAP is waited for; it is not in the epoll instance while that is nothing, or in a pause.
     private var watched: Epoll.Events = []
     private var wanted: Epoll.Events = []
+    private var isPaused = false
+    /// Frames are moved within one call. One that waits for buffers of the driver is held in memory of ours.
+    let isQuiet = true
 
     init(port: NetworkPort, queueSizes: [UInt16]) throws(SystemCallError) {
         let again = try EventFD()
         let spill = try ReceivePath.makeSpill()
         self.again = again
         self.port = port
+        watcher = port.attachment.watchLink()
         tap = port.attachment.tap.descriptor.rawValue
         let headerSize = port.attachment.tap.headerSize
         receive = ReceivePath(tap: tap, headerSize: headerSize, spill: spill, counters: port.counters, events: port.events)
@@ -86,6 +90,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         transmit.stop()
         control.stop()
         wanted = []
+        isPaused = false
         watch(epoll)
         epoll.remove(again.rawValue)
         // The next driver starts without.
@@ -121,9 +126,20 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         }
     }
 
+    mutating func pause(epoll: borrowing Epoll) {
+        isPaused = true
+        watch(epoll)
+    }
+
+    mutating func resume(epoll: borrowing Epoll) {
+        isPaused = false
+        watch(epoll)
+    }
+
     // MARK: Work
 
     mutating func notified(queue: Int, epoll: borrowing Epoll) throws(VirtqueueError) {
+        guard !isPaused else { return }
         switch queue {
         // While the TAP is watched its frames set the pace.
         case QueueIndex.receive: if !wanted.contains(.input) { try moveIn() }
@@ -142,9 +158,13 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         guard activation != nil else { return }
         if token == Token.again {
             again.drain()
+            // After a pause each queue is looked at.
+            guard !isPaused else { return }
             if !wanted.contains(.output) { try moveOut() }
             try serveControl()
         } else {
+            // An event from before the pause; the TAP has it again afterwards.
+            guard !isPaused else { return }
             if events.contains(.input), wanted.contains(.input) { try moveIn() }
             if events.contains(.output), wanted.contains(.output) { try moveOut() }
             if !events.isDisjoint(with: [.error, .hangUp]) { lose() }
@@ -196,9 +216,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func watchLink(_ epoll: borrowing Epoll) {
         guard !isWatching else { return }
         isWatching = true
-        watcher = port.attachment.watchLink()
         guard let number = watcher?.descriptor, (try? epoll.add(number, .input, token: Token.link)) != nil else { return }
-        // After it listens: no change is missed in between.
+        // It listens already: no change is missed in between.
         if let state = watcher?.current() { follow(state) }
     }
 
@@ -224,6 +243,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Makes epoll watch the TAP for what is wanted. While that is nothing it is not watched at all: errors would be
     /// reported again and again.
     private mutating func watch(_ epoll: borrowing Epoll) {
+        let wanted = isPaused ? [] : self.wanted
         guard watched != wanted else { return }
         do throws(SystemCallError) {
             if wanted.isEmpty {

@@ -52,6 +52,23 @@ extension DiskEngine {
         }
     }
 
+    /// The path of the image.
+    public var path: String { image.path }
+
+    /// Bytes of the disk.
+    public var size: UInt64 { image.size }
+
+    /// Takes the size that the file of a raw image, or a block device, has now, after somebody else has made it longer.
+    public mutating func measure() throws(DiskImageError) {
+        precondition(inFlight == 0)
+        func refuse(_ reason: String) -> DiskImageError { .resize(path: image.path, reason: reason) }
+        guard image.format == .raw, !image.isRemote else { throw refuse("only the size of a raw image on this host, or of a block device, changes by itself") }
+        guard shared.isExclusive else { throw refuse("several engines use it") }
+        let now = try fileSize()
+        guard now >= image.exactSize else { throw refuse("it has become shorter, from \(image.exactSize) to \(now) bytes") }
+        try image.reload()
+    }
+
     private mutating func resizeRaw(from oldSize: UInt64, to newSize: UInt64, _ preallocation: Preallocation) throws(DiskImageError) {
         guard preallocation != .metadata else { throw .resize(path: image.path, reason: "a raw image has no metadata to preallocate") }
         guard !image.isRemote else { throw .resize(path: image.path, reason: "the server determines the size of a remote disk; change it there") }

@@ -7,32 +7,28 @@ internal import KVM
 
 /// What the debugger's `monitor` commands ask of the machine besides its vCPUs and memory.
 struct DebugMonitor: Sendable {
-    /// One line about the machine.
-    let status: @Sendable () -> String
-    let pressPowerButton: @Sendable () -> Void
+    /// Takes the commands that the debugger shares with the terminal's prompt.
+    let control: MachineControl
     /// The table of exits so far; nil when they are not counted.
     let exits: (@Sendable () -> String)?
 }
 
 extension MachineDebugTarget {
-    private static let help = """
-        info                the machine, its memory and its devices
+    private static let help = MachineCommand.helpLines.map { $0 + "\n" }.joined() + """
         cpus                the state and position of each vCPU
         translate ADDRESS   the guest-physical address of a virtual address
         physical ADDRESS [COUNT]
                             dump COUNT bytes of guest-physical memory (default 64)
         exits               exits to user space so far (with --trace exits)
-        power               press the power button; the guest sees it when it continues
 
         """
 
     func monitor(_ command: String, thread: Int) -> String {
         let words = command.split(separator: " ").map(String.init)
+        if words.isEmpty || MachineCommand.entry(words[0]) != nil { return run(command) }
         let numbers = words.dropFirst().compactMap(Self.number)
         guard numbers.count == max(0, words.count - 1) else { return "expected numbers, decimal or with 0x: '\(command)'\n" }
-        switch (words.first ?? "help", numbers.count) {
-        case ("help", 0): return Self.help
-        case ("info", 0): return monitor.status() + "\n"
+        switch (words[0], numbers.count) {
         case ("cpus", 0): return list()
         case ("translate", 1):
             let physical = physical(numbers[0], thread: thread)
@@ -40,11 +36,21 @@ extension MachineDebugTarget {
         case ("physical", 1): return dump(numbers[0], 64)
         case ("physical", 2): return dump(numbers[0], Int(clamping: min(numbers[1], 1024)))
         case ("exits", 0): return monitor.exits?() ?? "exits are not counted: start swkvm with --trace exits\n"
-        case ("power", 0):
-            monitor.pressPowerButton()
-            return "the power button was pressed\n"
         default: return "'\(command)' is not recognized; `monitor help` lists the commands\n"
         }
+    }
+
+    /// A command that the terminal's prompt has, too.
+    private func run(_ line: String) -> String {
+        do throws(MachineControlError) {
+            switch try MachineCommand.parse(line) {
+            case nil, .help: return Self.help
+            case .quit:
+                kill()
+                return "the machine ends\n"
+            case .request(let request): return try monitor.control.perform(request) + "\n"
+            }
+        } catch { return "\(error)\n" }
     }
 
     private func list() -> String {

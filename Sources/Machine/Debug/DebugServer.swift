@@ -10,11 +10,11 @@ internal import Synchronization
 final class DebugServer: Sendable {
     /// For the user: where it is, as GDB takes it.
     let announcement: String
-    /// Rung by the seats of all vCPUs.
-    let parked: EventFD
+    /// Signalled when a vCPU has stopped.
+    let stopped: StopObserver
 
     fileprivate enum Token {
-        static let end: UInt64 = 0, listener: UInt64 = 1, parked: UInt64 = 2, client: UInt64 = 3
+        static let end: UInt64 = 0, listener: UInt64 = 1, stopped: UInt64 = 2, client: UInt64 = 3
     }
 
     fileprivate let listener: Listener
@@ -26,7 +26,7 @@ final class DebugServer: Sendable {
     fileprivate let hadClient = Atomic<Bool>(false)
 
     init(_ address: Configuration.Debugger) throws(SystemCallError) {
-        parked = try EventFD()
+        stopped = try StopObserver()
         epoll = try Epoll()
         let place: String
         switch address {
@@ -40,15 +40,15 @@ final class DebugServer: Sendable {
         announcement = "the guest waits at its first instruction for a debugger: target remote \(place)"
         // Edge-triggered: a client that cannot be taken for lack of descriptors must not keep the loop busy.
         try epoll.add(listener.descriptor.rawValue, [.input, .edgeTriggered], token: Token.listener)
-        try epoll.add(parked.rawValue, .input, token: Token.parked)
+        try epoll.add(stopped.event.rawValue, .input, token: Token.stopped)
     }
 
     /// Starts to serve; the thread ends with the machine, or with the guest's reset, after which it is started again.
     /// - Parameter makeTarget: called on the thread, which alone uses the target.
     func start(ending: Ending, _ makeTarget: @escaping @Sendable () -> MachineDebugTarget) throws(SystemCallError) {
-        epoll.remove(ending.bell.rawValue)
-        try epoll.add(ending.bell.rawValue, .input, token: Token.end)
-        parked.drain()
+        epoll.remove(ending.event.rawValue)
+        try epoll.add(ending.event.rawValue, .input, token: Token.end)
+        stopped.event.drain()
         try thread.withLock { (thread) throws(SystemCallError) in
             thread = try Thread.start(name: "gdb") { [self] in
                 var service = DebugService(self, makeTarget(), ending)
@@ -98,8 +98,8 @@ private struct DebugService: ~Copyable {
             for token in ready {
                 switch token {
                 case DebugServer.Token.end: return finish()
-                case DebugServer.Token.parked:
-                    server.parked.drain()
+                case DebugServer.Token.stopped:
+                    server.stopped.event.drain()
                     checkStop()
                 case DebugServer.Token.client: serveClient()
                 default: acceptClient()

@@ -6,7 +6,7 @@ internal import GuestMemory
 internal import KVM
 
 /// A machine as its debugger sees it: vCPU n is thread n + 1. It lives on the debugger's thread (``DebugServer``), which owns the
-/// state of every parked vCPU and all breakpoints.
+/// state of every stopped vCPU and all breakpoints.
 final class MachineDebugTarget: DebugTarget {
     let cpus: [CPUThread]
     let ram: GuestRAM
@@ -31,8 +31,8 @@ final class MachineDebugTarget: DebugTarget {
     private(set) var isAttached = false
 
     /// - Parameters:
-    ///   - cpus: each with a seat.
-    ///   - lookAgain: rings the bell that the seats ring.
+    ///   - cpus: each with a pause point that has the debugger as an observer.
+    ///   - lookAgain: signals what the pause points signal.
     ///   - holdsInterrupts: whether KVM can hold interrupts back while a vCPU steps.
     init(
         _ cpus: [CPUThread], ram: GuestRAM, ending: Ending, lookAgain: @escaping () -> Void, holdsInterrupts: Bool, monitor: DebugMonitor
@@ -63,15 +63,15 @@ final class MachineDebugTarget: DebugTarget {
 
     private func stopAll() {
         isStopping = true
-        for cpu in cpus where cpu.seat?.stop() == true { cpu.kick() }
-        // They may all be parked already.
+        for cpu in cpus where cpu.pausePoint.request(.debugger) { cpu.kick() }
+        // They may all be stopped already.
         lookAgain()
     }
 
-    /// Called whenever a vCPU has parked. When all have, and one has a reason to tell, this is it; until the next ``resume(_:)`` all stay.
+    /// Called whenever a vCPU has stopped. When all have, and one has a reason to tell, this is it; until the next ``resume(_:)`` all stay.
     func nextStop() -> DebugStop? {
-        if !isStopping, cpus.contains(where: { $0.seat?.event != nil }) { stopAll() }
-        guard isStopping, cpus.allSatisfy({ $0.seat?.isParked ?? true }) else { return nil }
+        if !isStopping, cpus.contains(where: { $0.pausePoint.event != nil }) { stopAll() }
+        guard isStopping, cpus.allSatisfy({ $0.pausePoint.isStopped }) else { return nil }
         isStopping = false
         var best: (index: Int, reason: DebugStop.Reason)?
         for index in cpus.indices {
@@ -85,19 +85,20 @@ final class MachineDebugTarget: DebugTarget {
             resume(plan)
             return nil
         }
-        for index in cpus.indices where index == best.index || !isKept(index) { _ = cpus[index].seat?.takeEvent() }
+        for index in cpus.indices where index == best.index || !isKept(index) { _ = cpus[index].pausePoint.takeEvent() }
         lastThread = best.index + 1
         return DebugStop(thread: lastThread, reason: best.reason)
     }
 
     /// What a vCPU's event means to the debugger; nil when it has none, or none of the debugger's.
     private func reason(of index: Int) -> DebugStop.Reason? {
-        guard let seat = cpus[index].seat, let event = seat.event else { return nil }
+        let pausePoint = cpus[index].pausePoint
+        guard let event = pausePoint.event else { return nil }
         switch event {
         case .failure(let sentence, let isEmulation):
             // Where KVM interprets ring 0 without knowing `int3`, a breakpoint comes this way.
             guard isEmulation, isAtBreakpoint(index) else { return .failure(sentence) }
-            seat.pardon()
+            pausePoint.forgive()
             return .softwareBreakpoint
         case .debug(let event) where event.exception == 3:
             if let address = cpus[index].cpu.translate(event.instruction), instructions.contains(GuestAddress(address)) { return .softwareBreakpoint }
@@ -110,7 +111,7 @@ final class MachineDebugTarget: DebugTarget {
             if plan[index] == .step { return .step }
             injections[index] = .debug
         }
-        _ = seat.takeEvent()
+        _ = pausePoint.takeEvent()
         return nil
     }
 
@@ -143,7 +144,7 @@ final class MachineDebugTarget: DebugTarget {
 
     func resume(_ actions: [ResumeAction]) {
         plan = actions
-        if zip(cpus, actions).contains(where: { $1 != .stay && $0.seat?.event != nil }) {
+        if zip(cpus, actions).contains(where: { $1 != .stay && $0.pausePoint.event != nil }) {
             // Nothing moves before it is told.
             isStopping = true
             lookAgain()
@@ -162,17 +163,17 @@ final class MachineDebugTarget: DebugTarget {
         injections[index] = nil
         do throws(KVMError) { try cpus[index].cpu.setDebug(debug) } catch {
             // The vCPU stays where it is, and says so.
-            cpus[index].seat?.report(.failure(error.description, isEmulation: false))
+            cpus[index].pausePoint.report(.failure(error.description, isEmulation: false))
             return lookAgain()
         }
-        cpus[index].seat?.resume()
+        cpus[index].pausePoint.release(.debugger)
     }
 
     func detach() {
         isAttached = false
         instructions.removeAll()
         debugRegisters = DebugRegisterSet()
-        for cpu in cpus { _ = cpu.seat?.takeEvent() }
+        for cpu in cpus { _ = cpu.pausePoint.takeEvent() }
         isStopping = false
         resume(cpus.map { _ in .run })
     }

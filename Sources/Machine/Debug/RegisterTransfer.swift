@@ -4,7 +4,7 @@ internal import CLinux
 internal import GDBRemote
 internal import KVM
 
-/// A parked vCPU's registers, as the debugger has them.
+/// A stopped vCPU's registers, as the debugger has them.
 extension VirtualCPU {
     private static let kernelGSBase: UInt32 = 0xc000_0102
 

@@ -76,7 +76,7 @@ extension Machine {
             }
             groups.append(group)
         }
-        for slot in board.devices {
+        for slot in board.registry.slots {
             let function = slot.transport.function
             groups += Self.metrics(of: function.device, past[function.device.name] + PastCounters.Counts(function.counters))
         }

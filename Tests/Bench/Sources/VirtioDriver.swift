@@ -21,6 +21,7 @@ final class VirtioDriver {
     /// - Parameter features: of the device's type, by their bits; VERSION_1 and EVENT_IDX are added.
     init(_ device: any VirtioDevice, memory: GuestMemory, features: UInt64) throws {
         self.memory = memory
+        try device.start()
         transport = try MMIOTransport(device: device, memory: memory)
         let ringSpace: UInt64 = 0x1_0000
         buffers = ringSpace * UInt64(device.maximumQueueSizes.count + 1)

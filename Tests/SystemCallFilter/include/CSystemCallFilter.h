@@ -9,6 +9,11 @@ int refuse_system_call(long number);
 
 /// The same with another errno value.
 int fail_system_call(long number, int error);
+/// The same for all calls that open a file, make a socket, an eventfd and the like. Returns 0, or -1 where the host has no filters.
+int refuse_new_descriptors(void);
+
+/// The same for all calls that start a thread or a process.
+int refuse_new_threads(void);
 
 /// The number of io_uring_enter(2).
 long io_uring_enter_number(void);

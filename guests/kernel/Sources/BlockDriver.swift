@@ -97,7 +97,8 @@ final class Disk {
     }
 
     private func serve() {
-        _ = device.acknowledgeInterrupt()
+        // The disk may have become longer.
+        if device.acknowledgeInterrupt() & 2 != 0 { readConfiguration() }
         collect()
     }
 

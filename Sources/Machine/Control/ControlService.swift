@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Devices
+internal import DiskImage
+internal import KVM
+internal import Linux
+internal import Synchronization
+internal import Virtio
+
+/// What the control's thread does while one board's guest runs.
+struct ControlService: Sendable {
+    private let control: MachineControl
+    private let board: Board
+    private let ending: Ending
+    private let status: @Sendable () -> MachineStatus
+
+    init(_ control: MachineControl, _ board: Board, _ ending: Ending, status: @escaping @Sendable () -> MachineStatus) {
+        self.control = control
+        self.board = board
+        self.ending = ending
+        self.status = status
+    }
+
+    mutating func run() {
+        // Beside the guest, which has just started: its end will not have to wait for this.
+        board.virtualMachine.waitForReplacedBuses()
+        while !ending.isStopping {
+            while !ending.isStopping, let item = control.takeRequest() {
+                let answer: MachineControl.Answer
+                do throws(MachineControlError) { answer = .success(try serve(item.work)) } catch { answer = .failure(error) }
+                item.answer(answer)
+            }
+            waitForAttention()
+        }
+        control.close()
+    }
+
+    private func serve(_ work: MachineControl.Work) throws(MachineControlError) -> String {
+        switch work {
+        case .request(let request): try serve(request)
+        case .attach(let device): try attach(device)
+        case .detach(let name): try detach(name)
+        }
+    }
+
+    private func serve(_ request: MachineControl.Request) throws(MachineControlError) -> String {
+        switch request {
+        case .pause: try pause()
+        case .resume: try resume()
+        case .togglePause: control.isPaused ? try resume() : try pause()
+        case .status: status().description
+        case .powerButton: pressPowerButton()
+        case .setLink(let name, let isUp): try setLink(name, isUp: isUp)
+        case .resize(let name, let size): try resize(name, to: size)
+        }
+    }
+
+    private func pressPowerButton() -> String {
+        board.power.requestPowerOff()
+        return control.isPaused ? "the power button was pressed; the guest sees it when it is resumed" : "the power button was pressed"
+    }
+
+    // MARK: Pausing
+
+    /// vCPUs first: then nobody gives the devices new work, and what they have in flight is all there is.
+    private func pause() throws(MachineControlError) -> String {
+        guard !control.isPaused else { throw .alreadyPaused }
+        for cpu in board.cpus where cpu.pausePoint.request(.control) { cpu.kick() }
+        try waitInPause { board.cpus.allSatisfy { $0.pausePoint.isStopped } }
+        let devices = board.registry.slots
+        let quiet = QuietDevices()
+        for slot in devices {
+            slot.device.pause { [control] in
+                quiet.count.add(1, ordering: .acquiringAndReleasing)
+                control.attention.event.signal()
+            }
+        }
+        try waitInPause { quiet.count.load(ordering: .acquiring) == devices.count }
+        board.timer.pause()
+        control.setPaused(true)
+        return "the machine is paused"
+    }
+
+    private func resume() throws(MachineControlError) -> String {
+        guard control.isPaused else { throw .notPaused }
+        board.timer.resume()
+        // A guest's watchdog is told where the time has gone. Refused where the guest does not use KVM's clock.
+        for cpu in board.cpus { try? cpu.cpu.markPausedClock() }
+        control.setPaused(false)
+        letRun()
+        return "the machine runs"
+    }
+
+    private func letRun() {
+        for slot in board.registry.slots { slot.device.resume() }
+        for cpu in board.cpus { cpu.pausePoint.release(.control) }
+    }
+
+    // MARK: Devices
+
+    private func attach(_ device: any VirtioDevice) throws(MachineControlError) -> String {
+        let slot: VirtioSlot
+        do throws(SystemCallError) { try device.start() } catch { throw .refused(error.description) }
+        do throws(MachineError) { slot = try board.registry.attach(device, board.virtualMachine) } catch { throw .refused(error.description) }
+        if control.isPaused { device.pause {} }
+        try reloadTables()
+        return "\(slot.description) was attached"
+    }
+
+    private func detach(_ name: String) throws(MachineControlError) -> String {
+        guard let slot = board.registry.slot(named: name) else {
+            throw .noDevice(name, kind: "device", available: board.registry.slots.map(\.device.name))
+        }
+        board.registry.hide(slot)
+        try reloadTables()
+        board.registry.detach(slot, board.virtualMachine)
+        return "\(name) was detached"
+    }
+
+    /// Has all vCPU threads take the address map's new table; when this returns, none uses another.
+    private func reloadTables() throws(MachineControlError) {
+        for cpu in board.cpus where cpu.pausePoint.requestReload() { cpu.kick() }
+        while !board.cpus.allSatisfy({ $0.pausePoint.isReloaded }) {
+            if ending.isStopping { throw .notRunning }
+            waitForAttention()
+        }
+    }
+
+    private func setLink(_ name: String, isUp: Bool) throws(MachineControlError) -> String {
+        let devices = board.registry.slots.compactMap { $0.device as? NetworkDevice }
+        guard let device = devices.first(where: { $0.name == name }) else {
+            throw .noDevice(name, kind: "network interface", available: devices.map(\.name))
+        }
+        let isLinkUp = device.setCable(isPluggedIn: isUp)
+        if isUp, !isLinkUp { return "the cable of \(name) is plugged in, but the link stays down: \(device.hostInterface) is down on the host" }
+        return "the link of \(name) is \(isUp ? "up" : "down")"
+    }
+
+    private func resize(_ name: String, to size: UInt64?) throws(MachineControlError) -> String {
+        let devices = board.registry.slots.compactMap { $0.device as? BlockDevice }
+        guard let device = devices.first(where: { $0.name == name }) else {
+            throw .noDevice(name, kind: "disk", available: devices.map(\.name))
+        }
+        let result = Guarded<Result<UInt64, DiskImageError>?>(nil)
+        let before = device.capacity
+        device.resize(to: size) { [control] outcome in
+            result.withLock { $0 = outcome }
+            control.attention.event.signal()
+        }
+        while true {
+            if let outcome = result.withLock({ $0 }) {
+                do throws(DiskImageError) {
+                    let size = try outcome.get()
+                    return size == before ? "\(name) has \(size) bytes, as before" : "\(name) has \(size) bytes now (\(before) before)"
+                } catch { throw .refused(error.description) }
+            }
+            if ending.isStopping { throw .notRunning }
+            waitForAttention()
+        }
+    }
+
+    // MARK: Waiting
+
+    /// Waits for what vCPUs and devices report by ``MachineControl/attention``; the machine's end, or a request to resume, is not kept waiting.
+    private func waitInPause(until isReached: () -> Bool) throws(MachineControlError) {
+        while !isReached() {
+            // The end resets the devices.
+            if ending.isStopping { throw .notRunning }
+            if let item = control.takeResumeRequest() {
+                letRun()
+                item.answer(.success("the machine runs"))
+                throw .pauseCancelled
+            }
+            waitForAttention()
+        }
+    }
+
+    private func waitForAttention() {
+        waitUntilReadable(control.attention.event.rawValue, or: ending.event.rawValue)
+        control.attention.event.drain()
+    }
+}
+
+/// How many devices are quiet.
+private final class QuietDevices: Sendable {
+    let count = Atomic<Int>(0)
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Linux
+internal import Virtio
+
+/// The mailbox of the thread that owns what may change about a running machine: whether it is paused, its devices and their state.
+///
+/// The terminal's keys, the debugger's `monitor` commands and whoever embeds a ``Machine`` are its clients. Requests are served one after the other,
+/// on the thread `control`, which exists while a guest runs: from ``Machine/start()`` to its end or reset. Outside of that every request is refused.
+/// Ending the machine is no request, so that it never waits for one (``Machine/stop(_:)``).
+public final class MachineControl: Sendable {
+    public enum Request: Sendable, Equatable {
+        /// Stops the vCPUs, then the devices: when it is answered, nothing of the guest changes any more.
+        case pause
+        case resume
+        /// The one or the other.
+        case togglePause
+        case status
+        /// Presses the power button.
+        case powerButton
+        /// Plugs a network interface's cable in, or pulls it.
+        case setLink(device: String, isUp: Bool)
+        /// Makes a disk longer; nil takes the size that its raw image, or block device, has now.
+        case resize(device: String, size: UInt64?)
+    }
+
+    /// A request, or what only this module asks for.
+    enum Work: Sendable {
+        case request(Request)
+        case attach(any VirtioDevice)
+        case detach(String)
+
+        /// Indicates whether somebody wants a machine to run that is being paused.
+        var isResume: Bool {
+            switch self {
+            case .request(.resume), .request(.togglePause): true
+            default: false
+            }
+        }
+    }
+
+    /// What was done, in a sentence for the user, or why not.
+    public typealias Answer = Result<String, MachineControlError>
+
+    struct Item: Sendable {
+        let work: Work
+        let answer: @Sendable (Answer) -> Void
+    }
+
+    private struct State {
+        var isOpen = false
+        var items: [Item] = []
+        var isPaused = false
+    }
+
+    /// More requests than a user makes before one is served.
+    private static let maximumRequests = 64
+
+    private let state = Guarded(State())
+    /// Signalled for the thread: when there is a request, a vCPU has stopped, or a device is quiet.
+    let attention: StopObserver
+    private let thread = Guarded<Thread?>(nil)
+
+    init() throws(SystemCallError) { attention = try StopObserver() }
+
+    // MARK: Clients
+
+    /// Leaves a request; returns at once.
+    /// - Parameter answer: called once, mostly on the control's thread. It must not wait.
+    public func post(_ request: Request, answer: @escaping @Sendable (Answer) -> Void = { _ in }) { post(.request(request), answer: answer) }
+
+    func post(_ work: Work, answer: @escaping @Sendable (Answer) -> Void) {
+        let refusal: MachineControlError? = state.withLock { state in
+            guard state.isOpen else { return .notRunning }
+            guard state.items.count < Self.maximumRequests else { return .busy }
+            state.items.append(Item(work: work, answer: answer))
+            return nil
+        }
+        if let refusal { return answer(.failure(refusal)) }
+        attention.event.signal()
+    }
+
+    /// Leaves a request and waits for the answer. Not for vCPU threads and devices' threads, for which the control waits.
+    @discardableResult
+    public func perform(_ request: Request) throws(MachineControlError) -> String { try perform(.request(request)) }
+
+    /// Attaches a device to the running machine, in the first free place. The tables that a guest boots with do not name it before the next boot.
+    func attach(_ device: any VirtioDevice) throws(MachineControlError) { _ = try perform(.attach(device)) }
+
+    /// Detaches a device, by its name: when this returns, no thread of the machine uses it.
+    func detach(_ name: String) throws(MachineControlError) { _ = try perform(.detach(name)) }
+
+    private func perform(_ work: Work) throws(MachineControlError) -> String {
+        let result = Guarded<Answer?>(nil)
+        let monitor = Monitor()
+        post(work) { answer in
+            monitor.locked {
+                result.withLock { $0 = answer }
+                monitor.broadcast()
+            }
+        }
+        let answer: Answer = monitor.locked {
+            while true {
+                if let answer = result.withLock({ $0 }) { return answer }
+                monitor.wait()
+            }
+        }
+        return try answer.get()
+    }
+
+    /// Indicates whether the machine is paused by a request. One that is stopped by a debugger is not.
+    public var isPaused: Bool { state.withLock { $0.isPaused } }
+
+    // MARK: The machine
+
+    /// Starts to serve a board's requests, until its end.
+    func start(_ board: Board, ending: Ending, status: @escaping @Sendable () -> MachineStatus) throws(SystemCallError) {
+        attention.event.drain()
+        state.withLock { state in
+            state.isOpen = true
+            state.isPaused = false
+        }
+        let service = ControlService(self, board, ending, status: status)
+        do throws(SystemCallError) {
+            try thread.withLock { (thread) throws(SystemCallError) in
+                thread = try Thread.start(name: "control") {
+                    var service = service
+                    service.run()
+                }
+            }
+        } catch {
+            close()
+            throw error
+        }
+    }
+
+    /// Waits for the thread's end, which the machine's end brings.
+    func join() {
+        if let thread = thread.withLock({ $0.take() }) { thread.join() }
+    }
+
+    // MARK: The thread
+
+    func takeRequest() -> Item? { state.withLock { $0.items.isEmpty ? nil : $0.items.removeFirst() } }
+
+    /// Takes the first request that cancels a pause which is being waited for.
+    func takeResumeRequest() -> Item? {
+        state.withLock { state in
+            state.items.firstIndex { $0.work.isResume }.map { state.items.remove(at: $0) }
+        }
+    }
+
+    func setPaused(_ isPaused: Bool) { state.withLock { $0.isPaused = isPaused } }
+
+    /// Refuses what has not been served, and everything from now on.
+    func close() {
+        let items = state.withLock { state in
+            state.isOpen = false
+            defer { state.items = [] }
+            return state.items
+        }
+        for item in items { item.answer(.failure(.notRunning)) }
+    }
+}
+
+/// Why a request was not carried out.
+public enum MachineControlError: Error, Equatable, CustomStringConvertible {
+    /// The guest has ended, or is just being reset.
+    case notRunning
+    case busy
+    case alreadyPaused
+    case notPaused
+    case noDevice(String, kind: String, available: [String])
+    /// A sentence that says why.
+    case refused(String)
+    /// A pause that was given up before what was in flight had ended.
+    case pauseCancelled
+
+    public var description: String {
+        switch self {
+        case .notRunning: "the guest is not running: it has ended or is being reset"
+        case .busy: "too many requests are waiting; try again later"
+        case .alreadyPaused: "the machine is paused already"
+        case .notPaused: "the machine is not paused"
+        case .noDevice(let name, let kind, let available):
+            "there is no \(kind) '\(name)'; " + (available.isEmpty ? "the machine has none" : "there is: \(available.joined(separator: ", "))")
+        case .refused(let reason): reason
+        case .pauseCancelled: "the pause was cancelled: the machine was resumed before all disk requests had completed"
+        }
+    }
+}
