@@ -96,7 +96,7 @@ let package = Package(
             name: "swkvm-fuzz", dependencies: ["FuzzTargets", "CFuzzLimit"], path: "Tests/Fuzz/Driver",
             swiftSettings: [.treatAllWarnings(as: .error)]),
         .testTarget(
-            name: "FuzzTests", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Tests",
+            name: "FuzzTests", dependencies: ["TestSupport", "FuzzTargets"], path: "Tests/Fuzz/Tests",
             swiftSettings: [.treatAllWarnings(as: .error)]),
 
         // `make man`: manual pages from the command line's own description.
@@ -108,11 +108,11 @@ let package = Package(
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         // Has the host refuse a system call to a thread of the test process.
         .target(name: "CSystemCallFilter", path: "Tests/SystemCallFilter"),
-        tests("LinuxTests", ["Linux", "CLinux"]),
-        tests("KVMTests", ["KVM", "Linux", "CLinux"]),
-        tests("GuestMemoryTests", ["GuestMemory", "Linux"]),
+        tests("LinuxTests", ["TestSupport", "Linux", "CLinux"]),
+        tests("KVMTests", ["TestSupport", "KVM", "Linux", "CLinux"]),
+        tests("GuestMemoryTests", ["TestSupport", "GuestMemory", "Linux"]),
         tests("DiskImageTests", ["TestSupport", "DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),
-        tests("HostNetworkTests", ["HostNetwork", "Linux", "CLinux"]),
+        tests("HostNetworkTests", ["TestSupport", "HostNetwork", "Linux", "CLinux"]),
         tests(
             "VirtioTests", ["TestSupport", "Virtio", "GuestMemory", "Linux", "CAllocationCounter", "CSystemCallFilter"]),
         tests(
@@ -122,22 +122,22 @@ let package = Package(
                 "CAllocationCounter",
                 "CSystemCallFilter",
             ]),
-        tests("PlatformTests", ["Platform"]),
+        tests("PlatformTests", ["TestSupport", "Platform"]),
         tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "Platform", "FuzzTargets"]),
         tests("GDBRemoteTests", ["TestSupport", "GDBRemote"]),
         tests(
             "MachineTests",
             [
-                "Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "HostNetwork", "KVM", "Linux",
+                "TestSupport", "Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "HostNetwork", "KVM", "Linux",
                 "Platform", "Virtio", "CLinux", "CSystemCallFilter",
             ]),
         tests(
             "CommandLineTests",
             [
-                "swkvm", "swkvm-manual", "Machine", "DiskImage", "GuestMemory", "HostNetwork", "Linux",
+                "TestSupport", "swkvm", "swkvm-manual", "Machine", "DiskImage", "GuestMemory", "HostNetwork", "Linux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ]),
-        tests("IntegrationTests", ["CLinux", "Linux", "HostNetwork"]),
+        tests("IntegrationTests", ["TestSupport", "CLinux", "Linux", "HostNetwork"]),
     ]
 )
 

@@ -3,9 +3,10 @@
 @testable import Boot
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
-@Suite struct ACPITests {
+@Suite(.timed) struct ACPITests {
     private var machine: ACPIDescription {
         var machine = ACPIDescription(
             localAPICIDs: Array(0..<4),

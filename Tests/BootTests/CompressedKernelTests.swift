@@ -4,9 +4,10 @@
 import FuzzTargets
 import GuestMemory
 import Linux
+import TestSupport
 import Testing
 
-@Suite struct CompressedKernelTests {
+@Suite(.timed) struct CompressedKernelTests {
     /// What a loader says to a file, with room for `limit` bytes.
     private func error(_ bytes: [UInt8], limit: UInt64 = 64 << 20) -> BootError? {
         withFile(bytes, name: "vmlinux.gz") { file in

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 @testable import Boot
+import TestSupport
 import Testing
 
-@Suite struct ELFImageTests {
+@Suite(.timed) struct ELFImageTests {
     private func image(_ builder: ELFBuilder) throws -> ELFImage { try withFile(builder.bytes) { try ELFImage($0) } }
     private func error(_ bytes: [UInt8]) -> BootError? { bootError { _ = try withFile(bytes) { try ELFImage($0) } } }
 

@@ -2,9 +2,10 @@
 
 @testable import Boot
 import GuestMemory
+import TestSupport
 import Testing
 
-@Suite struct KernelCommandLineTests {
+@Suite(.timed) struct KernelCommandLineTests {
     private let devices = [
         VirtioMMIOSlot(address: 0xd000_0000, gsi: 16), VirtioMMIOSlot(address: 0xd000_1000, size: 512, gsi: 5),
     ]

@@ -5,9 +5,10 @@ import Glibc
 import GuestMemory
 import Linux
 import Platform
+import TestSupport
 import Testing
 
-@Suite struct KernelLoaderTests {
+@Suite(.timed) struct KernelLoaderTests {
     private let size: UInt64 = 64 << 20
 
     private func word(_ memory: GuestMemory, _ address: UInt64) throws -> UInt64 {

@@ -2,6 +2,7 @@
 
 @testable import Boot
 import GuestMemory
+import TestSupport
 import Testing
 
 /// A bzImage put together field by field.
@@ -41,7 +42,7 @@ private struct BzImageBuilder {
     }
 }
 
-@Suite struct LinuxImageTests {
+@Suite(.timed) struct LinuxImageTests {
     private func error(_ change: (inout BzImageBuilder) -> Void) -> BootError? {
         var builder = BzImageBuilder()
         change(&builder)

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Testing
 
 @testable import Boot
 
-@Suite struct MPTableTests {
+@Suite(.timed) struct MPTableTests {
     @Test(arguments: [1, 2, 8, 32, 33, 1024]) func sumsAndSizesHold(cpus: Int) throws {
         let bytes = MPTable(localAPICIDs: (0..<UInt32(cpus)).map { $0 }).bytes
         // The last KiB of base memory is all there is.

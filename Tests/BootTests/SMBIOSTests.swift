@@ -4,9 +4,10 @@
 import Glibc
 import Linux
 import Platform
+import TestSupport
 import Testing
 
-@Suite struct SMBIOSTests {
+@Suite(.timed) struct SMBIOSTests {
     private func machine(
         name: String = "web 1", sockets: [Int] = [4], memory: [Range<UInt64>] = [0..<1 << 30]
     ) -> SMBIOSDescription {

@@ -5,12 +5,13 @@ import DiskImage
 import GuestMemory
 import HostNetwork
 import Machine
+import TestSupport
 import Testing
 
 @testable import swkvm
 
 /// What the words of the command line mean.
-@Suite struct ByteSizeTests {
+@Suite(.timed) struct ByteSizeTests {
     @Test(arguments: [
         ("0", 0), ("4096", 4096), ("1K", 1 << 10), ("64k", 64 << 10), ("512M", 512 << 20), ("512m", 512 << 20), ("2G", 2 << 30), ("2GB", 2 << 30),
         ("2GiB", 2 << 30), ("2gib", 2 << 30), ("1T", 1 << 40), ("100B", 100), ("18446744073709551615", UInt64.max), ("007M", 7 << 20),
@@ -36,7 +37,7 @@ import Testing
     }
 }
 
-@Suite struct OptionListTests {
+@Suite(.timed) struct OptionListTests {
     private func items(_ text: String) -> [String] { OptionList(text).items.map { $0.key + ($0.value.map { "|" + $0 } ?? "") } }
 
     @Test(arguments: [
@@ -48,7 +49,7 @@ import Testing
     }
 }
 
-@Suite struct DiskArgumentTests {
+@Suite(.timed) struct DiskArgumentTests {
     @Test func pathAlone() throws {
         let disk = try DiskArgument(parsing: "disk.qcow2").disk
         #expect(disk.path == "disk.qcow2" && disk.options.format == nil && !disk.options.readOnly)
@@ -86,7 +87,7 @@ import Testing
     }
 }
 
-@Suite struct NetworkArgumentTests {
+@Suite(.timed) struct NetworkArgumentTests {
     private func tap(_ argument: String) throws -> (name: String, bridge: String?, create: Bool, mtu: Int?, mac: String?)? {
         let network = try NetworkArgument(parsing: argument).network
         guard case .tap(let name, let bridge, let mtu) = network.backend else { return nil }
@@ -137,7 +138,7 @@ import Testing
     }
 }
 
-@Suite struct RunCommandTests {
+@Suite(.timed) struct RunCommandTests {
     private func parse(_ arguments: String...) throws -> RunCommand {
         try #require(try Command.parseAsRoot(["run"] + arguments) as? RunCommand)
     }
@@ -224,7 +225,7 @@ import Testing
     }
 }
 
-@Suite struct HelpTests {
+@Suite(.timed) struct HelpTests {
     private func text(_ arguments: String...) -> (text: String, status: Int32) {
         do {
             var command = try Command.parseAsRoot(arguments)

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import TestSupport
 import Testing
 
 @testable import swkvm
 
-@Suite struct CompletionScriptTests {
+@Suite(.timed) struct CompletionScriptTests {
     @Test(arguments: [["--generate-completion-script", "bash"], ["--generate-completion-script=bash"]]) func isAskedFor(
         words: [String]
     ) {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import TestSupport
 import Testing
 
 @testable import swkvm
 
 /// What users of QEMU, virt-install and Firecracker type.
-@Suite struct ForeignWordTests {
+@Suite(.timed) struct ForeignWordTests {
     private func problem(_ line: String) -> String? {
         ForeignWords.problem(in: line.split(separator: " ").map(String.init))
     }
@@ -128,7 +129,7 @@ import Testing
     }
 }
 
-@Suite struct SuggestionTests {
+@Suite(.timed) struct SuggestionTests {
     private func suggestion(_ typed: String) throws -> String {
         let error = #expect(throws: (any Error).self) { try Command.parseAsRoot(["run", typed]) }
         return Suggestion.keepingNear(Command.message(for: try #require(error)))

@@ -4,10 +4,11 @@ import ArgumentParser
 import DiskImage
 import Glibc
 @testable import swkvm
+import TestSupport
 import Testing
 
 /// `swkvm image check`, `snapshot` and `resize`: what they take, and how they end.
-@Suite struct ImageMaintenanceTests {
+@Suite(.timed) struct ImageMaintenanceTests {
     private func parse<Verb>(_ verb: Verb.Type, _ arguments: String...) throws -> Verb { try parse(verb, arguments) }
 
     private func parse<Verb>(_ verb: Verb.Type, _ arguments: [String]) throws -> Verb {

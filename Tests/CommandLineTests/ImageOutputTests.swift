@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Linux
 @testable import swkvm
+import TestSupport
 import Testing
 
 /// What `swkvm image` writes: JSON, sizes, and how far a long work is.
-@Suite struct ImageOutputTests {
+@Suite(.timed) struct ImageOutputTests {
     @Test func textInJSONIsEscaped() {
         for (text, quoted) in [
             ("", #""""#), ("plain", #""plain""#), ("a\"b\\c", #""a\"b\\c""#), ("\n\r\t", #""\n\r\t""#), ("\0\u{1b}[2J\u{7f}", #""\u0000\u001b[2J\u007f""#),

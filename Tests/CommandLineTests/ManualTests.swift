@@ -3,13 +3,14 @@
 import ArgumentParser
 import Foundation
 import Machine
+import TestSupport
 import Testing
 
 @testable import swkvm
 @testable import swkvm_manual
 
 /// The manual pages, as `make man` makes them.
-@Suite struct ManualTests {
+@Suite(.timed) struct ManualTests {
     private static let date = "November 5, 2026"
     private static let pages: [Page] = (try? Manual.pages(from: Data(Command._dumpHelp().utf8), date: date)) ?? []
 

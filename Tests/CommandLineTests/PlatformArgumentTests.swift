@@ -3,11 +3,12 @@
 import ArgumentParser
 import GuestMemory
 import Machine
+import TestSupport
 import Testing
 
 @testable import swkvm
 
-@Suite struct UUIDArgumentTests {
+@Suite(.timed) struct UUIDArgumentTests {
     @Test func aUUIDOrNone() throws {
         let text = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
         #expect(try UUIDArgument(parsing: text).uuid?.description == text)
@@ -36,7 +37,7 @@ import Testing
     }
 }
 
-@Suite struct EntropyArgumentTests {
+@Suite(.timed) struct EntropyArgumentTests {
     private func entropy(_ arguments: String...) throws -> Configuration.Entropy? {
         try #require(try Command.parseAsRoot(["run"] + arguments) as? RunCommand).configuration.entropy
     }
@@ -62,7 +63,7 @@ import Testing
     }
 }
 
-@Suite struct NodeArgumentTests {
+@Suite(.timed) struct NodeArgumentTests {
     private func node(_ argument: String) throws -> Configuration.Node { try NodeArgument(parsing: argument).node }
 
     @Test func memoryAlone() throws { #expect(try node("mem=1G") == Configuration.Node(cpus: [], memory: 1 << 30)) }

@@ -4,10 +4,11 @@ import ArgumentParser
 import DiskImage
 import Glibc
 @testable import swkvm
+import TestSupport
 import Testing
 
 /// What users of qemu-img type: it is done where it can be, and otherwise named with what to use.
-@Suite struct QEMUWordsTests {
+@Suite(.timed) struct QEMUWordsTests {
     private func translated(_ line: String) throws -> [String] {
         Array(try QEMUWords.translated(["image"] + line.split(separator: " ").map(String.init)).dropFirst())
     }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import TestSupport
 import Testing
 
 @testable import swkvm
 
 /// A value that is refused is answered with what is wanted.
-@Suite struct RefusedValueTests {
+@Suite(.timed) struct RefusedValueTests {
     private static let nonsense = "no?such?value"
 
     private func message(_ words: [String]) -> String {

@@ -5,11 +5,12 @@ import CAllocationCounter
 import DiskImage
 import GuestMemory
 import Linux
+import TestSupport
 import Testing
 @testable import Virtio
 
 /// The I/O thread's side of the block device, run in the test's own thread.
-@Suite struct BlockAllocationTests {
+@Suite(.timed) struct BlockAllocationTests {
     @Test(arguments: [true, false]) func requestsAllocateNothing(usesRing: Bool) throws {
         let disk = try TemporaryDisk(TemporaryDisk.pattern(1 << 20))
         // The device and its driver set the queue up; its rings then serve an engine of our own on the same disk.

@@ -7,11 +7,12 @@ import Glibc
 import GuestMemory
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 @testable import Virtio
 
 /// Guests that ask for much at once: what a reset, and so the end of the machine, waits for is bounded in bytes.
-@Suite(.timeLimit(.minutes(2))) struct BlockBoundsTests {
+@Suite(.timed, .timeLimit(.minutes(2))) struct BlockBoundsTests {
     private static let features: FeatureSet = [.version1, .blockFlush, .indirectDescriptors]
     private static let mebi: UInt64 = 1 << 20
     /// What size_max and seg_max of the driver's queue make.

@@ -6,10 +6,11 @@ import DiskImage
 import Glibc
 import GuestMemory
 import Linux
+import TestSupport
 import Testing
 @testable import Virtio
 
-@Suite(.timeLimit(.minutes(2))) struct BlockDeviceTests {
+@Suite(.timed, .timeLimit(.minutes(2))) struct BlockDeviceTests {
     static let size = 256 << 10
     let contents = TemporaryDisk.pattern(Self.size)
     let disk: TemporaryDisk

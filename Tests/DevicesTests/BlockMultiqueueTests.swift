@@ -5,11 +5,12 @@ import DiskImage
 import Glibc
 import GuestMemory
 import Linux
+import TestSupport
 import Testing
 @testable import Virtio
 
 /// A block device with several queues, each with its own thread.
-@Suite(.timeLimit(.minutes(2))) struct BlockMultiqueueTests {
+@Suite(.timed, .timeLimit(.minutes(2))) struct BlockMultiqueueTests {
     static let features: FeatureSet = [.version1, .blockFlush, .blockMultiqueue]
     let contents = TemporaryDisk.pattern(256 << 10)
     let disk: TemporaryDisk

@@ -3,6 +3,7 @@
 @testable import Devices
 import GuestMemory
 import Linux
+import TestSupport
 import Testing
 @testable import Virtio
 
@@ -43,7 +44,7 @@ private final class EntropyDriver: QueueDriver {
     }
 }
 
-@Suite struct EntropyDeviceTests {
+@Suite(.timed) struct EntropyDeviceTests {
     @Test func isAnEntropyDeviceWithOneQueue() throws {
         let driver = try EntropyDriver()
         #expect(driver.read(0x008) == 4)

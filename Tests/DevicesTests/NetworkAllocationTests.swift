@@ -3,13 +3,14 @@
 import CAllocationCounter
 import GuestMemory
 import Linux
+import TestSupport
 import Testing
 
 @testable import Devices
 @testable import Virtio
 
 /// The way of a frame allocates nothing, in any build. The two paths run on the test's own thread, which the counter counts.
-@Suite struct NetworkAllocationTests {
+@Suite(.timed) struct NetworkAllocationTests {
     /// A queue of 64 in guest RAM, with a chain of one buffer for each descriptor, offered again and again.
     private struct Ring {
         let ram: GuestRAM

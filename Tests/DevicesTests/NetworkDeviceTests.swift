@@ -5,12 +5,13 @@ import Glibc
 import GuestMemory
 import HostNetwork
 import Linux
+import TestSupport
 import Testing
 import Virtio
 
 @testable import Devices
 
-@Suite struct NetworkDeviceTests {
+@Suite(.timed) struct NetworkDeviceTests {
     // MARK: Negotiation and configuration
 
     @Test func aDriverSeesAddressStatusAndMTU() throws {
@@ -178,7 +179,7 @@ private func inNewNamespace(_ body: () throws -> Void) throws {
     try body()
 }
 
-@Suite(.enabled(if: mayMakeNamespaces, "needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN) to make a network namespace for the test"))
+@Suite(.timed, .enabled(if: mayMakeNamespaces, "needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN) to make a network namespace for the test"))
 struct NetworkTAPTests {
     /// A card on a TAP on a bridge that has the address 192.0.2.1/24.
     private func onBridge(_ body: (NetworkDriver, RouteNetlinkBox) throws -> Void) throws {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Testing
 import Virtio
 
 @testable import Devices
 
-@Suite struct NetworkReceiveTests {
+@Suite(.timed) struct NetworkReceiveTests {
     private let base = NetworkDriver.buffers
 
     /// The header that the device gives with a frame in so many buffers.

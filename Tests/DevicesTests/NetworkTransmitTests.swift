@@ -4,12 +4,13 @@ import CSystemCallFilter
 import Glibc
 import GuestMemory
 import Linux
+import TestSupport
 import Testing
 import Virtio
 
 @testable import Devices
 
-@Suite struct NetworkTransmitTests {
+@Suite(.timed) struct NetworkTransmitTests {
     @Test(arguments: [[], .eventIndex] as [FeatureSet])
     func aFrameGoesOut(_ features: FeatureSet) throws {
         let (driver, wire) = try Wire.make()

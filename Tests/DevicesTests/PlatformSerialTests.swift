@@ -4,6 +4,7 @@
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 /// A sink that takes as much as the test lets it.
@@ -64,7 +65,7 @@ private struct Bench: Sendable {
     }
 }
 
-@Suite struct PlatformSerialTests {
+@Suite(.timed) struct PlatformSerialTests {
     private let data: UInt16 = 0, interruptEnable: UInt16 = 1, identity: UInt16 = 2, lineControl: UInt16 = 3
     private let modemControl: UInt16 = 4, lineStatus: UInt16 = 5, modemStatus: UInt16 = 6, scratch: UInt16 = 7
 
@@ -408,7 +409,7 @@ private struct Bench: Sendable {
     }
 }
 
-@Suite struct PlatformDescriptorSinkTests {
+@Suite(.timed) struct PlatformDescriptorSinkTests {
     @Test func writesUntilThePipeIsFullAndGoesOn() throws {
         var ends: [Int32] = [0, 0]
         try #require(unsafe pipe(&ends) == 0)

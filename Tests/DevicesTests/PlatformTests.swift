@@ -2,6 +2,7 @@
 
 @testable import Devices
 import Linux
+import TestSupport
 import Testing
 
 /// What a device asked of its machine.
@@ -16,7 +17,7 @@ private final class Requests: Sendable {
     }
 }
 
-@Suite struct PlatformExitTests {
+@Suite(.timed) struct PlatformExitTests {
     @Test func endsWithTheStatusWritten() {
         let requests = Requests()
         let device = ExitDevice { requests.add($0) }
@@ -43,7 +44,7 @@ private final class Requests: Sendable {
     }
 }
 
-@Suite struct PlatformPowerTests {
+@Suite(.timed) struct PlatformPowerTests {
     @Test func powersOffForS5Only() {
         let requests = Requests()
         let power = PowerController(request: { requests.add($0) }, interrupt: {})
@@ -77,7 +78,7 @@ private final class Requests: Sendable {
     }
 }
 
-@Suite struct PlatformKeyboardTests {
+@Suite(.timed) struct PlatformKeyboardTests {
     private let data: UInt16 = 0, command: UInt16 = 4
 
     private func make() -> (KeyboardController, Requests) {
@@ -134,7 +135,7 @@ private final class Requests: Sendable {
     }
 }
 
-@Suite struct PlatformClockTests {
+@Suite(.timed) struct PlatformClockTests {
     /// 2024-02-29 23:59:58 UTC, a Thursday.
     private static let leapDay: Int64 = 1_709_251_198
 

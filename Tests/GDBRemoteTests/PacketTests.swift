@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Testing
 
 @testable import GDBRemote
 
-@Suite struct PacketTests {
+@Suite(.timed) struct PacketTests {
     private func events(_ bytes: [UInt8]) -> [PacketReader.Event] {
         var reader = PacketReader()
         return bytes.compactMap { reader.take($0) }

@@ -5,7 +5,7 @@ import Testing
 
 @testable import GDBRemote
 
-@Suite struct SessionTests {
+@Suite(.timed) struct SessionTests {
     @Test func acknowledgesUntilItIsToldNotTo() {
         var conversation = Conversation()
         #expect(conversation.raw(packet(Array("qC".utf8))) == [UInt8(ascii: "+")] + packet(Array("QC1".utf8)))

@@ -3,6 +3,7 @@
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 @testable import GuestMemory
@@ -17,7 +18,7 @@ private let layouts: [(UInt64, [UInt64])] = [
     (5 << 30, [3 << 30, 2 << 30]),
 ]
 
-@Suite struct GuestMemoryTests {
+@Suite(.timed) struct GuestMemoryTests {
     @Test("Regions around the hole", arguments: layouts)
     func layout(size: UInt64, sizes: [UInt64]) throws {
         guard size <= HostMemory().ram else { return }  // refused there, which is another test

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CLinux
+import TestSupport
 import Testing
 
 @testable import GuestMemory
@@ -26,7 +27,7 @@ private func smallMemory() throws -> GuestMemory {
     try GuestMemory(layout: [(GuestAddress(0), 2 * page), (highStart, page)], backing: .anonymous, shared: false)
 }
 
-@Suite struct GuestAddressTests {
+@Suite(.timed) struct GuestAddressTests {
     @Test func arithmeticIsCheckedOrWraps() {
         #expect(GuestAddress(10).adding(5) == GuestAddress(15))
         #expect(GuestAddress(.max).adding(0) == GuestAddress(.max))
@@ -39,7 +40,7 @@ private func smallMemory() throws -> GuestMemory {
     }
 }
 
-@Suite struct GuestRAMTests {
+@Suite(.timed) struct GuestRAMTests {
     @Test("Ranges that are RAM", arguments: inside)
     func isRAM(start: UInt64, count: UInt64) throws {
         let memory = try smallMemory()

@@ -2,6 +2,7 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import GuestMemory
@@ -25,7 +26,7 @@ final class HugePageTurn {
     }
 }
 
-@Suite(.serialized) struct HugePageTests {
+@Suite(.timed, .serialized) struct HugePageTests {
     private let turn = Result { try HugePageTurn() }
 
     @Test func tooFewIsAnErrorWithTheNumbers() throws {

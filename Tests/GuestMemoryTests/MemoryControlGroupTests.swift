@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Testing
 
 @testable import GuestMemory
 
-@Suite struct MemoryControlGroupTests {
+@Suite(.timed) struct MemoryControlGroupTests {
     private func group(_ membership: String, swap: UInt64 = 0, _ files: [String: String]) -> MemoryControlGroup? {
         MemoryControlGroup(membership: Array(membership.utf8), swap: swap) { files[$0].map { Array($0.utf8) } }
     }

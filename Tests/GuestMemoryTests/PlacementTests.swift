@@ -2,11 +2,12 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import GuestMemory
 
-@Suite(.enabled(if: !HostNodes().online.isEmpty, "the host's kernel knows of no NUMA nodes (CONFIG_NUMA)"))
+@Suite(.timed, .enabled(if: !HostNodes().online.isEmpty, "the host's kernel knows of no NUMA nodes (CONFIG_NUMA)"))
 struct PlacementTests {
     /// The kernel's word for the policy of each mapping in a run of the memory (/proc/self/numa_maps).
     private func policies(_ memory: GuestMemory, _ run: Range<UInt64>) throws -> [String] {

@@ -3,11 +3,12 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import HostNetwork
 
-@Suite(.enabled(if: mayMakeNamespaces, rootNeeded)) struct LinkWatcherTests {
+@Suite(.timed, .enabled(if: mayMakeNamespaces, rootNeeded)) struct LinkWatcherTests {
     private struct NotWatched: Error {}
 
     private func watch(_ attachment: borrowing NetworkAttachment) throws -> LinkWatcher {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import HostNetwork
+import TestSupport
 import Testing
 
-@Suite struct MACAddressTests {
+@Suite(.timed) struct MACAddressTests {
     @Test(arguments: ["52:54:00:12:34:56", "52-54-00-12-34-56", "52:54:00:12:34:56".uppercased()])
     func readsTheUsualNotations(_ text: String) throws {
         let address = try MACAddress(parsing: text)
@@ -63,7 +64,7 @@ import Testing
     }
 }
 
-@Suite struct InterfaceNameTests {
+@Suite(.timed) struct InterfaceNameTests {
     @Test(arguments: ["a", "swtap0", "br-lan", "eth0.100", "x_y", "exactly15bytes_"])
     func takesNames(_ text: String) throws {
         #expect(try InterfaceName(text).text == text)

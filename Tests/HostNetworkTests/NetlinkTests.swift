@@ -3,11 +3,12 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import HostNetwork
 
-@Suite struct NetlinkMessageTests {
+@Suite(.timed) struct NetlinkMessageTests {
     @Test func aMessageIsLaidOutAndAligned() {
         var message = NetlinkMessage(type: 16, flags: 4, fixedPart: UInt64(0x1122_3344_5566_7788))
         message.append(attribute: 3, string: "ab")
@@ -51,7 +52,7 @@ import Testing
     }
 }
 
-@Suite(.enabled(if: mayMakeNamespaces, rootNeeded)) struct RouteNetlinkTests {
+@Suite(.timed, .enabled(if: mayMakeNamespaces, rootNeeded)) struct RouteNetlinkTests {
     @Test func aNewNamespaceHasALoopback() throws {
         try inNewNamespace { host in
             let loopback = try #require(try host.netlink.link(named: name("lo")))

@@ -4,9 +4,10 @@ import CLinux
 import Glibc
 @testable import HostNetwork
 import Linux
+import TestSupport
 import Testing
 
-@Suite(.enabled(if: mayMakeNamespaces, rootNeeded)) struct NetworkAttachmentTests {
+@Suite(.timed, .enabled(if: mayMakeNamespaces, rootNeeded)) struct NetworkAttachmentTests {
     private func attach(
         _ tap: String?, bridge: String? = nil, create: Bool = false, mtu: Int? = nil
     ) throws -> NetworkAttachment {

@@ -3,11 +3,12 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import HostNetwork
 
-@Suite(.enabled(if: mayMakeNamespaces, rootNeeded)) struct TAPDeviceTests {
+@Suite(.timed, .enabled(if: mayMakeNamespaces, rootNeeded)) struct TAPDeviceTests {
     @Test func aCreatedTAPGoesWithItsDescriptor() throws {
         try inNewNamespace { host in
             do {
@@ -181,7 +182,7 @@ import Testing
     }
 }
 
-@Suite(.enabled(if: mayMakeNamespaces, rootNeeded)) struct InheritedDescriptorTests {
+@Suite(.timed, .enabled(if: mayMakeNamespaces, rootNeeded)) struct InheritedDescriptorTests {
     @Test func aTAPIsTakenOver() throws {
         try inNewNamespace { host in
             let number = try passOn(openTUN("swtap0", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))

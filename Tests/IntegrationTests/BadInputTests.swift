@@ -4,10 +4,11 @@ import CLinux
 import Glibc
 import HostNetwork
 import Linux
+import TestSupport
 import Testing
 
 /// What a user can get wrong, and what a host can lack: one sentence on standard error, a status that tells, and nothing left behind.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct BadInputTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct BadInputTests {
     private let directory: TemporaryDirectory
     private let host: Namespace
 

@@ -2,10 +2,11 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Hosts that lack what most have: no /proc, little memory for this process.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct BareHostTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct BareHostTests {
     private let directory: TemporaryDirectory
 
     init() throws { directory = try TemporaryDirectory() }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import TestSupport
 import Testing
 
 /// What boots, what its command line is, and what a user who expected something else is told.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct BootTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct BootTests {
     private let directory: TemporaryDirectory
     private let disk: String
     private let kernel: String

@@ -2,6 +2,7 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// An interactive shell in a terminal, with swkvm's completions and the test at the keys.
@@ -73,7 +74,7 @@ private final class CompletingShell {
 }
 
 /// The shells' completions, by the keys that a user presses.
-@Suite struct CompletionTests {
+@Suite(.timed) struct CompletionTests {
     private let directory: TemporaryDirectory
 
     init() throws {

@@ -3,10 +3,11 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// The serial port's way to standard streams, terminals, sockets and files.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct ConsoleTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct ConsoleTests {
     // MARK: Standard streams
 
     /// What is typed before the guest listens is for the guest all the same.

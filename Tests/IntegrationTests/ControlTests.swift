@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import TestSupport
 import Testing
 
 /// What is changed about a running machine by commands, at the terminal's prompt and by the debugger.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct ControlTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct ControlTests {
     private let directory: TemporaryDirectory
     private let host: Namespace
     private let terminal: PseudoTerminal

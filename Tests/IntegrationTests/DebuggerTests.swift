@@ -3,10 +3,11 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// `--gdb`: the real GDB, and a debugger that says what no GDB would.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct DebuggerTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct DebuggerTests {
     private let directory: TemporaryDirectory
     private var socket: String { directory("gdb") }
 
@@ -226,7 +227,7 @@ import Testing
 }
 
 /// `--trace exits`.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct TraceTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct TraceTests {
     /// The lines of the first table: their cells.
     private func table(_ machine: Program) -> [[Substring]] {
         let lines = machine.errors.lines.drop { !$0.hasSuffix("exits to user space") }.dropFirst()

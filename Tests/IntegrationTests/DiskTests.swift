@@ -2,10 +2,11 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Disks: what the guest reads and writes is what the host has in its files.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct DiskTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct DiskTests {
     private let directory: TemporaryDirectory
     private let content: [UInt8]
     private static let sectors = 3 << 11

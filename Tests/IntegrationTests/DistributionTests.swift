@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import TestSupport
 import Testing
 
 /// What is handed out besides the program: the list of packages in it, what `make install` does, and what is said where something is missing.
-@Suite struct DistributionTests {
+@Suite(.timed) struct DistributionTests {
     private let directory: TemporaryDirectory
 
     init() throws { directory = try TemporaryDirectory() }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Testing
 
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct DoctorTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct DoctorTests {
     @Test func tellsWhatThisHostCanDo() throws {
         let doctor = try Program([Host.swkvm, "doctor"])
         try doctor.expectEnd(0)

@@ -2,10 +2,11 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Encrypted disks: the guest sees what it is to see, QEMU reads with the key what the guest has written, and without the key there is no machine.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct EncryptedDiskTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct EncryptedDiskTests {
     private let directory: TemporaryDirectory
     private static let sectors = 2 << 11
 

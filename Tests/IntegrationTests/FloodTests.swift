@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import TestSupport
 import Testing
 
 /// A guest that has as much under way as its disk announces that it takes: 64 reads of 1016 MiB over the same 4 MiB of
 /// RAM. Neither a reset nor the end of the machine carries them out. The measure is CPU time, of which each read takes
 /// the same.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct FloodTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct FloodTests {
     private let directory: TemporaryDirectory
     private var image: String { directory("disk.qcow2") }
     /// Where the disk has no cluster yet, in sectors.

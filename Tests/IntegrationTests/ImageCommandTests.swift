@@ -3,10 +3,11 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// `swkvm image` as its users meet it: what it prints, how it ends, and what it leaves.
-@Suite struct ImageCommandTests {
+@Suite(.timed) struct ImageCommandTests {
     private let directory: TemporaryDirectory
 
     init() throws {

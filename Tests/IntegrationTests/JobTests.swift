@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import TestSupport
 import Testing
 
 /// swkvm as a job of a shell: in the background, stopped, and in the foreground again.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct JobTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct JobTests {
     private let terminal: PseudoTerminal
     private let shell: Program
     private let cooked: [UInt8]

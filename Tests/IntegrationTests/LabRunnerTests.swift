@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import TestSupport
 import Testing
 
 /// The lab's runner (Tests/Lab/run), with scripts in place of emulators: when it takes one for hung, and that it leaves none behind.
-@Suite struct LabRunnerTests {
+@Suite(.timed) struct LabRunnerTests {
     private let directory: TemporaryDirectory
 
     init() throws { directory = try TemporaryDirectory() }

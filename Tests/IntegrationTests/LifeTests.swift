@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import TestSupport
 import Testing
 
 /// How machines start and end, and what the exit status says of it.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct LifeTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct LifeTests {
     @Test func bootsToTheExit() throws {
         let machine = try Program.machine(["--cmdline", "test=none"])
         try machine.expectEnd(0)

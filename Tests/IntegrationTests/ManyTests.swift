@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import TestSupport
 import Testing
 
 /// Machines beside each other.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct ManyTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct ManyTests {
     @Test func twentyAtOnce() throws {
         let host = try Namespace()
         try host.shell("ip link add br0 type bridge; ip addr add 192.168.77.1/24 dev br0; ip link set br0 up")
@@ -51,7 +52,7 @@ import Testing
 }
 
 /// Everything at once.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct SelfTestTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct SelfTestTests {
     @Test func allWithDisksAndNetwork() throws {
         let host = try Namespace()
         try host.shell("ip link add br0 type bridge; ip addr add 192.168.77.1/24 dev br0; ip link set br0 up")

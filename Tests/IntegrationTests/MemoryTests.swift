@@ -2,10 +2,11 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Guest RAM of every size and kind.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct MemoryTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct MemoryTests {
     /// Around the hole below 4 GiB, and more than a machine of the tests' own size has touched.
     @Test(arguments: ["64M", "128M", "512M", "1G", "2G", "3G", "3073M", "4G", "8G"]) func sizes(size: String) throws {
         let machine = try Program.machine(["--mem", size, "--cmdline", "test=memory"])
@@ -79,7 +80,7 @@ import Testing
 }
 
 /// Huge pages are the host's, and these tests take them in turn.
-@Suite(.serialized, .enabled(if: Host.isFit, Host.needed)) struct HugePageTests {
+@Suite(.timed, .serialized, .enabled(if: Host.isFit, Host.needed)) struct HugePageTests {
     @Test(arguments: [[], ["--prealloc"], ["--shared"], ["--shared", "--prealloc"]]) func areReservedUsedAndGivenBack(options: [String]) throws {
         let pool = try HugePagePool(.twoMiB, free: 64)
         let (available, total) = (try pool.available, try pool.total)

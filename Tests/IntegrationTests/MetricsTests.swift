@@ -2,10 +2,11 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// `--metrics` and `--log-format` of the real program.
-@Suite(.serialized) struct MetricsTests {
+@Suite(.timed, .serialized) struct MetricsTests {
     private let directory: TemporaryDirectory
     private let disk: String
 

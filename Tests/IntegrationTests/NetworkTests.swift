@@ -3,10 +3,11 @@
 import Glibc
 import HostNetwork
 import Linux
+import TestSupport
 import Testing
 
 /// The network: TAPs and bridges of the host, each test in a namespace of its own.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct NetworkTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct NetworkTests {
     private let host: Namespace
 
     /// A namespace with a bridge `br0`, at which the host has the address 192.168.77.1.

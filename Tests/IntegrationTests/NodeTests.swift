@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import TestSupport
 import Testing
 
 /// The guest's NUMA nodes. What a guest makes of them is the lab's affair: stock kernels read the tables.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct NodeTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct NodeTests {
     @Test(.enabled(if: access("/sys/devices/system/node/node0", F_OK) == 0, "the host's kernel knows of no NUMA nodes (CONFIG_NUMA)"))
     func theMemoryOfANodeComesFromTheHostsNode() throws {
         let machine = try Program.machineAtPrompt([

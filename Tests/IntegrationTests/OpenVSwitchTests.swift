@@ -4,10 +4,12 @@ import CLinux
 import Glibc
 import HostNetwork
 import Linux
+import TestSupport
 import Testing
 
 /// Guests whose frames no kernel finishes: behind their TAP is a program that reads it by itself.
 @Suite(
+    .timed,
     .enabled(if: Host.isFit, Host.needed),
     .enabled(if: VirtualSwitch.isInstalled, "needs Open vSwitch (Debian's openvswitch-switch), whose services need not run"))
 struct OpenVSwitchTests {
@@ -56,7 +58,7 @@ struct OpenVSwitchTests {
 }
 
 /// The same guest where the kernel finishes frames: with offloads, by default.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct OffloadTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct OffloadTests {
     @Test(arguments: [true, false]) func theKernelFinishesFrames(onBridge: Bool) throws {
         let host = try Namespace()
         try host.shell("ip link add br0 type bridge; ip link set br0 up")

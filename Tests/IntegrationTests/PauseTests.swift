@@ -2,10 +2,11 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// A machine that is paused and resumed by a key, over and over.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct PauseTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct PauseTests {
     private let directory: TemporaryDirectory
     private let host: Namespace
     private let terminal: PseudoTerminal

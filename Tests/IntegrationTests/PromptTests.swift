@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import TestSupport
 import Testing
 
 /// The bundled guest's prompt: what keys do to a line.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct PromptTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct PromptTests {
     private static let up = "\u{1b}[A", down = "\u{1b}[B", right = "\u{1b}[C", left = "\u{1b}[D"
 
     /// Types keys and the end of the line, and gives back the answer's last line.

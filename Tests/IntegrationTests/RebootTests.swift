@@ -2,10 +2,11 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// A guest that reboots boots again, with nothing left of the boot before but what a PC keeps.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct RebootTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct RebootTests {
     private let directory: TemporaryDirectory
 
     init() throws { directory = try TemporaryDirectory() }

@@ -2,10 +2,11 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Remote disks as a machine and the tools meet them: over NBD, from a server that comes and goes.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct RemoteDiskTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct RemoteDiskTests {
     private let directory: TemporaryDirectory
 
     init() throws {

@@ -2,10 +2,11 @@
 
 import CLinux
 import Glibc
+import TestSupport
 import Testing
 
 /// What signals do to a machine, whoever sends them, and however often.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct SignalTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct SignalTests {
     private let directory: TemporaryDirectory
 
     init() throws { directory = try TemporaryDirectory() }

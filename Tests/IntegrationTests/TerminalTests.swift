@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import TestSupport
 import Testing
 
 /// The terminal that swkvm is started from: raw while the machine runs, and as before however it ends.
-@Suite(.enabled(if: Host.isFit, Host.needed)) struct TerminalTests {
+@Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct TerminalTests {
     private let terminal: PseudoTerminal
     private let before: [UInt8]
 

@@ -2,12 +2,13 @@
 
 import CLinux
 import Linux
+import TestSupport
 import Testing
 
 @testable import KVM
 
 /// What a debugger and a counter of exits ask of KVM.
-@Suite struct DebugTests {
+@Suite(.timed) struct DebugTests {
     @Test func aStepIsOneInstruction() throws {
         // nop; nop; hlt
         let tiny = try TinyMachine(code: [0x90, 0x90, 0xf4])

@@ -2,6 +2,7 @@
 
 import CLinux
 import Linux
+import TestSupport
 import Testing
 
 @testable import KVM
@@ -60,7 +61,7 @@ private struct ListeningGuest: ~Copyable {
     static func message(_ vector: UInt32) -> InterruptMessage { InterruptMessage(address: localAPIC, data: vector) }
 }
 
-@Suite struct InterruptRouterTests {
+@Suite(.timed) struct InterruptRouterTests {
     @Test func aMessageInterruptsUntilItsEventFDIsDeassigned() throws {
         let guest = try ListeningGuest(), router = try guest.machine.interruptRouter()
         let first = try EventFD(), second = try EventFD()

@@ -2,6 +2,7 @@
 
 import CLinux
 import Linux
+import TestSupport
 import Testing
 
 @testable import KVM
@@ -45,7 +46,7 @@ struct TinyMachine: ~Copyable {
     }
 }
 
-@Suite struct KVMTests {
+@Suite(.timed) struct KVMTests {
     @Test func missingDeviceIsOneSentenceWithARemedy() {
         #expect(throws: KVMError.self) { _ = try System(path: "/dev/no-such-kvm") }
         do throws(KVMError) { _ = try System(path: "/dev/no-such-kvm") } catch {

@@ -3,9 +3,10 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
-@Suite struct IORingTests {
+@Suite(.timed) struct IORingTests {
     /// A file without a name.
     private func file() throws -> FileDescriptor {
         let number = unsafe clinux_memfd_create("ring", 0)

@@ -2,9 +2,10 @@
 
 import CLinux
 import Linux
+import TestSupport
 import Testing
 
-@Suite struct PendingSignalTests {
+@Suite(.timed) struct PendingSignalTests {
     @Test func aBlockedSignalWaitsUntilItIsTaken() {
         let set = SignalSet([SIGUSR1, SIGUSR2])
         let before = set.block()
@@ -17,7 +18,7 @@ import Testing
     }
 }
 
-@Suite struct LinuxTests {
+@Suite(.timed) struct LinuxTests {
     @Test func errorsNameTheCallAndTheReason() {
         #expect(SystemCallError("open", errno: ENOENT).description == "open: No such file or directory")
         #expect(throws: SystemCallError("open", errno: ENOENT)) {

@@ -2,10 +2,11 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Text that stands for bytes.
-@Suite struct RawTextTests {
+@Suite(.timed) struct RawTextTests {
     /// Whatever the bytes are, they come back, and two are never one.
     @Test func bytesComeBack() {
         var all: Set<[UInt8]> = []

@@ -2,9 +2,10 @@
 
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
-@Suite struct TimerFDTests {
+@Suite(.timed) struct TimerFDTests {
     private func waitUntilReadable(_ timer: borrowing TimerFD) {
         var entry = pollfd(fd: timer.rawValue, events: Int16(POLLIN), revents: 0)
         while poll(&entry, 1, -1) != 1 {}

@@ -3,11 +3,12 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import Machine
 
-@Suite struct EscapeKeyTests {
+@Suite(.timed) struct EscapeKeyTests {
     private func bytes(_ text: String) -> [UInt8] { Array(text.utf8) }
 
     @Test(arguments: [
@@ -38,7 +39,7 @@ import Testing
     }
 }
 
-@Suite struct ConsoleInputTests {
+@Suite(.timed) struct ConsoleInputTests {
     private func all(_ input: ConsoleInput) -> (bytes: [UInt8], isAtEnd: Bool) {
         var bytes: [UInt8] = []
         while true {
@@ -88,7 +89,7 @@ import Testing
     }
 }
 
-@Suite struct ConsoleOutputTests {
+@Suite(.timed) struct ConsoleOutputTests {
     @Test func withNobodyThereItIsDropped() throws {
         let output = try ConsoleOutput(nil)
         let bytes: [UInt8] = [1, 2, 3]
@@ -120,7 +121,7 @@ import Testing
 }
 
 /// Outputs whose readers may stop: a vCPU thread in a `write` that waits could not be ended.
-@Suite struct ConsoleThatIsNotReadTests {
+@Suite(.timed) struct ConsoleThatIsNotReadTests {
     @Test func aSocketThatWaits() throws {
         var ends: [Int32] = [-1, -1]
         try #require(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &ends) == 0)
@@ -218,7 +219,7 @@ private final class NamedPipe {
     }
 }
 
-@Suite struct ListenerTests {
+@Suite(.timed) struct ListenerTests {
     private func directory() throws -> String {
         var template = Array("/tmp/swkvm-test.XXXXXX".utf8CString)
         try #require(mkdtemp(&template) != nil)
@@ -252,7 +253,7 @@ private final class NamedPipe {
     }
 }
 
-@Suite struct ConsoleErrorTests {
+@Suite(.timed) struct ConsoleErrorTests {
     @Test(arguments: [
         (Configuration.ConsoleKind.unix("/s"), EADDRINUSE, "the console's socket /s is in use: another process listens on it"),
         (.unix("/s"), EEXIST, "the console's socket cannot be /s: a file that is not a socket has that name"),
@@ -271,7 +272,7 @@ private final class NamedPipe {
     }
 }
 
-@Suite struct MachineErrorTests {
+@Suite(.timed) struct MachineErrorTests {
     @Test func sentences() {
         #expect(MachineError.noCPUs(0).description == "0 vCPUs were requested, a machine needs at least 1: use `--cpus 1`")
         #expect(

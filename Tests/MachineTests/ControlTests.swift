@@ -8,13 +8,14 @@ import GuestMemory
 import HostNetwork
 import Linux
 import Logging
+import TestSupport
 import Testing
 import Virtio
 
 @testable import Machine
 
 /// What may change about a machine while its guest runs, and what is there before it runs.
-@Suite(.enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct ControlTests {
+@Suite(.timed, .enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct ControlTests {
     private let log = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
     private let directory: String
 

@@ -3,12 +3,13 @@
 import GDBRemote
 import GuestMemory
 import KVM
+import TestSupport
 import Testing
 
 @testable import Machine
 
 /// The debugger's parts that need no vCPU.
-@Suite struct DebugTests {
+@Suite(.timed) struct DebugTests {
     // MARK: Debug registers
 
     private func control(_ breakpoints: [Breakpoint]) throws -> UInt64 {

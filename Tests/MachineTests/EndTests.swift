@@ -4,6 +4,7 @@ import Boot
 import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import GuestMemory
@@ -11,7 +12,7 @@ import Testing
 @testable import Machine
 
 /// What a user learns from the way a machine ended.
-@Suite struct EndTests {
+@Suite(.timed) struct EndTests {
     private static let internalError = InternalError(suberror: 1, data: [], instruction: [0x0f, 0x0b])
 
     private static let ends: [(MachineEnd, status: Int32, sentence: String?)] = [
@@ -142,7 +143,7 @@ import Testing
     }
 }
 
-@Suite struct StatusTests {
+@Suite(.timed) struct StatusTests {
     private func status(cpus: Int, memory: (resident: UInt64, huge: UInt64)?, devices: [MachineStatus.Device] = []) -> String {
         MachineStatus(
             name: "vm", cpus: cpus, memorySize: 1 << 30,

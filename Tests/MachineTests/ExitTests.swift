@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CLinux
+import TestSupport
 import Testing
 
 @testable import KVM
 @testable import Machine
 
 /// How exits are counted and shown.
-@Suite struct ExitTests {
+@Suite(.timed) struct ExitTests {
     private func key(_ address: UInt64, write: Bool = true) -> ExitKey {
         ExitKey(reason: UInt32(KVM_EXIT_MMIO), address: address, size: 4, isWrite: write)
     }

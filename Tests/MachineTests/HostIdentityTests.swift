@@ -3,12 +3,13 @@
 import Glibc
 import HostNetwork
 import Linux
+import TestSupport
 import Testing
 
 @testable import Machine
 
 /// What is derived from the host's machine-id: the same at every start, and nobody else's.
-@Suite struct HostIdentityTests {
+@Suite(.timed) struct HostIdentityTests {
     /// A host with this machine-id.
     private func host(_ text: String?) throws -> HostIdentity {
         var template = Array("/tmp/machine-id.XXXXXX".utf8CString)
@@ -58,7 +59,7 @@ import Testing
     }
 }
 
-@Suite struct NetworkTogethernessTests {
+@Suite(.timed) struct NetworkTogethernessTests {
     private func problem(_ networks: Configuration.Network...) -> String? {
         do { try Configuration(networks: networks).checkNetworks() } catch { return "\(error)" }
         return nil

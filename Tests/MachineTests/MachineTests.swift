@@ -9,6 +9,7 @@ import KVM
 import Linux
 import Logging
 import Platform
+import TestSupport
 import Testing
 import Virtio
 
@@ -26,7 +27,7 @@ private final class Paper: SerialSink {
 }
 
 /// Machines within the test's own process, as another program would use the library.
-@Suite(.enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct MachineTests {
+@Suite(.timed, .enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct MachineTests {
     private let log = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
 
     private func configuration(_ words: String, cpus: Int = 1) -> Configuration {
@@ -318,7 +319,7 @@ private final class Paper: SerialSink {
     }
 }
 
-@Suite(.enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct RingZeroTests {
+@Suite(.timed, .enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct RingZeroTests {
     /// The bundled guest tries another instruction that KVM's interpreter does not know, in its own ring 0.
     @Test func isWhatAGuestFinds() throws {
         let paper = Paper()
@@ -332,7 +333,7 @@ private final class Paper: SerialSink {
     }
 }
 
-@Suite struct AddressTests {
+@Suite(.timed) struct AddressTests {
     /// docs/platform.md, "Interrupts" and "Physical memory".
     @Test func ofVirtioDevices() {
         #expect(VirtioSlot.address(ofDevice: 0) == 0xd000_0000 && VirtioSlot.address(ofDevice: 15) == 0xd000_f000)
@@ -341,7 +342,7 @@ private final class Paper: SerialSink {
     }
 }
 
-@Suite struct UUIDTests {
+@Suite(.timed) struct UUIDTests {
     @Test(arguments: ["6ba7b810-9dad-11d1-80b4-00c04fd430c8", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"])
     func isReadAndWritten(text: String) throws {
         #expect(try #require(UUID(text)).description == text)

@@ -5,6 +5,7 @@ import Devices
 import Glibc
 import Linux
 import Logging
+import TestSupport
 import Testing
 import Virtio
 
@@ -30,7 +31,7 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
     return MetricsSnapshot(reason: "signal", time: "2026-01-01T00:00:00.000Z", machine: machine, groups: groups)
 }
 
-@Suite struct MetricsTests {
+@Suite(.timed) struct MetricsTests {
     /// The rows of the documentation's tables of figures: JSON path and Prometheus name.
     private func documented() throws -> [(path: String, name: String, unit: String)] {
         let file = "\(#filePath)".replacing("Tests/MachineTests/MetricsTests.swift", with: "docs/metrics.md")
@@ -174,7 +175,7 @@ private final class LogLines: Sendable {
     var events: DeviceEvents { DeviceEvents { [self] level, line in add("\(level): \(line)") } }
 }
 
-@Suite struct MetricsFileTests {
+@Suite(.timed) struct MetricsFileTests {
     private let directory: String
     private let lines = LogLines()
 
@@ -324,7 +325,7 @@ private final class Nowhere: SerialSink {
     func take(_ more: Span<UInt8>) -> Int { more.count }
 }
 
-@Suite(.enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct MachineEventTests {
+@Suite(.timed, .enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct MachineEventTests {
     /// The session reports each minute what was only counted; the test has the minutes pass.
     @Test func theSumsAreReportedWhileTheMachineRuns() throws {
         let lines = LogLines(), clock = Clock(), machines = MachineBox()

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import GuestMemory
+import TestSupport
 import Testing
 
 @testable import Machine
 
-@Suite struct NodeLayoutTests {
+@Suite(.timed) struct NodeLayoutTests {
     private typealias Node = Configuration.Node
 
     private func layout(cpus: Int, _ nodes: [Node], size: UInt64? = nil) throws -> NodeLayout {

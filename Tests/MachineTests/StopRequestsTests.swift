@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Testing
 
 @testable import Machine
 
-@Suite struct StopRequestsTests {
+@Suite(.timed) struct StopRequestsTests {
     /// `timeout` signals the process and then its group: that is one request.
     @Test func aSignalThatIsSentTwiceIsOne() {
         var requests = StopRequests()

@@ -2,10 +2,11 @@
 
 import Glibc
 import Platform
+import TestSupport
 import Testing
 
 /// docs/platform.md says what the constants say, and no less.
-@Suite struct PlatformDocumentTests {
+@Suite(.timed) struct PlatformDocumentTests {
     /// The page's lines.
     private let page: [String]
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CAllocationCounter
+import TestSupport
 import Testing
 
 @testable import GuestMemory
 @testable import Virtio
 
 /// The way of a request allocates nothing, in any build.
-@Suite struct AllocationTests {
+@Suite(.timed) struct AllocationTests {
     @Test func theCounterCounts() {
         let before = allocation_count()
         let memory = UnsafeMutableRawPointer.allocate(byteCount: 4000, alignment: 8)

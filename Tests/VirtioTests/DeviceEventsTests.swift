@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Linux
+import TestSupport
 import Testing
 
 @testable import Virtio
@@ -19,7 +20,7 @@ private final class Clock: Sendable {
     let time = Guarded<UInt64>(1_000)
 }
 
-@Suite struct DeviceEventsTests {
+@Suite(.timed) struct DeviceEventsTests {
     private let lines = Lines()
     private let clock = Clock()
     private let events: DeviceEvents

@@ -4,6 +4,7 @@ import CLinux
 import CSystemCallFilter
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 @testable import GuestMemory
@@ -146,7 +147,7 @@ final class EchoDevice: VirtioDevice {
 }
 
 /// A whole device, with the test as the guest. Waits end after a minute at the latest, with a failure instead of a hang.
-@Suite struct DeviceWorkerTests {
+@Suite(.timed) struct DeviceWorkerTests {
     private let guest: TestGuest
     private let device: EchoDevice
     private let transport: MMIOTransport

@@ -34,7 +34,7 @@ extension SeededGenerator {
 }
 
 /// Bounded runs with fixed seeds: what a random driver does may be refused, but it holds no surprise.
-@Suite struct FuzzTests {
+@Suite(.timed) struct FuzzTests {
     @Test("Random rings", arguments: [UInt64(1), 2, 3, 4])
     func randomRings(seed: UInt64) throws {
         var random = SeededGenerator(seed: seed)

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Testing
 
 @testable import GuestMemory
 @testable import Virtio
 
 /// A driver that breaks the rules of the rings. Each offence is named, and none reaches memory that is not the guest's.
-@Suite struct HostileDriverTests {
+@Suite(.timed) struct HostileDriverTests {
     private let guest: TestGuest
     private var driver: DriverQueue
     private let ends = TestGuest.lowSize

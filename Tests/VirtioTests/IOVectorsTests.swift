@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CLinux
+import TestSupport
 import Testing
 
 @testable import GuestMemory
 @testable import Virtio
 
 /// Requests whose bytes are cut into buffers in every way.
-@Suite struct IOVectorsTests {
+@Suite(.timed) struct IOVectorsTests {
     private let guest: TestGuest
     private let content = (0..<24).map { UInt8($0 + 1) }
 

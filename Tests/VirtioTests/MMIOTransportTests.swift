@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Testing
 
 @testable import GuestMemory
 @testable import Virtio
 
 /// The registers; what is behind them is ``VirtioFunctionTests``.
-@Suite struct MMIOTransportTests {
+@Suite(.timed) struct MMIOTransportTests {
     private let guest: TestGuest
     private let device = RecordingDevice()
     private let transport: MMIOTransport

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Linux
+import TestSupport
 import Testing
 
 @testable import GuestMemory
 @testable import Virtio
 
 /// What a driver may do, and what the device hears of it: the same behind every transport (``TransportKind``).
-@Suite struct VirtioFunctionTests {
+@Suite(.timed) struct VirtioFunctionTests {
     private let guest: TestGuest
     private let device = RecordingDevice()
     private let queue0: QueueConfiguration

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Testing
 
 @testable import GuestMemory
 @testable import Virtio
 
 /// A driver that keeps the rules.
-@Suite struct VirtqueueTests {
+@Suite(.timed) struct VirtqueueTests {
     @Test func requestsComeInOrderAndGoBackWithTheirLengths() throws {
         let guest = try TestGuest()
         var driver = DriverQueue(guest), queue = try driver.device()

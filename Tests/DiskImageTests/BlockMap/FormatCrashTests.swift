@@ -3,6 +3,7 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Images whose small changes exercise what a format's order of writes has to keep.
@@ -87,7 +88,7 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
 }
 
 /// VDI and VMDK images, and such of qcow2 in two files, where the power fails at any moment, and the host at any call.
-@Suite struct FormatCrashTests {
+@Suite(.timed) struct FormatCrashTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// Every prefix of what came to the files, and for each what is left when some sectors written since the last synchronisation are lost.

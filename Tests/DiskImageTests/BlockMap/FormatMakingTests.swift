@@ -3,6 +3,7 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 extension ImageSubformat {
@@ -11,7 +12,7 @@ extension ImageSubformat {
 }
 
 /// VDI and VMDK images that we make, judged by qemu-img.
-@Suite struct FormatMakingTests {
+@Suite(.timed) struct FormatMakingTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     private func names() -> String { run(["ls", "-A", directory.path]).output }

@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Images of other formats that qemu-img made, read byte for byte.
-@Suite struct FormatReadingTests {
+@Suite(.timed) struct FormatReadingTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     @Test(arguments: FormatKind.readable) func whatWasConvertedIsRead(kind: FormatKind) throws {

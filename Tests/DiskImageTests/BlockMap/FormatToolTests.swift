@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 @testable import DiskImage
+import TestSupport
 import Testing
 
 /// The tools for whole images on formats that are only used as they are found.
-@Suite struct FormatToolTests {
+@Suite(.timed) struct FormatToolTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
     private static let formats = ImageFormat.allCases.filter { !$0.isMakeable }

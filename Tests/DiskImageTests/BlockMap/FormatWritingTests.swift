@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// VDI and VMDK images that we wrote, judged by qemu-img.
-@Suite struct FormatWritingTests {
+@Suite(.timed) struct FormatWritingTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     @Test(arguments: FormatKind.writable, [false, true]) func randomOperationsDoWhatAnArrayDoes(kind: FormatKind, isEmpty: Bool) throws {

@@ -3,11 +3,12 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Images of other formats than qcow2 that somebody made to harm whoever opens them: each size, count and offset of their headers and tables at the
 /// edges of its range. None may do more than fail.
-@Suite struct HostileFormatTests {
+@Suite(.timed) struct HostileFormatTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// A number in a file.

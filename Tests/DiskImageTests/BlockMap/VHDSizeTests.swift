@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// The two sizes of a VHD: which one is taken, and that it is said.
-@Suite struct VHDSizeTests {
+@Suite(.timed) struct VHDSizeTests {
     private let directory = TemporaryDirectory(inMemory: true)
     private let reports = Reports()
 

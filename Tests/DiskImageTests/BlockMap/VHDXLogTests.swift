@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// A VHDX that nobody closed, with changes in its log.
-@Suite struct VHDXLogTests {
+@Suite(.timed) struct VHDXLogTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     private static let id = [UInt8](1...16)

@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// VMDK descriptors as VMware's, VirtualBox's and other programs write them, and people with editors.
-@Suite struct VMDKTextTests {
+@Suite(.timed) struct VMDKTextTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
     private static let plain = """

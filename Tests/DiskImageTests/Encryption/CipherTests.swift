@@ -2,10 +2,11 @@
 
 import CCrypto
 @testable import DiskImage
+import TestSupport
 import Testing
 
 /// Ciphers and key derivation, by the examples of their standards.
-@Suite struct CipherTests {
+@Suite(.timed) struct CipherTests {
     private func secret(_ bytes: [UInt8]) throws -> SecretBytes { try SecretBytes(bytes, of: "test") }
 
     private func apply(_ specification: CipherSpecification, key: [UInt8], _ bytes: [UInt8], sector: UInt64, encrypts: Bool = true, usesInstructions: Bool) throws -> [UInt8] {

@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Encrypted images, with QEMU as the peer on both sides.
-@Suite struct EncryptedImageTests {
+@Suite(.timed) struct EncryptedImageTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// Ciphers by all the words that QEMU has for AES, and layouts.

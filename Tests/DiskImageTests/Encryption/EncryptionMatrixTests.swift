@@ -2,10 +2,11 @@
 
 @testable import DiskImage
 import Glibc
+import TestSupport
 import Testing
 
 /// Encryption with everything else that a layout can have: what the format allows is read by QEMU as it was written, and what it does not is refused.
-@Suite struct EncryptionMatrixTests {
+@Suite(.timed) struct EncryptionMatrixTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     enum Base: CaseIterable { case none, raw, encrypted }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 @testable import DiskImage
+import TestSupport
 import Testing
 
 /// LUKS headers that cannot be right: each is refused by name, and quickly.
-@Suite struct HostileLUKSTests {
+@Suite(.timed) struct HostileLUKSTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     struct Change: CustomTestStringConvertible, Sendable {

@@ -5,10 +5,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// The way of a request allocates nothing, in any build.
-@Suite struct AllocationTests {
+@Suite(.timed) struct AllocationTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// Runs `rounds` times `depth` requests and returns how many allocations this thread made for them.

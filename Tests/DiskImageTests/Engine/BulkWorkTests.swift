@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Encryption, decompression and what else takes long, by one engine: the other's requests come and go meanwhile.
-@Suite struct BulkWorkTests {
+@Suite(.timed) struct BulkWorkTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// The other engine, which does whole requests in the middle of the first one's work.

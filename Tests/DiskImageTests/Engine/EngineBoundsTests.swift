@@ -4,10 +4,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// How much an engine has under way, does in a turn of its owner's, and still does of what is given up.
-@Suite struct EngineBoundsTests {
+@Suite(.timed) struct EngineBoundsTests {
     let directory = TemporaryDirectory()
     private static let mebi: UInt64 = 1 << 20
 

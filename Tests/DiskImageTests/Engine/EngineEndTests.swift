@@ -5,10 +5,11 @@ import CLinux
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 /// What becomes of operations that the kernel has when their engine goes.
-@Suite struct EngineEndTests {
+@Suite(.timed) struct EngineEndTests {
     let directory = TemporaryDirectory()
 
     /// They are waited for also when the kernel takes no more calls: it still writes to the memory of requests.

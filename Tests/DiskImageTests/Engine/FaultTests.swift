@@ -5,10 +5,11 @@ import CLinux
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 /// System calls that fail or do half, and hosts that run out of room.
-@Suite struct FaultTests {
+@Suite(.timed) struct FaultTests {
     let directory = TemporaryDirectory()
 
     /// What a plan may do to a call.

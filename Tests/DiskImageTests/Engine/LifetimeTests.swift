@@ -3,6 +3,7 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// All that can happen to an image, in any order, against an array: requests, flushes, snapshots made, applied and deleted, other sizes, and
@@ -95,7 +96,7 @@ struct Lifetime: ~Copyable {
     }
 }
 
-@Suite struct LifetimeTests {
+@Suite(.timed) struct LifetimeTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     typealias Kind = QCOW2WritingTests.Kind

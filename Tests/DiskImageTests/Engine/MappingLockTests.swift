@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// While a commit has the mapping locked it does not change, whoever wants what; `BarrierTests` has what would come of it.
-@Suite struct MappingLockTests {
+@Suite(.timed) struct MappingLockTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     struct Kind: CustomTestStringConvertible, Sendable {

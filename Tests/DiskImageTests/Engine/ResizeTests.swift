@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Disks that get longer and shorter.
-@Suite struct ResizeTests {
+@Suite(.timed) struct ResizeTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     private func contents(_ path: String) throws -> [UInt8] {

@@ -5,10 +5,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Two engines of one image in one thread, so that each moment between their steps can be had.
-@Suite struct SharedImageTests {
+@Suite(.timed) struct SharedImageTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// A request's memory, which lives as long as the value.

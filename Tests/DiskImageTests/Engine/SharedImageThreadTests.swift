@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Several engines of one image, in threads of their own.
-@Suite struct SharedImageThreadTests {
+@Suite(.timed) struct SharedImageThreadTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// What the engines have to do with.

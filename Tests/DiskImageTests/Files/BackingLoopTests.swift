@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// An image is not made to stand on itself, by whatever name.
-@Suite struct BackingLoopTests {
+@Suite(.timed) struct BackingLoopTests {
     let directory = TemporaryDirectory()
     private let contents = randomBytes(1 << 20, seed: 1)
 

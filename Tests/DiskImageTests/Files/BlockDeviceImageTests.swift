@@ -4,6 +4,7 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// A block device over a file, as a volume or a disk on the network is one to us; it goes with the value.
@@ -27,7 +28,7 @@ private final class LoopDevice: Sendable {
 /// Why loop devices cannot be had, or nil.
 private let missing: String? = geteuid() != 0 ? "losetup needs root" : unsafe access("/dev/loop-control", F_OK) != 0 ? "no /dev/loop-control" : nil
 
-@Suite(.disabled(if: missing != nil, "\(missing ?? "")"), .serialized) struct BlockDeviceImageTests {
+@Suite(.timed, .disabled(if: missing != nil, "\(missing ?? "")"), .serialized) struct BlockDeviceImageTests {
     let directory = TemporaryDirectory()
 
     private func device(_ size: Int, sector: Int = 512) throws -> LoopDevice {

@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// A format that is only guessed is held against what the file begins as.
-@Suite struct ContradictedFormatTests {
+@Suite(.timed) struct ContradictedFormatTests {
     let directory = TemporaryDirectory()
 
     private static let made: [(format: String, options: [String], signature: ImageSignature)] = [

@@ -4,9 +4,10 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
-@Suite struct LockTests {
+@Suite(.timed) struct LockTests {
     let directory = TemporaryDirectory()
 
     @Test func aWriterExcludesEverybodyElse() throws {

@@ -2,10 +2,11 @@
 
 @testable import DiskImage
 import Glibc
+import TestSupport
 import Testing
 
 /// Files that images name, which have to be below the image's own directory or another that is allowed, or be named by the user.
-@Suite struct NamedFilesTests {
+@Suite(.timed) struct NamedFilesTests {
     let directory = TemporaryDirectory()
 
     private func options(below name: String = "bases", cache: CacheMode = .writeback) -> DiskImageOptions {

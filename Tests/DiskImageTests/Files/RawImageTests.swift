@@ -4,9 +4,10 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
-@Suite struct RawImageTests {
+@Suite(.timed) struct RawImageTests {
     let directory = TemporaryDirectory()
 
     @Test(arguments: [true, false], [CacheMode.writeback, .none])
@@ -202,7 +203,7 @@ import Testing
     }
 }
 
-@Suite struct OpeningTests {
+@Suite(.timed) struct OpeningTests {
     let directory = TemporaryDirectory()
 
     @Test func theNameTellsTheFormat() throws {

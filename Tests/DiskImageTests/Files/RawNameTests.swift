@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Names that are bytes, and no UTF-8.
-@Suite struct RawNameTests {
+@Suite(.timed) struct RawNameTests {
     let directory = TemporaryDirectory()
 
     private static let names: [[UInt8]] = [

@@ -3,12 +3,13 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import DiskImage
 
 /// What is read of an image before its lock is held may be another's by the time it is.
-@Suite struct ReadBeforeLockTests {
+@Suite(.timed) struct ReadBeforeLockTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// Each of many that come at once makes the disk longer, or says that another has it.

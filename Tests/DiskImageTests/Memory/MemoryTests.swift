@@ -2,10 +2,11 @@
 
 @testable import DiskImage
 import Glibc
+import TestSupport
 import Testing
 
 /// Elements, tables and pieces of memory whose accesses are checked.
-@Suite struct MemoryTests {
+@Suite(.timed) struct MemoryTests {
     @Test func bytesOfSegmentsKeepTheirOrder() {
         var room = [UInt8](repeating: 0xee, count: 128)
         let contents = (0..<16).map { UInt8($0) }

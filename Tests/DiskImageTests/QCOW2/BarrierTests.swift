@@ -3,11 +3,12 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Power that fails during what a random workload seldom does, or never: its synchronisations have a test here that fails without them.
 /// Every prefix of what came to the file is replayed, and for each what is left when the last write has overtaken all others, or some of them.
-@Suite struct BarrierTests {
+@Suite(.timed) struct BarrierTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// As many clusters as fit in 32 KiB need a refcount block or two of their own, and an L2 table.

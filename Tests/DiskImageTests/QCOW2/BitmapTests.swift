@@ -3,13 +3,14 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import DiskImage
 
 /// The persistent bitmaps of qcow2 images: shown while they are true, and gone, with their space, when they no longer
 /// are.
-@Suite struct BitmapTests {
+@Suite(.timed) struct BitmapTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// An image with a snapshot, a backing file and two bitmaps.

@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// What our check finds, beside what qemu-img finds; and what our repair leaves, judged by qemu-img.
-@Suite struct CheckTests {
+@Suite(.timed) struct CheckTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// A number of the JSON that qemu-img check prints; 0 for one that is left out.

@@ -2,11 +2,12 @@
 
 @testable import DiskImage
 import Glibc
+import TestSupport
 import Testing
 
 /// The tests of crashes find what is wrong: the log of a workload is changed into what a program without one of the rules of docs/qcow2.md would have
 /// left, and then there is damage. Of the log as it is there is none.
-@Suite struct CrashCheckTests {
+@Suite(.timed) struct CrashCheckTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     enum Rule: String, CaseIterable, CustomTestStringConvertible {

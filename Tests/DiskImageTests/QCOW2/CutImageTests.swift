@@ -3,12 +3,13 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import DiskImage
 
 /// Images whose files end too early: they are checked, repaired to what is left, and salvaged.
-@Suite struct CutImageTests {
+@Suite(.timed) struct CutImageTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     static let layouts = [

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 @testable import DiskImage
+import TestSupport
 import Testing
 
 /// Chains in which images keep their data in files beside them.
-@Suite struct DataFileTests {
+@Suite(.timed) struct DataFileTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
     /// An overlay that keeps what it has of its own in a file beside it is committed, and given another backing file or none. What an emptied one

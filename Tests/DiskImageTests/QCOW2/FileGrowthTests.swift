@@ -5,10 +5,11 @@ import CLinux
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 /// A qcow2 file is made longer ahead of what is written, and ends where its last cluster ends when it is closed.
-@Suite struct FileGrowthTests {
+@Suite(.timed) struct FileGrowthTests {
     let directory = TemporaryDirectory(inMemory: true)
     private static let cluster = 65536
 

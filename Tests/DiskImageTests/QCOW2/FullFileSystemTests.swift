@@ -3,13 +3,14 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 @testable import DiskImage
 
 /// What gives space back works where there is none: snapshots are deleted, disks made shorter, leaks repaired, images
 /// emptied.
-@Suite struct FullFileSystemTests {
+@Suite(.timed) struct FullFileSystemTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     static let layouts = [

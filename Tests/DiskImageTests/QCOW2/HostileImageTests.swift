@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Images that somebody made to harm whoever opens them. None may do more than fail.
-@Suite struct HostileImageTests {
+@Suite(.timed) struct HostileImageTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// A small image with data, compressed and zero clusters.

@@ -4,10 +4,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// The refcount table ends, and the host fails while a longer one is put in its place.
-@Suite struct LongerRefcountTableTests {
+@Suite(.timed) struct LongerRefcountTableTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     enum Step: Int, CaseIterable, Sendable {

@@ -5,10 +5,11 @@ import CLinux
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 /// Power that fails at any moment, and hosts that fail at any call.
-@Suite struct QCOW2CrashTests {
+@Suite(.timed) struct QCOW2CrashTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// Of each combination, unless all are wanted: more than 2,000 in all.

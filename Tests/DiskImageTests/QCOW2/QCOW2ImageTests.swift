@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Images made by qemu-img and qemu-io, read back byte for byte.
-@Suite struct QCOW2ImageTests {
+@Suite(.timed) struct QCOW2ImageTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// Data with runs of zeroes in it, so that there are allocated and unallocated clusters of all sizes.

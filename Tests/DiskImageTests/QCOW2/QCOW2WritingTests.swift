@@ -4,10 +4,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Images that we wrote, judged by qemu-img.
-@Suite struct QCOW2WritingTests {
+@Suite(.timed) struct QCOW2WritingTests {
     var directory = TemporaryDirectory(inMemory: true)
 
     /// One combination of how an image is made.

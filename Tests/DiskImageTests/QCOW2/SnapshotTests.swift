@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Internal snapshots: ours seen by qemu-img, and qemu-img's seen by us.
-@Suite struct SnapshotTests {
+@Suite(.timed) struct SnapshotTests {
     let directory = TemporaryDirectory(inMemory: true)
 
     private func make(_ options: String, _ size: Int) -> String {

@@ -4,10 +4,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// A qcow2 image that stands on a remote disk: two kinds of queues for one engine.
-@Suite struct NBDBackingTests {
+@Suite(.timed) struct NBDBackingTests {
     private let directory = TemporaryDirectory()
     private let content: [UInt8]
 

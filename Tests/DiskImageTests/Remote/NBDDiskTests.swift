@@ -4,10 +4,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Remote disks as qemu-nbd and nbdkit serve them.
-@Suite struct NBDDiskTests {
+@Suite(.timed) struct NBDDiskTests {
     private let directory = TemporaryDirectory()
     private let content: [UInt8]
 

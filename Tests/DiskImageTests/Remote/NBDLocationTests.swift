@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 @testable import DiskImage
+import TestSupport
 import Testing
 
 /// What an address of a remote disk says, and which are none.
-@Suite struct NBDLocationTests {
+@Suite(.timed) struct NBDLocationTests {
     @Test func hostsAndPorts() throws {
         #expect(try NBDLocation("nbd://host").server == .tcp(host: "host", port: 10809))
         #expect(try NBDLocation("nbd://host/").export == "")

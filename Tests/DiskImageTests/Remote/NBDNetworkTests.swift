@@ -4,10 +4,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// The network, and TLS with a key that both know or with certificates. It takes root, as networks of tests' own do.
-@Suite(.enabled(if: geteuid() == 0, "needs root to make a network namespace for the test")) struct NBDNetworkTests {
+@Suite(.timed, .enabled(if: geteuid() == 0, "needs root to make a network namespace for the test")) struct NBDNetworkTests {
     private let directory = TemporaryDirectory()
     private let content = randomBytes(1 << 20, seed: 9)
 

@@ -4,11 +4,12 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Servers that are there, complete the handshake, and do not answer: patience, pauses and the host's log are for
 /// what is answered.
-@Suite struct NBDOutageTests {
+@Suite(.timed) struct NBDOutageTests {
     private let directory = TemporaryDirectory()
     private let reports = Reports()
     /// So many connections later a server behaves: a request that never ends would succeed then, and not keep the test.

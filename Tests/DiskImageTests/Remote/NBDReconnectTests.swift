@@ -4,10 +4,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// What becomes of requests when a remote disk's server goes, and comes again.
-@Suite struct NBDReconnectTests {
+@Suite(.timed) struct NBDReconnectTests {
     private let directory = TemporaryDirectory()
     private let reports = Reports()
 

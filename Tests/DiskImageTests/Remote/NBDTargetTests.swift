@@ -4,10 +4,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// A remote disk as the target of a conversion.
-@Suite struct NBDTargetTests {
+@Suite(.timed) struct NBDTargetTests {
     private let directory = TemporaryDirectory()
     private let content: [UInt8]
     /// What the remote disk had before, which is longer.

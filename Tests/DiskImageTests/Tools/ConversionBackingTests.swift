@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// Converting onto a backing file: only what differs from it gets into the new image.
-@Suite struct ConversionBackingTests {
+@Suite(.timed) struct ConversionBackingTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
     private static let cluster = 64 << 10

@@ -4,10 +4,11 @@
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 /// Images of every layout, made by us and read by qemu-img, and made by qemu-img and read by us.
-@Suite struct ConversionMatrixTests {
+@Suite(.timed) struct ConversionMatrixTests {
     /// One layout of a qcow2 image.
     struct Layout: Sendable, CustomStringConvertible {
         var options = QCOW2Options()

@@ -4,10 +4,11 @@ import CLinux
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// What a conversion reads and writes in each way of using the page cache, and what it compresses.
-@Suite struct ConversionTests {
+@Suite(.timed) struct ConversionTests {
     private let directory = TemporaryDirectory()
 
     /// 9 MiB and a bit: data longer than a piece, zeroes, a hole, and an end that is aligned to nothing.

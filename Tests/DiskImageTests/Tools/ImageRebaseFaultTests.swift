@@ -4,10 +4,11 @@
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 /// A rebase and a commit have many requests in flight. Whatever becomes of one of them, and wherever they end, the disk stays as it is.
-@Suite struct ImageRebaseFaultTests {
+@Suite(.timed) struct ImageRebaseFaultTests {
     private let directory = TemporaryDirectory(inMemory: true)
     private static let size = 4 << 20 | 3 << 9
 

@@ -3,10 +3,11 @@
 @testable import DiskImage
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// An image keeps its disk when it gets another backing file, or none.
-@Suite struct ImageRebaseTests {
+@Suite(.timed) struct ImageRebaseTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
     /// A disk with data in some places, which differ with the seed.
@@ -185,7 +186,7 @@ import Testing
 }
 
 /// What an image has goes into its backing file, and nothing of it stays.
-@Suite struct ImageCommitTests {
+@Suite(.timed) struct ImageCommitTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
     @Test(arguments: ImageRebaseTests.layouts + ["cluster_size=64k,lazy_refcounts=on,refcount_bits=64"], ["raw", "qcow2"]) func theBackingFileGetsAll(layout: String, format: String) throws {

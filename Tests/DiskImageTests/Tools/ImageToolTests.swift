@@ -4,10 +4,11 @@
 import CLinux
 import Glibc
 import Linux
+import TestSupport
 import Testing
 
 /// New images, and what is refused before there is one.
-@Suite struct ImageCreationTests {
+@Suite(.timed) struct ImageCreationTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
     private func refusal(_ creation: ImageCreation, sourceLocation: SourceLocation = #_sourceLocation) throws -> DiskImageError? {
@@ -151,7 +152,7 @@ import Testing
 }
 
 /// What is told of images, beside qemu-img.
-@Suite struct ImageMapTests {
+@Suite(.timed) struct ImageMapTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
     @Test func kindsOfExtents() throws {
@@ -188,7 +189,7 @@ import Testing
     }
 }
 
-@Suite struct ImageComparisonTests {
+@Suite(.timed) struct ImageComparisonTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
     private func outcome(_ first: String, _ second: String, strict: Bool = false) throws -> ImageComparison.Outcome {

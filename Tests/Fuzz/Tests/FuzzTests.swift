@@ -2,6 +2,7 @@
 
 import FuzzTargets
 import Glibc
+import TestSupport
 import Testing
 
 private func environment(_ name: String) -> UInt64? { getenv(name).flatMap { UInt64(String(cString: $0)) } }
@@ -14,7 +15,7 @@ private func announce(_ line: String) {
 
 /// Whatever the bytes are, the answer is a result or an error. `SWKVM_ROUNDS` and `SWKVM_SEED` change how many inputs,
 /// and which.
-@Suite struct FuzzTests {
+@Suite(.timed) struct FuzzTests {
     private func target(_ name: String) throws -> FuzzTarget { try #require(FuzzTarget.all.first { $0.name == name }) }
 
     @Test(arguments: FuzzTarget.all.map(\.name)) func survivesMutations(name: String) throws {
