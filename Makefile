@@ -34,7 +34,7 @@ LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs dmsetup lz4 xz-utils $(GD
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release sbom run test lint format fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install uninstall deb deb-trial reproducible clean help
+.PHONY: all guest release sbom run test test-all lint format fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install uninstall deb deb-trial reproducible clean help
 .PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench packages-lint packages-trial
 
 all: release man ## builds the static binary build/swkvm, man pages, completions and the list of packages
@@ -63,6 +63,9 @@ run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a
 
 test: release packages-test packages-lab packages-lab-vtx ## runs all tests (ARGS='--filter NAME' for some)
 	@.ci/test
+
+test-all: ## every test with all of its generated cases, and every lab case: some hours
+	@$(MAKE) --no-print-directory test ALL=yes
 
 lint: packages-lint ## checks licence headers, `swift format lint --strict`, shellcheck (ARGS: some of licences, format, shell)
 	@.ci/lint $(ARGS)

@@ -128,7 +128,8 @@ let package = Package(
         tests(
             "MachineTests",
             [
-                "TestSupport", "Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "HostNetwork", "KVM", "Linux",
+                "TestSupport", "Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "HostNetwork",
+                "KVM", "Linux",
                 "Platform", "Virtio", "CLinux", "CSystemCallFilter",
             ]),
         tests(

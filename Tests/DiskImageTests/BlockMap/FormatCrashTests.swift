@@ -92,7 +92,7 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
     let directory = TemporaryDirectory(inMemory: true)
 
     /// Every prefix of what came to the files, and for each what is left when some sectors written since the last synchronisation are lost.
-    @Test(arguments: SmallImage.allCases, [false, true]) func whatWasFlushedSurvivesAndNothingIsDamaged(image: SmallImage, isEmpty: Bool) throws {
+    @Test(arguments: Share.of(SmallImage.allCases), [false, true]) func whatWasFlushedSurvivesAndNothingIsDamaged(image: SmallImage, isEmpty: Bool) throws {
         let seed = UInt64(environment("SWKVM_SEED") ?? 7) &+ image.rawValue.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) } &+ (isEmpty ? 1 : 0)
         try image.make(in: directory)
         try image.leaveRemains(in: directory, seed: seed)

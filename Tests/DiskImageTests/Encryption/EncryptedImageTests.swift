@@ -32,7 +32,7 @@ import Testing
 
     private func isOnlyRead(_ options: String) -> Bool { options.contains("mode=ecb") || options.contains("mode=ctr") }
 
-    @Test(arguments: ciphers + layouts) func whatQEMUMakesIsReadAndWritten(options: String) throws {
+    @Test(arguments: Share.of(ciphers + layouts)) func whatQEMUMakesIsReadAndWritten(options: String) throws {
         let encrypted = try Encrypted(directory)
         let disk = QCOW2ImageTests.sparse(700 << 10 | 3 << 9, seed: 5)
         let options = options.split(separator: "DATA", omittingEmptySubsequences: false).joined(separator: directory.file("data.raw"))
@@ -80,7 +80,7 @@ import Testing
         }
     }
 
-    @Test(arguments: [512, 4096, 65536, 2 << 20] as [UInt64], [QCOW2Compatibility.version2, .version3])
+    @Test(arguments: Share.of([512, 4096, 65536, 2 << 20] as [UInt64]), [QCOW2Compatibility.version2, .version3])
     func qemuReadsWhatWeMake(clusterSize: UInt64, version: QCOW2Compatibility) throws {
         let encrypted = try Encrypted(directory)
         var layout = QCOW2Options()
@@ -325,7 +325,7 @@ import Testing
     }
 
     /// All that can happen to an image, with encryption; see `LifetimeTests`.
-    @Test(arguments: [512, 4096, 65536, 16384] as [UInt64], [false, true]) func whateverHappensTheDiskIsAnArray(clusterSize: UInt64, hasBacking: Bool) throws {
+    @Test(arguments: Share.of([512, 4096, 65536, 16384] as [UInt64]), [false, true]) func whateverHappensTheDiskIsAnArray(clusterSize: UInt64, hasBacking: Bool) throws {
         let seed = UInt64(environment("SWKVM_SEED") ?? 3) &+ clusterSize
         let encrypted = try Encrypted(directory)
         let contents = hasBacking ? QCOW2ImageTests.sparse(700 << 10, seed: seed) : [UInt8](repeating: 0, count: 700 << 10)

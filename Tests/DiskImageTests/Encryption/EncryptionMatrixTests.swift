@@ -72,7 +72,7 @@ import Testing
         return try encrypted.create("disk.qcow2", size: Self.size, options, backing: backing, preallocation: layout.preallocation)
     }
 
-    @Test(arguments: layouts.filter(\.isLegal)) func qemuReadsWhatWeMakeAndWrite(layout: Layout) throws {
+    @Test(arguments: Share.of(layouts.filter(\.isLegal))) func qemuReadsWhatWeMakeAndWrite(layout: Layout) throws {
         var encrypted = try Encrypted(directory)
         let (contents, backing) = try makeBase(layout.base, &encrypted)
         let path = try create(layout, encrypted, backing)
@@ -105,11 +105,11 @@ import Testing
     }
 
     /// The same from the other side, in a few: qemu-img takes a second to find out how long its key derivation takes.
-    @Test(arguments: [
+    @Test(arguments: Share.of([
         "cluster_size=512 raw", "cluster_size=4k,data_file=DATA raw", "cluster_size=16k,extended_l2=on raw", "cluster_size=16k,extended_l2=on,data_file=DATA",
         "cluster_size=32k,extended_l2=on,preallocation=full", "cluster_size=64k,preallocation=full", "cluster_size=64k,data_file=DATA,preallocation=falloc",
         "cluster_size=2M,extended_l2=on,refcount_bits=1", "cluster_size=2M,lazy_refcounts=on raw",
-    ]) func weReadWhatQEMUMakes(words: String) throws {
+    ])) func weReadWhatQEMUMakes(words: String) throws {
         var encrypted = try Encrypted(directory)
         let hasBase = words.hasSuffix(" raw")
         let (contents, backing) = try makeBase(hasBase ? .raw : .none, &encrypted)

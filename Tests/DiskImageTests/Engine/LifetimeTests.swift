@@ -115,7 +115,7 @@ struct Lifetime: ~Copyable {
     static let requests = 100_000
 
     /// SWKVM_ROUNDS, of a session, makes it more.
-    @Test(arguments: kinds) func whateverHappensTheDiskIsAnArray(kind: Kind) throws {
+    @Test(arguments: Share.of(kinds)) func whateverHappensTheDiskIsAnArray(kind: Kind) throws {
         let seed = kind.testDescription.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 1)) { $0 &* 31 &+ UInt64($1) }
         print("\(kind.testDescription): seed \(seed)")
         let path = directory.file("disk.qcow2")

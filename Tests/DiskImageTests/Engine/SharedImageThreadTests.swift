@@ -48,7 +48,7 @@ import Testing
 
     /// Random operations of several engines at once on sectors that lie between each other's, flushes among them, while one engine goes; then, with one
     /// engine, a snapshot made, applied or deleted, and another size; and all of it again. SWKVM_SEED and SWKVM_CREW_ROUNDS make it others and more.
-    @Test(arguments: kinds, [2, 4]) func whateverHappensTheDiskIsAnArray(kind: Kind, count: Int) throws {
+    @Test(arguments: Share.of(kinds), [2, 4]) func whateverHappensTheDiskIsAnArray(kind: Kind, count: Int) throws {
         let seed = kind.testDescription.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 77) &+ UInt64(count)) { $0 &* 31 &+ UInt64($1) }
         let comment = "\(kind.testDescription), \(count) engines, seed \(seed)"
         let path = directory.file("disk.qcow2"), rounds = environment("SWKVM_CREW_ROUNDS") ?? 30

@@ -170,7 +170,7 @@ import Testing
     }
 
     /// Power that fails meanwhile: the verb has happened or it has not, and what is left can be repaired.
-    @Test(arguments: Verb.allCases, [true, false]) func whatGivesSpaceBackInPlaceCanBeInterrupted(
+    @Test(arguments: Share.of(Verb.allCases), [true, false]) func whatGivesSpaceBackInPlaceCanBeInterrupted(
         verb: Verb, reuses: Bool
     ) throws {
         for options in ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=16k,extended_l2=on"] {
@@ -211,7 +211,7 @@ import Testing
 
     /// The table of many snapshots, which is longer than a sector, gets another place: where the host has blocks
     /// already.
-    @Test(arguments: ["cluster_size=512", "cluster_size=4k", "cluster_size=64k"], [true, false])
+    @Test(arguments: Share.of(["cluster_size=512", "cluster_size=4k", "cluster_size=64k"]), [true, false])
     func oneOfManySnapshotsIsDeleted(options: String, reuses: Bool) throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "10M")

@@ -16,9 +16,9 @@ import Testing
     static let prefixes = 150
 
     /// Every prefix of what came to the file, and for each what is left when some writes since the last synchronisation are lost.
-    @Test(arguments: 
-        ["cluster_size=512,refcount_bits=16", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=1", "cluster_size=16k,extended_l2=on",
-         "encrypted 512", "encrypted 4096", "encrypted 16384"], [false, true])
+    @Test(
+        arguments: Share.of(["cluster_size=512,refcount_bits=16", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=1", "cluster_size=16k,extended_l2=on",
+         "encrypted 512", "encrypted 4096", "encrypted 16384"]), [false, true])
     func whatWasFlushedSurvivesAndNothingIsDamaged(options: String, hasBacking: Bool) throws {
         let seed = UInt64(environment("SWKVM_SEED") ?? 5) &+ options.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) }
         let size = 256 << 10
@@ -205,7 +205,7 @@ import Testing
     /// One call fails while snapshots are made, applied and deleted and the disk gets longer and shorter: what failed has not happened, or, where
     /// nobody can know, is refused to be built upon until the image is opened again. The image is sound. A call that does a part of what it should, or is
     /// interrupted, is nothing that anybody hears of.
-    @Test(arguments: HostFault.allCases) func everyCallOfAChangeMayFail(fault: HostFault) throws {
+    @Test(arguments: Share.of(HostFault.allCases)) func everyCallOfAChangeMayFail(fault: HostFault) throws {
         let path = directory.file("disk.qcow2")
         let contents = randomBytes(256 << 10, seed: 12)
         try directory.write("base.raw", contents)

@@ -262,7 +262,7 @@ import Testing
         #expect(try self.contents(path) == contents)
     }
 
-    @Test(arguments: kinds) func randomOperationsDoWhatAnArrayDoes(kind: Kind) throws {
+    @Test(arguments: Share.of(kinds)) func randomOperationsDoWhatAnArrayDoes(kind: Kind) throws {
         let seed = kind.testDescription.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 1)) { $0 &* 31 &+ UInt64($1) }
         let path = directory.file("disk.qcow2")
         var workload = Workload(try make(kind, seed: seed), seed: seed, maximum: 80 << 10)

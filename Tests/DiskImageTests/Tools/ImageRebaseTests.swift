@@ -62,7 +62,7 @@ import Testing
     ]
 
     /// More than there is memory for at a time, in pieces of all sizes: to another backing file, to none, and back into one.
-    @Test(arguments: windowLayouts, [1, 2] as [UInt64]) func manyWindows(layout: String, seed: UInt64) throws {
+    @Test(arguments: Share.of(windowLayouts), [1, 2] as [UInt64]) func manyWindows(layout: String, seed: UInt64) throws {
         let size = 44 << 20 | 7 << 9, path = directory.file("disk.qcow2"), encrypted = try Encrypted(directory)
         var generator = SeededGenerator(seed: seed)
         // Of the first two a part is the same; the last has compressed clusters.
