@@ -44,7 +44,6 @@ import Testing
         // The host's interface has to be up as well.
         try command("link net0 down", "the link of net0 is down", machine)
         try host.shell("ip link set tap0 down")
-        try machine.wait(for: "> ")
         try command("link net1 up", "there is no network interface 'net1'; there is: net0", machine)
         try host.shell("ip link set tap0 up")
         try command("link net0 up", "the link of net0 is up", machine)

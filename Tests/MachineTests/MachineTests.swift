@@ -123,9 +123,9 @@ private final class Paper: SerialSink {
         }
         // On with it: the guest has gone further than it was.
         let count = try state(of: machine)
-        let requests = machine.board.registry.slots[0].transport.function.counters.requests
-        for _ in 0..<60_000 where requests.value <= count.requests { usleep(1_000) }
-        #expect(requests.value > count.requests)
+        let counters = machine.board.registry.slots[0].transport.function.counters
+        for _ in 0..<60_000 where counters.requests.value <= count.requests { usleep(1_000) }
+        #expect(counters.requests.value > count.requests)
         machine.stop(.quit)
         #expect(machine.finish().exitStatus == ExitStatus.quit)
         #expect(throws: MachineControlError.notRunning) { try control.perform(.pause) }

@@ -17,7 +17,9 @@ public enum Share {
     ///   - cases: of a test, in an order that does not change.
     ///   - file, line: where it stands, so that each test has a choice of its own.
     /// - Returns: a third of them, rounded up, in their order.
-    public static func of<Cases: Collection>(_ cases: Cases, file: String = #fileID, line: UInt64 = #line) -> [Cases.Element] {
+    public static func of<Cases: Collection>(
+        _ cases: Cases, file: String = #fileID, line: UInt64 = #line
+    ) -> [Cases.Element] {
         guard let seed else { return Array(cases) }
         // FNV-1a of the file's name.
         let place = file.utf8.reduce(line ^ 0xcbf2_9ce4_8422_2325) { ($0 ^ UInt64($1)) &* 0x100_0000_01b3 }
