@@ -114,6 +114,7 @@ extension SeededGenerator {
         var random = SeededGenerator(seed: seed)
         let guest = try TestGuest(), device = try EchoDevice()
         let transport = try MMIOTransport(device: device, memory: guest.memory)
+        try device.start()
         var lives = 0, breaks = 0
         for _ in 0..<300 {
             // Often a good beginning, or nothing is ever reached.
