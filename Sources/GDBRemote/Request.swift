@@ -211,7 +211,7 @@ private struct PacketText {
     /// Reads over a word, if it is there.
     mutating func skip(_ word: StaticString) -> Bool {
         let length = word.utf8CodeUnitCount
-        // A literal's bytes are there for ever.
+        // A literal's bytes are never freed.
         let matches = unsafe rest.starts(with: UnsafeBufferPointer(start: word.utf8Start, count: length))
         if matches { rest = rest.dropFirst(length) }
         return matches

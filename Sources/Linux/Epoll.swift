@@ -46,7 +46,7 @@ public struct Epoll: ~Copyable, Sendable {
     }
 
     /// Waits, then hands each ready token to `body`; at most 16 a call, so no source starves another for long.
-    /// - Parameter timeout: milliseconds; -1 waits for ever, 0 looks without waiting.
+    /// - Parameter timeout: milliseconds; -1 waits without a limit, 0 does not wait.
     /// - Returns: how many were ready; 0 after the time-out or a signal.
     @discardableResult
     public func wait(

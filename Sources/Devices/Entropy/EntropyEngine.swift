@@ -48,7 +48,7 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         self.activation = activation
         interrupt = activation.interrupts.queues[0]
         queue = try activation.makeQueue(0)
-        // Fails only for lack of kernel memory; a limited device would stop for ever at its limit.
+        // Fails only for lack of kernel memory; a limited device would stay at its limit.
         do throws(SystemCallError) { try epoll.add(timer.rawValue, .input, token: Token.period) } catch {
             events.report(.needsReset, .error, "\(error); the device does nothing until the driver resets it")
             activation.interrupts.configuration.markNeedsReset()

@@ -150,7 +150,7 @@ final class NBDDisk: @unchecked Sendable {
     }
 
     /// Waits until there is something to be done, and takes notice of it.
-    /// - Parameter timeout: milliseconds; -1 waits for ever, 0 only looks.
+    /// - Parameter timeout: milliseconds; -1 waits without a limit, 0 does not wait.
     func look(timeout: Int32) -> Events {
         var found = Events()
         // It fails only for a descriptor that is none.

@@ -198,7 +198,7 @@ struct ImageReader: ~Copyable {
         let outcome = image.complete(load, bytes: done, error: error)
         image.unpin(load)
         if error != 0 { throw .request(path: image.path, SystemCallError("pread", errno: error)) }
-        // Once it is unpinned a failure is forgotten: who asked again would be given the same to load, for ever.
+        // Unpinning discards a failure, so another lookup would return the same load again, without end.
         if outcome != 0 { throw image.damage ?? .request(path: image.path, SystemCallError("pread", errno: outcome)) }
     }
 
