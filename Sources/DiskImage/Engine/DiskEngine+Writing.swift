@@ -194,7 +194,7 @@ extension DiskEngine {
             // Without the rest of the cluster nothing can be written.
             copies[index].isReading = false
             completeClusters(operation, error)
-            endCopy(copy.owner, error)
+            endCopy(copy.owner, error, requests[reader].failed)
             retryWaiting()
             return
         }
@@ -209,9 +209,12 @@ extension DiskEngine {
         endCopy(copy.owner, 0)
     }
 
-    private mutating func endCopy(_ owner: Int32, _ error: Int32) {
+    private mutating func endCopy(_ owner: Int32, _ error: Int32, _ failed: FailedAccess? = nil) {
         requests[owner].pending -= 1
-        if requests[owner].error == 0 { requests[owner].error = error }
+        if error != 0, requests[owner].error == 0 {
+            requests[owner].error = error
+            requests[owner].failed = failed
+        }
         if requests[owner].pending == 0, !requests[owner].isListed { complete(owner) }
     }
 

@@ -46,6 +46,9 @@ public struct DiskCompletion: Sendable {
 
     /// Indicates whether the image itself, and no file's I/O, is the likely reason.
     public var isDamage: Bool { failed == nil && error == EIO }
+
+    /// Indicates whether the host had no room for what is written.
+    public var isOutOfRoom: Bool { operation != .read && (error == ENOSPC || error == EDQUOT) }
 }
 
 /// Carries out requests on a disk image, many at a time, for the one thread that owns it.
@@ -276,6 +279,15 @@ public struct DiskCompletion: Sendable {
         let path = image.path(of: failed), reason = SystemCallError(failed.call.name, errno: completion.error)
         // What is made durable is the whole file.
         return failed.call == .synchronize ? .request(path: path, reason) : .transfer(path: path, offset: failed.offset, length: nil, reason)
+    }
+
+    /// Indicates whether a request that failed may succeed when it is started again, once the cause is gone. It cannot where no access was
+    /// refused (a damaged image, say), nor where the host could not make something durable: it reports that once, and may have lost the data.
+    public func canRetry(_ completion: DiskCompletion) -> Bool {
+        guard completion.failed.map({ $0.call != .synchronize }) ?? completion.isOutOfRoom else { return false }
+        shared.lock()
+        defer { shared.unlock() }
+        return image.failure == 0
     }
 
     /// The same. A failure is the owner's to hear in its next ``submit()``.

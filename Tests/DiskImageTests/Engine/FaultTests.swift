@@ -130,11 +130,16 @@ import Testing
     }
 
     /// An image may have several files: the message is about the one that the host refuses, also where that is metadata.
-    @Test(arguments: ["data write", "data synchronisation", "metadata write", "metadata synchronisation"])
+    /// What can be tried again is whatever is not about durability.
+    @Test(arguments: ["data write", "data synchronisation", "metadata write", "metadata synchronisation", "backing read"])
     func theFileThatFailsIsNamed(_ what: String) throws {
         let image = directory.file("disk.qcow2"), data = directory.file("data.raw")
-        qemuImage("create", "-q", "-f", "qcow2", "-o", "data_file=\(data)", image, "16M")
-        let victim = what.hasPrefix("data") ? data : image
+        let backing = try directory.write("backing.raw", [UInt8](repeating: 3, count: 65536))
+        qemuImage("create", "-q", "-f", "qcow2", "-b", backing, "-F", "raw", "-o", "data_file=\(data)", image, "16M")
+        let victim = what.hasPrefix("data") ? data : what.hasPrefix("backing") ? backing : image
+        let isWrite = ["data write", "backing read"].contains(what)
+        // The rest of the cluster is read.
+        let length = what == "backing read" ? 512 : 65536
         let isArmed = Guarded(false)
         @Sendable func isRefused(_ file: Int32) -> Bool {
             var status = stat(), wanted = stat()
@@ -142,29 +147,31 @@ import Testing
             return unsafe isArmed.withLock { $0 } && fstat(file, &status) == 0 && stat(victim, &wanted) == 0 && status.st_ino == wanted.st_ino
         }
         let calls = unsafe FileCalls(
-            read: FileCalls.host.read,
+            read: { unsafe what.hasSuffix("read") && isRefused($0) ? -Int(ENOSPC) : FileCalls.host.read($0, $1, $2, $3) },
             write: { unsafe what.hasSuffix("write") && isRefused($0) ? -Int(ENOSPC) : FileCalls.host.write($0, $1, $2, $3) },
             synchronize: { what.hasSuffix("synchronisation") && isRefused($0) ? -Int(ENOSPC) : FileCalls.host.synchronize($0) },
             allocate: FileCalls.host.allocate)
         var engine = try DiskEngine(
             DiskImage(path: image, options: DiskImageOptions(dataFile: data)), depth: 4, segments: 4, calls: calls)
-        if what != "data write" { try engine.write(65536, [UInt8](repeating: 1, count: 65536)) }
+        if !isWrite { try engine.write(65536, [UInt8](repeating: 1, count: 65536)) }
         isArmed.withLock { $0 = true }
         let acquired = engine.acquire()
         let request = try #require(acquired)
-        var bytes = [UInt8](repeating: 2, count: 65536)
+        var bytes = [UInt8](repeating: 2, count: length)
         let failure: DiskImageError? = try unsafe bytes.withUnsafeMutableBytes { buffer throws -> DiskImageError? in
             // On the stack until the request has ended.
             var vector = unsafe iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)
             return try unsafe withUnsafePointer(to: &vector) { vector throws -> DiskImageError? in
-                if what == "data write" {
-                    unsafe engine.start(request, .write, offset: 0, length: 65536, vectors: vector, count: 1)
+                if isWrite {
+                    unsafe engine.start(request, .write, offset: 0, length: UInt64(length), vectors: vector, count: 1)
                 } else {
                     engine.start(request, .flush, offset: 0, length: 0)
                 }
                 let ended = try engine.waitForCompletion()
                 let completion = try #require(ended)
-                #expect(completion.error == ENOSPC && !completion.isDamage)
+                let canRetry = engine.canRetry(completion)
+                #expect(completion.error == ENOSPC && completion.isOutOfRoom && !completion.isDamage)
+                #expect(canRetry != what.hasSuffix("synchronisation"))
                 return engine.failure(of: completion)
             }
         }
@@ -172,8 +179,9 @@ import Testing
         let reason = "No space left on device"
         let description = failure?.description ?? ""
         #expect(
-            what.hasSuffix("write")
-                ? description.hasPrefix("disk \"\(victim)\": write: \(reason) (at byte ") && description.hasSuffix(" of the file)")
+            !what.hasSuffix("synchronisation")
+                ? description.hasPrefix("disk \"\(victim)\": \(what.hasSuffix("read") ? "read" : "write"): \(reason) (at byte ")
+                    && description.hasSuffix(" of the file)")
                 : description == "disk \"\(victim)\": fdatasync: \(reason)", "\(description)")
     }
 
