@@ -40,8 +40,8 @@ public struct Configuration: Sendable {
     public var onReboot = OnReboot.restart
     /// The time limit for the guest to power off after a signal.
     public var stopTimeout = StopTimeout.automatic
-    /// What the guest gets when the host fails a request of a disk.
-    public var onDiskError = DiskErrorPolicy.report
+    /// What happens when the host fails a request of a disk.
+    public var onDiskError = DiskErrorPolicy.enospc
     /// nil writes none.
     public var metrics: Metrics?
     /// Milliseconds, for the devices' events: a test's clock.

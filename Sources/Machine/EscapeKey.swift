@@ -10,6 +10,8 @@ struct EscapeKey {
         case status
         /// Pauses the machine, or resumes it.
         case pause
+        /// Resumes a paused machine.
+        case resume
         /// Asks for a command.
         case prompt
     }
@@ -36,6 +38,7 @@ struct EscapeKey {
             case UInt8(ascii: "h"), UInt8(ascii: "H"), UInt8(ascii: "?"): flush(); actions.append(.help)
             case UInt8(ascii: "c"), UInt8(ascii: "C"): flush(); actions.append(.status)
             case UInt8(ascii: "p"), UInt8(ascii: "P"): flush(); actions.append(.pause)
+            case UInt8(ascii: "r"), UInt8(ascii: "R"): flush(); actions.append(.resume)
             case UInt8(ascii: ":"): flush(); actions.append(.prompt)
             // Ctrl-A twice, or `a` after it, is a Ctrl-A for the guest.
             case Self.prefix, UInt8(ascii: "a"), UInt8(ascii: "A"): passing.append(Self.prefix)
@@ -51,6 +54,7 @@ struct EscapeKey {
         Ctrl-A x  end the machine
         Ctrl-A c  show the machine's counters
         Ctrl-A p  pause the machine, or resume it
+        Ctrl-A r  resume the machine
         Ctrl-A :  type a command for swkvm, such as `help`
         Ctrl-A h  this help
         Ctrl-A a  send a Ctrl-A to the guest

@@ -64,7 +64,7 @@ public final class Machine: Sendable {
         let serial = SerialPort(sink: output, interrupt: { pin.pulse() }, onRoom: { room.event.signal() })
         let parts = Board.Parts(
             configuration, system: system, memory: memory, kernel: kernel, initrd: initrd,
-            virtioDevices: try VirtioSlot.makeDevices(configuration, log: log), serial: serial, ending: ending, debugger: debugger,
+            virtioDevices: try VirtioSlot.makeDevices(configuration, control, log: log), serial: serial, ending: ending, debugger: debugger,
             control: control)
         let board = try Board(parts, waitsForDebugger: true)
         if board.isBzImage { Self.warnOfInterpretedRingZero(kernel.name, parts.system, log: log) }

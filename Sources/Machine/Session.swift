@@ -146,7 +146,7 @@ struct Session: ~Copyable {
             if entries[1].revents != 0 {
                 // Job control's are none that end anything.
                 guard let signal = SignalSet.next(from: signals) else { continue }
-                if ![SIGCONT, SIGTSTP, SIGUSR1].contains(signal) { return }
+                if ![SIGCONT, SIGTSTP, SIGUSR1, SIGUSR2].contains(signal) { return }
             }
             machine.serial.flush()
             if !isPatient, machine.serial.pendingOutput + console.output.pending >= pending { return }
@@ -172,6 +172,7 @@ struct Session: ~Copyable {
                 SignalSet.applyDefault(of: SIGTSTP)
                 takeTerminal()
             case SIGUSR1: metrics?.report(machine, "signal")
+            case SIGUSR2: machine.control.post(.resume, answer: answers.add)
             default: stop(by: number, report)
             }
         }
@@ -254,6 +255,7 @@ struct Session: ~Copyable {
                     case .help: for line in EscapeKey.help.split(separator: "\n") { report(String(line)) }
                     case .status: report(machine.status.description)
                     case .pause: machine.control.post(.togglePause, answer: answers.add)
+                    case .resume: machine.control.post(.resume, answer: answers.add)
                     case .prompt:
                         prompt.open()
                         terminal?.show(prompt.takeEcho())

@@ -24,7 +24,7 @@ public enum Supervisor {
         // gone, or a file grown to its limit, is an error of write(2), not a signal.
         let stops = SignalSet([SIGINT, SIGTERM, SIGHUP].filter { !SignalSet.isIgnored($0) })
         let jobControl = SignalSet(
-            [SIGTSTP].filter { !SignalSet.isIgnored($0) } + [SIGCONT] + (configuration.metrics == nil ? [] : [SIGUSR1]))
+            [SIGTSTP].filter { !SignalSet.isIgnored($0) } + [SIGCONT, SIGUSR2] + (configuration.metrics == nil ? [] : [SIGUSR1]))
         let errors = SignalSet([SIGPIPE, SIGXFSZ, SIGTTOU, SIGTTIN])
         let before = stops.block()
         jobControl.block()

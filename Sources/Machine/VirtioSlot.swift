@@ -33,7 +33,9 @@ struct VirtioSlot: Sendable {
     }
 
     /// Makes the disks, the entropy device, then the network interfaces.
-    static func makeDevices(_ configuration: Configuration, log: Logger) throws(MachineError) -> [any VirtioDevice] {
+    static func makeDevices(
+        _ configuration: Configuration, _ control: MachineControl, log: Logger
+    ) throws(MachineError) -> [any VirtioDevice] {
         try configuration.checkNetworks()
         var devices: [any VirtioDevice] = []
         var opened = OpenDisks()
@@ -42,7 +44,7 @@ struct VirtioSlot: Sendable {
         for (index, disk) in configuration.disks.enumerated() {
             var disk = disk
             disk.options.namedFiles.stated += stated
-            devices.append(try makeDisk(disk, index: index, &opened, configuration, log: log))
+            devices.append(try makeDisk(disk, index: index, &opened, configuration, control, log: log))
         }
         if let entropy = configuration.entropy {
             devices.append(
@@ -61,7 +63,8 @@ struct VirtioSlot: Sendable {
     }
 
     private static func makeDisk(
-        _ disk: Configuration.Disk, index: Int, _ opened: inout OpenDisks, _ configuration: Configuration, log: Logger
+        _ disk: Configuration.Disk, index: Int, _ opened: inout OpenDisks, _ configuration: Configuration, _ control: MachineControl,
+        log: Logger
     ) throws(MachineError) -> BlockDevice {
         do throws(DiskImageError) {
             var options = disk.options
@@ -77,7 +80,7 @@ struct VirtioSlot: Sendable {
             }
             return try BlockDevice(
                 name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
-                events: events(log, configuration), onError: configuration.onDiskError)
+                events: events(log, configuration), onError: configuration.onDiskError, onStop: control.diskStopped)
         } catch { throw .disk(opened.explain(error, opening: disk.path)) }
     }
 

@@ -94,12 +94,13 @@ public final class DeviceEvents: Sendable {
     /// Reports events, or counts them.
     /// - Parameters:
     ///   - count: how many happened.
+    ///   - isUrgent: somebody has to do something: it is printed also when the kind's minute is not over.
     ///   - sentence: asked for only when it is printed.
-    public func report(_ kind: Kind, _ level: Level, count: UInt64 = 1, _ sentence: @autoclosure () -> String) {
+    public func report(_ kind: Kind, _ level: Level, count: UInt64 = 1, isUrgent: Bool = false, _ sentence: @autoclosure () -> String) {
         guard count > 0 else { return }
         let time = now()
         let line: String? = entries.withLock { entries in
-            guard let entry = entries[kind], time &- entry.printed < Self.period else {
+            guard let entry = entries[kind], !isUrgent, time &- entry.printed < Self.period else {
                 let before = entries[kind]?.count ?? 0, total = entries[kind]?.total ?? 0
                 let text = sentence()
                 entries[kind] = Entry(level: level, sentence: text, printed: time, count: count &- 1, total: total &+ count)

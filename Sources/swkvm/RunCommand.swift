@@ -14,7 +14,8 @@ struct RunCommand: ParsableCommand {
         discussion: """
             Without --kernel, the bundled guest boots to a prompt; swkvm does not boot from disks. The terminal is the guest's serial port; \
             Ctrl-A x ends the machine, Ctrl-A p pauses and resumes it, Ctrl-A : takes a command, Ctrl-A h lists all keys. SIGINT, SIGTERM \
-            and SIGHUP ask the guest to power off; a second signal, at least a second later, ends the machine. SIGUSR1 writes --metrics.
+            and SIGHUP ask the guest to power off; a second signal, at least a second later, ends the machine. SIGUSR1 writes --metrics, \
+            SIGUSR2 resumes a paused machine.
 
             EXAMPLES
               swkvm run --mem 2G --hugepages
@@ -174,11 +175,12 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            What the guest gets when the host fails a request of a disk: report gives it an I/O error; ignore tells it that the request \
-            succeeded, which loses data. (default: report)
+            Action when the host fails a request of a disk: report gives the guest an I/O error; stop pauses the machine, and starts the \
+            request again when it is resumed (Ctrl-A r or SIGUSR2); ignore tells the guest that the request succeeded, which loses data; \
+            enospc stops if the host has no room for a write, and reports other errors. (default: enospc)
             """,
             valueName: "what"))
-    var onDiskError = DiskErrorPolicy.report
+    var onDiskError = DiskErrorPolicy.enospc
 
     @Option(
         help: ArgumentHelp(

@@ -20,7 +20,7 @@ import Testing
         var engine = BlockEngine(
             try DiskEngine(image, depth: BlockDriver.queueSize, segments: BlockDriver.queueSize, usesRing: usesRing),
             queue: 0, queueSize: BlockDriver.queueSize, capacity: DiskCapacity(1 << 20), largestTransfer: 1 << 20, isReadOnly: false, serial: "x",
-            cache: WriteCache(), statistics: statistics, events: .none, onError: .report)
+            cache: WriteCache(), statistics: statistics, events: .none, onError: .report, stop: DiskStop(onStop: {}))
         var configuration = QueueConfiguration(index: 0, maximumSize: UInt16(BlockDriver.queueSize))
         configuration.descriptorTable = BlockDriver.table
         configuration.availableRing = BlockDriver.available

@@ -113,6 +113,9 @@ class QueueDriver {
 
     func kick() { write(0x050, UInt32(queue)) }
 
+    /// How many chains have come back that ``wait(for:)`` has not seen.
+    func usedCount() throws -> Int { Int(try ram.readUInt16(at: place(Self.used) &+ 2) &- states[queue].seenUsed) }
+
     /// Waits until as many chains as given have come back, beyond those seen before.
     func wait(for count: Int) throws {
         let wanted = states[queue].seenUsed &+ UInt16(count)

@@ -230,7 +230,7 @@ import Testing
             mkdir -p '\(mount)'
             mount -t tmpfs -o size=1M none '\(mount)'
             truncate -s 4M '\(mount)/disk.raw'
-            exec '\(Host.swkvm)' run --mem 64M --disk '\(mount)/disk.raw'
+            exec '\(Host.swkvm)' run --mem 64M --on-disk-error report --disk '\(mount)/disk.raw'
             """
         let machine = try Program(["unshare", "-m", "sh", "-euc", script], input: .pipe)
         try machine.wait(for: Program.prompt)

@@ -13,7 +13,7 @@ import Testing
 
     @Test(arguments: [
         ("plain", [.pass(Array("plain".utf8))]), ("", []), ("\u{1}x", [.quit]), ("\u{1}X", [.quit]), ("\u{1}h", [.help]), ("\u{1}?", [.help]),
-        ("\u{1}c", [.status]), ("\u{1}p", [.pause]), ("\u{1}P", [.pause]), ("\u{1}:", [.prompt]), ("\u{1}a", [.pass([1])]), ("\u{1}\u{1}", [.pass([1])]), ("\u{1}q", [.pass([1, 0x71])]), ("\u{1}", []),
+        ("\u{1}c", [.status]), ("\u{1}p", [.pause]), ("\u{1}P", [.pause]), ("\u{1}r", [.resume]), ("\u{1}R", [.resume]), ("\u{1}:", [.prompt]), ("\u{1}a", [.pass([1])]), ("\u{1}\u{1}", [.pass([1])]), ("\u{1}q", [.pass([1, 0x71])]), ("\u{1}", []),
         ("ab\u{1}cde\u{1}xf", [.pass(Array("ab".utf8)), .status, .pass(Array("de".utf8)), .quit, .pass(Array("f".utf8))]),
         ("\u{1}\u{1}x", [.pass([1, 0x78])]), ("\u{1}\u{1}\u{1}x", [.pass([1]), .quit]),
     ] as [(String, [EscapeKey.Action])])

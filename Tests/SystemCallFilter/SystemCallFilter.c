@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#define _GNU_SOURCE
 #include "CSystemCallFilter.h"
 
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <stddef.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
@@ -47,3 +50,9 @@ int refuse_new_threads(void) {
 long io_uring_enter_number(void) { return SYS_io_uring_enter; }
 long writev_number(void) { return SYS_writev; }
 long epoll_ctl_number(void) { return SYS_epoll_ctl; }
+
+int mount_small_file_system(const char *path, const char *options) {
+    if (unshare(CLONE_FS | CLONE_NEWNS) < 0) return -1;
+    if (mount("none", "/", 0, MS_REC | MS_PRIVATE, 0) < 0) return -1;
+    return mount("none", path, "tmpfs", 0, options);
+}

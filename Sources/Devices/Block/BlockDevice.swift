@@ -20,12 +20,15 @@ public final class BlockDevice: VirtioDevice {
     /// Bytes of the disk.
     public var capacity: UInt64 { disk.capacity.load(ordering: .relaxed) }
     public let isReadOnly: Bool
+    /// Indicates whether the host has failed a request that waits for ``resume()``, and no queue takes another.
+    public var isStopped: Bool { stop.isStopped }
     /// The counters of the remote disk that is behind it; nil of a local one.
     public let remote: RemoteStatistics?
 
     private let path: String
     private let disk: DiskCapacity
     private let cache: WriteCache
+    private let stop: DiskStop
     /// Indicates whether the driver has negotiated CONFIG_WCE, from FEATURES_OK to its reset; configuration writes come
     /// on any vCPU thread.
     private let canChangeWriteback = Atomic<Bool>(false)
@@ -43,23 +46,24 @@ public final class BlockDevice: VirtioDevice {
     ///   - queueSize: of each, a power of two, 2 … 1024.
     ///   - usesRing: false does without io_uring.
     ///   - events: Receives the device's events for the log.
-    ///   - onError: what the guest gets when the host fails a request.
+    ///   - onError: what happens when the host fails a request.
+    ///   - onStop: called when ``isStopped`` becomes true, by an I/O thread: has the machine paused, must not wait.
     public convenience init(
         name: String, image: DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true,
-        events: DeviceEvents = .none, onError: DiskErrorPolicy = .report
+        events: DeviceEvents = .none, onError: DiskErrorPolicy = .report, onStop: @escaping @Sendable () -> Void = {}
     ) throws(DiskImageError) {
         let queues = min(max(queues, 1), Self.maximumQueues)
         // An image that one queue has for itself needs no lock.
         let shared = queues == 1 ? SharedImage(exclusive: image) : SharedImage(image)
         try self.init(
             name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing, events: events,
-            onError: onError)
+            onError: onError, onStop: onStop)
     }
 
     /// - Parameter shared: the image, for as many engines as there are queues.
     init(
         name: String, shared: SharedImage, serial: String? = nil, queues: Int, queueSize: UInt16, usesRing: Bool,
-        events: DeviceEvents = .none, onError: DiskErrorPolicy = .report
+        events: DeviceEvents = .none, onError: DiskErrorPolicy = .report, onStop: @escaping @Sendable () -> Void = {}
     ) throws(DiskImageError) {
         let path = shared.path
         let queueSize = min(max(queueSize, 2), 1024)
@@ -73,12 +77,13 @@ public final class BlockDevice: VirtioDevice {
         remote = shared.remote
         let size = DiskCapacity(shared.size)
         let cache = WriteCache()
+        let stop = DiskStop(onStop: onStop)
         var workers: [DeviceWorker] = []
         for index in 0..<queues {
             let disk = try DiskEngine(shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing, share: queues)
             let engine = BlockEngine(
                 disk, queue: index, queueSize: Int(queueSize), capacity: size, largestTransfer: contents.largestTransfer, isReadOnly: isReadOnly,
-                serial: serial, cache: cache, statistics: statistics, events: events, onError: onError)
+                serial: serial, cache: cache, statistics: statistics, events: events, onError: onError, stop: stop)
             do {
                 workers.append(try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine, events: events))
             } catch {
@@ -90,6 +95,7 @@ public final class BlockDevice: VirtioDevice {
         self.name = name
         self.serial = serial
         self.cache = cache
+        self.stop = stop
         self.isReadOnly = isReadOnly
         self.path = path
         disk = size
@@ -116,6 +122,8 @@ public final class BlockDevice: VirtioDevice {
     public func reset() {
         // A queue that is idle already goes on serving the others' commits until all are.
         for worker in workers { worker.reset() }
+        // No request is left that would wait.
+        stop.end()
         canChangeWriteback.store(false, ordering: .releasing)
         setWriteback(true)
     }
@@ -135,7 +143,13 @@ public final class BlockDevice: VirtioDevice {
     }
 
     public func resume() {
-        for worker in workers { worker.resume() }
+        // Before the first queue goes on: the disk may stop again.
+        let wasStopped = stop.end()
+        for worker in workers {
+            worker.resume()
+            // Also where the disk has stopped in a pause that was cancelled before it came here.
+            if wasStopped { worker.perform(DiskRetry()) }
+        }
     }
 
     /// Makes the disk longer while the guest runs, at the end of what is in flight. The driver is told by a configuration change.
@@ -208,6 +222,8 @@ public final class BlockStatistics: Sendable {
     public let flushes = DeviceCounters.Counter()
     /// DISCARD and WRITE_ZEROES.
     public let discards = DeviceCounters.Counter()
+    /// Times that the disk has stopped after an error.
+    public let stops = DeviceCounters.Counter()
     /// Errors that the guest was not told of.
     public let ignored = DeviceCounters.Counter()
     /// Requests that ended as IOERR or UNSUPP.

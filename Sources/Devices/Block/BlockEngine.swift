@@ -47,7 +47,10 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Waits for the end of what is in flight.
     private var resizing: DiskResize?
     /// Indicates whether nothing is taken from the queue for now.
-    private var isHolding: Bool { isPaused || resizing != nil }
+    private var isHolding: Bool { isPaused || resizing != nil || stop.isStopped }
+    private let stop: DiskStop
+    /// Requests that the host has failed, in their order, which are started again when the machine is resumed.
+    private var failedRequests: [DiskCompletion] = []
     /// Other queues' engines may go on using this one's; they are quiet when all of them have said so.
     var isQuiet: Bool { disk.inFlight == 0 }
 
@@ -60,9 +63,11 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     init(
         _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: DiskCapacity, largestTransfer: UInt64, isReadOnly: Bool, serial: String,
         cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents,
-        onError: DiskErrorPolicy
+        onError: DiskErrorPolicy, stop: DiskStop
     ) {
         self.onError = onError
+        self.stop = stop
+        failedRequests.reserveCapacity(queueSize)
         self.events = events
         self.disk = disk
         self.index = index
@@ -134,11 +139,16 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     mutating func resume(epoll: borrowing Epoll) { isPaused = false }
 
     mutating func perform(_ request: any DeviceRequest, epoll: borrowing Epoll) {
-        guard let request = request as? DiskResize else { return }
-        // One at a time.
-        resizing?.completion(.failure(.resize(path: disk.path, reason: "another size was requested")))
-        resizing = request
-        resizeIfQuiet()
+        switch request {
+        case let request as DiskResize:
+            // One at a time.
+            resizing?.completion(.failure(.resize(path: disk.path, reason: "another size was requested")))
+            resizing = request
+            resizeIfQuiet()
+        // A look at the queue begins with it.
+        case is DiskRetry: doorbell?.event.signal()
+        default: break
+        }
     }
 
     private mutating func resizeIfQuiet() {
@@ -172,6 +182,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func takeRequests() throws(VirtqueueError) {
         // Also when another queue's rings have broken the rules: until the reset the device is quiet.
         guard let size = queue?.size, configurationInterrupt?.needsReset != true else { return }
+        retryFailed()
         var budget = Self.budget
         repeat {
             queue?.disableNotifications()
@@ -221,7 +232,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         }
         guard let header = BlockRequestHeader(readable) else { return reject(chain.head, status, .ioError, slot, room: writable.byteCount) }
         readable.removeFirst(BlockRequestHeader.size)
-        pending[slot] = PendingBlockRequest(head: chain.head, status: status, ranges: readable, type: header.type, room: writable.byteCount)
+        pending[slot] = PendingBlockRequest(head: chain.head, status: status, readable: readable, type: header.type, writable: writable)
 
         switch header.type {
         case BlockRequestType.read: transfer(slot, .read, header.sector, writable)
@@ -243,6 +254,10 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // More than the announced segments hold no driver sends; a device that took it would be the driver's for minutes.
         guard data.byteCount > 0, data.byteCount <= largestTransfer, data.byteCount % 512 == 0,
               let range = byteRange(sector: sector, count: data.byteCount / 512, size: capacity) else { return finish(slot, .ioError) }
+        start(slot, operation, range, data)
+    }
+
+    private mutating func start(_ slot: Int, _ operation: DiskOperation, _ range: (offset: UInt64, length: UInt64), _ data: IOVectors) {
         // The vectors are the slot's own and stay until the slot is released.
         unsafe disk.start(slot, operation, offset: range.offset, length: range.length, vectors: data.base, count: data.count)
     }
@@ -256,7 +271,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Starts with the next range of a DISCARD or WRITE_ZEROES, or finishes the request when that range is wrong.
     private mutating func startNextRange(_ slot: Int) {
         guard let request = pending[slot] else { return }
-        guard let range = BlockRange(request.ranges, at: request.nextRange) else { return finish(slot, .ioError) }
+        guard let range = BlockRange(request.readable, at: request.nextRange) else { return finish(slot, .ioError) }
         pending[slot]?.nextRange += BlockRange.size
         let isDiscard = request.type == BlockRequestType.discard
         // §5.2.6.2: UNSUPP for flags that are not known, and for UNMAP in a DISCARD.
@@ -293,7 +308,13 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func finish(_ completion: DiskCompletion) {
         let slot = completion.request
         guard let request = pending[slot] else { return }
-        if completion.error != 0, !isIgnored(completion) { return finish(slot, .ioError) }
+        if completion.error != 0 {
+            switch react(to: completion) {
+            case .report: return finish(slot, .ioError)
+            case .stop: return failedRequests.append(completion)
+            case .ignore: break
+            }
+        }
         switch completion.operation {
         case .read:
             statistics.reads.add()
@@ -307,35 +328,59 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             statistics.writtenBytes.add(completion.length)
         case .discard, .writeZeroes, .writeZeroesUnmapping:
             statistics.discards.add()
-            if request.nextRange < request.ranges.byteCount { return startNextRange(slot) }
+            if request.nextRange < request.readable.byteCount { return startNextRange(slot) }
         }
         // Without a write cache the driver takes the end of a write for durable.
         if cache.isWriteback.load(ordering: .acquiring) { return finish(slot, .ok) }
         disk.start(slot, .flush, offset: 0, length: 0)
     }
 
-    /// Reports what the host, or the image, has refused. Returns whether the guest is not to know.
-    private func isIgnored(_ completion: DiskCompletion) -> Bool {
+    /// Decides what becomes of a request that the host, or the image, has refused, and reports it.
+    private func react(to completion: DiskCompletion) -> DiskErrorPolicy.Reaction {
         // A write to a read-only disk is the driver's mistake.
-        if completion.error == EROFS, isReadOnly { return false }
+        if completion.error == EROFS, isReadOnly { return .report }
+        let reaction = onError.reaction(to: completion, canRetry: disk.canRetry(completion))
         let consequence: String
-        switch onError {
+        switch reaction {
         case .report: consequence = "the guest gets an I/O error"
         case .ignore:
             statistics.ignored.add()
             consequence = "ignored: the guest is told that the request has succeeded"
+        case .stop:
+            // One line for all that fails until the machine is resumed. What fails again then is reported again.
+            guard stop.stop() else { return reaction }
+            statistics.stops.add()
+            consequence = "the machine is paused, and the request is started again when it is resumed (Ctrl-A r or SIGUSR2)"
         }
         let kind: DeviceEvents.Kind =
             completion.isDamage ? .damage : .hostError(operation: completion.operation.rawValue, errno: completion.error)
-        events.report(kind, .error, "\(disk.failure(of: completion).map { "\($0)" } ?? ""); \(consequence)")
-        return onError == .ignore
+        events.report(
+            kind, .error, isUrgent: reaction == .stop, "\(disk.failure(of: completion).map { "\($0)" } ?? ""); \(consequence)")
+        return reaction
+    }
+
+    /// Starts the requests again that had the disk stop.
+    private mutating func retryFailed() {
+        guard !failedRequests.isEmpty, !isHolding else { return }
+        for completion in failedRequests {
+            let slot = completion.request, range = (offset: completion.offset, length: completion.length)
+            guard let request = pending[slot] else { continue }
+            switch completion.operation {
+            case .read: start(slot, .read, range, request.writable)
+            case .write: start(slot, .write, range, request.readable)
+            case .flush, .discard, .writeZeroes, .writeZeroesUnmapping:
+                disk.start(slot, completion.operation, offset: range.offset, length: range.length)
+            }
+        }
+        // None comes back before the next look for completions.
+        failedRequests.removeAll(keepingCapacity: true)
     }
 
     /// The one end of every request that has a slot: status, used length, slot.
     private mutating func finish(_ slot: Int, _ status: BlockStatus, written: UInt64 = 0) {
         guard let request = pending[slot] else { return }
         pending[slot] = nil
-        complete(request.head, request.status, status, slot, written: written, room: request.room)
+        complete(request.head, request.status, status, slot, written: written, room: request.writable.byteCount)
     }
 
     private mutating func reject(_ head: UInt16, _ byte: GuestByte, _ status: BlockStatus, _ slot: Int, room: UInt64) {
@@ -371,6 +416,9 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Gives up everything in flight. The driver does not hear of it any more.
     private mutating func giveUp() {
         disk.cancelAll()
+        // The disk has nothing of these.
+        for completion in failedRequests { disk.release(completion.request) }
+        failedRequests.removeAll(keepingCapacity: true)
         for slot in pending.indices { pending[slot] = nil }
         resizeIfQuiet()
     }

@@ -64,11 +64,11 @@ func byteRange(sector: UInt64, count: UInt64, size: UInt64) -> (offset: UInt64, 
 struct PendingBlockRequest {
     let head: UInt16
     let status: GuestByte
-    /// The device-readable part behind the header, which a DISCARD or WRITE_ZEROES reads range by range.
-    let ranges: IOVectors
-    /// Where in `ranges` the next one is.
+    /// The device-readable part behind the header: the data of a write, or the ranges of a DISCARD or WRITE_ZEROES.
+    let readable: IOVectors
+    /// Where in `readable` the next range is.
     var nextRange: UInt64 = 0
     let type: UInt32
-    /// Bytes for data, which the status byte comes after.
-    let room: UInt64
+    /// The memory for data, which the status byte comes after.
+    let writable: IOVectors
 }

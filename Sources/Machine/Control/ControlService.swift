@@ -25,15 +25,22 @@ struct ControlService: Sendable {
         // Beside the guest, which has just started: its end will not have to wait for this.
         board.virtualMachine.waitForReplacedBuses()
         while !ending.isStopping {
-            while !ending.isStopping, let item = control.takeRequest() {
+            if hasStoppedDisk, !control.isPaused {
+                // Given up where somebody resumes the machine, whose disk then tries again, or ends it.
+                _ = try? pause()
+            } else if let item = control.takeRequest() {
                 let answer: MachineControl.Answer
                 do throws(MachineControlError) { answer = .success(try serve(item.work)) } catch { answer = .failure(error) }
                 item.answer(answer)
+            } else {
+                waitForAttention()
             }
-            waitForAttention()
         }
         control.close()
     }
+
+    /// Indicates whether a disk waits, after an error on the host, for a pause and its end.
+    private var hasStoppedDisk: Bool { board.registry.slots.contains { ($0.device as? BlockDevice)?.isStopped == true } }
 
     private func serve(_ work: MachineControl.Work) throws(MachineControlError) -> String {
         switch work {

@@ -57,7 +57,7 @@ public final class MachineControl: Sendable {
     private static let maximumRequests = 64
 
     private let state = Guarded(State())
-    /// Signalled for the thread: when there is a request, a vCPU has stopped, or a device is quiet.
+    /// Signalled for the thread: when there is a request, a vCPU has stopped, a device is quiet, or a disk has stopped.
     let attention: StopObserver
     private let thread = Guarded<Thread?>(nil)
 
@@ -108,7 +108,10 @@ public final class MachineControl: Sendable {
         return try answer.get()
     }
 
-    /// Indicates whether the machine is paused by a request. One that is stopped by a debugger is not.
+    /// Has the thread look for disks that have stopped, and pause the machine for them; for a device's thread, returns at once.
+    func diskStopped() { attention.event.signal() }
+
+    /// Indicates whether the machine is paused, by a request or for a disk that has stopped. One that is stopped by a debugger is not.
     public var isPaused: Bool { state.withLock { $0.isPaused } }
 
     // MARK: The machine

@@ -22,4 +22,8 @@ long writev_number(void);
 /// The number of epoll_ctl(2).
 long epoll_ctl_number(void);
 
+/// Mounts a tmpfs that the calling thread, and those that it starts, see alone from now on.
+/// Returns 0, or -1 with errno.
+int mount_small_file_system(const char *path, const char *options);
+
 #endif
