@@ -104,7 +104,9 @@ public final class Machine: Sendable {
     /// What its thread gets has no reference to the machine, which would otherwise live as long as the thread does.
     private func startControl(_ board: Board) throws(MachineError) {
         do throws(SystemCallError) {
-            try control.start(board, ending: ending) { [configuration, memory] in MachineStatus(configuration, memory, board.registry.slots) }
+            try control.start(board, ending: ending) { [configuration, memory, control] in
+                MachineStatus(configuration, memory, board.registry.slots, isPaused: control.isPaused)
+            }
         } catch {
             stop(.hostError("the control's thread could not be started: \(error)"))
             _ = finish()
@@ -192,7 +194,9 @@ public final class Machine: Sendable {
     func summarizeEvents(all: Bool = false) { for (_, device) in parts.devices.all { device.deviceEvents.summarize(all: all) } }
 
     /// Figures of the moment, for a status line.
-    public var status: MachineStatus { MachineStatus(configuration, memory, board.registry.slots) }
+    public var status: MachineStatus {
+        MachineStatus(configuration, memory, board.registry.slots, isPaused: control.isPaused)
+    }
 }
 
 /// Signalled when the serial port takes input again after it had refused some.

@@ -18,6 +18,8 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
         public let errors: UInt64
         /// Frames dropped in both directions; nil of a device without any.
         public let drops: UInt64?
+        /// Indicates whether it is a disk that has stopped after an error on the host.
+        public var isStopped = false
     }
 
     public let name: String
@@ -27,6 +29,8 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
     /// nil when the kernel would not tell.
     public let memory: MemoryUsage?
     public let devices: [Device]
+    /// Indicates whether the machine is paused, by a request or for a disk that has stopped.
+    public var isPaused = false
 
     /// A line for the machine, and a table of its devices of at most 80 columns.
     public var description: String {
@@ -34,6 +38,10 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
         if let memory {
             first += ", \(memory.resident >> 20) of \(memorySize >> 20) MiB resident, \(memory.dirty >> 20) dirty"
             if memory.transparentHuge > 0 { first += " (\(memory.transparentHuge >> 20) MiB in transparent huge pages)" }
+        }
+        if isPaused {
+            let stopped = devices.filter(\.isStopped).map(\.name)
+            first += ", paused" + (stopped.isEmpty ? "" : " after an error of \(stopped.joined(separator: " and "))")
         }
         guard !devices.isEmpty else { return first }
         let head = ["device", "requests", "in", "out", "kicks", "exits", "interrupts", "errors", "drops"]
@@ -81,21 +89,21 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
 }
 
 extension MachineStatus {
-    init(_ configuration: Configuration, _ memory: GuestMemory, _ devices: [VirtioSlot]) {
+    init(_ configuration: Configuration, _ memory: GuestMemory, _ devices: [VirtioSlot], isPaused: Bool) {
         self.init(
             name: configuration.name, cpus: configuration.cpus, memorySize: memory.size, memory: try? memory.usage(),
-            devices: devices.map { Device($0.transport.function.device, $0.transport.function.counters) })
+            devices: devices.map { Device($0.transport.function.device, $0.transport.function.counters) }, isPaused: isPaused)
     }
 }
 
 extension MachineStatus.Device {
     fileprivate init(_ device: any VirtioDevice, _ counters: DeviceCounters) {
-        let disk = (device as? BlockDevice)?.statistics, network = (device as? NetworkDevice)?.counters
+        let block = device as? BlockDevice, disk = block?.statistics, network = (device as? NetworkDevice)?.counters
         self.init(
             name: device.name, requests: counters.requests.value,
             bytes: disk.map { ($0.readBytes.value, $0.writtenBytes.value) }
                 ?? network.map { ($0.receivedBytes.value, $0.sentBytes.value) },
             kicks: counters.kicks.value, exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value,
-            errors: counters.errors.value, drops: network.map { $0.receiveDrops &+ $0.sendDrops })
+            errors: counters.errors.value, drops: network.map { $0.receiveDrops &+ $0.sendDrops }, isStopped: block?.isStopped == true)
     }
 }

@@ -167,6 +167,19 @@ import Testing
                 """)
     }
 
+    @Test func saysWhyTheMachineIsPaused() {
+        var disk = MachineStatus.Device(
+            name: "blk0", requests: 1, bytes: (0, 0), kicks: 1, exitKicks: 0, interrupts: 1, errors: 0, drops: nil)
+        var status = MachineStatus(name: "vm", cpus: 1, memorySize: 1 << 30, memory: nil, devices: [disk])
+        func line() -> Substring? { status.description.split(separator: "\n").first }
+        #expect(line() == "vm: 1 vCPU")
+        status.isPaused = true
+        #expect(line() == "vm: 1 vCPU, paused")
+        disk.isStopped = true
+        status = MachineStatus(name: "vm", cpus: 1, memorySize: 1 << 30, memory: nil, devices: [disk, disk], isPaused: true)
+        #expect(line() == "vm: 1 vCPU, paused after an error of blk0 and blk0")
+    }
+
     /// However large the figures are.
     @Test func fitsIn80Columns() {
         let largest = MachineStatus.Device(

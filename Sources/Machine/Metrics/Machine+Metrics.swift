@@ -61,7 +61,7 @@ extension Machine {
                 scope: .machine,
                 values: [
                     "uptime_seconds": .decimal(Double(TimerFD.now &- parts.created) / 1000), "vcpus": .whole(UInt64(configuration.cpus)),
-                    "reboots": .whole(past.reboots),
+                    "paused": .whole(control.isPaused ? 1 : 0), "reboots": .whole(past.reboots),
                 ]),
             memoryMetrics, Self.processMetrics,
         ]
@@ -138,8 +138,8 @@ extension Machine {
             "size_bytes": .whole(disk.capacity), "reads": .whole(statistics.reads.value), "read_bytes": .whole(statistics.readBytes.value),
             "writes": .whole(statistics.writes.value), "written_bytes": .whole(statistics.writtenBytes.value),
             "flushes": .whole(statistics.flushes.value), "discards": .whole(statistics.discards.value),
-            "ignored_errors": .whole(statistics.ignored.value),
-            "failures": .whole(statistics.failures.value),
+            "stopped": .whole(disk.isStopped ? 1 : 0), "stops": .whole(statistics.stops.value),
+            "ignored_errors": .whole(statistics.ignored.value), "failures": .whole(statistics.failures.value),
         ]
     }
 

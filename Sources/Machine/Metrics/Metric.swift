@@ -44,6 +44,7 @@ struct Metric: Sendable {
     private static let machine = [
         Metric(scope: .machine, field: "uptime_seconds", kind: .gauge, help: "Time since the machine was started."),
         Metric(scope: .machine, field: "vcpus", kind: .gauge, help: "Virtual CPUs."),
+        Metric(scope: .machine, field: "paused", kind: .gauge, help: "1 while the machine is paused, otherwise 0."),
         Metric(scope: .machine, field: "reboots", kind: .counter, help: "Times that the guest has rebooted."),
     ]
     private static let memory = [
@@ -91,6 +92,10 @@ struct Metric: Sendable {
         Metric(scope: .block, field: "written_bytes", kind: .counter, help: "Bytes written."),
         Metric(scope: .block, field: "flushes", kind: .counter, help: "Flush requests that succeeded."),
         Metric(scope: .block, field: "discards", kind: .counter, help: "Ranges discarded or zeroed."),
+        Metric(
+            scope: .block, field: "stopped", kind: .gauge,
+            help: "1 while requests that the host has failed wait for the machine to be resumed, otherwise 0."),
+        Metric(scope: .block, field: "stops", kind: .counter, help: "Times that an error on the host has stopped the disk."),
         Metric(
             scope: .block, field: "ignored_errors", kind: .counter,
             help: "Errors that the guest was not told of (--on-disk-error ignore)."),
