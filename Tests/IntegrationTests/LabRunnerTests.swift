@@ -6,20 +6,39 @@ import Testing
 
 /// The lab's runner (Tests/Lab/run), with scripts in place of emulators: when it takes one for hung, and that it leaves none behind.
 @Suite(.timed) struct LabRunnerTests {
+    private static let path = Host.package + "/Tests/Lab/run"
+
     private let directory: TemporaryDirectory
 
     init() throws { directory = try TemporaryDirectory() }
 
-    /// The runner with a leg whose emulator is a script. A host may be silent for a second: at first, and for each case that sets itself no limit.
-    private func runner(_ script: String, hasClock: Bool = false) throws -> Program {
+    /// A leg whose emulator is a script, and what it does before it starts the emulator. A host has a second for its boot,
+    /// and for each case a second more than its limit.
+    private func leg(_ script: String, preparation: String = "", hasClock: Bool = false) throws -> String {
         try directory.write(Array(script.utf8), to: "emulator")
         let leg = """
             title=Script emulator=sh kernels= archives= slowness=1 noise='^$'
             limits='--boot 1 --silence 1' \(hasClock ? "clock=/dev/null" : "")
-            emulate() { exec "${console[@]}" sh '\(directory("emulator"))' "$1"; }
+            emulate() {
+                \(preparation)
+                exec "${console[@]}" sh '\(directory("emulator"))' "$1"
+            }
             """
-        return try Program([Host.package + "/Tests/Lab/run", try directory.write(Array(leg.utf8), to: "leg")])
+        return try directory.write(Array(leg.utf8), to: "leg")
     }
+
+    /// The runner with such a leg.
+    private func runner(_ script: String, preparation: String = "", hasClock: Bool = false) throws -> Program {
+        try Program([Self.path, try leg(script, preparation: preparation, hasClock: hasClock)])
+    }
+
+    /// An emulator that only SIGKILL ends.
+    private static let stubborn = """
+        trap '' HUP TERM INT
+        echo '# begin a limit 1000'
+        echo "# emulator $$"
+        while :; do sleep 1; done
+        """
 
     /// The emulator's process, which its script has printed.
     private func emulator(of runner: Program) throws -> pid_t {
@@ -30,9 +49,44 @@ import Testing
     }
 
     @Test(arguments: [SIGKILL, SIGTERM, SIGHUP]) func aRunnerThatEndsLeavesNoEmulator(signal: Int32) throws {
-        let runner = try runner("trap '' HUP TERM INT; echo '# begin a limit 1000'; echo \"# emulator $$\"; while :; do sleep 1; done")
+        let runner = try runner(Self.stubborn)
         let emulator = try emulator(of: runner)
         runner.send(signal: signal)
+        #expect(try eventually { kill(emulator, 0) != 0 })
+    }
+
+    /// An emulator inherits ignored signals from the parent of its runner.
+    @Test(arguments: [SIGKILL, SIGHUP]) func aRunnerThatIgnoresTerminationLeavesNoEmulator(signal: Int32) throws {
+        let leg = try leg(Self.stubborn)
+        let runner = try Program(["sh", "-c", "trap '' TERM; exec \"$@\"", "sh", Self.path, leg])
+        let emulator = try emulator(of: runner)
+        runner.send(signal: signal)
+        #expect(try eventually { kill(emulator, 0) != 0 })
+    }
+
+    /// Before Bochs starts, its leg writes an image to boot from, which takes seconds.
+    @Test func aRunnerThatEndsBeforeItsEmulatorStartsLeavesNoEmulator() throws {
+        let runner = try runner(
+            "touch '\(directory("started"))'",
+            preparation: "echo \"# emulator $BASHPID\"; until [ -e '\(directory("go"))' ]; do sleep 0.1; done")
+        let emulator = try emulator(of: runner)
+        runner.send(signal: SIGKILL)
+        try runner.finishAlone()
+        try directory.write([UInt8](), to: "go")
+        #expect(try eventually { kill(emulator, 0) != 0 })
+        #expect(try !directory.contents.contains("started"))
+    }
+
+    @Test(arguments: [SIGTERM, SIGHUP, SIGINT]) func aShellWhoseRunnerEndsRestoresTheTerminal(signal: Int32) throws {
+        let terminal = try PseudoTerminal()
+        let mode = terminal.mode
+        let leg = try leg("stty raw -echo; echo \"# emulator $$\"; while :; do sleep 1; done")
+        let runner = try Program([Self.path, leg, "shell"], terminal: terminal)
+        let emulator = try emulator(of: runner)
+        #expect(terminal.isRaw)
+        runner.send(signal: signal)
+        try runner.finishAlone()
+        #expect(terminal.mode == mode)
         #expect(try eventually { kill(emulator, 0) != 0 })
     }
 

@@ -9,8 +9,9 @@
 // disk of the machine, or was stopped, does not count: on a busy machine a limit is as far away as on an idle one.
 // With --clock the emulator gets each such second's number, and a newline, on its standard input, from the first `# begin` on.
 //
-// The emulator does not outlive this program, nor this program the one that started it, however they end. It is in a process group of its own, which ends
-// as a whole; with --terminal it is in this one, has the terminal, and nothing but that is done for it.
+// The emulator does not outlive this program, nor this program its parent, however they end. --parent PID names the parent, which may have ended before
+// this program starts. SIGUSR1 ends both programs, and so do SIGTERM, SIGINT and SIGHUP unless they are ignored. The emulator is in a process group of its
+// own, which ends as a whole; with --terminal it is in this one, has the terminal, and nothing but that is done for it.
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <dirent.h>
@@ -264,7 +265,8 @@ static int serve(int input, int output) {
 int main(int count, char **arguments) {
     static const struct option options[] = {
         { "log", required_argument, 0, 'l' },     { "boot", required_argument, 0, 'b' }, { "silence", required_argument, 0, 's' },
-        { "slowness", required_argument, 0, 'n' }, { "clock", no_argument, 0, 'c' },      { "terminal", no_argument, 0, 't' },
+        { "slowness", required_argument, 0, 'n' }, { "parent", required_argument, 0, 'p' }, { "clock", no_argument, 0, 'c' },
+        { "terminal", no_argument, 0, 't' },
         { 0, 0, 0, 0 },
     };
     pid_t parent = getppid();
@@ -275,13 +277,14 @@ int main(int count, char **arguments) {
         case 'b': boot = atol(optarg); break;
         case 's': silence = atol(optarg); break;
         case 'n': slowness = atol(optarg); break;
+        case 'p': parent = atol(optarg); break;
         case 'c': with_clock = true; break;
         case 't': with_terminal = true; break;
         default: return 64;
         }
     }
     if (optind == count) {
-        fprintf(stderr, "usage: console [--log FILE] [--boot SECONDS] [--silence SECONDS] [--slowness N] [--clock] [--terminal] COMMAND…\n");
+        fprintf(stderr, "usage: console [--log FILE] [--boot SECONDS] [--silence SECONDS] [--slowness N] [--parent PID] [--clock] [--terminal] COMMAND…\n");
         return 64;
     }
     the_log = fopen(log_path, "ae");
@@ -292,7 +295,13 @@ int main(int count, char **arguments) {
         if (signal(number, SIG_IGN) != SIG_IGN) signal(number, give_up);
     }
     signal(SIGPIPE, SIG_IGN);
-    tie_to(parent, SIGTERM);
+    // The signal of the parent's end is never ignored or blocked.
+    sigset_t ending;
+    sigemptyset(&ending);
+    sigaddset(&ending, SIGUSR1);
+    signal(SIGUSR1, give_up);
+    sigprocmask(SIG_UNBLOCK, &ending, NULL);
+    tie_to(parent, SIGUSR1);
     int input, output, status;
     start_emulator(arguments + optind, &input, &output);
     if (with_terminal) {
