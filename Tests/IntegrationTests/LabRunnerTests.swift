@@ -107,6 +107,20 @@ import Testing
         #expect(runner.output.text.contains("not ok - the emulated host hung during a"))
     }
 
+    /// Only the start of a case begins a new limit.
+    @Test(arguments: ["while :; do echo '# waits'; sleep 0.2; done", "yes '# waits'"])
+    func anEmulatorThatPrintsForeverHangs(script: String) throws {
+        let runner = try runner("echo '# begin a limit 0'; \(script)")
+        try runner.expectEnd(1)
+        #expect(runner.output.text.contains("not ok - the emulated host hung during a"))
+    }
+
+    @Test func theUnfinishedLastLineOfAnEmulatorThatHangsIsPrinted() throws {
+        let runner = try runner("echo '# begin a limit 0'; printf 'a prompt> '; sleep 1000")
+        try runner.expectEnd(1)
+        #expect(runner.output.lines.contains("# emulated host> a prompt> "))
+    }
+
     @Test func anEmulatorThatEndsTwiceDuringACaseIsAFailureWithItsStatus() throws {
         let runner = try runner("echo '# begin a limit 1'; exit 7")
         try runner.expectEnd(1)
@@ -140,6 +154,18 @@ import Testing
         let screen = try #require(runner.output.lines.first { $0.hasPrefix("# emulated host> screenscreen") })
         #expect(screen.hasSuffix("bytes more]") && screen.utf8.count < 5000)
         #expect(runner.output.lines.contains("ok 1 - a"))
+    }
+
+    /// The end of a line ends every escape sequence, and so does the start of another one.
+    @Test func aLineThatEndsWithinAnEscapeSequenceIsALine() throws {
+        let runner = try runner(
+            #"""
+            printf 'ok 1 - a\033\nok 2 - b\033(\nok 3 - c\033[\nok 4 - d\033]\n'
+            printf 'ok 5 - e\033(\033[0m\033\033[1mf\n1..5\n'
+            """#)
+        try runner.expectEnd(0)
+        let results = runner.output.lines.filter { $0.hasPrefix("ok ") }
+        #expect(results == ["ok 1 - a", "ok 2 - b", "ok 3 - c", "ok 4 - d", "ok 5 - ef"])
     }
 
     @Test func anEmulatorGetsTheSecondsThatItHad() throws {

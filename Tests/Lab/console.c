@@ -4,9 +4,10 @@
 // What the emulator writes to its standard output and standard error comes out line by line without escape sequences, a long line cut; all of it goes to
 // --log. The status is the emulator's, 128 and more for a signal, and 124 when it was ended because it hung.
 //
-// It hangs when nothing has come for a number of seconds: --boot at first; `# begin NAME limit N` in its output makes it N and --silence, `1..N` the half
-// of --silence; all of them times --slowness. A second is one that the emulator had a CPU for or slept through. One in which it waited for a CPU, for a
-// disk of the machine, or was stopped, does not count: on a busy machine a limit is as far away as on an idle one.
+// It hangs when a number of seconds has passed, whatever it has written meanwhile: --boot from its start; N and --silence from the last line
+// `# begin NAME limit N`; the half of --silence from `1..N`; all of them times --slowness. A second is one that the emulator had a CPU for or slept
+// through. One in which it waited for a CPU, for a disk of the machine, or was stopped, does not count: on a busy machine a limit is as far away as on an
+// idle one.
 // With --clock the emulator gets each such second's number, and a newline, on its standard input, from the first `# begin` on.
 //
 // The emulator does not outlive this program, nor this program its parent, however they end. --parent PID names the parent, which may have ended before
@@ -158,8 +159,8 @@ static double counted(double passed) {
 
 static char line[LONGEST];
 static size_t length, lost;
-// Seconds without output after which the emulator hangs.
-static double patience;
+// Counted seconds so far, and those after which the emulator hangs.
+static double counter, deadline;
 // The first case has begun.
 static bool began;
 
@@ -173,10 +174,10 @@ static void end_line(void) {
     fflush(the_log);
     line[length < LONGEST ? length : LONGEST - 1] = 0;
     if (sscanf(line, "# begin %*s limit %ld", &limit) == 1) {
-        patience = slowness * (limit + silence);
+        deadline = counter + slowness * (limit + silence);
         began = true;
     }
-    if (strncmp(line, "1..", 3) == 0) patience = slowness * silence / 2.0;
+    if (strncmp(line, "1..", 3) == 0) deadline = counter + slowness * silence / 2.0;
     length = lost = 0;
 }
 
@@ -184,10 +185,17 @@ static void end_line(void) {
 // control characters are left out.
 static void take(unsigned char byte) {
     static enum { TEXT, ESCAPE, SEQUENCE, CHARSET, COMMAND } where = TEXT;
+    // Within a sequence these end it: a line that ends there is a line still.
+    if (byte == '\n') {
+        where = TEXT;
+        return end_line();
+    }
+    if (byte == 0x1b) {
+        where = ESCAPE;
+        return;
+    }
     switch (where) {
     case TEXT:
-        if (byte == '\n') return end_line();
-        if (byte == 0x1b) where = ESCAPE;
         if (byte < ' ' && byte != '\t') return;
         putc(byte, the_log);
         if (length < LONGEST) line[length++] = byte;
@@ -197,64 +205,66 @@ static void take(unsigned char byte) {
         where = byte == '[' ? SEQUENCE : byte == ']' ? COMMAND : byte == '(' || byte == ')' ? CHARSET : TEXT;
         return;
     case SEQUENCE:
-        // A line that ends within a sequence is a line still.
-        if (byte == '\n') end_line();
-        if (byte == '\n' || (byte >= '@' && byte <= '~')) where = TEXT;
+        if (byte >= '@' && byte <= '~') where = TEXT;
         return;
     case CHARSET:
         where = TEXT;
         return;
     case COMMAND:
-        if (byte == '\n') end_line();
-        if (byte == '\n' || byte == 7) where = TEXT;
-        if (byte == 0x1b) where = ESCAPE;
+        if (byte == 7) where = TEXT;
         return;
     }
 }
 
-// Takes what is there; false when nothing will come any more.
-static bool take_all(int output, bool *any) {
+// Takes at most what a pipe holds, since more may come for ever; false when nothing will come any more.
+static bool take_some(int output) {
     unsigned char bytes[65536];
-    ssize_t count;
-    while ((count = read(output, bytes, sizeof bytes)) > 0) {
-        *any = true;
-        for (ssize_t i = 0; i < count; i++) take(bytes[i]);
-    }
-    return count < 0 && (errno == EAGAIN || errno == EINTR);
+    ssize_t count = read(output, bytes, sizeof bytes);
+    for (ssize_t i = 0; i < count; i++) take(bytes[i]);
+    return count > 0 || (count < 0 && (errno == EAGAIN || errno == EINTR));
+}
+
+// Ends a last line without a newline, such as a prompt.
+static void end_output(void) {
+    if (length || lost) end_line();
 }
 
 // Serves the emulator until its end, and returns its status for waitpid, or -1 if it hung.
 static int serve(int input, int output) {
-    double last = seconds(), clock = 0, heard = 0;
+    double last = seconds();
     long told = 0;
     bool open = true;
-    patience = slowness * boot;
+    deadline = slowness * boot;
     for (;;) {
         struct pollfd ready = { open ? output : -1, POLLIN, 0 };
-        poll(&ready, 1, SAMPLE);
+        // Samples have their own times: at that of output, the thread that wrote it still runs, and what it slept before would not count.
+        double rest = last + SAMPLE / 1e3 - seconds();
+        poll(&ready, 1, rest > 0 ? rest * 1e3 + 1 : 0);
         int status;
         // Whether it has ended is asked before its last words are read.
-        bool any = false, ended = waitpid(emulator, &status, WNOHANG) == emulator;
-        if (open) open = take_all(output, &any);
-        if (ended) {
-            end_emulator();
-            if (length || lost) end_line();
-            return status;
-        }
+        bool ended = waitpid(emulator, &status, WNOHANG) == emulator;
         double now = seconds();
         if (now - last >= SAMPLE / 1e3) {
-            clock += counted(now - last);
-            if (!began) told = clock;
+            counter += counted(now - last);
+            if (!began) told = counter;
             last = now;
         }
-        if (any) heard = clock;
-        if (clock - heard > patience) {
+        // After the count: these seconds are not part of a limit that begins now.
+        if (open) open = take_some(output);
+        if (ended) {
+            end_emulator();
+            end_output();
+            return status;
+        }
+        if (counter > deadline) {
             end_emulator();
             waitpid(emulator, &status, 0);
+            if (open) take_some(output);
+            end_output();
             return -1;
         }
         // A host that does not listen has a full pipe, and loses nothing.
-        while (input >= 0 && told < (long)clock) {
+        while (input >= 0 && told < (long)counter) {
             char text[32];
             int size = snprintf(text, sizeof text, "%ld\n", ++told);
             if (write(input, text, size) < 0 && errno == EPIPE) input = -1;
