@@ -52,9 +52,10 @@ import Testing
         func waitForStop(_ count: Int = 1) throws { try wait { self.stopCount >= count } }
     }
 
-    private static let piece = 128 << 10, count = 20
+    /// More than there is room for, and less than there will be, even if all of it was written once in vain.
+    private static let piece = 64 << 10, count = 20
 
-    /// Runs `body` with a file system of 4 MiB, of which a file takes 2, and with a disk of 16 MiB on it.
+    /// Runs `body` with a file system of 4 MiB, of which a file takes 3, and with a disk of 16 MiB on it.
     /// - Parameter image: `raw`, or options of qemu-img for a qcow2 image.
     private func onSmallFileSystem(_ image: String, _ body: @escaping @Sendable (Small) throws -> Void) throws {
         let failures = Lines()
@@ -72,7 +73,7 @@ import Testing
                 let make =
                     image == "raw"
                     ? "truncate -s 16M disk.raw" : "qemu-img create -q -f qcow2 -o \(image) disk.qcow2 16M"
-                guard system("cd \(directory) && \(make) && head -c 2M /dev/zero >filler") == 0 else {
+                guard system("cd \(directory) && \(make) && head -c 3M /dev/zero >filler") == 0 else {
                     throw NothingCame(description: "no image")
                 }
                 try body(small)
@@ -253,9 +254,9 @@ import Testing
     @Test(arguments: ["raw", "cluster_size=64k"]) func whatIsReportedIsAnError(_ image: String) throws {
         try onSmallFileSystem(image) { small in
             let driver = try BlockDriver(small.device(.report))
-            let piece = [UInt8](repeating: 1, count: 1 << 20)
+            let piece = [UInt8](repeating: 1, count: 512 << 10)
             let statuses = try (0..<4).map {
-                try driver.request(BlockRequestType.write, sector: UInt64($0 * 2048), out: piece).status
+                try driver.request(BlockRequestType.write, sector: UInt64($0 * 1024), out: piece).status
             }
             #expect(statuses.first == 0 && statuses.last == 1, "\(statuses)")
             #expect(small.stopCount == 0 && !driver.device.isStopped)
@@ -268,9 +269,9 @@ import Testing
         try onSmallFileSystem(image) { small in
             let device = try small.device(.ignore)
             let driver = try BlockDriver(device)
-            let piece = [UInt8](repeating: 1, count: 1 << 20)
+            let piece = [UInt8](repeating: 1, count: 512 << 10)
             let statuses = try (0..<4).map {
-                try driver.request(BlockRequestType.write, sector: UInt64($0 * 2048), out: piece).status
+                try driver.request(BlockRequestType.write, sector: UInt64($0 * 1024), out: piece).status
             }
             #expect(statuses == [0, 0, 0, 0])
             #expect(device.statistics.ignored.value > 0 && device.statistics.failures.value == 0)

@@ -156,6 +156,27 @@ import Testing
         try inside("qemu-img check -q '\(disk("qcow2"))'")
     }
 
+    /// The guest resets the device before the pause, or after it. Reads fail since the file was truncated.
+    @Test func theGuestResetsADiskThatHasStopped() throws {
+        let path = directory("disk.raw"), size: off_t = 1100 << 20
+        try shell("truncate -s \(size) '\(path)'")
+        let machine = try Program.machineAtPrompt(["--on-disk-error", "stop", "--disk", path], terminal: terminal)
+        let sum = try machine.ask("sum vda 0 8").last
+        for _ in 0..<10 {
+            #expect(truncate(path, 0) == 0)
+            try machine.type("flood vda 2 reset\r")
+            try machine.wait(for: Self.stopped)
+            // Paused already, or now: nothing fails any more when the file is long again.
+            try machine.type("\u{1}:pause\r")
+            try machine.wait(for: "swkvm: the machine is paused")
+            #expect(truncate(path, size) == 0)
+            try machine.type("\u{1}r")
+            try machine.wait(for: "reset within")
+            #expect(try machine.ask("sum vda 0 8").last == sum)
+        }
+        try machine.powerOff()
+    }
+
     /// SIGUSR2 of a machine that is not paused does nothing.
     @Test func theSignalOfAMachineThatRuns() throws {
         let machine = try machine("raw")
