@@ -48,7 +48,7 @@ struct NetlinkMessage {
     }
 
     /// Fills in length and sequence number: the message is complete.
-    mutating func finish(sequence: UInt32) {
+    mutating func fillHeader(sequence: UInt32) {
         store(UInt32(truncatingIfNeeded: bytes.count), at: 0)
         store(sequence, at: 8)
     }

@@ -228,7 +228,7 @@ public struct RouteNetlink: ~Copyable, Sendable {
         func failure(_ error: SystemCallError) -> HostNetworkError { .refused(action: action, error, explanation: "") }
         let sequence = UInt32.random(in: 1...UInt32.max)
         var request = request
-        request.finish(sequence: sequence)
+        request.fillHeader(sequence: sequence)
         let sent = unsafe request.bytes.withUnsafeBytes { unsafe send(socket.rawValue, $0.baseAddress, $0.count, 0) }
         if sent < 0 { throw failure(.last("send")) }
 

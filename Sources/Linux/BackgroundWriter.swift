@@ -96,7 +96,7 @@ public final class BackgroundWriter: Sendable {
 
         func run() {
             SignalSet([clinux_sigrtmin()]).unblock()
-            while let piece = nextPiece() { finish(write(piece)) }
+            while let piece = nextPiece() { remove(write(piece)) }
             monitor.locked {
                 hasEnded = true
                 monitor.broadcast()
@@ -126,7 +126,8 @@ public final class BackgroundWriter: Sendable {
             }
         }
 
-        private func finish(_ written: Int) {
+        /// Removes from the ring what is done with.
+        private func remove(_ written: Int) {
             let isNoticed = monitor.locked {
                 start = (start + written) % ring.count
                 count -= written

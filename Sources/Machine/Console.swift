@@ -5,7 +5,7 @@ internal import Linux
 
 /// The host's side of a machine's serial port, as ``Configuration/ConsoleKind`` names it.
 ///
-/// vCPU threads write output through ``output``; the supervisor's loop reads input and accepts clients.
+/// vCPU threads write output through ``output``; the event loop reads input and accepts clients.
 struct Console {
     /// What the serial port writes to.
     let output: ConsoleOutput

@@ -22,14 +22,14 @@ extension Machine {
         let monitor = DebugMonitor(
             control: control,
             exits: configuration.countsExits ? makeExitTable : nil)
-        let makeTarget: @Sendable () -> MachineDebugTarget = { [memory, ending] in
+        let makeTarget: @Sendable () -> MachineDebugTarget = { [memory] in
             MachineDebugTarget(
-                board.cpus, ram: memory.ram, ending: ending, lookAgain: { debugger.stopped.event.signal() },
+                board.cpus, ram: memory.ram, lookAgain: { debugger.stopped.event.signal() },
                 holdsInterrupts: board.holdsInterrupts, monitor: monitor)
         }
         do throws(SystemCallError) { try debugger.start(ending: ending, makeTarget) } catch {
-            stop(.hostError("the debugger's thread could not be started: \(error)"))
-            _ = finish()
+            control.end(.hostError("the debugger's thread could not be started: \(error)"))
+            _ = waitForEnd()
             throw .host(purpose: "start a thread for the debugger", error)
         }
     }

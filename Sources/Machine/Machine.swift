@@ -12,7 +12,7 @@ public import Logging
 /// A virtual machine: everything that a ``Configuration`` asks for, owned by one object.
 ///
 /// It is made in full or not at all: an initializer that throws has given back whatever it had taken. ``start()`` starts the
-/// vCPUs, ``endDescriptor`` becomes readable when the guest has ended, reset itself or was ended, ``finish()`` joins all threads, and
+/// vCPUs, ``endDescriptor`` becomes readable when the guest has ended, reset itself or was ended, ``waitForEnd()`` joins all threads, and
 /// ``restart(isInterrupted:)`` boots the guest anew. What the machine owns on the host (TAPs, locks, memory) goes with the object.
 public final class Machine: Sendable {
     /// The description of the kernel, for the first message.
@@ -32,7 +32,7 @@ public final class Machine: Sendable {
     var board: Board { current.withLock { $0 } }
     var memory: GuestMemory { parts.memory }
     var debugger: DebugServer? { parts.debugger }
-    /// Takes requests to change the running machine.
+    /// Takes requests to change the running machine, and to end it.
     public var control: MachineControl { parts.control }
 
     /// Takes from the host what the configuration asks for, loads the kernel, and sets the vCPUs up.
@@ -54,7 +54,8 @@ public final class Machine: Sendable {
         let memory = try Self.makeMemory(configuration, isInterrupted: isInterrupted, progress: progress)
         let debugger = try configuration.debugger.map { address throws(MachineError) in try Self.makeDebugServer(address) }
         let (ending, room, control) = try Self.host("create an eventfd") { () throws(SystemCallError) in
-            (try Ending(), try SerialRoom(), try MachineControl())
+            let ending = try Ending()
+            return (ending, try SerialRoom(), try MachineControl(ending))
         }
         // KVM before the disks and TAPs: a host without it is left as it was.
         let system = try Self.makeSystem(configuration)
@@ -93,8 +94,8 @@ public final class Machine: Sendable {
     private func start(_ board: Board) throws(MachineError) {
         serialPin.connect(board.serialLine)
         do throws(SystemCallError) { try board.start() } catch {
-            stop(.hostError("vCPU threads could not be started: \(error)"))
-            _ = finish()
+            control.end(.hostError("vCPU threads could not be started: \(error)"))
+            _ = waitForEnd()
             throw .host(purpose: "start a thread for each vCPU", error)
         }
         try startControl(board)
@@ -104,12 +105,12 @@ public final class Machine: Sendable {
     /// What its thread gets has no reference to the machine, which would otherwise live as long as the thread does.
     private func startControl(_ board: Board) throws(MachineError) {
         do throws(SystemCallError) {
-            try control.start(board, ending: ending) { [configuration, memory, control] in
+            try control.start(board) { [configuration, memory, control] in
                 MachineStatus(configuration, memory, board.registry.slots, isPaused: control.isPaused)
             }
         } catch {
-            stop(.hostError("the control's thread could not be started: \(error)"))
-            _ = finish()
+            control.end(.hostError("the control's thread could not be started: \(error)"))
+            _ = waitForEnd()
             throw .host(purpose: "start a thread for the machine's control", error)
         }
     }
@@ -126,12 +127,12 @@ public final class Machine: Sendable {
         }
     }
 
-    /// Boots the guest anew after ``finish()``, where ``canRestart`` says so: RAM is zero again, the hardware is another one, the
+    /// Boots the guest anew after ``waitForEnd()``, where ``canRestart`` says so: RAM is zero again, the hardware is another one, the
     /// kernel is read again from the file that was opened at the start. Disks, TAPs, the console and a debugger's address stay what they are.
     ///
-    /// Called by whoever calls ``finish()``.
+    /// Called by whoever calls ``waitForEnd()``.
     /// - Parameter isInterrupted: as ``init(_:output:log:isInterrupted:)`` has it.
-    /// - Returns: false when the machine was stopped meanwhile: it has ended as ``finish()`` then says.
+    /// - Returns: false when the machine was ended meanwhile, as ``waitForEnd()`` then says.
     /// - Throws: when the host has not what it takes any more, or the kernel's file has changed; the machine has ended then.
     public func restart(isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(MachineError) -> Bool {
         guard canRestart else { return false }
@@ -163,14 +164,8 @@ public final class Machine: Sendable {
 
     public func serialHasRoom() { room.event.drain() }
 
-    /// Asks the guest to power off, as a power button does. It may take its time, or not listen.
-    public func requestPowerOff() { board.power.requestPowerOff() }
-
-    /// Ends the machine from outside, whatever the guest does; ``finish()`` then returns soon.
-    public func stop(_ end: MachineEnd) { ending.post(end) }
-
     /// Waits until the guest has ended, or reset itself, and all vCPUs and devices are quiet.
-    public func finish() -> MachineEnd {
+    public func waitForEnd() -> MachineEnd {
         ending.wait()
         board.join()
         control.join()

@@ -268,13 +268,13 @@ struct RunCommand: ParsableCommand {
 
     func run() throws {
         let output = StandardError(isBackground: true, format: logFormat)
-        defer { output.finish() }
+        defer { output.close() }
         let configuration = self.configuration
         let log = Logger(label: configuration.name) { _ in StandardErrorLog(output, level: logLevel) }
         let progress = logFormat == .text ? MemoryProgress() : nil
         let end: MachineEnd
         do throws(MachineError) {
-            end = try Supervisor.run(configuration, log: log, report: output.say, progress: { progress?.show($0, of: $1) })
+            end = try ForegroundSession.run(configuration, log: log, report: output.say, progress: { progress?.show($0, of: $1) })
             progress?.end()
         } catch {
             progress?.end()

@@ -62,7 +62,7 @@ struct StandardError {
     }
 
     /// Waits until all is printed, but not for a reader that takes nothing for a second.
-    func finish() { background?.finish() }
+    func close() { background?.close() }
 }
 
 /// Standard error, written by a thread that is started when there is something to be written.
@@ -83,7 +83,7 @@ private final class BackgroundErrors: Sendable {
         }
     }
 
-    func finish() {
+    func close() {
         writer.withLock { writer in
             var turns = 100
             var left = writer?.pending ?? 0

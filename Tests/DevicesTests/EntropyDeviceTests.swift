@@ -26,7 +26,7 @@ private final class EntropyDriver: QueueDriver {
     }
 
     /// Waits until all that was offered has come back; the used lengths, in that order.
-    func finish() throws -> [UInt32] {
+    func waitForAll() throws -> [UInt32] {
         try wait(for: heads.count)
         defer { heads = [] }
         return heads.map { written[$0] ?? .max }
@@ -39,7 +39,7 @@ private final class EntropyDriver: QueueDriver {
         try ram.fill(at: GuestAddress(Self.data), count: UInt64(length), with: 0xee)
         try offer([(Self.data, length, true)])
         kick()
-        let used = try #require(try finish().last)
+        let used = try #require(try waitForAll().last)
         return (used, try ram.readBytes(at: GuestAddress(Self.data), count: length))
     }
 }
@@ -70,7 +70,7 @@ private final class EntropyDriver: QueueDriver {
         try driver.ram.fill(at: GuestAddress(EntropyDriver.data), count: 0x5000)
         try driver.offer((0..<5).map { (EntropyDriver.data + UInt64($0) * 0x1000, 64, true) })
         driver.kick()
-        #expect(try driver.finish() == [320])
+        #expect(try driver.waitForAll() == [320])
         for index in 0..<5 as Range<UInt64> {
             let bytes = try driver.ram.readBytes(at: GuestAddress(EntropyDriver.data + index * 0x1000), count: 128)
             #expect(Set(bytes[..<64]).count > 8 && bytes[64...].allSatisfy { $0 == 0 })
@@ -92,7 +92,7 @@ private final class EntropyDriver: QueueDriver {
         try driver.offer([(EntropyDriver.data, 64, false), (EntropyDriver.data + 0x1000, 32, true)])
         try driver.offer([(EntropyDriver.data, 0, true)])
         driver.kick()
-        #expect(try driver.finish() == [0, 32, 0])
+        #expect(try driver.waitForAll() == [0, 32, 0])
         #expect(try driver.ram.readBytes(at: GuestAddress(EntropyDriver.data), count: 64) == before)
         #expect(driver.transport.function.counters.errors.value == 2)
         #expect(try driver.request(16).used == 16)
@@ -115,7 +115,7 @@ private final class EntropyDriver: QueueDriver {
         let began = clock.now
         driver.kick()
         // 60 and 40 of the first period, the same of the next.
-        #expect(try driver.finish() == [60, 40, 60, 40])
+        #expect(try driver.waitForAll() == [60, 40, 60, 40])
         #expect(clock.now - began >= .milliseconds(20))
     }
 

@@ -13,7 +13,7 @@ import Testing
         var message = NetlinkMessage(type: 16, flags: 4, fixedPart: UInt64(0x1122_3344_5566_7788))
         message.append(attribute: 3, string: "ab")
         message.append(nested: 18) { $0.append(attribute: 1, number: 0x0a0b_0c0d) }
-        message.finish(sequence: 9)
+        message.fillHeader(sequence: 9)
         #expect(
             message.bytes == [
                 44, 0, 0, 0, 16, 0, 5, 0, 9, 0, 0, 0, 0, 0, 0, 0,

@@ -37,7 +37,7 @@ import Testing
     @discardableResult
     private func inside(_ script: String) throws -> String {
         let program = try Program(["nsenter", "-m", "-t", "\(holder.pid)", "sh", "-euc", script])
-        guard try program.finish() == .status(0) else { throw TestFailure(program.story) }
+        guard try program.waitForEnd() == .status(0) else { throw TestFailure(program.story) }
         return program.output.text
     }
 

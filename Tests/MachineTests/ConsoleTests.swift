@@ -69,7 +69,7 @@ import Testing
         #expect(all(reading) == ([], true))
     }
 
-    /// A terminal that could not be opened anew is shared with the shell and waits in `read`; the supervisor's loop may not.
+    /// A terminal that could not be opened anew is shared with the shell and waits in `read`; the event loop may not.
     @Test func ofADescriptorThatWaits() throws {
         var ends: [Int32] = [-1, -1]
         try #require(clinux_pipe_cloexec(&ends) == 0)

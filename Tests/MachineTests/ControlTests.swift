@@ -98,8 +98,8 @@ import Virtio
         for number in 1..<16 { try control.attach(try EntropyDevice(name: "more\(number)")) }
         #expect(throws: MachineControlError.self) { try control.attach(try EntropyDevice(name: "last")) }
         #expect(machine.status.devices.count == 16)
-        machine.stop(.quit)
-        #expect(machine.finish().exitStatus == ExitStatus.quit)
+        machine.control.end(.quit)
+        #expect(machine.waitForEnd().exitStatus == ExitStatus.quit)
     }
 
     @Test func anAddressMap() {
@@ -147,7 +147,7 @@ import Virtio
                     guard machine.status.memory != nil else { throw SystemCallError("read", errno: EIO) }
                     // The guest waits for a debugger that does not come.
                     for cpu in machine.board.cpus { cpu.pausePoint.release(.debugger) }
-                    return (machine.finish().exitStatus, answers)
+                    return (machine.waitForEnd().exitStatus, answers)
                 }
             }
         }.join()

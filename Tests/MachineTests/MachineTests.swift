@@ -26,6 +26,27 @@ private final class Paper: SerialSink {
     }
 }
 
+/// A device that is never quiet.
+private final class BusyDevice: VirtioDevice {
+    let name = "busy0"
+    let deviceID: UInt32 = 4
+    let features: FeatureSet = []
+    let maximumQueueSizes: [UInt16] = [16]
+    let configuration = ConfigurationSpace([])
+    /// Readable when a pause has begun.
+    let isPausing: EventFD
+
+    init() throws { isPausing = try EventFD() }
+
+    func start() throws(SystemCallError) {}
+    func activate(_ activation: Activation) {}
+    func reset() {}
+    func stopQueue(_ index: Int) {}
+    func startQueue(_ configuration: QueueConfiguration) {}
+    func pause(onQuiet: @escaping @Sendable () -> Void) { isPausing.signal() }
+    func resume() {}
+}
+
 /// Machines within the test's own process, as another program would use the library.
 @Suite(.timed, .enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct MachineTests {
     private let log = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
@@ -47,10 +68,10 @@ private final class Paper: SerialSink {
         let paper = Paper()
         let machine = try Machine(configuration("test=none"), output: paper, log: log)
         try machine.start()
-        #expect(machine.finish().exitStatus == 0)
+        #expect(machine.waitForEnd().exitStatus == 0)
         #expect(paper.text == "swkvm guest\r\n")
         // Asked once more, it says the same.
-        #expect(machine.finish().exitStatus == 0)
+        #expect(machine.waitForEnd().exitStatus == 0)
     }
 
     /// Two machines in one process do not know each other.
@@ -66,10 +87,10 @@ private final class Paper: SerialSink {
             taken += machines[0].serial.receive(rest.span)
             usleep(1_000)
         }
-        #expect(machines[0].finish().exitStatus == 0)
+        #expect(machines[0].waitForEnd().exitStatus == 0)
         #expect(papers[0].text.contains("\r\nto the first") && !papers[1].text.contains("first"))
-        machines[1].requestPowerOff()
-        #expect(machines[1].finish().exitStatus == 0)
+        machines[1].control.post(.powerButton)
+        #expect(machines[1].waitForEnd().exitStatus == 0)
     }
 
     @Test func stopsFromOutside() throws {
@@ -77,9 +98,9 @@ private final class Paper: SerialSink {
         let machine = try Machine(configuration("", cpus: 4), output: paper, log: log)
         try machine.start()
         try waitForPrompt(on: paper)
-        machine.stop(.signal(SIGTERM))
-        machine.stop(.quit)
-        #expect(machine.finish().exitStatus == 143)
+        machine.control.end(.signal(SIGTERM))
+        machine.control.end(.quit)
+        #expect(machine.waitForEnd().exitStatus == 143)
     }
 
     /// Stopped at once, maybe before its threads have entered the guest: none may miss it.
@@ -87,8 +108,8 @@ private final class Paper: SerialSink {
         for _ in 0..<50 {
             let machine = try Machine(configuration("", cpus: 2), output: Paper(), log: log)
             try machine.start()
-            machine.stop(.quit)
-            #expect(machine.finish().exitStatus == ExitStatus.quit)
+            machine.control.end(.quit)
+            #expect(machine.waitForEnd().exitStatus == ExitStatus.quit)
         }
     }
 
@@ -126,8 +147,8 @@ private final class Paper: SerialSink {
         let counters = machine.board.registry.slots[0].transport.function.counters
         for _ in 0..<60_000 where counters.requests.value <= count.requests { usleep(1_000) }
         #expect(counters.requests.value > count.requests)
-        machine.stop(.quit)
-        #expect(machine.finish().exitStatus == ExitStatus.quit)
+        machine.control.end(.quit)
+        #expect(machine.waitForEnd().exitStatus == ExitStatus.quit)
         #expect(throws: MachineControlError.notRunning) { try control.perform(.pause) }
     }
 
@@ -160,9 +181,33 @@ private final class Paper: SerialSink {
             } else {
                 _ = try machine.control.perform(.pause)
             }
-            machine.stop(.quit)
-            #expect(machine.finish().exitStatus == ExitStatus.quit)
+            machine.control.end(.quit)
+            #expect(machine.waitForEnd().exitStatus == ExitStatus.quit)
         }
+    }
+
+    /// A pause waits for a device with work in flight. The power button and the status are served meanwhile, and the end does not wait for it.
+    @Test(arguments: [false, true]) func requestsWhileAPauseWaits(isResumed: Bool) throws {
+        let paper = Paper(), device = try BusyDevice()
+        let machine = try Machine(configuration("", cpus: 2), output: paper, log: log)
+        let control = machine.control
+        try machine.start()
+        try waitForPrompt(on: paper)
+        try control.attach(device)
+        let answers = Guarded<[MachineControl.Answer]>([])
+        control.post(.pause) { answer in answers.withLock { $0.append(answer) } }
+        device.isPausing.wait()
+        if !isResumed {
+            // As many as may wait do not keep the urgent ones out.
+            for _ in 0..<64 { control.post(.setLink(device: "net0", isUp: true)) }
+            #expect(throws: MachineControlError.busy) { try control.perform(.setLink(device: "net0", isUp: true)) }
+        }
+        #expect(try control.perform(.powerButton) == "the power button was pressed")
+        #expect(try control.perform(.status).hasPrefix("test: 2 vCPUs"))
+        #expect(answers.withLock { $0 }.isEmpty && !control.isPaused)
+        if isResumed { #expect(try control.perform(.resume) == "the machine runs") } else { control.end(.quit) }
+        #expect(machine.waitForEnd().exitStatus == (isResumed ? 0 : ExitStatus.quit))
+        #expect(answers.withLock { $0 } == [.failure(isResumed ? .pauseCancelled : .notRunning)])
     }
 
     /// The power button waits for the resumed guest, whose next boot is not paused.
@@ -175,13 +220,13 @@ private final class Paper: SerialSink {
         try type("reboot\r", into: machine)
         #expect(machine.serial.pendingOutput == 0)
         _ = try machine.control.perform(.resume)
-        guard case .reset = machine.finish() else { Issue.record("no reset: \(paper.text)"); return }
+        guard case .reset = machine.waitForEnd() else { Issue.record("no reset: \(paper.text)"); return }
         #expect(try machine.restart())
         try waitForPrompt(on: paper)
         _ = try machine.control.perform(.pause)
         #expect(try machine.control.perform(.powerButton) == "the power button was pressed; the guest sees it when it is resumed")
         _ = try machine.control.perform(.resume)
-        #expect(machine.finish().exitStatus == 0)
+        #expect(machine.waitForEnd().exitStatus == 0)
     }
 
     /// A reset is followed by a boot like the first one, in the same object: RAM is zero, registers are a new machine's.
@@ -197,17 +242,17 @@ private final class Paper: SerialSink {
             try waitForPrompt(on: paper)
             #expect(paper.text.ranges(of: "swkvm guest\r\n").count == boot)
             try type("cpus\rsum vda 0 1\rreboot\r", into: machine)
-            let end = machine.finish()
+            let end = machine.waitForEnd()
             guard case .reset = end else { Issue.record("\(end): \(paper.text)"); return }
             #expect(machine.canRestart)
-            #expect(machine.finish().exitStatus == ExitStatus.reset)
+            #expect(machine.waitForEnd().exitStatus == ExitStatus.reset)
             let restarts = try machine.restart()
             #expect(restarts && machine.serial.pendingOutput == 0)
         }
         try waitForPrompt(on: paper)
         #expect(paper.text.ranges(of: "CPU 1: works").count == (cpus > 1 ? 4 : 0))
-        machine.requestPowerOff()
-        #expect(machine.finish().exitStatus == 0)
+        machine.control.post(.powerButton)
+        #expect(machine.waitForEnd().exitStatus == 0)
         let restarts = try machine.restart()
         #expect(!restarts && !machine.canRestart)
     }
@@ -219,10 +264,10 @@ private final class Paper: SerialSink {
         try machine.start()
         try waitForPrompt(on: paper)
         try type("reboot\r", into: machine)
-        _ = machine.finish()
-        machine.stop(.quit)
+        _ = machine.waitForEnd()
+        machine.control.end(.quit)
         let restarts = try machine.restart()
-        #expect(!restarts && machine.finish().exitStatus == ExitStatus.quit)
+        #expect(!restarts && machine.waitForEnd().exitStatus == ExitStatus.quit)
     }
 
     /// A triple fault resets a PC. A kernel that does so before it has used a device would do so for ever.
@@ -236,15 +281,15 @@ private final class Paper: SerialSink {
         try machine.start()
         try waitForPrompt(on: paper)
         try type(hasDisk ? "sum vda 0 1\rcrash triple\r" : "crash triple\r", into: machine)
-        #expect(machine.finish().exitStatus == ExitStatus.tripleFault)
+        #expect(machine.waitForEnd().exitStatus == ExitStatus.tripleFault)
         #expect(machine.canRestart == hasDisk)
         let restarts = try machine.restart()
         #expect(restarts == hasDisk)
         guard restarts else { return }
         for _ in 0..<60_000 where paper.text.ranges(of: "swkvm guest\r\n").count < 2 { usleep(1_000) }
         #expect(paper.text.ranges(of: "swkvm guest\r\n").count == 2)
-        machine.stop(.quit)
-        _ = machine.finish()
+        machine.control.end(.quit)
+        _ = machine.waitForEnd()
     }
 
     /// Filling RAM with pages may take long, at a restart too.
@@ -254,10 +299,10 @@ private final class Paper: SerialSink {
         try machine.start()
         try waitForPrompt(on: paper)
         try type("reboot\r", into: machine)
-        _ = machine.finish()
+        _ = machine.waitForEnd()
         let error = #expect(throws: MachineError.self) { try machine.restart(isInterrupted: { true }) }
         guard case .memory(.interrupted)? = error else { Issue.record("\(String(describing: error))"); return }
-        #expect(machine.finish().exitStatus == ExitStatus.reset)
+        #expect(machine.waitForEnd().exitStatus == ExitStatus.reset)
     }
 
     private func scratchDisk() throws -> Configuration.Disk {
@@ -297,8 +342,8 @@ private final class Paper: SerialSink {
         #expect(status.name == "test" && status.cpus == 2 && status.memorySize == 64 << 20 && status.devices.isEmpty)
         let resident = try #require(status.memory).resident
         #expect(resident > 0 && resident < 64 << 20)
-        machine.stop(.quit)
-        _ = machine.finish()
+        machine.control.end(.quit)
+        _ = machine.waitForEnd()
     }
 
     @Test func refusesWhatCannotBe() {
@@ -326,7 +371,7 @@ private final class Paper: SerialSink {
         let configuration = Configuration(memory: .init(size: 64 << 20), commandLine: "crash=internal run=help")
         let machine = try Machine(configuration, output: paper, log: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
         try machine.start()
-        let end = machine.finish()
+        let end = machine.waitForEnd()
         let isNative = paper.text.contains("ring 0 runs natively here")
         #expect(isNative || end.exitStatus == 101, "\(paper.text)")
         for _ in 0..<5 { #expect(RingZero.found(on: try System()) == (isNative ? .native : .interpreted)) }

@@ -192,7 +192,7 @@ private final class LogLines: Sendable {
         for round in 1...2 {
             let file = try MetricsFile(MetricsTarget.appending(to: path), events: lines.events)
             for index in 0..<3 { file.write("\(round) \(index)\n") }
-            file.finish()
+            file.close()
         }
         #expect(try contents(path) == "1 0\n1 1\n1 2\n2 0\n2 1\n2 2\n")
         var status = stat()
@@ -216,7 +216,7 @@ private final class LogLines: Sendable {
         defer { remove() }
         let null = try MetricsFile(MetricsTarget.appending(to: "/dev/null"), events: lines.events)
         null.write("x\n")
-        null.finish()
+        null.close()
         let path = directory + "/pipe"
         mkfifo(path, 0o600)
         // Nobody reads yet.
@@ -224,7 +224,7 @@ private final class LogLines: Sendable {
         let reader = try FileDescriptor.open(path, O_RDONLY | O_NONBLOCK)
         file.write("one\n")
         file.write("two\n")
-        file.finish()
+        file.close()
         var bytes = [UInt8](repeating: 0, count: 100)
         // The kernel writes within the array.
         let count = unsafe bytes.withUnsafeMutableBytes { unsafe read(reader.rawValue, $0.baseAddress, $0.count) }
@@ -240,7 +240,7 @@ private final class LogLines: Sendable {
         let file = try MetricsFile(MetricsTarget.appending(to: path), events: lines.events)
         let text = String(repeating: "x", count: 100_000) + "\n"
         for _ in 0..<100 { file.write(text) }
-        file.finish()
+        file.close()
         #expect(lines.all == ["warning: metrics cannot be written to \(path): they were dropped: it takes none"]
             || lines.all.first == "warning: metrics cannot be written to \(path): they were dropped: it takes none")
     }
@@ -253,7 +253,7 @@ private final class LogLines: Sendable {
             // The first one alone: more at a time than the file takes are another event.
             while index == 0, lines.all.isEmpty { usleep(1000) }
         }
-        file.finish()
+        file.close()
         #expect(lines.all.first == "warning: metrics cannot be written to /dev/full: No space left on device")
         #expect(lines.all.count { $0.contains("No space left") } == 1)
     }
@@ -269,7 +269,7 @@ private final class LogLines: Sendable {
         while access(path, F_OK) != 0 { usleep(1000) }
         let reader = try FileDescriptor.open(path, O_RDONLY)
         file.write("two, which is longer\n")
-        file.finish()
+        file.close()
         #expect(try contents(path) == "two, which is longer\n")
         // Who has opened the old one reads the old one.
         var bytes = [UInt8](repeating: 0, count: 100)
@@ -326,7 +326,7 @@ private final class Nowhere: SerialSink {
 }
 
 @Suite(.timed, .enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct MachineEventTests {
-    /// The session reports each minute what was only counted; the test has the minutes pass.
+    /// The event loop reports each minute what was only counted; the test has the minutes pass.
     @Test func theSumsAreReportedWhileTheMachineRuns() throws {
         let lines = LogLines(), clock = Clock(), machines = MachineBox()
         var configuration = Configuration(name: "test", memory: .init(size: 64 << 20), commandLine: "")
@@ -335,7 +335,7 @@ private final class Nowhere: SerialSink {
         let log = Logger(label: "test") { _ in
             LineLog { line in
                 lines.add(line)
-                if line.contains(" more: ") { machines.machine.withLock { $0 }?.stop(.quit) }
+                if line.contains(" more: ") { machines.machine.withLock { $0 }?.control.end(.quit) }
             }
         }
         let machine = try Machine(configuration, output: Nowhere(), log: log)
@@ -344,11 +344,11 @@ private final class Nowhere: SerialSink {
         for _ in 0..<5 { events.report(.needsReset, .error, "it needs a reset") }
         #expect(lines.all.count { $0.contains("it needs") } == 1)
         let console = try Console.open(.none)
-        var session = try Session(machine, console, signals: SignalSet([]).descriptor(), terminal: nil, eventPeriod: 1)
+        var loop = try EventLoop(machine, console, signals: SignalSet([]).descriptor(), terminal: nil, eventPeriod: 1)
         try machine.start()
         clock.now.withLock { $0 += DeviceEvents.period }
-        session.loop { _ in }
-        _ = machine.finish()
+        loop.run { _ in }
+        _ = machine.waitForEnd()
         machines.machine.withLock { $0 = nil }
         #expect(lines.all.filter { $0.contains("it needs") } == [
             "error: rng0: it needs a reset", "error: rng0: 4 more: it needs a reset",

@@ -27,7 +27,7 @@ final class EngineLog: Sendable {
 }
 
 /// Returns each request's readable bytes, plus one, in its writable ones. A request that begins with 0xff stays in
-/// flight until the back-end's descriptor is ready, or a reset finishes it.
+/// flight until the back-end's descriptor is ready, or a reset completes it.
 struct EchoEngine: ~Copyable, DeviceEngine {
     let log: EngineLog
     let queueAtWork = 0
@@ -53,7 +53,7 @@ struct EchoEngine: ~Copyable, DeviceEngine {
         repeat {
             queue?.disableNotifications()
             while !isPaused, let chain = try queue?.pop(into: pool[waiting.count]) ?? nil {
-                if chain.readable.load(UInt8.self) == 0xff { wait(for: chain) } else { finish(chain) }
+                if chain.readable.load(UInt8.self) == 0xff { wait(for: chain) } else { complete(chain) }
             }
             publish()
             if isPaused { return }
@@ -69,11 +69,11 @@ struct EchoEngine: ~Copyable, DeviceEngine {
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
         log.gate.drain()
         log.backEndEvents.add(1, ordering: .sequentiallyConsistent)
-        finishWaiting()
+        completeWaiting()
     }
 
     mutating func reset(epoll: borrowing Epoll) {
-        finishWaiting()
+        completeWaiting()
         epoll.remove(log.gate.rawValue)
         queue = nil
         activation = nil
@@ -82,7 +82,7 @@ struct EchoEngine: ~Copyable, DeviceEngine {
     }
 
     mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) {
-        finishWaiting()
+        completeWaiting()
         queue = nil
         log.stops.add(1, ordering: .sequentiallyConsistent)
     }
@@ -98,14 +98,14 @@ struct EchoEngine: ~Copyable, DeviceEngine {
         log.waiting.store(waiting.count, ordering: .sequentiallyConsistent)
     }
 
-    private mutating func finishWaiting() {
-        for chain in waiting { finish(chain) }
+    private mutating func completeWaiting() {
+        for chain in waiting { complete(chain) }
         waiting.removeAll()
         log.waiting.store(0, ordering: .sequentiallyConsistent)
         publish()
     }
 
-    private mutating func finish(_ chain: DescriptorChain) {
+    private mutating func complete(_ chain: DescriptorChain) {
         var written: UInt64 = 0
         while let byte = chain.readable.load(UInt8.self, at: written), chain.writable.store(byte &+ 1, at: written) { written += 1 }
         queue?.push(chain.head, written: UInt32(written))

@@ -24,8 +24,8 @@ struct Chain: ~Copyable {
         layers = SlabBuilder(capacity: DiskImage.maximumChainLength + VMDKDescriptor.maximumExtents)
     }
 
-    /// The layers of the finished chain; this one is empty then.
-    mutating func take() -> Slab<DiskImage.Layer> { layers.finish() }
+    /// The layers of the complete chain; this one is empty then.
+    mutating func take() -> Slab<DiskImage.Layer> { layers.takeSlab() }
 
     /// Opens a file, and what is below it.
     /// - Parameter image: which names it; nil where the user does.

@@ -129,7 +129,7 @@ extension Slab where Element: BitwiseCopyable {
     }
 
     /// The elements, in memory of their own size; this value is empty afterwards.
-    mutating func finish() -> Slab<Element> {
+    mutating func takeSlab() -> Slab<Element> {
         let taken = UnsafeMutablePointer<Element>.allocate(capacity: max(1, count))
         // As many as were appended.
         unsafe taken.moveInitialize(from: start, count: count)

@@ -98,7 +98,7 @@ struct BlockMapBuilder: ImageBuilder {
         }
     }
 
-    mutating func finish(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64 {
+    mutating func writeMetadata(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64 {
         if case .vdi(isStatic: true) = kind {
             let place = allocate(layout.blockCount)
             try map(0, count: layout.blockCount, to: place, subclusters: .max, file)

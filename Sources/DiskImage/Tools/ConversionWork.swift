@@ -97,7 +97,7 @@ final class ConversionWork: @unchecked Sendable {
             throw error
         }
         if let failure { throw failure }
-        try plan.finish(file, conversion.preallocation)
+        try plan.writeMetadata(file, conversion.preallocation)
         try plan.publish(&file, durably: conversion.durably)
     }
 
@@ -110,7 +110,7 @@ final class ConversionWork: @unchecked Sendable {
                 try threads.add(Thread.start(name: "convert") { [self] in
                     do throws(DiskImageError) {
                         try ConversionWorker(self).run()
-                        try finishPieces()
+                        try flushIfLast()
                     } catch {
                         stop(error)
                     }
@@ -174,9 +174,9 @@ final class ConversionWork: @unchecked Sendable {
         }
     }
 
-    /// A thread has no more pieces. The last one waits until a remote disk has stored all: what waits for a server can be given up as long as
-    /// a thread of the work does it.
-    private func finishPieces() throws(DiskImageError) {
+    /// A thread has no more pieces. The last one waits until a remote disk has stored all: a wait for a server can be cancelled as long as
+    /// a thread of the work waits.
+    private func flushIfLast() throws(DiskImageError) {
         let isLast = monitor.locked {
             working -= 1
             return working == 0 && failure == nil

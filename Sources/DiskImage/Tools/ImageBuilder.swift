@@ -22,9 +22,9 @@ protocol ImageBuilder {
     /// Has a cluster of the disk read as zeroes whatever is under the image; in one that stands alone nothing is needed for that.
     mutating func mapZeroes(_ cluster: UInt64, _ file: borrowing NewFile) throws(DiskImageError)
 
-    /// Writes what is left. The data has been written, or will be before the file gets its name.
+    /// Writes the metadata that is left. The data has been written, or will be before the file gets its name.
     /// - Returns: bytes of the file.
-    mutating func finish(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64
+    mutating func writeMetadata(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64
 }
 
 extension ImageBuilder {
@@ -107,9 +107,9 @@ struct ImagePlan {
         if preallocation == .falloc { try file.reserve(flatStart, size) }
     }
 
-    /// Writes what is left when the data has been written, or will be before anything has its name.
-    mutating func finish(_ file: borrowing NewFile, _ preallocation: Preallocation) throws(DiskImageError) {
-        let end = try builder?.finish(file) ?? 0
+    /// Writes the metadata that is left when the data has been written, or will be before anything has its name.
+    mutating func writeMetadata(_ file: borrowing NewFile, _ preallocation: Preallocation) throws(DiskImageError) {
+        let end = try builder?.writeMetadata(file) ?? 0
         if preallocation == .falloc, flatStart == nil { try file.reserve(0, end) }
         if !descriptor.isEmpty { try file.write(descriptor, at: 0) }
     }

@@ -63,7 +63,7 @@ public struct ImageCreation: Sendable {
         if preallocation == .full, let start = plan.flatStart {
             if let extents = plan.extents { try extents.writeZeroes(0, size) } else { try file.writeZeroes(start, size) }
         }
-        try plan.finish(file, preallocation)
+        try plan.writeMetadata(file, preallocation)
         try plan.publish(&file, durably: durably)
         return size
     }
@@ -117,7 +117,7 @@ public struct ImageCreation: Sendable {
         // Who reads a raw data file by itself sees zeroes where this image has nothing: both agree if the image never has nothing.
         let isMapped = preallocation != .off || options.dataFileIsRaw
         if isMapped { try preallocate(&builder, file, data, cipher) }
-        let end = try builder.finish(file)
+        let end = try builder.writeMetadata(file)
         guard preallocation == .falloc else { return }
         switch data {
         case .some(let data): try data.reserve(0, size)

@@ -5,7 +5,7 @@ internal import Glibc
 /// Writes a new qcow2 image from front to back: clusters are given out in the order of the file, L2 tables are written as they are complete,
 /// and the header, without which the file is no image, comes last.
 ///
-/// Nothing refers to the file before it is finished, so there is no order to keep and nothing to synchronise; reference counts follow
+/// Nothing refers to the file before it is complete, so there is no order to keep and nothing to synchronise; reference counts follow
 /// from the layout. The disk's clusters are mapped in ascending order. One thread at a time uses it.
 struct QCOW2Builder {
     let options: QCOW2Options
@@ -134,9 +134,9 @@ struct QCOW2Builder {
 
     // MARK: - The end
 
-    /// Writes what is left. The data has been written, or will be before the file gets its name.
+    /// Writes the metadata that is left. The data has been written, or will be before the file gets its name.
     /// - Returns: bytes of the file.
-    mutating func finish(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64 {
+    mutating func writeMetadata(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64 {
         try writeTable(file)
         let l1Bytes = bigEndian(l1)
         let l1Place = allocate(clusters(UInt64(l1Bytes.count)))

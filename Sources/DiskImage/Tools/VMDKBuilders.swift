@@ -76,7 +76,7 @@ struct VMDKStreamBuilder: ImageBuilder {
         self.tableIndex = nil
     }
 
-    mutating func finish(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64 {
+    mutating func writeMetadata(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64 {
         try writeTable(file)
         let bytes = directory.flatMap { littleEndian($0) }
         let place = try write(VMDKMarker.directory, bytes + [UInt8](repeating: 0, count: -bytes.count & 511), file)
@@ -135,17 +135,17 @@ struct VMDKSplitBuilder: ImageBuilder {
         try current.openTable(of: cluster % Self.clustersPerExtent, extents.files[index].file)
     }
 
-    /// Finishes the files before one, which is then the open one.
+    /// Completes the files before one, which is then the open one.
     private mutating func open(_ next: Int) throws(DiskImageError) {
         while index < next {
-            _ = try current.finish(extents.files[index].file)
+            _ = try current.writeMetadata(extents.files[index].file)
             index += 1
             current = BlockMapBuilder(vmdk: extents.files[index].size, descriptor: [])
         }
     }
 
-    mutating func finish(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64 {
+    mutating func writeMetadata(_ file: borrowing NewFile) throws(DiskImageError) -> UInt64 {
         try open(extents.files.count - 1)
-        return try current.finish(extents.files[index].file)
+        return try current.writeMetadata(extents.files[index].file)
     }
 }

@@ -24,14 +24,13 @@ struct ControlService: Sendable {
     mutating func run() {
         // Beside the guest, which has just started: its end will not have to wait for this.
         board.virtualMachine.waitForReplacedBuses()
+        serveUrgentRequests()
         while !ending.isStopping {
             if hasStoppedDisk, !control.isPaused {
                 // Given up where somebody resumes the machine, whose disk then tries again, or ends it.
                 _ = try? pause()
             } else if let item = control.takeRequest() {
-                let answer: MachineControl.Answer
-                do throws(MachineControlError) { answer = .success(try serve(item.work)) } catch { answer = .failure(error) }
-                item.answer(answer)
+                serve(item)
             } else {
                 waitForAttention()
             }
@@ -41,6 +40,16 @@ struct ControlService: Sendable {
 
     /// Indicates whether a disk waits, after an error on the host, for a pause and its end.
     private var hasStoppedDisk: Bool { board.registry.slots.contains { ($0.device as? BlockDevice)?.isStopped == true } }
+
+    private func serveUrgentRequests() {
+        while !ending.isStopping, let item = control.takeUrgentRequest() { serve(item) }
+    }
+
+    private func serve(_ item: MachineControl.Item) {
+        let answer: MachineControl.Answer
+        do throws(MachineControlError) { answer = .success(try serve(item.work)) } catch { answer = .failure(error) }
+        item.answer(answer)
+    }
 
     private func serve(_ work: MachineControl.Work) throws(MachineControlError) -> String {
         switch work {
@@ -185,6 +194,7 @@ struct ControlService: Sendable {
     private func waitForAttention() {
         waitUntilReadable(control.attention.event.rawValue, or: ending.event.rawValue)
         control.attention.event.drain()
+        serveUrgentRequests()
     }
 }
 

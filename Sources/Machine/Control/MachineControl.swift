@@ -5,9 +5,9 @@ internal import Virtio
 
 /// The mailbox of the thread that owns what may change about a running machine: whether it is paused, its devices and their state.
 ///
-/// The terminal's keys, the debugger's `monitor` commands and whoever embeds a ``Machine`` are its clients. Requests are served one after the other,
-/// on the thread `control`, which exists while a guest runs: from ``Machine/start()`` to its end or reset. Outside of that every request is refused.
-/// Ending the machine is no request, so that it never waits for one (``Machine/stop(_:)``).
+/// The terminal's keys, signals, the debugger and whoever embeds a ``Machine`` are its clients. Requests are served one after the other, on the thread
+/// `control`, which exists while a guest runs: from ``Machine/start()`` to its end or reset. Outside of that every request is refused. The power button
+/// and the status are also served while another request waits for vCPUs or devices. ``end(_:)`` waits for nobody, and is accepted at any time.
 public final class MachineControl: Sendable {
     public enum Request: Sendable, Equatable {
         /// Stops the vCPUs, then the devices: when it is answered, nothing of the guest changes any more.
@@ -30,6 +30,14 @@ public final class MachineControl: Sendable {
         case attach(any VirtioDevice)
         case detach(String)
 
+        /// Indicates whether it is served while another one waits: it changes nothing that the other one uses, and waits for nothing.
+        var isUrgent: Bool {
+            switch self {
+            case .request(.powerButton), .request(.status): true
+            default: false
+            }
+        }
+
         /// Indicates whether somebody wants a machine to run that is being paused.
         var isResume: Bool {
             switch self {
@@ -50,18 +58,24 @@ public final class MachineControl: Sendable {
     private struct State {
         var isOpen = false
         var items: [Item] = []
+        /// Those that are served first (``Work/isUrgent``).
+        var urgent: [Item] = []
         var isPaused = false
     }
 
-    /// More requests than a user makes before one is served.
+    /// More requests than a user makes before one is served; of urgent ones and of others.
     private static let maximumRequests = 64
 
     private let state = Guarded(State())
     /// Signalled for the thread: when there is a request, a vCPU has stopped, a device is quiet, or a disk has stopped.
     let attention: StopObserver
     private let thread = Guarded<Thread?>(nil)
+    private let ending: Ending
 
-    init() throws(SystemCallError) { attention = try StopObserver() }
+    init(_ ending: Ending) throws(SystemCallError) {
+        self.ending = ending
+        attention = try StopObserver()
+    }
 
     // MARK: Clients
 
@@ -72,8 +86,9 @@ public final class MachineControl: Sendable {
     func post(_ work: Work, answer: @escaping @Sendable (Answer) -> Void) {
         let refusal: MachineControlError? = state.withLock { state in
             guard state.isOpen else { return .notRunning }
-            guard state.items.count < Self.maximumRequests else { return .busy }
-            state.items.append(Item(work: work, answer: answer))
+            let item = Item(work: work, answer: answer)
+            guard (work.isUrgent ? state.urgent.count : state.items.count) < Self.maximumRequests else { return .busy }
+            if work.isUrgent { state.urgent.append(item) } else { state.items.append(item) }
             return nil
         }
         if let refusal { return answer(.failure(refusal)) }
@@ -108,6 +123,10 @@ public final class MachineControl: Sendable {
         return try answer.get()
     }
 
+    /// Ends the machine, whatever the guest does, and whatever the control's thread waits for: ``Machine/waitForEnd()`` then returns soon. Any thread
+    /// may call it, at any time; between two boots it prevents the next one. The first end counts, but it overrides a reset of the guest.
+    public func end(_ end: MachineEnd) { ending.post(end) }
+
     /// Has the thread look for disks that have stopped, and pause the machine for them; for a device's thread, returns at once.
     func diskStopped() { attention.event.signal() }
 
@@ -117,7 +136,7 @@ public final class MachineControl: Sendable {
     // MARK: The machine
 
     /// Starts to serve a board's requests, until its end.
-    func start(_ board: Board, ending: Ending, status: @escaping @Sendable () -> MachineStatus) throws(SystemCallError) {
+    func start(_ board: Board, status: @escaping @Sendable () -> MachineStatus) throws(SystemCallError) {
         attention.event.drain()
         state.withLock { state in
             state.isOpen = true
@@ -146,6 +165,8 @@ public final class MachineControl: Sendable {
 
     func takeRequest() -> Item? { state.withLock { $0.items.isEmpty ? nil : $0.items.removeFirst() } }
 
+    func takeUrgentRequest() -> Item? { state.withLock { $0.urgent.isEmpty ? nil : $0.urgent.removeFirst() } }
+
     /// Takes the first request that cancels a pause which is being waited for.
     func takeResumeRequest() -> Item? {
         state.withLock { state in
@@ -159,8 +180,8 @@ public final class MachineControl: Sendable {
     func close() {
         let items = state.withLock { state in
             state.isOpen = false
-            defer { state.items = [] }
-            return state.items
+            defer { (state.items, state.urgent) = ([], []) }
+            return state.urgent + state.items
         }
         for item in items { item.answer(.failure(.notRunning)) }
     }

@@ -97,7 +97,7 @@ private struct DebugService: ~Copyable {
             }
             for token in ready {
                 switch token {
-                case DebugServer.Token.end: return finish()
+                case DebugServer.Token.end: return reportEnd()
                 case DebugServer.Token.stopped:
                     server.stopped.event.drain()
                     checkStop()
@@ -190,7 +190,7 @@ private struct DebugService: ~Copyable {
     }
 
     /// The machine has ended, or the guest has reset itself.
-    private mutating func finish() {
+    private mutating func reportEnd() {
         server.hadClient.store(client != nil, ordering: .releasing)
         guard case .serving(var session) = phase, let end = ending.end else { return }
         if case .signal(let number) = end { session.ended(.signal(UInt8(truncatingIfNeeded: number))) } else {

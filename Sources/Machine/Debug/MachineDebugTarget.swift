@@ -13,7 +13,6 @@ final class MachineDebugTarget: DebugTarget {
     /// What `monitor` may ask of the machine.
     let monitor: DebugMonitor
 
-    private let ending: Ending
     /// Makes ``nextStop()`` be asked again.
     private let lookAgain: () -> Void
     private let holdsInterrupts: Bool
@@ -35,11 +34,10 @@ final class MachineDebugTarget: DebugTarget {
     ///   - lookAgain: signals what the pause points signal.
     ///   - holdsInterrupts: whether KVM can hold interrupts back while a vCPU steps.
     init(
-        _ cpus: [CPUThread], ram: GuestRAM, ending: Ending, lookAgain: @escaping () -> Void, holdsInterrupts: Bool, monitor: DebugMonitor
+        _ cpus: [CPUThread], ram: GuestRAM, lookAgain: @escaping () -> Void, holdsInterrupts: Bool, monitor: DebugMonitor
     ) {
         self.cpus = cpus
         self.ram = ram
-        self.ending = ending
         self.lookAgain = lookAgain
         self.holdsInterrupts = holdsInterrupts
         self.monitor = monitor
@@ -178,7 +176,7 @@ final class MachineDebugTarget: DebugTarget {
         resume(cpus.map { _ in .run })
     }
 
-    func kill() { ending.post(.killed) }
+    func kill() { monitor.control.end(.killed) }
 
     // MARK: State
 

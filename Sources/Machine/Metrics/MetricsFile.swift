@@ -24,14 +24,14 @@ final class MetricsFile: Sendable {
     func write(_ text: String) { shared.add(Array(text.utf8), limit: Self.capacity) }
 
     /// Waits until all is written, but for no file that takes nothing for a second.
-    func finish() {
+    func close() {
         guard let thread = thread.withLock({ $0.take() }) else { return }
         // A call that no signal interrupts, as on a file system whose server is gone, keeps its thread; the process's end does not
         // wait for it.
-        if shared.finish(milliseconds: 1000) { thread.join() } else { thread.detach() }
+        if shared.close(waitingFor: 1000) { thread.join() } else { thread.detach() }
     }
 
-    deinit { finish() }
+    deinit { close() }
 
     private final class Shared: Sendable {
         private struct State {
@@ -66,7 +66,7 @@ final class MetricsFile: Sendable {
         }
 
         /// - Returns: whether the thread has ended.
-        func finish(milliseconds: Int) -> Bool {
+        func close(waitingFor milliseconds: Int) -> Bool {
             monitor.locked {
                 state.withLock { $0.isClosing = true }
                 monitor.broadcast()

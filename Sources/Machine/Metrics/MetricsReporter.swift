@@ -22,7 +22,7 @@ extension Configuration {
     }
 }
 
-/// Writes a machine's metrics: at intervals, on request, and at the end. It belongs to the session's thread.
+/// Writes a machine's metrics: at intervals, on request, and at the end. It belongs to the event loop's thread.
 final class MetricsReporter {
     private let configuration: Configuration.Metrics
     private let file: MetricsFile
@@ -62,9 +62,9 @@ final class MetricsReporter {
     }
 
     /// The machine has ended.
-    func finish(_ machine: Machine) {
+    func reportEnd(of machine: Machine) {
         report(machine, "end")
-        file.finish()
+        file.close()
         events.summarize(all: true)
     }
 }

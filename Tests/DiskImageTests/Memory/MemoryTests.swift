@@ -70,7 +70,7 @@ import Testing
         do {
             var builder = SlabBuilder<Element>(capacity: 4)
             for _ in 0..<3 { builder.append(Element(counter)) }
-            let slab = builder.finish()
+            let slab = builder.takeSlab()
             slab[1].value = 7
             let (made, left, value) = (counter.count, builder.count, slab[1 as Int32].value)
             #expect(made == 3 && left == 0 && value == 7 && slab.count == 3)

@@ -126,7 +126,7 @@ import Testing
         try workload.run(&engine, steps: 400) { step in
             if step % 10 == 5 { try killer.run(server, after: step * 7 % 3000) }
         }
-        killer.finish()
+        killer.join()
         #expect(try engine.readAll() == workload.model)
         #expect(reports.all.contains { $0.contains("reconnected after") })
         try engine.perform(.flush)

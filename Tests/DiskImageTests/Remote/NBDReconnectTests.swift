@@ -34,7 +34,7 @@ import Testing
             // From another thread, somewhere in the middle of what comes now.
             try killer.run(server, after: step * 7 % 5000)
         }
-        killer.finish()
+        killer.join()
         #expect(try engine.readAll() == workload.model)
         // A connection for each time that the server came back, and a few lines about all of them.
         let connections = engine.image.remote?.generation ?? 0
@@ -75,13 +75,13 @@ import Testing
         try killer.run { try server.start() }
         var bytes = [UInt8](repeating: 0, count: content.count)
         try bytes.withIOMemory { try disk.read($0, at: 0) }
-        killer.finish()
+        killer.join()
         #expect(bytes == content)
         server.kill()
         // Given up by somebody else.
         try killer.run { disk.cancel() }
         #expect(throws: DiskImageError.self) { try bytes.withIOMemory { try disk.read($0, at: 0) } }
-        killer.finish()
+        killer.join()
     }
 
     /// Another disk under the same name is not this one.
@@ -144,7 +144,7 @@ import Testing
             unlink(file)
         }
         #expect(try engine.read(0, 512) == [UInt8](repeating: 0, count: 512))
-        killer.finish()
+        killer.join()
         #expect(reports.all.contains { $0.contains("the server shuts down") })
     }
 }
@@ -160,7 +160,7 @@ final class Killer {
 
     /// Kills the server in so many microseconds and starts it again.
     func run(_ server: NBDServer, after microseconds: Int) throws {
-        finish()
+        join()
         try run {
             usleep(UInt32(microseconds))
             server.kill()
@@ -174,7 +174,7 @@ final class Killer {
         }))
     }
 
-    func finish() {
+    func join() {
         // Threads are joined as they go.
         threads = []
     }

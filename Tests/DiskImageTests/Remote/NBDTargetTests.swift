@@ -120,7 +120,7 @@ import Testing
             }
             return true
         }
-        killer.finish()
+        killer.join()
         #expect(kills > 0)
         try expectConverted()
     }

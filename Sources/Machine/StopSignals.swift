@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What the signals that a machine's process gets ask for: the first one a power-off of the guest, the next one the machine's end.
+/// What SIGINT, SIGTERM and SIGHUP ask of a machine: the first one a power-off of the guest, the next one the machine's end.
 ///
 /// Signals that come together are one: `timeout` and other wrappers send theirs to the process and then to its group, a terminal that is closed
 /// sends SIGHUP twice, and a service manager SIGHUP after SIGTERM.
-struct StopRequests {
+struct StopSignals {
     enum Action: Equatable {
         case powerOff
         case end

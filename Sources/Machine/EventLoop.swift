@@ -4,8 +4,10 @@ internal import CLinux
 internal import Devices
 internal import Linux
 
-/// The state of the foreground's loop: what the console and signals bring, for all boots of a machine.
-struct Session: ~Copyable {
+/// The event loop of a ``ForegroundSession``: console, terminal, signals and timers, for all boots of a machine.
+///
+/// What they ask of the machine goes to its ``MachineControl``.
+struct EventLoop: ~Copyable {
     private enum Token {
         static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4, writable: UInt64 = 5
         static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9, metrics: UInt64 = 10, answer: UInt64 = 11
@@ -20,6 +22,7 @@ struct Session: ~Copyable {
 
     let machine: Machine
     let console: Console
+    private var control: MachineControl { machine.control }
     private let signals: FileDescriptor
     private let epoll: Epoll
     private let stopTimer: TimerFD
@@ -34,7 +37,7 @@ struct Session: ~Copyable {
     private var terminal: RawTerminal?
     private var escape = EscapeKey()
     private var prompt = CommandPrompt()
-    private var requests = StopRequests()
+    private var stopSignals = StopSignals()
     /// SIGHUP has said so.
     private var isTerminalClosed = false
     /// What input comes from now, and behind it what it comes from when that is at its end.
@@ -93,13 +96,13 @@ struct Session: ~Copyable {
     }
 
     /// Serves until the guest ends or resets itself.
-    mutating func loop(_ report: (String) -> Void) {
+    mutating func run(_ report: (String) -> Void) {
         pump(report)
         var hasEnded = false
         while !hasEnded {
             var ready: [UInt64] = []
             do throws(SystemCallError) { try epoll.wait { token, _ in ready.append(token) } } catch {
-                return machine.stop(.hostError("the main event loop failed: \(error)"))
+                return control.end(.hostError("the main event loop failed: \(error)"))
             }
             for token in ready {
                 switch token {
@@ -115,10 +118,10 @@ struct Session: ~Copyable {
                 case Token.attention: waitUntilWritable()
                 case Token.writable: if machine.serial.flush() { stopWaiting() }
                 case Token.client: acceptClients(report)
-                case Token.stopTimer: if stopTimer.take() { machine.stop(.stopTimeout(seconds: stopSeconds ?? 0)) }
+                case Token.stopTimer: if stopTimer.take() { control.end(.stopTimeout(seconds: stopSeconds ?? 0)) }
                 case Token.terminalTimer: if terminalTimer.take() { takeTerminal() }
                 case Token.metrics: if metrics?.takeTime() == true { metrics?.report(machine, "interval") }
-                case Token.answer: for line in answers.take() { report(line) }
+                case Token.answer: reportAnswers(report)
                 case Token.eventTimer: if eventTimer.take() { reportEvents() }
                 default: break
                 }
@@ -153,6 +156,9 @@ struct Session: ~Copyable {
         }
     }
 
+    /// Reports the answers to requests that keys made; once more when the control's thread has ended.
+    func reportAnswers(_ report: (String) -> Void) { for line in answers.take() { report(line) } }
+
     private func reportEvents() {
         machine.summarizeEvents()
         eventTimer.start(milliseconds: eventPeriod)
@@ -161,7 +167,7 @@ struct Session: ~Copyable {
     // MARK: Signals
 
     /// Indicates whether the guest was asked to power off.
-    var wasAskedToStop: Bool { requests.wasAsked }
+    var wasAskedToPowerOff: Bool { stopSignals.wasAsked }
 
     private mutating func handleSignals(_ report: (String) -> Void) {
         while let number = SignalSet.next(from: signals) {
@@ -172,24 +178,25 @@ struct Session: ~Copyable {
                 SignalSet.applyDefault(of: SIGTSTP)
                 takeTerminal()
             case SIGUSR1: metrics?.report(machine, "signal")
-            case SIGUSR2: machine.control.post(.resume, answer: answers.add)
-            default: stop(by: number, report)
+            case SIGUSR2: control.post(.resume, answer: answers.add)
+            default: handleStopSignal(number, report)
             }
         }
     }
 
-    private mutating func stop(by number: Int32, _ report: (String) -> Void) {
-        switch requests.signal(at: TimerFD.now) {
+    private mutating func handleStopSignal(_ number: Int32, _ report: (String) -> Void) {
+        switch stopSignals.signal(at: TimerFD.now) {
         case .none: break
-        case .end: machine.stop(.signal(number))
+        case .end: control.end(.signal(number))
         case .powerOff:
             // The terminal is closed: nobody will give another signal.
             if number == SIGHUP { isTerminalClosed = true }
             let limit = stopSeconds
             if let limit { stopTimer.start(milliseconds: limit * 1000) }
             report("asked the guest to power off; a second signal ends the machine" + (limit.map { ", and so does a timeout of \($0) seconds" } ?? ""))
-            if machine.control.isPaused { report("the machine is paused: the guest can power off only after it has been resumed") }
-            machine.requestPowerOff()
+            if control.isPaused { report("the machine is paused: the guest can power off only after it has been resumed") }
+            // Refused where the guest has just ended or reset itself: then the session ends too.
+            control.post(.powerButton)
         }
     }
 
@@ -251,11 +258,11 @@ struct Session: ~Copyable {
                 for action in escape.filter(bytes) {
                     switch action {
                     case .pass(let keys): take(keys, report)
-                    case .quit: return machine.stop(.quit)
+                    case .quit: return control.end(.quit)
                     case .help: for line in EscapeKey.help.split(separator: "\n") { report(String(line)) }
-                    case .status: report(machine.status.description)
-                    case .pause: machine.control.post(.togglePause, answer: answers.add)
-                    case .resume: machine.control.post(.resume, answer: answers.add)
+                    case .status: control.post(.status, answer: answers.add)
+                    case .pause: control.post(.togglePause, answer: answers.add)
+                    case .resume: control.post(.resume, answer: answers.add)
                     case .prompt:
                         prompt.open()
                         terminal?.show(prompt.takeEcho())
@@ -282,8 +289,8 @@ struct Session: ~Copyable {
             switch try MachineCommand.parse(line) {
             case nil: break
             case .help: for line in MachineCommand.helpLines { report(line) }
-            case .quit: machine.stop(.quit)
-            case .request(let request): machine.control.post(request, answer: answers.add)
+            case .quit: control.end(.quit)
+            case .request(let request): control.post(request, answer: answers.add)
             }
         } catch { report(error.description) }
     }

@@ -10,7 +10,7 @@ public import Logging
 ///
 /// SIGINT, SIGTERM and SIGHUP ask the guest to power off, the second one ends the machine; those that were ignored at the start stay ignored.
 /// The terminal's mode is restored before ``run(_:log:report:)`` returns.
-public enum Supervisor {
+public enum ForegroundSession {
     /// Makes the machine of a configuration, runs it, and gives back all it took.
     /// - Parameters:
     ///   - log: gets what happens inside.
@@ -48,29 +48,29 @@ public enum Supervisor {
             // There is no guest yet that could power off.
             return .signal(stops.takePending() ?? SIGINT)
         }
-        var session: Session
+        var loop: EventLoop
         do throws(SystemCallError) {
-            session = try Session(
+            loop = try EventLoop(
                 machine, console, signals: stops.union(jobControl).descriptor(), terminal: configuration.console == .stdio ? STDIN_FILENO : nil,
                 metrics: metrics)
         } catch { throw .host(purpose: "wait for signals and the console", error) }
-        if let announcement = session.console.announcement { report(announcement) }
+        if let announcement = loop.console.announcement { report(announcement) }
         // Last before the start: an error's sentence is printed on an ordinary terminal.
-        session.takeTerminal()
+        loop.takeTerminal()
         if let note = configuration.bootNote { report(note) }
         // A kernel may print nothing for a long time, or nothing at all, and a raw terminal takes no Ctrl-C.
-        if session.hasTerminal { report("\(machine.bootDescription) boots; Ctrl-A x ends the machine, Ctrl-A h shows help") }
+        if loop.hasTerminal { report("\(machine.bootDescription) boots; Ctrl-A x ends the machine, Ctrl-A h shows help") }
         try machine.start()
         hasStarted = true
         if let announcement = machine.debuggerAnnouncement { report(announcement) }
         // What parsed the command line and built the machine is not needed again, and is most of what is resident.
         ProgramText.release()
-        let end = try serve(machine, &session, stops, report)
+        let end = try serve(machine, &loop, stops, report)
         machine.summarizeEvents(all: true)
-        metrics?.finish(machine)
+        metrics?.reportEnd(of: machine)
         // Whoever asked for the end has it also when nobody reads what the guest has printed.
-        session.flushOutput(isPatient: configuration.console == .stdio && !end.isForced && !session.wasAskedToStop)
-        session.giveTerminalBack()
+        loop.flushOutput(isPatient: configuration.console == .stdio && !end.isForced && !loop.wasAskedToPowerOff)
+        loop.giveTerminalBack()
         if configuration.memory.backing == .transparent, let usage = machine.status.memory {
             report("the guest's RAM had \(usage.transparentHuge >> 20) MiB in transparent huge pages, of \(usage.resident >> 20) MiB resident")
         }
@@ -80,17 +80,18 @@ public enum Supervisor {
 
     /// Serves the guest's boots, one after the other, until one of them is the last.
     private static func serve(
-        _ machine: Machine, _ session: inout Session, _ stops: SignalSet, _ report: (String) -> Void
+        _ machine: Machine, _ loop: inout EventLoop, _ stops: SignalSet, _ report: (String) -> Void
     ) throws(MachineError) -> MachineEnd {
         while true {
-            session.loop(report)
-            let end = machine.finish()
+            loop.run(report)
+            let end = machine.waitForEnd()
+            loop.reportAnswers(report)
             guard machine.configuration.onReboot == .restart, machine.canRestart else { return end }
             // It was to power off, so it is not booted again: the host wants it to be off.
-            if session.wasAskedToStop { return rebootedInstead(report) }
+            if loop.wasAskedToPowerOff { return rebootedInstead(report) }
             if let details = end.sentence, case .tripleFault = end { report(details + "; it is reset") }
             do throws(MachineError) {
-                guard try machine.restart(isInterrupted: { stops.pending() != nil }) else { return machine.finish() }
+                guard try machine.restart(isInterrupted: { stops.pending() != nil }) else { return machine.waitForEnd() }
             } catch .memory(.interrupted) {
                 _ = stops.takePending()
                 return rebootedInstead(report)
