@@ -32,7 +32,7 @@ import Testing
             if !arguments.contains("--cmdline") {
                 try machine.wait(for: Program.prompt)
                 machine.send(signal: SIGKILL)
-                try machine.finish()
+                try machine.waitForEnd()
             } else {
                 try machine.expectEnd(0)
             }
@@ -125,7 +125,7 @@ import Testing
     /// `crash=internal` shows which kind of host this is: an instruction that the interpreter does not know.
     @Test func aBzImageWhereRingZeroIsInterpretedGetsAWarning() throws {
         let probe = try Program.machine(["--cmdline", "crash=internal run=help"])
-        let isInterpreted = try probe.finish() == .status(101)
+        let isInterpreted = try probe.waitForEnd() == .status(101)
         let image = try directory.write(TinyKernel.bzImage(TinyKernel.commandLinePrinter), to: "bzImage")
         let machine = try Program.machine(["--kernel", image])
         try machine.expectEnd(0)

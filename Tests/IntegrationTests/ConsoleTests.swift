@@ -279,12 +279,12 @@ import Testing
             try second.expectEnd(71)
             #expect(second.errors.text.contains("\(path) is in use: another process listens on it"), "\(second.errors.text)")
             first.send(signal: SIGKILL)
-            #expect(try first.finish() == .signal(SIGKILL))
+            #expect(try first.waitForEnd() == .signal(SIGKILL))
             #expect(try directory.contents == ["socket"])
             let third = try Program.machine([option, "unix:" + path, "--stop-timeout", "0"])
             try third.waitForError(option == "--gdb" ? "target remote" : "the console is the socket")
             third.send(signal: SIGTERM)
-            _ = try third.finish()
+            _ = try third.waitForEnd()
             #expect(try directory.contents.isEmpty)
         }
     }

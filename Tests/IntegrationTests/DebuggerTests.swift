@@ -24,7 +24,7 @@ import Testing
     private func gdb(_ commands: [String]) throws -> String {
         let all = ["set confirm off", "target remote \(socket)"] + commands
         let gdb = try Program(["gdb", "-nx", "-batch", Host.package + "/guests/kernel/build/guest.symbols.elf"] + all.flatMap { ["-ex", $0] })
-        try gdb.finish()
+        try gdb.waitForEnd()
         return gdb.output.text + gdb.errors.text
     }
 
@@ -281,7 +281,7 @@ import Testing
         try signalled.waitUntilRunning()
         signalled.send(signal: SIGINT)
         signalled.sendOneMore(signal: SIGINT)
-        _ = try signalled.finish()
+        _ = try signalled.waitForEnd()
         #expect(table(signalled).contains { $0.contains("SerialPort") })
         let crashed = try Program.machine(["--cmdline", "crash=triple", "--trace", "exits"])
         try crashed.expectEnd(100)

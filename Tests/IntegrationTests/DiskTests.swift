@@ -171,10 +171,10 @@ import Testing
             #expect(second.errors.text == "swkvm: disk \"\(disk)\": another process has it open for writing\n")
         }
         let tool = try Program(["qemu-img", "resize", "-f", "raw", disk, "4M"])
-        #expect(try tool.finish() == .status(1))
+        #expect(try tool.waitForEnd() == .status(1))
         #expect(tool.errors.text.contains("lock"))
         let writer = try Program(["qemu-io", "-f", "raw", "-c", "write 0 512", disk])
-        #expect(try writer.finish() == .status(1))
+        #expect(try writer.waitForEnd() == .status(1))
         try machine.powerOff()
         try shell("qemu-io -f raw -c 'write 0 512' '\(disk)'")
     }
@@ -199,7 +199,7 @@ import Testing
         try machine.expectEnd(71)
         #expect(machine.errors.text == "swkvm: disk \"\(disk)\": another process has it open for writing\n")
         tool.closeInput()
-        try tool.finish()
+        try tool.waitForEnd()
         try Program.machine(["--disk", disk, "--cmdline", "test=none"]).expectEnd(0)
     }
 
@@ -208,8 +208,8 @@ import Testing
         let terminal = try PseudoTerminal()
         let machine = try Program.machineAtPrompt(["--disk", disk], terminal: terminal)
         machine.send(signal: SIGKILL)
-        #expect(try machine.finishAlone() == .signal(SIGKILL))
-        #expect(try eventually { try Program.machine(["--disk", disk, "--cmdline", "test=none"]).finish() == .status(0) })
+        #expect(try machine.waitForExit() == .signal(SIGKILL))
+        #expect(try eventually { try Program.machine(["--disk", disk, "--cmdline", "test=none"]).waitForEnd() == .status(0) })
     }
 
     /// The file is replaced, cut or taken away under the machine: an error of the guest's, not of the process.

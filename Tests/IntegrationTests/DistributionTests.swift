@@ -145,7 +145,7 @@ import Testing
             "sh", "-c", "\"$(dirname \"$(readlink -f \"$(command -v swift)\")\")/clang\" -c -o /dev/null \"$0\"",
             Host.package + "/Sources/BundledGuest/guest.S",
         ])
-        #expect(try program.finish() != .status(0))
+        #expect(try program.waitForEnd() != .status(0))
         #expect(program.errors.text.contains("the bundled guest is not built yet: run `make guest`"), "\(program.story)")
     }
 
@@ -160,7 +160,7 @@ import Testing
             echo '# none' > .ci/unformatted; git init -q .; git add '\(name)'
             """)
         let program = try Program([directory(".ci/lint"), part])
-        _ = try program.finish()
+        _ = try program.waitForEnd()
         return program
     }
 

@@ -51,7 +51,7 @@ import Testing
         let program = try Program(["unshare", "-m", "sh", "-euc", "mount -t tmpfs -o mode=755 none /mnt; \(script)"])
         // The directory goes with this call.
         return try withExtendedLifetime(directory) {
-            try program.finish()
+            try program.waitForEnd()
             return program
         }
     }
@@ -62,7 +62,7 @@ import Testing
 
     @Test func anOrdinaryUserIsToldWhatNeedsAnAdministrator() throws {
         let doctor = try asNobody(Self.device("/dev/net/tun", "c 10 200", "666"))
-        #expect(try doctor.finish() != .signal(6))
+        #expect(try doctor.waitForEnd() != .signal(6))
         #expect(doctor.output.lines.contains { $0.hasPrefix("note     CAP_NET_ADMIN") })
         #expect(doctor.output.lines.contains { $0.contains("fix: sudo ip tuntap add swtap0 mode tap vnet_hdr user $USER") })
     }

@@ -41,7 +41,7 @@ import Testing
         // The header's incompatible features: the dirty bit.
         #expect(try shell("od -An -v -tx1 -j72 -N8 '\(image)'") == "\(String(repeating: " 00", count: 8))\n")
         let check = try Program([Host.swkvm, "image", "check", image])
-        #expect(try check.finish() == .status(0), "\(check.story)")
+        #expect(try check.waitForEnd() == .status(0), "\(check.story)")
         #expect(try shell("qemu-img check '\(image)'").contains("No errors were found"))
         let machine = try Program.machineAtPrompt(["--disk", image])
         #expect(try machine.ask("sum vda \(Self.tail) 200") == [sum])

@@ -32,7 +32,7 @@ import Testing
         try shell.wait(for: "READY\r\n")
         #expect(terminal.mode == cooked)
         try shell.type("exit\r")
-        _ = try shell.finish()
+        _ = try shell.waitForEnd()
     }
 
     /// The shell sends a job that runs no signal when it brings it to the foreground.
@@ -90,6 +90,6 @@ import Testing
         usleep(200_000)
         #expect(terminal.mode == mode)
         try shell.type("exit\r")
-        _ = try shell.finish()
+        _ = try shell.waitForEnd()
     }
 }

@@ -96,7 +96,7 @@ import Testing
     /// Where KVM runs ring 0 natively there is no such instruction: the guest says so.
     @Test func internalError() throws {
         let machine = try Program.machine(["--cmdline", "crash=internal run=help"])
-        let end = try machine.finish()
+        let end = try machine.waitForEnd()
         if machine.output.text.contains("ring 0 runs natively here") { return }
         #expect(end == .status(101), "\(machine.story)")
         let lines = machine.errors.lines
@@ -143,7 +143,7 @@ import Testing
             let machine = try Program.machine(["--console", "none"])
             machine.send(signal: SIGTERM)
             // Before the signals are blocked it is the kernel that ends the process, later the guest powers off.
-            let end = try machine.finish()
+            let end = try machine.waitForEnd()
             #expect(end == .status(0) || end == .signal(SIGTERM), "\(machine.story)")
         }
     }

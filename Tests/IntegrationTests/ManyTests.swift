@@ -31,7 +31,7 @@ import Testing
         // Half of them are asked to end, half are killed.
         for (number, machine) in zip(numbers, machines) { machine.send(signal: number % 2 == 0 ? SIGTERM : SIGKILL) }
         for (number, machine) in zip(numbers, machines) {
-            let end = try machine.finish()
+            let end = try machine.waitForEnd()
             #expect(end == (number % 2 == 0 ? .status(0) : .signal(SIGKILL)), "\(machine.story)")
         }
         #expect(try eventually { try host.linkNames() == ["br0"] })

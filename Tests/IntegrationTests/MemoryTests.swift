@@ -100,7 +100,7 @@ import Testing
         let machine = try Program.machineAtPrompt(["--hugepages", "--prealloc"], terminal: terminal)
         #expect(try pool.available == available - 32)
         machine.send(signal: SIGKILL)
-        #expect(try machine.finishAlone() == .signal(SIGKILL))
+        #expect(try machine.waitForExit() == .signal(SIGKILL))
         #expect(try eventually { try pool.available == available })
     }
 

@@ -159,7 +159,7 @@ import Testing
         let machine = try machine(end == "kill" ? "tap=tap0" : "tap=tap0,bridge=br0,mtu=1300", address: 2)
         #expect(try host.link("tap0").isUp)
         if end == "kill" { machine.send(signal: SIGKILL) } else { try machine.type(end + "\n") }
-        try machine.finish()
+        try machine.waitForEnd()
         // Nobody is left to take it down again after kill.
         if end == "kill" { try host.shell("ip link set tap0 down") }
         #expect(try eventually { try look() == before })
@@ -175,7 +175,7 @@ import Testing
         let terminal = try PseudoTerminal()
         let machine = try Program.machineAtPrompt(["--net", "tap=tap0,bridge=br0"], in: host, terminal: terminal)
         machine.send(signal: SIGKILL)
-        #expect(try machine.finishAlone() == .signal(SIGKILL))
+        #expect(try machine.waitForExit() == .signal(SIGKILL))
         #expect(try eventually { try host.linkNames() == ["br0"] })
     }
 

@@ -59,7 +59,7 @@ import Testing
         for _ in 0..<50 { try pauseAndResume(machine) }
         #expect(try machine.ask("echo second").last == "second")
         // ping itself does not wait for its last answers when they take longer than the others.
-        try pings.finish()
+        try pings.waitForEnd()
         #expect(try eventually {
             let now = try frames(machine)
             return now.received >= before.received + 1000 && now.sent >= before.sent + 1000

@@ -25,7 +25,7 @@ import Testing
 
     private func kill(_ server: Program) throws {
         server.send(signal: SIGKILL)
-        _ = try server.finish()
+        _ = try server.waitForEnd()
     }
 
     @Test func theGuestUsesARemoteDisk() throws {
@@ -167,7 +167,7 @@ import Testing
         tool = try Program([Host.swkvm, "image", "compare", directory("disk.raw"), "nbd+unix:///?socket=\(directory("slow"))"])
         #expect(try eventually { String(decoding: try readFile(directory("log"), limit: 1 << 20), as: UTF8.self).contains(" Read ") })
         tool.send(signal: SIGTERM)
-        #expect(try tool.finish() == .signal(SIGTERM))
+        #expect(try tool.waitForEnd() == .signal(SIGTERM))
         try kill(slow)
     }
 

@@ -35,7 +35,7 @@ import Testing
 
     @Test func underTimeout() throws {
         let machine = try Program(["timeout", "2", Host.swkvm, "run", "--mem", "64M", "--console", "none"])
-        #expect(try machine.finish() == .status(124))
+        #expect(try machine.waitForEnd() == .status(124))
         #expect(machine.errors.lines.count == 1, "\(machine.story)")
         #expect(machine.errors.text.contains("asked the guest to power off"))
     }

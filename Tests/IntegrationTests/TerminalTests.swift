@@ -57,7 +57,7 @@ import Testing
     @Test func kill() throws {
         let machine = try machineAtPrompt()
         machine.send(signal: SIGKILL)
-        #expect(try machine.finish() == .signal(SIGKILL))
+        #expect(try machine.waitForEnd() == .signal(SIGKILL))
         #expect(try eventually { terminal.mode == before })
     }
 
@@ -65,7 +65,7 @@ import Testing
     @Test func killOfTheGroup() throws {
         let machine = try machineAtPrompt()
         #expect(Glibc.kill(-machine.pid, SIGKILL) == 0)
-        #expect(try machine.finish() == .signal(SIGKILL))
+        #expect(try machine.waitForEnd() == .signal(SIGKILL))
         #expect(try eventually { terminal.mode == before })
     }
 
@@ -111,7 +111,7 @@ import Testing
         try silent.wait(
             for: "swkvm: \(kernel) (a 64-bit ELF file, entered as Linux is) with \(kernel) boots; Ctrl-A x ends the machine, Ctrl-A h shows help\r\n")
         try silent.type("\u{1}x")
-        try silent.finish()
+        try silent.waitForEnd()
     }
 
     @Test func preallocShowsItsProgress() throws {

@@ -53,7 +53,7 @@ extension Program {
 
     /// Waits for the end and checks the status.
     func expectEnd(_ status: Int32, sourceLocation: SourceLocation = #_sourceLocation) throws {
-        let end = try finish()
+        let end = try waitForEnd()
         #expect(end == .status(status), "\(story)", sourceLocation: sourceLocation)
     }
 

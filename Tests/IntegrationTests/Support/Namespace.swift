@@ -51,7 +51,7 @@ final class Namespace {
 @discardableResult
 func shell(_ script: String, in namespace: Namespace? = nil) throws -> String {
     let program = try Program(["sh", "-euc", script], in: namespace)
-    guard try program.finish() == .status(0) else { throw TestFailure(program.story) }
+    guard try program.waitForEnd() == .status(0) else { throw TestFailure(program.story) }
     return program.output.text
 }
 

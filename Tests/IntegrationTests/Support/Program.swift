@@ -135,7 +135,7 @@ final class Program {
 
     /// Waits for the end of the process and of what it prints; a terminal outlives it.
     @discardableResult
-    func finish() throws -> End {
+    func waitForEnd() throws -> End {
         try pump("to end") { (hasTerminal || outputEnd == nil && errorEnd == nil) && reap() }
         readAll()
         return try required(end)
@@ -143,7 +143,7 @@ final class Program {
 
     /// The same when another process may still hold its streams.
     @discardableResult
-    func finishAlone() throws -> End {
+    func waitForExit() throws -> End {
         try pump("to end") { reap() }
         return try required(end)
     }
