@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// console [OPTION…] COMMAND…: runs an emulator, and is between it and Tests/Lab/run.
+// console [OPTION…] COMMAND…: runs an emulator for Tests/Lab/run.
 //
-// What the emulator writes to its standard output and standard error comes out line by line without escape sequences, a long line cut; all of it goes to
-// --log. The status is the emulator's, 128 and more for a signal, and 124 when it was ended because it hung.
+// Prints the emulator's standard output and standard error line by line without escape sequences; long lines are truncated. The whole output goes to
+// --log. The status is the emulator's, 128 and more for a signal, and 124 if it was ended because it hung.
 //
 // It hangs when a number of seconds has passed, whatever it has written meanwhile: --boot from its start; N and --silence from the last line
 // `# begin NAME limit N`; the half of --silence from `1..N`; all of them times --slowness. A second is one that the emulator had a CPU for or slept
@@ -42,19 +42,19 @@ static void fail(const char *what) {
     exit(1);
 }
 
-// MARK: The emulator's life
+// MARK: Start and end
 
 static void end_emulator(void) {
     if (emulator > 0) kill(with_terminal ? emulator : -emulator, SIGKILL);
 }
 
-// The terminal was closed, the runner ended or was interrupted.
+// The terminal was closed, or Tests/Lab/run ended or was interrupted.
 static void give_up(int number) {
     end_emulator();
     _exit(128 + number);
 }
 
-// Ends this process with `number` when `parent` ends, which may have happened already.
+// Has the kernel send `number` to this process when `parent` ends, which may have happened already.
 static void tie_to(pid_t parent, int number) {
     if (prctl(PR_SET_PDEATHSIG, number) != 0) fail("prctl");
     if (getppid() != parent) _exit(1);
@@ -123,8 +123,8 @@ static bool read_thread(pid_t id, char *state, unsigned long *time) {
     return true;
 }
 
-// How many of the `passed` seconds since the last call count: all when every thread slept, which is its own choice; else what the busiest thread had of a
-// CPU, since the others may wait for it.
+// How many of the `passed` seconds since the last call count: all if every thread slept; otherwise the CPU time of the busiest thread, since the others may
+// wait for it.
 static double counted(double passed) {
     static struct thread before[THREADS];
     static size_t known;
@@ -229,7 +229,7 @@ static void end_output(void) {
     if (length || lost) end_line();
 }
 
-// Serves the emulator until its end, and returns its status for waitpid, or -1 if it hung.
+// Runs until the emulator ends, and returns its status from waitpid, or -1 if it hung.
 static int serve(int input, int output) {
     double last = seconds();
     long told = 0;
@@ -241,7 +241,7 @@ static int serve(int input, int output) {
         double rest = last + SAMPLE / 1e3 - seconds();
         poll(&ready, 1, rest > 0 ? rest * 1e3 + 1 : 0);
         int status;
-        // Whether it has ended is asked before its last words are read.
+        // Checked before the last output is read.
         bool ended = waitpid(emulator, &status, WNOHANG) == emulator;
         double now = seconds();
         if (now - last >= SAMPLE / 1e3) {
@@ -263,7 +263,7 @@ static int serve(int input, int output) {
             end_output();
             return -1;
         }
-        // A host that does not listen has a full pipe, and loses nothing.
+        // If the host does not read, the pipe is full, and the number is dropped.
         while (input >= 0 && told < (long)counter) {
             char text[32];
             int size = snprintf(text, sizeof text, "%ld\n", ++told);
@@ -299,7 +299,7 @@ int main(int count, char **arguments) {
     }
     the_log = fopen(log_path, "ae");
     if (!the_log) fail(log_path);
-    // What was ignored at the start, as SIGHUP is under nohup, is ignored still.
+    // Signals that were ignored at the start, as SIGHUP is under nohup, stay ignored.
     for (size_t i = 0; i < 3; i++) {
         int number = (const int[]){ SIGTERM, SIGINT, SIGHUP }[i];
         if (signal(number, SIG_IGN) != SIG_IGN) signal(number, give_up);

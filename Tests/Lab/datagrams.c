@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // UDP for the lab, whose busybox has none: the same program in the emulated host and in guests.
-//   datagrams echo PORT                 sends back what comes, until a datagram of one byte
-//   datagrams send ADDRESS PORT COUNT   sends COUNT numbered datagrams of 8 to 1472 bytes, 32 of them under way at most; each has to come back as it
-//                                       was. Then one of one byte. Status 0 if none was lost or altered
+//   datagrams echo PORT                 echoes datagrams, until one of one byte
+//   datagrams send ADDRESS PORT COUNT   sends COUNT numbered datagrams of 8 to 1472 bytes, at most 32 of them in flight; each has to come back
+//                                       unchanged. Then one of one byte. Status 0 if none was lost or altered
 #include <arpa/inet.h>
 #include <poll.h>
 #include <stdint.h>
@@ -18,7 +18,7 @@ static void fill(uint32_t number, unsigned char *bytes, size_t size) {
     memcpy(bytes, &number, sizeof number);
 }
 
-// Sizes change from one to the next, the small ones more often.
+// Sizes vary, with more small ones.
 static size_t size_of(uint32_t number) { return number % 4 ? 8 + number % 57 : 8 + number * 97 % (largest - 7); }
 
 static int echo(int port) {
@@ -49,7 +49,7 @@ static int transmit(const char *address, int port, uint32_t count) {
             sent++;
         }
         struct pollfd ready = {.fd = sock, .events = POLLIN};
-        // Long: the machine may have no time for the emulator.
+        // Long, since the machine may be busy.
         if (poll(&ready, 1, 120000) != 1) return printf("%u of %u datagrams came back\n", received, sent), 1;
         ssize_t size = recv(sock, bytes, sizeof bytes, 0);
         if (size < 0) return perror("recv"), 1;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// symbols FILE: makes an ELF file with the symbols of standard input, a line `ADDRESS KIND NAME` for each as in /proc/kallsyms, for a debugger.
-// Its code is not in it: a section covers the addresses from 0xffffffff81000000 on, and has no contents.
+// symbols FILE: creates an ELF file with the symbols of standard input, a line `ADDRESS KIND NAME` for each as in /proc/kallsyms, for a debugger.
+// It contains no code: a section without contents covers the addresses from 0xffffffff81000000 on.
 #include <elf.h>
 #include <stdio.h>
 #include <string.h>
@@ -28,7 +28,7 @@ int main(int argc, char **argv) {
         {0},
         {.sh_name = 1, .sh_type = SHT_NOBITS, .sh_flags = SHF_ALLOC | SHF_EXECINSTR, .sh_addr = 0xffffffff81000000, .sh_offset = table, .sh_size = 64 << 20, .sh_addralign = 1},
         {.sh_name = 7, .sh_type = SHT_SYMTAB, .sh_offset = table, .sh_size = count * sizeof symbols[0], .sh_link = 3, .sh_info = 1, .sh_addralign = 8, .sh_entsize = sizeof symbols[0]},
-        // The names of symbols, and behind them those of the sections.
+        // The names of symbols, then those of the sections.
         {.sh_name = 15, .sh_type = SHT_STRTAB, .sh_offset = strings, .sh_size = length + sizeof sectionNames, .sh_addralign = 1}};
     Elf64_Shdr written[4];
     memcpy(written, sections, sizeof written);

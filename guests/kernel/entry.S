@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything that runs in ring 0. The few instructions that Swift has no word for are in instructions.S.
+// All code of ring 0. Instructions that Swift cannot express are in instructions.S.
 //
-// Ring 0 is as thin as an x86 lets it be, because some hosts interpret it (half a microsecond an instruction): the tables
-// are data of the image, an interrupt is three instructions, and all the rest, drivers included, is Swift in ring 3.
-// No instruction here is beyond KVM's emulator, except the one that is meant to be.
+// Ring 0 is as small as possible, because some hosts interpret it (half a microsecond for an instruction): the tables
+// are data of the image, an interrupt is three instructions, and the rest, drivers included, is Swift in ring 3.
+// KVM's emulator supports all instructions here, except the one of internalErrorService.
 
     .set PRESENT,     0x001
     .set WRITABLE,    0x002
     .set USER,        0x004
     .set UNCACHED,    0x018                 // PCD | PWT
-    .set USED,        0x060                 // accessed | dirty: nothing is left for the CPU to write
+    .set USED,        0x060                 // accessed | dirty: the CPU need not write them
     .set LARGE,       0x080
     .set TABLE,       PRESENT | WRITABLE | USER | USED
     .set PAGE,        TABLE
 
-    .set KERNEL_CODE, 0x10                  // the selectors of the long-mode entry, kept
+    .set KERNEL_CODE, 0x10                  // the selectors of the long-mode entry
     .set USER_DATA,   0x28 | 3
     .set USER_CODE,   0x30 | 3
     .set FIRST_TSS,   0x40
     .set MAX_CPUS,    255
 
     .set CORE,        0x100000              // kernel.ld puts .core here
-    .set TRAMPOLINE,  0x8000                // where an application processor begins, in real mode
+    .set TRAMPOLINE,  0x8000                // where an application processor starts in real mode
 
     .set IA32_EFER,   0xc0000080
     .set EXIT_PORT,   0x501
@@ -52,7 +52,7 @@ pml4:
     .fill   511, 8, 0
 
     .global pdpt
-pdpt:                                       // 1 GiB pages, but for the first GiB and the one with the devices
+pdpt:                                       // 1 GiB pages, except the first GiB and the one with the devices
     .quad   pdLow + TABLE
     .set    gib, 1
     .rept   511
@@ -80,8 +80,8 @@ ptLow:                                      // 4 KiB pages; the first is absent,
     .set    page, page + 1
     .endr
 
-pdDevices:                                  // 3 – 4 GiB, uncached; its last 2 MiB show the first 2 MiB of RAM once more,
-    .set    mib, 3072                       // page 0 among them: boot information lies there
+pdDevices:                                  // 3 – 4 GiB, uncached; its last 2 MiB map the first 2 MiB of RAM again,
+    .set    mib, 3072                       // with page 0, which contains boot information
     .rept   511
     .quad   (mib << 20) + PAGE + LARGE + UNCACHED
     .set    mib, mib + 2
@@ -130,7 +130,7 @@ idtPointer:
     .balign 16
 idt:
     .set    vector, 0
-    .rept   32                              // exceptions; NMI, #DF and #MC on a stack that is surely good
+    .rept   32                              // exceptions; NMI, #DF and #MC on a stack that is always valid
     .if     vector == 2 || vector == 8 || vector == 18
     gate    (exceptionEntries + 16 * vector), INTERRUPT, 2
     .elseif vector == 3
@@ -147,8 +147,8 @@ idt:
     .endr
 idtEnd:
 
-// A CPU's block: its ring-0 stacks and, at the end, the word that interrupts set their bits in. IST 1 ends right at that
-// word, so that an interrupt finds it at a fixed distance from its frame, whatever was interrupted.
+// A CPU's block: its ring-0 stacks and, at the end, the word in which interrupts set their bits. IST 1 ends at that
+// word, so that it is at a fixed distance from an interrupt's frame.
     .set    FRAME, 40                       // RIP, CS, RFLAGS, RSP, SS
     .set    BLOCK_FAULTS, 0x200             // tops of: IST 2, ring 0 (exceptions and services), IST 1
     .set    BLOCK_RING0, 0x600
@@ -157,12 +157,12 @@ idtEnd:
     .set    BLOCK_TASK, 0x768               // and the selector of its TSS
     .set    BLOCK_SIZE, 0x780
 
-// The TSSs of all CPUs lie side by side, and one open port bitmap after the last serves them all.
+// The TSSs of all CPUs are adjacent, and share one open port bitmap after the last.
     .set    TSS_SIZE, 112
     .set    TSS_BITMAP, 0x7000
     .set    TSS_LIMIT, TSS_BITMAP + 0x2000 - 1
 
-    .section .tss, "aw"                     // kernel.ld puts the two side by side
+    .section .tss, "aw"                     // kernel.ld makes the two adjacent
     .balign 16
     .global bootTSS, moreTSS
 bootTSS:
@@ -190,7 +190,7 @@ faultStackTop:
 bootStackTop:
     .section .core
 
-// ---- The way in ------------------------------------------------------------------------------------------------------
+// ---- Entry -----------------------------------------------------------------------------------------------------------
 
     .balign 16
     .code32
@@ -219,13 +219,13 @@ entry64:                                    // RDI = hvm_start_info
     lidt    idtPointer
     mov     $FIRST_TSS, %eax
     ltr     %ax
-    mov     $0xff, %al                      // the PICs keep silent: nobody has given them vectors, theirs would be exceptions'
+    mov     $0xff, %al                      // masks the PICs: their default vectors are those of exceptions
     out     %al, $0x21
     out     %al, $0xa1
     mov     $bootFrame, %esp
     iretq                                   // to kernelMain in ring 3
 
-// Copied to TRAMPOLINE; an application processor begins here after INIT and SIPI and goes straight to long mode.
+// Copied to TRAMPOLINE; an application processor starts here after INIT and SIPI, and enters long mode directly.
     .balign 16
     .code16
     .global trampolineStart, trampolineEnd
@@ -265,7 +265,7 @@ processorEntry:
 2:  hlt
     jmp     2b
 1:
-    addr32 mov 0xfee00020, %eax             // the APIC ID says which block is this CPU's
+    addr32 mov 0xfee00020, %eax             // the APIC ID is the index of this CPU's block
     shr     $24, %eax
     mov     processorBlocks(, %rax, 8), %rdi
     mov     BLOCK_TASK(%rdi), %eax
@@ -313,7 +313,7 @@ exception:                                  // the frame that Fault.swift reads,
     jc      1f
     mov     $faultFrame, %esp
     iretq
-1:  mov     $EXIT_PORT, %edx                // a second fault while the first is told, or another CPU's: no more words
+1:  mov     $EXIT_PORT, %edx                // a second fault during the report of the first, or another CPU's: no output
     mov     $FAULT_STATUS, %eax
     out     %al, %dx
     cli
@@ -333,8 +333,8 @@ interruptEntries:
     .balign 32
     iretq                                   // 63, vector 0x5f: spurious
 
-// int3 from ring 3, R11 = which: the one software interrupt that every host lets through (int 0x80 belongs to a host's
-// 32-bit system calls where ring 3 runs on the bare CPU). Ring 3 is the kernel itself; nothing is to be kept from it.
+// int3 from ring 3, R11 = which: the one software interrupt that every host passes to the guest (int 0x80 is a host's
+// 32-bit system call if ring 3 runs natively). Ring 3 is part of the kernel, and has all rights.
     .balign 16
 service:
     and     $7, %r11d
@@ -343,7 +343,7 @@ services:
     .quad   idleService, writeMSRService, outputService, reloadTablesService
     .quad   tripleFaultService, internalErrorService, identificationService, idleService
 
-idleService:                                // sleep until an interrupt is pending; one that came before is not missed
+idleService:                                // sleeps until an interrupt is pending
     cmpq    $0, (BLOCK_PENDING - BLOCK_RING0 + FRAME)(%rsp)
     jne     1f
     sti
@@ -363,7 +363,7 @@ reloadTablesService:
     mov     %rax, %cr3
     iretq
 
-identificationService:                      // cpuid, as the monitor made it: in ring 3 some hosts show their own
+identificationService:                      // cpuid of the virtual CPU: in ring 3 some hosts show their own
     cpuid
     iretq
 
@@ -371,7 +371,7 @@ tripleFaultService:
     lidt    nothing
     ud2
 
-internalErrorService:                       // where ring 0 is interpreted this ends the machine, elsewhere it is harmless
+internalErrorService:                       // ends the machine if ring 0 is interpreted, and is harmless otherwise
     popcnt  %rax, %rax
     iretq
 
@@ -388,7 +388,7 @@ nothing:
     .word   0
     .quad   0
 
-// Where things are, for Swift (Core.swift has the same order).
+// Addresses for Swift (Core.swift has the same order).
     .global coreTable
 coreTable:
     .quad   imageEnd, gdt, bootTSS, bootBlock, pdpt

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What Swift has no word for: instructions, the calls of ring 0's services (entry.S), and what its compiler calls. All of it runs in ring 3.
+// Instructions that Swift cannot express, calls of ring 0's services (entry.S), and functions that its compiler calls. All of it runs in ring 3.
 
     .text
     .macro  function name:req
@@ -89,7 +89,7 @@ function crashByInternalError
     int3
     ret
 
-// What the Swift compiler and its library call.
+// Functions that the Swift compiler and its library call.
 
 function posix_memalign
     jmp     heapAllocate
@@ -113,7 +113,7 @@ function memmove
     mov     %rdi, %r8
     sub     %rsi, %r8
     cmp     %rdx, %r8
-    jb      1f                              // the destination begins inside the source: from the end
+    jb      1f                              // the destination begins inside the source: copies from the end
     rep movsb
     ret
 1:  lea     -1(%rdi, %rdx), %rdi

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A guest that leaves to user space again and again, and prints how many ticks of the time-stamp counter each kind took:
+// A guest that causes exits to user space repeatedly, and prints how many ticks of the time-stamp counter each kind took:
 // four lines of 16 hexadecimal digits. It is entered in long mode, ring 0, with 4 GiB mapped to themselves.
 
     .set ROUNDS, 4000
@@ -46,7 +46,7 @@ _start:
     mov     $SELECT, %edi
     xor     %eax, %eax
 
-    mov     $ROUNDS, %ecx                   // uncounted, until the host's CPU is at its speed
+    mov     $ROUNDS, %ecx                   // uncounted, until the host's CPU has reached its frequency
 1:  out     %al, $0x80
     dec     %ecx
     jnz     1b

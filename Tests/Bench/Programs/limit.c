@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The least that a program on /dev/kvm can do: what swkvm is measured against. It checks for errors and does nothing else.
+// A minimal program on /dev/kvm, as a reference for swkvm. It checks for errors and does nothing else.
 //
 //   limit bare                     a VM, one page, one vCPU, one `out` in real mode
 //   limit full MIB                 also PIC, IOAPIC, PIT, RAM and CPUID, and the `out` in long mode
@@ -42,7 +42,7 @@ static void make_machine(size_t size, int full) {
     if (m.ram == MAP_FAILED) check(-1, "mmap");
     struct kvm_userspace_memory_region region = {.memory_size = size, .userspace_addr = (uintptr_t)m.ram};
     check(ioctl(m.vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
-    if (full) {  // after the memory, which would have to wait for what these leave to be cleaned up
+    if (full) {  // after the memory, which would otherwise wait for the kernel's clean-up after these
         uint64_t identity = 0xfffbc000;
         struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
         check(ioctl(m.vm, KVM_SET_TSS_ADDR, 0xfffbd000ul), "KVM_SET_TSS_ADDR");
@@ -138,7 +138,7 @@ static void describe(const char *command_line) {
     strcpy((char *)m.ram + COMMAND_LINE, command_line);
 }
 
-// The exit loop: what swkvm's does at its least.
+// The exit loop: the minimum of swkvm's.
 static void serve(void) {
     while (1) {
         check(ioctl(m.cpu, KVM_RUN, 0), "KVM_RUN");

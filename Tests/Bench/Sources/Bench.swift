@@ -9,7 +9,7 @@ import Glibc
 @main
 struct Bench {
     static func main() {
-        // As process 1 of its namespace it dies of no signal unless it says so; its end ends all it has started.
+        // As process 1 of its namespace it ignores signals by default; when it ends, all its processes end.
         for number in [SIGINT, SIGTERM, SIGHUP] { signal(number) { _exit(128 + $0) } }
         signal(SIGPIPE, SIG_IGN)
         let words = CommandLine.arguments

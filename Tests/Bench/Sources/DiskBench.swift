@@ -8,7 +8,7 @@ import GuestMemory
 
 /// (c) Reads from an image of 1 GiB that is in the page cache, through the block device model and its io_uring.
 enum DiskBench {
-    /// What is read, the same for all.
+    /// The reads, the same for all programs.
     struct Load {
         let name: String
         let size: Int
@@ -61,7 +61,7 @@ enum DiskBench {
         return rows
     }
 
-    /// A file without holes or zeroes, which also puts it into the page cache.
+    /// Creates a file without holes or zeroes, which is then in the page cache.
     private static func makeImage(_ path: String) throws {
         let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard file >= 0 else { throw BenchError("cannot create \(path)") }
@@ -77,7 +77,7 @@ enum DiskBench {
         }
     }
 
-    /// fio's own figure, so that its start does not count.
+    /// fio's own figure, which excludes its start.
     private static func fio(_ load: Load, _ path: String) throws -> Double {
         let output = try Child.run([
             "fio", "--name=bench", "--filename=\(path)", "--readonly", "--ioengine=io_uring",
@@ -89,7 +89,7 @@ enum DiskBench {
         return Double(load.count) / (try number(after: "\"iops\" :", in: output))
     }
 
-    /// qemu-img's own figure. Its "random" is a long step round and round the image.
+    /// qemu-img's own figure. Its "random" is a long step through the image, repeatedly.
     private static func qemuImage(_ load: Load, _ path: String, _ format: String) throws -> Double {
         let step = load.isRandom ? 4096 * 65_537 : load.size
         let output = try Child.run([
@@ -125,7 +125,7 @@ private final class DiskDriver {
         driver = try VirtioDriver(device, memory: try GuestMemory(size: 64 << 20), features: 0)
     }
 
-    /// Does all reads of a load; seconds.
+    /// Performs all reads of a load. Returns seconds.
     func read(_ load: DiskBench.Load) throws -> Double {
         let headers = driver.buffers
         let data = driver.buffers + 0x1_0000

@@ -2,7 +2,7 @@
 
 import Glibc
 
-/// (e) What a running machine costs the host besides its RAM, and the size of the program.
+/// (e) The memory of a running machine besides its RAM, and the size of the program.
 enum FootprintBench {
     static func run(_ setup: Setup) throws -> [Row] {
         let disk = "\(setup.work)/footprint.raw"
@@ -13,8 +13,8 @@ enum FootprintBench {
             "virtio-blk-device,drive=disk",
             "-netdev", "tap,id=net,ifname=swfoot1,script=no,downscript=no", "-device", "virtio-net-device,netdev=net",
         ])
-        // The build has just written the program, so the page cache holds it in folios of up to 2 MiB, which the kernel
-        // maps whole. Read from the disk, as after a boot of the host, it is in small ones.
+        // The build has just written the program, so it is in the page cache in folios of up to 2 MiB, which the kernel
+        // maps as a whole. When it is read from the disk, as after a boot of the host, folios are small.
         let written = Sample(try interleave(setup.runs, [{ try resident(swkvm) }])[0])
         try dropFromPageCache(setup.swkvm)
         let bare = setup.run([])
@@ -36,7 +36,7 @@ enum FootprintBench {
         ]
     }
 
-    /// Writes the file back and forgets its pages.
+    /// Writes the file back and drops its pages.
     private static func dropFromPageCache(_ path: String) throws {
         let file = open(path, O_RDONLY | O_CLOEXEC)
         guard file >= 0, fdatasync(file) == 0, posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED) == 0 else {
@@ -45,7 +45,7 @@ enum FootprintBench {
         close(file)
     }
 
-    /// MiB of all mappings but guest RAM, once the guest is at its prompt and waits.
+    /// MiB of all mappings except guest RAM, while the guest waits at its prompt.
     private static func resident(_ words: [String]) throws -> Double {
         let child = try Child(words)
         // The prompt comes at the start of a line.

@@ -2,7 +2,7 @@
 
 import Glibc
 
-/// What went wrong, in a sentence.
+/// An error message.
 struct BenchError: Error, CustomStringConvertible {
     let description: String
     init(_ description: String) { self.description = description }
@@ -15,15 +15,15 @@ func now() -> Double {
     return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
 }
 
-/// How long `body` takes, in seconds.
+/// The duration of `body`, in seconds.
 func time(_ body: () throws -> Void) rethrows -> Double {
     let start = now()
     try body()
     return now() - start
 }
 
-/// Runs the bodies in turn, A B C A B C …, so that what else the host does hits all alike, and once before that
-/// uncounted.
+/// Runs the bodies in turn, A B C A B C …, so that other load on the host affects all equally, after one uncounted
+/// round.
 func interleave(_ rounds: Int, _ bodies: [() throws -> Double]) throws -> [[Double]] {
     for body in bodies { _ = try body() }
     var results = bodies.map { _ in [Double]() }
@@ -64,11 +64,11 @@ func fileSize(_ path: String) throws -> Int {
     return Int(status.st_size)
 }
 
-/// A program that runs, its standard output and error in pipes, its input empty.
+/// A running program with its standard output and error in pipes, and empty input.
 final class Child {
     let pid: pid_t
     let started: Double
-    /// When the first byte of its output came.
+    /// The time of the first byte of its output.
     private(set) var firstByte: Double?
     /// Its CPU time until then.
     private var cpuToFirstByte: Double?
@@ -78,7 +78,7 @@ final class Child {
     private var isRunning = true
     private let command: String
 
-    /// No program takes longer than this many seconds.
+    /// The time limit of a program, in seconds.
     private static let patience: Double = 60
 
     init(_ words: [String]) throws {
@@ -106,7 +106,7 @@ final class Child {
         }
     }
 
-    /// The end to read from and the one to write to.
+    /// The reading and the writing end.
     private static func makePipe() throws -> (Int32, Int32) {
         var ends: [Int32] = [0, 0]
         guard pipe(&ends) == 0 else { throw BenchError("cannot create a pipe") }
@@ -122,11 +122,11 @@ final class Child {
         for pipe in pipes where pipe >= 0 { close(pipe) }
     }
 
-    /// Takes output until `isEnough`, or to the end of both pipes.
+    /// Reads output until `isEnough`, or to the end of both pipes.
     func collect(until isEnough: ([UInt8]) -> Bool = { _ in false }) throws {
         var buffer = [UInt8](repeating: 0, count: 1 << 16)
         while !isEnough(output), pipes.contains(where: { $0 >= 0 }) {
-            // A negative descriptor is passed over.
+            // poll ignores a negative descriptor.
             var waiting = pipes.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
             guard now() - started < Self.patience, poll(&waiting, nfds_t(waiting.count), 1000) >= 0 else {
                 throw BenchError("\(command): not finished after \(Int(Self.patience)) s\n\(text)")
@@ -206,7 +206,7 @@ func number(after key: String, in text: String) throws -> Double {
 }
 
 extension String {
-    /// What comes behind the first occurrence of `key`.
+    /// The text after the first occurrence of `key`.
     func rest(after key: String) -> Substring? {
         var place = startIndex
         while place < endIndex {

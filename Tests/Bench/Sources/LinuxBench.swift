@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// (f) A Linux guest from the start of the monitor to power-off, its user space one instruction long.
+/// (f) A Linux guest from the start of the monitor to power-off, with a user space of one system call.
 enum LinuxBench {
     static func run(_ setup: Setup, kernel: String) throws -> [Row] {
         let initrd = "\(setup.work)/initrd"
         try writeFile(initrd, archive(try readFile("\(setup.programs)/init")))
-        // Quiet, as the bundled guest is; the serial port is what ends the line "reboot: Power down".
+        // Quiet, like the bundled guest; the serial port prints the line "reboot: Power down".
         let line = "console=ttyS0 quiet rdinit=/init panic=-1"
         let swkvm = setup.run(["--kernel", kernel, "--initrd", initrd, "--cmdline", line])
         let qemu = setup.qemu(["-kernel", kernel, "-initrd", initrd, "-append", line], acpi: true)

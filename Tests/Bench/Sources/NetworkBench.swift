@@ -10,7 +10,7 @@ import HostNetwork
 /// (d) Packets through a TAP: from a driver in this process through the network device model to the host, and back;
 /// beside a loop of bare reads and writes of a TAP.
 enum NetworkBench {
-    /// As many as the queues have entries; fewer than a TAP keeps, so that none is lost.
+    /// The size of the queues, which is less than a TAP's queue, so that no packet is lost.
     static let burst = 256
     private static let sent = 100_000
     private static let bursts = 200
@@ -34,7 +34,7 @@ enum NetworkBench {
                     { try time { try card.send(sent, size: size) } },
                     { try time { _ = try checked(bench_tap_write(tap, UInt32(sent), size), "writing to a TAP") } },
                 ])
-            // A burst is put into the TAP by the host and then fetched; both together are timed, in both cases.
+            // The host sends a burst to the TAP, from which it is then read; both together are timed, in both cases.
             let receive = try interleave(
                 setup.runs,
                 [
@@ -102,7 +102,7 @@ private final class Card {
         freeToSend = Array(0..<driver.queues[Self.transmit].size)
     }
 
-    /// Sends frames and waits until the device has passed them all on.
+    /// Sends frames and waits until the device has used them all.
     func send(_ count: Int, size: Int) throws {
         for index in 0..<driver.queues[Self.transmit].size {
             let buffer = sendBuffers + Self.bufferSize * UInt64(index)
@@ -117,7 +117,7 @@ private final class Card {
                 left -= 1
             }
             driver.publish(Self.transmit)
-            // Three quarters of what is under way, so that neither side waits for the other all the time.
+            // Three quarters of the frames in flight, so that neither side always waits for the other.
             try driver.wait(Self.transmit, count: max(1, driver.queues[Self.transmit].inFlight / 4 * 3))
             while let (head, _) = driver.queues[Self.transmit].take() { freeToSend.append(head) }
         }
@@ -125,7 +125,7 @@ private final class Card {
         guard passed == UInt64(count) else { throw BenchError("\(passed) of \(count) frames were sent") }
     }
 
-    /// Takes frames of a size until there were `count`; others do not count.
+    /// Receives frames until there were `count` of that size.
     func receive(_ count: Int, size: Int) throws {
         var left = count
         while left > 0 {

@@ -4,10 +4,10 @@ import DiskImage
 import Glibc
 import Linux
 
-/// Two engines of one image, each in a thread of its own as the queues of a disk have them, beside one engine with as
+/// Two engines of one image, each in a thread of its own like those of a disk's queues, compared with one engine with as
 /// many requests in flight.
 ///
-/// The images are in the page cache: what the threads do themselves is measured, and what they wait for each other.
+/// The images are in the page cache: the threads' own work and their waits for each other are measured.
 enum QueueBench {
     private struct Load {
         let name: String
@@ -43,7 +43,7 @@ enum QueueBench {
                 creation.options.encryption = ImageEncryption(key: try DiskKey(.file(key)), cost: .iterations(1000))
             }
             try creation.create()
-            // What is not there is only read.
+            // Unallocated clusters are only read.
             for load in loads where preallocation == .full || !load.writes {
                 let seconds = try interleave(
                     setup.runs,
@@ -83,7 +83,7 @@ enum QueueBench {
         return seconds
     }
 
-    /// Lets one thread pass, once another has opened it.
+    /// Blocks one thread until another opens it.
     private final class Gate: Sendable {
         private let event: EventFD
         init() { event = try! EventFD() }
@@ -91,9 +91,9 @@ enum QueueBench {
         func wait() { event.wait() }
     }
 
-    /// An engine in a thread, which whoever has this waits for.
+    /// An engine in a thread, which is joined by `deinit`.
     private final class Worker {
-        /// Whose turn it is, and what the thread leaves behind.
+        /// The thread's turns, and its result.
         final class Turns: @unchecked Sendable {
             let ready = Gate(), start = Gate(), end = Gate()
             // Read after `end`.

@@ -2,25 +2,25 @@
 
 import Glibc
 
-/// Requests on images: `swkvm image bench` beside `qemu-img bench` on the same image, and beside fio on a raw file of
+/// Requests on images: `swkvm image bench` compared with `qemu-img bench` on the same image, and with fio on a raw file of
 /// the same size.
 ///
-/// Reads from the page cache, which has the image, show what a program itself takes; around it, the disk is what takes
-/// time. Writes into the page cache are not measured: file systems that do not take them at once have the kernel's
-/// worker threads do them, whoever asks.
+/// Reads from the page cache show a program's own cost; with direct I/O the disk takes most of the time. Writes to the
+/// page cache are not measured: on file systems without asynchronous ones the kernel's worker threads do them, for every
+/// program.
 enum RequestBench {
     private struct Load {
         let name: String
         let size: Int
         let depth: Int
         let step: Int
-        /// Requests through the page cache and around it, and reads of holes, which take no time but the program's.
+        /// Requests through the page cache, direct I/O, and reads of holes, which take only the program's own time.
         let counts: (cached: Int, direct: Int, holes: Int)
         let rw: String
     }
 
     private static let megabytes = 512
-    // Long steps, round and round: other places each time, and the same for both.
+    // Long steps through the image, repeatedly: other offsets each time, and the same for both programs.
     private static let loads = [
         Load(
             name: "random 4 KiB, depth 1", size: 4096, depth: 1, step: 4096 * 65_537, counts: (40_000, 3000, 300_000),
@@ -37,9 +37,9 @@ enum RequestBench {
         let name: String
         let path: String
         let format: String
-        /// The raw file that fio has, with as much in it.
+        /// The raw file for fio, with as much data.
         let raw: String
-        /// Makes it anew, where writes change what is measured.
+        /// Creates it again, if writes change what is measured.
         var make: [String]?
     }
 
@@ -93,9 +93,9 @@ enum RequestBench {
                 "-t", cache,
             ] + (writes ? ["-w"] : [])
         func seconds(_ command: [String]) throws -> Double {
-            // New, and nothing of the last run left to be written.
+            // New, and nothing of the last run is still being written back.
             if writes, let make = image.make { _ = try Child.run(make) }
-            if writes { try settle(image.path) }
+            if writes { try waitForWriteback(image.path) }
             return try number(after: "Run completed in", in: try Child.run(command + words + [image.path]).output)
         }
         let results = try interleave(
@@ -118,20 +118,20 @@ enum RequestBench {
         ]
     }
 
-    /// What was written to a file is on the disk.
-    private static func settle(_ path: String) throws {
+    /// Waits until a file's data is on the disk.
+    private static func waitForWriteback(_ path: String) throws {
         let file = open(path, O_RDONLY | O_CLOEXEC)
         guard file >= 0, fsync(file) == 0 else { throw BenchError("cannot sync \(path)") }
         close(file)
     }
 
-    /// fio's own figure, so that its start does not count.
+    /// fio's own figure, which excludes its start.
     private static func fio(_ load: Load, _ count: Int, _ cache: String, writes: Bool, _ image: Image) throws -> Double
     {
         if image.raw.hasSuffix("sparse.raw") {
             _ = try Child.run(["qemu-img", "create", "-q", "-f", "raw", image.raw, "\(megabytes)M"])
         }
-        if writes { try settle(image.raw) }
+        if writes { try waitForWriteback(image.raw) }
         let output = try Child.run([
             "fio", "--name=bench", "--filename=\(image.raw)", "--ioengine=io_uring",
             "--rw=\(load.rw)\(writes ? "write" : "read")", "--bs=\(load.size)",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Measured values of one thing, at least twenty of them.
+/// The measured values of one figure, at least twenty.
 struct Sample {
     /// In the order in which they were measured.
     let values: [Double]
@@ -24,13 +24,13 @@ struct Sample {
         return sorted[below] + (sorted[above] - sorted[below]) * (place - Double(below))
     }
 
-    /// Run by run.
+    /// The ratios of the runs.
     static func differences(_ first: [Double], _ second: [Double]) -> Sample {
         Sample(zip(first, second).map { $0 - $1 })
     }
 }
 
-/// A line of the table: a figure of swkvm's, beside that of a peer or of what is possible.
+/// A line of the table: a figure of swkvm's, and that of a peer or of a minimal program.
 struct Row {
     enum Goal {
         case atMost(Double)
@@ -41,11 +41,11 @@ struct Row {
     let unit: String
     let ours: Sample
     var peer: (name: String, sample: Sample)?
-    /// What the ratio is to reach, or without a peer the figure itself.
+    /// The target of the ratio, or of the figure itself if there is no peer.
     var goal: Goal?
 
-    /// The median of the rounds' ratios: the two runs of a round are next to each other, so that a host that is slower
-    /// for a while is slower for both.
+    /// The median of the rounds' ratios: the two runs of a round follow each other, so that a host that is slower for
+    /// a while is slower for both.
     private var ratio: Double? { peer.map { Sample(zip(ours.values, $0.sample.values).map { $0 / $1 }).median } }
 
     /// Columns of the table.
@@ -72,7 +72,7 @@ struct Row {
         return sample.count > 1 ? "\(number(sample.median)) (\(number(low)) – \(number(high)))" : number(sample.median)
     }
 
-    /// About three digits that count.
+    /// About three significant digits.
     static func number(_ value: Double) -> String {
         guard value.isFinite else { return "–" }
         let digits = abs(value) >= 99.95 ? 0 : abs(value) >= 9.995 ? 1 : abs(value) >= 0.0995 ? 2 : 3
@@ -86,7 +86,7 @@ struct Row {
     }
 }
 
-/// Prints rows as a table that is also Markdown.
+/// Prints rows as a Markdown table.
 func printTable(_ rows: [Row]) {
     let lines = [Row.titles] + rows.map(\.columns)
     let widths = Row.titles.indices.map { column in lines.map { $0[column].count }.max() ?? 0 }

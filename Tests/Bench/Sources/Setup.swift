@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Where things are, and how machines are started.
+/// Paths, and how machines are started.
 struct Setup {
     let swkvm: String
     let guest: String
@@ -14,7 +14,7 @@ struct Setup {
 
     static let memory = 256
 
-    /// QEMU at its leanest: no option ROMs, no RTC, no default devices, no user configuration, no monitor, no display.
+    /// QEMU's fastest set-up: no option ROMs, no RTC, no default devices, no user configuration, no monitor, no display.
     func qemu(_ more: [String], acpi: Bool = false) -> [String] {
         [
             "qemu-system-x86_64", "-M",

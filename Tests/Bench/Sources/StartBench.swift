@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// (a) From exec to the guest's first byte on the console, and to the end of the process: the bundled guest, which says
-/// hello and powers off.
+/// (a) From exec to the guest's first byte on the console, and to the end of the process: the bundled guest, which prints
+/// a line and powers off.
 enum StartBench {
     static func run(_ setup: Setup) throws -> [Row] {
         let hello = "swkvm guest"
@@ -35,7 +35,7 @@ enum StartBench {
             Row(name: figure, unit: "ms", ours: sample("swkvm", value), peer: (name, sample(peer, value)), goal: goal)
         }
         let own = "the same guest in C"
-        // The guest's time is taken from its run in the C program just beside, which does nothing but run it.
+        // The guest's time is that of its run in the C program of the same round, which only runs it.
         let less = Sample.differences(values("swkvm", \.total), guest)
         return [
             row("exec → first console byte", \.firstByte, "qemu", "QEMU microvm"),

@@ -3,8 +3,8 @@
 import DiskImage
 import Glibc
 
-/// `swkvm image` beside qemu-img: conversions, a rebase and a commit with the page cache dropped before each, requests,
-/// and the opening of a large image.
+/// `swkvm image` compared with qemu-img: conversions, a rebase and a commit with the page cache dropped before each,
+/// requests, and the opening of a large image.
 enum ToolBench {
     private static let size = 512 << 20
 
@@ -35,7 +35,7 @@ enum ToolBench {
         for kind in kinds {
             let from = "\(source).\(kind.from)", to = "\(target).\(kind.to)"
             rows += try compare(
-                // As many at a time for both.
+                // The same number of threads for both.
                 "convert \(kind.name)", setup, [setup.swkvm, "image", "convert", "-m", "2"] + kind.ours + [from, to],
                 ["qemu-img", "convert", "-m", "2", "-f", kind.from, "-O", kind.to] + kind.qemu + [from, to]
             ) { unlink(to) }
@@ -48,11 +48,11 @@ enum ToolBench {
     private static func compare(
         _ name: String, _ setup: Setup, _ ours: [String], _ qemu: [String], prepare: @escaping () throws -> Void
     ) throws -> [Row] {
-        // Seconds of the processor, for both.
+        // CPU seconds, for both.
         var cpu: [[Double]] = [[], []]
         func run(_ words: [String], _ cpu: inout [Double]) throws -> Double {
             try prepare()
-            // What came before is not to be this one's work.
+            // Earlier writes must not count for this program.
             sync()
             try writeFile("/proc/sys/vm/drop_caches", Array("3".utf8))
             let end = try Child.run(words).end
@@ -64,7 +64,7 @@ enum ToolBench {
             Row(
                 name: "\(name), wall", unit: "s", ours: Sample(seconds[0]), peer: ("qemu-img", Sample(seconds[1])),
                 goal: .atMost(0.8)),
-            // Without the round that does not count.
+            // Without the warm-up round.
             Row(
                 name: "\(name), CPU", unit: "s", ours: Sample(Array(cpu[0].dropFirst())),
                 peer: ("qemu-img", Sample(Array(cpu[1].dropFirst()))), goal: .atMost(1)),
@@ -73,8 +73,8 @@ enum ToolBench {
 
     // MARK: - Overlays
 
-    /// An empty overlay gets a backing file that differs in every other MiB, and an overlay with those differences goes
-    /// into its backing file.
+    /// A rebase of an empty overlay to a backing file that differs in every other MiB, and a commit of an overlay with
+    /// those differences.
     private static func overlays(_ setup: Setup, _ source: String) throws -> [Row] {
         let base = "\(source).raw", other = "\(setup.work)/other.raw", differences = "\(setup.work)/differences.qcow2"
         let overlay = "\(setup.work)/overlay.qcow2", target = "\(setup.work)/base.raw"
@@ -98,7 +98,7 @@ enum ToolBench {
             }
     }
 
-    /// By MiB: holes, zeroes, what does not compress, and what does.
+    /// By MiB: holes, zeroes, incompressible and compressible data.
     /// - Parameter isOther: another disk, with as much data, of which half is the same.
     private static func makeImage(_ path: String, isOther: Bool = false) throws {
         let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
@@ -108,7 +108,7 @@ enum ToolBench {
         var words = [UInt64](repeating: 0, count: 1 << 17)
         for number in 0..<(size >> 20) {
             let kind = random.next() % 8
-            // Holes in runs, as file systems leave them.
+            // Holes in runs, as in file systems.
             if number / 32 % 4 == 3 { continue }
             for index in words.indices {
                 switch kind {

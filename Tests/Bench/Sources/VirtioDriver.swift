@@ -8,7 +8,7 @@ import Virtio
 /// A guest's driver in this process: it works on a device's registers and on rings in guest RAM as a guest would,
 /// without KVM.
 ///
-/// A kick writes QueueNotify, which rings the queue's eventfd as an ioeventfd does; an interrupt is the eventfd that
+/// A kick writes QueueNotify, which signals the queue's eventfd as an ioeventfd does; an interrupt is the eventfd that
 /// would be the irqfd. The driver waits for it with poll(2), so each wait is a change of threads, as it is for a guest
 /// that sleeps.
 final class VirtioDriver {
@@ -58,15 +58,15 @@ final class VirtioDriver {
     private func read(_ offset: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: transport.read(at: offset, size: 4)) }
     private func write(_ value: UInt32, _ offset: UInt64) { transport.write(UInt64(value), at: offset, size: 4) }
 
-    /// Where this process sees a guest-physical address, which is below `memory.size`.
+    /// The host address of a guest-physical address, which is below `memory.size`.
     func host(_ address: UInt64) -> UnsafeMutableRawPointer { memory.regions[0].host + Int(address) }
 
-    /// Shows the device what was offered, and kicks if it wants that.
+    /// Publishes the offered chains, and kicks the device if it has notifications enabled.
     func publish(_ queue: Int) {
         if queues[queue].publish() { write(UInt32(queue), 0x050) }
     }
 
-    /// Waits until the device has returned `count` more chains, as an interrupt says.
+    /// Waits for interrupts until the device has used `count` more chains.
     func wait(_ queue: Int, count: UInt16 = 1) throws {
         while !queues[queue].hasUsed(count) {
             var line = pollfd(fd: transport.irqfd.event.rawValue, events: Int16(POLLIN), revents: 0)
@@ -90,7 +90,7 @@ struct DriverQueue {
     private var published: UInt16 = 0
     private(set) var taken: UInt16 = 0
 
-    /// Chains that the device has.
+    /// The number of chains that the device has.
     var inFlight: UInt16 { offered &- taken }
 
     init(host: UnsafeMutableRawPointer, base: UInt64, size: UInt16) {
@@ -108,13 +108,13 @@ struct DriverQueue {
         clinux_store16(entry + 14, next ?? 0)
     }
 
-    /// Puts a chain into the available ring; ``publish()`` shows it.
+    /// Adds a chain to the available ring; ``publish()`` publishes it.
     mutating func offer(_ head: UInt16) {
         clinux_store16(host + Int(available) + 4 + 2 * Int(offered & (size - 1)), head)
         offered &+= 1
     }
 
-    /// Whether the device wants a kick.
+    /// Whether the device has notifications enabled.
     mutating func publish() -> Bool {
         let before = published
         clinux_store_release16(host + Int(available) + 2, offered)
@@ -124,7 +124,7 @@ struct DriverQueue {
         return offered &- event &- 1 < offered &- before
     }
 
-    /// The next chain that the device has returned.
+    /// The next used chain.
     mutating func take() -> (head: UInt16, written: UInt32)? {
         guard clinux_load_acquire16(host + Int(used) + 2) != taken else { return nil }
         let entry = host + Int(used) + 4 + 8 * Int(taken & (size - 1))
@@ -132,7 +132,7 @@ struct DriverQueue {
         return (UInt16(truncatingIfNeeded: clinux_load32(entry)), clinux_load32(entry + 4))
     }
 
-    /// Whether the device has returned `count` chains; if not, it is asked for an interrupt when it has.
+    /// Whether the device has used `count` chains; if not, an interrupt is enabled for that.
     func hasUsed(_ count: UInt16) -> Bool {
         clinux_store16(host + Int(available) + 4 + 2 * Int(size), taken &+ count &- 1)
         clinux_full_fence()

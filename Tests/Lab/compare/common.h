@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the programs of the comparison share.
+// Functions for the programs of the comparison.
 #pragma once
 #include <errno.h>
 #include <stdio.h>

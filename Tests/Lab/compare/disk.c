@@ -24,7 +24,7 @@ static uint64_t random_page(void) {
     return (number >> 33) % (size / SMALL) * SMALL;
 }
 
-/// One request after the other, each waited for.
+/// One request after the other.
 static void one_by_one(const char *name, int writes, size_t length, int isRandom, double seconds) {
     double began = now(), time;
     uint64_t done = 0, offset = 0;
@@ -39,7 +39,7 @@ static void one_by_one(const char *name, int writes, size_t length, int isRandom
     report(name, done / time);
 }
 
-/// DEPTH requests in flight, each replaced as it ends.
+/// DEPTH requests in flight, each replaced when it completes.
 static void many(const char *name, int writes, double seconds) {
     aio_context_t context = 0;
     static struct iocb blocks[DEPTH];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The guest's /init, and the host's end of its network (`guest serve`). `lab=WORD` on the kernel's command line says what to do:
-//   boot      says so, and nothing more
+// The guest's /init, and the host's end of its network (`guest serve`). `lab=WORD` on the kernel's command line selects the action:
+//   boot      prints a line
 //   disk      measures /dev/vda      network   measures eth0     seconds=S, for each figure
 #define _GNU_SOURCE
 #include "common.h"

@@ -17,7 +17,7 @@
 
 enum { TCP_PORT = 5001, UDP_PORT = 5002, CHUNK = 128 << 10, PACKET = 64, BURST = 32 };
 
-/// The first byte of a connection or packet: what the host is to do with it.
+/// The first byte of a connection or packet: the request to the host.
 enum Order { TAKE = 'T', GIVE = 'G', ECHO = 'E', COUNT = 'C', BURST_BACK = 'B' };
 
 static uint8_t chunk[CHUNK];
@@ -65,7 +65,7 @@ static void serve_packets(void) {
     }
 }
 
-/// A TAP that stays when its descriptors are closed, as a monitor finds it that may not make one.
+/// Creates a persistent TAP, for monitors without the right to create one.
 static void make_tap(const char *name) {
     struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
     strncpy(request.ifr_name, name, IFNAMSIZ - 1);
@@ -132,7 +132,7 @@ static void turns(const char *host, double seconds) {
     close(s);
 }
 
-/// Bursts of small packets out, the last answered; or one out, answered by a burst. A burst that loses one is not counted, only its time.
+/// Sends bursts of small packets, whose last one is answered; or one packet, answered by a burst. Of a burst that loses a packet only the time counts.
 static void packets(const char *name, const char *host, enum Order order, double seconds) {
     struct sockaddr_in peer = address(host, UDP_PORT);
     int s = check(socket(AF_INET, SOCK_DGRAM, 0), "socket");

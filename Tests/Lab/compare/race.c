@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // race SECONDS WORD FILE COMMAND…: starts a monitor and watches its guest's console, which is the command's standard output.
 // Prints `NANOSECONDS LINE` for each line of the guest's that begins with `lab: `, with the time from just before exec to the line's
-// end, as it arrives, and copies all of the console to FILE. Kills the command when the guest has said `lab: WORD`; status 1 if it says
-// `lab: FAILED` or nothing more for as long.
+// end, as it arrives, and copies all of the console to FILE. Kills the command when the guest has printed `lab: WORD`; status 1 if it prints
+// `lab: FAILED`, or nothing for SECONDS.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What the firmware's tables say of processors, interrupt controllers and the power switch (ACPI 6.5 §5.2).
+/// Processors, interrupt controllers and the power switch, from the firmware's tables (ACPI 6.5 §5.2).
 final class ACPI: @unchecked Sendable {
     struct IOAPICEntry {
         var address: UInt64
@@ -24,7 +24,7 @@ final class ACPI: @unchecked Sendable {
     private(set) var localAPIC: UInt64 = 0xfee0_0000
     /// The global interrupt of each ISA interrupt.
     private(set) var isaInterrupts: [UInt32] = []
-    /// virtio-mmio devices in the DSDT: where their registers are, and their global interrupt.
+    /// virtio-mmio devices in the DSDT: the addresses of their registers, and their global interrupts.
     private(set) var virtioDevices: [(address: UInt64, gsi: UInt32)] = []
 
     private static let longest: UInt32 = 1 << 20
@@ -113,7 +113,7 @@ final class ACPI: @unchecked Sendable {
 
     private func readFADT(_ table: Address, _ length: UInt64) {
         guard length >= 44 else { return }
-        // X_DSDT, and the 32-bit field of old for firmware that fills in only that (§5.2.9).
+        // X_DSDT, or the older 32-bit field for firmware that fills in only that (§5.2.9).
         let wide: UInt64 = length >= 148 ? UInt64(table.load(140) as UInt32) | UInt64(table.load(144) as UInt32) << 32 : 0
         if let (definition, size) = self.table(at: wide != 0 ? wide : UInt64(table.load(40) as UInt32)) { scanDSDT(definition, UInt64(size)) }
         guard length >= 256 else { return }
@@ -123,7 +123,7 @@ final class ACPI: @unchecked Sendable {
         unsafe Power.firmwareSleepControl = Register(isPort: space == 1, address: address)
     }
 
-    /// Looks for virtio-mmio devices without interpreting AML: behind each name LNRO0005, up to the next one, are a 32-bit
+    /// Searches for virtio-mmio devices without interpreting AML: behind each name LNRO0005, up to the next one, are a 32-bit
     /// fixed memory range and an extended interrupt (ACPI 6.5 §6.4.3.4, §6.4.3.6), as every firmware writes them.
     private func scanDSDT(_ table: Address, _ length: UInt64) {
         var isDevice = false

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The local APIC of the CPU that asks (Intel SDM volume 3, chapter "APIC"), in xAPIC mode.
+/// The local APIC of the CPU that accesses it (Intel SDM volume 3, chapter "APIC"), in xAPIC mode.
 enum LocalAPIC {
-    /// Interrupt lines (vector 0x20 + line) that are no device's.
+    /// Interrupt lines (vector 0x20 + line) that belong to no device.
     static let timerLine = 48
     static let messageLine = 49
     private static let spuriousVector: UInt32 = 0x5f
@@ -12,17 +12,17 @@ enum LocalAPIC {
 
     static var identifier: UInt32 { (registers.load(0x20) as UInt32) >> 24 }
 
-    /// Lets interrupts in. The PIC's line is masked: its interrupts come through the IOAPIC.
+    /// Enables interrupts. The PIC's line is masked: its interrupts come through the IOAPIC.
     static func start() {
         let masked: UInt32 = 0x1_0000
-        registers.store(UInt32(0), 0x80)  // task priority: everything
+        registers.store(UInt32(0), 0x80)  // task priority: accept all
         registers.store(masked, 0x350)  // LINT0
         registers.store(masked | UInt32(timerLine) + firstVector, 0x320)
         registers.store(UInt32(0xb), 0x3e0)  // timer divided by 1
         registers.store(0x100 | spuriousVector, 0xf0)  // on
     }
 
-    /// The timer, running down from `count`; 0 stops it.
+    /// Starts the timer, which counts down from `count`; 0 stops it.
     static func setTimer(count: UInt32, periodic: Bool = false) {
         registers.store((periodic ? 0x2_0000 : 0) | UInt32(timerLine) + firstVector, 0x320)
         registers.store(count, 0x380)
@@ -41,14 +41,14 @@ enum LocalAPIC {
     private static func command(_ low: UInt32, _ target: UInt32) {
         registers.store(target << 24, 0x310)
         registers.store(low, 0x300)
-        while (registers.load(0x300) as UInt32) & 0x1000 != 0 { spinPause() }  // until it is on its way
+        while (registers.load(0x300) as UInt32) & 0x1000 != 0 { spinPause() }  // until it has been sent
     }
 }
 
-/// The IOAPICs, as one row of lines.
+/// The IOAPICs, as one sequence of lines.
 enum IOAPIC {
-    /// Sends an interrupt (edge, active high) to CPU `target`. Edge even where the firmware says level: ring 0 ends each
-    /// interrupt before a driver has seen it, and a line that stays high would come again for ever.
+    /// Routes an interrupt (edge, active high) to CPU `target`. Edge even if the firmware says level: ring 0 ends each
+    /// interrupt before a driver has seen it, and a line that stays high would repeat it forever.
     static func connect(gsi: UInt32, line: Int, to target: UInt32) {
         guard let (registers, pin) = find(gsi) else { return }
         write(registers, 0x10 + pin * 2 + 1, target << 24)

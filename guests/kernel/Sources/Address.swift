@@ -2,9 +2,9 @@
 
 import _Volatile
 
-/// A physical address, which is also a virtual one (the page tables are the identity). All memory that something else may
-/// change under our hands, device registers and rings among it, is reached through here: each access happens exactly
-/// once, in program order and in its full width.
+/// A physical address, which is also a virtual one (the page tables map each address to itself). Memory that others may
+/// change, such as device registers and rings, is accessed through this type: each access happens exactly once, in
+/// program order and in its full width.
 struct Address: Equatable {
     var value: UInt64
 
@@ -14,8 +14,8 @@ struct Address: Equatable {
     static func + (address: Address, offset: Int) -> Address { Address(address.value &+ UInt64(truncatingIfNeeded: offset)) }
     static func - (end: Address, start: Address) -> UInt64 { end.value &- start.value }
 
-    // The four accesses: the address is ours to use because the allocator, a table of the platform or a device's
-    // description gave it, and a wrong one faults and is reported.
+    // The four accesses: the address may be used because the allocator, a table of the platform or a device's
+    // description gave it; an invalid one faults and is reported.
     func load(_ offset: UInt64 = 0) -> UInt8 { unsafe VolatileMappedRegister<UInt8>(unsafeBitPattern: UInt(value &+ offset)).load() }
     func load(_ offset: UInt64 = 0) -> UInt16 { unsafe VolatileMappedRegister<UInt16>(unsafeBitPattern: UInt(value &+ offset)).load() }
     func load(_ offset: UInt64 = 0) -> UInt32 { unsafe VolatileMappedRegister<UInt32>(unsafeBitPattern: UInt(value &+ offset)).load() }
@@ -51,7 +51,7 @@ struct Address: Equatable {
     /// Writes `bytes` from here on.
     func write(_ bytes: [UInt8]) {
         unsafe bytes.withUnsafeBytes { buffer in
-            // Read while the array lends it.
+            // Read within the array's closure.
             if let base = buffer.baseAddress { copy(from: Address(UInt64(UInt(bitPattern: base))), count: UInt64(buffer.count)) }
         }
     }

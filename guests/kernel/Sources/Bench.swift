@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Measurements from inside. A line for each: `bench NAME VALUE UNIT`.
+/// Measurements in the guest. One line each: `bench NAME VALUE UNIT`.
 enum Bench {
     static func run(_ names: Text, _ boot: BootInformation) -> Never {
         for name in names.split(UInt8(ascii: ",")) { run(one: name, boot) }
@@ -30,7 +30,7 @@ enum Bench {
 
     // MARK: Exits
 
-    /// Round trips a second to whatever handles a port, an MMIO register and a queue's notification.
+    /// Round trips per second to the handlers of a port, an MMIO register and a queue's notification.
     private static func exits() {
         let unusedPort: UInt16 = 0x80
         let rounds = 20_000
@@ -131,7 +131,7 @@ enum Bench {
         report("net.\(interface.name).echo", rate(count, clock.now - start), "1/s")
     }
 
-    /// Sends frames of a local experimental type to nobody for half a second, sixteen to a notification.
+    /// Sends frames of a local experimental type, which nobody receives, for half a second, sixteen for each notification.
     private static func transmit(_ driver: NetworkDevice, size: Int) {
         var frame: [UInt8] = [0x02, 0, 0, 0, 0, 1]
         frame += driver.mac

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A virtio block device (virtio 1.2 §5.2), with as many queues as it has, up to eight: requests go to each in turn.
+/// A virtio block device (virtio 1.2 §5.2) with up to eight queues: requests go to each in turn.
 ///
-/// A request is known by its slot: the number of its queue times the size of a queue, plus its slot there.
+/// A request is identified by its slot: the number of its queue times the size of a queue, plus its slot there.
 final class Disk {
     enum Request: UInt32 {
         case read = 0
@@ -18,7 +18,7 @@ final class Disk {
         static let ok: UInt8 = 0
         static let ioError: UInt8 = 1
         static let unsupported: UInt8 = 2
-        /// Not a device's: the request has not come back.
+        /// Not set by a device: the request has not completed.
         static let pending: UInt8 = 0xff
     }
 
@@ -32,7 +32,7 @@ final class Disk {
     let device: VirtioMMIO
     private(set) var features: Features = []
     private(set) var queues: [Virtqueue]
-    /// The queue that the next request goes to, if it has room.
+    /// The queue that gets the next request, if it has room.
     private var turn = 0
     /// In sectors of 512 bytes.
     private(set) var capacity: UInt64 = 0
@@ -40,13 +40,13 @@ final class Disk {
     private var slots: Address
     private var slotPages: UInt64
     private let buffer: Address
-    /// Requests completed by the device and not yet asked for.
+    /// Requests that the device has completed and `outcome` has not returned yet.
     private var done: [Bool] = []
     private(set) var completed: UInt64 = 0
 
     var isReadOnly: Bool { features.contains(.readOnly) }
 
-    /// Bytes of the buffer that `read` and `write` go through.
+    /// Bytes of the buffer for `read` and `write`.
     static let bufferSize: UInt64 = 64 << 10
 
     init(_ device: VirtioMMIO, index: Int) throws(Failure) {
@@ -88,7 +88,7 @@ final class Disk {
         blockSize = features.contains(.blockSize) ? device.config32(20) : 512
     }
 
-    /// Begins again with a device that something else has used, or that asks for it.
+    /// Initializes a device again that something else has used, or that needs a reset.
     func restart() throws(Failure) {
         (features, queues) = try Self.bringUp(device)
         unsafe pages.release(slots, pages: slotPages)  // the device was reset before
@@ -97,7 +97,7 @@ final class Disk {
     }
 
     private func serve() {
-        // The disk may have become longer.
+        // The disk may have grown.
         if device.acknowledgeInterrupt() & 2 != 0 { readConfiguration() }
         collect()
     }
@@ -113,7 +113,7 @@ final class Disk {
         }
     }
 
-    /// Hands a request to the device; nil if its queues are full. `notify` sends it off.
+    /// Adds a request to a queue; nil if the queues are full. `notify` submits it.
     func submit(_ request: Request, sector: UInt64, _ data: Segment?) -> UInt16? {
         submit(type: request.rawValue, sector: sector, data, deviceWrites: request == .read || request == .identify)
     }
@@ -130,7 +130,7 @@ final class Disk {
     /// The same for one queue.
     func submit(to index: Int, type: UInt32, sector: UInt64, _ data: Segment?, deviceWrites: Bool) -> UInt16? {
         let queue = queues[index]
-        // The slot is known only after the chain is added, so the next free one is asked for first.
+        // The slot is needed before the chain is added: it will be the next free one.
         guard let local = queue.upcoming else { return nil }
         let slot = UInt16(index) * UInt16(Self.queueSize) + local
         let header = slots + UInt64(slot) * Self.slotSize
@@ -149,7 +149,7 @@ final class Disk {
         for queue in queues { queue.notify() }
     }
 
-    /// The outcome of a request that has come back, once.
+    /// The outcome of a completed request, once.
     func take(_ slot: UInt16) -> UInt8? {
         guard done[Int(slot)] else { return nil }
         done[Int(slot)] = false
@@ -157,7 +157,7 @@ final class Disk {
         return (slots + UInt64(slot) * Self.slotSize).load(16)
     }
 
-    /// One request, from start to end.
+    /// Performs one request and waits for it.
     func perform(_ request: Request, sector: UInt64, _ data: Segment?) throws(Failure) -> UInt8 {
         try perform(type: request.rawValue, sector: sector, data, deviceWrites: request == .read || request == .identify)
     }
@@ -195,7 +195,7 @@ final class Disk {
         guard outcome == Outcome.ok else { throw Failure("\(name): flush: \(Self.describe(outcome))") }
     }
 
-    /// The device's name for itself (GET_ID), up to 20 bytes.
+    /// The device's identifier (GET_ID), up to 20 bytes.
     func identifier() throws(Failure) -> Text {
         buffer.fill(count: 20)
         let outcome = try perform(.identify, sector: 0, Segment(address: buffer, length: 20))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The first Swift that runs, in ring 3 on the boot processor: entry.S comes straight here.
+/// The first Swift code, called by entry.S in ring 3 on the boot processor.
 @c(kernelMain)
 func kernelMain(_ startInfo: UInt64) -> Never {
     var boot = BootInformation(at: startInfo)
@@ -46,7 +46,7 @@ enum PageTables {
     }
 }
 
-/// `crash=` on the command line and the shell's `crash`: ways to end that a monitor must tell apart.
+/// `crash=` on the command line and the shell's `crash`: ends that a monitor must distinguish.
 enum Crash {
     static func now(_ kind: Text) {
         switch kind {
@@ -60,7 +60,7 @@ enum Crash {
         }
     }
 
-    /// Ends the machine with a word why.
+    /// Ends the machine with a message.
     static func panic(_ reason: Text) -> Never {
         Console.print("panic: \(reason)")
         Power.exit(ExitStatus.panic)

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What the loader says: `hvm_start_info` of the PVH boot ABI, version 0 or 1. Nothing is copied and nothing allocated
-/// before it is asked for: a guest that only says hello is gone before the first page is needed.
+/// The loader's `hvm_start_info` (PVH boot ABI, version 0 or 1). Nothing is copied or allocated before it is needed: a
+/// guest that only prints a line needs no page.
 struct BootInformation {
     private let info: Address?
     private let line: Address?
-    /// Where the ACPI tables begin, 0 if the loader does not say.
+    /// The address of the ACPI tables; 0 if the loader does not give it.
     let rootPointer: UInt64
     /// Bytes of RAM in the memory map.
     private(set) var memory: UInt64 = 0
-    /// Where the highest RAM ends.
+    /// The end of the highest RAM.
     private(set) var memoryEnd: UInt64 = 0
-    /// Where the RAM ends that the kernel lies in: the same, or the beginning of the hole below 4 GiB.
+    /// The end of the RAM that contains the kernel: the same, or the start of the hole below 4 GiB.
     private(set) var lowMemoryEnd: UInt64 = 0
 
     private static let magic: UInt32 = 0x336e_c578
     private static let ram: UInt32 = 1
     private static let mapped: UInt64 = 1 << 39
-    /// All the room that a platform has for it (docs/platform.md, "Physical memory"), the closing NUL included.
+    /// The space that a platform has for it (docs/platform.md, "Physical memory"), with the closing NUL.
     private static let longestLine: UInt64 = 0x1_0000
 
     init(at start: UInt64) {
@@ -38,7 +38,7 @@ struct BootInformation {
     /// Gives all RAM above the kernel's image to the page allocator.
     mutating func takeMemory() {
         if let info, info.load(4) as UInt32 >= 1 { readMap(at: info.load(40), entries: info.load(48)) }
-        if memory == 0 { unsafe pages.add(Core.imageEnd.value, Core.imageEnd.value + 16 << 20) }  // the least that any machine has
+        if memory == 0 { unsafe pages.add(Core.imageEnd.value, Core.imageEnd.value + 16 << 20) }  // the minimum of any machine
     }
 
     private mutating func readMap(at map: UInt64, entries: UInt32) {
@@ -52,7 +52,7 @@ struct BootInformation {
             memory &+= size
             memoryEnd = max(memoryEnd, end)
             if start <= Core.gdt.value && end > Core.gdt.value { lowMemoryEnd = end }
-            unsafe pages.add(max(start, Core.imageEnd.value), end)  // low memory stays the platform's
+            unsafe pages.add(max(start, Core.imageEnd.value), end)  // low memory belongs to the platform
         }
     }
 
@@ -85,7 +85,7 @@ struct BootInformation {
 
     private static func endsWord(_ byte: UInt8?) -> Bool { byte == nil || byte == UInt8(ascii: " ") }
 
-    /// The words of the command line. Single quotes hold one together.
+    /// The words of the command line. Single quotes enclose a word with spaces.
     var words: [Text] {
         guard let line else { return [] }
         var text = Text()
@@ -109,6 +109,6 @@ struct BootInformation {
 }
 
 extension Address {
-    /// A physical address to be read; below 2 MiB through the window at the end of the device pages, since page 0 is absent.
+    /// A readable address for a physical one; below 2 MiB in the window at the end of the device pages, since page 0 is absent.
     init(physical: UInt64) { self.init(physical < 0x20_0000 ? 0xffe0_0000 + physical : physical) }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Nanoseconds, as a span or since the machine's first tick.
+/// Nanoseconds: a duration, or the time since the machine's first tick.
 typealias Nanoseconds = UInt64
 
 let milliseconds: Nanoseconds = 1_000_000
@@ -10,9 +10,9 @@ let seconds: Nanoseconds = 1_000_000_000
 final class Clock: @unchecked Sendable {
     /// Ticks of the time-stamp counter in a second.
     private(set) var frequency: UInt64 = 1_000_000_000
-    /// Where the frequency is from.
+    /// The source of the frequency.
     private(set) var source: StaticString = "a default"
-    /// Nanoseconds a tick, times 2³².
+    /// Nanoseconds per tick, times 2³².
     private var scale: UInt64 = 1 << 32
 
     /// Since the counter's zero.
@@ -21,13 +21,13 @@ final class Clock: @unchecked Sendable {
         return high << 32 | UInt64(low) >> 32
     }
 
-    /// Does nothing for `span`.
+    /// Spins for `span`.
     func spin(_ span: Nanoseconds) {
         let end = now + span
         while now < end { spinPause() }
     }
 
-    /// Finds the frequency: asked of CPUID or of KVM's clock, and measured only where neither tells.
+    /// Determines the frequency: from CPUID or KVM's clock, or by measurement if neither has it.
     func start() {
         if let told = Self.crystal() {
             (frequency, source) = (told, "CPUID 0x15")
@@ -48,7 +48,7 @@ final class Clock: @unchecked Sendable {
         return sane(UInt64(leaf.ecx) * UInt64(leaf.ebx) / UInt64(leaf.eax))
     }
 
-    /// KVM's paravirtual clock holds the scale from ticks to nanoseconds; it is turned on for as long as it takes to read it.
+    /// KVM's paravirtual clock contains the scale from ticks to nanoseconds; it is enabled only while it is read.
     private static func kvmClock() -> UInt64? {
         let clockSource2: UInt32 = 1 << 3
         let systemTime: UInt32 = 0x4b56_4d01
@@ -67,7 +67,7 @@ final class Clock: @unchecked Sendable {
     /// Ten milliseconds of the PIT's channel 2.
     private static func measured() -> UInt64 {
         let count: UInt16 = 11932  // of 1.193182 MHz
-        writePort8(0x61, readPort8(0x61) & 0xfc | 0x01)  // its gate open, the speaker off
+        writePort8(0x61, readPort8(0x61) & 0xfc | 0x01)  // gate open, speaker off
         writePort8(0x43, 0xb0)  // channel 2, both bytes, mode 0
         writePort8(0x42, UInt8(truncatingIfNeeded: count))
         writePort8(0x42, UInt8(truncatingIfNeeded: count >> 8))
@@ -84,7 +84,7 @@ final class Clock: @unchecked Sendable {
 
 let clock = Clock()
 
-/// What the hypervisor says of itself.
+/// The hypervisor's CPUID leaves.
 enum Hypervisor {
     private static var highestLeaf: UInt32 { CPUID(1).ecx >> 31 == 1 ? CPUID(0x4000_0000).eax : 0 }
 

@@ -11,15 +11,15 @@ enum Console {
     private static let lineStatus: UInt16 = 0x3fd
     private static let fifoSize = 16
 
-    /// How many more bytes the transmit FIFO surely takes.
+    /// Bytes that the transmit FIFO is known to have room for.
     nonisolated(unsafe) private static var room = 0
 
     static func start() {
-        writePort8(fifoControl, 0x07)  // on, and both emptied
+        writePort8(fifoControl, 0x07)  // enabled, and both cleared
         unsafe room = fifoSize
     }
 
-    /// Writes a line that needs no memory.
+    /// Writes a line without allocating memory.
     static func hello(_ line: StaticString) {
         line.withUTF8Buffer { buffer in
             send(Address(UInt64(UInt(bitPattern: buffer.baseAddress))), count: buffer.count)  // a constant of the image
@@ -34,7 +34,7 @@ enum Console {
             bytes.append(byte)
         }
         unsafe bytes.withUnsafeBytes { buffer in
-            // The port reads the bytes while the array lends them.
+            // The port reads the bytes within the array's closure.
             guard let base = buffer.baseAddress else { return }
             send(Address(UInt64(UInt(bitPattern: base))), count: buffer.count)
         }
@@ -46,16 +46,16 @@ enum Console {
         write(text)
     }
 
-    /// Asks for an interrupt for each received byte, and with `transmitter` also for an empty transmit FIFO.
+    /// Enables an interrupt for each received byte, and with `transmitter` also for an empty transmit FIFO.
     static func listen(transmitter: Bool = false) {
-        writePort8(modemControl, 0x0b)  // DTR, RTS, and OUT2, which lets the interrupt through
+        writePort8(modemControl, 0x0b)  // DTR, RTS, and OUT2, which enables the interrupt line
         writePort8(interruptEnable, transmitter ? 0x03 : 0x01)
     }
 
     /// Calls `handler` at the port's interrupts.
     static func handleInterrupt(_ handler: @escaping () -> Void) {
         interrupts.handle(isa: line) {
-            _ = readPort8(fifoControl)  // the interrupt's cause: reading it ends a transmitter's
+            _ = readPort8(fifoControl)  // the interrupt's cause: reading it clears that of the transmitter
             handler()
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What instructions.S and entry.S offer, in Swift: instructions, the services of ring 0, and where its tables are.
+// Declarations of instructions.S and entry.S: instructions, the services of ring 0, and the addresses of its tables.
 
 @_extern(c) func readPort8(_ port: UInt16) -> UInt8
 @_extern(c) func writePort8(_ port: UInt16, _ value: UInt8)
@@ -14,18 +14,18 @@
 /// Tells the CPU that this is a spin loop.
 @_extern(c) func spinPause()
 
-/// Sleeps until an interrupt is pending for this CPU. One that came before the call is not missed.
+/// Sleeps until an interrupt is pending for this CPU, or returns immediately if one is.
 @_extern(c) func idle()
 
 @_extern(c) func writeMSR(_ register: UInt32, _ value: UInt64)
 
-/// Forgets what the CPU remembers of the page tables.
+/// Flushes the TLB.
 @_extern(c) func reloadPageTables()
 
-/// An exception that no handler can take: the machine resets or the monitor ends it.
+/// Causes a triple fault: the machine resets, or the monitor ends it.
 @_extern(c) func crashByTripleFault()
 
-/// `popcnt` in ring 0, which KVM's instruction emulator does not know. Harmless where ring 0 runs natively.
+/// `popcnt` in ring 0, which KVM's instruction emulator does not support. Harmless if ring 0 runs natively.
 @_extern(c) func crashByInternalError()
 
 @_extern(c, "exchange") private func exchangeWord(_ address: UInt64, _ value: UInt64) -> UInt64
@@ -36,25 +36,25 @@
 private func processorIdentification(_ leaf: UInt32, _ subleaf: UInt32, _ words: UInt64)
 
 extension Address {
-    /// Stores `value` and returns what was there, in one step for all CPUs.
+    /// Stores `value` and returns the old value, atomically.
     func exchange(_ value: UInt64) -> UInt64 { exchangeWord(self.value, value) }
 
-    /// Adds `value` and returns what was there, in one step for all CPUs.
+    /// Adds `value` and returns the old value, atomically.
     @discardableResult
     func fetchAdd(_ value: UInt64) -> UInt64 { fetchAddWord(self.value, value) }
 
-    /// Writes `count` bytes from here to a port. Ring 0 does it: an exit costs less there where it is interpreted.
+    /// Writes `count` bytes from here to a port, in ring 0: if that is interpreted, an exit costs less there.
     func output(count: Int, to port: UInt16) { outputBytes(port, value, UInt64(count)) }
 }
 
-/// One leaf of `cpuid`, as ring 0 sees it: in ring 3 some hosts show their own CPU instead of the virtual one.
+/// One leaf of `cpuid` in ring 0: in ring 3 some hosts show their own CPU instead of the virtual one.
 struct CPUID {
     let eax, ebx, ecx, edx: UInt32
 
     init(_ leaf: UInt32, _ subleaf: UInt32 = 0) {
         var words: (UInt32, UInt32, UInt32, UInt32) = (0, 0, 0, 0)
         unsafe withUnsafeMutableBytes(of: &words) { buffer in
-            // Four words are written into the tuple while it is lent.
+            // Four words are written to the tuple within the closure.
             processorIdentification(leaf, subleaf, UInt64(UInt(bitPattern: buffer.baseAddress)))
         }
         (eax, ebx, ecx, edx) = words

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A DHCP client (RFC 2131): DISCOVER, OFFER, REQUEST, ACK. The lease is taken once and not renewed: no guest of this
-/// kind lives that long.
+/// A DHCP client (RFC 2131): DISCOVER, OFFER, REQUEST, ACK. The lease is not renewed: this guest does not run that
+/// long.
 extension NetworkInterface {
     private enum Message {
         static let discover: UInt8 = 1
@@ -31,7 +31,7 @@ extension NetworkInterface {
     private static let serverPort: UInt16 = 67
     private static let cookie: UInt32 = 0x6382_5363
 
-    /// Gets an address. False if no server gave one.
+    /// Requests an address. False if no server answered.
     func configureByDHCP() -> Bool {
         address = .any
         prefix = 0
@@ -53,7 +53,7 @@ extension NetworkInterface {
     private func ask(_ type: UInt8, _ transaction: UInt32, _ offer: Lease?, expecting wanted: UInt8, _ patience: Nanoseconds) -> Lease? {
         var message: [UInt8] = [1, 1, 6, 0]
         message.append32(transaction)
-        message.append32(0x8000)  // no time elapsed; answer by broadcast, we have no address yet
+        message.append32(0x8000)  // no time elapsed; answer by broadcast, since there is no address yet
         message += [UInt8](repeating: 0, count: 16)
         message += driver.mac
         message += [UInt8](repeating: 0, count: 10 + 192)

@@ -7,7 +7,7 @@ final class Devices: @unchecked Sendable {
     /// The first, if there are several.
     private(set) var entropy: EntropySource?
 
-    /// Brings up all that the command line names. `ip=` words belong to the interfaces in their order.
+    /// Initializes all devices. The `ip=` words of the command line belong to the interfaces in their order.
     func start(_ boot: BootInformation) {
         for device in virtioDevices(boot) {
             do {
@@ -48,12 +48,12 @@ enum PowerButton {
 
     static func start() {
         interrupts.handle(isa: 9) { look() }
-        look()  // it may have been pressed before anyone listened
+        look()  // it may have been pressed before
     }
 
     private static func look() {
         let events = readPort8(register)
-        guard events != 0xff, events & 1 != 0 else { return }  // all ones: no such register
+        guard events != 0xff, events & 1 != 0 else { return }  // all ones: there is no such register
         Console.print("\npower button: powering off")
         Power.off()
     }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A virtio entropy device (virtio 1.2 §5.4): one queue, in which it fills what is offered.
+/// A virtio entropy device (virtio 1.2 §5.4): it fills the buffers of its one queue.
 final class EntropySource {
     private static let patience = 10 * seconds
 
     let device: VirtioMMIO
     private let queue: Virtqueue
     private let buffer: Address
-    /// What came back for the request under way.
+    /// The result of the current request.
     private var answer: (slot: UInt16, length: UInt32)?
 
     /// Bytes of the buffer.
@@ -30,7 +30,7 @@ final class EntropySource {
         } while !queue.enableInterrupt()
     }
 
-    /// Asks for `count` bytes, in two pieces of memory if `isSplit`; returns those that came, valid until the next call.
+    /// Requests `count` bytes, in two pieces of memory if `isSplit`; returns those received, valid until the next call.
     func bytes(_ count: UInt64, isSplit: Bool = false) throws(Failure) -> [UInt8] {
         buffer.fill(count: Self.bufferSize)
         answer = nil
@@ -76,7 +76,7 @@ extension SelfTest {
                     total += 1
                 }
             }
-            // 64 of each on average, with a deviation of 8: beyond these bounds by chance once in 10^9 runs at the most.
+            // 64 of each on average, with a deviation of 8: outside these bounds by chance at most once in 10^9 runs.
             for value in 0..<256 { try expect(counts[value] > 0 && counts[value] < 160, "\(UInt64(value)) occurs \(UInt64(counts[value])) times") }
         }
     }

@@ -12,7 +12,7 @@ private let exceptionNames: InlineArray<22, StaticString> = [
     "x87 error", "alignment check", "machine check", "SIMD error", "virtualization", "control protection",
 ]
 
-/// Comes from an exception, in ring 3 on a stack of its own, with the frame that entry.S pushed.
+/// Called after an exception, in ring 3 on a stack of its own, with the frame that entry.S pushed.
 @c(faultReport)
 func faultReport(_ frameAddress: UInt64) -> Never {
     // Copied first: printing enters ring 0, on the stack that the frame lies on.
@@ -20,7 +20,7 @@ func faultReport(_ frameAddress: UInt64) -> Never {
     for index in 0..<24 { frame[index] = Address(frameAddress).load(UInt64(index) * 8) }
     let vector = frame[17]
     let name: StaticString = vector < 22 ? exceptionNames[Int(vector)] : "exception"
-    Console.hello("\r\nfault: ")  // without memory: it may be that which is broken
+    Console.hello("\r\nfault: ")  // without allocating: the memory may be the cause
     Console.print("\(name), vector \(vector), error code 0x\(hex: frame[18]), CR2 0x\(hex: frame[0], width: 16)")
     if vector == 6 { Console.print("(Swift executes ud2 when a precondition fails, such as an index out of range)") }
     printRegisters(frame)

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The most work that a driver of few pages can give a disk: every request is the same indirect table, which names the
-/// same piece of RAM as often as what the device announces (size_max, seg_max) allows.
+/// The most work that a driver with few pages can give a disk: every request is the same indirect table, which refers to
+/// the same piece of RAM as often as the device's limits (size_max, seg_max) allow.
 struct Flood {
-    /// Requests in flight at most, and entries of an indirect table.
+    /// The maximum of requests in flight, and of entries of an indirect table.
     private static let queueSize: UInt32 = 256
-    /// Bytes of a segment at most; all of a request's are the same memory.
+    /// The maximum size of a segment; all segments of a request are the same memory.
     private static let largestPiece: UInt64 = 4 << 20
     /// Where bytes of the disk will be.
     private static let untouched: UInt64 = 0xa5a5_5a5a_a5a5_5a5a
@@ -54,7 +54,7 @@ struct Flood {
         device.storeAddress(available.value, VirtioMMIO.Register.queueDriver)
         device.storeAddress(used.value, VirtioMMIO.Register.queueDevice)
         registers.store(UInt32(1), VirtioMMIO.Register.queueReady)
-        // No interrupts: the used ring is looked at.
+        // No interrupts: the used ring is polled.
         available.store(UInt16(1))
         device.setDriverOK()
     }
@@ -73,18 +73,18 @@ struct Flood {
         write(segments + 1, status, 1, DescriptorFlag.write)
     }
 
-    /// What comes of the requests.
+    /// What is done with the requests.
     enum Purpose {
-        /// Waits until all have ended.
+        /// Waits until all have completed.
         case wait
         /// Resets the device once the first bytes are there.
         case reset
-        /// Makes a new request of each that has ended, for ever. Nothing else is heard meanwhile, the power button
-        /// neither.
+        /// Offers each completed request again, forever. Nothing else is handled meanwhile, not even the power
+        /// button.
         case endless
     }
 
-    /// Has `count` reads under way, or as many as the queue takes.
+    /// Keeps `count` reads in flight, or as many as fit in the queue.
     func run(_ count: UInt16, _ purpose: Purpose) throws(Failure) {
         let count = min(count, UInt16(size))
         for index in 0..<count {
@@ -123,7 +123,7 @@ struct Flood {
         device.notify(queue: 0)
     }
 
-    /// Offers each request that has ended again.
+    /// Offers each completed request again.
     private func refill(_ count: UInt16) -> Never {
         var seen: UInt16 = 0
         var offered = count

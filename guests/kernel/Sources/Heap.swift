@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What Swift's arrays, classes and closures live in: blocks of 16 << n bytes, cut from pages and kept in a list for each
-/// size; beyond 2 KiB, whole pages. A header of 16 bytes remembers which.
+/// The memory of Swift's arrays, classes and closures: blocks of 16 << n bytes, cut from pages, with a list of free ones
+/// for each size; beyond 2 KiB, whole pages. A header of 16 bytes contains the size.
 private struct Heap: ~Copyable {
     private static let classes = 8
     private static let chunkPages: UInt64 = 16
@@ -52,7 +52,7 @@ private struct Heap: ~Copyable {
 
 nonisolated(unsafe) private var heap = Heap()
 
-// What Swift's runtime calls `posix_memalign` and `free` (instructions.S). Only the boot processor does: see PageAllocator.
+// Called by `posix_memalign` and `free` of Swift's runtime (instructions.S); only on the boot processor: see PageAllocator.
 
 @c(heapAllocate)
 func allocateAligned(_ result: UInt64, _ alignment: UInt, _ size: UInt) -> Int32 {

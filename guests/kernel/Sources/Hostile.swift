@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The virtio rules broken one by one. Each test may ask for a reset, refuse or ignore what it is given, as the device likes;
-/// it must not do what was not allowed, must not touch memory it was not given, and after a reset a good driver must find
-/// it working. That the monitor lives is seen by the next line.
+/// Breaks the virtio rules one by one. A device may need a reset, refuse the request or ignore it. It must not do what is
+/// not allowed, must not access memory outside its buffers, and must work with a correct driver after a reset. The next
+/// line of output shows that the monitor still runs.
 extension SelfTest {
-    /// What a device may make of a test.
+    /// The outcomes that a test allows.
     enum Expectation {
-        /// Anything, as long as it survives.
+        /// Any, as long as it works after a reset.
         case survives
-        /// Anything but a success.
+        /// Any but a success.
         case refused
         /// A success: unusual, but within the specification.
         case succeeds
@@ -76,11 +76,11 @@ struct Attack {
     let test: SelfTest
     let driver: HostileDriver
     let name: Text
-    /// A good driver's start and work.
+    /// A correct driver's initialization and requests.
     let recover: () throws(Failure) -> Void
 
     private static let outside: UInt64 = 0x7000_0000_0000  // beyond any RAM
-    private static let hole: UInt64 = 0xd000_0000  // devices
+    private static let hole: UInt64 = 0xd000_0000  // the devices' addresses
     static let beyond: [(name: StaticString, address: UInt64)] = [
         ("beyond all RAM", outside), ("in the hole below 4 GiB", hole), ("that is not canonical", 0x8000_0000_0000_0000),
         ("at the end of 2^64", 0xffff_ffff_ffff_fff0),
@@ -91,7 +91,7 @@ struct Attack {
     private static let write = DescriptorFlag.write
     private static let indirect = DescriptorFlag.indirect
 
-    /// Brings the device up, lets `body` do its worst and looks at what came of it.
+    /// Initializes the device, runs `body` and checks the outcome.
     func attempt(_ what: Text, _ expectation: SelfTest.Expectation, dataLength: UInt64 = 0x4000, features: Features = [.ring, .mergeableBuffers],
         _ body: (HostileDriver) throws(Failure) -> Void) {
         test.check("\(name): \(what)") { () throws(Failure) in
@@ -331,7 +331,7 @@ struct Attack {
         }
     }
 
-    /// Begins again with one of the three rings at `address`.
+    /// Initializes the device again with one of the three rings at `address`.
     private func replace(_ driver: HostileDriver, ring: Int, _ address: UInt64) throws(Failure) {
         driver.device.status = 0
         _ = try driver.device.negotiate(.ring)

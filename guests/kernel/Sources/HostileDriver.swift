@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A driver that keeps none of the rules: it has the device's registers and a queue's rings in its bare hands.
+/// A driver that need not follow the rules: it writes a device's registers and a queue's rings directly.
 final class HostileDriver {
-    /// What a device made of it.
+    /// The outcome.
     enum Outcome: Equatable {
         case needsReset
-        /// The chain came back. The status byte is 0xff if the device wrote none.
+        /// The chain was used. The status byte is 0xff if the device did not write it.
         case completed(status: UInt8, length: UInt32)
         case nothing
 
@@ -30,7 +30,7 @@ final class HostileDriver {
     private var expected: UInt16 = 0
     private var placedSize = UInt32(queueSize)
 
-    // A page for each thing, and canaries in all that no device has business in.
+    // A page each, with canaries in those that no device may write.
     var descriptors: Address { memory }
     var available: Address { memory + 0x1000 }
     var used: Address { memory + 0x2000 }
@@ -50,13 +50,13 @@ final class HostileDriver {
 
     deinit { unsafe pages.release(memory, pages: Self.memoryPages) }
 
-    /// Resets the device and brings it up correctly, with `queue` on fresh rings; all that follows is up to the test.
+    /// Resets the device and initializes it correctly, with `queue` on cleared rings; the test does the rest.
     func bringUp(_ wanted: Features = [.ring, .mergeableBuffers]) throws(Failure) {
         features = try device.negotiate(wanted.union(.version1))
         prepareMemory()
         place(descriptors.value, available.value, used.value)
         device.setDriverOK()
-        // Interrupts are not wanted: the used ring is looked at.
+        // No interrupts: the used ring is polled.
         available.store(UInt16(1))
         (available + (4 + 2 * UInt64(Self.queueSize))).store(UInt16(0x8000))
     }
@@ -72,7 +72,7 @@ final class HostileDriver {
         expected = 0
     }
 
-    /// Gives the queue its size and rings and makes it ready.
+    /// Sets the queue's size and rings, and makes it ready.
     func place(_ descriptors: UInt64, _ available: UInt64, _ used: UInt64, size: UInt32 = UInt32(queueSize)) {
         placedSize = size
         let registers = device.registers
@@ -123,7 +123,7 @@ final class HostileDriver {
         kick()
     }
 
-    /// Publishes what was offered (or an index of the test's own) and tells the device.
+    /// Publishes the offered chains (or an index that the test chooses) and notifies the device.
     func kick(index: UInt16? = nil) {
         fence()
         available.store(index ?? nextAvailable, 2)
@@ -131,7 +131,7 @@ final class HostileDriver {
         device.notify(queue: queue)
     }
 
-    /// What came of it: at once if the device answers or asks for a reset, otherwise after `patience`.
+    /// The outcome: immediately if the device answers or needs a reset, otherwise after `patience`.
     func outcome(patience: Nanoseconds = 40 * milliseconds) -> Outcome {
         let end = clock.now + patience
         var polls = 0
@@ -143,14 +143,14 @@ final class HostileDriver {
                 return .completed(status: status.load(), length: element.load(4))
             }
             polls += 1
-            if polls % 64 == 0 && device.needsReset { return .needsReset }  // an exit each: not too often
+            if polls % 64 == 0 && device.needsReset { return .needsReset }  // each is an exit: not too often
             if clock.now >= end { return device.needsReset ? .needsReset : .nothing }
             spinPause()
         }
     }
 
-    /// Whether every byte that is neither ring nor buffer is as it was: `data` may have changed up to `dataLength`. A device
-    /// that was told a wrong queue size may think the used ring longer than it is.
+    /// Whether every byte outside rings and buffers is unchanged: `data` may have changed up to `dataLength`. A device with
+    /// a wrong queue size may take the used ring for longer than it is.
     func untouched(dataLength: UInt64) -> Bool {
         func intact(_ start: UInt64, _ end: UInt64) -> Bool {
             for offset in stride(from: start, to: end, by: 8) where memory.load(offset) as UInt64 != Self.canary { return false }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Registers in every wrong order, and requests and frames that a device has to refuse.
+/// Registers in wrong orders, and requests and frames that a device has to refuse.
 extension Attack {
     private typealias Register = VirtioMMIO.Register
     private typealias Status = VirtioMMIO.Status
@@ -110,7 +110,7 @@ extension Attack {
         }
     }
 
-    /// Registers whose writing means something; all others below 0x100 are reserved or for reading.
+    /// Registers that can be written; all others below 0x100 are reserved or read-only.
     private static var effective: [UInt64] {
         [Register.deviceFeaturesSelect, Register.driverFeatures, Register.driverFeaturesSelect, Register.queueSelect, Register.queueSize,
             Register.queueReady, Register.queueNotify, Register.interruptAcknowledge, Register.status, Register.queueDescriptors,
@@ -126,7 +126,7 @@ extension Attack {
         try expect(driver.device.status & Status.featuresOK == 0, "FEATURES_OK stays set")
     }
 
-    /// A correct request on a queue whose device has got no further than `status`.
+    /// A correct request on a queue of a device whose initialization stopped at `status`.
     private func restart(_ driver: HostileDriver, status: UInt32) throws(Failure) {
         try driver.device.reset()
         if status & Status.featuresOK != 0 { _ = try driver.device.negotiate(.ring) }
@@ -271,10 +271,10 @@ extension Attack {
         }
     }
 
-    // MARK: Anything
+    // MARK: Random chains
 
-    /// Chains drawn by lot, always the same ones. What the device may read is only a header that asks for sector 0 and
-    /// memory that is not there, so that no disk comes to harm.
+    /// Pseudo-random chains, the same in each run. The device can read only a header for sector 0, and memory that does not
+    /// exist, so that no disk is changed.
     func randomChains() {
         attempt("two hundred random chains", .survives) { driver throws(Failure) in
             var state: UInt64 = 0x2545_f491_4f6c_dd1d

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Interrupts as ring 3 sees them: ring 0 has set a bit for each that came; here the drivers are called for the bits, one
-/// after the other, whenever the kernel waits. So a driver is never interrupted by another, and needs no lock.
+/// Interrupts in ring 3: ring 0 sets a bit for each; here the drivers' handlers are called for the bits, one after the
+/// other, whenever the kernel waits. So a driver is never interrupted by another, and needs no lock.
 final class Interrupts: @unchecked Sendable {
     private var handlers: [(() -> Void)?] = []
-    /// How often each line was served.
+    /// How often each line's handler was called.
     private(set) var counts: [UInt64] = []
-    /// Timer ticks a second.
+    /// Timer ticks per second.
     private(set) var timerFrequency: UInt64 = 1_000_000_000
-    /// When the timer is set to fire, 0 if it is not.
+    /// The time when the timer fires; 0 if it is off.
     private var armed: Nanoseconds = 0
 
     private let pending = Core.bootBlock + Core.pendingOffset
     private static let lines = 64
 
-    /// Turns the boot processor's local APIC on and finds the timer's pace.
+    /// Enables the boot processor's local APIC and measures the timer's frequency.
     func start() {
         for _ in 0..<Self.lines {
             handlers.append(nil)
@@ -38,13 +38,13 @@ final class Interrupts: @unchecked Sendable {
         IOAPIC.connect(gsi: gsi, line: Int(gsi), to: LocalAPIC.identifier)
     }
 
-    /// Calls `handler` for the interrupts of an ISA line, wherever the firmware put it.
+    /// Calls `handler` for the interrupts of an ISA line, with the firmware's mapping.
     func handle(isa line: Int, _ handler: @escaping () -> Void) { handle(gsi: acpi.isaInterrupts[line], handler) }
 
-    /// Calls `handler` for a line that is no device's.
+    /// Calls `handler` for a line that belongs to no device.
     func handle(line: Int, _ handler: (() -> Void)?) { handlers[line] = handler }
 
-    /// Serves what is pending.
+    /// Calls the handlers of pending interrupts.
     func dispatch() {
         guard pending.load() as UInt64 != 0 else { return }
         var bits = pending.exchange(0)
@@ -57,7 +57,7 @@ final class Interrupts: @unchecked Sendable {
         }
     }
 
-    /// Serves interrupts, asleep in between, until `condition` holds or the clock reads `deadline`. True if it holds.
+    /// Handles interrupts, and sleeps in between, until `condition` holds or `deadline` is reached. True if it holds.
     @discardableResult
     func wait(until deadline: Nanoseconds = .max, _ condition: () -> Bool) -> Bool {
         while true {
@@ -72,7 +72,7 @@ final class Interrupts: @unchecked Sendable {
         }
     }
 
-    /// Sets the timer for `deadline` if it is not to fire before anyway. It may fire early, never late.
+    /// Sets the timer for `deadline` unless it fires earlier already. It may fire early, never late.
     private func arm(_ deadline: Nanoseconds, _ now: Nanoseconds) {
         if armed > now && armed <= deadline { return }
         let span = min(deadline - now, seconds)
@@ -81,7 +81,7 @@ final class Interrupts: @unchecked Sendable {
         LocalAPIC.setTimer(count: UInt32(min(max(ticks, 1), UInt64(UInt32.max))))
     }
 
-    /// A timer interrupt `frequency` times a second, for the self-tests; 0 ends them.
+    /// Starts a timer interrupt `frequency` times per second, for the self-tests; 0 stops it.
     func setPeriodicTimer(frequency: UInt64) {
         armed = 0
         LocalAPIC.setTimer(count: frequency == 0 ? 0 : UInt32(min(timerFrequency / frequency, UInt64(UInt32.max))), periodic: frequency != 0)

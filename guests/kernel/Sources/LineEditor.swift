@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A line of the prompt as keys make it: bytes of a terminal in, an edited line out, and what the terminal is to show meanwhile.
+/// The editor of the prompt's line: it takes bytes of a terminal, and returns the edited line and what the terminal is to show.
 ///
-/// Keys beyond the letters come as escape sequences (ECMA-48 §5.4: CSI, parameters, a final byte; SS3 for some). Those that mean nothing here
-/// are swallowed whole, so that no part of one gets into the line. All that is drawn are letters, backspaces and spaces: every terminal knows
-/// them, also one that swkvm's output is only copied to.
+/// Keys other than letters come as escape sequences (ECMA-48 §5.4: CSI, parameters, a final byte; SS3 for some). Unsupported ones are dropped
+/// as a whole, so that no part of one gets into the line. The output consists of letters, backspaces and spaces, which every terminal supports.
 struct LineEditor {
     static let controlC: UInt8 = 0x03
 
@@ -14,7 +13,7 @@ struct LineEditor {
         static let controlW: UInt8 = 0x17, escape: UInt8 = 0x1b, delete: UInt8 = 0x7f
     }
 
-    /// Where in an escape sequence the next byte belongs.
+    /// The position of the next byte in an escape sequence.
     private enum Sequence {
         case none, begun, single
         /// After CSI; the first parameter so far, and whether there was another.
@@ -26,11 +25,11 @@ struct LineEditor {
 
     private let prompt: Text
     private var line: [UInt8] = []
-    /// Where the next letter goes, 0 … the line's length.
+    /// The position of the next letter, 0 … the line's length.
     private var cursor = 0
     private var sequence = Sequence.none
     private var history: [[UInt8]] = []
-    /// Which line of the history is shown; the history's length for the line that is new.
+    /// The index of the shown line of the history; the history's length for the new line.
     private var place = 0
     /// The new line, while an earlier one is shown.
     private var draft: [UInt8] = []
@@ -51,7 +50,7 @@ struct LineEditor {
         switch sequence {
         case .begun:
             sequence = byte == UInt8(ascii: "[") ? .control(parameter: 0, isFirst: true) : byte == UInt8(ascii: "O") ? .single : .none
-            // An escape key alone: what follows it is a key of its own, if it is one that no sequence begins with.
+            // The escape key alone: the next byte is a key of its own, unless a sequence begins with it.
             guard case .none = sequence, byte < 0x20 else { return nil }
         case .single:
             sequence = .none
@@ -69,7 +68,7 @@ struct LineEditor {
                 sequence = .none
                 function(byte, parameter: parameter, &echo)
                 return nil
-            default: sequence = .none  // cut short: the byte is a key
+            default: sequence = .none  // incomplete: the byte is a key
             }
         case .none: break
         }
@@ -87,7 +86,7 @@ struct LineEditor {
         case Key.escape: sequence = .begun
         case Key.backspace, Key.delete: remove(cursor - 1, cursor, &echo)
         case Key.controlD:
-            // The end of input, as shells take it.
+            // The end of input, as in shells.
             if line.isEmpty {
                 echo.append("exit\n")
                 return "exit"
@@ -108,7 +107,7 @@ struct LineEditor {
         return nil
     }
 
-    /// A key by its sequence's final byte: those of xterm, and the numbers of a VT220.
+    /// Handles a key by its sequence's final byte: those of xterm, and the numbers of a VT220.
     private mutating func function(_ final: UInt8, parameter: Int, _ echo: inout Text) {
         switch (final, parameter) {
         case (UInt8(ascii: "A"), _): recall(place - 1, &echo)
@@ -139,7 +138,7 @@ struct LineEditor {
         back(line.count - cursor, &echo)
     }
 
-    /// Removes the letters from `start` to `end`; of those that are not there, nothing.
+    /// Removes the letters from `start` to `end`, as far as they exist.
     private mutating func remove(_ start: Int, _ end: Int, _ echo: inout Text) {
         let start = max(start, 0), end = min(end, line.count)
         guard start < end else { return }

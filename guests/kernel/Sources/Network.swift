@@ -30,11 +30,11 @@ final class NetworkInterface {
     private var neighbours: [Neighbour] = []
     private var identification: UInt16 = 0
 
-    /// The ICMP echo that is awaited, and whether its answer is here.
+    /// The current ICMP echo, and whether it was answered.
     private var awaitedEcho: (identifier: UInt16, sequence: UInt16)?
     private var echoArrived: Nanoseconds = 0
 
-    /// A UDP answer that is awaited on a port.
+    /// The port of an awaited UDP answer.
     private var awaitedPort: UInt16 = 0
     private var awaitedDatagrams: [[UInt8]] = []
 
@@ -49,7 +49,7 @@ final class NetworkInterface {
     var name: Text { driver.name }
     private var mask: UInt32 { prefix == 0 ? 0 : ~0 << (32 - min(prefix, 32)) }
 
-    /// `ADDRESS/PREFIX[,GATEWAY]`. False if it is not that.
+    /// Sets `ADDRESS/PREFIX[,GATEWAY]`. False if the text has another form.
     func configure(_ text: Text) -> Bool {
         let parts = text.split(UInt8(ascii: ","))
         guard let first = parts.first, let (before, after) = first.cut(UInt8(ascii: "/")), let address = IPv4Address(before),
@@ -99,7 +99,7 @@ final class NetworkInterface {
         let headerLength = Int(frame[14] & 0x0f) * 4
         let totalLength = Int(frame.big16(16))
         guard headerLength >= 20, totalLength >= headerLength, frame.count >= 14 + totalLength else { return }
-        guard [UInt8](frame[14..<(14 + headerLength)]).checksum() == 0, frame.big16(20) & 0x3fff == 0 else { return }  // fragments: no
+        guard [UInt8](frame[14..<(14 + headerLength)]).checksum() == 0, frame.big16(20) & 0x3fff == 0 else { return }  // no fragments
         let source = IPv4Address(value: frame.big32(26))
         let destination = IPv4Address(value: frame.big32(30))
         guard destination == address || destination == .broadcast || address == .any else { return }
@@ -179,8 +179,8 @@ final class NetworkInterface {
         frame.count >= 60 ? frame : frame + [UInt8](repeating: 0, count: 60 - frame.count)
     }
 
-    /// Sends an IPv4 packet if the way is known; otherwise asks for the way and lets the packet go.
-    /// - Parameter checksumAt: where in the payload the device is to put the checksum, which has the pseudo-header's sum so far.
+    /// Sends an IPv4 packet if the next hop's link address is known; otherwise asks for it and drops the packet.
+    /// - Parameter checksumAt: the offset in the payload where the device puts the checksum, which contains the pseudo-header's sum.
     private func send(_ proto: UInt8, _ payload: [UInt8], to destination: IPv4Address, checksumAt: Int? = nil) {
         let hop = destination.value & mask == address.value & mask || gateway == .any ? destination : gateway
         let mac: [UInt8]
@@ -215,7 +215,7 @@ final class NetworkInterface {
         return sum
     }
 
-    /// Sends a TCP segment whose checksum is 0: the device completes it if it does that.
+    /// Sends a TCP segment whose checksum is 0: the device fills it in if that was negotiated.
     func send(segment: [UInt8], to destination: IPv4Address) {
         let place = 16
         var segment = segment
@@ -247,9 +247,9 @@ final class NetworkInterface {
         send(IPProtocol.udp, payload, to: destination)
     }
 
-    // MARK: Asking
+    // MARK: Requests
 
-    /// Finds the link address of `target`, or of the gateway on the way to it.
+    /// Resolves the link address of `target`, or of the gateway to it.
     func resolve(_ target: IPv4Address) -> Bool {
         let hop = target.value & mask == address.value & mask || gateway == .any ? target : gateway
         for _ in 0..<5 {
@@ -260,10 +260,10 @@ final class NetworkInterface {
         return false
     }
 
-    /// Forgets the link addresses it knows.
+    /// Clears the table of link addresses.
     func forgetNeighbours() { neighbours.removeAll() }
 
-    /// One ICMP echo of `size` bytes. The time until its answer; nil if none came within `patience`.
+    /// Sends an ICMP echo of `size` bytes. Returns the time until its answer; nil if none came within `patience`.
     func ping(_ target: IPv4Address, sequence: UInt16, size: Int = 56, patience: Nanoseconds = seconds) -> Nanoseconds? {
         guard resolve(target) else { return nil }
         let identifier = UInt16(truncatingIfNeeded: driver.device.registers.value >> 12) ^ 0x5357
@@ -280,7 +280,7 @@ final class NetworkInterface {
         return interrupts.wait(until: start + patience) { echoArrived != 0 } ? echoArrived - start : nil
     }
 
-    /// Sends a datagram and waits for the answers to its port, until `accept` takes one.
+    /// Sends a datagram and waits for answers to its port until `accept` returns true for one.
     func exchange(_ datagram: [UInt8], from port: UInt16, to target: IPv4Address, port targetPort: UInt16, patience: Nanoseconds,
         accept: ([UInt8]) -> Bool) -> Bool {
         awaitedPort = port

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A virtio network device (virtio 1.2 §5.1), one pair of queues.
+/// A virtio network device (virtio 1.2 §5.1) with one pair of queues.
 final class NetworkDevice {
     private static let headerSize: UInt64 = 12
     private static let bufferSize: UInt64 = 2048
     private static let queueSize: UInt32 = 256
     private static let receiveQueue: UInt32 = 0
     private static let transmitQueue: UInt32 = 1
-    /// Frames longer than this are not the device's to deliver without offloads.
+    /// The maximum length of a frame without offloads.
     private static let longestFrame = 65_550
 
     let name: Text
@@ -26,7 +26,7 @@ final class NetworkDevice {
     private(set) var received: UInt64 = 0
     private(set) var sent: UInt64 = 0
     private(set) var receivedBytes: UInt64 = 0
-    /// Frames that found no room in the transmit queue, or came damaged.
+    /// Frames that did not fit in the transmit queue, or arrived damaged.
     private(set) var dropped: UInt64 = 0
 
     private static var bufferPages: UInt64 { UInt64(queueSize) * bufferSize / PageAllocator.pageSize }
@@ -39,7 +39,7 @@ final class NetworkDevice {
         self.receiveBuffers = receiveBuffers
         self.transmitBuffers = transmitBuffers
         (features, receive, transmit) = try Self.bringUp(device)
-        // Before there are buffers: an edge that comes while the line is not connected is lost.
+        // Before there are buffers: an edge on an unconnected line is lost.
         interrupts.handle(gsi: device.gsi) { [self] in serve() }  // a driver lives as long as the kernel
         begin()
     }
@@ -62,10 +62,10 @@ final class NetworkDevice {
         for _ in 0..<receive.size { offerBuffer() }
         receive.notify()
         _ = receive.enableInterrupt()
-        transmit.disableInterrupt()  // what was sent is looked at before the next is
+        transmit.disableInterrupt()  // used buffers are collected before the next frame is sent
     }
 
-    /// Begins again with a device that something else has used, or that asks for it.
+    /// Initializes a device again that something else has used, or that needs a reset.
     func restart() throws(Failure) {
         (features, receive, transmit) = try Self.bringUp(device)
         begin()
@@ -96,7 +96,7 @@ final class NetworkDevice {
         } while !receive.enableInterrupt()
     }
 
-    /// The next frame, put together from as many buffers as the device used (§5.1.6.3.2).
+    /// The next frame, from as many buffers as the device used (§5.1.6.3.2).
     private func nextFrame() -> [UInt8]? {
         guard let (slot, length) = receive.next() else { return nil }
         let first = receiveBuffers + UInt64(slot) * Self.bufferSize
@@ -120,8 +120,8 @@ final class NetworkDevice {
         return (buffer + skipped).bytes(Int(length - skipped))
     }
 
-    /// Sends a frame. False if it is too long or the queue is full. Without `notify` it waits for `flush`.
-    /// - Parameter checksum: from where on the device is to sum the frame up, and how far behind that the sum belongs (§5.1.6.2).
+    /// Adds a frame to the queue. False if it is too long or the queue is full. Without `notify`, `flush` submits it.
+    /// - Parameter checksum: where the checksummed part begins, and the checksum's offset from there (§5.1.6.2).
     @discardableResult
     func send(_ frame: [UInt8], checksum: (start: Int, offset: Int)? = nil, notify: Bool = true) -> Bool {
         reclaim()
@@ -144,12 +144,12 @@ final class NetworkDevice {
         return true
     }
 
-    /// Takes back the buffers of frames that are sent.
+    /// Frees the buffers of frames that were sent.
     private func reclaim() {
         while let (slot, _) = transmit.next() { transmit.release(slot) }
     }
 
-    /// Sends a frame and waits until the device is done with it. False if it is not within five seconds.
+    /// Sends a frame and waits until the device has used it. False after five seconds.
     func sendAndWait(_ frame: [UInt8]) -> Bool {
         guard send(frame) else { return false }
         let end = clock.now + 5 * seconds
@@ -162,6 +162,6 @@ final class NetworkDevice {
         return true
     }
 
-    /// Tells the device of the frames sent without `notify`.
+    /// Notifies the device of the frames that were added without `notify`.
     func flush() { transmit.notify() }
 }

@@ -9,7 +9,7 @@ struct IPv4Address: Equatable {
 
     init(value: UInt32) { self.value = value }
 
-    /// `a.b.c.d`; nil if it is not that.
+    /// Parses `a.b.c.d`; nil if the text has another form.
     init?(_ text: Text) {
         let parts = text.split(UInt8(ascii: "."))
         guard parts.count == 4 else { return nil }
@@ -23,7 +23,7 @@ struct IPv4Address: Equatable {
     var text: Text { "\(value >> 24).\(value >> 16 & 0xff).\(value >> 8 & 0xff).\(value & 0xff)" }
 }
 
-/// Reading a packet: a field beyond its end is zero, and a length is checked before it is believed.
+/// Reading a packet: a field beyond its end is zero, and lengths are checked before use.
 extension [UInt8] {
     func big16(_ index: Int) -> UInt16 { index >= 0 && index + 1 < count ? UInt16(self[index]) << 8 | UInt16(self[index + 1]) : 0 }
     func big32(_ index: Int) -> UInt32 { UInt32(big16(index)) << 16 | UInt32(big16(index + 2)) }

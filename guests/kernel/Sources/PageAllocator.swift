@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Free memory, as a short sorted list of extents: nothing to set up, nothing to scan, and neighbours grow together again.
+/// Free memory, as a short sorted list of extents: no set-up, no scan, and neighbours are merged.
 struct PageAllocator: ~Copyable {
     static let pageSize: UInt64 = 4096
 
@@ -12,10 +12,10 @@ struct PageAllocator: ~Copyable {
     private var gaps = InlineArray<64, Extent>(repeating: Extent())
     private var count = 0
 
-    /// Bytes that are free.
+    /// The number of free bytes.
     private(set) var free: UInt64 = 0
 
-    /// Gives the allocator the pages that lie wholly within `start ..< end`. Memory beyond the 64th separate extent is lost.
+    /// Adds the pages that lie wholly within `start ..< end`. Memory beyond the 64th separate extent is lost.
     mutating func add(_ start: UInt64, _ end: UInt64) {
         let mask = Self.pageSize - 1
         guard end <= 1 << 39, start < end else { return }  // the page tables end at 512 GiB
@@ -43,7 +43,7 @@ struct PageAllocator: ~Copyable {
         }
     }
 
-    /// `pages` pages side by side, lowest first; nil if there is no such gap. They hold whatever they held.
+    /// Allocates adjacent pages at the lowest address; nil if no extent is large enough. Their contents are undefined.
     mutating func allocate(pages: UInt64 = 1) -> Address? {
         let size = pages &* Self.pageSize
         guard pages > 0, size / Self.pageSize == pages else { return nil }
@@ -57,17 +57,17 @@ struct PageAllocator: ~Copyable {
         return nil
     }
 
-    /// Gives back what `allocate` gave.
+    /// Frees pages of `allocate`.
     mutating func release(_ address: Address, pages: UInt64) { add(address.value, address.value &+ pages &* Self.pageSize) }
 
-    /// The longest run of free bytes.
+    /// The size of the largest extent.
     var longest: (start: Address, size: UInt64) {
         var best = Extent()
         for index in 0..<count where gaps[index].end - gaps[index].start > best.end - best.start { best = gaps[index] }
         return (Address(best.start), best.end - best.start)
     }
 
-    /// What is free, lowest first.
+    /// The free extents, lowest first.
     var extents: [(start: UInt64, end: UInt64)] {
         var list: [(start: UInt64, end: UInt64)] = []
         for index in 0..<count { list.append((gaps[index].start, gaps[index].end)) }
@@ -80,5 +80,5 @@ struct PageAllocator: ~Copyable {
     }
 }
 
-/// The memory that is free. Only the boot processor allocates; the others compute on what they are given.
+/// The free memory. Only the boot processor allocates.
 nonisolated(unsafe) var pages = PageAllocator()

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What an application processor can be asked to do. It computes on memory it is given: no allocation, no console.
+/// The tasks of an application processor. They allocate no memory and do not use the console.
 enum ProcessorTask: UInt64 {
-    /// Adds one to the word at the argument, `ProcessorTask.additions` times.
+    /// Adds 1 to the word at the argument, `ProcessorTask.additions` times.
     case count = 1
-    /// Checks that `ProcessorTask.patternSize` bytes at the argument hold the pattern; the result is the number of wrong words.
+    /// Compares `ProcessorTask.patternSize` bytes at the argument with the pattern; the result is the number of wrong words.
     case checkPattern = 2
     /// Sends the boot processor an interrupt.
     case interrupt = 3
@@ -38,7 +38,7 @@ final class Processors: @unchecked Sendable {
         fileprivate var isOnline: Bool { mailbox.load() as UInt64 == 1 }
     }
 
-    /// Those that run, without the boot processor.
+    /// Those that run, except the boot processor.
     private(set) var others: [Processor] = []
     private var started = false
 
@@ -47,9 +47,9 @@ final class Processors: @unchecked Sendable {
     fileprivate static let mailboxOffset: UInt64 = 0x800
     private static let blockPages: UInt64 = 5  // the first for ring 0 and the mailbox, four for ring 3's stack
 
-    // The mailbox: 0 online, 8 task, 16 argument, 24 result, 32 number of the task asked, 40 number of the task done.
+    // The mailbox: 0 online, 8 task, 16 argument, 24 result, 32 number of the last task, 40 number of the last completed task.
 
-    /// Starts every processor the firmware lists, all at once. Returns how many did not answer.
+    /// Starts all processors that the firmware lists. Returns how many did not answer.
     @discardableResult
     func start() -> Int {
         if started { return 0 }
@@ -64,7 +64,7 @@ final class Processors: @unchecked Sendable {
         fence()
         for processor in starting { LocalAPIC.sendInit(to: processor.identifier) }
         clock.spin(200_000)
-        for patience in [200 * milliseconds, 10 * seconds] {  // the second message is for those that missed the first
+        for patience in [200 * milliseconds, 10 * seconds] {  // the second message is for processors that missed the first
             for processor in starting where !processor.isOnline {
                 LocalAPIC.sendStartup(page: UInt32(Core.trampolineAddress.value >> 12), to: processor.identifier)
             }
@@ -107,7 +107,7 @@ final class Processors: @unchecked Sendable {
         place.store(UInt32(truncatingIfNeeded: value >> 32), 4)
     }
 
-    /// Asks for `task` and returns at once.
+    /// Starts `task` and does not wait for it.
     func ask(_ processor: Processor, _ task: ProcessorTask, _ argument: UInt64) {
         let box = processor.mailbox
         box.store(task.rawValue, 8)
@@ -117,7 +117,7 @@ final class Processors: @unchecked Sendable {
         LocalAPIC.send(line: LocalAPIC.messageLine, to: processor.identifier)
     }
 
-    /// The result of the task asked last; nil if there is none within two seconds.
+    /// The result of the last task; nil if there is none within two seconds.
     func result(_ processor: Processor) -> UInt64? {
         let box = processor.mailbox
         let end = clock.now + 2 * seconds
@@ -131,7 +131,7 @@ final class Processors: @unchecked Sendable {
 
 let processors = Processors()
 
-/// An application processor's life: asleep until there is a task.
+/// The main loop of an application processor, which sleeps until there is a task.
 @c(processorMain)
 func processorMain(_ blockAddress: UInt64) -> Never {
     let block = Address(blockAddress)
@@ -151,7 +151,7 @@ func processorMain(_ blockAddress: UInt64) -> Never {
     }
 }
 
-/// A pattern that depends on the address, so that memory in the wrong place is seen.
+/// A pattern that depends on the address, so that memory at a wrong address is detected.
 enum Pattern {
     static func word(_ address: UInt64, _ seed: UInt64) -> UInt64 { (address ^ seed) &* 0x9e37_79b9_7f4a_7c15 }
 

@@ -31,7 +31,7 @@ final class SelfTest {
             || word == "rng" || word == "hostile"
     }
 
-    /// Runs one test; it has failed if `body` throws.
+    /// Runs one test, which fails if `body` throws.
     func check(_ name: Text, _ body: () throws(Failure) -> Void) {
         do {
             try body()

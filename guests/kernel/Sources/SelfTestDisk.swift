@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Disks. What is written goes to the last MiB of a disk (the last half of one below 2 MiB), and stays there.
+/// Disks. The tests overwrite the last MiB of a disk (the second half of one below 2 MiB).
 extension SelfTest {
     func disks() {
         if devices.disks.isEmpty { skip("disk", "no disk") }
@@ -111,7 +111,7 @@ extension SelfTest {
         }
     }
 
-    /// Many requests in flight: each of them comes back with its own sector.
+    /// Many requests in flight: each returns its own sector.
     private func manyReads(_ disk: Disk) throws(Failure) {
         let inFlight = 128
         let memoryPages = UInt64(inFlight) * Disk.sectorSize / PageAllocator.pageSize
@@ -147,7 +147,7 @@ extension SelfTest {
         }
     }
 
-    /// A read through each queue by itself.
+    /// A read through each queue.
     private func everyQueue(_ disk: Disk) throws(Failure) {
         guard let page = unsafe pages.allocate() else { throw Failure("no memory") }
         defer { unsafe pages.release(page, pages: 1) }
@@ -169,7 +169,7 @@ extension SelfTest {
         }
     }
 
-    /// Sixteen sectors, one after the other through the next queue: in an image of clusters all of them want the same new one.
+    /// Sixteen sectors, one after the other through the next queue: in a qcow2 image all of them allocate the same cluster.
     private func neighbours(_ disk: Disk, _ start: UInt64) throws(Failure) {
         let count: UInt64 = 16
         try withPattern(sectors: count, seed: 91) { (memory) throws(Failure) in

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The network: an address, the way to the peer (`peer=`, or else the gateway), echoes.
+/// The network: an address, the link address of the peer (`peer=`, or else the gateway), echoes.
 extension SelfTest {
     func network() {
         if devices.interfaces.isEmpty { skip("net", "no network device") }

@@ -11,19 +11,19 @@ final class Shell {
 
     init(_ boot: BootInformation) { self.boot = boot }
 
-    /// Reads lines and runs them, for ever.
+    /// Reads lines and runs them, forever.
     func prompt() -> Never {
         Console.handleInterrupt { [self] in receive() }
         Console.listen()
-        receive()  // what was typed before
+        receive()  // input that came before
         Console.print("\(UInt64(max(acpi.processors.count, 1))) CPUs, \(boot.memory >> 20) MiB, \(devices.disks.count) disks, \(devices.interfaces.count) networks; try help")
         while true { run(line()) }
     }
 
-    /// Takes what was typed. What there is no room for stays in the port, whose other side waits then.
+    /// Takes input. What does not fit stays in the port, whose other side then waits.
     private func receive() {
         while input.count < Self.longestInput, let byte = Console.receive() {
-            // It ends what runs, and what was typed before it with that.
+            // It ends the command that runs, and discards the input before it.
             if byte == LineEditor.controlC {
                 interrupted = true
                 input.removeAll(keepingCapacity: true)
@@ -45,7 +45,7 @@ final class Shell {
             for (index, byte) in bytes.enumerated() {
                 guard let line = editor.take(byte, echo: &echo) else { continue }
                 Console.write(echo)
-                // The rest is the next line's, and comes before what was typed meanwhile.
+                // The rest belongs to the next line, before the input that came meanwhile.
                 input = [UInt8](bytes[(index + 1)...]) + input
                 return line
             }
@@ -269,7 +269,7 @@ final class Shell {
             if interrupted || (sequence < count && pause(200 * milliseconds)) { break }
         }
         if interrupted {
-            // The key has done its work, and is none for the next line.
+            // The key was handled, and is not part of the next line.
             interrupted = false
             if input.first == LineEditor.controlC { input.removeFirst() }
         }

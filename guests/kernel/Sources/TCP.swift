@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A TCP connection to somebody else's port (RFC 9293), to try a network with: a segment at a time, which is sent again until it is
-/// acknowledged. What comes out of order is not kept: it comes again.
+/// An outgoing TCP connection (RFC 9293), to test a network: one segment at a time, which is sent again until it is
+/// acknowledged. Segments out of order are dropped: they come again.
 final class TCPConnection {
     private enum Flag {
         static let fin: UInt8 = 1
@@ -19,14 +19,14 @@ final class TCPConnection {
     let target: IPv4Address
     let port: UInt16
     let ownPort: UInt16
-    /// The number of the next byte to be sent, and up to which the other side has acknowledged them.
+    /// The number of the next byte to be sent, and the number of the next byte that the other side expects.
     private var next: UInt32
     private var acknowledged: UInt32
     /// The number of the next byte to be received.
     private var expected: UInt32 = 0
     private var isOpen = false
     private(set) var wasReset = false
-    /// What has come.
+    /// The received bytes.
     private(set) var received: [UInt8] = []
 
     init(_ interface: NetworkInterface, to target: IPv4Address, port: UInt16) {
@@ -38,10 +38,10 @@ final class TCPConnection {
         acknowledged = next
     }
 
-    /// False when nobody answers, or refuses.
+    /// Connects. False if nobody answers, or the other side refuses.
     func connect() -> Bool { deliver(Flag.syn, []) && isOpen }
 
-    /// Sends bytes and waits until they are acknowledged. False when they are not.
+    /// Sends bytes and waits until they are acknowledged. False if they are not.
     func send(_ bytes: [UInt8]) -> Bool {
         var done = 0
         while done < bytes.count {
@@ -54,10 +54,10 @@ final class TCPConnection {
 
     func close() { _ = deliver(Flag.acknowledgement | Flag.fin, []) }
 
-    /// Sends one segment until it is acknowledged.
+    /// Sends one segment, again and again until it is acknowledged.
     private func deliver(_ flags: UInt8, _ data: [UInt8]) -> Bool {
         let first = next
-        // SYN and FIN have a number each.
+        // SYN and FIN count as one byte each.
         next = first &+ UInt32(data.count) &+ (flags & (Flag.syn | Flag.fin) != 0 ? 1 : 0)
         for _ in 0..<Self.attempts where !wasReset {
             transmit(flags, data, at: first)
@@ -81,7 +81,7 @@ final class TCPConnection {
         interface.send(segment: segment, to: target)
     }
 
-    /// A segment from the other side, its checksum verified.
+    /// Handles a segment from the other side, whose checksum was verified.
     func receive(_ segment: [UInt8]) {
         let header = Int(segment[12] >> 4) * 4, flags = segment[13]
         guard header >= Self.headerSize, header <= segment.count else { return }
@@ -107,8 +107,8 @@ final class TCPConnection {
 }
 
 extension NetworkInterface {
-    /// Sends bytes to somebody who sends them back.
-    /// - Returns: how many came back as they were.
+    /// Sends bytes to an echo server.
+    /// - Returns: how many came back unchanged.
     func exchange(bytes: [UInt8], with target: IPv4Address, port: UInt16) throws(Failure) -> Int {
         guard resolve(target) else { throw Failure("\(target.text): no reply to ARP") }
         let connection = TCPConnection(self, to: target, port: port)

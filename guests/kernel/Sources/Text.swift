@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Text as bytes: what the console, the command line and the shell deal in. `String` would bring Unicode tables along.
+/// Text as bytes, for the console, the command line and the shell. `String` would add Unicode tables.
 struct Text: ExpressibleByStringInterpolation, Equatable {
     private(set) var bytes: [UInt8]
 
@@ -17,7 +17,7 @@ struct Text: ExpressibleByStringInterpolation, Equatable {
     var isEmpty: Bool { bytes.isEmpty }
     var count: Int { bytes.count }
 
-    /// Whether the text is `literal` and nothing more.
+    /// Whether the text equals `literal`.
     func equals(_ literal: StaticString) -> Bool { count == literal.utf8CodeUnitCount && starts(with: literal) }
 
     func starts(with literal: StaticString) -> Bool {
@@ -36,10 +36,10 @@ struct Text: ExpressibleByStringInterpolation, Equatable {
     }
     mutating func removeLast() { if !bytes.isEmpty { bytes.removeLast() } }
 
-    /// The text from byte `index` on; empty if there is none.
+    /// The text from byte `index` on; empty beyond its end.
     func dropFirst(_ index: Int) -> Text { Text(bytes.dropFirst(index)) }
 
-    /// Splits at each of the `separator`s that is not inside single quotes. Quotes vanish, empty pieces too.
+    /// Splits at each `separator` outside single quotes. Quotes and empty pieces are removed.
     func split(_ separator: UInt8) -> [Text] {
         var pieces: [Text] = []
         var piece = Text()
@@ -58,13 +58,13 @@ struct Text: ExpressibleByStringInterpolation, Equatable {
         return pieces
     }
 
-    /// What comes before and after the first `separator`; nil if there is none.
+    /// The parts before and after the first `separator`; nil if there is none.
     func cut(_ separator: UInt8) -> (before: Text, after: Text)? {
         guard let index = bytes.firstIndex(of: separator) else { return nil }
         return (Text(bytes[..<index]), Text(bytes[(index + 1)...]))
     }
 
-    /// The whole text as a number: decimal, or hexadecimal after `0x`. Nil if it is none or does not fit.
+    /// The whole text as a number: decimal, or hexadecimal after `0x`. Nil if it is not a number or does not fit.
     var number: UInt64? {
         let hexadecimal = starts(with: "0x")
         let digits = hexadecimal ? bytes.dropFirst(2) : bytes[...]
@@ -86,7 +86,7 @@ struct Text: ExpressibleByStringInterpolation, Equatable {
         return value
     }
 
-    /// A number with an optional K, M or G behind it, as the kernel's command line writes sizes.
+    /// A number with an optional suffix K, M or G, as sizes on the kernel's command line have.
     var size: UInt64? {
         var shift: UInt64 = 0
         switch bytes.last {
@@ -142,7 +142,7 @@ struct Text: ExpressibleByStringInterpolation, Equatable {
     }
 }
 
-/// Why something did not work, in words.
+/// An error message.
 struct Failure: Error {
     let reason: Text
 

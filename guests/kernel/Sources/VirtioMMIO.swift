@@ -44,10 +44,10 @@ struct VirtioMMIO {
     let registers: Address
     let gsi: UInt32
 
-    /// What the device is: nil for none, or one without a driver here.
+    /// The device's kind; nil for none, or one without a driver in this kernel.
     private(set) var kind: Kind?
 
-    /// Looks at the device at `registers`.
+    /// Identifies the device at `registers`.
     init(registers: Address, gsi: UInt32) throws(Failure) {
         self.registers = registers
         self.gsi = gsi
@@ -70,7 +70,7 @@ struct VirtioMMIO {
 
     var needsReset: Bool { status & Status.needsReset != 0 }
 
-    /// Resets the device and waits until it has.
+    /// Resets the device and waits for the end of the reset.
     func reset() throws(Failure) {
         status = 0
         let end = clock.now + 2 * seconds
@@ -79,7 +79,7 @@ struct VirtioMMIO {
         }
     }
 
-    /// The features the device offers.
+    /// The features that the device offers.
     var offeredFeatures: UInt64 {
         registers.store(UInt32(0), Register.deviceFeaturesSelect)
         let low: UInt32 = registers.load(Register.deviceFeatures)
@@ -116,14 +116,14 @@ struct VirtioMMIO {
         registers.store(UInt32(truncatingIfNeeded: address >> 32), register + 4)
     }
 
-    /// Acknowledges what the device announces. Bit 0: used buffers, bit 1: the configuration changed.
+    /// Acknowledges the device's interrupt. Bit 0: used buffers, bit 1: the configuration changed.
     func acknowledgeInterrupt() -> UInt32 {
         let status: UInt32 = registers.load(Register.interruptStatus)
         if status != 0 { registers.store(status, Register.interruptAcknowledge) }
         return status
     }
 
-    /// Reads a 64-bit field of the configuration space that is the same before and after (§4.2.2.2).
+    /// Reads a 64-bit field of the configuration space consistently (§4.2.2.2).
     func config64(_ offset: UInt64) -> UInt64 {
         while true {
             let before: UInt32 = registers.load(Register.configGeneration)

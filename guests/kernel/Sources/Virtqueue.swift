@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A piece of memory for the device.
+/// A buffer for the device.
 struct Segment {
     var address: Address
     var length: UInt32
 }
 
-/// What a descriptor says (virtio 1.2 §2.7.5).
+/// A descriptor (virtio 1.2 §2.7.5).
 enum DescriptorFlag {
     static let next: UInt16 = 1
     static let write: UInt16 = 2
     static let indirect: UInt16 = 4
 }
 
-/// The driver's side of a split virtqueue (virtio 1.2 §2.7). A chain is known by its slot, 0 ..< size: its first
-/// descriptor, and the place of its indirect table where there are any.
+/// The driver's side of a split virtqueue (virtio 1.2 §2.7). A chain is identified by its slot, 0 ..< size: the index of
+/// its first descriptor, and of its indirect table if there is one.
 final class Virtqueue {
     let size: UInt16
     let index: UInt32
@@ -34,10 +34,10 @@ final class Virtqueue {
     private var lastNotified: UInt16 = 0
     private var lastUsed: UInt16 = 0
 
-    /// Descriptors a chain may have.
+    /// The maximum number of descriptors of a chain.
     static let longestChain = 4
 
-    /// How often the device was told, and how often that was not needed.
+    /// How often the device was notified, and how often that was not needed.
     private(set) var notifications = 0
     private(set) var savedNotifications = 0
 
@@ -84,20 +84,20 @@ final class Virtqueue {
 
     private var usesIndirect: Bool { features.contains(.indirectDescriptors) }
 
-    /// How many slots are taken.
+    /// The number of slots in use.
     var inFlight: Int { Int(size) - freeSlots.count }
 
     /// How many more chains of `length` descriptors fit.
     func room(length: Int) -> Int { usesIndirect || length == 1 ? freeSlots.count : freeSlots.count / length }
 
-    /// The slot that the next chain gets; nil if there is no room for one of three descriptors.
+    /// The slot of the next chain; nil if there is no room for three descriptors.
     var upcoming: UInt16? { room(length: 3) > 0 ? freeSlots.last : nil }
 
-    /// The slot that the next chain of one descriptor gets.
+    /// The slot of the next chain of one descriptor.
     var upcomingSingle: UInt16? { freeSlots.last }
 
-    /// Makes a chain available: first what the device reads, then what it writes. Nil if there is no room. The device
-    /// learns of it at `notify`.
+    /// Adds a chain: first the buffers that the device reads, then those that it writes. Nil if there is no room. `notify`
+    /// publishes it.
     func add(_ first: Segment, _ second: Segment? = nil, _ third: Segment? = nil, readable: Int) -> UInt16? {
         let length = third != nil ? 3 : second != nil ? 2 : 1
         guard room(length: length) > 0, let head = freeSlots.popLast() else { return nil }
@@ -136,7 +136,7 @@ final class Virtqueue {
         descriptor.store(next, 14)
     }
 
-    /// Publishes the chains that were added, and tells the device if it wants to know (§2.7.13).
+    /// Publishes the added chains, and notifies the device if it has notifications enabled (§2.7.13).
     func notify() {
         guard nextAvailable != lastNotified else { return }
         fence()
@@ -158,18 +158,18 @@ final class Virtqueue {
         }
     }
 
-    /// The next chain the device is done with, and how many bytes it says it wrote. Its slot is free after `release`.
+    /// The next used chain, and the number of bytes that the device reports as written. `release` frees its slot.
     func next() -> (slot: UInt16, length: UInt32)? {
         guard lastUsed != used.load(2) as UInt16 else { return nil }
         let element = used + (4 + UInt64(lastUsed % size) * 8)
         let slot: UInt32 = element.load()
         let length: UInt32 = element.load(4)
         lastUsed &+= 1
-        guard slot < UInt32(size), chainLength[Int(slot)] > 0 else { return next() }  // a chain that is not the device's
+        guard slot < UInt32(size), chainLength[Int(slot)] > 0 else { return next() }  // a chain that the device does not have
         return (UInt16(slot), length)
     }
 
-    /// Frees the slot of a chain that `next` gave.
+    /// Frees the slot of a chain of `next`.
     func release(_ head: UInt16) {
         var slot = head
         for left in stride(from: chainLength[Int(head)], to: 0, by: -1) {
@@ -179,7 +179,7 @@ final class Virtqueue {
         chainLength[Int(head)] = 0
     }
 
-    /// Asks for an interrupt at the next used chain. False if there is one already.
+    /// Enables an interrupt for the next used chain. False if there is a used chain already.
     func enableInterrupt() -> Bool {
         available.store(UInt16(0))
         if features.contains(.eventIndex) { available.store(lastUsed, 4 + UInt64(size) * 2) }
@@ -187,10 +187,10 @@ final class Virtqueue {
         return lastUsed == used.load(2) as UInt16
     }
 
-    /// Asks for no interrupts, as far as the device heeds it.
+    /// Disables interrupts, which is a hint to the device.
     func disableInterrupt() {
         if features.contains(.eventIndex) {
-            available.store(lastUsed &- 1, 4 + UInt64(size) * 2)  // an index that is long past
+            available.store(lastUsed &- 1, 4 + UInt64(size) * 2)  // an index that has passed already
         } else {
             available.store(UInt16(1))
         }

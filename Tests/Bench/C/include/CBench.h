@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the benchmark does by itself, beside the devices: a TAP at its simplest, packets from the host's side, the time-stamp counter.
+// C functions of the benchmark: plain reads and writes of a TAP, packets from the host's side, the time-stamp counter.
 #ifndef CBENCH_H
 #define CBENCH_H
 
@@ -21,7 +21,7 @@ int bench_tap_write(int tap, unsigned count, size_t size);
 /// Reads `count` frames of `size` bytes from a TAP, one system call each; others are not counted. 0, or a negative errno value.
 int bench_tap_read(int tap, unsigned count, size_t size);
 
-/// A frame for nobody: a multicast address, a local experimental type.
+/// A frame that nobody receives: a multicast address, a local experimental type.
 void bench_frame(uint8_t *frame, size_t size);
 
 /// The time-stamp counter.
