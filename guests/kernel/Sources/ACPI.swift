@@ -57,7 +57,9 @@ final class ACPI: @unchecked Sendable {
         guard let (table, length) = table(at: rootTable) else { return }
         found = true
         for offset in stride(from: UInt64(36), to: UInt64(length) &- entrySize &+ 1, by: Int(entrySize)) {
-            let address: UInt64 = isExtended ? UInt64(table.load(offset) as UInt32) | UInt64(table.load(offset + 4) as UInt32) << 32
+            let address: UInt64 =
+                isExtended
+                ? UInt64(table.load(offset) as UInt32) | UInt64(table.load(offset + 4) as UInt32) << 32
                 : UInt64(table.load(offset) as UInt32)
             guard let (entry, size) = self.table(at: address) else { continue }
             switch entry.load() as UInt32 {
@@ -114,8 +116,11 @@ final class ACPI: @unchecked Sendable {
     private func readFADT(_ table: Address, _ length: UInt64) {
         guard length >= 44 else { return }
         // X_DSDT, or the older 32-bit field for firmware that fills in only that (§5.2.9).
-        let wide: UInt64 = length >= 148 ? UInt64(table.load(140) as UInt32) | UInt64(table.load(144) as UInt32) << 32 : 0
-        if let (definition, size) = self.table(at: wide != 0 ? wide : UInt64(table.load(40) as UInt32)) { scanDSDT(definition, UInt64(size)) }
+        let wide: UInt64 =
+            length >= 148 ? UInt64(table.load(140) as UInt32) | UInt64(table.load(144) as UInt32) << 32 : 0
+        if let (definition, size) = self.table(at: wide != 0 ? wide : UInt64(table.load(40) as UInt32)) {
+            scanDSDT(definition, UInt64(size))
+        }
         guard length >= 256 else { return }
         let space: UInt8 = table.load(244)
         let address: UInt64 = UInt64(table.load(248) as UInt32) | UInt64(table.load(252) as UInt32) << 32
@@ -123,8 +128,9 @@ final class ACPI: @unchecked Sendable {
         unsafe Power.firmwareSleepControl = Register(isPort: space == 1, address: address)
     }
 
-    /// Searches for virtio-mmio devices without interpreting AML: behind each name LNRO0005, up to the next one, are a 32-bit
-    /// fixed memory range and an extended interrupt (ACPI 6.5 §6.4.3.4, §6.4.3.6), as every firmware writes them.
+    /// Searches for virtio-mmio devices without interpreting AML: behind each name LNRO0005, up to the next one, are a
+    /// 32-bit fixed memory range and an extended interrupt (ACPI 6.5 §6.4.3.4, §6.4.3.6), as every firmware writes
+    /// them.
     private func scanDSDT(_ table: Address, _ length: UInt64) {
         var isDevice = false
         var address: UInt64?
@@ -137,8 +143,10 @@ final class ACPI: @unchecked Sendable {
             } else if isDevice, here.load() as UInt8 == 0x86, here.load(1) as UInt16 == 9 {
                 address = UInt64(here.load(4) as UInt32)
                 offset += 12
-            } else if isDevice, let base = address, here.load() as UInt8 == 0x89, here.load(1) as UInt16 >= 6, here.load(4) as UInt8 == 1,
-                offset + 9 <= length {
+            } else if isDevice, let base = address, here.load() as UInt8 == 0x89, here.load(1) as UInt16 >= 6,
+                here.load(4) as UInt8 == 1,
+                offset + 9 <= length
+            {
                 virtioDevices.append((base, here.load(5)))
                 isDevice = false
                 offset += 9

@@ -11,24 +11,43 @@ struct Address: Equatable {
     init(_ value: UInt64) { self.value = value }
 
     static func + (address: Address, offset: UInt64) -> Address { Address(address.value &+ offset) }
-    static func + (address: Address, offset: Int) -> Address { Address(address.value &+ UInt64(truncatingIfNeeded: offset)) }
+    static func + (address: Address, offset: Int) -> Address {
+        Address(address.value &+ UInt64(truncatingIfNeeded: offset))
+    }
     static func - (end: Address, start: Address) -> UInt64 { end.value &- start.value }
 
     // The four accesses: the address may be used because the allocator, a table of the platform or a device's
     // description gave it; an invalid one faults and is reported.
-    func load(_ offset: UInt64 = 0) -> UInt8 { unsafe VolatileMappedRegister<UInt8>(unsafeBitPattern: UInt(value &+ offset)).load() }
-    func load(_ offset: UInt64 = 0) -> UInt16 { unsafe VolatileMappedRegister<UInt16>(unsafeBitPattern: UInt(value &+ offset)).load() }
-    func load(_ offset: UInt64 = 0) -> UInt32 { unsafe VolatileMappedRegister<UInt32>(unsafeBitPattern: UInt(value &+ offset)).load() }
-    func load(_ offset: UInt64 = 0) -> UInt64 { unsafe VolatileMappedRegister<UInt64>(unsafeBitPattern: UInt(value &+ offset)).load() }
-    func store(_ new: UInt8, _ offset: UInt64 = 0) { unsafe VolatileMappedRegister<UInt8>(unsafeBitPattern: UInt(value &+ offset)).store(new) }
-    func store(_ new: UInt16, _ offset: UInt64 = 0) { unsafe VolatileMappedRegister<UInt16>(unsafeBitPattern: UInt(value &+ offset)).store(new) }
-    func store(_ new: UInt32, _ offset: UInt64 = 0) { unsafe VolatileMappedRegister<UInt32>(unsafeBitPattern: UInt(value &+ offset)).store(new) }
-    func store(_ new: UInt64, _ offset: UInt64 = 0) { unsafe VolatileMappedRegister<UInt64>(unsafeBitPattern: UInt(value &+ offset)).store(new) }
+    func load(_ offset: UInt64 = 0) -> UInt8 {
+        unsafe VolatileMappedRegister<UInt8>(unsafeBitPattern: UInt(value &+ offset)).load()
+    }
+    func load(_ offset: UInt64 = 0) -> UInt16 {
+        unsafe VolatileMappedRegister<UInt16>(unsafeBitPattern: UInt(value &+ offset)).load()
+    }
+    func load(_ offset: UInt64 = 0) -> UInt32 {
+        unsafe VolatileMappedRegister<UInt32>(unsafeBitPattern: UInt(value &+ offset)).load()
+    }
+    func load(_ offset: UInt64 = 0) -> UInt64 {
+        unsafe VolatileMappedRegister<UInt64>(unsafeBitPattern: UInt(value &+ offset)).load()
+    }
+    func store(_ new: UInt8, _ offset: UInt64 = 0) {
+        unsafe VolatileMappedRegister<UInt8>(unsafeBitPattern: UInt(value &+ offset)).store(new)
+    }
+    func store(_ new: UInt16, _ offset: UInt64 = 0) {
+        unsafe VolatileMappedRegister<UInt16>(unsafeBitPattern: UInt(value &+ offset)).store(new)
+    }
+    func store(_ new: UInt32, _ offset: UInt64 = 0) {
+        unsafe VolatileMappedRegister<UInt32>(unsafeBitPattern: UInt(value &+ offset)).store(new)
+    }
+    func store(_ new: UInt64, _ offset: UInt64 = 0) {
+        unsafe VolatileMappedRegister<UInt64>(unsafeBitPattern: UInt(value &+ offset)).store(new)
+    }
 
     /// Sets `count` bytes to `byte`.
     func fill(count: UInt64, with byte: UInt8 = 0) {
         // Memory that the caller owns, as above.
-        unsafe UnsafeMutableRawPointer(bitPattern: UInt(value))?.initializeMemory(as: UInt8.self, repeating: byte, count: Int(count))
+        unsafe UnsafeMutableRawPointer(bitPattern: UInt(value))?.initializeMemory(
+            as: UInt8.self, repeating: byte, count: Int(count))
     }
 
     /// Copies `count` bytes from `source`; the two may overlap.
@@ -43,7 +62,9 @@ struct Address: Equatable {
     func bytes(_ count: Int) -> [UInt8] {
         unsafe [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
             // The array's own storage is written in full, from a range that is the caller's.
-            if let base = buffer.baseAddress { Address(UInt64(UInt(bitPattern: base))).copy(from: self, count: UInt64(count)) }
+            if let base = buffer.baseAddress {
+                Address(UInt64(UInt(bitPattern: base))).copy(from: self, count: UInt64(count))
+            }
             initialized = count
         }
     }
@@ -52,7 +73,9 @@ struct Address: Equatable {
     func write(_ bytes: [UInt8]) {
         unsafe bytes.withUnsafeBytes { buffer in
             // Read within the array's closure.
-            if let base = buffer.baseAddress { copy(from: Address(UInt64(UInt(bitPattern: base))), count: UInt64(buffer.count)) }
+            if let base = buffer.baseAddress {
+                copy(from: Address(UInt64(UInt(bitPattern: base))), count: UInt64(buffer.count))
+            }
         }
     }
 }

@@ -22,7 +22,9 @@ enum Bench {
         }
     }
 
-    private static func report(_ name: Text, _ value: UInt64, _ unit: StaticString) { Console.print("bench \(name) \(value) \(unit)") }
+    private static func report(_ name: Text, _ value: UInt64, _ unit: StaticString) {
+        Console.print("bench \(name) \(value) \(unit)")
+    }
 
     private static func rate(_ count: UInt64, _ span: Nanoseconds) -> UInt64 {
         count &* (seconds / 1000) / max(span / 1000, 1)  // in microseconds: no overflow below 10¹³
@@ -39,7 +41,9 @@ enum Bench {
         let string = Core.bootBlock  // any 256 bytes
         measure("exits.port-write-ring0", rounds, each: 256) { string.output(count: 256, to: unusedPort) }
         measure("exits.service", rounds) { reloadPageTables() }
-        guard let registers = (devices.disks.first?.device ?? devices.interfaces.first?.driver.device)?.registers else { return }
+        guard let registers = (devices.disks.first?.device ?? devices.interfaces.first?.driver.device)?.registers else {
+            return
+        }
         measure("exits.mmio-read", rounds) { _ = registers.load(VirtioMMIO.Register.magic) as UInt32 }
         measure("exits.mmio-write", rounds) { registers.store(UInt32(0), VirtioMMIO.Register.queueSelect) }
         measure("exits.notify", rounds) { registers.store(UInt32(0), VirtioMMIO.Register.queueNotify) }
@@ -67,7 +71,9 @@ enum Bench {
     /// Keeps `depth` reads in flight for half a second.
     private static func run(_ disk: Disk, _ name: StaticString, size: UInt64, depth: Int, random: Bool) {
         let sectors = size / Disk.sectorSize
-        guard disk.capacity >= sectors, let memory = unsafe pages.allocate(pages: UInt64(depth) * size / PageAllocator.pageSize) else { return }
+        guard disk.capacity >= sectors,
+            let memory = unsafe pages.allocate(pages: UInt64(depth) * size / PageAllocator.pageSize)
+        else { return }
         defer { unsafe pages.release(memory, pages: UInt64(depth) * size / PageAllocator.pageSize) }
         let places = disk.capacity / sectors
         var state: UInt64 = 0x1234_5678_9abc_def1
@@ -120,7 +126,9 @@ enum Bench {
 
     private static func network(_ interface: NetworkInterface, _ boot: BootInformation) {
         for size in [60, 1514] { transmit(interface.driver, size: size) }
-        guard interface.address != .any, let peer = boot.value("peer").flatMap({ IPv4Address($0) }) ?? (interface.gateway == .any ? nil : interface.gateway)
+        guard interface.address != .any,
+            let peer = boot.value("peer").flatMap({ IPv4Address($0) })
+                ?? (interface.gateway == .any ? nil : interface.gateway)
         else { return }
         var count: UInt64 = 0
         let start = clock.now
@@ -131,7 +139,8 @@ enum Bench {
         report("net.\(interface.name).echo", rate(count, clock.now - start), "1/s")
     }
 
-    /// Sends frames of a local experimental type, which nobody receives, for half a second, sixteen for each notification.
+    /// Sends frames of a local experimental type, which nobody receives, for half a second, sixteen for each
+    /// notification.
     private static func transmit(_ driver: NetworkDevice, size: Int) {
         var frame: [UInt8] = [0x02, 0, 0, 0, 0, 1]
         frame += driver.mac

@@ -51,8 +51,11 @@ final class Disk {
 
     init(_ device: VirtioMMIO, index: Int) throws(Failure) {
         self.device = device
-        name = index < 26 ? Text([UInt8(ascii: "v"), UInt8(ascii: "d"), UInt8(ascii: "a") + UInt8(index)]) : "vd\(index)"
-        guard let buffer = unsafe pages.allocate(pages: Self.bufferSize / PageAllocator.pageSize) else { throw Failure("no memory for a disk") }
+        name =
+            index < 26 ? Text([UInt8(ascii: "v"), UInt8(ascii: "d"), UInt8(ascii: "a") + UInt8(index)]) : "vd\(index)"
+        guard let buffer = unsafe pages.allocate(pages: Self.bufferSize / PageAllocator.pageSize) else {
+            throw Failure("no memory for a disk")
+        }
         self.buffer = buffer
         (features, queues) = try Self.bringUp(device)
         (slots, slotPages) = try Self.allocateSlots(queues.count)
@@ -61,19 +64,26 @@ final class Disk {
     }
 
     private static func bringUp(_ device: VirtioMMIO) throws(Failure) -> (Features, [Virtqueue]) {
-        let wanted: Features = [.segmentMaximum, .readOnly, .blockSize, .flush, .topology, .multiqueue, .discard, .writeZeroes, .ring]
+        let wanted: Features = [
+            .segmentMaximum, .readOnly, .blockSize, .flush, .topology, .multiqueue, .discard, .writeZeroes, .ring,
+        ]
         let features = try device.negotiate(wanted)
         let count = features.contains(.multiqueue) ? min(max(device.config16(34), 1), mostQueues) : 1
         var queues: [Virtqueue] = []
-        for index in 0..<UInt32(count) { queues.append(try Virtqueue(device, index: index, wanted: queueSize, features: features)) }
+        for index in 0..<UInt32(count) {
+            queues.append(try Virtqueue(device, index: index, wanted: queueSize, features: features))
+        }
         device.setDriverOK()
         for queue in queues { _ = queue.enableInterrupt() }
         return (features, queues)
     }
 
     private static func allocateSlots(_ queues: Int) throws(Failure) -> (Address, UInt64) {
-        let count = (UInt64(queues) * UInt64(queueSize) * slotSize + PageAllocator.pageSize - 1) / PageAllocator.pageSize
-        guard let slots = unsafe pages.allocate(pages: count) else { throw Failure("no memory for the disk's requests") }
+        let count =
+            (UInt64(queues) * UInt64(queueSize) * slotSize + PageAllocator.pageSize - 1) / PageAllocator.pageSize
+        guard let slots = unsafe pages.allocate(pages: count) else {
+            throw Failure("no memory for the disk's requests")
+        }
         return (slots, count)
     }
 
@@ -122,7 +132,9 @@ final class Disk {
         for _ in queues {
             let index = turn
             turn = (turn + 1) % queues.count
-            if let slot = submit(to: index, type: type, sector: sector, data, deviceWrites: deviceWrites) { return slot }
+            if let slot = submit(to: index, type: type, sector: sector, data, deviceWrites: deviceWrites) {
+                return slot
+            }
         }
         return nil
     }
@@ -141,7 +153,9 @@ final class Disk {
         let head = Segment(address: header, length: 16)
         let status = Segment(address: header + 16, length: 1)
         done[Int(slot)] = false
-        let added = data.map { queue.add(head, $0, status, readable: deviceWrites ? 1 : 2) } ?? queue.add(head, status, readable: 1)
+        let added =
+            data.map { queue.add(head, $0, status, readable: deviceWrites ? 1 : 2) }
+            ?? queue.add(head, status, readable: 1)
         return added.map { UInt16(index) * UInt16(Self.queueSize) + $0 }
     }
 
@@ -159,12 +173,15 @@ final class Disk {
 
     /// Performs one request and waits for it.
     func perform(_ request: Request, sector: UInt64, _ data: Segment?) throws(Failure) -> UInt8 {
-        try perform(type: request.rawValue, sector: sector, data, deviceWrites: request == .read || request == .identify)
+        try perform(
+            type: request.rawValue, sector: sector, data, deviceWrites: request == .read || request == .identify)
     }
 
     /// One request of any type.
     func perform(type: UInt32, sector: UInt64, _ data: Segment?, deviceWrites: Bool) throws(Failure) -> UInt8 {
-        guard let slot = submit(type: type, sector: sector, data, deviceWrites: deviceWrites) else { throw Failure("\(name): the queue is full") }
+        guard let slot = submit(type: type, sector: sector, data, deviceWrites: deviceWrites) else {
+            throw Failure("\(name): the queue is full")
+        }
         notify()
         var outcome: UInt8?
         let answered = interrupts.wait(until: clock.now + Self.patience) {
@@ -177,16 +194,24 @@ final class Disk {
 
     /// Reads `count` sectors. The bytes are valid until the next call.
     func read(sector: UInt64, count: UInt64 = 1) throws(Failure) -> Address {
-        guard count > 0, count * Self.sectorSize <= Self.bufferSize else { throw Failure("at most \(Self.bufferSize / Self.sectorSize) sectors at once") }
-        let outcome = try perform(.read, sector: sector, Segment(address: buffer, length: UInt32(count * Self.sectorSize)))
-        guard outcome == Outcome.ok else { throw Failure("\(name): reading sector \(sector): \(Self.describe(outcome))") }
+        guard count > 0, count * Self.sectorSize <= Self.bufferSize else {
+            throw Failure("at most \(Self.bufferSize / Self.sectorSize) sectors at once")
+        }
+        let outcome = try perform(
+            .read, sector: sector, Segment(address: buffer, length: UInt32(count * Self.sectorSize)))
+        guard outcome == Outcome.ok else {
+            throw Failure("\(name): reading sector \(sector): \(Self.describe(outcome))")
+        }
         return buffer
     }
 
     /// Writes `count` sectors from `source`.
     func write(sector: UInt64, count: UInt64, from source: Address) throws(Failure) {
-        let outcome = try perform(.write, sector: sector, Segment(address: source, length: UInt32(count * Self.sectorSize)))
-        guard outcome == Outcome.ok else { throw Failure("\(name): writing sector \(sector): \(Self.describe(outcome))") }
+        let outcome = try perform(
+            .write, sector: sector, Segment(address: source, length: UInt32(count * Self.sectorSize)))
+        guard outcome == Outcome.ok else {
+            throw Failure("\(name): writing sector \(sector): \(Self.describe(outcome))")
+        }
     }
 
     func flush() throws(Failure) {

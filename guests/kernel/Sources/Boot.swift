@@ -27,7 +27,8 @@ func kernelMain(_ startInfo: UInt64) -> Never {
     shell.prompt()
 }
 
-/// The page tables of the image use 1 GiB pages beyond the first GiB. A CPU without them gets 2 MiB pages for its RAM here.
+/// The page tables of the image use 1 GiB pages beyond the first GiB. A CPU without them gets 2 MiB pages for its RAM
+/// here.
 enum PageTables {
     private static let gib: UInt64 = 1 << 30
     private static let table: UInt64 = 0x67  // present, writable, user, accessed, dirty

@@ -38,7 +38,8 @@ struct BootInformation {
     /// Gives all RAM above the kernel's image to the page allocator.
     mutating func takeMemory() {
         if let info, info.load(4) as UInt32 >= 1 { readMap(at: info.load(40), entries: info.load(48)) }
-        if memory == 0 { unsafe pages.add(Core.imageEnd.value, Core.imageEnd.value + 16 << 20) }  // the minimum of any machine
+        // The minimum of any machine.
+        if memory == 0 { unsafe pages.add(Core.imageEnd.value, Core.imageEnd.value + 16 << 20) }
     }
 
     private mutating func readMap(at map: UInt64, entries: UInt32) {
@@ -63,7 +64,11 @@ struct BootInformation {
         guard let line else { return false }
         var place: UInt64 = 0
         while let byte = byte(line, place) {
-            if byte != UInt8(ascii: " "), matches(line + place, word), Self.endsWord(self.byte(line, place + UInt64(word.utf8CodeUnitCount))) { return true }
+            if byte != UInt8(ascii: " "), matches(line + place, word),
+                Self.endsWord(self.byte(line, place + UInt64(word.utf8CodeUnitCount)))
+            {
+                return true
+            }
             while let byte = self.byte(line, place), byte != UInt8(ascii: " ") { place += 1 }
             while let byte = self.byte(line, place), byte == UInt8(ascii: " ") { place += 1 }
         }
@@ -78,7 +83,9 @@ struct BootInformation {
 
     private func matches(_ place: Address, _ word: StaticString) -> Bool {
         word.withUTF8Buffer { buffer in
-            for index in 0..<buffer.count where unsafe buffer[index] != place.load(UInt64(index)) as UInt8 { return false }
+            for index in 0..<buffer.count where unsafe buffer[index] != place.load(UInt64(index)) as UInt8 {
+                return false
+            }
             return true
         }
     }
@@ -101,7 +108,8 @@ struct BootInformation {
     func value(_ name: StaticString) -> Text? {
         let length = name.utf8CodeUnitCount
         var found: Text?
-        for word in words where word.starts(with: name) && word.count > length && word.bytes[length] == UInt8(ascii: "=") {
+        for word in words
+        where word.starts(with: name) && word.count > length && word.bytes[length] == UInt8(ascii: "=") {
             found = word.dropFirst(length + 1)
         }
         return found
@@ -109,6 +117,7 @@ struct BootInformation {
 }
 
 extension Address {
-    /// A readable address for a physical one; below 2 MiB in the window at the end of the device pages, since page 0 is absent.
+    /// A readable address for a physical one; below 2 MiB in the window at the end of the device pages, since page 0 is
+    /// absent.
     init(physical: UInt64) { self.init(physical < 0x20_0000 ? 0xffe0_0000 + physical : physical) }
 }

@@ -52,7 +52,9 @@ final class Clock: @unchecked Sendable {
     private static func kvmClock() -> UInt64? {
         let clockSource2: UInt32 = 1 << 3
         let systemTime: UInt32 = 0x4b56_4d01
-        guard Hypervisor.isKVM, CPUID(0x4000_0001).eax & clockSource2 != 0, let page = unsafe pages.allocate() else { return nil }
+        guard Hypervisor.isKVM, CPUID(0x4000_0001).eax & clockSource2 != 0, let page = unsafe pages.allocate() else {
+            return nil
+        }
         defer { unsafe pages.release(page, pages: 1) }
         page.fill(count: 32)
         writeMSR(systemTime, page.value | 1)

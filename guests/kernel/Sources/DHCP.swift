@@ -50,7 +50,9 @@ extension NetworkInterface {
         return false
     }
 
-    private func ask(_ type: UInt8, _ transaction: UInt32, _ offer: Lease?, expecting wanted: UInt8, _ patience: Nanoseconds) -> Lease? {
+    private func ask(
+        _ type: UInt8, _ transaction: UInt32, _ offer: Lease?, expecting wanted: UInt8, _ patience: Nanoseconds
+    ) -> Lease? {
         var message: [UInt8] = [1, 1, 6, 0]
         message.append32(transaction)
         message.append32(0x8000)  // no time elapsed; answer by broadcast, since there is no address yet
@@ -69,7 +71,8 @@ extension NetworkInterface {
         message += [UInt8](repeating: 0, count: max(0, 300 - message.count))
 
         var lease: Lease?
-        _ = exchange(message, from: Self.clientPort, to: .broadcast, port: Self.serverPort, patience: patience) { answer in
+        _ = exchange(message, from: Self.clientPort, to: .broadcast, port: Self.serverPort, patience: patience) {
+            answer in
             lease = read(answer, transaction, wanted)
             return lease != nil
         }
@@ -77,7 +80,8 @@ extension NetworkInterface {
     }
 
     private func read(_ answer: [UInt8], _ transaction: UInt32, _ wanted: UInt8) -> Lease? {
-        guard answer.count > 240, answer[0] == 2, answer.big32(4) == transaction, [UInt8](answer[28..<34]) == driver.mac,
+        guard answer.count > 240, answer[0] == 2, answer.big32(4) == transaction,
+            [UInt8](answer[28..<34]) == driver.mac,
             answer.big32(236) == Self.cookie
         else { return nil }
         var lease = Lease(address: IPv4Address(value: answer.big32(16)), server: 0, mask: 0xffff_ff00, router: .any)

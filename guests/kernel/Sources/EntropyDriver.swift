@@ -15,7 +15,9 @@ final class EntropySource {
 
     init(_ device: VirtioMMIO) throws(Failure) {
         self.device = device
-        guard let buffer = unsafe pages.allocate(pages: Self.bufferSize / PageAllocator.pageSize) else { throw Failure("no memory for an entropy device") }
+        guard let buffer = unsafe pages.allocate(pages: Self.bufferSize / PageAllocator.pageSize) else {
+            throw Failure("no memory for an entropy device")
+        }
         self.buffer = buffer
         queue = try Virtqueue(device, index: 0, wanted: 8, features: try device.negotiate(.ring))
         device.setDriverOK()
@@ -43,7 +45,9 @@ final class EntropySource {
             throw Failure("no completion within \(Self.patience / seconds) s")
         }
         queue.release(answer.slot)
-        guard answer.length <= count else { throw Failure("\(UInt64(answer.length)) bytes returned, \(count) requested") }
+        guard answer.length <= count else {
+            throw Failure("\(UInt64(answer.length)) bytes returned, \(count) requested")
+        }
         return Array(buffer.bytes(Int(answer.length)))
     }
 }
@@ -77,7 +81,10 @@ extension SelfTest {
                 }
             }
             // 64 of each on average, with a deviation of 8: outside these bounds by chance at most once in 10^9 runs.
-            for value in 0..<256 { try expect(counts[value] > 0 && counts[value] < 160, "\(UInt64(value)) occurs \(UInt64(counts[value])) times") }
+            for value in 0..<256 {
+                try expect(
+                    counts[value] > 0 && counts[value] < 160, "\(UInt64(value)) occurs \(UInt64(counts[value])) times")
+            }
         }
     }
 }

@@ -7,8 +7,10 @@ enum ExitStatus {
 }
 
 private let exceptionNames: InlineArray<22, StaticString> = [
-    "divide error", "debug", "NMI", "breakpoint", "overflow", "bound range", "invalid opcode", "device not available", "double fault",
-    "coprocessor segment", "invalid TSS", "segment not present", "stack fault", "general protection", "page fault", "reserved",
+    "divide error", "debug", "NMI", "breakpoint", "overflow", "bound range", "invalid opcode", "device not available",
+    "double fault",
+    "coprocessor segment", "invalid TSS", "segment not present", "stack fault", "general protection", "page fault",
+    "reserved",
     "x87 error", "alignment check", "machine check", "SIMD error", "virtualization", "control protection",
 ]
 
@@ -27,11 +29,12 @@ func faultReport(_ frameAddress: UInt64) -> Never {
     Power.exit(ExitStatus.fault)
 }
 
-/// The registers of a frame that entry.S pushed: CR2, CR3, R15 … R8, RBP, RDI, RSI, RDX, RCX, RBX, RAX, vector, error code,
-/// RIP, CS, RFLAGS, RSP, SS.
+/// The registers of a frame that entry.S pushed: CR2, CR3, R15 … R8, RBP, RDI, RSI, RDX, RCX, RBX, RAX, vector, error
+/// code, RIP, CS, RFLAGS, RSP, SS.
 private func printRegisters(_ frame: InlineArray<24, UInt64>) {
     let names: InlineArray<22, StaticString> = [
-        "RIP", "RSP", "RFL", "CS ", "SS ", "CR3", "RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "R8 ", "R9 ", "R10", "R11", "R12",
+        "RIP", "RSP", "RFL", "CS ", "SS ", "CR3", "RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "R8 ", "R9 ", "R10",
+        "R11", "R12",
         "R13", "R14", "R15", "CR2",
     ]
     let places: InlineArray<22, Int> = [19, 22, 21, 20, 23, 1, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 0]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The most work that a driver with few pages can give a disk: every request is the same indirect table, which refers to
-/// the same piece of RAM as often as the device's limits (size_max, seg_max) allow.
+/// The most work that a driver with few pages can give a disk: every request is the same indirect table, which refers
+/// to the same piece of RAM as often as the device's limits (size_max, seg_max) allow.
 struct Flood {
     /// The maximum of requests in flight, and of entries of an indirect table.
     private static let queueSize: UInt32 = 256
@@ -33,7 +33,9 @@ struct Flood {
         self.disk = disk
         let device = disk.device
         let features = try device.negotiate([.sizeMaximum, .segmentMaximum, .indirectDescriptors, .version1])
-        guard features.contains(.indirectDescriptors) else { throw Failure("\(disk.name) does not offer INDIRECT_DESC") }
+        guard features.contains(.indirectDescriptors) else {
+            throw Failure("\(disk.name) does not offer INDIRECT_DESC")
+        }
         let registers = device.registers
         registers.store(UInt32(0), VirtioMMIO.Register.queueSelect)
         size = min(Self.queueSize, registers.load(VirtioMMIO.Register.queueSizeMax))
@@ -41,7 +43,9 @@ struct Flood {
         piece = min(largest, Self.largestPiece) & ~(Disk.sectorSize - 1)
         let most = features.contains(.segmentMaximum) ? UInt64(device.config32(12)) : 1
         // Header and status are entries of the table too.
-        guard size > 2, piece > 0 else { throw Failure("\(disk.name) has a queue or a size_max too small for a request") }
+        guard size > 2, piece > 0 else {
+            throw Failure("\(disk.name) has a queue or a size_max too small for a request")
+        }
         segments = min(min(most, UInt64(size) - 2), disk.capacity &* Disk.sectorSize / piece)
         guard segments > 0 else { throw Failure("\(disk.name) has fewer than \(piece) bytes") }
         memoryPages = 5 + (piece + PageAllocator.pageSize - 1) / PageAllocator.pageSize

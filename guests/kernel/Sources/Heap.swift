@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The memory of Swift's arrays, classes and closures: blocks of 16 << n bytes, cut from pages, with a list of free ones
-/// for each size; beyond 2 KiB, whole pages. A header of 16 bytes contains the size.
+/// The memory of Swift's arrays, classes and closures: blocks of 16 << n bytes, cut from pages, with a list of free
+/// ones for each size; beyond 2 KiB, whole pages. A header of 16 bytes contains the size.
 private struct Heap: ~Copyable {
     private static let classes = 8
     private static let chunkPages: UInt64 = 16
@@ -52,7 +52,8 @@ private struct Heap: ~Copyable {
 
 nonisolated(unsafe) private var heap = Heap()
 
-// Called by `posix_memalign` and `free` of Swift's runtime (instructions.S); only on the boot processor: see PageAllocator.
+// Called by `posix_memalign` and `free` of Swift's runtime (instructions.S); only on the boot processor: see
+// PageAllocator.
 
 @c(heapAllocate)
 func allocateAligned(_ result: UInt64, _ alignment: UInt, _ size: UInt) -> Int32 {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Breaks the virtio rules one by one. A device may need a reset, refuse the request or ignore it. It must not do what is
-/// not allowed, must not access memory outside its buffers, and must work with a correct driver after a reset. The next
-/// line of output shows that the monitor still runs.
+/// Breaks the virtio rules one by one. A device may need a reset, refuse the request or ignore it. It must not do what
+/// is not allowed, must not access memory outside its buffers, and must work with a correct driver after a reset. The
+/// next line of output shows that the monitor still runs.
 extension SelfTest {
     /// The outcomes that a test allows.
     enum Expectation {
@@ -47,7 +47,10 @@ extension SelfTest {
             guard let driver = makeDriver(interface.driver.device, queue: queue) else { return fail(name, "no memory") }
             let attack = Attack(test: self, driver: driver, name: name) { () throws(Failure) in
                 try interface.driver.restart()
-                try expect(interface.driver.sendAndWait([UInt8](repeating: 0xff, count: 6) + interface.driver.mac + [0x88, 0xb5] + [UInt8](repeating: 0, count: 46)),
+                try expect(
+                    interface.driver.sendAndWait(
+                        [UInt8](repeating: 0xff, count: 6) + interface.driver.mac + [0x88, 0xb5]
+                            + [UInt8](repeating: 0, count: 46)),
                     "a frame is not sent")
             }
             attack.chains()
@@ -82,7 +85,8 @@ struct Attack {
     private static let outside: UInt64 = 0x7000_0000_0000  // beyond any RAM
     private static let hole: UInt64 = 0xd000_0000  // the devices' addresses
     static let beyond: [(name: StaticString, address: UInt64)] = [
-        ("beyond all RAM", outside), ("in the hole below 4 GiB", hole), ("that is not canonical", 0x8000_0000_0000_0000),
+        ("beyond all RAM", outside), ("in the hole below 4 GiB", hole),
+        ("that is not canonical", 0x8000_0000_0000_0000),
         ("at the end of 2^64", 0xffff_ffff_ffff_fff0),
     ]
 
@@ -92,8 +96,11 @@ struct Attack {
     private static let indirect = DescriptorFlag.indirect
 
     /// Initializes the device, runs `body` and checks the outcome.
-    func attempt(_ what: Text, _ expectation: SelfTest.Expectation, dataLength: UInt64 = 0x4000, features: Features = [.ring, .mergeableBuffers],
-        _ body: (HostileDriver) throws(Failure) -> Void) {
+    func attempt(
+        _ what: Text, _ expectation: SelfTest.Expectation, dataLength: UInt64 = 0x4000,
+        features: Features = [.ring, .mergeableBuffers],
+        _ body: (HostileDriver) throws(Failure) -> Void
+    ) {
         test.check("\(name): \(what)") { () throws(Failure) in
             try driver.bringUp(features)
             try body(driver)
@@ -161,7 +168,9 @@ struct Attack {
             driver.describe(1, 0xffff_f000, 0xffff_ffff, Self.next | Self.write, next: 2)
             driver.submit()
         }
-        for (what, end): (StaticString, UInt64) in [("the end of RAM", test.boot.memoryEnd), ("the beginning of the hole", test.boot.lowMemoryEnd)] {
+        for (what, end): (StaticString, UInt64) in [
+            ("the end of RAM", test.boot.memoryEnd), ("the beginning of the hole", test.boot.lowMemoryEnd),
+        ] {
             attempt("a buffer across \(what)", .refused) { driver in
                 driver.describeRead()
                 driver.describe(1, end &- 256, 512, Self.next | Self.write, next: 2)
@@ -199,7 +208,9 @@ struct Attack {
             driver.describe(0, driver.table.value, 48, Self.indirect)
             driver.submit()
         }
-        guard driver.features.contains(.version1), driver.device.offeredFeatures & Features.indirectDescriptors.rawValue != 0 else { return }
+        guard driver.features.contains(.version1),
+            driver.device.offeredFeatures & Features.indirectDescriptors.rawValue != 0
+        else { return }
         attempt("an indirect table within an indirect table", .refused) { driver in
             fillTable(driver)
             driver.describe(inTable: 1, driver.table.value, 48, Self.indirect)
@@ -226,7 +237,10 @@ struct Attack {
         }
         attempt("an indirect chain longer than the queue", .survives) { driver in
             let count: UInt64 = 256
-            for index in 0..<count { driver.describe(inTable: index, driver.header.value, 1, index + 1 < count ? Self.next : 0, next: UInt16(index + 1)) }
+            for index in 0..<count {
+                driver.describe(
+                    inTable: index, driver.header.value, 1, index + 1 < count ? Self.next : 0, next: UInt16(index + 1))
+            }
             driver.describe(0, driver.table.value, UInt32(count * 16), Self.indirect)
             driver.submit()
         }
@@ -336,7 +350,9 @@ struct Attack {
         driver.device.status = 0
         _ = try driver.device.negotiate(.ring)
         driver.prepareMemory()
-        driver.place(ring == 0 ? address : driver.descriptors.value, ring == 1 ? address : driver.available.value, ring == 2 ? address : driver.used.value)
+        driver.place(
+            ring == 0 ? address : driver.descriptors.value, ring == 1 ? address : driver.available.value,
+            ring == 2 ? address : driver.used.value)
         driver.device.setDriverOK()
         driver.describeRead()
         driver.submit()

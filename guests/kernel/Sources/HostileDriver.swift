@@ -62,7 +62,9 @@ final class HostileDriver {
     }
 
     func prepareMemory() {
-        for offset in stride(from: UInt64(0), to: Self.memoryPages * PageAllocator.pageSize, by: 8) { memory.store(Self.canary, offset) }
+        for offset in stride(from: UInt64(0), to: Self.memoryPages * PageAllocator.pageSize, by: 8) {
+            memory.store(Self.canary, offset)
+        }
         descriptors.fill(count: UInt64(Self.queueSize) * 16)
         available.fill(count: 6 + 2 * UInt64(Self.queueSize))
         used.fill(count: 6 + 8 * UInt64(Self.queueSize))
@@ -149,13 +151,16 @@ final class HostileDriver {
         }
     }
 
-    /// Whether every byte outside rings and buffers is unchanged: `data` may have changed up to `dataLength`. A device with
-    /// a wrong queue size may take the used ring for longer than it is.
+    /// Whether every byte outside rings and buffers is unchanged: `data` may have changed up to `dataLength`. A device
+    /// with a wrong queue size may take the used ring for longer than it is.
     func untouched(dataLength: UInt64) -> Bool {
         func intact(_ start: UInt64, _ end: UInt64) -> Bool {
-            for offset in stride(from: start, to: end, by: 8) where memory.load(offset) as UInt64 != Self.canary { return false }
+            for offset in stride(from: start, to: end, by: 8) where memory.load(offset) as UInt64 != Self.canary {
+                return false
+            }
             return true
         }
-        return (placedSize != Self.queueSize || intact(0x2200, 0x3000)) && intact(0x5010, 0x7000) && intact(0x7000 + (dataLength + 7) & ~7, 0xc000) && intact(0xc008, 0x10000)
+        return (placedSize != Self.queueSize || intact(0x2200, 0x3000)) && intact(0x5010, 0x7000)
+            && intact(0x7000 + (dataLength + 7) & ~7, 0xc000) && intact(0xc008, 0x10000)
     }
 }

@@ -17,7 +17,9 @@ extension Attack {
         attempt("DRIVER_OK before FEATURES_OK", .refused) { driver throws(Failure) in
             try restart(driver, status: Status.acknowledge | Status.driver | Status.driverOK)
         }
-        attempt("DRIVER_OK before anything", .refused) { driver throws(Failure) in try restart(driver, status: Status.driverOK) }
+        attempt("DRIVER_OK before anything", .refused) { driver throws(Failure) in
+            try restart(driver, status: Status.driverOK)
+        }
         attempt("a notification before DRIVER_OK", .refused) { driver throws(Failure) in
             try restart(driver, status: Status.acknowledge | Status.driver | Status.featuresOK)
         }
@@ -64,8 +66,10 @@ extension Attack {
             driver.device.registers.store(UInt32.max, Register.interruptAcknowledge)
         }
         attempt("writes to read-only registers", .survives) { driver throws(Failure) in
-            for register in [Register.magic, Register.version, Register.deviceID, Register.deviceFeatures, Register.queueSizeMax,
-                Register.interruptStatus, Register.configGeneration] { driver.device.registers.store(UInt32.max, register) }
+            for register in [
+                Register.magic, Register.version, Register.deviceID, Register.deviceFeatures, Register.queueSizeMax,
+                Register.interruptStatus, Register.configGeneration,
+            ] { driver.device.registers.store(UInt32.max, register) }
             let magic: UInt32 = driver.device.registers.load(Register.magic)
             try expect(magic == 0x7472_6976, "the magic value is now 0x\(hex: UInt64(magic))")
         }
@@ -98,7 +102,9 @@ extension Attack {
             driver.device.registers.store(straddling, Register.config + 57)
         }
         attempt("writes to the configuration space", .survives) { driver in
-            for offset in stride(from: UInt64(0), to: 64, by: 4) { driver.device.registers.store(UInt32.max, Register.config + offset) }
+            for offset in stride(from: UInt64(0), to: 64, by: 4) {
+                driver.device.registers.store(UInt32.max, Register.config + offset)
+            }
         }
         attempt("a reset with requests in flight", .survives) { driver throws(Failure) in
             for _ in 0..<8 {
@@ -112,9 +118,14 @@ extension Attack {
 
     /// Registers that can be written; all others below 0x100 are reserved or read-only.
     private static var effective: [UInt64] {
-        [Register.deviceFeaturesSelect, Register.driverFeatures, Register.driverFeaturesSelect, Register.queueSelect, Register.queueSize,
-            Register.queueReady, Register.queueNotify, Register.interruptAcknowledge, Register.status, Register.queueDescriptors,
-            Register.queueDescriptors + 4, Register.queueDriver, Register.queueDriver + 4, Register.queueDevice, Register.queueDevice + 4]
+        [
+            Register.deviceFeaturesSelect, Register.driverFeatures, Register.driverFeaturesSelect, Register.queueSelect,
+            Register.queueSize,
+            Register.queueReady, Register.queueNotify, Register.interruptAcknowledge, Register.status,
+            Register.queueDescriptors,
+            Register.queueDescriptors + 4, Register.queueDriver, Register.queueDriver + 4, Register.queueDevice,
+            Register.queueDevice + 4,
+        ]
     }
 
     private func refusesFeatures(_ driver: HostileDriver, _ features: UInt64) throws(Failure) {
@@ -140,7 +151,8 @@ extension Attack {
     // MARK: Block requests
 
     func blockRequests(capacity: UInt64, isReadOnly: Bool) {
-        attempt("a header in two buffers, data in three, the status with the last: allowed", .succeeds, dataLength: 520) { driver in
+        attempt("a header in two buffers, data in three, the status with the last: allowed", .succeeds, dataLength: 520)
+        { driver in
             driver.describe(0, driver.header.value, 5, Self.next, next: 1)
             driver.describe(1, driver.header.value + 5, 11, Self.next, next: 2)
             driver.describe(2, driver.data.value, 1, Self.next | Self.write, next: 3)
@@ -231,7 +243,9 @@ extension Attack {
         }
     }
 
-    private func clear(_ driver: HostileDriver, _ type: UInt32, sector: UInt64, count: UInt32, flags: UInt32, length: UInt32) {
+    private func clear(
+        _ driver: HostileDriver, _ type: UInt32, sector: UInt64, count: UInt32, flags: UInt32, length: UInt32
+    ) {
         driver.setHeader(type: type, sector: 0)
         driver.data.store(sector)
         driver.data.store(count, 8)
@@ -273,8 +287,8 @@ extension Attack {
 
     // MARK: Random chains
 
-    /// Pseudo-random chains, the same in each run. The device can read only a header for sector 0, and memory that does not
-    /// exist, so that no disk is changed.
+    /// Pseudo-random chains, the same in each run. The device can read only a header for sector 0, and memory that does
+    /// not exist, so that no disk is changed.
     func randomChains() {
         attempt("two hundred random chains", .survives) { driver throws(Failure) in
             var state: UInt64 = 0x2545_f491_4f6c_dd1d
@@ -288,10 +302,14 @@ extension Attack {
                 for index in UInt16(0)..<HostileDriver.queueSize {
                     let writes = draw(2) == 0
                     let inside = draw(8) != 0
-                    let address = !inside ? Self.beyond[Int(draw(4))].address : writes ? driver.data.value + draw(0x2000) : driver.header.value
+                    let address =
+                        !inside
+                        ? Self.beyond[Int(draw(4))].address
+                        : writes ? driver.data.value + draw(0x2000) : driver.header.value
                     let length: UInt64 = draw(4) == 0 ? draw(0x2000) : draw(2) * 512 + draw(2) * 16
                     let flags = (writes ? Self.write : 0) | (draw(3) != 0 ? Self.next : 0)
-                    driver.describe(index, address, UInt32(writes ? length : min(length, 16)), flags, next: UInt16(draw(20)))
+                    driver.describe(
+                        index, address, UInt32(writes ? length : min(length, 16)), flags, next: UInt16(draw(20)))
                 }
                 driver.offer(UInt16(draw(18)))
                 driver.kick()

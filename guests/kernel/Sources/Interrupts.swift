@@ -84,7 +84,9 @@ final class Interrupts: @unchecked Sendable {
     /// Starts a timer interrupt `frequency` times per second, for the self-tests; 0 stops it.
     func setPeriodicTimer(frequency: UInt64) {
         armed = 0
-        LocalAPIC.setTimer(count: frequency == 0 ? 0 : UInt32(min(timerFrequency / frequency, UInt64(UInt32.max))), periodic: frequency != 0)
+        LocalAPIC.setTimer(
+            count: frequency == 0 ? 0 : UInt32(min(timerFrequency / frequency, UInt64(UInt32.max))),
+            periodic: frequency != 0)
     }
 
     /// One timer interrupt after `span`, for the self-tests.

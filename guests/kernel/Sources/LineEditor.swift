@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The editor of the prompt's line: it takes bytes of a terminal, and returns the edited line and what the terminal is to show.
+/// The editor of the prompt's line: it takes bytes of a terminal, and returns the edited line and what the terminal is
+/// to show.
 ///
-/// Keys other than letters come as escape sequences (ECMA-48 §5.4: CSI, parameters, a final byte; SS3 for some). Unsupported ones are dropped
-/// as a whole, so that no part of one gets into the line. The output consists of letters, backspaces and spaces, which every terminal supports.
+/// Keys other than letters come as escape sequences (ECMA-48 §5.4: CSI, parameters, a final byte; SS3 for some).
+/// Unsupported ones are dropped as a whole, so that no part of one gets into the line. The output consists of letters,
+/// backspaces and spaces, which every terminal supports.
 struct LineEditor {
     static let controlC: UInt8 = 0x03
 
     private enum Key {
-        static let controlA: UInt8 = 0x01, controlB: UInt8 = 0x02, controlD: UInt8 = 0x04, controlE: UInt8 = 0x05, controlF: UInt8 = 0x06
-        static let backspace: UInt8 = 0x08, controlK: UInt8 = 0x0b, controlN: UInt8 = 0x0e, controlP: UInt8 = 0x10, controlU: UInt8 = 0x15
+        static let controlA: UInt8 = 0x01, controlB: UInt8 = 0x02, controlD: UInt8 = 0x04, controlE: UInt8 = 0x05,
+            controlF: UInt8 = 0x06
+        static let backspace: UInt8 = 0x08, controlK: UInt8 = 0x0b, controlN: UInt8 = 0x0e, controlP: UInt8 = 0x10,
+            controlU: UInt8 = 0x15
         static let controlW: UInt8 = 0x17, escape: UInt8 = 0x1b, delete: UInt8 = 0x7f
     }
 
@@ -49,7 +53,9 @@ struct LineEditor {
     mutating func take(_ byte: UInt8, echo: inout Text) -> Text? {
         switch sequence {
         case .begun:
-            sequence = byte == UInt8(ascii: "[") ? .control(parameter: 0, isFirst: true) : byte == UInt8(ascii: "O") ? .single : .none
+            sequence =
+                byte == UInt8(ascii: "[")
+                ? .control(parameter: 0, isFirst: true) : byte == UInt8(ascii: "O") ? .single : .none
             // The escape key alone: the next byte is a key of its own, unless a sequence begins with it.
             guard case .none = sequence, byte < 0x20 else { return nil }
         case .single:
@@ -151,7 +157,11 @@ struct LineEditor {
 
     private mutating func move(to target: Int, _ echo: inout Text) {
         let target = min(max(target, 0), line.count)
-        if target < cursor { back(cursor - target, &echo) } else { for index in cursor..<target { echo.append(line[index]) } }
+        if target < cursor {
+            back(cursor - target, &echo)
+        } else {
+            for index in cursor..<target { echo.append(line[index]) }
+        }
         cursor = target
     }
 

@@ -52,7 +52,8 @@ final class NetworkInterface {
     /// Sets `ADDRESS/PREFIX[,GATEWAY]`. False if the text has another form.
     func configure(_ text: Text) -> Bool {
         let parts = text.split(UInt8(ascii: ","))
-        guard let first = parts.first, let (before, after) = first.cut(UInt8(ascii: "/")), let address = IPv4Address(before),
+        guard let first = parts.first, let (before, after) = first.cut(UInt8(ascii: "/")),
+            let address = IPv4Address(before),
             let prefix = after.number, prefix <= 32
         else { return false }
         self.address = address
@@ -99,7 +100,8 @@ final class NetworkInterface {
         let headerLength = Int(frame[14] & 0x0f) * 4
         let totalLength = Int(frame.big16(16))
         guard headerLength >= 20, totalLength >= headerLength, frame.count >= 14 + totalLength else { return }
-        guard [UInt8](frame[14..<(14 + headerLength)]).checksum() == 0, frame.big16(20) & 0x3fff == 0 else { return }  // no fragments
+        // No fragments.
+        guard [UInt8](frame[14..<(14 + headerLength)]).checksum() == 0, frame.big16(20) & 0x3fff == 0 else { return }
         let source = IPv4Address(value: frame.big32(26))
         let destination = IPv4Address(value: frame.big32(30))
         guard destination == address || destination == .broadcast || address == .any else { return }
@@ -125,7 +127,8 @@ final class NetworkInterface {
             answer.set16(answer.checksum(), at: 2)
             send(IPProtocol.icmp, answer, to: source)
         } else if payload[0] == echoReply, let awaited = awaitedEcho, payload.big16(4) == awaited.identifier,
-            payload.big16(6) == awaited.sequence {
+            payload.big16(6) == awaited.sequence
+        {
             echoArrived = clock.now
         }
     }
@@ -145,7 +148,8 @@ final class NetworkInterface {
     }
 
     private func receiveTCP(_ payload: [UInt8], from source: IPv4Address) {
-        guard let tcp, payload.count >= 20, source == tcp.target, payload.big16(0) == tcp.port, payload.big16(2) == tcp.ownPort,
+        guard let tcp, payload.count >= 20, source == tcp.target, payload.big16(0) == tcp.port,
+            payload.big16(2) == tcp.ownPort,
             payload.checksum(plus: pseudoHeader(IPProtocol.tcp, payload.count, source)) == 0
         else { return }
         tcp.receive(payload)
@@ -180,7 +184,8 @@ final class NetworkInterface {
     }
 
     /// Sends an IPv4 packet if the next hop's link address is known; otherwise asks for it and drops the packet.
-    /// - Parameter checksumAt: the offset in the payload where the device puts the checksum, which contains the pseudo-header's sum.
+    /// - Parameter checksumAt: the offset in the payload where the device puts the checksum, which contains the
+    ///   pseudo-header's sum.
     private func send(_ proto: UInt8, _ payload: [UInt8], to destination: IPv4Address, checksumAt: Int? = nil) {
         let hop = destination.value & mask == address.value & mask || gateway == .any ? destination : gateway
         let mac: [UInt8]
@@ -211,7 +216,9 @@ final class NetworkInterface {
     /// The sum of the pseudo-header of UDP and TCP with another host.
     private func pseudoHeader(_ proto: UInt8, _ count: Int, _ other: IPv4Address) -> UInt32 {
         var sum = UInt32(proto) + UInt32(count)
-        for half in [address.value >> 16, address.value & 0xffff, other.value >> 16, other.value & 0xffff] { sum += half }
+        for half in [address.value >> 16, address.value & 0xffff, other.value >> 16, other.value & 0xffff] {
+            sum += half
+        }
         return sum
     }
 
@@ -255,7 +262,9 @@ final class NetworkInterface {
         for _ in 0..<5 {
             if neighbours.contains(where: { $0.address == hop }) { return true }
             askFor(hop)
-            if interrupts.wait(until: clock.now + 500 * milliseconds, { neighbours.contains { $0.address == hop } }) { return true }
+            if interrupts.wait(until: clock.now + 500 * milliseconds, { neighbours.contains { $0.address == hop } }) {
+                return true
+            }
         }
         return false
     }
@@ -264,7 +273,8 @@ final class NetworkInterface {
     func forgetNeighbours() { neighbours.removeAll() }
 
     /// Sends an ICMP echo of `size` bytes. Returns the time until its answer; nil if none came within `patience`.
-    func ping(_ target: IPv4Address, sequence: UInt16, size: Int = 56, patience: Nanoseconds = seconds) -> Nanoseconds? {
+    func ping(_ target: IPv4Address, sequence: UInt16, size: Int = 56, patience: Nanoseconds = seconds) -> Nanoseconds?
+    {
         guard resolve(target) else { return nil }
         let identifier = UInt16(truncatingIfNeeded: driver.device.registers.value >> 12) ^ 0x5357
         var payload: [UInt8] = [8, 0, 0, 0]
@@ -281,8 +291,10 @@ final class NetworkInterface {
     }
 
     /// Sends a datagram and waits for answers to its port until `accept` returns true for one.
-    func exchange(_ datagram: [UInt8], from port: UInt16, to target: IPv4Address, port targetPort: UInt16, patience: Nanoseconds,
-        accept: ([UInt8]) -> Bool) -> Bool {
+    func exchange(
+        _ datagram: [UInt8], from port: UInt16, to target: IPv4Address, port targetPort: UInt16, patience: Nanoseconds,
+        accept: ([UInt8]) -> Bool
+    ) -> Bool {
         awaitedPort = port
         awaitedDatagrams.removeAll()
         defer { awaitedPort = 0 }

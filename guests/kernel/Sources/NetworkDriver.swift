@@ -34,7 +34,8 @@ final class NetworkDevice {
     init(_ device: VirtioMMIO, index: Int) throws(Failure) {
         self.device = device
         name = "eth\(index)"
-        guard let receiveBuffers = unsafe pages.allocate(pages: Self.bufferPages), let transmitBuffers = unsafe pages.allocate(pages: Self.bufferPages)
+        guard let receiveBuffers = unsafe pages.allocate(pages: Self.bufferPages),
+            let transmitBuffers = unsafe pages.allocate(pages: Self.bufferPages)
         else { throw Failure("no memory for a network device") }
         self.receiveBuffers = receiveBuffers
         self.transmitBuffers = transmitBuffers

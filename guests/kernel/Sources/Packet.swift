@@ -25,7 +25,9 @@ struct IPv4Address: Equatable {
 
 /// Reading a packet: a field beyond its end is zero, and lengths are checked before use.
 extension [UInt8] {
-    func big16(_ index: Int) -> UInt16 { index >= 0 && index + 1 < count ? UInt16(self[index]) << 8 | UInt16(self[index + 1]) : 0 }
+    func big16(_ index: Int) -> UInt16 {
+        index >= 0 && index + 1 < count ? UInt16(self[index]) << 8 | UInt16(self[index + 1]) : 0
+    }
     func big32(_ index: Int) -> UInt32 { UInt32(big16(index)) << 16 | UInt32(big16(index + 2)) }
 
     mutating func append16(_ value: UInt16) {

@@ -58,7 +58,9 @@ struct PageAllocator: ~Copyable {
     }
 
     /// Frees pages of `allocate`.
-    mutating func release(_ address: Address, pages: UInt64) { add(address.value, address.value &+ pages &* Self.pageSize) }
+    mutating func release(_ address: Address, pages: UInt64) {
+        add(address.value, address.value &+ pages &* Self.pageSize)
+    }
 
     /// The size of the largest extent.
     var longest: (start: Address, size: UInt64) {

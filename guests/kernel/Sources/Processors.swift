@@ -4,7 +4,8 @@
 enum ProcessorTask: UInt64 {
     /// Adds 1 to the word at the argument, `ProcessorTask.additions` times.
     case count = 1
-    /// Compares `ProcessorTask.patternSize` bytes at the argument with the pattern; the result is the number of wrong words.
+    /// Compares `ProcessorTask.patternSize` bytes at the argument with the pattern; the result is the number of wrong
+    /// words.
     case checkPattern = 2
     /// Sends the boot processor an interrupt.
     case interrupt = 3
@@ -47,7 +48,8 @@ final class Processors: @unchecked Sendable {
     fileprivate static let mailboxOffset: UInt64 = 0x800
     private static let blockPages: UInt64 = 5  // the first for ring 0 and the mailbox, four for ring 3's stack
 
-    // The mailbox: 0 online, 8 task, 16 argument, 24 result, 32 number of the last task, 40 number of the last completed task.
+    // The mailbox: 0 online, 8 task, 16 argument, 24 result, 32 number of the last task, 40 number of the last
+    // completed task.
 
     /// Starts all processors that the firmware lists. Returns how many did not answer.
     @discardableResult
@@ -64,7 +66,8 @@ final class Processors: @unchecked Sendable {
         fence()
         for processor in starting { LocalAPIC.sendInit(to: processor.identifier) }
         clock.spin(200_000)
-        for patience in [200 * milliseconds, 10 * seconds] {  // the second message is for processors that missed the first
+        // The second message is for processors that missed the first.
+        for patience in [200 * milliseconds, 10 * seconds] {
             for processor in starting where !processor.isOnline {
                 LocalAPIC.sendStartup(page: UInt32(Core.trampolineAddress.value >> 12), to: processor.identifier)
             }
@@ -156,12 +159,15 @@ enum Pattern {
     static func word(_ address: UInt64, _ seed: UInt64) -> UInt64 { (address ^ seed) &* 0x9e37_79b9_7f4a_7c15 }
 
     static func fill(_ start: Address, count: UInt64, seed: UInt64 = 0) {
-        for offset in stride(from: UInt64(0), to: count, by: 8) { start.store(word(start.value &+ offset, seed), offset) }
+        for offset in stride(from: UInt64(0), to: count, by: 8) {
+            start.store(word(start.value &+ offset, seed), offset)
+        }
     }
 
     static func mismatches(_ start: Address, count: UInt64, seed: UInt64 = 0) -> UInt64 {
         var wrong: UInt64 = 0
-        for offset in stride(from: UInt64(0), to: count, by: 8) where start.load(offset) as UInt64 != word(start.value &+ offset, seed) {
+        for offset in stride(from: UInt64(0), to: count, by: 8)
+        where start.load(offset) as UInt64 != word(start.value &+ offset, seed) {
             wrong += 1
         }
         return wrong

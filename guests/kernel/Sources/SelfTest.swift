@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The self-tests: a line for each, `ok N - name` or `not ok N - name # why`, `1..N` at the end, and the number of failures
-/// as the machine's exit status.
+/// The self-tests: a line for each, `ok N - name` or `not ok N - name # why`, `1..N` at the end, and the number of
+/// failures as the machine's exit status.
 final class SelfTest {
     private var number = 0
     private var failures = 0
@@ -27,7 +27,8 @@ final class SelfTest {
     }
 
     private static func known(_ word: Text) -> Bool {
-        word == "all" || word == "memory" || word == "cpus" || word == "timer" || word == "irq" || word == "disk" || word == "net"
+        word == "all" || word == "memory" || word == "cpus" || word == "timer" || word == "irq" || word == "disk"
+            || word == "net"
             || word == "rng" || word == "hostile"
     }
 

@@ -16,7 +16,8 @@ extension SelfTest {
                 taken.append(address)
             }
             for index in [1, 7, 0, 3, 5, 2, 6, 4] { unsafe pages.release(taken[index], pages: UInt64(index) + 1) }
-            try unsafe expect(pages.free == before && pages.longest.size == longest, "\(pages.free) bytes free, \(before) before")
+            try unsafe expect(
+                pages.free == before && pages.longest.size == longest, "\(pages.free) bytes free, \(before) before")
             try unsafe expect(pages.allocate(pages: UInt64.max >> 12) == nil, "more pages than exist were allocated")
         }
         check("memory: a pattern in every part of it") { () throws(Failure) in
@@ -26,9 +27,12 @@ extension SelfTest {
                 let dense = min(end, start + (whole > tested ? whole - tested : 0))
                 try pattern(start, dense)
                 tested += dense - start
-                for page in stride(from: dense, to: end, by: 16 << 20) { Pattern.fill(Address(page), count: PageAllocator.pageSize) }
                 for page in stride(from: dense, to: end, by: 16 << 20) {
-                    try expect(Pattern.mismatches(Address(page), count: PageAllocator.pageSize) == 0, "at 0x\(hex: page)")
+                    Pattern.fill(Address(page), count: PageAllocator.pageSize)
+                }
+                for page in stride(from: dense, to: end, by: 16 << 20) {
+                    try expect(
+                        Pattern.mismatches(Address(page), count: PageAllocator.pageSize) == 0, "at 0x\(hex: page)")
                 }
                 try pattern(end - PageAllocator.pageSize, end)
             }
@@ -55,7 +59,9 @@ extension SelfTest {
             page.store(UInt64(0))
             for processor in processors.others { processors.ask(processor, .count, page.value) }
             _ = ProcessorTask.run(ProcessorTask.count.rawValue, page.value)
-            for processor in processors.others { try expect(processors.result(processor) != nil, "CPU \(processor.identifier) is not done") }
+            for processor in processors.others {
+                try expect(processors.result(processor) != nil, "CPU \(processor.identifier) is not done")
+            }
             let sum: UInt64 = page.load()
             try expect(sum == ProcessorTask.additions * UInt64(processors.count), "the sum is \(sum)")
         }
@@ -75,14 +81,17 @@ extension SelfTest {
             for processor in processors.others {
                 let before = interrupts.counts[LocalAPIC.messageLine]
                 processors.ask(processor, .interrupt, own)
-                let came = interrupts.wait(until: clock.now + 2 * seconds) { interrupts.counts[LocalAPIC.messageLine] > before }
+                let came = interrupts.wait(until: clock.now + 2 * seconds) {
+                    interrupts.counts[LocalAPIC.messageLine] > before
+                }
                 try expect(came && processors.result(processor) == 0, "none from CPU \(processor.identifier)")
             }
         }
     }
 
     func timer() {
-        check("timer: the clock advances (\(clock.frequency / 1_000_000) MHz by \(clock.source))") { () throws(Failure) in
+        check("timer: the clock advances (\(clock.frequency / 1_000_000) MHz by \(clock.source))") {
+            () throws(Failure) in
             var last = clock.now
             for _ in 0..<10_000 {
                 let now = clock.now
@@ -112,7 +121,9 @@ extension SelfTest {
                 idle()
             }
             interrupts.setPeriodicTimer(frequency: 0)
-            try expect(interrupts.counts[LocalAPIC.timerLine] >= before + 100, "\(interrupts.counts[LocalAPIC.timerLine] - before) times")
+            try expect(
+                interrupts.counts[LocalAPIC.timerLine] >= before + 100,
+                "\(interrupts.counts[LocalAPIC.timerLine] - before) times")
         }
     }
 
@@ -122,7 +133,9 @@ extension SelfTest {
             for count in 0..<1000 {
                 let before = interrupts.counts[LocalAPIC.messageLine]
                 LocalAPIC.send(line: LocalAPIC.messageLine, to: own)
-                let came = interrupts.wait(until: clock.now + 2 * seconds) { interrupts.counts[LocalAPIC.messageLine] > before }
+                let came = interrupts.wait(until: clock.now + 2 * seconds) {
+                    interrupts.counts[LocalAPIC.messageLine] > before
+                }
                 try expect(came, "number \(count) was lost")
             }
         }

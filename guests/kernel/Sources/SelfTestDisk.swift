@@ -9,7 +9,8 @@ extension SelfTest {
 
     private func test(_ disk: Disk) {
         let name = disk.name
-        check("disk \(name): \(disk.capacity) sectors, \(disk.isReadOnly ? "read-only" : "read-write" as StaticString)") { () throws(Failure) in
+        check("disk \(name): \(disk.capacity) sectors, \(disk.isReadOnly ? "read-only" : "read-write" as StaticString)")
+        { () throws(Failure) in
             try expect(disk.capacity > 0, "it is empty")
             try expect(disk.blockSize >= 512 && disk.blockSize <= 4096, "its blocks have \(disk.blockSize) bytes")
         }
@@ -29,12 +30,15 @@ extension SelfTest {
         check("disk \(name): a request of unknown type is unsupported") { () throws(Failure) in
             guard let page = unsafe pages.allocate() else { throw Failure("no memory") }
             defer { unsafe pages.release(page, pages: 1) }
-            let outcome = try disk.perform(type: 0x1234, sector: 0, Segment(address: page, length: 512), deviceWrites: true)
+            let outcome = try disk.perform(
+                type: 0x1234, sector: 0, Segment(address: page, length: 512), deviceWrites: true)
             try expect(outcome == Disk.Outcome.unsupported, Disk.describe(outcome))
         }
         check("disk \(name): 128 reads in flight") { () throws(Failure) in try manyReads(disk) }
         if disk.queues.count > 1 {
-            check("disk \(name): each of \(disk.queues.count) queues completes requests") { () throws(Failure) in try everyQueue(disk) }
+            check("disk \(name): each of \(disk.queues.count) queues completes requests") { () throws(Failure) in
+                try everyQueue(disk)
+            }
         }
         if disk.isReadOnly { testReadOnly(disk) } else { testWriting(disk) }
     }
@@ -68,13 +72,17 @@ extension SelfTest {
                 for sector in stride(from: start, to: disk.capacity - chunk + 1, by: Int(chunk)) {
                     read.add(try disk.read(sector: sector, count: chunk), count: chunk * Disk.sectorSize)
                 }
-                try expect(read.value == written.value, "0x\(hex: UInt64(read.value)) instead of 0x\(hex: UInt64(written.value))")
+                try expect(
+                    read.value == written.value,
+                    "0x\(hex: UInt64(read.value)) instead of 0x\(hex: UInt64(written.value))")
             }
         }
         check("disk \(disk.name): a sector write does not change its neighbours") { () throws(Failure) in
             let before = try checksum(disk, start, 1)
             let beyond = try checksum(disk, start + 2, 1)
-            try withPattern(sectors: 1, seed: 77) { (memory) throws(Failure) in try disk.write(sector: start + 1, count: 1, from: memory) }
+            try withPattern(sectors: 1, seed: 77) { (memory) throws(Failure) in
+                try disk.write(sector: start + 1, count: 1, from: memory)
+            }
             let still = try checksum(disk, start, 1)
             let alsoStill = try checksum(disk, start + 2, 1)
             try expect(before == still && beyond == alsoStill, "a neighbour has changed")
@@ -84,7 +92,9 @@ extension SelfTest {
         }
         check("disk \(disk.name): flush") { () throws(Failure) in try disk.flush() }
         if disk.queues.count > 1 {
-            check("disk \(disk.name): adjacent sectors, written through all queues concurrently") { () throws(Failure) in try neighbours(disk, start) }
+            check("disk \(disk.name): adjacent sectors, written through all queues concurrently") {
+                () throws(Failure) in try neighbours(disk, start)
+            }
         }
         clear(disk, .writeZeroes, disk.features.contains(.writeZeroes), start, name: "WRITE_ZEROES")
         clear(disk, .discard, disk.features.contains(.discard), start, name: "DISCARD")
@@ -93,7 +103,9 @@ extension SelfTest {
     private func clear(_ disk: Disk, _ request: Disk.Request, _ offered: Bool, _ start: UInt64, name: StaticString) {
         guard offered else { return skip("disk \(disk.name): \(name)", "not offered") }
         check("disk \(disk.name): \(name)") { () throws(Failure) in
-            try withPattern(sectors: 16, seed: 5) { (memory) throws(Failure) in try disk.write(sector: start, count: 16, from: memory) }
+            try withPattern(sectors: 16, seed: 5) { (memory) throws(Failure) in
+                try disk.write(sector: start, count: 16, from: memory)
+            }
             let outcome = try disk.clear(request, sector: start + 8, count: 8)
             try expect(outcome == Disk.Outcome.ok, Disk.describe(outcome))
             if request == .writeZeroes {
@@ -155,28 +167,35 @@ extension SelfTest {
         for index in disk.queues.indices {
             page.fill(count: Disk.sectorSize, with: 0x5a)
             let data = Segment(address: page, length: UInt32(Disk.sectorSize))
-            guard let slot = disk.submit(to: index, type: Disk.Request.read.rawValue, sector: 0, data, deviceWrites: true) else { throw Failure("queue \(index) is full") }
+            guard
+                let slot = disk.submit(to: index, type: Disk.Request.read.rawValue, sector: 0, data, deviceWrites: true)
+            else { throw Failure("queue \(index) is full") }
             disk.notify()
             var outcome: UInt8?
             let answered = interrupts.wait(until: clock.now + 10 * seconds) {
                 outcome = disk.take(slot)
                 return outcome != nil
             }
-            try expect(answered && outcome == Disk.Outcome.ok, "queue \(index): \(outcome.map(Disk.describe) ?? "no completion")")
+            try expect(
+                answered && outcome == Disk.Outcome.ok,
+                "queue \(index): \(outcome.map(Disk.describe) ?? "no completion")")
             var crc = CRC32()
             crc.add(page, count: Disk.sectorSize)
             try expect(crc.value == there, "queue \(index) reads different data")
         }
     }
 
-    /// Sixteen sectors, one after the other through the next queue: in a qcow2 image all of them allocate the same cluster.
+    /// Sixteen sectors, one after the other through the next queue: in a qcow2 image all of them allocate the same
+    /// cluster.
     private func neighbours(_ disk: Disk, _ start: UInt64) throws(Failure) {
         let count: UInt64 = 16
         try withPattern(sectors: count, seed: 91) { (memory) throws(Failure) in
             var waiting: [UInt16] = []
             for sector in 0..<count {
                 let data = Segment(address: memory + sector * Disk.sectorSize, length: UInt32(Disk.sectorSize))
-                let slot = disk.submit(to: Int(sector) % disk.queues.count, type: Disk.Request.write.rawValue, sector: start + sector, data, deviceWrites: false)
+                let slot = disk.submit(
+                    to: Int(sector) % disk.queues.count, type: Disk.Request.write.rawValue, sector: start + sector,
+                    data, deviceWrites: false)
                 guard let slot else { throw Failure("a queue is full") }
                 waiting.append(slot)
             }
@@ -210,7 +229,9 @@ extension SelfTest {
         let count = (sectors * Disk.sectorSize + PageAllocator.pageSize - 1) / PageAllocator.pageSize
         guard let memory = unsafe pages.allocate(pages: count) else { throw Failure("no memory") }
         defer { unsafe pages.release(memory, pages: count) }
-        for offset in stride(from: UInt64(0), to: sectors * Disk.sectorSize, by: 8) { memory.store(Pattern.word(offset, seed), offset) }
+        for offset in stride(from: UInt64(0), to: sectors * Disk.sectorSize, by: 8) {
+            memory.store(Pattern.word(offset, seed), offset)
+        }
         try body(memory)
     }
 

@@ -15,10 +15,15 @@ extension SelfTest {
         }
         guard isFirst || interface.address != .any else { return }
         if interface.address == .any {
-            check("net \(name): an address by DHCP") { () throws(Failure) in try expect(interface.configureByDHCP(), "no server answered") }
+            check("net \(name): an address by DHCP") { () throws(Failure) in
+                try expect(interface.configureByDHCP(), "no server answered")
+            }
             guard interface.address != .any else { return }
         }
-        guard let peer = boot.value("peer").flatMap({ IPv4Address($0) }) ?? (interface.gateway == .any ? nil : interface.gateway) else {
+        guard
+            let peer = boot.value("peer").flatMap({ IPv4Address($0) })
+                ?? (interface.gateway == .any ? nil : interface.gateway)
+        else {
             return skip("net \(name): echo", "no peer= and no gateway")
         }
         check("net \(name): \(interface.address.text) resolves \(peer.text) by ARP") { () throws(Failure) in
@@ -27,22 +32,33 @@ extension SelfTest {
         }
         check("net \(name): twenty echo replies") { () throws(Failure) in
             for sequence in UInt16(1)...20 {
-                try expect(interface.ping(peer, sequence: sequence, patience: 3 * seconds) != nil, "number \(sequence) did not")
+                try expect(
+                    interface.ping(peer, sequence: sequence, patience: 3 * seconds) != nil, "number \(sequence) did not"
+                )
             }
         }
         check("net \(name): an echo reply as large as the MTU") { () throws(Failure) in
             let size = Int(min(interface.driver.mtu, 1500)) - 28
-            try expect(interface.ping(peer, sequence: 100, size: size, patience: 3 * seconds) != nil, "\(size) bytes did not")
+            try expect(
+                interface.ping(peer, sequence: 100, size: size, patience: 3 * seconds) != nil, "\(size) bytes did not")
         }
         check("net \(name): sixty-four echoes of all sizes") { () throws(Failure) in
             for size in 0..<64 {
-                try expect(interface.ping(peer, sequence: UInt16(200 + size), size: size * 21, patience: 3 * seconds) != nil, "\(size * 21) bytes did not")
+                try expect(
+                    interface.ping(peer, sequence: UInt16(200 + size), size: size * 21, patience: 3 * seconds) != nil,
+                    "\(size * 21) bytes did not")
             }
         }
         var message: [UInt8] = []
         for index in 0..<1000 { message.append(UInt8(truncatingIfNeeded: index &* 31)) }
-        let echoed = interface.exchange(message, from: 40_007, to: peer, port: NetworkInterface.echoPort, patience: seconds / 2) { $0 == message }
-        if echoed { check("net \(name): a datagram is echoed") { () throws(Failure) in } } else { skip("net \(name): a datagram is echoed", "no UDP echo at \(peer.text)") }
+        let echoed = interface.exchange(
+            message, from: 40_007, to: peer, port: NetworkInterface.echoPort, patience: seconds / 2
+        ) { $0 == message }
+        if echoed {
+            check("net \(name): a datagram is echoed") { () throws(Failure) in }
+        } else {
+            skip("net \(name): a datagram is echoed", "no UDP echo at \(peer.text)")
+        }
     }
 }
 

@@ -16,7 +16,9 @@ final class Shell {
         Console.handleInterrupt { [self] in receive() }
         Console.listen()
         receive()  // input that came before
-        Console.print("\(UInt64(max(acpi.processors.count, 1))) CPUs, \(boot.memory >> 20) MiB, \(devices.disks.count) disks, \(devices.interfaces.count) networks; try help")
+        Console.print(
+            "\(UInt64(max(acpi.processors.count, 1))) CPUs, \(boot.memory >> 20) MiB, \(devices.disks.count) disks, \(devices.interfaces.count) networks; try help"
+        )
         while true { run(line()) }
     }
 
@@ -116,13 +118,17 @@ final class Shell {
 
     private func exit(_ words: [Text]) throws(Failure) {
         guard words.count > 1 else { Power.off() }
-        guard words.count == 2, let status = words[1].number, status < 64 else { throw Failure("usage: exit [STATUS], 0 to 63") }
+        guard words.count == 2, let status = words[1].number, status < 64 else {
+            throw Failure("usage: exit [STATUS], 0 to 63")
+        }
         Power.exit(Int(status))
     }
 
     private func memory() {
         let (longest, size) = unsafe pages.longest
-        Console.print("\(boot.memory >> 10) KiB RAM, \(unsafe pages.free >> 10) KiB free, longest run \(size >> 10) KiB at 0x\(hex: longest.value)")
+        Console.print(
+            "\(boot.memory >> 10) KiB RAM, \(unsafe pages.free >> 10) KiB free, longest run \(size >> 10) KiB at 0x\(hex: longest.value)"
+        )
         Console.print("kernel 0x100000 – 0x\(hex: Core.imageEnd.value)")
     }
 
@@ -135,8 +141,12 @@ final class Shell {
             Console.print("CPU \(processor.identifier): \(done ? "works" : "does not respond" as StaticString)")
         }
         if silent > 0 { Console.print("\(silent) did not start") }
-        Console.print("clock \(clock.frequency / 1_000_000) MHz by \(clock.source), timer \(interrupts.timerFrequency / 1_000_000) MHz")
-        for (line, count) in interrupts.counts.enumerated() where count > 0 { Console.print("interrupt line \(line): \(count)") }
+        Console.print(
+            "clock \(clock.frequency / 1_000_000) MHz by \(clock.source), timer \(interrupts.timerFrequency / 1_000_000) MHz"
+        )
+        for (line, count) in interrupts.counts.enumerated() where count > 0 {
+            Console.print("interrupt line \(line): \(count)")
+        }
     }
 
     private func scratchWord() -> UInt64 { (Core.bootBlock + Core.pendingOffset + 8).value }
@@ -145,7 +155,9 @@ final class Shell {
         for disk in devices.disks {
             let access: StaticString = disk.isReadOnly ? "read-only" : "read-write"
             let identifier = try disk.identifier()
-            Console.print("\(disk.name): \(disk.capacity) sectors, \(access), blocks of \(disk.blockSize), queues \(disk.queues.count), features 0x\(hex: disk.features.rawValue), id '\(identifier)', \(disk.completed) requests")
+            Console.print(
+                "\(disk.name): \(disk.capacity) sectors, \(access), blocks of \(disk.blockSize), queues \(disk.queues.count), features 0x\(hex: disk.features.rawValue), id '\(identifier)', \(disk.completed) requests"
+            )
         }
     }
 
@@ -198,7 +210,9 @@ final class Shell {
         if words[3] == "pattern" {
             let count = words.count > 4 ? words[4].number ?? 1 : 1
             for offset in 0..<count {
-                for place in stride(from: UInt64(0), to: 512, by: 8) { page.store(Pattern.word((sector &+ offset) &* 512 &+ place, 0), place) }
+                for place in stride(from: UInt64(0), to: 512, by: 8) {
+                    page.store(Pattern.word((sector &+ offset) &* 512 &+ place, 0), place)
+                }
                 try disk.write(sector: sector &+ offset, count: 1, from: page)
             }
         } else {
@@ -229,23 +243,30 @@ final class Shell {
 
     private func network(_ words: [Text]) throws(Failure) {
         if words.count == 3 {
-            guard let interface = devices.interfaces.first(where: { $0.name == words[1] }) else { throw Failure("\(words[1]): no such interface") }
+            guard let interface = devices.interfaces.first(where: { $0.name == words[1] }) else {
+                throw Failure("\(words[1]): no such interface")
+            }
             let done = words[2] == "dhcp" ? interface.configureByDHCP() : interface.configure(words[2])
             if !done { throw Failure("\(words[2]): no address") }
         }
         for interface in devices.interfaces {
             let driver = interface.driver
             let link: StaticString = driver.linkIsUp ? "up" : "down"
-            Console.print("\(driver.name): MAC \(macText(driver.mac)), link \(link), MTU \(driver.mtu), \(interface.address.text)/\(interface.prefix), gateway \(interface.gateway.text)")
+            Console.print(
+                "\(driver.name): MAC \(macText(driver.mac)), link \(link), MTU \(driver.mtu), \(interface.address.text)/\(interface.prefix), gateway \(interface.gateway.text)"
+            )
             Console.print("\(driver.name): received \(driver.received), sent \(driver.sent), dropped \(driver.dropped)")
         }
     }
 
     private func exchange(_ words: [Text]) throws(Failure) {
-        guard words.count >= 3, let target = IPv4Address(words[1]), let port = words[2].number, port > 0, port < 65536 else {
+        guard words.count >= 3, let target = IPv4Address(words[1]), let port = words[2].number, port > 0, port < 65536
+        else {
             throw Failure("usage: tcp ADDRESS PORT [COUNT]")
         }
-        guard let interface = devices.interfaces.first(where: { $0.address != .any }) else { throw Failure("no interface has an address") }
+        guard let interface = devices.interfaces.first(where: { $0.address != .any }) else {
+            throw Failure("no interface has an address")
+        }
         let count = Int(min(words.count > 3 ? words[3].number ?? 4096 : 4096, 1 << 20))
         var bytes: [UInt8] = []
         bytes.reserveCapacity(count)
@@ -256,7 +277,9 @@ final class Shell {
 
     private func ping(_ words: [Text]) throws(Failure) {
         guard words.count >= 2, let target = IPv4Address(words[1]) else { throw Failure("usage: ping ADDRESS [COUNT]") }
-        guard let interface = devices.interfaces.first(where: { $0.address != .any }) else { throw Failure("no interface has an address") }
+        guard let interface = devices.interfaces.first(where: { $0.address != .any }) else {
+            throw Failure("no interface has an address")
+        }
         let count = words.count > 2 ? words[2].number ?? 4 : 4
         var answered: UInt64 = 0
         for sequence in 1...max(count, 1) {

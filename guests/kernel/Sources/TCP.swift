@@ -115,10 +115,13 @@ extension NetworkInterface {
         tcp = connection
         defer { tcp = nil }
         guard connection.connect() else {
-            throw Failure("\(target.text): \(connection.wasReset ? "the connection was refused" : "no reply from TCP port" as StaticString) \(port)")
+            throw Failure(
+                "\(target.text): \(connection.wasReset ? "the connection was refused" : "no reply from TCP port" as StaticString) \(port)"
+            )
         }
         guard connection.send(bytes) else { throw Failure("\(target.text): the data was not acknowledged") }
-        _ = interrupts.wait(until: clock.now + 10 * seconds, { connection.received.count >= bytes.count || connection.wasReset })
+        _ = interrupts.wait(
+            until: clock.now + 10 * seconds, { connection.received.count >= bytes.count || connection.wasReset })
         connection.close()
         var same = 0
         while same < min(bytes.count, connection.received.count), bytes[same] == connection.received[same] { same += 1 }

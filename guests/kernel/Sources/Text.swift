@@ -112,14 +112,22 @@ struct Text: ExpressibleByStringInterpolation, Equatable {
             if value < 0 { text.append(UInt8(ascii: "-")) }
             digits(UInt64(value.magnitude), base: 10, width: 1, padding: UInt8(ascii: " "))
         }
-        mutating func appendInterpolation(_ value: UInt64) { digits(value, base: 10, width: 1, padding: UInt8(ascii: " ")) }
-        mutating func appendInterpolation(_ value: some FixedWidthInteger & UnsignedInteger) { appendInterpolation(UInt64(value)) }
+        mutating func appendInterpolation(_ value: UInt64) {
+            digits(value, base: 10, width: 1, padding: UInt8(ascii: " "))
+        }
+        mutating func appendInterpolation(_ value: some FixedWidthInteger & UnsignedInteger) {
+            appendInterpolation(UInt64(value))
+        }
 
         /// Right-aligned in `width` columns.
-        mutating func appendInterpolation(_ value: UInt64, width: Int) { digits(value, base: 10, width: width, padding: UInt8(ascii: " ")) }
+        mutating func appendInterpolation(_ value: UInt64, width: Int) {
+            digits(value, base: 10, width: width, padding: UInt8(ascii: " "))
+        }
 
         /// Hexadecimal, `width` digits at least.
-        mutating func appendInterpolation(hex value: UInt64, width: Int = 1) { digits(value, base: 16, width: width, padding: UInt8(ascii: "0")) }
+        mutating func appendInterpolation(hex value: UInt64, width: Int = 1) {
+            digits(value, base: 16, width: width, padding: UInt8(ascii: "0"))
+        }
 
         private mutating func digits(_ value: UInt64, base: UInt64, width: Int, padding: UInt8) {
             var count = 1

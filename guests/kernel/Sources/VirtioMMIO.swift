@@ -58,7 +58,9 @@ struct VirtioMMIO {
         let identifier: UInt32 = registers.load(Register.deviceID)
         guard identifier != 0 else { return }
         guard version == 2 else {
-            throw Failure("the device at 0x\(hex: registers.value) has version \(version), expected 2 (QEMU: -global virtio-mmio.force-legacy=false)")
+            throw Failure(
+                "the device at 0x\(hex: registers.value) has version \(version), expected 2 (QEMU: -global virtio-mmio.force-legacy=false)"
+            )
         }
         kind = Kind(rawValue: identifier)
     }
@@ -75,7 +77,9 @@ struct VirtioMMIO {
         status = 0
         let end = clock.now + 2 * seconds
         while status != 0 {
-            guard clock.now < end else { throw Failure("the device at 0x\(hex: registers.value) does not complete its reset") }
+            guard clock.now < end else {
+                throw Failure("the device at 0x\(hex: registers.value) does not complete its reset")
+            }
         }
     }
 
@@ -100,10 +104,14 @@ struct VirtioMMIO {
         status = Status.acknowledge
         status = Status.acknowledge | Status.driver
         let features = Features(rawValue: offeredFeatures & wanted.rawValue)
-        guard features.contains(.version1) else { throw Failure("the device at 0x\(hex: registers.value) does not offer VERSION_1") }
+        guard features.contains(.version1) else {
+            throw Failure("the device at 0x\(hex: registers.value) does not offer VERSION_1")
+        }
         acceptFeatures(features.rawValue)
         status = Status.acknowledge | Status.driver | Status.featuresOK
-        guard status & Status.featuresOK != 0 else { throw Failure("the device at 0x\(hex: registers.value) refuses the features that it offers") }
+        guard status & Status.featuresOK != 0 else {
+            throw Failure("the device at 0x\(hex: registers.value) refuses the features that it offers")
+        }
         return features
     }
 
@@ -168,14 +176,20 @@ struct Features: OptionSet {
     static let ring: Features = [.indirectDescriptors, .eventIndex, .version1]
 }
 
-/// The virtio-mmio devices: those that the command line names, `virtio_mmio.device=SIZE@ADDRESS:GSI[:ID]`, then those that
-/// only the DSDT has.
+/// The virtio-mmio devices: those that the command line names, `virtio_mmio.device=SIZE@ADDRESS:GSI[:ID]`, then those
+/// that only the DSDT has.
 func virtioDevices(_ boot: BootInformation) -> [VirtioMMIO] {
     var places: [(address: UInt64, gsi: UInt32)] = []
     for word in boot.words where word.starts(with: "virtio_mmio.device=") {
-        if let place = parse(word.dropFirst(19)) { places.append(place) } else { Console.print("\(word): expected SIZE@ADDRESS:GSI") }
+        if let place = parse(word.dropFirst(19)) {
+            places.append(place)
+        } else {
+            Console.print("\(word): expected SIZE@ADDRESS:GSI")
+        }
     }
-    for place in acpi.virtioDevices where !places.contains(where: { $0.address == place.address }) { places.append(place) }
+    for place in acpi.virtioDevices where !places.contains(where: { $0.address == place.address }) {
+        places.append(place)
+    }
 
     var devices: [VirtioMMIO] = []
     for place in places {
@@ -190,8 +204,10 @@ func virtioDevices(_ boot: BootInformation) -> [VirtioMMIO] {
 }
 
 private func parse(_ text: Text) -> (address: UInt64, gsi: UInt32)? {
-    guard let (size, place) = text.cut(UInt8(ascii: "@")), size.size != nil, let (address, rest) = place.cut(UInt8(ascii: ":")),
-        let base = address.number, base % 4 == 0, base < 1 << 32, let gsi = (rest.cut(UInt8(ascii: ":"))?.before ?? rest).number, gsi < 256
+    guard let (size, place) = text.cut(UInt8(ascii: "@")), size.size != nil,
+        let (address, rest) = place.cut(UInt8(ascii: ":")),
+        let base = address.number, base % 4 == 0, base < 1 << 32,
+        let gsi = (rest.cut(UInt8(ascii: ":"))?.before ?? rest).number, gsi < 256
     else { return nil }
     return (base, UInt32(gsi))
 }

@@ -13,8 +13,8 @@ enum DescriptorFlag {
     static let indirect: UInt16 = 4
 }
 
-/// The driver's side of a split virtqueue (virtio 1.2 §2.7). A chain is identified by its slot, 0 ..< size: the index of
-/// its first descriptor, and of its indirect table if there is one.
+/// The driver's side of a split virtqueue (virtio 1.2 §2.7). A chain is identified by its slot, 0 ..< size: the index
+/// of its first descriptor, and of its indirect table if there is one.
 final class Virtqueue {
     let size: UInt16
     let index: UInt32
@@ -96,8 +96,8 @@ final class Virtqueue {
     /// The slot of the next chain of one descriptor.
     var upcomingSingle: UInt16? { freeSlots.last }
 
-    /// Adds a chain: first the buffers that the device reads, then those that it writes. Nil if there is no room. `notify`
-    /// publishes it.
+    /// Adds a chain: first the buffers that the device reads, then those that it writes. Nil if there is no room.
+    /// `notify` publishes it.
     func add(_ first: Segment, _ second: Segment? = nil, _ third: Segment? = nil, readable: Int) -> UInt16? {
         let length = third != nil ? 3 : second != nil ? 2 : 1
         guard room(length: length) > 0, let head = freeSlots.popLast() else { return nil }
@@ -165,7 +165,8 @@ final class Virtqueue {
         let slot: UInt32 = element.load()
         let length: UInt32 = element.load(4)
         lastUsed &+= 1
-        guard slot < UInt32(size), chainLength[Int(slot)] > 0 else { return next() }  // a chain that the device does not have
+        // A chain that the device does not have.
+        guard slot < UInt32(size), chainLength[Int(slot)] > 0 else { return next() }
         return (UInt16(slot), length)
     }
 
