@@ -13,7 +13,9 @@ final class TemporaryDirectory: Sendable {
 
     /// - Parameter inMemory: on a file system where qemu-img's waiting for the disk takes no time.
     init(inMemory: Bool = false) {
-        let parent = unsafe inMemory && access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR").map { unsafe String(cString: $0) } ?? P_tmpdir
+        let parent =
+            unsafe inMemory && access("/dev/shm", W_OK) == 0
+            ? "/dev/shm" : getenv("TMPDIR").map { unsafe String(cString: $0) } ?? P_tmpdir
         var template = Array("\(parent)/swkvm-disk.\(String(repeating: "X", count: 6))".utf8CString)
         path = unsafe template.withUnsafeMutableBufferPointer { unsafe String(cString: mkdtemp($0.baseAddress!)) }
     }
@@ -46,14 +48,17 @@ struct RunningProgram: ~Copyable {
     init(_ command: [String]) throws(SystemCallError) {
         // A socket pair rather than pipes: it is never passed on to programs that other tests start meanwhile.
         var ends: [Int32] = [0, 0]
-        guard unsafe socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0 else { throw .last("socketpair") }
+        guard unsafe socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0 else {
+            throw .last("socketpair")
+        }
         let stream = FileDescriptor(owning: ends[0]), other = FileDescriptor(owning: ends[1])
         var actions = unsafe posix_spawn_file_actions_t()
         unsafe posix_spawn_file_actions_init(&actions)
         defer { unsafe posix_spawn_file_actions_destroy(&actions) }
         for number: Int32 in 0...2 { unsafe posix_spawn_file_actions_adddup2(&actions, other.rawValue, number) }
-        var arguments: [UnsafeMutablePointer<CChar>?] = unsafe command.map { (word: String) in unsafe strdup(word) } + [nil]
-        defer { for unsafe argument in unsafe arguments { unsafe free(argument) } }
+        var arguments: [UnsafeMutablePointer<CChar>?] =
+            unsafe command.map { (word: String) in unsafe strdup(word) } + [nil]
+        defer { for index in unsafe arguments.indices { unsafe free(arguments[index]) } }
         var child: pid_t = 0
         let status = unsafe posix_spawnp(&child, command[0], &actions, nil, &arguments, environ)
         guard status == 0 else { throw SystemCallError("posix_spawnp", errno: status) }
@@ -95,7 +100,9 @@ func run(_ command: [String]) -> (status: Int32, output: String) {
 }
 
 /// Runs qemu-img and expects it to succeed.
-func qemuImage(_ arguments: String..., sourceLocation: SourceLocation = #_sourceLocation) { qemuImage(arguments, sourceLocation: sourceLocation) }
+func qemuImage(_ arguments: String..., sourceLocation: SourceLocation = #_sourceLocation) {
+    qemuImage(arguments, sourceLocation: sourceLocation)
+}
 
 func qemuImage(_ arguments: [String], sourceLocation: SourceLocation = #_sourceLocation) {
     let (status, output) = run(["qemu-img"] + arguments)
@@ -103,7 +110,9 @@ func qemuImage(_ arguments: [String], sourceLocation: SourceLocation = #_sourceL
 }
 
 /// Runs commands of qemu-io on an image and expects them to succeed.
-func qemuIO(_ path: String, _ commands: [String], format: String = "qcow2", sourceLocation: SourceLocation = #_sourceLocation) {
+func qemuIO(
+    _ path: String, _ commands: [String], format: String = "qcow2", sourceLocation: SourceLocation = #_sourceLocation
+) {
     let (status, output) = run(["qemu-io", "-f", format] + commands.flatMap { ["-c", $0] } + [path])
     #expect(status == 0 && !output.contains("rror"), "qemu-io: \(output)", sourceLocation: sourceLocation)
 }
@@ -115,7 +124,10 @@ func randomBytes(_ count: Int, seed: UInt64) -> [UInt8] {
     let words = (count + 7) / 8
     // Tests are built without optimisation, where bytes one by one would take longer than the tests.
     return unsafe [UInt8](unsafeUninitializedCapacity: words * 8) { buffer, initialized in
-        for index in 0..<words { unsafe UnsafeMutableRawPointer(buffer.baseAddress!).storeBytes(of: generator.next(), toByteOffset: index * 8, as: UInt64.self) }
+        for index in 0..<words {
+            unsafe UnsafeMutableRawPointer(buffer.baseAddress!).storeBytes(
+                of: generator.next(), toByteOffset: index * 8, as: UInt64.self)
+        }
         initialized = count
     }
 }
@@ -135,13 +147,17 @@ extension DiskEngine {
     /// The whole disk, in requests of the given size.
     mutating func readAll(chunk: Int = 1 << 20) throws -> [UInt8] {
         var all: [UInt8] = []
-        while UInt64(all.count) < image.size { all += try read(UInt64(all.count), min(chunk, Int(image.size) - all.count)) }
+        while UInt64(all.count) < image.size {
+            all += try read(UInt64(all.count), min(chunk, Int(image.size) - all.count))
+        }
         return all
     }
 }
 
 /// The error of an open that must fail.
-func openError(_ path: String, _ options: DiskImageOptions = DiskImageOptions(), sourceLocation: SourceLocation = #_sourceLocation) -> DiskImageError? {
+func openError(
+    _ path: String, _ options: DiskImageOptions = DiskImageOptions(), sourceLocation: SourceLocation = #_sourceLocation
+) -> DiskImageError? {
     do throws(DiskImageError) {
         _ = try DiskImage(path: path, options: options)
         Issue.record("it opened", sourceLocation: sourceLocation)

@@ -5,7 +5,8 @@ import Glibc
 import Linux
 import Testing
 
-/// Random operations on a disk, several in flight on neighbouring sectors, with an array that has what the disk must have.
+/// Random operations on a disk, several in flight on neighbouring sectors, with an array that has what the disk must
+/// have.
 struct Workload: ~Copyable {
     var model: [UInt8]
     var generator: SeededGenerator
@@ -34,10 +35,13 @@ struct Workload: ~Copyable {
         unsafe vectors.deallocate()
     }
 
-    /// Up to eight operations at once, whose sectors are near each other and not the same. Those that the host fails may have done
-    /// a part of what they should: `failed` says which ranges hold what nobody knows.
-    mutating func round(_ engine: inout DiskEngine, mayFail: Bool = false, sourceLocation: SourceLocation = #_sourceLocation) throws {
-        var expectations: [(request: Int, slot: Int, operation: DiskOperation, range: Range<Int>, expected: [UInt8])] = []
+    /// Up to eight operations at once, whose sectors are near each other and not the same. Those that the host fails
+    /// may have done a part of what they should: `failed` says which ranges hold what nobody knows.
+    mutating func round(
+        _ engine: inout DiskEngine, mayFail: Bool = false, sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
+        var expectations: [(request: Int, slot: Int, operation: DiskOperation, range: Range<Int>, expected: [UInt8])] =
+            []
         let sectors = model.count / 512
         var sector = Int.random(in: 0..<sectors, using: &generator)
         let largest = Bool.random(using: &generator) ? 8 : maximum / 512
@@ -48,10 +52,13 @@ struct Workload: ~Copyable {
             let count = (1..<wanted).first { !owns(sector + $0) } ?? wanted
             let range = sector * 512..<(sector + count) * 512
             sector += count + (Bool.random(using: &generator) ? 0 : Int.random(in: 0...largest, using: &generator))
-            let operation = [DiskOperation.read, .read, .write, .write, .write, .discard, .writeZeroes, .writeZeroesUnmapping].randomElement(using: &generator)!
+            let operation = [
+                DiskOperation.read, .read, .write, .write, .write, .discard, .writeZeroes, .writeZeroesUnmapping,
+            ].randomElement(using: &generator)!
             let free = engine.acquire()
             let request = try #require(free)
-            let piece = unsafe UnsafeMutableRawBufferPointer(rebasing: memory[slot * maximum..<slot * maximum + range.count])
+            let piece = unsafe UnsafeMutableRawBufferPointer(
+                rebasing: memory[slot * maximum..<slot * maximum + range.count])
             unsafe vectors[slot] = iovec(iov_base: piece.baseAddress, iov_len: range.count)
             var expected = Array(model[range])
             switch operation {
@@ -65,7 +72,9 @@ struct Workload: ~Copyable {
             if operation != .read { history.append((range, expected)) }
             expectations.append((request, slot, operation, range, expected))
             if operation == .read || operation == .write {
-                unsafe engine.start(request, operation, offset: UInt64(range.lowerBound), length: UInt64(range.count), vectors: vectors.baseAddress! + slot, count: 1)
+                unsafe engine.start(
+                    request, operation, offset: UInt64(range.lowerBound), length: UInt64(range.count),
+                    vectors: vectors.baseAddress! + slot, count: 1)
             } else {
                 engine.start(request, operation, offset: UInt64(range.lowerBound), length: UInt64(range.count))
             }
@@ -78,13 +87,17 @@ struct Workload: ~Copyable {
             engine.release(completion.request)
             let range = expectation.range
             guard completion.error == 0 else {
-                #expect(mayFail, "\(expectation.operation) \(range): errno \(completion.error), seed \(seed)", sourceLocation: sourceLocation)
+                #expect(
+                    mayFail, "\(expectation.operation) \(range): errno \(completion.error), seed \(seed)",
+                    sourceLocation: sourceLocation)
                 unknown.append(range)
                 continue
             }
             if expectation.operation == .read {
                 let start = expectation.slot * maximum
-                let same = unsafe expectation.expected.withUnsafeBytes { unsafe memcmp($0.baseAddress!, memory.baseAddress! + start, range.count) == 0 }
+                let same = unsafe expectation.expected.withUnsafeBytes {
+                    unsafe memcmp($0.baseAddress!, memory.baseAddress! + start, range.count) == 0
+                }
                 #expect(same, "read \(range), operation \(operations), seed \(seed)", sourceLocation: sourceLocation)
             } else if expectation.operation != .discard {
                 model.replaceSubrange(range, with: expectation.expected)
@@ -99,11 +112,15 @@ struct Workload: ~Copyable {
     mutating func leave(_ engine: consuming DiskEngine) {
         let sectors = model.count / 512
         for slot in 0..<Self.width - 1 {
-            guard let sector = (Int.random(in: 0..<sectors, using: &generator)..<sectors).first(where: owns), let request = engine.acquire() else { continue }
+            guard let sector = (Int.random(in: 0..<sectors, using: &generator)..<sectors).first(where: owns),
+                let request = engine.acquire()
+            else { continue }
             let piece = unsafe UnsafeMutableRawBufferPointer(rebasing: memory[slot * maximum..<slot * maximum + 512])
             unsafe piece.copyBytes(from: model[sector * 512..<(sector + 1) * 512])
             unsafe vectors[slot] = iovec(iov_base: piece.baseAddress, iov_len: 512)
-            unsafe engine.start(request, .write, offset: UInt64(sector) * 512, length: 512, vectors: vectors.baseAddress! + slot, count: 1)
+            unsafe engine.start(
+                request, .write, offset: UInt64(sector) * 512, length: 512, vectors: vectors.baseAddress! + slot,
+                count: 1)
         }
         if let request = engine.acquire() { engine.start(request, .flush, offset: 0, length: 0) }
         if Bool.random(using: &generator) { try? engine.submit() }
@@ -130,8 +147,8 @@ struct Workload: ~Copyable {
         discarded = []
     }
 
-    /// Reads a range, once more if the one call that fails is this one's. Where it was a load of metadata for which another engine waits, too, that one
-    /// has to hear of it before anybody tries again.
+    /// Reads a range, once more if the one call that fails is this one's. Where it was a load of metadata for which
+    /// another engine waits, too, that one has to hear of it before anybody tries again.
     private func readAgain(_ engine: inout DiskEngine, _ range: Range<Int>) throws -> [UInt8] {
         for _ in 0..<10_000 {
             if let bytes = try? engine.read(UInt64(range.lowerBound), range.count) { return bytes }
@@ -153,15 +170,23 @@ struct Workload: ~Copyable {
 /// Whether two sectors are the same. Tests are built without optimisation, where comparing collections takes long.
 func isEqual(_ left: [UInt8], _ leftOffset: Int, _ right: [UInt8], _ rightOffset: Int) -> Bool {
     unsafe left.withUnsafeBytes { left in
-        unsafe right.withUnsafeBytes { right in unsafe memcmp(left.baseAddress! + leftOffset, right.baseAddress! + rightOffset, 512) == 0 }
+        unsafe right.withUnsafeBytes { right in
+            unsafe memcmp(left.baseAddress! + leftOffset, right.baseAddress! + rightOffset, 512) == 0
+        }
     }
 }
 
-/// Without locks: a program that another test starts at this moment has our descriptors for an instant, and their locks with them.
+/// Without locks: a program that another test starts at this moment has our descriptors for an instant, and their locks
+/// with them.
 let unlocked = DiskImageOptions(locking: false)
 
 /// Runs qemu-img check and expects no error, and no leak unless they are allowed.
-func expectSound(_ path: String, leaksAllowed: Bool = false, _ comment: String = "", sourceLocation: SourceLocation = #_sourceLocation) {
+func expectSound(
+    _ path: String, leaksAllowed: Bool = false, _ comment: String = "",
+    sourceLocation: SourceLocation = #_sourceLocation
+) {
     let (status, output) = run(["qemu-img", "check", "-U", "-f", "qcow2", path])
-    #expect(status == 0 || (leaksAllowed && status == 3), "qemu-img check: \(status) \(output.prefix(1500)) \(comment)", sourceLocation: sourceLocation)
+    #expect(
+        status == 0 || (leaksAllowed && status == 3), "qemu-img check: \(status) \(output.prefix(1500)) \(comment)",
+        sourceLocation: sourceLocation)
 }

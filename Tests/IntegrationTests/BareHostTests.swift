@@ -14,7 +14,10 @@ import Testing
     /// Runs a script where /proc is not mounted, with swkvm's path as $0.
     private func withoutProc(_ script: String, input: Program.Stream = .null) throws -> Program {
         try Program(
-            ["unshare", "-m", "--propagation", "private", "sh", "-c", "umount -l /proc; cd '\(directory.path)'; " + script, Host.swkvm], input: input)
+            [
+                "unshare", "-m", "--propagation", "private", "sh", "-c",
+                "umount -l /proc; cd '\(directory.path)'; " + script, Host.swkvm,
+            ], input: input)
     }
 
     @Test func versionAndHelpWithoutProc() throws {
@@ -30,7 +33,8 @@ import Testing
 
     @Test func aMachineWithoutProc() throws {
         try directory.write([UInt8](repeating: 7, count: 1 << 20), to: "disk.raw")
-        let machine = try withoutProc("exec \"$0\" run --kernel bundled --mem 64M --cpus 2 --disk disk.raw", input: .pipe)
+        let machine = try withoutProc(
+            "exec \"$0\" run --kernel bundled --mem 64M --cpus 2 --disk disk.raw", input: .pipe)
         try machine.wait(for: Program.prompt)
         #expect(try machine.ask("echo without proc") == ["without proc"])
         #expect(try machine.ask("sum vda 0 8").count == 1)
@@ -72,7 +76,9 @@ import Testing
         try machine.expectEnd(71)
         #expect(machine.errors.lines.count == 1)
         #expect(
-            machine.errors.text.hasPrefix("swkvm: 256 MiB of preallocated guest memory and about 9 MiB of overhead exceed the limit of the control group \(group.path) (64 MiB): "),
+            machine.errors.text.hasPrefix(
+                "swkvm: 256 MiB of preallocated guest memory and about 9 MiB of overhead exceed the limit of the control group \(group.path) (64 MiB): "
+            ),
             "\(machine.story)")
         try group.run(["--mem", "32M", "--prealloc", "--cmdline", "test=none"]).expectEnd(0)
     }
@@ -87,7 +93,9 @@ private final class ControlGroup {
         for (root, file) in [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")] {
             let path = root + "/" + name
             guard mkdir(path, 0o755) == 0 else { continue }
-            if let figure = try? FileDescriptor.open(path + "/" + file, O_WRONLY), (try? figure.writeAll("\(limit)".utf8)) != nil {
+            if let figure = try? FileDescriptor.open(path + "/" + file, O_WRONLY),
+                (try? figure.writeAll("\(limit)".utf8)) != nil
+            {
                 self.path = path
                 return
             }

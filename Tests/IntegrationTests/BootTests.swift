@@ -19,7 +19,8 @@ import Testing
     // MARK: A disk, an initrd, no kernel
 
     @Test func aDiskThatDoesNotBootIsNoSilentSurprise() throws {
-        let note = "swkvm: no kernel was specified: the bundled guest boots, with \(disk) as a disk. To boot the system on a disk, specify its kernel: "
+        let note =
+            "swkvm: no kernel was specified: the bundled guest boots, with \(disk) as a disk. To boot the system on a disk, specify its kernel: "
         let machine = try Program.machineAtPrompt(["--disk", disk])
         try machine.powerOff()
         #expect(machine.errors.lines.count == 1 && machine.errors.text.hasPrefix(note), "\(machine.errors.text)")
@@ -27,7 +28,10 @@ import Testing
         try linuxWords.powerOff()
         #expect(linuxWords.errors.text.hasPrefix(note), "\(linuxWords.errors.text)")
         // Who asks for the bundled guest, or speaks to it, is not told.
-        for arguments in [["--kernel", "bundled"], ["--cmdline", "test=none"], ["--cmdline", "run=disks"], ["--kernel", Host.guestKernel]] {
+        for arguments in [
+            ["--kernel", "bundled"], ["--cmdline", "test=none"], ["--cmdline", "run=disks"],
+            ["--kernel", Host.guestKernel],
+        ] {
             let machine = try Program.machine(arguments + ["--disk", disk])
             if !arguments.contains("--cmdline") {
                 try machine.wait(for: Program.prompt)
@@ -44,7 +48,9 @@ import Testing
         for arguments in [[], ["--kernel", "bundled"]] {
             let machine = try Program.machine(arguments + ["--initrd", disk])
             try machine.expectEnd(64)
-            #expect(machine.errors.lines.count == 1 && machine.errors.text.contains("--initrd requires --kernel"), "\(machine.errors.text)")
+            #expect(
+                machine.errors.lines.count == 1 && machine.errors.text.contains("--initrd requires --kernel"),
+                "\(machine.errors.text)")
             #expect(machine.errors.text.contains("--kernel vmlinuz --initrd \(disk)"))
         }
     }
@@ -52,7 +58,10 @@ import Testing
     /// A file of that name is meant by a path.
     @Test func aFileThatIsCalledBundled() throws {
         try shell("cp '\(kernel)' '\(directory("bundled"))'")
-        let machine = try Program(["sh", "-euc", "cd '\(directory.path)'; exec '\(Host.swkvm)' run --kernel ./bundled --cmdline 'from the file'"])
+        let machine = try Program([
+            "sh", "-euc",
+            "cd '\(directory.path)'; exec '\(Host.swkvm)' run --kernel ./bundled --cmdline 'from the file'",
+        ])
         try machine.expectEnd(0)
         #expect(machine.output.text == "console=ttyS0 from the file")
     }
@@ -76,7 +85,8 @@ import Testing
         let machine = try Program.machine(["--kernel", image, "--cmdline", "root=/dev/vda"])
         try machine.expectEnd(0)
         #expect(machine.output.text == "console=ttyS0 root=/dev/vda")
-        // Nobody would see it, and each of its bytes is an exit. mov edx, [rsi + 0x228]; mov al, [rdx]; out 0x501: the first byte is the status.
+        // Nobody would see it, and each of its bytes is an exit. mov edx, [rsi + 0x228]; mov al, [rdx]; out 0x501: the
+        // first byte is the status.
         let first: [UInt8] = [0x8b, 0x96, 0x28, 0x02, 0x00, 0x00, 0x8a, 0x02, 0x66, 0xba, 0x01, 0x05, 0xee, 0xeb, 0xfe]
         let teller = try directory.write(TinyKernel.elf(first), to: "teller")
         try Program.machine(["--kernel", teller, "--console", "none", "--cmdline", "!"]).expectEnd(0x21)
@@ -88,12 +98,17 @@ import Testing
         #expect(machine.errors.text.contains("--cmdline and --cmdline-raw cannot be combined"))
     }
 
-    /// In the DSDT alone, or on the command line alone: Linux complains of a device that is in both, and of words that it does not know.
+    /// In the DSDT alone, or on the command line alone: Linux complains of a device that is in both, and of words that
+    /// it does not know.
     @Test func devicesAreInOnePlace() throws {
         let word = "virtio_mmio.device=4K@0xd0000000:16"
         #expect(try commandLine(["--disk", disk]) == "console=ttyS0")
-        #expect(try commandLine(["--disk", disk, "--discovery", "acpi", "--cmdline", "acpi=off"]) == "console=ttyS0 acpi=off")
-        #expect(try commandLine(["--disk", disk, "--discovery", "cmdline", "--cmdline", "a -- b"]) == "console=ttyS0 a \(word) -- b")
+        #expect(
+            try commandLine(["--disk", disk, "--discovery", "acpi", "--cmdline", "acpi=off"])
+                == "console=ttyS0 acpi=off")
+        #expect(
+            try commandLine(["--disk", disk, "--discovery", "cmdline", "--cmdline", "a -- b"])
+                == "console=ttyS0 a \(word) -- b")
         // A Linux that is told not to use ACPI would find none.
         #expect(try commandLine(["--disk", disk, "--cmdline", "acpi=off"]) == "console=ttyS0 acpi=off \(word)")
         #expect(try commandLine(["--disk", disk, "--cmdline-raw", "acpi=off"]) == "acpi=off")
@@ -112,10 +127,15 @@ import Testing
     @Test func wordsThatLinuxWouldCutOffAreRefused() throws {
         let words = String(repeating: "x", count: 2047 - 14)
         #expect(try commandLine(["--cmdline", words]) == "console=ttyS0 " + words)
-        for (arguments, length) in [(["--cmdline", words + "x"], "2048 bytes, 14 of them added by swkvm"), (["--cmdline-raw", words + "123456789012345"], "2048 bytes")] {
+        for (arguments, length) in [
+            (["--cmdline", words + "x"], "2048 bytes, 14 of them added by swkvm"),
+            (["--cmdline-raw", words + "123456789012345"], "2048 bytes"),
+        ] {
             let machine = try Program.machine(["--kernel", kernel] + arguments)
             try machine.expectEnd(64)
-            #expect(machine.errors.text.contains("the kernel's command line has \(length); \(kernel) "), "\(machine.errors.text)")
+            #expect(
+                machine.errors.text.contains("the kernel's command line has \(length); \(kernel) "),
+                "\(machine.errors.text)")
             #expect(machine.errors.text.contains("accepts at most 2047: shorten --cmdline"))
         }
     }
@@ -131,13 +151,17 @@ import Testing
         try machine.expectEnd(0)
         if isInterpreted {
             #expect(machine.errors.lines.count == 1, "\(machine.errors.text)")
-            #expect(machine.errors.text.hasPrefix("swkvm: warning: KVM on this host emulates guest ring 0"), "\(machine.errors.text)")
+            #expect(
+                machine.errors.text.hasPrefix("swkvm: warning: KVM on this host emulates guest ring 0"),
+                "\(machine.errors.text)")
         } else {
             #expect(machine.errors.bytes.isEmpty, "\(machine.errors.text)")
         }
         let doctor = try Program([Host.swkvm, "doctor"])
         try doctor.expectEnd(0)
         let line = doctor.output.lines.first { $0.dropFirst(9).hasPrefix("back-end") } ?? ""
-        #expect(line.contains("ring 0 is emulated") == isInterpreted && line.contains("ring 0 runs natively") != isInterpreted, "\(line)")
+        #expect(
+            line.contains("ring 0 is emulated") == isInterpreted
+                && line.contains("ring 0 runs natively") != isInterpreted, "\(line)")
     }
 }

@@ -104,7 +104,8 @@ private final class CompletingShell {
             "image compare --second-data-file", "image compare --second-key-file", "image map", "image resize",
             "image snapshot list", "image snapshot create",
             "image snapshot -l", "image snapshot -c name",
-            "image snapshot -d name", "image snapshot apply", "image snapshot delete", "image commit", "image commit --backing-data-file",
+            "image snapshot -d name", "image snapshot apply", "image snapshot delete", "image commit",
+            "image commit --backing-data-file",
             "image commit --key-file", "image rebase",
             "image rebase --backing", "image rebase --backing-key-file", "image bench", "image bench --key-file",
             "image bench --data-file",
@@ -183,12 +184,16 @@ private final class CompletingShell {
         }
         #expect(try !shell.offers(for: "swkvm image snapshot ").contains("by-option"))
         // What is refused beside the one is not offered beside it.
-        for text in ["rebase --backing a.raw --no-b", "rebase --no-backing --backing-f", "create --iterations 1000 --iter-"] {
+        for text in [
+            "rebase --backing a.raw --no-b", "rebase --no-backing --backing-f", "create --iterations 1000 --iter-",
+        ] {
             let line = "swkvm image " + text
             let completed = try shell.line(after: line + Self.tab)
             #expect(text.hasSuffix("-f") ? completed != line : completed == line, "\(kind): \(completed)")
         }
-        #expect(try shell.line(after: "swkvm image rebase --no-b" + Self.tab) == "swkvm image rebase --no-backing ", "\(kind)")
+        #expect(
+            try shell.line(after: "swkvm image rebase --no-b" + Self.tab) == "swkvm image rebase --no-backing ",
+            "\(kind)")
     }
 
     @Test(arguments: CompletingShell.Kind.allCases) fileprivate func valuesWithSeveralParts(
@@ -207,7 +212,10 @@ private final class CompletingShell {
             ("swkvm image create -o compat=v3,laz", "swkvm image create -o compat=v3,lazy_refcounts="),
         ]
         for (text, line) in lines { #expect(try shell.line(after: text + Self.tab) == line, "\(kind): \(text)") }
-        #expect(try shell.offers(for: "swkvm run --net ") == ["bridge=", "create", "fd=", "mac=", "mtu=", "offload=", "tap="])
+        #expect(
+            try shell.offers(for: "swkvm run --net ") == [
+                "bridge=", "create", "fd=", "mac=", "mtu=", "offload=", "tap=",
+            ])
         // What does not go together is not offered together.
         #expect(try shell.line(after: "swkvm run --net fd=3,m" + Self.tab) == "swkvm run --net fd=3,mac=")
         // Once is enough.

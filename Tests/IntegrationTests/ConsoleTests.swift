@@ -31,7 +31,9 @@ import Testing
     /// 10 KB at once, as a paste is: much more than any buffer on the way.
     @Test func aPasteOfTenKilobytes() throws {
         let machine = try Program.machineAtPrompt()
-        let lines = (0..<100).map { "line \($0) " + String(repeating: Character(UnicodeScalar(97 + UInt8($0 % 26))), count: 90) }
+        let lines = (0..<100).map {
+            "line \($0) " + String(repeating: Character(UnicodeScalar(97 + UInt8($0 % 26))), count: 90)
+        }
         try machine.type(lines.map { "echo \($0)\n" }.joined())
         try machine.wait(for: "\n" + lines[99])
         let answers = machine.output.lines.filter { $0.hasPrefix("line ") }
@@ -69,7 +71,8 @@ import Testing
 
     @Test func allStreamsClosed() throws {
         try Program.machine(["--cmdline", "test=irq"], input: .closed, output: .closed, errors: .closed).expectEnd(0)
-        try Program.machine(["--kernel", "/nonexistent"], input: .closed, output: .closed, errors: .closed).expectEnd(66)
+        try Program.machine(["--kernel", "/nonexistent"], input: .closed, output: .closed, errors: .closed).expectEnd(
+            66)
     }
 
     @Test func outputToAFile() throws {
@@ -80,7 +83,8 @@ import Testing
         #expect(String(decoding: try readFile(directory("log"), limit: 1 << 20), as: UTF8.self).hasSuffix("1..2\r\n"))
     }
 
-    /// More than a pipe and the port's own buffer hold, to a reader that comes late: every byte arrives, also those of the end.
+    /// More than a pipe and the port's own buffer hold, to a reader that comes late: every byte arrives, also those of
+    /// the end.
     @Test(arguments: [true, false]) func muchOutputToASlowReader(poweringOff: Bool) throws {
         let directory = try TemporaryDirectory()
         let content = (0..<64 * 512).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 9) }
@@ -99,8 +103,8 @@ import Testing
         #expect(rows == dump(content))
     }
 
-    /// A pipe that is full when the guest ends: the process waits with the last bytes, as any writer to a pipe does, until they are
-    /// read or a signal says not to.
+    /// A pipe that is full when the guest ends: the process waits with the last bytes, as any writer to a pipe does,
+    /// until they are read or a signal says not to.
     @Test(arguments: [true, false]) func theLastBytesWaitForTheReader(isRead: Bool) throws {
         let ends = try makePipe()
         let reading = FileDescriptor(owning: ends.reading)
@@ -111,11 +115,15 @@ import Testing
             let filling = [UInt8](repeating: UInt8(ascii: "-"), count: 4096)
             while let count = try? filling.withUnsafeBytes({ try writing.write($0) }) { written += count }
             let machine = try Program.machine(["--cmdline", "test=irq"], output: .descriptor(writing.rawValue))
-            // Time enough for the guest to start and to end; it may be too little, but then nothing is tested and nothing fails.
+            // Time enough for the guest to start and to end; it may be too little, but then nothing is tested and
+            // nothing fails.
             sleep(3)
             #expect(machine.isRunning)
             guard isRead else {
-                #expect(try eventually { machine.send(signal: SIGTERM); return !machine.isRunning })
+                #expect(
+                    try eventually {
+                        machine.send(signal: SIGTERM); return !machine.isRunning
+                    })
                 return
             }
             try reading.setNonBlocking(true)
@@ -139,8 +147,8 @@ import Testing
         let machine = try Program.machine(["--disk", disk + ",ro"], input: .pipe, output: .descriptor(writing))
         close(writing)
         try machine.type("read vda 0 200\npanic\n")
-        // The pipe is full, and after a quarter of the time that this took the port's own buffer too, which the guest waits for: it is
-        // swkvm's main thread that finds nobody there.
+        // The pipe is full, and after a quarter of the time that this took the port's own buffer too, which the guest
+        // waits for: it is swkvm's main thread that finds nobody there.
         var (waits, count) = (0, Int32(0))
         while count < 64 << 10, waits < 9_000 {
             usleep(10_000)
@@ -157,7 +165,8 @@ import Testing
         stride(from: 0, to: bytes.count, by: 16).map { start in
             let row = bytes[start..<start + 16]
             let digits = row.map { " " + ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
-            let letters = String(decoding: row.map { (0x20..<0x7f).contains($0) ? $0 : UInt8(ascii: ".") }, as: UTF8.self)
+            let letters = String(
+                decoding: row.map { (0x20..<0x7f).contains($0) ? $0 : UInt8(ascii: ".") }, as: UTF8.self)
             return hexadecimal(UInt32(start)) + " " + digits + "  " + letters
         }
     }
@@ -277,7 +286,9 @@ import Testing
             // Whoever listens keeps it.
             let second = try Program.machine([option, "unix:" + path])
             try second.expectEnd(71)
-            #expect(second.errors.text.contains("\(path) is in use: another process listens on it"), "\(second.errors.text)")
+            #expect(
+                second.errors.text.contains("\(path) is in use: another process listens on it"), "\(second.errors.text)"
+            )
             first.send(signal: SIGKILL)
             #expect(try first.waitForEnd() == .signal(SIGKILL))
             #expect(try directory.contents == ["socket"])
@@ -294,7 +305,10 @@ import Testing
         let path = try directory.write(Array("precious".utf8), to: "file")
         let machine = try Program.machine(["--console", "unix:" + path])
         try machine.expectEnd(71)
-        #expect(machine.errors.text == "swkvm: the console's socket cannot be \(path): a file that is not a socket has that name; choose another path or remove it\n")
+        #expect(
+            machine.errors.text
+                == "swkvm: the console's socket cannot be \(path): a file that is not a socket has that name; choose another path or remove it\n"
+        )
         #expect(try readFile(path, limit: 64) == Array("precious".utf8))
     }
 
@@ -395,7 +409,8 @@ private final class Client {
         guard shutdown(descriptor.rawValue, Int32(SHUT_WR)) == 0 else { throw SystemCallError.last("shutdown") }
     }
 
-    /// The end of the connection, also where a program that was started meanwhile has a copy of the descriptor until its exec.
+    /// The end of the connection, also where a program that was started meanwhile has a copy of the descriptor until
+    /// its exec.
     func close() { shutdown(descriptor.rawValue, Int32(SHUT_RDWR)) }
 
     /// A talk with the guest, at the end of which it powers off.

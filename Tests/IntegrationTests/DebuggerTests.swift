@@ -23,7 +23,9 @@ import Testing
     /// GDB with the bundled guest's symbols, connected; it carries out the commands and detaches at the end.
     private func gdb(_ commands: [String]) throws -> String {
         let all = ["set confirm off", "target remote \(socket)"] + commands
-        let gdb = try Program(["gdb", "-nx", "-batch", Host.package + "/guests/kernel/build/guest.symbols.elf"] + all.flatMap { ["-ex", $0] })
+        let gdb = try Program(
+            ["gdb", "-nx", "-batch", Host.package + "/guests/kernel/build/guest.symbols.elf"]
+                + all.flatMap { ["-ex", $0] })
         try gdb.waitForEnd()
         return gdb.output.text + gdb.errors.text
     }
@@ -33,16 +35,24 @@ import Testing
     @Test func registersMemoryAndThreads() throws {
         let machine = try waitingMachine(["--cpus", "2"])
         let text = try gdb([
-            "info threads", "info registers", "print/x $mxcsr", "print $xmm0.uint128", "print $st0", "x/i $pc", "x/4xb &gdt", "x/x 0xd0000000",
-            "set $rax = 0x1122334455667788", "print/x $rax", "set $xmm3.uint128 = 77", "print $xmm3.uint128", "set $st1 = 2.5", "print $st1",
-            "set {int}0x200000 = 0x12345678", "print/x *(int *)0x200000", "monitor physical 0x200000 4", "monitor translate 0x200000",
-            "monitor translate 0xdead00000000beef", "monitor help", "monitor info", "monitor cpus", "monitor nonsense", "set $rax = 0", "detach",
+            "info threads", "info registers", "print/x $mxcsr", "print $xmm0.uint128", "print $st0", "x/i $pc",
+            "x/4xb &gdt", "x/x 0xd0000000",
+            "set $rax = 0x1122334455667788", "print/x $rax", "set $xmm3.uint128 = 77", "print $xmm3.uint128",
+            "set $st1 = 2.5", "print $st1",
+            "set {int}0x200000 = 0x12345678", "print/x *(int *)0x200000", "monitor physical 0x200000 4",
+            "monitor translate 0x200000",
+            "monitor translate 0xdead00000000beef", "monitor help", "monitor info", "monitor cpus", "monitor nonsense",
+            "set $rax = 0", "detach",
         ])
         for wanted in [
-            "in entry64 ()", "* 1    Thread 1 (vCPU 0, running)", "  2    Thread 2 (vCPU 1, waits for INIT)", "cr0            0x80010033",
-            "[ PE MP ET NE WP PG ]", "efer           0x500               [ LME LMA ]", "$1 = 0x1f80", "=> ", "<entry64>:",
-            "Cannot access memory at address 0xd0000000", "= 0x1122334455667788", "= 77\n", "= 2.5\n", "= 0x12345678", "0x200000: 78 56 34 12",
-            "0x200000 is at 0x200000", "0xdead00000000beef is not mapped", "press the power button", "2 vCPUs", "vCPU 1: waits for INIT",
+            "in entry64 ()", "* 1    Thread 1 (vCPU 0, running)", "  2    Thread 2 (vCPU 1, waits for INIT)",
+            "cr0            0x80010033",
+            "[ PE MP ET NE WP PG ]", "efer           0x500               [ LME LMA ]", "$1 = 0x1f80", "=> ",
+            "<entry64>:",
+            "Cannot access memory at address 0xd0000000", "= 0x1122334455667788", "= 77\n", "= 2.5\n", "= 0x12345678",
+            "0x200000: 78 56 34 12",
+            "0x200000 is at 0x200000", "0xdead00000000beef is not mapped", "press the power button", "2 vCPUs",
+            "vCPU 1: waits for INIT",
             "'nonsense' is not recognized", "[Inferior 1 (Remote target) detached]",
         ] { #expect(text.contains(wanted), "\(wanted) is missing in:\n\(text)") }
         try machine.expectEnd(0)
@@ -50,15 +60,18 @@ import Testing
         #expect(try !directory.contents.contains("gdb"), "the socket is still there")
     }
 
-    /// In ring 0, which KVM interprets on some hosts and runs natively on the others: both kinds of breakpoints and steps work there.
+    /// In ring 0, which KVM interprets on some hosts and runs natively on the others: both kinds of breakpoints and
+    /// steps work there.
     @Test(arguments: ["break", "hbreak"]) func breakpointsAndSteps(kind: String) throws {
         let machine = try waitingMachine()
         let text = try gdb([
-            "stepi", "info symbol $pc", "\(kind) outputService", "continue", "print (long)$rcx", "x/s $rsi", "x/2xb outputService", "stepi",
+            "stepi", "info symbol $pc", "\(kind) outputService", "continue", "print (long)$rcx", "x/s $rsi",
+            "x/2xb outputService", "stepi",
             "info symbol $pc", "delete", "continue",
         ])
         for wanted in [
-            "entry64 + 5 in section", "Breakpoint 1, 0x", "in outputService ()", "$1 = 13", "\"swkvm guest\\r\\n\"", "<outputService>:\t0xf3\t0x6e",
+            "entry64 + 5 in section", "Breakpoint 1, 0x", "in outputService ()", "$1 = 13", "\"swkvm guest\\r\\n\"",
+            "<outputService>:\t0xf3\t0x6e",
             "outputService + 2 in section", "exited normally]",
         ] { #expect(text.contains(wanted), "\(wanted) is missing in:\n\(text)") }
         try machine.expectEnd(0)
@@ -75,7 +88,8 @@ import Testing
     @Test func aTripleFaultCanBeLookedAt() throws {
         let machine = try waitingMachine(words: "crash=triple")
         let text = try gdb(["continue", "info registers rip", "continue"])
-        for wanted in ["vCPU 0 shut down (triple fault)", "received signal SIGABRT", "rip  ", "exited with code 0144]"] {
+        for wanted in ["vCPU 0 shut down (triple fault)", "received signal SIGABRT", "rip  ", "exited with code 0144]"]
+        {
             #expect(text.contains(wanted), "\(wanted) is missing in:\n\(text)")
         }
         try machine.expectEnd(100)
@@ -138,7 +152,9 @@ import Testing
         let port = try #require(machine.errors.lines[0].split(separator: ":").last.flatMap { UInt16($0) })
         let rows = try shell("cat /proc/net/tcp /proc/net/tcp6").split(separator: "\n")
         let digits = String(UInt32(port) + 0x10000, radix: 16, uppercase: true).dropFirst()
-        #expect(rows.filter { $0.contains(":\(digits) ") && $0.contains(" 0A ") }.map { $0.contains("0100007F:\(digits)") } == [true])
+        #expect(
+            rows.filter { $0.contains(":\(digits) ") && $0.contains(" 0A ") }.map { $0.contains("0100007F:\(digits)") }
+                == [true])
         // The port is taken, for another machine.
         let other = try Program.machine(["--gdb", "\(port)"])
         try other.expectEnd(71)
@@ -179,10 +195,13 @@ import Testing
         let machine = try waitingMachine(["--cpus", "2"])
         let visitor = try connection()
         for (request, answer) in [
-            ("md0000000,4", "E0e"), ("mffffffffffffffff,8", "E0e"), ("mdead000000000000,1", "E0e"), ("Md0000000,1:00", "E0e"),
-            ("Z0,d0000000,1", "E0e"), ("Z3,1000,1", ""), ("Z2,1000,100", "E1c"), ("Z9,0,0", "E16"), ("z0,1234,1", "OK"), ("Hg7", "E16"),
+            ("md0000000,4", "E0e"), ("mffffffffffffffff,8", "E0e"), ("mdead000000000000,1", "E0e"),
+            ("Md0000000,1:00", "E0e"),
+            ("Z0,d0000000,1", "E0e"), ("Z3,1000,1", ""), ("Z2,1000,100", "E1c"), ("Z9,0,0", "E16"), ("z0,1234,1", "OK"),
+            ("Hg7", "E16"),
             // A selector, and a control register that no processor takes.
-            ("P12=ffff0000", "E16"), ("P3c=ffffffffffffffff", "E16"), ("p3c", "3300018000000000"), ("vCont;c:7", "E16"), ("bogus", ""), ("T3", "E16"),
+            ("P12=ffff0000", "E16"), ("P3c=ffffffffffffffff", "E16"), ("p3c", "3300018000000000"), ("vCont;c:7", "E16"),
+            ("bogus", ""), ("T3", "E16"),
         ] { #expect(try visitor.ask(request) == answer, "\(request)") }
         // A read that begins in RAM and leaves it brings what there is.
         let end = String(UInt64(64 << 20) - 4, radix: 16)
@@ -237,9 +256,11 @@ import Testing
     private func number(_ text: Substring) -> Int? { Int(text.filter { $0 != "," }) }
 
     @Test func countsWhatTheGuestDoes() throws {
-        // mov dx, 0x3f8; mov ecx, 300; 1: out dx, al; loop 1b; mov eax, [0xd0000000]; mov dx, 0x501; mov al, 0; out dx, al
+        // mov dx, 0x3f8; mov ecx, 300; 1: out dx, al; loop 1b; mov eax, [0xd0000000]; mov dx, 0x501; mov al, 0; out dx,
+        // al
         let code: [UInt8] = [
-            0x66, 0xba, 0xf8, 0x03, 0xb9, 0x2c, 1, 0, 0, 0xee, 0xe2, 0xfd, 0xba, 0, 0, 0, 0xd0, 0x8b, 0x02, 0x66, 0xba, 0x01, 0x05, 0xb0, 0, 0xee,
+            0x66, 0xba, 0xf8, 0x03, 0xb9, 0x2c, 1, 0, 0, 0xee, 0xe2, 0xfd, 0xba, 0, 0, 0, 0xd0, 0x8b, 0x02, 0x66, 0xba,
+            0x01, 0x05, 0xb0, 0, 0xee,
         ]
         let directory = try TemporaryDirectory()
         let kernel = try directory.write(TinyKernel.elf(code), to: "kernel")
@@ -252,14 +273,18 @@ import Testing
         #expect(rows.contains { $0[2...] == ["IO", "write", "1", "0x501", "ExitDevice"] && $0[0] == "1" })
         #expect(rows.last?.last == "total" && rows.last?.first == "302")
         // The kernel's own, or the sentence that there are none.
-        #expect(machine.errors.text.contains("counted in the kernel") || machine.errors.text.contains("KVM_CAP_BINARY_STATS_FD"))
+        #expect(
+            machine.errors.text.contains("counted in the kernel")
+                || machine.errors.text.contains("KVM_CAP_BINARY_STATS_FD"))
     }
 
     /// A guest that touches more addresses than there is room for; the sum is right all the same.
     @Test func manyAddressesAreBounded() throws {
-        // mov edx, 0xc0000000; mov ecx, 5000; 1: mov eax, [rdx]; add edx, 4; loop 1b; mov dx, 0x501; mov al, 0; out dx, al
+        // mov edx, 0xc0000000; mov ecx, 5000; 1: mov eax, [rdx]; add edx, 4; loop 1b; mov dx, 0x501; mov al, 0; out dx,
+        // al
         let code: [UInt8] = [
-            0xba, 0, 0, 0, 0xc0, 0xb9, 0x88, 0x13, 0, 0, 0x8b, 0x02, 0x83, 0xc2, 4, 0xe2, 0xf9, 0x66, 0xba, 0x01, 0x05, 0xb0, 0, 0xee,
+            0xba, 0, 0, 0, 0xc0, 0xb9, 0x88, 0x13, 0, 0, 0x8b, 0x02, 0x83, 0xc2, 4, 0xe2, 0xf9, 0x66, 0xba, 0x01, 0x05,
+            0xb0, 0, 0xee,
         ]
         let directory = try TemporaryDirectory()
         let kernel = try directory.write(TinyKernel.elf(code), to: "kernel")

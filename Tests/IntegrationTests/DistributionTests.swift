@@ -4,7 +4,8 @@ import Foundation
 import TestSupport
 import Testing
 
-/// What is handed out besides the program: the list of packages in it, what `make install` does, and what is said where something is missing.
+/// What is handed out besides the program: the list of packages in it, what `make install` does, and what is said where
+/// something is missing.
 @Suite(.timed) struct DistributionTests {
     private let directory: TemporaryDirectory
 
@@ -47,7 +48,8 @@ import Testing
         }
         let relations = try #require(document["relationships"] as? [[String: String]])
         for relation in relations {
-            #expect(names.contains(relation["spdxElementId"] ?? "") && names.contains(relation["relatedSpdxElement"] ?? ""))
+            #expect(
+                names.contains(relation["spdxElementId"] ?? "") && names.contains(relation["relatedSpdxElement"] ?? ""))
         }
         // The program, and everything that is linked into it.
         #expect(relations.filter { $0["relationshipType"] == "DESCRIBES" }.count == 1)
@@ -87,7 +89,8 @@ import Testing
                 #expect(names.contains("swift-runtime"))
             } else {
                 // Debian's directories are links to each other: a package's file has either name.
-                let owner = try shell("dpkg-query -S '\(archive)' 2>/dev/null || dpkg-query -S \"$(realpath '\(archive)')\"")
+                let owner = try shell(
+                    "dpkg-query -S '\(archive)' 2>/dev/null || dpkg-query -S \"$(realpath '\(archive)')\"")
                 #expect(names.contains(String(owner.prefix { $0 != ":" })), "\(archive): \(owner)")
             }
         }
@@ -133,7 +136,9 @@ import Testing
 
                 """)
         // Somebody else's file stays, and what is swkvm's goes, also without anything built.
-        try shell("touch '\(directory("prefix"))/bin/other'; rm -r '\(tree)/build'; '\(tree)/.ci/install' --remove '\(directory("prefix"))'")
+        try shell(
+            "touch '\(directory("prefix"))/bin/other'; rm -r '\(tree)/build'; '\(tree)/.ci/install' --remove '\(directory("prefix"))'"
+        )
         #expect(try shell("cd '\(directory("prefix"))'; find . -type f -printf '%P\\n'") == "bin/other\n")
     }
 
@@ -146,7 +151,8 @@ import Testing
             Host.package + "/Sources/BundledGuest/guest.S",
         ])
         #expect(try program.waitForEnd() != .status(0))
-        #expect(program.errors.text.contains("the bundled guest is not built yet: run `make guest`"), "\(program.story)")
+        #expect(
+            program.errors.text.contains("the bundled guest is not built yet: run `make guest`"), "\(program.story)")
     }
 
     // MARK: make lint
@@ -174,13 +180,15 @@ import Testing
     ])
     func lintFindsAFileWithoutLicence(name: String, text: String, passes: Bool) throws {
         let program = try lint("licences", name, text)
-        #expect(program.output.text == (passes ? "ok - lint licences\n" : "not ok - lint licences\n"), "\(program.story)")
+        #expect(
+            program.output.text == (passes ? "ok - lint licences\n" : "not ok - lint licences\n"), "\(program.story)")
         #expect(program.errors.text.hasPrefix("\(name): ") != passes)
     }
 
     @Test(arguments: [("let a = 1\n", true), ("let a  = 1\n", false)])
     func lintFindsWhatTheFormatterWouldChange(text: String, passes: Bool) throws {
         let program = try lint("format", "a.swift", text)
-        #expect(program.output.text.hasSuffix(passes ? "ok - lint format\n" : "not ok - lint format\n"), "\(program.story)")
+        #expect(
+            program.output.text.hasSuffix(passes ? "ok - lint format\n" : "not ok - lint format\n"), "\(program.story)")
     }
 }

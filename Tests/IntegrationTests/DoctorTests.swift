@@ -10,10 +10,13 @@ import Testing
         #expect(doctor.errors.bytes.isEmpty)
         #expect(!doctor.output.text.contains("MISSING"))
         for (kind, subject) in [
-            ("ok", "/dev/kvm"), ("", "KVM"), ("", "back-end"), ("", "2 MiB pages"), ("", "1 GiB pages"), ("", "thp"), ("", "io_uring"),
+            ("ok", "/dev/kvm"), ("", "KVM"), ("", "back-end"), ("", "2 MiB pages"), ("", "1 GiB pages"), ("", "thp"),
+            ("", "io_uring"),
             ("ok", "/dev/net/tun"), ("ok", "CAP_NET_ADMIN"),
         ] {
-            #expect(doctor.output.lines.contains { $0.hasPrefix(kind) && $0.dropFirst(9).hasPrefix(subject + " ") }, "\(subject)")
+            #expect(
+                doctor.output.lines.contains { $0.hasPrefix(kind) && $0.dropFirst(9).hasPrefix(subject + " ") },
+                "\(subject)")
         }
     }
 
@@ -28,7 +31,9 @@ import Testing
 
     /// What depends on a device that does not open is not reported on.
     @Test func saysWhatIsMissingAndHowToFixIt() throws {
-        let doctor = try Program(["unshare", "-m", "sh", "-euc", "mount -t tmpfs none /dev; exec '\(Host.swkvm)' doctor"])
+        let doctor = try Program([
+            "unshare", "-m", "sh", "-euc", "mount -t tmpfs none /dev; exec '\(Host.swkvm)' doctor",
+        ])
         try doctor.expectEnd(1)
         let lines = doctor.output.lines
         #expect(lines.first?.hasPrefix("MISSING  /dev/kvm") == true, "\(lines)")
@@ -36,7 +41,9 @@ import Testing
         #expect(lines.contains { $0.contains("fix: mknod -m 666 /dev/kvm c 10 232") }, "\(lines)")
         #expect(lines.contains { $0.hasPrefix("note     /dev/net/tun") })
         #expect(lines.contains { $0.contains("fix: modprobe tun") })
-        for subject in ["KVM ", "back-end", "CAP_NET_ADMIN"] { #expect(!lines.contains { $0.dropFirst(9).hasPrefix(subject) }, "\(subject)") }
+        for subject in ["KVM ", "back-end", "CAP_NET_ADMIN"] {
+            #expect(!lines.contains { $0.dropFirst(9).hasPrefix(subject) }, "\(subject)")
+        }
     }
 
     /// What an ordinary user is told, with these devices instead of the host's.
@@ -64,7 +71,8 @@ import Testing
         let doctor = try asNobody(Self.device("/dev/net/tun", "c 10 200", "666"))
         #expect(try doctor.waitForEnd() != .signal(6))
         #expect(doctor.output.lines.contains { $0.hasPrefix("note     CAP_NET_ADMIN") })
-        #expect(doctor.output.lines.contains { $0.contains("fix: sudo ip tuntap add swtap0 mode tap vnet_hdr user $USER") })
+        #expect(
+            doctor.output.lines.contains { $0.contains("fix: sudo ip tuntap add swtap0 mode tap vnet_hdr user $USER") })
     }
 
     @Test func commandsForAnOrdinaryUserBeginWithSudo() throws {
@@ -75,12 +83,18 @@ import Testing
         #expect(lines.first?.hasPrefix("MISSING  /dev/kvm       cannot be opened by this user") == true, "\(lines)")
         #expect(lines.contains { $0.hasSuffix("fix: sudo setfacl -m u:$USER:rw /dev/kvm") }, "\(lines)")
         #expect(lines.contains { $0.contains("fix: sudo chmod 0666 /dev/net/tun") })
-        for subject in ["KVM ", "back-end", "CAP_NET_ADMIN"] { #expect(!lines.contains { $0.dropFirst(9).hasPrefix(subject) }, "\(subject)") }
-        for line in lines where line.contains("fix: ") { #expect(line.contains("fix: sudo ") || line.contains("| sudo tee "), "\(line)") }
+        for subject in ["KVM ", "back-end", "CAP_NET_ADMIN"] {
+            #expect(!lines.contains { $0.dropFirst(9).hasPrefix(subject) }, "\(subject)")
+        }
+        for line in lines where line.contains("fix: ") {
+            #expect(line.contains("fix: sudo ") || line.contains("| sudo tee "), "\(line)")
+        }
         // A group that the device is for is the better way.
         let grouped = try asNobody(Self.device("/dev/kvm", "c 10 232", "660") + "chgrp tty /dev/kvm")
         try grouped.expectEnd(1)
-        #expect(grouped.output.lines.contains { $0.contains("fix: sudo usermod -aG tty $USER   (then log in again)") }, "\(grouped.output.text)")
+        #expect(
+            grouped.output.lines.contains { $0.contains("fix: sudo usermod -aG tty $USER   (then log in again)") },
+            "\(grouped.output.text)")
     }
 
     @Test func asJSON() throws {
@@ -90,7 +104,8 @@ import Testing
         let refused = try asNobody(Self.device("/dev/kvm", "c 10 232", "600"), "doctor --json")
         try refused.expectEnd(1)
         for line in [
-            #""usable": false,"#, #""kind": "missing","#, #""subject": "/dev/kvm","#, #""text": "cannot be opened by this user (Permission denied)","#,
+            #""usable": false,"#, #""kind": "missing","#, #""subject": "/dev/kvm","#,
+            #""text": "cannot be opened by this user (Permission denied)","#,
             #""sudo setfacl -m u:$USER:rw /dev/kvm""#,
         ] {
             #expect(refused.output.lines.contains { $0.hasSuffix(line) }, "\(line): \(refused.output.text)")

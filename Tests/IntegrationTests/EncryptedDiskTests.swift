@@ -5,7 +5,8 @@ import Linux
 import TestSupport
 import Testing
 
-/// Encrypted disks: the guest sees what it is to see, QEMU reads with the key what the guest has written, and without the key there is no machine.
+/// Encrypted disks: the guest sees what it is to see, QEMU reads with the key what the guest has written, and without
+/// the key there is no machine.
 @Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct EncryptedDiskTests {
     private let directory: TemporaryDirectory
     private static let sectors = 2 << 11
@@ -24,7 +25,10 @@ import Testing
     @discardableResult
     private func qemu(_ words: String) throws -> String {
         let image = "driver=qcow2,file.filename=disk.qcow2,encrypt.key-secret=s"
-        return try shell("cd '\(directory.path)' && " + words.replacing("SECRET", with: "--object secret,id=s,file=key").replacing("IMAGE", with: "--image-opts \(image)"))
+        return try shell(
+            "cd '\(directory.path)' && "
+                + words.replacing("SECRET", with: "--object secret,id=s,file=key").replacing(
+                    "IMAGE", with: "--image-opts \(image)"))
     }
 
     enum Maker: CaseIterable { case swkvm, qemu }
@@ -55,7 +59,10 @@ import Testing
     }
 
     /// Starts a machine with the disk, and its key by a file or a descriptor.
-    private func machine(_ way: Way, key: String = "key", _ start: (_ arguments: [String], _ passing: [(descriptor: Int32, number: Int32)]) throws -> Program) throws -> Program {
+    private func machine(
+        _ way: Way, key: String = "key",
+        _ start: (_ arguments: [String], _ passing: [(descriptor: Int32, number: Int32)]) throws -> Program
+    ) throws -> Program {
         let disk = directory("disk.qcow2")
         switch way {
         case .file: return try start(["--disk", "\(disk),key-file=\(directory(key))"], [])
@@ -74,7 +81,8 @@ import Testing
         try qemu("qemu-img convert SECRET IMAGE -O raw whole && cmp -n 2097152 whole disk.raw")
     }
 
-    /// Both directions, sector by sector: the guest's sums are those of what QEMU wrote, and QEMU reads what the guest wrote.
+    /// Both directions, sector by sector: the guest's sums are those of what QEMU wrote, and QEMU reads what the guest
+    /// wrote.
     @Test(arguments: Way.allCases) func theGuestAndQEMUReadEachOther(way: Way) throws {
         try make(.qemu)
         let content = try readFile(directory("disk.raw"), limit: 8 << 20)
@@ -89,7 +97,9 @@ import Testing
         try qemu("qemu-img check -q SECRET IMAGE && qemu-img convert SECRET IMAGE -O raw whole")
         var expected = content + [UInt8](repeating: 0, count: 14 << 20)
         for sector in [3, 9000] {
-            expected.replaceSubrange(sector * 512..<(sector + 1) * 512, with: Array(text.utf8) + [UInt8](repeating: 0, count: 512 - text.utf8.count))
+            expected.replaceSubrange(
+                sector * 512..<(sector + 1) * 512,
+                with: Array(text.utf8) + [UInt8](repeating: 0, count: 512 - text.utf8.count))
         }
         let whole = try readFile(directory("whole"), limit: 32 << 20)
         #expect(whole.elementsEqual(expected))
@@ -110,7 +120,9 @@ import Testing
         try make(.swkvm)
         let disk = directory("disk.qcow2"), before = try readFile(disk, limit: 32 << 20)
         let refused = try machine(way, key: "wrong") { try Program.machine($0, passing: $1) }
-        try expectRefused(refused, "disk \"\(disk)\": the key is wrong; every byte of a key file counts, including a trailing newline")
+        try expectRefused(
+            refused, "disk \"\(disk)\": the key is wrong; every byte of a key file counts, including a trailing newline"
+        )
         #expect(try readFile(disk, limit: 32 << 20) == before)
         // Nor is the image left locked.
         try machine(way) { try Program.machine($0 + ["--cmdline", "test=none"], passing: $1) }.expectEnd(0)
@@ -121,11 +133,17 @@ import Testing
         try directory.write([], to: "empty")
         let disk = directory("disk.qcow2"), raw = directory("disk.raw")
         for (option, reason) in [
-            ("", "disk \"\(disk)\": it is encrypted (LUKS) and no key was given: specify key-file=PATH or key-fd=N (swkvm image: --key-file, --key-fd)"),
+            (
+                "",
+                "disk \"\(disk)\": it is encrypted (LUKS) and no key was given: specify key-file=PATH or key-fd=N (swkvm image: --key-file, --key-fd)"
+            ),
             (",key-file=\(directory("none"))", "key file \"\(directory("none"))\": open: No such file or directory"),
             (",key-file=\(directory("empty"))", "key file \"\(directory("empty"))\": it is empty"),
             (",key-fd=77", "key descriptor 77: it is not open"),
-            (",key-file=\(directory("key")),key-file=\(directory("key"))", "disk \"\(disk)\": 2 keys were given, but of the image and its backing files 1 is encrypted"),
+            (
+                ",key-file=\(directory("key")),key-file=\(directory("key"))",
+                "disk \"\(disk)\": 2 keys were given, but of the image and its backing files 1 is encrypted"
+            ),
         ] {
             let isUsage = reason.contains("no key was given") || reason.contains("keys were given")
             try expectRefused(try Program.machine(["--disk", disk + option]), reason, status: isUsage ? 64 : 66)

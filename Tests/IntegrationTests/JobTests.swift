@@ -12,13 +12,16 @@ import Testing
 
     init() throws {
         terminal = try PseudoTerminal()
-        shell = try Program(["env", "PS1=READY\\n", "bash", "--norc", "--noprofile", "--noediting", "-i"], terminal: terminal)
+        shell = try Program(
+            ["env", "PS1=READY\\n", "bash", "--norc", "--noprofile", "--noediting", "-i"], terminal: terminal)
         try shell.wait(for: "READY\r\n")
         cooked = terminal.mode
     }
 
     private var machine: pid_t? {
-        (try? IntegrationTests.shell("pgrep -P \(shell.pid) -x swkvm")).flatMap { $0.split(separator: "\n").compactMap { pid_t($0) }.first }
+        (try? IntegrationTests.shell("pgrep -P \(shell.pid) -x swkvm")).flatMap {
+            $0.split(separator: "\n").compactMap { pid_t($0) }.first
+        }
     }
 
     private func bringToTheForeground() throws {
@@ -86,7 +89,11 @@ import Testing
         try shell.wait(for: "READY\r\n")
         let mode = terminal.mode
         kill(machine, SIGKILL)
-        #expect(try eventually { kill(machine, 0) != 0 || (try? IntegrationTests.shell("cat /proc/\(machine)/stat"))?.contains(") Z ") == true })
+        #expect(
+            try eventually {
+                kill(machine, 0) != 0
+                    || (try? IntegrationTests.shell("cat /proc/\(machine)/stat"))?.contains(") Z ") == true
+            })
         usleep(200_000)
         #expect(terminal.mode == mode)
         try shell.type("exit\r")

@@ -4,7 +4,8 @@ import Glibc
 import TestSupport
 import Testing
 
-/// The lab's runner (Tests/Lab/run), with scripts in place of emulators: when it takes one for hung, and that it leaves none behind.
+/// The lab's runner (Tests/Lab/run), with scripts in place of emulators: when it takes one for hung, and that it leaves
+/// none behind.
 @Suite(.timed) struct LabRunnerTests {
     private static let path = Host.package + "/Tests/Lab/run"
 
@@ -12,8 +13,8 @@ import Testing
 
     init() throws { directory = try TemporaryDirectory() }
 
-    /// A leg whose emulator is a script, and what it does before it starts the emulator. A host has a second for its boot,
-    /// and for each case a second more than its limit.
+    /// A leg whose emulator is a script, and what it does before it starts the emulator. A host has a second for its
+    /// boot, and for each case a second more than its limit.
     private func leg(_ script: String, preparation: String = "", hasClock: Bool = false) throws -> String {
         try directory.write(Array(script.utf8), to: "emulator")
         let leg = """
@@ -71,7 +72,7 @@ import Testing
             preparation: "echo \"# emulator $BASHPID\"; until [ -e '\(directory("go"))' ]; do sleep 0.1; done")
         let emulator = try emulator(of: runner)
         runner.send(signal: SIGKILL)
-        try runner.finishAlone()
+        try runner.waitForExit()
         try directory.write([UInt8](), to: "go")
         #expect(try eventually { kill(emulator, 0) != 0 })
         #expect(try !directory.contents.contains("started"))
@@ -85,13 +86,14 @@ import Testing
         let emulator = try emulator(of: runner)
         #expect(terminal.isRaw)
         runner.send(signal: signal)
-        try runner.finishAlone()
+        try runner.waitForExit()
         #expect(terminal.mode == mode)
         #expect(try eventually { kill(emulator, 0) != 0 })
     }
 
     @Test func anEmulatorThatTheMachineHasNoTimeForDoesNotHang() throws {
-        let runner = try runner("echo '# begin a limit 0'; echo \"# emulator $$\"; kill -STOP $$; echo 'ok 1 - a'; echo 1..1")
+        let runner = try runner(
+            "echo '# begin a limit 0'; echo \"# emulator $$\"; kill -STOP $$; echo 'ok 1 - a'; echo 1..1")
         let emulator = try emulator(of: runner)
         // Longer on the wall's clock than it may be silent on its own.
         usleep(3_000_000)
@@ -103,7 +105,9 @@ import Testing
     @Test(arguments: ["while :; do :; done", "sleep 1000"]) func anEmulatorThatIsSilentHangs(script: String) throws {
         let runner = try runner("echo '# begin a limit 0'; \(script)")
         try runner.expectEnd(1)
-        #expect(runner.output.text.contains("# the emulated host hung during a (sh's status 124): a failure of the emulation"))
+        #expect(
+            runner.output.text.contains(
+                "# the emulated host hung during a (sh's status 124): a failure of the emulation"))
         #expect(runner.output.text.contains("not ok - the emulated host hung during a"))
     }
 
@@ -169,7 +173,9 @@ import Testing
     }
 
     @Test func anEmulatorGetsTheSecondsThatItHad() throws {
-        let runner = try runner("echo '# begin a limit 3'; read -r first; read -r second; echo \"ok 1 - $((second - first))\"; echo 1..1", hasClock: true)
+        let runner = try runner(
+            "echo '# begin a limit 3'; read -r first; read -r second; echo \"ok 1 - $((second - first))\"; echo 1..1",
+            hasClock: true)
         try runner.expectEnd(0)
         #expect(runner.output.lines.contains("ok 1 - 1"))
     }

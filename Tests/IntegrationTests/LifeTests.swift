@@ -23,13 +23,15 @@ import Testing
     @Test func bootsWithAnInitialRAMDisk() throws {
         let directory = try TemporaryDirectory()
         let disk = try directory.write([UInt8](repeating: 7, count: 300_000), to: "initrd")
-        try Program.machine(["--kernel", Host.guestKernel, "--initrd", disk, "--cmdline", "test=memory"]).expectSelfTestsPassed()
+        try Program.machine(["--kernel", Host.guestKernel, "--initrd", disk, "--cmdline", "test=memory"])
+            .expectSelfTestsPassed()
     }
 
     @Test func bootsA64BitELFWithoutNotes() throws {
         let directory = try TemporaryDirectory()
         // mov dx, 0x501; mov al, 42; out dx, al
-        let kernel = try directory.write(TinyKernel.elf([0x66, 0xba, 0x01, 0x05, 0xb0, 42, 0xee, 0xeb, 0xfe]), to: "kernel")
+        let kernel = try directory.write(
+            TinyKernel.elf([0x66, 0xba, 0x01, 0x05, 0xb0, 42, 0xee, 0xeb, 0xfe]), to: "kernel")
         let machine = try Program.machine(["--kernel", kernel])
         try machine.expectEnd(42)
         #expect(machine.errors.text == "swkvm: the guest ended with status 42\n")
@@ -128,7 +130,9 @@ import Testing
     func aSecondSignalEndsAGuestThatDoesNotListen(code: [UInt8], number: Int32) throws {
         let directory = try TemporaryDirectory()
         let kernel = try directory.write(TinyKernel.elf(code), to: "kernel")
-        let machine = try Program.machine(["--kernel", kernel, "--console", code == TinyKernel.talking ? "stdio" : "none"])
+        let machine = try Program.machine([
+            "--kernel", kernel, "--console", code == TinyKernel.talking ? "stdio" : "none",
+        ])
         try machine.waitUntilRunning()
         machine.send(signal: number)
         try machine.waitForError("asked the guest to power off")

@@ -15,7 +15,8 @@ import Testing
             let disk = try directory.write([UInt8](repeating: UInt8(number), count: 64 << 10), to: "\(number).raw")
             return try Program.machine(
                 [
-                    "--name", "machine \(number)", "--mem", "64M", "--disk", disk, "--net", "tap=tap\(number),bridge=br0", "--cmdline",
+                    "--name", "machine \(number)", "--mem", "64M", "--disk", disk, "--net",
+                    "tap=tap\(number),bridge=br0", "--cmdline",
                     "ip=192.168.77.\(number)/24",
                 ], input: .pipe, in: host)
         }
@@ -44,7 +45,8 @@ import Testing
         let disk = try directory.write([UInt8](repeating: 0, count: 64 << 10), to: "disk.raw")
         for _ in 0..<50 {
             try Program.machine(
-                ["--disk", disk, "--net", "tap=tap0,bridge=br0,create", "--cpus", "2", "--cmdline", "test=none"], in: host
+                ["--disk", disk, "--net", "tap=tap0,bridge=br0,create", "--cpus", "2", "--cmdline", "test=none"],
+                in: host
             ).expectEnd(0)
         }
         #expect(try host.linkNames().isEmpty)
@@ -64,27 +66,33 @@ import Testing
             ["--name", "peer", "--net", "tap=tap1,bridge=br0"], words: "ip=192.168.77.3/24", in: host)
         let machine = try Program.machine(
             [
-                "--mem", "256M", "--hugepages", "--cpus", "2", "--disk", directory("scratch.raw"), "--disk", directory("disk.qcow2") + ",ro",
-                "--net", "tap=tap0,bridge=br0,mac=52:54:00:12:34:56", "--rng", "--cmdline", "test=all ip=192.168.77.2/24 peer=192.168.77.3",
+                "--mem", "256M", "--hugepages", "--cpus", "2", "--disk", directory("scratch.raw"), "--disk",
+                directory("disk.qcow2") + ",ro",
+                "--net", "tap=tap0,bridge=br0,mac=52:54:00:12:34:56", "--rng", "--cmdline",
+                "test=all ip=192.168.77.2/24 peer=192.168.77.3",
             ], in: host)
         try machine.expectSelfTestsPassed()
         for subject in ["memory", "cpus", "timer", "irq", "disk vda", "disk vdb", "net ", "rng", "hostile"] {
-            #expect(machine.output.lines.contains { $0.hasPrefix("ok ") && $0.contains(subject) }, "no test of \(subject)")
+            #expect(
+                machine.output.lines.contains { $0.hasPrefix("ok ") && $0.contains(subject) }, "no test of \(subject)")
         }
         try peer.powerOff()
         #expect(try eventually { try host.linkNames() == ["br0"] })
         #expect(try pool.available == available)
     }
 
-    @Test(arguments: [["--rng"], ["--rng=max-bytes=8K,period=20"], ["--rng", "--shared", "--cpus", "3"]]) func randomNumbers(options: [String]) throws {
+    @Test(arguments: [["--rng"], ["--rng=max-bytes=8K,period=20"], ["--rng", "--shared", "--cpus", "3"]])
+    func randomNumbers(options: [String]) throws {
         try Program.machine(["--mem", "64M", "--cmdline", "test=rng"] + options).expectSelfTestsPassed()
     }
 
     /// The same ELF on another monitor: what the guest needs of swkvm is no secret handshake.
     @Test func qemuBootsTheSameELF() throws {
         let qemu = try Program([
-            "qemu-system-x86_64", "-M", "microvm,rtc=on", "-cpu", "max", "-accel", "tcg", "-m", "128M", "-smp", "2", "-nodefaults", "-no-user-config",
-            "-display", "none", "-no-reboot", "-serial", "stdio", "-device", "isa-debug-exit,iobase=0x501,iosize=1", "-kernel", Host.guestKernel,
+            "qemu-system-x86_64", "-M", "microvm,rtc=on", "-cpu", "max", "-accel", "tcg", "-m", "128M", "-smp", "2",
+            "-nodefaults", "-no-user-config",
+            "-display", "none", "-no-reboot", "-serial", "stdio", "-device", "isa-debug-exit,iobase=0x501,iosize=1",
+            "-kernel", Host.guestKernel,
             "-append", "test=memory,irq",
         ])
         // isa-debug-exit makes 2 N + 1 of a status N.

@@ -22,7 +22,10 @@ import Testing
         try machine.powerOff()
     }
 
-    @Test(arguments: [[], ["--shared"], ["--prealloc"], ["--shared", "--prealloc"], ["--hugepages=thp"], ["--hugepages=thp", "--prealloc"]])
+    @Test(arguments: [
+        [], ["--shared"], ["--prealloc"], ["--shared", "--prealloc"], ["--hugepages=thp"],
+        ["--hugepages=thp", "--prealloc"],
+    ])
     func kinds(options: [String]) throws {
         let machine = try Program.machine(["--mem", "192M", "--cpus", "2", "--cmdline", "test=memory,cpus"] + options)
         try machine.expectSelfTestsPassed()
@@ -34,7 +37,9 @@ import Testing
         try machine.powerOff()
     }
 
-    @Test(arguments: [[], ["--shared"], ["--hugepages=thp"]]) func preallocatedMemoryIsThereAtTheStart(options: [String]) throws {
+    @Test(arguments: [[], ["--shared"], ["--hugepages=thp"]]) func preallocatedMemoryIsThereAtTheStart(
+        options: [String]
+    ) throws {
         let size = 96 << 20
         let machine = try Program.machineAtPrompt(["--mem", "96M", "--prealloc"] + options)
         let resident = try shell("awk '/^Rss/ { print $2 }' /proc/\(machine.pid)/smaps_rollup")
@@ -51,7 +56,9 @@ import Testing
         #expect(try eventually { try resident() > 100 << 10 })
         machine.send(signal: signal)
         try machine.expectEnd(128 + signal)
-        #expect(machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n" && machine.output.bytes.isEmpty)
+        #expect(
+            machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n"
+                && machine.output.bytes.isEmpty)
     }
 
     /// The guest's own 64 MiB and no more: an ordinary guest takes what it touches.
@@ -81,14 +88,17 @@ import Testing
 
 /// Huge pages are the host's, and these tests take them in turn.
 @Suite(.timed, .serialized, .enabled(if: Host.isFit, Host.needed)) struct HugePageTests {
-    @Test(arguments: [[], ["--prealloc"], ["--shared"], ["--shared", "--prealloc"]]) func areReservedUsedAndGivenBack(options: [String]) throws {
+    @Test(arguments: [[], ["--prealloc"], ["--shared"], ["--shared", "--prealloc"]]) func areReservedUsedAndGivenBack(
+        options: [String]
+    ) throws {
         let pool = try HugePagePool(.twoMiB, free: 64)
         let (available, total) = (try pool.available, try pool.total)
         let machine = try Program.machineAtPrompt(["--mem", "128M", "--hugepages"] + options)
         #expect(try pool.available == available - 64)
         try machine.powerOff()
         #expect(try pool.available == available)
-        try Program.machine(["--mem", "128M", "--hugepages", "--cmdline", "test=memory"] + options).expectSelfTestsPassed()
+        try Program.machine(["--mem", "128M", "--hugepages", "--cmdline", "test=memory"] + options)
+            .expectSelfTestsPassed()
         #expect(try pool.available == available && pool.total == total)
     }
 
@@ -119,8 +129,10 @@ import Testing
         try machine.expectEnd(71)
         #expect(machine.errors.lines.count == 1)
         #expect(machine.errors.text.hasPrefix("swkvm: "))
-        #expect(machine.errors.text.contains(
-            " in 2 MiB pages needs \(wanted) huge pages, \(available) are free: `sysctl vm.nr_hugepages=\(total + 29)`"))
+        #expect(
+            machine.errors.text.contains(
+                " in 2 MiB pages needs \(wanted) huge pages, \(available) are free: `sysctl vm.nr_hugepages=\(total + 29)`"
+            ))
         #expect(machine.output.bytes.isEmpty)
         #expect(try pool.available == available && pool.total == total)
     }

@@ -16,7 +16,8 @@ import Testing
     }
 
     private func written(_ path: String) -> [String] {
-        ((try? readFile(path, limit: 1 << 24)).map { String(decoding: $0, as: UTF8.self) } ?? "").split(separator: "\n").map(String.init)
+        ((try? readFile(path, limit: 1 << 24)).map { String(decoding: $0, as: UTF8.self) } ?? "").split(separator: "\n")
+            .map(String.init)
     }
 
     private func jq(_ filter: String, _ line: String) throws -> String {
@@ -36,7 +37,8 @@ import Testing
         #expect(lines.count == 2)
         guard lines.count == 2 else { return }
         for (line, reason, bytes) in [(lines[0], "signal", 4096), (lines[1], "end", 8192)] {
-            let fields = "d[\"name\"], d[\"reason\"], d[\"devices\"][0][\"device\"], d[\"devices\"][0][\"block\"][\"read_bytes\"], len(d[\"devices\"]), d[\"memory\"][\"size_bytes\"]"
+            let fields =
+                "d[\"name\"], d[\"reason\"], d[\"devices\"][0][\"device\"], d[\"devices\"][0][\"block\"][\"read_bytes\"], len(d[\"devices\"]), d[\"memory\"][\"size_bytes\"]"
             #expect(try jq(fields, line) == "mine \(reason) blk0 \(bytes) 2 \(64 << 20)\n")
         }
     }
@@ -46,7 +48,10 @@ import Testing
         let machine = try Program.machineAtPrompt(
             ["--disk", disk, "--metrics", path, "--metrics-format", "prometheus", "--metrics-interval", "1"])
         _ = try machine.ask("sum vda 0 8")
-        #expect(try eventually { written(path).contains(#"swkvm_block_read_bytes_total{machine="swkvm",device="blk0"} 4096"#) })
+        #expect(
+            try eventually {
+                written(path).contains(#"swkvm_block_read_bytes_total{machine="swkvm",device="blk0"} 4096"#)
+            })
         try machine.powerOff()
         #expect(try shell("promtool check metrics <'\(path)' 2>&1") == "")
         #expect(try shell("ls -A '\(directory.path)' | grep -c swkvm || true") == "0\n")
@@ -71,7 +76,10 @@ import Testing
 
     @Test func aFileThatCannotBeOpenedIsAnError() throws {
         for (options, status, sentence) in [
-            (["--metrics", directory.path], 66 as Int32, "the file for metrics, \(directory.path), cannot be opened: Is a directory (open)"),
+            (
+                ["--metrics", directory.path], 66 as Int32,
+                "the file for metrics, \(directory.path), cannot be opened: Is a directory (open)"
+            ),
             (
                 ["--metrics", "/dev/null", "--metrics-format", "prometheus"], 64,
                 "the file for metrics cannot be /dev/null: it is not a regular file (see --metrics-format)"
@@ -116,7 +124,8 @@ import Testing
         try machine.expectEnd(0)
         var levels: Set<String> = []
         for line in machine.errors.lines {
-            let fields = try jq("d[\"level\"], d.get(\"device\"), len(d[\"time\"]), sorted(d) == sorted(d)", line).split(separator: " ")
+            let fields = try jq("d[\"level\"], d.get(\"device\"), len(d[\"time\"]), sorted(d) == sorted(d)", line)
+                .split(separator: " ")
             #expect(fields.count == 4 && fields[2] == "24", "\(line)")
             levels.insert("\(fields[0]) \(fields[1])")
         }

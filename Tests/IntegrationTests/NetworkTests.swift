@@ -17,7 +17,8 @@ import Testing
     }
 
     private func machine(_ net: String, address: Int, _ arguments: [String] = []) throws -> Program {
-        try Program.machineAtPrompt(["--net", net] + arguments, words: "ip=192.168.77.\(address)/24,192.168.77.1", in: host)
+        try Program.machineAtPrompt(
+            ["--net", net] + arguments, words: "ip=192.168.77.\(address)/24,192.168.77.1", in: host)
     }
 
     // MARK: Packets
@@ -26,7 +27,9 @@ import Testing
         let machine = try machine("tap=tap0,bridge=br0,mac=52:54:00:12:34:56", address: 2)
         #expect(try host.shell("ping -c 3 -i 0.2 -W 10 192.168.77.2").contains("3 received"))
         // In fragments, one frame exactly, and no payload at all.
-        for size in [0, 1, 1472] { #expect(try host.shell("ping -c 1 -W 10 -s \(size) 192.168.77.2").contains("1 received")) }
+        for size in [0, 1, 1472] {
+            #expect(try host.shell("ping -c 1 -W 10 -s \(size) 192.168.77.2").contains("1 received"))
+        }
         #expect(try host.shell("ip neigh show 192.168.77.2").contains("52:54:00:12:34:56"))
         #expect(try machine.ask("ping 192.168.77.1 3").last == "3 of 3 came back")
         #expect(try machine.ask("net").first?.contains("MAC 52:54:00:12:34:56, link up, MTU 1500") == true)
@@ -77,7 +80,8 @@ import Testing
     @Test func theGuestsOwnNetworkTests() throws {
         let peer = try machine("tap=tap0,bridge=br0", address: 2, ["--name", "peer"])
         let machine = try Program.machine(
-            ["--net", "tap=tap1,bridge=br0", "--cmdline", "test=net,hostile ip=192.168.77.3/24 peer=192.168.77.2"], in: host)
+            ["--net", "tap=tap1,bridge=br0", "--cmdline", "test=net,hostile ip=192.168.77.3/24 peer=192.168.77.2"],
+            in: host)
         try machine.expectSelfTestsPassed()
         // Whatever the other has done, this one still works.
         #expect(try peer.ask("ping 192.168.77.1 1").last == "1 of 1 came back")
@@ -89,7 +93,9 @@ import Testing
         let machine = try Program.machineAtPrompt(
             ["--net", "tap=tap0,bridge=br0", "--net", "tap=tap1,bridge=br1"],
             words: "ip=192.168.77.2/24 ip=192.168.78.2/24", in: host)
-        for network in [77, 78] { #expect(try host.shell("ping -c 1 -W 10 192.168.\(network).2").contains("1 received")) }
+        for network in [77, 78] {
+            #expect(try host.shell("ping -c 1 -W 10 192.168.\(network).2").contains("1 received"))
+        }
         try machine.powerOff()
         #expect(try host.linkNames() == ["br0", "br1"])
     }
@@ -99,7 +105,8 @@ import Testing
             let machine = try machine("tap=\(tap)", address: 2, ["--name", name])
             defer { try? machine.powerOff() }
             let line = try #require(try machine.ask("net").first)
-            return try #require(line.split(separator: " ").first { $0.count == 18 && $0.hasSuffix(",") }.map(String.init))
+            return try #require(
+                line.split(separator: " ").first { $0.count == 18 && $0.hasSuffix(",") }.map(String.init))
         }
         let first = try address(name: "one", tap: "tap0")
         #expect(try address(name: "one", tap: "tap0") == first)
@@ -133,7 +140,9 @@ import Testing
         for command in ["down", "carrier off"] {
             try host.shell("ip link set tap0 \(command)")
             #expect(try eventually { try link(is: "down") }, "\(command)")
-            if command == "down" { try machine.waitForError("warning: net0: the link is down: tap0 is down, or has no carrier") }
+            if command == "down" {
+                try machine.waitForError("warning: net0: the link is down: tap0 is down, or has no carrier")
+            }
             try host.shell("ip link set tap0 \(command == "down" ? "up" : "carrier on")")
             #expect(try eventually { try link(is: "up") }, "\(command)")
             if command == "down" { try machine.waitForError("notice: net0: the link is up again: tap0 is up") }
@@ -168,7 +177,8 @@ import Testing
     /// What can be set of the TAP.
     private func look() throws -> String {
         let link = try host.link("tap0")
-        return "\(link.index) mtu \(link.mtu) up \(link.isUp) master \(link.master) \(link.alias) \(String(describing: link.tun))"
+        return
+            "\(link.index) mtu \(link.mtu) up \(link.isUp) master \(link.master) \(link.alias) \(String(describing: link.tun))"
     }
 
     @Test func killLeavesNoTAP() throws {
@@ -198,7 +208,9 @@ import Testing
         let first = try machine("tap=tap0,bridge=br0", address: 2)
         let second = try Program.machine(["--net", "tap=tap0,bridge=br0"], in: host)
         try second.expectEnd(71)
-        #expect(second.errors.text == "swkvm: the TAP tap0 is in use by another process: end that one or name another TAP\n")
+        #expect(
+            second.errors.text == "swkvm: the TAP tap0 is in use by another process: end that one or name another TAP\n"
+        )
         #expect(try first.ask("ping 192.168.77.1 1").last == "1 of 1 came back")
         try first.powerOff()
     }

@@ -11,7 +11,8 @@ import Testing
 @Suite(
     .timed,
     .enabled(if: Host.isFit, Host.needed),
-    .enabled(if: VirtualSwitch.isInstalled, "needs Open vSwitch (Debian's openvswitch-switch), whose services need not run"))
+    .enabled(
+        if: VirtualSwitch.isInstalled, "needs Open vSwitch (Debian's openvswitch-switch), whose services need not run"))
 struct OpenVSwitchTests {
     private let host: Namespace
     private let bridge: VirtualSwitch
@@ -21,7 +22,8 @@ struct OpenVSwitchTests {
         host = try Namespace()
         try host.shell("ip tuntap add tap0 mode tap")
         bridge = try VirtualSwitch(in: host)
-        try bridge.control("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev", "--", "add-port", "br0", "tap0")
+        try bridge.control(
+            "add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev", "--", "add-port", "br0", "tap0")
         try host.shell("ip addr add 192.168.77.1/24 dev br0; ip link set br0 up")
     }
 
@@ -40,7 +42,9 @@ struct OpenVSwitchTests {
     @Test func aUserspaceDatapathGetsNoUnfinishedFrames() throws {
         let (answer, log) = try exchange("tap=tap0")
         #expect(answer == "20000 of 20000 bytes came back")
-        #expect(log.contains("net0: offloads off: a process reads the frames of tap0 (AF_PACKET), as a userspace datapath does"))
+        #expect(
+            log.contains(
+                "net0: offloads off: a process reads the frames of tap0 (AF_PACKET), as a userspace datapath does"))
     }
 
     @Test func offloadsCanBeSwitchedOff() throws {
@@ -49,7 +53,8 @@ struct OpenVSwitchTests {
         #expect(log.contains("net0: offloads off: as requested"))
     }
 
-    /// What the option and the default are for: should this pass one day, neither is needed for this version of Open vSwitch.
+    /// What the option and the default are for: should this pass one day, neither is needed for this version of Open
+    /// vSwitch.
     @Test func offloadsThatAreInsistedOnAreLostThere() throws {
         let (answer, log) = try exchange("tap=tap0,offload=on")
         #expect(answer == "192.168.77.1: no reply from TCP port \(EchoServer.port)")
@@ -63,7 +68,8 @@ struct OpenVSwitchTests {
         let host = try Namespace()
         try host.shell("ip link add br0 type bridge; ip link set br0 up")
         let machine = try Program.machineAtPrompt(
-            ["--net", onBridge ? "tap=tap0,bridge=br0" : "tap=tap0", "--log-level", "info"], words: "ip=192.168.77.2/24", in: host)
+            ["--net", onBridge ? "tap=tap0,bridge=br0" : "tap=tap0", "--log-level", "info"],
+            words: "ip=192.168.77.2/24", in: host)
         try host.shell("ip addr add 192.168.77.1/24 dev \(onBridge ? "br0" : "tap0")")
         let server = try EchoServer(in: host)
         #expect(try machine.ask("tcp 192.168.77.1 \(server.port) 20000").last == "20000 of 20000 bytes came back")
@@ -92,10 +98,13 @@ private final class VirtualSwitch {
         let environment = ["env"] + ["OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"].map { "\($0)=\(path)" }
         try host.shell("ovsdb-tool create \(path)/conf.db /usr/share/openvswitch/vswitch.ovsschema")
         database = try Program(
-            environment + ["ovsdb-server", "\(path)/conf.db", "--remote=punix:\(path)/db.sock", "--unixctl=\(path)/db.ctl"], in: host)
+            environment + [
+                "ovsdb-server", "\(path)/conf.db", "--remote=punix:\(path)/db.sock", "--unixctl=\(path)/db.ctl",
+            ], in: host)
         guard try eventually({ access("\(path)/db.sock", F_OK) == 0 }) else { throw TestFailure(database.story) }
         try host.shell("ovs-vsctl --db=unix:\(path)/db.sock --no-wait init")
-        daemon = try Program(environment + ["ovs-vswitchd", "unix:\(path)/db.sock", "--unixctl=\(path)/switch.ctl"], in: host)
+        daemon = try Program(
+            environment + ["ovs-vswitchd", "unix:\(path)/db.sock", "--unixctl=\(path)/switch.ctl"], in: host)
     }
 
     /// `ovs-vsctl` with these words; it waits until the daemon has done it.
@@ -113,12 +122,15 @@ private final class EchoServer {
 
     init(in host: Namespace) throws {
         let holder = try host.run {
-            let socket = FileDescriptor(owning: Glibc.socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0))
+            let socket = FileDescriptor(
+                owning: Glibc.socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0))
             var address = sockaddr_in()
             address.sin_family = sa_family_t(AF_INET)
             address.sin_port = UInt16(Self.port).bigEndian
             let bound = withUnsafePointer(to: &address) {
-                $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(socket.rawValue, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) }
+                $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                    bind(socket.rawValue, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
+                }
             }
             guard bound == 0, listen(socket.rawValue, 1) == 0 else { throw SystemCallError.last("listen") }
             return Holder(socket)
@@ -132,7 +144,9 @@ private final class EchoServer {
             var bytes = [UInt8](repeating: 0, count: 4096)
             while true {
                 let count = bytes.withUnsafeMutableBytes { recv(client, $0.baseAddress, $0.count, 0) }
-                guard count > 0, bytes.withUnsafeBytes({ send(client, $0.baseAddress, count, Int32(MSG_NOSIGNAL)) }) == count else { return }
+                guard count > 0,
+                    bytes.withUnsafeBytes({ send(client, $0.baseAddress, count, Int32(MSG_NOSIGNAL)) }) == count
+                else { return }
             }
         }
     }

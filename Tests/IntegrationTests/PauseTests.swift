@@ -21,7 +21,8 @@ import Testing
 
     private func machine(_ disks: [String], cpus: Int = 2) throws -> Program {
         try Program.machineAtPrompt(
-            ["--cpus", "\(cpus)", "--net", "tap=tap0,bridge=br0"] + disks.flatMap { ["--disk", $0] }, words: "ip=192.168.77.2/24", in: host,
+            ["--cpus", "\(cpus)", "--net", "tap=tap0,bridge=br0"] + disks.flatMap { ["--disk", $0] },
+            words: "ip=192.168.77.2/24", in: host,
             terminal: terminal)
     }
 
@@ -41,9 +42,11 @@ import Testing
         return (numbers[0], numbers[1], numbers[2])
     }
 
-    /// 200 pauses while the guest writes one sector after the other and answers the host's packets: every packet is answered, and the disk is the
-    /// one that a machine writes that is not paused.
-    @Test(arguments: [("raw", ""), ("qcow2", ""), ("qcow2", ",queues=2")]) func underLoad(format: String, options: String) throws {
+    /// 200 pauses while the guest writes one sector after the other and answers the host's packets: every packet is
+    /// answered, and the disk is the one that a machine writes that is not paused.
+    @Test(arguments: [("raw", ""), ("qcow2", ""), ("qcow2", ",queues=2")]) func underLoad(
+        format: String, options: String
+    ) throws {
         let swkvm = Host.swkvm
         let paused = directory("paused.\(format)"), plain = directory("plain.\(format)")
         for path in [paused, plain] { try shell("\(swkvm) image create -f \(format) \(path) 1100M") }
@@ -60,13 +63,15 @@ import Testing
         #expect(try machine.ask("echo second").last == "second")
         // ping itself does not wait for its last answers when they take longer than the others.
         try pings.waitForEnd()
-        #expect(try eventually {
-            let now = try frames(machine)
-            return now.received >= before.received + 1000 && now.sent >= before.sent + 1000
-        })
+        #expect(
+            try eventually {
+                let now = try frames(machine)
+                return now.received >= before.received + 1000 && now.sent >= before.sent + 1000
+            })
         let after = try frames(machine)
         #expect(after.dropped == 0)
-        #expect(try eventually { try Int(host.shell("awk '$1 == \"tap0:\" { printf $3 }' /proc/net/dev")) == after.sent })
+        #expect(
+            try eventually { try Int(host.shell("awk '$1 == \"tap0:\" { printf $3 }' /proc/net/dev")) == after.sent })
         try machine.type("write vdb 0 pattern 3000\r")
         try machine.wait(for: "written")
         #expect(try machine.ask("ping 192.168.77.1 2").last?.contains("2 of 2 came back") == true)

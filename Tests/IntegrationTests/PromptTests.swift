@@ -19,11 +19,16 @@ import Testing
     @Test func keysMoveInTheLineAndChangeIt() throws {
         let machine = try Program.machineAtPrompt()
         for (keys, line) in [
-            ("echo ac\(Self.left)b", "abc"), ("eco one\(Self.left)\(Self.left)\(Self.left)\(Self.left)\(Self.left)h", "one"),
-            ("cho two\u{1b}[He", "two"), ("cho three\u{1b}OHe\u{1b}OF!", "three!"), ("cho four\u{1b}[1~e\u{1b}[4~!", "four!"),
-            ("xecho five\u{1}\u{4}", "five"), ("xecho six\u{1b}[7~\u{1b}[3~\u{1b}[8~!", "six!"), ("echo seven of them\u{17}\u{17}", "seven "),
-            ("echo eight nine\u{2}\u{2}\u{2}\u{2}\u{2}\u{b}", "eight"), ("what\u{15}echo nine", "nine"), ("echo tenn\u{7f}\u{8}n", "ten"),
-            ("echo ab\(Self.left)\(Self.left)\(Self.right)-\u{5}!", "a-b!"), ("echo \(Self.right)\(Self.right)x\u{6}y", "xy"),
+            ("echo ac\(Self.left)b", "abc"),
+            ("eco one\(Self.left)\(Self.left)\(Self.left)\(Self.left)\(Self.left)h", "one"),
+            ("cho two\u{1b}[He", "two"), ("cho three\u{1b}OHe\u{1b}OF!", "three!"),
+            ("cho four\u{1b}[1~e\u{1b}[4~!", "four!"),
+            ("xecho five\u{1}\u{4}", "five"), ("xecho six\u{1b}[7~\u{1b}[3~\u{1b}[8~!", "six!"),
+            ("echo seven of them\u{17}\u{17}", "seven "),
+            ("echo eight nine\u{2}\u{2}\u{2}\u{2}\u{2}\u{b}", "eight"), ("what\u{15}echo nine", "nine"),
+            ("echo tenn\u{7f}\u{8}n", "ten"),
+            ("echo ab\(Self.left)\(Self.left)\(Self.right)-\u{5}!", "a-b!"),
+            ("echo \(Self.right)\(Self.right)x\u{6}y", "xy"),
         ] {
             // Ctrl-A is swkvm's only on a terminal.
             #expect(try answer(machine, keys) == line, "\(keys.debugDescription)")
@@ -54,7 +59,8 @@ import Testing
     @Test func noEscapeSequenceGetsIntoTheLine() throws {
         let machine = try Program.machineAtPrompt()
         for sequence in [
-            "\u{1b}[5~", "\u{1b}[6~", "\u{1b}[2~", "\u{1b}[15~", "\u{1b}[1;5C", "\u{1b}[1;2P", "\u{1b}OP", "\u{1b}OS", "\u{1b}[200~", "\u{1b}[201~", "\u{1b}[Z",
+            "\u{1b}[5~", "\u{1b}[6~", "\u{1b}[2~", "\u{1b}[15~", "\u{1b}[1;5C", "\u{1b}[1;2P", "\u{1b}OP", "\u{1b}OS",
+            "\u{1b}[200~", "\u{1b}[201~", "\u{1b}[Z",
             "\u{1b}[<0;10;10M", "\u{1b}[?62;c", "\u{1b}b", "\u{1b}\u{1b}[A\u{e}", "\t", "\u{1b}[99999999999999999999~",
         ] {
             #expect(try answer(machine, "echo x\(sequence)y") == "xy", "\(sequence.debugDescription)")
@@ -78,7 +84,9 @@ import Testing
 
     @Test func exitWithAStatusThatIsNone() throws {
         let machine = try Program.machineAtPrompt()
-        for words in ["exit 64", "exit -1", "exit now", "exit 1 2"] { #expect(try machine.ask(words) == ["usage: exit [STATUS], 0 to 63"]) }
+        for words in ["exit 64", "exit -1", "exit now", "exit 1 2"] {
+            #expect(try machine.ask(words) == ["usage: exit [STATUS], 0 to 63"])
+        }
         try machine.powerOff()
     }
 

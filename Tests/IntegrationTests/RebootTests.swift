@@ -11,8 +11,8 @@ import Testing
 
     init() throws { directory = try TemporaryDirectory() }
 
-    /// Counts its boots in CMOS RAM, which a battery keeps, and resets itself by the keyboard controller until there were three; ends with status 7. Where
-    /// RAM is not zero, as it should be after a reset, with status 1.
+    /// Counts its boots in CMOS RAM, which a battery keeps, and resets itself by the keyboard controller until there
+    /// were three; ends with status 7. Where RAM is not zero, as it should be after a reset, with status 1.
     private static let counting: [UInt8] = [
         0xb0, 0x50, 0xe6, 0x70, 0xe4, 0x71,  // mov al, 0x50; out 0x70, al; in al, 0x71
         0x3c, 0x03, 0x73, 0x1f, 0xfe, 0xc0, 0xe6, 0x71,  // cmp al, 3; jae done; inc al; out 0x71, al
@@ -36,7 +36,8 @@ import Testing
     @Test(arguments: [[], ["--prealloc"], ["--shared"]]) func hugePagesAreZeroAndStay(arguments: [String]) throws {
         let pool = try HugePagePool(.twoMiB, free: 32)
         let kernel = try directory.write(TinyKernel.elf(Self.counting), to: "kernel")
-        let machine = try Program.machine(["--kernel", kernel, "--console", "none", "--mem", "64M", "--hugepages"] + arguments)
+        let machine = try Program.machine(
+            ["--kernel", kernel, "--console", "none", "--mem", "64M", "--hugepages"] + arguments)
         try machine.expectEnd(7)
         withExtendedLifetime(pool) {}
     }
@@ -46,7 +47,8 @@ import Testing
         let host = try Namespace()
         let disk = try directory.write([UInt8](repeating: 0, count: 1 << 20), to: "disk.raw")
         let machine = try Program.machineAtPrompt(
-            ["--kernel", "bundled", "--cpus", "2", "--disk", disk, "--net", "tap=tap0,bridge=br0,create", "--rng"], words: "ip=192.168.127.2/24", in: host)
+            ["--kernel", "bundled", "--cpus", "2", "--disk", disk, "--net", "tap=tap0,bridge=br0,create", "--rng"],
+            words: "ip=192.168.127.2/24", in: host)
         try host.shell("ip addr add 192.168.127.1/24 dev br0")
         let index = try host.shell("ip -o link show dev tap0 | cut -d: -f1")
         for _ in 0..<3 {

@@ -14,11 +14,14 @@ import Testing
         try shell("cd '\(directory.path)'; head -c 3145728 /dev/urandom >disk.raw; truncate -s 64M scratch.raw")
     }
 
-    private func address(_ options: String = "") -> String { "nbd+unix:///disk?socket=\(directory("socket"))\(options)" }
+    private func address(_ options: String = "") -> String {
+        "nbd+unix:///disk?socket=\(directory("socket"))\(options)"
+    }
 
     /// Starts a server, which listens when this returns.
     private func serve(_ file: String, _ options: [String] = []) throws -> Program {
-        let server = try Program(["qemu-nbd", "-t", "-f", "raw", "-x", "disk", "-k", directory("socket")] + options + [directory(file)])
+        let server = try Program(
+            ["qemu-nbd", "-t", "-f", "raw", "-x", "disk", "-k", directory("socket")] + options + [directory(file)])
         #expect(try eventually { (try? connect(toSocket: directory("socket"))) != nil })
         return server
     }
@@ -79,10 +82,11 @@ import Testing
         again.send(signal: SIGSTOP)
         try machine.type("write vda 6 nowhere\n")
         try machine.wait(for: "write vda 6")
-        #expect(try eventually {
-            machine.send(signal: SIGTERM)
-            return !machine.isRunning
-        })
+        #expect(
+            try eventually {
+                machine.send(signal: SIGTERM)
+                return !machine.isRunning
+            })
         again.send(signal: SIGCONT)
         try kill(again)
     }
@@ -90,12 +94,14 @@ import Testing
     /// A server that never answers holds no tool up whose user ends it.
     @Test func anInterruptedConversionLeavesNothing() throws {
         let server = try Program([
-            "nbdkit", "-f", "-U", directory("socket"), "--filter=delay", "file", directory("disk.raw"), "delay-read=3600",
+            "nbdkit", "-f", "-U", directory("socket"), "--filter=delay", "file", directory("disk.raw"),
+            "delay-read=3600",
         ])
         #expect(try eventually { (try? connect(toSocket: directory("socket"))) != nil })
         let before = try directory.contents
         let tool = try Program([
-            Host.swkvm, "image", "convert", "--progress", "--format", "raw", "nbd+unix:///?socket=\(directory("socket"))", directory("new.qcow2"),
+            Host.swkvm, "image", "convert", "--progress", "--format", "raw",
+            "nbd+unix:///?socket=\(directory("socket"))", directory("new.qcow2"),
         ])
         try tool.waitForError("%")
         tool.send(signal: SIGTERM)
@@ -105,11 +111,14 @@ import Testing
         try kill(server)
     }
 
-    /// An image on a remote disk: what the guest writes goes into the image, also while the server is away, and the remote disk stays as it is.
+    /// An image on a remote disk: what the guest writes goes into the image, also while the server is away, and the
+    /// remote disk stays as it is.
     @Test func theGuestUsesAnImageOnARemoteDisk() throws {
         let server = try serve("disk.raw", ["-r"])
         try shell("'\(Host.swkvm)' image create -q --backing '\(address())' '\(directory("over.qcow2"))'")
-        let machine = try Program.machineAtPrompt(["--disk", directory("over.qcow2") + ",backing=anywhere,reconnect=60"])
+        let machine = try Program.machineAtPrompt([
+            "--disk", directory("over.qcow2") + ",backing=anywhere,reconnect=60",
+        ])
         #expect(try machine.ask("disks")[0].hasPrefix("vda: 6144 sectors, read-write"))
         let base = try readFile(directory("disk.raw"), limit: 8 << 20)
         #expect(try machine.ask("sum vda 0 6144") == ["crc32 vda 0 6144 \(hexadecimal(crc32(base)))"])
@@ -138,7 +147,8 @@ import Testing
         try shell("'\(Host.swkvm)' image create -q --backing '\(address())' '\(directory("over.qcow2"))'")
         let refused = try Program.machine(["--disk", directory("over.qcow2") + ",backing=anywhere,queues=2"])
         try refused.expectEnd(71)
-        #expect(refused.errors.text.contains("a remote disk, or an image on one, has one queue; queues=2 was requested"))
+        #expect(
+            refused.errors.text.contains("a remote disk, or an image on one, has one queue; queues=2 was requested"))
         try kill(server)
     }
 
@@ -154,33 +164,45 @@ import Testing
         try shell("cmp -n 3145728 '\(directory("disk.raw"))' '\(directory("scratch.raw"))'")
         try kill(server)
         let slow = try Program([
-            "nbdkit", "-f", "-U", directory("slow"), "--filter=log", "--filter=delay", "file", directory("scratch.raw"), "delay-write=3600", "delay-read=3600",
+            "nbdkit", "-f", "-U", directory("slow"), "--filter=log", "--filter=delay", "file", directory("scratch.raw"),
+            "delay-write=3600", "delay-read=3600",
             "logfile=\(directory("log"))",
         ])
         #expect(try eventually { (try? connect(toSocket: directory("slow"))) != nil })
-        tool = try Program([Host.swkvm, "image", "convert", "--progress", "--force", directory("disk.raw"), "nbd+unix:///?socket=\(directory("slow"))"])
+        tool = try Program([
+            Host.swkvm, "image", "convert", "--progress", "--force", directory("disk.raw"),
+            "nbd+unix:///?socket=\(directory("slow"))",
+        ])
         try tool.waitForError("%")
         tool.send(signal: SIGTERM)
         try tool.expectEnd(1)
         #expect(tool.errors.text.contains("interrupted; it is partly overwritten"))
         // What only reads need not say good-bye.
-        tool = try Program([Host.swkvm, "image", "compare", directory("disk.raw"), "nbd+unix:///?socket=\(directory("slow"))"])
-        #expect(try eventually { String(decoding: try readFile(directory("log"), limit: 1 << 20), as: UTF8.self).contains(" Read ") })
+        tool = try Program([
+            Host.swkvm, "image", "compare", directory("disk.raw"), "nbd+unix:///?socket=\(directory("slow"))",
+        ])
+        #expect(
+            try eventually {
+                String(decoding: try readFile(directory("log"), limit: 1 << 20), as: UTF8.self).contains(" Read ")
+            })
         tool.send(signal: SIGTERM)
         #expect(try tool.waitForEnd() == .signal(SIGTERM))
         try kill(slow)
     }
 
-    /// The static binary where there is no shared library at all: it looks names up by itself, whatever nsswitch.conf wants.
+    /// The static binary where there is no shared library at all: it looks names up by itself, whatever nsswitch.conf
+    /// wants.
     @Test func aHostByItsName() throws {
-        try shell("""
+        try shell(
+            """
             cd '\(directory.path)'; mkdir -p root/etc root/proc; cp '\(Host.swkvm)' root/swkvm
             printf '127.0.0.1 localhost storage\\n' >root/etc/hosts
             printf 'hosts: resolve [UNAVAIL=return] mymachines files\\n' >root/etc/nsswitch.conf
             """)
         for (name, port) in [("localhost", 10809), ("storage", 10810)] {
             // It listens when it has forked, and ends with its first client.
-            let output = try shell("""
+            let output = try shell(
+                """
                 cd '\(directory.path)'; unshare --net --mount sh -ec 'ip link set lo up; mount --bind /proc root/proc
                 qemu-nbd --fork --pid-file=pid --read-only -f raw -x disk -b 127.0.0.1 -p \(port) disk.raw
                 trap "kill $(cat pid) 2>/dev/null || true" EXIT

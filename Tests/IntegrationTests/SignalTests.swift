@@ -22,7 +22,9 @@ import Testing
     // MARK: One and two
 
     /// `timeout` signals the process, then its group: that is one request.
-    @Test(arguments: [(SIGTERM, SIGTERM), (SIGTERM, SIGHUP), (SIGINT, SIGTERM)]) func twoSignalsTogetherAreOne(first: Int32, second: Int32) throws {
+    @Test(arguments: [(SIGTERM, SIGTERM), (SIGTERM, SIGHUP), (SIGINT, SIGTERM)]) func twoSignalsTogetherAreOne(
+        first: Int32, second: Int32
+    ) throws {
         let machine = try deafMachine()
         machine.send(signal: first)
         try machine.waitForError("asked the guest to power off")
@@ -50,7 +52,9 @@ import Testing
     // MARK: Ignored ones
 
     /// What was ignored at the start, as SIGHUP is under nohup and SIGINT in a script's background job, stays ignored.
-    @Test(arguments: [("HUP", SIGHUP), ("INT", SIGINT), ("TERM", SIGTERM)]) func whatWasIgnoredStaysIgnored(name: String, number: Int32) throws {
+    @Test(arguments: [("HUP", SIGHUP), ("INT", SIGINT), ("TERM", SIGTERM)]) func whatWasIgnoredStaysIgnored(
+        name: String, number: Int32
+    ) throws {
         let machine = try Program(
             ["sh", "-c", "trap '' \(name); exec \"$@\"", "sh", Host.swkvm, "run", "--mem", "64M"], input: .pipe)
         try machine.wait(for: Program.prompt)
@@ -76,16 +80,19 @@ import Testing
     @Test func aGuestThatDoesNotPowerOffInTimeIsEnded() throws {
         let machine = try deafMachine(["--stop-timeout", "1"])
         machine.send(signal: SIGTERM)
-        try machine.waitForError("asked the guest to power off; a second signal ends the machine, and so does a timeout of 1 seconds\n")
+        try machine.waitForError(
+            "asked the guest to power off; a second signal ends the machine, and so does a timeout of 1 seconds\n")
         try machine.expectEnd(106)
-        #expect(machine.errors.lines.last == "swkvm: ended: the guest did not power off within 1 seconds (--stop-timeout)")
+        #expect(
+            machine.errors.lines.last == "swkvm: ended: the guest did not power off within 1 seconds (--stop-timeout)")
     }
 
     /// At a terminal somebody can give another signal; a service manager waits, and then kills.
     @Test func withoutATerminalTheTimeIsLimited() throws {
         let machine = try deafMachine()
         machine.send(signal: SIGTERM)
-        try machine.waitForError("asked the guest to power off; a second signal ends the machine, and so does a timeout of 90 seconds\n")
+        try machine.waitForError(
+            "asked the guest to power off; a second signal ends the machine, and so does a timeout of 90 seconds\n")
         machine.sendOneMore(signal: SIGTERM)
         try machine.expectEnd(143)
         let other = try deafMachine(["--stop-timeout", "none"])
@@ -103,7 +110,8 @@ import Testing
 
     // MARK: Readers that stall
 
-    /// Standard output is a full pipe that another user made, which cannot be opened anew to be non-blocking: no vCPU waits in a write.
+    /// Standard output is a full pipe that another user made, which cannot be opened anew to be non-blocking: no vCPU
+    /// waits in a write.
     @Test(arguments: [SIGTERM, SIGINT]) func aStalledReaderOfStandardOutputDoesNotKeepTheMachine(number: Int32) throws {
         let kernel = try directory.write(TinyKernel.elf(TinyKernel.talking), to: "kernel")
         let (reading, writing) = try makePipe()
@@ -111,7 +119,8 @@ import Testing
         #expect(fchown(writing, 65534, 65534) == 0)
         // Root as other users are: without the right to open every file.
         let machine = try Program(
-            ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", Host.swkvm, "run", "--kernel", kernel], output: .descriptor(writing))
+            ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", Host.swkvm, "run", "--kernel", kernel],
+            output: .descriptor(writing))
         close(writing)
         var count: Int32 = 0
         for _ in 0..<9_000 where count < 60 << 10 {

@@ -73,7 +73,10 @@ import Testing
     @Test func hangUp() throws {
         let machine = try machineAtPrompt()
         machine.send(signal: SIGHUP)
-        try machine.wait(for: "asked the guest to power off; a second signal ends the machine, and so does a timeout of 90 seconds\r\n")
+        try machine.wait(
+            for:
+                "asked the guest to power off; a second signal ends the machine, and so does a timeout of 90 seconds\r\n"
+        )
         try machine.expectEnd(0)
         expectRestored()
     }
@@ -90,7 +93,9 @@ import Testing
     /// The terminal and its guardian stay the terminal's: no process is left.
     @Test func noProcessIsLeft() throws {
         let machine = try machineAtPrompt()
-        let children = try shell("cat /proc/\(machine.pid)/task/*/children").split(separator: " ").compactMap { pid_t($0.filter(\.isNumber)) }
+        let children = try shell("cat /proc/\(machine.pid)/task/*/children").split(separator: " ").compactMap {
+            pid_t($0.filter(\.isNumber))
+        }
         #expect(children.count == 1)
         try machine.type("poweroff\r")
         try machine.expectEnd(0)
@@ -103,25 +108,32 @@ import Testing
         let machine = try machineAtPrompt()
         try machine.type("poweroff\r")
         try machine.expectEnd(0)
-        #expect(machine.output.text.contains("swkvm: the bundled guest boots; Ctrl-A x ends the machine, Ctrl-A h shows help\r\n"), "\(machine.output.text)")
+        #expect(
+            machine.output.text.contains(
+                "swkvm: the bundled guest boots; Ctrl-A x ends the machine, Ctrl-A h shows help\r\n"),
+            "\(machine.output.text)")
 
         let directory = try TemporaryDirectory()
         let kernel = try directory.write(TinyKernel.elf(TinyKernel.deaf), to: "vmlinux")
         let silent = try Program.machine(["--kernel", kernel, "--initrd", kernel], terminal: terminal)
         try silent.wait(
-            for: "swkvm: \(kernel) (a 64-bit ELF file, entered as Linux is) with \(kernel) boots; Ctrl-A x ends the machine, Ctrl-A h shows help\r\n")
+            for:
+                "swkvm: \(kernel) (a 64-bit ELF file, entered as Linux is) with \(kernel) boots; Ctrl-A x ends the machine, Ctrl-A h shows help\r\n"
+        )
         try silent.type("\u{1}x")
         try silent.waitForEnd()
     }
 
     @Test func preallocShowsItsProgress() throws {
-        let machine = try Program.machine(["--mem", "256M", "--prealloc", "--cmdline", "test=none"], terminal: terminal)
+        let machine = try Program.machine(
+            ["--mem", "256M", "--prealloc", "--cmdline", "test=none"], terminal: terminal)
         try machine.expectEnd(0)
         let text = machine.output.text
         #expect(text.hasPrefix("\rguest memory: 0.0%  0 B of 256 MiB"), "\(text)")
         // It goes when the memory is there.
         // What comes behind it, the guest's first line or ours, is not in a certain order.
-        let blank = text.split(separator: "\r", omittingEmptySubsequences: true).first { !$0.hasPrefix("guest memory") } ?? ""
+        let blank =
+            text.split(separator: "\r", omittingEmptySubsequences: true).first { !$0.hasPrefix("guest memory") } ?? ""
         #expect(!blank.isEmpty && blank.allSatisfy { $0 == " " }, "\(text)")
         let other = try Program.machine(["--mem", "256M", "--cmdline", "test=none"], terminal: terminal)
         try other.expectEnd(0)
@@ -141,7 +153,9 @@ import Testing
     @Test func ctrlAHHelps() throws {
         let machine = try machineAtPrompt()
         try machine.type("\u{1}h")
-        for line in ["Ctrl-A x  end the machine\r\n", "Ctrl-A c  show the machine's counters\r\n", "Ctrl-A h  this help\r\n"] {
+        for line in [
+            "Ctrl-A x  end the machine\r\n", "Ctrl-A c  show the machine's counters\r\n", "Ctrl-A h  this help\r\n",
+        ] {
             try machine.wait(for: "swkvm: " + line)
         }
         try machine.type("\u{1}x")
@@ -159,9 +173,13 @@ import Testing
         try machine.wait(for: " dirty\r\ndevice  requests")
         try machine.wait(for: "drops\r\nblk0")
         try machine.wait(for: "-\r\n")
-        let cells = machine.output.text.split(separator: "\r\n").last { $0.hasPrefix("blk0") }?.split(separator: " ") ?? []
-        // What was read, and nothing written; the data path: a queue's notification is an ioeventfd's, never an exit to user space.
-        #expect(cells.count == 9 && cells[2] == "4096B" && cells[3] == "0B" && cells[5] == "0" && cells[7] == "0", "\(cells)")
+        let cells =
+            machine.output.text.split(separator: "\r\n").last { $0.hasPrefix("blk0") }?.split(separator: " ") ?? []
+        // What was read, and nothing written; the data path: a queue's notification is an ioeventfd's, never an exit to
+        // user space.
+        #expect(
+            cells.count == 9 && cells[2] == "4096B" && cells[3] == "0B" && cells[5] == "0" && cells[7] == "0",
+            "\(cells)")
         try machine.type("\u{1}x")
         try machine.expectEnd(104)
     }

@@ -45,7 +45,8 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
             try creation.create()
         case .vdiOfSmallBlocks:
             let blocks = UInt64(size + 4095) / 4096
-            let layout = BlockMapLayout(size: UInt64(size), blockBits: 12, entries: .vdi(data: 4096), table: .array(offset: 512))
+            let layout = BlockMapLayout(
+                size: UInt64(size), blockBits: 12, entries: .vdi(data: 4096), table: .array(offset: 512))
             let header = VDIHeader.new(layout, dataOffset: 4096, allocated: 0, isStatic: false)
             let table = [UInt8](repeating: 0xff, count: Int(blocks) * 4)
             try directory.write(names[0], header + table + [UInt8](repeating: 0, count: 4096 - 512 - table.count))
@@ -59,10 +60,16 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
             try directory.write(names[0], bytes)
         case .vmdkInThreeFiles:
             let sizes = [640 << 10, 512 << 10, 300 << 10]
-            for (index, size) in sizes.enumerated() where index != 1 { try ImageCreation(path: directory.file("\(index).vmdk"), format: .vmdk, size: UInt64(size)).create() }
+            for (index, size) in sizes.enumerated() where index != 1 {
+                try ImageCreation(path: directory.file("\(index).vmdk"), format: .vmdk, size: UInt64(size)).create()
+            }
             try directory.write("1.flat", [UInt8](repeating: 0, count: sizes[1] + 512))
-            let lines = ["RW \(sizes[0] / 512) SPARSE \"0.vmdk\"", "RW \(sizes[1] / 512) FLAT \"1.flat\" 1", "RW \(sizes[2] / 512) SPARSE \"2.vmdk\""]
-            try directory.write("disk.vmdk", VMDKDescriptor.text(type: "twoGbMaxExtentSparse", extents: lines, sectors: 1))
+            let lines = [
+                "RW \(sizes[0] / 512) SPARSE \"0.vmdk\"", "RW \(sizes[1] / 512) FLAT \"1.flat\" 1",
+                "RW \(sizes[2] / 512) SPARSE \"2.vmdk\"",
+            ]
+            try directory.write(
+                "disk.vmdk", VMDKDescriptor.text(type: "twoGbMaxExtentSparse", extents: lines, sectors: 1))
         case .qcow2WithDataFile, .qcow2WithRawDataFile:
             creation.options.clusterSize = 4096
             // Absolute: qemu-img takes a relative name from its own directory.
@@ -75,8 +82,12 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
     /// What a crash may have left: data that was written where the next blocks go, and never became the disk's.
     func leaveRemains(in directory: TemporaryDirectory, seed: UInt64) throws {
         switch self {
-        case .vdi, .vdiOfSmallBlocks, .vmdk, .vmdkWithoutTables: try directory.write(names[0], directory.bytes(names[0]) + randomBytes(size & ~4095, seed: seed))
-        case .vmdkInThreeFiles: for name in [names[1], names[3]] { try directory.write(name, directory.bytes(name) + randomBytes(512 << 10, seed: seed)) }
+        case .vdi, .vdiOfSmallBlocks, .vmdk, .vmdkWithoutTables:
+            try directory.write(names[0], directory.bytes(names[0]) + randomBytes(size & ~4095, seed: seed))
+        case .vmdkInThreeFiles:
+            for name in [names[1], names[3]] {
+                try directory.write(name, directory.bytes(name) + randomBytes(512 << 10, seed: seed))
+            }
         case .qcow2WithDataFile: try directory.write(names[1], randomBytes(size, seed: seed))
         case .qcow2WithRawDataFile: break
         }
@@ -91,9 +102,14 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
 @Suite(.timed) struct FormatCrashTests {
     let directory = TemporaryDirectory(inMemory: true)
 
-    /// Every prefix of what came to the files, and for each what is left when some sectors written since the last synchronisation are lost.
-    @Test(arguments: Share.of(SmallImage.allCases), [false, true]) func whatWasFlushedSurvivesAndNothingIsDamaged(image: SmallImage, isEmpty: Bool) throws {
-        let seed = UInt64(environment("SWKVM_SEED") ?? 7) &+ image.rawValue.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) } &+ (isEmpty ? 1 : 0)
+    /// Every prefix of what came to the files, and for each what is left when some sectors written since the last
+    /// synchronisation are lost.
+    @Test(arguments: Share.of(SmallImage.allCases), [false, true]) func whatWasFlushedSurvivesAndNothingIsDamaged(
+        image: SmallImage, isEmpty: Bool
+    ) throws {
+        let seed =
+            UInt64(environment("SWKVM_SEED") ?? 7) &+ image.rawValue.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) }
+            &+ (isEmpty ? 1 : 0)
         try image.make(in: directory)
         try image.leaveRemains(in: directory, seed: seed)
         let path = directory.file(image.names[0])
@@ -107,7 +123,9 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
         }
         let start = try image.names.map { try directory.bytes($0) }
         let log = CrashLog(image.names.map { directory.file($0) })
-        let states = try log.record(path, image.options, contents, seed: seed, maximum: 64 << 10, rounds: environment("SWKVM_CRASH_ROUNDS") ?? 30)
+        let states = try log.record(
+            path, image.options, contents, seed: seed, maximum: 64 << 10,
+            rounds: environment("SWKVM_CRASH_ROUNDS") ?? 30)
         var examined = 0
         try log.replay(start, prefixes: 100, seed: seed, tears: true) { files, flushed, comment in
             for (name, bytes) in zip(image.names, files) { try directory.write(name, bytes) }
@@ -142,9 +160,10 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
         }
     }
 
-    /// Data that was not durable when a commit began, and is linked after it, is made durable before the table by the next one, and while that
-    /// is done the table stays as it is.
-    @Test(arguments: [SmallImage.vdiOfSmallBlocks, .vmdk]) func theTableNeverOvertakesItsData(image: SmallImage) throws {
+    /// Data that was not durable when a commit began, and is linked after it, is made durable before the table by the
+    /// next one, and while that is done the table stays as it is.
+    @Test(arguments: [SmallImage.vdiOfSmallBlocks, .vmdk]) func theTableNeverOvertakesItsData(image: SmallImage) throws
+    {
         try image.make(in: directory)
         var engine = try DiskEngine(DiskImage(path: directory.file(image.names[0]), options: image.options))
         try engine.write(0, [UInt8](repeating: 1, count: 512))
@@ -162,9 +181,11 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
 
     // MARK: - Hosts that fail
 
-    /// One call of a workload fails, or does a part of what it should, or is interrupted, each in its turn: the guest hears of a failure and of
-    /// nothing else, what did not fail is there, and the image stays sound.
-    @Test(arguments: SmallImage.allCases, HostFault.allCases) func everyCallMayFail(image: SmallImage, fault: HostFault) throws {
+    /// One call of a workload fails, or does a part of what it should, or is interrupted, each in its turn: the guest
+    /// hears of a failure and of nothing else, what did not fail is there, and the image stays sound.
+    @Test(arguments: SmallImage.allCases, HostFault.allCases) func everyCallMayFail(
+        image: SmallImage, fault: HostFault
+    ) throws {
         try image.make(in: directory)
         let path = directory.file(image.names[0])
         let contents = [UInt8](repeating: 0, count: image.size)

@@ -10,14 +10,19 @@ import Testing
 
     private static let formats = ImageFormat.allCases.filter { !$0.isMakeable }
     private static let kinds = [
-        FormatKind(format: .vdi), FormatKind(format: .vhd, options: "subformat=dynamic"), FormatKind(format: .vhd, options: "subformat=fixed,force_size=on"),
-        FormatKind(format: .vhdx, options: "subformat=dynamic"), FormatKind(format: .vmdk, options: "subformat=monolithicSparse"),
-        FormatKind(format: .vmdk, options: "subformat=streamOptimized"), FormatKind(format: .vmdk, options: "subformat=twoGbMaxExtentFlat"),
+        FormatKind(format: .vdi), FormatKind(format: .vhd, options: "subformat=dynamic"),
+        FormatKind(format: .vhd, options: "subformat=fixed,force_size=on"),
+        FormatKind(format: .vhdx, options: "subformat=dynamic"),
+        FormatKind(format: .vmdk, options: "subformat=monolithicSparse"),
+        FormatKind(format: .vmdk, options: "subformat=streamOptimized"),
+        FormatKind(format: .vmdk, options: "subformat=twoGbMaxExtentFlat"),
     ]
 
     private func names() -> String { run(["ls", "-A", directory.path]).output }
 
-    private func refusal(_ body: () throws(DiskImageError) -> Void, sourceLocation: SourceLocation = #_sourceLocation) -> String {
+    private func refusal(
+        _ body: () throws(DiskImageError) -> Void, sourceLocation: SourceLocation = #_sourceLocation
+    ) -> String {
         let before = names()
         var text = ""
         do throws(DiskImageError) {
@@ -31,10 +36,15 @@ import Testing
     }
 
     @Test(arguments: formats) func whatCannotBeMadeIsRefused(format: ImageFormat) throws {
-        let source = try directory.write("source.raw", [UInt8](repeating: 1, count: 4096)), target = directory.file("new.\(format)")
-        let creation = refusal { () throws(DiskImageError) in try ImageCreation(path: target, format: format, size: 1 << 20).create() }
+        let source = try directory.write("source.raw", [UInt8](repeating: 1, count: 4096)),
+            target = directory.file("new.\(format)")
+        let creation = refusal { () throws(DiskImageError) in
+            try ImageCreation(path: target, format: format, size: 1 << 20).create()
+        }
         #expect(creation.contains("\(format.name) images cannot be created"))
-        let conversion = refusal { () throws(DiskImageError) in try ImageConversion(source: source, target: target, format: format).run() }
+        let conversion = refusal { () throws(DiskImageError) in
+            try ImageConversion(source: source, target: target, format: format).run()
+        }
         #expect(conversion.contains("\(format.name) images cannot be created"))
     }
 
@@ -52,7 +62,8 @@ import Testing
         var rebase = ImageRebase(path: path)
         rebase.isUnsafe = true
         #expect(refusal { () throws(DiskImageError) in try rebase.run() }.contains("only qcow2 images"))
-        #expect(refusal { () throws(DiskImageError) in try ImageCommit(path: path).run() }.contains("only qcow2 images"))
+        #expect(
+            refusal { () throws(DiskImageError) in try ImageCommit(path: path).run() }.contains("only qcow2 images"))
         if kind.format.isWritable, !kind.options.contains("streamOptimized") {
             let snapshot = refusal { () throws(DiskImageError) in
                 var engine = try DiskEngine(DiskImage(path: path), depth: 1)
@@ -86,7 +97,9 @@ import Testing
             #expect(extent.offset == end && extent.depth == 0 && map.files.indices.contains(extent.file))
             end += extent.length
             let range = min(contents.count, Int(extent.offset))..<min(contents.count, Int(end))
-            if extent.readsAsZeroes, !isSame(Array(contents[range]), [UInt8](repeating: 0, count: range.count)) { wrong.append(extent.offset) }
+            if extent.readsAsZeroes, !isSame(Array(contents[range]), [UInt8](repeating: 0, count: range.count)) {
+                wrong.append(extent.offset)
+            }
             guard extent.kind == .data, let place = extent.fileOffset, !range.isEmpty else { continue }
             let name = try #require(map.files[extent.file].split(separator: "/").last)
             let file = try directory.bytes(String(name))

@@ -10,8 +10,12 @@ import Testing
 @Suite(.timed) struct FormatWritingTests {
     let directory = TemporaryDirectory(inMemory: true)
 
-    @Test(arguments: FormatKind.writable, [false, true]) func randomOperationsDoWhatAnArrayDoes(kind: FormatKind, isEmpty: Bool) throws {
-        let seed = kind.testDescription.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 1)) { $0 &* 31 &+ UInt64($1) } &+ (isEmpty ? 1 : 0)
+    @Test(arguments: FormatKind.writable, [false, true]) func randomOperationsDoWhatAnArrayDoes(
+        kind: FormatKind, isEmpty: Bool
+    ) throws {
+        let seed =
+            kind.testDescription.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 1)) { $0 &* 31 &+ UInt64($1) }
+            &+ (isEmpty ? 1 : 0)
         let contents = isEmpty ? [UInt8](repeating: 0, count: kind.size) : QCOW2ImageTests.sparse(kind.size, seed: seed)
         let path = try directory.make(kind, contents)
         try directory.randomOperations(path, kind.format, contents, seed: seed)
@@ -20,10 +24,16 @@ import Testing
     /// An image of three files: two with grain tables, one of them with a cut grain at its end, and a flat one.
     @Test func anImageOfSeveralFilesIsWritten() throws {
         let sizes = [640 << 10, 512 << 10, 300 << 10]
-        for (index, size) in sizes.enumerated() where index != 1 { qemuImage("create", "-q", "-f", "vmdk", directory.file("\(index).vmdk"), "\(size)") }
+        for (index, size) in sizes.enumerated() where index != 1 {
+            qemuImage("create", "-q", "-f", "vmdk", directory.file("\(index).vmdk"), "\(size)")
+        }
         try directory.write("1.flat", [UInt8](repeating: 0, count: sizes[1] + 512))
-        let lines = ["RW \(sizes[0] / 512) SPARSE \"0.vmdk\"", "RW \(sizes[1] / 512) FLAT \"1.flat\" 1", "RW \(sizes[2] / 512) SPARSE \"2.vmdk\""]
-        let path = try directory.write("disk.vmdk", VMDKDescriptor.text(type: "twoGbMaxExtentSparse", extents: lines, sectors: 1))
+        let lines = [
+            "RW \(sizes[0] / 512) SPARSE \"0.vmdk\"", "RW \(sizes[1] / 512) FLAT \"1.flat\" 1",
+            "RW \(sizes[2] / 512) SPARSE \"2.vmdk\"",
+        ]
+        let path = try directory.write(
+            "disk.vmdk", VMDKDescriptor.text(type: "twoGbMaxExtentSparse", extents: lines, sectors: 1))
         try directory.randomOperations(path, .vmdk, [UInt8](repeating: 0, count: sizes.reduce(0, +)), seed: 11)
         #expect(try directory.bytes("1.flat").prefix(512).allSatisfy { $0 == 0 })
     }
@@ -59,7 +69,9 @@ import Testing
         qemuImage("create", "-q", "-f", "vmdk", path, "100M")
         var bytes = try directory.bytes("disk.vmdk")
         // Both directories, of four entries each.
-        for place in [21, 26] { bytes.replaceSubrange(place * 512..<place * 512 + 16, with: repeatElement(0, count: 16)) }
+        for place in [21, 26] {
+            bytes.replaceSubrange(place * 512..<place * 512 + 16, with: repeatElement(0, count: 16))
+        }
         try directory.write("disk.vmdk", bytes)
         do {
             var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
@@ -90,7 +102,8 @@ import Testing
         }
     }
 
-    /// A VDI whose table names a block twice, or none that is there, is not written; nor is a VMDK whose tables lie on each other.
+    /// A VDI whose table names a block twice, or none that is there, is not written; nor is a VMDK whose tables lie on
+    /// each other.
     @Test func damagedTablesKeepFromWriting() throws {
         let path = try directory.make(FormatKind(format: .vdi), randomBytes(5 << 20, seed: 1))
         let bytes = try directory.bytes("disk.vdi")
@@ -100,7 +113,9 @@ import Testing
             try directory.write("disk.vdi", broken)
             #expect("\(openError(path, unlocked)!)".contains(says))
         }
-        let vmdk = try directory.make(FormatKind(format: .vmdk, options: "subformat=monolithicSparse", size: 33 << 20), [UInt8](repeating: 1, count: 33 << 20))
+        let vmdk = try directory.make(
+            FormatKind(format: .vmdk, options: "subformat=monolithicSparse", size: 33 << 20),
+            [UInt8](repeating: 1, count: 33 << 20))
         var broken = try directory.bytes("disk.vmdk")
         // The second table is where the first one is.
         broken.replaceSubrange(21 * 512 + 4..<21 * 512 + 8, with: broken[21 * 512..<21 * 512 + 4])
@@ -110,7 +125,8 @@ import Testing
 }
 
 extension TemporaryDirectory {
-    /// Random operations in three sessions do to an image what they do to an array; qemu-img finds it sound and reads the same.
+    /// Random operations in three sessions do to an image what they do to an array; qemu-img finds it sound and reads
+    /// the same.
     func randomOperations(_ path: String, _ format: ImageFormat, _ start: [UInt8], seed: UInt64) throws {
         var workload = Workload(start, seed: seed, maximum: 200 << 10)
         let rounds = environment("SWKVM_ROUNDS") ?? 40
@@ -126,7 +142,8 @@ extension TemporaryDirectory {
             #expect(damage == nil)
             _ = consume engine
             expectSound(path, format, "seed \(seed), session \(session)")
-            #expect(try isSame(contents(String(path.split(separator: "/").last!), format), workload.model), "seed \(seed)")
+            #expect(
+                try isSame(contents(String(path.split(separator: "/").last!), format), workload.model), "seed \(seed)")
         }
         let operations = workload.operations
         #expect(operations > 3 * rounds)

@@ -73,7 +73,8 @@ import Testing
     /// What is said names the disk as it can be printed.
     @Test func theNoticeNamesADiskWhoseNameIsNoText() throws {
         let contents = randomBytes(1 << 20 | 7 << 9, seed: 3), geometry = Geometry(atMost: UInt64(contents.count) / 512)
-        let written = try directory.write("disk.vhd", contents + footer("vbox", current: UInt64(contents.count), geometry))
+        let written = try directory.write(
+            "disk.vhd", contents + footer("vbox", current: UInt64(contents.count), geometry))
         let path = directory.file(String(raw: Array("m".utf8) + [0xe9] + Array(".vhd".utf8)))
         #expect(written.withRawCString { from in path.withRawCString { to in unsafe rename(from, to) } } == 0)
         _ = try open(path)

@@ -35,7 +35,9 @@ import Testing
                     continue
                 }
                 put(Array("desc".utf8) + bytes.suffix(4) + bytes.prefix(8), place)
-                data += Array("data".utf8) + littleEndian(UInt32(number >> 32)) + bytes[8..<4092] + littleEndian(UInt32(truncatingIfNeeded: number))
+                data +=
+                    Array("data".utf8) + littleEndian(UInt32(number >> 32)) + bytes[8..<4092]
+                    + littleEndian(UInt32(truncatingIfNeeded: number))
             }
             put(Array("loge".utf8), 0)
             put(littleEndian(UInt32(head.count + data.count)) + littleEndian(tail), 8)
@@ -72,7 +74,8 @@ import Testing
         let region = before[192 << 10 | 16] == 0x66 ? 0 : 1
         let header = (after.littleEndian64(at: 64 << 10 | 8) > after.littleEndian64(at: 128 << 10 | 8) ? 64 : 128) << 10
         return Pair(
-            before: before, after: after, contents: try directory.contents("disk.vhdx", .vhdx), table: Int(before.littleEndian64(at: 192 << 10 | 16 + region * 32 + 16)),
+            before: before, after: after, contents: try directory.contents("disk.vhdx", .vhdx),
+            table: Int(before.littleEndian64(at: 192 << 10 | 16 + region * 32 + 16)),
             log: Int(after.littleEndian64(at: header + 72)), logSize: Int(after.littleEndian32(at: header + 68)))
     }
 
@@ -89,7 +92,9 @@ import Testing
         file.replaceSubrange(table..<table + 32768, with: before[table..<table + 32768])
         let header = (file.littleEndian64(at: 64 << 10 | 8) > file.littleEndian64(at: 128 << 10 | 8) ? 64 : 128) << 10
         let log = Int(file.littleEndian64(at: header + 72)), size = Int(file.littleEndian32(at: header + 68))
-        let entries = stride(from: log, to: log + size, by: 4096).filter { file[$0..<$0 + 4].elementsEqual("loge".utf8) }
+        let entries = stride(from: log, to: log + size, by: 4096).filter {
+            file[$0..<$0 + 4].elementsEqual("loge".utf8)
+        }
         let last = try #require(entries.max { file.littleEndian64(at: $0 + 16) < file.littleEndian64(at: $1 + 16) })
         file.replaceSubrange(header + 48..<header + 64, with: file[last + 32..<last + 48])
         var sealed = Array(file[header..<header + 4096])
@@ -109,7 +114,9 @@ import Testing
     }
 
     /// The image as it is when the table has not been written and waits in the log, whose entries begin at `start`.
-    private func unfinished(_ pair: Pair, _ entries: [[UInt8]], start: Int, change: (inout [UInt8]) -> Void = { _ in }) -> [UInt8] {
+    private func unfinished(
+        _ pair: Pair, _ entries: [[UInt8]], start: Int, change: (inout [UInt8]) -> Void = { _ in }
+    ) -> [UInt8] {
         var file = pair.after
         // What the table says there is no longer, or not yet.
         file.replaceSubrange(pair.table..<pair.table + 8192, with: [UInt8](repeating: 0xab, count: 8192))
@@ -136,15 +143,23 @@ import Testing
     private func entries(_ pair: Pair, start: Int, number: UInt64 = 7) -> [Entry] {
         let sector = Array(pair.after[pair.table..<pair.table + 4096]), size = UInt64(pair.after.count)
         return [
-            Entry(number: number, tail: UInt32(start), changes: [(UInt64(pair.table), nil, 8192)], flushedSize: size, lastSize: size),
-            Entry(number: number + 1, tail: UInt32(start), changes: [(UInt64(pair.table), sector, 0)], flushedSize: size, lastSize: size),
+            Entry(
+                number: number, tail: UInt32(start), changes: [(UInt64(pair.table), nil, 8192)], flushedSize: size,
+                lastSize: size),
+            Entry(
+                number: number + 1, tail: UInt32(start), changes: [(UInt64(pair.table), sector, 0)], flushedSize: size,
+                lastSize: size),
         ]
     }
 
-    private func expectContents(_ file: [UInt8], _ contents: [UInt8], sourceLocation: SourceLocation = #_sourceLocation) throws {
+    private func expectContents(
+        _ file: [UInt8], _ contents: [UInt8], sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
         let path = try directory.write("dirty.vhdx", file)
         for usesRing in [false, true] {
-            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, metadataCacheSize: 0)), usesRing: usesRing)
+            var engine = try DiskEngine(
+                DiskImage(path: path, options: DiskImageOptions(readOnly: true, metadataCacheSize: 0)),
+                usesRing: usesRing)
             #expect(try isSame(engine.readAll(), contents), sourceLocation: sourceLocation)
             let damage = engine.image.damage
             #expect(damage == nil, sourceLocation: sourceLocation)
@@ -154,14 +169,16 @@ import Testing
         #expect(try isSame(directory.bytes("dirty.vhdx"), file), sourceLocation: sourceLocation)
     }
 
-    /// Replayed by us in memory, and by QEMU into the file. Entries are at the log's start, within it, and over its end.
+    /// Replayed by us in memory, and by QEMU into the file. Entries are at the log's start, within it, and over its
+    /// end.
     @Test(arguments: [0, 40960, -4096]) func changesThatWaitAreSeen(start: Int) throws {
         let pair = try pair(), place = start < 0 ? pair.logSize + start : start
         let file = unfinished(pair, entries(pair, start: place).map(\.bytes), start: place)
         try expectContents(file, pair.contents)
         qemuImage("check", "-q", "-r", "all", "-f", "vhdx", directory.file("dirty.vhdx"))
         #expect(try isSame(directory.contents("dirty.vhdx", .vhdx), pair.contents))
-        var conversion = ImageConversion(source: try directory.write("dirty.vhdx", file), target: directory.file("out.raw"), format: .raw)
+        var conversion = ImageConversion(
+            source: try directory.write("dirty.vhdx", file), target: directory.file("out.raw"), format: .raw)
         conversion.replacing = true
         try conversion.run()
         #expect(try isSame(directory.bytes("out.raw"), pair.contents))
@@ -173,13 +190,18 @@ import Testing
         var old = entries(pair, start: 0, number: 3)
         old[1].changes[0].bytes = [UInt8](repeating: 0xcd, count: 4096)
         let place = old.reduce(0) { $0 + $1.bytes.count }
-        var torn = Entry(number: 9, tail: UInt32(place), changes: [(UInt64(pair.table), nil, 4096)], flushedSize: 0, lastSize: 0).bytes
+        var torn = Entry(
+            number: 9, tail: UInt32(place), changes: [(UInt64(pair.table), nil, 4096)], flushedSize: 0, lastSize: 0
+        ).bytes
         torn[64] ^= 1
-        try expectContents(unfinished(pair, old.map(\.bytes) + entries(pair, start: place).map(\.bytes) + [torn], start: 0), pair.contents)
+        try expectContents(
+            unfinished(pair, old.map(\.bytes) + entries(pair, start: place).map(\.bytes) + [torn], start: 0),
+            pair.contents)
         // Of another log, though newer.
         var other = entries(pair, start: 0, number: 100)
         for index in other.indices { other[index].id = [UInt8](repeating: 9, count: 16) }
-        try expectContents(unfinished(pair, other.map(\.bytes) + entries(pair, start: place).map(\.bytes), start: 0), pair.contents)
+        try expectContents(
+            unfinished(pair, other.map(\.bytes) + entries(pair, start: place).map(\.bytes), start: 0), pair.contents)
         // The tail has gone on: what is before it has been done, and is not done again.
         var advanced = entries(pair, start: 0)
         advanced[1].tail = UInt32(advanced[0].bytes.count)
@@ -212,7 +234,10 @@ import Testing
             #expect("\(openError(path, readOnly).map { "\($0)" } ?? "")".contains(words), "\(comment)")
         }
         let none = "no complete sequence", single = good[1].bytes
-        try expectContents(unfinished(pair, [single], start: 0) { $0.replaceSubrange(pair.table + 4096..<pair.table + 8192, with: [UInt8](repeating: 0, count: 4096)) }, pair.contents)
+        try expectContents(
+            unfinished(pair, [single], start: 0) {
+                $0.replaceSubrange(pair.table + 4096..<pair.table + 8192, with: [UInt8](repeating: 0, count: 4096))
+            }, pair.contents)
         try refusal(unfinished(pair, [], start: 0), none, "empty")
         // Each byte of the header, the descriptor and the marks of the data counts.
         for place in Array(0..<96) + [4096, 4100, 5000, 8188] where place != 28 {
@@ -223,15 +248,24 @@ import Testing
         // With a checksum that is right.
         typealias Field = HostileFormatTests.Field
         for (field, value, words) in [
-            (Field("length", 8, 4), 0, none), (Field("length", 8, 4), 4096, none), (Field("length", 8, 4), 8191, none), (Field("length", 8, 4), 1 << 31, none),
-            (Field("tail", 12, 4), 4096, none), (Field("tail", 12, 4), 1, none), (Field("tail", 12, 4), UInt64(UInt32.max), none),
-            (Field("number", 16, 8), 0, none), (Field("number", 16, 8), 9, none), (Field("descriptors", 24, 4), 2, none),
-            (Field("descriptors", 24, 4), UInt64(UInt32.max), none), (Field("flushed", 48, 8), UInt64(pair.after.count) + 1, "the file that its log describes"),
-            (Field("flushed", 48, 8), .max, "the file that its log describes"), (Field("last", 56, 8), .max, "requires a file of"),
-            (Field("descriptor", 64, 4), 0, none), (Field("place", 80, 8), 1, none), (Field("place", 80, 8), .max & ~4095, none),
-            (Field("place", 80, 8), 0, "a change of data, at byte 0"), (Field("place", 80, 8), UInt64(pair.log), "a change of data"),
-            (Field("place", 80, 8), UInt64(pair.after.count) & ~4095, "a change of data"), (Field("descriptor's number", 88, 8), 1, none),
-            (Field("mark", 4096, 4), 0, none), (Field("high number", 4100, 4), 1, none), (Field("low number", 8188, 4), 1, none),
+            (Field("length", 8, 4), 0, none), (Field("length", 8, 4), 4096, none), (Field("length", 8, 4), 8191, none),
+            (Field("length", 8, 4), 1 << 31, none),
+            (Field("tail", 12, 4), 4096, none), (Field("tail", 12, 4), 1, none),
+            (Field("tail", 12, 4), UInt64(UInt32.max), none),
+            (Field("number", 16, 8), 0, none), (Field("number", 16, 8), 9, none),
+            (Field("descriptors", 24, 4), 2, none),
+            (Field("descriptors", 24, 4), UInt64(UInt32.max), none),
+            (Field("flushed", 48, 8), UInt64(pair.after.count) + 1, "the file that its log describes"),
+            (Field("flushed", 48, 8), .max, "the file that its log describes"),
+            (Field("last", 56, 8), .max, "requires a file of"),
+            (Field("descriptor", 64, 4), 0, none), (Field("place", 80, 8), 1, none),
+            (Field("place", 80, 8), .max & ~4095, none),
+            (Field("place", 80, 8), 0, "a change of data, at byte 0"),
+            (Field("place", 80, 8), UInt64(pair.log), "a change of data"),
+            (Field("place", 80, 8), UInt64(pair.after.count) & ~4095, "a change of data"),
+            (Field("descriptor's number", 88, 8), 1, none),
+            (Field("mark", 4096, 4), 0, none), (Field("high number", 4100, 4), 1, none),
+            (Field("low number", 8188, 4), 1, none),
         ] as [(Field, UInt64, String)] {
             var entry = single
             field.put(value, into: &entry)
@@ -245,15 +279,22 @@ import Testing
         // Every sector begins an entry as long as the log.
         var greedy = single
         Field("", 8, 4).put(UInt64(pair.logSize), into: &greedy)
-        try refusal(unfinished(pair, [[UInt8]](repeating: Array(greedy[..<4096]), count: pair.logSize / 4096), start: 0), none, "greedy")
+        try refusal(
+            unfinished(pair, [[UInt8]](repeating: Array(greedy[..<4096]), count: pair.logSize / 4096), start: 0), none,
+            "greedy")
         // What the file's header says of the log.
         for (field, value, words) in [
-            (Field("version", 64, 2), 1, "version 1 of its log"), (Field("size", 68, 4), 0, "a log of 0 bytes"), (Field("size", 68, 4), 4096, "a log of 4096 bytes"),
-            (Field("size", 68, 4), 0xfff0_0000, "the log ends"), (Field("place", 72, 8), 0, "at byte 0"), (Field("place", 72, 8), 1 << 19, "at byte"),
-            (Field("place", 72, 8), 1 << 62, "the log ends"), (Field("place", 72, 8), .max & ~0xfffff, "the log ends"), (Field("place", 72, 8), UInt64(pair.table), none),
+            (Field("version", 64, 2), 1, "version 1 of its log"), (Field("size", 68, 4), 0, "a log of 0 bytes"),
+            (Field("size", 68, 4), 4096, "a log of 4096 bytes"),
+            (Field("size", 68, 4), 0xfff0_0000, "the log ends"), (Field("place", 72, 8), 0, "at byte 0"),
+            (Field("place", 72, 8), 1 << 19, "at byte"),
+            (Field("place", 72, 8), 1 << 62, "the log ends"), (Field("place", 72, 8), .max & ~0xfffff, "the log ends"),
+            (Field("place", 72, 8), UInt64(pair.table), none),
         ] as [(Field, UInt64, String)] {
             let file = unfinished(pair, [single], start: 0) { file in
-                for header in [64 << 10, 128 << 10] { Field("", header + field.place, field.width).put(value, into: &file) }
+                for header in [64 << 10, 128 << 10] {
+                    Field("", header + field.place, field.width).put(value, into: &file)
+                }
             }
             try refusal(file, words, "header's \(field.name) \(value)")
         }

@@ -165,26 +165,33 @@ import Testing
             return
         }
         let number = creat(&path, 0o644)
-        #expect(number >= 0 && contents.withUnsafeBytes { Glibc.write(number, $0.baseAddress, $0.count) } == contents.count)
+        #expect(
+            number >= 0 && contents.withUnsafeBytes { Glibc.write(number, $0.baseAddress, $0.count) } == contents.count)
         close(number)
     }
 
-    /// A name is bytes. Where no file has them, and they are windows-1252, the file with the same name in UTF-8 is meant.
-    @Test(arguments: [
-        ("", [0x4d, 0xe4, 0x72, 0x7a], [0x4d, 0xe4, 0x72, 0x7a], true),
-        ("windows-1252", [0x4d, 0xe4, 0x72, 0x7a, 0x80], Array("M\u{e4}rz\u{20ac}".utf8), true),
-        ("Windows-1252", [0x4d, 0xe4], [0x4d, 0xe4], true), ("", [0x4d, 0xe4], Array("M\u{e4}".utf8), true),
-        ("UTF-8", Array("M\u{e4}".utf8), Array("M\u{e4}".utf8), true), ("UTF-8", Array("M\u{e4}".utf8), [0x4d, 0xe4], false),
-        ("windows-1252", Array("M\u{e4}".utf8), Array("M\u{e4}".utf8), true),
-        ("Shift_JIS", [0x83, 0x66], [0x83, 0x66], true), ("windows-1252", Array("data".utf8), Array("date".utf8), false),
-    ] as [(String, [UInt8], [UInt8], Bool)])
+    /// A name is bytes. Where no file has them, and they are windows-1252, the file with the same name in UTF-8 is
+    /// meant.
+    @Test(
+        arguments: [
+            ("", [0x4d, 0xe4, 0x72, 0x7a], [0x4d, 0xe4, 0x72, 0x7a], true),
+            ("windows-1252", [0x4d, 0xe4, 0x72, 0x7a, 0x80], Array("M\u{e4}rz\u{20ac}".utf8), true),
+            ("Windows-1252", [0x4d, 0xe4], [0x4d, 0xe4], true), ("", [0x4d, 0xe4], Array("M\u{e4}".utf8), true),
+            ("UTF-8", Array("M\u{e4}".utf8), Array("M\u{e4}".utf8), true),
+            ("UTF-8", Array("M\u{e4}".utf8), [0x4d, 0xe4], false),
+            ("windows-1252", Array("M\u{e4}".utf8), Array("M\u{e4}".utf8), true),
+            ("Shift_JIS", [0x83, 0x66], [0x83, 0x66], true),
+            ("windows-1252", Array("data".utf8), Array("date".utf8), false),
+        ] as [(String, [UInt8], [UInt8], Bool)])
     func namesOfExtents(encoding: String, name: [UInt8], file: [UInt8], isFound: Bool) throws {
         let line = encoding.isEmpty ? "" : "encoding=\"\(encoding)\"\n"
-        let parts = Self.plain.replacing("version=1\n", with: "version=1\n" + line).split(separator: "data", maxSplits: 1)
+        let parts = Self.plain.replacing("version=1\n", with: "version=1\n" + line).split(
+            separator: "data", maxSplits: 1)
         let path = try directory.write("disk.vmdk", Array(parts[0].utf8) + name + Array(parts[1].utf8))
         put(file, [UInt8](repeating: 1, count: 4096))
         guard isFound else {
-            guard case .system(_, let error) = try #require(openError(path, readOnly)).cause, error.errno == ENOENT else {
+            guard case .system(_, let error) = try #require(openError(path, readOnly)).cause, error.errno == ENOENT
+            else {
                 Issue.record("it is another name")
                 return
             }
@@ -194,7 +201,9 @@ import Testing
             var engine = try DiskEngine(DiskImage(path: path))
             #expect(try engine.readAll() == [UInt8](repeating: 1, count: 4096))
         }
-        guard name != file else { return #expect(try directory.contents("disk.vmdk", .vmdk) == [UInt8](repeating: 1, count: 4096)) }
+        guard name != file else {
+            return #expect(try directory.contents("disk.vmdk", .vmdk) == [UInt8](repeating: 1, count: 4096))
+        }
         // The one that is there by its bytes comes first.
         put(name, [UInt8](repeating: 2, count: 4096))
         var engine = try DiskEngine(DiskImage(path: path, options: readOnly))

@@ -17,7 +17,8 @@ import Testing
             for vector in ["plain", "plain64", "essiv,encrypt.ivgen-hash-alg=sha256"] {
                 // Keys of 192 bits stop qemu-img 7.2 in the other modes.
                 for mode in bits == 192 ? ["xts"] : ["xts", "cbc", "ecb", "ctr"] {
-                    options.append("encrypt.cipher-alg=aes-\(bits),encrypt.cipher-mode=\(mode),encrypt.ivgen-alg=\(vector)")
+                    options.append(
+                        "encrypt.cipher-alg=aes-\(bits),encrypt.cipher-mode=\(mode),encrypt.ivgen-alg=\(vector)")
                 }
             }
         }
@@ -25,9 +26,11 @@ import Testing
         return options.map { $0 + ",cluster_size=4k" }
     }()
 
-    /// Few, as qemu-img takes seconds to find out how long its key derivation takes; `qemuReadsWhatWeMake` has the others.
+    /// Few, as qemu-img takes seconds to find out how long its key derivation takes; `qemuReadsWhatWeMake` has the
+    /// others.
     static let layouts = [
-        "cluster_size=512,compat=0.10", "cluster_size=2M", "cluster_size=16k,extended_l2=on", "cluster_size=64k,preallocation=metadata", "cluster_size=4k,data_file=DATA",
+        "cluster_size=512,compat=0.10", "cluster_size=2M", "cluster_size=16k,extended_l2=on",
+        "cluster_size=64k,preallocation=metadata", "cluster_size=4k,data_file=DATA",
     ]
 
     private func isOnlyRead(_ options: String) -> Bool { options.contains("mode=ecb") || options.contains("mode=ctr") }
@@ -35,7 +38,8 @@ import Testing
     @Test(arguments: Share.of(ciphers + layouts)) func whatQEMUMakesIsReadAndWritten(options: String) throws {
         let encrypted = try Encrypted(directory)
         let disk = QCOW2ImageTests.sparse(700 << 10 | 3 << 9, seed: 5)
-        let options = options.split(separator: "DATA", omittingEmptySubsequences: false).joined(separator: directory.file("data.raw"))
+        let options = options.split(separator: "DATA", omittingEmptySubsequences: false).joined(
+            separator: directory.file("data.raw"))
         let path = try encrypted.qemuCreate("disk.qcow2", size: disk.count, options)
         try encrypted.qemuWrite(disk, path)
         do {
@@ -66,7 +70,8 @@ import Testing
         #expect(try encrypted.qemuContents(path) == workload.model)
     }
 
-    @Test(arguments: ["cluster_size=512", "cluster_size=64k", "cluster_size=4k,compat=0.10"]) func legacyEncryptionIsRead(options: String) throws {
+    @Test(arguments: ["cluster_size=512", "cluster_size=64k", "cluster_size=4k,compat=0.10"])
+    func legacyEncryptionIsRead(options: String) throws {
         for password in ["short", "just 16 bytes ok", "more than the 16 bytes that count"] {
             let encrypted = try Encrypted(directory, password: password)
             let disk = QCOW2ImageTests.sparse(500 << 10, seed: 9)
@@ -88,7 +93,8 @@ import Testing
         layout.compatibility = version
         let disk = ConversionMatrixTests.disk
         let raw = try directory.write("disk.raw", disk)
-        for (isExtended, preallocation) in [(false, Preallocation.off), (false, .full), (true, .off), (true, .full)] where !isExtended || (clusterSize >= 16384 && version == .version3) {
+        for (isExtended, preallocation) in [(false, Preallocation.off), (false, .full), (true, .off), (true, .full)]
+        where !isExtended || (clusterSize >= 16384 && version == .version3) {
             layout.extendedL2 = isExtended
             // Empty, and then written by each of the two.
             let path = try encrypted.create("new.qcow2", size: disk.count, layout, preallocation: preallocation)
@@ -114,7 +120,9 @@ import Testing
             encrypted.expectSound(path)
             #expect(try encrypted.qemuContents(path) == disk)
             let layout = try #require(ImageInformation(path: path).encryption?.luks)
-            #expect(layout.cipher == "aes-256" && layout.mode == "xts" && layout.slots.map(\.isActive) == [true] + [Bool](repeating: false, count: 7))
+            #expect(
+                layout.cipher == "aes-256" && layout.mode == "xts"
+                    && layout.slots.map(\.isActive) == [true] + [Bool](repeating: false, count: 7))
             unlink(path)
         }
     }
@@ -127,8 +135,10 @@ import Testing
             var outcome = (status: Int32(-1), output: "accurate CPU usage")
             for _ in 0..<50 where outcome.output.contains("accurate CPU usage") {
                 outcome = run([
-                    "qemu-img", "amend", "--object", "secret,id=s,file=\(encrypted.keyFile)", "--object", "secret,id=n,file=\(other.keyFile)", "--image-opts",
-                    "-o", "encrypt.state=active,encrypt.new-secret=n,encrypt.keyslot=\(slot),encrypt.iter-time=10", encrypted.image(path),
+                    "qemu-img", "amend", "--object", "secret,id=s,file=\(encrypted.keyFile)", "--object",
+                    "secret,id=n,file=\(other.keyFile)", "--image-opts",
+                    "-o", "encrypt.state=active,encrypt.new-secret=n,encrypt.keyslot=\(slot),encrypt.iter-time=10",
+                    encrypted.image(path),
                 ])
             }
             try #require(outcome.status == 0, "\(outcome.output)")
@@ -138,7 +148,10 @@ import Testing
             var engine = try DiskEngine(DiskImage(path: path, options: other.options()), depth: 2)
             try engine.write(4096, Array("\(other.keyFile)".utf8.prefix(8)) + [UInt8](repeating: 1, count: 504))
         }
-        #expect(try ImageInformation(path: path).encryption?.luks?.slots.map(\.isActive) == [true, true, false, true, false, false, false, true])
+        #expect(
+            try ImageInformation(path: path).encryption?.luks?.slots.map(\.isActive) == [
+                true, true, false, true, false, false, false, true,
+            ])
         let stranger = try Encrypted(directory, password: "slot 2", name: "key2")
         #expect(openError(path, stranger.options()) == .wrongKey(path: path))
         // A newline is a part of a key.
@@ -149,13 +162,16 @@ import Testing
 
     /// A chain whose images have keys of their own, or none.
     @Test func chainsTakeTheirKeysInOrder() throws {
-        let one = try Encrypted(directory, password: "one", name: "one"), two = try Encrypted(directory, password: "two", name: "two")
+        let one = try Encrypted(directory, password: "one", name: "one"),
+            two = try Encrypted(directory, password: "two", name: "two")
         let disk = QCOW2ImageTests.sparse(400 << 10, seed: 2)
         let base = try one.create("base.qcow2", size: disk.count)
         try one.qemuWrite(disk, base)
-        qemuImage("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", directory.file("plain.qcow2"), "\(disk.count)")
+        qemuImage(
+            "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", directory.file("plain.qcow2"), "\(disk.count)")
         // Made without the key of what is below.
-        let top = try two.create("top.qcow2", size: disk.count, backing: BackingReference(name: "plain.qcow2", format: .qcow2))
+        let top = try two.create(
+            "top.qcow2", size: disk.count, backing: BackingReference(name: "plain.qcow2", format: .qcow2))
         var options = DiskImageOptions(locking: false)
         options.keys = [two.key, one.key]
         var model = disk
@@ -175,7 +191,8 @@ import Testing
         #expect(openError(directory.file("base.qcow2").replacing("base", with: "none"), options) != nil)
         // What qemu-img makes of it, with both keys.
         let words = [
-            "qemu-img", "convert", "--object", "secret,id=s,file=\(two.keyFile)", "--object", "secret,id=b,file=\(one.keyFile)", "--image-opts",
+            "qemu-img", "convert", "--object", "secret,id=s,file=\(two.keyFile)", "--object",
+            "secret,id=b,file=\(one.keyFile)", "--image-opts",
             "\(two.image(top)),backing.driver=qcow2,backing.file.filename=\(directory.file("plain.qcow2")),backing.backing.driver=qcow2,backing.backing.encrypt.key-secret=b,backing.backing.file.filename=\(base)",
             "-O", "raw", directory.file("flat.raw"),
         ]
@@ -209,7 +226,8 @@ import Testing
     @Test(arguments: [true, false]) func memoryMayBeInPieces(usesRing: Bool) throws {
         let encrypted = try Encrypted(directory)
         let path = try encrypted.create("disk.qcow2", size: 1 << 20)
-        var engine = try DiskEngine(DiskImage(path: path, options: encrypted.options()), depth: 4, segments: 64, usesRing: usesRing)
+        var engine = try DiskEngine(
+            DiskImage(path: path, options: encrypted.options()), depth: 4, segments: 64, usesRing: usesRing)
         let disk = randomBytes(300 << 10, seed: 6)
         let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: disk.count + 64 * 8, alignment: 8)
         defer { memory.deallocate() }
@@ -231,28 +249,36 @@ import Testing
             }
             for operation in [DiskOperation.write, .read] {
                 lay { place, range in
-                    for index in range { memory[place + index - range.lowerBound] = operation == .write ? disk[index] : 0xee }
+                    for index in range {
+                        memory[place + index - range.lowerBound] = operation == .write ? disk[index] : 0xee
+                    }
                 }
                 let free = engine.acquire()
                 let request = try #require(free)
-                engine.start(request, operation, offset: 512 * 77, length: UInt64(disk.count), vectors: vectors, count: 64)
+                engine.start(
+                    request, operation, offset: 512 * 77, length: UInt64(disk.count), vectors: vectors, count: 64)
                 let completion = try engine.waitForCompletion()
                 #expect(completion?.error == 0)
                 engine.release(request)
                 var isSame = true
-                lay { place, range in for index in range where memory[place + index - range.lowerBound] != disk[index] { isSame = false } }
+                lay { place, range in
+                    for index in range where memory[place + index - range.lowerBound] != disk[index] { isSame = false }
+                }
                 #expect(isSame, "\(operation)")
             }
         }
         try engine.perform(.flush)
         #expect(try Array(encrypted.qemuContents(path)[512 * 77..<512 * 77 + disk.count]) == disk)
         for (offset, count) in [(1, 512), (512, 100), (0, 513)] {
-            #expect(throws: DiskImageError.self) { try engine.write(UInt64(offset), [UInt8](repeating: 1, count: count)) }
+            #expect(throws: DiskImageError.self) {
+                try engine.write(UInt64(offset), [UInt8](repeating: 1, count: count))
+            }
             #expect(throws: DiskImageError.self) { try engine.read(UInt64(offset), count) }
         }
     }
 
-    /// Nothing of what is written can be found in the file, also not where a cluster is filled up with zeroes or zeroed in part.
+    /// Nothing of what is written can be found in the file, also not where a cluster is filled up with zeroes or zeroed
+    /// in part.
     @Test func theFileHasNoPlainText() throws {
         let encrypted = try Encrypted(directory)
         let path = try encrypted.create("disk.qcow2", size: 4 << 20)
@@ -275,12 +301,21 @@ import Testing
         let file = try directory.read("disk.qcow2")
         // Wherever it were, it would begin at a sixteenth byte.
         let places = stride(from: 0, to: file.count - mark.count, by: 16).filter { place in
-            unsafe file.withUnsafeBytes { file in unsafe mark.withUnsafeBytes { unsafe memcmp(file.baseAddress! + place, $0.baseAddress!, mark.count) == 0 } }
+            unsafe file.withUnsafeBytes { file in
+                unsafe mark.withUnsafeBytes {
+                    unsafe memcmp(file.baseAddress! + place, $0.baseAddress!, mark.count) == 0
+                }
+            }
         }
         #expect(places.isEmpty)
-        // Nor is a data cluster's unwritten part zeroes, by which its use would be seen: all that is zero in the file is outside of data.
+        // Nor is a data cluster's unwritten part zeroes, by which its use would be seen: all that is zero in the file
+        // is outside of data.
         let map = try ImageReaderProbe.dataRanges(path, encrypted.options(readOnly: true))
-        for range in map { for start in stride(from: range.lowerBound, to: range.upperBound, by: 512) { #expect(file[start..<start + 512].contains { $0 != 0 }) } }
+        for range in map {
+            for start in stride(from: range.lowerBound, to: range.upperBound, by: 512) {
+                #expect(file[start..<start + 512].contains { $0 != 0 })
+            }
+        }
         #expect(try encrypted.qemuContents(path) == expected)
     }
 
@@ -306,12 +341,15 @@ import Testing
         #expect(try engine.readAll() == randomBytes(1 << 20, seed: 1) + [UInt8](repeating: 0, count: 1 << 20))
         _ = consume engine
         encrypted.expectSound(path)
-        #expect(try encrypted.qemuContents(path) == randomBytes(1 << 20, seed: 1) + [UInt8](repeating: 0, count: 1 << 20))
+        #expect(
+            try encrypted.qemuContents(path) == randomBytes(1 << 20, seed: 1) + [UInt8](repeating: 0, count: 1 << 20))
         // What cannot be made is refused before there is a file.
         for (preallocation, isRaw) in [(Preallocation.metadata, false), (.falloc, false), (.off, true)] {
             var layout = QCOW2Options()
             if isRaw { (layout.dataFile, layout.dataFileIsRaw) = ("data.raw", true) }
-            #expect(throws: DiskImageError.self) { _ = try encrypted.create("no.qcow2", size: 1 << 20, layout, preallocation: preallocation) }
+            #expect(throws: DiskImageError.self) {
+                _ = try encrypted.create("no.qcow2", size: 1 << 20, layout, preallocation: preallocation)
+            }
             #expect(access(directory.file("no.qcow2"), F_OK) != 0)
         }
         var conversion = ImageConversion(source: path, target: directory.file("no.qcow2"), format: .qcow2)
@@ -325,15 +363,19 @@ import Testing
     }
 
     /// All that can happen to an image, with encryption; see `LifetimeTests`.
-    @Test(arguments: Share.of([512, 4096, 65536, 16384] as [UInt64]), [false, true]) func whateverHappensTheDiskIsAnArray(clusterSize: UInt64, hasBacking: Bool) throws {
+    @Test(arguments: Share.of([512, 4096, 65536, 16384] as [UInt64]), [false, true])
+    func whateverHappensTheDiskIsAnArray(clusterSize: UInt64, hasBacking: Bool) throws {
         let seed = UInt64(environment("SWKVM_SEED") ?? 3) &+ clusterSize
         let encrypted = try Encrypted(directory)
-        let contents = hasBacking ? QCOW2ImageTests.sparse(700 << 10, seed: seed) : [UInt8](repeating: 0, count: 700 << 10)
+        let contents =
+            hasBacking ? QCOW2ImageTests.sparse(700 << 10, seed: seed) : [UInt8](repeating: 0, count: 700 << 10)
         try directory.write("base.raw", contents)
         var layout = QCOW2Options()
         layout.clusterSize = clusterSize
         layout.extendedL2 = clusterSize == 16384
-        let path = try encrypted.create("disk.qcow2", size: contents.count, layout, backing: hasBacking ? BackingReference(name: "base.raw", format: .raw) : nil)
+        let path = try encrypted.create(
+            "disk.qcow2", size: contents.count, layout,
+            backing: hasBacking ? BackingReference(name: "base.raw", format: .raw) : nil)
         var life = Lifetime(contents, seed: seed, canKeep: true, canResize: true)
         life.preallocations = [.off, .full]
         life.keys = [encrypted.key]
@@ -357,7 +399,9 @@ enum ImageReaderProbe {
         var map = ImageMap(try DiskImage(path: path, options: options))
         var ranges: [Range<Int>] = []
         while let extent = try map.next() {
-            if extent.kind == .data, let place = extent.fileOffset { ranges.append(Int(place)..<Int(place + extent.length)) }
+            if extent.kind == .data, let place = extent.fileOffset {
+                ranges.append(Int(place)..<Int(place + extent.length))
+            }
         }
         return ranges
     }

@@ -5,7 +5,8 @@ import Glibc
 import TestSupport
 import Testing
 
-/// Encryption with everything else that a layout can have: what the format allows is read by QEMU as it was written, and what it does not is refused.
+/// Encryption with everything else that a layout can have: what the format allows is read by QEMU as it was written,
+/// and what it does not is refused.
 @Suite(.timed) struct EncryptionMatrixTests {
     let directory = TemporaryDirectory(inMemory: true)
 
@@ -18,9 +19,11 @@ import Testing
         var hasDataFile = false
         var preallocation = Preallocation.off
 
-        /// Of what is set aside and not written nobody knows what it decrypts to; and clusters in their place hide what is below, but for subclusters.
+        /// Of what is set aside and not written nobody knows what it decrypts to; and clusters in their place hide what
+        /// is below, but for subclusters.
         var isLegal: Bool {
-            (!hasSubclusters || clusterSize >= 16384) && (preallocation == .off || (preallocation == .full && (base == .none || hasSubclusters)))
+            (!hasSubclusters || clusterSize >= 16384)
+                && (preallocation == .off || (preallocation == .full && (base == .none || hasSubclusters)))
         }
 
         var testDescription: String {
@@ -35,8 +38,10 @@ import Testing
                 for base in Base.allCases {
                     for hasDataFile in [false, true] {
                         for preallocation in [Preallocation.off, .metadata, .falloc, .full] {
-                            layouts.append(Layout(
-                                clusterSize: clusterSize, hasSubclusters: hasSubclusters, base: base, hasDataFile: hasDataFile, preallocation: preallocation))
+                            layouts.append(
+                                Layout(
+                                    clusterSize: clusterSize, hasSubclusters: hasSubclusters, base: base,
+                                    hasDataFile: hasDataFile, preallocation: preallocation))
                         }
                     }
                 }
@@ -48,7 +53,9 @@ import Testing
     private static let size = 500 << 10 | 3 << 9
 
     /// What is below, if there is something, and the words for QEMU to open it.
-    private func makeBase(_ base: Base, _ encrypted: inout Encrypted) throws -> (contents: [UInt8], reference: BackingReference?) {
+    private func makeBase(
+        _ base: Base, _ encrypted: inout Encrypted
+    ) throws -> (contents: [UInt8], reference: BackingReference?) {
         let contents = QCOW2ImageTests.sparse(Self.size, seed: 12)
         switch base {
         case .none: return ([UInt8](repeating: 0, count: Self.size), nil)
@@ -69,7 +76,8 @@ import Testing
         options.clusterSize = layout.clusterSize
         options.extendedL2 = layout.hasSubclusters
         if layout.hasDataFile { options.dataFile = directory.file("data") }
-        return try encrypted.create("disk.qcow2", size: Self.size, options, backing: backing, preallocation: layout.preallocation)
+        return try encrypted.create(
+            "disk.qcow2", size: Self.size, options, backing: backing, preallocation: layout.preallocation)
     }
 
     @Test(arguments: Share.of(layouts.filter(\.isLegal))) func qemuReadsWhatWeMakeAndWrite(layout: Layout) throws {
@@ -105,20 +113,27 @@ import Testing
     }
 
     /// The same from the other side, in a few: qemu-img takes a second to find out how long its key derivation takes.
-    @Test(arguments: Share.of([
-        "cluster_size=512 raw", "cluster_size=4k,data_file=DATA raw", "cluster_size=16k,extended_l2=on raw", "cluster_size=16k,extended_l2=on,data_file=DATA",
-        "cluster_size=32k,extended_l2=on,preallocation=full", "cluster_size=64k,preallocation=full", "cluster_size=64k,data_file=DATA,preallocation=falloc",
-        "cluster_size=2M,extended_l2=on,refcount_bits=1", "cluster_size=2M,lazy_refcounts=on raw",
-    ])) func weReadWhatQEMUMakes(words: String) throws {
+    @Test(
+        arguments: Share.of([
+            "cluster_size=512 raw", "cluster_size=4k,data_file=DATA raw", "cluster_size=16k,extended_l2=on raw",
+            "cluster_size=16k,extended_l2=on,data_file=DATA",
+            "cluster_size=32k,extended_l2=on,preallocation=full", "cluster_size=64k,preallocation=full",
+            "cluster_size=64k,data_file=DATA,preallocation=falloc",
+            "cluster_size=2M,extended_l2=on,refcount_bits=1", "cluster_size=2M,lazy_refcounts=on raw",
+        ])) func weReadWhatQEMUMakes(words: String) throws
+    {
         var encrypted = try Encrypted(directory)
         let hasBase = words.hasSuffix(" raw")
         let (contents, backing) = try makeBase(hasBase ? .raw : .none, &encrypted)
-        let options = words.split(separator: " ")[0].split(separator: "DATA", omittingEmptySubsequences: false).joined(separator: directory.file("data"))
-        let path = try encrypted.qemuCreate("disk.qcow2", size: Self.size, options, backing: backing.map { ["-b", $0.name, "-F", "raw"] } ?? [])
+        let options = words.split(separator: " ")[0].split(separator: "DATA", omittingEmptySubsequences: false).joined(
+            separator: directory.file("data"))
+        let path = try encrypted.qemuCreate(
+            "disk.qcow2", size: Self.size, options, backing: backing.map { ["-b", $0.name, "-F", "raw"] } ?? [])
         var model = contents
         // A part of a cluster, several, and zeroes.
         let (status, output) = run([
-            "qemu-io", "--object", "secret,id=s,file=\(encrypted.keyFile)", "--image-opts", encrypted.image(path), "-c", "write -q -P 7 100k 3k", "-c", "write -q -P 9 201k 150k",
+            "qemu-io", "--object", "secret,id=s,file=\(encrypted.keyFile)", "--image-opts", encrypted.image(path), "-c",
+            "write -q -P 7 100k 3k", "-c", "write -q -P 9 201k 150k",
             "-c", "write -q -z 220k 70k",
         ])
         try #require(status == 0 && output.isEmpty, "\(output)")

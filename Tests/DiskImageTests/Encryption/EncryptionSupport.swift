@@ -30,7 +30,10 @@ struct Encrypted {
     }
 
     /// Makes an image; trying a key costs little.
-    func create(_ name: String, size: Int, _ layout: QCOW2Options = QCOW2Options(), backing: BackingReference? = nil, preallocation: Preallocation = .off) throws -> String {
+    func create(
+        _ name: String, size: Int, _ layout: QCOW2Options = QCOW2Options(), backing: BackingReference? = nil,
+        preallocation: Preallocation = .off
+    ) throws -> String {
         var creation = ImageCreation(path: directory.file(name), format: .qcow2, size: UInt64(size))
         creation.options = layout
         creation.options.encryption = ImageEncryption(key: key, cost: .iterations(1000))
@@ -46,10 +49,15 @@ struct Encrypted {
     func image(_ path: String) -> String { "driver=qcow2,file.filename=\(path),encrypt.key-secret=s\(below)" }
 
     /// Has qemu-img make an image. On a busy machine its clock for key derivation fails now and then.
-    func qemuCreate(_ name: String, size: Int, _ options: String, format: String = "luks", backing: [String] = []) throws -> String {
+    func qemuCreate(
+        _ name: String, size: Int, _ options: String, format: String = "luks", backing: [String] = []
+    ) throws -> String {
         let path = directory.file(name)
         let time = format == "luks" && !options.contains("iter-time") ? ",encrypt.iter-time=10" : ""
-        let words = ["qemu-img", "create", "-q"] + secret + ["-f", "qcow2", "-o", "encrypt.format=\(format),encrypt.key-secret=s\(time),\(options)"] + backing + [path, "\(size)"]
+        let words =
+            ["qemu-img", "create", "-q"] + secret + [
+                "-f", "qcow2", "-o", "encrypt.format=\(format),encrypt.key-secret=s\(time),\(options)",
+            ] + backing + [path, "\(size)"]
         var outcome = run(words)
         for _ in 0..<50 where outcome.output.contains("accurate CPU usage") { outcome = run(words) }
         try #require(outcome.status == 0, "\(words.joined(separator: " ")): \(outcome.output)")
@@ -59,7 +67,8 @@ struct Encrypted {
     /// Runs qemu-img on an image, in place of whose name the words have `IMAGE`.
     @discardableResult
     func qemuImage(_ words: [String], _ path: String, sourceLocation: SourceLocation = #_sourceLocation) -> String {
-        let words = ["qemu-img", words[0]] + secret + ["--image-opts"] + words[1...].map { $0 == "IMAGE" ? image(path) : $0 }
+        let words =
+            ["qemu-img", words[0]] + secret + ["--image-opts"] + words[1...].map { $0 == "IMAGE" ? image(path) : $0 }
         let (status, output) = run(words)
         #expect(status == 0, "\(words.joined(separator: " ")): \(output)", sourceLocation: sourceLocation)
         return output
@@ -68,21 +77,31 @@ struct Encrypted {
     /// Has QEMU write a disk into an image that is there.
     func qemuWrite(_ contents: [UInt8], _ path: String) throws {
         let raw = try directory.write("qemu.raw", contents)
-        let words = ["qemu-img", "convert", "-n"] + secret + ["--image-opts", "driver=raw,file.filename=\(raw)", "--target-image-opts", image(path)]
+        let words =
+            ["qemu-img", "convert", "-n"] + secret + [
+                "--image-opts", "driver=raw,file.filename=\(raw)", "--target-image-opts", image(path),
+            ]
         let (status, output) = run(words)
         try #require(status == 0, "\(words.joined(separator: " ")): \(output)")
     }
 
     /// What QEMU reads.
     func qemuContents(_ path: String, sourceLocation: SourceLocation = #_sourceLocation) throws -> [UInt8] {
-        qemuImage(["convert", "-U", "IMAGE", "-O", "raw", directory.file("qemu-out.raw")], path, sourceLocation: sourceLocation)
+        qemuImage(
+            ["convert", "-U", "IMAGE", "-O", "raw", directory.file("qemu-out.raw")], path,
+            sourceLocation: sourceLocation)
         return try directory.read("qemu-out.raw")
     }
 
     /// QEMU finds no errors, and no leaks unless they are allowed.
-    func expectSound(_ path: String, leaksAllowed: Bool = false, _ comment: String = "", sourceLocation: SourceLocation = #_sourceLocation) {
+    func expectSound(
+        _ path: String, leaksAllowed: Bool = false, _ comment: String = "",
+        sourceLocation: SourceLocation = #_sourceLocation
+    ) {
         let (status, output) = run(["qemu-img", "check", "-U"] + secret + ["--image-opts", image(path)])
-        #expect(status == 0 || (leaksAllowed && status == 3), "qemu-img check: \(status) \(output.prefix(1500)) \(comment)", sourceLocation: sourceLocation)
+        #expect(
+            status == 0 || (leaksAllowed && status == 3), "qemu-img check: \(status) \(output.prefix(1500)) \(comment)",
+            sourceLocation: sourceLocation)
     }
 }
 

@@ -22,35 +22,60 @@ import Testing
         }
     }
 
-    private static func number(_ value: UInt64, _ width: Int) -> [UInt8] { (0..<width).map { UInt8(truncatingIfNeeded: value >> UInt64(8 * (width - 1 - $0))) } }
-    private static func word(_ text: String) -> [UInt8] { Array(text.utf8) + [UInt8](repeating: 0, count: 32 - text.utf8.count) }
+    private static func number(_ value: UInt64, _ width: Int) -> [UInt8] {
+        (0..<width).map { UInt8(truncatingIfNeeded: value >> UInt64(8 * (width - 1 - $0))) }
+    }
+    private static func word(_ text: String) -> [UInt8] {
+        Array(text.utf8) + [UInt8](repeating: 0, count: 32 - text.utf8.count)
+    }
 
     /// The pointer is the first header extension, at byte 112.
     static let changes: [Change] = [
-        Change("magic", 0, [0x4b], "no LUKS header"), Change("version", 6, [0, 2], "Argon2"), Change("version", 6, [0, 3], "LUKS version 3"),
-        Change("cipher", 8, word("serpent"), "serpent-xts-plain64"), Change("cipher", 8, [UInt8](repeating: 0x61, count: 32), "a cipher that is not a word"),
-        Change("cipher", 8, [0x61, 0x1b, 0], "a cipher that is not a word"), Change("mode", 40, word("lrw-plain64"), "aes-lrw-plain64"),
-        Change("mode", 40, word("xts"), "aes-xts"), Change("mode", 40, word("xts-essiv:sha1"), "aes-xts-essiv:sha1"), Change("mode", 40, word("cbc-essiv"), "aes-cbc-essiv"),
-        Change("hash", 72, word("ripemd160"), "the hash function ripemd160"), Change("hash", 72, word("md5"), "the hash function md5"),
-        Change("key size", 108, number(65, 4), "a key of 65 bytes"), Change("key size", 108, number(.max, 4), "a key of 4294967295 bytes"),
-        Change("key size", 108, number(0, 4), "keys of 0 bits"), Change("key size", 108, number(16, 4), "keys of 128 bits"),
-        Change("digest iterations", 164, number(0, 4), "without iterations"), Change("digest iterations", 164, number(.max, 4), "hash iterations"),
+        Change("magic", 0, [0x4b], "no LUKS header"), Change("version", 6, [0, 2], "Argon2"),
+        Change("version", 6, [0, 3], "LUKS version 3"),
+        Change("cipher", 8, word("serpent"), "serpent-xts-plain64"),
+        Change("cipher", 8, [UInt8](repeating: 0x61, count: 32), "a cipher that is not a word"),
+        Change("cipher", 8, [0x61, 0x1b, 0], "a cipher that is not a word"),
+        Change("mode", 40, word("lrw-plain64"), "aes-lrw-plain64"),
+        Change("mode", 40, word("xts"), "aes-xts"), Change("mode", 40, word("xts-essiv:sha1"), "aes-xts-essiv:sha1"),
+        Change("mode", 40, word("cbc-essiv"), "aes-cbc-essiv"),
+        Change("hash", 72, word("ripemd160"), "the hash function ripemd160"),
+        Change("hash", 72, word("md5"), "the hash function md5"),
+        Change("key size", 108, number(65, 4), "a key of 65 bytes"),
+        Change("key size", 108, number(.max, 4), "a key of 4294967295 bytes"),
+        Change("key size", 108, number(0, 4), "keys of 0 bits"),
+        Change("key size", 108, number(16, 4), "keys of 128 bits"),
+        Change("digest iterations", 164, number(0, 4), "without iterations"),
+        Change("digest iterations", 164, number(.max, 4), "hash iterations"),
         Change("UUID", 168, [UInt8](repeating: 0x61, count: 40), "a UUID that is not a word"),
-        Change("slot state", 208, number(1, 4), "state 1"), Change("slot state", 208 + 48 * 7, number(0x00ac_71f4, 4), "state 11301364"),
-        Change("slot iterations", 212, number(0, 4), "a key slot 0 without iterations"), Change("slot iterations", 212, number(.max, 4), "hash iterations"),
-        Change("key material", 248, number(.max, 4), "outside of its"), Change("key material", 248, number(0, 4), "outside of its"),
-        Change("key material", 248, number(4040 - 499, 4), "outside of its"), Change("stripes", 252, number(3999, 4), "3999 stripes"),
+        Change("slot state", 208, number(1, 4), "state 1"),
+        Change("slot state", 208 + 48 * 7, number(0x00ac_71f4, 4), "state 11301364"),
+        Change("slot iterations", 212, number(0, 4), "a key slot 0 without iterations"),
+        Change("slot iterations", 212, number(.max, 4), "hash iterations"),
+        Change("key material", 248, number(.max, 4), "outside of its"),
+        Change("key material", 248, number(0, 4), "outside of its"),
+        Change("key material", 248, number(4040 - 499, 4), "outside of its"),
+        Change("stripes", 252, number(3999, 4), "3999 stripes"),
         Change("stripes", 252, number(.max, 4), "4294967295 stripes"),
-        Change("a second slot", 208 + 48, number(0x00ac_71f3, 4) + number(1000, 4) + [UInt8](repeating: 0, count: 32) + number(10, 4) + number(4000, 4), "in the same place"),
+        Change(
+            "a second slot", 208 + 48,
+            number(0x00ac_71f3, 4) + number(1000, 4) + [UInt8](repeating: 0, count: 32) + number(10, 4)
+                + number(4000, 4), "in the same place"),
         Change("pointer's length", 116, number(8, 4), "a pointer to a LUKS header of 8 bytes", inFile: true),
         Change("pointer", 112, number(0x1234_5678, 4), "without a pointer", inFile: true),
-        Change("offset", 120, number(65537, 8), "at byte 65537", inFile: true), Change("offset", 120, number(0, 8), "at byte 0", inFile: true),
-        Change("offset", 120, number(UInt64.max & ~65535, 8), "truncated", inFile: true), Change("offset", 120, number(1 << 40, 8), "truncated", inFile: true),
-        Change("length", 128, number(591, 8), "LUKS header of 591 bytes", inFile: true), Change("length", 128, number(.max, 8), "LUKS header of 18446744073709551615", inFile: true),
-        Change("length", 128, number(16 << 20 | 1, 8), "LUKS header of 16777217", inFile: true), Change("length", 128, number(100_000, 8), "outside of its 100000 bytes", inFile: true),
-        Change("method", 32, number(0, 4), "without LUKS encryption", inFile: true), Change("method", 32, number(1, 4), "without LUKS encryption", inFile: true),
+        Change("offset", 120, number(65537, 8), "at byte 65537", inFile: true),
+        Change("offset", 120, number(0, 8), "at byte 0", inFile: true),
+        Change("offset", 120, number(UInt64.max & ~65535, 8), "truncated", inFile: true),
+        Change("offset", 120, number(1 << 40, 8), "truncated", inFile: true),
+        Change("length", 128, number(591, 8), "LUKS header of 591 bytes", inFile: true),
+        Change("length", 128, number(.max, 8), "LUKS header of 18446744073709551615", inFile: true),
+        Change("length", 128, number(16 << 20 | 1, 8), "LUKS header of 16777217", inFile: true),
+        Change("length", 128, number(100_000, 8), "outside of its 100000 bytes", inFile: true),
+        Change("method", 32, number(0, 4), "without LUKS encryption", inFile: true),
+        Change("method", 32, number(1, 4), "without LUKS encryption", inFile: true),
         Change("size", 24, number(1 << 20 | 100, 8), "not a multiple of the sector size", inFile: true),
-        Change("L1 table", 40, number(65536, 8), "in the same place", inFile: true), Change("refcount table", 48, number(131072, 8), "in the same place", inFile: true),
+        Change("L1 table", 40, number(65536, 8), "in the same place", inFile: true),
+        Change("refcount table", 48, number(131072, 8), "in the same place", inFile: true),
     ]
 
     @Test(arguments: changes) func isRefused(change: Change) throws {
@@ -69,8 +94,8 @@ import Testing
         _ = try? DiskImage.check(path: path, options: unlocked)
     }
 
-    /// What a header may have computed before a password is known to be wrong has a bound, for all of its slots together, and nothing is computed
-    /// beyond it. Who needs no data computes nothing.
+    /// What a header may have computed before a password is known to be wrong has a bound, for all of its slots
+    /// together, and nothing is computed beyond it. Who needs no data computes nothing.
     @Test func whatAPasswordCostsIsBounded() throws {
         let encrypted = try Encrypted(directory)
         let path = try encrypted.create("disk.qcow2", size: 1 << 20)
@@ -88,12 +113,15 @@ import Testing
         for slot in 1..<8 {
             let place = 65536 + 208 + 48 * slot
             file.replaceSubrange(place..<place + 8, with: Self.number(0x00ac_71f3, 4) + Self.number(UInt64(most), 4))
-            file.replaceSubrange(place + 40..<place + 48, with: Self.number(UInt64(8 + slot * stride), 4) + Self.number(4000, 4))
+            file.replaceSubrange(
+                place + 40..<place + 48, with: Self.number(UInt64(8 + slot * stride), 4) + Self.number(4000, 4))
         }
         try directory.write("disk.qcow2", file)
         let all = own + 7 * (2 * UInt64(most) + 1000)
         for readOnly in [true, false] {
-            #expect(openError(path, encrypted.options(readOnly: readOnly)) == .keyTooSlow(path: path, work: all, limit: DiskImageOptions.defaultMaximumKeyWork))
+            #expect(
+                openError(path, encrypted.options(readOnly: readOnly))
+                    == .keyTooSlow(path: path, work: all, limit: DiskImageOptions.defaultMaximumKeyWork))
         }
         #expect(try ImageInformation(path: path).encryption?.luks?.slots.filter(\.isActive).count == 8)
         var sealed = unlocked
@@ -121,8 +149,11 @@ import Testing
             var changed = file
             for _ in 0..<Int.random(in: 1...3, using: &generator) {
                 // The pointer to the LUKS header, and that.
-                let place = Int.random(in: 0..<4, using: &generator) == 0 ? Int.random(in: 112..<136, using: &generator) : 65536 + Int.random(in: 0..<592, using: &generator)
-                changed[place] = [0, 1, 0x7f, 0x80, 0xff, UInt8.random(in: 0 ... .max, using: &generator)].randomElement(using: &generator)!
+                let place =
+                    Int.random(in: 0..<4, using: &generator) == 0
+                    ? Int.random(in: 112..<136, using: &generator) : 65536 + Int.random(in: 0..<592, using: &generator)
+                changed[place] = [0, 1, 0x7f, 0x80, 0xff, UInt8.random(in: 0 ... .max, using: &generator)]
+                    .randomElement(using: &generator)!
             }
             try directory.write("changed.qcow2", changed)
             // A new key each time, as one remembers what it has opened.

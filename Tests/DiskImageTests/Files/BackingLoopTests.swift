@@ -20,7 +20,9 @@ import Testing
         #expect(symlink("disk.qcow2", directory.file("soft.qcow2")) == 0)
     }
 
-    private func expectLoop(_ what: String, sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws(DiskImageError) -> Void) throws {
+    private func expectLoop(
+        _ what: String, sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws(DiskImageError) -> Void
+    ) throws {
         let before = try directory.read("disk.qcow2")
         do throws(DiskImageError) {
             try body()
@@ -36,7 +38,10 @@ import Testing
 
     @Test(arguments: [true, false]) func aNewImageDoesNotReplaceWhatItStandsOn(opensBacking: Bool) throws {
         try prepare()
-        for name in ["disk.qcow2", "./disk.qcow2", "hard.qcow2", "soft.qcow2", "middle.qcow2", "top.qcow2", directory.file("disk.qcow2")] {
+        for name in [
+            "disk.qcow2", "./disk.qcow2", "hard.qcow2", "soft.qcow2", "middle.qcow2", "top.qcow2",
+            directory.file("disk.qcow2"),
+        ] {
             for target in ["disk.qcow2", "soft.qcow2"] {
                 var creation = ImageCreation(path: directory.file(target), format: .qcow2, size: 1 << 20)
                 creation.replacing = true
@@ -64,16 +69,24 @@ import Testing
             var creation = ImageCreation(path: directory.file("new.qcow2"), format: .qcow2, size: 1 << 20)
             creation.opensBacking = false
             creation.backing = BackingReference(name: name, format: .qcow2)
-            #expect(throws: DiskImageError.backing(of: directory.file("new.qcow2"), .backingLoop(path: directory.file(name)))) { try creation.create() }
+            #expect(
+                throws: DiskImageError.backing(
+                    of: directory.file("new.qcow2"), .backingLoop(path: directory.file(name)))
+            ) { try creation.create() }
             creation.backing = nil
             creation.options.dataFile = name
-            #expect(throws: DiskImageError.sameFile(path: directory.file("new.qcow2"), other: directory.file(name))) { try creation.create() }
+            #expect(throws: DiskImageError.sameFile(path: directory.file("new.qcow2"), other: directory.file(name))) {
+                try creation.create()
+            }
         }
     }
 
     @Test(arguments: [true, false]) func aRebaseMakesNone(isUnsafe: Bool) throws {
         try prepare()
-        for name in ["disk.qcow2", "./disk.qcow2", "hard.qcow2", "soft.qcow2", "middle.qcow2", "top.qcow2", directory.file("hard.qcow2")] {
+        for name in [
+            "disk.qcow2", "./disk.qcow2", "hard.qcow2", "soft.qcow2", "middle.qcow2", "top.qcow2",
+            directory.file("hard.qcow2"),
+        ] {
             var rebase = ImageRebase(path: directory.file("disk.qcow2"))
             rebase.isUnsafe = isUnsafe
             rebase.backing = BackingReference(name: name, format: .qcow2)
@@ -85,19 +98,29 @@ import Testing
     @Test func loopsOfOthers() throws {
         try prepare()
         qemuImage("rebase", "-u", "-b", "hard.qcow2", "-F", "qcow2", directory.file("disk.qcow2"))
-        #expect(throws: DiskImageError.self) { _ = try ImageInformation.chain(path: directory.file("disk.qcow2"), locking: false) }
-        guard case .backingLoop = openError(directory.file("disk.qcow2"), readOnly)?.cause else { Issue.record("it was opened"); return }
+        #expect(throws: DiskImageError.self) {
+            _ = try ImageInformation.chain(path: directory.file("disk.qcow2"), locking: false)
+        }
+        guard case .backingLoop = openError(directory.file("disk.qcow2"), readOnly)?.cause else {
+            Issue.record("it was opened"); return
+        }
     }
 
     /// One file is one disk of a machine.
     @Test func aDiskOfTheSameMachine() throws {
         try prepare()
-        for (first, second) in [("disk.qcow2", "disk.qcow2"), ("disk.qcow2", "hard.qcow2"), ("disk.qcow2", "top.qcow2"), ("top.qcow2", "soft.qcow2")] {
+        for (first, second) in [
+            ("disk.qcow2", "disk.qcow2"), ("disk.qcow2", "hard.qcow2"), ("disk.qcow2", "top.qcow2"),
+            ("top.qcow2", "soft.qcow2"),
+        ] {
             let image = try DiskImage(path: directory.file(first))
             var disks = OpenDisks()
             disks.add(image)
             let error = try #require(openError(directory.file(second)))
-            guard case .sameDisk(directory.file(second), _, directory.file(first)) = disks.explain(error, opening: directory.file(second)) else {
+            guard
+                case .sameDisk(directory.file(second), _, directory.file(first)) = disks.explain(
+                    error, opening: directory.file(second))
+            else {
                 Issue.record("\(first) and \(second): \(error)")
                 continue
             }

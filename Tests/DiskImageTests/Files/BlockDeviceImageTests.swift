@@ -26,7 +26,8 @@ private final class LoopDevice: Sendable {
 }
 
 /// Why loop devices cannot be had, or nil.
-private let missing: String? = geteuid() != 0 ? "losetup needs root" : unsafe access("/dev/loop-control", F_OK) != 0 ? "no /dev/loop-control" : nil
+private let missing: String? =
+    geteuid() != 0 ? "losetup needs root" : unsafe access("/dev/loop-control", F_OK) != 0 ? "no /dev/loop-control" : nil
 
 @Suite(.timed, .disabled(if: missing != nil, "\(missing ?? "")"), .serialized) struct BlockDeviceImageTests {
     let directory = TemporaryDirectory()
@@ -43,7 +44,8 @@ private let missing: String? = geteuid() != 0 ? "losetup needs root" : unsafe ac
         let device = try device(4 << 20, sector: sector)
         var model = [UInt8](repeating: 0, count: 4 << 20)
         do {
-            var engine = try DiskEngine(DiskImage(path: device.path, options: DiskImageOptions(format: .raw, cache: cache)))
+            var engine = try DiskEngine(
+                DiskImage(path: device.path, options: DiskImageOptions(format: .raw, cache: cache)))
             let size = engine.image.size
             #expect(size == 4 << 20)
             // Aligned to the device's sectors, to our own only, and at the very end.
@@ -54,7 +56,9 @@ private let missing: String? = geteuid() != 0 ? "losetup needs root" : unsafe ac
             }
             try engine.perform(.writeZeroes, at: 16384, length: 8192)
             try engine.perform(.writeZeroesUnmapping, at: 32768, length: 8192)
-            for start in [16384, 32768] { model.replaceSubrange(start..<start + 8192, with: [UInt8](repeating: 0, count: 8192)) }
+            for start in [16384, 32768] {
+                model.replaceSubrange(start..<start + 8192, with: [UInt8](repeating: 0, count: 8192))
+            }
             try engine.perform(.discard, at: 49152, length: 4096)
             let discarded = try engine.read(49152, 4096)
             #expect(discarded.allSatisfy { $0 == 0 } || discarded.elementsEqual(model[49152..<53248]))
@@ -63,7 +67,8 @@ private let missing: String? = geteuid() != 0 ? "losetup needs root" : unsafe ac
             try engine.perform(.flush)
             #expect(try engine.readAll() == model)
             // A volume is one writer's.
-            #expect(openError(device.path, DiskImageOptions(format: .raw)) == .locked(path: device.path, forWriting: true))
+            #expect(
+                openError(device.path, DiskImageOptions(format: .raw)) == .locked(path: device.path, forWriting: true))
         }
         #expect(try directory.read("volume") == model)
     }
@@ -101,7 +106,9 @@ private let missing: String? = geteuid() != 0 ? "losetup needs root" : unsafe ac
         let source = try directory.write("source.raw", [UInt8](repeating: 1, count: 2 << 20))
         var conversion = ImageConversion(source: source, target: device.path, format: .raw)
         conversion.replacing = true
-        #expect(throws: DiskImageError.tooSmall(path: device.path, needed: 2 << 20, size: 1 << 20)) { try conversion.run() }
+        #expect(throws: DiskImageError.tooSmall(path: device.path, needed: 2 << 20, size: 1 << 20)) {
+            try conversion.run()
+        }
     }
 
     /// A file system that the host has mounted is not overwritten, whatever the user forces.
@@ -110,7 +117,8 @@ private let missing: String? = geteuid() != 0 ? "losetup needs root" : unsafe ac
         #expect(run(["mkfs.ext4", "-q", device.path]).status == 0)
         #expect(run(["mkdir", place]).status == 0 && run(["mount", "-o", "ro", device.path, place]).status == 0)
         let before = run(["sha256sum", device.path]).output
-        var conversion = ImageConversion(source: try directory.write("new.raw", randomBytes(1 << 20, seed: 3)), target: device.path, format: .raw)
+        var conversion = ImageConversion(
+            source: try directory.write("new.raw", randomBytes(1 << 20, seed: 3)), target: device.path, format: .raw)
         conversion.replacing = true
         #expect(throws: DiskImageError.deviceInUse(path: device.path)) { try conversion.run() }
         #expect(run(["sha256sum", device.path]).output == before)
@@ -132,14 +140,17 @@ private let missing: String? = geteuid() != 0 ? "losetup needs root" : unsafe ac
             // More than the volume has.
             var failed: Int32 = 0
             for number in 2..<8 {
-                do { try engine.write(UInt64(number) << 20, data) } catch DiskImageError.request(_, let error) { failed = error.errno }
+                do { try engine.write(UInt64(number) << 20, data) } catch DiskImageError.request(_, let error) {
+                    failed = error.errno
+                }
             }
             #expect(failed == ENOSPC)
             #expect(try engine.read(1 << 20, 1 << 20) == data)
         }
         let check = run(["qemu-img", "check", "-f", "qcow2", device.path])
         #expect(check.status == 0 || check.status == 3, "\(check.output)")
-        var engine = try DiskEngine(DiskImage(path: device.path, options: DiskImageOptions(format: .qcow2, readOnly: true)))
+        var engine = try DiskEngine(
+            DiskImage(path: device.path, options: DiskImageOptions(format: .qcow2, readOnly: true)))
         #expect(try engine.read(1 << 20, 1 << 20) == data)
     }
 }

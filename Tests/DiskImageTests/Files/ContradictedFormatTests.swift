@@ -11,8 +11,10 @@ import Testing
     let directory = TemporaryDirectory()
 
     private static let made: [(format: String, options: [String], signature: ImageSignature)] = [
-        ("qcow2", [], .qcow2), ("qcow2", ["-o", "compat=0.10"], .qcow2), ("qcow", [], .qcow), ("qed", [], .qed), ("vmdk", [], .vmdk),
-        ("vmdk", ["-o", "subformat=monolithicFlat"], .vmdk), ("vmdk", ["-o", "subformat=streamOptimized"], .vmdk), ("vhdx", [], .vhdx), ("vdi", [], .vdi),
+        ("qcow2", [], .qcow2), ("qcow2", ["-o", "compat=0.10"], .qcow2), ("qcow", [], .qcow), ("qed", [], .qed),
+        ("vmdk", [], .vmdk),
+        ("vmdk", ["-o", "subformat=monolithicFlat"], .vmdk), ("vmdk", ["-o", "subformat=streamOptimized"], .vmdk),
+        ("vhdx", [], .vhdx), ("vdi", [], .vdi),
         ("vpc", [], .vhd), ("vpc", ["-o", "subformat=fixed"], .vhd), ("parallels", [], .parallels),
         ("luks", ["--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"], .luks),
     ]
@@ -25,7 +27,9 @@ import Testing
         return path
     }
 
-    private func contradiction(_ sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws(DiskImageError) -> Void) -> ImageSignature? {
+    private func contradiction(
+        _ sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws(DiskImageError) -> Void
+    ) -> ImageSignature? {
         do throws(DiskImageError) {
             try body()
             Issue.record("it was done", sourceLocation: sourceLocation)
@@ -40,23 +44,29 @@ import Testing
         let path = make(index), signature = Self.made[index].signature
         let before = try directory.read("disk.img")
         for options in [readOnly, DiskImageOptions()] {
-            #expect(contradiction { () throws(DiskImageError) in _ = try DiskImage(path: path, options: options) } == signature)
+            #expect(
+                contradiction { () throws(DiskImageError) in _ = try DiskImage(path: path, options: options) }
+                    == signature)
         }
         #expect(contradiction { () throws(DiskImageError) in _ = try ImageInformation(path: path) } == signature)
         #expect(contradiction { () throws(DiskImageError) in _ = try DiskImage.check(path: path) } == signature)
-        #expect(contradiction { () throws(DiskImageError) in try DiskImage.requireQCOW2(path, format: nil) { _ in "" } } == signature)
+        #expect(
+            contradiction { () throws(DiskImageError) in try DiskImage.requireQCOW2(path, format: nil) { _ in "" } }
+                == signature)
         #expect(contradiction { () throws(DiskImageError) in _ = try ImageCommit(path: path).run() } == signature)
         #expect(contradiction { () throws(DiskImageError) in try ImageRebase(path: path).run() } == signature)
-        #expect(contradiction { () throws(DiskImageError) in
-            try ImageConversion(source: path, target: directory.file("new.qcow2"), format: .qcow2).run()
-        } == signature)
+        #expect(
+            contradiction { () throws(DiskImageError) in
+                try ImageConversion(source: path, target: directory.file("new.qcow2"), format: .qcow2).run()
+            } == signature)
         for isOpened in [true, false] {
             var creation = ImageCreation(path: directory.file("over.qcow2"), format: .qcow2, size: 1 << 20)
-            #expect(contradiction { () throws(DiskImageError) in
-                creation.backing = try BackingReference(name: "disk.img", stated: nil)
-                creation.opensBacking = isOpened
-                try creation.create()
-            } == signature)
+            #expect(
+                contradiction { () throws(DiskImageError) in
+                    creation.backing = try BackingReference(name: "disk.img", stated: nil)
+                    creation.opensBacking = isOpened
+                    try creation.create()
+                } == signature)
         }
         #expect(try directory.read("disk.img") == before)
         // Both words of the user's are taken at their word.
@@ -66,7 +76,9 @@ import Testing
             let image = try DiskImage(path: path, options: DiskImageOptions(format: format, readOnly: true))
             #expect(image.size == 4 << 20 || format == .vhd)
             let sentence = "\(try #require(openError(path, readOnly)))"
-            #expect(sentence.contains("format=\(format.rawValue)") && sentence.contains("format=raw") && sentence.contains("--format raw"), "\(sentence)")
+            #expect(
+                sentence.contains("format=\(format.rawValue)") && sentence.contains("format=raw")
+                    && sentence.contains("--format raw"), "\(sentence)")
         }
     }
 
@@ -74,7 +86,8 @@ import Testing
     @Test func anImageWithTheNameOfAnother() throws {
         let path = directory.file("disk.vmdk")
         qemuImage("create", "-q", "-f", "qcow2", path, "1M")
-        #expect(contradiction { () throws(DiskImageError) in _ = try DiskImage(path: path, options: readOnly) } == .qcow2)
+        #expect(
+            contradiction { () throws(DiskImageError) in _ = try DiskImage(path: path, options: readOnly) } == .qcow2)
         // What a guest writes to the start of a fixed VHD does not make it another.
         let fixed = directory.file("disk.vhd")
         qemuImage("create", "-q", "-f", "vpc", "-o", "subformat=fixed,force_size=on", fixed, "1M")
@@ -103,12 +116,16 @@ import Testing
         run(["cp", directory.file("base.img"), directory.file("base.qcow2")])
         for name in ["base.img", "base"] {
             let path = try overlay(name), before = try directory.read(name)
-            #expect(contradiction { () throws(DiskImageError) in _ = try DiskImage(path: path, options: readOnly) } == .qcow2)
+            #expect(
+                contradiction { () throws(DiskImageError) in _ = try DiskImage(path: path, options: readOnly) }
+                    == .qcow2)
             #expect(contradiction { () throws(DiskImageError) in _ = try ImageCommit(path: path).run() } == .qcow2)
             #expect(contradiction { () throws(DiskImageError) in _ = try ImageInformation.chain(path: path) } == .qcow2)
             #expect(contradiction { () throws(DiskImageError) in try ImageRebase(path: path).run() } == .qcow2)
             let sentence = "\(try #require(openError(path)))"
-            #expect(sentence.contains("rebase --unsafe --backing-format qcow2") && sentence.contains("--backing-format raw"), "\(sentence)")
+            #expect(
+                sentence.contains("rebase --unsafe --backing-format qcow2")
+                    && sentence.contains("--backing-format raw"), "\(sentence)")
             #expect(try directory.read(name) == before)
             // As the sentence says.
             var rebase = ImageRebase(path: path)
@@ -140,7 +157,8 @@ import Testing
             var rebase = ImageRebase(path: directory.file("disk.qcow2"))
             rebase.isUnsafe = true
             rebase.backing = try BackingReference(name: name, stated: nil)
-            var creation = ImageCreation(path: directory.file("new-\(name.split(separator: "/").last!).qcow2"), format: .qcow2, size: 1 << 20)
+            var creation = ImageCreation(
+                path: directory.file("new-\(name.split(separator: "/").last!).qcow2"), format: .qcow2, size: 1 << 20)
             creation.opensBacking = false
             creation.backing = rebase.backing
             if isTaken {
@@ -155,11 +173,14 @@ import Testing
         }
     }
 
-    /// A guest can write whatever it likes to its raw disk: that opens nothing to it, whether or not the format is stated.
+    /// A guest can write whatever it likes to its raw disk: that opens nothing to it, whether or not the format is
+    /// stated.
     @Test func aHeaderThatAGuestWrote() throws {
         let path = try directory.write("disk.img", [UInt8](repeating: 0, count: 1 << 20))
         try directory.write("secret.raw", [UInt8](repeating: 1, count: 1 << 20))
-        qemuImage("create", "-q", "-f", "qcow2", "-b", directory.file("secret.raw"), "-F", "raw", directory.file("evil"), "1M")
+        qemuImage(
+            "create", "-q", "-f", "qcow2", "-b", directory.file("secret.raw"), "-F", "raw", directory.file("evil"), "1M"
+        )
         var engine = try DiskEngine(DiskImage(path: path))
         try engine.write(0, Array(try directory.read("evil").prefix(512)))
         try engine.perform(.flush)
@@ -175,7 +196,9 @@ import Testing
     @Test func aServerThatDoesNotAnswer() throws {
         let server = try NBDServer(directory, nbdkit: "--filter=delay", "memory", "1M", "delay-read=3600")
         let error = openError(server.address(), readOnly)
-        guard case .remote(server.address(), let reason) = error, reason.contains("format=raw") else { return _ = Issue.record("\(String(describing: error))") }
+        guard case .remote(server.address(), let reason) = error, reason.contains("format=raw") else {
+            return _ = Issue.record("\(String(describing: error))")
+        }
         _ = try DiskImage(path: server.address(), options: DiskImageOptions(format: .raw, readOnly: true))
     }
 
@@ -184,18 +207,24 @@ import Testing
         qemuImage("create", "-q", "-f", "qcow2", directory.file("disk.qcow2"), "1M")
         let server = try NBDServer(directory, image: directory.file("disk.qcow2"))
         for options in [readOnly, DiskImageOptions()] {
-            #expect(contradiction { () throws(DiskImageError) in _ = try DiskImage(path: server.address(), options: options) } == .qcow2)
+            #expect(
+                contradiction { () throws(DiskImageError) in _ = try DiskImage(path: server.address(), options: options)
+                } == .qcow2)
         }
         #expect("\(try #require(openError(server.address())))".contains("qemu-nbd -f qcow2"))
         let path = try overlay(server.address())
-        #expect(contradiction { () throws(DiskImageError) in
-            _ = try DiskImage(path: path, options: DiskImageOptions(readOnly: true, namedFiles: .anywhere))
-        } == .qcow2)
+        #expect(
+            contradiction { () throws(DiskImageError) in
+                _ = try DiskImage(path: path, options: DiskImageOptions(readOnly: true, namedFiles: .anywhere))
+            } == .qcow2)
         _ = try DiskImage(path: server.address(), options: DiskImageOptions(format: .raw, readOnly: true))
         let whole = try NBDServer(
-            directory, nbdkit: "--filter=blocksize-policy", "file", directory.file("disk.qcow2"), "blocksize-minimum=65536", "blocksize-preferred=65536",
+            directory, nbdkit: "--filter=blocksize-policy", "file", directory.file("disk.qcow2"),
+            "blocksize-minimum=65536", "blocksize-preferred=65536",
             "blocksize-maximum=131072", "blocksize-error-policy=error", socket: "whole")
-        #expect(contradiction { () throws(DiskImageError) in _ = try DiskImage(path: whole.address(), options: readOnly) } == .qcow2)
+        #expect(
+            contradiction { () throws(DiskImageError) in _ = try DiskImage(path: whole.address(), options: readOnly) }
+                == .qcow2)
         // Nothing speaks against raw.
         try directory.write("plain.raw", randomBytes(100_000, seed: 1))
         let plain = try NBDServer(directory, nbdkit: "file", directory.file("plain.raw"), socket: "plain")

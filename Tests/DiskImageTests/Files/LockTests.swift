@@ -55,7 +55,11 @@ import Testing
             if hasLock { _ = clinux_ofd_lock(number, Int16(F_RDLCK), 201, 1) }
             _ = clinux_fcntl_value(number, setLease, Int(F_UNLCK))
         }
-        if hasLock { #expect(openError(path) == .locked(path: path, forWriting: false)) } else { _ = try DiskImage(path: path) }
+        if hasLock {
+            #expect(openError(path) == .locked(path: path, forWriting: false))
+        } else {
+            _ = try DiskImage(path: path)
+        }
         client.join()
     }
 

@@ -15,7 +15,8 @@ import Testing
         var contents = randomBytes(1 << 20, seed: 1)
         let path = try directory.write("disk.raw", contents)
         do {
-            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(cache: cache)), usesRing: usesRing)
+            var engine = try DiskEngine(
+                DiskImage(path: path, options: DiskImageOptions(cache: cache)), usesRing: usesRing)
             #expect(engine.usesRing == usesRing)
             let size = engine.image.size
             #expect(size == 1 << 20)
@@ -57,7 +58,9 @@ import Testing
         let path = try directory.write("disk.raw", randomBytes(4096, seed: 5))
         var engine = try DiskEngine(DiskImage(path: path))
         for offset: UInt64 in [4096, 3585, .max, .max - 511, 1 << 63] {
-            #expect(throws: DiskImageError.request(path: path, SystemCallError("read", errno: EINVAL))) { try engine.read(offset, 512) }
+            #expect(throws: DiskImageError.request(path: path, SystemCallError("read", errno: EINVAL))) {
+                try engine.read(offset, 512)
+            }
             #expect(throws: DiskImageError.request(path: path, SystemCallError("write", errno: EINVAL))) {
                 try engine.write(offset, [UInt8](repeating: 1, count: 512))
             }
@@ -106,7 +109,8 @@ import Testing
         let path = try directory.write("disk.raw", contents)
         var engine = try DiskEngine(DiskImage(path: path), usesRing: usesRing)
         for (operation, range) in [
-            (DiskOperation.discard, 65536..<131072), (.writeZeroes, 262144..<300032), (.writeZeroesUnmapping, 512..<1024),
+            (DiskOperation.discard, 65536..<131072), (.writeZeroes, 262144..<300032),
+            (.writeZeroesUnmapping, 512..<1024),
         ] {
             try engine.perform(operation, at: UInt64(range.lowerBound), length: UInt64(range.count))
             contents.replaceSubrange(range, with: repeatElement(0, count: range.count))
@@ -130,7 +134,9 @@ import Testing
         var engine = try DiskEngine(DiskImage(path: path, options: readOnly))
         let status = unsafe truncate(path, 1 << 19)
         #expect(status == 0)
-        #expect(throws: DiskImageError.request(path: path, SystemCallError("read", errno: EIO))) { try engine.read(1 << 19, 512) }
+        #expect(throws: DiskImageError.request(path: path, SystemCallError("read", errno: EIO))) {
+            try engine.read(1 << 19, 512)
+        }
         #expect(throws: DiskImageError.self) { try engine.read((1 << 19) - 512, 1024) }
         #expect(try engine.read((1 << 19) - 512, 512).count == 512)
     }
@@ -155,12 +161,16 @@ import Testing
                     let length = Int.random(in: 1...block / 1024, using: &generator) * 512
                     let free = engine.acquire()
                     let request = try #require(free)
-                    let piece = unsafe UnsafeMutableRawBufferPointer(rebasing: memory[request * block..<request * block + length])
-                    let cuts = ([0, length] + (0..<7).map { _ in Int.random(in: 0...length, using: &generator) }).sorted()
+                    let piece = unsafe UnsafeMutableRawBufferPointer(
+                        rebasing: memory[request * block..<request * block + length])
+                    let cuts = ([0, length] + (0..<7).map { _ in Int.random(in: 0...length, using: &generator) })
+                        .sorted()
                     for index in 0..<8 {
-                        unsafe vectors[request * 8 + index] = iovec(iov_base: piece.baseAddress! + cuts[index], iov_len: cuts[index + 1] - cuts[index])
+                        unsafe vectors[request * 8 + index] = iovec(
+                            iov_base: piece.baseAddress! + cuts[index], iov_len: cuts[index + 1] - cuts[index])
                     }
-                    let operation = [DiskOperation.read, .write, .write, .discard, .writeZeroes].randomElement(using: &generator)!
+                    let operation = [DiskOperation.read, .write, .write, .discard, .writeZeroes].randomElement(
+                        using: &generator)!
                     switch operation {
                     case .read:
                         unsafe piece.initializeMemory(as: UInt8.self, repeating: 0xee)
@@ -175,7 +185,8 @@ import Testing
                     }
                     if operation == .read || operation == .write {
                         unsafe engine.start(
-                            request, operation, offset: UInt64(offset), length: UInt64(length), vectors: vectors.baseAddress! + request * 8, count: 8)
+                            request, operation, offset: UInt64(offset), length: UInt64(length),
+                            vectors: vectors.baseAddress! + request * 8, count: 8)
                     } else {
                         engine.start(request, operation, offset: UInt64(offset), length: UInt64(length))
                     }
@@ -190,7 +201,9 @@ import Testing
                     #expect(completion.length == UInt64(expectation.range.count))
                     if let bytes = expectation.bytes {
                         let start = completion.request * block
-                        #expect(unsafe bytes.elementsEqual(memory[start..<start + bytes.count]), "seed \(seed), round \(round)")
+                        #expect(
+                            unsafe bytes.elementsEqual(memory[start..<start + bytes.count]),
+                            "seed \(seed), round \(round)")
                     }
                     engine.release(completion.request)
                 }
@@ -207,8 +220,12 @@ import Testing
     let directory = TemporaryDirectory()
 
     @Test func theNameTellsTheFormat() throws {
-        for name in ["a.raw", "a.img", "A.IMG", "/x.qcow2/a.raw"] { #expect(try ImageFormat(extensionOf: name) == .raw) }
-        for name in ["a.qcow2", "a.QCOW2", "a.qcow", "/x.raw/b.c.qcow2"] { #expect(try ImageFormat(extensionOf: name) == .qcow2) }
+        for name in ["a.raw", "a.img", "A.IMG", "/x.qcow2/a.raw"] {
+            #expect(try ImageFormat(extensionOf: name) == .raw)
+        }
+        for name in ["a.qcow2", "a.QCOW2", "a.qcow", "/x.raw/b.c.qcow2"] {
+            #expect(try ImageFormat(extensionOf: name) == .qcow2)
+        }
         for name in ["a", "", "disk.unknown", "a.raw/b", "raw", ".", "/dev/vda"] {
             #expect(throws: DiskImageError.formatUnknown(path: name)) { try ImageFormat(extensionOf: name) }
         }
@@ -229,7 +246,10 @@ import Testing
         let path = try directory.write("disk.qcow2", [0x00, 0x61, 0x62, 0xff] + [UInt8](repeating: 0, count: 1000))
         let error = try #require(openError(path, readOnly))
         #expect(error == .notQCOW2(path: path, found: [0x00, 0x61, 0x62, 0xff]))
-        #expect("\(error)" == "disk \"\(path)\": not a qcow2 image: starts with \"\\x00ab\\xff\", expected \"QFI\\xfb\"; if it is a raw image, specify format=raw")
+        #expect(
+            "\(error)"
+                == "disk \"\(path)\": not a qcow2 image: starts with \"\\x00ab\\xff\", expected \"QFI\\xfb\"; if it is a raw image, specify format=raw"
+        )
         try directory.write("disk.qcow2", [])
         #expect(openError(path, readOnly) == .notQCOW2(path: path, found: []))
         try directory.write("disk.qcow2", [0x51, 0x46])
@@ -237,7 +257,9 @@ import Testing
     }
 
     @Test func whatIsNoFileIsRefused() throws {
-        #expect(openError(directory.path, DiskImageOptions(format: .raw, readOnly: true)) == .notAFile(path: directory.path))
+        #expect(
+            openError(directory.path, DiskImageOptions(format: .raw, readOnly: true)) == .notAFile(path: directory.path)
+        )
         let missing = directory.file("missing.raw")
         #expect(openError(missing) == .system(path: missing, SystemCallError("open", errno: ENOENT)))
         #expect(openError("/dev/null", DiskImageOptions(format: .raw)) == .notAFile(path: "/dev/null"))
@@ -257,6 +279,9 @@ import Testing
 
     @Test func namesAreShownWithoutTheirControlCharacters() {
         let error = DiskImageError.backingName(path: "a\u{1b}[2J\"\n.qcow2", name: "x:y")
-        #expect("\(error)".hasPrefix("disk \"a\\u{1B}[2J\\\"\\n.qcow2\": its backing file \"x:y\" is neither the path of a local file nor an address"))
+        #expect(
+            "\(error)".hasPrefix(
+                "disk \"a\\u{1B}[2J\\\"\\n.qcow2\": its backing file \"x:y\" is neither the path of a local file nor an address"
+            ))
     }
 }

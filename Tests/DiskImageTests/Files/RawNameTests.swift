@@ -11,10 +11,13 @@ import Testing
     let directory = TemporaryDirectory()
 
     private static let names: [[UInt8]] = [
-        Array("m\u{e9}".utf8), Array("me\u{301}".utf8), [0x6d, 0xe9], [0x6d, 0xe8], [0xff, 0xfe], [0xed, 0xa0, 0x80], [0xf4, 0x8f, 0x9f, 0xa9], [0xc3], [0xe2, 0x82],
+        Array("m\u{e9}".utf8), Array("me\u{301}".utf8), [0x6d, 0xe9], [0x6d, 0xe8], [0xff, 0xfe], [0xed, 0xa0, 0x80],
+        [0xf4, 0x8f, 0x9f, 0xa9], [0xc3], [0xe2, 0x82],
     ]
 
-    private func path(_ name: [UInt8], _ ending: String = ".qcow2") -> String { directory.file(String(raw: name + Array(ending.utf8))) }
+    private func path(_ name: [UInt8], _ ending: String = ".qcow2") -> String {
+        directory.file(String(raw: name + Array(ending.utf8)))
+    }
 
     /// The directory's names, as the kernel has them.
     private func entries() throws -> [[UInt8]] {
@@ -29,11 +32,15 @@ import Testing
     }
 
     @Test func eachIsAFileOfItsOwn() throws {
-        for (index, name) in Self.names.enumerated() { try ImageCreation(path: path(name), format: .qcow2, size: UInt64(index + 1) << 20).create() }
+        for (index, name) in Self.names.enumerated() {
+            try ImageCreation(path: path(name), format: .qcow2, size: UInt64(index + 1) << 20).create()
+        }
         #expect(Set(try entries()) == Set(Self.names.map { $0 + Array(".qcow2".utf8) }))
         for (index, name) in Self.names.enumerated() {
             #expect(try ImageInformation(path: path(name)).size == UInt64(index + 1) << 20)
-            #expect(throws: DiskImageError.exists(path: path(name))) { try ImageCreation(path: path(name), format: .qcow2, size: 512).create() }
+            #expect(throws: DiskImageError.exists(path: path(name))) {
+                try ImageCreation(path: path(name), format: .qcow2, size: 512).create()
+            }
         }
         // One is replaced, the others are what they were.
         var creation = ImageCreation(path: path(Self.names[2]), format: .qcow2, size: 77 << 20)
@@ -63,7 +70,10 @@ import Testing
         _ = consume engine
         #expect(try ImageCommit(path: over).run().rawBytes == directory.file(base).rawBytes)
         #expect(try directory.read(base).prefix(512) == [UInt8](repeating: 6, count: 512)[...])
-        #expect(try ImageInformation.chain(path: over).map(\.path.rawBytes) == [over.rawBytes, directory.file(base).rawBytes])
+        #expect(
+            try ImageInformation.chain(path: over).map(\.path.rawBytes) == [
+                over.rawBytes, directory.file(base).rawBytes,
+            ])
         var rebase = ImageRebase(path: over)
         rebase.isUnsafe = true
         rebase.backing = BackingReference(name: "./" + base, format: .raw)
@@ -75,12 +85,16 @@ import Testing
         creation = ImageCreation(path: data, format: .qcow2, size: 1 << 20)
         creation.options.dataFile = String(raw: name + Array(".data".utf8))
         try creation.create()
-        #expect(try DiskImage(path: data, options: DiskImageOptions(allowsDataFile: true)).files.last?.rawBytes == path(name, ".data").rawBytes)
+        #expect(
+            try DiskImage(path: data, options: DiskImageOptions(allowsDataFile: true)).files.last?.rawBytes
+                == path(name, ".data").rawBytes)
     }
 
     @Test func whatIsPrinted() throws {
         let path = directory.file(String(raw: [0x6d, 0xe9, 0x1b, 0x22]))
-        #expect("\(try #require(openError(path, DiskImageOptions(format: .raw))))".hasPrefix("disk \"\(directory.path)/m\\xe9\\u{1B}\\\"\": "))
+        #expect(
+            "\(try #require(openError(path, DiskImageOptions(format: .raw))))".hasPrefix(
+                "disk \"\(directory.path)/m\\xe9\\u{1B}\\\"\": "))
     }
 
     /// A snapshot's name is what was said.

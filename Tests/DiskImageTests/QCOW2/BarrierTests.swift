@@ -6,8 +6,9 @@ import Linux
 import TestSupport
 import Testing
 
-/// Power that fails during what a random workload seldom does, or never: its synchronisations have a test here that fails without them.
-/// Every prefix of what came to the file is replayed, and for each what is left when the last write has overtaken all others, or some of them.
+/// Power that fails during what a random workload seldom does, or never: its synchronisations have a test here that
+/// fails without them. Every prefix of what came to the file is replayed, and for each what is left when the last write
+/// has overtaken all others, or some of them.
 @Suite(.timed) struct BarrierTests {
     let directory = TemporaryDirectory(inMemory: true)
 
@@ -15,11 +16,15 @@ import Testing
     private static let options = "cluster_size=512,refcount_bits=64", size = 256 << 10
     private static let seed: UInt64 = 17
 
-    /// A close with new refcount blocks, tables and clusters, and with some that go, none of which any flush has made durable.
+    /// A close with new refcount blocks, tables and clusters, and with some that go, none of which any flush has made
+    /// durable.
     @Test(arguments: [false, true]) func aCloseKeepsTheOrderOfACommit(hasDataFile: Bool) throws {
         let path = directory.file("disk.qcow2")
         let data = hasDataFile ? [directory.file("data")] : []
-        qemuImage(["create", "-q", "-f", "qcow2", "-o", Self.options + data.map { ",data_file=\($0)" }.joined(), path, "\(Self.size)"])
+        qemuImage([
+            "create", "-q", "-f", "qcow2", "-o", Self.options + data.map { ",data_file=\($0)" }.joined(), path,
+            "\(Self.size)",
+        ])
         qemuIO(path, ["write -P 3 0 48k"])
         let names = ["disk.qcow2"] + (hasDataFile ? ["data"] : [])
         let start = try names.map { try directory.read($0) }
@@ -38,7 +43,8 @@ import Testing
         try replay(log, start, names) { _ in state }
     }
 
-    /// Features that only those keep true who know them are switched off, durably, before anything else of the image changes.
+    /// Features that only those keep true who know them are switched off, durably, before anything else of the image
+    /// changes.
     @Test func autoclearBitsGoBeforeTheFirstChange() throws {
         let path = directory.file("disk.qcow2"), size = 256 << 10
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "\(size)")
@@ -74,7 +80,8 @@ import Testing
             // As if all before the file's end were in use.
             engine.image.withMetadata { $0.refcounts?.allocateAtEnd() }
             for round in 0..<3 {
-                try states[round].write(&engine, at: (16 + round * 12) << 10, randomBytes(12 << 10, seed: Self.seed + UInt64(round)))
+                try states[round].write(
+                    &engine, at: (16 + round * 12) << 10, randomBytes(12 << 10, seed: Self.seed + UInt64(round)))
                 // The old table goes with the first commit that comes after.
                 try states[round].zero(&engine, at: (2 * round) << 10, 1 << 10)
                 try engine.perform(.flush)
@@ -88,9 +95,11 @@ import Testing
         try replay(log, [start], ["disk.qcow2"]) { states[$0] }
     }
 
-    /// While a commit makes counts durable the mapping stays as it is: what needs new clusters waits, and is not written before it is counted. Nor is a refcount
-    /// block made that the commit, whose synchronisation did not cover it, would enter into the refcount table.
-    /// - Parameter isSynchronised: whether that synchronisation is over when the others come, and nobody has looked yet.
+    /// While a commit makes counts durable the mapping stays as it is: what needs new clusters waits, and is not
+    /// written before it is counted. Nor is a refcount block made that the commit, whose synchronisation did not cover
+    /// it, would enter into the refcount table.
+    /// - Parameter isSynchronised: whether that synchronisation is over when the others come, and nobody has looked
+    ///   yet.
     @Test(arguments: [false, true]) func theMappingIsLockedDuringACommit(isSynchronised: Bool) throws {
         let path = directory.file("disk.qcow2")
         let base = randomBytes(Self.size, seed: Self.seed)
@@ -101,12 +110,15 @@ import Testing
         var state = CrashState(flushed: base)
         do {
             var engine = try open(path, log)
-            // In new refcount blocks, so that the commit has a synchronisation for the table as well, which comes after the data below. That needs one more.
+            // In new refcount blocks, so that the commit has a synchronisation for the table as well, which comes after
+            // the data below. That needs one more.
             try state.write(&engine, at: 0, randomBytes(36 << 10, seed: Self.seed + 1))
             let blocks = log.newRefcountBlocks
             #expect(blocks > 0)
             let bytes = randomBytes(28 << 10, seed: Self.seed + 2)
-            state.history += [(36 << 10..<64 << 10, bytes), (200 << 10..<210 << 10, [UInt8](repeating: 0, count: 10 << 10))]
+            state.history += [
+                (36 << 10..<64 << 10, bytes), (200 << 10..<210 << 10, [UInt8](repeating: 0, count: 10 << 10)),
+            ]
             let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 512)
             defer { unsafe memory.deallocate() }
             unsafe memory.copyBytes(from: bytes)
@@ -118,7 +130,8 @@ import Testing
                 #expect(isLocked)
                 if isSynchronised { try engine.submit() }
                 // Clusters for a part of the disk that has a table, and a table for one that has none.
-                unsafe engine.start(try #require(write), .write, offset: 36 << 10, length: 28 << 10, vectors: vector, count: 1)
+                unsafe engine.start(
+                    try #require(write), .write, offset: 36 << 10, length: 28 << 10, vectors: vector, count: 1)
                 engine.start(try #require(zeroes), .writeZeroes, offset: 200 << 10, length: 10 << 10)
                 #expect(log.newRefcountBlocks == blocks)
                 for _ in 0..<3 {
@@ -133,7 +146,8 @@ import Testing
         try replay(log, [start], ["disk.qcow2"]) { _ in state }
     }
 
-    /// Other programs do not bear a VDI file that ends within a block: whenever its table refers to one, the file has all of it, however little was written.
+    /// Other programs do not bear a VDI file that ends within a block: whenever its table refers to one, the file has
+    /// all of it, however little was written.
     @Test func aBlockOfVDIIsInTheFileInFull() throws {
         let image = SmallImage.vdiOfSmallBlocks
         try image.make(in: directory)
@@ -142,7 +156,8 @@ import Testing
         let blockSize = 4096, table = 512, count = (image.size + blockSize - 1) / blockSize
         let log = CrashLog([path])
         do {
-            var engine = try DiskEngine(DiskImage(path: path, options: image.options), depth: 4, segments: 4, calls: log.calls)
+            var engine = try DiskEngine(
+                DiskImage(path: path, options: image.options), depth: 4, segments: 4, calls: log.calls)
             for block in [10, 3] {
                 try engine.write(UInt64(block * blockSize), [UInt8](repeating: 5, count: 512))
                 try engine.perform(.flush)
@@ -197,8 +212,8 @@ import Testing
         }
     }
 
-    /// A program that keeps counts lazily was killed. Its flushes made data and mapping durable; the counts it had only written, or not even that. As long as
-    /// they are not durable the image says that it was not closed.
+    /// A program that keeps counts lazily was killed. Its flushes made data and mapping durable; the counts it had only
+    /// written, or not even that. As long as they are not durable the image says that it was not closed.
     @Test(arguments: [false, true]) func anImageIsMarkedUntilItIsSound(hasWrittenCounts: Bool) throws {
         let (path, sound) = try makeImage()
         let contents = try self.contents(path)
@@ -236,20 +251,27 @@ import Testing
     }
 
     private func repair(_ path: String, _ log: CrashLog) throws -> CheckReport {
-        try DiskImage.check(ImageFile(path: path, writable: true, cache: .writeback, locking: false), .all, calls: log.calls)
+        try DiskImage.check(
+            ImageFile(path: path, writable: true, cache: .writeback, locking: false), .all, calls: log.calls)
     }
 
     private func open(_ path: String, _ log: CrashLog) throws -> DiskEngine {
-        try DiskEngine(DiskImage(path: path, options: DiskImageOptions(locking: false, allowsDataFile: true)), depth: 8, segments: 8, calls: log.calls)
+        try DiskEngine(
+            DiskImage(path: path, options: DiskImageOptions(locking: false, allowsDataFile: true)), depth: 8,
+            segments: 8, calls: log.calls)
     }
 
     private func contents(_ path: String) throws -> [UInt8] {
-        var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false, allowsDataFile: true)), depth: 4, usesRing: false)
+        var engine = try DiskEngine(
+            DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false, allowsDataFile: true)),
+            depth: 4, usesRing: false)
         return try engine.readAll()
     }
 
     /// The image is sound but for leaks at every moment, and there is a reason for what it shows.
-    private func replay(_ log: CrashLog, _ start: [[UInt8]], _ names: [String], _ state: (_ flushed: Int) -> CrashState) throws {
+    private func replay(
+        _ log: CrashLog, _ start: [[UInt8]], _ names: [String], _ state: (_ flushed: Int) -> CrashState
+    ) throws {
         try log.replay(start, prefixes: .max, seed: Self.seed, overtakes: true) { files, flushed, comment in
             for (name, bytes) in zip(names, files) { try directory.write(name, bytes) }
             let path = directory.file(names[0])
@@ -261,7 +283,8 @@ import Testing
 }
 
 extension CrashLog {
-    /// How many refcount blocks were made: each in the first of the 64 clusters that it counts, where nothing else ever is.
+    /// How many refcount blocks were made: each in the first of the 64 clusters that it counts, where nothing else ever
+    /// is.
     fileprivate var newRefcountBlocks: Int {
         var places: Set<Int> = []
         for case .write(_, let offset, _) in all where offset > 0 && offset % (64 * 512) == 0 { places.insert(offset) }

@@ -5,8 +5,8 @@ import Glibc
 import TestSupport
 import Testing
 
-/// The tests of crashes find what is wrong: the log of a workload is changed into what a program without one of the rules of docs/qcow2.md would have
-/// left, and then there is damage. Of the log as it is there is none.
+/// The tests of crashes find what is wrong: the log of a workload is changed into what a program without one of the
+/// rules of docs/qcow2.md would have left, and then there is damage. Of the log as it is there is none.
 @Suite(.timed) struct CrashCheckTests {
     let directory = TemporaryDirectory(inMemory: true)
 
@@ -25,30 +25,40 @@ import Testing
 
     private static let seed: UInt64 = 9, size = 256 << 10
 
-    @Test(arguments: [("cluster_size=512", false), ("cluster_size=4k,compat=0.10", true), ("cluster_size=16k,extended_l2=on", true)])
+    @Test(arguments: [
+        ("cluster_size=512", false), ("cluster_size=4k,compat=0.10", true), ("cluster_size=16k,extended_l2=on", true),
+    ])
     func everyRuleOfQCOW2IsNeeded(options: String, hasBacking: Bool) throws {
         let path = directory.file("disk.qcow2")
         let contents = hasBacking ? randomBytes(Self.size, seed: Self.seed) : [UInt8](repeating: 0, count: Self.size)
         try directory.write("base.raw", contents)
-        let made = run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options] + (hasBacking ? ["-b", "base.raw", "-F", "raw"] : []) + [path, "\(Self.size)"])
+        let made = run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options]
+                + (hasBacking ? ["-b", "base.raw", "-F", "raw"] : []) + [path, "\(Self.size)"])
         try #require(made.status == 0, "\(made.output)")
         let start = try directory.read("disk.qcow2")
         let log = CrashLog([path])
-        let states = try log.record(path, DiskImageOptions(locking: false, metadataCacheSize: 0), contents, seed: Self.seed, maximum: 16 << 10, rounds: 18)
+        let states = try log.record(
+            path, DiskImageOptions(locking: false, metadataCacheSize: 0), contents, seed: Self.seed, maximum: 16 << 10,
+            rounds: 18)
         func problem(_ log: CrashLog) throws -> String? {
             try first(log, [start], tears: false) { files, flushed, comment in
                 try directory.write("crashed.qcow2", files[0])
                 let report = try DiskImage.check(path: directory.file("crashed.qcow2"), options: unlocked)
                 if let error = report.findings.first(where: { !$0.isLeak }) { return "\(error), \(comment)" }
-                return wrong("crashed.qcow2", DiskImageOptions(readOnly: true, locking: false), states[flushed], comment)
+                return wrong(
+                    "crashed.qcow2", DiskImageOptions(readOnly: true, locking: false), states[flushed], comment)
             }
         }
         #expect(try problem(log) == nil)
-        for rule in Rule.allCases { #expect(try problem(log.without(rule)) != nil, "nobody notices that \(rule) is missing") }
+        for rule in Rule.allCases {
+            #expect(try problem(log.without(rule)) != nil, "nobody notices that \(rule) is missing")
+        }
     }
 
-    /// What lies in the file where new blocks go must not be seen. There is nothing where a data file is the disk as it is, and beyond the end of a
-    /// VMDK file, where its new grains go: there the first rule is for what nobody can see here, the host's own file system.
+    /// What lies in the file where new blocks go must not be seen. There is nothing where a data file is the disk as it
+    /// is, and beyond the end of a VMDK file, where its new grains go: there the first rule is for what nobody can see
+    /// here, the host's own file system.
     @Test(arguments: SmallImage.allCases) func everyRuleOfOtherFormatsIsNeeded(image: SmallImage) throws {
         try image.make(in: directory)
         try image.leaveRemains(in: directory, seed: Self.seed)
@@ -64,7 +74,8 @@ import Testing
             }
         }
         #expect(try problem(log) == nil)
-        for rule in [Rule.barrierBeforeTheMapping, .flushAfterTheMapping, .synchronisation] where rule != .barrierBeforeTheMapping || [.vdi, .vdiOfSmallBlocks, .qcow2WithDataFile].contains(image) {
+        for rule in [Rule.barrierBeforeTheMapping, .flushAfterTheMapping, .synchronisation]
+        where rule != .barrierBeforeTheMapping || [.vdi, .vdiOfSmallBlocks, .qcow2WithDataFile].contains(image) {
             #expect(try problem(log.without(rule)) != nil, "nobody notices that \(rule) is missing")
         }
     }
@@ -73,7 +84,8 @@ import Testing
 
     /// The first problem that `examine` sees after a power failure, or nil.
     private func first(
-        _ log: CrashLog, _ start: [[UInt8]], tears: Bool, _ examine: (_ files: [[UInt8]], _ flushed: Int, _ comment: String) throws -> String?
+        _ log: CrashLog, _ start: [[UInt8]], tears: Bool,
+        _ examine: (_ files: [[UInt8]], _ flushed: Int, _ comment: String) throws -> String?
     ) throws -> String? {
         do {
             try log.replay(start, prefixes: 150, seed: Self.seed, tears: tears) { files, flushed, comment in
@@ -88,7 +100,8 @@ import Testing
     /// What is wrong with a disk's contents.
     private func wrong(_ name: String, _ options: DiskImageOptions, _ state: CrashState, _ comment: String) -> String? {
         do {
-            var engine = try DiskEngine(DiskImage(path: directory.file(name), options: options), depth: 4, usesRing: false)
+            var engine = try DiskEngine(
+                DiskImage(path: directory.file(name), options: options), depth: 4, usesRing: false)
             let sectors = try state.unexplained(engine.readAll(chunk: 8 << 20))
             return sectors.isEmpty && engine.image.damage == nil ? nil : "sectors at \(sectors.prefix(5)), \(comment)"
         } catch {
@@ -112,7 +125,8 @@ extension CrashLog {
         return CrashLog(self, entries + commit)
     }
 
-    /// - Parameter entries: all from one flush to the next, which ends with synchronisations of the mapping, one for each file that has any.
+    /// - Parameter entries: all from one flush to the next, which ends with synchronisations of the mapping, one for
+    ///   each file that has any.
     private static func without(_ rule: CrashCheckTests.Rule, _ entries: [Entry]) -> [Entry] {
         guard var end = entries.lastIndex(where: \.isSynchronisation) else { return entries }
         while end > 0, entries[end - 1].isSynchronisation { end -= 1 }

@@ -8,8 +8,8 @@ import Testing
 @Suite(.timed) struct DataFileTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
-    /// An overlay that keeps what it has of its own in a file beside it is committed, and given another backing file or none. What an emptied one
-    /// leaves in that file is never seen again.
+    /// An overlay that keeps what it has of its own in a file beside it is committed, and given another backing file or
+    /// none. What an emptied one leaves in that file is never seen again.
     @Test func overlaysWithDataFiles() throws {
         var model = randomBytes(1 << 20, seed: 31)
         try directory.write("base.raw", model)
@@ -19,14 +19,17 @@ import Testing
         creation.backing = BackingReference(name: "base.raw", format: .raw)
         try creation.create()
         func change(_ range: Range<Int>, _ value: UInt8) throws {
-            var engine = try DiskEngine(DiskImage(path: creation.path, options: DiskImageOptions(locking: false, dataFile: data)))
+            var engine = try DiskEngine(
+                DiskImage(path: creation.path, options: DiskImageOptions(locking: false, dataFile: data)))
             let bytes = [UInt8](repeating: value, count: range.count)
             try engine.write(UInt64(range.lowerBound), bytes)
             model.replaceSubrange(range, with: bytes)
         }
         func expectDisk(_ comment: String) throws {
             expectSound(creation.path, comment)
-            var engine = try DiskEngine(DiskImage(path: creation.path, options: DiskImageOptions(readOnly: true, locking: false, dataFile: data)))
+            var engine = try DiskEngine(
+                DiskImage(
+                    path: creation.path, options: DiskImageOptions(readOnly: true, locking: false, dataFile: data)))
             #expect(try engine.readAll() == model, "\(comment)")
             qemuImage("convert", "-U", "-f", "qcow2", "-O", "raw", creation.path, directory.file("out.raw"))
             #expect(try directory.read("out.raw") == model, "\(comment)")
@@ -58,7 +61,8 @@ import Testing
         #expect(try ImageInformation(path: creation.path, locking: false).backing == nil)
     }
 
-    /// The data file of an image that another stands on is found by its name, as that image is, and is only read. With the image's own it is not mixed up.
+    /// The data file of an image that another stands on is found by its name, as that image is, and is only read. With
+    /// the image's own it is not mixed up.
     @Test func backingFilesMayHaveDataFiles() throws {
         let base = directory.file("base.qcow2"), over = directory.file("over.qcow2"), data = directory.file("base.data")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "data_file=\(data)", base, "1M")
@@ -97,7 +101,9 @@ import Testing
         // What is written has to be named.
         var commit = ImageCommit(path: over)
         commit.options.locking = false
-        #expect(throws: DiskImageError.backing(of: over, .dataFileNotAllowed(path: base, name: data))) { try commit.run() }
+        #expect(throws: DiskImageError.backing(of: over, .dataFileNotAllowed(path: base, name: data))) {
+            try commit.run()
+        }
         commit.backingDataFile = data
         try commit.run()
         #expect(try directory.read("base.data").elementsEqual(contents))
@@ -119,7 +125,9 @@ import Testing
     @Test func noDataFileIsUsedTwice() throws {
         let base = directory.file("base.qcow2"), over = directory.file("over.qcow2"), data = directory.file("one.data")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "data_file=\(data)", base, "1M")
-        qemuImage("create", "-q", "-u", "-f", "qcow2", "-o", "data_file=\(data)", "-b", "base.qcow2", "-F", "qcow2", over, "1M")
+        qemuImage(
+            "create", "-q", "-u", "-f", "qcow2", "-o", "data_file=\(data)", "-b", "base.qcow2", "-F", "qcow2", over,
+            "1M")
         let options = DiskImageOptions(readOnly: true, locking: false, dataFile: data)
         #expect(openError(over, options) == .backing(of: over, .dataFile(of: base, .backingLoop(path: data))))
         qemuImage("rebase", "-u", "-b", data, "-F", "raw", over)

@@ -28,7 +28,10 @@ import Testing
 
     /// Writes into every other cluster, so that each takes a new one.
     private func fill(_ engine: inout DiskEngine, clusters: Int) throws {
-        for cluster in 0..<clusters { try engine.write(UInt64(2 * cluster * Self.cluster + 4096), [UInt8](repeating: UInt8(cluster & 0xff) | 1, count: 4096)) }
+        for cluster in 0..<clusters {
+            try engine.write(
+                UInt64(2 * cluster * Self.cluster + 4096), [UInt8](repeating: UInt8(cluster & 0xff) | 1, count: 4096))
+        }
     }
 
     private func check(_ path: String, clusters: Int) throws {
@@ -61,7 +64,8 @@ import Testing
         try check(path, clusters: 200)
     }
 
-    /// A file system without fallocate, one without room for as much, and one where not even a longer file is to be had.
+    /// A file system without fallocate, one without room for as much, and one where not even a longer file is to be
+    /// had.
     @Test(arguments: zip([EOPNOTSUPP, ENOSPC, ENOSPC, EOPNOTSUPP], [Int32(0), 0, EFBIG, EPERM]))
     func itIsAWish(_ reserving: Int32, _ truncating: Int32) throws {
         let path = makeImage()
@@ -69,7 +73,9 @@ import Testing
         let host = FileCalls.host
         let calls = unsafe FileCalls(
             read: host.read, write: host.write, synchronize: host.synchronize,
-            allocate: { file, mode, offset, length in mode == 0 ? -Int(reserving) : host.allocate(file, mode, offset, length) },
+            allocate: { file, mode, offset, length in
+                mode == 0 ? -Int(reserving) : host.allocate(file, mode, offset, length)
+            },
             truncate: { file, size in
                 truncates.wrappingAdd(1, ordering: .relaxed)
                 return truncating == 0 ? host.truncate(file, size) : -Int(truncating)

@@ -19,9 +19,11 @@ import Testing
         return try directory.read("made.qcow2")
     }
 
-    /// Opens the bytes as an image and reads all of it in requests of `chunk` bytes. Returns how it failed to open, and how many
-    /// requests failed with an I/O error; whatever else goes wrong is recorded.
-    private func use(_ bytes: [UInt8], chunk: Int = 16384, sourceLocation: SourceLocation = #_sourceLocation) throws -> (opening: DiskImageError?, failures: Int) {
+    /// Opens the bytes as an image and reads all of it in requests of `chunk` bytes. Returns how it failed to open, and
+    /// how many requests failed with an I/O error; whatever else goes wrong is recorded.
+    private func use(
+        _ bytes: [UInt8], chunk: Int = 16384, sourceLocation: SourceLocation = #_sourceLocation
+    ) throws -> (opening: DiskImageError?, failures: Int) {
         let path = try directory.write("hostile.qcow2", bytes)
         let image: DiskImage
         do throws(DiskImageError) {
@@ -42,11 +44,14 @@ import Testing
                     var memory = [UInt8](repeating: 0, count: Int(min(UInt64(chunk), window.upperBound - offset)))
                     var failure: DiskImageError?
                     unsafe memory.withUnsafeMutableBytes { memory in
-                        do throws(DiskImageError) { try unsafe engine.perform(.read, at: offset, memory: memory) } catch { failure = error }
+                        do throws(DiskImageError) { try unsafe engine.perform(.read, at: offset, memory: memory) } catch
+                        { failure = error }
                     }
                     if let failure { throw failure }
                 } catch {
-                    #expect(error == .request(path: path, SystemCallError("read", errno: EIO)), sourceLocation: sourceLocation)
+                    #expect(
+                        error == .request(path: path, SystemCallError("read", errno: EIO)),
+                        sourceLocation: sourceLocation)
                     failures += 1
                 }
             }
@@ -56,7 +61,9 @@ import Testing
     }
 
     private func put(_ value: UInt64, _ size: Int, at offset: Int, in bytes: inout [UInt8]) {
-        for index in 0..<size { bytes[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * (size - 1 - index))) }
+        for index in 0..<size {
+            bytes[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * (size - 1 - index)))
+        }
     }
 
     @Test func theUnchangedImageIsFine() throws {
@@ -98,12 +105,16 @@ import Testing
         Field(name: "refcount_table_clusters", offset: 56, size: 4, value: 2000, says: "truncated"),
         Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 2, says: "data-file=PATH"),
         Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 3, says: "the type is zlib"),
-        Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 4, says: "subclusters in clusters of 4096"),
-        Field(name: "incompatible_features", offset: 72, size: 8, value: 1 << 63, says: "unnamed incompatible feature 63"),
+        Field(
+            name: "incompatible_features", offset: 72, size: 8, value: 1 << 4, says: "subclusters in clusters of 4096"),
+        Field(
+            name: "incompatible_features", offset: 72, size: 8, value: 1 << 63, says: "unnamed incompatible feature 63"),
         Field(name: "refcount_order", offset: 96, size: 4, value: 7, says: "2^7 bits"),
         Field(name: "header_length", offset: 100, size: 4, value: 103, says: "header of 103"),
         Field(name: "header_length", offset: 100, size: 4, value: 4097, says: "header of 4097"),
-        Field(name: "the first extension", offset: 112, size: 8, value: 0x1234_5678_ffff_ffff, says: "header extension of 4294967295"),
+        Field(
+            name: "the first extension", offset: 112, size: 8, value: 0x1234_5678_ffff_ffff,
+            says: "header extension of 4294967295"),
     ]) func aWrongHeaderFieldIsRefusedByName(field: Field) throws {
         var bytes = try image()
         // A field of 12 bytes: an offset of 8 and a length of 4.
@@ -123,7 +134,8 @@ import Testing
         // Behind the header of 112 bytes: a table of one feature name, of bit 62.
         let name = "time\u{1b}travel"
         put(0x6803_f857_0000_0030, 8, at: 112, in: &bytes)
-        bytes.replaceSubrange(120..<168, with: [0, 62] + Array(name.utf8) + [UInt8](repeating: 0, count: 46 - name.utf8.count))
+        bytes.replaceSubrange(
+            120..<168, with: [0, 62] + Array(name.utf8) + [UInt8](repeating: 0, count: 46 - name.utf8.count))
         put(0, 8, at: 168, in: &bytes)
         let opening = try #require(try use(bytes).opening)
         #expect("\(opening)".contains("the feature \"time?travel\" (incompatible bit 62)"), "\(opening)")
@@ -140,28 +152,48 @@ import Testing
         let good = try image()
         let l1 = Int(good.bigEndian64(at: 40))
         let l2 = Int(good.bigEndian64(at: l1) & 0x00ff_ffff_ffff_fe00)
-        func expect(_ says: String, all: Bool, _ change: (inout [UInt8]) -> Void, sourceLocation: SourceLocation = #_sourceLocation) throws {
+        func expect(
+            _ says: String, all: Bool, _ change: (inout [UInt8]) -> Void,
+            sourceLocation: SourceLocation = #_sourceLocation
+        ) throws {
             var bytes = good
             change(&bytes)
             let path = try directory.write("damaged.qcow2", bytes)
             var engine = try DiskEngine(DiskImage(path: path, options: readOnly))
-            #expect(throws: DiskImageError.request(path: path, SystemCallError("read", errno: EIO)), sourceLocation: sourceLocation) {
+            #expect(
+                throws: DiskImageError.request(path: path, SystemCallError("read", errno: EIO)),
+                sourceLocation: sourceLocation
+            ) {
                 try engine.read(0, 512)
             }
-            if !all { #expect(try engine.read(24 << 10, 4096) == [UInt8](repeating: 3, count: 4096), sourceLocation: sourceLocation) }
+            if !all {
+                #expect(
+                    try engine.read(24 << 10, 4096) == [UInt8](repeating: 3, count: 4096),
+                    sourceLocation: sourceLocation)
+            }
             let found = engine.image.damage
             let damage = try #require(found, sourceLocation: sourceLocation)
             #expect("\(damage)".contains(says), "\(damage)", sourceLocation: sourceLocation)
         }
-        try expect("an L2 table at byte 4608, which is not cluster-aligned", all: true) { put(4608, 8, at: l1, in: &$0) }
+        try expect("an L2 table at byte 4608, which is not cluster-aligned", all: true) {
+            put(4608, 8, at: l1, in: &$0)
+        }
         try expect("an L2 table at byte 1099511627776, beyond", all: true) { put(1 << 40, 8, at: l1, in: &$0) }
-        try expect("an L2 table at byte 72057594037923840, beyond", all: true) { put(0x00ff_ffff_ffff_f000, 8, at: l1, in: &$0) }
-        try expect("a data cluster at byte 512, which is not cluster-aligned", all: false) { put(512, 8, at: l2, in: &$0) }
+        try expect("an L2 table at byte 72057594037923840, beyond", all: true) {
+            put(0x00ff_ffff_ffff_f000, 8, at: l1, in: &$0)
+        }
+        try expect("a data cluster at byte 512, which is not cluster-aligned", all: false) {
+            put(512, 8, at: l2, in: &$0)
+        }
         try expect("a data cluster at byte 1099511627776, beyond", all: false) { put(1 << 40, 8, at: l2, in: &$0) }
         // A compressed cluster whose data is the header, one beyond the end, and one at the highest of places.
         try expect("a compressed cluster at byte 0 that", all: false) { put(1 << 62, 8, at: l2, in: &$0) }
-        try expect("a data cluster at byte 1099511627776, beyond", all: false) { put(1 << 62 | 1 << 40, 8, at: l2, in: &$0) }
-        try expect("a data cluster at byte 288230376151711743, beyond", all: false) { put(.max >> 1, 8, at: l2, in: &$0) }
+        try expect("a data cluster at byte 1099511627776, beyond", all: false) {
+            put(1 << 62 | 1 << 40, 8, at: l2, in: &$0)
+        }
+        try expect("a data cluster at byte 288230376151711743, beyond", all: false) {
+            put(.max >> 1, 8, at: l2, in: &$0)
+        }
     }
 
     @Test func zeroFlagsInVersion2AreDamage() throws {
@@ -177,14 +209,17 @@ import Testing
         let contents = [UInt8](repeating: 0x55, count: 2 << 20)
         let raw = try directory.write("in.raw", contents)
         // Made with clusters of 2 MiB, then read as if they were of 1 MiB: the stream has twice what is wanted.
-        qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2M", raw, directory.file("bomb.qcow2"))
+        qemuImage(
+            "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2M", raw, directory.file("bomb.qcow2"))
         let big = try directory.read("bomb.qcow2")
         let entry = big.bigEndian64(at: Int(big.bigEndian64(at: Int(big.bigEndian64(at: 40))) & 0x00ff_ffff_ffff_fe00))
         let place = Int(entry & ((1 << 49) - 1))
         func wrap(clusterSize: Int, options: String) throws -> [UInt8] {
             let small = [UInt8](repeating: 0x55, count: clusterSize)
             try directory.write("small.raw", small)
-            qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, directory.file("small.raw"), directory.file("small.qcow2"))
+            qemuImage(
+                "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, directory.file("small.raw"),
+                directory.file("small.qcow2"))
             var bytes = try directory.read("small.qcow2")
             let l2 = Int(bytes.bigEndian64(at: Int(bytes.bigEndian64(at: 40))) & 0x00ff_ffff_ffff_fe00)
             let end = (bytes.count + 511) & ~511
@@ -207,7 +242,10 @@ import Testing
     }
 
     /// Random changes of random bytes of the header, the tables and everything.
-    @Test(arguments: ["cluster_size=512", "cluster_size=4096,compat=0.10", "cluster_size=16k,extended_l2=on", "cluster_size=64k,compression_type=zstd"])
+    @Test(arguments: [
+        "cluster_size=512", "cluster_size=4096,compat=0.10", "cluster_size=16k,extended_l2=on",
+        "cluster_size=64k,compression_type=zstd",
+    ])
     func randomChangesFailOrRead(options: String) throws {
         let seed = options.utf8.reduce(0xfade as UInt64) { $0 &* 31 &+ UInt64($1) }
         var generator = SeededGenerator(seed: seed)
@@ -218,13 +256,15 @@ import Testing
         for round in 0..<150 {
             var bytes = good
             for _ in 0..<Int.random(in: 1...8, using: &generator) {
-                let range = [0..<128, l1..<l1 + 16, l2..<min(bytes.count, l2 + 1024), 0..<bytes.count].randomElement(using: &generator)!
+                let range = [0..<128, l1..<l1 + 16, l2..<min(bytes.count, l2 + 1024), 0..<bytes.count].randomElement(
+                    using: &generator)!
                 let place = Int.random(in: range, using: &generator)
                 switch Int.random(in: 0..<3, using: &generator) {
                 case 0: bytes[place] = UInt8.random(in: .min ... .max, using: &generator)
                 case 1: bytes[place] ^= 1 << UInt8.random(in: 0..<8, using: &generator)
                 default:
-                    let value = [0, .max, 1 << 62, 1, UInt64(bytes.count), 1 << UInt64(cluster & 63), generator.next()].randomElement(using: &generator)!
+                    let value = [0, .max, 1 << 62, 1, UInt64(bytes.count), 1 << UInt64(cluster & 63), generator.next()]
+                        .randomElement(using: &generator)!
                     put(value, 8, at: min(place & ~7, bytes.count - 8), in: &bytes)
                 }
             }
@@ -243,8 +283,11 @@ import Testing
 
     // MARK: - Opened for writing
 
-    /// Whoever writes an image and finds it damaged says so in it, durably, and writes nothing more; a repair lets it be written again.
-    @Test(arguments: ["cluster_size=4096", "cluster_size=4096,compat=0.10"]) func damageIsMarkedByWhoeverWrites(options: String) throws {
+    /// Whoever writes an image and finds it damaged says so in it, durably, and writes nothing more; a repair lets it
+    /// be written again.
+    @Test(arguments: ["cluster_size=4096", "cluster_size=4096,compat=0.10"]) func damageIsMarkedByWhoeverWrites(
+        options: String
+    ) throws {
         let isOld = options.contains("0.10")
         let path = directory.file("damaged.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "4M")
@@ -254,9 +297,11 @@ import Testing
         let l2 = Int(good.bigEndian64(at: l1) & 0x00ff_ffff_ffff_fe00)
         let l2Next = Int(good.bigEndian64(at: l1 + 8) & 0x00ff_ffff_ffff_fe00)
         let table = Int(good.bigEndian64(at: Int(good.bigEndian64(at: 48))))
-        // Where the guest's data cannot be: beyond the end, between clusters, in the L1 table; and an L2 table that is counted as free.
+        // Where the guest's data cannot be: beyond the end, between clusters, in the L1 table; and an L2 table that is
+        // counted as free.
         let damages: [(String, (inout [UInt8]) -> Void)] = [
-            ("beyond the end", { $0.store(1 << 63 | 1 << 40 as UInt64, at: l2) }), ("not cluster-aligned", { $0.store(1 << 63 | 512 as UInt64, at: l2) }),
+            ("beyond the end", { $0.store(1 << 63 | 1 << 40 as UInt64, at: l2) }),
+            ("not cluster-aligned", { $0.store(1 << 63 | 512 as UInt64, at: l2) }),
             ("which overlaps a table", { $0.store(1 << 63 | UInt64(l1), at: l2) }),
             ("has a refcount of 0", { $0[table + l2Next / 4096 * 2 + 1] = 0 }),
         ]
@@ -293,8 +338,8 @@ import Testing
         }
     }
 
-    /// Random changes, then everything that writes: nothing may do more than fail. Another file beside it stays as it is, and what was
-    /// reported as written can be read until something fails.
+    /// Random changes, then everything that writes: nothing may do more than fail. Another file beside it stays as it
+    /// is, and what was reported as written can be read until something fails.
     @Test(arguments: ["cluster_size=512,refcount_bits=8", "cluster_size=4096,compat=0.10", "cluster_size=64k"])
     func randomChangesFailWhoWrites(options: String) throws {
         let seed = options.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 0xbeef)) { $0 &* 31 &+ UInt64($1) }
@@ -305,17 +350,26 @@ import Testing
         if !options.contains("=8") { qemuImage("snapshot", "-c", "one", path) }
         qemuIO(path, ["write -P 4 30k 300k"])
         let good = try directory.read("hostile.qcow2")
-        let places = [0, 24, 40, Int(good.bigEndian64(at: 40)), Int(good.bigEndian64(at: 48)), Int(good.bigEndian64(at: Int(good.bigEndian64(at: 48)))),
-                      Int(good.bigEndian64(at: 64)), Int(good.bigEndian64(at: Int(good.bigEndian64(at: 40))) & 0x00ff_ffff_ffff_fe00)]
+        let places = [
+            0, 24, 40, Int(good.bigEndian64(at: 40)), Int(good.bigEndian64(at: 48)),
+            Int(good.bigEndian64(at: Int(good.bigEndian64(at: 48)))),
+            Int(good.bigEndian64(at: 64)),
+            Int(good.bigEndian64(at: Int(good.bigEndian64(at: 40))) & 0x00ff_ffff_ffff_fe00),
+        ]
         var opened = 0
         for round in 0..<(environment("SWKVM_ROUNDS") ?? 60) {
             var bytes = good
             for _ in 0..<Int.random(in: 1...4, using: &generator) {
-                let place = min(places.randomElement(using: &generator)! + Int.random(in: 0..<64, using: &generator), bytes.count - 8)
+                let place = min(
+                    places.randomElement(using: &generator)! + Int.random(in: 0..<64, using: &generator),
+                    bytes.count - 8)
                 switch Int.random(in: 0..<3, using: &generator) {
                 case 0: bytes[place] = .random(in: .min ... .max, using: &generator)
                 case 1: bytes[place] ^= 1 << UInt8.random(in: 0..<8, using: &generator)
-                default: bytes.store([0, .max, 1 << 62, 1 << 63 | 512, UInt64(bytes.count), generator.next()].randomElement(using: &generator)!, at: place & ~7)
+                default:
+                    bytes.store(
+                        [0, .max, 1 << 62, 1 << 63 | 512, UInt64(bytes.count), generator.next()].randomElement(
+                            using: &generator)!, at: place & ~7)
                 }
             }
             try directory.write("hostile.qcow2", bytes)
@@ -346,7 +400,8 @@ import Testing
                 }
             }
             _ = try? DiskImage.check(path: path, options: unlocked, repair: round % 2 == 0 ? .all : .leaks)
-            #expect(try FileDescriptor.open(path, O_RDONLY).status().st_blocks < 64 << 10, "round \(round), seed \(seed)")
+            #expect(
+                try FileDescriptor.open(path, O_RDONLY).status().st_blocks < 64 << 10, "round \(round), seed \(seed)")
         }
         #expect(opened > 10)
     }

@@ -67,12 +67,13 @@ import Testing
     }
 
     private func contents(_ path: String) throws -> [UInt8] {
-        var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false)), depth: 4, usesRing: false)
+        var engine = try DiskEngine(
+            DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false)), depth: 4, usesRing: false)
         return try engine.readAll()
     }
 
-    /// Nobody can tell afterwards which table the image has: nothing is written any more, whoever asks; whenever the process is killed, or the power fails, the image has no
-    /// errors; and opened anew it goes on.
+    /// Nobody can tell afterwards which table the image has: nothing is written any more, whoever asks; whenever the
+    /// process is killed, or the power fails, the image has no errors; and opened anew it goes on.
     @Test(arguments: Step.allCases) func nothingIsWrittenAfterAFailure(step: Step) throws {
         let (path, start) = try makeImage()
         let log = CrashLog([path])
@@ -90,7 +91,9 @@ import Testing
             // In place, elsewhere, and what would give clusters back.
             expectFailure(path, .write) { try engine.write(0, last) }
             expectFailure(path, .write) { try engine.write(64 << 10, last) }
-            expectFailure(path, .writeZeroesUnmapping) { try engine.perform(.writeZeroesUnmapping, at: 0, length: 4096) }
+            expectFailure(path, .writeZeroesUnmapping) {
+                try engine.perform(.writeZeroesUnmapping, at: 0, length: 4096)
+            }
             for _ in 0..<2 { expectFailure(path, .flush) { try engine.perform(.flush) } }
             let now = try engine.readAll()
             let isKept = isSame(Array(now[..<(16 << 10)]), Array(state.flushed[..<(16 << 10)]))
@@ -99,7 +102,8 @@ import Testing
             try expectUse(directory.write("killed.qcow2", directory.read("disk.qcow2")), state)
         }
         try expectUse(path, state)
-        try log.replay([start], prefixes: .max, seed: Self.seed, tears: false, overtakes: true) { files, flushed, comment in
+        try log.replay([start], prefixes: .max, seed: Self.seed, tears: false, overtakes: true) {
+            files, flushed, comment in
             let path = try directory.write("crashed.qcow2", files[0])
             try expectNoErrors(path, comment)
             guard flushed == 1 else { return }
@@ -111,7 +115,8 @@ import Testing
     /// The same where nobody asks for anything more.
     @Test(arguments: Step.allCases) func aCloseWritesNothingAfterAFailure(step: Step) throws {
         let (path, _) = try makeImage()
-        let state = CrashState(flushed: try contents(path), history: [(16 << 10..<28 << 10, randomBytes(12 << 10, seed: Self.seed))])
+        let state = CrashState(
+            flushed: try contents(path), history: [(16 << 10..<28 << 10, randomBytes(12 << 10, seed: Self.seed))])
         do {
             var engine = try open(path, calls(CrashLog([path]), failing: step))
             engine.allocateAtEnd()
@@ -120,12 +125,20 @@ import Testing
         try expectUse(path, state)
     }
 
-    private func expectFailure(_ path: String, _ operation: DiskOperation, _ body: () throws -> Void, sourceLocation: SourceLocation = #_sourceLocation) {
-        #expect(throws: DiskImageError.request(path: path, SystemCallError("\(operation)", errno: EIO)), sourceLocation: sourceLocation) { try body() }
+    private func expectFailure(
+        _ path: String, _ operation: DiskOperation, _ body: () throws -> Void,
+        sourceLocation: SourceLocation = #_sourceLocation
+    ) {
+        #expect(
+            throws: DiskImageError.request(path: path, SystemCallError("\(operation)", errno: EIO)),
+            sourceLocation: sourceLocation
+        ) { try body() }
     }
 
     /// The image has no errors, shows what it may show, and is written as ever.
-    private func expectUse(_ path: String, _ state: CrashState, sourceLocation: SourceLocation = #_sourceLocation) throws {
+    private func expectUse(
+        _ path: String, _ state: CrashState, sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
         expectSound(path, leaksAllowed: true, sourceLocation: sourceLocation)
         var expected = try contents(path)
         let wrong = state.unexplained(expected)
@@ -143,7 +156,8 @@ import Testing
         #expect(isRight, sourceLocation: sourceLocation)
     }
 
-    /// The host tells of what it has lost once. A flush whose own synchronisation comes later, and tells nothing, fails as well.
+    /// The host tells of what it has lost once. A flush whose own synchronisation comes later, and tells nothing, fails
+    /// as well.
     @Test(arguments: [Step.synchronisation, .headerSynchronisation]) func aFlushUnderWayHearsOfIt(step: Step) throws {
         let (path, _) = try makeImage()
         var engine = try open(path, calls(CrashLog([path]), failing: step))
@@ -155,7 +169,8 @@ import Testing
         // It waits for the lock of the mapping, which is given back before the commit's last synchronisation.
         let isLocked = engine.image.isLocked
         #expect(isLocked)
-        unsafe engine.start(try #require(write), .write, offset: 16 << 10, length: 12 << 10, vectors: memory.vector, count: 1)
+        unsafe engine.start(
+            try #require(write), .write, offset: 16 << 10, length: 12 << 10, vectors: memory.vector, count: 1)
         for _ in 0..<2 {
             let ended = try engine.waitForCompletion()
             let completion = try #require(ended)

@@ -15,10 +15,14 @@ import Testing
     /// Of each combination, unless all are wanted: more than 2,000 in all.
     static let prefixes = 150
 
-    /// Every prefix of what came to the file, and for each what is left when some writes since the last synchronisation are lost.
+    /// Every prefix of what came to the file, and for each what is left when some writes since the last synchronisation
+    /// are lost.
     @Test(
-        arguments: Share.of(["cluster_size=512,refcount_bits=16", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=1", "cluster_size=16k,extended_l2=on",
-         "encrypted 512", "encrypted 4096", "encrypted 16384"]), [false, true])
+        arguments: Share.of([
+            "cluster_size=512,refcount_bits=16", "cluster_size=4k,compat=0.10", "cluster_size=4k,refcount_bits=1",
+            "cluster_size=16k,extended_l2=on",
+            "encrypted 512", "encrypted 4096", "encrypted 16384",
+        ]), [false, true])
     func whatWasFlushedSurvivesAndNothingIsDamaged(options: String, hasBacking: Bool) throws {
         let seed = UInt64(environment("SWKVM_SEED") ?? 5) &+ options.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) }
         let size = 256 << 10
@@ -36,22 +40,28 @@ import Testing
                 contents = randomBytes(size, seed: seed)
                 try directory.write("base.raw", contents)
             }
-            _ = try encrypted.create("disk.qcow2", size: size, layout, backing: hasBacking ? BackingReference(name: "base.raw", format: .raw) : nil)
+            _ = try encrypted.create(
+                "disk.qcow2", size: size, layout,
+                backing: hasBacking ? BackingReference(name: "base.raw", format: .raw) : nil)
         } else {
             contents = try makeImage(options, size, hasBacking: hasBacking, seed: seed)
         }
         let start = try directory.read("disk.qcow2")
         let log = CrashLog([path])
-        let states = try log.record(path, imageOptions, contents, seed: seed, maximum: 16 << 10, rounds: environment("SWKVM_CRASH_ROUNDS") ?? 30, entries: Self.prefixes)
+        let states = try log.record(
+            path, imageOptions, contents, seed: seed, maximum: 16 << 10,
+            rounds: environment("SWKVM_CRASH_ROUNDS") ?? 30, entries: Self.prefixes)
         let taken = try log.replay([start], prefixes: Self.prefixes, seed: seed) { files, flushed, comment in
             try examine(files[0], states[flushed], imageOptions.keys, comment)
         }
         #expect(taken >= Self.prefixes || environment("SWKVM_CRASH_STEP") != nil)
     }
 
-    /// The same with two engines, each in a thread with sectors of its own between those of the other. The flush that counts is now the one's and now the
-    /// other's, and covers what has ended at both.
-    @Test(arguments: ["cluster_size=4k", "cluster_size=512,refcount_bits=16", "cluster_size=16k,extended_l2=on"], [false, true])
+    /// The same with two engines, each in a thread with sectors of its own between those of the other. The flush that
+    /// counts is now the one's and now the other's, and covers what has ended at both.
+    @Test(
+        arguments: ["cluster_size=4k", "cluster_size=512,refcount_bits=16", "cluster_size=16k,extended_l2=on"],
+        [false, true])
     func whatWasFlushedByEitherOfTwoSurvives(options: String, usesBacking: Bool) throws {
         let seed = UInt64(environment("SWKVM_SEED") ?? 6) &+ options.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) }
         let size = 256 << 10
@@ -61,7 +71,9 @@ import Testing
         let log = CrashLog([path])
         var states = [CrashState(flushed: contents)]
         do {
-            let shared = try SharedImage(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: 0)), calls: log.calls)
+            let shared = try SharedImage(
+                DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: 0)), calls: log.calls
+            )
             let crew = EngineCrew(shared, count: 2, contents, seed: seed, usesRing: false)
             for phase in 0..<10 {
                 let history = try crew.run(rounds: 3)
@@ -71,7 +83,9 @@ import Testing
                 states.append(CrashState(flushed: crew.model))
             }
         }
-        try log.replay([start], prefixes: 60, seed: seed) { files, flushed, comment in try examine(files[0], states[flushed], [], comment) }
+        try log.replay([start], prefixes: 60, seed: seed) { files, flushed, comment in
+            try examine(files[0], states[flushed], [], comment)
+        }
     }
 
     /// Has qemu-img make the image, and returns what its disk shows.
@@ -82,7 +96,8 @@ import Testing
             contents = randomBytes(size, seed: seed)
             backing = ["-b", try directory.write("base.raw", contents), "-F", "raw"]
         }
-        let (status, output) = run(["qemu-img", "create"] + words + backing + [directory.file("disk.qcow2"), "\(size)"])
+        let (status, output) = run(
+            ["qemu-img", "create"] + words + backing + [directory.file("disk.qcow2"), "\(size)"])
         try #require(status == 0, "\(output)")
         return contents
     }
@@ -108,8 +123,12 @@ import Testing
         var history: [(range: Range<Int>, bytes: [UInt8])] = []
     }
 
-    /// Power that fails while snapshots are made, applied and deleted and the disk gets longer and shorter: each of these has happened or it has not.
-    @Test(arguments: ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=16k,extended_l2=on", "cluster_size=4k,refcount_bits=64"])
+    /// Power that fails while snapshots are made, applied and deleted and the disk gets longer and shorter: each of
+    /// these has happened or it has not.
+    @Test(arguments: [
+        "cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=16k,extended_l2=on",
+        "cluster_size=4k,refcount_bits=64",
+    ])
     func whatChangesTheImageHappensInFullOrNotAtAll(options: String) throws {
         let seed = UInt64(environment("SWKVM_SEED") ?? 11) &+ options.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) }
         let size = 200 << 10, isOld = options.contains("0.10")
@@ -123,7 +142,9 @@ import Testing
         var life = Lifetime(Array(base.prefix(size)), seed: seed, maximum: 16 << 10, canKeep: true, canResize: !isOld)
         var states = [Whole(disk: life.workload.model, snapshots: [])]
         do {
-            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: 0)), depth: 8, segments: 8, calls: log.calls)
+            var engine = try DiskEngine(
+                DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: 0)), depth: 8,
+                segments: 8, calls: log.calls)
             for round in 0..<(environment("SWKVM_CRASH_ROUNDS") ?? 24) {
                 try life.workload.round(&engine)
                 try engine.perform(.flush)
@@ -136,17 +157,22 @@ import Testing
                 states.append(Whole(disk: life.workload.model, snapshots: life.snapshots))
             }
         }
-        try log.replay([start], prefixes: 200, seed: seed) { files, flushed, comment in try examine(files[0], states, flushed, comment) }
+        try log.replay([start], prefixes: 200, seed: seed) { files, flushed, comment in
+            try examine(files[0], states, flushed, comment)
+        }
     }
 
-    /// The image is sound, and is as state `number` has it, with or without what was done since, or already as the next.
+    /// The image is sound, and is as state `number` has it, with or without what was done since, or already as the
+    /// next.
     private func examine(_ file: [UInt8], _ states: [Whole], _ number: Int, _ comment: String) throws {
         let path = try directory.write("crashed.qcow2", file)
         try expectNoErrors(path, comment)
         var found: [(id: String?, contents: [UInt8])] = []
         var ids: [String?] = [nil]
         while let id = ids.popLast() {
-            var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false, snapshot: id)), depth: 4, usesRing: false)
+            var engine = try DiskEngine(
+                DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false, snapshot: id)),
+                depth: 4, usesRing: false)
             found.append((id, try engine.readAll()))
             if id == nil { ids += try engine.snapshots().map { $0.id } }
         }
@@ -162,8 +188,11 @@ import Testing
         #expect(fits, "\(found.count - 1) snapshots, \(found[0].contents.count) bytes; \(comment)")
     }
 
-    /// Power that fails during a repair: what could be read can be read at every moment, and a repair can be made again.
-    @Test(arguments: ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=16k,extended_l2=on"], [CheckReport.Repair.leaks, .all])
+    /// Power that fails during a repair: what could be read can be read at every moment, and a repair can be made
+    /// again.
+    @Test(
+        arguments: ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=16k,extended_l2=on"],
+        [CheckReport.Repair.leaks, .all])
     func aRepairCanBeInterrupted(options: String, repair: CheckReport.Repair) throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "1M")
@@ -178,9 +207,14 @@ import Testing
         }
         let block = Int(file.bigEndian64(at: Int(file.bigEndian64(at: 48))))
         let clusters = file.count >> Int(file.bigEndian32(at: 20))
-        // Shared clusters counted too often, with which no flag goes; and, for the other repair, clusters not counted at all.
-        for cluster in 3..<min(clusters, 200) where file[block + cluster * 2 + 1] == 2 { file[block + cluster * 2 + 1] = 5 }
-        if repair == .all { for cluster in stride(from: 4, to: min(clusters, 200), by: 7) { file[block + cluster * 2 + 1] = 0 } }
+        // Shared clusters counted too often, with which no flag goes; and, for the other repair, clusters not counted
+        // at all.
+        for cluster in 3..<min(clusters, 200) where file[block + cluster * 2 + 1] == 2 {
+            file[block + cluster * 2 + 1] = 5
+        }
+        if repair == .all {
+            for cluster in stride(from: 4, to: min(clusters, 200), by: 7) { file[block + cluster * 2 + 1] = 0 }
+        }
         try directory.write("disk.qcow2", file)
         let log = CrashLog([path])
         let before = try DiskImage.check(path: path, options: unlocked)
@@ -202,9 +236,9 @@ import Testing
 
     // MARK: - Hosts that fail
 
-    /// One call fails while snapshots are made, applied and deleted and the disk gets longer and shorter: what failed has not happened, or, where
-    /// nobody can know, is refused to be built upon until the image is opened again. The image is sound. A call that does a part of what it should, or is
-    /// interrupted, is nothing that anybody hears of.
+    /// One call fails while snapshots are made, applied and deleted and the disk gets longer and shorter: what failed
+    /// has not happened, or, where nobody can know, is refused to be built upon until the image is opened again. The
+    /// image is sound. A call that does a part of what it should, or is interrupted, is nothing that anybody hears of.
     @Test(arguments: Share.of(HostFault.allCases)) func everyCallOfAChangeMayFail(fault: HostFault) throws {
         let path = directory.file("disk.qcow2")
         let contents = randomBytes(256 << 10, seed: 12)
@@ -221,18 +255,25 @@ import Testing
             // The states that the disk may be in: when something fails, the old one or the new.
             var possible = [contents], isWrite = false
             do {
-                var engine = try DiskEngine(DiskImage(path: path, options: unlocked), depth: 4, segments: 4, calls: FaultTests.calls { call in
-                    _ = counter.next()
-                    return call == failing ? fault.fault : .none
-                })
+                var engine = try DiskEngine(
+                    DiskImage(path: path, options: unlocked), depth: 4, segments: 4,
+                    calls: FaultTests.calls { call in
+                        _ = counter.next()
+                        return call == failing ? fault.fault : .none
+                    })
                 let steps: [([UInt8], (inout DiskEngine) throws -> Void)] = {
                     var disk = contents
                     disk.replaceSubrange(8192..<40960, with: repeatElement(7, count: 32768))
                     let short = Array(disk[..<(100 << 10)])
                     return [
-                        (disk, { try $0.write(8192, [UInt8](repeating: 7, count: 32768)) }), (disk, { try $0.perform(.flush) }),
-                        (disk, { try $0.createSnapshot(named: "one") }), (short, { try $0.resize(to: 100 << 10, shrinks: true) }),
-                        (short + [UInt8](repeating: 0, count: 924 << 10), { try $0.resize(to: 1 << 20, preallocation: .metadata) }),
+                        (disk, { try $0.write(8192, [UInt8](repeating: 7, count: 32768)) }),
+                        (disk, { try $0.perform(.flush) }),
+                        (disk, { try $0.createSnapshot(named: "one") }),
+                        (short, { try $0.resize(to: 100 << 10, shrinks: true) }),
+                        (
+                            short + [UInt8](repeating: 0, count: 924 << 10),
+                            { try $0.resize(to: 1 << 20, preallocation: .metadata) }
+                        ),
                         (disk, { try $0.applySnapshot("one") }), (disk, { try $0.deleteSnapshot("one") }),
                     ]
                 }()
@@ -258,22 +299,27 @@ import Testing
             expectSound(path, leaksAllowed: true, "call \(failing)")
             victim = victim < 0 ? 0 : victim + step
         }
-        #expect(total > 60 && (fault.isFailure ? failures > total / 2 / step : failures == 0), "\(total) calls, \(failures) failures")
+        #expect(
+            total > 60 && (fault.isFailure ? failures > total / 2 / step : failures == 0),
+            "\(total) calls, \(failures) failures")
     }
 
     /// A host that does everything in pieces and is interrupted all the time.
     @Test func shortTransfersAndInterruptsChangeNothing() throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "400k")
-        var life = Lifetime([UInt8](repeating: 0, count: 400 << 10), seed: 4, maximum: 16 << 10, canKeep: true, canResize: true)
+        var life = Lifetime(
+            [UInt8](repeating: 0, count: 400 << 10), seed: 4, maximum: 16 << 10, canKeep: true, canResize: true)
         do {
-            var engine = try DiskEngine(DiskImage(path: path, options: unlocked), depth: 8, segments: 8, calls: FaultTests.calls { call in
-                switch call % 4 {
-                case 0, 2: .short
-                case 1: .error(EINTR)
-                default: .none
-                }
-            })
+            var engine = try DiskEngine(
+                DiskImage(path: path, options: unlocked), depth: 8, segments: 8,
+                calls: FaultTests.calls { call in
+                    switch call % 4 {
+                    case 0, 2: .short
+                    case 1: .error(EINTR)
+                    default: .none
+                    }
+                })
             for round in 0..<80 {
                 try life.step(&engine)
                 if round % 10 == 5 { try life.changeSnapshots(&engine) }
@@ -285,7 +331,8 @@ import Testing
     }
 
     /// One call of a workload fails, does a part of what it should or is interrupted, each in its turn.
-    @Test(arguments: HostFault.allCases, [false, true]) func everyCallMayFail(fault: HostFault, hasBacking: Bool) throws {
+    @Test(arguments: HostFault.allCases, [false, true]) func everyCallMayFail(fault: HostFault, hasBacking: Bool) throws
+    {
         let size = 512 << 10
         let contents = hasBacking ? randomBytes(size, seed: 3) : [UInt8](repeating: 0, count: size)
         try directory.write("base.raw", contents)
@@ -298,6 +345,10 @@ import Testing
         let start = try directory.read("disk.qcow2")
         var workload = EveryCall(fault: fault)
         workload.rounds = 12
-        try workload.run(path, unlocked, contents) { try directory.write("disk.qcow2", start) } examine: { try expectNoErrors(path, $0) }
+        try workload.run(path, unlocked, contents) {
+            try directory.write("disk.qcow2", start)
+        } examine: {
+            try expectNoErrors(path, $0)
+        }
     }
 }

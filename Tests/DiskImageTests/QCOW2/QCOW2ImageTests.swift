@@ -27,9 +27,11 @@ import Testing
         return Array(bytes.prefix(size))
     }
 
-    /// Reads an image in full, in requests of several sizes, with and without io_uring, and with the smallest of caches.
+    /// Reads an image in full, in requests of several sizes, with and without io_uring, and with the smallest of
+    /// caches.
     func expect(_ path: String, _ contents: [UInt8], sourceLocation: SourceLocation = #_sourceLocation) throws {
-        for (usesRing, cacheSize, chunk) in [(true, 32 << 20, 777 * 512), (false, 0, 65536), (true, 0, contents.count)] {
+        for (usesRing, cacheSize, chunk) in [(true, 32 << 20, 777 * 512), (false, 0, 65536), (true, 0, contents.count)]
+        {
             let options = DiskImageOptions(readOnly: true, metadataCacheSize: cacheSize)
             var engine = try DiskEngine(DiskImage(path: path, options: options), usesRing: usesRing)
             let size = engine.image.size
@@ -56,7 +58,9 @@ import Testing
         let contents = Self.sparse(3 << 20 | 512, seed: 31)
         let raw = try directory.write("in.raw", contents)
         let path = directory.file("disk.qcow2")
-        qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd,cluster_size=\(clusterSize)", raw, path)
+        qemuImage(
+            "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd,cluster_size=\(clusterSize)", raw,
+            path)
         try expect(path, contents)
     }
 
@@ -71,7 +75,9 @@ import Testing
     }
 
     /// Subclusters, zero clusters in both forms, and plain writes, in every alternation.
-    @Test(arguments: ["cluster_size=4k", "cluster_size=64k", "cluster_size=16k,extended_l2=on", "cluster_size=128k,extended_l2=on"])
+    @Test(arguments: [
+        "cluster_size=4k", "cluster_size=64k", "cluster_size=16k,extended_l2=on", "cluster_size=128k,extended_l2=on",
+    ])
     func readsWhatQEMUWroteInPieces(options: String) throws {
         let seed: UInt64 = 0xc0ffee
         var generator = SeededGenerator(seed: seed)
@@ -102,28 +108,45 @@ import Testing
     }
 
     @Test func readsThroughChains() throws {
-        // raw ← qcow2 v2 of small clusters ← compressed qcow2 ← qcow2, each larger than the last, each with something of its own.
+        // raw ← qcow2 v2 of small clusters ← compressed qcow2 ← qcow2, each larger than the last, each with something
+        // of its own.
         var contents = Self.sparse(700 << 10, seed: 11)
         try directory.write("0.raw", contents)
-        func overlay(_ name: String, _ backing: String, _ format: String, _ options: String, size: Int, _ writes: [(offset: Int, length: Int, pattern: UInt8)]) {
-            qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-b", backing, "-F", format, directory.file(name), "\(size)")
+        func overlay(
+            _ name: String, _ backing: String, _ format: String, _ options: String, size: Int,
+            _ writes: [(offset: Int, length: Int, pattern: UInt8)]
+        ) {
+            qemuImage(
+                "create", "-q", "-f", "qcow2", "-o", options, "-b", backing, "-F", format, directory.file(name),
+                "\(size)")
             contents += [UInt8](repeating: 0, count: size - contents.count)
             qemuIO(directory.file(name), writes.map { "write -P \($0.pattern) \($0.offset) \($0.length)" })
             for write in writes {
-                contents.replaceSubrange(write.offset..<write.offset + write.length, with: [UInt8](repeating: write.pattern, count: write.length))
+                contents.replaceSubrange(
+                    write.offset..<write.offset + write.length,
+                    with: [UInt8](repeating: write.pattern, count: write.length))
             }
         }
         // Names relative to the image's directory, an absolute one, and QEMU's prefix for local files.
-        overlay("1.qcow2", "0.raw", "raw", "cluster_size=512,compat=0.10", size: 1 << 20, [(1000 * 512, 512, 1), (900 << 10, 4096, 2)])
-        overlay("2.qcow2", directory.file("1.qcow2"), "qcow2", "cluster_size=4096", size: 1 << 20 | 512, [(0, 512, 3), (600 << 10, 200 << 10, 4)])
-        overlay("3.qcow2", "file:\(directory.file("2.qcow2"))", "qcow2", "cluster_size=64k", size: 2 << 20, [(1 << 20, 100 << 10, 5), (650 << 10, 512, 6)])
+        overlay(
+            "1.qcow2", "0.raw", "raw", "cluster_size=512,compat=0.10", size: 1 << 20,
+            [(1000 * 512, 512, 1), (900 << 10, 4096, 2)])
+        overlay(
+            "2.qcow2", directory.file("1.qcow2"), "qcow2", "cluster_size=4096", size: 1 << 20 | 512,
+            [(0, 512, 3), (600 << 10, 200 << 10, 4)])
+        overlay(
+            "3.qcow2", "file:\(directory.file("2.qcow2"))", "qcow2", "cluster_size=64k", size: 2 << 20,
+            [(1 << 20, 100 << 10, 5), (650 << 10, 512, 6)])
         let path = directory.file("3.qcow2")
         try expect(path, contents)
         let files = try DiskImage(path: path, options: readOnly).files
         #expect(files == ["3.qcow2", "2.qcow2", "1.qcow2", "0.raw"].map(directory.file))
-        #expect(openError(path, DiskImageOptions(readOnly: true, allowsBacking: false)) == .backingNotAllowed(path: path, name: "file:\(directory.file("2.qcow2"))"))
+        #expect(
+            openError(path, DiskImageOptions(readOnly: true, allowsBacking: false))
+                == .backingNotAllowed(path: path, name: "file:\(directory.file("2.qcow2"))"))
         // Smaller than what it stands on.
-        qemuImage("create", "-q", "-f", "qcow2", "-b", "3.qcow2", "-F", "qcow2", directory.file("4.qcow2"), "\(333 << 10)")
+        qemuImage(
+            "create", "-q", "-f", "qcow2", "-b", "3.qcow2", "-F", "qcow2", directory.file("4.qcow2"), "\(333 << 10)")
         try expect(directory.file("4.qcow2"), Array(contents[..<(333 << 10)]))
     }
 
@@ -147,7 +170,9 @@ import Testing
             #expect(openError(path, readOnly) == .backing(of: path, .backingName(path: path, name: name)))
         }
         qemuImage("rebase", "-u", "-f", "qcow2", "-b", "base.raw", "-F", "qed", path)
-        #expect(openError(path, readOnly) == .backing(of: path, .formatUnsupported(path: directory.file("base.raw"), name: "qed")))
+        #expect(
+            openError(path, readOnly)
+                == .backing(of: path, .formatUnsupported(path: directory.file("base.raw"), name: "qed")))
         qemuImage("rebase", "-u", "-f", "qcow2", "-b", "gone.raw", "-F", "raw", path)
         let missing = SystemCallError("open", errno: ENOENT)
         #expect(openError(path, readOnly) == .backing(of: path, .system(path: directory.file("gone.raw"), missing)))
@@ -165,14 +190,17 @@ import Testing
         let status = unsafe symlink("a.qcow2", directory.file("c.qcow2"))
         #expect(status == 0)
         qemuImage("rebase", "-u", "-f", "qcow2", "-b", "c.qcow2", "-F", "qcow2", b)
-        #expect(openError(a, readOnly) == .backing(of: a, .backing(of: b, .backingLoop(path: directory.file("c.qcow2")))))
+        #expect(
+            openError(a, readOnly) == .backing(of: a, .backing(of: b, .backingLoop(path: directory.file("c.qcow2")))))
     }
 
     @Test func chainsHaveALimit() throws {
         let limit = DiskImage.maximumChainLength
         var bytes: [UInt8] = []
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", directory.file("0.qcow2"), "64k")
-        qemuImage("create", "-q", "-u", "-f", "qcow2", "-o", "cluster_size=512", "-b", "0000.qcow2", "-F", "qcow2", directory.file("top.qcow2"), "64k")
+        qemuImage(
+            "create", "-q", "-u", "-f", "qcow2", "-o", "cluster_size=512", "-b", "0000.qcow2", "-F", "qcow2",
+            directory.file("top.qcow2"), "64k")
         bytes = try directory.read("top.qcow2")
         // The name's place in the header, whose digits are then replaced.
         let name = Int(bytes.bigEndian64(at: 8))
@@ -217,14 +245,22 @@ import Testing
         var generator = SeededGenerator(seed: seed)
         let contents = Self.sparse(2 << 20, seed: seed)
         try directory.write("0.raw", contents)
-        qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=512", directory.file("0.raw"), directory.file("1.qcow2"))
-        qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "-b", "1.qcow2", "-F", "qcow2", directory.file("2.qcow2"))
+        qemuImage(
+            "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=512", directory.file("0.raw"),
+            directory.file("1.qcow2"))
+        qemuImage(
+            "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "-b", "1.qcow2", "-F", "qcow2",
+            directory.file("2.qcow2"))
         qemuIO(directory.file("2.qcow2"), (0..<64).map { "write -P \($0 + 1) \($0 * 32768) 512" })
         var expected = contents
-        for index in 0..<64 { expected.replaceSubrange(index * 32768..<index * 32768 + 512, with: [UInt8](repeating: UInt8(index + 1), count: 512)) }
+        for index in 0..<64 {
+            expected.replaceSubrange(
+                index * 32768..<index * 32768 + 512, with: [UInt8](repeating: UInt8(index + 1), count: 512))
+        }
 
         let options = DiskImageOptions(readOnly: true, metadataCacheSize: 0)
-        var engine = try DiskEngine(DiskImage(path: directory.file("2.qcow2"), options: options), depth: 64, segments: 4)
+        var engine = try DiskEngine(
+            DiskImage(path: directory.file("2.qcow2"), options: options), depth: 64, segments: 4)
         let length = 5120
         var memory = [UInt8](repeating: 0, count: 64 * length)
         try unsafe memory.withUnsafeMutableBytes { memory in
@@ -237,14 +273,17 @@ import Testing
                     offsets[request] = Int.random(in: 0...(expected.count - length) / 512, using: &generator) * 512
                     unsafe vectors[request] = iovec(iov_base: memory.baseAddress! + request * length, iov_len: length)
                     unsafe engine.start(
-                        request, .read, offset: UInt64(offsets[request]), length: UInt64(length), vectors: vectors.baseAddress! + request, count: 1)
+                        request, .read, offset: UInt64(offsets[request]), length: UInt64(length),
+                        vectors: vectors.baseAddress! + request, count: 1)
                 }
                 for _ in 0..<64 {
                     let ended = try engine.waitForCompletion()
                     let completion = try #require(ended)
                     let offset = offsets[completion.request], start = completion.request * length
                     #expect(completion.error == 0)
-                    #expect(unsafe expected[offset..<offset + length].elementsEqual(memory[start..<start + length]), "seed \(seed), offset \(offset)")
+                    #expect(
+                        unsafe expected[offset..<offset + length].elementsEqual(memory[start..<start + length]),
+                        "seed \(seed), offset \(offset)")
                     engine.release(completion.request)
                 }
             }

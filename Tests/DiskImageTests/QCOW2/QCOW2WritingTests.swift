@@ -28,8 +28,11 @@ import Testing
             for (index, start) in Kind.Start.allCases.enumerated() {
                 kinds.append(Kind(options: "cluster_size=\(cluster),compat=0.10", start: start))
                 // Narrow counts cannot count a snapshot of compressed clusters that share one.
-                let widths = start == .snapshot ? [8, 64] : [[1, 16], [2, 32], [4, 64], [8, 16], [16, 1], [16]][index]
-                for bits in widths { kinds.append(Kind(options: "cluster_size=\(cluster),refcount_bits=\(bits)", start: start)) }
+                let widths =
+                    start == .snapshot ? [8, 64] : [[1, 16], [2, 32], [4, 64], [8, 16], [16, 1], [16]][index]
+                for bits in widths {
+                    kinds.append(Kind(options: "cluster_size=\(cluster),refcount_bits=\(bits)", start: start))
+                }
             }
         }
         for start in Kind.Start.allCases {
@@ -48,7 +51,9 @@ import Testing
     /// Makes an image and returns what it contains.
     func make(_ kind: Kind, _ name: String = "disk.qcow2", seed: UInt64) throws -> [UInt8] {
         let path = directory.file(name)
-        let kind = Kind(options: kind.options.split(separator: "DATA", omittingEmptySubsequences: false).joined(separator: directory.file("data.raw")), start: kind.start, size: kind.size)
+        let kind = Kind(
+            options: kind.options.split(separator: "DATA", omittingEmptySubsequences: false).joined(
+                separator: directory.file("data.raw")), start: kind.start, size: kind.size)
         var contents = [UInt8](repeating: 0, count: kind.size)
         let old = QCOW2ImageTests.sparse(kind.start == .shortBacking ? 333 << 10 | 512 : kind.size, seed: seed)
         let raw = try directory.write("start.raw", old)
@@ -68,8 +73,12 @@ import Testing
             qemuImage("create", "-q", "-f", "qcow2", "-o", kind.options, "-b", raw, "-F", "raw", path, "\(kind.size)")
             contents.replaceSubrange(0..<old.count, with: old)
         case .qcow2Backing:
-            qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=16k", raw, directory.file("base.qcow2"))
-            qemuImage("create", "-q", "-f", "qcow2", "-o", kind.options, "-b", "base.qcow2", "-F", "qcow2", path, "\(kind.size)")
+            qemuImage(
+                "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=16k", raw, directory.file("base.qcow2")
+            )
+            qemuImage(
+                "create", "-q", "-f", "qcow2", "-o", kind.options, "-b", "base.qcow2", "-F", "qcow2", path,
+                "\(kind.size)")
             contents = old
         }
         return contents
@@ -142,7 +151,8 @@ import Testing
     @Test func subclustersAreAllocatedOneByOne() throws {
         let path = directory.file("disk.qcow2")
         let base = try directory.write("base.raw", randomBytes(4 << 20, seed: 8))
-        qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=128k,extended_l2=on", "-b", base, "-F", "raw", path)
+        qemuImage(
+            "create", "-q", "-f", "qcow2", "-o", "cluster_size=128k,extended_l2=on", "-b", base, "-F", "raw", path)
         var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
         let before = try FileDescriptor.open(path, O_RDONLY).status().st_blocks
         // A whole subcluster, a part of one, and two in the middle of a cluster whose others are zeroes.
@@ -151,7 +161,9 @@ import Testing
         try engine.perform(.writeZeroes, at: 512 << 10, length: 128 << 10)
         try engine.write(600 << 10, [UInt8](repeating: 3, count: 8192))
         try engine.perform(.flush)
-        #expect(try FileDescriptor.open(path, O_RDONLY).status().st_blocks - before <= (4096 + 4096 + 8192 + 4096 + 128 << 10) / 512)
+        #expect(
+            try FileDescriptor.open(path, O_RDONLY).status().st_blocks - before
+                <= (4096 + 4096 + 8192 + 4096 + 128 << 10) / 512)
         _ = consume engine
         expectSound(path)
         let map = run(["qemu-img", "map", "--output=json", "-f", "qcow2", path]).output
@@ -176,27 +188,37 @@ import Testing
         #expect(try directory.read("data.raw").prefix(65536).allSatisfy { $0 == 1 })
         var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, dataFile: other)))
         #expect(try engine.read(0, 65536) == [UInt8](repeating: 7, count: 65536))
-        #expect(openError(path, DiskImageOptions(locking: false, dataFile: path)) == .dataFile(of: path, .backingLoop(path: path)))
+        #expect(
+            openError(path, DiskImageOptions(locking: false, dataFile: path))
+                == .dataFile(of: path, .backingLoop(path: path)))
         #expect(openError(path, DiskImageOptions(locking: false)) == .dataFileNotAllowed(path: path, name: data))
         #expect(run(["rm", data]).status == 0)
         let missing = SystemCallError("open", errno: ENOENT)
-        #expect(openError(path, DiskImageOptions(locking: false, allowsDataFile: true)) == .dataFile(of: path, .system(path: data, missing)))
-        #expect(openError(path, DiskImageOptions(locking: false, dataFile: data)) == .dataFile(of: path, .system(path: data, missing)))
+        #expect(
+            openError(path, DiskImageOptions(locking: false, allowsDataFile: true))
+                == .dataFile(of: path, .system(path: data, missing)))
+        #expect(
+            openError(path, DiskImageOptions(locking: false, dataFile: data))
+                == .dataFile(of: path, .system(path: data, missing)))
     }
 
-    /// A data file that is named is looked at by those too who do without one: it is there, it is another file, and it is long enough. An image that
-    /// an external data file is not supported for conversion has none to be named.
+    /// A data file that is named is looked at by those too who do without one: it is there, it is another file, and it
+    /// is long enough. An image that an external data file is not supported for conversion has none to be named.
     @Test func aNamedDataFileIsLookedAt() throws {
-        let path = directory.file("disk.qcow2"), data = directory.file("data.raw"), plain = directory.file("plain.qcow2")
+        let path = directory.file("disk.qcow2"), data = directory.file("data.raw"),
+            plain = directory.file("plain.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "data_file=\(data),cluster_size=4k", path, "1M")
         qemuImage("create", "-q", "-f", "qcow2", plain, "1M")
         let options = DiskImageOptions(locking: false, dataFile: data)
         do {
             var engine = try DiskEngine(DiskImage(path: path, options: options))
-            for cluster in [0, 3, 200, 255] as [UInt64] { try engine.write(cluster * 4096, randomBytes(4096, seed: cluster)) }
+            for cluster in [0, 3, 200, 255] as [UInt64] {
+                try engine.write(cluster * 4096, randomBytes(4096, seed: cluster))
+            }
         }
         #expect(try DiskImage.check(path: path, options: options).isSound)
-        let alone = try ImageInformation(path: path, locking: false), both = try ImageInformation(path: path, locking: false, dataFile: data)
+        let alone = try ImageInformation(path: path, locking: false),
+            both = try ImageInformation(path: path, locking: false, dataFile: data)
         #expect(alone.qcow2?.dataFile == data && alone.qcow2?.dataFilePath == nil && both.qcow2?.dataFilePath == data)
         #expect(both.allocated == alone.allocated && alone.qcow2?.dataFileAllocated == nil)
         #expect(try #require(both.qcow2?.dataFileAllocated) >= 16384)
@@ -209,32 +231,40 @@ import Testing
         #expect(throws: raw) { _ = try DiskImage(path: data, options: options) }
         #expect(throws: raw) { _ = try ImageInformation(path: data, locking: false, dataFile: data) }
         let itself = DiskImageError.dataFile(of: path, .backingLoop(path: path))
-        #expect(throws: itself) { _ = try DiskImage.check(path: path, options: DiskImageOptions(locking: false, dataFile: path)) }
+        #expect(throws: itself) {
+            _ = try DiskImage.check(path: path, options: DiskImageOptions(locking: false, dataFile: path))
+        }
         #expect(throws: itself) { _ = try ImageInformation(path: path, locking: false, dataFile: path) }
 
         // What a file that was cut has lost is an error, which a repair turns into the zeroes that are read.
         #expect(run(["truncate", "-s", "800k", data]).status == 0)
         #expect(try DiskImage.check(path: path, options: DiskImageOptions(locking: false)).isSound)
         let report = try DiskImage.check(path: path, options: options)
-        #expect(report.errors == 2 && report.leaks == 0 && report.findings.allSatisfy { $0.description.hasSuffix("beyond the end of the data file") })
+        #expect(
+            report.errors == 2 && report.leaks == 0
+                && report.findings.allSatisfy { $0.description.hasSuffix("beyond the end of the data file") })
         let repaired = try DiskImage.check(path: path, options: options, repair: .all)
         #expect(repaired.errors == 0 && repaired.errorsFixed == 2)
         expectSound(path)
-        var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false, dataFile: data)))
+        var engine = try DiskEngine(
+            DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false, dataFile: data)))
         #expect(try engine.read(3 * 4096, 4096) == randomBytes(4096, seed: 3))
         #expect(try engine.read(200 * 4096, 56 * 4096) == [UInt8](repeating: 0, count: 56 * 4096))
         #expect(run(["rm", data]).status == 0)
-        #expect(throws: DiskImageError.dataFile(of: path, .system(path: data, SystemCallError("open", errno: ENOENT)))) { _ = try DiskImage.check(path: path, options: options) }
+        #expect(throws: DiskImageError.dataFile(of: path, .system(path: data, SystemCallError("open", errno: ENOENT))))
+        { _ = try DiskImage.check(path: path, options: options) }
     }
 
-    /// Data that was not durable when a commit began, and is linked after it, is made durable before the mapping by the next one.
+    /// Data that was not durable when a commit began, and is linked after it, is made durable before the mapping by the
+    /// next one.
     @Test func theMappingNeverOvertakesItsData() throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", path, "1M")
         var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
         try engine.write(0, [UInt8](repeating: 1, count: 65536))
         let file = engine.metadataFile
-        let run = try engine.image.withMetadata { qcow2 throws(MetadataError) in try qcow2.allocate(1, at: 65536, file) }!
+        let run = try engine.image.withMetadata { qcow2 throws(MetadataError) in try qcow2.allocate(1, at: 65536, file)
+        }!
         // The whole commit passes while the data is on its way.
         try engine.perform(.flush)
         #expect(engine.image.withMetadata { $0.needsBarrier } == false)
@@ -269,7 +299,8 @@ import Testing
         let rounds = environment("SWKVM_ROUNDS") ?? 40
         for session in 0..<3 {
             // With few slices in memory, then many; with and without io_uring.
-            let options = DiskImageOptions(locking: false, metadataCacheSize: session == 0 ? 0 : 32 << 20, allowsDataFile: true)
+            let options = DiskImageOptions(
+                locking: false, metadataCacheSize: session == 0 ? 0 : 32 << 20, allowsDataFile: true)
             var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 8, usesRing: session != 1)
             for round in 0..<rounds {
                 try workload.round(&engine)

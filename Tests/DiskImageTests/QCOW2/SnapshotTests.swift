@@ -19,13 +19,15 @@ import Testing
     /// What qemu-img makes of a snapshot, or of the current state.
     private func contents(_ path: String, _ snapshot: String? = nil) throws -> [UInt8] {
         let choice = snapshot.map { ["-l", "snapshot.name=\($0)"] } ?? []
-        let (status, output) = run(["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw"] + choice + [path, directory.file("out.raw")])
+        let (status, output) = run(
+            ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw"] + choice + [path, directory.file("out.raw")])
         #expect(status == 0, "\(output)")
         return try directory.read("out.raw")
     }
 
     static let options = [
-        "cluster_size=512", "cluster_size=512,compat=0.10", "cluster_size=4k,refcount_bits=8", "cluster_size=4k,refcount_bits=64", "cluster_size=64k",
+        "cluster_size=512", "cluster_size=512,compat=0.10", "cluster_size=4k,refcount_bits=8",
+        "cluster_size=4k,refcount_bits=64", "cluster_size=64k",
         "cluster_size=128k,refcount_bits=2",
     ]
 
@@ -55,7 +57,8 @@ import Testing
             #expect(try contents(path, "state \(index)") == states[index])
             // By name and by id.
             for word in ["state \(index)", "\(index + 1)"] {
-                var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, snapshot: word)))
+                var engine = try DiskEngine(
+                    DiskImage(path: path, options: DiskImageOptions(readOnly: true, snapshot: word)))
                 #expect(try engine.readAll() == states[index])
             }
         }
@@ -80,7 +83,8 @@ import Testing
         #expect(try contents(path) == states[2])
     }
 
-    @Test(arguments: options.filter { !$0.contains("refcount_bits=2") }) func thoseOfQEMUAreOurs(options: String) throws {
+    @Test(arguments: options.filter { !$0.contains("refcount_bits=2") }) func thoseOfQEMUAreOurs(options: String) throws
+    {
         let path = make(options, 1 << 20)
         var states: [[UInt8]] = []
         for index in 0..<3 {
@@ -119,7 +123,9 @@ import Testing
     @Test func whatCannotBeIsRefused() throws {
         let path = make("cluster_size=4k,refcount_bits=1", 1 << 20)
         let raw = try directory.write("disk.raw", [UInt8](repeating: 0, count: 512))
-        #expect(openError(path, DiskImageOptions(readOnly: true, snapshot: "none")) == .noSnapshot(path: path, name: "none"))
+        #expect(
+            openError(path, DiskImageOptions(readOnly: true, snapshot: "none")) == .noSnapshot(path: path, name: "none")
+        )
         #expect("\(openError(raw, DiskImageOptions(readOnly: true, snapshot: "none"))!)".contains("no snapshots"))
         #expect("\(openError(path, DiskImageOptions(snapshot: "none"))!)".contains("add ,ro"))
         var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
@@ -127,7 +133,9 @@ import Testing
         #expect(throws: DiskImageError.noSnapshot(path: path, name: "none")) { try engine.applySnapshot("none") }
         #expect(throws: DiskImageError.noSnapshot(path: path, name: "none")) { try engine.deleteSnapshot("none") }
         // Counts of one bit count no second reference; nothing is left of the attempt.
-        #expect(throws: DiskImageError.countsTooNarrow(path: path, bits: 1, needed: 2)) { try engine.createSnapshot(named: "one") }
+        #expect(throws: DiskImageError.countsTooNarrow(path: path, bits: 1, needed: 2)) {
+            try engine.createSnapshot(named: "one")
+        }
         #expect(try engine.snapshots().isEmpty)
         try engine.write(4096, [UInt8](repeating: 2, count: 4096))
         #expect(try engine.read(0, 8192) == [UInt8](repeating: 1, count: 4096) + [UInt8](repeating: 2, count: 4096))

@@ -23,13 +23,18 @@ import Testing
 
     /// Makes the overlay, by qemu-img, whose name for the base is the address.
     private func makeOverlay(_ address: String, _ options: String = "cluster_size=65536", size: Int? = nil) {
-        qemuImage("create", "-q", "-f", "qcow2", "-o", options, "-u", "-b", address, "-F", "raw", overlay, "\(size ?? content.count)")
+        qemuImage(
+            "create", "-q", "-f", "qcow2", "-o", options, "-u", "-b", address, "-F", "raw", overlay,
+            "\(size ?? content.count)")
     }
 
-    private func open(readOnly: Bool = false, depth: Int = 32, usesRing: Bool = true, reports: Reports? = nil) throws -> DiskEngine {
+    private func open(
+        readOnly: Bool = false, depth: Int = 32, usesRing: Bool = true, reports: Reports? = nil
+    ) throws -> DiskEngine {
         var options = DiskImageOptions(readOnly: readOnly, namedFiles: .anywhere)
         if let reports { options.report = { reports.add($0) } }
-        return try DiskEngine(DiskImage(path: overlay, options: options), depth: depth, segments: 64, usesRing: usesRing)
+        return try DiskEngine(
+            DiskImage(path: overlay, options: options), depth: depth, segments: 64, usesRing: usesRing)
     }
 
     private func commit() -> ImageCommit {
@@ -42,13 +47,15 @@ import Testing
     private func expectQEMUReads(_ expected: [UInt8], sourceLocation: SourceLocation = #_sourceLocation) throws {
         let check = run(["qemu-img", "check", "-q", overlay])
         #expect(check.status == 0, "\(check.output)", sourceLocation: sourceLocation)
-        qemuImage("convert", "-f", "qcow2", "-O", "raw", overlay, directory.file("seen.raw"), sourceLocation: sourceLocation)
+        qemuImage(
+            "convert", "-f", "qcow2", "-O", "raw", overlay, directory.file("seen.raw"), sourceLocation: sourceLocation)
         #expect(try directory.read("seen.raw") == expected, sourceLocation: sourceLocation)
     }
 
     // MARK: - The disk
 
-    /// Requests of all kinds, many at a time: the overlay's clusters come from the file, or are copied from the server, the rest is read there.
+    /// Requests of all kinds, many at a time: the overlay's clusters come from the file, or are copied from the server,
+    /// the rest is read there.
     @Test(arguments: [true, false], ["cluster_size=65536", "cluster_size=4096", "cluster_size=65536,extended_l2=on"])
     func randomRequests(usesRing: Bool, layout: String) throws {
         let server = try NBDServer(directory, image: directory.file("base.raw"), ["-r"])
@@ -67,7 +74,8 @@ import Testing
 
     @Test(arguments: [4096, 65536]) func aServerOfWholeBlocks(block: Int) throws {
         let server = try NBDServer(
-            directory, nbdkit: "--filter=blocksize-policy", "-r", "file", directory.file("base.raw"), "blocksize-minimum=\(block)",
+            directory, nbdkit: "--filter=blocksize-policy", "-r", "file", directory.file("base.raw"),
+            "blocksize-minimum=\(block)",
             "blocksize-preferred=65536", "blocksize-maximum=131072", "blocksize-error-policy=error")
         makeOverlay(server.address(), "cluster_size=1024")
         var engine = try open()
@@ -94,7 +102,9 @@ import Testing
     /// Two overlays on top of each other, and the names that people give.
     @Test func aLongerChain() throws {
         let server = try NBDServer(directory, image: directory.file("base.raw"), ["-r", "-x", "a disk"])
-        for (path, backing, format) in [("middle.qcow2", server.address("a%20disk"), "raw"), ("over.qcow2", "middle.qcow2", "qcow2")] {
+        for (path, backing, format) in [
+            ("middle.qcow2", server.address("a%20disk"), "raw"), ("over.qcow2", "middle.qcow2", "qcow2"),
+        ] {
             let reference = BackingReference(name: backing, format: try #require(ImageFormat(rawValue: format)))
             var creation = ImageCreation(path: directory.file(path), format: .qcow2)
             creation.backingOptions.namedFiles = .anywhere
@@ -134,10 +144,12 @@ import Testing
         try expectQEMUReads(workload.model)
     }
 
-    /// Who needs the base gets its error, a write that would have to copy from it too; what the overlay has is there, and it stays whole.
+    /// Who needs the base gets its error, a write that would have to copy from it too; what the overlay has is there,
+    /// and it stays whole.
     @Test func errorsOfTheBase() throws {
         let server = try NBDServer(
-            directory, nbdkit: "--filter=error", "-r", "file", directory.file("base.raw"), "error-pread=EIO", "error-pread-rate=100%",
+            directory, nbdkit: "--filter=error", "-r", "file", directory.file("base.raw"), "error-pread=EIO",
+            "error-pread-rate=100%",
             "error-pread-file=\(directory.file("fails"))")
         makeOverlay(server.address())
         var engine = try open()
@@ -205,7 +217,9 @@ import Testing
             #expect(map.files == [overlay, server.address()])
             var extents: [ImageExtent] = []
             while let extent = try map.next() { extents.append(extent) }
-            #expect(extents.map(\.depth) == [0, 1, 0, 1, 1, 1] && extents.map(\.readsAsZeroes) == [true, false, false, false, true, false], "\(extents)")
+            #expect(
+                extents.map(\.depth) == [0, 1, 0, 1, 1, 1]
+                    && extents.map(\.readsAsZeroes) == [true, false, false, false, true, false], "\(extents)")
         }
         // Several threads, and a server of one client.
         var conversion = ImageConversion(source: overlay, target: directory.file("flat.raw"), format: .raw)
@@ -252,11 +266,13 @@ import Testing
         try expectQEMUReads(expected)
     }
 
-    /// The server has several writes of a commit at a time, neighbouring clusters come in one, and the flush when all have ended.
+    /// The server has several writes of a commit at a time, neighbouring clusters come in one, and the flush when all
+    /// have ended.
     @Test func aCommitHasManyRequestsInFlight() throws {
         let log = directory.file("log")
         let server = try NBDServer(
-            directory, nbdkit: "--filter=log", "--filter=delay", "file", directory.file("base.raw"), "logfile=\(log)", "delay-write=20ms")
+            directory, nbdkit: "--filter=log", "--filter=delay", "file", directory.file("base.raw"), "logfile=\(log)",
+            "delay-write=20ms")
         makeOverlay(server.address())
         qemuIO(overlay, stride(from: 0, to: 2 << 20, by: 256 << 10).map { "write -P 7 \($0) 128k" })
         try commit().run()
@@ -278,10 +294,13 @@ import Testing
 
     /// Without a flush nobody could say when the overlay may be emptied.
     @Test func commitWantsAFlush() throws {
-        let server = try NBDServer(directory, [
-            "nbdkit", "-f", "-U", "SOCKET", "eval", "get_size=echo \(content.count)", "can_write=exit 0", "can_flush=exit 3", "pwrite=cat >/dev/null",
-            "pread=dd if=/dev/zero count=$3 iflag=count_bytes",
-        ])
+        let server = try NBDServer(
+            directory,
+            [
+                "nbdkit", "-f", "-U", "SOCKET", "eval", "get_size=echo \(content.count)", "can_write=exit 0",
+                "can_flush=exit 3", "pwrite=cat >/dev/null",
+                "pread=dd if=/dev/zero count=$3 iflag=count_bytes",
+            ])
         makeOverlay(server.address())
         do throws(DiskImageError) {
             try commit().run()
@@ -299,16 +318,22 @@ import Testing
     @Test func whatIsNotAllowed() throws {
         let server = try NBDServer(directory, image: directory.file("base.raw"), ["-r"])
         makeOverlay(server.address())
-        #expect(openError(overlay, DiskImageOptions(readOnly: true, allowsBacking: false)) == .backingNotAllowed(path: overlay, name: server.address()))
+        #expect(
+            openError(overlay, DiskImageOptions(readOnly: true, allowsBacking: false))
+                == .backingNotAllowed(path: overlay, name: server.address()))
         // The names of data files are written to: an image does not choose where on the network.
-        qemuImage("create", "-q", "-f", "qcow2", "-o", "data_file=\(directory.file("data.raw"))", directory.file("data.qcow2"), "1M")
+        qemuImage(
+            "create", "-q", "-f", "qcow2", "-o", "data_file=\(directory.file("data.raw"))",
+            directory.file("data.qcow2"), "1M")
         let error = openError(directory.file("data.qcow2"), DiskImageOptions(dataFile: server.address()))
         #expect(error == .dataFile(of: directory.file("data.qcow2"), .remoteNotPossible(path: server.address())))
         func reason(_ name: String, _ format: String = "raw") -> String {
             qemuImage("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", format, overlay, "4M")
             return openError(overlay, following).map { "\($0)" } ?? ""
         }
-        #expect(reason("json:{\"driver\":\"nbd\",\"path\":\"/s\"}").contains("is neither the path of a local file nor an address"))
+        #expect(
+            reason("json:{\"driver\":\"nbd\",\"path\":\"/s\"}").contains(
+                "is neither the path of a local file nor an address"))
         #expect(reason("http://host/disk").contains("is neither the path of a local file nor an address"))
         #expect(reason("nbd:host:10809").contains("not the address of a remote disk"))
         #expect(reason(server.address(), "qcow2").contains(NBDLocation.isRaw))

@@ -18,8 +18,11 @@ import Testing
         #expect(run(["fallocate", "--dig-holes", directory.file("disk.raw")]).status == 0)
     }
 
-    private func open(_ address: String, readOnly: Bool = false, depth: Int = 64, segments: Int = 64) throws -> DiskEngine {
-        try DiskEngine(DiskImage(path: address, options: DiskImageOptions(readOnly: readOnly)), depth: depth, segments: segments)
+    private func open(
+        _ address: String, readOnly: Bool = false, depth: Int = 64, segments: Int = 64
+    ) throws -> DiskEngine {
+        try DiskEngine(
+            DiskImage(path: address, options: DiskImageOptions(readOnly: readOnly)), depth: depth, segments: segments)
     }
 
     // MARK: - Contents
@@ -32,13 +35,16 @@ import Testing
         #expect(try engine.read(1 << 20 - 511, 1022) == Array(content[1 << 20 - 511..<1 << 20 + 511]))
     }
 
-    /// Requests of all kinds, many at a time, with segments in a row and scattered, against a model; with servers that take only whole blocks too.
+    /// Requests of all kinds, many at a time, with segments in a row and scattered, against a model; with servers that
+    /// take only whole blocks too.
     @Test(arguments: [1, 512, 4096, 65536]) func randomRequests(block: Int) throws {
         let file = directory.file("disk.raw")
-        let server = block == 1
+        let server =
+            block == 1
             ? try NBDServer(directory, image: file)
             : try NBDServer(
-                directory, nbdkit: "--filter=blocksize-policy", "file", file, "blocksize-minimum=\(block)", "blocksize-preferred=65536",
+                directory, nbdkit: "--filter=blocksize-policy", "file", file, "blocksize-minimum=\(block)",
+                "blocksize-preferred=65536",
                 "blocksize-maximum=131072", "blocksize-error-policy=error")
         do {
             var engine = try open(server.address(), depth: 32)
@@ -70,12 +76,15 @@ import Testing
 
     /// Servers that can do little: what they cannot is done otherwise, or is not done where it is only a wish.
     @Test func zeroesAreWrittenWhereTheServerMakesNone() throws {
-        let server = try NBDServer(directory, nbdkit: "--filter=nozero", "--filter=noextents", "file", directory.file("disk.raw"))
+        let server = try NBDServer(
+            directory, nbdkit: "--filter=nozero", "--filter=noextents", "file", directory.file("disk.raw"))
         var engine = try open(server.address())
         #expect(engine.image.remote?.export.canZero == false)
         for operation: DiskOperation in [.writeZeroes, .writeZeroesUnmapping] {
             try engine.perform(operation, at: 1000, length: 300_000)
-            #expect(try engine.read(0, 301_500) == Array(content[..<1000]) + [UInt8](repeating: 0, count: 300_000) + Array(content[301_000..<301_500]))
+            #expect(
+                try engine.read(0, 301_500) == Array(content[..<1000]) + [UInt8](repeating: 0, count: 300_000)
+                    + Array(content[301_000..<301_500]))
             try engine.write(0, Array(content[..<400_000]))
         }
     }
@@ -99,7 +108,8 @@ import Testing
     // MARK: - Tools
 
     @Test(arguments: [true, false]) func mapAndConvertKnowHoles(hasStatus: Bool) throws {
-        let server = hasStatus
+        let server =
+            hasStatus
             ? try NBDServer(directory, image: directory.file("disk.raw"), ["-r", "-x", "a disk"])
             : try NBDServer(directory, nbdkit: "--filter=noextents", "file", directory.file("disk.raw"))
         let address = hasStatus ? server.address("a%20disk") : server.address()
@@ -115,7 +125,11 @@ import Testing
             var conversion = ImageConversion(source: address, target: directory.file(name), format: format)
             conversion.threads = 4
             try conversion.run()
-            #expect(run(["qemu-img", "compare", "-f", format.rawValue, "-F", "raw", "-U", directory.file(name), directory.file("disk.raw")]).status == 0)
+            #expect(
+                run([
+                    "qemu-img", "compare", "-f", format.rawValue, "-F", "raw", "-U", directory.file(name),
+                    directory.file("disk.raw"),
+                ]).status == 0)
         }
         #expect(try ImageComparison(address, with: directory.file("new.raw")).run() == .identical)
         let information = try ImageInformation(path: address)
@@ -135,10 +149,15 @@ import Testing
 
     @Test func refusals() throws {
         let reading = try NBDServer(directory, image: directory.file("disk.raw"), ["-r", "-x", "here"])
-        func reason(_ address: String, _ options: DiskImageOptions = readOnly) -> String { openError(address, options).map { "\($0)" } ?? "" }
-        #expect(reason(reading.address("here"), DiskImageOptions()).contains("the server exports it read-only; or add ,ro"))
+        func reason(_ address: String, _ options: DiskImageOptions = readOnly) -> String {
+            openError(address, options).map { "\($0)" } ?? ""
+        }
+        #expect(
+            reason(reading.address("here"), DiskImageOptions()).contains("the server exports it read-only; or add ,ro"))
         #expect(reason(reading.address("nowhere")).contains("no export named 'nowhere'"))
-        #expect(reason(reading.address("here").replacing("socket=", with: "socket=/nowhere")).contains("connect: No such file or directory"))
+        #expect(
+            reason(reading.address("here").replacing("socket=", with: "socket=/nowhere")).contains(
+                "connect: No such file or directory"))
         #expect(reason("nbd+unix:///x?socket=/" + String(repeating: "x", count: 200)).contains("1 to 107 bytes"))
         let silent = try NBDServer(directory, nbdkit: "memory", "1M", socket: "silent")
         silent.kill()
@@ -159,9 +178,12 @@ import Testing
     }
 
     @Test func errorsOfTheServerAreThoseOfRequests() throws {
-        let server = try NBDServer(directory, nbdkit: "--filter=error", "memory", "1M", "error-pwrite=ENOSPC", "error-pwrite-rate=100%")
+        let server = try NBDServer(
+            directory, nbdkit: "--filter=error", "memory", "1M", "error-pwrite=ENOSPC", "error-pwrite-rate=100%")
         var engine = try open(server.address())
-        #expect(throws: DiskImageError.request(path: server.address(), SystemCallError("write", errno: ENOSPC))) { try engine.write(0, [1, 2, 3]) }
+        #expect(throws: DiskImageError.request(path: server.address(), SystemCallError("write", errno: ENOSPC))) {
+            try engine.write(0, [1, 2, 3])
+        }
         #expect(try engine.read(0, 3) == [0, 0, 0])
     }
 }
@@ -191,7 +213,9 @@ struct RemoteWorkload {
             for slot in 0..<batch {
                 // Each has its own part of the disk: what happens at the same time has no order.
                 let start = slot * area + Int.random(in: 0..<area, using: &generator)
-                let length = min(1 << Int.random(in: 0...17, using: &generator) + Int.random(in: 0...1000, using: &generator), (slot + 1) * area - start)
+                let length = min(
+                    1 << Int.random(in: 0...17, using: &generator) + Int.random(in: 0...1000, using: &generator),
+                    (slot + 1) * area - start)
                 let acquired = engine.acquire(), request = try #require(acquired)
                 let range = start..<start + length
                 switch Int.random(in: 0..<8, using: &generator) {
@@ -199,17 +223,23 @@ struct RemoteWorkload {
                     let base = slot * (area + 4096)
                     let count = cut(vectors + slot * 64, memory.baseAddress! + base, length)
                     expected[request] = (range, base)
-                    engine.start(request, .read, offset: UInt64(start), length: UInt64(length), vectors: vectors + slot * 64, count: count)
+                    engine.start(
+                        request, .read, offset: UInt64(start), length: UInt64(length), vectors: vectors + slot * 64,
+                        count: count)
                 case 3...5:
                     let bytes = randomBytes(length, seed: generator.next())
                     let base = slot * (area + 4096)
                     let count = cut(vectors + slot * 64, memory.baseAddress! + base, length)
                     put(bytes, vectors + slot * 64, count)
                     model.replaceSubrange(range, with: bytes)
-                    engine.start(request, .write, offset: UInt64(start), length: UInt64(length), vectors: vectors + slot * 64, count: count)
+                    engine.start(
+                        request, .write, offset: UInt64(start), length: UInt64(length), vectors: vectors + slot * 64,
+                        count: count)
                 case 6:
                     model.replaceSubrange(range, with: repeatElement(0, count: length))
-                    engine.start(request, Bool.random(using: &generator) ? .writeZeroes : .writeZeroesUnmapping, offset: UInt64(start), length: UInt64(length))
+                    engine.start(
+                        request, Bool.random(using: &generator) ? .writeZeroes : .writeZeroesUnmapping,
+                        offset: UInt64(start), length: UInt64(length))
                 default:
                     engine.start(request, .flush, offset: 0, length: 0)
                 }
@@ -226,7 +256,9 @@ struct RemoteWorkload {
     }
 
     /// Vectors over memory: one, several in a row, or several with gaps.
-    private mutating func cut(_ vectors: UnsafeMutablePointer<iovec>, _ memory: UnsafeMutableRawPointer, _ length: Int) -> Int {
+    private mutating func cut(
+        _ vectors: UnsafeMutablePointer<iovec>, _ memory: UnsafeMutableRawPointer, _ length: Int
+    ) -> Int {
         let kind = Int.random(in: 0..<3, using: &generator)
         let pieces = kind == 0 ? 1 : Int.random(in: 1...20, using: &generator)
         var count = 0, done = 0, place = memory
@@ -243,7 +275,9 @@ struct RemoteWorkload {
     private func put(_ bytes: [UInt8], _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) {
         var done = 0
         for index in 0..<count {
-            bytes.withUnsafeBytes { vectors[index].iov_base.copyMemory(from: $0.baseAddress! + done, byteCount: vectors[index].iov_len) }
+            bytes.withUnsafeBytes {
+                vectors[index].iov_base.copyMemory(from: $0.baseAddress! + done, byteCount: vectors[index].iov_len)
+            }
             done += vectors[index].iov_len
         }
     }

@@ -8,7 +8,8 @@ import TestSupport
 import Testing
 
 /// The network, and TLS with a key that both know or with certificates. It takes root, as networks of tests' own do.
-@Suite(.timed, .enabled(if: geteuid() == 0, "needs root to make a network namespace for the test")) struct NBDNetworkTests {
+@Suite(.timed, .enabled(if: geteuid() == 0, "needs root to make a network namespace for the test"))
+struct NBDNetworkTests {
     private let directory = TemporaryDirectory()
     private let content = randomBytes(1 << 20, seed: 9)
 
@@ -30,7 +31,8 @@ import Testing
         let keys = directory.file("keys.psk"), others = directory.file("others.psk")
         tool("psktool", "-u", "alice", "-p", keys)
         tool("psktool", "-u", "alice", "-p", others)
-        let server = try NBDServer(directory, nbdkit: "--tls=require", "--tls-psk=\(keys)", "file", directory.file("disk.raw"))
+        let server = try NBDServer(
+            directory, nbdkit: "--tls=require", "--tls-psk=\(keys)", "file", directory.file("disk.raw"))
         let address = server.address("", "&tls-psk-file=\(keys)").replacing("nbd+unix://", with: "nbds+unix://alice@")
         #expect(try read(address) == content)
         // Another key, another user, none, and no TLS at all.
@@ -44,26 +46,37 @@ import Testing
     @Test func certificates() throws {
         try directory.write("disk.raw", content)
         try directory.write("ca.info", Array("cn = CA\nca\ncert_signing_key\n".utf8))
-        try directory.write("server.info", Array("cn = localhost\ndns_name = localhost\ntls_www_server\nencryption_key\nsigning_key\n".utf8))
+        try directory.write(
+            "server.info",
+            Array("cn = localhost\ndns_name = localhost\ntls_www_server\nencryption_key\nsigning_key\n".utf8))
         for name in ["ca", "other"] {
             tool("mkdir", directory.file(name))
-            tool("certtool", "--generate-privkey", "--key-type", "ecdsa", "--outfile", directory.file("\(name)/ca-key.pem"))
             tool(
-                "certtool", "--generate-self-signed", "--load-privkey", directory.file("\(name)/ca-key.pem"), "--template", directory.file("ca.info"),
+                "certtool", "--generate-privkey", "--key-type", "ecdsa", "--outfile",
+                directory.file("\(name)/ca-key.pem"))
+            tool(
+                "certtool", "--generate-self-signed", "--load-privkey", directory.file("\(name)/ca-key.pem"),
+                "--template", directory.file("ca.info"),
                 "--outfile", directory.file("\(name)/ca-cert.pem"))
         }
         tool("certtool", "--generate-privkey", "--key-type", "ecdsa", "--outfile", directory.file("ca/server-key.pem"))
         tool(
-            "certtool", "--generate-certificate", "--load-ca-certificate", directory.file("ca/ca-cert.pem"), "--load-ca-privkey", directory.file("ca/ca-key.pem"),
-            "--load-privkey", directory.file("ca/server-key.pem"), "--template", directory.file("server.info"), "--outfile", directory.file("ca/server-cert.pem"))
-        let security = ["--object", "tls-creds-x509,id=tls0,endpoint=server,verify-peer=no,dir=\(directory.file("ca"))", "--tls-creds", "tls0"]
+            "certtool", "--generate-certificate", "--load-ca-certificate", directory.file("ca/ca-cert.pem"),
+            "--load-ca-privkey", directory.file("ca/ca-key.pem"),
+            "--load-privkey", directory.file("ca/server-key.pem"), "--template", directory.file("server.info"),
+            "--outfile", directory.file("ca/server-cert.pem"))
+        let security = [
+            "--object", "tls-creds-x509,id=tls0,endpoint=server,verify-peer=no,dir=\(directory.file("ca"))",
+            "--tls-creds", "tls0",
+        ]
         let server = try NBDServer(directory, image: directory.file("disk.raw"), ["-r"] + security)
         let local = server.address("", "&tls-verify-peer=no").replacing("nbd+unix://", with: "nbds+unix://")
         #expect(try read(local) == content)
         #expect(reason(server.address()).contains("the server requires TLS: use nbds:"))
 
         try inOwnNetwork { [self] in
-            let command = ["qemu-nbd", "-t", "-r", "-f", "raw", "-b", "127.0.0.1"] + security + [directory.file("disk.raw")]
+            let command =
+                ["qemu-nbd", "-t", "-r", "-f", "raw", "-b", "127.0.0.1"] + security + [directory.file("disk.raw")]
             let server = try NBDServer(command, listening: { SocketAddress.loopback })
             func address(_ host: String, _ name: String, _ options: String = "") -> String {
                 "nbds://\(host)/?tls-certificates=\(directory.file(name))\(options)"
@@ -73,7 +86,9 @@ import Testing
             #expect(reason(address("localhost", "other")).contains("certificate"))
             #expect(reason(address("127.0.0.1", "ca")).contains("certificate"))
             // A directory without authorities is none that trusts everybody.
-            #expect(reason(address("localhost", "nowhere")).contains("nowhere/ca-cert.pem: access: No such file or directory"))
+            #expect(
+                reason(address("localhost", "nowhere")).contains(
+                    "nowhere/ca-cert.pem: access: No such file or directory"))
             #expect(try read(address("127.0.0.1", "other", "&tls-verify-peer=no")) == content)
             #expect(reason("nbd://127.0.0.1/").contains("the server requires TLS: use nbds:"))
             _ = consume server
@@ -83,7 +98,9 @@ import Testing
     @Test func overTheNetwork() throws {
         try directory.write("disk.raw", content)
         try inOwnNetwork { [self] in
-            let command = ["qemu-nbd", "-t", "-r", "-f", "raw", "-b", "127.0.0.1", "-x", "disk", directory.file("disk.raw")]
+            let command = [
+                "qemu-nbd", "-t", "-r", "-f", "raw", "-b", "127.0.0.1", "-x", "disk", directory.file("disk.raw"),
+            ]
             let server = try NBDServer(command, listening: { SocketAddress.loopback })
             #expect(try read("nbd://127.0.0.1/disk") == content)
             // Wherever the server listens: addresses are tried one after the other.
@@ -110,5 +127,7 @@ import Testing
 
 extension SocketAddress {
     /// NBD's port of 127.0.0.1.
-    fileprivate static var loopback: SocketAddress? { try? SocketAddress.resolve(host: "127.0.0.1", port: 10809).get().first }
+    fileprivate static var loopback: SocketAddress? {
+        try? SocketAddress.resolve(host: "127.0.0.1", port: 10809).get().first
+    }
 }

@@ -39,7 +39,9 @@ import Testing
         // A connection for each time that the server came back, and a few lines about all of them.
         let connections = engine.image.remote?.generation ?? 0
         #expect(connections >= kills / 2)
-        #expect(reports.all.contains { $0.contains("connection lost") } && reports.all.contains { $0.contains("reconnected after") })
+        #expect(
+            reports.all.contains { $0.contains("connection lost") }
+                && reports.all.contains { $0.contains("reconnected after") })
         #expect(reports.all.count < kills / 2, "\(reports.all)")
         _ = consume engine
         #expect(try directory.read("disk.raw") == workload.model)
@@ -53,7 +55,10 @@ import Testing
         #expect(try engine.read(0, 512) == Array(content[..<512]))
         server.kill()
         for _ in 0..<3 {
-            #expect(throws: DiskImageError.request(path: server.address("", "&reconnect=0"), SystemCallError("read", errno: EIO))) { try engine.read(0, 512) }
+            #expect(
+                throws: DiskImageError.request(
+                    path: server.address("", "&reconnect=0"), SystemCallError("read", errno: EIO))
+            ) { try engine.read(0, 512) }
         }
         try server.start()
         // The connection is sought again by itself.
@@ -90,16 +95,27 @@ import Testing
         var engine = try open(server.address("", "&reconnect=60"))
         try engine.write(0, [1, 2, 3])
         server.kill()
-        let other = what == "size" ? try NBDServer(directory, nbdkit: "memory", "2M") : try NBDServer(directory, nbdkit: "-r", "memory", "1M")
-        #expect(throws: DiskImageError.request(path: server.address("", "&reconnect=60"), SystemCallError("read", errno: EIO))) { try engine.read(0, 3) }
-        #expect(reports.all.contains { $0.contains(what == "size" ? "a disk of 2097152 bytes, previously 1048576" : "a read-only disk, previously writable") })
+        let other =
+            what == "size"
+            ? try NBDServer(directory, nbdkit: "memory", "2M") : try NBDServer(directory, nbdkit: "-r", "memory", "1M")
+        #expect(
+            throws: DiskImageError.request(
+                path: server.address("", "&reconnect=60"), SystemCallError("read", errno: EIO))
+        ) { try engine.read(0, 3) }
+        #expect(
+            reports.all.contains {
+                $0.contains(
+                    what == "size"
+                        ? "a disk of 2097152 bytes, previously 1048576" : "a read-only disk, previously writable")
+            })
         #expect(engine.image.remote?.failure?.contains("another disk") == true)
         _ = consume other
     }
 
     /// A server that is there and says nothing cannot hold up who wants to end.
     @Test func theEndComesWithoutTheServer() throws {
-        // One thread: with several nbdkit aborts now and then when a client has gone whose requests they have (assertion on the socket, 1.32).
+        // One thread: with several nbdkit aborts now and then when a client has gone whose requests they have
+        // (assertion on the socket, 1.32).
         let server = try NBDServer(directory, nbdkit: "--threads=1", "memory", "1M")
         let memory = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 4096)
         let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: 1)
@@ -134,7 +150,9 @@ import Testing
 
     /// A server that says that it shuts down has not refused the request.
     @Test func aServerThatShutsDown() throws {
-        let server = try NBDServer(directory, nbdkit: "--filter=error", "memory", "1M", "error=ESHUTDOWN", "error-pread-rate=100%", "error-file=\(directory.file("fails"))")
+        let server = try NBDServer(
+            directory, nbdkit: "--filter=error", "memory", "1M", "error=ESHUTDOWN", "error-pread-rate=100%",
+            "error-file=\(directory.file("fails"))")
         try directory.write("fails", [])
         var engine = try open(server.address("", "&reconnect=60"))
         let killer = Killer()
@@ -169,9 +187,11 @@ final class Killer {
     }
 
     func run(_ body: @escaping @Sendable () throws -> Void) throws {
-        threads.append(Slot(try Thread.start(name: "killer") {
-            do { try body() } catch { Issue.record("\(error)") }
-        }))
+        threads.append(
+            Slot(
+                try Thread.start(name: "killer") {
+                    do { try body() } catch { Issue.record("\(error)") }
+                }))
     }
 
     func join() {

@@ -16,7 +16,9 @@ final class NBDServer: @unchecked Sendable {
     private var stream: FileDescriptor?
 
     /// The address of the export without a name, or of another one.
-    func address(_ export: String = "", _ options: String = "") -> String { "nbd+unix:///\(export)?socket=\(socket)\(options)" }
+    func address(_ export: String = "", _ options: String = "") -> String {
+        "nbd+unix:///\(export)?socket=\(socket)\(options)"
+    }
 
     /// - Parameter command: with `SOCKET` for the path of the socket.
     init(_ directory: TemporaryDirectory, _ command: [String], socket name: String = "socket") throws {
@@ -36,8 +38,11 @@ final class NBDServer: @unchecked Sendable {
     }
 
     /// `qemu-nbd` of a file.
-    convenience init(_ directory: TemporaryDirectory, image: String, _ options: [String] = [], format: String = "raw") throws {
-        try self.init(directory, ["qemu-nbd", "-t", "-k", "SOCKET", "-f", format, "--discard=unmap"] + options + [image])
+    convenience init(
+        _ directory: TemporaryDirectory, image: String, _ options: [String] = [], format: String = "raw"
+    ) throws {
+        try self.init(
+            directory, ["qemu-nbd", "-t", "-k", "SOCKET", "-f", format, "--discard=unmap"] + options + [image])
     }
 
     /// `nbdkit`, with filters, a plugin and their parameters.
@@ -73,8 +78,8 @@ final class NBDServer: @unchecked Sendable {
         defer { process = 0 }
         var status: Int32 = 0
         if waitpid(process, &status, WNOHANG) == process {
-            // What a test says of a server is about one that lives. nbdkit (1.32) aborts now and then, when a client has gone to whom one of its
-            // threads was about to answer: at the end of a test that is no concern of ours.
+            // What a test says of a server is about one that lives. nbdkit (1.32) aborts now and then, when a client
+            // has gone to whom one of its threads was about to answer: at the end of a test that is no concern of ours.
             let said = output()
             if status == SIGABRT, said.contains("raw_send_socket: Assertion") { return }
             Issue.record("\(command.joined(separator: " ")) has ended by itself with the status \(status): \(said)")
@@ -104,7 +109,8 @@ final class NBDServer: @unchecked Sendable {
     private func isListening() -> Bool {
         guard let address = listening() else { return false }
         let family: Int32 = socket.isEmpty ? AF_INET : AF_UNIX
-        let descriptor = FileDescriptor(owning: Glibc.socket(family, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0))
+        let descriptor = FileDescriptor(
+            owning: Glibc.socket(family, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0))
         return address.withAddress { connect(descriptor.rawValue, $0, $1) } == 0
     }
 }

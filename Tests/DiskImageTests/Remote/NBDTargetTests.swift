@@ -15,7 +15,8 @@ import Testing
     private let before: [UInt8]
 
     init() throws {
-        content = randomBytes(3 << 20, seed: 1) + [UInt8](repeating: 0, count: 5 << 20) + randomBytes(100_000, seed: 2)
+        content =
+            randomBytes(3 << 20, seed: 1) + [UInt8](repeating: 0, count: 5 << 20) + randomBytes(100_000, seed: 2)
             + [UInt8](repeating: 0, count: 3 << 20 - 100_000) + randomBytes(70_144, seed: 3)
         before = randomBytes(13 << 20, seed: 4)
         try directory.write("source.raw", content)
@@ -30,12 +31,16 @@ import Testing
         return conversion
     }
 
-    private func result(_ conversion: ImageConversion, _ progress: (ImageProgress) -> Bool = { _ in true }) -> DiskImageError? {
+    private func result(
+        _ conversion: ImageConversion, _ progress: (ImageProgress) -> Bool = { _ in true }
+    ) -> DiskImageError? {
         do throws(DiskImageError) { try conversion.run(progress) } catch { return error }
         return nil
     }
 
-    private func failure(_ conversion: ImageConversion, _ progress: (ImageProgress) -> Bool = { _ in true }) -> DiskImageError? {
+    private func failure(
+        _ conversion: ImageConversion, _ progress: (ImageProgress) -> Bool = { _ in true }
+    ) -> DiskImageError? {
         let error = result(conversion, progress)
         #expect(error != nil, "it was converted")
         return error
@@ -58,12 +63,19 @@ import Testing
     /// Servers that can do less, or only whole blocks.
     @Test(arguments: [
         ["--filter=nozero"], ["--filter=nozero", "--filter=noextents"],
-        ["--filter=blocksize-policy", "blocksize-minimum=65536", "blocksize-preferred=65536", "blocksize-maximum=131072", "blocksize-error-policy=error"],
-        ["--filter=blocksize-policy", "--filter=nozero", "blocksize-minimum=4096", "blocksize-preferred=4096", "blocksize-maximum=1M", "blocksize-error-policy=error"],
+        [
+            "--filter=blocksize-policy", "blocksize-minimum=65536", "blocksize-preferred=65536",
+            "blocksize-maximum=131072", "blocksize-error-policy=error",
+        ],
+        [
+            "--filter=blocksize-policy", "--filter=nozero", "blocksize-minimum=4096", "blocksize-preferred=4096",
+            "blocksize-maximum=1M", "blocksize-error-policy=error",
+        ],
     ])
     func otherServers(_ words: [String]) throws {
         let filters = words.filter { $0.hasPrefix("--") }, parameters = words.filter { !$0.hasPrefix("--") }
-        let server = try NBDServer(directory, ["nbdkit", "-f", "-U", "SOCKET"] + filters + ["file", directory.file("disk.raw")] + parameters)
+        let server = try NBDServer(
+            directory, ["nbdkit", "-f", "-U", "SOCKET"] + filters + ["file", directory.file("disk.raw")] + parameters)
         try conversion(server.address()).run()
         try expectConverted()
     }
@@ -81,36 +93,51 @@ import Testing
     /// Everything has been written when the flush comes, which is the last word.
     @Test func itEndsInAFlush() throws {
         let log = directory.file("log")
-        let server = try NBDServer(directory, nbdkit: "--filter=log", "file", directory.file("disk.raw"), "logfile=\(log)")
+        let server = try NBDServer(
+            directory, nbdkit: "--filter=log", "file", directory.file("disk.raw"), "logfile=\(log)")
         try conversion(server.address()).run()
         try expectConverted()
         let lines = String(decoding: try directory.read("log"), as: UTF8.self).split(separator: "\n")
-        let last = try #require(lines.lastIndex { $0.contains(" Write ") || $0.contains(" Zero ") || $0.contains("...Write ") || $0.contains("...Zero ") })
+        let last = try #require(
+            lines.lastIndex {
+                $0.contains(" Write ") || $0.contains(" Zero ") || $0.contains("...Write ") || $0.contains("...Zero ")
+            })
         #expect(lines[last...].contains { $0.contains(" Flush ") })
         // Zeroes are not cut into pieces as data is.
-        #expect(lines.contains { $0.contains(" Zero ") && $0.contains("count=0x400000") }, "\(lines.filter { $0.contains(" Zero ") })")
+        #expect(
+            lines.contains { $0.contains(" Zero ") && $0.contains("count=0x400000") },
+            "\(lines.filter { $0.contains(" Zero ") })")
     }
 
     // MARK: - Faults
 
-    @Test(arguments: [("pwrite", "EIO", "write", EIO), ("pwrite", "ENOSPC", "write", ENOSPC), ("zero", "EIO", "write zeroes", EIO), ("zero", "ENOSPC", "write zeroes", ENOSPC)])
+    @Test(arguments: [
+        ("pwrite", "EIO", "write", EIO), ("pwrite", "ENOSPC", "write", ENOSPC), ("zero", "EIO", "write zeroes", EIO),
+        ("zero", "ENOSPC", "write zeroes", ENOSPC),
+    ])
     func errorsAreTold(call: String, name: String, what: String, code: Int32) throws {
         for rate in ["100%", "40%"] {
-            let server = try NBDServer(directory, nbdkit: "--filter=error", "file", directory.file("disk.raw"), "error-\(call)=\(name)", "error-\(call)-rate=\(rate)")
+            let server = try NBDServer(
+                directory, nbdkit: "--filter=error", "file", directory.file("disk.raw"), "error-\(call)=\(name)",
+                "error-\(call)-rate=\(rate)")
             // Where not every call fails, all of a conversion's may have luck.
             var attempts = 0, error: DiskImageError?
             while error == nil, attempts < 50 {
                 attempts += 1
                 error = result(conversion(server.address()))
             }
-            #expect(error == .failedInPlace(path: server.address(), .request(path: server.address(), SystemCallError(what, errno: code))))
+            #expect(
+                error
+                    == .failedInPlace(
+                        path: server.address(), .request(path: server.address(), SystemCallError(what, errno: code))))
             #expect("\(error.map(\.description) ?? "")".contains("may be partly overwritten"))
         }
     }
 
     /// A server that is killed and comes again in the middle of it.
     @Test func theServerComesAgain() throws {
-        let server = try NBDServer(directory, nbdkit: "--filter=delay", "file", directory.file("disk.raw"), "delay-write=100ms")
+        let server = try NBDServer(
+            directory, nbdkit: "--filter=delay", "file", directory.file("disk.raw"), "delay-write=100ms")
         let killer = Killer()
         var kills = 0
         try conversion(server.address("", "&reconnect=60"), threads: 1).run { progress in
@@ -126,22 +153,29 @@ import Testing
     }
 
     @Test func aServerThatIsGoneForGood() throws {
-        let server = try NBDServer(directory, nbdkit: "--filter=delay", "file", directory.file("disk.raw"), "delay-write=100ms")
+        let server = try NBDServer(
+            directory, nbdkit: "--filter=delay", "file", directory.file("disk.raw"), "delay-write=100ms")
         let address = server.address("", "&reconnect=0")
         let error = failure(conversion(address)) { progress in
             server.kill()
             return true
         }
-        guard case .failedInPlace(address, .remote(address, _)) = error else { return #expect(Bool(false), "\(String(describing: error))") }
+        guard case .failedInPlace(address, .remote(address, _)) = error else {
+            return #expect(Bool(false), "\(String(describing: error))")
+        }
     }
 
     /// Whatever it waits for: a write, or the flush at the end.
     @Test(arguments: ["pwrite", "flush"]) func itCanBeGivenUp(call: String) throws {
-        var calls = ["get_size": "echo 20M", "can_write": "exit 0", "can_flush": "exit 0", "can_zero": "exit 3", "pread": "dd if=/dev/zero count=$3 iflag=count_bytes", "pwrite": "cat >/dev/null", "flush": "exit 0"]
+        var calls = [
+            "get_size": "echo 20M", "can_write": "exit 0", "can_flush": "exit 0", "can_zero": "exit 3",
+            "pread": "dd if=/dev/zero count=$3 iflag=count_bytes", "pwrite": "cat >/dev/null", "flush": "exit 0",
+        ]
         // As long as the directory is there.
         let file = directory.file("waits")
         calls[call] = "touch '\(file)'; while [ -e '\(file)' ]; do sleep 0.1; done"
-        let server = try NBDServer(directory, ["nbdkit", "-f", "-U", "SOCKET", "eval"] + calls.map { "\($0.key)=\($0.value)" })
+        let server = try NBDServer(
+            directory, ["nbdkit", "-f", "-U", "SOCKET", "eval"] + calls.map { "\($0.key)=\($0.value)" })
         let error = failure(conversion(server.address())) { _ in access(file, F_OK) != 0 }
         #expect(error == .interruptedInPlace(path: server.address()))
         #expect("\(error.map(\.description) ?? "")".contains("it is partly overwritten"))
@@ -165,7 +199,9 @@ import Testing
         refused.source = address
         #expect(failure(refused) == .sameFile(path: address, other: address))
         try directory.write("large.raw", before + [UInt8](repeating: 0, count: 512))
-        #expect(failure(conversion(address, source: "large.raw")) == .tooSmall(path: address, needed: UInt64(before.count + 512), size: UInt64(before.count)))
+        #expect(
+            failure(conversion(address, source: "large.raw"))
+                == .tooSmall(path: address, needed: UInt64(before.count + 512), size: UInt64(before.count)))
         let reading = try NBDServer(directory, nbdkit: "-r", "file", directory.file("disk.raw"), socket: "reading")
         #expect(failure(conversion(reading.address())) == .remoteReadOnly(path: reading.address()))
         // And none of it has changed the disk.
@@ -179,16 +215,25 @@ import Testing
             do { try body() } catch { return "\(error)" }
             return "it was done"
         }
-        #expect(reason { try ImageCreation(path: address, format: .raw, size: 1 << 20).create() }.contains("must be created on its server; swkvm image convert --force writes"))
-        #expect(reason { _ = try DiskImage.check(path: address) }.contains("only the metadata of qcow2 images can be checked"))
-        #expect(reason { _ = try DiskImage.check(path: address, options: DiskImageOptions(format: .qcow2)) }.contains(NBDLocation.isRaw))
+        #expect(
+            reason { try ImageCreation(path: address, format: .raw, size: 1 << 20).create() }.contains(
+                "must be created on its server; swkvm image convert --force writes"))
+        #expect(
+            reason { _ = try DiskImage.check(path: address) }.contains(
+                "only the metadata of qcow2 images can be checked"))
+        #expect(
+            reason { _ = try DiskImage.check(path: address, options: DiskImageOptions(format: .qcow2)) }.contains(
+                NBDLocation.isRaw))
         #expect(reason { try ImageCommit(path: address).run() }.contains(NBDLocation.isRaw))
         #expect(reason { try ImageRebase(path: address).run() }.contains(NBDLocation.isRaw))
-        #expect(reason { _ = try DiskImage(path: address, options: DiskImageOptions(format: .qcow2)) }.contains(NBDLocation.isRaw))
-        #expect(reason {
-            var engine = try DiskEngine(DiskImage(path: address), depth: 1)
-            try engine.resize(to: 20 << 20)
-        }.contains("the server determines the size"))
+        #expect(
+            reason { _ = try DiskImage(path: address, options: DiskImageOptions(format: .qcow2)) }.contains(
+                NBDLocation.isRaw))
+        #expect(
+            reason {
+                var engine = try DiskEngine(DiskImage(path: address), depth: 1)
+                try engine.resize(to: 20 << 20)
+            }.contains("the server determines the size"))
         #expect(try directory.read("disk.raw") == before)
     }
 }

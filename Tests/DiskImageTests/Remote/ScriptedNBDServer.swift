@@ -44,7 +44,9 @@ final class ScriptedNBDServer: @unchecked Sendable {
     var connections: Int { monitor.locked { accepted } }
     var bytes: [UInt8] { monitor.locked { content } }
 
-    init(_ directory: TemporaryDirectory, _ content: [UInt8], minimumBlock: UInt32 = 1, _ script: @escaping Script)
+    init(
+        _ directory: TemporaryDirectory, _ content: [UInt8], minimumBlock: UInt32 = 1, _ script: @escaping Script
+    )
         throws
     {
         path = directory.file("scripted")

@@ -23,8 +23,12 @@ import Testing
         var qemuOptions: String {
             var words = ["cluster_size=\(options.clusterSize)", "compat=\(options.compatibility.rawValue)"]
             if options.compatibility == .version3 {
-                words += ["refcount_bits=\(options.refcountBits)", "lazy_refcounts=\(options.lazyRefcounts ? "on" : "off")"]
-                words += ["extended_l2=\(options.extendedL2 ? "on" : "off")", "compression_type=\(options.compression)"]
+                words += [
+                    "refcount_bits=\(options.refcountBits)", "lazy_refcounts=\(options.lazyRefcounts ? "on" : "off")",
+                ]
+                words += [
+                    "extended_l2=\(options.extendedL2 ? "on" : "off")", "compression_type=\(options.compression)",
+                ]
             }
             if preallocation != .off { words.append("preallocation=\(preallocation)") }
             return words.joined(separator: ",")
@@ -71,7 +75,9 @@ import Testing
             switch Int.random(in: 0..<4, using: &generator) {
             case 0: break
             case 1: disk.replaceSubrange(position..<position + count, with: random[position..<position + count])
-            default: disk.replaceSubrange(position..<position + count, with: (0..<count).map { UInt8(truncatingIfNeeded: $0 >> 6 & 0x5f) })
+            default:
+                disk.replaceSubrange(
+                    position..<position + count, with: (0..<count).map { UInt8(truncatingIfNeeded: $0 >> 6 & 0x5f) })
             }
             position += count
         }
@@ -116,7 +122,9 @@ import Testing
         let raw = try directory.write("disk.raw", Self.disk)
         try forEachLayout { [directory] index, layout in
             let path = directory.file("\(index).qcow2"), back = "\(index).raw"
-            let made = run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", layout.qemuOptions] + (layout.compresses ? ["-c"] : []) + [raw, path])
+            let made = run(
+                ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", layout.qemuOptions]
+                    + (layout.compresses ? ["-c"] : []) + [raw, path])
             try #require(made.status == 0, "\(layout): \(made.output)")
             var conversion = ImageConversion(source: path, target: directory.file(back), format: .raw)
             conversion.threads = 1 + index % 3
@@ -127,13 +135,15 @@ import Testing
         }
     }
 
-    /// An overlay of each layout over a base of another, each with something of its own: what is flattened is what qemu-img flattens.
+    /// An overlay of each layout over a base of another, each with something of its own: what is flattened is what
+    /// qemu-img flattens.
     @Test func chains() throws {
         let raw = try directory.write("disk.raw", Self.disk)
         try forEachLayout { [directory] index, layout in
             guard layout.preallocation == .off else { return }
             let path = directory.file("\(index).qcow2"), back = directory.file("\(index).back.qcow2")
-            var creation = ImageCreation(path: path, format: .qcow2, size: UInt64(Self.disk.count) + (index % 2 == 0 ? 0 : 1 << 20))
+            var creation = ImageCreation(
+                path: path, format: .qcow2, size: UInt64(Self.disk.count) + (index % 2 == 0 ? 0 : 1 << 20))
             creation.options = layout.options
             creation.backing = BackingReference(name: "disk.raw", format: .raw)
             if creation.options.clusterSize == 512, creation.options.compatibility == .version3 {
@@ -166,4 +176,3 @@ func withThreads(_ count: Int, _ body: @escaping @Sendable () -> Void) throws {
     var threads: [Slot] = []
     for _ in 0..<max(1, count) { threads.append(Slot(try Thread.start(name: "matrix", stackSize: 8 << 20, body))) }
 }
-

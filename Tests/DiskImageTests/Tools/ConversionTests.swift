@@ -22,7 +22,11 @@ import Testing
         let file = try FileDescriptor.open(directory.file("source.raw"), O_WRONLY | O_CREAT | O_TRUNC, mode: 0o644)
         #expect(ftruncate(file.rawValue, off_t(bytes.count)) == 0)
         for range in [0..<(6 << 20), (8 << 20)..<bytes.count] {
-            #expect(unsafe bytes.withUnsafeBytes { unsafe pwrite(file.rawValue, $0.baseAddress! + range.lowerBound, range.count, off_t(range.lowerBound)) } == range.count)
+            #expect(
+                unsafe bytes.withUnsafeBytes {
+                    unsafe pwrite(
+                        file.rawValue, $0.baseAddress! + range.lowerBound, range.count, off_t(range.lowerBound))
+                } == range.count)
         }
         return bytes
     }
@@ -37,14 +41,18 @@ import Testing
         case .all: return
         case .nothing: #expect(posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_DONTNEED) == 0)
         case .everyOtherPart:
-            for part in 0..<5 { #expect(posix_fadvise(file.rawValue, off_t(part) << 21, 1 << 20, POSIX_FADV_DONTNEED) == 0) }
+            for part in 0..<5 {
+                #expect(posix_fadvise(file.rawValue, off_t(part) << 21, 1 << 20, POSIX_FADV_DONTNEED) == 0)
+            }
         }
     }
 
     @Test(arguments: ToolCache.allCases, Cached.allCases) func contents(cache: ToolCache, cached: Cached) throws {
         let bytes = try makeSource()
         var from = directory.file("source.raw")
-        for (name, format) in [("one.qcow2", ImageFormat.qcow2), ("two.raw", .raw), ("three.qcow2", .qcow2), ("four.raw", .raw)] {
+        for (name, format) in [
+            ("one.qcow2", ImageFormat.qcow2), ("two.raw", .raw), ("three.qcow2", .qcow2), ("four.raw", .raw),
+        ] {
             try prepare(from, cached)
             var conversion = ImageConversion(source: from, target: directory.file(name), format: format)
             conversion.cache = cache
@@ -56,7 +64,9 @@ import Testing
             if format == .raw {
                 let made = try readFile(from, limit: 1 << 30)
                 #expect(made.count == (bytes.count + 511) & ~511)
-                #expect(unsafe memcmp(made, bytes + [UInt8](repeating: 0, count: made.count - bytes.count), made.count) == 0)
+                #expect(
+                    unsafe memcmp(made, bytes + [UInt8](repeating: 0, count: made.count - bytes.count), made.count) == 0
+                )
             } else {
                 let check = run(["qemu-img", "check", from])
                 #expect(check.status == 0, "\(check.output)")
@@ -80,7 +90,8 @@ import Testing
         let tail = buffers.memory.piece(2 << 20, 1 << 20)
         let isStarted = ahead.start(ReadAhead.Read(memory: memory, place: 1 << 20, file: 0, buffer: 0), descriptor)
         // Goes beyond the end of the file.
-        let isTailStarted = ahead.start(ReadAhead.Read(memory: tail, place: UInt64(bytes.count - 1234) - 4096, file: 0, buffer: 1), descriptor)
+        let isTailStarted = ahead.start(
+            ReadAhead.Read(memory: tail, place: UInt64(bytes.count - 1234) - 4096, file: 0, buffer: 1), descriptor)
         #expect(isStarted && isTailStarted)
         ahead.submit()
         let failed = try ahead.wait(0)
@@ -101,13 +112,16 @@ import Testing
         defer { for end in ends { close(end) } }
         let buffers = try TransferBuffer(8192, "")
         var ahead = ReadAhead(buffers: 2)
-        guard let ring = ahead.descriptor else { return withKnownIssue("no io_uring here") { Issue.record("not tried") } }
+        guard let ring = ahead.descriptor else {
+            return withKnownIssue("no io_uring here") { Issue.record("not tried") }
+        }
         let pieces = [buffers.memory.piece(0, 4096), buffers.memory.piece(4096, 4096)]
         // From a pipe, at no place: it ends when there is something.
         let isStarted = ahead.start(ReadAhead.Read(memory: pieces[0], place: .max, file: 0, buffer: 0), ends[0])
         #expect(isStarted)
         ahead.submit()
-        // Of a second one it never hears: another file has the ring's number, so calls fail. The ring stays there under another number.
+        // Of a second one it never hears: another file has the ring's number, so calls fail. The ring stays there under
+        // another number.
         let kept = dup(ring), null = open("/dev/null", O_RDONLY | O_CLOEXEC)
         #expect(kept >= 0 && null >= 0 && dup2(null, ring) == ring)
         let isQueued = ahead.start(ReadAhead.Read(memory: pieces[1], place: .max, file: 0, buffer: 1), ends[0])
@@ -153,15 +167,20 @@ import Testing
         for part in 0..<9 {
             for index in 0..<65536 {
                 let isNoise = part % 3 == 0 || (part % 3 == 1 && index % 1024 < 700)
-                bytes.append(isNoise ? UInt8(truncatingIfNeeded: random.next()) : UInt8(97 + (random.next() >> 40) % 13))
+                bytes.append(
+                    isNoise ? UInt8(truncatingIfNeeded: random.next()) : UInt8(97 + (random.next() >> 40) % 13))
             }
         }
         try directory.write("source.raw", bytes)
-        var conversion = ImageConversion(source: directory.file("source.raw"), target: directory.file("ours.qcow2"), format: .qcow2)
+        var conversion = ImageConversion(
+            source: directory.file("source.raw"), target: directory.file("ours.qcow2"), format: .qcow2)
         conversion.compresses = true
         conversion.options.compression = type
         try conversion.run()
-        let theirs = run(["qemu-img", "convert", "-c", "-O", "qcow2", "-o", "compression_type=\(type)", directory.file("source.raw"), directory.file("theirs.qcow2")])
+        let theirs = run([
+            "qemu-img", "convert", "-c", "-O", "qcow2", "-o", "compression_type=\(type)", directory.file("source.raw"),
+            directory.file("theirs.qcow2"),
+        ])
         #expect(theirs.status == 0, "\(theirs.output)")
         let sizes = try ["ours", "theirs"].map { try directory.read("\($0).qcow2").count }
         // Cluster by cluster at most a sixty-fourth is given away, and the rest of the file's last one.

@@ -7,14 +7,16 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// A rebase and a commit have many requests in flight. Whatever becomes of one of them, and wherever they end, the disk stays as it is.
+/// A rebase and a commit have many requests in flight. Whatever becomes of one of them, and wherever they end, the disk
+/// stays as it is.
 @Suite(.timed) struct ImageRebaseFaultTests {
     private let directory = TemporaryDirectory(inMemory: true)
     private static let size = 4 << 20 | 3 << 9
 
     enum Work: CaseIterable { case rebase, commit }
 
-    /// Every other cluster is the image's own in one part of the disk, so that a window of it takes many requests; elsewhere many can be one.
+    /// Every other cluster is the image's own in one part of the disk, so that a window of it takes many requests;
+    /// elsewhere many can be one.
     private func make() throws -> (path: String, contents: [UInt8]) {
         try directory.write("old.raw", randomBytes(Self.size, seed: 1))
         var other = randomBytes(Self.size, seed: 2)
@@ -22,11 +24,17 @@ import Testing
         try directory.write("new.raw", other)
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=16k", "-b", "old.raw", "-F", "raw", path)
-        qemuIO(path, stride(from: 0, to: 256 << 10, by: 32 << 10).map { "write -P \(1 + $0 >> 15) \($0) 16k" } + ["write -z 1M 256k", "write -P 9 2M 1M", "write -P 8 3600k 20k", "write -P 7 4M 1k"])
+        qemuIO(
+            path,
+            stride(from: 0, to: 256 << 10, by: 32 << 10).map { "write -P \(1 + $0 >> 15) \($0) 16k" } + [
+                "write -z 1M 256k", "write -P 9 2M 1M", "write -P 8 3600k 20k", "write -P 7 4M 1k",
+            ])
         return (path, try readDisk(path))
     }
 
-    private func run(_ work: Work, _ path: String, _ calls: FileCalls?, _ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) {
+    private func run(
+        _ work: Work, _ path: String, _ calls: FileCalls?, _ progress: (ImageProgress) -> Bool = { _ in true }
+    ) throws(DiskImageError) {
         switch work {
         case .rebase:
             var rebase = ImageRebase(path: path)
@@ -51,7 +59,9 @@ import Testing
     }
 
     /// - Parameter plan: what becomes of a call, by its number and that of the one that it is about.
-    private func everyCall(_ work: Work, isFailure: Bool, _ plan: @escaping @Sendable (_ call: Int, _ victim: Int) -> FaultTests.Fault) throws {
+    private func everyCall(
+        _ work: Work, isFailure: Bool, _ plan: @escaping @Sendable (_ call: Int, _ victim: Int) -> FaultTests.Fault
+    ) throws {
         let (path, contents) = try make()
         let image = try directory.read("disk.qcow2"), old = try directory.read("old.raw")
         // At first none, which says how many there are: after some failures there are few.
@@ -85,7 +95,8 @@ import Testing
     }
 
     private func expectDone(_ work: Work, _ path: String, _ comment: String) throws {
-        #expect(try ImageInformation(path: path).backing?.name == (work == .rebase ? "new.raw" : "old.raw"), "\(comment)")
+        #expect(
+            try ImageInformation(path: path).backing?.name == (work == .rebase ? "new.raw" : "old.raw"), "\(comment)")
         if work == .commit { #expect(try DiskImage.check(path: path).allocatedClusters == 0, "\(comment)") }
     }
 
@@ -98,7 +109,11 @@ import Testing
             try directory.write("old.raw", old)
             var asked = 0
             // What is said is what has become of the files.
-            #expect(throws: work == .rebase ? DiskImageError.interruptedUnchanged(path: path) : .interruptedInPlace(path: directory.file("old.raw"))) {
+            #expect(
+                throws: work == .rebase
+                    ? DiskImageError.interruptedUnchanged(path: path)
+                    : .interruptedInPlace(path: directory.file("old.raw"))
+            ) {
                 try run(work, path, nil) { _ in
                     asked += 1
                     return asked <= last

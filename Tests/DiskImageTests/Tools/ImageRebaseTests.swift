@@ -15,7 +15,8 @@ import Testing
         var generator = SeededGenerator(seed: seed)
         var bytes = [UInt8](repeating: 0, count: size)
         for _ in 0..<12 {
-            let start = Int.random(in: 0..<size / 512, using: &generator) * 512, end = min(size, start + Int.random(in: 1...200, using: &generator) * 512)
+            let start = Int.random(in: 0..<size / 512, using: &generator) * 512,
+                end = min(size, start + Int.random(in: 1...200, using: &generator) * 512)
             bytes.replaceSubrange(start..<end, with: randomBytes(end - start, seed: generator.next()))
         }
         return bytes
@@ -34,15 +35,19 @@ import Testing
     }
 
     static let layouts = [
-        "cluster_size=64k", "cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=64k,extended_l2=on", "cluster_size=64k,compression_type=zstd",
+        "cluster_size=64k", "cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=64k,extended_l2=on",
+        "cluster_size=64k,compression_type=zstd",
     ]
 
     @Test(arguments: layouts, Backing.allCases) func theDiskStaysAsItIs(layout: String, before: Backing) throws {
         let size = 3 << 20 | 5 << 9
         for (round, after) in Backing.allCases.enumerated() where before != .none || after != .none {
-            let old = try make(before, "old.raw", size: size, seed: 1), new = try make(after, "new.raw", size: size, seed: UInt64(2 + round))
+            let old = try make(before, "old.raw", size: size, seed: 1),
+                new = try make(after, "new.raw", size: size, seed: UInt64(2 + round))
             let path = directory.file("disk.qcow2")
-            qemuImage(["create", "-q", "-f", "qcow2", "-o", layout, path] + (old.map { ["-b", $0.name, "-F", "raw"] } ?? []) + ["\(size)"])
+            qemuImage(
+                ["create", "-q", "-f", "qcow2", "-o", layout, path] + (old.map { ["-b", $0.name, "-F", "raw"] } ?? [])
+                    + ["\(size)"])
             qemuIO(path, ["write -P 5 100k 50k", "write -z 300k 100k", "write -c -P 6 1M 64k", "discard 600k 128k"])
             let contents = try readDisk(path)
             var rebase = ImageRebase(path: path)
@@ -57,12 +62,15 @@ import Testing
     }
 
     static let windowLayouts = [
-        "cluster_size=64k", "cluster_size=2M", "cluster_size=4k", "cluster_size=512", "cluster_size=64k,extended_l2=on", "cluster_size=16k,compat=0.10",
+        "cluster_size=64k", "cluster_size=2M", "cluster_size=4k", "cluster_size=512", "cluster_size=64k,extended_l2=on",
+        "cluster_size=16k,compat=0.10",
         "cluster_size=64k,data_file=DATA", "cluster_size=16k,lazy_refcounts=on", "LUKS",
     ]
 
-    /// More than there is memory for at a time, in pieces of all sizes: to another backing file, to none, and back into one.
-    @Test(arguments: Share.of(windowLayouts), [1, 2] as [UInt64]) func manyWindows(layout: String, seed: UInt64) throws {
+    /// More than there is memory for at a time, in pieces of all sizes: to another backing file, to none, and back into
+    /// one.
+    @Test(arguments: Share.of(windowLayouts), [1, 2] as [UInt64]) func manyWindows(layout: String, seed: UInt64) throws
+    {
         let size = 44 << 20 | 7 << 9, path = directory.file("disk.qcow2"), encrypted = try Encrypted(directory)
         var generator = SeededGenerator(seed: seed)
         // Of the first two a part is the same; the last has compressed clusters.
@@ -72,26 +80,35 @@ import Testing
         try directory.write("one.raw", Array(one[..<(size - 3 << 20)]))
         try directory.write("other.raw", other)
         // With holes.
-        for name in ["one.raw", "other.raw"] { #expect(run(["fallocate", "--dig-holes", directory.file(name)]).status == 0) }
-        qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", directory.file("other.raw"), directory.file("last.qcow2"))
+        for name in ["one.raw", "other.raw"] {
+            #expect(run(["fallocate", "--dig-holes", directory.file(name)]).status == 0)
+        }
+        qemuImage(
+            "convert", "-c", "-f", "raw", "-O", "qcow2", directory.file("other.raw"), directory.file("last.qcow2"))
         var options = DiskImageOptions(locking: false, allowsDataFile: true)
         if layout == "LUKS" {
             options.keys = [encrypted.key]
             _ = try encrypted.create("disk.qcow2", size: size, backing: BackingReference(name: "one.raw", format: .raw))
         } else {
-            qemuImage("create", "-q", "-f", "qcow2", "-o", layout.replacing("DATA", with: directory.file("data")), "-b", "one.raw", "-F", "raw", path, "\(size)")
+            qemuImage(
+                "create", "-q", "-f", "qcow2", "-o", layout.replacing("DATA", with: directory.file("data")), "-b",
+                "one.raw", "-F", "raw", path, "\(size)")
         }
         do {
             var engine = try DiskEngine(DiskImage(path: path, options: options))
             for (offset, bytes) in pieces(size, 40, &generator) { try engine.write(UInt64(offset), bytes) }
             for _ in 0..<20 {
-                let start = Int.random(in: 0..<size >> 9, using: &generator) << 9, length = min(size - start, Int.random(in: 1...2000, using: &generator) << 9)
+                let start = Int.random(in: 0..<size >> 9, using: &generator) << 9,
+                    length = min(size - start, Int.random(in: 1...2000, using: &generator) << 9)
                 try engine.perform(.writeZeroesUnmapping, at: UInt64(start), length: UInt64(length))
             }
             try engine.perform(.flush)
         }
         let contents = try readDisk(path, options)
-        for backing in [BackingReference(name: "other.raw", format: .raw), nil, BackingReference(name: "last.qcow2", format: .qcow2)] {
+        for backing in [
+            BackingReference(name: "other.raw", format: .raw), nil,
+            BackingReference(name: "last.qcow2", format: .qcow2),
+        ] {
             var rebase = ImageRebase(path: path)
             rebase.options = options
             rebase.backing = backing
@@ -109,11 +126,15 @@ import Testing
     }
 
     /// Data for some places of a disk.
-    private func pieces(_ size: Int, _ count: Int, _ generator: inout SeededGenerator) -> [(offset: Int, bytes: [UInt8])] {
+    private func pieces(
+        _ size: Int, _ count: Int, _ generator: inout SeededGenerator
+    ) -> [(offset: Int, bytes: [UInt8])] {
         (0..<count).map { _ in
             let start = Int.random(in: 0..<size >> 9, using: &generator) << 9
             // Most are small, some are longer than a window.
-            let length = min(size - start, Int.random(in: 1...(1 << Int.random(in: 1...13, using: &generator)), using: &generator) << 9)
+            let length = min(
+                size - start,
+                Int.random(in: 1...(1 << Int.random(in: 1...13, using: &generator)), using: &generator) << 9)
             return (start, randomBytes(length, seed: generator.next()))
         }
     }
@@ -189,7 +210,9 @@ import Testing
 @Suite(.timed) struct ImageCommitTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
-    @Test(arguments: ImageRebaseTests.layouts + ["cluster_size=64k,lazy_refcounts=on,refcount_bits=64"], ["raw", "qcow2"]) func theBackingFileGetsAll(layout: String, format: String) throws {
+    @Test(
+        arguments: ImageRebaseTests.layouts + ["cluster_size=64k,lazy_refcounts=on,refcount_bits=64"], ["raw", "qcow2"])
+    func theBackingFileGetsAll(layout: String, format: String) throws {
         let base = directory.file("base.\(format)"), path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", format, base, "1M")
         qemuIO(base, ["write -P 1 0 1M"], format: format)
@@ -198,14 +221,17 @@ import Testing
         let hasBitmap = format == "raw" && !layout.contains("0.10")
         if hasBitmap { qemuImage("bitmap", "--add", path, "kept") }
         qemuImage("convert", "-f", "qcow2", "-O", "raw", path, directory.file("before.raw"))
-        let before = try directory.read("before.raw"), file = try ImageFile(path: path, writable: false, cache: .writeback, locking: false).identity
+        let before = try directory.read("before.raw"),
+            file = try ImageFile(path: path, writable: false, cache: .writeback, locking: false).identity
         let information = try ImageInformation(path: path)
 
         var commit = ImageCommit(path: path)
         commit.keepsContents = true
         try commit.run()
         for name in ["base.\(format)", "disk.qcow2"] {
-            qemuImage("convert", "-f", name == "disk.qcow2" ? "qcow2" : format, "-O", "raw", directory.file(name), directory.file("after.raw"))
+            qemuImage(
+                "convert", "-f", name == "disk.qcow2" ? "qcow2" : format, "-O", "raw", directory.file(name),
+                directory.file("after.raw"))
             #expect(try directory.read("after.raw") == before)
         }
         commit.keepsContents = false

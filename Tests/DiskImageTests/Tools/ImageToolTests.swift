@@ -11,7 +11,9 @@ import Testing
 @Suite(.timed) struct ImageCreationTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
-    private func refusal(_ creation: ImageCreation, sourceLocation: SourceLocation = #_sourceLocation) throws -> DiskImageError? {
+    private func refusal(
+        _ creation: ImageCreation, sourceLocation: SourceLocation = #_sourceLocation
+    ) throws -> DiskImageError? {
         let before = try names()
         do throws(DiskImageError) {
             try creation.create()
@@ -25,18 +27,23 @@ import Testing
 
     private func names() throws -> String { run(["ls", "-A", directory.path]).output }
 
-    private func new(_ name: String = "new.qcow2", _ size: UInt64? = 1 << 20, format: ImageFormat = .qcow2) -> ImageCreation {
+    private func new(
+        _ name: String = "new.qcow2", _ size: UInt64? = 1 << 20, format: ImageFormat = .qcow2
+    ) -> ImageCreation {
         ImageCreation(path: directory.file(name), format: format, size: size)
     }
 
-    @Test(arguments: [0, 1, 511, 512, 513, 1 << 20, 1 << 40, 5 << 40, 1 << 50] as [UInt64]) func sizes(size: UInt64) throws {
+    @Test(arguments: [0, 1, 511, 512, 513, 1 << 20, 1 << 40, 5 << 40, 1 << 50] as [UInt64]) func sizes(
+        size: UInt64
+    ) throws {
         for format in [.raw, .qcow2] as [ImageFormat] {
             // A file of 2^50 bytes is more than most file systems have.
             if format == .raw, size > 1 << 40 { continue }
             let name = "\(size).\(format)"
             let made = try new(name, size, format: format).create()
             #expect(made == (size + 511) / 512 * 512)
-            let image = try DiskImage(path: directory.file(name), options: DiskImageOptions(format: format, readOnly: true))
+            let image = try DiskImage(
+                path: directory.file(name), options: DiskImageOptions(format: format, readOnly: true))
             #expect(image.size == made)
             if format == .qcow2 { qemuImage("check", "-q", "-f", "qcow2", directory.file(name)) }
         }
@@ -45,7 +52,9 @@ import Testing
     @Test func impossibleSizes() throws {
         for size in [DiskImage.maximumSize + 1, 1 << 63, .max, .max - 510] as [UInt64] {
             for format in [.raw, .qcow2] as [ImageFormat] {
-                guard case .impossible = try refusal(new("new.\(format)", size, format: format)) else { Issue.record("\(size)"); continue }
+                guard case .impossible = try refusal(new("new.\(format)", size, format: format)) else {
+                    Issue.record("\(size)"); continue
+                }
             }
         }
         // More than an L1 table of 32 MiB maps.
@@ -58,16 +67,49 @@ import Testing
 
     @Test func optionsThatContradict() throws {
         let changes: [(inout ImageCreation) -> Void] = [
-            { $0.options.clusterSize = 1000 }, { $0.options.clusterSize = 256 }, { $0.options.clusterSize = 4 << 20 }, { $0.options.clusterSize = 0 },
-            { $0.options.refcountBits = 0 }, { $0.options.refcountBits = 3 }, { $0.options.refcountBits = 128 }, { $0.options.refcountBits = -16 },
-            { $0.options.compatibility = .version2; $0.options.refcountBits = 8 }, { $0.options.compatibility = .version2; $0.options.lazyRefcounts = true },
-            { $0.options.compatibility = .version2; $0.options.extendedL2 = true }, { $0.options.compatibility = .version2; $0.options.compression = .zstd },
-            { $0.options.compatibility = .version2; $0.options.dataFile = "data" }, { $0.options.extendedL2 = true; $0.options.clusterSize = 4096 },
-            { $0.options.dataFileIsRaw = true }, { $0.options.dataFile = "" }, { $0.backing = BackingReference(name: "", format: .raw); $0.opensBacking = false },
-            { $0.backing = BackingReference(name: "b", format: .raw); $0.opensBacking = false; $0.preallocation = .metadata },
-            { $0.backing = BackingReference(name: String(repeating: "b", count: 1024), format: .raw); $0.opensBacking = false },
-            { $0.format = .raw; $0.preallocation = .metadata }, { $0.format = .raw; $0.options.refcountBits = 8 },
-            { $0.format = .raw; $0.backing = BackingReference(name: "b", format: .raw); $0.opensBacking = false },
+            { $0.options.clusterSize = 1000 }, { $0.options.clusterSize = 256 }, { $0.options.clusterSize = 4 << 20 },
+            { $0.options.clusterSize = 0 },
+            { $0.options.refcountBits = 0 }, { $0.options.refcountBits = 3 }, { $0.options.refcountBits = 128 },
+            { $0.options.refcountBits = -16 },
+            {
+                $0.options.compatibility = .version2; $0.options.refcountBits = 8
+            },
+            {
+                $0.options.compatibility = .version2; $0.options.lazyRefcounts = true
+            },
+            {
+                $0.options.compatibility = .version2; $0.options.extendedL2 = true
+            },
+            {
+                $0.options.compatibility = .version2; $0.options.compression = .zstd
+            },
+            {
+                $0.options.compatibility = .version2; $0.options.dataFile = "data"
+            },
+            {
+                $0.options.extendedL2 = true; $0.options.clusterSize = 4096
+            },
+            { $0.options.dataFileIsRaw = true }, { $0.options.dataFile = "" },
+            {
+                $0.backing = BackingReference(name: "", format: .raw); $0.opensBacking = false
+            },
+            {
+                $0.backing = BackingReference(name: "b", format: .raw); $0.opensBacking = false;
+                $0.preallocation = .metadata
+            },
+            {
+                $0.backing = BackingReference(name: String(repeating: "b", count: 1024), format: .raw);
+                $0.opensBacking = false
+            },
+            {
+                $0.format = .raw; $0.preallocation = .metadata
+            },
+            {
+                $0.format = .raw; $0.options.refcountBits = 8
+            },
+            {
+                $0.format = .raw; $0.backing = BackingReference(name: "b", format: .raw); $0.opensBacking = false
+            },
         ]
         for (index, change) in changes.enumerated() {
             var creation = new()
@@ -82,7 +124,9 @@ import Testing
         #expect(symlink("nowhere", directory.file("link.qcow2")) == 0)
         #expect(try refusal(new("link.qcow2")) == .linkToNothing(path: directory.file("link.qcow2")))
         #expect(try directory.read("new.qcow2") == [1, 2, 3])
-        #expect(try refusal(new("none/new.qcow2")) == .system(path: directory.file("none/new.qcow2"), SystemCallError("open", errno: ENOENT)))
+        #expect(
+            try refusal(new("none/new.qcow2"))
+                == .system(path: directory.file("none/new.qcow2"), SystemCallError("open", errno: ENOENT)))
         #expect(mkfifo(directory.file("pipe.qcow2"), 0o600) == 0)
         var creation = new("pipe.qcow2")
         creation.replacing = true
@@ -92,7 +136,8 @@ import Testing
     /// What is replaced keeps its owner, its permissions and the links to it.
     @Test func replacing() throws {
         try directory.write("old.qcow2", [1, 2, 3])
-        #expect(chmod(directory.file("old.qcow2"), 0o640) == 0 && symlink("old.qcow2", directory.file("link.qcow2")) == 0)
+        #expect(
+            chmod(directory.file("old.qcow2"), 0o640) == 0 && symlink("old.qcow2", directory.file("link.qcow2")) == 0)
         var creation = new("link.qcow2")
         creation.replacing = true
         try creation.create()
@@ -145,7 +190,9 @@ import Testing
                 try creation.create()
                 qemuImage("check", "-q", "-f", "qcow2", creation.path)
                 qemuIO(creation.path, ["write -P 3 100k 1M", "read -P 3 100k 1M"])
-                if isRaw { #expect(try directory.read("\(isRaw)\(preallocation).data").prefix(100 << 10 | 1).last == 3) }
+                if isRaw {
+                    #expect(try directory.read("\(isRaw)\(preallocation).data").prefix(100 << 10 | 1).last == 3)
+                }
             }
         }
     }
@@ -163,9 +210,12 @@ import Testing
         qemuIO(creation.path, ["write -P 1 128k 64k", "write -z 256k 64k", "write -c -P 2 512k 64k"])
         var map = ImageMap(try DiskImage(path: creation.path, options: readOnly))
         var found: [(ImageExtent.Kind, UInt64, UInt64, Int)] = []
-        while let extent = try map.next() { found.append((extent.kind, extent.offset >> 10, extent.length >> 10, extent.depth)) }
+        while let extent = try map.next() {
+            found.append((extent.kind, extent.offset >> 10, extent.length >> 10, extent.depth))
+        }
         let expected: [(ImageExtent.Kind, UInt64, UInt64, Int)] = [
-            (.data, 0, 128, 1), (.data, 128, 64, 0), (.data, 192, 64, 1), (.zero, 256, 64, 0), (.data, 320, 192, 1), (.compressed, 512, 64, 0),
+            (.data, 0, 128, 1), (.data, 128, 64, 0), (.data, 192, 64, 1), (.zero, 256, 64, 0), (.data, 320, 192, 1),
+            (.compressed, 512, 64, 0),
             (.data, 576, 448, 1), (.unallocated, 1024, 3072, 0),
         ]
         #expect(found.count == expected.count && zip(found, expected).allSatisfy { $0 == $1 }, "\(found)")
@@ -178,7 +228,9 @@ import Testing
         try MetadataFile(calls: .host, number: file.rawValue).write([UInt8](repeating: 1, count: 8192), at: 65536)
         var map = ImageMap(try DiskImage(path: path, options: readOnly))
         var found: [[UInt64]] = []
-        while let extent = try map.next() { found.append([extent.kind == .data ? 1 : 0, extent.offset, extent.length]) }
+        while let extent = try map.next() {
+            found.append([extent.kind == .data ? 1 : 0, extent.offset, extent.length])
+        }
         #expect(found == [[0, 0, 65536], [1, 65536, 8192], [0, 73728, (1 << 20) - 73728]])
     }
 
@@ -203,7 +255,8 @@ import Testing
         bytes += [UInt8](repeating: 0, count: (512 - bytes.count % 512) % 512)
         try directory.write("a.raw", bytes)
         try directory.write("longer.raw", bytes + [UInt8](repeating: 0, count: 1 << 20))
-        try directory.write("other.raw", bytes + [UInt8](repeating: 0, count: 1 << 19) + [1] + [UInt8](repeating: 0, count: 511))
+        try directory.write(
+            "other.raw", bytes + [UInt8](repeating: 0, count: 1 << 19) + [1] + [UInt8](repeating: 0, count: 511))
         for place in [0, 1, 4095, 299_999, bytes.count - 1] {
             var changed = bytes
             changed[place] ^= 0x40
@@ -214,7 +267,9 @@ import Testing
         #expect(try outcome("a.raw", "a.raw") == .identical)
         #expect(try outcome("a.raw", "longer.raw") == .identicalUpToZeroes)
         #expect(try outcome("longer.raw", "a.raw") == .identicalUpToZeroes)
-        #expect(try outcome("a.raw", "longer.raw", strict: true) == .size(UInt64(bytes.count), UInt64(bytes.count + 1 << 20)))
+        #expect(
+            try outcome("a.raw", "longer.raw", strict: true)
+                == .size(UInt64(bytes.count), UInt64(bytes.count + 1 << 20)))
         #expect(try outcome("a.raw", "other.raw") == .contents(offset: UInt64(bytes.count + 1 << 19)))
         #expect(try outcome("other.raw", "a.raw") == .contents(offset: UInt64(bytes.count + 1 << 19)))
         var sparse = ImageConversion(source: directory.file("a.raw"), target: directory.file("a.qcow2"), format: .qcow2)
@@ -224,6 +279,8 @@ import Testing
         sparse.preallocation = .full
         try sparse.run()
         #expect(try outcome("a.qcow2", "full.qcow2") == .identical)
-        guard case .allocation = try outcome("a.qcow2", "full.qcow2", strict: true) else { Issue.record("strict"); return }
+        guard case .allocation = try outcome("a.qcow2", "full.qcow2", strict: true) else {
+            Issue.record("strict"); return
+        }
     }
 }

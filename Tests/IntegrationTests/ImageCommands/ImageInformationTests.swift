@@ -22,9 +22,13 @@ import Testing
         for file in ["disk.raw", "over.qcow2"] {
             #expect(try image("info \(file)").output == shell("cd '\(directory.path)' && qemu-img info \(file)"))
             #expect(try image("map \(file)").output == shell("cd '\(directory.path)' && qemu-img map \(file)"))
-            #expect(try image("map --json \(file)").output == shell("cd '\(directory.path)' && qemu-img map --output json \(file)"))
+            #expect(
+                try image("map --json \(file)").output
+                    == shell("cd '\(directory.path)' && qemu-img map --output json \(file)"))
         }
-        #expect(try image("info --backing-chain over.qcow2").output == shell("cd '\(directory.path)' && qemu-img info --backing-chain over.qcow2"))
+        #expect(
+            try image("info --backing-chain over.qcow2").output
+                == shell("cd '\(directory.path)' && qemu-img info --backing-chain over.qcow2"))
     }
 
     /// Persistent bitmaps are shown as qemu-img shows them. A change that invalidates them is reported.
@@ -41,18 +45,23 @@ import Testing
         let json = try image("info --json disk.qcow2").output.filter { !$0.isWhitespace }
         #expect(
             json.contains(
-                #""bitmaps":[{"flags":["auto"],"name":"first","granularity":512},{"flags":[],"name":"second","granularity":65536}]"#),
+                #""bitmaps":[{"flags":["auto"],"name":"first","granularity":512},{"flags":[],"name":"second","granularity":65536}]"#
+            ),
             "\(json)")
         let result = try image("resize disk.qcow2 +1M")
         #expect(result.status == .status(0) && result.output == "disk.qcow2: 9 MiB (9437184 bytes)\n")
         #expect(
-            result.errors == "swkvm: disk \"disk.qcow2\": its persistent bitmaps \"first\", \"second\" no longer describe the disk and were removed; "
+            result.errors
+                == "swkvm: disk \"disk.qcow2\": its persistent bitmaps \"first\", \"second\" no longer describe the disk and were removed; "
                 + "the next backup must be a full one\n")
         let checked = try shell("cd '\(directory.path)' && qemu-img check disk.qcow2 2>&1")
-        #expect(checked.contains("No errors were found") && !checked.contains("leaked") && !checked.contains("warning"), "\(checked)")
+        #expect(
+            checked.contains("No errors were found") && !checked.contains("leaked") && !checked.contains("warning"),
+            "\(checked)")
     }
 
-    /// An image that was truncated before its snapshot table is converted as far as it can be read, with a list of the rest; then it is repaired.
+    /// An image that was truncated before its snapshot table is converted as far as it can be read, with a list of the
+    /// rest; then it is repaired.
     @Test func aCutImageIsSalvagedAndRepaired() throws {
         try shell(
             """
@@ -91,19 +100,30 @@ import Testing
         try expectRefused("map far.qcow2", "specify data-file=PATH (swkvm image: --data-file) to use it")
         try expectRefused("map --data-file disk.data disk.raw", "it has no external data file")
         try expectRefused("compare --second-data-file disk.data far.qcow2 disk.raw", "", status: 2)
-        #expect(try image("map --data-file '\(data)' far.qcow2").output == shell("cd '\(directory.path)' && qemu-img map far.qcow2"))
-        #expect(try image("map --json --data-file '\(data)' far.qcow2").output == shell("cd '\(directory.path)' && qemu-img map --output json far.qcow2"))
+        #expect(
+            try image("map --data-file '\(data)' far.qcow2").output
+                == shell("cd '\(directory.path)' && qemu-img map far.qcow2"))
+        #expect(
+            try image("map --json --data-file '\(data)' far.qcow2").output
+                == shell("cd '\(directory.path)' && qemu-img map --output json far.qcow2"))
         #expect(try image("compare --data-file disk.data far.qcow2 disk.raw").output == "Images are identical.\n")
-        #expect(try image("compare --second-data-file disk.data disk.raw far.qcow2").output == "Images are identical.\n")
+        #expect(
+            try image("compare --second-data-file disk.data disk.raw far.qcow2").output == "Images are identical.\n")
         // One more line than in qemu-img's output.
         let lines = try image("info --data-file '\(data)' far.qcow2").output.split(separator: "\n")
         #expect(lines.contains { $0.hasPrefix("    data file disk size: 2.") })
-        #expect(try lines.filter { !$0.contains("data file disk size") } == shell("cd '\(directory.path)' && qemu-img info far.qcow2").split(separator: "\n"))
-        #expect(try image("info --data-file disk.data far.qcow2").output.contains("data file: \(data) (actual path: disk.data)\n"))
+        #expect(
+            try lines.filter { !$0.contains("data file disk size") }
+                == shell("cd '\(directory.path)' && qemu-img info far.qcow2").split(separator: "\n"))
+        #expect(
+            try image("info --data-file disk.data far.qcow2").output.contains(
+                "data file: \(data) (actual path: disk.data)\n"))
         #expect(try image("check --data-file disk.data far.qcow2").status == .status(0))
         let bench = try image("bench --data-file disk.data --write --pattern 5 --count 16 -s 64K far.qcow2")
         #expect(bench.status == .status(0), "\(bench)")
-        try shell("cd '\(directory.path)' && qemu-io -r -c 'read -P 5 0 1M' far.qcow2 | grep -qv rror && qemu-img check -q far.qcow2")
+        try shell(
+            "cd '\(directory.path)' && qemu-io -r -c 'read -P 5 0 1M' far.qcow2 | grep -qv rror && qemu-img check -q far.qcow2"
+        )
         // Truncated in the middle of the data.
         try shell("cd '\(directory.path)' && truncate -s 2M disk.data")
         #expect(try image("check far.qcow2").status == .status(0))

@@ -12,11 +12,17 @@ import Testing
     @Test func overlays() throws {
         let path = directory.path
         try shell("cd '\(path)' && cp disk.raw base.raw && qemu-img create -q -f qcow2 -b base.raw -F raw top.qcow2")
-        try shell("cd '\(path)' && qemu-io -c 'write -P 9 1M 300k' -c 'write -z 3M 100k' top.qcow2 >log && qemu-img convert -O raw top.qcow2 expected.raw")
+        try shell(
+            "cd '\(path)' && qemu-io -c 'write -P 9 1M 300k' -c 'write -z 3M 100k' top.qcow2 >log && qemu-img convert -O raw top.qcow2 expected.raw"
+        )
         // Another backing file, which is partly the same.
-        try shell("cd '\(path)' && cp base.raw new.raw && dd if=/dev/urandom of=new.raw bs=64k count=3 seek=20 conv=notrunc status=none && truncate -s 6M new.raw")
+        try shell(
+            "cd '\(path)' && cp base.raw new.raw && dd if=/dev/urandom of=new.raw bs=64k count=3 seek=20 conv=notrunc status=none && truncate -s 6M new.raw"
+        )
         #expect(try image("rebase --backing new.raw top.qcow2").status == .status(0))
-        try shell("cd '\(path)' && qemu-img check -q top.qcow2 && qemu-img compare -q top.qcow2 expected.raw && qemu-img info top.qcow2 | grep -q 'backing file: new.raw'")
+        try shell(
+            "cd '\(path)' && qemu-img check -q top.qcow2 && qemu-img compare -q top.qcow2 expected.raw && qemu-img info top.qcow2 | grep -q 'backing file: new.raw'"
+        )
         // Renamed.
         try shell("cd '\(path)' && mv new.raw moved.raw")
         try expectRefused("rebase --no-backing top.qcow2", "new.raw\": open: No such file or directory")
@@ -25,11 +31,14 @@ import Testing
         // Into the backing file, which becomes as long as the disk.
         let commit = try image("commit top.qcow2")
         #expect(commit.status == .status(0), "\(commit)")
-        try shell("cd '\(path)' && qemu-img compare -q moved.raw expected.raw && qemu-img compare -q top.qcow2 expected.raw && qemu-img check -q top.qcow2")
+        try shell(
+            "cd '\(path)' && qemu-img compare -q moved.raw expected.raw && qemu-img compare -q top.qcow2 expected.raw && qemu-img check -q top.qcow2"
+        )
         try shell("cd '\(path)' && [ $(stat -c %s top.qcow2) -lt 400000 ]")
         // And without a backing file.
         #expect(try image("rebase --no-backing top.qcow2").status == .status(0))
-        try shell("cd '\(path)' && rm moved.raw && qemu-img check -q top.qcow2 && qemu-img compare -q top.qcow2 expected.raw")
+        try shell(
+            "cd '\(path)' && rm moved.raw && qemu-img check -q top.qcow2 && qemu-img compare -q top.qcow2 expected.raw")
         try expectRefused("commit top.qcow2", "it has no backing file")
     }
 
@@ -46,12 +55,18 @@ import Testing
             try expectRefused(verb, "specify data-file=PATH (swkvm image: --data-file) to use it")
         }
         try expectRefused("commit --data-file base.raw disk.raw", "only qcow2 images have backing files")
-        for verb in ["rebase --data-file over.data --backing new.raw over.qcow2", "commit --data-file over.data over.qcow2", "rebase --data-file over.data --no-backing over.qcow2"] {
+        for verb in [
+            "rebase --data-file over.data --backing new.raw over.qcow2", "commit --data-file over.data over.qcow2",
+            "rebase --data-file over.data --no-backing over.qcow2",
+        ] {
             let result = try image(verb)
             #expect(result.status == .status(0), "\(verb): \(result)")
-            try shell("cd '\(directory.path)' && qemu-img check -q over.qcow2 && qemu-img compare -q over.qcow2 expected.raw")
+            try shell(
+                "cd '\(directory.path)' && qemu-img check -q over.qcow2 && qemu-img compare -q over.qcow2 expected.raw")
         }
-        try shell("cd '\(directory.path)' && qemu-img compare -q -f raw -F raw new.raw expected.raw && qemu-img info over.qcow2 | grep -q 'data file: \(data)' && cmp disk.raw base.raw")
+        try shell(
+            "cd '\(directory.path)' && qemu-img compare -q -f raw -F raw new.raw expected.raw && qemu-img info over.qcow2 | grep -q 'data file: \(data)' && cmp disk.raw base.raw"
+        )
     }
 
     /// A reader of the output that ends early, such as `head`, does not interrupt a change.
@@ -71,24 +86,32 @@ import Testing
 
     /// An image can only refer to files in its own directory, unless the user names the file or the directory.
     @Test func anImageNamesFilesOfItsOwnDirectory() throws {
-        try shell("cd '\(directory.path)' && mkdir vm && qemu-img create -q -f qcow2 -b ../disk.raw -F raw vm/over.qcow2")
+        try shell(
+            "cd '\(directory.path)' && mkdir vm && qemu-img create -q -f qcow2 -b ../disk.raw -F raw vm/over.qcow2")
         let sentence = "it is neither below that image's directory nor named on the command line"
         for arguments in [
-            "info --backing-chain vm/over.qcow2", "map vm/over.qcow2", "convert vm/over.qcow2 new.raw", "commit vm/over.qcow2", "rebase --no-backing vm/over.qcow2",
-            "create --backing vm/over.qcow2 new.qcow2", "resize vm/over.qcow2 16M", "bench --count 1 vm/over.qcow2", "snapshot list vm/over.qcow2",
+            "info --backing-chain vm/over.qcow2", "map vm/over.qcow2", "convert vm/over.qcow2 new.raw",
+            "commit vm/over.qcow2", "rebase --no-backing vm/over.qcow2",
+            "create --backing vm/over.qcow2 new.qcow2", "resize vm/over.qcow2 16M", "bench --count 1 vm/over.qcow2",
+            "snapshot list vm/over.qcow2",
         ] { try expectRefused(arguments, sentence.replacing("it is", with: "an image refers to it, but it is")) }
         // Also if the image refers to no other file.
         for verb in ["info", "map", "convert -O raw", "bench --count 1"] {
             let target = verb.hasPrefix("convert") ? " new.raw" : ""
-            try expectRefused("\(verb) --backing-dir nowhere disk.raw\(target)", "disk \"nowhere\": open: No such file or directory")
-            try expectRefused("\(verb) --backing-dir disk.raw disk.raw\(target)", "disk \"disk.raw\": open: Not a directory")
+            try expectRefused(
+                "\(verb) --backing-dir nowhere disk.raw\(target)", "disk \"nowhere\": open: No such file or directory")
+            try expectRefused(
+                "\(verb) --backing-dir disk.raw disk.raw\(target)", "disk \"disk.raw\": open: Not a directory")
         }
         for options in ["--backing-dir .", "--backing-dir vm --backing-dir .", "--backing-anywhere"] {
             for arguments in [
-                "info --backing-chain", "map", "bench --count 1", "create --force new.qcow2 --backing", "snapshot list", "convert --force -O raw -q new.raw",
+                "info --backing-chain", "map", "bench --count 1", "create --force new.qcow2 --backing", "snapshot list",
+                "convert --force -O raw -q new.raw",
             ] {
                 // The new image comes first.
-                let words = arguments.hasPrefix("convert") ? "convert \(options) --force -q vm/over.qcow2 new.raw" : "\(arguments) vm/over.qcow2 \(options)"
+                let words =
+                    arguments.hasPrefix("convert")
+                    ? "convert \(options) --force -q vm/over.qcow2 new.raw" : "\(arguments) vm/over.qcow2 \(options)"
                 #expect(try image(words).status == .status(0), "\(words)")
             }
         }

@@ -16,13 +16,18 @@ import Testing
         try expectRefused("convert none.raw new.qcow2", "none.raw\": open: No such file or directory")
         try expectRefused("convert disk.raw none/new.qcow2", "none/new.qcow2\": open: No such file or directory")
         try expectRefused("convert disk.raw disk.raw", "it already exists; --force overwrites it")
-        try expectRefused("convert --force disk.raw disk.raw", "it is the same file as the source \"disk.raw\"; name another file")
+        try expectRefused(
+            "convert --force disk.raw disk.raw", "it is the same file as the source \"disk.raw\"; name another file")
         // The hint names the right option.
-        try expectRefused("convert disk.raw new", "its file name does not determine the format; specify format=raw, format=qcow2 … (swkvm image: --target-format)")
+        try expectRefused(
+            "convert disk.raw new",
+            "its file name does not determine the format; specify format=raw, format=qcow2 … (swkvm image: --target-format)"
+        )
         try expectRefused("convert nameless new.qcow2", "(swkvm image: --format)")
         try expectRefused("compare disk.raw nameless", "(swkvm image: --second-format)", status: 2)
         try expectRefused("create --backing nameless new.qcow2", "(swkvm image: --backing-format)")
-        try expectRefused("convert --target-format raw --force disk.raw /dev/stdout", "neither a regular file nor a block device")
+        try expectRefused(
+            "convert --target-format raw --force disk.raw /dev/stdout", "neither a regular file nor a block device")
         try expectRefused("convert --compress disk.raw new.raw", "raw images are not compressed")
         try expectRefused("convert --compress --compression-level 10 disk.raw new.qcow2", "zlib has 1 to 9")
         try expectRefused("convert -m 0 disk.raw new.qcow2", "0 threads; 1 to 64 are possible")
@@ -40,7 +45,10 @@ import Testing
     @Test func noSpace() throws {
         for blocks in [0, 8, 100, 1000, 4000] {
             let limits = "ulimit -f \(blocks);"
-            for arguments in ["convert disk.raw new.qcow2", "convert --compress disk.raw new.qcow2", "convert disk.raw new.raw", "create --preallocation full new.raw 8M"] {
+            for arguments in [
+                "convert disk.raw new.qcow2", "convert --compress disk.raw new.qcow2", "convert disk.raw new.raw",
+                "create --preallocation full new.raw 8M",
+            ] {
                 try expectRefused(arguments, "File too large", limits: limits)
             }
         }
@@ -50,7 +58,10 @@ import Testing
         let mount = directory("full")
         try shell("mkdir '\(mount)' && mount -t tmpfs -o size=2M tmpfs '\(mount)'")
         defer { _ = try? shell("umount '\(mount)'") }
-        for arguments in ["convert disk.raw full/new.qcow2", "convert disk.raw full/new.raw", "create --preallocation falloc full/new.raw 8M"] {
+        for arguments in [
+            "convert disk.raw full/new.qcow2", "convert disk.raw full/new.raw",
+            "create --preallocation falloc full/new.raw 8M",
+        ] {
             try expectRefused(arguments, "No space left on device")
             #expect(try shell("ls -A '\(mount)'").isEmpty)
         }
@@ -67,21 +78,36 @@ import Testing
             """)
         let before = try directory.contents
         for (arguments, sentence) in [
-            ("info secret.qcow2", "secret.qcow2\": open: Permission denied"), ("check secret.qcow2", "open: Permission denied"), ("map mine/disk.raw", "open: Permission denied"),
-            ("convert secret.qcow2 all/new.raw", "secret.qcow2\": open: Permission denied"), ("convert all/over.qcow2 all/new.raw", "backing file: disk"),
-            ("convert disk.raw new.qcow2", "new.qcow2\": open: Permission denied"), ("convert disk.raw new.vmdk --subformat monolithicFlat", "open: Permission denied"),
-            ("create new.qcow2 1M", "open: Permission denied"), ("create mine/new.qcow2 1M", "open: Permission denied"), ("create --force all/theirs.raw 1M", "open: Permission denied"),
-            ("check --repair all only.qcow2", "open: Permission denied"), ("resize only.qcow2 2M", "open: Permission denied"), ("snapshot create only.qcow2 a", "open: Permission denied"),
-            ("rebase --unsafe --no-backing only.qcow2", "open: Permission denied"), ("commit --backing-dir . all/over.qcow2", "Permission denied"), ("bench --write only.qcow2", "open: Permission denied"),
+            ("info secret.qcow2", "secret.qcow2\": open: Permission denied"),
+            ("check secret.qcow2", "open: Permission denied"), ("map mine/disk.raw", "open: Permission denied"),
+            ("convert secret.qcow2 all/new.raw", "secret.qcow2\": open: Permission denied"),
+            ("convert all/over.qcow2 all/new.raw", "backing file: disk"),
+            ("convert disk.raw new.qcow2", "new.qcow2\": open: Permission denied"),
+            ("convert disk.raw new.vmdk --subformat monolithicFlat", "open: Permission denied"),
+            ("create new.qcow2 1M", "open: Permission denied"), ("create mine/new.qcow2 1M", "open: Permission denied"),
+            ("create --force all/theirs.raw 1M", "open: Permission denied"),
+            ("check --repair all only.qcow2", "open: Permission denied"),
+            ("resize only.qcow2 2M", "open: Permission denied"),
+            ("snapshot create only.qcow2 a", "open: Permission denied"),
+            ("rebase --unsafe --no-backing only.qcow2", "open: Permission denied"),
+            ("commit --backing-dir . all/over.qcow2", "Permission denied"),
+            ("bench --write only.qcow2", "open: Permission denied"),
         ] {
-            let program = try Program(["sh", "-c", "cd '\(directory.path)' && exec \(nobody) all/swkvm image \(arguments)"])
+            let program = try Program([
+                "sh", "-c", "cd '\(directory.path)' && exec \(nobody) all/swkvm image \(arguments)",
+            ])
             let status = try program.waitForEnd(), errors = program.errors.text
             // One line, and no file is created.
-            #expect(status == .status(1) && errors.hasPrefix("swkvm: ") && (sentence.isEmpty || errors.contains(sentence)) && errors.split(separator: "\n").count == 1, "\(arguments): \(status) \(errors)")
+            #expect(
+                status == .status(1) && errors.hasPrefix("swkvm: ") && (sentence.isEmpty || errors.contains(sentence))
+                    && errors.split(separator: "\n").count == 1, "\(arguments): \(status) \(errors)")
             #expect(try directory.contents == before, "\(arguments)")
         }
         // Files that can be read are used.
-        #expect(try shell("cd '\(directory.path)' && \(nobody) all/swkvm image check only.qcow2 && \(nobody) all/swkvm image convert only.qcow2 all/new.vdi").contains("No errors"))
+        #expect(
+            try shell(
+                "cd '\(directory.path)' && \(nobody) all/swkvm image check only.qcow2 && \(nobody) all/swkvm image convert only.qcow2 all/new.vdi"
+            ).contains("No errors"))
     }
 
     @Test func inUse() throws {

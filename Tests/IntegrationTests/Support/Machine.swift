@@ -6,11 +6,13 @@ import Testing
 extension Program {
     /// `swkvm run` with these arguments.
     static func machine(
-        _ arguments: [String], input: Stream = .null, output: Stream = .pipe, errors: Stream = .pipe, in namespace: Namespace? = nil,
+        _ arguments: [String], input: Stream = .null, output: Stream = .pipe, errors: Stream = .pipe,
+        in namespace: Namespace? = nil,
         passing: [(descriptor: Int32, number: Int32)] = [], terminal: PseudoTerminal? = nil
     ) throws -> Program {
         try Program(
-            [Host.swkvm, "run"] + arguments, input: input, output: output, errors: errors, in: namespace, passing: passing,
+            [Host.swkvm, "run"] + arguments, input: input, output: output, errors: errors, in: namespace,
+            passing: passing,
             terminal: terminal)
     }
 
@@ -20,7 +22,8 @@ extension Program {
         passing: [(descriptor: Int32, number: Int32)] = [], terminal: PseudoTerminal? = nil
     ) throws -> Program {
         let machine = try machine(
-            ["--mem", "64M", "--cmdline", words] + arguments, input: .pipe, errors: errors, in: namespace, passing: passing, terminal: terminal)
+            ["--mem", "64M", "--cmdline", words] + arguments, input: .pipe, errors: errors, in: namespace,
+            passing: passing, terminal: terminal)
         try machine.wait(for: prompt)
         return machine
     }
@@ -35,7 +38,8 @@ extension Program {
         // The echo first: a prompt that was there already is not the answer's.
         try wait(for: command)
         try wait(for: Self.prompt)
-        let answer = String(decoding: output.bytes[start...], as: UTF8.self).split(whereSeparator: \.isNewline).map(String.init)
+        let answer = String(decoding: output.bytes[start...], as: UTF8.self).split(whereSeparator: \.isNewline).map(
+            String.init)
         return Array(answer.dropFirst().dropLast())
     }
 

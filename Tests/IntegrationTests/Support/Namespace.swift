@@ -4,7 +4,8 @@ import Glibc
 import HostNetwork
 import Linux
 
-/// A network namespace of a test's own. It has no name: it ends with the object and the processes in it, however those end.
+/// A network namespace of a test's own. It has no name: it ends with the object and the processes in it, however those
+/// end.
 final class Namespace {
     private let namespace: Holder<NetworkNamespace>
 
@@ -36,7 +37,9 @@ final class Namespace {
 
     /// The interface of that name.
     func link(_ name: String) throws -> Link {
-        guard let link = try run({ try RouteNetlink().link(named: InterfaceName(name)) }) else { throw TestFailure("there is no \(name)") }
+        guard let link = try run({ try RouteNetlink().link(named: InterfaceName(name)) }) else {
+            throw TestFailure("there is no \(name)")
+        }
         return link
     }
 
@@ -55,8 +58,8 @@ func shell(_ script: String, in namespace: Namespace? = nil) throws -> String {
     return program.output.text
 }
 
-/// Waits until `condition` holds, for what a process leaves behind for a moment: the kernel takes an interface down after its
-/// descriptor's last holder has gone, which may be a process that another test is just starting.
+/// Waits until `condition` holds, for what a process leaves behind for a moment: the kernel takes an interface down
+/// after its descriptor's last holder has gone, which may be a process that another test is just starting.
 func eventually(_ condition: () throws -> Bool) throws -> Bool {
     for _ in 0..<1_000 {
         if try condition() { return true }

@@ -4,8 +4,8 @@ import CLinux
 import Glibc
 import Linux
 
-/// A process that a test has started. What it prints is read only while the test waits for something, so a test that does not
-/// wait is a slow reader. It never outlives its object.
+/// A process that a test has started. What it prints is read only while the test waits for something, so a test that
+/// does not wait is a slow reader. It never outlives its object.
 final class Program {
     /// Where a standard stream of the process goes.
     enum Stream {
@@ -49,7 +49,8 @@ final class Program {
     ///   - passing: the test's descriptors that the process gets, and under which numbers.
     ///   - terminal: becomes all three standard streams and the controlling terminal; the streams named are ignored.
     init(
-        _ arguments: [String], input: Stream = .null, output: Stream = .pipe, errors: Stream = .pipe, in namespace: Namespace? = nil,
+        _ arguments: [String], input: Stream = .null, output: Stream = .pipe, errors: Stream = .pipe,
+        in namespace: Namespace? = nil,
         passing: [(descriptor: Int32, number: Int32)] = [], terminal: PseudoTerminal? = nil
     ) throws {
         name = arguments.joined(separator: " ")
@@ -68,7 +69,8 @@ final class Program {
             errorEnd = try plan.connect(errors, as: 2)
         }
         for (descriptor, number) in passing { plan.duplicate(descriptor, as: number) }
-        // Its own copy of the plan goes to the thread in the namespace; the plan keeps the descriptors open until the process has them.
+        // Its own copy of the plan goes to the thread in the namespace; the plan keeps the descriptors open until the
+        // process has them.
         let start = { [plan] () throws -> pid_t in try plan.start(arguments) }
         pid = try namespace.map { try $0.run(start) } ?? start()
         for end in [outputEnd?.rawValue, errorEnd?.rawValue] { if let end { try Self.setNonBlocking(end) } }
@@ -176,7 +178,8 @@ final class Program {
         if end != nil { return true }
         var status: Int32 = 0
         guard wait4(pid, &status, WNOHANG, &usage) == pid else { return false }
-        end = clinux_wait_exited(status) != 0 ? .status(clinux_wait_status(status)) : .signal(clinux_wait_signal(status))
+        end =
+            clinux_wait_exited(status) != 0 ? .status(clinux_wait_status(status)) : .signal(clinux_wait_signal(status))
         return true
     }
 
@@ -192,7 +195,9 @@ final class Program {
                 kill(pid, SIGKILL)
                 throw TestFailure("\(name) was expected \(purpose) within \(Self.patience) seconds; \(story)")
             }
-            var entries = [outputEnd?.rawValue, errorEnd?.rawValue].compactMap { $0 }.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            var entries = [outputEnd?.rawValue, errorEnd?.rawValue].compactMap { $0 }.map {
+                pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
+            }
             if let writing { entries.append(pollfd(fd: writing, events: Int16(POLLOUT), revents: 0)) }
             // The end of a process that has closed its streams is not an event of theirs.
             poll(&entries, nfds_t(entries.count), 20)
@@ -211,7 +216,9 @@ final class Program {
 
     private static func setNonBlocking(_ number: Int32) throws {
         let flags = clinux_fcntl_value(number, F_GETFL, 0)
-        guard flags >= 0, clinux_fcntl_value(number, F_SETFL, Int(flags | O_NONBLOCK)) >= 0 else { throw SystemCallError.last("fcntl") }
+        guard flags >= 0, clinux_fcntl_value(number, F_SETFL, Int(flags | O_NONBLOCK)) >= 0 else {
+            throw SystemCallError.last("fcntl")
+        }
     }
 }
 
@@ -282,7 +289,9 @@ private struct Plan: @unchecked Sendable {
     private var ends: [Holder<FileDescriptor>] = []
 
     mutating func duplicate(_ descriptor: Int32, as number: Int32) { steps.append(.duplicate(descriptor, as: number)) }
-    mutating func open(_ path: String, _ flags: Int32, as number: Int32) { steps.append(.open(path, flags, as: number)) }
+    mutating func open(_ path: String, _ flags: Int32, as number: Int32) {
+        steps.append(.open(path, flags, as: number))
+    }
 
     /// - Returns: the test's end of a pipe, if it is one.
     mutating func connect(_ stream: Program.Stream, as number: Int32) throws -> FileDescriptor? {
@@ -309,7 +318,8 @@ private struct Plan: @unchecked Sendable {
         for step in steps {
             switch step {
             case .duplicate(let descriptor, let number): posix_spawn_file_actions_adddup2(&actions, descriptor, number)
-            case .open(let path, let flags, let number): posix_spawn_file_actions_addopen(&actions, number, path, flags, 0o644)
+            case .open(let path, let flags, let number):
+                posix_spawn_file_actions_addopen(&actions, number, path, flags, 0o644)
             case .close(let number): posix_spawn_file_actions_addclose(&actions, number)
             }
         }
@@ -323,7 +333,8 @@ private struct Plan: @unchecked Sendable {
         sigfillset(&signals)
         posix_spawnattr_setsigdefault(&attributes, &signals)
         let newSession: Int32 = 0x80  // POSIX_SPAWN_SETSID
-        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | (isSessionLeader ? newSession : 0)))
+        posix_spawnattr_setflags(
+            &attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | (isSessionLeader ? newSession : 0)))
 
         var pointers = arguments.map { strdup($0) } + [nil]
         defer { for pointer in pointers { free(pointer) } }

@@ -34,7 +34,9 @@ private func makeSocket(_ family: Int32) throws -> FileDescriptor {
 private func connect<Address>(_ descriptor: borrowing FileDescriptor, to address: Address) throws {
     let number = descriptor.rawValue
     let result = withUnsafePointer(to: address) {
-        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { Glibc.connect(number, $0, socklen_t(MemoryLayout<Address>.size)) }
+        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+            Glibc.connect(number, $0, socklen_t(MemoryLayout<Address>.size))
+        }
     }
     guard result == 0 else { throw SystemCallError.last("connect") }
 }
@@ -46,15 +48,24 @@ final class DebugConnection {
 
     init(_ descriptor: consuming FileDescriptor) { self.descriptor = descriptor }
 
-    /// Ends the connection for sure: a program that another test starts at this moment has a copy of the descriptor until its exec.
+    /// Ends the connection for sure: a program that another test starts at this moment has a copy of the descriptor
+    /// until its exec.
     deinit { shutdown(descriptor.rawValue, Int32(SHUT_RDWR)) }
 
     /// Sends bytes as they are.
     func send(_ bytes: [UInt8]) throws {
         var rest = bytes[...]
         while !rest.isEmpty {
-            let count = rest.withUnsafeBytes { Glibc.send(descriptor.rawValue, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
-            if count > 0 { rest = rest.dropFirst(count) } else if errno == EAGAIN { wait(for: POLLOUT) } else { throw SystemCallError.last("send") }
+            let count = rest.withUnsafeBytes {
+                Glibc.send(descriptor.rawValue, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+            }
+            if count > 0 {
+                rest = rest.dropFirst(count)
+            } else if errno == EAGAIN {
+                wait(for: POLLOUT)
+            } else {
+                throw SystemCallError.last("send")
+            }
         }
     }
 

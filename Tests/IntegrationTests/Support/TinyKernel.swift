@@ -45,10 +45,14 @@ enum TinyKernel {
     ///   - machine: the ELF header's machine, 62 for x86-64.
     ///   - address: where the segment goes.
     ///   - memorySize: of the segment, at least the code's size.
-    static func elf(_ code: [UInt8], machine: UInt16 = 62, address: UInt64 = 0x20_0000, memorySize: UInt64? = nil) -> [UInt8] {
+    static func elf(
+        _ code: [UInt8], machine: UInt16 = 62, address: UInt64 = 0x20_0000, memorySize: UInt64? = nil
+    ) -> [UInt8] {
         let headers: UInt64 = 64 + 56
         var file: [UInt8] = [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0] + [UInt8](repeating: 0, count: 8)
-        func add<Number: FixedWidthInteger>(_ number: Number) { withUnsafeBytes(of: number.littleEndian) { file += $0 } }
+        func add<Number: FixedWidthInteger>(_ number: Number) {
+            withUnsafeBytes(of: number.littleEndian) { file += $0 }
+        }
         add(UInt16(2))  // ET_EXEC
         add(machine)
         add(UInt32(1))
