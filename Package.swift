@@ -103,7 +103,7 @@ let package = Package(
         .executableTarget(name: "swkvm-manual", path: "Sources/ManualPages", swiftSettings: strict),
 
         // What several of the tests need.
-        .target(name: "TestSupport", path: "Tests/Support", swiftSettings: strict),
+        .target(name: "TestSupport", dependencies: ["Linux"], path: "Tests/Support", swiftSettings: strict),
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         // Has the host refuse a system call to a thread of the test process.

@@ -3,24 +3,27 @@
 import Glibc
 public import Testing
 
-/// Notes how long each test of a suite takes, from its own first line to its last: the times that the test runner prints begin
-/// when a test is queued.
+/// Notes how long each test of a suite takes, from its own first line to its last, and runs it on the ``TestThreads`` if there are some.
 ///
-/// The file that `SWKVM_TEST_TIMES` names gets a line for each: seconds, then the source file and the test. `make test` shows the slowest.
+/// The file that `SWKVM_TEST_TIMES` names gets a line for each: milliseconds, then the source file and the test. `make test` shows the slowest. The
+/// times that the test runner prints begin when a test is queued.
 public struct Timed: SuiteTrait, TestTrait, TestScoping {
     public var isRecursive: Bool { true }
 
     public func scopeProvider(for test: Test, testCase: Test.Case?) -> Timed? {
         // A suite is as long as its tests, and a test with arguments as all of its cases.
-        testCase == nil || Self.file == nil ? nil : self
+        testCase == nil || Self.file == nil && TestThreads.shared == nil ? nil : self
     }
 
     public func provideScope(
         for test: Test, testCase: Test.Case?, performing function: @Sendable () async throws -> Void
     ) async throws {
-        let start = ContinuousClock.now
-        defer { Self.note("\(start.duration(to: .now).milliseconds) \(test.sourceLocation.fileID) \(test.name)\n") }
-        try await function()
+        try await withTaskExecutorPreference(TestThreads.shared) {
+            // From here on it has a thread of its own.
+            let start = ContinuousClock.now
+            defer { Self.note("\(start.duration(to: .now).milliseconds) \(test.sourceLocation.fileID) \(test.name)\n") }
+            try await function()
+        }
     }
 
     private static let file: Int32? = {
