@@ -58,7 +58,7 @@ import Testing
             // By name and by id.
             for word in ["state \(index)", "\(index + 1)"] {
                 var engine = try DiskEngine(
-                    DiskImage(path: path, options: DiskImageOptions(readOnly: true, snapshot: word)))
+                    DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false, snapshot: word)))
                 #expect(try engine.readAll() == states[index])
             }
         }
