@@ -31,7 +31,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
     ],
     targets: [
-        // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork}; GuestMemory ← Virtio;
+        // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork, PCI}; {GuestMemory, PCI} ← Virtio;
         // Platform ← {GuestMemory, Boot, Devices, Machine};
         // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything, and GDBRemote, ← Machine ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
@@ -49,7 +49,9 @@ let package = Package(
         module("GuestMemory", ["CLinux", "Linux", "Platform"]),
         module("DiskImage", ["CLinux", "Linux", "CZlib", "CZstd", "CNBD", "CCrypto"]),
         module("HostNetwork", ["CLinux", "Linux"]),
-        module("Virtio", ["CLinux", "Linux", "GuestMemory"]),
+        // Configuration space, bridge and MSI-X; knows nothing of KVM.
+        module("PCI", ["Linux"]),
+        module("Virtio", ["CLinux", "Linux", "GuestMemory", "PCI"]),
         module("Devices", ["CLinux", "Linux", "Platform", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),
         module("Boot", ["CLinux", "Linux", "Platform", "GuestMemory", "CZlib"]),
         // What a debugger says and hears; knows nothing of KVM.
@@ -61,8 +63,8 @@ let package = Package(
         module(
             "Machine",
             [
-                "CLinux", "CCrypto", "Linux", "Platform", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "Virtio",
-                "Devices", "Boot", "BundledGuest", "GDBRemote",
+                "CLinux", "CCrypto", "Linux", "Platform", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "PCI",
+                "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote",
                 .product(name: "Logging", package: "swift-log"),
             ]),
         .executableTarget(
@@ -87,7 +89,9 @@ let package = Package(
         // `make fuzz`: readers of untrusted bytes, given to libFuzzer; and by `swift test` to a mutator with a seed.
         .target(
             name: "FuzzTargets",
-            dependencies: ["TestSupport", "Boot", "GuestMemory", "DiskImage", "Linux", "CLinux", "CZlib"],
+            dependencies: [
+                "TestSupport", "Boot", "GuestMemory", "DiskImage", "PCI", "Virtio", "Linux", "CLinux", "CZlib",
+            ],
             path: "Tests/Fuzz/Targets",
             swiftSettings: [.treatAllWarnings(as: .error)]),
         // Bounds an input's CPU time.
@@ -103,7 +107,7 @@ let package = Package(
         .executableTarget(name: "swkvm-manual", path: "Sources/ManualPages", swiftSettings: strict),
 
         // What several of the tests need.
-        .target(name: "TestSupport", dependencies: ["Linux"], path: "Tests/Support", swiftSettings: strict),
+        .target(name: "TestSupport", dependencies: ["Linux", "PCI"], path: "Tests/Support", swiftSettings: strict),
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         // Has the host refuse a system call to a thread of the test process.
@@ -114,7 +118,9 @@ let package = Package(
         tests("DiskImageTests", ["TestSupport", "DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),
         tests("HostNetworkTests", ["TestSupport", "HostNetwork", "Linux", "CLinux"]),
         tests(
-            "VirtioTests", ["TestSupport", "Virtio", "GuestMemory", "Linux", "CAllocationCounter", "CSystemCallFilter"]),
+            "VirtioTests",
+            ["TestSupport", "Virtio", "GuestMemory", "PCI", "Linux", "CAllocationCounter", "CSystemCallFilter"]),
+        tests("PCITests", ["TestSupport", "PCI", "Linux"]),
         tests(
             "DevicesTests",
             [
@@ -130,7 +136,7 @@ let package = Package(
             [
                 "TestSupport", "Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "HostNetwork",
                 "KVM", "Linux",
-                "Platform", "Virtio", "CLinux", "CSystemCallFilter",
+                "PCI", "Platform", "Virtio", "CLinux", "CSystemCallFilter",
             ]),
         tests(
             "CommandLineTests",

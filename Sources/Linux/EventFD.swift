@@ -37,4 +37,11 @@ public struct EventFD: ~Copyable, Sendable {
         // A whole count or none.
         return unsafe read(rawValue, &count, MemoryLayout<UInt64>.size) == MemoryLayout<UInt64>.size ? count : 0
     }
+
+    /// Indicates whether there is a signal that nobody has taken.
+    public var isSignalled: Bool {
+        var entry = pollfd(fd: rawValue, events: Int16(POLLIN), revents: 0)
+        // One entry, which lives as long as the call.
+        return unsafe poll(&entry, 1, 0) == 1 && entry.revents & Int16(POLLIN) != 0
+    }
 }

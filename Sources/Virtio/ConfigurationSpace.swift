@@ -26,6 +26,9 @@ public final class ConfigurationSpace: Sendable {
         }
     }
 
+    /// Bytes.
+    public var count: Int { contents.withLock { $0.bytes.count } }
+
     /// ConfigGeneration.
     public var generation: UInt32 { contents.withLock { $0.generation } }
 

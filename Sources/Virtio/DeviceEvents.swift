@@ -38,6 +38,8 @@ public final class DeviceEvents: Sendable {
         case link(isUp: Bool)
         /// Frames were dropped, for the cause of this number.
         case lostFrames(UInt8)
+        /// The host refused to connect an interrupt (0) or a doorbell (1).
+        case refusedConnection(UInt8)
 
         /// What metrics call events of this kind, whatever its details.
         public var name: String {
@@ -51,12 +53,14 @@ public final class DeviceEvents: Sendable {
             case .link(isUp: true): "link_up"
             case .link(isUp: false): "link_down"
             case .lostFrames: "lost_frames"
+            case .refusedConnection: "refused_connection"
             }
         }
 
         /// The names of all kinds.
         public static let names = [
             "broken_rule", "refused_queue", "needs_reset", "host_error", "refused_operations", "damage", "link_up", "link_down", "lost_frames",
+            "refused_connection",
         ]
     }
 

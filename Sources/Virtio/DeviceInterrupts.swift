@@ -3,12 +3,6 @@
 public import Linux
 internal import Synchronization
 
-/// An eventfd that the machine assigns to a GSI (irqfd): signalling it interrupts the guest.
-public final class IRQFD: Sendable {
-    public let event: EventFD
-    public init() throws(SystemCallError) { event = try EventFD() }
-}
-
 /// A device's interrupts, which its transport makes: one for each queue, and one for changes of the configuration.
 public struct DeviceInterrupts: Sendable {
     public let configuration: ConfigurationInterrupt
@@ -28,14 +22,18 @@ public final class QueueInterrupt: Sendable {
     /// The queue's own, or one that it shares with others where the transport has a single line.
     public let irqfd: IRQFD
     private let status: InterruptStatus?
+    private let pin: InterruptPin?
     private let counters: DeviceCounters
 
     public convenience init(_ irqfd: IRQFD, counters: DeviceCounters) { self.init(irqfd, status: nil, counters: counters) }
 
-    /// - Parameter status: the register that says why the line was raised, for a transport whose interrupts share one.
-    init(_ irqfd: IRQFD, status: InterruptStatus?, counters: DeviceCounters) {
+    /// - Parameters:
+    ///   - status: the register that says why the line was raised, for a transport whose interrupts share one.
+    ///   - pin: takes the interrupt in place of the irqfd while it is used, for a transport that has one.
+    init(_ irqfd: IRQFD, status: InterruptStatus?, pin: InterruptPin? = nil, counters: DeviceCounters) {
         self.irqfd = irqfd
         self.status = status
+        self.pin = pin
         self.counters = counters
     }
 
@@ -44,6 +42,7 @@ public final class QueueInterrupt: Sendable {
         // The register first: the driver reads it when the interrupt has come.
         status?.raise(InterruptStatus.usedBuffers)
         counters.interrupts.add()
+        if let pin, pin.raise(InterruptStatus.usedBuffers) { return }
         irqfd.event.signal()
     }
 }
@@ -55,15 +54,19 @@ public final class ConfigurationInterrupt: Sendable {
     /// As ``QueueInterrupt/irqfd``.
     public let irqfd: IRQFD
     private let status: InterruptStatus?
+    private let pin: InterruptPin?
     private let counters: DeviceCounters
     private let isBroken = Atomic<Bool>(false)
 
     public convenience init(_ irqfd: IRQFD, counters: DeviceCounters) { self.init(irqfd, status: nil, counters: counters) }
 
-    /// - Parameter status: as ``QueueInterrupt`` has it.
-    init(_ irqfd: IRQFD, status: InterruptStatus?, counters: DeviceCounters) {
+    /// - Parameters:
+    ///   - status: as ``QueueInterrupt`` has it.
+    ///   - pin: the same.
+    init(_ irqfd: IRQFD, status: InterruptStatus?, pin: InterruptPin? = nil, counters: DeviceCounters) {
         self.irqfd = irqfd
         self.status = status
+        self.pin = pin
         self.counters = counters
     }
 
@@ -71,6 +74,7 @@ public final class ConfigurationInterrupt: Sendable {
     public func signal() {
         status?.raise(InterruptStatus.configurationChange)
         counters.interrupts.add()
+        if let pin, pin.raise(InterruptStatus.configurationChange) { return }
         irqfd.event.signal()
     }
 
@@ -88,7 +92,8 @@ public final class ConfigurationInterrupt: Sendable {
     func reset() { isBroken.store(false, ordering: .releasing) }
 }
 
-/// A register that says which interrupts share a line that was raised: InterruptStatus of MMIO (virtio 1.2 §4.2.2), ISR status of PCI (§4.1.4.5).
+/// A register that says which interrupts share a line that was raised: InterruptStatus of MMIO (virtio 1.2 §4.2.2). The bits are those of PCI's ISR
+/// status, too.
 ///
 /// The device raises bits, the driver alone clears them, or a reset does. Lock-free, for any thread.
 final class InterruptStatus: Sendable {

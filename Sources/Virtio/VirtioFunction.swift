@@ -133,6 +133,9 @@ public final class VirtioFunction: Sendable {
         }
     }
 
+    /// What the driver has written so far, for transports on which it can be read.
+    public func driverFeatures(word: UInt32) -> UInt32 { state.withLock { $0.driverFeatures[word: word] } }
+
     // MARK: Queues
 
     /// A queue as the driver has set it up so far; nil when the device has none of that number.

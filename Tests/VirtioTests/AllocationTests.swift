@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CAllocationCounter
+import Linux
 import TestSupport
 import Testing
 

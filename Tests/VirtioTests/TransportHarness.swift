@@ -44,6 +44,7 @@ enum TransportKind: String, CaseIterable, CustomTestStringConvertible, Sendable 
     /// The function alone.
     case none
     case mmio
+    case pci
 
     var testDescription: String { rawValue }
 
@@ -51,6 +52,7 @@ enum TransportKind: String, CaseIterable, CustomTestStringConvertible, Sendable 
         switch self {
         case .none: try BareFunction(device: device, memory: memory)
         case .mmio: try MMIOTransport(device: device, memory: memory)
+        case .pci: try PCIHarness(device: device, memory: memory)
         }
     }
 }

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// A function as its bridge sees it. All but ``name`` is called on vCPU threads, several at a time, without the bridge's
+/// lock but for ``place(_:)`` and ``placements``.
+public protocol PCIFunction: AnyObject, Sendable {
+    /// For tables: `blk0`.
+    var name: String { get }
+
+    /// Reads 1, 2 or 4 bytes of configuration space, at a multiple of their number below 4096.
+    func readConfiguration(at offset: Int, size: Int) -> UInt32
+    /// Writes as many.
+    func writeConfiguration(_ value: UInt32, at offset: Int, size: Int)
+
+    /// The BARs that the function decodes, as its registers say.
+    var placements: [PCIConfigurationSpace.Placement] { get }
+    /// Tells the function at which of them it is found from now on.
+    func place(_ placements: [PCIConfigurationSpace.Placement])
+
+    /// Reads 1 to 8 bytes that are in a BAR. Bits above `size` bytes are zero.
+    func readBAR(_ bar: Int, at offset: UInt64, size: Int) -> UInt64
+    /// Writes as many.
+    func writeBAR(_ bar: Int, _ value: UInt64, at offset: UInt64, size: Int)
+}
+
+/// The host bridge's own function, 00:00.0, for guests that look for one.
+final class HostBridgeFunction: PCIFunction {
+    let name = "host bridge"
+    /// The generic host bridge that QEMU has an identifier for: no operating system has a driver, or a quirk.
+    private let identity = PCIConfigurationSpace(
+        PCIConfigurationSpace.Identity(
+            vendor: 0x1b36, device: 0x0008, revision: 0, classCode: 0x06_0000, subsystemVendor: 0x1af4,
+            subsystem: 0x1100))
+
+    func readConfiguration(at offset: Int, size: Int) -> UInt32 { identity.read(at: offset, size: size) }
+    func writeConfiguration(_ value: UInt32, at offset: Int, size: Int) {}
+    var placements: [PCIConfigurationSpace.Placement] { [] }
+    func place(_ placements: [PCIConfigurationSpace.Placement]) {}
+    func readBAR(_ bar: Int, at offset: UInt64, size: Int) -> UInt64 { allOnes(size: size) }
+    func writeBAR(_ bar: Int, _ value: UInt64, at offset: UInt64, size: Int) {}
+}
