@@ -14,6 +14,7 @@ public struct KernelLoader: Sendable {
     private let tables: ACPITables?
     private let identity: SMBIOSTables?
     private let processors: MPTable?
+    private let reserved: [Range<UInt64>]
 
     /// Creates a loader and checks its inputs.
     /// - Parameters:
@@ -22,9 +23,11 @@ public struct KernelLoader: Sendable {
     ///   - tables: ACPI tables, built for ``PhysicalLayout/acpi``; without them the guest gets no RSDP.
     ///   - identity: SMBIOS tables, built for ``PhysicalLayout/smbios``.
     ///   - processors: the MultiProcessor table, for kernels that do not read ACPI tables.
+    ///   - reserved: ranges in the hole that the map of memory has as reserved.
     public init(
         _ kernel: KernelImage, initrd: BootFile? = nil, commandLine: KernelCommandLine, tables: ACPITables? = nil,
-        identity: SMBIOSTables? = nil, processors: MPTable? = nil
+        identity: SMBIOSTables? = nil, processors: MPTable? = nil,
+        reserved: [Range<UInt64>] = []
     ) throws(BootError) {
         try commandLine.check(limit: kernel.commandLineLimit, kernel: "\(kernel.name) (\(kernel.kind))")
         if let initrd, initrd.size == 0 {
@@ -36,6 +39,7 @@ public struct KernelLoader: Sendable {
         self.tables = tables
         self.identity = identity
         self.processors = processors
+        self.reserved = reserved
     }
 
     private var file: BootFile { kernel.file }
@@ -69,7 +73,7 @@ public struct KernelLoader: Sendable {
         if let identity { try memory.write(identity.bytes, at: identity.address) }
         if let processors { try memory.write(processors.bytes, at: PhysicalLayout.multiProcessorTable) }
 
-        let map = MemoryMapEntry.map(memorySize: memory.size)
+        let map = MemoryMapEntry.map(memorySize: memory.size, reserved: reserved)
         let startInfo = PVHStartInfo(
             commandLine: PhysicalLayout.commandLine, initrd: initrd, rsdp: tables?.rsdp ?? 0, memoryMap: map)
         try memory.write(startInfo.bytes(), at: PhysicalLayout.startInfo)

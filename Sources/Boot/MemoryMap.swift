@@ -18,7 +18,8 @@ public struct MemoryMapEntry: Sendable, Equatable {
     }
 
     /// The map of a guest with `memorySize` bytes of RAM, in the order of addresses.
-    public static func map(memorySize: UInt64) -> [MemoryMapEntry] {
+    /// - Parameter reserved: ranges in the hole that the guest is told of as well.
+    public static func map(memorySize: UInt64, reserved: [Range<UInt64>] = []) -> [MemoryMapEntry] {
         typealias Layout = PhysicalLayout
         func range(_ start: UInt64, _ end: UInt64, _ kind: Kind) -> MemoryMapEntry {
             MemoryMapEntry(start: start, size: end - start, kind: kind)
@@ -34,6 +35,7 @@ public struct MemoryMapEntry: Sendable, Equatable {
         ]
         let low = min(memorySize, Layout.hole.lowerBound)
         if low > Layout.highRAM { map.append(range(Layout.highRAM, low, .ram)) }
+        for hidden in reserved { map.append(range(hidden.lowerBound, hidden.upperBound, .reserved)) }
         if memorySize > low {
             map.append(MemoryMapEntry(start: Layout.hole.upperBound, size: memorySize - low, kind: .ram))
         }

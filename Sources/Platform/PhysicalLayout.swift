@@ -48,6 +48,12 @@ public enum PhysicalLayout {
     public static let virtioMMIO: UInt64 = 0xd000_0000
     /// Bytes of each window.
     public static let virtioMMIOSpan: UInt64 = 0x1000
+    /// The window below 4 GiB for BARs of PCI functions: what is of the hole before the virtio-mmio devices.
+    public static let pciWindow: Range<UInt64> = hole.lowerBound..<virtioMMIO
+    /// Configuration space of PCI functions (ECAM), 1 MiB for each bus. There is room for 256 buses.
+    public static let pciConfiguration: UInt64 = 0xe000_0000
+    /// Bytes of it: bus 0 is the only one.
+    public static let pciConfigurationSize: UInt64 = 1 << 20
     public static let ioapic: UInt64 = 0xfec0_0000
     public static let localAPIC: UInt64 = 0xfee0_0000
     /// A page in which KVM keeps an identity map, on CPUs without unrestricted guest mode.

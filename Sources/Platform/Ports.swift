@@ -16,6 +16,8 @@ public enum Ports {
     public static let clock: ClosedRange<UInt16> = 0x70...0x71
     public static let postCode: UInt16 = 0x80
     public static let serial: ClosedRange<UInt16> = 0x3f8...0x3ff
+    /// PCI configuration mechanism #1: address and data.
+    public static let pciConfiguration: ClosedRange<UInt16> = 0xcf8...0xcff
     public static let exit: UInt16 = 0x501
     /// The power controller's registers, which follow each other.
     public static let sleepControl: UInt16 = 0x600

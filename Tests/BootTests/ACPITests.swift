@@ -20,6 +20,15 @@ import Testing
         return machine
     }
 
+    private var machineWithPCI: ACPIDescription {
+        var machine = ACPIDescription(localAPICIDs: [0])
+        machine.pci = PCIRootDescription(
+            configuration: 0xe000_0000, lastBus: 0,
+            windows: [0xc000_0000..<0xd000_0000, 0x1_0000_0000..<0x11_0000_0000],
+            interrupts: (1..<32).map { 16 + $0 % 8 })
+        return machine
+    }
+
     /// The table with this signature, found as a guest finds it: from the RSDP over the XSDT.
     private func table(_ signature: String, in tables: ACPITables) throws -> [UInt8] {
         func table(at address: UInt64) throws -> [UInt8] {
@@ -101,14 +110,51 @@ import Testing
         }
     }
 
+    @Test func saysWhereConfigurationSpaceIs() throws {
+        let mcfg = try table("MCFG", in: try ACPITables(machineWithPCI))
+        #expect(mcfg.count == 60 && mcfg.reduce(0, &+) == 0)
+        // Base, segment, first and last bus.
+        #expect(Array(mcfg[44..<56]) == [0, 0, 0, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0])
+        #expect(throws: Missing.self) { try table("MCFG", in: try ACPITables(machine)) }
+    }
+
+    @Test func encodesWindowsOfABridge() {
+        #expect(
+            Resource.buses(0...255).bytes == [0x88, 13, 0, 2, 0x0c, 0, 0, 0, 0, 0, 255, 0, 0, 0, 0, 1])
+        #expect(
+            Resource.memoryWindow32(0xc000_0000..<0xd000_0000).bytes
+                == [0x87, 23, 0, 0, 0x0c, 1] + [0, 0, 0, 0] + [0, 0, 0, 0xc0] + [0xff, 0xff, 0xff, 0xcf] + [0, 0, 0, 0]
+                + [0, 0, 0, 0x10])
+        #expect(Resource.memoryWindow64(0x1_0000_0000..<0x11_0000_0000).bytes.count == 46)
+        #expect(
+            AML.uuid("33DB4D5B-1FF7-401C-9657-7441C03DD766").bytes.suffix(16)
+                == [0x5b, 0x4d, 0xdb, 0x33, 0xf7, 0x1f, 0x1c, 0x40, 0x96, 0x57, 0x74, 0x41, 0xc0, 0x3d, 0xd7, 0x66])
+    }
+
     @Test(.enabled(if: Tool.iasl != nil, "iasl is not installed (Debian's acpica-tools)"))
     func isValidByACPICA() throws {
+        try checkByACPICA(
+            machine, ["XSDT", "FACP", "DSDT", "APIC", "SRAT", "SLIT"],
+            devices: [
+                "LNRO0005", "ACPI0007", "ACPI0013", "PNP0501", "PNP0B00", "PNP0C0C", "Notify (\\_SB.PWRB, 0x80)",
+                "0xD0001000", "_S5",
+            ])
+        try checkByACPICA(
+            machineWithPCI, ["XSDT", "FACP", "DSDT", "APIC", "MCFG"],
+            devices: [
+                "PNP0A08", "PNP0A03", "PNP0C02", "_PRT", "_OSC", "0xC0000000", "0x00000010FFFFFFFF", "0xE0000000",
+                "0x001FFFFF",
+                "ToUUID (\"33db4d5b-1ff7-401c-9657-7441c03dd766\")",
+            ])
+    }
+
+    private func checkByACPICA(_ machine: ACPIDescription, _ signatures: [String], devices: [String]) throws {
         let directory = "\(P_tmpdir)/swkvm-acpi-test-\(UInt64.random(in: 0 ... .max))"
         try #require(unsafe mkdir(directory, 0o700) == 0)
         defer { Tool.removeDirectory(directory) }
         let tables = try ACPITables(machine)
         let iasl = try #require(Tool.iasl)
-        for signature in ["XSDT", "FACP", "DSDT", "APIC", "SRAT", "SLIT"] {
+        for signature in signatures {
             let path = "\(directory)/\(signature)"
             try FileDescriptor.open("\(path).aml", O_CREAT | O_RDWR, mode: 0o600).writeAll(
                 try table(signature, in: tables))
@@ -124,12 +170,7 @@ import Testing
             #expect(
                 compilation.contains(" 0 Warnings") || !compilation.contains("Warning"), "\(compilation)\n\(source)")
             if signature == "DSDT" {
-                for text in [
-                    "LNRO0005", "ACPI0007", "ACPI0013", "PNP0501", "PNP0B00", "PNP0C0C", "Notify (\\_SB.PWRB, 0x80)",
-                    "0xD0001000", "_S5",
-                ] {
-                    #expect(source.contains(text), "\(text) in \(source)")
-                }
+                for text in devices { #expect(source.contains(text), "\(text) in \(source)") }
             }
         }
     }

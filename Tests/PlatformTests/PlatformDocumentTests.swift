@@ -62,7 +62,9 @@ import Testing
                 range(Layout.endOfBaseMemory, Layout.highRAM),
                 "\(address(Layout.highRAM)) –",
                 range(Layout.hole.lowerBound, Layout.hole.upperBound),
+                range(Layout.pciWindow.lowerBound, Layout.pciWindow.upperBound),
                 "\(address(Layout.virtioMMIO)) + n · \(Layout.virtioMMIOSpan >> 10) KiB",
+                range(Layout.pciConfiguration, Layout.pciConfiguration + Layout.pciConfigurationSize),
                 address(Layout.ioapic),
                 address(Layout.localAPIC),
                 range(Layout.identityMap, Layout.taskStateSegment + 0x3000),
@@ -87,6 +89,7 @@ import Testing
                 "\(port(Ports.keyboardData)), \(port(Ports.keyboardCommand))",
                 ports(Ports.clock), port(Ports.postCode), ports(Ports.serial), port(Ports.exit),
                 port(Ports.sleepControl), port(Ports.sleepStatus), port(Ports.powerEvents),
+                ports(Ports.pciConfiguration),
             ])
         let text = section("Ports").joined(separator: "\n")
         let reset = "`0x\(String(Ports.resetCommand, radix: 16))`"
@@ -103,6 +106,8 @@ import Testing
         #expect(text.contains("GSI 16+n for n < \(upper.count), then \(list);"))
         #expect(Set(GSIs.virtio + [GSIs.serial, GSIs.power]).count == GSIs.virtio.count + 2)
         #expect(GSIs.virtio.allSatisfy { $0 < GSIs.pins })
+        #expect(text.contains("or use GSI \(GSIs.pci.lowerBound) to \(GSIs.pci.upperBound), level-triggered"))
+        #expect((0..<32).allSatisfy { GSIs.pci.contains(GSIs.pci(device: $0)) })
         #expect(section("Physical memory").contains { $0.hasSuffix("| IOAPIC, \(GSIs.pins) pins |") })
     }
 
@@ -122,8 +127,9 @@ import Testing
             Layout.acpi..<Layout.acpi + UInt64(Layout.acpiSize),
             Layout.smbios..<Layout.smbios + UInt64(Layout.smbiosSize),
             Layout.resetVector..<Layout.highRAM,
-            Layout.hole.lowerBound..<Layout.virtioMMIO,
+            Layout.pciWindow,
             Layout.virtioMMIO..<Layout.virtioMMIO + Layout.virtioMMIOSpan * UInt64(GSIs.virtio.count),
+            Layout.pciConfiguration..<Layout.pciConfiguration + 256 << 20,
             Layout.ioapic..<Layout.ioapic + 0x1000,
             Layout.localAPIC..<Layout.localAPIC + 0x1000,
             Layout.identityMap..<Layout.identityMap + 0x1000,

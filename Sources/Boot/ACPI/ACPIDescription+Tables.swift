@@ -141,6 +141,7 @@ extension ACPIDescription {
                             ])),
                     ]))
         }
+        devices += pci?.devices ?? []
         devices.append(.device("PWRB", [.name("_HID", .eisaID("PNP0C0C")), .name("_UID", .integer(0))]))
         devices.append(eventDevice)
         // SLP_TYP of S5 is what the guest writes to the sleep control register to power off (§7.4.2).

@@ -46,6 +46,8 @@ public struct ACPIDescription: Sendable, Equatable {
     public var interruptOverrides: [InterruptOverride] = []
     public var serialPorts: [SerialPort] = [SerialPort()]
     public var virtioDevices: [VirtioMMIOSlot] = []
+    /// The PCI root complex; nil for none.
+    public var pci: PCIRootDescription?
     /// The clock's index port, the data port follows; nil for none.
     public var realTimeClockPort: UInt16? = Ports.clock.lowerBound
     /// Ports of ``PowerController``: sleep control, sleep status and the event register.

@@ -2,8 +2,8 @@
 
 public import Platform
 
-/// The ACPI tables of a machine: RSDP, XSDT, FADT, DSDT, MADT, and SRAT and SLIT for a guest with NUMA nodes (ACPI 6.5
-/// §5.2).
+/// The ACPI tables of a machine: RSDP, XSDT, FADT, DSDT, MADT, MCFG for one with PCI, and SRAT and SLIT for one with
+/// NUMA nodes (ACPI 6.5 §5.2).
 ///
 /// The layout is one run of bytes: the RSDP at ``address``, then each table on a 16-byte boundary, the XSDT last, since
 /// it names the others. The machine is hardware-reduced (§4.1): no fixed registers but sleep control, sleep status and
@@ -35,6 +35,7 @@ public struct ACPITables: Sendable, Equatable {
             place(Self.table("FACP", revision: 6, machine.fadt(dsdt: dsdt))),
             place(Self.table("APIC", revision: 5, machine.madt)),
         ]
+        if let pci = machine.pci { listed.append(place(Self.table("MCFG", revision: 1, pci.mcfg))) }
         if !machine.nodes.isEmpty {
             listed.append(place(Self.table("SRAT", revision: 3, machine.srat)))
             listed.append(place(Self.table("SLIT", revision: 1, machine.slit)))

@@ -66,6 +66,16 @@ struct AML: Sendable, Equatable {
         return integer(UInt64((letters << 16 | number & 0xffff).byteSwapped))
     }
 
+    /// `ToUUID (text)`: a buffer, in which the first three fields have their least significant byte first.
+    static func uuid(_ text: String) -> AML {
+        let digits = text.utf8.filter { $0 != UInt8(ascii: "-") }.map { UInt8($0) }
+        let bytes = stride(from: 0, to: digits.count, by: 2).map { index in
+            UInt8(String(decoding: digits[index..<index + 2], as: UTF8.self), radix: 16) ?? 0
+        }
+        let ordered = Array(bytes[0..<4].reversed() + bytes[4..<6].reversed() + bytes[6..<8].reversed() + bytes[8...])
+        return package([0x11], integer(UInt64(ordered.count)).bytes + ordered)
+    }
+
     static func package(_ elements: [AML]) -> AML { package([0x12], [UInt8(elements.count)] + joined(elements)) }
 
     /// The buffer of a resource template, closed by its end tag (§6.4).
@@ -79,6 +89,8 @@ struct AML: Sendable, Equatable {
 
     static func local(_ index: UInt8) -> AML { AML([0x60 + index & 7]) }
 
+    static func argument(_ index: UInt8) -> AML { AML([0x68 + index & 7]) }
+
     /// What a named object holds.
     static func reference(_ path: String) -> AML { AML(name(path)) }
 
@@ -87,6 +99,29 @@ struct AML: Sendable, Equatable {
 
     /// `left & right`, for use as a value.
     static func and(_ left: AML, _ right: AML) -> AML { AML([0x7b] + left.bytes + right.bytes + [0x00]) }
+
+    /// `target = left & right`.
+    static func and(_ left: AML, _ right: AML, in target: AML) -> AML {
+        AML([0x7b] + left.bytes + right.bytes + target.bytes)
+    }
+
+    /// `target = left | right`.
+    static func or(_ left: AML, _ right: AML, in target: AML) -> AML {
+        AML([0x7d] + left.bytes + right.bytes + target.bytes)
+    }
+
+    /// `left == right`, of integers, strings or buffers.
+    static func equal(_ left: AML, _ right: AML) -> AML { AML([0x93] + left.bytes + right.bytes) }
+
+    static func not(_ condition: AML) -> AML { AML([0x92] + condition.bytes) }
+
+    /// `Return (value)`.
+    static func giveBack(_ value: AML) -> AML { AML([0xa4] + value.bytes) }
+
+    /// `CreateDWordField (buffer, offset, name)`.
+    static func doubleWordField(_ name: String, of buffer: AML, at offset: UInt64) -> AML {
+        AML([0x8a] + buffer.bytes + integer(offset).bytes + self.name(name))
+    }
 
     static func when(_ condition: AML, _ body: [AML]) -> AML { package([0xa0], condition.bytes + joined(body)) }
 
@@ -151,6 +186,38 @@ struct Resource: Sendable, Equatable {
         bytes.append(littleEndian: start)
         bytes.append(littleEndian: size)
         return Resource(bytes: bytes)
+    }
+
+    /// The buses behind a bridge, which produces them (§6.4.3.5.3).
+    static func buses(_ range: ClosedRange<UInt8>) -> Resource {
+        addressSpace(
+            0x88, type: 2, specific: 0, [0, UInt16(range.lowerBound), UInt16(range.upperBound), 0, UInt16(range.count)])
+    }
+
+    /// Memory below 4 GiB that a bridge produces, writable (§6.4.3.5.2).
+    static func memoryWindow32(_ range: Range<UInt64>) -> Resource {
+        addressSpace(
+            0x87, type: 0, specific: 1,
+            [0, range.lowerBound, range.upperBound - 1, 0, range.upperBound - range.lowerBound]
+                .map { UInt32(truncatingIfNeeded: $0) })
+    }
+
+    /// The same at any address (§6.4.3.5.1).
+    static func memoryWindow64(_ range: Range<UInt64>) -> Resource {
+        addressSpace(
+            0x8a, type: 0, specific: 1,
+            [0, range.lowerBound, range.upperBound - 1, 0, range.upperBound - range.lowerBound])
+    }
+
+    /// - Parameter fields: granularity, minimum, maximum, translation and length.
+    private static func addressSpace<Field: FixedWidthInteger>(
+        _ tag: UInt8, type: UInt8, specific: UInt8, _ fields: [Field]
+    ) -> Resource {
+        let content = fields.flatMap { field in
+            (0..<Field.bitWidth / 8).map { UInt8(truncatingIfNeeded: field >> Field(8 * $0)) }
+        }
+        // Both ends are fixed; decoded by addition, produced.
+        return Resource(bytes: [tag, UInt8(3 + content.count), 0, type, 0x0c, specific] + content)
     }
 
     /// An interrupt line, edge-triggered, active high, not shared.
