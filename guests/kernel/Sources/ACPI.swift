@@ -27,6 +27,9 @@ final class ACPI: @unchecked Sendable {
     /// virtio-mmio devices in the DSDT: the addresses of their registers, and their global interrupts.
     private(set) var virtioDevices: [(address: UInt64, gsi: UInt32)] = []
 
+    /// Configuration space of PCI functions on bus 0 (ECAM); nil where there is none.
+    private(set) var pciConfiguration: UInt64?
+
     private static let longest: UInt32 = 1 << 20
 
     /// Reads the tables. Without any, the machine has one CPU and an IOAPIC at the usual place.
@@ -65,9 +68,17 @@ final class ACPI: @unchecked Sendable {
             switch entry.load() as UInt32 {
             case 0x4349_5041: readMADT(entry, UInt64(size))  // "APIC"
             case 0x5043_4146: readFADT(entry, UInt64(size))  // "FACP"
+            case 0x4746_434d: readMCFG(entry, UInt64(size))  // "MCFG"
             default: break
             }
         }
+    }
+
+    /// Where configuration space is (PCI Firmware Specification 3.3 §4.1.2): of segment 0 and bus 0, below 4 GiB, where it is mapped.
+    private func readMCFG(_ table: Address, _ length: UInt64) {
+        guard length >= 60, table.load(54) as UInt8 == 0, table.load(52) as UInt16 == 0, table.load(48) as UInt32 == 0
+        else { return }
+        pciConfiguration = UInt64(table.load(44) as UInt32)
     }
 
     /// A table whose length is plausible and whose bytes sum to zero.

@@ -60,7 +60,7 @@ final class Disk {
         (features, queues) = try Self.bringUp(device)
         (slots, slotPages) = try Self.allocateSlots(queues.count)
         begin()
-        interrupts.handle(gsi: device.gsi) { [self] in serve() }  // a driver lives as long as the kernel
+        device.handleInterrupts { [self] in serve() }  // a driver lives as long as the kernel
     }
 
     private static func bringUp(_ device: VirtioMMIO) throws(Failure) -> (Features, [Virtqueue]) {

@@ -22,7 +22,7 @@ final class EntropySource {
         queue = try Virtqueue(device, index: 0, wanted: 8, features: try device.negotiate(.ring))
         device.setDriverOK()
         _ = queue.enableInterrupt()
-        interrupts.handle(gsi: device.gsi) { [self] in serve() }  // a driver lives as long as the kernel
+        device.handleInterrupts { [self] in serve() }  // a driver lives as long as the kernel
     }
 
     private func serve() {

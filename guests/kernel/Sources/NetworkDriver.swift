@@ -41,7 +41,7 @@ final class NetworkDevice {
         self.transmitBuffers = transmitBuffers
         (features, receive, transmit) = try Self.bringUp(device)
         // Before there are buffers: an edge on an unconnected line is lost.
-        interrupts.handle(gsi: device.gsi) { [self] in serve() }  // a driver lives as long as the kernel
+        device.handleInterrupts { [self] in serve() }  // a driver lives as long as the kernel
         begin()
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A virtio device behind the MMIO transport, version 2 (virtio 1.2 §4.2.2).
+/// A virtio device behind the MMIO transport, version 2 (virtio 1.2 §4.2.2), or behind PCI, with registers that look the same.
 struct VirtioMMIO {
     /// Register offsets.
     enum Register {
@@ -41,16 +41,19 @@ struct VirtioMMIO {
         case entropy = 4
     }
 
-    let registers: Address
-    let gsi: UInt32
+    let registers: VirtioRegisters
+    private let gsi: UInt32
+    /// nil behind MMIO.
+    private let function: VirtioPCI?
 
     /// The device's kind; nil for none, or one without a driver in this kernel.
     private(set) var kind: Kind?
 
     /// Identifies the device at `registers`.
     init(registers: Address, gsi: UInt32) throws(Failure) {
-        self.registers = registers
+        self.registers = VirtioRegisters(registers)
         self.gsi = gsi
+        function = nil
         guard registers.load(Register.magic) as UInt32 == 0x7472_6976 else {
             throw Failure("no virtio device at 0x\(hex: registers.value)")
         }
@@ -63,6 +66,18 @@ struct VirtioMMIO {
             )
         }
         kind = Kind(rawValue: identifier)
+    }
+
+    init(_ function: VirtioPCI) {
+        registers = VirtioRegisters(function)
+        gsi = 0
+        self.function = function
+        kind = Kind(rawValue: function.deviceID)
+    }
+
+    /// Calls `handler` for the device's interrupts.
+    func handleInterrupts(_ handler: @escaping () -> Void) {
+        if let function { function.handleInterrupts(handler) } else { interrupts.handle(gsi: gsi, handler) }
     }
 
     var status: UInt32 {
@@ -112,6 +127,7 @@ struct VirtioMMIO {
         guard status & Status.featuresOK != 0 else {
             throw Failure("the device at 0x\(hex: registers.value) refuses the features that it offers")
         }
+        function?.assignMessages()
         return features
     }
 
@@ -176,8 +192,8 @@ struct Features: OptionSet {
     static let ring: Features = [.indirectDescriptors, .eventIndex, .version1]
 }
 
-/// The virtio-mmio devices: those that the command line names, `virtio_mmio.device=SIZE@ADDRESS:GSI[:ID]`, then those
-/// that only the DSDT has.
+/// The virtio devices: virtio-mmio ones that the command line names, `virtio_mmio.device=SIZE@ADDRESS:GSI[:ID]`, then
+/// those that only the DSDT has, then PCI functions.
 func virtioDevices(_ boot: BootInformation) -> [VirtioMMIO] {
     var places: [(address: UInt64, gsi: UInt32)] = []
     for word in boot.words where word.starts(with: "virtio_mmio.device=") {
@@ -199,6 +215,10 @@ func virtioDevices(_ boot: BootInformation) -> [VirtioMMIO] {
         } catch {
             Console.print(error.reason)
         }
+    }
+    for function in VirtioPCI.find() {
+        let device = VirtioMMIO(function)
+        if device.kind != nil { devices.append(device) }
     }
     return devices
 }
