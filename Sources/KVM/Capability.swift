@@ -15,6 +15,8 @@ public struct Capability: Sendable, Hashable {
     public static let interruptRouting = Capability(number: KVM_CAP_IRQ_ROUTING, name: "KVM_CAP_IRQ_ROUTING")
     public static let irqfd = Capability(number: KVM_CAP_IRQFD, name: "KVM_CAP_IRQFD")
     public static let ioEventFD = Capability(number: KVM_CAP_IOEVENTFD, name: "KVM_CAP_IOEVENTFD")
+    /// ioeventfds for writes of any width, which KVM recognizes without decoding the instruction where the hardware allows it.
+    public static let ioEventAnyLength = Capability(number: KVM_CAP_IOEVENTFD_ANY_LENGTH, name: "KVM_CAP_IOEVENTFD_ANY_LENGTH")
     public static let pit2 = Capability(number: KVM_CAP_PIT2, name: "KVM_CAP_PIT2")
     public static let tssAddress = Capability(number: KVM_CAP_SET_TSS_ADDR, name: "KVM_CAP_SET_TSS_ADDR")
     public static let identityMapAddress = Capability(number: KVM_CAP_SET_IDENTITY_MAP_ADDR, name: "KVM_CAP_SET_IDENTITY_MAP_ADDR")

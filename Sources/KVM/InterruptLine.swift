@@ -18,12 +18,16 @@ public final class InterruptLine: Sendable {
 
     /// Raises and lowers the line: one edge.
     public func pulse() {
-        for level: UInt32 in [1, 0] {
-            var line = kvm_irq_level()
-            line.irq = gsi
-            line.level = level
-            // The machine and its interrupt controllers exist, so there is nothing to refuse.
-            _ = try? machine.ioctl(CLINUX_KVM_IRQ_LINE, &line, named: "KVM_IRQ_LINE")
-        }
+        set(true)
+        set(false)
+    }
+
+    /// Raises or lowers the line, for a pin that is level-triggered.
+    public func set(_ isRaised: Bool) {
+        var line = kvm_irq_level()
+        line.irq = gsi
+        line.level = isRaised ? 1 : 0
+        // The machine and its interrupt controllers exist, so there is nothing to refuse.
+        _ = try? machine.ioctl(CLINUX_KVM_IRQ_LINE, &line, named: "KVM_IRQ_LINE")
     }
 }

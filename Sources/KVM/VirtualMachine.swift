@@ -16,6 +16,13 @@ public struct VirtualMachine: ~Copyable, Sendable {
         self.runSize = runSize
     }
 
+    /// Returns another handle of the same machine, for an owner of its own.
+    public func duplicate() throws(KVMError) -> VirtualMachine {
+        do throws(SystemCallError) {
+            return VirtualMachine(descriptor: try descriptor.duplicate(), runSize: runSize)
+        } catch { throw .refused(purpose: "duplicate its descriptor", error) }
+    }
+
     /// Maps host memory as guest RAM; a size of 0 removes the slot (`KVM_SET_USER_MEMORY_REGION`).
     /// - Parameters:
     ///   - address: guest-physical, a multiple of 4096.

@@ -3,6 +3,7 @@
 internal import Devices
 internal import KVM
 internal import Linux
+internal import PCI
 internal import Platform
 internal import Virtio
 
@@ -53,7 +54,20 @@ final class AddressMap<Target: Sendable>: Sendable {
 /// What a vCPU's thread reads of both maps; none while it is stopped.
 struct AddressTables {
     var ports: AddressMap<any PortDevice>.Table?
-    var mmio: AddressMap<MMIOTransport>.Table?
+    var mmio: AddressMap<any MMIODevice>.Table?
+}
+
+/// What answers in a range of guest-physical memory. Called on vCPU threads.
+protocol MMIODevice: AnyObject, Sendable {
+    /// Reads 1 to 8 bytes at an offset from the range's begin. Bits above `size` bytes are zero.
+    func read(at offset: UInt64, size: Int) -> UInt64
+    func write(_ value: UInt64, at offset: UInt64, size: Int)
+    /// What is at an offset, for tables; nil where nothing is.
+    func name(at offset: UInt64) -> String?
+}
+
+extension MMIOTransport: MMIODevice {
+    func name(at offset: UInt64) -> String? { "\(function.device.name)+0x\(String(offset, radix: 16))" }
 }
 
 extension AddressMap<any PortDevice>.Entry {
@@ -85,10 +99,10 @@ extension AddressMap<any PortDevice>.Table {
     }
 }
 
-extension AddressMap<MMIOTransport>.Table {
+extension AddressMap<any MMIODevice>.Table {
     /// The name of the device at an address and the register's offset, for tables; nil where none is.
     func name(at address: UInt64) -> String? {
-        index(of: address).map { "\(entries[$0].target.function.device.name)+0x\(String(address &- entries[$0].first, radix: 16))" }
+        index(of: address).flatMap { entries[$0].target.name(at: address &- entries[$0].first) }
     }
 
     /// Answers one access. Where no device is, reads are all ones and writes are ignored.

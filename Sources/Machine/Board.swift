@@ -43,7 +43,7 @@ final class Board: Sendable {
             self.memory = memory
             self.kernel = kernel
             self.initrd = initrd
-            devices = AttachedDevices(virtioDevices)
+            devices = AttachedDevices(virtioDevices, count: VirtioSlot.maximumCount(configuration.bus))
             self.serial = serial
             clock = RealTimeClock(memorySize: memory.size)
             self.ending = ending
@@ -82,7 +82,10 @@ final class Board: Sendable {
         let (serialLine, powerLine) = try Machine.kvm { () throws(KVMError) in
             (try virtualMachine.interruptLine(gsi: GSIs.serial), try virtualMachine.interruptLine(gsi: GSIs.power))
         }
-        let registry = try DeviceRegistry(parts.devices, memory, virtualMachine)
+        let layout = NodeLayout(configuration, memory.regions)
+        let model = try Machine.kvm { () throws(KVMError) in try CPUModel(parts.system, layout) }
+        let root = try Self.makeRoot(parts, virtualMachine, model)
+        let registry = try DeviceRegistry(parts.devices, memory, virtualMachine, root)
 
         let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }
         let power = PowerController(request: request, interrupt: { powerLine.pulse() })
@@ -96,11 +99,9 @@ final class Board: Sendable {
             .init(Ports.keyboardData...Ports.keyboardCommand, KeyboardController(request: request)),
             .init(Ports.clock, parts.clock),
             .init(Ports.postCode...Ports.postCode, PostCodePort()),
-        ])
+        ] + (root.map { [$0.portEntry] } ?? []))
 
-        let layout = NodeLayout(configuration, memory.regions)
-        let model = try Machine.kvm { () throws(KVMError) in try CPUModel(parts.system, layout) }
-        let (state, kernel) = try Machine.load(parts.kernel, parts.initrd, configuration, memory, layout, registry.slots, model)
+        let (state, kernel) = try Machine.load(parts.kernel, parts.initrd, configuration, memory, layout, registry, model)
         var cpus: [CPUThread] = []
         for (index, id) in layout.localAPICIDs.enumerated() {
             let cpu = try Machine.kvm { () throws(KVMError) in
@@ -129,6 +130,18 @@ final class Board: Sendable {
         self.waitsForDebugger = waitsForDebugger && parts.debugger != nil
     }
 
+    /// The PCI hierarchy, where the configuration has one.
+    private static func makeRoot(
+        _ parts: Parts, _ machine: borrowing VirtualMachine, _ model: CPUModel
+    ) throws(MachineError) -> PCIRoot? {
+        guard parts.configuration.bus == .pci else { return nil }
+        do throws(KVMError) {
+            return try PCIRoot(
+                parts.system, machine, endOfMemory: parts.memory.regions.map(\.end.rawValue).max() ?? 0,
+                addressBits: model.physicalAddressBits)
+        } catch { throw .kvm(error) }
+    }
+
     /// Starts the vCPUs. Called once.
     func start() throws(SystemCallError) {
         for cpu in cpus { try cpu.start() }
@@ -141,7 +154,7 @@ final class Board: Sendable {
     }
 
     /// Indicates whether a driver has used a virtio device: what ran here had come as far as an operating system comes.
-    var wasDriven: Bool { registry.slots.contains { $0.transport.function.counters.kicks.value > 0 } }
+    var wasDriven: Bool { registry.slots.contains { $0.function.counters.kicks.value > 0 } }
 }
 
 /// The interrupt line of a device that outlives boards: it is connected to the board that runs.

@@ -44,6 +44,12 @@ struct CPUModel {
         return entries
     }
 
+    /// Bits of a guest-physical address; 36 where KVM does not say.
+    var physicalAddressBits: Int {
+        let bits = supported.first { $0.function == Leaf.amdSizes }.map { Int($0.eax & 0xff) } ?? 0
+        return bits == 0 ? 36 : bits
+    }
+
     /// What the processor is called, for the firmware's tables.
     var processor: SMBIOSDescription.Processor {
         func registers(_ leaf: UInt32) -> kvm_cpuid_entry2 { supported.first { $0.function == leaf } ?? kvm_cpuid_entry2() }

@@ -54,7 +54,7 @@ final class Ending: Sendable {
 final class CPUThread: Sendable {
     let cpu: VirtualCPU
     private let ports: AddressMap<any PortDevice>
-    private let mmio: AddressMap<MMIOTransport>
+    private let mmio: AddressMap<any MMIODevice>
     private let ram: GuestRAM
     private let ending: Ending
     /// Where the thread stops, for a debugger and while the machine is paused.
@@ -64,7 +64,7 @@ final class CPUThread: Sendable {
     private let thread = Guarded<Thread?>(nil)
 
     init(
-        _ cpu: consuming VirtualCPU, ports: AddressMap<any PortDevice>, mmio: AddressMap<MMIOTransport>, ram: GuestRAM, ending: Ending, pausePoint: PausePoint,
+        _ cpu: consuming VirtualCPU, ports: AddressMap<any PortDevice>, mmio: AddressMap<any MMIODevice>, ram: GuestRAM, ending: Ending, pausePoint: PausePoint,
         exits: ExitCounter? = nil
     ) {
         self.cpu = cpu

@@ -24,6 +24,8 @@ public struct Configuration: Sendable {
     public var commandLine: String
     /// Indicates whether the kernel gets it as it is, with nothing added.
     public var isCommandLineRaw = false
+    /// How the guest is connected with its virtio devices.
+    public var bus = Bus.mmio
     /// The discovery of virtio devices; nil: ACPI, or the command line if that disables ACPI in Linux.
     public var discovery: DeviceDiscovery?
     /// The disks, in the order of the guest's vda, vdb, …
@@ -132,6 +134,14 @@ public struct Configuration: Sendable {
         case bundled
         /// An ELF file or a bzImage.
         case file(String)
+    }
+
+    /// What the virtio devices are to the guest.
+    public enum Bus: String, CaseIterable, Sendable {
+        /// virtio-mmio: registers at fixed addresses, one interrupt line for each device.
+        case mmio
+        /// Functions of a PCI Express root complex, with MSI-X.
+        case pci
     }
 
     /// The way in which a guest discovers its virtio devices.

@@ -4,6 +4,7 @@ internal import Boot
 internal import GuestMemory
 internal import KVM
 internal import Linux
+internal import PCI
 internal import Platform
 internal import Virtio
 
@@ -11,9 +12,12 @@ internal import Virtio
 final class AttachedDevices: Sendable {
     private let places: Guarded<[(any VirtioDevice)?]>
 
-    init(_ devices: [any VirtioDevice]) {
-        places = Guarded(devices + Array(repeating: nil, count: max(0, GSIs.virtio.count - devices.count)))
+    /// - Parameter count: of the places.
+    init(_ devices: [any VirtioDevice], count: Int) {
+        places = Guarded(devices + Array(repeating: nil, count: max(0, count - devices.count)))
     }
+
+    var count: Int { places.withLock { $0.count } }
 
     /// Those that are attached, by the numbers of their places.
     var all: [(index: Int, device: any VirtioDevice)] {
@@ -34,23 +38,29 @@ final class AttachedDevices: Sendable {
 /// Any thread may read it. While the guest runs, only the control's thread changes it.
 final class DeviceRegistry: Sendable {
     /// What vCPU threads read.
-    let map: AddressMap<MMIOTransport>
+    let map: AddressMap<any MMIODevice>
+    /// The PCI hierarchy; nil in a machine whose devices are virtio-mmio.
+    let root: PCIRoot?
     private let attached: AttachedDevices
     private let memory: GuestMemory
     private let current: Guarded<[VirtioSlot]>
 
     /// Puts a machine's devices in their places, with registers, doorbells and interrupts as after power-on.
-    init(_ attached: AttachedDevices, _ memory: GuestMemory, _ machine: borrowing VirtualMachine) throws(MachineError) {
+    init(
+        _ attached: AttachedDevices, _ memory: GuestMemory, _ machine: borrowing VirtualMachine, _ root: PCIRoot? = nil
+    ) throws(MachineError) {
         self.attached = attached
         self.memory = memory
+        self.root = root
         var slots: [VirtioSlot] = []
         for (index, device) in attached.all {
-            let slot = try VirtioSlot(device, index: index, memory)
+            let slot = try VirtioSlot(device, index: index, memory, root)
             try slot.connect(to: machine)
             slots.append(slot)
         }
-        map = AddressMap(slots.map(Self.entry))
+        map = AddressMap(slots.compactMap(Self.entry) + (root?.mmioEntries ?? []))
         current = Guarded(slots)
+        for slot in slots { show(slot) }
     }
 
     /// In the order of their places.
@@ -61,8 +71,8 @@ final class DeviceRegistry: Sendable {
 
     /// Connects a device in the first free place, on this board and those after it. vCPU threads find it when they take the map's new table.
     func attach(_ device: any VirtioDevice, _ machine: borrowing VirtualMachine) throws(MachineError) -> VirtioSlot {
-        guard let index = attached.firstFree else { throw .tooManyDevices(wanted: GSIs.virtio.count + 1, maximum: GSIs.virtio.count) }
-        let slot = try VirtioSlot(device, index: index, memory)
+        guard let index = attached.firstFree else { throw .tooManyDevices(wanted: attached.count + 1, maximum: attached.count) }
+        let slot = try VirtioSlot(device, index: index, memory, root)
         do throws(MachineError) { try slot.connect(to: machine) } catch {
             slot.disconnect(from: machine)
             throw error
@@ -72,23 +82,35 @@ final class DeviceRegistry: Sendable {
             slots.append(slot)
             slots.sort { $0.index < $1.index }
         }
-        map.insert(Self.entry(slot))
+        if let entry = Self.entry(slot) { map.insert(entry) }
+        show(slot)
         return slot
     }
 
     /// Removes a device from what vCPU threads find, when they take the map's new table.
-    func hide(_ slot: VirtioSlot) { map.remove(at: slot.place.address) }
+    func hide(_ slot: VirtioSlot) {
+        switch slot.place {
+        case .mmio(_, let slot): map.remove(at: slot.address)
+        // Found by the bridge, in whose windows no thread is when it has taken a table.
+        case .pci(_, let address): root?.bridge.remove(at: address)
+        }
+    }
 
     /// Ends what a hidden device does and disconnects it; the place is free.
     func detach(_ slot: VirtioSlot, _ machine: borrowing VirtualMachine) {
         // The driver's last: its requests end, its doorbells are drained.
-        slot.transport.function.writeStatus(0)
+        slot.function.writeStatus(0)
         slot.disconnect(from: machine)
         attached[slot.index] = nil
         current.withLock { $0.removeAll { $0.index == slot.index } }
     }
 
-    private static func entry(_ slot: VirtioSlot) -> AddressMap<MMIOTransport>.Entry {
-        AddressMap<MMIOTransport>.Entry(slot.place.address, count: MMIOTransport.span, slot.transport)
+    private func show(_ slot: VirtioSlot) {
+        if case .pci(let transport, let address) = slot.place { root?.bridge.insert(transport, at: address) }
+    }
+
+    private static func entry(_ slot: VirtioSlot) -> AddressMap<any MMIODevice>.Entry? {
+        guard case .mmio(let transport, let slot) = slot.place else { return nil }
+        return AddressMap<any MMIODevice>.Entry(slot.address, count: MMIOTransport.span, transport)
     }
 }

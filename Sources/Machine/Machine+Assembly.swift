@@ -92,9 +92,9 @@ extension Machine {
 
     static func load(
         _ file: BootFile, _ initrd: BootFile?, _ configuration: Configuration, _ memory: GuestMemory, _ layout: NodeLayout,
-        _ devices: [VirtioSlot], _ model: CPUModel
+        _ registry: DeviceRegistry, _ model: CPUModel
     ) throws(MachineError) -> (state: BootState, kernel: KernelImage) {
-        let slots = devices.map(\.place)
+        let slots = registry.slots.compactMap(\.mmio)
         let kernel: KernelImage
         do throws(BootError) { kernel = try KernelImage(file, memorySize: memory.size) } catch { throw .boot(error) }
         var words = KernelCommandLine(configuration.commandLine)
@@ -107,12 +107,13 @@ extension Machine {
         do throws(BootError) {
             var machine = description(layout, slots)
             if discovery == .commandLine { machine.virtioDevices = [] }
+            machine.pci = registry.root?.description
             let loader = try KernelLoader(
                 kernel, initrd: initrd, commandLine: words, tables: ACPITables(machine),
                 identity: SMBIOSTables(SMBIOSDescription(
                     name: configuration.name, uuid: configuration.uuid?.bytes ?? [], sockets: layout.sockets, processor: model.processor,
                     memory: memory.regions.map { $0.start.rawValue..<$0.end.rawValue })),
-                processors: MPTable(localAPICIDs: layout.localAPICIDs))
+                processors: MPTable(localAPICIDs: layout.localAPICIDs), reserved: machine.pci.map { [$0.reserved] } ?? [])
             return (try loader.load(into: memory, isFresh: true), kernel)
         } catch { throw .boot(error) }
     }

@@ -92,7 +92,7 @@ extension MachineStatus {
     init(_ configuration: Configuration, _ memory: GuestMemory, _ devices: [VirtioSlot], isPaused: Bool) {
         self.init(
             name: configuration.name, cpus: configuration.cpus, memorySize: memory.size, memory: try? memory.usage(),
-            devices: devices.map { Device($0.transport.function.device, $0.transport.function.counters) }, isPaused: isPaused)
+            devices: devices.map { Device($0.device, $0.function.counters) }, isPaused: isPaused)
     }
 }
 

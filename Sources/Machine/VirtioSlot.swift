@@ -8,27 +8,51 @@ internal import HostNetwork
 internal import KVM
 internal import Linux
 internal import Logging
+internal import PCI
 internal import Platform
 internal import Virtio
 
 /// A virtio device in its place on a board: transport, address and interrupt line.
 struct VirtioSlot: Sendable {
+    enum Place: Sendable {
+        case mmio(MMIOTransport, VirtioMMIOSlot)
+        case pci(PCITransport, PCIAddress)
+    }
+
     /// The number of the place, from 0.
     let index: Int
-    let transport: MMIOTransport
-    let place: VirtioMMIOSlot
+    let place: Place
 
-    var device: any VirtioDevice { transport.function.device }
+    var function: VirtioFunction {
+        switch place {
+        case .mmio(let transport, _): transport.function
+        case .pci(let transport, _): transport.function
+        }
+    }
+    var device: any VirtioDevice { function.device }
+    /// For guests that do not look for it by themselves; nil for a PCI function.
+    var mmio: VirtioMMIOSlot? { if case .mmio(_, let slot) = place { slot } else { nil } }
 
     static func address(ofDevice index: Int) -> UInt64 { PhysicalLayout.virtioMMIO + UInt64(index) * PhysicalLayout.virtioMMIOSpan }
 
-    /// For the log: `blk0 at 0xd0000000, GSI 16: disk.raw`.
+    /// For the log: `blk0 at 0xd0000000, GSI 16`, or `blk0 at PCI 00:01.0`.
     var description: String {
-        "\(transport.function.device.name) at 0x\(String(place.address, radix: 16)), GSI \(place.gsi)"
+        switch place {
+        case .mmio(_, let slot): "\(device.name) at 0x\(String(slot.address, radix: 16)), GSI \(slot.gsi)"
+        case .pci(_, let address): "\(device.name) at PCI \(address)"
+        }
     }
 
-    static func checkCount(_ wanted: Int) throws(MachineError) {
-        let maximum = GSIs.virtio.count
+    /// The most devices of a machine.
+    static func maximumCount(_ bus: Configuration.Bus) -> Int {
+        switch bus {
+        case .mmio: GSIs.virtio.count
+        case .pci: PCIRoot.maximumFunctions
+        }
+    }
+
+    static func checkCount(_ wanted: Int, _ bus: Configuration.Bus) throws(MachineError) {
+        let maximum = maximumCount(bus)
         if wanted > maximum { throw .tooManyDevices(wanted: wanted, maximum: maximum) }
     }
 
@@ -114,36 +138,51 @@ struct VirtioSlot: Sendable {
         do throws(HostNetworkError) { return try NetworkAttachment(network.backend, offload: network.offload) } catch { throw .network(error) }
     }
 
-    /// Makes a device's registers, doorbells and interrupt, new as after power-on. Nothing is connected yet.
-    init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory) throws(MachineError) {
+    /// Makes a device's registers, doorbells and interrupts, new as after power-on. Nothing is connected yet.
+    /// - Parameter root: the board's PCI hierarchy; nil for a device of virtio-mmio.
+    init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ root: PCIRoot?) throws(MachineError) {
         self.index = index
-        place = VirtioMMIOSlot(
-            address: Self.address(ofDevice: index), size: UInt32(PhysicalLayout.virtioMMIOSpan), gsi: GSIs.virtio[index])
-        transport = try Machine.host("create the eventfds of \(device.name)") { () throws(SystemCallError) in
-            try MMIOTransport(device: device, memory: memory)
+        place = try Machine.host("create the eventfds of \(device.name)") { () throws(SystemCallError) -> Place in
+            if let root {
+                let address = PCIRoot.address(ofSlot: index)
+                return .pci(
+                    try PCITransport(
+                        device: device, memory: memory, platform: root.platform(for: address),
+                        address: PCIRoot.barAddress(ofSlot: index)), address)
+            }
+            return .mmio(
+                try MMIOTransport(device: device, memory: memory),
+                VirtioMMIOSlot(
+                    address: Self.address(ofDevice: index), size: UInt32(PhysicalLayout.virtioMMIOSpan),
+                    gsi: GSIs.virtio[index]))
         }
     }
 
-    /// Connects doorbells and interrupt with KVM.
+    /// Connects doorbells and interrupt with KVM; a PCI function's are as its driver has the BAR and the messages.
     func connect(to machine: borrowing VirtualMachine) throws(MachineError) {
+        guard case .mmio(let transport, let slot) = place else { return }
         do throws(KVMError) {
             for (queue, doorbell) in transport.function.doorbells.enumerated() {
-                try machine.assignIOEventFD(doorbell.event, for: match(ofQueue: queue))
+                try machine.assignIOEventFD(doorbell.event, for: Self.match(ofQueue: queue, slot))
             }
-            try machine.assignIRQFD(transport.irqfd.event, gsi: place.gsi)
+            try machine.assignIRQFD(transport.irqfd.event, gsi: slot.gsi)
         } catch { throw .kvm(error) }
     }
 
     /// Disconnects what is connected of them.
     func disconnect(from machine: borrowing VirtualMachine) {
-        for (queue, doorbell) in transport.function.doorbells.enumerated() {
-            try? machine.deassignIOEventFD(doorbell.event, for: match(ofQueue: queue))
+        switch place {
+        case .mmio(let transport, let slot):
+            for (queue, doorbell) in transport.function.doorbells.enumerated() {
+                try? machine.deassignIOEventFD(doorbell.event, for: Self.match(ofQueue: queue, slot))
+            }
+            try? machine.deassignIRQFD(transport.irqfd.event, gsi: slot.gsi)
+        case .pci(let transport, _): transport.disconnect()
         }
-        try? machine.deassignIRQFD(transport.irqfd.event, gsi: place.gsi)
     }
 
-    private func match(ofQueue queue: Int) -> IOEventMatch {
-        IOEventMatch(address: place.address + MMIOTransport.queueNotifyOffset, length: 4, value: UInt64(queue))
+    private static func match(ofQueue queue: Int, _ slot: VirtioMMIOSlot) -> IOEventMatch {
+        IOEventMatch(address: slot.address + MMIOTransport.queueNotifyOffset, length: 4, value: UInt64(queue))
     }
 }
 

@@ -11,6 +11,9 @@ enum RebootArgument: String, ExpressibleByArgument, CaseIterable {
     var action: Configuration.OnReboot { self == .restart ? .restart : .exit }
 }
 
+/// `--bus`.
+extension Configuration.Bus: ExpressibleByArgument {}
+
 extension DiskErrorPolicy: ExpressibleByArgument {}
 extension Configuration.Metrics.Format: ExpressibleByArgument {}
 

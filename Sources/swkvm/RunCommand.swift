@@ -96,6 +96,15 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
+            How the guest sees its virtio devices: mmio (virtio-mmio), or pci (PCI Express with MSI-X, which is faster and needs a kernel \
+            with virtio-pci). (default: mmio)
+            """,
+            valueName: "mmio|pci"))
+    var bus = Configuration.Bus.mmio
+
+    @Option(
+        help: ArgumentHelp(
+            """
             How the guest discovers its virtio devices: acpi (ACPI tables) or cmdline (virtio_mmio.device= parameters added to \
             its command line, for kernels without ACPI). Default: acpi, and cmdline for a Linux kernel with acpi=off.
             """,
@@ -222,6 +231,10 @@ struct RunCommand: ParsableCommand {
         if cmdlineRaw != nil, !cmdline.isEmpty {
             throw ValidationError("the options --cmdline and --cmdline-raw cannot be combined")
         }
+        if bus == .pci, let discovery {
+            throw ValidationError(
+                "the option --discovery \(discovery.rawValue) requires --bus mmio: a guest finds PCI devices by itself")
+        }
         if metrics == nil, metricsFormat != nil || metricsInterval != nil {
             throw ValidationError("the option --metrics-\(metricsFormat != nil ? "format" : "interval") requires --metrics")
         }
@@ -246,6 +259,7 @@ struct RunCommand: ParsableCommand {
     var configuration: Configuration {
         var machine = Configuration(name: name ?? "swkvm", cpus: cpus, commandLine: cmdlineRaw ?? cmdline)
         machine.isCommandLineRaw = cmdlineRaw != nil
+        machine.bus = bus
         machine.discovery = discovery?.discovery
         machine.memory = Configuration.Memory(
             size: mem.bytes, backing: hugepages?.backing ?? .anonymous, isShared: shared, isPreallocated: prealloc)

@@ -8,6 +8,7 @@ import GuestMemory
 import HostNetwork
 import Linux
 import Logging
+import PCI
 import TestSupport
 import Testing
 import Virtio
@@ -38,10 +39,12 @@ import Virtio
         return false
     }
 
-    /// Reads the first register of the device in the second place without end, stores it at 3 MiB, counts behind it, and kicks the device.
-    private func makeProbingKernel() throws -> String {
+    /// Reads the first register of a device, by default the one in the second place, without end, stores it at 3 MiB, counts behind it, and kicks
+    /// the device.
+    private func makeProbingKernel(address: UInt32 = 0xd000_1000) throws -> String {
+        let place = (0..<4).map { UInt8(truncatingIfNeeded: address >> (8 * $0)) }
         let code: [UInt8] = [
-            0xbb, 0x00, 0x10, 0x00, 0xd0,  // mov ebx, 0xd0001000
+            0xbb, place[0], place[1], place[2], place[3],  // mov ebx, address
             0xb9, 0x00, 0x00, 0x30, 0x00,  // mov ecx, 0x300000
             0x8b, 0x03, 0x89, 0x01, 0xff, 0x41, 0x04,  // 1: mov eax, [rbx]; mov [rcx], eax; inc dword [rcx + 4]
             0xc7, 0x43, 0x50, 0x00, 0x00, 0x00, 0x00,  // mov dword [rbx + 0x50], 0
@@ -86,7 +89,7 @@ import Virtio
             #expect(gone != nil && machine.status.devices.map(\.name) == ["rng0", "rng9"])
             #expect(try waitUntil { try seen() == 0x7472_6976 }, "round \(round)")
             // Its doorbell is an ioeventfd: no exit of the vCPU's is a kick.
-            #expect(machine.board.registry.slot(named: "rng9")?.transport.function.counters.exitKicks.value == 0)
+            #expect(machine.board.registry.slot(named: "rng9")?.function.counters.exitKicks.value == 0)
             if round == 40 { try control.perform(.pause) }
             try control.detach("rng9")
             #expect(gone == nil && machine.status.devices.map(\.name) == ["rng0"])
@@ -98,6 +101,39 @@ import Virtio
         for number in 1..<16 { try control.attach(try EntropyDevice(name: "more\(number)")) }
         #expect(throws: MachineControlError.self) { try control.attach(try EntropyDevice(name: "last")) }
         #expect(machine.status.devices.count == 16)
+        machine.control.end(.quit)
+        #expect(machine.waitForEnd().exitStatus == ExitStatus.quit)
+    }
+
+    /// The same on PCI: the bridge finds the function, or nothing, and its doorbells and routes go with it.
+    @Test func attachesAndDetachesPCIFunctions() throws {
+        defer { removeDirectory() }
+        let kernel = try makeProbingKernel(address: 0xc000_8000)
+        var configuration = Configuration(
+            name: "test", cpus: 2, memory: .init(size: 64 << 20), kernel: .file(kernel), entropy: .init())
+        configuration.bus = .pci
+        let machine = try Machine(configuration, output: Ignored(), log: log)
+        let (control, ram) = (machine.control, machine.memory.ram), bridge = try #require(machine.board.registry.root).bridge
+        let address = PCIAddress(device: 2)
+        try machine.start()
+        func seen() throws -> UInt32 { try ram.readUInt32(at: GuestAddress(0x30_0000)) }
+        for round in 0..<30 {
+            weak var gone: EntropyDevice?
+            do {
+                let device = try EntropyDevice(name: "rng9")
+                gone = device
+                try control.attach(device)
+            }
+            #expect(gone != nil && bridge.readConfiguration(of: address, at: 0, size: 4) == 0x1044_1af4)
+            // As a driver that places its BAR, and moves it there and back.
+            for (value, offset) in [(0xc800_0000, 0x10), (6, 4), (0xc000_8000, 0x10)] as [(UInt32, Int)] {
+                bridge.writeConfiguration(value, of: address, at: offset, size: 4)
+            }
+            #expect(try waitUntil { try seen() == 0 }, "round \(round)")
+            try control.detach("rng9")
+            #expect(gone == nil && bridge.readConfiguration(of: address, at: 0, size: 4) == .max)
+            #expect(try waitUntil { try seen() == 0xffff_ffff }, "round \(round)")
+        }
         machine.control.end(.quit)
         #expect(machine.waitForEnd().exitStatus == ExitStatus.quit)
     }

@@ -8,6 +8,7 @@ import GuestMemory
 import KVM
 import Linux
 import Logging
+import PCI
 import Platform
 import TestSupport
 import Testing
@@ -144,7 +145,7 @@ private final class BusyDevice: VirtioDevice {
         }
         // On with it: the guest has gone further than it was.
         let count = try state(of: machine)
-        let counters = machine.board.registry.slots[0].transport.function.counters
+        let counters = machine.board.registry.slots[0].function.counters
         for _ in 0..<60_000 where counters.requests.value <= count.requests { usleep(1_000) }
         #expect(counters.requests.value > count.requests)
         machine.control.end(.quit)
@@ -161,7 +162,7 @@ private final class BusyDevice: VirtioDevice {
 
     /// The vCPUs' instruction pointers, the disk's counters, and all of RAM.
     private func state(of machine: Machine) throws -> Snapshot {
-        let counters = machine.board.registry.slots[0].transport.function.counters
+        let counters = machine.board.registry.slots[0].function.counters
         var snapshot = Snapshot(requests: counters.requests.value, interrupts: counters.interrupts.value, sum: 0)
         guard machine.control.isPaused else { return snapshot }
         for cpu in machine.board.cpus { snapshot.instructions.append(try cpu.cpu.registers().rip) }
@@ -383,6 +384,20 @@ private final class BusyDevice: VirtioDevice {
     @Test func ofVirtioDevices() {
         #expect(VirtioSlot.address(ofDevice: 0) == 0xd000_0000 && VirtioSlot.address(ofDevice: 15) == 0xd000_f000)
         #expect(GSIs.virtio == [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15])
+        // docs/pci.md, "What the guest finds".
+        for (slot, address) in [(0, "00:01.0"), (30, "00:1f.0"), (31, "00:01.1"), (61, "00:1f.1"), (62, "00:01.2"), (63, "00:02.2")] {
+            #expect(PCIRoot.address(ofSlot: slot).description == address)
+            let bar = PCIRoot.barAddress(ofSlot: slot)
+            #expect(PhysicalLayout.pciWindow.contains(bar) && bar % PCITransport.barSize == 0)
+        }
+        for (end, bits, above) in [
+            (512 << 20, 46, 4 << 30..<68 << 30), (5 << 30 + 4096, 46, 5 << 30 + 2 << 20..<69 << 30 + 2 << 20), (8 << 30, 36, 8 << 30..<64 << 30),
+        ] as [(UInt64, Int, Range<UInt64>)] {
+            #expect(PCIRoot.windows(endOfMemory: end, addressBits: bits) == [PhysicalLayout.pciWindow, above])
+        }
+        for (end, bits) in [(64 << 30, 36), (1 << 30, 32), (1 << 30, 0)] as [(UInt64, Int)] {
+            #expect(PCIRoot.windows(endOfMemory: end, addressBits: bits) == [PhysicalLayout.pciWindow])
+        }
         #expect(Set(GSIs.virtio).count == 16 && !GSIs.virtio.contains(GSIs.serial) && !GSIs.virtio.contains(GSIs.power))
     }
 }

@@ -44,7 +44,7 @@ struct PastCounters: Sendable {
     /// A board's boot is over.
     mutating func add(_ devices: [VirtioSlot]) {
         for slot in devices {
-            let function = slot.transport.function
+            let function = slot.function
             counts[function.device.name, default: Counts()] = self[function.device.name] + Counts(function.counters)
         }
         reboots += 1
@@ -77,7 +77,7 @@ extension Machine {
             groups.append(group)
         }
         for slot in board.registry.slots {
-            let function = slot.transport.function
+            let function = slot.function
             groups += Self.metrics(of: function.device, past[function.device.name] + PastCounters.Counts(function.counters))
         }
         return MetricsSnapshot(reason: reason, time: Timestamp.now, machine: configuration.name, groups: groups)

@@ -17,7 +17,7 @@ struct ExitReport {
     /// Which device is at an address; nil where none is.
     let device: (ExitKey) -> String?
 
-    static func device(at key: ExitKey, _ ports: AddressMap<any PortDevice>.Table, _ mmio: AddressMap<MMIOTransport>.Table) -> String? {
+    static func device(at key: ExitKey, _ ports: AddressMap<any PortDevice>.Table, _ mmio: AddressMap<any MMIODevice>.Table) -> String? {
         switch Int32(bitPattern: key.reason) {
         case KVM_EXIT_IO: ports.name(at: UInt16(truncatingIfNeeded: key.address))
         case KVM_EXIT_MMIO: mmio.name(at: key.address)
