@@ -87,9 +87,13 @@ struct Command: ParsableCommand {
             words.append("?")
             do { _ = try parseTree(words) } catch { found = self.message(for: error) }
         }
+        let negative = ": a value that begins with '-' is taken as an option, and no size or number here is negative"
+        if message.hasPrefix("Missing value for ") {
+            return words.contains { $0.first == "-" && $0.dropFirst().first?.isNumber == true } ? message + negative : message
+        }
         guard found.hasPrefix("Unknown option ") else { return message }
         guard let number = found.firstRange(of: "'-")?.upperBound, found[number...].first?.isNumber == true else { return found }
-        return found + ": a value that begins with '-' is taken as an option, and no size or number here is negative"
+        return found + negative
     }
 
     /// The parser's list of values, `  - one`, becomes words; an option that a line begins with stays as it is.
@@ -108,9 +112,8 @@ struct Command: ParsableCommand {
         return try parseAsRoot(translated)
     }
 
-    /// `swkvm run` parsed by its own parser, which is quicker than the way through the whole tree; nil for any other command, and for
-    /// whatever that parser does not take, so that help and mistakes are told by the tree.
+    /// `swkvm run` without the parser, where its options allow that; nil for everything else.
     private static func runAlone(_ words: [String]) -> RunCommand? {
-        words.first == "run" ? try? RunCommand.parse(Array(words.dropFirst())) : nil
+        words.first == "run" ? RunCommand(directly: words.dropFirst()) : nil
     }
 }

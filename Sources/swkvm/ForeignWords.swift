@@ -72,12 +72,8 @@ enum ForeignWords {
         "h", "help", "help-hidden", "version", "generate-completion-script", "experimental-dump-help", "completion",
     ]
 
-    /// The long options of `swkvm run`, from its help.
-    static let machineOptions = Set(
-        RunCommand.helpMessage(columns: 10_000).split { $0.isWhitespace || $0 == "," || $0 == "[" }.filter {
-            $0.hasPrefix("--")
-        }
-        .map { name(of: String($0)) })
+    /// The long options of `swkvm run`.
+    static let machineOptions = Set(RunCommand.rules.map(\.name) + ["help"])
 
     /// By their names without hyphens.
     static let advice: [String: Advice] = {

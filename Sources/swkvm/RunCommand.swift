@@ -48,7 +48,7 @@ struct RunCommand: ParsableCommand {
         transform: ByteSize.init(parsing:))
     var mem = defaultMemory
 
-    private static let defaultMemory = ByteSize(bytes: 512 << 20)
+    static let defaultMemory = ByteSize(bytes: 512 << 20)
 
     @Option(
         defaultAsFlag: HugePages.twoMiB, parsing: .next,
@@ -116,9 +116,10 @@ struct RunCommand: ParsableCommand {
             """
             A disk: PATH[,format=raw|qcow2|vmdk|vdi|vpc|vhdx][,ro][,snapshot=NAME][,data-file=PATH][,key-file=PATH|key-fd=N][,cache=writeback|none][,backing=on|off|anywhere][,backing-dir=DIR][,vhd-size=chs|current][,lock=on|off][,reconnect=SECONDS][,serial=TEXT][,queues=N]. The format is given by the file extension (.raw, .img, \
             .qcow2, .vmdk, .vdi, .vhd, .vhdx) or by format=. snapshot= attaches an internal qcow2 snapshot, data-file= an external qcow2 \
-            data file. key-file= or key-fd= holds the key of an encrypted image (repeat for its backing files, in order). Backing files and \
-            extents must be in or below the image's directory or be named on the command line; backing-dir= (repeatable) allows another \
-            directory, backing=anywhere allows all, including remote disks, backing=off none. PATH can be a remote disk, \
+            data file. key-file= or key-fd= holds the key of an encrypted image (repeat for its backing files, in order). Backing files \
+            must be in or below the image's directory or be named on the command line; backing-dir= (repeatable) allows another \
+            directory, backing=anywhere allows all, including remote disks, backing=off none. The extents of a VMDK must be in or below the \
+            image's directory. PATH can be a remote disk, \
             nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; reconnect= sets how long requests wait for a reconnect (10 by default). \
             vhd-size= selects which of the two sizes in a VHD footer is used, that of the geometry or that in bytes. Repeatable. A comma in \
             PATH is written twice.
@@ -234,6 +235,9 @@ struct RunCommand: ParsableCommand {
         if bus == .pci, let discovery {
             throw ValidationError(
                 "the option --discovery \(discovery.rawValue) requires --bus mmio: a guest finds PCI devices by itself")
+        }
+        for (option, path) in [("kernel", kernel), ("initrd", initrd), ("metrics", metrics)] where path?.isEmpty == true {
+            throw ValidationError("the option --\(option) requires a path, and '' is none")
         }
         if metrics == nil, metricsFormat != nil || metricsInterval != nil {
             throw ValidationError("the option --metrics-\(metricsFormat != nil ? "format" : "interval") requires --metrics")
