@@ -131,6 +131,7 @@ public final class DiskImage: @unchecked Sendable {
         clusterSize = chain.layers[0].clusterSize ?? chain.blockSize
         chainLength = chain.chainLength
         self.remote = chain.remote
+        remote?.isInterrupted = nil
         layers = chain.take()
     }
 

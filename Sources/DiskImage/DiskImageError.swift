@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Glibc
 public import Linux
 
 /// An error of opening or using a disk image. Each describes itself in one sentence.
@@ -108,6 +109,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case notApplicable(path: String, reason: String)
     /// A place for a disk of `needed` bytes has `size`.
     case tooSmall(path: String, needed: UInt64, size: UInt64)
+    /// An image that was being opened when ``DiskImageOptions/isInterrupted`` gave up.
+    case openingInterrupted(path: String)
     /// An operation that was interrupted by a signal.
     case interrupted(path: String)
     /// The same of something that has changed the image, but not what it shows nor what it stands on.
@@ -181,6 +184,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): another process has it open and requires that its contents do not change; end that process or add ,ro"
         case .lockingUnavailable(let path, let error):
             "disk \(quoted(path)): its file system does not support locks (\(error)); lock=off disables locking, at your own risk"
+        case .directUnavailable(let path, let error) where error.errno == ENOENT:
+            "disk \(quoted(path)): direct I/O needs /proc, which is not mounted; use cache=writeback"
         case .directUnavailable(let path, let error):
             "disk \(quoted(path)): its file system does not support direct I/O (\(error)); use cache=writeback"
         case .outside(let path):
@@ -254,6 +259,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): \(reason)"
         case .tooSmall(let path, let needed, let size):
             "disk \(quoted(path)): the disk has \(needed) bytes, but the target has only \(size); enlarge the target first"
+        case .openingInterrupted(let path):
+            "disk \(quoted(path)): interrupted while it was being opened"
         case .interrupted(let path):
             "disk \(quoted(path)): interrupted; nothing was created"
         case .interruptedUnchanged(let path):

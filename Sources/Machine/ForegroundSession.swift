@@ -44,9 +44,10 @@ public enum ForegroundSession {
         let machine: Machine
         do throws(MachineError) {
             machine = try Machine(configuration, output: console.output, log: log, isInterrupted: { stops.pending() != nil }, progress: progress)
-        } catch .memory(.interrupted) {
-            // There is no guest yet that could power off.
-            return .signal(stops.takePending() ?? SIGINT)
+        } catch {
+            // There is no guest yet that could power off, and what was given up is not an error.
+            if let signal = stops.takePending() { return .signal(signal) }
+            throw error
         }
         var loop: EventLoop
         do throws(SystemCallError) {

@@ -39,8 +39,8 @@ public final class Machine: Sendable {
     /// - Parameters:
     ///   - output: takes what the guest writes to its serial port; called by vCPU threads, must not wait.
     ///   - log: gets what happens inside.
-    ///   - isInterrupted: asked now and then while memory is filled with pages, the one step that may take long, by threads that do it:
-    ///     whether to give up, which throws the memory's `interrupted`.
+    ///   - isInterrupted: asked several times a second in steps that may take long: memory is filled with pages, by threads of its own; a disk's key
+    ///     or server is waited for, or a key computed. It says whether to give up, which throws an error of that step.
     ///   - progress: gets the bytes of memory that are filled and those in all, from the same threads.
     public init(
         _ configuration: Configuration, output: any SerialSink, log: Logger, isInterrupted: @escaping @Sendable () -> Bool = { false },
@@ -65,8 +65,8 @@ public final class Machine: Sendable {
         let serial = SerialPort(sink: output, interrupt: { pin.pulse() }, onRoom: { room.event.signal() })
         let parts = Board.Parts(
             configuration, system: system, memory: memory, kernel: kernel, initrd: initrd,
-            virtioDevices: try VirtioSlot.makeDevices(configuration, control, log: log), serial: serial, ending: ending, debugger: debugger,
-            control: control)
+            virtioDevices: try VirtioSlot.makeDevices(configuration, control, log: log, isInterrupted: isInterrupted), serial: serial, ending: ending,
+            debugger: debugger, control: control)
         let board = try Board(parts, waitsForDebugger: true)
         if board.isBzImage { Self.warnOfInterpretedRingZero(kernel.name, parts.system, log: log) }
         for slot in board.registry.slots { log.info("\(slot.description)") }

@@ -57,8 +57,9 @@ struct VirtioSlot: Sendable {
     }
 
     /// Makes the disks, the entropy device, then the network interfaces.
+    /// - Parameter isInterrupted: asked several times a second while somebody is waited for: a disk's key or server, for example.
     static func makeDevices(
-        _ configuration: Configuration, _ control: MachineControl, log: Logger
+        _ configuration: Configuration, _ control: MachineControl, log: Logger, isInterrupted: @escaping @Sendable () -> Bool = { false }
     ) throws(MachineError) -> [any VirtioDevice] {
         try configuration.checkNetworks()
         var devices: [any VirtioDevice] = []
@@ -68,6 +69,7 @@ struct VirtioSlot: Sendable {
         for (index, disk) in configuration.disks.enumerated() {
             var disk = disk
             disk.options.namedFiles.stated += stated
+            disk.options.isInterrupted = isInterrupted
             devices.append(try makeDisk(disk, index: index, &opened, configuration, control, log: log))
         }
         if let entropy = configuration.entropy {
@@ -96,7 +98,7 @@ struct VirtioSlot: Sendable {
             options.report = { log.warning("\($0)") }
             options.notice = options.report
             try options.namedFiles.checkDirectories()
-            options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
+            options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source, isInterrupted: options.isInterrupted) }
             let image = try DiskImage(path: disk.path, options: options)
             opened.add(image)
             guard disk.queues <= image.maximumEngines else {

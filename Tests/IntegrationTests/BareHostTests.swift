@@ -59,6 +59,23 @@ import Testing
         #expect(try directory.contents.sorted() == ["a.qcow2", "b.qcow2", "c.raw"])
     }
 
+    /// Below `/` is everything: an image there may not name any file for that reason.
+    @Test func anImageInTheRoot() throws {
+        let host = try Program(
+            [
+                "sh", "-c",
+                """
+                set -e; cd "$1"; mkdir -p root/etc; cp "$0" root/swkvm; head -c 65536 /dev/zero > root/etc/secret
+                "$0" image create --unsafe --backing /etc/secret --backing-format raw root/disk.qcow2 64K
+                chroot root /swkvm image map --backing-dir /etc /disk.qcow2 > wide; chroot root /swkvm image map /disk.qcow2
+                """,
+                Host.swkvm, directory.path,
+            ])
+        #expect(try host.waitForEnd() == .status(1))
+        #expect(host.errors.text.contains("neither below that image's directory nor named"), "\(host.story)")
+        #expect(try shell("grep -c secret '\(directory.path)/wide'") == "1\n")
+    }
+
     @Test func doctorWithoutProc() throws {
         let doctor = try withoutProc("exec \"$0\" doctor")
         try doctor.expectEnd(0)

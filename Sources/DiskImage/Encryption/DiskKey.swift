@@ -26,16 +26,24 @@ public final class DiskKey: Sendable, Equatable {
     public static let maximumSize = 1 << 20
 
     let password: SecretBytes
+    /// As ``DiskImageOptions/isInterrupted``.
+    private let isInterrupted: @Sendable () -> Bool
     /// Keys of disks that this one has opened, so that an image that is opened again, or by several threads, costs that once.
     private let opened = OpenedKeys()
 
-    /// Reads a key.
-    public init(_ source: KeySource) throws(DiskImageError) {
+    /// Reads a key, which may wait for somebody who types it.
+    /// - Parameter isInterrupted: as ``DiskImageOptions/isInterrupted``, for reading the key and for checking it.
+    public init(_ source: KeySource, isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(DiskImageError) {
+        self.isInterrupted = isInterrupted
         switch source {
         case .file(let path):
             let file: FileDescriptor
-            do throws(SystemCallError) { file = try FileDescriptor.open(path, O_RDONLY) } catch { throw .key(source, reason: "\(error)") }
-            password = try Self.read(file, source)
+            // A named pipe without a writer is waited for where its bytes are.
+            do throws(DiskImageError) { file = try openFile(path, O_RDONLY, isInterrupted: isInterrupted) } catch {
+                guard case .system(_, let cause) = error else { throw error }
+                throw .key(source, reason: "\(cause)")
+            }
+            password = try Self.read(file, source, isInterrupted)
         case .descriptor(let number):
             let flags = fcntl(number, F_GETFD)
             guard flags >= 0 else { throw .key(source, reason: "it is not open") }
@@ -43,18 +51,21 @@ public final class DiskKey: Sendable, Equatable {
             guard flags & FD_CLOEXEC == 0 else {
                 throw .key(source, reason: "it was not passed on by the parent process, or has already been read")
             }
-            password = try Self.read(FileDescriptor(owning: number), source)
+            password = try Self.read(FileDescriptor(owning: number), source, isInterrupted)
         }
     }
 
-    private static func read(_ file: borrowing FileDescriptor, _ source: KeySource) throws(DiskImageError) -> SecretBytes {
+    private static func read(
+        _ file: borrowing FileDescriptor, _ source: KeySource, _ isInterrupted: () -> Bool
+    ) throws(DiskImageError) -> SecretBytes {
         // Into memory of its own, as a pipe does not tell beforehand how much there is.
         var count = 0
         let room = try SecretBytes(maximumSize + 1, of: source.name) { (memory) throws(DiskImageError) in
             while count < memory.count {
+                while !isReadable(file) { if isInterrupted() { throw .openingInterrupted(path: source.name) } }
                 // The rest of the memory.
                 let got = unsafe Glibc.read(file.rawValue, memory.from(count).start, memory.count - count)
-                if got < 0, errno == EINTR { continue }
+                if got < 0, errno == EINTR || errno == EAGAIN { continue }
                 if got < 0 { throw .key(source, reason: "\(SystemCallError.last("read"))") }
                 if got == 0 { break }
                 count += got
@@ -67,8 +78,16 @@ public final class DiskKey: Sendable, Equatable {
         }
     }
 
+    /// Waits for a key's bytes, or their end, for a tenth of a second.
+    private static func isReadable(_ file: borrowing FileDescriptor) -> Bool {
+        var entry = pollfd(fd: file.rawValue, events: Int16(POLLIN), revents: 0)
+        // One entry of its own.
+        return unsafe poll(&entry, 1, 100) != 0 && entry.revents != 0
+    }
+
     /// Bytes of the caller's.
     init(_ bytes: [UInt8]) throws(DiskImageError) {
+        isInterrupted = { false }
         password = try SecretBytes(bytes, of: "")
     }
 
@@ -79,7 +98,7 @@ public final class DiskKey: Sendable, Equatable {
         _ header: LUKSHeader, path: String, material: (LUKSHeader.Slot) throws(DiskImageError) -> [UInt8]
     ) throws(DiskImageError) -> SecretBytes {
         try opened.key(of: header) { () throws(DiskImageError) in
-            guard let key = try LUKSVolume.unlock(header, password, path: path, material: material) else { throw .wrongKey(path: path) }
+            guard let key = try LUKSVolume.unlock(header, password, path: path, isInterrupted, material: material) else { throw .wrongKey(path: path) }
             return key
         }
     }

@@ -33,13 +33,16 @@ enum HashAlgorithm: String, Sendable, CaseIterable {
     }
 
     /// PBKDF2 with HMAC (RFC 8018 §5.2).
-    func deriveKey(_ password: IOMemory, salt: [UInt8], iterations: UInt32, into output: IOMemory) {
+    /// - Parameter isInterrupted: asked many times a second; `output` is not the key when it gives up.
+    func deriveKey(
+        _ password: IOMemory, salt: [UInt8], iterations: UInt32, into output: IOMemory, _ isInterrupted: () -> Bool = { false }
+    ) {
         switch self {
-        case .sha1: pbkdf2(SHA1Hash.self, password, salt, iterations, output)
-        case .sha224: pbkdf2(SHA224Hash.self, password, salt, iterations, output)
-        case .sha256: pbkdf2(SHA256Hash.self, password, salt, iterations, output)
-        case .sha384: pbkdf2(SHA384Hash.self, password, salt, iterations, output)
-        case .sha512: pbkdf2(SHA512Hash.self, password, salt, iterations, output)
+        case .sha1: pbkdf2(SHA1Hash.self, password, salt, iterations, output, isInterrupted)
+        case .sha224: pbkdf2(SHA224Hash.self, password, salt, iterations, output, isInterrupted)
+        case .sha256: pbkdf2(SHA256Hash.self, password, salt, iterations, output, isInterrupted)
+        case .sha384: pbkdf2(SHA384Hash.self, password, salt, iterations, output, isInterrupted)
+        case .sha512: pbkdf2(SHA512Hash.self, password, salt, iterations, output, isInterrupted)
         }
     }
 
@@ -118,7 +121,9 @@ private func digest<Hash: HashFunction>(_ type: Hash.Type, _ input: IOMemory, _ 
     }
 }
 
-private func pbkdf2<Hash: HashFunction>(_ type: Hash.Type, _ password: IOMemory, _ salt: [UInt8], _ iterations: UInt32, _ output: IOMemory) {
+private func pbkdf2<Hash: HashFunction>(
+    _ type: Hash.Type, _ password: IOMemory, _ salt: [UInt8], _ iterations: UInt32, _ output: IOMemory, _ isInterrupted: () -> Bool
+) {
     // They are cleared when they go.
     withScratch(Hash.blockSize + 2 * Hash.digestSize) { scratch in
         let padded = scratch.prefix(Hash.blockSize)
@@ -153,7 +158,12 @@ private func pbkdf2<Hash: HashFunction>(_ type: Hash.Type, _ password: IOMemory,
                 outer.finalize(value)
                 sum.combine(with: value)
                 round += 1
+                if round & 0x3fff == 0, isInterrupted() {
+                    done = output.count
+                    break
+                }
             }
+            guard done < output.count else { break }
             let count = min(Hash.digestSize, output.count - done)
             output.piece(done, count).copy(from: sum)
             done += count

@@ -32,14 +32,16 @@ struct LUKSVolume: Sendable {
 
     /// The disk's key, from the first slot that the password fits; nil if there is none.
     static func unlock(
-        _ header: LUKSHeader, _ password: SecretBytes, path: String, material: (LUKSHeader.Slot) throws(DiskImageError) -> [UInt8]
+        _ header: LUKSHeader, _ password: SecretBytes, path: String, _ isInterrupted: () -> Bool = { false },
+        material: (LUKSHeader.Slot) throws(DiskImageError) -> [UInt8]
     ) throws(DiskImageError) -> SecretBytes? {
         let keySize = header.specification.keySize
         for slot in header.slots where slot.isActive {
             let encrypted = try material(slot)
             let slotKey = try SecretBytes(keySize, of: path) { memory in
-                password.withBytes { header.hash.deriveKey($0, salt: slot.salt, iterations: slot.iterations, into: memory) }
+                password.withBytes { header.hash.deriveKey($0, salt: slot.salt, iterations: slot.iterations, into: memory, isInterrupted) }
             }
+            if isInterrupted() { throw .openingInterrupted(path: path) }
             let cipher = try SectorCipher(header.specification, key: slotKey, path: path)
             let split = try SecretBytes(encrypted.count, of: path) { memory in
                 encrypted.withReadableIOMemory { memory.copy(from: $0) }
@@ -48,17 +50,20 @@ struct LUKSVolume: Sendable {
             let candidate = try SecretBytes(keySize, of: path) { key in
                 split.withBytes { StripedKey.merge($0, into: key, header.hash) }
             }
-            if try digest(candidate, header.hash, header.digestSalt, header.digestIterations, path).isEqual(to: header.digest) { return candidate }
+            let found = try digest(candidate, header.hash, header.digestSalt, header.digestIterations, path, isInterrupted)
+            if found.isEqual(to: header.digest) { return candidate }
+            if isInterrupted() { throw .openingInterrupted(path: path) }
         }
         return nil
     }
 
     /// By which a key is known.
     private static func digest(
-        _ key: SecretBytes, _ hash: HashAlgorithm, _ salt: [UInt8], _ iterations: UInt32, _ path: String
+        _ key: SecretBytes, _ hash: HashAlgorithm, _ salt: [UInt8], _ iterations: UInt32, _ path: String,
+        _ isInterrupted: () -> Bool = { false }
     ) throws(DiskImageError) -> SecretBytes {
         try SecretBytes(LUKSHeader.digestSize, of: path) { digest in
-            key.withBytes { hash.deriveKey($0, salt: salt, iterations: iterations, into: digest) }
+            key.withBytes { hash.deriveKey($0, salt: salt, iterations: iterations, into: digest, isInterrupted) }
         }
     }
 

@@ -120,7 +120,7 @@ struct Chain: ~Copyable {
         guard choice.format == .raw, count > 0 || options.snapshot == nil else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         let disk: NBDDisk
         if let connected, connected.path.utf8.elementsEqual(path.utf8) { disk = connected } else {
-            disk = try NBDDisk(path: path, reconnect: options.reconnect, report: options.report)
+            disk = try NBDDisk(path: path, reconnect: options.reconnect, report: options.report, isInterrupted: options.isInterrupted)
             try choice.check(disk)
         }
         if disk.export.isReadOnly, writable { throw .notWritable(path: path, reason: "the server exports it read-only") }

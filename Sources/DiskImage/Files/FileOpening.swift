@@ -7,28 +7,31 @@ internal import Linux
 /// Opens a file that may be something else: a named pipe does not keep us waiting for its other end.
 /// - Parameters:
 ///   - access: `O_RDONLY` or `O_RDWR`.
-func openFile(_ path: String, _ access: Int32) throws(DiskImageError) -> FileDescriptor {
-    do throws(SystemCallError) {
-        return try waitingForLease { () throws(SystemCallError) in try FileDescriptor.open(path, access | O_NONBLOCK) }
-    } catch { throw .system(path: path, error) }
+///   - isInterrupted: as ``DiskImageOptions/isInterrupted``.
+func openFile(_ path: String, _ access: Int32, isInterrupted: () -> Bool = { false }) throws(DiskImageError) -> FileDescriptor {
+    try waitingForLease(path, isInterrupted) { () throws(SystemCallError) in try FileDescriptor.open(path, access | O_NONBLOCK) }
 }
 
 /// The same for a file that has to be below a directory, when it is found as well as when it is opened.
 /// - Parameter root: that directory, without symbolic links.
 /// - Returns: nil for a file that is not there.
-func openFile(_ path: String, _ access: Int32, below root: String) throws(DiskImageError) -> FileDescriptor? {
+func openFile(
+    _ path: String, _ access: Int32, below root: String, isInterrupted: () -> Bool = { false }
+) throws(DiskImageError) -> FileDescriptor? {
     guard let file = resolved(path) else { throw .system(path: path, .last("open")) }
     // As bytes: names that Unicode takes for equal are others to the kernel.
     let start = (root == "/" ? root : root + "/").rawBytes, place = file.rawBytes
     guard place.starts(with: start) else { return nil }
     // Looked for anew from the root, as what was found may have been replaced.
     let relative = String(raw: place.dropFirst(start.count))
-    do throws(SystemCallError) {
-        let top = try FileDescriptor.open(root, CLINUX_O_PATH | O_DIRECTORY)
-        return try waitingForLease { () throws(SystemCallError) in try FileDescriptor.open(relative, below: top, access | O_NONBLOCK) }
+    let top = try asking(path) { () throws(SystemCallError) in try FileDescriptor.open(root, CLINUX_O_PATH | O_DIRECTORY) }
+    do throws(DiskImageError) {
+        return try waitingForLease(path, isInterrupted) { () throws(SystemCallError) in
+            try FileDescriptor.open(relative, below: top, access | O_NONBLOCK)
+        }
     } catch {
-        if error.errno == EXDEV { return nil }
-        throw .system(path: path, error)
+        if case .system(_, let cause) = error, cause.errno == EXDEV { return nil }
+        throw error
     }
 }
 
@@ -37,10 +40,15 @@ func openFile(_ path: String, _ access: Int32, below root: String) throws(DiskIm
 /// Nothing that is known of a file before the lock is held can be relied upon: whoever had it until then may have changed it, or have put another in its
 /// place. So what has the name now is the file that is locked, or it is opened anew; all else, its size first, is for the caller to ask for afterwards.
 func openLocked(
-    _ path: String, _ access: Int32, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, locking: Bool = true
+    _ path: String, _ access: Int32, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, locking: Bool = true,
+    isInterrupted: () -> Bool = { false }
 ) throws(DiskImageError) -> FileDescriptor {
     for _ in 0..<maximumReplacements {
-        let file = if let (image, rule) = image { try rule.open(path, access, of: image) } else { try openFile(path, access) }
+        let file = if let (image, rule) = image {
+            try rule.open(path, access, of: image, isInterrupted: isInterrupted)
+        } else {
+            try openFile(path, access, isInterrupted: isInterrupted)
+        }
         let status: stat
         do throws(SystemCallError) {
             try file.setNonBlocking(false)
@@ -60,13 +68,16 @@ private let maximumReplacements = 100
 
 /// Somebody may have a lease on a file (fcntl(2)): the host's NFS or SMB server for a client, which has locks that nobody else sees yet. The kernel asks for it
 /// back, says EAGAIN so long, and takes it after `lease-break-time` (45 seconds, unless the host's administrator says otherwise).
-private func waitingForLease(_ open: () throws(SystemCallError) -> FileDescriptor) throws(SystemCallError) -> FileDescriptor {
+private func waitingForLease(
+    _ path: String, _ isInterrupted: () -> Bool, _ open: () throws(SystemCallError) -> FileDescriptor
+) throws(DiskImageError) -> FileDescriptor {
     let nap: UInt32 = 10_000, longest = 90_000_000 / nap
     var naps: UInt32 = 0
     while true {
         do throws(SystemCallError) { return try open() } catch {
-            guard error.errno == EAGAIN, naps < longest else { throw error }
+            guard error.errno == EAGAIN, naps < longest else { throw .system(path: path, error) }
         }
+        if isInterrupted() { throw .openingInterrupted(path: path) }
         naps += 1
         usleep(nap)
     }

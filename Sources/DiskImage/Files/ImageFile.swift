@@ -53,17 +53,18 @@ struct ImageFile: ~Copyable, Sendable {
     init(path: String, of image: NamingImage?, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) {
         try self.init(
             path: path, of: image.map { ($0, options.namedFiles) }, writable: writable, cache: options.cache, locking: options.locking,
-            sparesCache: options.sparesCache)
+            sparesCache: options.sparesCache, isInterrupted: options.isInterrupted)
     }
 
     init(
-        path: String, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false
+        path: String, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false,
+        isInterrupted: () -> Bool = { false }
     ) throws(DiskImageError) {
         // Where a remote disk can be used, it was asked for before.
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         let access = writable ? O_RDWR : O_RDONLY
         // Its size too is asked for under the lock: whoever had the file until then may have made it longer.
-        let file = try openLocked(path, access, of: image, writable: writable, locking: locking)
+        let file = try openLocked(path, access, of: image, writable: writable, locking: locking, isInterrupted: isInterrupted)
         let (status, size) = try asking(path) { () throws(SystemCallError) in (try file.status(), try file.size()) }
         let kind = status.st_mode & S_IFMT
         let direct = try cache == .none ? openDirectly(file, access, path) : sparesCache ? try? openDirectly(file, access, path) : nil
@@ -154,6 +155,6 @@ struct ImageFile: ~Copyable, Sendable {
     }
 }
 
-private func asking<Answer: ~Copyable>(_ path: String, _ body: () throws(SystemCallError) -> Answer) throws(DiskImageError) -> Answer {
+func asking<Answer: ~Copyable>(_ path: String, _ body: () throws(SystemCallError) -> Answer) throws(DiskImageError) -> Answer {
     do { return try body() } catch { throw .system(path: path, error) }
 }

@@ -50,17 +50,19 @@ struct NamingImage: Sendable, Equatable {
 extension NamedFiles {
     /// Opens a file that an image names.
     /// - Parameter access: `O_RDONLY` or `O_RDWR`.
-    func open(_ path: String, _ access: Int32, of image: NamingImage) throws(DiskImageError) -> FileDescriptor {
-        if isAnywhere { return try openFile(path, access) }
+    func open(
+        _ path: String, _ access: Int32, of image: NamingImage, isInterrupted: () -> Bool = { false }
+    ) throws(DiskImageError) -> FileDescriptor {
+        if isAnywhere { return try openFile(path, access, isInterrupted: isInterrupted) }
         // Before it is opened: to open a device can do something.
         if let identity = ImageFile.Identity(ofPath: path), stated.contains(where: { ImageFile.Identity(ofPath: $0) == identity }) {
-            let file = try openFile(path, access)
+            let file = try openFile(path, access, isInterrupted: isInterrupted)
             do throws(SystemCallError) {
                 if ImageFile.Identity(try file.status()) == identity { return file }
             } catch { throw .system(path: path, error) }
         }
         for directory in try self.directories(of: image) {
-            if let file = try openFile(path, access, below: directory) { return file }
+            if let file = try openFile(path, access, below: directory, isInterrupted: isInterrupted) { return file }
         }
         throw .outside(path: path)
     }
@@ -79,12 +81,14 @@ extension NamedFiles {
         return place
     }
 
-    /// Without symbolic links: where the image's name is, where the image itself is, and those that are allowed.
+    /// Without symbolic links: where the image's name is, where the image itself is, and those that are allowed. Not `/`, unless it is allowed: below
+    /// it is everything.
     private func directories(of image: NamingImage) throws(DiskImageError) -> [String] {
         var found: [String] = []
         if image.hasDirectory {
             if let directory = resolved(DiskImage.directory(of: image.path)) { found.append(directory) }
             if let file = resolved(image.path) { found.append(DiskImage.directory(of: file)) }
+            found.removeAll { $0 == "/" }
         }
         for directory in directories {
             guard let place = resolved(directory) else { throw .system(path: directory, .last("realpath")) }

@@ -31,6 +31,7 @@ extension NBDDisk {
             } catch {
                 failure = error
             }
+            if isInterrupted?() == true { throw .openingInterrupted(path: path) }
             nextAddress += 1
         }
         throw .remote(path: path, reason: explained(failure))
@@ -52,6 +53,10 @@ extension NBDDisk {
                 return
             case .connecting:
                 let left = deadline - now()
+                if isInterrupted?() == true {
+                    close()
+                    throw NBDFailure("it was interrupted")
+                }
                 guard left > 0 else {
                     close()
                     throw NBDFailure("no answer within \(time / 1000) seconds; a server that serves one client at a time may be busy (qemu-nbd --shared)")

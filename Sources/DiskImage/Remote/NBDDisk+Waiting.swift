@@ -202,6 +202,7 @@ extension NBDDisk {
                 let events = look(timeout: -1)
                 monitor.locked {
                     isLooking = false
+                    if isInterrupted?() == true { isCancelled = true }
                     handle(events)
                     monitor.broadcast()
                 }

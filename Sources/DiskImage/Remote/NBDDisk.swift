@@ -49,7 +49,7 @@ final class NBDDisk: @unchecked Sendable {
     var tried = 0
     var pause = firstPause
     var lastFailure = ""
-    private(set) var isCancelled = false
+    var isCancelled = false
     /// When what is under way has to be over.
     var endBy: Int?
 
@@ -69,12 +69,17 @@ final class NBDDisk: @unchecked Sendable {
     var freeBounces: [Int32]
     var isShutDown = false
     let statistics = RemoteStatistics()
+    /// As ``DiskImageOptions/isInterrupted``, while the image is being opened; nil afterwards: a machine's requests wait for as long as they have to.
+    var isInterrupted: (@Sendable () -> Bool)?
 
     /// Connects.
     /// - Parameters:
     ///   - reconnect: seconds; nil for what the address says, or ``standardReconnect``.
     ///   - report: Receives messages about the connection.
-    convenience init(path: String, reconnect: Int? = nil, report: (@Sendable (String) -> Void)? = nil) throws(DiskImageError) {
+    ///   - isInterrupted: the first value of ``isInterrupted``.
+    convenience init(
+        path: String, reconnect: Int? = nil, report: (@Sendable (String) -> Void)? = nil, isInterrupted: (@Sendable () -> Bool)? = nil
+    ) throws(DiskImageError) {
         let location = try NBDLocation(path)
         if location.security != nil, !cnbd_has_tls() {
             throw .remote(path: path, reason: "this swkvm is a static binary without TLS; use nbd: on a network that you trust or through a tunnel, or build swkvm with TLS (make release TLS=yes)")
@@ -91,6 +96,7 @@ final class NBDDisk: @unchecked Sendable {
             }
         }
         try self.init(path, location, addresses, reconnect: reconnect, report)
+        self.isInterrupted = isInterrupted
         try connectFirst()
     }
 
@@ -153,6 +159,7 @@ final class NBDDisk: @unchecked Sendable {
     /// - Parameter timeout: milliseconds; -1 waits without a limit, 0 does not wait.
     func look(timeout: Int32) -> Events {
         var found = Events()
+        let timeout = isInterrupted != nil && (timeout < 0 || timeout > 100) ? 100 : timeout
         // It fails only for a descriptor that is none.
         _ = try? epoll.wait(timeout: timeout) { token, events in
             switch token {
