@@ -15,8 +15,8 @@ struct EventLoop: ~Copyable {
 
     /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job that runs no signal then.
     private static let terminalPause = 250
-    /// Keys that are held for a guest that does not take them.
-    private static let maximumKeys = 4096
+    /// Keys that are held for a guest that does not take them, in bytes; further ones are dropped. A text that is pasted fits.
+    private static let maximumKeys = 64 << 10
     /// Clients whose input the guest has not taken all of yet, of which all but the last have gone.
     private static let maximumInputs = 8
 
@@ -46,6 +46,8 @@ struct EventLoop: ~Copyable {
     private var client: ConsoleInput?
     /// Input that the serial port has no room for yet.
     private var pending: [UInt8] = []
+    /// Keys were dropped since the guest last took all of them.
+    private var hasDroppedKeys = false
     /// The input may have more; false after it said that it has not.
     private var isReadable = true
 
@@ -195,6 +197,7 @@ struct EventLoop: ~Copyable {
             if let limit { stopTimer.start(milliseconds: limit * 1000) }
             report("asked the guest to power off; a second signal ends the machine" + (limit.map { ", and so does a timeout of \($0) seconds" } ?? ""))
             if control.isPaused { report("the machine is paused: the guest can power off only after it has been resumed") }
+            if machine.isStoppedByDebugger { report("the debugger has stopped the guest: it can power off only after the debugger has resumed it") }
             // Refused where the guest has just ended or reset itself: then the session ends too.
             control.post(.powerButton)
         }
@@ -244,8 +247,9 @@ struct EventLoop: ~Copyable {
                 let taken = machine.serial.receive(pending.span)
                 pending.removeFirst(taken)
                 // A terminal is read on: keys for swkvm must come through, also when the guest takes none of its own, as in a pause.
-                if !pending.isEmpty, terminal?.isOurs != true || pending.count >= Self.maximumKeys { return }
+                if !pending.isEmpty, terminal?.isOurs != true { return }
             }
+            if pending.isEmpty { hasDroppedKeys = false }
             guard isReadable, let input = inputs.first else { return }
             switch input.read() {
             case .empty: isReadable = false
@@ -281,7 +285,11 @@ struct EventLoop: ~Copyable {
             terminal?.show(prompt.takeEcho())
             if case .entered(let line) = outcome { run(line, report) }
         }
-        pending += keys
+        let room = max(0, Self.maximumKeys - pending.count)
+        pending += keys.prefix(room)
+        guard keys.count > room, !hasDroppedKeys else { return }
+        hasDroppedKeys = true
+        report("the guest has not read the last \(Self.maximumKeys >> 10) KiB of keys; further ones are dropped until it has")
     }
 
     private func run(_ line: String, _ report: (String) -> Void) {

@@ -16,6 +16,9 @@ extension Machine {
     /// The message about the debugger that the guest waits for; nil if it does not wait.
     public var debuggerAnnouncement: String? { board.waitsForDebugger ? debugger?.announcement : nil }
 
+    /// Indicates whether a vCPU is stopped for the debugger.
+    var isStoppedByDebugger: Bool { board.cpus.contains { $0.pausePoint.isRequested(for: .debugger) } }
+
     /// Lets debuggers in. What its thread gets has no reference to the machine, which would otherwise live as long as the thread does.
     func startDebugger(_ board: Board) throws(MachineError) {
         guard let debugger else { return }

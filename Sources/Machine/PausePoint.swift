@@ -143,6 +143,9 @@ final class PausePoint: Sendable {
 
     var isStopped: Bool { state.withLock { $0.isStopped } }
 
+    /// Indicates whether a stop is requested for this reason.
+    func isRequested(for reason: Reasons) -> Bool { state.withLock { $0.reasons.contains(reason) } }
+
     private func insert(_ reason: Reasons, _ state: inout State) {
         state.reasons.insert(reason)
         requested.store(true, ordering: .releasing)

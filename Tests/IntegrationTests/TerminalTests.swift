@@ -194,6 +194,19 @@ import Testing
         try machine.expectEnd(104)
     }
 
+    /// However many keys the guest does not take, those for swkvm come through.
+    @Test func ctrlAComesThroughBehindManyKeys() throws {
+        let machine = try machineAtPrompt()
+        try machine.type("\u{1}p")
+        try machine.wait(for: "the machine is paused")
+        for _ in 0..<70 { try machine.type(String(repeating: "k", count: 1024)) }
+        try machine.wait(for: "the guest has not read the last 64 KiB of keys; further ones are dropped until it has\r\n")
+        try machine.type("\u{1}p")
+        try machine.wait(for: "the machine runs")
+        try machine.type("\u{1}x")
+        try machine.expectEnd(104)
+    }
+
     /// Ctrl-A and the second key may come in two reads.
     @Test func ctrlAAndItsKeyApart() throws {
         let machine = try machineAtPrompt()
