@@ -32,7 +32,7 @@ import Testing
     @Test func valuesStandRightBehindTheirOption() throws {
         let convert = try parse(ImageConvertCommand.self, "convert -pfqcow2 -Oraw -m4 -lone a b")
         #expect(
-            convert.progress && convert.format == .qcow2 && convert.targetFormat == .raw && convert.threads == 4
+            convert.progress && convert.format == .qcow2 && convert.targetFormat?.format == .raw && convert.threads == 4
                 && convert.snapshot == "one")
         #expect(convert.source == "a" && convert.target == "b")
         let create = try parse(ImageCreateCommand.self, "create -qfqcow2 -bbase.raw -Fraw -ocluster_size=1M a")
@@ -137,7 +137,7 @@ import Testing
         let convert = try parse(ImageConvertCommand.self, "dd -f raw -Oqcow2 bs=1M if=a.raw of=b.qcow2")
         #expect(
             convert.source == "a.raw" && convert.target == "b.qcow2" && convert.format == .raw
-                && convert.targetFormat == .qcow2 && convert.force)
+                && convert.targetFormat?.format == .qcow2 && convert.force)
         #expect(refusal("dd if=a of=b count=1").contains("count="))
         #expect(refusal("dd if=a").contains("if=FILE and of=FILE"))
         #expect(refusal("dd if=a of=b conv=notrunc").contains("conv="))

@@ -74,6 +74,18 @@ enum ImageTool {
 
 extension ImageFormat: ExpressibleByArgument {}
 
+/// The format of a new image; that of one which cannot be created is refused later, by a sentence.
+struct NewImageFormat: ExpressibleByArgument {
+    let format: ImageFormat
+
+    init?(argument: String) {
+        guard let format = ImageFormat(rawValue: argument) else { return nil }
+        self.format = format
+    }
+
+    static let allValueStrings = ImageFormat.allCases.filter(\.isMakeable).map(\.rawValue)
+}
+
 /// How a verb shows what it found: as text, or as JSON.
 struct OutputOptions: ParsableArguments {
     enum Form: String, ExpressibleByArgument, CaseIterable {
@@ -92,11 +104,11 @@ struct OutputOptions: ParsableArguments {
 /// Where the files may be that images name.
 struct NamedFilesOptions: ParsableArguments {
     @Option(help: ArgumentHelp(
-        "Also allow backing files and extents below this directory; by default only those below the image's own directory are opened. Repeatable.",
+        "Also allow backing files below this directory; by default only those below the image's own directory are opened. Repeatable.",
         valueName: "directory"), completion: .directory)
     var backingDir: [String] = []
 
-    @Flag(help: "Allow backing files and extents anywhere, including remote disks.")
+    @Flag(help: "Allow backing files anywhere, including remote disks.")
     var backingAnywhere = false
 
     /// - Parameter stated: what else the command line names.

@@ -30,8 +30,8 @@ struct ImageConvertCommand: ParsableCommand {
     @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: from the file extension.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: from the file extension.", valueName: "format"), completion: .list(ImageFormat.allCases.filter(\.isMakeable).map(\.rawValue)))
-    var targetFormat: ImageFormat?
+    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: from the file extension.", valueName: "format"), completion: .list(NewImageFormat.allValueStrings))
+    var targetFormat: NewImageFormat?
 
     @Option(name: [.customShort("l"), .long], help: ArgumentHelp("Internal snapshot to read instead of the current state: a number or a name.", valueName: "name"))
     var snapshot: String?
@@ -102,7 +102,7 @@ struct ImageConvertCommand: ParsableCommand {
 
     func run() throws {
         let lost = try ImageTool.run { () throws(DiskImageError) in
-            var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat, orExtensionOf: target, option: "--target-format"))
+            var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat?.format, orExtensionOf: target, option: "--target-format"))
             conversion.sourceOptions.format = format
             conversion.sourceOptions.snapshot = snapshot
             vhd.apply(to: &conversion.sourceOptions)

@@ -20,8 +20,8 @@ struct ImageCreateCommand: ParsableCommand {
               swkvm image create --encrypt --key-file secret disk.qcow2 20G
             """)
 
-    @Option(name: [.short, .customShort("O"), .long], help: ArgumentHelp("\(ImageFormat.makeableNames). Default: from the file extension.", valueName: "format"), completion: .list(ImageFormat.allCases.filter(\.isMakeable).map(\.rawValue)))
-    var format: ImageFormat?
+    @Option(name: [.short, .customShort("O"), .long], help: ArgumentHelp("\(ImageFormat.makeableNames). Default: from the file extension.", valueName: "format"), completion: .list(NewImageFormat.allValueStrings))
+    var format: NewImageFormat?
 
     @OptionGroup var layout: LayoutOptions
 
@@ -68,7 +68,7 @@ struct ImageCreateCommand: ParsableCommand {
 
     func run() throws {
         let disk = try ImageTool.run { () throws(DiskImageError) in
-            let format = try ImageFormat(format, orExtensionOf: file)
+            let format = try ImageFormat(format?.format, orExtensionOf: file)
             var creation = ImageCreation(path: file, format: format, size: (size ?? sizeOption)?.bytes)
             creation.subformat = layout.subformat
             creation.options = layout.options
