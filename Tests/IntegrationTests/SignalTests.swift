@@ -53,15 +53,22 @@ import Testing
 
     /// A machine that waits for its disk's key has no guest to ask: one signal is its end, and nothing is left.
     @Test(arguments: [SIGTERM, SIGINT]) func whileAKeyIsWaitedFor(signal: Int32) throws {
-        let (pipe, key, disk) = (directory.path + "/pipe", try directory.write(Array("secret".utf8), to: "key"), directory.path + "/disk.qcow2")
+        let (pipe, key, disk) = (
+            directory.path + "/pipe", try directory.write(Array("secret".utf8), to: "key"),
+            directory.path + "/disk.qcow2"
+        )
         #expect(mkfifo(pipe, 0o600) == 0)
         try Program([Host.swkvm, "image", "create", "--encrypt", "--key-file", key, disk, "1M"]).expectEnd(0)
-        let machine = try Program.machine(["--disk", "\(disk),key-file=\(pipe)", "--console", "unix:\(directory.path)/socket"])
+        let machine = try Program.machine([
+            "--disk", "\(disk),key-file=\(pipe)", "--console", "unix:\(directory.path)/socket",
+        ])
         usleep(300_000)
         #expect(machine.isRunning, "\(machine.story)")
         machine.send(signal: signal)
         try machine.expectEnd(128 + signal)
-        #expect(machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n", "\(machine.story)")
+        #expect(
+            machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n", "\(machine.story)"
+        )
         #expect(try directory.contents.sorted() == ["disk.qcow2", "key", "pipe"])
     }
 

@@ -200,7 +200,8 @@ import Testing
         try machine.type("\u{1}p")
         try machine.wait(for: "the machine is paused")
         for _ in 0..<70 { try machine.type(String(repeating: "k", count: 1024)) }
-        try machine.wait(for: "the guest has not read the last 64 KiB of keys; further ones are dropped until it has\r\n")
+        try machine.wait(
+            for: "the guest has not read the last 64 KiB of keys; further ones are dropped until it has\r\n")
         try machine.type("\u{1}p")
         try machine.wait(for: "the machine runs")
         try machine.type("\u{1}x")

@@ -77,7 +77,9 @@ import Testing
 
     /// The first request, for the bytes that a format would be known by, is not answered.
     @Test func aServerThatFallsSilent() throws {
-        let server = try ScriptedNBDServer(directory, [UInt8](repeating: 0, count: 1 << 20)) { _, request in request == .read ? .ignore : .answer }
+        let server = try ScriptedNBDServer(directory, [UInt8](repeating: 0, count: 1 << 20)) { _, request in
+            request == .read ? .ignore : .answer
+        }
         defer { server.stop() }
         var options = DiskImageOptions(readOnly: true)
         let isInterrupted = impatient()
