@@ -12,7 +12,7 @@ import Testing
 @testable import Virtio
 
 /// Guests that ask for much at once: what a reset, and so the end of the machine, waits for is bounded in bytes.
-@Suite(.timed, .timeLimit(.minutes(2))) struct BlockBoundsTests {
+@Suite(.timed) struct BlockBoundsTests {
     private static let features: FeatureSet = [.version1, .blockFlush, .indirectDescriptors]
     private static let mebi: UInt64 = 1 << 20
     /// What size_max and seg_max of the driver's queue make.

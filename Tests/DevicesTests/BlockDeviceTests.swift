@@ -10,7 +10,7 @@ import TestSupport
 import Testing
 @testable import Virtio
 
-@Suite(.timed, .timeLimit(.minutes(2))) struct BlockDeviceTests {
+@Suite(.timed) struct BlockDeviceTests {
     static let size = 256 << 10
     let contents = TemporaryDisk.pattern(Self.size)
     let disk: TemporaryDisk

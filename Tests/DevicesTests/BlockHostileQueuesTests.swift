@@ -10,7 +10,7 @@ import Testing
 @testable import Virtio
 
 /// Drivers that set the queues of a disk against each other.
-@Suite(.timed, .timeLimit(.minutes(2))) struct BlockHostileQueuesTests {
+@Suite(.timed) struct BlockHostileQueuesTests {
     static let features: FeatureSet = [.version1, .blockFlush, .blockMultiqueue, .ringReset, .blockDiscard, .blockWriteZeroes]
     static let size = 1 << 20
     /// What the disk has at first.

@@ -10,7 +10,7 @@ import Testing
 @testable import Virtio
 
 /// A block device with several queues, each with its own thread.
-@Suite(.timed, .timeLimit(.minutes(2))) struct BlockMultiqueueTests {
+@Suite(.timed) struct BlockMultiqueueTests {
     static let features: FeatureSet = [.version1, .blockFlush, .blockMultiqueue]
     let contents = TemporaryDisk.pattern(256 << 10)
     let disk: TemporaryDisk

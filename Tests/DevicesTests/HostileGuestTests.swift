@@ -12,7 +12,7 @@ import Testing
 
 /// Whatever a guest's CPUs do at once to registers, rings, descriptors and headers: the device comes back with a reset and serves a good driver, and the
 /// image is sound.
-@Suite(.timed, .timeLimit(.minutes(60))) struct HostileGuestTests {
+@Suite(.timed) struct HostileGuestTests {
     // MARK: A disk
 
     static let size = 1 << 20
