@@ -18,7 +18,7 @@ public struct MemoryMapEntry: Sendable, Equatable {
     }
 
     /// The map of a guest with `memorySize` bytes of RAM, in the order of addresses.
-    /// - Parameter reserved: ranges in the hole that the guest is told of as well.
+    /// - Parameter reserved: further reserved ranges in the hole, for the memory map.
     public static func map(memorySize: UInt64, reserved: [Range<UInt64>] = []) -> [MemoryMapEntry] {
         typealias Layout = PhysicalLayout
         func range(_ start: UInt64, _ end: UInt64, _ kind: Kind) -> MemoryMapEntry {
