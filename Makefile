@@ -34,7 +34,7 @@ LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs dmsetup lz4 xz-utils $(GD
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release sbom run test test-all lint format fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench man completions install uninstall deb deb-trial reproducible clean help
+.PHONY: all guest release sbom run test test-all lint format fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench bench-compare man completions install uninstall deb deb-trial reproducible clean help
 .PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench packages-lint packages-trial
 
 all: release man ## builds the static binary build/swkvm, man pages, completions and the list of packages
@@ -94,6 +94,10 @@ lab-vtx: release packages-lab-vtx ## does the same on an emulated VT-x host
 bench: release packages-bench ## runs the benchmarks: swkvm, QEMU, fio and minimal C programs (BENCH_LINUX=vmlinux adds Linux)
 	$(SWIFT) build $(BENCH)
 	@Tests/Bench/run "$$($(SWIFT) build $(BENCH) --show-bin-path)/swkvm-bench"
+
+bench-compare: packages-bench ## compares two results, or two commits: OLD=… NEW=…, files of BENCH_JSON=FILE, tables or commits
+	$(SWIFT) build $(BENCH)
+	@Tests/Bench/compare "$$($(SWIFT) build $(BENCH) --show-bin-path)/swkvm-bench" "$(OLD)" "$(NEW)"
 
 man: release ## builds the man pages and shell completions in build/man and build/completions
 	@.ci/man

@@ -78,10 +78,11 @@ final class Child {
     private var isRunning = true
     private let command: String
 
-    /// The time limit of a program, in seconds.
-    private static let patience: Double = 60
+    /// The time limit of the program, in seconds.
+    private let patience: Double
 
-    init(_ words: [String]) throws {
+    init(_ words: [String], patience: Double = 60) throws {
+        self.patience = patience
         command = words.joined(separator: " ")
         let (outputEnd, output) = try Self.makePipe()
         let (errorsEnd, errors) = try Self.makePipe()
@@ -128,8 +129,8 @@ final class Child {
         while !isEnough(output), pipes.contains(where: { $0 >= 0 }) {
             // poll ignores a negative descriptor.
             var waiting = pipes.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-            guard now() - started < Self.patience, poll(&waiting, nfds_t(waiting.count), 1000) >= 0 else {
-                throw BenchError("\(command): not finished after \(Int(Self.patience)) s\n\(text)")
+            guard now() - started < patience, poll(&waiting, nfds_t(waiting.count), 1000) >= 0 else {
+                throw BenchError("\(command): not finished after \(Int(patience)) s\n\(text)")
             }
             for index in 0..<2 where waiting[index].revents != 0 {
                 let count = read(pipes[index], &buffer, buffer.count)
@@ -147,6 +148,22 @@ final class Child {
                 }
             }
         }
+    }
+
+    /// Reads output until a line begins with `mark`; an error if it ends without one.
+    func collect(untilLine mark: String) throws {
+        let bytes = Array(mark.utf8)
+        // Where the last complete line ends.
+        var seen = 0
+        var isFound = false
+        try collect { output in
+            while !isFound, let end = output[seen...].firstIndex(of: UInt8(ascii: "\n")) {
+                isFound = output[seen..<end].starts(with: bytes)
+                seen = end + 1
+            }
+            return isFound
+        }
+        guard isFound else { throw BenchError("\(command): no line '\(mark)'\n\(text)") }
     }
 
     private func cpuTime() -> Double? {

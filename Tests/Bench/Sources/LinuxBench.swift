@@ -23,7 +23,7 @@ enum LinuxBench {
     }
 
     /// A cpio archive in the "newc" format with /dev/console and /init.
-    private static func archive(_ program: [UInt8]) -> [UInt8] {
+    static func archive(_ program: [UInt8]) -> [UInt8] {
         var bytes: [UInt8] = []
         func pad() { bytes += [UInt8](repeating: 0, count: -bytes.count & 3) }
         func add(_ name: String, mode: Int, _ content: [UInt8] = [], device: (Int, Int) = (0, 0)) {

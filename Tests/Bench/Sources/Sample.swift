@@ -87,9 +87,11 @@ struct Row {
 }
 
 /// Prints rows as a Markdown table.
-func printTable(_ rows: [Row]) {
-    let lines = [Row.titles] + rows.map(\.columns)
-    let widths = Row.titles.indices.map { column in lines.map { $0[column].count }.max() ?? 0 }
+func printTable(_ rows: [Row]) { printTable([Row.titles] + rows.map(\.columns)) }
+
+/// Prints lines, of which the first has the titles, as a Markdown table.
+func printTable(_ lines: [[String]]) {
+    let widths = lines[0].indices.map { column in lines.map { $0[column].count }.max() ?? 0 }
     func line(_ cells: [String]) -> String {
         "| " + zip(cells, widths).map { $0 + String(repeating: " ", count: $1 - $0.count) }.joined(separator: " | ")
             + " |"
