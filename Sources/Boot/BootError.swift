@@ -7,11 +7,11 @@ public import Linux
 public enum BootError: Error, Equatable, CustomStringConvertible {
     /// The file cannot be opened or read.
     case unreadable(file: String, SystemCallError)
-    /// The file ends before something that its own header names.
+    /// The file ends before data that its own header refers to.
     case truncated(file: String, wanted: UInt64, found: UInt64)
     /// A file that is neither an ELF file nor a Linux bzImage.
     case notAKernel(file: String)
-    /// A file that is compressed as a whole, in a format that is not understood.
+    /// A file that is compressed as a whole, in a format that is not supported.
     case compressed(file: String, format: String)
     /// A compressed kernel whose decompressed size exceeds the limit; both in bytes.
     case decompressedTooLarge(file: String, size: UInt64, limit: UInt64)
@@ -47,7 +47,7 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
         case .unreadable(let file, let error):
             "cannot read \(file): \(error.reason)"
         case .truncated(let file, let wanted, let found):
-            "\(file) is truncated: its header names data up to byte \(wanted), the file ends at byte \(found)"
+            "\(file) is truncated: its header refers to data up to byte \(wanted), the file ends at byte \(found)"
         case .notAKernel(let file):
             "\(file) is not a kernel: expected an ELF file or a Linux bzImage"
         case .compressed(let file, let format):

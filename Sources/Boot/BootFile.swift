@@ -89,7 +89,7 @@ internal import Linux
                 } catch {
                     throw .unreadable(file: name, error)
                 }
-                // The file was cut short since it was opened.
+                // The file was truncated after it had been opened.
                 guard got > 0 else {
                     throw .truncated(file: name, wanted: offset + UInt64(buffer.count), found: offset + UInt64(done))
                 }

@@ -35,7 +35,7 @@ public struct BootState: Sendable, Equatable {
     public var data: Segment
     /// FS and GS.
     public var extra: Segment
-    /// TR: VMX wants a busy TSS in it, though none is ever used.
+    /// TR: VMX requires a busy TSS, although it is never used.
     public var task: Segment
     public var gdt: Table
     public var idt = Table(base: 0, limit: 0)

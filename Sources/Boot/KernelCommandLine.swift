@@ -37,7 +37,7 @@ public struct KernelCommandLine: Sendable, Equatable {
     /// Indicates whether the kernel's own words have one that begins so.
     public func hasWord(beginning prefix: String) -> Bool { words.contains { $0.hasPrefix(prefix) } }
 
-    /// Indicates whether Linux is told not to use ACPI, and so finds no device in the DSDT (kernel-parameters.txt,
+    /// Indicates whether ACPI is turned off, so that Linux finds no device in the DSDT (kernel-parameters.txt,
     /// `acpi=`).
     public var turnsACPIOff: Bool { words.last { $0 == "acpi=off" || $0 == "acpi=force" } == "acpi=off" }
 
@@ -64,7 +64,7 @@ public struct KernelCommandLine: Sendable, Equatable {
         text = longer
     }
 
-    /// Refuses what the kernel would cut short.
+    /// Refuses a command line that the kernel would truncate.
     /// - Parameters:
     ///   - limit: the most bytes that the kernel reads.
     ///   - kernel: what messages call it.

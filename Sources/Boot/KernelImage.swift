@@ -11,7 +11,7 @@ public struct KernelImage: Sendable {
         case longMode(UInt64)
         /// A PVH note: 32-bit protected mode, `EBX` = start information.
         case pvh(UInt64)
-        /// `e_entry` of an ELF64, the way of Linux's `startup_64`.
+        /// `e_entry` of an ELF64, by the protocol of Linux's `startup_64`.
         case linux(UInt64)
         /// A bzImage: at 0x200 from wherever it is loaded.
         case bzImage

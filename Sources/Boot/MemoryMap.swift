@@ -29,7 +29,7 @@ public struct MemoryMapEntry: Sendable, Equatable {
             range(0, Layout.endOfBootData, .reserved),
             range(Layout.endOfBootData, Layout.endOfLowRAM, .ram),
             range(Layout.endOfLowRAM, Layout.endOfBaseMemory, .reserved),
-            // ACPI and SMBIOS tables, as one: what little RAM an ACPI range would give back is not worth what a kernel
+            // ACPI and SMBIOS tables, as one: the little RAM that an ACPI range would free is not worth what a kernel
             // says of each range on its console, a byte an exit.
             range(Layout.acpi, Layout.highRAM, .reserved),
         ]

@@ -9,13 +9,13 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case system(path: String, SystemCallError)
     /// A format given neither by the user nor by the file name; `option` of `swkvm image` specifies it.
     case formatUnknown(path: String, option: String = "--format")
-    /// The stated format is none of ours.
+    /// The stated format is not supported.
     case formatUnsupported(path: String, name: String)
-    /// A directory, a socket, …: no place for a disk.
+    /// Neither a regular file nor a block device.
     case notAFile(path: String)
     /// The file does not begin with qcow2's magic; `found` are its first bytes, at most four.
     case notQCOW2(path: String, found: [UInt8])
-    /// The file has not the signature of the stated format.
+    /// The file lacks the signature of the stated format.
     case notOfFormat(path: String, format: String, reason: String)
     /// An extent's name that is no plain path below the image's directory.
     case extentName(path: String, name: String)
@@ -23,13 +23,13 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case extentNotAllowed(path: String, name: String)
     /// A file with an extent of the image `of` cannot be used.
     case extent(of: String, DiskImageError)
-    /// The file ends before something that its header says is there.
+    /// The file ends before data that its header refers to.
     case truncated(path: String, what: String, needed: UInt64, size: UInt64)
     /// A header field that contradicts the format.
     case invalid(path: String, reason: String)
     /// A feature of the format that cannot be used.
     case unsupported(path: String, feature: String)
-    /// The image, of the kind that is named, has only what differs from a parent, in another file.
+    /// The image, of the kind that is named, has only the differences from a parent in another file.
     case needsParent(path: String, kind: String)
     /// The image can only be read.
     case notWritable(path: String, reason: String)
@@ -49,9 +49,9 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case lockingUnavailable(path: String, SystemCallError)
     /// `cache=none` on a file system without direct I/O.
     case directUnavailable(path: String, SystemCallError)
-    /// A file that an image names is where such files may not be (``NamedFiles``).
+    /// A file that an image refers to is outside the allowed directories (``NamedFiles``).
     case outside(path: String)
-    /// A remote disk that an image names and the user does not.
+    /// A remote disk that an image refers to, but the command line does not name.
     case addressNotStated(path: String)
     /// The format is not stated, what the name stands for (or nothing, for a backing file: `option` is nil) is another one than the contents begin as.
     case formatContradicted(path: String, guess: ImageFormat, contents: ImageSignature, option: String?)
@@ -71,7 +71,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case backingName(path: String, name: String)
     /// An image that is, over others or not, its own backing file.
     case backingLoop(path: String)
-    /// More images on top of each other than ``DiskImage/maximumChainLength``.
+    /// More images in the backing chain than ``DiskImage/maximumChainLength``.
     case backingTooDeep(path: String)
     /// A request failed with an errno value.
     case request(path: String, SystemCallError)
@@ -95,11 +95,11 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case key(KeySource, reason: String)
     /// An image that requires too many hash iterations to check a key.
     case keyTooSlow(path: String, work: UInt64, limit: UInt64)
-    /// A new image would take the place of a file, which was not asked for.
+    /// A new image would replace a file, which was not requested.
     case exists(path: String)
     /// A block device that is to be overwritten is in use by the host itself.
     case deviceInUse(path: String)
-    /// A new image's name is a symbolic link that leads nowhere.
+    /// A new image's name is a dangling symbolic link.
     case linkToNothing(path: String)
     /// An image that is to be written is itself what is read, or a part of it.
     case sameFile(path: String, other: String)
@@ -107,15 +107,15 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case impossible(path: String, reason: String)
     /// An operation that does not apply to an existing image.
     case notApplicable(path: String, reason: String)
-    /// A place for a disk of `needed` bytes has `size`.
+    /// A target for a disk of `needed` bytes has `size`.
     case tooSmall(path: String, needed: UInt64, size: UInt64)
-    /// An image that was being opened when ``DiskImageOptions/isInterrupted`` gave up.
+    /// An image that was being opened when ``DiskImageOptions/isInterrupted`` cancelled it.
     case openingInterrupted(path: String)
     /// An operation that was interrupted by a signal.
     case interrupted(path: String)
-    /// The same of something that has changed the image, but not what it shows nor what it stands on.
+    /// The same of an operation that has changed the image, but neither its contents nor its backing file.
     case interruptedUnchanged(path: String)
-    /// The same of something that keeps what has been written by then.
+    /// The same of an operation that keeps what it has written so far.
     case interruptedInPlace(path: String)
     /// A failed write into such a target.
     case failedInPlace(path: String, DiskImageError)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// One debugger's visit: its packets in, answers out, the target in between ("Remote Serial Protocol" in the manual of
+/// The session of one debugger: decodes its packets, drives the target, encodes the replies ("Remote Serial Protocol" in the manual of
 /// GDB).
 ///
 /// It does no I/O: whoever holds the connection gives it what has come and sends ``output``. The session begins with
@@ -80,7 +80,7 @@ public struct DebugSession<Target: DebugTarget> {
     /// The machine has ended.
     public mutating func ended(_ end: DebugEnd) {
         guard !isFinished else { return }
-        // A debugger that waits for nothing is told by the connection's end.
+        // A debugger that waits for nothing notices the end of the connection.
         if isRunning {
             switch end {
             case .status(let status): answer("W" + Self.twoDigits(status))

@@ -24,9 +24,9 @@ public protocol DebugTarget: AnyObject {
     /// Removes it; one that is not there is no error.
     func remove(_ breakpoint: Breakpoint) throws(DebugTargetError)
 
-    /// Lets threads go on, each by its action; those without one stay stopped. A stop is told to the session later.
+    /// Resumes threads, each by its action; those without one stay stopped. A stop is reported to the session later.
     func resume(_ actions: [ResumeAction])
-    /// Asks running threads to stop, which is told later.
+    /// Asks running threads to stop, which is reported later.
     func interrupt()
     /// Removes all breakpoints and lets all threads go on.
     func detach()
@@ -51,7 +51,7 @@ public enum DebugTargetError: Error, Equatable {
     case unmapped
     /// There is no more room, such as a fifth debug register. (ENOSPC)
     case noRoom
-    /// The value or place is not possible. (EINVAL)
+    /// The value or address is invalid. (EINVAL)
     case refused
     /// A feature that the processor does not have: the debugger is informed and does without it.
     case unsupported

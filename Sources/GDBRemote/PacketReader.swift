@@ -14,7 +14,7 @@ struct PacketReader {
         case tooLong
         /// `+`
         case acknowledged
-        /// `-`: the debugger wants the last packet again.
+        /// `-`: the debugger requests the last packet again.
         case rejected
         /// Ctrl-C, the byte 3 between packets.
         case interrupt

@@ -15,7 +15,7 @@ enum Request: Equatable {
     case writeMemory(address: UInt64, bytes: [UInt8])
     /// `vCont`: the first action that names a thread is its action.
     case resume([ThreadAction])
-    /// `c`, `s`, `C`, `S`, with the address to go on at
+    /// `c`, `s`, `C`, `S`, with the address to continue at
     case resumeSelected(isStep: Bool, address: UInt64?)
     /// `Hg`, `Hc`
     case selectThread(forResuming: Bool, ThreadName)

@@ -8,8 +8,8 @@ extension GuestMemory {
     /// Clears all memory to zero for the reset of a stopped guest.
     ///
     /// Ordinary pages go back to the host, so the time it takes depends on how many there are. Huge pages stay and are
-    /// filled with zeros: the kernel need not keep the reservation of one that is given back.
-    /// - Parameter isInterrupted: asked now and then, by each of the threads that do it: whether to give up.
+    /// filled with zeros: the kernel need not keep the reservation of a page that is freed.
+    /// - Parameter isInterrupted: polled by each of the threads that do it: whether to cancel.
     /// - Throws: ``GuestMemoryError/interrupted``; ``GuestMemoryError/refused(size:_:)`` when the kernel does not take
     ///   pages back.
     public func clear(isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(GuestMemoryError) {

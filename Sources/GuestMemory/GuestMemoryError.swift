@@ -18,7 +18,7 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
     case noHostNode(Int, online: String)
     /// More from certain nodes of the host than they have; bytes.
     case hostNodesTooSmall(size: UInt64, nodes: [Int], total: UInt64)
-    /// The nodes' own huge pages do not suffice: bytes wanted, bytes in a page, pages free on these nodes.
+    /// The nodes' own huge pages do not suffice: bytes requested, bytes in a page, pages free on these nodes.
     case hugePagesOfNodes(size: UInt64, pageSize: UInt64, nodes: [Int], free: UInt64)
     /// The kernel refused to take memory from these nodes.
     case placement(size: UInt64, nodes: [Int], SystemCallError)
@@ -26,9 +26,9 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
     case refused(size: UInt64, SystemCallError)
     /// Pages could not be touched ahead of time.
     case prealloc(size: UInt64, SystemCallError)
-    /// The control group that this process is in allows less than that, and what it takes besides; bytes.
+    /// The guest's memory and the process's overhead exceed the limit of its control group; bytes.
     case controlGroup(size: UInt64, overhead: UInt64, limit: UInt64, directory: String)
-    /// Filling it with pages was given up, because somebody asked for that.
+    /// The preallocation was cancelled on request.
     case interrupted
     /// A range that is not entirely in one region of guest RAM.
     case outOfRange(GuestAddress, count: UInt64)
@@ -78,11 +78,11 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
 
 /// The figures of a pool of huge pages that cannot serve a guest.
 public struct HugePageShortage: Equatable, Sendable, CustomStringConvertible {
-    /// Bytes of guest memory wanted.
+    /// Bytes of guest memory requested.
     public let size: UInt64
     /// Bytes in one page.
     public let pageSize: UInt64
-    /// Pages that nobody has taken or reserved.
+    /// Pages that are neither in use nor reserved.
     public let free: UInt64
     /// Pages that the pool would need in all.
     public let suggestedTotal: UInt64

@@ -16,7 +16,7 @@ public import CLinux
     /// The offset in the memfd of shared memory (``GuestMemory/descriptor``), in bytes.
     public let offset: UInt64
 
-    /// The address behind its last byte.
+    /// The address after its last byte.
     public var end: GuestAddress { start &+ size }
 }
 

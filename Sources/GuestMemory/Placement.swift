@@ -10,7 +10,7 @@ public struct MemoryPolicy: Sendable, Equatable {
         case bind
         /// Memory from one node while it has some, then from others.
         case preferred
-        /// Page by page from each of these nodes in turn.
+        /// One page after the other from each of these nodes in turn.
         case interleave
     }
 
@@ -30,7 +30,7 @@ public struct MemoryPolicy: Sendable, Equatable {
 }
 
 extension GuestMemory {
-    /// Says from which of the host's nodes a run of the memory gets its pages; before anything touches them.
+    /// Sets the host's nodes from which a range of the memory is allocated; before it is first accessed.
     ///
     /// Where huge pages must come from certain nodes they are taken at once: the kernel reserves them for the host as a
     /// whole, and a guest that touches one later that its node does not have would die of SIGBUS.
@@ -38,7 +38,7 @@ extension GuestMemory {
     ///   - offset: bytes from the first, lower memory before higher, as ``MemoryRegion/offset`` counts them; a multiple
     ///     of the page size.
     ///   - count: bytes, a multiple of the page size.
-    ///   - isInterrupted: asked now and then while pages are taken: whether to give up.
+    ///   - isInterrupted: polled while pages are allocated: whether to cancel.
     ///   - progress: gets, while pages are taken, the bytes that are done and those in all.
     /// - Throws: ``GuestMemoryError/noHostNode(_:online:)``, ``GuestMemoryError/hostNodesTooSmall(size:nodes:total:)``,
     ///   ``GuestMemoryError/hugePagesOfNodes(size:pageSize:nodes:free:)``,

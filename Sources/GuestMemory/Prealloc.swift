@@ -5,12 +5,12 @@ internal import Glibc
 internal import Linux
 
 extension GuestMemory {
-    /// Gives every page of the memory its place in RAM now, instead of when the guest first touches it.
+    /// Allocates every page of the memory now, instead of when the guest first accesses it.
     ///
     /// For memory that the guest does not use yet.
     /// - Parameters:
     ///   - threads: how many work at it; by default one for each CPU of the host.
-    ///   - isInterrupted: asked now and then, by each of them: whether to give up.
+    ///   - isInterrupted: polled by each thread: whether to cancel.
     ///   - progress: gets the bytes that are done and those in all, now and then, from each of them.
     /// - Throws: ``GuestMemoryError/prealloc(size:_:)`` when there are too few pages; nobody gets a SIGBUS.
     ///   ``GuestMemoryError/interrupted``.

@@ -4,7 +4,7 @@ internal import CLinux
 
 /// A bridge of the host: an Ethernet switch whose ports are interfaces.
 public enum Bridge {
-    /// The alias that says: swkvm made this bridge, and it goes with its last port.
+    /// The alias of a bridge that swkvm created, and that is removed with its last port.
     ///
     /// The mark is on the bridge itself, so whichever machine leaves last removes it, also when the one that
     /// created it was killed. Who wants to keep such a bridge clears the alias: `ip link set NAME alias ""`.

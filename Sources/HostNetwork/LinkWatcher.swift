@@ -26,7 +26,7 @@ public struct LinkWatcher: ~Copyable, Sendable {
     private let netlink: RouteNetlink
     private let index: Int32
 
-    /// Readable when the kernel has said something about an interface, maybe about this one.
+    /// Readable when the kernel has reported a change of an interface, possibly of this one.
     public var descriptor: Int32 { socket.rawValue }
 
     /// Begins to listen; what was before, ``current()`` tells.

@@ -26,7 +26,7 @@ public struct Capability: Sendable, Hashable {
     public static let tscDeadlineTimer = Capability(number: KVM_CAP_TSC_DEADLINE_TIMER, name: "KVM_CAP_TSC_DEADLINE_TIMER")
     public static let getTSCFrequency = Capability(number: KVM_CAP_GET_TSC_KHZ, name: "KVM_CAP_GET_TSC_KHZ")
     public static let guestDebug = Capability(number: KVM_CAP_SET_GUEST_DEBUG, name: "KVM_CAP_SET_GUEST_DEBUG")
-    /// The mask of the `KVM_GUESTDBG_*` flags that this host's KVM takes.
+    /// The mask of the `KVM_GUESTDBG_*` flags that this host's KVM supports.
     public static let guestDebugFlags = Capability(number: KVM_CAP_SET_GUEST_DEBUG2, name: "KVM_CAP_SET_GUEST_DEBUG2")
     public static let binaryStatistics = Capability(number: KVM_CAP_BINARY_STATS_FD, name: "KVM_CAP_BINARY_STATS_FD")
     public static let memorySlots = Capability(number: KVM_CAP_NR_MEMSLOTS, name: "KVM_CAP_NR_MEMSLOTS")

@@ -35,7 +35,7 @@ public final class InterruptRouter: Sendable {
         self.machine = machine
     }
 
-    /// Gives a message a GSI, the lowest that is free.
+    /// Assigns the lowest free GSI to a message.
     /// - Throws: when all are taken, or KVM refuses the message; the table is then as before.
     public func add(_ message: InterruptMessage) throws(KVMError) -> UInt32 {
         guard limit > 0 else { throw .missing(.interruptRouting) }
@@ -57,7 +57,7 @@ public final class InterruptRouter: Sendable {
         }
     }
 
-    /// Takes a GSI back. An eventfd that is still assigned to it interrupts nobody.
+    /// Frees a GSI. An eventfd that is still assigned to it has no effect.
     public func remove(_ gsi: UInt32) throws(KVMError) {
         try messages.withLock { (messages) throws(KVMError) in
             guard messages[gsi] != nil else { return }

@@ -5,7 +5,7 @@ internal import Linux
 
 /// KVM's 8254 timer (PIT), created when a guest first accesses it.
 ///
-/// Guests of today have better clocks and leave it alone; and a machine that has one takes 15 to 20 ms longer to end, since the
+/// Current guests have better clocks and do not use it; and a machine that has one takes 15 to 20 ms longer to end, since the
 /// kernel waits for a grace period for each of the timer's two notifiers. Once made, the timer's ports (0x40–0x43, 0x61) are answered in the kernel;
 /// the accesses that had left the guest before are put into its state here, one after the other. Any vCPU thread may call the methods.
 ///

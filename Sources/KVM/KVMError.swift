@@ -13,7 +13,7 @@ public enum KVMError: Error, CustomStringConvertible {
     case missing(Capability)
     /// More vCPUs than this host's KVM allows in one machine.
     case tooManyCPUs(wanted: Int, maximum: Int)
-    /// All GSIs that this host's KVM routes are taken.
+    /// All GSIs that this host's KVM routes are in use.
     case noInterruptLeft(limit: Int)
     /// An ioctl failed; `purpose` completes "KVM refused to …".
     case refused(purpose: String, SystemCallError)

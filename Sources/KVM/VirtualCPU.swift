@@ -123,7 +123,7 @@ public struct VirtualCPU: ~Copyable, Sendable {
         return frequency > 0 ? Int(frequency) : nil
     }
 
-    /// Tells the guest that it was stopped for a while, where it uses KVM's clock, so that its watchdogs do not take the gap for a hang
+    /// Notifies a guest that uses KVM's clock that it was stopped for a while, so that its watchdogs do not take the gap for a hang
     /// (`KVM_KVMCLOCK_CTRL`).
     /// - Throws: also when the guest does not use the clock.
     public func markPausedClock() throws(KVMError) {

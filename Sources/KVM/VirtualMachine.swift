@@ -63,7 +63,7 @@ public struct VirtualMachine: ~Copyable, Sendable {
 
     /// Waits until the kernel has freed the I/O buses that the devices made so far have replaced; a few milliseconds, on a thread that has them.
     ///
-    /// The end of a machine waits for the same, and without anybody in a hurry the kernel takes 15 to 20 ms over it. The ioctl is chosen for what the
+    /// The end of a machine waits for the same, and a normal grace period takes 15 to 20 ms. The ioctl is chosen for what the
     /// kernel does after it, an expedited grace period: an empty list of denied PMU events denies nothing.
     public func waitForReplacedBuses() {
         var filter = kvm_pmu_event_filter()

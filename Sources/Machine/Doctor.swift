@@ -6,13 +6,13 @@ internal import HostNetwork
 internal import KVM
 internal import Linux
 
-/// Looks at the host and says what machines can have here.
+/// Inspects the host and reports what machines can use here.
 public enum Doctor {
     /// One line of the examination.
     public struct Finding: Sendable, CustomStringConvertible {
         public enum Kind: String, Sendable {
             case good = "ok"
-            /// Something that some machines want is missing.
+            /// Something that some machines need is missing.
             case limited = "note"
             /// A requirement of every machine is missing.
             case missing = "MISSING"

@@ -330,7 +330,7 @@ struct EventLoop: ~Copyable {
 
     private mutating func acceptClients(_ report: (String) -> Void) {
         while let next = console.listener?.accept() {
-            // One at a time: a second client is told so by the end of its stream. One that has gone is none, also when what it has sent is still
+            // One at a time: the stream of a second client is closed. One that has gone is none, also when what it has sent is still
             // being taken by the guest.
             if let client, !client.isGone { continue }
             guard inputs.count < Self.maximumInputs, let output = try? next.duplicate() else { continue }

@@ -11,7 +11,7 @@ public import Logging
 /// SIGINT, SIGTERM and SIGHUP ask the guest to power off, the second one ends the machine; those that were ignored at the start stay ignored.
 /// The terminal's mode is restored before ``run(_:log:report:)`` returns.
 public enum ForegroundSession {
-    /// Makes the machine of a configuration, runs it, and gives back all it took.
+    /// Creates the machine of a configuration, runs it, and releases all of its resources.
     /// - Parameters:
     ///   - log: gets what happens inside.
     ///   - report: gets lines for the user, without a newline; the terminal is in raw mode, if there is one. It must not wait.
@@ -45,7 +45,7 @@ public enum ForegroundSession {
         do throws(MachineError) {
             machine = try Machine(configuration, output: console.output, log: log, isInterrupted: { stops.pending() != nil }, progress: progress)
         } catch {
-            // There is no guest yet that could power off, and what was given up is not an error.
+            // There is no guest yet that could power off, and a cancellation is not an error.
             if let signal = stops.takePending() { return .signal(signal) }
             throw error
         }

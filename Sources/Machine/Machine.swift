@@ -11,7 +11,7 @@ public import Logging
 
 /// A virtual machine: everything that a ``Configuration`` asks for, owned by one object.
 ///
-/// It is made in full or not at all: an initializer that throws has given back whatever it had taken. ``start()`` starts the
+/// It is created in full or not at all: an initializer that throws has released everything. ``start()`` starts the
 /// vCPUs, ``endDescriptor`` becomes readable when the guest has ended, reset itself or was ended, ``waitForEnd()`` joins all threads, and
 /// ``restart(isInterrupted:)`` boots the guest anew. What the machine owns on the host (TAPs, locks, memory) goes with the object.
 public final class Machine: Sendable {
@@ -40,7 +40,7 @@ public final class Machine: Sendable {
     ///   - output: takes what the guest writes to its serial port; called by vCPU threads, must not wait.
     ///   - log: gets what happens inside.
     ///   - isInterrupted: asked several times a second in steps that may take long: memory is filled with pages, by threads of its own; a disk's key
-    ///     or server is waited for, or a key computed. It says whether to give up, which throws an error of that step.
+    ///     or server is waited for, or a key computed. It returns whether to cancel, which throws an error of that step.
     ///   - progress: gets the bytes of memory that are filled and those in all, from the same threads.
     public init(
         _ configuration: Configuration, output: any SerialSink, log: Logger, isInterrupted: @escaping @Sendable () -> Bool = { false },

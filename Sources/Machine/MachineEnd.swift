@@ -13,7 +13,7 @@ public enum MachineEnd: Sendable {
     case guestStatus(UInt8)
     /// A vCPU shut down.
     case tripleFault(cpu: UInt32, state: String)
-    /// KVM could not go on with a vCPU.
+    /// KVM could not continue a vCPU.
     case internalError(cpu: UInt32, InternalError, state: String)
     /// A vCPU returned with an exit that swkvm does not handle.
     case unexpectedExit(cpu: UInt32, name: String, state: String)

@@ -20,7 +20,7 @@ final class PausePoint: Sendable {
     /// What a vCPU has stopped for by itself; only with a debugger.
     enum Event: Sendable {
         case debug(DebugEvent)
-        /// The vCPU cannot go on, and the machine ends when it is resumed, unless the failure is forgiven.
+        /// The vCPU cannot continue, and the machine ends when it is resumed, unless the failure is forgiven.
         case failure(String, isEmulation: Bool)
     }
 

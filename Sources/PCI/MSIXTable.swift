@@ -29,7 +29,7 @@ public final class MSIXTable: Sendable {
         var route: UInt32?
     }
 
-    /// What the function's configuration space says of its messages.
+    /// The message control bits of the function's configuration space.
     public struct Control: Sendable, Equatable {
         public var isEnabled = false
         /// Indicates whether all vectors are masked.
@@ -72,7 +72,7 @@ public final class MSIXTable: Sendable {
 
     // MARK: Control
 
-    /// Takes what the configuration space says now.
+    /// Applies the current message control bits.
     public func setControl(_ control: Control) {
         state.withLock { state in
             let before = state.control

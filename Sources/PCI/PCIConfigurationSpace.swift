@@ -167,7 +167,7 @@ public struct PCIConfigurationSpace: Sendable {
         return (0..<size).reversed().reduce(0) { $0 << 8 | UInt32(bytes[offset + $1]) }
     }
 
-    /// Writes as many, as far as their bits can be written.
+    /// Writes as many bytes; read-only bits keep their values.
     public mutating func write(_ value: UInt32, at offset: Int, size: Int) {
         guard Self.isAccess(offset, size), offset < Self.conventionalSize else { return }
         for index in 0..<size {

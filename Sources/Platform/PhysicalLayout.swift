@@ -42,7 +42,7 @@ public enum PhysicalLayout {
 
     /// The start of RAM for kernels.
     public static let highRAM: UInt64 = 0x10_0000
-    /// No RAM here, but devices. What does not fit below it goes on above.
+    /// Devices, no RAM. RAM that does not fit below continues above 4 GiB.
     public static let hole: Range<UInt64> = 0xc000_0000..<0x1_0000_0000
     /// The window of the first virtio-mmio device; the others follow.
     public static let virtioMMIO: UInt64 = 0xd000_0000

@@ -2,7 +2,7 @@
 
 internal import Linux
 
-/// The device-specific configuration space (virtio 1.2 §2.5): bytes and the generation that tells that they changed.
+/// The device-specific configuration space (virtio 1.2 §2.5): its bytes, and the generation that changes with them.
 ///
 /// The driver reads it on vCPU threads while the device may change it on its own.
 public final class ConfigurationSpace: Sendable {

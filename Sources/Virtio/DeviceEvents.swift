@@ -14,9 +14,9 @@ public final class DeviceEvents: Sendable {
         case info
         /// Worth knowing, nothing is wrong.
         case notice
-        /// Something is wrong, and the device goes on.
+        /// Something is wrong, and the device continues to work.
         case warning
-        /// The device, or a part of it, works no more.
+        /// The device, or a part of it, does not work any more.
         case error
     }
 
@@ -30,7 +30,7 @@ public final class DeviceEvents: Sendable {
         case needsReset
         /// The host failed an operation of this number with this errno value.
         case hostError(operation: UInt8, errno: Int32)
-        /// The host's kernel takes no operations of the disk at all.
+        /// The host's kernel accepts no operations of the disk at all.
         case refusedOperations
         /// The disk image is damaged.
         case damage
@@ -67,7 +67,7 @@ public final class DeviceEvents: Sendable {
     /// Milliseconds in which further events of a kind are only counted.
     public static let period: UInt64 = 60_000
 
-    /// For devices whose events nobody reads.
+    /// For devices whose events are discarded.
     public static let none = DeviceEvents(now: { 0 }, log: { _, _ in })
 
     private struct Entry {
@@ -98,8 +98,8 @@ public final class DeviceEvents: Sendable {
     /// Reports events, or counts them.
     /// - Parameters:
     ///   - count: how many happened.
-    ///   - isUrgent: somebody has to do something: it is printed also when the kind's minute is not over.
-    ///   - sentence: asked for only when it is printed.
+    ///   - isUrgent: the user has to act: the line is printed even if the minute of its kind is not over.
+    ///   - sentence: evaluated only when it is printed.
     public func report(_ kind: Kind, _ level: Level, count: UInt64 = 1, isUrgent: Bool = false, _ sentence: @autoclosure () -> String) {
         guard count > 0 else { return }
         let time = now()

@@ -22,7 +22,7 @@ public protocol DeviceEngine: ~Copyable, SendableMetatype {
     mutating func notified(queue: Int, epoll: borrowing Epoll) throws(VirtqueueError)
     /// A descriptor of the back-end is ready. Also called while not active, if the engine left it watched.
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError)
-    /// Finishes or cancels what is in flight and gives up all queues; returns when guest RAM is not touched any more.
+    /// Completes or cancels what is in flight and releases all queues; returns when guest RAM is not accessed any more.
     ///
     /// Also called when a method has thrown, with the queues as the error left them. Harmless when not active.
     mutating func reset(epoll: borrowing Epoll)

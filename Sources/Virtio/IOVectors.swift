@@ -40,7 +40,7 @@ internal import Glibc
         self.capacity = capacity
     }
 
-    /// The first `count` entries as one run of buffers, also across chains that were popped behind each other.
+    /// The first `count` entries as one run of buffers, also across chains that were popped one after the other.
     public func prefix(_ count: Int) -> IOVectors {
         unsafe IOVectors(base: base, count: max(0, min(count, capacity)))
     }

@@ -6,7 +6,7 @@ public import GuestMemory
 public struct QueueConfiguration: Equatable, Sendable, BitwiseCopyable {
     /// The queue's number within its device.
     public let index: Int
-    /// The largest size the device takes, 0 where there is no such queue.
+    /// The largest size that the device supports; 0 if there is no such queue.
     public let maximumSize: UInt16
     /// Descriptors in the queue.
     public var size: UInt32

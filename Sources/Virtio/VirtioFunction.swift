@@ -152,7 +152,7 @@ public final class VirtioFunction: Sendable {
         }
     }
 
-    /// Makes a queue ready, if what the driver has said about it makes sense.
+    /// Makes a queue ready, if the driver has set it up validly.
     public func enableQueue(_ number: UInt32) {
         state.withLock { state in
             guard let index = state.configurable(number) else { return }

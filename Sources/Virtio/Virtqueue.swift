@@ -71,7 +71,7 @@ public struct Virtqueue: ~Copyable, Sendable {
         return chain
     }
 
-    /// Indicates whether there is a chain to be taken.
+    /// Indicates whether a chain is available.
     public mutating func hasAvailable() throws(VirtqueueError) -> Bool {
         if nextAvailable != knownAvailable { return true }
         // Acquire: the entries and descriptors are read after the index that announces them.
@@ -83,7 +83,7 @@ public struct Virtqueue: ~Copyable, Sendable {
         return index != nextAvailable
     }
 
-    /// Gives back the chains that were popped last, as if they had not been: the next pop takes the first of them.
+    /// Undoes the last pops: the next pop returns the first of these chains again.
     ///
     /// For a network device that finds no packet for the buffers it holds. The chains must not have been pushed.
     public mutating func rewind(_ chains: UInt16 = 1) {
@@ -106,7 +106,7 @@ public struct Virtqueue: ~Copyable, Sendable {
         if inFlight > 0 { inFlight &-= 1 }
     }
 
-    /// Shows the driver all that was pushed, at once.
+    /// Publishes all pushed chains to the driver together.
     /// - Returns: whether the driver wants an interrupt for it (§2.7.7.1, §2.7.10).
     public mutating func publish() -> Bool {
         let before = publishedUsed

@@ -16,7 +16,7 @@ public enum VirtqueueError: Error, Equatable, Sendable, CustomStringConvertible 
     case tooManyInFlight(size: UInt16)
     /// A chain's head is beyond the descriptor table.
     case headOutOfRange(UInt16, size: UInt16)
-    /// A chain goes on beyond its table.
+    /// A chain continues beyond its table.
     case nextOutOfRange(UInt16, tableSize: UInt32)
     /// More descriptors than the queue's size (or the caller's list) allows: a loop, or a driver that asks too much.
     case chainTooLong(head: UInt16, limit: Int)
@@ -24,7 +24,7 @@ public enum VirtqueueError: Error, Equatable, Sendable, CustomStringConvertible 
     case chainTooLarge(head: UInt16)
     /// A buffer that is not wholly in one region of RAM.
     case bufferOutsideRAM(GuestAddress, count: UInt32)
-    /// A buffer to be read behind one to be written.
+    /// A readable buffer after a writable one.
     case readableAfterWritable(head: UInt16)
     /// An indirect table although VIRTIO_F_INDIRECT_DESC was not negotiated.
     case indirectNotNegotiated(head: UInt16)

@@ -276,7 +276,7 @@ import Testing
             #expect(statuses == [0, 0, 0, 0])
             #expect(device.statistics.ignored.value > 0 && device.statistics.failures.value == 0)
             #expect(
-                small.lines.all.first?.hasSuffix("; ignored: the guest is told that the request has succeeded") == true)
+                small.lines.all.first?.hasSuffix("; ignored: success is reported to the guest") == true)
             device.reset()
         }
     }

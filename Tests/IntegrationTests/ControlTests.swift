@@ -88,7 +88,7 @@ import Testing
         try command("status", "", machine)
         try command("resume", "the machine runs", machine)
         try command("resume", "the machine is not paused", machine)
-        try command("nonsense", "'nonsense' is no command; `help` lists the commands", machine)
+        try command("nonsense", "unknown command 'nonsense'; `help` lists the commands", machine)
         // Given up: the guest gets what comes after.
         try machine.type("\u{1}:quit\u{3}\r")
         #expect(try machine.ask("echo still there").last == "still there")

@@ -256,7 +256,7 @@ import Testing
         try machine.wait(for: Program.prompt)
         #expect(try machine.ask("write vda 1000 pattern 4000") == ["written"])
         try machine.waitForError("No space left on device")
-        try machine.waitForError("; ignored: the guest is told that the request has succeeded")
+        try machine.waitForError("; ignored: success is reported to the guest")
         try machine.powerOff()
         #expect(try shell("grep -c '^swkvm_block_ignored_errors_total{.*} [1-9]' '\(metrics)'") == "1\n")
     }

@@ -124,9 +124,10 @@ import Testing
         try machine.expectEnd(0)
         var levels: Set<String> = []
         for line in machine.errors.lines {
-            let fields = try jq("d[\"level\"], d.get(\"device\"), len(d[\"time\"]), sorted(d) == sorted(d)", line)
+            let hasOnlyThese = #"set(d) - {"device"} == {"time", "level", "message"}"#
+            let fields = try jq("d[\"level\"], d.get(\"device\"), len(d[\"time\"]), \(hasOnlyThese)", line)
                 .split(separator: " ")
-            #expect(fields.count == 4 && fields[2] == "24", "\(line)")
+            #expect(fields.count == 4 && fields[2] == "24" && fields[3] == "True", "\(line)")
             levels.insert("\(fields[0]) \(fields[1])")
         }
         #expect(levels.isSuperset(of: ["info None", "error blk0", "notice None"]), "\(levels)")

@@ -208,7 +208,7 @@ import Virtio
             #expect(error?.description.hasPrefix("usage: \(line.split(separator: " ")[0])") == true)
         }
         let error = #expect(throws: MachineControlError.self) { try parse("nonsense") }
-        #expect(error?.description == "'nonsense' is no command; `help` lists the commands")
+        #expect(error?.description == "unknown command 'nonsense'; `help` lists the commands")
         #expect(MachineCommand.helpLines.count == MachineCommand.table.count)
     }
 

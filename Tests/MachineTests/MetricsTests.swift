@@ -241,8 +241,8 @@ private final class LogLines: Sendable {
         let text = String(repeating: "x", count: 100_000) + "\n"
         for _ in 0..<100 { file.write(text) }
         file.close()
-        #expect(lines.all == ["warning: metrics cannot be written to \(path): they were dropped: it takes none"]
-            || lines.all.first == "warning: metrics cannot be written to \(path): they were dropped: it takes none")
+        #expect(lines.all == ["warning: metrics cannot be written to \(path): reports were dropped: it accepts no more"]
+            || lines.all.first == "warning: metrics cannot be written to \(path): reports were dropped: it accepts no more")
     }
 
     @Test func aFullDiskIsReportedOnce() throws {

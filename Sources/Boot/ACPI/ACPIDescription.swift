@@ -2,9 +2,9 @@
 
 public import Platform
 
-/// The machine as ACPI tells a guest of it: what ``ACPITables`` are built from.
+/// The machine as described to a guest by ACPI: the input of ``ACPITables``.
 public struct ACPIDescription: Sendable, Equatable {
-    /// An interrupt of the ISA bus that is not what a guest would take it for (MADT, "Interrupt Source Override").
+    /// An interrupt of the ISA bus that differs from the default (MADT, "Interrupt Source Override").
     public struct InterruptOverride: Sendable, Equatable {
         /// The ISA interrupt.
         public var source: UInt8

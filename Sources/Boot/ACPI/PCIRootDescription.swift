@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A PCI Express root complex as ACPI tells a guest of it.
+/// A PCI Express root complex as described to a guest by ACPI.
 public struct PCIRootDescription: Sendable, Equatable {
     /// Where the configuration space of bus 0 is (ECAM); 1 MiB for each bus.
     public var configuration: UInt64

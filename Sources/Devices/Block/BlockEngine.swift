@@ -345,7 +345,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         case .report: consequence = "the guest gets an I/O error"
         case .ignore:
             statistics.ignored.add()
-            consequence = "ignored: the guest is told that the request has succeeded"
+            consequence = "ignored: success is reported to the guest"
         case .stop:
             // One line for all that fails until the machine is resumed. What fails again then is reported again.
             guard stop.stop() else { return reaction }
@@ -413,7 +413,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         if configurationInterrupt?.needsReset != true, queue?.publish() == true { interrupt?.signal() }
     }
 
-    /// Gives up everything in flight. The driver does not hear of it any more.
+    /// Cancels everything in flight. It is not reported to the driver any more.
     private mutating func giveUp() {
         disk.cancelAll()
         // The disk has nothing of these.

@@ -10,7 +10,7 @@ public enum DiskErrorPolicy: String, Sendable, CaseIterable {
     case report
     /// The disk stops, the machine is paused, and the request is started again when it is resumed.
     case stop
-    /// The guest is told that the request has succeeded.
+    /// The guest sees the request succeed.
     case ignore
 
     enum Reaction { case report, stop, ignore }

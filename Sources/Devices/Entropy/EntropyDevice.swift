@@ -27,11 +27,11 @@ public final class EntropyDevice: VirtioDevice {
 
     private let worker: DeviceWorker
 
-    /// Makes the device; ``start()`` starts its I/O thread.
+    /// Creates the device; ``start()`` starts its I/O thread.
     /// - Parameters:
     ///   - name: of the device and its I/O thread: `rng0`.
     ///   - limit: nil for none.
-    ///   - events: gets what the log is to say of the device.
+    ///   - events: receives events for the log.
     public init(name: String, limit: EntropyLimit? = nil, events: DeviceEvents = .none) throws(SystemCallError) {
         self.name = name
         self.deviceEvents = events

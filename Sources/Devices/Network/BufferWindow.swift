@@ -45,7 +45,7 @@ struct BufferWindow: ~Copyable {
     /// What became of the attempt to get one more chain.
     enum Growth {
         case grown
-        /// The chain was given back: it is readable, or shorter than a packet's header.
+        /// The chain was returned unused: it is readable, or shorter than a packet's header.
         case refused
         /// The driver has made no more available.
         case none

@@ -2,7 +2,7 @@
 
 internal import Synchronization
 
-/// Port 0x80: firmware says here how far it has come, and kernels write to it to pass a microsecond.
+/// Port 0x80: firmware writes its progress codes to it, and kernels use a write as a delay of a microsecond.
 public final class PostCodePort: PortDevice {
     private let code = Atomic<UInt8>(0)
 

@@ -31,7 +31,7 @@ public final class PowerController: ByteWideDevice {
         self.interrupt = interrupt
     }
 
-    /// Asks the guest to power off. A guest that does not listen goes on. Any thread may call it.
+    /// Asks the guest to power off. A guest may ignore it. Any thread may call it.
     public func requestPowerOff() {
         events.bitwiseOr(Event.powerButton, ordering: .sequentiallyConsistent)
         interrupt()

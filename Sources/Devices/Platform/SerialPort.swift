@@ -20,7 +20,7 @@ public final class SerialPort: ByteWideDevice {
     /// - Parameters:
     ///   - sink: takes the output.
     ///   - interrupt: raises the edge-triggered interrupt line (IRQ 4).
-    ///   - onRoom: says that ``receive(_:)`` takes bytes again after it had refused some; called by a vCPU thread.
+    ///   - onRoom: signals that ``receive(_:)`` accepts bytes again after it had refused some; called by a vCPU thread.
     public init(sink: any SerialSink, interrupt: @escaping @Sendable () -> Void, onRoom: @escaping @Sendable () -> Void) {
         self.sink = sink
         self.interrupt = interrupt
@@ -30,7 +30,7 @@ public final class SerialPort: ByteWideDevice {
     // MARK: The console's side
 
     /// Puts input into the receive FIFO.
-    /// - Returns: how many bytes were taken from the front. The rest is to be offered again after `onRoom`.
+    /// - Returns: how many bytes were accepted, from the front. The rest is to be offered again after `onRoom`.
     public func receive(_ bytes: Span<UInt8>) -> Int {
         let (taken, raises) = state.withLock { state in
             let taken = state.receive(bytes)
@@ -53,7 +53,7 @@ public final class SerialPort: ByteWideDevice {
         return isEmpty
     }
 
-    /// Bytes of output that the sink has not taken yet.
+    /// Bytes of output that the sink has not accepted yet.
     public var pendingOutput: Int { state.withLock { $0.output.count } }
 
     /// Bytes that a guest wrote while the transmitter was not empty and the ring full.

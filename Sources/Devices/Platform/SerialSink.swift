@@ -16,7 +16,7 @@ extension BackgroundWriter: SerialSink {}
 /// A sink that writes to a terminal, pipe or socket.
 public final class DescriptorSink: SerialSink {
     private let descriptor: FileDescriptor
-    /// The descriptor's number, for whoever waits until it is writable.
+    /// The descriptor's number, to wait until it is writable.
     public var rawValue: Int32 { descriptor.rawValue }
     private let isSocket: Bool
     private let onFull: @Sendable () -> Void

@@ -2,7 +2,7 @@
 
 /// The checksum of VHDX's structures: CRC-32 with Castagnoli's polynomial.
 public enum CRC32C {
-    /// The checksum of bytes, those of a range (the place of the checksum itself) taken for zeroes.
+    /// The checksum of bytes, where a range (the checksum field itself) counts as zeroes.
     /// - Parameter zeroes: offsets from the start of `bytes`.
     public static func checksum(_ bytes: [UInt8], zeroes: Range<Int>) -> UInt32 {
         // A few microseconds, where what is summed has 4 KiB or 64 KiB.

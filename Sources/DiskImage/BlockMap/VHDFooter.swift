@@ -5,13 +5,13 @@ internal import Linux
 
 /// The choice between the two sizes in a VHD's footer.
 public enum VHDSize: String, Sendable, CaseIterable {
-    /// Cylinders times heads times sectors, as Virtual PC, Virtual Server and QEMU before 2.10 have it.
+    /// Cylinders times heads times sectors, as used by Virtual PC, Virtual Server and QEMU before 2.10.
     case chs
-    /// The number of bytes ("current size"), as Hyper-V, VirtualBox, XenServer, Disk2vhd and everybody else has it.
+    /// The number of bytes ("current size"), as used by Hyper-V, VirtualBox, XenServer, Disk2vhd and all others.
     case current
 }
 
-/// The two sizes that a VHD's footer has, in bytes, and which of them was taken.
+/// The two sizes that a VHD's footer has, in bytes, and the one that is used.
 public struct VHDSizes: Sendable, Equatable {
     /// Cylinders times heads times sectors, which is what fits whole cylinders.
     public var chs: UInt64

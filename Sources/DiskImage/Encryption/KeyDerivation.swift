@@ -33,7 +33,7 @@ enum HashAlgorithm: String, Sendable, CaseIterable {
     }
 
     /// PBKDF2 with HMAC (RFC 8018 §5.2).
-    /// - Parameter isInterrupted: asked many times a second; `output` is not the key when it gives up.
+    /// - Parameter isInterrupted: polled many times a second; `output` is not the key if it cancels.
     func deriveKey(
         _ password: IOMemory, salt: [UInt8], iterations: UInt32, into output: IOMemory, _ isInterrupted: () -> Bool = { false }
     ) {

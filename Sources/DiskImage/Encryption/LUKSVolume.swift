@@ -9,7 +9,7 @@ struct LUKSVolume: Sendable {
     let header: LUKSHeader
     /// Header and key material. What is beyond of ``region`` is zeroes.
     let bytes: [UInt8]
-    /// Bytes of the file that are set aside.
+    /// Bytes of the file that are reserved.
     let region: UInt64
     /// The key of the disk; nil while nobody has said the password.
     private(set) var masterKey: SecretBytes?

@@ -65,7 +65,7 @@ public enum ImageSignature: Sendable, Equatable {
 /// The format by which a file is opened, and who says so. Every file of an image comes by one of these, and is held against it when it is open.
 struct FormatChoice: Sendable {
     enum Source: Sendable {
-        /// The user's own word, or that of an image about its backing file: nobody asks the contents.
+        /// Specified by the user, or by an image for its backing file: the contents are not checked.
         case stated
         /// The file's name; the option of `swkvm image` would state it.
         case name(option: String)

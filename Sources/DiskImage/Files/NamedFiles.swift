@@ -22,7 +22,7 @@ public struct NamedFiles: Sendable, Equatable {
         self.stated = stated
     }
 
-    /// Refuses a directory that is none: nothing could be below it, and the images at hand may not show that.
+    /// Refuses a path that is not a directory, even if no image refers to a file below it.
     public func checkDirectories() throws(DiskImageError) {
         for directory in directories {
             do throws(SystemCallError) { _ = try FileDescriptor.open(directory, CLINUX_O_PATH | O_DIRECTORY) } catch {
@@ -31,7 +31,7 @@ public struct NamedFiles: Sendable, Equatable {
         }
     }
 
-    /// Wherever an image says.
+    /// Files anywhere.
     public static let anywhere = NamedFiles(isAnywhere: true)
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The disks of one machine that are open already: of a file that is locked they tell whether it is by one of them.
+/// The disks of one machine that are open already: they show whether a locked file belongs to one of them.
 public struct OpenDisks: Sendable {
     private var disks: [(path: String, identities: [ImageFile.Identity])] = []
 

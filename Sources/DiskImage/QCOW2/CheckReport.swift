@@ -4,7 +4,7 @@
 public struct CheckReport: Equatable, Sendable {
     /// The kinds of problems to repair.
     public enum Repair: String, Sendable, CaseIterable {
-        /// Clusters that are counted and not used are given back.
+        /// Clusters with a refcount that are not used are freed.
         case leaks
         /// Leaks and everything else. Entries that cannot be right become zeroes.
         case all

@@ -92,8 +92,8 @@ extension NBDDisk {
         if let endBy, now >= endBy || inUse == 0 {
             self.endBy = nil
             if inUse > 0 {
-                tell("gave up \(inUse) requests that the server did not answer")
-                lose("requests were given up")
+                tell("cancelled \(inUse) requests that the server did not answer")
+                lose("requests were cancelled")
                 failWaiting(EIO)
                 return true
             }

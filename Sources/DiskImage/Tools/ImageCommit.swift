@@ -3,7 +3,7 @@
 internal import Glibc
 internal import Linux
 
-/// Puts what an image has of its own into its backing file.
+/// Commits the contents of an overlay to its backing file.
 public struct ImageCommit: Sendable {
     public var path: String
     public var options = DiskImageOptions()
@@ -18,7 +18,7 @@ public struct ImageCommit: Sendable {
     public init(path: String) { self.path = path }
 
     /// Writes into the backing file, makes that durable, and then empties the image, so that the disk is the same at any time.
-    /// - Parameter progress: called now and then; false gives up, with the image as it was.
+    /// - Parameter progress: called regularly; false cancels, with the image unchanged.
     /// - Returns: the backing file's path.
     @discardableResult
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) -> String {

@@ -34,7 +34,7 @@ public struct ImageComparison: Sendable {
     }
 
     /// Compares the disks up to the first difference.
-    /// - Parameter progress: called now and then; false gives up.
+    /// - Parameter progress: called regularly; false cancels.
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) -> Outcome {
         var one = ImageReader(try DiskImage(path: first, options: firstOptions))
         var other = ImageReader(try DiskImage(path: second, options: secondOptions))

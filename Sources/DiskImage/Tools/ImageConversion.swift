@@ -22,7 +22,7 @@ public enum ToolCache: String, Sendable, CaseIterable {
     case none
 }
 
-/// A disk image made from another: the same disk in another format, or laid out anew.
+/// A conversion of a disk image to another format or layout.
 public struct ImageConversion: Sendable {
     public var source: String
     public var sourceOptions = DiskImageOptions(readOnly: true)
@@ -32,13 +32,13 @@ public struct ImageConversion: Sendable {
     public var subformat: ImageSubformat?
     public var options = QCOW2Options()
     public var preallocation = Preallocation.off
-    /// The image that the new one stands on: it gets only what differs from that.
+    /// The backing file of the new image, which stores only the differences.
     public var backing: BackingReference?
     /// Indicates whether clusters are compressed where that makes them smaller.
     public var compresses = false
     /// The compression level: 1 to 9 for zlib, 1 to 19 for zstd; nil for the default.
     public var compressionLevel: Int?
-    /// Indicates whether a file that is there already is replaced, or a block device or a remote disk overwritten.
+    /// Indicates whether an existing file is replaced, or a block device or a remote disk overwritten.
     public var replacing = false
     /// The use of the page cache on both sides.
     public var cache = ToolCache.automatic
@@ -62,8 +62,8 @@ public struct ImageConversion: Sendable {
         self.format = format
     }
 
-    /// Makes the image. It gets its name when it is whole; after an error there is no file (a block device or a remote disk is then written in part).
-    /// - Parameter progress: called a few times a second; false gives up.
+    /// Creates the image. It gets its name when it is complete; after an error there is no file (a block device or a remote disk is then written in part).
+    /// - Parameter progress: called a few times a second; false cancels.
     /// - Returns: what of the source could not be read, in the disk's order.
     @discardableResult
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) -> [LostRange] {

@@ -14,9 +14,9 @@ public struct ImageCreation: Sendable {
     public var options = QCOW2Options()
     public var preallocation = Preallocation.off
     public var backing: BackingReference?
-    /// Indicates whether the backing image is opened, to see that it is there and how large its disk is.
+    /// Indicates whether the backing image is opened, to check that it exists and to get its size.
     public var opensBacking = true
-    /// Indicates whether a file that is there already is replaced.
+    /// Indicates whether an existing file is replaced.
     public var replacing = false
     /// Indicates whether the image is on the disk when ``create()`` returns.
     public var durably = false
@@ -30,7 +30,7 @@ public struct ImageCreation: Sendable {
         self.size = size
     }
 
-    /// Makes the image. It gets its name when it is whole; after an error there is no file.
+    /// Creates the image. It gets its name when it is complete; after an error there is no file.
     /// - Returns: bytes of the disk.
     @discardableResult
     public func create() throws(DiskImageError) -> UInt64 {

@@ -17,7 +17,7 @@ public struct ImageInformation: Sendable, Equatable {
     public var encryption: Encryption?
     public var backing: Backing?
     public var qcow2: QCOW2?
-    /// Bytes of a block of the format's making; nil in one without.
+    /// Bytes of a cluster; nil in a format without them.
     public var clusterSize: UInt64?
     public var snapshots: [Snapshot] = []
     /// The two sizes of a VHD.
@@ -77,7 +77,7 @@ public struct ImageInformation: Sendable, Equatable {
     public struct Encryption: Sendable, Equatable {
         /// `luks` or `aes`.
         public var format: String
-        /// nil for `aes`, of which there is nothing more to say.
+        /// nil for `aes`, which has no header.
         public var luks: LUKS?
 
         /// A LUKS header, in the words of qemu-img.
@@ -120,7 +120,7 @@ public struct ImageInformation: Sendable, Equatable {
         public var instructions: UInt64?
     }
 
-    /// Reads what an image says. Nothing is locked if `locking` is off, so that an image in use can be looked at.
+    /// Reads the metadata of an image. Nothing is locked if `locking` is off, so that an image in use can be read.
     /// - Parameters:
     ///   - dataFile: the file with the data of a qcow2 image that keeps it outside.
     ///   - vhdSize: which of the two sizes of a VHD counts.

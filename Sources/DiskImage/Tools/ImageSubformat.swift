@@ -2,7 +2,7 @@
 
 /// The kinds of VMDK and VDI images that are made, in the words of VMware and qemu-img.
 public enum ImageSubformat: String, Sendable, CaseIterable {
-    /// VMDK: one file, with grains as they are needed. What is made if nothing else is asked.
+    /// VMDK: one file, whose grains are allocated on demand. The default.
     case monolithicSparse
     /// VMDK: the disk as it is in NAME-flat.vmdk, and a descriptor.
     case monolithicFlat
@@ -12,7 +12,7 @@ public enum ImageSubformat: String, Sendable, CaseIterable {
     case twoGbMaxExtentFlat
     /// VMDK: one file with compressed grains, which is only read: what an OVF package (OVA) has.
     case streamOptimized
-    /// VDI: blocks as they are needed. What is made if nothing else is asked.
+    /// VDI: blocks are allocated on demand. The default.
     case dynamic
     /// VDI: every block in its place.
     case fixed = "static"
@@ -28,7 +28,7 @@ public enum ImageSubformat: String, Sendable, CaseIterable {
         }
     }
 
-    /// Indicates whether the disk's bytes lie one after the other, so that space can be set aside for them.
+    /// Indicates whether the disk's bytes lie one after the other, so that space can be preallocated.
     var isFlat: Bool { self == .monolithicFlat || self == .twoGbMaxExtentFlat || self == .fixed }
 
     /// The kind that is made.

@@ -37,7 +37,7 @@ public enum CompressionType: String, Sendable, CaseIterable {
     case zstd
 }
 
-/// The image that shows where a new one has nothing of its own.
+/// The backing file of a new image.
 public struct BackingReference: Sendable, Equatable {
     /// The name as it is put into the image: relative to the new image's directory.
     public var name: String

@@ -27,7 +27,7 @@ struct ControlService: Sendable {
         serveUrgentRequests()
         while !ending.isStopping {
             if hasStoppedDisk, !control.isPaused {
-                // Given up where somebody resumes the machine, whose disk then tries again, or ends it.
+                // Cancelled if a client resumes the machine, whose disk then tries again, or ends it.
                 _ = try? pause()
             } else if let item = control.takeRequest() {
                 serve(item)
@@ -100,7 +100,7 @@ struct ControlService: Sendable {
     private func resume() throws(MachineControlError) -> String {
         guard control.isPaused else { throw .notPaused }
         board.timer.resume()
-        // A guest's watchdog is told where the time has gone. Refused where the guest does not use KVM's clock.
+        // Notifies the guest's watchdog of the lost time. Refused if the guest does not use KVM's clock.
         for cpu in board.cpus { try? cpu.cpu.markPausedClock() }
         control.setPaused(false)
         letRun()

@@ -39,7 +39,7 @@ public enum MachineCommand: Equatable, Sendable {
     static func parse(_ line: String) throws(MachineControlError) -> MachineCommand? {
         let words = line.split(whereSeparator: { $0 == " " || $0 == "\t" }).map(String.init)
         guard let name = words.first else { return nil }
-        guard let entry = entry(name) else { throw .refused("'\(name)' is no command; `help` lists the commands") }
+        guard let entry = entry(name) else { throw .refused("unknown command '\(name)'; `help` lists the commands") }
         guard let command = entry.parse(Array(words.dropFirst())) else { throw .refused("usage: \(entry.usage)") }
         return command
     }

@@ -79,7 +79,7 @@ public final class MachineControl: Sendable {
 
     // MARK: Clients
 
-    /// Leaves a request; returns at once.
+    /// Queues a request; returns immediately.
     /// - Parameter answer: called once, mostly on the control's thread. It must not wait.
     public func post(_ request: Request, answer: @escaping @Sendable (Answer) -> Void = { _ in }) { post(.request(request), answer: answer) }
 
@@ -195,9 +195,9 @@ public enum MachineControlError: Error, Equatable, CustomStringConvertible {
     case alreadyPaused
     case notPaused
     case noDevice(String, kind: String, available: [String])
-    /// A sentence that says why.
+    /// A sentence with the reason.
     case refused(String)
-    /// A pause that was given up before what was in flight had ended.
+    /// A pause that was cancelled before what was in flight had completed.
     case pauseCancelled
 
     public var description: String {

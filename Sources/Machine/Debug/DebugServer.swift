@@ -120,7 +120,7 @@ private struct DebugService: ~Copyable {
             case .idle, .serving: break
             }
             guard let next = server.listener.accept() else { return }
-            // One at a time: a second client is told so by the end of its stream.
+            // One at a time: the stream of a second client is closed.
             guard case .idle = phase else { continue }
             client = DebugClient(next)
             phase = .arriving

@@ -128,7 +128,7 @@ final class MachineDebugTarget: DebugTarget {
         }
     }
 
-    /// Indicates whether an event that is not told now is told next time. A vCPU in front of a breakpoint comes to it
+    /// Indicates whether an event that is not reported now is reported next time. A vCPU in front of a breakpoint comes to it
     /// again; one that is past a
     /// watched access does not.
     private func isKept(_ index: Int) -> Bool {
@@ -143,7 +143,7 @@ final class MachineDebugTarget: DebugTarget {
     func resume(_ actions: [ResumeAction]) {
         plan = actions
         if zip(cpus, actions).contains(where: { $1 != .stay && $0.pausePoint.event != nil }) {
-            // Nothing moves before it is told.
+            // Nothing runs before it is reported.
             isStopping = true
             lookAgain()
             return

@@ -62,7 +62,7 @@ final class MetricsFile: Sendable {
                 monitor.broadcast()
                 return isTaken
             }
-            if !isTaken { report(EAGAIN, "they were dropped: it takes none") }
+            if !isTaken { report(EAGAIN, "reports were dropped: it accepts no more") }
         }
 
         /// - Returns: whether the thread has ended.

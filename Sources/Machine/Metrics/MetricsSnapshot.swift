@@ -23,7 +23,7 @@ struct MetricsSnapshot: Sendable {
     /// The figures of one thing. A figure that is not known is left out.
     struct Group: Sendable {
         let scope: Metric.Scope
-        /// What there are several of is told apart by this label: `device`, `vcpu`.
+        /// The label that distinguishes several of a kind: `device`, `vcpu`.
         var label: (name: String, value: String)?
         var values: [String: Value] = [:]
     }

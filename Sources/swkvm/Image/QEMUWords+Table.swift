@@ -46,8 +46,8 @@ extension QEMUWords {
             .value("-B", .renamed("-b")), .value("-t", .anyCache), .value("-T", .anyCache),
             .flag(
                 "-c",
-                .refused("what is copied is not compressed; swkvm image convert --compress makes a compressed image")),
-            .flag("-U", .refused("who changes an image has it alone")),
+                .refused("it does not compress; swkvm image convert --compress creates a compressed image")),
+            .flag("-U", .refused("changing an image requires exclusive access")),
         ],
         "resize": common + [.value("-f"), .flag("-q")],
         "snapshot": common + [.value("-c"), .value("-a"), .value("-d"), .flag("-l"), .flag("-q"), .flag("-U")],

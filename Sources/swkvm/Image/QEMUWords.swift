@@ -14,13 +14,13 @@ struct QEMUWords {
         case same
         /// Ours has another name.
         case renamed(String)
-        /// It is taken and changes nothing.
+        /// Accepted without effect.
         case noEffect
-        /// What to use in its place.
+        /// What to use instead.
         case refused(String)
         /// A mode of the page cache, of what is read or written, that `convert` has one option for.
         case cache
-        /// A mode of the page cache where nothing is to be said about it.
+        /// A cache mode for a command that has no cache option.
         case anyCache
         /// How many zero bytes `convert` leaves out.
         case sparseness

@@ -197,7 +197,7 @@ import Testing
             contents.replaceSubrange(range, with: repeatElement(0, count: range.count))
             #expect(try directory.read("disk.raw") == contents)
         }
-        // A discard is a wish, which may come to nothing.
+        // A discard is a hint: it may have no effect.
         try engine.perform(.discard, at: 700_416, length: 65536)
         #expect(try directory.read("disk.raw") == contents)
     }

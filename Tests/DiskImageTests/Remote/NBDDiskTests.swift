@@ -74,7 +74,7 @@ import Testing
         #expect(try engine.read(0, 768 << 10) == [UInt8](repeating: 0, count: 768 << 10))
     }
 
-    /// Servers that can do little: what they cannot is done otherwise, or is not done where it is only a wish.
+    /// Servers with few features: what they lack is done in another way, or not at all if it is only a hint.
     @Test func zeroesAreWrittenWhereTheServerMakesNone() throws {
         let server = try NBDServer(
             directory, nbdkit: "--filter=nozero", "--filter=noextents", "file", directory.file("disk.raw"))
