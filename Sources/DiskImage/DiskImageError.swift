@@ -120,7 +120,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     /// A failed write into such a target.
     case failedInPlace(path: String, DiskImageError)
 
-    /// For who opens what an image stands on while it has the image: a file that seems to be another process's may be that image.
+    /// For a caller that opens a backing file while it has the overlay open: a file that seems to be another process's may be that image.
     func orLoop(to image: String) -> DiskImageError {
         guard case .locked(let file, _) = cause, let own = ImageFile.Identity(ofPath: image), ImageFile.Identity(ofPath: file) == own else { return self }
         return .backingLoop(path: file)

@@ -83,7 +83,7 @@ public final class Machine: Sendable {
 
     // MARK: Life
 
-    /// Starts the devices' threads and the vCPUs. Called once. All that the machine needs of the host was opened before: a process may give up the right
+    /// Starts the devices' threads and the vCPUs. Called once. All that the machine needs of the host was opened before: a process may drop the right
     /// to open anything between ``init(_:output:log:isInterrupted:progress:)`` and this, if it does without a reset of the guest and remote disks.
     public func start() throws(MachineError) {
         _ = clinux_install_interrupting_signal(CPUThread.kickSignal)

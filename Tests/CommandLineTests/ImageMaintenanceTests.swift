@@ -159,7 +159,7 @@ import Testing
         }
     }
 
-    /// The kinds of images that are made, what a new one stands on, and a source's data.
+    /// The kinds of images that are created, their backing files, and a source's data.
     @Test func makes() throws {
         let converted = try parse(ImageConvertCommand.self, "convert", "--subformat", "streamOptimized", "-B", "b.img", "-F", "raw", "--data-file", "d", "a.qcow2", "c.vmdk")
         #expect(converted.layout.subformat == .streamOptimized && converted.backing == "b.img" && converted.backingFormat == .raw && converted.data.dataFile == "d")

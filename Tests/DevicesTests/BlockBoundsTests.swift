@@ -155,7 +155,7 @@ import Testing
         #expect(driver.device.statistics.reads.value == 0)
     }
 
-    /// What the kernel waits for itself it gives up.
+    /// Operations that wait in the kernel are cancelled.
     @Test func aResetCancelsWhatTheKernelHas() throws {
         let disk = try disk(Self.largest)
         let image = try DiskImage(path: disk.path, options: DiskImageOptions(readOnly: true))
@@ -199,7 +199,7 @@ import Testing
         }
     }
 
-    /// Writes that allocate are given up in the middle: the image has no error, and is closed as it should be.
+    /// Writes that allocate are cancelled in the middle: the image has no error, and is closed as it should be.
     @Test(arguments: [(true, 1), (false, 1), (true, 2)]) func anImageIsSoundAfterWritesWereGivenUp(usesRing: Bool, queues: Int) throws {
         let disk = try TemporaryDisk([])
         let path = disk.path + ".qcow2"

@@ -232,7 +232,7 @@ private struct Bench: Sendable {
             let rooms = bench.rooms.count
             #expect(bench.read(lineStatus) & 0x03 == 0x01)
             read.append(bench.read(data))
-            // The console offers the rest when it is told to.
+            // The console offers the rest when it is notified.
             if bench.rooms.count > rooms { offered += bench.receive(Array(input[offered...])) }
         }
         #expect(read == input)

@@ -44,7 +44,7 @@ import Testing
             try host.netlink.set(tap, up: false)
             let down = next(watcher)
             #expect(down == false)
-            // Of the other nothing is told.
+            // The other is not reported.
             try host.netlink.set(second, up: false)
             let silence = next(watcher)
             #expect(silence != true)

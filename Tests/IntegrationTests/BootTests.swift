@@ -4,7 +4,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// What boots, what its command line is, and what a user who expected something else is told.
+/// What boots, what its command line is, and the errors for users who expected something else.
 @Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct BootTests {
     private let directory: TemporaryDirectory
     private let disk: String
@@ -109,7 +109,7 @@ import Testing
         #expect(
             try commandLine(["--disk", disk, "--discovery", "cmdline", "--cmdline", "a -- b"])
                 == "console=ttyS0 a \(word) -- b")
-        // A Linux that is told not to use ACPI would find none.
+        // A Linux with acpi=off would find none.
         #expect(try commandLine(["--disk", disk, "--cmdline", "acpi=off"]) == "console=ttyS0 acpi=off \(word)")
         #expect(try commandLine(["--disk", disk, "--cmdline-raw", "acpi=off"]) == "acpi=off")
 

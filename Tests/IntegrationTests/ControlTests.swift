@@ -38,7 +38,7 @@ import Testing
             #expect(try ping().contains("0 received"))
             try command("link net0 up", "the link of net0 is up", machine)
             #expect(try machine.ask("net").first?.contains("link up") == true)
-            // The host may have given up asking for the guest's address, and asks again a second later.
+            // The host may have stopped asking for the guest's address, and asks again a second later.
             #expect(try eventually { try ping().contains("2 received") })
         }
         // The host's interface has to be up as well.

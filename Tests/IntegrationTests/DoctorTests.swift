@@ -46,7 +46,7 @@ import Testing
         }
     }
 
-    /// What an ordinary user is told, with these devices instead of the host's.
+    /// The report for an ordinary user, with these devices instead of the host's.
     private func asNobody(_ preparation: String, _ arguments: String = "doctor") throws -> Program {
         let directory = try TemporaryDirectory()
         let script = """

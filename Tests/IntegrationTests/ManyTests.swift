@@ -38,7 +38,7 @@ import Testing
         #expect(try eventually { try host.linkNames() == ["br0"] })
     }
 
-    /// One after the other, with all that a machine can have: what one takes it gives back for the next.
+    /// One after the other, with all that a machine can have: each releases its resources for the next.
     @Test func fiftyInARow() throws {
         let host = try Namespace()
         let directory = try TemporaryDirectory()

@@ -8,7 +8,7 @@ import Testing
 @Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct PromptTests {
     private static let up = "\u{1b}[A", down = "\u{1b}[B", right = "\u{1b}[C", left = "\u{1b}[D"
 
-    /// Types keys and the end of the line, and gives back the answer's last line.
+    /// Types keys and the end of the line, and returns the answer's last line.
     private func answer(_ machine: Program, _ keys: String) throws -> String {
         try machine.type(keys + "\r")
         try machine.wait(for: Program.prompt)

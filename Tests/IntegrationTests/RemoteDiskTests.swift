@@ -152,7 +152,7 @@ import Testing
         try kill(server)
     }
 
-    /// A target that cannot be undone: the user is told what has become of it.
+    /// A target that cannot be restored: the message states its condition.
     @Test func aConversionOntoARemoteDisk() throws {
         let server = try serve("scratch.raw")
         let convert = [Host.swkvm, "image", "convert", directory("disk.raw"), address()]

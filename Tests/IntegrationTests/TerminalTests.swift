@@ -81,7 +81,7 @@ import Testing
         expectRestored()
     }
 
-    /// A mistake is told on a terminal that was never touched.
+    /// An error is reported on a terminal whose mode was not changed.
     @Test func aMachineThatCannotStart() throws {
         let machine = try Program.machine(["--kernel", "/nonexistent"], terminal: terminal)
         try machine.expectEnd(66)

@@ -68,7 +68,7 @@ extension DiskEngine {
         }
     }
 
-    /// Forgets a snapshot and gives back what only it needed.
+    /// Deletes a snapshot and frees what only it used.
     /// - Parameter word: the snapshot's id or else its name.
     public mutating func deleteSnapshot(_ word: String) throws(DiskImageError) {
         try requireSnapshots(word)
@@ -156,7 +156,7 @@ extension DiskEngine {
         image.reportLostBitmaps(lostBitmaps)
     }
 
-    /// After a change in place: what is counted and not used any more is given back. What cannot be is lost space, which a repair finds.
+    /// After a change in place: clusters that are not used any more are freed. Those that cannot be freed are leaked, which a repair finds.
     private func release() {
         do throws(DiskImageError) {
             var check = QCOW2Check(header: try image.readHeader(), file: tableFile)

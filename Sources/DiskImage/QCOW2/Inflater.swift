@@ -21,7 +21,7 @@ struct Inflater: ~Copyable {
     func inflate(_ input: IOMemory, into output: IOMemory) -> Bool { decompress(input, into: output) == output.count }
 
     /// Decompresses `input` until it ends or `output` is full.
-    /// - Returns: bytes of output; nil when the input is none of zlib's, or is cut short.
+    /// - Returns: bytes of output; nil if the input is invalid or truncated.
     func decompress(_ input: IOMemory, into output: IOMemory) -> Int? {
         // As above. What it has not used of the input is padding up to a sector.
         guard let (status, count) = unsafe state.run(input, into: output, reset: { unsafe inflateReset($0) }, { unsafe CZlib.inflate($0, Z_FINISH) }) else { return nil }

@@ -20,7 +20,7 @@ struct MetadataReplacement: ~Copyable {
     /// How often each is counted before.
     private let oldCounts: ClusterCounts
     private let fileSize: UInt64
-    /// Indicates whether what is not counted afterwards may be given back to the host: in an image that stays damaged
+    /// Indicates whether what is not counted afterwards may be freed on the host: in an image that stays damaged
     /// it may be in use.
     private let releasesSpace: Bool
     /// Where the search for single clusters goes on.
@@ -96,7 +96,7 @@ struct MetadataReplacement: ~Copyable {
 
     private func isFree(_ cluster: UInt64) -> Bool { counts[cluster] == 0 && oldCounts[cluster] == 0 }
 
-    /// Clusters that a table takes, given back.
+    /// The clusters of a table, freed.
     mutating func free(_ place: UInt64, bytes: UInt64) {
         counts.add(-1, to: place >> clusterBits..<place >> clusterBits + header.clusters(for: bytes))
     }
@@ -197,7 +197,7 @@ struct MetadataReplacement: ~Copyable {
 
     mutating func setSize(_ size: UInt64) { fields.store(size, at: 24) }
 
-    /// The disk is another one afterwards, of which the bitmaps say nothing: what they take is given back.
+    /// The disk has other contents afterwards, so the bitmaps are invalid: their clusters are freed.
     mutating func clearBitmaps(_ scan: borrowing QCOW2Scan) {
         guard header.version >= 3 else { return }
         fields.store(header.autoclearFeatures & header.keptAutoclearFeatures, at: 88)

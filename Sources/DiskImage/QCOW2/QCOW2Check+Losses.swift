@@ -2,9 +2,9 @@
 
 internal import Linux
 
-/// A repair of an image whose file ends too early: what is beyond the end is given up.
+/// A repair of an image whose file ends too early: what is beyond the end is discarded.
 extension QCOW2Check {
-    /// Gives up one kind of what is beyond the end: the rest of a table, then snapshots, then bitmaps. Each is a write
+    /// Discards one kind of what is beyond the end: the rest of a table, then snapshots, then bitmaps. Each is a write
     /// or two that can be made again.
     /// - Returns: whether anything has changed.
     func dropLosses(_ scan: borrowing QCOW2Scan) throws(DiskImageError) -> Bool {
@@ -56,7 +56,7 @@ extension QCOW2Check {
 }
 
 extension QCOW2Scan {
-    /// Indicates whether something is beyond the end of the file, and is to be given up before anything else is
+    /// Indicates whether something is beyond the end of the file, and is to be discarded before anything else is
     /// repaired.
     var hasLosses: Bool { cut != nil || lostSnapshots > 0 || bitmapsAreCut }
 }

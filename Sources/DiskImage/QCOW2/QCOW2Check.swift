@@ -46,7 +46,7 @@ extension DiskImage {
         return try check.run(repair)
     }
 
-    /// For an image that was not closed by a program that keeps its reference counts lazily: what is counted wrongly is put right. Damaged
+    /// For an image that was not closed by a program that keeps its reference counts lazily: wrong refcounts are repaired. Damaged
     /// entries are not touched, and keep the image from being written.
     static func repairIfDirty(_ file: inout ImageFile) throws(DiskImageError) -> CheckReport? {
         let header = try QCOW2Header(file)
@@ -110,7 +110,7 @@ struct QCOW2Check {
             return try scan.hasLosses ? dropLosses(scan) : repairEntries(scan)
         }
         guard repair == .all || report.leaks > 0 else { return false }
-        // Space that nothing is known to use is given back only if all that could use it is known.
+        // Space that nothing is known to use is freed only if all that could use it is known.
         let raises = (0..<scan.references.end).contains { scan.references[$0] > scan.counts[$0] }
         guard !scan.isIncomplete || (repair == .all && raises) else { return false }
         var new = try MetadataReplacement(scan, counting: repair == .leaks ? .countedAndUsed : scan.isIncomplete ? .countedOrUsed : .used)

@@ -203,7 +203,7 @@ struct QCOW2Header: Equatable, Sendable {
         (size, l1Count, l1Offset, l1TableSize) = (0, 0, 0, 0)
         bitmaps = autoclear & Autoclear.bitmaps != 0 ? extensions.bitmaps : nil
 
-        // Readers need no reference counts, but an image whose table of them is missing was cut short.
+        // Readers need no reference counts, but an image whose refcount table is missing was truncated.
         let refcountOffset = fixed.bigEndian64(at: 48)
         let refcountClusters = UInt64(fixed.bigEndian32(at: 56))
         try require(refcountOffset & (clusterSize - 1) == 0, "a refcount table at byte \(refcountOffset), which is not cluster-aligned")

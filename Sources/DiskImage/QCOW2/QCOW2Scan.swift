@@ -107,7 +107,7 @@ struct QCOW2Scan: ~Copyable {
 
     // MARK: - References
 
-    /// A reference to a range of the file. The last cluster may be cut short.
+    /// A reference to a range of the file. The last cluster may be truncated.
     @discardableResult
     private mutating func refer(_ what: @autoclosure () -> String, at place: UInt64, _ length: UInt64, times: UInt32 = 1) -> Bool {
         guard length > 0 else { return true }

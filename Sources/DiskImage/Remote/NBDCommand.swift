@@ -8,7 +8,7 @@ enum NBDRequest: UInt8 {
     case read, write, flush
     /// The range's contents no longer matter.
     case trim
-    /// The range becomes zero, and its space may be given back, or not.
+    /// The range becomes zero, and its space may be freed, or not.
     case zero, zeroKeeping
     /// The block status of the range.
     case status

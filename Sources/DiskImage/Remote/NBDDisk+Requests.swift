@@ -224,7 +224,7 @@ extension NBDDisk {
         }
     }
 
-    /// The connection is given up: what was sent over it waits for the next one.
+    /// The connection is dropped: requests that were sent over it wait for the next one.
     func reclaim() {
         collect()
         for index in 0..<Int32(commands.count) where commands[index].state == .sent { again(index) }

@@ -35,7 +35,7 @@ extension NBDDisk {
         _ = try transfer(.write, bytes, at: offset)
     }
 
-    /// Makes a range, which is inside the disk, read as zeroes in whatever way costs least. Its space may be given back.
+    /// Writes zeroes to a range inside the disk in the cheapest way. Its space may be freed.
     func clear(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
         let mask = export.minimumBlock - 1, end = offset + length
         // The server's whole blocks, and what is left at both ends.

@@ -18,7 +18,7 @@ final class ConversionWorker {
     private var memory: IOMemory
     /// Compressed clusters of a piece, one after the other; it takes no memory before it is touched.
     private let compressed: TransferBuffer
-    /// What the new image stands on.
+    /// The backing file of the new image.
     private var base: Base?
     private let compressor: Compressor?
     /// Where in the piece the source has data, in order.

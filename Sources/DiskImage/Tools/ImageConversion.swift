@@ -42,7 +42,7 @@ public struct ImageConversion: Sendable {
     public var replacing = false
     /// The use of the page cache on both sides.
     public var cache = ToolCache.automatic
-    /// Indicates whether what of the source cannot be read becomes zeroes, and a source that is cut short is read as
+    /// Indicates whether unreadable ranges of the source become zeroes, and a truncated source is read as
     /// far as it goes.
     public var salvages = false
     /// A test's system calls for reading the source.

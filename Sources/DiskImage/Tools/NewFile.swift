@@ -174,7 +174,7 @@ struct NewFile: ~Copyable {
         if ftruncate(descriptor.rawValue, off_t(truncatingIfNeeded: size)) < 0 { throw .system(path: path, .last("ftruncate")) }
     }
 
-    /// Has the file system set aside space for a range, which reads as zeroes where it holds nothing yet.
+    /// Has the file system reserve space for a range, which reads as zeroes where it holds nothing yet.
     func reserve(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
         guard length > 0 else { return }
         while clinux_fallocate(descriptor.rawValue, 0, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) < 0 {

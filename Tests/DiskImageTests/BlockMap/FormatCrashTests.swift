@@ -26,7 +26,7 @@ enum SmallImage: String, CaseIterable, CustomTestStringConvertible {
         default: ["disk.\(format)"]
         }
     }
-    /// Bytes of the disk, the last cluster of which is cut short.
+    /// Bytes of the disk, the last cluster of which is truncated.
     var size: Int {
         switch self {
         case .vdi: 6 << 20 | 512

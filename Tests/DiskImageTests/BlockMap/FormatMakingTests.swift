@@ -320,7 +320,7 @@ extension ImageSubformat {
         }
     }
 
-    /// No file under its final name, and none without one, when the work is given up or one of the names is taken.
+    /// No file under its final name, and none without one, when the work is cancelled or one of the names is taken.
     @Test(arguments: ImageSubformat.allCases) func whatIsGivenUpLeavesNothing(kind: ImageSubformat) throws {
         let raw = try directory.write("in.raw", randomBytes(8 << 20, seed: 3))
         var conversion = ImageConversion(source: raw, target: directory.file("new.\(kind.format)"), format: kind.format)

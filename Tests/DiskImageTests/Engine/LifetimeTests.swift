@@ -15,7 +15,7 @@ struct Lifetime: ~Copyable {
     let canKeep: Bool
     let canResize: Bool
     let maximumSize: Int
-    /// What may be set aside for a longer disk.
+    /// What may be preallocated for a longer disk.
     var preallocations = Preallocation.allCases
     /// Of an encrypted image.
     var keys: [DiskKey] = []

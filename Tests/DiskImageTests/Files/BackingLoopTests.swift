@@ -6,7 +6,7 @@ import Linux
 import TestSupport
 import Testing
 
-/// An image is not made to stand on itself, by whatever name.
+/// An image cannot become its own backing file, by whatever name.
 @Suite(.timed) struct BackingLoopTests {
     let directory = TemporaryDirectory()
     private let contents = randomBytes(1 << 20, seed: 1)

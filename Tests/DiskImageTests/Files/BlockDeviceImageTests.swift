@@ -12,7 +12,7 @@ private final class LoopDevice: Sendable {
     let path: String
 
     init(_ file: String, sector: Int) throws {
-        // A device that another test has just given back may be busy for a moment.
+        // A device that another test has just released may be busy for a moment.
         var made = run(["losetup", "--find", "--show", "--sector-size", "\(sector)", file])
         for _ in 0..<50 where made.status != 0 {
             usleep(20_000)

@@ -7,7 +7,7 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// Opening an image may wait for somebody, or compute for minutes: whoever asked for it can give up.
+/// Opening an image may wait for another process, or compute for minutes: it can be cancelled.
 @Suite(.timed) struct InterruptedOpeningTests {
     private let directory = TemporaryDirectory(inMemory: true)
 

@@ -17,7 +17,7 @@ import Testing
         #expect(openError(path, readOnly) == .locked(path: path, forWriting: true))
         // QEMU's tools are kept out, too. (They bear others' writing to a raw disk that they only read.)
         #expect(run(["qemu-io", "-f", "raw", "-c", "write 0 512", path]).output.contains("lock"))
-        // Who wants no locks is told nothing.
+        // Without locks nothing is reported.
         _ = try DiskImage(path: path, options: DiskImageOptions(locking: false))
         withExtendedLifetime(writer.size) {}
     }

@@ -51,7 +51,7 @@ import Testing
         var testDescription: String { rawValue }
     }
 
-    /// Whoever changes the disk says, once, that its bitmaps are untrue, and gives back what they took.
+    /// Whoever changes the disk says, once, that its bitmaps are untrue, and frees their clusters.
     @Test(arguments: Change.allCases) func untrueBitmapsAreReportedAndFreed(change: Change) throws {
         let path = try makeImage()
         let said = Guarded<[String]>([])
@@ -136,7 +136,7 @@ import Testing
         }
     }
 
-    /// Bitmaps whose tables overlap, or over the disk's clusters, are given up and nothing is freed for
+    /// Bitmaps whose tables overlap, or over the disk's clusters, are discarded and nothing is freed for
     /// them.
     @Test func impossibleBitmapsFreeNothing() throws {
         let path = try makeImage()

@@ -222,7 +222,7 @@ import Testing
     }
 
     /// Giving leaks back leaves an image that has errors as well with these, and with its contents: a cluster that is
-    /// in use and counted too seldom, or at the end of the file, or taken for reference counts too, is not given back.
+    /// in use and counted too seldom, or at the end of the file, or taken for reference counts too, is not freed.
     @Test(arguments: ["uncounted", "uncounted at the end", "two uses"])
     func leaksAreGivenBackWithoutHarmToWhatIsDamaged(damage: String) throws {
         let path = directory.file("disk.qcow2")
@@ -254,7 +254,7 @@ import Testing
         #expect(try directory.read("after.raw") == directory.read("before.raw"))
     }
 
-    /// Where a snapshot's table is not to be found, what may be the snapshot's is not given back: who knows where it is
+    /// Where a snapshot's table is not to be found, what may be the snapshot's is not freed: who knows where it is
     /// can still have it.
     @Test(arguments: [512 as UInt64, 1 << 40]) func whatALostSnapshotUsesStays(shift: UInt64) throws {
         let path = directory.file("disk.qcow2")

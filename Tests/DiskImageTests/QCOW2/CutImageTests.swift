@@ -128,7 +128,7 @@ import Testing
             #expect(
                 found.errors > 0 && found.findings.contains { $0.description.contains("table of 3 snapshots") },
                 "\(found.findings.prefix(3))")
-            // Leaks alone are not given back as long as nobody knows what the snapshots had.
+            // Leaks alone are not freed as long as the clusters of the snapshots are unknown.
             _ = try DiskImage.check(path: path, options: unlocked, repair: .leaks)
             #expect(try directory.read("cut.qcow2") == Array(file.prefix(end)))
             #expect("\(openError(path, unlocked).map { "\($0)" } ?? "")".contains("check --repair all"))

@@ -61,7 +61,7 @@ import Testing
         #expect(try ImageInformation(path: creation.path, locking: false).backing == nil)
     }
 
-    /// The data file of an image that another stands on is found by its name, as that image is, and is only read. With
+    /// The data file of a backing file is found by its name, as that image is, and is only read. With
     /// the image's own it is not mixed up.
     @Test func backingFilesMayHaveDataFiles() throws {
         let base = directory.file("base.qcow2"), over = directory.file("over.qcow2"), data = directory.file("base.data")

@@ -139,7 +139,7 @@ import Testing
         return unsafe stat(path, &status) == 0 ? Int(status.st_blocks) : -1
     }
 
-    /// Every verb, where nothing is free and where what has been given back can be used.
+    /// Every verb, where nothing is free and where freed clusters can be used.
     @Test(arguments: Verb.allCases, [true, false]) func whatGivesSpaceBackNeedsNone(verb: Verb, reuses: Bool) throws {
         for options in Self.layouts
         where !options.hasSuffix("refcount_bits=1") || verb == .shrink || verb == .shrinkToNothing {
@@ -232,7 +232,7 @@ import Testing
         #expect(Self.blocks(path) < before / 2)
     }
 
-    /// An image that nobody closed, whose counts are put right when it is opened.
+    /// An image that was not closed, whose refcounts are repaired when it is opened.
     @Test func aDirtyImageIsOpened() throws {
         let path = try makeImage("cluster_size=4k", .leaks)
         var file = try directory.read("disk.qcow2")

@@ -144,7 +144,7 @@ import Testing
         #expect(
             openError(path, DiskImageOptions(readOnly: true, allowsBacking: false))
                 == .backingNotAllowed(path: path, name: "file:\(directory.file("2.qcow2"))"))
-        // Smaller than what it stands on.
+        // Smaller than its backing file.
         qemuImage(
             "create", "-q", "-f", "qcow2", "-b", "3.qcow2", "-F", "qcow2", directory.file("4.qcow2"), "\(333 << 10)")
         try expect(directory.file("4.qcow2"), Array(contents[..<(333 << 10)]))

@@ -7,7 +7,7 @@ import Linux
 import TestSupport
 import Testing
 
-/// A qcow2 image that stands on a remote disk: two kinds of queues for one engine.
+/// A qcow2 image with a remote backing file: two kinds of queues for one engine.
 @Suite(.timed) struct NBDBackingTests {
     private let directory = TemporaryDirectory()
     private let content: [UInt8]

@@ -64,7 +64,7 @@ import Testing
         return layouts
     }()
 
-    /// A disk with random, repeating and zero stretches that begin and end anywhere, and its last cluster cut short.
+    /// A disk with random, repeating and zero stretches that begin and end anywhere, and a truncated last cluster.
     static let disk: [UInt8] = {
         var disk = [UInt8](repeating: 0, count: 600 << 10 | 5 << 9)
         var generator = SeededGenerator(seed: 4)

@@ -176,7 +176,7 @@ import Testing
         #expect(try directory.read("disk.qcow2")[95] == 1)
     }
 
-    /// An image below itself is told of as such, and is left as it was.
+    /// A backing loop is reported as such, and the image stays unchanged.
     @Test(arguments: [false, true]) func theNewBackingFileMustNotStandOnTheImage(withLocks: Bool) throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", path, "1M")

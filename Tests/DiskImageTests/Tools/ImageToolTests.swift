@@ -198,7 +198,7 @@ import Testing
     }
 }
 
-/// What is told of images, beside qemu-img.
+/// Information about images, compared with qemu-img.
 @Suite(.timed) struct ImageMapTests {
     private let directory = TemporaryDirectory(inMemory: true)
 

@@ -36,7 +36,7 @@ extension FuzzTarget {
             FuzzTarget(name: "vmdk", seeds: [sparseVMDK(), descriptor()]) { bytes in
                 uses(MemoryFile(extended(bytes, to: 16384)), .vmdk)
             },
-            // Checksums are put right here, as nothing but chance would. The footer comes last.
+            // Checksums are corrected here, since random inputs rarely have valid ones. The footer comes last.
             FuzzTarget(name: "vhd", seeds: [vhd()]) { bytes in
                 var bytes = bytes
                 sum(&bytes, at: 0, count: 512, checksum: 64)
