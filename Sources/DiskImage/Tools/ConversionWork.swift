@@ -28,7 +28,7 @@ final class ConversionWork: @unchecked Sendable {
     let coversZeroes: Bool
     private(set) var file: NewFile
     let identities: [ImageFile.Identity]
-    /// The remote disks in the backing chains of the source and of the new image.
+    /// The remote disks that the source and what the new image stands on consist of, or stand on.
     let remote: NBDDisk?
     let remoteBase: NBDDisk?
     /// See ``ImagePlan``.
@@ -185,7 +185,7 @@ final class ConversionWork: @unchecked Sendable {
     }
 
     /// Gives places in the new image to a piece, after those before it.
-    /// - Returns: false if the work has been cancelled.
+    /// - Returns: false when the work has been given up.
     func place(_ piece: Piece, _ body: (inout any ImageBuilder, borrowing NewFile) throws(DiskImageError) -> Void) throws(DiskImageError) -> Bool {
         try monitor.locked { () throws(DiskImageError) in
             while turn != piece.number, failure == nil { monitor.wait() }
@@ -208,7 +208,7 @@ final class ConversionWork: @unchecked Sendable {
         if file.deviceSize != nil { try file.clear(place, length) } else { try file.writeZeroes(place, length) }
     }
 
-    /// Cancels the work; the first reason is reported.
+    /// Gives the work up; the first reason is the one that is told.
     func stop(_ error: DiskImageError) {
         monitor.locked {
             if failure == nil { failure = error }

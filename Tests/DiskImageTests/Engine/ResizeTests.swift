@@ -142,7 +142,7 @@ import Testing
         #expect(try directory.read("disk.raw") == Array(contents[..<512]))
     }
 
-    /// A file system that is too small for the preallocation: the disk stays as it was, and so does the space.
+    /// A file system that is too small for what is to be set aside: the disk stays as it was, and so does the space.
     @Test(.enabled(if: getuid() == 0, "a file system of its own needs root")) func aFullFileSystemLeavesTheDiskAsItWas() throws {
         let mount = directory.file("small")
         #expect(run(["mkdir", mount]).status == 0)
