@@ -112,7 +112,7 @@ let package = Package(
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         // Has the host refuse a system call to a thread of the test process.
         .target(name: "CSystemCallFilter", path: "Tests/SystemCallFilter"),
-        tests("LinuxTests", ["TestSupport", "Linux", "CLinux"]),
+        tests("LinuxTests", ["TestSupport", "Linux", "CLinux", "CSystemCallFilter"]),
         tests("KVMTests", ["TestSupport", "KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["TestSupport", "GuestMemory", "Linux"]),
         tests("DiskImageTests", ["TestSupport", "DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),

@@ -6,7 +6,21 @@
 
 struct clinux_ring {
     struct io_uring uring;
+    /// The kernel took nothing for PATIENCE, and has taken nothing since.
+    int refuses;
 };
+
+/// Milliseconds for which a submission that fails for lack of memory or of room for completions is tried again.
+enum { PATIENCE = 1000 };
+
+static int64_t milliseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/// Failures that may pass: no memory, or no room for completions.
+static int may_pass(int status) { return status == -EAGAIN || status == -EBUSY || status == -ENOMEM; }
 
 clinux_ring *clinux_ring_create(unsigned entries, int *error) {
     clinux_ring *ring = calloc(1, sizeof *ring);
@@ -102,14 +116,38 @@ int clinux_ring_take_back(clinux_ring *ring, uint64_t *token) {
     return 1;
 }
 
+/// After a failure that may pass: whether the call is to be repeated. `deadline` is 0 at first.
+static int try_again(clinux_ring *ring, int64_t *deadline) {
+    // Once it has lasted, each failure that follows is final: what waits for the end of a disk does not wait this long again.
+    if (ring->refuses) return 0;
+    int64_t now = milliseconds();
+    if (!*deadline) {
+        *deadline = now + PATIENCE;
+        sched_yield();
+        return 1;
+    }
+    if (now < *deadline) {
+        usleep(1000);
+        return 1;
+    }
+    ring->refuses = 1;
+    return 0;
+}
+
 int clinux_ring_submit(clinux_ring *ring) {
+    int64_t deadline = 0;
     // The kernel stops at an entry that it refuses, after posting its failure: the rest needs another call.
     while (io_uring_sq_ready(&ring->uring)) {
         int status = io_uring_submit(&ring->uring);
-        if (status >= 0 || status == -EINTR) continue;
-        if (status != -EAGAIN && status != -EBUSY && status != -ENOMEM) return status;
+        if (status >= 0) {
+            ring->refuses = 0;
+            deadline = 0;
+            continue;
+        }
+        if (status == -EINTR) continue;
+        if (!may_pass(status)) return status;
         if (io_uring_cq_ready(&ring->uring)) return 0;
-        sched_yield();
+        if (!try_again(ring, &deadline)) return status;
     }
     return 0;
 }
@@ -125,10 +163,12 @@ unsigned clinux_ring_queued(const clinux_ring *ring, uint64_t limit) {
 
 int clinux_ring_wait(clinux_ring *ring, unsigned count) {
     struct io_uring_cqe *entry;
+    int64_t deadline = 0;
     int status;
     do status = io_uring_wait_cqe_nr(&ring->uring, &entry, count);
-    while (status == -EINTR || status == -EAGAIN);
-    return status;
+    while (status == -EINTR || (may_pass(status) && try_again(ring, &deadline)));
+    // Those that are there can be taken.
+    return may_pass(status) && io_uring_cq_ready(&ring->uring) ? 0 : status;
 }
 
 int clinux_ring_spin(clinux_ring *ring, unsigned nanoseconds) {

@@ -102,7 +102,9 @@ public import CLinux
     }
 
     /// Hands everything queued to the kernel.
-    /// - Throws: only what cannot pass, such as a seccomp filter that forbids `io_uring_enter`.
+    /// - Throws: what cannot pass, such as a seccomp filter that forbids `io_uring_enter`; and `EAGAIN`, `EBUSY` or
+    ///   `ENOMEM` when it has lasted for a second, at once until the kernel takes something again. What it has not taken
+    ///   stays queued: see ``takeBack()``.
     public func submit() throws(SystemCallError) {
         try check(unsafe clinux_ring_submit(ring), "io_uring_enter")
     }
@@ -116,6 +118,7 @@ public import CLinux
     public func spin(nanoseconds: UInt32) -> Bool { unsafe clinux_ring_spin(ring, nanoseconds) != 0 }
 
     /// Waits until so many completions are there, of which that many are outstanding.
+    /// - Throws: as ``submit()``.
     public func wait(for count: Int = 1) throws(SystemCallError) {
         try check(unsafe clinux_ring_wait(ring, UInt32(clamping: max(1, count))), "io_uring_enter")
     }

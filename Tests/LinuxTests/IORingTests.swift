@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CLinux
+import CSystemCallFilter
 import Glibc
 import Linux
 import TestSupport
@@ -67,5 +68,38 @@ import Testing
             while let completion = ring.nextCompletion() { tokens.insert(completion.token) }
         }
         #expect(tokens == Set(0..<20))
+    }
+
+    /// Where the kernel fails every call with an error that may pass, it is not asked for ever: what it has not taken
+    /// can be taken back, and what it has taken ends all the same.
+    @Test(arguments: [EAGAIN, EBUSY, ENOMEM]) func aFailureThatDoesNotPassIsReported(error: Int32) throws {
+        let file = try file(), event = try EventFD(), number = file.rawValue
+        let failure = Guarded<String?>(nil)
+        // The filter is for good: a thread of its own has it.
+        let thread = try Thread.start(name: "refused", stackSize: 1 << 20) {
+            do {
+                let ring = try IORing(entries: 4)
+                try ring.poll(event.rawValue, token: 1)
+                try ring.submit()
+                try #require(fail_system_call(io_uring_enter_number(), error) == 0)
+                for token in 2..<6 as Range<UInt64> { try ring.synchronize(number, token: token) }
+                for _ in 0..<3 {
+                    #expect(throws: SystemCallError("io_uring_enter", errno: error)) { try ring.submit() }
+                }
+                #expect(throws: SystemCallError("io_uring_enter", errno: error)) { try ring.wait() }
+                #expect(throws: SystemCallError.self) { try ring.synchronize(number, token: 6) }
+                #expect(ring.queued() == 4)
+                #expect([ring.takeBack(), ring.takeBack(), ring.takeBack(), ring.takeBack()] == [5, 4, 3, 2])
+                #expect(ring.takeBack() == nil)
+                event.signal()
+                try ring.submit()
+                var ready = pollfd(fd: ring.rawValue, events: Int16(POLLIN), revents: 0)
+                #expect(unsafe poll(&ready, 1, -1) == 1)
+                try ring.wait()
+                #expect(ring.nextCompletion()?.token == 1)
+            } catch { failure.withLock { $0 = "\(error)" } }
+        }
+        thread.join()
+        #expect(failure.withLock { $0 } == nil)
     }
 }

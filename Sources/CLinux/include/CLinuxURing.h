@@ -30,12 +30,13 @@ int clinux_ring_poll(clinux_ring *ring, int fd, uint64_t token);
 int clinux_ring_cancel(clinux_ring *ring, uint64_t target, uint64_t token);
 /// Takes back the entry that was queued last, if the kernel has not got it, and gives its token. 0 when there is none.
 int clinux_ring_take_back(clinux_ring *ring, uint64_t *token);
-/// Hands all that is queued to the kernel. Passing failures (memory, a full completion queue) are waited out unless
-/// completions are there to be taken first.
+/// Hands all that is queued to the kernel. Failures that may pass (memory, a full completion queue) are returned once
+/// they have lasted for a second, and at once until the kernel takes something again; 0 while there are completions to
+/// be taken first.
 int clinux_ring_submit(clinux_ring *ring);
 /// How many operations with tokens below a limit are queued that the kernel has not taken. It takes none by itself.
 unsigned clinux_ring_queued(const clinux_ring *ring, uint64_t limit);
-/// Waits for so many completions, at least 1.
+/// Waits for so many completions, at least 1. Failures that may pass are returned as clinux_ring_submit does.
 int clinux_ring_wait(clinux_ring *ring, unsigned count);
 /// Looks for a completion for so long without sleeping. Returns whether there is one.
 int clinux_ring_spin(clinux_ring *ring, unsigned nanoseconds);
