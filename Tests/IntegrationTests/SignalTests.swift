@@ -2,6 +2,7 @@
 
 import CLinux
 import Glibc
+import Linux
 import TestSupport
 import Testing
 
@@ -70,6 +71,60 @@ import Testing
             machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n", "\(machine.story)"
         )
         #expect(try directory.contents.sorted() == ["disk.qcow2", "key", "pipe"])
+    }
+
+    /// A name server that does not answer: the resolver would wait for many seconds, and asks again.
+    @Test(.enabled(if: Host.isFit, Host.needed), arguments: [SIGTERM, SIGINT]) func whileANameServerIsWaitedFor(
+        signal: Int32
+    ) throws {
+        let host = try Namespace()
+        let server = try host.run {
+            let socket = FileDescriptor(owning: Glibc.socket(AF_INET, Int32(SOCK_DGRAM.rawValue), 0))
+            var address = sockaddr_in()
+            address.sin_family = sa_family_t(AF_INET)
+            address.sin_port = in_port_t(53).bigEndian
+            address.sin_addr.s_addr = in_addr_t(INADDR_LOOPBACK).bigEndian
+            let size = socklen_t(MemoryLayout<sockaddr_in>.size)
+            let status = withUnsafePointer(to: &address) {
+                $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(socket.rawValue, $0, size) }
+            }
+            guard status == 0 else { throw SystemCallError.last("bind") }
+            return socket.release()
+        }
+        defer { close(server) }
+        let configuration = try directory.write(
+            Array("nameserver 127.0.0.1\noptions timeout:30 attempts:5\n".utf8), to: "resolv.conf")
+        let script = "mount --bind '\(configuration)' /etc/resolv.conf && exec \"$@\""
+        let machine = try Program(
+            ["unshare", "-m", "sh", "-c", script, "sh", Host.swkvm, "run", "--disk", "nbd://server.invalid/disk"],
+            in: host)
+        // The question has arrived.
+        var ready = pollfd(fd: server, events: Int16(POLLIN), revents: 0)
+        #expect(poll(&ready, 1, -1) == 1)
+        #expect(machine.isRunning, "\(machine.story)")
+        machine.send(signal: signal)
+        try machine.expectEnd(128 + signal)
+        #expect(
+            machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n", "\(machine.story)"
+        )
+    }
+
+    /// Another process has a lease on the disk, and does not give it up, which the kernel lets it do for 45 seconds.
+    @Test(arguments: [SIGTERM, SIGINT]) func whileALeaseIsWaitedFor(signal: Int32) throws {
+        let disk = try directory.write([UInt8](repeating: 0, count: 65536), to: "disk.raw")
+        let file = try FileDescriptor.open(disk, O_RDWR)
+        // The kernel tells the holder by SIGURG, which is ignored unless somebody handles it.
+        #expect(fcntl(file.rawValue, Lease.setSignal, SIGURG) == 0)
+        #expect(fcntl(file.rawValue, Lease.set, F_WRLCK) == 0)
+        let machine = try Program.machine(["--disk", disk])
+        // It is asked for the lease.
+        while fcntl(file.rawValue, Lease.get) == F_WRLCK { usleep(10_000) }
+        #expect(machine.isRunning, "\(machine.story)")
+        machine.send(signal: signal)
+        try machine.expectEnd(128 + signal)
+        #expect(
+            machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n", "\(machine.story)"
+        )
     }
 
     /// The guest cannot power off while a debugger keeps it: that is said.
@@ -191,5 +246,10 @@ import Testing
         machine.send(signal: SIGTERM)
         machine.sendOneMore(signal: SIGTERM)
         try machine.expectEnd(143)
+    }
+
+    /// fcntl(2)'s commands for leases, which need _GNU_SOURCE in C.
+    private enum Lease {
+        static let setSignal: Int32 = 10, set: Int32 = 1024, get: Int32 = 1025
     }
 }

@@ -90,9 +90,10 @@ final class NBDDisk: @unchecked Sendable {
             guard let address = SocketAddress(unixPath: socket) else { throw .remoteAddress(path: path, reason: "the path of a socket has 1 to 107 bytes") }
             addresses = [address]
         case .tcp(let host, let port):
-            switch SocketAddress.resolve(host: host, port: port) {
+            switch SocketAddress.resolve(host: host, port: port, isInterrupted: isInterrupted) {
             case .success(let found): addresses = found
-            case .failure(let error): throw .remote(path: path, reason: "its host name cannot be resolved: \(error.reason)")
+            case .failure(.failed(let reason)): throw .remote(path: path, reason: "its host name cannot be resolved: \(reason)")
+            case .failure(.interrupted): throw .openingInterrupted(path: path)
             }
         }
         try self.init(path, location, addresses, reconnect: reconnect, report)

@@ -24,18 +24,36 @@ struct SocketAddress: Sendable, Equatable {
     private init(_ bytes: [UInt8]) { self.bytes = bytes }
 
     /// The addresses of a host, in the order in which they are to be tried. It may ask a name server, and wait for it.
-    /// - Returns: at least one, or what `gai_strerror` says.
-    static func resolve(host: String, port: UInt16) -> Result<[SocketAddress], ResolutionError> {
+    /// - Parameter isInterrupted: asked several times a second while a server is waited for: whether to give up.
+    /// - Returns: at least one, or why there is none.
+    static func resolve(
+        host: String, port: UInt16, isInterrupted: (@Sendable () -> Bool)? = nil
+    ) -> Result<[SocketAddress], ResolutionError> {
         // For libnbd too, which asks again before it checks a certificate.
         clinux_resolve_hosts_alone()
+        guard let isInterrupted else { return lookUp(host, port) }
+        // An address is none that anybody is asked for.
+        if case .success(let found) = lookUp(host, port, flags: AI_NUMERICHOST) { return .success(found) }
+        // Nothing ends getaddrinfo before its time (5 seconds for each server and attempt, by default), so a thread calls
+        // it, which is left to itself when nobody wants the answer any more. What it works on is its own.
+        let answer = Answer()
+        do throws(SystemCallError) {
+            try Thread.start(name: "resolver", stackSize: 1 << 20) { answer.give(lookUp(host, port)) }.detach()
+        } catch {
+            return lookUp(host, port)
+        }
+        return answer.wait(isInterrupted) ?? .failure(.interrupted)
+    }
+
+    private static func lookUp(_ host: String, _ port: UInt16, flags: Int32 = 0) -> Result<[SocketAddress], ResolutionError> {
         var hints = unsafe addrinfo()
         unsafe hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
-        unsafe hints.ai_flags = AI_NUMERICSERV
+        unsafe hints.ai_flags = AI_NUMERICSERV | flags
         var list: UnsafeMutablePointer<addrinfo>?
         let status = unsafe getaddrinfo(host, String(port), &hints, &list)
         // The list is getaddrinfo's own, with addresses as long as it says, until it is freed.
         defer { if let first = unsafe list { unsafe freeaddrinfo(first) } }
-        guard status == 0 else { return .failure(ResolutionError(reason: unsafe String(cString: gai_strerror(status)))) }
+        guard status == 0 else { return .failure(.failed(unsafe String(cString: gai_strerror(status)))) }
         var addresses: [SocketAddress] = []
         var next = unsafe list
         while let entry = unsafe next {
@@ -45,11 +63,36 @@ struct SocketAddress: Sendable, Equatable {
             }
             unsafe next = entry.pointee.ai_next
         }
-        return addresses.isEmpty ? .failure(ResolutionError(reason: "it has no address")) : .success(addresses)
+        return addresses.isEmpty ? .failure(.failed("it has no address")) : .success(addresses)
     }
 
-    struct ResolutionError: Error {
-        let reason: String
+    enum ResolutionError: Error {
+        case failed(String)
+        case interrupted
+    }
+
+    /// What a thread has found out, for another that waits for it.
+    private final class Answer: Sendable {
+        private let monitor = Monitor()
+        private let result = Guarded<Result<[SocketAddress], ResolutionError>?>(nil)
+
+        func give(_ found: Result<[SocketAddress], ResolutionError>) {
+            monitor.locked {
+                result.withLock { $0 = found }
+                monitor.broadcast()
+            }
+        }
+
+        /// - Returns: nil when it was interrupted.
+        func wait(_ isInterrupted: () -> Bool) -> Result<[SocketAddress], ResolutionError>? {
+            monitor.locked {
+                while true {
+                    if let found = result.withLock({ $0 }) { return found }
+                    if isInterrupted() { return nil }
+                    monitor.wait(milliseconds: 100)
+                }
+            }
+        }
     }
 
     /// Hands the address to a call that takes one.
