@@ -97,6 +97,18 @@ struct ByteSize: Equatable, CustomStringConvertible {
     }
 }
 
+/// A number of bytes within limits, for an option's `transform`.
+func byteSize(_ range: ClosedRange<UInt64>) -> @Sendable (String) throws -> ByteSize {
+    { text in
+        let size = try ByteSize(parsing: text)
+        guard range.contains(size.bytes) else {
+            let (least, most) = (ByteSize(bytes: range.lowerBound), ByteSize(bytes: range.upperBound))
+            throw ArgumentProblem("expected a size from \(least) to \(most)")
+        }
+        return size
+    }
+}
+
 /// `--hugepages`, `--hugepages=1G`, `--hugepages=thp`.
 struct HugePages: ExpressibleByArgument, Equatable, CustomStringConvertible {
     let description: String

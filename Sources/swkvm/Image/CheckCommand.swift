@@ -56,9 +56,9 @@ struct ImageCheckCommand: ParsableCommand {
             let options = DiskImageOptions(format: format, locking: !forceShare, dataFile: data.dataFile)
             report = try DiskImage.check(path: file, options: options, repair: repair)
         } catch {
-            StandardError().say(error.description)
-            if case .notCheckable = error { throw ExitCode(63) }
-            throw ExitCode(ImageTool.failure)
+            var status = ImageTool.failure
+            if case .notCheckable = error { status = 63 }
+            throw ImageTool.report(error, status: status)
         }
         let isFine = report.errors == 0 && report.leaks == 0
         if output.isJSON { print(json(report)) } else if !quiet || !isFine { print(text(report)) }

@@ -23,10 +23,10 @@ struct ImageBenchCommand: ParsableCommand {
     @Option(name: [.short, .long], help: ArgumentHelp("Number of requests. (default: 75000)", valueName: "n"), transform: wholeNumber(0...UInt64.max))
     var count: UInt64 = 75000
 
-    @Option(name: [.short, .long], help: ArgumentHelp("Requests in flight, 1 to 4096. (default: 64)", valueName: "n"), transform: wholeNumber(0...Int.max))
+    @Option(name: [.short, .long], help: ArgumentHelp("Requests in flight, 1 to 4096. (default: 64)", valueName: "n"), transform: wholeNumber(1...4096))
     var depth = 64
 
-    @Option(name: [.short, .customLong("buffer-size")], help: ArgumentHelp("Size of a request, at most 64M. (default: 4K)", valueName: "size"), transform: ByteSize.init(parsing:))
+    @Option(name: [.short, .customLong("buffer-size")], help: ArgumentHelp("Size of a request, at most 64M. (default: 4K)", valueName: "size"), transform: byteSize(1...64 << 20))
     var size = ByteSize(bytes: 4096)
 
     @Option(name: [.customShort("S"), .customLong("step-size")], help: ArgumentHelp("Distance between the starts of consecutive requests. Default: the request size.", valueName: "size"), transform: ByteSize.init(parsing:))

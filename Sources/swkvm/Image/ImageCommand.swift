@@ -34,11 +34,19 @@ enum ImageTool {
     /// Has the user hear what becomes of an image, in a line on standard error.
     static let report: @Sendable (String) -> Void = { StandardError().say($0) }
 
-    /// Calls the library; its error is said in one line and ends the program with `status`.
+    /// Calls the library; its error is said in one line and ends the program with `status`, or, where another command line
+    /// is what is wanted, with that of a usage error.
     static func run<Answer: ~Copyable>(status: Int32 = failure, _ body: () throws(DiskImageError) -> Answer) throws -> Answer {
-        do throws(DiskImageError) { return try body() } catch {
-            StandardError().say(error.description)
-            throw ExitCode(status)
+        do throws(DiskImageError) { return try body() } catch { throw report(error, status: status) }
+    }
+
+    /// Says an error in one line.
+    /// - Returns: what ends the program.
+    static func report(_ error: DiskImageError, status: Int32) -> ExitCode {
+        StandardError().say(error.description)
+        return switch error {
+        case .impossible, .formatUnknown: .validationFailure
+        default: ExitCode(status)
         }
     }
 

@@ -79,6 +79,8 @@ import Testing
                     ? "its file name does not determine the format"
                     : format.isEmpty ? "its file name says raw, but its contents look like qcow2" : stated
             }
+            // A format has to be stated, by another command line.
+            let status: Int32 = name == "guest" && format.isEmpty ? 64 : 1
             for arguments in [
                 "list \(name)", "create \(name) one", "apply \(name) 1", "delete \(name) 1", "-l \(name)",
                 "-c one \(name)", "-a 1 \(name)", "-d 1 \(name)",
@@ -87,15 +89,15 @@ import Testing
                     "snapshot \(arguments)\(format)",
                     sentence(
                         "it is raw by --format, and only qcow2 images have snapshots; use --format qcow2 if it is a qcow2 image"
-                    ))
+                    ), status: status)
             }
             try expectRefused(
                 "check \(name)\(format)", sentence("only the metadata of qcow2 images can be checked"),
-                status: format.isEmpty ? 1 : 63)
+                status: format.isEmpty ? status : 63)
             for arguments in [
                 "commit \(name)", "rebase --no-backing \(name)", "rebase --unsafe --backing disk.raw \(name)",
             ] {
-                try expectRefused(arguments + format, sentence("only qcow2 images have backing files"))
+                try expectRefused(arguments + format, sentence("only qcow2 images have backing files"), status: status)
             }
             #expect(try shell("cd '\(directory.path)' && sha256sum \(name)") == before)
             if format.isEmpty { continue }

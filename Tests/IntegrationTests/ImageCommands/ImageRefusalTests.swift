@@ -18,27 +18,56 @@ import Testing
         try expectRefused("convert disk.raw disk.raw", "it already exists; --force overwrites it")
         try expectRefused(
             "convert --force disk.raw disk.raw", "it is the same file as the source \"disk.raw\"; name another file")
-        // The hint names the right option.
-        try expectRefused(
-            "convert disk.raw new",
-            "its file name does not determine the format; specify format=raw, format=qcow2 … (swkvm image: --target-format)"
-        )
-        try expectRefused("convert nameless new.qcow2", "(swkvm image: --format)")
-        try expectRefused("compare disk.raw nameless", "(swkvm image: --second-format)", status: 2)
-        try expectRefused("create --backing nameless new.qcow2", "(swkvm image: --backing-format)")
         try expectRefused(
             "convert --target-format raw --force disk.raw /dev/stdout", "neither a regular file nor a block device")
-        try expectRefused("convert --compress disk.raw new.raw", "raw images are not compressed")
-        try expectRefused("convert --compress --compression-level 10 disk.raw new.qcow2", "zlib has 1 to 9")
-        try expectRefused("convert -m 0 disk.raw new.qcow2", "0 threads; 1 to 64 are possible")
-        try expectRefused("create new.qcow2 4611686018427387905", "a disk has 4611686018427387904 at most")
-        try expectRefused("create new.qcow2 -- -1", "", status: 64)
-        try expectRefused("create new.qcow2", "its size is missing")
-        try expectRefused("convert disk.raw", "", status: 64)
         // A backing file that its overlay would overwrite.
         try shell("cd '\(directory.path)' && qemu-img create -q -f qcow2 -b disk.raw -F raw over.qcow2")
         try expectRefused("convert --force over.qcow2 disk.raw", "it is the same file as the source")
         try expectRefused("convert --no-backing over.qcow2 new.raw", "backing file")
+    }
+
+    /// Another command line is what is wanted: the status of wrong usage, whichever part of the program finds out.
+    @Test func wrongValues() throws {
+        func expectWrong(_ arguments: String, _ sentence: String) throws {
+            try expectRefused(arguments, sentence, status: 64)
+        }
+        // The hint names the right option.
+        let unknown = "its file name does not determine the format; specify format=raw, format=qcow2 … (swkvm image: "
+        try expectWrong("convert disk.raw new", unknown + "--target-format)")
+        try expectWrong("convert nameless new.qcow2", unknown + "--format)")
+        try expectWrong("compare disk.raw nameless", unknown + "--second-format)")
+        try expectWrong("create --backing nameless new.qcow2", unknown + "--backing-format)")
+        for verb in ["check", "info", "map", "commit", "resize --shrink", "snapshot list", "bench"] {
+            try expectWrong("\(verb) nameless\(verb.hasPrefix("resize") ? " 1M" : "")", unknown + "--format)")
+        }
+        for size in ["3k", "0", "256", "4M"] {
+            try expectWrong("create --cluster-size \(size) new.qcow2 1M", "expected a power of two from 512 to 2097152")
+            try expectWrong("convert -o cluster_size=\(size) disk.raw new.qcow2", "expected a power of two")
+        }
+        for bits in [0, 3, 128] {
+            try expectWrong("create --refcount-bits \(bits) new.qcow2 1M", "1, 2, 4, 8, 16, 32 or 64 are possible")
+        }
+        try expectWrong("create --compat 0.10 --lazy-refcounts new.qcow2 1M", "version 2 (compat 0.10) has no")
+        try expectWrong("create --extended-l2 --cluster-size 4k new.qcow2 1M", "subclusters require clusters of 16384")
+        try expectWrong("create --preallocation metadata new.raw 1M", "a raw image has no metadata")
+        try expectWrong("create --subformat streamOptimized new.vdi 1M", "has no subformat streamOptimized")
+        try expectWrong("create --backing disk.raw new.raw", "a raw image has no backing file")
+        try shell("printf secret >'\(directory("key"))'")
+        try expectWrong("create --key-file key new.qcow2 1M", "a key requires --encrypt")
+        try expectWrong("create --encrypt new.qcow2 1M", "--encrypt takes one key")
+        try expectWrong("create --encrypt --key-file key --iterations 1 new.qcow2 1M", "iterations for a password")
+        try expectWrong("create new.qcow2 4611686018427387905", "a disk has 4611686018427387904 at most")
+        try expectWrong("create new.qcow2 -- -1", "")
+        try expectWrong("create new.qcow2", "its size is missing")
+        try expectWrong("create new.vhd 1M", "VHD images cannot be created")
+        try expectWrong("convert disk.raw", "")
+        try expectWrong("convert --compress disk.raw new.raw", "raw images are not compressed")
+        try expectWrong("convert --compress --compression-level 10 disk.raw new.qcow2", "zlib has 1 to 9")
+        try expectWrong("convert -m 0 disk.raw new.qcow2", "0 threads; 1 to 64 are possible")
+        try expectWrong("bench --depth 0 disk.raw", "expected a whole number, 1 to 4096")
+        try expectWrong("bench --depth 4097 disk.raw", "expected a whole number, 1 to 4096")
+        try expectWrong("bench --buffer-size 65M disk.raw", "expected a size from 1 to 64M")
+        try expectWrong("bench --buffer-size 0 disk.raw", "expected a size from 1 to 64M")
     }
 
     /// A file size limit that is reached at different points, like a full file system.
