@@ -97,7 +97,7 @@ struct RunCommand: ParsableCommand {
         help: ArgumentHelp(
             """
             How the guest sees its virtio devices: mmio (virtio-mmio), or pci (PCI Express with MSI-X, which is faster and needs a kernel \
-            with virtio-pci). (default: mmio)
+            with virtio-pci).
             """,
             valueName: "mmio|pci"))
     var bus = Configuration.Bus.mmio
@@ -187,7 +187,7 @@ struct RunCommand: ParsableCommand {
             """
             Action when the host fails a request of a disk: report gives the guest an I/O error; stop pauses the machine, and starts the \
             request again when it is resumed (Ctrl-A r or SIGUSR2); ignore tells the guest that the request succeeded, which loses data; \
-            enospc stops if the host has no room for a write, and reports other errors. (default: enospc)
+            enospc stops if the host has no room for a write, and reports other errors.
             """,
             valueName: "what"))
     var onDiskError = DiskErrorPolicy.enospc
@@ -219,7 +219,7 @@ struct RunCommand: ParsableCommand {
         help: ArgumentHelp(
             """
             Format of the lines that swkvm itself writes to standard error: text, or json (one object a line with time, level, device and \
-            message). (default: text)
+            message).
             """,
             valueName: "format"))
     var logFormat = LogFormat.text

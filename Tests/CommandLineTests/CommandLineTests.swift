@@ -242,6 +242,20 @@ import Testing
         for word in ["swkvm run --mem 2G --hugepages", "swkvm doctor", "SUBCOMMANDS", "--version"] { #expect(help.text.contains(word), "\(word)") }
     }
 
+    /// The parser adds the default of some options; their own text does not state it then.
+    @Test func noOptionStatesItsDefaultTwice() throws {
+        var options = 0
+        for (path, command) in try CommandTree.whole().all() {
+            for argument in command.arguments ?? [] where argument.kind == "option" {
+                let own = (argument.abstract ?? "").lowercased()
+                let isStated = own.contains("(default:") || own.contains("default: ")
+                #expect(!isStated || argument.defaultValue == nil, "\(path) \(argument.names ?? [])")
+                options += 1
+            }
+        }
+        #expect(options > 50)
+    }
+
     @Test func ofRun() {
         let help = text("run", "--help")
         #expect(help.status == 0)

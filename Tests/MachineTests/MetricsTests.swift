@@ -59,6 +59,21 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
     }
 
     /// What is written has each documented figure and no other, in both formats.
+    /// A counter that nobody can read is of no use: whatever a device counts is a figure.
+    @Test func eachCounterOfADeviceIsAFigure() throws {
+        let root = "\(#filePath)".replacing("Tests/MachineTests/MetricsTests.swift", with: "Sources/")
+        func text(_ path: String) throws -> String { String(decoding: try readFile(root + path, limit: 1 << 20), as: UTF8.self) }
+        let shown = try text("Machine/Metrics/Machine+Metrics.swift")
+        var found = 0
+        for file in ["Virtio/DeviceSignals", "Devices/Network/NetworkCounters", "Devices/Block/BlockDevice"] {
+            for match in try text(file + ".swift").matches(of: /public let (\w+) = (DeviceCounters\.)?Counter\(\)/) {
+                #expect(shown.contains(".\(match.1).value"), "\(file): \(match.1)")
+                found += 1
+            }
+        }
+        #expect(found == 27, "\(found)")
+    }
+
     @Test func theOutputHasEachDocumentedFigureAndNoOther() throws {
         let rows = try documented()
         let snapshot = fullSnapshot()
