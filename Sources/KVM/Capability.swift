@@ -15,15 +15,19 @@ public struct Capability: Sendable, Hashable {
     public static let interruptRouting = Capability(number: KVM_CAP_IRQ_ROUTING, name: "KVM_CAP_IRQ_ROUTING")
     public static let irqfd = Capability(number: KVM_CAP_IRQFD, name: "KVM_CAP_IRQFD")
     public static let ioEventFD = Capability(number: KVM_CAP_IOEVENTFD, name: "KVM_CAP_IOEVENTFD")
-    /// ioeventfds for writes of any width, which KVM recognizes without decoding the instruction where the hardware allows it.
-    public static let ioEventAnyLength = Capability(number: KVM_CAP_IOEVENTFD_ANY_LENGTH, name: "KVM_CAP_IOEVENTFD_ANY_LENGTH")
+    /// ioeventfds for writes of any width, which KVM recognizes without decoding the instruction where the hardware
+    /// allows it.
+    public static let ioEventAnyLength = Capability(
+        number: KVM_CAP_IOEVENTFD_ANY_LENGTH, name: "KVM_CAP_IOEVENTFD_ANY_LENGTH")
     public static let pit2 = Capability(number: KVM_CAP_PIT2, name: "KVM_CAP_PIT2")
     public static let tssAddress = Capability(number: KVM_CAP_SET_TSS_ADDR, name: "KVM_CAP_SET_TSS_ADDR")
-    public static let identityMapAddress = Capability(number: KVM_CAP_SET_IDENTITY_MAP_ADDR, name: "KVM_CAP_SET_IDENTITY_MAP_ADDR")
+    public static let identityMapAddress = Capability(
+        number: KVM_CAP_SET_IDENTITY_MAP_ADDR, name: "KVM_CAP_SET_IDENTITY_MAP_ADDR")
     public static let extendedCPUID = Capability(number: KVM_CAP_EXT_CPUID, name: "KVM_CAP_EXT_CPUID")
     public static let mpState = Capability(number: KVM_CAP_MP_STATE, name: "KVM_CAP_MP_STATE")
     public static let immediateExit = Capability(number: KVM_CAP_IMMEDIATE_EXIT, name: "KVM_CAP_IMMEDIATE_EXIT")
-    public static let tscDeadlineTimer = Capability(number: KVM_CAP_TSC_DEADLINE_TIMER, name: "KVM_CAP_TSC_DEADLINE_TIMER")
+    public static let tscDeadlineTimer = Capability(
+        number: KVM_CAP_TSC_DEADLINE_TIMER, name: "KVM_CAP_TSC_DEADLINE_TIMER")
     public static let getTSCFrequency = Capability(number: KVM_CAP_GET_TSC_KHZ, name: "KVM_CAP_GET_TSC_KHZ")
     public static let guestDebug = Capability(number: KVM_CAP_SET_GUEST_DEBUG, name: "KVM_CAP_SET_GUEST_DEBUG")
     /// The mask of the `KVM_GUESTDBG_*` flags that this host's KVM supports.
@@ -35,7 +39,8 @@ public struct Capability: Sendable, Hashable {
 
     /// The capabilities that every swkvm machine requires.
     public static let required: [Capability] = [
-        userMemory, irqchip, irqfd, ioEventFD, pit2, tssAddress, identityMapAddress, extendedCPUID, mpState, immediateExit,
+        userMemory, irqchip, irqfd, ioEventFD, pit2, tssAddress, identityMapAddress, extendedCPUID, mpState,
+        immediateExit,
     ]
 
     /// The capabilities that machines use if they are present.

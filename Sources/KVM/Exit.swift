@@ -4,7 +4,8 @@ internal import CLinux
 
 /// The reason why `KVM_RUN` returned (Documentation/virt/kvm/api.rst, "The kvm_run structure").
 ///
-/// The I/O cases point into the run page: a device reads and fills the bytes in place, and they are gone at the next run.
+/// The I/O cases point into the run page: a device reads and fills the bytes in place, and they are gone at the next
+/// run.
 public enum Exit {
     /// The guest used an I/O port, with one instruction, maybe a string instruction of many items.
     case port(PortAccess)
@@ -60,10 +61,14 @@ public enum Exit {
     /// The constant in `<linux/kvm.h>` without its prefix, for messages and counters.
     public static func name(ofReason reason: UInt32) -> String {
         let names = [
-            "UNKNOWN", "EXCEPTION", "IO", "HYPERCALL", "DEBUG", "HLT", "MMIO", "IRQ_WINDOW_OPEN", "SHUTDOWN", "FAIL_ENTRY", "INTR",
-            "SET_TPR", "TPR_ACCESS", "S390_SIEIC", "S390_RESET", "DCR", "NMI", "INTERNAL_ERROR", "OSI", "PAPR_HCALL", "S390_UCONTROL",
-            "WATCHDOG", "S390_TSCH", "EPR", "SYSTEM_EVENT", "S390_STSI", "IOAPIC_EOI", "HYPERV", "ARM_NISV", "X86_RDMSR", "X86_WRMSR",
-            "DIRTY_RING_FULL", "AP_RESET_HOLD", "X86_BUS_LOCK", "XEN", "RISCV_SBI", "RISCV_CSR", "NOTIFY", "LOONGARCH_IOCSR",
+            "UNKNOWN", "EXCEPTION", "IO", "HYPERCALL", "DEBUG", "HLT", "MMIO", "IRQ_WINDOW_OPEN", "SHUTDOWN",
+            "FAIL_ENTRY", "INTR",
+            "SET_TPR", "TPR_ACCESS", "S390_SIEIC", "S390_RESET", "DCR", "NMI", "INTERNAL_ERROR", "OSI", "PAPR_HCALL",
+            "S390_UCONTROL",
+            "WATCHDOG", "S390_TSCH", "EPR", "SYSTEM_EVENT", "S390_STSI", "IOAPIC_EOI", "HYPERV", "ARM_NISV",
+            "X86_RDMSR", "X86_WRMSR",
+            "DIRTY_RING_FULL", "AP_RESET_HOLD", "X86_BUS_LOCK", "XEN", "RISCV_SBI", "RISCV_CSR", "NOTIFY",
+            "LOONGARCH_IOCSR",
             "MEMORY_FAULT", "TDX",
         ]
         return Int(reason) < names.count ? names[Int(reason)] : "reason \(reason)"
@@ -111,7 +116,9 @@ public enum Exit {
             guard (0..<count).contains(item) else { return }
             switch size {
             case 1: unsafe data.storeBytes(of: UInt8(truncatingIfNeeded: newValue), toByteOffset: item, as: UInt8.self)
-            case 2: unsafe data.storeBytes(of: UInt16(truncatingIfNeeded: newValue), toByteOffset: item * 2, as: UInt16.self)
+            case 2:
+                unsafe data.storeBytes(
+                    of: UInt16(truncatingIfNeeded: newValue), toByteOffset: item * 2, as: UInt16.self)
             default: unsafe data.storeBytes(of: newValue, toByteOffset: item * 4, as: UInt32.self)
             }
         }

@@ -35,7 +35,9 @@ public struct GuestDebug: Sendable, Equatable {
             self.control = control
         }
 
-        public static func == (left: Self, right: Self) -> Bool { left.addresses == right.addresses && left.control == right.control }
+        public static func == (left: Self, right: Self) -> Bool {
+            left.addresses == right.addresses && left.control == right.control
+        }
     }
 
     /// Indicates that no feature is requested.
@@ -88,7 +90,9 @@ extension VirtualCPU {
     /// at RIP.
     public func setDebug(_ debug: GuestDebug) throws(KVMError) {
         var value = debug.kernelValue
-        do throws(SystemCallError) { try descriptor.ioctl(CLINUX_KVM_SET_GUEST_DEBUG, &value, named: "KVM_SET_GUEST_DEBUG") } catch {
+        do throws(SystemCallError) {
+            try descriptor.ioctl(CLINUX_KVM_SET_GUEST_DEBUG, &value, named: "KVM_SET_GUEST_DEBUG")
+        } catch {
             throw .refused(purpose: "set breakpoints of vCPU \(id)", error)
         }
     }
@@ -107,16 +111,22 @@ extension VirtualCPU {
     public func setExtendedState(_ state: [UInt8]) throws(KVMError) {
         var state = state
         guard state.count == Self.extendedStateSize else {
-            throw .refused(purpose: "set \(state.count) bytes of vector registers", SystemCallError("KVM_SET_XSAVE", errno: EINVAL))
+            throw .refused(
+                purpose: "set \(state.count) bytes of vector registers", SystemCallError("KVM_SET_XSAVE", errno: EINVAL)
+            )
         }
         try callOnBuffer(&state, CLINUX_KVM_SET_XSAVE, "KVM_SET_XSAVE", "set the vector registers")
     }
 
-    private func callOnBuffer(_ buffer: inout [UInt8], _ request: UInt, _ name: String, _ purpose: String) throws(KVMError) {
+    private func callOnBuffer(
+        _ buffer: inout [UInt8], _ request: UInt, _ name: String, _ purpose: String
+    ) throws(KVMError) {
         // 4096 bytes, which is what the kernel reads or writes.
         let failure: SystemCallError? = unsafe buffer.withUnsafeMutableBytes { bytes in
             guard let start = bytes.baseAddress else { return nil }
-            do throws(SystemCallError) { try unsafe descriptor.ioctl(request, buffer: start, named: name) } catch { return error }
+            do throws(SystemCallError) { try unsafe descriptor.ioctl(request, buffer: start, named: name) } catch {
+                return error
+            }
             return nil
         }
         if let failure { throw .refused(purpose: "\(purpose) of vCPU \(id)", failure) }

@@ -5,8 +5,8 @@ internal import Linux
 
 /// One interrupt line of a machine, for a device whose registers are accessed by vCPU threads.
 ///
-/// The interrupt is there when ``pulse()`` returns, so a guest sees it where the register's documentation has it; an irqfd
-/// hands interrupts of an IOAPIC's pin to a kernel thread first.
+/// The interrupt is there when ``pulse()`` returns, so a guest sees it where the register's documentation has it; an
+/// irqfd hands interrupts of an IOAPIC's pin to a kernel thread first.
 public final class InterruptLine: Sendable {
     private let machine: FileDescriptor
     private let gsi: UInt32

@@ -11,11 +11,13 @@ public struct InterruptMessage: Sendable, Equatable {
     public init(address: UInt64, data: UInt32) { (self.address, self.data) = (address, data) }
 }
 
-/// The owner of a machine's interrupt routing table, which says what each GSI of KVM's is: a pin of the interrupt controllers, or a message.
+/// The owner of a machine's interrupt routing table, which says what each GSI of KVM's is: a pin of the interrupt
+/// controllers, or a message.
 ///
-/// GSIs 0 to 23 are the pins, as KVM has them from the start: 0 to 15 of the PICs and the IOAPIC, 16 to 23 of the IOAPIC alone. They stay what they are.
-/// The GSIs behind them are given to messages, one each. KVM takes the table only as a whole (`KVM_SET_GSI_ROUTING`), so all changes go through here.
-/// The eventfd that signals a GSI is the machine's business (``VirtualMachine/assignIRQFD(_:gsi:)``).
+/// GSIs 0 to 23 are the pins, as KVM has them from the start: 0 to 15 of the PICs and the IOAPIC, 16 to 23 of the
+/// IOAPIC alone. They stay what they are. The GSIs behind them are given to messages, one each. KVM takes the table
+/// only as a whole (`KVM_SET_GSI_ROUTING`), so all changes go through here. The eventfd that signals a GSI is the
+/// machine's business (``VirtualMachine/assignIRQFD(_:gsi:)``).
 ///
 /// Any thread may call the methods. None is on the way of an interrupt.
 public final class InterruptRouter: Sendable {
@@ -30,8 +32,11 @@ public final class InterruptRouter: Sendable {
     /// - Parameter limit: how many GSIs there are; KVM's own number by default.
     init(_ machine: consuming FileDescriptor, limit: UInt32? = nil) {
         let capability = UInt(UInt32(bitPattern: Capability.interruptRouting.number))
-        self.limit = limit ?? UInt32(clamping:
-            (try? machine.ioctl(CLINUX_KVM_CHECK_EXTENSION, capability, named: "KVM_CHECK_EXTENSION")) ?? 0)
+        self.limit =
+            limit
+            ?? UInt32(
+                clamping: (try? machine.ioctl(CLINUX_KVM_CHECK_EXTENSION, capability, named: "KVM_CHECK_EXTENSION"))
+                    ?? 0)
         self.machine = machine
     }
 
@@ -40,7 +45,8 @@ public final class InterruptRouter: Sendable {
     public func add(_ message: InterruptMessage) throws(KVMError) -> UInt32 {
         guard limit > 0 else { throw .missing(.interruptRouting) }
         return try messages.withLock { (messages) throws(KVMError) in
-            guard let gsi = (Self.firstMessage..<max(limit, Self.firstMessage)).first(where: { messages[$0] == nil }) else {
+            guard let gsi = (Self.firstMessage..<max(limit, Self.firstMessage)).first(where: { messages[$0] == nil })
+            else {
                 throw .noInterruptLeft(limit: Int(limit))
             }
             try change(&messages, gsi, to: message)
@@ -68,12 +74,16 @@ public final class InterruptRouter: Sendable {
     /// What a GSI sends; nil for a pin, or a GSI that is free.
     public subscript(gsi: UInt32) -> InterruptMessage? { messages.withLock { $0[gsi] } }
 
-    private func change(_ messages: inout [UInt32: InterruptMessage], _ gsi: UInt32, to message: InterruptMessage?) throws(KVMError) {
+    private func change(
+        _ messages: inout [UInt32: InterruptMessage], _ gsi: UInt32, to message: InterruptMessage?
+    ) throws(KVMError) {
         var new = messages
         new[gsi] = message
-        let table = CountedArray<kvm_irq_routing_entry>(headerSize: MemoryLayout<kvm_irq_routing>.size, Self.pins + new.map(Self.entry))
+        let table = CountedArray<kvm_irq_routing_entry>(
+            headerSize: MemoryLayout<kvm_irq_routing>.size, Self.pins + new.map(Self.entry))
         try refusing("route interrupt \(gsi)") { () throws(SystemCallError) in
-            _ = try unsafe machine.ioctl(CLINUX_KVM_SET_GSI_ROUTING, buffer: table.address, named: "KVM_SET_GSI_ROUTING")
+            _ = try unsafe machine.ioctl(
+                CLINUX_KVM_SET_GSI_ROUTING, buffer: table.address, named: "KVM_SET_GSI_ROUTING")
         }
         messages = new
     }

@@ -5,12 +5,13 @@ internal import Linux
 
 /// KVM's 8254 timer (PIT), created when a guest first accesses it.
 ///
-/// Current guests have better clocks and do not use it; and a machine that has one takes 15 to 20 ms longer to end, since the
-/// kernel waits for a grace period for each of the timer's two notifiers. Once made, the timer's ports (0x40–0x43, 0x61) are answered in the kernel;
-/// the accesses that had left the guest before are put into its state here, one after the other. Any vCPU thread may call the methods.
+/// Current guests have better clocks and do not use it; and a machine that has one takes 15 to 20 ms longer to end,
+/// since the kernel waits for a grace period for each of the timer's two notifiers. Once made, the timer's ports
+/// (0x40–0x43, 0x61) are answered in the kernel; the accesses that had left the guest before are put into its state
+/// here, one after the other. Any vCPU thread may call the methods.
 ///
-/// CPUs that use the timer at the same moment have to agree on it among themselves, as on any PC: what one of them does in the kernel while another's
-/// first access is put into the state may be overwritten by it.
+/// CPUs that use the timer at the same moment have to agree on it among themselves, as on any PC: what one of them does
+/// in the kernel while another's first access is put into the state may be overwritten by it.
 public final class IntervalTimer: Sendable {
     private let machine: FileDescriptor
     /// Each access reads the state, changes it and writes it back.
@@ -26,7 +27,9 @@ public final class IntervalTimer: Sendable {
     private func make() -> Bool {
         var configuration = kvm_pit_config()
         configuration.flags = UInt32(KVM_PIT_SPEAKER_DUMMY)
-        do throws(SystemCallError) { try machine.ioctl(CLINUX_KVM_CREATE_PIT2, &configuration, named: "KVM_CREATE_PIT2") } catch {
+        do throws(SystemCallError) {
+            try machine.ioctl(CLINUX_KVM_CREATE_PIT2, &configuration, named: "KVM_CREATE_PIT2")
+        } catch {
             return error.errno == EEXIST
         }
         return true
@@ -35,7 +38,8 @@ public final class IntervalTimer: Sendable {
     /// Returns the value of a guest's first read: that of a timer that was just reset.
     public func read(port: UInt16) -> UInt8 {
         turn.withLock { _ in _ = make() }
-        // Port 0x61: channel 2's output is high, the memory refresh toggles. A counter reads 0, which stands for 65,536.
+        // Port 0x61: channel 2's output is high, the memory refresh toggles. A counter reads 0, which stands for
+        // 65,536.
         return port == 0x61 ? 0x30 : 0
     }
 
@@ -56,7 +60,9 @@ public final class IntervalTimer: Sendable {
     public func resume() {
         turn.withLock { turn in
             // Other modes count down once; that time is over.
-            guard var state = turn.beforePause.take(), state.channels.0.mode == 2 || state.channels.0.mode == 3 else { return }
+            guard var state = turn.beforePause.take(), state.channels.0.mode == 2 || state.channels.0.mode == 3 else {
+                return
+            }
             _ = try? machine.ioctl(CLINUX_KVM_SET_PIT2, &state, named: "KVM_SET_PIT2")
         }
     }
@@ -84,12 +90,17 @@ public final class IntervalTimer: Sendable {
             change(channel: Int(port - 0x40), of: &state) { $0.take(countByte: value) }
         case 0x61:
             state.channels.2.gate = value & 1
-            state.flags = value & 2 != 0 ? state.flags | UInt32(KVM_PIT_FLAGS_SPEAKER_DATA_ON) : state.flags & ~UInt32(KVM_PIT_FLAGS_SPEAKER_DATA_ON)
+            state.flags =
+                value & 2 != 0
+                ? state.flags | UInt32(KVM_PIT_FLAGS_SPEAKER_DATA_ON)
+                : state.flags & ~UInt32(KVM_PIT_FLAGS_SPEAKER_DATA_ON)
         default: break
         }
     }
 
-    private static func change(channel: Int, of state: inout kvm_pit_state2, _ body: (inout kvm_pit_channel_state) -> Void) {
+    private static func change(
+        channel: Int, of state: inout kvm_pit_state2, _ body: (inout kvm_pit_channel_state) -> Void
+    ) {
         switch channel {
         case 0: body(&state.channels.0)
         case 1: body(&state.channels.1)
@@ -99,7 +110,8 @@ public final class IntervalTimer: Sendable {
 }
 
 extension kvm_pit_channel_state {
-    /// A byte of a new count, as the control word before it said (8254 data sheet, "Write Operations"); 0 stands for 65,536.
+    /// A byte of a new count, as the control word before it said (8254 data sheet, "Write Operations"); 0 stands for
+    /// 65,536.
     fileprivate mutating func take(countByte value: UInt8) {
         func full(_ number: UInt32) -> UInt32 { number == 0 ? 65536 : number }
         switch write_state {

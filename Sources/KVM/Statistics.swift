@@ -19,14 +19,19 @@ extension VirtualMachine {
 }
 
 extension VirtualCPU {
-    /// Reads the cumulative counters of the vCPU, in the kernel's order. Any thread may call it, and waits until the vCPU has left the guest.
+    /// Reads the cumulative counters of the vCPU, in the kernel's order. Any thread may call it, and waits until the
+    /// vCPU has left the guest.
     public func counters() throws(KVMError) -> [KVMCounter] {
-        try refusing("read the statistics of vCPU \(id)") { () throws(SystemCallError) in try readCounters(of: descriptor) }
+        try refusing("read the statistics of vCPU \(id)") { () throws(SystemCallError) in
+            try readCounters(of: descriptor)
+        }
     }
 
     /// Opens the file with these counters, before the vCPU runs.
     public func counterFile() throws(KVMError) -> CounterFile {
-        try refusing("open the statistics of vCPU \(id)") { () throws(SystemCallError) in try CounterFile(of: descriptor) }
+        try refusing("open the statistics of vCPU \(id)") { () throws(SystemCallError) in
+            try CounterFile(of: descriptor)
+        }
     }
 }
 
@@ -73,8 +78,11 @@ struct StatisticsFile {
 
     /// The cumulative ones of a single value; what lies outside the file is left out.
     var counters: [KVMCounter] {
-        let descriptorSize = 16  // flags, exponent, size, offset, bucket_size: the part of struct kvm_stats_desc before its name
-        guard let nameSize = number(4, 4), let count = number(8, 4), let descriptors = number(16, 4), let data = number(20, 4) else { return [] }
+        // flags, exponent, size, offset, bucket_size: the part of struct kvm_stats_desc before its name.
+        let descriptorSize = 16
+        guard let nameSize = number(4, 4), let count = number(8, 4), let descriptors = number(16, 4),
+            let data = number(20, 4)
+        else { return [] }
         var counters: [KVMCounter] = []
         for index in 0..<min(count, 4096) {
             let place = descriptors + index * (descriptorSize + nameSize)

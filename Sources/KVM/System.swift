@@ -17,19 +17,25 @@ public struct System: ~Copyable, Sendable {
         let device = try Self.openDevice(path)
         let version = (try? device.ioctl(CLINUX_KVM_GET_API_VERSION, named: "KVM_GET_API_VERSION")) ?? -1
         guard version == KVM_API_VERSION else { throw .version(found: version) }
-        runSize = Int(try refusing("report the size of the run page") { () throws(SystemCallError) in
-            try device.ioctl(CLINUX_KVM_GET_VCPU_MMAP_SIZE, named: "KVM_GET_VCPU_MMAP_SIZE")
-        })
+        runSize = Int(
+            try refusing("report the size of the run page") { () throws(SystemCallError) in
+                try device.ioctl(CLINUX_KVM_GET_VCPU_MMAP_SIZE, named: "KVM_GET_VCPU_MMAP_SIZE")
+            })
         descriptor = device
     }
 
     private static func openDevice(_ path: String) throws(KVMError) -> FileDescriptor {
-        do throws(SystemCallError) { return try FileDescriptor.open(path, O_RDWR) } catch { throw .unavailable(path: path, error) }
+        do throws(SystemCallError) { return try FileDescriptor.open(path, O_RDWR) } catch {
+            throw .unavailable(path: path, error)
+        }
     }
 
     /// Returns the value of a capability: 0 if absent, 1 or a limit if present (`KVM_CHECK_EXTENSION`).
     public func check(_ capability: Capability) -> Int {
-        Int((try? descriptor.ioctl(CLINUX_KVM_CHECK_EXTENSION, UInt(UInt32(bitPattern: capability.number)), named: "KVM_CHECK_EXTENSION")) ?? 0)
+        Int(
+            (try? descriptor.ioctl(
+                CLINUX_KVM_CHECK_EXTENSION, UInt(UInt32(bitPattern: capability.number)), named: "KVM_CHECK_EXTENSION"))
+                ?? 0)
     }
 
     /// Indicates whether ``GuestDebug/holdsInterrupts`` is supported; older kernels refuse it.
@@ -56,7 +62,8 @@ public struct System: ~Copyable, Sendable {
         while true {
             let table = CountedArray<kvm_cpuid_entry2>(headerSize: MemoryLayout<kvm_cpuid2>.size, capacity: capacity)
             do throws(SystemCallError) {
-                try unsafe descriptor.ioctl(CLINUX_KVM_GET_SUPPORTED_CPUID, buffer: table.address, named: "KVM_GET_SUPPORTED_CPUID")
+                try unsafe descriptor.ioctl(
+                    CLINUX_KVM_GET_SUPPORTED_CPUID, buffer: table.address, named: "KVM_GET_SUPPORTED_CPUID")
                 return table.elements
             } catch {
                 guard error.errno == E2BIG, capacity < 1024 else {

@@ -55,8 +55,9 @@ public struct VirtualCPU: ~Copyable, Sendable {
 
     /// A handle by which other threads make ``runGuest()`` return.
     ///
-    /// The flag makes the next `KVM_RUN` return at once, so a request that comes just before the thread enters the kernel
-    /// is not lost; a signal to the thread ends a run that is under way. The value must not be used after the vCPU's end.
+    /// The flag makes the next `KVM_RUN` return at once, so a request that comes just before the thread enters the
+    /// kernel is not lost; a signal to the thread ends a run that is under way. The value must not be used after the
+    /// vCPU's end.
     @safe public struct ImmediateExit: @unchecked Sendable {
         private let run: UnsafeMutablePointer<kvm_run>
 
@@ -75,15 +76,25 @@ public struct VirtualCPU: ~Copyable, Sendable {
     public func setRegisters(_ value: kvm_regs) throws(KVMError) { try set(CLINUX_KVM_SET_REGS, value, "KVM_SET_REGS") }
 
     /// Reads the segments, control registers, descriptor tables and EFER.
-    public func systemRegisters() throws(KVMError) -> kvm_sregs { try get(CLINUX_KVM_GET_SREGS, kvm_sregs(), "KVM_GET_SREGS") }
-    public func setSystemRegisters(_ value: kvm_sregs) throws(KVMError) { try set(CLINUX_KVM_SET_SREGS, value, "KVM_SET_SREGS") }
+    public func systemRegisters() throws(KVMError) -> kvm_sregs {
+        try get(CLINUX_KVM_GET_SREGS, kvm_sregs(), "KVM_GET_SREGS")
+    }
+    public func setSystemRegisters(_ value: kvm_sregs) throws(KVMError) {
+        try set(CLINUX_KVM_SET_SREGS, value, "KVM_SET_SREGS")
+    }
 
     /// Reads the local APIC's registers, as laid out in its MMIO page.
-    public func localAPIC() throws(KVMError) -> kvm_lapic_state { try get(CLINUX_KVM_GET_LAPIC, kvm_lapic_state(), "KVM_GET_LAPIC") }
-    public func setLocalAPIC(_ value: kvm_lapic_state) throws(KVMError) { try set(CLINUX_KVM_SET_LAPIC, value, "KVM_SET_LAPIC") }
+    public func localAPIC() throws(KVMError) -> kvm_lapic_state {
+        try get(CLINUX_KVM_GET_LAPIC, kvm_lapic_state(), "KVM_GET_LAPIC")
+    }
+    public func setLocalAPIC(_ value: kvm_lapic_state) throws(KVMError) {
+        try set(CLINUX_KVM_SET_LAPIC, value, "KVM_SET_LAPIC")
+    }
 
     /// Reads the run state: running, halted, waiting for INIT or SIPI (`KVM_MP_STATE_*`).
-    public func mpState() throws(KVMError) -> UInt32 { try get(CLINUX_KVM_GET_MP_STATE, kvm_mp_state(), "KVM_GET_MP_STATE").mp_state }
+    public func mpState() throws(KVMError) -> UInt32 {
+        try get(CLINUX_KVM_GET_MP_STATE, kvm_mp_state(), "KVM_GET_MP_STATE").mp_state
+    }
 
     /// Sets the vCPU's CPUID leaves. Call it before the first run.
     public func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(KVMError) {
@@ -99,7 +110,8 @@ public struct VirtualCPU: ~Copyable, Sendable {
         // KVM stops at the first MSR it does not know and says how many it did; asked one by one, none hides the rest.
         for index in indices {
             let list = oneMSR(index: index, value: 0)
-            let got = try refusing("read MSR 0x\(String(index, radix: 16)) of vCPU \(id)") { () throws(SystemCallError) in
+            let got = try refusing("read MSR 0x\(String(index, radix: 16)) of vCPU \(id)") {
+                () throws(SystemCallError) in
                 try unsafe descriptor.ioctl(CLINUX_KVM_GET_MSRS, buffer: list.address, named: "KVM_GET_MSRS")
             }
             if got == 1 { values[index] = list.elements[0].data }
@@ -123,11 +135,13 @@ public struct VirtualCPU: ~Copyable, Sendable {
         return frequency > 0 ? Int(frequency) : nil
     }
 
-    /// Notifies a guest that uses KVM's clock that it was stopped for a while, so that its watchdogs do not take the gap for a hang
-    /// (`KVM_KVMCLOCK_CTRL`).
+    /// Notifies a guest that uses KVM's clock that it was stopped for a while, so that its watchdogs do not take the
+    /// gap for a hang (`KVM_KVMCLOCK_CTRL`).
     /// - Throws: also when the guest does not use the clock.
     public func markPausedClock() throws(KVMError) {
-        do throws(SystemCallError) { _ = try descriptor.ioctl(CLINUX_KVM_KVMCLOCK_CTRL, named: "KVM_KVMCLOCK_CTRL") } catch {
+        do throws(SystemCallError) {
+            _ = try descriptor.ioctl(CLINUX_KVM_KVMCLOCK_CTRL, named: "KVM_KVMCLOCK_CTRL")
+        } catch {
             throw .refused(purpose: "mark the clock of vCPU \(id) as paused", error)
         }
     }
@@ -136,7 +150,9 @@ public struct VirtualCPU: ~Copyable, Sendable {
     public func translate(_ linear: UInt64) -> UInt64? {
         var translation = kvm_translation()
         translation.linear_address = linear
-        guard (try? descriptor.ioctl(CLINUX_KVM_TRANSLATE, &translation, named: "KVM_TRANSLATE")) != nil, translation.valid != 0 else { return nil }
+        guard (try? descriptor.ioctl(CLINUX_KVM_TRANSLATE, &translation, named: "KVM_TRANSLATE")) != nil,
+            translation.valid != 0
+        else { return nil }
         return translation.physical_address
     }
 

@@ -28,13 +28,16 @@ public struct VirtualMachine: ~Copyable, Sendable {
     ///   - address: guest-physical, a multiple of 4096.
     ///   - size: bytes, a multiple of 4096.
     ///   - host: the first byte; it stays mapped as long as the slot exists.
-    public func setMemory(slot: UInt32, at address: UInt64, size: UInt64, host: UnsafeMutableRawPointer) throws(KVMError) {
+    public func setMemory(
+        slot: UInt32, at address: UInt64, size: UInt64, host: UnsafeMutableRawPointer
+    ) throws(KVMError) {
         var region = kvm_userspace_memory_region()
         region.slot = slot
         region.guest_phys_addr = address
         region.memory_size = size
         region.userspace_addr = UInt64(UInt(bitPattern: host))
-        try call(CLINUX_KVM_SET_USER_MEMORY_REGION, &region, "KVM_SET_USER_MEMORY_REGION",
+        try call(
+            CLINUX_KVM_SET_USER_MEMORY_REGION, &region, "KVM_SET_USER_MEMORY_REGION",
             "put \(size) bytes of guest RAM at 0x\(String(address, radix: 16))")
     }
 
@@ -61,16 +64,18 @@ public struct VirtualMachine: ~Copyable, Sendable {
         }
     }
 
-    /// Waits until the kernel has freed the I/O buses that the devices made so far have replaced; a few milliseconds, on a thread that has them.
+    /// Waits until the kernel has freed the I/O buses that the devices made so far have replaced; a few milliseconds,
+    /// on a thread that has them.
     ///
-    /// The end of a machine waits for the same, and a normal grace period takes 15 to 20 ms. The ioctl is chosen for what the
-    /// kernel does after it, an expedited grace period: an empty list of denied PMU events denies nothing.
+    /// The end of a machine waits for the same, and a normal grace period takes 15 to 20 ms. The ioctl is chosen for
+    /// what the kernel does after it, an expedited grace period: an empty list of denied PMU events denies nothing.
     public func waitForReplacedBuses() {
         var filter = kvm_pmu_event_filter()
         filter.action = UInt32(KVM_PMU_EVENT_DENY)
         _ = try? unsafe withUnsafeMutablePointer(to: &filter) { filter throws(SystemCallError) in
             // With no events the structure is only its header.
-            try unsafe descriptor.ioctl(CLINUX_KVM_SET_PMU_EVENT_FILTER, buffer: filter, named: "KVM_SET_PMU_EVENT_FILTER")
+            try unsafe descriptor.ioctl(
+                CLINUX_KVM_SET_PMU_EVENT_FILTER, buffer: filter, named: "KVM_SET_PMU_EVENT_FILTER")
         }
     }
 
@@ -92,7 +97,8 @@ public struct VirtualMachine: ~Copyable, Sendable {
 
     /// Injects an interrupt on `gsi` whenever `event` is signalled, an edge each time (`KVM_IRQFD`).
     ///
-    /// An eventfd is assigned to one GSI at a time. KVM keeps it open until ``deassignIRQFD(_:gsi:)``, or the machine's end.
+    /// An eventfd is assigned to one GSI at a time. KVM keeps it open until ``deassignIRQFD(_:gsi:)``, or the machine's
+    /// end.
     public func assignIRQFD(_ event: borrowing EventFD, gsi: UInt32) throws(KVMError) {
         var request = kvm_irqfd()
         request.fd = UInt32(bitPattern: event.rawValue)
@@ -100,7 +106,8 @@ public struct VirtualMachine: ~Copyable, Sendable {
         try call(CLINUX_KVM_IRQFD, &request, "KVM_IRQFD", "assign an irqfd to GSI \(gsi)")
     }
 
-    /// Ends what ``assignIRQFD(_:gsi:)`` began; returns when an interrupt on its way has been injected. Harmless when nothing was assigned.
+    /// Ends what ``assignIRQFD(_:gsi:)`` began; returns when an interrupt on its way has been injected. Harmless when
+    /// nothing was assigned.
     public func deassignIRQFD(_ event: borrowing EventFD, gsi: UInt32) throws(KVMError) {
         var request = kvm_irqfd()
         request.fd = UInt32(bitPattern: event.rawValue)
@@ -132,7 +139,9 @@ public struct VirtualMachine: ~Copyable, Sendable {
         }
     }
 
-    private func call(_ request: UInt, _ value: UInt, _ name: String, _ purpose: @autoclosure () -> String) throws(KVMError) {
+    private func call(
+        _ request: UInt, _ value: UInt, _ name: String, _ purpose: @autoclosure () -> String
+    ) throws(KVMError) {
         do throws(SystemCallError) { try descriptor.ioctl(request, value, named: name) } catch {
             throw .refused(purpose: purpose(), error)
         }
