@@ -64,9 +64,14 @@ import Testing
     // MARK: The file of counters
 
     /// Header, one descriptor, one value, as Documentation/virt/kvm/api.rst (KVM_GET_STATS_FD) lays them out.
-    private func file(nameSize: UInt32 = 8, count: UInt32 = 1, descriptors: UInt32 = 24, data: UInt32 = 48, flags: UInt32 = 0, items: UInt16 = 1, offset: UInt32 = 0) -> [UInt8] {
+    private func file(
+        nameSize: UInt32 = 8, count: UInt32 = 1, descriptors: UInt32 = 24, data: UInt32 = 48, flags: UInt32 = 0,
+        items: UInt16 = 1, offset: UInt32 = 0
+    ) -> [UInt8] {
         var bytes: [UInt8] = []
-        func add<Number: FixedWidthInteger>(_ number: Number) { withUnsafeBytes(of: number.littleEndian) { bytes += $0 } }
+        func add<Number: FixedWidthInteger>(_ number: Number) {
+            withUnsafeBytes(of: number.littleEndian) { bytes += $0 }
+        }
         for number in [0, nameSize, count, 24, descriptors, data] { add(number) }
         add(flags)
         add(UInt16(0))
@@ -87,7 +92,9 @@ import Testing
     @Test func whatLiesOutsideTheFileIsLeftOut() {
         #expect(StatisticsFile([UInt8]()).counters.isEmpty)
         for length in 0..<56 { #expect(StatisticsFile(file().prefix(length)).counters.isEmpty) }
-        for bytes in [file(nameSize: .max), file(descriptors: .max), file(data: .max), file(offset: .max), file(descriptors: 41)] {
+        for bytes in [
+            file(nameSize: .max), file(descriptors: .max), file(data: .max), file(offset: .max), file(descriptors: 41),
+        ] {
             #expect(StatisticsFile(bytes).counters.isEmpty)
         }
         #expect(StatisticsFile(file(count: .max)).counters.count == 1)

@@ -7,8 +7,8 @@ import Testing
 
 @testable import KVM
 
-/// A guest that waits for interrupts, and writes the vector of each to port 0x10. Vectors 0x40 and 0x41 are for messages, 0x50 is pin 16 of the
-/// IOAPIC (edge-triggered), 0x60 + n is pin n of the PICs.
+/// A guest that waits for interrupts, and writes the vector of each to port 0x10. Vectors 0x40 and 0x41 are for
+/// messages, 0x50 is pin 16 of the IOAPIC (edge-triggered), 0x60 + n is pin n of the PICs.
 private struct ListeningGuest: ~Copyable {
     let tiny: TinyMachine
     var machine: VirtualMachine { _read { yield tiny.machine } }
@@ -23,12 +23,15 @@ private struct ListeningGuest: ~Copyable {
         func store(_ segment: UInt8, _ offset: UInt16, _ value: UInt32) -> [UInt8] {
             [segment, 0x66, 0xc7, 0x06] + bytes(offset) + bytes(value)
         }
-        func bytes(_ value: some FixedWidthInteger) -> [UInt8] { (0..<value.bitWidth / 8).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) } }
+        func bytes(_ value: some FixedWidthInteger) -> [UInt8] {
+            (0..<value.bitWidth / 8).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) }
+        }
         func out(_ port: UInt8, _ value: UInt8) -> [UInt8] { [0xb0, value, 0xe6, port] }
         let (apic, ioapic): (UInt8, UInt8) = (0x64, 0x26)
         var code: [UInt8] = store(apic, 0xf0, 0x1ff)
         code += store(ioapic, 0, 0x31) + store(ioapic, 0x10, 0) + store(ioapic, 0, 0x30) + store(ioapic, 0x10, 0x50)
-        // Both PICs (8259A data sheet): vectors from 0x60 and 0x68 on, all pins unmasked, an automatic end of interrupt.
+        // Both PICs (8259A data sheet): vectors from 0x60 and 0x68 on, all pins unmasked, an automatic end of
+        // interrupt.
         code += out(0x20, 0x11) + out(0x21, 0x60) + out(0x21, 4) + out(0x21, 3) + out(0x21, 0)
         code += out(0xa0, 0x11) + out(0xa1, 0x68) + out(0xa1, 2) + out(0xa1, 3) + out(0xa1, 0)
         // Ready: sti; hlt; jmp to the hlt
@@ -38,7 +41,8 @@ private struct ListeningGuest: ~Copyable {
             // A handler for each, and its place in the table: the vector to the port, an end of interrupt, iret.
             let place = 0x2000 + UInt16(vector) * 32
             let handler = out(0x10, vector) + store(apic, 0xb0, 0) + [0xcf]
-            unsafe UnsafeMutableRawBufferPointer(start: tiny.memory.start + Int(place), count: handler.count).copyBytes(from: handler)
+            unsafe UnsafeMutableRawBufferPointer(start: tiny.memory.start + Int(place), count: handler.count).copyBytes(
+                from: handler)
             unsafe tiny.memory.start.storeBytes(of: UInt32(place), toByteOffset: Int(vector) * 4, as: UInt32.self)
         }
         var system = try tiny.cpu.systemRegisters()
@@ -155,10 +159,14 @@ private struct ListeningGuest: ~Copyable {
         // The lowest that is free.
         for gsi: UInt32 in [39, 30] { try router.remove(gsi) }
         #expect(try router.add(ListeningGuest.message(0x41)) == 30)
-        #expect(router[29] == ListeningGuest.message(0x40) && router[30] == ListeningGuest.message(0x41) && router[39] == nil)
+        #expect(
+            router[29] == ListeningGuest.message(0x40) && router[30] == ListeningGuest.message(0x41)
+                && router[39] == nil)
         do throws(KVMError) {
-            _ = try InterruptRouter(try refusing("x") { () throws(SystemCallError) in try tiny.machine.descriptor.duplicate() }, limit: 0)
-                .add(ListeningGuest.message(0x40))
+            _ = try InterruptRouter(
+                try refusing("x") { () throws(SystemCallError) in try tiny.machine.descriptor.duplicate() }, limit: 0
+            )
+            .add(ListeningGuest.message(0x40))
             Issue.record("KVM without routing")
         } catch { #expect(error.description.contains("KVM_CAP_IRQ_ROUTING")) }
     }

@@ -101,7 +101,9 @@ struct TinyMachine: ~Copyable {
 
     @Test func anIOEventFDIsSignalledWithoutAnExit() throws {
         // mov ax,0x2000; mov ds,ax; mov word [0x50],7; mov word [0x50],8; hlt
-        let tiny = try TinyMachine(code: [0xb8, 0, 0x20, 0x8e, 0xd8, 0xc7, 6, 0x50, 0, 7, 0, 0xc7, 6, 0x50, 0, 8, 0, 0xf4])
+        let tiny = try TinyMachine(code: [
+            0xb8, 0, 0x20, 0x8e, 0xd8, 0xc7, 6, 0x50, 0, 7, 0, 0xc7, 6, 0x50, 0, 8, 0, 0xf4,
+        ])
         let seven = try EventFD()
         try tiny.machine.assignIOEventFD(seven, for: IOEventMatch(address: 0x20050, length: 2, value: 7))
         guard case .mmio(let other) = try tiny.run() else { Issue.record("no exit for the other value"); return }
@@ -113,7 +115,8 @@ struct TinyMachine: ~Copyable {
     @Test func aDeassignedIOEventFDIsAnExitAgain() throws {
         // mov ax,0x2000; mov ds,ax; mov word [0x50],7 (three times); out 1,al between the first and the second; hlt
         let store: [UInt8] = [0xc7, 6, 0x50, 0, 7, 0]
-        let tiny = try TinyMachine(code: [0xb8, 0, 0x20, 0x8e, 0xd8] + store + [0xe6, 1] + store + [0xe6, 2] + store + [0xf4])
+        let tiny = try TinyMachine(
+            code: [0xb8, 0, 0x20, 0x8e, 0xd8] + store + [0xe6, 1] + store + [0xe6, 2] + store + [0xf4])
         let event = try EventFD(), match = IOEventMatch(address: 0x20050, length: 2, value: 7)
         try tiny.machine.assignIOEventFD(event, for: match)
         guard case .port = try tiny.run() else { Issue.record("the write came to user space"); return }
@@ -160,7 +163,9 @@ struct TinyMachine: ~Copyable {
 
     @Test func aTripleFaultIsAShutdown() throws {
         // lidt with limit 0; mov eax,cr0; or al,1; mov cr0,eax; ud2: protected mode without an interrupt table.
-        let tiny = try TinyMachine(code: [0x0f, 0x01, 0x1e, 0x10, 0x10, 0x0f, 0x20, 0xc0, 0x0c, 1, 0x0f, 0x22, 0xc0, 0x0f, 0x0b])
+        let tiny = try TinyMachine(code: [
+            0x0f, 0x01, 0x1e, 0x10, 0x10, 0x0f, 0x20, 0xc0, 0x0c, 1, 0x0f, 0x22, 0xc0, 0x0f, 0x0b,
+        ])
         guard case .shutdown = try tiny.run() else { Issue.record("no shutdown"); return }
     }
 
@@ -197,23 +202,32 @@ struct TinyMachine: ~Copyable {
 
     @Test func theTimerIsMadeByItsFirstUser() throws {
         // in al,0x61 | mov al,0x34; out 0x43,al (channel 0, both bytes, mode 2) | mov al,0xb6; out 0x43,al | hlt
-        let tiny = try TinyMachine(code: [0xe4, 0x61, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0xb6, 0xe6, 0x43, 0xe5, 0x80, 0xe4, 0x43, 0xf4], irqchip: true)
+        let tiny = try TinyMachine(
+            code: [0xe4, 0x61, 0xb0, 0x34, 0xe6, 0x43, 0xb0, 0xb6, 0xe6, 0x43, 0xe5, 0x80, 0xe4, 0x43, 0xf4],
+            irqchip: true)
         let timer = try tiny.machine.intervalTimer()
         guard case .port(let first) = try tiny.run(), first.port == 0x61 else { Issue.record("no first use"); return }
         first[0] = UInt32(timer.read(port: 0x61))
         // From here on the kernel answers: the next exit is the port that nobody has.
-        guard case .port(let second) = try tiny.run(), second.port == 0x80 else { Issue.record("the timer's ports still come here"); return }
+        guard case .port(let second) = try tiny.run(), second.port == 0x80 else {
+            Issue.record("the timer's ports still come here"); return
+        }
     }
 
     @Test func theTimersFirstCommandIsNotLost() throws {
         // out 0x43 with a control word is the first use; then the count's two bytes and a read-back of the status.
         let tiny = try TinyMachine(
-            code: [0xb0, 0x34, 0xe6, 0x43, 0xb0, 0x10, 0xe6, 0x40, 0xb0, 0x27, 0xe6, 0x40, 0xb0, 0xe2, 0xe6, 0x43, 0xe4, 0x40, 0xe6, 0x80, 0xf4],
+            code: [
+                0xb0, 0x34, 0xe6, 0x43, 0xb0, 0x10, 0xe6, 0x40, 0xb0, 0x27, 0xe6, 0x40, 0xb0, 0xe2, 0xe6, 0x43, 0xe4,
+                0x40, 0xe6, 0x80, 0xf4,
+            ],
             irqchip: true)
         let timer = try tiny.machine.intervalTimer()
         guard case .port(let first) = try tiny.run(), first.port == 0x43 else { Issue.record("no first use"); return }
         timer.write(port: 0x43, value: UInt8(truncatingIfNeeded: first[0]))
-        guard case .port(let status) = try tiny.run(), status.port == 0x80 else { Issue.record("the timer's ports still come here"); return }
+        guard case .port(let status) = try tiny.run(), status.port == 0x80 else {
+            Issue.record("the timer's ports still come here"); return
+        }
         // 8254 data sheet, "Status Byte": access both bytes (bits 5, 4), mode 2 (bits 3 to 1).
         #expect(status[0] & 0x3f == 0x34)
     }
@@ -225,7 +239,9 @@ struct TinyMachine: ~Copyable {
         #expect(timer.state() == nil)
         // A count that no control word announces; then both bytes, the low one, the high one.
         timer.write(port: 0x40, value: 0x55)
-        for (control, channel, bytes) in [(0x34, 0x40, [0x10, 0x27]), (0x54, 0x41, [0x12]), (0xa6, 0x42, [0x03])] as [(UInt8, UInt16, [UInt8])] {
+        for (control, channel, bytes) in [(0x34, 0x40, [0x10, 0x27]), (0x54, 0x41, [0x12]), (0xa6, 0x42, [0x03])]
+            as [(UInt8, UInt16, [UInt8])]
+        {
             timer.write(port: 0x43, value: control)
             for byte in bytes { timer.write(port: channel, value: byte) }
         }
