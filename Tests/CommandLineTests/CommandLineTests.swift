@@ -12,25 +12,34 @@ import Testing
 
 /// What the words of the command line mean.
 @Suite(.timed) struct ByteSizeTests {
-    @Test(arguments: [
-        ("0", 0), ("4096", 4096), ("1K", 1 << 10), ("64k", 64 << 10), ("512M", 512 << 20), ("512m", 512 << 20), ("2G", 2 << 30), ("2GB", 2 << 30),
-        ("2GiB", 2 << 30), ("2gib", 2 << 30), ("1T", 1 << 40), ("100B", 100), ("18446744073709551615", UInt64.max), ("007M", 7 << 20),
-        ("2Gi", 2 << 30), ("2gi", 2 << 30), ("512Mi", 512 << 20), ("1.5G", 1536 << 20), ("1.5Gi", 1536 << 20), ("1.5GiB", 1536 << 20), ("0.5k", 512),
-        ("1.000001K", 1024), ("2P", 2 << 50), ("1.25E", 5 << 58), ("15.999999E", 0xfffffef39085f4a1),
-    ] as [(String, UInt64)])
+    @Test(
+        arguments: [
+            ("0", 0), ("4096", 4096), ("1K", 1 << 10), ("64k", 64 << 10), ("512M", 512 << 20), ("512m", 512 << 20),
+            ("2G", 2 << 30), ("2GB", 2 << 30),
+            ("2GiB", 2 << 30), ("2gib", 2 << 30), ("1T", 1 << 40), ("100B", 100), ("18446744073709551615", UInt64.max),
+            ("007M", 7 << 20),
+            ("2Gi", 2 << 30), ("2gi", 2 << 30), ("512Mi", 512 << 20), ("1.5G", 1536 << 20), ("1.5Gi", 1536 << 20),
+            ("1.5GiB", 1536 << 20), ("0.5k", 512),
+            ("1.000001K", 1024), ("2P", 2 << 50), ("1.25E", 5 << 58), ("15.999999E", 0xfffffef39085f4a1),
+        ] as [(String, UInt64)])
     func sizes(text: String, bytes: UInt64) {
         #expect(ByteSize(argument: text)?.bytes == bytes)
     }
 
     @Test(arguments: [
-        "", "K", "G", "iB", "B", "-1", "+1", "1.5", "1.5B", "1..5G", "1.5.5G", ".5G", "1.G", "1.0000001G", "1.-5G", "2Kii", "5i", "5iB", "1\u{212A}", "1,5G", "0x10", "12X", "1 G", " 1G", "1G ", "G1", "1GG", "1KiBB", "18446744073709551616",
+        "", "K", "G", "iB", "B", "-1", "+1", "1.5", "1.5B", "1..5G", "1.5.5G", ".5G", "1.G", "1.0000001G", "1.-5G",
+        "2Kii", "5i", "5iB", "1\u{212A}", "1,5G", "0x10", "12X", "1 G", " 1G", "1G ", "G1", "1GG", "1KiBB",
+        "18446744073709551616",
         "18014398509481984K", "16777216T", "99999999999999999999999", "１G", "1\u{0}",
     ])
     func noSizes(text: String) {
         #expect(ByteSize(argument: text) == nil)
     }
 
-    @Test(arguments: [(UInt64(512 << 20), "512M"), (2 << 30, "2G"), (1536 << 20, "1536M"), (1 << 40, "1024G"), (4097, "4097"), (0, "0")])
+    @Test(arguments: [
+        (UInt64(512 << 20), "512M"), (2 << 30, "2G"), (1536 << 20, "1536M"), (1 << 40, "1024G"), (4097, "4097"),
+        (0, "0"),
+    ])
     func isShownAsItWouldBeGiven(bytes: UInt64, text: String) {
         #expect(ByteSize(bytes: bytes).description == text)
         #expect(ByteSize(argument: text)?.bytes == bytes)
@@ -38,12 +47,16 @@ import Testing
 }
 
 @Suite(.timed) struct OptionListTests {
-    private func items(_ text: String) -> [String] { OptionList(text).items.map { $0.key + ($0.value.map { "|" + $0 } ?? "") } }
+    private func items(_ text: String) -> [String] {
+        OptionList(text).items.map { $0.key + ($0.value.map { "|" + $0 } ?? "") }
+    }
 
-    @Test(arguments: [
-        ("", [""]), ("a", ["a"]), ("a,b=c", ["a", "b|c"]), ("a=b=c", ["a|b=c"]), ("a,,b,c", ["a,b", "c"]), ("a,,,b", ["a,", "b"]),
-        (",a", ["", "a"]), ("a,", ["a", ""]), (",,", [","]), ("a=", ["a|"]), ("=", ["|"]),
-    ] as [(String, [String])])
+    @Test(
+        arguments: [
+            ("", [""]), ("a", ["a"]), ("a,b=c", ["a", "b|c"]), ("a=b=c", ["a|b=c"]), ("a,,b,c", ["a,b", "c"]),
+            ("a,,,b", ["a,", "b"]),
+            (",a", ["", "a"]), ("a,", ["a", ""]), (",,", [","]), ("a=", ["a|"]), ("=", ["|"]),
+        ] as [(String, [String])])
     func splits(text: String, expected: [String]) {
         #expect(items(text) == expected)
     }
@@ -53,32 +66,44 @@ import Testing
     @Test func pathAlone() throws {
         let disk = try DiskArgument(parsing: "disk.qcow2").disk
         #expect(disk.path == "disk.qcow2" && disk.options.format == nil && !disk.options.readOnly)
-        #expect(disk.options.cache == .writeback && disk.options.locking && disk.options.allowsBacking && disk.serial == nil)
+        #expect(
+            disk.options.cache == .writeback && disk.options.locking && disk.options.allowsBacking && disk.serial == nil
+        )
     }
 
     @Test func everything() throws {
-        let disk = try DiskArgument(parsing: "/a/b,format=raw,ro,cache=none,backing=off,serial=12345678901234567890").disk
+        let disk = try DiskArgument(parsing: "/a/b,format=raw,ro,cache=none,backing=off,serial=12345678901234567890")
+            .disk
         #expect(!disk.options.allowsBacking)
         #expect(disk.path == "/a/b" && disk.options.format == .raw && disk.options.readOnly)
         #expect(disk.options.cache == .none && disk.serial == "12345678901234567890")
         #expect(disk.options.namedFiles == NamedFiles())
-        #expect(try DiskArgument(parsing: "a.qcow2,backing-dir=/var/bases,backing-dir=b").disk.options.namedFiles == NamedFiles(directories: ["/var/bases", "b"]))
+        #expect(
+            try DiskArgument(parsing: "a.qcow2,backing-dir=/var/bases,backing-dir=b").disk.options.namedFiles
+                == NamedFiles(directories: ["/var/bases", "b"]))
         #expect(try DiskArgument(parsing: "a.qcow2,backing=anywhere").disk.options.namedFiles == .anywhere)
     }
 
-    @Test(arguments: [("a,,b.raw,ro", "a,b.raw"), ("a=b.raw,ro", "a=b.raw"), ("=x,ro", "=x"), ("ro,ro", "ro"), ("ein pfad ü.raw,ro", "ein pfad ü.raw")])
+    @Test(arguments: [
+        ("a,,b.raw,ro", "a,b.raw"), ("a=b.raw,ro", "a=b.raw"), ("=x,ro", "=x"), ("ro,ro", "ro"),
+        ("ein pfad ü.raw,ro", "ein pfad ü.raw"),
+    ])
     func strangePaths(argument: String, path: String) throws {
         let disk = try DiskArgument(parsing: argument).disk
         #expect(disk.path == path && disk.options.readOnly)
     }
 
     @Test(arguments: [
-        ("", "a disk needs a path"), (",ro", "a disk needs a path"), ("d,backing-dir=", "disk d: backing-dir= needs a directory"),
-        ("d,format=qed", "disk d: format=qed is not recognized; expected one of raw, qcow2, vmdk, vdi, vpc, vhdx"), ("d,format=", "disk d: format= is not recognized"),
-        ("d,format", "disk d: 'format' is not recognized"), ("d,ro=yes", "disk d: 'ro=yes' is not recognized; expected format=, "),
+        ("", "a disk needs a path"), (",ro", "a disk needs a path"),
+        ("d,backing-dir=", "disk d: backing-dir= needs a directory"),
+        ("d,format=qed", "disk d: format=qed is not recognized; expected one of raw, qcow2, vmdk, vdi, vpc, vhdx"),
+        ("d,format=", "disk d: format= is not recognized"),
+        ("d,format", "disk d: 'format' is not recognized"),
+        ("d,ro=yes", "disk d: 'ro=yes' is not recognized; expected format=, "),
         ("d,cache=unsafe", "disk d: cache=unsafe is not recognized; expected writeback or none"),
         ("d,serial=", "disk d: a serial number has 1 to 20 bytes, this one 0"),
-        ("d,serial=123456789012345678901", "disk d: a serial number has 1 to 20 bytes, this one 21"), ("d,", "disk d: '' is not recognized"),
+        ("d,serial=123456789012345678901", "disk d: a serial number has 1 to 20 bytes, this one 21"),
+        ("d,", "disk d: '' is not recognized"),
         ("d,RO", "disk d: 'RO' is not recognized"),
     ])
     func mistakes(argument: String, sentence: String) {
@@ -88,7 +113,9 @@ import Testing
 }
 
 @Suite(.timed) struct NetworkArgumentTests {
-    private func tap(_ argument: String) throws -> (name: String, bridge: String?, create: Bool, mtu: Int?, mac: String?)? {
+    private func tap(
+        _ argument: String
+    ) throws -> (name: String, bridge: String?, create: Bool, mtu: Int?, mac: String?)? {
         let network = try NetworkArgument(parsing: argument).network
         guard case .tap(let name, let bridge, let mtu) = network.backend else { return nil }
         return (name?.text ?? "", bridge?.name.text, bridge?.create ?? false, mtu, network.mac?.description)
@@ -106,21 +133,32 @@ import Testing
 
     @Test func descriptor() throws {
         let network = try NetworkArgument(parsing: "fd=7,mac=52-54-00-12-34-56").network
-        #expect(network.backend == .descriptor(7) && network.mac?.description == "52:54:00:12:34:56" && network.offload == nil)
+        #expect(
+            network.backend == .descriptor(7) && network.mac?.description == "52:54:00:12:34:56"
+                && network.offload == nil)
         #expect(try NetworkArgument(parsing: "fd=7,offload=on").network.offload == true)
         #expect(try NetworkArgument(parsing: "tap=a,offload=off").network.offload == false)
     }
 
     @Test(arguments: [
-        ("", "'' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off or fd="), ("tap", "'tap' is not recognized"), ("create=yes", "'create=yes' is not recognized"),
-        ("bridge=br0", "a network interface needs tap=NAME or fd=N"), ("mac=52:54:00:12:34:56", "a network interface needs tap=NAME or fd=N"),
-        ("tap=a,create", "create requires bridge=NAME"), ("tap=a,mtu=67", "mtu=67 is not a valid MTU; expected 68 to 65521"),
-        ("tap=a,offload", "offload is neither offload=on nor offload=off"), ("tap=a,offload=yes", "offload=yes is neither offload=on"),
-        ("tap=a,mtu=65522", "mtu=65522 is not a valid MTU"), ("tap=a,mtu=", "mtu= is not a valid MTU"), ("fd=-1", "fd=-1 is not a file descriptor number"),
-        ("fd=x", "fd=x is not a file descriptor number"), ("fd=2147483648", "fd=2147483648 is not a file descriptor number"),
-        ("fd=0", "fd=0 is a standard stream; expected the descriptor of a TAP, 3 or higher"), ("fd=2", "fd=2 is a standard stream"),
-        ("fd=3,tap=a", "fd= passes a TAP that is already configured"), ("fd=3,bridge=a", "fd= passes a TAP that is already configured"),
-        ("fd=3,create", "fd= passes a TAP that is already configured"), ("fd=3,mtu=1500", "fd= passes a TAP that is already configured"),
+        ("", "'' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off or fd="),
+        ("tap", "'tap' is not recognized"), ("create=yes", "'create=yes' is not recognized"),
+        ("bridge=br0", "a network interface needs tap=NAME or fd=N"),
+        ("mac=52:54:00:12:34:56", "a network interface needs tap=NAME or fd=N"),
+        ("tap=a,create", "create requires bridge=NAME"),
+        ("tap=a,mtu=67", "mtu=67 is not a valid MTU; expected 68 to 65521"),
+        ("tap=a,offload", "offload is neither offload=on nor offload=off"),
+        ("tap=a,offload=yes", "offload=yes is neither offload=on"),
+        ("tap=a,mtu=65522", "mtu=65522 is not a valid MTU"), ("tap=a,mtu=", "mtu= is not a valid MTU"),
+        ("fd=-1", "fd=-1 is not a file descriptor number"),
+        ("fd=x", "fd=x is not a file descriptor number"),
+        ("fd=2147483648", "fd=2147483648 is not a file descriptor number"),
+        ("fd=0", "fd=0 is a standard stream; expected the descriptor of a TAP, 3 or higher"),
+        ("fd=2", "fd=2 is a standard stream"),
+        ("fd=3,tap=a", "fd= passes a TAP that is already configured"),
+        ("fd=3,bridge=a", "fd= passes a TAP that is already configured"),
+        ("fd=3,create", "fd= passes a TAP that is already configured"),
+        ("fd=3,mtu=1500", "fd= passes a TAP that is already configured"),
     ])
     func mistakes(argument: String, sentence: String) {
         let error = #expect(throws: ArgumentProblem.self) { try NetworkArgument(parsing: argument) }
@@ -128,9 +166,12 @@ import Testing
     }
 
     @Test(arguments: [
-        ("tap=", "the name of a network interface is empty"), ("tap=sixteen-bytes-xx", "the interface name 'sixteen-bytes-xx' has 16 bytes"),
-        ("tap=a,bridge=a/b", "the interface name 'a/b' has the character \"/\""), ("tap=a,mac=1:2:3:4:5:6", "'1:2:3:4:5:6' is not a MAC address"),
-        ("tap=a,mac=01:00:5e:00:00:01", "01:00:5e:00:00:01 is a multicast address"), ("tap=a,mac=00:00:00:00:00:00", "00:00:00:00:00:00 cannot be"),
+        ("tap=", "the name of a network interface is empty"),
+        ("tap=sixteen-bytes-xx", "the interface name 'sixteen-bytes-xx' has 16 bytes"),
+        ("tap=a,bridge=a/b", "the interface name 'a/b' has the character \"/\""),
+        ("tap=a,mac=1:2:3:4:5:6", "'1:2:3:4:5:6' is not a MAC address"),
+        ("tap=a,mac=01:00:5e:00:00:01", "01:00:5e:00:00:01 is a multicast address"),
+        ("tap=a,mac=00:00:00:00:00:00", "00:00:00:00:00:00 cannot be"),
     ])
     func badNamesAndAddresses(argument: String, sentence: String) {
         let error = #expect(throws: HostNetworkError.self) { try NetworkArgument(parsing: argument) }
@@ -145,18 +186,30 @@ import Testing
 
     @Test func nothingGiven() throws {
         let command = try parse()
-        #expect(command.name == nil && command.uuid == nil && command.cpus == 1 && command.mem.bytes == 512 << 20 && command.hugepages == nil)
-        #expect(!command.prealloc && !command.shared && command.kernel == nil && command.initrd == nil && command.cmdline.isEmpty)
-        #expect(command.disk.isEmpty && command.net.isEmpty && command.console.kind == .stdio && command.logLevel == .notice)
+        #expect(
+            command.name == nil && command.uuid == nil && command.cpus == 1 && command.mem.bytes == 512 << 20
+                && command.hugepages == nil)
+        #expect(
+            !command.prealloc && !command.shared && command.kernel == nil && command.initrd == nil
+                && command.cmdline.isEmpty)
+        #expect(
+            command.disk.isEmpty && command.net.isEmpty && command.console.kind == .stdio && command.logLevel == .notice
+        )
     }
 
     @Test func everything() throws {
         let command = try parse(
-            "--name", "vm", "--cpus", "3", "--mem", "1G", "--prealloc", "--shared", "--kernel", "k", "--initrd", "i", "--cmdline", "a b=c -- d",
-            "--disk", "a.raw", "--disk", "b.qcow2,ro", "--net", "tap=t", "--net", "fd=5", "--console", "file:log", "--log-level", "debug")
-        #expect(command.name == "vm" && command.cpus == 3 && command.mem.bytes == 1 << 30 && command.prealloc && command.shared)
+            "--name", "vm", "--cpus", "3", "--mem", "1G", "--prealloc", "--shared", "--kernel", "k", "--initrd", "i",
+            "--cmdline", "a b=c -- d",
+            "--disk", "a.raw", "--disk", "b.qcow2,ro", "--net", "tap=t", "--net", "fd=5", "--console", "file:log",
+            "--log-level", "debug")
+        #expect(
+            command.name == "vm" && command.cpus == 3 && command.mem.bytes == 1 << 30 && command.prealloc
+                && command.shared)
         #expect(command.kernel == "k" && command.initrd == "i" && command.cmdline == "a b=c -- d")
-        #expect(command.disk.map(\.disk.path) == ["a.raw", "b.qcow2"] && command.disk.map(\.disk.options.readOnly) == [false, true])
+        #expect(
+            command.disk.map(\.disk.path) == ["a.raw", "b.qcow2"]
+                && command.disk.map(\.disk.options.readOnly) == [false, true])
         #expect(command.net.count == 2 && command.net[1].network.backend == .descriptor(5))
         #expect(command.console.kind == .file("log") && command.logLevel == .debug)
     }
@@ -166,7 +219,8 @@ import Testing
         // The word after it is its own, not the option's.
         #expect(try parse("--hugepages", "--mem", "2G").hugepages == .twoMiB)
         let kinds: [(String, MemoryBacking)] = [
-            ("2M", .hugePages(.twoMiB)), ("2m", .hugePages(.twoMiB)), ("1G", .hugePages(.oneGiB)), ("1g", .hugePages(.oneGiB)),
+            ("2M", .hugePages(.twoMiB)), ("2m", .hugePages(.twoMiB)), ("1G", .hugePages(.oneGiB)),
+            ("1g", .hugePages(.oneGiB)),
             ("thp", .transparent), ("THP", .transparent),
         ]
         for (text, backing) in kinds {
@@ -182,7 +236,8 @@ import Testing
 
     @Test func debuggersAndTraces() throws {
         let expected: [(String, Configuration.Debugger)] = [
-            ("0", .port(0)), ("65535", .port(65535)), ("unix:/run/gdb", .unix("/run/gdb")), (":1234", .port(1234)), ("localhost:1234", .port(1234)),
+            ("0", .port(0)), ("65535", .port(65535)), ("unix:/run/gdb", .unix("/run/gdb")), (":1234", .port(1234)),
+            ("localhost:1234", .port(1234)),
             ("127.0.0.1:1234", .port(1234)), ("tcp::1234", .port(1234)), ("tcp:localhost:1234", .port(1234)),
         ]
         for (text, place) in expected { #expect(try parse("--gdb", text).configuration.debugger == place) }
@@ -196,7 +251,8 @@ import Testing
 
     @Test func consoles() throws {
         let expected: [(String, Configuration.ConsoleKind)] = [
-            ("stdio", .stdio), ("none", .none), ("pty", .pty), ("unix:/a:b", .unix("/a:b")), ("unix:x", .unix("x")), ("file:/dev/null", .file("/dev/null")),
+            ("stdio", .stdio), ("none", .none), ("pty", .pty), ("unix:/a:b", .unix("/a:b")), ("unix:x", .unix("x")),
+            ("file:/dev/null", .file("/dev/null")),
         ]
         for (text, kind) in expected { #expect(try parse("--console", text).console.kind == kind) }
         for text in ["", "STDIO", "unix", "unix:", "file:", "tcp:1", " pty"] {
@@ -204,13 +260,16 @@ import Testing
         }
     }
 
-    @Test(arguments: ["trace", "debug", "info", "notice", "warning", "error", "critical"]) func logLevels(level: String) throws {
+    @Test(arguments: ["trace", "debug", "info", "notice", "warning", "error", "critical"]) func logLevels(
+        level: String
+    ) throws {
         #expect(try parse("--log-level", level).logLevel.rawValue == level)
     }
 
     /// The parser's own mistakes are the command line's: status 64.
     @Test(arguments: [
-        ["run", "--unknown"], ["run", "word"], ["run", "--cpus"], ["run", "--cpus", "two"], ["run", "--mem", "1.5"], ["run", "--disk", ""],
+        ["run", "--unknown"], ["run", "word"], ["run", "--cpus"], ["run", "--cpus", "two"], ["run", "--mem", "1.5"],
+        ["run", "--disk", ""],
         ["run", "--net", "tap=a,mac=zz"], ["run", "--log-level", "loud"], ["walk"], ["doctor", "--all"],
     ])
     func mistakes(arguments: [String]) {
@@ -239,7 +298,9 @@ import Testing
     @Test func ofTheProgram() {
         let help = text("--help")
         #expect(help.status == 0)
-        for word in ["swkvm run --mem 2G --hugepages", "swkvm doctor", "SUBCOMMANDS", "--version"] { #expect(help.text.contains(word), "\(word)") }
+        for word in ["swkvm run --mem 2G --hugepages", "swkvm doctor", "SUBCOMMANDS", "--version"] {
+            #expect(help.text.contains(word), "\(word)")
+        }
     }
 
     /// The parser adds the default of some options; their own text does not state it then.
@@ -260,7 +321,9 @@ import Testing
         let help = text("run", "--help")
         #expect(help.status == 0)
         for option in [
-            "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel", "--initrd", "--cmdline", "--cmdline-raw", "--bus", "--discovery", "--disk", "--net", "--rng", "--console", "--gdb", "--trace",
+            "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel",
+            "--initrd", "--cmdline", "--cmdline-raw", "--bus", "--discovery", "--disk", "--net", "--rng", "--console",
+            "--gdb", "--trace",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
         ] {
             #expect(help.text.contains(option), "\(option)")
@@ -269,7 +332,9 @@ import Testing
         let words = help.text.split(whereSeparator: \.isWhitespace).joined(separator: " ")
         #expect(words.contains("(default: 512M)") && words.contains("(default: stdio)"))
         // The statuses are those that the program ends with.
-        for status in [ExitStatus.hostError, ExitStatus.tripleFault, ExitStatus.internalError, ExitStatus.unexpectedExit] {
+        for status in [
+            ExitStatus.hostError, ExitStatus.tripleFault, ExitStatus.internalError, ExitStatus.unexpectedExit,
+        ] {
             #expect(help.text.contains("\(status) "), "\(status)")
         }
     }

@@ -10,17 +10,30 @@ import Testing
 @Suite(.timed) struct DirectParseTests {
     /// For each option values that it takes, and some that it does not.
     private static let values: [String: [String]] = [
-        "name": ["web", "", "a b", "ä"], "uuid": ["none", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "x"], "cpus": ["1", "4", "0", "-1", "two", "+3"],
-        "mem": ["2G", "1.5G", "4096", "2Gi", "x", "-5", ""], "hugepages": ["2M", "1G", "thp", "THP", "4K", ""], "prealloc": ["yes"], "shared": [""],
-        "numa": ["mem=64M,cpus=0", "mem=32M", "cpus=1", "mem=1G,distance=1:20"], "kernel": ["vmlinux", "bundled", "./bundled", "a=b", "-"],
-        "initrd": ["initrd.img"], "cmdline": ["quiet", "test=all root=/dev/vda1", "", "-x", "--mem 1G"], "cmdline-raw": ["quiet", "a=b=c"],
+        "name": ["web", "", "a b", "ä"], "uuid": ["none", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "x"],
+        "cpus": ["1", "4", "0", "-1", "two", "+3"],
+        "mem": ["2G", "1.5G", "4096", "2Gi", "x", "-5", ""], "hugepages": ["2M", "1G", "thp", "THP", "4K", ""],
+        "prealloc": ["yes"], "shared": [""],
+        "numa": ["mem=64M,cpus=0", "mem=32M", "cpus=1", "mem=1G,distance=1:20"],
+        "kernel": ["vmlinux", "bundled", "./bundled", "a=b", "-"],
+        "initrd": ["initrd.img"], "cmdline": ["quiet", "test=all root=/dev/vda1", "", "-x", "--mem 1G"],
+        "cmdline-raw": ["quiet", "a=b=c"],
         "bus": ["mmio", "pci", "isa"], "discovery": ["acpi", "cmdline", "dtb"],
-        "disk": ["a.raw", "b.qcow2,ro", "c=d.raw", "e,,f.raw", "g.raw,serial=123,queues=2", "h.raw,queues=99", "", "i,key-fd=7"],
-        "net": ["tap=t0", "tap=t1,bridge=b0,create,mac=52:54:00:12:34:56", "fd=5", "fd=1", "tap=", "tap=t2,offload=off"],
-        "rng": ["max-bytes=1K,period=100", "max-bytes=0", "period=5", "what"], "console": ["stdio", "pty", "unix:/tmp/s", "file:x", "tty"],
-        "on-reboot": ["restart", "exit", "reset"], "stop-timeout": ["none", "5", "5s", "-1", "99999999"], "gdb": ["1234", ":1234", "unix:g", "host:1", "0"],
-        "trace": ["exits", "all"], "on-disk-error": ["report", "ignore", "stop", "enospc", "panic"], "metrics": ["m.json", "/dev/null"],
-        "metrics-format": ["json", "prometheus", "xml"], "metrics-interval": ["1", "86400", "0", "x"], "log-level": ["debug", "critical", "loud"],
+        "disk": [
+            "a.raw", "b.qcow2,ro", "c=d.raw", "e,,f.raw", "g.raw,serial=123,queues=2", "h.raw,queues=99", "",
+            "i,key-fd=7",
+        ],
+        "net": [
+            "tap=t0", "tap=t1,bridge=b0,create,mac=52:54:00:12:34:56", "fd=5", "fd=1", "tap=", "tap=t2,offload=off",
+        ],
+        "rng": ["max-bytes=1K,period=100", "max-bytes=0", "period=5", "what"],
+        "console": ["stdio", "pty", "unix:/tmp/s", "file:x", "tty"],
+        "on-reboot": ["restart", "exit", "reset"], "stop-timeout": ["none", "5", "5s", "-1", "99999999"],
+        "gdb": ["1234", ":1234", "unix:g", "host:1", "0"],
+        "trace": ["exits", "all"], "on-disk-error": ["report", "ignore", "stop", "enospc", "panic"],
+        "metrics": ["m.json", "/dev/null"],
+        "metrics-format": ["json", "prometheus", "xml"], "metrics-interval": ["1", "86400", "0", "x"],
+        "log-level": ["debug", "critical", "loud"],
         "log-format": ["text", "json", "yaml"],
     ]
 
@@ -44,7 +57,8 @@ import Testing
         #expect(contents(try #require(RunCommand(directly: []))) == contents(try RunCommand.parse([])))
     }
 
-    /// One option alone, in both spellings: where the parser takes it, so does the direct way, but for spellings that only the parser knows.
+    /// One option alone, in both spellings: where the parser takes it, so does the direct way, but for spellings that
+    /// only the parser knows.
     @Test(arguments: values.keys.sorted()) func oneOption(name: String) throws {
         var lines = [["--\(name)"]]
         for value in Self.values[name] ?? [] { lines += [["--\(name)", value], ["--\(name)=\(value)"]] }
@@ -77,7 +91,9 @@ import Testing
         }
         // Each of the three kinds of lines was there.
         let least = lines.count / 50
-        #expect(direct > least && parsed > least && refused > least, "\(direct) direct, \(parsed) by the parser only, \(refused) refused")
+        #expect(
+            direct > least && parsed > least && refused > least,
+            "\(direct) direct, \(parsed) by the parser only, \(refused) refused")
     }
 
     private func randomLine(_ generator: inout SeededGenerator) -> [String] {
@@ -92,7 +108,10 @@ import Testing
             switch Int.random(in: 0..<40, using: &generator) {
             case 0: line.append("--\(name)")
             case 1: line.append(value)
-            case 2: line.append(["-h", "--", "-m", "--none", "-", "--help", "--=", "--mem=", "---mem"].randomElement(using: &generator) ?? "")
+            case 2:
+                line.append(
+                    ["-h", "--", "-m", "--none", "-", "--help", "--=", "--mem=", "---mem"].randomElement(
+                        using: &generator) ?? "")
             case 3..<20 where !isFlag: line.append("--\(name)=\(value)")
             default: line += isFlag ? ["--\(name)"] : ["--\(name)", value]
             }

@@ -48,9 +48,13 @@ import Testing
     @Test func helpIsGivenToWhoAsksForIt() {
         for line in ["doctor -machine", "image info -fish a.raw"] {
             let words = line.split(separator: " ").map(String.init)
-            #expect(ForeignWords.helpThatNobodyAskedFor(words) == "Unknown option '\(words.first { $0.hasPrefix("-") } ?? "")'")
+            #expect(
+                ForeignWords.helpThatNobodyAskedFor(words)
+                    == "Unknown option '\(words.first { $0.hasPrefix("-") } ?? "")'")
         }
-        for line in ["doctor -h", "image info --help", "help run", "--help-hidden", "image --version", "", "image", "doctor"] {
+        for line in [
+            "doctor -h", "image info --help", "help run", "--help-hidden", "image --version", "", "image", "doctor",
+        ] {
             #expect(ForeignWords.helpThatNobodyAskedFor(line.split(separator: " ").map(String.init)) == nil)
         }
     }
@@ -157,7 +161,8 @@ import Testing
             try suggestion(typed) == "Unknown option '\(typed)'" + (meant.isEmpty ? "" : ". Did you mean '\(meant)'?"))
     }
 
-    /// An option that is unknown is named, also where an argument is missing: the one is what was meant to be the other.
+    /// An option that is unknown is named, also where an argument is missing: the one is what was meant to be the
+    /// other.
     @Test(arguments: [
         (["image", "info", "--x"], "Unknown option '--x'"),
         (["image", "info"], "Missing expected argument '<file>'"),

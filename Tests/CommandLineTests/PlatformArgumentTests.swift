@@ -47,17 +47,26 @@ import Testing
         #expect(try entropy("--rng") == Configuration.Entropy())
         // The word after it is its own, not the option's.
         #expect(try entropy("--rng", "--cpus", "2") == Configuration.Entropy())
-        #expect(try entropy("--rng=max-bytes=64K,period=100") == Configuration.Entropy(limit: .init(bytes: 65536, period: 100)))
-        #expect(try entropy("--rng", "max-bytes=1", "--cpus", "2") == Configuration.Entropy(limit: .init(bytes: 1, period: 1000)))
+        #expect(
+            try entropy("--rng=max-bytes=64K,period=100")
+                == Configuration.Entropy(limit: .init(bytes: 65536, period: 100)))
+        #expect(
+            try entropy("--rng", "max-bytes=1", "--cpus", "2")
+                == Configuration.Entropy(limit: .init(bytes: 1, period: 1000)))
     }
 
     @Test(arguments: [
-        ("period=5", "period= requires max-bytes="), ("max-bytes=0", "max-bytes=0 is not a number of bytes"), ("max-bytes=x", "max-bytes=x is not a number"),
-        ("max-bytes=1,period=0", "period=0 is not a valid period; expected 1 to 60000"), ("max-bytes=1,period=60001", "period=60001 is not a valid period"),
-        ("max-bytes", "'max-bytes' is not recognized"), ("source=/dev/random", "'source=/dev/random' is not recognized; expected max-bytes= or period="),
+        ("period=5", "period= requires max-bytes="), ("max-bytes=0", "max-bytes=0 is not a number of bytes"),
+        ("max-bytes=x", "max-bytes=x is not a number"),
+        ("max-bytes=1,period=0", "period=0 is not a valid period; expected 1 to 60000"),
+        ("max-bytes=1,period=60001", "period=60001 is not a valid period"),
+        ("max-bytes", "'max-bytes' is not recognized"),
+        ("source=/dev/random", "'source=/dev/random' is not recognized; expected max-bytes= or period="),
     ])
     func mistakes(argument: String, sentence: String) {
-        let error = #expect(throws: (any Error).self) { try Command.parseAsRoot(["run", "--rng=\(argument)", "--cpus", "2"]) }
+        let error = #expect(throws: (any Error).self) {
+            try Command.parseAsRoot(["run", "--rng=\(argument)", "--cpus", "2"])
+        }
         #expect(error.map { Command.message(for: $0) }?.contains(sentence) == true, "\(String(describing: error))")
         #expect(error.map { Command.exitCode(for: $0) } == .validationFailure)
     }
@@ -72,7 +81,8 @@ import Testing
         #expect(
             try node("cpus=0-2,cpus=7,mem=1G,host=1,host=3-4,policy=interleave,distance=1:15,distance=2:40")
                 == Configuration.Node(
-                    cpus: [0, 1, 2, 7], memory: 1 << 30, policy: MemoryPolicy(.interleave, hostNodes: [1, 3, 4]), distances: [1: 15, 2: 40]))
+                    cpus: [0, 1, 2, 7], memory: 1 << 30, policy: MemoryPolicy(.interleave, hostNodes: [1, 3, 4]),
+                    distances: [1: 15, 2: 40]))
         // Who names a node means it.
         #expect(try node("mem=4K,host=0").policy == MemoryPolicy(.bind, hostNodes: [0]))
         #expect(try node("mem=4K,host=2,policy=preferred").policy == MemoryPolicy(.preferred, hostNodes: [2]))
@@ -80,18 +90,25 @@ import Testing
 
     @Test func theOptionIsGivenForEachNode() throws {
         let command = try #require(
-            try Command.parseAsRoot(["run", "--cpus", "2", "--mem", "96M", "--numa", "mem=64M,cpus=0", "--numa", "mem=32M,cpus=1"]) as? RunCommand)
-        #expect(command.configuration.nodes == [.init(cpus: [0], memory: 64 << 20), .init(cpus: [1], memory: 32 << 20)])
+            try Command.parseAsRoot([
+                "run", "--cpus", "2", "--mem", "96M", "--numa", "mem=64M,cpus=0", "--numa", "mem=32M,cpus=1",
+            ]) as? RunCommand)
+        #expect(
+            command.configuration.nodes == [.init(cpus: [0], memory: 64 << 20), .init(cpus: [1], memory: 32 << 20)])
     }
 
     @Test(arguments: [
-        ("cpus=0", "a NUMA node needs mem=SIZE"), ("mem=x", "mem=x is not a size"), ("mem=1G,mem=2G", "mem=2G is not a size, or was given twice"),
-        ("mem=1G,cpus=", "'' does not list CPUs"), ("mem=1G,cpus=2-1", "'2-1' does not list CPUs"), ("mem=1G,cpus=0-", "'0-' does not list CPUs"),
-        ("mem=1G,cpus=-1", "'-1' does not list CPUs"), ("mem=1G,cpus=0-99999999", "'0-99999999' does not list CPUs"), ("mem=1G,cpus=+1", "'+1' does not list CPUs"),
+        ("cpus=0", "a NUMA node needs mem=SIZE"), ("mem=x", "mem=x is not a size"),
+        ("mem=1G,mem=2G", "mem=2G is not a size, or was given twice"),
+        ("mem=1G,cpus=", "'' does not list CPUs"), ("mem=1G,cpus=2-1", "'2-1' does not list CPUs"),
+        ("mem=1G,cpus=0-", "'0-' does not list CPUs"),
+        ("mem=1G,cpus=-1", "'-1' does not list CPUs"), ("mem=1G,cpus=0-99999999", "'0-99999999' does not list CPUs"),
+        ("mem=1G,cpus=+1", "'+1' does not list CPUs"),
         ("mem=1G,host=a", "'a' does not list the host's nodes"), ("mem=1G,policy=bind", "policy= requires host=N"),
         ("mem=1G,host=0,policy=local", "policy=local is not recognized; expected bind, preferred, interleave"),
         ("mem=1G,host=0-1,policy=preferred", "policy=preferred requires exactly one host node"),
-        ("mem=1G,distance=1", "distance=1 is not NODE:DISTANCE"), ("mem=1G,distance=1:256", "distance=1:256 is not"), ("mem=1G,distance=:20", "distance=:20 is not"),
+        ("mem=1G,distance=1", "distance=1 is not NODE:DISTANCE"), ("mem=1G,distance=1:256", "distance=1:256 is not"),
+        ("mem=1G,distance=:20", "distance=:20 is not"),
         ("mem=1G,dist=1:20", "'dist=1:20' is not recognized; expected mem=, cpus=, host=, policy= or distance="),
     ])
     func mistakes(argument: String, sentence: String) {
