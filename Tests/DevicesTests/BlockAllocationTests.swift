@@ -19,7 +19,8 @@ import Testing
         let statistics = BlockStatistics()
         var engine = BlockEngine(
             try DiskEngine(image, depth: BlockDriver.queueSize, segments: BlockDriver.queueSize, usesRing: usesRing),
-            queue: 0, queueSize: BlockDriver.queueSize, capacity: DiskCapacity(1 << 20), largestTransfer: 1 << 20, isReadOnly: false, serial: "x",
+            queue: 0, queueSize: BlockDriver.queueSize, capacity: DiskCapacity(1 << 20), largestTransfer: 1 << 20,
+            isReadOnly: false, serial: "x",
             cache: WriteCache(), statistics: statistics, events: .none, onError: .report, stop: DiskStop(onStop: {}))
         var configuration = QueueConfiguration(index: 0, maximumSize: UInt16(BlockDriver.queueSize))
         configuration.descriptorTable = BlockDriver.table
@@ -29,7 +30,8 @@ import Testing
         let epoll = try Epoll()
         try engine.activate(
             Activation(
-                features: [.version1, .blockFlush], queues: [configuration], memory: driver.memory, interrupts: driver.transport.function.interrupts,
+                features: [.version1, .blockFlush], queues: [configuration], memory: driver.memory,
+                interrupts: driver.transport.function.interrupts,
                 doorbells: driver.transport.function.doorbells, counters: driver.transport.function.counters),
             epoll: epoll)
 
@@ -61,7 +63,8 @@ import Testing
             }
         }
         let allocations = allocation_count() - before
-        // Unoptimized code makes a generic type's metadata when a way is gone first, once for a type: a few are no allocation a request.
+        // Unoptimized code makes a generic type's metadata when a way is gone first, once for a type: a few are no
+        // allocation a request.
         #expect(allocations < 32)
         #expect(statistics.reads.value == UInt64(rounds * 4 + 4) && statistics.writes.value == UInt64(rounds * 4 + 4))
         #expect(statistics.failures.value == 0)

@@ -19,7 +19,8 @@ import Testing
     private static let largest = 4 * mebi * UInt64(BlockDriver.queueSize - 2)
     private static let table = GuestAddress(0x40_000), header = GuestAddress(0x50_000), status = GuestAddress(0x50_100)
 
-    /// Any number of requests of the same kind, over the same 8 MiB of RAM, as a guest of a few pages can make them: one indirect table for all.
+    /// Any number of requests of the same kind, over the same 8 MiB of RAM, as a guest of a few pages can make them:
+    /// one indirect table for all.
     private func offer(_ driver: BlockDriver, _ type: UInt32, requests: Int, bytes: UInt64) throws {
         try driver.ram.write(BlockDriver.header(type, 0), at: Self.header)
         var entries: [(GuestAddress, UInt64, UInt16)] = [(Self.header, 16, 1)]
@@ -42,7 +43,8 @@ import Testing
             try driver.ram.write(Self.table.rawValue, at: place)
             try driver.ram.write(UInt32(16 * entries.count), at: place &+ 8)
             try driver.ram.write(UInt32(4), at: place &+ 12)
-            try driver.ram.write(UInt16(index), at: BlockDriver.available &+ (UInt64(driver.queue) * 0x1000 + 4 + 2 * UInt64(index)))
+            try driver.ram.write(
+                UInt16(index), at: BlockDriver.available &+ (UInt64(driver.queue) * 0x1000 + 4 + 2 * UInt64(index)))
         }
         try driver.ram.write(UInt16(requests), at: BlockDriver.available &+ (UInt64(driver.queue) * 0x1000 + 2))
         driver.kick()
@@ -61,7 +63,9 @@ import Testing
         let driver = try BlockDriver(disk.device(usesRing: usesRing))
         #expect(driver.configuration(8, 4) * driver.configuration(12, 4) == Self.largest)
         for type in [BlockRequestType.read, BlockRequestType.write] {
-            for (bytes, expected) in [(Self.largest + 512, 1 as UInt8), (Self.largest + 8 * Self.mebi, 1), (Self.largest, 0)] {
+            for (bytes, expected) in [
+                (Self.largest + 512, 1 as UInt8), (Self.largest + 8 * Self.mebi, 1), (Self.largest, 0),
+            ] {
                 // A write of that much to a file would take long: the reads show that it is the size that counts.
                 guard type == BlockRequestType.read || expected == 1 else { continue }
                 try driver.start([.version1, .blockFlush, .indirectDescriptors])
@@ -69,7 +73,8 @@ import Testing
                 try offer(driver, type, requests: 1, bytes: bytes)
                 try driver.wait(for: 1)
                 #expect(try driver.ram.readUInt8(at: Self.status) == expected, "\(bytes) bytes")
-                #expect(driver.written[0] == (expected == 0 ? UInt32(bytes + 1) : type == BlockRequestType.read ? 0 : 1))
+                #expect(
+                    driver.written[0] == (expected == 0 ? UInt32(bytes + 1) : type == BlockRequestType.read ? 0 : 1))
             }
         }
     }
@@ -122,11 +127,15 @@ import Testing
     }
 
     /// 64 requests of 248 MiB each: after the reset no further part of one begins.
-    @Test(arguments: [BlockRequestType.read, BlockRequestType.write]) func aResetBeginsNoFurtherPartOfARequest(type: UInt32) throws {
+    @Test(arguments: [BlockRequestType.read, BlockRequestType.write]) func aResetBeginsNoFurtherPartOfARequest(
+        type: UInt32
+    ) throws {
         let disk = try disk(Self.largest), gate = try Gate()
-        let shared = try SharedImage(DiskImage(path: disk.path, options: DiskImageOptions()), calls: calls(gate), isExclusive: true)
-        let driver = try BlockDriver(BlockDevice(
-            name: "blk0", shared: shared, queues: 1, queueSize: UInt16(BlockDriver.queueSize), usesRing: false))
+        let shared = try SharedImage(
+            DiskImage(path: disk.path, options: DiskImageOptions()), calls: calls(gate), isExclusive: true)
+        let driver = try BlockDriver(
+            BlockDevice(
+                name: "blk0", shared: shared, queues: 1, queueSize: UInt16(BlockDriver.queueSize), usesRing: false))
         try offer(driver, type, requests: BlockDriver.queueSize, bytes: Self.largest)
         gate.reset(driver)
         // The turn that the device's thread was in, and another: not 16 GiB.
@@ -146,7 +155,8 @@ import Testing
         calls.bulkWork = { if $0 == .zeroes { gate.pass(1) } }
         let driver = try BlockDriver(
             BlockDevice(
-                name: "blk0", shared: SharedImage(DiskImage(path: path, options: DiskImageOptions()), calls: calls), queues: 2,
+                name: "blk0", shared: SharedImage(DiskImage(path: path, options: DiskImageOptions()), calls: calls),
+                queues: 2,
                 queueSize: UInt16(BlockDriver.queueSize), usesRing: false),
             features: [.version1, .blockFlush, .blockMultiqueue, .indirectDescriptors], queues: 2)
         try offer(driver, BlockRequestType.read, requests: BlockDriver.queueSize, bytes: Self.largest)
@@ -200,7 +210,9 @@ import Testing
     }
 
     /// Writes that allocate are cancelled in the middle: the image has no error, and is closed as it should be.
-    @Test(arguments: [(true, 1), (false, 1), (true, 2)]) func anImageIsSoundAfterWritesWereGivenUp(usesRing: Bool, queues: Int) throws {
+    @Test(arguments: [(true, 1), (false, 1), (true, 2)]) func anImageIsSoundAfterWritesWereGivenUp(
+        usesRing: Bool, queues: Int
+    ) throws {
         let disk = try TemporaryDisk([])
         let path = disk.path + ".qcow2"
         var creation = ImageCreation(path: path, format: .qcow2, size: 1 << 30)
@@ -210,7 +222,9 @@ import Testing
         for round in 0..<4 {
             let image = try DiskImage(path: path, options: DiskImageOptions())
             let driver = try BlockDriver(
-                BlockDevice(name: "blk0", image: image, queues: queues, queueSize: UInt16(BlockDriver.queueSize), usesRing: usesRing),
+                BlockDevice(
+                    name: "blk0", image: image, queues: queues, queueSize: UInt16(BlockDriver.queueSize),
+                    usesRing: usesRing),
                 features: queues > 1 ? Self.features.union(.blockMultiqueue) : Self.features, queues: queues)
             for queue in 0..<queues {
                 driver.queue = queue

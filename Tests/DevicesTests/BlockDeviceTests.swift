@@ -27,11 +27,18 @@ import Testing
         #expect(driver.configuration(20, 4) == 512)
         #expect(driver.configuration(24, 1) == 3 && driver.configuration(26, 2) == 8)
         #expect(driver.configuration(32, 1) == 1)
-        #expect(driver.configuration(36, 4) == 1 << 21 && driver.configuration(40, 4) == 64 && driver.configuration(44, 4) == 8)
-        #expect(driver.configuration(48, 4) == 1 << 18 && driver.configuration(52, 4) == 64 && driver.configuration(56, 1) == 1)
-        for bit in [1, 2, 6, 9, 10, 11, 13, 14] { #expect(device.features.contains(FeatureSet(bit: bit)), "feature \(bit)") }
+        #expect(
+            driver.configuration(36, 4) == 1 << 21 && driver.configuration(40, 4) == 64
+                && driver.configuration(44, 4) == 8)
+        #expect(
+            driver.configuration(48, 4) == 1 << 18 && driver.configuration(52, 4) == 64
+                && driver.configuration(56, 1) == 1)
+        for bit in [1, 2, 6, 9, 10, 11, 13, 14] {
+            #expect(device.features.contains(FeatureSet(bit: bit)), "feature \(bit)")
+        }
         #expect(!device.features.contains(.blockReadOnly))
-        #expect(try disk.device(readOnly: true, lockedBy: driver).features.isSuperset(of: [.blockReadOnly, .blockFlush]))
+        #expect(
+            try disk.device(readOnly: true, lockedBy: driver).features.isSuperset(of: [.blockReadOnly, .blockFlush]))
     }
 
     @Test(arguments: [true, false]) func readsAndWrites(usesRing: Bool) throws {
@@ -56,20 +63,26 @@ import Testing
         #expect(statistics.failures.value == 0 && driver.transport.function.counters.requests.value == 5)
     }
 
-    /// A sandbox may allow io_uring_setup and refuse io_uring_enter: requests would wait for ever, without a word. They are errors, which drivers
-    /// understand, also again after a reset; the host hears of it once.
-    /// Errors that usually pass (EAGAIN, EBUSY) are no reason to wait for ever either, also at the end of the device.
-    @Test(arguments: [1, 2], [EPERM, EAGAIN, EBUSY]) func aRingThatTheHostRefusesLaterOnIsReported(queues: Int, error: Int32) throws {
+    /// A sandbox may allow io_uring_setup and refuse io_uring_enter: requests would wait for ever, without a word. They
+    /// are errors, which drivers understand, also again after a reset; the host hears of it once. Errors that usually
+    /// pass (EAGAIN, EBUSY) are no reason to wait for ever either, also at the end of the device.
+    @Test(arguments: [1, 2], [EPERM, EAGAIN, EBUSY]) func aRingThatTheHostRefusesLaterOnIsReported(
+        queues: Int, error: Int32
+    ) throws {
         let reports = Reports()
         let path = disk.path
         // The filter is for good: a thread of its own, and those that it starts, have it.
         let thread = try Thread.start(name: "refused", stackSize: 1 << 20) {
-            guard fail_system_call(io_uring_enter_number(), error) == 0 else { return reports.add("the host has no filters of system calls") }
+            guard fail_system_call(io_uring_enter_number(), error) == 0 else {
+                return reports.add("the host has no filters of system calls")
+            }
             do {
                 let events = DeviceEvents { level, line in reports.add("\(level): \(line)") }
                 let device = try BlockDevice(
-                    name: "blk0", image: DiskImage(path: path), queues: queues, queueSize: UInt16(BlockDriver.queueSize), events: events)
-                let features: FeatureSet = queues > 1 ? [.version1, .blockFlush, .blockMultiqueue] : [.version1, .blockFlush]
+                    name: "blk0", image: DiskImage(path: path), queues: queues,
+                    queueSize: UInt16(BlockDriver.queueSize), events: events)
+                let features: FeatureSet =
+                    queues > 1 ? [.version1, .blockFlush, .blockMultiqueue] : [.version1, .blockFlush]
                 let driver = try BlockDriver(device, features: features, queues: queues)
                 for _ in 0..<2 {
                     for queue in 0..<queues {
@@ -87,7 +100,10 @@ import Testing
         }
         thread.join()
         // Once for all queues; what becomes of the requests follows, once for each kind.
-        #expect(reports.all.first == "error: disk \"\(path)\": \(SystemCallError("io_uring_enter", errno: error)); requests of the guest fail")
+        #expect(
+            reports.all.first
+                == "error: disk \"\(path)\": \(SystemCallError("io_uring_enter", errno: error)); requests of the guest fail"
+        )
         #expect(reports.all.count { $0.contains("io_uring_enter") } == 1 && reports.all.count == 4, "\(reports.all)")
         #expect(try disk.contents() == contents)
     }
@@ -103,14 +119,20 @@ import Testing
         let driver = try BlockDriver(disk.device())
         let expected = Array(contents[512..<2048])
         for readable in [[16], [1, 15], [4, 4, 8], Array(repeating: 1, count: 16), [8, 0, 8]] {
-            for writable in [[1537], [1536, 1], [512, 1024, 1], [1, 1535, 1], [700, 837], [1535, 2], [0, 1536, 1], [511, 513, 513]] {
-                let (status, used, data) = try driver.request(BlockRequestType.read, sector: 1, in: 1536, readable: readable, writable: writable)
+            for writable in [
+                [1537], [1536, 1], [512, 1024, 1], [1, 1535, 1], [700, 837], [1535, 2], [0, 1536, 1], [511, 513, 513],
+            ] {
+                let (status, used, data) = try driver.request(
+                    BlockRequestType.read, sector: 1, in: 1536, readable: readable, writable: writable)
                 #expect(status == 0 && used == 1537 && data == expected, "\(readable) \(writable)")
             }
         }
-        for (index, readable) in [[16 + 1024], [10, 16 - 10 + 1024], [17, 1023], [16, 1, 511, 512], [3, 13 + 700, 324]].enumerated() {
+        for (index, readable) in [
+            [16 + 1024], [10, 16 - 10 + 1024], [17, 1023], [16, 1, 511, 512], [3, 13 + 700, 324],
+        ].enumerated() {
             let piece = TemporaryDisk.pattern(1024, seed: index + 1)
-            let (status, used, _) = try driver.request(BlockRequestType.write, sector: 40, out: piece, readable: readable)
+            let (status, used, _) = try driver.request(
+                BlockRequestType.write, sector: 40, out: piece, readable: readable)
             #expect(status == 0 && used == 1, "\(readable)")
             #expect(try Array(disk.contents()[20480..<21504]) == piece, "\(readable)")
         }
@@ -121,12 +143,19 @@ import Testing
         let last = UInt64(Self.size / 512)
         let sector = TemporaryDisk.pattern(512, seed: 3)
         // Lengths that are no sectors, and ranges beyond the end, also where their sum wraps.
-        for (start, count) in [(0 as UInt64, 1), (0, 511), (0, 513), (last, 512), (last - 1, 1024), (.max, 512), (1 << 55, 512), (.max / 512 + 1, 512)] {
+        for (start, count) in [
+            (0 as UInt64, 1), (0, 511), (0, 513), (last, 512), (last - 1, 1024), (.max, 512), (1 << 55, 512),
+            (.max / 512 + 1, 512),
+        ] {
             let (status, used, data) = try driver.request(BlockRequestType.read, sector: start, in: count)
             // None of the data is known to be written, and the status byte comes after its room.
             #expect(status == 1 && used == 0, "sector \(start), \(count) bytes")
             #expect(data.allSatisfy { $0 == 0xee })
-            if start != 0 { #expect(try driver.request(BlockRequestType.write, sector: start, out: [UInt8](repeating: 9, count: count)).status == 1) }
+            if start != 0 {
+                #expect(
+                    try driver.request(BlockRequestType.write, sector: start, out: [UInt8](repeating: 9, count: count))
+                        .status == 1)
+            }
         }
         #expect(try driver.request(BlockRequestType.write, sector: 0, out: Array(sector[..<100])).status == 1)
         // Types that nobody knows, also those of older drafts.
@@ -136,7 +165,8 @@ import Testing
         }
         // A header cut short.
         for length in [1, 8, 15] {
-            let (status, used, _) = try driver.request(0, in: 512, readable: [length], header: Array(BlockDriver.header(0, 0)[..<length]))
+            let (status, used, _) = try driver.request(
+                0, in: 512, readable: [length], header: Array(BlockDriver.header(0, 0)[..<length]))
             #expect(status == 1 && used == 0)
         }
         // No place for the status: the chain comes back nevertheless.
@@ -174,18 +204,26 @@ import Testing
         #expect(status == 0 && used == 1)
         driver = try BlockDriver(TemporaryDisk(contents).device())
         #expect(driver.device.serial.count == 20 && driver.device.serial.hasPrefix("SWKV"))
-        #expect(try disk.device(serial: "a name of more than twenty bytes\u{7}", lockedBy: driver).serial == "a name of more than ")
+        #expect(
+            try disk.device(serial: "a name of more than twenty bytes\u{7}", lockedBy: driver).serial
+                == "a name of more than ")
     }
 
     /// The bytes of a DISCARD or WRITE_ZEROES range.
     static func range(_ sector: UInt64, _ count: UInt32, _ flags: UInt32) -> [UInt8] {
-        (0..<8).map { UInt8(truncatingIfNeeded: sector >> UInt64(8 * $0)) } + [count, flags].flatMap { value in (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt32(8 * $0)) } }
+        (0..<8).map { UInt8(truncatingIfNeeded: sector >> UInt64(8 * $0)) }
+            + [count, flags].flatMap { value in (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt32(8 * $0)) } }
     }
 
     @Test(arguments: [true, false]) func discardAndWriteZeroes(usesRing: Bool) throws {
-        let driver = try BlockDriver(disk.device(usesRing: usesRing), features: [.version1, .blockFlush, .blockDiscard, .blockWriteZeroes])
+        let driver = try BlockDriver(
+            disk.device(usesRing: usesRing), features: [.version1, .blockFlush, .blockDiscard, .blockWriteZeroes])
         var expected = contents
-        func zero(_ sectors: Range<Int>) { expected.replaceSubrange(sectors.lowerBound * 512..<sectors.upperBound * 512, with: [UInt8](repeating: 0, count: sectors.count * 512)) }
+        func zero(_ sectors: Range<Int>) {
+            expected.replaceSubrange(
+                sectors.lowerBound * 512..<sectors.upperBound * 512,
+                with: [UInt8](repeating: 0, count: sectors.count * 512))
+        }
         #expect(try driver.request(BlockRequestType.discard, out: Self.range(8, 16, 0)).status == 0)
         zero(8..<24)
         #expect(try disk.contents() == expected)
@@ -203,17 +241,24 @@ import Testing
         // Wrong ones: flags, lengths, ranges.
         let last = UInt64(Self.size / 512)
         for (type, out, status) in [
-            (BlockRequestType.discard, Self.range(0, 8, 1), 2 as UInt8), (BlockRequestType.discard, Self.range(0, 8, 2), 2),
-            (BlockRequestType.writeZeroes, Self.range(0, 8, 2), 2), (BlockRequestType.writeZeroes, Self.range(0, 8, .max), 2),
-            (BlockRequestType.discard, Self.range(last, 1, 0), 1), (BlockRequestType.discard, Self.range(.max, .max, 0), 1),
-            (BlockRequestType.writeZeroes, Self.range(0, .max, 0), 1), (BlockRequestType.writeZeroes, Self.range(last - 1, 2, 0), 1),
+            (BlockRequestType.discard, Self.range(0, 8, 1), 2 as UInt8),
+            (BlockRequestType.discard, Self.range(0, 8, 2), 2),
+            (BlockRequestType.writeZeroes, Self.range(0, 8, 2), 2),
+            (BlockRequestType.writeZeroes, Self.range(0, 8, .max), 2),
+            (BlockRequestType.discard, Self.range(last, 1, 0), 1),
+            (BlockRequestType.discard, Self.range(.max, .max, 0), 1),
+            (BlockRequestType.writeZeroes, Self.range(0, .max, 0), 1),
+            (BlockRequestType.writeZeroes, Self.range(last - 1, 2, 0), 1),
             (BlockRequestType.discard, [], 1), (BlockRequestType.discard, [UInt8](repeating: 0, count: 15), 1),
-            (BlockRequestType.discard, [UInt8](repeating: 0, count: 17), 1), (BlockRequestType.discard, ranges + Self.range(0, 1, 0), 1),
+            (BlockRequestType.discard, [UInt8](repeating: 0, count: 17), 1),
+            (BlockRequestType.discard, ranges + Self.range(0, 1, 0), 1),
         ] {
             #expect(try driver.request(type, out: out).status == status)
         }
         // The first range is done, the second is wrong.
-        #expect(try driver.request(BlockRequestType.writeZeroes, out: Self.range(0, 1, 0) + Self.range(last, 1, 0)).status == 1)
+        #expect(
+            try driver.request(BlockRequestType.writeZeroes, out: Self.range(0, 1, 0) + Self.range(last, 1, 0)).status
+                == 1)
         zero(0..<1)
         #expect(try disk.contents() == expected)
     }
@@ -229,11 +274,12 @@ import Testing
                 let header = GuestAddress(BlockDriver.data + UInt64(index) * 0x1000)
                 let sector = (index * 23 + round) % (Self.size / 512 - 4)
                 try driver.ram.write(BlockDriver.header(0, UInt64(sector)), at: header)
-                heads.append(try driver.offer([
-                    BlockDriver.Buffer(address: header.rawValue, length: 16, isWritable: false),
-                    BlockDriver.Buffer(address: header.rawValue + 512, length: 2048, isWritable: true),
-                    BlockDriver.Buffer(address: header.rawValue + 32, length: 1, isWritable: true),
-                ]))
+                heads.append(
+                    try driver.offer([
+                        BlockDriver.Buffer(address: header.rawValue, length: 16, isWritable: false),
+                        BlockDriver.Buffer(address: header.rawValue + 512, length: 2048, isWritable: true),
+                        BlockDriver.Buffer(address: header.rawValue + 32, length: 1, isWritable: true),
+                    ]))
                 if index % 7 == 0 { driver.kick() }
             }
             driver.kick()
@@ -243,11 +289,14 @@ import Testing
                 let sector = (index * 23 + round) % (Self.size / 512 - 4)
                 #expect(driver.written[heads[index]] == 2049)
                 #expect(try driver.ram.readUInt8(at: base &+ 32) == 0)
-                #expect(try driver.ram.readBytes(at: base &+ 512, count: 2048) == Array(contents[sector * 512..<sector * 512 + 2048]))
+                #expect(
+                    try driver.ram.readBytes(at: base &+ 512, count: 2048)
+                        == Array(contents[sector * 512..<sector * 512 + 2048]))
             }
         }
         // Many requests, few interrupts: one for a batch.
-        #expect(driver.transport.function.counters.interrupts.value <= driver.transport.function.counters.requests.value)
+        #expect(
+            driver.transport.function.counters.interrupts.value <= driver.transport.function.counters.requests.value)
     }
 
     @Test func aResetWaitsForWhatIsInFlightAndTheDeviceWorksAgain() throws {
@@ -268,18 +317,25 @@ import Testing
             #expect(driver.read(0x070) == 0)
             try driver.ram.fill(at: GuestAddress(BlockDriver.data), count: 0x8_0000, with: UInt8(round + 1))
             try driver.start([.version1, .blockFlush])
-            #expect(try driver.ram.readBytes(at: GuestAddress(BlockDriver.data), count: 0x8_0000).allSatisfy { $0 == UInt8(round + 1) })
+            #expect(
+                try driver.ram.readBytes(at: GuestAddress(BlockDriver.data), count: 0x8_0000).allSatisfy {
+                    $0 == UInt8(round + 1)
+                })
             #expect(try driver.request(BlockRequestType.read, sector: 7, in: 512).data == Array(contents[3584..<4096]))
         }
     }
 
-    /// What the device reads from the disk is the next state of its own available ring: requests without end, and no CPU makes them.
+    /// What the device reads from the disk is the next state of its own available ring: requests without end, and no
+    /// CPU makes them.
     @Test func aResetEndsRequestsThatMakeTheNext() throws {
         let size = UInt16(BlockDriver.queueSize), rounds = 65536 / BlockDriver.queueSize
-        // Entry 0 is a read of the next sector over the ring and over that read's own header; the others are chains without a status.
+        // Entry 0 is a read of the next sector over the ring and over that read's own header; the others are chains
+        // without a status.
         var image: [UInt8] = []
         for round in 0..<rounds {
-            var words = [0, UInt16(truncatingIfNeeded: round) &* size &+ 1 &+ size, 0] + [UInt16](repeating: 3, count: Int(size) - 1)
+            var words =
+                [0, UInt16(truncatingIfNeeded: round) &* size &+ 1 &+ size, 0]
+                + [UInt16](repeating: 3, count: Int(size) - 1)
             words += [UInt16](repeating: 0, count: 128 - words.count)
             let header = BlockDriver.header(BlockRequestType.read, UInt64((round + 1) % rounds))
             let sector = words.flatMap { [UInt8(truncatingIfNeeded: $0), UInt8(truncatingIfNeeded: $0 >> 8)] } + header
@@ -320,7 +376,9 @@ import Testing
         let driver = try BlockDriver(disk.device(), features: [.version1, .blockWriteZeroes])
         #expect(driver.configuration(32, 1) == 0)
         #expect(try driver.request(BlockRequestType.write, out: [UInt8](repeating: 1, count: 512)).status == 0)
-        #expect(try driver.request(BlockRequestType.writeZeroes, out: Self.range(4, 4, 0) + Self.range(12, 4, 0)).status == 0)
+        #expect(
+            try driver.request(BlockRequestType.writeZeroes, out: Self.range(4, 4, 0) + Self.range(12, 4, 0)).status
+                == 0)
         #expect(driver.device.statistics.flushes.value == 2)
 
         try driver.start([.version1, .blockFlush, .blockConfigurableWriteback])
@@ -339,7 +397,8 @@ import Testing
 
     // MARK: - What was offered and not negotiated
 
-    /// §5.2.6.2: without FLUSH and CONFIG_WCE a write is stable when it ends, whatever is written to the configuration space.
+    /// §5.2.6.2: without FLUSH and CONFIG_WCE a write is stable when it ends, whatever is written to the configuration
+    /// space.
     @Test func theWritebackByteIsNotObeyedWithoutItsFeature() throws {
         let driver = try BlockDriver(disk.device(), features: [.version1])
         driver.transport.write(1, at: 0x120, size: 1)
@@ -365,7 +424,8 @@ import Testing
         #expect(driver.configuration(32, 1) == 1)
     }
 
-    /// §5.2.5.2: with CONFIG_WCE and without FLUSH the byte is 0 from the negotiation on, not from DRIVER_OK; a driver may then set it.
+    /// §5.2.5.2: with CONFIG_WCE and without FLUSH the byte is 0 from the negotiation on, not from DRIVER_OK; a driver
+    /// may then set it.
     @Test func withoutFlushTheWritebackByteIsZeroBeforeDriverOK() throws {
         let driver = try BlockDriver(disk.device(), features: [.version1])
         for half in [0, 1] {
@@ -403,7 +463,10 @@ extension TemporaryDisk {
     /// A second device on the same disk while a driver has the first; it does without the lock.
     func device(readOnly: Bool = false, serial: String? = nil, lockedBy driver: BlockDriver) throws -> BlockDevice {
         try withExtendedLifetime(driver) {
-            try BlockDevice(name: "blk1", image: DiskImage(path: path, options: DiskImageOptions(readOnly: readOnly, locking: false)), serial: serial)
+            try BlockDevice(
+                name: "blk1",
+                image: DiskImage(path: path, options: DiskImageOptions(readOnly: readOnly, locking: false)),
+                serial: serial)
         }
     }
 }

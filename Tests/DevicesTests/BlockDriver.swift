@@ -12,7 +12,9 @@ import Testing
 final class BlockDriver: QueueDriver {
     let device: BlockDevice
 
-    init(_ device: BlockDevice, features: FeatureSet = [.version1, .blockFlush, .indirectDescriptors], queues: Int = 1) throws {
+    init(
+        _ device: BlockDevice, features: FeatureSet = [.version1, .blockFlush, .indirectDescriptors], queues: Int = 1
+    ) throws {
         self.device = device
         try super.init(driving: device, features: features, queues: queues)
     }
@@ -27,10 +29,12 @@ final class BlockDriver: QueueDriver {
         return bytes
     }
 
-    /// One request from start to end, framed as `cuts` say: the lengths of the readable buffers and of the writable ones, which
-    /// together hold header and data to the device, data from it and status. Returns the status, the used length and what was written.
+    /// One request from start to end, framed as `cuts` say: the lengths of the readable buffers and of the writable
+    /// ones, which together hold header and data to the device, data from it and status. Returns the status, the used
+    /// length and what was written.
     func request(
-        _ type: UInt32, sector: UInt64 = 0, out: [UInt8] = [], in count: Int = 0, readable: [Int]? = nil, writable: [Int]? = nil,
+        _ type: UInt32, sector: UInt64 = 0, out: [UInt8] = [], in count: Int = 0, readable: [Int]? = nil,
+        writable: [Int]? = nil,
         header: [UInt8]? = nil
     ) throws -> (status: UInt8, used: UInt32, data: [UInt8]) {
         let bytes = (header ?? Self.header(type, sector)) + out
@@ -62,7 +66,9 @@ final class TemporaryDisk {
     private let directory: String
 
     init(_ bytes: [UInt8]) throws {
-        var template = Array("\(unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? P_tmpdir)/swkvm-block.\(String(repeating: "X", count: 6))".utf8CString)
+        var template = Array(
+            "\(unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? P_tmpdir)/swkvm-block.\(String(repeating: "X", count: 6))"
+                .utf8CString)
         directory = unsafe template.withUnsafeMutableBufferPointer { unsafe String(cString: mkdtemp($0.baseAddress!)) }
         path = directory + "/disk.raw"
         let file = try FileDescriptor.open(path, O_WRONLY | O_CREAT, mode: 0o600)
@@ -76,9 +82,12 @@ final class TemporaryDisk {
 
     func contents() throws -> [UInt8] { try readFile(path, limit: 1 << 30) }
 
-    func device(readOnly: Bool = false, serial: String? = nil, queues: Int = 1, usesRing: Bool = true) throws -> BlockDevice {
+    func device(
+        readOnly: Bool = false, serial: String? = nil, queues: Int = 1, usesRing: Bool = true
+    ) throws -> BlockDevice {
         try BlockDevice(
-            name: "blk0", image: DiskImage(path: path, options: DiskImageOptions(readOnly: readOnly)), serial: serial, queues: queues,
+            name: "blk0", image: DiskImage(path: path, options: DiskImageOptions(readOnly: readOnly)), serial: serial,
+            queues: queues,
             queueSize: UInt16(BlockDriver.queueSize), usesRing: usesRing)
     }
 

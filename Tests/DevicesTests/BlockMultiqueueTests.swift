@@ -23,7 +23,8 @@ import Testing
         try driver.ram.write(BlockDriver.header(BlockRequestType.write, sector) + bytes, at: GuestAddress(place))
         try driver.ram.write([0xee], at: GuestAddress(place + 0xfff))
         _ = try driver.offer([
-            BlockDriver.Buffer(address: place, length: 16 + bytes.count, isWritable: false), BlockDriver.Buffer(address: place + 0xfff, length: 1, isWritable: true),
+            BlockDriver.Buffer(address: place, length: 16 + bytes.count, isWritable: false),
+            BlockDriver.Buffer(address: place + 0xfff, length: 1, isWritable: true),
         ])
     }
 
@@ -36,7 +37,9 @@ import Testing
         let one = try disk.device()
         #expect(!one.features.contains(.blockMultiqueue) && one.maximumQueueSizes.count == 1)
         #expect(try BlockDriver(one).configuration(34, 2) == 1)
-        let several = try BlockDevice(name: "blk1", image: DiskImage(path: disk.path, options: DiskImageOptions(locking: false)), queues: 3, queueSize: 64)
+        let several = try BlockDevice(
+            name: "blk1", image: DiskImage(path: disk.path, options: DiskImageOptions(locking: false)), queues: 3,
+            queueSize: 64)
         #expect(several.features.contains(.blockMultiqueue) && several.maximumQueueSizes == [64, 64, 64])
         let driver = try BlockDriver(several, features: Self.features, queues: 3)
         #expect(driver.configuration(34, 2) == 3)
@@ -63,7 +66,9 @@ import Testing
         defer { unsafe unlink(path) }
         try ImageCreation(path: path, format: .qcow2, size: 1 << 20).create()
         let driver = try BlockDriver(
-            BlockDevice(name: "blk1", image: DiskImage(path: path), queues: 4, queueSize: UInt16(BlockDriver.queueSize), usesRing: usesRing), features: Self.features, queues: 4)
+            BlockDevice(
+                name: "blk1", image: DiskImage(path: path), queues: 4, queueSize: UInt16(BlockDriver.queueSize),
+                usesRing: usesRing), features: Self.features, queues: 4)
         let sectors: [UInt64] = Array(0..<64)
         for sector in sectors {
             driver.queue = Int(sector % 4)
@@ -80,7 +85,9 @@ import Testing
         for sector in sectors {
             #expect(try status(driver, sector: sector * 3) == 0)
             driver.queue = Int((sector + 1) % 4)
-            #expect(try driver.request(BlockRequestType.read, sector: sector * 3, in: 512).data == TemporaryDisk.pattern(512, seed: Int(sector)))
+            #expect(
+                try driver.request(BlockRequestType.read, sector: sector * 3, in: 512).data
+                    == TemporaryDisk.pattern(512, seed: Int(sector)))
         }
         let between = try driver.request(BlockRequestType.read, sector: 1, in: 1024).data
         #expect(between == [UInt8](repeating: 0, count: 1024))
@@ -111,7 +118,8 @@ import Testing
             driver.write(0x044, 0)
             #expect(driver.read(0x044) == 0)
             driver.queue = 0
-            #expect(try driver.request(BlockRequestType.read, sector: 100, in: 512).data == Array(contents[51200..<51712]))
+            #expect(
+                try driver.request(BlockRequestType.read, sector: 100, in: 512).data == Array(contents[51200..<51712]))
             driver.queue = 1
             try driver.setUp()
             #expect(try driver.request(BlockRequestType.flush).status == 0)
@@ -124,7 +132,8 @@ import Testing
             }
             try driver.start(Self.features)
             driver.queue = 1
-            #expect(try driver.request(BlockRequestType.read, sector: 100, in: 512).data == Array(contents[51200..<51712]))
+            #expect(
+                try driver.request(BlockRequestType.read, sector: 100, in: 512).data == Array(contents[51200..<51712]))
         }
     }
 

@@ -88,7 +88,8 @@ import Testing
     }
 
     /// Writes in flight together. Those that fail wait until there is room, and all is on the disk then.
-    /// - Parameter isWriteback: false of a driver that does not flush, each of whose writes is durable when it is completed.
+    /// - Parameter isWriteback: false of a driver that does not flush, each of whose writes is durable when it is
+    ///   completed.
     @Test(arguments: [
         ("raw", true), ("cluster_size=64k", true), ("cluster_size=4k,refcount_bits=64", true),
         ("cluster_size=512", true),
@@ -223,7 +224,8 @@ import Testing
         }
     }
 
-    /// Any error of the host stops, if it is to; by default one that is not about room does not. A file that is too short fails reads.
+    /// Any error of the host stops, if it is to; by default one that is not about room does not. A file that is too
+    /// short fails reads.
     @Test func otherErrors() throws {
         try onSmallFileSystem("raw") { small in
             let fill = "printf content >\(small.path) && truncate -s 1M \(small.path)"

@@ -22,7 +22,8 @@ private final class EntropyDriver: QueueDriver {
 
     /// Puts a chain on the available ring.
     func offer(_ buffers: [(address: UInt64, length: Int, isWritable: Bool)]) throws {
-        heads.append(try offer(buffers.map { Buffer(address: $0.address, length: $0.length, isWritable: $0.isWritable) }))
+        heads.append(
+            try offer(buffers.map { Buffer(address: $0.address, length: $0.length, isWritable: $0.isWritable) }))
     }
 
     /// Waits until all that was offered has come back; the used lengths, in that order.
@@ -62,7 +63,9 @@ private final class EntropyDriver: QueueDriver {
         #expect(first.bytes != second.bytes)
         // Of 4096 random bytes each value is there, but with a chance of 3 in 100,000; with all of one kind never.
         #expect(Set(first.bytes).count > 200)
-        #expect(driver.transport.function.counters.requests.value == 2 && driver.transport.function.counters.errors.value == 0)
+        #expect(
+            driver.transport.function.counters.requests.value == 2
+                && driver.transport.function.counters.errors.value == 0)
     }
 
     @Test func aChainOfManyBuffersIsFilledToItsEnd() throws {

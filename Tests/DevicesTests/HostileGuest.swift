@@ -8,10 +8,12 @@ import TestSupport
 import Testing
 @testable import Virtio
 
-/// A guest that works against a device from several CPUs at once: one drives it with requests that are mostly well formed, one rewrites rings,
-/// descriptors and headers under the device's eyes, and one uses the registers of a device that another drives. All of them are random, from one seed.
+/// A guest that works against a device from several CPUs at once: one drives it with requests that are mostly well
+/// formed, one rewrites rings, descriptors and headers under the device's eyes, and one uses the registers of a device
+/// that another drives. All of them are random, from one seed.
 ///
-/// `SWKVM_HOSTILE_ROUNDS=N` makes it longer: N rounds from the device's reset to the next; `SWKVM_HOSTILE_SEED=N` repeats a run as far as threads do.
+/// `SWKVM_HOSTILE_ROUNDS=N` makes it longer: N rounds from the device's reset to the next; `SWKVM_HOSTILE_SEED=N`
+/// repeats a run as far as threads do.
 final class HostileGuest: Sendable {
     let transport: MMIOTransport
     let ram: GuestRAM
@@ -19,7 +21,8 @@ final class HostileGuest: Sendable {
     private let sizes: [UInt16]
     /// What may be negotiated.
     private let features: FeatureSet
-    /// How a request of a queue begins, by the device's section of the specification; empty where the driver only gives memory.
+    /// How a request of a queue begins, by the device's section of the specification; empty where the driver only gives
+    /// memory.
     private let header: @Sendable (_ queue: Int, inout SeededGenerator) -> [UInt8]
     let seed: UInt64
     private let isOver = Atomic<Bool>(false)
@@ -38,13 +41,19 @@ final class HostileGuest: Sendable {
         seed = Self.environment("SWKVM_HOSTILE_SEED") ?? UInt64.random(in: 0..<1 << 32)
     }
 
-    private static func environment(_ name: String) -> UInt64? { unsafe getenv(name).flatMap { unsafe UInt64(String(cString: $0)) } }
+    private static func environment(_ name: String) -> UInt64? {
+        unsafe getenv(name).flatMap { unsafe UInt64(String(cString: $0)) }
+    }
 
-    /// Does its worst, while `bystander` is called again and again on a thread of its own; then the device is as the last round has left it.
+    /// Does its worst, while `bystander` is called again and again on a thread of its own; then the device is as the
+    /// last round has left it.
     /// - Parameters:
-    ///   - rounds: if the environment says nothing else; more until each of `served` and the broken rules are more than none.
+    ///   - rounds: if the environment says nothing else; more until each of `served` and the broken rules are more than
+    ///     none.
     ///   - served: what the device has done so far, of each kind.
-    func attack(rounds: Int, served: () -> [UInt64], bystander: @escaping @Sendable (inout SeededGenerator) -> Void = { _ in }) throws {
+    func attack(
+        rounds: Int, served: () -> [UInt64], bystander: @escaping @Sendable (inout SeededGenerator) -> Void = { _ in }
+    ) throws {
         let rounds = Self.environment("SWKVM_HOSTILE_ROUNDS").map(Int.init) ?? rounds
         print("hostile guest: \(rounds) rounds, SWKVM_HOSTILE_SEED=\(seed)")
         var random = SeededGenerator(seed: seed)
@@ -52,7 +61,9 @@ final class HostileGuest: Sendable {
         let neighbour = try start("neighbour", seed: random.next()) { self.useRegisters(&$0) }
         let other = try start("bystander", seed: random.next(), bystander)
         var round = 0
-        while round < rounds || (served() + [transport.function.counters.errors.value]).contains(0) && round < 100 * rounds {
+        while round < rounds
+            || (served() + [transport.function.counters.errors.value]).contains(0) && round < 100 * rounds
+        {
             drive(&random, served: served)
             round += 1
         }
@@ -63,7 +74,9 @@ final class HostileGuest: Sendable {
     }
 
     /// A thread that does the same until all is over.
-    private func start(_ name: String, seed: UInt64, _ body: @escaping @Sendable (inout SeededGenerator) -> Void) throws -> Linux.Thread {
+    private func start(
+        _ name: String, seed: UInt64, _ body: @escaping @Sendable (inout SeededGenerator) -> Void
+    ) throws -> Linux.Thread {
         try .start(name: name, stackSize: 1 << 20) {
             var random = SeededGenerator(seed: seed)
             while !self.isOver.load(ordering: .relaxed) {
@@ -81,7 +94,10 @@ final class HostileGuest: Sendable {
     private func drive(_ random: inout SeededGenerator, served: () -> [UInt64]) {
         let before = served()
         for status: UInt32 in [0, 1, 3] { write(status, 0x070) }
-        let wanted = random.chance(30) ? features.intersection(FeatureSet(rawValue: UInt128(random.next()))).union(.version1) : features.union(.version1)
+        let wanted =
+            random.chance(30)
+            ? features.intersection(FeatureSet(rawValue: UInt128(random.next()))).union(.version1)
+            : features.union(.version1)
         for word in 0..<FeatureSet.words {
             write(word, 0x024)
             write(wanted[word: word], 0x020)
@@ -116,7 +132,9 @@ final class HostileGuest: Sendable {
         }
         write(UInt32(queue), 0x030)
         write(random.chance(95) ? UInt32(sizes[queue]) : UInt32(truncatingIfNeeded: random.below(300)), 0x038)
-        for (register, ring) in [(0x080 as UInt64, QueueDriver.table), (0x090, QueueDriver.available), (0x0a0, QueueDriver.used)] {
+        for (register, ring) in [
+            (0x080 as UInt64, QueueDriver.table), (0x090, QueueDriver.available), (0x0a0, QueueDriver.used),
+        ] {
             let place = random.chance(98) ? ring.rawValue + UInt64(queue) * Self.ringSpan : address(&random)
             write(UInt32(truncatingIfNeeded: place), register)
             write(UInt32(truncatingIfNeeded: place >> 32), register + 4)
@@ -124,8 +142,9 @@ final class HostileGuest: Sendable {
         write(1, 0x044)
     }
 
-    /// A chain of a header, data and a byte for the status, as both kinds of devices have requests, at a head of its own. A header that is longer or
-    /// shorter than others has its data with it; without one the chain is a buffer for the device to fill.
+    /// A chain of a header, data and a byte for the status, as both kinds of devices have requests, at a head of its
+    /// own. A header that is longer or shorter than others has its data with it; without one the chain is a buffer for
+    /// the device to fill.
     private func offer(_ queue: Int, at index: UInt16, _ random: inout SeededGenerator) {
         let size = sizes[queue], head = index &* 3 % size
         let bytes = header(queue, &random)
@@ -161,23 +180,36 @@ final class HostileGuest: Sendable {
 
     /// Changes one thing in memory.
     private func vandalize(_ random: inout SeededGenerator) {
-        let queue = Int(random.below(UInt64(sizes.count))), size = UInt64(sizes[queue]), offset = UInt64(queue) * Self.ringSpan
+        let queue = Int(random.below(UInt64(sizes.count))), size = UInt64(sizes[queue]),
+            offset = UInt64(queue) * Self.ringSpan
         switch random.below(20) {
         case 0..<8: descriptor(at: (QueueDriver.table &+ (offset + random.below(size) * 16)).rawValue, size, &random)
         case 8..<11: descriptor(at: Self.tables.lowerBound + random.below(0x800) * 16, size, &random)
         case 11..<14:
             let place = Self.headers.lowerBound + UInt64(queue) * 0x4000 + random.below(size) * 64
             try? ram.write(header(queue, &random), at: GuestAddress(place))
-        case 14, 15: try? ram.write(UInt16(random.below(size + (random.chance(2) ? 2 : 0))), at: QueueDriver.available &+ (offset + 4 + 2 * random.below(size)))
+        case 14, 15:
+            try? ram.write(
+                UInt16(random.below(size + (random.chance(2) ? 2 : 0))),
+                at: QueueDriver.available &+ (offset + 4 + 2 * random.below(size)))
         case 16:
             // The indices: a device that sees a wrong one stops, so they are seldom far off.
             guard random.chance(10) else { return }
             let place = QueueDriver.available &+ (offset + 2)
             let index = (try? ram.readUInt16(at: place)) ?? 0
-            try? ram.write(index &+ UInt16(truncatingIfNeeded: random.chance(80) ? random.below(4) : random.next()), at: place)
-        case 17: try? ram.write(UInt16(truncatingIfNeeded: random.next()), at: QueueDriver.available &+ (offset + (random.chance(50) ? 0 : 4 + 2 * size)))
-        case 18: try? ram.write(UInt32(truncatingIfNeeded: random.next()), at: QueueDriver.used &+ (offset + random.below(1 + 2 * size) * 4))
-        default: try? ram.write(random.next() >> random.below(64), at: GuestAddress(Self.data.lowerBound + random.below(0x2_0000) * 8))
+            try? ram.write(
+                index &+ UInt16(truncatingIfNeeded: random.chance(80) ? random.below(4) : random.next()), at: place)
+        case 17:
+            try? ram.write(
+                UInt16(truncatingIfNeeded: random.next()),
+                at: QueueDriver.available &+ (offset + (random.chance(50) ? 0 : 4 + 2 * size)))
+        case 18:
+            try? ram.write(
+                UInt32(truncatingIfNeeded: random.next()),
+                at: QueueDriver.used &+ (offset + random.below(1 + 2 * size) * 4))
+        default:
+            try? ram.write(
+                random.next() >> random.below(64), at: GuestAddress(Self.data.lowerBound + random.below(0x2_0000) * 8))
         }
     }
 
@@ -214,7 +246,8 @@ final class HostileGuest: Sendable {
         }
     }
 
-    /// Another CPU at the registers: it looks at all of them, acknowledges, kicks, and now and then changes what it should not.
+    /// Another CPU at the registers: it looks at all of them, acknowledges, kicks, and now and then changes what it
+    /// should not.
     private func useRegisters(_ random: inout SeededGenerator) {
         switch random.below(16) {
         case 0..<6: _ = transport.read(at: random.below(0x40) * 4, size: 4)
@@ -225,7 +258,9 @@ final class HostileGuest: Sendable {
         default:
             guard random.chance(2) else { return }
             let registers: [UInt64] = [0x030, 0x038, 0x044, 0x070, 0x0c0, 0x080, 0x094]
-            write(UInt32(random.below(random.chance(50) ? 2 : 256)), registers[Int(random.below(UInt64(registers.count)))])
+            write(
+                UInt32(random.below(random.chance(50) ? 2 : 256)), registers[Int(random.below(UInt64(registers.count)))]
+            )
         }
     }
 }

@@ -9,7 +9,8 @@ import Testing
 @testable import Devices
 @testable import Virtio
 
-/// The way of a frame allocates nothing, in any build. The two paths run on the test's own thread, which the counter counts.
+/// The way of a frame allocates nothing, in any build. The two paths run on the test's own thread, which the counter
+/// counts.
 @Suite(.timed) struct NetworkAllocationTests {
     /// A queue of 64 in guest RAM, with a chain of one buffer for each descriptor, offered again and again.
     private struct Ring {
@@ -51,31 +52,39 @@ import Testing
         let device = DeviceCounters(), counters = NetworkCounters()
         let irqfd = try IRQFD()
         let interrupts = DeviceInterrupts(
-            configuration: ConfigurationInterrupt(irqfd, counters: device), queues: (0..<2).map { _ in QueueInterrupt(irqfd, counters: device) })
+            configuration: ConfigurationInterrupt(irqfd, counters: device),
+            queues: (0..<2).map { _ in QueueInterrupt(irqfd, counters: device) })
         let activation = Activation(
             features: features, queues: [buffers.configuration, frames.configuration], memory: memory,
             interrupts: interrupts, doorbells: [], counters: device)
-        var receive = ReceivePath(tap: socket.rawValue, headerSize: 12, spill: try ReceivePath.makeSpill(), counters: counters, events: .none)
+        var receive = ReceivePath(
+            tap: socket.rawValue, headerSize: 12, spill: try ReceivePath.makeSpill(), counters: counters, events: .none)
         receive.mode.isMergeable = features.contains(.mergeableBuffers)
         receive.mode.longestFrame = 1530
         receive.start(try activation.makeQueue(0), interrupts.queues[0])
-        var transmit = TransmitPath(tap: socket.rawValue, headerSize: 12, queueSize: 64, counters: counters, events: .none)
+        var transmit = TransmitPath(
+            tap: socket.rawValue, headerSize: 12, queueSize: 64, counters: counters, events: .none)
         transmit.start(try activation.makeQueue(1), interrupts.queues[1])
         let frame = plainHeader + frame(1500)
         var scratch = [UInt8](repeating: 0, count: 4096)
 
         let rounds = 100
         var attempts = 0
-        // Unoptimized code makes the metadata of a generic type when the type is first used, also on a way that is rarely gone: that is
-        // once for a type, not for a frame. So one of a few attempts has to be without any allocation.
+        // Unoptimized code makes the metadata of a generic type when the type is first used, also on a way that is
+        // rarely gone: that is once for a type, not for a frame. So one of a few attempts has to be without any
+        // allocation.
         while true {
             attempts += 1
             let before = allocation_count()
             for _ in 0..<rounds {
                 for _ in 0..<20 { try wire.send(frame) }
-                guard try receive.run(activation) == .drained else { throw NothingCame(description: "not all frames were taken") }
+                guard try receive.run(activation) == .drained else {
+                    throw NothingCame(description: "not all frames were taken")
+                }
                 try buffers.offerAgain()
-                guard try transmit.run(activation, isLinkUp: true) == .drained else { throw NothingCame(description: "not all frames were sent") }
+                guard try transmit.run(activation, isLinkUp: true) == .drained else {
+                    throw NothingCame(description: "not all frames were sent")
+                }
                 for _ in 0..<64 { try wire.next(into: &scratch) }
                 try frames.offerAgain()
             }
@@ -86,7 +95,9 @@ import Testing
                 break
             }
         }
-        #expect(counters.receivedFrames.value == UInt64(attempts * rounds * 20) && counters.sentFrames.value == UInt64(attempts * rounds * 64))
+        #expect(
+            counters.receivedFrames.value == UInt64(attempts * rounds * 20)
+                && counters.sentFrames.value == UInt64(attempts * rounds * 64))
         #expect(counters.receiveDrops == 0 && counters.sendDrops == 0)
     }
 }

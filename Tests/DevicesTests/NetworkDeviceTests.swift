@@ -29,9 +29,10 @@ import Virtio
         #expect(sizes == [256, 256, 64, 0])
     }
 
-    @Test(arguments: [
-        (.controlReceiveMode, .controlQueue), (.controlMACAddress, .controlQueue),
-    ] as [(FeatureSet, FeatureSet)])
+    @Test(
+        arguments: [
+            (.controlReceiveMode, .controlQueue), (.controlMACAddress, .controlQueue),
+        ] as [(FeatureSet, FeatureSet)])
     func aFeatureWithoutWhatItNeedsIsRefused(_ feature: FeatureSet, _ needed: FeatureSet) throws {
         let (driver, _) = try Wire.make()
         #expect(!driver.negotiate(feature))
@@ -41,7 +42,8 @@ import Virtio
     @Test func offloadsNeedEachOther() {
         let checksum: FeatureSet = .checksum, guestChecksum: FeatureSet = .guestChecksum
         for (feature, needed) in [
-            (.guestTSO4, guestChecksum), (.guestTSO6, guestChecksum), (.guestUFO, guestChecksum), (.hostTSO4, checksum), (.hostTSO6, checksum),
+            (.guestTSO4, guestChecksum), (.guestTSO6, guestChecksum), (.guestUFO, guestChecksum), (.hostTSO4, checksum),
+            (.hostTSO6, checksum),
             (.hostUFO, checksum), (.guestECN, [.guestChecksum, .guestTSO4]), (.guestECN, [.guestChecksum, .guestTSO6]),
             (.hostECN, [.checksum, .hostTSO6]), (.controlGuestOffloads, .controlQueue),
         ] as [(FeatureSet, FeatureSet)] {
@@ -55,7 +57,9 @@ import Virtio
     @Test func thePulledCableIsSeenAndCounted() throws {
         let (driver, wire) = try Wire.make()
         try driver.start([.linkStatus, .mergeableBuffers])
-        for index in 0..<4 as Range<UInt64> { try driver.offerBuffer(at: NetworkDriver.buffers + index * 0x1000, [2048]) }
+        for index in 0..<4 as Range<UInt64> {
+            try driver.offerBuffer(at: NetworkDriver.buffers + index * 0x1000, [2048])
+        }
         driver.kick(0)
         let generation = driver.read(0x0fc)
         driver.device.port.setLink(up: false, because: "says a test")
@@ -78,10 +82,13 @@ import Virtio
         try wire.send(plainHeader + frame(62))
         #expect(try driver.used(0).written == 74)
         #expect(driver.device.counters.receiveDrops == 1)
-        #expect(driver.lines.all == [
-            "warning: the link is down: wire says a test", "info: a frame of the guest was dropped: the link is down",
-            "info: a frame for the guest was dropped: the link is down", "notice: the link is up again: wire says a test",
-        ])
+        #expect(
+            driver.lines.all == [
+                "warning: the link is down: wire says a test",
+                "info: a frame of the guest was dropped: the link is down",
+                "info: a frame for the guest was dropped: the link is down",
+                "notice: the link is up again: wire says a test",
+            ])
     }
 
     /// The interface is removed while the machine runs: the guest sees the link go down and goes on.
@@ -117,8 +124,10 @@ import Virtio
 
         for bad in [
             [], [0], [0, 0], [0, 0, 1, 1], [0, 2, 1], [1], [1, 0], [1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 1, 0, 0, 0],
-            [1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], [1, 1], [1, 1, 0x52, 0x54, 0, 0, 0],
-            [1, 1, 0x53, 0x54, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0, 0, 0], [1, 2, 0], [2, 0, 1, 0], [3, 0], [5, 0, 0, 0, 0, 0, 0, 0, 0, 0], [255, 255, 0],
+            [1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], [1, 1],
+            [1, 1, 0x52, 0x54, 0, 0, 0],
+            [1, 1, 0x53, 0x54, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0, 0, 0], [1, 2, 0], [2, 0, 1, 0], [3, 0],
+            [5, 0, 0, 0, 0, 0, 0, 0, 0, 0], [255, 255, 0],
         ] as [[UInt8]] {
             #expect(try driver.command(bad) == error, "\(bad)")
         }
@@ -136,9 +145,12 @@ import Virtio
         for _ in 0..<2 {
             let address = NetworkDriver.buffers + 0x80_0000
             try driver.memory.ram.write([0, 0, 1, 0xee], at: GuestAddress(address))
-            try driver.offer(NetworkDriver.control, [
-                .init(address: address, length: 3, isWritable: false), .init(address: address + 3, length: 1, isWritable: true),
-            ])
+            try driver.offer(
+                NetworkDriver.control,
+                [
+                    .init(address: address, length: 3, isWritable: false),
+                    .init(address: address + 3, length: 1, isWritable: true),
+                ])
             driver.kick(NetworkDriver.control)
             // One that comes after it has been served, and so has this one, if it is.
             try driver.sendAndWait(plainHeader + frame(60))
@@ -175,11 +187,16 @@ private func inNewNamespace(_ body: () throws -> Void) throws {
     let home = try NetworkNamespace.current()
     try NetworkNamespace.enterNew()
     // A thread that stayed in the namespace would run other tests there.
-    defer { do { try home.enter() } catch { fatalError("cannot go back to the test's own network namespace: \(error)") } }
+    defer {
+        do { try home.enter() } catch { fatalError("cannot go back to the test's own network namespace: \(error)") }
+    }
     try body()
 }
 
-@Suite(.timed, .enabled(if: mayMakeNamespaces, "needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN) to make a network namespace for the test"))
+@Suite(
+    .timed,
+    .enabled(
+        if: mayMakeNamespaces, "needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN) to make a network namespace for the test"))
 struct NetworkTAPTests {
     /// A card on a TAP on a bridge that has the address 192.0.2.1/24.
     private func onBridge(_ body: (NetworkDriver, RouteNetlinkBox) throws -> Void) throws {
@@ -199,7 +216,9 @@ struct NetworkTAPTests {
     }
 
     private func offerBuffers(_ driver: NetworkDriver) throws {
-        for slot in 0..<64 as Range<UInt64> { try driver.offerBuffer(at: NetworkDriver.buffers + slot * 0x1000, [4096]) }
+        for slot in 0..<64 as Range<UInt64> {
+            try driver.offerBuffer(at: NetworkDriver.buffers + slot * 0x1000, [4096])
+        }
         driver.kick(0)
     }
 
@@ -229,13 +248,17 @@ struct NetworkTAPTests {
     /// The host leaves a checksum to the driver that asked for it, to no other, and to none after its reset.
     @Test func offloadsAreThoseOfTheDriver() throws {
         try onBridge { driver, _ in
-            try #require(driver.offered.isSuperset(of: [.checksum, .guestChecksum, .guestTSO4, .hostTSO4, .controlGuestOffloads]))
+            try #require(
+                driver.offered.isSuperset(of: [.checksum, .guestChecksum, .guestTSO4, .hostTSO4, .controlGuestOffloads])
+            )
             func flagsOfADatagram() throws -> UInt8 {
                 try sendBroadcast()
                 return try firstFrame(driver) { $0.count > 54 && $0[24...25] == [8, 0] && $0[35] == 17 }[0]
             }
             let needsChecksum: UInt8 = 1
-            for offloads in [[.guestChecksum], [], [.guestChecksum, .guestTSO4, .guestTSO6, .guestECN], []] as [FeatureSet] {
+            for offloads in [[.guestChecksum], [], [.guestChecksum, .guestTSO4, .guestTSO6, .guestECN], []]
+                as [FeatureSet]
+            {
                 try driver.start(offloads)
                 try offerBuffers(driver)
                 #expect(try flagsOfADatagram() == (offloads.isEmpty ? 0 : needsChecksum))
@@ -342,8 +365,8 @@ struct NetworkTAPTests {
         }
     }
 
-    /// The interface gets a larger MTU while a guest runs that was promised 1500: what is larger does not reach it, and is counted. The next
-    /// driver is promised the new one (§5.1.4.1).
+    /// The interface gets a larger MTU while a guest runs that was promised 1500: what is larger does not reach it, and
+    /// is counted. The next driver is promised the new one (§5.1.4.1).
     @Test func aPromisedMTUHoldsThoughTheHostsIsRaised() throws {
         try onBridge { driver, host in
             try driver.start([.mtu, .mergeableBuffers])
@@ -364,7 +387,9 @@ struct NetworkTAPTests {
             #expect(driver.configuration(10, 2) == 9000)
             try offerBuffers(driver)
             try sendBroadcast(3900)
-            #expect(try firstFrame(driver) { $0.count > 54 && $0[24...25] == [8, 0] && $0[35] == 17 }.count == 12 + 14 + 28 + 3900)
+            #expect(
+                try firstFrame(driver) { $0.count > 54 && $0[24...25] == [8, 0] && $0[35] == 17 }.count == 12 + 14 + 28
+                    + 3900)
             #expect(driver.device.counters.receiveAboveMTU.value == 1)
         }
     }
@@ -402,7 +427,9 @@ struct NetworkTAPTests {
             let below = try #require(try netlink.link(named: InterfaceName("below")))
             let peer = try #require(try netlink.links().first { $0.kind == "veth" && $0.index != below.index })
             try netlink.createLink(InterfaceName("swmac0"), kind: "macvtap", parent: below.index)
-            for link in [below, peer, try #require(try netlink.link(named: InterfaceName("swmac0")))] { try netlink.set(link, up: true) }
+            for link in [below, peer, try #require(try netlink.link(named: InterfaceName("swmac0")))] {
+                try netlink.set(link, up: true)
+            }
             let link = try #require(try netlink.link(named: InterfaceName("swmac0")))
             let file = try FileDescriptor.open("/dev/tap\(link.index)", O_RDWR)
             try #require(fcntl(file.rawValue, F_SETFD, 0) == 0)
@@ -443,7 +470,9 @@ struct NetworkTAPTests {
         let text = [UInt8](repeating: 0x73, count: count)
         // A socket address of its full size, as sendto wants it.
         let sent = unsafe withUnsafePointer(to: &address) {
-            unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe sendto(socket.rawValue, text, text.count, 0, $0, 16) }
+            unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                unsafe sendto(socket.rawValue, text, text.count, 0, $0, 16)
+            }
         }
         try #require(sent == text.count)
     }

@@ -33,8 +33,8 @@ final class Lines: Sendable {
     }
 }
 
-/// The driver of a network card, working on the card's registers and on rings in a guest's RAM. It does what it is told,
-/// right or wrong.
+/// The driver of a network card, working on the card's registers and on rings in a guest's RAM. It does what it is
+/// told, right or wrong.
 final class NetworkDriver {
     let memory: GuestMemory
     let device: NetworkDevice
@@ -86,7 +86,10 @@ final class NetworkDriver {
     }
 
     /// Resets, negotiates and starts with fresh rings.
-    func start(_ features: FeatureSet = [], sizes: [UInt16] = [256, 256, 64], prepare: (NetworkDriver) throws -> Void = { _ in }) throws {
+    func start(
+        _ features: FeatureSet = [], sizes: [UInt16] = [256, 256, 64],
+        prepare: (NetworkDriver) throws -> Void = { _ in }
+    ) throws {
         try #require(negotiate(features))
         queues = []
         for (index, size) in sizes.enumerated() {
@@ -103,7 +106,9 @@ final class NetworkDriver {
         let queue = queues[index]
         write(UInt32(index), 0x030)
         write(UInt32(queue.size), 0x038)
-        for (offset, address) in [(0x080, queue.descriptors), (0x090, queue.available), (0x0a0, queue.used)] as [(UInt64, UInt64)] {
+        for (offset, address) in [(0x080, queue.descriptors), (0x090, queue.available), (0x0a0, queue.used)]
+            as [(UInt64, UInt64)]
+        {
             write(UInt32(truncatingIfNeeded: address), offset)
             write(UInt32(truncatingIfNeeded: address >> 32), offset + 4)
         }
@@ -187,7 +192,9 @@ final class NetworkDriver {
         while true {
             if let used = try queues[queue].takeUsed() { return used }
             var line = pollfd(fd: transport.irqfd.event.rawValue, events: Int16(POLLIN), revents: 0)
-            guard unsafe poll(&line, 1, 30_000) == 1 else { throw NothingCame(description: "no interrupt for queue \(queue)") }
+            guard unsafe poll(&line, 1, 30_000) == 1 else {
+                throw NothingCame(description: "no interrupt for queue \(queue)")
+            }
             transport.irqfd.event.drain()
             write(3, 0x064)
         }
@@ -204,14 +211,17 @@ final class NetworkDriver {
     @discardableResult
     func offerBuffer(at address: UInt64, _ lengths: [UInt32]) throws -> UInt16 {
         var next = address
-        return try offer(Self.receive, lengths.map { length in
-            defer { next += UInt64(length) }
-            return Piece(address: next, length: length, isWritable: true)
-        })
+        return try offer(
+            Self.receive,
+            lengths.map { length in
+                defer { next += UInt64(length) }
+                return Piece(address: next, length: length, isWritable: true)
+            })
     }
 
     /// Sends bytes, header included, cut into pieces of the given lengths (the last takes the rest), and kicks.
-    func send(_ bytes: [UInt8], cut lengths: [Int] = [], at address: UInt64 = NetworkDriver.buffers + 0x20_0000) throws {
+    func send(_ bytes: [UInt8], cut lengths: [Int] = [], at address: UInt64 = NetworkDriver.buffers + 0x20_0000) throws
+    {
         try memory.ram.write(bytes, at: GuestAddress(address))
         var pieces: [Piece] = []
         var done = 0
@@ -229,17 +239,21 @@ final class NetworkDriver {
         #expect(try used(Self.transmit).written == 0)
     }
 
-    func bytes(_ address: UInt64, _ count: Int) throws -> [UInt8] { try memory.ram.readBytes(at: GuestAddress(address), count: count) }
+    func bytes(_ address: UInt64, _ count: Int) throws -> [UInt8] {
+        try memory.ram.readBytes(at: GuestAddress(address), count: count)
+    }
 
     /// A command on the control queue; returns the answer, nil when the device gave none.
     func command(_ bytes: [UInt8], answerLength: UInt32 = 1) throws -> UInt8? {
         let address = Self.buffers + 0x80_0000
         try memory.ram.write(bytes + [0xee], at: GuestAddress(address))
         let answer = address + UInt64(bytes.count)
-        try offer(Self.control, [
-            Piece(address: address, length: UInt32(bytes.count), isWritable: false),
-            Piece(address: answer, length: answerLength, isWritable: true),
-        ])
+        try offer(
+            Self.control,
+            [
+                Piece(address: address, length: UInt32(bytes.count), isWritable: false),
+                Piece(address: answer, length: answerLength, isWritable: true),
+            ])
         kick(Self.control)
         let written = try used(Self.control).written
         return written == 0 ? nil : try memory.ram.readUInt8(at: GuestAddress(answer))
@@ -271,7 +285,9 @@ final class Wire {
     var number: Int32 { socket?.rawValue ?? -1 }
 
     func send(_ bytes: [UInt8]) throws {
-        let sent = unsafe bytes.withUnsafeBytes { unsafe Glibc.send(number, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+        let sent = unsafe bytes.withUnsafeBytes {
+            unsafe Glibc.send(number, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+        }
         guard sent == bytes.count else { throw SystemCallError.last("send") }
     }
 
@@ -308,4 +324,6 @@ final class Wire {
 let plainHeader = [UInt8](repeating: 0, count: 12)
 
 /// A frame of `count` bytes whose content tells frames and places apart.
-func frame(_ count: Int, seed: Int = 0) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8 &+ seed &* 13) } }
+func frame(_ count: Int, seed: Int = 0) -> [UInt8] {
+    (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8 &+ seed &* 13) }
+}

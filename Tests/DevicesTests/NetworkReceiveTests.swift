@@ -12,7 +12,9 @@ import Virtio
     /// The header that the device gives with a frame in so many buffers.
     private func header(buffers: UInt8) -> [UInt8] { Array(plainHeader.dropLast(2)) + [buffers, 0] }
 
-    @Test(arguments: [[], .eventIndex, .mergeableBuffers, [.mergeableBuffers, .eventIndex, .indirectDescriptors]] as [FeatureSet])
+    @Test(
+        arguments: [[], .eventIndex, .mergeableBuffers, [.mergeableBuffers, .eventIndex, .indirectDescriptors]]
+            as [FeatureSet])
     func aFrameComesInOneBuffer(_ features: FeatureSet) throws {
         let (driver, wire) = try Wire.make()
         try driver.start(features)
@@ -27,7 +29,9 @@ import Virtio
     }
 
     /// Wherever the buffer is cut, also within the header.
-    @Test(arguments: [[1, 2047], [12, 2036], [11, 1, 2036], [5, 5, 5, 5, 2028], [0, 12, 0, 2036, 0], [10, 2038]] as [[UInt32]])
+    @Test(
+        arguments: [[1, 2047], [12, 2036], [11, 1, 2036], [5, 5, 5, 5, 2028], [0, 12, 0, 2036, 0], [10, 2038]]
+            as [[UInt32]])
     func aBufferMayBeInPieces(_ lengths: [UInt32]) throws {
         for features in [[], .mergeableBuffers] as [FeatureSet] {
             let (driver, wire) = try Wire.make()
@@ -70,20 +74,26 @@ import Virtio
         driver.kick(0)
         try wire.send(plainHeader + frame(65549))
         var bytes: [UInt8] = []
-        for index in 0..<43 as Range<UInt64> { bytes += try driver.bytes(base + index * 0x1000, try driver.used(0).written) }
+        for index in 0..<43 as Range<UInt64> {
+            bytes += try driver.bytes(base + index * 0x1000, try driver.used(0).written)
+        }
         #expect(bytes == header(buffers: 43) + frame(65549))
     }
 
-    /// The MTU and the Ethernet header, with a VLAN tag or without, and not a byte more; what is to be segmented is not bound by it.
+    /// The MTU and the Ethernet header, with a VLAN tag or without, and not a byte more; what is to be segmented is not
+    /// bound by it.
     @Test(arguments: [4096, 256] as [UInt32]) func noFrameAboveANegotiatedMTU(buffer: UInt32) throws {
         let (driver, wire) = try Wire.make(mtu: 1000)
         try driver.start([.mtu, .mergeableBuffers])
         func tagged(_ count: Int, _ type: [UInt8]) -> [UInt8] { Array(frame(count)[..<12]) + type + frame(count - 14) }
         let segmented: [UInt8] = [0, 1] + plainHeader[2...], marked: [UInt8] = [0, 0x80] + plainHeader[2...]
         let packets: [(bytes: [UInt8], passes: Bool)] = [
-            (plainHeader + tagged(1014, [8, 0]), true), (plainHeader + tagged(1015, [8, 0]), false), (plainHeader + tagged(4000, [8, 0]), false),
-            (plainHeader + tagged(1018, [0x81, 0]), true), (plainHeader + tagged(1019, [0x81, 0]), false), (plainHeader + tagged(1018, [0x88, 0xa8]), true),
-            (plainHeader + tagged(1018, [0x88, 0xcc]), false), (marked + tagged(1015, [8, 0]), false), (marked + tagged(1014, [8, 0]), true),
+            (plainHeader + tagged(1014, [8, 0]), true), (plainHeader + tagged(1015, [8, 0]), false),
+            (plainHeader + tagged(4000, [8, 0]), false),
+            (plainHeader + tagged(1018, [0x81, 0]), true), (plainHeader + tagged(1019, [0x81, 0]), false),
+            (plainHeader + tagged(1018, [0x88, 0xa8]), true),
+            (plainHeader + tagged(1018, [0x88, 0xcc]), false), (marked + tagged(1015, [8, 0]), false),
+            (marked + tagged(1014, [8, 0]), true),
             (segmented + tagged(3000, [8, 0]), true), (plainHeader + frame(60), true),
         ]
         for index in 0..<128 as Range<UInt64> { try driver.offerBuffer(at: base + index * 0x1000, [buffer]) }
@@ -99,7 +109,9 @@ import Virtio
         }
         let counters = driver.device.counters
         #expect(counters.receiveAboveMTU.value == 5 && counters.receiveDrops == 5 && counters.receivedFrames.value == 6)
-        #expect(driver.lines.all.first == "warning: a frame for the guest was dropped: it exceeds the MTU that the guest has negotiated")
+        #expect(
+            driver.lines.all.first
+                == "warning: a frame for the guest was dropped: it exceeds the MTU that the guest has negotiated")
     }
 
     @Test func withoutTheFeatureNoMTUIsPromised() throws {
@@ -197,7 +209,10 @@ import Virtio
         try wire.send(plainHeader + frame(388))
         for index in 0..<4 as Range<UInt16> { #expect(try driver.used(0) == (index, 100)) }
         #expect(driver.device.counters.receiveTooLong.value == 1 && driver.device.counters.receivedFrames.value == 1)
-        #expect(driver.lines.all == ["warning: a frame for the guest was dropped: it is longer than the guest's receive buffers"])
+        #expect(
+            driver.lines.all == [
+                "warning: a frame for the guest was dropped: it is longer than the guest's receive buffers"
+            ])
     }
 
     /// What the host's header says is for drivers that asked for it.
@@ -219,7 +234,9 @@ import Virtio
         try driver.offerBuffer(at: base, [0])
         try driver.offerBuffer(at: base, [11])
         try driver.offer(0, [.init(address: base, length: 2048, isWritable: false)])
-        try driver.offer(0, [.init(address: base, length: 12, isWritable: false), .init(address: base, length: 2048, isWritable: true)])
+        try driver.offer(
+            0,
+            [.init(address: base, length: 12, isWritable: false), .init(address: base, length: 2048, isWritable: true)])
         try driver.offerBuffer(at: base, [2048])
         driver.kick(0)
         try wire.send(plainHeader + frame(60))
@@ -228,7 +245,8 @@ import Virtio
         #expect(driver.device.counters.badReceiveBuffers.value == 4 && driver.device.counters.receivedFrames.value == 1)
         #expect(
             driver.lines.all.first
-                == "warning: a receive buffer of the guest went back empty: it is not writable, or too short for a header")
+                == "warning: a receive buffer of the guest went back empty: it is not writable, or too short for a header"
+        )
         #expect(!driver.status.contains(.needsReset))
     }
 

@@ -81,7 +81,9 @@ import Virtio
         let failures = Lines()
         // The filter is for good: a thread of its own, and those that it starts, have it.
         let thread = try Thread.start(name: "no-memory", stackSize: 1 << 20) {
-            guard fail_system_call(writev_number(), ENOBUFS) == 0 else { return failures.add(.error, "the host has no filters") }
+            guard fail_system_call(writev_number(), ENOBUFS) == 0 else {
+                return failures.add(.error, "the host has no filters")
+            }
             do {
                 let (driver, wire) = try Wire.make()
                 try driver.start()
@@ -89,7 +91,9 @@ import Virtio
                 #expect(driver.device.counters.sendNoMemory.value == 3 && !wire.isReadable)
                 driver.device.deviceEvents.summarize(all: true)
                 let line = "a frame of the guest was dropped: the host has no memory for it"
-                #expect(driver.lines.all.first == "warning: \(line)" && driver.lines.all.last?.hasSuffix(" more: \(line)") == true)
+                #expect(
+                    driver.lines.all.first == "warning: \(line)"
+                        && driver.lines.all.last?.hasSuffix(" more: \(line)") == true)
                 #expect(driver.device.deviceEvents.totals == ["lost_frames": 3])
             } catch { failures.add(.error, "\(error)") }
         }
@@ -113,10 +117,12 @@ import Virtio
     // MARK: The header
 
     /// NEEDS_CSUM and the kinds of segmentation, each with what it needs.
-    @Test(arguments: [
-        (1, 0, [.checksum]), (1, 1, [.checksum, .hostTSO4]), (1, 4, [.checksum, .hostTSO6]), (1, 3, [.checksum, .hostUFO]),
-        (1, 0x81, [.checksum, .hostTSO4, .hostECN]), (1, 0x84, [.checksum, .hostTSO6, .hostECN]),
-    ] as [(UInt8, UInt8, FeatureSet)])
+    @Test(
+        arguments: [
+            (1, 0, [.checksum]), (1, 1, [.checksum, .hostTSO4]), (1, 4, [.checksum, .hostTSO6]),
+            (1, 3, [.checksum, .hostUFO]),
+            (1, 0x81, [.checksum, .hostTSO4, .hostECN]), (1, 0x84, [.checksum, .hostTSO6, .hostECN]),
+        ] as [(UInt8, UInt8, FeatureSet)])
     func anOffloadNeedsItsFeatures(_ flags: UInt8, _ segmentation: UInt8, _ features: FeatureSet) throws {
         var header: [UInt8] = [flags, segmentation, 54, 0, 0x78, 5, 34, 0, 16, 0, 0, 0]
         let pool = IOVectorPool(slots: 1, capacity: 1)
@@ -153,7 +159,8 @@ import Virtio
 
     @Test func aTAPWithoutHeaderGetsTheFrameAlone() throws {
         let (driver, wire) = try Wire.make(headerSize: 0)
-        #expect(driver.offered.isDisjoint(with: [.checksum, .guestChecksum, .hostTSO4, .guestTSO4, .controlGuestOffloads]))
+        #expect(
+            driver.offered.isDisjoint(with: [.checksum, .guestChecksum, .hostTSO4, .guestTSO4, .controlGuestOffloads]))
         try driver.start()
         try driver.sendAndWait(plainHeader + frame(60), cut: [5, 20])
         #expect(try wire.next() == frame(60))
@@ -180,7 +187,9 @@ import Virtio
     @Test func aResetEndsTheWaiting() throws {
         let (driver, wire) = try Wire.make()
         try driver.start()
-        for index in 0..<250 { try driver.send(plainHeader + frame(4000, seed: index), at: NetworkDriver.buffers + UInt64(index) * 0x2000) }
+        for index in 0..<250 {
+            try driver.send(plainHeader + frame(4000, seed: index), at: NetworkDriver.buffers + UInt64(index) * 0x2000)
+        }
         try wait { driver.device.counters.sendWaits.value > 0 }
         try driver.start()
         while wire.isReadable { _ = try wire.next() }
@@ -192,7 +201,9 @@ import Virtio
     @Test func bothDirectionsMove() throws {
         let (driver, wire) = try Wire.make()
         try driver.start(.eventIndex)
-        for slot in 0..<64 as Range<UInt64> { try driver.offerBuffer(at: NetworkDriver.buffers + slot * 0x1000, [2048]) }
+        for slot in 0..<64 as Range<UInt64> {
+            try driver.offerBuffer(at: NetworkDriver.buffers + slot * 0x1000, [2048])
+        }
         driver.kick(0)
         for index in 0..<2_000 {
             try wire.send(plainHeader + frame(100, seed: index))
@@ -200,8 +211,16 @@ import Virtio
             try #require(try wire.next() == plainHeader + frame(200, seed: index))
             let used = try driver.used(0)
             _ = try driver.used(1)
-            try #require(try driver.bytes(NetworkDriver.buffers + UInt64(used.head) * 0x1000 + 12, 100) == frame(100, seed: index))
-            try driver.offer(0, [.init(address: NetworkDriver.buffers + UInt64(driver.queues[0].nextDescriptor) * 0x1000, length: 2048, isWritable: true)])
+            try #require(
+                try driver.bytes(NetworkDriver.buffers + UInt64(used.head) * 0x1000 + 12, 100)
+                    == frame(100, seed: index))
+            try driver.offer(
+                0,
+                [
+                    .init(
+                        address: NetworkDriver.buffers + UInt64(driver.queues[0].nextDescriptor) * 0x1000, length: 2048,
+                        isWritable: true)
+                ])
             driver.kick(0)
         }
     }

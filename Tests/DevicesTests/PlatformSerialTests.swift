@@ -105,7 +105,8 @@ private struct Bench: Sendable {
         #expect(bench.port.pendingOutput == 0)
     }
 
-    /// Two CPUs send, a third reads what comes in, and the loop of the main thread flushes and feeds: no byte is lost or overtakes another of its sender.
+    /// Two CPUs send, a third reads what comes in, and the loop of the main thread flushes and feeds: no byte is lost
+    /// or overtakes another of its sender.
     @Test func severalCPUsUseItAtOnce() throws {
         let bench = Bench(), count = 4000
         func sender(_ number: UInt8) throws -> Linux.Thread {
@@ -144,7 +145,8 @@ private struct Bench: Sendable {
         bench.sink.setRoom(.max)
         #expect(bench.port.flush() && bench.port.droppedOutput == 0)
         for sender in 0..<2 as Range<UInt8> {
-            #expect(bench.sink.bytes.filter { $0 >> 7 == sender }.map { Int($0 & 0x7f) } == (0..<count).map { $0 & 0x7f })
+            #expect(
+                bench.sink.bytes.filter { $0 >> 7 == sender }.map { Int($0 & 0x7f) } == (0..<count).map { $0 & 0x7f })
         }
     }
 
@@ -221,7 +223,7 @@ private struct Bench: Sendable {
         let bench = Bench()
         bench.write(identity, 0xc1)
         bench.write(interruptEnable, 0x01)
-        let input = (0 ..< 100).map { UInt8($0) }
+        let input = (0..<100).map { UInt8($0) }
         var offered = bench.receive(input)
         #expect(offered == 16)
         #expect(bench.interrupts.take() == 1)
@@ -244,7 +246,9 @@ private struct Bench: Sendable {
     }
 
     /// Keys that are typed while the guest starts come after its driver has set the port up, which empties the FIFO.
-    @Test(arguments: [[(2, 0x07)], [(1, 0x01)], [(2, 0x00), (2, 0x01)], [(3, 0x80), (0, 0x01), (3, 0x03), (1, 0x00), (2, 0x07)]])
+    @Test(arguments: [
+        [(2, 0x07)], [(1, 0x01)], [(2, 0x00), (2, 0x01)], [(3, 0x80), (0, 0x01), (3, 0x03), (1, 0x00), (2, 0x07)],
+    ])
     func keepsInputUntilTheDriverIsThere(setUp: [(register: UInt16, value: UInt8)]) {
         let bench = Bench()
         #expect(bench.receive([1, 2, 3]) == 0)
@@ -386,14 +390,14 @@ private struct Bench: Sendable {
     }
 
     /// Random register accesses of any width and order never trap and never lose a byte that was accepted.
-    @Test(arguments: 0 ..< 4) func survivesAnyDriver(seed: UInt64) {
+    @Test(arguments: 0..<4) func survivesAnyDriver(seed: UInt64) {
         var state = seed
         func random(_ bound: UInt64) -> UInt64 {
             state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
             return state >> 33 % bound
         }
         let bench = Bench()
-        for _ in 0 ..< 20_000 {
+        for _ in 0..<20_000 {
             switch random(8) {
             case 0: bench.sink.setRoom(Int(random(100)))
             case 1: _ = bench.receive(Array(repeating: UInt8(random(256)), count: Int(random(40))))
@@ -420,7 +424,7 @@ private struct Bench: Sendable {
         let sink = DescriptorSink(writer, onFull: { full.add() })
         let port = SerialPort(sink: sink, interrupt: {}, onRoom: {})
         // A pipe holds 64 KiB unless it was told otherwise.
-        let block = (0 ..< 4096).map { UInt8(truncatingIfNeeded: $0 * 7) }
+        let block = (0..<4096).map { UInt8(truncatingIfNeeded: $0 * 7) }
         var written = 0
         while full.count == 0, written < 1 << 20 {
             port.write(0, size: 1, string: block.span)
@@ -435,7 +439,7 @@ private struct Bench: Sendable {
             port.flush()
         }
         #expect(port.pendingOutput == 0 && port.droppedOutput == 0)
-        #expect(read == (0 ..< written).map { UInt8(truncatingIfNeeded: $0 % 4096 * 7) })
+        #expect(read == (0..<written).map { UInt8(truncatingIfNeeded: $0 % 4096 * 7) })
     }
 
     @Test func goesOnWhenNobodyReads() throws {
@@ -445,7 +449,8 @@ private struct Bench: Sendable {
         var ends: [Int32] = [0, 0]
         try #require(unsafe pipe(&ends) == 0)
         close(ends[0])
-        let port = SerialPort(sink: DescriptorSink(FileDescriptor(owning: ends[1]), onFull: {}), interrupt: {}, onRoom: {})
+        let port = SerialPort(
+            sink: DescriptorSink(FileDescriptor(owning: ends[1]), onFull: {}), interrupt: {}, onRoom: {})
         let text: [UInt8] = Array("to nobody".utf8)
         port.write(0, size: 1, string: text.span)
         #expect(port.pendingOutput == 0)

@@ -48,7 +48,7 @@ private final class Requests: Sendable {
     @Test func powersOffForS5Only() {
         let requests = Requests()
         let power = PowerController(request: { requests.add($0) }, interrupt: {})
-        for value in 0 ..< 256 as Range<UInt32> where value & 0x3c != 0x34 { power.write(0, size: 1, value: value) }
+        for value in 0..<256 as Range<UInt32> where value & 0x3c != 0x34 { power.write(0, size: 1, value: value) }
         power.write(1, size: 1, value: 0x34)
         power.write(2, size: 1, value: 0x34)
         #expect(requests.take().isEmpty)
@@ -141,7 +141,9 @@ private final class Requests: Sendable {
 
     private final class Clock: Sendable {
         let time: Guarded<RealTimeClock.Time>
-        init(_ seconds: Int64, nanoseconds: Int64 = 0) { time = Guarded(.init(seconds: seconds, nanoseconds: nanoseconds)) }
+        init(_ seconds: Int64, nanoseconds: Int64 = 0) {
+            time = Guarded(.init(seconds: seconds, nanoseconds: nanoseconds))
+        }
         func advance(_ seconds: Int64) { time.withLock { $0.seconds += seconds } }
         func set(nanoseconds: Int64) { time.withLock { $0.nanoseconds = nanoseconds } }
     }
@@ -180,12 +182,15 @@ private final class Requests: Sendable {
         #expect(read(rtc, 0x0d) == 0x80, "the battery is good")
     }
 
-    @Test(arguments: [
-        (0, [0x19, 0x70, 1, 1, 5, 0, 0, 0]), (951_782_400, [0x20, 0x00, 2, 0x29, 3, 0, 0, 0]),
-        (4_107_542_399, [0x21, 0x00, 2, 0x28, 1, 0x23, 0x59, 0x59]), (4_107_542_400, [0x21, 0x00, 3, 1, 2, 0, 0, 0]),
-        (-1, [0x19, 0x69, 0x12, 0x31, 4, 0x23, 0x59, 0x59]), (253_402_300_799, [0x99, 0x99, 0x12, 0x31, 6, 0x23, 0x59, 0x59]),
-        (.max, [0x99, 0x99, 0x12, 0x31, 6, 0x23, 0x59, 0x59]),
-    ] as [(Int64, [UInt32])])
+    @Test(
+        arguments: [
+            (0, [0x19, 0x70, 1, 1, 5, 0, 0, 0]), (951_782_400, [0x20, 0x00, 2, 0x29, 3, 0, 0, 0]),
+            (4_107_542_399, [0x21, 0x00, 2, 0x28, 1, 0x23, 0x59, 0x59]),
+            (4_107_542_400, [0x21, 0x00, 3, 1, 2, 0, 0, 0]),
+            (-1, [0x19, 0x69, 0x12, 0x31, 4, 0x23, 0x59, 0x59]),
+            (253_402_300_799, [0x99, 0x99, 0x12, 0x31, 6, 0x23, 0x59, 0x59]),
+            (.max, [0x99, 0x99, 0x12, 0x31, 6, 0x23, 0x59, 0x59]),
+        ] as [(Int64, [UInt32])])
     func knowsTheCalendar(seconds: Int64, registers: [UInt32]) {
         #expect(all(make(Clock(seconds))) == registers)
     }
@@ -195,7 +200,9 @@ private final class Requests: Sendable {
         let rtc = make(clock)
         // With the clock stopped, as drivers do it.
         write(rtc, 0x0b, 0x82)
-        for (register, value) in [(0, 0x30), (2, 0x15), (4, 0x12), (7, 0x31), (8, 0x12), (9, 0x99), (0x32, 0x19)] as [(UInt32, UInt32)] {
+        for (register, value) in [(0, 0x30), (2, 0x15), (4, 0x12), (7, 0x31), (8, 0x12), (9, 0x99), (0x32, 0x19)]
+            as [(UInt32, UInt32)]
+        {
             write(rtc, register, value)
             clock.advance(7)
         }
@@ -234,10 +241,12 @@ private final class Requests: Sendable {
         #expect(read(rtc, 0x0a) == 0x26)
     }
 
-    @Test(arguments: [
-        (512 << 10, [0, 0, 0]), (64 << 20, [0xfc00, 0x300, 0]), (1 << 30, [0xffff, 0x3f00, 0]), (3 << 30, [0xffff, 0xbf00, 0]),
-        (8 << 30, [0xffff, 0xbf00, 0x1_4000]), (.max, [0xffff, 0xbf00, 0xff_ffff]),
-    ] as [(UInt64, [UInt32])])
+    @Test(
+        arguments: [
+            (512 << 10, [0, 0, 0]), (64 << 20, [0xfc00, 0x300, 0]), (1 << 30, [0xffff, 0x3f00, 0]),
+            (3 << 30, [0xffff, 0xbf00, 0]),
+            (8 << 30, [0xffff, 0xbf00, 0x1_4000]), (.max, [0xffff, 0xbf00, 0xff_ffff]),
+        ] as [(UInt64, [UInt32])])
     func tellsTheRAMSize(memorySize: UInt64, sizes: [UInt32]) {
         let rtc = make(Clock(0), memorySize: memorySize)
         func value(_ registers: [UInt32]) -> UInt32 { registers.reversed().reduce(0) { $0 << 8 | read(rtc, $1) } }
@@ -257,7 +266,7 @@ private final class Requests: Sendable {
         let clock = Clock(Self.leapDay)
         let rtc = make(clock)
         var state: UInt64 = 1
-        for _ in 0 ..< 50_000 {
+        for _ in 0..<50_000 {
             state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
             let value = UInt32(state >> 32)
             rtc.write(UInt16(value >> 30), size: Int(value >> 27 & 7), value: value)

@@ -6,7 +6,8 @@ import Linux
 import Testing
 @testable import Virtio
 
-/// The driver of a device with one queue, or with several that are alike: the queues in guest RAM and the registers of the transport.
+/// The driver of a device with one queue, or with several that are alike: the queues in guest RAM and the registers of
+/// the transport.
 class QueueDriver {
     /// A buffer of a chain.
     struct Buffer {
@@ -97,7 +98,8 @@ class QueueDriver {
     func offer(_ buffers: [Buffer]) throws -> UInt32 {
         let head = states[queue].nextDescriptor
         for (index, buffer) in buffers.enumerated() {
-            let entry = GuestAddress(place(Self.table).rawValue + UInt64(states[queue].nextDescriptor % Self.queueSize) * 16)
+            let entry = GuestAddress(
+                place(Self.table).rawValue + UInt64(states[queue].nextDescriptor % Self.queueSize) * 16)
             let hasNext = index + 1 < buffers.count
             try ram.write(buffer.address, at: entry)
             try ram.write(UInt32(buffer.length), at: entry &+ 8)
@@ -105,7 +107,9 @@ class QueueDriver {
             states[queue].nextDescriptor = (states[queue].nextDescriptor + 1) % Self.queueSize
             try ram.write(UInt16(hasNext ? states[queue].nextDescriptor : 0), at: entry &+ 14)
         }
-        try ram.write(UInt16(head), at: place(Self.available) &+ (4 + 2 * UInt64(states[queue].nextAvailable % UInt16(Self.queueSize))))
+        try ram.write(
+            UInt16(head),
+            at: place(Self.available) &+ (4 + 2 * UInt64(states[queue].nextAvailable % UInt16(Self.queueSize))))
         states[queue].nextAvailable &+= 1
         try ram.write(states[queue].nextAvailable, at: place(Self.available) &+ 2)
         return UInt32(head)
