@@ -62,18 +62,23 @@ import Testing
     @Test(arguments: images.map(\.name)) func theGuestReadsWhatTheHostWrote(name: String) throws {
         let script = try #require(Self.images.first { $0.name == name }).script
         try shell("cd '\(directory.path)'; \(script)")
-        let expected = try directory.contents.contains("expected") ? readFile(directory("expected"), limit: 8 << 20) : content
+        let expected =
+            try directory.contents.contains("expected") ? readFile(directory("expected"), limit: 8 << 20) : content
         let machine = try Program.machineAtPrompt(["--disk", directory(name) + ",ro"])
         try expectContent(expected, of: "vda", machine)
         try machine.powerOff()
     }
 
     /// Sectors from everywhere, alone and many at once.
-    private func expectContent(_ expected: [UInt8], of disk: String, _ machine: Program, sourceLocation: SourceLocation = #_sourceLocation) throws {
+    private func expectContent(
+        _ expected: [UInt8], of disk: String, _ machine: Program, sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
         for (start, count) in [(0, 1), (1, 7), (2047, 2), (2560, 200), (Self.sectors - 1, 1), (0, Self.sectors)] {
             let sum = crc32(expected[start * 512..<(start + count) * 512])
             #expect(
-                try machine.ask("sum \(disk) \(start) \(count)") == ["crc32 \(disk) \(start) \(count) \(hexadecimal(sum))"],
+                try machine.ask("sum \(disk) \(start) \(count)") == [
+                    "crc32 \(disk) \(start) \(count) \(hexadecimal(sum))"
+                ],
                 sourceLocation: sourceLocation)
         }
     }
@@ -86,7 +91,8 @@ import Testing
         ])
         let lines = try machine.ask("disks")
         #expect(lines.count == 3)
-        #expect(lines[0].hasPrefix("vda: \(Self.sectors) sectors, read-write") && lines[0].contains("id 'first of all'"))
+        #expect(
+            lines[0].hasPrefix("vda: \(Self.sectors) sectors, read-write") && lines[0].contains("id 'first of all'"))
         #expect(lines[1].hasPrefix("vdb: \(5 << 21) sectors, read-only") && lines[1].contains("id 'swkvm-1'"))
         #expect(lines[2].hasPrefix("vdc: \(7 << 11) sectors, read-write"))
         try machine.powerOff()
@@ -95,8 +101,10 @@ import Testing
     /// One queue, unless the user says how many.
     @Test func aDiskHasTheQueuesThatItIsGiven() throws {
         for (arguments, queues) in [
-            (["--cpus", "2", "--disk", directory("disk.raw")], 1), (["--cpus", "2", "--disk", directory("disk.raw") + ",queues=2"], 2),
-            (["--disk", directory("disk.raw") + ",queues=3"], 3), (["--disk", directory("disk.raw") + ",queues=64"], 8),
+            (["--cpus", "2", "--disk", directory("disk.raw")], 1),
+            (["--cpus", "2", "--disk", directory("disk.raw") + ",queues=2"], 2),
+            (["--disk", directory("disk.raw") + ",queues=3"], 3),
+            (["--disk", directory("disk.raw") + ",queues=64"], 8),
         ] {
             let machine = try Program.machineAtPrompt(arguments)
             let line = try machine.ask("disks")
@@ -117,7 +125,9 @@ import Testing
         let file = try readFile(directory("disk.raw"), limit: 8 << 20)
         var expected = content
         for (sector, text) in [(3, "written by the guest"), (Self.sectors - 1, "last")] {
-            expected.replaceSubrange(sector * 512..<(sector + 1) * 512, with: Array(text.utf8) + [UInt8](repeating: 0, count: 512 - text.utf8.count))
+            expected.replaceSubrange(
+                sector * 512..<(sector + 1) * 512,
+                with: Array(text.utf8) + [UInt8](repeating: 0, count: 512 - text.utf8.count))
         }
         let pattern = 2048 * 512..<2148 * 512
         #expect(file[pattern] != expected[pattern])
@@ -130,7 +140,9 @@ import Testing
 
     @Test func aReadOnlyDiskIsNotWritten() throws {
         try shell("cd '\(directory.path)'; cp disk.raw other.raw; chmod 444 disk.raw")
-        let machine = try Program.machineAtPrompt(["--disk", directory("disk.raw") + ",ro", "--disk", directory("other.raw")])
+        let machine = try Program.machineAtPrompt([
+            "--disk", directory("disk.raw") + ",ro", "--disk", directory("other.raw"),
+        ])
         #expect(try machine.ask("write vda 5 no") != ["written"])
         #expect(try machine.ask("write vdb 5 yes") == ["written"])
         try expectContent(content, of: "vda", machine)
@@ -139,9 +151,11 @@ import Testing
     }
 
     @Test func theGuestsOwnDiskTests() throws {
-        try shell("cd '\(directory.path)'; qemu-img convert -c -O qcow2 disk.raw second.qcow2; truncate -s 64M third.raw")
+        try shell(
+            "cd '\(directory.path)'; qemu-img convert -c -O qcow2 disk.raw second.qcow2; truncate -s 64M third.raw")
         let machine = try Program.machine([
-            "--cpus", "2", "--cmdline", "test=disk,hostile", "--disk", directory("disk.raw"), "--disk", directory("second.qcow2") + ",ro",
+            "--cpus", "2", "--cmdline", "test=disk,hostile", "--disk", directory("disk.raw"), "--disk",
+            directory("second.qcow2") + ",ro",
             "--disk", directory("third.raw") + ",cache=none",
         ])
         try machine.expectSelfTestsPassed()
@@ -150,10 +164,14 @@ import Testing
 
     // MARK: Locks
 
-    /// The guest's own tests write to a qcow2 image over a backing file, and attack its device; qemu-img finds nothing wrong with it.
+    /// The guest's own tests write to a qcow2 image over a backing file, and attack its device; qemu-img finds nothing
+    /// wrong with it.
     @Test(arguments: [1, 4]) func aQCOW2ImageIsSoundAfterTheGuestsTests(queues: Int) throws {
-        try shell("cd '\(directory.path)'; qemu-img create -q -f qcow2 -b disk.raw -F raw -o cluster_size=4k top.qcow2 16M")
-        let machine = try Program.machine(["--disk", directory("top.qcow2") + ",queues=\(queues)", "--cmdline", "test=disk,hostile"])
+        try shell(
+            "cd '\(directory.path)'; qemu-img create -q -f qcow2 -b disk.raw -F raw -o cluster_size=4k top.qcow2 16M")
+        let machine = try Program.machine([
+            "--disk", directory("top.qcow2") + ",queues=\(queues)", "--cmdline", "test=disk,hostile",
+        ])
         try machine.expectSelfTestsPassed()
         #expect(try shell("qemu-img check '\(directory("top.qcow2"))'").contains("No errors were found"))
         // The tests keep to the last MiB, and the backing file is not written at all.
@@ -185,7 +203,9 @@ import Testing
         try shell("qemu-img info '\(disk)'")
         let writer = try Program.machine(["--disk", disk])
         try writer.expectEnd(71)
-        #expect(writer.errors.text.hasPrefix("swkvm: disk \"\(disk)\": another process has it open and requires that its contents do not change"))
+        #expect(
+            writer.errors.text.hasPrefix(
+                "swkvm: disk \"\(disk)\": another process has it open and requires that its contents do not change"))
         for machine in machines { try machine.powerOff() }
     }
 
@@ -209,7 +229,10 @@ import Testing
         let machine = try Program.machineAtPrompt(["--disk", disk], terminal: terminal)
         machine.send(signal: SIGKILL)
         #expect(try machine.waitForExit() == .signal(SIGKILL))
-        #expect(try eventually { try Program.machine(["--disk", disk, "--cmdline", "test=none"]).waitForEnd() == .status(0) })
+        #expect(
+            try eventually {
+                try Program.machine(["--disk", disk, "--cmdline", "test=none"]).waitForEnd() == .status(0)
+            })
     }
 
     /// The file is replaced, cut or taken away under the machine: an error of the guest's, not of the process.
@@ -218,7 +241,8 @@ import Testing
         try shell("truncate -s 1M '\(directory("disk.raw"))'")
         let answer = try machine.ask("sum vda 4000 8")
         #expect(answer.count == 1)
-        try machine.waitForError("error: blk0: disk \"\(directory("disk.raw"))\": read: Input/output error (at byte 2048000 of the file)")
+        try machine.waitForError(
+            "error: blk0: disk \"\(directory("disk.raw"))\": read: Input/output error (at byte 2048000 of the file)")
         let sum = crc32(content[..<512])
         #expect(try machine.ask("sum vda 0 1") == ["crc32 vda 0 1 \(hexadecimal(sum))"])
         try machine.powerOff()
@@ -264,12 +288,15 @@ import Testing
     /// The host learns what is wrong with an image, once, and not only the guest.
     @Test func aDamagedImageIsReported() throws {
         // Where qemu-img puts the first L2 table: its first entry then names a byte that no cluster begins at.
-        try shell("""
+        try shell(
+            """
             cd '\(directory.path)'; qemu-img convert -O qcow2 disk.raw plain.qcow2
             printf '\\200\\0\\0\\0\\0\\005\\002\\0' | dd of=plain.qcow2 bs=1 seek=262144 conv=notrunc 2>dd.log
             """)
         let machine = try Program.machineAtPrompt(["--disk", directory("plain.qcow2") + ",ro"])
-        for _ in 0..<3 { #expect(try machine.ask("sum vda 0 8") != ["crc32 vda 0 8 \(hexadecimal(crc32(content[..<4096])))"]) }
+        for _ in 0..<3 {
+            #expect(try machine.ask("sum vda 0 8") != ["crc32 vda 0 8 \(hexadecimal(crc32(content[..<4096])))"])
+        }
         try machine.waitForError("error: blk0: disk \"\(directory("plain.qcow2"))\": damaged or invalid: ")
         try machine.powerOff()
         #expect(machine.errors.lines.count { $0.contains("damaged") } == 2, "\(machine.errors.text)")
