@@ -11,12 +11,19 @@ import Testing
 @Suite(.timed) struct EscapeKeyTests {
     private func bytes(_ text: String) -> [UInt8] { Array(text.utf8) }
 
-    @Test(arguments: [
-        ("plain", [.pass(Array("plain".utf8))]), ("", []), ("\u{1}x", [.quit]), ("\u{1}X", [.quit]), ("\u{1}h", [.help]), ("\u{1}?", [.help]),
-        ("\u{1}c", [.status]), ("\u{1}p", [.pause]), ("\u{1}P", [.pause]), ("\u{1}r", [.resume]), ("\u{1}R", [.resume]), ("\u{1}:", [.prompt]), ("\u{1}a", [.pass([1])]), ("\u{1}\u{1}", [.pass([1])]), ("\u{1}q", [.pass([1, 0x71])]), ("\u{1}", []),
-        ("ab\u{1}cde\u{1}xf", [.pass(Array("ab".utf8)), .status, .pass(Array("de".utf8)), .quit, .pass(Array("f".utf8))]),
-        ("\u{1}\u{1}x", [.pass([1, 0x78])]), ("\u{1}\u{1}\u{1}x", [.pass([1]), .quit]),
-    ] as [(String, [EscapeKey.Action])])
+    @Test(
+        arguments: [
+            ("plain", [.pass(Array("plain".utf8))]), ("", []), ("\u{1}x", [.quit]), ("\u{1}X", [.quit]),
+            ("\u{1}h", [.help]), ("\u{1}?", [.help]),
+            ("\u{1}c", [.status]), ("\u{1}p", [.pause]), ("\u{1}P", [.pause]), ("\u{1}r", [.resume]),
+            ("\u{1}R", [.resume]), ("\u{1}:", [.prompt]), ("\u{1}a", [.pass([1])]), ("\u{1}\u{1}", [.pass([1])]),
+            ("\u{1}q", [.pass([1, 0x71])]), ("\u{1}", []),
+            (
+                "ab\u{1}cde\u{1}xf",
+                [.pass(Array("ab".utf8)), .status, .pass(Array("de".utf8)), .quit, .pass(Array("f".utf8))]
+            ),
+            ("\u{1}\u{1}x", [.pass([1, 0x78])]), ("\u{1}\u{1}\u{1}x", [.pass([1]), .quit]),
+        ] as [(String, [EscapeKey.Action])])
     func finds(keys: String, actions: [EscapeKey.Action]) {
         var escape = EscapeKey()
         #expect(escape.filter(bytes(keys)) == actions)
@@ -27,7 +34,11 @@ import Testing
         let keys = bytes("ab\u{1}\u{1}c\u{1}cd\u{1}hx\u{1}z\u{1}x")
         func joined(_ actions: [EscapeKey.Action]) -> [EscapeKey.Action] {
             actions.reduce(into: []) { all, action in
-                if case .pass(let more) = action, case .pass(let before)? = all.last { all[all.count - 1] = .pass(before + more) } else { all.append(action) }
+                if case .pass(let more) = action, case .pass(let before)? = all.last {
+                    all[all.count - 1] = .pass(before + more)
+                } else {
+                    all.append(action)
+                }
             }
         }
         var whole = EscapeKey()
@@ -149,7 +160,11 @@ import Testing
             #expect(done > 0 && done < content.count)
             var buffer = [UInt8](repeating: 0, count: 1 << 16)
             for _ in 0..<90_000 where got.count < content.count {
-                if let count = try? buffer.withUnsafeMutableBytes({ try reading.read(into: $0) }) { got += buffer[..<count] } else { usleep(1_000) }
+                if let count = try? buffer.withUnsafeMutableBytes({ try reading.read(into: $0) }) {
+                    got += buffer[..<count]
+                } else {
+                    usleep(1_000)
+                }
                 // Refused, it rings when there is room.
                 guard done < content.count, output.attention.drain() > 0 else { continue }
                 let rest = Array(content[done...])
@@ -255,7 +270,10 @@ private final class NamedPipe {
 
 @Suite(.timed) struct ConsoleErrorTests {
     @Test(arguments: [
-        (Configuration.ConsoleKind.unix("/s"), EADDRINUSE, "the console's socket /s is in use: another process listens on it"),
+        (
+            Configuration.ConsoleKind.unix("/s"), EADDRINUSE,
+            "the console's socket /s is in use: another process listens on it"
+        ),
         (.unix("/s"), EEXIST, "the console's socket cannot be /s: a file that is not a socket has that name"),
         (.unix("/long"), ENAMETOOLONG, "the console's socket has a path of 5 bytes, the limit is 107"),
         (.unix("/s"), ENOENT, "the console /s cannot be opened: No such file or directory (bind)"),
@@ -268,13 +286,15 @@ private final class NamedPipe {
 
     @Test func aFileThatCannotBeWritten() {
         let error = #expect(throws: MachineError.self) { _ = try Console.open(.file("/nonexistent/file")) }
-        #expect(error?.description == "the console /nonexistent/file cannot be opened: No such file or directory (open)")
+        #expect(
+            error?.description == "the console /nonexistent/file cannot be opened: No such file or directory (open)")
     }
 }
 
 @Suite(.timed) struct MachineErrorTests {
     @Test func sentences() {
-        #expect(MachineError.noCPUs(0).description == "0 vCPUs were requested, a machine needs at least 1: use `--cpus 1`")
+        #expect(
+            MachineError.noCPUs(0).description == "0 vCPUs were requested, a machine needs at least 1: use `--cpus 1`")
         #expect(
             MachineError.tooManyDevices(wanted: 20, maximum: 16).description
                 == "20 disks and other virtio devices were requested, but a machine has 16 slots: remove 4")

@@ -39,8 +39,8 @@ import Virtio
         return false
     }
 
-    /// Reads the first register of a device, by default the one in the second place, without end, stores it at 3 MiB, counts behind it, and kicks
-    /// the device.
+    /// Reads the first register of a device, by default the one in the second place, without end, stores it at 3 MiB,
+    /// counts behind it, and kicks the device.
     private func makeProbingKernel(address: UInt32 = 0xd000_1000) throws -> String {
         let place = (0..<4).map { UInt8(truncatingIfNeeded: address >> (8 * $0)) }
         let code: [UInt8] = [
@@ -51,7 +51,9 @@ import Virtio
             0xeb, 0xf0,  // jmp 1b
         ]
         var file: [UInt8] = [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0] + [UInt8](repeating: 0, count: 8)
-        func add<Number: FixedWidthInteger>(_ number: Number) { withUnsafeBytes(of: number.littleEndian) { file += $0 } }
+        func add<Number: FixedWidthInteger>(_ number: Number) {
+            withUnsafeBytes(of: number.littleEndian) { file += $0 }
+        }
         add(UInt16(2))  // ET_EXEC
         add(UInt16(62))
         add(UInt32(1))
@@ -68,12 +70,15 @@ import Virtio
         return path
     }
 
-    /// A device comes and goes while a vCPU uses its registers and its doorbell: the guest sees it, or all ones, and nothing of it is left.
+    /// A device comes and goes while a vCPU uses its registers and its doorbell: the guest sees it, or all ones, and
+    /// nothing of it is left.
     @Test func attachesAndDetaches() throws {
         defer { removeDirectory() }
         let kernel = try makeProbingKernel()
         let machine = try Machine(
-            Configuration(name: "test", cpus: 2, memory: .init(size: 64 << 20), kernel: .file(kernel), entropy: .init()), output: Ignored(), log: log)
+            Configuration(
+                name: "test", cpus: 2, memory: .init(size: 64 << 20), kernel: .file(kernel), entropy: .init()),
+            output: Ignored(), log: log)
         let (control, ram) = (machine.control, machine.memory.ram)
         try machine.start()
         func seen() throws -> UInt32 { try ram.readUInt32(at: GuestAddress(0x30_0000)) }
@@ -96,7 +101,9 @@ import Virtio
             if round == 40 { try control.perform(.resume) }
             #expect(try waitUntil { try seen() == 0xffff_ffff }, "round \(round)")
         }
-        #expect(throws: MachineControlError.noDevice("rng9", kind: "device", available: ["rng0"])) { try control.detach("rng9") }
+        #expect(throws: MachineControlError.noDevice("rng9", kind: "device", available: ["rng0"])) {
+            try control.detach("rng9")
+        }
         // The places run out.
         for number in 1..<16 { try control.attach(try EntropyDevice(name: "more\(number)")) }
         #expect(throws: MachineControlError.self) { try control.attach(try EntropyDevice(name: "last")) }
@@ -113,7 +120,8 @@ import Virtio
             name: "test", cpus: 2, memory: .init(size: 64 << 20), kernel: .file(kernel), entropy: .init())
         configuration.bus = .pci
         let machine = try Machine(configuration, output: Ignored(), log: log)
-        let (control, ram) = (machine.control, machine.memory.ram), bridge = try #require(machine.board.registry.root).bridge
+        let (control, ram) = (machine.control, machine.memory.ram),
+            bridge = try #require(machine.board.registry.root).bridge
         let address = PCIAddress(device: 2)
         try machine.start()
         func seen() throws -> UInt32 { try ram.readUInt32(at: GuestAddress(0x30_0000)) }
@@ -141,7 +149,9 @@ import Virtio
     @Test func anAddressMap() {
         let map = AddressMap<String>([.init(10, count: 5, "a"), .init(12, count: 10, "b")])
         let before = map.table
-        func find(_ address: UInt64, _ table: AddressMap<String>.Table) -> String? { table.index(of: address).map { table.entries[$0].target } }
+        func find(_ address: UInt64, _ table: AddressMap<String>.Table) -> String? {
+            table.index(of: address).map { table.entries[$0].target }
+        }
         #expect([9, 10, 14, 15, 21, 22, .max].map { find($0, before) } == [nil, "a", "a", "b", "b", nil, nil])
         map.insert(.init(.max, count: 1, "c"))
         map.remove(at: 10)
@@ -149,13 +159,15 @@ import Virtio
         #expect(find(10, before) == "a")
     }
 
-    /// With threads refused a machine is made; with every new descriptor refused it starts, runs its guest, is paused, and tells its status.
+    /// With threads refused a machine is made; with every new descriptor refused it starts, runs its guest, is paused,
+    /// and tells its status.
     @Test(.enabled(if: geteuid() == 0, "needs root, for a TAP")) func opensEverythingBeforeItStarts() throws {
         defer { removeDirectory() }
         for (name, format) in [("disk.raw", ImageFormat.raw), ("disk.qcow2", .qcow2)] {
             try ImageCreation(path: "\(directory)/\(name)", format: format, size: 8 << 20).create()
         }
-        var configuration = Configuration(name: "test", cpus: 2, memory: .init(size: 64 << 20), commandLine: "test=disk,rng")
+        var configuration = Configuration(
+            name: "test", cpus: 2, memory: .init(size: 64 << 20), commandLine: "test=disk,rng")
         configuration.disks = ["disk.raw", "disk.qcow2"].map { Configuration.Disk(path: "\(directory)/\($0)") }
         configuration.disks[1].queues = 2
         configuration.entropy = .init()
@@ -202,8 +214,11 @@ import Virtio
         #expect(try parse("resize blk0") == .request(.resize(device: "blk0", size: nil)))
         #expect(try parse("resize blk0 2G") == .request(.resize(device: "blk0", size: 2 << 30)))
         #expect(try parse("resize blk0 512") == .request(.resize(device: "blk0", size: 512)))
-        for line in ["link", "link net0", "link net0 sideways", "link net0 up now", "resize", "resize blk0 x", "resize blk0 -1", "resize blk0 1 2",
-            "resize blk0 99999999999999999999", "resize blk0 18446744073709551615G", "pause now", "help me"] {
+        for line in [
+            "link", "link net0", "link net0 sideways", "link net0 up now", "resize", "resize blk0 x", "resize blk0 -1",
+            "resize blk0 1 2",
+            "resize blk0 99999999999999999999", "resize blk0 18446744073709551615G", "pause now", "help me",
+        ] {
             let error = #expect(throws: MachineControlError.self) { try parse(line) }
             #expect(error?.description.hasPrefix("usage: \(line.split(separator: " ")[0])") == true)
         }
@@ -226,9 +241,13 @@ import Virtio
         #expect(run("pä\u{7f}ause\r") == (.entered("pause"), "", "pä\u{8} \u{8}ause\r\n"))
         #expect(run("\u{7f}\r").outcome == .entered(""))
         #expect(run("abc\u{15}help\r").outcome == .entered("help"))
-        for key in ["\u{3}", "\u{7}", "\u{1b}[A"] { #expect(run("abc\(key)").outcome == .cancelled && run("abc\(key)").rest.isEmpty) }
+        for key in ["\u{3}", "\u{7}", "\u{1b}[A"] {
+            #expect(run("abc\(key)").outcome == .cancelled && run("abc\(key)").rest.isEmpty)
+        }
         #expect(run("a\u{1}\tb\r").outcome == .entered("ab"))
-        #expect(run(String(repeating: "x", count: 1000) + "\r").outcome == .entered(String(repeating: "x", count: CommandPrompt.limit)))
+        #expect(
+            run(String(repeating: "x", count: 1000) + "\r").outcome
+                == .entered(String(repeating: "x", count: CommandPrompt.limit)))
     }
 }
 

@@ -20,13 +20,20 @@ import Testing
         (.quit, 104, "ended at the console"), (.killed, 105, "ended by the debugger"), (.guestStatus(0), 0, nil),
         (.stopTimeout(seconds: 5), 106, "ended: the guest did not power off within 5 seconds (--stop-timeout)"),
         (.guestStatus(1), 1, "the guest ended with status 1"), (.guestStatus(63), 63, "the guest ended with status 63"),
-        (.tripleFault(cpu: 3, state: "registers"), 100, "vCPU 3 shut down (triple fault): the guest's kernel crashed before it could report, or reset itself that way"),
+        (
+            .tripleFault(cpu: 3, state: "registers"), 100,
+            "vCPU 3 shut down (triple fault): the guest's kernel crashed before it could report, or reset itself that way"
+        ),
         (
             .internalError(cpu: 2, internalError, state: "registers"), 101,
             "KVM stopped vCPU 2 with an internal error: it cannot emulate the instruction"
         ),
-        (.unexpectedExit(cpu: 1, name: "KVM_EXIT_TDX", state: "registers"), 102, "vCPU 1 stopped with KVM_EXIT_TDX, which swkvm does not handle"),
-        (.hostError("no more threads"), 71, "no more threads"), (.signal(SIGTERM), 143, "ended by signal 15 before the guest powered off"),
+        (
+            .unexpectedExit(cpu: 1, name: "KVM_EXIT_TDX", state: "registers"), 102,
+            "vCPU 1 stopped with KVM_EXIT_TDX, which swkvm does not handle"
+        ),
+        (.hostError("no more threads"), 71, "no more threads"),
+        (.signal(SIGTERM), 143, "ended by signal 15 before the guest powered off"),
         (.signal(SIGINT), 130, "ended by signal 2 before the guest powered off"),
     ]
 
@@ -39,7 +46,11 @@ import Testing
 
     @Test func registersAreShownWhereTheyHelp() {
         for (end, _, _) in Self.ends {
-            let wanted = switch end { case .internalError, .unexpectedExit, .tripleFault: true default: false }
+            let wanted =
+                switch end {
+                case .internalError, .unexpectedExit, .tripleFault: true
+                default: false
+                }
             #expect((end.details != nil) == wanted)
         }
     }
@@ -47,8 +58,10 @@ import Testing
     /// A guest chooses 0 to 63 and nothing beyond, so swkvm's own statuses cannot be mistaken for a guest's.
     @Test func statusesOfSwkvmsOwnAreNoGuests() {
         let own = [
-            ExitStatus.usage, ExitStatus.noInput, ExitStatus.hostError, ExitStatus.tripleFault, ExitStatus.internalError,
-            ExitStatus.unexpectedExit, ExitStatus.reset, ExitStatus.quit, ExitStatus.killed, ExitStatus.stopTimeout, ExitStatus.signalBase + 1,
+            ExitStatus.usage, ExitStatus.noInput, ExitStatus.hostError, ExitStatus.tripleFault,
+            ExitStatus.internalError,
+            ExitStatus.unexpectedExit, ExitStatus.reset, ExitStatus.quit, ExitStatus.killed, ExitStatus.stopTimeout,
+            ExitStatus.signalBase + 1,
         ]
         #expect(own.allSatisfy { $0 > 63 } && Set(own).count == own.count)
     }
@@ -68,7 +81,9 @@ import Testing
         let root = "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
         let text = String(decoding: try readFile(root + "/docs/usage.md", limit: 1 << 20), as: UTF8.self)
         let lines = text.split(separator: "\n").drop { $0 != "| exit status | how the machine ended |" }.dropFirst(2)
-        let rows = lines.prefix { $0.hasPrefix("| ") }.map { $0.split(separator: "|").map { $0.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed() } }
+        let rows = lines.prefix { $0.hasPrefix("| ") }.map {
+            $0.split(separator: "|").map { $0.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed() }
+        }
         #expect(rows.map { $0.map { String($0) } } == ExitStatus.table.map { [$0.statuses, $0.meaning] })
 
         let statuses = Self.ends.map(\.status) + Self.errors.map { $0.0.exitStatus }
@@ -84,11 +99,14 @@ import Testing
 
     private static let errors: [(MachineError, Int32)] = [
         (.noCPUs(0), 64), (.memory(.empty), 64), (.memory(.notPageMultiple(size: 1, pageSize: 4096)), 64),
-        (.tooManyDevices(wanted: 20, maximum: 16), 64), (.boot(.commandLineTooLong(kernel: "vmlinuz", length: 3000, added: 0, limit: 2047)), 64),
-        (.boot(.commandLineHasNUL), 64), (.boot(.notAKernel(file: "k")), 66), (.boot(.unreadable(file: "k", SystemCallError("open", errno: ENOENT))), 66),
+        (.tooManyDevices(wanted: 20, maximum: 16), 64),
+        (.boot(.commandLineTooLong(kernel: "vmlinuz", length: 3000, added: 0, limit: 2047)), 64),
+        (.boot(.commandLineHasNUL), 64), (.boot(.notAKernel(file: "k")), 66),
+        (.boot(.unreadable(file: "k", SystemCallError("open", errno: ENOENT))), 66),
         (.boot(.wrongMachine(file: "k", machine: 183)), 66), (.boot(.truncated(file: "k", wanted: 2, found: 1)), 66),
         (.boot(.doesNotFit(file: "k", start: 0, end: 2, limit: 1)), 64),
-        (.disk(.system(path: "d", SystemCallError("open", errno: ENOENT))), 66), (.disk(.system(path: "d", SystemCallError("read", errno: EIO))), 71),
+        (.disk(.system(path: "d", SystemCallError("open", errno: ENOENT))), 66),
+        (.disk(.system(path: "d", SystemCallError("read", errno: EIO))), 71),
         (.disk(.backing(of: "o", .system(path: "d", SystemCallError("open", errno: ENOENT)))), 66),
         (.disk(.key(.file("k"), reason: "open: No such file or directory")), 66),
         (.disk(.notQCOW2(path: "d", found: [1])), 66),
@@ -112,7 +130,8 @@ import Testing
         for (error, status) in Self.errors { #expect(error.exitStatus == status, "\(error)") }
     }
 
-    /// Who ends a machine ends it also when the guest resets itself at the same moment; otherwise a reset is the first reason like any other.
+    /// Who ends a machine ends it also when the guest resets itself at the same moment; otherwise a reset is the first
+    /// reason like any other.
     @Test func anEndFromOutsideOverridesAReset() throws {
         for reset in [MachineEnd.reset, .tripleFault(cpu: 0, state: "")] {
             let ending = try Ending()
@@ -144,7 +163,9 @@ import Testing
 }
 
 @Suite(.timed) struct StatusTests {
-    private func status(cpus: Int, memory: (resident: UInt64, huge: UInt64)?, devices: [MachineStatus.Device] = []) -> String {
+    private func status(
+        cpus: Int, memory: (resident: UInt64, huge: UInt64)?, devices: [MachineStatus.Device] = []
+    ) -> String {
         MachineStatus(
             name: "vm", cpus: cpus, memorySize: 1 << 30,
             memory: memory.map { .init(resident: $0.resident, transparentHuge: $0.huge) }, devices: devices
@@ -153,7 +174,8 @@ import Testing
 
     @Test func isATableOfDevices() {
         let disk = MachineStatus.Device(
-            name: "blk0", requests: 12, bytes: (4096, 123_456_789), kicks: 11, exitKicks: 1, interrupts: 10, errors: 2, drops: nil)
+            name: "blk0", requests: 12, bytes: (4096, 123_456_789), kicks: 11, exitKicks: 1, interrupts: 10, errors: 2,
+            drops: nil)
         let entropy = MachineStatus.Device(
             name: "rng0", requests: 1, bytes: nil, kicks: 1, exitKicks: 0, interrupts: 1, errors: 0, drops: nil)
         #expect(status(cpus: 1, memory: nil) == "vm: 1 vCPU")
@@ -176,15 +198,19 @@ import Testing
         status.isPaused = true
         #expect(line() == "vm: 1 vCPU, paused")
         disk.isStopped = true
-        status = MachineStatus(name: "vm", cpus: 1, memorySize: 1 << 30, memory: nil, devices: [disk, disk], isPaused: true)
+        status = MachineStatus(
+            name: "vm", cpus: 1, memorySize: 1 << 30, memory: nil, devices: [disk, disk], isPaused: true)
         #expect(line() == "vm: 1 vCPU, paused after an error of blk0 and blk0")
     }
 
     /// However large the figures are.
     @Test func fitsIn80Columns() {
         let largest = MachineStatus.Device(
-            name: "net15", requests: .max, bytes: (.max, .max), kicks: .max, exitKicks: .max, interrupts: .max, errors: .max, drops: .max)
-        for line in status(cpus: 1, memory: nil, devices: [largest]).split(separator: "\n") { #expect(line.count <= 80, "\(line)") }
+            name: "net15", requests: .max, bytes: (.max, .max), kicks: .max, exitKicks: .max, interrupts: .max,
+            errors: .max, drops: .max)
+        for line in status(cpus: 1, memory: nil, devices: [largest]).split(separator: "\n") {
+            #expect(line.count <= 80, "\(line)")
+        }
         #expect(MachineStatus.short(999_999) == "999999" && MachineStatus.short(1_000_000) == "1000k")
         #expect(MachineStatus.size(99_999) == "99999B" && MachineStatus.size(100_000) == "97K")
     }

@@ -40,14 +40,15 @@ import Testing
         second.count(key(0xd000_0050))
         second.count(ExitKey(reason: UInt32(KVM_EXIT_INTR), address: 0, size: 0, isWrite: false))
         let report = ExitReport(tables: [first, second], device: { $0.address == 0x3f8 ? "SerialPort" : nil }).userSpace
-        #expect(report == """
-            exits to user space
-              exits      %  reason  access  bytes  address     device      vCPU 0  vCPU 1
-              1,999   99.9  IO      write       1  0x3f8       SerialPort   1,999       0
-                  1    0.0  MMIO    write       4  0xd0000050                   0       1
-                  1    0.0  INTR                                                0       1
-              2,001  100.0  total                                           1,999       2
-            """)
+        #expect(
+            report == """
+                exits to user space
+                  exits      %  reason  access  bytes  address     device      vCPU 0  vCPU 1
+                  1,999   99.9  IO      write       1  0x3f8       SerialPort   1,999       0
+                      1    0.0  MMIO    write       4  0xd0000050                   0       1
+                      1    0.0  INTR                                                0       1
+                  2,001  100.0  total                                           1,999       2
+                """)
     }
 
     @Test func manyCPUsHaveATableOfTheirOwn() {
@@ -63,18 +64,25 @@ import Testing
     }
 
     @Test func numbersAreGrouped() {
-        #expect([0, 999, 1000, 123_456, 1_234_567].map(ExitReport.grouped) == ["0", "999", "1,000", "123,456", "1,234,567"])
+        #expect(
+            [0, 999, 1000, 123_456, 1_234_567].map(ExitReport.grouped) == ["0", "999", "1,000", "123,456", "1,234,567"])
         #expect(ExitReport.grouped(.max) == "18,446,744,073,709,551,615")
-        #expect(ExitReport.percent(.max, of: .max) == "100.0" && ExitReport.percent(2, of: 3) == "66.7" && ExitReport.percent(0, of: 0) == "")
+        #expect(
+            ExitReport.percent(.max, of: .max) == "100.0" && ExitReport.percent(2, of: 3) == "66.7"
+                && ExitReport.percent(0, of: 0) == "")
     }
 
     @Test func theKernelsCountersAreSummed() {
-        let cpus = [[KVMCounter(name: "exits", value: 5), KVMCounter(name: "nmi_window", value: 0)], [KVMCounter(name: "exits", value: 7)]]
-        #expect(ExitReport.kernel(machine: [KVMCounter(name: "mmu_flooded", value: 1)], cpus: cpus) == """
-            counted in the kernel
-              events  KVM's counter          vCPU 0  vCPU 1
-                  12  exits                       5       7
-                   1  mmu_flooded (machine)
-            """)
+        let cpus = [
+            [KVMCounter(name: "exits", value: 5), KVMCounter(name: "nmi_window", value: 0)],
+            [KVMCounter(name: "exits", value: 7)],
+        ]
+        #expect(
+            ExitReport.kernel(machine: [KVMCounter(name: "mmu_flooded", value: 1)], cpus: cpus) == """
+                counted in the kernel
+                  events  KVM's counter          vCPU 0  vCPU 1
+                      12  exits                       5       7
+                       1  mmu_flooded (machine)
+                """)
     }
 }

@@ -187,7 +187,8 @@ private final class BusyDevice: VirtioDevice {
         }
     }
 
-    /// A pause waits for a device with work in flight. The power button and the status are served meanwhile, and the end does not wait for it.
+    /// A pause waits for a device with work in flight. The power button and the status are served meanwhile, and the
+    /// end does not wait for it.
     @Test(arguments: [false, true]) func requestsWhileAPauseWaits(isResumed: Bool) throws {
         let paper = Paper(), device = try BusyDevice()
         let machine = try Machine(configuration("", cpus: 2), output: paper, log: log)
@@ -225,12 +226,15 @@ private final class BusyDevice: VirtioDevice {
         #expect(try machine.restart())
         try waitForPrompt(on: paper)
         _ = try machine.control.perform(.pause)
-        #expect(try machine.control.perform(.powerButton) == "the power button was pressed; the guest sees it when it is resumed")
+        #expect(
+            try machine.control.perform(.powerButton)
+                == "the power button was pressed; the guest sees it when it is resumed")
         _ = try machine.control.perform(.resume)
         #expect(machine.waitForEnd().exitStatus == 0)
     }
 
-    /// A reset is followed by a boot like the first one, in the same object: RAM is zero, registers are a new machine's.
+    /// A reset is followed by a boot like the first one, in the same object: RAM is zero, registers are a new
+    /// machine's.
     @Test(arguments: [1, 3]) func bootsAgainAfterAReset(cpus: Int) throws {
         let paper = Paper()
         var configuration = configuration("", cpus: cpus)
@@ -360,7 +364,8 @@ private final class BusyDevice: VirtioDevice {
         #expect(error { $0.memory.size = 0 }?.contains("0 bytes") == true)
         #expect(error { $0.memory.size = .max }?.isEmpty == false)
         #expect(error { $0.kernel = .file("/dev/null") }?.isEmpty == false)
-        #expect(error { $0.disks = (0..<17).map { .init(path: "\($0).raw") } }?.contains("a machine has 16 slots") == true)
+        #expect(
+            error { $0.disks = (0..<17).map { .init(path: "\($0).raw") } }?.contains("a machine has 16 slots") == true)
         #expect(error { $0.commandLine = "a\u{0}b" }?.contains("NUL") == true)
     }
 }
@@ -370,7 +375,8 @@ private final class BusyDevice: VirtioDevice {
     @Test func isWhatAGuestFinds() throws {
         let paper = Paper()
         let configuration = Configuration(memory: .init(size: 64 << 20), commandLine: "crash=internal run=help")
-        let machine = try Machine(configuration, output: paper, log: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+        let machine = try Machine(
+            configuration, output: paper, log: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
         try machine.start()
         let end = machine.waitForEnd()
         let isNative = paper.text.contains("ring 0 runs natively here")
@@ -385,13 +391,16 @@ private final class BusyDevice: VirtioDevice {
         #expect(VirtioSlot.address(ofDevice: 0) == 0xd000_0000 && VirtioSlot.address(ofDevice: 15) == 0xd000_f000)
         #expect(GSIs.virtio == [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15])
         // docs/pci.md, "What the guest finds".
-        for (slot, address) in [(0, "00:01.0"), (30, "00:1f.0"), (31, "00:01.1"), (61, "00:1f.1"), (62, "00:01.2"), (63, "00:02.2")] {
+        for (slot, address) in [
+            (0, "00:01.0"), (30, "00:1f.0"), (31, "00:01.1"), (61, "00:1f.1"), (62, "00:01.2"), (63, "00:02.2"),
+        ] {
             #expect(PCIRoot.address(ofSlot: slot).description == address)
             let bar = PCIRoot.barAddress(ofSlot: slot)
             #expect(PhysicalLayout.pciWindow.contains(bar) && bar % PCITransport.barSize == 0)
         }
         for (end, bits, above) in [
-            (512 << 20, 46, 4 << 30..<68 << 30), (5 << 30 + 4096, 46, 5 << 30 + 2 << 20..<69 << 30 + 2 << 20), (8 << 30, 36, 8 << 30..<64 << 30),
+            (512 << 20, 46, 4 << 30..<68 << 30), (5 << 30 + 4096, 46, 5 << 30 + 2 << 20..<69 << 30 + 2 << 20),
+            (8 << 30, 36, 8 << 30..<64 << 30),
         ] as [(UInt64, Int, Range<UInt64>)] {
             #expect(PCIRoot.windows(endOfMemory: end, addressBits: bits) == [PhysicalLayout.pciWindow, above])
         }
@@ -403,7 +412,10 @@ private final class BusyDevice: VirtioDevice {
 }
 
 @Suite(.timed) struct UUIDTests {
-    @Test(arguments: ["6ba7b810-9dad-11d1-80b4-00c04fd430c8", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"])
+    @Test(arguments: [
+        "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "00000000-0000-0000-0000-000000000000",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+    ])
     func isReadAndWritten(text: String) throws {
         #expect(try #require(UUID(text)).description == text)
         #expect(UUID(text.uppercased()) == UUID(text))
@@ -414,8 +426,10 @@ private final class BusyDevice: VirtioDevice {
     }
 
     @Test(arguments: [
-        "", "none", "6ba7b8109dad11d180b400c04fd430c8", "6ba7b810-9dad-11d1-80b4-00c04fd430c", "6ba7b810-9dad-11d1-80b4-00c04fd430c81",
-        "{6ba7b810-9dad-11d1-80b4-00c04fd430c8}", "+ba7b810-9dad-11d1-80b4-00c04fd430c8", "6ba7b81-09dad-11d1-80b4-00c04fd430c8", "gba7b810-9dad-11d1-80b4-00c04fd430c8",
+        "", "none", "6ba7b8109dad11d180b400c04fd430c8", "6ba7b810-9dad-11d1-80b4-00c04fd430c",
+        "6ba7b810-9dad-11d1-80b4-00c04fd430c81",
+        "{6ba7b810-9dad-11d1-80b4-00c04fd430c8}", "+ba7b810-9dad-11d1-80b4-00c04fd430c8",
+        "6ba7b81-09dad-11d1-80b4-00c04fd430c8", "gba7b810-9dad-11d1-80b4-00c04fd430c8",
         "６ba7b8-9dad-11d1-80b4-00c04fd430c8", "6ba7b810-9dad-11d1-80b4-00c04fd430c8-",
     ])
     func nothingElseIsRead(text: String) { #expect(UUID(text) == nil) }

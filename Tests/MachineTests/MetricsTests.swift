@@ -18,7 +18,8 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
         for (index, metric) in Metric.all.enumerated() where metric.scope == scope {
             let number = UInt64(index + 1)
             values[metric.field] =
-                metric.label != nil ? .byLabel([("first", number), ("second", 2 * number)])
+                metric.label != nil
+                ? .byLabel([("first", number), ("second", 2 * number)])
                 : metric.field.hasSuffix("seconds") ? .decimal(Double(number) + 0.25) : .whole(number)
         }
         return values
@@ -26,7 +27,9 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
     var groups = [Metric.Scope.machine, .memory, .process].map { MetricsSnapshot.Group(scope: $0, values: values($0)) }
     for cpu in 0..<2 { groups.append(.init(scope: .vcpu, label: ("vcpu", "\(cpu)"), values: values(.vcpu))) }
     for (device, scopes) in [("blk0", [Metric.Scope.block, .nbd]), ("net0", [.network])] {
-        for scope in [.device] + scopes { groups.append(.init(scope: scope, label: ("device", device), values: values(scope))) }
+        for scope in [.device] + scopes {
+            groups.append(.init(scope: scope, label: ("device", device), values: values(scope)))
+        }
     }
     return MetricsSnapshot(reason: "signal", time: "2026-01-01T00:00:00.000Z", machine: machine, groups: groups)
 }
@@ -37,7 +40,9 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
         let file = "\(#filePath)".replacing("Tests/MachineTests/MetricsTests.swift", with: "docs/metrics.md")
         let text = String(decoding: try readFile(file, limit: 1 << 20), as: UTF8.self)
         return text.split(separator: "\n").compactMap { line in
-            let cells = line.split(separator: "|").map { $0.split(separator: " ").joined(separator: " ").replacing("`", with: "") }
+            let cells = line.split(separator: "|").map {
+                $0.split(separator: " ").joined(separator: " ").replacing("`", with: "")
+            }
             return cells.count == 4 && cells[1].hasPrefix("swkvm_") ? (cells[0], cells[1], cells[2]) : nil
         }
     }
@@ -48,7 +53,9 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
         #expect(rows.map(\.name) == Metric.all.map(\.name))
         #expect(Set(rows.map(\.name)).count == rows.count)
         for row in rows {
-            #expect((row.unit == "bytes") == row.path.contains("bytes") && (row.unit == "seconds") == row.path.contains("seconds"))
+            #expect(
+                (row.unit == "bytes") == row.path.contains("bytes")
+                    && (row.unit == "seconds") == row.path.contains("seconds"))
         }
     }
 
@@ -62,7 +69,9 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
     /// A counter that nobody can read is of no use: whatever a device counts is a figure.
     @Test func eachCounterOfADeviceIsAFigure() throws {
         let root = "\(#filePath)".replacing("Tests/MachineTests/MetricsTests.swift", with: "Sources/")
-        func text(_ path: String) throws -> String { String(decoding: try readFile(root + path, limit: 1 << 20), as: UTF8.self) }
+        func text(_ path: String) throws -> String {
+            String(decoding: try readFile(root + path, limit: 1 << 20), as: UTF8.self)
+        }
         let shown = try text("Machine/Metrics/Machine+Metrics.swift")
         var found = 0
         for file in ["Virtio/DeviceSignals", "Devices/Network/NetworkCounters", "Devices/Block/BlockDevice"] {
@@ -81,7 +90,9 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
         func collect(_ value: Any, _ path: String) {
             if let object = value as? [String: Any] {
                 let isDivided = Metric.all.contains { $0.path == path }
-                if isDivided { paths.insert(path) } else {
+                if isDivided {
+                    paths.insert(path)
+                } else {
                     for (key, value) in object { collect(value, path.isEmpty ? key : "\(path).\(key)") }
                 }
             } else if let array = value as? [Any] {
@@ -91,13 +102,19 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
             }
         }
         collect(try parseJSON(snapshot.json), "")
-        #expect(paths.subtracting(["time", "reason", "name", "vcpus[].vcpu", "devices[].device"]) == Set(rows.map(\.path)))
+        #expect(
+            paths.subtracting(["time", "reason", "name", "vcpus[].vcpu", "devices[].device"]) == Set(rows.map(\.path)))
 
         let lines = snapshot.prometheus.split(separator: "\n")
         let sampled = Set(lines.filter { !$0.hasPrefix("#") }.map { String($0.prefix { $0 != "{" }) })
         #expect(sampled == Set(rows.map(\.name)))
-        #expect(lines.count { $0.hasPrefix("# HELP ") } == rows.count && lines.count { $0.hasPrefix("# TYPE ") } == rows.count)
-        #expect(lines.contains(#"swkvm_device_events_total{machine="vm",device="blk0",kind="second"} \#(2 * (1 + Metric.all.firstIndex { $0.name == "swkvm_device_events_total" }!))"#))
+        #expect(
+            lines.count { $0.hasPrefix("# HELP ") } == rows.count
+                && lines.count { $0.hasPrefix("# TYPE ") } == rows.count)
+        #expect(
+            lines.contains(
+                #"swkvm_device_events_total{machine="vm",device="blk0",kind="second"} \#(2 * (1 + Metric.all.firstIndex { $0.name == "swkvm_device_events_total" }!))"#
+            ))
     }
 
     @Test func oneObjectIsOneLine() throws {
@@ -129,13 +146,17 @@ private func write(_ text: String, to path: String) throws {
     while !rest.isEmpty { rest = rest.dropFirst(try file.writeOnce(rest)) }
 }
 
-private func contents(_ path: String) throws -> String { String(decoding: try readFile(path, limit: 1 << 24), as: UTF8.self) }
+private func contents(_ path: String) throws -> String {
+    String(decoding: try readFile(path, limit: 1 << 24), as: UTF8.self)
+}
 
 /// A reader of JSON for what metrics have: objects, arrays, strings, numbers.
 private func parseJSON(_ text: String) throws -> Any {
     struct Problem: Error { let rest: String }
     var rest = text[...]
-    func take(_ character: Character) throws { guard rest.popFirst() == character else { throw Problem(rest: String(rest)) } }
+    func take(_ character: Character) throws {
+        guard rest.popFirst() == character else { throw Problem(rest: String(rest)) }
+    }
     func string() throws -> String {
         try take("\"")
         var result = ""
@@ -157,7 +178,9 @@ private func parseJSON(_ text: String) throws -> Any {
             while rest.first != "}" {
                 let key = try string()
                 try take(":")
-                guard object.updateValue(try value(), forKey: key) == nil else { throw Problem(rest: "\(key) is there twice") }
+                guard object.updateValue(try value(), forKey: key) == nil else {
+                    throw Problem(rest: "\(key) is there twice")
+                }
                 if rest.first == "," { try take(",") }
             }
             try take("}")
@@ -220,9 +243,12 @@ private final class LogLines: Sendable {
         symlink("/dev/null", directory + "/link")
         symlink(directory + "/nothing", directory + "/dangling")
         for (path, error) in [
-            (directory, EISDIR), (directory + "/link", ELOOP), (directory + "/dangling", ELOOP), (directory + "/no/file", ENOENT),
+            (directory, EISDIR), (directory + "/link", ELOOP), (directory + "/dangling", ELOOP),
+            (directory + "/no/file", ENOENT),
         ] {
-            #expect(throws: SystemCallError("open", errno: error), "\(path)") { _ = try MetricsTarget.appending(to: path) }
+            #expect(throws: SystemCallError("open", errno: error), "\(path)") {
+                _ = try MetricsTarget.appending(to: path)
+            }
         }
         #expect(access(directory + "/nothing", F_OK) != 0)
     }
@@ -256,8 +282,11 @@ private final class LogLines: Sendable {
         let text = String(repeating: "x", count: 100_000) + "\n"
         for _ in 0..<100 { file.write(text) }
         file.close()
-        #expect(lines.all == ["warning: metrics cannot be written to \(path): reports were dropped: it accepts no more"]
-            || lines.all.first == "warning: metrics cannot be written to \(path): reports were dropped: it accepts no more")
+        #expect(
+            lines.all == ["warning: metrics cannot be written to \(path): reports were dropped: it accepts no more"]
+                || lines.all.first
+                    == "warning: metrics cannot be written to \(path): reports were dropped: it accepts no more"
+        )
     }
 
     @Test func aFullDiskIsReportedOnce() throws {
@@ -301,7 +330,8 @@ private final class LogLines: Sendable {
         symlink(directory + "/target", directory + "/link")
         mkfifo(directory + "/pipe", 0o600)
         for (path, error) in [
-            (directory, EISDIR), (directory + "/", EISDIR), (directory + "/link", ELOOP), (directory + "/pipe", ENOTSUP),
+            (directory, EISDIR), (directory + "/", EISDIR), (directory + "/link", ELOOP),
+            (directory + "/pipe", ENOTSUP),
             ("/dev/null", ENOTSUP), (directory + "/no/file", ENOENT), ("", EISDIR),
         ] {
             #expect(throws: SystemCallError("open", errno: error), "\(path)") { _ = try MetricsTarget.replacing(path) }
@@ -340,7 +370,8 @@ private final class Nowhere: SerialSink {
     func take(_ more: Span<UInt8>) -> Int { more.count }
 }
 
-@Suite(.timed, .enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens")) struct MachineEventTests {
+@Suite(.timed, .enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "needs a /dev/kvm that opens"))
+struct MachineEventTests {
     /// The event loop reports each minute what was only counted; the test has the minutes pass.
     @Test func theSumsAreReportedWhileTheMachineRuns() throws {
         let lines = LogLines(), clock = Clock(), machines = MachineBox()
@@ -365,8 +396,9 @@ private final class Nowhere: SerialSink {
         loop.run { _ in }
         _ = machine.waitForEnd()
         machines.machine.withLock { $0 = nil }
-        #expect(lines.all.filter { $0.contains("it needs") } == [
-            "error: rng0: it needs a reset", "error: rng0: 4 more: it needs a reset",
-        ])
+        #expect(
+            lines.all.filter { $0.contains("it needs") } == [
+                "error: rng0: it needs a reset", "error: rng0: 4 more: it needs a reset",
+            ])
     }
 }
