@@ -22,7 +22,8 @@ import Testing
         let guest = try TestGuest(), ram = guest.ram
         var driver = DriverQueue(guest, size: 16), queue = try driver.device(features)
         if features.contains(.indirectDescriptors) {
-            try driver.chain([.read(0x8000, 10), .read(0x8100, 6), .write(0x9000, 4096), .write(0xa000, 1)], table: 0x20000)
+            try driver.chain(
+                [.read(0x8000, 10), .read(0x8100, 6), .write(0x9000, 4096), .write(0xa000, 1)], table: 0x20000)
             try driver.describe(0, 0x20000, 64, flags: indirectFlag)
         } else {
             try driver.chain([.read(0x8000, 10), .read(0x8100, 6), .write(0x9000, 4096), .write(0xa000, 1)])
@@ -51,7 +52,8 @@ import Testing
             if queue.enableNotifications() { sum = 1 }
         }
         let allocations = allocation_count() - before
-        // Unoptimized code makes a generic type's metadata when a way is gone first, once for a type: a few are no allocation a request.
+        // Unoptimized code makes a generic type's metadata when a way is gone first, once for a type: a few are no
+        // allocation a request.
         #expect(allocations < 32)
         #expect(done == requests && sum == 0)
     }

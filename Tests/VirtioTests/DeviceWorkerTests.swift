@@ -107,7 +107,9 @@ struct EchoEngine: ~Copyable, DeviceEngine {
 
     private mutating func complete(_ chain: DescriptorChain) {
         var written: UInt64 = 0
-        while let byte = chain.readable.load(UInt8.self, at: written), chain.writable.store(byte &+ 1, at: written) { written += 1 }
+        while let byte = chain.readable.load(UInt8.self, at: written), chain.writable.store(byte &+ 1, at: written) {
+            written += 1
+        }
         queue?.push(chain.head, written: UInt32(written))
         activation?.counters.requests.add()
     }
@@ -146,7 +148,8 @@ final class EchoDevice: VirtioDevice {
     func resume() { worker.resume() }
 }
 
-/// A whole device, with the test as the guest. Waits end after a minute at the latest, with a failure instead of a hang.
+/// A whole device, with the test as the guest. Waits end after a minute at the latest, with a failure instead of a
+/// hang.
 @Suite(.timed) struct DeviceWorkerTests {
     private let guest: TestGuest
     private let device: EchoDevice
@@ -179,7 +182,8 @@ final class EchoDevice: VirtioDevice {
         try guest.ram.write(bytes, at: GuestAddress(0x8000 + UInt64(head) * 256))
         try guest.ram.fill(at: GuestAddress(0x9000 + UInt64(head) * 256), count: 16)
         try driver.chain(
-            [.read(0x8000 + UInt64(head) * 256, UInt32(bytes.count)), .write(0x9000 + UInt64(head) * 256, 16)], at: head)
+            [.read(0x8000 + UInt64(head) * 256, UInt32(bytes.count)), .write(0x9000 + UInt64(head) * 256, 16)], at: head
+        )
         try driver.offer(head)
     }
 
@@ -205,7 +209,9 @@ final class EchoDevice: VirtioDevice {
         #expect(transport.get(0x60) == 1)
     }
 
-    @Test("A request", arguments: [FeatureSet.version1, [.version1, .eventIndex], [.version1, .eventIndex, .indirectDescriptors]])
+    @Test(
+        "A request",
+        arguments: [FeatureSet.version1, [.version1, .eventIndex], [.version1, .eventIndex, .indirectDescriptors]])
     mutating func aRequest(features: FeatureSet) throws {
         try expectThatItWorks(features)
         #expect(transport.function.counters.requests.value == 1)
@@ -288,7 +294,9 @@ final class EchoDevice: VirtioDevice {
             if try driver.availableEvent() == driver.availableIndex &- 1 { kick() }
             guard interrupt() else { Issue.record("request \(round) was lost"); return }
             while transport.get(0x60) & 1 != 0 { transport.set(0x64, 1) }
-            guard waitUntil({ (try? driver.usedIndex()) == before &+ 1 }) else { Issue.record("request \(round)"); return }
+            guard waitUntil({ (try? driver.usedIndex()) == before &+ 1 }) else {
+                Issue.record("request \(round)"); return
+            }
         }
         #expect(try driver.usedIndex() == 2000)
         #expect(transport.function.counters.requests.value == 2000)
@@ -369,7 +377,9 @@ final class EchoDevice: VirtioDevice {
         #expect(try answer(4, count: 2) == [0, 4], "the request in flight was lost")
         #expect(transport.function.counters.errors.value == 1)
         #expect(device.lines.all.count == 1)
-        #expect(device.lines.all.first?.hasPrefix("warning: the driver broke a rule in queue 0: ") == true, "\(device.lines.all)")
+        #expect(
+            device.lines.all.first?.hasPrefix("warning: the driver broke a rule in queue 0: ") == true,
+            "\(device.lines.all)")
         // Until its reset the device does nothing, whatever is written.
         kick()
         transport.set(0x30, 0)
@@ -385,9 +395,10 @@ final class EchoDevice: VirtioDevice {
         device.log.hasNoMemory.store(true, ordering: .sequentiallyConsistent)
         transport.bringUp(.version1, driver.configuration)
         #expect(transport.status == 0x4f)
-        #expect(device.lines.all == [
-            "error: the host has no memory to wait for queue 0; the device does nothing until the driver resets it"
-        ])
+        #expect(
+            device.lines.all == [
+                "error: the host has no memory to wait for queue 0; the device does nothing until the driver resets it"
+            ])
         #expect(device.deviceEvents.totals == ["needs_reset": 1])
     }
 

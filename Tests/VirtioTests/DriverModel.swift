@@ -17,7 +17,8 @@ struct TestGuest {
 
     init() throws {
         memory = try GuestMemory(
-            layout: [(GuestAddress(0), Self.lowSize), (GuestAddress(Self.highStart), Self.highSize)], backing: .anonymous,
+            layout: [(GuestAddress(0), Self.lowSize), (GuestAddress(Self.highStart), Self.highSize)],
+            backing: .anonymous,
             shared: false)
     }
 }
@@ -29,7 +30,9 @@ struct Buffer {
     var isWritable = false
 
     static func read(_ address: UInt64, _ length: UInt32) -> Buffer { Buffer(address: address, length: length) }
-    static func write(_ address: UInt64, _ length: UInt32) -> Buffer { Buffer(address: address, length: length, isWritable: true) }
+    static func write(_ address: UInt64, _ length: UInt32) -> Buffer {
+        Buffer(address: address, length: length, isWritable: true)
+    }
 }
 
 let nextFlag: UInt16 = 1
@@ -86,7 +89,8 @@ struct DriverQueue {
         for (offset, buffer) in buffers.enumerated() {
             let index = head + UInt16(offset), isLast = offset == buffers.count - 1
             try describe(
-                index, buffer.address, buffer.length, flags: (buffer.isWritable ? writeFlag : 0) | (isLast ? 0 : nextFlag),
+                index, buffer.address, buffer.length,
+                flags: (buffer.isWritable ? writeFlag : 0) | (isLast ? 0 : nextFlag),
                 next: isLast ? 0 : index + 1, table: table)
         }
     }
@@ -107,7 +111,9 @@ struct DriverQueue {
     }
 
     func setAvailableFlags(_ flags: UInt16) throws { try ram.write(flags, at: configuration.availableRing) }
-    func setUsedEvent(_ index: UInt16) throws { try ram.write(index, at: configuration.availableRing &+ (4 + 2 * UInt64(size))) }
+    func setUsedEvent(_ index: UInt16) throws {
+        try ram.write(index, at: configuration.availableRing &+ (4 + 2 * UInt64(size)))
+    }
     func usedFlags() throws -> UInt16 { try ram.readUInt16(at: configuration.usedRing) }
     func usedIndex() throws -> UInt16 { try ram.readUInt16(at: configuration.usedRing &+ 2) }
     func availableEvent() throws -> UInt16 { try ram.readUInt16(at: configuration.usedRing &+ (4 + 8 * UInt64(size))) }

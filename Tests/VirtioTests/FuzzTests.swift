@@ -13,7 +13,8 @@ extension SeededGenerator {
     /// A guest address: mostly RAM, often at an edge of something.
     fileprivate mutating func address() -> UInt64 {
         let edges: [UInt64] = [
-            0, 0x1000, TestGuest.lowSize, 3 << 30, TestGuest.highStart, TestGuest.highStart + TestGuest.highSize, 1 << 63, .max,
+            0, 0x1000, TestGuest.lowSize, 3 << 30, TestGuest.highStart, TestGuest.highStart + TestGuest.highSize,
+            1 << 63, .max,
         ]
         switch below(4) {
         case 0: return edges[Int(below(UInt64(edges.count)))] &+ below(64) &- 32
@@ -61,7 +62,8 @@ extension SeededGenerator {
                 // Tables of descriptors wherever indirect ones may point.
                 for _ in 0..<16 {
                     try driver.describe(
-                        0, random.address(), random.length(), flags: randomFlags(&random), next: UInt16(random.below(4)),
+                        0, random.address(), random.length(), flags: randomFlags(&random),
+                        next: UInt16(random.below(4)),
                         table: random.below(TestGuest.lowSize / 16 - 1024) * 16 + 0x4000)
                 }
                 for _ in 0..<random.below(UInt64(size)) {
@@ -124,7 +126,8 @@ extension SeededGenerator {
                 transport.bringUp([.version1, .ringReset, .indirectDescriptors], driver.configuration)
                 for index in UInt16(0)..<8 {
                     try driver.describe(
-                        index, random.address(), random.length(), flags: randomFlags(&random), next: UInt16(random.below(9)))
+                        index, random.address(), random.length(), flags: randomFlags(&random),
+                        next: UInt16(random.below(9)))
                 }
                 for _ in 0..<random.below(8) { try driver.offer(UInt16(random.below(9))) }
                 transport.function.doorbells[0].event.signal()

@@ -18,7 +18,8 @@ import Testing
     }
 
     /// What the device says to the chain at descriptor 0.
-    private mutating func verdict(_ features: FeatureSet = [.version1, .indirectDescriptors]) throws -> VirtqueueError? {
+    private mutating func verdict(_ features: FeatureSet = [.version1, .indirectDescriptors]) throws -> VirtqueueError?
+    {
         var queue = try driver.device(features)
         try driver.setAvailableIndex(0)
         try driver.offer(0)
@@ -85,12 +86,15 @@ import Testing
         }
     }
 
-    @Test("Addresses outside RAM", arguments: [
-        (TestGuest.lowSize, UInt32(1)), (TestGuest.lowSize - 1, 2), (0, .max), (3 << 30, 1), (TestGuest.highStart - 1, 1),
-        (TestGuest.highStart - 1, 2), (TestGuest.highStart + TestGuest.highSize, 1),
-        (TestGuest.highStart + TestGuest.highSize - 1, 2), (UInt64.max, 1), (UInt64.max, 2), (UInt64.max - 15, 16),
-        (UInt64.max - 15, 17), (UInt64.max - 15, .max), (1 << 63, 4096),
-    ] as [(UInt64, UInt32)])
+    @Test(
+        "Addresses outside RAM",
+        arguments: [
+            (TestGuest.lowSize, UInt32(1)), (TestGuest.lowSize - 1, 2), (0, .max), (3 << 30, 1),
+            (TestGuest.highStart - 1, 1),
+            (TestGuest.highStart - 1, 2), (TestGuest.highStart + TestGuest.highSize, 1),
+            (TestGuest.highStart + TestGuest.highSize - 1, 2), (UInt64.max, 1), (UInt64.max, 2), (UInt64.max - 15, 16),
+            (UInt64.max - 15, 17), (UInt64.max - 15, .max), (1 << 63, 4096),
+        ] as [(UInt64, UInt32)])
     mutating func addressesOutsideRAM(address: UInt64, length: UInt32) throws {
         for flags in [UInt16(0), writeFlag] {
             try driver.describe(0, address, length, flags: flags)
@@ -128,7 +132,9 @@ import Testing
 
     @Test mutating func zeroLengths() throws {
         // Legal, without a buffer, wherever the address points.
-        try driver.chain([.read(.max, 0), .read(0x8000, 4), .read(0, 0), .write(3 << 30, 0), .write(0x9000, 1), .write(ends, 0)])
+        try driver.chain([
+            .read(.max, 0), .read(0x8000, 4), .read(0, 0), .write(3 << 30, 0), .write(0x9000, 1), .write(ends, 0),
+        ])
         var queue = try driver.device()
         try driver.offer(0)
         try queue.popped {
@@ -200,10 +206,13 @@ import Testing
         #expect(try verdict() == .indirectTableLength(length))
     }
 
-    @Test("Indirect tables outside RAM", arguments: [
-        TestGuest.lowSize, TestGuest.lowSize - 16, 3 << 30, TestGuest.highStart - 16, TestGuest.highStart + TestGuest.highSize - 31,
-        UInt64.max, UInt64.max - 31, UInt64.max - 15,
-    ])
+    @Test(
+        "Indirect tables outside RAM",
+        arguments: [
+            TestGuest.lowSize, TestGuest.lowSize - 16, 3 << 30, TestGuest.highStart - 16,
+            TestGuest.highStart + TestGuest.highSize - 31,
+            UInt64.max, UInt64.max - 31, UInt64.max - 15,
+        ])
     mutating func tablesOutsideRAM(address: UInt64) throws {
         try driver.describe(0, address, 32, flags: indirectFlag)
         #expect(try verdict() == .indirectTableOutsideRAM(GuestAddress(address), count: 32))
@@ -260,8 +269,10 @@ import Testing
         for offset in [UInt64(1), 2, 4, 8] {
             var other = driver
             other.configuration.descriptorTable = driver.configuration.descriptorTable &+ offset
-            #expect(other.setupError == VirtqueueError.ringMisaligned(
-                .descriptorTable, other.configuration.descriptorTable, alignment: 16))
+            #expect(
+                other.setupError
+                    == VirtqueueError.ringMisaligned(
+                        .descriptorTable, other.configuration.descriptorTable, alignment: 16))
         }
         driver.configuration.availableRing = GuestAddress(0x2001)
         #expect(driver.setupError == VirtqueueError.ringMisaligned(.availableRing, GuestAddress(0x2001), alignment: 2))
@@ -270,10 +281,13 @@ import Testing
         #expect(driver.setupError == VirtqueueError.ringMisaligned(.usedRing, GuestAddress(0x3002), alignment: 4))
     }
 
-    @Test("Rings outside RAM", arguments: [
-        TestGuest.lowSize, TestGuest.lowSize - 16, 3 << 30, TestGuest.highStart - 16, TestGuest.highStart + TestGuest.highSize - 16,
-        UInt64.max - 15, 1 << 63,
-    ])
+    @Test(
+        "Rings outside RAM",
+        arguments: [
+            TestGuest.lowSize, TestGuest.lowSize - 16, 3 << 30, TestGuest.highStart - 16,
+            TestGuest.highStart + TestGuest.highSize - 16,
+            UInt64.max - 15, 1 << 63,
+        ])
     mutating func ringsOutsideRAM(address: UInt64) {
         let good = driver.configuration
         for (part, path, count) in [

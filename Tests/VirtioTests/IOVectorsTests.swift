@@ -30,14 +30,17 @@ import Testing
         // Nothing beside the pieces was written.
         for (index, length) in lengths.enumerated() {
             let address = 0x1000 * UInt64(index + 1)
-            #expect(try guest.ram.readBytes(at: GuestAddress(address - 8), count: 8) == Array(repeating: 0xcc, count: 8))
-            #expect(try guest.ram.readBytes(at: GuestAddress(address + UInt64(length)), count: 8)
-                == Array(repeating: 0xcc, count: 8))
+            #expect(
+                try guest.ram.readBytes(at: GuestAddress(address - 8), count: 8) == Array(repeating: 0xcc, count: 8))
+            #expect(
+                try guest.ram.readBytes(at: GuestAddress(address + UInt64(length)), count: 8)
+                    == Array(repeating: 0xcc, count: 8))
         }
     }
 
     static let cuts: [[Int]] = [
-        [24], [1, 23], [23, 1], [8, 8, 8], [16, 8], [5, 7, 12], [3, 3, 3, 3, 3, 3, 3, 3], Array(repeating: 1, count: 24),
+        [24], [1, 23], [23, 1], [8, 8, 8], [16, 8], [5, 7, 12], [3, 3, 3, 3, 3, 3, 3, 3],
+        Array(repeating: 1, count: 24),
     ]
 
     @Test("Reading", arguments: cuts)
@@ -48,8 +51,11 @@ import Testing
             for offset in 0...24 {
                 let at = UInt64(offset)
                 #expect(run.load(UInt8.self, at: at) == (offset < 24 ? content[offset] : nil))
-                #expect(run.load(UInt32.self, at: at) == (offset <= 20
-                    ? (0..<4).reduce(UInt32(0)) { $0 | UInt32(content[offset + $1]) << (8 * UInt32($1)) } : nil))
+                #expect(
+                    run.load(UInt32.self, at: at)
+                        == (offset <= 20
+                            ? (0..<4).reduce(UInt32(0)) { $0 | UInt32(content[offset + $1]) << (8 * UInt32($1)) } : nil)
+                )
                 #expect((run.load(UInt64.self, at: at) == nil) == (offset > 16))
                 var bytes = [UInt8](repeating: 0, count: 10)
                 let count = unsafe bytes.withUnsafeMutableBytes { unsafe run.copy(at: at, to: $0) }
@@ -108,7 +114,8 @@ import Testing
             #expect(run.bytes == Array(content.dropLast()))
             status.store(0xfe)
             let last = cut.count
-            #expect(try guest.ram.readUInt8(at: GuestAddress(0x1000 * UInt64(last) + UInt64(cut[last - 1]) - 1)) == 0xfe)
+            #expect(
+                try guest.ram.readUInt8(at: GuestAddress(0x1000 * UInt64(last) + UInt64(cut[last - 1]) - 1)) == 0xfe)
             #expect(run.bytes == Array(content.dropLast()))
         }
     }

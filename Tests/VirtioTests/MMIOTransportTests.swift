@@ -39,11 +39,16 @@ import Testing
             #expect(transport.status == 11)
         }
         // Registers that are not there, and those that only take or only give.
-        for offset in [UInt64(0x0c), 0x18, 0x1c, 0x28, 0x2c, 0x3c, 0x40, 0x48, 0x4c, 0x54, 0x58, 0x5c, 0x68, 0x74, 0x88, 0xac, 0xe0] {
+        for offset in [
+            UInt64(0x0c), 0x18, 0x1c, 0x28, 0x2c, 0x3c, 0x40, 0x48, 0x4c, 0x54, 0x58, 0x5c, 0x68, 0x74, 0x88, 0xac,
+            0xe0,
+        ] {
             transport.set(offset, .max)
         }
         for offset in [UInt64(0x00), 0x04, 0x08, 0x10, 0x34, 0x60, 0xfc] { transport.set(offset, 0) }
-        for offset in [UInt64(0x14), 0x20, 0x24, 0x30, 0x38, 0x50, 0x64, 0x80, 0x18, 0xe0] { #expect(transport.get(offset) == .max) }
+        for offset in [UInt64(0x14), 0x20, 0x24, 0x30, 0x38, 0x50, 0x64, 0x80, 0x18, 0xe0] {
+            #expect(transport.get(offset) == .max)
+        }
         #expect(transport.get(0x04) == 2)
         #expect(transport.status == 11)
     }
@@ -65,13 +70,16 @@ import Testing
     @Test func halvesOfAddressesGoToTheirQueue() throws {
         transport.negotiate(.version1)
         for (offset, value) in [
-            (0x30, 1), (0x84, 0x1111_1111), (0x80, 0x2222_2222), (0x90, 0x4444_4444), (0x94, 0x3333_3333), (0xa4, 0x5555_5555), (0x38, 0x42),
+            (0x30, 1), (0x84, 0x1111_1111), (0x80, 0x2222_2222), (0x90, 0x4444_4444), (0x94, 0x3333_3333),
+            (0xa4, 0x5555_5555), (0x38, 0x42),
             (0x30, 0), (0xa0, 0x6666_6666),
         ] as [(UInt64, UInt32)] {
             transport.set(offset, value)
         }
         let queue = try #require(transport.function.queue(1))
-        #expect(queue.descriptorTable == GuestAddress(0x1111_1111_2222_2222) && queue.availableRing == GuestAddress(0x3333_3333_4444_4444))
+        #expect(
+            queue.descriptorTable == GuestAddress(0x1111_1111_2222_2222)
+                && queue.availableRing == GuestAddress(0x3333_3333_4444_4444))
         #expect(queue.usedRing == GuestAddress(0x5555_5555_0000_0000) && queue.size == 0x42)
         #expect(try #require(transport.function.queue(0)).usedRing == GuestAddress(0x6666_6666))
     }
@@ -154,6 +162,8 @@ import Testing
     /// One GSI, and one eventfd for it: two on one pin could hide each other's edges.
     @Test func allInterruptsShareTheLine() {
         let interrupts = transport.function.interrupts
-        #expect(interrupts.queues.allSatisfy { $0.irqfd === transport.irqfd } && interrupts.configuration.irqfd === transport.irqfd)
+        #expect(
+            interrupts.queues.allSatisfy { $0.irqfd === transport.irqfd }
+                && interrupts.configuration.irqfd === transport.irqfd)
     }
 }

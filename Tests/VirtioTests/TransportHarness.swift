@@ -120,7 +120,9 @@ final class BareFunction: TransportHarness {
     func reset(queue: UInt32) { function.resetQueue(queue) }
     func kick(queue: UInt32) { function.kick(queue: UInt64(queue)) }
     var configurationGeneration: UInt32 { function.configurationGeneration }
-    func readConfiguration(at offset: UInt64, size: Int) -> UInt64 { function.readConfiguration(at: offset, size: size) }
+    func readConfiguration(at offset: UInt64, size: Int) -> UInt64 {
+        function.readConfiguration(at: offset, size: size)
+    }
     func writeConfiguration(_ value: UInt64, at offset: UInt64, size: Int) {
         function.writeConfiguration(value, at: offset, size: size)
     }
@@ -183,7 +185,9 @@ extension MMIOTransport: TransportHarness {
     func kick(queue: UInt32) { set(0x50, queue) }
     var configurationGeneration: UInt32 { self.get(0xfc) }
     func readConfiguration(at offset: UInt64, size: Int) -> UInt64 { read(at: 0x100 &+ offset, size: size) }
-    func writeConfiguration(_ value: UInt64, at offset: UInt64, size: Int) { write(value, at: 0x100 &+ offset, size: size) }
+    func writeConfiguration(_ value: UInt64, at offset: UInt64, size: Int) {
+        write(value, at: 0x100 &+ offset, size: size)
+    }
     func takeInterrupt(ofQueue queue: Int) -> Bool { takeStatus(1) }
     func takeConfigurationInterrupt() -> Bool { takeStatus(2) }
 
@@ -206,7 +210,8 @@ final class RecordingDevice: VirtioDevice {
         case write(UInt64, offset: Int, size: Int)
     }
 
-    static let wanted = FeatureSet(bit: 3), disliked = FeatureSet(bit: 50), high = FeatureSet(bit: 66), highest = FeatureSet(bit: 127)
+    static let wanted = FeatureSet(bit: 3), disliked = FeatureSet(bit: 50), high = FeatureSet(bit: 66),
+        highest = FeatureSet(bit: 127)
 
     let name = "test0"
     let deviceID: UInt32 = 42
@@ -223,7 +228,9 @@ final class RecordingDevice: VirtioDevice {
 
     func accepts(_ features: FeatureSet) -> Bool { !features.contains(Self.disliked) }
     func negotiated(_ features: FeatureSet) { lastFeatures.withLock { $0 = features } }
-    func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) { note(.write(value, offset: offset, size: size)) }
+    func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {
+        note(.write(value, offset: offset, size: size))
+    }
     func activate(_ activation: Activation) {
         lastActivation.withLock { $0 = activation }
         note(.activate(activation.features, ready: activation.queues.map(\.isReady)))

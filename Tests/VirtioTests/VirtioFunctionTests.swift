@@ -45,7 +45,8 @@ import Testing
         #expect(transport.readConfiguration(at: 0, size: 8) == 0x8877_6655_4433_2211)
         #expect(transport.readConfiguration(at: 8, size: 1) == 0x99)
         for (offset, size, ones) in [
-            (8, 2, 0xffff), (8, 8, .max), (9, 1, 0xff), (1, 2, 0xffff), (2, 4, 0xffff_ffff), (0, 3, 0xff_ffff), (0x800, 4, 0xffff_ffff),
+            (8, 2, 0xffff), (8, 8, .max), (9, 1, 0xff), (1, 2, 0xffff), (2, 4, 0xffff_ffff), (0, 3, 0xff_ffff),
+            (0x800, 4, 0xffff_ffff),
         ] as [(UInt64, Int, UInt64)] {
             #expect(transport.readConfiguration(at: offset, size: size) == ones)
         }
@@ -83,7 +84,10 @@ import Testing
         #expect(transport.isReady(queue: 0) && transport.isReady(queue: 1))
         transport.status = 15
         #expect(transport.status == 15)
-        #expect(device.events == [.reset, .activate([.version1, .eventIndex, RecordingDevice.wanted], ready: [true, true])])
+        #expect(
+            device.events == [
+                .reset, .activate([.version1, .eventIndex, RecordingDevice.wanted], ready: [true, true]),
+            ])
         let activation = try #require(device.activation)
         #expect(activation.queues == [queue0, queue1.with(maximumSize: 256)])
         #expect(activation.interrupts.queues.count == 2 && activation.doorbells.count == 2)
@@ -91,7 +95,8 @@ import Testing
         #expect(try activation.makeQueue(2) == nil)
     }
 
-    @Test("Status bits too early", arguments: TransportKind.allCases, [2, 4, 8, 10, 12, 14, 0x40, 0x10, 0x20] as [UInt32])
+    @Test(
+        "Status bits too early", arguments: TransportKind.allCases, [2, 4, 8, 10, 12, 14, 0x40, 0x10, 0x20] as [UInt32])
     func tooEarly(_ kind: TransportKind, bits: UInt32) throws {
         let transport = try make(kind)
         transport.status = bits
@@ -122,11 +127,13 @@ import Testing
         #expect(!transport.isReady(queue: 0))
     }
 
-    @Test("Features that are refused", arguments: TransportKind.allCases, [
-        [], FeatureSet(bit: 3), [.version1, FeatureSet(bit: 0)], [.version1, FeatureSet(bit: 63)],
-        [.version1, FeatureSet(bit: 33)], [.version1, FeatureSet(bit: 64)], [.version1, FeatureSet(bit: 126)],
-        [.version1, RecordingDevice.disliked], FeatureSet(rawValue: .max),
-    ] as [FeatureSet])
+    @Test(
+        "Features that are refused", arguments: TransportKind.allCases,
+        [
+            [], FeatureSet(bit: 3), [.version1, FeatureSet(bit: 0)], [.version1, FeatureSet(bit: 63)],
+            [.version1, FeatureSet(bit: 33)], [.version1, FeatureSet(bit: 64)], [.version1, FeatureSet(bit: 126)],
+            [.version1, RecordingDevice.disliked], FeatureSet(rawValue: .max),
+        ] as [FeatureSet])
     func refused(_ kind: TransportKind, features: FeatureSet) throws {
         let transport = try make(kind)
         #expect(transport.negotiate(features) == 3)
@@ -176,7 +183,9 @@ import Testing
         #expect(transport.status == 3)
     }
 
-    @Test(arguments: TransportKind.allCases) func theDeviceKnowsTheFeaturesFromFeaturesOKOn(_ kind: TransportKind) throws {
+    @Test(arguments: TransportKind.allCases) func theDeviceKnowsTheFeaturesFromFeaturesOKOn(
+        _ kind: TransportKind
+    ) throws {
         let transport = try make(kind)
         #expect(device.negotiatedFeatures == nil)
         transport.negotiate([.version1, RecordingDevice.disliked])
@@ -202,7 +211,9 @@ import Testing
 
     // MARK: Queues
 
-    @Test(arguments: TransportKind.allCases) func queuesAreSetUpBetweenFeaturesOKAndDriverOK(_ kind: TransportKind) throws {
+    @Test(arguments: TransportKind.allCases) func queuesAreSetUpBetweenFeaturesOKAndDriverOK(
+        _ kind: TransportKind
+    ) throws {
         let transport = try make(kind)
         transport.setUp(queue0)
         #expect(!transport.isReady(queue: 0))
@@ -252,13 +263,15 @@ import Testing
         #expect(device.events == [.reset] && transport.function.counters.exitKicks.value == 0)
     }
 
-    @Test("Queues that are refused", arguments: TransportKind.allCases, [
-        { $0.size = 0 }, { $0.size = 3 }, { $0.size = 16 }, { $0.size = 0x8000 },
-        { $0.descriptorTable = GuestAddress(0x1008) }, { $0.availableRing = GuestAddress(0x2001) },
-        { $0.usedRing = GuestAddress(0x2002) }, { $0.descriptorTable = GuestAddress(3 << 30) },
-        { $0.availableRing = GuestAddress(TestGuest.lowSize - 8) }, { $0.usedRing = GuestAddress(.max - 15) },
-        { $0.usedRing = GuestAddress(TestGuest.highStart + TestGuest.highSize) },
-    ] as [@Sendable (inout QueueConfiguration) -> Void])
+    @Test(
+        "Queues that are refused", arguments: TransportKind.allCases,
+        [
+            { $0.size = 0 }, { $0.size = 3 }, { $0.size = 16 }, { $0.size = 0x8000 },
+            { $0.descriptorTable = GuestAddress(0x1008) }, { $0.availableRing = GuestAddress(0x2001) },
+            { $0.usedRing = GuestAddress(0x2002) }, { $0.descriptorTable = GuestAddress(3 << 30) },
+            { $0.availableRing = GuestAddress(TestGuest.lowSize - 8) }, { $0.usedRing = GuestAddress(.max - 15) },
+            { $0.usedRing = GuestAddress(TestGuest.highStart + TestGuest.highSize) },
+        ] as [@Sendable (inout QueueConfiguration) -> Void])
     func refusedQueues(_ kind: TransportKind, mistake: @Sendable (inout QueueConfiguration) -> Void) throws {
         let transport = try make(kind)
         var queue = queue0
@@ -272,7 +285,9 @@ import Testing
         #expect(transport.isReady(queue: 0))
     }
 
-    @Test(arguments: TransportKind.allCases) func aDisabledQueueIsStoppedAndKeepsItsConfiguration(_ kind: TransportKind) throws {
+    @Test(arguments: TransportKind.allCases) func aDisabledQueueIsStoppedAndKeepsItsConfiguration(
+        _ kind: TransportKind
+    ) throws {
         let transport = try make(kind)
         transport.negotiate([.version1, .ringReset])
         transport.setUp(queue0)
@@ -315,7 +330,9 @@ import Testing
     }
 
     /// §4.2.2.1: after a reset of the queue QueueReady reads 0, in whatever state the device is.
-    @Test(arguments: TransportKind.allCases) func aQueueResetBeforeDriverOKLeavesNoReadyQueue(_ kind: TransportKind) throws {
+    @Test(arguments: TransportKind.allCases) func aQueueResetBeforeDriverOKLeavesNoReadyQueue(
+        _ kind: TransportKind
+    ) throws {
         let transport = try make(kind)
         transport.negotiate([.version1, .ringReset])
         transport.setUp(queue0)
@@ -360,11 +377,14 @@ import Testing
         #expect(transport.function.doorbells[0].event.drain() == 0)
     }
 
-    @Test(arguments: TransportKind.allCases) func interruptsOfQueuesAndConfigurationArrive(_ kind: TransportKind) throws {
+    @Test(arguments: TransportKind.allCases) func interruptsOfQueuesAndConfigurationArrive(_ kind: TransportKind) throws
+    {
         let transport = try make(kind)
         transport.bringUp(.version1, queue0, queue1)
         let interrupts = try #require(device.activation).interrupts
-        #expect(!transport.takeInterrupt(ofQueue: 0) && !transport.takeInterrupt(ofQueue: 1) && !transport.takeConfigurationInterrupt())
+        #expect(
+            !transport.takeInterrupt(ofQueue: 0) && !transport.takeInterrupt(ofQueue: 1)
+                && !transport.takeConfigurationInterrupt())
         for queue in 0..<2 {
             interrupts.queues[queue].signal()
             interrupts.queues[queue].signal()

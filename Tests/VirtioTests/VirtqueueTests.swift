@@ -65,7 +65,8 @@ import Testing
         #expect(queue.enableNotifications() == false)
     }
 
-    /// §2.7.10.1: with VIRTIO_F_EVENT_IDX the device sets the flags to 0, whatever the driver has left there; without, it may use them.
+    /// §2.7.10.1: with VIRTIO_F_EVENT_IDX the device sets the flags to 0, whatever the driver has left there; without,
+    /// it may use them.
     @Test(arguments: [.version1, [.version1, .eventIndex]] as [FeatureSet])
     func theDevicesFlagsBeginAsZero(features: FeatureSet) throws {
         let guest = try TestGuest()
@@ -108,7 +109,8 @@ import Testing
                     try driver.offer(0)
                     try queue.complete()
                 }
-                #expect(queue.publish() == (event >= 2 && event - 2 < batch), "batch \(batch) at \(before), event \(event)")
+                #expect(
+                    queue.publish() == (event >= 2 && event - 2 < batch), "batch \(batch) at \(before), event \(event)")
             }
         }
     }
@@ -133,7 +135,9 @@ import Testing
         #expect(interrupts == 150_000)
         #expect(try driver.usedIndex() == UInt16(truncatingIfNeeded: 150_000))
         #expect(try driver.used(UInt16(truncatingIfNeeded: 149_999)) == (3, 149_999))
-        if features.contains(.eventIndex) { #expect(try driver.availableEvent() == UInt16(truncatingIfNeeded: 150_000)) }
+        if features.contains(.eventIndex) {
+            #expect(try driver.availableEvent() == UInt16(truncatingIfNeeded: 150_000))
+        }
     }
 
     @Test func rewindGivesChainsBack() throws {
@@ -169,7 +173,8 @@ import Testing
 
     @Test func aQueueOfOne() throws {
         let guest = try TestGuest()
-        var driver = DriverQueue(guest, size: 1), queue = try driver.device([.version1, .eventIndex, .indirectDescriptors])
+        var driver = DriverQueue(guest, size: 1),
+            queue = try driver.device([.version1, .eventIndex, .indirectDescriptors])
         for request in 0..<5 {
             try driver.describe(0, 0xa000, 8, flags: writeFlag)
             try driver.offer(0)
