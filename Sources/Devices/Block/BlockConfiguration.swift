@@ -16,8 +16,8 @@ struct BlockConfiguration {
     static let logicalBlockSize: UInt32 = 512
     /// The host's pages and most disks have 4 KiB: 2^3 logical blocks.
     static let physicalBlockExponent: UInt8 = 3
-    /// Bytes of one segment. The device takes more in one, as long as the request has no more than all segments together; this keeps
-    /// single operations within what a host does in one go.
+    /// Bytes of one segment. The device takes more in one, as long as the request has no more than all segments
+    /// together; this keeps single operations within what a host does in one go.
     static let maximumSegmentSize: UInt32 = 4 << 20
     static let maximumRanges: UInt32 = 64
     /// 1 GiB in a range of a DISCARD, in sectors.
@@ -39,7 +39,9 @@ struct BlockConfiguration {
     var bytes: [UInt8] {
         var bytes: [UInt8] = []
         func put(_ value: some FixedWidthInteger) {
-            for shift in stride(from: 0, to: value.bitWidth, by: 8) { bytes.append(UInt8(truncatingIfNeeded: value >> shift)) }
+            for shift in stride(from: 0, to: value.bitWidth, by: 8) {
+                bytes.append(UInt8(truncatingIfNeeded: value >> shift))
+            }
         }
         let unit = Self.logicalBlockSize
         let pageInBlocks: UInt32 = 1 << UInt32(Self.physicalBlockExponent)

@@ -49,14 +49,16 @@ public final class BlockDevice: VirtioDevice {
     ///   - onError: what happens when the host fails a request.
     ///   - onStop: called when ``isStopped`` becomes true, by an I/O thread: has the machine paused, must not wait.
     public convenience init(
-        name: String, image: DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256, usesRing: Bool = true,
+        name: String, image: DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256,
+        usesRing: Bool = true,
         events: DeviceEvents = .none, onError: DiskErrorPolicy = .report, onStop: @escaping @Sendable () -> Void = {}
     ) throws(DiskImageError) {
         let queues = min(max(queues, 1), Self.maximumQueues)
         // An image that one queue has for itself needs no lock.
         let shared = queues == 1 ? SharedImage(exclusive: image) : SharedImage(image)
         try self.init(
-            name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing, events: events,
+            name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing,
+            events: events,
             onError: onError, onStop: onStop)
     }
 
@@ -71,7 +73,8 @@ public final class BlockDevice: VirtioDevice {
         let serial = String(printable.prefix(20).map(Character.init))
         // Header and status have descriptors of their own in a chain without an indirect table.
         let contents = BlockConfiguration(
-            capacity: shared.size, maximumSegments: UInt32(max(3, queueSize)) - 2, optimalSize: shared.clusterSize, queueCount: queues)
+            capacity: shared.size, maximumSegments: UInt32(max(3, queueSize)) - 2, optimalSize: shared.clusterSize,
+            queueCount: queues)
         let common: FeatureSet = [.blockSizeMax, .blockSegmentsMax, .blockBlockSize, .blockTopology, .blockFlush]
         let isReadOnly = shared.isReadOnly
         remote = shared.remote
@@ -80,12 +83,15 @@ public final class BlockDevice: VirtioDevice {
         let stop = DiskStop(onStop: onStop)
         var workers: [DeviceWorker] = []
         for index in 0..<queues {
-            let disk = try DiskEngine(shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing, share: queues)
+            let disk = try DiskEngine(
+                shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing, share: queues)
             let engine = BlockEngine(
-                disk, queue: index, queueSize: Int(queueSize), capacity: size, largestTransfer: contents.largestTransfer, isReadOnly: isReadOnly,
+                disk, queue: index, queueSize: Int(queueSize), capacity: size,
+                largestTransfer: contents.largestTransfer, isReadOnly: isReadOnly,
                 serial: serial, cache: cache, statistics: statistics, events: events, onError: onError, stop: stop)
             do {
-                workers.append(try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine, events: events))
+                workers.append(
+                    try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine, events: events))
             } catch {
                 throw .system(path: path, error)
             }
@@ -101,13 +107,16 @@ public final class BlockDevice: VirtioDevice {
         disk = size
         maximumQueueSizes = Array(repeating: queueSize, count: queues)
         configuration = ConfigurationSpace(contents.bytes)
-        features = common.union(isReadOnly ? .blockReadOnly : [.blockDiscard, .blockWriteZeroes, .blockConfigurableWriteback])
-            .union(queues > 1 ? .blockMultiqueue : [])
+        features = common.union(
+            isReadOnly ? .blockReadOnly : [.blockDiscard, .blockWriteZeroes, .blockConfigurableWriteback]
+        )
+        .union(queues > 1 ? .blockMultiqueue : [])
     }
 
     public func negotiated(_ features: FeatureSet) {
         canChangeWriteback.store(features.contains(.blockConfigurableWriteback), ordering: .releasing)
-        // §5.2.5.2, §5.2.6.2: a driver that does not flush finds a device that needs no flush, from here on and not from DRIVER_OK.
+        // §5.2.5.2, §5.2.6.2: a driver that does not flush finds a device that needs no flush, from here on and not
+        // from DRIVER_OK.
         if !features.contains(.blockFlush) { setWriteback(false) }
     }
 
@@ -152,23 +161,31 @@ public final class BlockDevice: VirtioDevice {
         }
     }
 
-    /// Makes the disk longer while the guest runs, at the end of what is in flight. The driver is told by a configuration change.
+    /// Makes the disk longer while the guest runs, at the end of what is in flight. The driver is told by a
+    /// configuration change.
     /// - Parameters:
-    ///   - size: bytes, a multiple of 512; nil takes the size that a raw image or a block device has now, after somebody else has changed it.
+    ///   - size: bytes, a multiple of 512; nil takes the size that a raw image or a block device has now, after
+    ///     somebody else has changed it.
     ///   - completion: called once with the disk's size, on the disk's thread, or at once. It must not wait.
     public func resize(to size: UInt64?, completion: @escaping @Sendable (Result<UInt64, DiskImageError>) -> Void) {
         func refuse(_ reason: String) { completion(.failure(.resize(path: path, reason: reason))) }
-        if let size, size < capacity { return refuse("it has \(capacity) bytes; a disk cannot shrink while its guest runs") }
-        guard workers.count == 1 else { return refuse("it has several queues, and the size of such a disk cannot change while its guest runs") }
-        workers[0].perform(DiskResize(size: size, completion: completion) { [disk, configuration] size in
-            disk.capacity.store(size, ordering: .relaxed)
-            configuration.update { BlockConfiguration.setCapacity(size, in: &$0) }
-        })
+        if let size, size < capacity {
+            return refuse("it has \(capacity) bytes; a disk cannot shrink while its guest runs")
+        }
+        guard workers.count == 1 else {
+            return refuse("it has several queues, and the size of such a disk cannot change while its guest runs")
+        }
+        workers[0].perform(
+            DiskResize(size: size, completion: completion) { [disk, configuration] size in
+                disk.capacity.store(size, ordering: .relaxed)
+                configuration.update { BlockConfiguration.setCapacity(size, in: &$0) }
+            })
     }
 
     public func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {
         guard offset == BlockConfiguration.writebackOffset, size == 1, value <= 1,
-            canChangeWriteback.load(ordering: .acquiring) else { return }
+            canChangeWriteback.load(ordering: .acquiring)
+        else { return }
         setWriteback(value == 1)
     }
 

@@ -6,7 +6,8 @@ internal import Linux
 internal import Synchronization
 internal import Virtio
 
-/// The I/O thread's side of one queue of a block device: takes requests from the queue, hands them to the disk, finishes them.
+/// The I/O thread's side of one queue of a block device: takes requests from the queue, hands them to the disk,
+/// finishes them.
 ///
 /// A request's number in the disk's engine is its slot here too: for its buffers, and for what is to be remembered
 /// until it ends. There are as many as the queue has entries, so a chain that can be popped always has one.
@@ -61,7 +62,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private static let gatherTurns = 4
 
     init(
-        _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: DiskCapacity, largestTransfer: UInt64, isReadOnly: Bool, serial: String,
+        _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: DiskCapacity, largestTransfer: UInt64,
+        isReadOnly: Bool, serial: String,
         cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents,
         onError: DiskErrorPolicy, stop: DiskStop
     ) {
@@ -168,17 +170,19 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         queue = nil
     }
 
-    mutating func startQueue(_ configuration: QueueConfiguration, of activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError) {
+    mutating func startQueue(
+        _ configuration: QueueConfiguration, of activation: Activation, epoll: borrowing Epoll
+    ) throws(VirtqueueError) {
         queue = try Virtqueue(configuration, features: activation.features, ram: activation.ram)
     }
 
     // MARK: - Requests
 
-    /// Takes all that is there, hands it to the kernel in one call, and shows the driver in one step what is done already
-    /// (data in the host's page cache comes back at once).
+    /// Takes all that is there, hands it to the kernel in one call, and shows the driver in one step what is done
+    /// already (data in the host's page cache comes back at once).
     ///
-    /// Bounded in requests and in bytes: a driver may add requests as fast as they are done, and need no CPU for that if what it reads from its disk is
-    /// the next state of the ring. A reset has to come through.
+    /// Bounded in requests and in bytes: a driver may add requests as fast as they are done, and need no CPU for that
+    /// if what it reads from its disk is the next state of the ring. A reset has to come through.
     private mutating func takeRequests() throws(VirtqueueError) {
         // Also when another queue's rings have broken the rules: until the reset the device is quiet.
         guard let size = queue?.size, configurationInterrupt?.needsReset != true else { return }
@@ -230,9 +234,12 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             queue?.push(chain.head, written: 0)
             return
         }
-        guard let header = BlockRequestHeader(readable) else { return reject(chain.head, status, .ioError, slot, room: writable.byteCount) }
+        guard let header = BlockRequestHeader(readable) else {
+            return reject(chain.head, status, .ioError, slot, room: writable.byteCount)
+        }
         readable.removeFirst(BlockRequestHeader.size)
-        pending[slot] = PendingBlockRequest(head: chain.head, status: status, readable: readable, type: header.type, writable: writable)
+        pending[slot] = PendingBlockRequest(
+            head: chain.head, status: status, readable: readable, type: header.type, writable: writable)
 
         switch header.type {
         case BlockRequestType.read: transfer(slot, .read, header.sector, writable)
@@ -243,7 +250,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             let needed: FeatureSet = header.type == BlockRequestType.discard ? .blockDiscard : .blockWriteZeroes
             guard isReadOnly || features.contains(needed) else { return finish(slot, .unsupported) }
             guard !isReadOnly, !readable.isEmpty, readable.byteCount % BlockRange.size == 0,
-                  readable.byteCount / BlockRange.size <= UInt64(BlockConfiguration.maximumRanges) else { return finish(slot, .ioError) }
+                readable.byteCount / BlockRange.size <= UInt64(BlockConfiguration.maximumRanges)
+            else { return finish(slot, .ioError) }
             startNextRange(slot)
         default: finish(slot, .unsupported)
         }
@@ -251,15 +259,20 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func transfer(_ slot: Int, _ operation: DiskOperation, _ sector: UInt64, _ data: IOVectors) {
         // No data at all is a driver's mistake: it gave the buffer the wrong direction.
-        // More than the announced segments hold no driver sends; a device that took it would be the driver's for minutes.
+        // More than the announced segments hold no driver sends; a device that took it would be the driver's for
+        // minutes.
         guard data.byteCount > 0, data.byteCount <= largestTransfer, data.byteCount % 512 == 0,
-              let range = byteRange(sector: sector, count: data.byteCount / 512, size: capacity) else { return finish(slot, .ioError) }
+            let range = byteRange(sector: sector, count: data.byteCount / 512, size: capacity)
+        else { return finish(slot, .ioError) }
         start(slot, operation, range, data)
     }
 
-    private mutating func start(_ slot: Int, _ operation: DiskOperation, _ range: (offset: UInt64, length: UInt64), _ data: IOVectors) {
+    private mutating func start(
+        _ slot: Int, _ operation: DiskOperation, _ range: (offset: UInt64, length: UInt64), _ data: IOVectors
+    ) {
         // The vectors are the slot's own and stay until the slot is released.
-        unsafe disk.start(slot, operation, offset: range.offset, length: range.length, vectors: data.base, count: data.count)
+        unsafe disk.start(
+            slot, operation, offset: range.offset, length: range.length, vectors: data.base, count: data.count)
     }
 
     private mutating func identify(_ slot: Int, _ writable: IOVectors) {
@@ -277,17 +290,20 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // §5.2.6.2: UNSUPP for flags that are not known, and for UNMAP in a DISCARD.
         guard range.flags & ~(isDiscard ? 0 : BlockRange.unmap) == 0 else { return finish(slot, .unsupported) }
         let limit = isDiscard ? BlockConfiguration.maximumDiscardSectors : BlockConfiguration.maximumWriteZeroesSectors
-        guard range.sectors <= limit, let bytes = byteRange(sector: range.sector, count: UInt64(range.sectors), size: capacity)
+        guard range.sectors <= limit,
+            let bytes = byteRange(sector: range.sector, count: UInt64(range.sectors), size: capacity)
         else { return finish(slot, .ioError) }
-        let operation: DiskOperation = isDiscard ? .discard : range.flags & BlockRange.unmap != 0 ? .writeZeroesUnmapping : .writeZeroes
+        let operation: DiskOperation =
+            isDiscard ? .discard : range.flags & BlockRange.unmap != 0 ? .writeZeroesUnmapping : .writeZeroes
         disk.start(slot, operation, offset: bytes.offset, length: bytes.length)
     }
 
     // MARK: - Their ends
 
-    /// Where the host's kernel ends requests on threads of its own that share a CPU with this one, each end wakes this thread, which would show
-    /// the driver one request at a time, and each of those costs an interrupt, a kick and four switches between threads. So those
-    /// threads have their turn first for as long as that brings something. On a CPU that nobody else wants it takes less than a microsecond.
+    /// Where the host's kernel ends requests on threads of its own that share a CPU with this one, each end wakes this
+    /// thread, which would show the driver one request at a time, and each of those costs an interrupt, a kick and four
+    /// switches between threads. So those threads have their turn first for as long as that brings something. On a CPU
+    /// that nobody else wants it takes less than a microsecond.
     private mutating func gather() {
         var turns = Self.gatherTurns
         while turns > 0, disk.inFlight > 0, !disk.isTurnOver {
@@ -350,12 +366,15 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             // One line for all that fails until the machine is resumed. What fails again then is reported again.
             guard stop.stop() else { return reaction }
             statistics.stops.add()
-            consequence = "the machine is paused, and the request is started again when it is resumed (Ctrl-A r or SIGUSR2)"
+            consequence =
+                "the machine is paused, and the request is started again when it is resumed (Ctrl-A r or SIGUSR2)"
         }
         let kind: DeviceEvents.Kind =
-            completion.isDamage ? .damage : .hostError(operation: completion.operation.rawValue, errno: completion.error)
+            completion.isDamage
+            ? .damage : .hostError(operation: completion.operation.rawValue, errno: completion.error)
         events.report(
-            kind, .error, isUrgent: reaction == .stop, "\(disk.failure(of: completion).map { "\($0)" } ?? ""); \(consequence)")
+            kind, .error, isUrgent: reaction == .stop,
+            "\(disk.failure(of: completion).map { "\($0)" } ?? ""); \(consequence)")
         return reaction
     }
 
@@ -397,12 +416,13 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             counters?.errors.add()
             statistics.failures.add()
         }
-        // Bytes that are known to be written from the first on (virtio 1.2 §2.7.8.2): the status byte comes after all of the data's room.
+        // Bytes that are known to be written from the first on (virtio 1.2 §2.7.8.2): the status byte comes after all
+        // of the data's room.
         queue?.push(head, written: UInt32(clamping: written == room ? written &+ 1 : written))
     }
 
-    /// What a kernel that takes no operations refuses ends as IOERR, which every driver understands: a device that asked
-    /// for a reset would be in the same state after it. The host learns why.
+    /// What a kernel that takes no operations refuses ends as IOERR, which every driver understands: a device that
+    /// asked for a reset would be in the same state after it. The host learns why.
     private mutating func submit() {
         do throws(DiskImageError) { try disk.submit() } catch {
             events.report(.refusedOperations, .error, "\(error); requests of the guest fail")

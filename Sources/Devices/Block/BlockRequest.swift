@@ -19,7 +19,8 @@ enum BlockStatus: UInt8 {
     case unsupported = 2
 }
 
-/// The header of a request, copied out of guest RAM. How the driver cuts header and data into descriptors means nothing.
+/// The header of a request, copied out of guest RAM. How the driver cuts header and data into descriptors means
+/// nothing.
 struct BlockRequestHeader {
     static let size: UInt64 = 16
 
@@ -28,7 +29,9 @@ struct BlockRequestHeader {
     let sector: UInt64
 
     init?(_ readable: IOVectors) {
-        guard let type = readable.load(UInt32.self, at: 0), let sector = readable.load(UInt64.self, at: 8) else { return nil }
+        guard let type = readable.load(UInt32.self, at: 0), let sector = readable.load(UInt64.self, at: 8) else {
+            return nil
+        }
         self.type = type
         self.sector = sector
     }
@@ -44,8 +47,10 @@ struct BlockRange {
     let flags: UInt32
 
     init?(_ readable: IOVectors, at offset: UInt64) {
-        guard let sector = readable.load(UInt64.self, at: offset), let sectors = readable.load(UInt32.self, at: offset &+ 8),
-              let flags = readable.load(UInt32.self, at: offset &+ 12) else { return nil }
+        guard let sector = readable.load(UInt64.self, at: offset),
+            let sectors = readable.load(UInt32.self, at: offset &+ 8),
+            let flags = readable.load(UInt32.self, at: offset &+ 12)
+        else { return nil }
         self.sector = sector
         self.sectors = sectors
         self.flags = flags

@@ -3,7 +3,8 @@
 internal import Synchronization
 internal import Virtio
 
-/// Whether a disk has stopped after an error on the host: common to its queues, which then take no requests until the machine is resumed.
+/// Whether a disk has stopped after an error on the host: common to its queues, which then take no requests until the
+/// machine is resumed.
 final class DiskStop: Sendable {
     private let stopped = Atomic<Bool>(false)
     private let onStop: @Sendable () -> Void

@@ -13,10 +13,11 @@ public struct EntropyLimit: Sendable, Equatable {
     public init(bytes: UInt64, period: Int) { (self.bytes, self.period) = (bytes, period) }
 }
 
-/// A virtio entropy device (virtio 1.2 §5.4): one queue, whose buffers are filled from the host's generator by getrandom(2).
+/// A virtio entropy device (virtio 1.2 §5.4): one queue, whose buffers are filled from the host's generator by
+/// getrandom(2).
 ///
-/// That generator is what every source of the host feeds, it does not run dry, and it is the one that the host trusts itself; a source of
-/// one's own choice could only be worse.
+/// That generator is what every source of the host feeds, it does not run dry, and it is the one that the host trusts
+/// itself; a source of one's own choice could only be worse.
 public final class EntropyDevice: VirtioDevice {
     public let name: String
     public let deviceID: UInt32 = 4

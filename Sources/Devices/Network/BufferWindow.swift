@@ -17,7 +17,8 @@ struct BufferWindow: ~Copyable {
     private static let capacity = 1024
 
     private let pool = IOVectorPool(slots: 1, capacity: Self.capacity)
-    /// Chains `firstChain ..< endChain` are in the window; each has at least one entry, so there are never more than entries.
+    /// Chains `firstChain ..< endChain` are in the window; each has at least one entry, so there are never more than
+    /// entries.
     private var chains: [Chain] = Array(repeating: Chain(), count: Self.capacity)
     private var firstChain = 0
     private var endChain = 0

@@ -59,15 +59,20 @@ struct NetworkControl: ~Copyable {
     }
 
     private func serve(_ data: inout IOVectors, _ port: NetworkPort, _ features: FeatureSet) -> Bool {
-        guard let kind = data.load(UInt8.self), let command = data.load(UInt8.self, at: 1), data.removeFirst(2) else { return false }
+        guard let kind = data.load(UInt8.self), let command = data.load(UInt8.self, at: 1), data.removeFirst(2) else {
+            return false
+        }
         switch (kind, command) {
         case (Class.receiveMode, Command.receiveModes) where features.contains(.controlReceiveMode):
-            // All that comes through the TAP is received in any mode; a device may receive more than was asked for (§5.1.6.5.1).
+            // All that comes through the TAP is received in any mode; a device may receive more than was asked for
+            // (§5.1.6.5.1).
             return data.byteCount == 1
         case (Class.macAddress, Command.setTable) where features.contains(.controlReceiveMode):
             return Self.isAddressTable(data)
         case (Class.macAddress, Command.setAddress) where features.contains(.controlMACAddress):
-            guard data.byteCount == 6, let high = data.load(UInt32.self), let low = data.load(UInt16.self, at: 4) else { return false }
+            guard data.byteCount == 6, let high = data.load(UInt32.self), let low = data.load(UInt16.self, at: 4) else {
+                return false
+            }
             let value = UInt64(high.byteSwapped) << 16 | UInt64(low.byteSwapped)
             guard let address = try? MACAddress(rawValue: value) else { return false }
             port.setAddress(address)

@@ -50,7 +50,9 @@ public final class NetworkCounters: Sendable {
     public init() {}
 
     /// Frames for the guest that did not reach it.
-    public var receiveDrops: UInt64 { receiveTooLong.value + receiveAboveMTU.value + receiveWithoutDriver.value + receiveLinkDown.value }
+    public var receiveDrops: UInt64 {
+        receiveTooLong.value + receiveAboveMTU.value + receiveWithoutDriver.value + receiveLinkDown.value
+    }
     /// Frames from the guest that did not reach the host.
     public var sendDrops: UInt64 { sendMalformed.value + sendLinkDown.value + sendNoMemory.value }
 }

@@ -33,17 +33,19 @@ public final class NetworkDevice: VirtioDevice {
         self.name = name
         features = .offered(before: attachment.tap, withOffloads: attachment.offloads.isOn)
         port = NetworkPort(attachment, address: address, events: events)
-        worker = try DeviceWorker(name: name, engine: try NetworkEngine(port: port, queueSizes: maximumQueueSizes), events: events)
+        worker = try DeviceWorker(
+            name: name, engine: try NetworkEngine(port: port, queueSizes: maximumQueueSizes), events: events)
     }
 
     /// The guest's address: as given, or as the driver has set it since.
     public var address: MACAddress { port.address }
 
-    /// Frames that the host dropped because the guest took them too slowly; nil when the interface cannot be seen from here.
+    /// Frames that the host dropped because the guest took them too slowly; nil when the interface cannot be seen from
+    /// here.
     public var hostDrops: UInt64? { port.attachment.hostDrops }
 
-    /// Frames that the host's interface dropped after it had taken them from the guest; nil as above. A macvtap takes frames also while it
-    /// is down, and does not count them all.
+    /// Frames that the host's interface dropped after it had taken them from the guest; nil as above. A macvtap takes
+    /// frames also while it is down, and does not count them all.
     public var hostSendDrops: UInt64? { port.attachment.hostSendDrops }
 
     /// Indicates whether the guest is told that the link is up. While it is down, frames are dropped and counted in
@@ -140,7 +142,8 @@ final class NetworkPort: Sendable {
 
     // MARK: MTU
 
-    /// The MTU that the configuration space names. It stays as long as a driver may have read it (§5.1.4.1: once set it is not modified).
+    /// The MTU that the configuration space names. It stays as long as a driver may have read it (§5.1.4.1: once set it
+    /// is not modified).
     var promisedMTU: Int { Int(configuration.read(at: Field.mtu, size: 2)) }
 
     /// The MTU that the host's interface has now.
@@ -180,8 +183,8 @@ final class NetworkPort: Sendable {
         var isUp: Bool { isHostUp && isPluggedIn }
     }
 
-    /// Takes the link up or down, as the host's interface is; the driver is told by a configuration change. There is nothing
-    /// to put back into an interface that was removed.
+    /// Takes the link up or down, as the host's interface is; the driver is told by a configuration change. There is
+    /// nothing to put back into an interface that was removed.
     /// - Parameter reason: what the interface did, for the log.
     func setLink(up: Bool, because reason: String) {
         guard !(up && isRemoved) else { return }
@@ -203,7 +206,8 @@ final class NetworkPort: Sendable {
         guard let isUp = change else { return }
         interrupt.withLock { $0?.signal() }
         // Last: the driver is told first.
-        events.report(.link(isUp: isUp), isUp ? .notice : .warning, "the link is \(isUp ? "up again" : "down"): \(reason)")
+        events.report(
+            .link(isUp: isUp), isUp ? .notice : .warning, "the link is \(isUp ? "up again" : "down"): \(reason)")
     }
 
     func setInterrupt(_ new: ConfigurationInterrupt?) { interrupt.withLock { $0 = new } }

@@ -48,9 +48,11 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         watcher = port.attachment.watchLink()
         tap = port.attachment.tap.descriptor.rawValue
         let headerSize = port.attachment.tap.headerSize
-        receive = ReceivePath(tap: tap, headerSize: headerSize, spill: spill, counters: port.counters, events: port.events)
+        receive = ReceivePath(
+            tap: tap, headerSize: headerSize, spill: spill, counters: port.counters, events: port.events)
         transmit = TransmitPath(
-            tap: tap, headerSize: headerSize, queueSize: queueSizes[QueueIndex.transmit], counters: port.counters, events: port.events)
+            tap: tap, headerSize: headerSize, queueSize: queueSizes[QueueIndex.transmit], counters: port.counters,
+            events: port.events)
         control = NetworkControl(queueSize: queueSizes[QueueIndex.control])
     }
 
@@ -61,7 +63,9 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // Before the driver looks: the link may be down already.
         watchLink(epoll)
         // Without this eventfd a long queue could stall; adding it fails only for lack of kernel memory.
-        do throws(SystemCallError) { try epoll.add(again.rawValue, .input, token: Token.again) } catch { return fail(error) }
+        do throws(SystemCallError) { try epoll.add(again.rawValue, .input, token: Token.again) } catch {
+            return fail(error)
+        }
         // Frames from before the driver, which no offload of its can have shaped; then those for this driver.
         if receive.discard(withoutDriver: true) == .gone { lose() }
         port.attachment.tap.setOffloads(activation.features.tapOffloads)
@@ -69,7 +73,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             isMergeable: activation.features.contains(.mergeableBuffers),
             hasChecksum: activation.features.contains(.guestChecksum),
             longestFrame: longestFrame(activation.features),
-            longestPlainFrame: activation.features.contains(.mtu) ? Int(PacketHeader.size) + 14 + port.promisedMTU : .max)
+            longestPlainFrame: activation.features.contains(.mtu)
+                ? Int(PacketHeader.size) + 14 + port.promisedMTU : .max)
         transmit.features = activation.features
         let interrupts = activation.interrupts.queues
         receive.start(try makeQueue(QueueIndex.receive, activation), interrupts[QueueIndex.receive])
@@ -121,7 +126,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         switch configuration.index {
         case QueueIndex.receive: receive.start(queue, interrupts[QueueIndex.receive])
         case QueueIndex.transmit: transmit.start(queue, interrupts[QueueIndex.transmit])
-        case QueueIndex.control where activation.features.contains(.controlQueue): control.start(queue, interrupts[QueueIndex.control])
+        case QueueIndex.control where activation.features.contains(.controlQueue):
+            control.start(queue, interrupts[QueueIndex.control])
         default: break
         }
     }
@@ -175,7 +181,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func moveIn() throws(VirtqueueError) {
         guard let activation, !port.isRemoved else { return }
         queueAtWork = QueueIndex.receive
-        let outcome = port.isLinkUp
+        let outcome =
+            port.isLinkUp
             ? try receive.run(activation) : receive.discard(withoutDriver: false)
         switch outcome {
         case .drained, .paused: wanted.insert(.input)
@@ -216,7 +223,9 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func watchLink(_ epoll: borrowing Epoll) {
         guard !isWatching else { return }
         isWatching = true
-        guard let number = watcher?.descriptor, (try? epoll.add(number, .input, token: Token.link)) != nil else { return }
+        guard let number = watcher?.descriptor, (try? epoll.add(number, .input, token: Token.link)) != nil else {
+            return
+        }
         // It listens already: no change is missed in between.
         if let state = watcher?.current() { follow(state) }
     }

@@ -39,7 +39,9 @@ extension FeatureSet {
 
     /// Indicates whether each feature comes with those that it requires (§5.1.3.1).
     var isConsistentForNetwork: Bool {
-        func requires(_ some: FeatureSet, anyOf needed: FeatureSet) -> Bool { isDisjoint(with: some) || !isDisjoint(with: needed) }
+        func requires(_ some: FeatureSet, anyOf needed: FeatureSet) -> Bool {
+            isDisjoint(with: some) || !isDisjoint(with: needed)
+        }
         return requires(Self.largeGuestPackets, anyOf: .guestChecksum)
             && requires(.guestECN, anyOf: [.guestTSO4, .guestTSO6])
             && requires(Self.hostSegmentation, anyOf: .checksum)

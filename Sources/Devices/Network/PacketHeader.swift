@@ -2,7 +2,8 @@
 
 internal import Virtio
 
-/// `struct virtio_net_hdr` with `num_buffers` (virtio 1.2 §5.1.6), which is 12 bytes on every packet of a modern device.
+/// `struct virtio_net_hdr` with `num_buffers` (virtio 1.2 §5.1.6), which is 12 bytes on every packet of a modern
+/// device.
 struct PacketHeader: BitwiseCopyable {
     static let size: UInt64 = 12
     /// Where `num_buffers` is.
@@ -31,10 +32,11 @@ struct PacketHeader: BitwiseCopyable {
     var flags: UInt8 { UInt8(truncatingIfNeeded: first) }
     var segmentation: UInt8 { UInt8(truncatingIfNeeded: first >> 8) }
 
-    /// A driver's header, copied and checked: nil when there are not 12 bytes, or when it asks for what was not negotiated.
+    /// A driver's header, copied and checked: nil when there are not 12 bytes, or when it asks for what was not
+    /// negotiated.
     ///
-    /// What a driver must not set is cleared (§5.1.6.2.1): all flags but NEEDS_CSUM, and the number of buffers. Whether the
-    /// offsets make sense in the packet is the TAP's to say.
+    /// What a driver must not set is cleared (§5.1.6.2.1): all flags but NEEDS_CSUM, and the number of buffers. Whether
+    /// the offsets make sense in the packet is the TAP's to say.
     init?(from packet: IOVectors, features: FeatureSet) {
         guard let first = packet.load(UInt64.self), let second = packet.load(UInt32.self, at: 8) else { return nil }
         self.first = first & ~0xff | first & UInt64(Flag.needsChecksum)

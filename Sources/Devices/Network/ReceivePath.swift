@@ -7,8 +7,8 @@ internal import Virtio
 
 /// From the TAP to the guest: frames are read straight into the buffers of the receive queue (virtio 1.2 §5.1.6.3).
 ///
-/// A frame stays in the TAP for as long as there is no buffer at all. One that turns out longer than the buffers there are
-/// has its end in the spill, private memory, until the driver adds more.
+/// A frame stays in the TAP for as long as there is no buffer at all. One that turns out longer than the buffers there
+/// are has its end in the spill, private memory, until the driver adds more.
 struct ReceivePath: ~Copyable {
     /// Why a run ended.
     enum Outcome {
@@ -28,7 +28,8 @@ struct ReceivePath: ~Copyable {
         var hasChecksum = false
         /// The longest frame to be expected, header included.
         var longestFrame: UInt64 = 0
-        /// The longest frame that the driver may be given unless it is one to be segmented, or has a VLAN tag; header included.
+        /// The longest frame that the driver may be given unless it is one to be segmented, or has a VLAN tag; header
+        /// included.
         var longestPlainFrame = Int.max
     }
 
@@ -115,8 +116,11 @@ struct ReceivePath: ~Copyable {
                 guard try complete(waiting, &queue, &budget) else { return budget > 0 ? .starved : .paused }
                 continue
             }
-            // One buffer is taken as it comes; of mergeable ones, as many as the longest frame may need, if they are there.
-            while mode.isMergeable ? window.byteCount < mode.longestFrame : window.isEmpty, window.makeRoom(for: Int(queue.size)) {
+            // One buffer is taken as it comes; of mergeable ones, as many as the longest frame may need, if they are
+            // there.
+            while mode.isMergeable ? window.byteCount < mode.longestFrame : window.isEmpty,
+                window.makeRoom(for: Int(queue.size))
+            {
                 guard budget > 0, try grow(&queue, &budget) else { break }
             }
             guard !window.isEmpty else { return budget > 0 ? .starved : .paused }
@@ -136,7 +140,8 @@ struct ReceivePath: ~Copyable {
     private func read() -> Int {
         // The spill is a mapping of spillSize bytes that lives as long as this value.
         guard headerSize == 0 else {
-            return unsafe window.read(from: tap, spill: UnsafeMutableRawBufferPointer(start: spill.start, count: Self.spillSize))
+            return unsafe window.read(
+                from: tap, spill: UnsafeMutableRawBufferPointer(start: spill.start, count: Self.spillSize))
         }
         let header = Int(PacketHeader.size)
         unsafe memset(spill.start, 0, header)
@@ -149,7 +154,9 @@ struct ReceivePath: ~Copyable {
         let inBuffers = headerSize == 0 ? 0 : Int(min(UInt64(count), window.byteCount))
         let spilled = count - inBuffers
         // A frame that fills the spill has lost its end.
-        guard count >= Int(PacketHeader.size), spilled < Self.spillSize - Int(PacketHeader.size) else { return tally.tooLong += 1 }
+        guard count >= Int(PacketHeader.size), spilled < Self.spillSize - Int(PacketHeader.size) else {
+            return tally.tooLong += 1
+        }
         if count > mode.longestPlainFrame, exceedsMTU(count, inBuffers) { return tally.aboveMTU += 1 }
         if spilled == 0 { return deliver(count, &queue) }
         pending = Pending(count: count, inBuffers: inBuffers)
@@ -162,7 +169,8 @@ struct ReceivePath: ~Copyable {
         func byte(_ offset: Int) -> UInt8 {
             // The spill holds the bytes that are not in the buffers.
             offset < inBuffers
-                ? window.buffers.load(at: UInt64(offset)) ?? 0 : unsafe spill.start.load(fromByteOffset: offset - inBuffers, as: UInt8.self)
+                ? window.buffers.load(at: UInt64(offset)) ?? 0
+                : unsafe spill.start.load(fromByteOffset: offset - inBuffers, as: UInt8.self)
         }
         guard PacketHeader.isWhole(segmentation: byte(PacketHeader.segmentationOffset)) else { return false }
         let type = Int(PacketHeader.size) + 12
@@ -172,7 +180,9 @@ struct ReceivePath: ~Copyable {
 
     /// Gets buffers for the rest of a frame and delivers it, or drops it if there never will be enough.
     /// - Returns: false when it goes on waiting.
-    private mutating func complete(_ frame: Pending, _ queue: inout Virtqueue, _ budget: inout Int) throws(VirtqueueError) -> Bool {
+    private mutating func complete(
+        _ frame: Pending, _ queue: inout Virtqueue, _ budget: inout Int
+    ) throws(VirtqueueError) -> Bool {
         while window.byteCount < UInt64(frame.count) {
             // One buffer must be enough unless they are merged; and more than the whole queue there cannot be.
             let canGrow = window.isEmpty || mode.isMergeable && window.chainCount < Int(queue.size)
@@ -209,7 +219,8 @@ struct ReceivePath: ~Copyable {
         tally.bytes += UInt64(count) - PacketHeader.size
     }
 
-    /// Reads and drops frames until the TAP has no more, at most as many as a TAP's queue usually holds a few times over.
+    /// Reads and drops frames until the TAP has no more, at most as many as a TAP's queue usually holds a few times
+    /// over.
     /// - Parameter counter: which figure they belong to.
     /// - Parameter withoutDriver: they are from before the driver; otherwise the link is down.
     func discard(withoutDriver: Bool) -> Outcome {
@@ -218,7 +229,11 @@ struct ReceivePath: ~Copyable {
         for _ in 0..<4096 {
             // Into the spill's own memory, as long as it is.
             let count = unsafe Glibc.read(tap, spill.start, Self.spillSize)
-            if count > 0 { dropped += 1 } else if count == 0 || errno != EINTR { return count < 0 && errno == EAGAIN ? .drained : .gone }
+            if count > 0 {
+                dropped += 1
+            } else if count == 0 || errno != EINTR {
+                return count < 0 && errno == EAGAIN ? .drained : .gone
+            }
         }
         return .paused
     }

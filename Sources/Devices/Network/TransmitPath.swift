@@ -5,8 +5,8 @@ internal import Glibc
 internal import Linux
 internal import Virtio
 
-/// From the guest to the TAP: each chain of the transmit queue is a header and a frame (virtio 1.2 §5.1.6.2), which goes
-/// to the TAP straight from guest RAM.
+/// From the guest to the TAP: each chain of the transmit queue is a header and a frame (virtio 1.2 §5.1.6.2), which
+/// goes to the TAP straight from guest RAM.
 struct TransmitPath: ~Copyable {
     /// Why a run ended.
     enum Outcome {
@@ -76,7 +76,9 @@ struct TransmitPath: ~Copyable {
         return outcome
     }
 
-    private mutating func move(_ queue: inout Virtqueue, _ budget: inout Int, isLinkUp: Bool) throws(VirtqueueError) -> Outcome {
+    private mutating func move(
+        _ queue: inout Virtqueue, _ budget: inout Int, isLinkUp: Bool
+    ) throws(VirtqueueError) -> Outcome {
         while budget > 0 {
             guard let chain = try queue.pop(into: pool[0], from: 1) else { return .drained }
             budget -= 1
@@ -128,8 +130,8 @@ struct TransmitPath: ~Copyable {
     /// Writes our copy of the header and the guest's frame in one call.
     private func write(_ header: inout PacketHeader, _ frame: IOVectors) -> Int {
         unsafe withUnsafeMutableBytes(of: &header) { bytes in
-            // The chain begins at entry 1 of the list, so there is an entry before the frame's first. The header's bytes are
-            // its first 12; the structure has padding behind them.
+            // The chain begins at entry 1 of the list, so there is an entry before the frame's first. The header's
+            // bytes are its first 12; the structure has padding behind them.
             let entries = unsafe frame.base - 1
             unsafe entries.pointee = iovec(iov_base: bytes.baseAddress, iov_len: Int(PacketHeader.size))
             return unsafe writev(tap, entries, Int32(frame.count + 1))
@@ -145,16 +147,21 @@ struct TransmitPath: ~Copyable {
         if tally.malformed > 0 {
             all.errors.add(tally.malformed)
             counters.sendMalformed.add(tally.malformed)
-            events.report(.lostFrames(NetworkCounters.Loss.sendMalformed), .warning, count: tally.malformed, "a malformed frame of the guest was dropped")
+            events.report(
+                .lostFrames(NetworkCounters.Loss.sendMalformed), .warning, count: tally.malformed,
+                "a malformed frame of the guest was dropped")
         }
         if tally.linkDown > 0 {
             counters.sendLinkDown.add(tally.linkDown)
-            events.report(.lostFrames(NetworkCounters.Loss.sendLinkDown), .info, count: tally.linkDown, "a frame of the guest was dropped: the link is down")
+            events.report(
+                .lostFrames(NetworkCounters.Loss.sendLinkDown), .info, count: tally.linkDown,
+                "a frame of the guest was dropped: the link is down")
         }
         if tally.noMemory > 0 {
             counters.sendNoMemory.add(tally.noMemory)
             events.report(
-                .lostFrames(NetworkCounters.Loss.sendNoMemory), .warning, count: tally.noMemory, "a frame of the guest was dropped: the host has no memory for it")
+                .lostFrames(NetworkCounters.Loss.sendNoMemory), .warning, count: tally.noMemory,
+                "a frame of the guest was dropped: the host has no memory for it")
         }
         tally = Tally()
     }

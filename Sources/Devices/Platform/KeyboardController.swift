@@ -3,11 +3,13 @@
 internal import Linux
 internal import Platform
 
-/// A keyboard controller (i8042) without a keyboard, at ``Ports/keyboardData`` and ``Ports/keyboardCommand``: it resets the machine, and answers a driver's
-/// first questions so that it does not wait for the answers' time-outs.
+/// A keyboard controller (i8042) without a keyboard, at ``Ports/keyboardData`` and ``Ports/keyboardCommand``: it resets
+/// the machine, and answers a driver's first questions so that it does not wait for the answers' time-outs.
 public final class KeyboardController: ByteWideDevice {
     private enum Port { static let data: UInt16 = 0, command = Ports.keyboardCommand - Ports.keyboardData }
-    private enum Status { static let outputFull: UInt8 = 1 << 0, systemFlag: UInt8 = 1 << 2, lastWasCommand: UInt8 = 1 << 3 }
+    private enum Status {
+        static let outputFull: UInt8 = 1 << 0, systemFlag: UInt8 = 1 << 2, lastWasCommand: UInt8 = 1 << 3
+    }
 
     private let state = Guarded(KeyboardState())
     private let request: @Sendable (MachineRequest) -> Void
@@ -68,9 +70,9 @@ private struct KeyboardState {
         case 0xae: commandByte &= ~0x10
         // The output port: reset line high, A20 on.
         case 0xd0: output = 0x03
-        case 0x60, 0xd1 ... 0xd4: command = value
+        case 0x60, 0xd1...0xd4: command = value
         // Pulses the output port's lines whose bits are 0; line 0 is the reset.
-        case 0xf0 ... 0xff: return value & 1 == 0
+        case 0xf0...0xff: return value & 1 == 0
         default: break
         }
         return false

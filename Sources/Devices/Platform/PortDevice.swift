@@ -2,8 +2,8 @@
 
 /// A device behind a few I/O ports. Its methods are called by vCPU threads, by several at once; none of them waits.
 ///
-/// `offset` counts from the device's first port. Its bus passes only offsets that belong to it, but an access may be wider
-/// than what is left of the range: a width that the device lacks is the guest's mistake, never an error here.
+/// `offset` counts from the device's first port. Its bus passes only offsets that belong to it, but an access may be
+/// wider than what is left of the range: a width that the device lacks is the guest's mistake, never an error here.
 public protocol PortDevice: AnyObject, Sendable {
     /// The value of an access of `size` bytes (1, 2 or 4).
     func read(_ offset: UInt16, size: Int) -> UInt32
@@ -25,7 +25,7 @@ extension PortDevice {
         guard size == 1 || size == 2 || size == 4 else { return }
         for position in stride(from: 0, through: string.count - size, by: size) {
             var value: UInt32 = 0
-            for index in 0 ..< size {
+            for index in 0..<size {
                 value |= UInt32(string[position + index]) << UInt32(8 * index)
             }
             write(offset, size: size, value: value)
@@ -42,14 +42,14 @@ protocol ByteWideDevice: PortDevice {
 extension ByteWideDevice {
     public func read(_ offset: UInt16, size: Int) -> UInt32 {
         var value: UInt32 = 0
-        for index in 0 ..< UInt16(clamping: min(size, 4)) {
+        for index in 0..<UInt16(clamping: min(size, 4)) {
             value |= UInt32(readByte(offset &+ index)) << (8 * UInt32(index))
         }
         return value
     }
 
     public func write(_ offset: UInt16, size: Int, value: UInt32) {
-        for index in 0 ..< UInt16(clamping: min(size, 4)) {
+        for index in 0..<UInt16(clamping: min(size, 4)) {
             writeByte(offset &+ index, UInt8(truncatingIfNeeded: value >> (8 * UInt32(index))))
         }
     }

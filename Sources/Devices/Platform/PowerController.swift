@@ -3,7 +3,8 @@
 internal import Platform
 internal import Synchronization
 
-/// Sleep control, sleep status and event register, from ``Ports/sleepControl`` on (docs/platform.md, "Ports"; ACPI 6.5 §4.8.3.7).
+/// Sleep control, sleep status and event register, from ``Ports/sleepControl`` on (docs/platform.md, "Ports"; ACPI 6.5
+/// §4.8.3.7).
 public final class PowerController: ByteWideDevice {
     /// Bits of the event register.
     public enum Event {

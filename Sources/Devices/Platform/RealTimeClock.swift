@@ -53,11 +53,12 @@ public final class RealTimeClock: ByteWideDevice {
     public init(memorySize: UInt64, now: @escaping @Sendable () -> Time = Time.now) {
         var ram = [UInt8](repeating: 0, count: 128)
         func store(_ value: UInt64, at register: Int, bytes: Int) {
-            for index in 0 ..< bytes { ram[register + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index)) }
+            for index in 0..<bytes { ram[register + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index)) }
         }
         let low = min(memorySize, PhysicalLayout.hole.lowerBound)
         store(640, at: 0x15, bytes: 2)
-        // KiB beyond the first MiB, 64 KiB units beyond 16 MiB and beyond 4 GiB: as QEMU's and Bochs's firmware reads them.
+        // KiB beyond the first MiB, 64 KiB units beyond 16 MiB and beyond 4 GiB: as QEMU's and Bochs's firmware reads
+        // them.
         let extended = min((low - min(low, 1 << 20)) >> 10, 0xffff)
         store(extended, at: 0x17, bytes: 2)
         store(extended, at: 0x30, bytes: 2)
@@ -89,8 +90,8 @@ public final class RealTimeClock: ByteWideDevice {
             }
             switch state.index {
             case Register.a:
-                // "Update in progress" is set 244 µs before the seconds change, so that what is read after a look at it fits
-                // together (MC146818 data sheet, "Update Cycle").
+                // "Update in progress" is set 244 µs before the seconds change, so that what is read after a look at it
+                // fits together (MC146818 data sheet, "Update Cycle").
                 let isUpdating = state.stopped == nil && now().nanoseconds >= 1_000_000_000 - 244_000
                 return state.ram[Register.a] | (isUpdating ? 0x80 : 0)
             case Register.c: return 0

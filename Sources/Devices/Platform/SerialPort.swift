@@ -4,9 +4,9 @@ internal import Linux
 
 /// A 16550A UART, the guest's console (National Semiconductor PC16550D data sheet).
 ///
-/// No byte is lost or overtakes another, in either direction. Output that the sink does not take waits in a ring; when that runs
-/// full the transmitter is "not empty" until the sink has taken some. Input beyond the receive FIFO stays with the caller, who is told
-/// when there is room. The line has no speed: what is written has been sent.
+/// No byte is lost or overtakes another, in either direction. Output that the sink does not take waits in a ring; when
+/// that runs full the transmitter is "not empty" until the sink has taken some. Input beyond the receive FIFO stays
+/// with the caller, who is told when there is room. The line has no speed: what is written has been sent.
 public final class SerialPort: ByteWideDevice {
     /// While this much of the ring is free the transmitter reports itself empty: at least what one `rep outsb` brings.
     static let guaranteedRoom = 4096
@@ -21,7 +21,8 @@ public final class SerialPort: ByteWideDevice {
     ///   - sink: takes the output.
     ///   - interrupt: raises the edge-triggered interrupt line (IRQ 4).
     ///   - onRoom: signals that ``receive(_:)`` accepts bytes again after it had refused some; called by a vCPU thread.
-    public init(sink: any SerialSink, interrupt: @escaping @Sendable () -> Void, onRoom: @escaping @Sendable () -> Void) {
+    public init(sink: any SerialSink, interrupt: @escaping @Sendable () -> Void, onRoom: @escaping @Sendable () -> Void)
+    {
         self.sink = sink
         self.interrupt = interrupt
         self.onRoom = onRoom

@@ -7,7 +7,8 @@ struct SerialState {
         static let modemControl: UInt16 = 4, lineStatus: UInt16 = 5, modemStatus: UInt16 = 6, scratch: UInt16 = 7
     }
     enum InterruptEnable {
-        static let received: UInt8 = 1 << 0, transmitterEmpty: UInt8 = 1 << 1, lineStatus: UInt8 = 1 << 2, modemStatus: UInt8 = 1 << 3
+        static let received: UInt8 = 1 << 0, transmitterEmpty: UInt8 = 1 << 1, lineStatus: UInt8 = 1 << 2,
+            modemStatus: UInt8 = 1 << 3
     }
     /// In the order of their priority (table 5).
     enum InterruptIdentity {
@@ -16,7 +17,8 @@ struct SerialState {
         static let fifosEnabled: UInt8 = 0xc0
     }
     enum LineStatus {
-        static let dataReady: UInt8 = 1 << 0, overrun: UInt8 = 1 << 1, holdingEmpty: UInt8 = 1 << 5, transmitterEmpty: UInt8 = 1 << 6
+        static let dataReady: UInt8 = 1 << 0, overrun: UInt8 = 1 << 1, holdingEmpty: UInt8 = 1 << 5,
+            transmitterEmpty: UInt8 = 1 << 6
     }
     enum ModemControl { static let loopback: UInt8 = 1 << 4 }
     private static let divisorLatch: UInt8 = 1 << 7
@@ -79,8 +81,12 @@ struct SerialState {
             // A line without speed has no pauses: what is there below the trigger level has timed out.
             return !fifosEnabled || received.count >= trigger ? InterruptIdentity.received : InterruptIdentity.timeout
         }
-        if interruptEnable & InterruptEnable.transmitterEmpty != 0, transmitterEmptyPending { return InterruptIdentity.transmitterEmpty }
-        if interruptEnable & InterruptEnable.modemStatus != 0, modemChanges != 0 { return InterruptIdentity.modemStatus }
+        if interruptEnable & InterruptEnable.transmitterEmpty != 0, transmitterEmptyPending {
+            return InterruptIdentity.transmitterEmpty
+        }
+        if interruptEnable & InterruptEnable.modemStatus != 0, modemChanges != 0 {
+            return InterruptIdentity.modemStatus
+        }
         return InterruptIdentity.none
     }
 
@@ -91,12 +97,12 @@ struct SerialState {
 
     mutating func transmit(_ bytes: Span<UInt8>, to sink: any SerialSink) {
         if isLoopback {
-            for index in 0 ..< bytes.count { loop(bytes[index]) }
+            for index in 0..<bytes.count { loop(bytes[index]) }
         } else {
             // What waits goes first.
             output.drain(to: sink)
             let direct = output.isEmpty ? min(max(sink.take(bytes), 0), bytes.count) : 0
-            for index in direct ..< bytes.count where !output.append(bytes[index]) { dropped += 1 }
+            for index in direct..<bytes.count where !output.append(bytes[index]) { dropped += 1 }
         }
         transmitterEmptyPending = isHoldingEmpty
         wasHoldingEmpty = isHoldingEmpty
@@ -118,7 +124,7 @@ struct SerialState {
     mutating func receive(_ bytes: Span<UInt8>) -> Int {
         let room = isLoopback || !isAttended ? 0 : receiveCapacity - received.count
         let taken = min(max(room, 0), bytes.count)
-        for index in 0 ..< taken { _ = received.append(bytes[index]) }
+        for index in 0..<taken { _ = received.append(bytes[index]) }
         if taken < bytes.count { refusedInput = true }
         return taken
     }
@@ -230,7 +236,7 @@ struct ByteQueue {
     mutating func drain(to sink: any SerialSink) {
         while count > 0 {
             let length = min(count, storage.count - start)
-            let taken = min(max(sink.take(storage.span.extracting(start ..< start + length)), 0), length)
+            let taken = min(max(sink.take(storage.span.extracting(start..<start + length)), 0), length)
             drop(taken)
             if taken < length { return }
         }
