@@ -9,8 +9,9 @@ internal import Virtio
 
 /// What answers at which addresses, of ports or of guest-physical memory.
 ///
-/// Changing the map makes another ``Table``. A vCPU's thread reads the table that it has, without a lock; whoever changes the map has each thread take
-/// the new one afterwards (``PausePoint/requestReload()``), and knows then that nobody uses what was removed.
+/// Changing the map makes another ``Table``. A vCPU's thread reads the table that it has, without a lock; whoever
+/// changes the map has each thread take the new one afterwards (``PausePoint/requestReload()``), and knows then that
+/// nobody uses what was removed.
 final class AddressMap<Target: Sendable>: Sendable {
     struct Entry: Sendable {
         let first: UInt64
@@ -48,7 +49,9 @@ final class AddressMap<Target: Sendable>: Sendable {
     func insert(_ entry: Entry) { current.withLock { $0 = Table($0.entries + [entry]) } }
 
     /// Removes what begins at an address.
-    func remove(at first: UInt64) { current.withLock { $0 = Table($0.entries.filter { entry in entry.first != first }) } }
+    func remove(at first: UInt64) {
+        current.withLock { $0 = Table($0.entries.filter { entry in entry.first != first }) }
+    }
 }
 
 /// What a vCPU's thread reads of both maps; none while it is stopped.
@@ -78,7 +81,9 @@ extension AddressMap<any PortDevice>.Entry {
 
 extension AddressMap<any PortDevice>.Table {
     /// What answers at a port, by its type's name, for tables; nil where nothing does.
-    func name(at port: UInt16) -> String? { index(of: UInt64(port)).map { String(describing: type(of: entries[$0].target)) } }
+    func name(at port: UInt16) -> String? {
+        index(of: UInt64(port)).map { String(describing: type(of: entries[$0].target)) }
+    }
 
     /// Answers one port instruction. Where no device is, reads are all ones and writes are ignored.
     func handle(_ access: PortAccess) {
@@ -88,7 +93,8 @@ extension AddressMap<any PortDevice>.Table {
             }
             return
         }
-        let device = entries[index].target, offset = UInt16(truncatingIfNeeded: UInt64(access.port) &- entries[index].first)
+        let device = entries[index].target,
+            offset = UInt16(truncatingIfNeeded: UInt64(access.port) &- entries[index].first)
         if !access.isWrite {
             for item in 0..<access.count { access[item] = device.read(offset, size: access.size) }
         } else if access.count == 1 {

@@ -8,11 +8,12 @@ internal import Linux
 internal import Platform
 internal import Virtio
 
-/// The virtual hardware between a power-on and the next reset: KVM's machine, vCPUs, interrupt lines, platform devices and the registers
-/// of the virtio devices.
+/// The virtual hardware between a power-on and the next reset: KVM's machine, vCPUs, interrupt lines, platform devices
+/// and the registers of the virtio devices.
 ///
-/// What a reset keeps is the ``Machine``'s and given to each board: RAM, the disks, TAPs and their threads, the serial port with its output on the
-/// way, the battery-backed clock. A reset makes a new board: nothing of the guest's can survive in what did not exist before.
+/// What a reset keeps is the ``Machine``'s and given to each board: RAM, the disks, TAPs and their threads, the serial
+/// port with its output on the way, the battery-backed clock. A reset makes a new board: nothing of the guest's can
+/// survive in what did not exist before.
 final class Board: Sendable {
     /// What outlives a board.
     final class Parts: Sendable {
@@ -35,8 +36,10 @@ final class Board: Sendable {
         let exits: [ExitCounter]
 
         init(
-            _ configuration: Configuration, system: consuming System, memory: GuestMemory, kernel: BootFile, initrd: BootFile?,
-            virtioDevices: [any VirtioDevice], serial: SerialPort, ending: Ending, debugger: DebugServer?, control: MachineControl
+            _ configuration: Configuration, system: consuming System, memory: GuestMemory, kernel: BootFile,
+            initrd: BootFile?,
+            virtioDevices: [any VirtioDevice], serial: SerialPort, ending: Ending, debugger: DebugServer?,
+            control: MachineControl
         ) {
             self.configuration = configuration
             self.system = system
@@ -74,7 +77,8 @@ final class Board: Sendable {
     let waitsForDebugger: Bool
 
     /// Makes the hardware and loads the kernel into RAM, which is all zero.
-    /// - Parameter waitsForDebugger: the vCPUs stop before their first instruction, where the machine has a debugger's address.
+    /// - Parameter waitsForDebugger: the vCPUs stop before their first instruction, where the machine has a debugger's
+    ///   address.
     init(_ parts: Parts, waitsForDebugger: Bool) throws(MachineError) {
         let (configuration, memory, ending) = (parts.configuration, parts.memory, parts.ending)
         let virtualMachine = try Machine.makeVirtualMachine(parts.system, memory)
@@ -89,26 +93,29 @@ final class Board: Sendable {
 
         let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }
         let power = PowerController(request: request, interrupt: { powerLine.pulse() })
-        let ports = AddressMap<any PortDevice>([
-            .init(Ports.serial, parts.serial),
-            .init(Ports.exit...Ports.exit, ExitDevice(request: request)),
-            .init(Ports.sleepControl...Ports.powerEvents, power),
-            .init(Ports.timer, TimerPorts(timer, first: Ports.timer.lowerBound)),
-            // Between the keyboard controller's ports: before them.
-            .init(Ports.systemControl...Ports.systemControl, TimerPorts(timer, first: Ports.systemControl)),
-            .init(Ports.keyboardData...Ports.keyboardCommand, KeyboardController(request: request)),
-            .init(Ports.clock, parts.clock),
-            .init(Ports.postCode...Ports.postCode, PostCodePort()),
-        ] + (root.map { [$0.portEntry] } ?? []))
+        let ports = AddressMap<any PortDevice>(
+            [
+                .init(Ports.serial, parts.serial),
+                .init(Ports.exit...Ports.exit, ExitDevice(request: request)),
+                .init(Ports.sleepControl...Ports.powerEvents, power),
+                .init(Ports.timer, TimerPorts(timer, first: Ports.timer.lowerBound)),
+                // Between the keyboard controller's ports: before them.
+                .init(Ports.systemControl...Ports.systemControl, TimerPorts(timer, first: Ports.systemControl)),
+                .init(Ports.keyboardData...Ports.keyboardCommand, KeyboardController(request: request)),
+                .init(Ports.clock, parts.clock),
+                .init(Ports.postCode...Ports.postCode, PostCodePort()),
+            ] + (root.map { [$0.portEntry] } ?? []))
 
-        let (state, kernel) = try Machine.load(parts.kernel, parts.initrd, configuration, memory, layout, registry, model)
+        let (state, kernel) = try Machine.load(
+            parts.kernel, parts.initrd, configuration, memory, layout, registry, model)
         var cpus: [CPUThread] = []
         for (index, id) in layout.localAPICIDs.enumerated() {
             let cpu = try Machine.kvm { () throws(KVMError) in
                 try virtualMachine.makeCPU(id: id, model, boot: id == 0 ? state : nil)
             }
             let pausePoint = try Machine.host("create an eventfd") { () throws(SystemCallError) in
-                try PausePoint(control: parts.control.attention, debugger: parts.debugger?.stopped, stopsFirst: waitsForDebugger)
+                try PausePoint(
+                    control: parts.control.attention, debugger: parts.debugger?.stopped, stopsFirst: waitsForDebugger)
             }
             cpus.append(
                 CPUThread(

@@ -5,7 +5,8 @@ internal import CLinux
 internal import KVM
 internal import Linux
 
-/// The CPUID leaves and MSRs that a guest's CPUs start with: what this host's KVM supports, made to fit the machine's topology.
+/// The CPUID leaves and MSRs that a guest's CPUs start with: what this host's KVM supports, made to fit the machine's
+/// topology.
 struct CPUModel {
     private let supported: [kvm_cpuid_entry2]
     private let layout: NodeLayout
@@ -28,10 +29,13 @@ struct CPUModel {
     ///   - frequency: of its time-stamp counter in kHz, if KVM told.
     func entries(id: UInt32, timeStampCounterFrequency frequency: Int?) -> [kvm_cpuid_entry2] {
         let cores = layout.cores(besides: id)
-        var entries = supported.filter { !Leaf.topology.contains($0.function) }.map { adjusted($0, id: id, cores: cores) }
+        var entries = supported.filter { !Leaf.topology.contains($0.function) }.map {
+            adjusted($0, id: id, cores: cores)
+        }
         entries += topology(id: id, cores: cores)
         if let frequency, !entries.contains(where: { $0.function == Leaf.timing }) {
-            // The leaf that VMware introduced: frequencies of the TSC and of the local APIC's timer in kHz. KVM's APIC ticks at 1 GHz.
+            // The leaf that VMware introduced: frequencies of the TSC and of the local APIC's timer in kHz. KVM's APIC
+            // ticks at 1 GHz.
             var timing = kvm_cpuid_entry2()
             timing.function = Leaf.timing
             timing.eax = UInt32(clamping: frequency)
@@ -52,9 +56,12 @@ struct CPUModel {
 
     /// What the processor is called, for the firmware's tables.
     var processor: SMBIOSDescription.Processor {
-        func registers(_ leaf: UInt32) -> kvm_cpuid_entry2 { supported.first { $0.function == leaf } ?? kvm_cpuid_entry2() }
+        func registers(_ leaf: UInt32) -> kvm_cpuid_entry2 {
+            supported.first { $0.function == leaf } ?? kvm_cpuid_entry2()
+        }
         func text(_ registers: [UInt32]) -> String {
-            let bytes = registers.flatMap { register in (0..<4).map { UInt8(truncatingIfNeeded: register >> (8 * $0)) } }
+            let bytes = registers.flatMap { register in (0..<4).map { UInt8(truncatingIfNeeded: register >> (8 * $0)) }
+            }
             let end = bytes.firstIndex(of: 0) ?? bytes.endIndex
             return String(decoding: bytes[..<end].drop { $0 == UInt8(ascii: " ") }, as: UTF8.self)
         }
@@ -114,7 +121,8 @@ struct CPUModel {
             // HTT: EBX 23:16 counts logical processors.
             if cores > 1 { entry.edx |= 1 << 28 } else { entry.edx &= ~(1 << 28) }
         case Leaf.caches:
-            // Each core has its first two levels to itself, the third is the socket's; the other fields stay the host's.
+            // Each core has its first two levels to itself, the third is the socket's; the other fields stay the
+            // host's.
             let level = entry.eax >> 5 & 7
             let sharing: UInt32 = level >= 3 ? (1 << coreBits) - 1 : 0
             entry.eax = entry.eax & 0x3fff | sharing << 14 | (entry.eax & 0x1f == 0 ? 0 : ((1 << coreBits) - 1) << 26)

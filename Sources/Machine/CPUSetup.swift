@@ -61,8 +61,8 @@ extension VirtualMachine {
 }
 
 extension VirtualCPU {
-    /// Local interrupts as firmware leaves them on the boot processor: the PIC on LINT0, NMI on LINT1 (virtual wire mode,
-    /// MultiProcessor Specification §3.6.2.2), so that a guest that knows only the PIC gets its interrupts.
+    /// Local interrupts as firmware leaves them on the boot processor: the PIC on LINT0, NMI on LINT1 (virtual wire
+    /// mode, MultiProcessor Specification §3.6.2.2), so that a guest that knows only the PIC gets its interrupts.
     fileprivate func connectLegacyInterrupts() throws(KVMError) {
         var apic = try localAPIC()
         unsafe withUnsafeMutableBytes(of: &apic) { registers in

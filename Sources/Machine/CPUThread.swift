@@ -28,7 +28,8 @@ final class Ending: Sendable {
         event.signal()
     }
 
-    /// Any thread may call it. The first reason counts, except that who ends a machine ends it also when the guest resets itself just now.
+    /// Any thread may call it. The first reason counts, except that who ends a machine ends it also when the guest
+    /// resets itself just now.
     func post(_ end: MachineEnd) {
         reason.withLock { reason in
             if reason.map({ $0.isReset && end.overridesReset }) ?? true { reason = end }
@@ -64,7 +65,8 @@ final class CPUThread: Sendable {
     private let thread = Guarded<Thread?>(nil)
 
     init(
-        _ cpu: consuming VirtualCPU, ports: AddressMap<any PortDevice>, mmio: AddressMap<any MMIODevice>, ram: GuestRAM, ending: Ending, pausePoint: PausePoint,
+        _ cpu: consuming VirtualCPU, ports: AddressMap<any PortDevice>, mmio: AddressMap<any MMIODevice>, ram: GuestRAM,
+        ending: Ending, pausePoint: PausePoint,
         exits: ExitCounter? = nil
     ) {
         self.cpu = cpu
@@ -86,8 +88,8 @@ final class CPUThread: Sendable {
         }
     }
 
-    /// Makes the thread leave the guest and look whether the machine ends, or a stop is requested. The flag is set before the signal is sent, so a
-    /// thread that is about to enter the kernel comes back too.
+    /// Makes the thread leave the guest and look whether the machine ends, or a stop is requested. The flag is set
+    /// before the signal is sent, so a thread that is about to enter the kernel comes back too.
     func kick() {
         cpu.immediateExit.request(true)
         thread.withLock { (thread: inout Thread?) in thread?.send(signal: Self.kickSignal) }
@@ -101,8 +103,8 @@ final class CPUThread: Sendable {
 
     private func run() {
         SignalSet([Self.kickSignal]).unblock()
-        // Whether the registers are complete: after an exit for I/O they are only when the next run has finished the instruction
-        // (api.rst, KVM_RUN), which a run that returns at once does too.
+        // Whether the registers are complete: after an exit for I/O they are only when the next run has finished the
+        // instruction (api.rst, KVM_RUN), which a run that returns at once does too.
         var isComplete = true
         var tables = currentTables
         while !ending.isStopping {
@@ -157,8 +159,8 @@ final class CPUThread: Sendable {
 
     private var currentTables: AddressTables { AddressTables(ports: ports.table, mmio: mmio.table) }
 
-    /// Takes a kick that has done its work. Whoever kicks from here on has said why before, and the loop looks again: the flag must
-    /// be cleared before that.
+    /// Takes a kick that has done its work. Whoever kicks from here on has said why before, and the loop looks again:
+    /// the flag must be cleared before that.
     private func takeKick() {
         cpu.immediateExit.request(false)
         atomicMemoryFence(ordering: .sequentiallyConsistent)
@@ -175,7 +177,8 @@ final class CPUThread: Sendable {
         case .systemEvent(type: UInt32(KVM_SYSTEM_EVENT_RESET)): return .reset
         case .systemEvent(type: UInt32(KVM_SYSTEM_EVENT_CRASH)): return unexpected("a crash that the guest reported")
         case .systemEvent(let type): return unexpected("KVM_EXIT_SYSTEM_EVENT of type \(type)")
-        case .internalError(let error): return .internalError(cpu: cpu.id, error, state: dump(instruction: error.instruction))
+        case .internalError(let error):
+            return .internalError(cpu: cpu.id, error, state: dump(instruction: error.instruction))
         case .failedEntry(let reason):
             return unexpected("KVM_EXIT_FAIL_ENTRY, hardware reason 0x\(String(reason, radix: 16))")
         case .unknown(let reason): return unexpected("KVM_EXIT_UNKNOWN, hardware reason 0x\(String(reason, radix: 16))")
@@ -211,9 +214,11 @@ final class CPUThread: Sendable {
             return String(repeating: "0", count: max(0, digits - text.count)) + text
         }
         let r = registers
-        // AMD-V leaves nothing of a vCPU that shut down: KVM gives it the values of a processor that was just switched on.
+        // AMD-V leaves nothing of a vCPU that shut down: KVM gives it the values of a processor that was just switched
+        // on.
         let isReset = r.rip == 0xfff0 && system.cs.base == 0xffff_0000
-        let note = isReset ? "  (KVM resets the vCPU after a triple fault on AMD-V: these are not the guest's values)\n" : ""
+        let note =
+            isReset ? "  (KVM resets the vCPU after a triple fault on AMD-V: these are not the guest's values)\n" : ""
         return note + """
               rip \(hex(r.rip)) rfl \(hex(r.rflags)) cs  \(hex(UInt64(system.cs.selector), 4)) ss \(hex(UInt64(system.ss.selector), 4)) cpl \(system.ss.dpl)
               rax \(hex(r.rax)) rbx \(hex(r.rbx)) rcx \(hex(r.rcx)) rdx \(hex(r.rdx))

@@ -50,7 +50,8 @@ public struct Configuration: Sendable {
     var eventClock: (@Sendable () -> UInt64)?
 
     public init(
-        name: String = "swkvm", uuid: UUID? = nil, cpus: Int = 1, memory: Memory = Memory(size: 512 << 20), nodes: [Node] = [],
+        name: String = "swkvm", uuid: UUID? = nil, cpus: Int = 1, memory: Memory = Memory(size: 512 << 20),
+        nodes: [Node] = [],
         kernel: Kernel = .automatic, initrd: String? = nil,
         commandLine: String = "", disks: [Disk] = [], networks: [Network] = [], entropy: Entropy? = nil,
         console: ConsoleKind = .none
@@ -79,7 +80,9 @@ public struct Configuration: Sendable {
         /// Indicates whether all pages are touched before the guest starts.
         public var isPreallocated: Bool
 
-        public init(size: UInt64, backing: MemoryBacking = .anonymous, isShared: Bool = false, isPreallocated: Bool = false) {
+        public init(
+            size: UInt64, backing: MemoryBacking = .anonymous, isShared: Bool = false, isPreallocated: Bool = false
+        ) {
             self.size = size
             self.backing = backing
             self.isShared = isShared
@@ -110,7 +113,8 @@ public struct Configuration: Sendable {
     public struct Node: Sendable, Equatable {
         /// Numbers of its CPUs.
         public var cpus: [Int]
-        /// Bytes of its memory, a multiple of the page size. Nodes have theirs behind each other in the order of addresses.
+        /// Bytes of its memory, a multiple of the page size. Nodes have theirs behind each other in the order of
+        /// addresses.
         public var memory: UInt64
         /// The NUMA policy of the node's memory on the host; nil: the kernel's default.
         public var policy: MemoryPolicy?
@@ -189,7 +193,9 @@ public struct Configuration: Sendable {
         /// Virtqueues, each with a thread, at least 1.
         public var queues: Int
 
-        public init(path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil, queues: Int = 1) {
+        public init(
+            path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil, queues: Int = 1
+        ) {
             self.path = path
             self.options = options
             self.serial = serial
@@ -200,8 +206,8 @@ public struct Configuration: Sendable {
     /// A network interface.
     public struct Network: Sendable {
         public var backend: NetworkBackend
-        /// nil: derived from the host's machine-id, the machine's name and the TAP's, so it stays the same from run to run
-        /// (``HostIdentity``).
+        /// nil: derived from the host's machine-id, the machine's name and the TAP's, so it stays the same from run to
+        /// run (``HostIdentity``).
         public var mac: MACAddress?
         /// Indicates whether the guest may leave checksums and segmentation to the host; nil: decided by what is behind
         /// the interface.
@@ -239,7 +245,8 @@ public struct Configuration: Sendable {
         public var description: String {
             switch self {
             case .sameTAP(let name): "two network interfaces use the TAP \(name): give each a TAP of its own"
-            case .sameDescriptor(let number): "two network interfaces use the descriptor \(number): give each one of its own"
+            case .sameDescriptor(let number):
+                "two network interfaces use the descriptor \(number): give each one of its own"
             case .sameAddress(let address):
                 "two network interfaces have the MAC address \(address): give each one of its own with mac="
             }

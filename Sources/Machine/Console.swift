@@ -19,7 +19,8 @@ struct Console {
     private let createdPath: String?
 
     private init(
-        output: consuming FileDescriptor? = nil, mayBlock: Bool = false, input: consuming FileDescriptor? = nil, listener: Listener? = nil,
+        output: consuming FileDescriptor? = nil, mayBlock: Bool = false, input: consuming FileDescriptor? = nil,
+        listener: Listener? = nil,
         announcement: String? = nil, createdPath: String? = nil
     ) throws(SystemCallError) {
         self.createdPath = createdPath
@@ -36,15 +37,18 @@ struct Console {
             case .none: return try Console()
             case .stdio: return try openStandard()
             case .file(let path):
-                // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop; a regular file does not heed it.
+                // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop; a regular file does
+                // not heed it.
                 let flags = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY
                 let created = try? FileDescriptor.open(path, flags | O_EXCL, mode: 0o600)
                 let isCreated = created != nil
                 let file = if let created { created } else { try FileDescriptor.open(path, flags, mode: 0o600) }
                 let kind = FileDescriptor.kind(of: file.rawValue) ?? 0
-                return try Console(output: file, mayBlock: kind != S_IFIFO && kind != S_IFCHR, createdPath: isCreated ? path : nil)
+                return try Console(
+                    output: file, mayBlock: kind != S_IFIFO && kind != S_IFCHR, createdPath: isCreated ? path : nil)
             case .pty: return try openPseudoTerminal()
-            case .unix(let path): return try Console(listener: Listener(path: path), announcement: "the console is the socket \(path)")
+            case .unix(let path):
+                return try Console(listener: Listener(path: path), announcement: "the console is the socket \(path)")
             }
         } catch { throw .console(kind, error) }
     }
@@ -63,13 +67,15 @@ struct Console {
         return try Console(output: duplicate(STDOUT_FILENO), mayBlock: !isSocket, input: input)
     }
 
-    /// A non-blocking descriptor of its own for a standard stream: the stream's own open file is shared with the shell, whose
-    /// reads and writes would change with it. nil where there is none.
+    /// A non-blocking descriptor of its own for a standard stream: the stream's own open file is shared with the shell,
+    /// whose reads and writes would change with it. nil where there is none.
     private static func openAnew(_ number: Int32, _ mode: Int32) -> FileDescriptor? {
         guard let kind = FileDescriptor.kind(of: number) else { return nil }
-        // Opening anew works for terminals and pipes, unless another user made them. A regular file would lose its position and a socket
-        // cannot be opened: those are duplicated.
-        if kind == S_IFCHR || kind == S_IFIFO, let own = try? FileDescriptor.open("/proc/self/fd/\(number)", mode | O_NONBLOCK | O_NOCTTY) {
+        // Opening anew works for terminals and pipes, unless another user made them. A regular file would lose its
+        // position and a socket cannot be opened: those are duplicated.
+        if kind == S_IFCHR || kind == S_IFIFO,
+            let own = try? FileDescriptor.open("/proc/self/fd/\(number)", mode | O_NONBLOCK | O_NOCTTY)
+        {
             return own
         }
         // A terminal that belongs to another user, as after `su`, can be opened as the controlling terminal that it is.
@@ -88,8 +94,8 @@ struct Console {
         try master.ioctl(CLINUX_TIOCGPTN, &number, named: "TIOCGPTN")
         let path = "/dev/pts/\(number)"
         do {
-            // What the guest sends is for the client to see, not for the terminal to echo back. Opened and closed: from now on the
-            // kernel tells (POLLHUP) when no client has it open.
+            // What the guest sends is for the client to see, not for the terminal to echo back. Opened and closed: from
+            // now on the kernel tells (POLLHUP) when no client has it open.
             let client = try FileDescriptor.open(path, O_RDWR | O_NOCTTY)
             var mode = termios()
             if unsafe tcgetattr(client.rawValue, &mode) == 0 {
@@ -97,6 +103,7 @@ struct Console {
                 unsafe tcsetattr(client.rawValue, TCSANOW, &mode)
             }
         }
-        return try Console(output: master.duplicate(), input: master, announcement: "the console is the terminal \(path)")
+        return try Console(
+            output: master.duplicate(), input: master, announcement: "the console is the terminal \(path)")
     }
 }

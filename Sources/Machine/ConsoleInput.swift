@@ -36,7 +36,9 @@ final class ConsoleInput: Sendable {
         var failure: Int32 = 0
         let bytes = unsafe [UInt8](unsafeUninitializedCapacity: 256) { buffer, count in
             // The call writes at most the buffer's size, and tells how much that was.
-            do throws(SystemCallError) { count = unsafe try descriptor.read(into: UnsafeMutableRawBufferPointer(buffer)) } catch {
+            do throws(SystemCallError) {
+                count = unsafe try descriptor.read(into: UnsafeMutableRawBufferPointer(buffer))
+            } catch {
                 failure = error.errno
                 count = 0
             }

@@ -8,7 +8,8 @@ internal import Linux
 ///
 /// With nobody connected the output is dropped, as a serial line would do.
 final class ConsoleOutput: SerialSink {
-    /// Signalled after a byte was refused: somebody is to flush the port, when ``rawValue`` is writable if there is one, at once otherwise.
+    /// Signalled after a byte was refused: somebody is to flush the port, when ``rawValue`` is writable if there is
+    /// one, at once otherwise.
     let attention: EventFD
 
     private enum Sink {

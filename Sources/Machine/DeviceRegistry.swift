@@ -69,9 +69,12 @@ final class DeviceRegistry: Sendable {
     /// The slot of a device, by its name.
     func slot(named name: String) -> VirtioSlot? { slots.first { $0.device.name == name } }
 
-    /// Connects a device in the first free place, on this board and those after it. vCPU threads find it when they take the map's new table.
+    /// Connects a device in the first free place, on this board and those after it. vCPU threads find it when they take
+    /// the map's new table.
     func attach(_ device: any VirtioDevice, _ machine: borrowing VirtualMachine) throws(MachineError) -> VirtioSlot {
-        guard let index = attached.firstFree else { throw .tooManyDevices(wanted: attached.count + 1, maximum: attached.count) }
+        guard let index = attached.firstFree else {
+            throw .tooManyDevices(wanted: attached.count + 1, maximum: attached.count)
+        }
         let slot = try VirtioSlot(device, index: index, memory, root)
         do throws(MachineError) { try slot.connect(to: machine) } catch {
             slot.disconnect(from: machine)

@@ -29,7 +29,9 @@ public enum Doctor {
         }
 
         public var description: String {
-            func padded(_ text: String, _ width: Int) -> String { text + String(repeating: " ", count: max(1, width - text.count)) }
+            func padded(_ text: String, _ width: Int) -> String {
+                text + String(repeating: " ", count: max(1, width - text.count))
+            }
             let line = padded(kind.rawValue, 9) + padded(subject, 15) + text
             return remedy.map { line + "\n" + String(repeating: " ", count: 24) + "fix: \($0.text)" } ?? line
         }
@@ -69,7 +71,8 @@ struct Examination {
 
     /// Writes to a file of the kernel's; the shell of an ordinary user would open it without `sudo`.
     func write(_ value: String, to path: String, advice: String? = nil) -> Doctor.Remedy {
-        Doctor.Remedy(commands: [isRoot ? "echo \(value) > \(path)" : "echo \(value) | sudo tee \(path)"], advice: advice)
+        Doctor.Remedy(
+            commands: [isRoot ? "echo \(value) > \(path)" : "echo \(value) | sudo tee \(path)"], advice: advice)
     }
 
     // MARK: KVM
@@ -77,9 +80,13 @@ struct Examination {
     func kvm(at path: String) -> [Doctor.Finding] {
         do throws(KVMError) {
             let system = try System(path: path)
-            var findings = [Doctor.Finding(.good, path, "available, API version 12, up to \(system.maximumCPUs) vCPUs per machine")]
+            var findings = [
+                Doctor.Finding(.good, path, "available, API version 12, up to \(system.maximumCPUs) vCPUs per machine")
+            ]
             for capability in Capability.required where system.check(capability) == 0 {
-                findings.append(Doctor.Finding(.missing, "KVM", "\(capability.name) is missing", fix: .advice("use a newer kernel")))
+                findings.append(
+                    Doctor.Finding(.missing, "KVM", "\(capability.name) is missing", fix: .advice("use a newer kernel"))
+                )
             }
             let absent = Capability.optional.filter { system.check($0) == 0 }.map(\.name)
             findings.append(
@@ -99,7 +106,8 @@ struct Examination {
     private func unavailable(_ path: String, _ error: SystemCallError) -> Doctor.Finding {
         switch error.errno {
         case ENOENT: Doctor.Finding(.missing, path, "does not exist; \(Processor().sentence)", fix: loading(path))
-        case EACCES, EPERM: Doctor.Finding(.missing, path, "cannot be opened by this user (\(error.reason))", fix: admission(to: path))
+        case EACCES, EPERM:
+            Doctor.Finding(.missing, path, "cannot be opened by this user (\(error.reason))", fix: admission(to: path))
         default: Doctor.Finding(.missing, path, "cannot be opened: \(error.reason)", fix: loading(path))
         }
     }
@@ -107,14 +115,21 @@ struct Examination {
     /// What brings the device about.
     private func loading(_ path: String) -> Doctor.Remedy {
         // "10:232\n": the kernel has the device, so it is this /dev that lacks it.
-        if let text = try? readFile("/sys/class/misc/kvm/dev", limit: 32), case let numbers = text.split(separator: UInt8(ascii: ":")), numbers.count == 2 {
+        if let text = try? readFile("/sys/class/misc/kvm/dev", limit: 32),
+            case let numbers = text.split(separator: UInt8(ascii: ":")), numbers.count == 2
+        {
             let number = numbers.map { String(decoding: $0.prefix { $0 > UInt8(ascii: " ") }, as: UTF8.self) }
-            return asRoot("mknod -m 666 \(path) c \(number[0]) \(number[1])", advice: "in a container: start it with --device \(path)")
+            return asRoot(
+                "mknod -m 666 \(path) c \(number[0]) \(number[1])",
+                advice: "in a container: start it with --device \(path)")
         }
         switch Processor().virtualization {
         case .intel?: return asRoot("modprobe kvm_intel")
         case .amd?: return asRoot("modprobe kvm_amd")
-        case nil: return .advice("enable virtualization in the firmware, or nested virtualization on the outer host, then run modprobe kvm_intel or kvm_amd")
+        case nil:
+            return .advice(
+                "enable virtualization in the firmware, or nested virtualization on the outer host, then run modprobe kvm_intel or kvm_amd"
+            )
         }
     }
 
@@ -122,7 +137,9 @@ struct Examination {
     private func admission(to path: String) -> Doctor.Remedy {
         let readAndWrite: mode_t = 0o060
         var status = stat()
-        if unsafe stat(path, &status) == 0, status.st_gid != 0, status.st_mode & readAndWrite == readAndWrite, let group = groupName(status.st_gid) {
+        if unsafe stat(path, &status) == 0, status.st_gid != 0, status.st_mode & readAndWrite == readAndWrite,
+            let group = groupName(status.st_gid)
+        {
             return asRoot("usermod -aG \(group) $USER", advice: "then log in again")
         }
         return asRoot("setfacl -m u:$USER:rw \(path)")
@@ -130,21 +147,28 @@ struct Examination {
 
     private func groupName(_ number: gid_t) -> String? {
         for line in ((try? readFile("/etc/group", limit: 1 << 20)) ?? []).split(separator: UInt8(ascii: "\n")) {
-            let fields = line.split(separator: UInt8(ascii: ":"), omittingEmptySubsequences: false).map { String(decoding: $0, as: UTF8.self) }
+            let fields = line.split(separator: UInt8(ascii: ":"), omittingEmptySubsequences: false).map {
+                String(decoding: $0, as: UTF8.self)
+            }
             if fields.count >= 3, fields[2] == "\(number)" { return fields[0] }
         }
         return nil
     }
 
-    /// What KVM's back-end is and does. The module's name and the CPU's flags are an explanation; how ring 0 runs was tried.
+    /// What KVM's back-end is and does. The module's name and the CPU's flags are an explanation; how ring 0 runs was
+    /// tried.
     private func backEnd(_ ringZero: RingZero?) -> Doctor.Finding {
-        let module = ["kvm_intel", "kvm_amd", "kvm_pvm"].first { unsafe access("/sys/module/\($0)", F_OK) == 0 } ?? "KVM, built into the kernel"
+        let module =
+            ["kvm_intel", "kvm_amd", "kvm_pvm"].first { unsafe access("/sys/module/\($0)", F_OK) == 0 }
+            ?? "KVM, built into the kernel"
         switch ringZero {
         case .interpreted?:
             return Doctor.Finding(
                 .limited, "back-end",
-                "\(module): guest ring 0 is emulated (about 0.6 µs per instruction), ring 3 runs natively; stock Linux kernels do not boot")
-        case .native?: return Doctor.Finding(.good, "back-end", "\(module); guest ring 0 runs natively; \(Processor().sentence)")
+                "\(module): guest ring 0 is emulated (about 0.6 µs per instruction), ring 3 runs natively; stock Linux kernels do not boot"
+            )
+        case .native?:
+            return Doctor.Finding(.good, "back-end", "\(module); guest ring 0 runs natively; \(Processor().sentence)")
         case nil: return Doctor.Finding(.limited, "back-end", "\(module); could not determine how guest ring 0 runs")
         }
     }
@@ -155,7 +179,8 @@ struct Examination {
         if unsafe access("/proc/self", F_OK) == 0 { return [] }
         return [
             Doctor.Finding(
-                .limited, "/proc", "not mounted: CPU and memory information is unavailable, and cache=none does not work",
+                .limited, "/proc",
+                "not mounted: CPU and memory information is unavailable, and cache=none does not work",
                 fix: asRoot("mount -t proc proc /proc"))
         ]
     }
@@ -169,19 +194,25 @@ struct Examination {
                 continue
             }
             let advice = "for 2 GiB of guest RAM"
-            let remedy = size == .twoMiB
+            let remedy =
+                size == .twoMiB
                 ? asRoot("sysctl vm.nr_hugepages=1024", advice: advice)
                 : write("2", to: "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", advice: advice)
             let isThere = pool.available > 0
             findings.append(
-                Doctor.Finding(isThere ? .good : .limited, name, "\(pool.available) free of \(pool.total)", fix: isThere ? nil : remedy))
+                Doctor.Finding(
+                    isThere ? .good : .limited, name, "\(pool.available) free of \(pool.total)",
+                    fix: isThere ? nil : remedy))
         }
         let path = "/sys/kernel/mm/transparent_hugepage/enabled"
         let setting = ((try? readFile(path, limit: 256)).map { String(decoding: $0, as: UTF8.self) } ?? "")
             .split(separator: "[").last?.split(separator: "]").first.map(String.init)
         switch setting {
-        case "always"?, "madvise"?: findings.append(Doctor.Finding(.good, "thp", "transparent huge pages: \(setting ?? "")"))
-        default: findings.append(Doctor.Finding(.limited, "thp", "transparent huge pages are off", fix: write("madvise", to: path)))
+        case "always"?, "madvise"?:
+            findings.append(Doctor.Finding(.good, "thp", "transparent huge pages: \(setting ?? "")"))
+        default:
+            findings.append(
+                Doctor.Finding(.limited, "thp", "transparent huge pages are off", fix: write("madvise", to: path)))
         }
         return findings
     }
@@ -191,7 +222,8 @@ struct Examination {
     private func uring() -> Doctor.Finding {
         if (try? IORing(entries: 4)) != nil { return Doctor.Finding(.good, "io_uring", "available; used by disks") }
         return Doctor.Finding(
-            .limited, "io_uring", "unavailable; disks use slower system calls", fix: asRoot("sysctl kernel.io_uring_disabled=0"))
+            .limited, "io_uring", "unavailable; disks use slower system calls",
+            fix: asRoot("sysctl kernel.io_uring_disabled=0"))
     }
 
     private func network() -> [Doctor.Finding] {
@@ -200,16 +232,20 @@ struct Examination {
             _ = try FileDescriptor.open(path, O_RDWR)
             return [Doctor.Finding(.good, path, "opens"), netAdmin()]
         } catch {
-            let remedy = switch error.errno {
-            case ENOENT, ENODEV, ENXIO: asRoot("modprobe tun", advice: "in a container: start it with --device \(path)")
-            default: asRoot("chmod 0666 \(path)", advice: "the default of most distributions")
-            }
+            let remedy =
+                switch error.errno {
+                case ENOENT, ENODEV, ENXIO:
+                    asRoot("modprobe tun", advice: "in a container: start it with --device \(path)")
+                default: asRoot("chmod 0666 \(path)", advice: "the default of most distributions")
+                }
             return [Doctor.Finding(.limited, path, "\(error.reason): no --net tap=", fix: remedy)]
         }
     }
 
     private func netAdmin() -> Doctor.Finding {
-        if clinux_has_capability(CAP_NET_ADMIN) != 0 { return Doctor.Finding(.good, "CAP_NET_ADMIN", "TAPs and bridges can be created") }
+        if clinux_has_capability(CAP_NET_ADMIN) != 0 {
+            return Doctor.Finding(.good, "CAP_NET_ADMIN", "TAPs and bridges can be created")
+        }
         return Doctor.Finding(
             .limited, "CAP_NET_ADMIN", "not held: swkvm can use an existing TAP of this user, but cannot create one",
             fix: asRoot("ip tuntap add swtap0 mode tap vnet_hdr user $USER"))
@@ -225,7 +261,9 @@ private struct Processor {
     init() {
         let lines = ((try? readFile("/proc/cpuinfo", limit: 4 << 20)) ?? []).split(separator: UInt8(ascii: "\n"))
         let flags = lines.first { $0.starts(with: "flags".utf8) }?.split(separator: UInt8(ascii: " ")) ?? []
-        virtualization = flags.contains { $0.elementsEqual("vmx".utf8) } ? .intel : flags.contains { $0.elementsEqual("svm".utf8) } ? .amd : nil
+        virtualization =
+            flags.contains { $0.elementsEqual("vmx".utf8) }
+            ? .intel : flags.contains { $0.elementsEqual("svm".utf8) } ? .amd : nil
     }
 
     var sentence: String {

@@ -19,7 +19,8 @@ struct EscapeKey {
     private static let prefix: UInt8 = 0x01
     private var isArmed = false
 
-    /// Splits input into keys for the guest and commands for swkvm, in their order. A Ctrl-A at the end waits for its second key.
+    /// Splits input into keys for the guest and commands for swkvm, in their order. A Ctrl-A at the end waits for its
+    /// second key.
     mutating func filter(_ keys: [UInt8]) -> [Action] {
         var actions: [Action] = []
         var passing: [UInt8] = []

@@ -9,13 +9,17 @@ internal import Linux
 /// What they ask of the machine goes to its ``MachineControl``.
 struct EventLoop: ~Copyable {
     private enum Token {
-        static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4, writable: UInt64 = 5
-        static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9, metrics: UInt64 = 10, answer: UInt64 = 11
+        static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4,
+            writable: UInt64 = 5
+        static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9,
+            metrics: UInt64 = 10, answer: UInt64 = 11
     }
 
-    /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job that runs no signal then.
+    /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job
+    /// that runs no signal then.
     private static let terminalPause = 250
-    /// Keys that are held for a guest that does not take them, in bytes; further ones are dropped. A text that is pasted fits.
+    /// Keys that are held for a guest that does not take them, in bytes; further ones are dropped. A text that is
+    /// pasted fits.
     private static let maximumKeys = 64 << 10
     /// Clients whose input the guest has not taken all of yet, of which all but the last have gone.
     private static let maximumInputs = 8
@@ -132,8 +136,8 @@ struct EventLoop: ~Copyable {
     }
 
     /// Gives what the guest has printed to whoever reads it.
-    /// - Parameter isPatient: waits until it is taken or a signal comes, as any writer to a pipe does; otherwise a second at most after
-    ///   the last byte taken: a machine must not outlive its guest because a client sleeps.
+    /// - Parameter isPatient: waits until it is taken or a signal comes, as any writer to a pipe does; otherwise a
+    ///   second at most after the last byte taken: a machine must not outlive its guest because a client sleeps.
     mutating func flushOutput(isPatient: Bool) {
         while true {
             console.output.attention.drain()
@@ -143,7 +147,9 @@ struct EventLoop: ~Copyable {
             if isTaken, pending == 0 { return }
             let number = console.output.rawValue
             var entries = [
-                pollfd(fd: number ?? console.output.attention.rawValue, events: Int16(number == nil ? POLLIN : POLLOUT), revents: 0),
+                pollfd(
+                    fd: number ?? console.output.attention.rawValue, events: Int16(number == nil ? POLLIN : POLLOUT),
+                    revents: 0),
                 pollfd(fd: signals.rawValue, events: Int16(POLLIN), revents: 0),
             ]
             // The array has two entries.
@@ -195,9 +201,15 @@ struct EventLoop: ~Copyable {
             if number == SIGHUP { isTerminalClosed = true }
             let limit = stopSeconds
             if let limit { stopTimer.start(milliseconds: limit * 1000) }
-            report("asked the guest to power off; a second signal ends the machine" + (limit.map { ", and so does a timeout of \($0) seconds" } ?? ""))
-            if control.isPaused { report("the machine is paused: the guest can power off only after it has been resumed") }
-            if machine.isStoppedByDebugger { report("the debugger has stopped the guest: it can power off only after the debugger has resumed it") }
+            report(
+                "asked the guest to power off; a second signal ends the machine"
+                    + (limit.map { ", and so does a timeout of \($0) seconds" } ?? ""))
+            if control.isPaused {
+                report("the machine is paused: the guest can power off only after it has been resumed")
+            }
+            if machine.isStoppedByDebugger {
+                report("the debugger has stopped the guest: it can power off only after the debugger has resumed it")
+            }
             // Refused where the guest has just ended or reset itself: then the session ends too.
             control.post(.powerButton)
         }
@@ -246,7 +258,8 @@ struct EventLoop: ~Copyable {
             if !pending.isEmpty {
                 let taken = machine.serial.receive(pending.span)
                 pending.removeFirst(taken)
-                // A terminal is read on: keys for swkvm must come through, also when the guest takes none of its own, as in a pause.
+                // A terminal is read on: keys for swkvm must come through, also when the guest takes none of its own,
+                // as in a pause.
                 if !pending.isEmpty, terminal?.isOurs != true { return }
             }
             if pending.isEmpty { hasDroppedKeys = false }
@@ -289,7 +302,9 @@ struct EventLoop: ~Copyable {
         pending += keys.prefix(room)
         guard keys.count > room, !hasDroppedKeys else { return }
         hasDroppedKeys = true
-        report("the guest has not read the last \(Self.maximumKeys >> 10) KiB of keys; further ones are dropped until it has")
+        report(
+            "the guest has not read the last \(Self.maximumKeys >> 10) KiB of keys; further ones are dropped until it has"
+        )
     }
 
     private func run(_ line: String, _ report: (String) -> Void) {
@@ -303,7 +318,8 @@ struct EventLoop: ~Copyable {
         } catch { report(error.description) }
     }
 
-    /// The first of the inputs is at its end. A socket's client that has only closed its sending side still gets output.
+    /// The first of the inputs is at its end. A socket's client that has only closed its sending side still gets
+    /// output.
     private mutating func endInput() {
         let input = inputs.removeFirst()
         isReadable = true
@@ -330,12 +346,14 @@ struct EventLoop: ~Copyable {
 
     private mutating func acceptClients(_ report: (String) -> Void) {
         while let next = console.listener?.accept() {
-            // One at a time: the stream of a second client is closed. One that has gone is none, also when what it has sent is still
-            // being taken by the guest.
+            // One at a time: the stream of a second client is closed. One that has gone is none, also when what it has
+            // sent is still being taken by the guest.
             if let client, !client.isGone { continue }
             guard inputs.count < Self.maximumInputs, let output = try? next.duplicate() else { continue }
             let input = ConsoleInput(next)
-            if let before = client, !inputs.contains(where: { $0 === before }) { epoll.remove(before.descriptor.rawValue) }
+            if let before = client, !inputs.contains(where: { $0 === before }) {
+                epoll.remove(before.descriptor.rawValue)
+            }
             client = input
             inputs.append(input)
             console.output.connect(output)

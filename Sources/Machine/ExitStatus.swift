@@ -51,7 +51,8 @@ extension MachineError {
         case .boot(let error): error.exitStatus
         case .disk(let error): error.exitStatus
         case .metrics(_, let error) where error.errno == ENOTSUP: ExitStatus.usage
-        case .console(.file, let error), .console(.unix, let error), .debugger(.unix, let error), .metrics(_, let error):
+        case .console(.file, let error), .console(.unix, let error), .debugger(.unix, let error),
+            .metrics(_, let error):
             error.isAboutName ? ExitStatus.noInput : ExitStatus.hostError
         default: ExitStatus.hostError
         }
@@ -90,8 +91,10 @@ extension BootError {
     fileprivate var exitStatus: Int32 {
         switch self {
         // What was asked of the kernel, or given to it, does not go together: a matter of the options.
-        case .commandLineTooLong, .commandLineHasNUL, .tablesTooLarge, .firmwareTablesTooLarge, .doesNotFit, .initrdDoesNotFit,
-            .decompressedTooLarge: ExitStatus.usage
+        case .commandLineTooLong, .commandLineHasNUL, .tablesTooLarge, .firmwareTablesTooLarge, .doesNotFit,
+            .initrdDoesNotFit,
+            .decompressedTooLarge:
+            ExitStatus.usage
         case .memory: ExitStatus.hostError
         default: ExitStatus.noInput
         }

@@ -8,23 +8,26 @@ public import Logging
 
 /// Runs one machine in the foreground: signals, console and terminal, from boot to boot, until the machine has ended.
 ///
-/// SIGINT, SIGTERM and SIGHUP ask the guest to power off, the second one ends the machine; those that were ignored at the start stay ignored.
-/// The terminal's mode is restored before ``run(_:log:report:)`` returns.
+/// SIGINT, SIGTERM and SIGHUP ask the guest to power off, the second one ends the machine; those that were ignored at
+/// the start stay ignored. The terminal's mode is restored before ``run(_:log:report:)`` returns.
 public enum ForegroundSession {
     /// Creates the machine of a configuration, runs it, and releases all of its resources.
     /// - Parameters:
     ///   - log: gets what happens inside.
-    ///   - report: gets lines for the user, without a newline; the terminal is in raw mode, if there is one. It must not wait.
-    ///   - progress: gets the bytes of memory that are filled before the guest starts, and those in all, from the threads that do it.
+    ///   - report: gets lines for the user, without a newline; the terminal is in raw mode, if there is one. It must
+    ///     not wait.
+    ///   - progress: gets the bytes of memory that are filled before the guest starts, and those in all, from the
+    ///     threads that do it.
     public static func run(
         _ configuration: Configuration, log: Logger, report: (String) -> Void,
         progress: (@Sendable (_ done: UInt64, _ total: UInt64) -> Void)? = nil
     ) throws(MachineError) -> MachineEnd {
-        // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client that has
-        // gone, or a file grown to its limit, is an error of write(2), not a signal.
+        // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client
+        // that has gone, or a file grown to its limit, is an error of write(2), not a signal.
         let stops = SignalSet([SIGINT, SIGTERM, SIGHUP].filter { !SignalSet.isIgnored($0) })
         let jobControl = SignalSet(
-            [SIGTSTP].filter { !SignalSet.isIgnored($0) } + [SIGCONT, SIGUSR2] + (configuration.metrics == nil ? [] : [SIGUSR1]))
+            [SIGTSTP].filter { !SignalSet.isIgnored($0) } + [SIGCONT, SIGUSR2]
+                + (configuration.metrics == nil ? [] : [SIGUSR1]))
         let errors = SignalSet([SIGPIPE, SIGXFSZ, SIGTTOU, SIGTTIN])
         let before = stops.block()
         jobControl.block()
@@ -36,14 +39,18 @@ public enum ForegroundSession {
             before.restore()
         }
         let metrics = try configuration.metrics.map { wanted throws(MachineError) in
-            do throws(SystemCallError) { return try MetricsReporter(wanted, log: log) } catch { throw .metrics(path: wanted.path, error) }
+            do throws(SystemCallError) { return try MetricsReporter(wanted, log: log) } catch {
+                throw .metrics(path: wanted.path, error)
+            }
         }
         let console = try Console.open(configuration.console)
         var hasStarted = false
         defer { if !hasStarted { console.withdraw() } }
         let machine: Machine
         do throws(MachineError) {
-            machine = try Machine(configuration, output: console.output, log: log, isInterrupted: { stops.pending() != nil }, progress: progress)
+            machine = try Machine(
+                configuration, output: console.output, log: log, isInterrupted: { stops.pending() != nil },
+                progress: progress)
         } catch {
             // There is no guest yet that could power off, and a cancellation is not an error.
             if let signal = stops.takePending() { return .signal(signal) }
@@ -52,7 +59,8 @@ public enum ForegroundSession {
         var loop: EventLoop
         do throws(SystemCallError) {
             loop = try EventLoop(
-                machine, console, signals: stops.union(jobControl).descriptor(), terminal: configuration.console == .stdio ? STDIN_FILENO : nil,
+                machine, console, signals: stops.union(jobControl).descriptor(),
+                terminal: configuration.console == .stdio ? STDIN_FILENO : nil,
                 metrics: metrics)
         } catch { throw .host(purpose: "wait for signals and the console", error) }
         if let announcement = loop.console.announcement { report(announcement) }
@@ -60,7 +68,9 @@ public enum ForegroundSession {
         loop.takeTerminal()
         if let note = configuration.bootNote { report(note) }
         // A kernel may print nothing for a long time, or nothing at all, and a raw terminal takes no Ctrl-C.
-        if loop.hasTerminal { report("\(machine.bootDescription) boots; Ctrl-A x ends the machine, Ctrl-A h shows help") }
+        if loop.hasTerminal {
+            report("\(machine.bootDescription) boots; Ctrl-A x ends the machine, Ctrl-A h shows help")
+        }
         try machine.start()
         hasStarted = true
         if let announcement = machine.debuggerAnnouncement { report(announcement) }
@@ -73,7 +83,9 @@ public enum ForegroundSession {
         loop.flushOutput(isPatient: configuration.console == .stdio && !end.isForced && !loop.wasAskedToPowerOff)
         loop.giveTerminalBack()
         if configuration.memory.backing == .transparent, let usage = machine.status.memory {
-            report("the guest's RAM had \(usage.transparentHuge >> 20) MiB in transparent huge pages, of \(usage.resident >> 20) MiB resident")
+            report(
+                "the guest's RAM had \(usage.transparentHuge >> 20) MiB in transparent huge pages, of \(usage.resident >> 20) MiB resident"
+            )
         }
         if let table = machine.exitReport { report(table) }
         return end
@@ -92,7 +104,9 @@ public enum ForegroundSession {
             if loop.wasAskedToPowerOff { return rebootedInstead(report) }
             if let details = end.sentence, case .tripleFault = end { report(details + "; it is reset") }
             do throws(MachineError) {
-                guard try machine.restart(isInterrupted: { stops.pending() != nil }) else { return machine.waitForEnd() }
+                guard try machine.restart(isInterrupted: { stops.pending() != nil }) else {
+                    return machine.waitForEnd()
+                }
             } catch .memory(.interrupted) {
                 _ = stops.takePending()
                 return rebootedInstead(report)

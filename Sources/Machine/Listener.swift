@@ -10,16 +10,17 @@ final class Listener: Sendable {
     /// The socket's file, and which one it is: another process may have put its own there since.
     private let file: (path: String, identity: FileIdentity)?
 
-    /// A UNIX socket, whose file only its owner can connect to. A socket that nobody listens at any more, left behind by a process that was
-    /// killed, gives way.
-    /// - Throws: `EADDRINUSE` when somebody listens at the path, `EEXIST` when it is no socket, `ENAMETOOLONG` when it has more than
-    ///   107 bytes.
+    /// A UNIX socket, whose file only its owner can connect to. A socket that nobody listens at any more, left behind
+    /// by a process that was killed, gives way.
+    /// - Throws: `EADDRINUSE` when somebody listens at the path, `EEXIST` when it is no socket, `ENAMETOOLONG` when it
+    ///   has more than 107 bytes.
     init(path: String) throws(SystemCallError) {
         let address = try Self.address(path)
         let descriptor = try Self.makeSocket(AF_UNIX)
         // The file is made with the socket's own mode, so nobody else can connect before it is changed.
         if fchmod(descriptor.rawValue, 0o600) < 0 { throw .last("fchmod") }
-        // One at a time looks whether a socket is stale and removes it: another one may have put its own there in between.
+        // One at a time looks whether a socket is stale and removes it: another one may have put its own there in
+        // between.
         let turn = Self.lockDirectory(of: path)
         do throws(SystemCallError) { try Self.bind(descriptor, to: address) } catch {
             guard error.errno == EADDRINUSE else { throw error }
@@ -49,7 +50,8 @@ final class Listener: Sendable {
         return address
     }
 
-    /// The directory of a path, locked as far as that is possible: who may not read it, or waits for a second, goes without.
+    /// The directory of a path, locked as far as that is possible: who may not read it, or waits for a second, goes
+    /// without.
     private static func lockDirectory(of path: String) -> FileDescriptor? {
         let end = path.utf8.lastIndex(of: UInt8(ascii: "/")).map { path.utf8.index(after: $0) } ?? path.utf8.startIndex
         let directory = end == path.utf8.startIndex ? "." : String(path[..<end])
@@ -65,15 +67,17 @@ final class Listener: Sendable {
     private static func removeStale(_ path: String, _ address: sockaddr_un) throws(SystemCallError) {
         guard let identity = FileIdentity(path) else { return }
         guard identity.isSocket else { throw SystemCallError("bind", errno: EEXIST) }
-        // Of the other kind: who listens is not visited by this, the kernel only says that the kinds differ (EPROTOTYPE). Where no socket has the
-        // file, it refuses.
+        // Of the other kind: who listens is not visited by this, the kernel only says that the kinds differ
+        // (EPROTOTYPE). Where no socket has the file, it refuses.
         let probe = try makeSocket(AF_UNIX, SOCK_DGRAM)
         let length = socklen_t(MemoryLayout<sockaddr_un>.size)
         // Every kind of socket address begins as `sockaddr` does.
         let answer = unsafe withUnsafePointer(to: address) {
             unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe connect(probe.rawValue, $0, length) }
         }
-        guard answer < 0, errno == ECONNREFUSED, FileIdentity(path) == identity else { throw SystemCallError("bind", errno: EADDRINUSE) }
+        guard answer < 0, errno == ECONNREFUSED, FileIdentity(path) == identity else {
+            throw SystemCallError("bind", errno: EADDRINUSE)
+        }
         if path.withRawCString({ unsafe unlink($0) }) < 0, errno != ENOENT { throw .last("unlink") }
     }
 
@@ -99,12 +103,16 @@ final class Listener: Sendable {
         var address = sockaddr_in()
         var length = socklen_t(MemoryLayout<sockaddr_in>.size)
         let result = unsafe withUnsafeMutablePointer(to: &address) {
-            unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe getsockname(descriptor.rawValue, $0, &length) }
+            unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                unsafe getsockname(descriptor.rawValue, $0, &length)
+            }
         }
         return result == 0 ? UInt16(bigEndian: address.sin_port) : nil
     }
 
-    private static func makeSocket(_ family: Int32, _ type: __socket_type = SOCK_STREAM) throws(SystemCallError) -> FileDescriptor {
+    private static func makeSocket(
+        _ family: Int32, _ type: __socket_type = SOCK_STREAM
+    ) throws(SystemCallError) -> FileDescriptor {
         let number = socket(family, Int32(type.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
         guard number >= 0 else { throw .last("socket") }
         return FileDescriptor(owning: number)
@@ -114,7 +122,9 @@ final class Listener: Sendable {
         let length = socklen_t(MemoryLayout<Address>.size)
         // Every kind of socket address begins as `sockaddr` does.
         let bound = unsafe withUnsafePointer(to: address) {
-            unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe CLinux.bind(socket.rawValue, $0, length) }
+            unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                unsafe CLinux.bind(socket.rawValue, $0, length)
+            }
         }
         guard bound == 0 else { throw .last("bind") }
     }

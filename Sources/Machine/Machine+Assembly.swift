@@ -17,12 +17,16 @@ extension Machine {
         let wanted = configuration.memory
         do throws(GuestMemoryError) {
             // Huge pages are counted by another controller.
-            if wanted.isPreallocated, wanted.backing.pageSize == 4096 { try GuestMemory.checkControlGroup(size: wanted.size) }
+            if wanted.isPreallocated, wanted.backing.pageSize == 4096 {
+                try GuestMemory.checkControlGroup(size: wanted.size)
+            }
             let memory = try GuestMemory(size: wanted.size, backing: wanted.backing, shared: wanted.isShared)
             var offset: UInt64 = 0
             for node in configuration.nodes {
                 if let policy = node.policy {
-                    try memory.place(offset: offset, count: node.memory, by: policy, isInterrupted: isInterrupted, progress: progress)
+                    try memory.place(
+                        offset: offset, count: node.memory, by: policy, isInterrupted: isInterrupted, progress: progress
+                    )
                 }
                 offset &+= node.memory
             }
@@ -43,17 +47,20 @@ extension Machine {
         } catch { throw .kvm(error) }
     }
 
-    static func makeVirtualMachine(_ system: borrowing System, _ memory: GuestMemory) throws(MachineError) -> VirtualMachine {
+    static func makeVirtualMachine(
+        _ system: borrowing System, _ memory: GuestMemory
+    ) throws(MachineError) -> VirtualMachine {
         do throws(KVMError) {
             let machine = try system.createVirtualMachine()
             try machine.setTSSAddress(UInt32(PhysicalLayout.taskStateSegment))
             try machine.setIdentityMapAddress(PhysicalLayout.identityMap)
             for (slot, region) in memory.regions.enumerated() {
                 // The memory outlives the machine: ``Machine`` holds both until its end.
-                try unsafe machine.setMemory(slot: UInt32(slot), at: region.start.rawValue, size: region.size, host: region.host)
+                try unsafe machine.setMemory(
+                    slot: UInt32(slot), at: region.start.rawValue, size: region.size, host: region.host)
             }
-            // After the memory: the kernel retires the bus of each controller's predecessor in the background, and a change of
-            // memory would have to wait for that, some milliseconds.
+            // After the memory: the kernel retires the bus of each controller's predecessor in the background, and a
+            // change of memory would have to wait for that, some milliseconds.
             try machine.createInterruptControllers()
             return machine
         } catch { throw .kvm(error) }
@@ -65,7 +72,8 @@ extension Machine {
         case .automatic, .bundled:
             // The bytes are constants of this binary.
             return unsafe BootFile(
-                name: "the bundled guest", memory: UnsafeRawBufferPointer(start: bundled_guest_start(), count: bundled_guest_size()))
+                name: "the bundled guest",
+                memory: UnsafeRawBufferPointer(start: bundled_guest_start(), count: bundled_guest_size()))
         case .file(let path): return try open(path)
         }
     }
@@ -79,7 +87,8 @@ extension Machine {
     /// Says that a stock Linux will hardly boot, where that is so.
     static func warnOfInterpretedRingZero(_ kernel: String, _ system: borrowing System, log: Logger) {
         guard RingZero.found(on: system) == .interpreted else { return }
-        log.warning("""
+        log.warning(
+            """
             KVM on this host emulates guest ring 0 in software and does not support all instructions that a stock Linux kernel uses \
             (tested: cmpxchg16b). \(kernel) is unlikely to boot: it runs for a while, prints nothing, and ends in a KVM internal error. \
             It needs a host with VT-x or AMD-V; run `swkvm doctor` for details
@@ -91,14 +100,16 @@ extension Machine {
     }
 
     static func load(
-        _ file: BootFile, _ initrd: BootFile?, _ configuration: Configuration, _ memory: GuestMemory, _ layout: NodeLayout,
+        _ file: BootFile, _ initrd: BootFile?, _ configuration: Configuration, _ memory: GuestMemory,
+        _ layout: NodeLayout,
         _ registry: DeviceRegistry, _ model: CPUModel
     ) throws(MachineError) -> (state: BootState, kernel: KernelImage) {
         let slots = registry.slots.compactMap(\.mmio)
         let kernel: KernelImage
         do throws(BootError) { kernel = try KernelImage(file, memorySize: memory.size) } catch { throw .boot(error) }
         var words = KernelCommandLine(configuration.commandLine)
-        // Only in one of the two places: Linux claims what it finds in the second once more, and complains of each device.
+        // Only in one of the two places: Linux claims what it finds in the second once more, and complains of each
+        // device.
         let discovery = configuration.discovery ?? (kernel.isLinux && words.turnsACPIOff ? .commandLine : .acpi)
         if !configuration.isCommandLineRaw {
             if kernel.isLinux, configuration.console != .none { words.addConsole() }
@@ -110,10 +121,13 @@ extension Machine {
             machine.pci = registry.root?.description
             let loader = try KernelLoader(
                 kernel, initrd: initrd, commandLine: words, tables: ACPITables(machine),
-                identity: SMBIOSTables(SMBIOSDescription(
-                    name: configuration.name, uuid: configuration.uuid?.bytes ?? [], sockets: layout.sockets, processor: model.processor,
-                    memory: memory.regions.map { $0.start.rawValue..<$0.end.rawValue })),
-                processors: MPTable(localAPICIDs: layout.localAPICIDs), reserved: machine.pci.map { [$0.reserved] } ?? [])
+                identity: SMBIOSTables(
+                    SMBIOSDescription(
+                        name: configuration.name, uuid: configuration.uuid?.bytes ?? [], sockets: layout.sockets,
+                        processor: model.processor,
+                        memory: memory.regions.map { $0.start.rawValue..<$0.end.rawValue })),
+                processors: MPTable(localAPICIDs: layout.localAPICIDs),
+                reserved: machine.pci.map { [$0.reserved] } ?? [])
             return (try loader.load(into: memory, isFresh: true), kernel)
         } catch { throw .boot(error) }
     }
@@ -129,7 +143,9 @@ extension Machine {
         do throws(KVMError) { return try body() } catch { throw .kvm(error) }
     }
 
-    static func host<Result>(_ purpose: String, _ body: () throws(SystemCallError) -> Result) throws(MachineError) -> Result {
+    static func host<Result>(
+        _ purpose: String, _ body: () throws(SystemCallError) -> Result
+    ) throws(MachineError) -> Result {
         do throws(SystemCallError) { return try body() } catch { throw .host(purpose: purpose, error) }
     }
 }

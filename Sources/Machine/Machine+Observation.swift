@@ -19,7 +19,8 @@ extension Machine {
     /// Indicates whether a vCPU is stopped for the debugger.
     var isStoppedByDebugger: Bool { board.cpus.contains { $0.pausePoint.isRequested(for: .debugger) } }
 
-    /// Lets debuggers in. What its thread gets has no reference to the machine, which would otherwise live as long as the thread does.
+    /// Lets debuggers in. What its thread gets has no reference to the machine, which would otherwise live as long as
+    /// the thread does.
     func startDebugger(_ board: Board) throws(MachineError) {
         guard let debugger else { return }
         let monitor = DebugMonitor(
@@ -42,12 +43,15 @@ extension Machine {
     /// Prints the exits to user space so far.
     private var makeExitTable: @Sendable () -> String {
         { [parts, board] in
-            ExitReport(tables: parts.exits.map(\.table), device: { ExitReport.device(at: $0, board.ports.table, board.registry.map.table) }).userSpace + "\n"
+            ExitReport(
+                tables: parts.exits.map(\.table),
+                device: { ExitReport.device(at: $0, board.ports.table, board.registry.map.table) }
+            ).userSpace + "\n"
         }
     }
 
-    /// The exits to user space, and what KVM has counted besides since the last reset, in two tables; nil unless the configuration
-    /// asked for it. At any time.
+    /// The exits to user space, and what KVM has counted besides since the last reset, in two tables; nil unless the
+    /// configuration asked for it. At any time.
     public var exitReport: String? {
         guard configuration.countsExits else { return nil }
         return makeExitTable() + "\n" + kernelReport

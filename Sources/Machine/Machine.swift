@@ -12,8 +12,9 @@ public import Logging
 /// A virtual machine: everything that a ``Configuration`` asks for, owned by one object.
 ///
 /// It is created in full or not at all: an initializer that throws has released everything. ``start()`` starts the
-/// vCPUs, ``endDescriptor`` becomes readable when the guest has ended, reset itself or was ended, ``waitForEnd()`` joins all threads, and
-/// ``restart(isInterrupted:)`` boots the guest anew. What the machine owns on the host (TAPs, locks, memory) goes with the object.
+/// vCPUs, ``endDescriptor`` becomes readable when the guest has ended, reset itself or was ended, ``waitForEnd()``
+/// joins all threads, and ``restart(isInterrupted:)`` boots the guest anew. What the machine owns on the host (TAPs,
+/// locks, memory) goes with the object.
 public final class Machine: Sendable {
     /// The description of the kernel, for the first message.
     public let bootDescription: String
@@ -39,20 +40,26 @@ public final class Machine: Sendable {
     /// - Parameters:
     ///   - output: takes what the guest writes to its serial port; called by vCPU threads, must not wait.
     ///   - log: gets what happens inside.
-    ///   - isInterrupted: asked several times a second in steps that may take long: memory is filled with pages, by threads of its own; a disk's key
-    ///     or server is waited for, or a key computed. It returns whether to cancel, which throws an error of that step.
+    ///   - isInterrupted: asked several times a second in steps that may take long: memory is filled with pages, by
+    ///     threads of its own; a disk's key or server is waited for, or a key computed. It returns whether to cancel,
+    ///     which throws an error of that step.
     ///   - progress: gets the bytes of memory that are filled and those in all, from the same threads.
     public init(
-        _ configuration: Configuration, output: any SerialSink, log: Logger, isInterrupted: @escaping @Sendable () -> Bool = { false },
+        _ configuration: Configuration, output: any SerialSink, log: Logger,
+        isInterrupted: @escaping @Sendable () -> Bool = { false },
         progress: (@Sendable (_ done: UInt64, _ total: UInt64) -> Void)? = nil
     ) throws(MachineError) {
         guard configuration.cpus > 0 else { throw .noCPUs(configuration.cpus) }
-        try VirtioSlot.checkCount(configuration.disks.count + configuration.networks.count + (configuration.entropy == nil ? 0 : 1), configuration.bus)
+        try VirtioSlot.checkCount(
+            configuration.disks.count + configuration.networks.count + (configuration.entropy == nil ? 0 : 1),
+            configuration.bus)
         try NodeLayout.check(configuration)
 
         // Memory first: it is what is most often missing, and nothing on the host has been touched before it.
         let memory = try Self.makeMemory(configuration, isInterrupted: isInterrupted, progress: progress)
-        let debugger = try configuration.debugger.map { address throws(MachineError) in try Self.makeDebugServer(address) }
+        let debugger = try configuration.debugger.map { address throws(MachineError) in
+            try Self.makeDebugServer(address)
+        }
         let (ending, room, control) = try Self.host("create an eventfd") { () throws(SystemCallError) in
             let ending = try Ending()
             return (ending, try SerialRoom(), try MachineControl(ending))
@@ -65,12 +72,15 @@ public final class Machine: Sendable {
         let serial = SerialPort(sink: output, interrupt: { pin.pulse() }, onRoom: { room.event.signal() })
         let parts = Board.Parts(
             configuration, system: system, memory: memory, kernel: kernel, initrd: initrd,
-            virtioDevices: try VirtioSlot.makeDevices(configuration, control, log: log, isInterrupted: isInterrupted), serial: serial, ending: ending,
+            virtioDevices: try VirtioSlot.makeDevices(configuration, control, log: log, isInterrupted: isInterrupted),
+            serial: serial, ending: ending,
             debugger: debugger, control: control)
         let board = try Board(parts, waitsForDebugger: true)
         if board.isBzImage { Self.warnOfInterpretedRingZero(kernel.name, parts.system, log: log) }
         for slot in board.registry.slots { log.info("\(slot.description)") }
-        log.info("\(configuration.cpus) vCPUs, \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(board.entry, radix: 16))")
+        log.info(
+            "\(configuration.cpus) vCPUs, \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(board.entry, radix: 16))"
+        )
         self.parts = parts
         bootDescription = board.bootDescription
         self.serial = serial
@@ -83,11 +93,14 @@ public final class Machine: Sendable {
 
     // MARK: Life
 
-    /// Starts the devices' threads and the vCPUs. Called once. All that the machine needs of the host was opened before: a process may drop the right
-    /// to open anything between ``init(_:output:log:isInterrupted:progress:)`` and this, if it does without a reset of the guest and remote disks.
+    /// Starts the devices' threads and the vCPUs. Called once. All that the machine needs of the host was opened
+    /// before: a process may drop the right to open anything between ``init(_:output:log:isInterrupted:progress:)`` and
+    /// this, if it does without a reset of the guest and remote disks.
     public func start() throws(MachineError) {
         _ = clinux_install_interrupting_signal(CPUThread.kickSignal)
-        for (_, device) in parts.devices.all { try Self.host("start the threads of \(device.name)") { () throws(SystemCallError) in try device.start() } }
+        for (_, device) in parts.devices.all {
+            try Self.host("start the threads of \(device.name)") { () throws(SystemCallError) in try device.start() }
+        }
         try start(board)
     }
 
@@ -117,8 +130,9 @@ public final class Machine: Sendable {
 
     /// Indicates whether the guest, which has ended, reset itself, so that ``restart(isInterrupted:)`` boots it anew.
     ///
-    /// A triple fault resets a PC. It counts as a reset here when a driver had used a virtio device, as an operating system that reboots this way
-    /// has. Before that it is a crash that the next boot, from the same memory with the same kernel, would repeat.
+    /// A triple fault resets a PC. It counts as a reset here when a driver had used a virtio device, as an operating
+    /// system that reboots this way has. Before that it is a crash that the next boot, from the same memory with the
+    /// same kernel, would repeat.
     public var canRestart: Bool {
         switch ending.end {
         case .reset?: true
@@ -127,13 +141,15 @@ public final class Machine: Sendable {
         }
     }
 
-    /// Boots the guest anew after ``waitForEnd()``, where ``canRestart`` says so: RAM is zero again, the hardware is another one, the
-    /// kernel is read again from the file that was opened at the start. Disks, TAPs, the console and a debugger's address stay what they are.
+    /// Boots the guest anew after ``waitForEnd()``, where ``canRestart`` says so: RAM is zero again, the hardware is
+    /// another one, the kernel is read again from the file that was opened at the start. Disks, TAPs, the console and a
+    /// debugger's address stay what they are.
     ///
     /// Called by whoever calls ``waitForEnd()``.
     /// - Parameter isInterrupted: as ``init(_:output:log:isInterrupted:)`` has it.
     /// - Returns: false when the machine was ended meanwhile, as ``waitForEnd()`` then says.
-    /// - Throws: when the host has not what it takes any more, or the kernel's file has changed; the machine has ended then.
+    /// - Throws: when the host has not what it takes any more, or the kernel's file has changed; the machine has ended
+    ///   then.
     public func restart(isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(MachineError) -> Bool {
         guard canRestart else { return false }
         serialPin.connect(nil)
@@ -156,7 +172,8 @@ public final class Machine: Sendable {
         return true
     }
 
-    /// Readable from the moment on when the machine ends, until ``restart(isInterrupted:)``; for `poll` and the like. Valid while the object lives.
+    /// Readable from the moment on when the machine ends, until ``restart(isInterrupted:)``; for `poll` and the like.
+    /// Valid while the object lives.
     public var endDescriptor: Int32 { ending.event.rawValue }
 
     /// Readable when the serial port takes input again after it had refused some; ``serialHasRoom()`` resets it.
@@ -186,7 +203,9 @@ public final class Machine: Sendable {
 
     /// Has the devices report the numbers of events that they have only counted.
     /// - Parameter all: also those of the last minute.
-    func summarizeEvents(all: Bool = false) { for (_, device) in parts.devices.all { device.deviceEvents.summarize(all: all) } }
+    func summarizeEvents(all: Bool = false) {
+        for (_, device) in parts.devices.all { device.deviceEvents.summarize(all: all) }
+    }
 
     /// Figures of the moment, for a status line.
     public var status: MachineStatus {

@@ -104,7 +104,8 @@ public enum MachineEnd: Sendable {
     public var details: String? {
         switch self {
         case .internalError(_, _, let state), .unexpectedExit(_, _, let state): state
-        case .tripleFault(_, let state): state + "\n  use `--gdb PORT` to debug the guest up to this point (docs/debugging.md)"
+        case .tripleFault(_, let state):
+            state + "\n  use `--gdb PORT` to debug the guest up to this point (docs/debugging.md)"
         default: nil
         }
     }

@@ -37,7 +37,9 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
         var first = "\(name): \(cpus) vCPU\(cpus == 1 ? "" : "s")"
         if let memory {
             first += ", \(memory.resident >> 20) of \(memorySize >> 20) MiB resident, \(memory.dirty >> 20) dirty"
-            if memory.transparentHuge > 0 { first += " (\(memory.transparentHuge >> 20) MiB in transparent huge pages)" }
+            if memory.transparentHuge > 0 {
+                first += " (\(memory.transparentHuge >> 20) MiB in transparent huge pages)"
+            }
         }
         if isPaused {
             let stopped = devices.filter(\.isStopped).map(\.name)
@@ -104,6 +106,7 @@ extension MachineStatus.Device {
             bytes: disk.map { ($0.readBytes.value, $0.writtenBytes.value) }
                 ?? network.map { ($0.receivedBytes.value, $0.sentBytes.value) },
             kicks: counters.kicks.value, exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value,
-            errors: counters.errors.value, drops: network.map { $0.receiveDrops &+ $0.sendDrops }, isStopped: block?.isStopped == true)
+            errors: counters.errors.value, drops: network.map { $0.receiveDrops &+ $0.sendDrops },
+            isStopped: block?.isStopped == true)
     }
 }

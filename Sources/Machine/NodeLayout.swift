@@ -5,7 +5,8 @@ internal import GuestMemory
 
 /// The guest's NUMA topology, checked: which CPUs and which memory each node has, and the APIC IDs that go with it.
 ///
-/// A node is a socket of its own, so that no cache and no core seems to be shared between nodes. Without nodes the machine is one socket.
+/// A node is a socket of its own, so that no cache and no core seems to be shared between nodes. Without nodes the
+/// machine is one socket.
 struct NodeLayout {
     /// Local APIC IDs in the order of the CPUs' numbers. The boot processor's is 0.
     let localAPICIDs: [UInt32]
@@ -44,7 +45,8 @@ struct NodeLayout {
         var offset: UInt64 = 0
         nodes = wanted.map { node in
             defer { offset &+= node.memory }
-            return ACPIDescription.Node(cpus: node.cpus.sorted(), memory: Self.addresses(offset..<offset &+ node.memory, regions))
+            return ACPIDescription.Node(
+                cpus: node.cpus.sorted(), memory: Self.addresses(offset..<offset &+ node.memory, regions))
         }
         distances = wanted.indices.map { row in
             wanted.indices.map { column in
@@ -53,7 +55,9 @@ struct NodeLayout {
         }
     }
 
-    private static func bits(for count: Int) -> UInt32 { UInt32(count <= 1 ? 0 : Int.bitWidth - (count - 1).leadingZeroBitCount) }
+    private static func bits(for count: Int) -> UInt32 {
+        UInt32(count <= 1 ? 0 : Int.bitWidth - (count - 1).leadingZeroBitCount)
+    }
 
     /// Where bytes of the memory, counted from its first, are in the guest.
     private static func addresses(_ bytes: Range<UInt64>, _ regions: [MemoryRegion]) -> [Range<UInt64>] {
@@ -76,11 +80,17 @@ struct NodeLayout {
             guard node.memory > 0 else { throw .nodes(.noMemory(node: number)) }
             for cpu in node.cpus {
                 guard (0..<cpus).contains(cpu) else { throw .nodes(.noSuchCPU(node: number, cpu: cpu, cpus: cpus)) }
-                if let other = owner.updateValue(number, forKey: cpu) { throw .nodes(.sharedCPU(cpu: cpu, node: other, other: number)) }
+                if let other = owner.updateValue(number, forKey: cpu) {
+                    throw .nodes(.sharedCPU(cpu: cpu, node: other, other: number))
+                }
             }
             for (other, distance) in node.distances {
-                guard nodes.indices.contains(other), other != number else { throw .nodes(.noSuchNode(node: number, other: other, nodes: nodes.count)) }
-                guard NodeProblem.distances.contains(Int(distance)) else { throw .nodes(.badDistance(node: number, other: other, Int(distance))) }
+                guard nodes.indices.contains(other), other != number else {
+                    throw .nodes(.noSuchNode(node: number, other: other, nodes: nodes.count))
+                }
+                guard NodeProblem.distances.contains(Int(distance)) else {
+                    throw .nodes(.badDistance(node: number, other: other, Int(distance)))
+                }
             }
         }
         if let cpu = (0..<cpus).first(where: { owner[$0] == nil }) { throw .nodes(.homelessCPU(cpu)) }
@@ -116,11 +126,13 @@ public enum NodeProblem: Sendable, Equatable, CustomStringConvertible {
 
     public var description: String {
         switch self {
-        case .tooMany(let count): "\(count) NUMA nodes were requested, but the maximum is \(Self.maximum): remove \(count - Self.maximum)"
+        case .tooMany(let count):
+            "\(count) NUMA nodes were requested, but the maximum is \(Self.maximum): remove \(count - Self.maximum)"
         case .noMemory(let node): "NUMA node \(node) has no memory: give it some with mem=SIZE"
         case .noSuchCPU(let node, let cpu, let cpus):
             "NUMA node \(node) has CPU \(cpu), the machine has 0 to \(cpus - 1): give `--cpus \(cpu &+ 1)`, or another number"
-        case .sharedCPU(let cpu, let node, let other): "CPU \(cpu) is in the NUMA nodes \(node) and \(other): name it in one of them"
+        case .sharedCPU(let cpu, let node, let other):
+            "CPU \(cpu) is in the NUMA nodes \(node) and \(other): name it in one of them"
         case .homelessCPU(let cpu): "CPU \(cpu) is in no NUMA node: name it in one, cpus=\(cpu)"
         case .noSuchNode(let node, let other, let nodes):
             "NUMA node \(node) has a distance to node \(other); expected another one of the nodes 0 to \(nodes - 1)"

@@ -13,24 +13,29 @@ enum RingZero: Equatable {
     /// Ring 0 runs in KVM's instruction emulator, which does not support all instructions.
     case interpreted
 
-    /// `lock cmpxchg16b (%rdi); hlt`: an instruction that Linux needs and KVM's emulator does not know. A CPU without it raises an
-    /// exception, which is a native answer too.
+    /// `lock cmpxchg16b (%rdi); hlt`: an instruction that Linux needs and KVM's emulator does not know. A CPU without
+    /// it raises an exception, which is a native answer too.
     private static let code: [UInt8] = [0xf0, 0x48, 0x0f, 0xc7, 0x0f, 0xf4]
 
     /// - Returns: nil where no machine can be made, or what came back tells nothing.
     static func found(on system: borrowing System) -> RingZero? {
-        guard let memory = try? GuestMemory(size: 2 << 20), let state = try? BootState.longMode(running: code, in: memory) else { return nil }
+        guard let memory = try? GuestMemory(size: 2 << 20),
+            let state = try? BootState.longMode(running: code, in: memory)
+        else { return nil }
         // The memory outlives the machine that uses it.
         return withExtendedLifetime(memory) { try? run(system, memory, state) }
     }
 
-    private static func run(_ system: borrowing System, _ memory: GuestMemory, _ state: BootState) throws(KVMError) -> RingZero? {
+    private static func run(
+        _ system: borrowing System, _ memory: GuestMemory, _ state: BootState
+    ) throws(KVMError) -> RingZero? {
         let machine = try system.createVirtualMachine()
         try machine.setTSSAddress(UInt32(PhysicalLayout.taskStateSegment))
         try machine.setIdentityMapAddress(PhysicalLayout.identityMap)
         for (slot, region) in memory.regions.enumerated() {
             // `found` holds the memory until this returns, and the machine is gone by then.
-            try unsafe machine.setMemory(slot: UInt32(slot), at: region.start.rawValue, size: region.size, host: region.host)
+            try unsafe machine.setMemory(
+                slot: UInt32(slot), at: region.start.rawValue, size: region.size, host: region.host)
         }
         let cpu = try machine.createCPU(id: 0)
         try cpu.setCPUID(system.supportedCPUID())

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What SIGINT, SIGTERM and SIGHUP ask of a machine: the first one a power-off of the guest, the next one the machine's end.
+/// What SIGINT, SIGTERM and SIGHUP ask of a machine: the first one a power-off of the guest, the next one the machine's
+/// end.
 ///
-/// Signals that come together are one: `timeout` and other wrappers send theirs to the process and then to its group, a terminal that is closed
-/// sends SIGHUP twice, and a service manager SIGHUP after SIGTERM.
+/// Signals that come together are one: `timeout` and other wrappers send theirs to the process and then to its group, a
+/// terminal that is closed sends SIGHUP twice, and a service manager SIGHUP after SIGTERM.
 struct StopSignals {
     enum Action: Equatable {
         case powerOff

@@ -5,8 +5,8 @@ internal import Linux
 
 /// The terminal on a descriptor, in raw mode while this process is its foreground job.
 ///
-/// Raw: every key goes to the guest, Ctrl-C and Ctrl-Z too. The mode from before comes back with the object's end, and, since a
-/// process can be killed, also by a guardian: a child process that does nothing but wait for this one's end.
+/// Raw: every key goes to the guest, Ctrl-C and Ctrl-Z too. The mode from before comes back with the object's end, and,
+/// since a process can be killed, also by a guardian: a child process that does nothing but wait for this one's end.
 final class RawTerminal {
     private let descriptor: Int32
     /// The mode that the terminal had when it was first the process's.
@@ -22,8 +22,9 @@ final class RawTerminal {
         self.descriptor = descriptor
     }
 
-    /// Takes raw mode if the process is the terminal's foreground job now; a shell that has the terminal for itself is left alone. A process
-    /// that is brought to the foreground, or goes on after a stop, has to look again: the shell has changed the mode meanwhile.
+    /// Takes raw mode if the process is the terminal's foreground job now; a shell that has the terminal for itself is
+    /// left alone. A process that is brought to the foreground, or goes on after a stop, has to look again: the shell
+    /// has changed the mode meanwhile.
     func update() {
         isOurs = Self.isForeground(descriptor)
         var mode = termios()
@@ -54,7 +55,8 @@ final class RawTerminal {
 
     private static func restore(_ descriptor: Int32, _ mode: termios) {
         guard isForeground(descriptor) else { return }
-        // What the guest has printed is to be printed the raw way, but a terminal whose output is held does not hold this process.
+        // What the guest has printed is to be printed the raw way, but a terminal whose output is held does not hold
+        // this process.
         var turns = 100
         var waiting: Int32 = 0
         while turns > 0, unsafe clinux_ioctl(descriptor, UInt(TIOCOUTQ), &waiting) == 0, waiting > 0 {
@@ -94,7 +96,9 @@ private struct Guardian: ~Copyable {
     /// nil when the host gives no pipe or process: the terminal is then restored by the parent alone.
     init?(_ terminal: Int32, _ mode: termios) {
         var ends: (Int32, Int32) = (-1, -1)
-        let made = unsafe withUnsafeMutableBytes(of: &ends) { unsafe clinux_pipe_cloexec($0.assumingMemoryBound(to: Int32.self).baseAddress) }
+        let made = unsafe withUnsafeMutableBytes(of: &ends) {
+            unsafe clinux_pipe_cloexec($0.assumingMemoryBound(to: Int32.self).baseAddress)
+        }
         guard made == 0 else { return nil }
         let readEnd = FileDescriptor(owning: ends.0)
         let writeEnd = FileDescriptor(owning: ends.1)

@@ -13,7 +13,9 @@ public struct UUID: Hashable, Sendable, CustomStringConvertible {
         guard groups.map(\.utf8.count) == Self.groups else { return nil }
         let digits = groups.joined()
         // A sign is no digit.
-        guard digits.utf8.count == 32, digits.allSatisfy(\.isHexDigit), let value = UInt128(digits, radix: 16) else { return nil }
+        guard digits.utf8.count == 32, digits.allSatisfy(\.isHexDigit), let value = UInt128(digits, radix: 16) else {
+            return nil
+        }
         rawValue = value
     }
 

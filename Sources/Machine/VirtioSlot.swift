@@ -33,7 +33,9 @@ struct VirtioSlot: Sendable {
     /// For guests that do not look for it by themselves; nil for a PCI function.
     var mmio: VirtioMMIOSlot? { if case .mmio(_, let slot) = place { slot } else { nil } }
 
-    static func address(ofDevice index: Int) -> UInt64 { PhysicalLayout.virtioMMIO + UInt64(index) * PhysicalLayout.virtioMMIOSpan }
+    static func address(ofDevice index: Int) -> UInt64 {
+        PhysicalLayout.virtioMMIO + UInt64(index) * PhysicalLayout.virtioMMIOSpan
+    }
 
     /// For the log: `blk0 at 0xd0000000, GSI 16`, or `blk0 at PCI 00:01.0`.
     var description: String {
@@ -57,9 +59,11 @@ struct VirtioSlot: Sendable {
     }
 
     /// Makes the disks, the entropy device, then the network interfaces.
-    /// - Parameter isInterrupted: asked several times a second while somebody is waited for: a disk's key or server, for example.
+    /// - Parameter isInterrupted: asked several times a second while somebody is waited for: a disk's key or server,
+    ///   for example.
     static func makeDevices(
-        _ configuration: Configuration, _ control: MachineControl, log: Logger, isInterrupted: @escaping @Sendable () -> Bool = { false }
+        _ configuration: Configuration, _ control: MachineControl, log: Logger,
+        isInterrupted: @escaping @Sendable () -> Bool = { false }
     ) throws(MachineError) -> [any VirtioDevice] {
         try configuration.checkNetworks()
         var devices: [any VirtioDevice] = []
@@ -89,7 +93,8 @@ struct VirtioSlot: Sendable {
     }
 
     private static func makeDisk(
-        _ disk: Configuration.Disk, index: Int, _ opened: inout OpenDisks, _ configuration: Configuration, _ control: MachineControl,
+        _ disk: Configuration.Disk, index: Int, _ opened: inout OpenDisks, _ configuration: Configuration,
+        _ control: MachineControl,
         log: Logger
     ) throws(MachineError) -> BlockDevice {
         do throws(DiskImageError) {
@@ -98,11 +103,15 @@ struct VirtioSlot: Sendable {
             options.report = { log.warning("\($0)") }
             options.notice = options.report
             try options.namedFiles.checkDirectories()
-            options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source, isInterrupted: options.isInterrupted) }
+            options.keys += try disk.keys.map { source throws(DiskImageError) in
+                try DiskKey(source, isInterrupted: options.isInterrupted)
+            }
             let image = try DiskImage(path: disk.path, options: options)
             opened.add(image)
             guard disk.queues <= image.maximumEngines else {
-                throw .impossible(path: disk.path, reason: "a remote disk, or an image on one, has one queue; queues=\(disk.queues) was requested")
+                throw .impossible(
+                    path: disk.path,
+                    reason: "a remote disk, or an image on one, has one queue; queues=\(disk.queues) was requested")
             }
             return try BlockDevice(
                 name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
@@ -118,7 +127,8 @@ struct VirtioSlot: Sendable {
         // Slower than it could be, though nobody has asked for that, is worth more than a line that is usually hidden.
         let offloads = attachment.offloads
         log.log(level: network.offload == nil && !offloads.isOn ? .notice : .info, "\(offloads)")
-        let address = network.mac ?? HostIdentity().address(ofMachine: configuration.name, interface: attachment.tap.name)
+        let address =
+            network.mac ?? HostIdentity().address(ofMachine: configuration.name, interface: attachment.tap.name)
         do throws(SystemCallError) {
             return try NetworkDevice(
                 name: "net\(index)", address: address, attachment: attachment, events: events(log, configuration))
@@ -137,7 +147,9 @@ struct VirtioSlot: Sendable {
     }
 
     private static func attach(_ network: Configuration.Network) throws(MachineError) -> NetworkAttachment {
-        do throws(HostNetworkError) { return try NetworkAttachment(network.backend, offload: network.offload) } catch { throw .network(error) }
+        do throws(HostNetworkError) { return try NetworkAttachment(network.backend, offload: network.offload) } catch {
+            throw .network(error)
+        }
     }
 
     /// Makes a device's registers, doorbells and interrupts, new as after power-on. Nothing is connected yet.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The one-line prompt for swkvm's commands at the terminal: what keys do to its line, and what the terminal shows of them.
+/// The one-line prompt for swkvm's commands at the terminal: what keys do to its line, and what the terminal shows of
+/// them.
 struct CommandPrompt {
     /// What became of the line.
     enum Outcome: Equatable {

@@ -39,7 +39,9 @@ struct ControlService: Sendable {
     }
 
     /// Indicates whether a disk waits, after an error on the host, for a pause and its end.
-    private var hasStoppedDisk: Bool { board.registry.slots.contains { ($0.device as? BlockDevice)?.isStopped == true } }
+    private var hasStoppedDisk: Bool {
+        board.registry.slots.contains { ($0.device as? BlockDevice)?.isStopped == true }
+    }
 
     private func serveUrgentRequests() {
         while !ending.isStopping, let item = control.takeUrgentRequest() { serve(item) }
@@ -73,7 +75,8 @@ struct ControlService: Sendable {
 
     private func pressPowerButton() -> String {
         board.power.requestPowerOff()
-        return control.isPaused ? "the power button was pressed; the guest sees it when it is resumed" : "the power button was pressed"
+        return control.isPaused
+            ? "the power button was pressed; the guest sees it when it is resumed" : "the power button was pressed"
     }
 
     // MARK: Pausing
@@ -117,7 +120,9 @@ struct ControlService: Sendable {
     private func attach(_ device: any VirtioDevice) throws(MachineControlError) -> String {
         let slot: VirtioSlot
         do throws(SystemCallError) { try device.start() } catch { throw .refused(error.description) }
-        do throws(MachineError) { slot = try board.registry.attach(device, board.virtualMachine) } catch { throw .refused(error.description) }
+        do throws(MachineError) { slot = try board.registry.attach(device, board.virtualMachine) } catch {
+            throw .refused(error.description)
+        }
         if control.isPaused { device.pause {} }
         try reloadTables()
         return "\(slot.description) was attached"
@@ -148,7 +153,10 @@ struct ControlService: Sendable {
             throw .noDevice(name, kind: "network interface", available: devices.map(\.name))
         }
         let isLinkUp = device.setCable(isPluggedIn: isUp)
-        if isUp, !isLinkUp { return "the cable of \(name) is plugged in, but the link stays down: \(device.hostInterface) is down on the host" }
+        if isUp, !isLinkUp {
+            return
+                "the cable of \(name) is plugged in, but the link stays down: \(device.hostInterface) is down on the host"
+        }
         return "the link of \(name) is \(isUp ? "up" : "down")"
     }
 
@@ -167,7 +175,8 @@ struct ControlService: Sendable {
             if let outcome = result.withLock({ $0 }) {
                 do throws(DiskImageError) {
                     let size = try outcome.get()
-                    return size == before ? "\(name) has \(size) bytes, as before" : "\(name) has \(size) bytes now (\(before) before)"
+                    return size == before
+                        ? "\(name) has \(size) bytes, as before" : "\(name) has \(size) bytes now (\(before) before)"
                 } catch { throw .refused(error.description) }
             }
             if ending.isStopping { throw .notRunning }
@@ -177,7 +186,8 @@ struct ControlService: Sendable {
 
     // MARK: Waiting
 
-    /// Waits for what vCPUs and devices report by ``MachineControl/attention``; the machine's end, or a request to resume, is not kept waiting.
+    /// Waits for what vCPUs and devices report by ``MachineControl/attention``; the machine's end, or a request to
+    /// resume, is not kept waiting.
     private func waitInPause(until isReached: () -> Bool) throws(MachineControlError) {
         while !isReached() {
             // The end resets the devices.

@@ -18,15 +18,23 @@ public enum MachineCommand: Equatable, Sendable {
 
     static let table = [
         Entry(names: ["help"], arguments: "", purpose: "show this list") { $0.isEmpty ? .help : nil },
-        Entry(names: ["status", "info"], arguments: "", purpose: "show the machine, its memory and its devices") { plain(.status, $0) },
+        Entry(names: ["status", "info"], arguments: "", purpose: "show the machine, its memory and its devices") {
+            plain(.status, $0)
+        },
         Entry(names: ["pause"], arguments: "", purpose: "stop the vCPUs and the devices") { plain(.pause, $0) },
         Entry(names: ["resume"], arguments: "", purpose: "let a paused machine run") { plain(.resume, $0) },
         Entry(names: ["power"], arguments: "", purpose: "press the power button") { plain(.powerButton, $0) },
-        Entry(names: ["link"], arguments: "NET up|down", purpose: "plug the cable of a network interface in, or pull it: link net0 down") { words in
+        Entry(
+            names: ["link"], arguments: "NET up|down",
+            purpose: "plug the cable of a network interface in, or pull it: link net0 down"
+        ) { words in
             guard words.count == 2, ["up", "down"].contains(words[1]) else { return nil }
             return .request(.setLink(device: words[0], isUp: words[1] == "up"))
         },
-        Entry(names: ["resize"], arguments: "DISK [SIZE]", purpose: "make a disk longer: resize blk0 20G; without SIZE, as long as its image is now") {
+        Entry(
+            names: ["resize"], arguments: "DISK [SIZE]",
+            purpose: "make a disk longer: resize blk0 20G; without SIZE, as long as its image is now"
+        ) {
             words in
             guard words.count == 1 || words.count == 2 else { return nil }
             guard words.count == 2 else { return .request(.resize(device: words[0], size: nil)) }
@@ -49,7 +57,9 @@ public enum MachineCommand: Equatable, Sendable {
     /// A line for each command.
     static var helpLines: [String] { table.map(\.helpLine) }
 
-    private static func plain(_ request: MachineControl.Request, _ words: [String]) -> MachineCommand? { words.isEmpty ? .request(request) : nil }
+    private static func plain(_ request: MachineControl.Request, _ words: [String]) -> MachineCommand? {
+        words.isEmpty ? .request(request) : nil
+    }
 
     /// Bytes, with K, M, G or T for powers of 1024.
     private static func size(_ text: String) -> UInt64? {

@@ -3,11 +3,13 @@
 internal import Linux
 internal import Virtio
 
-/// The mailbox of the thread that owns what may change about a running machine: whether it is paused, its devices and their state.
+/// The mailbox of the thread that owns what may change about a running machine: whether it is paused, its devices and
+/// their state.
 ///
-/// The terminal's keys, signals, the debugger and whoever embeds a ``Machine`` are its clients. Requests are served one after the other, on the thread
-/// `control`, which exists while a guest runs: from ``Machine/start()`` to its end or reset. Outside of that every request is refused. The power button
-/// and the status are also served while another request waits for vCPUs or devices. ``end(_:)`` waits for nobody, and is accepted at any time.
+/// The terminal's keys, signals, the debugger and whoever embeds a ``Machine`` are its clients. Requests are served one
+/// after the other, on the thread `control`, which exists while a guest runs: from ``Machine/start()`` to its end or
+/// reset. Outside of that every request is refused. The power button and the status are also served while another
+/// request waits for vCPUs or devices. ``end(_:)`` waits for nobody, and is accepted at any time.
 public final class MachineControl: Sendable {
     public enum Request: Sendable, Equatable {
         /// Stops the vCPUs, then the devices: when it is answered, nothing of the guest changes any more.
@@ -30,7 +32,8 @@ public final class MachineControl: Sendable {
         case attach(any VirtioDevice)
         case detach(String)
 
-        /// Indicates whether it is served while another one waits: it changes nothing that the other one uses, and waits for nothing.
+        /// Indicates whether it is served while another one waits: it changes nothing that the other one uses, and
+        /// waits for nothing.
         var isUrgent: Bool {
             switch self {
             case .request(.powerButton), .request(.status): true
@@ -81,7 +84,9 @@ public final class MachineControl: Sendable {
 
     /// Queues a request; returns immediately.
     /// - Parameter answer: called once, mostly on the control's thread. It must not wait.
-    public func post(_ request: Request, answer: @escaping @Sendable (Answer) -> Void = { _ in }) { post(.request(request), answer: answer) }
+    public func post(_ request: Request, answer: @escaping @Sendable (Answer) -> Void = { _ in }) {
+        post(.request(request), answer: answer)
+    }
 
     func post(_ work: Work, answer: @escaping @Sendable (Answer) -> Void) {
         let refusal: MachineControlError? = state.withLock { state in
@@ -95,11 +100,13 @@ public final class MachineControl: Sendable {
         attention.event.signal()
     }
 
-    /// Leaves a request and waits for the answer. Not for vCPU threads and devices' threads, for which the control waits.
+    /// Leaves a request and waits for the answer. Not for vCPU threads and devices' threads, for which the control
+    /// waits.
     @discardableResult
     public func perform(_ request: Request) throws(MachineControlError) -> String { try perform(.request(request)) }
 
-    /// Attaches a device to the running machine, in the first free place. The tables that a guest boots with do not name it before the next boot.
+    /// Attaches a device to the running machine, in the first free place. The tables that a guest boots with do not
+    /// name it before the next boot.
     func attach(_ device: any VirtioDevice) throws(MachineControlError) { _ = try perform(.attach(device)) }
 
     /// Detaches a device, by its name: when this returns, no thread of the machine uses it.
@@ -123,14 +130,17 @@ public final class MachineControl: Sendable {
         return try answer.get()
     }
 
-    /// Ends the machine, whatever the guest does, and whatever the control's thread waits for: ``Machine/waitForEnd()`` then returns soon. Any thread
-    /// may call it, at any time; between two boots it prevents the next one. The first end counts, but it overrides a reset of the guest.
+    /// Ends the machine, whatever the guest does, and whatever the control's thread waits for: ``Machine/waitForEnd()``
+    /// then returns soon. Any thread may call it, at any time; between two boots it prevents the next one. The first
+    /// end counts, but it overrides a reset of the guest.
     public func end(_ end: MachineEnd) { ending.post(end) }
 
-    /// Has the thread look for disks that have stopped, and pause the machine for them; for a device's thread, returns at once.
+    /// Has the thread look for disks that have stopped, and pause the machine for them; for a device's thread, returns
+    /// at once.
     func diskStopped() { attention.event.signal() }
 
-    /// Indicates whether the machine is paused, by a request or for a disk that has stopped. One that is stopped by a debugger is not.
+    /// Indicates whether the machine is paused, by a request or for a disk that has stopped. One that is stopped by a
+    /// debugger is not.
     public var isPaused: Bool { state.withLock { $0.isPaused } }
 
     // MARK: The machine
@@ -207,7 +217,8 @@ public enum MachineControlError: Error, Equatable, CustomStringConvertible {
         case .alreadyPaused: "the machine is paused already"
         case .notPaused: "the machine is not paused"
         case .noDevice(let name, let kind, let available):
-            "there is no \(kind) '\(name)'; " + (available.isEmpty ? "the machine has none" : "there is: \(available.joined(separator: ", "))")
+            "there is no \(kind) '\(name)'; "
+                + (available.isEmpty ? "the machine has none" : "there is: \(available.joined(separator: ", "))")
         case .refused(let reason): reason
         case .pauseCancelled: "the pause was cancelled: the machine was resumed before all disk requests had completed"
         }

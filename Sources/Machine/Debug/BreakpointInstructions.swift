@@ -5,7 +5,8 @@ internal import GuestMemory
 
 /// The breakpoint instructions (`int3`) that a debugger has put into guest RAM, and the bytes that were there.
 ///
-/// They are known by guest-physical address, since the same page may be mapped at several virtual ones. Used while all vCPUs are stopped.
+/// They are known by guest-physical address, since the same page may be mapped at several virtual ones. Used while all
+/// vCPUs are stopped.
 struct BreakpointInstructions {
     private static let instruction: UInt8 = 0xcc
     /// More than any debugger's user sets, and little enough for a debugger that is up to no good.

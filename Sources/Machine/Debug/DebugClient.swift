@@ -11,7 +11,8 @@ final class DebugClient {
         self.descriptor = descriptor
         var on: Int32 = 1
         // Packets are small and each is waited for. A UNIX socket does without.
-        _ = unsafe setsockopt(self.descriptor.rawValue, Int32(IPPROTO_TCP), TCP_NODELAY, &on, socklen_t(MemoryLayout<Int32>.size))
+        _ = unsafe setsockopt(
+            self.descriptor.rawValue, Int32(IPPROTO_TCP), TCP_NODELAY, &on, socklen_t(MemoryLayout<Int32>.size))
     }
 
     /// At most 4 KiB of what has come: no bytes at the end of the stream, nil when there is nothing now.
@@ -20,7 +21,9 @@ final class DebugClient {
         let bytes = unsafe [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
             count = 0
             // The call writes at most the buffer's size, and tells how much that was.
-            do throws(SystemCallError) { count = unsafe try descriptor.read(into: UnsafeMutableRawBufferPointer(buffer)) } catch {
+            do throws(SystemCallError) {
+                count = unsafe try descriptor.read(into: UnsafeMutableRawBufferPointer(buffer))
+            } catch {
                 isEmpty = error.errno == EAGAIN
             }
         }

@@ -14,20 +14,23 @@ struct DebugMonitor: Sendable {
 }
 
 extension MachineDebugTarget {
-    private static let help = MachineCommand.helpLines.map { $0 + "\n" }.joined() + """
-        cpus                the state and position of each vCPU
-        translate ADDRESS   the guest-physical address of a virtual address
-        physical ADDRESS [COUNT]
-                            dump COUNT bytes of guest-physical memory (default 64)
-        exits               exits to user space so far (with --trace exits)
+    private static let help =
+        MachineCommand.helpLines.map { $0 + "\n" }.joined() + """
+            cpus                the state and position of each vCPU
+            translate ADDRESS   the guest-physical address of a virtual address
+            physical ADDRESS [COUNT]
+                                dump COUNT bytes of guest-physical memory (default 64)
+            exits               exits to user space so far (with --trace exits)
 
-        """
+            """
 
     func monitor(_ command: String, thread: Int) -> String {
         let words = command.split(separator: " ").map(String.init)
         if words.isEmpty || MachineCommand.entry(words[0]) != nil { return run(command) }
         let numbers = words.dropFirst().compactMap(Self.number)
-        guard numbers.count == max(0, words.count - 1) else { return "expected numbers, decimal or with 0x: '\(command)'\n" }
+        guard numbers.count == max(0, words.count - 1) else {
+            return "expected numbers, decimal or with 0x: '\(command)'\n"
+        }
         switch (words[0], numbers.count) {
         case ("cpus", 0): return list()
         case ("translate", 1):
@@ -62,7 +65,9 @@ extension MachineDebugTarget {
 
     /// Sixteen bytes a line.
     private func dump(_ address: UInt64, _ count: Int) -> String {
-        guard let bytes = try? ram.readBytes(at: GuestAddress(address), count: count) else { return "\(Self.hexadecimal(address)): no RAM\n" }
+        guard let bytes = try? ram.readBytes(at: GuestAddress(address), count: count) else {
+            return "\(Self.hexadecimal(address)): no RAM\n"
+        }
         var lines = ""
         for start in stride(from: 0, to: bytes.count, by: 16) {
             let part = bytes[start..<min(start + 16, bytes.count)]

@@ -3,7 +3,8 @@
 internal import GDBRemote
 internal import KVM
 
-/// The four debug registers of x86 (Intel SDM volume 3, §18.2), shared out among a debugger's breakpoints and watchpoints.
+/// The four debug registers of x86 (Intel SDM volume 3, §18.2), shared out among a debugger's breakpoints and
+/// watchpoints.
 ///
 /// All vCPUs get the same ones. A watchpoint of more bytes than one register covers takes as many as it needs.
 struct DebugRegisterSet {
@@ -24,7 +25,9 @@ struct DebugRegisterSet {
         let pieces = try Self.pieces(of: breakpoint)
         let free = entries.indices.filter { entries[$0] == nil }
         guard pieces.count <= free.count else { throw .noRoom }
-        for (index, piece) in zip(free, pieces) { entries[index] = Entry(breakpoint: breakpoint, address: piece.address, size: piece.size) }
+        for (index, piece) in zip(free, pieces) {
+            entries[index] = Entry(breakpoint: breakpoint, address: piece.address, size: piece.size)
+        }
     }
 
     mutating func remove(_ breakpoint: Breakpoint) {
@@ -55,7 +58,8 @@ struct DebugRegisterSet {
     }
 
     /// The aligned stretches that cover a breakpoint's bytes.
-    private static func pieces(of breakpoint: Breakpoint) throws(DebugTargetError) -> [(address: UInt64, size: UInt64)] {
+    private static func pieces(of breakpoint: Breakpoint) throws(DebugTargetError) -> [(address: UInt64, size: UInt64)]
+    {
         if breakpoint.kind == .hardware { return [(breakpoint.address, 1)] }
         guard breakpoint.size > 0 else { throw .refused }
         // Four registers cover 32 bytes at most.

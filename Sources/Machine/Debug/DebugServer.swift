@@ -6,7 +6,8 @@ internal import GuestMemory
 internal import Linux
 internal import Synchronization
 
-/// The address where a debugger connects, and the thread that serves it: one debugger at a time, as many as like one after the other.
+/// The address where a debugger connects, and the thread that serves it: one debugger at a time, as many as like one
+/// after the other.
 final class DebugServer: Sendable {
     /// For the user: where it is, as GDB takes it.
     let announcement: String
@@ -114,7 +115,8 @@ private struct DebugService: ~Copyable {
         // The one before may have gone, its end still unread.
         serveClient()
         while true {
-            // One that comes while the vCPUs are stopping, for its predecessor or to be freed of its breakpoints, has its turn afterwards.
+            // One that comes while the vCPUs are stopping, for its predecessor or to be freed of its breakpoints, has
+            // its turn afterwards.
             switch phase {
             case .arriving, .leaving: return
             case .idle, .serving: break
@@ -135,7 +137,9 @@ private struct DebugService: ~Copyable {
             phase = .serving(DebugSession(target, stop: stop))
             // Not before: what it has sent already would keep the loop busy.
             isWaitingForRoom = false
-            guard let client, (try? server.epoll.add(client.descriptor.rawValue, .input, token: DebugServer.Token.client)) != nil else { return leave() }
+            guard let client,
+                (try? server.epoll.add(client.descriptor.rawValue, .input, token: DebugServer.Token.client)) != nil
+            else { return leave() }
             // And whoever has come meanwhile.
             acceptClient()
         case .serving(var session):
@@ -149,7 +153,8 @@ private struct DebugService: ~Copyable {
         }
     }
 
-    /// Sends what is left to be sent, then reads what the client sends and answers, for as long as it takes the answers.
+    /// Sends what is left to be sent, then reads what the client sends and answers, for as long as it takes the
+    /// answers.
     private mutating func serveClient() {
         guard case .serving(var session) = phase, let client else { return }
         // Out of the phase while it changes: it is not copied.
@@ -162,7 +167,11 @@ private struct DebugService: ~Copyable {
             isGone = !client.send(&session.output) || isGone
         }
         phase = .serving(session)
-        if isGone || session.isFinished && session.output.isEmpty { leave() } else { watch(forRoom: !session.output.isEmpty) }
+        if isGone || session.isFinished && session.output.isEmpty {
+            leave()
+        } else {
+            watch(forRoom: !session.output.isEmpty)
+        }
     }
 
     /// Sends what is to be sent.
@@ -171,7 +180,11 @@ private struct DebugService: ~Copyable {
         phase = .arriving
         let isThere = client.send(&session.output)
         phase = .serving(session)
-        if !isThere || session.isFinished && session.output.isEmpty { leave() } else { watch(forRoom: !session.output.isEmpty) }
+        if !isThere || session.isFinished && session.output.isEmpty {
+            leave()
+        } else {
+            watch(forRoom: !session.output.isEmpty)
+        }
     }
 
     /// The visit is over: the guest runs on, without anything of the debugger's.
@@ -193,7 +206,9 @@ private struct DebugService: ~Copyable {
     private mutating func reportEnd() {
         server.hadClient.store(client != nil, ordering: .releasing)
         guard case .serving(var session) = phase, let end = ending.end else { return }
-        if case .signal(let number) = end { session.ended(.signal(UInt8(truncatingIfNeeded: number))) } else {
+        if case .signal(let number) = end {
+            session.ended(.signal(UInt8(truncatingIfNeeded: number)))
+        } else {
             session.ended(.status(UInt8(truncatingIfNeeded: end.exitStatus)))
         }
         client?.sendAll(&session.output)

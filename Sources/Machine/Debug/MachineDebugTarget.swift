@@ -5,8 +5,8 @@ internal import GDBRemote
 internal import GuestMemory
 internal import KVM
 
-/// A machine as its debugger sees it: vCPU n is thread n + 1. It lives on the debugger's thread (``DebugServer``), which owns the
-/// state of every stopped vCPU and all breakpoints.
+/// A machine as its debugger sees it: vCPU n is thread n + 1. It lives on the debugger's thread (``DebugServer``),
+/// which owns the state of every stopped vCPU and all breakpoints.
 final class MachineDebugTarget: DebugTarget {
     let cpus: [CPUThread]
     let ram: GuestRAM
@@ -34,7 +34,8 @@ final class MachineDebugTarget: DebugTarget {
     ///   - lookAgain: signals what the pause points signal.
     ///   - holdsInterrupts: whether KVM can hold interrupts back while a vCPU steps.
     init(
-        _ cpus: [CPUThread], ram: GuestRAM, lookAgain: @escaping () -> Void, holdsInterrupts: Bool, monitor: DebugMonitor
+        _ cpus: [CPUThread], ram: GuestRAM, lookAgain: @escaping () -> Void, holdsInterrupts: Bool,
+        monitor: DebugMonitor
     ) {
         self.cpus = cpus
         self.ram = ram
@@ -66,7 +67,8 @@ final class MachineDebugTarget: DebugTarget {
         lookAgain()
     }
 
-    /// Called whenever a vCPU has stopped. When all have, and one has a reason to tell, this is it; until the next ``resume(_:)`` all stay.
+    /// Called whenever a vCPU has stopped. When all have, and one has a reason to tell, this is it; until the next
+    /// ``resume(_:)`` all stay.
     func nextStop() -> DebugStop? {
         if !isStopping, cpus.contains(where: { $0.pausePoint.event != nil }) { stopAll() }
         guard isStopping, cpus.allSatisfy({ $0.pausePoint.isStopped }) else { return nil }
@@ -99,12 +101,16 @@ final class MachineDebugTarget: DebugTarget {
             pausePoint.forgive()
             return .softwareBreakpoint
         case .debug(let event) where event.exception == 3:
-            if let address = cpus[index].cpu.translate(event.instruction), instructions.contains(GuestAddress(address)) { return .softwareBreakpoint }
+            if let address = cpus[index].cpu.translate(event.instruction), instructions.contains(GuestAddress(address))
+            {
+                return .softwareBreakpoint
+            }
             injections[index] = .breakpoint
         case .debug(let event):
             for register in 0..<4 where event.status >> UInt64(register) & 1 != 0 {
                 guard let breakpoint = debugRegisters.breakpoint(at: register) else { continue }
-                return breakpoint.kind == .hardware ? .hardwareBreakpoint : .watchpoint(breakpoint.kind, address: breakpoint.address)
+                return breakpoint.kind == .hardware
+                    ? .hardwareBreakpoint : .watchpoint(breakpoint.kind, address: breakpoint.address)
             }
             if plan[index] == .step { return .step }
             injections[index] = .debug
@@ -114,8 +120,11 @@ final class MachineDebugTarget: DebugTarget {
     }
 
     private func isAtBreakpoint(_ index: Int) -> Bool {
-        guard let registers = try? cpus[index].cpu.registers(), let system = try? cpus[index].cpu.systemRegisters() else { return false }
-        return cpus[index].cpu.translate(system.cs.base &+ registers.rip).map { instructions.contains(GuestAddress($0)) } ?? false
+        guard let registers = try? cpus[index].cpu.registers(), let system = try? cpus[index].cpu.systemRegisters()
+        else { return false }
+        return cpus[index].cpu.translate(system.cs.base &+ registers.rip).map {
+            instructions.contains(GuestAddress($0))
+        } ?? false
     }
 
     private static func rank(_ reason: DebugStop.Reason) -> Int {
@@ -128,9 +137,8 @@ final class MachineDebugTarget: DebugTarget {
         }
     }
 
-    /// Indicates whether an event that is not reported now is reported next time. A vCPU in front of a breakpoint comes to it
-    /// again; one that is past a
-    /// watched access does not.
+    /// Indicates whether an event that is not reported now is reported next time. A vCPU in front of a breakpoint comes
+    /// to it again; one that is past a watched access does not.
     private func isKept(_ index: Int) -> Bool {
         switch reason(of: index) {
         case .failure, .watchpoint: true
@@ -215,7 +223,8 @@ final class MachineDebugTarget: DebugTarget {
     func readMemory(at address: UInt64, count: Int, thread: Int) throws(DebugTargetError) -> [UInt8] {
         var bytes: [UInt8] = []
         for piece in pieces(of: address, count: count, thread: thread) {
-            guard let physical = piece.physical, let more = try? instructions.read(at: physical, count: piece.count) else { break }
+            guard let physical = piece.physical, let more = try? instructions.read(at: physical, count: piece.count)
+            else { break }
             bytes += more
         }
         if bytes.isEmpty { throw .unmapped }
@@ -225,7 +234,9 @@ final class MachineDebugTarget: DebugTarget {
     func writeMemory(_ bytes: [UInt8], at address: UInt64, thread: Int) throws(DebugTargetError) {
         let pieces = pieces(of: address, count: bytes.count, thread: thread)
         for piece in pieces {
-            guard let physical = piece.physical, ram.contains(physical, count: UInt64(piece.count)) else { throw .unmapped }
+            guard let physical = piece.physical, ram.contains(physical, count: UInt64(piece.count)) else {
+                throw .unmapped
+            }
         }
         var rest = bytes[...]
         for piece in pieces {

@@ -10,7 +10,8 @@ extension VirtualCPU {
 
     /// Where things are in the `XSAVE` area (Intel SDM volume 1, §10.5.1).
     private enum Area {
-        static let control = 0, status = 2, tags = 4, opcode = 6, instruction = 8, operand = 16, mxcsr = 24, st0 = 32, xmm0 = 160
+        static let control = 0, status = 2, tags = 4, opcode = 6, instruction = 8, operand = 16, mxcsr = 24, st0 = 32,
+            xmm0 = 160
         /// The bit vector of what the area holds; x87 and SSE are bits 0 and 1.
         static let present = 512
     }
@@ -42,12 +43,15 @@ extension VirtualCPU {
         return file
     }
 
-    /// Sets those with the given numbers; segment selectors cannot be set, since a selector without its descriptor means nothing.
+    /// Sets those with the given numbers; segment selectors cannot be set, since a selector without its descriptor
+    /// means nothing.
     func setDebugRegisters(_ file: RegisterFile, changing numbers: [Int]) throws(DebugTargetError) {
         let before: RegisterFile
         do throws(KVMError) { before = try debugRegisters() } catch { throw .refused }
         let changed = numbers.filter { file.bytes(of: $0) != before.bytes(of: $0) }
-        guard !changed.contains(where: { (RegisterSet.segments..<RegisterSet.st0).contains($0) || before.isMissing($0) }) else { throw .refused }
+        guard
+            !changed.contains(where: { (RegisterSet.segments..<RegisterSet.st0).contains($0) || before.isMissing($0) })
+        else { throw .refused }
         do throws(KVMError) { try change(file, changed) } catch {
             // All or nothing: what was set before the one that was refused goes back.
             try? change(before, changed)
@@ -56,7 +60,9 @@ extension VirtualCPU {
     }
 
     private func change(_ file: RegisterFile, _ numbers: [Int]) throws(KVMError) {
-        if numbers.contains(where: { $0 > RegisterSet.kernelGSBase || $0 == RegisterSet.fsBase || $0 == RegisterSet.gsBase }) {
+        if numbers.contains(where: {
+            $0 > RegisterSet.kernelGSBase || $0 == RegisterSet.fsBase || $0 == RegisterSet.gsBase
+        }) {
             var system = try systemRegisters()
             for (number, path) in Self.systemRegisterPaths { system[keyPath: path] = file[number] }
             system.fs.base = file[RegisterSet.fsBase]
@@ -87,7 +93,8 @@ extension VirtualCPU {
 
     private static var systemRegisterPaths: [(Int, WritableKeyPath<kvm_sregs, UInt64>)] {
         [
-            (RegisterSet.cr0, \.cr0), (RegisterSet.cr2, \.cr2), (RegisterSet.cr3, \.cr3), (RegisterSet.cr4, \.cr4), (RegisterSet.cr8, \.cr8),
+            (RegisterSet.cr0, \.cr0), (RegisterSet.cr2, \.cr2), (RegisterSet.cr3, \.cr3), (RegisterSet.cr4, \.cr4),
+            (RegisterSet.cr8, \.cr8),
             (RegisterSet.efer, \.efer),
         ]
     }
@@ -96,13 +103,17 @@ extension VirtualCPU {
 
     private static func copyVectorRegisters(from area: [UInt8], to file: inout RegisterFile) {
         for index in 0..<8 { file.setBytes(area[(Area.st0 + 16 * index)...].prefix(10), of: RegisterSet.st0 + index) }
-        for index in 0..<16 { file.setBytes(area[(Area.xmm0 + 16 * index)...].prefix(16), of: RegisterSet.xmm0 + index) }
+        for index in 0..<16 {
+            file.setBytes(area[(Area.xmm0 + 16 * index)...].prefix(16), of: RegisterSet.xmm0 + index)
+        }
         file.setBytes(area[Area.mxcsr...].prefix(4), of: RegisterSet.mxcsr)
         let control = RegisterSet.x87Control
         file[control] = number(area, Area.control, 2)
         file[control + 1] = number(area, Area.status, 2)
-        file[control + 2] = UInt64(X87Tags.full(area[Area.tags], status: UInt16(file[control + 1])) { file.bytes(of: RegisterSet.st0 + $0) })
-        // In long mode the pointers have 64 bits and no segments; the debugger's layout is the older one, of two halves.
+        file[control + 2] = UInt64(
+            X87Tags.full(area[Area.tags], status: UInt16(file[control + 1])) { file.bytes(of: RegisterSet.st0 + $0) })
+        // In long mode the pointers have 64 bits and no segments; the debugger's layout is the older one, of two
+        // halves.
         file[control + 3] = number(area, Area.instruction + 4, 4)
         file[control + 4] = number(area, Area.instruction, 4)
         file[control + 5] = number(area, Area.operand + 4, 4)
@@ -111,7 +122,9 @@ extension VirtualCPU {
     }
 
     private static func copyVectorRegisters(from file: RegisterFile, to area: inout [UInt8]) {
-        func set(_ offset: Int, _ bytes: some Collection<UInt8>) { area.replaceSubrange(offset..<offset + bytes.count, with: bytes) }
+        func set(_ offset: Int, _ bytes: some Collection<UInt8>) {
+            area.replaceSubrange(offset..<offset + bytes.count, with: bytes)
+        }
         for index in 0..<8 { set(Area.st0 + 16 * index, file.bytes(of: RegisterSet.st0 + index)) }
         for index in 0..<16 { set(Area.xmm0 + 16 * index, file.bytes(of: RegisterSet.xmm0 + index)) }
         set(Area.mxcsr, file.bytes(of: RegisterSet.mxcsr))
@@ -132,7 +145,8 @@ extension VirtualCPU {
     }
 }
 
-/// The x87 tag word: two bits for each physical register, of which `FXSAVE` and `XSAVE` keep one (Intel SDM volume 1, §8.1.7 and §10.5.1.1).
+/// The x87 tag word: two bits for each physical register, of which `FXSAVE` and `XSAVE` keep one (Intel SDM volume 1,
+/// §8.1.7 and §10.5.1.1).
 enum X87Tags {
     /// - Parameters:
     ///   - status: the status word, whose TOP says which physical register is ST0.

@@ -60,7 +60,8 @@ extension Machine {
             .init(
                 scope: .machine,
                 values: [
-                    "uptime_seconds": .decimal(Double(TimerFD.now &- parts.created) / 1000), "vcpus": .whole(UInt64(configuration.cpus)),
+                    "uptime_seconds": .decimal(Double(TimerFD.now &- parts.created) / 1000),
+                    "vcpus": .whole(UInt64(configuration.cpus)),
                     "paused": .whole(control.isPaused ? 1 : 0), "reboots": .whole(past.reboots),
                 ]),
             memoryMetrics, Self.processMetrics,
@@ -72,13 +73,16 @@ extension Machine {
                 ("exits", "exits"), ("port_exits", "io_exits"), ("mmio_exits", "mmio_exits"), ("halts", "halt_exits"),
                 ("interrupts", "irq_injections"),
             ] {
-                if let counter = counters.first(where: { $0.name == name }) { group.values[field] = .whole(counter.value) }
+                if let counter = counters.first(where: { $0.name == name }) {
+                    group.values[field] = .whole(counter.value)
+                }
             }
             groups.append(group)
         }
         for slot in board.registry.slots {
             let function = slot.function
-            groups += Self.metrics(of: function.device, past[function.device.name] + PastCounters.Counts(function.counters))
+            groups += Self.metrics(
+                of: function.device, past[function.device.name] + PastCounters.Counts(function.counters))
         }
         return MetricsSnapshot(reason: reason, time: Timestamp.now, machine: configuration.name, groups: groups)
     }
@@ -97,9 +101,12 @@ extension Machine {
         var usage = rusage()
         // It fails only for a kind of usage that does not exist.
         _ = unsafe getrusage(RUSAGE_SELF.rawValue, &usage)
-        func seconds(_ time: timeval) -> MetricsSnapshot.Value { .decimal(Double(time.tv_sec) + Double(time.tv_usec) / 1e6) }
+        func seconds(_ time: timeval) -> MetricsSnapshot.Value {
+            .decimal(Double(time.tv_sec) + Double(time.tv_usec) / 1e6)
+        }
         return .init(
-            scope: .process, values: ["user_cpu_seconds": seconds(usage.ru_utime), "system_cpu_seconds": seconds(usage.ru_stime)])
+            scope: .process,
+            values: ["user_cpu_seconds": seconds(usage.ru_utime), "system_cpu_seconds": seconds(usage.ru_stime)])
     }
 
     static func metrics(of device: any VirtioDevice, _ counts: PastCounters.Counts) -> [MetricsSnapshot.Group] {
@@ -109,7 +116,8 @@ extension Machine {
             MetricsSnapshot.Group(
                 scope: .device, label: label,
                 values: [
-                    "requests": .whole(counts.requests), "kicks": .whole(counts.kicks), "exit_kicks": .whole(counts.exitKicks),
+                    "requests": .whole(counts.requests), "kicks": .whole(counts.kicks),
+                    "exit_kicks": .whole(counts.exitKicks),
                     "interrupts": .whole(counts.interrupts), "errors": .whole(counts.errors),
                     "events": .byLabel(DeviceEvents.Kind.names.map { ($0, totals[$0] ?? 0) }),
                 ])
@@ -135,7 +143,8 @@ extension Machine {
     private static func metrics(of disk: BlockDevice) -> [String: MetricsSnapshot.Value] {
         let statistics = disk.statistics
         return [
-            "size_bytes": .whole(disk.capacity), "reads": .whole(statistics.reads.value), "read_bytes": .whole(statistics.readBytes.value),
+            "size_bytes": .whole(disk.capacity), "reads": .whole(statistics.reads.value),
+            "read_bytes": .whole(statistics.readBytes.value),
             "writes": .whole(statistics.writes.value), "written_bytes": .whole(statistics.writtenBytes.value),
             "flushes": .whole(statistics.flushes.value), "discards": .whole(statistics.discards.value),
             "stopped": .whole(disk.isStopped ? 1 : 0), "stops": .whole(statistics.stops.value),
@@ -160,8 +169,10 @@ extension Machine {
         return [
             "link_up": .whole(network.isLinkUp ? 1 : 0), "received_frames": .whole(counters.receivedFrames.value),
             "received_bytes": .whole(counters.receivedBytes.value), "sent_frames": .whole(counters.sentFrames.value),
-            "sent_bytes": .whole(counters.sentBytes.value), "receive_drops": byCause(receiveDrops), "send_drops": byCause(sendDrops),
-            "bad_receive_buffers": .whole(counters.badReceiveBuffers.value), "send_waits": .whole(counters.sendWaits.value),
+            "sent_bytes": .whole(counters.sentBytes.value), "receive_drops": byCause(receiveDrops),
+            "send_drops": byCause(sendDrops),
+            "bad_receive_buffers": .whole(counters.badReceiveBuffers.value),
+            "send_waits": .whole(counters.sendWaits.value),
         ]
     }
 }

@@ -49,7 +49,9 @@ struct Metric: Sendable {
     ]
     private static let memory = [
         Metric(scope: .memory, field: "size_bytes", kind: .gauge, help: "Size of the guest's RAM."),
-        Metric(scope: .memory, field: "resident_bytes", kind: .gauge, help: "Guest RAM that is resident in the host's memory."),
+        Metric(
+            scope: .memory, field: "resident_bytes", kind: .gauge,
+            help: "Guest RAM that is resident in the host's memory."),
         Metric(scope: .memory, field: "dirty_bytes", kind: .gauge, help: "Resident guest RAM that was written."),
         Metric(
             scope: .memory, field: "transparent_huge_bytes", kind: .gauge,
@@ -59,18 +61,26 @@ struct Metric: Sendable {
         Metric(
             scope: .process, field: "user_cpu_seconds", kind: .counter,
             help: "CPU time of the swkvm process in user mode, including the guest."),
-        Metric(scope: .process, field: "system_cpu_seconds", kind: .counter, help: "CPU time of the swkvm process in kernel mode."),
+        Metric(
+            scope: .process, field: "system_cpu_seconds", kind: .counter,
+            help: "CPU time of the swkvm process in kernel mode."),
     ]
     private static let vcpu = [
-        Metric(scope: .vcpu, field: "exits", kind: .counter, help: "Exits of the vCPU from guest mode since the last reset, as KVM counts them."),
+        Metric(
+            scope: .vcpu, field: "exits", kind: .counter,
+            help: "Exits of the vCPU from guest mode since the last reset, as KVM counts them."),
         Metric(
             scope: .vcpu, field: "port_exits", kind: .counter,
             help: "Exits to user space for port I/O since the last reset, as KVM counts them."),
         Metric(
             scope: .vcpu, field: "mmio_exits", kind: .counter,
             help: "Exits to user space for MMIO since the last reset, as KVM counts them."),
-        Metric(scope: .vcpu, field: "halts", kind: .counter, help: "HLT instructions since the last reset, as KVM counts them."),
-        Metric(scope: .vcpu, field: "interrupts", kind: .counter, help: "Interrupts injected since the last reset, as KVM counts them."),
+        Metric(
+            scope: .vcpu, field: "halts", kind: .counter,
+            help: "HLT instructions since the last reset, as KVM counts them."),
+        Metric(
+            scope: .vcpu, field: "interrupts", kind: .counter,
+            help: "Interrupts injected since the last reset, as KVM counts them."),
     ]
     private static let device = [
         Metric(scope: .device, field: "requests", kind: .counter, help: "Requests, or frames, that were completed."),
@@ -82,7 +92,9 @@ struct Metric: Sendable {
         Metric(
             scope: .device, field: "errors", kind: .counter,
             help: "Requests that failed, frames that were dropped, and virtio rules that the driver broke."),
-        Metric(scope: .device, field: "events", kind: .counter, help: "Events reported to the log, by kind.", label: "kind"),
+        Metric(
+            scope: .device, field: "events", kind: .counter, help: "Events reported to the log, by kind.", label: "kind"
+        ),
     ]
     private static let block = [
         Metric(scope: .block, field: "size_bytes", kind: .gauge, help: "Size of the disk."),
@@ -95,7 +107,9 @@ struct Metric: Sendable {
         Metric(
             scope: .block, field: "stopped", kind: .gauge,
             help: "1 while requests that the host has failed wait for the machine to be resumed, otherwise 0."),
-        Metric(scope: .block, field: "stops", kind: .counter, help: "Times that an error on the host has stopped the disk."),
+        Metric(
+            scope: .block, field: "stops", kind: .counter, help: "Times that an error on the host has stopped the disk."
+        ),
         Metric(
             scope: .block, field: "ignored_errors", kind: .counter,
             help: "Errors that the guest was not told of (--on-disk-error ignore)."),
@@ -103,20 +117,29 @@ struct Metric: Sendable {
     ]
     private static let nbd = [
         Metric(scope: .nbd, field: "connected", kind: .gauge, help: "1 while the server is connected, otherwise 0."),
-        Metric(scope: .nbd, field: "connections_lost", kind: .counter, help: "Connections to the server that were lost."),
-        Metric(scope: .nbd, field: "reconnects", kind: .counter, help: "Connections to the server after the first one."),
+        Metric(
+            scope: .nbd, field: "connections_lost", kind: .counter, help: "Connections to the server that were lost."),
+        Metric(
+            scope: .nbd, field: "reconnects", kind: .counter, help: "Connections to the server after the first one."),
     ]
     private static let network = [
         Metric(scope: .network, field: "link_up", kind: .gauge, help: "1 while the guest's link is up, otherwise 0."),
         Metric(scope: .network, field: "received_frames", kind: .counter, help: "Frames delivered to the guest."),
-        Metric(scope: .network, field: "received_bytes", kind: .counter, help: "Bytes of the frames delivered to the guest."),
-        Metric(scope: .network, field: "sent_frames", kind: .counter, help: "Frames of the guest delivered to the host."),
-        Metric(scope: .network, field: "sent_bytes", kind: .counter, help: "Bytes of the frames of the guest delivered to the host."),
         Metric(
-            scope: .network, field: "receive_drops", kind: .counter, help: "Frames for the guest that were dropped, by cause.",
+            scope: .network, field: "received_bytes", kind: .counter,
+            help: "Bytes of the frames delivered to the guest."),
+        Metric(
+            scope: .network, field: "sent_frames", kind: .counter, help: "Frames of the guest delivered to the host."),
+        Metric(
+            scope: .network, field: "sent_bytes", kind: .counter,
+            help: "Bytes of the frames of the guest delivered to the host."),
+        Metric(
+            scope: .network, field: "receive_drops", kind: .counter,
+            help: "Frames for the guest that were dropped, by cause.",
             label: "cause"),
         Metric(
-            scope: .network, field: "send_drops", kind: .counter, help: "Frames of the guest that were dropped, by cause.", label: "cause"),
+            scope: .network, field: "send_drops", kind: .counter,
+            help: "Frames of the guest that were dropped, by cause.", label: "cause"),
         Metric(
             scope: .network, field: "bad_receive_buffers", kind: .counter,
             help: "Receive buffers of the driver that are read-only, or too short for a header."),

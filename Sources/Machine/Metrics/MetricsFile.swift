@@ -5,7 +5,8 @@ internal import Glibc
 internal import Linux
 internal import Virtio
 
-/// The file that gets metrics, and the thread that writes it: whoever has some never waits for a disk, or for the reader of a pipe.
+/// The file that gets metrics, and the thread that writes it: whoever has some never waits for a disk, or for the
+/// reader of a pipe.
 final class MetricsFile: Sendable {
     /// Texts that may wait for the file; more are dropped.
     private static let capacity = 4
@@ -26,8 +27,8 @@ final class MetricsFile: Sendable {
     /// Waits until all is written, but for no file that takes nothing for a second.
     func close() {
         guard let thread = thread.withLock({ $0.take() }) else { return }
-        // A call that no signal interrupts, as on a file system whose server is gone, keeps its thread; the process's end does not
-        // wait for it.
+        // A call that no signal interrupts, as on a file system whose server is gone, keeps its thread; the process's
+        // end does not wait for it.
         if shared.close(waitingFor: 1000) { thread.join() } else { thread.detach() }
     }
 
@@ -133,7 +134,8 @@ final class MetricsFile: Sendable {
 
         private func report(_ error: Int32, _ reason: String) {
             events.report(
-                .hostError(operation: 0, errno: error), .warning, "metrics cannot be written to \(target.path): \(reason)")
+                .hostError(operation: 0, errno: error), .warning,
+                "metrics cannot be written to \(target.path): \(reason)")
         }
     }
 }
@@ -150,7 +152,8 @@ struct MetricsTarget: ~Copyable, Sendable {
     let file: FileDescriptor
     let kind: Kind
 
-    /// A file that gets lines at its end, or a pipe or character device. A block device, which they would destroy, is refused.
+    /// A file that gets lines at its end, or a pipe or character device. A block device, which they would destroy, is
+    /// refused.
     static func appending(to path: String) throws(SystemCallError) -> MetricsTarget {
         // Non-blocking: neither the opening of a pipe nor a write waits for a reader.
         let flags = O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY
@@ -164,7 +167,8 @@ struct MetricsTarget: ~Copyable, Sendable {
         return MetricsTarget(path: path, file: file, kind: .append)
     }
 
-    /// A file that is replaced as a whole each time, so that a reader never sees a part. Only a regular file, or none, can be.
+    /// A file that is replaced as a whole each time, so that a reader never sees a part. Only a regular file, or none,
+    /// can be.
     static func replacing(_ path: String) throws(SystemCallError) -> MetricsTarget {
         let slash = path.lastIndex(of: "/")
         let name = slash.map { String(path[path.index(after: $0)...]) } ?? path

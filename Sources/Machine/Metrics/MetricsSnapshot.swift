@@ -41,7 +41,9 @@ struct MetricsSnapshot: Sendable {
 
     /// One line with its newline.
     var json: String {
-        var members: [(String, JSON?)] = [("time", .string(time)), ("reason", .string(reason)), ("name", .string(machine.printable))]
+        var members: [(String, JSON?)] = [
+            ("time", .string(time)), ("reason", .string(reason)), ("name", .string(machine.printable)),
+        ]
         for scope in [Metric.Scope.machine, .memory, .process] {
             for group in groups(scope) { members.append((scope.rawValue, .object(fields(group)))) }
         }
@@ -89,7 +91,9 @@ struct MetricsSnapshot: Sendable {
                 case .whole(let number): samples += Self.sample(metric, labels, "\(number)")
                 case .decimal(let number): samples += Self.sample(metric, labels, JSON.decimal(number).compact)
                 case .byLabel(let parts):
-                    for part in parts { samples += Self.sample(metric, labels + [(metric.label ?? "", part.name)], "\(part.value)") }
+                    for part in parts {
+                        samples += Self.sample(metric, labels + [(metric.label ?? "", part.name)], "\(part.value)")
+                    }
                 case nil: break
                 }
             }

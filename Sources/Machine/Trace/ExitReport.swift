@@ -17,7 +17,9 @@ struct ExitReport {
     /// Which device is at an address; nil where none is.
     let device: (ExitKey) -> String?
 
-    static func device(at key: ExitKey, _ ports: AddressMap<any PortDevice>.Table, _ mmio: AddressMap<any MMIODevice>.Table) -> String? {
+    static func device(
+        at key: ExitKey, _ ports: AddressMap<any PortDevice>.Table, _ mmio: AddressMap<any MMIODevice>.Table
+    ) -> String? {
         switch Int32(bitPattern: key.reason) {
         case KVM_EXIT_IO: ports.name(at: UInt16(truncatingIfNeeded: key.address))
         case KVM_EXIT_MMIO: mmio.name(at: key.address)
@@ -42,7 +44,8 @@ struct ExitReport {
             [Self.grouped(line.total), Self.percent(line.total, of: total)] + line.cells
                 + (showsCPUs && tables.count > 1 ? line.counts.map(Self.grouped) : [])
         }
-        let head = ["exits", "%", "reason", "access", "bytes", "address", "device"]
+        let head =
+            ["exits", "%", "reason", "access", "bytes", "address", "device"]
             + (showsCPUs && tables.count > 1 ? tables.indices.map { "vCPU \($0)" } : [])
         var text = "exits to user space\n" + Self.align([head] + rows, left: [2, 3, 5, 6])
         if !showsCPUs {
@@ -67,13 +70,17 @@ struct ExitReport {
         }
         return sorted.prefix(Self.lineLimit).map { key, counts in
             Line(cells: cells(key, address: Self.address(key), device: device(key)), counts: counts)
-        } + others.sorted { (total($1.value), $0.key) < (total($0.value), $1.key) }.map { key, counts in
-            Line(cells: cells(key, address: key.size > 0 ? "other addresses" : "", device: nil), counts: counts)
         }
+            + others.sorted { (total($1.value), $0.key) < (total($0.value), $1.key) }.map { key, counts in
+                Line(cells: cells(key, address: key.size > 0 ? "other addresses" : "", device: nil), counts: counts)
+            }
     }
 
     private func cells(_ key: ExitKey, address: String, device: String?) -> [String] {
-        [Exit.name(ofReason: key.reason), key.size > 0 ? (key.isWrite ? "write" : "read") : "", key.size > 0 ? "\(key.size)" : "", address, device ?? ""]
+        [
+            Exit.name(ofReason: key.reason), key.size > 0 ? (key.isWrite ? "write" : "read") : "",
+            key.size > 0 ? "\(key.size)" : "", address, device ?? "",
+        ]
     }
 
     private static func address(_ key: ExitKey) -> String { key.size > 0 ? "0x" + String(key.address, radix: 16) : "" }
@@ -93,7 +100,11 @@ struct ExitReport {
             if total > 0 { rows.append((total, [grouped(total), name] + (showsCPUs ? counts.map(grouped) : []))) }
         }
         for counter in machine where counter.value > 0 {
-            rows.append((counter.value, [grouped(counter.value), "\(counter.name) (machine)"] + (showsCPUs ? cpus.map { _ in "" } : [])))
+            rows.append(
+                (
+                    counter.value,
+                    [grouped(counter.value), "\(counter.name) (machine)"] + (showsCPUs ? cpus.map { _ in "" } : [])
+                ))
         }
         rows.sort { ($1.total, $0.cells[1]) < ($0.total, $1.cells[1]) }
         let head = ["events", "KVM's counter"] + (showsCPUs ? cpus.indices.map { "vCPU \($0)" } : [])

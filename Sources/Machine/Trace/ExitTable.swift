@@ -17,7 +17,9 @@ struct ExitKey: Hashable, Comparable, Sendable {
     var withoutAddress: ExitKey { ExitKey(reason: reason, address: 0, size: size, isWrite: isWrite) }
 
     static func < (left: ExitKey, right: ExitKey) -> Bool {
-        (left.reason, left.address, left.size, left.isWrite ? 1 : 0) < (right.reason, right.address, right.size, right.isWrite ? 1 : 0)
+        (left.reason, left.address, left.size, left.isWrite ? 1 : 0) < (
+            right.reason, right.address, right.size, right.isWrite ? 1 : 0
+        )
     }
 }
 
@@ -25,9 +27,13 @@ extension ExitKey {
     init(_ exit: Exit) {
         switch exit {
         case .port(let access):
-            self.init(reason: exit.reason, address: UInt64(access.port), size: UInt8(truncatingIfNeeded: access.size), isWrite: access.isWrite)
+            self.init(
+                reason: exit.reason, address: UInt64(access.port), size: UInt8(truncatingIfNeeded: access.size),
+                isWrite: access.isWrite)
         case .mmio(let access):
-            self.init(reason: exit.reason, address: access.address, size: UInt8(truncatingIfNeeded: access.size), isWrite: access.isWrite)
+            self.init(
+                reason: exit.reason, address: access.address, size: UInt8(truncatingIfNeeded: access.size),
+                isWrite: access.isWrite)
         case .readMSR(let index): self.init(reason: exit.reason, address: UInt64(index), size: 8, isWrite: false)
         case .writeMSR(let index, _): self.init(reason: exit.reason, address: UInt64(index), size: 8, isWrite: true)
         default: self.init(reason: exit.reason, address: 0, size: 0, isWrite: false)
@@ -37,7 +43,8 @@ extension ExitKey {
 
 /// How often one vCPU has left the guest for user space, by ``ExitKey``.
 ///
-/// Its size is fixed: the guest chooses the addresses, and may choose more than there is room for. Those beyond are counted together.
+/// Its size is fixed: the guest chooses the addresses, and may choose more than there is room for. Those beyond are
+/// counted together.
 struct ExitTable: Sendable {
     /// Addresses with a line of their own; a power of two is filled to three quarters, so that probing stays short.
     static let capacity = 768
