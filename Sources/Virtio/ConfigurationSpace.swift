@@ -35,7 +35,9 @@ public final class ConfigurationSpace: Sendable {
     /// Reads 1, 2, 4 or 8 bytes; all ones when not all of them exist.
     public func read(at offset: Int, size: Int) -> UInt64 {
         contents.withLock { contents in
-            guard offset >= 0, size > 0, size <= 8, offset <= contents.bytes.count - size else { return allOnes(size: size) }
+            guard offset >= 0, size > 0, size <= 8, offset <= contents.bytes.count - size else {
+                return allOnes(size: size)
+            }
             return (0..<size).reversed().reduce(0) { $0 << 8 | UInt64(contents.bytes[offset + $1]) }
         }
     }

@@ -95,21 +95,26 @@ struct ChainWalk: BitwiseCopyable, Sendable {
                 guard let buffer = unsafe ram.iovec(for: descriptor.address, count: UInt64(descriptor.length)) else {
                     throw .bufferOutsideRAM(descriptor.address, count: descriptor.length)
                 }
-                guard entries < list.capacity &- first else { throw .chainTooLong(head: head, limit: list.capacity &- first) }
+                guard entries < list.capacity &- first else {
+                    throw .chainTooLong(head: head, limit: list.capacity &- first)
+                }
                 // first + entries is within the list's capacity.
                 unsafe list.base[first &+ entries] = buffer
                 entries &+= 1
                 if !isWriting { readableEntries &+= 1 }
             }
             guard descriptor.has(DescriptorFlag.next) else { break }
-            guard UInt32(descriptor.next) < tableSize else { throw .nextOutOfRange(descriptor.next, tableSize: tableSize) }
+            guard UInt32(descriptor.next) < tableSize else {
+                throw .nextOutOfRange(descriptor.next, tableSize: tableSize)
+            }
             index = UInt32(descriptor.next)
         }
         let start = unsafe list.base + first
         return unsafe DescriptorChain(
             head: head,
             readable: IOVectors(base: start, count: readableEntries, byteCount: readableBytes),
-            writable: IOVectors(base: start + readableEntries, count: entries &- readableEntries, byteCount: writableBytes),
+            writable: IOVectors(
+                base: start + readableEntries, count: entries &- readableEntries, byteCount: writableBytes),
             entries: entries)
     }
 

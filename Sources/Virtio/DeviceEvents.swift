@@ -4,9 +4,9 @@ internal import Linux
 
 /// What a device reports to the host's log: one sentence for each event, at a bounded rate.
 ///
-/// The first event of a kind is reported at once. Further ones are counted, and reported as a number once a minute, so that a guest, a
-/// failing disk or a flapping link cannot flood the log. Any thread may report; nothing here waits for I/O. The events belong to the device, so a
-/// reset of the guest does not start the count anew.
+/// The first event of a kind is reported at once. Further ones are counted, and reported as a number once a minute, so
+/// that a guest, a failing disk or a flapping link cannot flood the log. Any thread may report; nothing here waits for
+/// I/O. The events belong to the device, so a reset of the guest does not start the count anew.
 public final class DeviceEvents: Sendable {
     /// How much an event matters.
     public enum Level: Sendable {
@@ -20,7 +20,8 @@ public final class DeviceEvents: Sendable {
         case error
     }
 
-    /// What events have to have in common to be counted as one. There is a bounded number of kinds, whatever the guest does.
+    /// What events have to have in common to be counted as one. There is a bounded number of kinds, whatever the guest
+    /// does.
     public enum Kind: Hashable, Sendable {
         /// The driver broke a rule of the specification in this queue.
         case brokenRule(queue: Int)
@@ -59,7 +60,8 @@ public final class DeviceEvents: Sendable {
 
         /// The names of all kinds.
         public static let names = [
-            "broken_rule", "refused_queue", "needs_reset", "host_error", "refused_operations", "damage", "link_up", "link_down", "lost_frames",
+            "broken_rule", "refused_queue", "needs_reset", "host_error", "refused_operations", "damage", "link_up",
+            "link_down", "lost_frames",
             "refused_connection",
         ]
     }
@@ -85,7 +87,9 @@ public final class DeviceEvents: Sendable {
     private let entries = Guarded<[Kind: Entry]>([:])
 
     /// - Parameter log: takes a line, without the device's name; called by any thread, must not wait.
-    public convenience init(log: @escaping @Sendable (Level, String) -> Void) { self.init(now: { TimerFD.now }, log: log) }
+    public convenience init(log: @escaping @Sendable (Level, String) -> Void) {
+        self.init(now: { TimerFD.now }, log: log)
+    }
 
     /// - Parameters:
     ///   - now: milliseconds of a clock that does not go back.
@@ -100,14 +104,17 @@ public final class DeviceEvents: Sendable {
     ///   - count: how many happened.
     ///   - isUrgent: the user has to act: the line is printed even if the minute of its kind is not over.
     ///   - sentence: evaluated only when it is printed.
-    public func report(_ kind: Kind, _ level: Level, count: UInt64 = 1, isUrgent: Bool = false, _ sentence: @autoclosure () -> String) {
+    public func report(
+        _ kind: Kind, _ level: Level, count: UInt64 = 1, isUrgent: Bool = false, _ sentence: @autoclosure () -> String
+    ) {
         guard count > 0 else { return }
         let time = now()
         let line: String? = entries.withLock { entries in
             guard let entry = entries[kind], !isUrgent, time &- entry.printed < Self.period else {
                 let before = entries[kind]?.count ?? 0, total = entries[kind]?.total ?? 0
                 let text = sentence()
-                entries[kind] = Entry(level: level, sentence: text, printed: time, count: count &- 1, total: total &+ count)
+                entries[kind] = Entry(
+                    level: level, sentence: text, printed: time, count: count &- 1, total: total &+ count)
                 return before == 0 ? text : "\(text) (\(before) more before this)"
             }
             entries[kind]?.count &+= count

@@ -25,7 +25,9 @@ public final class QueueInterrupt: Sendable {
     private let pin: InterruptPin?
     private let counters: DeviceCounters
 
-    public convenience init(_ irqfd: IRQFD, counters: DeviceCounters) { self.init(irqfd, status: nil, counters: counters) }
+    public convenience init(_ irqfd: IRQFD, counters: DeviceCounters) {
+        self.init(irqfd, status: nil, counters: counters)
+    }
 
     /// - Parameters:
     ///   - status: the register that says why the line was raised, for a transport whose interrupts share one.
@@ -47,7 +49,8 @@ public final class QueueInterrupt: Sendable {
     }
 }
 
-/// The interrupt that announces changes of a device's configuration (virtio 1.2 §2.3), and of its status to DEVICE_NEEDS_RESET.
+/// The interrupt that announces changes of a device's configuration (virtio 1.2 §2.3), and of its status to
+/// DEVICE_NEEDS_RESET.
 ///
 /// Lock-free, for any thread.
 public final class ConfigurationInterrupt: Sendable {
@@ -58,7 +61,9 @@ public final class ConfigurationInterrupt: Sendable {
     private let counters: DeviceCounters
     private let isBroken = Atomic<Bool>(false)
 
-    public convenience init(_ irqfd: IRQFD, counters: DeviceCounters) { self.init(irqfd, status: nil, counters: counters) }
+    public convenience init(_ irqfd: IRQFD, counters: DeviceCounters) {
+        self.init(irqfd, status: nil, counters: counters)
+    }
 
     /// - Parameters:
     ///   - status: as ``QueueInterrupt`` has it.
@@ -92,8 +97,8 @@ public final class ConfigurationInterrupt: Sendable {
     func reset() { isBroken.store(false, ordering: .releasing) }
 }
 
-/// A register that says which interrupts share a line that was raised: InterruptStatus of MMIO (virtio 1.2 §4.2.2). The bits are those of PCI's ISR
-/// status, too.
+/// A register that says which interrupts share a line that was raised: InterruptStatus of MMIO (virtio 1.2 §4.2.2). The
+/// bits are those of PCI's ISR status, too.
 ///
 /// The device raises bits, the driver alone clears them, or a reset does. Lock-free, for any thread.
 final class InterruptStatus: Sendable {

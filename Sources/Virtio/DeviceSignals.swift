@@ -27,7 +27,8 @@ public final class DeviceCounters: Sendable {
     public init() {}
 }
 
-/// The doorbell of one queue: an eventfd that exists as long as the device, so that a kick before activation is kept in it.
+/// The doorbell of one queue: an eventfd that exists as long as the device, so that a kick before activation is kept in
+/// it.
 ///
 /// The machine assigns it to the transport's place for notifications (ioeventfd); the function signals it for
 /// kicks that reach user space.

@@ -6,19 +6,19 @@ internal import Synchronization
 /// The part of a device that runs on its own thread and owns the queues and the back-end.
 ///
 /// All methods are called on the I/O thread of a ``DeviceWorker``, so the state needs neither locks nor references. The
-/// worker has the queues' doorbells in the epoll instance; an engine adds the descriptors of its back-end with tokens from
-/// ``DeviceWorkerToken/firstOfEngine`` on and may add, change and remove them at any time.
+/// worker has the queues' doorbells in the epoll instance; an engine adds the descriptors of its back-end with tokens
+/// from ``DeviceWorkerToken/firstOfEngine`` on and may add, change and remove them at any time.
 ///
-/// An engine does not hold its device or its worker, whose end waits for the engine's. It takes a bounded number of chains
-/// in a call; when there are more, it signals the queue's doorbell itself (``Activation/doorbells``) and returns, so that resets
-/// and the back-end get their turn however fast the driver is.
+/// An engine does not hold its device or its worker, whose end waits for the engine's. It takes a bounded number of
+/// chains in a call; when there are more, it signals the queue's doorbell itself (``Activation/doorbells``) and
+/// returns, so that resets and the back-end get their turn however fast the driver is.
 public protocol DeviceEngine: ~Copyable, SendableMetatype {
     /// The queue that was worked on last: what a method throws is about it.
     var queueAtWork: Int { get }
     /// The driver is ready: make the queues (``Activation/makeQueue(_:)``) and begin.
     mutating func activate(_ activation: Activation, epoll: borrowing Epoll) throws(VirtqueueError)
-    /// A queue's doorbell was signalled, or may have been: called once for each ready queue after it starts. One that was signalled together with
-    /// the order to stop its queue may come after it.
+    /// A queue's doorbell was signalled, or may have been: called once for each ready queue after it starts. One that
+    /// was signalled together with the order to stop its queue may come after it.
     mutating func notified(queue: Int, epoll: borrowing Epoll) throws(VirtqueueError)
     /// A descriptor of the back-end is ready. Also called while not active, if the engine left it watched.
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError)
@@ -33,8 +33,9 @@ public protocol DeviceEngine: ~Copyable, SendableMetatype {
         _ configuration: QueueConfiguration, of activation: Activation, epoll: borrowing Epoll
     ) throws(VirtqueueError)
 
-    /// The machine pauses: takes nothing more from the queues, and no input, until ``resume(epoll:)`` or ``reset(epoll:)``. What is in flight goes on
-    /// to its end and is shown to the driver; queues keep their indices. Doorbells and the back-end are served until ``isQuiet``.
+    /// The machine pauses: takes nothing more from the queues, and no input, until ``resume(epoll:)`` or
+    /// ``reset(epoll:)``. What is in flight goes on to its end and is shown to the driver; queues keep their indices.
+    /// Doorbells and the back-end are served until ``isQuiet``.
     mutating func pause(epoll: borrowing Epoll)
     /// Indicates whether nothing is in flight in a pause, so that guest RAM is not touched any more.
     var isQuiet: Bool { get }
@@ -92,12 +93,13 @@ public final class DeviceWorker: Sendable {
         let engine = Handover(engine)
         self.name = name
         self.mailbox = mailbox
-        state = Guarded(State(body: {
-            guard let epoll = epoll.take(), let engine = engine.take() else { return mailbox.close() }
-            var loop = Loop(engine: engine, epoll: epoll, mailbox: mailbox, events: events)
-            loop.run()
-            mailbox.close()
-        }))
+        state = Guarded(
+            State(body: {
+                guard let epoll = epoll.take(), let engine = engine.take() else { return mailbox.close() }
+                var loop = Loop(engine: engine, epoll: epoll, mailbox: mailbox, events: events)
+                loop.run()
+                mailbox.close()
+            }))
     }
 
     private let name: String
@@ -126,8 +128,8 @@ public final class DeviceWorker: Sendable {
     public func startQueue(_ configuration: QueueConfiguration) { mailbox.send(.startQueue(configuration)) }
 
     /// Begins a pause, also of a device that is not active; returns at once. A reset ends it.
-    /// - Parameter onQuiet: called once on the I/O thread, when what was in flight has ended and doorbells are not watched any more; also
-    ///   when a reset has ended the pause before. It must not wait.
+    /// - Parameter onQuiet: called once on the I/O thread, when what was in flight has ended and doorbells are not
+    ///   watched any more; also when a reset has ended the pause before. It must not wait.
     public func pause(onQuiet: @escaping @Sendable () -> Void) { mailbox.send(.pause(onQuiet)) }
     /// Ends a pause; returns when the engine works again. Harmless when there is none.
     public func resume() { mailbox.send(.resume) }
@@ -246,7 +248,8 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
             let queue = engine.queueAtWork
             self.events.report(
                 .brokenRule(queue: queue), .warning,
-                "the driver broke a rule in queue \(queue): \(error); the device does nothing until the driver resets it")
+                "the driver broke a rule in queue \(queue): \(error); the device does nothing until the driver resets it"
+            )
             fail()
             if token == DeviceWorkerToken.control { mailbox.complete() }
         }
@@ -288,7 +291,9 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
     private mutating func checkQuiet() {
         guard isPaused, engine.isQuiet else { return }
         if let activation {
-            for index in served where activation.doorbells.indices.contains(index) { epoll.remove(activation.doorbells[index].event.rawValue) }
+            for index in served where activation.doorbells.indices.contains(index) {
+                epoll.remove(activation.doorbells[index].event.rawValue)
+            }
         }
         onQuiet?()
         onQuiet = nil
@@ -318,7 +323,8 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
         try engine.notified(queue: index, epoll: epoll)
     }
 
-    /// Waits for a queue's doorbell from now on, and looks at the queue once: the driver may have filled it before it was ready.
+    /// Waits for a queue's doorbell from now on, and looks at the queue once: the driver may have filled it before it
+    /// was ready.
     private mutating func begin(_ index: Int, _ activation: Activation) throws(VirtqueueError) {
         // A queue before this one may have ended it all.
         guard self.activation != nil, activation.doorbells.indices.contains(index) else { return }

@@ -3,7 +3,8 @@
 internal import CLinux
 internal import Glibc
 
-/// For a device that holds several chains at a time in one list, popped behind each other, and takes them off its front.
+/// For a device that holds several chains at a time in one list, popped behind each other, and takes them off its
+/// front.
 extension IOVectorList {
     /// Entries `first` … `first + count − 1` as one run; fewer where the list ends.
     public func run(from first: Int, count: Int) -> IOVectors {

@@ -121,12 +121,15 @@ internal import Glibc
     /// Sets bytes from `offset` on; returns how many there were, at most `count`.
     @discardableResult
     public func fill(at offset: UInt64 = 0, count: Int, with value: UInt8 = 0) -> Int {
-        unsafe forEachPiece(at: offset, count: count) { piece, _ in unsafe clinux_fill(piece.iov_base, value, piece.iov_len) }
+        unsafe forEachPiece(at: offset, count: count) { piece, _ in
+            unsafe clinux_fill(piece.iov_base, value, piece.iov_len)
+        }
     }
 
     // MARK: Parts of the run
 
-    /// Drops bytes at the front: a header, or what a short transfer has done. False, and nothing dropped, when there are fewer.
+    /// Drops bytes at the front: a header, or what a short transfer has done. False, and nothing dropped, when there
+    /// are fewer.
     @discardableResult
     public mutating func removeFirst(_ bytes: UInt64) -> Bool {
         guard bytes <= byteCount else { return false }
@@ -173,7 +176,8 @@ internal import Glibc
         return byte
     }
 
-    /// Hands `body` each contiguous piece of at most `count` bytes from `offset` on, and the bytes before it in the range.
+    /// Hands `body` each contiguous piece of at most `count` bytes from `offset` on, and the bytes before it in the
+    /// range.
     private func forEachPiece(at offset: UInt64, count wanted: Int, _ body: (iovec, _ done: Int) -> Void) -> Int {
         guard offset <= byteCount else { return 0 }
         var skip = Int(offset), done = 0, index = 0

@@ -4,7 +4,8 @@ internal import Linux
 internal import Synchronization
 
 /// The interrupt pin of a PCI function (INTA#) with the ISR status register that says why it is asserted (virtio 1.2
-/// §4.1.4.5): for drivers that do not use MSI-X. It is asserted as long as the register is not 0, and reading it clears it.
+/// §4.1.4.5): for drivers that do not use MSI-X. It is asserted as long as the register is not 0, and reading it clears
+/// it.
 ///
 /// Any thread may call the methods.
 final class InterruptPin: Sendable {

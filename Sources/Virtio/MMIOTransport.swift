@@ -7,8 +7,8 @@ internal import Synchronization
 /// The register file of a virtio-mmio device, layout version 2 (virtio 1.2 §4.2.2), in front of a ``VirtioFunction``.
 ///
 /// vCPU threads call ``read(at:size:)`` and ``write(_:at:size:)``. The data path does not come here: kicks go through
-/// ioeventfds to the device's I/O thread, interrupts through the irqfd. What the transport itself keeps, the selectors and the interrupt
-/// status, is atomic, so that no CPU waits for another's reset there.
+/// ioeventfds to the device's I/O thread, interrupts through the irqfd. What the transport itself keeps, the selectors
+/// and the interrupt status, is atomic, so that no CPU waits for another's reset there.
 ///
 /// Accesses below the configuration space are 32 bits wide and aligned; others read as all ones and write nothing.
 /// Only a kick may have any width.
@@ -21,8 +21,9 @@ public final class MMIOTransport: Sendable {
     public let function: VirtioFunction
     /// The device's one interrupt line, for the machine to assign to a GSI.
     ///
-    /// All interrupts share it, and with it one eventfd. Two of them on one edge-triggered pin would not do: KVM raises and lowers the pin for each
-    /// on a thread of its own, and an edge that comes while the other has the pin raised is none.
+    /// All interrupts share it, and with it one eventfd. Two of them on one edge-triggered pin would not do: KVM raises
+    /// and lowers the pin for each on a thread of its own, and an edge that comes while the other has the pin raised is
+    /// none.
     public let irqfd: IRQFD
 
     private let registers = Registers()

@@ -9,8 +9,8 @@ internal import Synchronization
 /// structures, MSI-X with a vector for each queue and one for the configuration, and INTA# for drivers without MSI-X.
 ///
 /// The data path does not come here: a write to a queue's address for notifications signals its doorbell (ioeventfd),
-/// wherever the guest has the BAR, and each queue and the configuration have an irqfd that the ``MSIXTable`` connects to
-/// the vector's route.
+/// wherever the guest has the BAR, and each queue and the configuration have an irqfd that the ``MSIXTable`` connects
+/// to the vector's route.
 ///
 /// Fields of the common configuration are accessed with their own width, 64-bit ones also by halves; others read as all
 /// ones and write nothing.
@@ -343,7 +343,8 @@ extension PCITransport {
         case .queueVector: return UInt64(selectedSource.map(messages.vector(of:)) ?? MSIXTable.noVector)
         case .queueEnable: return queue?.isReady == true ? 1 : 0
         case .queueNotifyOffset: return UInt64(selectedQueue)
-        // The first says nothing without VIRTIO_F_NOTIF_CONFIG_DATA. A reset has happened before the write that asks for it returns.
+        // The first says nothing without VIRTIO_F_NOTIF_CONFIG_DATA. A reset has happened before the write that asks
+        // for it returns.
         case .queueNotifyData, .queueReset: return 0
         default: break
         }

@@ -42,7 +42,9 @@ public struct QueueConfiguration: Equatable, Sendable, BitwiseCopyable {
             _ part: VirtqueueError.RingPart, _ address: GuestAddress, _ count: UInt64, _ alignment: UInt64
         ) throws(VirtqueueError) -> GuestSlice {
             guard address.isAligned(to: alignment) else { throw .ringMisaligned(part, address, alignment: alignment) }
-            guard let slice = ram.slice(at: address, count: count) else { throw .ringOutsideRAM(part, address, count: count) }
+            guard let slice = ram.slice(at: address, count: count) else {
+                throw .ringOutsideRAM(part, address, count: count)
+            }
             return slice
         }
         let entries = UInt64(size)

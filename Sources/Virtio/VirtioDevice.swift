@@ -26,13 +26,17 @@ public struct Activation: Sendable {
 
     /// The part of one queue, for a device with an I/O thread for each: the others are not ready.
     public func only(queue index: Int) -> Activation {
-        let queues = queues.map { $0.index == index ? $0 : QueueConfiguration(index: $0.index, maximumSize: $0.maximumSize) }
+        let queues = queues.map {
+            $0.index == index ? $0 : QueueConfiguration(index: $0.index, maximumSize: $0.maximumSize)
+        }
         return Activation(
-            features: features, queues: queues, memory: memory, interrupts: interrupts, doorbells: doorbells, counters: counters)
+            features: features, queues: queues, memory: memory, interrupts: interrupts, doorbells: doorbells,
+            counters: counters)
     }
 }
 
-/// A device as its ``VirtioFunction`` sees it. Methods are called on vCPU threads, one at a time, under the function's lock.
+/// A device as its ``VirtioFunction`` sees it. Methods are called on vCPU threads, one at a time, under the function's
+/// lock.
 ///
 /// A device has an I/O thread, usually a ``DeviceWorker``, that alone touches the queues from ``activate(_:)`` to
 /// ``reset()``. It reports a driver that breaks the rules by ``ConfigurationInterrupt/markNeedsReset()``.
@@ -55,22 +59,27 @@ public protocol VirtioDevice: AnyObject, Sendable {
     /// Indicates whether the device works with these features, a subset of those offered. Refusing leaves FEATURES_OK
     /// unset.
     func accepts(_ features: FeatureSet) -> Bool
-    /// FEATURES_OK is set: what the driver has negotiated, until ``reset()``, also for what comes before ``activate(_:)``.
+    /// FEATURES_OK is set: what the driver has negotiated, until ``reset()``, also for what comes before
+    /// ``activate(_:)``.
     func negotiated(_ features: FeatureSet)
-    /// A write of 1, 2, 4 or 8 bytes to the configuration space, at any time and on any vCPU thread; by default without effect.
+    /// A write of 1, 2, 4 or 8 bytes to the configuration space, at any time and on any vCPU thread; by default without
+    /// effect.
     func writeConfiguration(_ value: UInt64, at offset: Int, size: Int)
 
     /// Begins to work on the queues. Kicks that came before are still in the doorbells.
     func activate(_ activation: Activation)
-    /// Ends all work; returns when no request is in flight and guest RAM is not touched any more. Harmless when not active.
+    /// Ends all work; returns when no request is in flight and guest RAM is not touched any more. Harmless when not
+    /// active.
     func reset()
     /// The same for one queue (QueueReset, or QueueReady written 0).
     func stopQueue(_ index: Int)
     /// A queue that was stopped has been set up anew; called only while active.
     func startQueue(_ configuration: QueueConfiguration)
 
-    /// Begins a pause: the device takes nothing more from its queues and its back-end. Called by the machine when no vCPU runs; returns at once.
-    /// - Parameter onQuiet: called once, on any thread, when what was in flight has ended; also when a reset has ended the pause before.
+    /// Begins a pause: the device takes nothing more from its queues and its back-end. Called by the machine when no
+    /// vCPU runs; returns at once.
+    /// - Parameter onQuiet: called once, on any thread, when what was in flight has ended; also when a reset has ended
+    ///   the pause before.
     func pause(onQuiet: @escaping @Sendable () -> Void)
     /// Ends a pause, as a reset does. Harmless when there is none.
     func resume()

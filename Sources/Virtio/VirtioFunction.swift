@@ -5,17 +5,18 @@ public import Linux
 
 /// A device as a driver finds it, whatever the transport: status, features, queues, configuration (virtio 1.2 §2).
 ///
-/// A transport decodes its registers into calls of these methods, on vCPU threads. The state is behind one lock, which a reset holds until the device
-/// is quiet; kicks, the configuration space and the interrupts do not need it.
+/// A transport decodes its registers into calls of these methods, on vCPU threads. The state is behind one lock, which
+/// a reset holds until the device is quiet; kicks, the configuration space and the interrupts do not need it.
 ///
 /// What a driver may do when:
-/// - Status bits are set in the order ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK; one that comes too early is not taken, one
-///   that is set stays set until reset (a write of 0). FAILED is always taken, and nothing but a reset after it.
+/// - Status bits are set in the order ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK; one that comes too early is not
+///   taken, one that is set stays set until reset (a write of 0). FAILED is always taken, and nothing but a reset after
+///   it.
 /// - Driver features are taken between DRIVER and FEATURES_OK. FEATURES_OK is refused, by reading back as 0, when they
 ///   have a bit that was not offered, lack VERSION_1, or the device does not accept them.
 /// - Queues are set up between FEATURES_OK and DRIVER_OK, and, after a reset of theirs, also later. A queue that is
-///   ready ignores changes. Enabling one is refused, by its staying not ready, when the size is not a power of two up to the maximum
-///   or a ring is misaligned or not in RAM.
+///   ready ignores changes. Enabling one is refused, by its staying not ready, when the size is not a power of two up
+///   to the maximum or a ring is misaligned or not in RAM.
 public final class VirtioFunction: Sendable {
     public let device: any VirtioDevice
     /// Made by the transport.
@@ -34,8 +35,8 @@ public final class VirtioFunction: Sendable {
     ///   - memory: guest RAM.
     ///   - interrupts: one for each queue of the device.
     ///   - counters: the ones that the interrupts count in.
-    ///   - resetTransport: sets the transport's own registers back; called in a reset when the device is quiet, before a driver can see that the
-    ///     reset is done.
+    ///   - resetTransport: sets the transport's own registers back; called in a reset when the device is quiet, before
+    ///     a driver can see that the reset is done.
     public init(
         _ device: any VirtioDevice, memory: GuestMemory, interrupts: DeviceInterrupts, counters: DeviceCounters,
         resetTransport: @escaping @Sendable () -> Void
@@ -74,7 +75,8 @@ public final class VirtioFunction: Sendable {
         func configurable(_ queue: UInt32) -> Int? {
             guard let index = index(of: queue), !queues[index].isReady,
                 status.contains(.featuresOK), !status.contains(.failed),
-                !isLive || driverFeatures.contains(.ringReset) else { return nil }
+                !isLive || driverFeatures.contains(.ringReset)
+            else { return nil }
             return index
         }
     }
@@ -101,9 +103,11 @@ public final class VirtioFunction: Sendable {
             }
             if wanted.contains(.driverOK), state.status.contains(.featuresOK), !state.isLive {
                 state.status.insert(.driverOK)
-                device.activate(Activation(
-                    features: state.driverFeatures, queues: state.queues, memory: memory, interrupts: interrupts, doorbells: doorbells,
-                    counters: counters))
+                device.activate(
+                    Activation(
+                        features: state.driverFeatures, queues: state.queues, memory: memory, interrupts: interrupts,
+                        doorbells: doorbells,
+                        counters: counters))
             }
         }
     }
@@ -159,7 +163,8 @@ public final class VirtioFunction: Sendable {
             do throws(VirtqueueError) { try state.queues[index].validate(in: memory.ram) } catch {
                 counters.errors.add()
                 return device.deviceEvents.report(
-                    .refusedQueue(index), .warning, "the driver set up queue \(index) wrongly, and it is not ready: \(error)")
+                    .refusedQueue(index), .warning,
+                    "the driver set up queue \(index) wrongly, and it is not ready: \(error)")
             }
             state.queues[index].isReady = true
             if state.isLive { device.startQueue(state.queues[index]) }
@@ -173,11 +178,13 @@ public final class VirtioFunction: Sendable {
         }
     }
 
-    /// Sets one queue back (§2.6.1), if the driver negotiated that: also before DRIVER_OK, so that it is not ready then (§4.2.2.1).
+    /// Sets one queue back (§2.6.1), if the driver negotiated that: also before DRIVER_OK, so that it is not ready then
+    /// (§4.2.2.1).
     public func resetQueue(_ number: UInt32) {
         state.withLock { state in
             guard let index = state.index(of: number),
-                state.status.contains(.featuresOK), state.driverFeatures.contains(.ringReset) else { return }
+                state.status.contains(.featuresOK), state.driverFeatures.contains(.ringReset)
+            else { return }
             stopQueue(index, &state)
             state.queues[index] = QueueConfiguration(index: index, maximumSize: state.queues[index].maximumSize)
         }
@@ -201,7 +208,8 @@ public final class VirtioFunction: Sendable {
     /// Changes whenever the configuration space does.
     public var configurationGeneration: UInt32 { device.configuration.generation }
 
-    /// Reads 1, 2, 4 or 8 aligned bytes of the configuration space; all ones for other accesses, and where there is nothing.
+    /// Reads 1, 2, 4 or 8 aligned bytes of the configuration space; all ones for other accesses, and where there is
+    /// nothing.
     public func readConfiguration(at offset: UInt64, size: Int) -> UInt64 {
         guard let offset = Self.configurationOffset(offset, size) else { return allOnes(size: size) }
         return device.configuration.read(at: offset, size: size)

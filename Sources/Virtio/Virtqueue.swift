@@ -37,7 +37,8 @@ public struct Virtqueue: ~Copyable, Sendable {
     /// `used.idx` as the driver sees it, and so where the last decision about an interrupt was made.
     private var publishedUsed: UInt16 = 0
 
-    /// - Parameter features: what was negotiated; ``FeatureSet/eventIndex`` and ``FeatureSet/indirectDescriptors`` count.
+    /// - Parameter features: what was negotiated; ``FeatureSet/eventIndex`` and ``FeatureSet/indirectDescriptors``
+    ///   count.
     /// - Throws: what is wrong with the size or the rings' places.
     public init(_ configuration: QueueConfiguration, features: FeatureSet, ram: GuestRAM) throws(VirtqueueError) {
         let rings = try configuration.rings(in: ram)
@@ -48,7 +49,8 @@ public struct Virtqueue: ~Copyable, Sendable {
         eventIndex = features.contains(.eventIndex)
         walk = ChainWalk(
             ram: ram, table: rings.descriptors, size: size, allowsIndirect: features.contains(.indirectDescriptors))
-        // With EVENT_IDX the flags are 0 from here on (§2.7.10.1), whatever the driver has left there; without, until they are needed.
+        // With EVENT_IDX the flags are 0 from here on (§2.7.10.1), whatever the driver has left there; without, until
+        // they are needed.
         used.store16(0, RingOffset.flags)
     }
 
@@ -113,7 +115,8 @@ public struct Virtqueue: ~Copyable, Sendable {
         guard nextUsed != before else { return false }
         used.storeRelease16(nextUsed, RingOffset.index)
         publishedUsed = nextUsed
-        // The index must be visible before the driver's notification suppression is read: it writes its suppression, then checks the index.
+        // The index must be visible before the driver's notification suppression is read: it writes its suppression,
+        // then checks the index.
         clinux_full_fence()
         if eventIndex {
             let event = available.load16(4 &+ 2 &* Int(size))
@@ -127,7 +130,8 @@ public struct Virtqueue: ~Copyable, Sendable {
 
     /// Says that no kick is needed while the device looks at the ring anyway (a hint to the driver).
     ///
-    /// With VIRTIO_F_EVENT_IDX there is nothing to do, and nothing that may be done (§2.7.10.1): the driver kicks when it passes the index last named.
+    /// With VIRTIO_F_EVENT_IDX there is nothing to do, and nothing that may be done (§2.7.10.1): the driver kicks when
+    /// it passes the index last named.
     public mutating func disableNotifications() {
         if !eventIndex { used.store16(RingFlag.noNotify, RingOffset.flags) }
     }
@@ -141,7 +145,8 @@ public struct Virtqueue: ~Copyable, Sendable {
         } else {
             used.store16(0, RingOffset.flags)
         }
-        // The suppression must be visible before the index is read: the driver writes the index, then reads the suppression.
+        // The suppression must be visible before the index is read: the driver writes the index, then reads the
+        // suppression.
         clinux_full_fence()
         return available.loadAcquire16(RingOffset.index) != nextAvailable
     }
