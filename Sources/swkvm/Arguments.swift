@@ -10,7 +10,8 @@ internal import Machine
 /// `--rng`, `--rng=max-bytes=1K,period=1000`.
 struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
     let description: String
-    /// What is wrong is told by ``entropy()``: refused here, the parser would take the option as if no value had been given.
+    /// What is wrong is told by ``entropy()``: refused here, the parser would take the option as if no value had been
+    /// given.
     private let parsed: Result<Configuration.Entropy, ArgumentProblem>
 
     static let unlimited = EntropyArgument(argument: "")
@@ -31,7 +32,8 @@ struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
             switch (key, value) {
             case ("max-bytes", let value?):
                 guard let size = ByteSize(argument: value), size.bytes > 0 else {
-                    throw ArgumentProblem("max-bytes=\(value) is not a number of bytes; expected 1 or more, such as 64K")
+                    throw ArgumentProblem(
+                        "max-bytes=\(value) is not a number of bytes; expected 1 or more, such as 64K")
                 }
                 bytes = size.bytes
             case ("period", let value?):
@@ -40,7 +42,8 @@ struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
                 }
                 period = number
             default:
-                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected max-bytes= or period=")
+                throw ArgumentProblem(
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected max-bytes= or period=")
             }
         }
         guard let bytes else { throw ArgumentProblem("period= requires max-bytes=") }
@@ -51,7 +54,8 @@ struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
 /// `--numa mem=1G,cpus=0-1,…`.
 struct NodeArgument {
     static let completion = ValueCompletion.list([
-        "mem=", "+cpus=", "+host=", "policy=" + MemoryPolicy.Mode.allCases.map(\.rawValue).joined(separator: "/"), "+distance=",
+        "mem=", "+cpus=", "+host=", "policy=" + MemoryPolicy.Mode.allCases.map(\.rawValue).joined(separator: "/"),
+        "+distance=",
     ])
 
     let node: Configuration.Node
@@ -66,27 +70,37 @@ struct NodeArgument {
             switch (key, value) {
             case ("cpus", let value?): cpus.formUnion(try Self.range(value, "CPUs"))
             case ("mem", let value?):
-                guard let size = ByteSize(argument: value), memory == nil else { throw ArgumentProblem("mem=\(value) is not a size, or was given twice") }
+                guard let size = ByteSize(argument: value), memory == nil else {
+                    throw ArgumentProblem("mem=\(value) is not a size, or was given twice")
+                }
                 memory = size.bytes
             case ("host", let value?): hostNodes.formUnion(try Self.range(value, "the host's nodes"))
             case ("policy", let value?):
                 guard let known = MemoryPolicy.Mode(rawValue: value) else {
-                    throw ArgumentProblem("policy=\(value) is not recognized; expected \(MemoryPolicy.Mode.allCases.map(\.rawValue).joined(separator: ", "))")
+                    throw ArgumentProblem(
+                        "policy=\(value) is not recognized; expected \(MemoryPolicy.Mode.allCases.map(\.rawValue).joined(separator: ", "))"
+                    )
                 }
                 mode = known
             case ("distance", let value?):
                 let parts = value.split(separator: ":", omittingEmptySubsequences: false)
-                guard parts.count == 2, let node = Self.number(parts[0]), let distance = Self.number(parts[1]), distance < 256 else {
+                guard parts.count == 2, let node = Self.number(parts[0]), let distance = Self.number(parts[1]),
+                    distance < 256
+                else {
                     throw ArgumentProblem("distance=\(value) is not NODE:DISTANCE, such as 1:20")
                 }
                 distances[node] = UInt8(distance)
             default:
-                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected mem=, cpus=, host=, policy= or distance=")
+                throw ArgumentProblem(
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected mem=, cpus=, host=, policy= or distance="
+                )
             }
         }
         guard let memory else { throw ArgumentProblem("a NUMA node needs mem=SIZE") }
         guard mode == nil || !hostNodes.isEmpty else { throw ArgumentProblem("policy= requires host=N") }
-        guard mode != .preferred || hostNodes.count == 1 else { throw ArgumentProblem("policy=preferred requires exactly one host node") }
+        guard mode != .preferred || hostNodes.count == 1 else {
+            throw ArgumentProblem("policy=preferred requires exactly one host node")
+        }
         node = Configuration.Node(
             cpus: cpus.sorted(), memory: memory,
             policy: hostNodes.isEmpty ? nil : MemoryPolicy(mode ?? .bind, hostNodes: hostNodes), distances: distances)
@@ -114,7 +128,9 @@ struct UUIDArgument {
     init(parsing argument: String) throws {
         uuid = UUID(argument)
         guard uuid != nil || argument == "none" else {
-            throw ArgumentProblem("'\(argument)' is not a UUID; expected none or a UUID such as 6ba7b810-9dad-11d1-80b4-00c04fd430c8 (`uuidgen` makes one)")
+            throw ArgumentProblem(
+                "'\(argument)' is not a UUID; expected none or a UUID such as 6ba7b810-9dad-11d1-80b4-00c04fd430c8 (`uuidgen` makes one)"
+            )
         }
     }
 }
@@ -157,10 +173,14 @@ struct OptionList {
 
 /// `--disk PATH[,…]`.
 struct DiskArgument {
-    static let completion = ValueCompletion.list(file: true, [
-        "format=" + ImageFormat.allCases.map(\.rawValue).joined(separator: "/"), "ro", "cache=writeback/none", "snapshot=", "data-file=@file",
-        "+key-file=@file", "+key-fd=", "reconnect=", "backing=on/off/anywhere", "backing-dir=@dir", "vhd-size=chs/current", "lock=on/off", "serial=", "queues=",
-    ])
+    static let completion = ValueCompletion.list(
+        file: true,
+        [
+            "format=" + ImageFormat.allCases.map(\.rawValue).joined(separator: "/"), "ro", "cache=writeback/none",
+            "snapshot=", "data-file=@file",
+            "+key-file=@file", "+key-fd=", "reconnect=", "backing=on/off/anywhere", "backing-dir=@dir",
+            "vhd-size=chs/current", "lock=on/off", "serial=", "queues=",
+        ])
 
     private(set) var disk: Configuration.Disk
 
@@ -179,7 +199,8 @@ struct DiskArgument {
             case ("ro", nil): options.readOnly = true
             case ("format", let value?):
                 guard let format = ImageFormat(rawValue: value) else {
-                    throw ArgumentProblem("disk \(path): format=\(value) is not recognized; expected one of \(ImageFormat.names)")
+                    throw ArgumentProblem(
+                        "disk \(path): format=\(value) is not recognized; expected one of \(ImageFormat.names)")
                 }
                 options.format = format
             case ("cache", let value?):
@@ -188,24 +209,32 @@ struct DiskArgument {
                 }
                 options.cache = cache
             case ("vhd-size", let value?):
-                guard let size = VHDSize(rawValue: value) else { throw ArgumentProblem("disk \(path): vhd-size=\(value) is not recognized; expected chs or current") }
+                guard let size = VHDSize(rawValue: value) else {
+                    throw ArgumentProblem("disk \(path): vhd-size=\(value) is not recognized; expected chs or current")
+                }
                 options.vhdSize = size
             case ("snapshot", let value?):
-                guard !value.isEmpty else { throw ArgumentProblem("disk \(path): snapshot= needs a snapshot's number or name") }
+                guard !value.isEmpty else {
+                    throw ArgumentProblem("disk \(path): snapshot= needs a snapshot's number or name")
+                }
                 options.snapshot = value
             case ("data-file", let value?):
                 guard !value.isEmpty else { throw ArgumentProblem("disk \(path): data-file= needs a path") }
                 options.dataFile = value
             case ("reconnect", let value?):
                 guard let seconds = Int(value), DiskImageOptions.possibleReconnect.contains(seconds) else {
-                    throw ArgumentProblem("disk \(path): reconnect=\(value) is not a valid time; expected 0 to \(DiskImageOptions.possibleReconnect.upperBound) seconds")
+                    throw ArgumentProblem(
+                        "disk \(path): reconnect=\(value) is not a valid time; expected 0 to \(DiskImageOptions.possibleReconnect.upperBound) seconds"
+                    )
                 }
                 options.reconnect = seconds
             case ("key-file", let value?):
                 guard !value.isEmpty else { throw ArgumentProblem("disk \(path): key-file= needs a path") }
                 keys.append(.file(value))
             case ("key-fd", let value?):
-                guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("disk \(path): key-fd=\(value) is not a file descriptor number") }
+                guard let number = Int32(value), number >= 0 else {
+                    throw ArgumentProblem("disk \(path): key-fd=\(value) is not a file descriptor number")
+                }
                 keys.append(.descriptor(number))
             case ("backing", let value?) where ["on", "off", "anywhere"].contains(value):
                 options.allowsBacking = value != "off"
@@ -217,16 +246,20 @@ struct DiskArgument {
             case ("lock", "off"?): options.locking = false
             case ("serial", let value?):
                 guard (1...20).contains(value.utf8.count) else {
-                    throw ArgumentProblem("disk \(path): a serial number has 1 to 20 bytes, this one \(value.utf8.count)")
+                    throw ArgumentProblem(
+                        "disk \(path): a serial number has 1 to 20 bytes, this one \(value.utf8.count)")
                 }
                 serial = value
             case ("queues", let value?):
                 guard let count = Int(value), (1...BlockDevice.maximumQueues).contains(count) else {
-                    throw ArgumentProblem("disk \(path): queues=\(value) is not a number from 1 to \(BlockDevice.maximumQueues)")
+                    throw ArgumentProblem(
+                        "disk \(path): queues=\(value) is not a number from 1 to \(BlockDevice.maximumQueues)")
                 }
                 queues = count
             default:
-                throw ArgumentProblem("disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off|anywhere, backing-dir=, vhd-size=, lock=on|off, serial= or queues=")
+                throw ArgumentProblem(
+                    "disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off|anywhere, backing-dir=, vhd-size=, lock=on|off, serial= or queues="
+                )
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)
@@ -237,7 +270,8 @@ struct DiskArgument {
 /// `--net tap=NAME,…` or `--net fd=N,…`.
 struct NetworkArgument {
     static let completion = ValueCompletion.list([
-        "tap=@tap%fd", "bridge=@bridge%fd", "create%fd", "mac=", "mtu=%fd", "offload=on/off", "fd=%tap/bridge/create/mtu",
+        "tap=@tap%fd", "bridge=@bridge%fd", "create%fd", "mac=", "mtu=%fd", "offload=on/off",
+        "fd=%tap/bridge/create/mtu",
     ])
 
     let network: Configuration.Network
@@ -258,23 +292,35 @@ struct NetworkArgument {
             case ("mac", let value?): mac = try MACAddress(parsing: value)
             case ("mtu", let value?):
                 guard let number = Int(value), NetworkBackend.possibleMTU.contains(number) else {
-                    throw ArgumentProblem("mtu=\(value) is not a valid MTU; expected \(NetworkBackend.possibleMTU.lowerBound) to \(NetworkBackend.possibleMTU.upperBound)")
+                    throw ArgumentProblem(
+                        "mtu=\(value) is not a valid MTU; expected \(NetworkBackend.possibleMTU.lowerBound) to \(NetworkBackend.possibleMTU.upperBound)"
+                    )
                 }
                 mtu = number
             case ("offload", "on"): offload = true
             case ("offload", "off"): offload = false
-            case ("offload", let value): throw ArgumentProblem("offload\(value.map { "=" + $0 } ?? "") is neither offload=on nor offload=off")
+            case ("offload", let value):
+                throw ArgumentProblem("offload\(value.map { "=" + $0 } ?? "") is neither offload=on nor offload=off")
             case ("fd", let value?):
-                guard let number = Int32(value), number >= 0 else { throw ArgumentProblem("fd=\(value) is not a file descriptor number") }
-                guard number > 2 else { throw ArgumentProblem("fd=\(value) is a standard stream; expected the descriptor of a TAP, 3 or higher") }
+                guard let number = Int32(value), number >= 0 else {
+                    throw ArgumentProblem("fd=\(value) is not a file descriptor number")
+                }
+                guard number > 2 else {
+                    throw ArgumentProblem(
+                        "fd=\(value) is a standard stream; expected the descriptor of a TAP, 3 or higher")
+                }
                 descriptor = number
             default:
-                throw ArgumentProblem("'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off or fd=")
+                throw ArgumentProblem(
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off or fd="
+                )
             }
         }
         if let descriptor {
             guard tap == nil, bridge == nil, !create, mtu == nil else {
-                throw ArgumentProblem("fd= passes a TAP that is already configured: it cannot be combined with tap=, bridge=, create or mtu=")
+                throw ArgumentProblem(
+                    "fd= passes a TAP that is already configured: it cannot be combined with tap=, bridge=, create or mtu="
+                )
             }
             network = Configuration.Network(.descriptor(descriptor), mac: mac, offload: offload)
             return
@@ -282,6 +328,7 @@ struct NetworkArgument {
         guard let tap else { throw ArgumentProblem("a network interface needs tap=NAME or fd=N") }
         guard bridge != nil || !create else { throw ArgumentProblem("create requires bridge=NAME") }
         network = Configuration.Network(
-            .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu), mac: mac, offload: offload)
+            .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu), mac: mac,
+            offload: offload)
     }
 }

@@ -51,7 +51,7 @@ struct Command: ParsableCommand {
         } catch let status as ExitCode {
             // Whoever throws one has said what there is to say.
             exit(withError: status)
-        } catch where exitCode(for: error) == .validationFailure {
+        } catch  where exitCode(for: error) == .validationFailure {
             // One line, like every other error's; the parser lists possible values one below the other.
             StandardError().say(Suggestion.keepingNear(oneLine(refusal(of: words, message(for: error)))))
             exit(withError: ExitCode.validationFailure)
@@ -78,8 +78,8 @@ struct Command: ParsableCommand {
         unsafe String(cString: cbuild_components())
     }
 
-    /// The parser's message about a command line; where it says that an argument is missing and an option is unknown besides, the option it is: what
-    /// was meant by that word may be the argument.
+    /// The parser's message about a command line; where it says that an argument is missing and an option is unknown
+    /// besides, the option it is: what was meant by that word may be the argument.
     static func refusal(of words: [String], _ message: String) -> String {
         var words = words, found = message
         // No command has more arguments without a name.
@@ -89,10 +89,13 @@ struct Command: ParsableCommand {
         }
         let negative = ": a value that begins with '-' is taken as an option, and no size or number here is negative"
         if message.hasPrefix("Missing value for ") {
-            return words.contains { $0.first == "-" && $0.dropFirst().first?.isNumber == true } ? message + negative : message
+            return words.contains { $0.first == "-" && $0.dropFirst().first?.isNumber == true }
+                ? message + negative : message
         }
         guard found.hasPrefix("Unknown option ") else { return message }
-        guard let number = found.firstRange(of: "'-")?.upperBound, found[number...].first?.isNumber == true else { return found }
+        guard let number = found.firstRange(of: "'-")?.upperBound, found[number...].first?.isNumber == true else {
+            return found
+        }
         return found + negative
     }
 
@@ -104,7 +107,8 @@ struct Command: ParsableCommand {
         }.joined(separator: " ")
     }
 
-    /// The whole command line; options that other programs have are told before the parser takes them for something else.
+    /// The whole command line; options that other programs have are told before the parser takes them for something
+    /// else.
     private static func parseTree(_ words: [String]) throws -> any ParsableCommand {
         if let problem = ForeignWords.problem(in: words) { throw ValidationError(problem) }
         let translated = try QEMUWords.translated(words)

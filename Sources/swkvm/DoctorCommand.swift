@@ -28,12 +28,18 @@ struct DoctorCommand: ParsableCommand {
     static func json(_ findings: [Doctor.Finding]) -> JSON {
         .object([
             ("usable", .bool(!findings.contains { $0.kind == .missing })),
-            ("findings", .array(findings.map { finding in
-                .object([
-                    ("kind", .string(finding.kind.rawValue.lowercased())), ("subject", .string(finding.subject)), ("text", .string(finding.text)),
-                    ("commands", .array(finding.remedy?.commands.map { .string($0) } ?? [])), ("advice", finding.remedy?.advice.map { .string($0) }),
-                ])
-            })),
+            (
+                "findings",
+                .array(
+                    findings.map { finding in
+                        .object([
+                            ("kind", .string(finding.kind.rawValue.lowercased())),
+                            ("subject", .string(finding.subject)), ("text", .string(finding.text)),
+                            ("commands", .array(finding.remedy?.commands.map { .string($0) } ?? [])),
+                            ("advice", finding.remedy?.advice.map { .string($0) }),
+                        ])
+                    })
+            ),
         ])
     }
 }

@@ -36,9 +36,12 @@ enum ForeignWords {
         return (["a machine's options come after `swkvm run`"] + problems).joined(separator: "; ")
     }
 
-    /// What is wrong with a command line that the parser took for a request for help because of an `h` among letters, as in `-machine`.
+    /// What is wrong with a command line that the parser took for a request for help because of an `h` among letters,
+    /// as in `-machine`.
     static func helpThatNobodyAskedFor(_ words: some Sequence<String>) -> String? {
-        let asks = words.contains { $0 == "-h" || $0 == "help" || $0.hasPrefix("--") && ownOptions.contains(name(of: $0)) }
+        let asks = words.contains {
+            $0 == "-h" || $0 == "help" || $0.hasPrefix("--") && ownOptions.contains(name(of: $0))
+        }
         guard !asks else { return nil }
         let letters = words.first { $0.hasPrefix("-") && !$0.hasPrefix("--") && $0.utf8.count > 2 && $0.contains("h") }
         return letters.map { "Unknown option '\($0)'" }

@@ -27,7 +27,9 @@ struct StopTimeoutArgument: Equatable {
     init(parsing argument: String) throws {
         if argument == "none" {
             timeout = .never
-        } else if let seconds = Int(argument.hasSuffix("s") ? String(argument.dropLast()) : argument), (0...Self.maximum).contains(seconds) {
+        } else if let seconds = Int(argument.hasSuffix("s") ? String(argument.dropLast()) : argument),
+            (0...Self.maximum).contains(seconds)
+        {
             timeout = .seconds(seconds)
         } else {
             throw ValidationError("expected a number of seconds from 0 to \(Self.maximum), or none")

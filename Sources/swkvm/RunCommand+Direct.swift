@@ -5,11 +5,11 @@ internal import Devices
 internal import Logging
 internal import Machine
 
-/// The direct way from words to a ``RunCommand``. The argument parser finds a command's options by reflection, which takes longer than all the
-/// rest of a machine's start; for help, completions and messages that does not matter.
+/// The direct way from words to a ``RunCommand``. The argument parser finds a command's options by reflection, which
+/// takes longer than all the rest of a machine's start; for help, completions and messages that does not matter.
 ///
-/// It takes well-formed command lines only, and leaves everything else to the parser: help, mistakes, and spellings that nobody needs often. A test
-/// compares the two.
+/// It takes well-formed command lines only, and leaves everything else to the parser: help, mistakes, and spellings
+/// that nobody needs often. A test compares the two.
 extension RunCommand {
     /// How the value of an option gets into its property.
     struct Rule: Sendable {
@@ -37,28 +37,39 @@ extension RunCommand {
         Rule("uuid", reset: { $0.uuid = nil }, store: { $0.uuid = try UUIDArgument(parsing: $1) }),
         Rule("cpus", reset: { $0.cpus = 1 }, store: { $0.cpus = try wholeNumber(Int.min...Int.max)($1) }),
         Rule("mem", reset: { $0.mem = defaultMemory }, store: { $0.mem = try ByteSize(parsing: $1) }),
-        Rule("hugepages", .optionalValue, reset: { $0.hugepages = nil }) { $0.hugepages = $1.isEmpty ? HugePages.twoMiB : HugePages(argument: $1) },
+        Rule("hugepages", .optionalValue, reset: { $0.hugepages = nil }) {
+            $0.hugepages = $1.isEmpty ? HugePages.twoMiB : HugePages(argument: $1)
+        },
         Rule("prealloc", .flag, reset: { $0.prealloc = false }, store: { command, _ in command.prealloc = true }),
         Rule("shared", .flag, reset: { $0.shared = false }, store: { command, _ in command.shared = true }),
-        Rule("numa", .repeatableValue, reset: { $0.numa = [] }, store: { $0.numa.append(try NodeArgument(parsing: $1)) }),
+        Rule(
+            "numa", .repeatableValue, reset: { $0.numa = [] }, store: { $0.numa.append(try NodeArgument(parsing: $1)) }),
         Rule("kernel", reset: { $0.kernel = nil }, store: { $0.kernel = $1 }),
         Rule("initrd", reset: { $0.initrd = nil }, store: { $0.initrd = $1 }),
         Rule("cmdline", reset: { $0.cmdline = "" }, store: { $0.cmdline = $1 }),
         Rule("cmdline-raw", reset: { $0.cmdlineRaw = nil }, store: { $0.cmdlineRaw = $1 }),
         Rule("bus", reset: { $0.bus = .mmio }, store: { $0.bus = try word($1) }),
         Rule("discovery", reset: { $0.discovery = nil }, store: { $0.discovery = try word($1) }),
-        Rule("disk", .repeatableValue, reset: { $0.disk = [] }, store: { $0.disk.append(try DiskArgument(parsing: $1)) }),
-        Rule("net", .repeatableValue, reset: { $0.net = [] }, store: { $0.net.append(try NetworkArgument(parsing: $1)) }),
+        Rule(
+            "disk", .repeatableValue, reset: { $0.disk = [] }, store: { $0.disk.append(try DiskArgument(parsing: $1)) }),
+        Rule(
+            "net", .repeatableValue, reset: { $0.net = [] }, store: { $0.net.append(try NetworkArgument(parsing: $1)) }),
         Rule("rng", .optionalValue, reset: { $0.rng = nil }, store: { $0.rng = EntropyArgument(argument: $1) }),
-        Rule("console", reset: { $0.console = ConsoleArgument(kind: .stdio) }, store: { $0.console = try ConsoleArgument(parsing: $1) }),
+        Rule(
+            "console", reset: { $0.console = ConsoleArgument(kind: .stdio) },
+            store: { $0.console = try ConsoleArgument(parsing: $1) }),
         Rule("on-reboot", reset: { $0.onReboot = .restart }, store: { $0.onReboot = try word($1) }),
-        Rule("stop-timeout", reset: { $0.stopTimeout = nil }, store: { $0.stopTimeout = try StopTimeoutArgument(parsing: $1) }),
+        Rule(
+            "stop-timeout", reset: { $0.stopTimeout = nil },
+            store: { $0.stopTimeout = try StopTimeoutArgument(parsing: $1) }),
         Rule("gdb", reset: { $0.gdb = nil }, store: { $0.gdb = try DebuggerArgument(parsing: $1) }),
         Rule("trace", .repeatableValue, reset: { $0.trace = [] }, store: { $0.trace.append(try word($1)) }),
         Rule("on-disk-error", reset: { $0.onDiskError = .enospc }, store: { $0.onDiskError = try word($1) }),
         Rule("metrics", reset: { $0.metrics = nil }, store: { $0.metrics = $1 }),
         Rule("metrics-format", reset: { $0.metricsFormat = nil }, store: { $0.metricsFormat = try word($1) }),
-        Rule("metrics-interval", reset: { $0.metricsInterval = nil }, store: { $0.metricsInterval = try wholeNumber(1...86_400)($1) }),
+        Rule(
+            "metrics-interval", reset: { $0.metricsInterval = nil },
+            store: { $0.metricsInterval = try wholeNumber(1...86_400)($1) }),
         Rule("log-level", reset: { $0.logLevel = .notice }, store: { $0.logLevel = try word($1) }),
         Rule("log-format", reset: { $0.logFormat = .text }, store: { $0.logFormat = try word($1) }),
     ]

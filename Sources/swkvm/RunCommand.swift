@@ -30,7 +30,8 @@ struct RunCommand: ParsableCommand {
             \(ExitStatus.table.map { "  " + $0.statuses + String(repeating: " ", count: max(1, 9 - $0.statuses.count)) + $0.meaning }.joined(separator: "\n"))
             """)
 
-    @Option(help: "Machine name, used in messages and to derive MAC addresses and, if given, the UUID. (default: swkvm)")
+    @Option(
+        help: "Machine name, used in messages and to derive MAC addresses and, if given, the UUID. (default: swkvm)")
     var name: String?
 
     @Option(
@@ -40,11 +41,13 @@ struct RunCommand: ParsableCommand {
         transform: UUIDArgument.init(parsing:))
     var uuid: UUIDArgument?
 
-    @Option(help: ArgumentHelp("Number of vCPUs. (default: 1)", valueName: "n"), transform: wholeNumber(Int.min...Int.max))
+    @Option(
+        help: ArgumentHelp("Number of vCPUs. (default: 1)", valueName: "n"), transform: wholeNumber(Int.min...Int.max))
     var cpus = 1
 
     @Option(
-        help: ArgumentHelp("Guest RAM, in bytes or with K, M, G or T: 2G, 1.5G. (default: \(defaultMemory))", valueName: "size"),
+        help: ArgumentHelp(
+            "Guest RAM, in bytes or with K, M, G or T: 2G, 1.5G. (default: \(defaultMemory))", valueName: "size"),
         transform: ByteSize.init(parsing:))
     var mem = defaultMemory
 
@@ -52,7 +55,9 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         defaultAsFlag: HugePages.twoMiB, parsing: .next,
-        help: ArgumentHelp("Back guest RAM with huge pages: 2M (the default if no kind is given), 1G, or thp (transparent huge pages).", valueName: "kind"),
+        help: ArgumentHelp(
+            "Back guest RAM with huge pages: 2M (the default if no kind is given), 1G, or thp (transparent huge pages).",
+            valueName: "kind"),
         completion: .list(HugePages.allValueStrings))
     var hugepages: HugePages?
 
@@ -87,7 +92,8 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Kernel command line. For a Linux kernel, console=ttyS0 is prepended unless it contains console= or --console is none.", valueName: "words"))
+            "Kernel command line. For a Linux kernel, console=ttyS0 is prepended unless it contains console= or --console is none.",
+            valueName: "words"))
     var cmdline = ""
 
     @Option(help: ArgumentHelp("Kernel command line, passed unmodified.", valueName: "words"))
@@ -148,13 +154,15 @@ struct RunCommand: ParsableCommand {
     var rng: EntropyArgument?
 
     @Option(
-        help: ArgumentHelp("Serial port back-end: stdio, none, pty, unix:PATH or file:PATH. (default: stdio)", valueName: "console"),
+        help: ArgumentHelp(
+            "Serial port back-end: stdio, none, pty, unix:PATH or file:PATH. (default: stdio)", valueName: "console"),
         completion: ConsoleArgument.completion, transform: ConsoleArgument.init(parsing:))
     var console = ConsoleArgument(kind: .stdio)
 
     @Option(
         help: ArgumentHelp(
-            "Action on a guest reboot: restart boots it again, exit ends the machine with exit status 103.", valueName: "what"))
+            "Action on a guest reboot: restart boots it again, exit ends the machine with exit status 103.",
+            valueName: "what"))
     var onReboot = RebootArgument.restart
 
     @Option(
@@ -179,7 +187,8 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Statistics to collect: exits (exits to user space by reason, address and vCPU); printed as a table at the end.", valueName: "what"))
+            "Statistics to collect: exits (exits to user space by reason, address and vCPU); printed as a table at the end.",
+            valueName: "what"))
     var trace: [TraceArgument] = []
 
     @Option(
@@ -194,7 +203,8 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Write all counters of the machine to a file at the end and on SIGUSR1, as --metrics-format says.", valueName: "path"),
+            "Write all counters of the machine to a file at the end and on SIGUSR1, as --metrics-format says.",
+            valueName: "path"),
         completion: .file())
     var metrics: String?
 
@@ -208,11 +218,14 @@ struct RunCommand: ParsableCommand {
     var metricsFormat: Configuration.Metrics.Format?
 
     @Option(
-        help: ArgumentHelp("Seconds between two reports to --metrics, from 1 to 86400. Default: none.", valueName: "seconds"),
+        help: ArgumentHelp(
+            "Seconds between two reports to --metrics, from 1 to 86400. Default: none.", valueName: "seconds"),
         transform: wholeNumber(1...86_400))
     var metricsInterval: Int?
 
-    @Option(help: ArgumentHelp("Log level on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
+    @Option(
+        help: ArgumentHelp(
+            "Log level on standard error: trace, debug, info, notice, warning, error or critical.", valueName: "level"))
     var logLevel = Logger.Level.notice
 
     @Option(
@@ -227,7 +240,8 @@ struct RunCommand: ParsableCommand {
     func validate() throws {
         if let initrd, kernel == nil || kernel == Self.bundled {
             throw ValidationError(
-                "the option --initrd requires --kernel: the bundled guest does not use an initial RAM disk. Specify its kernel: --kernel vmlinuz --initrd \(initrd)")
+                "the option --initrd requires --kernel: the bundled guest does not use an initial RAM disk. Specify its kernel: --kernel vmlinuz --initrd \(initrd)"
+            )
         }
         if cmdlineRaw != nil, !cmdline.isEmpty {
             throw ValidationError("the options --cmdline and --cmdline-raw cannot be combined")
@@ -236,15 +250,18 @@ struct RunCommand: ParsableCommand {
             throw ValidationError(
                 "the option --discovery \(discovery.rawValue) requires --bus mmio: a guest finds PCI devices by itself")
         }
-        for (option, path) in [("kernel", kernel), ("initrd", initrd), ("metrics", metrics)] where path?.isEmpty == true {
+        for (option, path) in [("kernel", kernel), ("initrd", initrd), ("metrics", metrics)] where path?.isEmpty == true
+        {
             throw ValidationError("the option --\(option) requires a path, and '' is none")
         }
         if metrics == nil, metricsFormat != nil || metricsInterval != nil {
-            throw ValidationError("the option --metrics-\(metricsFormat != nil ? "format" : "interval") requires --metrics")
+            throw ValidationError(
+                "the option --metrics-\(metricsFormat != nil ? "format" : "interval") requires --metrics")
         }
         if let hugepages, hugepages.backing == nil {
             throw ValidationError(
-                "The value '\(hugepages)' is invalid for '--hugepages <kind>': expected one of \(HugePages.allValueStrings.joined(separator: ", "))")
+                "The value '\(hugepages)' is invalid for '--hugepages <kind>': expected one of \(HugePages.allValueStrings.joined(separator: ", "))"
+            )
         }
         do { _ = try rng?.entropy() } catch {
             throw ValidationError("The value '\(rng?.description ?? "")' is invalid for '--rng <limit>': \(error)")
@@ -279,7 +296,9 @@ struct RunCommand: ParsableCommand {
         machine.onReboot = onReboot.action
         machine.stopTimeout = stopTimeout?.timeout ?? .automatic
         machine.onDiskError = onDiskError
-        machine.metrics = metrics.map { Configuration.Metrics(path: $0, format: metricsFormat ?? .json, interval: metricsInterval) }
+        machine.metrics = metrics.map {
+            Configuration.Metrics(path: $0, format: metricsFormat ?? .json, interval: metricsInterval)
+        }
         machine.countsExits = trace.contains(.exits)
         return machine
     }
@@ -292,7 +311,8 @@ struct RunCommand: ParsableCommand {
         let progress = logFormat == .text ? MemoryProgress() : nil
         let end: MachineEnd
         do throws(MachineError) {
-            end = try ForegroundSession.run(configuration, log: log, report: output.say, progress: { progress?.show($0, of: $1) })
+            end = try ForegroundSession.run(
+                configuration, log: log, report: output.say, progress: { progress?.show($0, of: $1) })
             progress?.end()
         } catch {
             progress?.end()

@@ -3,299 +3,299 @@
 extension CompletionScript {
     /// What swkvm's script for bash has beside the parser's.
     static let bashFunctions = #"""
-    # What swkvm adds: words as the shell cuts them, where readline cuts them at = and : too, and values with several
-    # parts.
+        # What swkvm adds: words as the shell cuts them, where readline cuts them at = and : too, and values with several
+        # parts.
 
-    # Sets REPLY to a word without its quotes.
-    __swkvm_unquote() {
-        local quote='' character
-        local -i index
-        REPLY=''
-        for ((index = 0; index < ${#1}; index++)); do
-            character="${1:index:1}"
-            case "${quote}${character}" in
-            "''" | '""') quote='' ;;
-            "'" | '"') quote="${character}" ;;
-            "\\" | '"\') index+=1; REPLY+="${1:index:1}" ;;
-            *) REPLY+="${character}" ;;
-            esac
-        done
-    }
-
-    # Sets `head` to what readline replaces of the value, without `part` at its end, which is being completed.
-    __swkvm_head() {
-        head="${typed}"
-        [[ -n "${1}" && "${typed}" = *"${1}" ]] && head="${typed%"${1}"}"
-    }
-
-    # Offers the files that begin with the first argument: -f, or -d for directories. In a list, commas are doubled.
-    __swkvm_offer_files() {
-        local head file unquoted="${1}"
-        __swkvm_unquote "${typed}"
-        head="${REPLY}"
-        # A comma that was typed twice is one of the file's name.
-        [[ "${head}" = *"${cur_part}" ]] && head="${head%"${cur_part}"}" || head=''
-        is_offered=true
-        while IFS='' read -r file; do
-            [[ "${3}" = list ]] && file="${file//,/,,}"
-            COMPREPLY+=("${head}${file}")
-        done < <(compgen "${2}" -- "${unquoted}")
-    }
-
-    # Offers those of the further arguments that begin with the first one, without a space behind a word that wants a
-    # value.
-    __swkvm_offer_words() {
-        local part="${1}" word head
-        __swkvm_head "${part}"
-        is_offered=true
-        shift
-        compopt +o filenames 2>/dev/null
-        local -a fitting=()
-        for word in "${@}"; do
-            [[ "${word}" = "${part}"* ]] && fitting+=("${word}")
-        done
-        [[ "${#fitting[@]}" -eq 1 && "${fitting[0]}" = *[=:] ]] && compopt -o nospace 2>/dev/null
-        for word in "${fitting[@]}"; do COMPREPLY+=("${head}${word}"); done
-    }
-
-    # A value that is one of the arguments, or one of those with +@file, a colon and a path.
-    __swkvm_word() {
-        local token cur_part
-        local -a words=()
-        for token in "${@}"; do
-            if [[ "${token}" = *+@file ]]; then
-                token="${token%+@file}:"
-                if [[ "${cur}" = "${token}"* ]]; then
-                    cur_part="${cur#"${token}"}"
-                    __swkvm_offer_files "${cur_part}" -f
-                    return
-                fi
-            fi
-            words+=("${token}")
-        done
-        __swkvm_offer_words "${cur}" "${words[@]}"
-    }
-
-    # A value with parts between commas: see swkvm's ValueCompletion.list.
-    __swkvm_list() {
-        local first="${1}" token key name item excluded cur_part
-        local value="${cur//,,/$'\001'}"
-        local -a given=() words=()
-        shift
-        if [[ "${first}" = file && "${value}" != *,* ]]; then
-            cur_part="${cur}"
-            __swkvm_offer_files "${cur//,,/,}" -f list
-            return
-        fi
-        item="${value##*,}"
-        [[ "${value}" = *,* ]] && IFS=, read -r -a given <<<"${value%,*}"
-        [[ "${first}" = file ]] && given=("${given[@]:1}")
-        for token in "${@}"; do
-            key="${token#+}"
-            excluded=''
-            [[ "${key}" = *%* ]] && excluded="${key#*%}"
-            key="${key%%%*}"
-            name="${key%%=*}"
-            if [[ "${item}" = *=* ]]; then
-                [[ "${name}" = "${item%%=*}" && "${key}" = *=* ]] || continue
-                cur_part="${item#*=}"
-                cur_part="${cur_part//$'\001'/,,}"
-                case "${key#*=}" in
-                '') is_offered=true ;;
-                @file) __swkvm_offer_files "${cur_part//,,/,}" -f list ;;
-                @dir) __swkvm_offer_files "${cur_part//,,/,}" -d list ;;
-                @tap) __swkvm_offer_links tun_flags ;;
-                @bridge) __swkvm_offer_links bridge ;;
-                *)
-                    IFS=/ read -r -a words <<<"${key#*=}"
-                    __swkvm_offer_words "${cur_part}" "${words[@]}"
-                    ;;
+        # Sets REPLY to a word without its quotes.
+        __swkvm_unquote() {
+            local quote='' character
+            local -i index
+            REPLY=''
+            for ((index = 0; index < ${#1}; index++)); do
+                character="${1:index:1}"
+                case "${quote}${character}" in
+                "''" | '""') quote='' ;;
+                "'" | '"') quote="${character}" ;;
+                "\\" | '"\') index+=1; REPLY+="${1:index:1}" ;;
+                *) REPLY+="${character}" ;;
                 esac
+            done
+        }
+
+        # Sets `head` to what readline replaces of the value, without `part` at its end, which is being completed.
+        __swkvm_head() {
+            head="${typed}"
+            [[ -n "${1}" && "${typed}" = *"${1}" ]] && head="${typed%"${1}"}"
+        }
+
+        # Offers the files that begin with the first argument: -f, or -d for directories. In a list, commas are doubled.
+        __swkvm_offer_files() {
+            local head file unquoted="${1}"
+            __swkvm_unquote "${typed}"
+            head="${REPLY}"
+            # A comma that was typed twice is one of the file's name.
+            [[ "${head}" = *"${cur_part}" ]] && head="${head%"${cur_part}"}" || head=''
+            is_offered=true
+            while IFS='' read -r file; do
+                [[ "${3}" = list ]] && file="${file//,/,,}"
+                COMPREPLY+=("${head}${file}")
+            done < <(compgen "${2}" -- "${unquoted}")
+        }
+
+        # Offers those of the further arguments that begin with the first one, without a space behind a word that wants a
+        # value.
+        __swkvm_offer_words() {
+            local part="${1}" word head
+            __swkvm_head "${part}"
+            is_offered=true
+            shift
+            compopt +o filenames 2>/dev/null
+            local -a fitting=()
+            for word in "${@}"; do
+                [[ "${word}" = "${part}"* ]] && fitting+=("${word}")
+            done
+            [[ "${#fitting[@]}" -eq 1 && "${fitting[0]}" = *[=:] ]] && compopt -o nospace 2>/dev/null
+            for word in "${fitting[@]}"; do COMPREPLY+=("${head}${word}"); done
+        }
+
+        # A value that is one of the arguments, or one of those with +@file, a colon and a path.
+        __swkvm_word() {
+            local token cur_part
+            local -a words=()
+            for token in "${@}"; do
+                if [[ "${token}" = *+@file ]]; then
+                    token="${token%+@file}:"
+                    if [[ "${cur}" = "${token}"* ]]; then
+                        cur_part="${cur#"${token}"}"
+                        __swkvm_offer_files "${cur_part}" -f
+                        return
+                    fi
+                fi
+                words+=("${token}")
+            done
+            __swkvm_offer_words "${cur}" "${words[@]}"
+        }
+
+        # A value with parts between commas: see swkvm's ValueCompletion.list.
+        __swkvm_list() {
+            local first="${1}" token key name item excluded cur_part
+            local value="${cur//,,/$'\001'}"
+            local -a given=() words=()
+            shift
+            if [[ "${first}" = file && "${value}" != *,* ]]; then
+                cur_part="${cur}"
+                __swkvm_offer_files "${cur//,,/,}" -f list
                 return
             fi
-            __swkvm_is_free "${name}" "${token}" || continue
-            [[ "${key}" = *=* ]] && name+='='
-            words+=("${name}")
-        done
-        __swkvm_offer_words "${item}" "${words[@]}"
-    }
-
-    # Whether a key may be given beside those that are given.
-    __swkvm_is_free() {
-        local word
-        for word in "${given[@]}"; do
-            word="${word%%=*}"
-            [[ "${word}" = "${1}" && "${2}" != +* ]] && return 1
-            [[ "/${excluded}/" = */"${word}"/* ]] && return 1
-        done
-        return 0
-    }
-
-    # Network interfaces that have such a file in /sys.
-    __swkvm_offer_links() {
-        local link
-        local -a links=()
-        for link in /sys/class/net/*/"${1}"; do
-            link="${link%/*}"
-            [[ -e "${link}" ]] && links+=("${link##*/}")
-        done
-        __swkvm_offer_words "${cur_part}" "${links[@]}"
-    }
-
-    # Takes words back that were offered.
-    __swkvm_drop() {
-        local word offered
-        local -a kept=()
-        for offered in "${COMPREPLY[@]}"; do
-            for word in "${@}"; do
-                [[ "${offered}" = "${word}" ]] && continue 2
+            item="${value##*,}"
+            [[ "${value}" = *,* ]] && IFS=, read -r -a given <<<"${value%,*}"
+            [[ "${first}" = file ]] && given=("${given[@]:1}")
+            for token in "${@}"; do
+                key="${token#+}"
+                excluded=''
+                [[ "${key}" = *%* ]] && excluded="${key#*%}"
+                key="${key%%%*}"
+                name="${key%%=*}"
+                if [[ "${item}" = *=* ]]; then
+                    [[ "${name}" = "${item%%=*}" && "${key}" = *=* ]] || continue
+                    cur_part="${item#*=}"
+                    cur_part="${cur_part//$'\001'/,,}"
+                    case "${key#*=}" in
+                    '') is_offered=true ;;
+                    @file) __swkvm_offer_files "${cur_part//,,/,}" -f list ;;
+                    @dir) __swkvm_offer_files "${cur_part//,,/,}" -d list ;;
+                    @tap) __swkvm_offer_links tun_flags ;;
+                    @bridge) __swkvm_offer_links bridge ;;
+                    *)
+                        IFS=/ read -r -a words <<<"${key#*=}"
+                        __swkvm_offer_words "${cur_part}" "${words[@]}"
+                        ;;
+                    esac
+                    return
+                fi
+                __swkvm_is_free "${name}" "${token}" || continue
+                [[ "${key}" = *=* ]] && name+='='
+                words+=("${name}")
             done
-            kept+=("${offered}")
-        done
-        COMPREPLY=("${kept[@]}")
-    }
+            __swkvm_offer_words "${item}" "${words[@]}"
+        }
 
-    __swkvm_complete() {
-        local rest="${COMP_LINE:0:COMP_POINT}" trimmed word last="" typed="${2}" before
-        local -a joined=() words=()
-        local -i index
-        for ((index = 0; index <= COMP_CWORD; index++)); do
-            word="${COMP_WORDS[index]}"
-            trimmed="${rest#"${rest%%[![:space:]]*}"}"
-            # The word at the cursor ends there.
-            ((index == COMP_CWORD)) && word="${trimmed}"
-            if [[ "${index}" -gt 0 && "${trimmed}" = "${rest}" && -n "${word}" ]]; then
-                joined[${#joined[@]} - 1]+="${word}"
-            else
-                joined+=("${word}")
-            fi
-            rest="${trimmed#"${word}"}"
-        done
-        for word in "${joined[@]}"; do
-            # An option whose value was left out, as the next one shows.
-            case "${word}:${last}" in
-            -*:--hugepages | -*:--rng) unset "words[${#words[@]} - 1]" ;;
-            esac
-            last="${word}"
-            if [[ "${word}" = --*=* ]]; then
-                words+=("${word%%=*}" "${word#*=}")
-            else
-                words+=("${word}")
-            fi
-        done
-        word="${words[${#words[@]} - 1]}"
-        before="${word}"
-        [[ -n "${typed}" ]] && before="${word%"${typed}"}"
-        __swkvm_unquote "${before}"
-        before="${REPLY}"
-        __swkvm_unquote "${word}"
-
-        COMP_WORDS=("${words[@]}")
-        COMP_WORDS[${#words[@]} - 1]="${REPLY}"
-        COMP_CWORD=$((${#words[@]} - 1))
-        local is_offered=false prev="${words[${#words[@]} - 2]}"
-        _swkvm "${1}" "${REPLY}" "${prev}"
-        trap - RETURN
-        # As qemu-img has it, which the parser's script does not know: -l FILE, -c NAME FILE …
-        if [[ "${words[*]:1:2}" = 'image snapshot' && "${prev}" != -[acd] && "${word}" != -* ]]; then
-            case " ${words[*]:3:COMP_CWORD - 3} " in
-            *' -'[acdl]' '*) COMPREPLY=(); while IFS='' read -r word; do COMPREPLY+=("${word}"); done < <(compgen -f -- "${REPLY}") ;;
-            esac
-        fi
-        # What is refused beside what is there.
-        case " ${words[*]:1:2} : ${words[*]} " in
-        *' image rebase : '*' -b '* | *' image rebase : '*' --backing '*) __swkvm_drop --no-backing ;;
-        *' image rebase : '*' --no-backing '*) __swkvm_drop -b --backing ;;
-        *' --iter-time '*) __swkvm_drop --iterations ;;
-        *' --iterations '*) __swkvm_drop --iter-time ;;
-        esac
-        # Readline replaces only what is behind the last = or :.
-        if ! "${is_offered}"; then
-            for ((index = 0; index < ${#COMPREPLY[@]}; index++)); do
-                COMPREPLY[index]="${COMPREPLY[index]#"${before}"}"
+        # Whether a key may be given beside those that are given.
+        __swkvm_is_free() {
+            local word
+            for word in "${given[@]}"; do
+                word="${word%%=*}"
+                [[ "${word}" = "${1}" && "${2}" != +* ]] && return 1
+                [[ "/${excluded}/" = */"${word}"/* ]] && return 1
             done
-        fi
-    }
+            return 0
+        }
 
-    complete -o filenames -F __swkvm_complete swkvm
-    """#
+        # Network interfaces that have such a file in /sys.
+        __swkvm_offer_links() {
+            local link
+            local -a links=()
+            for link in /sys/class/net/*/"${1}"; do
+                link="${link%/*}"
+                [[ -e "${link}" ]] && links+=("${link##*/}")
+            done
+            __swkvm_offer_words "${cur_part}" "${links[@]}"
+        }
+
+        # Takes words back that were offered.
+        __swkvm_drop() {
+            local word offered
+            local -a kept=()
+            for offered in "${COMPREPLY[@]}"; do
+                for word in "${@}"; do
+                    [[ "${offered}" = "${word}" ]] && continue 2
+                done
+                kept+=("${offered}")
+            done
+            COMPREPLY=("${kept[@]}")
+        }
+
+        __swkvm_complete() {
+            local rest="${COMP_LINE:0:COMP_POINT}" trimmed word last="" typed="${2}" before
+            local -a joined=() words=()
+            local -i index
+            for ((index = 0; index <= COMP_CWORD; index++)); do
+                word="${COMP_WORDS[index]}"
+                trimmed="${rest#"${rest%%[![:space:]]*}"}"
+                # The word at the cursor ends there.
+                ((index == COMP_CWORD)) && word="${trimmed}"
+                if [[ "${index}" -gt 0 && "${trimmed}" = "${rest}" && -n "${word}" ]]; then
+                    joined[${#joined[@]} - 1]+="${word}"
+                else
+                    joined+=("${word}")
+                fi
+                rest="${trimmed#"${word}"}"
+            done
+            for word in "${joined[@]}"; do
+                # An option whose value was left out, as the next one shows.
+                case "${word}:${last}" in
+                -*:--hugepages | -*:--rng) unset "words[${#words[@]} - 1]" ;;
+                esac
+                last="${word}"
+                if [[ "${word}" = --*=* ]]; then
+                    words+=("${word%%=*}" "${word#*=}")
+                else
+                    words+=("${word}")
+                fi
+            done
+            word="${words[${#words[@]} - 1]}"
+            before="${word}"
+            [[ -n "${typed}" ]] && before="${word%"${typed}"}"
+            __swkvm_unquote "${before}"
+            before="${REPLY}"
+            __swkvm_unquote "${word}"
+
+            COMP_WORDS=("${words[@]}")
+            COMP_WORDS[${#words[@]} - 1]="${REPLY}"
+            COMP_CWORD=$((${#words[@]} - 1))
+            local is_offered=false prev="${words[${#words[@]} - 2]}"
+            _swkvm "${1}" "${REPLY}" "${prev}"
+            trap - RETURN
+            # As qemu-img has it, which the parser's script does not know: -l FILE, -c NAME FILE …
+            if [[ "${words[*]:1:2}" = 'image snapshot' && "${prev}" != -[acd] && "${word}" != -* ]]; then
+                case " ${words[*]:3:COMP_CWORD - 3} " in
+                *' -'[acdl]' '*) COMPREPLY=(); while IFS='' read -r word; do COMPREPLY+=("${word}"); done < <(compgen -f -- "${REPLY}") ;;
+                esac
+            fi
+            # What is refused beside what is there.
+            case " ${words[*]:1:2} : ${words[*]} " in
+            *' image rebase : '*' -b '* | *' image rebase : '*' --backing '*) __swkvm_drop --no-backing ;;
+            *' image rebase : '*' --no-backing '*) __swkvm_drop -b --backing ;;
+            *' --iter-time '*) __swkvm_drop --iterations ;;
+            *' --iterations '*) __swkvm_drop --iter-time ;;
+            esac
+            # Readline replaces only what is behind the last = or :.
+            if ! "${is_offered}"; then
+                for ((index = 0; index < ${#COMPREPLY[@]}; index++)); do
+                    COMPREPLY[index]="${COMPREPLY[index]#"${before}"}"
+                done
+            fi
+        }
+
+        complete -o filenames -F __swkvm_complete swkvm
+        """#
 
     /// The same for zsh.
     static let zshFunctions = #"""
-    # What swkvm adds: values with several parts.
+        # What swkvm adds: values with several parts.
 
-    # A value that is one of the arguments, or one of those with +@file, a colon and a path.
-    __swkvm_word() {
-        local token
-        local -a words colons
-        for token in "$@"; do
-            if [[ "${token}" = *+@file ]]; then
-                token="${token%+@file}:"
-                if [[ "${PREFIX}" = "${token}"* ]]; then
-                    compset -P 1 '*:'
-                    _files
-                    return
+        # A value that is one of the arguments, or one of those with +@file, a colon and a path.
+        __swkvm_word() {
+            local token
+            local -a words colons
+            for token in "$@"; do
+                if [[ "${token}" = *+@file ]]; then
+                    token="${token%+@file}:"
+                    if [[ "${PREFIX}" = "${token}"* ]]; then
+                        compset -P 1 '*:'
+                        _files
+                        return
+                    fi
+                    colons+=("${token}")
+                else
+                    words+=("${token}")
                 fi
-                colons+=("${token}")
-            else
-                words+=("${token}")
-            fi
-        done
-        compadd -a words
-        compadd -S '' -a colons
-    }
+            done
+            compadd -a words
+            compadd -S '' -a colons
+        }
 
-    # A value with parts between commas: see swkvm's ValueCompletion.list.
-    __swkvm_list() {
-        local first="$1" token key name word excluded value="${PREFIX//,,/}"
-        local -a given flags keys links
-        shift
-        if [[ "${first}" = file && "${value}" != *,* ]]; then
-            # A comma in a name would have to be typed twice.
-            _files -F '(*,*)'
-            return
-        fi
-        # A doubled comma behind the last single one cannot be told from it here.
-        [[ "${PREFIX}" = *,,[^,]# ]] && return 1
-        if [[ "${value}" = *,* ]]; then
-            given=("${(@s:,:)${value%,*}}")
-            [[ "${first}" = file ]] && shift given
-            compset -P '*,'
-        fi
-        for token in "$@"; do
-            key="${token#+}"
-            excluded=''
-            [[ "${key}" = *%* ]] && excluded="${key#*%}"
-            key="${key%%%*}"
-            name="${key%%=*}"
-            if [[ "${PREFIX}" = *=* ]]; then
-                [[ "${name}" = "${PREFIX%%=*}" && "${key}" = *=* ]] || continue
-                compset -P 1 '*='
-                case "${key#*=}" in
-                '') _message "${name}" ;;
-                @file) _files -F '(*,*)' ;;
-                @dir) _files -/ -F '(*,*)' ;;
-                @tap)
-                    links=(/sys/class/net/*/tun_flags(N:h:t))
-                    compadd -a links
-                    ;;
-                @bridge)
-                    links=(/sys/class/net/*/bridge(N:h:t))
-                    compadd -a links
-                    ;;
-                *) compadd -- "${(@s:/:)${key#*=}}" ;;
-                esac
+        # A value with parts between commas: see swkvm's ValueCompletion.list.
+        __swkvm_list() {
+            local first="$1" token key name word excluded value="${PREFIX//,,/}"
+            local -a given flags keys links
+            shift
+            if [[ "${first}" = file && "${value}" != *,* ]]; then
+                # A comma in a name would have to be typed twice.
+                _files -F '(*,*)'
                 return
             fi
-            for word in "${given[@]}"; do
-                word="${word%%=*}"
-                [[ "${word}" = "${name}" && "${token}" != +* ]] && continue 2
-                [[ "/${excluded}/" = */"${word}"/* ]] && continue 2
+            # A doubled comma behind the last single one cannot be told from it here.
+            [[ "${PREFIX}" = *,,[^,]# ]] && return 1
+            if [[ "${value}" = *,* ]]; then
+                given=("${(@s:,:)${value%,*}}")
+                [[ "${first}" = file ]] && shift given
+                compset -P '*,'
+            fi
+            for token in "$@"; do
+                key="${token#+}"
+                excluded=''
+                [[ "${key}" = *%* ]] && excluded="${key#*%}"
+                key="${key%%%*}"
+                name="${key%%=*}"
+                if [[ "${PREFIX}" = *=* ]]; then
+                    [[ "${name}" = "${PREFIX%%=*}" && "${key}" = *=* ]] || continue
+                    compset -P 1 '*='
+                    case "${key#*=}" in
+                    '') _message "${name}" ;;
+                    @file) _files -F '(*,*)' ;;
+                    @dir) _files -/ -F '(*,*)' ;;
+                    @tap)
+                        links=(/sys/class/net/*/tun_flags(N:h:t))
+                        compadd -a links
+                        ;;
+                    @bridge)
+                        links=(/sys/class/net/*/bridge(N:h:t))
+                        compadd -a links
+                        ;;
+                    *) compadd -- "${(@s:/:)${key#*=}}" ;;
+                    esac
+                    return
+                fi
+                for word in "${given[@]}"; do
+                    word="${word%%=*}"
+                    [[ "${word}" = "${name}" && "${token}" != +* ]] && continue 2
+                    [[ "/${excluded}/" = */"${word}"/* ]] && continue 2
+                done
+                if [[ "${key}" = *=* ]]; then keys+=("${name}="); else flags+=("${name}"); fi
             done
-            if [[ "${key}" = *=* ]]; then keys+=("${name}="); else flags+=("${name}"); fi
-        done
-        compadd -a flags
-        compadd -S '' -a keys
-    }
-    """#
+            compadd -a flags
+            compadd -S '' -a keys
+        }
+        """#
 }

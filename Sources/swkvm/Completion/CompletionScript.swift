@@ -136,7 +136,9 @@ enum CompletionScript {
     /// With the options named that are refused beside it.
     private static func excluding(_ line: Substring, in function: Substring) -> Substring {
         let isRebase = function == "_swkvm_image_rebase() {"
-        for (option, others) in [("--iter-time", "--iterations"), ("--iterations", "--iter-time"), ("--no-backing", "-b --backing")]
+        for (option, others) in [
+            ("--iter-time", "--iterations"), ("--iterations", "--iter-time"), ("--no-backing", "-b --backing"),
+        ]
         where line.firstRange(of: "'\(option)") != nil && (isRebase || option != "--no-backing") {
             return Substring(line.replacing("'\(option)", with: "'(\(others))\(option)", maxReplacements: 1))
         }

@@ -27,17 +27,24 @@ struct ImageCheckCommand: ParsableCommand {
               64   the command line is wrong
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"), completion: .list(["qcow2"]))
+    @Option(
+        name: [.short, .long],
+        help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"),
+        completion: .list(["qcow2"]))
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption
 
-    @Option(name: [.customShort("r"), .long], help: ArgumentHelp("Free leaked clusters (leaks), or repair errors as well (all).", valueName: "what"))
+    @Option(
+        name: [.customShort("r"), .long],
+        help: ArgumentHelp("Free leaked clusters (leaks), or repair errors as well (all).", valueName: "what"))
     var repair: CheckReport.Repair?
 
     @OptionGroup var output: OutputOptions
 
-    @Flag(name: [.customShort("U"), .long], help: "Check an image that a running machine may be writing; the result may be inconsistent.")
+    @Flag(
+        name: [.customShort("U"), .long],
+        help: "Check an image that a running machine may be writing; the result may be inconsistent.")
     var forceShare = false
 
     @Flag(name: [.short, .long], help: "Print nothing if no problem is found.")
@@ -47,7 +54,10 @@ struct ImageCheckCommand: ParsableCommand {
     var file: String
 
     func validate() throws {
-        guard !forceShare || repair == nil else { throw ValidationError("The option --repair cannot be combined with -U: it requires exclusive access to the image.") }
+        guard !forceShare || repair == nil else {
+            throw ValidationError(
+                "The option --repair cannot be combined with -U: it requires exclusive access to the image.")
+        }
     }
 
     func run() throws {
@@ -69,10 +79,13 @@ struct ImageCheckCommand: ParsableCommand {
     private func json(_ report: CheckReport) -> JSON {
         .object([
             ("filename", .string(file)), ("format", "qcow2"), ("image-end-offset", .number(report.imageEnd)),
-            ("total-clusters", .number(report.totalClusters)), ("allocated-clusters", .number(report.allocatedClusters)),
-            ("fragmented-clusters", .number(report.fragmentedClusters)), ("compressed-clusters", .number(report.compressedClusters)),
+            ("total-clusters", .number(report.totalClusters)),
+            ("allocated-clusters", .number(report.allocatedClusters)),
+            ("fragmented-clusters", .number(report.fragmentedClusters)),
+            ("compressed-clusters", .number(report.compressedClusters)),
             ("corruptions", .number(UInt64(report.errors))), ("leaks", .number(UInt64(report.leaks))),
-            ("corruptions-fixed", .number(UInt64(report.errorsFixed))), ("leaks-fixed", .number(UInt64(report.leaksFixed))),
+            ("corruptions-fixed", .number(UInt64(report.errorsFixed))),
+            ("leaks-fixed", .number(UInt64(report.leaksFixed))),
             ("check-errors", .number(0)),
         ])
     }
@@ -86,8 +99,12 @@ struct ImageCheckCommand: ParsableCommand {
         }
         switch (report.errors, report.leaks) {
         case (0, 0): lines.append("No errors were found on the image.")
-        case (0, let leaks): lines.append("\(leaks) leaked clusters were found: they waste space, but no data is at risk.")
-        case (let errors, let leaks): lines.append("\(errors) errors\(leaks > 0 ? " and \(leaks) leaked clusters" : "") were found: data may be damaged, or later writes may damage it.")
+        case (0, let leaks):
+            lines.append("\(leaks) leaked clusters were found: they waste space, but no data is at risk.")
+        case (let errors, let leaks):
+            lines.append(
+                "\(errors) errors\(leaks > 0 ? " and \(leaks) leaked clusters" : "") were found: data may be damaged, or later writes may damage it."
+            )
         }
         if report.totalClusters > 0 {
             let share = { (part: UInt64, whole: UInt64) in percent(part, of: whole) }

@@ -20,8 +20,10 @@ struct ImageCommand: ParsableCommand {
               64   the command line is wrong
             """,
         subcommands: [
-            ImageCreateCommand.self, ImageInfoCommand.self, ImageCheckCommand.self, ImageConvertCommand.self, ImageCompareCommand.self,
-            ImageMapCommand.self, ImageResizeCommand.self, ImageSnapshotCommand.self, ImageCommitCommand.self, ImageRebaseCommand.self,
+            ImageCreateCommand.self, ImageInfoCommand.self, ImageCheckCommand.self, ImageConvertCommand.self,
+            ImageCompareCommand.self,
+            ImageMapCommand.self, ImageResizeCommand.self, ImageSnapshotCommand.self, ImageCommitCommand.self,
+            ImageRebaseCommand.self,
             ImageBenchCommand.self,
         ])
 }
@@ -34,9 +36,11 @@ enum ImageTool {
     /// Has the user hear what becomes of an image, in a line on standard error.
     static let report: @Sendable (String) -> Void = { StandardError().say($0) }
 
-    /// Calls the library; its error is said in one line and ends the program with `status`, or, where another command line
-    /// is what is wanted, with that of a usage error.
-    static func run<Answer: ~Copyable>(status: Int32 = failure, _ body: () throws(DiskImageError) -> Answer) throws -> Answer {
+    /// Calls the library; its error is said in one line and ends the program with `status`, or, where another command
+    /// line is what is wanted, with that of a usage error.
+    static func run<Answer: ~Copyable>(
+        status: Int32 = failure, _ body: () throws(DiskImageError) -> Answer
+    ) throws -> Answer {
         do throws(DiskImageError) { return try body() } catch { throw report(error, status: status) }
     }
 
@@ -111,9 +115,10 @@ struct OutputOptions: ParsableArguments {
 
 /// Where the files may be that images name.
 struct NamedFilesOptions: ParsableArguments {
-    @Option(help: ArgumentHelp(
-        "Also allow backing files below this directory; by default only those below the image's own directory are opened. Repeatable.",
-        valueName: "directory"), completion: .directory)
+    @Option(
+        help: ArgumentHelp(
+            "Also allow backing files below this directory; by default only those below the image's own directory are opened. Repeatable.",
+            valueName: "directory"), completion: .directory)
     var backingDir: [String] = []
 
     @Flag(help: "Allow backing files anywhere, including remote disks.")
@@ -127,7 +132,8 @@ struct NamedFilesOptions: ParsableArguments {
     }
 }
 
-/// The file with the data of an image that keeps it outside: its name in the image is not followed, since what it names may be written.
+/// The file with the data of an image that keeps it outside: its name in the image is not followed, since what it names
+/// may be written.
 struct DataFileOption: ParsableArguments {
     @Option(help: ArgumentHelp("External data file of the qcow2 image.", valueName: "file"), completion: .file())
     var dataFile: String?

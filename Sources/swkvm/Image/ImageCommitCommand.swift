@@ -16,7 +16,10 @@ struct ImageCommitCommand: ParsableCommand {
               swkvm image commit overlay.qcow2
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"), completion: .list(["qcow2"]))
+    @Option(
+        name: [.short, .long],
+        help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"),
+        completion: .list(["qcow2"]))
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption

@@ -21,7 +21,9 @@ struct ImageCompareCommand: ParsableCommand {
               swkvm image compare disk.qcow2 disk.raw
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The first image's format. Default: from the file extension.", valueName: "format"))
+    @Option(
+        name: [.short, .long],
+        help: ArgumentHelp("The first image's format. Default: from the file extension.", valueName: "format"))
     var format: ImageFormat?
 
     @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The second image's format.", valueName: "format"))
@@ -49,7 +51,9 @@ struct ImageCompareCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Strict mode: sizes and allocation must match too.")
     var strict = false
 
-    @Flag(name: [.customShort("U"), .long], help: "Open images that a running machine may be writing; the result may be inconsistent.")
+    @Flag(
+        name: [.customShort("U"), .long],
+        help: "Open images that a running machine may be writing; the result may be inconsistent.")
     var forceShare = false
 
     @Flag(name: [.short, .long], help: "Show progress; the default on a terminal.")

@@ -27,28 +27,46 @@ struct ImageConvertCommand: ParsableCommand {
               swkvm image convert --salvage broken.qcow2 whatisleft.raw
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The source's format: \(ImageFormat.names). Default: from the file extension.", valueName: "format"))
+    @Option(
+        name: [.short, .long],
+        help: ArgumentHelp(
+            "The source's format: \(ImageFormat.names). Default: from the file extension.", valueName: "format"))
     var format: ImageFormat?
 
-    @Option(name: [.customShort("O"), .long], help: ArgumentHelp("The target's format: \(ImageFormat.makeableNames). Default: from the file extension.", valueName: "format"), completion: .list(NewImageFormat.allValueStrings))
+    @Option(
+        name: [.customShort("O"), .long],
+        help: ArgumentHelp(
+            "The target's format: \(ImageFormat.makeableNames). Default: from the file extension.", valueName: "format"),
+        completion: .list(NewImageFormat.allValueStrings))
     var targetFormat: NewImageFormat?
 
-    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("Internal snapshot to read instead of the current state: a number or a name.", valueName: "name"))
+    @Option(
+        name: [.customShort("l"), .long],
+        help: ArgumentHelp(
+            "Internal snapshot to read instead of the current state: a number or a name.", valueName: "name"))
     var snapshot: String?
 
     @Flag(name: [.short, .long], help: "Compress clusters (qcow2, and VMDK as streamOptimized).")
     var compress = false
 
-    @Option(help: ArgumentHelp("Compression level: 1 to 9 for zlib (default 6), 1 to 19 for zstd (default 3).", valueName: "n"), transform: wholeNumber(0...Int.max))
+    @Option(
+        help: ArgumentHelp(
+            "Compression level: 1 to 9 for zlib (default 6), 1 to 19 for zstd (default 3).", valueName: "n"),
+        transform: wholeNumber(0...Int.max))
     var compressionLevel: Int?
 
     @OptionGroup var layout: LayoutOptions
 
-    @Option(name: [.customShort("B"), .long], help: ArgumentHelp(
-        "Use this image or remote disk as the backing file and store only the differences (qcow2); relative to the target's directory.", valueName: "file"), completion: .file())
+    @Option(
+        name: [.customShort("B"), .long],
+        help: ArgumentHelp(
+            "Use this image or remote disk as the backing file and store only the differences (qcow2); relative to the target's directory.",
+            valueName: "file"), completion: .file())
     var backing: String?
 
-    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The backing image's format. Default: from the file extension.", valueName: "format"))
+    @Option(
+        name: [.customShort("F"), .long],
+        help: ArgumentHelp("The backing image's format. Default: from the file extension.", valueName: "format"))
     var backingFormat: ImageFormat?
 
     @OptionGroup var data: DataFileOption
@@ -58,16 +76,24 @@ struct ImageConvertCommand: ParsableCommand {
 
     @OptionGroup var encryption: EncryptionOptions
 
-    @Option(help: ArgumentHelp("File with the key for --encrypt; every byte counts.", valueName: "file"), completion: .file())
+    @Option(
+        help: ArgumentHelp("File with the key for --encrypt; every byte counts.", valueName: "file"),
+        completion: .file())
     var targetKeyFile: [String] = []
 
     @Option(help: ArgumentHelp("The same, from an open file descriptor.", valueName: "n"), transform: descriptorNumber)
     var targetKeyFd: [Int32] = []
 
-    @Option(name: [.customShort("m"), .long], help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one per CPU.", valueName: "n"), transform: wholeNumber(0...Int.max))
+    @Option(
+        name: [.customShort("m"), .long],
+        help: ArgumentHelp("Threads that read, compress and write, 1 to 64. Default: one per CPU.", valueName: "n"),
+        transform: wholeNumber(0...Int.max))
     var threads: Int?
 
-    @Option(help: ArgumentHelp("Cache mode: auto (bypass the page cache where that is faster), writeback (use it), none (bypass it).", valueName: "mode"))
+    @Option(
+        help: ArgumentHelp(
+            "Cache mode: auto (bypass the page cache where that is faster), writeback (use it), none (bypass it).",
+            valueName: "mode"))
     var cache = ToolCache.automatic
 
     @Flag(help: "Read a damaged image or device as far as possible: unreadable ranges become zeroes and are listed.")
@@ -82,10 +108,14 @@ struct ImageConvertCommand: ParsableCommand {
     @Flag(help: "Overwrite an existing file, block device or remote disk.")
     var force = false
 
-    @Flag(name: [.customShort("n"), .long], help: "Write in place to an existing target, a block device or a remote disk; same as --force for these.")
+    @Flag(
+        name: [.customShort("n"), .long],
+        help: "Write in place to an existing target, a block device or a remote disk; same as --force for these.")
     var noCreate = false
 
-    @Flag(name: [.customShort("U"), .long], help: "Read an image that a running machine may be writing; the copy may be inconsistent.")
+    @Flag(
+        name: [.customShort("U"), .long],
+        help: "Read an image that a running machine may be writing; the copy may be inconsistent.")
     var forceShare = false
 
     @Flag(name: [.short, .long], help: "Show progress; the default on a terminal.")
@@ -94,7 +124,9 @@ struct ImageConvertCommand: ParsableCommand {
     @Flag(name: [.short, .long], help: "Do not show progress.")
     var quiet = false
 
-    @Argument(help: "The image to read, or a remote disk: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH.", completion: .file())
+    @Argument(
+        help: "The image to read, or a remote disk: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH.",
+        completion: .file())
     var source: String
 
     @Argument(help: "The image to create, or the block device or remote disk to overwrite.", completion: .file())
@@ -102,18 +134,23 @@ struct ImageConvertCommand: ParsableCommand {
 
     func run() throws {
         let lost = try ImageTool.run { () throws(DiskImageError) in
-            var conversion = ImageConversion(source: source, target: target, format: try ImageFormat(targetFormat?.format, orExtensionOf: target, option: "--target-format"))
+            var conversion = ImageConversion(
+                source: source, target: target,
+                format: try ImageFormat(targetFormat?.format, orExtensionOf: target, option: "--target-format"))
             conversion.sourceOptions.format = format
             conversion.sourceOptions.snapshot = snapshot
             vhd.apply(to: &conversion.sourceOptions)
-            conversion.sourceOptions.namedFiles = try named.files(source, data.dataFile, backing.flatMap { BackingReference.path($0, of: target) })
+            conversion.sourceOptions.namedFiles = try named.files(
+                source, data.dataFile, backing.flatMap { BackingReference.path($0, of: target) })
             conversion.sourceOptions.allowsBacking = !noBacking
             conversion.subformat = layout.subformat
             conversion.sourceOptions.keys = try keys.load()
             conversion.options = layout.options
             let targetKeys = try KeyOptions.load(targetKeyFile, targetKeyFd)
             conversion.options.encryption = try encryption.encryption(targetKeys, target, option: "--target-key")
-            guard encryption.encrypt || targetKeys.isEmpty else { throw .impossible(path: target, reason: "a target key requires --encrypt") }
+            guard encryption.encrypt || targetKeys.isEmpty else {
+                throw .impossible(path: target, reason: "a target key requires --encrypt")
+            }
             conversion.preallocation = layout.preallocation
             if let backing { conversion.backing = try BackingReference(name: backing, stated: backingFormat) }
             conversion.sourceOptions.dataFile = data.dataFile
@@ -143,11 +180,15 @@ struct ImageConvertCommand: ParsableCommand {
                 + "and \(lost.count == 1 ? "is" : "are") zeroes in \(ImageTool.printable(target)):")
         print("Offset          Length          Reason")
         for range in lost {
-            print(left(hexadecimal(range.offset), 16) + left(hexadecimal(range.length), 16) + ImageTool.printable(range.reason))
+            print(
+                left(hexadecimal(range.offset), 16) + left(hexadecimal(range.length), 16)
+                    + ImageTool.printable(range.reason))
         }
     }
 
-    private func left(_ text: String, _ width: Int) -> String { text + String(repeating: " ", count: max(1, width - text.count)) }
+    private func left(_ text: String, _ width: Int) -> String {
+        text + String(repeating: " ", count: max(1, width - text.count))
+    }
 
     private func hexadecimal(_ number: UInt64) -> String { number == 0 ? "0" : "0x" + String(number, radix: 16) }
 }

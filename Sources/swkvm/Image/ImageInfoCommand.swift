@@ -32,10 +32,15 @@ struct ImageInfoCommand: ParsableCommand {
             let namedFiles = try named.files(image.file, data.dataFile)
             if backingChain {
                 return try ImageInformation.chain(
-                    path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile, vhdSize: vhd.vhdSize,
+                    path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile,
+                    vhdSize: vhd.vhdSize,
                     namedFiles: namedFiles)
             }
-            return [try ImageInformation(path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile, vhdSize: vhd.vhdSize)]
+            return [
+                try ImageInformation(
+                    path: image.file, format: image.format, locking: !image.forceShare, dataFile: data.dataFile,
+                    vhdSize: vhd.vhdSize)
+            ]
         }
         if output.isJSON {
             print(backingChain ? JSON.array(chain.map(\.json)) : chain[0].json)
@@ -47,10 +52,14 @@ struct ImageInfoCommand: ParsableCommand {
 
 /// An image that is read.
 struct SourceOptions: ParsableArguments {
-    @Option(name: [.short, .long], help: ArgumentHelp("\(ImageFormat.names). Default: from the file extension.", valueName: "format"))
+    @Option(
+        name: [.short, .long],
+        help: ArgumentHelp("\(ImageFormat.names). Default: from the file extension.", valueName: "format"))
     var format: ImageFormat?
 
-    @Flag(name: [.customShort("U"), .long], help: "Open an image that a running machine may be writing; the output may be inconsistent.")
+    @Flag(
+        name: [.customShort("U"), .long],
+        help: "Open an image that a running machine may be writing; the output may be inconsistent.")
     var forceShare = false
 
     @Argument(help: "The image.", completion: .file())
@@ -60,13 +69,17 @@ struct SourceOptions: ParsableArguments {
 extension ImageInformation {
     fileprivate var text: String {
         var lines = [
-            "image: \(ImageTool.printable(path))", "file format: \(format.rawValue)", "virtual size: \(ImageTool.sizeAndBytes(size))", "disk size: \(allocated.map(ImageTool.size) ?? "unavailable")",
+            "image: \(ImageTool.printable(path))", "file format: \(format.rawValue)",
+            "virtual size: \(ImageTool.sizeAndBytes(size))",
+            "disk size: \(allocated.map(ImageTool.size) ?? "unavailable")",
         ]
         if encryption != nil { lines.append("encrypted: yes") }
         if isDirty { lines.append("cleanly shut down: no") }
         if let clusterSize { lines.append("cluster_size: \(clusterSize)") }
         if let backing {
-            let path = backing.path.map { $0 == backing.name ? "" : " (actual path: \(ImageTool.printable($0)))" } ?? " (not followed)"
+            let path =
+                backing.path.map { $0 == backing.name ? "" : " (actual path: \(ImageTool.printable($0)))" }
+                ?? " (not followed)"
             lines.append("backing file: \(ImageTool.printable(backing.name))\(path)")
             if let format = backing.format { lines.append("backing file format: \(ImageTool.printable(format))") }
         }
@@ -77,7 +90,10 @@ extension ImageInformation {
         }
         if let remote { lines += remote.lines }
         if let vhd, vhd.chs != vhd.current {
-            lines += ["Format specific information:", "    current size: \(vhd.current)", "    chs size: \(vhd.chs)", "    size taken: \(vhd.taken.rawValue)"]
+            lines += [
+                "Format specific information:", "    current size: \(vhd.current)", "    chs size: \(vhd.chs)",
+                "    size taken: \(vhd.taken.rawValue)",
+            ]
         }
         guard let qcow2 else { return lines.joined(separator: "\n") }
         lines.append("Format specific information:")
@@ -87,7 +103,8 @@ extension ImageInformation {
         lines += qcow2.bitmapLines
         lines.append("    refcount bits: \(qcow2.refcountBits)")
         if let dataFile = qcow2.dataFile {
-            let path = qcow2.dataFilePath.map { $0 == dataFile ? "" : " (actual path: \(ImageTool.printable($0)))" } ?? ""
+            let path =
+                qcow2.dataFilePath.map { $0 == dataFile ? "" : " (actual path: \(ImageTool.printable($0)))" } ?? ""
             lines.append("    data file: \(ImageTool.printable(dataFile))\(path)")
             if let size = qcow2.dataFileAllocated { lines.append("    data file disk size: \(ImageTool.size(size))") }
             lines.append("    data file raw: \(qcow2.dataFileIsRaw)")
@@ -106,28 +123,46 @@ extension ImageInformation {
             let isVersion3 = qcow2.compatibility == .version3
             specific = .object([
                 ("type", "qcow2"),
-                ("data", .object([
-                    ("compat", .string(qcow2.compatibility.rawValue)), ("compression-type", .string(qcow2.compression)),
-                    ("lazy-refcounts", isVersion3 ? .bool(qcow2.lazyRefcounts) : nil), ("bitmaps", qcow2.bitmaps.isEmpty ? nil : .array(qcow2.bitmaps.map(\.json))),
-                    ("refcount-bits", .number(UInt64(qcow2.refcountBits))),
-                    ("data-file", qcow2.dataFile.map(JSON.string)), ("data-file-actual-size", qcow2.dataFileAllocated.map(JSON.number)), ("data-file-raw", qcow2.dataFile == nil ? nil : .bool(qcow2.dataFileIsRaw)),
-                    ("encrypt", encryption?.json),
-                    ("corrupt", isVersion3 ? .bool(qcow2.isCorrupt) : nil), ("extended-l2", isVersion3 ? .bool(qcow2.extendedL2) : nil),
-                ])),
+                (
+                    "data",
+                    .object([
+                        ("compat", .string(qcow2.compatibility.rawValue)),
+                        ("compression-type", .string(qcow2.compression)),
+                        ("lazy-refcounts", isVersion3 ? .bool(qcow2.lazyRefcounts) : nil),
+                        ("bitmaps", qcow2.bitmaps.isEmpty ? nil : .array(qcow2.bitmaps.map(\.json))),
+                        ("refcount-bits", .number(UInt64(qcow2.refcountBits))),
+                        ("data-file", qcow2.dataFile.map(JSON.string)),
+                        ("data-file-actual-size", qcow2.dataFileAllocated.map(JSON.number)),
+                        ("data-file-raw", qcow2.dataFile == nil ? nil : .bool(qcow2.dataFileIsRaw)),
+                        ("encrypt", encryption?.json),
+                        ("corrupt", isVersion3 ? .bool(qcow2.isCorrupt) : nil),
+                        ("extended-l2", isVersion3 ? .bool(qcow2.extendedL2) : nil),
+                    ])
+                ),
             ])
         }
         if let remote { specific = remote.json }
         if let vhd, vhd.chs != vhd.current {
             specific = .object([
                 ("type", "vpc"),
-                ("data", .object([("current-size", .number(vhd.current)), ("chs-size", .number(vhd.chs)), ("size-taken", .string(vhd.taken.rawValue))])),
+                (
+                    "data",
+                    .object([
+                        ("current-size", .number(vhd.current)), ("chs-size", .number(vhd.chs)),
+                        ("size-taken", .string(vhd.taken.rawValue)),
+                    ])
+                ),
             ])
         }
         return .object([
-            ("filename", .string(path)), ("format", .string(format.rawValue)), ("virtual-size", .number(size)), ("actual-size", allocated.map(JSON.number)),
-            ("encrypted", encryption == nil ? nil : true), ("dirty-flag", .bool(isDirty)), ("cluster-size", clusterSize.map(JSON.number)),
-            ("backing-filename", backing.map { .string($0.name) }), ("full-backing-filename", backing?.path.map(JSON.string)),
-            ("backing-filename-format", backing?.format.map(JSON.string)), ("snapshots", snapshots.isEmpty ? nil : .array(snapshots.map(\.json))),
+            ("filename", .string(path)), ("format", .string(format.rawValue)), ("virtual-size", .number(size)),
+            ("actual-size", allocated.map(JSON.number)),
+            ("encrypted", encryption == nil ? nil : true), ("dirty-flag", .bool(isDirty)),
+            ("cluster-size", clusterSize.map(JSON.number)),
+            ("backing-filename", backing.map { .string($0.name) }),
+            ("full-backing-filename", backing?.path.map(JSON.string)),
+            ("backing-filename-format", backing?.format.map(JSON.string)),
+            ("snapshots", snapshots.isEmpty ? nil : .array(snapshots.map(\.json))),
             ("format-specific", specific),
         ])
     }
@@ -137,10 +172,15 @@ extension ImageInformation.QCOW2 {
     /// The persistent bitmaps as qemu-img lists them.
     fileprivate var bitmapLines: [String] {
         guard !bitmaps.isEmpty else { return [] }
-        return ["    bitmaps:"] + bitmaps.enumerated().flatMap { number, bitmap in
-            ["        [\(number)]:", "            flags:"] + bitmap.flags.enumerated().map { "                [\($0)]: \($1)" }
-                + ["            name: \(ImageTool.printable(bitmap.name))", "            granularity: \(bitmap.granularity)"]
-        }
+        return ["    bitmaps:"]
+            + bitmaps.enumerated().flatMap { number, bitmap in
+                ["        [\(number)]:", "            flags:"]
+                    + bitmap.flags.enumerated().map { "                [\($0)]: \($1)" }
+                    + [
+                        "            name: \(ImageTool.printable(bitmap.name))",
+                        "            granularity: \(bitmap.granularity)",
+                    ]
+            }
     }
 }
 
@@ -149,14 +189,17 @@ extension DiskBitmap {
     fileprivate var flags: [String] { (isInUse ? ["in-use"] : []) + (isAutomatic ? ["auto"] : []) }
 
     fileprivate var json: JSON {
-        .object([("flags", .array(flags.map(JSON.string))), ("name", .string(name)), ("granularity", .number(granularity))])
+        .object([
+            ("flags", .array(flags.map(JSON.string))), ("name", .string(name)), ("granularity", .number(granularity)),
+        ])
     }
 }
 
 extension ImageInformation.Remote {
     fileprivate var lines: [String] {
         [
-            "Server specific information:", "    size: \(size)", "    read-only: \(isReadOnly)", "    flush: \(flush)", "    trim: \(trim)",
+            "Server specific information:", "    size: \(size)", "    read-only: \(isReadOnly)", "    flush: \(flush)",
+            "    trim: \(trim)",
             "    write zeroes: \(writeZeroes)", "    block status: \(blockStatus)",
             "    block size: at least \(minimumBlock), best \(preferredBlock == 0 ? "unknown" : "\(preferredBlock)"), at most \(maximumPayload)",
         ]
@@ -165,11 +208,17 @@ extension ImageInformation.Remote {
     fileprivate var json: JSON {
         .object([
             ("type", "nbd"),
-            ("data", .object([
-                ("size", .number(size)), ("read-only", .bool(isReadOnly)), ("flush", .bool(flush)), ("trim", .bool(trim)),
-                ("write-zeroes", .bool(writeZeroes)), ("block-status", .bool(blockStatus)), ("minimum-block", .number(minimumBlock)),
-                ("preferred-block", preferredBlock == 0 ? nil : .number(preferredBlock)), ("maximum-payload", .number(maximumPayload)),
-            ])),
+            (
+                "data",
+                .object([
+                    ("size", .number(size)), ("read-only", .bool(isReadOnly)), ("flush", .bool(flush)),
+                    ("trim", .bool(trim)),
+                    ("write-zeroes", .bool(writeZeroes)), ("block-status", .bool(blockStatus)),
+                    ("minimum-block", .number(minimumBlock)),
+                    ("preferred-block", preferredBlock == 0 ? nil : .number(preferredBlock)),
+                    ("maximum-payload", .number(maximumPayload)),
+                ])
+            ),
         ])
     }
 }
@@ -178,7 +227,9 @@ extension ImageInformation.Encryption {
     fileprivate var lines: [String] {
         var lines = ["    encrypt:", "        format: \(format)"]
         guard let luks else { return lines }
-        lines += ["cipher alg: \(luks.cipher)", "cipher mode: \(luks.mode)", "ivgen alg: \(luks.vectors)"].map { "        " + $0 }
+        lines += ["cipher alg: \(luks.cipher)", "cipher mode: \(luks.mode)", "ivgen alg: \(luks.vectors)"].map {
+            "        " + $0
+        }
         if let hash = luks.vectorHash { lines.append("        ivgen hash alg: \(hash)") }
         lines += ["hash alg: \(luks.hash)", "uuid: \(ImageTool.printable(luks.uuid))", "slots:"].map { "        " + $0 }
         for (index, slot) in luks.slots.enumerated() {
@@ -187,7 +238,9 @@ extension ImageInformation.Encryption {
             lines.append("                key offset: \(slot.keyOffset)")
             if slot.isActive { lines.append("                stripes: \(slot.stripes)") }
         }
-        return lines + ["        payload offset: \(luks.payloadOffset)", "        master key iters: \(luks.keyIterations)"]
+        return lines + [
+            "        payload offset: \(luks.payloadOffset)", "        master key iters: \(luks.keyIterations)",
+        ]
     }
 
     fileprivate var json: JSON {
@@ -195,12 +248,15 @@ extension ImageInformation.Encryption {
         let slots = luks.slots.map { slot in
             JSON.object([
                 ("active", .bool(slot.isActive)), ("iters", slot.isActive ? .number(UInt64(slot.iterations)) : nil),
-                ("key-offset", .number(slot.keyOffset)), ("stripes", slot.isActive ? .number(UInt64(slot.stripes)) : nil),
+                ("key-offset", .number(slot.keyOffset)),
+                ("stripes", slot.isActive ? .number(UInt64(slot.stripes)) : nil),
             ])
         }
         return .object([
-            ("format", .string(format)), ("cipher-alg", .string(luks.cipher)), ("cipher-mode", .string(luks.mode)), ("ivgen-alg", .string(luks.vectors)),
-            ("ivgen-hash-alg", luks.vectorHash.map(JSON.string)), ("hash-alg", .string(luks.hash)), ("uuid", .string(luks.uuid)), ("slots", .array(slots)),
+            ("format", .string(format)), ("cipher-alg", .string(luks.cipher)), ("cipher-mode", .string(luks.mode)),
+            ("ivgen-alg", .string(luks.vectors)),
+            ("ivgen-hash-alg", luks.vectorHash.map(JSON.string)), ("hash-alg", .string(luks.hash)),
+            ("uuid", .string(luks.uuid)), ("slots", .array(slots)),
             ("payload-offset", .number(luks.payloadOffset)), ("master-key-iters", .number(UInt64(luks.keyIterations))),
         ])
     }
@@ -208,12 +264,18 @@ extension ImageInformation.Encryption {
 
 extension ImageInformation.Snapshot {
     fileprivate var line: String {
-        func padded(_ text: String, _ width: Int) -> String { text + String(repeating: " ", count: max(0, width - text.count)) }
-        func trailing(_ text: String, _ width: Int) -> String { String(repeating: " ", count: max(0, width - text.count)) + text }
+        func padded(_ text: String, _ width: Int) -> String {
+            text + String(repeating: " ", count: max(0, width - text.count))
+        }
+        func trailing(_ text: String, _ width: Int) -> String {
+            String(repeating: " ", count: max(0, width - text.count)) + text
+        }
         func two(_ number: UInt64) -> String { trailing("\(number)", 2).replacing(" ", with: "0") }
         let milliseconds = clock / 1_000_000
-        let clockText = "\(two(milliseconds / 3_600_000)):\(two(milliseconds / 60_000 % 60)):\(two(milliseconds / 1000 % 60)).\(trailing("\(milliseconds % 1000)", 3).replacing(" ", with: "0"))"
-        return padded(ImageTool.printable(identifier), 10) + padded(ImageTool.printable(name), 15) + trailing(ImageTool.size(stateSize), 10)
+        let clockText =
+            "\(two(milliseconds / 3_600_000)):\(two(milliseconds / 60_000 % 60)):\(two(milliseconds / 1000 % 60)).\(trailing("\(milliseconds % 1000)", 3).replacing(" ", with: "0"))"
+        return padded(ImageTool.printable(identifier), 10) + padded(ImageTool.printable(name), 15)
+            + trailing(ImageTool.size(stateSize), 10)
             + trailing(date, 20) + trailing(clockText, 13) + trailing(instructions.map { "\($0)" } ?? "", 11)
     }
 
@@ -229,8 +291,10 @@ extension ImageInformation.Snapshot {
 
     fileprivate var json: JSON {
         .object([
-            ("id", .string(identifier)), ("name", .string(name)), ("vm-state-size", .number(stateSize)), ("date-sec", .number(UInt64(seconds))),
-            ("date-nsec", .number(UInt64(nanoseconds))), ("vm-clock-sec", .number(clock / 1_000_000_000)), ("vm-clock-nsec", .number(clock % 1_000_000_000)),
+            ("id", .string(identifier)), ("name", .string(name)), ("vm-state-size", .number(stateSize)),
+            ("date-sec", .number(UInt64(seconds))),
+            ("date-nsec", .number(UInt64(nanoseconds))), ("vm-clock-sec", .number(clock / 1_000_000_000)),
+            ("vm-clock-nsec", .number(clock % 1_000_000_000)),
             ("icount", instructions.map(JSON.number)),
         ])
     }

@@ -25,10 +25,15 @@ struct ImageMapCommand: ParsableCommand {
     @OptionGroup var named: NamedFilesOptions
     @OptionGroup var output: OutputOptions
 
-    @Option(name: [.customShort("s"), .long], help: ArgumentHelp("Start at this offset. (default: 0)", valueName: "size"), transform: ByteSize.init(parsing:))
+    @Option(
+        name: [.customShort("s"), .long], help: ArgumentHelp("Start at this offset. (default: 0)", valueName: "size"),
+        transform: ByteSize.init(parsing:))
     var startOffset = ByteSize(bytes: 0)
 
-    @Option(name: [.customShort("l"), .long], help: ArgumentHelp("Show at most this many bytes. Default: all.", valueName: "size"), transform: ByteSize.init(parsing:))
+    @Option(
+        name: [.customShort("l"), .long],
+        help: ArgumentHelp("Show at most this many bytes. Default: all.", valueName: "size"),
+        transform: ByteSize.init(parsing:))
     var maxLength: ByteSize?
 
     func run() throws {
@@ -36,7 +41,8 @@ struct ImageMapCommand: ParsableCommand {
         let range = start..<(overflow ? .max : sum)
         try ImageTool.run { () throws(DiskImageError) in
             var options = DiskImageOptions(
-                format: image.format, readOnly: true, locking: !image.forceShare, dataFile: data.dataFile, namedFiles: try named.files(image.file, data.dataFile))
+                format: image.format, readOnly: true, locking: !image.forceShare, dataFile: data.dataFile,
+                namedFiles: try named.files(image.file, data.dataFile))
             vhd.apply(to: &options)
             // Where data lies is no secret.
             options.opensData = false
@@ -72,7 +78,9 @@ extension ImageExtent {
 
     fileprivate func text(files: [String]) -> String {
         let place = kind == .compressed ? "compressed" : Self.hexadecimal(fileOffset ?? 0)
-        return [Self.hexadecimal(offset), Self.hexadecimal(length), place].map { $0 + String(repeating: " ", count: max(1, 16 - $0.count)) }.joined()
+        return [Self.hexadecimal(offset), Self.hexadecimal(length), place].map {
+            $0 + String(repeating: " ", count: max(1, 16 - $0.count))
+        }.joined()
             + ImageTool.printable(files[file])
     }
 
@@ -80,7 +88,8 @@ extension ImageExtent {
         .object([
             ("start", .number(offset)), ("length", .number(length)), ("depth", .number(UInt64(depth))),
             ("present", .bool(kind != .unallocated)), ("zero", .bool(readsAsZeroes)), ("data", .bool(!readsAsZeroes)),
-            ("compressed", kind == .compressed ? true : nil), ("offset", kind == .compressed ? nil : fileOffset.map(JSON.number)),
+            ("compressed", kind == .compressed ? true : nil),
+            ("offset", kind == .compressed ? nil : fileOffset.map(JSON.number)),
         ])
     }
 

@@ -19,13 +19,19 @@ struct ImageRebaseCommand: ParsableCommand {
               swkvm image rebase --unsafe --backing moved/base.qcow2 overlay.qcow2
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The new backing file, relative to the image's directory, or a remote disk (nbd://…); an empty name means none.", valueName: "file"), completion: .file())
+    @Option(
+        name: [.short, .long],
+        help: ArgumentHelp(
+            "The new backing file, relative to the image's directory, or a remote disk (nbd://…); an empty name means none.",
+            valueName: "file"), completion: .file())
     var backing: String?
 
     @Flag(help: "Remove the backing file: copy all data into the image.")
     var noBacking = false
 
-    @Option(name: [.customShort("F"), .long], help: ArgumentHelp("The new backing file's format. Default: from the file extension.", valueName: "format"))
+    @Option(
+        name: [.customShort("F"), .long],
+        help: ArgumentHelp("The new backing file's format. Default: from the file extension.", valueName: "format"))
     var backingFormat: ImageFormat?
 
     @OptionGroup var data: DataFileOption
@@ -34,16 +40,23 @@ struct ImageRebaseCommand: ParsableCommand {
     @OptionGroup var vhd: VHDSizeOption
     @OptionGroup var keys: KeyOptions
 
-    @Option(help: ArgumentHelp("Like --key-file, for the new backing file and those below it.", valueName: "file"), completion: .file())
+    @Option(
+        help: ArgumentHelp("Like --key-file, for the new backing file and those below it.", valueName: "file"),
+        completion: .file())
     var backingKeyFile: [String] = []
 
-    @Option(help: ArgumentHelp("Like --key-fd, for the new backing file and those below it.", valueName: "n"), transform: descriptorNumber)
+    @Option(
+        help: ArgumentHelp("Like --key-fd, for the new backing file and those below it.", valueName: "n"),
+        transform: descriptorNumber)
     var backingKeyFd: [Int32] = []
 
     @Flag(name: [.short, .long], help: "Change only the recorded name.")
     var unsafe = false
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"), completion: .list(["qcow2"]))
+    @Option(
+        name: [.short, .long],
+        help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"),
+        completion: .list(["qcow2"]))
     var format: ImageFormat?
 
     @Flag(name: [.short, .long], help: "Show progress; the default on a terminal.")
@@ -66,10 +79,13 @@ struct ImageRebaseCommand: ParsableCommand {
             rebase.options.report = ImageTool.report
             rebase.options.dataFile = data.dataFile
             vhd.apply(to: &rebase.options)
-            rebase.options.namedFiles = try named.files(file, data.dataFile, backing.flatMap { BackingReference.path($0, of: file) })
+            rebase.options.namedFiles = try named.files(
+                file, data.dataFile, backing.flatMap { BackingReference.path($0, of: file) })
             rebase.options.keys = try keys.load()
             rebase.backingKeys = try KeyOptions.load(backingKeyFile, backingKeyFd)
-            if let backing, !backing.isEmpty { rebase.backing = try BackingReference(name: backing, stated: backingFormat) }
+            if let backing, !backing.isEmpty {
+                rebase.backing = try BackingReference(name: backing, stated: backingFormat)
+            }
             rebase.isUnsafe = self.unsafe
             let line = ProgressLine(isShown: quiet ? false : progress ? true : nil)
             defer { line.end() }

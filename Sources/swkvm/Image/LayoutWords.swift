@@ -19,13 +19,15 @@ struct LayoutWords {
     let all: [Word]
 
     static let completion = ValueCompletion.list([
-        "cluster_size=", "refcount_bits=1/2/4/8/16/32/64", "compat=0.10/1.1/v2/v3", "lazy_refcounts=on/off", "extended_l2=on/off",
+        "cluster_size=", "refcount_bits=1/2/4/8/16/32/64", "compat=0.10/1.1/v2/v3", "lazy_refcounts=on/off",
+        "extended_l2=on/off",
         "compression_type=" + CompressionType.allCases.map(\.rawValue).joined(separator: "/"),
         "subformat=" + ImageSubformat.allCases.map(\.rawValue).joined(separator: "/"),
         "preallocation=" + Preallocation.allCases.map(\.rawValue).joined(separator: "/"),
     ])
 
-    static let names = "cluster_size, refcount_bits, compat, lazy_refcounts, extended_l2, compression_type, subformat, preallocation"
+    static let names =
+        "cluster_size, refcount_bits, compat, lazy_refcounts, extended_l2, compression_type, subformat, preallocation"
 
     /// - Throws: a sentence about the first word that is wrong.
     init(parsing argument: String) throws {
@@ -44,7 +46,9 @@ extension LayoutWords.Word {
             return parsed
         }
         func flag() throws -> Bool { try known(["on": true, "off": false][value], "on or off") }
-        func one<Value: CaseIterable & RawRepresentable<String>>(of type: Value.Type, _ spelling: String? = nil) throws -> Value {
+        func one<Value: CaseIterable & RawRepresentable<String>>(
+            of type: Value.Type, _ spelling: String? = nil
+        ) throws -> Value {
             try known(Value(rawValue: spelling ?? value), Value.allCases.map(\.rawValue).joined(separator: ", "))
         }
         switch name {

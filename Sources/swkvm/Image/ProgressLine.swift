@@ -19,7 +19,8 @@ final class ProgressLine {
 
     /// - Parameters:
     ///   - isShown: nil shows it where standard error is a terminal.
-    ///   - holdsSignals: whether the work has something to put in order when a signal comes. One that only reads has not, and may be waiting for a server.
+    ///   - holdsSignals: whether the work has something to put in order when a signal comes. One that only reads has
+    ///     not, and may be waiting for a server.
     init(isShown: Bool?, holdsSignals: Bool = true) {
         // Threads that are started later have them blocked anyway; here they wait until somebody asks.
         before = holdsSignals ? signals.block() : nil

@@ -195,7 +195,8 @@ struct QEMUWords {
             return isOn
         }
         if verb == "convert", name.hasPrefix("data_file") {
-            throw ValidationError("swkvm image convert has no -o \(name): an external data file is not supported for conversion")
+            throw ValidationError(
+                "swkvm image convert has no -o \(name): an external data file is not supported for conversion")
         }
         if verb == "convert", name == "size" {
             throw ValidationError("swkvm image convert has no -o size: swkvm image resize changes the new image")

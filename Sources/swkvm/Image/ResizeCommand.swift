@@ -53,7 +53,9 @@ struct ImageResizeCommand: ParsableCommand {
               swkvm image resize --shrink disk.qcow2 -1G
             """)
 
-    @Option(name: [.short, .long], help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"))
+    @Option(
+        name: [.short, .long],
+        help: ArgumentHelp("The image's format. Default: from the file extension.", valueName: "format"))
     var format: ImageFormat?
 
     @OptionGroup var data: DataFileOption
@@ -62,7 +64,9 @@ struct ImageResizeCommand: ParsableCommand {
     @Flag(help: "Allow the disk to shrink.")
     var shrink = false
 
-    @Option(help: ArgumentHelp("Preallocation of the added space: off, metadata (qcow2), falloc or full.", valueName: "mode"))
+    @Option(
+        help: ArgumentHelp(
+            "Preallocation of the added space: off, metadata (qcow2), falloc or full.", valueName: "mode"))
     var preallocation = Preallocation.off
 
     @OptionGroup var vhd: VHDSizeOption
@@ -75,7 +79,9 @@ struct ImageResizeCommand: ParsableCommand {
     var quiet = false
 
     // One that is taken away looks like an option, of which none is known by that name. It may also come after `--`.
-    @Argument(parsing: .allUnrecognized, help: ArgumentHelp("The new size, or a change with + or -: 20G, +5G, -512M.", valueName: "size"))
+    @Argument(
+        parsing: .allUnrecognized,
+        help: ArgumentHelp("The new size, or a change with + or -: 20G, +5G, -512M.", valueName: "size"))
     var words: [String]
 
     func validate() throws { _ = try size() }
@@ -84,13 +90,16 @@ struct ImageResizeCommand: ParsableCommand {
         let words = words.filter { $0 != "--" }
         guard let word = words.first else { throw ValidationError("Missing expected argument '<size>'") }
         guard words.count == 1 else { throw ValidationError("Unexpected argument '\(words[1])'") }
-        do { return try SizeChange(parsing: word) } catch { throw ValidationError("The value '\(word)' is invalid for '<size>': \(error)") }
+        do { return try SizeChange(parsing: word) } catch {
+            throw ValidationError("The value '\(word)' is invalid for '<size>': \(error)")
+        }
     }
 
     func run() throws {
         let size = try size()
         let made = try ImageTool.run { () throws(DiskImageError) in
-            var options = DiskImageOptions(format: format, dataFile: data.dataFile, namedFiles: try named.files(file, data.dataFile))
+            var options = DiskImageOptions(
+                format: format, dataFile: data.dataFile, namedFiles: try named.files(file, data.dataFile))
             options.keys = try keys.load()
             vhd.apply(to: &options)
             options.report = ImageTool.report
@@ -98,7 +107,11 @@ struct ImageResizeCommand: ParsableCommand {
             var engine = try DiskEngine(DiskImage(path: file, options: options), depth: 1)
             let old = engine.image.size
             guard let new = size.applied(to: old) else {
-                throw .resize(path: file, reason: "it has \(old) bytes, \(size.amount.bytes) cannot be \(size.sign == .plus ? "added" : "subtracted")")
+                throw .resize(
+                    path: file,
+                    reason:
+                        "it has \(old) bytes, \(size.amount.bytes) cannot be \(size.sign == .plus ? "added" : "subtracted")"
+                )
             }
             try engine.resize(to: new, preallocation: preallocation, shrinks: shrink)
             return new

@@ -19,7 +19,11 @@ struct ImageSnapshotCommand: ParsableCommand {
         subcommands: [List.self, Create.self, Apply.self, Delete.self, ByOption.self], defaultSubcommand: ByOption.self)
 
     struct Image: ParsableArguments {
-        @Option(name: [.short, .long], help: ArgumentHelp("The image's format, which must be qcow2. Default: from the file extension.", valueName: "format"), completion: .list(["qcow2"]))
+        @Option(
+            name: [.short, .long],
+            help: ArgumentHelp(
+                "The image's format, which must be qcow2. Default: from the file extension.", valueName: "format"),
+            completion: .list(["qcow2"]))
         var format: ImageFormat?
 
         @OptionGroup var data: DataFileOption
@@ -34,7 +38,8 @@ struct ImageSnapshotCommand: ParsableCommand {
                 "it is \(known.name) by \(format == nil ? "its name" : "--format"), and only qcow2 images have snapshots; use --format qcow2 if it is a qcow2 image"
             }
             var options = DiskImageOptions(
-                format: .qcow2, readOnly: readOnly, locking: !forceShare, dataFile: data.dataFile, namedFiles: try named.files(file, data.dataFile))
+                format: .qcow2, readOnly: readOnly, locking: !forceShare, dataFile: data.dataFile,
+                namedFiles: try named.files(file, data.dataFile))
             // Only tables change.
             options.opensData = false
             options.report = ImageTool.report
@@ -43,12 +48,15 @@ struct ImageSnapshotCommand: ParsableCommand {
     }
 
     struct ForceShare: ParsableArguments {
-        @Flag(name: [.customShort("U"), .long], help: "Open an image that a running machine may be writing; the output may be inconsistent.")
+        @Flag(
+            name: [.customShort("U"), .long],
+            help: "Open an image that a running machine may be writing; the output may be inconsistent.")
         var forceShare = false
     }
 
     struct List: ParsableCommand {
-        static let configuration = CommandConfiguration(commandName: "list", abstract: "List an image's snapshots, the oldest first.")
+        static let configuration = CommandConfiguration(
+            commandName: "list", abstract: "List an image's snapshots, the oldest first.")
 
         @OptionGroup var output: OutputOptions
         @OptionGroup var sharing: ForceShare
@@ -65,7 +73,8 @@ struct ImageSnapshotCommand: ParsableCommand {
     }
 
     struct Create: ParsableCommand {
-        static let configuration = CommandConfiguration(commandName: "create", abstract: "Save the current state as a snapshot.")
+        static let configuration = CommandConfiguration(
+            commandName: "create", abstract: "Save the current state as a snapshot.")
 
         @OptionGroup var image: Image
         @Argument(help: "The snapshot's name.")
@@ -80,7 +89,8 @@ struct ImageSnapshotCommand: ParsableCommand {
     }
 
     struct Apply: ParsableCommand {
-        static let configuration = CommandConfiguration(commandName: "apply", abstract: "Revert to a snapshot. The current state is lost; the snapshot is kept.")
+        static let configuration = CommandConfiguration(
+            commandName: "apply", abstract: "Revert to a snapshot. The current state is lost; the snapshot is kept.")
 
         @OptionGroup var image: Image
         @Argument(help: "The snapshot's number or name.")
@@ -95,7 +105,8 @@ struct ImageSnapshotCommand: ParsableCommand {
     }
 
     struct Delete: ParsableCommand {
-        static let configuration = CommandConfiguration(commandName: "delete", abstract: "Delete a snapshot and free the space that only it uses.")
+        static let configuration = CommandConfiguration(
+            commandName: "delete", abstract: "Delete a snapshot and free the space that only it uses.")
 
         @OptionGroup var image: Image
         @Argument(help: "The snapshot's number or name.")
@@ -111,7 +122,8 @@ struct ImageSnapshotCommand: ParsableCommand {
 
     /// The verbs as qemu-img's users type them.
     struct ByOption: ParsableCommand {
-        static let configuration = CommandConfiguration(commandName: "by-option", abstract: "The verbs by qemu-img's options.", shouldDisplay: false)
+        static let configuration = CommandConfiguration(
+            commandName: "by-option", abstract: "The verbs by qemu-img's options.", shouldDisplay: false)
 
         @Flag(name: .customShort("l"), help: "List the snapshots.")
         var lists = false
@@ -127,7 +139,10 @@ struct ImageSnapshotCommand: ParsableCommand {
         @OptionGroup var image: Image
 
         func validate() throws {
-            guard !sharing.forceShare || lists else { throw ValidationError("The option -U can only be combined with -l: changes require exclusive access to the image.") }
+            guard !sharing.forceShare || lists else {
+                throw ValidationError(
+                    "The option -U can only be combined with -l: changes require exclusive access to the image.")
+            }
             guard [created, applied, deleted].count(where: { $0 != nil }) + (lists ? 1 : 0) == 1 else {
                 throw ValidationError("Specify list, create, apply or delete.")
             }
@@ -152,27 +167,39 @@ struct ImageSnapshotCommand: ParsableCommand {
 
     private static func json(_ snapshot: DiskSnapshot) -> JSON {
         .object([
-            ("id", .string(snapshot.id)), ("name", .string(snapshot.name)), ("vm-state-size", .number(snapshot.stateSize)),
-            ("disk-size", .number(snapshot.size)), ("date-sec", .number(UInt64(snapshot.seconds))), ("date-nsec", .number(UInt64(snapshot.nanoseconds))),
-            ("vm-clock-sec", .number(snapshot.guestNanoseconds / 1_000_000_000)), ("vm-clock-nsec", .number(snapshot.guestNanoseconds % 1_000_000_000)),
+            ("id", .string(snapshot.id)), ("name", .string(snapshot.name)),
+            ("vm-state-size", .number(snapshot.stateSize)),
+            ("disk-size", .number(snapshot.size)), ("date-sec", .number(UInt64(snapshot.seconds))),
+            ("date-nsec", .number(UInt64(snapshot.nanoseconds))),
+            ("vm-clock-sec", .number(snapshot.guestNanoseconds / 1_000_000_000)),
+            ("vm-clock-nsec", .number(snapshot.guestNanoseconds % 1_000_000_000)),
         ])
     }
 
     /// A row in the columns of qemu-img.
     private static func line(_ snapshot: DiskSnapshot) -> String {
-        func left(_ text: String, _ width: Int) -> String { text + String(repeating: " ", count: max(0, width - text.count)) }
-        func right(_ text: String, _ width: Int) -> String { String(repeating: " ", count: max(0, width - text.count)) + text }
+        func left(_ text: String, _ width: Int) -> String {
+            text + String(repeating: " ", count: max(0, width - text.count))
+        }
+        func right(_ text: String, _ width: Int) -> String {
+            String(repeating: " ", count: max(0, width - text.count)) + text
+        }
         func two(_ number: some BinaryInteger) -> String { number < 10 ? "0\(number)" : "\(number)" }
         var seconds = time_t(snapshot.seconds)
         // The structure's pointer, to a time zone's name, is not used.
         var date = unsafe tm()
         _ = unsafe localtime_r(&seconds, &date)
-        let when = unsafe "\(Int(date.tm_year) + 1900)-\(two(date.tm_mon + 1))-\(two(date.tm_mday)) \(two(date.tm_hour)):\(two(date.tm_min)):\(two(date.tm_sec))"
+        let when =
+            unsafe "\(Int(date.tm_year) + 1900)-\(two(date.tm_mon + 1))-\(two(date.tm_mday)) \(two(date.tm_hour)):\(two(date.tm_min)):\(two(date.tm_sec))"
         let clock = snapshot.guestNanoseconds / 1_000_000
         let thousandths = String(clock % 1000)
-        let ran = "\(two(clock / 3_600_000)):\(two(clock / 60000 % 60)):\(two(clock / 1000 % 60)).\(String(repeating: "0", count: 3 - thousandths.count))\(thousandths)"
+        let ran =
+            "\(two(clock / 3_600_000)):\(two(clock / 60000 % 60)):\(two(clock / 1000 % 60)).\(String(repeating: "0", count: 3 - thousandths.count))\(thousandths)"
         // Names are the image's, and may have what moves a terminal's cursor.
         let name = ImageTool.printable(snapshot.name)
-        return [left(ImageTool.printable(snapshot.id), 9), left(name, 16), right(ImageTool.size(snapshot.stateSize), 8), right(when, 19), right(ran, 12)].joined(separator: " ")
+        return [
+            left(ImageTool.printable(snapshot.id), 9), left(name, 16), right(ImageTool.size(snapshot.stateSize), 8),
+            right(when, 19), right(ran, 12),
+        ].joined(separator: " ")
     }
 }
