@@ -27,6 +27,13 @@ int clinux_tun_describe(int fd, char *name, unsigned *flags) {
     return status;
 }
 
+int clinux_tun_use_queue(int fd, int is_used) {
+    struct ifreq request;
+    memset(&request, 0, sizeof request);
+    request.ifr_flags = is_used ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE;
+    return ioctl(fd, TUNSETQUEUE, &request);
+}
+
 void clinux_resolve_hosts_alone(void) {
     // A program without an interpreter is static.
     if (getauxval(AT_BASE) == 0) __nss_configure_lookup("hosts", "files dns");

@@ -26,7 +26,7 @@ struct HostChanges: ~Copyable, Sendable {
     }
 
     mutating func attach(
-        _ name: InterfaceName?, to port: NetworkBackend.BridgePort?, mtu wanted: Int?
+        _ name: InterfaceName?, to port: NetworkBackend.BridgePort?, mtu wanted: Int?, queues: Int
     ) throws(HostNetworkError) -> TAPDevice {
         if let wanted, !NetworkBackend.possibleMTU.contains(wanted) { throw .badMTU(wanted) }
         // One machine at a time: no bridge is removed between another machine's finding it and becoming its port.
@@ -41,7 +41,11 @@ struct HostChanges: ~Copyable, Sendable {
             throw .portOfAnother(tap: found.name, current: current, wanted: bridge.name)
         }
         let tap: TAPDevice
-        if let found { tap = try TAPDevice.open(found) } else { tap = try TAPDevice.create(name) }
+        if let found {
+            tap = try TAPDevice.open(found, queues: queues)
+        } else {
+            tap = try TAPDevice.create(name, queues: queues)
+        }
         guard let link = try netlink.link(named: tap.name) else {
             throw .refused(
                 action: "looking for \(tap.name)", SystemCallError("RTM_GETLINK", errno: ENODEV), explanation: "")

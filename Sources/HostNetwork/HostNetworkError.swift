@@ -17,6 +17,8 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
     case tapCreationDenied(InterfaceName?)
     /// A TAP that belongs to another user.
     case tapDenied(InterfaceName)
+    /// A TAP that was found and is no multi-queue interface.
+    case oneQueueOnly(InterfaceName, wanted: Int)
     /// Another process holds the TAP.
     case tapBusy(InterfaceName)
     /// The name is taken by something else; `kind` as `ip -d link` says it.
@@ -47,6 +49,10 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
         /// Opened by this process itself, or taken over already: two owners would share the frames out, and both close
         /// it.
         case notInherited
+        /// Not of the interface of the descriptors before it.
+        case otherInterface(InterfaceName)
+        /// One of several, and no queue of its own.
+        case oneQueue(InterfaceName)
     }
 
     public var description: String {
@@ -76,6 +82,8 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
                 + "`ip tuntap add dev \(name?.text ?? "swtap0") mode tap user NAME`"
         case .tapDenied(let name):
             "the TAP \(name) belongs to another user: give CAP_NET_ADMIN, or recreate it with `ip tuntap add dev \(name) mode tap user NAME`"
+        case .oneQueueOnly(let name, let wanted):
+            "the TAP \(name) has one queue, not \(wanted): give queues=1, or recreate it with `ip tuntap add dev \(name) mode tap multi_queue`"
         case .tapBusy(let name):
             "the TAP \(name) is in use by another process: end that one or name another TAP"
         case .notATAP(let name, let kind):
@@ -100,6 +108,10 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
             "descriptor \(number) does not support offloads: open it with IFF_VNET_HDR, or give offload=off"
         case .badDescriptor(let number, .notInherited):
             "descriptor \(number) was not passed on by the parent process, or is already in use: give each interface its own"
+        case .badDescriptor(let number, .otherInterface(let name)):
+            "descriptor \(number) is not of \(name), as those before it are: give each interface a --net of its own"
+        case .badDescriptor(let number, .oneQueue(let name)):
+            "descriptor \(number) is not a queue of its own of \(name): open each with IFF_MULTI_QUEUE"
         case .namespaceLocked:
             "another process holds the lock of the network namespace (flock on /proc/self/ns/net): end it and try again"
         case .notPermitted(let action, let command):

@@ -7,8 +7,11 @@ public enum NetworkBackend: Equatable, Sendable {
     ///   - mtu: set on the TAP if given, in bytes; nil leaves a found TAP as it is and gives a created one its
     ///     bridge's.
     case tap(InterfaceName?, bridge: BridgePort? = nil, mtu: Int? = nil)
-    /// A TAP's or macvtap's descriptor from the starting process.
-    case descriptor(Int32)
+    /// Descriptors from the starting process, at least one: the queues of a TAP or macvtap.
+    case descriptors([Int32])
+
+    /// A descriptor of an interface with one queue.
+    public static func descriptor(_ number: Int32) -> NetworkBackend { .descriptors([number]) }
 
     /// The MTUs that Linux accepts for a TAP, in bytes.
     public static let possibleMTU = 68...65521
@@ -44,13 +47,15 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     private let changes: HostChanges?
 
     /// Sets up what `backend` says, in the calling thread's network namespace.
-    /// - Parameter offload: whether checksums and segmentation may be left to the host; nil: decided by what is behind
-    ///   the TAP.
-    public init(_ backend: NetworkBackend, offload: Bool? = nil) throws(HostNetworkError) {
+    /// - Parameters:
+    ///   - queues: of a TAP that is named, 1 … ``TAPDevice/maximumQueues``; there are as many as descriptors that are passed on.
+    ///   - offload: whether checksums and segmentation may be left to the host; nil: decided by what is behind
+    ///     the TAP.
+    public init(_ backend: NetworkBackend, queues: Int = 1, offload: Bool? = nil) throws(HostNetworkError) {
         switch backend {
-        case .descriptor(let number):
-            let tap = try TAPDevice.inherit(number)
-            if offload == true, tap.headerSize == 0 { throw .badDescriptor(number, .noHeader) }
+        case .descriptors(let numbers):
+            let tap = try TAPDevice.inherit(numbers)
+            if offload == true, tap.headerSize == 0 { throw .badDescriptor(numbers.first ?? -1, .noHeader) }
             // The interface may be in a namespace of which we see nothing; Ethernet's own MTU is then the guess.
             let netlink = try RouteNetlink()
             let link = try netlink.link(named: tap.name)
@@ -60,7 +65,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
                 isMACVTAP: link.map { $0.tun == nil } ?? false, changes: nil)
         case .tap(let name, let port, let mtu):
             var changes = HostChanges(netlink: try RouteNetlink(), namespace: try NetworkNamespace.current())
-            let tap = try changes.attach(name, to: port, mtu: mtu)
+            let tap = try changes.attach(name, to: port, mtu: mtu, queues: queues)
             let given = changes.mtu, index = changes.tapIndex
             let decision = try changes.decide(offload)
             self.init(tap: tap, mtu: given, index: index, offloads: decision, isMACVTAP: false, changes: changes)

@@ -2,7 +2,8 @@
 
 internal import CLinux
 internal import Glibc
-public import Linux
+package import Linux
+internal import Synchronization
 
 /// The offloads that the reader of a TAP supports (virtio 1.2 §5.1.3; `TUN_F_*`).
 public struct TAPOffloads: OptionSet, Sendable {
@@ -30,23 +31,29 @@ public struct TAPDevice: ~Copyable, Sendable {
     /// Bytes of `struct virtio_net_hdr_mrg_rxbuf` before each frame: 12; or 0 for an inherited descriptor without
     /// IFF_VNET_HDR.
     public let headerSize: Int
-    /// The header's size as it was found, in bytes.
-    let foundHeaderSize: Int
-    /// The descriptor for `readv`, `writev` and `epoll`.
-    public let descriptor: FileDescriptor
+    /// At least one, the first attached, the others not.
+    public let queues: [TAPQueue]
+
+    /// The first queue's descriptor, which also serves for what concerns the whole interface.
+    public var descriptor: Int32 { queues[0].number }
 
     /// The virtio 1.x header, which always has `num_buffers` (virtio 1.2 §5.1.6).
     public static let virtioHeaderSize = 12
+    /// The most queues of an interface here; Linux has up to 256.
+    public static let maximumQueues = 8
 
     /// Creates a TAP.
-    /// - Parameter name: nil lets the kernel choose `swtapN`.
+    /// - Parameters:
+    ///   - name: nil lets the kernel choose `swtapN`.
+    ///   - queues: 1 … ``maximumQueues``; more than one makes it a multi-queue interface.
     /// - Throws: `tunMissing`, `tunDenied`, `tapCreationDenied`; `tapBusy` when the name is taken in the meantime.
-    public static func create(_ name: InterfaceName?) throws(HostNetworkError) -> TAPDevice {
+    public static func create(_ name: InterfaceName?, queues: Int = 1) throws(HostNetworkError) -> TAPDevice {
         let descriptor = try openDriver()
         do {
+            let kind = queues > 1 ? UInt32(IFF_MULTI_QUEUE) : 0
             // TUN_EXCL: a TAP that somebody else made since we looked is not ours.
-            let given = try attach(descriptor, to: name?.text ?? "swtap%d", UInt32(IFF_TUN_EXCL))
-            return try TAPDevice(descriptor, name: given)
+            let given = try attach(descriptor, to: name?.text ?? "swtap%d", UInt32(IFF_TUN_EXCL) | kind)
+            return try TAPDevice(descriptor, more: queues - 1, name: given)
         } catch {
             switch (error.errno, name) {
             case (EPERM, _): throw .tapCreationDenied(name)
@@ -57,15 +64,17 @@ public struct TAPDevice: ~Copyable, Sendable {
     }
 
     /// Attaches to a TAP that is there.
-    /// - Throws: `notATAP`, `tapBusy`, `tapDenied`, `tunMissing`, `tunDenied`.
-    public static func open(_ link: Link) throws(HostNetworkError) -> TAPDevice {
+    /// - Parameter queues: as ``create(_:queues:)`` has it.
+    /// - Throws: `notATAP`, `tapBusy`, `tapDenied`, `oneQueueOnly`, `tunMissing`, `tunDenied`.
+    public static func open(_ link: Link, queues: Int = 1) throws(HostNetworkError) -> TAPDevice {
         guard let tun = link.tun, tun.isTAP else { throw .notATAP(link.name, kind: link.kindInWords) }
         // A multi-queue TAP would take a second process and share the frames out between the two.
         guard tun.queues == 0 else { throw .tapBusy(link.name) }
+        guard queues == 1 || tun.isMultiQueue else { throw .oneQueueOnly(link.name, wanted: queues) }
         let descriptor = try openDriver()
         do {
             let name = try attach(descriptor, to: link.name.text, tun.isMultiQueue ? UInt32(IFF_MULTI_QUEUE) : 0)
-            return try TAPDevice(descriptor, name: name)
+            return try TAPDevice(descriptor, more: queues - 1, name: name)
         } catch {
             switch error.errno {
             case EPERM: throw .tapDenied(link.name)
@@ -76,58 +85,93 @@ public struct TAPDevice: ~Copyable, Sendable {
     }
 
     /// Takes over a descriptor that the starting process passed on: a TAP's, or a macvtap's.
+    /// - Throws: as ``inherit(_:)-([Int32])``.
+    public static func inherit(_ number: Int32) throws(HostNetworkError) -> TAPDevice { try inherit([number]) }
+
+    /// Takes over descriptors that the starting process passed on, at least one: the queues of one TAP, or of one macvtap.
     ///
-    /// One that is not what is wanted (`badDescriptor`) is left open, as it was found. From then on it belongs to this
-    /// process: when the kernel does not let it be prepared (`refused`), it is closed.
+    /// While one of them is not what is wanted (`badDescriptor`), all are left open, as they were found. From then on they belong to
+    /// this process: when the kernel does not let them be prepared (`refused`, or `badDescriptor` with `oneQueue`), they are closed.
     /// - Throws: `badDescriptor`, `refused`.
-    public static func inherit(_ number: Int32) throws(HostNetworkError) -> TAPDevice {
+    public static func inherit(_ numbers: [Int32]) throws(HostNetworkError) -> TAPDevice {
+        var first: Passed?
+        for number in numbers {
+            let passed = try examine(number)
+            if let first, first.name != passed.name { throw .badDescriptor(number, .otherInterface(first.name)) }
+            if let first, first.hasHeader != passed.hasHeader { throw .badDescriptor(number, .noHeader) }
+            first = first ?? passed
+        }
+        guard let first else { throw .badDescriptor(-1, .notOpen) }
+        var queues: [TAPQueue] = []
+        for number in numbers {
+            _ = clinux_fcntl_value(number, F_SETFD, Int(FD_CLOEXEC))
+            queues.append(try TAPQueue(FileDescriptor(owning: number), of: first.name, hasHeader: first.hasHeader))
+        }
+        for queue in queues.dropFirst() {
+            guard queue.setAttached(false) else { throw .badDescriptor(queue.number, .oneQueue(first.name)) }
+        }
+        guard queues[0].setAttached(true), queues.count == 1 || queues[0].isAttachedInKernel else {
+            throw .badDescriptor(queues[0].number, .oneQueue(first.name))
+        }
+        return TAPDevice(queues, name: first.name, headerSize: first.hasHeader ? virtioHeaderSize : 0)
+    }
+
+    /// What a descriptor that was passed on belongs to.
+    private struct Passed {
+        let name: InterfaceName
+        let hasHeader: Bool
+    }
+
+    private static func examine(_ number: Int32) throws(HostNetworkError) -> Passed {
         let descriptorFlags = number < 0 ? -1 : clinux_fcntl_value(number, F_GETFD, 0)
         guard descriptorFlags >= 0 else { throw .badDescriptor(number, .notOpen) }
         // What was passed on has come through an exec; all that this process opens, or has taken over before, would
         // not.
         guard descriptorFlags & FD_CLOEXEC == 0 else { throw .badDescriptor(number, .notInherited) }
+        guard let (name, flags) = describe(number) else { throw .badDescriptor(number, .notATAP) }
+        guard flags & UInt32(IFF_TAP) != 0 else { throw .badDescriptor(number, .isTUN) }
+        // TUNGETIFF gives IFF_NO_PI's bit to IFF_NOFILTER too, so netlink is asked, which tells if the interface is in
+        // this namespace.
+        if try RouteNetlink().link(named: name)?.tun?.hasPacketInformation == true {
+            throw .badDescriptor(number, .packetInformation)
+        }
+        return Passed(name: name, hasHeader: flags & UInt32(IFF_VNET_HDR) != 0)
+    }
+
+    /// The interface of a descriptor, and its IFF_* flags; nil for one of something else.
+    fileprivate static func describe(_ number: Int32) -> (name: InterfaceName, flags: UInt32)? {
         var name = [CChar](repeating: 0, count: Int(IFNAMSIZ))
         var flags: UInt32 = 0
         // The buffer has IFNAMSIZ bytes, as the helper asks.
-        guard unsafe clinux_tun_describe(number, &name, &flags) >= 0 else { throw .badDescriptor(number, .notATAP) }
-        guard flags & UInt32(IFF_TAP) != 0 else { throw .badDescriptor(number, .isTUN) }
-        let interface = InterfaceName(fromKernel: text(name))
-        // TUNGETIFF gives IFF_NO_PI's bit to IFF_NOFILTER too, so netlink is asked, which tells if the interface is in
-        // this namespace.
-        if try RouteNetlink().link(named: interface)?.tun?.hasPacketInformation == true {
-            throw .badDescriptor(number, .packetInformation)
-        }
-        _ = clinux_fcntl_value(number, F_SETFD, Int(FD_CLOEXEC))
-        return try TAPDevice(
-            FileDescriptor(owning: number), name: interface, hasHeader: flags & UInt32(IFF_VNET_HDR) != 0)
+        guard unsafe clinux_tun_describe(number, &name, &flags) >= 0 else { return nil }
+        return (InterfaceName(fromKernel: text(name)), flags)
     }
 
-    private init(
-        _ descriptor: consuming FileDescriptor, name: InterfaceName, hasHeader: Bool = true
-    ) throws(HostNetworkError) {
-        do {
-            try descriptor.setNonBlocking(true)
-            var size: Int32 = 0
-            if hasHeader {
-                try descriptor.ioctl(CLINUX_TUNGETVNETHDRSZ, &size, named: "TUNGETVNETHDRSZ")
-                var wanted = Int32(Self.virtioHeaderSize)
-                try descriptor.ioctl(CLINUX_TUNSETVNETHDRSZ, &wanted, named: "TUNSETVNETHDRSZ")
+    /// - Parameter more: queues besides that of `descriptor`.
+    private init(_ descriptor: consuming FileDescriptor, more: Int, name: InterfaceName) throws(HostNetworkError) {
+        var queues = [try TAPQueue(descriptor, of: name, hasHeader: true)]
+        for _ in 0..<max(0, more) {
+            let another = try Self.openDriver()
+            _ = try Self.attach(another, to: name.text, UInt32(IFF_MULTI_QUEUE))
+            let queue = try TAPQueue(another, of: name, hasHeader: true)
+            guard queue.setAttached(false) else {
+                throw .refused(action: "detaching a queue of the TAP \(name)", .last("TUNSETQUEUE"), explanation: "")
             }
-            foundHeaderSize = Int(size)
-        } catch {
-            throw .refused(action: "preparing the TAP \(name)", error, explanation: "")
+            queues.append(queue)
         }
-        self.name = name
-        headerSize = hasHeader ? Self.virtioHeaderSize : 0
-        self.descriptor = descriptor
+        self.init(queues, name: name, headerSize: Self.virtioHeaderSize)
     }
 
     /// For tests and benchmarks: any non-blocking descriptor that keeps frames apart, such as one of a socket pair.
     package init(_ descriptor: consuming FileDescriptor, name: InterfaceName, headerSize: Int) {
+        self.init([TAPQueue(standIn: descriptor)], name: name, headerSize: headerSize)
+    }
+
+    /// The same with several, one for each queue.
+    package init(_ queues: [TAPQueue], name: InterfaceName, headerSize: Int) {
         self.name = name
         self.headerSize = headerSize
-        foundHeaderSize = headerSize
-        self.descriptor = descriptor
+        self.queues = queues
     }
 
     /// Tells the host what it may leave undone in frames that are read from here on; an empty set is the state at the
@@ -135,23 +179,19 @@ public struct TAPDevice: ~Copyable, Sendable {
     /// - Returns: whether the kernel took it; false for a set that it does not know, with nothing changed.
     @discardableResult
     public func setOffloads(_ offloads: TAPOffloads) -> Bool {
-        clinux_ioctl_value(descriptor.rawValue, CLINUX_TUNSETOFFLOAD, UInt(offloads.rawValue)) == 0
+        clinux_ioctl_value(descriptor, CLINUX_TUNSETOFFLOAD, UInt(offloads.rawValue)) == 0
     }
 
     /// Makes the interface stay when its last descriptor is closed, or not.
     package func setPersistent(_ on: Bool) throws(HostNetworkError) {
-        do { try descriptor.ioctl(CLINUX_TUNSETPERSIST, on ? 1 : 0, named: "TUNSETPERSIST") } catch {
+        do { try queues[0].descriptor.ioctl(CLINUX_TUNSETPERSIST, on ? 1 : 0, named: "TUNSETPERSIST") } catch {
             throw .refused(action: "making the TAP \(name) \(on ? "" : "not ")persistent", error, explanation: "")
         }
     }
 
     deinit {
-        // Both outlive the descriptor of a persistent TAP: they are put back as they were found.
+        // They outlive the descriptor of a persistent TAP, like the header's size: they are put back as they were found.
         setOffloads([])
-        if headerSize != foundHeaderSize {
-            var size = Int32(foundHeaderSize)
-            _ = try? descriptor.ioctl(CLINUX_TUNSETVNETHDRSZ, &size, named: "TUNSETVNETHDRSZ")
-        }
     }
 
     // MARK: Helpers
@@ -182,5 +222,75 @@ public struct TAPDevice: ~Copyable, Sendable {
 
     private static func text(_ name: [CChar]) -> String {
         String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+}
+
+/// A queue of a TAP, or of a macvtap: a descriptor of its own.
+///
+/// The host gives frames to attached queues only. A detached one still takes frames for the host.
+public final class TAPQueue: Sendable {
+    /// For `readv`, `writev` and `epoll`.
+    let descriptor: FileDescriptor
+    /// The header's size as it was found, in bytes.
+    private let foundHeaderSize: Int
+    private let hasHeader: Bool
+    private let isAttached: Atomic<Bool>
+    /// The kernel knows of it.
+    private let isReal: Bool
+
+    /// The descriptor's number, valid while the queue lives.
+    public var number: Int32 { descriptor.rawValue }
+
+    fileprivate init(
+        _ descriptor: consuming FileDescriptor, of name: InterfaceName, hasHeader: Bool
+    ) throws(HostNetworkError) {
+        do {
+            try descriptor.setNonBlocking(true)
+            var size: Int32 = 0
+            if hasHeader {
+                try descriptor.ioctl(CLINUX_TUNGETVNETHDRSZ, &size, named: "TUNGETVNETHDRSZ")
+                var wanted = Int32(TAPDevice.virtioHeaderSize)
+                try descriptor.ioctl(CLINUX_TUNSETVNETHDRSZ, &wanted, named: "TUNSETVNETHDRSZ")
+            }
+            foundHeaderSize = Int(size)
+        } catch {
+            throw .refused(action: "preparing the TAP \(name)", error, explanation: "")
+        }
+        self.hasHeader = hasHeader
+        isAttached = Atomic(Self.isDetached(descriptor.rawValue) == false)
+        isReal = true
+        self.descriptor = descriptor
+    }
+
+    /// For tests and benchmarks: what is attached and detached by this object alone.
+    package init(standIn descriptor: consuming FileDescriptor) {
+        foundHeaderSize = 0
+        hasHeader = false
+        isAttached = Atomic(true)
+        isReal = false
+        self.descriptor = descriptor
+    }
+
+    /// Has the host give frames to this queue, or not. What it held for a queue that is detached is lost.
+    /// - Returns: whether it is as wanted now; false with `errno` when the kernel refuses, as it does for an interface with one queue.
+    public func setAttached(_ on: Bool) -> Bool {
+        if isAttached.load(ordering: .relaxed) == on { return true }
+        guard !isReal || clinux_tun_use_queue(number, on ? 1 : 0) == 0 else { return false }
+        isAttached.store(on, ordering: .relaxed)
+        return true
+    }
+
+    /// Asks the kernel: two descriptors may be one queue.
+    fileprivate var isAttachedInKernel: Bool { !isReal || !Self.isDetached(number) }
+
+    /// Only a TUN's descriptor tells; a macvtap's begins attached.
+    private static func isDetached(_ number: Int32) -> Bool {
+        TAPDevice.describe(number).map { $0.flags & UInt32(IFF_DETACH_QUEUE) != 0 } ?? false
+    }
+
+    deinit {
+        guard hasHeader, foundHeaderSize != TAPDevice.virtioHeaderSize else { return }
+        var size = Int32(foundHeaderSize)
+        _ = try? descriptor.ioctl(CLINUX_TUNSETVNETHDRSZ, &size, named: "TUNSETVNETHDRSZ")
     }
 }

@@ -212,11 +212,15 @@ public struct Configuration: Sendable {
         /// Indicates whether the guest may leave checksums and segmentation to the host; nil: decided by what is behind
         /// the interface.
         public var offload: Bool?
+        /// Pairs of virtqueues, each with a thread and a queue of the TAP, 1 … ``TAPDevice/maximumQueues``; there are as many as
+        /// descriptors that are passed on.
+        public var queues: Int
 
-        public init(_ backend: NetworkBackend, mac: MACAddress? = nil, offload: Bool? = nil) {
+        public init(_ backend: NetworkBackend, mac: MACAddress? = nil, offload: Bool? = nil, queues: Int = 1) {
             self.backend = backend
             self.mac = mac
             self.offload = offload
+            self.queues = queues
         }
     }
 
@@ -228,8 +232,10 @@ public struct Configuration: Sendable {
             switch network.backend {
             case .tap(let name?, _, _):
                 guard taps.insert(name).inserted else { throw .networks(.sameTAP(name)) }
-            case .descriptor(let number):
-                guard descriptors.insert(number).inserted else { throw .networks(.sameDescriptor(number)) }
+            case .descriptors(let numbers):
+                for number in numbers where !descriptors.insert(number).inserted {
+                    throw .networks(.sameDescriptor(number))
+                }
             case .tap: break
             }
             if let address = network.mac, !addresses.insert(address).inserted { throw .networks(.sameAddress(address)) }

@@ -104,7 +104,7 @@ extension MachineStatus.Device {
         self.init(
             name: device.name, requests: counters.requests.value,
             bytes: disk.map { ($0.readBytes.value, $0.writtenBytes.value) }
-                ?? network.map { ($0.receivedBytes.value, $0.sentBytes.value) },
+                ?? network.map { ($0.receivedBytes, $0.sentBytes) },
             kicks: counters.kicks.value, exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value,
             errors: counters.errors.value, drops: network.map { $0.receiveDrops &+ $0.sendDrops },
             isStopped: block?.isStopped == true)

@@ -147,9 +147,9 @@ struct VirtioSlot: Sendable {
     }
 
     private static func attach(_ network: Configuration.Network) throws(MachineError) -> NetworkAttachment {
-        do throws(HostNetworkError) { return try NetworkAttachment(network.backend, offload: network.offload) } catch {
-            throw .network(error)
-        }
+        do throws(HostNetworkError) {
+            return try NetworkAttachment(network.backend, queues: network.queues, offload: network.offload)
+        } catch { throw .network(error) }
     }
 
     /// Makes a device's registers, doorbells and interrupts, new as after power-on. Nothing is connected yet.

@@ -25,9 +25,12 @@ public struct Activation: Sendable {
     }
 
     /// The part of one queue, for a device with an I/O thread for each: the others are not ready.
-    public func only(queue index: Int) -> Activation {
+    public func only(queue index: Int) -> Activation { only(queues: [index]) }
+
+    /// The part of some queues: the others are not ready.
+    public func only(queues wanted: [Int]) -> Activation {
         let queues = queues.map {
-            $0.index == index ? $0 : QueueConfiguration(index: $0.index, maximumSize: $0.maximumSize)
+            wanted.contains($0.index) ? $0 : QueueConfiguration(index: $0.index, maximumSize: $0.maximumSize)
         }
         return Activation(
             features: features, queues: queues, memory: memory, interrupts: interrupts, doorbells: doorbells,

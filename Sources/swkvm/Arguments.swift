@@ -270,8 +270,8 @@ struct DiskArgument {
 /// `--net tap=NAME,…` or `--net fd=N,…`.
 struct NetworkArgument {
     static let completion = ValueCompletion.list([
-        "tap=@tap%fd", "bridge=@bridge%fd", "create%fd", "mac=", "mtu=%fd", "offload=on/off",
-        "fd=%tap/bridge/create/mtu",
+        "tap=@tap%fd", "bridge=@bridge%fd", "create%fd", "mac=", "mtu=%fd", "offload=on/off", "queues=%fd",
+        "fd=%tap/bridge/create/mtu/queues",
     ])
 
     let network: Configuration.Network
@@ -282,7 +282,8 @@ struct NetworkArgument {
         var create = false
         var mac: MACAddress?
         var mtu: Int?
-        var descriptor: Int32?
+        var descriptors: [Int32]?
+        var queues: Int?
         var offload: Bool?
         for (key, value) in OptionList(argument).items {
             switch (key, value) {
@@ -301,34 +302,59 @@ struct NetworkArgument {
             case ("offload", "off"): offload = false
             case ("offload", let value):
                 throw ArgumentProblem("offload\(value.map { "=" + $0 } ?? "") is neither offload=on nor offload=off")
-            case ("fd", let value?):
-                guard let number = Int32(value), number >= 0 else {
-                    throw ArgumentProblem("fd=\(value) is not a file descriptor number")
+            case ("queues", let value?):
+                guard let number = Int(value), Self.possibleQueues.contains(number) else {
+                    throw ArgumentProblem("queues=\(value) is not a number from 1 to \(TAPDevice.maximumQueues)")
                 }
-                guard number > 2 else {
-                    throw ArgumentProblem(
-                        "fd=\(value) is a standard stream; expected the descriptor of a TAP, 3 or higher")
-                }
-                descriptor = number
+                queues = number
+            case ("fd", let value?): descriptors = try Self.descriptors(value)
             default:
                 throw ArgumentProblem(
-                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off or fd="
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off, queues= or fd="
                 )
             }
         }
-        if let descriptor {
+        if let descriptors {
             guard tap == nil, bridge == nil, !create, mtu == nil else {
                 throw ArgumentProblem(
                     "fd= passes a TAP that is already configured: it cannot be combined with tap=, bridge=, create or mtu="
                 )
             }
-            network = Configuration.Network(.descriptor(descriptor), mac: mac, offload: offload)
+            guard queues == nil || queues == descriptors.count else {
+                throw ArgumentProblem(
+                    "queues=\(queues ?? 0) needs as many descriptors; fd= has \(descriptors.count). Give one for each queue: fd=3:4"
+                )
+            }
+            network = Configuration.Network(
+                .descriptors(descriptors), mac: mac, offload: offload, queues: descriptors.count)
             return
         }
         guard let tap else { throw ArgumentProblem("a network interface needs tap=NAME or fd=N") }
         guard bridge != nil || !create else { throw ArgumentProblem("create requires bridge=NAME") }
         network = Configuration.Network(
             .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu), mac: mac,
-            offload: offload)
+            offload: offload,
+            queues: queues ?? 1)
+    }
+
+    private static let possibleQueues = 1...TAPDevice.maximumQueues
+
+    /// `7`, or `7:8:9`, one for each queue.
+    private static func descriptors(_ text: String) throws -> [Int32] {
+        let descriptors = try text.split(separator: ":", omittingEmptySubsequences: false).map { part in
+            guard let number = Int32(part), number >= 0 else {
+                throw ArgumentProblem("fd=\(text) is not a file descriptor number, or several with colons between them")
+            }
+            guard number > 2 else {
+                throw ArgumentProblem("fd=\(text) is a standard stream; expected the descriptor of a TAP, 3 or higher")
+            }
+            return number
+        }
+        guard possibleQueues.contains(descriptors.count) else {
+            throw ArgumentProblem(
+                "fd= has \(descriptors.count) descriptors; expected 1 to \(TAPDevice.maximumQueues), one for each queue"
+            )
+        }
+        return descriptors
     }
 }

@@ -3,6 +3,7 @@
 internal import ArgumentParser
 internal import Devices
 internal import GuestMemory
+internal import HostNetwork
 internal import Logging
 internal import Machine
 
@@ -137,9 +138,10 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mtu=N][,offload=on|off], or fd=N[,mac=MAC][,offload=on|off]. \
+            A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mtu=N][,offload=on|off][,queues=N], or fd=N[:N…][,mac=MAC][,offload=on|off]. \
             offload= controls whether the guest may offload checksums and segmentation to the host; by default this depends on what the \
-            interface is connected to. Repeatable.
+            interface is connected to. queues= gives the guest several pairs of queues, each with a thread (1 by default, up to \
+            \(TAPDevice.maximumQueues)); fd= takes a descriptor for each. Repeatable.
             """,
             valueName: "net"),
         completion: NetworkArgument.completion, transform: NetworkArgument.init(parsing:))

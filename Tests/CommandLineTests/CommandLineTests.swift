@@ -136,12 +136,17 @@ import Testing
         #expect(
             network.backend == .descriptor(7) && network.mac?.description == "52:54:00:12:34:56"
                 && network.offload == nil)
+        for text in ["fd=7:9:8", "fd=7:9:8,queues=3"] {
+            let several = try NetworkArgument(parsing: text).network
+            #expect(several.backend == .descriptors([7, 9, 8]) && several.queues == 3)
+        }
+        #expect(try NetworkArgument(parsing: "tap=a,queues=8").network.queues == 8 && network.queues == 1)
         #expect(try NetworkArgument(parsing: "fd=7,offload=on").network.offload == true)
         #expect(try NetworkArgument(parsing: "tap=a,offload=off").network.offload == false)
     }
 
     @Test(arguments: [
-        ("", "'' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off or fd="),
+        ("", "'' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off, queues= or fd="),
         ("tap", "'tap' is not recognized"), ("create=yes", "'create=yes' is not recognized"),
         ("bridge=br0", "a network interface needs tap=NAME or fd=N"),
         ("mac=52:54:00:12:34:56", "a network interface needs tap=NAME or fd=N"),
@@ -157,6 +162,11 @@ import Testing
         ("fd=2", "fd=2 is a standard stream"),
         ("fd=3,tap=a", "fd= passes a TAP that is already configured"),
         ("fd=3,bridge=a", "fd= passes a TAP that is already configured"),
+        ("tap=a,queues=0", "queues=0 is not a number from 1 to 8"), ("tap=a,queues=9", "queues=9 is not"),
+        ("tap=a,queues=", "queues= is not"),
+        ("fd=3:", "fd=3: is not a file descriptor number, or several"), ("fd=3:2", "fd=3:2 is a standard stream"),
+        ("fd=3:4,queues=3", "queues=3 needs as many descriptors; fd= has 2"),
+        ("fd=3:4:5:6:7:8:9:10:11", "fd= has 9 descriptors; expected 1 to 8"),
         ("fd=3,create", "fd= passes a TAP that is already configured"),
         ("fd=3,mtu=1500", "fd= passes a TAP that is already configured"),
     ])

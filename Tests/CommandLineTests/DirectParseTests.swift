@@ -25,6 +25,7 @@ import Testing
         ],
         "net": [
             "tap=t0", "tap=t1,bridge=b0,create,mac=52:54:00:12:34:56", "fd=5", "fd=1", "tap=", "tap=t2,offload=off",
+            "tap=t3,queues=4", "tap=t4,queues=9", "fd=5:6:7", "fd=5:", "fd=8:9,queues=3", "fd=5:5",
         ],
         "rng": ["max-bytes=1K,period=100", "max-bytes=0", "period=5", "what"],
         "console": ["stdio", "pty", "unix:/tmp/s", "file:x", "tty"],

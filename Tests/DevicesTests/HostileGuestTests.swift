@@ -101,12 +101,10 @@ import Testing
             header: Self.networkHeader)
         let link = Traffic(wire.number, driver.device.port)
         let counters = driver.device.counters
-        try guest.attack(rounds: 60, served: { [counters.sentFrames.value, counters.receivedFrames.value] }) {
-            link.step(&$0)
-        }
+        try guest.attack(rounds: 60, served: { [counters.sentFrames, counters.receivedFrames] }) { link.step(&$0) }
 
         #expect(
-            counters.sentFrames.value > 0 && counters.receivedFrames.value > 0
+            counters.sentFrames > 0 && counters.receivedFrames > 0
                 && driver.transport.function.counters.errors.value > 0)
         driver.device.port.setLink(up: true, because: "says a test")
         try driver.start(Self.networkFeatures)

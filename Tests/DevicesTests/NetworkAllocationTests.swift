@@ -96,8 +96,8 @@ import Testing
             }
         }
         #expect(
-            counters.receivedFrames.value == UInt64(attempts * rounds * 20)
-                && counters.sentFrames.value == UInt64(attempts * rounds * 64))
+            counters.receivedFrames == UInt64(attempts * rounds * 20)
+                && counters.sentFrames == UInt64(attempts * rounds * 64))
         #expect(counters.receiveDrops == 0 && counters.sendDrops == 0)
     }
 }

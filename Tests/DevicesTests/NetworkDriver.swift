@@ -87,7 +87,7 @@ final class NetworkDriver {
 
     /// Resets, negotiates and starts with fresh rings.
     func start(
-        _ features: FeatureSet = [], sizes: [UInt16] = [256, 256, 64],
+        _ features: FeatureSet = [], sizes: [UInt16] = [256, 256, 64], omitting: Set<Int> = [],
         prepare: (NetworkDriver) throws -> Void = { _ in }
     ) throws {
         try #require(negotiate(features))
@@ -95,7 +95,7 @@ final class NetworkDriver {
         for (index, size) in sizes.enumerated() {
             queues.append(Queue(ram: memory.ram, size: size, base: 0x1_0000 * UInt64(index + 1)))
             try queues[index].clear()
-            setUp(index)
+            if !omitting.contains(index) { setUp(index) }
         }
         try prepare(self)
         write(15, 0x070)
@@ -209,10 +209,10 @@ final class NetworkDriver {
 
     /// Offers a receive buffer of pieces of the given lengths, one behind the other; returns its head.
     @discardableResult
-    func offerBuffer(at address: UInt64, _ lengths: [UInt32]) throws -> UInt16 {
+    func offerBuffer(at address: UInt64, _ lengths: [UInt32], queue: Int = NetworkDriver.receive) throws -> UInt16 {
         var next = address
         return try offer(
-            Self.receive,
+            queue,
             lengths.map { length in
                 defer { next += UInt64(length) }
                 return Piece(address: next, length: length, isWritable: true)
@@ -220,8 +220,10 @@ final class NetworkDriver {
     }
 
     /// Sends bytes, header included, cut into pieces of the given lengths (the last takes the rest), and kicks.
-    func send(_ bytes: [UInt8], cut lengths: [Int] = [], at address: UInt64 = NetworkDriver.buffers + 0x20_0000) throws
-    {
+    func send(
+        _ bytes: [UInt8], cut lengths: [Int] = [], at address: UInt64 = NetworkDriver.buffers + 0x20_0000,
+        queue: Int = NetworkDriver.transmit
+    ) throws {
         try memory.ram.write(bytes, at: GuestAddress(address))
         var pieces: [Piece] = []
         var done = 0
@@ -229,14 +231,14 @@ final class NetworkDriver {
             pieces.append(Piece(address: address + UInt64(done), length: UInt32(length), isWritable: false))
             done += length
         }
-        try offer(Self.transmit, pieces)
-        kick(Self.transmit)
+        try offer(queue, pieces)
+        kick(queue)
     }
 
     /// Sends and waits until the device has taken it.
-    func sendAndWait(_ bytes: [UInt8], cut lengths: [Int] = []) throws {
-        try send(bytes, cut: lengths)
-        #expect(try used(Self.transmit).written == 0)
+    func sendAndWait(_ bytes: [UInt8], cut lengths: [Int] = [], queue: Int = NetworkDriver.transmit) throws {
+        try send(bytes, cut: lengths, queue: queue)
+        #expect(try used(queue).written == 0)
     }
 
     func bytes(_ address: UInt64, _ count: Int) throws -> [UInt8] {
@@ -244,19 +246,24 @@ final class NetworkDriver {
     }
 
     /// A command on the control queue; returns the answer, nil when the device gave none.
-    func command(_ bytes: [UInt8], answerLength: UInt32 = 1) throws -> UInt8? {
+    func command(_ bytes: [UInt8], answerLength: UInt32 = 1, queue: Int = NetworkDriver.control) throws -> UInt8? {
+        let answer = try offerCommand(bytes, answerLength: answerLength, queue: queue)
+        kick(queue)
+        return try used(queue).written == 0 ? nil : memory.ram.readUInt8(at: answer)
+    }
+
+    /// Makes a command available without a kick; returns where its answer will be.
+    func offerCommand(_ bytes: [UInt8], answerLength: UInt32 = 1, queue: Int) throws -> GuestAddress {
         let address = Self.buffers + 0x80_0000
         try memory.ram.write(bytes + [0xee], at: GuestAddress(address))
         let answer = address + UInt64(bytes.count)
         try offer(
-            Self.control,
+            queue,
             [
                 Piece(address: address, length: UInt32(bytes.count), isWritable: false),
                 Piece(address: answer, length: answerLength, isWritable: true),
             ])
-        kick(Self.control)
-        let written = try used(Self.control).written
-        return written == 0 ? nil : try memory.ram.readUInt8(at: GuestAddress(answer))
+        return GuestAddress(answer)
     }
 }
 
@@ -280,6 +287,14 @@ final class Wire {
         let (wire, card) = try open()
         let tap = TAPDevice(FileDescriptor(owning: card), name: try InterfaceName("wire"), headerSize: headerSize)
         return (try NetworkDriver(NetworkAttachment(tap: tap, mtu: mtu)), wire)
+    }
+
+    /// A card with several pairs of queues, and the other end of each one's wire.
+    static func make(pairs: Int) throws -> (driver: NetworkDriver, wires: [Wire]) {
+        let ends = try (0..<pairs).map { _ in try open() }
+        let queues = ends.map { TAPQueue(standIn: FileDescriptor(owning: $0.card)) }
+        let tap = TAPDevice(queues, name: try InterfaceName("wire"), headerSize: 12)
+        return (try NetworkDriver(NetworkAttachment(tap: tap)), ends.map(\.wire))
     }
 
     var number: Int32 { socket?.rawValue ?? -1 }

@@ -344,7 +344,7 @@ import Testing
             let question =
                 [UInt8](repeating: 0, count: 12) + [UInt8](repeating: 0xff, count: 6) + guest.bytes + [8, 6]
                 + [0, 1, 8, 0, 6, 4, 0, 1] + guest.bytes + [192, 0, 2, 2] + [0, 0, 0, 0, 0, 0, 192, 0, 2, 1]
-            try attachment.tap.descriptor.writeAll(question)
+            try attachment.tap.queues[0].descriptor.writeAll(question)
             let hardware = try #require(bridge.address).bytes
             let answer = try firstFrame(from: attachment.tap) { $0[24] == 8 && $0[25] == 6 && $0[33] == 2 }
             #expect(Array(answer[12..<18]) == guest.bytes)
@@ -355,10 +355,10 @@ import Testing
     /// The first frame that fits, with its header; the host sends others of its own accord.
     private func firstFrame(from tap: borrowing TAPDevice, where fits: ([UInt8]) -> Bool) throws -> [UInt8] {
         while true {
-            var waiting = pollfd(fd: tap.descriptor.rawValue, events: Int16(POLLIN), revents: 0)
+            var waiting = pollfd(fd: tap.descriptor, events: Int16(POLLIN), revents: 0)
             try #require(unsafe poll(&waiting, 1, 30_000) == 1)
             var frame = [UInt8](repeating: 0, count: 2048)
-            let count = try unsafe frame.withUnsafeMutableBytes { try unsafe tap.descriptor.read(into: $0) }
+            let count = try unsafe frame.withUnsafeMutableBytes { try unsafe tap.queues[0].descriptor.read(into: $0) }
             if count >= 34, fits(frame) { return Array(frame.prefix(count)) }
         }
     }

@@ -40,7 +40,7 @@ import Testing
             let child: pid_t
             do {
                 let tap = try TAPDevice.create(name("swtap0"))
-                child = try spawnSleeper(inheriting: tap.descriptor.rawValue)
+                child = try spawnSleeper(inheriting: tap.descriptor)
             }
             #expect(try host.netlink.link(named: name("swtap0")) != nil)
             #expect(kill(child, SIGKILL) == 0)
@@ -107,6 +107,46 @@ import Testing
             #expect(tap.headerSize == 12)
             #expect(try host.netlink.link(named: tap.name)?.tun?.queues == 1)
             try tap.setPersistent(false)
+        }
+    }
+
+    /// One that is created, and one that an administrator has created.
+    @Test(arguments: [false, true]) func aTAPWithSeveralQueuesBeginsWithOne(isFound: Bool) throws {
+        try inNewNamespace { host in
+            if isFound {
+                let maker = try openTUN("swtap0", flags: IFF_TAP | IFF_NO_PI | IFF_MULTI_QUEUE)
+                try maker.ioctl(CLINUX_TUNSETPERSIST, 1, named: "TUNSETPERSIST")
+            }
+            func attached() throws -> UInt32? { try host.netlink.link(named: name("swtap0"))?.tun?.queues }
+            do {
+                let found = try host.netlink.link(named: name("swtap0"))
+                let tap: TAPDevice
+                if let found {
+                    tap = try TAPDevice.open(found, queues: 3)
+                } else {
+                    tap = try TAPDevice.create(name("swtap0"), queues: 3)
+                }
+                #expect(try tap.queues.count == 3 && attached() == 1)
+                for queue in tap.queues { #expect(queue.setAttached(true)) }
+                #expect(try attached() == 3)
+                // The same again changes nothing.
+                for _ in 0..<2 { #expect(tap.queues[2].setAttached(false)) }
+                #expect(try attached() == 2)
+                #expect((tap.setOffloads([.checksum, .segmentation4])) == true)
+            }
+            // A process that a test is just starting may have the descriptors for a moment.
+            #expect(try eventually { try attached() == (isFound ? 0 : nil) })
+        }
+    }
+
+    @Test func aTAPWithOneQueueIsRefusedForSeveral() throws {
+        try inNewNamespace { host in
+            try makePersistentTAP("swtap0")
+            let link = try #require(try host.netlink.link(named: name("swtap0")))
+            #expect(
+                failure { () throws(HostNetworkError) in _ = try TAPDevice.open(link, queues: 2) }?.description
+                    == "the TAP swtap0 has one queue, not 2: give queues=1, or recreate it with `ip tuntap add dev swtap0 mode tap multi_queue`"
+            )
         }
     }
 
@@ -188,7 +228,7 @@ import Testing
             let number = try passOn(openTUN("swtap0", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
             do {
                 let tap = try TAPDevice.inherit(number)
-                #expect(tap.name.text == "swtap0" && tap.headerSize == 12 && tap.descriptor.rawValue == number)
+                #expect(tap.name.text == "swtap0" && tap.headerSize == 12 && tap.descriptor == number)
                 #expect(fcntl(number, F_GETFD) == FD_CLOEXEC)
                 #expect(fcntl(number, F_GETFL) & O_NONBLOCK != 0)
             }
@@ -219,6 +259,44 @@ import Testing
         }
     }
 
+    private static let multiQueue = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE
+
+    /// Whatever the state is in which they come.
+    @Test func severalQueuesAreTakenOver() throws {
+        try inNewNamespace { host in
+            let descriptors = try (0..<3).map { _ in try passOn(openTUN("swtap0", flags: Self.multiQueue)) }
+            #expect(clinux_tun_use_queue(descriptors[0], 0) == 0 && clinux_tun_use_queue(descriptors[1], 0) == 0)
+            let tap = try TAPDevice.inherit(descriptors)
+            #expect(tap.queues.map(\.number) == descriptors && tap.headerSize == 12)
+            #expect(try host.netlink.link(named: name("swtap0"))?.tun?.queues == 1)
+            #expect(tap.queues[1].setAttached(true))
+            #expect(try host.netlink.link(named: name("swtap0"))?.tun?.queues == 2)
+        }
+    }
+
+    @Test func descriptorsThatAreNotQueuesOfOneTAPAreRefused() throws {
+        try inNewNamespace { _ in
+            func problem(_ numbers: [Int32]) -> String? {
+                failure { () throws(HostNetworkError) in _ = try TAPDevice.inherit(numbers) }?.description
+            }
+            let first = try passOn(openTUN("swtap0", flags: Self.multiQueue))
+            let other = try passOn(openTUN("swtap1", flags: Self.multiQueue))
+            let problemOfOther = problem([first, other])
+            #expect(
+                problemOfOther
+                    == "descriptor \(other) is not of swtap0, as those before it are: give each interface a --net of its own"
+            )
+            #expect(problem([first, -1])?.hasPrefix("descriptor -1 is not open") == true)
+            // Both are open still; two that are the same queue are not two.
+            let copy = dup(first)
+            #expect(problem([first, copy])?.contains("is not a queue of its own of swtap0") == true)
+            let single = try passOn(openTUN("swtap2", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+            let singleCopy = dup(single)
+            #expect(problem([single, singleCopy])?.contains("is not a queue of its own of swtap2") == true)
+            #expect(close(other) == 0)
+        }
+    }
+
     /// `--net fd=N` given twice, or with the number of a TAP that swkvm has opened itself.
     @Test func aDescriptorHasOneOwner() throws {
         try inNewNamespace { _ in
@@ -227,7 +305,7 @@ import Testing
             }
             let own = try TAPDevice.create(name("swtap0"))
             let inherited = try TAPDevice.inherit(passOn(openTUN("swtap1", flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)))
-            for number in [own.descriptor.rawValue, inherited.descriptor.rawValue] {
+            for number in [own.descriptor, inherited.descriptor] {
                 #expect(
                     problem(number)
                         == "descriptor \(number) was not passed on by the parent process, or is already in use: give each interface its own"

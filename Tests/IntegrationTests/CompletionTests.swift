@@ -214,7 +214,7 @@ private final class CompletingShell {
         for (text, line) in lines { #expect(try shell.line(after: text + Self.tab) == line, "\(kind): \(text)") }
         #expect(
             try shell.offers(for: "swkvm run --net ") == [
-                "bridge=", "create", "fd=", "mac=", "mtu=", "offload=", "tap=",
+                "bridge=", "create", "fd=", "mac=", "mtu=", "offload=", "queues=", "tap=",
             ])
         // What does not go together is not offered together.
         #expect(try shell.line(after: "swkvm run --net fd=3,m" + Self.tab) == "swkvm run --net fd=3,mac=")

@@ -88,6 +88,27 @@ import Testing
         try peer.powerOff()
     }
 
+    /// The guest uses two of three pairs, and sends by both in turn; the TAP is an administrator's, or ours.
+    @Test(arguments: ["mmio", "pci"], [false, true]) func severalQueues(bus: String, isFound: Bool) throws {
+        if isFound { try host.shell("ip tuntap add dev tap1 mode tap multi_queue") }
+        let peer = try machine("tap=tap0,bridge=br0", address: 2, ["--name", "peer"])
+        let machine = try Program.machine(
+            [
+                "--net", "tap=tap1,bridge=br0,queues=3", "--bus", bus, "--cmdline",
+                "test=net,hostile ip=192.168.77.3/24 peer=192.168.77.2",
+            ], in: host)
+        try machine.expectSelfTestsPassed()
+        try peer.powerOff()
+        #expect(try host.linkNames() == (isFound ? ["br0", "tap1"] : ["br0"]))
+    }
+
+    @Test func severalQueuesNeedATAPThatHasThem() throws {
+        try host.shell("ip tuntap add dev tap1 mode tap")
+        let machine = try Program.machine(["--net", "tap=tap1,queues=2"], in: host)
+        try machine.waitForError("ip tuntap add dev tap1 mode tap multi_queue")
+        #expect(try machine.waitForEnd() != .status(0))
+    }
+
     @Test func severalInterfaces() throws {
         try host.shell("ip link add br1 type bridge; ip addr add 192.168.78.1/24 dev br1; ip link set br1 up")
         let machine = try Program.machineAtPrompt(
@@ -126,7 +147,7 @@ import Testing
         try host.shell("ip link set given0 master br0 up")
         let machine = try Program.machineAtPrompt(
             ["--net", "fd=7,mac=52:54:00:00:00:07"], words: "ip=192.168.77.2/24", in: host,
-            passing: [(tap.value.descriptor.rawValue, 7)])
+            passing: [(tap.value.descriptor, 7)])
         #expect(try host.shell("ping -c 2 -i 0.2 -W 10 192.168.77.2").contains("2 received"))
         try machine.powerOff()
         // It is the starter's.

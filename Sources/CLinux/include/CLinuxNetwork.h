@@ -12,6 +12,8 @@
 int clinux_tun_attach(int fd, char *name, unsigned flags);
 /// The name (IFNAMSIZ bytes) and IFF_* flags of the interface that a descriptor is attached to (TUNGETIFF).
 int clinux_tun_describe(int fd, char *name, unsigned *flags);
+/// Has a multi-queue interface use the queue of this descriptor, or not (TUNSETQUEUE).
+int clinux_tun_use_queue(int fd, int is_used);
 
 /// unshare(2) and setns(2) for the calling thread only: of the network namespace, of root and working directory.
 int clinux_unshare_network(void);

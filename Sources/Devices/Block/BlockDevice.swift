@@ -209,21 +209,6 @@ struct DiskResize: DeviceRequest {
     let apply: @Sendable (UInt64) -> Void
 }
 
-/// Calls something when a number of threads have arrived.
-private final class CountDown: Sendable {
-    private let left: Atomic<Int>
-    private let then: @Sendable () -> Void
-
-    init(_ count: Int, then: @escaping @Sendable () -> Void) {
-        left = Atomic(count)
-        self.then = then
-    }
-
-    func arrive() {
-        if left.subtract(1, ordering: .acquiringAndReleasing).newValue == 0 { then() }
-    }
-}
-
 /// Indicates whether a write may be finished before it is durable. The driver's choice, read by the I/O thread at the
 /// end of a write.
 final class WriteCache: Sendable {

@@ -9,6 +9,7 @@ struct NetworkControl: ~Copyable {
     private enum Class {
         static let receiveMode: UInt8 = 0
         static let macAddress: UInt8 = 1
+        static let multiqueue: UInt8 = 4
         static let guestOffloads: UInt8 = 5
     }
 
@@ -19,6 +20,8 @@ struct NetworkControl: ~Copyable {
         static let setTable: UInt8 = 0
         /// Of macAddress: the device's own. Data: six bytes.
         static let setAddress: UInt8 = 1
+        /// Of multiqueue. Data: the number of pairs that the driver uses, 16 bits.
+        static let setPairs: UInt8 = 0
         /// Of guestOffloads. Data: feature bits, 64 of them.
         static let setOffloads: UInt8 = 0
     }
@@ -29,10 +32,15 @@ struct NetworkControl: ~Copyable {
     }
 
     private let pool: IOVectorPool
+    /// nil in a device with one pair.
+    private let pairs: PairSwitch?
     private var queue: Virtqueue?
     private var interrupt: QueueInterrupt?
 
-    init(queueSize: UInt16) { pool = IOVectorPool(slots: 1, capacity: Int(queueSize)) }
+    init(queueSize: UInt16, pairs: PairSwitch?) {
+        pool = IOVectorPool(slots: 1, capacity: Int(queueSize))
+        self.pairs = pairs
+    }
 
     mutating func start(_ queue: consuming Virtqueue?, _ interrupt: QueueInterrupt) {
         self.queue = queue
@@ -77,6 +85,9 @@ struct NetworkControl: ~Copyable {
             guard let address = try? MACAddress(rawValue: value) else { return false }
             port.setAddress(address)
             return true
+        case (Class.multiqueue, Command.setPairs) where features.contains(.networkMultiqueue):
+            guard data.byteCount == 2, let count = data.load(UInt16.self) else { return false }
+            return pairs?.use(Int(count), port) == true
         case (Class.guestOffloads, Command.setOffloads) where features.contains(.controlGuestOffloads):
             guard data.byteCount == 8, let bits = data.load(UInt64.self) else { return false }
             let wanted = FeatureSet(rawValue: UInt128(bits))

@@ -7,12 +7,24 @@ public import Virtio
 /// Frames that the host drops before the device sees them, because the TAP's queue is full, are the TAP's `tx_dropped`
 /// (``NetworkDevice/hostDrops``).
 public final class NetworkCounters: Sendable {
-    /// Frames given to the guest, and their bytes without the virtio header.
-    public let receivedFrames = DeviceCounters.Counter()
-    public let receivedBytes = DeviceCounters.Counter()
-    /// Frames given to the host, and their bytes without the virtio header.
-    public let sentFrames = DeviceCounters.Counter()
-    public let sentBytes = DeviceCounters.Counter()
+    /// What one pair of queues has moved.
+    public final class Pair: Sendable {
+        /// Frames given to the guest, and their bytes without the virtio header.
+        public let receivedFrames = DeviceCounters.Counter()
+        public let receivedBytes = DeviceCounters.Counter()
+        /// Frames given to the host, and their bytes without the virtio header.
+        public let sentFrames = DeviceCounters.Counter()
+        public let sentBytes = DeviceCounters.Counter()
+    }
+
+    /// One for each pair, which its thread alone adds to.
+    public let pairs: [Pair]
+
+    /// The sums over the pairs.
+    public var receivedFrames: UInt64 { pairs.reduce(0) { $0 &+ $1.receivedFrames.value } }
+    public var receivedBytes: UInt64 { pairs.reduce(0) { $0 &+ $1.receivedBytes.value } }
+    public var sentFrames: UInt64 { pairs.reduce(0) { $0 &+ $1.sentFrames.value } }
+    public var sentBytes: UInt64 { pairs.reduce(0) { $0 &+ $1.sentBytes.value } }
 
     /// Frames for the guest that no buffer, or not all buffers together, can hold.
     public let receiveTooLong = DeviceCounters.Counter()
@@ -47,7 +59,8 @@ public final class NetworkCounters: Sendable {
         static let receiveLinkDown: UInt8 = 7
     }
 
-    public init() {}
+    /// - Parameter pairs: of queues.
+    public init(pairs: Int = 1) { self.pairs = (0..<pairs).map { _ in Pair() } }
 
     /// Frames for the guest that did not reach it.
     public var receiveDrops: UInt64 {

@@ -5,25 +5,29 @@ public import Linux
 internal import Synchronization
 public import Virtio
 
-/// A network card (virtio 1.2 §5.1) in front of a TAP: one pair of queues and a control queue.
+/// A network card (virtio 1.2 §5.1) in front of a TAP: a pair of queues for each queue of the TAP, with an I/O thread, and a control
+/// queue, which the first thread serves.
 ///
 /// The driver's offloads are passed on to the TAP exactly as negotiated, and taken back at its reset.
 public final class NetworkDevice: VirtioDevice {
     public let name: String
     public let deviceID: UInt32 = 1
     public let features: FeatureSet
-    /// Receive, transmit, control.
-    public let maximumQueueSizes: [UInt16] = [256, 256, 64]
+    /// Receive and transmit of each pair, then control.
+    public let maximumQueueSizes: [UInt16]
     public var configuration: ConfigurationSpace { port.configuration }
     public var deviceEvents: DeviceEvents { port.events }
     public var counters: NetworkCounters { port.counters }
 
     let port: NetworkPort
-    private let worker: DeviceWorker
+    /// One for each pair.
+    private let workers: [DeviceWorker]
+    /// Pairs that the driver has negotiated to use some of.
+    private let pairs = Atomic<Int>(1)
 
-    /// Makes the device; ``start()`` starts its I/O thread.
+    /// Makes the device; ``start()`` starts its I/O threads.
     /// - Parameters:
-    ///   - name: `net0`, …; the thread's name.
+    ///   - name: `net0`, …; the first thread's name. Those of further pairs are `net0.1` and so on.
     ///   - address: the guest's Ethernet address.
     ///   - attachment: the TAP; it is let go when the device is.
     ///   - events: gets what the log is to say of the device.
@@ -32,10 +36,23 @@ public final class NetworkDevice: VirtioDevice {
     ) throws(SystemCallError) {
         self.name = name
         features = .offered(before: attachment.tap, withOffloads: attachment.offloads.isOn)
-        port = NetworkPort(attachment, address: address, events: events)
-        worker = try DeviceWorker(
-            name: name, engine: try NetworkEngine(port: port, queueSizes: maximumQueueSizes), events: events)
+        let pairs = attachment.tap.queues.count
+        let sizes = Array(repeating: Self.queueSize, count: QueueLayout(pairs: pairs).control) + [Self.controlQueueSize]
+        let port = NetworkPort(attachment, address: address, events: events)
+        var others: [DeviceWorker] = []
+        for pair in 1..<max(1, pairs) {
+            let engine = try NetworkEngine(port: port, pair: pair, queueSizes: sizes, others: nil)
+            others.append(try DeviceWorker(name: "\(name).\(pair)", engine: engine, events: events))
+        }
+        let first = try NetworkEngine(
+            port: port, pair: 0, queueSizes: sizes, others: others.isEmpty ? nil : PairSwitch(others))
+        workers = [try DeviceWorker(name: name, engine: first, events: events)] + others
+        maximumQueueSizes = sizes
+        self.port = port
     }
+
+    private static let queueSize: UInt16 = 256
+    private static let controlQueueSize: UInt16 = 64
 
     /// The guest's address: as given, or as the driver has set it since.
     public var address: MACAddress { port.address }
@@ -62,39 +79,60 @@ public final class NetworkDevice: VirtioDevice {
     /// The name of the host's interface.
     public var hostInterface: String { port.attachment.tap.name.text }
 
+    /// Pairs of queues that the driver may use, and those of them that it receives in.
+    public var queuePairs: (count: Int, inUse: Int) { (workers.count, port.pairsInUse.load(ordering: .relaxed)) }
+
     // MARK: VirtioDevice
 
     public func accepts(_ features: FeatureSet) -> Bool { features.isConsistentForNetwork }
 
-    public func start() throws(SystemCallError) { try worker.start() }
+    public func start() throws(SystemCallError) { for worker in workers { try worker.start() } }
 
     public func activate(_ activation: Activation) {
         // Without STATUS the link's state is nothing that the driver knows of.
         port.setInterrupt(activation.features.contains(.linkStatus) ? activation.interrupts.configuration : nil)
-        worker.activate(activation)
+        let layout = QueueLayout(pairs: activation.features.contains(.networkMultiqueue) ? workers.count : 1)
+        pairs.store(layout.pairs, ordering: .relaxed)
+        // The first pair's thread may find a command for the others.
+        for pair in (0..<layout.pairs).reversed() {
+            workers[pair].activate(activation.only(queues: layout.queues(ofPair: pair)))
+        }
     }
 
     public func reset() {
-        worker.reset()
+        // The first pair's first: then there are no commands for the others.
+        for worker in workers { worker.reset() }
         port.setInterrupt(nil)
         port.renewMTU()
     }
 
-    public func stopQueue(_ index: Int) { worker.stopQueue(index) }
+    public func stopQueue(_ index: Int) { worker(ofQueue: index)?.stopQueue(index) }
 
-    public func startQueue(_ configuration: QueueConfiguration) { worker.startQueue(configuration) }
+    public func startQueue(_ configuration: QueueConfiguration) {
+        worker(ofQueue: configuration.index)?.startQueue(configuration)
+    }
 
-    public func pause(onQuiet: @escaping @Sendable () -> Void) { worker.pause(onQuiet: onQuiet) }
+    /// While a driver is active.
+    private func worker(ofQueue index: Int) -> DeviceWorker? {
+        QueueLayout(pairs: pairs.load(ordering: .relaxed)).pair(ofQueue: index).map { workers[$0] }
+    }
 
-    public func resume() { worker.resume() }
+    public func pause(onQuiet: @escaping @Sendable () -> Void) {
+        let left = CountDown(workers.count, then: onQuiet)
+        for worker in workers { worker.pause { left.arrive() } }
+    }
+
+    public func resume() { for worker in workers { worker.resume() } }
 }
 
-/// What the device's I/O thread and the rest of the process share.
+/// What the device's I/O threads and the rest of the process share.
 final class NetworkPort: Sendable {
     let attachment: NetworkAttachment
     let configuration: ConfigurationSpace
-    let counters = NetworkCounters()
+    let counters: NetworkCounters
     let events: DeviceEvents
+    /// Pairs that give frames to the driver: the first ones. The first pair's thread changes it.
+    let pairsInUse = Atomic<Int>(1)
     private let link = Atomic<Bool>(true)
     private let ends = Guarded(LinkEnds())
     private let removed = Atomic<Bool>(false)
@@ -107,6 +145,7 @@ final class NetworkPort: Sendable {
     private enum Field {
         static let address = 0..<6
         static let status = 6
+        static let pairs = 8
         static let mtu = 10
         static let size = 12
         /// VIRTIO_NET_S_LINK_UP
@@ -117,12 +156,14 @@ final class NetworkPort: Sendable {
         self.events = events
         linkMTU = Atomic(attachment.mtu)
         let mtu = Self.possibleMTU(attachment.mtu)
+        let pairs = attachment.tap.queues.count
+        counters = NetworkCounters(pairs: pairs)
         self.attachment = attachment
         var fields = [UInt8](repeating: 0, count: Field.size)
         fields.replaceSubrange(Field.address, with: address.bytes)
         fields[Field.status] = Field.linkUp
         // max_virtqueue_pairs, which counts only with VIRTIO_NET_F_MQ.
-        fields[8] = 1
+        fields[Field.pairs] = UInt8(truncatingIfNeeded: pairs)
         fields[Field.mtu] = UInt8(truncatingIfNeeded: mtu)
         fields[Field.mtu + 1] = UInt8(truncatingIfNeeded: mtu >> 8)
         configuration = ConfigurationSpace(fields)

@@ -2,17 +2,13 @@
 
 internal import HostNetwork
 internal import Linux
+internal import Synchronization
 internal import Virtio
 
-/// The network device's I/O thread: the owner of the three queues and of the TAP's descriptor.
+/// An I/O thread of the network device: the owner of a pair of queues and of a queue of the TAP; the first also of the control queue, and of what
+/// concerns the whole interface.
 struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     // Moves to its thread as a whole and stays there, the queues with it: hence `Sendable`.
-
-    enum QueueIndex {
-        static let receive = 0
-        static let transmit = 1
-        static let control = 2
-    }
 
     private enum Token {
         static let tap = DeviceWorkerToken.firstOfEngine
@@ -23,13 +19,17 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     private let port: NetworkPort
+    private let pair: Int
+    private let receiveQueue: Int
+    private let transmitQueue: Int
+    private let tapQueue: TAPQueue
     private let tap: Int32
     private let again: EventFD
     private var receive: ReceivePath
     private var transmit: TransmitPath
     private var control: NetworkControl
     private var activation: Activation?
-    private(set) var queueAtWork = QueueIndex.receive
+    private(set) var queueAtWork: Int
     /// Listens from the start, and is heard from the first activation on. Also while no driver is active.
     private var watcher: LinkWatcher?
     private var isWatching = false
@@ -37,23 +37,32 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private var watched: Epoll.Events = []
     private var wanted: Epoll.Events = []
     private var isPaused = false
+    /// The driver takes frames from this pair, which the first always gives.
+    private var isReceiving = false
     /// Frames are moved within one call. One that waits for buffers of the driver is held in memory of ours.
     let isQuiet = true
 
-    init(port: NetworkPort, queueSizes: [UInt16]) throws(SystemCallError) {
+    /// - Parameter others: of the first pair's engine, if there are other pairs.
+    init(port: NetworkPort, pair: Int, queueSizes: [UInt16], others: PairSwitch?) throws(SystemCallError) {
         let again = try EventFD()
         let spill = try ReceivePath.makeSpill()
         self.again = again
         self.port = port
-        watcher = port.attachment.watchLink()
-        tap = port.attachment.tap.descriptor.rawValue
+        self.pair = pair
+        (receiveQueue, transmitQueue) = (QueueLayout.receive(ofPair: pair), QueueLayout.transmit(ofPair: pair))
+        queueAtWork = receiveQueue
+        // Without MQ it is where another pair's queue would be.
+        let controlQueueSize = max(queueSizes[QueueLayout(pairs: 1).control], queueSizes.last ?? 0)
+        watcher = pair == 0 ? port.attachment.watchLink() : nil
+        tapQueue = port.attachment.tap.queues[pair]
+        tap = tapQueue.number
         let headerSize = port.attachment.tap.headerSize
         receive = ReceivePath(
-            tap: tap, headerSize: headerSize, spill: spill, counters: port.counters, events: port.events)
+            tap: tap, headerSize: headerSize, spill: spill, counters: port.counters, pair: pair, events: port.events)
         transmit = TransmitPath(
-            tap: tap, headerSize: headerSize, queueSize: queueSizes[QueueIndex.transmit], counters: port.counters,
+            tap: tap, headerSize: headerSize, queueSize: queueSizes[transmitQueue], counters: port.counters, pair: pair,
             events: port.events)
-        control = NetworkControl(queueSize: queueSizes[QueueIndex.control])
+        control = NetworkControl(queueSize: controlQueueSize, pairs: others)
     }
 
     // MARK: Life
@@ -68,7 +77,10 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         }
         // Frames from before the driver, which no offload of its can have shaped; then those for this driver.
         if receive.discard(withoutDriver: true) == .gone { lose() }
-        port.attachment.tap.setOffloads(activation.features.tapOffloads)
+        if pair == 0 {
+            port.attachment.tap.setOffloads(activation.features.tapOffloads)
+            isReceiving = true
+        }
         receive.mode = ReceivePath.Mode(
             isMergeable: activation.features.contains(.mergeableBuffers),
             hasChecksum: activation.features.contains(.guestChecksum),
@@ -77,12 +89,17 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
                 ? Int(PacketHeader.size) + 14 + port.promisedMTU : .max)
         transmit.features = activation.features
         let interrupts = activation.interrupts.queues
-        receive.start(try makeQueue(QueueIndex.receive, activation), interrupts[QueueIndex.receive])
-        transmit.start(try makeQueue(QueueIndex.transmit, activation), interrupts[QueueIndex.transmit])
-        // Without CTRL_VQ there is no such queue (§5.1.2), whatever the driver has made ready.
-        if activation.features.contains(.controlQueue) {
-            control.start(try makeQueue(QueueIndex.control, activation), interrupts[QueueIndex.control])
-        }
+        receive.start(try makeQueue(receiveQueue, activation), interrupts[receiveQueue])
+        transmit.start(try makeQueue(transmitQueue, activation), interrupts[transmitQueue])
+        if let queue = controlQueue(activation) { control.start(try makeQueue(queue, activation), interrupts[queue]) }
+    }
+
+    /// The control queue's number; nil where it is not this thread's. Without CTRL_VQ there is no such queue (§5.1.2), whatever the driver has made
+    /// ready.
+    private func controlQueue(_ activation: Activation) -> Int? {
+        guard pair == 0, activation.features.contains(.controlQueue) else { return nil }
+        return QueueLayout(pairs: activation.features.contains(.networkMultiqueue) ? port.counters.pairs.count : 1)
+            .control
     }
 
     private mutating func makeQueue(_ index: Int, _ activation: Activation) throws(VirtqueueError) -> Virtqueue? {
@@ -98,17 +115,23 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         isPaused = false
         watch(epoll)
         epoll.remove(again.rawValue)
-        // The next driver starts without.
-        port.attachment.tap.setOffloads([])
+        isReceiving = false
+        if pair == 0 {
+            // The next driver starts without, and with one pair.
+            port.attachment.tap.setOffloads([])
+            port.pairsInUse.store(1, ordering: .relaxed)
+        } else {
+            _ = tapQueue.setAttached(false)
+        }
         activation = nil
     }
 
     mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) {
         switch index {
-        case QueueIndex.receive:
+        case receiveQueue:
             receive.stop()
             wanted.remove(.input)
-        case QueueIndex.transmit:
+        case transmitQueue:
             transmit.stop()
             wanted.remove(.output)
         default:
@@ -124,12 +147,32 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         let queue = try Virtqueue(configuration, features: activation.features, ram: activation.ram)
         let interrupts = activation.interrupts.queues
         switch configuration.index {
-        case QueueIndex.receive: receive.start(queue, interrupts[QueueIndex.receive])
-        case QueueIndex.transmit: transmit.start(queue, interrupts[QueueIndex.transmit])
-        case QueueIndex.control where activation.features.contains(.controlQueue):
-            control.start(queue, interrupts[QueueIndex.control])
+        case receiveQueue: receive.start(queue, interrupts[receiveQueue])
+        case transmitQueue: transmit.start(queue, interrupts[transmitQueue])
+        case controlQueue(activation): control.start(queue, interrupts[configuration.index])
         default: break
         }
+    }
+
+    mutating func perform(_ request: any DeviceRequest, epoll: borrowing Epoll) {
+        guard let request = request as? PairRequest else { return }
+        request.isDone.store(setReceiving(request.receives, epoll), ordering: .releasing)
+    }
+
+    /// Begins to give the driver frames from this pair, or ends it.
+    /// - Returns: false when there is no queue to put them in, or the host does not give any.
+    private mutating func setReceiving(_ on: Bool, _ epoll: borrowing Epoll) -> Bool {
+        if on {
+            guard activation != nil, receive.isReady, tapQueue.setAttached(true) else { return false }
+            wanted.insert(.input)
+        } else {
+            _ = tapQueue.setAttached(false)
+            receive.dropPending()
+            wanted.remove(.input)
+        }
+        isReceiving = on
+        watch(epoll)
+        return true
     }
 
     mutating func pause(epoll: borrowing Epoll) {
@@ -148,8 +191,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         guard !isPaused else { return }
         switch queue {
         // While the TAP is watched its frames set the pace.
-        case QueueIndex.receive: if !wanted.contains(.input) { try moveIn() }
-        case QueueIndex.transmit: if !wanted.contains(.output) { try moveOut() }
+        case receiveQueue: if !wanted.contains(.input) { try moveIn() }
+        case transmitQueue: if !wanted.contains(.output) { try moveOut() }
         default: try serveControl()
         }
         watch(epoll)
@@ -179,8 +222,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     private mutating func moveIn() throws(VirtqueueError) {
-        guard let activation, !port.isRemoved else { return }
-        queueAtWork = QueueIndex.receive
+        guard let activation, isReceiving, !port.isRemoved else { return }
+        queueAtWork = receiveQueue
         let outcome =
             port.isLinkUp
             ? try receive.run(activation) : receive.discard(withoutDriver: false)
@@ -193,7 +236,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func moveOut() throws(VirtqueueError) {
         guard let activation else { return }
-        queueAtWork = QueueIndex.transmit
+        queueAtWork = transmitQueue
         switch try transmit.run(activation, isLinkUp: port.isLinkUp) {
         case .drained: wanted.remove(.output)
         case .blocked: wanted.insert(.output)
@@ -204,8 +247,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     private mutating func serveControl() throws(VirtqueueError) {
-        guard let activation else { return }
-        queueAtWork = QueueIndex.control
+        guard let activation, let queue = controlQueue(activation) else { return }
+        queueAtWork = queue
         if try control.run(activation, port) { again.signal() }
     }
 

@@ -29,6 +29,8 @@ extension FeatureSet {
     /// VIRTIO_NET_F_CTRL_VQ: there is a control queue.
     public static let controlQueue = FeatureSet(bit: 17)
     public static let controlReceiveMode = FeatureSet(bit: 18)
+    /// VIRTIO_NET_F_MQ: there are several pairs of queues, and the driver says how many it uses.
+    public static let networkMultiqueue = FeatureSet(bit: 22)
     public static let controlMACAddress = FeatureSet(bit: 23)
 
     /// What a driver may take from the device; CTRL_GUEST_OFFLOADS uses the same bits (§5.1.6.5.6).
@@ -46,7 +48,9 @@ extension FeatureSet {
             && requires(.guestECN, anyOf: [.guestTSO4, .guestTSO6])
             && requires(Self.hostSegmentation, anyOf: .checksum)
             && requires(.hostECN, anyOf: [.hostTSO4, .hostTSO6])
-            && requires([.controlReceiveMode, .controlMACAddress, .controlGuestOffloads], anyOf: .controlQueue)
+            && requires(
+                [.controlReceiveMode, .controlMACAddress, .controlGuestOffloads, .networkMultiqueue],
+                anyOf: .controlQueue)
     }
 
     /// What the TAP may leave undone for a driver with these guest offloads.
@@ -66,6 +70,7 @@ extension FeatureSet {
         var features: FeatureSet = [
             .mac, .linkStatus, .mtu, .mergeableBuffers, .controlQueue, .controlReceiveMode, .controlMACAddress,
         ]
+        if tap.queues.count > 1 { features.insert(.networkMultiqueue) }
         // Without a header there is no way to say that something was left undone.
         guard withOffloads, tap.headerSize == TAPDevice.virtioHeaderSize else { return features }
         let offloads: FeatureSet = [.guestChecksum, .guestTSO4, .guestTSO6, .guestECN]

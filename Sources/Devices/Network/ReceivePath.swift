@@ -56,6 +56,7 @@ struct ReceivePath: ~Copyable {
     private let tap: Int32
     private let headerSize: Int
     private let counters: NetworkCounters
+    private let moved: NetworkCounters.Pair
     private let events: DeviceEvents
     private let spill: Mapping
     private var queue: Virtqueue?
@@ -65,13 +66,19 @@ struct ReceivePath: ~Copyable {
     private var tally = Tally()
     var mode = Mode()
 
-    /// - Parameter spill: from ``makeSpill()``.
-    init(tap: Int32, headerSize: Int, spill: consuming Mapping, counters: NetworkCounters, events: DeviceEvents) {
+    /// - Parameters:
+    ///   - spill: from ``makeSpill()``.
+    ///   - pair: whose frames are counted.
+    init(
+        tap: Int32, headerSize: Int, spill: consuming Mapping, counters: NetworkCounters, pair: Int = 0,
+        events: DeviceEvents
+    ) {
         self.events = events
         self.tap = tap
         self.headerSize = headerSize
         self.spill = spill
         self.counters = counters
+        moved = counters.pairs[pair]
     }
 
     static func makeSpill() throws(SystemCallError) -> Mapping {
@@ -83,10 +90,18 @@ struct ReceivePath: ~Copyable {
         self.interrupt = interrupt
     }
 
+    /// Indicates whether there is a queue to receive in.
+    var isReady: Bool { queue != nil }
+
     /// Gives the queue up; a frame that waits for buffers is lost and counted.
     mutating func stop() {
         queue = nil
         window.removeAll()
+        dropPending()
+    }
+
+    /// Drops and counts a frame that waits for buffers, if there is one.
+    mutating func dropPending() {
         if pending.take() != nil { noteWithoutDriver(1) }
     }
 
@@ -255,8 +270,8 @@ struct ReceivePath: ~Copyable {
     private mutating func count(_ all: DeviceCounters) {
         if tally.frames > 0 {
             all.requests.add(tally.frames)
-            counters.receivedFrames.add(tally.frames)
-            counters.receivedBytes.add(tally.bytes)
+            moved.receivedFrames.add(tally.frames)
+            moved.receivedBytes.add(tally.bytes)
         }
         if tally.tooLong > 0 {
             counters.receiveTooLong.add(tally.tooLong)

@@ -35,6 +35,7 @@ struct TransmitPath: ~Copyable {
     private let tap: Int32
     private let headerSize: Int
     private let counters: NetworkCounters
+    private let moved: NetworkCounters.Pair
     private let events: DeviceEvents
     private let pool: IOVectorPool
     private var queue: Virtqueue?
@@ -43,11 +44,14 @@ struct TransmitPath: ~Copyable {
     /// What the driver negotiated.
     var features: FeatureSet = []
 
-    init(tap: Int32, headerSize: Int, queueSize: UInt16, counters: NetworkCounters, events: DeviceEvents) {
+    /// - Parameter pair: whose frames are counted.
+    init(tap: Int32, headerSize: Int, queueSize: UInt16, counters: NetworkCounters, pair: Int = 0, events: DeviceEvents)
+    {
         self.events = events
         self.tap = tap
         self.headerSize = headerSize
         self.counters = counters
+        moved = counters.pairs[pair]
         // The entry before the chain's is for the header.
         pool = IOVectorPool(slots: 1, capacity: 1 + Int(queueSize))
     }
@@ -141,8 +145,8 @@ struct TransmitPath: ~Copyable {
     private mutating func count(_ all: DeviceCounters) {
         if tally.frames > 0 {
             all.requests.add(tally.frames)
-            counters.sentFrames.add(tally.frames)
-            counters.sentBytes.add(tally.bytes)
+            moved.sentFrames.add(tally.frames)
+            moved.sentBytes.add(tally.bytes)
         }
         if tally.malformed > 0 {
             all.errors.add(tally.malformed)

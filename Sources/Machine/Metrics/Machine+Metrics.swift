@@ -166,13 +166,20 @@ extension Machine {
         func byCause(_ drops: [(String, UInt64?)]) -> MetricsSnapshot.Value {
             .byLabel(drops.compactMap { name, value in value.map { (name, $0) } })
         }
+        func byPair(_ value: (NetworkCounters.Pair) -> UInt64) -> MetricsSnapshot.Value {
+            .byLabel(counters.pairs.enumerated().map { ("\($0.offset)", value($0.element)) })
+        }
         return [
-            "link_up": .whole(network.isLinkUp ? 1 : 0), "received_frames": .whole(counters.receivedFrames.value),
-            "received_bytes": .whole(counters.receivedBytes.value), "sent_frames": .whole(counters.sentFrames.value),
-            "sent_bytes": .whole(counters.sentBytes.value), "receive_drops": byCause(receiveDrops),
+            "link_up": .whole(network.isLinkUp ? 1 : 0), "received_frames": .whole(counters.receivedFrames),
+            "received_bytes": .whole(counters.receivedBytes), "sent_frames": .whole(counters.sentFrames),
+            "sent_bytes": .whole(counters.sentBytes), "receive_drops": byCause(receiveDrops),
             "send_drops": byCause(sendDrops),
             "bad_receive_buffers": .whole(counters.badReceiveBuffers.value),
             "send_waits": .whole(counters.sendWaits.value),
+            "queue_pairs": .whole(UInt64(network.queuePairs.inUse)),
+            "pair_received_frames": byPair { $0.receivedFrames.value },
+            "pair_received_bytes": byPair { $0.receivedBytes.value },
+            "pair_sent_frames": byPair { $0.sentFrames.value }, "pair_sent_bytes": byPair { $0.sentBytes.value },
         ]
     }
 }

@@ -146,5 +146,21 @@ struct Metric: Sendable {
         Metric(
             scope: .network, field: "send_waits", kind: .counter,
             help: "Times the device waited because the TAP's queue was full; no frame is lost by it."),
+        Metric(
+            scope: .network, field: "queue_pairs", kind: .gauge, help: "Pairs of queues in which the driver receives."),
+        Metric(
+            scope: .network, field: "pair_received_frames", kind: .counter,
+            help: "Frames delivered to the guest, by pair of queues.",
+            label: "pair"),
+        Metric(
+            scope: .network, field: "pair_received_bytes", kind: .counter,
+            help: "Bytes of the frames delivered to the guest, by pair of queues.", label: "pair"),
+        Metric(
+            scope: .network, field: "pair_sent_frames", kind: .counter,
+            help: "Frames of the guest delivered to the host, by pair of queues.",
+            label: "pair"),
+        Metric(
+            scope: .network, field: "pair_sent_bytes", kind: .counter,
+            help: "Bytes of the frames of the guest delivered to the host, by pair of queues.", label: "pair"),
     ]
 }

@@ -109,7 +109,7 @@ private final class Card {
             bench_frame((driver.host(buffer) + Self.header).assumingMemoryBound(to: UInt8.self), size)
             driver.queues[Self.transmit].describe(index, buffer, UInt32(Self.header + size), isWritable: false)
         }
-        let before = device.counters.sentFrames.value
+        let before = device.counters.sentFrames
         var left = count
         while left > 0 || driver.queues[Self.transmit].inFlight > 0 {
             while left > 0, let head = freeToSend.popLast() {
@@ -121,7 +121,7 @@ private final class Card {
             try driver.wait(Self.transmit, count: max(1, driver.queues[Self.transmit].inFlight / 4 * 3))
             while let (head, _) = driver.queues[Self.transmit].take() { freeToSend.append(head) }
         }
-        let passed = device.counters.sentFrames.value - before
+        let passed = device.counters.sentFrames - before
         guard passed == UInt64(count) else { throw BenchError("\(passed) of \(count) frames were sent") }
     }
 

@@ -49,6 +49,17 @@ extension SelfTest {
                     "\(size * 21) bytes did not")
             }
         }
+        if interface.driver.pairs.count > 1 {
+            check("net \(name): both pairs of queues sent frames, and frames came") { () throws(Failure) in
+                var received: UInt64 = 0
+                for pair in interface.driver.pairs {
+                    try expect(pair.sent > 0, "one sent none")
+                    received += pair.received
+                }
+                let all = interface.driver.received
+                try expect(received == all, "\(received) of \(all) were counted")
+            }
+        }
         var message: [UInt8] = []
         for index in 0..<1000 { message.append(UInt8(truncatingIfNeeded: index &* 31)) }
         let echoed = interface.exchange(

@@ -256,6 +256,11 @@ final class Shell {
                 "\(driver.name): MAC \(macText(driver.mac)), link \(link), MTU \(driver.mtu), \(interface.address.text)/\(interface.prefix), gateway \(interface.gateway.text)"
             )
             Console.print("\(driver.name): received \(driver.received), sent \(driver.sent), dropped \(driver.dropped)")
+            if driver.pairs.count > 1 {
+                for (number, pair) in driver.pairs.enumerated() {
+                    Console.print("\(driver.name): queues \(number): received \(pair.received), sent \(pair.sent)")
+                }
+            }
         }
     }
 

@@ -183,6 +183,8 @@ struct Features: OptionSet {
     static let macAddress = Features(rawValue: 1 << 5)
     static let mergeableBuffers = Features(rawValue: 1 << 15)
     static let linkStatus = Features(rawValue: 1 << 16)
+    static let controlQueue = Features(rawValue: 1 << 17)
+    static let queuePairs = Features(rawValue: 1 << 22)
 
     // Of every device (§6).
     static let indirectDescriptors = Features(rawValue: 1 << 28)
