@@ -79,7 +79,7 @@ fuzz: packages-build ## fuzzes the parsers of untrusted bytes with libFuzzer, SE
 fuzz-corpus: packages-build ## adds the inputs with the most coverage that fuzzing found to Tests/Fuzz/Corpus (TARGETS)
 	@.ci/fuzz merge $(TARGETS)
 
-tsan: packages-build packages-test ## runs the tests of code that threads share with ThreadSanitizer (ARGS='--filter …' and SWKVM_TESTS for others)
+tsan: guest packages-test ## runs the tests of code that threads share with ThreadSanitizer (ARGS='--filter …' and SWKVM_TESTS for others)
 	@.ci/tsan
 
 lab: release packages-lab ## boots stock Linux guests on an emulated AMD-V host (ARGS: cases; shell for a shell there; compare to compare with QEMU)
