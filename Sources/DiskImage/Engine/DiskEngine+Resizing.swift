@@ -28,7 +28,7 @@ extension DiskEngine {
         guard image.format == .raw || image.format == .qcow2 else {
             throw refuse("\(image.format.name) images have a fixed size; convert it to qcow2 or raw with swkvm image convert")
         }
-        guard shared.isExclusive else { throw refuse("several engines use it") }
+        guard isExclusive else { throw refuse("several engines use it") }
         guard !image.isReadOnly else { throw refuse("it was opened read-only") }
         guard newSize % 512 == 0, newSize <= DiskImage.maximumSize else {
             throw refuse("\(newSize) bytes are not a whole number of sectors of 512 bytes up to \(DiskImage.maximumSize)")
@@ -63,7 +63,7 @@ extension DiskEngine {
         precondition(inFlight == 0)
         func refuse(_ reason: String) -> DiskImageError { .resize(path: image.path, reason: reason) }
         guard image.format == .raw, !image.isRemote else { throw refuse("only the size of a raw image on this host, or of a block device, changes by itself") }
-        guard shared.isExclusive else { throw refuse("several engines use it") }
+        guard isExclusive else { throw refuse("several engines use it") }
         let now = try fileSize()
         guard now >= image.exactSize else { throw refuse("it has become shorter, from \(image.exactSize) to \(now) bytes") }
         try image.reload()
@@ -233,7 +233,7 @@ extension DiskEngine {
     }
 
     private func clearAutoclearFeatures() throws(DiskImageError) {
-        do throws(MetadataError) { try image.prepareChange(shared.calls) } catch {
+        do throws(MetadataError) { try image.prepareChange(calls) } catch {
             throw error.asError(image.path, "pwrite")
         }
     }
@@ -248,7 +248,7 @@ extension DiskEngine {
         while position < range.upperBound {
             let left = range.upperBound - position
             var search = DiskImage.Search(limit: left)
-            switch image.target(.write, position, left, sequence: shared.sequence, shared.calls, &search) {
+            switch image.target(.write, position, left, sequence: sequence, calls, &search) {
             case .inPlace(_, let length), .done(let length):
                 position += length
             case .clusters(let count):
@@ -298,10 +298,10 @@ extension DiskEngine {
             if !image.hasDataFile, try fileSize() < place.upperBound { try tableFile.truncate(to: place.upperBound) }
             try reserve(place, run.isPristine ? preallocation : .full)
         } catch {
-            image.withMetadata { $0.abandon(run, at: position, sequence: shared.sequence) }
+            image.withMetadata { $0.abandon(run, at: position, sequence: sequence) }
             throw error
         }
-        image.withMetadata { $0.link(run, at: position, sequence: shared.sequence) }
+        image.withMetadata { $0.link(run, at: position, sequence: sequence) }
         return run.count
     }
 }

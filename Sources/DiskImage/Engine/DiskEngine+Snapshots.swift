@@ -115,7 +115,7 @@ extension DiskEngine {
     ) throws(DiskImageError) {
         precondition(inFlight == 0)
         guard let header = image.header else { throw .request(path: image.path, SystemCallError("snapshot", errno: EINVAL)) }
-        guard shared.isExclusive else { throw .request(path: image.path, SystemCallError("snapshot", errno: EBUSY)) }
+        guard isExclusive else { throw .request(path: image.path, SystemCallError("snapshot", errno: EBUSY)) }
         guard !image.isReadOnly else { throw .request(path: image.path, SystemCallError("snapshot", errno: EROFS)) }
         try perform(.flush)
         image.withMetadata { $0.trim(metadataFile) }

@@ -27,24 +27,12 @@ public final class SharedImage: @unchecked Sendable {
     private(set) var engines: [AttachedEngine] = []
     /// Clusters that are being written: others stay away from them.
     var claims = ClaimTable()
-    var commit = Commit()
+    /// A commit makes what has ended durable, in steps with a synchronisation after each.
+    private(set) var commit = CommitState()
     /// The number of the next operation, whichever engine's.
-    var sequence: UInt64 = 0
+    private(set) var sequence: UInt64 = 0
     /// Metadata that has been read, and engines with requests that waited for it and have not looked yet.
     private var pinnedLoads: [(load: MetadataLoad, engines: UInt64)] = []
-
-    /// A commit makes what has ended durable, in steps with a synchronisation after each.
-    struct Commit {
-        enum Step { case none, data, refcounts, refcountTable, mapping }
-
-        var step = Step.none
-        /// The number of the engine that runs it.
-        var engine = -1
-        /// Which of the image's files is being synchronised.
-        var file = 0
-        /// Indicates whether another has to follow.
-        var isWanted = false
-    }
 
     /// Makes an image ready for several engines.
     public convenience init(_ image: DiskImage) { self.init(image, calls: .host) }
@@ -129,7 +117,7 @@ public final class SharedImage: @unchecked Sendable {
         engine.number = (~taken).trailingZeroBitCount
         engines.append(engine)
         // Each operation writes one run of clusters at most, and so does each copy before it has one.
-        claims.reserve(engine.operationCount + DiskEngine.Copies.maximum)
+        claims.reserve(engine.operations.count + CopyTable.maximum)
     }
 
     /// Forgets an engine that has given up all that it had.
@@ -137,6 +125,12 @@ public final class SharedImage: @unchecked Sendable {
         engines.removeAll { $0 === engine }
         unpinLoads(examinedBy: engine)
         claims.removeAll(ofEngine: engine.number)
+    }
+
+    /// The number of an operation that begins.
+    func nextSequence() -> UInt64 {
+        defer { sequence &+= 1 }
+        return sequence
     }
 
     /// The number of the first operation of any engine that is under way.
@@ -147,7 +141,7 @@ public final class SharedImage: @unchecked Sendable {
         assertLocked()
         var others: UInt64 = 0
         if !isExclusive {
-            for engine in engines where engine !== reader && !engine.waiting.isEmpty { others |= engine.bit }
+            for engine in engines where engine !== reader && engine.hasWaiting { others |= engine.bit }
         }
         if others == 0 { image.unpin(load) } else { pinnedLoads.append((load, others)) }
     }
@@ -171,62 +165,94 @@ public final class SharedImage: @unchecked Sendable {
     }
 }
 
-/// What an engine shows to the others of its image. It belongs to who has the image's lock, but for what is said to be the engine's own.
-final class AttachedEngine: @unchecked Sendable {
-    /// An eventfd by which other engines wake this one; by reference, so that it can be absent.
-    final class Wakeup: Sendable {
-        let event: EventFD
-        init(_ event: consuming EventFD) { self.event = event }
+/// How what has been written becomes durable, in the order of docs/qcow2.md. The engine that runs a commit does what its steps say, and comes back with the outcome.
+extension SharedImage {
+    /// Begins a commit that covers what has ended by now, at every engine.
+    /// - Returns: nil if one is under way, which another follows.
+    func beginCommit(by engine: AttachedEngine) -> CommitState.Action? {
+        assertLocked()
+        guard commit.begin(by: engine) else { return nil }
+        for engine in engines { engine.beginCommit() }
+        do throws(MetadataError) {
+            guard try image.beginCommit(calls) else { return try writeMapping() }
+            // Data in a file of its own comes before what is written of it.
+            return synchronize(image.hasDataFile ? .data : .refcounts)
+        } catch {
+            return over(error)
+        }
     }
 
-    /// Its number at the image, below 64.
-    var number = 0
-    var bit: UInt64 { 1 << UInt64(number) }
-    /// Signalled by others; nil for the only engine of an image.
-    let wakeup: Wakeup?
-    /// Indicates whether it was signalled for something that it has not examined yet.
-    private let isWoken = Atomic<Bool>(false)
-
-    /// The memory of requests: of one that is in none of the lists below, the engine's own.
-    let requests: Slab<DiskEngine.Request>
-    let operations: Slab<DiskEngine.Operation>
-    var operationCount: Int { operations.count }
-
-    /// Requests that need metadata that is being read, clusters that are being written, or room.
-    var waiting = DiskEngine.IndexList()
-    /// Writes that have ended while the mapping is locked.
-    var deferredOperation: Int32 = -1
-    /// Flushes that wait for the next commit.
-    var flushes = DiskEngine.IndexList()
-    /// Flushes that end with the one under way.
-    var committing = DiskEngine.IndexList()
-    /// Flushes whose commit has ended.
-    var committed = DiskEngine.IndexList()
-
-    init(requests count: Int, operations operationCount: Int, wakeup: Wakeup?) {
-        self.wakeup = wakeup
-        requests = Slab(count: count) { _ in DiskEngine.Request() }
-        operations = Slab(count: operationCount) { _ in DiskEngine.Operation() }
-        // All are free but the last, which is the commit's.
-        for index in 0..<max(0, operationCount - 2) { operations[index].next = Int32(index + 1) }
+    /// A synchronisation has ended, with an errno value or 0.
+    func continueCommit(_ error: Int32) -> CommitState.Action {
+        let step = commit.step
+        do throws(MetadataError) {
+            // Of a failure the host tells once: if another synchronisation heard of it, this one did not.
+            if error != 0 { image.failures.note(FailedAccess(call: .synchronize, file: commit.file, isMetadata: step != .data, offset: 0), error) }
+            let error = error != 0 ? error : image.failure
+            guard error == 0 else {
+                image.failWriting(error)
+                throw .lost(error)
+            }
+            if commit.file + 1 < image.writtenFiles { return synchronize(step, file: commit.file + 1) }
+            switch step {
+            case .data:
+                return synchronize(.refcounts)
+            case .refcounts:
+                return try image.writeRefcountTable(calls) ? synchronize(.refcountTable) : writeMapping()
+            case .refcountTable:
+                return try writeMapping()
+            case .mapping:
+                // Failing costs space and nothing else.
+                image.release(before: firstSequence, calls)
+                return over(nil)
+            case .none:
+                return over(nil)
+            }
+        } catch {
+            return over(error)
+        }
     }
 
-    /// Indicates whether what others do may let it go on. A flush goes on when its commit has ended.
-    var isWaiting: Bool { !waiting.isEmpty || deferredOperation >= 0 || !committed.isEmpty }
-
-    var firstSequence: UInt64 {
-        var first = UInt64.max
-        for index in 0..<operationCount where operations[index].isActive { first = min(first, operations[index].sequence) }
-        return first
+    /// The counts are durable: now the mapping may refer to what they count.
+    private func writeMapping() throws(MetadataError) -> CommitState.Action {
+        try image.writeMapping(calls)
+        commit.synchronize(.mapping)
+        return .synchronizeMapping(CommitState.Synchronization(file: 0, isOfData: false))
     }
 
-    /// Has its thread look, once for any number of calls.
-    func wake() {
-        if !isWoken.exchange(true, ordering: .acquiringAndReleasing) { wakeup?.event.signal() }
+    private func synchronize(_ step: CommitState.Step, file: Int = 0) -> CommitState.Action {
+        commit.synchronize(step, file: file)
+        return .synchronize(CommitState.Synchronization(file: file, isOfData: step == .data))
     }
 
-    /// Indicates whether it was called since it was last asked. The engine's own; it watches for wakeups before.
-    func takeWakeup() -> Bool {
-        isWoken.load(ordering: .relaxed) && isWoken.exchange(false, ordering: .acquiringAndReleasing)
+    private func over(_ error: MetadataError?) -> CommitState.Action {
+        commit.hold()
+        return .end(error)
+    }
+
+    /// Ends the flushes of a commit that is over, at all engines.
+    func endCommit(_ error: MetadataError?) {
+        let code = error?.code ?? 0
+        let failed = code == 0 ? nil : image.refusedAccess(of: code)
+        for engine in engines { engine.endCommit(code, failed) }
+        commit.end()
+    }
+
+    /// Indicates whether a commit is to begin.
+    var needsCommit: Bool { commit.step == .none && (commit.isWanted || engines.contains { $0.hasFlushes }) }
+
+    /// Indicates whether nobody runs the commit that somebody has asked for: an engine that has gone cannot.
+    var isCommitOrphaned: Bool { commit.step == .none && commit.isWanted }
+
+    /// An engine has gone. As long as the commit that it ran has not ended it can be begun again: what it wrote is covered by its first
+    /// synchronisation then.
+    func abortCommit(of engine: AttachedEngine) {
+        guard commit.isRun(by: engine) else { return }
+        image.unlock()
+        for other in engines {
+            if other.abortCommit() { other.wake() }
+        }
+        // Who comes first runs it.
+        commit.abort(isWanted: !engines.isEmpty)
     }
 }

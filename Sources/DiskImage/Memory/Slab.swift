@@ -61,7 +61,7 @@ internal import Linux
     }
 
     /// Where an element is, for C code that keeps the address. It is valid as long as the slab.
-    @unsafe func address(of index: Int) -> UnsafeMutablePointer<Element> {
+    @unsafe @inline(__always) func address(of index: Int) -> UnsafeMutablePointer<Element> {
         precondition(indices.contains(index), "no such element")
         // Below the count.
         return unsafe start + index

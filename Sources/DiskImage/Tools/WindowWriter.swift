@@ -33,7 +33,7 @@ final class WindowWriter {
     ///   - engine: of ``engine(_:calls:)``.
     ///   - sources: what is read. What is in the memory of the first one can be written.
     init(_ engine: consuming DiskEngine, sources: [WindowReader]) throws(DiskImageError) {
-        lists = try IOSegmentLists(count: Self.depth, capacity: 1, engine.shared.path)
+        lists = try IOSegmentLists(count: Self.depth, capacity: 1, engine.path)
         self.sources = sources
         self.engine = engine
     }

@@ -132,5 +132,5 @@ import Testing
 
 extension DiskEngine {
     /// Whether a request waits for what another engine does.
-    fileprivate mutating func waitsForOthers() -> Bool { !attachment.waiting.isEmpty }
+    fileprivate func waitsForOthers() -> Bool { hasWaiting }
 }

@@ -58,7 +58,7 @@ import Testing
         try engine.submit()
         let (underWay, outstanding, inFlight) = (engine.bytesInFlight, engine.outstanding, engine.inFlight)
         // Calls of 4 MiB each, though the requests have 8.
-        #expect(underWay == DiskEngine.maximumBytesInFlight && outstanding == 16 && inFlight == 64)
+        #expect(underWay == WorkBudget.maximumBytesInFlight && outstanding == 16 && inFlight == 64)
         engine.cancelAll()
         let (left, after) = (engine.bytesInFlight, engine.inFlight)
         #expect(left == 0 && after == 0)
@@ -74,7 +74,7 @@ import Testing
         for share in [1, 2, 64] {
             let engine = try DiskEngine(image, depth: 1, segments: 1, share: share)
             let most = engine.maximumBytesInFlight
-            #expect(most == max(DiskEngine.maximumBytesInFlight / UInt64(share), DiskEngine.largestCall) || !engine.usesRing)
+            #expect(most == max(WorkBudget.maximumBytesInFlight / UInt64(share), WorkBudget.largestCall) || !engine.usesRing)
         }
     }
 
@@ -134,7 +134,7 @@ import Testing
         engine.cancelAll()
         #expect(buffers[0].contents == contents)
         writer.join()
-        let inFlight = engine.inFlight, queued = engine.queue.queued(below: .max)
+        let inFlight = engine.inFlight, queued = engine.queued(below: .max)
         #expect(inFlight == 0 && queued == 0)
         // The kernel takes calls again: of the second read it never hears.
         #expect(dup2(kept, ring) == ring)

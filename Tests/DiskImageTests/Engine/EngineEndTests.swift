@@ -35,15 +35,15 @@ import Testing
         #expect(dup2(epoll.rawValue, ring) == ring)
         if isShared {
             // Nor of the wakeup, which is none of the operations.
-            engine.attachment.wakeup?.event.signal()
+            engine.signalWakeup()
             waitUntilReadable(kept)
             let none = engine.nextCompletion()
             #expect(none == nil)
         }
         try start(&engine, buffers[1])
-        let queued = engine.queue.queued(below: UInt64(engine.operationCount))
+        let queued = engine.queued(below: UInt64(engine.operationCount))
         #expect(throws: DiskImageError.self) { try engine.submit() }
-        let left = engine.queue.queued(below: .max), outstanding = engine.outstanding
+        let left = engine.queued(below: .max), outstanding = engine.outstanding
         #expect(queued == 1 && left == 0 && outstanding == 1)
         // The read ends once this thread waits for it, or has not waited.
         let contents = randomBytes(4096, seed: 1), output = ends[1], isOver = Flag(), leaving = try ThreadState()
@@ -113,7 +113,7 @@ import Testing
         var queued: [Int] = []
         for buffer in buffers {
             try start(&engine, buffer)
-            queued.append(engine.queue.queued(below: .max))
+            queued.append(engine.queued(below: .max))
         }
         #expect(queued == [1, 2, 3, 4, 5, 6, 7, 0, 1])
         try engine.submit()

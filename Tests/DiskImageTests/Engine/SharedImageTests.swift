@@ -299,7 +299,7 @@ import Testing
             if !runnerGoes {
                 #expect(try end(&one).error == 0)
                 // The one after it was begun by the same engine.
-                #expect(shared.commit.step != .none && shared.commit.engine == one.attachment.number)
+                #expect(shared.commit.step != .none && shared.commit.engine == one.number)
                 // It is under way although nobody has called that engine again.
                 if !usesRing { #expect(isReadable(one.descriptor)) }
             }

@@ -39,7 +39,7 @@ struct EngineEncryption: ~Copyable {
     }
 
     /// Why a request cannot be; an errno value.
-    func refusal(_ request: borrowing DiskEngine.Request) -> Int32? {
+    func refusal(_ request: DiskRequest) -> Int32? {
         guard request.operation != .flush else { return nil }
         if isSealed { return ENOKEY }
         return (request.offset | request.length) % UInt64(SectorCipher.sectorSize) == 0 ? nil : EINVAL
@@ -57,90 +57,95 @@ struct EngineEncryption: ~Copyable {
         encryptsWrites && operation == .write ? min(length, bufferSize - offset % bufferSize) : length
     }
 
-    func buffer(_ index: Int32) -> IOMemory { buffers.piece(Int(index) * Int(bufferSize), Int(bufferSize)) }
+    private func buffer(_ index: Int32) -> IOMemory { buffers.piece(Int(index) * Int(bufferSize), Int(bufferSize)) }
 
-    mutating func take() -> Int32 {
+    private mutating func take() -> Int32 {
         freeCount -= 1
         return free[freeCount]
     }
 
-    mutating func release(_ index: Int32) {
+    private mutating func release(_ index: Int32) {
         free[freeCount] = index
         freeCount += 1
     }
 
     /// Room for a sector whose bytes are in several places.
-    var sector: IOMemory { buffers.piece(encryptsWrites ? Self.count * Int(bufferSize) : 0, SectorCipher.sectorSize) }
+    private var sector: IOMemory { buffers.piece(encryptsWrites ? Self.count * Int(bufferSize) : 0, SectorCipher.sectorSize) }
 }
 
-extension DiskEngine {
+extension EngineEncryption {
     /// Gives an operation that is going to write what a request has, or zeroes, a buffer.
-    mutating func takeBuffer(_ index: Int32) {
+    mutating func takeBuffer(for operation: inout IOOperation) {
         // There is one, or the request would not have been begun; no operation is longer.
-        precondition(operations[index].length <= encryption.bufferSize)
-        operations[index].cipherBuffer = encryption.take()
+        precondition(operation.length <= bufferSize)
+        operation.cipherBuffer = take()
     }
 
-    /// Encrypts what an operation is going to write, in the buffer of its copy, or in its own with what the request has in its memory.
-    func encrypt(_ index: Int32) {
-        let length = Int(operations[index].length)
+    /// Encrypts what an operation is going to write: the contents of its copy where they are, and what the request has in its memory, or zeroes, in the
+    /// operation's buffer.
+    func encrypt(_ operation: inout IOOperation, _ image: DiskImage) {
+        let length = Int(operation.length)
         let bytes: IOMemory
-        if operations[index].copy >= 0 {
-            bytes = copies.buffer(operations[index].copy).prefix(length)
-        } else {
-            bytes = encryption.buffer(operations[index].cipherBuffer).prefix(length)
-            let request = operations[index].request
-            if requests[request].operation == .write {
-                requests[request].segments?.copyOut(from: operations[index].start, to: bytes)
-            } else {
-                bytes.clear()
-            }
+        switch operation.memory {
+        case .piece(let memory):
+            bytes = memory.prefix(length)
+        case .segments(let segments, _):
+            bytes = buffer(operation.cipherBuffer).prefix(length)
+            segments.copyOut(from: operation.start, to: bytes)
+        case .none:
+            bytes = buffer(operation.cipherBuffer).prefix(length)
+            bytes.clear()
         }
+        operation.memory = .piece(bytes)
         // What legacy AES goes by, an offset on the disk, is for readers only.
-        image.encrypt(bytes, file: operations[index].layer, place: operations[index].fileOffset, offset: 0)
+        image.encrypt(bytes, file: operation.layer, place: operation.fileOffset, offset: 0)
     }
 
     /// An operation is over: its buffer is free, and if it was a read that failed, nobody sees what was not decrypted.
-    mutating func endEncryption(_ ended: Operation, _ error: Int32) {
-        if ended.cipherBuffer >= 0 { encryption.release(ended.cipherBuffer) }
-        if error != 0, ended.kind == .read, image.isEncrypted(ended.layer) { fill(ended.request, from: ended.start, length: ended.length) }
+    mutating func end(_ ended: IOOperation, _ error: Int32, _ image: DiskImage) {
+        if ended.cipherBuffer >= 0 { release(ended.cipherBuffer) }
+        if error != 0, ended.kind == .read, image.isEncrypted(ended.layer) { ended.clear() }
     }
 
     /// Decrypts what an operation has read.
-    func decrypt(_ ended: Operation) {
-        guard let segments = requests[ended.request].segments else { return }
+    /// - Parameter diskOffset: where on the disk its first byte is.
+    func decrypt(_ ended: IOOperation, _ image: DiskImage, diskOffset: UInt64) {
+        guard case .segments(let segments, _) = ended.memory else { return }
+        let reading = Reading(image: image, file: ended.layer, place: ended.fileOffset, diskOffset: diskOffset)
         // Sectors that lie in one place are decrypted there, others by way of our own memory.
+        let start = ended.start
         var done: UInt64 = 0, begun: UInt64 = 0
         let size = UInt64(SectorCipher.sectorSize)
-        segments.forEachPiece(from: ended.start, length: ended.length) { piece in
+        segments.forEachPiece(from: start, length: ended.length) { piece in
             var piece = piece
             if begun > 0 {
                 let more = min(size - begun, UInt64(piece.count))
                 begun += more
                 piece = piece.from(Int(more))
                 guard begun == size else { return }
-                decryptScattered(ended, segments, from: done)
+                segments.copyOut(from: start + done, to: sector)
+                reading.decrypt(sector, from: done)
+                segments.copyIn(sector, at: start + done)
                 done += size
                 begun = 0
             }
             let whole = UInt64(piece.count) / size * size
-            if whole > 0 { decrypt(ended, piece.prefix(Int(whole)), from: done) }
+            if whole > 0 { reading.decrypt(piece.prefix(Int(whole)), from: done) }
             done += whole
             begun = UInt64(piece.count) - whole
         }
     }
 
-    /// Decrypts bytes that an operation has read, `start` bytes behind its first one.
-    private func decrypt(_ ended: Operation, _ bytes: IOMemory, from start: UInt64) {
-        let offset = requests[ended.request].offset + ended.start + start
-        image.decrypt(bytes, file: ended.layer, place: ended.fileOffset + start, offset: offset)
-    }
+    /// Where an operation has read.
+    private struct Reading {
+        let image: DiskImage
+        let file: Int
+        let place: UInt64
+        let diskOffset: UInt64
 
-    /// The same for a sector whose bytes are in several places.
-    private func decryptScattered(_ ended: Operation, _ segments: IOSegments, from start: UInt64) {
-        let sector = encryption.sector
-        segments.copyOut(from: ended.start + start, to: sector)
-        decrypt(ended, sector, from: start)
-        segments.copyIn(sector, at: ended.start + start)
+        /// Decrypts bytes that are `start` bytes behind the operation's first one.
+        func decrypt(_ bytes: IOMemory, from start: UInt64) {
+            image.decrypt(bytes, file: file, place: place + start, offset: diskOffset + start)
+        }
     }
 }

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// The queue of an engine, and when it submits, listens and waits: how its one thread deals with the kernel and with the wakeups of other engines.
+struct EngineQueue: ~Copyable {
+    /// Signalled by other engines; nil for the only engine of an image.
+    private let wakeup: AttachedEngine.Wakeup?
+    /// Where operations are carried out.
+    let io: IOQueue
+    /// Indicates whether the queue watches the wakeup. The owner's thread has it do so, with its first request: before
+    /// that nobody calls.
+    private(set) var isListening = false
+    /// Why the queue did not take operations, until the owner's next submission.
+    private var error: SystemCallError?
+    /// Requests started since the kernel was last told. A ring's are told of a few at a time, as a disk that has nothing to do waits as long as it takes
+    /// to start all that there are.
+    private var unsubmitted = 0
+    /// How ``wait(for:isExclusive:)`` waits.
+    private var waking = Waking()
+
+    private static let batch = 8
+
+    /// What a completion of the queue's is about, by its token. Those of operations are their indices.
+    enum Token {
+        /// Other engines' wakeups.
+        static let wakeup = UInt64.max
+        static let cancellation = UInt64.max - 1
+    }
+
+    init(_ io: consuming IOQueue, wakeup: AttachedEngine.Wakeup?) {
+        self.wakeup = wakeup
+        self.io = io
+    }
+
+    // MARK: - Submitting
+
+    /// Hands what was queued to the kernel.
+    /// - Returns: false where it did not take it; then ``reclaim()`` gives that back.
+    mutating func submit() -> Bool {
+        unsubmitted = 0
+        do throws(SystemCallError) {
+            try io.submit()
+            return true
+        } catch {
+            self.error = error
+            return false
+        }
+    }
+
+    /// Counts a request. Returns whether the kernel is to be told of those since it last was.
+    mutating func isBatchComplete() -> Bool {
+        unsubmitted += 1
+        return unsubmitted == Self.batch && io.isRing
+    }
+
+    /// Why the queue did not take something, once.
+    mutating func takeError() -> SystemCallError? {
+        guard let error else { return nil }
+        self.error = nil
+        return error
+    }
+
+    /// The index of an operation that the queue holds and did not get rid of: nobody would ever hear of it again.
+    /// - Parameter count: operations, whose tokens are below it.
+    mutating func reclaim(below count: Int) -> Int32? {
+        while let token = io.reclaim() {
+            if token == Token.wakeup { isListening = false }
+            // One of the engine's, unless it is the wakeup's or a cancellation's.
+            if token < UInt64(count) { return Int32(truncatingIfNeeded: token) }
+        }
+        return nil
+    }
+
+    // MARK: - Completions
+
+    /// An operation that the queue has no more, with bytes done or a negative errno value.
+    mutating func nextCompletion() -> (index: Int32, result: Int)? {
+        while let completion = io.nextCompletion() {
+            switch completion.token {
+            case Token.wakeup: listen()
+            // The word of a cancellation is none of the operation.
+            case Token.cancellation: continue
+            default: return (Int32(truncatingIfNeeded: completion.token), Int(completion.result))
+            }
+        }
+        return nil
+    }
+
+    /// Watches for wakeups, and forgets those that were signalled before.
+    mutating func listen() {
+        isListening = true
+        guard let wakeup else { return }
+        wakeup.event.drain()
+        try? io.watch(wakeup.event, token: Token.wakeup)
+    }
+
+    /// The eventfd that other engines signal, while the queue does not watch it.
+    var unwatchedWakeup: Int32? { isListening ? nil : wakeup?.event.rawValue }
+
+    /// Waits for completions, of which some are outstanding, or a wakeup.
+    /// - Parameter isExclusive: whether there are no other engines.
+    mutating func wait(for outstanding: Int, isExclusive: Bool) throws(SystemCallError) {
+        if outstanding <= Waking.fewest, waking.spins(io) { return }
+        // Of many several at a time: each waking costs as much as a request. None of them waits for anybody else.
+        try io.wait(for: isExclusive ? max(1, outstanding / Waking.share) : 1)
+    }
+
+    /// Waits for a completion or a wakeup. A queue that takes no calls any more ends what it has all the same.
+    func waitWhateverHappens() {
+        if (try? io.wait()) != nil { return }
+        var entries = [pollfd(fd: io.rawValue, events: Int16(POLLIN), revents: 0)]
+        if let wakeup { entries.append(pollfd(fd: wakeup.event.rawValue, events: Int16(POLLIN), revents: 0)) }
+        // As many entries as the array has.
+        _ = unsafe poll(&entries, nfds_t(entries.count), -1)
+        // Why it was signalled the engine finds out without it.
+        wakeup?.event.drain()
+    }
+
+    /// Waits, when the engine goes, until the kernel has none of its operations: it may still write to the memory of requests, which nobody may free before.
+    /// - Parameters:
+    ///   - outstanding: operations that the queue has.
+    ///   - count: operations, whose tokens are below it; the last is the commit's.
+    /// - Returns: the errno value of a commit that failed: what the host could not store it may have forgotten. Else 0.
+    func drain(_ outstanding: Int, of count: Int) -> Int32 {
+        var left = outstanding
+        var failure: Int32 = 0
+        io.drain(within: 0)
+        var takesCalls = true
+        while left > 0 {
+            if let completion = io.nextCompletion() {
+                // The wakeup is none of them.
+                guard completion.token < UInt64(count) else { continue }
+                left -= 1
+                if completion.token == UInt64(count - 1), completion.result < 0 { failure = -completion.result }
+            } else if !takesCalls {
+                // What it has ends without being asked.
+                waitUntilReadable(io.rawValue)
+            } else if (try? io.submit()) == nil || (try? io.wait()) == nil {
+                takesCalls = false
+                // What it has not taken it never does, though others may count on it.
+                let lost = io.queued(below: UInt64(count))
+                if lost > 0 { failure = EIO }
+                left -= lost
+            }
+        }
+        return failure
+    }
+}
+
+/// Indicates whether a thread that has nothing else to do looks for a completion for a moment before it sleeps: waking
+/// up takes as long as a quick disk. It does
+/// while that pays; where it did not, it is tried again ever more seldom.
+private struct Waking {
+    /// Operations under way up to which it is worth it: of more, one ends soon, and others with it.
+    static let fewest = 2
+    /// What part of the operations under way is waited for.
+    static let share = 8
+
+    private static let time: UInt32 = 100_000
+    private static let longestPause = 1024
+
+    private var pause = 1
+    private var left = 0
+
+    mutating func spins(_ queue: borrowing IOQueue) -> Bool {
+        if left > 0 {
+            left -= 1
+            return false
+        }
+        if queue.spin(nanoseconds: Self.time) {
+            pause = 1
+            return true
+        }
+        left = pause
+        pause = min(2 * pause, Self.longestPause)
+        return false
+    }
+}
