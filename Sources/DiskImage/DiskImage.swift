@@ -41,7 +41,7 @@ public final class DiskImage: @unchecked Sendable {
     let failures = MetadataFailures()
 
     /// As it was opened, for what is read anew when the metadata was replaced.
-    private let metadataCacheSize: Int
+    let metadataCacheSize: Int
 
     /// How many of them stand on top of each other.
     let chainLength: Int
@@ -53,39 +53,18 @@ public final class DiskImage: @unchecked Sendable {
     /// The remote disk that a file, by its number, stands for.
     func remote(ofFile file: Int) -> NBDDisk? { file == chainLength - 1 ? remote : nil }
 
-    /// A file of the chain with what its format says of it; a raw file needs nothing said.
+    /// A file of the chain with what its format says of it.
     struct Layer: ~Copyable {
         var file: ImageFile
-        var qcow2: QCOW2Image?
+        var layout = Layout.raw
+        /// Bytes of the disk, or of the part, that it holds.
         var size: UInt64
-        /// What a format with one table of equal blocks says.
-        var blocks: BlockMapImage?
-        /// The pieces of a disk that lies in several files, in their order and without gaps.
-        var pieces: [DiskPiece] = []
-        /// Where the first change writes a new content ID, 0 when it does not: a VMDK descriptor's.
-        var contentIDPlace: UInt64 = 0
-        /// External data file of the qcow2 image.
+        /// The file with the data, where that is not the one with the metadata.
         var dataFile: ImageFile?
         /// What encrypts the data, when it is encrypted and there is a key.
         var cipher: SectorCipher?
         /// The data is encrypted and nobody has given a key.
         var isSealed = false
-
-        /// Bytes of a cluster of qcow2.
-        var clusterSize: UInt64? {
-            switch qcow2 {
-            case .some(let qcow2): qcow2.header.clusterSize
-            case nil: nil
-            }
-        }
-
-        /// Bytes of a block of another format that has them.
-        var blockSize: UInt64? {
-            switch blocks {
-            case .some(let blocks): blocks.layout.blockSize
-            case nil: nil
-            }
-        }
     }
 
     /// Opens an image with its backing files and locks them all.
@@ -128,7 +107,7 @@ public final class DiskImage: @unchecked Sendable {
         report = options.report
         repair = chain.repair
         vhdSizes = chain.vhdSizes
-        clusterSize = chain.layers[0].clusterSize ?? chain.blockSize
+        clusterSize = chain.clusterSize
         chainLength = chain.chainLength
         self.remote = chain.remote
         remote?.isInterrupted = nil
@@ -204,10 +183,7 @@ public final class DiskImage: @unchecked Sendable {
     /// The first damage found while the image was used.
     public var damage: DiskImageError? {
         for index in layers.indices {
-            if let (damage, offset) = layers[index].qcow2?.damage {
-                return .invalid(path: layers[index].file.path, reason: "\(damage) (at byte \(offset) of the disk)")
-            }
-            if let (damage, offset) = layers[index].blocks?.damage {
+            if let (damage, offset) = layers[index].layout.damage {
                 let whose = index < chainLength ? "disk" : "extent"
                 return .invalid(path: layers[index].file.path, reason: "\(damage) (at byte \(offset) of the \(whose))")
             }
@@ -215,7 +191,7 @@ public final class DiskImage: @unchecked Sendable {
         return nil
     }
 
-    // MARK: - For the engine
+    // MARK: - Reading
 
     /// How far the answer for a range has been sought. The search goes on where it was when something had to be read first:
     /// each read brings it a step further, so it ends however small the caches are and whoever else uses them.
@@ -239,8 +215,7 @@ public final class DiskImage: @unchecked Sendable {
             guard offset < end else { return .zero(length: search.limit) }
             search.limit = min(search.limit, end - offset)
             search.file = search.layer
-            let isWhole = layers[search.layer].pieces.isEmpty
-            switch isWhole ? layers[search.layer].locate(offset, search.limit, &search.compressedEntry) : locatePiece(offset, &search) {
+            switch offset >= size ? .zero(length: search.limit) : locateHere(offset, &search) {
             case .unallocated(let length):
                 search.limit = length
                 search.layer += 1
@@ -254,66 +229,46 @@ public final class DiskImage: @unchecked Sendable {
         return .zero(length: search.limit)
     }
 
+    /// What the layer of a search says of a range, or the file that has the piece.
+    @inline(__always) private func locateHere(_ offset: UInt64, _ search: inout Search) -> RangeLookup {
+        guard layers[search.layer].layout.hasExtents else { return layers[search.layer].layout.locate(offset, search.limit, &search.compressedEntry) }
+        guard let piece = layers[search.layer].layout.piece(at: offset) else { return .zero(length: search.limit) }
+        search.limit = min(search.limit, piece.end - offset)
+        guard let file = piece.file else { return .zero(length: search.limit) }
+        search.file = file
+        return layers[file].layout.locate(piece.place(of: offset), search.limit, &search.compressedEntry)
+    }
+
     /// Decompresses what was read, before it is finished. It needs no lock of the image, only one with other clusters that are decompressed:
     /// until the load is finished nobody else touches its slot.
     func decompress(_ load: inout MetadataLoad, bytes: Int) {
-        guard load.kind == .compressedCluster else { return }
-        load.isIntact = layers[load.layer].qcow2?.decompress(load, bytes) ?? layers[load.layer].blocks?.decompress(load, bytes)
+        guard load.kind == .compressed else { return }
+        load.isIntact = layers[load.layer].layout.decompress(load, bytes)
     }
 
     /// A load has ended; the answer is what became of it, an errno value: what was read may be too short or broken.
     @discardableResult
     func complete(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
-        if let outcome = layers[load.layer].qcow2?.complete(load, bytes: bytes, error: error) { return outcome }
-        return layers[load.layer].blocks?.complete(load, bytes: bytes, error: error) ?? error
+        layers[load.layer].layout.complete(load, bytes: bytes, error: error)
     }
 
-    func unpin(_ load: MetadataLoad) {
-        layers[load.layer].qcow2?.unpin(load)
-        layers[load.layer].blocks?.unpin(load)
-    }
+    func unpin(_ load: MetadataLoad) { layers[load.layer].layout.unpin(load) }
 
-    /// What is done to the metadata of the topmost image; nothing in one without.
-    func withMetadata<Answer: ~Copyable, Failure: Error>(_ body: (inout QCOW2Image) throws(Failure) -> Answer) throws(Failure) -> Answer? {
-        guard layers[0].qcow2 != nil else { return nil }
-        return try body(&layers[0].qcow2!)
-    }
+    // MARK: - Files and sizes
 
     /// Bytes that the disk has by its format, which need not be whole sectors.
-    var exactSize: UInt64 {
-        if let header { return header.size }
-        return format == .raw ? layers[0].file.size : layers[0].size
-    }
+    var exactSize: UInt64 { format == .raw ? layers[0].file.size : layers[0].size }
 
     /// Bytes of the disk of the topmost backing file; 0 without one.
     var backingSize: UInt64 { chainLength > 1 ? layers[1].size : 0 }
 
     var isRegularFile: Bool { layers[0].file.isRegular }
 
-    /// The header of the topmost image as the file has it now.
-    func readHeader() throws(DiskImageError) -> QCOW2Header {
+    /// Takes the size that the file of a raw image has now.
+    func measure() throws(DiskImageError) {
         try layers[0].file.measure()
-        return try QCOW2Header(layers[0].file)
+        layers[0].size = (layers[0].file.size &+ 511) & ~511
     }
-
-    /// Reads the topmost image's metadata anew, which somebody has replaced in the file. What could not be written any more cannot be afterwards.
-    /// - Parameter size: bytes of the disk, if it is not yet what the file says.
-    func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
-        try layers[0].file.measure()
-        guard format == .qcow2 else {
-            // Nothing else than a raw image is changed so.
-            layers[0].size = (layers[0].file.size &+ 511) & ~511
-            return
-        }
-        try layers[0].dataFile?.measure()
-        var qcow2 = try QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
-        qcow2.failure = failure
-        layers[0].size = qcow2.header.size
-        layers[0].qcow2 = consume qcow2
-    }
-
-    /// The header of the topmost image.
-    var header: QCOW2Header? { layers[0].qcow2?.currentHeader }
 
     /// The descriptor for a transfer of the guest's data with a layer.
     func dataDescriptor(_ layer: Int, for segments: IOSegments, offset: UInt64) -> Int32 {
@@ -353,7 +308,12 @@ public final class DiskImage: @unchecked Sendable {
     }
 
     /// Indicates whether the topmost image's data is in a file of its own.
-    var hasDataFile: Bool { header?.hasDataFile == true }
+    var hasDataFile: Bool {
+        switch layers[0].dataFile {
+        case .some: true
+        case nil: false
+        }
+    }
 
     /// The descriptor for what is no transfer.
     func descriptor(_ layer: Int) -> Int32 {
@@ -362,7 +322,7 @@ public final class DiskImage: @unchecked Sendable {
 
     /// Bytes of a cluster of a file; 1 in one without clusters.
     func clusterSize(ofLayer layer: Int) -> UInt64 {
-        layers[layer].clusterSize ?? layers[layer].blockSize ?? 1
+        layers[layer].layout.clusterSize ?? 1
     }
 
     /// Bytes of the disk that a layer holds.
@@ -374,14 +334,5 @@ public final class DiskImage: @unchecked Sendable {
         case .some(let file): offset >= file.size
         case nil: offset >= layers[layer].file.size
         }
-    }
-}
-
-extension DiskImage.Layer {
-    mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> RangeLookup {
-        if offset >= size { return .zero(length: length) }
-        // Asking one that is not there costs no more than a look.
-        return qcow2?.locate(offset, length, &compressedEntry) ?? blocks?.locate(offset, length, &compressedEntry)
-            ?? .data(offset: offset, length: length)
     }
 }

@@ -23,7 +23,8 @@ enum RangeLookup {
 
 /// A read that an image needs before it can answer. Who carries it out reports to ``DiskImage/complete(_:bytes:error:)``.
 struct MetadataLoad {
-    enum Kind { case l2Slice, compressedCluster }
+    /// What is read: a piece of a format's table, or a compressed cluster.
+    enum Kind { case table, compressed }
 
     /// Whose file; filled in by the chain.
     var layer = 0

@@ -32,8 +32,9 @@ extension BlockMapImage {
         (allocator?.base ?? 0) + run.first << layout.blockBits
     }
 
-    /// What is to be done for `operation` on the range from `offset`, which is inside the disk.
-    mutating func target(_ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, _ file: MetadataFile) -> WriteTarget {
+    mutating func target(
+        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64, _ file: MetadataFile
+    ) -> WriteTarget {
         guard failure == 0 else { return .unresolved(.failed(failure)) }
         let block = offset >> layout.blockBits
         let inBlock = offset & (layout.blockSize - 1)
@@ -68,9 +69,7 @@ extension BlockMapImage {
         }
     }
 
-    /// Blocks for at most as many of the disk's blocks from `offset` on; their slice stays in memory until ``link(_:at:)`` or
-    /// ``abandon(_:at:)``.
-    mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
+    mutating func allocate(_ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
         guard let slot = slices.slot(of: sliceNumber(ofBlock: offset >> layout.blockBits)) else { throw .failed(EIO) }
         let run = try takeBlocks(count, file)
         slices.pin(slot, 1)
@@ -100,8 +99,7 @@ extension BlockMapImage {
         return run
     }
 
-    /// The data is in the blocks: from now on they are the disk's.
-    mutating func link(_ run: ClusterRun, at offset: UInt64) {
+    mutating func link(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         // Pinned since the allocation.
         let block = offset >> layout.blockBits
         guard let slot = slices.slot(of: sliceNumber(ofBlock: block)) else { return }
@@ -122,8 +120,7 @@ extension BlockMapImage {
         slices.pin(slot, -1)
     }
 
-    /// The data could not be written: nobody has the blocks.
-    mutating func abandon(_ run: ClusterRun, at offset: UInt64) {
+    mutating func abandon(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         if let slot = slices.slot(of: sliceNumber(ofBlock: offset >> layout.blockBits)) { slices.pin(slot, -1) }
         for index in (0..<run.count).reversed() { allocator?.holes.append(run.first + index) }
     }
@@ -144,7 +141,6 @@ extension BlockMapImage {
 
     // MARK: - Commits
 
-    /// Writes what has to be durable before the table is, and locks the table, if there is any such thing.
     mutating func beginCommit(_ file: MetadataFile) throws(MetadataError) -> Bool {
         guard failure == 0 else { throw .failed(failure) }
         guard let allocator, allocator.needsBarrier else { return false }
@@ -160,7 +156,10 @@ extension BlockMapImage {
         self.allocator?.header = (header.place, allocator.next)
     }
 
-    /// Writes the slices and the directory; what they refer to is durable.
+    /// The count of blocks has its place in the header.
+    mutating func writeAllocationTable(_ file: MetadataFile) throws(MetadataError) -> Bool { false }
+
+    /// Writes the slices and the directory.
     mutating func writeMapping(_ file: MetadataFile) throws(MetadataError) {
         if isLocked { allocator?.needsBarrier = false }
         while let slot = slices.dirtySlot {
@@ -175,8 +174,13 @@ extension BlockMapImage {
         try directory.write(file)
     }
 
-    /// Everything at once, when the image is closed.
-    mutating func close(_ file: MetadataFile) throws(MetadataError) {
+    /// Blocks are never given back.
+    mutating func release(before sequence: UInt64, _ file: MetadataFile) throws(MetadataError) {}
+
+    /// None of the formats has a mark for it.
+    mutating func markDamage(_ file: MetadataFile) {}
+
+    mutating func close(_ file: MetadataFile, _ data: MetadataFile) throws(MetadataError) {
         guard let allocator, failure == 0 else { return }
         if allocator.needsBarrier || slices.isDirty || directory.isDirty {
             try writeCount(file)

@@ -6,9 +6,8 @@ internal import Linux
 
 /// The metadata of one open file whose table gives each of its disk's equal blocks a place: ``BlockMapLayout`` says how.
 ///
-/// As ``QCOW2Image`` it tells how the disk is stored and does no I/O itself. The table is kept in pieces as they are needed, every entry is
-/// checked when it is used, and what is damaged fails the requests that need it and nothing else.
-struct BlockMapImage: ~Copyable {
+/// The table is kept in pieces as they are needed.
+struct BlockMapImage: ImageMetadata, ~Copyable {
     let layout: BlockMapLayout
     /// What was first found wrong, and at which byte of the disk.
     private(set) var damage: (ImageDamage, diskOffset: UInt64)?
@@ -31,10 +30,10 @@ struct BlockMapImage: ~Copyable {
     // What follows is for an image that is written.
 
     var allocator: BlockAllocator?
-    /// While a commit has made blocks durable and not yet what refers to them, the table does not change.
     var isLocked = false
-    /// Why nothing can be written any more, an errno value: what the host said to have stored it has lost.
     var failure: Int32 = 0
+    /// That of the descriptor that a VMDK file has in itself.
+    private var contentID: VMDKContentID
 
     /// Bytes of the header of a compressed grain: the sector of the disk, and the length of what follows.
     private static let grainHeader = 12
@@ -42,7 +41,7 @@ struct BlockMapImage: ~Copyable {
     /// - Parameter layout: checked: the table, if it is an array, is inside the file.
     init(
         _ layout: BlockMapLayout, _ file: borrowing ImageFile, cacheSize: Int, directory: GrainDirectory = GrainDirectory(),
-        allocator: BlockAllocator? = nil, log: VHDXLog = VHDXLog()
+        allocator: BlockAllocator? = nil, contentID: VMDKContentID = VMDKContentID(), log: VHDXLog = VHDXLog()
     ) throws(DiskImageError) {
         let sliceSize = layout.table == .directory ? GrainDirectory.tableSize : 4096
         let sliceBits = UInt64(sliceSize.trailingZeroBitCount) - layout.entryBits
@@ -52,8 +51,8 @@ struct BlockMapImage: ~Copyable {
         let room = Int(layout.blockSize) + Int(layout.blockSize >> 8) + 1024
         var isCompressed = false
         if case .vmdk(_, true) = layout.entries { isCompressed = true }
-        let slices = try cache(sliceSize, Int(count), file.path)
-        let grains = try cache(isCompressed ? Int(layout.blockSize) + room : 1, 8, file.path)
+        let slices = try BlockCache(blockSize: sliceSize, count: Int(count), file.path)
+        let grains = try BlockCache(blockSize: isCompressed ? Int(layout.blockSize) + room : 1, count: 8, file.path)
         guard let inflater = Inflater(windowBits: 15) else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
         self.layout = layout
         self.sliceBits = sliceBits
@@ -63,11 +62,12 @@ struct BlockMapImage: ~Copyable {
         self.allocator = allocator
         self.inflater = inflater
         self.log = log
+        self.contentID = contentID
         fileSize = max(file.size, log.fileSize)
     }
 
-    /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
-    /// - Parameter compressedPlace: keeps the place of a compressed grain from one call for the range to the next.
+    var clusterSize: UInt64 { layout.blockSize }
+
     mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedPlace: inout UInt64) -> RangeLookup {
         if compressedPlace != 0 { return compressed(compressedPlace, offset, length) }
         let block = offset >> layout.blockBits
@@ -124,7 +124,7 @@ struct BlockMapImage: ~Copyable {
         case .missing:
             guard let slot = slices.reserve(slice) else { return .unresolved(slices.isDirty ? .commit : .wait) }
             return .unresolved(.load(MetadataLoad(
-                kind: .l2Slice, slot: slot, offset: place, buffer: slices.block(slot).prefix(length), diskOffset: offset)))
+                kind: .table, slot: slot, offset: place, buffer: slices.block(slot).prefix(length), diskOffset: offset)))
         }
     }
 
@@ -134,17 +134,16 @@ struct BlockMapImage: ~Copyable {
         return (1 << covered) - offset & ((1 << covered) - 1)
     }
 
-    /// A load has ended with `bytes` read, or with an errno value.
     @discardableResult
     mutating func complete(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
         var error = error
         switch load.kind {
-        case .l2Slice:
+        case .table:
             // Its place was inside the file at open, so a short one means that somebody cut the file since.
             if error == 0, bytes < load.length { error = EIO }
             if error == 0, !log.isEmpty { log.apply(to: load.buffer, at: load.offset) }
             slices.complete(load.slot, error: error)
-        case .compressedCluster:
+        case .compressed:
             if error == 0, !(load.isIntact ?? decompress(load, bytes)) {
                 _ = damaged(.compressedGrainBroken(offset: load.offset), at: load.diskOffset)
                 error = EIO
@@ -154,12 +153,21 @@ struct BlockMapImage: ~Copyable {
         return error
     }
 
-    /// Those who waited for a load have been answered.
     mutating func unpin(_ load: MetadataLoad) {
         switch load.kind {
-        case .l2Slice: slices.unpin(load.slot)
-        case .compressedCluster: grains.unpin(load.slot)
+        case .table: slices.unpin(load.slot)
+        case .compressed: grains.unpin(load.slot)
         }
+    }
+
+    func unreadableLength(at offset: UInt64, isTable: Bool) -> UInt64 {
+        let unit = max(4096, layout.blockSize)
+        return unit - offset % unit
+    }
+
+    mutating func prepareChange(_ file: MetadataFile) throws(MetadataError) -> [String]? {
+        try contentID.replace(file)
+        return nil
     }
 
     mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> RangeLookup {
@@ -171,7 +179,7 @@ struct BlockMapImage: ~Copyable {
 
     /// How a block is stored, and how many bytes from `inBlock` of it on, at most `length`, are stored alike, one after the other.
     /// `entries` is the block's slice.
-    func run(_ entries: Int, _ block: UInt64, inBlock: UInt64, _ length: UInt64) -> (unit: QCOW2Image.Unit, length: UInt64) {
+    func run(_ entries: Int, _ block: UInt64, inBlock: UInt64, _ length: UInt64) -> (unit: StoredUnit, length: UInt64) {
         let slice = sliceNumber(ofBlock: block)
         let unit = self.unit(entries, block)
         var run = layout.blockSize
@@ -185,7 +193,7 @@ struct BlockMapImage: ~Copyable {
     }
 
     /// Reads and checks the entry of a block of a slice.
-    func unit(_ entries: Int, _ block: UInt64) -> QCOW2Image.Unit {
+    func unit(_ entries: Int, _ block: UInt64) -> StoredUnit {
         let unit = layout.unit(entry(entries, block))
         switch unit {
         case .data(let place), .compressed(let place):
@@ -218,7 +226,7 @@ struct BlockMapImage: ~Copyable {
             guard let slot = grains.reserve(place) else { return .wait }
             let size = Int(layout.blockSize)
             return .load(MetadataLoad(
-                kind: .compressedCluster, slot: slot, offset: place,
+                kind: .compressed, slot: slot, offset: place,
                 buffer: grains.block(slot).piece(size, Int(min(UInt64(grains.blockSize - size), fileSize - place))), diskOffset: offset))
         }
     }

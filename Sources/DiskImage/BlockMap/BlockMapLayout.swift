@@ -42,7 +42,7 @@ struct BlockMapLayout: Equatable, Sendable {
     }
 
     /// How a block is stored, by its entry. The place is not yet compared with the file's size.
-    func unit(_ entry: UInt64) -> QCOW2Image.Unit {
+    func unit(_ entry: UInt64) -> StoredUnit {
         switch entries {
         case .vdi(let data):
             entry == 0xffff_ffff ? .unallocated : entry == 0xffff_fffe ? .zero : .data(data + entry << blockBits)

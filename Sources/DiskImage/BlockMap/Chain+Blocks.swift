@@ -5,19 +5,13 @@ internal import Linux
 
 /// Opening images of one file, or several, with tables of blocks.
 extension Chain {
-    /// Bytes of a block of the topmost image, if it has any.
-    var blockSize: UInt64? {
-        for index in 0..<count { if let size = layers[index].blockSize { return size } }
-        return nil
-    }
-
     mutating func openBlocks(_ file: consuming ImageFile, _ format: ImageFormat, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) {
         switch format {
         case .vdi:
             let header = try VDIHeader(file)
             let blocks = try BlockMapImage(
                 header.layout, file, cacheSize: options.metadataCacheSize, allocator: writable ? header.allocator(file) : nil)
-            append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks))
+            append(DiskImage.Layer(file: file, layout: Layout(blocks), size: header.layout.size))
         case .vhd:
             let footer = try VHDFooter(file, size: options.vhdSize)
             if count == 0 { vhdSizes = footer.sizes }
@@ -27,11 +21,11 @@ extension Chain {
                 return append(DiskImage.Layer(file: file, size: footer.size))
             }
             let blocks = try BlockMapImage(layout, file, cacheSize: options.metadataCacheSize)
-            append(DiskImage.Layer(file: file, size: layout.size, blocks: blocks))
+            append(DiskImage.Layer(file: file, layout: Layout(blocks), size: layout.size))
         case .vhdx:
             let header = try VHDXHeader(file)
             let blocks = try BlockMapImage(header.layout, file, cacheSize: options.metadataCacheSize, log: header.log)
-            append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks))
+            append(DiskImage.Layer(file: file, layout: Layout(blocks), size: header.layout.size))
         case .vmdk:
             try openVMDK(file, options, writable: writable)
         case .raw, .qcow2:
@@ -55,8 +49,8 @@ extension Chain {
                 // A file that is a part of another image has no descriptor, or one that says so.
                 guard descriptor.extents.count <= 1 else { throw .invalid(path: path, reason: "its descriptor has \(descriptor.extents.count) extents") }
             }
-            let blocks = try sparse(header, file, options, writable: writable)
-            append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks, contentIDPlace: place))
+            let blocks = try sparse(header, file, options, contentID: VMDKContentID(at: place), writable: writable)
+            append(DiskImage.Layer(file: file, layout: Layout(blocks), size: header.layout.size))
             return
         }
         guard file.size <= UInt64(VMDKDescriptor.maximumSize) else {
@@ -72,7 +66,7 @@ extension Chain {
             throw .notWritable(path: path, reason: "some of its extents are read-only")
         }
         let main = count, namer = NamingImage(file)
-        append(DiskImage.Layer(file: file, size: descriptor.extents.reduce(0) { $0 + $1.size }, contentIDPlace: descriptor.contentIDPlace.map { UInt64($0) } ?? 0))
+        append(DiskImage.Layer(file: file, size: descriptor.extents.reduce(0) { $0 + $1.size }))
         var pieces: [DiskPiece] = [], flat: [Int: [Range<UInt64>]] = [:]
         var position: UInt64 = 0
         for extent in descriptor.extents {
@@ -97,14 +91,14 @@ extension Chain {
             }
         }
         // A grain belongs to one file, and the engine knows one size of them.
-        if writable, let size = blockSize {
+        if writable, let size = clusterSize {
             for piece in pieces {
-                guard let file = piece.file, let other = layers[file].blockSize else { continue }
+                guard let file = piece.file, let other = layers[file].layout.clusterSize else { continue }
                 guard other == size, piece.start % size == 0 else { throw .notWritable(path: path, reason: "its extents are not aligned to grains of one size") }
             }
         }
-        // The descriptor's own layer, just appended.
-        setPieces(pieces, of: main)
+        let contentID = VMDKContentID(at: descriptor.contentIDPlace.map { UInt64($0) } ?? 0)
+        setLayout(Layout(VMDKExtents(pieces, contentID: contentID)), of: main)
     }
 
     /// Opens the file of an extent.
@@ -117,7 +111,7 @@ extension Chain {
         // A file of several flat extents is opened, and locked, once.
         for name in [extent.name, extent.converted] where extent.kind != .sparse {
             guard let name, let identity = try ImageFile.Identity(ofPath: VMDKDescriptor.path(name, of: image.path)) else { continue }
-            for index in main + 1..<max(main + 1, count) where layers[index].file.identity == identity && layers[index].blocks == nil {
+            for index in main + 1..<max(main + 1, count) where layers[index].file.identity == identity && layers[index].layout.isRaw {
                 // One of the layers that have been made.
                 try requireRoom(for: extent, at: place, layers[index].file)
                 return (index, place)
@@ -136,7 +130,7 @@ extension Chain {
             throw .invalid(path: file.path, reason: "it has \(header.layout.size) bytes of the disk, its descriptor says \(extent.size)")
         }
         let blocks = try sparse(header, file, options, writable: writable)
-        append(DiskImage.Layer(file: file, size: header.layout.size, blocks: blocks))
+        append(DiskImage.Layer(file: file, layout: Layout(blocks), size: header.layout.size))
         return (count - 1, 0)
     }
 
@@ -161,8 +155,11 @@ extension Chain {
         }
     }
 
-    private func sparse(_ header: VMDKHeader, _ file: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) -> BlockMapImage {
+    private func sparse(
+        _ header: VMDKHeader, _ file: borrowing ImageFile, _ options: DiskImageOptions, contentID: VMDKContentID = VMDKContentID(), writable: Bool
+    ) throws(DiskImageError) -> BlockMapImage {
         try BlockMapImage(
-            header.layout, file, cacheSize: options.metadataCacheSize, directory: header.directory, allocator: writable ? header.allocator(file) : nil)
+            header.layout, file, cacheSize: options.metadataCacheSize, directory: header.directory, allocator: writable ? header.allocator(file) : nil,
+            contentID: contentID)
     }
 }

@@ -3,8 +3,8 @@
 internal import Linux
 internal import Synchronization
 
-/// What an engine shows to the others of its image: the requests that wait for something of the image's. It belongs to who has the image's lock, but for what is
-/// said to be the engine's own.
+/// What an engine shows to the others of its image: the requests that wait for something of the image's. It belongs to
+/// who has the image's lock, but for what is said to be the engine's own.
 final class AttachedEngine: @unchecked Sendable {
     /// An eventfd by which other engines wake this one; by reference, so that it can be absent.
     final class Wakeup: Sendable {

@@ -3,7 +3,7 @@
 /// How far the commit of an image is. There is one at a time, which the engine runs that began it, for all.
 struct CommitState {
     /// What is being synchronised.
-    enum Step { case none, data, refcounts, refcountTable, mapping }
+    enum Step { case none, data, allocation, allocationTable, mapping }
 
     /// A synchronisation that the engine is to carry out.
     struct Synchronization {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Clusters that are being copied, as a request covers a part of them: what each copy is about, and a buffer with the cluster's bytes.
+/// Clusters that are being copied, as a request covers a part of them: what each copy is about, and a buffer with the
+/// cluster's bytes.
 ///
 /// Each has a request, number ``RequestTable/depth`` + its own, which reads the old contents.
 struct CopyTable: ~Copyable {

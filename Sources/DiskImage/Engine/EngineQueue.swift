@@ -4,7 +4,8 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// The queue of an engine, and when it submits, listens and waits: how its one thread deals with the kernel and with the wakeups of other engines.
+/// The queue of an engine, and when it submits, listens and waits: how its one thread deals with the kernel and with
+/// the wakeups of other engines.
 struct EngineQueue: ~Copyable {
     /// Signalled by other engines; nil for the only engine of an image.
     private let wakeup: AttachedEngine.Wakeup?
@@ -15,8 +16,8 @@ struct EngineQueue: ~Copyable {
     private(set) var isListening = false
     /// Why the queue did not take operations, until the owner's next submission.
     private var error: SystemCallError?
-    /// Requests started since the kernel was last told. A ring's are told of a few at a time, as a disk that has nothing to do waits as long as it takes
-    /// to start all that there are.
+    /// Requests started since the kernel was last told. A ring's are told of a few at a time, as a disk that has
+    /// nothing to do waits as long as it takes to start all that there are.
     private var unsubmitted = 0
     /// How ``wait(for:isExclusive:)`` waits.
     private var waking = Waking()
@@ -119,7 +120,8 @@ struct EngineQueue: ~Copyable {
         wakeup?.event.drain()
     }
 
-    /// Waits, when the engine goes, until the kernel has none of its operations: it may still write to the memory of requests, which nobody may free before.
+    /// Waits, when the engine goes, until the kernel has none of its operations: it may still write to the memory of
+    /// requests, which nobody may free before.
     /// - Parameters:
     ///   - outstanding: operations that the queue has.
     ///   - count: operations, whose tokens are below it; the last is the commit's.

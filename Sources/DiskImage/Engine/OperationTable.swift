@@ -4,8 +4,9 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// The operations of an engine: it owns them, their segments, the queue that carries them out and the bounds of what is under way. It knows nothing of
-/// requests; what becomes of one whose operation has ended is for a ``RequestPipeline`` to say.
+/// The operations of an engine: it owns them, their segments, the queue that carries them out and the bounds of what is
+/// under way. It knows nothing of requests; what becomes of one whose operation has ended is for a ``RequestPipeline``
+/// to say.
 @safe struct OperationTable: ~Copyable {
     private let slots: Slab<IOOperation>
     /// Whose files the operations are about.
@@ -37,7 +38,8 @@ internal import Linux
     /// Milliseconds for a server to end what it has; it may never answer.
     private static let endTime = 1000
 
-    /// Operations of an engine. Large requests on a fragmented image take several; a few more let small ones pass. The last is the commit's.
+    /// Operations of an engine. Large requests on a fragmented image take several; a few more let small ones pass. The
+    /// last is the commit's.
     static func count(depth: Int) -> Int { depth + 32 + 1 }
 
     /// - Parameters:
@@ -207,7 +209,8 @@ internal import Linux
         return ended
     }
 
-    /// What became of an operation that came back from the queue: 0 or an errno value, or nil when the rest of it has been put into the queue.
+    /// What became of an operation that came back from the queue: 0 or an errno value, or nil when the rest of it has
+    /// been put into the queue.
     @inline(__always) mutating func outcome(_ index: Int32, _ result: Int) -> Int32? {
         let kind = slots[index].kind
         if result < 0 { return failure(index, Int32(clamping: -result)) }
@@ -272,8 +275,9 @@ internal import Linux
     /// Why something was not taken, once.
     mutating func takeSubmissionError() -> SystemCallError? { queue.takeError() }
 
-    /// Indicates whether something has ended that nobody is told of, and is to be looked at now. Calls that are done one after the other are done now, and the
-    /// descriptor says so to an owner whose turn is over. What was refused ends at once.
+    /// Indicates whether something has ended that nobody is told of, and is to be looked at now. Calls that are done
+    /// one after the other are done now, and the descriptor says so to an owner whose turn is over. What was refused
+    /// ends at once.
     var hasEnded: Bool { !unqueued.isEmpty || queue.io.hasCompletion && !budget.isTurnOver }
 
     var usesRing: Bool { queue.io.isRing }

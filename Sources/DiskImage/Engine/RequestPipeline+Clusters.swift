@@ -2,14 +2,17 @@
 
 internal import Glibc
 
-/// Requests that change an image whose clusters are allocated as they are written: new clusters, and copies of what a request covers in part.
+/// Requests that change an image whose clusters are allocated as they are written: new clusters, and copies of what a
+/// request covers in part.
 extension RequestPipeline {
-    /// Sets the next piece of a write, a discard or zeroes going, of an image whose clusters are allocated as they are written.
+    /// Sets the next piece of a write, a discard or zeroes going, of an image whose clusters are allocated as they are
+    /// written.
     mutating func change(_ index: Int32) -> Bool {
         let operation = requests[index].operation
         let position = requests[index].position
         let left = encryption.limited(requests[index].length - requests[index].mapped, operation, at: position)
-        // Clusters are given back only when nobody writes to them any more: not even, at the other end of a cluster with subclusters, the request itself.
+        // Clusters are given back only when nobody writes to them any more: not even, at the other end of a cluster
+        // with subclusters, the request itself.
         if operation != .write, shared.claims.isClaimed(position..<position + left) {
             attachment.wait(index)
             return false
@@ -40,15 +43,16 @@ extension RequestPipeline {
 
     private func owner(_ request: Int32) -> ClaimTable.Owner { ClaimTable.Owner(engine: attachment.number, request: request) }
 
-    /// Writes into clusters that the mapping does not have yet: whole ones straight from the request's memory, and a part of one after the rest of
-    /// the part has been read.
+    /// Writes into clusters that the mapping does not have yet: whole ones straight from the request's memory, and a
+    /// part of one after the rest of the part has been read.
     private mutating func writeClusters(_ index: Int32, _ position: UInt64, _ length: UInt64, _ part: WriteTarget.Part?) -> Bool {
         let cluster = position & ~(copies.clusterSize - 1)
         let end = (position + length + copies.clusterSize - 1) & ~(copies.clusterSize - 1)
         let isWrite = requests[index].operation == .write
         // What a request zeroes has no memory of its own.
         let isWhole = isWrite && part.map { position - cluster == $0.range.lowerBound && length == UInt64($0.range.count) } != false
-        // With subclusters a request may come to one cluster twice (zeroes, at both ends): never with two new clusters for it.
+        // With subclusters a request may come to one cluster twice (zeroes, at both ends): never with two new clusters
+        // for it.
         let own = part?.place == nil ? nil : owner(index)
         guard !shared.claims.isClaimed(cluster..<end, besides: own), isWhole || copies.hasFree else {
             attachment.wait(index)

@@ -4,13 +4,16 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Takes the requests of an engine from step to step: a request is cut into operations along the extents that the image's metadata names, waits where
-/// something has to be read or written before it can go on, and completes when the last of its operations has ended.
+/// Takes the requests of an engine from step to step: a request is cut into operations along the extents that the
+/// image's metadata names, waits where something has to be read or written before it can go on, and completes when the
+/// last of its operations has ended.
 ///
-/// Everything here happens under the image's lock, but for ``work()`` and the owner's side at the end. Each part of the state has an owner of its own.
+/// Everything here happens under the image's lock, but for ``work()`` and the owner's side at the end. Each part of the
+/// state has an owner of its own.
 struct RequestPipeline: ~Copyable {
-    /// The image with what all its engines share. It comes first: what is changed by way of an engine's references, all of it under that lock,
-    /// ThreadSanitizer's part of the compiler (6.3) notes by the first word of the engine, and fails where that is no reference.
+    /// The image with what all its engines share. It comes first: what is changed by way of an engine's references, all
+    /// of it under that lock, ThreadSanitizer's part of the compiler (6.3) notes by the first word of the engine, and
+    /// fails where that is no reference.
     let shared: SharedImage
     /// What the others see of this engine.
     let attachment: AttachedEngine
@@ -38,7 +41,8 @@ struct RequestPipeline: ~Copyable {
         self.encryption = encryption
     }
 
-    /// Gives up what is under way, so that nothing stays locked, claimed or awaited. What was not finished has not happened, but for writes in place.
+    /// Gives up what is under way, so that nothing stays locked, claimed or awaited. What was not finished has not
+    /// happened, but for writes in place.
     deinit {
         let failure = operations.drain()
         let (shared, attachment) = (shared, attachment)
@@ -213,7 +217,7 @@ struct RequestPipeline: ~Copyable {
             shared.calls.bulkWork?(.decryption)
             encryption.decrypt(operation, image, diskOffset: offset)
             shared.lock()
-        } else if error == 0, var load = operations[index].load, load.kind == .compressedCluster {
+        } else if error == 0, var load = operations[index].load, load.kind == .compressed {
             shared.unlock()
             shared.calls.bulkWork?(.decompression)
             image.decompress(&load, bytes: Int(operations[index].done))

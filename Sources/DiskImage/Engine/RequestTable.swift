@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The requests of an engine: which are free, which have ended, and which wait for room. Requests that wait for something of the image's are in the lists of an
-/// ``AttachedEngine``.
+/// The requests of an engine: which are free, which have ended, and which wait for room. Requests that wait for
+/// something of the image's are in the lists of an ``AttachedEngine``.
 ///
-/// The first ``depth`` of them are the owner's. Each of the others reads the old contents of a cluster for a ``CopyTable``.
+/// The first ``depth`` of them are the owner's. Each of the others reads the old contents of a cluster for a
+/// ``CopyTable``.
 @safe struct RequestTable: ~Copyable {
     private let slots: Slab<DiskRequest>
     /// Requests that the owner can have.

@@ -4,16 +4,19 @@ internal import Glibc
 internal import Linux
 internal import Synchronization
 
-/// An open disk image on which several engines work, each in its own thread: ``DiskEngine/init(_:depth:segments:usesRing:)-(SharedImage,_,_,_)``.
+/// An open disk image on which several engines work, each in its own thread:
+/// ``DiskEngine/init(_:depth:segments:usesRing:)-(SharedImage,_,_,_)``.
 ///
-/// There is one copy of the metadata, behind one lock, so no engine ever sees a stale one. An engine has the lock while it asks how a range is stored
-/// or changes that, and prepares operations; the I/O is done without it. What has to be done once for all (a commit), an engine does for the others; one whose
-/// requests wait for what another does is called by its descriptor. The image is closed when its last engine and all other references have gone.
+/// There is one copy of the metadata, behind one lock, so no engine ever sees a stale one. An engine has the lock while
+/// it asks how a range is stored or changes that, and prepares operations; the I/O is done without it. What has to be
+/// done once for all (a commit), an engine does for the others; one whose requests wait for what another does is called
+/// by its descriptor. The image is closed when its last engine and all other references have gone.
 public final class SharedImage: @unchecked Sendable {
     /// The most engines at a time.
     public static let maximumEngines = 64
 
-    /// Without the lock only what never changes while several engines are there: path, format, size, cluster size, whether it is read-only.
+    /// Without the lock only what never changes while several engines are there: path, format, size, cluster size,
+    /// whether it is read-only.
     let image: DiskImage
     /// The system calls for metadata that is read and written at once.
     let calls: FileCalls
@@ -136,7 +139,8 @@ public final class SharedImage: @unchecked Sendable {
     /// The number of the first operation of any engine that is under way.
     var firstSequence: UInt64 { engines.reduce(sequence) { min($0, $1.firstSequence) } }
 
-    /// Metadata has been read and the requests of `reader` have looked at it: it may be replaced when those of the others have looked, too.
+    /// Metadata has been read and the requests of `reader` have looked at it: it may be replaced when those of the
+    /// others have looked, too.
     func unpin(_ load: MetadataLoad, readBy reader: AttachedEngine) {
         assertLocked()
         var others: UInt64 = 0
@@ -165,7 +169,8 @@ public final class SharedImage: @unchecked Sendable {
     }
 }
 
-/// How what has been written becomes durable, in the order of docs/qcow2.md. The engine that runs a commit does what its steps say, and comes back with the outcome.
+/// How what has been written becomes durable, in the order of docs/qcow2.md. The engine that runs a commit does what
+/// its steps say, and comes back with the outcome.
 extension SharedImage {
     /// Begins a commit that covers what has ended by now, at every engine.
     /// - Returns: nil if one is under way, which another follows.
@@ -176,7 +181,7 @@ extension SharedImage {
         do throws(MetadataError) {
             guard try image.beginCommit(calls) else { return try writeMapping() }
             // Data in a file of its own comes before what is written of it.
-            return synchronize(image.hasDataFile ? .data : .refcounts)
+            return synchronize(image.hasDataFile ? .data : .allocation)
         } catch {
             return over(error)
         }
@@ -196,10 +201,10 @@ extension SharedImage {
             if commit.file + 1 < image.writtenFiles { return synchronize(step, file: commit.file + 1) }
             switch step {
             case .data:
-                return synchronize(.refcounts)
-            case .refcounts:
-                return try image.writeRefcountTable(calls) ? synchronize(.refcountTable) : writeMapping()
-            case .refcountTable:
+                return synchronize(.allocation)
+            case .allocation:
+                return try image.writeAllocationTable(calls) ? synchronize(.allocationTable) : writeMapping()
+            case .allocationTable:
                 return try writeMapping()
             case .mapping:
                 // Failing costs space and nothing else.
@@ -244,8 +249,8 @@ extension SharedImage {
     /// Indicates whether nobody runs the commit that somebody has asked for: an engine that has gone cannot.
     var isCommitOrphaned: Bool { commit.step == .none && commit.isWanted }
 
-    /// An engine has gone. As long as the commit that it ran has not ended it can be begun again: what it wrote is covered by its first
-    /// synchronisation then.
+    /// An engine has gone. As long as the commit that it ran has not ended it can be begun again: what it wrote is
+    /// covered by its first synchronisation then.
     func abortCommit(of engine: AttachedEngine) {
         guard commit.isRun(by: engine) else { return }
         image.unlock()

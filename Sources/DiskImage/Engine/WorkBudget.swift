@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// How much an engine has under way and does in a turn, in bytes: what the queue has at a time, and what the owner's thread does until others have
-/// their turn.
+/// How much an engine has under way and does in a turn, in bytes: what the queue has at a time, and what the owner's
+/// thread does until others have their turn.
 struct WorkBudget {
     /// Bytes that the queue has.
     private(set) var bytesInFlight: UInt64 = 0
@@ -10,9 +10,11 @@ struct WorkBudget {
     /// Bytes of work until the owner's turn is over.
     private var turnLeft = Int.max
 
-    /// Bytes of one call of the kernel's, which nothing ends once it is under way; the rest of an operation follows, as after a short transfer.
+    /// Bytes of one call of the kernel's, which nothing ends once it is under way; the rest of an operation follows, as
+    /// after a short transfer.
     static let largestCall: UInt64 = 4 << 20
-    /// Bytes that the queues of a disk have at a time: more than a disk needs to be busy, and no more than it does in a moment.
+    /// Bytes that the queues of a disk have at a time: more than a disk needs to be busy, and no more than it does in a
+    /// moment.
     static let maximumBytesInFlight: UInt64 = 64 << 20
     /// The same where the owner's thread carries everything out by itself, and gains nothing by more.
     private static let maximumBytesInFlightInTurn: UInt64 = 16 << 20

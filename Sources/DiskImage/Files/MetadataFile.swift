@@ -12,6 +12,24 @@ enum MetadataError: Error, Equatable {
     case failed(Int32)
     /// An errno value. What the host could not store it may have forgotten, whoever wrote it: nothing that follows could be relied upon.
     case lost(Int32)
+
+    /// The errno value.
+    var code: Int32 {
+        switch self {
+        case .needsCommit: EIO
+        case .failed(let error), .lost(let error): error
+        }
+    }
+
+    /// What becomes of a request for it.
+    var lookup: RangeLookup {
+        switch self {
+        case .needsCommit: .commit
+        case .failed(let error), .lost(let error): .failed(error)
+        }
+    }
+
+    func asError(_ path: String, _ call: String) -> DiskImageError { .system(path: path, SystemCallError(call, errno: code)) }
 }
 
 /// The file of an image for the small, rare reads and writes of metadata that are done at once, through the page cache.

@@ -3,30 +3,6 @@
 internal import Glibc
 internal import Linux
 
-/// What has to be done for the start of a range that is written, discarded or zeroed. Lengths are in bytes.
-enum WriteTarget {
-    /// A write at this offset of the file, without a change of the mapping.
-    case inPlace(offset: UInt64, length: UInt64)
-    /// A range that needs no I/O.
-    case done(length: UInt64)
-    /// New clusters, this many at most, all of which the range covers.
-    case clusters(UInt64)
-    /// A part of a cluster that becomes allocated.
-    case part(Part)
-    /// A load, a wait, a commit or a failure, as in ``RangeLookup``.
-    case unresolved(RangeLookup)
-
-    /// What the range does not cover of the part is copied, or zeroes.
-    struct Part {
-        /// The part, in bytes from the cluster's start: all of it, or some subclusters.
-        var range: Range<UInt64>
-        /// Indicates whether what is not covered reads as zeroes.
-        var isZero: Bool
-        /// The cluster in the file, which is there already and ours; nil for a new one.
-        var place: UInt64?
-    }
-}
-
 extension QCOW2Header {
     /// Refuses images that can be read and must not, or cannot, be written.
     func requireWritable(_ path: String) throws(DiskImageError) {
@@ -35,8 +11,6 @@ extension QCOW2Header {
 }
 
 extension QCOW2Image {
-    /// What is to be done for `operation` on the range from `offset`, which is inside the disk. Of a discard or zeroes, what concerns the
-    /// mapping alone is done here. `sequence` is the number of the next operation, `diskSize` where the last cluster may be cut.
     mutating func target(
         _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64, _ file: MetadataFile
     ) -> WriteTarget {
@@ -109,7 +83,7 @@ extension QCOW2Image {
         header.hasDataFile || l2Entry(entries, index) & L2Entry.copied != 0
     }
 
-    func readsAsZeroes(_ unit: Unit) -> Bool { unit == .zero || (unit == .unallocated && !hasBacking) }
+    func readsAsZeroes(_ unit: StoredUnit) -> Bool { unit == .zero || (unit == .unallocated && !hasBacking) }
 
     func isMetadata(_ place: UInt64) -> Bool {
         switch refcounts {
@@ -118,8 +92,17 @@ extension QCOW2Image {
         }
     }
 
-    /// Clusters for at most as many of the guest's clusters from `offset` on; their slice stays in the cache until
-    /// ``link(_:at:sequence:)`` or ``abandon(_:at:sequence:)``.
+    mutating func allocate(_ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
+        if let part, let place = part.place { return try extend(part, place, at: offset) }
+        var run = try allocate(count, at: offset, file)
+        if let part { run.units = header.units(part.range) }
+        growAhead(file)
+        return run
+    }
+
+    func place(of run: ClusterRun) -> UInt64 { run.first << UInt64(header.clusterBits) }
+
+    /// Clusters for at most as many of the guest's clusters from `offset` on; their slice stays in the cache.
     mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { throw .failed(EIO) }
         if header.hasDataFile {
@@ -149,13 +132,12 @@ extension QCOW2Image {
     }
 
     /// The cluster at a place, which is the guest's already, while subclusters of it are written that are not yet.
-    mutating func extend(_ part: WriteTarget.Part, _ place: UInt64, at offset: UInt64) throws(MetadataError) -> ClusterRun {
+    private mutating func extend(_ part: WriteTarget.Part, _ place: UInt64, at offset: UInt64) throws(MetadataError) -> ClusterRun {
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { throw .failed(EIO) }
         l2Slices.pin(slot, 1)
         return ClusterRun(first: place >> UInt64(header.clusterBits), count: 1, units: header.units(part.range), isLinked: true)
     }
 
-    /// The data is in the clusters: from now on they are the guest's.
     mutating func link(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         // Pinned since the allocation.
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { return }
@@ -171,7 +153,6 @@ extension QCOW2Image {
         l2Slices.pin(slot, -1)
     }
 
-    /// The data could not be written: nobody has the clusters.
     mutating func abandon(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         if let slot = l2Slices.slot(of: sliceNumber(offset)) { l2Slices.pin(slot, -1) }
         if !run.isLinked, !header.hasDataFile { refcounts?.free(run, sequence) }
@@ -292,8 +273,28 @@ extension QCOW2Image {
         }
     }
 
-    /// Writes L2 slices and L1 entries; what they refer to is durable.
+    mutating func beginCommit(_ file: MetadataFile) throws(MetadataError) -> Bool {
+        guard failure == 0 else { throw .failed(failure) }
+        // Data in a file of its own is made durable by every flush, and before the mapping.
+        guard needsBarrier || header.hasDataFile else { return false }
+        try refcounts?.writeSlices(file)
+        isLocked = true
+        return true
+    }
+
+    mutating func writeAllocationTable(_ file: MetadataFile) throws(MetadataError) -> Bool {
+        guard refcounts?.isTableDirty == true else { return false }
+        try refcounts?.writeTable(file)
+        return true
+    }
+
+    /// Writes L2 slices and L1 entries.
     mutating func writeMapping(_ file: MetadataFile) throws(MetadataError) {
+        if isLocked { refcounts?.needsBarrier = false }
+        try writeTables(file)
+    }
+
+    private mutating func writeTables(_ file: MetadataFile) throws(MetadataError) {
         while let slot = l2Slices.dirtySlot {
             let slice = l2Slices.key(slot)
             let table = l1[Int(slice >> UInt64(header.l2Bits - sliceBits))] & L1Entry.offset
@@ -315,9 +316,17 @@ extension QCOW2Image {
         }
     }
 
+    mutating func release(before sequence: UInt64, _ file: MetadataFile) throws(MetadataError) {
+        try refcounts?.release(before: sequence, file)
+    }
+
+    mutating func prepareChange(_ file: MetadataFile) throws(MetadataError) -> [String]? {
+        autoclearFeatures == 0 ? nil : try clearAutoclearFeatures(file)?.names
+    }
+
     /// Before the first change: features that only those keep true who know them are switched off.
     /// - Returns: the bitmaps that the image has no more, if it had any. What they take is given back by the next commit.
-    mutating func clearAutoclearFeatures(_ file: MetadataFile) throws(MetadataError) -> LiveBitmaps? {
+    private mutating func clearAutoclearFeatures(_ file: MetadataFile) throws(MetadataError) -> LiveBitmaps? {
         let kept = autoclearFeatures & header.keptAutoclearFeatures
         guard kept != autoclearFeatures else { return nil }
         var features = [UInt8](repeating: 0, count: 8)
@@ -362,17 +371,8 @@ extension QCOW2Image {
         try file.synchronize()
         try refcounts?.writeTable(file)
         try file.synchronize()
-        try writeMapping(file)
+        try writeTables(file)
         try file.synchronize()
         try refcounts?.release(before: .max, file)
-    }
-}
-
-extension MetadataError {
-    var lookup: RangeLookup {
-        switch self {
-        case .needsCommit: .commit
-        case .failed(let error), .lost(let error): .failed(error)
-        }
     }
 }

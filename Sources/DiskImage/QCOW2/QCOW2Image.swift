@@ -6,10 +6,7 @@ internal import Linux
 
 /// The metadata of one open qcow2 image: its L1 table, caches of L2 tables and of decompressed clusters, and, in one that
 /// is written, reference counts.
-///
-/// It tells how the disk is stored and leaves the reading to others, so that many requests can be under way.
-/// Every entry is checked when it is used; what is damaged fails the requests that need it and nothing else.
-struct QCOW2Image: ~Copyable {
+struct QCOW2Image: ImageMetadata, ~Copyable {
     let header: QCOW2Header
     /// What was first found wrong, and at which byte of the disk.
     private(set) var damage: (ImageDamage, diskOffset: UInt64)?
@@ -91,9 +88,9 @@ struct QCOW2Image: ~Copyable {
         let allowed = UInt64(min(max(metadataCacheSize, 0), 1 << 30) / sliceSize)
         let clusterSize = Int(header.clusterSize)
         var l1 = try BigEndianTable(count: header.l1Count, file.path)
-        let l2Slices = try cache(sliceSize, Int(max(8, min(wanted, allowed))), file.path)
+        let l2Slices = try BlockCache(blockSize: sliceSize, count: Int(max(8, min(wanted, allowed))), file.path)
         // The compressed form is at most two clusters long, by the width of its length field.
-        let clusters = try cache(3 * clusterSize, 8, file.path)
+        let clusters = try BlockCache(blockSize: 3 * clusterSize, count: 8, file.path)
         guard let decompressor = Decompressor(header.compression) else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
         // The header's check has found the entries in the file, or, of one that is salvaged, the first of them.
         let there = Int(min(UInt64(header.l1Count), (file.size - min(file.size, header.l1Offset)) / 8))
@@ -150,8 +147,8 @@ struct QCOW2Image: ~Copyable {
         }
     }
 
-    /// How the range from `offset` is stored; `offset` is below the disk's size and `length` at least 1.
-    /// - Parameter compressedEntry: keeps the L2 entry of a compressed cluster from one call for the range to the next.
+    var clusterSize: UInt64 { header.clusterSize }
+
     mutating func locate(_ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> RangeLookup {
         // Of an image that is written, the entry may have changed meanwhile.
         if compressedEntry != 0, refcounts == nil { return compressed(compressedEntry, offset, length) }
@@ -198,25 +195,24 @@ struct QCOW2Image: ~Copyable {
         case .missing:
             guard let slot = l2Slices.reserve(slice) else { return .unresolved(l2Slices.isDirty ? .commit : .wait) }
             return .unresolved(.load(MetadataLoad(
-                kind: .l2Slice, slot: slot, offset: place(ofSlice: slice, table: table), buffer: l2Slices.block(slot), diskOffset: offset)))
+                kind: .table, slot: slot, offset: place(ofSlice: slice, table: table), buffer: l2Slices.block(slot), diskOffset: offset)))
         }
     }
 
     /// The file has been given clusters up to this byte.
     mutating func extend(to end: UInt64) { fileSize = max(fileSize, end) }
 
-    /// A load has ended with `bytes` read, or with an errno value.
     @discardableResult
     mutating func complete(_ load: MetadataLoad, bytes: Int, error: Int32) -> Int32 {
         var error = error
         switch load.kind {
-        case .l2Slice:
+        case .table:
             // Its place was inside the file at open, so a short one means that somebody cut the file since.
             if error == 0, bytes < load.length {
                 if isSalvaging { markMissing(load, from: bytes) } else { error = EIO }
             }
             l2Slices.complete(load.slot, error: error)
-        case .compressedCluster:
+        case .compressed:
             if error == 0, !(load.isIntact ?? decompress(load, bytes)) {
                 _ = damaged(.compressedClusterBroken(offset: load.offset), at: load.diskOffset)
                 error = EIO
@@ -226,41 +222,20 @@ struct QCOW2Image: ~Copyable {
         return error
     }
 
-    /// Decompresses a cluster into its slot. Returns whether that could be done.
     func decompress(_ load: MetadataLoad, _ bytes: Int) -> Bool {
         decompression.lock()
         defer { decompression.unlock() }
         return decompressor.decompress(load.buffer.prefix(bytes), into: clusters.block(load.slot).prefix(Int(header.clusterSize)))
     }
 
-    /// Those who waited for a load have been answered.
     mutating func unpin(_ load: MetadataLoad) {
         switch load.kind {
-        case .l2Slice: l2Slices.unpin(load.slot)
-        case .compressedCluster: clusters.unpin(load.slot)
+        case .table: l2Slices.unpin(load.slot)
+        case .compressed: clusters.unpin(load.slot)
         }
     }
 
     // MARK: - L2 entries
-
-    /// How one unit, a cluster or a subcluster, is stored.
-    enum Unit: Equatable {
-        case unallocated
-        case zero
-        /// The place of the unit's first byte.
-        case data(UInt64)
-        case compressed(UInt64)
-        case damaged(ImageDamage)
-
-        /// Indicates whether `next`, the unit after this one's run of `length` bytes, continues it.
-        func continues(with next: Unit, after length: UInt64) -> Bool {
-            switch (self, next) {
-            case (.unallocated, .unallocated), (.zero, .zero): true
-            case (.data(let start), .data(let place)): place == start &+ length
-            default: false
-            }
-        }
-    }
 
     /// Collects as many units as are stored alike, one after the other. `entries` is a slice of `1 << sliceBits` entries.
     private mutating func walk(_ entries: Int, _ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> RangeLookup {
@@ -296,7 +271,7 @@ struct QCOW2Image: ~Copyable {
     }
 
     /// Reads and checks the entry of a unit; `index` is below the slice's number of units.
-    func unit(_ entries: Int, _ index: Int) -> Unit {
+    func unit(_ entries: Int, _ index: Int) -> StoredUnit {
         guard header.hasExtendedL2 else {
             let entry = l2Entry(entries, index)
             if entry & L2Entry.compressed != 0 { return .compressed(entry) }
@@ -322,7 +297,7 @@ struct QCOW2Image: ~Copyable {
     }
 
     /// In a file of its own data has the place that it has on the disk; `offset` is that of the unit.
-    func misplaced(_ unit: Unit, at offset: UInt64) -> ImageDamage? {
+    func misplaced(_ unit: StoredUnit, at offset: UInt64) -> ImageDamage? {
         guard header.hasDataFile else { return nil }
         switch unit {
         case .data(let place) where place != offset: return .clusterMisplaced(offset: place)
@@ -331,7 +306,7 @@ struct QCOW2Image: ~Copyable {
         }
     }
 
-    private func cluster(_ entry: UInt64) -> Unit {
+    private func cluster(_ entry: UInt64) -> StoredUnit {
         let place = entry & L2Entry.offset
         // A file of its own has the guest's data from its first byte on.
         if place == 0, !header.hasDataFile || entry & L2Entry.copied == 0 { return .unallocated }
@@ -359,7 +334,7 @@ struct QCOW2Image: ~Copyable {
             // The last sector may be cut short by the end of the file.
             let bytes = min(sectorLength, fileSize - place)
             return .load(MetadataLoad(
-                kind: .compressedCluster, slot: slot, offset: place, buffer: clusters.block(slot).piece(Int(header.clusterSize), Int(bytes)),
+                kind: .compressed, slot: slot, offset: place, buffer: clusters.block(slot).piece(Int(header.clusterSize), Int(bytes)),
                 diskOffset: offset))
         }
     }
@@ -372,8 +347,4 @@ struct QCOW2Image: ~Copyable {
 
     /// A word of the slice in a slot of the cache.
     @inline(__always) func l2Entry(_ entries: Int, _ index: Int) -> UInt64 { l2Slices.word(index, of: entries) }
-}
-
-func cache(_ blockSize: Int, _ count: Int, _ path: String) throws(DiskImageError) -> BlockCache {
-    do { return try BlockCache(blockSize: blockSize, count: count) } catch { throw .system(path: path, error) }
 }

@@ -64,7 +64,7 @@ struct Refcounts: ~Copyable {
         metadata.insert(tableStart..<tableStart + UInt64(header.refcountTableClusters))
 
         let sliceSize = min(Self.sliceSize, Int(clusterSize))
-        do { slices = try BlockCache(blockSize: sliceSize, count: 1024) } catch { throw .system(path: file.path, error) }
+        slices = try BlockCache(blockSize: sliceSize, count: 1024, file.path)
         clusterBits = UInt64(header.clusterBits)
         order = UInt64(header.refcountOrder)
         tableOffset = header.refcountTableOffset

@@ -93,7 +93,7 @@ struct ImageReader: ~Copyable {
                 return found(.zero, length)
             case .memory(let bytes):
                 return found(.compressed, UInt64(bytes.count))
-            case .load(let load) where load.kind == .compressedCluster:
+            case .load(let load) where load.kind == .compressed:
                 // It is known to be there, which is enough: nothing is read.
                 image.complete(load, bytes: 0, error: ECANCELED)
                 image.unpin(load)
@@ -101,7 +101,7 @@ struct ImageReader: ~Copyable {
                 return found(.compressed, min(search.limit, cluster - offset % cluster), at: load.offset)
             case .load(let load):
                 do throws(DiskImageError) { try self.load(load) } catch {
-                    return found(.zero, try lose(offset, limit, search, isTable: load.kind == .l2Slice, error))
+                    return found(.zero, try lose(offset, limit, search, isTable: load.kind == .table, error))
                 }
             case .unallocated, .wait, .commit:
                 throw .request(path: image.path, SystemCallError("read", errno: EIO))
@@ -131,7 +131,7 @@ struct ImageReader: ~Copyable {
                 buffer.piece(done, moved).copy(from: bytes)
             case .load(let load):
                 do throws(DiskImageError) { try self.load(load) } catch {
-                    moved = Int(try lose(offset + UInt64(done), UInt64(buffer.count - done), search, isTable: load.kind == .l2Slice, error))
+                    moved = Int(try lose(offset + UInt64(done), UInt64(buffer.count - done), search, isTable: load.kind == .table, error))
                     buffer.piece(done, moved).clear()
                 }
             case .unallocated, .wait, .commit:

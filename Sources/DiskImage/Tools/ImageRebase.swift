@@ -66,9 +66,9 @@ public struct ImageRebase: Sendable {
         }
         let size = engine.image.size
         // What the image has of its own or not, in bytes.
-        let unit = engine.image.withMetadata { $0.header.clusterSize >> ($0.header.hasExtendedL2 ? 5 : 0) } ?? 65536
+        let unit = engine.image.withQCOW2 { $0.header.clusterSize >> ($0.header.hasExtendedL2 ? 5 : 0) } ?? 65536
         // What the image shows as zeroes because it has nothing there would show the new one.
-        if backing != nil { engine.image.withMetadata { $0.hasBacking = true } }
+        if backing != nil { engine.image.withQCOW2 { $0.hasBacking = true } }
         let writer = try WindowWriter(engine, sources: [before, after])
         try writer.run(size: size, interruption: .interruptedUnchanged(path: path), progress) { window throws(DiskImageError) in
             var position = window.start

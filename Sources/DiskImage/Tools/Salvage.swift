@@ -62,18 +62,13 @@ extension DiskImage {
     func unreadableLength(at offset: UInt64, _ search: Search, isTable: Bool) -> UInt64 {
         // A layer that the search has reached.
         guard search.layer < chainLength else { return search.limit }
-        if let length = layers[search.layer].qcow2?.unreadableLength(at: offset, isTable: isTable) {
-            return length
-        }
-        let unit = max(4096, clusterSize(ofLayer: search.file))
-        return unit - offset % unit
+        return layers[search.file].layout.unreadableLength(at: offset, isTable: isTable)
     }
 
     /// Why the disk cannot be read at an offset, if that is for what a format says there.
     func damageReason(at offset: UInt64) -> String? {
         for index in layers.indices {
-            if let (damage, place) = layers[index].qcow2?.damage, place == offset { return damage.description }
-            if let (damage, place) = layers[index].blocks?.damage, place == offset { return damage.description }
+            if let (damage, place) = layers[index].layout.damage, place == offset { return damage.description }
         }
         return nil
     }
@@ -84,31 +79,6 @@ extension DiskImage {
         switch layers[layer].dataFile {
         case .some(let file): return file.size
         case nil: return layers[layer].file.size
-        }
-    }
-}
-
-extension QCOW2Image {
-    /// What a table has where the file ends before it does, so that it is known to be missing.
-    static var missingEntry: UInt64 { L2Entry.offset }
-
-    /// See ``DiskImage/unreadableLength(at:_:isTable:)``.
-    func unreadableLength(at offset: UInt64, isTable: Bool) -> UInt64 {
-        let table = l1[Int(offset >> tableCover)] & L1Entry.offset
-        if table & (header.clusterSize - 1) != 0 || table > fileSize || header.clusterSize > fileSize - table {
-            return restOfTable(offset)
-        }
-        let unit = isTable ? UInt64(1) << UInt64(header.clusterBits + sliceBits) : header.clusterSize
-        return unit - offset % unit
-    }
-
-    /// Has what a slice was to have beyond the end of the file be known to be missing.
-    func markMissing(_ load: MetadataLoad, from bytes: Int) {
-        let words = header.hasExtendedL2 ? 2 : 1
-        for index in stride(from: bytes / (8 * words) * words, to: load.length / 8, by: words) {
-            // With subclusters all are said to be data of a cluster that is nowhere.
-            load.buffer.store(bigEndian: Self.missingEntry, index * 8)
-            if words == 2 { load.buffer.store(bigEndian: UInt64(UInt32.max), index * 8 + 8) }
         }
     }
 }

@@ -152,7 +152,7 @@ extension DiskEngine {
                 return (search.layer == 0, length)
             case .memory(let bytes):
                 return (search.layer == 0, UInt64(bytes.count))
-            case .load(let load) where load.kind == .compressedCluster:
+            case .load(let load) where load.kind == .compressed:
                 // It is known to be there, which is enough: nothing is read.
                 image.complete(load, bytes: 0, error: ECANCELED)
                 image.unpin(load)

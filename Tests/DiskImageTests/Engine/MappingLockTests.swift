@@ -85,7 +85,9 @@ import Testing
             let isChanged = engine.image.hasChangedMapping
             let mayBe = switch target {
             case .inPlace, .done, .unresolved(.wait): true
-            case .clusters, .part, .unresolved: false
+            case .clusters: false
+            case .part: false
+            case .unresolved: false
             }
             try #require(mayBe && !isChanged, "\(operation) of \(length) bytes at \(offset): \(target)")
             if case .unresolved(.wait) = target { waiting += 1 }
@@ -100,7 +102,9 @@ import Testing
             switch engine.image.target(operation, offset, length, sequence: 0, .host, &search) {
             case .clusters: changes.insert(.clusters)
             case .part: changes.insert(.part)
-            case .inPlace, .done, .unresolved: break
+            case .inPlace: break
+            case .done: break
+            case .unresolved: break
             }
             if engine.image.hasChangedMapping { changes.insert(.mapping) }
         }
@@ -124,15 +128,25 @@ import Testing
 extension DiskImage {
     /// As a commit does.
     fileprivate func lockMapping() {
-        withMetadata { $0.isLocked = true }
-        for file in layers.indices { layers[file].blocks?.isLocked = true }
+        for file in layers.indices {
+            switch layers[file].layout {
+            case .qcow2(let image): image.value.isLocked = true
+            case .blocks(let image): image.value.isLocked = true
+            case .raw: break
+            case .extents: break
+            }
+        }
     }
 
     /// Whether anything of the mapping in memory is not what the file has, or something was allocated or given up.
     fileprivate var hasChangedMapping: Bool {
-        if let isDirty = withMetadata({ $0.isDirty }) { return isDirty }
-        return layers.indices.contains { file in
-            layers[file].blocks?.slices.isDirty == true || layers[file].blocks?.directory.isDirty == true || layers[file].blocks?.allocator?.needsBarrier == true
+        layers.indices.contains { file in
+            switch layers[file].layout {
+            case .qcow2(let image): image.value.isDirty
+            case .blocks(let image): image.value.slices.isDirty || image.value.directory.isDirty || image.value.allocator?.needsBarrier == true
+            case .raw: false
+            case .extents: false
+            }
         }
     }
 }

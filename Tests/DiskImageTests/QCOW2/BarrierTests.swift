@@ -78,7 +78,7 @@ import Testing
         do {
             var engine = try open(path, log)
             // As if all before the file's end were in use.
-            engine.image.withMetadata { $0.refcounts?.allocateAtEnd() }
+            engine.image.withQCOW2 { $0.refcounts?.allocateAtEnd() }
             for round in 0..<3 {
                 try states[round].write(
                     &engine, at: (16 + round * 12) << 10, randomBytes(12 << 10, seed: Self.seed + UInt64(round)))

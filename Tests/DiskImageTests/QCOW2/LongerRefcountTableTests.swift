@@ -200,5 +200,5 @@ import Testing
 
 extension DiskEngine {
     /// As if all before the file's end were in use.
-    fileprivate mutating func allocateAtEnd() { image.withMetadata { $0.refcounts?.allocateAtEnd() } }
+    fileprivate mutating func allocateAtEnd() { image.withQCOW2 { $0.refcounts?.allocateAtEnd() } }
 }

@@ -263,13 +263,13 @@ import Testing
         var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
         try engine.write(0, [UInt8](repeating: 1, count: 65536))
         let file = engine.metadataFile
-        let run = try engine.image.withMetadata { qcow2 throws(MetadataError) in try qcow2.allocate(1, at: 65536, file)
+        let run = try engine.image.withQCOW2 { qcow2 throws(MetadataError) in try qcow2.allocate(1, at: 65536, file)
         }!
         // The whole commit passes while the data is on its way.
         try engine.perform(.flush)
-        #expect(engine.image.withMetadata { $0.needsBarrier } == false)
-        engine.image.withMetadata { $0.link(run, at: 65536, sequence: 0) }
-        #expect(engine.image.withMetadata { $0.needsBarrier } == true)
+        #expect(engine.image.withQCOW2 { $0.needsBarrier } == false)
+        engine.image.withQCOW2 { $0.link(run, at: 65536, sequence: 0) }
+        #expect(engine.image.withQCOW2 { $0.needsBarrier } == true)
         // And while that is made durable, the mapping stays as it is.
         let isWritten = try engine.image.beginCommit(.host), isLocked = engine.image.isLocked
         #expect(isWritten && isLocked)

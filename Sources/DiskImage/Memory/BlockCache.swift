@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// A bounded set of equal blocks, each known by a number: slices of L2 tables, or decompressed clusters.
+/// A bounded set of equal blocks, each known by a number: pieces of a format's table, or decompressed clusters.
 ///
 /// The cache reads nothing itself. Who misses a block takes a slot (``reserve(_:)``), has it filled while others wait,
 /// and calls ``complete(_:error:)``. Until ``unpin(_:)`` the block stays, whatever else is wanted meanwhile, so that those who
@@ -59,6 +59,11 @@ struct BlockCache: ~Copyable {
         self.slots = slots
         self.blockSize = blockSize
         self.setCount = setCount
+    }
+
+    /// - Parameter path: the image's, for the error that there is no memory.
+    init(blockSize: Int, count: Int, _ path: String) throws(DiskImageError) {
+        do throws(SystemCallError) { try self.init(blockSize: blockSize, count: count) } catch { throw .system(path: path, error) }
     }
 
     /// Looks for a block and, if it is there, marks it used.

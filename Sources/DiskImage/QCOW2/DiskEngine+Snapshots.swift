@@ -118,7 +118,7 @@ extension DiskEngine {
         guard isExclusive else { throw .request(path: image.path, SystemCallError("snapshot", errno: EBUSY)) }
         guard !image.isReadOnly else { throw .request(path: image.path, SystemCallError("snapshot", errno: EROFS)) }
         try perform(.flush)
-        image.withMetadata { $0.trim(metadataFile) }
+        image.withQCOW2 { $0.trim(metadataFile) }
         let scan = try QCOW2Scan.scan(header, tableFile, fileSize: fileSize())
         guard scan.report.errors == 0 else {
             throw .notWritable(path: image.path, reason: "it has \(scan.report.errors) errors: swkvm image check --repair all")
