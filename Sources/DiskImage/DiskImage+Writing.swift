@@ -31,6 +31,7 @@ extension DiskImage {
 
     /// Comes before every change: what is no longer true once there was one.
     func prepareChange(_ calls: FileCalls) throws(MetadataError) {
+        guard !layers[0].layout.isPrepared else { return }
         if let lost = try layers[0].layout.prepareChange(metadataFile(0, calls)) { reportLostBitmaps(lost) }
     }
 

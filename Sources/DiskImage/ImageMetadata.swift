@@ -41,6 +41,10 @@ protocol ImageMetadata: ~Copyable {
 
     // MARK: - Changes
 
+    /// Indicates whether ``prepareChange(_:)`` has nothing to do, which is so for all changes but the first. It costs a
+    /// request nothing to ask.
+    var isPrepared: Bool { get }
+
     /// Comes before every change: what is no longer true once there was one.
     /// - Returns: the names of the bitmaps that the image has no more, if it had any.
     mutating func prepareChange(_ file: MetadataFile) throws(MetadataError) -> [String]?

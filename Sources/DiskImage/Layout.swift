@@ -121,6 +121,15 @@ enum Layout: ~Copyable {
 
     // MARK: - Changes
 
+    @inline(__always) var isPrepared: Bool {
+        switch self {
+        case .raw: true
+        case .qcow2(let image): image.value.isPrepared
+        case .blocks(let image): image.value.isPrepared
+        case .extents(let extents): extents.value.contentID.isReplaced
+        }
+    }
+
     func prepareChange(_ file: MetadataFile) throws(MetadataError) -> [String]? {
         switch self {
         case .qcow2(let image): return try image.value.prepareChange(file)

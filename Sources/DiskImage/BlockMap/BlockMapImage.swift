@@ -165,6 +165,8 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
         return unit - offset % unit
     }
 
+    var isPrepared: Bool { contentID.isReplaced }
+
     mutating func prepareChange(_ file: MetadataFile) throws(MetadataError) -> [String]? {
         try contentID.replace(file)
         return nil

@@ -44,6 +44,9 @@ struct VMDKContentID {
 
     init(at place: UInt64 = 0) { self.place = place }
 
+    /// Indicates whether there is none, or it has been replaced.
+    var isReplaced: Bool { place == 0 }
+
     /// Writes another one, with the first change.
     mutating func replace(_ file: MetadataFile) throws(MetadataError) {
         guard place != 0 else { return }

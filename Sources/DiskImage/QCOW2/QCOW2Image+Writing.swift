@@ -320,8 +320,10 @@ extension QCOW2Image {
         try refcounts?.release(before: sequence, file)
     }
 
+    var isPrepared: Bool { autoclearFeatures & ~header.keptAutoclearFeatures == 0 }
+
     mutating func prepareChange(_ file: MetadataFile) throws(MetadataError) -> [String]? {
-        autoclearFeatures == 0 ? nil : try clearAutoclearFeatures(file)?.names
+        isPrepared ? nil : try clearAutoclearFeatures(file)?.names
     }
 
     /// Before the first change: features that only those keep true who know them are switched off.
