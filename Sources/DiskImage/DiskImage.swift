@@ -110,7 +110,7 @@ public final class DiskImage: @unchecked Sendable {
         clusterSize = chain.clusterSize
         chainLength = chain.chainLength
         self.remote = chain.remote
-        remote?.isInterrupted = nil
+        self.remote?.isInterrupted = nil
         layers = chain.take()
     }
 

@@ -97,6 +97,8 @@ import Testing
         options.isInterrupted = { flag.isSet.load(ordering: .relaxed) }
         var engine = try DiskEngine(DiskImage(path: server.address, options: options))
         flag.isSet.store(true, ordering: .relaxed)
+        // Nor when a connection that was lost is replaced.
+        #expect(engine.image.remote?.isInterrupted == nil)
         let contents = try engine.readAll()
         #expect(contents == [UInt8](repeating: 7, count: 1 << 20))
     }
