@@ -105,11 +105,18 @@ extension DiskImage {
     /// Has an image that was found damaged say so, if its format can, and nothing be written any more.
     func markDamage(_ calls: FileCalls) { layers[0].layout.markDamage(metadataFile(0, calls)) }
 
-    /// Brings everything to the file, as far as that can be done.
+    /// Brings everything to the file, as far as that can be done. What could not be written is reported: nobody waits
+    /// for it any more.
     func close(_ calls: FileCalls) {
         for file in 0..<writtenFiles {
-            let data = MetadataFile(calls: calls, number: dataDescriptor(file))
-            _ = try? layers[file].layout.close(metadataFile(file, calls), data)
+            let data = MetadataFile(calls: calls, number: dataDescriptor(file), file: file, failures: failures)
+            do throws(MetadataError) {
+                try layers[file].layout.close(metadataFile(file, calls), data)
+            } catch {
+                let access = failures.access(of: error.code)
+                let reason = error.asError(path(ofFile: file), access?.call.name ?? FailedAccess.Call.write.name)
+                report?("\(reason): the last metadata was not written; what was written since the last flush may be lost")
+            }
         }
     }
 

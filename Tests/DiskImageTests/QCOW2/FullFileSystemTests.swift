@@ -134,6 +134,32 @@ import Testing
         ).snapshots().map(\.name)
     }
 
+    /// What a disk's user has written since the last flush is lost where its metadata finds no room at the end: that is
+    /// said, since no request fails for it.
+    @Test(arguments: [ImageFormat.qcow2, .vdi]) func metadataThatIsNotWrittenAtTheEndIsReported(
+        format: ImageFormat
+    ) throws {
+        let path = directory.file("disk.\(format.rawValue)")
+        qemuImage("create", "-q", "-f", format.rawValue, path, "4M")
+        let isFull = Guarded(false), reports = Reports()
+        var calls = FileCalls.host
+        unsafe calls.write = { file, vectors, count, offset in
+            unsafe isFull.withLock { $0 } ? -Int(ENOSPC) : FileCalls.host.write(file, vectors, count, offset)
+        }
+        var options = DiskImageOptions(format: format, locking: false)
+        options.report = { reports.add($0) }
+        do {
+            var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 4, segments: 4, calls: calls)
+            try engine.write(0, [UInt8](repeating: 1, count: 4096))
+            isFull.withLock { $0 = true }
+        }
+        let reason = DiskImageError.system(path: path, SystemCallError("write", errno: ENOSPC))
+        #expect(
+            reports.all == [
+                "\(reason): the last metadata was not written; what was written since the last flush may be lost"
+            ])
+    }
+
     private static func blocks(_ path: String) -> Int {
         var status = stat()
         return unsafe stat(path, &status) == 0 ? Int(status.st_blocks) : -1
