@@ -209,7 +209,7 @@ struct DiskResize: DeviceRequest {
     let apply: @Sendable (UInt64) -> Void
 }
 
-/// Indicates whether a write may be finished before it is durable. The driver's choice, read by the I/O thread at the
+/// Indicates whether a write may be completed before it is durable. The driver's choice, read by the I/O thread at the
 /// end of a write.
 final class WriteCache: Sendable {
     let isWriteback = Atomic<Bool>(true)

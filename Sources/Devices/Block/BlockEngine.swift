@@ -113,7 +113,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
         disk.beginTurn()
-        finishRequests()
+        handleCompletions()
         gather()
         publish()
         comeBack()
@@ -198,7 +198,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
                 budget -= 1
             }
             submit()
-            finishRequests()
+            handleCompletions()
             publish()
             if budget == 0 || disk.isTurnOver { return doorbell?.event.signal() ?? () }
             // A look at the queue follows.
@@ -222,7 +222,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         return nil
     }
 
-    /// Starts a request, or finishes it at once when there is nothing to wait for.
+    /// Starts a request, or completes it at once when there is nothing to wait for.
     private mutating func begin(_ chain: DescriptorChain, _ slot: Int) {
         var readable = chain.readable
         var writable = chain.writable
@@ -248,12 +248,12 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         case BlockRequestType.getID: identify(slot, writable)
         case BlockRequestType.discard, BlockRequestType.writeZeroes:
             let needed: FeatureSet = header.type == BlockRequestType.discard ? .blockDiscard : .blockWriteZeroes
-            guard isReadOnly || features.contains(needed) else { return finish(slot, .unsupported) }
+            guard isReadOnly || features.contains(needed) else { return completeRequest(slot, .unsupported) }
             guard !isReadOnly, !readable.isEmpty, readable.byteCount % BlockRange.size == 0,
                 readable.byteCount / BlockRange.size <= UInt64(BlockConfiguration.maximumRanges)
-            else { return finish(slot, .ioError) }
+            else { return completeRequest(slot, .ioError) }
             startNextRange(slot)
-        default: finish(slot, .unsupported)
+        default: completeRequest(slot, .unsupported)
         }
     }
 
@@ -263,7 +263,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // minutes.
         guard data.byteCount > 0, data.byteCount <= largestTransfer, data.byteCount % 512 == 0,
             let range = byteRange(sector: sector, count: data.byteCount / 512, size: capacity)
-        else { return finish(slot, .ioError) }
+        else { return completeRequest(slot, .ioError) }
         start(slot, operation, range, data)
     }
 
@@ -278,21 +278,23 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private mutating func identify(_ slot: Int, _ writable: IOVectors) {
         let zeroed = writable.fill(count: 20)
         unsafe writable.copy(from: serial.utf8Span.span.bytes)
-        finish(slot, .ok, written: UInt64(zeroed))
+        completeRequest(slot, .ok, written: UInt64(zeroed))
     }
 
-    /// Starts with the next range of a DISCARD or WRITE_ZEROES, or finishes the request when that range is wrong.
+    /// Starts with the next range of a DISCARD or WRITE_ZEROES, or completes the request when that range is wrong.
     private mutating func startNextRange(_ slot: Int) {
         guard let request = pending[slot] else { return }
-        guard let range = BlockRange(request.readable, at: request.nextRange) else { return finish(slot, .ioError) }
+        guard let range = BlockRange(request.readable, at: request.nextRange) else {
+            return completeRequest(slot, .ioError)
+        }
         pending[slot]?.nextRange += BlockRange.size
         let isDiscard = request.type == BlockRequestType.discard
         // §5.2.6.2: UNSUPP for flags that are not known, and for UNMAP in a DISCARD.
-        guard range.flags & ~(isDiscard ? 0 : BlockRange.unmap) == 0 else { return finish(slot, .unsupported) }
+        guard range.flags & ~(isDiscard ? 0 : BlockRange.unmap) == 0 else { return completeRequest(slot, .unsupported) }
         let limit = isDiscard ? BlockConfiguration.maximumDiscardSectors : BlockConfiguration.maximumWriteZeroesSectors
         guard range.sectors <= limit,
             let bytes = byteRange(sector: range.sector, count: UInt64(range.sectors), size: capacity)
-        else { return finish(slot, .ioError) }
+        else { return completeRequest(slot, .ioError) }
         let operation: DiskOperation =
             isDiscard ? .discard : range.flags & BlockRange.unmap != 0 ? .writeZeroesUnmapping : .writeZeroes
         disk.start(slot, operation, offset: bytes.offset, length: bytes.length)
@@ -309,24 +311,24 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         while turns > 0, disk.inFlight > 0, !disk.isTurnOver {
             let before = disk.inFlight
             Thread.yield()
-            finishRequests()
+            handleCompletions()
             if disk.inFlight == before { return }
             turns -= 1
         }
     }
 
-    private mutating func finishRequests() {
-        while let completion = disk.nextCompletion() { finish(completion) }
+    private mutating func handleCompletions() {
+        while let completion = disk.nextCompletion() { handle(completion) }
         // Nothing is left to submit: what was refused meanwhile is reported.
         submit()
     }
 
-    private mutating func finish(_ completion: DiskCompletion) {
+    private mutating func handle(_ completion: DiskCompletion) {
         let slot = completion.request
         guard let request = pending[slot] else { return }
         if completion.error != 0 {
             switch react(to: completion) {
-            case .report: return finish(slot, .ioError)
+            case .report: return completeRequest(slot, .ioError)
             case .stop: return failedRequests.append(completion)
             case .ignore: break
             }
@@ -335,10 +337,10 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         case .read:
             statistics.reads.add()
             statistics.readBytes.add(completion.length)
-            return finish(slot, .ok, written: completion.length)
+            return completeRequest(slot, .ok, written: completion.length)
         case .flush:
             statistics.flushes.add()
-            return finish(slot, .ok)
+            return completeRequest(slot, .ok)
         case .write:
             statistics.writes.add()
             statistics.writtenBytes.add(completion.length)
@@ -347,7 +349,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             if request.nextRange < request.readable.byteCount { return startNextRange(slot) }
         }
         // Without a write cache the driver takes the end of a write for durable.
-        if cache.isWriteback.load(ordering: .acquiring) { return finish(slot, .ok) }
+        if cache.isWriteback.load(ordering: .acquiring) { return completeRequest(slot, .ok) }
         disk.start(slot, .flush, offset: 0, length: 0)
     }
 
@@ -396,17 +398,17 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     /// The one end of every request that has a slot: status, used length, slot.
-    private mutating func finish(_ slot: Int, _ status: BlockStatus, written: UInt64 = 0) {
+    private mutating func completeRequest(_ slot: Int, _ status: BlockStatus, written: UInt64 = 0) {
         guard let request = pending[slot] else { return }
         pending[slot] = nil
-        complete(request.head, request.status, status, slot, written: written, room: request.writable.byteCount)
+        returnChain(request.head, request.status, status, slot, written: written, room: request.writable.byteCount)
     }
 
     private mutating func reject(_ head: UInt16, _ byte: GuestByte, _ status: BlockStatus, _ slot: Int, room: UInt64) {
-        complete(head, byte, status, slot, written: 0, room: room)
+        returnChain(head, byte, status, slot, written: 0, room: room)
     }
 
-    private mutating func complete(
+    private mutating func returnChain(
         _ head: UInt16, _ byte: GuestByte, _ status: BlockStatus, _ slot: Int, written: UInt64, room: UInt64
     ) {
         byte.store(status.rawValue)

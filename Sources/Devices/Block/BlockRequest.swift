@@ -65,7 +65,7 @@ func byteRange(sector: UInt64, count: UInt64, size: UInt64) -> (offset: UInt64, 
     return (sector * 512, count * 512)
 }
 
-/// A request that was taken from the queue and is not finished.
+/// A request that was taken from the queue and is not completed.
 struct PendingBlockRequest {
     let head: UInt16
     let status: GuestByte
