@@ -17,13 +17,15 @@ extension DiskImage {
 
     /// How the start of a range is written; `search.file` becomes the number of the file that this is about.
     func target(
-        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, sequence: UInt64, _ calls: FileCalls, _ search: inout Search
+        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, sequence: UInt64, _ calls: FileCalls,
+        _ search: inout Search
     ) -> WriteTarget {
         // Only the topmost is written.
         guard let place = place(of: offset) else { return .unresolved(.failed(EROFS)) }
         search.file = place.file
         let target = layers[place.file].layout.target(
-            operation, place.offset, min(length, place.length), diskSize: size, sequence: sequence, metadataFile(place.file, calls))
+            operation, place.offset, min(length, place.length), diskSize: size, sequence: sequence,
+            metadataFile(place.file, calls))
         guard case .unresolved(.load(var load)) = target else { return target }
         load.layer = place.file
         return .unresolved(.load(load))
@@ -37,9 +39,12 @@ extension DiskImage {
 
     /// New clusters for at most `count` of the disk's from `offset` on, which ``target(_:_:_:sequence:_:_:)`` has asked
     /// for, or the one that `part` is of.
-    func allocate(_ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ calls: FileCalls) throws(MetadataError) -> ClusterRun {
+    func allocate(
+        _ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ calls: FileCalls
+    ) throws(MetadataError) -> ClusterRun {
         guard let place = place(of: offset) else { throw .failed(EROFS) }
-        return try layers[place.file].layout.allocate(count, at: place.offset, for: part, metadataFile(place.file, calls))
+        return try layers[place.file].layout.allocate(
+            count, at: place.offset, for: part, metadataFile(place.file, calls))
     }
 
     /// The byte of the file where new clusters begin.
@@ -52,7 +57,9 @@ extension DiskImage {
 
     /// New clusters could not be written.
     func abandon(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
-        if let place = place(of: offset) { layers[place.file].layout.abandon(run, at: place.offset, sequence: sequence) }
+        if let place = place(of: offset) {
+            layers[place.file].layout.abandon(run, at: place.offset, sequence: sequence)
+        }
     }
 
     // MARK: - Commits
@@ -79,14 +86,18 @@ extension DiskImage {
     /// such thing.
     func beginCommit(_ calls: FileCalls) throws(MetadataError) -> Bool {
         var isAny = false
-        for file in 0..<writtenFiles where try layers[file].layout.beginCommit(metadataFile(file, calls)) { isAny = true }
+        for file in 0..<writtenFiles where try layers[file].layout.beginCommit(metadataFile(file, calls)) {
+            isAny = true
+        }
         return isAny
     }
 
     /// Returns whether the table of what counts clusters had to be written.
     func writeAllocationTable(_ calls: FileCalls) throws(MetadataError) -> Bool {
         var isAny = false
-        for file in 0..<writtenFiles where try layers[file].layout.writeAllocationTable(metadataFile(file, calls)) { isAny = true }
+        for file in 0..<writtenFiles where try layers[file].layout.writeAllocationTable(metadataFile(file, calls)) {
+            isAny = true
+        }
         return isAny
     }
 
@@ -98,7 +109,9 @@ extension DiskImage {
     /// The mapping is durable: what it no longer refers to is given back. Failing costs space and nothing else.
     func release(before sequence: UInt64, _ calls: FileCalls) {
         for file in 0..<writtenFiles {
-            do throws(MetadataError) { try layers[file].layout.release(before: sequence, metadataFile(file, calls)) } catch { failures.forget() }
+            do throws(MetadataError) {
+                try layers[file].layout.release(before: sequence, metadataFile(file, calls))
+            } catch { failures.forget() }
         }
     }
 
@@ -115,7 +128,8 @@ extension DiskImage {
             } catch {
                 let access = failures.access(of: error.code)
                 let reason = error.asError(path(ofFile: file), access?.call.name ?? FailedAccess.Call.write.name)
-                report?("\(reason): the last metadata was not written; what was written since the last flush may be lost")
+                report?(
+                    "\(reason): the last metadata was not written; what was written since the last flush may be lost")
             }
         }
     }

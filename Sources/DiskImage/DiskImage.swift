@@ -79,12 +79,16 @@ public final class DiskImage: @unchecked Sendable {
     }
 
     /// A remote disk over a socket that is connected to its server: there is no other when that one is lost.
-    package convenience init(path: String, options: DiskImageOptions, socket: consuming FileDescriptor) throws(DiskImageError) {
+    package convenience init(
+        path: String, options: DiskImageOptions, socket: consuming FileDescriptor
+    ) throws(DiskImageError) {
         try self.init(path: path, options: options, remote: NBDDisk(path: path, socket: socket))
     }
 
     convenience init(path: String, options: DiskImageOptions, remote: NBDDisk?) throws(DiskImageError) {
-        try self.init(path: path, FormatChoice(options.format, of: path, option: options.formatOption), options: options, remote: remote)
+        try self.init(
+            path: path, FormatChoice(options.format, of: path, option: options.formatOption), options: options,
+            remote: remote)
     }
 
     /// - Parameters:
@@ -92,7 +96,8 @@ public final class DiskImage: @unchecked Sendable {
     ///   - image: which names the path; nil where the user does.
     ///   - remote: a remote disk that is connected to already, for what has its name.
     init(
-        path: String, _ choice: FormatChoice, of image: NamingImage? = nil, options: DiskImageOptions, remote: NBDDisk? = nil
+        path: String, _ choice: FormatChoice, of image: NamingImage? = nil, options: DiskImageOptions,
+        remote: NBDDisk? = nil
     ) throws(DiskImageError) {
         var chain = Chain(connected: remote)
         try chain.open(path, choice, of: image, options)
@@ -172,10 +177,14 @@ public final class DiskImage: @unchecked Sendable {
         return layers[index].file.path
     }
 
-    func path(of access: FailedAccess) -> String { access.isMetadata ? path(ofMetadata: access.file) : path(ofFile: access.file) }
+    func path(of access: FailedAccess) -> String {
+        access.isMetadata ? path(ofMetadata: access.file) : path(ofFile: access.file)
+    }
 
     /// The refused access for which metadata could not be read or changed, and gave this errno value; nil when it is damaged.
-    func refusedAccess(of error: Int32) -> FailedAccess? { error == EIO && damage != nil ? nil : failures.access(of: error) }
+    func refusedAccess(of error: Int32) -> FailedAccess? {
+        error == EIO && damage != nil ? nil : failures.access(of: error)
+    }
 
     /// The topmost file, for what it names.
     var namer: NamingImage { NamingImage(layers[0].file) }
@@ -231,7 +240,9 @@ public final class DiskImage: @unchecked Sendable {
 
     /// What the layer of a search says of a range, or the file that has the piece.
     @inline(__always) private func locateHere(_ offset: UInt64, _ search: inout Search) -> RangeLookup {
-        guard layers[search.layer].layout.hasExtents else { return layers[search.layer].layout.locate(offset, search.limit, &search.compressedEntry) }
+        guard layers[search.layer].layout.hasExtents else {
+            return layers[search.layer].layout.locate(offset, search.limit, &search.compressedEntry)
+        }
         guard let piece = layers[search.layer].layout.piece(at: offset) else { return .zero(length: search.limit) }
         search.limit = min(search.limit, piece.end - offset)
         guard let file = piece.file else { return .zero(length: search.limit) }

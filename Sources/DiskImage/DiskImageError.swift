@@ -122,7 +122,9 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
 
     /// For a caller that opens a backing file while it has the overlay open: a file that seems to be another process's may be that image.
     func orLoop(to image: String) -> DiskImageError {
-        guard case .locked(let file, _) = cause, let own = ImageFile.Identity(ofPath: image), ImageFile.Identity(ofPath: file) == own else { return self }
+        guard case .locked(let file, _) = cause, let own = ImageFile.Identity(ofPath: image),
+            ImageFile.Identity(ofPath: file) == own
+        else { return self }
         return .backingLoop(path: file)
     }
 
@@ -157,7 +159,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .truncated(let path, let what, let needed, let size):
             "disk \(quoted(path)): truncated: \(what) ends at byte \(needed), the file at \(size)"
                 + (["the snapshot table", "the L1 table", "the refcount table"].contains(what)
-                    ? "; swkvm image convert --salvage recovers the readable data, swkvm image check --repair all discards what is missing" : "")
+                    ? "; swkvm image convert --salvage recovers the readable data, swkvm image check --repair all discards what is missing"
+                    : "")
         case .invalid(let path, let reason):
             "disk \(quoted(path)): damaged or invalid: \(reason)"
         case .unsupported(let path, let feature):
@@ -201,7 +204,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
                 + "remove one, or add ,ro to both"
         case .backing(let of, .formatContradicted(let path, _, let contents, nil)):
             "disk \(quoted(of)), backing file: disk \(quoted(path)): its overlay does not record its format, and its contents look like \(contents.name)"
-                + (contents.format == nil || NBDLocation.isAddress(path) ? "" : "; \(statement(contents.format?.rawValue ?? "")) if that is correct")
+                + (contents.format == nil || NBDLocation.isAddress(path)
+                    ? "" : "; \(statement(contents.format?.rawValue ?? "")) if that is correct")
                 + "; \(statement("raw")) if a guest wrote this to its raw disk"
         case .backing(let of, let error):
             "disk \(quoted(of)), backing file: \(error)"
@@ -221,7 +225,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .backingTooDeep(let path):
             "disk \(quoted(path)): more than \(DiskImage.maximumChainLength) images are in its backing chain"
         case .transfer(let path, let offset, let length, let error):
-            "disk \(quoted(path)): \(error) (" + (length.map { "\($0) bytes at byte \(offset) of the disk" } ?? "at byte \(offset) of the file") + ")"
+            "disk \(quoted(path)): \(error) ("
+                + (length.map { "\($0) bytes at byte \(offset) of the disk" } ?? "at byte \(offset) of the file") + ")"
         case .request(let path, let error):
             "disk \(quoted(path)): \(error)"
         case .remoteAddress(let path, let reason):
@@ -274,15 +279,20 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
 }
 
 /// What is wrong with a format that is not stated, and how it is stated.
-private func contradiction(_ path: String, _ guess: ImageFormat, _ contents: ImageSignature, _ option: String?) -> String {
+private func contradiction(
+    _ path: String, _ guess: ImageFormat, _ contents: ImageSignature, _ option: String?
+) -> String {
     let option = option ?? "--backing-format"
     func statement(_ format: ImageFormat) -> String {
-        option == "--format" ? "format=\(format.rawValue) (swkvm image: \(option) \(format.rawValue))" : "\(option) \(format.rawValue)"
+        option == "--format"
+            ? "format=\(format.rawValue) (swkvm image: \(option) \(format.rawValue))" : "\(option) \(format.rawValue)"
     }
     let raw = "\(statement(.raw)) if a guest wrote this to its raw disk"
     if NBDLocation.isAddress(path) {
         return "the server exports data that looks like \(contents.name), and no format was specified: "
-            + (contents.format == nil ? "" : "export it as that format (qemu-nbd -f \(contents.format?.rawValue ?? "")), or ") + "specify \(raw)"
+            + (contents.format == nil
+                ? "" : "export it as that format (qemu-nbd -f \(contents.format?.rawValue ?? "")), or ")
+            + "specify \(raw)"
     }
     let start = "its file name says \(guess.name), but its contents look like \(contents.name): specify "
     switch (contents.format, guess) {
@@ -300,7 +310,8 @@ private func statement(_ format: String) -> String {
 /// Text that may come from an image, safe for a terminal: control characters and quotes are escaped, and what is longer than names are is cut.
 func quoted(_ text: String) -> String {
     let (text, rest) = text.utf8.count > 1024 ? (String(text.prefix(1024)), "…") : (text, "")
-    return "\"" + text.printable.unicodeScalars.map { $0 == "\"" ? $0.escaped(asASCII: true) : String($0) }.joined() + rest + "\""
+    return "\"" + text.printable.unicodeScalars.map { $0 == "\"" ? $0.escaped(asASCII: true) : String($0) }.joined()
+        + rest + "\""
 }
 
 /// Words that a server may have chosen, likewise.

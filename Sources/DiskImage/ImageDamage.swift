@@ -43,7 +43,8 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
         case .blockInMetadata(let offset): "a block at byte \(offset), which overlaps a table"
         case .blockState(let state): "a block in the state \(state), which is invalid"
         case .compressedGrainBroken(let offset): "a compressed grain at byte \(offset) that does not decompress"
-        case .clusterMisplaced(let offset): "a data cluster at byte \(offset) of the data file, which is not its offset on the disk"
+        case .clusterMisplaced(let offset):
+            "a data cluster at byte \(offset) of the data file, which is not its offset on the disk"
         case .tableCountedAsFree(let offset): "a table at byte \(offset), whose cluster has a refcount of 0"
         }
     }

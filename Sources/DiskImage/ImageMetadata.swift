@@ -55,12 +55,15 @@ protocol ImageMetadata: ~Copyable {
     ///   - diskSize: where the last cluster may be cut.
     ///   - sequence: the number of the next operation.
     mutating func target(
-        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64, _ file: MetadataFile
+        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64,
+        _ file: MetadataFile
     ) -> WriteTarget
 
     /// New clusters for at most `count` of the disk's from `offset` on, which a target has asked for, or the one that
     /// `part` is of. What maps them stays in memory until ``link(_:at:sequence:)`` or ``abandon(_:at:sequence:)``.
-    mutating func allocate(_ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ file: MetadataFile) throws(MetadataError) -> ClusterRun
+    mutating func allocate(
+        _ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ file: MetadataFile
+    ) throws(MetadataError) -> ClusterRun
 
     /// The byte of the file where new clusters begin.
     func place(of run: ClusterRun) -> UInt64

@@ -142,17 +142,22 @@ enum Layout: ~Copyable {
     }
 
     func target(
-        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64, _ file: MetadataFile
+        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64,
+        _ file: MetadataFile
     ) -> WriteTarget {
         switch self {
         case .raw: .inPlace(offset: offset, length: length)
-        case .qcow2(let image): image.value.target(operation, offset, length, diskSize: diskSize, sequence: sequence, file)
-        case .blocks(let image): image.value.target(operation, offset, length, diskSize: diskSize, sequence: sequence, file)
+        case .qcow2(let image):
+            image.value.target(operation, offset, length, diskSize: diskSize, sequence: sequence, file)
+        case .blocks(let image):
+            image.value.target(operation, offset, length, diskSize: diskSize, sequence: sequence, file)
         case .extents: .unresolved(.failed(EROFS))
         }
     }
 
-    func allocate(_ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
+    func allocate(
+        _ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ file: MetadataFile
+    ) throws(MetadataError) -> ClusterRun {
         switch self {
         case .qcow2(let image): try image.value.allocate(count, at: offset, for: part, file)
         case .blocks(let image): try image.value.allocate(count, at: offset, for: part, file)

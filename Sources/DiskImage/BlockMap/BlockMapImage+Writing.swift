@@ -33,7 +33,8 @@ extension BlockMapImage {
     }
 
     mutating func target(
-        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64, _ file: MetadataFile
+        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64,
+        _ file: MetadataFile
     ) -> WriteTarget {
         guard failure == 0 else { return .unresolved(.failed(failure)) }
         let block = offset >> layout.blockBits
@@ -42,7 +43,9 @@ extension BlockMapImage {
         if case .absent = found {
             if operation != .write { return .done(length: min(length, restOfSlice(offset))) }
             guard !isLocked else { return .unresolved(.wait) }
-            do throws(MetadataError) { try makeTable(Int(sliceNumber(ofBlock: block)), file) } catch { return .unresolved(error.lookup) }
+            do throws(MetadataError) { try makeTable(Int(sliceNumber(ofBlock: block)), file) } catch {
+                return .unresolved(error.lookup)
+            }
             found = slice(ofBlock: block, offset)
         }
         switch found {
@@ -56,7 +59,9 @@ extension BlockMapImage {
             case .data(let place):
                 if let other = allocator?.metadata.first(in: place, inBlock + run) {
                     // What comes before the table is the guest's.
-                    guard other > place + inBlock else { return .unresolved(damaged(.blockInMetadata(offset: place), at: offset)) }
+                    guard other > place + inBlock else {
+                        return .unresolved(damaged(.blockInMetadata(offset: place), at: offset))
+                    }
                     return .inPlace(offset: place + inBlock, length: other - place - inBlock)
                 }
                 return .inPlace(offset: place + inBlock, length: run)
@@ -64,12 +69,15 @@ extension BlockMapImage {
                 if operation != .write { return .done(length: run) }
                 guard !isLocked else { return .unresolved(.wait) }
                 let whole = run >> layout.blockBits
-                return inBlock == 0 && whole > 0 ? .clusters(whole) : .part(WriteTarget.Part(range: 0..<layout.blockSize, isZero: true, place: nil))
+                return inBlock == 0 && whole > 0
+                    ? .clusters(whole) : .part(WriteTarget.Part(range: 0..<layout.blockSize, isZero: true, place: nil))
             }
         }
     }
 
-    mutating func allocate(_ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
+    mutating func allocate(
+        _ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ file: MetadataFile
+    ) throws(MetadataError) -> ClusterRun {
         guard let slot = slices.slot(of: sliceNumber(ofBlock: offset >> layout.blockBits)) else { throw .failed(EIO) }
         let run = try takeBlocks(count, file)
         slices.pin(slot, 1)
@@ -83,7 +91,9 @@ extension BlockMapImage {
             run = ClusterRun(first: hole, count: 1)
         } else {
             guard allocator.next < allocator.limit else { throw .failed(EFBIG) }
-            run = ClusterRun(first: allocator.next, count: min(count, allocator.limit - allocator.next), isPristine: allocator.next >= allocator.pristine)
+            run = ClusterRun(
+                first: allocator.next, count: min(count, allocator.limit - allocator.next),
+                isPristine: allocator.next >= allocator.pristine)
             let end = allocator.base + (allocator.next + run.count) << layout.blockBits
             // Others do not bear a file that ends within a block.
             if end > fileSize { try file.write([0], at: end - 1) }

@@ -40,7 +40,8 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
 
     /// - Parameter layout: checked: the table, if it is an array, is inside the file.
     init(
-        _ layout: BlockMapLayout, _ file: borrowing ImageFile, cacheSize: Int, directory: GrainDirectory = GrainDirectory(),
+        _ layout: BlockMapLayout, _ file: borrowing ImageFile, cacheSize: Int,
+        directory: GrainDirectory = GrainDirectory(),
         allocator: BlockAllocator? = nil, contentID: VMDKContentID = VMDKContentID(), log: VHDXLog = VHDXLog()
     ) throws(DiskImageError) {
         let sliceSize = layout.table == .directory ? GrainDirectory.tableSize : 4096
@@ -53,7 +54,9 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
         if case .vmdk(_, true) = layout.entries { isCompressed = true }
         let slices = try BlockCache(blockSize: sliceSize, count: Int(count), file.path)
         let grains = try BlockCache(blockSize: isCompressed ? Int(layout.blockSize) + room : 1, count: 8, file.path)
-        guard let inflater = Inflater(windowBits: 15) else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
+        guard let inflater = Inflater(windowBits: 15) else {
+            throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM))
+        }
         self.layout = layout
         self.sliceBits = sliceBits
         self.slices = slices
@@ -104,7 +107,10 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
         switch layout.table {
         case .array(let offset):
             let first = slice << sliceBits
-            return (offset + first << layout.entryBits, Int(min(1 << sliceBits, layout.entryCount - first) << layout.entryBits))
+            return (
+                offset + first << layout.entryBits,
+                Int(min(1 << sliceBits, layout.entryCount - first) << layout.entryBits)
+            )
         case .directory:
             return (directory.place(ofTable: Int(slice)), GrainDirectory.tableSize)
         }
@@ -115,7 +121,9 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
         let (place, length) = self.place(ofSlice: slice)
         if layout.table == .directory {
             if place == 0 { return .absent }
-            guard place <= fileSize, UInt64(length) <= fileSize - place else { return .unresolved(damaged(.blockTableBeyondEnd(offset: place), at: offset)) }
+            guard place <= fileSize, UInt64(length) <= fileSize - place else {
+                return .unresolved(damaged(.blockTableBeyondEnd(offset: place), at: offset))
+            }
         }
         switch slices.find(slice) {
         case .ready(let entries): return .entries(entries)
@@ -123,8 +131,11 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
         case .failed(let error): return .unresolved(.failed(error))
         case .missing:
             guard let slot = slices.reserve(slice) else { return .unresolved(slices.isDirty ? .commit : .wait) }
-            return .unresolved(.load(MetadataLoad(
-                kind: .table, slot: slot, offset: place, buffer: slices.block(slot).prefix(length), diskOffset: offset)))
+            return .unresolved(
+                .load(
+                    MetadataLoad(
+                        kind: .table, slot: slot, offset: place, buffer: slices.block(slot).prefix(length),
+                        diskOffset: offset)))
         }
     }
 
@@ -187,7 +198,9 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
         var run = layout.blockSize
         var next = block + 1
         // The range ends with the disk, so blocks that it reaches have entries.
-        while run - inBlock < length, sliceNumber(ofBlock: next) == slice, unit.continues(with: self.unit(entries, next), after: run) {
+        while run - inBlock < length, sliceNumber(ofBlock: next) == slice,
+            unit.continues(with: self.unit(entries, next), after: run)
+        {
             run += layout.blockSize
             next += 1
         }
@@ -221,15 +234,18 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
     private mutating func compressed(_ place: UInt64, _ offset: UInt64, _ length: UInt64) -> RangeLookup {
         let inBlock = offset & (layout.blockSize - 1)
         switch grains.find(place) {
-        case .ready(let slot): return .memory(grains.block(slot).piece(Int(inBlock), Int(min(length, layout.blockSize - inBlock))))
+        case .ready(let slot):
+            return .memory(grains.block(slot).piece(Int(inBlock), Int(min(length, layout.blockSize - inBlock))))
         case .loading: return .wait
         case .failed(let error): return .failed(error)
         case .missing:
             guard let slot = grains.reserve(place) else { return .wait }
             let size = Int(layout.blockSize)
-            return .load(MetadataLoad(
-                kind: .compressed, slot: slot, offset: place,
-                buffer: grains.block(slot).piece(size, Int(min(UInt64(grains.blockSize - size), fileSize - place))), diskOffset: offset))
+            return .load(
+                MetadataLoad(
+                    kind: .compressed, slot: slot, offset: place,
+                    buffer: grains.block(slot).piece(size, Int(min(UInt64(grains.blockSize - size), fileSize - place))),
+                    diskOffset: offset))
         }
     }
 
@@ -241,7 +257,9 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
         let length = Int(load.buffer.load(littleEndian: 8, as: UInt32.self))
         guard length <= bytes - Self.grainHeader else { return false }
         let output = grains.block(load.slot).prefix(Int(layout.blockSize))
-        guard let got = inflater.decompress(load.buffer.piece(Self.grainHeader, length), into: output) else { return false }
+        guard let got = inflater.decompress(load.buffer.piece(Self.grainHeader, length), into: output) else {
+            return false
+        }
         output.from(got).clear()
         return true
     }

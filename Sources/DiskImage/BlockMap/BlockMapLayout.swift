@@ -47,7 +47,9 @@ struct BlockMapLayout: Equatable, Sendable {
         case .vdi(let data):
             entry == 0xffff_ffff ? .unallocated : entry == 0xffff_fffe ? .zero : .data(data + entry << blockBits)
         case .vmdk(let hasZeroGrains, let isCompressed):
-            entry == 0 ? .unallocated : hasZeroGrains && entry == 1 ? .zero : isCompressed ? .compressed(entry * 512) : .data(entry * 512)
+            entry == 0
+                ? .unallocated
+                : hasZeroGrains && entry == 1 ? .zero : isCompressed ? .compressed(entry * 512) : .data(entry * 512)
         case .vhd(let bitmap):
             entry == 0xffff_ffff ? .unallocated : .data(entry * 512 + bitmap)
         case .vhdx:

@@ -5,17 +5,22 @@ internal import Linux
 
 /// Opening images of one file, or several, with tables of blocks.
 extension Chain {
-    mutating func openBlocks(_ file: consuming ImageFile, _ format: ImageFormat, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) {
+    mutating func openBlocks(
+        _ file: consuming ImageFile, _ format: ImageFormat, _ options: DiskImageOptions, writable: Bool
+    ) throws(DiskImageError) {
         switch format {
         case .vdi:
             let header = try VDIHeader(file)
             let blocks = try BlockMapImage(
-                header.layout, file, cacheSize: options.metadataCacheSize, allocator: writable ? header.allocator(file) : nil)
+                header.layout, file, cacheSize: options.metadataCacheSize,
+                allocator: writable ? header.allocator(file) : nil)
             append(DiskImage.Layer(file: file, layout: Layout(blocks), size: header.layout.size))
         case .vhd:
             let footer = try VHDFooter(file, size: options.vhdSize)
             if count == 0 { vhdSizes = footer.sizes }
-            if options.vhdSize == nil, let notice = footer.sizes.notice { options.notice?("disk \"\(file.path.printable)\": \(notice)") }
+            if options.vhdSize == nil, let notice = footer.sizes.notice {
+                options.notice?("disk \"\(file.path.printable)\": \(notice)")
+            }
             guard let layout = footer.layout else {
                 // A fixed one is its disk, with the footer behind it.
                 return append(DiskImage.Layer(file: file, size: footer.size))
@@ -35,7 +40,9 @@ extension Chain {
 
     // MARK: - VMDK
 
-    private mutating func openVMDK(_ file: consuming ImageFile, _ options: DiskImageOptions, writable: Bool) throws(DiskImageError) {
+    private mutating func openVMDK(
+        _ file: consuming ImageFile, _ options: DiskImageOptions, writable: Bool
+    ) throws(DiskImageError) {
         let path = file.path
         let start = try file.read("the header", count: Int(min(file.size, 4)), at: 0)
         if start == Array("COWD".utf8) { throw .unsupported(path: path, feature: "an ESX sparse extent (vmfsSparse)") }
@@ -43,22 +50,28 @@ extension Chain {
             let header = try VMDKHeader(file)
             var place: UInt64 = 0
             if let range = header.descriptor {
-                let text = try file.read("the descriptor", count: Int(range.upperBound - range.lowerBound), at: range.lowerBound)
+                let text = try file.read(
+                    "the descriptor", count: Int(range.upperBound - range.lowerBound), at: range.lowerBound)
                 let descriptor = try VMDKDescriptor(text, path: path)
                 place = descriptor.contentIDPlace.map { range.lowerBound + UInt64($0) } ?? 0
                 // A file that is a part of another image has no descriptor, or one that says so.
-                guard descriptor.extents.count <= 1 else { throw .invalid(path: path, reason: "its descriptor has \(descriptor.extents.count) extents") }
+                guard descriptor.extents.count <= 1 else {
+                    throw .invalid(path: path, reason: "its descriptor has \(descriptor.extents.count) extents")
+                }
             }
             let blocks = try sparse(header, file, options, contentID: VMDKContentID(at: place), writable: writable)
             append(DiskImage.Layer(file: file, layout: Layout(blocks), size: header.layout.size))
             return
         }
         guard file.size <= UInt64(VMDKDescriptor.maximumSize) else {
-            throw .notOfFormat(path: path, format: "VMDK", reason: "it has no known signature and is too long for a descriptor")
+            throw .notOfFormat(
+                path: path, format: "VMDK", reason: "it has no known signature and is too long for a descriptor")
         }
         let text = try file.read("the descriptor", count: Int(file.size), at: 0)
         guard VMDKDescriptor.begins(text) else {
-            throw .notOfFormat(path: path, format: "VMDK", reason: "it begins with neither \"KDMV\" nor \"\(VMDKDescriptor.firstLine)\"")
+            throw .notOfFormat(
+                path: path, format: "VMDK",
+                reason: "it begins with neither \"KDMV\" nor \"\(VMDKDescriptor.firstLine)\"")
         }
         let descriptor = try VMDKDescriptor(text, path: path)
         guard !descriptor.extents.isEmpty else { throw .invalid(path: path, reason: "its descriptor has no extents") }
@@ -87,14 +100,17 @@ extension Chain {
         }
         if writable {
             for (file, ranges) in flat where ByteRanges(ranges).overlap {
-                throw .notWritable(path: layers[file].file.path, reason: "two extents of the image overlap in this file")
+                throw .notWritable(
+                    path: layers[file].file.path, reason: "two extents of the image overlap in this file")
             }
         }
         // A grain belongs to one file, and the engine knows one size of them.
         if writable, let size = clusterSize {
             for piece in pieces {
                 guard let file = piece.file, let other = layers[file].layout.clusterSize else { continue }
-                guard other == size, piece.start % size == 0 else { throw .notWritable(path: path, reason: "its extents are not aligned to grains of one size") }
+                guard other == size, piece.start % size == 0 else {
+                    throw .notWritable(path: path, reason: "its extents are not aligned to grains of one size")
+                }
             }
         }
         let contentID = VMDKContentID(at: descriptor.contentIDPlace.map { UInt64($0) } ?? 0)
@@ -105,20 +121,25 @@ extension Chain {
     /// - Parameter main: the image itself; what comes after it are its extents.
     /// - Returns: which file that is, and where the extent's bytes begin there.
     private mutating func open(
-        _ extent: VMDKDescriptor.Extent, of image: NamingImage, after main: Int, _ options: DiskImageOptions, writable: Bool
+        _ extent: VMDKDescriptor.Extent, of image: NamingImage, after main: Int, _ options: DiskImageOptions,
+        writable: Bool
     ) throws(DiskImageError) -> (file: Int, place: UInt64) {
         let place = if case .flat(let place) = extent.kind { place } else { 0 as UInt64 }
         // A file of several flat extents is opened, and locked, once.
         for name in [extent.name, extent.converted] where extent.kind != .sparse {
-            guard let name, let identity = try ImageFile.Identity(ofPath: VMDKDescriptor.path(name, of: image.path)) else { continue }
-            for index in main + 1..<max(main + 1, count) where layers[index].file.identity == identity && layers[index].layout.isRaw {
+            guard let name, let identity = try ImageFile.Identity(ofPath: VMDKDescriptor.path(name, of: image.path))
+            else { continue }
+            for index in main + 1..<max(main + 1, count)
+            where layers[index].file.identity == identity && layers[index].layout.isRaw {
                 // One of the layers that have been made.
                 try requireRoom(for: extent, at: place, layers[index].file)
                 return (index, place)
             }
         }
         let file = try openFile(of: extent, image, options, writable: writable)
-        for index in 0..<count where layers[index].file.identity == file.identity { throw .invalid(path: file.path, reason: "the image uses it twice") }
+        for index in 0..<count where layers[index].file.identity == file.identity {
+            throw .invalid(path: file.path, reason: "the image uses it twice")
+        }
         guard extent.kind == .sparse else {
             try requireRoom(for: extent, at: place, file)
             let size = file.size
@@ -127,14 +148,18 @@ extension Chain {
         }
         let header = try VMDKHeader(file)
         guard header.layout.size >= extent.size else {
-            throw .invalid(path: file.path, reason: "it has \(header.layout.size) bytes of the disk, its descriptor says \(extent.size)")
+            throw .invalid(
+                path: file.path,
+                reason: "it has \(header.layout.size) bytes of the disk, its descriptor says \(extent.size)")
         }
         let blocks = try sparse(header, file, options, writable: writable)
         append(DiskImage.Layer(file: file, layout: Layout(blocks), size: header.layout.size))
         return (count - 1, 0)
     }
 
-    private func requireRoom(for extent: VMDKDescriptor.Extent, at place: UInt64, _ file: borrowing ImageFile) throws(DiskImageError) {
+    private func requireRoom(
+        for extent: VMDKDescriptor.Extent, at place: UInt64, _ file: borrowing ImageFile
+    ) throws(DiskImageError) {
         guard place <= file.size, extent.size <= file.size - place else {
             throw .truncated(path: file.path, what: "the extent", needed: place &+ extent.size, size: file.size)
         }
@@ -145,9 +170,12 @@ extension Chain {
         of extent: VMDKDescriptor.Extent, _ image: NamingImage, _ options: DiskImageOptions, writable: Bool
     ) throws(DiskImageError) -> ImageFile {
         do throws(DiskImageError) {
-            return try ImageFile(path: VMDKDescriptor.path(extent.name, of: image.path), of: image, writable: writable, options)
+            return try ImageFile(
+                path: VMDKDescriptor.path(extent.name, of: image.path), of: image, writable: writable, options)
         } catch {
-            guard case .system(_, let cause) = error, cause.errno == ENOENT, let name = extent.converted else { throw error }
+            guard case .system(_, let cause) = error, cause.errno == ENOENT, let name = extent.converted else {
+                throw error
+            }
             let path = try VMDKDescriptor.path(name, of: image.path)
             // The name as it is written is the one to be told of.
             guard ImageFile.Identity(ofPath: path) != nil else { throw error }
@@ -156,10 +184,12 @@ extension Chain {
     }
 
     private func sparse(
-        _ header: VMDKHeader, _ file: borrowing ImageFile, _ options: DiskImageOptions, contentID: VMDKContentID = VMDKContentID(), writable: Bool
+        _ header: VMDKHeader, _ file: borrowing ImageFile, _ options: DiskImageOptions,
+        contentID: VMDKContentID = VMDKContentID(), writable: Bool
     ) throws(DiskImageError) -> BlockMapImage {
         try BlockMapImage(
-            header.layout, file, cacheSize: options.metadataCacheSize, directory: header.directory, allocator: writable ? header.allocator(file) : nil,
+            header.layout, file, cacheSize: options.metadataCacheSize, directory: header.directory,
+            allocator: writable ? header.allocator(file) : nil,
             contentID: contentID)
     }
 }

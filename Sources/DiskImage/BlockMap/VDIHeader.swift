@@ -24,20 +24,32 @@ struct VDIHeader {
         func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
             if !condition { throw .invalid(path: path, reason: reason()) }
         }
-        guard file.size >= UInt64(Self.size) else { throw .notOfFormat(path: path, format: "VDI", reason: "it has \(file.size) bytes") }
+        guard file.size >= UInt64(Self.size) else {
+            throw .notOfFormat(path: path, format: "VDI", reason: "it has \(file.size) bytes")
+        }
         let header = try file.read("the header", count: Self.size, at: 0)
-        guard header.littleEndian32(at: 0x40) == Self.signature else { throw .notOfFormat(path: path, format: "VDI", reason: "it has the wrong signature") }
+        guard header.littleEndian32(at: 0x40) == Self.signature else {
+            throw .notOfFormat(path: path, format: "VDI", reason: "it has the wrong signature")
+        }
         let version = header.littleEndian32(at: 0x44)
-        guard version == Self.version else { throw .unsupported(path: path, feature: "VDI version \(version >> 16).\(version & 0xffff)") }
+        guard version == Self.version else {
+            throw .unsupported(path: path, feature: "VDI version \(version >> 16).\(version & 0xffff)")
+        }
         switch header.littleEndian32(at: 0x4c) {
         case 1, 2: break
         case 3: throw .needsParent(path: path, kind: "an undo image")
         case 4: throw .needsParent(path: path, kind: "a differencing image")
         case let type: throw .unsupported(path: path, feature: "VDI image type \(type)")
         }
-        guard header[0x1a8..<0x1c8].allSatisfy({ $0 == 0 }) else { throw .needsParent(path: path, kind: "an image with the UUID of another") }
-        guard header.littleEndian32(at: 0x168) == 512 else { throw .unsupported(path: path, feature: "sectors of \(header.littleEndian32(at: 0x168)) bytes") }
-        guard header.littleEndian32(at: 0x17c) == 0 else { throw .unsupported(path: path, feature: "blocks with \(header.littleEndian32(at: 0x17c)) further bytes") }
+        guard header[0x1a8..<0x1c8].allSatisfy({ $0 == 0 }) else {
+            throw .needsParent(path: path, kind: "an image with the UUID of another")
+        }
+        guard header.littleEndian32(at: 0x168) == 512 else {
+            throw .unsupported(path: path, feature: "sectors of \(header.littleEndian32(at: 0x168)) bytes")
+        }
+        guard header.littleEndian32(at: 0x17c) == 0 else {
+            throw .unsupported(path: path, feature: "blocks with \(header.littleEndian32(at: 0x17c)) further bytes")
+        }
 
         let blockSize = header.littleEndian32(at: 0x178)
         try require(blockSize.nonzeroBitCount == 1 && blockSize >= 4096, "blocks of \(blockSize) bytes")
@@ -47,20 +59,29 @@ struct VDIHeader {
         tableOffset = UInt64(header.littleEndian32(at: 0x154))
         dataOffset = UInt64(header.littleEndian32(at: 0x158))
         layout = BlockMapLayout(
-            size: (diskSize + 511) & ~511, blockBits: UInt64(blockSize.trailingZeroBitCount), entries: .vdi(data: dataOffset), table: .array(offset: tableOffset))
+            size: (diskSize + 511) & ~511, blockBits: UInt64(blockSize.trailingZeroBitCount),
+            entries: .vdi(data: dataOffset), table: .array(offset: tableOffset))
         let blocks = UInt64(header.littleEndian32(at: 0x180))
-        try require(layout.blockCount <= blocks, "a table of \(blocks) entries for a disk that needs \(layout.blockCount)")
+        try require(
+            layout.blockCount <= blocks, "a table of \(blocks) entries for a disk that needs \(layout.blockCount)")
         try require(tableOffset >= UInt64(Self.size) && tableOffset % 4 == 0, "a table at byte \(tableOffset)")
         let tableEnd = tableOffset + blocks * 4
-        try require(dataOffset >= tableEnd && dataOffset % 512 == 0, "blocks from byte \(dataOffset) on, where the table ends at byte \(tableEnd)")
-        guard tableEnd <= file.size else { throw .truncated(path: path, what: "the block table", needed: tableEnd, size: file.size) }
+        try require(
+            dataOffset >= tableEnd && dataOffset % 512 == 0,
+            "blocks from byte \(dataOffset) on, where the table ends at byte \(tableEnd)")
+        guard tableEnd <= file.size else {
+            throw .truncated(path: path, what: "the block table", needed: tableEnd, size: file.size)
+        }
         allocated = UInt64(header.littleEndian32(at: 0x184))
     }
 
     /// Looks through the table for where new blocks can be. A block that two entries name, or that is beyond the end of the file, keeps an
     /// image from being written.
     func allocator(_ file: borrowing ImageFile) throws(DiskImageError) -> BlockAllocator {
-        guard layout.blockCount <= 1 << 26 else { throw .notWritable(path: file.path, reason: "its table has \(layout.blockCount) entries, which is too many to check") }
+        guard layout.blockCount <= 1 << 26 else {
+            throw .notWritable(
+                path: file.path, reason: "its table has \(layout.blockCount) entries, which is too many to check")
+        }
         var used: [UInt64] = []
         var count: UInt64 = 0, end: UInt64 = 0
         var first: UInt64 = 0
@@ -71,7 +92,9 @@ struct VDIHeader {
                 let block = UInt64(bytes.littleEndian32(at: entry * 4))
                 if block >= 0xffff_fffe { continue }
                 guard block < layout.blockCount, dataOffset + block << layout.blockBits < file.size else {
-                    throw .invalid(path: file.path, reason: "block \(first + UInt64(entry)) is number \(block) of the file, which does not exist")
+                    throw .invalid(
+                        path: file.path,
+                        reason: "block \(first + UInt64(entry)) is number \(block) of the file, which does not exist")
                 }
                 let word = Int(block / 64)
                 if word >= used.count { used += [UInt64](repeating: 0, count: max(word + 1 - used.count, used.count)) }
@@ -89,7 +112,8 @@ struct VDIHeader {
         if count < end { holes = (0..<end).reversed().filter { used[Int($0 / 64)] >> ($0 % 64) & 1 == 0 } }
         let written = file.size <= dataOffset ? 0 : (file.size - dataOffset - 1) >> layout.blockBits + 1
         return BlockAllocator(
-            base: dataOffset, next: end, holes: holes, limit: layout.blockCount, pristine: written, header: (Self.countPlace, allocated), metadata: ByteRanges())
+            base: dataOffset, next: end, holes: holes, limit: layout.blockCount, pristine: written,
+            header: (Self.countPlace, allocated), metadata: ByteRanges())
     }
 
     // MARK: - New images

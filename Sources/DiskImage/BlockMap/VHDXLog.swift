@@ -39,17 +39,25 @@ struct VHDXLog {
         guard place >= 1 << 20, place % (1 << 20) == 0, size > 0, size % (1 << 20) == 0 else {
             throw .invalid(path: path, reason: "a log of \(size) bytes at byte \(place)")
         }
-        guard place <= file.size, size <= file.size - place else { throw .truncated(path: path, what: "the log", needed: place &+ size, size: file.size) }
-        guard size <= Self.maximumSize else { throw .unsupported(path: path, feature: "a log of \(size) bytes replayed") }
+        guard place <= file.size, size <= file.size - place else {
+            throw .truncated(path: path, what: "the log", needed: place &+ size, size: file.size)
+        }
+        guard size <= Self.maximumSize else {
+            throw .unsupported(path: path, feature: "a log of \(size) bytes replayed")
+        }
         var ring = Ring(bytes: try file.read("the log", count: Int(size), at: place), id: Array(header[48..<64]))
         guard let sequence = ring.activeSequence() else {
             throw .invalid(path: path, reason: "its header refers to a log that has no complete sequence of entries")
         }
         guard let last = sequence.last, last.flushedSize <= file.size else {
-            throw .truncated(path: path, what: "the file that its log describes", needed: sequence.last?.flushedSize ?? 0, size: file.size)
+            throw .truncated(
+                path: path, what: "the file that its log describes", needed: sequence.last?.flushedSize ?? 0,
+                size: file.size)
         }
         for entry in sequence where entry.lastSize > fileSize { fileSize = entry.lastSize }
-        guard fileSize <= DiskImage.maximumSize else { throw .invalid(path: path, reason: "its log requires a file of \(fileSize) bytes") }
+        guard fileSize <= DiskImage.maximumSize else {
+            throw .invalid(path: path, reason: "its log requires a file of \(fileSize) bytes")
+        }
         for entry in sequence { collect(ring.bytes(of: entry)) }
     }
 
@@ -75,7 +83,10 @@ struct VHDXLog {
     /// The first change that is in none of some ranges of the file.
     func change(outside ranges: [Range<UInt64>]) -> UInt64? {
         changes.first { change in
-            !ranges.contains { $0.lowerBound <= change.place && change.length <= $0.upperBound - $0.lowerBound && change.place - $0.lowerBound <= $0.upperBound - $0.lowerBound - change.length }
+            !ranges.contains {
+                $0.lowerBound <= change.place && change.length <= $0.upperBound - $0.lowerBound
+                    && change.place - $0.lowerBound <= $0.upperBound - $0.lowerBound - change.length
+            }
         }?.place
     }
 
@@ -95,7 +106,9 @@ struct VHDXLog {
     }
 
     /// Reads a part of the file as it would be.
-    func read(_ file: borrowing ImageFile, _ what: String, count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
+    func read(
+        _ file: borrowing ImageFile, _ what: String, count: Int, at offset: UInt64
+    ) throws(DiskImageError) -> [UInt8] {
         var bytes = try file.read(what, count: count, at: offset)
         bytes.withIOMemory { apply(to: $0, at: offset) }
         return bytes
@@ -155,15 +168,20 @@ struct VHDXLog {
         private mutating func entry(at place: Int) -> Entry? {
             let header = part(place, VHDXLog.headerSize)
             guard header.starts(with: "loge".utf8), header[32..<48].elementsEqual(id) else { return nil }
-            let length = Int(header.littleEndian32(at: 8)), tail = Int(header.littleEndian32(at: 12)), number = header.littleEndian64(at: 16)
-            guard length > 0, length % VHDXLog.sector == 0, length <= bytes.count, tail < bytes.count, tail % VHDXLog.sector == 0, number > 0, length <= budget else {
+            let length = Int(header.littleEndian32(at: 8)), tail = Int(header.littleEndian32(at: 12)),
+                number = header.littleEndian64(at: 16)
+            guard length > 0, length % VHDXLog.sector == 0, length <= bytes.count, tail < bytes.count,
+                tail % VHDXLog.sector == 0, number > 0, length <= budget
+            else {
                 return nil
             }
             budget -= length
             let entry = part(place, length)
-            guard CRC32C.checksum(entry, zeroes: 4..<8) == header.littleEndian32(at: 4), Self.areSound(entry, number) else { return nil }
+            guard CRC32C.checksum(entry, zeroes: 4..<8) == header.littleEndian32(at: 4), Self.areSound(entry, number)
+            else { return nil }
             return Entry(
-                place: place, length: length, tail: tail, number: number, flushedSize: header.littleEndian64(at: 48), lastSize: header.littleEndian64(at: 56))
+                place: place, length: length, tail: tail, number: number, flushedSize: header.littleEndian64(at: 48),
+                lastSize: header.littleEndian64(at: 56))
         }
 
         func bytes(of entry: Entry) -> [UInt8] { part(entry.place, entry.length) }
@@ -171,12 +189,14 @@ struct VHDXLog {
         /// Some bytes, which may go on at the ring's beginning.
         private func part(_ place: Int, _ length: Int) -> [UInt8] {
             let end = place + length
-            return end <= bytes.count ? Array(bytes[place..<end]) : Array(bytes[place...] + bytes[..<(end - bytes.count)])
+            return end <= bytes.count
+                ? Array(bytes[place..<end]) : Array(bytes[place...] + bytes[..<(end - bytes.count)])
         }
 
         /// How many sectors the header and the descriptors of an entry take.
         static func descriptorSectors(_ entry: [UInt8]) -> Int {
-            (VHDXLog.headerSize + Int(entry.littleEndian32(at: 24)) * VHDXLog.descriptorSize + VHDXLog.sector - 1) / VHDXLog.sector
+            (VHDXLog.headerSize + Int(entry.littleEndian32(at: 24)) * VHDXLog.descriptorSize + VHDXLog.sector - 1)
+                / VHDXLog.sector
         }
 
         /// Indicates whether an entry's descriptors, and the sectors that they describe, are what they should be
@@ -187,14 +207,19 @@ struct VHDXLog {
             for index in 0..<Int(entry.littleEndian32(at: 24)) {
                 let descriptor = VHDXLog.headerSize + index * VHDXLog.descriptorSize
                 let signature = entry[descriptor..<descriptor + 4], place = entry.littleEndian64(at: descriptor + 16)
-                guard entry.littleEndian64(at: descriptor + 24) == number, place % UInt64(VHDXLog.sector) == 0, place <= DiskImage.maximumSize else { return false }
+                guard entry.littleEndian64(at: descriptor + 24) == number, place % UInt64(VHDXLog.sector) == 0,
+                    place <= DiskImage.maximumSize
+                else { return false }
                 if signature.elementsEqual("zero".utf8) {
                     let length = entry.littleEndian64(at: descriptor + 8)
                     guard length % UInt64(VHDXLog.sector) == 0, length <= DiskImage.maximumSize else { return false }
                     continue
                 }
-                guard signature.elementsEqual("desc".utf8), data + VHDXLog.sector <= entry.count, entry[data..<data + 4].elementsEqual("data".utf8) else { return false }
-                let high = UInt64(entry.littleEndian32(at: data + 4)), low = UInt64(entry.littleEndian32(at: data + VHDXLog.sector - 4))
+                guard signature.elementsEqual("desc".utf8), data + VHDXLog.sector <= entry.count,
+                    entry[data..<data + 4].elementsEqual("data".utf8)
+                else { return false }
+                let high = UInt64(entry.littleEndian32(at: data + 4)),
+                    low = UInt64(entry.littleEndian32(at: data + VHDXLog.sector - 4))
                 guard high << 32 | low == number else { return false }
                 data += VHDXLog.sector
             }

@@ -38,7 +38,9 @@ struct VMDKDescriptor: Equatable {
     /// byte-order mark, words in any case, and names in the encoding of their host.
     /// - Parameter path: for errors.
     init(_ bytes: [UInt8], path: String) throws(DiskImageError) {
-        func invalid(_ reason: String) -> DiskImageError { .invalid(path: path, reason: "its descriptor has \(reason)") }
+        func invalid(_ reason: String) -> DiskImageError {
+            .invalid(path: path, reason: "its descriptor has \(reason)")
+        }
         var type = "", contentIDPlace: Int?, encoding: TextEncoding?
         var lines: [ArraySlice<UInt8>] = []
         for line in Self.lines(bytes) {
@@ -139,7 +141,8 @@ struct VMDKDescriptor: Equatable {
         }
         func number(_ word: ArraySlice<UInt8>) -> UInt64? { UInt64(String(decoding: word, as: UTF8.self)) }
         let words = line.split(maxSplits: 3, whereSeparator: isBlank), access = lowercase(words[0])
-        guard words.count >= 3, let sectors = number(words[1]), sectors > 0, sectors <= DiskImage.maximumSize >> 20 else {
+        guard words.count >= 3, let sectors = number(words[1]), sectors > 0, sectors <= DiskImage.maximumSize >> 20
+        else {
             throw invalid("an invalid size")
         }
         guard access != "noaccess" else { throw .unsupported(path: path, feature: "an extent without access") }
@@ -163,7 +166,8 @@ struct VMDKDescriptor: Equatable {
                 }
                 place = number * 512
             }
-            return Extent(kind: .flat(place: place), size: size, isReadOnly: isReadOnly, name: name, converted: converted)
+            return Extent(
+                kind: .flat(place: place), size: size, isReadOnly: isReadOnly, name: name, converted: converted)
         default:
             throw .unsupported(path: path, feature: "an extent of the kind \(String(kind.uppercased().prefix(32)))")
         }
@@ -172,14 +176,16 @@ struct VMDKDescriptor: Equatable {
     /// The path of an extent: a file in or below the directory of the image, and nothing else.
     static func path(_ name: String, of image: String) throws(DiskImageError) -> String {
         let parts = name.utf8.split(separator: UInt8(ascii: "/"), omittingEmptySubsequences: false)
-        guard !name.utf8.contains(0), !parts.contains(where: { $0.elementsEqual("..".utf8) || $0.isEmpty }) else { throw .extentName(path: image, name: name) }
+        guard !name.utf8.contains(0), !parts.contains(where: { $0.elementsEqual("..".utf8) || $0.isEmpty }) else {
+            throw .extentName(path: image, name: name)
+        }
         return name.beside(image)
     }
 
     /// Eight random digits.
     static func newContentID() -> [UInt8] {
         // 2^32 - 1 means none, 2^32 - 2 is what everybody else begins with.
-        hexadecimal(UInt32.random(in: 1 ... 0xffff_fff0))
+        hexadecimal(UInt32.random(in: 1...0xffff_fff0))
     }
 
     private static func hexadecimal(_ value: UInt32) -> [UInt8] {
@@ -190,37 +196,41 @@ struct VMDKDescriptor: Equatable {
     /// The text of a new image.
     /// - Parameter extents: lines such as `RW 2048 SPARSE "disk.vmdk"`.
     static func text(type: String, extents: [String], sectors: UInt64) -> [UInt8] {
-        (
-            """
-            \(firstLine)
-            version=1
-            CID=\(String(decoding: newContentID(), as: UTF8.self))
-            parentCID=ffffffff
-            createType="\(type)"
+        ("""
+        \(firstLine)
+        version=1
+        CID=\(String(decoding: newContentID(), as: UTF8.self))
+        parentCID=ffffffff
+        createType="\(type)"
 
-            # Extent description
-            \(extents.joined(separator: "\n"))
+        # Extent description
+        \(extents.joined(separator: "\n"))
 
-            # The Disk Data Base
-            #DDB
+        # The Disk Data Base
+        #DDB
 
-            ddb.virtualHWVersion = "4"
-            ddb.geometry.cylinders = "\(min(sectors / (16 * 63), 16383))"
-            ddb.geometry.heads = "16"
-            ddb.geometry.sectors = "63"
-            ddb.adapterType = "ide"
+        ddb.virtualHWVersion = "4"
+        ddb.geometry.cylinders = "\(min(sectors / (16 * 63), 16383))"
+        ddb.geometry.heads = "16"
+        ddb.geometry.sectors = "63"
+        ddb.adapterType = "ide"
 
-            """.rawBytes)
+        """.rawBytes)
     }
 
     /// Bytes of the disk in each file of an image in several: 2 GiB less a grain, as everybody has it.
     static let splitSize: UInt64 = 0x7fff_0000
 
     /// The text of a new image at `path`, and the names of the other files that it consists of.
-    static func text(of kind: ImageSubformat, _ path: String, size: UInt64) throws(DiskImageError) -> (text: [UInt8], names: [String]) {
+    static func text(
+        of kind: ImageSubformat, _ path: String, size: UInt64
+    ) throws(DiskImageError) -> (text: [UInt8], names: [String]) {
         let own = String(Substring(path.utf8.split(separator: UInt8(ascii: "/")).last ?? Substring().utf8))
         guard !own.unicodeScalars.contains(where: { $0 == "\"" || $0.properties.generalCategory == .control }) else {
-            throw .impossible(path: path, reason: "its name has a quotation mark or a control character, which a VMDK descriptor cannot represent")
+            throw .impossible(
+                path: path,
+                reason: "its name has a quotation mark or a control character, which a VMDK descriptor cannot represent"
+            )
         }
         let base = own.lowercased().hasSuffix(".vmdk") ? String(own.dropLast(5)) : own
         var lines: [String] = [], names: [String] = []
@@ -228,10 +238,13 @@ struct VMDKDescriptor: Equatable {
         case .twoGbMaxExtentSparse, .twoGbMaxExtentFlat:
             let letter = kind == .twoGbMaxExtentFlat ? "f" : "s", count = (size + splitSize - 1) / splitSize
             for index in 0..<count {
-                let number = String(index + 1), digits = String(repeating: "0", count: max(0, 3 - number.count)) + number
+                let number = String(index + 1),
+                    digits = String(repeating: "0", count: max(0, 3 - number.count)) + number
                 names.append("\(base)-\(letter)\(digits).vmdk")
                 let sectors = min(splitSize, size - index * splitSize) / 512
-                lines.append("RW \(sectors) \(kind == .twoGbMaxExtentFlat ? "FLAT" : "SPARSE") \"\(base)-\(letter)\(digits).vmdk\"\(kind == .twoGbMaxExtentFlat ? " 0" : "")")
+                lines.append(
+                    "RW \(sectors) \(kind == .twoGbMaxExtentFlat ? "FLAT" : "SPARSE") \"\(base)-\(letter)\(digits).vmdk\"\(kind == .twoGbMaxExtentFlat ? " 0" : "")"
+                )
             }
         case .monolithicFlat:
             names.append("\(base)-flat.vmdk")

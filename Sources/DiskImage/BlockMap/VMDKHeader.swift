@@ -34,9 +34,13 @@ struct VMDKHeader {
         func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
             if !condition { throw .invalid(path: path, reason: reason()) }
         }
-        guard file.size >= UInt64(Self.size) else { throw .truncated(path: path, what: "the header", needed: UInt64(Self.size), size: file.size) }
+        guard file.size >= UInt64(Self.size) else {
+            throw .truncated(path: path, what: "the header", needed: UInt64(Self.size), size: file.size)
+        }
         var header = try file.read("the header", count: Self.size, at: 0)
-        guard Array(header.prefix(4)) == Self.magic else { throw .notOfFormat(path: path, format: "sparse VMDK", reason: "it has the wrong signature") }
+        guard Array(header.prefix(4)) == Self.magic else {
+            throw .notOfFormat(path: path, format: "sparse VMDK", reason: "it has the wrong signature")
+        }
         if header.littleEndian64(at: 56) == Self.directoryAtEnd { header = try Self.footer(file) }
         version = header.littleEndian32(at: 4)
         guard (1...3).contains(version) else { throw .unsupported(path: path, feature: "VMDK version \(version)") }
@@ -46,25 +50,33 @@ struct VMDKHeader {
         isCompressed = flags & Flags.compressed != 0 || algorithm == 1
         if isCompressed {
             guard algorithm == 1 else { throw .unsupported(path: path, feature: "VMDK compression \(algorithm)") }
-            guard flags & Flags.markers != 0 else { throw .unsupported(path: path, feature: "compressed grains without markers") }
+            guard flags & Flags.markers != 0 else {
+                throw .unsupported(path: path, feature: "compressed grains without markers")
+            }
         }
         let grain = header.littleEndian64(at: 20)
         try require(grain.nonzeroBitCount == 1 && grain >= 2, "grains of \(grain) sectors")
         guard grain <= 4096 else { throw .unsupported(path: path, feature: "grains of \(grain) sectors") }
         let perTable = header.littleEndian32(at: 44)
-        guard perTable == UInt32(GrainDirectory.entriesPerTable) else { throw .unsupported(path: path, feature: "grain tables of \(perTable) entries") }
+        guard perTable == UInt32(GrainDirectory.entriesPerTable) else {
+            throw .unsupported(path: path, feature: "grain tables of \(perTable) entries")
+        }
         let capacity = header.littleEndian64(at: 12)
         try require(capacity <= DiskImage.maximumSize >> 9, "a disk of \(capacity) sectors")
         layout = BlockMapLayout(
             size: capacity * 512, blockBits: UInt64(grain.trailingZeroBitCount) + 9,
             entries: .vmdk(hasZeroGrains: flags & Flags.zeroGrains != 0, isCompressed: isCompressed), table: .directory)
 
-        let tables = (layout.blockCount + UInt64(GrainDirectory.entriesPerTable) - 1) / UInt64(GrainDirectory.entriesPerTable)
-        guard tables <= UInt64(GrainDirectory.maximumTables) else { throw .unsupported(path: path, feature: "a grain directory of \(tables) entries") }
+        let tables =
+            (layout.blockCount + UInt64(GrainDirectory.entriesPerTable) - 1) / UInt64(GrainDirectory.entriesPerTable)
+        guard tables <= UInt64(GrainDirectory.maximumTables) else {
+            throw .unsupported(path: path, feature: "a grain directory of \(tables) entries")
+        }
         func table(_ what: String, at sector: UInt64) throws(DiskImageError) -> UInt64 {
             let (end, overflow) = (sector &* 512).addingReportingOverflow(tables * 4)
             guard sector <= UInt64.max >> 9, !overflow, end <= file.size else {
-                throw .truncated(path: path, what: what, needed: overflow || sector > UInt64.max >> 9 ? .max : end, size: file.size)
+                throw .truncated(
+                    path: path, what: what, needed: overflow || sector > UInt64.max >> 9 ? .max : end, size: file.size)
             }
             return sector * 512
         }
@@ -78,7 +90,9 @@ struct VMDKHeader {
         if descriptorSector == 0 || descriptorSectors == 0 {
             descriptor = nil
         } else {
-            try require(descriptorSectors <= UInt64(VMDKDescriptor.maximumSize) >> 9 && descriptorSector <= file.size >> 9, "a descriptor of \(descriptorSectors) sectors")
+            try require(
+                descriptorSectors <= UInt64(VMDKDescriptor.maximumSize) >> 9 && descriptorSector <= file.size >> 9,
+                "a descriptor of \(descriptorSectors) sectors")
             descriptor = descriptorSector * 512..<min((descriptorSector + descriptorSectors) * 512, file.size)
         }
         let overhead = header.littleEndian64(at: 64)
@@ -87,11 +101,15 @@ struct VMDKHeader {
 
     /// The header at the end of a file that was written from start to end: behind a marker of 512 bytes, with another behind it.
     private static func footer(_ file: borrowing ImageFile) throws(DiskImageError) -> [UInt8] {
-        guard file.size >= 4 * 512 else { throw .truncated(path: file.path, what: "the footer", needed: 4 * 512, size: file.size) }
+        guard file.size >= 4 * 512 else {
+            throw .truncated(path: file.path, what: "the footer", needed: 4 * 512, size: file.size)
+        }
         let bytes = try file.read("the footer", count: 3 * 512, at: (file.size - 3 * 512) & ~511)
         let isFooter = bytes.littleEndian32(at: 8) == 0 && bytes.littleEndian32(at: 12) == VMDKMarker.footer
         let isEnd = bytes[1024..<1040].allSatisfy { $0 == 0 }
-        guard isFooter, isEnd, bytes[512..<516].elementsEqual(magic), bytes.littleEndian64(at: 512 + 56) != directoryAtEnd else {
+        guard isFooter, isEnd, bytes[512..<516].elementsEqual(magic),
+            bytes.littleEndian64(at: 512 + 56) != directoryAtEnd
+        else {
             throw .invalid(path: file.path, reason: "no footer at its end; it may be truncated")
         }
         return Array(bytes[512..<1024])
@@ -99,9 +117,14 @@ struct VMDKHeader {
 
     /// What new grains need; refuses files that cannot be written.
     func allocator(_ file: borrowing ImageFile) throws(DiskImageError) -> BlockAllocator {
-        guard !isCompressed else { throw .notWritable(path: file.path, reason: "its grains are compressed; convert it with swkvm image convert") }
+        guard !isCompressed else {
+            throw .notWritable(
+                path: file.path, reason: "its grains are compressed; convert it with swkvm image convert")
+        }
         guard version < 3 else { throw .notWritable(path: file.path, reason: "VMDK version 3 is supported read-only") }
-        guard layout.blockSize >= 2 * UInt64(GrainDirectory.tableSize) else { throw .notWritable(path: file.path, reason: "it has grains of \(layout.blockSize) bytes") }
+        guard layout.blockSize >= 2 * UInt64(GrainDirectory.tableSize) else {
+            throw .notWritable(path: file.path, reason: "it has grains of \(layout.blockSize) bytes")
+        }
         var ranges: [Range<UInt64>] = [0..<UInt64(Self.size)]
         if let descriptor { ranges.append(descriptor) }
         ranges += directory.ranges
@@ -110,7 +133,8 @@ struct VMDKHeader {
         // Sectors have 32 bits.
         let next = (max(file.size, overhead) + layout.blockSize - 1) >> layout.blockBits
         return BlockAllocator(
-            base: 0, next: next, limit: (1 << 41) >> layout.blockBits, pristine: next, uncleanPlace: Self.uncleanPlace, metadata: metadata)
+            base: 0, next: next, limit: (1 << 41) >> layout.blockBits, pristine: next, uncleanPlace: Self.uncleanPlace,
+            metadata: metadata)
     }
 
     // MARK: - New images
@@ -118,20 +142,24 @@ struct VMDKHeader {
     /// The header of a new sparse file.
     static func new(_ parts: VMDKLayout, hasDescriptor: Bool) -> [UInt8] {
         new(
-            version: 1, flags: Flags.newlines | Flags.redundantTable, size: parts.size, descriptorSectors: hasDescriptor ? VMDKLayout.descriptorSectors : 0,
-            copy: parts.copyDirectory / 512, directory: parts.directory / 512, overhead: parts.overhead / 512, compression: 0)
+            version: 1, flags: Flags.newlines | Flags.redundantTable, size: parts.size,
+            descriptorSectors: hasDescriptor ? VMDKLayout.descriptorSectors : 0,
+            copy: parts.copyDirectory / 512, directory: parts.directory / 512, overhead: parts.overhead / 512,
+            compression: 0)
     }
 
     /// The header of a new compressed file, or its footer.
     /// - Parameter directory: a sector, in the footer; ``directoryAtEnd`` in the header.
     static func new(stream size: UInt64, directory: UInt64, overhead: UInt64) -> [UInt8] {
         new(
-            version: 3, flags: Flags.newlines | Flags.compressed | Flags.markers, size: size, descriptorSectors: VMDKLayout.descriptorSectors, copy: 0,
+            version: 3, flags: Flags.newlines | Flags.compressed | Flags.markers, size: size,
+            descriptorSectors: VMDKLayout.descriptorSectors, copy: 0,
             directory: directory, overhead: overhead / 512, compression: 1)
     }
 
     private static func new(
-        version: UInt32, flags: UInt32, size: UInt64, descriptorSectors: UInt64, copy: UInt64, directory: UInt64, overhead: UInt64, compression: UInt16
+        version: UInt32, flags: UInt32, size: UInt64, descriptorSectors: UInt64, copy: UInt64, directory: UInt64,
+        overhead: UInt64, compression: UInt16
     ) -> [UInt8] {
         var header = magic + littleEndian(version) + littleEndian(flags)
         header += littleEndian(size / 512) + littleEndian(BlockMapBuilder.grainSize / 512)
@@ -179,7 +207,9 @@ struct GrainDirectory {
         copies = try Self.read(file, count, copy)
     }
 
-    private static func read(_ file: borrowing ImageFile, _ count: Int, _ place: UInt64) throws(DiskImageError) -> [UInt32] {
+    private static func read(
+        _ file: borrowing ImageFile, _ count: Int, _ place: UInt64
+    ) throws(DiskImageError) -> [UInt32] {
         var entries: [UInt32] = []
         entries.reserveCapacity(count)
         while entries.count < count {
@@ -200,8 +230,12 @@ struct GrainDirectory {
     var ranges: [Range<UInt64>] {
         var ranges = [place..<place + UInt64(tables.count * 4)]
         if !copies.isEmpty { ranges.append(copyPlace..<copyPlace + UInt64(copies.count * 4)) }
-        for sector in tables where sector != 0 { ranges.append(UInt64(sector) * 512..<UInt64(sector) * 512 + UInt64(Self.tableSize)) }
-        for sector in copies where sector != 0 { ranges.append(UInt64(sector) * 512..<UInt64(sector) * 512 + UInt64(Self.tableSize)) }
+        for sector in tables where sector != 0 {
+            ranges.append(UInt64(sector) * 512..<UInt64(sector) * 512 + UInt64(Self.tableSize))
+        }
+        for sector in copies where sector != 0 {
+            ranges.append(UInt64(sector) * 512..<UInt64(sector) * 512 + UInt64(Self.tableSize))
+        }
         return ranges
     }
 
@@ -217,7 +251,9 @@ struct GrainDirectory {
     mutating func write(_ file: MetadataFile) throws(MetadataError) {
         guard let dirty else { return }
         try file.write(tables[dirty].flatMap { littleEndian($0) }, at: place + UInt64(dirty.lowerBound * 4))
-        if !copies.isEmpty { try file.write(copies[dirty].flatMap { littleEndian($0) }, at: copyPlace + UInt64(dirty.lowerBound * 4)) }
+        if !copies.isEmpty {
+            try file.write(copies[dirty].flatMap { littleEndian($0) }, at: copyPlace + UInt64(dirty.lowerBound * 4))
+        }
         self.dirty = nil
     }
 }

@@ -14,18 +14,28 @@ extension Chain {
         encryptedCount += 1
         switch encryption {
         case .aes:
-            if writable { throw .notWritable(path: path, reason: "its encryption (legacy AES) is supported read-only; convert it to LUKS with swkvm image convert --encrypt") }
+            if writable {
+                throw .notWritable(
+                    path: path,
+                    reason:
+                        "its encryption (legacy AES) is supported read-only; convert it to LUKS with swkvm image convert --encrypt"
+                )
+            }
             guard options.opensData else { return nil }
             guard let key else { throw .keyMissing(path: path, method: "legacy AES") }
             return try SectorCipher(.legacy, key: key.legacyKey(path: path), path: path, numbering: .disk)
         case .luks(let offset, let length):
-            let luks = try LUKSHeader(file.read("the LUKS header", count: LUKSHeader.size, at: offset), region: length, path: path)
+            let luks = try LUKSHeader(
+                file.read("the LUKS header", count: LUKSHeader.size, at: offset), region: length, path: path)
             if writable, let weakness = luks.specification.weakness {
-                throw .notWritable(path: path, reason: "its encryption (aes-\(luks.cipherMode)) is supported read-only: \(weakness)")
+                throw .notWritable(
+                    path: path, reason: "its encryption (aes-\(luks.cipherMode)) is supported read-only: \(weakness)")
             }
             guard options.opensData else { return nil }
             guard let key else { throw .keyMissing(path: path, method: "LUKS") }
-            guard luks.work <= options.maximumKeyWork else { throw .keyTooSlow(path: path, work: luks.work, limit: options.maximumKeyWork) }
+            guard luks.work <= options.maximumKeyWork else {
+                throw .keyTooSlow(path: path, work: luks.work, limit: options.maximumKeyWork)
+            }
             let master = try key.unlock(luks, path: path) { (slot) throws(DiskImageError) in
                 // Inside the header's region, and that is inside the file.
                 try file.read("the LUKS key material", count: luks.materialSize, at: offset + slot.place)

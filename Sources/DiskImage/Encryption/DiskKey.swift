@@ -98,7 +98,8 @@ public final class DiskKey: Sendable, Equatable {
         _ header: LUKSHeader, path: String, material: (LUKSHeader.Slot) throws(DiskImageError) -> [UInt8]
     ) throws(DiskImageError) -> SecretBytes {
         try opened.key(of: header) { () throws(DiskImageError) in
-            guard let key = try LUKSVolume.unlock(header, password, path: path, isInterrupted, material: material) else { throw .wrongKey(path: path) }
+            guard let key = try LUKSVolume.unlock(header, password, path: path, isInterrupted, material: material)
+            else { throw .wrongKey(path: path) }
             return key
         }
     }
@@ -118,7 +119,9 @@ private final class OpenedKeys: @unchecked Sendable {
     private let monitor = Monitor()
     private var keys: [(header: LUKSHeader, key: SecretBytes)] = []
 
-    func key(of header: LUKSHeader, _ make: () throws(DiskImageError) -> SecretBytes) throws(DiskImageError) -> SecretBytes {
+    func key(
+        of header: LUKSHeader, _ make: () throws(DiskImageError) -> SecretBytes
+    ) throws(DiskImageError) -> SecretBytes {
         try monitor.locked { () throws(DiskImageError) in
             if let known = keys.first(where: { $0.header == header }) { return known.key }
             let key = try make()

@@ -29,7 +29,8 @@ struct EngineEncryption: ~Copyable {
         encryptsWrites = image.managesClusters && image.isEncrypted(0)
         bufferSize = max(Self.preferredSize, image.clusterSize ?? 0)
         // The kernel gives memory as it is touched. The last sector is for pieces.
-        buffers = try IOBuffer(count: (encryptsWrites ? Self.count * Int(bufferSize) : 0) + SectorCipher.sectorSize, image.path)
+        buffers = try IOBuffer(
+            count: (encryptsWrites ? Self.count * Int(bufferSize) : 0) + SectorCipher.sectorSize, image.path)
         for index in 0..<Self.count { free[index] = Int32(index) }
     }
 
@@ -70,7 +71,9 @@ struct EngineEncryption: ~Copyable {
     }
 
     /// Room for a sector whose bytes are in several places.
-    private var sector: IOMemory { buffers.piece(encryptsWrites ? Self.count * Int(bufferSize) : 0, SectorCipher.sectorSize) }
+    private var sector: IOMemory {
+        buffers.piece(encryptsWrites ? Self.count * Int(bufferSize) : 0, SectorCipher.sectorSize)
+    }
 }
 
 extension EngineEncryption {

@@ -11,7 +11,9 @@ public struct ImageEncryption: Sendable, Equatable {
         self.cost = cost
     }
 
-    func makeVolume(_ path: String) throws(DiskImageError) -> LUKSVolume { try LUKSVolume(password: key.password, cost: cost, path: path) }
+    func makeVolume(_ path: String) throws(DiskImageError) -> LUKSVolume {
+        try LUKSVolume(password: key.password, cost: cost, path: path)
+    }
 }
 
 extension QCOW2Options {
@@ -19,8 +21,12 @@ extension QCOW2Options {
     func checkEncryption(_ path: String, preallocation: Preallocation) throws(DiskImageError) {
         guard encryption != nil else { return }
         guard preallocation == .off || preallocation == .full else {
-            throw .impossible(path: path, reason: "preallocated space that is not written decrypts to noise; use --preallocation full")
+            throw .impossible(
+                path: path, reason: "preallocated space that is not written decrypts to noise; use --preallocation full"
+            )
         }
-        guard !dataFileIsRaw else { throw .impossible(path: path, reason: "an encrypted data file is not a valid raw image") }
+        guard !dataFileIsRaw else {
+            throw .impossible(path: path, reason: "an encrypted data file is not a valid raw image")
+        }
     }
 }

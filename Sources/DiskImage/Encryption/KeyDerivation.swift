@@ -35,7 +35,8 @@ enum HashAlgorithm: String, Sendable, CaseIterable {
     /// PBKDF2 with HMAC (RFC 8018 §5.2).
     /// - Parameter isInterrupted: polled many times a second; `output` is not the key if it cancels.
     func deriveKey(
-        _ password: IOMemory, salt: [UInt8], iterations: UInt32, into output: IOMemory, _ isInterrupted: () -> Bool = { false }
+        _ password: IOMemory, salt: [UInt8], iterations: UInt32, into output: IOMemory,
+        _ isInterrupted: () -> Bool = { false }
     ) {
         switch self {
         case .sha1: pbkdf2(SHA1Hash.self, password, salt, iterations, output, isInterrupted)
@@ -47,7 +48,9 @@ enum HashAlgorithm: String, Sendable, CaseIterable {
     }
 
     /// How often PBKDF2 computes an HMAC for a key.
-    func work(iterations: UInt32, keySize: Int) -> UInt64 { UInt64(iterations) * UInt64((keySize + digestSize - 1) / digestSize) }
+    func work(iterations: UInt32, keySize: Int) -> UInt64 {
+        UInt64(iterations) * UInt64((keySize + digestSize - 1) / digestSize)
+    }
 }
 
 /// A hash function of libcrypto's, with its state in the value.
@@ -122,14 +125,19 @@ private func digest<Hash: HashFunction>(_ type: Hash.Type, _ input: IOMemory, _ 
 }
 
 private func pbkdf2<Hash: HashFunction>(
-    _ type: Hash.Type, _ password: IOMemory, _ salt: [UInt8], _ iterations: UInt32, _ output: IOMemory, _ isInterrupted: () -> Bool
+    _ type: Hash.Type, _ password: IOMemory, _ salt: [UInt8], _ iterations: UInt32, _ output: IOMemory,
+    _ isInterrupted: () -> Bool
 ) {
     // They are cleared when they go.
     withScratch(Hash.blockSize + 2 * Hash.digestSize) { scratch in
         let padded = scratch.prefix(Hash.blockSize)
         let value = scratch.piece(Hash.blockSize, Hash.digestSize), sum = scratch.from(Hash.blockSize + Hash.digestSize)
         // HMAC (RFC 2104): the states after the key, which all rounds begin with.
-        if password.count > Hash.blockSize { digest(type, password, nil, padded.prefix(Hash.digestSize)) } else { padded.prefix(password.count).copy(from: password) }
+        if password.count > Hash.blockSize {
+            digest(type, password, nil, padded.prefix(Hash.digestSize))
+        } else {
+            padded.prefix(password.count).copy(from: password)
+        }
         func start(_ pad: UInt8) -> Hash {
             for index in 0..<Hash.blockSize { padded.store(padded.load(index, as: UInt8.self) ^ pad, index) }
             var hash = Hash()

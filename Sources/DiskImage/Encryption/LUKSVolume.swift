@@ -39,7 +39,9 @@ struct LUKSVolume: Sendable {
         for slot in header.slots where slot.isActive {
             let encrypted = try material(slot)
             let slotKey = try SecretBytes(keySize, of: path) { memory in
-                password.withBytes { header.hash.deriveKey($0, salt: slot.salt, iterations: slot.iterations, into: memory, isInterrupted) }
+                password.withBytes {
+                    header.hash.deriveKey($0, salt: slot.salt, iterations: slot.iterations, into: memory, isInterrupted)
+                }
             }
             if isInterrupted() { throw .openingInterrupted(path: path) }
             let cipher = try SectorCipher(header.specification, key: slotKey, path: path)
@@ -50,7 +52,8 @@ struct LUKSVolume: Sendable {
             let candidate = try SecretBytes(keySize, of: path) { key in
                 split.withBytes { StripedKey.merge($0, into: key, header.hash) }
             }
-            let found = try digest(candidate, header.hash, header.digestSalt, header.digestIterations, path, isInterrupted)
+            let found = try digest(
+                candidate, header.hash, header.digestSalt, header.digestIterations, path, isInterrupted)
             if found.isEqual(to: header.digest) { return candidate }
             if isInterrupted() { throw .openingInterrupted(path: path) }
         }
@@ -76,14 +79,19 @@ struct LUKSVolume: Sendable {
     init(password: SecretBytes, cost: PasswordCost, path: String) throws(DiskImageError) {
         let specification = CipherSpecification.standard, hash = HashAlgorithm.sha256
         let iterations = try cost.iterations(hash, keySize: specification.keySize, path)
-        let key = try SecretBytes(specification.keySize, of: path) { (memory) throws(DiskImageError) in try fillRandomly(memory, path) }
-        let digestSalt = try randomBytes(LUKSHeader.saltSize, path), slotSalt = try randomBytes(LUKSHeader.saltSize, path)
+        let key = try SecretBytes(specification.keySize, of: path) { (memory) throws(DiskImageError) in
+            try fillRandomly(memory, path)
+        }
+        let digestSalt = try randomBytes(LUKSHeader.saltSize, path),
+            slotSalt = try randomBytes(LUKSHeader.saltSize, path)
         // As QEMU does: an eighth, as it is the same for all slots and guards a key that nobody guesses.
         let digestIterations = max(PasswordCost.minimum, iterations / 8)
         let digest = try Self.digest(key, hash, digestSalt, digestIterations, path)
         header = LUKSHeader(
-            specification, cipherMode: "xts-plain64", hash, digest: digest.withBytes { $0.array }, digestSalt: digestSalt,
-            digestIterations: digestIterations, slotSalt: slotSalt, iterations: iterations, uuid: try Self.newUUID(path))
+            specification, cipherMode: "xts-plain64", hash, digest: digest.withBytes { $0.array },
+            digestSalt: digestSalt,
+            digestIterations: digestIterations, slotSalt: slotSalt, iterations: iterations, uuid: try Self.newUUID(path)
+        )
         let slotKey = try SecretBytes(specification.keySize, of: path) { memory in
             password.withBytes { hash.deriveKey($0, salt: slotSalt, iterations: iterations, into: memory) }
         }
@@ -107,7 +115,8 @@ struct LUKSVolume: Sendable {
         bytes[8] = bytes[8] & 0x3f | 0x80
         let digits = Array("0123456789abcdef")
         let text = bytes.map { "\(digits[Int($0 >> 4)])\(digits[Int($0 & 15)])" }
-        return [text[0..<4], text[4..<6], text[6..<8], text[8..<10], text[10..<16]].map { $0.joined() }.joined(separator: "-")
+        return [text[0..<4], text[4..<6], text[6..<8], text[8..<10], text[10..<16]].map { $0.joined() }.joined(
+            separator: "-")
     }
 }
 
@@ -126,7 +135,9 @@ public enum PasswordCost: Sendable, Equatable {
         switch self {
         case .iterations(let count):
             guard (Self.minimum...Self.maximum).contains(count) else {
-                throw .impossible(path: path, reason: "\(count) iterations for a password; \(Self.minimum) to \(Self.maximum) are possible")
+                throw .impossible(
+                    path: path,
+                    reason: "\(count) iterations for a password; \(Self.minimum) to \(Self.maximum) are possible")
             }
             return count
         case .milliseconds(let time):

@@ -45,7 +45,8 @@ struct CipherSpecification: Equatable, Sendable {
         case "plain64": vector = .plain64
         case "essiv":
             // Its digest is a key of AES.
-            guard generator.count == 2, let hash = HashAlgorithm(rawValue: String(generator[1])), hash.digestSize == 32 else { return nil }
+            guard generator.count == 2, let hash = HashAlgorithm(rawValue: String(generator[1])), hash.digestSize == 32
+            else { return nil }
             vector = .essiv(hash)
         default: return nil
         }
@@ -85,7 +86,10 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
     ///   - key: as many bytes as the specification says.
     ///   - path: the image's, for errors.
     ///   - usesInstructions: those of the processor, if it has them; a test does without.
-    init(_ specification: CipherSpecification, key: SecretBytes, path: String, numbering: Numbering = .file, usesInstructions: Bool = true) throws(DiskImageError) {
+    init(
+        _ specification: CipherSpecification, key: SecretBytes, path: String, numbering: Numbering = .file,
+        usesInstructions: Bool = true
+    ) throws(DiskImageError) {
         precondition(key.count == specification.keySize)
         let usesInstructions = usesInstructions && ccrypto_has_aes()
         self.specification = specification
@@ -96,7 +100,8 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
             func prepare(_ index: Int, _ secret: SecretBytes, from first: Int, bits: Int) {
                 let isPrepared = secret.withBytes { bytes in
                     // As said above.
-                    unsafe ccrypto_aes_prepare(prepared + index, bytes.piece(first, bits / 8).octets, Int32(bits), usesInstructions)
+                    unsafe ccrypto_aes_prepare(
+                        prepared + index, bytes.piece(first, bits / 8).octets, Int32(bits), usesInstructions)
                 }
                 precondition(isPrepared)
             }
@@ -104,7 +109,9 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
             prepare(0, key, from: 0, bits: bits)
             if specification.mode == .xts { prepare(1, key, from: bits / 8, bits: bits) }
             if case .essiv(let hash) = specification.vector {
-                let digest = try SecretBytes(hash.digestSize, of: path) { digest in key.withBytes { hash.hash($0, into: digest) } }
+                let digest = try SecretBytes(hash.digestSize, of: path) { digest in
+                    key.withBytes { hash.hash($0, into: digest) }
+                }
                 prepare(2, digest, from: 0, bits: hash.digestSize * 8)
             }
         }
@@ -145,14 +152,18 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
                     case .plain: [UInt64(UInt32(truncatingIfNeeded: number)).littleEndian, 0]
                     case .plain64, .essiv: [number.littleEndian, 0]
                     }
-                unsafe apply(prepared, bytes.piece(start, min(Self.sectorSize, bytes.count - start)), vector, encrypts: encrypts)
+                unsafe apply(
+                    prepared, bytes.piece(start, min(Self.sectorSize, bytes.count - start)), vector, encrypts: encrypts)
                 number &+= 1
             }
         }
     }
 
     /// A sector, or some blocks of one.
-    private func apply(_ prepared: UnsafePointer<ccrypto_aes>, _ sector: IOMemory, _ vector: consuming InlineArray<2, UInt64>, encrypts: Bool) {
+    private func apply(
+        _ prepared: UnsafePointer<ccrypto_aes>, _ sector: IOMemory, _ vector: consuming InlineArray<2, UInt64>,
+        encrypts: Bool
+    ) {
         // The keys are the caller's; the vector has 16 bytes.
         unsafe withUnsafeMutableBytes(of: &vector) { buffer in
             let iv = unsafe IOMemory(buffer).octets, piece = unsafe sector.octets

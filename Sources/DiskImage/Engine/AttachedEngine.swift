@@ -44,7 +44,9 @@ final class AttachedEngine: @unchecked Sendable {
     /// The number of its first operation that is under way.
     var firstSequence: UInt64 {
         var first = UInt64.max
-        for index in operations.indices where operations[index].isActive { first = min(first, operations[index].sequence) }
+        for index in operations.indices where operations[index].isActive {
+            first = min(first, operations[index].sequence)
+        }
         return first
     }
 

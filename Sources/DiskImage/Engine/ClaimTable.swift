@@ -38,7 +38,9 @@ struct ClaimTable {
 
     /// Claims whole clusters, nothing of which anybody else has claimed.
     mutating func insert(_ range: Range<UInt64>, of owner: Owner) {
-        claims.insert(Claim(start: range.lowerBound, end: range.upperBound, owner: owner), at: firstIndex(endingAfter: range.lowerBound))
+        claims.insert(
+            Claim(start: range.lowerBound, end: range.upperBound, owner: owner),
+            at: firstIndex(endingAfter: range.lowerBound))
     }
 
     /// Ends one claim of the clusters that begin at `start`.

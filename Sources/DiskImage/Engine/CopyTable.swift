@@ -74,7 +74,9 @@ struct CopyTable: ~Copyable {
     func buffer(_ index: Int32) -> IOMemory { buffers.piece(Int(index) * Int(clusterSize), Int(clusterSize)) }
 
     /// The segment with the first `length` bytes of a buffer; it stays until it is next asked for.
-    mutating func segments(_ index: Int32, length: UInt64) -> IOSegments { vectors.list(Int(index), buffer(index).prefix(Int(length))) }
+    mutating func segments(_ index: Int32, length: UInt64) -> IOSegments {
+        vectors.list(Int(index), buffer(index).prefix(Int(length)))
+    }
 
     /// The old contents of a cluster are in its buffer: what the request has for it goes over them.
     func merge(_ index: Int32, _ request: DiskRequest, diskSize: UInt64) {

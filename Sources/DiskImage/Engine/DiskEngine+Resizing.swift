@@ -22,16 +22,20 @@ extension DiskEngine {
     ///   - newSize: bytes, a multiple of 512.
     ///   - preallocation: for what is added.
     ///   - shrinks: whether the disk may get shorter, at the cost of what is beyond its new end.
-    public mutating func resize(to newSize: UInt64, preallocation: Preallocation = .off, shrinks: Bool = false) throws(DiskImageError) {
+    public mutating func resize(
+        to newSize: UInt64, preallocation: Preallocation = .off, shrinks: Bool = false
+    ) throws(DiskImageError) {
         precondition(inFlight == 0)
         func refuse(_ reason: String) -> DiskImageError { .resize(path: image.path, reason: reason) }
         guard image.format == .raw || image.format == .qcow2 else {
-            throw refuse("\(image.format.name) images have a fixed size; convert it to qcow2 or raw with swkvm image convert")
+            throw refuse(
+                "\(image.format.name) images have a fixed size; convert it to qcow2 or raw with swkvm image convert")
         }
         guard isExclusive else { throw refuse("several engines use it") }
         guard !image.isReadOnly else { throw refuse("it was opened read-only") }
         guard newSize % 512 == 0, newSize <= DiskImage.maximumSize else {
-            throw refuse("\(newSize) bytes are not a whole number of sectors of 512 bytes up to \(DiskImage.maximumSize)")
+            throw refuse(
+                "\(newSize) bytes are not a whole number of sectors of 512 bytes up to \(DiskImage.maximumSize)")
         }
         let oldSize = image.exactSize
         if newSize < oldSize {
@@ -62,17 +66,29 @@ extension DiskEngine {
     public mutating func measure() throws(DiskImageError) {
         precondition(inFlight == 0)
         func refuse(_ reason: String) -> DiskImageError { .resize(path: image.path, reason: reason) }
-        guard image.format == .raw, !image.isRemote else { throw refuse("only the size of a raw image on this host, or of a block device, changes by itself") }
+        guard image.format == .raw, !image.isRemote else {
+            throw refuse("only the size of a raw image on this host, or of a block device, changes by itself")
+        }
         guard isExclusive else { throw refuse("several engines use it") }
         let now = try fileSize()
-        guard now >= image.exactSize else { throw refuse("it has become shorter, from \(image.exactSize) to \(now) bytes") }
+        guard now >= image.exactSize else {
+            throw refuse("it has become shorter, from \(image.exactSize) to \(now) bytes")
+        }
         try image.measure()
     }
 
-    private mutating func resizeRaw(from oldSize: UInt64, to newSize: UInt64, _ preallocation: Preallocation) throws(DiskImageError) {
-        guard preallocation != .metadata else { throw .resize(path: image.path, reason: "a raw image has no metadata to preallocate") }
-        guard !image.isRemote else { throw .resize(path: image.path, reason: "the server determines the size of a remote disk; change it there") }
-        guard image.isRegularFile else { throw .resize(path: image.path, reason: "the size of a block device is fixed") }
+    private mutating func resizeRaw(
+        from oldSize: UInt64, to newSize: UInt64, _ preallocation: Preallocation
+    ) throws(DiskImageError) {
+        guard preallocation != .metadata else {
+            throw .resize(path: image.path, reason: "a raw image has no metadata to preallocate")
+        }
+        guard !image.isRemote else {
+            throw .resize(path: image.path, reason: "the server determines the size of a remote disk; change it there")
+        }
+        guard image.isRegularFile else {
+            throw .resize(path: image.path, reason: "the size of a block device is fixed")
+        }
         let file = tableFile
         do throws(DiskImageError) {
             if newSize > oldSize { try reserve(oldSize..<newSize, preallocation) }
@@ -92,7 +108,9 @@ extension DiskEngine {
         case .off, .metadata:
             break
         case .falloc:
-            do throws(MetadataError) { try file.file.reserve(range.lowerBound, range.upperBound - range.lowerBound) } catch {
+            do throws(MetadataError) {
+                try file.file.reserve(range.lowerBound, range.upperBound - range.lowerBound)
+            } catch {
                 throw error.asError(image.path, "fallocate")
             }
         case .full:

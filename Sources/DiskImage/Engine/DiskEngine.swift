@@ -24,23 +24,28 @@ internal import Linux
     ///   - depth: requests in flight, 1 … 4096.
     ///   - segments: memory segments of a request, 1 … 1024 (the kernel's limit).
     ///   - usesRing: false does without io_uring, as happens by itself where the host has none for this process.
-    public init(_ image: DiskImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError) {
+    public init(_ image: DiskImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true) throws(DiskImageError)
+    {
         try self.init(SharedImage(exclusive: image), depth: depth, segments: segments, usesRing: usesRing)
     }
 
     /// An engine whose system calls are a test's.
     init(_ image: DiskImage, depth: Int, segments: Int, calls: FileCalls) throws(DiskImageError) {
-        try self.init(SharedImage(image, calls: calls, isExclusive: true), depth: depth, segments: segments, usesRing: false)
+        try self.init(
+            SharedImage(image, calls: calls, isExclusive: true), depth: depth, segments: segments, usesRing: false)
     }
 
     /// One of several engines of an image. Parameters are as those of an engine with an image of its own.
     /// - Parameter share: the engines together with which it keeps to a bound of bytes under way.
-    public init(_ shared: SharedImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true, share: Int = 1) throws(DiskImageError) {
+    public init(
+        _ shared: SharedImage, depth: Int = 128, segments: Int = 128, usesRing: Bool = true, share: Int = 1
+    ) throws(DiskImageError) {
         let depth = min(max(depth, 1), 4096)
         let segments = min(max(segments, 1), 1024)
         let queue: IOQueue
         do throws(SystemCallError) {
-            queue = try shared.image.makeQueue(OperationTable.count(depth: depth), usesRing: usesRing, calls: shared.calls)
+            queue = try shared.image.makeQueue(
+                OperationTable.count(depth: depth), usesRing: usesRing, calls: shared.calls)
         } catch { throw .system(path: shared.path, error) }
         let pipeline = try RequestPipeline(shared, depth: depth, segments: segments, queue, share: share)
         self.shared = shared
@@ -84,14 +89,19 @@ internal import Linux
     ///   - vectors: the memory of a transfer. Both they and what they name stay as they are until the request has come back.
     ///   - count: how many vectors, at most ``maximumSegments``.
     public mutating func start(
-        _ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, vectors: UnsafePointer<iovec>, count: Int
+        _ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, vectors: UnsafePointer<iovec>,
+        count: Int
     ) {
         // The caller vouches for the vectors and for the memory that they are about.
-        start(request, operation, offset: offset, length: length, segments: unsafe IOSegments(vectors, count: max(0, count)))
+        start(
+            request, operation, offset: offset, length: length,
+            segments: unsafe IOSegments(vectors, count: max(0, count)))
     }
 
     /// The same with memory of this module's.
-    mutating func start(_ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, segments: IOSegments) {
+    mutating func start(
+        _ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, segments: IOSegments
+    ) {
         start(request, DiskRequest(operation, segments: segments, offset: offset, length: length))
     }
 
@@ -144,7 +154,8 @@ internal import Linux
         }
         let path = image.path(of: failed), reason = SystemCallError(failed.call.name, errno: completion.error)
         // What is made durable is the whole file.
-        return failed.call == .synchronize ? .request(path: path, reason) : .transfer(path: path, offset: failed.offset, length: nil, reason)
+        return failed.call == .synchronize
+            ? .request(path: path, reason) : .transfer(path: path, offset: failed.offset, length: nil, reason)
     }
 
     /// Indicates whether a request that failed may succeed when it is started again, once the cause is gone. It cannot where no access was
@@ -171,7 +182,9 @@ internal import Linux
             if !shared.isExclusive, handleWakeup() { continue }
             if let index = pipeline.requests.popCompleted() {
                 let ended = pipeline.requests[index]
-                return DiskCompletion(request: Int(index), operation: ended.operation, offset: ended.offset, length: ended.length, error: ended.error,
+                return DiskCompletion(
+                    request: Int(index), operation: ended.operation, offset: ended.offset, length: ended.length,
+                    error: ended.error,
                     failed: ended.failed)
             }
             if completeOperations() {
@@ -224,12 +237,16 @@ internal import Linux
             if let completion = nextCompletion() { return completion }
             // What is in flight may wait for another engine, which will call.
             guard shared.isExclusive ? pipeline.operations.outstanding > 0 : inFlight > 0 else { return nil }
-            do { try pipeline.operations.wait(isExclusive: shared.isExclusive) } catch { throw .request(path: shared.path, error) }
+            do { try pipeline.operations.wait(isExclusive: shared.isExclusive) } catch {
+                throw .request(path: shared.path, error)
+            }
         }
     }
 
     /// One transfer from start to end, for tools and tests; nothing else may be in flight.
-    public mutating func perform(_ operation: DiskOperation, at offset: UInt64, memory: UnsafeMutableRawBufferPointer) throws(DiskImageError) {
+    public mutating func perform(
+        _ operation: DiskOperation, at offset: UInt64, memory: UnsafeMutableRawBufferPointer
+    ) throws(DiskImageError) {
         // On the stack for as long as the request lasts; the memory is the caller's.
         var vector = unsafe iovec(iov_base: memory.baseAddress, iov_len: memory.count)
         try unsafe withUnsafePointer(to: &vector) { (vector) throws(DiskImageError) in
@@ -239,7 +256,9 @@ internal import Linux
     }
 
     /// The same for what transfers nothing.
-    public mutating func perform(_ operation: DiskOperation, at offset: UInt64 = 0, length: UInt64 = 0) throws(DiskImageError) {
+    public mutating func perform(
+        _ operation: DiskOperation, at offset: UInt64 = 0, length: UInt64 = 0
+    ) throws(DiskImageError) {
         try perform(DiskRequest(operation, offset: offset, length: length))
     }
 
@@ -273,7 +292,11 @@ internal import Linux
         shared.unlock()
         pipeline.operations.cancelAll()
         while inFlight > 0 {
-            if let ended = nextCompletion() { release(ended.request) } else { pipeline.operations.waitWhateverHappens() }
+            if let ended = nextCompletion() {
+                release(ended.request)
+            } else {
+                pipeline.operations.waitWhateverHappens()
+            }
         }
         pipeline.operations.endCancelling()
     }

@@ -57,10 +57,14 @@ enum IOQueue: ~Copyable {
     // The segments, and the memory that they are about, stay until the operation's completion: hence the ring may have their addresses.
 
     /// - Parameter isAside: as ``IORing/read(_:_:count:at:token:isAside:)`` has it, where there is a ring.
-    func read(_ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAside: Bool) throws(SystemCallError) {
+    func read(
+        _ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAside: Bool
+    ) throws(SystemCallError) {
         switch self {
         // They stay until the completion.
-        case .ring(let ring): try unsafe ring.read(file, segments.vectors, count: segments.count, at: offset, token: token, isAside: isAside)
+        case .ring(let ring):
+            try unsafe ring.read(
+                file, segments.vectors, count: segments.count, at: offset, token: token, isAside: isAside)
         case .synchronous(let calls): calls.read(file, segments, at: offset, token: token)
         case .remote(let disk): try disk.transfer(.read, segments, at: offset, token: token)
         case .layered(let queues): try queues.read(file, segments, at: offset, token: token, isAside: isAside)
@@ -70,7 +74,8 @@ enum IOQueue: ~Copyable {
     func write(_ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64) throws(SystemCallError) {
         switch self {
         // As above.
-        case .ring(let ring): try unsafe ring.write(file, segments.vectors, count: segments.count, at: offset, token: token)
+        case .ring(let ring):
+            try unsafe ring.write(file, segments.vectors, count: segments.count, at: offset, token: token)
         case .synchronous(let calls): calls.write(file, segments, at: offset, token: token)
         case .remote(let disk): try disk.transfer(.write, segments, at: offset, token: token)
         case .layered(let queues): try queues.files.write(file, segments, at: offset, token: token)
@@ -86,12 +91,14 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    func allocate(_ file: Int32, mode: Int32, at offset: UInt64, length: UInt64, token: UInt64) throws(SystemCallError) {
+    func allocate(_ file: Int32, mode: Int32, at offset: UInt64, length: UInt64, token: UInt64) throws(SystemCallError)
+    {
         switch self {
         case .ring(let ring): try ring.allocate(file, mode: mode, at: offset, length: length, token: token)
         case .synchronous(let calls): calls.allocate(file, mode: mode, at: offset, length: length, token: token)
         case .remote(let disk):
-            try disk.change(mode & FALLOC_FL_PUNCH_HOLE != 0 ? .zero : .zeroKeeping, at: offset, length: length, token: token)
+            try disk.change(
+                mode & FALLOC_FL_PUNCH_HOLE != 0 ? .zero : .zeroKeeping, at: offset, length: length, token: token)
         case .layered(let queues): try queues.files.allocate(file, mode: mode, at: offset, length: length, token: token)
         }
     }
@@ -100,7 +107,9 @@ enum IOQueue: ~Copyable {
     func discard(_ file: Int32, at offset: UInt64, length: UInt64, token: UInt64) throws(SystemCallError) {
         switch self {
         case .remote(let disk): try disk.change(.trim, at: offset, length: length, token: token)
-        default: try allocate(file, mode: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at: offset, length: length, token: token)
+        default:
+            try allocate(
+                file, mode: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at: offset, length: length, token: token)
         }
     }
 

@@ -295,7 +295,9 @@ internal import Linux
         queue.io.listen()
     }
 
-    mutating func wait(isExclusive: Bool) throws(SystemCallError) { try queue.wait(for: outstanding, isExclusive: isExclusive) }
+    mutating func wait(isExclusive: Bool) throws(SystemCallError) {
+        try queue.wait(for: outstanding, isExclusive: isExclusive)
+    }
 
     mutating func beginTurn() { budget.beginTurn() }
     var isTurnOver: Bool { budget.isTurnOver }

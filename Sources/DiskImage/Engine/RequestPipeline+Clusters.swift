@@ -22,7 +22,8 @@ extension RequestPipeline {
         } catch {
             return stop(index, error.lookup)
         }
-        switch image.target(operation, position, left, sequence: shared.sequence, shared.calls, &requests[index].search) {
+        switch image.target(operation, position, left, sequence: shared.sequence, shared.calls, &requests[index].search)
+        {
         case .inPlace(_, let length) where encryption.encryptsWrites && operation == .discard:
             // A hole would read as noise.
             requests[index].consume(length)
@@ -34,23 +35,30 @@ extension RequestPipeline {
         case .clusters(let count):
             return writeClusters(index, position, count * copies.clusterSize, nil)
         case .part(let part):
-            return writeClusters(index, position, min(left, part.range.upperBound - position % copies.clusterSize), part)
+            return writeClusters(
+                index, position, min(left, part.range.upperBound - position % copies.clusterSize), part)
         case .unresolved(let lookup):
             return stop(index, lookup)
         }
         return true
     }
 
-    private func owner(_ request: Int32) -> ClaimTable.Owner { ClaimTable.Owner(engine: attachment.number, request: request) }
+    private func owner(_ request: Int32) -> ClaimTable.Owner {
+        ClaimTable.Owner(engine: attachment.number, request: request)
+    }
 
     /// Writes into clusters that the mapping does not have yet: whole ones straight from the request's memory, and a
     /// part of one after the rest of the part has been read.
-    private mutating func writeClusters(_ index: Int32, _ position: UInt64, _ length: UInt64, _ part: WriteTarget.Part?) -> Bool {
+    private mutating func writeClusters(
+        _ index: Int32, _ position: UInt64, _ length: UInt64, _ part: WriteTarget.Part?
+    ) -> Bool {
         let cluster = position & ~(copies.clusterSize - 1)
         let end = (position + length + copies.clusterSize - 1) & ~(copies.clusterSize - 1)
         let isWrite = requests[index].operation == .write
         // What a request zeroes has no memory of its own.
-        let isWhole = isWrite && part.map { position - cluster == $0.range.lowerBound && length == UInt64($0.range.count) } != false
+        let isWhole =
+            isWrite
+            && part.map { position - cluster == $0.range.lowerBound && length == UInt64($0.range.count) } != false
         // With subclusters a request may come to one cluster twice (zeroes, at both ends): never with two new clusters
         // for it.
         let own = part?.place == nil ? nil : owner(index)
@@ -70,9 +78,11 @@ extension RequestPipeline {
         // What was never written in the file reads as the zeroes that the rest of the cluster is to be.
         if let part, !isWhole, !(isWrite && part.isZero && run.isPristine && !encryption.encryptsWrites) {
             requests[index].consume(covered)
-            beginCopy(CopyTable.Copy(
-                owner: index, start: start, length: covered, guestOffset: cluster, base: cluster + part.range.lowerBound, size: UInt64(part.range.count),
-                run: run, file: file))
+            beginCopy(
+                CopyTable.Copy(
+                    owner: index, start: start, length: covered, guestOffset: cluster,
+                    base: cluster + part.range.lowerBound, size: UInt64(part.range.count),
+                    run: run, file: file))
         } else {
             begin(.write, index, at: image.place(of: run, file) + (position - cluster), covered, run, cluster)
         }
@@ -86,7 +96,8 @@ extension RequestPipeline {
         requests[copy.owner].pending += 2
         let reader = Int32(requests.depth) + index
         let readable = min(copy.size, image.size - copy.base)
-        requests[reader] = DiskRequest(.read, segments: copies.segments(index, length: readable), offset: copy.base, length: readable)
+        requests[reader] = DiskRequest(
+            .read, segments: copies.segments(index, length: readable), offset: copy.base, length: readable)
         advance(reader)
         requests[copy.owner].pending -= 1
     }
@@ -99,8 +110,10 @@ extension RequestPipeline {
         guard error != 0 || operations.hasFree else { return requests.stall(reader) }
         let copy = copies.endReading(index)
         let operation = IOOperation(
-            kind: .write, request: copy.owner, layer: copy.file, fileOffset: image.place(of: copy.run, copy.file) + (copy.base - copy.guestOffset),
-            start: copy.start, length: copy.size, memory: .piece(copies.buffer(index)), run: copy.run, guestOffset: copy.guestOffset, copy: index)
+            kind: .write, request: copy.owner, layer: copy.file,
+            fileOffset: image.place(of: copy.run, copy.file) + (copy.base - copy.guestOffset),
+            start: copy.start, length: copy.size, memory: .piece(copies.buffer(index)), run: copy.run,
+            guestOffset: copy.guestOffset, copy: index)
         if error == 0 {
             begin(operation)
         } else {

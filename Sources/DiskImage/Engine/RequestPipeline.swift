@@ -23,13 +23,18 @@ struct RequestPipeline: ~Copyable {
     var encryption: EngineEncryption
 
     /// - Parameters are as those of ``DiskEngine/init(_:depth:segments:usesRing:share:)``.
-    init(_ shared: SharedImage, depth: Int, segments: Int, _ queue: consuming IOQueue, share: Int) throws(DiskImageError) {
+    init(
+        _ shared: SharedImage, depth: Int, segments: Int, _ queue: consuming IOQueue, share: Int
+    ) throws(DiskImageError) {
         let copies = try CopyTable(shared.image.managesClusters ? shared.clusterSize ?? 0 : 0, shared.path)
         let encryption = try EngineEncryption(shared.image)
         let wakeup: AttachedEngine.Wakeup?
-        do throws(SystemCallError) { wakeup = shared.isExclusive ? nil : try .init(queue.makeWakeup()) } catch { throw .system(path: shared.path, error) }
+        do throws(SystemCallError) { wakeup = shared.isExclusive ? nil : try .init(queue.makeWakeup()) } catch {
+            throw .system(path: shared.path, error)
+        }
         // After the owner's requests come those of copies.
-        let attachment = AttachedEngine(requests: depth + copies.count, operations: OperationTable.count(depth: depth), wakeup: wakeup)
+        let attachment = AttachedEngine(
+            requests: depth + copies.count, operations: OperationTable.count(depth: depth), wakeup: wakeup)
         let operations = try OperationTable(
             attachment.operations, shared.image, EngineQueue(queue, wakeup: wakeup), segments: segments, share: share)
         try shared.attach(attachment)
@@ -55,7 +60,9 @@ struct RequestPipeline: ~Copyable {
                 shared.image.complete(load, bytes: 0, error: EIO)
                 shared.image.unpin(load)
             }
-            if operation.run.count > 0 { shared.image.abandon(operation.run, at: operation.guestOffset, sequence: shared.sequence) }
+            if operation.run.count > 0 {
+                shared.image.abandon(operation.run, at: operation.guestOffset, sequence: shared.sequence)
+            }
         }
         copies.forEachReading { shared.image.abandon($0.run, at: $0.guestOffset, sequence: shared.sequence) }
         shared.detach(attachment)
@@ -75,18 +82,25 @@ struct RequestPipeline: ~Copyable {
                 requests[index].error = ECANCELED
                 break
             }
-            guard operations.hasRoom, encryption.hasRoom(requests[index].operation) else { return requests.stall(index) }
+            guard operations.hasRoom, encryption.hasRoom(requests[index].operation) else {
+                return requests.stall(index)
+            }
             operations.spendLookup()
             let operation = requests[index].operation
             let goesOn =
-                operation == .flush ? flush(index) : operation != .read && image.managesClusters ? change(index) : transfer(index)
+                operation == .flush
+                ? flush(index) : operation != .read && image.managesClusters ? change(index) : transfer(index)
             if !goesOn { return }
         }
         if requests[index].pending == 0 { complete(index) }
     }
 
     mutating func complete(_ index: Int32) {
-        if index >= requests.depth { completeReading(copy: index - Int32(requests.depth)) } else { requests.complete(index) }
+        if index >= requests.depth {
+            completeReading(copy: index - Int32(requests.depth))
+        } else {
+            requests.complete(index)
+        }
     }
 
     /// Lets those that found no room try again, in their order, as long as there is some.
@@ -139,7 +153,11 @@ struct RequestPipeline: ~Copyable {
             requests[index].consume(length)
         case .memory(let bytes):
             // How an image that has these is written, `change` finds out.
-            if isRead { requests[index].segments?.copyIn(bytes, at: requests[index].mapped) } else { requests[index].error = EROFS }
+            if isRead {
+                requests[index].segments?.copyIn(bytes, at: requests[index].mapped)
+            } else {
+                requests[index].error = EROFS
+            }
             requests[index].consume(UInt64(bytes.count))
         case .unallocated, .load, .wait, .commit, .failed:
             return stop(index, lookup)
@@ -153,7 +171,9 @@ struct RequestPipeline: ~Copyable {
         if shared.isExclusive {
             requests[index].segments?.clear(from: start, length: length)
         } else {
-            begin(IOOperation(kind: .zeroes, request: index, start: start, length: length, memory: requests[index].memory))
+            begin(
+                IOOperation(kind: .zeroes, request: index, start: start, length: length, memory: requests[index].memory)
+            )
         }
     }
 
@@ -162,7 +182,10 @@ struct RequestPipeline: ~Copyable {
         switch lookup {
         case .load(let load):
             attachment.wait(index)
-            begin(IOOperation(kind: .load, layer: load.layer, fileOffset: load.offset, length: UInt64(load.length), memory: .piece(load.buffer), load: load))
+            begin(
+                IOOperation(
+                    kind: .load, layer: load.layer, fileOffset: load.offset, length: UInt64(load.length),
+                    memory: .piece(load.buffer), load: load))
             return false
         case .commit:
             requests[index].awaitsCommit = true
@@ -186,11 +209,13 @@ struct RequestPipeline: ~Copyable {
 
     /// Begins an operation on the next bytes of a request.
     @inline(__always) mutating func begin(
-        _ kind: IOOperation.Kind, _ index: Int32, at place: UInt64, _ length: UInt64, _ run: ClusterRun = ClusterRun(first: 0, count: 0),
+        _ kind: IOOperation.Kind, _ index: Int32, at place: UInt64, _ length: UInt64,
+        _ run: ClusterRun = ClusterRun(first: 0, count: 0),
         _ guestOffset: UInt64 = 0
     ) {
         let operation = IOOperation(
-            kind: kind, request: index, layer: requests[index].search.file, fileOffset: place, start: requests[index].mapped, length: length,
+            kind: kind, request: index, layer: requests[index].search.file, fileOffset: place,
+            start: requests[index].mapped, length: length,
             memory: requests[index].memory, run: run, guestOffset: guestOffset)
         requests[index].consume(length)
         begin(operation)
@@ -260,7 +285,8 @@ struct RequestPipeline: ~Copyable {
 
     /// Indicates whether an operation needs work before it can be queued.
     private func needsWork(_ index: Int32) -> Bool {
-        operations[index].copy >= 0 || (encryption.encryptsWrites && operations[index].kind == .write) || operations[index].kind == .zeroes
+        operations[index].copy >= 0 || (encryption.encryptsWrites && operations[index].kind == .write)
+            || operations[index].kind == .zeroes
     }
 
     /// Does what was put off, and queues its operations. Without the lock, whose holder may have put more off.

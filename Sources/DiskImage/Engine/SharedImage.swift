@@ -78,34 +78,35 @@ public final class SharedImage: @unchecked Sendable {
         assertUnlocked()
         if !isExclusive { mutex.lock() }
         #if DEBUG
-        holder.store(UInt(pthread_self()), ordering: .relaxed)
+            holder.store(UInt(pthread_self()), ordering: .relaxed)
         #endif
     }
 
     @inline(__always) func unlock() {
         assertLocked()
         #if DEBUG
-        holder.store(0, ordering: .relaxed)
+            holder.store(0, ordering: .relaxed)
         #endif
         if !isExclusive { mutex.unlock() }
     }
 
     #if DEBUG
-    /// The thread that has the lock, or 0: for what follows.
-    private let holder = Atomic<UInt>(0)
+        /// The thread that has the lock, or 0: for what follows.
+        private let holder = Atomic<UInt>(0)
     #endif
 
     /// Says that the calling thread has the lock. Only builds for tests look.
     @inline(__always) func assertLocked() {
         #if DEBUG
-        precondition(holder.load(ordering: .relaxed) == UInt(pthread_self()), "the image's lock is not this thread's")
+            precondition(
+                holder.load(ordering: .relaxed) == UInt(pthread_self()), "the image's lock is not this thread's")
         #endif
     }
 
     /// Says that the calling thread does not have the lock.
     @inline(__always) func assertUnlocked() {
         #if DEBUG
-        precondition(holder.load(ordering: .relaxed) != UInt(pthread_self()), "this thread has the image's lock")
+            precondition(holder.load(ordering: .relaxed) != UInt(pthread_self()), "this thread has the image's lock")
         #endif
     }
 
@@ -192,7 +193,10 @@ extension SharedImage {
         let step = commit.step
         do throws(MetadataError) {
             // Of a failure the host tells once: if another synchronisation heard of it, this one did not.
-            if error != 0 { image.failures.note(FailedAccess(call: .synchronize, file: commit.file, isMetadata: step != .data, offset: 0), error) }
+            if error != 0 {
+                image.failures.note(
+                    FailedAccess(call: .synchronize, file: commit.file, isMetadata: step != .data, offset: 0), error)
+            }
             let error = error != 0 ? error : image.failure
             guard error == 0 else {
                 image.failWriting(error)

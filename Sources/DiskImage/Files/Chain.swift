@@ -36,7 +36,9 @@ struct Chain: ~Copyable {
 
     /// Opens a file, and what is below it.
     /// - Parameter image: which names it; nil where the user does.
-    mutating func open(_ path: String, _ choice: FormatChoice, of image: NamingImage?, _ options: DiskImageOptions) throws(DiskImageError) {
+    mutating func open(
+        _ path: String, _ choice: FormatChoice, of image: NamingImage?, _ options: DiskImageOptions
+    ) throws(DiskImageError) {
         guard count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: path) }
         if NBDLocation.isAddress(path) {
             guard image == nil || options.namedFiles.allow(address: path) else { throw .addressNotStated(path: path) }
@@ -44,13 +46,19 @@ struct Chain: ~Copyable {
         }
         let format = choice.format
         if count == 0, let snapshot = options.snapshot {
-            guard format == .qcow2 else { throw .snapshot(path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do") }
-            guard options.readOnly else { throw .snapshot(path: path, name: snapshot, reason: "a snapshot is read-only: add ,ro") }
+            guard format == .qcow2 else {
+                throw .snapshot(
+                    path: path, name: snapshot, reason: "\(format.name) images have no snapshots; only qcow2 images do")
+            }
+            guard options.readOnly else {
+                throw .snapshot(path: path, name: snapshot, reason: "a snapshot is read-only: add ,ro")
+            }
         }
         if count == 0, format != .qcow2, let name = options.dataFile { throw .dataFileUnused(path: path, name: name) }
         let writable = count == 0 && !options.readOnly
         if writable, !format.isWritable {
-            throw .notWritable(path: path, reason: "\(format.name) images are read-only; convert it to qcow2 with swkvm image convert")
+            throw .notWritable(
+                path: path, reason: "\(format.name) images are read-only; convert it to qcow2 with swkvm image convert")
         }
         let file = try ImageFile(path: path, of: image, writable: writable, options)
         try choice.check(file)
@@ -98,7 +106,9 @@ func backingPath(_ name: String, of image: String) throws(DiskImageError) -> Str
     if let colon = first.firstIndex(of: UInt8(ascii: ":")) {
         let rest = name[name.utf8.index(after: colon)...]
         // QEMU takes what follows `file:` relative to wherever it was started, which means nothing to us.
-        guard first[..<colon].elementsEqual("file".utf8), rest.utf8.first == UInt8(ascii: "/") else { throw .backingName(path: image, name: String(name)) }
+        guard first[..<colon].elementsEqual("file".utf8), rest.utf8.first == UInt8(ascii: "/") else {
+            throw .backingName(path: image, name: String(name))
+        }
         name = rest
     }
     return name.utf8.first == UInt8(ascii: "/") ? String(name) : String(name).beside(image)

@@ -8,8 +8,12 @@ internal import Linux
 /// - Parameters:
 ///   - access: `O_RDONLY` or `O_RDWR`.
 ///   - isInterrupted: as ``DiskImageOptions/isInterrupted``.
-func openFile(_ path: String, _ access: Int32, isInterrupted: () -> Bool = { false }) throws(DiskImageError) -> FileDescriptor {
-    try waitingForLease(path, isInterrupted) { () throws(SystemCallError) in try FileDescriptor.open(path, access | O_NONBLOCK) }
+func openFile(
+    _ path: String, _ access: Int32, isInterrupted: () -> Bool = { false }
+) throws(DiskImageError) -> FileDescriptor {
+    try waitingForLease(path, isInterrupted) { () throws(SystemCallError) in
+        try FileDescriptor.open(path, access | O_NONBLOCK)
+    }
 }
 
 /// The same for a file that has to be below a directory, when it is found as well as when it is opened.
@@ -24,7 +28,9 @@ func openFile(
     guard place.starts(with: start) else { return nil }
     // Looked for anew from the root, as what was found may have been replaced.
     let relative = String(raw: place.dropFirst(start.count))
-    let top = try asking(path) { () throws(SystemCallError) in try FileDescriptor.open(root, CLINUX_O_PATH | O_DIRECTORY) }
+    let top = try asking(path) { () throws(SystemCallError) in
+        try FileDescriptor.open(root, CLINUX_O_PATH | O_DIRECTORY)
+    }
     do throws(DiskImageError) {
         return try waitingForLease(path, isInterrupted) { () throws(SystemCallError) in
             try FileDescriptor.open(relative, below: top, access | O_NONBLOCK)
@@ -44,11 +50,12 @@ func openLocked(
     isInterrupted: () -> Bool = { false }
 ) throws(DiskImageError) -> FileDescriptor {
     for _ in 0..<maximumReplacements {
-        let file = if let (image, rule) = image {
-            try rule.open(path, access, of: image, isInterrupted: isInterrupted)
-        } else {
-            try openFile(path, access, isInterrupted: isInterrupted)
-        }
+        let file =
+            if let (image, rule) = image {
+                try rule.open(path, access, of: image, isInterrupted: isInterrupted)
+            } else {
+                try openFile(path, access, isInterrupted: isInterrupted)
+            }
         let status: stat
         do throws(SystemCallError) {
             try file.setNonBlocking(false)
@@ -84,8 +91,12 @@ private func waitingForLease(
 }
 
 /// Opens an open file once more, with `O_DIRECT`.
-func openDirectly(_ file: borrowing FileDescriptor, _ access: Int32, _ path: String) throws(DiskImageError) -> FileDescriptor {
-    do throws(SystemCallError) { return try FileDescriptor.open(file.path, access | CLINUX_O_DIRECT) } catch { throw .directUnavailable(path: path, error) }
+func openDirectly(
+    _ file: borrowing FileDescriptor, _ access: Int32, _ path: String
+) throws(DiskImageError) -> FileDescriptor {
+    do throws(SystemCallError) { return try FileDescriptor.open(file.path, access | CLINUX_O_DIRECT) } catch {
+        throw .directUnavailable(path: path, error)
+    }
 }
 
 /// A path without symbolic links, or nil when it leads nowhere (errno).
@@ -107,15 +118,21 @@ extension DiskImage {
     }
 
     /// The bytes of a path behind its last slash.
-    static func name(of path: String) -> [UInt8] { String(decoding: path.utf8.dropFirst(path.directoryLength), as: UTF8.self).rawBytes }
+    static func name(of path: String) -> [UInt8] {
+        String(decoding: path.utf8.dropFirst(path.directoryLength), as: UTF8.self).rawBytes
+    }
 }
 
 extension String {
     /// Bytes of a path up to its last slash, and with it. To the kernel a slash is a byte; to Unicode it can be one character with what follows.
-    fileprivate var directoryLength: Int { utf8.lastIndex(of: UInt8(ascii: "/")).map { utf8.distance(from: utf8.startIndex, to: $0) + 1 } ?? 0 }
+    fileprivate var directoryLength: Int {
+        utf8.lastIndex(of: UInt8(ascii: "/")).map { utf8.distance(from: utf8.startIndex, to: $0) + 1 } ?? 0
+    }
 
     /// A name as it is in the directory of a file.
-    func beside(_ file: String) -> String { String(decoding: Array(file.utf8.prefix(file.directoryLength)) + utf8, as: UTF8.self) }
+    func beside(_ file: String) -> String {
+        String(decoding: Array(file.utf8.prefix(file.directoryLength)) + utf8, as: UTF8.self)
+    }
 }
 
 extension FileDescriptor {

@@ -52,22 +52,27 @@ struct ImageFile: ~Copyable, Sendable {
     /// The same for a file that an image names, which is where such files may be; or, without an image, the user.
     init(path: String, of image: NamingImage?, writable: Bool, _ options: DiskImageOptions) throws(DiskImageError) {
         try self.init(
-            path: path, of: image.map { ($0, options.namedFiles) }, writable: writable, cache: options.cache, locking: options.locking,
+            path: path, of: image.map { ($0, options.namedFiles) }, writable: writable, cache: options.cache,
+            locking: options.locking,
             sparesCache: options.sparesCache, isInterrupted: options.isInterrupted)
     }
 
     init(
-        path: String, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, cache: CacheMode, locking: Bool, sparesCache: Bool = false,
+        path: String, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, cache: CacheMode, locking: Bool,
+        sparesCache: Bool = false,
         isInterrupted: () -> Bool = { false }
     ) throws(DiskImageError) {
         // Where a remote disk can be used, it was asked for before.
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         let access = writable ? O_RDWR : O_RDONLY
         // Its size too is asked for under the lock: whoever had the file until then may have made it longer.
-        let file = try openLocked(path, access, of: image, writable: writable, locking: locking, isInterrupted: isInterrupted)
+        let file = try openLocked(
+            path, access, of: image, writable: writable, locking: locking, isInterrupted: isInterrupted)
         let (status, size) = try asking(path) { () throws(SystemCallError) in (try file.status(), try file.size()) }
         let kind = status.st_mode & S_IFMT
-        let direct = try cache == .none ? openDirectly(file, access, path) : sparesCache ? try? openDirectly(file, access, path) : nil
+        let direct =
+            try cache == .none
+            ? openDirectly(file, access, path) : sparesCache ? try? openDirectly(file, access, path) : nil
 
         // 4 KiB satisfies every file system; a device says what it wants.
         var sector: Int32 = 4096
@@ -91,7 +96,9 @@ struct ImageFile: ~Copyable, Sendable {
         identity = Identity(remote: hash)
         size = remote.export.size
         isRegular = false
-        descriptor = try asking(remote.path) { () throws(SystemCallError) in try FileDescriptor.duplicate(of: remote.descriptor) }
+        descriptor = try asking(remote.path) { () throws(SystemCallError) in
+            try FileDescriptor.duplicate(of: remote.descriptor)
+        }
         direct = nil
         directAlignment = 512
         asksCacheFirst = false
@@ -105,7 +112,9 @@ struct ImageFile: ~Copyable, Sendable {
     /// Bytes that it takes on the host's disk.
     func allocated() throws(DiskImageError) -> UInt64 {
         // In units of 512 bytes, whatever the file system's blocks.
-        do { return UInt64(clamping: try descriptor.status().st_blocks) << 9 } catch { throw .system(path: path, error) }
+        do { return UInt64(clamping: try descriptor.status().st_blocks) << 9 } catch {
+            throw .system(path: path, error)
+        }
     }
 
     /// The descriptor for a transfer between `offset` and the memory of `vectors`.
@@ -123,7 +132,9 @@ struct ImageFile: ~Copyable, Sendable {
     /// - Parameter what: what is read, for the error that the file ends before it does.
     func read(_ what: String, into buffer: IOMemory, at offset: UInt64) throws(DiskImageError) {
         let (end, overflow) = offset.addingReportingOverflow(UInt64(buffer.count))
-        guard !overflow, end <= size else { throw .truncated(path: path, what: what, needed: overflow ? .max : end, size: size) }
+        guard !overflow, end <= size else {
+            throw .truncated(path: path, what: what, needed: overflow ? .max : end, size: size)
+        }
         var done = 0
         while done < buffer.count {
             let got: Int
@@ -141,7 +152,9 @@ struct ImageFile: ~Copyable, Sendable {
 
     /// As above, into an array. `count` is bounded by the caller before it is an allocation here.
     func read(_ what: String, count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
-        guard UInt64(count) <= size else { throw .truncated(path: path, what: what, needed: offset &+ UInt64(count), size: size) }
+        guard UInt64(count) <= size else {
+            throw .truncated(path: path, what: what, needed: offset &+ UInt64(count), size: size)
+        }
         var bytes = [UInt8](repeating: 0, count: count)
         try bytes.withIOMemory { (memory) throws(DiskImageError) in try read(what, into: memory, at: offset) }
         return bytes
@@ -155,6 +168,8 @@ struct ImageFile: ~Copyable, Sendable {
     }
 }
 
-func asking<Answer: ~Copyable>(_ path: String, _ body: () throws(SystemCallError) -> Answer) throws(DiskImageError) -> Answer {
+func asking<Answer: ~Copyable>(
+    _ path: String, _ body: () throws(SystemCallError) -> Answer
+) throws(DiskImageError) -> Answer {
     do { return try body() } catch { throw .system(path: path, error) }
 }

@@ -38,7 +38,9 @@ public enum ImageFormat: String, Sendable, CaseIterable {
 
     /// Refuses to make an image of a format that is only used as it is found.
     func requireMakeable(_ path: String) throws(DiskImageError) {
-        if !isMakeable { throw .impossible(path: path, reason: "\(name) images cannot be created; \(Self.makeableNames) can") }
+        if !isMakeable {
+            throw .impossible(path: path, reason: "\(name) images cannot be created; \(Self.makeableNames) can")
+        }
     }
 
     /// The format that a file's name stands for, by its extension alone: what a file contains is the guest's doing
@@ -65,11 +67,14 @@ public enum ImageFormat: String, Sendable, CaseIterable {
 
     /// The format that is stated, or else the one of the file's extension.
     /// - Parameter option: of `swkvm image`, which would state it.
-    public init(_ stated: ImageFormat?, orExtensionOf path: String, option: String = "--format") throws(DiskImageError) {
+    public init(_ stated: ImageFormat?, orExtensionOf path: String, option: String = "--format") throws(DiskImageError)
+    {
         if let stated {
             self = stated
         } else {
-            do throws(DiskImageError) { try self.init(extensionOf: path) } catch { throw .formatUnknown(path: path, option: option) }
+            do throws(DiskImageError) { try self.init(extensionOf: path) } catch {
+                throw .formatUnknown(path: path, option: option)
+            }
         }
     }
 }

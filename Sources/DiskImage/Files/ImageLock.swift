@@ -28,7 +28,8 @@ func lockImage(_ file: borrowing FileDescriptor, path: String, writable: Bool) t
             attempts += 1
             guard case .locked = error, attempts < 20 else { throw error }
             // Without our own while we wait: two that came at once are not to wait for each other.
-            _ = clinux_ofd_lock(file.rawValue, Int16(F_UNLCK), Permission.held, Permission.refused - Permission.held + 100)
+            _ = clinux_ofd_lock(
+                file.rawValue, Int16(F_UNLCK), Permission.held, Permission.refused - Permission.held + 100)
             usleep(.random(in: 5_000...15_000))
         }
     }

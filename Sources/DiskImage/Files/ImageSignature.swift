@@ -47,14 +47,20 @@ public enum ImageSignature: Sendable, Equatable {
     static func all(start: [UInt8], end: [UInt8]) -> [ImageSignature] {
         var found: [ImageSignature] = []
         func begins(_ text: String, at place: Int = 0) -> Bool { start.dropFirst(place).starts(with: text.utf8) }
-        if start.starts(with: QCOW2Header.magic) { found.append(start.count >= 8 && start.bigEndian32(at: 4) == 1 ? .qcow : .qcow2) }
-        if start.starts(with: VMDKHeader.magic) || begins("COWD") || VMDKDescriptor.begins(start) { found.append(.vmdk) }
+        if start.starts(with: QCOW2Header.magic) {
+            found.append(start.count >= 8 && start.bigEndian32(at: 4) == 1 ? .qcow : .qcow2)
+        }
+        if start.starts(with: VMDKHeader.magic) || begins("COWD") || VMDKDescriptor.begins(start) {
+            found.append(.vmdk)
+        }
         if begins("vhdxfile") { found.append(.vhdx) }
         // After 64 bytes of text: VBox's "VDI image signature".
         if start.dropFirst(64).starts(with: [0x7f, 0x10, 0xda, 0xbe]) { found.append(.vdi) }
         // The footer, and its copy at the start of what is not fixed. Some old ones have 511 bytes.
         let footer = Array("conectix".utf8)
-        if start.starts(with: footer) || end.starts(with: footer) || end.dropFirst().starts(with: footer) { found.append(.vhd) }
+        if start.starts(with: footer) || end.starts(with: footer) || end.dropFirst().starts(with: footer) {
+            found.append(.vhd)
+        }
         if begins("LUKS") && start.dropFirst(4).starts(with: [0xba, 0xbe]) { found.append(.luks) }
         if begins("QED\0") { found.append(.qed) }
         if begins("WithoutFreeSpace") || begins("WithouFreSpacExt") { found.append(.parallels) }
@@ -105,7 +111,8 @@ struct FormatChoice: Sendable {
         if case .stated = source { return }
         let length = min(file.size, UInt64(ImageSignature.length))
         try check(
-            file.path, start: file.read("its beginning", count: Int(length), at: 0), end: file.read("its end", count: Int(length), at: file.size - length))
+            file.path, start: file.read("its beginning", count: Int(length), at: 0),
+            end: file.read("its end", count: Int(length), at: file.size - length))
     }
 
     /// The same for a remote disk that nobody uses yet.
@@ -119,15 +126,21 @@ struct FormatChoice: Sendable {
             start = try disk.readFirst(Int(block), at: 0)
             end = try size % disk.export.minimumBlock == 0 ? disk.readFirst(Int(block), at: size - block) : []
         } catch {
-            throw .remote(path: disk.path, reason: "its first bytes could not be read, and no format was specified; format=raw (swkvm image: --format raw) skips this check")
+            throw .remote(
+                path: disk.path,
+                reason:
+                    "its first bytes could not be read, and no format was specified; format=raw (swkvm image: --format raw) skips this check"
+            )
         }
-        try check(disk.path, start: Array(start.prefix(ImageSignature.length)), end: Array(end.suffix(ImageSignature.length)))
+        try check(
+            disk.path, start: Array(start.prefix(ImageSignature.length)), end: Array(end.suffix(ImageSignature.length)))
     }
 
     /// The same for a backing file that is not opened otherwise: it is not stated to be raw because of its name alone.
     func checkUnopened(_ path: String) throws(DiskImageError) {
         guard try !check(path: path), format == .raw else { return }
-        throw .notApplicable(path: path, reason: "it cannot be opened to verify that it is raw: specify --backing-format raw")
+        throw .notApplicable(
+            path: path, reason: "it cannot be opened to verify that it is raw: specify --backing-format raw")
     }
 
     /// The same for a file that is not opened otherwise, if it can be.
@@ -136,7 +149,9 @@ struct FormatChoice: Sendable {
         if case .stated = source { return true }
         guard !NBDLocation.isAddress(path) else { return false }
         let file: ImageFile
-        do throws(DiskImageError) { file = try ImageFile(path: path, writable: false, cache: .writeback, locking: false) } catch { return false }
+        do throws(DiskImageError) {
+            file = try ImageFile(path: path, writable: false, cache: .writeback, locking: false)
+        } catch { return false }
         try check(file)
         return true
     }

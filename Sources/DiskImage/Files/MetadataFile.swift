@@ -29,7 +29,9 @@ enum MetadataError: Error, Equatable {
         }
     }
 
-    func asError(_ path: String, _ call: String) -> DiskImageError { .system(path: path, SystemCallError(call, errno: code)) }
+    func asError(_ path: String, _ call: String) -> DiskImageError {
+        .system(path: path, SystemCallError(call, errno: code))
+    }
 }
 
 /// The file of an image for the small, rare reads and writes of metadata that are done at once, through the page cache.
@@ -43,9 +45,13 @@ struct MetadataFile {
 
     private static let maximumRetries = 1000
 
-    func read(into memory: IOMemory, at offset: UInt64) throws(MetadataError) { try transfer(memory, offset, isRead: true) }
+    func read(into memory: IOMemory, at offset: UInt64) throws(MetadataError) {
+        try transfer(memory, offset, isRead: true)
+    }
 
-    func write(_ memory: IOMemory, at offset: UInt64) throws(MetadataError) { try transfer(memory, offset, isRead: false) }
+    func write(_ memory: IOMemory, at offset: UInt64) throws(MetadataError) {
+        try transfer(memory, offset, isRead: false)
+    }
 
     func write(_ bytes: [UInt8], at offset: UInt64) throws(MetadataError) {
         try bytes.withReadableIOMemory { (memory) throws(MetadataError) in try write(memory, at: offset) }
@@ -74,7 +80,9 @@ struct MetadataFile {
     /// Gives a range the host's blocks, and the file its end if it is longer.
     func reserve(_ offset: UInt64, _ length: UInt64) throws(MetadataError) {
         var result = -Int(EINTR)
-        while result == -Int(EINTR) { result = calls.allocate(number, 0, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) }
+        while result == -Int(EINTR) {
+            result = calls.allocate(number, 0, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length))
+        }
         if result < 0 { throw .failed(refused(.allocate, at: offset, -result)) }
     }
 
@@ -110,7 +118,8 @@ struct MetadataFile {
             }
             guard result == -Int(EINTR) || result == -Int(EAGAIN), retries < Self.maximumRetries else {
                 // Nothing more where there should be: the file was cut, or takes no more.
-                throw .failed(refused(isRead ? .read : .write, at: offset &+ UInt64(done), result == 0 ? Int(EIO) : -result))
+                throw .failed(
+                    refused(isRead ? .read : .write, at: offset &+ UInt64(done), result == 0 ? Int(EIO) : -result))
             }
             retries += 1
         }

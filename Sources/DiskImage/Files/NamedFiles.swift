@@ -55,7 +55,9 @@ extension NamedFiles {
     ) throws(DiskImageError) -> FileDescriptor {
         if isAnywhere { return try openFile(path, access, isInterrupted: isInterrupted) }
         // Before it is opened: to open a device can do something.
-        if let identity = ImageFile.Identity(ofPath: path), stated.contains(where: { ImageFile.Identity(ofPath: $0) == identity }) {
+        if let identity = ImageFile.Identity(ofPath: path),
+            stated.contains(where: { ImageFile.Identity(ofPath: $0) == identity })
+        {
             let file = try openFile(path, access, isInterrupted: isInterrupted)
             do throws(SystemCallError) {
                 if ImageFile.Identity(try file.status()) == identity { return file }
@@ -119,14 +121,19 @@ enum FilePlace: Equatable {
     /// - Parameters:
     ///   - path: of the topmost file.
     ///   - namedFiles: what is followed; where a name may not be followed, it never will be.
-    static func search(_ places: [FilePlace], from path: String, _ choice: FormatChoice, _ namedFiles: NamedFiles) -> String? {
+    static func search(
+        _ places: [FilePlace], from path: String, _ choice: FormatChoice, _ namedFiles: NamedFiles
+    ) -> String? {
         var path = path, choice = choice
         var namer: NamingImage?
         for _ in 0..<DiskImage.maximumChainLength {
             guard let place = FilePlace(path) else { return nil }
             if places.contains(place) { return path }
-            guard choice.format == .qcow2, let file = try? ImageFile(path: path, of: namer, writable: false, DiskImageOptions(locking: false, namedFiles: namedFiles)),
-                let header = try? QCOW2Header(file), let name = header.backingName, let next = try? backingPath(name, of: path),
+            guard choice.format == .qcow2,
+                let file = try? ImageFile(
+                    path: path, of: namer, writable: false, DiskImageOptions(locking: false, namedFiles: namedFiles)),
+                let header = try? QCOW2Header(file), let name = header.backingName,
+                let next = try? backingPath(name, of: path),
                 let format = try? FormatChoice(backing: header.backingFormat, next)
             else { return nil }
             namer = NamingImage(file)

@@ -15,7 +15,9 @@ struct TableFile: Sendable {
         while entries.count < count {
             let piece = min(Self.pieceSize, count - entries.count)
             let bytes = try read(piece * 8, at: offset &+ UInt64(entries.count * 8))
-            bytes.withReadableIOMemory { bytes in for index in 0..<piece { entries.append(bytes.load(bigEndian: index * 8)) } }
+            bytes.withReadableIOMemory { bytes in
+                for index in 0..<piece { entries.append(bytes.load(bigEndian: index * 8)) }
+            }
         }
         return entries
     }
@@ -36,13 +38,17 @@ struct TableFile: Sendable {
         for start in stride(from: 0, to: entries.count, by: Self.pieceSize) {
             let piece = entries[start..<min(start + Self.pieceSize, entries.count)]
             var bytes = [UInt8](repeating: 0, count: piece.count * 8)
-            bytes.withIOMemory { memory in for (index, entry) in piece.enumerated() { memory.store(bigEndian: entry, index * 8) } }
+            bytes.withIOMemory { memory in
+                for (index, entry) in piece.enumerated() { memory.store(bigEndian: entry, index * 8) }
+            }
             try write(bytes, at: offset &+ UInt64(start * 8))
         }
     }
 
     func read(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
-        do throws(MetadataError) { return try file.read(count, at: offset) } catch { throw error.asError(path, "pread") }
+        do throws(MetadataError) { return try file.read(count, at: offset) } catch {
+            throw error.asError(path, "pread")
+        }
     }
 
     func write(_ bytes: [UInt8], at offset: UInt64) throws(DiskImageError) {

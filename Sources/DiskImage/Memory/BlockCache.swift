@@ -63,7 +63,9 @@ struct BlockCache: ~Copyable {
 
     /// - Parameter path: the image's, for the error that there is no memory.
     init(blockSize: Int, count: Int, _ path: String) throws(DiskImageError) {
-        do throws(SystemCallError) { try self.init(blockSize: blockSize, count: count) } catch { throw .system(path: path, error) }
+        do throws(SystemCallError) { try self.init(blockSize: blockSize, count: count) } catch {
+            throw .system(path: path, error)
+        }
     }
 
     /// Looks for a block and, if it is there, marks it used.
@@ -122,7 +124,9 @@ struct BlockCache: ~Copyable {
     /// One of a block's 64-bit words, in a file's byte order there: most significant byte first.
     @inline(__always) func word(_ index: Int, of slot: Int) -> UInt64 { block(slot).load(bigEndian: index &* 8) }
 
-    @inline(__always) mutating func setWord(_ index: Int, of slot: Int, to value: UInt64) { block(slot).store(bigEndian: value, index &* 8) }
+    @inline(__always) mutating func setWord(_ index: Int, of slot: Int, to value: UInt64) {
+        block(slot).store(bigEndian: value, index &* 8)
+    }
 
     // MARK: - Changes
 

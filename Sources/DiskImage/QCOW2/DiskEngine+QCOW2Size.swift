@@ -14,13 +14,17 @@ extension DiskEngine {
             hasRest = try reduction.shrink(to: newSize, scan)
         }
         // The space that has been given back may be enough for a table that was not the disk's alone. What stays in it nobody sees.
-        if hasRest { _ = try? replaceMetadata { (new, scan) throws(DiskImageError) in try Self.shrink(&new, scan, to: newSize) } }
+        if hasRest {
+            _ = try? replaceMetadata { (new, scan) throws(DiskImageError) in try Self.shrink(&new, scan, to: newSize) }
+        }
         // What the disk does not have any more. Best effort: the mapping no longer refers to it.
         if image.hasDataFile { _ = try? dataFile.truncate(to: newSize) } else { try clearLastCluster(from: newSize) }
     }
 
     /// The metadata of a disk that ends earlier.
-    private static func shrink(_ new: inout MetadataReplacement, _ scan: borrowing QCOW2Scan, to newSize: UInt64) throws(DiskImageError) {
+    private static func shrink(
+        _ new: inout MetadataReplacement, _ scan: borrowing QCOW2Scan, to newSize: UInt64
+    ) throws(DiskImageError) {
         let header = scan.header
         let tableCover = UInt64(header.clusterBits + header.l2Bits)
         let kept = Int(header.l1Entries(for: newSize))
@@ -33,12 +37,15 @@ extension DiskEngine {
         let firstGone = Int(header.clusters(for: newSize & ((1 << tableCover) - 1)))
         let isPartial = newSize & ((1 << tableCover) - 1) != 0
         if isPartial, l1[Int(last)] & QCOW2Image.L1Entry.offset != 0 {
-            let table = try scan.file.readTable(Int(header.clusterSize / 8), at: l1[Int(last)] & QCOW2Image.L1Entry.offset)
+            let table = try scan.file.readTable(
+                Int(header.clusterSize / 8), at: l1[Int(last)] & QCOW2Image.L1Entry.offset)
             try new.refer(table: table, from: firstGone, -1)
         }
         let words = header.hasExtendedL2 ? 2 : 1
         try new.setL1(l1) { index, entries in
-            guard isPartial, index == Int(last), entries[(firstGone * words)...].contains(where: { $0 != 0 }) else { return false }
+            guard isPartial, index == Int(last), entries[(firstGone * words)...].contains(where: { $0 != 0 }) else {
+                return false
+            }
             for place in firstGone * words..<entries.count { entries[place] = 0 }
             return true
         }
@@ -64,12 +71,17 @@ extension DiskEngine {
         }
     }
 
-    mutating func grow(from oldSize: UInt64, to newSize: UInt64, _ preallocation: Preallocation) throws(DiskImageError) {
+    mutating func grow(from oldSize: UInt64, to newSize: UInt64, _ preallocation: Preallocation) throws(DiskImageError)
+    {
         try requireSizedSnapshots()
         guard let header = image.header else { return }
         let needed = header.l1Entries(for: newSize)
         guard needed <= UInt64(QCOW2Header.maximumL1Size / 8) else {
-            throw .resize(path: image.path, reason: "with clusters of \(header.clusterSize) bytes a disk has at most \(UInt64(QCOW2Header.maximumL1Size / 8) << UInt64(header.clusterBits + header.l2Bits)) bytes")
+            throw .resize(
+                path: image.path,
+                reason:
+                    "with clusters of \(header.clusterSize) bytes a disk has at most \(UInt64(QCOW2Header.maximumL1Size / 8) << UInt64(header.clusterBits + header.l2Bits)) bytes"
+            )
         }
         if needed > UInt64(header.l1TableSize) {
             try replaceMetadata { (new, scan) throws(DiskImageError) in
@@ -117,7 +129,8 @@ extension DiskEngine {
     /// Snapshots of version 2 do not say how long their disk was, so it must not change.
     private func requireSizedSnapshots() throws(DiskImageError) {
         guard let header = image.header, header.version < 3, header.snapshotCount > 0 else { return }
-        throw .resize(path: image.path, reason: "it is version 2 and has snapshots, which do not record the size of their disk")
+        throw .resize(
+            path: image.path, reason: "it is version 2 and has snapshots, which do not record the size of their disk")
     }
 
     /// Has a range read as zeroes that was beyond the end: the rest of the last cluster, a backing file that is longer, and whatever
@@ -126,7 +139,9 @@ extension DiskEngine {
         guard let clusterSize = image.clusterSize else { return }
         let clusterEnd = min(range.upperBound, (range.lowerBound + clusterSize - 1) & ~(clusterSize - 1))
         let shown = max(clusterEnd, min(range.upperBound, image.backingSize))
-        if shown > range.lowerBound { try perform(.writeZeroesUnmapping, at: range.lowerBound, length: shown - range.lowerBound) }
+        if shown > range.lowerBound {
+            try perform(.writeZeroesUnmapping, at: range.lowerBound, length: shown - range.lowerBound)
+        }
         if range.upperBound > shown { try perform(.discard, at: shown, length: range.upperBound - shown) }
     }
 
@@ -164,7 +179,9 @@ extension DiskEngine {
                 }
                 let outcome = image.complete(load, bytes: load.length, error: 0)
                 image.unpin(load)
-                if outcome != 0 { throw image.damage ?? .request(path: image.path, SystemCallError("pread", errno: outcome)) }
+                if outcome != 0 {
+                    throw image.damage ?? .request(path: image.path, SystemCallError("pread", errno: outcome))
+                }
             case .unresolved(.commit):
                 try perform(.flush)
             case .unresolved(.failed(let error)):
@@ -179,11 +196,17 @@ extension DiskEngine {
     }
 
     /// As many new clusters as there are next to each other; returns how many.
-    private mutating func setAside(_ count: UInt64, at position: UInt64, _ preallocation: Preallocation, _ file: MetadataFile) throws(DiskImageError) -> UInt64 {
+    private mutating func setAside(
+        _ count: UInt64, at position: UInt64, _ preallocation: Preallocation, _ file: MetadataFile
+    ) throws(DiskImageError) -> UInt64 {
         guard let clusterSize = image.clusterSize else { return count }
         let run: ClusterRun
         do throws(MetadataError) {
-            guard let allocated = try image.withQCOW2({ qcow2 throws(MetadataError) in try qcow2.allocate(count, at: position, file) }) else { return count }
+            guard
+                let allocated = try image.withQCOW2({ qcow2 throws(MetadataError) in
+                    try qcow2.allocate(count, at: position, file)
+                })
+            else { return count }
             run = allocated
         } catch {
             guard error == .needsCommit else { throw error.asError(image.path, "pwrite") }

@@ -18,9 +18,12 @@ extension DiskEngine {
     ///   - name: 1 … 255 bytes.
     ///   - seconds: when, since 1970; now, if that is not said.
     @discardableResult
-    public mutating func createSnapshot(named name: String, seconds: UInt32? = nil) throws(DiskImageError) -> DiskSnapshot {
+    public mutating func createSnapshot(
+        named name: String, seconds: UInt32? = nil
+    ) throws(DiskImageError) -> DiskSnapshot {
         guard (1...255).contains(name.rawBytes.count) else {
-            throw .snapshot(path: image.path, name: name, reason: "a name has 1 to 255 bytes, this one \(name.rawBytes.count)")
+            throw .snapshot(
+                path: image.path, name: name, reason: "a name has 1 to 255 bytes, this one \(name.rawBytes.count)")
         }
         var now = timespec()
         // A value of its own.
@@ -31,7 +34,9 @@ extension DiskEngine {
         try replaceMetadata { (new, scan) throws(DiskImageError) in
             var table = scan.snapshots
             guard table.entries.count < QCOW2SnapshotTable.maximumCount else {
-                throw .snapshot(path: scan.file.path, name: name, reason: "the image has \(table.entries.count) snapshots already, which is the maximum")
+                throw .snapshot(
+                    path: scan.file.path, name: name,
+                    reason: "the image has \(table.entries.count) snapshots already, which is the maximum")
             }
             let old = try scan.file.readL1(scan.header, scan.fileSize)
             // Two refer now to what one did: nothing of it is written in place any more.
@@ -39,11 +44,14 @@ extension DiskEngine {
             let l1 = try new.setL1(old, uses: 2)
             let id = table.freeID
             let snapshot = DiskSnapshot(
-                id: id, name: name, seconds: time.0, nanoseconds: time.1, guestNanoseconds: 0, stateSize: 0, size: scan.header.size)
+                id: id, name: name, seconds: time.0, nanoseconds: time.1, guestNanoseconds: 0, stateSize: 0,
+                size: scan.header.size)
             var extra = [UInt8](repeating: 0, count: 16)
             extra.store(scan.header.size, at: 8)
-            table.entries.append(QCOW2SnapshotTable.Entry(
-                snapshot: snapshot, id: Array(id.utf8), name: name.rawBytes, l1Offset: try new.writeL1(l1), l1Size: l1.count, extra: extra, stateSize32: 0))
+            table.entries.append(
+                QCOW2SnapshotTable.Entry(
+                    snapshot: snapshot, id: Array(id.utf8), name: name.rawBytes, l1Offset: try new.writeL1(l1),
+                    l1Size: l1.count, extra: extra, stateSize32: 0))
             try new.setSnapshots(table)
             made = snapshot
         }
@@ -61,7 +69,10 @@ extension DiskEngine {
             let l1 = try scan.file.readL1(entry.l1Offset, entry.l1Size, scan.fileSize)
             try new.refer(l1, 1)
             let needed = Int(scan.header.l1Entries(for: entry.snapshot.size))
-            guard l1.count >= needed else { throw .invalid(path: scan.file.path, reason: "snapshot \(entry.snapshot.id) has no L1 table for its disk") }
+            guard l1.count >= needed else {
+                throw .invalid(
+                    path: scan.file.path, reason: "snapshot \(entry.snapshot.id) has no L1 table for its disk")
+            }
             try new.setL1(l1)
             new.setSize(entry.snapshot.size)
             new.clearBitmaps(scan)
@@ -88,15 +99,23 @@ extension DiskEngine {
                 guard error.isOutOfSpace, !reduction.isCommitted else { throw error }
                 throw .snapshot(
                     path: scan.file.path, name: word,
-                    reason: "its file system is full, and rewriting the snapshot table needs space: free \(scan.header.clusterSize) bytes there, "
+                    reason:
+                        "its file system is full, and rewriting the snapshot table needs space: free \(scan.header.clusterSize) bytes there, "
                         + "or delete the newest snapshot first, which needs no space")
             }
         }
     }
 
     private func requireSnapshots(_ name: String) throws(DiskImageError) {
-        guard let header = image.header else { throw .snapshot(path: image.path, name: name, reason: "\(image.format.name) images have no snapshots; only qcow2 images do") }
-        if header.hasDataFile { throw .snapshot(path: image.path, name: name, reason: "an image whose data is in another file has no snapshots") }
+        guard let header = image.header else {
+            throw .snapshot(
+                path: image.path, name: name,
+                reason: "\(image.format.name) images have no snapshots; only qcow2 images do")
+        }
+        if header.hasDataFile {
+            throw .snapshot(
+                path: image.path, name: name, reason: "an image whose data is in another file has no snapshots")
+        }
     }
 
     // MARK: - Replacing
@@ -104,7 +123,9 @@ extension DiskEngine {
     var tableFile: TableFile { TableFile(path: image.path, file: metadataFile) }
 
     func fileSize() throws(DiskImageError) -> UInt64 {
-        do throws(MetadataError) { return try metadataFile.size() } catch { throw .system(path: image.path, SystemCallError("lseek", errno: EIO)) }
+        do throws(MetadataError) { return try metadataFile.size() } catch {
+            throw .system(path: image.path, SystemCallError("lseek", errno: EIO))
+        }
     }
 
     /// Makes everything durable, has `body` prepare new metadata, puts that in place and goes on with it. What is damaged is not touched.
@@ -114,14 +135,17 @@ extension DiskEngine {
         inPlace: ((inout MetadataReduction, borrowing QCOW2Scan) throws(DiskImageError) -> Void)? = nil
     ) throws(DiskImageError) {
         precondition(inFlight == 0)
-        guard let header = image.header else { throw .request(path: image.path, SystemCallError("snapshot", errno: EINVAL)) }
+        guard let header = image.header else {
+            throw .request(path: image.path, SystemCallError("snapshot", errno: EINVAL))
+        }
         guard isExclusive else { throw .request(path: image.path, SystemCallError("snapshot", errno: EBUSY)) }
         guard !image.isReadOnly else { throw .request(path: image.path, SystemCallError("snapshot", errno: EROFS)) }
         try perform(.flush)
         image.withQCOW2 { $0.trim(metadataFile) }
         let scan = try QCOW2Scan.scan(header, tableFile, fileSize: fileSize())
         guard scan.report.errors == 0 else {
-            throw .notWritable(path: image.path, reason: "it has \(scan.report.errors) errors: swkvm image check --repair all")
+            throw .notWritable(
+                path: image.path, reason: "it has \(scan.report.errors) errors: swkvm image check --repair all")
         }
         var new = try MetadataReplacement(scan)
         var failure: DiskImageError?, isCommitted = false, lostBitmaps: [String] = []
@@ -162,7 +186,8 @@ extension DiskEngine {
             var check = QCOW2Check(header: try image.readHeader(), file: tableFile)
             _ = try check.run(.leaks)
         } catch {
-            image.report?("\(error); the change was made, but unused clusters remain allocated: swkvm image check --repair leaks")
+            image.report?(
+                "\(error); the change was made, but unused clusters remain allocated: swkvm image check --repair leaks")
         }
     }
 }

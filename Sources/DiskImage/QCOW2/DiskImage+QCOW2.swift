@@ -3,7 +3,9 @@
 /// What is done with an image because it is a qcow2 image: its metadata is replaced in the file, or changed as no request changes it.
 extension DiskImage {
     /// What is done to the metadata of the topmost image, if that is a qcow2 image; else nothing.
-    func withQCOW2<Answer: ~Copyable, Failure: Error>(_ body: (inout QCOW2Image) throws(Failure) -> Answer) throws(Failure) -> Answer? {
+    func withQCOW2<Answer: ~Copyable, Failure: Error>(
+        _ body: (inout QCOW2Image) throws(Failure) -> Answer
+    ) throws(Failure) -> Answer? {
         switch layers[0].layout {
         case .qcow2(let image): try body(&image.value)
         case .raw: nil
@@ -26,7 +28,8 @@ extension DiskImage {
     func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
         try layers[0].file.measure()
         try layers[0].dataFile?.measure()
-        var qcow2 = try QCOW2Image(layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
+        var qcow2 = try QCOW2Image(
+            layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
         qcow2.failure = failure
         layers[0].size = qcow2.header.size
         layers[0].layout = Layout(qcow2)

@@ -11,7 +11,9 @@ struct Inflater: ~Copyable {
     /// Returns nil when there is no memory for zlib's state.
     init?(windowBits: Int32 = -12) {
         // zlib gets its own state.
-        let state = unsafe ZlibState(end: { unsafe inflateEnd($0) }) { unsafe inflateInit2_($0, windowBits, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size)) }
+        let state = unsafe ZlibState(end: { unsafe inflateEnd($0) }) {
+            unsafe inflateInit2_($0, windowBits, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size))
+        }
         guard let state else { return nil }
         self.state = state
     }
@@ -24,7 +26,10 @@ struct Inflater: ~Copyable {
     /// - Returns: bytes of output; nil if the input is invalid or truncated.
     func decompress(_ input: IOMemory, into output: IOMemory) -> Int? {
         // As above. What it has not used of the input is padding up to a sector.
-        guard let (status, count) = unsafe state.run(input, into: output, reset: { unsafe inflateReset($0) }, { unsafe CZlib.inflate($0, Z_FINISH) }) else { return nil }
+        guard
+            let (status, count) = unsafe state.run(
+                input, into: output, reset: { unsafe inflateReset($0) }, { unsafe CZlib.inflate($0, Z_FINISH) })
+        else { return nil }
         return status == Z_STREAM_END || (status == Z_BUF_ERROR && count == output.count) ? count : nil
     }
 }
@@ -38,7 +43,8 @@ struct Inflater: ~Copyable {
     ///   - end: releases what `start` has allocated.
     ///   - start: prepares the state.
     /// Returns nil when it cannot be prepared.
-    init?(end: @escaping (UnsafeMutablePointer<z_stream>) -> Int32, _ start: (UnsafeMutablePointer<z_stream>) -> Int32) {
+    init?(end: @escaping (UnsafeMutablePointer<z_stream>) -> Int32, _ start: (UnsafeMutablePointer<z_stream>) -> Int32)
+    {
         // One element, released in `deinit`.
         unsafe stream = .allocate(capacity: 1)
         unsafe stream.initialize(to: z_stream())
@@ -58,7 +64,8 @@ struct Inflater: ~Copyable {
     /// Works on all of an input. zlib reads and writes within the two pieces.
     /// - Returns: what `work` says, and bytes of output; nil when the state cannot be used again.
     func run(
-        _ input: IOMemory, into output: IOMemory, reset: (UnsafeMutablePointer<z_stream>) -> Int32, _ work: (UnsafeMutablePointer<z_stream>) -> Int32
+        _ input: IOMemory, into output: IOMemory, reset: (UnsafeMutablePointer<z_stream>) -> Int32,
+        _ work: (UnsafeMutablePointer<z_stream>) -> Int32
     ) -> (status: Int32, count: Int)? {
         guard unsafe reset(stream) == Z_OK else { return nil }
         // The two pieces, as long as they say.

@@ -48,7 +48,9 @@ struct MetadataReplacement: ~Copyable {
         let fields = try scan.file.read(scan.header.fixedLength, at: 0)
         var oldCounts = try scan.counts.copy(path: path)
         // What is in use and not counted is nobody else's either.
-        for cluster in 0..<scan.references.end where scan.references[cluster] != 0 && oldCounts[cluster] == 0 { oldCounts[cluster] = 1 }
+        for cluster in 0..<scan.references.end where scan.references[cluster] != 0 && oldCounts[cluster] == 0 {
+            oldCounts[cluster] = 1
+        }
         var counts = try basis == .counted ? scan.counts.copy(path: path) : scan.references.copy(path: path)
         let header = scan.header
         // The old refcount structure goes; a new one comes with the commit.
@@ -57,10 +59,14 @@ struct MetadataReplacement: ~Copyable {
         let table = header.refcountTableOffset >> bits
         counts.add(-1, to: table..<table + UInt64(header.refcountTableClusters))
         if basis == .countedAndUsed {
-            for cluster in 0..<counts.end where counts[cluster] > scan.counts[cluster] { counts[cluster] = scan.counts[cluster] }
+            for cluster in 0..<counts.end where counts[cluster] > scan.counts[cluster] {
+                counts[cluster] = scan.counts[cluster]
+            }
         }
         if basis == .countedOrUsed {
-            for cluster in 0..<scan.counts.end where scan.counts[cluster] > scan.references[cluster] { counts.add(Int64(scan.counts[cluster] - scan.references[cluster]), to: cluster) }
+            for cluster in 0..<scan.counts.end where scan.counts[cluster] > scan.references[cluster] {
+                counts.add(Int64(scan.counts[cluster] - scan.references[cluster]), to: cluster)
+            }
         }
         releasesSpace = basis != .countedAndUsed || scan.report.errors == 0
         self.header = header
@@ -71,7 +77,8 @@ struct MetadataReplacement: ~Copyable {
         fileSize = scan.fileSize
         if header.version >= 3 {
             // Of the features that only those keep true who know them these are known, and stay true while the disk does not change.
-            self.fields.store(header.autoclearFeatures & (QCOW2Header.Autoclear.bitmaps | header.keptAutoclearFeatures), at: 88)
+            self.fields.store(
+                header.autoclearFeatures & (QCOW2Header.Autoclear.bitmaps | header.keptAutoclearFeatures), at: 88)
         }
     }
 
@@ -86,7 +93,9 @@ struct MetadataReplacement: ~Copyable {
         var first = count == 1 ? next : 1
         var found: UInt64 = 0
         while found < count {
-            guard first + found < counts.capacity else { throw .system(path: file.path, SystemCallError("pwrite", errno: EFBIG)) }
+            guard first + found < counts.capacity else {
+                throw .system(path: file.path, SystemCallError("pwrite", errno: EFBIG))
+            }
             if isFree(first + found) { found += 1 } else { (first, found) = (first + found + 1, 0) }
         }
         for cluster in first..<first + count { counts[cluster] = times }
@@ -130,7 +139,9 @@ struct MetadataReplacement: ~Copyable {
     /// - Parameters:
     ///   - uses: how many of the L1 tables that are written refer to it.
     ///   - edit: changes entries of the L2 table with a number, whose references it has counted; returns whether it did.
-    private mutating func refreshed(_ l1: [UInt64], uses: UInt32, edit: (Int, inout [UInt64]) -> Bool) throws(DiskImageError) -> [UInt64] {
+    private mutating func refreshed(
+        _ l1: [UInt64], uses: UInt32, edit: (Int, inout [UInt64]) -> Bool
+    ) throws(DiskImageError) -> [UInt64] {
         var result = l1
         let words = header.hasExtendedL2 ? 2 : 1
         for index in l1.indices {
@@ -142,7 +153,10 @@ struct MetadataReplacement: ~Copyable {
             }
             var entries = try file.readTable(Int(header.clusterSize / 8), at: table)
             var isChanged = edit(index, &entries)
-            for place in stride(from: 0, to: entries.count, by: words) where entries[place] & L2Entry.compressed == 0 && entries[place] & L2Entry.offset != 0 && !header.hasDataFile {
+            for place in stride(from: 0, to: entries.count, by: words)
+            where entries[place] & L2Entry.compressed == 0 && entries[place] & L2Entry.offset != 0
+                && !header.hasDataFile
+            {
                 let isOnce = counts[(entries[place] & L2Entry.offset) >> clusterBits] == 1
                 guard (entries[place] & L2Entry.copied != 0) != isOnce else { continue }
                 entries[place] ^= L2Entry.copied
@@ -162,7 +176,9 @@ struct MetadataReplacement: ~Copyable {
     /// Has the image use an L1 table in place of its own, after ``refreshed(_:uses:edit:)``.
     /// - Returns: its entries as they are written.
     @discardableResult
-    mutating func setL1(_ l1: [UInt64], uses: UInt32 = 1, edit: (Int, inout [UInt64]) -> Bool = { _, _ in false }) throws(DiskImageError) -> [UInt64] {
+    mutating func setL1(
+        _ l1: [UInt64], uses: UInt32 = 1, edit: (Int, inout [UInt64]) -> Bool = { _, _ in false }
+    ) throws(DiskImageError) -> [UInt64] {
         // Before the flags are looked at: in a damaged image they may be about the clusters of the old one.
         free(header.l1Offset, bytes: UInt64(header.l1TableSize) * 8)
         let refreshed = try self.refreshed(l1, uses: uses, edit: edit)
@@ -177,7 +193,8 @@ struct MetadataReplacement: ~Copyable {
         guard !l1.isEmpty else { return 0 }
         let place = try allocate(header.clusters(for: UInt64(l1.count) * 8))
         try file.writeTable(l1, at: place)
-        let padding = [UInt64](repeating: 0, count: Int(header.clusters(for: UInt64(l1.count) * 8) * header.clusterSize / 8) - l1.count)
+        let padding = [UInt64](
+            repeating: 0, count: Int(header.clusters(for: UInt64(l1.count) * 8) * header.clusterSize / 8) - l1.count)
         try file.writeTable(padding, at: place + UInt64(l1.count * 8))
         return place
     }
@@ -189,7 +206,8 @@ struct MetadataReplacement: ~Copyable {
         if !bytes.isEmpty {
             let clusters = header.clusters(for: UInt64(bytes.count))
             place = try allocate(clusters)
-            try file.write(bytes + [UInt8](repeating: 0, count: Int(clusters * header.clusterSize) - bytes.count), at: place)
+            try file.write(
+                bytes + [UInt8](repeating: 0, count: Int(clusters * header.clusterSize) - bytes.count), at: place)
         }
         fields.store(UInt32(snapshots.entries.count), at: 60)
         fields.store(place, at: 64)
@@ -215,7 +233,9 @@ struct MetadataReplacement: ~Copyable {
         try file.write(fields, at: 0)
         try file.synchronize()
         // What the header says of them means nothing any more, which others would warn of.
-        if !lostBitmaps.isEmpty, let place = header.bitmaps?.lastExtension { try file.write([UInt8](repeating: 0, count: 8), at: place) }
+        if !lostBitmaps.isEmpty, let place = header.bitmaps?.lastExtension {
+            try file.write([UInt8](repeating: 0, count: 8), at: place)
+        }
         if releasesSpace { releaseSpace() }
     }
 
@@ -223,9 +243,12 @@ struct MetadataReplacement: ~Copyable {
     func abandon() {
         _ = try? file.truncate(to: fileSize)
         var written: Range<UInt64> = 0..<0
-        for cluster in 0..<min(counts.end, header.clusters(for: fileSize)) where counts[cluster] != 0 && oldCounts[cluster] == 0 {
+        for cluster in 0..<min(counts.end, header.clusters(for: fileSize))
+        where counts[cluster] != 0 && oldCounts[cluster] == 0 {
             if written.upperBound != cluster {
-                if !written.isEmpty { file.file.punch(written.lowerBound << clusterBits, UInt64(written.count) << clusterBits) }
+                if !written.isEmpty {
+                    file.file.punch(written.lowerBound << clusterBits, UInt64(written.count) << clusterBits)
+                }
                 written = cluster..<cluster
             }
             written = written.lowerBound..<cluster + 1
@@ -247,7 +270,9 @@ struct MetadataReplacement: ~Copyable {
                 table = nil
             }
             if table == nil {
-                guard wanted << clusterBits <= 8 << 20 else { throw .system(path: file.path, SystemCallError("pwrite", errno: EFBIG)) }
+                guard wanted << clusterBits <= 8 << 20 else {
+                    throw .system(path: file.path, SystemCallError("pwrite", errno: EFBIG))
+                }
                 table = (try allocate(wanted), wanted)
                 continue
             }
@@ -264,7 +289,8 @@ struct MetadataReplacement: ~Copyable {
         for (index, place) in blocks.enumerated() where place != 0 {
             let first = UInt64(index) * perBlock
             for cluster in first..<min(first + perBlock, counts.end) where UInt64(counts[cluster]) > maximum {
-                throw .countsTooNarrow(path: file.path, bits: 1 << header.refcountOrder, needed: UInt64(counts[cluster]))
+                throw .countsTooNarrow(
+                    path: file.path, bits: 1 << header.refcountOrder, needed: UInt64(counts[cluster]))
             }
             try file.write(encoded(first, perBlock), at: place)
         }

@@ -6,7 +6,9 @@ internal import Linux
 extension DiskImage {
     /// Refuses what is no qcow2 image, by the stated format or else by its name, for what only those have.
     /// - Parameter reason: completes "disk PATH: ".
-    public static func requireQCOW2(_ path: String, format: ImageFormat?, _ reason: (ImageFormat) -> String) throws(DiskImageError) {
+    public static func requireQCOW2(
+        _ path: String, format: ImageFormat?, _ reason: (ImageFormat) -> String
+    ) throws(DiskImageError) {
         let choice = try FormatChoice(format, of: path)
         guard choice.format != .qcow2 else { return }
         _ = try choice.check(path: path)
@@ -19,7 +21,9 @@ extension DiskImage {
     /// (`repair` is ``CheckReport/Repair/all``), each of which becomes zeroes by itself. What the report says is fixed is durable.
     /// - Parameter options: the format, the way of locking, and the file with the data of an image that keeps it outside: where one is named, it has to
     ///   be there and as long as the clusters in use need. Whatever else they say does not matter here.
-    public static func check(path: String, options: DiskImageOptions = DiskImageOptions(), repair: CheckReport.Repair? = nil) throws(DiskImageError) -> CheckReport {
+    public static func check(
+        path: String, options: DiskImageOptions = DiskImageOptions(), repair: CheckReport.Repair? = nil
+    ) throws(DiskImageError) -> CheckReport {
         let choice = try FormatChoice(options.format, of: path, option: options.formatOption)
         if choice.format != .qcow2 {
             _ = try choice.check(path: path)
@@ -32,7 +36,8 @@ extension DiskImage {
     }
 
     static func check(
-        _ file: borrowing ImageFile, _ repair: CheckReport.Repair?, _ options: DiskImageOptions = DiskImageOptions(), calls: FileCalls
+        _ file: borrowing ImageFile, _ repair: CheckReport.Repair?, _ options: DiskImageOptions = DiskImageOptions(),
+        calls: FileCalls
     ) throws(DiskImageError) -> CheckReport {
         let header = try QCOW2Header(file, allowingCut: true)
         let dataFile = try file.openStatedDataFile(header, options)
@@ -56,7 +61,10 @@ extension DiskImage {
         let report = try check.run(.all, repairsEntries: false)
         guard report.errors == 0 else {
             throw .notWritable(
-                path: file.path, reason: "it was not closed cleanly and has \(report.errors) error\(report.errors == 1 ? "" : "s"): swkvm image check --repair all")
+                path: file.path,
+                reason:
+                    "it was not closed cleanly and has \(report.errors) error\(report.errors == 1 ? "" : "s"): swkvm image check --repair all"
+            )
         }
         try file.measure()
         return report
@@ -79,7 +87,8 @@ struct QCOW2Check {
         self.dataSize = dataSize
     }
 
-    mutating func run(_ repair: CheckReport.Repair?, repairsEntries: Bool = true) throws(DiskImageError) -> CheckReport {
+    mutating func run(_ repair: CheckReport.Repair?, repairsEntries: Bool = true) throws(DiskImageError) -> CheckReport
+    {
         var scan = try QCOW2Scan.scan(header, file, fileSize: try size(), dataSize: dataSize)
         let found = scan.report
         guard let repair else { return found }
@@ -102,7 +111,9 @@ struct QCOW2Check {
     }
 
     /// Puts right what can be; returns whether anything has changed.
-    private func repair(_ scan: borrowing QCOW2Scan, _ repair: CheckReport.Repair, repairsEntries: Bool) throws(DiskImageError) -> Bool {
+    private func repair(
+        _ scan: borrowing QCOW2Scan, _ repair: CheckReport.Repair, repairsEntries: Bool
+    ) throws(DiskImageError) -> Bool {
         let report = scan.report
         if report.isSound { return false }
         if repair == .all, scan.hasLosses || !scan.broken.isEmpty {
@@ -113,7 +124,8 @@ struct QCOW2Check {
         // Space that nothing is known to use is freed only if all that could use it is known.
         let raises = (0..<scan.references.end).contains { scan.references[$0] > scan.counts[$0] }
         guard !scan.isIncomplete || (repair == .all && raises) else { return false }
-        var new = try MetadataReplacement(scan, counting: repair == .leaks ? .countedAndUsed : scan.isIncomplete ? .countedOrUsed : .used)
+        var new = try MetadataReplacement(
+            scan, counting: repair == .leaks ? .countedAndUsed : scan.isIncomplete ? .countedOrUsed : .used)
         do throws(DiskImageError) {
             // Flags go by counts, so they wait for those to be right.
             if repair == .all || report.errors == 0 { try new.setL1(try file.readL1(header, scan.fileSize)) }
@@ -140,7 +152,9 @@ struct QCOW2Check {
     /// The image is sound, and no longer says that it may not be.
     private func clearMarks() throws(DiskImageError) {
         var features = [UInt8](repeating: 0, count: 8)
-        features.store(try file.read(8, at: 72).bigEndian64(at: 0) & ~(QCOW2Header.Incompatible.dirty | QCOW2Header.Incompatible.corrupt), at: 0)
+        features.store(
+            try file.read(8, at: 72).bigEndian64(at: 0)
+                & ~(QCOW2Header.Incompatible.dirty | QCOW2Header.Incompatible.corrupt), at: 0)
         try file.synchronize()
         try file.write(features, at: 72)
         try file.synchronize()

@@ -128,7 +128,9 @@ struct QCOW2Header: Equatable, Sendable {
         var headerLength = 72
         var refcountOrder = 4, autoclear: UInt64 = 0
         if version == 3 {
-            guard cluster.count >= 104 else { throw .truncated(path: path, what: "the header", needed: 104, size: file.size) }
+            guard cluster.count >= 104 else {
+                throw .truncated(path: path, what: "the header", needed: 104, size: file.size)
+            }
             let length = cluster.bigEndian32(at: 100)
             try require(length >= 104 && UInt64(length) <= clusterSize, "a header of \(length) bytes")
             guard length <= cluster.count else {
@@ -151,7 +153,9 @@ struct QCOW2Header: Equatable, Sendable {
         let backingOffset = fixed.bigEndian64(at: 8)
         let backingLength = fixed.bigEndian32(at: 16)
         if backingOffset != 0 {
-            try require(backingLength <= Self.maximumBackingName, "a backing file name of \(backingLength) bytes; \(Self.maximumBackingName) are possible")
+            try require(
+                backingLength <= Self.maximumBackingName,
+                "a backing file name of \(backingLength) bytes; \(Self.maximumBackingName) are possible")
             try require(
                 backingOffset >= UInt64(headerLength) && backingOffset <= UInt64(cluster.count)
                     && UInt64(backingLength) <= UInt64(cluster.count) - backingOffset,
@@ -164,9 +168,12 @@ struct QCOW2Header: Equatable, Sendable {
         case 0: encryption = nil
         case 1: encryption = .aes
         case 2:
-            guard let (offset, length) = extensions.encryption else { throw .invalid(path: path, reason: "LUKS encryption without a pointer to its header") }
+            guard let (offset, length) = extensions.encryption else {
+                throw .invalid(path: path, reason: "LUKS encryption without a pointer to its header")
+            }
             try require(
-                offset & (clusterSize - 1) == 0 && offset >= clusterSize && length >= UInt64(LUKSHeader.size) && length <= LUKSHeader.maximumRegion,
+                offset & (clusterSize - 1) == 0 && offset >= clusterSize && length >= UInt64(LUKSHeader.size)
+                    && length <= LUKSHeader.maximumRegion,
                 "a LUKS header of \(length) bytes at byte \(offset)")
             try Self.requireTable("the LUKS header", at: offset, size: length, file)
             encryption = .luks(offset: offset, length: length)
@@ -178,7 +185,8 @@ struct QCOW2Header: Equatable, Sendable {
         let unknown = incompatible & ~Incompatible.known
         guard unknown == 0 else {
             let names = (0..<64).filter { unknown >> UInt64($0) & 1 == 1 }.map { bit in
-                extensions.featureNames[bit].map { "the feature \"\($0)\" (incompatible bit \(bit))" } ?? "the unnamed incompatible feature \(bit)"
+                extensions.featureNames[bit].map { "the feature \"\($0)\" (incompatible bit \(bit))" }
+                    ?? "the unnamed incompatible feature \(bit)"
             }
             throw .unsupported(path: path, feature: names.joined(separator: " and "))
         }
@@ -197,7 +205,8 @@ struct QCOW2Header: Equatable, Sendable {
         isDirty = incompatible & Incompatible.dirty != 0
         isCorrupt = incompatible & Incompatible.corrupt != 0
         hasExtendedL2 = incompatible & Incompatible.extendedL2 != 0
-        try require(!hasExtendedL2 || bits >= 14, "subclusters in clusters of \(clusterSize) bytes; 16384 or more are needed")
+        try require(
+            !hasExtendedL2 || bits >= 14, "subclusters in clusters of \(clusterSize) bytes; 16384 or more are needed")
 
         // The disk, and the table that maps it.
         (size, l1Count, l1Offset, l1TableSize) = (0, 0, 0, 0)
@@ -206,9 +215,13 @@ struct QCOW2Header: Equatable, Sendable {
         // Readers need no reference counts, but an image whose refcount table is missing was truncated.
         let refcountOffset = fixed.bigEndian64(at: 48)
         let refcountClusters = UInt64(fixed.bigEndian32(at: 56))
-        try require(refcountOffset & (clusterSize - 1) == 0, "a refcount table at byte \(refcountOffset), which is not cluster-aligned")
+        try require(
+            refcountOffset & (clusterSize - 1) == 0,
+            "a refcount table at byte \(refcountOffset), which is not cluster-aligned")
         try require(refcountClusters * clusterSize <= 8 << 20, "a refcount table of \(refcountClusters) clusters")
-        if !allowingCut { try Self.requireTable("the refcount table", at: refcountOffset, size: refcountClusters * clusterSize, file) }
+        if !allowingCut {
+            try Self.requireTable("the refcount table", at: refcountOffset, size: refcountClusters * clusterSize, file)
+        }
         refcountTableOffset = refcountOffset
         refcountTableClusters = Int(refcountClusters)
 
@@ -221,21 +234,31 @@ struct QCOW2Header: Equatable, Sendable {
         }
         backingFormat = extensions.backingFormat
         try map(
-            fixed.bigEndian64(at: 24), fixed.bigEndian64(at: 40), entries: UInt64(fixed.bigEndian32(at: 36)), "the L1 table", file, allowingCut: allowingCut)
+            fixed.bigEndian64(at: 24), fixed.bigEndian64(at: 40), entries: UInt64(fixed.bigEndian32(at: 36)),
+            "the L1 table", file, allowingCut: allowingCut)
         if case .luks(let offset, let length) = encryption {
-            for (what, start, size) in [("L1", l1Offset, UInt64(l1TableSize) * 8), ("refcount", refcountOffset, refcountClusters * clusterSize)] {
-                try require(start >= offset + length || start + size <= offset, "its LUKS header and its \(what) table in the same place")
+            for (what, start, size) in [
+                ("L1", l1Offset, UInt64(l1TableSize) * 8), ("refcount", refcountOffset, refcountClusters * clusterSize),
+            ] {
+                try require(
+                    start >= offset + length || start + size <= offset,
+                    "its LUKS header and its \(what) table in the same place")
             }
         }
     }
 
     /// Has the disk be what a table says, whose place and length come from the image: that of the header, or of a snapshot.
-    mutating func map(_ size: UInt64, _ l1Offset: UInt64, entries: UInt64, _ what: String, _ file: borrowing ImageFile, allowingCut: Bool = false) throws(DiskImageError) {
+    mutating func map(
+        _ size: UInt64, _ l1Offset: UInt64, entries: UInt64, _ what: String, _ file: borrowing ImageFile,
+        allowingCut: Bool = false
+    ) throws(DiskImageError) {
         func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
             if !condition { throw .invalid(path: file.path, reason: reason()) }
         }
         try require(size <= DiskImage.maximumSize, "a disk of \(size) bytes")
-        try require(encryption == nil || size % 512 == 0, "an encrypted disk of \(size) bytes, which is not a multiple of the sector size")
+        try require(
+            encryption == nil || size % 512 == 0,
+            "an encrypted disk of \(size) bytes, which is not a multiple of the sector size")
         let needed = l1Entries(for: size)
         try require(needed <= entries, "an L1 table of \(entries) entries for a disk that needs \(needed)")
         try require(entries * 8 <= UInt64(Self.maximumL1Size), "an L1 table of \(entries) entries")
@@ -254,7 +277,9 @@ struct QCOW2Header: Equatable, Sendable {
     /// The header after reference counts have moved and features have been switched off.
     func with(refcountTable offset: UInt64, _ clusters: Int, autoclear: UInt64) -> QCOW2Header {
         var header = self
-        (header.refcountTableOffset, header.refcountTableClusters, header.autoclearFeatures) = (offset, clusters, autoclear)
+        (header.refcountTableOffset, header.refcountTableClusters, header.autoclearFeatures) = (
+            offset, clusters, autoclear
+        )
         if autoclear & Autoclear.bitmaps == 0 { header.bitmaps = nil }
         return header
     }
@@ -281,7 +306,9 @@ struct QCOW2Header: Equatable, Sendable {
     }
 
     /// Clusters that so many bytes take.
-    func clusters(for bytes: UInt64) -> UInt64 { (bytes >> UInt64(clusterBits)) + (bytes & (clusterSize - 1) == 0 ? 0 : 1) }
+    func clusters(for bytes: UInt64) -> UInt64 {
+        (bytes >> UInt64(clusterBits)) + (bytes & (clusterSize - 1) == 0 ? 0 : 1)
+    }
 
     /// The place of a compressed cluster and the bytes to the end of the last of its sectors.
     func compressedRange(_ entry: UInt64) -> (place: UInt64, length: UInt64) {
@@ -293,7 +320,9 @@ struct QCOW2Header: Equatable, Sendable {
         return (place, sectors * 512 - place % 512)
     }
 
-    private static func requireTable(_ what: String, at offset: UInt64, size: UInt64, _ file: borrowing ImageFile) throws(DiskImageError) {
+    private static func requireTable(
+        _ what: String, at offset: UInt64, size: UInt64, _ file: borrowing ImageFile
+    ) throws(DiskImageError) {
         let (end, overflow) = offset.addingReportingOverflow(size)
         guard !overflow, end <= file.size else {
             throw .truncated(path: file.path, what: what, needed: overflow ? .max : end, size: file.size)
@@ -320,7 +349,8 @@ struct QCOW2Header: Equatable, Sendable {
                 if type == ExtensionType.end { return }
                 rest = rest.dropFirst(8)
                 guard length <= rest.count else {
-                    throw .invalid(path: path, reason: "a header extension of \(length) bytes where \(rest.count) are left")
+                    throw .invalid(
+                        path: path, reason: "a header extension of \(length) bytes where \(rest.count) are left")
                 }
                 let contents = rest.prefix(length)
                 switch type {
@@ -337,14 +367,19 @@ struct QCOW2Header: Equatable, Sendable {
                 case ExtensionType.featureNames:
                     readFeatureNames(contents)
                 case ExtensionType.encryption:
-                    guard length == 16 else { throw .invalid(path: path, reason: "a pointer to a LUKS header of \(length) bytes") }
+                    guard length == 16 else {
+                        throw .invalid(path: path, reason: "a pointer to a LUKS header of \(length) bytes")
+                    }
                     encryption = (contents.bigEndian64(at: 0), contents.bigEndian64(at: 8))
                 case ExtensionType.bitmaps:
-                    guard length >= 24 else { throw .invalid(path: path, reason: "an extension for bitmaps of \(length) bytes") }
+                    guard length >= 24 else {
+                        throw .invalid(path: path, reason: "an extension for bitmaps of \(length) bytes")
+                    }
                     let next = rest.dropFirst(length + (8 - length % 8) % 8)
                     let isLast = next.count < 8 || next.bigEndian32(at: 0) == ExtensionType.end
                     bitmaps = BitmapDirectory(
-                        offset: contents.bigEndian64(at: 16), size: contents.bigEndian64(at: 8), count: Int(contents.bigEndian32(at: 0)),
+                        offset: contents.bigEndian64(at: 16), size: contents.bigEndian64(at: 8),
+                        count: Int(contents.bigEndian32(at: 0)),
                         lastExtension: isLast && place % 8 == 0 ? UInt64(place) : nil)
                 default:
                     break

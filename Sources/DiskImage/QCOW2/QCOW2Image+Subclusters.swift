@@ -8,7 +8,8 @@ extension QCOW2Header {
     /// The subclusters of a part of a cluster; all of one without subclusters.
     func units(_ range: Range<UInt64>) -> Range<Int> {
         let unit = UInt64(clusterBits - 5)
-        return hasExtendedL2 ? Int(range.lowerBound >> unit)..<Int((range.upperBound + (1 << unit) - 1) >> unit) : 0..<32
+        return hasExtendedL2
+            ? Int(range.lowerBound >> unit)..<Int((range.upperBound + (1 << unit) - 1) >> unit) : 0..<32
     }
 }
 
@@ -22,14 +23,20 @@ extension QCOW2Image {
         (Self.allUnits >> UInt64(32 - units.count)) << UInt64(units.lowerBound)
     }
 
-    private mutating func store(_ bitmap: UInt64, _ entries: Int, _ index: Int) { l2Slices.setWord(index * 2 + 1, of: entries, to: bitmap) }
+    private mutating func store(_ bitmap: UInt64, _ entries: Int, _ index: Int) {
+        l2Slices.setWord(index * 2 + 1, of: entries, to: bitmap)
+    }
 
     /// The first of a cluster's subclusters that cannot be right.
     private func damage(_ entries: Int, _ index: Int) -> ImageDamage? {
         let place = l2Entry(entries, index * 2) & L2Entry.offset, bitmap = l2Entry(entries, index * 2 + 1)
         if l2Entry(entries, index * 2) & L2Entry.compressed != 0 { return nil }
         if header.hasDataFile { return nil }
-        if bitmap & bitmap >> 32 & Self.allUnits == 0, bitmap & Self.allUnits == 0 || (place != 0 && place & (header.clusterSize - 1) == 0 && place < fileSize) { return nil }
+        if bitmap & bitmap >> 32 & Self.allUnits == 0,
+            bitmap & Self.allUnits == 0 || (place != 0 && place & (header.clusterSize - 1) == 0 && place < fileSize)
+        {
+            return nil
+        }
         for unit in 0..<32 {
             if case .damaged(let damage) = self.unit(entries, index * 32 + unit) { return damage }
         }
@@ -46,10 +53,14 @@ extension QCOW2Image {
         var units = header.units(inCluster..<end)
         if isOwn(entry) {
             let place = entry & L2Entry.offset
-            if let damage = misplaced(.data(place), at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
+            if let damage = misplaced(.data(place), at: offset - inCluster) {
+                return .unresolved(damaged(damage, at: offset))
+            }
             guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
             let isThere = { (unit: Int) in allocated >> UInt64(unit) & 1 == 1 }
-            if isThere(units.lowerBound) { return .inPlace(offset: place + inCluster, length: inPlaceLength(entries, first, inCluster, length)) }
+            if isThere(units.lowerBound) {
+                return .inPlace(offset: place + inCluster, length: inPlaceLength(entries, first, inCluster, length))
+            }
             guard !isLocked else { return .unresolved(.wait) }
             // As far as none is allocated.
             units = units.lowerBound..<(units.first(where: isThere) ?? units.upperBound)
@@ -61,19 +72,26 @@ extension QCOW2Image {
                 units = 0..<32
             } else if entry & L2Entry.offset != 0, allocated != 0 {
                 // The others that are allocated come along to the new cluster.
-                units = min(units.lowerBound, allocated.trailingZeroBitCount)..<max(units.upperBound, 64 - allocated.leadingZeroBitCount)
+                units =
+                    min(
+                        units.lowerBound, allocated.trailingZeroBitCount)..<max(
+                        units.upperBound, 64 - allocated.leadingZeroBitCount)
             }
             return .part(part(entries, first, units, inCluster..<end, nil))
         }
         var count: UInt64 = 1
         while (count + 1) << UInt64(header.clusterBits) <= length, first + Int(count) < 1 << sliceBits,
-            !isOwn(l2Entry(entries, (first + Int(count)) * 2)) { count += 1 }
+            !isOwn(l2Entry(entries, (first + Int(count)) * 2))
+        { count += 1 }
         return .clusters(count)
     }
 
     /// A cluster of the file that has no other references.
     private func isOwn(_ entry: UInt64) -> Bool {
-        entry & L2Entry.compressed == 0 && (header.hasDataFile ? entry & (L2Entry.offset | L2Entry.copied) != 0 : entry & L2Entry.offset != 0 && entry & L2Entry.copied != 0)
+        entry & L2Entry.compressed == 0
+            && (header.hasDataFile
+                ? entry & (L2Entry.offset | L2Entry.copied) != 0
+                : entry & L2Entry.offset != 0 && entry & L2Entry.copied != 0)
     }
 
     /// Bytes from a place in a cluster, whose subcluster is allocated, that follow each other in the file and are ours.
@@ -83,7 +101,8 @@ extension QCOW2Image {
         let unit = self.unit(entries, start)
         var run = unitSize, next = start + 1
         while run - inUnit < length, next < 32 << sliceBits, unit.continues(with: self.unit(entries, next), after: run),
-            isOwn(l2Entry(entries, next / 32 * 2)), !isMetadata(l2Entry(entries, next / 32 * 2) & L2Entry.offset) {
+            isOwn(l2Entry(entries, next / 32 * 2)), !isMetadata(l2Entry(entries, next / 32 * 2) & L2Entry.offset)
+        {
             run += unitSize
             next += 1
         }
@@ -97,9 +116,12 @@ extension QCOW2Image {
         // The subclusters that the range does not cover, or not in full.
         let isZero = units.allSatisfy { unit in
             let bytes = UInt64(unit) * unitSize..<UInt64(unit + 1) * unitSize
-            return covered.lowerBound <= bytes.lowerBound && bytes.upperBound <= covered.upperBound ? true : readsAsZeroes(self.unit(entries, cluster * 32 + unit))
+            return covered.lowerBound <= bytes.lowerBound && bytes.upperBound <= covered.upperBound
+                ? true : readsAsZeroes(self.unit(entries, cluster * 32 + unit))
         }
-        return WriteTarget.Part(range: UInt64(units.lowerBound) * unitSize..<UInt64(units.upperBound) * unitSize, isZero: isZero, place: place)
+        return WriteTarget.Part(
+            range: UInt64(units.lowerBound) * unitSize..<UInt64(units.upperBound) * unitSize, isZero: isZero,
+            place: place)
     }
 
     /// Subclusters have been written, in a new cluster or in the one that the guest has.
@@ -113,7 +135,8 @@ extension QCOW2Image {
     }
 
     mutating func subclusterZeroTarget(
-        _ entries: Int, _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, _ sequence: UInt64
+        _ entries: Int, _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64,
+        _ sequence: UInt64
     ) -> WriteTarget {
         let clusterSize = header.clusterSize
         let inCluster = offset & (clusterSize - 1)
@@ -122,14 +145,19 @@ extension QCOW2Image {
         let entry = l2Entry(entries, index * 2), bitmap = l2Entry(entries, index * 2 + 1)
         if header.hasDataFile, case .data(let place) = self.unit(entries, index * 32 + Int(inCluster / unitSize)) {
             // The place stays the subcluster's: a hole made later could be made over something newer.
-            if let damage = misplaced(.data(entry & L2Entry.offset), at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
+            if let damage = misplaced(.data(entry & L2Entry.offset), at: offset - inCluster) {
+                return .unresolved(damaged(damage, at: offset))
+            }
             return .inPlace(offset: place + inCluster % unitSize, length: min(length, unitSize - inCluster % unitSize))
         }
         // The disk's end makes its last subcluster a whole one, and its last cluster.
         let isLast = offset + length >= diskSize
-        let end = isLast && offset - inCluster + clusterSize >= diskSize ? clusterSize : min(inCluster + length, clusterSize)
+        let end =
+            isLast && offset - inCluster + clusterSize >= diskSize ? clusterSize : min(inCluster + length, clusterSize)
         let isWhole = inCluster == 0 && end == clusterSize
-        let whole = (inCluster + unitSize - 1) / unitSize * unitSize..<max((inCluster + unitSize - 1) / unitSize * unitSize, end / unitSize * unitSize)
+        let whole =
+            (inCluster + unitSize - 1) / unitSize
+            * unitSize..<max((inCluster + unitSize - 1) / unitSize * unitSize, end / unitSize * unitSize)
         if entry & L2Entry.compressed != 0, !isWhole {
             if operation == .discard { return .done(length: min(length, end - inCluster)) }
             guard !isLocked else { return .unresolved(.wait) }
@@ -141,20 +169,28 @@ extension QCOW2Image {
             return zeroPiece(entries, index, unit, operation, offset, piece)
         }
         var units = Int(whole.lowerBound / unitSize)..<Int(whole.upperBound / unitSize)
-        if header.hasDataFile, let next = units.first(where: { bitmap >> UInt64($0) & 1 == 1 }) { units = units.lowerBound..<next }
+        if header.hasDataFile, let next = units.first(where: { bitmap >> UInt64($0) & 1 == 1 }) {
+            units = units.lowerBound..<next
+        }
         let wholeEnd = UInt64(units.upperBound) * unitSize
         let written = mask(units)
         // Without a backing file what is not allocated is zeroes.
         let zeroes = hasBacking ? written << 32 : 0
         let changed = bitmap & ~(written | written << 32) | zeroes
         let keepsUnallocated = operation == .discard && bitmap & written == 0 && entry & L2Entry.compressed == 0
-        if keepsUnallocated || (changed == bitmap && entry & L2Entry.compressed == 0) { return .done(length: min(length, wholeEnd - inCluster)) }
+        if keepsUnallocated || (changed == bitmap && entry & L2Entry.compressed == 0) {
+            return .done(length: min(length, wholeEnd - inCluster))
+        }
         guard !isLocked, refcounts?.hasManyFrees != true else { return .unresolved(isLocked ? .wait : .commit) }
         // A discard of some that are allocated leaves those to the backing file that it has.
         let left = operation == .discard && hasBacking ? bitmap | (bitmap & written) << 32 : bitmap | zeroes
-        store(entry & L2Entry.compressed != 0 ? zeroes : left & ~written & (hasBacking ? .max : ~(written << 32)), entries, index)
+        store(
+            entry & L2Entry.compressed != 0 ? zeroes : left & ~written & (hasBacking ? .max : ~(written << 32)),
+            entries, index)
         // Nothing is in the cluster any more.
-        if l2Entry(entries, index * 2 + 1) & Self.allUnits == 0, entry != 0 { replace(entries, index * 2, with: 0, sequence) }
+        if l2Entry(entries, index * 2 + 1) & Self.allUnits == 0, entry != 0 {
+            replace(entries, index * 2, with: 0, sequence)
+        }
         if let slot = l2Slices.slot(of: sliceNumber(offset)) { l2Slices.markDirty(slot) }
         return .done(length: min(length, wholeEnd - inCluster))
     }
@@ -168,7 +204,9 @@ extension QCOW2Image {
         let inCluster = offset & (header.clusterSize - 1)
         let entry = l2Entry(entries, index * 2)
         if case .data(let place) = state, isOwn(entry) {
-            guard !isMetadata(entry & L2Entry.offset) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
+            guard !isMetadata(entry & L2Entry.offset) else {
+                return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset))
+            }
             return .inPlace(offset: place + inCluster % unitSize, length: piece)
         }
         guard !isLocked else { return .unresolved(.wait) }

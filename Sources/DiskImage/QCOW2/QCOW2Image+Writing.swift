@@ -6,13 +6,17 @@ internal import Linux
 extension QCOW2Header {
     /// Refuses images that can be read and must not, or cannot, be written.
     func requireWritable(_ path: String) throws(DiskImageError) {
-        if isCorrupt { throw .notWritable(path: path, reason: "it is marked as corrupt: repair it with swkvm image check --repair all") }
+        if isCorrupt {
+            throw .notWritable(
+                path: path, reason: "it is marked as corrupt: repair it with swkvm image check --repair all")
+        }
     }
 }
 
 extension QCOW2Image {
     mutating func target(
-        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64, _ file: MetadataFile
+        _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, sequence: UInt64,
+        _ file: MetadataFile
     ) -> WriteTarget {
         guard failure == 0 else { return .unresolved(.failed(failure)) }
         let index = Int(offset >> tableCover)
@@ -38,7 +42,8 @@ extension QCOW2Image {
                 : subclusterZeroTarget(entries, operation, offset, length, diskSize: diskSize, sequence)
         case .entries(let entries):
             return operation == .write
-                ? writeTarget(entries, offset, length) : zeroTarget(entries, operation, offset, length, diskSize: diskSize, sequence)
+                ? writeTarget(entries, offset, length)
+                : zeroTarget(entries, operation, offset, length, diskSize: diskSize, sequence)
         }
     }
 
@@ -54,8 +59,10 @@ extension QCOW2Image {
             guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
             var run = header.clusterSize
             var next = first + 1
-            while run - inCluster < length, next < 1 << sliceBits, unit.continues(with: self.unit(entries, next), after: run),
-                isOurs(entries, next), !isMetadata(place + run) {
+            while run - inCluster < length, next < 1 << sliceBits,
+                unit.continues(with: self.unit(entries, next), after: run),
+                isOurs(entries, next), !isMetadata(place + run)
+            {
                 run += header.clusterSize
                 next += 1
             }
@@ -87,12 +94,15 @@ extension QCOW2Image {
 
     func isMetadata(_ place: UInt64) -> Bool {
         switch refcounts {
-        case .some(let refcounts): !header.hasDataFile && refcounts.metadata.contains(place >> UInt64(header.clusterBits))
+        case .some(let refcounts):
+            !header.hasDataFile && refcounts.metadata.contains(place >> UInt64(header.clusterBits))
         case nil: false
         }
     }
 
-    mutating func allocate(_ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
+    mutating func allocate(
+        _ count: UInt64, at offset: UInt64, for part: WriteTarget.Part?, _ file: MetadataFile
+    ) throws(MetadataError) -> ClusterRun {
         if let part, let place = part.place { return try extend(part, place, at: offset) }
         var run = try allocate(count, at: offset, file)
         if let part { run.units = header.units(part.range) }
@@ -103,7 +113,8 @@ extension QCOW2Image {
     func place(of run: ClusterRun) -> UInt64 { run.first << UInt64(header.clusterBits) }
 
     /// Clusters for at most as many of the guest's clusters from `offset` on; their slice stays in the cache.
-    mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
+    mutating func allocate(_ count: UInt64, at offset: UInt64, _ file: MetadataFile) throws(MetadataError) -> ClusterRun
+    {
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { throw .failed(EIO) }
         if header.hasDataFile {
             // Each cluster has its place there, which is not counted.
@@ -132,10 +143,13 @@ extension QCOW2Image {
     }
 
     /// The cluster at a place, which is the guest's already, while subclusters of it are written that are not yet.
-    private mutating func extend(_ part: WriteTarget.Part, _ place: UInt64, at offset: UInt64) throws(MetadataError) -> ClusterRun {
+    private mutating func extend(
+        _ part: WriteTarget.Part, _ place: UInt64, at offset: UInt64
+    ) throws(MetadataError) -> ClusterRun {
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { throw .failed(EIO) }
         l2Slices.pin(slot, 1)
-        return ClusterRun(first: place >> UInt64(header.clusterBits), count: 1, units: header.units(part.range), isLinked: true)
+        return ClusterRun(
+            first: place >> UInt64(header.clusterBits), count: 1, units: header.units(part.range), isLinked: true)
     }
 
     mutating func link(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
@@ -161,14 +175,17 @@ extension QCOW2Image {
     // MARK: - Zeroes
 
     private mutating func zeroTarget(
-        _ entries: Int, _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64, _ sequence: UInt64
+        _ entries: Int, _ operation: DiskOperation, _ offset: UInt64, _ length: UInt64, diskSize: UInt64,
+        _ sequence: UInt64
     ) -> WriteTarget {
         let clusterSize = header.clusterSize
         let inCluster = offset & (clusterSize - 1)
         var index = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
         if header.hasDataFile, case .data(let place) = self.unit(entries, index) {
             // The place stays the cluster's: a hole made later could be made over something newer.
-            if let damage = misplaced(.data(place), at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
+            if let damage = misplaced(.data(place), at: offset - inCluster) {
+                return .unresolved(damaged(damage, at: offset))
+            }
             return .inPlace(offset: place + inCluster, length: min(length, clusterSize - inCluster))
         }
         // The disk's end makes its last cluster a whole one.
@@ -179,7 +196,9 @@ extension QCOW2Image {
             case _ where operation == .discard, .zero: return .done(length: piece)
             case .unallocated where !hasBacking: return .done(length: piece)
             case .data(let place) where isOurs(entries, index):
-                guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
+                guard !isMetadata(place) else {
+                    return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset))
+                }
                 return .inPlace(offset: place + inCluster, length: piece)
             case .data, .unallocated, .compressed: return isLocked ? .unresolved(.wait) : .part(part(isZero: false))
             }
@@ -237,10 +256,14 @@ extension QCOW2Image {
     // MARK: - Tables
 
     /// Makes the L2 table of an L1 entry one that only this entry refers to: a new one, or a copy of what a snapshot shares.
-    private mutating func makeTable(_ index: Int, _ old: UInt64, at offset: UInt64, _ sequence: UInt64, _ file: MetadataFile) throws(MetadataError) {
+    private mutating func makeTable(
+        _ index: Int, _ old: UInt64, at offset: UInt64, _ sequence: UInt64, _ file: MetadataFile
+    ) throws(MetadataError) {
         let size = Int(header.clusterSize)
         let oldTable = old & L1Entry.offset
-        guard oldTable & (header.clusterSize - 1) == 0, oldTable <= fileSize, oldTable == 0 || header.clusterSize <= fileSize - oldTable else {
+        guard oldTable & (header.clusterSize - 1) == 0, oldTable <= fileSize,
+            oldTable == 0 || header.clusterSize <= fileSize - oldTable
+        else {
             _ = damaged(.l2TableBeyondEnd(offset: oldTable), at: offset)
             throw .failed(EIO)
         }
@@ -339,7 +362,9 @@ extension QCOW2Image {
         defer { bitmaps = nil }
         if let bitmaps {
             // What the header says of them means nothing any more, which others would warn of; it may be lost.
-            if let place = header.bitmaps?.lastExtension { _ = try? file.write([UInt8](repeating: 0, count: 8), at: place) }
+            if let place = header.bitmaps?.lastExtension {
+                _ = try? file.write([UInt8](repeating: 0, count: 8), at: place)
+            }
             for run in bitmaps.clusters { refcounts?.free(run, 0) }
         }
         return bitmaps
@@ -355,8 +380,10 @@ extension QCOW2Image {
         if failure == 0 { failure = EIO }
         guard header.version >= 3 else { return }
         // The last byte of the field. There is nothing to be done if it cannot be written: the requests fail all the same.
-        let bits = UInt8(QCOW2Header.Incompatible.corrupt) | (header.isDirty ? UInt8(QCOW2Header.Incompatible.dirty) : 0)
-            | (header.hasDataFile ? UInt8(QCOW2Header.Incompatible.externalData) : 0) | (header.compression == .zlib ? 0 : UInt8(QCOW2Header.Incompatible.compression))
+        let bits =
+            UInt8(QCOW2Header.Incompatible.corrupt) | (header.isDirty ? UInt8(QCOW2Header.Incompatible.dirty) : 0)
+            | (header.hasDataFile ? UInt8(QCOW2Header.Incompatible.externalData) : 0)
+            | (header.compression == .zlib ? 0 : UInt8(QCOW2Header.Incompatible.compression))
             | (header.hasExtendedL2 ? UInt8(QCOW2Header.Incompatible.extendedL2) : 0)
         do throws(MetadataError) {
             try file.write([bits], at: 79)

@@ -68,15 +68,20 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     ///   - size: bytes of the disk, if it is to have others than the header says; its L1 table has room for them.
     ///   - salvaging: whether a file that was cut short is opened all the same, for what is left of it to be read.
     init(
-        _ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false, snapshot: String? = nil, size: UInt64? = nil, salvaging: Bool = false
+        _ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false, snapshot: String? = nil,
+        size: UInt64? = nil, salvaging: Bool = false
     ) throws(DiskImageError) {
         var header = try QCOW2Header(file, allowingCut: salvaging)
         let tableFile = TableFile(path: file.path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
-        let snapshots = try writable || snapshot != nil ? QCOW2SnapshotTable(header, tableFile, fileSize: file.size, allowingCut: salvaging) : QCOW2SnapshotTable()
+        let snapshots =
+            try writable || snapshot != nil
+            ? QCOW2SnapshotTable(header, tableFile, fileSize: file.size, allowingCut: salvaging) : QCOW2SnapshotTable()
         if let snapshot {
             guard let index = snapshots.index(of: snapshot) else { throw .noSnapshot(path: file.path, name: snapshot) }
             let entry = snapshots.entries[index]
-            try header.map(entry.snapshot.size, entry.l1Offset, entries: UInt64(entry.l1Size), "the L1 table of snapshot \(entry.snapshot.id)", file, allowingCut: salvaging)
+            try header.map(
+                entry.snapshot.size, entry.l1Offset, entries: UInt64(entry.l1Size),
+                "the L1 table of snapshot \(entry.snapshot.id)", file, allowingCut: salvaging)
         }
         if let size { try header.map(size, header.l1Offset, entries: UInt64(header.l1TableSize), "the L1 table", file) }
         let entrySize = header.hasExtendedL2 ? 16 : 8
@@ -91,7 +96,9 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
         let l2Slices = try BlockCache(blockSize: sliceSize, count: Int(max(8, min(wanted, allowed))), file.path)
         // The compressed form is at most two clusters long, by the width of its length field.
         let clusters = try BlockCache(blockSize: 3 * clusterSize, count: 8, file.path)
-        guard let decompressor = Decompressor(header.compression) else { throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM)) }
+        guard let decompressor = Decompressor(header.compression) else {
+            throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM))
+        }
         // The header's check has found the entries in the file, or, of one that is salvaged, the first of them.
         let there = Int(min(UInt64(header.l1Count), (file.size - min(file.size, header.l1Offset)) / 8))
         try file.read("the L1 table", into: l1.bytes(0..<there), at: header.l1Offset)
@@ -118,7 +125,9 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
             if case .luks(let offset, let length) = header.encryption { protect(offset, length) }
             if snapshots.length > 0 { protect(header.snapshotTableOffset, snapshots.length) }
             // Those of snapshots are not written, and the guest's data is not to be in them either.
-            for entry in snapshots.entries where entry.l1Offset <= file.size { protect(entry.l1Offset, UInt64(entry.l1Size) * 8) }
+            for entry in snapshots.entries where entry.l1Offset <= file.size {
+                protect(entry.l1Offset, UInt64(entry.l1Size) * 8)
+            }
             refcounts = try Refcounts(header, file, metadata: metadata)
             bitmaps = try LiveBitmaps(header, tableFile, fileSize: file.size)
         } else {
@@ -142,7 +151,8 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     /// The header with what has changed since it was read: the place of the refcount table, and autoclear features.
     var currentHeader: QCOW2Header {
         switch refcounts {
-        case .some(let refcounts): header.with(refcountTable: refcounts.tableOffset, refcounts.tableClusters, autoclear: autoclearFeatures)
+        case .some(let refcounts):
+            header.with(refcountTable: refcounts.tableOffset, refcounts.tableClusters, autoclear: autoclearFeatures)
         case nil: header
         }
     }
@@ -183,7 +193,9 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
 
     /// The slice of the L2 table at `table`, which is not 0, for an offset.
     mutating func slice(_ offset: UInt64, table: UInt64) -> Slice {
-        guard table & (header.clusterSize - 1) == 0 else { return .unresolved(damaged(missing(table) ?? .l2TableMisaligned(offset: table), at: offset)) }
+        guard table & (header.clusterSize - 1) == 0 else {
+            return .unresolved(damaged(missing(table) ?? .l2TableMisaligned(offset: table), at: offset))
+        }
         guard table <= fileSize, header.clusterSize <= fileSize - table else {
             return .unresolved(damaged(missing(table) ?? .l2TableBeyondEnd(offset: table), at: offset))
         }
@@ -194,8 +206,11 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
         case .failed(let error): return .unresolved(.failed(error))
         case .missing:
             guard let slot = l2Slices.reserve(slice) else { return .unresolved(l2Slices.isDirty ? .commit : .wait) }
-            return .unresolved(.load(MetadataLoad(
-                kind: .table, slot: slot, offset: place(ofSlice: slice, table: table), buffer: l2Slices.block(slot), diskOffset: offset)))
+            return .unresolved(
+                .load(
+                    MetadataLoad(
+                        kind: .table, slot: slot, offset: place(ofSlice: slice, table: table),
+                        buffer: l2Slices.block(slot), diskOffset: offset)))
         }
     }
 
@@ -225,7 +240,8 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     func decompress(_ load: MetadataLoad, _ bytes: Int) -> Bool {
         decompression.lock()
         defer { decompression.unlock() }
-        return decompressor.decompress(load.buffer.prefix(bytes), into: clusters.block(load.slot).prefix(Int(header.clusterSize)))
+        return decompressor.decompress(
+            load.buffer.prefix(bytes), into: clusters.block(load.slot).prefix(Int(header.clusterSize)))
     }
 
     mutating func unpin(_ load: MetadataLoad) {
@@ -238,7 +254,9 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     // MARK: - L2 entries
 
     /// Collects as many units as are stored alike, one after the other. `entries` is a slice of `1 << sliceBits` entries.
-    private mutating func walk(_ entries: Int, _ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64) -> RangeLookup {
+    private mutating func walk(
+        _ entries: Int, _ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64
+    ) -> RangeLookup {
         let unitBits = UInt64(header.clusterBits - (header.hasExtendedL2 ? 5 : 0))
         let unitsInSlice = 1 << (sliceBits + (header.hasExtendedL2 ? 5 : 0))
         let unitSize: UInt64 = 1 << unitBits
@@ -310,7 +328,9 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
         let place = entry & L2Entry.offset
         // A file of its own has the guest's data from its first byte on.
         if place == 0, !header.hasDataFile || entry & L2Entry.copied == 0 { return .unallocated }
-        guard place & (header.clusterSize - 1) == 0 else { return .damaged(missing(place) ?? .clusterMisaligned(offset: place)) }
+        guard place & (header.clusterSize - 1) == 0 else {
+            return .damaged(missing(place) ?? .clusterMisaligned(offset: place))
+        }
         if header.hasDataFile { return .data(place) }
         // The last cluster of the file may be cut short, what is missing reads as zeroes; none starts beyond the end.
         guard place < fileSize else { return .damaged(missing(place) ?? .clusterBeyondEnd(offset: place)) }
@@ -318,7 +338,9 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     }
 
     /// Of an entry that cannot be right: whether it is because there is none.
-    private func missing(_ place: UInt64) -> ImageDamage? { isSalvaging && place == Self.missingEntry ? .entryMissing : nil }
+    private func missing(_ place: UInt64) -> ImageDamage? {
+        isSalvaging && place == Self.missingEntry ? .entryMissing : nil
+    }
 
     private mutating func compressed(_ entry: UInt64, _ offset: UInt64, _ length: UInt64) -> RangeLookup {
         let (place, sectorLength) = header.compressedRange(entry)
@@ -326,16 +348,19 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
         let inCluster = offset & (header.clusterSize - 1)
 
         switch clusters.find(place) {
-        case .ready(let slot): return .memory(clusters.block(slot).piece(Int(inCluster), Int(min(length, header.clusterSize - inCluster))))
+        case .ready(let slot):
+            return .memory(clusters.block(slot).piece(Int(inCluster), Int(min(length, header.clusterSize - inCluster))))
         case .loading: return .wait
         case .failed(let error): return .failed(error)
         case .missing:
             guard let slot = clusters.reserve(place) else { return .wait }
             // The last sector may be cut short by the end of the file.
             let bytes = min(sectorLength, fileSize - place)
-            return .load(MetadataLoad(
-                kind: .compressed, slot: slot, offset: place, buffer: clusters.block(slot).piece(Int(header.clusterSize), Int(bytes)),
-                diskOffset: offset))
+            return .load(
+                MetadataLoad(
+                    kind: .compressed, slot: slot, offset: place,
+                    buffer: clusters.block(slot).piece(Int(header.clusterSize), Int(bytes)),
+                    diskOffset: offset))
         }
     }
 

@@ -65,7 +65,9 @@ struct QCOW2Scan: ~Copyable {
     private static let l2Reserved: UInt64 = 0x3f00_0000_0000_01fe
 
     /// Reads and counts everything.
-    static func scan(_ header: QCOW2Header, _ file: TableFile, fileSize: UInt64, dataSize: UInt64? = nil) throws(DiskImageError) -> QCOW2Scan {
+    static func scan(
+        _ header: QCOW2Header, _ file: TableFile, fileSize: UInt64, dataSize: UInt64? = nil
+    ) throws(DiskImageError) -> QCOW2Scan {
         // Room for what is written before what it replaces goes: no more than there is already, and an L1 table.
         let capacity = header.clusters(for: fileSize) &* 2 &+ (UInt64(64 << 20) >> UInt64(header.clusterBits)) &+ 1024
         let references = try ClusterCounts(capacity: capacity, path: file.path)
@@ -76,7 +78,8 @@ struct QCOW2Scan: ~Copyable {
     }
 
     private init(
-        _ header: QCOW2Header, _ file: TableFile, fileSize: UInt64, dataSize: UInt64?, _ references: consuming ClusterCounts, _ counts: consuming ClusterCounts
+        _ header: QCOW2Header, _ file: TableFile, fileSize: UInt64, dataSize: UInt64?,
+        _ references: consuming ClusterCounts, _ counts: consuming ClusterCounts
     ) {
         self.header = header
         self.file = file
@@ -109,7 +112,9 @@ struct QCOW2Scan: ~Copyable {
 
     /// A reference to a range of the file. The last cluster may be truncated.
     @discardableResult
-    private mutating func refer(_ what: @autoclosure () -> String, at place: UInt64, _ length: UInt64, times: UInt32 = 1) -> Bool {
+    private mutating func refer(
+        _ what: @autoclosure () -> String, at place: UInt64, _ length: UInt64, times: UInt32 = 1
+    ) -> Bool {
         guard length > 0 else { return true }
         let (end, overflow) = place.addingReportingOverflow(length)
         guard !overflow, place < fileSize, end <= fileSize || end - fileSize < clusterSize else {
@@ -123,7 +128,9 @@ struct QCOW2Scan: ~Copyable {
     /// A table that begins in the file and would end beyond it is an error; what there is of it counts.
     /// - Parameter unit: bytes of its entries.
     /// - Returns: whether it is one, the clusters of which that are there are counted.
-    private mutating func noteCut(_ what: @autoclosure () -> String, at place: UInt64, _ length: UInt64, unit: UInt64 = 8, times: UInt32 = 1) -> Bool {
+    private mutating func noteCut(
+        _ what: @autoclosure () -> String, at place: UInt64, _ length: UInt64, unit: UInt64 = 8, times: UInt32 = 1
+    ) -> Bool {
         let (end, overflow) = place.addingReportingOverflow(length)
         guard !overflow, place < fileSize, end > fileSize else { return false }
         report.error("\(what()) at byte \(place) is truncated by the end of the file")
@@ -153,7 +160,11 @@ struct QCOW2Scan: ~Copyable {
             let first = UInt64(index) * perBlock
             header.forEachCount(block) { count, value in
                 // Beyond what there is room for nothing can be in use.
-                if first + count < counts.capacity { counts[first + count] = UInt32(clamping: value) } else { report.leak("cluster \(first + count), far beyond the end of the file, has a refcount") }
+                if first + count < counts.capacity {
+                    counts[first + count] = UInt32(clamping: value)
+                } else {
+                    report.leak("cluster \(first + count), far beyond the end of the file, has a refcount")
+                }
             }
         }
     }
@@ -177,8 +188,10 @@ struct QCOW2Scan: ~Copyable {
         snapshots = try QCOW2SnapshotTable(header, file, fileSize: fileSize, allowingCut: true)
         refer("the snapshot table", at: header.snapshotTableOffset, snapshots.length)
         if snapshots.lostCount > 0 {
-            report.error("the table of \(header.snapshotCount) snapshots at byte \(header.snapshotTableOffset) is beyond the end of the file, "
-                + (snapshots.entries.isEmpty ? "and so are all snapshots" : "except for \(snapshots.entries.count) of them"))
+            report.error(
+                "the table of \(header.snapshotCount) snapshots at byte \(header.snapshotTableOffset) is beyond the end of the file, "
+                    + (snapshots.entries.isEmpty
+                        ? "and so are all snapshots" : "except for \(snapshots.entries.count) of them"))
             isIncomplete = true
         }
         var l1Bytes: UInt64 = 0
@@ -201,20 +214,27 @@ struct QCOW2Scan: ~Copyable {
             }
             // Tables of their own have room in the file.
             l1Bytes += length
-            guard l1Bytes <= fileSize &+ UInt64(QCOW2Header.maximumL1Size) else { throw .invalid(path: file.path, reason: "the L1 tables of its snapshots overlap") }
+            guard l1Bytes <= fileSize &+ UInt64(QCOW2Header.maximumL1Size) else {
+                throw .invalid(path: file.path, reason: "the L1 tables of its snapshots overlap")
+            }
             try collect("snapshot \(entry.snapshot.id)", entry.l1Offset, entry.l1Size, &order, &uses)
         }
-        for (index, table) in order.enumerated() { try scanTable(table, uses: uses[table] ?? 1, isOwn: index < ownTables) }
+        for (index, table) in order.enumerated() {
+            try scanTable(table, uses: uses[table] ?? 1, isOwn: index < ownTables)
+        }
     }
 
-    private mutating func collect(_ whose: String, _ offset: UInt64, _ count: Int, _ order: inout [UInt64], _ uses: inout [UInt64: UInt32]) throws(DiskImageError) {
+    private mutating func collect(
+        _ whose: String, _ offset: UInt64, _ count: Int, _ order: inout [UInt64], _ uses: inout [UInt64: UInt32]
+    ) throws(DiskImageError) {
         // What is beyond the end of the file says nothing.
         let there = offset < fileSize ? Int(min(UInt64(count), (fileSize - offset) / 8)) : 0
         for (index, entry) in try file.readTable(there, at: offset).enumerated() where entry != 0 {
             let table = entry & L1Entry.offset
             let place = offset + UInt64(index) * 8
             guard table & (clusterSize - 1) == 0, table < fileSize else {
-                report.error("L1 entry \(index) of \(whose): an L2 table at byte \(table), which is not a cluster of the file")
+                report.error(
+                    "L1 entry \(index) of \(whose): an L2 table at byte \(table), which is not a cluster of the file")
                 repair(place, [0], uses: 1)
                 continue
             }
@@ -233,13 +253,17 @@ struct QCOW2Scan: ~Copyable {
     }
 
     private mutating func repair(_ place: UInt64, _ replacement: [UInt64], uses: UInt32) {
-        if broken.count < Self.maximumBroken { broken.append(Broken(place: place, replacement: replacement, uses: uses)) }
+        if broken.count < Self.maximumBroken {
+            broken.append(Broken(place: place, replacement: replacement, uses: uses))
+        }
     }
 
     /// The clusters that an L2 table refers to.
     private mutating func scanTable(_ table: UInt64, uses: UInt32, isOwn: Bool) throws(DiskImageError) {
         let words = header.hasExtendedL2 ? 2 : 1
-        if !noteCut("the L2 table", at: table, clusterSize, unit: UInt64(8 * words), times: uses) { references.add(Int64(uses), to: table >> clusterBits) }
+        if !noteCut("the L2 table", at: table, clusterSize, unit: UInt64(8 * words), times: uses) {
+            references.add(Int64(uses), to: table >> clusterBits)
+        }
         let entries = try file.readL1(table, Int(clusterSize / 8), fileSize)
         var next: UInt64 = 0
         for index in stride(from: 0, to: entries.count, by: words) {
@@ -263,12 +287,16 @@ struct QCOW2Scan: ~Copyable {
             }
             if entry & (header.hasExtendedL2 ? Self.l2Reserved | 1 : Self.l2Reserved) != 0 {
                 report.error("entry \(index / words) of the L2 table at byte \(table) has reserved bits set")
-                repair(table + UInt64(index) * 8, [entry & ~(header.hasExtendedL2 ? Self.l2Reserved | 1 : Self.l2Reserved)], uses: uses)
+                repair(
+                    table + UInt64(index) * 8,
+                    [entry & ~(header.hasExtendedL2 ? Self.l2Reserved | 1 : Self.l2Reserved)], uses: uses)
             }
             let place = entry & L2Entry.offset
             guard place != 0 || (header.hasDataFile && entry & L2Entry.copied != 0) else { continue }
             if let dataSize, place >= dataSize {
-                report.error("entry \(index / words) of the L2 table at byte \(table): a data cluster at byte \(place), beyond the end of the data file")
+                report.error(
+                    "entry \(index / words) of the L2 table at byte \(table): a data cluster at byte \(place), beyond the end of the data file"
+                )
                 repair(table + UInt64(index) * 8, header.zeroEntry, uses: uses)
                 continue
             }
@@ -307,7 +335,9 @@ struct QCOW2Scan: ~Copyable {
             // Tables of their own have room in the file.
             tableBytes += entry.count * 8
             guard tableBytes <= fileSize else { return report.error("the tables of its bitmaps overlap") }
-            try QCOW2BitmapDirectory.forEachPlace(entry, file) { place in referToBitmap("a bitmap", at: place, clusterSize) }
+            try QCOW2BitmapDirectory.forEachPlace(entry, file) { place in
+                referToBitmap("a bitmap", at: place, clusterSize)
+            }
         }
         isIncomplete = wasIncomplete || !isWhole
     }
@@ -347,21 +377,29 @@ struct QCOW2Scan: ~Copyable {
         var seen: Set<UInt64> = []
         for (index, entry) in try file.readL1(header, fileSize).enumerated() {
             let table = entry & L1Entry.offset
-            guard table != 0, table & (clusterSize - 1) == 0, table < fileSize, clusterSize <= fileSize - table else { continue }
+            guard table != 0, table & (clusterSize - 1) == 0, table < fileSize, clusterSize <= fileSize - table else {
+                continue
+            }
             let count = counts[table >> clusterBits], isOnce = entry & L1Entry.copied != 0
             if isOnce != (count == 1) {
-                report.error("L1 entry \(index) \(isOnce ? "has" : "lacks") the flag of a refcount of one; the refcount of its table is \(count)")
+                report.error(
+                    "L1 entry \(index) \(isOnce ? "has" : "lacks") the flag of a refcount of one; the refcount of its table is \(count)"
+                )
             }
             guard seen.insert(table).inserted else { continue }
             let entries = try file.readTable(Int(clusterSize / 8), at: table)
             for index in stride(from: 0, to: entries.count, by: words) where entries[index] != 0 {
                 let entry = entries[index]
-                guard !header.hasDataFile, header.problem(of: entry, words == 2 ? entries[index + 1] : 0, fileSize: fileSize) == nil else { continue }
+                guard !header.hasDataFile,
+                    header.problem(of: entry, words == 2 ? entries[index + 1] : 0, fileSize: fileSize) == nil
+                else { continue }
                 let place = entry & L2Entry.offset
                 guard entry & L2Entry.compressed == 0, place != 0 else { continue }
                 let isOnce = counts[place >> clusterBits] == 1
                 if (entry & L2Entry.copied != 0) != isOnce {
-                    report.error("entry \(index / words) of the L2 table at byte \(table) \(isOnce ? "lacks" : "has") the flag of a refcount of one, in contrast to its cluster")
+                    report.error(
+                        "entry \(index / words) of the L2 table at byte \(table) \(isOnce ? "lacks" : "has") the flag of a refcount of one, in contrast to its cluster"
+                    )
                 }
             }
         }
@@ -388,13 +426,19 @@ extension QCOW2Header {
             if bitmap != 0 { return "a compressed cluster with subclusters" }
             let (place, length) = compressedRange(entry)
             let (end, overflow) = place.addingReportingOverflow(length)
-            guard !overflow, place < fileSize, end <= fileSize || end - fileSize < clusterSize else { return "a compressed cluster at byte \(place), beyond the end of the file" }
+            guard !overflow, place < fileSize, end <= fileSize || end - fileSize < clusterSize else {
+                return "a compressed cluster at byte \(place), beyond the end of the file"
+            }
             return nil
         }
         if version < 3, entry & 1 != 0 { return "a zero cluster in an image of version 2" }
         let place = entry & QCOW2Image.L2Entry.offset
-        guard place & (clusterSize - 1) == 0 else { return "a data cluster at byte \(place), which is not cluster-aligned" }
-        guard hasDataFile || place < fileSize || place == 0 else { return "a data cluster at byte \(place), beyond the end of the file" }
+        guard place & (clusterSize - 1) == 0 else {
+            return "a data cluster at byte \(place), which is not cluster-aligned"
+        }
+        guard hasDataFile || place < fileSize || place == 0 else {
+            return "a data cluster at byte \(place), beyond the end of the file"
+        }
         guard hasExtendedL2 else { return nil }
         if bitmap & bitmap >> 32 & 0xffff_ffff != 0 { return "a subcluster that is both zero and allocated" }
         if place == 0, !hasDataFile, bitmap & 0xffff_ffff != 0 { return "allocated subclusters without a cluster" }

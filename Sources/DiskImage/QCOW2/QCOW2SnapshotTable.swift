@@ -57,13 +57,18 @@ struct QCOW2SnapshotTable: Sendable {
         }
         guard header.snapshotCount > 0 else { return }
         let start = header.snapshotTableOffset
-        try require(header.snapshotCount <= Self.maximumCount, "\(header.snapshotCount) snapshots; \(Self.maximumCount) are possible")
-        try require(start & (header.clusterSize - 1) == 0, "a snapshot table at byte \(start), which is not cluster-aligned")
+        try require(
+            header.snapshotCount <= Self.maximumCount,
+            "\(header.snapshotCount) snapshots; \(Self.maximumCount) are possible")
+        try require(
+            start & (header.clusterSize - 1) == 0, "a snapshot table at byte \(start), which is not cluster-aligned")
         for index in 0..<header.snapshotCount {
             let place = start &+ length
             func part(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
                 guard place < fileSize, offset <= fileSize - place, UInt64(count) <= fileSize - place - offset else {
-                    throw .truncated(path: file.path, what: "the snapshot table", needed: place &+ offset &+ UInt64(count), size: fileSize)
+                    throw .truncated(
+                        path: file.path, what: "the snapshot table", needed: place &+ offset &+ UInt64(count),
+                        size: fileSize)
                 }
                 return try file.read(count, at: place + offset)
             }
@@ -75,30 +80,38 @@ struct QCOW2SnapshotTable: Sendable {
             let idLength = Int(fixed.bigEndian16(at: 12)), nameLength = Int(fixed.bigEndian16(at: 14))
             let extraLength = Int(fixed.bigEndian32(at: 36))
             try require(extraLength <= Self.maximumExtra, "\(extraLength) bytes of extra data in snapshot \(index)")
-            try require(header.version < 3 || extraLength >= 16, "snapshot \(index) does not record the size of its disk")
+            try require(
+                header.version < 3 || extraLength >= 16, "snapshot \(index) does not record the size of its disk")
             let variable = try part(extraLength + idLength + nameLength, at: 40)
             let extra = Array(variable.prefix(extraLength))
             let l1Size = Int(fixed.bigEndian32(at: 8))
-            try require(l1Size * 8 <= QCOW2Header.maximumL1Size, "an L1 table of \(l1Size) entries in snapshot \(index)")
+            try require(
+                l1Size * 8 <= QCOW2Header.maximumL1Size, "an L1 table of \(l1Size) entries in snapshot \(index)")
             let stateSize32 = fixed.bigEndian32(at: 32)
-            let id = Array(variable[extraLength..<extraLength + idLength]), name = Array(variable[(extraLength + idLength)...])
-            entries.append(Entry(
-                snapshot: DiskSnapshot(
-                    id: String(raw: id), name: String(raw: name),
-                    seconds: fixed.bigEndian32(at: 16), nanoseconds: fixed.bigEndian32(at: 20), guestNanoseconds: fixed.bigEndian64(at: 24),
-                    stateSize: extraLength >= 8 ? extra.bigEndian64(at: 0) : UInt64(stateSize32),
-                    size: extraLength >= 16 ? extra.bigEndian64(at: 8) : header.size),
-                id: id, name: name, l1Offset: fixed.bigEndian64(at: 0), l1Size: l1Size, extra: extra, stateSize32: stateSize32))
+            let id = Array(variable[extraLength..<extraLength + idLength]),
+                name = Array(variable[(extraLength + idLength)...])
+            entries.append(
+                Entry(
+                    snapshot: DiskSnapshot(
+                        id: String(raw: id), name: String(raw: name),
+                        seconds: fixed.bigEndian32(at: 16), nanoseconds: fixed.bigEndian32(at: 20),
+                        guestNanoseconds: fixed.bigEndian64(at: 24),
+                        stateSize: extraLength >= 8 ? extra.bigEndian64(at: 0) : UInt64(stateSize32),
+                        size: extraLength >= 16 ? extra.bigEndian64(at: 8) : header.size),
+                    id: id, name: name, l1Offset: fixed.bigEndian64(at: 0), l1Size: l1Size, extra: extra,
+                    stateSize32: stateSize32))
             length += UInt64((40 + variable.count + 7) & ~7)
             try require(length <= Self.maximumLength, "a snapshot table of more than \(Self.maximumLength) bytes")
         }
     }
 
     /// Indicates whether an entry's end is in the file.
-    private static func isWhole(at place: UInt64, _ file: TableFile, _ fileSize: UInt64) throws(DiskImageError) -> Bool {
+    private static func isWhole(at place: UInt64, _ file: TableFile, _ fileSize: UInt64) throws(DiskImageError) -> Bool
+    {
         guard place < fileSize, fileSize - place >= 40 else { return false }
         let fixed = try file.read(40, at: place)
-        let variable = UInt64(fixed.bigEndian32(at: 36)) + UInt64(fixed.bigEndian16(at: 12)) + UInt64(fixed.bigEndian16(at: 14))
+        let variable =
+            UInt64(fixed.bigEndian32(at: 36)) + UInt64(fixed.bigEndian16(at: 12)) + UInt64(fixed.bigEndian16(at: 14))
         return variable <= fileSize - place - 40
     }
 

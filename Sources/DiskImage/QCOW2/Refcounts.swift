@@ -47,9 +47,13 @@ struct Refcounts: ~Copyable {
     /// As many lists of freed clusters as are kept without a commit.
     private static let maximumFrees = 4096
 
-    init(_ header: QCOW2Header, _ file: borrowing ImageFile, metadata: consuming MetadataClusters) throws(DiskImageError) {
+    init(
+        _ header: QCOW2Header, _ file: borrowing ImageFile, metadata: consuming MetadataClusters
+    ) throws(DiskImageError) {
         let clusterSize = header.clusterSize
-        let bytes = try file.read("the refcount table", count: header.refcountTableClusters << header.clusterBits, at: header.refcountTableOffset)
+        let bytes = try file.read(
+            "the refcount table", count: header.refcountTableClusters << header.clusterBits,
+            at: header.refcountTableOffset)
         var table: [UInt64] = []
         table.reserveCapacity(bytes.count / 8)
         for entry in 0..<bytes.count / 8 {
@@ -113,7 +117,9 @@ struct Refcounts: ~Copyable {
 
     /// Notes that a reference to clusters has gone. `sequence`: operations with smaller numbers may still use them.
     mutating func free(_ run: ClusterRun, _ sequence: UInt64) {
-        if frees.count > sealed, let last = frees.last, last.run.first &+ last.run.count == run.first, last.run.first >> sliceBits == run.first >> sliceBits {
+        if frees.count > sealed, let last = frees.last, last.run.first &+ last.run.count == run.first,
+            last.run.first >> sliceBits == run.first >> sliceBits
+        {
             frees[frees.count - 1].run.count &+= run.count
             frees[frees.count - 1].sequence = max(last.sequence, sequence)
         } else {
@@ -286,7 +292,9 @@ struct Refcounts: ~Copyable {
         try file.write(bigEndian(grown[...]), at: place)
         try file.synchronize()
         // Offset and length are neighbours in one sector of the header.
-        do throws(MetadataError) { try file.write(bigEndian([place]) + withBytes(UInt32(clusters)), at: 48) } catch { throw .lost(error.code) }
+        do throws(MetadataError) { try file.write(bigEndian([place]) + withBytes(UInt32(clusters)), at: 48) } catch {
+            throw .lost(error.code)
+        }
         try file.synchronize()
 
         table = grown
@@ -303,7 +311,11 @@ struct Refcounts: ~Copyable {
         for index in 0..<count {
             let bit = index << Int(order)
             // Narrow counts begin with a byte's lowest bit, wide ones are big-endian.
-            if order < 3 { bytes[bit / 8] |= 1 << UInt8(bit % 8) } else { bytes[bit / 8 + (1 << Int(order)) / 8 - 1] = 1 }
+            if order < 3 {
+                bytes[bit / 8] |= 1 << UInt8(bit % 8)
+            } else {
+                bytes[bit / 8 + (1 << Int(order)) / 8 - 1] = 1
+            }
         }
         return bytes
     }
@@ -312,7 +324,9 @@ struct Refcounts: ~Copyable {
         entries.flatMap { entry in (0..<8).map { UInt8(truncatingIfNeeded: entry >> UInt64(56 - 8 * $0)) } }
     }
 
-    private func withBytes(_ value: UInt32) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt32(24 - 8 * $0)) } }
+    private func withBytes(_ value: UInt32) -> [UInt8] {
+        (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt32(24 - 8 * $0)) }
+    }
 
     // MARK: - Counts
 

@@ -30,7 +30,9 @@ final class LayeredIO: @unchecked Sendable {
     var hasCompletion: Bool { files.hasCompletion || !remote.ended.isEmpty }
 
     /// The segments and their memory stay until the completion.
-    func read(_ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAside: Bool) throws(SystemCallError) {
+    func read(
+        _ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAside: Bool
+    ) throws(SystemCallError) {
         if file == number {
             try remote.transfer(.read, segments, at: offset, token: token)
         } else {

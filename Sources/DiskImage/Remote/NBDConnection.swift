@@ -31,10 +31,15 @@ struct NBDExport: Sendable, Equatable {
     func difference(from first: NBDExport) -> String? {
         if size != first.size { return "a disk of \(size) bytes, previously \(first.size)" }
         if isReadOnly, !first.isReadOnly { return "a read-only disk, previously writable" }
-        if minimumBlock != first.minimumBlock { return "blocks of at least \(minimumBlock) bytes, previously \(first.minimumBlock)" }
-        if maximumPayload < first.maximumPayload { return "requests of at most \(maximumPayload) bytes, previously \(first.maximumPayload)" }
+        if minimumBlock != first.minimumBlock {
+            return "blocks of at least \(minimumBlock) bytes, previously \(first.minimumBlock)"
+        }
+        if maximumPayload < first.maximumPayload {
+            return "requests of at most \(maximumPayload) bytes, previously \(first.maximumPayload)"
+        }
         for (name, now, before) in [
-            ("flush", canFlush, first.canFlush), ("trim", canTrim, first.canTrim), ("write zeroes", canZero, first.canZero),
+            ("flush", canFlush, first.canFlush), ("trim", canTrim, first.canTrim),
+            ("write zeroes", canZero, first.canZero),
             ("block status", hasStatus, first.hasStatus),
         ] where before && !now {
             return "a disk without \(name), which it had before"
@@ -110,12 +115,16 @@ struct NBDFailure: Error, Equatable {
         if security.verifiesPeer, security.keyFile == nil {
             // Where this file is not, libnbd goes on and checks neither certificate nor host.
             let authorities = (security.certificates ?? "") + "/ca-cert.pem"
-            guard authorities.withRawCString({ unsafe access($0, R_OK) }) == 0 else { throw NBDFailure("\(authorities): \(SystemCallError.last("access"))") }
+            guard authorities.withRawCString({ unsafe access($0, R_OK) }) == 0 else {
+                throw NBDFailure("\(authorities): \(SystemCallError.last("access"))")
+            }
         }
         try check(unsafe nbd_set_tls(handle, Int32(LIBNBD_TLS_REQUIRE)))
         try check(unsafe nbd_set_tls_verify_peer(handle, security.verifiesPeer))
         if let user = security.user { try check(unsafe nbd_set_tls_username(handle, user)) }
-        if let directory = security.certificates { try check(directory.withRawCString { unsafe nbd_set_tls_certificates(handle, $0) }) }
+        if let directory = security.certificates {
+            try check(directory.withRawCString { unsafe nbd_set_tls_certificates(handle, $0) })
+        }
         if let file = security.keyFile { try check(file.withRawCString { unsafe nbd_set_tls_psk_file(handle, $0) }) }
     }
 
@@ -155,8 +164,12 @@ struct NBDFailure: Error, Equatable {
         // An error is found by reading, or, while it connects, by looking whether it could be written to.
         let events = self.events
         let isBroken = !ready.isDisjoint(with: [.hangUp, .error])
-        if events.contains(.input), ready.contains(.input) || isBroken { return try check(unsafe nbd_aio_notify_read(handle)) }
-        if events.contains(.output), ready.contains(.output) || isBroken { try check(unsafe nbd_aio_notify_write(handle)) }
+        if events.contains(.input), ready.contains(.input) || isBroken {
+            return try check(unsafe nbd_aio_notify_read(handle))
+        }
+        if events.contains(.output), ready.contains(.output) || isBroken {
+            try check(unsafe nbd_aio_notify_write(handle))
+        }
     }
 
     /// Has the kernel find out within half a minute that a host on the network is gone.
@@ -177,7 +190,9 @@ struct NBDFailure: Error, Equatable {
     func export() throws(NBDFailure) -> NBDExport {
         let size = unsafe nbd_get_size(handle)
         guard size >= 0 else { throw .last }
-        guard UInt64(size) <= DiskImage.maximumSize else { throw NBDFailure("the server says that its disk has \(size) bytes") }
+        guard UInt64(size) <= DiskImage.maximumSize else {
+            throw NBDFailure("the server says that its disk has \(size) bytes")
+        }
         var export = NBDExport(size: UInt64(size))
         export.isReadOnly = unsafe nbd_is_read_only(handle) == 1
         export.canFlush = unsafe nbd_can_flush(handle) == 1
@@ -186,11 +201,14 @@ struct NBDFailure: Error, Equatable {
         export.hasStatus = unsafe nbd_can_meta_context(handle, "base:allocation") == 1
         func block(_ kind: Int) -> UInt64 { UInt64(clamping: unsafe nbd_get_block_size(handle, Int32(kind))) }
         // 0 is what a server does not say.
-        let minimum = block(Int(LIBNBD_SIZE_MINIMUM)), preferred = block(Int(LIBNBD_SIZE_PREFERRED)), maximum = block(Int(LIBNBD_SIZE_MAXIMUM))
+        let minimum = block(Int(LIBNBD_SIZE_MINIMUM)), preferred = block(Int(LIBNBD_SIZE_PREFERRED)),
+            maximum = block(Int(LIBNBD_SIZE_MAXIMUM))
         if minimum > 0 { export.minimumBlock = minimum }
         export.preferredBlock = preferred
         if maximum > 0 { export.maximumPayload = min(maximum, NBDExport.defaultPayload) }
-        guard export.minimumBlock & (export.minimumBlock - 1) == 0, export.minimumBlock <= NBDExport.largestMinimum, export.maximumPayload >= export.minimumBlock else {
+        guard export.minimumBlock & (export.minimumBlock - 1) == 0, export.minimumBlock <= NBDExport.largestMinimum,
+            export.maximumPayload >= export.minimumBlock
+        else {
             throw NBDFailure("the server requires requests of \(minimum) to \(maximum) bytes, which NBD does not allow")
         }
         return export
@@ -202,10 +220,13 @@ struct NBDFailure: Error, Equatable {
     /// refuses is not sent.
     func send(_ command: UnsafeMutablePointer<NBDCommand>) throws(NBDFailure) {
         // An element of the disk's slab, which stays where it is.
-        let done = unsafe nbd_completion_callback(callback: completed, user_data: UnsafeMutableRawPointer(command), free: nil)
+        let done = unsafe nbd_completion_callback(
+            callback: completed, user_data: UnsafeMutableRawPointer(command), free: nil)
         let (offset, length) = unsafe (command.pointee.sentOffset, command.pointee.sentLength)
         // The command's owner vouches for its memory, which has that many bytes.
-        let memory = unsafe command.pointee.memory?.prefix(Int(command.pointee.sending == .read || command.pointee.sending == .write ? length : 0)).start
+        let memory = unsafe command.pointee.memory?.prefix(
+            Int(command.pointee.sending == .read || command.pointee.sending == .write ? length : 0)
+        ).start
         let cookie: Int64
         switch unsafe command.pointee.sending {
         case .read: cookie = unsafe nbd_aio_pread(handle, memory, Int(length), offset, done, 0)
@@ -215,7 +236,8 @@ struct NBDFailure: Error, Equatable {
         case .zero: cookie = unsafe nbd_aio_zero(handle, length, offset, done, 0)
         case .zeroKeeping: cookie = unsafe nbd_aio_zero(handle, length, offset, done, UInt32(LIBNBD_CMD_FLAG_NO_HOLE))
         case .status:
-            let extents = unsafe nbd_extent_callback(callback: described, user_data: UnsafeMutableRawPointer(command), free: nil)
+            let extents = unsafe nbd_extent_callback(
+                callback: described, user_data: UnsafeMutableRawPointer(command), free: nil)
             cookie = unsafe nbd_aio_block_status(handle, length, offset, extents, done, 0)
         }
         if cookie < 0 { throw .last }
@@ -237,10 +259,13 @@ private func completed(_ data: UnsafeMutableRawPointer?, _ error: UnsafeMutableP
 
 /// libnbd's word of how a range is stored: pairs of a length and flags.
 private func described(
-    _ data: UnsafeMutableRawPointer?, _ context: UnsafePointer<CChar>?, _ offset: UInt64, _ entries: UnsafeMutablePointer<UInt32>?, _ count: Int,
+    _ data: UnsafeMutableRawPointer?, _ context: UnsafePointer<CChar>?, _ offset: UInt64,
+    _ entries: UnsafeMutablePointer<UInt32>?, _ count: Int,
     _ error: UnsafeMutablePointer<Int32>?
 ) -> Int32 {
-    guard let command = unsafe data?.assumingMemoryBound(to: NBDCommand.self), let entries = unsafe entries else { return 0 }
+    guard let command = unsafe data?.assumingMemoryBound(to: NBDCommand.self), let entries = unsafe entries else {
+        return 0
+    }
     // As many as libnbd says; the answer takes what it has room for.
     if let answer = unsafe command.pointee.extents, unsafe offset == command.pointee.sentOffset {
         for index in stride(from: 0, to: count - 1, by: 2) {

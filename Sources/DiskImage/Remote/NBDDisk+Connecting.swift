@@ -59,7 +59,9 @@ extension NBDDisk {
                 }
                 guard left > 0 else {
                     close()
-                    throw NBDFailure("no answer within \(time / 1000) seconds; a server that serves one client at a time may be busy (qemu-nbd --shared)")
+                    throw NBDFailure(
+                        "no answer within \(time / 1000) seconds; a server that serves one client at a time may be busy (qemu-nbd --shared)"
+                    )
                 }
                 let events = look(timeout: Int32(clamping: left))
                 if !events.socket.isEmpty, events.generation == generation { try connection?.notify(events.socket) }
@@ -213,9 +215,13 @@ extension NBDDisk {
     private func explained(_ failure: NBDFailure) -> String {
         let text = failure.reason
         // NBD_REP_ERR_TLS_REQD comes before the server says more.
-        if location.security == nil, text.contains("TLS") || text.contains("tls") { return "\(text); the server requires TLS: use nbds:" }
+        if location.security == nil, text.contains("TLS") || text.contains("tls") {
+            return "\(text); the server requires TLS: use nbds:"
+        }
         // Without a name libnbd takes that of who is logged in.
-        if let security = location.security, security.keyFile != nil, security.user == nil, text.contains("getlogin") || text.contains("gnutls") {
+        if let security = location.security, security.keyFile != nil, security.user == nil,
+            text.contains("getlogin") || text.contains("gnutls")
+        {
             return "\(text); specify the user of the key: nbds://USER@…"
         }
         return text

@@ -6,12 +6,15 @@ internal import Linux
 
 /// A remote disk as the queue of an engine, whose thread alone calls these.
 extension NBDDisk {
-    func transfer(_ request: NBDRequest, _ segments: IOSegments, at offset: UInt64, token: UInt64) throws(SystemCallError) {
+    func transfer(
+        _ request: NBDRequest, _ segments: IOSegments, at offset: UInt64, token: UInt64
+    ) throws(SystemCallError) {
         let command = self.begin(request, segments, at: offset, token: token)
         if command == nil { throw SystemCallError("nbd", errno: EBUSY) }
     }
 
-    func change(_ request: NBDRequest, at offset: UInt64 = 0, length: UInt64 = 0, token: UInt64) throws(SystemCallError) {
+    func change(_ request: NBDRequest, at offset: UInt64 = 0, length: UInt64 = 0, token: UInt64) throws(SystemCallError)
+    {
         let command = self.begin(request, at: offset, length: length, token: token)
         if command == nil { throw SystemCallError("nbd", errno: EBUSY) }
     }
@@ -35,6 +38,7 @@ extension NBDDisk {
         let command = commands[index]
         release(index)
         let moved = command.request == .read || command.request == .write ? command.length : 0
-        return IORing.Completion(token: command.token, result: command.error == 0 ? Int32(clamping: moved) : -command.error)
+        return IORing.Completion(
+            token: command.token, result: command.error == 0 ? Int32(clamping: moved) : -command.error)
     }
 }

@@ -27,7 +27,9 @@ extension NBDDisk {
 
     /// Takes a command for a transfer, of as many bytes as are moved at once.
     /// - Returns: nil when all commands are taken.
-    func begin(_ request: NBDRequest, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAwaited: Bool = false) -> Int32? {
+    func begin(
+        _ request: NBDRequest, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAwaited: Bool = false
+    ) -> Int32? {
         guard let index = acquire(request, at: offset, length: 0, token: token, isAwaited) else { return nil }
         commands[index].segments = segments
         let piece = segments.contiguous
@@ -60,7 +62,8 @@ extension NBDDisk {
 
     /// Takes a command for what transfers nothing.
     func begin(
-        _ request: NBDRequest, at offset: UInt64, length: UInt64, token: UInt64, isAwaited: Bool = false, extents: NBDExtents? = nil
+        _ request: NBDRequest, at offset: UInt64, length: UInt64, token: UInt64, isAwaited: Bool = false,
+        extents: NBDExtents? = nil
     ) -> Int32? {
         guard let index = acquire(request, at: offset, length: length, token: token, isAwaited) else { return nil }
         commands[index].extents = extents
@@ -95,7 +98,9 @@ extension NBDDisk {
         return index
     }
 
-    private func acquire(_ request: NBDRequest, at offset: UInt64, length: UInt64, token: UInt64, _ isAwaited: Bool) -> Int32? {
+    private func acquire(
+        _ request: NBDRequest, at offset: UInt64, length: UInt64, token: UInt64, _ isAwaited: Bool
+    ) -> Int32? {
         guard freeCommand >= 0 else { return nil }
         let index = freeCommand
         freeCommand = commands[index].next
@@ -120,7 +125,9 @@ extension NBDDisk {
 
     private func prepareRange(_ index: Int32) {
         let done = commands[index].done
-        set(index, commands[index].request, commands[index].offset + done, min(commands[index].length - done, Self.rangeLimit), nil)
+        set(
+            index, commands[index].request, commands[index].offset + done,
+            min(commands[index].length - done, Self.rangeLimit), nil)
     }
 
     // MARK: - Sending

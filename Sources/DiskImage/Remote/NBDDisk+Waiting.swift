@@ -53,7 +53,10 @@ extension NBDDisk {
     private func clearBlocks(_ range: Range<UInt64>) throws(DiskImageError) {
         guard !range.isEmpty else { return }
         do throws(DiskImageError) {
-            return try perform("write zeroes") { begin(.zero, at: range.lowerBound, length: range.upperBound - range.lowerBound, token: 0, isAwaited: true) }
+            return try perform("write zeroes") {
+                begin(
+                    .zero, at: range.lowerBound, length: range.upperBound - range.lowerBound, token: 0, isAwaited: true)
+            }
         } catch {
             // A server may also find out that it cannot when it is asked.
             guard case .request(_, let error) = error, error.errno == EOPNOTSUPP else { throw error }
@@ -74,7 +77,9 @@ extension NBDDisk {
         var place = range.lowerBound
         while place < range.upperBound {
             let count = Int(min(UInt64(zeroes.count), range.upperBound - place))
-            try zeroes.withReadableIOMemory { (bytes) throws(DiskImageError) in try write(bytes.prefix(count), at: place) }
+            try zeroes.withReadableIOMemory { (bytes) throws(DiskImageError) in
+                try write(bytes.prefix(count), at: place)
+            }
             place += UInt64(count)
         }
     }
@@ -102,7 +107,9 @@ extension NBDDisk {
         let length = min(export.size - first, Self.statusLength)
         extents.offset = first
         do throws(DiskImageError) {
-            try perform("block status") { begin(.status, at: first, length: length, token: 0, isAwaited: true, extents: extents) }
+            try perform("block status") {
+                begin(.status, at: first, length: length, token: 0, isAwaited: true, extents: extents)
+            }
         } catch {
             if case .remote = error { throw error }
             return nil
@@ -128,9 +135,13 @@ extension NBDDisk {
             while failure == nil, !isAtEnd, asked < count, running.count < window {
                 // The oldest end first, so its list is free.
                 let segments = lists.list(begun % window, memory.from(asked))
-                guard let (index, length) = ask(waits: running.isEmpty, {
-                    begin(request, segments, at: offset + UInt64(asked), token: 0, isAwaited: true)
-                }) else { break }
+                guard
+                    let (index, length) = ask(
+                        waits: running.isEmpty,
+                        {
+                            begin(request, segments, at: offset + UInt64(asked), token: 0, isAwaited: true)
+                        })
+                else { break }
                 running.append(index)
                 begun += 1
                 asked += length
@@ -138,7 +149,9 @@ extension NBDDisk {
             }
             guard !running.isEmpty else { break }
             // All of them, also after a failure: the memory is in use until then.
-            do throws(DiskImageError) { moved += try awaitEnd(running.removeFirst(), what) } catch { failure = failure ?? error }
+            do throws(DiskImageError) { moved += try awaitEnd(running.removeFirst(), what) } catch {
+                failure = failure ?? error
+            }
         }
         if let failure { throw failure }
         return moved

@@ -78,21 +78,29 @@ final class NBDDisk: @unchecked Sendable {
     ///   - report: Receives messages about the connection.
     ///   - isInterrupted: the first value of ``isInterrupted``.
     convenience init(
-        path: String, reconnect: Int? = nil, report: (@Sendable (String) -> Void)? = nil, isInterrupted: (@Sendable () -> Bool)? = nil
+        path: String, reconnect: Int? = nil, report: (@Sendable (String) -> Void)? = nil,
+        isInterrupted: (@Sendable () -> Bool)? = nil
     ) throws(DiskImageError) {
         let location = try NBDLocation(path)
         if location.security != nil, !cnbd_has_tls() {
-            throw .remote(path: path, reason: "this swkvm is a static binary without TLS; use nbd: on a network that you trust or through a tunnel, or build swkvm with TLS (make release TLS=yes)")
+            throw .remote(
+                path: path,
+                reason:
+                    "this swkvm is a static binary without TLS; use nbd: on a network that you trust or through a tunnel, or build swkvm with TLS (make release TLS=yes)"
+            )
         }
         let addresses: [SocketAddress]
         switch location.server {
         case .unix(let socket):
-            guard let address = SocketAddress(unixPath: socket) else { throw .remoteAddress(path: path, reason: "the path of a socket has 1 to 107 bytes") }
+            guard let address = SocketAddress(unixPath: socket) else {
+                throw .remoteAddress(path: path, reason: "the path of a socket has 1 to 107 bytes")
+            }
             addresses = [address]
         case .tcp(let host, let port):
             switch SocketAddress.resolve(host: host, port: port, isInterrupted: isInterrupted) {
             case .success(let found): addresses = found
-            case .failure(.failed(let reason)): throw .remote(path: path, reason: "its host name cannot be resolved: \(reason)")
+            case .failure(.failed(let reason)):
+                throw .remote(path: path, reason: "its host name cannot be resolved: \(reason)")
             case .failure(.interrupted): throw .openingInterrupted(path: path)
             }
         }
@@ -113,7 +121,8 @@ final class NBDDisk: @unchecked Sendable {
     }
 
     private init(
-        _ path: String, _ location: NBDLocation, _ addresses: [SocketAddress], reconnect: Int?, _ report: (@Sendable (String) -> Void)?
+        _ path: String, _ location: NBDLocation, _ addresses: [SocketAddress], reconnect: Int?,
+        _ report: (@Sendable (String) -> Void)?
     ) throws(DiskImageError) {
         do throws(SystemCallError) {
             epoll = try Epoll()
@@ -205,7 +214,9 @@ final class NBDDisk: @unchecked Sendable {
             if number >= 0, events != watched || connection.stage == .connecting {
                 let token = generation << 2 | Self.socketKind
                 // Adding fails only for lack of kernel memory; then the time-out ends it.
-                if watched.isEmpty || (try? epoll.modify(number, events, token: token)) == nil { try? epoll.add(number, events, token: token) }
+                if watched.isEmpty || (try? epoll.modify(number, events, token: token)) == nil {
+                    try? epoll.add(number, events, token: token)
+                }
                 watched = events
             }
         }

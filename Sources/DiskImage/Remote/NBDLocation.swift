@@ -38,7 +38,8 @@ struct NBDLocation: Sendable, Equatable {
 
     static let possibleReconnect = 0...86400
     /// Why a format is refused there.
-    static let isRaw = "a remote disk is always raw, without snapshots or a backing file; "
+    static let isRaw =
+        "a remote disk is always raw, without snapshots or a backing file; "
         + "qemu-nbd -f qcow2 exports the disk of a qcow2 file"
 
     /// Indicates whether a name of a disk is such an address, and no path. A file of that name is `./nbd:…`.
@@ -65,14 +66,20 @@ struct NBDLocation: Sendable, Equatable {
         if let mark = rest.firstIndex(of: "?") {
             for word in rest[rest.index(after: mark)...].split(separator: "&") {
                 guard let equals = word.firstIndex(of: "=") else { throw wrong("'\(word)' after the ? has no value") }
-                options.append((try decoded(word[..<equals], "an option"), try decoded(word[word.index(after: equals)...], "an option", isPath: true)))
+                options.append(
+                    (
+                        try decoded(word[..<equals], "an option"),
+                        try decoded(word[word.index(after: equals)...], "an option", isPath: true)
+                    ))
             }
             rest = rest[..<mark]
         }
         let slash = rest.firstIndex(of: "/") ?? rest.endIndex
         var place = rest[..<slash]
         export = try decoded(rest[slash...].dropFirst(), "the export's name")
-        guard export.utf8.count <= Self.maximumNameLength else { throw wrong("an export's name has at most \(Self.maximumNameLength) bytes") }
+        guard export.utf8.count <= Self.maximumNameLength else {
+            throw wrong("an export's name has at most \(Self.maximumNameLength) bytes")
+        }
 
         security = scheme.hasPrefix("nbds") ? Security() : nil
         if let at = place.lastIndex(of: "@") {
@@ -95,14 +102,19 @@ struct NBDLocation: Sendable, Equatable {
             case ("tls-psk-file", _?):
                 security?.keyFile = value
             case ("tls-verify-peer", _?):
-                guard let verifies = ["yes": true, "true": true, "1": true, "no": false, "false": false, "0": false][value] else {
+                guard
+                    let verifies = ["yes": true, "true": true, "1": true, "no": false, "false": false, "0": false][
+                        value]
+                else {
                     throw wrong("tls-verify-peer=\(value); expected yes or no")
                 }
                 security?.verifiesPeer = verifies
             case ("tls-certificates", nil), ("tls-psk-file", nil), ("tls-verify-peer", nil):
                 throw wrong("'\(key)' requires nbds:")
             default:
-                throw wrong("'\(key)=' is not recognized; expected socket=, reconnect=, tls-certificates=, tls-psk-file= or tls-verify-peer=")
+                throw wrong(
+                    "'\(key)=' is not recognized; expected socket=, reconnect=, tls-certificates=, tls-psk-file= or tls-verify-peer="
+                )
             }
         }
         if isLocal {
@@ -110,7 +122,9 @@ struct NBDLocation: Sendable, Equatable {
             guard let socket, !socket.isEmpty else { throw wrong("no socket=PATH in it") }
             // libnbd checks a certificate against the host's name, and without one not at all.
             if let security, security.verifiesPeer, security.keyFile == nil {
-                throw wrong("a server on a UNIX socket has no host name to check its certificate against: specify tls-psk-file=FILE or tls-verify-peer=no")
+                throw wrong(
+                    "a server on a UNIX socket has no host name to check its certificate against: specify tls-psk-file=FILE or tls-verify-peer=no"
+                )
             }
             server = .unix(path: socket)
         } else {
@@ -118,7 +132,9 @@ struct NBDLocation: Sendable, Equatable {
             let (host, port) = try Self.hostAndPort(place, wrong)
             // Without a directory libnbd takes whatever certificate comes, and says nothing.
             if let security, security.verifiesPeer, security.keyFile == nil, security.certificates == nil {
-                throw wrong("no trust anchor: specify tls-certificates=DIRECTORY with a ca-cert.pem, tls-psk-file=FILE, or tls-verify-peer=no to accept any server")
+                throw wrong(
+                    "no trust anchor: specify tls-certificates=DIRECTORY with a ca-cert.pem, tls-psk-file=FILE, or tls-verify-peer=no to accept any server"
+                )
             }
             server = .tcp(host: try decoded(host, "the host's name"), port: port)
         }
@@ -140,7 +156,9 @@ struct NBDLocation: Sendable, Equatable {
         }
         guard !host.isEmpty else { throw wrong("no host in it") }
         if tail.isEmpty { return (host, standardPort) }
-        guard tail.first == ":", let port = UInt16(tail.dropFirst()), port > 0 else { throw wrong("'\(tail)' is not a port; expected :1 to :65535") }
+        guard tail.first == ":", let port = UInt16(tail.dropFirst()), port > 0 else {
+            throw wrong("'\(tail)' is not a port; expected :1 to :65535")
+        }
         return (host, port)
     }
 }

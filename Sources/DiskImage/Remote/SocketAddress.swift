@@ -45,7 +45,9 @@ struct SocketAddress: Sendable, Equatable {
         return answer.wait(isInterrupted) ?? .failure(.interrupted)
     }
 
-    private static func lookUp(_ host: String, _ port: UInt16, flags: Int32 = 0) -> Result<[SocketAddress], ResolutionError> {
+    private static func lookUp(
+        _ host: String, _ port: UInt16, flags: Int32 = 0
+    ) -> Result<[SocketAddress], ResolutionError> {
         var hints = unsafe addrinfo()
         unsafe hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
         unsafe hints.ai_flags = AI_NUMERICSERV | flags
@@ -58,7 +60,8 @@ struct SocketAddress: Sendable, Equatable {
         var next = unsafe list
         while let entry = unsafe next {
             if let address = unsafe entry.pointee.ai_addr {
-                let found = unsafe SocketAddress(Array(UnsafeRawBufferPointer(start: address, count: Int(entry.pointee.ai_addrlen))))
+                let found = unsafe SocketAddress(
+                    Array(UnsafeRawBufferPointer(start: address, count: Int(entry.pointee.ai_addrlen))))
                 if !addresses.contains(found) { addresses.append(found) }
             }
             unsafe next = entry.pointee.ai_next

@@ -34,7 +34,8 @@ struct BlockMapBuilder: ImageBuilder {
     init(vdi size: UInt64, isStatic: Bool) {
         let blocks = (size + (1 << 20 - 1)) >> 20
         let start = (UInt64(VDIHeader.size) + blocks * 4 + (1 << 20 - 1)) & ~(1 << 20 - 1)
-        layout = BlockMapLayout(size: size, blockBits: 20, entries: .vdi(data: start), table: .array(offset: UInt64(VDIHeader.size)))
+        layout = BlockMapLayout(
+            size: size, blockBits: 20, entries: .vdi(data: start), table: .array(offset: UInt64(VDIHeader.size)))
         dataStart = start
         kind = .vdi(isStatic: isStatic)
         tables = [UInt64(VDIHeader.size)]
@@ -47,7 +48,8 @@ struct BlockMapBuilder: ImageBuilder {
     init(vmdk size: UInt64, descriptor: [UInt8]) {
         let parts = VMDKLayout(size: size)
         layout = BlockMapLayout(
-            size: size, blockBits: UInt64(Self.grainSize.trailingZeroBitCount), entries: .vmdk(hasZeroGrains: false, isCompressed: false), table: .directory)
+            size: size, blockBits: UInt64(Self.grainSize.trailingZeroBitCount),
+            entries: .vmdk(hasZeroGrains: false, isCompressed: false), table: .directory)
         dataStart = parts.overhead
         kind = .vmdk(parts, descriptor: descriptor)
         // Tables have no gaps between them, so that all of them are one.
@@ -61,10 +63,15 @@ struct BlockMapBuilder: ImageBuilder {
         return dataStart + self.count << layout.blockBits
     }
 
-    mutating func map(_ cluster: UInt64, count: UInt64, to place: UInt64, subclusters: UInt32, _ file: borrowing NewFile) throws(DiskImageError) {
+    mutating func map(
+        _ cluster: UInt64, count: UInt64, to place: UInt64, subclusters: UInt32, _ file: borrowing NewFile
+    ) throws(DiskImageError) {
         // The last byte of VMDK that a sector's number of 32 bits reaches.
         if case .vmdk = kind, place + count << layout.blockBits > 512 * UInt64(UInt32.max) {
-            throw .impossible(path: file.path, reason: "its file would be longer than 2 TiB; monolithicFlat and twoGbMaxExtentSparse images can hold more")
+            throw .impossible(
+                path: file.path,
+                reason:
+                    "its file would be longer than 2 TiB; monolithicFlat and twoGbMaxExtentSparse images can hold more")
         }
         for index in 0..<count {
             let place = place + index << layout.blockBits
@@ -75,7 +82,9 @@ struct BlockMapBuilder: ImageBuilder {
         }
     }
 
-    mutating func mapCompressed(_ cluster: UInt64, length: Int, _ file: borrowing NewFile) throws(DiskImageError) -> UInt64? { nil }
+    mutating func mapCompressed(
+        _ cluster: UInt64, length: Int, _ file: borrowing NewFile
+    ) throws(DiskImageError) -> UInt64? { nil }
 
     mutating func openTable(of cluster: UInt64, _ file: borrowing NewFile) throws(DiskImageError) {
         try writeSlices(upTo: cluster * 4 / UInt64(Self.sliceSize), file)
@@ -86,7 +95,10 @@ struct BlockMapBuilder: ImageBuilder {
         while sliceIndex < end {
             let place = sliceIndex * UInt64(Self.sliceSize)
             let isEmpty = slice.allSatisfy { $0 == 0 }
-            for table in tables where !isEmpty { try file.write(Array(slice.prefix(Int(min(UInt64(Self.sliceSize), tableSize - place)))), at: table + place) }
+            for table in tables where !isEmpty {
+                try file.write(
+                    Array(slice.prefix(Int(min(UInt64(Self.sliceSize), tableSize - place)))), at: table + place)
+            }
             sliceIndex += 1
             if case .vdi = kind {
                 slice = [UInt8](repeating: 0xff, count: Self.sliceSize)
@@ -148,6 +160,8 @@ struct VMDKLayout {
     }
 
     func directory(ofTablesAt start: UInt64) -> [UInt8] {
-        (0..<tableCount).flatMap { table in littleEndian(UInt32(truncatingIfNeeded: (start + table * UInt64(GrainDirectory.tableSize)) >> 9)) }
+        (0..<tableCount).flatMap { table in
+            littleEndian(UInt32(truncatingIfNeeded: (start + table * UInt64(GrainDirectory.tableSize)) >> 9))
+        }
     }
 }

@@ -21,7 +21,9 @@ struct Deflater: ~Copyable {
         compressibility = isGrain ? nil : Compressibility()
         // zlib gets its own state.
         let state = unsafe ZlibState(end: { unsafe deflateEnd($0) }) {
-            unsafe deflateInit2_($0, level, Z_DEFLATED, windowBits, 9, Z_DEFAULT_STRATEGY, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size))
+            unsafe deflateInit2_(
+                $0, level, Z_DEFLATED, windowBits, 9, Z_DEFAULT_STRATEGY, ZLIB_VERSION,
+                Int32(MemoryLayout<z_stream>.size))
         }
         guard let state else { return nil }
         self.state = state
@@ -31,7 +33,8 @@ struct Deflater: ~Copyable {
     func deflate(_ input: IOMemory, into output: IOMemory) -> Int? {
         guard compressibility?.isLikely(input) ?? true else { return nil }
         // As above.
-        let result = unsafe state.run(input, into: output, reset: { unsafe deflateReset($0) }, { unsafe CZlib.deflate($0, Z_FINISH) })
+        let result = unsafe state.run(
+            input, into: output, reset: { unsafe deflateReset($0) }, { unsafe CZlib.deflate($0, Z_FINISH) })
         guard let (status, count) = result, status == Z_STREAM_END else { return nil }
         return count
     }
@@ -72,17 +75,23 @@ enum Compressor: ~Copyable {
     init(_ type: CompressionType, level: Int?, _ path: String) throws(DiskImageError) {
         switch type {
         case .zlib:
-            guard let deflater = Deflater(level: Int32(level ?? 6)) else { throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM)) }
+            guard let deflater = Deflater(level: Int32(level ?? 6)) else {
+                throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM))
+            }
             self = .zlib(deflater)
         case .zstd:
-            guard let compressor = ZstdCompressor(level: Int32(level ?? 3)) else { throw .system(path: path, SystemCallError("ZSTD_createCCtx", errno: ENOMEM)) }
+            guard let compressor = ZstdCompressor(level: Int32(level ?? 3)) else {
+                throw .system(path: path, SystemCallError("ZSTD_createCCtx", errno: ENOMEM))
+            }
             self = .zstd(compressor)
         }
     }
 
     /// For VMDK's grains.
     init(grainsWithLevel level: Int?, _ path: String) throws(DiskImageError) {
-        guard let deflater = Deflater(level: Int32(level ?? 4), isGrain: true) else { throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM)) }
+        guard let deflater = Deflater(level: Int32(level ?? 4), isGrain: true) else {
+            throw .system(path: path, SystemCallError("deflateInit", errno: ENOMEM))
+        }
         self = .zlib(deflater)
     }
 

@@ -62,7 +62,8 @@ final class ConversionWork: @unchecked Sendable {
     private static let largestClear: UInt64 = 1 << 30
 
     init(
-        _ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader, _ remoteBase: NBDDisk?,
+        _ conversion: ImageConversion, _ sourceOptions: DiskImageOptions, _ planner: consuming ImageReader,
+        _ remoteBase: NBDDisk?,
         _ file: consuming NewFile, _ plan: ImagePlan, _ cipher: consuming SectorCipher?, _ salvage: SalvageLog?
     ) {
         self.cipher = cipher
@@ -79,7 +80,8 @@ final class ConversionWork: @unchecked Sendable {
         keepsHoles = plan.keepsHoles
         extents = plan.extents
         pieceSize = max(unit, Self.preferredPiece)
-        coversZeroes = isFlat ? file.deviceSize != nil || conversion.preallocation == .full : conversion.preallocation != .off
+        coversZeroes =
+            isFlat ? file.deviceSize != nil || conversion.preallocation == .full : conversion.preallocation != .off
         self.plan = plan
         running = conversion.threads
         working = running
@@ -107,18 +109,19 @@ final class ConversionWork: @unchecked Sendable {
         let threads = ThreadPool()
         for _ in 0..<count {
             do throws(SystemCallError) {
-                try threads.add(Thread.start(name: "convert") { [self] in
-                    do throws(DiskImageError) {
-                        try ConversionWorker(self).run()
-                        try flushIfLast()
-                    } catch {
-                        stop(error)
-                    }
-                    monitor.locked {
-                        running -= 1
-                        monitor.broadcast()
-                    }
-                })
+                try threads.add(
+                    Thread.start(name: "convert") { [self] in
+                        do throws(DiskImageError) {
+                            try ConversionWorker(self).run()
+                            try flushIfLast()
+                        } catch {
+                            stop(error)
+                        }
+                        monitor.locked {
+                            running -= 1
+                            monitor.broadcast()
+                        }
+                    })
             } catch {
                 throw .system(path: conversion.target, error)
             }
@@ -159,7 +162,9 @@ final class ConversionWork: @unchecked Sendable {
                     }
                 }
                 // A piece belongs to one file.
-                return take(position, min(pieceSize, size - position, extents.map { $0.extentSize - position % $0.extentSize } ?? .max))
+                return take(
+                    position,
+                    min(pieceSize, size - position, extents.map { $0.extentSize - position % $0.extentSize } ?? .max))
             }
         }
     }
@@ -186,7 +191,9 @@ final class ConversionWork: @unchecked Sendable {
 
     /// Gives places in the new image to a piece, after those before it.
     /// - Returns: false when the work has been given up.
-    func place(_ piece: Piece, _ body: (inout any ImageBuilder, borrowing NewFile) throws(DiskImageError) -> Void) throws(DiskImageError) -> Bool {
+    func place(
+        _ piece: Piece, _ body: (inout any ImageBuilder, borrowing NewFile) throws(DiskImageError) -> Void
+    ) throws(DiskImageError) -> Bool {
         try monitor.locked { () throws(DiskImageError) in
             while turn != piece.number, failure == nil { monitor.wait() }
             guard failure == nil else { return false }

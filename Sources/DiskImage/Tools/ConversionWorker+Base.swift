@@ -30,7 +30,8 @@ extension ConversionWorker {
 
         /// Indicates whether a range of the piece is what a buffer begins with.
         func isEqual(_ bytes: IOMemory, _ range: Range<Int>) -> Bool {
-            bytes.count >= range.count && bytes.prefix(range.count).isEqual(to: buffer.memory.piece(range.lowerBound, range.count))
+            bytes.count >= range.count
+                && bytes.prefix(range.count).isEqual(to: buffer.memory.piece(range.lowerBound, range.count))
         }
     }
 }

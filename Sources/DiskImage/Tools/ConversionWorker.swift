@@ -51,10 +51,14 @@ final class ConversionWorker {
             compressor = try Compressor(grainsWithLevel: level, path)
         } else {
             compressed = try TransferBuffer(size, path)
-            compressor = try work.conversion.compresses ? Compressor(work.conversion.options.compression, level: level, path) : nil
+            compressor =
+                try work.conversion.compresses
+                ? Compressor(work.conversion.options.compression, level: level, path) : nil
         }
         reader = ImageReader(image, calls: work.calls, salvage: work.salvage)
-        base = try work.conversion.openBacking(work.remoteBase) { image throws(DiskImageError) in try Base(image, size, path) }
+        base = try work.conversion.openBacking(work.remoteBase) { image throws(DiskImageError) in
+            try Base(image, size, path)
+        }
         self.work = work
     }
 
@@ -88,8 +92,11 @@ final class ConversionWorker {
             if extent.readsAsZeroes { continue }
             let memory = self.memory(buffer, start, extent.length)
             var isStarted = false
-            if extent.kind == .data, let place = extent.fileOffset, let descriptor = reader.direct(memory, from: place, ofFile: extent.file) {
-                isStarted = readAhead.start(ReadAhead.Read(memory: memory, place: place, file: extent.file, buffer: buffer), descriptor)
+            if extent.kind == .data, let place = extent.fileOffset,
+                let descriptor = reader.direct(memory, from: place, ofFile: extent.file)
+            {
+                isStarted = readAhead.start(
+                    ReadAhead.Read(memory: memory, place: place, file: extent.file, buffer: buffer), descriptor)
             }
             extents[buffer].append((extent, isStarted))
         }
@@ -101,7 +108,11 @@ final class ConversionWorker {
         data.removeAll(keepingCapacity: true)
         for (extent, isStarted) in extents[buffer] {
             let start = Int(extent.offset - piece.offset), end = start + Int(extent.length)
-            if let last = data.last, last.upperBound == start { data[data.count - 1] = last.lowerBound..<end } else { data.append(start..<end) }
+            if let last = data.last, last.upperBound == start {
+                data[data.count - 1] = last.lowerBound..<end
+            } else {
+                data.append(start..<end)
+            }
             if isStarted { continue }
             let memory = self.memory(buffer, UInt64(start), extent.length)
             if let place = extent.fileOffset, extent.kind == .data {
@@ -111,7 +122,9 @@ final class ConversionWorker {
             }
         }
         let failed: [ReadAhead.Read]
-        do throws(SystemCallError) { failed = try readAhead.wait(buffer) } catch { throw .request(path: work.conversion.source, error) }
+        do throws(SystemCallError) { failed = try readAhead.wait(buffer) } catch {
+            throw .request(path: work.conversion.source, error)
+        }
         // What is encrypted is not among them.
         for read in failed {
             // In the buffer, at the place that it has in the piece.
@@ -168,7 +181,8 @@ final class ConversionWorker {
         let page = 4096, shortest = 64 << 10
         func write(_ part: Range<Int>) throws(DiskImageError) {
             guard !part.isEmpty else { return }
-            try work.write(memory.piece(part.lowerBound, part.count), at: place + UInt64(part.lowerBound - range.lowerBound))
+            try work.write(
+                memory.piece(part.lowerBound, part.count), at: place + UInt64(part.lowerBound - range.lowerBound))
         }
         var start = range.lowerBound, position = start
         while position < range.upperBound {
@@ -297,7 +311,8 @@ final class ConversionWorker {
     private func compress(_ cluster: IOMemory, of offset: UInt64, at start: Int) -> Int? {
         if work.isStream {
             // There is room for each grain of a piece.
-            return compressor?.storeGrain(cluster, sector: offset >> 9, into: compressed.memory.piece(start, VMDKGrain.room))
+            return compressor?.storeGrain(
+                cluster, sector: offset >> 9, into: compressed.memory.piece(start, VMDKGrain.room))
         }
         // Each is smaller than its cluster, so all of them together are smaller than a piece.
         return compressor?.compress(cluster, into: compressed.memory.piece(start, cluster.count - 1))
@@ -305,7 +320,8 @@ final class ConversionWorker {
 
     /// Gives neighbouring clusters places as they are, and notes which of them are written there.
     private func placeData(
-        _ first: UInt64, _ clusters: Range<Int>, _ kinds: [Cluster], _ builder: inout any ImageBuilder, _ writes: inout [Write], _ file: borrowing NewFile
+        _ first: UInt64, _ clusters: Range<Int>, _ kinds: [Cluster], _ builder: inout any ImageBuilder,
+        _ writes: inout [Write], _ file: borrowing NewFile
     ) throws(DiskImageError) {
         let size = Int(work.unit)
         let cluster = first + UInt64(clusters.lowerBound)
@@ -323,7 +339,10 @@ final class ConversionWorker {
         }
         for index in clusters where kinds[index] != .zero || writesZeroes {
             if kinds[index] == .zero { memory.piece(index * size, size).clear() }
-            append(Write(source: .buffer, start: index * size, count: size, place: place + UInt64((index - clusters.lowerBound) * size)), to: &writes)
+            append(
+                Write(
+                    source: .buffer, start: index * size, count: size,
+                    place: place + UInt64((index - clusters.lowerBound) * size)), to: &writes)
         }
     }
 
@@ -339,7 +358,9 @@ final class ConversionWorker {
 
     /// Notes a write; one that goes on where the last one ends becomes a part of it.
     private func append(_ write: Write, to writes: inout [Write]) {
-        if let last = writes.last, last.source == write.source, last.start + last.count == write.start, last.place + UInt64(last.count) == write.place {
+        if let last = writes.last, last.source == write.source, last.start + last.count == write.start,
+            last.place + UInt64(last.count) == write.place
+        {
             writes[writes.count - 1].count += write.count
         } else {
             writes.append(write)

@@ -44,8 +44,14 @@ public struct ImageBench: Sendable {
         var options = options
         options.readOnly = !writes
         let image = try DiskImage(path: path, options: options)
-        guard depth > 0, depth <= 4096, size > 0, size <= 64 << 20, UInt64(size) <= image.size, offset <= image.size - UInt64(size) else {
-            throw .notApplicable(path: path, reason: "requests of \(size) bytes from offset \(offset) with depth \(depth) do not fit on a disk of \(image.size) bytes")
+        guard depth > 0, depth <= 4096, size > 0, size <= 64 << 20, UInt64(size) <= image.size,
+            offset <= image.size - UInt64(size)
+        else {
+            throw .notApplicable(
+                path: path,
+                reason:
+                    "requests of \(size) bytes from offset \(offset) with depth \(depth) do not fit on a disk of \(image.size) bytes"
+            )
         }
         let diskSize = image.size
         var engine = try DiskEngine(image, depth: depth, segments: 1, usesRing: usesRing)
@@ -65,7 +71,9 @@ public struct ImageBench: Sendable {
         // Also until the last flush among them has ended.
         while done < count || engine.inFlight > 0 {
             while started < count, let request = engine.acquire() {
-                engine.start(request, writes ? .write : .read, offset: places.next(), length: UInt64(size), segments: segments[request])
+                engine.start(
+                    request, writes ? .write : .read, offset: places.next(), length: UInt64(size),
+                    segments: segments[request])
                 started += 1
             }
             guard let completion = try engine.waitForCompletion() else { break }
@@ -77,8 +85,12 @@ public struct ImageBench: Sendable {
         return Result(seconds: seconds, requests: done, bytes: done * UInt64(size))
     }
 
-    private func complete(_ completion: DiskCompletion, _ engine: inout DiskEngine, _ done: inout UInt64) throws(DiskImageError) {
-        if completion.error != 0 { throw .request(path: path, SystemCallError("\(completion.operation)", errno: completion.error)) }
+    private func complete(
+        _ completion: DiskCompletion, _ engine: inout DiskEngine, _ done: inout UInt64
+    ) throws(DiskImageError) {
+        if completion.error != 0 {
+            throw .request(path: path, SystemCallError("\(completion.operation)", errno: completion.error))
+        }
         if completion.operation == .flush { return engine.release(completion.request) }
         done += 1
         if flushInterval > 0, writes, done % flushInterval == 0 {

@@ -13,11 +13,15 @@ protocol ImageBuilder {
 
     /// Maps neighbouring clusters of the disk, the first of which has the number `cluster`, to clusters of the file.
     /// - Parameter subclusters: with subclusters, which of each are allocated.
-    mutating func map(_ cluster: UInt64, count: UInt64, to place: UInt64, subclusters: UInt32, _ file: borrowing NewFile) throws(DiskImageError)
+    mutating func map(
+        _ cluster: UInt64, count: UInt64, to place: UInt64, subclusters: UInt32, _ file: borrowing NewFile)
+        throws(DiskImageError)
 
     /// A place for the `length` bytes of a compressed cluster of the disk, which is mapped there; nil when the format can have no such place, so
     /// that the cluster is to be stored as it is.
-    mutating func mapCompressed(_ cluster: UInt64, length: Int, _ file: borrowing NewFile) throws(DiskImageError) -> UInt64?
+    mutating func mapCompressed(
+        _ cluster: UInt64, length: Int, _ file: borrowing NewFile
+    ) throws(DiskImageError) -> UInt64?
 
     /// Has a cluster of the disk read as zeroes whatever is under the image; in one that stands alone nothing is needed for that.
     mutating func mapZeroes(_ cluster: UInt64, _ file: borrowing NewFile) throws(DiskImageError)
@@ -54,7 +58,8 @@ struct ImagePlan {
     ///   - subformat: checked, see ``ImageSubformat/resolve(_:format:compresses:_:)``; nil for raw and qcow2.
     ///   - volume: what encrypts a qcow2 image.
     init(
-        _ format: ImageFormat, _ subformat: ImageSubformat?, _ options: QCOW2Options, size: UInt64, backing: BackingReference?, path: String,
+        _ format: ImageFormat, _ subformat: ImageSubformat?, _ options: QCOW2Options, size: UInt64,
+        backing: BackingReference?, path: String,
         replacing: Bool, cache: ToolCache = .writeback, sources: [ImageFile.Identity] = [], volume: LUKSVolume? = nil
     ) throws(DiskImageError) {
         var text: [UInt8] = []
@@ -73,12 +78,14 @@ struct ImagePlan {
             self.builder = builder
             keepsHoles = true
         case .monolithicSparse:
-            builder = try BlockMapBuilder(vmdk: size, descriptor: VMDKDescriptor.text(of: .monolithicSparse, path, size: size).text)
+            builder = try BlockMapBuilder(
+                vmdk: size, descriptor: VMDKDescriptor.text(of: .monolithicSparse, path, size: size).text)
             unit = BlockMapBuilder.grainSize
             flatStart = nil
             extents = nil
         case .streamOptimized:
-            builder = try VMDKStreamBuilder(size: size, descriptor: VMDKDescriptor.text(of: .streamOptimized, path, size: size).text)
+            builder = try VMDKStreamBuilder(
+                size: size, descriptor: VMDKDescriptor.text(of: .streamOptimized, path, size: size).text)
             unit = BlockMapBuilder.grainSize
             flatStart = nil
             extents = nil
@@ -88,7 +95,8 @@ struct ImagePlan {
             (text, names) = try VMDKDescriptor.text(of: subformat ?? .monolithicFlat, path, size: size)
             let isSparse = subformat == .twoGbMaxExtentSparse
             let extents = try NewExtents(
-                names, of: path, diskSize: size, extentSize: subformat == .monolithicFlat ? .max : VMDKDescriptor.splitSize,
+                names, of: path, diskSize: size,
+                extentSize: subformat == .monolithicFlat ? .max : VMDKDescriptor.splitSize,
                 // A sparse extent is longer than what it has of the disk.
                 window: isSparse ? 1 << 33 : nil, replacing: replacing, cache: cache, sources: sources)
             unit = isSparse ? BlockMapBuilder.grainSize : 4096

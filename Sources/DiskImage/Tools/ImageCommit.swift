@@ -30,9 +30,12 @@ public struct ImageCommit: Sendable {
         options.followsBacking = false
         options.sparesCache = true
         let image = try DiskImage(path: path, options: options)
-        guard let header = image.header, let name = header.backingName else { throw .notApplicable(path: path, reason: "it has no backing file") }
+        guard let header = image.header, let name = header.backingName else {
+            throw .notApplicable(path: path, reason: "it has no backing file")
+        }
         guard header.snapshotCount == 0 else {
-            throw .notWritable(path: path, reason: "its snapshots also depend on the backing file, and their contents would change")
+            throw .notWritable(
+                path: path, reason: "its snapshots also depend on the backing file, and their contents would change")
         }
         let target = try backingPath(name, of: path)
         let choice = try FormatChoice(backing: header.backingFormat, target)
@@ -54,7 +57,8 @@ public struct ImageCommit: Sendable {
     }
 
     private func copy(
-        _ reader: WindowReader, _ target: String, _ choice: FormatChoice, of namer: NamingImage, _ options: DiskImageOptions,
+        _ reader: WindowReader, _ target: String, _ choice: FormatChoice, of namer: NamingImage,
+        _ options: DiskImageOptions,
         _ progress: (ImageProgress) -> Bool
     ) throws(DiskImageError) {
         let size = reader.size
@@ -65,11 +69,16 @@ public struct ImageCommit: Sendable {
             throw .backing(of: path, error.orLoop(to: path))
         }
         if let remote = engine.image.remote, engine.image.isRemote, !remote.export.canFlush, !keepsContents {
-            throw .remoteNotPossible(path: target, reason: "the server does not support flush, so the commit cannot be made durable; --keep keeps the overlay's contents")
+            throw .remoteNotPossible(
+                path: target,
+                reason:
+                    "the server does not support flush, so the commit cannot be made durable; --keep keeps the overlay's contents"
+            )
         }
         if engine.image.size < size { try engine.resize(to: size) }
         let writer = try WindowWriter(engine, sources: [reader])
-        try writer.run(size: size, interruption: .interruptedInPlace(path: target), progress) { window throws(DiskImageError) in
+        try writer.run(size: size, interruption: .interruptedInPlace(path: target), progress) {
+            window throws(DiskImageError) in
             var position = window.start
             while position < window.end {
                 let extent = try reader.extent(at: position, limit: size - position)

@@ -47,11 +47,14 @@ public struct ImageComparison: Sendable {
         var position: UInt64 = 0, steps = 0
         func goesOn() throws(DiskImageError) {
             steps += 1
-            if steps % 64 == 0, !progress(ImageProgress(done: position, total: total)) { throw .interrupted(path: first) }
+            if steps % 64 == 0, !progress(ImageProgress(done: position, total: total)) {
+                throw .interrupted(path: first)
+            }
         }
         while position < common {
             try goesOn()
-            let extent = try one.extent(at: position, limit: common - position), match = try other.extent(at: position, limit: extent.length)
+            let extent = try one.extent(at: position, limit: common - position),
+                match = try other.extent(at: position, limit: extent.length)
             let length = match.length
             if isStrict, extent.isAllocated != match.isAllocated { return .allocation(offset: position) }
             if extent.readsAsZeroes, match.readsAsZeroes {
@@ -62,7 +65,8 @@ public struct ImageComparison: Sendable {
             let a = left.prefix(count), b = right.prefix(count)
             if !extent.readsAsZeroes { try one.read(a, at: position) }
             if !match.readsAsZeroes { try other.read(b, at: position) }
-            let same = extent.readsAsZeroes ? b.zeroPrefix : match.readsAsZeroes ? a.zeroPrefix : commonPrefix(a, with: b)
+            let same =
+                extent.readsAsZeroes ? b.zeroPrefix : match.readsAsZeroes ? a.zeroPrefix : commonPrefix(a, with: b)
             if same < count { return .contents(offset: position + UInt64(same)) }
             position += UInt64(count)
         }
@@ -70,7 +74,10 @@ public struct ImageComparison: Sendable {
         while position < total {
             try goesOn()
             let isFirst = size > otherSize
-            let extent = try isFirst ? one.extent(at: position, limit: total - position) : other.extent(at: position, limit: total - position)
+            let extent =
+                try isFirst
+                ? one.extent(at: position, limit: total - position)
+                : other.extent(at: position, limit: total - position)
             if !extent.readsAsZeroes {
                 let count = Int(min(extent.length, UInt64(Self.bufferSize)))
                 let piece = left.prefix(count)

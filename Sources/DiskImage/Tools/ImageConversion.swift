@@ -96,23 +96,34 @@ public struct ImageConversion: Sendable {
             guard let index = base.identities.firstIndex(where: { $0 == old }) else { return base.remote }
             throw .sameFile(path: target, other: base.files[index])
         }
-        let file = try isRemote ? NewFile(remote: target, replacing: replacing) : NewFile(path: target, replacing: replacing, cache: cache)
+        let file =
+            try isRemote
+            ? NewFile(remote: target, replacing: replacing) : NewFile(path: target, replacing: replacing, cache: cache)
         guard file.deviceSize != nil || !isTargetThere else {
-            throw .notApplicable(path: target, reason: "it is neither a block device nor a remote disk, and files are always created anew (--force replaces one)")
+            throw .notApplicable(
+                path: target,
+                reason:
+                    "it is neither a block device nor a remote disk, and files are always created anew (--force replaces one)"
+            )
         }
         if let deviceSize = file.deviceSize {
-            guard format == .raw else { throw .impossible(path: target, reason: "a block device holds raw images only") }
+            guard format == .raw else {
+                throw .impossible(path: target, reason: "a block device holds raw images only")
+            }
             guard deviceSize >= size else { throw .tooSmall(path: target, needed: size, size: deviceSize) }
         }
         let volume = try options.encryption?.makeVolume(target)
         let plan = try ImagePlan(
-            format, kind, options, size: size, backing: backing, path: target, replacing: replacing, cache: cache, sources: image.identities,
+            format, kind, options, size: size, backing: backing, path: target, replacing: replacing, cache: cache,
+            sources: image.identities,
             volume: volume)
         if file.deviceSize == nil { try plan.prepare(file, size: size, preallocation) }
         let isInPlace = file.deviceSize != nil
         do throws(DiskImageError) {
             let reader = ImageReader(image, calls: calls, salvage: salvage)
-            try ConversionWork(self, sourceOptions, reader, remoteBase ?? nil, file, plan, volume?.cipher(path: target), salvage).run(progress)
+            try ConversionWork(
+                self, sourceOptions, reader, remoteBase ?? nil, file, plan, volume?.cipher(path: target), salvage
+            ).run(progress)
         } catch {
             if case .interruptedInPlace = error { throw error }
             throw isInPlace ? .failedInPlace(path: target, error) : error
@@ -122,24 +133,44 @@ public struct ImageConversion: Sendable {
 
     private func check(_ size: UInt64, _ kind: ImageSubformat?) throws(DiskImageError) {
         guard Self.possibleThreads.contains(threads) else {
-            throw .impossible(path: target, reason: "\(threads) threads; \(Self.possibleThreads.lowerBound) to \(Self.possibleThreads.upperBound) are possible")
+            throw .impossible(
+                path: target,
+                reason:
+                    "\(threads) threads; \(Self.possibleThreads.lowerBound) to \(Self.possibleThreads.upperBound) are possible"
+            )
         }
         if format == .qcow2 {
             try options.check(target, size: size, preallocation: preallocation, backing: backing)
-            guard backing == nil || preallocation == .off else { throw .impossible(path: target, reason: "preallocated clusters would hide the backing file") }
-            guard options.dataFile == nil else { throw .impossible(path: target, reason: "an external data file is not supported for conversion") }
-            guard !compresses || options.encryption == nil else { throw .impossible(path: target, reason: "compression and encryption cannot be combined") }
-            guard !compresses || preallocation == .off else { throw .impossible(path: target, reason: "compression and preallocation cannot be combined") }
+            guard backing == nil || preallocation == .off else {
+                throw .impossible(path: target, reason: "preallocated clusters would hide the backing file")
+            }
+            guard options.dataFile == nil else {
+                throw .impossible(path: target, reason: "an external data file is not supported for conversion")
+            }
+            guard !compresses || options.encryption == nil else {
+                throw .impossible(path: target, reason: "compression and encryption cannot be combined")
+            }
+            guard !compresses || preallocation == .off else {
+                throw .impossible(path: target, reason: "compression and preallocation cannot be combined")
+            }
             return try checkLevel(options.compression)
         }
         if let kind {
             try kind.check(target, size: size, preallocation: preallocation, options: options, backing: backing)
             return try checkLevel(.zlib)
         }
-        guard backing == nil else { throw .impossible(path: target, reason: "a raw image has no backing file; qcow2 does") }
-        guard !compresses else { throw .impossible(path: target, reason: "raw images are not compressed; qcow2 can be") }
-        guard options == QCOW2Options() else { throw .impossible(path: target, reason: "qcow2 options do not apply to a raw image") }
-        guard preallocation != .metadata else { throw .impossible(path: target, reason: "a raw image has no metadata; use falloc or full") }
+        guard backing == nil else {
+            throw .impossible(path: target, reason: "a raw image has no backing file; qcow2 does")
+        }
+        guard !compresses else {
+            throw .impossible(path: target, reason: "raw images are not compressed; qcow2 can be")
+        }
+        guard options == QCOW2Options() else {
+            throw .impossible(path: target, reason: "qcow2 options do not apply to a raw image")
+        }
+        guard preallocation != .metadata else {
+            throw .impossible(path: target, reason: "a raw image has no metadata; use falloc or full")
+        }
         guard preallocation == .off || !NBDLocation.isAddress(target) else {
             throw .remoteNotPossible(path: target, reason: "the server allocates the space of a remote disk")
         }
@@ -148,14 +179,19 @@ public struct ImageConversion: Sendable {
     /// The backing image, if there is to be one, opened for reading.
     /// - Parameter remote: a remote disk that is connected to already, for one of that name.
     func openBacking<Answer: ~Copyable>(
-        _ remote: NBDDisk?, _ notice: (@Sendable (String) -> Void)? = nil, _ body: (DiskImage) throws(DiskImageError) -> Answer
+        _ remote: NBDDisk?, _ notice: (@Sendable (String) -> Void)? = nil,
+        _ body: (DiskImage) throws(DiskImageError) -> Answer
     ) throws(DiskImageError) -> Answer? {
         guard let backing else { return nil }
         do throws(DiskImageError) {
-            var options = DiskImageOptions(readOnly: true, metadataCacheSize: 1 << 20, allowsDataFile: true, namedFiles: sourceOptions.namedFiles)
+            var options = DiskImageOptions(
+                readOnly: true, metadataCacheSize: 1 << 20, allowsDataFile: true, namedFiles: sourceOptions.namedFiles)
             options.vhdSize = sourceOptions.vhdSize
             options.notice = notice
-            return try body(DiskImage(path: backingPath(backing.name, of: target), FormatChoice(backing), options: options, remote: remote))
+            return try body(
+                DiskImage(
+                    path: backingPath(backing.name, of: target), FormatChoice(backing), options: options, remote: remote
+                ))
         } catch {
             if case .sameFile = error { throw error }
             throw .backing(of: target, error)
@@ -165,6 +201,8 @@ public struct ImageConversion: Sendable {
     private func checkLevel(_ compression: CompressionType) throws(DiskImageError) {
         let levels = compression == .zlib ? 1...9 : 1...19
         guard let level = compressionLevel, !levels.contains(level) else { return }
-        throw .impossible(path: target, reason: "compression level \(level); \(compression) has \(levels.lowerBound) to \(levels.upperBound)")
+        throw .impossible(
+            path: target,
+            reason: "compression level \(level); \(compression) has \(levels.lowerBound) to \(levels.upperBound)")
     }
 }

@@ -36,16 +36,24 @@ public struct ImageCreation: Sendable {
     public func create() throws(DiskImageError) -> UInt64 {
         try format.requireMakeable(path)
         for name in [path, options.dataFile ?? ""] where NBDLocation.isAddress(name) {
-            throw .remoteNotPossible(path: name, reason: "a remote disk must be created on its server; swkvm image convert --force writes to an existing one")
+            throw .remoteNotPossible(
+                path: name,
+                reason:
+                    "a remote disk must be created on its server; swkvm image convert --force writes to an existing one"
+            )
         }
         let size = try diskSize()
         let kind = try ImageSubformat.resolve(subformat, format: format, compresses: false, path)
         try check(size, kind)
         var file = try NewFile(path: path, replacing: replacing)
-        guard file.deviceSize == nil else { throw .impossible(path: path, reason: "a block device is already a raw disk of fixed size") }
+        guard file.deviceSize == nil else {
+            throw .impossible(path: path, reason: "a block device is already a raw disk of fixed size")
+        }
         if format == .qcow2 {
             let dataPath = try dataPath()
-            if let dataPath, let place = FilePlace(dataPath), place == FilePlace(path) { throw .sameFile(path: path, other: dataPath) }
+            if let dataPath, let place = FilePlace(dataPath), place == FilePlace(path) {
+                throw .sameFile(path: path, other: dataPath)
+            }
             var data = try dataPath.map { path throws(DiskImageError) in try NewFile(path: path, replacing: replacing) }
             try data?.setSize(size)
             try build(file, data, size: size)
@@ -61,7 +69,11 @@ public struct ImageCreation: Sendable {
         var plan = try ImagePlan(format, kind, options, size: size, backing: nil, path: path, replacing: replacing)
         try plan.prepare(file, size: size, preallocation)
         if preallocation == .full, let start = plan.flatStart {
-            if let extents = plan.extents { try extents.writeZeroes(0, size) } else { try file.writeZeroes(start, size) }
+            if let extents = plan.extents {
+                try extents.writeZeroes(0, size)
+            } else {
+                try file.writeZeroes(start, size)
+            }
         }
         try plan.writeMetadata(file, preallocation)
         try plan.publish(&file, durably: durably)
@@ -70,20 +82,36 @@ public struct ImageCreation: Sendable {
 
     /// Refuses what cannot be before there is a file.
     private func check(_ size: UInt64, _ kind: ImageSubformat?) throws(DiskImageError) {
-        if let kind { return try kind.check(path, size: size, preallocation: preallocation, options: options, backing: backing) }
-        if format == .qcow2 { return try options.check(path, size: size, preallocation: preallocation, backing: backing) }
-        guard size <= DiskImage.maximumSize else { throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most") }
-        guard backing == nil else { throw .impossible(path: path, reason: "a raw image has no backing file; qcow2 does") }
-        guard preallocation != .metadata else { throw .impossible(path: path, reason: "a raw image has no metadata; use falloc or full") }
-        guard options == QCOW2Options() else { throw .impossible(path: path, reason: "qcow2 options do not apply to a raw image") }
+        if let kind {
+            return try kind.check(path, size: size, preallocation: preallocation, options: options, backing: backing)
+        }
+        if format == .qcow2 {
+            return try options.check(path, size: size, preallocation: preallocation, backing: backing)
+        }
+        guard size <= DiskImage.maximumSize else {
+            throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most")
+        }
+        guard backing == nil else {
+            throw .impossible(path: path, reason: "a raw image has no backing file; qcow2 does")
+        }
+        guard preallocation != .metadata else {
+            throw .impossible(path: path, reason: "a raw image has no metadata; use falloc or full")
+        }
+        guard options == QCOW2Options() else {
+            throw .impossible(path: path, reason: "qcow2 options do not apply to a raw image")
+        }
     }
 
     private func diskSize() throws(DiskImageError) -> UInt64 {
         let found: UInt64?
         do throws(DiskImageError) { found = try backing.flatMap(backingSize) } catch { throw .backing(of: path, error) }
-        guard let size = size ?? found else { throw .impossible(path: path, reason: "its size is missing; specify it or a backing file") }
+        guard let size = size ?? found else {
+            throw .impossible(path: path, reason: "its size is missing; specify it or a backing file")
+        }
         let (rounded, overflow) = size.addingReportingOverflow(511)
-        guard !overflow else { throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most") }
+        guard !overflow else {
+            throw .impossible(path: path, reason: "\(size) bytes; a disk has \(DiskImage.maximumSize) at most")
+        }
         return rounded & ~511
     }
 
@@ -94,7 +122,9 @@ public struct ImageCreation: Sendable {
         // None of what the new image shows may be what it replaces.
         let targets = try [path, dataPath() ?? path].compactMap(FilePlace.init)
         guard opensBacking else {
-            if let file = FilePlace.search(targets, from: place, choice, backingOptions.namedFiles) { throw .backingLoop(path: file) }
+            if let file = FilePlace.search(targets, from: place, choice, backingOptions.namedFiles) {
+                throw .backingLoop(path: file)
+            }
             try choice.checkUnopened(place)
             return nil
         }
@@ -102,7 +132,9 @@ public struct ImageCreation: Sendable {
         var options = backingOptions
         (options.readOnly, options.allowsDataFile, options.opensData) = (true, true, false)
         let image = try DiskImage(path: place, choice, options: options)
-        for (identity, file) in zip(image.identities, image.files) where targets.contains(.file(identity)) { throw .backingLoop(path: file) }
+        for (identity, file) in zip(image.identities, image.files) where targets.contains(.file(identity)) {
+            throw .backingLoop(path: file)
+        }
         return image.size
     }
 
@@ -126,7 +158,10 @@ public struct ImageCreation: Sendable {
     }
 
     /// Gives every cluster of the disk its place. With subclusters none of them is allocated, so that a backing file shows.
-    private func preallocate(_ builder: inout QCOW2Builder, _ file: borrowing NewFile, _ data: borrowing NewFile?, _ cipher: borrowing SectorCipher?) throws(DiskImageError) {
+    private func preallocate(
+        _ builder: inout QCOW2Builder, _ file: borrowing NewFile, _ data: borrowing NewFile?,
+        _ cipher: borrowing SectorCipher?
+    ) throws(DiskImageError) {
         let count = (builder.size + builder.clusterSize - 1) / builder.clusterSize
         let perRun = builder.clusterSize / (options.extendedL2 ? 16 : 8)
         let subclusters: UInt32 = backing == nil ? .max : 0

@@ -135,7 +135,9 @@ public struct ImageInformation: Sendable, Equatable {
     /// - Parameters:
     ///   - image: which names the path; nil where the user does.
     ///   - options: how it is locked, the data file, and what images may name.
-    private init(path: String, _ choice: FormatChoice, of image: NamingImage? = nil, _ options: DiskImageOptions) throws(DiskImageError) {
+    private init(
+        path: String, _ choice: FormatChoice, of image: NamingImage? = nil, _ options: DiskImageOptions
+    ) throws(DiskImageError) {
         var options = options
         options.readOnly = true
         let format = choice.format
@@ -165,7 +167,8 @@ public struct ImageInformation: Sendable, Equatable {
         }
         let header = try QCOW2Header(file)
         // The header's check has found what follows within the first cluster.
-        let area = QCOW2HeaderArea(parsing: try file.read("the header", count: Int(min(header.clusterSize, file.size)), at: 0))
+        let area = QCOW2HeaderArea(
+            parsing: try file.read("the header", count: Int(min(header.clusterSize, file.size)), at: 0))
         size = header.size
         clusterSize = header.clusterSize
         isDirty = header.isDirty
@@ -190,10 +193,13 @@ public struct ImageInformation: Sendable, Equatable {
     /// The image and, by the names that they have, all those below it.
     /// - Parameter namedFiles: where these may be.
     public static func chain(
-        path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil, vhdSize: VHDSize? = nil,
+        path: String, format: ImageFormat? = nil, locking: Bool = true, dataFile: String? = nil,
+        vhdSize: VHDSize? = nil,
         namedFiles: NamedFiles = NamedFiles()
     ) throws(DiskImageError) -> [ImageInformation] {
-        var chain = [try ImageInformation(path: path, format: format, locking: locking, dataFile: dataFile, vhdSize: vhdSize)]
+        var chain = [
+            try ImageInformation(path: path, format: format, locking: locking, dataFile: dataFile, vhdSize: vhdSize)
+        ]
         while let backing = chain[chain.count - 1].backing {
             let image = chain[chain.count - 1].path
             guard chain.count < DiskImage.maximumChainLength else { throw .backingTooDeep(path: image) }
@@ -201,8 +207,11 @@ public struct ImageInformation: Sendable, Equatable {
                 let path = try backingPath(backing.name, of: image)
                 var options = DiskImageOptions(locking: locking, namedFiles: namedFiles)
                 options.vhdSize = vhdSize
-                let next = try ImageInformation(path: path, FormatChoice(backing: backing.format, path), of: chain[chain.count - 1].namer, options)
-                if let identity = next.identity, chain.contains(where: { $0.identity == identity }) { throw .backingLoop(path: path) }
+                let next = try ImageInformation(
+                    path: path, FormatChoice(backing: backing.format, path), of: chain[chain.count - 1].namer, options)
+                if let identity = next.identity, chain.contains(where: { $0.identity == identity }) {
+                    throw .backingLoop(path: path)
+                }
                 chain.append(next)
             } catch {
                 throw .backing(of: image, error)
@@ -232,15 +241,21 @@ extension ImageInformation.Encryption {
         case nil: return nil
         case .aes: self.init(format: "aes")
         case .luks(let offset, let length):
-            let header = try LUKSHeader(file.read("the LUKS header", count: LUKSHeader.size, at: offset), region: length, path: file.path)
+            let header = try LUKSHeader(
+                file.read("the LUKS header", count: LUKSHeader.size, at: offset), region: length, path: file.path)
             // Read above as `mode-vectors:hash`.
             let words = header.cipherMode.split(separator: "-", maxSplits: 1).map(String.init)
             let vectors = words.last?.split(separator: ":").map(String.init) ?? []
-            self.init(format: "luks", luks: LUKS(
-                cipher: "aes-\(header.specification.keyBits)", mode: words.first ?? "", vectors: vectors.first ?? "",
-                vectorHash: vectors.count > 1 ? vectors[1] : nil, hash: header.hash.rawValue, uuid: header.uuid,
-                payloadOffset: header.payloadOffset, keyIterations: header.digestIterations,
-                slots: header.slots.map { Slot(isActive: $0.isActive, iterations: $0.iterations, keyOffset: $0.place, stripes: $0.stripes) }))
+            self.init(
+                format: "luks",
+                luks: LUKS(
+                    cipher: "aes-\(header.specification.keyBits)", mode: words.first ?? "",
+                    vectors: vectors.first ?? "",
+                    vectorHash: vectors.count > 1 ? vectors[1] : nil, hash: header.hash.rawValue, uuid: header.uuid,
+                    payloadOffset: header.payloadOffset, keyIterations: header.digestIterations,
+                    slots: header.slots.map {
+                        Slot(isActive: $0.isActive, iterations: $0.iterations, keyOffset: $0.place, stripes: $0.stripes)
+                    }))
         }
     }
 }
@@ -250,7 +265,8 @@ extension ImageInformation.Snapshot {
         let snapshot = entry.snapshot
         let count = entry.extra.count >= 24 ? entry.extra.bigEndian64(at: 16) : .max
         self.init(
-            identifier: snapshot.id, name: snapshot.name, stateSize: snapshot.stateSize, seconds: snapshot.seconds, nanoseconds: snapshot.nanoseconds,
+            identifier: snapshot.id, name: snapshot.name, stateSize: snapshot.stateSize, seconds: snapshot.seconds,
+            nanoseconds: snapshot.nanoseconds,
             clock: snapshot.guestNanoseconds, instructions: count == .max ? nil : count)
     }
 }

@@ -71,14 +71,18 @@ struct ImageReader: ~Copyable {
             let extent = image.locate(offset, &search)
             let depth = search.layer
             func found(_ kind: ImageExtent.Kind, _ length: UInt64, at place: UInt64? = nil) -> ImageExtent {
-                ImageExtent(kind: kind, offset: offset, length: min(length, limit), depth: depth, fileOffset: place, file: search.file)
+                ImageExtent(
+                    kind: kind, offset: offset, length: min(length, limit), depth: depth, fileOffset: place,
+                    file: search.file)
             }
             switch extent {
             case .data(let place, var length):
                 if salvage != nil, let end = image.dataEnd(search.file) {
                     guard place < end else {
                         let lost = min(length, limit)
-                        try self.lose(offset, lost, "the file ends at byte \(end), before it") { .truncated(path: image.path, what: "data", needed: place, size: end) }
+                        try self.lose(offset, lost, "the file ends at byte \(end), before it") {
+                            .truncated(path: image.path, what: "data", needed: place, size: end)
+                        }
                         return found(.zero, lost)
                     }
                     length = min(length, end - place)
@@ -131,14 +135,18 @@ struct ImageReader: ~Copyable {
                 buffer.piece(done, moved).copy(from: bytes)
             case .load(let load):
                 do throws(DiskImageError) { try self.load(load) } catch {
-                    moved = Int(try lose(offset + UInt64(done), UInt64(buffer.count - done), search, isTable: load.kind == .table, error))
+                    moved = Int(
+                        try lose(
+                            offset + UInt64(done), UInt64(buffer.count - done), search, isTable: load.kind == .table,
+                            error))
                     buffer.piece(done, moved).clear()
                 }
             case .unallocated, .wait, .commit:
                 throw .request(path: image.path, SystemCallError("read", errno: EIO))
             case .failed(let error):
                 let failure = image.damage ?? .request(path: image.path, SystemCallError("read", errno: error))
-                moved = Int(try lose(offset + UInt64(done), UInt64(buffer.count - done), search, isTable: false, failure))
+                moved = Int(
+                    try lose(offset + UInt64(done), UInt64(buffer.count - done), search, isTable: false, failure))
                 buffer.piece(done, moved).clear()
             }
             if moved > 0 {
@@ -173,12 +181,16 @@ struct ImageReader: ~Copyable {
     ) throws(DiskImageError) -> UInt64 {
         let length = min(limit, image.unreadableLength(at: offset, search, isTable: isTable))
         let reason: String =
-            if case .request(_, let error) = failure { "\(error)" } else { image.damageReason(at: offset) ?? "the image is damaged there" }
+            if case .request(_, let error) = failure { "\(error)" } else {
+                image.damageReason(at: offset) ?? "the image is damaged there"
+            }
         try lose(offset, length, reason) { failure }
         return length
     }
 
-    private func lose(_ offset: UInt64, _ length: UInt64, _ reason: String, _ failure: () -> DiskImageError) throws(DiskImageError) {
+    private func lose(
+        _ offset: UInt64, _ length: UInt64, _ reason: String, _ failure: () -> DiskImageError
+    ) throws(DiskImageError) {
         guard let salvage else { throw failure() }
         salvage.add(offset, length, reason)
     }
@@ -189,7 +201,8 @@ struct ImageReader: ~Copyable {
         var done = 0
         var error: Int32 = 0
         while done < load.length {
-            let got = calls.transfer(image.descriptor(load.layer), load.buffer.from(done), at: load.offset + UInt64(done), isRead: true)
+            let got = calls.transfer(
+                image.descriptor(load.layer), load.buffer.from(done), at: load.offset + UInt64(done), isRead: true)
             if got == -Int(EINTR) { continue }
             if got < 0 { error = Int32(clamping: -got) }
             if got <= 0 { break }
@@ -203,7 +216,9 @@ struct ImageReader: ~Copyable {
     }
 
     /// Reads from the file with a layer's data; who salvages gets zeroes for those pieces that cannot be read.
-    private func transfer(_ buffer: IOMemory, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
+    private func transfer(
+        _ buffer: IOMemory, at offset: UInt64, _ layer: Int, diskOffset: UInt64
+    ) throws(DiskImageError) {
         do throws(DiskImageError) { try transferAll(buffer, at: offset, layer, diskOffset: diskOffset) } catch {
             guard let salvage, case .request = error else { throw error }
             try transferPieces(buffer, at: offset, layer, diskOffset: diskOffset, Self.pieces[...], salvage)
@@ -211,17 +226,21 @@ struct ImageReader: ~Copyable {
     }
 
     private func transferPieces(
-        _ buffer: IOMemory, at offset: UInt64, _ layer: Int, diskOffset: UInt64, _ pieces: ArraySlice<Int>, _ salvage: SalvageLog
+        _ buffer: IOMemory, at offset: UInt64, _ layer: Int, diskOffset: UInt64, _ pieces: ArraySlice<Int>,
+        _ salvage: SalvageLog
     ) throws(DiskImageError) {
         guard let piece = pieces.first else { return }
         var done = 0
         while done < buffer.count {
             let place = offset + UInt64(done), length = min(buffer.count - done, piece - Int(place % UInt64(piece)))
-            do throws(DiskImageError) { try transferAll(buffer.piece(done, length), at: place, layer, diskOffset: diskOffset + UInt64(done)) } catch {
+            do throws(DiskImageError) {
+                try transferAll(buffer.piece(done, length), at: place, layer, diskOffset: diskOffset + UInt64(done))
+            } catch {
                 guard case .request(_, let failure) = error else { throw error }
                 if pieces.count > 1 {
                     try transferPieces(
-                        buffer.piece(done, length), at: place, layer, diskOffset: diskOffset + UInt64(done), pieces.dropFirst(), salvage)
+                        buffer.piece(done, length), at: place, layer, diskOffset: diskOffset + UInt64(done),
+                        pieces.dropFirst(), salvage)
                 } else {
                     buffer.piece(done, length).clear()
                     salvage.add(diskOffset + UInt64(done), UInt64(length), "\(failure)")
@@ -231,7 +250,9 @@ struct ImageReader: ~Copyable {
         }
     }
 
-    private func transferAll(_ buffer: IOMemory, at offset: UInt64, _ layer: Int, diskOffset: UInt64) throws(DiskImageError) {
+    private func transferAll(
+        _ buffer: IOMemory, at offset: UInt64, _ layer: Int, diskOffset: UInt64
+    ) throws(DiskImageError) {
         if let remote = image.remote(ofFile: layer) { return try remote.read(buffer, at: offset) }
         let isEncrypted = image.isEncrypted(layer)
         if isEncrypted { try image.requireOpenData() }
@@ -248,7 +269,9 @@ struct ImageReader: ~Copyable {
             }
             if got == 0 {
                 // Zeroes follow the end of the file, unless it was cut since it was opened.
-                guard image.isEnd(place, layer) else { throw .request(path: image.path, SystemCallError("pread", errno: EIO)) }
+                guard image.isEnd(place, layer) else {
+                    throw .request(path: image.path, SystemCallError("pread", errno: EIO))
+                }
                 rest.clear()
                 break
             }
@@ -262,7 +285,8 @@ struct ImageReader: ~Copyable {
     private func isCached(_ offset: UInt64, _ count: Int, _ layer: Int) -> Bool {
         // Small pieces are left to the kernel, which reads ahead.
         image.asksCacheFirst(layer)
-            && (count < Self.smallest || clinux_is_cached(image.dataDescriptor(layer), off_t(truncatingIfNeeded: offset), count) != 0)
+            && (count < Self.smallest
+                || clinux_is_cached(image.dataDescriptor(layer), off_t(truncatingIfNeeded: offset), count) != 0)
     }
 
     /// Indicates whether a file has data at a place, and up to where it is the same; what the file system cannot tell

@@ -36,7 +36,11 @@ public struct ImageRebase: Sendable {
         // From now on nobody else changes it.
         let old = try ImageInformation(path: path, format: .qcow2, locking: false).backing
         guard isUnsafe || engine.image.header?.snapshotCount == 0 else {
-            throw .notWritable(path: path, reason: "its snapshots also depend on the backing file, and their contents would change; --unsafe changes the name only")
+            throw .notWritable(
+                path: path,
+                reason:
+                    "its snapshots also depend on the backing file, and their contents would change; --unsafe changes the name only"
+            )
         }
         // What cannot be is known before anything is written.
         _ = try newHeader(engine)
@@ -53,14 +57,17 @@ public struct ImageRebase: Sendable {
         _ engine: consuming DiskEngine, _ old: ImageInformation.Backing?, _ progress: (ImageProgress) -> Bool
     ) throws(DiskImageError) -> WindowWriter {
         let keys = options.keys(below: engine.image)
-        let before = try WindowReader(old.map { backing throws(DiskImageError) in
-            let place = try backingPath(backing.name, of: path)
-            return try chain(place, FormatChoice(backing: backing.format, place), of: engine.image.namer, keys)
-        }, path, calls: calls)
+        let before = try WindowReader(
+            old.map { backing throws(DiskImageError) in
+                let place = try backingPath(backing.name, of: path)
+                return try chain(place, FormatChoice(backing: backing.format, place), of: engine.image.namer, keys)
+            }, path, calls: calls)
         // Of one remote disk below both there is one connection, as many a server has one client at a time.
-        let after = try WindowReader(backing.map { backing throws(DiskImageError) in
-            try chain(backingPath(backing.name, of: path), FormatChoice(backing), of: nil, backingKeys, before.remote)
-        }, path, calls: calls)
+        let after = try WindowReader(
+            backing.map { backing throws(DiskImageError) in
+                try chain(
+                    backingPath(backing.name, of: path), FormatChoice(backing), of: nil, backingKeys, before.remote)
+            }, path, calls: calls)
         for identity in engine.image.identities {
             if let other = after.path(of: identity) { throw .backing(of: path, .backingLoop(path: other)) }
         }
@@ -70,7 +77,8 @@ public struct ImageRebase: Sendable {
         // What the image shows as zeroes because it has nothing there would show the new one.
         if backing != nil { engine.image.withQCOW2 { $0.hasBacking = true } }
         let writer = try WindowWriter(engine, sources: [before, after])
-        try writer.run(size: size, interruption: .interruptedUnchanged(path: path), progress) { window throws(DiskImageError) in
+        try writer.run(size: size, interruption: .interruptedUnchanged(path: path), progress) {
+            window throws(DiskImageError) in
             var position = window.start
             while position < window.end {
                 let (isOwn, length) = try writer.ownership(at: position, limit: window.end - position)
@@ -85,7 +93,8 @@ public struct ImageRebase: Sendable {
 
     /// Has those clusters of a range be read where one of both may have something else than zeroes.
     private func addData(
-        _ range: Range<UInt64>, _ unit: UInt64, _ before: WindowReader, _ after: WindowReader, _ window: inout DiskWindow
+        _ range: Range<UInt64>, _ unit: UInt64, _ before: WindowReader, _ after: WindowReader,
+        _ window: inout DiskWindow
     ) throws(DiskImageError) {
         // Small ones are looked at together.
         let step = max(unit, 64 << 10)
@@ -103,7 +112,8 @@ public struct ImageRebase: Sendable {
 
     /// Writes those clusters of what has been read that the new backing file has otherwise: neighbours at once, and those that are zero by themselves.
     private func writeDifferences(
-        _ part: Range<UInt64>, _ unit: UInt64, _ before: WindowReader, _ after: WindowReader, _ window: DiskWindow, _ writer: WindowWriter
+        _ part: Range<UInt64>, _ unit: UInt64, _ before: WindowReader, _ after: WindowReader, _ window: DiskWindow,
+        _ writer: WindowWriter
     ) throws(DiskImageError) {
         var pending = part.lowerBound..<part.lowerBound
         var change = Change.none
@@ -116,7 +126,9 @@ public struct ImageRebase: Sendable {
         }
         while pending.upperBound < part.upperBound {
             let start = pending.upperBound, end = min(part.upperBound, start - start % unit + unit)
-            let next = Change(from: before.memory(start..<end, ofWindow: window.number), to: after.memory(start..<end, ofWindow: window.number))
+            let next = Change(
+                from: before.memory(start..<end, ofWindow: window.number),
+                to: after.memory(start..<end, ofWindow: window.number))
             if next != change {
                 try write()
                 pending = start..<start
@@ -147,7 +159,9 @@ public struct ImageRebase: Sendable {
         options.dataFile = nil
         options.allowsDataFile = true
         options.sparesCache = true
-        do throws(DiskImageError) { return try DiskImage(path: path, choice, of: namer, options: options, remote: remote) } catch {
+        do throws(DiskImageError) {
+            return try DiskImage(path: path, choice, of: namer, options: options, remote: remote)
+        } catch {
             throw .backing(of: self.path, error.orLoop(to: self.path))
         }
     }
@@ -158,20 +172,29 @@ public struct ImageRebase: Sendable {
         do throws(DiskImageError) {
             let place = try backingPath(backing.name, of: path), choice = FormatChoice(backing)
             let own = engine.image.identities.map { FilePlace.file($0) }
-            if let other = FilePlace.search(own, from: place, choice, options.namedFiles) { throw .backingLoop(path: other) }
+            if let other = FilePlace.search(own, from: place, choice, options.namedFiles) {
+                throw .backingLoop(path: other)
+            }
             try choice.checkUnopened(place)
         } catch { throw .backing(of: path, error) }
     }
 
     /// The header with the new name.
     private func newHeader(_ engine: borrowing DiskEngine) throws(DiskImageError) -> [UInt8] {
-        guard let header = engine.image.header else { throw .notApplicable(path: path, reason: "only qcow2 images have backing files") }
+        guard let header = engine.image.header else {
+            throw .notApplicable(path: path, reason: "only qcow2 images have backing files")
+        }
         if let backing {
             guard (1...QCOW2Header.maximumBackingName).contains(backing.name.rawBytes.count) else {
-                throw .notApplicable(path: path, reason: "a backing file's name has 1 to \(QCOW2Header.maximumBackingName) bytes, this one \(backing.name.rawBytes.count)")
+                throw .notApplicable(
+                    path: path,
+                    reason:
+                        "a backing file's name has 1 to \(QCOW2Header.maximumBackingName) bytes, this one \(backing.name.rawBytes.count)"
+                )
             }
             guard header.autoclearFeatures & header.keptAutoclearFeatures == 0 else {
-                throw .notApplicable(path: path, reason: "its raw data file holds the whole disk, so it cannot have a backing file")
+                throw .notApplicable(
+                    path: path, reason: "its raw data file holds the whole disk, so it cannot have a backing file")
             }
         }
         var area = QCOW2HeaderArea(parsing: try engine.tableFile.read(Int(header.clusterSize), at: 0))
@@ -179,10 +202,14 @@ public struct ImageRebase: Sendable {
         area.setExtension(QCOW2HeaderArea.Extension.backingFormat, backing.map { Array($0.format.rawValue.utf8) })
         // What others keep true of the file they do not of this one. The disk, which bitmaps are about, is the same.
         if header.version >= 3 {
-            area.set64(QCOW2HeaderArea.Field.autoclearFeatures, header.autoclearFeatures & (QCOW2Header.Autoclear.bitmaps | header.keptAutoclearFeatures))
+            area.set64(
+                QCOW2HeaderArea.Field.autoclearFeatures,
+                header.autoclearFeatures & (QCOW2Header.Autoclear.bitmaps | header.keptAutoclearFeatures))
         }
         guard let bytes = area.bytes(clusterSize: Int(header.clusterSize)) else {
-            throw .notApplicable(path: path, reason: "the backing file's name does not fit into its header, which has \(header.clusterSize) bytes")
+            throw .notApplicable(
+                path: path,
+                reason: "the backing file's name does not fit into its header, which has \(header.clusterSize) bytes")
         }
         return bytes
     }

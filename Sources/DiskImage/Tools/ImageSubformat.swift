@@ -18,7 +18,9 @@ public enum ImageSubformat: String, Sendable, CaseIterable {
     case fixed = "static"
 
     /// The words of a format's kinds.
-    public static func names(of format: ImageFormat) -> String { kinds(of: format).map(\.rawValue).joined(separator: ", ") }
+    public static func names(of format: ImageFormat) -> String {
+        kinds(of: format).map(\.rawValue).joined(separator: ", ")
+    }
 
     static func kinds(of format: ImageFormat) -> [ImageSubformat] {
         switch format {
@@ -33,22 +35,35 @@ public enum ImageSubformat: String, Sendable, CaseIterable {
 
     /// The kind that is made.
     /// - Returns: nil for formats without kinds.
-    static func resolve(_ stated: ImageSubformat?, format: ImageFormat, compresses: Bool, _ path: String) throws(DiskImageError) -> ImageSubformat? {
+    static func resolve(
+        _ stated: ImageSubformat?, format: ImageFormat, compresses: Bool, _ path: String
+    ) throws(DiskImageError) -> ImageSubformat? {
         let kinds = kinds(of: format)
         guard let usual = kinds.first else {
-            if let stated { throw .impossible(path: path, reason: "\(format.name) has no subformat \(stated.rawValue)") }
+            if let stated {
+                throw .impossible(path: path, reason: "\(format.name) has no subformat \(stated.rawValue)")
+            }
             return nil
         }
         let kind = stated ?? (compresses && format == .vmdk ? .streamOptimized : usual)
-        guard kinds.contains(kind) else { throw .impossible(path: path, reason: "\(format.name) has no subformat \(kind.rawValue); \(names(of: format)) are") }
+        guard kinds.contains(kind) else {
+            throw .impossible(
+                path: path, reason: "\(format.name) has no subformat \(kind.rawValue); \(names(of: format)) are")
+        }
         guard !compresses || kind == .streamOptimized else {
-            throw .impossible(path: path, reason: "\(kind.rawValue) \(format.name) images are not compressed; qcow2 and streamOptimized VMDK images can be")
+            throw .impossible(
+                path: path,
+                reason:
+                    "\(kind.rawValue) \(format.name) images are not compressed; qcow2 and streamOptimized VMDK images can be"
+            )
         }
         return kind
     }
 
     /// Refuses what this kind of image does not have, for a disk of `size` bytes.
-    func check(_ path: String, size: UInt64, preallocation: Preallocation, options: QCOW2Options, backing: BackingReference?) throws(DiskImageError) {
+    func check(
+        _ path: String, size: UInt64, preallocation: Preallocation, options: QCOW2Options, backing: BackingReference?
+    ) throws(DiskImageError) {
         func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
             if !condition { throw .impossible(path: path, reason: reason()) }
         }
@@ -56,13 +71,19 @@ public enum ImageSubformat: String, Sendable, CaseIterable {
         try require(options == QCOW2Options(), "qcow2 options do not apply to a \(rawValue) image")
         try require(
             preallocation == .off || (isFlat && preallocation != .metadata),
-            isFlat ? "a \(rawValue) image has no metadata to preallocate; use falloc or full" : "a \(rawValue) image cannot be preallocated")
+            isFlat
+                ? "a \(rawValue) image has no metadata to preallocate; use falloc or full"
+                : "a \(rawValue) image cannot be preallocated")
         let maximum: UInt64, isVDI = self == .dynamic || self == .fixed
         switch self {
         // As many blocks of 1 MiB, or tables of grains, as are read back.
         case .dynamic, .fixed: maximum = BlockMapBuilder.maximumBlocks << 20
-        case .monolithicSparse, .streamOptimized: maximum = UInt64(GrainDirectory.maximumTables) * UInt64(GrainDirectory.entriesPerTable) * BlockMapBuilder.grainSize
-        case .twoGbMaxExtentSparse, .twoGbMaxExtentFlat: maximum = UInt64(VMDKDescriptor.maximumExtents) * VMDKDescriptor.splitSize
+        case .monolithicSparse, .streamOptimized:
+            maximum =
+                UInt64(GrainDirectory.maximumTables) * UInt64(GrainDirectory.entriesPerTable)
+                * BlockMapBuilder.grainSize
+        case .twoGbMaxExtentSparse, .twoGbMaxExtentFlat:
+            maximum = UInt64(VMDKDescriptor.maximumExtents) * VMDKDescriptor.splitSize
         case .monolithicFlat: maximum = DiskImage.maximumSize >> 11
         }
         try require(size <= maximum, "\(size) bytes; such a disk has \(maximum) at most")

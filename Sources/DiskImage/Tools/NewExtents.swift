@@ -32,7 +32,8 @@ final class NewExtents: Sendable {
     ///   - window: nil for files that have the disk as it is.
     ///   - sources: the files that are read, none of which can be replaced.
     init(
-        _ names: [String], of path: String, diskSize: UInt64, extentSize: UInt64, window: UInt64?, replacing: Bool, cache: ToolCache,
+        _ names: [String], of path: String, diskSize: UInt64, extentSize: UInt64, window: UInt64?, replacing: Bool,
+        cache: ToolCache,
         sources: [ImageFile.Identity]
     ) throws(DiskImageError) {
         self.extentSize = extentSize
@@ -41,7 +42,9 @@ final class NewExtents: Sendable {
         for (index, name) in names.enumerated() {
             let path = try VMDKDescriptor.path(name, of: path)
             // Before our own lock of the source tells that it is in use.
-            if replacing, let old = ImageFile.Identity(ofPath: path), sources.contains(old) { throw .sameFile(path: path, other: path) }
+            if replacing, let old = ImageFile.Identity(ofPath: path), sources.contains(old) {
+                throw .sameFile(path: path, other: path)
+            }
             let file = try NewFile(path: path, replacing: replacing, cache: cache)
             guard file.deviceSize == nil else { throw .notAFile(path: path) }
             files.append(Extent(file, size: min(extentSize, diskSize - (index == 0 ? 0 : UInt64(index) * extentSize))))
@@ -60,7 +63,8 @@ final class NewExtents: Sendable {
     /// Writes a buffer at a place, from any thread; it may go on in the next file.
     func write(_ bytes: IOMemory, at place: UInt64) throws(DiskImageError) {
         try forEachPart(place, UInt64(bytes.count)) { index, offset, part throws(DiskImageError) in
-            try files[index].file.write(bytes.piece(Int(part.lowerBound), Int(part.upperBound - part.lowerBound)), at: offset)
+            try files[index].file.write(
+                bytes.piece(Int(part.lowerBound), Int(part.upperBound - part.lowerBound)), at: offset)
         }
     }
 
@@ -72,7 +76,8 @@ final class NewExtents: Sendable {
     }
 
     private func forEachPart(
-        _ place: UInt64, _ length: UInt64, _ body: (_ index: Int, _ offset: UInt64, _ part: Range<UInt64>) throws(DiskImageError) -> Void
+        _ place: UInt64, _ length: UInt64,
+        _ body: (_ index: Int, _ offset: UInt64, _ part: Range<UInt64>) throws(DiskImageError) -> Void
     ) throws(DiskImageError) {
         var done: UInt64 = 0
         while done < length {

@@ -55,7 +55,9 @@ struct NewFile: ~Copyable {
             let old = try openLocked(path, O_RDWR, writable: true)
             // Of the one that is locked, which may be another by now.
             let locked = try creating(path) { () throws(SystemCallError) in try old.status() }
-            if locked.st_mode & S_IFMT == S_IFBLK { deviceSize = try creating(path) { () throws(SystemCallError) in try old.size() } }
+            if locked.st_mode & S_IFMT == S_IFBLK {
+                deviceSize = try creating(path) { () throws(SystemCallError) in try old.size() }
+            }
             status = locked
             target = resolved(path) ?? path
             mode = locked.st_mode & 0o777
@@ -64,7 +66,9 @@ struct NewFile: ~Copyable {
         let made: Made
         do throws(SystemCallError) {
             // Of a device O_EXCL means that the host has no use for it itself: a mounted file system would be destroyed.
-            made = try deviceSize != nil ? Made(FileDescriptor.open(path, O_RDWR | O_EXCL)) : Made(beside: target, mode: mode)
+            made =
+                try deviceSize != nil
+                ? Made(FileDescriptor.open(path, O_RDWR | O_EXCL)) : Made(beside: target, mode: mode)
         } catch {
             throw error.errno == EBUSY && deviceSize != nil ? .deviceInUse(path: path) : .system(path: path, error)
         }
@@ -96,7 +100,9 @@ struct NewFile: ~Copyable {
         guard replacing else { throw .exists(path: path) }
         let disk = try NBDDisk(path: path)
         guard !disk.export.isReadOnly else { throw .remoteReadOnly(path: path) }
-        descriptor = try creating(path) { () throws(SystemCallError) in try FileDescriptor.duplicate(of: disk.descriptor) }
+        descriptor = try creating(path) { () throws(SystemCallError) in
+            try FileDescriptor.duplicate(of: disk.descriptor)
+        }
         direct = nil
         directNumber = nil
         smallestDirect = 0
@@ -128,7 +134,9 @@ struct NewFile: ~Copyable {
                 if temporaryName == nil { temporaryName = try Made.linkBeside(descriptor, target) }
                 if let name = temporaryName {
                     let result = name.withRawCString { name in
-                        target.withRawCString { target in unsafe isReplacing ? rename(name, target) : clinux_rename_new(name, target) }
+                        target.withRawCString { target in
+                            unsafe isReplacing ? rename(name, target) : clinux_rename_new(name, target)
+                        }
                     }
                     if result < 0 { throw .last("rename") }
                 }
@@ -148,7 +156,9 @@ struct NewFile: ~Copyable {
     func write(_ bytes: IOMemory, at offset: UInt64) throws(DiskImageError) {
         if let remote { return try remote.write(bytes, at: offset) }
         var number = descriptor.rawValue
-        if let directNumber, bytes.count >= smallestDirect, (UInt64(bytes.bits) | offset) & (Self.directAlignment - 1) == 0 {
+        if let directNumber, bytes.count >= smallestDirect,
+            (UInt64(bytes.bits) | offset) & (Self.directAlignment - 1) == 0
+        {
             number = directNumber
         }
         do throws(MetadataError) {
@@ -166,25 +176,34 @@ struct NewFile: ~Copyable {
     func clear(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
         if let remote { return try remote.clear(offset, length) }
         let mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
-        if clinux_fallocate(descriptor.rawValue, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) == 0 { return }
+        if clinux_fallocate(
+            descriptor.rawValue, mode, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) == 0
+        {
+            return
+        }
         try writeZeroes(offset, length)
     }
 
     func setSize(_ size: UInt64) throws(DiskImageError) {
-        if ftruncate(descriptor.rawValue, off_t(truncatingIfNeeded: size)) < 0 { throw .system(path: path, .last("ftruncate")) }
+        if ftruncate(descriptor.rawValue, off_t(truncatingIfNeeded: size)) < 0 {
+            throw .system(path: path, .last("ftruncate"))
+        }
     }
 
     /// Has the file system reserve space for a range, which reads as zeroes where it holds nothing yet.
     func reserve(_ offset: UInt64, _ length: UInt64) throws(DiskImageError) {
         guard length > 0 else { return }
-        while clinux_fallocate(descriptor.rawValue, 0, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) < 0 {
+        while clinux_fallocate(
+            descriptor.rawValue, 0, off_t(truncatingIfNeeded: offset), off_t(truncatingIfNeeded: length)) < 0
+        {
             if errno != EINTR { throw .system(path: path, .last("fallocate")) }
         }
     }
 
     /// Writes zeroes as data.
     /// - Parameter cipher: what encrypts them first, if anything does; the range is whole sectors then.
-    func writeZeroes(_ offset: UInt64, _ length: UInt64, _ cipher: borrowing SectorCipher? = nil) throws(DiskImageError) {
+    func writeZeroes(_ offset: UInt64, _ length: UInt64, _ cipher: borrowing SectorCipher? = nil) throws(DiskImageError)
+    {
         var zeroes = [UInt8](repeating: 0, count: Int(min(length, 1 << 20)))
         var done: UInt64 = 0
         while done < length {
@@ -233,7 +252,9 @@ private struct Made: ~Copyable {
     /// Gives a nameless file a name that nobody has.
     static func link(_ file: borrowing FileDescriptor, _ name: String) throws(SystemCallError) {
         let source = file.path
-        if name.withRawCString({ unsafe linkat(AT_FDCWD, source, AT_FDCWD, $0, AT_SYMLINK_FOLLOW) }) < 0 { throw .last("linkat") }
+        if name.withRawCString({ unsafe linkat(AT_FDCWD, source, AT_FDCWD, $0, AT_SYMLINK_FOLLOW) }) < 0 {
+            throw .last("linkat")
+        }
     }
 
     static func linkBeside(_ file: borrowing FileDescriptor, _ target: String) throws(SystemCallError) -> String {
@@ -260,6 +281,8 @@ private func number(of file: borrowing FileDescriptor?) -> Int32? {
     }
 }
 
-private func creating<Answer: ~Copyable>(_ path: String, _ body: () throws(SystemCallError) -> Answer) throws(DiskImageError) -> Answer {
+private func creating<Answer: ~Copyable>(
+    _ path: String, _ body: () throws(SystemCallError) -> Answer
+) throws(DiskImageError) -> Answer {
     do { return try body() } catch { throw .system(path: path, error) }
 }

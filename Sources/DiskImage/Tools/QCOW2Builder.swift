@@ -67,7 +67,9 @@ struct QCOW2Builder {
 
     /// Maps neighbouring clusters of the disk, the first of which has the number `cluster`, to clusters of the file.
     /// - Parameter subclusters: with subclusters, which of each are allocated.
-    mutating func map(_ cluster: UInt64, count: UInt64 = 1, to place: UInt64, subclusters: UInt32 = .max, _ file: borrowing NewFile) throws(DiskImageError) {
+    mutating func map(
+        _ cluster: UInt64, count: UInt64 = 1, to place: UInt64, subclusters: UInt32 = .max, _ file: borrowing NewFile
+    ) throws(DiskImageError) {
         for index in 0..<count {
             try set(cluster + index, (place + (index << clusterBits)) | Self.copied, UInt64(subclusters), file)
         }
@@ -81,13 +83,17 @@ struct QCOW2Builder {
 
     /// A place for the `length` bytes of a compressed cluster of the disk, which is mapped there; nil when the format can have no such place, so
     /// that the cluster is to be stored as it is.
-    mutating func mapCompressed(_ cluster: UInt64, length: Int, _ file: borrowing NewFile) throws(DiskImageError) -> UInt64? {
+    mutating func mapCompressed(
+        _ cluster: UInt64, length: Int, _ file: borrowing NewFile
+    ) throws(DiskImageError) -> UInt64? {
         try openTable(of: cluster, file)
         let limit = options.refcountBits >= 32 ? UInt64(UInt32.max) : (1 << UInt64(options.refcountBits)) - 1
         var place = compressedEnd
         let inLast = Int(compressedEnd >> clusterBits)
         // What is left of the last cluster of the file, if that can be counted once more and what follows it is free.
-        if place == 0 || UInt64(inLast) + 1 != nextCluster || UInt64(references(inLast)) + 2 > limit { place = nextCluster << clusterBits }
+        if place == 0 || UInt64(inLast) + 1 != nextCluster || UInt64(references(inLast)) + 2 > limit {
+            place = nextCluster << clusterBits
+        }
         let end = place + UInt64(length)
         guard end >> compressedPlaceBits == 0 else { return nil }
         let first = place >> clusterBits, last = (end - 1) >> clusterBits
@@ -103,13 +109,17 @@ struct QCOW2Builder {
     private func references(_ cluster: Int) -> UInt32 { cluster < moreReferences.count ? moreReferences[cluster] : 0 }
 
     private mutating func countAgain(_ cluster: Int) {
-        if cluster >= moreReferences.count { moreReferences += [UInt32](repeating: 0, count: max(1024, cluster + 1 - moreReferences.count)) }
+        if cluster >= moreReferences.count {
+            moreReferences += [UInt32](repeating: 0, count: max(1024, cluster + 1 - moreReferences.count))
+        }
         moreReferences[cluster] += 1
     }
 
     // MARK: - Tables
 
-    private mutating func set(_ cluster: UInt64, _ entry: UInt64, _ bitmap: UInt64, _ file: borrowing NewFile) throws(DiskImageError) {
+    private mutating func set(
+        _ cluster: UInt64, _ entry: UInt64, _ bitmap: UInt64, _ file: borrowing NewFile
+    ) throws(DiskImageError) {
         try openTable(of: cluster, file)
         let offset = Int(cluster % entriesPerTable) * entrySize
         table.store(entry, at: offset)
@@ -155,7 +165,9 @@ struct QCOW2Builder {
         guard tableClusters << clusterBits <= Self.maximumRefcountTable else {
             throw .impossible(
                 path: file.path,
-                reason: "\(total) clusters of \(clusterSize) bytes cannot be counted with \(options.refcountBits) bits each; use larger clusters or fewer bits")
+                reason:
+                    "\(total) clusters of \(clusterSize) bytes cannot be counted with \(options.refcountBits) bits each; use larger clusters or fewer bits"
+            )
         }
         let blockPlace = allocate(blocks), tablePlace = allocate(tableClusters)
         try writeRefcounts(total, blocks: blocks, perBlock: perBlock, at: blockPlace, file)
@@ -177,7 +189,9 @@ struct QCOW2Builder {
         area.set64(QCOW2HeaderArea.Field.refcountTableOffset, tablePlace)
         area.set32(QCOW2HeaderArea.Field.refcountTableClusters, UInt32(tableClusters))
         guard let header = area.bytes(clusterSize: Int(clusterSize)) else {
-            throw .impossible(path: file.path, reason: "the names of backing and data file do not fit into a cluster of \(clusterSize) bytes")
+            throw .impossible(
+                path: file.path,
+                reason: "the names of backing and data file do not fit into a cluster of \(clusterSize) bytes")
         }
         try file.write(header, at: 0)
         return nextCluster << clusterBits
@@ -186,7 +200,9 @@ struct QCOW2Builder {
     private func clusters(_ bytes: UInt64) -> UInt64 { max(1, (bytes + clusterSize - 1) >> clusterBits) }
 
     /// Writes the counts of `total` clusters, in pieces of at most a MiB or a block.
-    private func writeRefcounts(_ total: UInt64, blocks: UInt64, perBlock: UInt64, at place: UInt64, _ file: borrowing NewFile) throws(DiskImageError) {
+    private func writeRefcounts(
+        _ total: UInt64, blocks: UInt64, perBlock: UInt64, at place: UInt64, _ file: borrowing NewFile
+    ) throws(DiskImageError) {
         let perPiece = max(1, UInt64(1 << 20) >> clusterBits)
         var block: UInt64 = 0
         while block < blocks {
@@ -208,13 +224,17 @@ struct QCOW2Builder {
             let bit = index * width
             bytes[bit / 8] |= UInt8(truncatingIfNeeded: count) << UInt8(bit % 8)
         } else {
-            for byte in 0..<min(8, width / 8) { bytes[index * width / 8 + width / 8 - 1 - byte] = UInt8(truncatingIfNeeded: count >> UInt64(8 * byte)) }
+            for byte in 0..<min(8, width / 8) {
+                bytes[index * width / 8 + width / 8 - 1 - byte] = UInt8(truncatingIfNeeded: count >> UInt64(8 * byte))
+            }
         }
     }
 
     private func bigEndian(_ entries: [UInt64]) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: entries.count * 8)
-        bytes.withIOMemory { memory in for (index, entry) in entries.enumerated() { memory.store(bigEndian: entry, index * 8) } }
+        bytes.withIOMemory { memory in
+            for (index, entry) in entries.enumerated() { memory.store(bigEndian: entry, index * 8) }
+        }
         return bytes
     }
 }

@@ -64,7 +64,8 @@ struct QCOW2HeaderArea {
         let isVersion3 = bytes.bigEndian32(at: 4) == 3
         let length = isVersion3 ? Int(bytes.bigEndian32(at: 100)) : 72
         fields = Array(bytes[..<length])
-        let nameOffset = Int(bytes.bigEndian64(at: Field.backingOffset)), nameLength = Int(bytes.bigEndian32(at: Field.backingLength))
+        let nameOffset = Int(bytes.bigEndian64(at: Field.backingOffset)),
+            nameLength = Int(bytes.bigEndian32(at: Field.backingLength))
         var rest = bytes[length..<(nameOffset != 0 ? nameOffset : bytes.count)]
         while rest.count >= 8, rest.bigEndian32(at: 0) != 0 {
             let count = Int(rest.bigEndian32(at: 4))
@@ -123,7 +124,8 @@ struct QCOW2HeaderArea {
     /// The names of the features of this format, for programs that do not know them: kind, bit, name.
     private static let featureNames: [UInt8] = {
         let names: [(kind: UInt8, bit: UInt8, name: String)] = [
-            (0, 0, "dirty bit"), (0, 1, "corrupt bit"), (0, 2, "external data file"), (0, 3, "compression type"), (0, 4, "extended L2 entries"),
+            (0, 0, "dirty bit"), (0, 1, "corrupt bit"), (0, 2, "external data file"), (0, 3, "compression type"),
+            (0, 4, "extended L2 entries"),
             (1, 0, "lazy refcounts"), (2, 0, "bitmaps"), (2, 1, "raw external data"),
         ]
         return names.flatMap { kind, bit, name in
@@ -131,5 +133,7 @@ struct QCOW2HeaderArea {
         }
     }()
 
-    private static func bigEndian(_ value: UInt32) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt32(24 - 8 * $0)) } }
+    private static func bigEndian(_ value: UInt32) -> [UInt8] {
+        (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt32(24 - 8 * $0)) }
+    }
 }

@@ -59,13 +59,17 @@ public struct BackingReference: Sendable, Equatable {
     ///   - stated: nil for what the name stands for.
     ///   - option: of `swkvm image`, which would state it.
     public init(name: String, stated: ImageFormat?, option: String = "--backing-format") throws(DiskImageError) {
-        self.init(name: name, format: try ImageFormat(stated, orExtensionOf: name, option: option), isFormatStated: stated != nil)
+        self.init(
+            name: name, format: try ImageFormat(stated, orExtensionOf: name, option: option),
+            isFormatStated: stated != nil)
     }
 }
 
 extension QCOW2Options {
     /// Refuses what the format does not allow, for a disk of `size` bytes.
-    func check(_ path: String, size: UInt64, preallocation: Preallocation, backing: BackingReference?) throws(DiskImageError) {
+    func check(
+        _ path: String, size: UInt64, preallocation: Preallocation, backing: BackingReference?
+    ) throws(DiskImageError) {
         func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
             if !condition { throw .impossible(path: path, reason: reason()) }
         }
@@ -78,23 +82,32 @@ extension QCOW2Options {
             "reference counts of \(refcountBits) bits; 1, 2, 4, 8, 16, 32 or 64 are possible")
         if compatibility == .version2 {
             for (isAsked, feature) in [
-                (refcountBits != 16, "reference counts of \(refcountBits) bits"), (lazyRefcounts, "lazy reference counts"),
-                (extendedL2, "subclusters"), (compression != .zlib, "\(compression) compression"), (dataFile != nil, "external data file"),
+                (refcountBits != 16, "reference counts of \(refcountBits) bits"),
+                (lazyRefcounts, "lazy reference counts"),
+                (extendedL2, "subclusters"), (compression != .zlib, "\(compression) compression"),
+                (dataFile != nil, "external data file"),
             ] where isAsked {
                 throw .impossible(path: path, reason: "version 2 (compat 0.10) has no \(feature); compat 1.1 does")
             }
         }
-        try require(!extendedL2 || clusterSize >= 16384, "subclusters require clusters of 16384 bytes or more, not \(clusterSize)")
+        try require(
+            !extendedL2 || clusterSize >= 16384,
+            "subclusters require clusters of 16384 bytes or more, not \(clusterSize)")
         try require(!dataFileIsRaw || dataFile != nil, "a raw data file requires --data-file")
-        try require(!dataFileIsRaw || backing == nil, "a raw data file holds the whole disk, so it cannot have a backing file")
+        try require(
+            !dataFileIsRaw || backing == nil, "a raw data file holds the whole disk, so it cannot have a backing file")
         try require(
             backing == nil || preallocation == .off || extendedL2,
             "preallocated clusters would hide the backing file; with subclusters (extended_l2) they do not")
         let entries = clusterSize / (extendedL2 ? 16 : 8)
         let l1Count = size / clusterSize / entries + 1
-        try require(l1Count * 8 <= UInt64(QCOW2Header.maximumL1Size), "\(size) bytes are more than clusters of \(clusterSize) bytes can map; use larger ones")
+        try require(
+            l1Count * 8 <= UInt64(QCOW2Header.maximumL1Size),
+            "\(size) bytes are more than clusters of \(clusterSize) bytes can map; use larger ones")
         try checkEncryption(path, preallocation: preallocation)
-        try require((backing?.name.rawBytes.count ?? 0) <= QCOW2Header.maximumBackingName, "the backing file's name is longer than \(QCOW2Header.maximumBackingName) bytes")
+        try require(
+            (backing?.name.rawBytes.count ?? 0) <= QCOW2Header.maximumBackingName,
+            "the backing file's name is longer than \(QCOW2Header.maximumBackingName) bytes")
         try require(backing?.name.isEmpty != true, "the backing file's name is empty")
         try require(dataFile?.isEmpty != true, "the data file's name is empty")
     }

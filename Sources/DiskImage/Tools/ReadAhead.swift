@@ -72,7 +72,8 @@ struct ReadAhead: ~Copyable {
     mutating func start(_ read: Read, _ descriptor: Int32) -> Bool {
         guard let slot = reads.firstIndex(where: { $0 == nil }) else { return false }
         // The slot's list; the memory is the caller's until the buffer has been waited for.
-        guard let segments = lists?.list(slot, read.memory), queue(descriptor, segments, read.place, UInt64(slot)) else { return false }
+        guard let segments = lists?.list(slot, read.memory), queue(descriptor, segments, read.place, UInt64(slot))
+        else { return false }
         reads[slot] = read
         pending[read.buffer] += 1
         return true
@@ -107,7 +108,8 @@ struct ReadAhead: ~Copyable {
     private func queue(_ descriptor: Int32, _ segments: IOSegments, _ place: UInt64, _ token: UInt64) -> Bool {
         switch ring {
         // They stay until it has ended.
-        case .some(let ring): unsafe (try? ring.read(descriptor, segments.vectors, count: segments.count, at: place, token: token)) != nil
+        case .some(let ring):
+            unsafe (try? ring.read(descriptor, segments.vectors, count: segments.count, at: place, token: token)) != nil
         case nil: false
         }
     }

@@ -16,7 +16,9 @@ extension Compressor {
     func storeGrain(_ grain: IOMemory, sector: UInt64, into output: IOMemory) -> Int? {
         let headerSize = VMDKGrain.headerSize
         // Behind the header there is room for whatever zlib makes of a grain, and for a sector's padding.
-        guard let size = compress(grain, into: output.piece(headerSize, VMDKGrain.room - 512 - headerSize)) else { return nil }
+        guard let size = compress(grain, into: output.piece(headerSize, VMDKGrain.room - 512 - headerSize)) else {
+            return nil
+        }
         output.store(littleEndian: sector, 0)
         output.store(littleEndian: UInt32(truncatingIfNeeded: size), 8)
         let end = headerSize + size, whole = (end + 511) & ~511
@@ -49,12 +51,17 @@ struct VMDKStreamBuilder: ImageBuilder {
 
     mutating func allocate(_ count: UInt64) -> UInt64 { end }
 
-    mutating func map(_ cluster: UInt64, count: UInt64, to place: UInt64, subclusters: UInt32, _ file: borrowing NewFile) throws(DiskImageError) {
-        throw .impossible(path: file.path, reason: "zlib could not compress a grain, and this subformat has no uncompressed grains")
+    mutating func map(
+        _ cluster: UInt64, count: UInt64, to place: UInt64, subclusters: UInt32, _ file: borrowing NewFile
+    ) throws(DiskImageError) {
+        throw .impossible(
+            path: file.path, reason: "zlib could not compress a grain, and this subformat has no uncompressed grains")
     }
 
     /// - Parameter length: header and padding included.
-    mutating func mapCompressed(_ cluster: UInt64, length: Int, _ file: borrowing NewFile) throws(DiskImageError) -> UInt64? {
+    mutating func mapCompressed(
+        _ cluster: UInt64, length: Int, _ file: borrowing NewFile
+    ) throws(DiskImageError) -> UInt64? {
         try openTable(of: cluster, file)
         let place = try take(UInt64(length), file)
         let offset = Int(cluster % UInt64(GrainDirectory.entriesPerTable)) * 4
@@ -80,18 +87,22 @@ struct VMDKStreamBuilder: ImageBuilder {
         try writeTable(file)
         let bytes = directory.flatMap { littleEndian($0) }
         let place = try write(VMDKMarker.directory, bytes + [UInt8](repeating: 0, count: -bytes.count & 511), file)
-        _ = try write(VMDKMarker.footer, VMDKHeader.new(stream: size, directory: UInt64(place), overhead: Self.overhead), file)
+        _ = try write(
+            VMDKMarker.footer, VMDKHeader.new(stream: size, directory: UInt64(place), overhead: Self.overhead), file)
         // The marker of the end is all zeroes.
         _ = try take(512, file)
         try file.setSize(end)
         try file.write(descriptor, at: UInt64(VMDKHeader.size))
-        try file.write(VMDKHeader.new(stream: size, directory: VMDKHeader.directoryAtEnd, overhead: Self.overhead), at: 0)
+        try file.write(
+            VMDKHeader.new(stream: size, directory: VMDKHeader.directoryAtEnd, overhead: Self.overhead), at: 0)
         return end
     }
 
     /// Writes a marker, and whole sectors behind it.
     /// - Returns: the first sector behind the marker.
-    private mutating func write(_ marker: UInt32, _ bytes: [UInt8], _ file: borrowing NewFile) throws(DiskImageError) -> UInt32 {
+    private mutating func write(
+        _ marker: UInt32, _ bytes: [UInt8], _ file: borrowing NewFile
+    ) throws(DiskImageError) -> UInt32 {
         let start = try take(512 + UInt64(bytes.count), file)
         let head = littleEndian(UInt64(bytes.count / 512)) + littleEndian(UInt32(0)) + littleEndian(marker)
         try file.write(head + [UInt8](repeating: 0, count: 512 - head.count) + bytes, at: UInt64(start) * 512)
@@ -101,7 +112,10 @@ struct VMDKStreamBuilder: ImageBuilder {
     /// The next whole sectors of the file, named by the first.
     private mutating func take(_ length: UInt64, _ file: borrowing NewFile) throws(DiskImageError) -> UInt32 {
         // Sectors have 32 bits.
-        guard (end + length) >> 9 <= UInt64(UInt32.max) else { throw .impossible(path: file.path, reason: "its file would be longer than 2 TiB, the maximum of a compressed VMDK") }
+        guard (end + length) >> 9 <= UInt64(UInt32.max) else {
+            throw .impossible(
+                path: file.path, reason: "its file would be longer than 2 TiB, the maximum of a compressed VMDK")
+        }
         defer { end += length }
         return UInt32(truncatingIfNeeded: end >> 9)
     }
@@ -123,12 +137,18 @@ struct VMDKSplitBuilder: ImageBuilder {
     /// Clusters of the open file; a run never crosses the border of two, since ``ConversionWork`` cuts its pieces there.
     mutating func allocate(_ count: UInt64) -> UInt64 { UInt64(index) * extents.window + current.allocate(count) }
 
-    mutating func map(_ cluster: UInt64, count: UInt64, to place: UInt64, subclusters: UInt32, _ file: borrowing NewFile) throws(DiskImageError) {
+    mutating func map(
+        _ cluster: UInt64, count: UInt64, to place: UInt64, subclusters: UInt32, _ file: borrowing NewFile
+    ) throws(DiskImageError) {
         try openTable(of: cluster, file)
-        try current.map(cluster % Self.clustersPerExtent, count: count, to: place % extents.window, subclusters: subclusters, extents.files[index].file)
+        try current.map(
+            cluster % Self.clustersPerExtent, count: count, to: place % extents.window, subclusters: subclusters,
+            extents.files[index].file)
     }
 
-    mutating func mapCompressed(_ cluster: UInt64, length: Int, _ file: borrowing NewFile) throws(DiskImageError) -> UInt64? { nil }
+    mutating func mapCompressed(
+        _ cluster: UInt64, length: Int, _ file: borrowing NewFile
+    ) throws(DiskImageError) -> UInt64? { nil }
 
     mutating func openTable(of cluster: UInt64, _ file: borrowing NewFile) throws(DiskImageError) {
         try open(Int(cluster / Self.clustersPerExtent))

@@ -24,7 +24,9 @@ struct DiskWindow {
 
     /// Has a range be read, which is inside the window and behind what was added before.
     mutating func add(_ range: Range<UInt64>) {
-        if let last = parts.last, last.upperBound == range.lowerBound { parts.removeLast(); return parts.append(last.lowerBound..<range.upperBound) }
+        if let last = parts.last, last.upperBound == range.lowerBound {
+            parts.removeLast(); return parts.append(last.lowerBound..<range.upperBound)
+        }
         parts.append(range)
     }
 
@@ -123,8 +125,10 @@ final class WindowReader {
     /// Begins a read that needs no more than time. Returns false where it does.
     private func start(_ extent: ImageExtent, _ memory: IOMemory, _ number: Int) -> Bool {
         guard extent.kind == .data, let place = extent.fileOffset,
-            let descriptor = reader?.direct(memory, from: place, ofFile: extent.file) else { return false }
-        return readAhead.start(ReadAhead.Read(memory: memory, place: place, file: extent.file, buffer: number), descriptor)
+            let descriptor = reader?.direct(memory, from: place, ofFile: extent.file)
+        else { return false }
+        return readAhead.start(
+            ReadAhead.Read(memory: memory, place: place, file: extent.file, buffer: number), descriptor)
     }
 
     /// Waits until a window has been read.
@@ -135,7 +139,9 @@ final class WindowReader {
         }
         later[window.number].removeAll(keepingCapacity: true)
         let failed: [ReadAhead.Read]
-        do throws(SystemCallError) { failed = try readAhead.wait(window.number) } catch { throw .request(path: reader?.image.path ?? "", error) }
+        do throws(SystemCallError) { failed = try readAhead.wait(window.number) } catch {
+            throw .request(path: reader?.image.path ?? "", error)
+        }
         // What is encrypted is not among them.
         for read in failed { try reader?.read(read.memory, from: read.place, ofFile: read.file, diskOffset: 0) }
     }

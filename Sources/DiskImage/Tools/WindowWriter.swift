@@ -87,7 +87,9 @@ final class WindowWriter {
         users[window.number] += 1
         // The window's memory is used by nobody else until the request has ended.
         let memory = sources[0].memory(range, ofWindow: window.number)
-        engine.start(request, .write, offset: range.lowerBound, length: UInt64(memory.count), segments: lists.list(request, memory))
+        engine.start(
+            request, .write, offset: range.lowerBound, length: UInt64(memory.count),
+            segments: lists.list(request, memory))
     }
 
     /// Begins to make a range of the disk zero.
@@ -130,21 +132,27 @@ final class WindowWriter {
 
     /// Waits for a request, of which at least one is in flight.
     private func wait() throws(DiskImageError) {
-        guard let completion = try engine.waitForCompletion() else { throw .request(path: engine.image.path, SystemCallError("write", errno: EIO)) }
+        guard let completion = try engine.waitForCompletion() else {
+            throw .request(path: engine.image.path, SystemCallError("write", errno: EIO))
+        }
         try take(completion)
     }
 
     private func take(_ completion: DiskCompletion) throws(DiskImageError) {
         if let window = windows[completion.request] { users[window] -= 1 }
         engine.release(completion.request)
-        if completion.error != 0 { throw .request(path: engine.image.path, SystemCallError("\(completion.operation)", errno: completion.error)) }
+        if completion.error != 0 {
+            throw .request(path: engine.image.path, SystemCallError("\(completion.operation)", errno: completion.error))
+        }
     }
 }
 
 extension DiskEngine {
     /// Indicates whether the topmost image has the beginning of a range of its own, and how far that goes.
     /// - Returns: nil if what is in flight, or what has not been made durable, has to end first.
-    fileprivate mutating func ownership(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> (isOwn: Bool, length: UInt64)? {
+    fileprivate mutating func ownership(
+        at offset: UInt64, limit: UInt64
+    ) throws(DiskImageError) -> (isOwn: Bool, length: UInt64)? {
         var search = DiskImage.Search(limit: limit)
         while true {
             switch image.locate(offset, &search) {

@@ -13,7 +13,9 @@ import Testing
     let directory = TemporaryDirectory(inMemory: true)
 
     /// Runs `rounds` times `depth` requests and returns how many allocations this thread made for them.
-    private func allocations(_ engine: inout DiskEngine, _ operation: DiskOperation, rounds: Int, length: Int) throws -> UInt {
+    private func allocations(
+        _ engine: inout DiskEngine, _ operation: DiskOperation, rounds: Int, length: Int
+    ) throws -> UInt {
         let vectors = UnsafeMutableBufferPointer<iovec>.allocate(capacity: 2 * engine.depth)
         let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: engine.depth * length, alignment: 4096)
         defer {
@@ -32,7 +34,8 @@ import Testing
                 unsafe vectors[2 * request + 1] = iovec(iov_base: place + 512, iov_len: length - 512)
                 let sector = UInt64(round * 7919 + request * 104_729) % sectors
                 unsafe engine.start(
-                    request, operation, offset: sector * 512, length: UInt64(length), vectors: vectors.baseAddress! + 2 * request, count: 2)
+                    request, operation, offset: sector * 512, length: UInt64(length),
+                    vectors: vectors.baseAddress! + 2 * request, count: 2)
             }
             try engine.submit()
             while engine.inFlight > 0 {
@@ -60,7 +63,9 @@ import Testing
     @Test func qcow2Requests() throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M")
-        qemuIO(path, (0..<100).map { "write -P 5 \($0 * 40960) 4096" } + (0..<100).map { "write -z \($0 * 40960 + 8192) 4096" })
+        qemuIO(
+            path,
+            (0..<100).map { "write -P 5 \($0 * 40960) 4096" } + (0..<100).map { "write -z \($0 * 40960 + 8192) 4096" })
         var engine = try DiskEngine(DiskImage(path: path, options: readOnly), depth: 32)
         #expect(try allocations(&engine, .read, rounds: 100, length: 16384) < 32)
     }

@@ -45,12 +45,14 @@ import Testing
         var options = unlocked
         if work == .decompression {
             try directory.write("base.raw", contents)
-            qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", directory.file("base.raw"), path)
+            qemuImage(
+                "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", directory.file("base.raw"), path)
         } else {
             let encrypted = try Encrypted(directory)
             var layout = QCOW2Options()
             layout.clusterSize = 4096
-            _ = try encrypted.create("disk.qcow2", size: contents.count, layout, backing: BackingReference(name: "base.raw", format: .raw))
+            _ = try encrypted.create(
+                "disk.qcow2", size: contents.count, layout, backing: BackingReference(name: "base.raw", format: .raw))
             options = encrypted.options()
         }
         let neighbour = Neighbour()
@@ -92,7 +94,8 @@ import Testing
         let old = randomBytes(64 << 10, seed: 4)
         try directory.write("base.raw", old)
         let path = directory.file("disk.qcow2")
-        qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", directory.file("base.raw"), "-F", "raw", path)
+        qemuImage(
+            "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", directory.file("base.raw"), "-F", "raw", path)
         final class Second: @unchecked Sendable {
             var engine: DiskEngine?
             let memory = SharedImageTests.Buffer([UInt8](repeating: 2, count: 512))
@@ -105,7 +108,8 @@ import Testing
             guard work == .merging, second.isWanted, let request = second.engine!.acquire() else { return }
             second.isWanted = false
             // The same cluster: it has to wait, and does not see what is half done.
-            unsafe second.engine!.start(request, .write, offset: 1024, length: 512, vectors: second.memory.vector, count: 1)
+            unsafe second.engine!.start(
+                request, .write, offset: 1024, length: 512, vectors: second.memory.vector, count: 1)
             try? second.engine!.submit()
             second.isWaiting = second.engine!.nextCompletion() == nil && second.engine!.waitsForOthers()
         }
@@ -125,7 +129,8 @@ import Testing
         }
         expectSound(path)
         var engine = try DiskEngine(DiskImage(path: path, options: DiskImageOptions(readOnly: true, locking: false)))
-        let expected = Array(old[..<512]) + [UInt8](repeating: 1, count: 512) + [UInt8](repeating: 2, count: 512) + old[1536...]
+        let expected =
+            Array(old[..<512]) + [UInt8](repeating: 1, count: 512) + [UInt8](repeating: 2, count: 512) + old[1536...]
         #expect(try engine.readAll() == expected)
     }
 }

@@ -36,7 +36,8 @@ import Testing
     private func start(_ engine: inout DiskEngine, _ memory: Memory, bytes: UInt64) throws {
         let free = engine.acquire()
         let request = try #require(free)
-        unsafe engine.start(request, .read, offset: 0, length: bytes, vectors: memory.vectors, count: Int(bytes / (4 * Self.mebi)))
+        unsafe engine.start(
+            request, .read, offset: 0, length: bytes, vectors: memory.vectors, count: Int(bytes / (4 * Self.mebi)))
     }
 
     /// A pipe in the place of an image's file: reads end when there is something, or are cancelled.
@@ -74,7 +75,9 @@ import Testing
         for share in [1, 2, 64] {
             let engine = try DiskEngine(image, depth: 1, segments: 1, share: share)
             let most = engine.maximumBytesInFlight
-            #expect(most == max(WorkBudget.maximumBytesInFlight / UInt64(share), WorkBudget.largestCall) || !engine.usesRing)
+            #expect(
+                most == max(WorkBudget.maximumBytesInFlight / UInt64(share), WorkBudget.largestCall) || !engine.usesRing
+            )
         }
     }
 

@@ -67,7 +67,9 @@ final class EngineCrew: Sendable {
         for (index, member) in members.enumerated() {
             let thread = try! Linux.Thread.start(name: "engine\(index)", stackSize: 8 << 20) {
                 do {
-                    try Self.work(shared, member, index, count, contents, seed: seed &+ UInt64(index), usesRing: usesRing, mayFail: mayFail)
+                    try Self.work(
+                        shared, member, index, count, contents, seed: seed &+ UInt64(index), usesRing: usesRing,
+                        mayFail: mayFail)
                 } catch {
                     member.report.withLock { $0.failure = "\(error)" }
                     member.answer.signal()
@@ -85,7 +87,8 @@ final class EngineCrew: Sendable {
     }
 
     private static func work(
-        _ shared: SharedImage, _ member: Member, _ index: Int, _ count: Int, _ contents: [UInt8], seed: UInt64, usesRing: Bool,
+        _ shared: SharedImage, _ member: Member, _ index: Int, _ count: Int, _ contents: [UInt8], seed: UInt64,
+        usesRing: Bool,
         mayFail: Bool
     ) throws {
         var engine = try DiskEngine(shared, depth: 8, segments: 8, usesRing: usesRing)
@@ -94,7 +97,10 @@ final class EngineCrew: Sendable {
         workload.owns = { Self.owner($0, of: sectors, count: count) == index }
         while true {
             // Others may need the engine while it has nothing to do.
-            var entries = [pollfd(fd: member.wakeup.rawValue, events: Int16(POLLIN), revents: 0), pollfd(fd: engine.descriptor, events: Int16(POLLIN), revents: 0)]
+            var entries = [
+                pollfd(fd: member.wakeup.rawValue, events: Int16(POLLIN), revents: 0),
+                pollfd(fd: engine.descriptor, events: Int16(POLLIN), revents: 0),
+            ]
             _ = unsafe poll(&entries, 2, -1)
             if entries[1].revents != 0 { #expect(engine.nextCompletion() == nil) }
             guard entries[0].revents != 0 else { continue }
@@ -123,14 +129,18 @@ final class EngineCrew: Sendable {
     }
 
     private static func answer(_ member: Member, _ workload: inout Workload) {
-        member.report.withLock { $0 = Report(history: workload.history, model: workload.model, operations: workload.operations) }
+        member.report.withLock {
+            $0 = Report(history: workload.history, model: workload.model, operations: workload.operations)
+        }
         workload.history = []
         member.answer.signal()
     }
 
     /// Has each engine do as many rounds at the same time; returns what came to which sectors.
     @discardableResult
-    func run(rounds: Int, flushes: Bool = false, besides leaving: Int? = nil) throws -> [(range: Range<Int>, bytes: [UInt8])] {
+    func run(
+        rounds: Int, flushes: Bool = false, besides leaving: Int? = nil
+    ) throws -> [(range: Range<Int>, bytes: [UInt8])] {
         for index in members.indices where index != leaving { members[index].send(.rounds(rounds, flushes: flushes)) }
         if let leaving { members[leaving].send(.leave) }
         return gather(Array(members.indices))
@@ -157,7 +167,8 @@ final class EngineCrew: Sendable {
             current.withLock { current in
                 let sectors = current.count / 512
                 for sector in 0..<sectors where Self.owner(sector, of: sectors, count: count) == index {
-                    current.replaceSubrange(sector * 512..<(sector + 1) * 512, with: report.model[sector * 512..<(sector + 1) * 512])
+                    current.replaceSubrange(
+                        sector * 512..<(sector + 1) * 512, with: report.model[sector * 512..<(sector + 1) * 512])
                 }
             }
         }

@@ -15,7 +15,10 @@ import Testing
     /// They are waited for also when the kernel takes no more calls: it still writes to the memory of requests.
     @Test(arguments: [false, true]) func operationsAreWaitedForWhateverHappens(isShared: Bool) throws {
         let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 8192))
-        let shared = isShared ? try SharedImage(DiskImage(path: path, options: readOnly)) : try SharedImage(exclusive: DiskImage(path: path, options: readOnly))
+        let shared =
+            isShared
+            ? try SharedImage(DiskImage(path: path, options: readOnly))
+            : try SharedImage(exclusive: DiskImage(path: path, options: readOnly))
         var engine = try DiskEngine(shared, depth: 4)
         guard engine.usesRing else { return withKnownIssue("no io_uring here") { Issue.record("not tried") } }
         // A pipe in the file's place: a read ends when there is something.
@@ -124,7 +127,8 @@ import Testing
 
     private func start(_ engine: inout DiskEngine, _ buffer: SharedImageTests.Buffer) throws {
         let free = engine.acquire()
-        unsafe engine.start(try #require(free), .read, offset: 0, length: UInt64(buffer.bytes.count), vectors: buffer.vector, count: 1)
+        unsafe engine.start(
+            try #require(free), .read, offset: 0, length: UInt64(buffer.bytes.count), vectors: buffer.vector, count: 1)
     }
 
     private final class Flag: Sendable {

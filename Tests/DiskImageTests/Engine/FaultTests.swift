@@ -18,7 +18,10 @@ import Testing
     /// The host's calls, with the faults that `plan` decides upon by the number of the call.
     static func calls(_ plan: @escaping @Sendable (Int) -> Fault) -> FileCalls {
         let counter = Counter()
-        @Sendable func transfer(_ file: Int32, _ vectors: UnsafePointer<iovec>, _ count: Int32, _ offset: off_t, _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int) -> Int {
+        @Sendable func transfer(
+            _ file: Int32, _ vectors: UnsafePointer<iovec>, _ count: Int32, _ offset: off_t,
+            _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
+        ) -> Int {
             switch plan(counter.next()) {
             case .none: return unsafe call(file, vectors, count, offset)
             case .error(let error): return -Int(error)
@@ -54,13 +57,15 @@ import Testing
     @Test func shortTransfersAndInterruptsAreContinued() throws {
         var contents = randomBytes(200_192, seed: 21)
         let path = try directory.write("disk.raw", contents)
-        var engine = try DiskEngine(DiskImage(path: path), depth: 4, segments: 4, calls: Self.calls { call in
-            switch call % 4 {
-            case 0, 2: .short
-            case 1: .error(EINTR)
-            default: .error(EAGAIN)
-            }
-        })
+        var engine = try DiskEngine(
+            DiskImage(path: path), depth: 4, segments: 4,
+            calls: Self.calls { call in
+                switch call % 4 {
+                case 0, 2: .short
+                case 1: .error(EINTR)
+                default: .error(EAGAIN)
+                }
+            })
         #expect(try engine.readAll(chunk: 50_176) == contents)
         let piece = randomBytes(100_352, seed: 22)
         try engine.write(1024, piece)
@@ -76,7 +81,9 @@ import Testing
         qemuImage("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", raw, path)
         qemuIO(path, ["write -P 8 0 64k"])
         let expected = [UInt8](repeating: 8, count: 65536) + contents[65536...]
-        var engine = try DiskEngine(DiskImage(path: path, options: readOnly), depth: 4, segments: 4, calls: Self.calls { $0 % 3 == 2 ? .none : .short })
+        var engine = try DiskEngine(
+            DiskImage(path: path, options: readOnly), depth: 4, segments: 4,
+            calls: Self.calls { $0 % 3 == 2 ? .none : .short })
         #expect(try engine.readAll(chunk: 30 * 512) == expected)
     }
 
@@ -92,10 +99,12 @@ import Testing
         while true {
             let victim = failing
             let counter = Counter()
-            var engine = try DiskEngine(DiskImage(path: path, options: readOnly), depth: 4, segments: 4, calls: Self.calls { call in
-                _ = counter.next()
-                return call == victim ? .error(EIO) : .none
-            })
+            var engine = try DiskEngine(
+                DiskImage(path: path, options: readOnly), depth: 4, segments: 4,
+                calls: Self.calls { call in
+                    _ = counter.next()
+                    return call == victim ? .error(EIO) : .none
+                })
             var errors = 0
             for offset in stride(from: 0, to: expected.count, by: 32768) {
                 do {
@@ -117,10 +126,15 @@ import Testing
 
     @Test func errorsOfWritesAndFlushesAreReported() throws {
         let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 65536))
-        for (error, operation) in [(ENOSPC, DiskOperation.write), (EDQUOT, .write), (EIO, .flush), (EIO, .discard), (ENOSPC, .writeZeroes)] {
-            var engine = try DiskEngine(DiskImage(path: path), depth: 4, segments: 4, calls: Self.calls { $0 == 0 ? .error(error) : .none })
+        for (error, operation) in [
+            (ENOSPC, DiskOperation.write), (EDQUOT, .write), (EIO, .flush), (EIO, .discard), (ENOSPC, .writeZeroes),
+        ] {
+            var engine = try DiskEngine(
+                DiskImage(path: path), depth: 4, segments: 4, calls: Self.calls { $0 == 0 ? .error(error) : .none })
             #expect(throws: DiskImageError.request(path: path, SystemCallError("\(operation)", errno: error))) {
-                if operation == .write { try engine.write(0, [UInt8](repeating: 1, count: 512)) } else {
+                if operation == .write {
+                    try engine.write(0, [UInt8](repeating: 1, count: 512))
+                } else {
                     try engine.perform(operation, at: 0, length: operation == .flush ? 0 : 512)
                 }
             }
@@ -131,7 +145,9 @@ import Testing
 
     /// An image may have several files: the message is about the one that the host refuses, also where that is metadata.
     /// What can be tried again is whatever is not about durability.
-    @Test(arguments: ["data write", "data synchronisation", "metadata write", "metadata synchronisation", "backing read"])
+    @Test(arguments: [
+        "data write", "data synchronisation", "metadata write", "metadata synchronisation", "backing read",
+    ])
     func theFileThatFailsIsNamed(_ what: String) throws {
         let image = directory.file("disk.qcow2"), data = directory.file("data.raw")
         let backing = try directory.write("backing.raw", [UInt8](repeating: 3, count: 65536))
@@ -144,12 +160,19 @@ import Testing
         @Sendable func isRefused(_ file: Int32) -> Bool {
             var status = stat(), wanted = stat()
             // Both are filled by the kernel.
-            return unsafe isArmed.withLock { $0 } && fstat(file, &status) == 0 && stat(victim, &wanted) == 0 && status.st_ino == wanted.st_ino
+            return unsafe isArmed.withLock { $0 } && fstat(file, &status) == 0 && stat(victim, &wanted) == 0
+                && status.st_ino == wanted.st_ino
         }
         let calls = unsafe FileCalls(
-            read: { unsafe what.hasSuffix("read") && isRefused($0) ? -Int(ENOSPC) : FileCalls.host.read($0, $1, $2, $3) },
-            write: { unsafe what.hasSuffix("write") && isRefused($0) ? -Int(ENOSPC) : FileCalls.host.write($0, $1, $2, $3) },
-            synchronize: { what.hasSuffix("synchronisation") && isRefused($0) ? -Int(ENOSPC) : FileCalls.host.synchronize($0) },
+            read: {
+                unsafe what.hasSuffix("read") && isRefused($0) ? -Int(ENOSPC) : FileCalls.host.read($0, $1, $2, $3)
+            },
+            write: {
+                unsafe what.hasSuffix("write") && isRefused($0) ? -Int(ENOSPC) : FileCalls.host.write($0, $1, $2, $3)
+            },
+            synchronize: {
+                what.hasSuffix("synchronisation") && isRefused($0) ? -Int(ENOSPC) : FileCalls.host.synchronize($0)
+            },
             allocate: FileCalls.host.allocate)
         var engine = try DiskEngine(
             DiskImage(path: image, options: DiskImageOptions(dataFile: data)), depth: 4, segments: 4, calls: calls)
@@ -180,7 +203,8 @@ import Testing
         let description = failure?.description ?? ""
         #expect(
             !what.hasSuffix("synchronisation")
-                ? description.hasPrefix("disk \"\(victim)\": \(what.hasSuffix("read") ? "read" : "write"): \(reason) (at byte ")
+                ? description.hasPrefix(
+                    "disk \"\(victim)\": \(what.hasSuffix("read") ? "read" : "write"): \(reason) (at byte ")
                     && description.hasSuffix(" of the file)")
                 : description == "disk \"\(victim)\": fdatasync: \(reason)", "\(description)")
     }
@@ -192,7 +216,9 @@ import Testing
             read: FileCalls.host.read, write: FileCalls.host.write, synchronize: FileCalls.host.synchronize,
             allocate: { _, _, _, _ in -Int(EOPNOTSUPP) })
         var engine = try DiskEngine(DiskImage(path: path), depth: 4, segments: 4, calls: calls)
-        for (operation, range) in [(DiskOperation.writeZeroes, 512..<700_416), (.writeZeroesUnmapping, 900_096..<1 << 20)] {
+        for (operation, range) in [
+            (DiskOperation.writeZeroes, 512..<700_416), (.writeZeroesUnmapping, 900_096..<1 << 20),
+        ] {
             try engine.perform(operation, at: UInt64(range.lowerBound), length: UInt64(range.count))
             contents.replaceSubrange(range, with: repeatElement(0, count: range.count))
             #expect(try directory.read("disk.raw") == contents)
@@ -204,8 +230,11 @@ import Testing
 
     @Test func anEndlessEAGAINEnds() throws {
         let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 4096))
-        var engine = try DiskEngine(DiskImage(path: path), depth: 4, segments: 4, calls: Self.calls { _ in .error(EAGAIN) })
-        #expect(throws: DiskImageError.request(path: path, SystemCallError("read", errno: EAGAIN))) { try engine.read(0, 512) }
+        var engine = try DiskEngine(
+            DiskImage(path: path), depth: 4, segments: 4, calls: Self.calls { _ in .error(EAGAIN) })
+        #expect(throws: DiskImageError.request(path: path, SystemCallError("read", errno: EAGAIN))) {
+            try engine.read(0, 512)
+        }
     }
 
     @Test(.enabled(if: getuid() == 0, "a file system of its own needs root"), arguments: [true, false])
@@ -266,7 +295,8 @@ struct EveryCall {
     ///   - reset: makes the image what it was at first, with `contents`.
     ///   - examine: expects an image that nobody has open to be sound.
     mutating func run(
-        _ path: String, _ options: DiskImageOptions, _ contents: [UInt8], reset: () throws -> Void, examine: (_ comment: String) throws -> Void
+        _ path: String, _ options: DiskImageOptions, _ contents: [UInt8], reset: () throws -> Void,
+        examine: (_ comment: String) throws -> Void
     ) throws {
         var victim = 0
         while victim < total {
@@ -275,10 +305,12 @@ struct EveryCall {
             var workload = Workload(contents, seed: seed, maximum: maximum)
             let comment = "call \(failing), seed \(seed)"
             do {
-                var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 8, segments: 8, calls: FaultTests.calls { call in
-                    _ = counter.next()
-                    return call == failing ? fault : .none
-                })
+                var engine = try DiskEngine(
+                    DiskImage(path: path, options: options), depth: 8, segments: 8,
+                    calls: FaultTests.calls { call in
+                        _ = counter.next()
+                        return call == failing ? fault : .none
+                    })
                 for round in 0..<rounds {
                     try workload.round(&engine, mayFail: self.fault.isFailure)
                     // What failed holds what nobody knows; the rest holds what the array does.
@@ -287,7 +319,8 @@ struct EveryCall {
                     if self.fault.isFailure { try? engine.perform(.flush) } else { try engine.perform(.flush) }
                 }
                 total = max(total, counter.next())
-                let now = try self.fault.isFailure ? (try? engine.readAll()) ?? engine.readAll() : engine.readAll(), isRight = isSame(now, workload.model)
+                let now = try self.fault.isFailure ? (try? engine.readAll()) ?? engine.readAll() : engine.readAll(),
+                    isRight = isSame(now, workload.model)
                 #expect(isRight, "\(comment)")
             }
             try examine(comment)

@@ -70,7 +70,8 @@ struct Lifetime: ~Copyable {
     mutating func resize(_ engine: inout DiskEngine) throws {
         changes += 1
         let size = Int.random(in: 1...maximumSize / 512, using: &workload.generator) * 512
-        let preallocation = size > workload.model.count ? preallocations.randomElement(using: &workload.generator)! : .off
+        let preallocation =
+            size > workload.model.count ? preallocations.randomElement(using: &workload.generator)! : .off
         try engine.resize(to: UInt64(size), preallocation: preallocation, shrinks: true)
         if size < workload.model.count {
             workload.model.removeLast(workload.model.count - size)
@@ -102,13 +103,19 @@ struct Lifetime: ~Copyable {
     typealias Kind = QCOW2WritingTests.Kind
 
     static let kinds = [
-        Kind(options: "cluster_size=512"), Kind(options: "cluster_size=512", start: .qcow2Backing), Kind(options: "cluster_size=4k", start: .compressed),
-        Kind(options: "cluster_size=4k,refcount_bits=64", start: .shortBacking), Kind(options: "cluster_size=64k", start: .rawBacking),
+        Kind(options: "cluster_size=512"), Kind(options: "cluster_size=512", start: .qcow2Backing),
+        Kind(options: "cluster_size=4k", start: .compressed),
+        Kind(options: "cluster_size=4k,refcount_bits=64", start: .shortBacking),
+        Kind(options: "cluster_size=64k", start: .rawBacking),
         Kind(options: "cluster_size=64k,refcount_bits=8"), Kind(options: "cluster_size=4k,compat=0.10"),
-        Kind(options: "cluster_size=512,refcount_bits=1"), Kind(options: "cluster_size=16k,compat=0.10", start: .shortBacking),
-        Kind(options: "cluster_size=64k,compression_type=zstd", start: .compressed), Kind(options: "cluster_size=16k,extended_l2=on"),
-        Kind(options: "cluster_size=16k,extended_l2=on", start: .rawBacking), Kind(options: "cluster_size=32k,extended_l2=on", start: .compressed),
-        Kind(options: "cluster_size=16k,data_file=DATA", start: .rawBacking), Kind(options: "cluster_size=4k,data_file=DATA,data_file_raw=on"),
+        Kind(options: "cluster_size=512,refcount_bits=1"),
+        Kind(options: "cluster_size=16k,compat=0.10", start: .shortBacking),
+        Kind(options: "cluster_size=64k,compression_type=zstd", start: .compressed),
+        Kind(options: "cluster_size=16k,extended_l2=on"),
+        Kind(options: "cluster_size=16k,extended_l2=on", start: .rawBacking),
+        Kind(options: "cluster_size=32k,extended_l2=on", start: .compressed),
+        Kind(options: "cluster_size=16k,data_file=DATA", start: .rawBacking),
+        Kind(options: "cluster_size=4k,data_file=DATA,data_file_raw=on"),
     ]
 
     /// Requests of all kinds of images together, at least.
@@ -123,12 +130,15 @@ struct Lifetime: ~Copyable {
         // Counts of one bit count no snapshots, a data file has none, and those of version 2 do not bear another size.
         let keepsNone = kind.options.hasSuffix("=1") || kind.options.contains("DATA")
         let isOld = kind.options.contains("0.10"), isOldAndKeeps = isOld && kind.start == .empty
-        var life = Lifetime(contents, seed: seed, canKeep: isOld ? isOldAndKeeps : !keepsNone, canResize: !isOldAndKeeps)
+        var life = Lifetime(
+            contents, seed: seed, canKeep: isOld ? isOldAndKeeps : !keepsNone, canResize: !isOldAndKeeps)
         let sessions = 7, share = (Self.requests + Self.kinds.count - 1) / Self.kinds.count
         for session in 0..<sessions {
-            let options = DiskImageOptions(locking: false, metadataCacheSize: session % 2 == 0 ? 0 : 32 << 20, allowsDataFile: true)
+            let options = DiskImageOptions(
+                locking: false, metadataCacheSize: session % 2 == 0 ? 0 : 32 << 20, allowsDataFile: true)
             do {
-                var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 8, usesRing: session % 3 != 1)
+                var engine = try DiskEngine(
+                    DiskImage(path: path, options: options), depth: 8, usesRing: session % 3 != 1)
                 var rounds = environment("SWKVM_ROUNDS") ?? 0
                 while rounds > 0 || life.operations < share * (session + 1) / sessions {
                     try life.step(&engine)

@@ -21,7 +21,9 @@ import Testing
         /// What is to be seen when the mapping is not locked.
         var changes: Set<Change> = [.clusters, .part, .mapping]
 
-        var testDescription: String { "\(format) \(options)\(hasBacking ? " over another" : "")\(hasTables ? "" : " without tables")" }
+        var testDescription: String {
+            "\(format) \(options)\(hasBacking ? " over another" : "")\(hasTables ? "" : " without tables")"
+        }
     }
 
     enum Change {
@@ -30,10 +32,13 @@ import Testing
     }
 
     static let kinds = [
-        Kind(options: "cluster_size=4k"), Kind(options: "cluster_size=4k", hasBacking: true), Kind(options: "cluster_size=4k,compat=0.10", hasBacking: true),
-        Kind(options: "cluster_size=16k,extended_l2=on"), Kind(options: "cluster_size=16k,extended_l2=on", hasBacking: true),
+        Kind(options: "cluster_size=4k"), Kind(options: "cluster_size=4k", hasBacking: true),
+        Kind(options: "cluster_size=4k,compat=0.10", hasBacking: true),
+        Kind(options: "cluster_size=16k,extended_l2=on"),
+        Kind(options: "cluster_size=16k,extended_l2=on", hasBacking: true),
         Kind(options: "cluster_size=4k,data_file=DATA", hasBacking: true, hasDataFile: true),
-        Kind(format: .vdi, changes: [.part]), Kind(format: .vmdk, changes: [.clusters, .part]), Kind(format: .vmdk, hasTables: false, changes: [.mapping]),
+        Kind(format: .vdi, changes: [.part]), Kind(format: .vmdk, changes: [.clusters, .part]),
+        Kind(format: .vmdk, hasTables: false, changes: [.mapping]),
     ]
 
     private static let size = 8 << 20
@@ -46,7 +51,9 @@ import Testing
         let path = directory.file("disk.\(kind.format)")
         try directory.write("base.raw", randomBytes(Self.size, seed: 5))
         let options = kind.options.isEmpty ? [] : ["-o", kind.options.replacing("DATA", with: directory.file("data"))]
-        qemuImage(["create", "-q", "-f", kind.format.rawValue] + options + (kind.hasBacking ? ["-b", "base.raw", "-F", "raw"] : []) + [path, "\(Self.size)"])
+        qemuImage(
+            ["create", "-q", "-f", kind.format.rawValue] + options
+                + (kind.hasBacking ? ["-b", "base.raw", "-F", "raw"] : []) + [path, "\(Self.size)"])
         guard kind.hasTables else {
             var bytes = try directory.read("disk.vmdk")
             // Two grain directories, each with one entry for a disk of this size.
@@ -60,7 +67,10 @@ import Testing
             qemuIO(path, ["write -P 1 0 128k"], format: kind.format.rawValue)
             return path
         }
-        qemuIO(path, ["write -P 1 0 64k", "write -P 2 5k 3k"] + (kind.hasDataFile ? [] : ["write -c -P 3 64k 16k", "write -c -P 4 80k 16k"]))
+        qemuIO(
+            path,
+            ["write -P 1 0 64k", "write -P 2 5k 3k"]
+                + (kind.hasDataFile ? [] : ["write -c -P 3 64k 16k", "write -c -P 4 80k 16k"]))
         if !kind.options.contains("0.10") { qemuIO(path, ["write -z 96k 32k"]) }
         if !kind.hasDataFile {
             qemuIO(path, ["write -P 5 2M 64k", "write -P 5 6M 4k"])
@@ -74,7 +84,8 @@ import Testing
     @Test(arguments: kinds) func nothingChangesWhileItIsLocked(kind: Kind) throws {
         let path = try makeImage(kind)
         var engine = try DiskEngine(
-            DiskImage(path: path, options: DiskImageOptions(format: kind.format, locking: false, allowsDataFile: true)), depth: 4, usesRing: false)
+            DiskImage(path: path, options: DiskImageOptions(format: kind.format, locking: false, allowsDataFile: true)),
+            depth: 4, usesRing: false)
         // All tables are in memory, so that whoever asks has an answer.
         _ = try engine.readAll()
         engine.image.lockMapping()
@@ -83,12 +94,13 @@ import Testing
             var search = DiskImage.Search(limit: length)
             let target = engine.image.target(operation, offset, length, sequence: 0, .host, &search)
             let isChanged = engine.image.hasChangedMapping
-            let mayBe = switch target {
-            case .inPlace, .done, .unresolved(.wait): true
-            case .clusters: false
-            case .part: false
-            case .unresolved: false
-            }
+            let mayBe =
+                switch target {
+                case .inPlace, .done, .unresolved(.wait): true
+                case .clusters: false
+                case .part: false
+                case .unresolved: false
+                }
             try #require(mayBe && !isChanged, "\(operation) of \(length) bytes at \(offset): \(target)")
             if case .unresolved(.wait) = target { waiting += 1 }
         }
@@ -116,7 +128,9 @@ import Testing
         for operation in [DiskOperation.write, .discard, .writeZeroes, .writeZeroesUnmapping] {
             for start in [0, 2 << 20, 4 << 20, 6 << 20] {
                 for offset in stride(from: start, to: start + Self.written.count, by: 1536) {
-                    for length in [512, 2048, 4096, 16 << 10, 40 << 10, 128 << 10] { try body(operation, UInt64(offset), UInt64(length)) }
+                    for length in [512, 2048, 4096, 16 << 10, 40 << 10, 128 << 10] {
+                        try body(operation, UInt64(offset), UInt64(length))
+                    }
                     // Whole clusters.
                     if offset % 4096 == 0 { try body(operation, UInt64(offset), 4096) }
                 }
@@ -143,7 +157,9 @@ extension DiskImage {
         layers.indices.contains { file in
             switch layers[file].layout {
             case .qcow2(let image): image.value.isDirty
-            case .blocks(let image): image.value.slices.isDirty || image.value.directory.isDirty || image.value.allocator?.needsBarrier == true
+            case .blocks(let image):
+                image.value.slices.isDirty || image.value.directory.isDirty
+                    || image.value.allocator?.needsBarrier == true
             case .raw: false
             case .extents: false
             }

@@ -15,7 +15,9 @@ import Testing
         return try directory.read("out.raw")
     }
 
-    @Test(arguments: ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=64k,refcount_bits=1"], Preallocation.allCases)
+    @Test(
+        arguments: ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=64k,refcount_bits=1"],
+        Preallocation.allCases)
     func growsByZeroes(options: String, preallocation: Preallocation) throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", options, path, "\(100 << 10 | 512)")
@@ -77,13 +79,18 @@ import Testing
     /// The last cluster has nothing beyond the end that somebody else would show: qemu-img makes a disk longer and leaves that cluster as it is.
     @Test(
         // A snapshot's disk can have another size in version 3, and its clusters are counted twice.
-        arguments: ["", ",extended_l2=on", ",cluster_size=2M"].flatMap { options in ["data", "compressed", "snapshot"].map { (options, $0) } }
+        arguments: ["", ",extended_l2=on", ",cluster_size=2M"].flatMap { options in
+            ["data", "compressed", "snapshot"].map { (options, $0) }
+        }
             + [",compat=0.10", ",refcount_bits=1"].flatMap { options in ["data", "compressed"].map { (options, $0) } })
     func othersFindNothingBeyondTheEnd(options: String, kind: String) throws {
         let contents = randomBytes(256 << 10, seed: 6).map { $0 & 0xf }
         let path = directory.file("disk.qcow2"), size = 100 << 10 | 512
         try directory.write("source.raw", contents)
-        qemuImage(["convert"] + (kind == "compressed" ? ["-c"] : []) + ["-f", "raw", "-O", "qcow2", "-o", "lazy_refcounts=off\(options)", directory.file("source.raw"), path])
+        qemuImage(
+            ["convert"] + (kind == "compressed" ? ["-c"] : []) + [
+                "-f", "raw", "-O", "qcow2", "-o", "lazy_refcounts=off\(options)", directory.file("source.raw"), path,
+            ])
         if kind == "snapshot" { qemuImage("snapshot", "-c", "whole", path) }
         do {
             var engine = try DiskEngine(DiskImage(path: path, options: unlocked))
@@ -143,7 +150,9 @@ import Testing
     }
 
     /// A file system that is too small for what is to be set aside: the disk stays as it was, and so does the space.
-    @Test(.enabled(if: getuid() == 0, "a file system of its own needs root")) func aFullFileSystemLeavesTheDiskAsItWas() throws {
+    @Test(.enabled(if: getuid() == 0, "a file system of its own needs root")) func aFullFileSystemLeavesTheDiskAsItWas()
+        throws
+    {
         let mount = directory.file("small")
         #expect(run(["mkdir", mount]).status == 0)
         let mounted = run(["mount", "-t", "tmpfs", "-o", "size=2M", "swkvm-test", mount])

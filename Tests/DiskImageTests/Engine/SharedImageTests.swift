@@ -32,10 +32,13 @@ import Testing
         var contents: [UInt8] { unsafe Array(bytes) }
     }
 
-    private func start(_ engine: inout DiskEngine, _ operation: DiskOperation, _ offset: UInt64, _ buffer: Buffer) throws {
+    private func start(
+        _ engine: inout DiskEngine, _ operation: DiskOperation, _ offset: UInt64, _ buffer: Buffer
+    ) throws {
         let free = engine.acquire()
         let request = try #require(free)
-        unsafe engine.start(request, operation, offset: offset, length: UInt64(buffer.bytes.count), vectors: buffer.vector, count: 1)
+        unsafe engine.start(
+            request, operation, offset: offset, length: UInt64(buffer.bytes.count), vectors: buffer.vector, count: 1)
     }
 
     private func flush(_ engine: inout DiskEngine) throws {
@@ -49,23 +52,29 @@ import Testing
     }
 
     /// The one request in flight ends.
-    private func end(_ engine: inout DiskEngine, sourceLocation: SourceLocation = #_sourceLocation) throws -> DiskCompletion {
+    private func end(
+        _ engine: inout DiskEngine, sourceLocation: SourceLocation = #_sourceLocation
+    ) throws -> DiskCompletion {
         let ended = try engine.waitForCompletion()
         let completion = try #require(ended, sourceLocation: sourceLocation)
         engine.release(completion.request)
         return completion
     }
 
-    private func image(_ arguments: String..., size: String = "4M", calls: FileCalls = .host, cache: Int = 32 << 20) throws -> SharedImage {
+    private func image(
+        _ arguments: String..., size: String = "4M", calls: FileCalls = .host, cache: Int = 32 << 20
+    ) throws -> SharedImage {
         let path = directory.file("disk.qcow2")
         let (status, output) = run(["qemu-img", "create", "-q", "-f", "qcow2"] + arguments + [path, size])
         #expect(status == 0, "\(output)")
-        return try SharedImage(DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: cache)), calls: calls)
+        return try SharedImage(
+            DiskImage(path: path, options: DiskImageOptions(locking: false, metadataCacheSize: cache)), calls: calls)
     }
 
     private func expectDisk(_ expected: [UInt8], sourceLocation: SourceLocation = #_sourceLocation) throws {
         expectSound(directory.file("disk.qcow2"), sourceLocation: sourceLocation)
-        var engine = try DiskEngine(DiskImage(path: directory.file("disk.qcow2"), options: DiskImageOptions(readOnly: true, locking: false)))
+        var engine = try DiskEngine(
+            DiskImage(path: directory.file("disk.qcow2"), options: DiskImageOptions(readOnly: true, locking: false)))
         #expect(try engine.read(0, expected.count) == expected, sourceLocation: sourceLocation)
     }
 
@@ -76,7 +85,8 @@ import Testing
         var expected = Array(contents[0..<128 << 10])
         do {
             let shared = try image("-b", directory.file("base.raw"), "-F", "raw")
-            var one = try DiskEngine(shared, depth: 4, usesRing: usesRing), other = try DiskEngine(shared, depth: 4, usesRing: usesRing)
+            var one = try DiskEngine(shared, depth: 4, usesRing: usesRing),
+                other = try DiskEngine(shared, depth: 4, usesRing: usesRing)
             // The slice is in memory, so that only the copy is waited for.
             #expect(try one.read(0, 512) == Array(contents[0..<512]))
             let first = Buffer([UInt8](repeating: 1, count: 512)), second = Buffer([UInt8](repeating: 2, count: 1024))
@@ -149,12 +159,16 @@ import Testing
     }
 
     /// A cluster that one engine frees is nobody else's as long as an operation of another, which found it before, may still use it.
-    @Test(arguments: [DiskOperation.read, .write]) func freedClustersWaitForTheOperationsOfOthers(operation: DiskOperation) throws {
+    @Test(arguments: [DiskOperation.read, .write]) func freedClustersWaitForTheOperationsOfOthers(
+        operation: DiskOperation
+    ) throws {
         let size = 64 << 10
-        let ones = [UInt8](repeating: 1, count: size), twos = [UInt8](repeating: 2, count: size), zeroes = [UInt8](repeating: 0, count: size)
+        let ones = [UInt8](repeating: 1, count: size), twos = [UInt8](repeating: 2, count: size),
+            zeroes = [UInt8](repeating: 0, count: size)
         do {
             let shared = try image()
-            var one = try DiskEngine(shared, depth: 4, usesRing: false), other = try DiskEngine(shared, depth: 4, usesRing: false)
+            var one = try DiskEngine(shared, depth: 4, usesRing: false),
+                other = try DiskEngine(shared, depth: 4, usesRing: false)
             try other.write(0, ones)
             try other.perform(.flush)
             // Known where, and not yet done.
@@ -216,11 +230,16 @@ import Testing
         let fails = Guarded(false)
         var calls = FileCalls.host
         unsafe calls.read = { file, vectors, count, offset in
-            if fails.withLock({ fails in defer { fails = false }; return fails }) { return -Int(EIO) }
+            if fails.withLock({ fails in
+                defer { fails = false }; return fails
+            }) {
+                return -Int(EIO)
+            }
             return unsafe FileCalls.host.read(file, vectors, count, offset)
         }
         let shared = try SharedImage(DiskImage(path: path, options: unlocked), calls: calls)
-        var one = try DiskEngine(shared, depth: 4, usesRing: false), other = try DiskEngine(shared, depth: 4, usesRing: false)
+        var one = try DiskEngine(shared, depth: 4, usesRing: false),
+            other = try DiskEngine(shared, depth: 4, usesRing: false)
         #expect(try one.read(0, 512) == [UInt8](repeating: 7, count: 512))
         let buffers = (0..<3).map { _ in Buffer([UInt8](repeating: 0, count: 512)) }
         try start(&one, .read, 2 << 20, buffers[0])
@@ -243,7 +262,10 @@ import Testing
         do {
             let shared = try image("-b", directory.file("base.raw"), "-F", "raw", "-o", "cluster_size=4k")
             var other = try DiskEngine(shared, depth: 4, usesRing: usesRing)
-            let same = [Buffer(Array(contents[0..<8192])), Buffer(Array(contents[8704..<9216])), Buffer(Array(contents[100 << 10..<100 << 10 + 512]))]
+            let same = [
+                Buffer(Array(contents[0..<8192])), Buffer(Array(contents[8704..<9216])),
+                Buffer(Array(contents[100 << 10..<100 << 10 + 512])),
+            ]
             let mine = Buffer([UInt8](repeating: 9, count: 4096))
             do {
                 var one = try DiskEngine(shared, depth: 4, usesRing: usesRing)
@@ -269,7 +291,8 @@ import Testing
     @Test func aFlushCoversWhatEndedAtOthers() throws {
         let path = directory.file("disk.qcow2")
         let shared = try image("-o", "cluster_size=4k")
-        var one = try DiskEngine(shared, depth: 4, usesRing: false), other = try DiskEngine(shared, depth: 4, usesRing: false)
+        var one = try DiskEngine(shared, depth: 4, usesRing: false),
+            other = try DiskEngine(shared, depth: 4, usesRing: false)
         try one.write(4096, [UInt8](repeating: 1, count: 6000 / 512 * 512))
         // Nothing refers to it in the file before.
         qemuIO(path, ["read -P 0 -r 4096 512"].map { $0.replacing("-r ", with: "") })
@@ -321,7 +344,8 @@ import Testing
             return unsafe error != 0 ? -Int(error) : FileCalls.host.write(file, vectors, count, offset)
         }
         let shared = try image("-o", "cluster_size=4k", calls: calls)
-        var one = try DiskEngine(shared, depth: 4, usesRing: false), other = try DiskEngine(shared, depth: 4, usesRing: false)
+        var one = try DiskEngine(shared, depth: 4, usesRing: false),
+            other = try DiskEngine(shared, depth: 4, usesRing: false)
         try one.write(0, [UInt8](repeating: 1, count: 4096))
         // A full host fails a flush, which can be tried again.
         fails.withLock { $0.write = ENOSPC }
@@ -338,7 +362,9 @@ import Testing
         try flush(&other)
         #expect(try end(&one).error == EIO && end(&other).error == EIO)
         fails.withLock { $0.synchronize = 0 }
-        #expect(throws: DiskImageError.request(path: shared.path, SystemCallError("write", errno: EIO))) { try other.write(8192, [UInt8](repeating: 1, count: 512)) }
+        #expect(throws: DiskImageError.request(path: shared.path, SystemCallError("write", errno: EIO))) {
+            try other.write(8192, [UInt8](repeating: 1, count: 512))
+        }
         #expect(try other.read(0, 4096) == [UInt8](repeating: 1, count: 4096))
         #expect(shared.damage() == nil)
     }
@@ -370,10 +396,14 @@ import Testing
             #expect(throws: DiskImageError.self) { try one.createSnapshot(named: "s") }
             #expect(shared.size == 4 << 20)
         }
-        let attachments = (0..<SharedImage.maximumEngines).map { _ in AttachedEngine(requests: 1, operations: 1, wakeup: nil) }
+        let attachments = (0..<SharedImage.maximumEngines).map { _ in
+            AttachedEngine(requests: 1, operations: 1, wakeup: nil)
+        }
         for attachment in attachments { try shared.attach(attachment) }
         #expect(Set(attachments.map(\.number)) == Set(0..<SharedImage.maximumEngines))
-        #expect("\(#expect(throws: DiskImageError.self) { try DiskEngine(shared, depth: 1).depth }!)".contains("64 engines"))
+        #expect(
+            "\(#expect(throws: DiskImageError.self) { try DiskEngine(shared, depth: 1).depth }!)".contains("64 engines")
+        )
         shared.detach(attachments[5])
         let again = AttachedEngine(requests: 1, operations: 1, wakeup: nil)
         try shared.attach(again)
@@ -391,7 +421,9 @@ import Testing
             // The first are for what the runtime makes once in a process.
             if round == 2 { before = allocation_count() }
             while let request = one.acquire() {
-                unsafe one.start(request, round % 2 == 0 ? .write : .read, offset: UInt64(request * 65536 + round * 512), length: 8192, vectors: buffer.vector, count: 1)
+                unsafe one.start(
+                    request, round % 2 == 0 ? .write : .read, offset: UInt64(request * 65536 + round * 512),
+                    length: 8192, vectors: buffer.vector, count: 1)
             }
             while one.inFlight > 0 {
                 guard let completion = try one.waitForCompletion() else { break }
@@ -410,7 +442,8 @@ import Testing
         var generator = SeededGenerator(seed: 3)
         var hits = 0
         for _ in 0..<20000 {
-            let owner = ClaimTable.Owner(engine: Int.random(in: 0..<3, using: &generator), request: Int32.random(in: 0..<4, using: &generator))
+            let owner = ClaimTable.Owner(
+                engine: Int.random(in: 0..<3, using: &generator), request: Int32.random(in: 0..<4, using: &generator))
             let start = UInt64.random(in: 0..<200, using: &generator) * 512
             let range = start..<start + UInt64.random(in: 1...8, using: &generator) * 512
             let isTaken = list.contains { $0.range.overlaps(range) && $0.owner != owner }
