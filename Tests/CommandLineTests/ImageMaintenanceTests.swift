@@ -151,13 +151,17 @@ import Testing
     /// Other formats than those that a verb can make or change.
     @Test(arguments: [
         ["create", "--format", "vdi", "/nowhere/a", "1M"], ["create", "/nowhere/a.vmdk", "1M"],
-        ["convert", "-O", "vpc", "/dev/null", "/nowhere/a"],
         ["snapshot", "create", "/nowhere/a.vhdx", "b"], ["rebase", "--no-backing", "/nowhere/a.vdi"],
         ["commit", "/nowhere/a.vmdk"],
     ])
     func otherFormats(arguments: [String]) throws {
         var command = try Command.parseAsRoot(["image"] + arguments)
         #expect(throws: ExitCode(1)) { try command.run() }
+    }
+
+    @Test func aFormatThatCannotBeWrittenIsWrongUsage() throws {
+        var command = try Command.parseAsRoot(["image", "convert", "-O", "vpc", "/dev/null", "/nowhere/a"])
+        #expect(throws: ExitCode(64)) { try command.run() }
     }
 
     @Test func disksTakeSnapshotsAndDataFiles() throws {

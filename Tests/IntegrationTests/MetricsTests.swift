@@ -126,7 +126,7 @@ import Testing
         for line in machine.errors.lines {
             let hasOnlyThese = #"set(d) - {"device"} == {"time", "level", "message"}"#
             let fields = try jq("d[\"level\"], d.get(\"device\"), len(d[\"time\"]), \(hasOnlyThese)", line)
-                .split(separator: " ")
+                .split { $0.isWhitespace }
             #expect(fields.count == 4 && fields[2] == "24" && fields[3] == "True", "\(line)")
             levels.insert("\(fields[0]) \(fields[1])")
         }
