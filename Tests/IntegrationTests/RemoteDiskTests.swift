@@ -146,7 +146,7 @@ import Testing
         let server = try serve("disk.raw", ["-r"])
         try shell("'\(Host.swkvm)' image create -q --backing '\(address())' '\(directory("over.qcow2"))'")
         let refused = try Program.machine(["--disk", directory("over.qcow2") + ",backing=anywhere,queues=2"])
-        try refused.expectEnd(71)
+        try refused.expectEnd(64)
         #expect(
             refused.errors.text.contains("a remote disk, or an image on one, has one queue; queues=2 was requested"))
         try kill(server)
