@@ -161,8 +161,8 @@ public final class BlockDevice: VirtioDevice {
         }
     }
 
-    /// Makes the disk longer while the guest runs, at the end of what is in flight. The driver is told by a
-    /// configuration change.
+    /// Makes the disk longer while the guest runs, at the end of what is in flight. A configuration change
+    /// informs the driver.
     /// - Parameters:
     ///   - size: bytes, a multiple of 512; nil takes the size that a raw image or a block device has now, after
     ///     somebody else has changed it.
@@ -226,7 +226,7 @@ public final class BlockStatistics: Sendable {
     public let discards = DeviceCounters.Counter()
     /// Times that the disk has stopped after an error.
     public let stops = DeviceCounters.Counter()
-    /// Errors that the guest was not told of.
+    /// Errors that were not reported to the guest.
     public let ignored = DeviceCounters.Counter()
     /// Requests that ended as IOERR or UNSUPP.
     public let failures = DeviceCounters.Counter()

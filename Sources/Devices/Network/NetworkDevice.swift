@@ -65,7 +65,7 @@ public final class NetworkDevice: VirtioDevice {
     /// frames also while it is down, and does not count them all.
     public var hostSendDrops: UInt64? { port.attachment.hostSendDrops }
 
-    /// Indicates whether the guest is told that the link is up. While it is down, frames are dropped and counted in
+    /// Indicates whether the guest sees the link as up. While it is down, frames are dropped and counted in
     /// both directions.
     public var isLinkUp: Bool { port.isLinkUp }
 
@@ -224,7 +224,7 @@ final class NetworkPort: Sendable {
         var isUp: Bool { isHostUp && isPluggedIn }
     }
 
-    /// Takes the link up or down, as the host's interface is; the driver is told by a configuration change. There is
+    /// Takes the link up or down, as the host's interface is; a configuration change informs the driver. There is
     /// nothing to put back into an interface that was removed.
     /// - Parameter reason: what the interface did, for the log.
     func setLink(up: Bool, because reason: String) {
@@ -246,7 +246,7 @@ final class NetworkPort: Sendable {
         }
         guard let isUp = change else { return }
         interrupt.withLock { $0?.signal() }
-        // Last: the driver is told first.
+        // Last: the driver's interrupt comes first.
         events.report(
             .link(isUp: isUp), isUp ? .notice : .warning, "the link is \(isUp ? "up again" : "down"): \(reason)")
     }

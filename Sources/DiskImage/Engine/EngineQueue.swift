@@ -16,8 +16,8 @@ struct EngineQueue: ~Copyable {
     private(set) var isListening = false
     /// Why the queue did not take operations, until the owner's next submission.
     private var error: SystemCallError?
-    /// Requests started since the kernel was last told. A ring's are told of a few at a time, as a disk that has
-    /// nothing to do waits as long as it takes to start all that there are.
+    /// Requests started since the last submission to the kernel. With a ring they are submitted a few at a time: an
+    /// idle disk would otherwise wait until all of them have been started.
     private var unsubmitted = 0
     /// How ``wait(for:isExclusive:)`` waits.
     private var waking = Waking()

@@ -73,7 +73,8 @@ internal import Linux
     /// Indicates whether another operation may begin.
     var hasRoom: Bool { hasFree && budget.hasRoom }
 
-    /// Gives an operation a slot, of which there is a free one.
+    /// Gives an operation a slot. The caller has checked ``hasFree`` or ``hasRoom``, so the number of requests does not
+    /// matter; a second user of a slot would corrupt the disk, so without one the process ends.
     @inline(__always) mutating func add(_ operation: IOOperation, sequence: UInt64) -> Int32 {
         guard let index = free.popFirst(slots) else { preconditionFailure("no room for another operation") }
         slots[index] = operation
@@ -275,9 +276,9 @@ internal import Linux
     /// Why something was not taken, once.
     mutating func takeSubmissionError() -> SystemCallError? { queue.takeError() }
 
-    /// Indicates whether something has ended that nobody is told of, and is to be looked at now. Calls that are done
-    /// one after the other are done now, and the descriptor says so to an owner whose turn is over. What was refused
-    /// ends at once.
+    /// Indicates whether an operation has ended without making the descriptor readable, so that its result must be taken
+    /// now: one that the queue refused, or a system call, which is executed at once. After the end of the owner's turn
+    /// the descriptor is readable for the latter.
     var hasEnded: Bool { !unqueued.isEmpty || queue.io.hasCompletion && !budget.isTurnOver }
 
     var usesRing: Bool { queue.io.isRing }

@@ -215,7 +215,7 @@ final class ConversionWork: @unchecked Sendable {
         if file.deviceSize != nil { try file.clear(place, length) } else { try file.writeZeroes(place, length) }
     }
 
-    /// Gives the work up; the first reason is the one that is told.
+    /// Stops the work; the first error is reported.
     func stop(_ error: DiskImageError) {
         monitor.locked {
             if failure == nil { failure = error }
