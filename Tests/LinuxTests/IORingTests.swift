@@ -102,4 +102,10 @@ import Testing
         thread.join()
         #expect(failure.withLock { $0 } == nil)
     }
+
+    @Test func aRingIsRestrictedWhereTheKernelCan() throws {
+        let ring = try IORing(entries: 2), event = try EventFD()
+        // An unrestricted ring takes one; Linux 5.10 or later.
+        #expect(register_ring_event(ring.rawValue, event.rawValue) == EACCES)
+    }
 }

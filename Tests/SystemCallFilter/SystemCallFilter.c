@@ -11,6 +11,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 int refuse_system_call(long number) { return fail_system_call(number, EPERM); }
 
@@ -45,6 +46,11 @@ int refuse_new_descriptors(void) {
 int refuse_new_threads(void) {
     static const long numbers[] = {SYS_clone, SYS_clone3, SYS_fork, SYS_vfork};
     return refuse_all(numbers, sizeof numbers / sizeof *numbers);
+}
+
+int register_ring_event(int ring, int event) {
+    // IORING_REGISTER_EVENTFD
+    return syscall(SYS_io_uring_register, ring, 4, &event, 1) < 0 ? errno : 0;
 }
 
 long io_uring_enter_number(void) { return SYS_io_uring_enter; }

@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Bytes that nobody else is to see: kept out of swap and core dumps as far as the host lets us, and overwritten when they go.
+/// Bytes that nobody else is to see: kept out of swap, core dumps and child processes as far as the host lets us, and overwritten when they go.
 final class SecretBytes: @unchecked Sendable {
     // They do not change once they are made: hence `Sendable`.
     private let buffer: IOBuffer
@@ -17,6 +17,7 @@ final class SecretBytes: @unchecked Sendable {
         // A limit of locked memory is no reason to do without the disk.
         buffer.memory.lock()
         buffer.memory.advise(MADV_DONTDUMP)
+        buffer.memory.advise(MADV_DONTFORK)
         try fill(buffer.memory)
     }
 

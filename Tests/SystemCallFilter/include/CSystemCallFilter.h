@@ -26,4 +26,7 @@ long epoll_ctl_number(void);
 /// Returns 0, or -1 with errno.
 int mount_small_file_system(const char *path, const char *options);
 
+/// Registers an eventfd with an io_uring (io_uring_register(2)); returns 0 or an errno value.
+int register_ring_event(int ring, int event);
+
 #endif
