@@ -33,7 +33,7 @@ let package = Package(
     targets: [
         // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork, PCI}; {GuestMemory, PCI} ← Virtio;
         // Platform ← {GuestMemory, Boot, Devices, Machine};
-        // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything, and GDBRemote, ← Machine ← swkvm.
+        // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything, GDBRemote and Sandbox ← Machine ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
@@ -56,6 +56,9 @@ let package = Package(
         module("Boot", ["CLinux", "Linux", "Platform", "GuestMemory", "CZlib"]),
         // What a debugger says and hears; knows nothing of KVM.
         module("GDBRemote"),
+        // System calls that a running machine may make; knows nothing of machines.
+        .target(name: "CSandbox"),
+        module("Sandbox", ["CSandbox"]),
         // The bundled guest's ELF, put into the binary by the assembler; `make guest` builds it first.
         .target(name: "BundledGuest", cSettings: [.headerSearchPath("../../guests/kernel/build")]),
         // The list of what a release is linked with; `.ci/components` writes it, and a build without it has none.
@@ -64,13 +67,14 @@ let package = Package(
             "Machine",
             [
                 "CLinux", "CCrypto", "Linux", "Platform", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "PCI",
-                "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote",
+                "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote", "Sandbox",
                 .product(name: "Logging", package: "swift-log"),
             ]),
         .executableTarget(
             name: "swkvm",
             dependencies: [
                 "Machine", "Devices", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux", "CBuild",
+                "Sandbox",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -128,6 +132,9 @@ let package = Package(
                 "CAllocationCounter",
                 "CSystemCallFilter",
             ]),
+        // What an attacker in the process would try.
+        .target(name: "CSandboxTest", dependencies: ["CSandbox"], path: "Tests/SandboxAttempts"),
+        tests("SandboxTests", ["TestSupport", "Sandbox", "CSandbox", "CSandboxTest"]),
         tests("PlatformTests", ["TestSupport", "Platform"]),
         tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "Platform", "FuzzTargets"]),
         tests("GDBRemoteTests", ["TestSupport", "GDBRemote"]),
@@ -136,7 +143,7 @@ let package = Package(
             [
                 "TestSupport", "Machine", "Boot", "Devices", "DiskImage", "GDBRemote", "GuestMemory", "HostNetwork",
                 "KVM", "Linux",
-                "PCI", "Platform", "Virtio", "CLinux", "CSystemCallFilter",
+                "PCI", "Platform", "Sandbox", "Virtio", "CLinux", "CSystemCallFilter",
             ]),
         tests(
             "CommandLineTests",
@@ -144,7 +151,7 @@ let package = Package(
                 "TestSupport", "swkvm", "swkvm-manual", "Machine", "DiskImage", "GuestMemory", "HostNetwork", "Linux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ]),
-        tests("IntegrationTests", ["TestSupport", "CLinux", "Linux", "HostNetwork"]),
+        tests("IntegrationTests", ["TestSupport", "CLinux", "Linux", "HostNetwork", "CSandboxTest"]),
     ]
 )
 
