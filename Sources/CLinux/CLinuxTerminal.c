@@ -32,7 +32,10 @@ pid_t clinux_guard_terminal(int terminal, const struct termios *mode, int read_e
     close_range_of(low + 1, high - 1);
     close_range_of(high + 1, INT_MAX);
     char byte;
-    while (read(read_end, &byte, 1) < 0 && errno == EINTR) {}
+    ssize_t count;
+    while ((count = read(read_end, &byte, 1)) < 0 && errno == EINTR) {}
+    // The parent has restored it.
+    if (count > 0) _exit(0);
     // A mode that is not the parent's is a shell's, which has the terminal already. SIGTTOU is blocked, so no job control stops this.
     struct termios now, raw = *mode;
     cfmakeraw(&raw);

@@ -67,6 +67,12 @@ public final class DiskImage: @unchecked Sendable {
         var isSealed = false
     }
 
+    /// Indicates whether a name of a disk is the address of a remote one (`nbd://…`), and no path.
+    public static func isRemote(_ name: String) -> Bool { NBDLocation.isAddress(name) }
+
+    /// Indicates whether such an address is one of a connection over TLS.
+    public static func isEncryptedRemote(_ name: String) -> Bool { isRemote(name) && name.hasPrefix("nbds") }
+
     /// Opens an image with its backing files and locks them all.
     ///
     /// The format is the stated one or the one of the file's extension; where it is not stated, contents that begin as another format does

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Linux
+
 /// The host side of a machine's network device, as given by `--net`.
 public enum NetworkBackend: Equatable, Sendable {
     /// A TAP of this name (nil: the kernel chooses `swtapN`), used if it is there, created if it is not.
@@ -45,6 +47,8 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     /// A macvtap's own directions are the guest's, those of a TAP the host's.
     private let isMACVTAP: Bool
     private let changes: HostChanges?
+    /// For the interface's counters, on any thread: no socket is opened later.
+    private let netlink: Guarded<RouteNetlink?>
 
     /// Sets up what `backend` says, in the calling thread's network namespace.
     /// - Parameters:
@@ -88,6 +92,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         self.offloads = offloads
         self.isMACVTAP = isMACVTAP
         self.changes = changes
+        netlink = Guarded(index == 0 ? nil : try? RouteNetlink())
     }
 
     /// Begins to listen to the interface's being switched off and on; nil when it cannot be seen from here, or the
@@ -103,7 +108,6 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     public var hostSendDrops: UInt64? { link.map { isMACVTAP ? $0.transmitDrops : $0.receiveDrops } }
 
     private var link: Link? {
-        guard index != 0, let netlink = try? RouteNetlink() else { return nil }
-        return try? netlink.link(at: index)
+        netlink.withLock { try? $0?.link(at: index) }
     }
 }

@@ -14,6 +14,13 @@ public struct SignalSet: @unchecked Sendable {
         return SignalSet(set: set)
     }
 
+    /// Every signal but one.
+    public static func all(but number: Int32) -> SignalSet {
+        var others = all
+        unsafe sigdelset(&others.set, number)
+        return others
+    }
+
     private init(set: sigset_t) { self.set = set }
 
     /// The signals of the given numbers (`SIGINT`, …).

@@ -6,6 +6,7 @@ internal import GuestMemory
 internal import KVM
 internal import Linux
 internal import Platform
+internal import Sandbox
 internal import Virtio
 
 /// The virtual hardware between a power-on and the next reset: KVM's machine, vCPUs, interrupt lines, platform devices
@@ -32,6 +33,8 @@ final class Board: Sendable {
         /// What boots before this one have counted.
         let past = Guarded(PastCounters())
         let control: MachineControl
+        /// What confines the threads of devices and vCPUs, from ``Machine/start(_:)`` on.
+        let sandbox = Guarded(Sandbox.off)
         /// One for each vCPU, where exits are counted.
         let exits: [ExitCounter]
 
@@ -150,8 +153,9 @@ final class Board: Sendable {
     }
 
     /// Starts the vCPUs. Called once.
-    func start() throws(SystemCallError) {
-        for cpu in cpus { try cpu.start() }
+    /// - Parameter sandbox: what confines their threads.
+    func start(_ sandbox: Sandbox) throws(SystemCallError) {
+        for cpu in cpus { try cpu.start { sandbox.confine(.vcpu) } }
     }
 
     /// Waits until all vCPUs have left the guest; the machine's ``Ending`` has a reason.

@@ -82,9 +82,13 @@ final class CPUThread: Sendable {
     static var kickSignal: Int32 { clinux_sigrtmin() }
 
     /// Starts the thread. It runs until the machine ends.
-    func start() throws(SystemCallError) {
+    /// - Parameter first: what the thread does before anything else.
+    func start(first: @escaping @Sendable () -> Void) throws(SystemCallError) {
         try thread.withLock { (thread) throws(SystemCallError) in
-            thread = try Thread.start(name: "vcpu\(cpu.id)") { [self] in run() }
+            thread = try Thread.start(name: "vcpu\(cpu.id)") { [self] in
+                first()
+                run()
+            }
         }
     }
 

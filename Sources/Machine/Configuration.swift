@@ -4,6 +4,7 @@ public import Devices
 public import DiskImage
 public import GuestMemory
 public import HostNetwork
+public import Sandbox
 
 /// The description of a machine. It consists of values only: nothing on the host is changed until
 /// ``Machine/init(_:output:log:)``.
@@ -38,6 +39,8 @@ public struct Configuration: Sendable {
     public var debugger: Debugger?
     /// Indicates whether exits to user space are counted (``Machine/exitReport``).
     public var countsExits = false
+    /// What happens with system calls that a running machine does not make (``ForegroundSession``).
+    public var sandbox = Sandbox.Mode.off
     /// The action when the guest resets itself.
     public var onReboot = OnReboot.restart
     /// The time limit for the guest to power off after a signal.

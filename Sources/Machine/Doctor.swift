@@ -5,6 +5,7 @@ internal import GuestMemory
 internal import HostNetwork
 internal import KVM
 internal import Linux
+internal import Sandbox
 
 /// Inspects the host and reports what machines can use here.
 public enum Doctor {
@@ -60,7 +61,7 @@ struct Examination {
     let isRoot: Bool
 
     /// What depends on a device that does not open is left out: nothing can be said of it.
-    var findings: [Doctor.Finding] { kvm(at: "/dev/kvm") + proc() + memory() + [uring()] + network() }
+    var findings: [Doctor.Finding] { kvm(at: "/dev/kvm") + proc() + memory() + [uring()] + network() + [sandbox()] }
 
     // MARK: Commands
 
@@ -224,6 +225,15 @@ struct Examination {
         return Doctor.Finding(
             .limited, "io_uring", "unavailable; disks use slower system calls",
             fix: asRoot("sysctl kernel.io_uring_disabled=0"))
+    }
+
+    private func sandbox() -> Doctor.Finding {
+        if Sandbox.isAvailable {
+            return Doctor.Finding(.good, "sandbox", "seccomp filters are available (--sandbox on)")
+        }
+        return Doctor.Finding(
+            .limited, "sandbox", "this kernel has no seccomp filters: --sandbox on does not work",
+            fix: .advice("use a kernel with CONFIG_SECCOMP_FILTER"))
     }
 
     private func network() -> [Doctor.Finding] {

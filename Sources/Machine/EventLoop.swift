@@ -237,6 +237,9 @@ struct EventLoop: ~Copyable {
     /// Indicates whether keys come from a terminal, and two of them are for swkvm.
     var hasTerminal: Bool { terminal?.isOurs == true }
 
+    /// What the process has of a terminal.
+    var terminalState: RawTerminal.State { terminal?.state ?? .none }
+
     mutating func giveTerminalBack() { terminal = nil }
 
     // MARK: Input

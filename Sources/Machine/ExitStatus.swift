@@ -5,6 +5,7 @@ internal import CLinux
 internal import DiskImage
 internal import GuestMemory
 internal import Linux
+internal import Sandbox
 
 /// Exit statuses of `swkvm run`. 0 … 63 are the guest's; those below 80 mean what `<sysexits.h>` has them mean.
 public enum ExitStatus {
@@ -38,6 +39,7 @@ public enum ExitStatus {
         ("\(quit)", "ended at the console by Ctrl-A x"),
         ("\(killed)", "ended by the debugger"),
         ("\(stopTimeout)", "the guest did not power off within --stop-timeout"),
+        ("\(Sandbox.exitStatus)", "a thread made a system call that the sandbox does not allow"),
         ("\(signalBase) + N", "ended by signal N (the second one, if the guest did not react to the first)"),
     ]
 }

@@ -8,6 +8,7 @@ internal import Linux
 internal import Virtio
 public import Devices
 public import Logging
+public import Sandbox
 
 /// A virtual machine: everything that a ``Configuration`` asks for, owned by one object.
 ///
@@ -94,19 +95,22 @@ public final class Machine: Sendable {
     // MARK: Life
 
     /// Starts the devices' threads and the vCPUs. Called once. All that the machine needs of the host was opened
-    /// before: a process may drop the right to open anything between ``init(_:output:log:isInterrupted:progress:)`` and
-    /// this, if it does without a reset of the guest and remote disks.
-    public func start() throws(MachineError) {
+    /// before.
+    /// - Parameter sandbox: confines these threads, and those of later boots; the caller has confined the process.
+    public func start(_ sandbox: Sandbox = .off) throws(MachineError) {
+        parts.sandbox.withLock { $0 = sandbox }
         _ = clinux_install_interrupting_signal(CPUThread.kickSignal)
         for (_, device) in parts.devices.all {
-            try Self.host("start the threads of \(device.name)") { () throws(SystemCallError) in try device.start() }
+            try Self.host("start the threads of \(device.name)") { () throws(SystemCallError) in
+                try device.start { sandbox.confine(.device) }
+            }
         }
         try start(board)
     }
 
     private func start(_ board: Board) throws(MachineError) {
         serialPin.connect(board.serialLine)
-        do throws(SystemCallError) { try board.start() } catch {
+        do throws(SystemCallError) { try board.start(parts.sandbox.withLock { $0 }) } catch {
             control.end(.hostError("vCPU threads could not be started: \(error)"))
             _ = waitForEnd()
             throw .host(purpose: "start a thread for each vCPU", error)
@@ -118,8 +122,9 @@ public final class Machine: Sendable {
     /// What its thread gets has no reference to the machine, which would otherwise live as long as the thread does.
     private func startControl(_ board: Board) throws(MachineError) {
         do throws(SystemCallError) {
-            try control.start(board) { [configuration, memory, control] in
-                MachineStatus(configuration, memory, board.registry.slots, isPaused: control.isPaused)
+            let sandbox = parts.sandbox.withLock { $0 }
+            try control.start(board, sandbox) { [configuration, memory, control] in
+                MachineStatus(configuration, memory, board.registry.slots, isPaused: control.isPaused, sandbox.mode)
             }
         } catch {
             control.end(.hostError("the control's thread could not be started: \(error)"))
@@ -209,7 +214,8 @@ public final class Machine: Sendable {
 
     /// Figures of the moment, for a status line.
     public var status: MachineStatus {
-        MachineStatus(configuration, memory, board.registry.slots, isPaused: control.isPaused)
+        MachineStatus(
+            configuration, memory, board.registry.slots, isPaused: control.isPaused, parts.sandbox.withLock { $0.mode })
     }
 }
 

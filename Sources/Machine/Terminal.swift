@@ -15,6 +15,18 @@ final class RawTerminal {
     /// Indicates whether the terminal was the process's at the last ``update()``.
     private(set) var isOurs = false
 
+    /// What a process has of a terminal.
+    enum State {
+        /// There is none.
+        case none
+        /// It is not the process's yet, and is taken when it is.
+        case elsewhere
+        /// It is, or was, the process's; a child process restores it.
+        case guarded
+    }
+
+    var state: State { before == nil ? .elsewhere : .guarded }
+
     /// nil when the descriptor, if there is one, is no terminal. The terminal is left as it is until ``update()``.
     init?(_ descriptor: Int32?) {
         var mode = termios()
@@ -111,8 +123,10 @@ private struct Guardian: ~Copyable {
     }
 
     deinit {
-        // It has nothing left to do: the parent has restored the mode, or is about to.
-        kill(process, SIGKILL)
+        // It has nothing left to do: the parent has restored the mode, or is about to. A byte says so, where the pipe's
+        // end does not; a confined process sends no signals.
+        var byte: UInt8 = 0
+        _ = unsafe write(lifeline.rawValue, &byte, 1)
         var status: Int32 = 0
         unsafe waitpid(process, &status, 0)
     }

@@ -105,10 +105,14 @@ public final class DeviceWorker: Sendable {
     private let name: String
 
     /// Starts the thread. Until then all requests are without effect. Harmless when it was started.
-    public func start() throws(SystemCallError) {
+    /// - Parameter first: what the thread does before anything else.
+    public func start(first: @escaping @Sendable () -> Void = {}) throws(SystemCallError) {
         try state.withLock { (state) throws(SystemCallError) in
             guard let body = state.body else { return }
-            state.thread = try Thread.start(name: name, body)
+            state.thread = try Thread.start(name: name) {
+                first()
+                body()
+            }
             state.body = nil
             mailbox.open()
         }

@@ -57,7 +57,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
     var deviceEvents: DeviceEvents { get }
 
     /// Starts the device's threads. What they need of the host is there before.
-    func start() throws(SystemCallError)
+    /// - Parameter first: what each of them does before anything else.
+    func start(first: @escaping @Sendable () -> Void) throws(SystemCallError)
 
     /// Indicates whether the device works with these features, a subset of those offered. Refusing leaves FEATURES_OK
     /// unset.
@@ -89,6 +90,9 @@ public protocol VirtioDevice: AnyObject, Sendable {
 }
 
 extension VirtioDevice {
+    /// Starts the device's threads, which begin with their work.
+    public func start() throws(SystemCallError) { try start(first: {}) }
+
     public var deviceEvents: DeviceEvents { .none }
     public func accepts(_ features: FeatureSet) -> Bool { true }
     public func negotiated(_ features: FeatureSet) {}

@@ -3,6 +3,7 @@
 public import ArgumentParser
 public import Devices
 public import Machine
+public import Sandbox
 
 /// `--on-reboot`.
 enum RebootArgument: String, ExpressibleByArgument, CaseIterable {
@@ -15,6 +16,7 @@ enum RebootArgument: String, ExpressibleByArgument, CaseIterable {
 extension Configuration.Bus: ExpressibleByArgument {}
 
 extension DiskErrorPolicy: ExpressibleByArgument {}
+extension Sandbox.Mode: ExpressibleByArgument {}
 extension Configuration.Metrics.Format: ExpressibleByArgument {}
 
 /// `--stop-timeout`.

@@ -4,6 +4,7 @@ internal import DiskImage
 internal import Devices
 internal import Logging
 internal import Machine
+internal import Sandbox
 
 /// The direct way from words to a ``RunCommand``. The argument parser finds a command's options by reflection, which
 /// takes longer than all the rest of a machine's start; for help, completions and messages that does not matter.
@@ -65,6 +66,7 @@ extension RunCommand {
         Rule("gdb", reset: { $0.gdb = nil }, store: { $0.gdb = try DebuggerArgument(parsing: $1) }),
         Rule("trace", .repeatableValue, reset: { $0.trace = [] }, store: { $0.trace.append(try word($1)) }),
         Rule("on-disk-error", reset: { $0.onDiskError = .enospc }, store: { $0.onDiskError = try word($1) }),
+        Rule("sandbox", reset: { $0.sandbox = .off }, store: { $0.sandbox = try word($1) }),
         Rule("metrics", reset: { $0.metrics = nil }, store: { $0.metrics = $1 }),
         Rule("metrics-format", reset: { $0.metricsFormat = nil }, store: { $0.metricsFormat = try word($1) }),
         Rule(

@@ -6,6 +6,7 @@ internal import GuestMemory
 internal import HostNetwork
 internal import Logging
 internal import Machine
+internal import Sandbox
 
 /// `swkvm run`: one machine, in the foreground.
 struct RunCommand: ParsableCommand {
@@ -205,6 +206,15 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            """
+            Confine the process to the system calls that a running machine needs: on ends it at any other call, report \
+            prints a line for each and lets it through.
+            """,
+            valueName: "off|report|on"))
+    var sandbox = Sandbox.Mode.off
+
+    @Option(
+        help: ArgumentHelp(
             "Write all counters of the machine to a file at the end and on SIGUSR1, as --metrics-format says.",
             valueName: "path"),
         completion: .file())
@@ -298,6 +308,7 @@ struct RunCommand: ParsableCommand {
         machine.onReboot = onReboot.action
         machine.stopTimeout = stopTimeout?.timeout ?? .automatic
         machine.onDiskError = onDiskError
+        machine.sandbox = sandbox
         machine.metrics = metrics.map {
             Configuration.Metrics(path: $0, format: metricsFormat ?? .json, interval: metricsInterval)
         }

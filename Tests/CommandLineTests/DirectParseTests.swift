@@ -35,6 +35,7 @@ import Testing
         "metrics": ["m.json", "/dev/null"],
         "metrics-format": ["json", "prometheus", "xml"], "metrics-interval": ["1", "86400", "0", "x"],
         "log-level": ["debug", "critical", "loud"],
+        "sandbox": ["off", "report", "on", "yes"],
         "log-format": ["text", "json", "yaml"],
     ]
 

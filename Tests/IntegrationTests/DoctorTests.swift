@@ -12,7 +12,7 @@ import Testing
         for (kind, subject) in [
             ("ok", "/dev/kvm"), ("", "KVM"), ("", "back-end"), ("", "2 MiB pages"), ("", "1 GiB pages"), ("", "thp"),
             ("", "io_uring"),
-            ("ok", "/dev/net/tun"), ("ok", "CAP_NET_ADMIN"),
+            ("ok", "/dev/net/tun"), ("ok", "CAP_NET_ADMIN"), ("ok", "sandbox"),
         ] {
             #expect(
                 doctor.output.lines.contains { $0.hasPrefix(kind) && $0.dropFirst(9).hasPrefix(subject + " ") },

@@ -170,7 +170,8 @@ import Testing
         try machine.type("\u{1}c")
         try machine.wait(for: "swkvm: mine: 2 vCPUs, ")
         try machine.wait(for: " MiB resident, ")
-        try machine.wait(for: " dirty\r\ndevice  requests")
+        try machine.wait(for: " dirty")
+        try machine.wait(for: "\r\ndevice  requests")
         try machine.wait(for: "drops\r\nblk0")
         try machine.wait(for: "-\r\n")
         let cells =

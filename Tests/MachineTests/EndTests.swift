@@ -4,6 +4,7 @@ import Boot
 import DiskImage
 import Glibc
 import Linux
+import Sandbox
 import TestSupport
 import Testing
 
@@ -187,6 +188,14 @@ import Testing
                 blk0          12  4096B  117M     11      1          10       2      -
                 rng0           1      -     -      1      0           1       0      -
                 """)
+    }
+
+    @Test func saysHowTheProcessIsConfined() {
+        var status = MachineStatus(name: "vm", cpus: 1, memorySize: 1 << 30, memory: nil, devices: [])
+        for (mode, text) in [(Sandbox.Mode.off, ""), (.report, ", sandbox report"), (.on, ", sandbox on")] {
+            status.sandbox = mode
+            #expect(status.description == "vm: 1 vCPU" + text)
+        }
     }
 
     @Test func saysWhyTheMachineIsPaused() {

@@ -39,7 +39,7 @@ private final class BusyDevice: VirtioDevice {
 
     init() throws { isPausing = try EventFD() }
 
-    func start() throws(SystemCallError) {}
+    func start(first: @escaping @Sendable () -> Void) throws(SystemCallError) {}
     func activate(_ activation: Activation) {}
     func reset() {}
     func stopQueue(_ index: Int) {}

@@ -139,7 +139,9 @@ final class EchoDevice: VirtioDevice {
         worker = try DeviceWorker(name: name, engine: EchoEngine(log: log), events: deviceEvents)
     }
 
-    func start() throws(SystemCallError) { try worker.start() }
+    func start(first: @escaping @Sendable () -> Void) throws(SystemCallError) {
+        try worker.start(first: first)
+    }
     func activate(_ activation: Activation) { worker.activate(activation) }
     func reset() { worker.reset() }
     func stopQueue(_ index: Int) { worker.stopQueue(index) }

@@ -238,7 +238,7 @@ final class RecordingDevice: VirtioDevice {
     func reset() { note(.reset) }
     func stopQueue(_ index: Int) { note(.stop(index)) }
     func startQueue(_ configuration: QueueConfiguration) { note(.start(configuration)) }
-    func start() {}
+    func start(first: @escaping @Sendable () -> Void) {}
     func pause(onQuiet: @escaping @Sendable () -> Void) { onQuiet() }
     func resume() {}
 

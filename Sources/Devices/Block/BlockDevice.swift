@@ -120,7 +120,9 @@ public final class BlockDevice: VirtioDevice {
         if !features.contains(.blockFlush) { setWriteback(false) }
     }
 
-    public func start() throws(SystemCallError) { for worker in workers { try worker.start() } }
+    public func start(first: @escaping @Sendable () -> Void) throws(SystemCallError) {
+        for worker in workers { try worker.start(first: first) }
+    }
 
     public func activate(_ activation: Activation) {
         // §5.2.5: without MQ there is the first queue only, whatever the driver has made ready.

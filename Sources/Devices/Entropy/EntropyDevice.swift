@@ -40,7 +40,9 @@ public final class EntropyDevice: VirtioDevice {
         worker = try DeviceWorker(name: name, engine: engine, events: events)
     }
 
-    public func start() throws(SystemCallError) { try worker.start() }
+    public func start(first: @escaping @Sendable () -> Void) throws(SystemCallError) {
+        try worker.start(first: first)
+    }
 
     public func activate(_ activation: Activation) { worker.activate(activation) }
     public func reset() { worker.reset() }

@@ -86,7 +86,9 @@ public final class NetworkDevice: VirtioDevice {
 
     public func accepts(_ features: FeatureSet) -> Bool { features.isConsistentForNetwork }
 
-    public func start() throws(SystemCallError) { for worker in workers { try worker.start() } }
+    public func start(first: @escaping @Sendable () -> Void) throws(SystemCallError) {
+        for worker in workers { try worker.start(first: first) }
+    }
 
     public func activate(_ activation: Activation) {
         // Without STATUS the link's state is nothing that the driver knows of.

@@ -4,6 +4,7 @@ internal import Devices
 internal import DiskImage
 internal import KVM
 internal import Linux
+internal import Sandbox
 internal import Synchronization
 internal import Virtio
 
@@ -12,12 +13,17 @@ struct ControlService: Sendable {
     private let control: MachineControl
     private let board: Board
     private let ending: Ending
+    private let sandbox: Sandbox
     private let status: @Sendable () -> MachineStatus
 
-    init(_ control: MachineControl, _ board: Board, _ ending: Ending, status: @escaping @Sendable () -> MachineStatus) {
+    init(
+        _ control: MachineControl, _ board: Board, _ ending: Ending, _ sandbox: Sandbox,
+        status: @escaping @Sendable () -> MachineStatus
+    ) {
         self.control = control
         self.board = board
         self.ending = ending
+        self.sandbox = sandbox
         self.status = status
     }
 
@@ -119,7 +125,9 @@ struct ControlService: Sendable {
 
     private func attach(_ device: any VirtioDevice) throws(MachineControlError) -> String {
         let slot: VirtioSlot
-        do throws(SystemCallError) { try device.start() } catch { throw .refused(error.description) }
+        do throws(SystemCallError) { try device.start { [sandbox] in sandbox.confine(.device) } } catch {
+            throw .refused(error.description)
+        }
         do throws(MachineError) { slot = try board.registry.attach(device, board.virtualMachine) } catch {
             throw .refused(error.description)
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Linux
+internal import Sandbox
 internal import Virtio
 
 /// The mailbox of the thread that owns what may change about a running machine: whether it is paused, its devices and
@@ -146,13 +147,15 @@ public final class MachineControl: Sendable {
     // MARK: The machine
 
     /// Starts to serve a board's requests, until its end.
-    func start(_ board: Board, status: @escaping @Sendable () -> MachineStatus) throws(SystemCallError) {
+    func start(
+        _ board: Board, _ sandbox: Sandbox, status: @escaping @Sendable () -> MachineStatus
+    ) throws(SystemCallError) {
         attention.event.drain()
         state.withLock { state in
             state.isOpen = true
             state.isPaused = false
         }
-        let service = ControlService(self, board, ending, status: status)
+        let service = ControlService(self, board, ending, sandbox, status: status)
         do throws(SystemCallError) {
             try thread.withLock { (thread) throws(SystemCallError) in
                 thread = try Thread.start(name: "control") {

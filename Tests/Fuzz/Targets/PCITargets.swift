@@ -158,7 +158,7 @@ private final class SilentDevice: VirtioDevice {
     let maximumQueueSizes: [UInt16] = [8, 8]
     let configuration = ConfigurationSpace([1, 2, 3, 4])
 
-    func start() {}
+    func start(first: @escaping @Sendable () -> Void) {}
     func activate(_ activation: Activation) {}
     func reset() {}
     func stopQueue(_ index: Int) {}

@@ -10,8 +10,10 @@ extension Program {
         in namespace: Namespace? = nil,
         passing: [(descriptor: Int32, number: Int32)] = [], terminal: PseudoTerminal? = nil
     ) throws -> Program {
-        try Program(
-            [Host.swkvm, "run"] + arguments, input: input, output: output, errors: errors, in: namespace,
+        // `SWKVM_TEST_SANDBOX=report` has all machines report what the sandbox would refuse.
+        let mode = getenv("SWKVM_TEST_SANDBOX").map { ["--sandbox", String(cString: $0)] } ?? []
+        return try Program(
+            [Host.swkvm, "run"] + mode + arguments, input: input, output: output, errors: errors, in: namespace,
             passing: passing,
             terminal: terminal)
     }

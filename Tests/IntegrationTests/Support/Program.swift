@@ -3,6 +3,7 @@
 import CLinux
 import Glibc
 import Linux
+import Testing
 
 /// A process that a test has started. What it prints is read only while the test waits for something, so a test that
 /// does not wait is a slow reader. It never outlives its object.
@@ -116,21 +117,29 @@ final class Program {
     /// Waits until the machine has a vCPU; a signal before that ends the process as it would any other.
     func waitUntilRunning() throws {
         let name = Array("vcpu0\n".utf8)
-        try pump("to run") { (try? threads().contains(name)) == true }
+        try pump("to run") { (try? threads().contains { $0.name == name }) == true }
     }
 
-    /// The names of its threads, as the kernel has them.
-    private func threads() throws -> [[UInt8]] {
+    /// The ID of its thread of that name, as the kernel has it.
+    func thread(named name: String) throws -> pid_t {
+        let wanted = Array("\(name)\n".utf8)
+        guard let thread = try threads().first(where: { $0.name == wanted }) else {
+            throw TestFailure("\(self.name) has no thread \(name); \(story)")
+        }
+        return thread.number
+    }
+
+    private func threads() throws -> [(number: pid_t, name: [UInt8])] {
         guard let directory = opendir("/proc/\(pid)/task") else { return [] }
         defer { closedir(directory) }
-        var names: [[UInt8]] = []
+        var threads: [(number: pid_t, name: [UInt8])] = []
         while let entry = readdir(directory) {
             let number = withUnsafePointer(to: &entry.pointee.d_name) {
                 $0.withMemoryRebound(to: CChar.self, capacity: 256) { atoi($0) }
             }
-            if number > 0 { names.append(try readFile("/proc/\(pid)/task/\(number)/comm", limit: 64)) }
+            if number > 0 { threads.append((number, try readFile("/proc/\(pid)/task/\(number)/comm", limit: 64))) }
         }
-        return names
+        return threads
     }
 
     func send(signal: Int32) { kill(pid, signal) }
@@ -140,6 +149,10 @@ final class Program {
     func waitForEnd() throws -> End {
         try pump("to end") { (hasTerminal || outputEnd == nil && errorEnd == nil) && reap() }
         readAll()
+        // No test has a machine make a call that its list lacks.
+        for line in errors.lines + output.lines where line.contains("sandbox: the thread") {
+            Issue.record("\(name): \(line)")
+        }
         return try required(end)
     }
 
