@@ -192,6 +192,11 @@ public final class DiskImage: @unchecked Sendable {
         error == EIO && damage != nil ? nil : failures.access(of: error)
     }
 
+    /// The counters of the caches of each file that has metadata, by the file's number.
+    var cacheStatistics: [(file: Int, statistics: FileStatistics)] {
+        layers.indices.compactMap { index in layers[index].layout.statistics.map { (index, $0) } }
+    }
+
     /// The topmost file, for what it names.
     var namer: NamingImage { NamingImage(layers[0].file) }
 

@@ -13,6 +13,8 @@
 protocol ImageMetadata: ~Copyable {
     /// Bytes of the unit that is allocated: a cluster, block or grain.
     var clusterSize: UInt64 { get }
+    /// The counters of the caches.
+    var statistics: FileStatistics { get }
     /// What was first found wrong, and at which byte of the disk.
     var damage: (ImageDamage, diskOffset: UInt64)? { get }
 

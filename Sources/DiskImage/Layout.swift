@@ -62,6 +62,16 @@ enum Layout: ~Copyable {
         }
     }
 
+    /// The counters of the caches, of a file that has metadata.
+    var statistics: FileStatistics? {
+        switch self {
+        case .qcow2(let image): image.value.statistics
+        case .blocks(let image): image.value.statistics
+        case .raw: nil
+        case .extents: nil
+        }
+    }
+
     var damage: (ImageDamage, diskOffset: UInt64)? {
         switch self {
         case .qcow2(let image): image.value.damage

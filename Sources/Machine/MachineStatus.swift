@@ -110,7 +110,7 @@ extension MachineStatus.Device {
         let block = device as? BlockDevice, disk = block?.statistics, network = (device as? NetworkDevice)?.counters
         self.init(
             name: device.name, requests: counters.requests.value,
-            bytes: disk.map { ($0.readBytes.value, $0.writtenBytes.value) }
+            bytes: disk.map { ($0.readBytes, $0.writtenBytes) }
                 ?? network.map { ($0.receivedBytes, $0.sentBytes) },
             kicks: counters.kicks.value, exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value,
             errors: counters.errors.value, drops: network.map { $0.receiveDrops &+ $0.sendDrops },

@@ -140,7 +140,7 @@ import Testing
         gate.reset(driver)
         // The turn that the device's thread was in, and another: not 16 GiB.
         #expect(gate.bytes.load(ordering: .relaxed) <= 128 * Self.mebi)
-        #expect(driver.device.statistics.reads.value == 0 && driver.device.statistics.writes.value == 0)
+        #expect(driver.device.statistics.reads == 0 && driver.device.statistics.writes == 0)
         try driver.start([.version1, .blockFlush])
         #expect(try driver.request(BlockRequestType.read, in: 512).status == 0)
     }
@@ -162,7 +162,7 @@ import Testing
         try offer(driver, BlockRequestType.read, requests: BlockDriver.queueSize, bytes: Self.largest)
         gate.reset(driver)
         #expect(gate.bytes.load(ordering: .relaxed) <= 32, "pieces of 4 MiB")
-        #expect(driver.device.statistics.reads.value == 0)
+        #expect(driver.device.statistics.reads == 0)
     }
 
     /// Operations that wait in the kernel are cancelled.

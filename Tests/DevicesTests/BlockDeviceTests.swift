@@ -58,9 +58,9 @@ import Testing
         (status, _, data) = try driver.request(BlockRequestType.read, sector: UInt64(Self.size / 512 - 1), in: 512)
         #expect(status == 0 && data == Array(contents.suffix(512)))
         let statistics = driver.device.statistics
-        #expect(statistics.reads.value == 3 && statistics.readBytes.value == 4096 + 8192 + 512)
-        #expect(statistics.writes.value == 1 && statistics.writtenBytes.value == 8192 && statistics.flushes.value == 1)
-        #expect(statistics.failures.value == 0 && driver.transport.function.counters.requests.value == 5)
+        #expect(statistics.reads == 3 && statistics.readBytes == 4096 + 8192 + 512)
+        #expect(statistics.writes == 1 && statistics.writtenBytes == 8192 && statistics.flushes == 1)
+        #expect(statistics.failures == 0 && driver.transport.function.counters.requests.value == 5)
     }
 
     /// A sandbox may allow io_uring_setup and refuse io_uring_enter: requests would wait for ever, without a word. They
@@ -174,7 +174,7 @@ import Testing
         driver.kick()
         try driver.wait(for: 1)
         #expect(driver.written[head] == 0)
-        #expect(driver.device.statistics.failures.value > 0)
+        #expect(driver.device.statistics.failures > 0)
         #expect(try disk.contents() == contents)
         #expect(driver.read(0x070) == 15)
         #expect(try driver.request(BlockRequestType.read, in: 512).data == Array(contents[..<512]))
@@ -354,7 +354,7 @@ import Testing
             BlockDriver.Buffer(address: BlockDriver.data, length: 1, isWritable: true),
         ])
         driver.kick()
-        while driver.device.statistics.reads.value < 3 * rounds { sched_yield() }
+        while driver.device.statistics.reads < 3 * rounds { sched_yield() }
         driver.write(0x070, 0)
         #expect(driver.read(0x070) == 0)
         try driver.start([.version1])
@@ -379,16 +379,16 @@ import Testing
         #expect(
             try driver.request(BlockRequestType.writeZeroes, out: Self.range(4, 4, 0) + Self.range(12, 4, 0)).status
                 == 0)
-        #expect(driver.device.statistics.flushes.value == 2)
+        #expect(driver.device.statistics.flushes == 2)
 
         try driver.start([.version1, .blockFlush, .blockConfigurableWriteback])
         #expect(driver.configuration(32, 1) == 1)
         #expect(try driver.request(BlockRequestType.write, out: [UInt8](repeating: 2, count: 512)).status == 0)
-        #expect(driver.device.statistics.flushes.value == 2)
+        #expect(driver.device.statistics.flushes == 2)
         driver.transport.write(0, at: 0x120, size: 1)
         #expect(driver.configuration(32, 1) == 0)
         #expect(try driver.request(BlockRequestType.write, out: [UInt8](repeating: 3, count: 512)).status == 0)
-        #expect(driver.device.statistics.flushes.value == 3)
+        #expect(driver.device.statistics.flushes == 3)
         driver.transport.write(7, at: 0x120, size: 1)
         driver.transport.write(1, at: 0x124, size: 1)
         #expect(driver.configuration(32, 1) == 0)
@@ -404,13 +404,13 @@ import Testing
         driver.transport.write(1, at: 0x120, size: 1)
         #expect(driver.configuration(32, 1) == 0)
         #expect(try driver.request(BlockRequestType.write, out: [UInt8](repeating: 1, count: 512)).status == 0)
-        #expect(driver.device.statistics.flushes.value == 1)
+        #expect(driver.device.statistics.flushes == 1)
         // Nor with FLUSH alone: what was not negotiated is not there.
         try driver.start([.version1, .blockFlush])
         driver.transport.write(0, at: 0x120, size: 1)
         #expect(driver.configuration(32, 1) == 1)
         #expect(try driver.request(BlockRequestType.write, out: [UInt8](repeating: 1, count: 512)).status == 0)
-        #expect(driver.device.statistics.flushes.value == 1)
+        #expect(driver.device.statistics.flushes == 1)
     }
 
     /// Before FEATURES_OK nothing has been negotiated, and a reset takes back what was.

@@ -57,7 +57,13 @@ import Testing
             #expect(try driver.request(BlockRequestType.flush).status == 0)
             #expect(try driver.request(BlockRequestType.read, sector: UInt64(round * 8), in: 4096).data == piece)
         }
-        #expect(driver.device.statistics.reads.value == 6 && driver.device.statistics.writes.value == 6)
+        let statistics = driver.device.statistics
+        #expect(statistics.reads == 6 && statistics.writes == 6 && statistics.flushes == 6)
+        for queue in statistics.queues {
+            #expect(queue.reads.value == 2 && queue.writes.value == 2 && queue.flushes.value == 2)
+            #expect(queue.readBytes.value == 2 * 4096 && queue.writtenBytes.value == 2 * 4096)
+            #expect(queue.discards.value == 0 && queue.failures.value == 0)
+        }
     }
 
     /// Sectors of the same clusters, written through all queues at once.

@@ -123,8 +123,8 @@ import Testing
                 try driver.wait(for: count + 1)
                 for index in 0...count { #expect(try status(index, driver) == 0, "request \(index)") }
                 #expect(!device.isStopped && small.stopCount == 2)
-                #expect(device.statistics.stops.value == 2 && device.statistics.failures.value == 0)
-                #expect(device.statistics.writtenBytes.value == UInt64(content.count))
+                #expect(device.statistics.stops.value == 2 && device.statistics.failures == 0)
+                #expect(device.statistics.writtenBytes == UInt64(content.count))
                 // One line each time, also within a minute.
                 #expect(
                     small.lines.all.count == 2
@@ -276,7 +276,7 @@ import Testing
                 try driver.request(BlockRequestType.write, sector: UInt64($0 * 1024), out: piece).status
             }
             #expect(statuses == [0, 0, 0, 0])
-            #expect(device.statistics.ignored.value > 0 && device.statistics.failures.value == 0)
+            #expect(device.statistics.ignored.value > 0 && device.statistics.failures == 0)
             #expect(
                 small.lines.all.first?.hasSuffix("; ignored: success is reported to the guest") == true)
             device.reset()

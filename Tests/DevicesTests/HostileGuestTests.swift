@@ -38,11 +38,11 @@ import Testing
             driver!.transport, ram: driver!.ram, sizes: Array(repeating: UInt16(BlockDriver.queueSize), count: queues),
             features: features, header: Self.blockHeader)
         let statistics = device.statistics
-        try guest.attack(rounds: 60, served: { [statistics.reads.value, statistics.writes.value] })
+        try guest.attack(rounds: 60, served: { [statistics.reads, statistics.writes] })
 
         // It was worth it: requests were served, and rules were broken.
         #expect(
-            statistics.reads.value > 0 && statistics.writes.value > 0
+            statistics.reads > 0 && statistics.writes > 0
                 && driver!.transport.function.counters.errors.value > 0)
         // The driver of the tests does not ask for an interrupt by index.
         try driver!.start([.version1, .blockFlush, .blockMultiqueue])

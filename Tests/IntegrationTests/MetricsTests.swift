@@ -43,6 +43,24 @@ import Testing
         }
     }
 
+    /// A read of a cluster that is mapped already finds its table in the cache.
+    @Test func queuesAndCachesHaveCountersOfTheirOwn() throws {
+        let path = directory("m.jsonl")
+        try shell("cd '\(directory.path)'; qemu-img convert -f raw -O qcow2 disk.raw disk.qcow2")
+        let machine = try Program.machineAtPrompt(["--disk", directory("disk.qcow2") + ",queues=2", "--metrics", path])
+        for _ in 0..<2 { _ = try machine.ask("sum vda 0 8") }
+        try machine.powerOff()
+        let line = written(path).last ?? "{}"
+        let reads = "sum(d[\"devices\"][0][\"block\"][\"queue_reads\"].values())"
+        #expect(try jq("\(reads) == d[\"devices\"][0][\"block\"][\"reads\"] >= 2", line) == "True\n")
+        #expect(try jq("len(d[\"devices\"][0][\"block\"][\"queue_read_bytes\"])", line) == "2\n")
+        let image = "d[\"devices\"][0][\"images\"][0]"
+        #expect(
+            try jq(
+                "\(image)[\"file\"], \(image)[\"cache_misses\"][\"mapping\"], \(image)[\"cache_hits\"][\"mapping\"] > 0",
+                line) == "0 1 True\n", "\(line)")
+    }
+
     @Test func prometheusTakesTheFile() throws {
         let path = directory("m.prom")
         let machine = try Program.machineAtPrompt(

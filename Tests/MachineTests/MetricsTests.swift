@@ -2,6 +2,7 @@
 
 import CLinux
 import Devices
+import DiskImage
 import Glibc
 import Linux
 import Logging
@@ -25,11 +26,15 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
         return values
     }
     var groups = [Metric.Scope.machine, .memory, .process].map { MetricsSnapshot.Group(scope: $0, values: values($0)) }
-    for cpu in 0..<2 { groups.append(.init(scope: .vcpu, label: ("vcpu", "\(cpu)"), values: values(.vcpu))) }
+    for cpu in 0..<2 { groups.append(.init(scope: .vcpu, labels: [("vcpu", "\(cpu)")], values: values(.vcpu))) }
     for (device, scopes) in [("blk0", [Metric.Scope.block, .nbd]), ("net0", [.network])] {
         for scope in [.device] + scopes {
-            groups.append(.init(scope: scope, label: ("device", device), values: values(scope)))
+            groups.append(.init(scope: scope, labels: [("device", device)], values: values(scope)))
         }
+    }
+    for file in 0..<2 {
+        let labels = [(name: "device", value: "blk0"), (name: "file", value: "\(file)")]
+        groups.append(.init(scope: .image, labels: labels, values: values(.image)))
     }
     return MetricsSnapshot(reason: "signal", time: "2026-01-01T00:00:00.000Z", machine: machine, groups: groups)
 }
@@ -81,6 +86,12 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
             }
         }
         #expect(found == 27, "\(found)")
+        found = 0
+        for match in try text("DiskImage/Memory/CacheStatistics.swift").matches(of: /public var (\w+): UInt64/) {
+            #expect(shown.contains("$0.\(match.1)"), "\(match.1)")
+            found += 1
+        }
+        #expect(found == 4, "\(found)")
     }
 
     @Test func theOutputHasEachDocumentedFigureAndNoOther() throws {
@@ -103,7 +114,9 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
         }
         collect(try parseJSON(snapshot.json), "")
         #expect(
-            paths.subtracting(["time", "reason", "name", "vcpus[].vcpu", "devices[].device"]) == Set(rows.map(\.path)))
+            paths.subtracting([
+                "time", "reason", "name", "vcpus[].vcpu", "devices[].device", "devices[].images[].file",
+            ]) == Set(rows.map(\.path)))
 
         let lines = snapshot.prometheus.split(separator: "\n")
         let sampled = Set(lines.filter { !$0.hasPrefix("#") }.map { String($0.prefix { $0 != "{" }) })
@@ -115,6 +128,43 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
             lines.contains(
                 #"swkvm_device_events_total{machine="vm",device="blk0",kind="second"} \#(2 * (1 + Metric.all.firstIndex { $0.name == "swkvm_device_events_total" }!))"#
             ))
+        let hits = 1 + Metric.all.firstIndex { $0.name == "swkvm_image_cache_hits_total" }!
+        #expect(
+            lines.contains(
+                #"swkvm_image_cache_hits_total{machine="vm",device="blk0",file="1",cache="first"} \#(hits)"#))
+    }
+
+    /// The queues of a disk, and the caches of each of its files, are told apart.
+    @Test func aDiskHasFiguresOfEachQueueAndCache() throws {
+        let directory = "/tmp/swkvm-metrics-\(getpid())-\(UInt64.random(in: 0...UInt64.max))"
+        try #require(mkdir(directory, 0o700) == 0)
+        defer { _ = system("rm -rf '\(directory)'") }
+        let made = system(
+            """
+            cd '\(directory)' && qemu-img create -q -f vdi base.vdi 4M &&
+                qemu-img create -q -f qcow2 -b base.vdi -F vdi top.qcow2
+            """)
+        try #require(made == 0)
+        let device = try BlockDevice(name: "blk3", image: DiskImage(path: directory + "/top.qcow2"), queues: 2)
+        device.statistics.queues[0].reads.add(3)
+        device.statistics.queues[1].reads.add(4)
+        device.statistics.queues[1].failures.add()
+        let groups = Machine.metrics(of: device, PastCounters.Counts())
+        let block = try #require(groups.first { $0.scope == .block }).values
+        #expect(block["reads"] == .whole(7) && block["failures"] == .whole(1))
+        #expect(block["queue_reads"] == .byLabel([("0", 3), ("1", 4)]))
+        #expect(block["queue_failures"] == .byLabel([("0", 0), ("1", 1)]))
+        #expect(block["queue_flushes"] == .byLabel([("0", 0), ("1", 0)]))
+        let images = groups.filter { $0.scope == .image }
+        #expect(images.map { $0.labels.map(\.value) } == [["blk3", "0"], ["blk3", "1"]])
+        let none: [MetricsSnapshot.Value?] = [
+            .byLabel([("mapping", 0), ("refcounts", 0), ("decompressed", 0)]), .byLabel([("mapping", 0)]),
+        ]
+        #expect(images.map { $0.values["cache_hits"] } == none && images.map { $0.values["cache_misses"] } == none)
+        guard case .byLabel(let sizes)? = images[0].values["cache_size_bytes"] else {
+            return #expect(Bool(false), "\(images)")
+        }
+        #expect(sizes.count == 3 && sizes.allSatisfy { $0.value > 0 })
     }
 
     @Test func oneObjectIsOneLine() throws {

@@ -14,7 +14,7 @@ public final class BlockDevice: VirtioDevice {
     public let configuration: ConfigurationSpace
     public let deviceEvents: DeviceEvents
     /// The device's counters, for the status line.
-    public let statistics = BlockStatistics()
+    public let statistics: BlockStatistics
     /// The answer to GET_ID: 1 … 20 bytes of ASCII.
     public let serial: String
     /// Bytes of the disk.
@@ -24,6 +24,8 @@ public final class BlockDevice: VirtioDevice {
     public var isStopped: Bool { stop.isStopped }
     /// The counters of the remote disk that is behind it; nil of a local one.
     public let remote: RemoteStatistics?
+    /// The counters of its files' caches, see ``SharedImage/cacheStatistics``.
+    public let cacheStatistics: [(file: Int, statistics: FileStatistics)]
 
     private let path: String
     private let disk: DiskCapacity
@@ -78,6 +80,9 @@ public final class BlockDevice: VirtioDevice {
         let common: FeatureSet = [.blockSizeMax, .blockSegmentsMax, .blockBlockSize, .blockTopology, .blockFlush]
         let isReadOnly = shared.isReadOnly
         remote = shared.remote
+        cacheStatistics = shared.cacheStatistics
+        let statistics = BlockStatistics(queues: queues)
+        self.statistics = statistics
         let size = DiskCapacity(shared.size)
         let cache = WriteCache()
         let stop = DiskStop(onStop: onStop)
@@ -219,21 +224,37 @@ final class WriteCache: Sendable {
 
 /// The counters of a block device. Any thread may read them.
 public final class BlockStatistics: Sendable {
-    public let readBytes = DeviceCounters.Counter()
-    public let writtenBytes = DeviceCounters.Counter()
-    public let reads = DeviceCounters.Counter()
-    public let writes = DeviceCounters.Counter()
-    public let flushes = DeviceCounters.Counter()
-    /// DISCARD and WRITE_ZEROES.
-    public let discards = DeviceCounters.Counter()
+    /// What one queue has done.
+    public final class Queue: Sendable {
+        public let readBytes = DeviceCounters.Counter()
+        public let writtenBytes = DeviceCounters.Counter()
+        public let reads = DeviceCounters.Counter()
+        public let writes = DeviceCounters.Counter()
+        public let flushes = DeviceCounters.Counter()
+        /// DISCARD and WRITE_ZEROES.
+        public let discards = DeviceCounters.Counter()
+        /// Requests that ended as IOERR or UNSUPP.
+        public let failures = DeviceCounters.Counter()
+    }
+
+    /// One for each queue, which its thread alone adds to.
+    public let queues: [Queue]
+
+    /// The sums over the queues.
+    public var readBytes: UInt64 { queues.reduce(0) { $0 &+ $1.readBytes.value } }
+    public var writtenBytes: UInt64 { queues.reduce(0) { $0 &+ $1.writtenBytes.value } }
+    public var reads: UInt64 { queues.reduce(0) { $0 &+ $1.reads.value } }
+    public var writes: UInt64 { queues.reduce(0) { $0 &+ $1.writes.value } }
+    public var flushes: UInt64 { queues.reduce(0) { $0 &+ $1.flushes.value } }
+    public var discards: UInt64 { queues.reduce(0) { $0 &+ $1.discards.value } }
+    public var failures: UInt64 { queues.reduce(0) { $0 &+ $1.failures.value } }
+
     /// Times that the disk has stopped after an error.
     public let stops = DeviceCounters.Counter()
     /// Errors that were not reported to the guest.
     public let ignored = DeviceCounters.Counter()
-    /// Requests that ended as IOERR or UNSUPP.
-    public let failures = DeviceCounters.Counter()
 
-    init() {}
+    init(queues: Int = 1) { self.queues = (0..<queues).map { _ in Queue() } }
 }
 
 /// The same for the same path, and hardly so for another (FNV-1a).

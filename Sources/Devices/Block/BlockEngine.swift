@@ -25,6 +25,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private let serial: String
     private let cache: WriteCache
     private let statistics: BlockStatistics
+    /// What this queue has done.
+    private let counts: BlockStatistics.Queue
     private let events: DeviceEvents
     private let onError: DiskErrorPolicy
 
@@ -81,6 +83,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         self.serial = serial
         self.cache = cache
         self.statistics = statistics
+        counts = statistics.queues[index]
     }
 
     // MARK: - The worker's calls
@@ -228,7 +231,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         var writable = chain.writable
         guard let status = writable.removeLastByte() else {
             // Nowhere to say how it went; the chain goes back nevertheless.
-            statistics.failures.add()
+            counts.failures.add()
             counters?.errors.add()
             disk.release(slot)
             queue?.push(chain.head, written: 0)
@@ -335,17 +338,17 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         }
         switch completion.operation {
         case .read:
-            statistics.reads.add()
-            statistics.readBytes.add(completion.length)
+            counts.reads.add()
+            counts.readBytes.add(completion.length)
             return completeRequest(slot, .ok, written: completion.length)
         case .flush:
-            statistics.flushes.add()
+            counts.flushes.add()
             return completeRequest(slot, .ok)
         case .write:
-            statistics.writes.add()
-            statistics.writtenBytes.add(completion.length)
+            counts.writes.add()
+            counts.writtenBytes.add(completion.length)
         case .discard, .writeZeroes, .writeZeroesUnmapping:
-            statistics.discards.add()
+            counts.discards.add()
             if request.nextRange < request.readable.byteCount { return startNextRange(slot) }
         }
         // Without a write cache the driver takes the end of a write for durable.
@@ -416,7 +419,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         counters?.requests.add()
         if status != .ok {
             counters?.errors.add()
-            statistics.failures.add()
+            counts.failures.add()
         }
         // Bytes that are known to be written from the first on (virtio 1.2 §2.7.8.2): the status byte comes after all
         // of the data's room.

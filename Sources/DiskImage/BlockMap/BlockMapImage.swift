@@ -9,6 +9,7 @@ internal import Linux
 /// The table is kept in pieces as they are needed.
 struct BlockMapImage: ImageMetadata, ~Copyable {
     let layout: BlockMapLayout
+    let statistics: FileStatistics
     /// What was first found wrong, and at which byte of the disk.
     private(set) var damage: (ImageDamage, diskOffset: UInt64)?
     /// Bytes that the file has, or will have when what is allocated has been written.
@@ -52,12 +53,18 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
         let room = Int(layout.blockSize) + Int(layout.blockSize >> 8) + 1024
         var isCompressed = false
         if case .vmdk(_, true) = layout.entries { isCompressed = true }
-        let slices = try BlockCache(blockSize: sliceSize, count: Int(count), file.path)
-        let grains = try BlockCache(blockSize: isCompressed ? Int(layout.blockSize) + room : 1, count: 8, file.path)
+        let statistics = FileStatistics()
+        let slices = try BlockCache(
+            blockSize: sliceSize, count: Int(count), statistics: statistics.mapping, file.path)
+        // Without compressed grains it is not used.
+        let grains = try BlockCache(
+            blockSize: isCompressed ? Int(layout.blockSize) + room : 1, count: 8,
+            statistics: isCompressed ? statistics.decompressed : CacheStatistics(), file.path)
         guard let inflater = Inflater(windowBits: 15) else {
             throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM))
         }
         self.layout = layout
+        self.statistics = statistics
         self.sliceBits = sliceBits
         self.slices = slices
         self.grains = grains

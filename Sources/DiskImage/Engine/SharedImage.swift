@@ -62,6 +62,9 @@ public final class SharedImage: @unchecked Sendable {
     public var isReadOnly: Bool { image.isReadOnly }
     /// The counters of the remote disk that it is, or has at the end of its backing chain.
     public var remote: RemoteStatistics? { image.remote?.statistics }
+    /// The counters of the caches of each file that has metadata, by the file's number: those of the chain from the
+    /// topmost on, then the extents of a VMDK image.
+    public var cacheStatistics: [(file: Int, statistics: FileStatistics)] { image.cacheStatistics }
     /// The cluster size, see ``DiskImage/clusterSize``.
     public var clusterSize: UInt64? { image.clusterSize }
 

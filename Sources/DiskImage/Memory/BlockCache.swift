@@ -42,6 +42,7 @@ struct BlockCache: ~Copyable {
     /// Bytes of a block.
     let blockSize: Int
     private let setCount: Int
+    private let statistics: CacheStatistics
     private let slots: Slab<Slot>
     private let blocks: IOBuffer
     private var clock: UInt64 = 0
@@ -51,7 +52,7 @@ struct BlockCache: ~Copyable {
     /// - Parameters:
     ///   - blockSize: bytes, at least 1.
     ///   - count: blocks, rounded up to a multiple of 8. `blockSize * count` is bounded by the caller.
-    init(blockSize: Int, count: Int) throws(SystemCallError) {
+    init(blockSize: Int, count: Int, statistics: CacheStatistics) throws(SystemCallError) {
         let setCount = max(1, (count + Self.ways - 1) / Self.ways)
         // Zeroes are an empty slot.
         let slots: Slab<Slot> = try unsafe Slab(zeroed: setCount * Self.ways)
@@ -59,11 +60,15 @@ struct BlockCache: ~Copyable {
         self.slots = slots
         self.blockSize = blockSize
         self.setCount = setCount
+        self.statistics = statistics
+        statistics.setCapacity(setCount * Self.ways * blockSize)
     }
 
     /// - Parameter path: the image's, for the error that there is no memory.
-    init(blockSize: Int, count: Int, _ path: String) throws(DiskImageError) {
-        do throws(SystemCallError) { try self.init(blockSize: blockSize, count: count) } catch {
+    init(blockSize: Int, count: Int, statistics: CacheStatistics, _ path: String) throws(DiskImageError) {
+        do throws(SystemCallError) {
+            try self.init(blockSize: blockSize, count: count, statistics: statistics)
+        } catch {
             throw .system(path: path, error)
         }
     }
@@ -78,6 +83,8 @@ struct BlockCache: ~Copyable {
             case .loading: return .loading
             case .failed: return .failed(slots[slot].error)
             case .fresh, .ready:
+                // A fresh one is found by those that waited for it.
+                if state == .ready { statistics.noteHit() }
                 clock &+= 1
                 slots[slot].stamp = clock
                 return .ready(slot)
@@ -103,6 +110,8 @@ struct BlockCache: ~Copyable {
             }
         }
         guard let victim else { return nil }
+        statistics.noteMiss()
+        if State(rawValue: slots[victim].state) == .ready { statistics.noteEviction() }
         slots[victim] = Slot(key: key, stamp: 0, error: 0, state: State.loading.rawValue)
         return victim
     }

@@ -29,7 +29,8 @@ extension DiskImage {
         try layers[0].file.measure()
         try layers[0].dataFile?.measure()
         var qcow2 = try QCOW2Image(
-            layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize)
+            layers[0].file, metadataCacheSize: metadataCacheSize, writable: !isReadOnly, size: newSize,
+            statistics: layers[0].layout.statistics ?? FileStatistics())
         qcow2.failure = failure
         layers[0].size = qcow2.header.size
         layers[0].layout = Layout(qcow2)

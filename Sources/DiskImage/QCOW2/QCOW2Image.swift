@@ -8,6 +8,7 @@ internal import Linux
 /// is written, reference counts.
 struct QCOW2Image: ImageMetadata, ~Copyable {
     let header: QCOW2Header
+    let statistics: FileStatistics
     /// What was first found wrong, and at which byte of the disk.
     private(set) var damage: (ImageDamage, diskOffset: UInt64)?
 
@@ -67,9 +68,10 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     ///   - snapshot: whose id or name has the state that is read in place of the current one.
     ///   - size: bytes of the disk, if it is to have others than the header says; its L1 table has room for them.
     ///   - salvaging: whether a file that was cut short is opened all the same, for what is left of it to be read.
+    ///   - statistics: those of the caches.
     init(
         _ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false, snapshot: String? = nil,
-        size: UInt64? = nil, salvaging: Bool = false
+        size: UInt64? = nil, salvaging: Bool = false, statistics: FileStatistics = FileStatistics()
     ) throws(DiskImageError) {
         var header = try QCOW2Header(file, allowingCut: salvaging)
         let tableFile = TableFile(path: file.path, file: MetadataFile(calls: .host, number: file.descriptor.rawValue))
@@ -93,9 +95,11 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
         let allowed = UInt64(min(max(metadataCacheSize, 0), 1 << 30) / sliceSize)
         let clusterSize = Int(header.clusterSize)
         var l1 = try BigEndianTable(count: header.l1Count, file.path)
-        let l2Slices = try BlockCache(blockSize: sliceSize, count: Int(max(8, min(wanted, allowed))), file.path)
+        let l2Slices = try BlockCache(
+            blockSize: sliceSize, count: Int(max(8, min(wanted, allowed))), statistics: statistics.mapping, file.path)
         // The compressed form is at most two clusters long, by the width of its length field.
-        let clusters = try BlockCache(blockSize: 3 * clusterSize, count: 8, file.path)
+        let clusters = try BlockCache(
+            blockSize: 3 * clusterSize, count: 8, statistics: statistics.decompressed, file.path)
         guard let decompressor = Decompressor(header.compression) else {
             throw .system(path: file.path, SystemCallError("inflateInit", errno: ENOMEM))
         }
@@ -128,7 +132,7 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
             for entry in snapshots.entries where entry.l1Offset <= file.size {
                 protect(entry.l1Offset, UInt64(entry.l1Size) * 8)
             }
-            refcounts = try Refcounts(header, file, metadata: metadata)
+            refcounts = try Refcounts(header, file, metadata: metadata, statistics: statistics.refcounts)
             bitmaps = try LiveBitmaps(header, tableFile, fileSize: file.size)
         } else {
             refcounts = nil
@@ -141,6 +145,7 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
         grownSize = file.size
         isSalvaging = salvaging
         self.header = header
+        self.statistics = statistics
         self.sliceBits = sliceBits
         self.l1 = l1
         self.l2Slices = l2Slices

@@ -48,7 +48,8 @@ struct Refcounts: ~Copyable {
     private static let maximumFrees = 4096
 
     init(
-        _ header: QCOW2Header, _ file: borrowing ImageFile, metadata: consuming MetadataClusters
+        _ header: QCOW2Header, _ file: borrowing ImageFile, metadata: consuming MetadataClusters,
+        statistics: CacheStatistics
     ) throws(DiskImageError) {
         let clusterSize = header.clusterSize
         let bytes = try file.read(
@@ -68,7 +69,7 @@ struct Refcounts: ~Copyable {
         metadata.insert(tableStart..<tableStart + UInt64(header.refcountTableClusters))
 
         let sliceSize = min(Self.sliceSize, Int(clusterSize))
-        slices = try BlockCache(blockSize: sliceSize, count: 1024, file.path)
+        slices = try BlockCache(blockSize: sliceSize, count: 1024, statistics: statistics, file.path)
         clusterBits = UInt64(header.clusterBits)
         order = UInt64(header.refcountOrder)
         tableOffset = header.refcountTableOffset

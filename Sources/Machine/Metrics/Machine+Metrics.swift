@@ -68,7 +68,7 @@ extension Machine {
         ]
         for (index, file) in board.counterFiles.enumerated() {
             guard let counters = try? file?.counters() else { continue }
-            var group = MetricsSnapshot.Group(scope: .vcpu, label: ("vcpu", "\(index)"))
+            var group = MetricsSnapshot.Group(scope: .vcpu, labels: [("vcpu", "\(index)")])
             for (field, name) in [
                 ("exits", "exits"), ("port_exits", "io_exits"), ("mmio_exits", "mmio_exits"), ("halts", "halt_exits"),
                 ("interrupts", "irq_injections"),
@@ -110,11 +110,11 @@ extension Machine {
     }
 
     static func metrics(of device: any VirtioDevice, _ counts: PastCounters.Counts) -> [MetricsSnapshot.Group] {
-        let label = ("device", device.name)
+        let labels: [(name: String, value: String)] = [("device", device.name)]
         let totals = device.deviceEvents.totals
         var groups = [
             MetricsSnapshot.Group(
-                scope: .device, label: label,
+                scope: .device, labels: labels,
                 values: [
                     "requests": .whole(counts.requests), "kicks": .whole(counts.kicks),
                     "exit_kicks": .whole(counts.exitKicks),
@@ -123,11 +123,12 @@ extension Machine {
                 ])
         ]
         if let disk = device as? BlockDevice {
-            groups.append(.init(scope: .block, label: label, values: metrics(of: disk)))
+            groups.append(.init(scope: .block, labels: labels, values: metrics(of: disk)))
+            groups += imageMetrics(of: disk)
             if let remote = disk.remote {
                 groups.append(
                     .init(
-                        scope: .nbd, label: label,
+                        scope: .nbd, labels: labels,
                         values: [
                             "connected": .whole(remote.isConnected ? 1 : 0), "connections_lost": .whole(remote.lost),
                             "reconnects": .whole(remote.reconnects),
@@ -135,21 +136,42 @@ extension Machine {
             }
         }
         if let network = device as? NetworkDevice {
-            groups.append(.init(scope: .network, label: label, values: metrics(of: network)))
+            groups.append(.init(scope: .network, labels: labels, values: metrics(of: network)))
         }
         return groups
     }
 
     private static func metrics(of disk: BlockDevice) -> [String: MetricsSnapshot.Value] {
         let statistics = disk.statistics
+        func byQueue(_ value: (BlockStatistics.Queue) -> UInt64) -> MetricsSnapshot.Value {
+            .byLabel(statistics.queues.enumerated().map { ("\($0.offset)", value($0.element)) })
+        }
         return [
-            "size_bytes": .whole(disk.capacity), "reads": .whole(statistics.reads.value),
-            "read_bytes": .whole(statistics.readBytes.value),
-            "writes": .whole(statistics.writes.value), "written_bytes": .whole(statistics.writtenBytes.value),
-            "flushes": .whole(statistics.flushes.value), "discards": .whole(statistics.discards.value),
-            "stopped": .whole(disk.isStopped ? 1 : 0), "stops": .whole(statistics.stops.value),
-            "ignored_errors": .whole(statistics.ignored.value), "failures": .whole(statistics.failures.value),
+            "size_bytes": .whole(disk.capacity), "reads": .whole(statistics.reads),
+            "read_bytes": .whole(statistics.readBytes), "writes": .whole(statistics.writes),
+            "written_bytes": .whole(statistics.writtenBytes), "flushes": .whole(statistics.flushes),
+            "discards": .whole(statistics.discards), "stopped": .whole(disk.isStopped ? 1 : 0),
+            "stops": .whole(statistics.stops.value), "ignored_errors": .whole(statistics.ignored.value),
+            "failures": .whole(statistics.failures), "queue_reads": byQueue { $0.reads.value },
+            "queue_read_bytes": byQueue { $0.readBytes.value }, "queue_writes": byQueue { $0.writes.value },
+            "queue_written_bytes": byQueue { $0.writtenBytes.value }, "queue_flushes": byQueue { $0.flushes.value },
+            "queue_discards": byQueue { $0.discards.value }, "queue_failures": byQueue { $0.failures.value },
         ]
+    }
+
+    private static func imageMetrics(of disk: BlockDevice) -> [MetricsSnapshot.Group] {
+        disk.cacheStatistics.map { file, statistics in
+            let caches = statistics.caches
+            func byCache(_ value: (CacheStatistics) -> UInt64) -> MetricsSnapshot.Value {
+                .byLabel(caches.map { ($0.name, value($0.statistics)) })
+            }
+            return MetricsSnapshot.Group(
+                scope: .image, labels: [("device", disk.name), ("file", "\(file)")],
+                values: [
+                    "cache_size_bytes": byCache { $0.capacity }, "cache_hits": byCache { $0.hits },
+                    "cache_misses": byCache { $0.misses }, "cache_evictions": byCache { $0.evictions },
+                ])
+        }
     }
 
     private static func metrics(of network: NetworkDevice) -> [String: MetricsSnapshot.Value] {

@@ -9,7 +9,10 @@ struct Metric: Sendable {
         case vcpu
         /// One object for each device, with the others in it.
         case device
-        case block, nbd, network
+        case block
+        /// One object for each file of a disk that has metadata.
+        case image
+        case nbd, network
 
         /// The path of its object in the JSON.
         var path: String {
@@ -17,6 +20,7 @@ struct Metric: Sendable {
             case .machine, .memory, .process: rawValue
             case .vcpu: "vcpus[]"
             case .device: "devices[]"
+            case .image: "devices[].images[]"
             case .block, .nbd, .network: "devices[].\(rawValue)"
             }
         }
@@ -39,7 +43,7 @@ struct Metric: Sendable {
     /// `devices[].block.read_bytes`.
     var path: String { "\(scope.path).\(field)" }
 
-    static let all: [Metric] = machine + memory + process + vcpu + device + block + nbd + network
+    static let all: [Metric] = machine + memory + process + vcpu + device + block + image + nbd + network
 
     private static let machine = [
         Metric(scope: .machine, field: "uptime_seconds", kind: .gauge, help: "Time since the machine was started."),
@@ -112,8 +116,41 @@ struct Metric: Sendable {
         ),
         Metric(
             scope: .block, field: "ignored_errors", kind: .counter,
-            help: "Errors that the guest was not told of (--on-disk-error ignore)."),
+            help: "Errors that were not reported to the guest (--on-disk-error ignore)."),
         Metric(scope: .block, field: "failures", kind: .counter, help: "Requests that failed or are not supported."),
+        Metric(
+            scope: .block, field: "queue_reads", kind: .counter, help: "Read requests that succeeded, by queue.",
+            label: "queue"),
+        Metric(scope: .block, field: "queue_read_bytes", kind: .counter, help: "Bytes read, by queue.", label: "queue"),
+        Metric(
+            scope: .block, field: "queue_writes", kind: .counter, help: "Write requests that succeeded, by queue.",
+            label: "queue"),
+        Metric(
+            scope: .block, field: "queue_written_bytes", kind: .counter, help: "Bytes written, by queue.",
+            label: "queue"),
+        Metric(
+            scope: .block, field: "queue_flushes", kind: .counter, help: "Flush requests that succeeded, by queue.",
+            label: "queue"),
+        Metric(
+            scope: .block, field: "queue_discards", kind: .counter, help: "Ranges discarded or zeroed, by queue.",
+            label: "queue"),
+        Metric(
+            scope: .block, field: "queue_failures", kind: .counter,
+            help: "Requests that failed or are not supported, by queue.", label: "queue"),
+    ]
+    private static let image = [
+        Metric(
+            scope: .image, field: "cache_size_bytes", kind: .gauge, help: "Bytes that a cache can hold, by cache.",
+            label: "cache"),
+        Metric(
+            scope: .image, field: "cache_hits", kind: .counter,
+            help: "Lookups in a cache that needed no read of the file, by cache.", label: "cache"),
+        Metric(
+            scope: .image, field: "cache_misses", kind: .counter,
+            help: "Blocks that were read from the file into a cache, by cache.", label: "cache"),
+        Metric(
+            scope: .image, field: "cache_evictions", kind: .counter,
+            help: "Blocks that were removed from a cache to make room for others, by cache.", label: "cache"),
     ]
     private static let nbd = [
         Metric(scope: .nbd, field: "connected", kind: .gauge, help: "1 while the server is connected, otherwise 0."),

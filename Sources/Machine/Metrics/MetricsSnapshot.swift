@@ -23,8 +23,8 @@ struct MetricsSnapshot: Sendable {
     /// The figures of one thing. A figure that is not known is left out.
     struct Group: Sendable {
         let scope: Metric.Scope
-        /// The label that distinguishes several of a kind: `device`, `vcpu`.
-        var label: (name: String, value: String)?
+        /// The labels that distinguish several of a kind: `device`, `vcpu`; `device` and `file`.
+        var labels: [(name: String, value: String)] = []
         var values: [String: Value] = [:]
     }
 
@@ -47,13 +47,19 @@ struct MetricsSnapshot: Sendable {
         for scope in [Metric.Scope.machine, .memory, .process] {
             for group in groups(scope) { members.append((scope.rawValue, .object(fields(group)))) }
         }
-        members.append(("vcpus", .array(groups(.vcpu).map { .object(label($0) + fields($0)) })))
+        members.append(("vcpus", .array(groups(.vcpu).map { .object(labels($0.labels) + fields($0)) })))
         let devices = groups(.device).map { device -> JSON in
-            var members = label(device) + fields(device)
+            func parts(_ scope: Metric.Scope) -> [Group] {
+                groups(scope).filter { $0.labels.first?.value == device.labels.first?.value }
+            }
+            var members = labels(device.labels) + fields(device)
             for scope in [Metric.Scope.block, .nbd, .network] {
-                for group in groups(scope) where group.label?.value == device.label?.value {
-                    members.append((scope.rawValue, .object(fields(group))))
-                }
+                for group in parts(scope) { members.append((scope.rawValue, .object(fields(group)))) }
+            }
+            let images = parts(.image)
+            if !images.isEmpty {
+                members.append(
+                    ("images", .array(images.map { .object(labels($0.labels.dropFirst()) + fields($0)) })))
             }
             return .object(members)
         }
@@ -61,8 +67,8 @@ struct MetricsSnapshot: Sendable {
         return JSON.object(members).compact + "\n"
     }
 
-    private func label(_ group: Group) -> [(String, JSON?)] {
-        group.label.map { [($0.name, UInt64($0.value).map(JSON.number) ?? .string($0.value))] } ?? []
+    private func labels(_ labels: some Sequence<(name: String, value: String)>) -> [(String, JSON?)] {
+        labels.map { ($0.name, UInt64($0.value).map(JSON.number) ?? .string($0.value)) }
     }
 
     private func fields(_ group: Group) -> [(String, JSON?)] {
@@ -86,7 +92,7 @@ struct MetricsSnapshot: Sendable {
         for metric in Metric.all {
             var samples = ""
             for group in groups(metric.scope) {
-                let labels = [("machine", machine.printable)] + (group.label.map { [($0.name, $0.value)] } ?? [])
+                let labels = [("machine", machine.printable)] + group.labels.map { ($0.name, $0.value) }
                 switch group.values[metric.field] {
                 case .whole(let number): samples += Self.sample(metric, labels, "\(number)")
                 case .decimal(let number): samples += Self.sample(metric, labels, JSON.decimal(number).compact)
