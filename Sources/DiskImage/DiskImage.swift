@@ -203,9 +203,10 @@ public final class DiskImage: @unchecked Sendable {
     /// The first damage found while the image was used.
     public var damage: DiskImageError? {
         for index in layers.indices {
-            if let (damage, offset) = layers[index].layout.damage {
+            if let damage = layers[index].layout.damage {
                 let whose = index < chainLength ? "disk" : "extent"
-                return .invalid(path: layers[index].file.path, reason: "\(damage) (at byte \(offset) of the \(whose))")
+                let place = damage.diskOffset.map { " (at byte \($0) of the \(whose))" } ?? ""
+                return .invalid(path: layers[index].file.path, reason: "\(damage)\(place)")
             }
         }
         return nil

@@ -9,8 +9,9 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
     case zeroFlagInVersion2
     case subclusterBothZeroAndAllocated
     case compressedClusterBroken(offset: UInt64)
-    case clusterInMetadata(offset: UInt64)
-    case tableCountedAsFree(offset: UInt64)
+    case clusterInMetadata(offset: UInt64, QCOW2Metadata)
+    case countedAsFree(QCOW2Metadata, offset: UInt64)
+    case countedBeyondEnd(offset: UInt64)
     case clusterMisplaced(offset: UInt64)
     case entryMissing
     case blockTableBeyondEnd(offset: UInt64)
@@ -23,6 +24,8 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
     var isOfMetadata: Bool {
         switch self {
         case .compressedClusterBroken, .compressedGrainBroken: false
+        // They are lost space.
+        case .countedBeyondEnd: false
         default: true
         }
     }
@@ -33,11 +36,12 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
         case .l2TableBeyondEnd(let offset): "an L2 table at byte \(offset), beyond the end of the file"
         case .clusterMisaligned(let offset): "a data cluster at byte \(offset), which is not cluster-aligned"
         case .clusterBeyondEnd(let offset): "a data cluster at byte \(offset), beyond the end of the file"
-        case .entryMissing: "the end of the file is before that of a table"
+        case .entryMissing: "the file ends before this entry"
         case .zeroFlagInVersion2: "a zero cluster in an image of version 2"
         case .subclusterBothZeroAndAllocated: "a subcluster that is both zero and allocated"
         case .compressedClusterBroken(let offset): "a compressed cluster at byte \(offset) that does not decompress"
-        case .clusterInMetadata(let offset): "a data cluster at byte \(offset), which overlaps a table"
+        case .clusterInMetadata(let offset, let metadata):
+            "a data cluster at byte \(offset), which overlaps \(metadata.rawValue)"
         case .blockTableBeyondEnd(let offset): "a table of blocks at byte \(offset), beyond the end of the file"
         case .blockBeyondEnd(let offset): "a block at byte \(offset), beyond the end of the file"
         case .blockInMetadata(let offset): "a block at byte \(offset), which overlaps a table"
@@ -45,7 +49,21 @@ enum ImageDamage: Equatable, Sendable, CustomStringConvertible {
         case .compressedGrainBroken(let offset): "a compressed grain at byte \(offset) that does not decompress"
         case .clusterMisplaced(let offset):
             "a data cluster at byte \(offset) of the data file, which is not its offset on the disk"
-        case .tableCountedAsFree(let offset): "a table at byte \(offset), whose cluster has a refcount of 0"
+        case .countedAsFree(let metadata, let offset):
+            "\(metadata.rawValue) at byte \(offset), whose cluster has a refcount of 0"
+        case .countedBeyondEnd(let offset):
+            "clusters from byte \(offset) on, beyond the end of the file, have refcounts"
         }
     }
+}
+
+/// What a cluster of a qcow2 image's own metadata has.
+enum QCOW2Metadata: String, Sendable {
+    case header = "the header"
+    case l1Table = "the L1 table"
+    case l2Table = "an L2 table"
+    case refcountTable = "the refcount table"
+    case refcountBlock = "a refcount block"
+    /// That of snapshots, or of the encryption.
+    case other = "other metadata"
 }

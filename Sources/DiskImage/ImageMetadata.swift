@@ -15,8 +15,8 @@ protocol ImageMetadata: ~Copyable {
     var clusterSize: UInt64 { get }
     /// The counters of the caches.
     var statistics: FileStatistics { get }
-    /// What was first found wrong, and at which byte of the disk.
-    var damage: (ImageDamage, diskOffset: UInt64)? { get }
+    /// What was first found wrong, and where.
+    var damage: FoundDamage? { get }
 
     // MARK: - Reading
 

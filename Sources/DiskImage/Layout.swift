@@ -72,7 +72,7 @@ enum Layout: ~Copyable {
         }
     }
 
-    var damage: (ImageDamage, diskOffset: UInt64)? {
+    var damage: FoundDamage? {
         switch self {
         case .qcow2(let image): image.value.damage
         case .blocks(let image): image.value.damage

@@ -297,7 +297,9 @@ import Testing
         for _ in 0..<3 {
             #expect(try machine.ask("sum vda 0 8") != ["crc32 vda 0 8 \(hexadecimal(crc32(content[..<4096])))"])
         }
-        try machine.waitForError("error: blk0: disk \"\(directory("plain.qcow2"))\": damaged or invalid: ")
+        try machine.waitForError(
+            "error: blk0: disk \"\(directory("plain.qcow2"))\": damaged or invalid: L2 table at byte 262144, "
+                + "entry at byte 262144: a data cluster at byte 328192, which is not cluster-aligned")
         try machine.powerOff()
         #expect(machine.errors.lines.count { $0.contains("damaged") } == 2, "\(machine.errors.text)")
         #expect(machine.errors.lines.last?.contains("blk0: 2 more: disk") == true, "\(machine.errors.text)")

@@ -10,8 +10,8 @@ internal import Linux
 struct BlockMapImage: ImageMetadata, ~Copyable {
     let layout: BlockMapLayout
     let statistics: FileStatistics
-    /// What was first found wrong, and at which byte of the disk.
-    private(set) var damage: (ImageDamage, diskOffset: UInt64)?
+    /// What was first found wrong, and where.
+    private(set) var damage: FoundDamage?
     /// Bytes that the file has, or will have when what is allocated has been written.
     var fileSize: UInt64
     /// Pieces of the table, each known by its number.
@@ -191,8 +191,27 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
     }
 
     mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> RangeLookup {
-        if self.damage == nil { self.damage = (damage, offset) }
+        if self.damage == nil {
+            self.damage = FoundDamage(damage: damage, entry: entry(of: damage, at: offset), diskOffset: offset)
+        }
         return .failed(EIO)
+    }
+
+    /// The entry that says where an offset is, or the directory's that says where its table is.
+    private func entry(of damage: ImageDamage, at offset: UInt64) -> TableEntry {
+        let index = layout.index(ofBlock: offset >> layout.blockBits)
+        switch layout.table {
+        case .array(let start):
+            let isVDI = if case .vdi = layout.entries { true } else { false }
+            return TableEntry(
+                table: isVDI ? .blockMap : .blockAllocationTable, start: start,
+                offset: start + index << layout.entryBits)
+        case .directory:
+            let table = Int(index >> sliceBits), start = directory.place(ofTable: table)
+            if case .blockTableBeyondEnd = damage { return directory.entry(ofTable: table) }
+            let inTable = index & ((1 << sliceBits) - 1)
+            return TableEntry(table: .grainTable, start: start, offset: start + inTable << layout.entryBits)
+        }
     }
 
     // MARK: - Entries

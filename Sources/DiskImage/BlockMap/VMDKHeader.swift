@@ -223,6 +223,11 @@ struct GrainDirectory {
     /// The byte where a table begins; 0 for none.
     func place(ofTable table: Int) -> UInt64 { UInt64(tables[table]) * 512 }
 
+    /// The entry that says where that is.
+    func entry(ofTable table: Int) -> TableEntry {
+        TableEntry(table: .grainDirectory, start: place, offset: place + UInt64(table * 4))
+    }
+
     /// The same for its second copy.
     func place(ofCopy table: Int) -> UInt64 { table < copies.count ? UInt64(copies[table]) * 512 : 0 }
 

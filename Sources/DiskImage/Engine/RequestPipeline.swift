@@ -263,7 +263,9 @@ struct RequestPipeline: ~Copyable {
         operations.remove(index)
         if let load = ended.load {
             if error != 0 { image.failures.note(ended.access, error) }
-            image.complete(load, bytes: Int(ended.done), error: error)
+            let outcome = image.complete(load, bytes: Int(ended.done), error: error)
+            // A table that the end of the file cuts: no call has failed, but this is where.
+            if error == 0, outcome != 0, load.kind == .table { image.failures.note(ended.access, outcome) }
             retryWaiting()
             shared.unpin(load, readBy: attachment)
         } else {

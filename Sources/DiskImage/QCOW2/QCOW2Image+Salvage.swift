@@ -7,9 +7,7 @@ extension QCOW2Image {
 
     func unreadableLength(at offset: UInt64, isTable: Bool) -> UInt64 {
         let table = l1[Int(offset >> tableCover)] & L1Entry.offset
-        if table & (header.clusterSize - 1) != 0 || table > fileSize || header.clusterSize > fileSize - table {
-            return restOfTable(offset)
-        }
+        guard canBeTable(table) else { return restOfTable(offset) }
         let unit = isTable ? UInt64(1) << UInt64(header.clusterBits + sliceBits) : header.clusterSize
         return unit - offset % unit
     }

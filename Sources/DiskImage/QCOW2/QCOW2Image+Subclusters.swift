@@ -56,7 +56,7 @@ extension QCOW2Image {
             if let damage = misplaced(.data(place), at: offset - inCluster) {
                 return .unresolved(damaged(damage, at: offset))
             }
-            guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
+            guard !isMetadata(place) else { return .unresolved(damaged(inMetadata(place), at: offset)) }
             let isThere = { (unit: Int) in allocated >> UInt64(unit) & 1 == 1 }
             if isThere(units.lowerBound) {
                 return .inPlace(offset: place + inCluster, length: inPlaceLength(entries, first, inCluster, length))
@@ -205,7 +205,7 @@ extension QCOW2Image {
         let entry = l2Entry(entries, index * 2)
         if case .data(let place) = state, isOwn(entry) {
             guard !isMetadata(entry & L2Entry.offset) else {
-                return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset))
+                return .unresolved(damaged(inMetadata(entry & L2Entry.offset), at: offset))
             }
             return .inPlace(offset: place + inCluster % unitSize, length: piece)
         }

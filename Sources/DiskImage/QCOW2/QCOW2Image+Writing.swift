@@ -56,7 +56,7 @@ extension QCOW2Image {
         if case .damaged(let damage) = unit { return .unresolved(damaged(damage, at: offset)) }
         if let damage = misplaced(unit, at: offset - inCluster) { return .unresolved(damaged(damage, at: offset)) }
         if case .data(let place) = unit, isOurs(entries, first) {
-            guard !isMetadata(place) else { return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset)) }
+            guard !isMetadata(place) else { return .unresolved(damaged(inMetadata(place), at: offset)) }
             var run = header.clusterSize
             var next = first + 1
             while run - inCluster < length, next < 1 << sliceBits,
@@ -197,7 +197,7 @@ extension QCOW2Image {
             case .unallocated where !hasBacking: return .done(length: piece)
             case .data(let place) where isOurs(entries, index):
                 guard !isMetadata(place) else {
-                    return .unresolved(damaged(.clusterInMetadata(offset: place), at: offset))
+                    return .unresolved(damaged(inMetadata(place), at: offset))
                 }
                 return .inPlace(offset: place + inCluster, length: piece)
             case .data, .unallocated, .compressed: return isLocked ? .unresolved(.wait) : .part(part(isZero: false))
@@ -368,27 +368,6 @@ extension QCOW2Image {
             for run in bitmaps.clusters { refcounts?.free(run, 0) }
         }
         return bitmaps
-    }
-
-    /// Has an image that was found damaged say so (incompatible feature bit 1, which version 2 does not have), and nothing be written any more.
-    mutating func markDamage(_ file: MetadataFile) {
-        if damage == nil, let cluster = refcounts?.damagedCluster {
-            _ = damaged(.tableCountedAsFree(offset: cluster << UInt64(header.clusterBits)), at: 0)
-        }
-        guard let damage, damage.0.isOfMetadata, refcounts != nil, !isMarked else { return }
-        isMarked = true
-        if failure == 0 { failure = EIO }
-        guard header.version >= 3 else { return }
-        // The last byte of the field. There is nothing to be done if it cannot be written: the requests fail all the same.
-        let bits =
-            UInt8(QCOW2Header.Incompatible.corrupt) | (header.isDirty ? UInt8(QCOW2Header.Incompatible.dirty) : 0)
-            | (header.hasDataFile ? UInt8(QCOW2Header.Incompatible.externalData) : 0)
-            | (header.compression == .zlib ? 0 : UInt8(QCOW2Header.Incompatible.compression))
-            | (header.hasExtendedL2 ? UInt8(QCOW2Header.Incompatible.extendedL2) : 0)
-        do throws(MetadataError) {
-            try file.write([bits], at: 79)
-            try file.synchronize()
-        } catch {}
     }
 
     /// Everything at once, when the image is closed.

@@ -9,8 +9,8 @@ internal import Linux
 struct QCOW2Image: ImageMetadata, ~Copyable {
     let header: QCOW2Header
     let statistics: FileStatistics
-    /// What was first found wrong, and at which byte of the disk.
-    private(set) var damage: (ImageDamage, diskOffset: UInt64)?
+    /// What was first found wrong, and where.
+    private(set) var damage: FoundDamage?
 
     /// Bytes that the file has, or will have when what is allocated has been written.
     private(set) var fileSize: UInt64
@@ -371,9 +371,14 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
 
     mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> RangeLookup {
         // Who salvages wants to know of each.
-        if self.damage == nil || isSalvaging { self.damage = (damage, offset) }
+        if self.damage == nil || isSalvaging {
+            self.damage = FoundDamage(damage: damage, entry: entry(at: offset), diskOffset: offset)
+        }
         return .failed(EIO)
     }
+
+    /// Notes a damage of what counts clusters.
+    mutating func note(_ damage: FoundDamage) { self.damage = damage }
 
     /// A word of the slice in a slot of the cache.
     @inline(__always) func l2Entry(_ entries: Int, _ index: Int) -> UInt64 { l2Slices.word(index, of: entries) }

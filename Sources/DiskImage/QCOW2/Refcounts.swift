@@ -20,8 +20,15 @@ struct Refcounts: ~Copyable {
     /// Where tables are that only a damaged image would have the guest's data in.
     private(set) var metadata: MetadataClusters
 
-    /// A cluster of the image's own tables that was found to be counted as free.
-    private(set) var damagedCluster: UInt64?
+    /// What was first found wrong.
+    private(set) var damage: Damage?
+
+    enum Damage {
+        /// A cluster of the image's own metadata has a refcount of 0, by this entry.
+        case countedAsFree(UInt64, TableEntry)
+        /// All clusters from this one on, beyond the end of the file, have refcounts, as far as they were searched; the entry is the first one's.
+        case countedBeyondEnd(UInt64, TableEntry)
+    }
 
     private let clusterBits: UInt64
     private let order: UInt64
@@ -60,7 +67,10 @@ struct Refcounts: ~Copyable {
         for entry in 0..<bytes.count / 8 {
             let place = bytes.bigEndian64(at: entry * 8)
             guard place & (clusterSize - 1) == 0, place < file.size else {
-                throw .invalid(path: file.path, reason: "a refcount block at byte \(place)")
+                let start = header.refcountTableOffset
+                let entry = TableEntry(table: .refcountTable, start: start, offset: start + UInt64(entry * 8))
+                let reason = place < file.size ? "which is not cluster-aligned" : "beyond the end of the file"
+                throw .invalid(path: file.path, reason: "\(entry): a refcount block at byte \(place), \(reason)")
             }
             table.append(place)
         }
@@ -87,7 +97,9 @@ struct Refcounts: ~Copyable {
         while true {
             // In an image that is full for as long as this, free clusters are left to another session. One that is full beyond its end lies.
             if searched == Self.maximumSearch { next = max(next, pristine) }
-            guard searched <= 2 * Self.maximumSearch else { throw .failed(EIO) }
+            guard searched <= 2 * Self.maximumSearch else {
+                throw damaged(.countedBeyondEnd(pristine, entry(of: pristine)))
+            }
             searched += 1
             let block = next >> blockBits
             if block >= UInt64(table.count) || table[Int(block)] == 0 { try addBlock(block, file) }
@@ -98,10 +110,7 @@ struct Refcounts: ~Copyable {
             var run = ClusterRun(first: next, count: 0, isPristine: next >= pristine)
             while next < sliceEnd, run.count < wanted, get(slot, next) == 0 {
                 // A count of 0 for a table of the image itself: whatever is written would destroy more.
-                guard !metadata.contains(next) else {
-                    damagedCluster = next
-                    throw .failed(EIO)
-                }
+                guard !metadata.contains(next) else { throw damaged(.countedAsFree(next, entry(of: next))) }
                 set(slot, next, 1)
                 next += 1
                 run.count += 1
@@ -111,6 +120,32 @@ struct Refcounts: ~Copyable {
             pristine = max(pristine, next)
             return run
         }
+    }
+
+    private mutating func damaged(_ damage: Damage) -> MetadataError {
+        if self.damage == nil { self.damage = damage }
+        return .failed(EIO)
+    }
+
+    /// The entry with the count of a cluster: that of a refcount block, or of the table if it has no block.
+    private func entry(of cluster: UInt64) -> TableEntry {
+        let index = cluster >> blockBits
+        guard index < UInt64(table.count) else {
+            return TableEntry(table: .refcountTable, start: tableOffset, offset: nil)
+        }
+        let block = table[Int(index)]
+        guard block != 0 else {
+            return TableEntry(table: .refcountTable, start: tableOffset, offset: tableOffset + index * 8)
+        }
+        let bits = (cluster & (1 << blockBits - 1)) << order
+        return TableEntry(table: .refcountBlock, start: block, offset: block + bits / 8)
+    }
+
+    /// What a cluster is, if it is one of the table or a block.
+    func kind(ofCluster cluster: UInt64) -> QCOW2Metadata? {
+        let first = tableOffset >> clusterBits
+        if cluster >= first, cluster - first < UInt64(tableClusters) { return .refcountTable }
+        return cluster != 0 && table.contains { $0 >> clusterBits == cluster } ? .refcountBlock : nil
     }
 
     /// Looks for free clusters beyond all that were ever used, until some are freed.
@@ -252,10 +287,7 @@ struct Refcounts: ~Copyable {
     private mutating func addBlock(_ block: UInt64, _ file: MetadataFile) throws(MetadataError) {
         guard block < UInt64(table.count) else { return try growTable(block, file) }
         let cluster = block << blockBits
-        guard !metadata.contains(cluster) else {
-            damagedCluster = cluster
-            throw .failed(EIO)
-        }
+        guard !metadata.contains(cluster) else { throw damaged(.countedAsFree(cluster, entry(of: cluster))) }
         try file.write(counts(1, size: 1 << Int(clusterBits)), at: cluster << clusterBits)
         table[Int(block)] = cluster << clusterBits
         metadata.insert(cluster..<cluster + 1)
@@ -277,7 +309,9 @@ struct Refcounts: ~Copyable {
         }
         guard clusters << clusterBits <= Self.maximumTableSize else { throw .failed(EFBIG) }
         let first = block << blockBits
-        for cluster in first..<first + blocks + clusters where metadata.contains(cluster) { throw .failed(EIO) }
+        for cluster in first..<first + blocks + clusters where metadata.contains(cluster) {
+            throw damaged(.countedAsFree(cluster, entry(of: cluster)))
+        }
         let oldOffset = tableOffset, oldClusters = UInt64(table.count) / entriesPerCluster
         // Whatever comes of it, they are written: the file must not be cut where they are.
         pristine = max(pristine, first + blocks + clusters)

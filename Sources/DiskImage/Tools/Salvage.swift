@@ -68,7 +68,7 @@ extension DiskImage {
     /// Why the disk cannot be read at an offset, if that is for what a format says there.
     func damageReason(at offset: UInt64) -> String? {
         for index in layers.indices {
-            if let (damage, place) = layers[index].layout.damage, place == offset { return damage.description }
+            if let found = layers[index].layout.damage, found.diskOffset == offset { return found.damage.description }
         }
         return nil
     }

@@ -302,7 +302,7 @@ import Testing
         let damages: [(String, (inout [UInt8]) -> Void)] = [
             ("beyond the end", { $0.store(1 << 63 | 1 << 40 as UInt64, at: l2) }),
             ("not cluster-aligned", { $0.store(1 << 63 | 512 as UInt64, at: l2) }),
-            ("which overlaps a table", { $0.store(1 << 63 | UInt64(l1), at: l2) }),
+            ("which overlaps the L1 table", { $0.store(1 << 63 | UInt64(l1), at: l2) }),
             ("has a refcount of 0", { $0[table + l2Next / 4096 * 2 + 1] = 0 }),
         ]
         for (says, damage) in damages {
