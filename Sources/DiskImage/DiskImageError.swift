@@ -81,6 +81,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case remoteAddress(path: String, reason: String)
     /// A remote disk cannot be reached, or not any more.
     case remote(path: String, reason: String)
+    /// A remote disk whose format nobody has stated, and whose beginning cannot be read to compare it with one.
+    case remoteUnchecked(path: String)
     /// Something that is done to files, not to a remote disk.
     case remoteNotPossible(path: String, reason: String = "this is supported for files only, not for a remote disk")
     /// A remote disk that is to be written can only be read.
@@ -136,12 +138,17 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         }
     }
 
-    public var description: String {
+    /// The sentence for `swkvm run`.
+    public var description: String { text(.disk) }
+
+    /// The sentence for a command line of this syntax.
+    public func text(_ syntax: OptionSyntax) -> String {
         switch self {
         case .system(let path, let error):
             "disk \(quoted(path)): \(error)"
         case .formatUnknown(let path, let option):
-            "disk \(quoted(path)): its file name does not determine the format; specify format=raw, format=qcow2 … (swkvm image: \(option))"
+            "disk \(quoted(path)): its file name does not determine the format; specify \(syntax.format("raw", option: option)), "
+                + "\(syntax.format("qcow2", option: option)) …"
         case .formatUnsupported(let path, let name):
             "disk \(quoted(path)): the format \(quoted(name)) is not supported; \(ImageFormat.names) are"
         case .notAFile(let path):
@@ -155,7 +162,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .extentNotAllowed(let path, let name):
             "disk \(quoted(path)): its extent is in the file \(quoted(name)), and external files are not allowed here"
         case .extent(let of, let error):
-            "disk \(quoted(of)), extent: \(error)"
+            "disk \(quoted(of)), extent: \(error.text(syntax))"
         case .truncated(let path, let what, let needed, let size):
             "disk \(quoted(path)): truncated: \(what) ends at byte \(needed), the file at \(size)"
                 + (["the snapshot table", "the L1 table", "the refcount table"].contains(what)
@@ -169,7 +176,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): it is \(kind) and depends on a parent image, which is not supported; "
                 + "merge the two with the program that created them (qemu-img silently ignores the parent in some of these formats)"
         case .notWritable(let path, let reason):
-            "disk \(quoted(path)): it cannot be opened for writing: \(reason); or add ,ro"
+            "disk \(quoted(path)): it cannot be opened for writing: \(reason)"
+                + (syntax.readOnly.map { "; or \($0)" } ?? "")
         case .noSnapshot(let path, let name):
             "disk \(quoted(path)): it has no snapshot \(quoted(name)); swkvm image snapshot list shows those it has"
         case .snapshot(let path, let name, let reason):
@@ -184,21 +192,23 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .locked(let path, forWriting: true):
             "disk \(quoted(path)): another process has it open for writing"
         case .locked(let path, forWriting: false):
-            "disk \(quoted(path)): another process has it open and requires that its contents do not change; end that process or add ,ro"
+            "disk \(quoted(path)): another process has it open and requires that its contents do not change; end that process"
+                + (syntax.readOnly.map { " or \($0)" } ?? "")
         case .lockingUnavailable(let path, let error):
-            "disk \(quoted(path)): its file system does not support locks (\(error)); lock=off disables locking, at your own risk"
+            "disk \(quoted(path)): its file system does not support locks (\(error))"
+                + (syntax.unlocked.map { "; \($0) disables locking, at your own risk" } ?? "")
         case .directUnavailable(let path, let error) where error.errno == ENOENT:
-            "disk \(quoted(path)): direct I/O needs /proc, which is not mounted; use cache=writeback"
+            "disk \(quoted(path)): direct I/O needs /proc, which is not mounted; use \(syntax.writeback)"
         case .directUnavailable(let path, let error):
-            "disk \(quoted(path)): its file system does not support direct I/O (\(error)); use cache=writeback"
+            "disk \(quoted(path)): its file system does not support direct I/O (\(error)); use \(syntax.writeback)"
         case .outside(let path):
-            "disk \(quoted(path)): an image refers to it, but it is neither below that image's directory nor named on the command line; backing-dir=DIRECTORY "
-                + "allows another directory, backing=anywhere allows all (swkvm image: --backing-dir, --backing-anywhere)"
+            "disk \(quoted(path)): an image refers to it, but it is neither below that image's directory nor named on the command line; "
+                + "\(syntax.backingDirectory) allows another directory, \(syntax.backingAnywhere) allows all"
         case .addressNotStated(let path):
             "disk \(quoted(path)): an image refers to this remote disk, but the command line does not name it; "
-                + "backing=anywhere allows it (swkvm image: --backing-anywhere)"
+                + "\(syntax.backingAnywhere) allows it"
         case .formatContradicted(let path, let guess, let contents, let option):
-            "disk \(quoted(path)): \(contradiction(path, guess, contents, option))"
+            "disk \(quoted(path)): \(contradiction(path, guess, contents, option, syntax))"
         case .sameDisk(let path, let file, let other):
             "disk \(quoted(path)): \(quoted(file)) is also used by the disk \(quoted(other)) of the same machine, and one of them would write to it; "
                 + "remove one, or add ,ro to both"
@@ -208,15 +218,15 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
                     ? "" : "; \(statement(contents.format?.rawValue ?? "")) if that is correct")
                 + "; \(statement("raw")) if a guest wrote this to its raw disk"
         case .backing(let of, let error):
-            "disk \(quoted(of)), backing file: \(error)"
+            "disk \(quoted(of)), backing file: \(error.text(syntax))"
         case .backingNotAllowed(let path, let name):
             "disk \(quoted(path)): it has the backing file \(quoted(name)) and backing files are not allowed here"
         case .dataFileNotAllowed(let path, let name):
-            "disk \(quoted(path)): its data is in the external file \(quoted(name)); specify data-file=PATH (swkvm image: --data-file) to use it"
+            "disk \(quoted(path)): its data is in the external file \(quoted(name)); specify \(syntax.dataFile) to use it"
         case .dataFileUnused(let path, let name):
             "disk \(quoted(path)): it has no external data file; omit \(quoted(name))"
         case .dataFile(let of, let error):
-            "disk \(quoted(of)), data file: \(error)"
+            "disk \(quoted(of)), data file: \(error.text(syntax))"
         case .backingName(let path, let name):
             "disk \(quoted(path)): its backing file \(quoted(name)) is neither the path of a local file nor an address (nbd:, nbd+unix:); "
                 + "swkvm image rebase --unsafe --backing PATH gives it another name"
@@ -233,12 +243,15 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): not the address of a remote disk: \(printable(reason)); expected nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
         case .remote(let path, let reason):
             "disk \(quoted(path)): \(printable(reason))"
+        case .remoteUnchecked(let path):
+            "disk \(quoted(path)): its first bytes could not be read, and no format was specified; "
+                + "\(syntax.format("raw", option: "--format")) skips this check"
         case .remoteNotPossible(let path, let reason):
             "disk \(quoted(path)): \(reason)"
         case .remoteReadOnly(let path):
             "disk \(quoted(path)): the server exports it read-only; export it for writing (qemu-nbd without -r)"
         case .keyMissing(let path, let method):
-            "disk \(quoted(path)): it is encrypted (\(method)) and no key was given: specify key-file=PATH or key-fd=N (swkvm image: --key-file, --key-fd)"
+            "disk \(quoted(path)): it is encrypted (\(method)) and no key was given: specify \(syntax.key)"
         case .wrongKey(let path):
             "disk \(quoted(path)): the key is wrong; every byte of a key file counts, including a trailing newline"
         case .keyUnused(let path, let encrypted, let keys):
@@ -273,19 +286,17 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .interruptedInPlace(let path):
             "disk \(quoted(path)): interrupted; it is partly overwritten, the rest is unchanged"
         case .failedInPlace(let path, let error):
-            "\(error); the disk \(quoted(path)) may be partly overwritten, the rest is unchanged"
+            "\(error.text(syntax)); the disk \(quoted(path)) may be partly overwritten, the rest is unchanged"
         }
     }
 }
 
 /// What is wrong with a format that is not stated, and how it is stated.
 private func contradiction(
-    _ path: String, _ guess: ImageFormat, _ contents: ImageSignature, _ option: String?
+    _ path: String, _ guess: ImageFormat, _ contents: ImageSignature, _ option: String?, _ syntax: OptionSyntax
 ) -> String {
-    let option = option ?? "--backing-format"
     func statement(_ format: ImageFormat) -> String {
-        option == "--format"
-            ? "format=\(format.rawValue) (swkvm image: \(option) \(format.rawValue))" : "\(option) \(format.rawValue)"
+        option.map { syntax.format(format.rawValue, option: $0) } ?? "--backing-format \(format.rawValue)"
     }
     let raw = "\(statement(.raw)) if a guest wrote this to its raw disk"
     if NBDLocation.isAddress(path) {

@@ -135,7 +135,7 @@ import Testing
         for (option, reason) in [
             (
                 "",
-                "disk \"\(disk)\": it is encrypted (LUKS) and no key was given: specify key-file=PATH or key-fd=N (swkvm image: --key-file, --key-fd)"
+                "disk \"\(disk)\": it is encrypted (LUKS) and no key was given: specify key-file=PATH or key-fd=N"
             ),
             (",key-file=\(directory("none"))", "key file \"\(directory("none"))\": open: No such file or directory"),
             (",key-file=\(directory("empty"))", "key file \"\(directory("empty"))\": it is empty"),

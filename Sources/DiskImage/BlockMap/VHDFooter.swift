@@ -23,12 +23,12 @@ public struct VHDSizes: Sendable, Equatable {
     public var size: UInt64 { taken == .chs ? chs : current }
 
     /// Which size was taken where there are two, in a sentence; nil where they are the same.
-    var notice: String? {
+    /// - Parameter option: what states another one: ``DiskImageOptions/vhdSizeOption``.
+    func notice(_ option: String) -> String? {
         guard chs != current else { return nil }
         let other: VHDSize = taken == .chs ? .current : .chs
         return "its VHD footer has two sizes, \(current) bytes (current) and \(chs) by its geometry (chs); "
-            + "\(taken.rawValue) is used, vhd-size=\(other.rawValue) "
-            + "(swkvm image: --vhd-size \(other.rawValue)) selects the other"
+            + "\(taken.rawValue) is used, \(option)\(other.rawValue) selects the other"
     }
 }
 

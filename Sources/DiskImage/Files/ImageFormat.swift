@@ -125,6 +125,8 @@ public struct DiskImageOptions: Sendable {
     public var isInterrupted: @Sendable () -> Bool = { false }
     /// The size of all VHDs of the chain; nil chooses by the program that created the file.
     public var vhdSize: VHDSize?
+    /// What states it on the command line, up to the value, for messages.
+    public var vhdSizeOption = "vhd-size="
     /// Receives a message about a decision at opening that may not be what the user expects.
     public var notice: (@Sendable (String) -> Void)?
     /// Follow the names of data files that images carry, as backing files, and write to them. A file that ``dataFile`` names is always taken.

@@ -126,11 +126,7 @@ struct FormatChoice: Sendable {
             start = try disk.readFirst(Int(block), at: 0)
             end = try size % disk.export.minimumBlock == 0 ? disk.readFirst(Int(block), at: size - block) : []
         } catch {
-            throw .remote(
-                path: disk.path,
-                reason:
-                    "its first bytes could not be read, and no format was specified; format=raw (swkvm image: --format raw) skips this check"
-            )
+            throw .remoteUnchecked(path: disk.path)
         }
         try check(
             disk.path, start: Array(start.prefix(ImageSignature.length)), end: Array(end.suffix(ImageSignature.length)))

@@ -7,7 +7,8 @@ internal import Linux
 extension CheckReport.Repair: ExpressibleByArgument {}
 
 /// `swkvm image check`.
-struct ImageCheckCommand: ParsableCommand {
+struct ImageCheckCommand: ImageVerb {
+    static let options = OptionSyntax.VerbOptions(canShare: true)
     static let configuration = CommandConfiguration(
         commandName: "check",
         abstract: "Check a qcow2 image for errors and leaked clusters, and repair them.",
@@ -68,7 +69,7 @@ struct ImageCheckCommand: ParsableCommand {
         } catch {
             var status = ImageTool.failure
             if case .notCheckable = error { status = 63 }
-            throw ImageTool.report(error, status: status)
+            throw failure(error, status: status)
         }
         let isFine = report.errors == 0 && report.leaks == 0
         if output.isJSON { print(json(report)) } else if !quiet || !isFine { print(text(report)) }

@@ -5,7 +5,8 @@ internal import DiskImage
 internal import Linux
 
 /// `swkvm image bench`: how fast an image is.
-struct ImageBenchCommand: ParsableCommand {
+struct ImageBenchCommand: ImageVerb {
+    static let options = OptionSyntax.VerbOptions(canShare: true)
     static let configuration = CommandConfiguration(
         commandName: "bench",
         abstract: "Benchmark reads or writes of a disk image.",
@@ -101,7 +102,7 @@ struct ImageBenchCommand: ParsableCommand {
     }
 
     func run() throws {
-        let result = try ImageTool.run { () throws(DiskImageError) in
+        let result = try attempt { () throws(DiskImageError) in
             var bench = ImageBench(path: file)
             bench.options.format = format
             bench.options.report = ImageTool.report

@@ -36,24 +36,6 @@ enum ImageTool {
     /// Has the user hear what becomes of an image, in a line on standard error.
     static let report: @Sendable (String) -> Void = { StandardError().say($0) }
 
-    /// Calls the library; its error is said in one line and ends the program with `status`, or, where another command
-    /// line is what is wanted, with that of a usage error.
-    static func run<Answer: ~Copyable>(
-        status: Int32 = failure, _ body: () throws(DiskImageError) -> Answer
-    ) throws -> Answer {
-        do throws(DiskImageError) { return try body() } catch { throw report(error, status: status) }
-    }
-
-    /// Says an error in one line.
-    /// - Returns: what ends the program.
-    static func report(_ error: DiskImageError, status: Int32) -> ExitCode {
-        StandardError().say(error.description)
-        return switch error {
-        case .impossible, .formatUnknown: .validationFailure
-        default: ExitCode(status)
-        }
-    }
-
     /// Text that comes from an image, safe for a terminal.
     static func printable(_ text: String) -> String { text.printable }
 
@@ -81,6 +63,34 @@ enum ImageTool {
         guard places > 0 else { return "\(scaled / digits)" }
         let text = String(after)
         return "\(scaled / digits).\(String(repeating: "0", count: places - text.count))\(text)"
+    }
+}
+
+/// A verb that opens images.
+protocol ImageVerb: ParsableCommand {
+    /// Its options that not every verb has, for messages that name them.
+    static var options: OptionSyntax.VerbOptions { get }
+}
+
+extension ImageVerb {
+    static var options: OptionSyntax.VerbOptions { OptionSyntax.VerbOptions() }
+
+    /// Calls the library; its error is reported in one line, with this verb's options, and ends the program with `status`, or, where another
+    /// command line is what is wanted, with that of a usage error.
+    func attempt<Answer: ~Copyable>(
+        status: Int32 = ImageTool.failure, _ body: () throws(DiskImageError) -> Answer
+    ) throws -> Answer {
+        do throws(DiskImageError) { return try body() } catch { throw failure(error, status: status) }
+    }
+
+    /// Reports an error in one line.
+    /// - Returns: what ends the program.
+    func failure(_ error: DiskImageError, status: Int32) -> ExitCode {
+        StandardError().say(error.text(.verb(Self.options)))
+        return switch error {
+        case .impossible, .formatUnknown: .validationFailure
+        default: ExitCode(status)
+        }
     }
 }
 

@@ -4,7 +4,8 @@ internal import ArgumentParser
 internal import DiskImage
 
 /// `swkvm image commit`: an overlay's contents into its backing file.
-struct ImageCommitCommand: ParsableCommand {
+struct ImageCommitCommand: ImageVerb {
+    static let options = OptionSyntax.VerbOptions(otherDataFile: "backing")
     static let configuration = CommandConfiguration(
         commandName: "commit",
         abstract: "Commit the contents of a qcow2 overlay to its backing file.",
@@ -43,7 +44,7 @@ struct ImageCommitCommand: ParsableCommand {
     var file: String
 
     func run() throws {
-        let backing = try ImageTool.run { () throws(DiskImageError) in
+        let backing = try attempt { () throws(DiskImageError) in
             var commit = ImageCommit(path: file)
             commit.options.format = format
             commit.options.report = ImageTool.report

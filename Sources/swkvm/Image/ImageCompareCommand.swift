@@ -4,7 +4,8 @@ internal import ArgumentParser
 internal import DiskImage
 
 /// `swkvm image compare`: whether two images show the same disk.
-struct ImageCompareCommand: ParsableCommand {
+struct ImageCompareCommand: ImageVerb {
+    static let options = OptionSyntax.VerbOptions(canShare: true, otherKey: "second", otherDataFile: "second")
     static let configuration = CommandConfiguration(
         commandName: "compare",
         abstract: "Compare the contents of two disk images of any formats.",
@@ -69,7 +70,7 @@ struct ImageCompareCommand: ParsableCommand {
     var second: String
 
     func run() throws {
-        let outcome = try ImageTool.run(status: 2) { () throws(DiskImageError) in
+        let outcome = try attempt(status: 2) { () throws(DiskImageError) in
             var comparison = ImageComparison(first, with: second)
             comparison.firstOptions.format = format
             comparison.secondOptions.format = secondFormat
@@ -77,6 +78,7 @@ struct ImageCompareCommand: ParsableCommand {
             vhd.apply(to: &comparison.firstOptions)
             vhd.apply(to: &comparison.secondOptions)
             comparison.secondOptions.vhdSize = secondVhdSize
+            comparison.secondOptions.vhdSizeOption = "--second-vhd-size "
             comparison.firstOptions.dataFile = data.dataFile
             comparison.secondOptions.dataFile = secondDataFile
             comparison.firstOptions.namedFiles = try named.files(first, second, data.dataFile, secondDataFile)

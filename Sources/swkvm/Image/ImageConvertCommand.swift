@@ -5,7 +5,8 @@ public import DiskImage
 internal import Linux
 
 /// `swkvm image convert`: the same disk in another image.
-struct ImageConvertCommand: ParsableCommand {
+struct ImageConvertCommand: ImageVerb {
+    static let options = OptionSyntax.VerbOptions(canShare: true)
     static let configuration = CommandConfiguration(
         commandName: "convert",
         abstract: "Convert a disk image to another format or layout.",
@@ -133,7 +134,7 @@ struct ImageConvertCommand: ParsableCommand {
     var target: String
 
     func run() throws {
-        let lost = try ImageTool.run { () throws(DiskImageError) in
+        let lost = try attempt { () throws(DiskImageError) in
             var conversion = ImageConversion(
                 source: source, target: target,
                 format: try ImageFormat(targetFormat?.format, orExtensionOf: target, option: "--target-format"))

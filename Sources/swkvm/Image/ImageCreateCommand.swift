@@ -4,7 +4,7 @@ public import ArgumentParser
 public import DiskImage
 
 /// `swkvm image create`: a new disk image.
-struct ImageCreateCommand: ParsableCommand {
+struct ImageCreateCommand: ImageVerb {
     static let configuration = CommandConfiguration(
         commandName: "create",
         abstract: "Create a disk image.",
@@ -84,7 +84,7 @@ struct ImageCreateCommand: ParsableCommand {
     var size: ByteSize?
 
     func run() throws {
-        let disk = try ImageTool.run { () throws(DiskImageError) in
+        let disk = try attempt { () throws(DiskImageError) in
             let format = try ImageFormat(format?.format, orExtensionOf: file)
             var creation = ImageCreation(path: file, format: format, size: (size ?? sizeOption)?.bytes)
             creation.subformat = layout.subformat

@@ -6,7 +6,8 @@ internal import DiskImage
 internal import Linux
 
 /// `swkvm image info`: what images say of themselves.
-struct ImageInfoCommand: ParsableCommand {
+struct ImageInfoCommand: ImageVerb {
+    static let options = OptionSyntax.VerbOptions(canShare: true)
     static let configuration = CommandConfiguration(
         commandName: "info",
         abstract: "Show the format, size, backing file, features and snapshots of a disk image.",
@@ -28,7 +29,7 @@ struct ImageInfoCommand: ParsableCommand {
     @OptionGroup var output: OutputOptions
 
     func run() throws {
-        let chain = try ImageTool.run { () throws(DiskImageError) in
+        let chain = try attempt { () throws(DiskImageError) in
             let namedFiles = try named.files(image.file, data.dataFile)
             if backingChain {
                 return try ImageInformation.chain(

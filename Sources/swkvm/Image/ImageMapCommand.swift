@@ -5,7 +5,8 @@ internal import DiskImage
 internal import Linux
 
 /// `swkvm image map`: where a disk's data lies.
-struct ImageMapCommand: ParsableCommand {
+struct ImageMapCommand: ImageVerb {
+    static let options = OptionSyntax.VerbOptions(canShare: true)
     static let configuration = CommandConfiguration(
         commandName: "map",
         abstract: "Show which parts of a disk are allocated, in which image of the chain, and at which file offset.",
@@ -39,7 +40,7 @@ struct ImageMapCommand: ParsableCommand {
     func run() throws {
         let start = startOffset.bytes, (sum, overflow) = start.addingReportingOverflow(maxLength?.bytes ?? .max)
         let range = start..<(overflow ? .max : sum)
-        try ImageTool.run { () throws(DiskImageError) in
+        try attempt { () throws(DiskImageError) in
             var options = DiskImageOptions(
                 format: image.format, readOnly: true, locking: !image.forceShare, dataFile: data.dataFile,
                 namedFiles: try named.files(image.file, data.dataFile))

@@ -4,7 +4,8 @@ internal import ArgumentParser
 internal import DiskImage
 
 /// `swkvm image rebase`: another backing file.
-struct ImageRebaseCommand: ParsableCommand {
+struct ImageRebaseCommand: ImageVerb {
+    static let options = OptionSyntax.VerbOptions(otherKey: "backing")
     static let configuration = CommandConfiguration(
         commandName: "rebase",
         abstract: "Change or remove the backing file of a qcow2 image.",
@@ -73,7 +74,7 @@ struct ImageRebaseCommand: ParsableCommand {
     }
 
     func run() throws {
-        try ImageTool.run { () throws(DiskImageError) in
+        try attempt { () throws(DiskImageError) in
             var rebase = ImageRebase(path: file)
             rebase.options.format = format
             rebase.options.report = ImageTool.report

@@ -40,7 +40,7 @@ struct SizeChange: Equatable {
 }
 
 /// `swkvm image resize`.
-struct ImageResizeCommand: ParsableCommand {
+struct ImageResizeCommand: ImageVerb {
     static let configuration = CommandConfiguration(
         commandName: "resize",
         abstract: "Change the size of a disk.",
@@ -97,7 +97,7 @@ struct ImageResizeCommand: ParsableCommand {
 
     func run() throws {
         let size = try size()
-        let made = try ImageTool.run { () throws(DiskImageError) in
+        let made = try attempt { () throws(DiskImageError) in
             var options = DiskImageOptions(
                 format: format, dataFile: data.dataFile, namedFiles: try named.files(file, data.dataFile))
             options.keys = try keys.load()

@@ -54,7 +54,8 @@ struct ImageSnapshotCommand: ParsableCommand {
         var forceShare = false
     }
 
-    struct List: ParsableCommand {
+    struct List: ImageVerb {
+        static let options = OptionSyntax.VerbOptions(canShare: true)
         static let configuration = CommandConfiguration(
             commandName: "list", abstract: "List an image's snapshots, the oldest first.")
 
@@ -63,7 +64,7 @@ struct ImageSnapshotCommand: ParsableCommand {
         @OptionGroup var image: Image
 
         func run() throws {
-            let snapshots = try ImageTool.run { () throws(DiskImageError) in
+            let snapshots = try attempt { () throws(DiskImageError) in
                 let engine = try image.open(readOnly: true, forceShare: sharing.forceShare)
                 return try engine.snapshots()
             }
@@ -72,7 +73,7 @@ struct ImageSnapshotCommand: ParsableCommand {
         }
     }
 
-    struct Create: ParsableCommand {
+    struct Create: ImageVerb {
         static let configuration = CommandConfiguration(
             commandName: "create", abstract: "Save the current state as a snapshot.")
 
@@ -81,14 +82,14 @@ struct ImageSnapshotCommand: ParsableCommand {
         var name: String
 
         func run() throws {
-            try ImageTool.run { () throws(DiskImageError) in
+            try attempt { () throws(DiskImageError) in
                 var engine = try image.open()
                 try engine.createSnapshot(named: name)
             }
         }
     }
 
-    struct Apply: ParsableCommand {
+    struct Apply: ImageVerb {
         static let configuration = CommandConfiguration(
             commandName: "apply", abstract: "Revert to a snapshot. The current state is lost; the snapshot is kept.")
 
@@ -97,14 +98,14 @@ struct ImageSnapshotCommand: ParsableCommand {
         var name: String
 
         func run() throws {
-            try ImageTool.run { () throws(DiskImageError) in
+            try attempt { () throws(DiskImageError) in
                 var engine = try image.open()
                 try engine.applySnapshot(name)
             }
         }
     }
 
-    struct Delete: ParsableCommand {
+    struct Delete: ImageVerb {
         static let configuration = CommandConfiguration(
             commandName: "delete", abstract: "Delete a snapshot and free the space that only it uses.")
 
@@ -113,7 +114,7 @@ struct ImageSnapshotCommand: ParsableCommand {
         var name: String
 
         func run() throws {
-            try ImageTool.run { () throws(DiskImageError) in
+            try attempt { () throws(DiskImageError) in
                 var engine = try image.open()
                 try engine.deleteSnapshot(name)
             }
@@ -121,7 +122,8 @@ struct ImageSnapshotCommand: ParsableCommand {
     }
 
     /// The verbs as qemu-img's users type them.
-    struct ByOption: ParsableCommand {
+    struct ByOption: ImageVerb {
+        static let options = OptionSyntax.VerbOptions(canShare: true)
         static let configuration = CommandConfiguration(
             commandName: "by-option", abstract: "The verbs by qemu-img's options.", shouldDisplay: false)
 
@@ -149,7 +151,7 @@ struct ImageSnapshotCommand: ParsableCommand {
         }
 
         func run() throws {
-            try ImageTool.run { () throws(DiskImageError) in
+            try attempt { () throws(DiskImageError) in
                 var engine = try image.open(readOnly: lists, forceShare: sharing.forceShare)
                 if let created { try engine.createSnapshot(named: created) }
                 if let applied { try engine.applySnapshot(applied) }

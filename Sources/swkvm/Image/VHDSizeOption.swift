@@ -16,6 +16,7 @@ struct VHDSizeOption: ParsableArguments {
     /// Has an image opened so, and the user told if there was a choice.
     func apply(to options: inout DiskImageOptions) {
         options.vhdSize = vhdSize
+        options.vhdSizeOption = "--vhd-size "
         options.notice = { StandardError().say($0) }
     }
 }

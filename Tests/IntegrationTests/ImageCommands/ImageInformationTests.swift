@@ -97,7 +97,7 @@ import Testing
             qemu-img convert -O qcow2 -o data_file='\(data)' disk.raw far.qcow2
             sync far.qcow2 '\(data)'
             """)
-        try expectRefused("map far.qcow2", "specify data-file=PATH (swkvm image: --data-file) to use it")
+        try expectRefused("map far.qcow2", "specify --data-file PATH to use it")
         try expectRefused("map --data-file disk.data disk.raw", "it has no external data file")
         try expectRefused("compare --second-data-file disk.data far.qcow2 disk.raw", "", status: 2)
         #expect(

@@ -44,7 +44,7 @@ import Testing
         ] {
             try expectRefused(
                 arguments,
-                "its file name says raw, but its contents look like qcow2: specify format=qcow2 (swkvm image: --format qcow2) if that is correct, format=raw"
+                "its file name says raw, but its contents look like qcow2: specify --format qcow2 if that is correct, --format raw if"
             )
         }
         try expectRefused("compare cloud.img disk.raw", "--format qcow2", status: 2)

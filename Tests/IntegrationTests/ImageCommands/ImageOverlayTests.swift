@@ -52,7 +52,8 @@ import Testing
             qemu-io -c 'write -P 9 1M 300k' -c 'write -z 3M 100k' over.qcow2 >log && qemu-img convert -O raw over.qcow2 expected.raw
             """)
         for verb in ["commit over.qcow2", "rebase --backing new.raw over.qcow2"] {
-            try expectRefused(verb, "specify data-file=PATH (swkvm image: --data-file) to use it")
+            let other = verb.hasPrefix("commit") ? " (or --backing-data-file PATH)" : ""
+            try expectRefused(verb, "specify --data-file PATH\(other) to use it")
         }
         try expectRefused("commit --data-file base.raw disk.raw", "only qcow2 images have backing files")
         for verb in [

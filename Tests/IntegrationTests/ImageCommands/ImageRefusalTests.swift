@@ -32,13 +32,15 @@ import Testing
             try expectRefused(arguments, sentence, status: 64)
         }
         // The hint names the right option.
-        let unknown = "its file name does not determine the format; specify format=raw, format=qcow2 … (swkvm image: "
-        try expectWrong("convert disk.raw new", unknown + "--target-format)")
-        try expectWrong("convert nameless new.qcow2", unknown + "--format)")
-        try expectWrong("compare disk.raw nameless", unknown + "--second-format)")
-        try expectWrong("create --backing nameless new.qcow2", unknown + "--backing-format)")
+        func unknown(_ option: String) -> String {
+            "its file name does not determine the format; specify \(option) raw, \(option) qcow2 …\n"
+        }
+        try expectWrong("convert disk.raw new", unknown("--target-format"))
+        try expectWrong("convert nameless new.qcow2", unknown("--format"))
+        try expectWrong("compare disk.raw nameless", unknown("--second-format"))
+        try expectWrong("create --backing nameless new.qcow2", unknown("--backing-format"))
         for verb in ["check", "info", "map", "commit", "resize --shrink", "snapshot list", "bench"] {
-            try expectWrong("\(verb) nameless\(verb.hasPrefix("resize") ? " 1M" : "")", unknown + "--format)")
+            try expectWrong("\(verb) nameless\(verb.hasPrefix("resize") ? " 1M" : "")", unknown("--format"))
         }
         for size in ["3k", "0", "256", "4M"] {
             try expectWrong("create --cluster-size \(size) new.qcow2 1M", "expected a power of two from 512 to 2097152")
