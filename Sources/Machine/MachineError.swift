@@ -17,7 +17,7 @@ public enum MachineError: Error, CustomStringConvertible {
     case network(HostNetworkError)
     /// Network interfaces that cannot be together in one machine.
     case networks(Configuration.NetworkProblem)
-    /// A call of the host's failed; `purpose` completes "swkvm could not …".
+    /// A call of the host's failed; `purpose` completes "could not …".
     case host(purpose: String, SystemCallError)
     /// A number of vCPUs below 1.
     case noCPUs(Int)
@@ -40,7 +40,7 @@ public enum MachineError: Error, CustomStringConvertible {
         case .disk(let error): error.description
         case .network(let error): error.description
         case .networks(let problem): problem.description
-        case .host(let purpose, let error): "swkvm could not \(purpose): \(error.reason) (\(error.call))"
+        case .host(let purpose, let error): "could not \(purpose): \(error.reason) (\(error.call))"
         case .noCPUs(let count): "\(count) vCPUs were requested, a machine needs at least 1: use `--cpus 1`"
         case .nodes(let problem): problem.description
         case .tooManyDevices(let wanted, let maximum):

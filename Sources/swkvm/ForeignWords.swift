@@ -209,16 +209,17 @@ enum UnknownCommand {
         if words.first == "help" { words.removeFirst() }
         guard let first = words.first, !first.hasPrefix("-") else { return nil }
         let commands = names(of: Command.self)
-        guard commands.contains(first) || first == "help" else { return problem("swkvm", first, commands) }
+        guard commands.contains(first) || first == "help" else { return problem(first, of: nil, commands) }
         guard first == "image", let verb = words.dropFirst().first, !verb.hasPrefix("-") else { return nil }
         let verbs = names(of: ImageCommand.self)
-        return verbs.contains(verb) ? nil : problem("swkvm image", verb, verbs)
+        return verbs.contains(verb) ? nil : problem(verb, of: "swkvm image", verbs)
     }
 
-    private static func problem(_ program: String, _ word: String, _ names: [String]) -> String {
+    /// - Parameter program: nil for swkvm itself, whose name every message begins with.
+    private static func problem(_ word: String, of program: String?, _ names: [String]) -> String {
         let near = names.first { Suggestion.isTypo(word[...], for: $0[...]) }
-        let advice = near.map { "; did you mean '\($0)'?" } ?? ": it has \(names.joined(separator: ", "))"
-        return "\(program) has no command '\(word)'" + advice
+        let advice = near.map { "did you mean '\($0)'?" } ?? "the commands are \(names.joined(separator: ", "))"
+        return "'\(word)' is not a command" + (program.map { " of \($0)" } ?? "") + "; \(advice)"
     }
 
     private static func names(of command: any ParsableCommand.Type) -> [String] {

@@ -29,7 +29,7 @@ struct RunCommand: ParsableCommand {
               swkvm run --gdb 1234 --kernel vmlinux --cmdline nokaslr
 
             EXIT STATUS
-            \(ExitStatus.table.map { "  " + $0.statuses + String(repeating: " ", count: max(1, 9 - $0.statuses.count)) + $0.meaning }.joined(separator: "\n"))
+            \(HelpTable.text(ExitStatus.table.map { ($0.statuses, $0.meaning) }))
             """)
 
     @Option(

@@ -295,7 +295,9 @@ import Testing
 }
 
 @Suite(.timed) struct HelpTests {
-    private func text(_ arguments: String...) -> (text: String, status: Int32) {
+    private func text(_ arguments: String...) -> (text: String, status: Int32) { text(arguments) }
+
+    private func text(_ arguments: [String]) -> (text: String, status: Int32) {
         do {
             var command = try Command.parseAsRoot(arguments)
             try command.run()
@@ -347,6 +349,30 @@ import Testing
         ] {
             #expect(help.text.contains("\(status) "), "\(status)")
         }
+    }
+
+    /// A line of a table or an example that is too long is continued below its beginning, not at the margin.
+    @Test func noIndentedLineIsContinuedAtTheMargin() throws {
+        for (path, _) in try CommandTree.whole().all() {
+            let lines = text(path + ["--help"]).text.split(separator: "\n", omittingEmptySubsequences: false)
+            for (line, next) in zip(lines, lines.dropFirst()) where line.hasPrefix("  ") && !next.isEmpty {
+                #expect(next.hasPrefix("  "), "\(path): \(line)\n\(next)")
+            }
+        }
+    }
+
+    @Test func tablesAreWrappedBelowTheirSecondColumn() {
+        let rows = [("1", "a short meaning"), ("128 + N", "one that goes on behind the end of a line of thirty")]
+        #expect(
+            HelpTable.text(rows.map { (word: $0.0, meaning: $0.1) }, columns: 30) == """
+                  1        a short meaning
+                  128 + N  one that goes on
+                           behind the end of a
+                           line of thirty
+                """)
+        let table = HelpTable.text(ExitStatus.table.map { (word: $0.statuses, meaning: $0.meaning) })
+        #expect(table.split(separator: "\n").allSatisfy { $0.count <= 80 && $0.hasPrefix("  ") })
+        #expect(table.contains("kernel or a\n           disk image\n"))
     }
 
     @Test func ofDoctor() {

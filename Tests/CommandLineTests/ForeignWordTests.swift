@@ -71,11 +71,13 @@ import Testing
         func unknown(_ line: String) -> String? {
             UnknownCommand.problem(in: line.split(separator: " ").map(String.init))
         }
-        #expect(unknown("rnu --mem 1G") == "swkvm has no command 'rnu'; did you mean 'run'?")
-        #expect(unknown("start") == "swkvm has no command 'start': it has run, image, doctor")
+        #expect(unknown("rnu --mem 1G") == "'rnu' is not a command; did you mean 'run'?")
+        #expect(unknown("start") == "'start' is not a command; the commands are run, image, doctor")
         #expect(unknown("help start") == unknown("start"))
         #expect(unknown("image creat x")?.hasSuffix("did you mean 'create'?") == true)
-        #expect(unknown("image list")?.hasPrefix("swkvm image has no command 'list': it has create, info") == true)
+        #expect(
+            unknown("image list")?.hasPrefix("'list' is not a command of swkvm image; the commands are create, info")
+                == true)
         #expect(unknown("help image list") == unknown("image list"))
         for line in [
             "", "run x", "help", "help run", "image", "image info x", "help image info", "image -V", "--version", "-x",

@@ -300,6 +300,6 @@ private final class NamedPipe {
                 == "20 disks and other virtio devices were requested, but a machine has 16 slots: remove 4")
         #expect(
             MachineError.host(purpose: "start a thread", SystemCallError("clone", errno: EAGAIN)).description
-                == "swkvm could not start a thread: Resource temporarily unavailable (clone)")
+                == "could not start a thread: Resource temporarily unavailable (clone)")
     }
 }

@@ -56,7 +56,7 @@ struct QEMUWords {
         guard words.count >= 2, words[0] == "image" else { return words }
         let verb = words[1]
         if verb == "-V" { return ["image", "--version"] }
-        if let instead = verbs[verb] { throw ValidationError("swkvm image has no \(verb): \(instead)") }
+        if let instead = verbs[verb] { throw ValidationError("image has no \(verb): \(instead)") }
         if verb == "dd" { return ["image"] + (try copy(Array(words.dropFirst(2)))) }
         guard let options = options[verb] else { return words }
         var translation = QEMUWords(verb: verb, options: options)
@@ -138,7 +138,7 @@ struct QEMUWords {
         case .same: result += [option.name] + values
         case .renamed(let name): result += [name] + values
         case .noEffect: break
-        case .refused(let instead): throw ValidationError("swkvm image \(verb) has no \(option.name): \(instead)")
+        case .refused(let instead): throw ValidationError("image \(verb) has no \(option.name): \(instead)")
         case .cache, .anyCache:
             guard let value, Self.cacheWords.contains(value) else {
                 throw ValidationError(
@@ -152,7 +152,7 @@ struct QEMUWords {
             }
             if size.bytes == 0 {
                 throw ValidationError(
-                    "swkvm image convert has no -S 0: zeroes are left out; --preallocation full sets their space aside"
+                    "image convert has no -S 0: zeroes are left out; --preallocation full sets their space aside"
                 )
             }
         case .snapshot:
@@ -180,7 +180,7 @@ struct QEMUWords {
             case .same?: known.append("\(name)=\(text)")
             case .renamed(let option)?: result += try renamed(option, name, text)
             case .noEffect?: break
-            case .refused(let instead)?: throw ValidationError("swkvm image \(verb) has no -o \(name): \(instead)")
+            case .refused(let instead)?: throw ValidationError("image \(verb) has no -o \(name): \(instead)")
             default: throw ValidationError("-o \(name) is not recognized; expected \(LayoutWords.names)")
             }
         }
@@ -196,10 +196,10 @@ struct QEMUWords {
         }
         if verb == "convert", name.hasPrefix("data_file") {
             throw ValidationError(
-                "swkvm image convert has no -o \(name): an external data file is not supported for conversion")
+                "image convert has no -o \(name): an external data file is not supported for conversion")
         }
         if verb == "convert", name == "size" {
-            throw ValidationError("swkvm image convert has no -o size: swkvm image resize changes the new image")
+            throw ValidationError("image convert has no -o size: swkvm image resize changes the new image")
         }
         switch name {
         case "data_file_raw", "encryption": return try isOn() ? [option] : []
@@ -207,7 +207,7 @@ struct QEMUWords {
         case "encrypt.format":
             guard value == "luks" else {
                 throw ValidationError(
-                    "swkvm image \(verb) has no -o encrypt.format=\(value): encrypt.format=luks is what there is"
+                    "image \(verb) has no -o encrypt.format=\(value): encrypt.format=luks is what there is"
                 )
             }
             return [option]
@@ -234,14 +234,14 @@ struct QEMUWords {
             case "bs": break
             case "count", "skip":
                 throw ValidationError(
-                    "swkvm image dd has no \(name)=: it copies all; convert to raw and take a part of that with dd(1)"
+                    "image dd has no \(name)=: it copies all; convert to raw and take a part of that with dd(1)"
                 )
-            default: throw ValidationError("swkvm image dd has no \(name)=; expected if= and of=")
+            default: throw ValidationError("image dd has no \(name)=; expected if= and of=")
             }
         }
         guard let source, let target else {
             throw ValidationError(
-                "swkvm image dd takes if=FILE and of=FILE, and makes what swkvm image convert --force FILE FILE does")
+                "image dd takes if=FILE and of=FILE, and makes what swkvm image convert --force FILE FILE does")
         }
         return ["convert", "--force"] + options + [source, target]
     }

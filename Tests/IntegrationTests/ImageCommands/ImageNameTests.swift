@@ -25,8 +25,8 @@ import Testing
             try image("map -s 1M -l 64k disk.raw").output
                 == "Offset          Length          Mapped to       File\n0x100000        0x10000         0x100000        disk.raw\n"
         )
-        try expectRefused("measure -O qcow2 disk.raw", "swkvm image has no measure", status: 64)
-        try expectRefused("convert -r 1M disk.raw x.raw", "swkvm image convert has no -r", status: 64)
+        try expectRefused("measure -O qcow2 disk.raw", "swkvm: image has no measure", status: 64)
+        try expectRefused("convert -r 1M disk.raw x.raw", "swkvm: image convert has no -r", status: 64)
         try expectRefused("convert -n disk.raw x.raw", "neither a block device nor a remote disk")
     }
 
