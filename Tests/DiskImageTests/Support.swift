@@ -85,8 +85,26 @@ struct RunningProgram: ~Copyable {
 }
 
 /// Runs a program of the host without input, and returns its exit status and what it wrote, both streams together.
+///
+/// An image that this process has closed can stay locked for a moment: a process that another test is starting has a
+/// copy of the descriptor until its exec, and the kernel may put the file of an operation that has ended a little after
+/// its completion. swkvm tries for a while until it takes a lock for held, QEMU's tools do not: they are run again here. A
+/// lock that stays is what they report.
+/// - Parameter outlastsLocks: false where the image is locked.
 @discardableResult
-func run(_ command: [String]) -> (status: Int32, output: String) {
+func run(_ command: [String], outlastsLocks: Bool = true) -> (status: Int32, output: String) {
+    let start = ContinuousClock.now
+    while true {
+        let result = runOnce(command)
+        // QEMU has not touched the image then.
+        guard outlastsLocks, result.output.contains("Failed to get "), result.output.contains(" lock"),
+            start.duration(to: .now) < .seconds(10)
+        else { return result }
+        usleep(20_000)
+    }
+}
+
+private func runOnce(_ command: [String]) -> (status: Int32, output: String) {
     let program: RunningProgram
     do { program = try RunningProgram(command) } catch { return (-1, "\(command[0]): \(error)") }
     program.endInput()
