@@ -138,6 +138,7 @@ struct VirtioSlot: Sendable {
     private static func events(_ log: Logger, _ configuration: Configuration) -> DeviceEvents {
         DeviceEvents(now: configuration.eventClock ?? { TimerFD.now }) { level, line in
             switch level {
+            case .debug: log.debug("\(line)")
             case .info: log.info("\(line)")
             case .notice: log.notice("\(line)")
             case .warning: log.warning("\(line)")

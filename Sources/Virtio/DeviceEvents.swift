@@ -10,6 +10,8 @@ internal import Linux
 public final class DeviceEvents: Sendable {
     /// How much an event matters.
     public enum Level: Sendable {
+        /// What the driver does in the ordinary course of things.
+        case debug
         /// Expected now and then.
         case info
         /// Worth knowing, nothing is wrong.
@@ -39,6 +41,12 @@ public final class DeviceEvents: Sendable {
         case link(isUp: Bool)
         /// Frames were dropped, for the cause of this number.
         case lostFrames(UInt8)
+        /// The driver accepted features that are not possible, and FEATURES_OK is not set.
+        case refusedFeatures
+        /// The driver has started the device.
+        case started
+        /// The driver, or the guest's reset, has reset the device.
+        case reset
         /// The host refused to connect an interrupt (0) or a doorbell (1).
         case refusedConnection(UInt8)
 
@@ -55,14 +63,16 @@ public final class DeviceEvents: Sendable {
             case .link(isUp: false): "link_down"
             case .lostFrames: "lost_frames"
             case .refusedConnection: "refused_connection"
+            case .refusedFeatures: "refused_features"
+            case .started: "start"
+            case .reset: "reset"
             }
         }
 
         /// The names of all kinds.
         public static let names = [
             "broken_rule", "refused_queue", "needs_reset", "host_error", "refused_operations", "damage", "link_up",
-            "link_down", "lost_frames",
-            "refused_connection",
+            "link_down", "lost_frames", "refused_connection", "refused_features", "start", "reset",
         ]
     }
 

@@ -97,10 +97,7 @@ public final class VirtioFunction: Sendable {
             guard !state.status.contains(.failed) else { return }
             if wanted.contains(.acknowledge) { state.status.insert(.acknowledge) }
             if wanted.contains(.driver), state.status.contains(.acknowledge) { state.status.insert(.driver) }
-            if wanted.contains(.featuresOK), state.canNegotiate, isAcceptable(state) {
-                state.status.insert(.featuresOK)
-                device.negotiated(state.driverFeatures)
-            }
+            if wanted.contains(.featuresOK), state.canNegotiate { acceptFeatures(&state) }
             if wanted.contains(.driverOK), state.status.contains(.featuresOK), !state.isLive {
                 state.status.insert(.driverOK)
                 device.activate(
@@ -108,16 +105,39 @@ public final class VirtioFunction: Sendable {
                         features: state.driverFeatures, queues: state.queues, memory: memory, interrupts: interrupts,
                         doorbells: doorbells,
                         counters: counters))
+                let ready = state.queues.count { $0.isReady }
+                device.deviceEvents.report(
+                    .started, .debug,
+                    "the driver started the device with the features \(state.driverFeatures) and "
+                        + "\(ready) of \(state.queues.count) queues")
             }
         }
     }
 
-    private func isAcceptable(_ state: State) -> Bool {
-        !state.wantsUnknownFeatures && offered.isSuperset(of: state.driverFeatures)
-            && state.driverFeatures.contains(.version1) && device.accepts(state.driverFeatures)
+    private func acceptFeatures(_ state: inout State) {
+        if let reason = refusal(of: state) {
+            counters.errors.add()
+            return device.deviceEvents.report(
+                .refusedFeatures, .warning,
+                "the driver accepted the features \(state.driverFeatures), and FEATURES_OK is not set: \(reason)")
+        }
+        state.status.insert(.featuresOK)
+        device.negotiated(state.driverFeatures)
+    }
+
+    /// Why the driver's features cannot be; nil if they can.
+    private func refusal(of state: State) -> String? {
+        let unknown = state.driverFeatures.subtracting(offered)
+        if state.wantsUnknownFeatures { return "some are above bit 127, and none of those was offered" }
+        if !unknown.isEmpty { return "\(unknown) was not offered" }
+        if !state.driverFeatures.contains(.version1) {
+            return "VIRTIO_F_VERSION_1 is missing, and there is no legacy interface"
+        }
+        return device.accepts(state.driverFeatures) ? nil : "some of them need others that are missing"
     }
 
     private func reset(_ state: inout State) {
+        if state.isLive { device.deviceEvents.report(.reset, .debug, "the device was reset by its driver") }
         device.reset()
         // The device is quiet now and raises nothing any more.
         interrupts.configuration.reset()

@@ -77,7 +77,9 @@ import Testing
                 return reports.add("the host has no filters of system calls")
             }
             do {
-                let events = DeviceEvents { level, line in reports.add("\(level): \(line)") }
+                let events = DeviceEvents { level, line in
+                    if level != .debug { reports.add("\(level): \(line)") }
+                }
                 let device = try BlockDevice(
                     name: "blk0", image: DiskImage(path: path), queues: queues,
                     queueSize: UInt16(BlockDriver.queueSize), events: events)

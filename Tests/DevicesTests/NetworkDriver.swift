@@ -29,7 +29,9 @@ final class Lines: Sendable {
     private let lines = Guarded<[String]>([])
     var all: [String] { lines.withLock { $0 } }
     var add: @Sendable (DeviceEvents.Level, String) -> Void {
-        { level, line in self.lines.withLock { $0.append("\(level): \(line)") } }
+        { level, line in
+            if level != .debug { self.lines.withLock { $0.append("\(level): \(line)") } }
+        }
     }
 }
 

@@ -8,10 +8,18 @@ import Testing
 
 /// Lines of a log.
 final class Lines: Sendable {
-    private let lines = Guarded<[String]>([])
+    private let lines = Guarded<[String]>([]), details = Guarded<[String]>([])
     var all: [String] { lines.withLock { $0 } }
+    /// Those of the level debug, which others are not mixed with.
+    var debug: [String] { details.withLock { $0 } }
     var add: @Sendable (DeviceEvents.Level, String) -> Void {
-        { level, line in self.lines.withLock { $0.append("\(level): \(line)") } }
+        { level, line in
+            if level == .debug {
+                self.details.withLock { $0.append(line) }
+            } else {
+                self.lines.withLock { $0.append("\(level): \(line)") }
+            }
+        }
     }
 }
 
@@ -105,5 +113,49 @@ private final class Clock: Sendable {
         }
         for _ in 0..<100 { events.report(.needsReset, .error, sentence()) }
         #expect(made == 1)
+    }
+
+    /// What a driver does to a device's state is at hand, and what of it is refused is reported.
+    @Test func theDriversStepsAreReported() throws {
+        let guest = try TestGuest(), device = try EchoDevice()
+        let function = try MMIOTransport(device: device, memory: guest.memory).function
+        try device.start()
+        for status: UInt32 in [1, 3] { function.writeStatus(status) }
+        function.setDriverFeatures(word: 0, to: 1)
+        function.writeStatus(11)
+        #expect(
+            device.lines.all == [
+                "warning: the driver accepted the features 0x1, and FEATURES_OK is not set: 0x1 was not offered"
+            ])
+        function.setDriverFeatures(word: 0, to: 0)
+        function.writeStatus(11)
+        #expect(function.status.rawValue == 3 && function.counters.errors.value == 2)
+        #expect(device.deviceEvents.totals == ["refused_features": 2])
+        function.setDriverFeatures(word: 1, to: 1)
+        for status: UInt32 in [11, 15] { function.writeStatus(status) }
+        #expect(function.status.rawValue == 15)
+        #expect(
+            device.lines.debug == ["the driver started the device with the features 0x100000000 and 0 of 2 queues"])
+        function.writeStatus(0)
+        // A device that was not started has nothing to be reset.
+        function.writeStatus(0)
+        #expect(device.lines.debug.dropFirst() == ["the device was reset by its driver"])
+        #expect(device.deviceEvents.totals == ["refused_features": 2, "start": 1, "reset": 1])
+        #expect(device.lines.all.count == 1)
+    }
+
+    @Test(
+        arguments: [
+            (word: 1, bits: 0, "VIRTIO_F_VERSION_1 is missing, and there is no legacy interface"),
+            (word: 4, bits: 1, "some are above bit 127, and none of those was offered"),
+        ] as [(word: UInt32, bits: UInt32, String)])
+    func whyFeaturesAreRefused(word: UInt32, bits: UInt32, reason: String) throws {
+        let guest = try TestGuest(), device = try EchoDevice()
+        let function = try MMIOTransport(device: device, memory: guest.memory).function
+        try device.start()
+        for status: UInt32 in [1, 3] { function.writeStatus(status) }
+        function.setDriverFeatures(word: word, to: bits)
+        function.writeStatus(11)
+        #expect(device.lines.all.first?.hasSuffix("FEATURES_OK is not set: \(reason)") == true, "\(device.lines.all)")
     }
 }
