@@ -5,7 +5,7 @@
 # The new end may lie inside a cluster. The cluster stays, and what it has beyond the end stays in it: growing the image makes
 # these bytes part of the disk again. A raw file that ftruncate(2) cuts and extends has zeroes there, and so has a qcow2 image
 # whose end falls between clusters. qemu-img check finds nothing wrong.
-# For a monitor: whoever shrinks a qcow2 image has to zero the rest of its last cluster, also when another tool grows it later.
+# For a monitor: a program that shrinks a qcow2 image has to zero the rest of its last cluster, also when another tool grows it later.
 . "$(dirname "$0")/support"
 debian qemu-utils='1:7.2+dfsg-7+deb12u18+b3'
 for format in qcow2 raw; do

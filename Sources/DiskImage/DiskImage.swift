@@ -63,7 +63,7 @@ public final class DiskImage: @unchecked Sendable {
         var dataFile: ImageFile?
         /// What encrypts the data, when it is encrypted and there is a key.
         var cipher: SectorCipher?
-        /// The data is encrypted and nobody has given a key.
+        /// The data is encrypted and no key was given.
         var isSealed = false
     }
 
@@ -215,7 +215,7 @@ public final class DiskImage: @unchecked Sendable {
     // MARK: - Reading
 
     /// How far the answer for a range has been sought. The search goes on where it was when something had to be read first:
-    /// each read brings it a step further, so it ends however small the caches are and whoever else uses them.
+    /// each read brings it a step further, so it ends however small the caches are and however many requests use them.
     struct Search {
         var layer = 0
         /// The file that the answer is about: that of the layer, or one of its extents.
@@ -263,7 +263,7 @@ public final class DiskImage: @unchecked Sendable {
     }
 
     /// Decompresses what was read, before it is finished. It needs no lock of the image, only one with other clusters that are decompressed:
-    /// until the load is finished nobody else touches its slot.
+    /// until the load is finished no other operation touches its slot.
     func decompress(_ load: inout MetadataLoad, bytes: Int) {
         guard load.kind == .compressed else { return }
         load.isIntact = layers[load.layer].layout.decompress(load, bytes)

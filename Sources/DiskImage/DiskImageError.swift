@@ -81,7 +81,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case remoteAddress(path: String, reason: String)
     /// A remote disk cannot be reached, or not any more.
     case remote(path: String, reason: String)
-    /// A remote disk whose format nobody has stated, and whose beginning cannot be read to compare it with one.
+    /// A remote disk whose format was not stated, and whose beginning cannot be read to look for another one.
     case remoteUnchecked(path: String)
     /// Something that is done to files, not to a remote disk.
     case remoteNotPossible(path: String, reason: String = "this is supported for files only, not for a remote disk")

@@ -48,7 +48,7 @@ extension GuestMemory {
                     return failure.withLock { $0 = $0 ?? error }
                 }
                 next += part
-                // Told under the lock, so that nobody hears of less after more.
+                // Reported under the lock, so that progress never goes back.
                 if let progress {
                     done.withLock { done in
                         done &+= part

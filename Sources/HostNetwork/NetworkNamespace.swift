@@ -31,7 +31,7 @@ public struct NetworkNamespace: ~Copyable, Sendable {
     /// Waits until no other swkvm process changes bridges in this namespace, and keeps them waiting until ``unlock()``.
     ///
     /// The namespace's own file is the lock: it has just the right scope, needs no path and ends with the process.
-    /// - Parameter patience: how many times it is tried, a millisecond apart: whoever holds it does so for a few
+    /// - Parameter patience: how many times it is tried, a millisecond apart: a process holds it for a few
     ///   netlink messages.
     /// - Throws: `namespaceLocked` when all tries failed.
     func lock(patience: Int = 5_000) throws(HostNetworkError) {

@@ -57,7 +57,7 @@ public struct Link: Equatable, Sendable {
 
 /// A socket to the kernel's network configuration (rtnetlink(7)).
 ///
-/// It belongs to the network namespace of the thread that opened it, and stays there whoever uses it later.
+/// It belongs to the network namespace of the thread that opened it, and stays there when another thread uses it.
 /// Not for two threads at a time.
 public struct RouteNetlink: ~Copyable, Sendable {
     private let socket: FileDescriptor

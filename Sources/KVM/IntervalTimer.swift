@@ -76,7 +76,7 @@ public final class IntervalTimer: Sendable {
         switch port {
         case 0x43:
             let access = value >> 4 & 3
-            // A read-back or latch command is about a count that nobody has set.
+            // A read-back or latch command is about a count that was not set.
             guard value >> 6 < 3, access != 0 else { return }
             change(channel: Int(value >> 6), of: &state) { channel in
                 channel.rw_mode = access

@@ -3,7 +3,7 @@
 internal import CLinux
 internal import Glibc
 
-/// An eventfd: a counter in the kernel that wakes whoever waits for it (eventfd(2)).
+/// An eventfd: a counter in the kernel that wakes the threads that wait for it (eventfd(2)).
 ///
 /// What a guest and its devices signal each other by: KVM signals one for a queue notification (ioeventfd),
 /// a device signals one for an interrupt (irqfd). It never blocks.
@@ -38,7 +38,7 @@ public struct EventFD: ~Copyable, Sendable {
         return unsafe read(rawValue, &count, MemoryLayout<UInt64>.size) == MemoryLayout<UInt64>.size ? count : 0
     }
 
-    /// Indicates whether there is a signal that nobody has taken.
+    /// Indicates whether there is a signal that has not been taken.
     public var isSignalled: Bool {
         var entry = pollfd(fd: rawValue, events: Int16(POLLIN), revents: 0)
         // One entry, which lives as long as the call.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A value that several threads use, one at a time: whoever looks at it or changes it has its lock.
+/// A value that several threads use, one at a time: a thread that reads or changes it has its lock.
 ///
 /// As `Mutex` of the standard library, which it takes the place of everywhere: that one waits by futex calls of its
 /// own, which ThreadSanitizer does not know, so everything behind it looks like a race (`make tsan`). This one is

@@ -5,7 +5,7 @@ internal import Glibc
 
 /// A range of this process's address space from `mmap`; unmapped when the value ends.
 @safe public struct Mapping: ~Copyable, @unchecked Sendable {
-    /// The first byte. Whoever uses it keeps the mapping alive and stays within `size`.
+    /// The first byte. A user of it keeps the mapping alive and stays within `size`.
     public let start: UnsafeMutableRawPointer
     /// Length in bytes, a multiple of the page size.
     public let size: Int

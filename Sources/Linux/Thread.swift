@@ -54,7 +54,7 @@ public struct Thread: ~Copyable, @unchecked Sendable {
         discard self
     }
 
-    /// Lets the thread go on by itself: nobody waits for its end.
+    /// Lets the thread go on by itself: no thread waits for its end.
     public consuming func detach() {
         pthread_detach(handle)
         discard self
@@ -78,7 +78,7 @@ public struct Thread: ~Copyable, @unchecked Sendable {
     private init(handle: pthread_t) { self.handle = handle }
 
     deinit {
-        // A thread never outlives what it works on: whoever forgets to join waits here.
+        // A thread never outlives what it works on: an owner that has not joined it waits here.
         pthread_join(handle, nil)
     }
 }

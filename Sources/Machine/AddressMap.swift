@@ -9,9 +9,9 @@ internal import Virtio
 
 /// What answers at which addresses, of ports or of guest-physical memory.
 ///
-/// Changing the map makes another ``Table``. A vCPU's thread reads the table that it has, without a lock; whoever
-/// changes the map has each thread take the new one afterwards (``PausePoint/requestReload()``), and knows then that
-/// nobody uses what was removed.
+/// Changing the map makes another ``Table``. A vCPU's thread reads the table that it has, without a lock; a
+/// change of the map has each thread take the new one afterwards (``PausePoint/requestReload()``). Then no thread uses
+/// what was removed.
 final class AddressMap<Target: Sendable>: Sendable {
     struct Entry: Sendable {
         let first: UInt64

@@ -4,9 +4,9 @@ internal import CLinux
 internal import Devices
 internal import Linux
 
-/// Takes a serial port's output to whoever is connected. Called by vCPU threads, it never waits.
+/// Writes a serial port's output to the connected client. Called by vCPU threads, it never waits.
 ///
-/// With nobody connected the output is dropped, as a serial line would do.
+/// Without a client the output is dropped, as a serial line would do.
 final class ConsoleOutput: SerialSink {
     /// Signalled after a byte was refused: somebody is to flush the port, when ``rawValue`` is writable if there is
     /// one, at once otherwise.
@@ -33,7 +33,7 @@ final class ConsoleOutput: SerialSink {
         }
     }
 
-    /// The descriptor that output goes to now, for whoever waits until it is writable; nil where a thread does that.
+    /// The descriptor that output goes to now, to wait until it is writable; nil where a thread does that.
     var rawValue: Int32? {
         connection.withLock { if case .descriptor(let sink)? = $0 { sink.rawValue } else { nil } }
     }

@@ -135,7 +135,7 @@ struct EventLoop: ~Copyable {
         }
     }
 
-    /// Gives what the guest has printed to whoever reads it.
+    /// Writes what the guest has printed to its reader.
     /// - Parameter isPatient: waits until it is taken or a signal comes, as any writer to a pipe does; otherwise a
     ///   second at most after the last byte taken: a machine must not outlive its guest because a client sleeps.
     mutating func flushOutput(isPatient: Bool) {

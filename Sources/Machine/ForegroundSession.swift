@@ -83,7 +83,7 @@ public enum ForegroundSession {
         let end = try serve(machine, &loop, stops, report)
         machine.summarizeEvents(all: true)
         metrics?.reportEnd(of: machine)
-        // Whoever asked for the end has it also when nobody reads what the guest has printed.
+        // A requested end does not wait for a reader of what the guest has printed.
         loop.flushOutput(isPatient: configuration.console == .stdio && !end.isForced && !loop.wasAskedToPowerOff)
         loop.giveTerminalBack()
         if configuration.memory.backing == .transparent, let usage = machine.status.memory {

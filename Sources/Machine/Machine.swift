@@ -150,7 +150,7 @@ public final class Machine: Sendable {
     /// another one, the kernel is read again from the file that was opened at the start. Disks, TAPs, the console and a
     /// debugger's address stay what they are.
     ///
-    /// Called by whoever calls ``waitForEnd()``.
+    /// Called by the thread that calls ``waitForEnd()``.
     /// - Parameter isInterrupted: as ``init(_:output:log:isInterrupted:)`` has it.
     /// - Returns: false when the machine was ended meanwhile, as ``waitForEnd()`` then says.
     /// - Throws: when the host has not what it takes any more, or the kernel's file has changed; the machine has ended

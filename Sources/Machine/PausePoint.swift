@@ -7,8 +7,8 @@ internal import Synchronization
 
 /// The place where one vCPU's thread stops, with complete registers: for a debugger, and while the machine is paused.
 ///
-/// A vCPU's state has one owner: its thread while it runs; whoever has requested the stop while it is stopped here. The
-/// thread stops itself, and goes on when nobody requests a stop any more: the reasons are independent of each other.
+/// A vCPU's state has one owner: its thread while it runs; the thread that requested the stop while it is stopped here.
+/// The thread stops itself, and goes on when no stop is requested any more: the reasons are independent of each other.
 final class PausePoint: Sendable {
     /// Who wants the vCPU to be stopped.
     struct Reasons: OptionSet, Sendable {

@@ -19,7 +19,7 @@ public struct UUID: Hashable, Sendable, CustomStringConvertible {
         rawValue = value
     }
 
-    /// 122 bits of `hash` as version 8, which leaves their meaning to whoever makes them (§5.8).
+    /// 122 bits of `hash` as version 8, whose meaning is up to the program that creates them (§5.8).
     public init(ofHash hash: UInt128) {
         let version: UInt128 = 0xf << 76, variant: UInt128 = 3 << 62
         rawValue = hash & ~version & ~variant | 8 << 76 | 2 << 62

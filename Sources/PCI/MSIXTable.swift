@@ -79,7 +79,7 @@ public final class MSIXTable: Sendable {
             guard control != before else { return }
             state.control = control
             if control.isEnabled != before.isEnabled {
-                // What was signalled while there were no messages was somebody else's to show.
+                // What was signalled while there were no messages was shown by the interrupt pin.
                 for event in events { event.event.drain() }
             }
             for source in state.sources.indices { connect(source, &state) }

@@ -63,7 +63,7 @@ public enum DeviceWorkerToken {
 
 /// A device's I/O thread: an epoll loop over the doorbells, the back-end and a mailbox.
 ///
-/// State has one owner. Whoever wants something of a running device leaves a request and waits for the answer, so that
+/// State has one owner. A thread that changes a running device leaves a request and waits for the answer, so that
 /// a reset that has returned is a reset that is done. A driver that breaks the rules (an engine's method throws) gets
 /// its device marked NEEDS_RESET, and the engine is reset at once; only ``reset()`` makes it usable again.
 public final class DeviceWorker: Sendable {
@@ -195,7 +195,7 @@ private final class Mailbox: Sendable {
     /// The request that was taken is done.
     func complete() { answer.signal() }
 
-    /// Nobody serves the mailbox any more: whoever waits goes on, and nobody waits again.
+    /// The mailbox is not served any more: threads that wait go on, and later calls do not wait.
     func close() {
         isClosed.store(true, ordering: .releasing)
         answer.signal()

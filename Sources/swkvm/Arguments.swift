@@ -10,7 +10,7 @@ internal import Machine
 /// `--rng`, `--rng=max-bytes=1K,period=1000`.
 struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
     let description: String
-    /// What is wrong is told by ``entropy()``: refused here, the parser would take the option as if no value had been
+    /// What is wrong is reported by ``entropy()``: refused here, the parser would take the option as if no value had been
     /// given.
     private let parsed: Result<Configuration.Entropy, ArgumentProblem>
 

@@ -49,7 +49,7 @@ struct Command: ParsableCommand {
             var command = try runAlone(words) ?? parseTree(words)
             try command.run()
         } catch let status as ExitCode {
-            // Whoever throws one has said what there is to say.
+            // The error was reported where this was thrown.
             exit(withError: status)
         } catch  where exitCode(for: error) == .validationFailure {
             // One line, like every other error's; the parser lists possible values one below the other.
@@ -107,8 +107,7 @@ struct Command: ParsableCommand {
         }.joined(separator: " ")
     }
 
-    /// The whole command line; options that other programs have are told before the parser takes them for something
-    /// else.
+    /// The whole command line; options of other programs are reported before the parser takes them for something else.
     private static func parseTree(_ words: [String]) throws -> any ParsableCommand {
         if let problem = ForeignWords.problem(in: words) { throw ValidationError(problem) }
         let translated = try QEMUWords.translated(words)

@@ -15,8 +15,8 @@ struct StandardError {
     private let format: LogFormat
 
     /// - Parameters:
-    ///   - isBackground: nobody who says something waits for the reader of standard error: for threads that a guest
-    ///     waits for.
+    ///   - isBackground: no thread that prints waits for the reader of standard error: for threads that a guest waits
+    ///     for.
     ///   - format: of all lines.
     init(isBackground: Bool = false, format: LogFormat = .text) {
         background = isBackground ? BackgroundErrors() : nil
@@ -58,8 +58,7 @@ struct StandardError {
             bytes.append(byte)
         }
         if background?.say(bytes) == true { return }
-        // One call for all of it, so that lines of several processes do not mix; what does not fit is lost to nobody's
-        // harm.
+        // One call for all of it, so that lines of several processes do not mix; what does not fit is dropped.
         _ = unsafe bytes.withUnsafeBytes { unsafe Glibc.write(STDERR_FILENO, $0.baseAddress, $0.count) }
     }
 
@@ -79,8 +78,7 @@ private final class BackgroundErrors: Sendable {
             if writer == nil, let descriptor = try? FileDescriptor.duplicate(of: STDERR_FILENO) {
                 writer = try? BackgroundWriter(descriptor, name: "messages", capacity: Self.capacity)
             }
-            // What no longer fits is lost as a whole: whoever reads it is 64 KiB behind, and a part of a line is of no
-            // use.
+            // What no longer fits is lost as a whole: its reader is 64 KiB behind, and a part of a line is of no use.
             if let writer, writer.pending + bytes.count <= Self.capacity { _ = writer.take(bytes.span) }
             return writer != nil
         }

@@ -274,7 +274,7 @@ struct NetworkTAPTests {
             // More than was negotiated.
             #expect(try driver.command([5, 0, 0x82, 0, 0, 0, 0, 0, 0, 0]) == 1)
 
-            // What the TAP holds for whoever comes after the reset.
+            // What the TAP holds for the driver after the reset.
             driver.write(0, 0x070)
             try sendBroadcast()
             let tap = driver.device.port.attachment.tap.descriptor

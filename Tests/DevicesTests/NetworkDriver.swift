@@ -35,8 +35,8 @@ final class Lines: Sendable {
     }
 }
 
-/// The driver of a network card, working on the card's registers and on rings in a guest's RAM. It does what it is
-/// told, right or wrong.
+/// The driver of a network card, working on the card's registers and on rings in a guest's RAM. It does what the test
+/// asks, right or wrong.
 final class NetworkDriver {
     let memory: GuestMemory
     let device: NetworkDevice

@@ -191,7 +191,7 @@ private struct Bench: Sendable {
         #expect(bench.port.pendingOutput == sent.count - 3)
         #expect(bench.port.droppedOutput == 0)
         #expect(bench.read(lineStatus) & 0x60 == 0)
-        // What it was told before it ran full is one interrupt; being full takes that back.
+        // What it reported before it ran full is one interrupt; being full takes that back.
         #expect(bench.read(identity) & 0x0f == 0x01)
         _ = bench.interrupts.take()
         // A driver that looked just before sends a page in one instruction: there is room.
@@ -423,7 +423,7 @@ private struct Bench: Sendable {
         let full = Counter()
         let sink = DescriptorSink(writer, onFull: { full.add() })
         let port = SerialPort(sink: sink, interrupt: {}, onRoom: {})
-        // A pipe holds 64 KiB unless it was told otherwise.
+        // A pipe holds 64 KiB by default.
         let block = (0..<4096).map { UInt8(truncatingIfNeeded: $0 * 7) }
         var written = 0
         while full.count == 0, written < 1 << 20 {

@@ -102,7 +102,7 @@ import Testing
         #expect(conversation.ask("qXfer:features:read:target.xml:ffffffffffffffff,ffffffffffffffff") == "E16")
     }
 
-    /// The first registers are where GDB has them when it is not told.
+    /// The first registers are where GDB has them by default.
     @Test func registersAreNumberedAsGDBDoes() {
         let names = RegisterSet.all.map(\.name)
         #expect(

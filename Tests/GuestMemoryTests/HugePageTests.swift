@@ -17,7 +17,7 @@ func withHugePages(additional count: UInt64, _ body: () throws -> Void) throws {
     try body()
 }
 
-/// The host's pools are one for all tests of the process: whoever looks at them or changes them waits for this.
+/// The host's pools are one for all tests of the process: a test that reads or changes them waits for this.
 final class HugePageTurn {
     private let lock: FileDescriptor
     init() throws {

@@ -56,7 +56,7 @@ private func result<Value: Sendable>(
     return box.content
 }
 
-/// What a thread leaves for whoever joins it; the join orders the write before the read.
+/// What a thread leaves for the thread that joins it; the join orders the write before the read.
 final class Box<Content>: @unchecked Sendable { var content: Content? }
 
 /// The error that `body` throws.

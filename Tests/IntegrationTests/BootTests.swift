@@ -27,7 +27,7 @@ import Testing
         let linuxWords = try Program.machineAtPrompt(["--disk", disk], words: "root=/dev/vda1 ro")
         try linuxWords.powerOff()
         #expect(linuxWords.errors.text.hasPrefix(note), "\(linuxWords.errors.text)")
-        // Who asks for the bundled guest, or speaks to it, is not told.
+        // There is no note where the bundled guest is asked for, or addressed.
         for arguments in [
             ["--kernel", "bundled"], ["--cmdline", "test=none"], ["--cmdline", "run=disks"],
             ["--kernel", Host.guestKernel],

@@ -267,7 +267,7 @@ import Testing
         try machine.expectEnd(143)
     }
 
-    /// For whoever may connect only when the machine has seen the one before go.
+    /// For a client that may connect only when the machine has seen the one before go.
     private func talkAtOnce(_ path: String) throws {
         for _ in 0..<1_000 {
             let client = try Client(socket: path)
@@ -283,7 +283,7 @@ import Testing
             let path = directory("socket")
             let first = try Program.machine([option, "unix:" + path])
             try first.waitForError(option == "--gdb" ? "target remote" : "the console is the socket")
-            // Whoever listens keeps it.
+            // The listener keeps it.
             let second = try Program.machine([option, "unix:" + path])
             try second.expectEnd(71)
             #expect(

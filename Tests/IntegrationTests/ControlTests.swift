@@ -58,7 +58,7 @@ import Testing
         #expect(try machine.ask("disks").first?.hasPrefix("vda: 8192 sectors") == true)
         #expect(try machine.ask("read vda 8192").last?.contains("reading sector 8192") == true)
         try command("resize blk0 8M", "blk0 has 8388608 bytes now (4194304 before)", machine)
-        // It was told by an interrupt: it does not look otherwise.
+        // An interrupt notified it: it does not look otherwise.
         #expect(try machine.ask("disks").first?.hasPrefix("vda: 16384 sectors") == true)
         #expect(try machine.ask("write vda 16383 the last sector").last == "written")
         #expect(try machine.ask("read vda 16383").first?.contains("the last sector") == true)

@@ -72,7 +72,7 @@ import Testing
         }
     }
 
-    /// The guest notices nothing but time, whoever resumes the machine, and however often there is no room.
+    /// The guest notices nothing but time, however the machine is resumed, and however often there is no room.
     @Test(arguments: [
         ("raw", "", "key"), ("qcow2", "", "signal"), ("qcow2", ",queues=2", "command"), ("qcow2", "", "pause key"),
     ])

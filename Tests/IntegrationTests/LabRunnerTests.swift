@@ -146,7 +146,7 @@ import Testing
         #expect(runner.output.lines.last?.contains("3 passed, 0 failed") == true)
     }
 
-    /// What a program draws on a screen is one line of a megabyte for whoever waits for the line's end.
+    /// What a program draws on a screen is one line of a megabyte for a reader of lines.
     @Test func aLongLineOfEscapeSequencesIsRead() throws {
         let runner = try runner(
             """

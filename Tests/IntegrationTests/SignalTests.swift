@@ -6,7 +6,7 @@ import Linux
 import TestSupport
 import Testing
 
-/// What signals do to a machine, whoever sends them, and however often.
+/// What signals do to a machine, from any sender, and however often.
 @Suite(.timed, .enabled(if: Host.isFit, Host.needed)) struct SignalTests {
     private let directory: TemporaryDirectory
 

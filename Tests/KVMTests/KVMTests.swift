@@ -232,7 +232,7 @@ struct TinyMachine: ~Copyable {
         #expect(status[0] & 0x3f == 0x34)
     }
 
-    /// Accesses that have left the guest before the timer was made come here one by one, whoever makes it.
+    /// Accesses that have left the guest before the timer was made come here one by one, from whichever vCPU.
     @Test func accessesThatCameBeforeItAreAllInItsState() throws {
         let tiny = try TinyMachine(code: [0xf4], irqchip: true)
         let timer = try tiny.machine.intervalTimer()

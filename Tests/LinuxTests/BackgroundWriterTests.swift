@@ -14,7 +14,7 @@ import Testing
     }
 
     /// Several threads write through a small buffer to a pipe whose reader is slower: nothing is lost, none of a
-    /// thread's bytes overtakes another, and who was refused is told of room.
+    /// thread's bytes overtakes another, and a refused thread is notified of room.
     @Test func severalThreadsWriteAtOnce() throws {
         let ends = try pipeEnds(), source = ends[0]
         defer { close(source) }
@@ -53,7 +53,7 @@ import Testing
             }
             for thread in threads { thread.join() }
             while writer.pending > 0 { Thread.yield() }
-            // The one that waits for room is told, however full it was.
+            // The one that waits for room is notified, however full it was.
             writer.noticeNextWrite()
             let before = room.withLock { $0 }
             #expect(writer.take([UInt8(255)].span) == 1)

@@ -150,7 +150,7 @@ import Testing
         #expect(goesOn && !ending.isStopping && ending.end == nil && ending.event.drain() == 0)
     }
 
-    /// The first reason counts, whoever else has one.
+    /// Of several reasons the first counts.
     @Test func theFirstReasonCounts() throws {
         let ending = try Ending()
         #expect(!ending.isStopping && ending.end == nil)

@@ -134,7 +134,7 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
                 #"swkvm_image_cache_hits_total{machine="vm",device="blk0",file="1",cache="first"} \#(hits)"#))
     }
 
-    /// The queues of a disk, and the caches of each of its files, are told apart.
+    /// Each queue of a disk, and each cache of each of its files, has figures of its own.
     @Test func aDiskHasFiguresOfEachQueueAndCache() throws {
         let directory = "/tmp/swkvm-metrics-\(getpid())-\(UInt64.random(in: 0...UInt64.max))"
         try #require(mkdir(directory, 0o700) == 0)

@@ -110,6 +110,6 @@ public final class RecordingPlatform: PCIPlatform {
 }
 
 extension IRQFD {
-    /// Indicates whether there is a signal that nobody has taken.
+    /// Indicates whether there is a signal that has not been taken.
     public var isSignalled: Bool { event.isSignalled }
 }

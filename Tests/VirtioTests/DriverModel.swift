@@ -39,7 +39,7 @@ let nextFlag: UInt16 = 1
 let writeFlag: UInt16 = 2
 let indirectFlag: UInt16 = 4
 
-/// The driver's side of a queue, its rings in guest RAM. It does what it is told, right or wrong.
+/// The driver's side of a queue, its rings in guest RAM. It does what the test asks, right or wrong.
 struct DriverQueue {
     let ram: GuestRAM
     var configuration: QueueConfiguration

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that somebody else changes while we look: guest RAM and rings shared with the kernel.
+// Memory that others change while it is read: guest RAM and rings shared with the kernel.
 // Each access is one volatile or atomic instruction of the width its name gives, so the compiler can neither
 // split, repeat nor drop it. Addresses need not be aligned for the plain forms (x86 allows it); the acquire and
 // release forms want natural alignment, which the virtqueue layout guarantees (virtio 1.2 §2.7).

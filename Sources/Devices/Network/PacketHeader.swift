@@ -57,6 +57,6 @@ struct PacketHeader: BitwiseCopyable {
     /// Indicates whether a packet with this `gso_type` goes on the wire as it is: NONE, or ECN alone.
     static func isWhole(segmentation: UInt8) -> Bool { segmentation & ~Segmentation.ecn == Segmentation.none }
 
-    /// Indicates whether the packet needs something of the host that only a TAP with headers can be told.
+    /// Indicates whether the packet asks nothing of the host that needs a TAP with headers.
     var isPlain: Bool { flags == 0 && segmentation == Segmentation.none }
 }

@@ -50,7 +50,7 @@ struct ReceivePath: ~Copyable {
 
     /// The longest frame that Linux makes, with VLAN tag and header, fits; a read that fills it was cut.
     private static let spillSize = 128 << 10
-    /// Frames, and buffers given back, in one run: then it is somebody else's turn.
+    /// Frames, and buffers given back, in one run; the rest waits for the next turn.
     private static let budget = 256
 
     private let tap: Int32

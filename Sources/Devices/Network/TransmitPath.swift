@@ -29,7 +29,7 @@ struct TransmitPath: ~Copyable {
 
     /// An Ethernet header at least; at most the largest segment that Linux makes, with Ethernet header and VLAN tag.
     private static let possibleFrame: ClosedRange<UInt64> = 14...(65536 + 18)
-    /// Frames in one run: then it is somebody else's turn.
+    /// Frames in one run; the rest waits for the next turn.
     private static let budget = 256
 
     private let tap: Int32

@@ -7,7 +7,7 @@ public import Linux
 public protocol SerialSink: AnyObject, Sendable {
     /// Takes bytes from the front without waiting, and tells how many.
     ///
-    /// Whoever takes fewer than all calls ``SerialPort/flush()`` when there is room again. It must not call the port
+    /// A sink that takes fewer than all calls ``SerialPort/flush()`` when there is room again. It must not call the port
     /// from here.
     func take(_ bytes: Span<UInt8>) -> Int
 }
@@ -41,7 +41,7 @@ public final class DescriptorSink: SerialSink {
                     return isSocket ? unsafe try descriptor.sendNow(rest) : unsafe try descriptor.write(rest)
                 }
             } catch {
-                // Nobody is there to read (EPIPE, EIO of a closed terminal), or the disk is full: the guest goes on
+                // There is no reader (EPIPE, EIO of a closed terminal), or the disk is full: the guest goes on
                 // without.
                 guard error.errno == EAGAIN else { return bytes.count }
                 onFull()

@@ -177,7 +177,7 @@ extension Chain {
                 throw error
             }
             let path = try VMDKDescriptor.path(name, of: image.path)
-            // The name as it is written is the one to be told of.
+            // The error is about the name as it is written.
             guard ImageFile.Identity(ofPath: path) != nil else { throw error }
             return try ImageFile(path: path, of: image, writable: writable, options)
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The changes that wait in the log of a VHDX nobody closed, as a replay would make them (MS-VHDX, 2.3): kept in memory and laid over what is read of
+/// The changes that wait in the log of a VHDX that was not closed, as a replay would make them (MS-VHDX, 2.3): kept in memory and laid over what is read of
 /// tables, while the file stays as it is.
 ///
 /// The log is a ring of sectors of 4 KiB with entries one behind the other. Those that count are the last unbroken sequence of sound ones; each

@@ -7,7 +7,7 @@ internal import Linux
 struct VMDKHeader {
     static let magic: [UInt8] = Array("KDMV".utf8)
     static let size = 512
-    /// Where the header says that nobody closed the file.
+    /// Where the header says that the file was not closed.
     static let uncleanPlace: UInt64 = 72
     static let directoryAtEnd = UInt64.max
 

@@ -11,7 +11,7 @@ struct LUKSVolume: Sendable {
     let bytes: [UInt8]
     /// Bytes of the file that are reserved.
     let region: UInt64
-    /// The key of the disk; nil while nobody has said the password.
+    /// The key of the disk; nil before the password was given.
     private(set) var masterKey: SecretBytes?
 
     /// What an image holds.

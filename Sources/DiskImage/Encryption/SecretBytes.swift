@@ -31,7 +31,7 @@ final class SecretBytes: @unchecked Sendable {
 
     /// The bytes, which are there for as long as `body` runs, and are only read.
     func withBytes<Answer>(_ body: (IOMemory) -> Answer) -> Answer {
-        // Whoever has the last reference may let go of it while the bytes are used.
+        // The last reference may be released while the bytes are used.
         withExtendedLifetime(self) { body(buffer.memory) }
     }
 

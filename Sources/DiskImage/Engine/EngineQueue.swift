@@ -51,7 +51,7 @@ struct EngineQueue: ~Copyable {
         }
     }
 
-    /// Counts a request. Returns whether the kernel is to be told of those since it last was.
+    /// Counts a request. Returns whether those that were not submitted are to be submitted now.
     mutating func isBatchComplete() -> Bool {
         unsubmitted += 1
         return unsubmitted == Self.batch && io.isRing

@@ -43,7 +43,7 @@ func openFile(
 
 /// Opens a regular file or a block device and locks it, as a reader or a writer does.
 ///
-/// Nothing that is known of a file before the lock is held can be relied upon: whoever had it until then may have changed it, or have put another in its
+/// Nothing that is known of a file before the lock is held can be relied upon: another process may have changed it until then, or have put another in its
 /// place. So what has the name now is the file that is locked, or it is opened anew; all else, its size first, is for the caller to ask for afterwards.
 func openLocked(
     _ path: String, _ access: Int32, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, locking: Bool = true,
@@ -70,10 +70,10 @@ func openLocked(
     throw .locked(path: path, forWriting: true)
 }
 
-/// So often a file may be replaced between its opening and its lock: somebody does nothing else then.
+/// So often a file may be replaced between its opening and its lock: more would be a process that does nothing else.
 private let maximumReplacements = 100
 
-/// Somebody may have a lease on a file (fcntl(2)): the host's NFS or SMB server for a client, which has locks that nobody else sees yet. The kernel asks for it
+/// A process may have a lease on a file (fcntl(2)): the host's NFS or SMB server for a client, which has locks that no other process sees yet. The kernel asks for it
 /// back, says EAGAIN so long, and takes it after `lease-break-time` (45 seconds, unless the host's administrator says otherwise).
 private func waitingForLease(
     _ path: String, _ isInterrupted: () -> Bool, _ open: () throws(SystemCallError) -> FileDescriptor

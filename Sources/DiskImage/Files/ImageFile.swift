@@ -65,7 +65,7 @@ struct ImageFile: ~Copyable, Sendable {
         // Where a remote disk can be used, it was asked for before.
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         let access = writable ? O_RDWR : O_RDONLY
-        // Its size too is asked for under the lock: whoever had the file until then may have made it longer.
+        // Its size, too, is read under the lock: another process may have made the file longer until then.
         let file = try openLocked(
             path, access, of: image, writable: writable, locking: locking, isInterrupted: isInterrupted)
         let (status, size) = try asking(path) { () throws(SystemCallError) in (try file.status(), try file.size()) }

@@ -4,9 +4,9 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// QEMU's image locks: for each thing that a user of an image does with it there is a byte of the file, 100 + n, and
-/// for each thing that it does not bear from others another, 200 + n. Whoever does or does not bear something holds a shared
-/// lock on that byte, and looks whether somebody holds the opposite one. Nothing is ever locked exclusively, and the bytes need not exist.
+/// QEMU's image locks: for each permission that a user of an image has there is a byte of the file, 100 + n, and for
+/// each that it does not share with others another, 200 + n. It holds a shared lock on each of these bytes, and checks
+/// that no other user holds the opposite one. Nothing is ever locked exclusively, and the bytes need not exist.
 private enum Permission: off_t, CaseIterable {
     case consistentRead = 0
     case write = 1
@@ -16,7 +16,7 @@ private enum Permission: off_t, CaseIterable {
     static let refused: off_t = 200
 }
 
-/// Takes the locks of a reader, which bears other readers, or of a writer, which bears nobody.
+/// Takes the locks of a reader, which tolerates other readers, or of a writer, which tolerates no other user.
 ///
 /// They belong to the open file (`F_OFD_SETLK`), so they end with it however the process ends. qemu-img, QEMU and swkvm keep
 /// each other out. A conflict has to last a fifth of a second to be one: the kernel closes the files of a killed process with
@@ -43,7 +43,7 @@ private func tryLock(_ file: borrowing FileDescriptor, path: String, writable: B
     for byte in holds.map({ Permission.held + $0.rawValue }) + refuses.map({ Permission.refused + $0.rawValue })
     where clinux_ofd_lock(file.rawValue, Int16(F_RDLCK), byte, 1) < 0 {
         let error = SystemCallError.last("fcntl")
-        // Somebody locks exclusively, who is no QEMU.
+        // A program that is not QEMU locks exclusively.
         if error.errno == EAGAIN || error.errno == EACCES { throw .locked(path: path, forWriting: true) }
         throw .lockingUnavailable(path: path, error)
     }

@@ -10,7 +10,7 @@ enum MetadataError: Error, Equatable {
     case needsCommit
     /// An errno value.
     case failed(Int32)
-    /// An errno value. What the host could not store it may have forgotten, whoever wrote it: nothing that follows could be relied upon.
+    /// An errno value. What the host could not store it may have lost, also of other writers: later writes could not be relied upon.
     case lost(Int32)
 
     /// The errno value.

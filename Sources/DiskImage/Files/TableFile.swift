@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The file of an image whose tables are read and written as a whole, with errors for whoever asked for it.
+/// The file of an image whose tables are read and written as a whole, with errors for the caller.
 struct TableFile: Sendable {
     let path: String
     let file: MetadataFile

@@ -31,7 +31,7 @@ extension QCOW2Check {
             if isChanged { try file.synchronize() }
             return isChanged
         }
-        // For as long as the two need not agree the image says so, and whoever opens it then puts them right. In
+        // While the two may differ the image is marked dirty, and the next opening repairs it. In
         // version 2 it cannot: clusters whose flag is missing are copied once more than they would have to be.
         let marks = header.version >= 3 && !header.isDirty
         if marks { try setDirty(true) }

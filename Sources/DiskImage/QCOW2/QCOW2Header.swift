@@ -25,7 +25,7 @@ struct QCOW2Header: Equatable, Sendable {
     let refcountOrder: Int
     private(set) var refcountTableOffset: UInt64
     private(set) var refcountTableClusters: Int
-    /// Features that whoever writes without knowing them switches off; no bit is known here.
+    /// Features that a writer which does not know them switches off; no bit is known here.
     private(set) var autoclearFeatures: UInt64
     private(set) var snapshotTableOffset: UInt64
     private(set) var snapshotCount: Int

@@ -182,7 +182,7 @@ struct Refcounts: ~Copyable {
         }
         frees.replaceSubrange(0..<sealed, with: kept)
         sealed = 0
-        // In the file sooner rather than later; that it is durable matters to nobody.
+        // In the file sooner rather than later; it need not be durable.
         try writeSlices(file)
         if let failure { throw failure }
     }
@@ -297,7 +297,7 @@ struct Refcounts: ~Copyable {
     }
 
     /// A longer table, in the clusters that the first new blocks count, which come before it. It is durable when this returns.
-    /// - Throws: ``MetadataError/lost(_:)`` from when on nobody can tell which table the image has: neither may be changed any more.
+    /// - Throws: ``MetadataError/lost(_:)`` when it is unknown which table the image has: neither may be changed any more.
     private mutating func growTable(_ block: UInt64, _ file: MetadataFile) throws(MetadataError) {
         let entriesPerCluster: UInt64 = 1 << (clusterBits - 3)
         var blocks: UInt64 = 1, clusters: UInt64 = 1

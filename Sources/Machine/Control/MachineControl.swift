@@ -7,8 +7,8 @@ internal import Virtio
 /// The mailbox of the thread that owns what may change about a running machine: whether it is paused, its devices and
 /// their state.
 ///
-/// The terminal's keys, signals, the debugger and whoever embeds a ``Machine`` are its clients. Requests are served one
-/// after the other, on the thread `control`, which exists while a guest runs: from ``Machine/start()`` to its end or
+/// The terminal's keys, signals, the debugger and programs that embed a ``Machine`` are its clients. Requests are served
+/// one after the other, on the thread `control`, which exists while a guest runs: from ``Machine/start()`` to its end or
 /// reset. Outside of that every request is refused. The power button and the status are also served while another
 /// request waits for vCPUs or devices. ``end(_:)`` waits for nobody, and is accepted at any time.
 public final class MachineControl: Sendable {

@@ -140,7 +140,7 @@ private struct DebugService: ~Copyable {
             guard let client,
                 (try? server.epoll.add(client.descriptor.rawValue, .input, token: DebugServer.Token.client)) != nil
             else { return leave() }
-            // And whoever has come meanwhile.
+            // And a client that has come meanwhile.
             acceptClient()
         case .serving(var session):
             session.stopped(stop)

@@ -5,8 +5,8 @@ internal import Glibc
 internal import Linux
 internal import Virtio
 
-/// The file that gets metrics, and the thread that writes it: whoever has some never waits for a disk, or for the
-/// reader of a pipe.
+/// The file that gets metrics, and the thread that writes it: a thread that reports some never waits for a disk, or
+/// for the reader of a pipe.
 final class MetricsFile: Sendable {
     /// Texts that may wait for the file; more are dropped.
     private static let capacity = 4

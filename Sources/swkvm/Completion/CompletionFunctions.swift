@@ -255,7 +255,7 @@ extension CompletionScript {
                 _files -F '(*,*)'
                 return
             fi
-            # A doubled comma behind the last single one cannot be told from it here.
+            # A doubled comma behind the last single one cannot be distinguished from it here.
             [[ "${PREFIX}" = *,,[^,]# ]] && return 1
             if [[ "${value}" = *,* ]]; then
                 given=("${(@s:,:)${value%,*}}")

@@ -82,7 +82,7 @@ final class ProgressLine {
 
     static func write(_ text: String) {
         let bytes = Array(text.utf8)
-        // One call for all of it; what does not fit is lost to nobody's harm.
+        // One call for all of it; what does not fit is dropped.
         _ = unsafe bytes.withUnsafeBytes { unsafe CLinux.write(STDERR_FILENO, $0.baseAddress, $0.count) }
     }
 

@@ -6,7 +6,7 @@ import Linux
 import TestSupport
 import Testing
 
-/// A VHDX that nobody closed, with changes in its log.
+/// A VHDX that was not closed, with changes in its log.
 @Suite(.timed) struct VHDXLogTests {
     let directory = TemporaryDirectory(inMemory: true)
 
@@ -226,7 +226,7 @@ import Testing
         try expectContents(Array(unfinished(pair, short.map(\.bytes), start: 0)[..<last]), contents)
     }
 
-    /// Logs that somebody made to harm whoever opens the image, or that are not whole.
+    /// Logs that were made to harm the program that opens the image, or that are incomplete.
     @Test func hostileLogsAreRefused() throws {
         let pair = try pair(), good = entries(pair, start: 0)
         func refusal(_ file: [UInt8], _ words: String, _ comment: String) throws {

@@ -11,7 +11,7 @@ struct Encrypted {
     /// A key file's path, with a newline at its end that belongs to the key.
     let keyFile: String
     let key: DiskKey
-    /// What QEMU has to be told of the images below.
+    /// QEMU's options for the images below.
     var below = ""
 
     static let password = "three can keep a secret\n"

@@ -129,7 +129,7 @@ import Testing
         _ = try DiskImage(path: path, options: sealed)
     }
 
-    /// Of what cannot be told to be wrong, the key knows.
+    /// What cannot be seen to be wrong makes the key wrong.
     @Test(arguments: [112, 132, 216, 4096, 4096 + 255_999]) func isAnotherKeysHeader(offset: Int) throws {
         let encrypted = try Encrypted(directory)
         let path = try encrypted.create("disk.qcow2", size: 1 << 20)

@@ -107,7 +107,7 @@ import Testing
         #expect(last?.error == 0 && buffers[1].contents == contents)
     }
 
-    /// A ring's kernel is told of eight requests at a time, whether or not the owner says so.
+    /// Requests are submitted to a ring eight at a time, whether or not the owner submits them.
     @Test func aDiskHasWorkWhileMoreIsStarted() throws {
         let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 8192))
         var engine = try DiskEngine(DiskImage(path: path, options: readOnly), depth: 16)

@@ -324,7 +324,7 @@ struct EveryCall {
                 #expect(isRight, "\(comment)")
             }
             try examine(comment)
-            // Closed in time, it has what the guest was told.
+            // Closed in time, it has what was reported to the guest.
             if !self.fault.isFailure {
                 var engine = try DiskEngine(DiskImage(path: path, options: options), depth: 4, usesRing: false)
                 #expect(try isSame(engine.readAll(), workload.model), "\(comment)")

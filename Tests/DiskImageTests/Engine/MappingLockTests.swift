@@ -6,7 +6,7 @@ import Linux
 import TestSupport
 import Testing
 
-/// While a commit has the mapping locked it does not change, whoever wants what; `BarrierTests` has what would come of it.
+/// While a commit has the mapping locked it does not change, whatever is requested; `BarrierTests` has what would come of it.
 @Suite(.timed) struct MappingLockTests {
     let directory = TemporaryDirectory(inMemory: true)
 
@@ -86,7 +86,7 @@ import Testing
         var engine = try DiskEngine(
             DiskImage(path: path, options: DiskImageOptions(format: kind.format, locking: false, allowsDataFile: true)),
             depth: 4, usesRing: false)
-        // All tables are in memory, so that whoever asks has an answer.
+        // All tables are in memory, so that each lookup has an answer.
         _ = try engine.readAll()
         engine.image.lockMapping()
         var waiting = 0

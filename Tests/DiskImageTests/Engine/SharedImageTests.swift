@@ -410,7 +410,7 @@ import Testing
         #expect(again.number == 5)
     }
 
-    /// A request allocates nothing, whoever else has the image.
+    /// A request allocates nothing, also where several engines have the image.
     @Test(arguments: [true, false]) func requestsAllocateNothing(usesRing: Bool) throws {
         let shared = try image("-o", "preallocation=full")
         var one = try DiskEngine(shared, depth: 16, usesRing: usesRing)

@@ -36,7 +36,7 @@ import Testing
     }
 
     /// Opens an image for writing in many threads at once, and does something to it.
-    /// - Returns: how many could; the others were told that somebody has it.
+    /// - Returns: how many could; for the others it was locked.
     private func race(
         _ path: String, threads: Int, rounds: Int, _ change: @escaping @Sendable (inout DiskEngine) throws -> Void
     ) throws -> Int {

@@ -51,7 +51,7 @@ import Testing
         var testDescription: String { rawValue }
     }
 
-    /// Whoever changes the disk says, once, that its bitmaps are untrue, and frees their clusters.
+    /// A change of the disk reports, once, that its bitmaps are untrue, and frees their clusters.
     @Test(arguments: Change.allCases) func untrueBitmapsAreReportedAndFreed(change: Change) throws {
         let path = try makeImage()
         let said = Guarded<[String]>([])

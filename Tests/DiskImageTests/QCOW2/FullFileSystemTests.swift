@@ -230,7 +230,7 @@ import Testing
                 let isDirty = !isOld && files[0][79] & 1 != 0
                 if !isDirty, !isOld { try expectNoErrors(path, comment) }
                 if isDirty {
-                    // Whoever opens it puts that right.
+                    // The next opening repairs it.
                     _ = try DiskImage(path: path, options: unlocked)
                     try expectNoErrors(path, comment)
                 }

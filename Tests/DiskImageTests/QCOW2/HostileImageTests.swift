@@ -6,7 +6,7 @@ import Linux
 import TestSupport
 import Testing
 
-/// Images that somebody made to harm whoever opens them. None may do more than fail.
+/// Images that were made to harm the program that opens them. None may do more than fail.
 @Suite(.timed) struct HostileImageTests {
     let directory = TemporaryDirectory(inMemory: true)
 
@@ -283,9 +283,9 @@ import Testing
 
     // MARK: - Opened for writing
 
-    /// Whoever writes an image and finds it damaged says so in it, durably, and writes nothing more; a repair lets it
-    /// be written again.
-    @Test(arguments: ["cluster_size=4096", "cluster_size=4096,compat=0.10"]) func damageIsMarkedByWhoeverWrites(
+    /// A writer that finds an image damaged marks it so, durably, and writes nothing more; a repair lets it be written
+    /// again.
+    @Test(arguments: ["cluster_size=4096", "cluster_size=4096,compat=0.10"]) func damageIsMarkedByAWriter(
         options: String
     ) throws {
         let isOld = options.contains("0.10")
@@ -320,7 +320,7 @@ import Testing
                 }
                 let found = engine.image.damage
                 #expect("\(try #require(found))".contains(says), "\(found!)")
-                // From now on nobody writes, and everybody reads what can be read.
+                // From now on nothing is written, and what can be read is read.
                 #expect(throws: DiskImageError.self) { try engine.write(8192, [UInt8](repeating: 6, count: 512)) }
                 #expect(throws: DiskImageError.self) { try engine.perform(.flush) }
                 #expect(try engine.read(8192, 4096) == [UInt8](repeating: 4, count: 4096))
@@ -341,7 +341,7 @@ import Testing
     /// Random changes, then everything that writes: nothing may do more than fail. Another file beside it stays as it
     /// is, and what was reported as written can be read until something fails.
     @Test(arguments: ["cluster_size=512,refcount_bits=8", "cluster_size=4096,compat=0.10", "cluster_size=64k"])
-    func randomChangesFailWhoWrites(options: String) throws {
+    func randomChangesFailWriters(options: String) throws {
         let seed = options.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 0xbeef)) { $0 &* 31 &+ UInt64($1) }
         var generator = SeededGenerator(seed: seed)
         let path = directory.file("hostile.qcow2")

@@ -72,7 +72,7 @@ import Testing
         return try engine.readAll()
     }
 
-    /// Nobody can tell afterwards which table the image has: nothing is written any more, whoever asks; whenever the
+    /// It is unknown afterwards which table the image has: nothing is written any more; whenever the
     /// process is killed, or the power fails, the image has no errors; and opened anew it goes on.
     @Test(arguments: Step.allCases) func nothingIsWrittenAfterAFailure(step: Step) throws {
         let (path, start) = try makeImage()
@@ -98,7 +98,7 @@ import Testing
             let now = try engine.readAll()
             let isKept = isSame(Array(now[..<(16 << 10)]), Array(state.flushed[..<(16 << 10)]))
             #expect(isKept)
-            // As the file is for whoever comes when the process is killed now.
+            // As the file is for the next user when the process is killed now.
             try expectUse(directory.write("killed.qcow2", directory.read("disk.qcow2")), state)
         }
         try expectUse(path, state)

@@ -64,7 +64,7 @@ final class ScriptedNBDServer: @unchecked Sendable {
     /// Ends the server; to be called before the value goes.
     func stop() {
         shutdown(listener.rawValue, Int32(SHUT_RDWR))
-        // Whoever still has a connection loses it.
+        // A client that is still connected loses its connection.
         monitor.locked { if current >= 0 { shutdown(current, Int32(SHUT_RDWR)) } }
         thread = nil
     }
