@@ -73,8 +73,8 @@ let package = Package(
         .executableTarget(
             name: "swkvm",
             dependencies: [
-                "Machine", "Devices", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux", "CBuild",
-                "Sandbox",
+                "Machine", "Devices", "Virtio", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
+                "CBuild", "Sandbox",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],

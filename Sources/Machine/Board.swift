@@ -92,7 +92,8 @@ final class Board: Sendable {
         let layout = NodeLayout(configuration, memory.regions)
         let model = try Machine.kvm { () throws(KVMError) in try CPUModel(parts.system, layout) }
         let root = try Self.makeRoot(parts, virtualMachine, model)
-        let registry = try DeviceRegistry(parts.devices, memory, virtualMachine, root)
+        let registry = try DeviceRegistry(
+            parts.devices, memory, virtualMachine, root, queues: parts.configuration.virtqueues)
 
         let request: @Sendable (MachineRequest) -> Void = { ending.post(MachineEnd($0)) }
         let power = PowerController(request: request, interrupt: { powerLine.pulse() })

@@ -5,6 +5,7 @@ public import DiskImage
 public import GuestMemory
 public import HostNetwork
 public import Sandbox
+public import Virtio
 
 /// The description of a machine. It consists of values only: nothing on the host is changed until
 /// ``Machine/init(_:output:log:)``.
@@ -27,6 +28,8 @@ public struct Configuration: Sendable {
     public var isCommandLineRaw = false
     /// How the guest is connected with its virtio devices.
     public var bus = Bus.mmio
+    /// The kind of queues that its virtio devices offer.
+    public var virtqueues = VirtqueueFormat.split
     /// The discovery of virtio devices; nil: ACPI, or the command line if that disables ACPI in Linux.
     public var discovery: DeviceDiscovery?
     /// The disks, in the order of the guest's vda, vdb, …

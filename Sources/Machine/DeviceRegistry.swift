@@ -43,18 +43,22 @@ final class DeviceRegistry: Sendable {
     let root: PCIRoot?
     private let attached: AttachedDevices
     private let memory: GuestMemory
+    private let queues: VirtqueueFormat
     private let current: Guarded<[VirtioSlot]>
 
     /// Puts a machine's devices in their places, with registers, doorbells and interrupts as after power-on.
+    /// - Parameter queues: the kind of queues that all devices offer.
     init(
-        _ attached: AttachedDevices, _ memory: GuestMemory, _ machine: borrowing VirtualMachine, _ root: PCIRoot? = nil
+        _ attached: AttachedDevices, _ memory: GuestMemory, _ machine: borrowing VirtualMachine, _ root: PCIRoot?,
+        queues: VirtqueueFormat
     ) throws(MachineError) {
         self.attached = attached
         self.memory = memory
+        self.queues = queues
         self.root = root
         var slots: [VirtioSlot] = []
         for (index, device) in attached.all {
-            let slot = try VirtioSlot(device, index: index, memory, root)
+            let slot = try VirtioSlot(device, index: index, memory, root, queues: queues)
             try slot.connect(to: machine)
             slots.append(slot)
         }
@@ -75,7 +79,7 @@ final class DeviceRegistry: Sendable {
         guard let index = attached.firstFree else {
             throw .tooManyDevices(wanted: attached.count + 1, maximum: attached.count)
         }
-        let slot = try VirtioSlot(device, index: index, memory, root)
+        let slot = try VirtioSlot(device, index: index, memory, root, queues: queues)
         do throws(MachineError) { try slot.connect(to: machine) } catch {
             slot.disconnect(from: machine)
             throw error

@@ -154,8 +154,12 @@ struct VirtioSlot: Sendable {
     }
 
     /// Makes a device's registers, doorbells and interrupts, new as after power-on. Nothing is connected yet.
-    /// - Parameter root: the board's PCI hierarchy; nil for a device of virtio-mmio.
-    init(_ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ root: PCIRoot?) throws(MachineError) {
+    /// - Parameters:
+    ///   - root: the board's PCI hierarchy; nil for a device of virtio-mmio.
+    ///   - queues: the kind of queues to offer.
+    init(
+        _ device: any VirtioDevice, index: Int, _ memory: GuestMemory, _ root: PCIRoot?, queues: VirtqueueFormat
+    ) throws(MachineError) {
         self.index = index
         place = try Machine.host("create the eventfds of \(device.name)") { () throws(SystemCallError) -> Place in
             if let root {
@@ -163,10 +167,10 @@ struct VirtioSlot: Sendable {
                 return .pci(
                     try PCITransport(
                         device: device, memory: memory, platform: root.platform(for: address),
-                        address: PCIRoot.barAddress(ofSlot: index)), address)
+                        address: PCIRoot.barAddress(ofSlot: index), queues: queues), address)
             }
             return .mmio(
-                try MMIOTransport(device: device, memory: memory),
+                try MMIOTransport(device: device, memory: memory, queues: queues),
                 VirtioMMIOSlot(
                     address: Self.address(ofDevice: index), size: UInt32(PhysicalLayout.virtioMMIOSpan),
                     gsi: GSIs.virtio[index]))

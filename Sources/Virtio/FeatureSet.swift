@@ -32,6 +32,8 @@ public struct FeatureSet: OptionSet, Sendable, BitwiseCopyable, CustomStringConv
     public static let eventIndex = FeatureSet(bit: 29)
     /// VIRTIO_F_VERSION_1: not a legacy device; without it nothing works here (§6.1).
     public static let version1 = FeatureSet(bit: 32)
+    /// VIRTIO_F_RING_PACKED: the queues are packed virtqueues (§2.8).
+    public static let packedRing = FeatureSet(bit: 34)
     /// VIRTIO_F_RING_RESET: a single queue can be reset (§2.6.1).
     public static let ringReset = FeatureSet(bit: 40)
 
@@ -39,6 +41,16 @@ public struct FeatureSet: OptionSet, Sendable, BitwiseCopyable, CustomStringConv
     public static let transport: FeatureSet = [.indirectDescriptors, .eventIndex, .version1, .ringReset]
 
     public var description: String { "0x" + String(rawValue, radix: 16) }
+}
+
+/// The kind of queues that devices offer. A driver may decline packed ones.
+public enum VirtqueueFormat: String, Sendable, CaseIterable {
+    /// A descriptor table and two rings (virtio 1.2 §2.7).
+    case split
+    /// One ring that driver and device write (§2.8).
+    case packed
+
+    var features: FeatureSet { self == .packed ? .packedRing : [] }
 }
 
 /// The device status field (virtio 1.2 §2.1).

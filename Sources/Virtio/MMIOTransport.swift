@@ -28,7 +28,10 @@ public final class MMIOTransport: Sendable {
 
     private let registers = Registers()
 
-    public init(device: any VirtioDevice, memory: GuestMemory) throws(SystemCallError) {
+    /// - Parameter queues: the kind of queues to offer.
+    public init(
+        device: any VirtioDevice, memory: GuestMemory, queues: VirtqueueFormat = .split
+    ) throws(SystemCallError) {
         let (irqfd, registers, counters) = (try IRQFD(), registers, DeviceCounters())
         let status = registers.interruptStatus
         self.irqfd = irqfd
@@ -37,7 +40,7 @@ public final class MMIOTransport: Sendable {
             interrupts: DeviceInterrupts(
                 configuration: ConfigurationInterrupt(irqfd, status: status, counters: counters),
                 queues: device.maximumQueueSizes.map { _ in QueueInterrupt(irqfd, status: status, counters: counters) }),
-            counters: counters, resetTransport: { registers.reset() })
+            counters: counters, queues: queues, resetTransport: { registers.reset() })
     }
 
     /// What the transport has besides the function.

@@ -69,13 +69,15 @@ public final class PCITransport: Sendable {
     /// - Parameters:
     ///   - platform: connects this function, and no other.
     ///   - address: where BAR 0 is as after power-on, a multiple of ``barSize``.
+    ///   - queues: the kind of queues to offer.
     public init(
-        device: any VirtioDevice, memory: GuestMemory, platform: any PCIPlatform, address: UInt64
+        device: any VirtioDevice, memory: GuestMemory, platform: any PCIPlatform, address: UInt64,
+        queues: VirtqueueFormat = .split
     ) throws(SystemCallError) {
-        let queues = device.maximumQueueSizes.count, events = device.deviceEvents
+        let count = device.maximumQueueSizes.count, events = device.deviceEvents
         var sources: [IRQFD] = []
-        for _ in 0...queues { sources.append(try IRQFD()) }
-        let messages = MSIXTable(count: min(queues + 1, Self.maximumVectors), sources: sources, platform: platform) {
+        for _ in 0...count { sources.append(try IRQFD()) }
+        let messages = MSIXTable(count: min(count + 1, Self.maximumVectors), sources: sources, platform: platform) {
             events.report(.refusedConnection(0), .error, "an interrupt is missing: \($0)")
         }
         let pin = InterruptPin { platform.setInterruptPin($0) }
@@ -83,9 +85,9 @@ public final class PCITransport: Sendable {
         function = try VirtioFunction(
             device, memory: memory,
             interrupts: DeviceInterrupts(
-                configuration: ConfigurationInterrupt(sources[queues], status: nil, pin: pin, counters: counters),
+                configuration: ConfigurationInterrupt(sources[count], status: nil, pin: pin, counters: counters),
                 queues: sources.dropLast().map { QueueInterrupt($0, status: nil, pin: pin, counters: counters) }),
-            counters: counters,
+            counters: counters, queues: queues,
             resetTransport: {
                 selectors.reset()
                 messages.unassignAll()

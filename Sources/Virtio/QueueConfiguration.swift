@@ -10,10 +10,11 @@ public struct QueueConfiguration: Equatable, Sendable, BitwiseCopyable {
     public let maximumSize: UInt16
     /// Descriptors in the queue.
     public var size: UInt32
+    /// The descriptor area (virtio 1.2 §2.7.5, §2.8).
     public var descriptorTable = GuestAddress(0)
-    /// The driver area (virtio 1.2 §2.7.6).
+    /// The driver area (§2.7.6, §2.8.10).
     public var availableRing = GuestAddress(0)
-    /// The device area (§2.7.8).
+    /// The device area (§2.7.8, §2.8.10).
     public var usedRing = GuestAddress(0)
     /// Indicates whether the driver has enabled the queue.
     public var isReady = false
@@ -27,17 +28,24 @@ public struct QueueConfiguration: Equatable, Sendable, BitwiseCopyable {
 
     /// The queue's three parts as ranges of RAM.
     struct Rings: BitwiseCopyable {
+        /// The descriptor table, or the descriptor ring of a packed virtqueue.
         let descriptors: GuestSlice
-        let available: GuestSlice
-        let used: GuestSlice
+        /// The available ring, or the driver event suppression structure of a packed virtqueue.
+        let driverArea: GuestSlice
+        /// The used ring, or the device event suppression structure of a packed virtqueue.
+        let deviceArea: GuestSlice
     }
 
-    /// Checks size, alignment and place of the rings (virtio 1.2 §2.7).
+    /// Checks size, alignment and place of the rings (virtio 1.2 §2.7, §2.8.10.1).
     ///
-    /// Both rings are taken with the two bytes of `used_event` and `avail_event` at their ends, which belong to
-    /// their layout whether or not VIRTIO_F_EVENT_IDX was negotiated.
-    func rings(in ram: GuestRAM) throws(VirtqueueError) -> Rings {
-        guard size.nonzeroBitCount == 1, size <= maximumSize else { throw .invalidSize(size, maximum: maximumSize) }
+    /// Both rings of a split virtqueue are taken with the two bytes of `used_event` and `avail_event` at their ends,
+    /// which belong to their layout whether or not VIRTIO_F_EVENT_IDX was negotiated.
+    /// - Parameter features: what was negotiated; ``FeatureSet/packedRing`` counts.
+    func rings(_ features: FeatureSet, in ram: GuestRAM) throws(VirtqueueError) -> Rings {
+        let isPacked = features.contains(.packedRing)
+        guard size >= 1, size <= maximumSize, isPacked || size.nonzeroBitCount == 1 else {
+            throw .invalidSize(size, maximum: maximumSize)
+        }
         func ring(
             _ part: VirtqueueError.RingPart, _ address: GuestAddress, _ count: UInt64, _ alignment: UInt64
         ) throws(VirtqueueError) -> GuestSlice {
@@ -48,12 +56,20 @@ public struct QueueConfiguration: Equatable, Sendable, BitwiseCopyable {
             return slice
         }
         let entries = UInt64(size)
+        if isPacked {
+            return Rings(
+                descriptors: try ring(.descriptorRing, descriptorTable, 16 * entries, 16),
+                driverArea: try ring(.driverEvents, availableRing, 4, 4),
+                deviceArea: try ring(.deviceEvents, usedRing, 4, 4))
+        }
         return Rings(
             descriptors: try ring(.descriptorTable, descriptorTable, 16 * entries, 16),
-            available: try ring(.availableRing, availableRing, 6 + 2 * entries, 2),
-            used: try ring(.usedRing, usedRing, 6 + 8 * entries, 4))
+            driverArea: try ring(.availableRing, availableRing, 6 + 2 * entries, 2),
+            deviceArea: try ring(.usedRing, usedRing, 6 + 8 * entries, 4))
     }
 
     /// Throws what is wrong with the queue, if anything is.
-    public func validate(in ram: GuestRAM) throws(VirtqueueError) { _ = try rings(in: ram) }
+    public func validate(_ features: FeatureSet, in ram: GuestRAM) throws(VirtqueueError) {
+        _ = try rings(features, in: ram)
+    }
 }

@@ -35,11 +35,12 @@ public final class VirtioFunction: Sendable {
     ///   - memory: guest RAM.
     ///   - interrupts: one for each queue of the device.
     ///   - counters: the ones that the interrupts count in.
+    ///   - queues: the kind of queues to offer.
     ///   - resetTransport: sets the transport's own registers back; called in a reset when the device is quiet, before
     ///     a driver can see that the reset is done.
     public init(
         _ device: any VirtioDevice, memory: GuestMemory, interrupts: DeviceInterrupts, counters: DeviceCounters,
-        resetTransport: @escaping @Sendable () -> Void
+        queues: VirtqueueFormat, resetTransport: @escaping @Sendable () -> Void
     ) throws(SystemCallError) {
         self.device = device
         self.memory = memory
@@ -49,7 +50,7 @@ public final class VirtioFunction: Sendable {
         var doorbells: [Doorbell] = []
         for _ in device.maximumQueueSizes { doorbells.append(try Doorbell()) }
         self.doorbells = doorbells
-        offered = device.features.union(.transport)
+        offered = device.features.union(.transport).union(queues.features)
         state = Guarded(State(queueSizes: device.maximumQueueSizes))
     }
 
@@ -180,7 +181,7 @@ public final class VirtioFunction: Sendable {
     public func enableQueue(_ number: UInt32) {
         state.withLock { state in
             guard let index = state.configurable(number) else { return }
-            do throws(VirtqueueError) { try state.queues[index].validate(in: memory.ram) } catch {
+            do throws(VirtqueueError) { try state.queues[index].validate(state.driverFeatures, in: memory.ram) } catch {
                 counters.errors.add()
                 return device.deviceEvents.report(
                     .refusedQueue(index), .warning,

@@ -4,7 +4,7 @@ public import GuestMemory
 
 /// A violation of the virtqueue rules by a driver. The queue is unusable afterwards: the device needs a reset.
 public enum VirtqueueError: Error, Equatable, Sendable, CustomStringConvertible {
-    /// A size that is not a power of two, or exceeds the device's maximum.
+    /// A size that is not a power of two (in a split virtqueue), is 0 or exceeds the device's maximum.
     case invalidSize(UInt32, maximum: UInt16)
     /// A ring whose address lacks the alignment it needs, in bytes.
     case ringMisaligned(RingPart, GuestAddress, alignment: UInt64)
@@ -12,7 +12,7 @@ public enum VirtqueueError: Error, Equatable, Sendable, CustomStringConvertible 
     case ringOutsideRAM(RingPart, GuestAddress, count: UInt64)
     /// More new entries in the available ring than it has room for.
     case availableIndexJumped(from: UInt16, to: UInt16, size: UInt16)
-    /// More chains taken than the queue has descriptors: some head was made available twice.
+    /// More descriptors taken than the queue has: some were made available twice.
     case tooManyInFlight(size: UInt16)
     /// A chain's head is beyond the descriptor table.
     case headOutOfRange(UInt16, size: UInt16)
@@ -37,17 +37,20 @@ public enum VirtqueueError: Error, Equatable, Sendable, CustomStringConvertible 
     /// An indirect table that is not wholly in one region of RAM.
     case indirectTableOutsideRAM(GuestAddress, count: UInt32)
 
-    /// The three parts of a split virtqueue.
+    /// The three parts of a virtqueue: first of a split, then of a packed one.
     public enum RingPart: String, Sendable {
         case descriptorTable = "descriptor table"
         case availableRing = "available ring"
         case usedRing = "used ring"
+        case descriptorRing = "descriptor ring"
+        case driverEvents = "driver event suppression structure"
+        case deviceEvents = "device event suppression structure"
     }
 
     public var description: String {
         switch self {
         case .invalidSize(let size, let maximum):
-            "queue size \(size) is not a power of two from 1 to \(maximum)"
+            "queue size \(size) is not a power of two from 1 to \(maximum) (of a packed queue, any number)"
         case .ringMisaligned(let part, let address, let alignment):
             "the \(part.rawValue) at \(address) is not aligned to \(alignment) bytes"
         case .ringOutsideRAM(let part, let address, let count):

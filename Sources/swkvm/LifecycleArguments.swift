@@ -4,6 +4,7 @@ public import ArgumentParser
 public import Devices
 public import Machine
 public import Sandbox
+public import Virtio
 
 /// `--on-reboot`.
 enum RebootArgument: String, ExpressibleByArgument, CaseIterable {
@@ -14,6 +15,9 @@ enum RebootArgument: String, ExpressibleByArgument, CaseIterable {
 
 /// `--bus`.
 extension Configuration.Bus: ExpressibleByArgument {}
+
+/// `--virtqueues`.
+extension VirtqueueFormat: ExpressibleByArgument {}
 
 extension DiskErrorPolicy: ExpressibleByArgument {}
 extension Sandbox.Mode: ExpressibleByArgument {}

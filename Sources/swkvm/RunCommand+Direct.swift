@@ -5,6 +5,7 @@ internal import Devices
 internal import Logging
 internal import Machine
 internal import Sandbox
+internal import Virtio
 
 /// The direct way from words to a ``RunCommand``. The argument parser finds a command's options by reflection, which
 /// takes longer than all the rest of a machine's start; for help, completions and messages that does not matter.
@@ -50,6 +51,7 @@ extension RunCommand {
         Rule("cmdline", reset: { $0.cmdline = "" }, store: { $0.cmdline = $1 }),
         Rule("cmdline-raw", reset: { $0.cmdlineRaw = nil }, store: { $0.cmdlineRaw = $1 }),
         Rule("bus", reset: { $0.bus = .mmio }, store: { $0.bus = try word($1) }),
+        Rule("virtqueues", reset: { $0.virtqueues = .split }, store: { $0.virtqueues = try word($1) }),
         Rule("discovery", reset: { $0.discovery = nil }, store: { $0.discovery = try word($1) }),
         Rule(
             "disk", .repeatableValue, reset: { $0.disk = [] }, store: { $0.disk.append(try DiskArgument(parsing: $1)) }),

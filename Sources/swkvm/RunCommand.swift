@@ -7,6 +7,7 @@ internal import HostNetwork
 internal import Logging
 internal import Machine
 internal import Sandbox
+internal import Virtio
 
 /// `swkvm run`: one machine, in the foreground.
 struct RunCommand: ParsableCommand {
@@ -109,6 +110,15 @@ struct RunCommand: ParsableCommand {
             """,
             valueName: "mmio|pci"))
     var bus = Configuration.Bus.mmio
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            The kind of queues that virtio devices offer: split, or packed (VIRTIO_F_RING_PACKED). A driver without support for \
+            packed queues uses split ones.
+            """,
+            valueName: "split|packed"))
+    var virtqueues = VirtqueueFormat.split
 
     @Option(
         help: ArgumentHelp(
@@ -293,6 +303,7 @@ struct RunCommand: ParsableCommand {
         var machine = Configuration(name: name ?? "swkvm", cpus: cpus, commandLine: cmdlineRaw ?? cmdline)
         machine.isCommandLineRaw = cmdlineRaw != nil
         machine.bus = bus
+        machine.virtqueues = virtqueues
         machine.discovery = discovery?.discovery
         machine.memory = Configuration.Memory(
             size: mem.bytes, backing: hugepages?.backing ?? .anonymous, isShared: shared, isPreallocated: prealloc)

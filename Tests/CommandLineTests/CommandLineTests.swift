@@ -334,7 +334,8 @@ import Testing
         #expect(help.status == 0)
         for option in [
             "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel",
-            "--initrd", "--cmdline", "--cmdline-raw", "--bus", "--discovery", "--disk", "--net", "--rng", "--console",
+            "--initrd", "--cmdline", "--cmdline-raw", "--bus", "--virtqueues", "--discovery", "--disk", "--net",
+            "--rng", "--console",
             "--gdb", "--trace",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
         ] {

@@ -19,6 +19,7 @@ import Testing
         "initrd": ["initrd.img"], "cmdline": ["quiet", "test=all root=/dev/vda1", "", "-x", "--mem 1G"],
         "cmdline-raw": ["quiet", "a=b=c"],
         "bus": ["mmio", "pci", "isa"], "discovery": ["acpi", "cmdline", "dtb"],
+        "virtqueues": ["split", "packed"],
         "disk": [
             "a.raw", "b.qcow2,ro", "c=d.raw", "e,,f.raw", "g.raw,serial=123,queues=2", "h.raw,queues=99", "",
             "i,key-fd=7",

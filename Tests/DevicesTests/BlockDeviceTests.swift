@@ -265,10 +265,11 @@ import Testing
         #expect(try disk.contents() == expected)
     }
 
-    @Test(arguments: [[], FeatureSet.eventIndex] as [FeatureSet]) func manyRequestsInFlight(extra: FeatureSet) throws {
+    @Test(arguments: [[], .eventIndex, .packedRing] as [FeatureSet]) func manyRequestsInFlight(extra: FeatureSet) throws
+    {
         let driver = try BlockDriver(disk.device(), features: FeatureSet([.version1, .blockFlush]).union(extra))
         for round in 0..<20 {
-            // With EVENT_IDX: an interrupt when the last of the round is used.
+            // With EVENT_IDX: an interrupt when the last of the round is used. In a packed queue the place has no meaning.
             let last = UInt16(truncatingIfNeeded: (round + 1) * 20 - 1)
             try driver.ram.write(last, at: BlockDriver.available &+ (4 + 2 * UInt64(BlockDriver.queueSize)))
             var heads: [UInt32] = []
@@ -301,8 +302,10 @@ import Testing
             driver.transport.function.counters.interrupts.value <= driver.transport.function.counters.requests.value)
     }
 
-    @Test func aResetWaitsForWhatIsInFlightAndTheDeviceWorksAgain() throws {
-        let driver = try BlockDriver(disk.device())
+    @Test(arguments: [[], .packedRing] as [FeatureSet])
+    func aResetWaitsForWhatIsInFlightAndTheDeviceWorksAgain(extra: FeatureSet) throws {
+        let features = FeatureSet([.version1, .blockFlush]).union(extra)
+        let driver = try BlockDriver(disk.device(), features: features)
         for round in 0..<30 {
             for index in 0..<16 {
                 let base = BlockDriver.data + UInt64(index) * 0x8000
@@ -318,7 +321,7 @@ import Testing
             driver.write(0x070, 0)
             #expect(driver.read(0x070) == 0)
             try driver.ram.fill(at: GuestAddress(BlockDriver.data), count: 0x8_0000, with: UInt8(round + 1))
-            try driver.start([.version1, .blockFlush])
+            try driver.start(features)
             #expect(
                 try driver.ram.readBytes(at: GuestAddress(BlockDriver.data), count: 0x8_0000).allSatisfy {
                     $0 == UInt8(round + 1)

@@ -31,9 +31,15 @@ class QueueDriver {
         var seenUsed: UInt16 = 0
         /// What used entries said, by head.
         var written: [UInt32: UInt32] = [:]
+        /// Of a packed queue: the wrap counters, the next used descriptor, and the lengths of chains in flight.
+        var availableWrap = true
+        var usedWrap = true
+        var nextUsed = 0
+        var lengths: [UInt16: Int] = [:]
     }
 
     private var states: [State]
+    private var isPacked = false
     /// The queue that all below is about.
     var queue = 0
     var written: [UInt32: UInt32] { states[queue].written }
@@ -46,7 +52,8 @@ class QueueDriver {
         memory = try GuestMemory(size: 16 << 20)
         ram = memory.ram
         try device.start()
-        transport = try MMIOTransport(device: device, memory: memory)
+        transport = try MMIOTransport(
+            device: device, memory: memory, queues: features.contains(.packedRing) ? .packed : .split)
         try start(features)
     }
 
@@ -71,6 +78,7 @@ class QueueDriver {
     /// Resets the device and sets it up.
     func start(_ features: FeatureSet) throws {
         try negotiate(features)
+        isPacked = features.contains(.packedRing)
         states = Array(repeating: State(), count: states.count)
         for index in states.indices {
             queue = index
@@ -94,8 +102,9 @@ class QueueDriver {
         write(0x044, 1)
     }
 
-    /// Puts a chain on the available ring; its head.
+    /// Makes a chain available; its head, which is also its ID in a packed queue.
     func offer(_ buffers: [Buffer]) throws -> UInt32 {
+        if isPacked { return try offerPacked(buffers) }
         let head = states[queue].nextDescriptor
         for (index, buffer) in buffers.enumerated() {
             let entry = GuestAddress(
@@ -115,13 +124,60 @@ class QueueDriver {
         return UInt32(head)
     }
 
+    private func offerPacked(_ buffers: [Buffer]) throws -> UInt32 {
+        let head = states[queue].nextDescriptor
+        var firstFlags: UInt16 = 0
+        for (index, buffer) in buffers.enumerated() {
+            let entry = place(Self.table) &+ UInt64(states[queue].nextDescriptor) * 16
+            let hasNext = index + 1 < buffers.count
+            let flags =
+                UInt16((hasNext ? 1 : 0) | (buffer.isWritable ? 2 : 0)) | (states[queue].availableWrap ? 0x80 : 0x8000)
+            try ram.write(buffer.address, at: entry)
+            try ram.write(UInt32(buffer.length), at: entry &+ 8)
+            try ram.write(UInt16(head), at: entry &+ 12)
+            // The first one's flags show the chain, and are written last.
+            if index == 0 { firstFlags = flags } else { try ram.write(flags, at: entry &+ 14) }
+            states[queue].nextDescriptor += 1
+            if states[queue].nextDescriptor == Self.queueSize {
+                states[queue].nextDescriptor = 0
+                states[queue].availableWrap.toggle()
+            }
+        }
+        states[queue].lengths[UInt16(head)] = buffers.count
+        try ram.write(firstFlags, at: place(Self.table) &+ (UInt64(head) * 16 + 14))
+        return UInt32(head)
+    }
+
+    /// Takes the next used chain of a packed queue; false if there is none.
+    private func takeUsed() throws -> Bool {
+        let entry = place(Self.table) &+ UInt64(states[queue].nextUsed) * 16
+        let flags = try ram.readUInt16(at: entry &+ 14)
+        guard flags & 0x8080 == (states[queue].usedWrap ? 0x8080 : 0) else { return false }
+        let head = try ram.readUInt16(at: entry &+ 12)
+        let known = states[queue].lengths.removeValue(forKey: head)
+        let length = try #require(known, "not in flight: \(head)")
+        states[queue].written[UInt32(head)] = flags & 2 == 0 ? 0 : try ram.readUInt32(at: entry &+ 8)
+        states[queue].nextUsed += length
+        if states[queue].nextUsed >= Self.queueSize {
+            states[queue].nextUsed -= Self.queueSize
+            states[queue].usedWrap.toggle()
+        }
+        return true
+    }
+
     func kick() { write(0x050, UInt32(queue)) }
 
-    /// How many chains have come back that ``wait(for:)`` has not seen.
+    /// How many chains of a split queue have come back that ``wait(for:)`` has not seen.
     func usedCount() throws -> Int { Int(try ram.readUInt16(at: place(Self.used) &+ 2) &- states[queue].seenUsed) }
 
     /// Waits until as many chains as given have come back, beyond those seen before.
     func wait(for count: Int) throws {
+        if isPacked {
+            for _ in 0..<count {
+                while try !takeUsed() { transport.irqfd.event.wait() }
+            }
+            return
+        }
         let wanted = states[queue].seenUsed &+ UInt16(count)
         while try ram.readUInt16(at: place(Self.used) &+ 2) != wanted { transport.irqfd.event.wait() }
         while states[queue].seenUsed != wanted {

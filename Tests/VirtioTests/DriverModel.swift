@@ -65,7 +65,7 @@ struct DriverQueue {
     /// What is wrong with the queue's size or rings.
     var setupError: VirtqueueError? {
         do throws(VirtqueueError) {
-            try configuration.validate(in: ram)
+            try configuration.validate([], in: ram)
             return nil
         } catch {
             return error

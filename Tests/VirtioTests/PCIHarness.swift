@@ -18,8 +18,8 @@ final class PCIHarness: TransportHarness {
     static let common: UInt64 = 0, status: UInt64 = 0x1000, device: UInt64 = 0x2000, notifications: UInt64 = 0x3000,
         table: UInt64 = 0x4000, pendingBits: UInt64 = 0x5000
 
-    init(device: any VirtioDevice, memory: GuestMemory) throws {
-        transport = try PCITransport(device: device, memory: memory, platform: platform, address: 0)
+    init(device: any VirtioDevice, memory: GuestMemory, queues: VirtqueueFormat = .split) throws {
+        transport = try PCITransport(device: device, memory: memory, platform: platform, address: 0, queues: queues)
         transport.writeConfiguration(0x0006, at: 4, size: 2)
         enableMessages()
         for vector in 0..<UInt64(transport.sources.count) { setVector(vector, data: 0x40 + UInt32(vector)) }

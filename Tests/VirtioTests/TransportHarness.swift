@@ -11,7 +11,7 @@ import Testing
 /// A new transport conforms to it and gets a case in ``TransportKind``: then all of them are about it, too.
 protocol TransportHarness: Sendable {
     /// Puts a device behind the transport, as after power-on.
-    init(device: any VirtioDevice, memory: GuestMemory) throws
+    init(device: any VirtioDevice, memory: GuestMemory, queues: VirtqueueFormat) throws
     var function: VirtioFunction { get }
 
     var deviceID: UInt32 { get }
@@ -48,11 +48,13 @@ enum TransportKind: String, CaseIterable, CustomTestStringConvertible, Sendable 
 
     var testDescription: String { rawValue }
 
-    func make(_ device: any VirtioDevice, _ memory: GuestMemory) throws -> any TransportHarness {
+    func make(
+        _ device: any VirtioDevice, _ memory: GuestMemory, queues: VirtqueueFormat = .split
+    ) throws -> any TransportHarness {
         switch self {
-        case .none: try BareFunction(device: device, memory: memory)
-        case .mmio: try MMIOTransport(device: device, memory: memory)
-        case .pci: try PCIHarness(device: device, memory: memory)
+        case .none: try BareFunction(device: device, memory: memory, queues: queues)
+        case .mmio: try MMIOTransport(device: device, memory: memory, queues: queues)
+        case .pci: try PCIHarness(device: device, memory: memory, queues: queues)
         }
     }
 }
@@ -85,14 +87,14 @@ extension TransportHarness {
 final class BareFunction: TransportHarness {
     let function: VirtioFunction
 
-    init(device: any VirtioDevice, memory: GuestMemory) throws {
+    init(device: any VirtioDevice, memory: GuestMemory, queues: VirtqueueFormat) throws {
         let counters = DeviceCounters()
         function = try VirtioFunction(
             device, memory: memory,
             interrupts: DeviceInterrupts(
                 configuration: ConfigurationInterrupt(try IRQFD(), counters: counters),
                 queues: try device.maximumQueueSizes.map { _ in QueueInterrupt(try IRQFD(), counters: counters) }),
-            counters: counters, resetTransport: {})
+            counters: counters, queues: queues, resetTransport: {})
     }
 
     var deviceID: UInt32 { function.device.deviceID }

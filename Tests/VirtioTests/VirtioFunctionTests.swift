@@ -64,7 +64,7 @@ import Testing
     }
 
     @Test func configurationOffsetsBeyondAllBounds() throws {
-        let function = try BareFunction(device: device, memory: guest.memory).function
+        let function = try BareFunction(device: device, memory: guest.memory, queues: .split).function
         for offset in [.max, .max - 7, 1 << 63, UInt64(Int.max) - 7] as [UInt64] {
             #expect(function.readConfiguration(at: offset, size: 1) == 0xff)
             #expect(function.readConfiguration(at: offset & ~7, size: 8) == .max)
@@ -151,6 +151,31 @@ import Testing
         transport.bringUp(wanted)
         #expect(transport.status == 15)
         #expect(try #require(device.activation).features == wanted)
+    }
+
+    /// Packed queues are there for drivers that want them, if the machine offers them.
+    @Test(arguments: TransportKind.allCases) func packedQueues(_ kind: TransportKind) throws {
+        var ring = queue0
+        (ring.size, ring.availableRing, ring.usedRing) = (
+            3, ring.descriptorTable &+ 0x100, ring.descriptorTable &+ 0x104
+        )
+        let without = try make(kind)
+        #expect(without.deviceFeatures(word: 1) & 4 == 0)
+        #expect(without.negotiate([.version1, .packedRing]) == 3, "not offered")
+
+        let transport = try kind.make(device, guest.memory, queues: .packed)
+        #expect(transport.deviceFeatures(word: 1) & 4 != 0)
+        transport.bringUp([.version1, .packedRing], ring)
+        #expect(transport.isReady(queue: 0), "a size that is no power of two")
+        let packed = try #require(device.activation)
+        #expect(packed.features == [.version1, .packedRing])
+        #expect(try packed.makeQueue(0)?.size == 3)
+
+        transport.bringUp(.version1, ring)
+        #expect(!transport.isReady(queue: 0), "not a split queue")
+        transport.bringUp(.version1, queue0)
+        #expect(transport.isReady(queue: 0))
+        #expect(try #require(device.activation).features == .version1)
     }
 
     @Test(arguments: TransportKind.allCases) func featuresAboveBit127AreRefused(_ kind: TransportKind) throws {
@@ -421,7 +446,8 @@ import Testing
             interrupts: DeviceInterrupts(
                 configuration: ConfigurationInterrupt(irqfd, counters: counters),
                 queues: [QueueInterrupt(irqfd, counters: counters), QueueInterrupt(irqfd, counters: counters)]),
-            counters: counters, resetTransport: { [device] in seen.withLock { $0.append(device.events) } })
+            counters: counters, queues: .split,
+            resetTransport: { [device] in seen.withLock { $0.append(device.events) } })
         function.writeStatus(1)
         #expect(seen.withLock { $0 }.isEmpty)
         function.writeStatus(0)
