@@ -27,9 +27,19 @@ public struct TimerFD: ~Copyable, Sendable {
     /// Expires once, `milliseconds` (at least 1) from now; what was set before is forgotten.
     public func start(milliseconds: Int) {
         let time = max(1, milliseconds)
+        start(seconds: time / 1000, nanoseconds: time % 1000 * 1_000_000)
+    }
+
+    /// The same in microseconds.
+    public func start(microseconds: UInt32) {
+        let time = Int(max(1, microseconds))
+        start(seconds: time / 1_000_000, nanoseconds: time % 1_000_000 * 1000)
+    }
+
+    private func start(seconds: Int, nanoseconds: Int) {
         var setting = itimerspec()
-        setting.it_value.tv_sec = time / 1000
-        setting.it_value.tv_nsec = time % 1000 * 1_000_000
+        setting.it_value.tv_sec = seconds
+        setting.it_value.tv_nsec = nanoseconds
         // It fails only for nanoseconds out of range.
         _ = unsafe timerfd_settime(rawValue, 0, &setting, nil)
     }

@@ -58,12 +58,14 @@ import Testing
             features: features, queues: [buffers.configuration, frames.configuration], memory: memory,
             interrupts: interrupts, doorbells: [], counters: device)
         var receive = ReceivePath(
-            tap: socket.rawValue, headerSize: 12, spill: try ReceivePath.makeSpill(), counters: counters, events: .none)
+            tap: socket.rawValue, headerSize: 12, spill: try ReceivePath.makeSpill(),
+            coalescer: try InterruptCoalescer(QueueCoalescing()), counters: counters, pair: 0, events: .none)
         receive.mode.isMergeable = features.contains(.mergeableBuffers)
         receive.mode.longestFrame = 1530
         receive.start(try activation.makeQueue(0), interrupts.queues[0])
         var transmit = TransmitPath(
-            tap: socket.rawValue, headerSize: 12, queueSize: 64, counters: counters, events: .none)
+            tap: socket.rawValue, headerSize: 12, queueSize: 64, coalescer: try InterruptCoalescer(QueueCoalescing()),
+            counters: counters, pair: 0, events: .none)
         transmit.start(try activation.makeQueue(1), interrupts.queues[1])
         let frame = plainHeader + frame(1500)
         var scratch = [UInt8](repeating: 0, count: 4096)

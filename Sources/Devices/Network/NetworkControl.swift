@@ -11,6 +11,7 @@ struct NetworkControl: ~Copyable {
         static let macAddress: UInt8 = 1
         static let multiqueue: UInt8 = 4
         static let guestOffloads: UInt8 = 5
+        static let coalescing: UInt8 = 6
     }
 
     private enum Command {
@@ -24,6 +25,13 @@ struct NetworkControl: ~Copyable {
         static let setPairs: UInt8 = 0
         /// Of guestOffloads. Data: feature bits, 64 of them.
         static let setOffloads: UInt8 = 0
+        /// Of coalescing (virtio 1.3 §5.1.6.5.11). Data: packets and microseconds, 32 bits each.
+        static let setTransmit: UInt8 = 0
+        static let setReceive: UInt8 = 1
+        /// Data: a queue's number and a reserved field, 16 bits each, then as above.
+        static let setQueue: UInt8 = 2
+        /// Data: a queue's number, 16 bits, and perhaps the reserved field. Packets and microseconds are the result.
+        static let getQueue: UInt8 = 3
     }
 
     private enum Answer {
@@ -57,8 +65,17 @@ struct NetworkControl: ~Copyable {
         while budget > 0, let chain = try queue.pop(into: pool[0]) {
             budget -= 1
             var readable = chain.readable
-            let answer = serve(&readable, port, activation.features) ? Answer.ok : Answer.error
-            queue.push(chain.head, written: chain.writable.store(answer) ? 1 : 0)
+            var result: CoalescingParameters?
+            var isServed = serve(&readable, port, activation.features, &result)
+            var written: UInt32 = 1
+            if let result {
+                // Behind the answer.
+                isServed =
+                    chain.writable.store(result.packets, at: 1) && chain.writable.store(result.microseconds, at: 5)
+                if isServed { written += 8 }
+            }
+            let hasAnswer = chain.writable.store(isServed ? Answer.ok : Answer.error)
+            queue.push(chain.head, written: hasAnswer ? written : 0)
         }
         let mayHaveMore = queue.enableNotifications()
         if queue.publish() { interrupt?.signal() }
@@ -66,7 +83,11 @@ struct NetworkControl: ~Copyable {
         return mayHaveMore
     }
 
-    private func serve(_ data: inout IOVectors, _ port: NetworkPort, _ features: FeatureSet) -> Bool {
+    /// - Parameter result: what the driver asked for, if the command is a question.
+    /// - Returns: whether the command succeeded.
+    private func serve(
+        _ data: inout IOVectors, _ port: NetworkPort, _ features: FeatureSet, _ result: inout CoalescingParameters?
+    ) -> Bool {
         guard let kind = data.load(UInt8.self), let command = data.load(UInt8.self, at: 1), data.removeFirst(2) else {
             return false
         }
@@ -93,9 +114,41 @@ struct NetworkControl: ~Copyable {
             let wanted = FeatureSet(rawValue: UInt128(bits))
             guard features.intersection(.guestOffloads).isSuperset(of: wanted) else { return false }
             return port.attachment.tap.setOffloads(wanted.tapOffloads)
+        case (Class.coalescing, Command.setTransmit) where features.contains(.typeCoalescing):
+            guard data.byteCount == 8, let parameters = Self.parameters(data, at: 0) else { return false }
+            port.setCoalescing(ofAll: QueueLayout.transmit(ofPair: 0), parameters)
+            return true
+        case (Class.coalescing, Command.setReceive) where features.contains(.typeCoalescing):
+            guard data.byteCount == 8, let parameters = Self.parameters(data, at: 0) else { return false }
+            port.setCoalescing(ofAll: QueueLayout.receive(ofPair: 0), parameters)
+            return true
+        case (Class.coalescing, Command.setQueue) where features.contains(.queueCoalescing):
+            guard data.byteCount == 12, let queue = Self.dataQueue(data, port, features),
+                let parameters = Self.parameters(data, at: 4)
+            else { return false }
+            port.coalescing[queue].parameters = parameters
+            return true
+        case (Class.coalescing, Command.getQueue) where features.contains(.queueCoalescing):
+            guard let queue = Self.dataQueue(data, port, features) else { return false }
+            result = port.coalescing[queue].parameters
+            return true
         default:
             return false
         }
+    }
+
+    private static func parameters(_ data: IOVectors, at offset: UInt64) -> CoalescingParameters? {
+        guard let packets = data.load(UInt32.self, at: offset), let time = data.load(UInt32.self, at: offset + 4) else {
+            return nil
+        }
+        return CoalescingParameters(packets: packets, microseconds: time)
+    }
+
+    /// The receive or transmit queue that a command is about; nil if the driver has none of that number.
+    private static func dataQueue(_ data: IOVectors, _ port: NetworkPort, _ features: FeatureSet) -> Int? {
+        let layout = QueueLayout(pairs: features.contains(.networkMultiqueue) ? port.counters.pairs.count : 1)
+        guard let queue = data.load(UInt16.self), Int(queue) < layout.control else { return nil }
+        return Int(queue)
     }
 
     /// Two lists, each a 32-bit count and as many addresses of six bytes.

@@ -140,6 +140,11 @@ final class NetworkPort: Sendable {
     private let removed = Atomic<Bool>(false)
     /// The interface's, as the host has it now.
     private let linkMTU: Atomic<Int>
+    /// Of receive and transmit of each pair. The first pair's thread sets them.
+    let coalescing: [QueueCoalescing]
+    /// What all receive, and all transmit queues were set to; a queue that was reset has it again.
+    private let receiveCoalescing = QueueCoalescing()
+    private let transmitCoalescing = QueueCoalescing()
     /// While a driver is active.
     private let interrupt = Guarded<ConfigurationInterrupt?>(nil)
 
@@ -160,6 +165,7 @@ final class NetworkPort: Sendable {
         let mtu = Self.possibleMTU(attachment.mtu)
         let pairs = attachment.tap.queues.count
         counters = NetworkCounters(pairs: pairs)
+        coalescing = (0..<QueueLayout(pairs: pairs).control).map { _ in QueueCoalescing() }
         self.attachment = attachment
         var fields = [UInt8](repeating: 0, count: Field.size)
         fields.replaceSubrange(Field.address, with: address.bytes)
@@ -251,6 +257,33 @@ final class NetworkPort: Sendable {
         // Last: the driver's interrupt comes first.
         events.report(
             .link(isUp: isUp), isUp ? .notice : .warning, "the link is \(isUp ? "up again" : "down"): \(reason)")
+    }
+
+    // MARK: Coalescing
+
+    private static func isReceive(_ queue: Int) -> Bool { queue == QueueLayout.receive(ofPair: queue / 2) }
+
+    private func common(to queue: Int) -> QueueCoalescing {
+        Self.isReceive(queue) ? receiveCoalescing : transmitCoalescing
+    }
+
+    /// Sets the parameters of all receive or of all transmit queues.
+    func setCoalescing(ofAll queue: Int, _ parameters: CoalescingParameters) {
+        common(to: queue).parameters = parameters
+        for index in coalescing.indices where Self.isReceive(index) == Self.isReceive(queue) {
+            coalescing[index].parameters = parameters
+        }
+    }
+
+    /// A queue was reset, and has the parameters of all (virtio 1.3 §5.1.6.5.11.2).
+    func restoreCoalescing(ofQueue queue: Int) { coalescing[queue].parameters = common(to: queue).parameters }
+
+    /// After a reset of the device nothing is delayed.
+    func resetCoalescing(ofPair pair: Int) {
+        if pair == 0 { (receiveCoalescing.parameters, transmitCoalescing.parameters) = (.none, .none) }
+        for queue in [QueueLayout.receive(ofPair: pair), QueueLayout.transmit(ofPair: pair)] {
+            coalescing[queue].parameters = .none
+        }
     }
 
     func setInterrupt(_ new: ConfigurationInterrupt?) { interrupt.withLock { $0 = new } }

@@ -16,6 +16,9 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         static let again = DeviceWorkerToken.firstOfEngine + 1
         /// The host has said something about its interfaces.
         static let link = DeviceWorkerToken.firstOfEngine + 2
+        /// The delay of an interrupt is over.
+        static let receiveTimer = DeviceWorkerToken.firstOfEngine + 3
+        static let transmitTimer = DeviceWorkerToken.firstOfEngine + 4
     }
 
     private let port: NetworkPort
@@ -46,6 +49,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     init(port: NetworkPort, pair: Int, queueSizes: [UInt16], others: PairSwitch?) throws(SystemCallError) {
         let again = try EventFD()
         let spill = try ReceivePath.makeSpill()
+        let receiveCoalescer = try InterruptCoalescer(port.coalescing[QueueLayout.receive(ofPair: pair)])
+        let transmitCoalescer = try InterruptCoalescer(port.coalescing[QueueLayout.transmit(ofPair: pair)])
         self.again = again
         self.port = port
         self.pair = pair
@@ -58,10 +63,11 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         tap = tapQueue.number
         let headerSize = port.attachment.tap.headerSize
         receive = ReceivePath(
-            tap: tap, headerSize: headerSize, spill: spill, counters: port.counters, pair: pair, events: port.events)
+            tap: tap, headerSize: headerSize, spill: spill, coalescer: receiveCoalescer, counters: port.counters,
+            pair: pair, events: port.events)
         transmit = TransmitPath(
-            tap: tap, headerSize: headerSize, queueSize: queueSizes[transmitQueue], counters: port.counters, pair: pair,
-            events: port.events)
+            tap: tap, headerSize: headerSize, queueSize: queueSizes[transmitQueue], coalescer: transmitCoalescer,
+            counters: port.counters, pair: pair, events: port.events)
         control = NetworkControl(queueSize: controlQueueSize, pairs: others)
     }
 
@@ -72,9 +78,13 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // Before the driver looks: the link may be down already.
         watchLink(epoll)
         // Without this eventfd a long queue could stall; adding it fails only for lack of kernel memory.
-        do throws(SystemCallError) { try epoll.add(again.rawValue, .input, token: Token.again) } catch {
-            return fail(error)
-        }
+        do throws(SystemCallError) {
+            try epoll.add(again.rawValue, .input, token: Token.again)
+            if !activation.features.isDisjoint(with: .coalescing) {
+                try epoll.add(receive.timer, .input, token: Token.receiveTimer)
+                try epoll.add(transmit.timer, .input, token: Token.transmitTimer)
+            }
+        } catch { return fail(error) }
         // Frames from before the driver, which no offload of its can have shaped; then those for this driver.
         if receive.discard(withoutDriver: true) == .gone { lose() }
         if pair == 0 {
@@ -114,7 +124,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         wanted = []
         isPaused = false
         watch(epoll)
-        epoll.remove(again.rawValue)
+        for descriptor in [again.rawValue, receive.timer, transmit.timer] { epoll.remove(descriptor) }
+        port.resetCoalescing(ofPair: pair)
         isReceiving = false
         if pair == 0 {
             // The next driver starts without, and with one pair.
@@ -130,9 +141,11 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         switch index {
         case receiveQueue:
             receive.stop()
+            port.restoreCoalescing(ofQueue: index)
             wanted.remove(.input)
         case transmitQueue:
             transmit.stop()
+            port.restoreCoalescing(ofQueue: index)
             wanted.remove(.output)
         default:
             control.stop()
@@ -177,6 +190,9 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     mutating func pause(epoll: borrowing Epoll) {
         isPaused = true
+        // Nothing is left to be done in the pause.
+        receive.flushInterrupt()
+        transmit.flushInterrupt()
         watch(epoll)
     }
 
@@ -205,13 +221,16 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         }
         // An event from before a reset.
         guard activation != nil else { return }
-        if token == Token.again {
+        switch token {
+        case Token.receiveTimer: receive.expireTimer()
+        case Token.transmitTimer: transmit.expireTimer()
+        case Token.again:
             again.drain()
             // After a pause each queue is looked at.
             guard !isPaused else { return }
             if !wanted.contains(.output) { try moveOut() }
             try serveControl()
-        } else {
+        default:
             // An event from before the pause; the TAP has it again afterwards.
             guard !isPaused else { return }
             if events.contains(.input), wanted.contains(.input) { try moveIn() }

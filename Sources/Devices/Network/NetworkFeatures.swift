@@ -32,6 +32,11 @@ extension FeatureSet {
     /// VIRTIO_NET_F_MQ: there are several pairs of queues, and the driver says how many it uses.
     public static let networkMultiqueue = FeatureSet(bit: 22)
     public static let controlMACAddress = FeatureSet(bit: 23)
+    /// VIRTIO_NET_F_VQ_NOTF_COAL (virtio 1.3): the driver says for each queue how its interrupts are coalesced.
+    public static let queueCoalescing = FeatureSet(bit: 52)
+    /// VIRTIO_NET_F_NOTF_COAL: the same for all receive, and for all transmit queues.
+    public static let typeCoalescing = FeatureSet(bit: 53)
+    static let coalescing: FeatureSet = [.queueCoalescing, .typeCoalescing]
 
     /// What a driver may take from the device; CTRL_GUEST_OFFLOADS uses the same bits (§5.1.6.5.6).
     static let guestOffloads: FeatureSet = [.guestChecksum, .guestTSO4, .guestTSO6, .guestECN, .guestUFO]
@@ -49,7 +54,10 @@ extension FeatureSet {
             && requires(Self.hostSegmentation, anyOf: .checksum)
             && requires(.hostECN, anyOf: [.hostTSO4, .hostTSO6])
             && requires(
-                [.controlReceiveMode, .controlMACAddress, .controlGuestOffloads, .networkMultiqueue],
+                [
+                    .controlReceiveMode, .controlMACAddress, .controlGuestOffloads, .networkMultiqueue,
+                    .queueCoalescing, .typeCoalescing,
+                ],
                 anyOf: .controlQueue)
     }
 
@@ -69,6 +77,7 @@ extension FeatureSet {
     static func offered(before tap: borrowing TAPDevice, withOffloads: Bool) -> FeatureSet {
         var features: FeatureSet = [
             .mac, .linkStatus, .mtu, .mergeableBuffers, .controlQueue, .controlReceiveMode, .controlMACAddress,
+            .queueCoalescing, .typeCoalescing,
         ]
         if tap.queues.count > 1 { features.insert(.networkMultiqueue) }
         // Without a header there is no way to say that something was left undone.

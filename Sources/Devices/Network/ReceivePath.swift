@@ -61,6 +61,7 @@ struct ReceivePath: ~Copyable {
     private let spill: Mapping
     private var queue: Virtqueue?
     private var interrupt: QueueInterrupt?
+    private var coalescer: InterruptCoalescer
     private var window = BufferWindow()
     private var pending: Pending?
     private var tally = Tally()
@@ -68,12 +69,14 @@ struct ReceivePath: ~Copyable {
 
     /// - Parameters:
     ///   - spill: from ``makeSpill()``.
+    ///   - coalescer: of the receive queue.
     ///   - pair: whose frames are counted.
     init(
-        tap: Int32, headerSize: Int, spill: consuming Mapping, counters: NetworkCounters, pair: Int = 0,
-        events: DeviceEvents
+        tap: Int32, headerSize: Int, spill: consuming Mapping, coalescer: consuming InterruptCoalescer,
+        counters: NetworkCounters, pair: Int, events: DeviceEvents
     ) {
         self.events = events
+        self.coalescer = coalescer
         self.tap = tap
         self.headerSize = headerSize
         self.spill = spill
@@ -96,6 +99,7 @@ struct ReceivePath: ~Copyable {
     /// Gives the queue up; a frame that waits for buffers is lost and counted.
     mutating func stop() {
         queue = nil
+        _ = coalescer.flush()
         window.removeAll()
         dropPending()
     }
@@ -119,11 +123,21 @@ struct ReceivePath: ~Copyable {
             outcome = try move(&queue, &budget)
         }
         // Before the driver sees the frames, so that no figure is behind what it knows.
+        let frames = Int(tally.frames)
         count(activation.counters)
-        if queue.publish() { interrupt?.signal() }
+        if coalescer.isDue(after: frames, isWanted: queue.publish()) { interrupt?.signal() }
         self.queue = consume queue
         return outcome
     }
+
+    /// For the thread's epoll instance; see ``expireTimer()``.
+    var timer: Int32 { coalescer.timer.rawValue }
+
+    /// The timer is readable: the delay of an interrupt is over.
+    mutating func expireTimer() { if coalescer.expire() { interrupt?.signal() } }
+
+    /// Signals an interrupt that is delayed.
+    mutating func flushInterrupt() { if coalescer.flush() { interrupt?.signal() } }
 
     private mutating func move(_ queue: inout Virtqueue, _ budget: inout Int) throws(VirtqueueError) -> Outcome {
         while budget > 0 {

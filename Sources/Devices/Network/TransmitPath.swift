@@ -40,14 +40,20 @@ struct TransmitPath: ~Copyable {
     private let pool: IOVectorPool
     private var queue: Virtqueue?
     private var interrupt: QueueInterrupt?
+    private var coalescer: InterruptCoalescer
     private var tally = Tally()
     /// What the driver negotiated.
     var features: FeatureSet = []
 
-    /// - Parameter pair: whose frames are counted.
-    init(tap: Int32, headerSize: Int, queueSize: UInt16, counters: NetworkCounters, pair: Int = 0, events: DeviceEvents)
-    {
+    /// - Parameters:
+    ///   - coalescer: of the transmit queue.
+    ///   - pair: whose frames are counted.
+    init(
+        tap: Int32, headerSize: Int, queueSize: UInt16, coalescer: consuming InterruptCoalescer,
+        counters: NetworkCounters, pair: Int, events: DeviceEvents
+    ) {
         self.events = events
+        self.coalescer = coalescer
         self.tap = tap
         self.headerSize = headerSize
         self.counters = counters
@@ -61,7 +67,19 @@ struct TransmitPath: ~Copyable {
         self.interrupt = interrupt
     }
 
-    mutating func stop() { queue = nil }
+    mutating func stop() {
+        queue = nil
+        _ = coalescer.flush()
+    }
+
+    /// For the thread's epoll instance; see ``expireTimer()``.
+    var timer: Int32 { coalescer.timer.rawValue }
+
+    /// The timer is readable: the delay of an interrupt is over.
+    mutating func expireTimer() { if coalescer.expire() { interrupt?.signal() } }
+
+    /// Signals an interrupt that is delayed.
+    mutating func flushInterrupt() { if coalescer.flush() { interrupt?.signal() } }
 
     /// Moves frames until queue or TAP takes no more, or for a while.
     /// - Parameter isLinkUp: frames are dropped when it is not.
@@ -75,7 +93,7 @@ struct TransmitPath: ~Copyable {
         } while outcome == .drained && queue.enableNotifications()
         // Before the driver sees that they are done, so that no figure is behind what it knows.
         count(activation.counters)
-        if queue.publish() { interrupt?.signal() }
+        if coalescer.isDue(after: Self.budget - budget, isWanted: queue.publish()) { interrupt?.signal() }
         self.queue = consume queue
         return outcome
     }
