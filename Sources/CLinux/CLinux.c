@@ -12,6 +12,10 @@ int clinux_open_below(int directory, const char *path, int flags) {
     return (int)syscall(SYS_openat2, directory, path, &how, sizeof how);
 }
 
+ssize_t clinux_read_cached(int fd, const struct iovec *vectors, int count, off_t offset) {
+    return preadv2(fd, vectors, count, offset, RWF_NOWAIT);
+}
+
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length) { return fallocate(fd, mode, offset, length); }
 
 int clinux_is_cached(int fd, off_t offset, size_t length) {

@@ -70,7 +70,7 @@ import Testing
         queues: Int, error: Int32
     ) throws {
         let reports = Reports()
-        let path = disk.path
+        let path = disk.path, contents = contents
         // The filter is for good: a thread of its own, and those that it starts, have it.
         let thread = try Thread.start(name: "refused", stackSize: 1 << 20) {
             guard fail_system_call(io_uring_enter_number(), error) == 0 else {
@@ -89,8 +89,12 @@ import Testing
                 for _ in 0..<2 {
                     for queue in 0..<queues {
                         driver.queue = queue
-                        let read = try driver.request(BlockRequestType.read, in: 512)
-                        let write = try driver.request(BlockRequestType.write, out: [UInt8](repeating: 1, count: 512))
+                        // A small one that is alone needs no ring.
+                        let lone = try driver.request(BlockRequestType.read, in: 512)
+                        #expect(lone.status == 0 && lone.data == Array(contents[..<512]), "queue \(queue)")
+                        let bytes = [UInt8](repeating: 1, count: 128 << 10)
+                        let read = try driver.request(BlockRequestType.read, in: bytes.count)
+                        let write = try driver.request(BlockRequestType.write, out: bytes)
                         let flush = try driver.request(BlockRequestType.flush)
                         #expect(read.status == 1 && write.status == 1 && flush.status == 1, "queue \(queue)")
                     }

@@ -14,6 +14,8 @@ int clinux_open_below(int directory, const char *path, int flags);
 
 // GNU extensions; see the manual page of the name behind the prefix.
 int clinux_memfd_create(const char *name, unsigned flags);
+/// preadv2(2) with RWF_NOWAIT: EAGAIN, or fewer bytes, where it would have to wait for a disk.
+ssize_t clinux_read_cached(int fd, const struct iovec *vectors, int count, off_t offset);
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length);
 /// Whether the page cache has at least half of a range of a file, of at most 2 MiB with its pages (mincore(2)); also when it may not be asked.
 int clinux_is_cached(int fd, off_t offset, size_t length);

@@ -30,9 +30,11 @@ internal import Linux
     }
 
     /// An engine whose system calls are a test's.
-    init(_ image: DiskImage, depth: Int, segments: Int, calls: FileCalls) throws(DiskImageError) {
+    init(
+        _ image: DiskImage, depth: Int, segments: Int, calls: FileCalls, usesRing: Bool = false
+    ) throws(DiskImageError) {
         try self.init(
-            SharedImage(image, calls: calls, isExclusive: true), depth: depth, segments: segments, usesRing: false)
+            SharedImage(image, calls: calls, isExclusive: true), depth: depth, segments: segments, usesRing: usesRing)
     }
 
     /// One of several engines of an image. Parameters are as those of an engine with an image of its own.

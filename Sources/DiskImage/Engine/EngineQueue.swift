@@ -9,8 +9,9 @@ internal import Linux
 struct EngineQueue: ~Copyable {
     /// Signalled by other engines; nil for the only engine of an image.
     private let wakeup: AttachedEngine.Wakeup?
-    /// Where operations are carried out.
+    /// Where operations are carried out, but for a ``LoneTransfer``.
     let io: IOQueue
+    private var lone: LoneTransfer
     /// Indicates whether the queue watches the wakeup. The owner's thread has it do so, with its first request: before
     /// that nobody calls.
     private(set) var isListening = false
@@ -31,18 +32,46 @@ struct EngineQueue: ~Copyable {
         static let cancellation = UInt64.max - 1
     }
 
-    init(_ io: consuming IOQueue, wakeup: AttachedEngine.Wakeup?) {
+    /// Bytes of a read from which on a copy out of the page cache takes longer than having another thread do it.
+    private static let asideLength: UInt64 = 256 << 10
+
+    init(_ io: consuming IOQueue, wakeup: AttachedEngine.Wakeup?, calls: FileCalls) {
         self.wakeup = wakeup
+        lone = LoneTransfer(calls: calls)
         self.io = io
     }
 
     // MARK: - Submitting
 
+    /// Queues a transfer. Here and in ``submit(outstanding:)`` is decided how it is carried out: by a system call of
+    /// this thread, in the ring, or in the ring by a thread of the kernel's.
+    /// - Parameter isAlone: whether the queue has no other operation.
+    mutating func begin(_ transfer: FileTransfer, isAlone: Bool) throws(SystemCallError) {
+        if isAlone, lone.suits(transfer), io.allowsCall(transfer.file) { return lone.hold(transfer) }
+        // Copies out of the page cache: this thread would do one after the other.
+        let isAside = transfer.isCached && transfer.length >= Self.asideLength && !isAlone
+        try queue(transfer, isAside: isAside)
+    }
+
+    private func queue(_ transfer: FileTransfer, isAside: Bool = false) throws(SystemCallError) {
+        let (file, segments, offset, token) = (transfer.file, transfer.segments, transfer.offset, transfer.token)
+        if transfer.isRead {
+            try io.read(file, segments, at: offset, token: token, isAside: isAside)
+        } else {
+            try io.write(file, segments, at: offset, token: token)
+        }
+    }
+
     /// Hands what was queued to the kernel.
-    /// - Returns: false where it did not take it; then ``reclaim()`` gives that back.
-    mutating func submit() -> Bool {
+    /// - Parameter outstanding: operations that the queue has.
+    /// - Returns: false where it did not take it; then ``reclaim(below:)`` gives that back.
+    mutating func submit(outstanding: Int) -> Bool {
         unsubmitted = 0
         do throws(SystemCallError) {
+            if let transfer = lone.held, outstanding > 1 || !lone.carryOut() {
+                try queue(transfer)
+                lone.release()
+            }
             try io.submit()
             return true
         } catch {
@@ -67,6 +96,7 @@ struct EngineQueue: ~Copyable {
     /// The index of an operation that the queue holds and did not get rid of: nobody would ever hear of it again.
     /// - Parameter count: operations, whose tokens are below it.
     mutating func reclaim(below count: Int) -> Int32? {
+        if let transfer = lone.release() { return Int32(truncatingIfNeeded: transfer.token) }
         while let token = io.reclaim() {
             if token == Token.wakeup { isListening = false }
             // One of the engine's, unless it is the wakeup's or a cancellation's.
@@ -75,10 +105,26 @@ struct EngineQueue: ~Copyable {
         return nil
     }
 
+    /// Operations that were begun and that are neither done nor with the kernel.
+    /// - Parameter limit: those with smaller tokens are counted.
+    func queued(below limit: UInt64) -> Int {
+        let held = lone.held.map { $0.token < limit } == true ? 1 : 0
+        return held + io.queued(below: limit)
+    }
+
+    /// Gives up an operation, as ``IOQueue/cancel(_:token:)`` does.
+    mutating func cancel(_ target: UInt64) {
+        if !lone.cancel(target) { io.cancel(target, token: Token.cancellation) }
+    }
+
     // MARK: - Completions
 
+    /// Indicates whether a transfer has ended, of which the descriptor tells nothing.
+    var hasEnded: Bool { lone.hasEnded }
+
     /// An operation that the queue has no more, with bytes done or a negative errno value.
-    mutating func nextCompletion() -> (index: Int32, result: Int)? {
+    @inline(__always) mutating func nextCompletion() -> (index: Int32, result: Int)? {
+        if let ended = lone.takeEnded() { return (Int32(truncatingIfNeeded: ended.token), ended.result) }
         while let completion = io.nextCompletion() {
             switch completion.token {
             case Token.wakeup: listen()
@@ -104,6 +150,7 @@ struct EngineQueue: ~Copyable {
     /// Waits for completions, of which some are outstanding, or a wakeup.
     /// - Parameter isExclusive: whether there are no other engines.
     mutating func wait(for outstanding: Int, isExclusive: Bool) throws(SystemCallError) {
+        if lone.hasEnded { return }
         if outstanding <= Waking.fewest, waking.spins(io) { return }
         // Of many several at a time: each waking costs as much as a request. None of them waits for anybody else.
         try io.wait(for: isExclusive ? max(1, outstanding / Waking.share) : 1)
@@ -111,6 +158,7 @@ struct EngineQueue: ~Copyable {
 
     /// Waits for a completion or a wakeup. A queue that takes no calls any more ends what it has all the same.
     func waitWhateverHappens() {
+        if lone.hasEnded { return }
         if (try? io.wait()) != nil { return }
         var entries = [pollfd(fd: io.rawValue, events: Int16(POLLIN), revents: 0)]
         if let wakeup { entries.append(pollfd(fd: wakeup.event.rawValue, events: Int16(POLLIN), revents: 0)) }
@@ -127,7 +175,8 @@ struct EngineQueue: ~Copyable {
     ///   - count: operations, whose tokens are below it; the last is the commit's.
     /// - Returns: the errno value of a commit that failed: what the host could not store it may have forgotten. Else 0.
     func drain(_ outstanding: Int, of count: Int) -> Int32 {
-        var left = outstanding
+        // A lone transfer is none of the kernel's: it has ended, or was not submitted.
+        var left = lone.isIdle ? outstanding : outstanding - 1
         var failure: Int32 = 0
         io.drain(within: 0)
         var takesCalls = true

@@ -54,6 +54,17 @@ enum IOQueue: ~Copyable {
         }
     }
 
+    /// Indicates whether a transfer with a file may be a system call of the owner's instead: the result is the same.
+    func allowsCall(_ file: Int32) -> Bool {
+        switch self {
+        case .ring: true
+        // All of them are.
+        case .synchronous: false
+        case .remote: false
+        case .layered(let queues): queues.allowsCall(file)
+        }
+    }
+
     // The segments, and the memory that they are about, stay until the operation's completion: hence the ring may have their addresses.
 
     /// - Parameter isAside: as ``IORing/read(_:_:count:at:token:isAside:)`` has it, where there is a ring.

@@ -33,8 +33,6 @@ internal import Linux
     private static let zeroesSize = 64 << 10
     /// How often `EAGAIN` is taken for something that passes.
     private static let maximumRetries: Int32 = 1000
-    /// Bytes of a read from which on a copy takes longer than having another thread do it.
-    private static let asideLength: UInt64 = 256 << 10
     /// Milliseconds for a server to end what it has; it may never answer.
     private static let endTime = 1000
 
@@ -142,17 +140,17 @@ internal import Linux
         let segments = self.segments(for: index, length: call)
         slots[index].submitted = call
         budget.queue(call)
+        // A load is of metadata, or of a compressed cluster.
+        let isLoad = kind == .load
         let file =
-            kind == .load
+            isLoad
             ? image.descriptor(layer, for: segments, offset: offset)
             : image.dataDescriptor(layer, for: segments, offset: offset)
-        if kind == .read || kind == .load {
-            // Copies out of the page cache: this thread would do one after the other.
-            let isAside = left >= Self.asideLength && outstanding > 1 && file == image.dataDescriptor(layer)
-            try queue.io.read(file, segments, at: offset, token: token, isAside: isAside)
-        } else {
-            try queue.io.write(file, segments, at: offset, token: token)
-        }
+        let isCached = file == (isLoad ? image.descriptor(layer) : image.dataDescriptor(layer))
+        let transfer = FileTransfer(
+            isRead: isLoad || kind == .read, file: file, isCached: isCached, segments: segments, offset: offset,
+            length: call, token: token)
+        try queue.begin(transfer, isAlone: outstanding == 1)
     }
 
     /// The segments for the next bytes of an operation. They are stable until the operation is next put into the queue.
@@ -264,7 +262,7 @@ internal import Linux
 
     /// Hands what was queued to the kernel. What it does not take ends with an error.
     mutating func submit() {
-        if queue.submit() { return }
+        if queue.submit(outstanding: outstanding) { return }
         while let index = queue.reclaim(below: slots.count) { endUnqueued(index) }
     }
 
@@ -277,9 +275,11 @@ internal import Linux
     mutating func takeSubmissionError() -> SystemCallError? { queue.takeError() }
 
     /// Indicates whether an operation has ended without making the descriptor readable, so that its result must be taken
-    /// now: one that the queue refused, or a system call, which is executed at once. After the end of the owner's turn
-    /// the descriptor is readable for the latter.
-    var hasEnded: Bool { !unqueued.isEmpty || queue.io.hasCompletion && !budget.isTurnOver }
+    /// now: one that the queue refused, or a system call, which is executed at once. Where all of them are system calls
+    /// the descriptor is readable after the end of the owner's turn.
+    var hasEnded: Bool {
+        !unqueued.isEmpty || queue.hasEnded || queue.io.hasCompletion && !budget.isTurnOver
+    }
 
     var usesRing: Bool { queue.io.isRing }
     var descriptor: Int32 { queue.io.rawValue }
@@ -310,7 +310,7 @@ internal import Linux
     /// For tests.
     var bytesInFlight: UInt64 { budget.bytesInFlight }
     var maximumBytesInFlight: UInt64 { budget.maximumBytesInFlight }
-    func queued(below limit: UInt64) -> Int { queue.io.queued(below: limit) }
+    func queued(below limit: UInt64) -> Int { queue.queued(below: limit) }
 
     // MARK: - Giving up
 
@@ -328,9 +328,9 @@ internal import Linux
     }
 
     /// Has the kernel give back what it has not begun.
-    func cancelAll() {
+    mutating func cancelAll() {
         for index in slots.indices where slots[index].isActive && isCancelled(slots[index].kind) {
-            queue.io.cancel(UInt64(index), token: EngineQueue.Token.cancellation)
+            queue.cancel(UInt64(index))
         }
     }
 

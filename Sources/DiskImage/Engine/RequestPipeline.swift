@@ -36,7 +36,8 @@ struct RequestPipeline: ~Copyable {
         let attachment = AttachedEngine(
             requests: depth + copies.count, operations: OperationTable.count(depth: depth), wakeup: wakeup)
         let operations = try OperationTable(
-            attachment.operations, shared.image, EngineQueue(queue, wakeup: wakeup), segments: segments, share: share)
+            attachment.operations, shared.image, EngineQueue(queue, wakeup: wakeup, calls: shared.calls),
+            segments: segments, share: share)
         try shared.attach(attachment)
         self.shared = shared
         self.attachment = attachment

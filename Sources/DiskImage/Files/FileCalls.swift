@@ -11,6 +11,11 @@ internal import Glibc
     var synchronize: @Sendable (Int32) -> Int
     var allocate: @Sendable (Int32, Int32, off_t, off_t) -> Int
     var truncate: @Sendable (Int32, off_t) -> Int = { file, size in outcome(Int(ftruncate(file, size))) }
+    /// Reads without waiting for a disk: `EAGAIN`, or fewer bytes, where it would have to.
+    var readCached: @Sendable (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int = { file, vectors, count, offset in
+        // The pointer goes straight to the kernel, which looks at `count` vectors.
+        unsafe outcome(clinux_read_cached(file, vectors, count, offset))
+    }
     /// Hears of work on bytes before it is done, in the engine's thread.
     var bulkWork: (@Sendable (BulkWork) -> Void)?
 
@@ -30,6 +35,11 @@ internal import Glibc
     func write(_ file: Int32, _ segments: IOSegments, at offset: UInt64) -> Int {
         // As above.
         unsafe write(file, segments.vectors, Int32(clamping: segments.count), off_t(truncatingIfNeeded: offset))
+    }
+
+    func readCached(_ file: Int32, _ segments: IOSegments, at offset: UInt64) -> Int {
+        // As above.
+        unsafe readCached(file, segments.vectors, Int32(clamping: segments.count), off_t(truncatingIfNeeded: offset))
     }
 
     /// Reads or writes one piece of memory.

@@ -29,6 +29,8 @@ final class LayeredIO: @unchecked Sendable {
 
     var hasCompletion: Bool { files.hasCompletion || !remote.ended.isEmpty }
 
+    func allowsCall(_ file: Int32) -> Bool { file != number && files.allowsCall(file) }
+
     /// The segments and their memory stay until the completion.
     func read(
         _ file: Int32, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAside: Bool
