@@ -93,7 +93,7 @@ struct Command: ParsableCommand {
                 ? message + negative : message
         }
         guard found.hasPrefix("Unknown option ") else { return message }
-        guard let number = found.firstRange(of: "'-")?.upperBound, found[number...].first?.isNumber == true else {
+        guard let number = found.firstOccurrence(of: "'-")?.upperBound, found[number...].first?.isNumber == true else {
             return found
         }
         return found + negative

@@ -66,7 +66,7 @@ struct NBDFailure: Error, Equatable {
         guard let text = unsafe nbd_get_error() else { return NBDFailure("the connection was closed", errno: error) }
         var reason = unsafe String(cString: text)[...]
         // It begins with the name of the function, which says nothing to who reads it.
-        if reason.hasPrefix("nbd_"), let end = reason.firstRange(of: ": ") { reason = reason[end.upperBound...] }
+        if reason.hasPrefix("nbd_"), let end = reason.firstOccurrence(of: ": ") { reason = reason[end.upperBound...] }
         return NBDFailure(String(reason), errno: error)
     }
 }

@@ -215,12 +215,12 @@ extension NBDDisk {
     private func explained(_ failure: NBDFailure) -> String {
         let text = failure.reason
         // NBD_REP_ERR_TLS_REQD comes before the server says more.
-        if location.security == nil, text.contains("TLS") || text.contains("tls") {
+        if location.security == nil, text.firstOccurrence(of: "TLS") != nil || text.firstOccurrence(of: "tls") != nil {
             return "\(text); the server requires TLS: use nbds:"
         }
         // Without a name libnbd takes that of who is logged in.
         if let security = location.security, security.keyFile != nil, security.user == nil,
-            text.contains("getlogin") || text.contains("gnutls")
+            text.firstOccurrence(of: "getlogin") != nil || text.firstOccurrence(of: "gnutls") != nil
         {
             return "\(text); specify the user of the key: nbds://USER@…"
         }

@@ -57,7 +57,7 @@ struct NBDLocation: Sendable, Equatable {
             return plain
         }
 
-        guard let start = text.firstRange(of: "://") else { throw wrong("no // after the colon") }
+        guard let start = text.firstOccurrence(of: "://") else { throw wrong("no // after the colon") }
         let scheme = text[..<start.lowerBound]
         let isLocal = scheme.hasSuffix("+unix")
         var rest = text[start.upperBound...]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import ArgumentParser
+internal import Linux
 
 /// How the shells complete the values of `swkvm run`'s options that the parser has no word for.
 ///
@@ -112,7 +113,7 @@ enum CompletionScript {
             if let call = call(
                 in: line, between: "{local -a list;list=(${(f)\"$(", and: ")\"});_describe -V \"\" list}")
             {
-                lines.append(line.prefix(upTo: line.firstRange(of: "{local -a list")!.lowerBound) + "{\(call)}'")
+                lines.append(line.prefix(upTo: line.firstOccurrence(of: "{local -a list")!.lowerBound) + "{\(call)}'")
             } else {
                 lines.append(line)
             }
@@ -139,26 +140,31 @@ enum CompletionScript {
         for (option, others) in [
             ("--iter-time", "--iterations"), ("--iterations", "--iter-time"), ("--no-backing", "-b --backing"),
         ]
-        where line.firstRange(of: "'\(option)") != nil && (isRebase || option != "--no-backing") {
-            return Substring(line.replacing("'\(option)", with: "'(\(others))\(option)", maxReplacements: 1))
+        where line.firstOccurrence(of: "'\(option)") != nil && (isRebase || option != "--no-backing") {
+            return Substring(line.replacing(first: "'\(option)", with: "'(\(others))\(option)"))
         }
-        return isRebase ? Substring(line.replacing("'(-b --backing)'", with: "'(-b --backing --no-backing)'")) : line
+        return isRebase
+            ? Substring(line.replacing(first: "'(-b --backing)'", with: "'(-b --backing --no-backing)'")) : line
     }
 
     /// `'--name[Text]:value:…'` as `'--name=[Text]:value:…'`, and `{-f,--format}'[Text]:…'` as
     /// `{-f+,--format=}'[Text]:…'`: a value may
     /// also be in the same word.
     private static func withAttachedValues(_ line: Substring) -> Substring {
-        guard line.firstRange(of: "]:") != nil, let end = line.firstRange(of: "[")?.lowerBound else { return line }
+        guard line.firstOccurrence(of: "]:") != nil, let end = line.firstOccurrence(of: "[")?.lowerBound else {
+            return line
+        }
         let names = line[..<end]
-        if let open = names.firstRange(of: "'{")?.upperBound, let close = names.firstRange(of: "}'")?.lowerBound {
+        if let open = names.firstOccurrence(of: "'{")?.upperBound,
+            let close = names.firstOccurrence(of: "}'")?.lowerBound
+        {
             let attached = names[open..<close].split(separator: ",").map { $0 + ($0.hasPrefix("--") ? "=" : "+") }
             return names[..<open] + attached.joined(separator: ",") + line[close...]
         }
-        guard let start = names.firstRange(of: "-")?.lowerBound, names.last != "'" else { return line }
+        guard let start = names.firstOccurrence(of: "-")?.lowerBound, names.last != "'" else { return line }
         // With a value in the same word, or without one.
         if ["--hugepages", "--rng"].contains(names[start...]) {
-            return names + "=-" + line[end...].replacing("]:", with: "]::", maxReplacements: 1)
+            return names + "=-" + line[end...].replacing(first: "]:", with: "]::")
         }
         return names + (names[start...].hasPrefix("--") ? "=" : "+") + line[end...]
     }
@@ -170,10 +176,10 @@ enum CompletionScript {
         var lines: [Substring] = []
         for line in generated.split(separator: "\n", omittingEmptySubsequences: false) {
             let isFile =
-                line.firstRange(of: "-rfka '(\(listFunction) file") != nil
-                || line.firstRange(of: "-rfka '(\(wordFunction)") != nil
-            if let start = line.firstRange(of: "-rfka '(__swkvm_"),
-                let end = line.firstRange(of: ")'", in: start.upperBound)
+                line.firstOccurrence(of: "-rfka '(\(listFunction) file") != nil
+                || line.firstOccurrence(of: "-rfka '(\(wordFunction)") != nil
+            if let start = line.firstOccurrence(of: "-rfka '(__swkvm_"),
+                let end = line.firstOccurrence(of: ")'", in: start.upperBound)
             {
                 lines.append(line[..<start.lowerBound] + (isFile ? "-rF" : "-rf") + line[end.upperBound...])
             } else {
@@ -187,8 +193,8 @@ enum CompletionScript {
 
     /// The call of one of the script's own functions in a line of the parser's.
     private static func call(in line: Substring, between before: String, and after: String) -> Substring? {
-        guard let start = line.firstRange(of: before)?.upperBound,
-            let end = line.firstRange(of: after, in: start)?.lowerBound
+        guard let start = line.firstOccurrence(of: before)?.upperBound,
+            let end = line.firstOccurrence(of: after, in: start)?.lowerBound
         else { return nil }
         let call = line[start..<end]
         return call.hasPrefix(listFunction) || call.hasPrefix(wordFunction) ? call : nil
@@ -196,8 +202,8 @@ enum CompletionScript {
 }
 
 extension Substring {
-    fileprivate func firstRange(of text: String, in start: Index) -> Range<Index>? {
-        self[start...].firstRange(of: text)
+    fileprivate func firstOccurrence(of text: String, in start: Index) -> Range<Index>? {
+        self[start...].firstOccurrence(of: text)
     }
 }
 

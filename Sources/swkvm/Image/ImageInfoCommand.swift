@@ -268,13 +268,13 @@ extension ImageInformation.Snapshot {
         func padded(_ text: String, _ width: Int) -> String {
             text + String(repeating: " ", count: max(0, width - text.count))
         }
-        func trailing(_ text: String, _ width: Int) -> String {
-            String(repeating: " ", count: max(0, width - text.count)) + text
+        func trailing(_ text: String, _ width: Int, _ padding: String = " ") -> String {
+            String(repeating: padding, count: max(0, width - text.count)) + text
         }
-        func two(_ number: UInt64) -> String { trailing("\(number)", 2).replacing(" ", with: "0") }
+        func two(_ number: UInt64) -> String { trailing("\(number)", 2, "0") }
         let milliseconds = clock / 1_000_000
         let clockText =
-            "\(two(milliseconds / 3_600_000)):\(two(milliseconds / 60_000 % 60)):\(two(milliseconds / 1000 % 60)).\(trailing("\(milliseconds % 1000)", 3).replacing(" ", with: "0"))"
+            "\(two(milliseconds / 3_600_000)):\(two(milliseconds / 60_000 % 60)):\(two(milliseconds / 1000 % 60)).\(trailing("\(milliseconds % 1000)", 3, "0"))"
         return padded(ImageTool.printable(identifier), 10) + padded(ImageTool.printable(name), 15)
             + trailing(ImageTool.size(stateSize), 10)
             + trailing(date, 20) + trailing(clockText, 13) + trailing(instructions.map { "\($0)" } ?? "", 11)
