@@ -134,25 +134,28 @@ struct ReceivedMessage {
 /// - Throws: `EAGAIN` from a non-blocking socket that has none, `ENOBUFS` when some were lost.
 func receiveFromKernel(_ socket: borrowing FileDescriptor) throws(SystemCallError) -> [UInt8] {
     // The kernel's dumps come in pieces of at most 32 KiB (netlink_dump), single messages are smaller.
-    var buffer = [UInt8](repeating: 0, count: 64 << 10)
+    let capacity = 64 << 10
     while true {
         var sender = sockaddr_nl()
         var senderSize = socklen_t(MemoryLayout<sockaddr_nl>.size)
-        // The kernel writes at most the counts that are passed with the buffer and the address.
-        let count = unsafe buffer.withUnsafeMutableBytes { bytes in
-            unsafe withUnsafeMutablePointer(to: &sender) { address in
+        var count = 0
+        // The kernel writes at most the counts that are passed with the buffer and the address. What it does not write
+        // stays untouched memory.
+        let buffer = unsafe [UInt8](unsafeUninitializedCapacity: capacity) { bytes, initialized in
+            count = unsafe withUnsafeMutablePointer(to: &sender) { address in
                 unsafe address.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                    unsafe recvfrom(socket.rawValue, bytes.baseAddress, bytes.count, Int32(MSG_TRUNC), $0, &senderSize)
+                    unsafe recvfrom(socket.rawValue, bytes.baseAddress, capacity, Int32(MSG_TRUNC), $0, &senderSize)
                 }
             }
+            initialized = min(max(0, count), capacity)
         }
         if count < 0 {
             let error = SystemCallError.last("recvfrom")
             if error.errno == EINTR { continue }
             throw error
         }
-        if count > buffer.count { throw SystemCallError("recvfrom", errno: EMSGSIZE) }
+        if count > capacity { throw SystemCallError("recvfrom", errno: EMSGSIZE) }
         // Any process may send to this socket; only the kernel has port number 0.
-        if sender.nl_pid == 0 { return Array(buffer.prefix(count)) }
+        if sender.nl_pid == 0 { return Array(buffer[...]) }
     }
 }

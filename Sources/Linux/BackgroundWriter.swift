@@ -54,7 +54,9 @@ public final class BackgroundWriter: Sendable {
         private let onRoom: @Sendable () -> Void
         // All below is touched within the monitor only: hence `Sendable`.
         private let monitor = Monitor()
-        private var ring: [UInt8]
+        private let capacity: Int
+        /// Grows to the capacity as it is filled for the first time, so that memory that is never needed is not touched.
+        private var ring: [UInt8] = []
         private var start = 0
         private var count = 0
         private var wantsNotice = false
@@ -64,13 +66,17 @@ public final class BackgroundWriter: Sendable {
         init(_ descriptor: consuming FileDescriptor, capacity: Int, onRoom: @escaping @Sendable () -> Void) {
             self.descriptor = descriptor
             self.onRoom = onRoom
-            ring = [UInt8](repeating: 0, count: max(1, capacity))
+            self.capacity = max(1, capacity)
+            ring.reserveCapacity(self.capacity)
         }
 
         func take(_ bytes: Span<UInt8>) -> Int {
             monitor.locked {
-                let taken = min(bytes.count, ring.count - count)
-                for index in 0..<taken { ring[(start + count + index) % ring.count] = bytes[index] }
+                let taken = min(bytes.count, capacity - count)
+                for index in 0..<taken {
+                    let place = (start + count + index) % capacity
+                    if place == ring.count { ring.append(bytes[index]) } else { ring[place] = bytes[index] }
+                }
                 if taken > 0, count == 0 { monitor.broadcast() }
                 count += taken
                 if taken < bytes.count { wantsNotice = true }
@@ -103,11 +109,12 @@ public final class BackgroundWriter: Sendable {
             }
         }
 
-        /// What is to be written next, which stays in the ring until it is; nil when the thread is to end.
+        /// A copy of what is to be written next, which stays in the ring until it is; nil when the thread is to end. A
+        /// slice of the ring would have the next byte that is taken copy all of the ring.
         private func nextPiece() -> ArraySlice<UInt8>? {
             monitor.locked {
                 while count == 0, !isClosing { monitor.wait() }
-                return isClosing ? nil : ring[start..<min(start + count, ring.count, start + 4096)]
+                return isClosing ? nil : Array(ring[start..<min(start + count, capacity, start + 4096)])[...]
             }
         }
 
@@ -129,8 +136,9 @@ public final class BackgroundWriter: Sendable {
         /// Removes from the ring what is done with.
         private func remove(_ written: Int) {
             let isNoticed = monitor.locked {
-                start = (start + written) % ring.count
                 count -= written
+                // An empty ring is filled from its beginning: in the memory that was used before.
+                start = count == 0 ? 0 : (start + written) % capacity
                 defer { if written > 0 { wantsNotice = false } }
                 return written > 0 && wantsNotice
             }

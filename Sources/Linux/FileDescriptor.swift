@@ -179,11 +179,11 @@ public func readFile(_ path: String, limit: Int) throws(SystemCallError) -> [UIn
 
 /// The same for a file that is open, from its beginning, whatever was read of it before; any thread.
 public func readFile(_ file: borrowing FileDescriptor, limit: Int) throws(SystemCallError) -> [UInt8] {
-    // The files of /proc come a page at a time, whatever room they are given.
-    var contents = [UInt8](repeating: 0, count: 64 << 10)
+    // The files of /proc come a page at a time, whatever room they are given, and most of them have less.
+    var contents = [UInt8](repeating: 0, count: 4096)
     var count = 0
     while true {
-        if count == contents.count { contents += [UInt8](repeating: 0, count: count) }
+        if count == contents.count { contents += [UInt8](repeating: 0, count: max(count, 60 << 10)) }
         let got = try retryingInterrupts("read") {
             // The room behind the bytes that are there already.
             unsafe contents.withUnsafeMutableBytes {

@@ -207,19 +207,25 @@ struct SerialState {
 
 /// A first-in, first-out queue of bytes with a fixed capacity.
 struct ByteQueue {
-    private var storage: [UInt8]
+    private let capacity: Int
+    /// Grows to the capacity as it is filled for the first time, so that memory that is never needed is not touched.
+    private var storage: [UInt8] = []
     private var start = 0
     private(set) var count = 0
 
-    init(capacity: Int) { storage = [UInt8](repeating: 0, count: capacity) }
+    init(capacity: Int) {
+        self.capacity = capacity
+        storage.reserveCapacity(capacity)
+    }
 
     var isEmpty: Bool { count == 0 }
-    var room: Int { storage.count - count }
+    var room: Int { capacity - count }
 
     /// Returns false when the queue is full.
     mutating func append(_ byte: UInt8) -> Bool {
         guard room > 0 else { return false }
-        storage[(start + count) % storage.count] = byte
+        let place = (start + count) % capacity
+        if place == storage.count { storage.append(byte) } else { storage[place] = byte }
         count += 1
         return true
     }
@@ -235,7 +241,7 @@ struct ByteQueue {
     /// Gives the sink as much as it takes.
     mutating func drain(to sink: any SerialSink) {
         while count > 0 {
-            let length = min(count, storage.count - start)
+            let length = min(count, capacity - start)
             let taken = min(max(sink.take(storage.span.extracting(start..<start + length)), 0), length)
             drop(taken)
             if taken < length { return }
@@ -243,7 +249,8 @@ struct ByteQueue {
     }
 
     private mutating func drop(_ number: Int) {
-        start = storage.isEmpty ? 0 : (start + number) % storage.count
         count -= number
+        // An empty queue is filled from its beginning: in the memory that was used before.
+        start = count == 0 ? 0 : (start + number) % capacity
     }
 }
