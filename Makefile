@@ -12,8 +12,11 @@ SWIFT  ?= swift
 # A static binary: it needs no Swift or C library at run time. For reproducible builds it refers to its sources without their directory, the order of
 # the libraries, which SwiftPM takes from a hash table, is fixed, and strip removes hashes of the compiler's arguments and of the debug information,
 # which still depend on that directory. `make reproducible` checks that one commit gives one binary.
+# ESSENTIALS is a module in the place of the toolchain's FoundationEssentials.
+ESSENTIALS := build/essentials/FoundationEssentials
 STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections \
-	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=.
+	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=. \
+	-Xswiftc -I$(CURDIR)/$(dir $(ESSENTIALS)) -Xlinker $(CURDIR)/$(ESSENTIALS).o
 # `make release TLS=yes` supports remote disks over TLS, and adds 3 MB.
 ifeq ($(TLS),yes)
 STATIC  += -Xcc -DSWKVM_STATIC_TLS $(addprefix -Xlinker -l,gnutls hogweed nettle gmp tasn1 idn2 unistring)
@@ -45,11 +48,18 @@ help: ## shows this list
 guest: packages-build ## builds the bundled guest kernel
 	@$(MAKE) --no-print-directory -C guests/kernel
 
-# The assembler includes the guest in the binary, but SwiftPM does not know this dependency: a newer guest touches the source file.
-release: guest ## builds the static binary build/swkvm
+$(ESSENTIALS).o: Sources/FoundationEssentials/FoundationEssentials.swift Makefile
+	@mkdir -p $(@D)
+	@$(SWIFT)c -swift-version 6 -O -wmo -parse-as-library -module-name $(notdir $(ESSENTIALS)) -file-prefix-map $(CURDIR)=. \
+		-emit-module -emit-module-path $(ESSENTIALS).swiftmodule -emit-object -o $@ $<
+
+# The assembler includes the guest in the binary, but SwiftPM does not know this dependency: a newer guest touches the source file. Nor does it know
+# the linker's other files: newer ones have it link again.
+release: guest $(ESSENTIALS).o ## builds the static binary build/swkvm
 	@if [ $(GUEST) -nt Sources/BundledGuest/guest.S ]; then touch Sources/BundledGuest/guest.S; fi
 	@.ci/components $(TLS)
-	@[ -e build/generated/extracted.txt ] || rm -f "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm"
+	@binary="$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm"; for file in build/generated/extracted.txt $(ESSENTIALS).o; do \
+		if [ ! -e $$file ] || { [ $$file != build/generated/extracted.txt ] && [ $$file -nt "$$binary" ]; }; then rm -f "$$binary"; fi; done
 	SWIFT_DETERMINISTIC_HASHING=1 $(SWIFT) build $(RELEASE)
 	@strip -R .swift_modhash -R .note.gnu.build-id -o $(BINARY).new "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm" && mv $(BINARY).new $(BINARY)
 	@ls -l $(BINARY) | awk '{print $$NF ": " $$5 " bytes, stripped and static"}'

@@ -107,6 +107,9 @@ let package = Package(
             name: "FuzzTests", dependencies: ["TestSupport", "FuzzTargets"], path: "Tests/Fuzz/Tests",
             swiftSettings: [.treatAllWarnings(as: .error)]),
 
+        // What `make release` compiles as FoundationEssentials, under another name for its tests.
+        .target(name: "Essentials", path: "Sources/FoundationEssentials", swiftSettings: strict),
+
         // `make man`: manual pages from the command line's own description.
         .executableTarget(name: "swkvm-manual", path: "Sources/ManualPages", swiftSettings: strict),
 
@@ -148,7 +151,8 @@ let package = Package(
         tests(
             "CommandLineTests",
             [
-                "TestSupport", "swkvm", "swkvm-manual", "Machine", "DiskImage", "GuestMemory", "HostNetwork", "Linux",
+                "TestSupport", "swkvm", "swkvm-manual", "Essentials", "Machine", "DiskImage", "GuestMemory",
+                "HostNetwork", "Linux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ]),
         tests("IntegrationTests", ["TestSupport", "CLinux", "Linux", "HostNetwork", "CSandboxTest"]),

@@ -96,6 +96,25 @@ import Testing
         }
     }
 
+    /// Foundation and regular expressions are several megabytes, which the runtime also searches at a start.
+    @Test(.enabled(if: hasList, needsRelease)) func largeLibrariesAreNotLinked() throws {
+        let extracted = Self.list.deletingLastPathComponent().appendingPathComponent("generated/extracted.txt")
+        let text = try String(contentsOf: extracted, encoding: .utf8)
+        #expect(text.contains("/libswiftCore.a("))
+        for library in ["Foundation", "_FoundationCollections", "swift_StringProcessing", "swift_RegexParser"] {
+            #expect(!text.contains("/lib\(library)"), "\(library)")
+        }
+    }
+
+    /// `make man` reads it.
+    @Test(.enabled(if: hasList, needsRelease)) func theCommandsDescribeThemselves() throws {
+        let text = try shell("'\(Host.swkvm)' --experimental-dump-help")
+        let document = try #require(JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
+        let command = try #require(document["command"] as? [String: Any])
+        let names = (command["subcommands"] as? [[String: Any]])?.compactMap { $0["commandName"] as? String }
+        #expect(command["commandName"] as? String == "swkvm" && names?.contains("run") == true)
+    }
+
     // MARK: make install, make uninstall
 
     /// A tree as `make` leaves it, with empty files.
