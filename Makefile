@@ -12,10 +12,12 @@ SWIFT  ?= swift
 # A static binary: it needs no Swift or C library at run time. For reproducible builds it refers to its sources without their directory, the order of
 # the libraries, which SwiftPM takes from a hash table, is fixed, and strip removes hashes of the compiler's arguments and of the debug information,
 # which still depend on that directory. `make reproducible` checks that one commit gives one binary.
-# ESSENTIALS is a module in the place of the toolchain's FoundationEssentials.
+# Each function has a section of its own: the linker drops those that are not used, and puts those of a start and of a running machine next to each
+# other (Sources/order.txt, `make order`). ESSENTIALS is a module in the place of the toolchain's FoundationEssentials.
 ESSENTIALS := build/essentials/FoundationEssentials
+FUNCTIONS  := -Xswiftc -Xfrontend -Xswiftc -function-sections
 STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections \
-	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=. \
+	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=. $(FUNCTIONS) \
 	-Xswiftc -I$(CURDIR)/$(dir $(ESSENTIALS)) -Xlinker $(CURDIR)/$(ESSENTIALS).o
 # `make release TLS=yes` supports remote disks over TLS, and adds 3 MB.
 ifeq ($(TLS),yes)
@@ -23,7 +25,8 @@ STATIC  += -Xcc -DSWKVM_STATIC_TLS $(addprefix -Xlinker -l,gnutls hogweed nettle
 TLS_PACKAGES := libgnutls28-dev nettle-dev libgmp-dev libtasn1-6-dev libidn2-dev libunistring-dev
 endif
 # Lists the linked archives and the reason for each: a test compares the list of packages with it.
-RELEASE := $(STATIC) -Xlinker --why-extract=$(CURDIR)/build/generated/extracted.txt --product swkvm
+RELEASE := $(STATIC) -Xlinker --why-extract=$(CURDIR)/build/generated/extracted.txt -Xlinker -T$(CURDIR)/Sources/sections.ld \
+	-Xlinker --symbol-ordering-file=$(CURDIR)/Sources/order.txt -Xlinker --no-warn-symbol-ordering --product swkvm
 BENCH   := $(STATIC) --product swkvm-bench
 
 # Debian packages, by use. Either of gdb's two packages will do; they cannot be installed together.
@@ -37,7 +40,7 @@ LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs dmsetup lz4 xz-utils $(GD
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release sbom run test test-all lint format fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench bench-compare man completions install uninstall deb deb-trial reproducible clean help
+.PHONY: all guest release order sbom run test test-all lint format fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench bench-compare man completions install uninstall deb deb-trial reproducible clean help
 .PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench packages-lint packages-trial
 
 all: release man ## builds the static binary build/swkvm, man pages, completions and the list of packages
@@ -51,19 +54,22 @@ guest: packages-build ## builds the bundled guest kernel
 $(ESSENTIALS).o: Sources/FoundationEssentials/FoundationEssentials.swift Makefile
 	@mkdir -p $(@D)
 	@$(SWIFT)c -swift-version 6 -O -wmo -parse-as-library -module-name $(notdir $(ESSENTIALS)) -file-prefix-map $(CURDIR)=. \
-		-emit-module -emit-module-path $(ESSENTIALS).swiftmodule -emit-object -o $@ $<
+		-Xfrontend -function-sections -emit-module -emit-module-path $(ESSENTIALS).swiftmodule -emit-object -o $@ $<
 
 # The assembler includes the guest in the binary, but SwiftPM does not know this dependency: a newer guest touches the source file. Nor does it know
 # the linker's other files: newer ones have it link again.
 release: guest $(ESSENTIALS).o ## builds the static binary build/swkvm
 	@if [ $(GUEST) -nt Sources/BundledGuest/guest.S ]; then touch Sources/BundledGuest/guest.S; fi
 	@.ci/components $(TLS)
-	@binary="$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm"; for file in build/generated/extracted.txt $(ESSENTIALS).o; do \
+	@binary="$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm"; for file in build/generated/extracted.txt Sources/order.txt Sources/sections.ld $(ESSENTIALS).o; do \
 		if [ ! -e $$file ] || { [ $$file != build/generated/extracted.txt ] && [ $$file -nt "$$binary" ]; }; then rm -f "$$binary"; fi; done
 	SWIFT_DETERMINISTIC_HASHING=1 $(SWIFT) build $(RELEASE)
 	@strip -R .swift_modhash -R .note.gnu.build-id -o $(BINARY).new "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm" && mv $(BINARY).new $(BINARY)
 	@ls -l $(BINARY) | awk '{print $$NF ": " $$5 " bytes, stripped and static"}'
 	@.ci/sbom
+
+order: release ## records the functions of a running machine in Sources/order.txt, for the next release (needs root and /dev/kvm)
+	@.ci/order "$$($(SWIFT) build $(RELEASE) --show-bin-path)/swkvm"
 
 sbom: release ## writes build/swkvm.spdx.json: the packages in build/swkvm, with versions and licences (SPDX 2.3)
 	@echo build/swkvm.spdx.json

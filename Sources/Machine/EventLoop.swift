@@ -12,12 +12,15 @@ struct EventLoop: ~Copyable {
         static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4,
             writable: UInt64 = 5
         static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9,
-            metrics: UInt64 = 10, answer: UInt64 = 11
+            metrics: UInt64 = 10, answer: UInt64 = 11, settleTimer: UInt64 = 12
     }
 
     /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job
     /// that runs no signal then.
     private static let terminalPause = 250
+    /// When the memory of the start is freed, in milliseconds after it: most guests of a short life have ended, and
+    /// those that boot a large kernel have done most of it a minute later.
+    private static let settlePauses = [1000, 60_000]
     /// Keys that are held for a guest that does not take them, in bytes; further ones are dropped. A text that is
     /// pasted fits.
     private static let maximumKeys = 64 << 10
@@ -35,6 +38,9 @@ struct EventLoop: ~Copyable {
     private let eventTimer: TimerFD
     /// Milliseconds.
     private let eventPeriod: Int
+    private let settleTimer: TimerFD
+    /// Of ``settlePauses``, those that the timer has not waited for.
+    private var settlePauses = Self.settlePauses[...]
     private let metrics: MetricsReporter?
     /// Answers to requests that keys made.
     private let answers: ControlAnswers
@@ -64,6 +70,7 @@ struct EventLoop: ~Copyable {
         let stopTimer = try TimerFD()
         let terminalTimer = try TimerFD()
         let eventTimer = try TimerFD()
+        let settleTimer = try TimerFD()
         let answers = try ControlAnswers()
         var inputs: [ConsoleInput] = []
         try epoll.add(machine.endDescriptor, .input, token: Token.end)
@@ -75,6 +82,7 @@ struct EventLoop: ~Copyable {
         try epoll.add(answers.event.rawValue, .input, token: Token.answer)
         try epoll.add(eventTimer.rawValue, .input, token: Token.eventTimer)
         eventTimer.start(milliseconds: eventPeriod)
+        try epoll.add(settleTimer.rawValue, .input, token: Token.settleTimer)
         if let metrics {
             try epoll.add(metrics.descriptor, .input, token: Token.metrics)
             metrics.start()
@@ -95,6 +103,7 @@ struct EventLoop: ~Copyable {
         self.terminalTimer = terminalTimer
         self.eventTimer = eventTimer
         self.eventPeriod = eventPeriod
+        self.settleTimer = settleTimer
         self.metrics = metrics
         self.answers = answers
         self.inputs = inputs
@@ -103,6 +112,8 @@ struct EventLoop: ~Copyable {
 
     /// Serves until the guest ends or resets itself.
     mutating func run(_ report: (String) -> Void) {
+        settlePauses = Self.settlePauses[...]
+        waitToSettle()
         pump(report)
         var hasEnded = false
         while !hasEnded {
@@ -129,6 +140,11 @@ struct EventLoop: ~Copyable {
                 case Token.metrics: if metrics?.takeTime() == true { metrics?.report(machine, "interval") }
                 case Token.answer: reportAnswers(report)
                 case Token.eventTimer: if eventTimer.take() { reportEvents() }
+                case Token.settleTimer:
+                    if settleTimer.take() {
+                        ProgramMemory.release()
+                        waitToSettle()
+                    }
                 default: break
                 }
             }
@@ -166,6 +182,12 @@ struct EventLoop: ~Copyable {
 
     /// Reports the answers to requests that keys made; once more when the control's thread has ended.
     func reportAnswers(_ report: (String) -> Void) { for line in answers.take() { report(line) } }
+
+    /// Waits for the next time at which memory is freed, if there is one.
+    private mutating func waitToSettle() {
+        guard let pause = settlePauses.popFirst() else { return }
+        settleTimer.start(milliseconds: pause)
+    }
 
     private func reportEvents() {
         machine.summarizeEvents()

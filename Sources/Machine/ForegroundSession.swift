@@ -24,6 +24,7 @@ public enum ForegroundSession {
         _ configuration: Configuration, log: Logger, report: (String) -> Void,
         progress: (@Sendable (_ done: UInt64, _ total: UInt64) -> Void)? = nil
     ) throws(MachineError) -> MachineEnd {
+        ProgramMemory.useOneHeap()
         // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client
         // that has gone, or a file grown to its limit, is an error of write(2), not a signal.
         let stops = SignalSet([SIGINT, SIGTERM, SIGHUP].filter { !SignalSet.isIgnored($0) })
@@ -78,8 +79,6 @@ public enum ForegroundSession {
         try machine.start(sandbox)
         hasStarted = true
         if let announcement = machine.debuggerAnnouncement { report(announcement) }
-        // What parsed the command line and built the machine is not needed again, and is most of what is resident.
-        ProgramText.release()
         let end = try serve(machine, &loop, stops, report)
         machine.summarizeEvents(all: true)
         metrics?.reportEnd(of: machine)

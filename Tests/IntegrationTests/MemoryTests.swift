@@ -69,6 +69,28 @@ import Testing
         try machine.powerOff()
     }
 
+    /// A second after the start, code and constants that only the start needed are not resident; the guest goes on.
+    @Test func theMemoryOfTheStartIsFreed() throws {
+        let machine = try Program.machineAtPrompt(["--mem", "128M"])
+        /// KiB of the read-only mappings of the program's file.
+        func program() throws -> Int {
+            let sum = try shell(
+                """
+                awk '/^[0-9a-f]+-/ { counts = ($2 == "r-xp" || $2 == "r--p") && $6 ~ "^/" } /^Rss:/ && counts { sum += $2 }
+                    END { print sum + 0 }' /proc/\(machine.pid)/smaps
+                """)
+            return try #require(Int(sum.prefix { $0.isNumber }))
+        }
+        var size = 0
+        let isSmall = try eventually {
+            size = try program()
+            return size <= 1024
+        }
+        #expect(isSmall, "\(size) KiB")
+        #expect(try machine.ask("mem").contains { $0.contains("KiB RAM") })
+        try machine.powerOff()
+    }
+
     @Test func theEndTellsHowMuchWasInTransparentHugePages() throws {
         let machine = try Program.machine(["--mem", "64M", "--hugepages=thp", "--prealloc", "--cmdline", "test=none"])
         try machine.expectEnd(0)
