@@ -140,7 +140,10 @@ internal import Linux
             throw .refused(size: size, error)
         }
         // Hints: a kernel without transparent huge pages gives none, and ``usage()`` says so.
-        if backing == .transparent { unsafe madvise(host, Int(size), MADV_HUGEPAGE) }
+        if let first = backing.firstAdvisedByte, first < size {
+            // The rest of the mapping of `size` bytes.
+            unsafe madvise(host + Int(first), Int(size - first), MADV_HUGEPAGE)
+        }
         unsafe madvise(host, Int(size), MADV_DONTDUMP)
         unsafe madvise(host, Int(size), MADV_DONTFORK)
     }

@@ -7,6 +7,9 @@ internal import Linux
 public enum MemoryBacking: Equatable, Sendable {
     /// Ordinary pages, on demand.
     case anonymous
+    /// The same, which the kernel is asked to make huge where the guest uses more than the first 4 MiB: a guest that
+    /// needs no more, like the bundled one, starts no slower and takes no more memory than with ordinary pages.
+    case automatic
     /// Pages of the host's pool (hugetlb), reserved for the guest at start.
     case hugePages(HugePageSize)
     /// Ordinary pages that the kernel is asked to join into huge ones when it can.
@@ -15,6 +18,15 @@ public enum MemoryBacking: Equatable, Sendable {
     /// Bytes of which guest memory must be a multiple.
     public var pageSize: UInt64 {
         if case .hugePages(let size) = self { size.bytes } else { 4096 }
+    }
+
+    /// How many bytes from the first on are left out when the kernel is asked for huge pages; nil when it is not asked.
+    var firstAdvisedByte: UInt64? {
+        switch self {
+        case .automatic: 2 * HugePageSize.twoMiB.bytes
+        case .transparent: 0
+        case .anonymous, .hugePages: nil
+        }
     }
 
     /// Where the mapping may start, so that KVM can use large pages in the second stage too.

@@ -59,7 +59,10 @@ struct RunCommand: ParsableCommand {
     @Option(
         defaultAsFlag: HugePages.twoMiB, parsing: .next,
         help: ArgumentHelp(
-            "Back guest RAM with huge pages: 2M (the default if no kind is given), 1G, or thp (transparent huge pages).",
+            """
+            Back guest RAM with huge pages: 2M (the default if no kind is given), 1G, thp (transparent huge pages), or off. Without the option, \
+            RAM above the first 4 MiB is in transparent huge pages where the kernel has some.
+            """,
             valueName: "kind"),
         completion: .list(HugePages.allValueStrings))
     var hugepages: HugePages?
@@ -306,7 +309,7 @@ struct RunCommand: ParsableCommand {
         machine.virtqueues = virtqueues
         machine.discovery = discovery?.discovery
         machine.memory = Configuration.Memory(
-            size: mem.bytes, backing: hugepages?.backing ?? .anonymous, isShared: shared, isPreallocated: prealloc)
+            size: mem.bytes, backing: hugepages?.backing ?? .automatic, isShared: shared, isPreallocated: prealloc)
         machine.nodes = numa.map(\.node)
         if let kernel { machine.kernel = kernel == Self.bundled ? .bundled : .file(kernel) }
         machine.initrd = initrd

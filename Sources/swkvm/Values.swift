@@ -109,7 +109,7 @@ func byteSize(_ range: ClosedRange<UInt64>) -> @Sendable (String) throws -> Byte
     }
 }
 
-/// `--hugepages`, `--hugepages=1G`, `--hugepages=thp`.
+/// `--hugepages`, `--hugepages=1G`, `--hugepages=thp`, `--hugepages=off`.
 struct HugePages: ExpressibleByArgument, Equatable, CustomStringConvertible {
     let description: String
     /// nil for a word that is none of ``allValueStrings``. It must not be refused here: the parser would take the
@@ -118,7 +118,7 @@ struct HugePages: ExpressibleByArgument, Equatable, CustomStringConvertible {
     let backing: MemoryBacking?
 
     static let twoMiB = HugePages(argument: "2M")
-    static let allValueStrings = ["2M", "1G", "thp"]
+    static let allValueStrings = ["2M", "1G", "thp", "off"]
 
     init(argument: String) {
         description = argument
@@ -126,6 +126,7 @@ struct HugePages: ExpressibleByArgument, Equatable, CustomStringConvertible {
         case "2m": backing = .hugePages(.twoMiB)
         case "1g": backing = .hugePages(.oneGiB)
         case "thp": backing = .transparent
+        case "off": backing = .anonymous
         default: backing = nil
         }
     }

@@ -226,12 +226,15 @@ import Testing
 
     @Test func hugePages() throws {
         #expect(try parse("--hugepages").hugepages == .twoMiB)
+        #expect(
+            try parse().configuration.memory.backing == .automatic
+                && parse("--hugepages=off").configuration.memory.backing == .anonymous)
         // The word after it is its own, not the option's.
         #expect(try parse("--hugepages", "--mem", "2G").hugepages == .twoMiB)
         let kinds: [(String, MemoryBacking)] = [
             ("2M", .hugePages(.twoMiB)), ("2m", .hugePages(.twoMiB)), ("1G", .hugePages(.oneGiB)),
             ("1g", .hugePages(.oneGiB)),
-            ("thp", .transparent), ("THP", .transparent),
+            ("thp", .transparent), ("THP", .transparent), ("off", .anonymous),
         ]
         for (text, backing) in kinds {
             // Whatever comes before and after it.

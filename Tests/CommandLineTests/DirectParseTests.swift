@@ -12,7 +12,7 @@ import Testing
     private static let values: [String: [String]] = [
         "name": ["web", "", "a b", "ä"], "uuid": ["none", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "x"],
         "cpus": ["1", "4", "0", "-1", "two", "+3"],
-        "mem": ["2G", "1.5G", "4096", "2Gi", "x", "-5", ""], "hugepages": ["2M", "1G", "thp", "THP", "4K", ""],
+        "mem": ["2G", "1.5G", "4096", "2Gi", "x", "-5", ""], "hugepages": ["2M", "1G", "thp", "THP", "off", "4K", ""],
         "prealloc": ["yes"], "shared": [""],
         "numa": ["mem=64M,cpus=0", "mem=32M", "cpus=1", "mem=1G,distance=1:20"],
         "kernel": ["vmlinux", "bundled", "./bundled", "a=b", "-"],

@@ -38,7 +38,7 @@ private let layouts: [(UInt64, [UInt64])] = [
         #expect(unsafe UInt(bitPattern: memory.regions[0].host) % (2 << 20) == 0)
     }
 
-    @Test(arguments: [(MemoryBacking.anonymous, false), (.anonymous, true), (.transparent, false)])
+    @Test(arguments: [(MemoryBacking.anonymous, false), (.anonymous, true), (.transparent, false), (.automatic, false)])
     func clearingMakesAllZeroAndGivesThePagesBack(backing: MemoryBacking, shared: Bool) throws {
         let memory = try GuestMemory(
             layout: [(GuestAddress(0), 8 << 20), (GuestAddress(4 << 30), 8 << 20)], backing: backing, shared: shared)
@@ -193,6 +193,23 @@ private let layouts: [(UInt64, [UInt64])] = [
         let mode = String(
             decoding: try readFile("/sys/kernel/mm/transparent_hugepage/enabled", limit: 100), as: UTF8.self)
         if mode.contains("[madvise]") { #expect(try ordinary.usage().transparentHuge == 0) }
+    }
+
+    /// A guest that touches a little of its first 4 MiB has ordinary pages there, whatever comes behind.
+    @Test func onlyWhatComesBehindTheFirstHugePagesIsToBeHuge() throws {
+        let mode = String(
+            decoding: try readFile("/sys/kernel/mm/transparent_hugepage/enabled", limit: 100), as: UTF8.self)
+        guard mode.contains("[madvise]") else { return }
+        let memory = try GuestMemory(size: 8 << 20, backing: .automatic)
+        try memory.ram.write(UInt8(1), at: GuestAddress(0x30_0000))
+        #expect(try memory.usage() == MemoryUsage(resident: 4096, dirty: 4096))
+        try memory.prealloc()
+        let usage = try memory.usage()
+        #expect(usage.resident == 8 << 20 && usage.transparentHuge <= 4 << 20)
+        // Less than what is left out.
+        let small = try GuestMemory(size: 4096, backing: .automatic)
+        try small.ram.write(UInt8(1), at: GuestAddress(0))
+        #expect(try small.usage().resident == 4096)
     }
 
     @Test func twoGuestsHaveTheirOwnFigures() throws {

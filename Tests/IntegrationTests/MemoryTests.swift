@@ -24,7 +24,7 @@ import Testing
 
     @Test(arguments: [
         [], ["--shared"], ["--prealloc"], ["--shared", "--prealloc"], ["--hugepages=thp"],
-        ["--hugepages=thp", "--prealloc"],
+        ["--hugepages=thp", "--prealloc"], ["--hugepages=off"],
     ])
     func kinds(options: [String]) throws {
         let machine = try Program.machine(["--mem", "192M", "--cpus", "2", "--cmdline", "test=memory,cpus"] + options)
@@ -66,6 +66,21 @@ import Testing
         let machine = try Program.machineAtPrompt(["--mem", "4G"])
         let resident = try shell("awk '/^Rss/ { print $2 }' /proc/\(machine.pid)/smaps_rollup")
         #expect(Int(resident.prefix { $0.isNumber })! << 10 < 64 << 20)
+        try machine.powerOff()
+    }
+
+    /// KiB of the guest's RAM in the order of its addresses, and whether the kernel is asked for huge pages there.
+    @Test(arguments: [
+        ([], "4096 no 61440 yes"), (["--hugepages=thp"], "65536 yes"), (["--hugepages=off"], "65536 no"),
+    ]) func hugePagesThatTheKernelIsAskedFor(options: [String], expected: String) throws {
+        let machine = try Program.machineAtPrompt(["--mem", "64M"] + options)
+        let mappings = try shell(
+            """
+            awk '/^[0-9a-f]+-/ { anonymous = $2 == "rw-p" && NF == 5 } /^Size:/ { size = $2 }
+                /^VmFlags:/ && anonymous && / dd( |$)/ && (size == 4096 || size >= 61440) {
+                    printf "%s%d %s", separator, size, / hg( |$)/ ? "yes" : "no"; separator = " " }' /proc/\(machine.pid)/smaps
+            """)
+        #expect(mappings == expected)
         try machine.powerOff()
     }
 
