@@ -182,8 +182,9 @@ enum ForeignWords {
         ("version V", .use("--version")),
         ("rtc", .notNeeded("the clock is the host's, in UTC")),
         ("id n", .use("--name NAME")),
+        ("seccomp-level no-seccomp seccomp-filter", .use("--sandbox on|report|off")),
         (
-            "sandbox runas chroot security seccomp-level no-seccomp seccomp-filter overcommit",
+            "runas chroot security overcommit",
             .unavailable("start swkvm as the intended user and with the intended limits")
         ),
         (
