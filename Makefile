@@ -17,8 +17,7 @@ SWIFT  ?= swift
 ESSENTIALS := build/essentials/FoundationEssentials
 FUNCTIONS  := -Xswiftc -Xfrontend -Xswiftc -function-sections
 STATIC  := -c release --static-swift-stdlib -Xswiftc -static-executable -Xswiftc -use-ld=lld -Xlinker --gc-sections \
-	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=. $(FUNCTIONS) \
-	-Xswiftc -I$(CURDIR)/$(dir $(ESSENTIALS)) -Xlinker $(CURDIR)/$(ESSENTIALS).o
+	-Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=. -Xcc -ffile-prefix-map=$(CURDIR)=. $(FUNCTIONS)
 # `make release TLS=yes` supports remote disks over TLS, and adds 3 MB.
 ifeq ($(TLS),yes)
 STATIC  += -Xcc -DSWKVM_STATIC_TLS $(addprefix -Xlinker -l,gnutls hogweed nettle gmp tasn1 idn2 unistring)
@@ -26,8 +25,10 @@ TLS_PACKAGES := libgnutls28-dev nettle-dev libgmp-dev libtasn1-6-dev libidn2-dev
 endif
 # Lists the linked archives and the reason for each: a test compares the list of packages with it.
 RELEASE := $(STATIC) -Xlinker --why-extract=$(CURDIR)/build/generated/extracted.txt -Xlinker -T$(CURDIR)/Sources/sections.ld \
-	-Xlinker --symbol-ordering-file=$(CURDIR)/Sources/order.txt -Xlinker --no-warn-symbol-ordering --product swkvm
-BENCH   := $(STATIC) --product swkvm-bench
+	-Xlinker --symbol-ordering-file=$(CURDIR)/Sources/order.txt -Xlinker --no-warn-symbol-ordering \
+	-Xswiftc -I$(CURDIR)/$(dir $(ESSENTIALS)) -Xlinker $(CURDIR)/$(ESSENTIALS).o --product swkvm
+# The bench reads JSON, for which it needs the toolchain's FoundationEssentials: other options, and so a build directory of its own.
+BENCH   := $(STATIC) --scratch-path .build/bench --product swkvm-bench
 
 # Debian packages, by use. Either of gdb's two packages will do; they cannot be installed together.
 GDB            := $(if $(shell command -v gdb),,gdb-minimal)
