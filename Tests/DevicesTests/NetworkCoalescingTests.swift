@@ -9,7 +9,7 @@ import Virtio
 
 @testable import Devices
 
-/// Interrupts that come later, as the driver wishes (virtio 1.3 §5.1.6.5.11).
+/// Interrupts that come later, as the driver has set it (virtio 1.3 §5.1.6.5.11).
 @Suite(.timed) struct NetworkCoalescingTests {
     private static let features: FeatureSet = [.controlQueue, .typeCoalescing, .queueCoalescing]
     private let base = NetworkDriver.buffers
@@ -189,7 +189,7 @@ import Virtio
         driver.device.resume()
     }
 
-    /// The delay ends with the driver that wished it, and no interrupt comes after the reset.
+    /// The delay ends with the driver that set it, and no interrupt comes after the reset.
     @Test func aResetEndsTheDelay() throws {
         let (driver, wire) = try Wire.make()
         try driver.start(Self.features)

@@ -4,7 +4,7 @@ internal import Linux
 internal import Synchronization
 internal import Virtio
 
-/// How long an interrupt of a queue may be delayed, as the driver wishes (virtio 1.3 §5.1.6.5.11).
+/// How long an interrupt of a queue may be delayed, as the driver has set it (virtio 1.3 §5.1.6.5.11).
 struct CoalescingParameters: Equatable, BitwiseCopyable {
     /// Packets after which a delayed interrupt comes at once; 0 sets no limit.
     var packets: UInt32 = 0
