@@ -55,7 +55,7 @@ guest: packages-build ## builds the bundled guest kernel
 $(ESSENTIALS).o: Sources/FoundationEssentials/FoundationEssentials.swift Makefile
 	@mkdir -p $(@D)
 	@$(SWIFT)c -swift-version 6 -O -wmo -parse-as-library -module-name $(notdir $(ESSENTIALS)) -file-prefix-map $(CURDIR)=. \
-		-Xfrontend -function-sections -emit-module -emit-module-path $(ESSENTIALS).swiftmodule -emit-object -o $@ $<
+		-Xfrontend -function-sections -avoid-emit-module-source-info -emit-module -emit-module-path $(ESSENTIALS).swiftmodule -emit-object -o $@ $<
 
 # The assembler includes the guest in the binary, but SwiftPM does not know this dependency: a newer guest touches the source file. Nor does it know
 # the linker's other files: newer ones have it link again.
