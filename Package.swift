@@ -32,7 +32,7 @@ let package = Package(
     ],
     targets: [
         // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork, PCI}; {GuestMemory, PCI} ← Virtio;
-        // Platform ← {GuestMemory, Boot, Devices, Machine};
+        // DiskImage ← FileSystems; Platform ← {GuestMemory, Boot, Devices, Machine};
         // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything, GDBRemote and Sandbox ← Machine ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
@@ -48,6 +48,8 @@ let package = Package(
         module("Platform"),
         module("GuestMemory", ["CLinux", "Linux", "Platform"]),
         module("DiskImage", ["CLinux", "Linux", "CZlib", "CZstd", "CNBD", "CCrypto"]),
+        // Partitions, file systems and boot menus of images; opens nothing itself.
+        module("FileSystems", ["CLinux", "Linux", "DiskImage"]),
         module("HostNetwork", ["CLinux", "Linux"]),
         // Configuration space, bridge and MSI-X; knows nothing of KVM.
         module("PCI", ["Linux"]),
@@ -123,6 +125,7 @@ let package = Package(
         tests("KVMTests", ["TestSupport", "KVM", "Linux", "CLinux"]),
         tests("GuestMemoryTests", ["TestSupport", "GuestMemory", "Linux"]),
         tests("DiskImageTests", ["TestSupport", "DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),
+        tests("FileSystemsTests", ["TestSupport", "FileSystems", "DiskImage", "Linux", "CLinux"]),
         tests("HostNetworkTests", ["TestSupport", "HostNetwork", "Linux", "CLinux"]),
         tests(
             "VirtioTests",
