@@ -11,6 +11,8 @@ public struct DebugSession<Target: DebugTarget> {
     public private(set) var isRunning = false
     /// Indicates the end of the session: close the connection when ``output`` is sent.
     public private(set) var isFinished = false
+    /// Indicates whether the client has sent what is no packet: the session has ended for that.
+    public private(set) var isForeign = false
     /// The bytes to send; the sender removes them.
     public var output: [UInt8] = []
 
@@ -35,6 +37,11 @@ public struct DebugSession<Target: DebugTarget> {
         selected = stop.thread
     }
 
+    /// Indicates whether a debugger may begin with this byte: GDB and LLDB send `+`, or a packet.
+    public static func canBegin(with byte: UInt8) -> Bool {
+        [UInt8(ascii: "+"), UInt8(ascii: "-"), UInt8(ascii: "$"), 3].contains(byte)
+    }
+
     // MARK: Events
 
     /// Takes what the debugger has sent.
@@ -49,6 +56,9 @@ public struct DebugSession<Target: DebugTarget> {
                 acknowledge()
                 answer(error: .tooLong)
             case .interrupt: if isRunning { target.interrupt() }
+            case .foreign:
+                isForeign = true
+                isFinished = true
             case .packet(let data):
                 acknowledge()
                 if !isRunning {

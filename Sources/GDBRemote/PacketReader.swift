@@ -3,7 +3,8 @@
 /// Finds packets in what a debugger sends ("Remote Protocol Overview" in the manual of GDB): `$`, the data, `#`, two
 /// digits of checksum.
 ///
-/// The stream is not trusted: whatever it is, the reader keeps at most ``PacketLimit/size`` bytes of it.
+/// The stream is not trusted: whatever it is, the reader keeps at most ``PacketLimit/size`` bytes of it. It loses nothing
+/// on its way, so a byte between packets that begins none does not come from a debugger.
 struct PacketReader {
     enum Event: Equatable {
         /// The packet's data, unescaped.
@@ -16,14 +17,25 @@ struct PacketReader {
         case acknowledged
         /// `-`: the debugger requests the last packet again.
         case rejected
-        /// Ctrl-C, the byte 3 between packets.
+        /// Ctrl-C, the byte 3 between packets, or Telnet's BREAK, which GDB sends for `set remote interrupt-sequence
+        /// BREAK`.
         case interrupt
+        /// A byte between packets with which no debugger begins anything: the client is none.
+        case foreign
     }
 
     private enum State {
         case idle
+        /// Behind Telnet's IAC.
+        case command
         case data
         case checksum(first: UInt8?)
+    }
+
+    /// RFC 854.
+    private enum Telnet {
+        static let command: UInt8 = 255
+        static let breakCommand: UInt8 = 243
     }
 
     private var state = State.idle
@@ -42,8 +54,12 @@ struct PacketReader {
             case UInt8(ascii: "+"): return .acknowledged
             case UInt8(ascii: "-"): return .rejected
             case 3: return .interrupt
-            default: break  // noise on the line
+            case Telnet.command: state = .command
+            default: return .foreign
             }
+        case .command:
+            state = .idle
+            return byte == Telnet.breakCommand ? .interrupt : .foreign
         case .data where byte == UInt8(ascii: "$"): begin()  // the end of the packet before was lost
         case .data where byte == UInt8(ascii: "#"): state = .checksum(first: nil)
         case .data: add(byte)

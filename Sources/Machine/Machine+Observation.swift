@@ -4,13 +4,18 @@ internal import Devices
 internal import GuestMemory
 internal import KVM
 internal import Linux
+internal import Logging
 
 /// What watches a machine from outside: a debugger, and the counting of its exits.
 extension Machine {
     // MARK: Debugger
 
-    static func makeDebugServer(_ address: Configuration.Debugger) throws(MachineError) -> DebugServer {
-        do throws(SystemCallError) { return try DebugServer(address) } catch { throw .debugger(address, error) }
+    static func makeDebugServer(
+        _ address: Configuration.Debugger, log: Logger
+    ) throws(MachineError) -> DebugServer {
+        do throws(SystemCallError) { return try DebugServer(address, log: log) } catch {
+            throw .debugger(address, error)
+        }
     }
 
     /// The message about the debugger that the guest waits for; nil if it does not wait.

@@ -59,7 +59,7 @@ public final class Machine: Sendable {
         // Memory first: it is what is most often missing, and nothing on the host has been touched before it.
         let memory = try Self.makeMemory(configuration, isInterrupted: isInterrupted, progress: progress)
         let debugger = try configuration.debugger.map { address throws(MachineError) in
-            try Self.makeDebugServer(address)
+            try Self.makeDebugServer(address, log: log)
         }
         let (ending, room, control) = try Self.host("create an eventfd") { () throws(SystemCallError) in
             let ending = try Ending()

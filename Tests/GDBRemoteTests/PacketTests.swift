@@ -29,6 +29,17 @@ import Testing
         #expect(events("$m100$g#67") == [.packet(Array("g".utf8))])
     }
 
+    /// Between packets; within one any byte is data.
+    @Test func aByteThatBeginsNoPacketIsForeign() {
+        #expect(events("+POST") == [.acknowledged] + Array(repeating: .foreign, count: 4))
+        #expect(events("$g#67\n") == [.packet(Array("g".utf8)), .foreign])
+        #expect(events([0]) == [.foreign])
+        #expect(events("$GET /#2f") == [.packet(Array("GET /".utf8))])
+        // Telnet's BREAK, and another command.
+        #expect(events([255, 243]) == [.interrupt])
+        #expect(events([255, 251]) == [.foreign])
+    }
+
     @Test func escapedBytesAreThemselves() {
         let data: [UInt8] = Array("X0,4:".utf8) + [0x23, 0x24, 0x7d, 0x2a, 0, 0xff]
         #expect(events(packet(data)) == [.packet(data)])

@@ -245,6 +245,15 @@ import Testing
 
     // MARK: Noise
 
+    @Test func aClientThatIsNoDebuggerIsLeft() {
+        var conversation = Conversation()
+        #expect(conversation.ask("qC") == "QC1")
+        #expect(conversation.raw(Array("POST / HTTP/1.1\r\n\r\n".utf8) + packet(Array("k".utf8))) == [])
+        #expect(conversation.session.isFinished && conversation.session.isForeign)
+        let beginnings = (0...255 as ClosedRange<UInt8>).filter { DebugSession<FakeTarget>.canBegin(with: $0) }
+        #expect(beginnings == [3] + Array("$+-".utf8))
+    }
+
     /// Whatever comes, the session answers or is silent, keeps its bounds, and still works afterwards.
     @Test(arguments: 0..<40) func bearsRandomBytes(seed: UInt64) {
         var noise = SeededGenerator(seed: seed)
@@ -252,7 +261,8 @@ import Testing
         for _ in 0..<200 {
             let bytes = (0..<Int.random(in: 0..<200, using: &noise)).map { _ in UInt8.random(in: 0...255, using: &noise)
             }
-            _ = conversation.raw(bytes)
+            _ = conversation.raw([UInt8(ascii: "$")] + bytes)
+            if conversation.session.isFinished { conversation = Conversation() }
         }
         expectAlive(&conversation)
     }

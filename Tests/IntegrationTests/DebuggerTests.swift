@@ -145,6 +145,47 @@ import Testing
         try machine.expectEnd(0)
     }
 
+    /// What a web page can have a browser send to the port. The guest goes on waiting for a debugger.
+    @Test func aBrowserIsTurnedAway() throws {
+        let machine = try waitingMachine()
+        let body = "$vCont;c#a8"
+        for request in [
+            "POST / HTTP/1.1\r\nContent-Length: \(body.utf8.count)\r\n\r\n\(body)", "\u{16}\u{3}\u{1}", "\n",
+        ] {
+            let browser = try connection()
+            try browser.send(Array(request.utf8))
+            #expect(browser.isAtEnd())
+        }
+        try machine.waitForError(
+            "a client of --gdb was disconnected: it began with 'P', which is no packet of a debugger\n")
+        // One that says nothing gives way to one that does.
+        let silent = try connection()
+        let debugger = try connection()
+        #expect(try debugger.ask("?") == "T02thread:1;")
+        #expect(silent.isAtEnd())
+        #expect(machine.output.bytes.isEmpty)
+        // Noise later on ends the visit.
+        try debugger.send(Array("GET".utf8))
+        #expect(debugger.isAtEnd())
+        try machine.expectEnd(0)
+        #expect(machine.errors.lines.count == 2)
+    }
+
+    /// GDB's other ways to interrupt: `BREAK` is a Telnet command on such a connection.
+    @Test func interruptSequences() throws {
+        let machine = try Program.machine(["--gdb", "unix:" + socket, "--mem", "64M"], input: .pipe)
+        try machine.waitForError("target remote")
+        let visitor = try connection()
+        try visitor.send([UInt8(ascii: "+")])
+        #expect(try visitor.ask("?") == "T02thread:1;")
+        try visitor.put("vCont;c")
+        try machine.wait(for: Program.prompt)
+        try visitor.send([255, 243])
+        #expect(try visitor.next().hasPrefix("T02thread:"))
+        #expect(try visitor.ask("D") == "OK")
+        try machine.powerOff()
+    }
+
     @Test func aPortOfThisHostOnly() throws {
         let machine = try Program.machine(["--gdb", "0", "--mem", "64M", "--cmdline", "test=none"])
         try machine.waitForError("target remote 127.0.0.1:")

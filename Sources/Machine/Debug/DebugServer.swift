@@ -4,6 +4,7 @@ internal import CLinux
 internal import GDBRemote
 internal import GuestMemory
 internal import Linux
+internal import Logging
 internal import Synchronization
 
 /// The address where a debugger connects, and the thread that serves it: one debugger at a time, as many as like one
@@ -20,13 +21,15 @@ final class DebugServer: Sendable {
 
     fileprivate let listener: Listener
     fileprivate let epoll: Epoll
+    fileprivate let log: Logger
     private let thread = Guarded<Thread?>(nil)
     /// Indicates whether a debugger was connected when the thread ended, which a reset of the guest brings too: the
     /// next boot waits for it.
     var wasAttached: Bool { hadClient.load(ordering: .acquiring) }
     fileprivate let hadClient = Atomic<Bool>(false)
 
-    init(_ address: Configuration.Debugger) throws(SystemCallError) {
+    init(_ address: Configuration.Debugger, log: Logger) throws(SystemCallError) {
+        self.log = log
         stopped = try StopObserver()
         epoll = try Epoll()
         let place: String
@@ -69,6 +72,9 @@ private struct DebugService: ~Copyable {
     private enum Phase {
         /// No debugger is connected, and the guest runs, or waits for the first one.
         case idle
+        /// A client has connected. Until it has begun as a debugger does, the guest notices nothing of it, and it gives way
+        /// to another one.
+        case greeting
         /// A debugger has connected, and the vCPUs are stopping.
         case arriving
         case serving(DebugSession<MachineDebugTarget>)
@@ -81,6 +87,9 @@ private struct DebugService: ~Copyable {
     private let ending: Ending
     private var phase = Phase.idle
     private var client: DebugClient?
+    /// What the client has sent before there is a session.
+    private var greeting: [UInt8] = []
+    private var strangers = StrangerReport()
     /// Indicates whether the client is watched for room, with answers pending; what it sends is not read meanwhile.
     private var isWaitingForRoom = false
 
@@ -119,33 +128,68 @@ private struct DebugService: ~Copyable {
             // its turn afterwards.
             switch phase {
             case .arriving, .leaving: return
-            case .idle, .serving: break
+            case .idle, .greeting, .serving: break
             }
             guard let next = server.listener.accept() else { return }
             // One at a time: the stream of a second client is closed.
-            guard case .idle = phase else { continue }
-            client = DebugClient(next)
-            phase = .arriving
-            target.attach()
+            if case .serving = phase { continue }
+            dismiss()
+            greet(DebugClient(next))
         }
+    }
+
+    private mutating func greet(_ next: DebugClient) {
+        guard (try? server.epoll.add(next.descriptor.rawValue, .input, token: DebugServer.Token.client)) != nil else {
+            return
+        }
+        client = next
+        phase = .greeting
+    }
+
+    /// The client has sent its first bytes. GDB and LLDB speak first; a web browser that was pointed at the port does too,
+    /// and what it sends must not reach a session.
+    private mutating func hearGreeting() {
+        guard let client, let bytes = client.receive() else { return }
+        guard let first = bytes.first else { return dismiss() }
+        guard DebugSession<MachineDebugTarget>.canBegin(with: first) else {
+            strangers.report(began: first, to: server.log)
+            return dismiss()
+        }
+        greeting = bytes
+        // Not before the session: what it sends would keep the loop busy.
+        server.epoll.remove(client.descriptor.rawValue)
+        phase = .arriving
+        target.attach()
+    }
+
+    /// Closes the connection of a client that there is no session with.
+    private mutating func dismiss() {
+        if let client { server.epoll.remove(client.descriptor.rawValue) }
+        client = nil
+        phase = .idle
     }
 
     private mutating func checkStop() {
         guard let stop = target.nextStop() else { return }
         switch phase {
         case .arriving:
-            phase = .serving(DebugSession(target, stop: stop))
+            var session = DebugSession(target, stop: stop)
+            session.receive(greeting)
+            greeting = []
+            phase = .serving(session)
             // Not before: what it has sent already would keep the loop busy.
             isWaitingForRoom = false
             guard let client,
                 (try? server.epoll.add(client.descriptor.rawValue, .input, token: DebugServer.Token.client)) != nil
             else { return leave() }
+            flush()
             // And a client that has come meanwhile.
             acceptClient()
         case .serving(var session):
             session.stopped(stop)
             phase = .serving(session)
             flush()
+        case .greeting: target.detach()
         case .leaving, .idle:
             target.detach()
             phase = .idle
@@ -156,6 +200,7 @@ private struct DebugService: ~Copyable {
     /// Sends what is left to be sent, then reads what the client sends and answers, for as long as it takes the
     /// answers.
     private mutating func serveClient() {
+        if case .greeting = phase { return hearGreeting() }
         guard case .serving(var session) = phase, let client else { return }
         // Out of the phase while it changes: it is not copied.
         phase = .arriving
@@ -190,6 +235,7 @@ private struct DebugService: ~Copyable {
     /// The visit is over: the guest runs on, without anything of the debugger's.
     private mutating func leave() {
         guard case .serving(let session) = phase else { return }
+        if session.isForeign { strangers.report(began: nil, to: server.log) }
         if let client { server.epoll.remove(client.descriptor.rawValue) }
         client = nil
         guard target.isAttached else { return phase = .idle }
@@ -204,6 +250,7 @@ private struct DebugService: ~Copyable {
 
     /// The machine has ended, or the guest has reset itself.
     private mutating func reportEnd() {
+        if case .greeting = phase { dismiss() }
         server.hadClient.store(client != nil, ordering: .releasing)
         guard case .serving(var session) = phase, let end = ending.end else { return }
         if case .signal(let number) = end {
