@@ -96,7 +96,8 @@ let package = Package(
         .target(
             name: "FuzzTargets",
             dependencies: [
-                "TestSupport", "Boot", "GuestMemory", "DiskImage", "PCI", "Virtio", "Linux", "CLinux", "CZlib",
+                "TestSupport", "Boot", "GuestMemory", "DiskImage", "PCI", "Virtio", "HostNetwork", "GDBRemote", "Linux",
+                "CLinux", "CZlib",
             ],
             path: "Tests/Fuzz/Targets",
             swiftSettings: [.treatAllWarnings(as: .error)]),

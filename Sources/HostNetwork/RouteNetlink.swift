@@ -266,6 +266,16 @@ public struct RouteNetlink: ~Copyable, Sendable {
         return payload.slice(from: 4 + requestSize)?.attribute(Int(NLMSGERR_ATTR_MSG.rawValue))?.string ?? ""
     }
 
+    /// The interfaces that a datagram is about, whatever its bytes are.
+    package static func links(inDatagram bytes: [UInt8]) -> [Link] {
+        var rest = NetlinkBytes(bytes: bytes[...])
+        var links: [Link] = []
+        while let message = rest.nextMessage() {
+            if message.type == RTM_NEWLINK, let link = parseLink(message.payload) { links.append(link) }
+        }
+        return links
+    }
+
     /// An interface from the payload of RTM_NEWLINK; nil when it lacks what every interface has.
     static func parseLink(_ payload: NetlinkBytes) -> Link? {
         guard let index = payload.load(Int32.self, at: 4), let flags = payload.load(UInt32.self, at: 8),
