@@ -211,10 +211,16 @@ static const struct csandbox_rule rules[] = {
     RULE(DEVICE, REMOTE_TLS, openat, NO_BITS, 2, 0103, "for reading only", 0, "certificates; files with names of hosts"),
     WITH(REMOTE_TLS, DEVICE, newfstatat, "as openat"),
 
+    // A console's file that is rotated.
+    WITH(ROTATED_FILE, OTHER, pread64, "output that moves to an older file, which is open"),
+    WITH(ROTATED_FILE, OTHER, pwrite64, "as pread64"),
+    WITH(ROTATED_FILE, OTHER, ftruncate, "as pread64"),
+
     // Files by name.
     WITH(METRICS_FILE, OTHER, openat, "a new file of metrics replaces the one before"),
     WITH(METRICS_FILE, OTHER, renameat, "as openat"),
     WITH(METRICS_FILE, OTHER, unlinkat, "as openat"),
+    WITH_IF(CONTROL_GROUP, OTHER, unlinkat, 2, AT_REMOVEDIR, "the machine's control group is removed at the end"),
     WITH(SOCKET_FILE, OTHER, newfstatat, "a socket's file is removed at the end if it is still the same"),
     WITH(SOCKET_FILE, OTHER, unlink, "as newfstatat"),
     FAIL(openat, EACCES, "everything is open: what is looked for by name is not there"),

@@ -15,14 +15,15 @@ public final class BackgroundWriter: Sendable {
     /// - Parameters:
     ///   - name: the thread's.
     ///   - capacity: bytes that may wait.
+    ///   - rotation: bounds the file; nil: nothing does.
     ///   - onRoom: called by the thread when bytes were written after some had been refused, or after
     ///     ``noticeNextWrite()``.
     public init(
-        _ descriptor: consuming FileDescriptor, name: String, capacity: Int = 64 << 10,
+        _ descriptor: consuming FileDescriptor, name: String, capacity: Int = 64 << 10, rotation: FileRotation? = nil,
         onRoom: @escaping @Sendable () -> Void = {}
     ) throws(SystemCallError) {
         _ = clinux_install_interrupting_signal(clinux_sigrtmin())
-        let shared = Shared(descriptor, capacity: capacity, onRoom: onRoom)
+        let shared = Shared(descriptor, capacity: capacity, rotation: rotation, onRoom: onRoom)
         self.shared = shared
         thread = Guarded(try Thread.start(name: name) { shared.run() })
     }
@@ -51,6 +52,8 @@ public final class BackgroundWriter: Sendable {
     /// What the thread keeps alive.
     private final class Shared: @unchecked Sendable {
         private let descriptor: FileDescriptor
+        /// The thread's.
+        private let rotation: FileRotation?
         private let onRoom: @Sendable () -> Void
         // All below is touched within the monitor only: hence `Sendable`.
         private let monitor = Monitor()
@@ -63,8 +66,12 @@ public final class BackgroundWriter: Sendable {
         private var isClosing = false
         private var hasEnded = false
 
-        init(_ descriptor: consuming FileDescriptor, capacity: Int, onRoom: @escaping @Sendable () -> Void) {
+        init(
+            _ descriptor: consuming FileDescriptor, capacity: Int, rotation: FileRotation?,
+            onRoom: @escaping @Sendable () -> Void
+        ) {
             self.descriptor = descriptor
+            self.rotation = rotation
             self.onRoom = onRoom
             self.capacity = max(1, capacity)
             ring.reserveCapacity(self.capacity)
@@ -120,7 +127,10 @@ public final class BackgroundWriter: Sendable {
 
         /// - Returns: how many bytes are done with.
         private func write(_ piece: ArraySlice<UInt8>) -> Int {
-            do throws(SystemCallError) { return try descriptor.writeOnce(piece) } catch {
+            do throws(SystemCallError) {
+                if let rotation { return try rotation.write(piece, to: descriptor) }
+                return try descriptor.writeOnce(piece)
+            } catch {
                 switch error.errno {
                 case EINTR: return 0
                 case EAGAIN:

@@ -17,11 +17,14 @@ public struct TimerFD: ~Copyable, Sendable {
     }
 
     /// Milliseconds on that clock.
-    public static var now: UInt64 {
+    public static var now: UInt64 { nanoseconds / 1_000_000 }
+
+    /// Nanoseconds on that clock.
+    public static var nanoseconds: UInt64 {
         var time = timespec()
         // It fails only for a clock that does not exist.
         unsafe clock_gettime(CLOCK_MONOTONIC, &time)
-        return UInt64(time.tv_sec) &* 1000 &+ UInt64(time.tv_nsec) / 1_000_000
+        return UInt64(time.tv_sec) &* 1_000_000_000 &+ UInt64(time.tv_nsec)
     }
 
     /// Expires once, `milliseconds` (at least 1) from now; what was set before is forgotten.
@@ -34,6 +37,13 @@ public struct TimerFD: ~Copyable, Sendable {
     public func start(microseconds: UInt32) {
         let time = Int(max(1, microseconds))
         start(seconds: time / 1_000_000, nanoseconds: time % 1_000_000 * 1000)
+    }
+
+    /// The same in nanoseconds.
+    public func start(nanoseconds: UInt64) {
+        // Years fit.
+        let time = Int(clamping: max(1, nanoseconds))
+        start(seconds: time / 1_000_000_000, nanoseconds: time % 1_000_000_000)
     }
 
     private func start(seconds: Int, nanoseconds: Int) {

@@ -4,6 +4,7 @@ public import Devices
 public import DiskImage
 public import GuestMemory
 public import HostNetwork
+public import Linux
 public import Sandbox
 public import Virtio
 
@@ -38,6 +39,7 @@ public struct Configuration: Sendable {
     /// A source of random numbers for the guest; nil for none.
     public var entropy: Entropy?
     public var console: ConsoleKind
+    public var consoleLimits = ConsoleLimits.none
     /// The address for a debugger; the guest then waits for one at its first instruction.
     public var debugger: Debugger?
     /// Indicates whether exits to user space are counted (``Machine/exitReport``).
@@ -50,6 +52,8 @@ public struct Configuration: Sendable {
     public var stopTimeout = StopTimeout.automatic
     /// What happens when the host fails a request of a disk.
     public var onDiskError = DiskErrorPolicy.enospc
+    /// nil: the one that the process is started in.
+    public var controlGroup: ControlGroup?
     /// nil writes none.
     public var metrics: Metrics?
     /// Milliseconds, for the devices' events: a test's clock.
@@ -136,6 +140,34 @@ public struct Configuration: Sendable {
         }
     }
 
+    /// A control group for the process.
+    public struct ControlGroup: Sendable, Equatable {
+        /// Its directory in the cgroup2 file system; made, and removed at the end, if it is not there.
+        public var path: String
+        /// Microseconds of CPU time in each tenth of a second, of all threads.
+        public var cpu: UInt64?
+        /// Bytes, of guest RAM and all else.
+        public var memory: UInt64?
+        /// 1 to 10000, relative to other groups; 100 is usual.
+        public var ioWeight: Int?
+
+        public init(path: String, cpu: UInt64? = nil, memory: UInt64? = nil, ioWeight: Int? = nil) {
+            self.path = path
+            self.cpu = cpu
+            self.memory = memory
+            self.ioWeight = ioWeight
+        }
+
+        /// What is written to the group's files.
+        var settings: [(controller: String, file: String, value: String)] {
+            var all: [(String, String, String)] = []
+            if let cpu { all.append(("cpu", "cpu.max", "\(cpu) 100000")) }
+            if let memory { all.append(("memory", "memory.max", "\(memory)")) }
+            if let ioWeight { all.append(("io", "io.weight", "default \(ioWeight)")) }
+            return all
+        }
+    }
+
     /// The kernel that the guest boots.
     public enum Kernel: Sendable, Equatable {
         /// The default: the bundled guest.
@@ -178,6 +210,34 @@ public struct Configuration: Sendable {
         case file(String)
     }
 
+    /// What the guest may write to its serial port.
+    public struct ConsoleLimits: Sendable, Equatable {
+        /// A bound for a console's file.
+        public struct File: Sendable, Equatable {
+            /// Bytes.
+            public var size: UInt64
+            /// Files of older output that are kept, each of that size.
+            public var backups: Int
+
+            public init(size: UInt64, backups: Int) {
+                self.size = size
+                self.backups = backups
+            }
+        }
+
+        /// nil: none.
+        public var file: File?
+        /// Bytes a second; nil: as many as the reader takes.
+        public var output: TokenBucket.Rate?
+
+        public init(file: File? = nil, output: TokenBucket.Rate? = nil) {
+            self.file = file
+            self.output = output
+        }
+
+        public static let none = ConsoleLimits()
+    }
+
     /// The address for a debugger.
     public enum Debugger: Sendable, Equatable {
         /// A TCP port of 127.0.0.1; 0 is any that is free.
@@ -198,6 +258,8 @@ public struct Configuration: Sendable {
         public var keys: [KeySource] = []
         /// Virtqueues, each with a thread, at least 1.
         public var queues: Int
+        /// What it may do in a second.
+        public var limit = RateLimit.none
 
         public init(
             path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil, queues: Int = 1
@@ -215,6 +277,10 @@ public struct Configuration: Sendable {
         /// nil: derived from the host's machine-id, the machine's name and the TAP's, so it stays the same from run to
         /// run (``HostIdentity``).
         public var mac: MACAddress?
+        /// Indicates whether the guest is held to its address: it cannot change it, and frames from another are dropped.
+        public var isMACLocked = false
+        /// What it may move in a second.
+        public var limits = NetworkLimits.none
         /// Indicates whether the guest may leave checksums and segmentation to the host; nil: decided by what is behind
         /// the interface.
         public var offload: Bool?

@@ -15,40 +15,36 @@ struct Console {
     let listener: Listener?
     /// For the user: where the console is, when that is not where swkvm was started.
     let announcement: String?
-    /// The file that was not there before.
-    private let createdPath: String?
+    /// The files that were not there before.
+    private let createdPaths: [String]
 
     private init(
-        output: consuming FileDescriptor? = nil, mayBlock: Bool = false, input: consuming FileDescriptor? = nil,
+        output: consuming FileDescriptor? = nil, mayBlock: Bool = false, rotation: FileRotation? = nil,
+        limit: TokenBucket.Rate? = nil, input: consuming FileDescriptor? = nil,
         listener: Listener? = nil,
-        announcement: String? = nil, createdPath: String? = nil
+        announcement: String? = nil, createdPaths: [String] = []
     ) throws(SystemCallError) {
-        self.createdPath = createdPath
-        self.output = try ConsoleOutput(output, mayBlock: mayBlock)
+        self.createdPaths = createdPaths
+        self.output = try ConsoleOutput(output, mayBlock: mayBlock, rotation: rotation, limit: limit)
         if let input { self.input = ConsoleInput(input) } else { self.input = nil }
         self.listener = listener
         self.announcement = announcement
     }
 
     /// Opens what the configuration names.
-    static func open(_ kind: Configuration.ConsoleKind) throws(MachineError) -> Console {
+    static func open(
+        _ kind: Configuration.ConsoleKind, _ limits: Configuration.ConsoleLimits = .none
+    ) throws(MachineError) -> Console {
+        let limit = limits.output
         do throws(SystemCallError) {
             switch kind {
             case .none: return try Console()
-            case .stdio: return try openStandard()
-            case .file(let path):
-                // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop; a regular file does
-                // not heed it.
-                let flags = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY
-                let created = try? FileDescriptor.open(path, flags | O_EXCL, mode: 0o600)
-                let isCreated = created != nil
-                let file = if let created { created } else { try FileDescriptor.open(path, flags, mode: 0o600) }
-                let kind = FileDescriptor.kind(of: file.rawValue) ?? 0
-                return try Console(
-                    output: file, mayBlock: kind != S_IFIFO && kind != S_IFCHR, createdPath: isCreated ? path : nil)
-            case .pty: return try openPseudoTerminal()
+            case .stdio: return try openStandard(limit)
+            case .file(let path): return try openFile(path, limits)
+            case .pty: return try openPseudoTerminal(limit)
             case .unix(let path):
-                return try Console(listener: Listener(path: path), announcement: "the console is the socket \(path)")
+                return try Console(
+                    limit: limit, listener: Listener(path: path), announcement: "the console is the socket \(path)")
             }
         } catch { throw .console(kind, error) }
     }
@@ -56,15 +52,70 @@ struct Console {
     /// Takes back what opening it made: for a machine that does not start.
     func withdraw() {
         // The worst is an empty file.
-        if let createdPath { _ = unsafe unlink(createdPath) }
+        for path in createdPaths { removeName(path) }
     }
 
-    private static func openStandard() throws(SystemCallError) -> Console {
+    private static func openFile(
+        _ path: String, _ limits: Configuration.ConsoleLimits
+    ) throws(SystemCallError) -> Console {
+        // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop; a regular file does not heed it.
+        var flags = O_APPEND | O_NONBLOCK | O_NOCTTY
+        var created: [String] = []
+        guard let file = limits.file else {
+            flags |= O_WRONLY
+            let descriptor = try create(path, flags, &created)
+            let kind = FileDescriptor.kind(of: descriptor.rawValue) ?? 0
+            return try Console(
+                output: descriptor, mayBlock: kind != S_IFIFO && kind != S_IFCHR, limit: limits.output,
+                createdPaths: created)
+        }
+        // It is read when it is rotated.
+        flags |= O_RDWR
+        let descriptor = try create(path, flags, &created)
+        do throws(SystemCallError) {
+            try checkForRotation(descriptor)
+            let rotation = FileRotation(limit: file.size, size: try descriptor.size())
+            for index in 0..<file.backups {
+                let name = "\(path).\(index + 1)"
+                // Links that somebody has put there are not followed.
+                let backup = try create(name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, &created)
+                try checkForRotation(backup)
+                rotation.add(backup)
+            }
+            return try Console(
+                output: descriptor, mayBlock: true, rotation: rotation, limit: limits.output, createdPaths: created)
+        } catch {
+            for path in created { removeName(path) }
+            throw error
+        }
+    }
+
+    /// Only a regular file can be rotated, and only by one machine.
+    private static func checkForRotation(_ file: borrowing FileDescriptor) throws(SystemCallError) {
+        guard (FileDescriptor.kind(of: file.rawValue) ?? 0) == S_IFREG else {
+            throw SystemCallError("rotate", errno: ESPIPE)
+        }
+        if flock(file.rawValue, LOCK_EX | LOCK_NB) < 0 { throw .last("flock") }
+    }
+
+    /// Opens a file.
+    /// - Parameter created: gets its path if it was not there before.
+    private static func create(
+        _ path: String, _ flags: Int32, _ created: inout [String]
+    ) throws(SystemCallError) -> FileDescriptor {
+        if let new = try? FileDescriptor.open(path, flags | O_CREAT | O_EXCL, mode: 0o600) {
+            created.append(path)
+            return new
+        }
+        return try FileDescriptor.open(path, flags | O_CREAT, mode: 0o600)
+    }
+
+    private static func openStandard(_ limit: TokenBucket.Rate?) throws(SystemCallError) -> Console {
         var input = openAnew(STDIN_FILENO, O_RDONLY)
         if input == nil { input = try duplicate(STDIN_FILENO) }
-        if let own = openAnew(STDOUT_FILENO, O_WRONLY) { return try Console(output: own, input: input) }
+        if let own = openAnew(STDOUT_FILENO, O_WRONLY) { return try Console(output: own, limit: limit, input: input) }
         let isSocket = (FileDescriptor.kind(of: STDOUT_FILENO) ?? 0) == S_IFSOCK
-        return try Console(output: duplicate(STDOUT_FILENO), mayBlock: !isSocket, input: input)
+        return try Console(output: duplicate(STDOUT_FILENO), mayBlock: !isSocket, limit: limit, input: input)
     }
 
     /// A non-blocking descriptor of its own for a standard stream: the stream's own open file is shared with the shell,
@@ -86,7 +137,7 @@ struct Console {
         FileDescriptor.kind(of: number) == nil ? nil : try FileDescriptor.duplicate(of: number)
     }
 
-    private static func openPseudoTerminal() throws(SystemCallError) -> Console {
+    private static func openPseudoTerminal(_ limit: TokenBucket.Rate?) throws(SystemCallError) -> Console {
         let master = try FileDescriptor.open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK)
         var locked: Int32 = 0
         try master.ioctl(CLINUX_TIOCSPTLCK, &locked, named: "TIOCSPTLCK")
@@ -104,6 +155,7 @@ struct Console {
             }
         }
         return try Console(
-            output: master.duplicate(), input: master, announcement: "the console is the terminal \(path)")
+            output: master.duplicate(), limit: limit, input: master, announcement: "the console is the terminal \(path)"
+        )
     }
 }

@@ -18,15 +18,27 @@ final class ConsoleOutput: SerialSink {
     }
 
     private let connection = Guarded<Sink?>(nil)
+    /// nil without a limit of bytes a second, and after its end.
+    private let limit: Guarded<TokenBucket?>
+    private let isLimited: Bool
 
-    /// - Parameter mayBlock: the descriptor's writes may wait: a thread does them.
-    init(_ descriptor: consuming FileDescriptor?, mayBlock: Bool = false) throws(SystemCallError) {
+    /// - Parameters:
+    ///   - mayBlock: the descriptor's writes may wait: a thread does them.
+    ///   - rotation: bounds a file.
+    ///   - limit: bytes a second that the guest may write to a reader.
+    init(
+        _ descriptor: consuming FileDescriptor?, mayBlock: Bool = false, rotation: FileRotation? = nil,
+        limit: TokenBucket.Rate? = nil
+    ) throws(SystemCallError) {
+        isLimited = limit != nil
+        self.limit = Guarded(limit.map { TokenBucket($0, now: TimerFD.nanoseconds) })
         attention = try EventFD()
         guard let descriptor else { return }
         if mayBlock {
             // The thread may call while this object is being destroyed: it signals through a descriptor of its own.
             let signal = try attention.duplicate()
-            let writer = try BackgroundWriter(descriptor, name: "console", onRoom: { signal.signal() })
+            let writer = try BackgroundWriter(
+                descriptor, name: "console", rotation: rotation, onRoom: { signal.signal() })
             connection.withLock { $0 = .background(writer) }
         } else {
             connect(descriptor)
@@ -58,6 +70,36 @@ final class ConsoleOutput: SerialSink {
     func disconnect() { connection.withLock { $0 = nil } }
 
     func take(_ bytes: Span<UInt8>) -> Int {
+        guard isLimited else { return pass(bytes) }
+        // Output that nobody gets costs nothing.
+        guard isConnected else { return bytes.count }
+        let allowed = limit.withLock { $0?.available(at: TimerFD.nanoseconds) } ?? .max
+        guard allowed < bytes.count else {
+            let taken = pass(bytes)
+            if allowed != .max { limit.withLock { $0?.charge(UInt64(taken)) } }
+            return taken
+        }
+        let taken = allowed > 0 ? pass(bytes.extracting(first: Int(allowed))) : 0
+        limit.withLock { $0?.charge(UInt64(taken)) }
+        // The loop waits for the limit first.
+        attention.signal()
+        return taken
+    }
+
+    private var isConnected: Bool { connection.withLock { $0 != nil } }
+
+    /// Nanoseconds until the limit allows a byte; nil: now.
+    var delay: UInt64? {
+        limit.withLock {
+            guard let delay = $0?.delay(at: TimerFD.nanoseconds), delay > 0 else { return nil }
+            return delay
+        }
+    }
+
+    /// The guest has ended: what it has written goes to the reader as fast as that takes it.
+    func endLimit() { limit.withLock { $0 = nil } }
+
+    private func pass(_ bytes: Span<UInt8>) -> Int {
         switch connection.withLock({ $0 }) {
         case nil: return bytes.count
         case .background(let writer)?: return writer.take(bytes)

@@ -12,7 +12,7 @@ struct EventLoop: ~Copyable {
         static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4,
             writable: UInt64 = 5
         static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9,
-            metrics: UInt64 = 10, answer: UInt64 = 11, settleTimer: UInt64 = 12
+            metrics: UInt64 = 10, answer: UInt64 = 11, settleTimer: UInt64 = 12, limitTimer: UInt64 = 13
     }
 
     /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job
@@ -39,6 +39,8 @@ struct EventLoop: ~Copyable {
     /// Milliseconds.
     private let eventPeriod: Int
     private let settleTimer: TimerFD
+    /// Until the console's limit allows more output.
+    private let limitTimer: TimerFD
     /// Of ``settlePauses``, those that the timer has not waited for.
     private var settlePauses = Self.settlePauses[...]
     private let metrics: MetricsReporter?
@@ -71,6 +73,7 @@ struct EventLoop: ~Copyable {
         let terminalTimer = try TimerFD()
         let eventTimer = try TimerFD()
         let settleTimer = try TimerFD()
+        let limitTimer = try TimerFD()
         let answers = try ControlAnswers()
         var inputs: [ConsoleInput] = []
         try epoll.add(machine.endDescriptor, .input, token: Token.end)
@@ -83,6 +86,7 @@ struct EventLoop: ~Copyable {
         try epoll.add(eventTimer.rawValue, .input, token: Token.eventTimer)
         eventTimer.start(milliseconds: eventPeriod)
         try epoll.add(settleTimer.rawValue, .input, token: Token.settleTimer)
+        try epoll.add(limitTimer.rawValue, .input, token: Token.limitTimer)
         if let metrics {
             try epoll.add(metrics.descriptor, .input, token: Token.metrics)
             metrics.start()
@@ -104,6 +108,7 @@ struct EventLoop: ~Copyable {
         self.eventTimer = eventTimer
         self.eventPeriod = eventPeriod
         self.settleTimer = settleTimer
+        self.limitTimer = limitTimer
         self.metrics = metrics
         self.answers = answers
         self.inputs = inputs
@@ -133,13 +138,14 @@ struct EventLoop: ~Copyable {
                     machine.serialHasRoom()
                     pump(report)
                 case Token.attention: waitUntilWritable()
-                case Token.writable: if machine.serial.flush() { stopWaiting() }
+                case Token.writable: if machine.serial.flush() || console.output.delay != nil { stopWaiting() }
                 case Token.client: acceptClients(report)
                 case Token.stopTimer: if stopTimer.take() { control.end(.stopTimeout(seconds: stopSeconds ?? 0)) }
                 case Token.terminalTimer: if terminalTimer.take() { takeTerminal() }
                 case Token.metrics: if metrics?.takeTime() == true { metrics?.report(machine, "interval") }
                 case Token.answer: reportAnswers(report)
                 case Token.eventTimer: if eventTimer.take() { reportEvents() }
+                case Token.limitTimer: if limitTimer.take() { machine.serial.flush() }
                 case Token.settleTimer:
                     if settleTimer.take() {
                         ProgramMemory.release()
@@ -393,6 +399,7 @@ struct EventLoop: ~Copyable {
 
     private func waitUntilWritable() {
         console.output.attention.drain()
+        if let delay = console.output.delay { return limitTimer.start(nanoseconds: delay) }
         guard let number = console.output.rawValue else { return _ = machine.serial.flush() }
         // Already watched: the pseudo-terminal's two sides are two descriptors, so this one is only ever for output.
         do throws(SystemCallError) { try epoll.add(number, .output, token: Token.writable) } catch {

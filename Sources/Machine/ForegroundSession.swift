@@ -41,12 +41,17 @@ public enum ForegroundSession {
             jobControl.discardPending()
             before.restore()
         }
+        // Before anything that a limit is about, and left after it.
+        let group = try configuration.controlGroup.map { wanted throws(MachineError) in
+            do throws(ControlGroupError) { return try ControlGroup.enter(wanted) } catch { throw .controlGroup(error) }
+        }
+        defer { group?.leave() }
         let metrics = try configuration.metrics.map { wanted throws(MachineError) in
             do throws(SystemCallError) { return try MetricsReporter(wanted, log: log) } catch {
                 throw .metrics(path: wanted.path, error)
             }
         }
-        let console = try Console.open(configuration.console)
+        let console = try Console.open(configuration.console, configuration.consoleLimits)
         var hasStarted = false
         defer { if !hasStarted { console.withdraw() } }
         let machine: Machine
@@ -82,6 +87,7 @@ public enum ForegroundSession {
         let end = try serve(machine, &loop, stops, report)
         machine.summarizeEvents(all: true)
         metrics?.reportEnd(of: machine)
+        loop.console.output.endLimit()
         // A requested end does not wait for a reader of what the guest has printed.
         loop.flushOutput(isPatient: configuration.console == .stdio && !end.isForced && !loop.wasAskedToPowerOff)
         loop.giveTerminalBack()
@@ -155,6 +161,8 @@ extension Configuration {
         }
         if metrics?.format == .prometheus { needs.insert(.metricsFile) }
         if case .unix = console { needs.insert(.socketFile) }
+        if controlGroup != nil { needs.insert(.controlGroup) }
+        if consoleLimits.file != nil { needs.insert(.rotatedFile) }
         if case .unix? = debugger { needs.insert(.socketFile) }
         return needs
     }

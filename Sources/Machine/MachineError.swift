@@ -29,6 +29,8 @@ public enum MachineError: Error, CustomStringConvertible {
     case debugger(Configuration.Debugger, SystemCallError)
     /// The console could not be opened as configured.
     case console(Configuration.ConsoleKind, SystemCallError)
+    /// The process could not enter its control group.
+    case controlGroup(ControlGroupError)
     /// The file for metrics could not be opened.
     case metrics(path: String, SystemCallError)
 
@@ -37,6 +39,7 @@ public enum MachineError: Error, CustomStringConvertible {
         case .kvm(let error): error.description
         case .memory(let error): error.description
         case .boot(let error): error.description
+        case .controlGroup(let error): error.description
         case .disk(let error): error.description
         case .network(let error): error.description
         case .networks(let problem): problem.description
@@ -63,6 +66,12 @@ public enum MachineError: Error, CustomStringConvertible {
             "the console's socket cannot be \(path): a file that is not a socket has that name; choose another path or remove it"
         case .console(.unix(let path), let error) where error.errno == ENAMETOOLONG:
             "the console's socket has a path of \(path.rawBytes.count) bytes, the limit is 107: choose a shorter one"
+        case .console(.file(let path), let error) where error.errno == EWOULDBLOCK:
+            "the console's file \(path), or one of those beside it (\(path).1 and so on), is in use: another machine rotates it; choose another path"
+        case .console(.file(let path), let error) where error.errno == ESPIPE:
+            "the console cannot be \(path) with size=: it, or one of the files beside it (\(path).1 and so on), is not a regular file"
+        case .console(.file(let path), let error) where error.errno == ELOOP:
+            "the console cannot be \(path): it, or one of the files beside it (\(path).1 and so on), is a symbolic link"
         case .console(.unix(let path), let error), .console(.file(let path), let error):
             "the console \(path) cannot be opened: \(error.reason) (\(error.call))"
         case .metrics(let path, let error) where error.errno == ENOTSUP:

@@ -115,7 +115,8 @@ struct VirtioSlot: Sendable {
             }
             return try BlockDevice(
                 name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
-                events: events(log, configuration), onError: configuration.onDiskError, onStop: control.diskStopped)
+                limit: disk.limit, events: events(log, configuration), onError: configuration.onDiskError,
+                onStop: control.diskStopped)
         } catch { throw .disk(opened.explain(error, opening: disk.path)) }
     }
 
@@ -131,7 +132,8 @@ struct VirtioSlot: Sendable {
             network.mac ?? HostIdentity().address(ofMachine: configuration.name, interface: attachment.tap.name)
         do throws(SystemCallError) {
             return try NetworkDevice(
-                name: "net\(index)", address: address, attachment: attachment, events: events(log, configuration))
+                name: "net\(index)", address: address, attachment: attachment,
+                isAddressLocked: network.isMACLocked, limits: network.limits, events: events(log, configuration))
         } catch { throw .host(purpose: "create the descriptors of net\(index)", error) }
     }
 

@@ -35,6 +35,10 @@ public struct Sandbox: Sendable {
         public static let metricsFile = Needs(CSANDBOX_METRICS_FILE)
         /// A UNIX socket of its own, which is removed at the end.
         public static let socketFile = Needs(CSANDBOX_SOCKET_FILE)
+        /// A console's file with a bound, whose contents move to others that are open.
+        public static let rotatedFile = Needs(CSANDBOX_ROTATED_FILE)
+        /// A control group of its own, which is removed at the end.
+        public static let controlGroup = Needs(CSANDBOX_CONTROL_GROUP)
     }
 
     /// What a thread does; all others are confined as the process is.

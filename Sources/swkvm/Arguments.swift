@@ -179,7 +179,7 @@ struct DiskArgument {
             "format=" + ImageFormat.allCases.map(\.rawValue).joined(separator: "/"), "ro", "cache=writeback/none",
             "snapshot=", "data-file=@file",
             "+key-file=@file", "+key-fd=", "reconnect=", "backing=on/off/anywhere", "backing-dir=@dir",
-            "vhd-size=chs/current", "lock=on/off", "serial=", "queues=",
+            "vhd-size=chs/current", "lock=on/off", "serial=", "queues=", "bps=", "bps-burst=", "iops=", "iops-burst=",
         ])
 
     private(set) var disk: Configuration.Disk
@@ -194,7 +194,9 @@ struct DiskArgument {
         var serial: String?
         var keys: [KeySource] = []
         var queues = 1
+        var limit = LimitWords(operations: "iops")
         for (key, value) in items {
+            do { if try limit.take(key, value) { continue } } catch { throw ArgumentProblem("disk \(path): \(error)") }
             switch (key, value) {
             case ("ro", nil): options.readOnly = true
             case ("format", let value?):
@@ -258,39 +260,50 @@ struct DiskArgument {
                 queues = count
             default:
                 throw ArgumentProblem(
-                    "disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off|anywhere, backing-dir=, vhd-size=, lock=on|off, serial= or queues="
+                    "disk \(path): '\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected format=, ro, cache=, snapshot=, data-file=, key-file=, key-fd=, reconnect=, backing=on|off|anywhere, backing-dir=, vhd-size=, lock=on|off, serial=, queues=, bps=, bps-burst=, iops= or iops-burst="
                 )
             }
         }
         disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)
         disk.keys = keys
+        do { disk.limit = try limit.limit() } catch { throw ArgumentProblem("disk \(path): \(error)") }
     }
 }
 
 /// `--net tap=NAME,…` or `--net fd=N,…`.
 struct NetworkArgument {
     static let completion = ValueCompletion.list([
-        "tap=@tap%fd", "bridge=@bridge%fd", "create%fd", "mac=", "mtu=%fd", "offload=on/off", "queues=%fd",
+        "tap=@tap%fd", "bridge=@bridge%fd", "create%fd", "mac=", "mac-lock=on/off", "mtu=%fd", "offload=on/off",
+        "queues=%fd",
+        "rx-bps=", "rx-bps-burst=", "rx-pps=", "rx-pps-burst=", "tx-bps=", "tx-bps-burst=", "tx-pps=", "tx-pps-burst=",
         "fd=%tap/bridge/create/mtu/queues",
     ])
 
-    let network: Configuration.Network
+    private(set) var network: Configuration.Network
 
     init(parsing argument: String) throws {
         var tap: InterfaceName?
         var bridge: InterfaceName?
         var create = false
         var mac: MACAddress?
+        var isMACLocked = false
         var mtu: Int?
         var descriptors: [Int32]?
         var queues: Int?
         var offload: Bool?
+        var receive = LimitWords(prefix: "rx-", operations: "pps")
+        var transmit = LimitWords(prefix: "tx-", operations: "pps")
         for (key, value) in OptionList(argument).items {
+            if try receive.take(key, value) || transmit.take(key, value) { continue }
             switch (key, value) {
             case ("tap", let value?): tap = try InterfaceName(value)
             case ("bridge", let value?): bridge = try InterfaceName(value)
             case ("create", nil): create = true
             case ("mac", let value?): mac = try MACAddress(parsing: value)
+            case ("mac-lock", "on"): isMACLocked = true
+            case ("mac-lock", "off"): isMACLocked = false
+            case ("mac-lock", let value):
+                throw ArgumentProblem("mac-lock\(value.map { "=" + $0 } ?? "") is neither mac-lock=on nor mac-lock=off")
             case ("mtu", let value?):
                 guard let number = Int(value), NetworkBackend.possibleMTU.contains(number) else {
                     throw ArgumentProblem(
@@ -310,10 +323,13 @@ struct NetworkArgument {
             case ("fd", let value?): descriptors = try Self.descriptors(value)
             default:
                 throw ArgumentProblem(
-                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off, queues= or fd="
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst= or fd="
                 )
             }
         }
+        var limits = NetworkLimits()
+        limits.receive = try receive.limit()
+        limits.transmit = try transmit.limit()
         if let descriptors {
             guard tap == nil, bridge == nil, !create, mtu == nil else {
                 throw ArgumentProblem(
@@ -327,6 +343,8 @@ struct NetworkArgument {
             }
             network = Configuration.Network(
                 .descriptors(descriptors), mac: mac, offload: offload, queues: descriptors.count)
+            network.isMACLocked = isMACLocked
+            network.limits = limits
             return
         }
         guard let tap else { throw ArgumentProblem("a network interface needs tap=NAME or fd=N") }
@@ -335,6 +353,8 @@ struct NetworkArgument {
             .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu), mac: mac,
             offload: offload,
             queues: queues ?? 1)
+        network.isMACLocked = isMACLocked
+        network.limits = limits
     }
 
     private static let possibleQueues = 1...TAPDevice.maximumQueues

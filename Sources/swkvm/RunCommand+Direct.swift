@@ -69,6 +69,7 @@ extension RunCommand {
         Rule("trace", .repeatableValue, reset: { $0.trace = [] }, store: { $0.trace.append(try word($1)) }),
         Rule("on-disk-error", reset: { $0.onDiskError = .enospc }, store: { $0.onDiskError = try word($1) }),
         Rule("sandbox", reset: { $0.sandbox = .off }, store: { $0.sandbox = try word($1) }),
+        Rule("cgroup", reset: { $0.cgroup = nil }, store: { $0.cgroup = try ControlGroupArgument(parsing: $1) }),
         Rule("metrics", reset: { $0.metrics = nil }, store: { $0.metrics = $1 }),
         Rule("metrics-format", reset: { $0.metricsFormat = nil }, store: { $0.metricsFormat = try word($1) }),
         Rule(

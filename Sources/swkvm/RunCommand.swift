@@ -135,14 +135,15 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A disk: PATH[,format=raw|qcow2|vmdk|vdi|vpc|vhdx][,ro][,snapshot=NAME][,data-file=PATH][,key-file=PATH|key-fd=N][,cache=writeback|none][,backing=on|off|anywhere][,backing-dir=DIR][,vhd-size=chs|current][,lock=on|off][,reconnect=SECONDS][,serial=TEXT][,queues=N]. The format is given by the file extension (.raw, .img, \
+            A disk: PATH[,format=raw|qcow2|vmdk|vdi|vpc|vhdx][,ro][,snapshot=NAME][,data-file=PATH][,key-file=PATH|key-fd=N][,cache=writeback|none][,backing=on|off|anywhere][,backing-dir=DIR][,vhd-size=chs|current][,lock=on|off][,reconnect=SECONDS][,serial=TEXT][,queues=N][,bps=SIZE[,bps-burst=SIZE]][,iops=N[,iops-burst=N]]. The format is given by the file extension (.raw, .img, \
             .qcow2, .vmdk, .vdi, .vhd, .vhdx) or by format=. snapshot= attaches an internal qcow2 snapshot, data-file= an external qcow2 \
             data file. key-file= or key-fd= holds the key of an encrypted image (repeat for its backing files, in order). Backing files \
             must be in or below the image's directory or be named on the command line; backing-dir= (repeatable) allows another \
             directory, backing=anywhere allows all, including remote disks, backing=off none. The extents of a VMDK must be in or below the \
             image's directory. PATH can be a remote disk, \
             nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; reconnect= sets how long requests wait for a reconnect (10 by default). \
-            vhd-size= selects which of the two sizes in a VHD footer is used, that of the geometry or that in bytes. Repeatable. A comma in \
+            bps= and iops= limit bytes and requests a second, of all queues together; -burst is what may come at once after a pause (a \
+            tenth of a second's worth by default). vhd-size= selects which of the two sizes in a VHD footer is used, that of the geometry or that in bytes. Repeatable. A comma in \
             PATH is written twice.
             """,
             valueName: "disk"),
@@ -152,10 +153,12 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mtu=N][,offload=on|off][,queues=N], or fd=N[:N…][,mac=MAC][,offload=on|off]. \
+            A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mac-lock=on|off][,mtu=N][,offload=on|off][,queues=N], or fd=N[:N…][,mac=MAC][,mac-lock=on|off][,offload=on|off]. \
+            mac-lock=on drops frames that the guest sends from another MAC address than the interface's, which it then cannot change. \
             offload= controls whether the guest may offload checksums and segmentation to the host; by default this depends on what the \
             interface is connected to. queues= gives the guest several pairs of queues, each with a thread (1 by default, up to \
-            \(TAPDevice.maximumQueues)); fd= takes a descriptor for each. Repeatable.
+            \(TAPDevice.maximumQueues)); fd= takes a descriptor for each. rx-bps=, rx-pps=, tx-bps= and tx-pps= limit the bytes and frames a second \
+            that the guest receives and sends, each with -burst= as for --disk. Repeatable.
             """,
             valueName: "net"),
         completion: NetworkArgument.completion, transform: NetworkArgument.init(parsing:))
@@ -171,7 +174,12 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Serial port back-end: stdio, none, pty, unix:PATH or file:PATH. (default: stdio)", valueName: "console"),
+            """
+            Serial port back-end: stdio, none, pty, unix:PATH or file:PATH[,size=SIZE[,keep=N]]; size= limits the file, and keeps N (3 by \
+            default) files of older output beside it, PATH.1 and so on. bps=SIZE[,bps-burst=SIZE] limits the guest's output in bytes a second. \
+            A comma in PATH is written twice. (default: stdio)
+            """,
+            valueName: "console"),
         completion: ConsoleArgument.completion, transform: ConsoleArgument.init(parsing:))
     var console = ConsoleArgument(kind: .stdio)
 
@@ -225,6 +233,17 @@ struct RunCommand: ParsableCommand {
             """,
             valueName: "off|report|on"))
     var sandbox = Sandbox.Mode.off
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            Run in a control group: PATH[,cpu=N][,memory=SIZE][,io-weight=N]. PATH is a directory in a cgroup2 file system; it is created, and \
+            removed at the end, if it does not exist. cpu= is the number of CPUs that the process may use, such as 1.5; memory= includes the \
+            guest's RAM; io-weight= is from 1 to 10000.
+            """,
+            valueName: "group"),
+        completion: ControlGroupArgument.completion, transform: ControlGroupArgument.init(parsing:))
+    var cgroup: ControlGroupArgument?
 
     @Option(
         help: ArgumentHelp(
@@ -318,11 +337,13 @@ struct RunCommand: ParsableCommand {
         machine.networks = net.map(\.network)
         machine.entropy = try? rng?.entropy()
         machine.console = console.kind
+        machine.consoleLimits = console.limits
         machine.debugger = gdb?.place
         machine.onReboot = onReboot.action
         machine.stopTimeout = stopTimeout?.timeout ?? .automatic
         machine.onDiskError = onDiskError
         machine.sandbox = sandbox
+        machine.controlGroup = cgroup?.group
         machine.metrics = metrics.map {
             Configuration.Metrics(path: $0, format: metricsFormat ?? .json, interval: metricsInterval)
         }

@@ -132,31 +132,6 @@ struct HugePages: ExpressibleByArgument, Equatable, CustomStringConvertible {
     }
 }
 
-/// `--console`.
-struct ConsoleArgument {
-    static let completion = ValueCompletion.one(of: ["stdio", "none", "pty", "unix+@file", "file+@file"])
-
-    let kind: Configuration.ConsoleKind
-
-    init(kind: Configuration.ConsoleKind) { self.kind = kind }
-
-    init(parsing argument: String) throws {
-        switch argument {
-        case "stdio": kind = .stdio
-        case "none": kind = .none
-        case "pty": kind = .pty
-        default:
-            if let path = argument.path(after: "unix:") {
-                kind = .unix(path)
-            } else if let path = argument.path(after: "file:") {
-                kind = .file(path)
-            } else {
-                throw ArgumentProblem("expected stdio, none, pty, unix:PATH or file:PATH")
-            }
-        }
-    }
-}
-
 /// `--gdb`.
 struct DebuggerArgument {
     static let completion = ValueCompletion.one(of: ["unix+@file"])

@@ -146,7 +146,10 @@ import Testing
     }
 
     @Test(arguments: [
-        ("", "'' is not recognized; expected tap=, bridge=, create, mac=, mtu=, offload=on|off, queues= or fd="),
+        (
+            "",
+            "'' is not recognized; expected tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst= or fd="
+        ),
         ("tap", "'tap' is not recognized"), ("create=yes", "'create=yes' is not recognized"),
         ("bridge=br0", "a network interface needs tap=NAME or fd=N"),
         ("mac=52:54:00:12:34:56", "a network interface needs tap=NAME or fd=N"),
@@ -268,7 +271,18 @@ import Testing
             ("file:/dev/null", .file("/dev/null")),
         ]
         for (text, kind) in expected { #expect(try parse("--console", text).console.kind == kind) }
-        for text in ["", "STDIO", "unix", "unix:", "file:", "tcp:1", " pty"] {
+        let limited = try parse("--console", "file:a,,b=c,size=1M,keep=5,bps=10K,bps-burst=2K").console
+        #expect(limited.kind == .file("a,b=c") && limited.limits.file == .init(size: 1 << 20, backups: 5))
+        #expect(limited.limits.output == .init(perSecond: 10 << 10, burst: 2 << 10))
+        #expect(try parse("--console", "file:a,size=64K").console.limits.file == .init(size: 64 << 10, backups: 3))
+        #expect(try parse("--console", "pty").console.limits == .none)
+        for text in [
+            "", "STDIO", "unix", "unix:", "file:", "tcp:1", " pty", "file:a,", "file:a,b", "file:a,size=",
+            "file:a,size=1K",
+            "file:a,size=2T", "file:a,keep=2", "file:a,size=1M,keep=0", "file:a,size=1M,keep=17", "stdio,size=1M",
+            "pty,bps=0",
+            "pty,bps", "none,bps=1K", "unix:/a,bps-burst=1K", "file:,size=1M",
+        ] {
             #expect(throws: (any Error).self) { try parse("--console", text) }
         }
     }
@@ -339,7 +353,7 @@ import Testing
             "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel",
             "--initrd", "--cmdline", "--cmdline-raw", "--bus", "--virtqueues", "--discovery", "--disk", "--net",
             "--rng", "--console",
-            "--gdb", "--trace",
+            "--gdb", "--trace", "--cgroup",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
         ] {
             #expect(help.text.contains(option), "\(option)")

@@ -22,20 +22,29 @@ import Testing
         "virtqueues": ["split", "packed"],
         "disk": [
             "a.raw", "b.qcow2,ro", "c=d.raw", "e,,f.raw", "g.raw,serial=123,queues=2", "h.raw,queues=99", "",
-            "i,key-fd=7",
+            "i,key-fd=7", "j,bps=10M,bps-burst=1M,iops=500", "k,iops-burst=5", "l,bps=0", "m,iops=1.5",
         ],
         "net": [
             "tap=t0", "tap=t1,bridge=b0,create,mac=52:54:00:12:34:56", "fd=5", "fd=1", "tap=", "tap=t2,offload=off",
             "tap=t3,queues=4", "tap=t4,queues=9", "fd=5:6:7", "fd=5:", "fd=8:9,queues=3", "fd=5:5",
+            "tap=t5,mac-lock=on", "tap=t6,mac-lock", "fd=7,rx-bps=1M,tx-pps=1000", "tap=t7,rx-pps-burst=1",
         ],
         "rng": ["max-bytes=1K,period=100", "max-bytes=0", "period=5", "what"],
-        "console": ["stdio", "pty", "unix:/tmp/s", "file:x", "tty"],
+        "console": [
+            "stdio", "pty", "unix:/tmp/s", "file:x", "tty", "file:x,size=1M,keep=2", "file:a,,b", "pty,bps=9600",
+            "stdio,size=1M", "file:x,y",
+        ],
         "on-reboot": ["restart", "exit", "reset"], "stop-timeout": ["none", "5", "5s", "-1", "99999999"],
         "gdb": ["1234", ":1234", "unix:g", "host:1", "0"],
         "trace": ["exits", "all"], "on-disk-error": ["report", "ignore", "stop", "enospc", "panic"],
         "metrics": ["m.json", "/dev/null"],
         "metrics-format": ["json", "prometheus", "xml"], "metrics-interval": ["1", "86400", "0", "x"],
         "log-level": ["debug", "critical", "loud"],
+        "cgroup": [
+            "/sys/fs/cgroup/vm", "/sys/fs/cgroup/vm,cpu=1.5,memory=1G,io-weight=50", "a,cpu=0", "a,cpu=1.234",
+            "a,memory=x", "",
+            "a,weight=5",
+        ],
         "sandbox": ["off", "report", "on", "yes"],
         "log-format": ["text", "json", "yaml"],
     ]

@@ -49,11 +49,14 @@ final class NetworkDriver {
     /// Where buffers are; the rings are below.
     static let buffers: UInt64 = 0x10_0000
 
-    init(_ attachment: consuming NetworkAttachment, address: String = "52:54:00:00:00:02") throws {
+    init(
+        _ attachment: consuming NetworkAttachment, address: String = "52:54:00:00:00:02", isAddressLocked: Bool = false,
+        limits: NetworkLimits = .none
+    ) throws {
         memory = try GuestMemory(size: 16 << 20)
         device = try NetworkDevice(
             name: "net0", address: MACAddress(parsing: address), attachment: attachment,
-            events: DeviceEvents(log: lines.add))
+            isAddressLocked: isAddressLocked, limits: limits, events: DeviceEvents(log: lines.add))
         try device.start()
         transport = try MMIOTransport(device: device, memory: memory)
     }
@@ -285,10 +288,15 @@ final class Wire {
     }
 
     /// A card and the other end of its wire.
-    static func make(headerSize: Int = 12, mtu: Int = 1500) throws -> (driver: NetworkDriver, wire: Wire) {
+    static func make(
+        headerSize: Int = 12, mtu: Int = 1500, isAddressLocked: Bool = false, limits: NetworkLimits = .none
+    ) throws -> (driver: NetworkDriver, wire: Wire) {
         let (wire, card) = try open()
         let tap = TAPDevice(FileDescriptor(owning: card), name: try InterfaceName("wire"), headerSize: headerSize)
-        return (try NetworkDriver(NetworkAttachment(tap: tap, mtu: mtu)), wire)
+        return (
+            try NetworkDriver(
+                NetworkAttachment(tap: tap, mtu: mtu), isAddressLocked: isAddressLocked, limits: limits), wire
+        )
     }
 
     /// A card with several pairs of queues, and the other end of each one's wire.

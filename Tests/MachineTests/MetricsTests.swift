@@ -85,7 +85,7 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
                 found += 1
             }
         }
-        #expect(found == 27, "\(found)")
+        #expect(found == 28, "\(found)")
         found = 0
         for match in try text("DiskImage/Memory/CacheStatistics.swift").matches(of: /public var (\w+): UInt64/) {
             #expect(shown.contains("$0.\(match.1)"), "\(match.1)")

@@ -73,4 +73,7 @@ static const unsigned long CLINUX_TUNSETVNETHDRSZ = TUNSETVNETHDRSZ;
 static const unsigned long CLINUX_TIOCGPTN = TIOCGPTN;
 static const unsigned long CLINUX_TIOCSPTLCK = TIOCSPTLCK;
 
+/// 1 or 2 for a directory in a file system of control groups of that version, 0 for any other.
+int clinux_cgroup_version(int directory);
+
 #endif

@@ -40,6 +40,10 @@ enum csandbox_need {
     CSANDBOX_METRICS_FILE,
     /// A UNIX socket of its own.
     CSANDBOX_SOCKET_FILE,
+    /// A console's file with a bound.
+    CSANDBOX_ROTATED_FILE,
+    /// A control group of its own.
+    CSANDBOX_CONTROL_GROUP,
 };
 
 /// A machine, as the list needs to know it.

@@ -27,6 +27,11 @@ public final class BlockDevice: VirtioDevice {
     /// The counters of its files' caches, see ``SharedImage/cacheStatistics``.
     public let cacheStatistics: [(file: Int, statistics: FileStatistics)]
 
+    /// nil without limits.
+    private let limiter: RateLimiter?
+    /// Times that a queue had to wait for the disk's limits.
+    public var throttled: UInt64 { limiter?.waits.value ?? 0 }
+
     private let path: String
     private let disk: DiskCapacity
     private let cache: WriteCache
@@ -48,11 +53,12 @@ public final class BlockDevice: VirtioDevice {
     ///   - queueSize: of each, a power of two, 2 … 1024.
     ///   - usesRing: false does without io_uring.
     ///   - events: Receives the device's events for the log.
+    ///   - limit: of all queues together.
     ///   - onError: what happens when the host fails a request.
     ///   - onStop: called when ``isStopped`` becomes true, by an I/O thread: has the machine paused, must not wait.
     public convenience init(
         name: String, image: DiskImage, serial: String? = nil, queues: Int = 1, queueSize: UInt16 = 256,
-        usesRing: Bool = true,
+        usesRing: Bool = true, limit: RateLimit = .none,
         events: DeviceEvents = .none, onError: DiskErrorPolicy = .report, onStop: @escaping @Sendable () -> Void = {}
     ) throws(DiskImageError) {
         let queues = min(max(queues, 1), Self.maximumQueues)
@@ -60,14 +66,14 @@ public final class BlockDevice: VirtioDevice {
         let shared = queues == 1 ? SharedImage(exclusive: image) : SharedImage(image)
         try self.init(
             name: name, shared: shared, serial: serial, queues: queues, queueSize: queueSize, usesRing: usesRing,
-            events: events,
-            onError: onError, onStop: onStop)
+            limit: limit, events: events, onError: onError, onStop: onStop)
     }
 
     /// - Parameter shared: the image, for as many engines as there are queues.
     init(
         name: String, shared: SharedImage, serial: String? = nil, queues: Int, queueSize: UInt16, usesRing: Bool,
-        events: DeviceEvents = .none, onError: DiskErrorPolicy = .report, onStop: @escaping @Sendable () -> Void = {}
+        limit: RateLimit = .none, events: DeviceEvents = .none, onError: DiskErrorPolicy = .report,
+        onStop: @escaping @Sendable () -> Void = {}
     ) throws(DiskImageError) {
         let path = shared.path
         let queueSize = min(max(queueSize, 2), 1024)
@@ -86,15 +92,18 @@ public final class BlockDevice: VirtioDevice {
         let size = DiskCapacity(shared.size)
         let cache = WriteCache()
         let stop = DiskStop(onStop: onStop)
+        let limiter = RateLimiter(limit)
+        self.limiter = limiter
         var workers: [DeviceWorker] = []
         for index in 0..<queues {
             let disk = try DiskEngine(
                 shared, depth: Int(queueSize), segments: Int(queueSize), usesRing: usesRing, share: queues)
-            let engine = BlockEngine(
-                disk, queue: index, queueSize: Int(queueSize), capacity: size,
-                largestTransfer: contents.largestTransfer, isReadOnly: isReadOnly,
-                serial: serial, cache: cache, statistics: statistics, events: events, onError: onError, stop: stop)
-            do {
+            do throws(SystemCallError) {
+                let engine = BlockEngine(
+                    disk, queue: index, queueSize: Int(queueSize), capacity: size,
+                    largestTransfer: contents.largestTransfer, isReadOnly: isReadOnly,
+                    serial: serial, cache: cache, statistics: statistics, events: events, onError: onError, stop: stop,
+                    throttle: try Throttle(limiter))
                 workers.append(
                     try DeviceWorker(name: index == 0 ? name : "\(name).\(index)", engine: engine, events: events))
             } catch {

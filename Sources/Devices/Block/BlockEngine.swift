@@ -47,6 +47,9 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// The same for the wakeup of other queues' engines, to which a ring listens unless the host refuses it.
     private var isWakeupWatched = false
     private var isPaused = false
+    /// nil without limits of the disk.
+    private var throttle: Throttle?
+    private var isThrottleWatched = false
     /// Waits for the end of what is in flight.
     private var resizing: DiskResize?
     /// Indicates whether nothing is taken from the queue for now.
@@ -58,6 +61,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     var isQuiet: Bool { disk.inFlight == 0 }
 
     private static let diskToken = DeviceWorkerToken.firstOfEngine
+    /// What has waited for the disk's limits may go on.
+    private static let throttleToken = DeviceWorkerToken.firstOfEngine + 1
     /// Requests in one run: then it is somebody else's turn.
     private static let budget = 1024
     /// How often others have their turn before the driver hears of what has ended.
@@ -67,8 +72,9 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         _ disk: consuming DiskEngine, queue index: Int, queueSize: Int, capacity: DiskCapacity, largestTransfer: UInt64,
         isReadOnly: Bool, serial: String,
         cache: WriteCache, statistics: BlockStatistics, events: DeviceEvents,
-        onError: DiskErrorPolicy, stop: DiskStop
+        onError: DiskErrorPolicy, stop: DiskStop, throttle: consuming Throttle? = nil
     ) {
+        self.throttle = throttle
         self.onError = onError
         self.stop = stop
         failedRequests.reserveCapacity(queueSize)
@@ -100,6 +106,10 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         do throws(SystemCallError) {
             try epoll.add(disk.descriptor, .input, token: Self.diskToken)
             isWatched = true
+            if let timer = throttle?.descriptor, !isThrottleWatched {
+                try epoll.add(timer, .input, token: Self.throttleToken)
+                isThrottleWatched = true
+            }
         } catch {
             events.report(.needsReset, .error, "\(error); the device does nothing until the driver resets it")
             activation.interrupts.configuration.markNeedsReset()
@@ -116,6 +126,12 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     mutating func ready(token: UInt64, events: Epoll.Events, epoll: borrowing Epoll) throws(VirtqueueError) {
         disk.beginTurn()
+        if token == Self.throttleToken {
+            throttle?.expire()
+            try takeRequests()
+            resizeIfQuiet()
+            return watchWakeup(epoll)
+        }
         handleCompletions()
         gather()
         publish()
@@ -191,9 +207,14 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         guard let size = queue?.size, configurationInterrupt?.needsReset != true else { return }
         retryFailed()
         var budget = Self.budget
+        var isLimited = false
         repeat {
             queue?.disableNotifications()
             while !isHolding, budget > 0, !disk.isTurnOver, try queue?.hasAvailable() == true {
+                if throttle != nil, throttle?.mayStart() == false {
+                    isLimited = true
+                    break
+                }
                 // There are as many slots as the largest queue has descriptors: some head is in flight twice.
                 guard let slot = disk.acquire() else { throw .tooManyInFlight(size: size) }
                 guard let chain = try pop(slot) else { break }
@@ -205,7 +226,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             publish()
             if budget == 0 || disk.isTurnOver { return doorbell?.event.signal() ?? () }
             // A look at the queue follows.
-            if isHolding { return }
+            if isHolding || isLimited { return }
         } while queue?.enableNotifications() == true
     }
 
@@ -241,6 +262,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             return reject(chain.head, status, .ioError, slot, room: writable.byteCount)
         }
         readable.removeFirst(BlockRequestHeader.size)
+        if throttle != nil { charge(header.type, readable, writable) }
         pending[slot] = PendingBlockRequest(
             head: chain.head, status: status, readable: readable, type: header.type, writable: writable)
 
@@ -257,6 +279,15 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             else { return completeRequest(slot, .ioError) }
             startNextRange(slot)
         default: completeRequest(slot, .unsupported)
+        }
+    }
+
+    /// Counts a request towards the disk's limits: one, and the bytes of its data.
+    private mutating func charge(_ type: UInt32, _ readable: IOVectors, _ writable: IOVectors) {
+        switch type {
+        case BlockRequestType.read: throttle?.charge(bytes: writable.byteCount)
+        case BlockRequestType.write: throttle?.charge(bytes: readable.byteCount)
+        default: throttle?.charge(bytes: 0)
         }
     }
 
@@ -298,6 +329,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         guard range.sectors <= limit,
             let bytes = byteRange(sector: range.sector, count: UInt64(range.sectors), size: capacity)
         else { return completeRequest(slot, .ioError) }
+        // A file system may have to write them.
+        if !isDiscard { throttle?.charge(bytes: bytes.length, operations: 0) }
         let operation: DiskOperation =
             isDiscard ? .discard : range.flags & BlockRange.unmap != 0 ? .writeZeroesUnmapping : .writeZeroes
         disk.start(slot, operation, offset: bytes.offset, length: bytes.length)

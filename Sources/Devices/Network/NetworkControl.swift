@@ -104,8 +104,7 @@ struct NetworkControl: ~Copyable {
             }
             let value = UInt64(high.byteSwapped) << 16 | UInt64(low.byteSwapped)
             guard let address = try? MACAddress(rawValue: value) else { return false }
-            port.setAddress(address)
-            return true
+            return port.setAddress(address)
         case (Class.multiqueue, Command.setPairs) where features.contains(.networkMultiqueue):
             guard data.byteCount == 2, let count = data.load(UInt16.self) else { return false }
             return pairs?.use(Int(count), port) == true

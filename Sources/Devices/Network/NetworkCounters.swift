@@ -42,6 +42,8 @@ public final class NetworkCounters: Sendable {
     public let sendMalformed = DeviceCounters.Counter()
     /// Frames from the guest while the link, or the interface, was down.
     public let sendLinkDown = DeviceCounters.Counter()
+    /// Frames from the guest with another source address than the interface's, which is locked.
+    public let sendForeignSource = DeviceCounters.Counter()
     /// Frames from the guest for which the host had no memory.
     public let sendNoMemory = DeviceCounters.Counter()
     /// Times the device waited because the TAP took no more; no frame is lost by it.
@@ -57,6 +59,7 @@ public final class NetworkCounters: Sendable {
         static let sendNoMemory: UInt8 = 5
         static let receiveWithoutDriver: UInt8 = 6
         static let receiveLinkDown: UInt8 = 7
+        static let sendForeignSource: UInt8 = 8
     }
 
     /// - Parameter pairs: of queues.
@@ -67,5 +70,7 @@ public final class NetworkCounters: Sendable {
         receiveTooLong.value + receiveAboveMTU.value + receiveWithoutDriver.value + receiveLinkDown.value
     }
     /// Frames from the guest that did not reach the host.
-    public var sendDrops: UInt64 { sendMalformed.value + sendLinkDown.value + sendNoMemory.value }
+    public var sendDrops: UInt64 {
+        sendMalformed.value + sendLinkDown.value + sendForeignSource.value + sendNoMemory.value
+    }
 }

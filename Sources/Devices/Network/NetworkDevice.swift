@@ -30,15 +30,19 @@ public final class NetworkDevice: VirtioDevice {
     ///   - name: `net0`, …; the first thread's name. Those of further pairs are `net0.1` and so on.
     ///   - address: the guest's Ethernet address.
     ///   - attachment: the TAP; it is let go when the device is.
+    ///   - isAddressLocked: the driver cannot change its address, and frames from another one are dropped.
+    ///   - limits: of all pairs of queues together.
     ///   - events: gets what the log is to say of the device.
     public init(
-        name: String, address: MACAddress, attachment: consuming NetworkAttachment, events: DeviceEvents = .none
+        name: String, address: MACAddress, attachment: consuming NetworkAttachment, isAddressLocked: Bool = false,
+        limits: NetworkLimits = .none, events: DeviceEvents = .none
     ) throws(SystemCallError) {
         self.name = name
         features = .offered(before: attachment.tap, withOffloads: attachment.offloads.isOn)
         let pairs = attachment.tap.queues.count
         let sizes = Array(repeating: Self.queueSize, count: QueueLayout(pairs: pairs).control) + [Self.controlQueueSize]
-        let port = NetworkPort(attachment, address: address, events: events)
+        let port = NetworkPort(
+            attachment, address: address, isAddressLocked: isAddressLocked, limits: limits, events: events)
         var others: [DeviceWorker] = []
         for pair in 1..<max(1, pairs) {
             let engine = try NetworkEngine(port: port, pair: pair, queueSizes: sizes, others: nil)
@@ -81,6 +85,11 @@ public final class NetworkDevice: VirtioDevice {
 
     /// Pairs of queues that the driver may use, and those of them that it receives in.
     public var queuePairs: (count: Int, inUse: Int) { (workers.count, port.pairsInUse.load(ordering: .relaxed)) }
+
+    /// Times that a queue had to wait for the limits of its direction.
+    public var throttled: (receive: UInt64, transmit: UInt64) {
+        (port.receiveLimiter?.waits.value ?? 0, port.transmitLimiter?.waits.value ?? 0)
+    }
 
     // MARK: VirtioDevice
 
@@ -127,6 +136,18 @@ public final class NetworkDevice: VirtioDevice {
     public func resume() { for worker in workers { worker.resume() } }
 }
 
+/// What a network interface may move in a second, in each direction.
+public struct NetworkLimits: Sendable, Equatable {
+    /// To the guest.
+    public var receive = RateLimit.none
+    /// From the guest.
+    public var transmit = RateLimit.none
+
+    public init() {}
+
+    public static let none = NetworkLimits()
+}
+
 /// What the device's I/O threads and the rest of the process share.
 final class NetworkPort: Sendable {
     let attachment: NetworkAttachment
@@ -159,8 +180,14 @@ final class NetworkPort: Sendable {
         static let linkUp: UInt8 = 1
     }
 
-    init(_ attachment: consuming NetworkAttachment, address: MACAddress, events: DeviceEvents) {
+    init(
+        _ attachment: consuming NetworkAttachment, address: MACAddress, isAddressLocked: Bool, limits: NetworkLimits,
+        events: DeviceEvents
+    ) {
+        receiveLimiter = RateLimiter(limits.receive)
+        transmitLimiter = RateLimiter(limits.transmit)
         self.events = events
+        lockedAddress = isAddressLocked ? address : nil
         linkMTU = Atomic(attachment.mtu)
         let mtu = Self.possibleMTU(attachment.mtu)
         let pairs = attachment.tap.queues.count
@@ -179,14 +206,23 @@ final class NetworkPort: Sendable {
     }
 
     private let given: MACAddress
+    /// nil without limits.
+    let receiveLimiter: RateLimiter?
+    let transmitLimiter: RateLimiter?
+    /// The address that the driver cannot change; nil where it may.
+    let lockedAddress: MACAddress?
 
     var address: MACAddress {
         let value = (0..<6).reduce(UInt64(0)) { $0 << 8 | configuration.read(at: $1, size: 1) }
         return (try? MACAddress(rawValue: value)) ?? given
     }
 
-    func setAddress(_ address: MACAddress) {
+    /// Sets the address, as the driver asks.
+    /// - Returns: false when it is locked and another one.
+    func setAddress(_ address: MACAddress) -> Bool {
+        guard lockedAddress == nil || lockedAddress == address else { return false }
         configuration.update { $0.replaceSubrange(Field.address, with: address.bytes) }
+        return true
     }
 
     // MARK: MTU

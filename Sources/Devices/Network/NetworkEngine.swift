@@ -19,6 +19,9 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         /// The delay of an interrupt is over.
         static let receiveTimer = DeviceWorkerToken.firstOfEngine + 3
         static let transmitTimer = DeviceWorkerToken.firstOfEngine + 4
+        /// What has waited for the limits may go on.
+        static let receiveLimit = DeviceWorkerToken.firstOfEngine + 5
+        static let transmitLimit = DeviceWorkerToken.firstOfEngine + 6
     }
 
     private let port: NetworkPort
@@ -51,6 +54,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         let spill = try ReceivePath.makeSpill()
         let receiveCoalescer = try InterruptCoalescer(port.coalescing[QueueLayout.receive(ofPair: pair)])
         let transmitCoalescer = try InterruptCoalescer(port.coalescing[QueueLayout.transmit(ofPair: pair)])
+        let receiveThrottle = try Throttle(port.receiveLimiter)
+        let transmitThrottle = try Throttle(port.transmitLimiter)
         self.again = again
         self.port = port
         self.pair = pair
@@ -64,10 +69,11 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         let headerSize = port.attachment.tap.headerSize
         receive = ReceivePath(
             tap: tap, headerSize: headerSize, spill: spill, coalescer: receiveCoalescer, counters: port.counters,
-            pair: pair, events: port.events)
+            pair: pair, events: port.events, throttle: receiveThrottle)
         transmit = TransmitPath(
             tap: tap, headerSize: headerSize, queueSize: queueSizes[transmitQueue], coalescer: transmitCoalescer,
-            counters: port.counters, pair: pair, events: port.events)
+            counters: port.counters, pair: pair, events: port.events, lockedSource: port.lockedAddress,
+            throttle: transmitThrottle)
         control = NetworkControl(queueSize: controlQueueSize, pairs: others)
     }
 
@@ -84,6 +90,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
                 try epoll.add(receive.timer, .input, token: Token.receiveTimer)
                 try epoll.add(transmit.timer, .input, token: Token.transmitTimer)
             }
+            if let timer = receive.limitTimer { try epoll.add(timer, .input, token: Token.receiveLimit) }
+            if let timer = transmit.limitTimer { try epoll.add(timer, .input, token: Token.transmitLimit) }
         } catch { return fail(error) }
         // Frames from before the driver, which no offload of its can have shaped; then those for this driver.
         if receive.discard(withoutDriver: true) == .gone { lose() }
@@ -125,6 +133,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         isPaused = false
         watch(epoll)
         for descriptor in [again.rawValue, receive.timer, transmit.timer] { epoll.remove(descriptor) }
+        if let timer = receive.limitTimer { epoll.remove(timer) }
+        if let timer = transmit.limitTimer { epoll.remove(timer) }
         port.resetCoalescing(ofPair: pair)
         isReceiving = false
         if pair == 0 {
@@ -224,6 +234,13 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         switch token {
         case Token.receiveTimer: receive.expireTimer()
         case Token.transmitTimer: transmit.expireTimer()
+        case Token.receiveLimit:
+            receive.expireLimit()
+            // After a pause each queue is looked at.
+            if !isPaused { try moveIn() }
+        case Token.transmitLimit:
+            transmit.expireLimit()
+            if !isPaused, !wanted.contains(.output) { try moveOut() }
         case Token.again:
             again.drain()
             // After a pause each queue is looked at.
@@ -248,7 +265,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             ? try receive.run(activation) : receive.discard(withoutDriver: false)
         switch outcome {
         case .drained, .paused: wanted.insert(.input)
-        case .starved: wanted.remove(.input)
+        case .starved, .limited: wanted.remove(.input)
         case .gone: lose()
         }
     }
@@ -257,7 +274,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         guard let activation else { return }
         queueAtWork = transmitQueue
         switch try transmit.run(activation, isLinkUp: port.isLinkUp) {
-        case .drained: wanted.remove(.output)
+        case .drained, .limited: wanted.remove(.output)
         case .blocked: wanted.insert(.output)
         case .paused:
             wanted.remove(.output)

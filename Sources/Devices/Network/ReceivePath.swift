@@ -18,6 +18,8 @@ struct ReceivePath: ~Copyable {
         case starved
         /// Enough for now; there may be more.
         case paused
+        /// The limits allow no more for now: the throttle's timer runs.
+        case limited
         /// The TAP is no more.
         case gone
     }
@@ -65,16 +67,21 @@ struct ReceivePath: ~Copyable {
     private var window = BufferWindow()
     private var pending: Pending?
     private var tally = Tally()
+    /// nil without limits.
+    private var throttle: Throttle?
     var mode = Mode()
 
     /// - Parameters:
     ///   - spill: from ``makeSpill()``.
     ///   - coalescer: of the receive queue.
     ///   - pair: whose frames are counted.
+    ///   - throttle: nil without limits.
     init(
         tap: Int32, headerSize: Int, spill: consuming Mapping, coalescer: consuming InterruptCoalescer,
-        counters: NetworkCounters, pair: Int, events: DeviceEvents
+        counters: NetworkCounters, pair: Int, events: DeviceEvents, throttle: consuming Throttle? = nil
     ) {
+        limitTimer = throttle?.descriptor
+        self.throttle = throttle
         self.events = events
         self.coalescer = coalescer
         self.tap = tap
@@ -133,6 +140,10 @@ struct ReceivePath: ~Copyable {
     /// For the thread's epoll instance; see ``expireTimer()``.
     var timer: Int32 { coalescer.timer.rawValue }
 
+    /// The timer of the limits, and what is called when it is readable, before the next run.
+    let limitTimer: Int32?
+    mutating func expireLimit() { throttle?.expire() }
+
     /// The timer is readable: the delay of an interrupt is over.
     mutating func expireTimer() { if coalescer.expire() { interrupt?.signal() } }
 
@@ -153,12 +164,14 @@ struct ReceivePath: ~Copyable {
                 guard budget > 0, try grow(&queue, &budget) else { break }
             }
             guard !window.isEmpty else { return budget > 0 ? .starved : .paused }
+            if throttle != nil, throttle?.mayStart() == false { return .limited }
             budget -= 1
             let count = read()
             if count <= 0 {
                 if count < 0, errno == EINTR { continue }
                 return count < 0 && errno == EAGAIN ? .drained : .gone
             }
+            if throttle != nil { throttle?.charge(bytes: UInt64(max(0, count - Int(PacketHeader.size)))) }
             place(count, &queue)
         }
         return .paused

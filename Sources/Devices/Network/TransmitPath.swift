@@ -2,6 +2,7 @@
 
 internal import CLinux
 internal import Glibc
+internal import HostNetwork
 internal import Linux
 internal import Virtio
 
@@ -16,6 +17,8 @@ struct TransmitPath: ~Copyable {
         case blocked
         /// Enough for now; there may be more.
         case paused
+        /// The limits allow no more for now: the throttle's timer runs.
+        case limited
     }
 
     /// What happened since the counters were last written.
@@ -25,6 +28,7 @@ struct TransmitPath: ~Copyable {
         var malformed: UInt64 = 0
         var linkDown: UInt64 = 0
         var noMemory: UInt64 = 0
+        var foreignSource: UInt64 = 0
     }
 
     /// An Ethernet header at least; at most the largest segment that Linux makes, with Ethernet header and VLAN tag.
@@ -42,25 +46,37 @@ struct TransmitPath: ~Copyable {
     private var interrupt: QueueInterrupt?
     private var coalescer: InterruptCoalescer
     private var tally = Tally()
+    /// The only source that frames may have; nil: any.
+    private let lockedSource: MACAddress?
+    /// nil without limits.
+    private var throttle: Throttle?
     /// What the driver negotiated.
     var features: FeatureSet = []
 
     /// - Parameters:
     ///   - coalescer: of the transmit queue.
     ///   - pair: whose frames are counted.
+    ///   - lockedSource: the only source that frames may have; nil: any.
+    ///   - throttle: nil without limits.
     init(
         tap: Int32, headerSize: Int, queueSize: UInt16, coalescer: consuming InterruptCoalescer,
-        counters: NetworkCounters, pair: Int, events: DeviceEvents
+        counters: NetworkCounters, pair: Int, events: DeviceEvents, lockedSource: MACAddress? = nil,
+        throttle: consuming Throttle? = nil
     ) {
+        limitTimer = throttle?.descriptor
+        self.throttle = throttle
+        self.lockedSource = lockedSource
         self.events = events
         self.coalescer = coalescer
         self.tap = tap
         self.headerSize = headerSize
         self.counters = counters
         moved = counters.pairs[pair]
-        // The entry before the chain's is for the header.
-        pool = IOVectorPool(slots: 1, capacity: 1 + Int(queueSize))
+        pool = IOVectorPool(slots: 1, capacity: Self.firstEntry + Int(queueSize))
     }
+
+    /// The entries before the chain's are for the header, and for an Ethernet header that was checked.
+    private static let firstEntry = 2
 
     mutating func start(_ queue: consuming Virtqueue?, _ interrupt: QueueInterrupt) {
         self.queue = queue
@@ -74,6 +90,10 @@ struct TransmitPath: ~Copyable {
 
     /// For the thread's epoll instance; see ``expireTimer()``.
     var timer: Int32 { coalescer.timer.rawValue }
+
+    /// The timer of the limits, and what is called when it is readable, before the next run.
+    let limitTimer: Int32?
+    mutating func expireLimit() { throttle?.expire() }
 
     /// The timer is readable: the delay of an interrupt is over.
     mutating func expireTimer() { if coalescer.expire() { interrupt?.signal() } }
@@ -102,7 +122,8 @@ struct TransmitPath: ~Copyable {
         _ queue: inout Virtqueue, _ budget: inout Int, isLinkUp: Bool
     ) throws(VirtqueueError) -> Outcome {
         while budget > 0 {
-            guard let chain = try queue.pop(into: pool[0], from: 1) else { return .drained }
+            if throttle != nil, try queue.hasAvailable(), throttle?.mayStart() == false { return .limited }
+            guard let chain = try queue.pop(into: pool[0], from: Self.firstEntry) else { return .drained }
             budget -= 1
             guard send(chain.readable, isLinkUp: isLinkUp) else {
                 // It is taken again, from its descriptors on, when the TAP has room.
@@ -110,6 +131,8 @@ struct TransmitPath: ~Copyable {
                 counters.sendWaits.add()
                 return .blocked
             }
+            // Also what was dropped: it was work.
+            if throttle != nil { throttle?.charge(bytes: chain.readable.byteCount) }
             queue.push(chain.head, written: 0)
         }
         return .paused
@@ -130,11 +153,25 @@ struct TransmitPath: ~Copyable {
         }
         var frame = packet
         frame.removeFirst(PacketHeader.size)
+        let length = frame.byteCount
+        var ethernet: EthernetHeader?
+        if let lockedSource {
+            guard let own = EthernetHeader(removedFrom: &frame), own.source == lockedSource.rawValue else {
+                tally.foreignSource += 1
+                return true
+            }
+            ethernet = own
+        }
         while true {
-            let sent = headerSize == 0 ? unsafe writev(tap, frame.base, Int32(frame.count)) : write(&header, frame)
+            let sent: Int
+            if var own = ethernet {
+                sent = write(&header, &own, frame)
+            } else {
+                sent = headerSize == 0 ? unsafe writev(tap, frame.base, Int32(frame.count)) : write(&header, frame)
+            }
             if sent >= 0 {
                 tally.frames += 1
-                tally.bytes += frame.byteCount
+                tally.bytes += length
                 return true
             }
             switch errno {
@@ -152,11 +189,26 @@ struct TransmitPath: ~Copyable {
     /// Writes our copy of the header and the guest's frame in one call.
     private func write(_ header: inout PacketHeader, _ frame: IOVectors) -> Int {
         unsafe withUnsafeMutableBytes(of: &header) { bytes in
-            // The chain begins at entry 1 of the list, so there is an entry before the frame's first. The header's
-            // bytes are its first 12; the structure has padding behind them.
+            // There are entries before the chain's in the list. The header's bytes are its first 12; the structure has
+            // padding behind them.
             let entries = unsafe frame.base - 1
             unsafe entries.pointee = iovec(iov_base: bytes.baseAddress, iov_len: Int(PacketHeader.size))
             return unsafe writev(tap, entries, Int32(frame.count + 1))
+        }
+    }
+
+    /// The same with our copy of the Ethernet header, which the guest cannot change after the check; without the first
+    /// header if the TAP takes none.
+    private func write(_ header: inout PacketHeader, _ ethernet: inout EthernetHeader, _ rest: IOVectors) -> Int {
+        unsafe withUnsafeMutableBytes(of: &header) { headerBytes in
+            unsafe withUnsafeMutableBytes(of: &ethernet) { ethernetBytes in
+                // As above; the list has ``firstEntry`` entries before the chain's.
+                let entries = unsafe rest.base - Self.firstEntry
+                unsafe entries[0] = iovec(iov_base: headerBytes.baseAddress, iov_len: Int(PacketHeader.size))
+                unsafe entries[1] = iovec(iov_base: ethernetBytes.baseAddress, iov_len: Int(EthernetHeader.size))
+                let skipped = headerSize == 0 ? 1 : 0
+                return unsafe writev(tap, entries + skipped, Int32(rest.count + Self.firstEntry - skipped))
+            }
         }
     }
 
@@ -178,6 +230,13 @@ struct TransmitPath: ~Copyable {
             events.report(
                 .lostFrames(NetworkCounters.Loss.sendLinkDown), .info, count: tally.linkDown,
                 "a frame of the guest was dropped: the link is down")
+        }
+        if tally.foreignSource > 0 {
+            all.errors.add(tally.foreignSource)
+            counters.sendForeignSource.add(tally.foreignSource)
+            events.report(
+                .lostFrames(NetworkCounters.Loss.sendForeignSource), .warning, count: tally.foreignSource,
+                "a frame of the guest was dropped: its source MAC is not the interface's (mac-lock=on)")
         }
         if tally.noMemory > 0 {
             counters.sendNoMemory.add(tally.noMemory)

@@ -151,6 +151,7 @@ extension Machine {
             "read_bytes": .whole(statistics.readBytes), "writes": .whole(statistics.writes),
             "written_bytes": .whole(statistics.writtenBytes), "flushes": .whole(statistics.flushes),
             "discards": .whole(statistics.discards), "stopped": .whole(disk.isStopped ? 1 : 0),
+            "throttled": .whole(disk.throttled),
             "stops": .whole(statistics.stops.value), "ignored_errors": .whole(statistics.ignored.value),
             "failures": .whole(statistics.failures), "queue_reads": byQueue { $0.reads.value },
             "queue_read_bytes": byQueue { $0.readBytes.value }, "queue_writes": byQueue { $0.writes.value },
@@ -183,6 +184,7 @@ extension Machine {
         ]
         let sendDrops: [(String, UInt64?)] = [
             ("malformed", counters.sendMalformed.value), ("link_down", counters.sendLinkDown.value),
+            ("mac_lock", counters.sendForeignSource.value),
             ("no_memory", counters.sendNoMemory.value), ("host_queue", network.hostSendDrops),
         ]
         func byCause(_ drops: [(String, UInt64?)]) -> MetricsSnapshot.Value {
@@ -198,6 +200,8 @@ extension Machine {
             "send_drops": byCause(sendDrops),
             "bad_receive_buffers": .whole(counters.badReceiveBuffers.value),
             "send_waits": .whole(counters.sendWaits.value),
+            "receive_throttled": .whole(network.throttled.receive),
+            "send_throttled": .whole(network.throttled.transmit),
             "queue_pairs": .whole(UInt64(network.queuePairs.inUse)),
             "pair_received_frames": byPair { $0.receivedFrames.value },
             "pair_received_bytes": byPair { $0.receivedBytes.value },

@@ -109,6 +109,9 @@ struct Metric: Sendable {
         Metric(scope: .block, field: "flushes", kind: .counter, help: "Flush requests that succeeded."),
         Metric(scope: .block, field: "discards", kind: .counter, help: "Ranges discarded or zeroed."),
         Metric(
+            scope: .block, field: "throttled", kind: .counter,
+            help: "Times that a queue had to wait for the disk's rate limits."),
+        Metric(
             scope: .block, field: "stopped", kind: .gauge,
             help: "1 while requests that the host has failed wait for the machine to be resumed, otherwise 0."),
         Metric(
@@ -183,6 +186,12 @@ struct Metric: Sendable {
         Metric(
             scope: .network, field: "send_waits", kind: .counter,
             help: "Times the device waited because the TAP's queue was full; no frame is lost by it."),
+        Metric(
+            scope: .network, field: "receive_throttled", kind: .counter,
+            help: "Times that a receive queue had to wait for the interface's rate limits."),
+        Metric(
+            scope: .network, field: "send_throttled", kind: .counter,
+            help: "Times that a transmit queue had to wait for the interface's rate limits."),
         Metric(
             scope: .network, field: "queue_pairs", kind: .gauge, help: "Pairs of queues in which the driver receives."),
         Metric(

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Devices
+internal import Linux
+internal import Machine
+
+/// `--console KIND[,…]`.
+struct ConsoleArgument {
+    static let completion = ValueCompletion.one(of: ["stdio", "none", "pty", "unix+@file", "file+@file"])
+
+    let kind: Configuration.ConsoleKind
+    private(set) var limits = Configuration.ConsoleLimits.none
+
+    init(kind: Configuration.ConsoleKind) { self.kind = kind }
+
+    init(parsing argument: String) throws {
+        var items = OptionList(argument).items[...]
+        let first = items.popFirst().map { item in item.value.map { "\(item.key)=\($0)" } ?? item.key } ?? ""
+        switch first {
+        case "stdio": kind = .stdio
+        case "none": kind = .none
+        case "pty": kind = .pty
+        default:
+            if let path = first.path(after: "unix:") {
+                kind = .unix(path)
+            } else if let path = first.path(after: "file:") {
+                kind = .file(path)
+            } else {
+                throw ArgumentProblem("expected stdio, none, pty, unix:PATH or file:PATH")
+            }
+        }
+        try parseLimits(items)
+    }
+
+    /// Files of older output, unless `keep=` says otherwise.
+    private static let standardBackups = 3
+    private static let possibleBackups = 1...16
+    private static let leastSize: UInt64 = 64 << 10
+
+    private mutating func parseLimits(_ items: ArraySlice<(key: String, value: String?)>) throws {
+        var output = LimitWords(operations: nil)
+        var size: UInt64?
+        var backups: Int?
+        for (key, value) in items {
+            if try output.take(key, value) { continue }
+            switch (key, value) {
+            case ("size", let value?):
+                guard let number = ByteSize(argument: value)?.bytes, (Self.leastSize...1 << 40).contains(number) else {
+                    throw ArgumentProblem("size=\(value) is not the size of a file; expected 64K to 1T, such as 10M")
+                }
+                size = number
+            case ("keep", let value?):
+                guard let number = Int(value), Self.possibleBackups.contains(number) else {
+                    throw ArgumentProblem(
+                        "keep=\(value) is not a number of files from \(Self.possibleBackups.lowerBound) to \(Self.possibleBackups.upperBound)"
+                    )
+                }
+                backups = number
+            default:
+                throw ArgumentProblem(
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected size=, keep=, bps= or bps-burst= (a comma in a path is written twice)"
+                )
+            }
+        }
+        guard size != nil || backups == nil else { throw ArgumentProblem("keep= requires size=") }
+        if let size {
+            guard case .file = kind else { throw ArgumentProblem("size= requires file:PATH") }
+            limits.file = .init(size: size, backups: backups ?? Self.standardBackups)
+        }
+        limits.output = try output.limit().bytes
+        guard limits.output == nil || kind != .none else {
+            throw ArgumentProblem("bps= requires a console: none has no output")
+        }
+    }
+}
