@@ -49,8 +49,8 @@ import Testing
     }
 
     private static let needs: [Sandbox.Needs] = [
-        [], .terminal, .laterTerminal, .remoteDisk, .remoteTLS, .metricsFile, .socketFile,
-        [.terminal, .remoteDisk, .remoteTLS, .metricsFile, .socketFile],
+        [], .terminal, .laterTerminal, .remoteDisk, .remoteTLS, .metricsFile, .socketFile, .rotatedFile, .controlGroup,
+        [.terminal, .remoteDisk, .remoteTLS, .metricsFile, .socketFile, .rotatedFile, .controlGroup],
     ]
     private static let threads = [
         CSANDBOX_VCPU.rawValue, CSANDBOX_DEVICE.rawValue, CSANDBOX_OTHER.rawValue, everyThread,
