@@ -15,7 +15,7 @@ extension GuestMemory {
     public func clear(isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(GuestMemoryError) {
         guard case .hugePages(let page) = backing else { return try discard(isInterrupted: isInterrupted) }
         let pages = Int(size / page.bytes)
-        let workers = max(1, min(sysconf(Int32(_SC_NPROCESSORS_ONLN)), 64, pages))
+        let workers = max(1, min(usableProcessors, 64, pages))
         withParallelWorkers(workers, named: "clear") { [self] worker in
             for index in stride(from: worker, to: pages, by: workers) where !isInterrupted() {
                 zero(page: index, size: Int(page.bytes))

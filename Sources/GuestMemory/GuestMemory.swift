@@ -4,6 +4,9 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
+/// As many threads as can work at once.
+var usableProcessors: Int { Int(clinux_usable_processors()) }
+
 /// The RAM of one guest: its mappings, and the table of regions that every ``GuestRAM`` view points to.
 ///
 /// One stretch of host memory serves the regions on both sides of the hole [3 GiB, 4 GiB). It lies within a
@@ -27,6 +30,8 @@ internal import Linux
     private let file: FileDescriptor?
     /// What ``usage()`` reads: opened with the memory, so that nothing is opened later. nil where there is no /proc.
     let mappings: FileDescriptor?
+    /// /dev/zero, once it was needed: it is open then for the next boot too.
+    let zeros = Guarded<FileDescriptor?>(nil)
     // Written once, before any other thread sees it; freed by `deinit`. Views only read it.
     private nonisolated(unsafe) let table: UnsafeMutableBufferPointer<MemoryRegion>
 

@@ -29,7 +29,7 @@ extension GuestMemory {
         progress: Progress? = nil
     ) throws(GuestMemoryError) {
         let pages = count / backing.pageSize
-        let workers = UInt64(max(1, min(threads ?? sysconf(Int32(_SC_NPROCESSORS_ONLN)), 64, Int(clamping: pages))))
+        let workers = UInt64(max(1, min(threads ?? usableProcessors, 64, Int(clamping: pages))))
         // The pages as one run in host memory, cut into as many even parts as there are workers.
         let bound = { @Sendable [backing] (part: UInt64) in
             offset &+ pages / workers &* part &* backing.pageSize &+ min(part, pages % workers) &* backing.pageSize
@@ -77,9 +77,16 @@ extension GuestMemory {
     /// The same for kernels before 5.14: one zero byte is read into each page, by the kernel, which reports `EFAULT`
     /// where a store of ours would end in SIGBUS.
     func populateByReading(offset: Int, count: Int) throws(SystemCallError) {
-        let zero = try FileDescriptor.open("/dev/zero", O_RDONLY)
+        let number = try zeros.withLock { (zeros) throws(SystemCallError) in
+            if let number = zeros?.rawValue { return number }
+            let opened = try FileDescriptor.open("/dev/zero", O_RDONLY)
+            let number = opened.rawValue
+            zeros = consume opened
+            return number
+        }
         for page in stride(from: offset, to: offset + count, by: Int(backing.pageSize)) {
-            _ = unsafe try zero.read(into: UnsafeMutableRawBufferPointer(start: regions[0].host + page, count: 1))
+            // One byte of a page of the mapping.
+            if unsafe Glibc.read(number, regions[0].host + page, 1) < 0 { throw .last("read") }
         }
     }
 }

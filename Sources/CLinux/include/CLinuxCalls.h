@@ -55,6 +55,9 @@ static inline int clinux_is_ignored(int number) {
     struct sigaction action;
     return sigaction(number, 0, &action) == 0 && action.sa_handler == SIG_IGN;
 }
+/// CPUs that the calling thread may run on. Unlike sysconf(3) it opens no file.
+int clinux_usable_processors(void);
+
 /// The first real-time signal that libc leaves to programs.
 static inline int clinux_sigrtmin(void) { return SIGRTMIN; }
 
