@@ -41,7 +41,7 @@ LAB_PACKAGES   := qemu-system-x86 qemu-utils e2fsprogs dmsetup lz4 xz-utils $(GD
 VTX_PACKAGES   := bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso e2fsprogs
 BENCH_PACKAGES := qemu-system-x86 qemu-utils fio gcc libc6-dev util-linux
 
-.PHONY: all guest release order sbom run test test-all lint format fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench bench-compare man completions install uninstall deb deb-trial reproducible clean help
+.PHONY: all guest release order sbom check-updates run test test-all lint format fuzz fuzz-corpus tsan lab lab-smp lab-vtx bench bench-compare man completions install uninstall deb deb-trial reproducible clean help
 .PHONY: packages-build packages-run packages-test packages-lab packages-lab-vtx packages-bench packages-lint packages-trial
 
 all: release man ## builds the static binary build/swkvm, man pages, completions and the list of packages
@@ -74,6 +74,9 @@ order: release ## records the functions of a running machine in Sources/order.tx
 
 sbom: release ## writes build/swkvm.spdx.json: the packages in build/swkvm, with versions and licences (SPDX 2.3)
 	@echo build/swkvm.spdx.json
+
+check-updates: ## tells whether Debian has newer versions of the libraries in build/swkvm (SBOM=FILE: of another binary); status 2 then
+	@.ci/check-updates $(SBOM)
 
 run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a qcow2 disk and a TAP on a bridge
 	@guests/run
