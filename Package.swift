@@ -124,7 +124,7 @@ let package = Package(
         .target(name: "CSystemCallFilter", path: "Tests/SystemCallFilter"),
         tests("LinuxTests", ["TestSupport", "Linux", "CLinux", "CSystemCallFilter"]),
         tests("KVMTests", ["TestSupport", "KVM", "Linux", "CLinux"]),
-        tests("GuestMemoryTests", ["TestSupport", "GuestMemory", "Linux"]),
+        tests("GuestMemoryTests", ["TestSupport", "GuestMemory", "Linux", "CLinux"]),
         tests("DiskImageTests", ["TestSupport", "DiskImage", "Linux", "CLinux", "CCrypto", "CAllocationCounter"]),
         tests("FileSystemsTests", ["TestSupport", "FileSystems", "DiskImage", "Linux", "CLinux"]),
         tests("HostNetworkTests", ["TestSupport", "HostNetwork", "Linux", "CLinux"]),

@@ -98,7 +98,7 @@ var usableProcessors: Int { Int(clinux_usable_processors()) }
     }
 
     private static func makeFile(size: UInt64, backing: MemoryBacking) throws(GuestMemoryError) -> FileDescriptor {
-        var flags = UInt32(MFD_CLOEXEC)
+        var flags = UInt32(MFD_CLOEXEC | MFD_ALLOW_SEALING)
         if case .hugePages(let page) = backing { flags |= UInt32(MFD_HUGETLB) | page.encoded }
         let number = unsafe clinux_memfd_create("guest-ram", flags)
         guard number >= 0 else { throw .refused(size: size, .last("memfd_create")) }
@@ -106,6 +106,8 @@ var usableProcessors: Int { Int(clinux_usable_processors()) }
         guard ftruncate(number, off_t(truncatingIfNeeded: size)) == 0 else {
             throw .refused(size: size, .last("ftruncate"))
         }
+        // A back-end that has the descriptor could take the pages away, and the next access would be a SIGBUS.
+        guard clinux_seal_size(number) == 0 else { throw .refused(size: size, .last("fcntl(F_ADD_SEALS)")) }
         return file
     }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import CLinux
 import Glibc
 import Linux
 import Synchronization
@@ -131,6 +132,16 @@ private let layouts: [(UInt64, [UInt64])] = [
         #expect(try GuestMemory(size: 4096).descriptor == nil)
     }
 
+    /// Nobody who has the descriptor takes pages away: the next access would end the process.
+    @Test func sharedMemoryKeepsItsSize() throws {
+        let memory = try GuestMemory(size: 8192, shared: true)
+        let descriptor = try #require(memory.descriptor)
+        for size in [0, 4096, 16384] {
+            #expect(ftruncate(descriptor, off_t(size)) == -1 && errno == EPERM)
+        }
+        try memory.ram.write([1, 2, 3], at: GuestAddress(8000))
+    }
+
     @Test("prealloc", arguments: [1, 3, 200])
     func prealloc(threads: Int) throws {
         for shared in [false, true] {
@@ -166,8 +177,11 @@ private let layouts: [(UInt64, [UInt64])] = [
 
     @Test func preallocReportsPagesThatCannotBeHad() throws {
         let memory = try GuestMemory(size: 1 << 20, shared: true)
-        // Without its file the memory has no pages: a store would be SIGBUS.
-        ftruncate(try #require(memory.descriptor), 0)
+        // A file without pages in its place: a store would be SIGBUS.
+        let empty = FileDescriptor(owning: clinux_memfd_create("empty", 0))
+        let start = memory.regions[0].host
+        #expect(
+            unsafe mmap(start, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, empty.rawValue, 0) == start)
         let error = #expect(throws: GuestMemoryError.self) { try memory.prealloc(threads: 2) }
         guard case .prealloc(let size, _)? = error else { Issue.record("\(String(describing: error))"); return }
         #expect(size == 1 << 20)
