@@ -37,21 +37,23 @@ void ccrypto_aes_decrypt(const struct ccrypto_aes *aes, const uint8_t *input, ui
 }
 
 // XTS block by block, for processors without the instructions.
-static void xts_by_blocks(const struct ccrypto_aes *data, const struct ccrypto_aes *tweak, const uint8_t iv[16], uint8_t *bytes, size_t count, bool encrypts) {
+static void xts_by_blocks(
+    const struct ccrypto_aes *data, const struct ccrypto_aes *tweak, const uint8_t iv[16], const uint8_t *input, uint8_t *output, size_t count, bool encrypts
+) {
     union {
         uint8_t bytes[16];
         uint64_t words[2];
     } mask, block;
     ccrypto_aes_encrypt(tweak, iv, mask.bytes);
     for (size_t done = 0; done < count; done += 16) {
-        memcpy(block.bytes, bytes + done, 16);
+        memcpy(block.bytes, input + done, 16);
         block.words[0] ^= mask.words[0];
         block.words[1] ^= mask.words[1];
         if (encrypts) ccrypto_aes_encrypt(data, block.bytes, block.bytes);
         else ccrypto_aes_decrypt(data, block.bytes, block.bytes);
         block.words[0] ^= mask.words[0];
         block.words[1] ^= mask.words[1];
-        memcpy(bytes + done, block.bytes, 16);
+        memcpy(output + done, block.bytes, 16);
         // Times x in GF(2^128), least significant byte first (IEEE 1619 §5.2).
         uint64_t carry = mask.words[1] >> 63;
         mask.words[1] = mask.words[1] << 1 | mask.words[0] >> 63;
@@ -59,17 +61,19 @@ static void xts_by_blocks(const struct ccrypto_aes *data, const struct ccrypto_a
     }
 }
 
-void ccrypto_xts(const struct ccrypto_aes *data, const struct ccrypto_aes *tweak, const uint8_t iv[16], uint8_t *bytes, size_t count, bool encrypts) {
-    if (!data->uses_instructions) xts_by_blocks(data, tweak, iv, bytes, count, encrypts);
-    else if (encrypts) aesni_xts_encrypt(bytes, bytes, count, &data->encrypting, &tweak->encrypting, iv);
-    else aesni_xts_decrypt(bytes, bytes, count, &data->decrypting, &tweak->encrypting, iv);
+void ccrypto_xts(
+    const struct ccrypto_aes *data, const struct ccrypto_aes *tweak, const uint8_t iv[16], const uint8_t *input, uint8_t *output, size_t count, bool encrypts
+) {
+    if (!data->uses_instructions) xts_by_blocks(data, tweak, iv, input, output, count, encrypts);
+    else if (encrypts) aesni_xts_encrypt(input, output, count, &data->encrypting, &tweak->encrypting, iv);
+    else aesni_xts_decrypt(input, output, count, &data->decrypting, &tweak->encrypting, iv);
 }
 
-void ccrypto_cbc(const struct ccrypto_aes *aes, const uint8_t iv[16], uint8_t *bytes, size_t count, bool encrypts) {
+void ccrypto_cbc(const struct ccrypto_aes *aes, const uint8_t iv[16], const uint8_t *input, uint8_t *output, size_t count, bool encrypts) {
     // It ends with another value.
     uint8_t vector[16];
     memcpy(vector, iv, 16);
     const AES_KEY *schedule = encrypts ? &aes->encrypting : &aes->decrypting;
-    if (aes->uses_instructions) aesni_cbc_encrypt(bytes, bytes, count, schedule, vector, encrypts);
-    else AES_cbc_encrypt(bytes, bytes, count, schedule, vector, encrypts);
+    if (aes->uses_instructions) aesni_cbc_encrypt(input, output, count, schedule, vector, encrypts);
+    else AES_cbc_encrypt(input, output, count, schedule, vector, encrypts);
 }

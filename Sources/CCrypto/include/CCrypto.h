@@ -31,10 +31,11 @@ bool ccrypto_aes_prepare(struct ccrypto_aes *aes, const uint8_t *key, int bits, 
 void ccrypto_aes_encrypt(const struct ccrypto_aes *aes, const uint8_t *input, uint8_t *output);
 void ccrypto_aes_decrypt(const struct ccrypto_aes *aes, const uint8_t *input, uint8_t *output);
 
-/// XTS (IEEE 1619) of `count` bytes, a multiple of 16, in place.
-void ccrypto_xts(const struct ccrypto_aes *data, const struct ccrypto_aes *tweak, const uint8_t iv[16], uint8_t *bytes, size_t count, bool encrypts);
+/// XTS (IEEE 1619) of `count` bytes, a multiple of 16; in place, or to other memory, which is only written.
+void ccrypto_xts(
+    const struct ccrypto_aes *data, const struct ccrypto_aes *tweak, const uint8_t iv[16], const uint8_t *input, uint8_t *output, size_t count, bool encrypts);
 
-/// CBC of `count` bytes, a multiple of 16, in place.
-void ccrypto_cbc(const struct ccrypto_aes *aes, const uint8_t iv[16], uint8_t *bytes, size_t count, bool encrypts);
+/// CBC of `count` bytes likewise.
+void ccrypto_cbc(const struct ccrypto_aes *aes, const uint8_t iv[16], const uint8_t *input, uint8_t *output, size_t count, bool encrypts);
 
 #endif

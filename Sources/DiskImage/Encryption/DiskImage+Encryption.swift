@@ -83,8 +83,8 @@ extension DiskImage {
         if let file = sealedFile { throw .keyMissing(path: layers[file].file.path, method: "its data is to be read") }
     }
 
-    func decrypt(_ bytes: IOMemory, file: Int, place: UInt64, offset: UInt64) {
-        layers[file].cipher?.decrypt(bytes, place: place, offset: offset)
+    func decrypt(_ bytes: IOMemory, into target: IOMemory, file: Int, place: UInt64, offset: UInt64) {
+        layers[file].cipher?.decrypt(bytes, into: target, place: place, offset: offset)
     }
 
     /// Fills whole sectors with what zeroes become at a place of the topmost image's data.

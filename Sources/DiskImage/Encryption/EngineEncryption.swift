@@ -4,8 +4,9 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// What an engine has for an image whose data is encrypted: buffers in which what is written is encrypted. The memory of requests is the guest's,
-/// where nothing is changed by a write; what is read is decrypted there.
+/// What an engine has for an image whose data is encrypted: buffers in which what is written is encrypted, and what is read decrypted. The memory of
+/// requests is the guest's: a vCPU can change it meanwhile, so that what was read there would be decrypted in part from what the guest has put in its
+/// place. It gets plaintext alone, and of a read that fails nothing.
 struct EngineEncryption: ~Copyable {
     /// Indicates whether the data of any image of the chain is encrypted.
     let isUsed: Bool
@@ -17,10 +18,10 @@ struct EngineEncryption: ~Copyable {
     let bufferSize: UInt64
     private let buffers: IOBuffer
     /// The numbers of free buffers; the first so many of these.
-    private var free = InlineArray<16, Int32>(repeating: 0)
+    private var free = InlineArray<32, Int32>(repeating: 0)
     private var freeCount = count
 
-    private static let count = 16
+    private static let count = 32
     private static let preferredSize: UInt64 = 256 << 10
 
     init(_ image: DiskImage) throws(DiskImageError) {
@@ -28,15 +29,12 @@ struct EngineEncryption: ~Copyable {
         isSealed = image.sealedFile != nil
         encryptsWrites = image.managesClusters && image.isEncrypted(0)
         bufferSize = max(Self.preferredSize, image.clusterSize ?? 0)
-        // The kernel gives memory as it is touched. The last sector is for pieces.
-        buffers = try IOBuffer(
-            count: (encryptsWrites ? Self.count * Int(bufferSize) : 0) + SectorCipher.sectorSize, image.path)
+        // The kernel gives memory as it is touched.
+        buffers = try IOBuffer(count: isUsed ? Self.count * Int(bufferSize) : 0, image.path)
+        // As guest RAM is: what the guest has encrypted is in no core file, and in no child process.
+        buffers.memory.advise(MADV_DONTDUMP)
+        buffers.memory.advise(MADV_DONTFORK)
         for index in 0..<Self.count { free[index] = Int32(index) }
-    }
-
-    deinit {
-        // What is there is encrypted, but for that sector.
-        sector.erase()
     }
 
     /// Why a request cannot be; an errno value.
@@ -48,8 +46,16 @@ struct EngineEncryption: ~Copyable {
 
     /// Indicates whether a piece of a request can be begun.
     func hasRoom(_ operation: DiskOperation) -> Bool {
-        if !encryptsWrites || operation == .read || operation == .flush { return true }
-        return freeCount > 0
+        switch operation {
+        case .flush: true
+        case .read: !isUsed || freeCount > 0
+        default: !encryptsWrites || freeCount > 0
+        }
+    }
+
+    /// How much is read at once of a file of the image.
+    @inline(__always) func limited(reading length: UInt64, of file: Int, _ image: DiskImage) -> UInt64 {
+        isUsed && image.isEncrypted(file) ? min(length, bufferSize) : length
     }
 
     /// How much of a change is begun at once: what a buffer holds, up to the end of a cluster.
@@ -69,11 +75,6 @@ struct EngineEncryption: ~Copyable {
         free[freeCount] = index
         freeCount += 1
     }
-
-    /// Room for a sector whose bytes are in several places.
-    private var sector: IOMemory {
-        buffers.piece(encryptsWrites ? Self.count * Int(bufferSize) : 0, SectorCipher.sectorSize)
-    }
 }
 
 extension EngineEncryption {
@@ -82,6 +83,12 @@ extension EngineEncryption {
         // There is one, or the request would not have been begun; no operation is longer.
         precondition(operation.length <= bufferSize)
         operation.cipherBuffer = take()
+    }
+
+    /// Gives an operation that is going to read encrypted data a buffer, in the place of the request's memory.
+    mutating func takeBuffer(forReading operation: inout IOOperation) {
+        takeBuffer(for: &operation)
+        operation.memory = .piece(buffer(operation.cipherBuffer).prefix(Int(operation.length)))
     }
 
     /// Encrypts what an operation is going to write: the contents of its copy where they are, and what the request has in its memory, or zeroes, in the
@@ -104,51 +111,43 @@ extension EngineEncryption {
         image.encrypt(bytes, file: operation.layer, place: operation.fileOffset, offset: 0)
     }
 
-    /// An operation is over: its buffer is free, and if it was a read that failed, nobody sees what was not decrypted.
-    mutating func end(_ ended: IOOperation, _ error: Int32, _ image: DiskImage) {
+    /// An operation is over: its buffer is free.
+    mutating func end(_ ended: IOOperation) {
         if ended.cipherBuffer >= 0 { release(ended.cipherBuffer) }
-        if error != 0, ended.kind == .read, image.isEncrypted(ended.layer) { ended.clear() }
     }
 
-    /// Decrypts what an operation has read.
-    /// - Parameter diskOffset: where on the disk its first byte is.
-    func decrypt(_ ended: IOOperation, _ image: DiskImage, diskOffset: UInt64) {
-        guard case .segments(let segments, _) = ended.memory else { return }
-        let reading = Reading(image: image, file: ended.layer, place: ended.fileOffset, diskOffset: diskOffset)
-        // Sectors that lie in one place are decrypted there, others by way of our own memory.
-        let start = ended.start
-        var done: UInt64 = 0, begun: UInt64 = 0
-        let size = UInt64(SectorCipher.sectorSize)
-        segments.forEachPiece(from: start, length: ended.length) { piece in
+    /// Decrypts what an operation has read, for its request.
+    func decrypt(_ ended: IOOperation, _ image: DiskImage, for request: DiskRequest) {
+        guard let segments = request.segments else { return }
+        let bytes = buffer(ended.cipherBuffer).prefix(Int(ended.length))
+        let size = SectorCipher.sectorSize
+        func decrypt(_ start: Int, _ count: Int, into target: IOMemory) {
+            image.decrypt(
+                bytes.piece(start, count), into: target, file: ended.layer, place: ended.fileOffset + UInt64(start),
+                offset: request.offset + ended.start + UInt64(start))
+        }
+        // Sectors whose memory is in one place are decrypted into it; of the others, all that is begun in the buffer.
+        var done = 0, begun = 0
+        segments.forEachPiece(from: ended.start, length: ended.length) { piece in
             var piece = piece
             if begun > 0 {
-                let more = min(size - begun, UInt64(piece.count))
+                let more = min(size - begun, piece.count)
+                piece.prefix(more).copy(from: bytes.piece(done + begun, more))
                 begun += more
-                piece = piece.from(Int(more))
+                piece = piece.from(more)
                 guard begun == size else { return }
-                segments.copyOut(from: start + done, to: sector)
-                reading.decrypt(sector, from: done)
-                segments.copyIn(sector, at: start + done)
                 done += size
                 begun = 0
             }
-            let whole = UInt64(piece.count) / size * size
-            if whole > 0 { reading.decrypt(piece.prefix(Int(whole)), from: done) }
+            let whole = piece.count / size * size
+            if whole > 0 { decrypt(done, whole, into: piece.prefix(whole)) }
             done += whole
-            begun = UInt64(piece.count) - whole
-        }
-    }
-
-    /// Where an operation has read.
-    private struct Reading {
-        let image: DiskImage
-        let file: Int
-        let place: UInt64
-        let diskOffset: UInt64
-
-        /// Decrypts bytes that are `start` bytes behind the operation's first one.
-        func decrypt(_ bytes: IOMemory, from start: UInt64) {
-            image.decrypt(bytes, file: file, place: place + start, offset: diskOffset + start)
+            begun = piece.count - whole
+            guard begun > 0 else { return }
+            // A disk's last sector, if it has fewer bytes: it is not encrypted as a whole.
+            guard size <= bytes.count - done else { return piece.from(whole).clear() }
+            decrypt(done, size, into: bytes.piece(done, size))
+            piece.from(whole).copy(from: bytes.piece(done, begun))
         }
     }
 }

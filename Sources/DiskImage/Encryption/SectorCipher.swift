@@ -118,19 +118,19 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
     }
 
     /// Encrypts bytes in place, a whole number of sectors (or, of the last one, of blocks), whose first has the number `sector`.
-    func encrypt(_ bytes: IOMemory, sector: UInt64) { apply(bytes, sector, encrypts: true) }
+    func encrypt(_ bytes: IOMemory, sector: UInt64) { apply(bytes, to: bytes, sector, encrypts: true) }
 
     /// Decrypts likewise.
-    func decrypt(_ bytes: IOMemory, sector: UInt64) { apply(bytes, sector, encrypts: false) }
+    func decrypt(_ bytes: IOMemory, sector: UInt64) { apply(bytes, to: bytes, sector, encrypts: false) }
 
     /// Encrypts whole sectors in place, which lie at `place` in the file with the data and at `offset` on the disk.
     func encrypt(_ bytes: IOMemory, place: UInt64, offset: UInt64) {
         encrypt(bytes, sector: (numbering == .file ? place : offset) / UInt64(Self.sectorSize))
     }
 
-    /// Decrypts likewise.
-    func decrypt(_ bytes: IOMemory, place: UInt64, offset: UInt64) {
-        decrypt(bytes, sector: (numbering == .file ? place : offset) / UInt64(Self.sectorSize))
+    /// Decrypts likewise, into other memory of as many bytes, which is only written: it may be a guest's.
+    func decrypt(_ bytes: IOMemory, into target: IOMemory, place: UInt64, offset: UInt64) {
+        apply(bytes, to: target, (numbering == .file ? place : offset) / UInt64(Self.sectorSize), encrypts: false)
     }
 
     /// Fills whole sectors with what zeroes become at a place.
@@ -141,7 +141,7 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
         }
     }
 
-    private func apply(_ bytes: IOMemory, _ sector: UInt64, encrypts: Bool) {
+    private func apply(_ bytes: IOMemory, to target: IOMemory, _ sector: UInt64, encrypts: Bool) {
         keys.withBytes { memory in
             // The three keys, as they were made.
             let prepared = unsafe UnsafePointer(memory.start.assumingMemoryBound(to: ccrypto_aes.self))
@@ -152,8 +152,9 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
                     case .plain: [UInt64(UInt32(truncatingIfNeeded: number)).littleEndian, 0]
                     case .plain64, .essiv: [number.littleEndian, 0]
                     }
+                let count = min(Self.sectorSize, bytes.count - start)
                 unsafe apply(
-                    prepared, bytes.piece(start, min(Self.sectorSize, bytes.count - start)), vector, encrypts: encrypts)
+                    prepared, bytes.piece(start, count), to: target.piece(start, count), vector, encrypts: encrypts)
                 number &+= 1
             }
         }
@@ -161,22 +162,24 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
 
     /// A sector, or some blocks of one.
     private func apply(
-        _ prepared: UnsafePointer<ccrypto_aes>, _ sector: IOMemory, _ vector: consuming InlineArray<2, UInt64>,
-        encrypts: Bool
+        _ prepared: UnsafePointer<ccrypto_aes>, _ sector: IOMemory, to target: IOMemory,
+        _ vector: consuming InlineArray<2, UInt64>, encrypts: Bool
     ) {
         // The keys are the caller's; the vector has 16 bytes.
         unsafe withUnsafeMutableBytes(of: &vector) { buffer in
-            let iv = unsafe IOMemory(buffer).octets, piece = unsafe sector.octets
+            let iv = unsafe IOMemory(buffer).octets, input = unsafe sector.octets, output = unsafe target.octets
             if case .essiv = specification.vector { unsafe ccrypto_aes_encrypt(prepared + 2, iv, iv) }
             switch specification.mode {
-            case .xts: unsafe ccrypto_xts(prepared, prepared + 1, iv, piece, sector.count, encrypts)
-            case .cbc: unsafe ccrypto_cbc(prepared, iv, piece, sector.count, encrypts)
+            case .xts: unsafe ccrypto_xts(prepared, prepared + 1, iv, input, output, sector.count, encrypts)
+            case .cbc: unsafe ccrypto_cbc(prepared, iv, input, output, sector.count, encrypts)
             case .ecb:
                 for block in stride(from: 0, to: sector.count, by: 16) {
-                    let octets = unsafe sector.piece(block, 16).octets
-                    unsafe (encrypts ? ccrypto_aes_encrypt : ccrypto_aes_decrypt)(prepared, octets, octets)
+                    unsafe (encrypts ? ccrypto_aes_encrypt : ccrypto_aes_decrypt)(
+                        prepared, sector.piece(block, 16).octets, target.piece(block, 16).octets)
                 }
-            case .ctr: unsafe count(prepared, IOMemory(buffer), sector)
+            case .ctr:
+                unsafe count(prepared, IOMemory(buffer), sector)
+                if unsafe input != output { target.copy(from: sector) }
             }
         }
     }

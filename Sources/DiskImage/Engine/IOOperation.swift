@@ -42,7 +42,7 @@ struct IOOperation: ListElement {
     var guestOffset: UInt64 = 0
     /// The copy whose cluster it writes; else -1.
     var copy: Int32 = -1
-    /// The buffer with what it writes, encrypted; else -1.
+    /// The buffer with what it writes, or reads, encrypted; else -1.
     var cipherBuffer: Int32 = -1
     var isActive = false
     /// The operations of all engines have numbers in the order in which they began.
@@ -66,6 +66,10 @@ struct IOOperation: ListElement {
 
     /// Makes bytes of the reader's zero, `start` of them behind the operation's first.
     func clear(from start: UInt64 = 0) {
-        if case .segments(let segments, _) = memory { segments.clear(from: self.start + start, length: length - start) }
+        switch memory {
+        case .none: break
+        case .piece(let memory): memory.prefix(Int(length)).from(Int(start)).clear()
+        case .segments(let segments, _): segments.clear(from: self.start + start, length: length - start)
+        }
     }
 }

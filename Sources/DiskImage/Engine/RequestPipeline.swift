@@ -145,7 +145,9 @@ struct RequestPipeline: ~Copyable {
         let lookup = image.locate(requests[index].position, &requests[index].search)
         switch lookup {
         case .data(let place, let length):
-            begin(operations.kind(for: requests[index].operation), index, at: place, length)
+            let kind = operations.kind(for: requests[index].operation)
+            let part = isRead ? encryption.limited(reading: length, of: requests[index].search.file, image) : length
+            begin(kind, index, at: place, part)
         case .zero(let all):
             // Piece by piece: the owner's turn may be over in between.
             let length = min(all, WorkBudget.largestCall)
@@ -227,6 +229,9 @@ struct RequestPipeline: ~Copyable {
         shared.assertLocked()
         let index = operations.add(operation, sequence: shared.nextSequence())
         if operation.request >= 0 { requests[operation.request].pending += 1 }
+        if operation.kind == .read, encryption.isUsed, image.isEncrypted(operation.layer) {
+            encryption.takeBuffer(forReading: &operations[index])
+        }
         guard needsWork(index) else { return operations.enqueue(index) }
         // While it waits, nobody else can take the buffer that it needs.
         if operation.copy < 0 && operation.kind == .write { encryption.takeBuffer(for: &operations[index]) }
@@ -237,11 +242,11 @@ struct RequestPipeline: ~Copyable {
     mutating func complete(_ ended: (index: Int32, result: Int)) {
         let index = ended.index
         guard let error = operations.outcome(index, ended.result) else { return }
-        if error == 0, operations[index].kind == .read, encryption.isUsed, image.isEncrypted(operations[index].layer) {
-            let operation = operations[index], offset = requests[operation.request].offset + operation.start
+        if error == 0, operations[index].kind == .read, operations[index].cipherBuffer >= 0 {
+            let operation = operations[index], request = requests[operation.request]
             shared.unlock()
             shared.calls.bulkWork?(.decryption)
-            encryption.decrypt(operation, image, diskOffset: offset)
+            encryption.decrypt(operation, image, for: request)
             shared.lock()
         } else if error == 0, var load = operations[index].load, load.kind == .compressed {
             shared.unlock()
@@ -260,7 +265,7 @@ struct RequestPipeline: ~Copyable {
         if ended.isCommit { return carryOut(shared.continueCommit(error)) }
         // The mapping does not change while it is locked: what has been written waits.
         if ended.run.count > 0, error == 0, image.isLocked { return attachment.deferLinking(index) }
-        if encryption.isUsed { encryption.end(ended, error, image) }
+        if encryption.isUsed { encryption.end(ended) }
         operations.remove(index)
         if let load = ended.load {
             if error != 0 { image.failures.note(ended.access, error) }

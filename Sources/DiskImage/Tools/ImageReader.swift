@@ -278,7 +278,7 @@ struct ImageReader: ~Copyable {
             done += got
         }
         // Whole sectors, as all of an encrypted disk is made of.
-        if isEncrypted { image.decrypt(buffer, file: layer, place: offset, offset: diskOffset) }
+        if isEncrypted { image.decrypt(buffer, into: buffer, file: layer, place: offset, offset: diskOffset) }
     }
 
     /// Indicates whether a read that need not go through the page cache does.

@@ -277,6 +277,52 @@ import Testing
         }
     }
 
+    /// A guest sees no ciphertext, and what it writes into the memory of a read meanwhile is not decrypted.
+    @Test(arguments: [true, false]) func theMemoryOfAReadGetsPlaintextAlone(usesRing: Bool) throws {
+        /// What the memory has when all has been read and nothing is decrypted yet; then a vCPU writes there.
+        final class Guest: @unchecked Sendable {
+            var memory: SharedImageTests.Buffer?
+            var seen: Set<UInt8> = []
+
+            func hear(_ work: BulkWork) {
+                guard work == .decryption, let memory else { return }
+                seen.formUnion(memory.contents)
+                unsafe memory.bytes.copyBytes(from: repeatElement(0xdd, count: memory.bytes.count))
+                seen.remove(0xdd)
+                self.memory = nil
+            }
+        }
+        let encrypted = try Encrypted(directory)
+        let path = try encrypted.create("disk.qcow2", size: 1 << 20)
+        // Less than a buffer, so that there is one operation.
+        let disk = randomBytes(128 << 10, seed: 8)
+        let guest = Guest()
+        var calls = FileCalls.host
+        calls.bulkWork = { guest.hear($0) }
+        do {
+            let shared = try SharedImage(DiskImage(path: path, options: encrypted.options()), calls: calls)
+            var engine = try DiskEngine(shared, depth: 4, usesRing: usesRing)
+            try engine.write(0, disk)
+            let memory = SharedImageTests.Buffer([UInt8](repeating: 0xee, count: disk.count))
+            guest.memory = memory
+            #expect(try Self.read(&engine, memory) == 0)
+            #expect(guest.memory == nil && guest.seen == [0xee])
+            #expect(isSame(memory.contents, disk))
+            try engine.perform(.flush)
+        }
+    }
+
+    /// Reads the start of the disk into memory. Returns the request's error.
+    private static func read(_ engine: inout DiskEngine, _ memory: SharedImageTests.Buffer) throws -> Int32? {
+        let free = engine.acquire()
+        let request = try #require(free)
+        unsafe engine.start(
+            request, .read, offset: 0, length: UInt64(memory.bytes.count), vectors: memory.vector, count: 1)
+        let completion = try engine.waitForCompletion()
+        engine.release(request)
+        return completion?.error
+    }
+
     /// Nothing of what is written can be found in the file, also not where a cluster is filled up with zeroes or zeroed
     /// in part.
     @Test func theFileHasNoPlainText() throws {
