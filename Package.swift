@@ -68,15 +68,15 @@ let package = Package(
         module(
             "Machine",
             [
-                "CLinux", "CCrypto", "Linux", "Platform", "KVM", "GuestMemory", "DiskImage", "HostNetwork", "PCI",
-                "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote", "Sandbox",
+                "CLinux", "CCrypto", "Linux", "Platform", "KVM", "GuestMemory", "DiskImage", "FileSystems",
+                "HostNetwork", "PCI", "Virtio", "Devices", "Boot", "BundledGuest", "GDBRemote", "Sandbox",
                 .product(name: "Logging", package: "swift-log"),
             ]),
         .executableTarget(
             name: "swkvm",
             dependencies: [
                 "Machine", "Devices", "Virtio", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
-                "CBuild", "Sandbox",
+                "CBuild", "Sandbox", "FileSystems",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -96,8 +96,8 @@ let package = Package(
         .target(
             name: "FuzzTargets",
             dependencies: [
-                "TestSupport", "Boot", "GuestMemory", "DiskImage", "PCI", "Virtio", "HostNetwork", "GDBRemote", "Linux",
-                "CLinux", "CZlib",
+                "TestSupport", "Boot", "GuestMemory", "DiskImage", "FileSystems", "PCI", "Virtio", "HostNetwork", "GDBRemote",
+                "Linux", "CLinux", "CZlib",
             ],
             path: "Tests/Fuzz/Targets",
             swiftSettings: [.treatAllWarnings(as: .error)]),

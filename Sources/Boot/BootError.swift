@@ -7,6 +7,8 @@ public import Linux
 public enum BootError: Error, Equatable, CustomStringConvertible {
     /// The file cannot be opened or read.
     case unreadable(file: String, SystemCallError)
+    /// A file in a disk image could not be read, for the reason that is given.
+    case unreadableContents(file: String, reason: String)
     /// The file ends before data that its own header refers to.
     case truncated(file: String, wanted: UInt64, found: UInt64)
     /// A file that is neither an ELF file nor a Linux bzImage.
@@ -46,6 +48,8 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
         switch self {
         case .unreadable(let file, let error):
             "cannot read \(file): \(error.reason)"
+        case .unreadableContents(let file, let reason):
+            "cannot read \(file): \(reason)"
         case .truncated(let file, let wanted, let found):
             "\(file) is truncated: its header refers to data up to byte \(wanted), the file ends at byte \(found)"
         case .notAKernel(let file):

@@ -5,6 +5,21 @@ internal import GuestMemory
 internal import Glibc
 internal import Linux
 
+/// Bytes that are read on demand: a file that is in a disk image.
+public protocol BootFileContents: Sendable {
+    var size: UInt64 { get }
+
+    /// Fills a buffer with the bytes from an offset on. The range is inside.
+    /// - Throws: the reason, in a sentence.
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(BootContentsError)
+}
+
+/// Why such bytes cannot be read.
+public struct BootContentsError: Error, Sendable {
+    let reason: String
+    public init(reason: String) { self.reason = reason }
+}
+
 /// The bytes of a kernel or initrd: a file, or memory of this process (the embedded guest, a kernel that was
 /// decompressed).
 ///
@@ -16,6 +31,7 @@ internal import Linux
         case file(FileDescriptor)
         case memory(UnsafeRawBufferPointer)
         case mapping(Mapping)
+        case contents(any BootFileContents)
     }
 
     /// The name in messages: the path as given.
@@ -49,6 +65,13 @@ internal import Linux
         contents = unsafe .memory(memory)
     }
 
+    /// Uses bytes that are somewhere else.
+    public init(name: String, contents: any BootFileContents) {
+        self.name = name
+        size = contents.size
+        self.contents = .contents(contents)
+    }
+
     /// Uses the first `size` bytes of a mapping that nobody writes any more.
     init(name: String, mapping: consuming Mapping, size: UInt64) {
         self.name = name
@@ -79,6 +102,10 @@ internal import Linux
         case .mapping(let mapping):
             unsafe buffer.copyMemory(
                 from: UnsafeRawBufferPointer(start: mapping.start + Int(offset), count: buffer.count))
+        case .contents(let contents):
+            do throws(BootContentsError) { unsafe try contents.read(at: offset, into: buffer) } catch {
+                throw .unreadableContents(file: name, reason: error.reason)
+            }
         case .file(let descriptor):
             var done = 0
             while done < buffer.count {

@@ -35,7 +35,7 @@ public enum FileSystemError: Error, Sendable, Equatable, CustomStringConvertible
         case .damaged(let what, let reason): "\(what) is damaged: \(reason)"
         case .unsupported(let what, let reason): "\(what) is not supported: \(reason)"
         case .notFound(let path, let missing):
-            path == missing ? "\(path) does not exist" : "\(path) does not exist: there is no \(missing)"
+            path.hasSuffix("/" + missing) ? "\(path) does not exist" : "\(path) does not exist: there is no \(missing)"
         case .notADirectory(let path): "\(path) is not a directory"
         case .notAFile(let path): "\(path) is not a regular file"
         case .tooManyLinks(let path, let limit): "\(path) leads through more than \(limit) symbolic links"

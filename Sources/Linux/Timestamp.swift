@@ -13,7 +13,8 @@ public enum Timestamp {
         return text(seconds: time.tv_sec, nanoseconds: time.tv_nsec)
     }
 
-    static func text(seconds: Int, nanoseconds: Int) -> String {
+    /// A time since 1970, likewise.
+    public static func text(seconds: Int, nanoseconds: Int) -> String {
         var seconds = seconds
         var parts = unsafe tm()
         // It fails only for years that do not fit, and leaves zeroes then.

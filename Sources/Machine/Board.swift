@@ -21,8 +21,7 @@ final class Board: Sendable {
         let configuration: Configuration
         let system: System
         let memory: GuestMemory
-        let kernel: BootFile
-        let initrd: BootFile?
+        let boot: BootSource
         let devices: AttachedDevices
         let serial: SerialPort
         let clock: RealTimeClock
@@ -39,16 +38,14 @@ final class Board: Sendable {
         let exits: [ExitCounter]
 
         init(
-            _ configuration: Configuration, system: consuming System, memory: GuestMemory, kernel: BootFile,
-            initrd: BootFile?,
+            _ configuration: Configuration, system: consuming System, memory: GuestMemory, boot: BootSource,
             virtioDevices: [any VirtioDevice], serial: SerialPort, ending: Ending, debugger: DebugServer?,
             control: MachineControl
         ) {
             self.configuration = configuration
             self.system = system
             self.memory = memory
-            self.kernel = kernel
-            self.initrd = initrd
+            self.boot = boot
             devices = AttachedDevices(virtioDevices, count: VirtioSlot.maximumCount(configuration.bus))
             self.serial = serial
             clock = RealTimeClock(memorySize: memory.size)
@@ -76,6 +73,8 @@ final class Board: Sendable {
     /// What boots, in words.
     let bootDescription: String
     let isBzImage: Bool
+    /// The kernel's file, as messages call it.
+    let kernelName: String
     /// Indicates whether the vCPUs stop before their first instruction until a debugger lets them go.
     let waitsForDebugger: Bool
 
@@ -110,8 +109,8 @@ final class Board: Sendable {
                 .init(Ports.postCode...Ports.postCode, PostCodePort()),
             ] + (root.map { [$0.portEntry] } ?? []))
 
-        let (state, kernel) = try Machine.load(
-            parts.kernel, parts.initrd, configuration, memory, layout, registry, model)
+        let files = try parts.boot.next()
+        let (state, kernel) = try Machine.load(files, configuration, memory, layout, registry, model)
         var cpus: [CPUThread] = []
         for (index, id) in layout.localAPICIDs.enumerated() {
             let cpu = try Machine.kvm { () throws(KVMError) in
@@ -136,7 +135,8 @@ final class Board: Sendable {
         self.serialLine = serialLine
         holdsInterrupts = parts.system.canHoldInterrupts
         entry = state.rip
-        bootDescription = Machine.bootDescription(kernel, configuration)
+        kernelName = kernel.name
+        bootDescription = Machine.bootDescription(kernel, files, configuration)
         isBzImage = kernel.entry == .bzImage
         self.waitsForDebugger = waitsForDebugger && parts.debugger != nil
     }

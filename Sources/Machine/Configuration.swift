@@ -23,8 +23,11 @@ public struct Configuration: Sendable {
     public var kernel: Kernel
     /// Path of an initial RAM disk.
     public var initrd: String?
-    /// The kernel's command line as the user gave it.
+    /// The kernel's command line as the user gave it. With ``Kernel/disk(index:entry:)`` it replaces that of the disk's
+    /// boot entry, unless it is empty.
     public var commandLine: String
+    /// Words that are added to the command line, whether it is the user's or a boot entry's.
+    public var appendedWords = ""
     /// Indicates whether the kernel gets it as it is, with nothing added.
     public var isCommandLineRaw = false
     /// How the guest is connected with its virtio devices.
@@ -176,6 +179,10 @@ public struct Configuration: Sendable {
         case bundled
         /// An ELF file or a bzImage.
         case file(String)
+        /// What a disk, by its index, boots by its own files: a kernel, an initrd and a command line, read anew at each
+        /// boot.
+        /// - Parameter entry: the number of the boot menu's entry, from 1, its id or its title; nil for the default.
+        case disk(index: Int, entry: String?)
     }
 
     /// What the virtio devices are to the guest.
@@ -260,6 +267,8 @@ public struct Configuration: Sendable {
         public var queues: Int
         /// What it may do in a second.
         public var limit = RateLimit.none
+        /// Indicates whether the image stays as it is: what the guest writes goes to a temporary overlay.
+        public var isTransient = false
 
         public init(
             path: String, options: DiskImageOptions = DiskImageOptions(), serial: String? = nil, queues: Int = 1

@@ -3,6 +3,7 @@
 internal import Boot
 internal import CLinux
 internal import DiskImage
+internal import FileSystems
 internal import GuestMemory
 internal import Linux
 internal import Sandbox
@@ -52,6 +53,8 @@ extension MachineError {
         case .memory(.empty), .memory(.notPageMultiple): ExitStatus.usage
         case .boot(let error): error.exitStatus
         case .disk(let error): error.exitStatus
+        case .bootDisk(_, .noEntry), .bootDiskIsRemote: ExitStatus.usage
+        case .bootDisk: ExitStatus.noInput
         case .metrics(_, let error) where error.errno == ENOTSUP: ExitStatus.usage
         case .console(.file, let error), .console(.unix, let error), .debugger(.unix, let error),
             .metrics(_, let error):

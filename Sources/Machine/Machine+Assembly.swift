@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Boot
-internal import BundledGuest
 internal import GuestMemory
 internal import KVM
 internal import Linux
@@ -66,22 +65,16 @@ extension Machine {
         } catch { throw .kvm(error) }
     }
 
-    /// The kernel's file that the configuration names.
-    static func openKernel(_ configuration: Configuration) throws(MachineError) -> BootFile {
-        switch configuration.kernel {
-        case .automatic, .bundled:
-            // The bytes are constants of this binary.
-            return unsafe BootFile(
-                name: "the bundled guest",
-                memory: UnsafeRawBufferPointer(start: bundled_guest_start(), count: bundled_guest_size()))
-        case .file(let path): return try open(path)
-        }
-    }
-
     /// `vmlinuz (a Linux bzImage) with initrd.img`.
-    static func bootDescription(_ kernel: KernelImage, _ configuration: Configuration) -> String {
-        guard case .file = configuration.kernel else { return kernel.name }
-        return "\(kernel.name) (\(kernel.kind))" + (configuration.initrd.map { " with \($0)" } ?? "")
+    static func bootDescription(
+        _ kernel: KernelImage, _ files: BootSource.Files, _ configuration: Configuration
+    ) -> String {
+        switch configuration.kernel {
+        case .automatic, .bundled: return kernel.name
+        case .file, .disk:
+            let title = files.title.map { "\($0): " } ?? ""
+            return "\(title)\(kernel.name) (\(kernel.kind))" + (files.initrd.map { " with \($0.name)" } ?? "")
+        }
     }
 
     /// Says that a stock Linux will hardly boot, where that is so.
@@ -100,14 +93,15 @@ extension Machine {
     }
 
     static func load(
-        _ file: BootFile, _ initrd: BootFile?, _ configuration: Configuration, _ memory: GuestMemory,
-        _ layout: NodeLayout,
+        _ files: BootSource.Files, _ configuration: Configuration, _ memory: GuestMemory, _ layout: NodeLayout,
         _ registry: DeviceRegistry, _ model: CPUModel
     ) throws(MachineError) -> (state: BootState, kernel: KernelImage) {
         let slots = registry.slots.compactMap(\.mmio)
         let kernel: KernelImage
-        do throws(BootError) { kernel = try KernelImage(file, memorySize: memory.size) } catch { throw .boot(error) }
-        var words = KernelCommandLine(configuration.commandLine)
+        do throws(BootError) { kernel = try KernelImage(files.kernel, memorySize: memory.size) } catch {
+            throw .boot(error)
+        }
+        var words = KernelCommandLine(files.commandLine)
         // Only in one of the two places: Linux claims what it finds in the second once more, and complains of each
         // device.
         let discovery = configuration.discovery ?? (kernel.isLinux && words.turnsACPIOff ? .commandLine : .acpi)
@@ -120,7 +114,7 @@ extension Machine {
             if discovery == .commandLine { machine.virtioDevices = [] }
             machine.pci = registry.root?.description
             let loader = try KernelLoader(
-                kernel, initrd: initrd, commandLine: words, tables: ACPITables(machine),
+                kernel, initrd: files.initrd, commandLine: words, tables: ACPITables(machine),
                 identity: SMBIOSTables(
                     SMBIOSDescription(
                         name: configuration.name, uuid: configuration.uuid?.bytes ?? [], sockets: layout.sockets,
@@ -158,8 +152,9 @@ extension Configuration {
         let words = KernelCommandLine(commandLine)
         if ["test=", "bench=", "run=", "crash="].contains(where: { words.hasWord(beginning: $0) }) { return nil }
         return """
-            no kernel was specified: the bundled guest boots, with \(disk.path) as a disk. To boot the system on a disk, specify its kernel: \
-            `--kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda1 ro'`; `--kernel bundled` suppresses this note
+            no kernel was specified: the bundled guest boots, with \(disk.path) as a disk. To boot the system on a disk, \
+            add `--boot default`, or specify its kernel: `--kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda1 ro'`; \
+            `--kernel bundled` suppresses this note
             """
     }
 }

@@ -67,17 +67,16 @@ public final class Machine: Sendable {
         }
         // KVM before the disks and TAPs: a host without it is left as it was.
         let system = try Self.makeSystem(configuration)
-        let kernel = try Self.openKernel(configuration)
-        let initrd = try configuration.initrd.map { path throws(MachineError) in try Self.open(path) }
+        let files = try BootSource(configuration)
         let pin = InterruptPin()
         let serial = SerialPort(sink: output, interrupt: { pin.pulse() }, onRoom: { room.event.signal() })
+        let (devices, disk) = try VirtioSlot.makeDevices(configuration, control, log: log, isInterrupted: isInterrupted)
         let parts = Board.Parts(
-            configuration, system: system, memory: memory, kernel: kernel, initrd: initrd,
-            virtioDevices: try VirtioSlot.makeDevices(configuration, control, log: log, isInterrupted: isInterrupted),
+            configuration, system: system, memory: memory, boot: disk ?? files, virtioDevices: devices,
             serial: serial, ending: ending,
             debugger: debugger, control: control)
         let board = try Board(parts, waitsForDebugger: true)
-        if board.isBzImage { Self.warnOfInterpretedRingZero(kernel.name, parts.system, log: log) }
+        if board.isBzImage { Self.warnOfInterpretedRingZero(board.kernelName, parts.system, log: log) }
         for slot in board.registry.slots { log.info("\(slot.description)") }
         log.info(
             "\(configuration.cpus) vCPUs, \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(board.entry, radix: 16))"
@@ -147,7 +146,7 @@ public final class Machine: Sendable {
     }
 
     /// Boots the guest anew after ``waitForEnd()``, where ``canRestart`` says so: RAM is zero again, the hardware is
-    /// another one, the kernel is read again from the file that was opened at the start. Disks, TAPs, the console and a
+    /// another one, the kernel is read again from the file that was opened at the start, or found again on its disk. Disks, TAPs, the console and a
     /// debugger's address stay what they are.
     ///
     /// Called by the thread that calls ``waitForEnd()``.

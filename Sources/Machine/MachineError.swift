@@ -3,6 +3,7 @@
 public import Boot
 internal import CLinux
 public import DiskImage
+public import FileSystems
 public import GuestMemory
 public import HostNetwork
 public import KVM
@@ -14,6 +15,10 @@ public enum MachineError: Error, CustomStringConvertible {
     case memory(GuestMemoryError)
     case boot(BootError)
     case disk(DiskImageError)
+    /// A disk that was to boot by its own files, and does not.
+    case bootDisk(path: String, FileSystemError)
+    /// A remote disk that was to boot by its own files.
+    case bootDiskIsRemote(path: String)
     case network(HostNetworkError)
     /// Network interfaces that cannot be together in one machine.
     case networks(Configuration.NetworkProblem)
@@ -41,6 +46,9 @@ public enum MachineError: Error, CustomStringConvertible {
         case .boot(let error): error.description
         case .controlGroup(let error): error.description
         case .disk(let error): error.description
+        case .bootDisk(let path, let error): "\(path) cannot be booted: \(error)"
+        case .bootDiskIsRemote(let path):
+            "\(path) cannot be booted: swkvm reads no kernel from a remote disk; specify --kernel, --initrd and --cmdline"
         case .network(let error): error.description
         case .networks(let problem): problem.description
         case .host(let purpose, let error): "could not \(purpose): \(error.reason) (\(error.call))"

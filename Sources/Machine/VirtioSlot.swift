@@ -59,22 +59,29 @@ struct VirtioSlot: Sendable {
     }
 
     /// Makes the disks, the entropy device, then the network interfaces.
+    /// - Returns: them, and what a disk boots by its own files, where the configuration has that.
     /// - Parameter isInterrupted: asked several times a second while somebody is waited for: a disk's key or server,
     ///   for example.
     static func makeDevices(
         _ configuration: Configuration, _ control: MachineControl, log: Logger,
         isInterrupted: @escaping @Sendable () -> Bool = { false }
-    ) throws(MachineError) -> [any VirtioDevice] {
+    ) throws(MachineError) -> (devices: [any VirtioDevice], boot: BootSource?) {
         try configuration.checkNetworks()
         var devices: [any VirtioDevice] = []
         var opened = OpenDisks()
+        var boot: BootSource?
         // What the machine's owner names, its images may name, too.
         let stated = configuration.disks.flatMap { [$0.path] + ($0.options.dataFile.map { [$0] } ?? []) }
         for (index, disk) in configuration.disks.enumerated() {
             var disk = disk
             disk.options.namedFiles.stated += stated
             disk.options.isInterrupted = isInterrupted
-            devices.append(try makeDisk(disk, index: index, &opened, configuration, control, log: log))
+            let (device, contents) = try makeDisk(disk, index: index, &opened, configuration, control, log: log)
+            devices.append(device)
+            // Before any network: what does not boot changes nothing on the host.
+            if case .disk(index, let entry) = configuration.kernel {
+                boot = try BootSource(configuration, booting: contents, disk.path, entry: entry)
+            }
         }
         if let entropy = configuration.entropy {
             devices.append(
@@ -89,14 +96,14 @@ struct VirtioSlot: Sendable {
             guard addresses.insert(device.address).inserted else { throw .networks(.sameAddress(device.address)) }
             devices.append(device)
         }
-        return devices
+        return (devices, boot)
     }
 
     private static func makeDisk(
         _ disk: Configuration.Disk, index: Int, _ opened: inout OpenDisks, _ configuration: Configuration,
         _ control: MachineControl,
         log: Logger
-    ) throws(MachineError) -> BlockDevice {
+    ) throws(MachineError) -> (BlockDevice, ImageContents) {
         do throws(DiskImageError) {
             var options = disk.options
             let log = log.of("blk\(index)")
@@ -106,17 +113,21 @@ struct VirtioSlot: Sendable {
             options.keys += try disk.keys.map { source throws(DiskImageError) in
                 try DiskKey(source, isInterrupted: options.isInterrupted)
             }
-            let image = try DiskImage(path: disk.path, options: options)
+            let image =
+                try disk.isTransient
+                ? DiskImage(overlaying: disk.path, options: options) : DiskImage(path: disk.path, options: options)
             opened.add(image)
             guard disk.queues <= image.maximumEngines else {
                 throw .impossible(
                     path: disk.path,
                     reason: "a remote disk, or an image on one, has one queue; queues=\(disk.queues) was requested")
             }
-            return try BlockDevice(
+            let contents = ImageContents(image)
+            let device = try BlockDevice(
                 name: "blk\(index)", image: image, serial: disk.serial ?? "swkvm-\(index)", queues: disk.queues,
                 limit: disk.limit, events: events(log, configuration), onError: configuration.onDiskError,
                 onStop: control.diskStopped)
+            return (device, contents)
         } catch { throw .disk(opened.explain(error, opening: disk.path)) }
     }
 

@@ -99,13 +99,16 @@ enum ForeignWords {
         ),
         ("balloon memballoon", .unavailable("the amount of RAM is fixed by --mem")),
         // What boots
-        ("append extra-args x kernel-opts kernel-cmdline cmd", .use("--cmdline WORDS")),
+        ("extra-args x kernel-opts kernel-cmdline cmd", .use("--cmdline WORDS")),
         (
-            "boot install pxe location l",
-            .use("--kernel FILE --initrd FILE", note: "swkvm boots a kernel directly, not from a disk")
+            "install pxe location l",
+            .use("--kernel FILE --initrd FILE", note: "swkvm boots a kernel directly, or the one of a disk image")
         ),
         ("initramfs", .use("--initrd FILE")),
-        ("bios pflash firmware L uefi", .unavailable("there is no firmware, --kernel FILE boots a kernel directly")),
+        (
+            "bios pflash firmware L uefi",
+            .unavailable("there is no firmware, --kernel FILE and swkvm run IMAGE boot a kernel directly")
+        ),
         (
             "dtb loader option-rom fw_cfg acpitable smbios no-acpi no-hpet",
             .unavailable("swkvm generates the firmware tables")

@@ -47,6 +47,8 @@ extension RunCommand {
         Rule(
             "numa", .repeatableValue, reset: { $0.numa = [] }, store: { $0.numa.append(try NodeArgument(parsing: $1)) }),
         Rule("kernel", reset: { $0.kernel = nil }, store: { $0.kernel = $1 }),
+        Rule("boot", reset: { $0.boot = nil }, store: { $0.boot = $1 }),
+        Rule("append", reset: { $0.append = "" }, store: { $0.append = $1 }),
         Rule("initrd", reset: { $0.initrd = nil }, store: { $0.initrd = $1 }),
         Rule("cmdline", reset: { $0.cmdline = "" }, store: { $0.cmdline = $1 }),
         Rule("cmdline-raw", reset: { $0.cmdlineRaw = nil }, store: { $0.cmdlineRaw = $1 }),
@@ -91,11 +93,16 @@ extension RunCommand {
     init?(directly words: some Collection<String>) {
         self.init()
         for rule in Self.rules { rule.reset(&self) }
+        image = nil
         var given: Set<String> = []
         var rest = words.makeIterator()
         var next = rest.next()
         while let word = next {
             next = rest.next()
+            if !word.hasPrefix("-"), image == nil {
+                do { image = try DiskArgument(parsing: word) } catch { return nil }
+                continue
+            }
             guard word.hasPrefix("--") else { return nil }
             let parts = word.dropFirst(2).split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
             guard let name = parts.first, let rule = Self.rules.first(where: { $0.name == name }),

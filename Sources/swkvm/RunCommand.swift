@@ -2,6 +2,7 @@
 
 internal import ArgumentParser
 internal import Devices
+internal import DiskImage
 internal import GuestMemory
 internal import HostNetwork
 internal import Logging
@@ -15,13 +16,18 @@ struct RunCommand: ParsableCommand {
         commandName: "run",
         abstract: "Boot a virtual machine and connect it to this terminal.",
         discussion: """
-            Without --kernel, the bundled guest boots to a prompt; swkvm does not boot from disks. The terminal is the guest's serial port; \
+            With an IMAGE, the system on it boots: the kernel, its initrd and command line are found by the configuration of the boot loader on \
+            the disk, without firmware, anew at each reboot of the guest. The image is not changed: what the guest writes goes to a temporary \
+            overlay. Without an IMAGE and --kernel, the bundled guest boots to a prompt. The terminal is the guest's serial port; \
             Ctrl-A x ends the machine, Ctrl-A p pauses and resumes it, Ctrl-A : takes a command, Ctrl-A h lists all keys. SIGINT, SIGTERM \
             and SIGHUP ask the guest to power off; a second signal, at least a second later, ends the machine. SIGUSR1 writes --metrics, \
             SIGUSR2 resumes a paused machine.
 
             EXAMPLES
+              swkvm run debian.qcow2
+              swkvm run debian.qcow2 --boot list
               swkvm run --mem 2G --hugepages
+              swkvm run --disk debian.qcow2 --boot default --append quiet
               swkvm run --cpus 2 --mem 512M --disk disk.qcow2,ro --disk data.raw \\
                         --net tap=swtap0,bridge=swbr0,mac=52:54:00:12:34:56
               swkvm run --kernel vmlinux --initrd initrd.img --mem 1G \\
@@ -92,6 +98,31 @@ struct RunCommand: ParsableCommand {
             valueName: "file|bundled"),
         completion: .file())
     var kernel: String?
+
+    @Argument(
+        help: ArgumentHelp(
+            """
+            A disk image that boots by its own files and stays as it is; with the options of --disk, such as IMAGE,format=qcow2. It is the \
+            first disk. With --kernel, that kernel boots instead.
+            """,
+            valueName: "image"),
+        completion: .file(), transform: DiskArgument.init(parsing:))
+    var image: DiskArgument?
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            Boot from the files of IMAGE, or else of the first --disk, which the guest then writes to: the default entry of its boot menu, the entry with \
+            this number, id or title, or, with list, print the entries and exit.
+            """,
+            valueName: "default|list|entry"),
+        completion: .list(["default", "list"]))
+    var boot: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Add words to the kernel command line, that of --cmdline or of the boot entry.", valueName: "words"))
+    var append = ""
 
     @Option(help: ArgumentHelp("Initial RAM disk; requires --kernel.", valueName: "file"), completion: .file())
     var initrd: String?
@@ -287,6 +318,16 @@ struct RunCommand: ParsableCommand {
                 "the option --initrd requires --kernel: the bundled guest does not use an initial RAM disk. Specify its kernel: --kernel vmlinuz --initrd \(initrd)"
             )
         }
+        if boot != nil, kernel != nil {
+            throw ValidationError(
+                "the options --boot and --kernel cannot be combined: the kernel is that of a disk, or a file")
+        }
+        if let boot, image == nil, disk.isEmpty {
+            throw ValidationError("the option --boot \(boot) requires a disk: swkvm run IMAGE, or --disk PATH")
+        }
+        if cmdlineRaw != nil, !append.isEmpty {
+            throw ValidationError("the options --append and --cmdline-raw cannot be combined")
+        }
         if cmdlineRaw != nil, !cmdline.isEmpty {
             throw ValidationError("the options --cmdline and --cmdline-raw cannot be combined")
         }
@@ -330,10 +371,15 @@ struct RunCommand: ParsableCommand {
         machine.memory = Configuration.Memory(
             size: mem.bytes, backing: hugepages?.backing ?? .automatic, isShared: shared, isPreallocated: prealloc)
         machine.nodes = numa.map(\.node)
-        if let kernel { machine.kernel = kernel == Self.bundled ? .bundled : .file(kernel) }
+        if let kernel {
+            machine.kernel = kernel == Self.bundled ? .bundled : .file(kernel)
+        } else if image != nil || boot != nil {
+            machine.kernel = .disk(index: 0, entry: boot == "default" ? nil : boot)
+        }
         machine.initrd = initrd
+        machine.appendedWords = append
         machine.uuid = uuid.map(\.uuid) ?? name.map(HostIdentity().uuid(ofMachine:))
-        machine.disks = disk.map(\.disk)
+        machine.disks = (bootImage.map { [$0] } ?? []) + disk.map(\.disk)
         machine.networks = net.map(\.network)
         machine.entropy = try? rng?.entropy()
         machine.console = console.kind
@@ -351,7 +397,15 @@ struct RunCommand: ParsableCommand {
         return machine
     }
 
+    /// The image as the first disk, which stays as it is.
+    private var bootImage: Configuration.Disk? {
+        guard var disk = image?.disk else { return nil }
+        disk.isTransient = !disk.options.readOnly
+        return disk
+    }
+
     func run() throws {
+        if boot == "list" { return try listEntries() }
         let output = StandardError(isBackground: true, format: logFormat)
         defer { output.close() }
         let configuration = self.configuration

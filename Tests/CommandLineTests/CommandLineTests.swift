@@ -295,7 +295,8 @@ import Testing
 
     /// The parser's own mistakes are the command line's: status 64.
     @Test(arguments: [
-        ["run", "--unknown"], ["run", "word"], ["run", "--cpus"], ["run", "--cpus", "two"], ["run", "--mem", "1.5"],
+        ["run", "--unknown"], ["run", "a.raw", "word"], ["run", "--cpus"], ["run", "--cpus", "two"],
+        ["run", "--mem", "1.5"],
         ["run", "--disk", ""],
         ["run", "--net", "tap=a,mac=zz"], ["run", "--log-level", "loud"], ["walk"], ["doctor", "--all"],
     ])
@@ -352,7 +353,7 @@ import Testing
         for option in [
             "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel",
             "--initrd", "--cmdline", "--cmdline-raw", "--bus", "--virtqueues", "--discovery", "--disk", "--net",
-            "--rng", "--console",
+            "--rng", "--console", "--boot", "--append",
             "--gdb", "--trace", "--cgroup",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
         ] {

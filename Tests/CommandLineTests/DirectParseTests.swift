@@ -16,6 +16,7 @@ import Testing
         "prealloc": ["yes"], "shared": [""],
         "numa": ["mem=64M,cpus=0", "mem=32M", "cpus=1", "mem=1G,distance=1:20"],
         "kernel": ["vmlinux", "bundled", "./bundled", "a=b", "-"],
+        "boot": ["default", "list", "2", "a title", ""], "append": ["quiet", "a=b c", "", "-x"],
         "initrd": ["initrd.img"], "cmdline": ["quiet", "test=all root=/dev/vda1", "", "-x", "--mem 1G"],
         "cmdline-raw": ["quiet", "a=b=c"],
         "bus": ["mmio", "pci", "isa"], "discovery": ["acpi", "cmdline", "dtb"],
@@ -81,7 +82,7 @@ import Testing
             #expect(contents(direct) == contents(try RunCommand.parse(line)), "\(line)")
         }
         // These need another option.
-        let isDependent = name == "initrd" || name.hasPrefix("metrics-")
+        let isDependent = name == "initrd" || name == "boot" || name.hasPrefix("metrics-")
         #expect(taken > 0 || isDependent)
     }
 

@@ -25,13 +25,13 @@ import Testing
 
     @Test(arguments: [
         "-m 2G", "--memory 2048", "--memory=2048", "--ram 2048", "-smp 2", "--vcpus 2", "--vcpus=2,sockets=1",
-        "-append quiet", "-drive file=a,if=virtio", "-hda a",
+        "-drive file=a,if=virtio", "-hda a",
         "-cdrom a.iso", "--cdrom a.iso", "-netdev user,id=n0", "-nic user", "--network bridge=br0", "-serial mon:stdio",
         "--vnc :1", "-vnc :1", "--bios OVMF.fd",
         "-cpu host", "-enable-kvm", "-accel kvm", "--graphics none", "--os-variant debian12", "-daemonize",
         "-monitor stdio", "-device virtio-net", "--location URL",
         "--api-sock /tmp/s", "--config-file vm.json", "-s", "-S", "--extra-args console=ttyS0", "-display none",
-        "-snapshot", "-boot d", "--import", "--noautoconsole",
+        "-snapshot", "--import", "--noautoconsole",
         "-no-reboot", "--noreboot", "-no-shutdown", "-action reboot=shutdown",
         "--events on_reboot=destroy", "-version", "-V", "-icount 1",
         "--rootfs a", "--initramfs a", "--tap t", "-debugcon stdio", "--qemu-commandline x", "--security x",

@@ -14,6 +14,7 @@ import Testing
         ("check", ImageCheckCommand.options), ("convert", ImageConvertCommand.options),
         ("compare", ImageCompareCommand.options), ("map", ImageMapCommand.options),
         ("resize", ImageResizeCommand.options), ("commit", ImageCommitCommand.options),
+        ("ls", ImageListCommand.options), ("cat", ImageCatCommand.options), ("cp-out", ImageCopyOutCommand.options),
         ("rebase", ImageRebaseCommand.options), ("bench", ImageBenchCommand.options),
         ("snapshot list", ImageSnapshotCommand.List.options), ("snapshot create", ImageSnapshotCommand.Create.options),
         ("snapshot apply", ImageSnapshotCommand.Apply.options),

@@ -20,7 +20,7 @@ import Testing
 
     @Test func aDiskThatDoesNotBootIsNoSilentSurprise() throws {
         let note =
-            "swkvm: no kernel was specified: the bundled guest boots, with \(disk) as a disk. To boot the system on a disk, specify its kernel: "
+            "swkvm: no kernel was specified: the bundled guest boots, with \(disk) as a disk. To boot the system on a disk, add `--boot default`, or specify its kernel: "
         let machine = try Program.machineAtPrompt(["--disk", disk])
         try machine.powerOff()
         #expect(machine.errors.lines.count == 1 && machine.errors.text.hasPrefix(note), "\(machine.errors.text)")

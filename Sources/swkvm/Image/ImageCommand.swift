@@ -24,7 +24,7 @@ struct ImageCommand: ParsableCommand {
             ImageCompareCommand.self,
             ImageMapCommand.self, ImageResizeCommand.self, ImageSnapshotCommand.self, ImageCommitCommand.self,
             ImageRebaseCommand.self,
-            ImageBenchCommand.self,
+            ImageBenchCommand.self, ImageListCommand.self, ImageCatCommand.self, ImageCopyOutCommand.self,
         ])
 }
 

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import ArgumentParser
+internal import DiskImage
+internal import FileSystems
+internal import Linux
+internal import Machine
+
+/// `swkvm run --boot list`.
+extension RunCommand {
+    /// Prints the boot menu of the disk that would boot, and boots nothing.
+    func listEntries() throws {
+        guard let disk = (image ?? self.disk.first)?.disk else { return }
+        let menu: BootMenu
+        do throws(MachineError) { menu = try Self.menu(disk) } catch {
+            StandardError().say(error.description)
+            throw ExitCode(error.exitStatus)
+        }
+        for note in menu.notes { StandardError().say(note.printable) }
+        for line in Self.lines(menu) { print(line) }
+    }
+
+    private static func menu(_ disk: Configuration.Disk) throws(MachineError) -> BootMenu {
+        let image: ImageContents
+        do throws(DiskImageError) {
+            var options = disk.options
+            options.readOnly = true
+            options.keys += try disk.keys.map { source throws(DiskImageError) in try DiskKey(source) }
+            image = ImageContents(try DiskImage(path: disk.path, options: options))
+        } catch { throw .disk(error) }
+        do throws(FileSystemError) { return try BootMenu(DiskContents(ImageSource(image))) } catch {
+            throw .bootDisk(path: disk.path, error)
+        }
+    }
+
+    /// A line for each entry: an asterisk at the default, its number, its title, and where it is from.
+    static func lines(_ menu: BootMenu) -> [String] {
+        let width = "\(menu.entries.count)".count
+        return menu.entries.enumerated().map { index, entry in
+            let number = "\(index + 1)"
+            return (index == menu.defaultIndex ? "* " : "  ") + String(repeating: " ", count: width - number.count)
+                + number
+                + "  " + entry.title.printable + "  (\(entry.kernel.path.printable), \(entry.source.printable))"
+        }
+    }
+}
