@@ -96,7 +96,8 @@ let package = Package(
         .target(
             name: "FuzzTargets",
             dependencies: [
-                "TestSupport", "Boot", "GuestMemory", "DiskImage", "FileSystems", "PCI", "Virtio", "HostNetwork", "GDBRemote",
+                "TestSupport", "Boot", "GuestMemory", "DiskImage", "FileSystems", "PCI", "Virtio", "HostNetwork",
+                "GDBRemote",
                 "Linux", "CLinux", "CZlib",
             ],
             path: "Tests/Fuzz/Targets",
