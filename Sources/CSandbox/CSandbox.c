@@ -125,8 +125,10 @@ void csandbox_reduce(int files_are_private) {
         setrlimit(RLIMIT_NOFILE, &limit);
     }
     if (files_are_private) umask(077);
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    csandbox_hide();
 }
+
+void csandbox_hide(void) { prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); }
 
 int csandbox_has_action(const uint32_t *action) { return syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, action) == 0; }
 
@@ -184,6 +186,10 @@ static void say(const struct line *line, int patience) {
 static void refused(int signal, siginfo_t *information, void *context) {
     (void)signal;
     int error = errno;
+    if (csandbox_visited(information)) {
+        errno = error;
+        return;
+    }
     ucontext_t *state = context;
     greg_t *registers = state->uc_mcontext.gregs;
     const long arguments[6] = {registers[REG_RDI], registers[REG_RSI], registers[REG_RDX], registers[REG_R10], registers[REG_R8], registers[REG_R9]};
@@ -217,8 +223,8 @@ int csandbox_report(const char *prefix, int exit_status) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_sigaction = refused;
-    // Restarts nothing: the call was not begun.
-    action.sa_flags = SA_SIGINFO | SA_NODEFER;
+    // A refused call was not begun, so nothing is restarted; csandbox_give_up may interrupt one.
+    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART;
     return sigaction(SIGSYS, &action, 0) < 0 ? errno : 0;
 }
 

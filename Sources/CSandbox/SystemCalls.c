@@ -18,6 +18,9 @@
 #define VCPU CSANDBOX_VCPU
 #define DEVICE CSANDBOX_DEVICE
 #define OTHER CSANDBOX_OTHER
+#define BROKER CSANDBOX_BROKER
+/// The process that takes back what was changed on the host, too.
+#define ALL (ANY | BROKER)
 
 #define RULE(who, need_, call_, test_, argument_, value_, text_, error_, reason_)                                         \
     {                                                                                                                     \
@@ -82,12 +85,12 @@ static const struct csandbox_rule rules[] = {
     IOCTL(OTHER, KVM_GET_STATS_FD, "metrics"),
 
     // Files and sockets that are open.
-    ALLOW(ANY, write, "interrupts, doorbells, frames, the console, messages"),
-    ALLOW(ANY, read, "doorbells, frames, input, signals"),
+    ALLOW(ALL, write, "interrupts, doorbells, frames, the console, messages"),
+    ALLOW(ALL, read, "doorbells, frames, input, signals"),
     ALLOW(ANY, readv, "frames, disks"),
     ALLOW(ANY, writev, "frames, disks, the console"),
-    ALLOW(ANY, close, "what was open: a back-end, a client, hardware of before a reset"),
-    ALLOW(ANY, poll, "whether a descriptor is ready"),
+    ALLOW(ALL, close, "what was open: a back-end, a client, hardware of before a reset"),
+    ALLOW(ALL, poll, "whether a descriptor is ready"),
     ALLOW(ANY, ppoll, "as poll"),
     ALLOW(DEVICE, io_uring_enter, "disks; their rings are made before the machine starts, and restricted"),
     ALLOW(DEVICE, pread64, "images' metadata, and disks without io_uring"),
@@ -122,33 +125,33 @@ static const struct csandbox_rule rules[] = {
     ALLOW_IF(ANY, fcntl, 1, F_DUPFD_CLOEXEC, "a client's descriptor, for each direction; the stream of messages, with the first one"),
     ALLOW_IF(DEVICE, fcntl, 1, F_OFD_SETLK, "locks of images"),
     ALLOW_IF(DEVICE, fcntl, 1, F_OFD_GETLK, "locks of images"),
-    ALLOW(DEVICE, flock, "bridges are changed by one process at a time, at the end too"),
+    ALLOW(BROKER, flock, "bridges are changed by one process at a time, at the end too"),
 
     // Waiting.
     ALLOW(ANY, epoll_wait, "the loop of a thread over its descriptors"),
     ALLOW(ANY, epoll_pwait, "as epoll_wait"),
     ALLOW(ANY, epoll_ctl, "as epoll_wait"),
     ALLOW(OTHER, epoll_create1, "as KVM_CREATE_VM, and a debugger's session"),
-    ALLOW(ANY, futex, "locks; the end of a thread"),
+    ALLOW(ALL, futex, "locks; the end of a thread"),
     ALLOW(ANY, eventfd2, "doorbells and interrupts of a device that a guest enables"),
     ALLOW(ANY, timerfd_create, "timers"),
     ALLOW(ANY, timerfd_settime, "timers"),
     ALLOW(ANY, timerfd_gettime, "timers"),
-    ALLOW(ANY, nanosleep, "waiting for a moment"),
-    ALLOW(ANY, clock_nanosleep, "waiting for a moment"),
+    ALLOW(ALL, nanosleep, "waiting for a moment"),
+    ALLOW(ALL, clock_nanosleep, "waiting for a moment"),
     ALLOW(ANY, sched_yield, "waiting for a moment"),
-    ALLOW(ANY, restart_syscall, "the kernel's, after a stop in the middle of a call"),
-    ALLOW(ANY, clock_gettime, "the time, where the kernel has no other way to it"),
+    ALLOW(ALL, restart_syscall, "the kernel's, after a stop in the middle of a call"),
+    ALLOW(ALL, clock_gettime, "the time, where the kernel has no other way to it"),
     ALLOW(ANY, gettimeofday, "as clock_gettime"),
-    ALLOW(ANY, getrandom, "the entropy device; hash tables"),
+    ALLOW(ALL, getrandom, "the entropy device; hash tables"),
 
     // Memory.
-    RULE(ANY, ALWAYS, mmap, NO_BITS, 2, PROT_EXEC, "without PROT_EXEC", 0, "allocation, stacks of threads, a vCPU's page"),
-    RULE(ANY, ALWAYS, mprotect, NO_BITS, 2, PROT_EXEC, "without PROT_EXEC", 0, "allocation, stacks of threads"),
-    ALLOW(ANY, munmap, "allocation"),
-    ALLOW(ANY, mremap, "allocation"),
-    ALLOW(ANY, brk, "allocation"),
-    ALLOW(ANY, madvise, "pages that go back to the host"),
+    RULE(ALL, ALWAYS, mmap, NO_BITS, 2, PROT_EXEC, "without PROT_EXEC", 0, "allocation, stacks of threads, a vCPU's page"),
+    RULE(ALL, ALWAYS, mprotect, NO_BITS, 2, PROT_EXEC, "without PROT_EXEC", 0, "allocation, stacks of threads"),
+    ALLOW(ALL, munmap, "allocation"),
+    ALLOW(ALL, mremap, "allocation"),
+    ALLOW(ALL, brk, "allocation"),
+    ALLOW(ALL, madvise, "pages that go back to the host"),
     ALLOW(OTHER, mincore, "pages that a reset need not clear"),
     ALLOW(ANY, mlock, "keys stay out of swap"),
     ALLOW(ANY, munlock, "as mlock"),
@@ -165,20 +168,21 @@ static const struct csandbox_rule rules[] = {
     ALLOW(ANY, gettid, "a thread's start"),
     ALLOW(ANY, sched_getaffinity, "for how many CPUs memory is allocated"),
     ALLOW_IF(ANY, prctl, 0, PR_SET_NAME, "a thread's name"),
-    ALLOW_IF(ANY, prctl, 0, PR_GET_NAME, "a thread's name, for a report"),
+    ALLOW_IF(ALL, prctl, 0, PR_GET_NAME, "a thread's name, for a report"),
     ALLOW(ANY, exit, "a thread's end"),
-    ALLOW(ANY, exit_group, "the process's end"),
+    ALLOW(ALL, exit_group, "the process's end"),
 
     // Signals and processes.
     RULE(ANY, ALWAYS, tgkill, OWN_PROCESS, 0, 0, "to the process itself", 0, "makes a vCPU leave KVM_RUN; abort"),
-    ALLOW(ANY, getpid, "as tgkill"),
+    ALLOW(ALL, getpid, "as tgkill"),
     RULE(ANY, ALWAYS, rt_sigaction, UNEQUAL, 0, SIGSYS, "not SIGSYS", 0, "handlers, those of abort too"),
-    ALLOW(ANY, rt_sigprocmask, "what a thread takes"),
-    ALLOW(ANY, rt_sigreturn, "the end of a handler"),
+    ALLOW(ALL, rt_sigprocmask, "what a thread takes"),
+    ALLOW(ALL, rt_sigreturn, "the end of a handler"),
     ALLOW(OTHER, rt_sigtimedwait, "signals that nobody is to get any more"),
     ALLOW(OTHER, rt_sigpending, "whether a signal has come"),
     WITH(TERMINAL, OTHER, wait4, "the end of the process that restores the terminal"),
     WITH(LATER_TERMINAL, OTHER, wait4, "as clone"),
+    WITH(RESTORED, OTHER, wait4, "the end of the process that takes back what was changed on the host"),
     WITH(LATER_TERMINAL, OTHER, pipe2, "as clone"),
     WITH(LATER_TERMINAL, OTHER, setsid, "as clone, in that process"),
     WITH(LATER_TERMINAL, OTHER, close_range, "as clone, in that process"),
@@ -186,10 +190,10 @@ static const struct csandbox_rule rules[] = {
     ALLOW(OTHER, getrusage, "metrics"),
 
     // Clients and peers.
-    ALLOW(ANY, sendto, "what a client or a peer gets; questions to the kernel about interfaces"),
-    ALLOW(ANY, sendmsg, "as sendto"),
-    ALLOW(ANY, recvfrom, "what a client or a peer sends"),
-    ALLOW(ANY, recvmsg, "as recvfrom"),
+    ALLOW(ALL, sendto, "what a client or a peer gets; questions to the kernel about interfaces"),
+    ALLOW(ALL, sendmsg, "as sendto"),
+    ALLOW(ALL, recvfrom, "what a client or a peer sends"),
+    ALLOW(ALL, recvmsg, "as recvfrom"),
     ALLOW(ANY, shutdown, "the end of a connection"),
     ALLOW(OTHER, accept4, "clients of the console and of the debugger's port"),
     ALLOW(OTHER, getsockname, "the debugger's port"),
@@ -221,8 +225,8 @@ static const struct csandbox_rule rules[] = {
     WITH(METRICS_FILE, OTHER, renameat, "as openat"),
     WITH(METRICS_FILE, OTHER, unlinkat, "as openat"),
     WITH_IF(CONTROL_GROUP, OTHER, unlinkat, 2, AT_REMOVEDIR, "the machine's control group is removed at the end"),
-    WITH(SOCKET_FILE, OTHER, newfstatat, "a socket's file is removed at the end if it is still the same"),
-    WITH(SOCKET_FILE, OTHER, unlink, "as newfstatat"),
+    ALLOW(BROKER, newfstatat, "a socket's file is removed at the end if it is still the same"),
+    ALLOW(BROKER, unlinkat, "as newfstatat"),
     FAIL(openat, EACCES, "everything is open: what is looked for by name is not there"),
     FAIL(open, EACCES, "as openat"),
     FAIL(newfstatat, EACCES, "as openat"),

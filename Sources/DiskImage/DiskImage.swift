@@ -73,6 +73,21 @@ public final class DiskImage: @unchecked Sendable {
     /// Indicates whether such an address is one of a connection over TLS.
     public static func isEncryptedRemote(_ name: String) -> Bool { isRemote(name) && name.hasPrefix("nbds") }
 
+    /// What is needed to connect with such an address again: a TCP port, and files.
+    public static func server(ofRemote name: String) -> (port: UInt16?, files: [String]) {
+        guard isRemote(name), let location = try? NBDLocation(name) else { return (nil, []) }
+        let files = [location.security?.certificates, location.security?.keyFile].compactMap { $0 }
+        guard case .tcp(_, let port) = location.server else { return (nil, files) }
+        return (port, files)
+    }
+
+    /// Files and directories that a connection over TLS may read: certificates, and how names of hosts are resolved.
+    public static var filesOfTLS: [String] {
+        let home = unsafe getenv("HOME").map { unsafe String(cString: $0) }
+        return ["/etc", "/run/systemd/resolve", "/run/resolvconf", "/usr/share", "/usr/local/share", "/usr/lib/ssl"]
+            + (home.map { ["\($0)/.pki", "\($0)/.config/pki"] } ?? [])
+    }
+
     /// Opens an image with its backing files and locks them all.
     ///
     /// The format is the stated one or the one of the file's extension; where it is not stated, contents that begin as another format does

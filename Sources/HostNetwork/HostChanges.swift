@@ -3,6 +3,7 @@
 internal import CLinux
 internal import Glibc
 internal import Linux
+internal import Synchronization
 
 /// What was changed on the host, and how to change it back.
 struct HostChanges: ~Copyable, Sendable {
@@ -19,6 +20,8 @@ struct HostChanges: ~Copyable, Sendable {
     private(set) var tapIndex: Int32 = 0
     /// The TAP's MTU.
     private(set) var mtu = 0
+    /// Another process changes it back.
+    private let isDelegated = Atomic<Bool>(false)
 
     init(netlink: consuming RouteNetlink, namespace: consuming NetworkNamespace) {
         self.netlink = netlink
@@ -90,7 +93,19 @@ struct HostChanges: ~Copyable, Sendable {
         if found != nil { changes.append(change) }
     }
 
+    /// What it takes to change it back; empty when nothing was changed.
+    var descriptors: [Int32] {
+        changes.isEmpty && bridge == nil ? [] : [netlink.rawValue, namespace.descriptor.rawValue]
+    }
+
+    /// Leaves it to another process, which calls ``takeBack()``.
+    func delegate() { isDelegated.store(true, ordering: .relaxed) }
+
     deinit {
+        if !isDelegated.load(ordering: .relaxed) { takeBack() }
+    }
+
+    func takeBack() {
         // Nobody is left to hear of a failure: the interface was removed meanwhile, or the right to change it.
         for change in changes.reversed() {
             switch change {

@@ -95,6 +95,30 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         netlink = Guarded(index == 0 ? nil : try? RouteNetlink())
     }
 
+    /// What another process needs to change the host back (``takeBack()``); empty when nothing was changed.
+    public var restoringDescriptors: [Int32] {
+        switch changes {
+        case .some(let changes): changes.descriptors
+        case .none: []
+        }
+    }
+
+    /// Leaves it to that process to change the host back.
+    public func delegateRestoring() {
+        switch changes {
+        case .some(let changes): changes.delegate()
+        case .none: break
+        }
+    }
+
+    /// Changes the host back; in that process only.
+    public func takeBack() {
+        switch changes {
+        case .some(let changes): changes.takeBack()
+        case .none: break
+        }
+    }
+
     /// Begins to listen to the interface's being switched off and on; nil when it cannot be seen from here, or the
     /// kernel gives no socket.
     public func watchLink() -> LinkWatcher? { index == 0 ? nil : try? LinkWatcher(index: index) }

@@ -73,6 +73,8 @@ public struct RouteNetlink: ~Copyable, Sendable {
         unsafe setsockopt(number, SOL_NETLINK, NETLINK_CAP_ACK, &on, 4)
     }
 
+    var rawValue: Int32 { socket.rawValue }
+
     // MARK: Looking
 
     /// The interface of a name, or nil.

@@ -47,8 +47,10 @@ public struct Configuration: Sendable {
     public var debugger: Debugger?
     /// Indicates whether exits to user space are counted (``Machine/exitReport``).
     public var countsExits = false
-    /// What happens with system calls that a running machine does not make (``ForegroundSession``).
-    public var sandbox = Sandbox.Mode.off
+    /// How the process is confined (``ForegroundSession``).
+    public var sandbox = Sandbox.Policy.off
+    /// Who a process of root's becomes then; nil for the owner of the first disk, or nobody.
+    public var runAs: Sandbox.User?
     /// The action when the guest resets itself.
     public var onReboot = OnReboot.restart
     /// The time limit for the guest to power off after a signal.

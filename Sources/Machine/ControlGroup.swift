@@ -89,6 +89,9 @@ final class ControlGroup {
         remove()
     }
 
+    /// Where the group is removed.
+    var parentDescriptor: Int32 { parent.rawValue }
+
     private func remove() {
         guard isCreated else { return }
         isCreated = false

@@ -61,7 +61,7 @@ struct Examination {
     let isRoot: Bool
 
     /// What depends on a device that does not open is left out: nothing can be said of it.
-    var findings: [Doctor.Finding] { kvm(at: "/dev/kvm") + proc() + memory() + [uring()] + network() + [sandbox()] }
+    var findings: [Doctor.Finding] { kvm(at: "/dev/kvm") + proc() + memory() + [uring()] + network() + sandbox() }
 
     // MARK: Commands
 
@@ -227,13 +227,45 @@ struct Examination {
             fix: asRoot("sysctl kernel.io_uring_disabled=0"))
     }
 
-    private func sandbox() -> Doctor.Finding {
-        if Sandbox.isAvailable {
-            return Doctor.Finding(.good, "sandbox", "seccomp filters are available (--sandbox on)")
+    /// One finding for each layer of the sandbox that a host may lack.
+    private func sandbox() -> [Doctor.Finding] {
+        [filters(), landlock(), user(), namespaces()]
+    }
+
+    private func filters() -> Doctor.Finding {
+        if Sandbox.hasFilters { return Doctor.Finding(.good, "seccomp", "system calls can be filtered") }
+        return Doctor.Finding(
+            .limited, "seccomp", "this kernel has no seccomp filters: --sandbox on goes without",
+            fix: .advice("use a kernel with CONFIG_SECCOMP_FILTER"))
+    }
+
+    private func landlock() -> Doctor.Finding {
+        switch Sandbox.landlock {
+        case .success(let version):
+            let parts = version >= 6 ? "files, ports and scopes" : version >= 4 ? "files and ports" : "files"
+            return Doctor.Finding(.good, "landlock", "version \(version): \(parts) can be withheld")
+        case .failure(let refusal):
+            return Doctor.Finding(
+                .limited, "landlock", "\(refusal.reason): --sandbox on goes without",
+                fix: .advice("boot with lsm=landlock,… on a kernel with CONFIG_SECURITY_LANDLOCK"))
+        }
+    }
+
+    private func user() -> Doctor.Finding {
+        let text =
+            Sandbox.User.canChange
+            ? "root: a machine gets the user of its image, or nobody (--run-as), and no capabilities"
+            : "an ordinary user, who stays"
+        return Doctor.Finding(.good, "user", text)
+    }
+
+    private func namespaces() -> Doctor.Finding {
+        guard let refusal = Sandbox.namespacesRefusal else {
+            return Doctor.Finding(.good, "namespaces", "available (--sandbox on,namespaces)")
         }
         return Doctor.Finding(
-            .limited, "sandbox", "this kernel has no seccomp filters: --sandbox on does not work",
-            fix: .advice("use a kernel with CONFIG_SECCOMP_FILTER"))
+            .limited, "namespaces", "\(refusal.reason): no --sandbox on,namespaces",
+            fix: .advice("allow user namespaces (sysctl user.max_user_namespaces), or start swkvm as root"))
     }
 
     private func network() -> [Doctor.Finding] {

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLinux
-internal import Devices
-internal import DiskImage
 internal import GuestMemory
 internal import Linux
-internal import Sandbox
 public import Logging
 
 /// Runs one machine in the foreground: signals, console and terminal, from boot to boot, until the machine has ended.
@@ -80,9 +77,11 @@ public enum ForegroundSession {
             report("\(machine.bootDescription) boots; Ctrl-A x ends the machine, Ctrl-A h shows help")
         }
         // Everything is open, and the threads that follow inherit it.
-        let sandbox = try confine(configuration, loop.terminalState)
-        try machine.start(sandbox)
+        let confinement = try Confinement(configuration, machine, console, metrics, group?.parentDescriptor, loop.terminalState)
+        defer { confinement.end() }
+        try machine.start(confinement.sandbox)
         hasStarted = true
+        for warning in confinement.warnings { report(warning) }
         if let announcement = machine.debuggerAnnouncement { report(announcement) }
         let end = try serve(machine, &loop, stops, report)
         machine.summarizeEvents(all: true)
@@ -98,25 +97,6 @@ public enum ForegroundSession {
         }
         if let table = machine.exitReport { report(table) }
         return end
-    }
-
-    /// Enters the sandbox, if there is to be one.
-    private static func confine(
-        _ configuration: Configuration, _ terminal: RawTerminal.State
-    ) throws(MachineError) -> Sandbox {
-        var needs = configuration.sandboxNeeds
-        switch terminal {
-        case .none: break
-        case .elsewhere: needs.insert(.laterTerminal)
-        case .guarded: needs.insert(.terminal)
-        }
-        let sandbox = Sandbox(configuration.sandbox, needs: needs)
-        do throws(Sandbox.Refusal) { try sandbox.enter() } catch {
-            throw .host(
-                purpose: "confine the process (--sandbox \(configuration.sandbox.rawValue))",
-                SystemCallError("seccomp", errno: error.errno))
-        }
-        return sandbox
     }
 
     /// Serves the guest's boots, one after the other, until one of them is the last.
@@ -146,24 +126,5 @@ public enum ForegroundSession {
     private static func rebootedInstead(_ report: (String) -> Void) -> MachineEnd {
         report("the guest rebooted instead of powering off: the machine ends")
         return .powerOff
-    }
-}
-
-extension Configuration {
-    /// What the machine has, besides a terminal, that needs system calls of its own while it runs.
-    var sandboxNeeds: Sandbox.Needs {
-        var needs: Sandbox.Needs = []
-        for disk in disks {
-            // Only this setting lets a local image have a remote backing file that is no disk of the machine too.
-            let mayBeRemote = disk.options.namedFiles.isAnywhere
-            if mayBeRemote || DiskImage.isRemote(disk.path) { needs.insert(.remoteDisk) }
-            if mayBeRemote || DiskImage.isEncryptedRemote(disk.path) { needs.insert(.remoteTLS) }
-        }
-        if metrics?.format == .prometheus { needs.insert(.metricsFile) }
-        if case .unix = console { needs.insert(.socketFile) }
-        if controlGroup != nil { needs.insert(.controlGroup) }
-        if consoleLimits.file != nil { needs.insert(.rotatedFile) }
-        if case .unix? = debugger { needs.insert(.socketFile) }
-        return needs
     }
 }

@@ -3,12 +3,15 @@
 internal import CLinux
 internal import Glibc
 internal import Linux
+internal import Synchronization
 
 /// A listening socket: of the UNIX kind, whose file is removed with it, or a TCP port of this host's own.
 final class Listener: Sendable {
     let descriptor: FileDescriptor
-    /// The socket's file, and which one it is: another process may have put its own there since.
-    private let file: (path: String, identity: FileIdentity)?
+    /// The socket's file.
+    private let file: SocketFile?
+    /// Another process removes the file.
+    private let isDelegated = Atomic<Bool>(false)
 
     /// A UNIX socket, whose file only its owner can connect to. A socket that nobody listens at any more, left behind
     /// by a process that was killed, gives way.
@@ -34,7 +37,7 @@ final class Listener: Sendable {
         }
         _ = consume turn
         self.descriptor = descriptor
-        file = FileIdentity(path).map { (path, $0) }
+        file = SocketFile(path)
     }
 
     private static func address(_ path: String) throws(SystemCallError) -> sockaddr_un {
@@ -53,8 +56,7 @@ final class Listener: Sendable {
     /// The directory of a path, locked as far as that is possible: who may not read it, or waits for a second, goes
     /// without.
     private static func lockDirectory(of path: String) -> FileDescriptor? {
-        let end = path.utf8.lastIndex(of: UInt8(ascii: "/")).map { path.utf8.index(after: $0) } ?? path.utf8.startIndex
-        let directory = end == path.utf8.startIndex ? "." : String(path[..<end])
+        let directory = splitPath(path).directory
         guard let descriptor = try? FileDescriptor.open(directory, O_RDONLY | O_DIRECTORY) else { return nil }
         for _ in 0..<100 {
             if flock(descriptor.rawValue, LOCK_EX | LOCK_NB) == 0 { break }
@@ -135,8 +137,55 @@ final class Listener: Sendable {
         return number >= 0 ? FileDescriptor(owning: number) : nil
     }
 
+    /// The directory of the socket's file, for a process that removes it; nil where there is none.
+    var directory: Int32? {
+        switch file {
+        case .some(let file): file.directory.rawValue
+        case .none: nil
+        }
+    }
+
+    /// Leaves the file to that process, which calls ``removeFile()``.
+    func delegateFile() { isDelegated.store(true, ordering: .relaxed) }
+
+    func removeFile() {
+        switch file {
+        case .some(let file): file.remove()
+        case .none: break
+        }
+    }
+
     deinit {
-        if let file, FileIdentity(file.path) == file.identity { removeName(file.path) }
+        if !isDelegated.load(ordering: .relaxed) { removeFile() }
+    }
+}
+
+/// A path's directory and the name in it.
+private func splitPath(_ path: String) -> (directory: String, name: String) {
+    let end = path.utf8.lastIndex(of: UInt8(ascii: "/")).map { path.utf8.index(after: $0) } ?? path.utf8.startIndex
+    return (end == path.utf8.startIndex ? "." : String(path[..<end]), String(path[end...]))
+}
+
+/// A socket's file, and which one it is: another process may have put its own there since.
+private struct SocketFile: ~Copyable, Sendable {
+    let directory: FileDescriptor
+    private let name: String
+    private let identity: FileIdentity
+
+    /// nil where there is none.
+    init?(_ path: String) {
+        let (place, name) = splitPath(path)
+        guard let directory = try? FileDescriptor.open(place, CLINUX_O_PATH | O_DIRECTORY),
+            let identity = FileIdentity(name, in: directory)
+        else { return nil }
+        self.directory = directory
+        (self.name, self.identity) = (name, identity)
+    }
+
+    func remove() {
+        guard FileIdentity(name, in: directory) == identity else { return }
+        // A text that ends with a NUL, for the call.
+        _ = name.withRawCString { unsafe unlinkat(directory.rawValue, $0, 0) }
     }
 }
 
@@ -149,6 +198,20 @@ private struct FileIdentity: Equatable {
     /// nil where there is none.
     init?(_ path: String) {
         guard let status = fileStatus(ofPath: path, followsLinks: false) else { return nil }
+        self.init(status)
+    }
+
+    /// That of a name in a directory.
+    init?(_ name: String, in directory: borrowing FileDescriptor) {
+        let number = directory.rawValue
+        var status = stat()
+        // It writes no more than the structure.
+        let found = name.withRawCString { unsafe fstatat(number, $0, &status, AT_SYMLINK_NOFOLLOW) }
+        guard found == 0 else { return nil }
+        self.init(status)
+    }
+
+    private init(_ status: stat) {
         device = status.st_dev
         inode = status.st_ino
         isSocket = (status.st_mode & S_IFMT) == S_IFSOCK

@@ -123,7 +123,7 @@ public final class Machine: Sendable {
         do throws(SystemCallError) {
             let sandbox = parts.sandbox.withLock { $0 }
             try control.start(board, sandbox) { [configuration, memory, control] in
-                MachineStatus(configuration, memory, board.registry.slots, isPaused: control.isPaused, sandbox.mode)
+                MachineStatus(configuration, memory, board.registry.slots, isPaused: control.isPaused, sandbox)
             }
         } catch {
             control.end(.hostError("the control's thread could not be started: \(error)"))
@@ -214,7 +214,7 @@ public final class Machine: Sendable {
     /// Figures of the moment, for a status line.
     public var status: MachineStatus {
         MachineStatus(
-            configuration, memory, board.registry.slots, isPaused: control.isPaused, parts.sandbox.withLock { $0.mode })
+            configuration, memory, board.registry.slots, isPaused: control.isPaused, parts.sandbox.withLock { $0 })
     }
 }
 

@@ -8,6 +8,7 @@ public import GuestMemory
 public import HostNetwork
 public import KVM
 public import Linux
+public import Sandbox
 
 /// An error while a machine is created or started: that of the part that failed, or one of the machine's own.
 public enum MachineError: Error, CustomStringConvertible {
@@ -38,6 +39,8 @@ public enum MachineError: Error, CustomStringConvertible {
     case controlGroup(ControlGroupError)
     /// The file for metrics could not be opened.
     case metrics(path: String, SystemCallError)
+    /// The process cannot be confined as configured.
+    case sandbox(Sandbox.Refusal)
 
     public var description: String {
         switch self {
@@ -88,6 +91,8 @@ public enum MachineError: Error, CustomStringConvertible {
             "the file for metrics cannot be \(path): it is a symbolic link; specify the file itself"
         case .metrics(let path, let error):
             "the file for metrics, \(path), cannot be opened: \(error.reason) (\(error.call))"
+        case .sandbox(let refusal):
+            "the process cannot be confined by \(refusal.part.rawValue): \(refusal.reason) (see --sandbox)"
         case .console(_, let error): "the console cannot be opened: \(error.reason) (\(error.call))"
         }
     }

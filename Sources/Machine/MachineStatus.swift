@@ -2,7 +2,7 @@
 
 internal import Devices
 public import GuestMemory
-public import Sandbox
+internal import Sandbox
 internal import Virtio
 
 /// Figures of a running machine.
@@ -32,8 +32,8 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
     public let devices: [Device]
     /// Indicates whether the machine is paused, by a request or for a disk that has stopped.
     public var isPaused = false
-    /// The process's confinement.
-    public var sandbox = Sandbox.Mode.off
+    /// The process's confinement; nil without.
+    public var sandbox: String?
 
     /// A line for the machine, and a table of its devices of at most 80 columns.
     public var description: String {
@@ -48,7 +48,7 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
             let stopped = devices.filter(\.isStopped).map(\.name)
             first += ", paused" + (stopped.isEmpty ? "" : " after an error of \(stopped.joined(separator: " and "))")
         }
-        if sandbox != .off { first += ", sandbox \(sandbox.rawValue)" }
+        if let sandbox { first += ", sandbox \(sandbox)" }
         guard !devices.isEmpty else { return first }
         let head = ["device", "requests", "in", "out", "kicks", "exits", "interrupts", "errors", "drops"]
         let rows = devices.map { device in
@@ -97,11 +97,12 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
 extension MachineStatus {
     init(
         _ configuration: Configuration, _ memory: GuestMemory, _ devices: [VirtioSlot], isPaused: Bool,
-        _ sandbox: Sandbox.Mode
+        _ sandbox: Sandbox
     ) {
         self.init(
             name: configuration.name, cpus: configuration.cpus, memorySize: memory.size, memory: try? memory.usage(),
-            devices: devices.map { Device($0.device, $0.function.counters) }, isPaused: isPaused, sandbox: sandbox)
+            devices: devices.map { Device($0.device, $0.function.counters) }, isPaused: isPaused,
+            sandbox: sandbox.summary)
     }
 }
 

@@ -2,18 +2,18 @@
 
 internal import CSandbox
 
-/// Confines the process to the system calls that its machine makes while it runs, and each kind of thread to its own.
+/// Confines the process to what its machine needs while it runs, and each kind of thread to its own system calls.
 ///
-/// The calls are listed in Sources/CSandbox/SystemCalls.c. A filter cannot be taken away: it stays until the process
+/// The calls are listed in Sources/CSandbox/SystemCalls.c. Nothing of it can be taken away: it stays until the process
 /// ends, and every thread that is started later inherits it.
 public struct Sandbox: Sendable {
-    /// What happens with a system call that is not in the list.
+    /// What happens with what a machine does not need.
     public enum Mode: String, CaseIterable, Sendable {
-        /// There is no filter.
+        /// There is no confinement.
         case off
-        /// It is reported in a line on standard error, and made.
+        /// A system call that is not in the list is reported in a line on standard error, and made.
         case report
-        /// It is reported, not made, and the process ends.
+        /// It is reported, not made, and the process ends; other parts have calls fail.
         case on
     }
 
@@ -33,12 +33,42 @@ public struct Sandbox: Sendable {
         public static let remoteTLS = Needs(CSANDBOX_REMOTE_TLS)
         /// A file of metrics that is replaced as a whole.
         public static let metricsFile = Needs(CSANDBOX_METRICS_FILE)
-        /// A UNIX socket of its own, which is removed at the end.
-        public static let socketFile = Needs(CSANDBOX_SOCKET_FILE)
         /// A console's file with a bound, whose contents move to others that are open.
         public static let rotatedFile = Needs(CSANDBOX_ROTATED_FILE)
         /// A control group of its own, which is removed at the end.
         public static let controlGroup = Needs(CSANDBOX_CONTROL_GROUP)
+        /// A ``Broker``.
+        public static let broker = Needs(CSANDBOX_RESTORED)
+    }
+
+    /// What a machine still looks for by name while it runs.
+    public struct Names: Sendable {
+        /// Descriptors of directories where a file is replaced.
+        public var replaced: [Int32] = []
+        /// Descriptors of directories of which an empty directory is removed.
+        public var emptied: [Int32] = []
+        /// Files, and directories with all below them, that may be read.
+        public var read: [String] = []
+        /// TCP ports of servers; nil for any.
+        public var ports: [UInt16]? = []
+
+        public init() {}
+    }
+
+    /// Another user of the host's.
+    public struct User: Equatable, Sendable {
+        public let id: UInt32
+        public let group: UInt32
+        /// For messages.
+        public let name: String
+
+        public init(id: UInt32, group: UInt32, name: String) { (self.id, self.group, self.name) = (id, group, name) }
+
+        /// Who has no files: the kernel's overflow user.
+        public static let nobody = User(id: 65_534, group: 65_534, name: "nobody")
+
+        /// Indicates whether the process is root's, and may become another user's.
+        public static var canChange: Bool { geteuid() == 0 }
     }
 
     /// What a thread does; all others are confined as the process is.
@@ -48,10 +78,26 @@ public struct Sandbox: Sendable {
         case device
     }
 
-    /// Why a process is not confined.
+    /// Why a part is not in force.
     public struct Refusal: Error, Equatable {
-        /// An `errno` value: `ENOSYS` or `EINVAL` of a kernel without seccomp.
+        public let part: Part
         public let errno: Int32
+
+        /// A sentence's end: why.
+        public var reason: String {
+            switch (part, errno) {
+            case (.seccomp, ENOSYS), (.seccomp, EINVAL): "this kernel has no seccomp filters (CONFIG_SECCOMP_FILTER)"
+            case (.landlock, ENOSYS): "this kernel has no Landlock (Linux 5.13, CONFIG_SECURITY_LANDLOCK)"
+            case (.landlock, EOPNOTSUPP): "Landlock is not among the kernel's security modules (lsm=landlock,…)"
+            case (.user, EINVAL): "this user namespace has no such user"
+            case (.user, EPERM): "the process may not change its user"
+            case (.namespaces, EPERM): "this host gives ordinary users, or this container, none"
+            case (.namespaces, ENOSPC): "there are too many (/proc/sys/user/max_*_namespaces)"
+            case (.namespaces, EINVAL): "a thread that writes a file, for the console or --metrics, would stay outside"
+            case (_, EBUSY): "a thread waits in the kernel"
+            default: unsafe String(cString: strerror(errno))
+            }
+        }
     }
 
     /// The exit status of a process that ended for a call that the sandbox does not allow: that of SIGSYS.
@@ -60,50 +106,36 @@ public struct Sandbox: Sendable {
     /// No confinement.
     public static let off = Sandbox(.off, needs: [])
 
-    public let mode: Mode
-    private let needs: Needs
-    private let machine: csandbox_machine
+    public let policy: Policy
+    let needs: Needs
+    let machine: csandbox_machine
+    /// For the user: what is in force, as `on (user nobody, …)`; nil for nothing.
+    public internal(set) var summary: String?
+    /// Parts that were wanted, and are not in force.
+    public internal(set) var missing: [Refusal] = []
+    var hasFilters = false
+
+    public var mode: Mode { policy.mode }
 
     /// - Parameter needs: what the machine has.
-    public init(_ mode: Mode, needs: Needs) {
-        self.mode = mode
+    public init(_ policy: Policy, needs: Needs) {
+        self.policy = policy
         self.needs = needs
-        machine = csandbox_machine(needs: needs.rawValue, process: getpid(), reports: mode == .report ? 1 : 0)
-    }
-
-    /// Confines all threads of the process, with no_new_privs, to what any thread of a machine may call. With
-    /// ``Mode/on`` the process first gives up what a running machine does not need: descriptors that it inherited and
-    /// has not taken over, core files, the access of the user's other processes to its memory, a umask of the user's.
-    ///
-    /// SIGSYS must not be blocked in a thread: a call that is refused there ends the process without a report.
-    public func enter() throws(Refusal) {
-        guard mode != .off else { return }
-        // The handler copies the prefix.
-        let handler = unsafe csandbox_report("swkvm: sandbox: ", mode == .report ? -1 : Self.exitStatus)
-        guard handler == 0 else { throw Refusal(errno: handler) }
-        // Metrics are for a collector, which may be another user.
-        if mode == .on { csandbox_reduce(needs.contains(.metricsFile) ? 0 : 1) }
-        var machine = machine
-        // Only read.
-        let status = unsafe csandbox_confine_process(&machine)
-        if status != 0 { throw Refusal(errno: status) }
+        machine = csandbox_machine(
+            needs: needs.rawValue, process: getpid(), reports: policy.mode == .report ? 1 : 0)
     }
 
     /// Confines the calling thread to the calls of its kind; for its first action. A thread that cannot be confined ends
     /// the process.
     public func confine(_ thread: Thread) {
-        guard mode != .off else { return }
-        let kind = thread == .vcpu ? CSANDBOX_VCPU.rawValue : CSANDBOX_DEVICE.rawValue
-        var machine = machine
-        // Only read.
-        let status = unsafe csandbox_confine_thread(&machine, kind)
-        if status != 0 { csandbox_end(status, Self.exitStatus) }
+        guard hasFilters else { return }
+        confine(thread == .vcpu ? CSANDBOX_VCPU : CSANDBOX_DEVICE)
     }
 
-    /// Indicates whether the kernel takes filters. Nothing is changed.
-    public static var isAvailable: Bool {
-        var action = UInt32(SECCOMP_RET_TRAP)
-        // The kernel reads the one word.
-        return unsafe csandbox_has_action(&action) != 0
+    func confine(_ kind: csandbox_threads) {
+        var machine = machine
+        // Only read.
+        let status = unsafe csandbox_confine_thread(&machine, kind.rawValue)
+        if status != 0 { csandbox_end(status, Self.exitStatus) }
     }
 }

@@ -185,9 +185,12 @@ enum ForeignWords {
         ("version V", .use("--version")),
         ("rtc", .notNeeded("the clock is the host's, in UTC")),
         ("id n", .use("--name NAME")),
-        ("seccomp-level no-seccomp seccomp-filter", .use("--sandbox on|report|off")),
+        ("seccomp-level no-seccomp seccomp-filter", .use("--sandbox on|report|off|PART,…")),
         (
-            "runas chroot security overcommit",
+            "runas user uid", .use("--run-as USER")
+        ),
+        (
+            "chroot chroot-base-dir security overcommit",
             .unavailable("start swkvm as the intended user and with the intended limits")
         ),
         (

@@ -3,7 +3,7 @@
 public import ArgumentParser
 public import Devices
 public import Machine
-public import Sandbox
+internal import Sandbox
 public import Virtio
 
 /// `--on-reboot`.
@@ -20,8 +20,31 @@ extension Configuration.Bus: ExpressibleByArgument {}
 extension VirtqueueFormat: ExpressibleByArgument {}
 
 extension DiskErrorPolicy: ExpressibleByArgument {}
-extension Sandbox.Mode: ExpressibleByArgument {}
+
+extension Sandbox.Policy {
+    /// `--sandbox`.
+    init(parsing argument: String) throws {
+        guard let policy = Self(rawValue: argument) else {
+            let parts = Sandbox.Part.allCases.map(\.rawValue).joined(separator: ", ")
+            throw ValidationError("expected off, report, on, or with commas between them on and parts: \(parts)")
+        }
+        self = policy
+    }
+}
+
 extension Configuration.Metrics.Format: ExpressibleByArgument {}
+
+/// `--run-as`.
+struct RunAsArgument: Equatable {
+    let user: Sandbox.User
+
+    init(parsing argument: String) throws {
+        guard let user = Sandbox.User(named: argument) else {
+            throw ValidationError("expected the name of a user in /etc/passwd, or UID:GID, but not root")
+        }
+        self.user = user
+    }
+}
 
 /// `--stop-timeout`.
 struct StopTimeoutArgument: Equatable {

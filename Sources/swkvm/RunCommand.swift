@@ -259,11 +259,21 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            Confine the process to the system calls that a running machine needs: on ends it at any other call, report \
-            prints a line for each and lets it through.
+            Confine the process to what a running machine needs: on takes away its user (of root), its capabilities, and, by Landlock and \
+            seccomp, all files, ports and system calls that it does not need; on,namespaces also gives it namespaces of its own. Parts by name \
+            (user, capabilities, landlock, seccomp, namespaces) have to be there. report prints a line for each system call that on would refuse. \
+            (default: on)
             """,
-            valueName: "off|report|on"))
-    var sandbox = Sandbox.Mode.off
+            valueName: "off|report|on|part,…"),
+        transform: Sandbox.Policy.init(parsing:))
+    var sandbox = Sandbox.Policy.on
+
+    @Option(
+        help: ArgumentHelp(
+            "The user that a process of root's becomes with --sandbox on: a name, or UID:GID. Default: the owner of the first disk, or nobody.",
+            valueName: "user"),
+        transform: RunAsArgument.init(parsing:))
+    var runAs: RunAsArgument?
 
     @Option(
         help: ArgumentHelp(
@@ -339,6 +349,9 @@ struct RunCommand: ParsableCommand {
         {
             throw ValidationError("the option --\(option) requires a path, and '' is none")
         }
+        if runAs != nil, sandbox.mode != .on {
+            throw ValidationError("the option --run-as requires --sandbox on")
+        }
         if metrics == nil, metricsFormat != nil || metricsInterval != nil {
             throw ValidationError(
                 "the option --metrics-\(metricsFormat != nil ? "format" : "interval") requires --metrics")
@@ -390,6 +403,7 @@ struct RunCommand: ParsableCommand {
         machine.onDiskError = onDiskError
         machine.sandbox = sandbox
         machine.controlGroup = cgroup?.group
+        machine.runAs = runAs?.user
         machine.metrics = metrics.map {
             Configuration.Metrics(path: $0, format: metricsFormat ?? .json, interval: metricsInterval)
         }

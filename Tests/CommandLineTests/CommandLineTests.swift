@@ -353,7 +353,7 @@ import Testing
         for option in [
             "--name", "--uuid", "--cpus", "--mem", "--hugepages", "--prealloc", "--shared", "--numa", "--kernel",
             "--initrd", "--cmdline", "--cmdline-raw", "--bus", "--virtqueues", "--discovery", "--disk", "--net",
-            "--rng", "--console", "--boot", "--append",
+            "--rng", "--console", "--boot", "--append", "--sandbox", "--run-as",
             "--gdb", "--trace", "--cgroup",
             "--log-level", "--version", "--help", "EXAMPLES", "EXIT STATUS",
         ] {

@@ -46,7 +46,8 @@ import Testing
             "a,memory=x", "",
             "a,weight=5",
         ],
-        "sandbox": ["off", "report", "on", "yes"],
+        "sandbox": ["off", "report", "on", "yes", "on,namespaces", "seccomp,landlock", "on,on", "off,user", ""],
+        "run-as": ["nobody", "1000:1000", "0:0", "root", "no such user"],
         "log-format": ["text", "json", "yaml"],
     ]
 

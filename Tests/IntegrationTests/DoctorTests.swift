@@ -12,7 +12,8 @@ import Testing
         for (kind, subject) in [
             ("ok", "/dev/kvm"), ("", "KVM"), ("", "back-end"), ("", "2 MiB pages"), ("", "1 GiB pages"), ("", "thp"),
             ("", "io_uring"),
-            ("ok", "/dev/net/tun"), ("ok", "CAP_NET_ADMIN"), ("ok", "sandbox"),
+            ("ok", "/dev/net/tun"), ("ok", "CAP_NET_ADMIN"), ("ok", "seccomp"),
+            ("", "landlock"), ("ok", "user"), ("", "namespaces"),
         ] {
             #expect(
                 doctor.output.lines.contains { $0.hasPrefix(kind) && $0.dropFirst(9).hasPrefix(subject + " ") },

@@ -15,11 +15,76 @@ import Testing
         return Set(program.output.lines.filter { !$0.isEmpty })
     }
 
-    @Test func everyThreadHasAFilter() throws {
-        let machine = try Program.machineAtPrompt(["--sandbox", "on", "--cpus", "2", "--rng"])
+    /// Also those that were there before: of a console's file, of metrics, of messages.
+    @Test(arguments: [false, true]) func everyThreadIsConfined(hasEarlyThreads: Bool) throws {
+        let directory = try TemporaryDirectory()
+        let early = hasEarlyThreads ? ["--metrics", directory("metrics"), "--log-level", "debug"] : []
+        let machine = try Program.machineAtPrompt(["--sandbox", "on", "--cpus", "2", "--rng"] + early)
         #expect(try values(of: "Seccomp", in: machine.pid) == ["2"])
         #expect(try values(of: "NoNewPrivs", in: machine.pid) == ["1"])
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] where geteuid() == 0 {
+            #expect(try values(of: set, in: machine.pid) == ["0000000000000000"], "\(set)")
+        }
+        if geteuid() == 0 {
+            for set in ["Uid", "Gid"] {
+                #expect(try values(of: set, in: machine.pid) == ["65534\t65534\t65534\t65534"])
+            }
+            #expect(try values(of: "Groups", in: machine.pid).allSatisfy { $0.allSatisfy { $0 == " " } })
+        }
+        try machine.type("poweroff\n")
+        #expect(try machine.waitForEnd() == .status(0))
+    }
+
+    @Test(.enabled(if: geteuid() == 0, "only root changes its user")) func whoAMachineIs() throws {
+        let directory = try TemporaryDirectory()
+        let disk = try directory.write(Array(repeating: 0, count: 1 << 20), to: "disk.raw")
+        try Program(["chown", "4321:1234", disk]).expectEnd(0)
+        for (arguments, uid, gid) in [
+            (["--disk", disk], "4321", "1234"), (["--run-as", "77:88", "--disk", disk], "77", "88"),
+            (["--metrics", directory("m.prom"), "--metrics-format", "prometheus"], "0", "0"),
+            (["--sandbox", "capabilities,landlock,seccomp"], "0", "0"), (["--sandbox", "on,user"], "65534", "65534"),
+        ] {
+            let machine = try Program.machineAtPrompt(arguments)
+            #expect(try values(of: "Uid", in: machine.pid) == [[uid, uid, uid, uid].joined(separator: "\t")])
+            #expect(try values(of: "Gid", in: machine.pid) == [[gid, gid, gid, gid].joined(separator: "\t")])
+            try machine.powerOff()
+        }
+    }
+
+    @Test(.enabled(if: geteuid() == 0, "an ordinary user may have no namespaces"))
+    func namespacesOfItsOwn() throws {
+        let machine = try Program.machineAtPrompt(["--sandbox", "on,namespaces"])
+        for kind in ["mnt", "net", "ipc", "uts", "cgroup"] {
+            let links = try Program(["readlink", "/proc/self/ns/\(kind)", "/proc/\(machine.pid)/ns/\(kind)"])
+            try links.expectEnd(0)
+            #expect(Set(links.output.lines.filter { !$0.isEmpty }).count == 2, "\(kind): \(links.output.text)")
+        }
+        // Nothing is in its root.
+        let listing = try Program(["ls", "-A", "/proc/\(machine.pid)/root"])
+        try listing.expectEnd(0)
+        #expect(listing.output.text.isEmpty)
+        try machine.type("reboot\n")
+        try machine.wait(for: Program.prompt)
         try machine.powerOff()
+    }
+
+    /// The process that keeps the rights to remove it does so.
+    @Test(arguments: ["--console", "--gdb"], [SIGTERM, SIGKILL])
+    func aSocketGoesHoweverTheMachineEnds(option: String, signal: Int32) throws {
+        let directory = try TemporaryDirectory()
+        let machine = try Program.machine([option, "unix:" + directory("socket"), "--stop-timeout", "0"])
+        try machine.waitForError(option == "--gdb" ? "target remote" : "the console is the socket")
+        #expect(try eventually { try values(of: "Seccomp", in: machine.pid) == ["2"] })
+        machine.send(signal: signal)
+        _ = try machine.waitForEnd()
+        #expect(try eventually { try directory.contents.isEmpty })
+    }
+
+    @Test func whatTheOptionsDoNotTake() throws {
+        let unknown = try Program.machine(["--sandbox", "on,firewall"])
+        try unknown.expectEnd(64)
+        let without = try Program.machine(["--sandbox", "off", "--run-as", "1:1"])
+        try without.expectEnd(64)
     }
 
     @Test func theProcessGivesUpWhatItDoesNotNeed() throws {
@@ -57,7 +122,8 @@ import Testing
     @Test func theStatusKeyShowsIt() throws {
         let machine = try Program.machineAtPrompt(["--sandbox", "on"], terminal: try PseudoTerminal())
         try machine.type("\u{1}c")
-        try machine.wait(for: ", sandbox on")
+        try machine.wait(for: ", sandbox on (")
+        try machine.wait(for: "seccomp)")
         try machine.powerOff()
     }
 

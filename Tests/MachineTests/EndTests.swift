@@ -192,8 +192,8 @@ import Testing
 
     @Test func saysHowTheProcessIsConfined() {
         var status = MachineStatus(name: "vm", cpus: 1, memorySize: 1 << 30, memory: nil, devices: [])
-        for (mode, text) in [(Sandbox.Mode.off, ""), (.report, ", sandbox report"), (.on, ", sandbox on")] {
-            status.sandbox = mode
+        for (sandbox, text) in [(nil, ""), ("on (seccomp)", ", sandbox on (seccomp)")] {
+            status.sandbox = sandbox
             #expect(status.description == "vm: 1 vCPU" + text)
         }
     }

@@ -6,15 +6,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /// Kinds of threads.
@@ -23,6 +26,8 @@ enum csandbox_threads {
     CSANDBOX_DEVICE = 2,
     /// main, and those of the control, the debugger, metrics, the console and messages.
     CSANDBOX_OTHER = 4,
+    /// No thread of the process: another one, which takes back at the machine's end what was changed on the host for it.
+    CSANDBOX_BROKER = 8,
 };
 
 /// What a machine has that needs system calls of its own while it runs.
@@ -38,12 +43,12 @@ enum csandbox_need {
     CSANDBOX_REMOTE_TLS,
     /// A file of metrics that is replaced as a whole.
     CSANDBOX_METRICS_FILE,
-    /// A UNIX socket of its own.
-    CSANDBOX_SOCKET_FILE,
     /// A console's file with a bound.
     CSANDBOX_ROTATED_FILE,
     /// A control group of its own.
     CSANDBOX_CONTROL_GROUP,
+    /// A process that takes back what was changed on the host.
+    CSANDBOX_RESTORED,
 };
 
 /// A machine, as the list needs to know it.
@@ -113,10 +118,86 @@ int csandbox_confine_process(const struct csandbox_machine *machine);
 /// Confines the calling thread of such a process to the calls of its kind. Returns 0 or an errno value.
 int csandbox_confine_thread(const struct csandbox_machine *machine, unsigned kind);
 
+// Rights
+
+/// The version of Landlock's interface; a negative errno value of a kernel without it.
+int csandbox_landlock_version(void);
+
+/// Accesses of Landlock.
+enum csandbox_access {
+    CSANDBOX_WRITE_FILE = 1 << 1,
+    CSANDBOX_READ_FILE = 1 << 2,
+    CSANDBOX_READ_DIRECTORY = 1 << 3,
+    CSANDBOX_REMOVE_DIRECTORY = 1 << 4,
+    CSANDBOX_REMOVE_FILE = 1 << 5,
+    CSANDBOX_MAKE_FILE = 1 << 8,
+};
+
+/// A directory, or a file, and what may still be done below it.
+struct csandbox_place {
+    int descriptor;
+    uint64_t access;
+};
+
+/// Makes a set of rules that refuses everything but these accesses and connections to these ports. Returns its descriptor, or a negative errno value.
+int csandbox_landlock_ruleset(
+    int version, const struct csandbox_place *places, size_t place_count, const uint16_t *ports, size_t port_count, int connects_anywhere
+);
+
+/// The capabilities that the calling thread may use.
+uint64_t csandbox_capabilities(void);
+
+/// Whether files of a directory can be created and replaced with CAP_DAC_OVERRIDE only.
+int csandbox_needs_override(int directory);
+
+/// What the process gives up.
+struct csandbox_rights {
+    /// A set of rules of Landlock; -1 for none.
+    int ruleset;
+    int drops_capabilities;
+    /// Capabilities that stay.
+    uint64_t kept;
+    /// Who it becomes, without supplementary groups; 0 to stay.
+    uint32_t user, group;
+};
+
+/// Has all threads of the process give up rights, with no_new_privs; `csandbox_report` has to be called before. Returns 0 or an errno value;
+/// `user_error` gets why the user is still the one of before, or 0.
+int csandbox_give_up(const struct csandbox_rights *wanted, int *user_error);
+
+/// For the handler of SIGSYS: whether the signal was one of csandbox_give_up, which is done then.
+int csandbox_visited(const siginfo_t *information);
+
+/// Moves the process, which has one thread, into namespaces of its own: of users where it has no CAP_SYS_ADMIN, of hosts' names and of System V's
+/// IPC; if `hides_files`, of mounts, with an empty root; if `hides_network`, of networks, without an interface. Returns 0 or an errno value.
+int csandbox_separate(int hides_files, int hides_network);
+
+/// What csandbox_separate would return, found out by a child process.
+int csandbox_can_separate(void);
+
+/// A descriptor that only names a file, for a csandbox_place; negative when it is not there.
+int csandbox_name(const char *path);
+
+/// A pipe: the end to read from, and the one to write to. Returns 0 or an errno value.
+int csandbox_pipe(int *ends);
+
+/// Waits until the other end of a pipe is closed.
+void csandbox_await_close(int end);
+
+/// Waits for the end of a child process.
+void csandbox_await(pid_t process);
+
+/// Starts a process that keeps these descriptors only, in ascending order, and standard error, and gets no signals but SIGSYS. Returns 0 in that
+/// process, its ID in the calling one, or a negative errno value.
+int csandbox_fork(const char *name, const int *descriptors, size_t count);
+
 /// Takes from the process what a machine does not need while it runs, as far as the kernel lets it: descriptors that it inherited and has not
 /// taken over, core files, a higher limit of descriptors, the access of other processes of the user to its memory (PR_SET_DUMPABLE).
 /// With `files_are_private` other users may not read the files that it creates.
 void csandbox_reduce(int files_are_private);
+
+/// Withholds the process's memory from other processes of its user's (PR_SET_DUMPABLE).
+void csandbox_hide(void);
 
 /// Whether the kernel knows an action of filters (SECCOMP_GET_ACTION_AVAIL).
 int csandbox_has_action(const uint32_t *action);

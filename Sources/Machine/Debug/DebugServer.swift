@@ -19,7 +19,7 @@ final class DebugServer: Sendable {
         static let end: UInt64 = 0, listener: UInt64 = 1, stopped: UInt64 = 2, client: UInt64 = 3
     }
 
-    fileprivate let listener: Listener
+    let listener: Listener
     fileprivate let epoll: Epoll
     fileprivate let log: Logger
     private let thread = Guarded<Thread?>(nil)

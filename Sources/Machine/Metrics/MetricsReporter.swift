@@ -28,6 +28,8 @@ final class MetricsReporter {
     private let file: MetricsFile
     private let events: DeviceEvents
     private let timer: TimerFD
+    /// The directory of a file that is replaced.
+    let directory: Int32?
 
     /// Opens the file and starts its thread.
     init(_ configuration: Configuration.Metrics, log: Logger) throws(SystemCallError) {
@@ -40,6 +42,7 @@ final class MetricsReporter {
             case .json: try MetricsTarget.appending(to: configuration.path)
             case .prometheus: try MetricsTarget.replacing(configuration.path)
             }
+        directory = if case .replace = target.kind { target.file.rawValue } else { nil }
         file = try MetricsFile(target, events: events)
     }
 
