@@ -33,7 +33,8 @@ let package = Package(
     targets: [
         // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork, PCI}; {GuestMemory, PCI} ← Virtio;
         // DiskImage ← FileSystems; Platform ← {GuestMemory, Boot, Devices, Machine};
-        // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything, GDBRemote and Sandbox ← Machine ← swkvm.
+        // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything, GDBRemote and Sandbox ← Machine ← swkvm;
+        // Linux ← CloudInit ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
@@ -56,6 +57,8 @@ let package = Package(
         module("Virtio", ["CLinux", "Linux", "GuestMemory", "PCI"]),
         module("Devices", ["CLinux", "Linux", "Platform", "GuestMemory", "Virtio", "DiskImage", "HostNetwork"]),
         module("Boot", ["CLinux", "Linux", "Platform", "GuestMemory", "CZlib"]),
+        // A disk that tells a guest's cloud-init what to do; knows nothing of machines.
+        module("CloudInit", ["CCrypto", "Linux"]),
         // What a debugger says and hears; knows nothing of KVM.
         module("GDBRemote"),
         // System calls that a running machine may make; knows nothing of machines.
@@ -76,7 +79,7 @@ let package = Package(
             name: "swkvm",
             dependencies: [
                 "Machine", "Devices", "Virtio", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
-                "CBuild", "Sandbox", "FileSystems",
+                "CBuild", "CloudInit", "Sandbox", "FileSystems",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -145,6 +148,7 @@ let package = Package(
         tests("SandboxTests", ["TestSupport", "Sandbox", "CSandbox", "CSandboxTest"]),
         tests("PlatformTests", ["TestSupport", "Platform"]),
         tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "Platform", "FuzzTargets"]),
+        tests("CloudInitTests", ["TestSupport", "CloudInit", "Linux"]),
         tests("GDBRemoteTests", ["TestSupport", "GDBRemote"]),
         tests(
             "MachineTests",
@@ -160,7 +164,7 @@ let package = Package(
                 "HostNetwork", "Linux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ]),
-        tests("IntegrationTests", ["TestSupport", "CLinux", "Linux", "HostNetwork", "CSandboxTest"]),
+        tests("IntegrationTests", ["TestSupport", "CLinux", "CloudInit", "Linux", "HostNetwork", "CSandboxTest"]),
     ]
 )
 

@@ -116,18 +116,32 @@ public final class DiskImage: @unchecked Sendable {
     ///   - choice: the format; that of the options does not matter.
     ///   - image: which names the path; nil where the user does.
     ///   - remote: a remote disk that is connected to already, for what has its name.
-    init(
+    convenience init(
         path: String, _ choice: FormatChoice, of image: NamingImage? = nil, options: DiskImageOptions,
         remote: NBDDisk? = nil
     ) throws(DiskImageError) {
         var chain = Chain(connected: remote)
         try chain.open(path, choice, of: image, options)
+        try self.init(path: path, choice.format, options, &chain)
+    }
+
+    /// A read-only disk with the contents of a file that has no path, such as a memfd: a raw image.
+    /// - Parameter name: what messages call it.
+    package convenience init(name: String, contents: consuming FileDescriptor) throws(DiskImageError) {
+        var chain = Chain()
+        try chain.append(contents: ImageFile(name: name, contents))
+        try self.init(path: name, .raw, DiskImageOptions(readOnly: true), &chain)
+    }
+
+    private init(
+        path: String, _ format: ImageFormat, _ options: DiskImageOptions, _ chain: inout Chain
+    ) throws(DiskImageError) {
         if options.followsBacking, options.usesAllKeys, options.opensData, chain.encryptedCount < options.keys.count {
             throw .keyUnused(path: path, encrypted: chain.encryptedCount, keys: options.keys.count)
         }
 
         self.path = path
-        format = choice.format
+        self.format = format
         isReadOnly = options.readOnly
         metadataCacheSize = options.metadataCacheSize
         report = options.report

@@ -197,3 +197,19 @@ public func readFile(_ file: borrowing FileDescriptor, limit: Int) throws(System
         }
     }
 }
+
+/// Reads what is left of an open file, which may be a pipe, at most `limit` bytes of it.
+/// - Throws: `EFBIG` when there is more.
+public func readStream(_ file: borrowing FileDescriptor, limit: Int) throws(SystemCallError) -> [UInt8] {
+    var contents: [UInt8] = []
+    var room = [UInt8](repeating: 0, count: 16 << 10)
+    while true {
+        let got = try retryingInterrupts("read") {
+            // As many bytes as the array has room for.
+            unsafe room.withUnsafeMutableBytes { unsafe Glibc.read(file.rawValue, $0.baseAddress, $0.count) }
+        }
+        if got == 0 { return contents }
+        contents += room[..<got]
+        if contents.count > limit { throw SystemCallError("read", errno: EFBIG) }
+    }
+}

@@ -38,6 +38,9 @@ public struct Configuration: Sendable {
     public var discovery: DeviceDiscovery?
     /// The disks, in the order of the guest's vda, vdb, …
     public var disks: [Disk]
+    /// The contents of a read-only disk behind these, which is in memory: the seed of the guest's cloud-init. nil for
+    /// none.
+    public var seed: [UInt8]?
     public var networks: [Network]
     /// A source of random numbers for the guest; nil for none.
     public var entropy: Entropy?

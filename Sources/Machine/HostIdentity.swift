@@ -35,6 +35,19 @@ public struct HostIdentity: Sendable {
         UUID(ofHash: digest(["uuid", name]).prefix(16).reduce(0) { $0 << 8 | UInt128($1) })
     }
 
+    /// The identifier of the machine without a name whose first disk has this path: the same at every start on this
+    /// host, another one for another path.
+    public func uuid(ofDisk path: String) -> UUID {
+        let resolved = path.withRawCString { path in
+            // A name of the call's own, or nil.
+            guard let name = unsafe realpath(path, nil) else { return nil as String? }
+            defer { unsafe free(name) }
+            return unsafe String(
+                raw: UnsafeBufferPointer(start: name, count: strlen(name)).map { UInt8(bitPattern: $0) })
+        }
+        return UUID(ofHash: digest(["disk", resolved ?? path]).prefix(16).reduce(0) { $0 << 8 | UInt128($1) })
+    }
+
     /// The address of a machine's network card: the same at every start on this host for the same name and interface.
     /// - Parameter interface: the host's end of the card, of which a network namespace has one.
     public func address(ofMachine name: String, interface: InterfaceName) -> MACAddress {

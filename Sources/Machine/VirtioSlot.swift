@@ -58,7 +58,7 @@ struct VirtioSlot: Sendable {
         if wanted > maximum { throw .tooManyDevices(wanted: wanted, maximum: maximum) }
     }
 
-    /// Makes the disks, the entropy device, then the network interfaces.
+    /// Makes the disks, the seed's behind them, the entropy device, then the network interfaces.
     /// - Returns: them, and what a disk boots by its own files, where the configuration has that.
     /// - Parameter isInterrupted: asked several times a second while somebody is waited for: a disk's key or server,
     ///   for example.
@@ -82,6 +82,9 @@ struct VirtioSlot: Sendable {
             if case .disk(index, let entry) = configuration.kernel {
                 boot = try BootSource(configuration, booting: contents, disk.path, entry: entry)
             }
+        }
+        if let seed = configuration.seed {
+            devices.append(try makeSeed(seed, index: configuration.disks.count, configuration, control, log: log))
         }
         if let entropy = configuration.entropy {
             devices.append(
@@ -129,6 +132,21 @@ struct VirtioSlot: Sendable {
                 onStop: control.diskStopped)
             return (device, contents)
         } catch { throw .disk(opened.explain(error, opening: disk.path)) }
+    }
+
+    private static func makeSeed(
+        _ contents: [UInt8], index: Int, _ configuration: Configuration, _ control: MachineControl, log: Logger
+    ) throws(MachineError) -> BlockDevice {
+        let file: FileDescriptor
+        do throws(SystemCallError) { file = try FileDescriptor.sealedMemory("swkvm-seed", contents: contents) } catch {
+            throw .host(purpose: "keep the seed for cloud-init in memory", error)
+        }
+        do throws(DiskImageError) {
+            return try BlockDevice(
+                name: "blk\(index)", image: try DiskImage(name: "the seed for cloud-init", contents: file),
+                serial: "cidata", queues: 1, events: events(log.of("blk\(index)"), configuration),
+                onError: configuration.onDiskError, onStop: control.diskStopped)
+        } catch { throw .disk(error) }
     }
 
     private static func makeNetwork(

@@ -113,7 +113,8 @@ enum ForeignWords {
             "dtb loader option-rom fw_cfg acpitable smbios no-acpi no-hpet",
             .unavailable("swkvm generates the firmware tables")
         ),
-        ("import unattended cloud-init", .unavailable("--kernel FILE boots a kernel with the disks that --disk names")),
+        ("import unattended", .unavailable("--kernel FILE boots a kernel with the disks that --disk names")),
+        ("cloud-init", .use("--user-data FILE", note: "see also --ssh-key, --user, --password-file and --hostname")),
         ("os-variant osinfo os-type", .notNeeded("all guests have the same devices")),
         // Disks
         ("drive blockdev hda hdb hdc hdd f file root-drive rootfs sd", .use("--disk PATH[,format=FORMAT][,ro]")),

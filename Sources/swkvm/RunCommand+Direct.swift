@@ -34,7 +34,9 @@ extension RunCommand {
     }
 
     /// One for each option that is declared.
-    static let rules: [Rule] = [
+    static let rules = machineRules + seedRules
+
+    private static let machineRules: [Rule] = [
         Rule("name", reset: { $0.name = nil }, store: { $0.name = $1 }),
         Rule("uuid", reset: { $0.uuid = nil }, store: { $0.uuid = try UUIDArgument(parsing: $1) }),
         Rule("cpus", reset: { $0.cpus = 1 }, store: { $0.cpus = try wholeNumber(Int.min...Int.max)($1) }),
@@ -82,6 +84,22 @@ extension RunCommand {
         Rule("log-format", reset: { $0.logFormat = .text }, store: { $0.logFormat = try word($1) }),
     ]
 
+    /// Those of ``SeedOptions``; the first one sets the group, which the parser has not.
+    private static let seedRules: [Rule] = [
+        Rule(
+            "ssh-key", .repeatableValue,
+            reset: {
+                $0.seed = SeedOptions()
+                $0.seed.sshKey = []
+            }, store: { $0.seed.sshKey.append($1) }),
+        Rule("user", reset: { $0.seed.user = nil }, store: { $0.seed.user = try SeedOptions.userName($1) }),
+        Rule("password-file", reset: { $0.seed.passwordFile = nil }, store: { $0.seed.passwordFile = $1 }),
+        Rule("hostname", reset: { $0.seed.hostname = nil }, store: { $0.seed.hostname = try SeedOptions.hostName($1) }),
+        Rule("user-data", reset: { $0.seed.userData = nil }, store: { $0.seed.userData = $1 }),
+        Rule("meta-data", reset: { $0.seed.metaData = nil }, store: { $0.seed.metaData = $1 }),
+        Rule("network-config", reset: { $0.seed.networkConfig = nil }, store: { $0.seed.networkConfig = $1 }),
+    ]
+
     /// One of a type's words.
     private static func word<Value: RawRepresentable<String>>(_ text: String) throws -> Value {
         guard let value = Value(rawValue: text) else { throw ArgumentProblem("'\(text)' is not recognized") }
@@ -123,6 +141,9 @@ extension RunCommand {
             }
             do { try rule.store(&self, value ?? "") } catch { return nil }
         }
-        do { try validate() } catch { return nil }
+        do {
+            try seed.validate()
+            try validate()
+        } catch { return nil }
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import ArgumentParser
+internal import CloudInit
 internal import Devices
 internal import DiskImage
 internal import GuestMemory
@@ -180,6 +181,8 @@ struct RunCommand: ParsableCommand {
             valueName: "disk"),
         completion: DiskArgument.completion, transform: DiskArgument.init(parsing:))
     var disk: [DiskArgument] = []
+
+    @OptionGroup var seed: SeedOptions
 
     @Option(
         help: ArgumentHelp(
@@ -422,8 +425,16 @@ struct RunCommand: ParsableCommand {
         if boot == "list" { return try listEntries() }
         let output = StandardError(isBackground: true, format: logFormat)
         defer { output.close() }
-        let configuration = self.configuration
+        var configuration = self.configuration
         let log = Logger(label: configuration.name) { _ in StandardErrorLog(output, level: logLevel) }
+        do throws(SeedError) {
+            let seed = try seed.seed(for: configuration, name: name)
+            for warning in seed?.warnings ?? [] { log.warning("\(warning)") }
+            configuration.seed = seed?.image
+        } catch {
+            output.say(error.description, level: .critical)
+            throw ExitCode(ExitStatus.noInput)
+        }
         let progress = logFormat == .text ? MemoryProgress() : nil
         let end: MachineEnd
         do throws(MachineError) {

@@ -30,6 +30,9 @@ import Testing
             "tap=t3,queues=4", "tap=t4,queues=9", "fd=5:6:7", "fd=5:", "fd=8:9,queues=3", "fd=5:5",
             "tap=t5,mac-lock=on", "tap=t6,mac-lock", "fd=7,rx-bps=1M,tx-pps=1000", "tap=t7,rx-pps-burst=1",
         ],
+        "ssh-key": ["id.pub", "a=b.pub", ""], "user": ["alice", "_b-1", "Alice", ""],
+        "password-file": ["p", "/dev/fd/3", ""], "hostname": ["web1", "web1.example.org", "-x", "a_b", ""],
+        "user-data": ["u", "-"], "meta-data": ["m", ""], "network-config": ["n", ""],
         "rng": ["max-bytes=1K,period=100", "max-bytes=0", "period=5", "what"],
         "console": [
             "stdio", "pty", "unix:/tmp/s", "file:x", "tty", "file:x,size=1M,keep=2", "file:a,,b", "pty,bps=9600",

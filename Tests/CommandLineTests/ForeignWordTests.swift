@@ -142,7 +142,7 @@ import Testing
     }
 
     @Test(arguments: [
-        "--ram", "--vnc", "--nat", "--user", "--ssh", "--gpu", "--usb", "--dns", "--tap", "--cores", "--debug",
+        "--ram", "--vnc", "--nat", "--ssh", "--gpu", "--usb", "--dns", "--tap", "--cores", "--debug",
         "--bios", "--wait", "--size", "--qemu",
     ])
     func similarLettersAreNoMeaning(typed: String) throws {

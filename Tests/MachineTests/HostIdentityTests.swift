@@ -31,6 +31,7 @@ import Testing
         let host = try host(Self.one)
         #expect(try address(host, "swkvm", "swtap0").description == "42:5f:d2:56:cf:ea")
         #expect(host.uuid(ofMachine: "web").description == "5773454d-2bd3-881b-959e-672282d50876")
+        #expect(host.uuid(ofDisk: "/none/a.raw").description == "3e5b3e04-28c2-8f58-a13c-9d0f9d49ddea")
     }
 
     /// Machines without a name have different TAPs, hosts different machine-ids.

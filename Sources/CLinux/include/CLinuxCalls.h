@@ -16,6 +16,8 @@ int clinux_open_below(int directory, const char *path, int flags);
 int clinux_memfd_create(const char *name, unsigned flags);
 /// Seals a memfd's size, and its seals (F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL).
 int clinux_seal_size(int fd);
+/// Keeps a memfd as it is from now on (F_ADD_SEALS).
+int clinux_seal(int fd);
 /// preadv2(2) with RWF_NOWAIT: EAGAIN, or fewer bytes, where it would have to wait for a disk.
 ssize_t clinux_read_cached(int fd, const struct iovec *vectors, int count, off_t offset);
 int clinux_fallocate(int fd, int mode, off_t offset, off_t length);

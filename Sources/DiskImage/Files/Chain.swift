@@ -71,6 +71,12 @@ struct Chain: ~Copyable {
         }
     }
 
+    /// Makes a file that is open already the only layer.
+    mutating func append(contents: consuming ImageFile) throws(DiskImageError) {
+        chainLength += 1
+        try openRaw(contents)
+    }
+
     private mutating func openRaw(_ file: consuming ImageFile) throws(DiskImageError) {
         let size = file.size
         guard size <= DiskImage.maximumSize else { throw .invalid(path: file.path, reason: "\(size) bytes long") }

@@ -87,6 +87,20 @@ struct ImageFile: ~Copyable, Sendable {
         directAlignment = UInt(max(512, sector))
     }
 
+    /// A file without a path, which nobody else has and which is not locked.
+    /// - Parameter name: what messages call it.
+    init(name: String, _ file: consuming FileDescriptor) throws(DiskImageError) {
+        path = name
+        let status = try asking(name) { () throws(SystemCallError) in try file.status() }
+        identity = Identity(status)
+        size = UInt64(clamping: status.st_size)
+        isRegular = true
+        descriptor = file
+        direct = nil
+        directAlignment = 512
+        asksCacheFirst = false
+    }
+
     /// What stands for a remote disk among the files of an image. Its descriptor is for nothing but to have a number.
     init(_ remote: NBDDisk) throws(DiskImageError) {
         path = remote.path

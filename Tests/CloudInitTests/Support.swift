@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Glibc
+import Linux
+import Testing
+
+/// A directory that goes with the value.
+final class TemporaryDirectory: Sendable {
+    let path: String
+
+    init() {
+        let parent = getenv("TMPDIR").map { String(cString: $0) } ?? P_tmpdir
+        var template = Array("\(parent)/swkvm-seed.XXXXXX".utf8CString)
+        path = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
+    }
+
+    deinit { _ = run("rm -rf '\(path)'") }
+
+    /// Writes a file and returns its path.
+    @discardableResult func write(_ name: String, _ bytes: [UInt8]) throws -> String {
+        let file = try FileDescriptor.open("\(path)/\(name)", O_WRONLY | O_CREAT | O_TRUNC, mode: 0o600)
+        try file.writeAll(bytes)
+        return "\(path)/\(name)"
+    }
+
+    @discardableResult func write(_ name: String, _ text: String) throws -> String {
+        try write(name, Array(text.utf8))
+    }
+}
+
+/// Runs a shell's commands; returns their status and output.
+func run(_ commands: String) -> (status: Int32, output: [UInt8]) {
+    guard let stream = popen(commands, "re") else { return (-1, []) }
+    var output: [UInt8] = []
+    var room = [UInt8](repeating: 0, count: 64 << 10)
+    while true {
+        let count = fread(&room, 1, room.count, stream)
+        if count == 0 { break }
+        output += room[..<count]
+    }
+    return (pclose(stream) >> 8, output)
+}
+
+func text(_ bytes: [UInt8]) -> String { String(decoding: bytes, as: UTF8.self) }
