@@ -99,6 +99,77 @@ import Testing
         #expect(between == [UInt8](repeating: 0, count: 1024))
     }
 
+    /// While all queues write; the driver is informed, and each queue goes on.
+    @Test(arguments: ["raw", "qcow2"], [true, false]) func aDiskIsMadeLonger(format: String, usesRing: Bool) throws {
+        let path = disk.path + "." + format
+        defer { unsafe unlink(path) }
+        let isRaw = format == "raw"
+        // With clusters of 4 KiB, the longer disk needs another L1 table.
+        var image = ImageCreation(path: path, format: isRaw ? .raw : .qcow2, size: 2 << 20)
+        if !isRaw { image.options.clusterSize = 4096 }
+        try image.create()
+        let device = try BlockDevice(
+            name: "blk1", image: DiskImage(path: path), queues: 3, queueSize: UInt16(BlockDriver.queueSize),
+            usesRing: usesRing)
+        let driver = try BlockDriver(device, features: Self.features, queues: 3)
+        for round in 0..<4 {
+            let size = UInt64(16 << 20) << UInt64(round)
+            for sector in 0..<UInt64(24) {
+                driver.queue = Int(sector % 3)
+                try offerWrite(driver, sector: sector * 8, TemporaryDisk.pattern(512, seed: Int(sector)))
+            }
+            for queue in 0..<3 {
+                driver.queue = queue
+                driver.kick()
+            }
+            let result = Outcome()
+            device.resize(to: size) { result.set($0) }
+            #expect(result.wait() == .success(size), "\(format)")
+            for queue in 0..<3 {
+                driver.queue = queue
+                try driver.wait(for: 8)
+            }
+            #expect(device.capacity == size && driver.configuration(0, 8) == size / 512)
+            for queue in 0..<3 {
+                driver.queue = queue
+                let sector = size / 512 - UInt64(queue + 1) * 8, bytes = TemporaryDisk.pattern(4096, seed: queue)
+                #expect(
+                    try driver.request(BlockRequestType.read, sector: sector, in: 512).data
+                        == [UInt8](repeating: 0, count: 512))
+                #expect(try driver.request(BlockRequestType.write, sector: sector, out: bytes).status == 0)
+                driver.queue = (queue + 1) % 3
+                #expect(try driver.request(BlockRequestType.read, sector: sector, in: 4096).data == bytes)
+                #expect(try driver.request(BlockRequestType.read, sector: size / 512, in: 512).status == 1)
+            }
+        }
+        if isRaw {
+            // Another program has made it longer.
+            #expect(unsafe truncate(path, 256 << 20) == 0)
+            let result = Outcome()
+            device.resize(to: nil) { result.set($0) }
+            #expect(result.wait() == .success(256 << 20))
+        }
+    }
+
+    /// Also of a device that is not active, or with one active queue, and as often as the driver resets it meanwhile.
+    @Test(arguments: [nil, [.version1, .blockFlush], Self.features] as [FeatureSet?])
+    func aDiskIsMadeLongerDuringResets(
+        features: FeatureSet?
+    ) throws {
+        let device = try disk.device(queues: 3)
+        let driver = try features.map { try BlockDriver(device, features: $0, queues: 3) }
+        if driver == nil { try device.start() }
+        for round in 1...20 {
+            let result = Outcome(), size = UInt64(round) << 20
+            device.resize(to: size) { result.set($0) }
+            if round % 2 == 0 { device.reset() }
+            #expect(result.wait() == .success(size))
+        }
+        let result = Outcome()
+        device.resize(to: 512) { result.set($0) }
+        if case .success = result.wait() { Issue.record("it has shrunk") }
+    }
+
     /// A driver that does not take the feature has the first queue and no other.
     @Test func withoutTheFeatureThereIsOneQueue() throws {
         let driver = try BlockDriver(disk.device(queues: 2), features: [.version1, .blockFlush], queues: 2)
@@ -163,4 +234,32 @@ import Testing
         driver.queue = 0
         #expect(try driver.request(BlockRequestType.read, sector: 5, in: 512).data == Array(contents[2560..<3072]))
     }
+}
+
+/// The answer to a resize, once it is there.
+private final class Outcome: Sendable {
+    private let state = Guarded<Result<UInt64, DiskImageError>?>(nil)
+    private let monitor = Monitor()
+
+    func set(_ result: Result<UInt64, DiskImageError>) {
+        monitor.locked {
+            #expect(state.withLock { $0 } == nil, "it is called once")
+            state.withLock { $0 = result }
+            monitor.broadcast()
+        }
+    }
+
+    func wait() -> Answer {
+        monitor.locked {
+            while true {
+                switch state.withLock({ $0 }) {
+                case .success(let size): return .success(size)
+                case .failure(let error): return .failure("\(error)")
+                case nil: monitor.wait()
+                }
+            }
+        }
+    }
+
+    enum Answer: Equatable { case success(UInt64), failure(String) }
 }

@@ -51,10 +51,10 @@ import Testing
         try machine.powerOff()
     }
 
-    @Test(arguments: ["raw", "qcow2"]) func aDiskIsMadeLonger(format: String) throws {
+    @Test(arguments: ["raw", "qcow2"], [1, 3]) func aDiskIsMadeLonger(format: String, queues: Int) throws {
         let path = directory("disk.\(format)")
         try shell("\(Host.swkvm) image create \(path) 4M")
-        let machine = try machine(["--disk", path])
+        let machine = try machine(["--disk", "\(path),queues=\(queues)"])
         #expect(try machine.ask("disks").first?.hasPrefix("vda: 8192 sectors") == true)
         #expect(try machine.ask("read vda 8192").last?.contains("reading sector 8192") == true)
         try command("resize blk0 8M", "blk0 has 8388608 bytes now (4194304 before)", machine)

@@ -36,6 +36,8 @@ public final class BlockDevice: VirtioDevice {
     private let disk: DiskCapacity
     private let cache: WriteCache
     private let stop: DiskStop
+    /// The last change of the size.
+    private let resizing = Guarded<DiskResize?>(nil)
     /// Indicates whether the driver has negotiated CONFIG_WCE, from FEATURES_OK to its reset; configuration writes come
     /// on any vCPU thread.
     private let canChangeWriteback = Atomic<Bool>(false)
@@ -177,25 +179,29 @@ public final class BlockDevice: VirtioDevice {
         }
     }
 
-    /// Makes the disk longer while the guest runs, at the end of what is in flight. A configuration change
-    /// informs the driver.
+    /// Makes the disk longer while the guest runs, at the end of what is in flight in all queues. A configuration
+    /// change informs the driver.
     /// - Parameters:
     ///   - size: bytes, a multiple of 512; nil takes the size that a raw image or a block device has now, after
     ///     somebody else has changed it.
-    ///   - completion: called once with the disk's size, on the disk's thread, or at once. It must not wait.
+    ///   - completion: called once with the disk's size, on a thread of the disk, or at once. It must not wait.
     public func resize(to size: UInt64?, completion: @escaping @Sendable (Result<UInt64, DiskImageError>) -> Void) {
         func refuse(_ reason: String) { completion(.failure(.resize(path: path, reason: reason))) }
         if let size, size < capacity {
             return refuse("it has \(capacity) bytes; a disk cannot shrink while its guest runs")
         }
-        guard workers.count == 1 else {
-            return refuse("it has several queues, and the size of such a disk cannot change while its guest runs")
+        let request = DiskResize(size: size, queues: workers.count, completion: completion) {
+            [disk, configuration] size in
+            disk.capacity.store(size, ordering: .relaxed)
+            configuration.update { BlockConfiguration.setCapacity(size, in: &$0) }
         }
-        workers[0].perform(
-            DiskResize(size: size, completion: completion) { [disk, configuration] size in
-                disk.capacity.store(size, ordering: .relaxed)
-                configuration.update { BlockConfiguration.setCapacity(size, in: &$0) }
-            })
+        let isFirst = resizing.withLock { resizing in
+            guard resizing?.isOver != false else { return false }
+            resizing = request
+            return true
+        }
+        guard isFirst else { return refuse("its size is being changed already") }
+        for worker in workers { worker.perform(request) }
     }
 
     public func writeConfiguration(_ value: UInt64, at offset: Int, size: Int) {
@@ -215,14 +221,6 @@ public final class BlockDevice: VirtioDevice {
 final class DiskCapacity: Sendable {
     let capacity: Atomic<UInt64>
     init(_ capacity: UInt64) { self.capacity = Atomic(capacity) }
-}
-
-/// Another size for a disk.
-struct DiskResize: DeviceRequest {
-    let size: UInt64?
-    let completion: @Sendable (Result<UInt64, DiskImageError>) -> Void
-    /// Shows the new size to the driver.
-    let apply: @Sendable (UInt64) -> Void
 }
 
 /// Indicates whether a write may be completed before it is durable. The driver's choice, read by the I/O thread at the

@@ -50,8 +50,10 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// nil without limits of the disk.
     private var throttle: Throttle?
     private var isThrottleWatched = false
-    /// Waits for the end of what is in flight.
+    /// Another size for the disk, which waits for the end of what is in flight in all queues.
     private var resizing: DiskResize?
+    /// Indicates whether nothing of this queue's is in its way any more.
+    private var isReadyToResize = false
     /// Indicates whether nothing is taken from the queue for now.
     private var isHolding: Bool { isPaused || resizing != nil || stop.isStopped }
     private let stop: DiskStop
@@ -100,6 +102,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         counters = activation.counters
         features = activation.features
         doorbell = activation.doorbells[index]
+        resizing?.hold(doorbell, configurationInterrupt)
         queue = try activation.makeQueue(index)
         guard !isWatched else { return }
         // Fails only for lack of kernel memory, and then the device cannot work.
@@ -119,6 +122,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     mutating func notified(queue index: Int, epoll: borrowing Epoll) throws(VirtqueueError) {
         disk.beginTurn()
+        if resizing?.isOver == true { resizing = nil }
         try takeRequests()
         resizeIfQuiet()
         watchWakeup(epoll)
@@ -162,9 +166,10 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     mutating func perform(_ request: any DeviceRequest, epoll: borrowing Epoll) {
         switch request {
         case let request as DiskResize:
-            // One at a time.
-            resizing?.completion(.failure(.resize(path: disk.path, reason: "another size was requested")))
+            // There is one at a time.
             resizing = request
+            isReadyToResize = false
+            request.hold(doorbell, configurationInterrupt)
             resizeIfQuiet()
         // A look at the queue begins with it.
         case is DiskRetry: doorbell?.event.signal()
@@ -173,15 +178,14 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     private mutating func resizeIfQuiet() {
-        guard disk.inFlight == 0, let request = resizing.take() else { return }
+        guard let request = resizing, !isReadyToResize, disk.isIdle else { return }
+        isReadyToResize = true
+        guard request.arrive() else { return }
+        resizing = nil
         do throws(DiskImageError) {
             if let size = request.size { try disk.resize(to: size) } else { try disk.measure() }
-            request.apply(disk.size)
-            configurationInterrupt?.signal()
-            request.completion(.success(disk.size))
-        } catch { request.completion(.failure(error)) }
-        // For what has waited meanwhile.
-        doorbell?.event.signal()
+            request.end(.success(disk.size))
+        } catch { request.end(.failure(error)) }
     }
 
     mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) {

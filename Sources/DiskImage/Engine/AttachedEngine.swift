@@ -41,6 +41,11 @@ final class AttachedEngine: @unchecked Sendable {
         self.operations = Slab(count: operations) { _ in IOOperation() }
     }
 
+    /// Indicates whether nothing is under way, and nothing waits.
+    var isIdle: Bool {
+        !isWaiting && flushes.isEmpty && committing.isEmpty && !operations.indices.contains { operations[$0].isActive }
+    }
+
     /// The number of its first operation that is under way.
     var firstSequence: UInt64 {
         var first = UInt64.max

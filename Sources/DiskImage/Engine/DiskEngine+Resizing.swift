@@ -15,7 +15,8 @@ public enum Preallocation: String, Sendable, CaseIterable {
     case full
 }
 
-/// Another size for the disk. The engine has the image for itself, and nothing else is in flight meanwhile.
+/// Another size for the disk. The engine has the image for itself: if it has other engines, all are idle, and start
+/// nothing meanwhile.
 extension DiskEngine {
     /// Makes the disk longer, by what reads as zeroes, or shorter. It has the one size or the other, whenever the power fails.
     /// - Parameters:
@@ -31,7 +32,7 @@ extension DiskEngine {
             throw refuse(
                 "\(image.format.name) images have a fixed size; convert it to qcow2 or raw with swkvm image convert")
         }
-        guard isExclusive else { throw refuse("several engines use it") }
+        guard isImageQuiet else { throw refuse("other engines use it") }
         guard !image.isReadOnly else { throw refuse("it was opened read-only") }
         guard newSize % 512 == 0, newSize <= DiskImage.maximumSize else {
             throw refuse(
@@ -69,7 +70,7 @@ extension DiskEngine {
         guard image.format == .raw, !image.isRemote else {
             throw refuse("only the size of a raw image on this host, or of a block device, changes by itself")
         }
-        guard isExclusive else { throw refuse("several engines use it") }
+        guard isImageQuiet else { throw refuse("other engines use it") }
         let now = try fileSize()
         guard now >= image.exactSize else {
             throw refuse("it has become shorter, from \(image.exactSize) to \(now) bytes")

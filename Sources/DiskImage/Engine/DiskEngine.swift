@@ -66,6 +66,9 @@ internal import Linux
     /// Requests started and not yet returned by ``nextCompletion()``.
     public var inFlight: Int { pipeline.requests.inFlight }
 
+    /// Indicates whether nothing is in flight, and nothing under way for other engines of the image either.
+    public var isIdle: Bool { inFlight == 0 && pipeline.operations.outstanding == 0 }
+
     /// Indicates whether operations go through io_uring.
     public var usesRing: Bool { pipeline.operations.usesRing }
 
@@ -307,8 +310,8 @@ internal import Linux
 
     /// The system calls for metadata that is read and written at once.
     var calls: FileCalls { shared.calls }
-    /// Indicates whether the image has no other engine.
-    var isExclusive: Bool { shared.isExclusive }
+    /// Indicates whether no engine of the image has anything under way, see ``SharedImage/isQuiet()``.
+    var isImageQuiet: Bool { shared.isQuiet() }
     /// The number of the next operation, of any engine.
     var sequence: UInt64 { shared.sequence }
     var metadataFile: MetadataFile { MetadataFile(calls: calls, number: image.descriptor(0), failures: image.failures) }

@@ -143,6 +143,20 @@ public final class SharedImage: @unchecked Sendable {
     /// The number of the first operation of any engine that is under way.
     var firstSequence: UInt64 { engines.reduce(sequence) { min($0, $1.firstSequence) } }
 
+    /// Indicates whether no engine has anything under way. Until one of them starts a request, the caller has the image
+    /// for itself: none has a reason to look at it.
+    func isQuiet() -> Bool {
+        if isExclusive { return true }
+        lock()
+        defer { unlock() }
+        guard commit.step == .none, !commit.isWanted, engines.allSatisfy({ $0.isIdle }) else { return false }
+        for engine in engines {
+            _ = engine.takeWakeup()
+            unpinLoads(examinedBy: engine)
+        }
+        return true
+    }
+
     /// Metadata has been read and the requests of `reader` have looked at it: it may be replaced when those of the
     /// others have looked, too.
     func unpin(_ load: MetadataLoad, readBy reader: AttachedEngine) {

@@ -138,7 +138,7 @@ extension DiskEngine {
         guard let header = image.header else {
             throw .request(path: image.path, SystemCallError("snapshot", errno: EINVAL))
         }
-        guard isExclusive else { throw .request(path: image.path, SystemCallError("snapshot", errno: EBUSY)) }
+        guard isImageQuiet else { throw .request(path: image.path, SystemCallError("snapshot", errno: EBUSY)) }
         guard !image.isReadOnly else { throw .request(path: image.path, SystemCallError("snapshot", errno: EROFS)) }
         try perform(.flush)
         image.withQCOW2 { $0.trim(metadataFile) }
