@@ -21,6 +21,20 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
         public let drops: UInt64?
         /// Indicates whether it is a disk that has stopped after an error on the host.
         public var isStopped = false
+        /// Its queues, or pairs of queues, if it has several.
+        public var queues: [Queue] = []
+    }
+
+    /// A queue of a disk, or a pair of queues of a network interface.
+    public struct Queue: Sendable {
+        /// Requests, or frames in both directions.
+        public let requests: UInt64
+        public let bytes: (in: UInt64, out: UInt64)
+
+        public init(requests: UInt64, bytes: (in: UInt64, out: UInt64)) {
+            self.requests = requests
+            self.bytes = bytes
+        }
     }
 
     public let name: String
@@ -51,14 +65,21 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
         if let sandbox { first += ", sandbox \(sandbox)" }
         guard !devices.isEmpty else { return first }
         let head = ["device", "requests", "in", "out", "kicks", "exits", "interrupts", "errors", "drops"]
-        let rows = devices.map { device in
-            [
-                device.name, Self.short(device.requests), device.bytes.map { Self.size($0.in) } ?? "-",
-                device.bytes.map { Self.size($0.out) } ?? "-", Self.short(device.kicks), Self.short(device.exitKicks),
-                Self.short(device.interrupts), Self.short(device.errors), device.drops.map(Self.short) ?? "-",
-            ]
+        return first + "\n" + Self.aligned([head] + devices.flatMap(Self.rows))
+    }
+
+    /// That of the device, then those of its queues: `blk0`, `blk0.0`, `blk0.1`.
+    private static func rows(_ device: Device) -> [[String]] {
+        let sum = [
+            device.name, short(device.requests), device.bytes.map { size($0.in) } ?? "-",
+            device.bytes.map { size($0.out) } ?? "-", short(device.kicks), short(device.exitKicks),
+            short(device.interrupts), short(device.errors), device.drops.map(short) ?? "-",
+        ]
+        let queues = device.queues.enumerated().map { index, queue in
+            ["\(device.name).\(index)", short(queue.requests), size(queue.bytes.in), size(queue.bytes.out)]
+                + [String](repeating: "-", count: 5)
         }
-        return first + "\n" + Self.aligned([head] + rows)
+        return [sum] + queues
     }
 
     private static func aligned(_ rows: [[String]]) -> String {
@@ -115,6 +136,20 @@ extension MachineStatus.Device {
                 ?? network.map { ($0.receivedBytes, $0.sentBytes) },
             kicks: counters.kicks.value, exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value,
             errors: counters.errors.value, drops: network.map { $0.receiveDrops &+ $0.sendDrops },
-            isStopped: block?.isStopped == true)
+            isStopped: block?.isStopped == true, queues: Self.queues(block?.statistics, network))
+    }
+
+    private static func queues(_ disk: BlockStatistics?, _ network: NetworkCounters?) -> [MachineStatus.Queue] {
+        if let disk, disk.queues.count > 1 {
+            return disk.queues.map {
+                MachineStatus.Queue(requests: $0.requests, bytes: ($0.readBytes.value, $0.writtenBytes.value))
+            }
+        }
+        guard let network, network.pairs.count > 1 else { return [] }
+        return network.pairs.map {
+            MachineStatus.Queue(
+                requests: $0.receivedFrames.value &+ $0.sentFrames.value,
+                bytes: ($0.receivedBytes.value, $0.sentBytes.value))
+        }
     }
 }

@@ -190,6 +190,21 @@ import Testing
                 """)
     }
 
+    @Test func showsTheQueuesOfADeviceWithSeveral() {
+        var disk = MachineStatus.Device(
+            name: "blk0", requests: 12, bytes: (4096, 512), kicks: 11, exitKicks: 1, interrupts: 10, errors: 2,
+            drops: nil)
+        disk.queues = [.init(requests: 4, bytes: (4096, 0)), .init(requests: 8, bytes: (0, 512))]
+        #expect(
+            status(cpus: 1, memory: nil, devices: [disk]) == """
+                vm: 1 vCPU
+                device  requests     in   out  kicks  exits  interrupts  errors  drops
+                blk0          12  4096B  512B     11      1          10       2      -
+                blk0.0         4  4096B    0B      -      -           -       -      -
+                blk0.1         8     0B  512B      -      -           -       -      -
+                """)
+    }
+
     @Test func saysHowTheProcessIsConfined() {
         var status = MachineStatus(name: "vm", cpus: 1, memorySize: 1 << 30, memory: nil, devices: [])
         for (sandbox, text) in [(nil, ""), ("on (seccomp)", ", sandbox on (seccomp)")] {
@@ -216,7 +231,7 @@ import Testing
     @Test func fitsIn80Columns() {
         let largest = MachineStatus.Device(
             name: "net15", requests: .max, bytes: (.max, .max), kicks: .max, exitKicks: .max, interrupts: .max,
-            errors: .max, drops: .max)
+            errors: .max, drops: .max, queues: Array(repeating: .init(requests: .max, bytes: (.max, .max)), count: 64))
         for line in status(cpus: 1, memory: nil, devices: [largest]).split(separator: "\n") {
             #expect(line.count <= 80, "\(line)")
         }

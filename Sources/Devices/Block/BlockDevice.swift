@@ -242,6 +242,11 @@ public final class BlockStatistics: Sendable {
         public let discards = DeviceCounters.Counter()
         /// Requests that ended as IOERR or UNSUPP.
         public let failures = DeviceCounters.Counter()
+
+        /// All of these.
+        public var requests: UInt64 {
+            reads.value &+ writes.value &+ flushes.value &+ discards.value &+ failures.value
+        }
     }
 
     /// One for each queue, which its thread alone adds to.
