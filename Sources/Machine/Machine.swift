@@ -123,7 +123,7 @@ public final class Machine: Sendable {
     private func startControl(_ board: Board) throws(MachineError) {
         do throws(SystemCallError) {
             let sandbox = parts.sandbox.withLock { $0 }
-            try control.start(board, sandbox) { [configuration, memory, control] in
+            try control.start(board, sandbox, log) { [configuration, memory, control] in
                 MachineStatus(configuration, memory, board.registry.slots, isPaused: control.isPaused, sandbox)
             }
         } catch {

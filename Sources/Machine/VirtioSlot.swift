@@ -167,8 +167,10 @@ struct VirtioSlot: Sendable {
     }
 
     private static func events(_ log: Logger, _ configuration: Configuration) -> DeviceEvents {
-        DeviceEvents(now: configuration.eventClock ?? { TimerFD.now }) { level, line in
+        DeviceEvents(now: configuration.eventClock ?? { TimerFD.now }, isTracing: log.logLevel <= .trace) {
+            level, line in
             switch level {
+            case .trace: log.trace("\(line)")
             case .debug: log.debug("\(line)")
             case .info: log.info("\(line)")
             case .notice: log.notice("\(line)")

@@ -10,6 +10,8 @@ internal import Linux
 public final class DeviceEvents: Sendable {
     /// How much an event matters.
     public enum Level: Sendable {
+        /// The steps of what the driver does, each of them.
+        case trace
         /// What the driver does in the ordinary course of things.
         case debug
         /// Expected now and then.
@@ -94,6 +96,7 @@ public final class DeviceEvents: Sendable {
 
     private let now: @Sendable () -> UInt64
     private let log: @Sendable (Level, String) -> Void
+    private let isTracing: Bool
     private let entries = Guarded<[Kind: Entry]>([:])
 
     /// - Parameter log: takes a line, without the device's name; called by any thread, must not wait.
@@ -103,9 +106,14 @@ public final class DeviceEvents: Sendable {
 
     /// - Parameters:
     ///   - now: milliseconds of a clock that does not go back.
+    ///   - isTracing: whether anybody reads what is reported by ``trace(_:)``.
     ///   - log: takes a line, without the device's name; called by any thread, must not wait.
-    public init(now: @escaping @Sendable () -> UInt64, log: @escaping @Sendable (Level, String) -> Void) {
+    public init(
+        now: @escaping @Sendable () -> UInt64, isTracing: Bool = false,
+        log: @escaping @Sendable (Level, String) -> Void
+    ) {
         self.now = now
+        self.isTracing = isTracing
         self.log = log
     }
 
@@ -132,6 +140,12 @@ public final class DeviceEvents: Sendable {
             return nil
         }
         if let line { log(level, line) }
+    }
+
+    /// Reports a step of the driver's, however many there are, if anybody reads it. Not for the path of a request.
+    /// - Parameter sentence: evaluated only then.
+    public func trace(_ sentence: @autoclosure () -> String) {
+        if isTracing { log(.trace, sentence()) }
     }
 
     /// How many events of each kind there were, by ``Kind/name``.

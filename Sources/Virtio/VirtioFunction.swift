@@ -92,6 +92,9 @@ public final class VirtioFunction: Sendable {
     /// Takes what a driver writes to the status field; 0 is a reset.
     public func writeStatus(_ value: UInt32) {
         state.withLock { state in
+            device.deviceEvents.trace(
+                "the driver writes 0x\(String(value, radix: 16)) to the status, which is 0x\(String(state.status.rawValue, radix: 16))"
+            )
             guard value != 0 else { return reset(&state) }
             let wanted = DeviceStatus(rawValue: value)
             if wanted.contains(.failed) { state.status.insert(.failed) }
@@ -122,6 +125,7 @@ public final class VirtioFunction: Sendable {
                 .refusedFeatures, .warning,
                 "the driver accepted the features \(state.driverFeatures), and FEATURES_OK is not set: \(reason)")
         }
+        device.deviceEvents.trace("the driver accepted the features \(state.driverFeatures)")
         state.status.insert(.featuresOK)
         device.negotiated(state.driverFeatures)
     }
@@ -188,6 +192,7 @@ public final class VirtioFunction: Sendable {
                     "the driver set up queue \(index) wrongly, and it is not ready: \(error)")
             }
             state.queues[index].isReady = true
+            device.deviceEvents.trace("queue \(index) is ready, with \(state.queues[index].size) entries")
             if state.isLive { device.startQueue(state.queues[index]) }
         }
     }
@@ -215,6 +220,7 @@ public final class VirtioFunction: Sendable {
         guard state.queues[index].isReady else { return }
         state.queues[index].isReady = false
         if state.isLive { device.stopQueue(index) }
+        device.deviceEvents.trace("queue \(index) was stopped")
     }
 
     /// Takes a kick that no ioeventfd has caught.
@@ -239,6 +245,9 @@ public final class VirtioFunction: Sendable {
     /// Writes as many. What it means, if anything, is the device's affair.
     public func writeConfiguration(_ value: UInt64, at offset: UInt64, size: Int) {
         guard let offset = Self.configurationOffset(offset, size) else { return }
+        device.deviceEvents.trace(
+            "the driver writes 0x\(String(value & allOnes(size: size), radix: 16)) to byte \(offset) of the configuration"
+        )
         device.writeConfiguration(value & allOnes(size: size), at: offset, size: size)
     }
 

@@ -95,4 +95,18 @@ import Testing
         try machine.type("\u{1}:quit\r")
         try machine.expectEnd(104)
     }
+
+    /// The steps of drivers and of the control, and only at level trace.
+    @Test(arguments: ["trace", "debug"]) func theLogAtLevelTrace(level: String) throws {
+        let machine = try Program.machineAtPrompt(["--rng", "--log-level", level])
+        machine.send(signal: SIGUSR2)
+        try machine.waitForError("swkvm: the machine is not paused")
+        try machine.powerOff()
+        for sentence in [
+            "rng0: the driver writes 0x1 to the status, which is 0x0", "rng0: the driver accepted the features ",
+            "rng0: queue 0 is ready, with ", "control: resume was refused: the machine is not paused",
+        ] {
+            #expect(machine.errors.text.contains("swkvm: trace: \(sentence)") == (level == "trace"), "\(sentence)")
+        }
+    }
 }

@@ -4,6 +4,7 @@ internal import Devices
 internal import DiskImage
 internal import KVM
 internal import Linux
+internal import Logging
 internal import Sandbox
 internal import Synchronization
 internal import Virtio
@@ -14,16 +15,18 @@ struct ControlService: Sendable {
     private let board: Board
     private let ending: Ending
     private let sandbox: Sandbox
+    private let log: Logger
     private let status: @Sendable () -> MachineStatus
 
     init(
-        _ control: MachineControl, _ board: Board, _ ending: Ending, _ sandbox: Sandbox,
+        _ control: MachineControl, _ board: Board, _ ending: Ending, _ sandbox: Sandbox, _ log: Logger,
         status: @escaping @Sendable () -> MachineStatus
     ) {
         self.control = control
         self.board = board
         self.ending = ending
         self.sandbox = sandbox
+        self.log = log
         self.status = status
     }
 
@@ -55,7 +58,12 @@ struct ControlService: Sendable {
 
     private func serve(_ item: MachineControl.Item) {
         let answer: MachineControl.Answer
+        log.trace("control: \(item.work)")
         do throws(MachineControlError) { answer = .success(try serve(item.work)) } catch { answer = .failure(error) }
+        switch answer {
+        case .success(let sentence): log.trace("control: \(item.work): \(sentence)")
+        case .failure(let error): log.trace("control: \(item.work) was refused: \(error)")
+        }
         item.answer(answer)
     }
 

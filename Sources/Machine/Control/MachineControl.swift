@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Linux
+internal import Logging
 internal import Sandbox
 internal import Virtio
 
@@ -28,10 +29,19 @@ public final class MachineControl: Sendable {
     }
 
     /// A request, or what only this module asks for.
-    enum Work: Sendable {
+    enum Work: Sendable, CustomStringConvertible {
         case request(Request)
         case attach(any VirtioDevice)
         case detach(String)
+
+        /// For the log.
+        var description: String {
+            switch self {
+            case .request(let request): "\(request)"
+            case .attach(let device): "attach \(device.name)"
+            case .detach(let name): "detach \(name)"
+            }
+        }
 
         /// Indicates whether it is served while another one waits: it changes nothing that the other one uses, and
         /// waits for nothing.
@@ -148,14 +158,14 @@ public final class MachineControl: Sendable {
 
     /// Starts to serve a board's requests, until its end.
     func start(
-        _ board: Board, _ sandbox: Sandbox, status: @escaping @Sendable () -> MachineStatus
+        _ board: Board, _ sandbox: Sandbox, _ log: Logger, status: @escaping @Sendable () -> MachineStatus
     ) throws(SystemCallError) {
         attention.event.drain()
         state.withLock { state in
             state.isOpen = true
             state.isPaused = false
         }
-        let service = ControlService(self, board, ending, sandbox, status: status)
+        let service = ControlService(self, board, ending, sandbox, log, status: status)
         do throws(SystemCallError) {
             try thread.withLock { (thread) throws(SystemCallError) in
                 thread = try Thread.start(name: "control") {
