@@ -169,7 +169,7 @@ public struct Seed: Sendable {
         let kinds = [
             "#!", "#cloud-config", "#cloud-boothook", "#include", "#part-handler", "#upstart-job", "## template: jinja",
         ]
-        return kinds.contains { head.hasPrefix($0) } || head.lowercased().contains("mime-version:")
+        return kinds.contains { head.hasPrefix($0) } || head.lowercased().firstOccurrence(of: "mime-version:") != nil
     }
 
     private static func hasInstance(_ bytes: [UInt8]) -> Bool {

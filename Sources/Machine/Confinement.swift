@@ -35,7 +35,8 @@ struct Confinement {
             if broker != nil { needs.insert(.broker) }
             var sandbox = Sandbox(policy, needs: needs)
             try sandbox.enter(
-                names: configuration.sandboxNames(metrics?.directory, group), user: configuration.machineUser(policy, needs))
+                names: configuration.sandboxNames(metrics?.directory, group),
+                user: configuration.machineUser(policy, needs))
             self.sandbox = sandbox
         } catch { throw .sandbox(error) }
     }

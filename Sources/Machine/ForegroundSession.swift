@@ -77,7 +77,8 @@ public enum ForegroundSession {
             report("\(machine.bootDescription) boots; Ctrl-A x ends the machine, Ctrl-A h shows help")
         }
         // Everything is open, and the threads that follow inherit it.
-        let confinement = try Confinement(configuration, machine, console, metrics, group?.parentDescriptor, loop.terminalState)
+        let confinement = try Confinement(
+            configuration, machine, console, metrics, group?.parentDescriptor, loop.terminalState)
         defer { confinement.end() }
         try machine.start(confinement.sandbox)
         hasStarted = true

@@ -101,7 +101,7 @@ import Testing
         try machine.type("\u{1}:pause\r")
         try machine.wait(for: "swkvm: the machine is paused already")
         try machine.type("\u{1}c")
-        try machine.wait(for: ", paused after an error of blk0\r\ndevice")
+        try machine.wait(for: ", paused after an error of blk0, sandbox ")
         #expect(try figures() == ["1", "1", "1", "0"])
         for _ in 0..<2 {
             try resume()
