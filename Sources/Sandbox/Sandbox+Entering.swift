@@ -61,9 +61,11 @@ extension Sandbox {
         return isRemote ? "namespaces (ipc, uts, cgroup)" : "namespaces (mount, net, ipc, uts, cgroup)"
     }
 
-    /// Capabilities that the machine needs later: to replace a file in another user's directory.
+    /// Capabilities that the machine needs later: to replace a file in another user's directory, or to remove a
+    /// directory from one that nobody may write to otherwise, as the root of control groups is with some hosts.
     private static func keptCapabilities(_ names: Names) -> UInt64 {
-        names.replaced.contains { csandbox_needs_override($0) != 0 } ? 1 << UInt64(CAP_DAC_OVERRIDE) : 0
+        (names.replaced + names.emptied).contains { csandbox_needs_override($0) != 0 }
+            ? 1 << UInt64(CAP_DAC_OVERRIDE) : 0
     }
 
     private mutating func giveUp(

@@ -188,7 +188,7 @@ enum ForeignWords {
         ("id n", .use("--name NAME")),
         ("seccomp-level no-seccomp seccomp-filter", .use("--sandbox on|report|off|PART,…")),
         (
-            "runas user uid", .use("--run-as USER")
+            "runas uid", .use("--run-as USER")
         ),
         (
             "chroot chroot-base-dir security overcommit",

@@ -214,10 +214,12 @@ private final class CompletingShell {
         for (text, line) in lines { #expect(try shell.line(after: text + Self.tab) == line, "\(kind): \(text)") }
         #expect(
             try shell.offers(for: "swkvm run --net ") == [
-                "bridge=", "create", "fd=", "mac=", "mtu=", "offload=", "queues=", "tap=",
+                "bridge=", "create", "fd=", "mac-lock=", "mac=", "mtu=", "offload=", "queues=", "rx-bps-burst=", "rx-bps=",
+                "rx-pps-burst=", "rx-pps=", "tap=", "tx-bps-burst=", "tx-bps=", "tx-pps-burst=", "tx-pps=",
             ])
         // What does not go together is not offered together.
-        #expect(try shell.line(after: "swkvm run --net fd=3,m" + Self.tab) == "swkvm run --net fd=3,mac=")
+        #expect(try shell.line(after: "swkvm run --net fd=3,b" + Self.tab) == "swkvm run --net fd=3,b")
+        #expect(try shell.line(after: "swkvm run --net fd=3,o" + Self.tab) == "swkvm run --net fd=3,offload=")
         // Once is enough.
         #expect(
             try shell.line(after: "swkvm run --disk a.raw,ro,r" + Self.tab) == "swkvm run --disk a.raw,ro,reconnect=")

@@ -387,14 +387,21 @@ import Testing
         #expect(try other.read(8192, 512) == [UInt8](repeating: 4, count: 512))
     }
 
-    /// What changes the image as a whole wants it alone; there is a limit of engines; numbers of those that went are used again.
+    /// What changes the image as a whole waits until the other engines are idle; there is a limit of engines; numbers of
+    /// those that went are used again.
     @Test func whoMayAttach() throws {
         let shared = try image("-o", "cluster_size=4k")
         do {
-            var one = try DiskEngine(shared, depth: 1)
+            var one = try DiskEngine(shared, depth: 1), other = try DiskEngine(shared, depth: 1)
+            let buffer = Buffer([UInt8](repeating: 1, count: 512))
+            try start(&other, .write, 0, buffer)
             #expect(throws: DiskImageError.self) { try one.resize(to: 8 << 20) }
             #expect(throws: DiskImageError.self) { try one.createSnapshot(named: "s") }
             #expect(shared.size == 4 << 20)
+            #expect(try end(&other).error == 0)
+            try one.resize(to: 8 << 20)
+            try one.createSnapshot(named: "s")
+            #expect(try other.read(0, 512) == buffer.contents && shared.size == 8 << 20)
         }
         let attachments = (0..<SharedImage.maximumEngines).map { _ in
             AttachedEngine(requests: 1, operations: 1, wakeup: nil)
