@@ -214,7 +214,8 @@ private final class CompletingShell {
         for (text, line) in lines { #expect(try shell.line(after: text + Self.tab) == line, "\(kind): \(text)") }
         #expect(
             try shell.offers(for: "swkvm run --net ") == [
-                "bridge=", "create", "fd=", "mac-lock=", "mac=", "mtu=", "offload=", "queues=", "rx-bps-burst=", "rx-bps=",
+                "bridge=", "create", "fd=", "mac-lock=", "mac=", "mtu=", "offload=", "queues=", "rx-bps-burst=",
+                "rx-bps=",
                 "rx-pps-burst=", "rx-pps=", "tap=", "tx-bps-burst=", "tx-bps=", "tx-pps-burst=", "tx-pps=",
             ])
         // What does not go together is not offered together.
