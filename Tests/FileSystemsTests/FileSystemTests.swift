@@ -76,6 +76,20 @@ import Testing
         }
     }
 
+    /// What a journal says is bounded by its number of blocks, not by its size.
+    @Test func moreRevocationsThanAreRemembered() throws {
+        directory.shell(
+            """
+            truncate -s 8G disk && mkfs.ext4 -q -F -b 4096 -J size=32 disk
+            printf 'jo\\njw -r 2000-1500000\\njc\\n' >commands && debugfs -w -f commands disk >log 2>&1
+            dumpe2fs -h disk 2>log | grep -q needs_recovery
+            """)
+        let error = #expect(throws: FileSystemError.self) {
+            _ = try DiskContents(directory.disk("disk")).fileSystem(partition: nil)
+        }
+        #expect("\(try #require(error))".contains("revocations of more than 1048576 blocks"))
+    }
+
     @Test(arguments: ["3M -F 12", "20M -F 16 -s 1", "40M -F 32 -s 1", "280M -F 32 -s 1 -S 4096"])
     func fatFileSystems(options: String) throws {
         let parts = options.split(separator: " ", maxSplits: 1)

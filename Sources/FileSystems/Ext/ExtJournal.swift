@@ -38,12 +38,19 @@ struct ExtJournal: Sendable {
     private static let magic: UInt32 = 0xc03b_3998
     /// The largest journal that is searched; mke2fs makes 1 GiB at most.
     private static let maximumSize: UInt64 = 4 << 30
-    private static let maximumCopies = 1 << 20
+    /// Of which there may be copies, and which may be revoked.
+    private static let maximumBlocks = 1 << 20
 
     var isEmpty: Bool { copies.isEmpty }
 
     private static func damaged(_ reason: String) -> FileSystemError {
         .damaged(what: "the journal of the ext4 file system", reason: reason)
+    }
+
+    private static func tooMuch(_ what: String) -> FileSystemError {
+        .unsupported(
+            what: "the journal of the ext4 file system",
+            reason: "it has \(what) of more than \(maximumBlocks) blocks: mount it once, or run e2fsck")
     }
 
     /// Reads which blocks a journal has copies of.
@@ -125,12 +132,7 @@ struct ExtJournal: Sendable {
                 for tag in tags(block) {
                     guard let place = log.next() else { break reading }
                     if let transactionChecksum { sum = transactionChecksum.update(sum, try read(place)) }
-                    guard committed.count + found.count < Self.maximumCopies else {
-                        throw .unsupported(
-                            what: "the journal of the ext4 file system",
-                            reason:
-                                "it has copies of more than \(Self.maximumCopies) blocks: mount it once, or run e2fsck")
-                    }
+                    guard committed.count + found.count < Self.maximumBlocks else { throw Self.tooMuch("copies") }
                     found.append(
                         (
                             tag.block,
@@ -150,6 +152,8 @@ struct ExtJournal: Sendable {
             case 5:
                 guard verifyTail(block) else { break reading }
                 revoked += revocationList(block)
+                // A log of 4 GiB has room for a thousand million of them.
+                guard revocations.count + revoked.count < Self.maximumBlocks else { throw Self.tooMuch("revocations") }
             default: break reading
             }
         }
