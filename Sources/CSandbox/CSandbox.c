@@ -88,8 +88,7 @@ int csandbox_confine_process(const struct csandbox_machine *machine) {
 
 int csandbox_confine_thread(const struct csandbox_machine *machine, unsigned kind) { return install(machine, kind, 0); }
 
-/// Closes what was open when the program was executed, but for the standard streams: all that was opened since is to be closed by another execve.
-static void close_inherited(void) {
+int csandbox_each_number(const char *directory, void (*visit)(int number, void *context), void *context) {
     struct entry {
         uint64_t inode;
         int64_t offset;
@@ -98,25 +97,34 @@ static void close_inherited(void) {
         char name[];
     };
     _Alignas(struct entry) char entries[2048];
-    int directory = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (directory < 0) return;
+    int descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor < 0) return -1;
     long count;
-    while ((count = syscall(SYS_getdents64, directory, entries, sizeof entries)) > 0) {
+    while ((count = syscall(SYS_getdents64, descriptor, entries, sizeof entries)) > 0) {
         for (long at = 0; at < count;) {
             const struct entry *entry = (const struct entry *)(entries + at);
             at += entry->size;
+            // Not "." and "..", which are there too.
+            if (*entry->name == '.') continue;
             int number = 0;
-            for (const char *digit = entry->name; *digit; digit++) number = *digit == '.' ? -1 : 10 * number + *digit - '0';
-            if (number <= STDERR_FILENO) continue;
-            int flags = fcntl(number, F_GETFD);
-            if (flags >= 0 && !(flags & FD_CLOEXEC)) close(number);
+            for (const char *digit = entry->name; *digit; digit++) number = 10 * number + *digit - '0';
+            visit(number, context);
         }
     }
-    close(directory);
+    close(descriptor);
+    return 0;
+}
+
+/// Closes what was open when the program was executed, but for the standard streams: all that was opened since is to be closed by another execve.
+static void close_inherited(int number, void *context) {
+    (void)context;
+    if (number <= STDERR_FILENO) return;
+    int flags = fcntl(number, F_GETFD);
+    if (flags >= 0 && !(flags & FD_CLOEXEC)) close(number);
 }
 
 void csandbox_reduce(int files_are_private) {
-    close_inherited();
+    csandbox_each_number("/proc/self/fd", close_inherited, 0);
     struct rlimit limit = {0, 0};
     setrlimit(RLIMIT_CORE, &limit);
     // It cannot be raised any more.

@@ -141,33 +141,15 @@ int csandbox_visited(const siginfo_t *information) {
     return 1;
 }
 
+/// Sends SIGSYS to a thread unless it is the caller. One that has just ended is not there any more.
+static void visit_other(int thread, void *others) {
+    if (thread != (int)syscall(SYS_gettid) && syscall(SYS_tgkill, getpid(), thread, SIGSYS) == 0) ++*(int *)others;
+}
+
 /// Sends SIGSYS to all other threads. Returns how many there are, or -1 where the kernel does not say.
 static int visit_others(void) {
-    struct entry {
-        uint64_t inode;
-        int64_t offset;
-        uint16_t size;
-        uint8_t kind;
-        char name[];
-    };
-    _Alignas(struct entry) char entries[2048];
-    int directory = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (directory < 0) return -1;
-    pid_t process = getpid(), own = (pid_t)syscall(SYS_gettid);
     int others = 0;
-    long count;
-    while ((count = syscall(SYS_getdents64, directory, entries, sizeof entries)) > 0) {
-        for (long at = 0; at < count;) {
-            const struct entry *entry = (const struct entry *)(entries + at);
-            at += entry->size;
-            pid_t thread = 0;
-            // One that has just ended is not there.
-            for (const char *digit = entry->name; *digit >= '0' && *digit <= '9'; digit++) thread = 10 * thread + *digit - '0';
-            if (thread && thread != own && syscall(SYS_tgkill, process, thread, SIGSYS) == 0) others++;
-        }
-    }
-    close(directory);
-    return others;
+    return csandbox_each_number("/proc/self/task", visit_other, &others) < 0 ? -1 : others;
 }
 
 int csandbox_give_up(const struct csandbox_rights *wanted, int *user_error) {

@@ -191,6 +191,9 @@ void csandbox_await(pid_t process);
 /// process, its ID in the calling one, or a negative errno value.
 int csandbox_fork(const char *name, const int *descriptors, size_t count);
 
+/// Calls `visit` with each number that is a name in a directory of /proc: descriptors, threads. Returns -1 where the directory cannot be opened.
+int csandbox_each_number(const char *directory, void (*visit)(int number, void *context), void *context);
+
 /// Takes from the process what a machine does not need while it runs, as far as the kernel lets it: descriptors that it inherited and has not
 /// taken over, core files, a higher limit of descriptors, the access of other processes of the user to its memory (PR_SET_DUMPABLE).
 /// With `files_are_private` other users may not read the files that it creates.
