@@ -268,7 +268,7 @@ struct RunCommand: ParsableCommand {
             (default: on)
             """,
             valueName: "off|report|on|part,…"),
-        transform: Sandbox.Policy.init(parsing:))
+        completion: .list(["off", "report", "on"]), transform: Sandbox.Policy.init(parsing:))
     var sandbox = Sandbox.Policy.on
 
     @Option(

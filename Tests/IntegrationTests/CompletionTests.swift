@@ -208,6 +208,7 @@ private final class CompletingShell {
             ("swkvm run --numa mem=1G,pol", "swkvm run --numa mem=1G,policy="),
             ("swkvm run --numa mem=1G,policy=i", "swkvm run --numa mem=1G,policy=interleave "),
             ("swkvm run --rng=max", "swkvm run --rng=max-bytes="),
+            ("swkvm run --sandbox=rep", "swkvm run --sandbox=report "),
             ("swkvm image create -o clu", "swkvm image create -o cluster_size="),
             ("swkvm image create -o compat=v3,laz", "swkvm image create -o compat=v3,lazy_refcounts="),
         ]
