@@ -28,7 +28,7 @@ enum PasswordHash {
         return ["5": 43, "6": 86][method] == parts.last?.utf8.count
     }
 
-    /// Indicates whether a text is probably a hash of another method, which cloud-init may take for the password itself.
+    /// Indicates whether a text is probably a hash of another method, which cloud-init may take for a password itself.
     static func isOtherHash(_ text: String) -> Bool {
         ["$y$", "$gy$", "$7$", "$2a$", "$2b$", "$2y$", "$1$", "$md5", "$sha1$"].contains { text.hasPrefix($0) }
             && text.utf8.count >= 34

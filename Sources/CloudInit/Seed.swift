@@ -6,7 +6,7 @@ internal import Linux
 /// A disk for cloud-init's data source NoCloud: a small FAT file system with the label CIDATA, whose files say who the
 /// guest is and how it is configured at its first boot.
 ///
-/// What the options say is JSON, which is YAML as well, so that nothing here parses YAML; files of the user's are passed
+/// What the options say is JSON, which is YAML as well, so that nothing here parses YAML; files of the user are passed
 /// on as they are.
 public struct Seed: Sendable {
     /// What a seed is made from.

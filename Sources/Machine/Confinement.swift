@@ -41,7 +41,7 @@ struct Confinement {
         } catch { throw .sandbox(error) }
     }
 
-    /// What the user is told once: parts that are missing.
+    /// Warnings to print once: parts that are missing.
     var warnings: [String] {
         sandbox.missing.map { "warning: the sandbox has no \($0.part.rawValue): \($0.reason)" }
     }

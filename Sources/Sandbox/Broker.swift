@@ -3,7 +3,7 @@
 internal import CSandbox
 
 /// A process that keeps the rights to take back, at the machine's end, what was changed on the host for it: an
-/// interface's bridge, a socket's file. The machine itself has them no more.
+/// interface's bridge, a socket's file. The machine itself no longer has these rights.
 ///
 /// It is asked for one thing only, which the end of a pipe says, however the machine ends: there is nothing else that
 /// code of an attacker in the machine could ask it for.

@@ -12,7 +12,7 @@ extension Sandbox {
     /// - Parameters:
     ///   - names: what is still looked for by name.
     ///   - user: who the process becomes; nil for none.
-    /// - Throws: when a part is not to be had that was asked for by name. Others are in ``missing`` then.
+    /// - Throws: when a part that was asked for by name is unavailable. Other unavailable parts are in ``missing``.
     public mutating func enter(names: Names = Names(), user: User? = nil) throws(Refusal) {
         guard mode != .off else { return }
         // The handler copies the prefix.
@@ -41,7 +41,7 @@ extension Sandbox {
         summary = mode.rawValue + (mode == .report ? "" : " (\(words.joined(separator: ", ")))")
     }
 
-    /// Enters a part that is wanted. nil if it is not, or not to be had.
+    /// Enters a part if it is wanted. Returns nil if it is not wanted, or is unavailable.
     private mutating func entering<Answer>(
         _ part: Part, _ body: () throws(Refusal) -> Answer
     ) throws(Refusal) -> Answer? {

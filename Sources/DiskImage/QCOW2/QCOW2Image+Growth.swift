@@ -16,7 +16,7 @@ extension QCOW2Image {
         let start = grownSize
         grownSize = end &+ min(max(end / 8, 32 * header.clusterSize), Self.maximumGrowth)
         if !header.hasExtendedL2, (try? file.reserve(start, grownSize - start)) != nil { return }
-        // Where there are no blocks to be had in advance, or not as many, there is a longer file.
+        // Where the file system cannot reserve that many blocks in advance, the file only becomes longer.
         do throws(MetadataError) {
             if try file.size() < grownSize { try file.truncate(to: grownSize) }
         } catch {

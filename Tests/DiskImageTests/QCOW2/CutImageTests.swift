@@ -75,7 +75,7 @@ import Testing
             let comment = "cut at \(end) of \(file.count), \(options)"
             let path = try directory.write("cut.qcow2", file.prefix(end))
             guard end >= l1End else {
-                // Without the table that leads to everything there is nothing to be had, and nothing is touched.
+                // Without the table that leads to everything nothing can be read, and nothing is changed.
                 #expect(throws: DiskImageError.self, "\(comment)") { try salvage(path) }
                 #expect(throws: DiskImageError.self, "\(comment)") {
                     try DiskImage.check(path: path, options: unlocked, repair: .all)
