@@ -145,6 +145,34 @@ import Testing
         #expect(!machine.errors.text.contains("sandbox"), "\(machine.errors.text)")
     }
 
+    /// A guest's first access to a port can need a call that nothing else does: that of the interval timer makes it.
+    @Test(arguments: ["mmio", "pci"], ["report", "on"])
+    func everyPortNeedsNoOtherCalls(bus: String, mode: String) throws {
+        let directory = try TemporaryDirectory()
+        let kernel = try directory.write(TinyKernel.elf(TinyKernel.portSweeper), to: "kernel")
+        let machine = try Program.machine([
+            "--sandbox", mode, "--bus", bus, "--rng", "--console", "none", "--kernel", kernel,
+        ])
+        try machine.expectEnd(42)
+        #expect(!machine.errors.text.contains("sandbox"), "\(machine.errors.text)")
+    }
+
+    /// With the interval timer, whose state is read and written.
+    @Test func aPauseOfTheIntervalTimerNeedsNoOtherCalls() throws {
+        let directory = try TemporaryDirectory()
+        let kernel = try directory.write(TinyKernel.elf(TinyKernel.timerUser), to: "kernel")
+        let machine = try Program.machine(["--sandbox", "on", "--kernel", kernel], terminal: try PseudoTerminal())
+        try machine.wait(for: "t")
+        for _ in 0..<2 {
+            try machine.type("\u{1}p")
+            try machine.wait(for: "swkvm: the machine is paused")
+            try machine.type("\u{1}r")
+            try machine.wait(for: "swkvm: the machine runs")
+        }
+        try machine.type("\u{1}x")
+        try machine.expectEnd(104)
+    }
+
     @Test func aGuestThatRebootsIsStillConfined() throws {
         let machine = try Program.machineAtPrompt(["--sandbox", "on", "--cpus", "2"])
         try machine.type("reboot\n")

@@ -9,6 +9,23 @@ enum TinyKernel {
     /// Writes without end: mov dx, 0x3f8; mov al, 'x'; 1: out dx, al; jmp 1b
     static let talking: [UInt8] = [0x66, 0xba, 0xf8, 0x03, 0xb0, 0x78, 0xee, 0xeb, 0xfd]
 
+    /// Reads each I/O port, as one byte, four and two, and writes zeroes to it; ends with status 42. A zero to the port
+    /// of the status would end it.
+    static let portSweeper: [UInt8] = [
+        0x31, 0xd2,  // xor edx, edx
+        0xec, 0xed, 0x66, 0xed,  // 1: in al, dx; in eax, dx; in ax, dx
+        0x31, 0xc0,  // xor eax, eax
+        0x66, 0x81, 0xfa, 0x01, 0x05, 0x74, 0x04,  // cmp dx, 0x501; je 2f
+        0xee, 0xef, 0x66, 0xef,  // out dx, al; out dx, eax; out dx, ax
+        0x66, 0xff, 0xc2, 0x75, 0xea,  // 2: inc dx; jnz 1b
+        0x66, 0xba, 0x01, 0x05, 0xb0, 42, 0xee,  // mov dx, 0x501; mov al, 42; out dx, al
+    ]
+    /// Has the interval timer's channel 0 count periods (mode 2), writes a "t" and runs in circles.
+    static let timerUser: [UInt8] = [
+        0xb0, 0x34, 0xe6, 0x43, 0xb0, 0xff, 0xe6, 0x40, 0xe6, 0x40,  // outb 0x34, 0x43; 0xff to 0x40, twice
+        0x66, 0xba, 0xf8, 0x03, 0xb0, 0x74, 0xee, 0xeb, 0xfe,  // mov dx, 0x3f8; mov al, 't'; out dx, al; 1: jmp 1b
+    ]
+
     /// Entered as Linux is: writes its command line to the serial port and powers off.
     static let commandLinePrinter: [UInt8] = [
         0x8b, 0xb6, 0x28, 0x02, 0x00, 0x00,  // mov esi, [rsi + 0x228]: cmd_line_ptr of boot_params
