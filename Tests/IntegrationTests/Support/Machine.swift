@@ -40,8 +40,7 @@ extension Program {
         // The echo first: a prompt that was there already is not the answer's.
         try wait(for: command)
         try wait(for: Self.prompt)
-        let answer = String(decoding: output.bytes[start...], as: UTF8.self).split(whereSeparator: \.isNewline).map(
-            String.init)
+        let answer = output.guestText(from: start).split(whereSeparator: \.isNewline).map(String.init)
         return Array(answer.dropFirst().dropLast())
     }
 

@@ -237,7 +237,7 @@ final class Program {
 
 /// What a stream has brought, and how far a test has looked at it.
 struct Transcript {
-    private(set) var bytes: [UInt8] = []
+    var bytes: [UInt8] = []
     var position = 0
     /// What was not found before here.
     private var missed: (text: String, end: Int) = ("", 0)
@@ -248,25 +248,70 @@ struct Transcript {
     /// The last of it, for a failure's text.
     var tail: String { String(decoding: bytes.suffix(4000), as: UTF8.self) }
 
-    /// Moves on to the end of the next `text`, if it is there.
+    /// Moves on to the end of the next `text`, if it is there, whole or cut by messages.
     mutating func advance(past text: String) -> Bool {
         let wanted = Array(text.utf8)
-        var start = missed.text == text ? max(missed.end, position) : position
-        let found = bytes.withUnsafeBytes { bytes in
-            while start + wanted.count <= bytes.count {
-                guard let first = memchr(bytes.baseAddress! + start, Int32(wanted[0]), bytes.count - start) else {
-                    start = bytes.count
-                    return false
-                }
-                start = UnsafeRawPointer(first) - bytes.baseAddress!
-                if start + wanted.count > bytes.count { return false }
-                if memcmp(first, wanted, wanted.count) == 0 { return true }
-                start += 1
-            }
+        let start = missed.text == text ? max(missed.end, position) : position
+        let whole = Self.search(for: wanted, in: bytes, from: start).map { $0 + wanted.count }
+        guard let end = [whole, endOfCut(wanted)].compactMap({ $0 }).min() else {
+            missed = (text, max(start, bytes.count - wanted.count + 1))
             return false
         }
-        if found { position = start + wanted.count } else { missed = (text, start) }
-        return found
+        position = end
+        return true
+    }
+
+    /// Where the next `wanted` ends that is whole only without the messages.
+    private func endOfCut(_ wanted: [UInt8]) -> Int? {
+        let cuts = cuts(from: position)
+        guard !cuts.isEmpty, let first = Self.search(for: wanted, in: remains(from: position, without: cuts), from: 0)
+        else { return nil }
+        return cuts.reduce(position + first + wanted.count) { $1.lowerBound < $0 ? $0 + $1.count : $0 }
+    }
+
+    /// What has come from `start` on, without messages that cut a line of the guest's, which thus is whole again.
+    func guestText(from start: Int) -> String {
+        String(decoding: remains(from: start, without: cuts(from: start)), as: UTF8.self)
+    }
+
+    /// On a terminal, a message of swkvm's can begin in the middle of a line of the guest's, which goes on behind it.
+    private func cuts(from start: Int) -> [Range<Int>] {
+        var cuts: [Range<Int>] = []
+        var next = start
+        while let first = Self.search(for: Self.message, in: bytes, from: next),
+            let end = bytes[first...].firstIndex(of: 0x0a)
+        {
+            next = end + 1
+            if first > start, bytes[first - 1] != 0x0a { cuts.append(first..<next) }
+        }
+        return cuts
+    }
+
+    private func remains(from start: Int, without cuts: [Range<Int>]) -> [UInt8] {
+        var remains: [UInt8] = []
+        var next = start
+        for cut in cuts {
+            remains += bytes[next..<cut.lowerBound]
+            next = cut.upperBound
+        }
+        return remains + bytes[next...]
+    }
+
+    /// How each message of swkvm's begins.
+    private static let message = Array("swkvm: ".utf8)
+
+    /// - Returns: where the first `wanted` at or behind `start` begins.
+    private static func search(for wanted: [UInt8], in bytes: [UInt8], from start: Int) -> Int? {
+        bytes.withUnsafeBytes { bytes in
+            var start = start
+            while start + wanted.count <= bytes.count {
+                let last = bytes.count - wanted.count
+                guard let first = memchr(bytes.baseAddress! + start, Int32(wanted[0]), last - start + 1) else { break }
+                if memcmp(first, wanted, wanted.count) == 0 { return UnsafeRawPointer(first) - bytes.baseAddress! }
+                start = UnsafeRawPointer(first) - bytes.baseAddress! + 1
+            }
+            return nil
+        }
     }
 
     /// Reads until there is no more for now; false at the end of the stream.
