@@ -73,7 +73,7 @@ import Testing
         let text = section("Physical memory").joined(separator: "\n")
         for words in [
             "at `0x\(String(Layout.setupData, radix: 16))`", "up to \(address(Layout.hole.lowerBound)).",
-            "has \(range(Layout.acpi, Layout.highRAM)) as reserved:",
+            "marks \(range(Layout.acpi, Layout.highRAM)) as reserved:",
             "ACPI tables up to \(address(Layout.smbios - 1)), SMBIOS tables from \(address(Layout.smbios)) on",
             "At \(address(Layout.resetVector)) (",
         ] {
