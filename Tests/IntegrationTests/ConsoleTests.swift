@@ -18,6 +18,10 @@ import Testing
         try machine.expectEnd(0)
         #expect(machine.output.lines.contains("first") && machine.output.lines.contains("second"))
         #expect(machine.output.lines.contains("> echo first"))
+        #expect(
+            machine.output.lines.contains {
+                $0.hasPrefix("1 CPU, ") && $0.hasSuffix(" MiB, 0 disks, 0 network interfaces; type help")
+            })
     }
 
     @Test func inputFromARegularFile() throws {

@@ -17,9 +17,15 @@ final class Shell {
         Console.listen()
         receive()  // input that came before
         Console.print(
-            "\(UInt64(max(acpi.processors.count, 1))) CPUs, \(boot.memory >> 20) MiB, \(devices.disks.count) disks, \(devices.interfaces.count) networks; try help"
+            "\(number(max(acpi.processors.count, 1), of: "CPU")), \(boot.memory >> 20) MiB, \(number(devices.disks.count, of: "disk")), \(number(devices.interfaces.count, of: "network interface")); type help"
         )
         while true { run(line()) }
+    }
+
+    /// A number and its noun, in the singular for one.
+    private func number(_ count: Int, of noun: StaticString) -> Text {
+        let ending: StaticString = count == 1 ? "" : "s"
+        return "\(count) \(noun)\(ending)"
     }
 
     /// Takes input. What does not fit stays in the port, whose other side then waits.
@@ -81,7 +87,7 @@ final class Shell {
             case "reboot": Power.reset()
             case "panic": Crash.panic("requested")
             case "crash": Crash.now(words.count > 1 ? words[1] : "")
-            default: throw Failure("\(command): no such command; try help")
+            default: throw Failure("\(command): no such command; type help")
             }
         } catch {
             Console.print(error.reason)
