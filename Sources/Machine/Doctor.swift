@@ -235,7 +235,7 @@ struct Examination {
     private func filters() -> Doctor.Finding {
         if Sandbox.hasFilters { return Doctor.Finding(.good, "seccomp", "system calls can be filtered") }
         return Doctor.Finding(
-            .limited, "seccomp", "this kernel has no seccomp filters: --sandbox on goes without",
+            .limited, "seccomp", "this kernel has no seccomp filters: --sandbox on runs without it",
             fix: .advice("use a kernel with CONFIG_SECCOMP_FILTER"))
     }
 
@@ -243,10 +243,10 @@ struct Examination {
         switch Sandbox.landlock {
         case .success(let version):
             let parts = version >= 6 ? "files, ports and scopes" : version >= 4 ? "files and ports" : "files"
-            return Doctor.Finding(.good, "landlock", "version \(version): \(parts) can be withheld")
+            return Doctor.Finding(.good, "landlock", "version \(version): \(parts) can be restricted")
         case .failure(let refusal):
             return Doctor.Finding(
-                .limited, "landlock", "\(refusal.reason): --sandbox on goes without",
+                .limited, "landlock", "\(refusal.reason): --sandbox on runs without it",
                 fix: .advice("boot with lsm=landlock,… on a kernel with CONFIG_SECURITY_LANDLOCK"))
         }
     }
@@ -254,8 +254,8 @@ struct Examination {
     private func user() -> Doctor.Finding {
         let text =
             Sandbox.User.canChange
-            ? "root: a machine gets the user of its image, or nobody (--run-as), and no capabilities"
-            : "an ordinary user, who stays"
+            ? "root; machines run as the owner of their first disk, or nobody (--run-as), without capabilities"
+            : "unprivileged; machines run as this user"
         return Doctor.Finding(.good, "user", text)
     }
 
@@ -264,7 +264,7 @@ struct Examination {
             return Doctor.Finding(.good, "namespaces", "available (--sandbox on,namespaces)")
         }
         return Doctor.Finding(
-            .limited, "namespaces", "\(refusal.reason): no --sandbox on,namespaces",
+            .limited, "namespaces", "\(refusal.reason): --sandbox on,namespaces is unavailable",
             fix: .advice("allow user namespaces (sysctl user.max_user_namespaces), or start swkvm as root"))
     }
 
@@ -272,7 +272,7 @@ struct Examination {
         let path = "/dev/net/tun"
         do throws(SystemCallError) {
             _ = try FileDescriptor.open(path, O_RDWR)
-            return [Doctor.Finding(.good, path, "opens"), netAdmin()]
+            return [Doctor.Finding(.good, path, "can be opened"), netAdmin()]
         } catch {
             let remedy =
                 switch error.errno {
@@ -280,7 +280,7 @@ struct Examination {
                     asRoot("modprobe tun", advice: "in a container: start it with --device \(path)")
                 default: asRoot("chmod 0666 \(path)", advice: "the default of most distributions")
                 }
-            return [Doctor.Finding(.limited, path, "\(error.reason): no --net tap=", fix: remedy)]
+            return [Doctor.Finding(.limited, path, "\(error.reason): --net tap= is unavailable", fix: remedy)]
         }
     }
 

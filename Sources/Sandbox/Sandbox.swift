@@ -91,8 +91,8 @@ public struct Sandbox: Sendable {
             case (.landlock, EOPNOTSUPP): "Landlock is not among the kernel's security modules (lsm=landlock,…)"
             case (.user, EINVAL): "this user namespace has no such user"
             case (.user, EPERM): "the process may not change its user"
-            case (.namespaces, EPERM): "this host gives ordinary users, or this container, none"
-            case (.namespaces, ENOSPC): "there are too many (/proc/sys/user/max_*_namespaces)"
+            case (.namespaces, EPERM): "this host or container does not allow unprivileged user namespaces"
+            case (.namespaces, ENOSPC): "their limit is reached (/proc/sys/user/max_*_namespaces)"
             case (.namespaces, EINVAL): "a thread that writes a file, for the console or --metrics, would stay outside"
             case (_, EBUSY): "a thread waits in the kernel"
             default: unsafe String(cString: strerror(errno))
