@@ -17,8 +17,8 @@ struct RunCommand: ParsableCommand {
         commandName: "run",
         abstract: "Boot a virtual machine and connect it to this terminal.",
         discussion: """
-            With an IMAGE, the system on it boots: the kernel, its initrd and command line are found by the configuration of the boot loader on \
-            the disk, without firmware, anew at each reboot of the guest. The image is not changed: what the guest writes goes to a temporary \
+            With an IMAGE, the system on it boots: the kernel, its initrd and command line are found from the configuration of its boot loader, \
+            without firmware, and again at each reboot of the guest. The image is not changed: what the guest writes goes to a temporary \
             overlay. Without an IMAGE and --kernel, the bundled guest boots to a prompt. The terminal is the guest's serial port; \
             Ctrl-A x ends the machine, Ctrl-A p pauses and resumes it, Ctrl-A : takes a command, Ctrl-A h lists all keys. SIGINT, SIGTERM \
             and SIGHUP ask the guest to power off; a second signal, at least a second later, ends the machine. SIGUSR1 writes --metrics, \
@@ -103,8 +103,8 @@ struct RunCommand: ParsableCommand {
     @Argument(
         help: ArgumentHelp(
             """
-            A disk image that boots by its own files and stays as it is; with the options of --disk, such as IMAGE,format=qcow2. It is the \
-            first disk. With --kernel, that kernel boots instead.
+            A disk image to boot with its own kernel and configuration; it is not modified. It accepts the options of --disk, such as \
+            IMAGE,format=qcow2, and is the first disk. With --kernel, that kernel boots instead.
             """,
             valueName: "image"),
         completion: .file(), transform: DiskArgument.init(parsing:))
@@ -174,7 +174,7 @@ struct RunCommand: ParsableCommand {
             directory, backing=anywhere allows all, including remote disks, backing=off none. The extents of a VMDK must be in or below the \
             image's directory. PATH can be a remote disk, \
             nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; reconnect= sets how long requests wait for a reconnect (10 by default). \
-            bps= and iops= limit bytes and requests a second, of all queues together; -burst is what may come at once after a pause (a \
+            bps= and iops= limit bytes and requests a second, of all queues together; -burst= sets the burst size (a \
             tenth of a second's worth by default). vhd-size= selects which of the two sizes in a VHD footer is used, that of the geometry or that in bytes. Repeatable. A comma in \
             PATH is written twice.
             """,
@@ -188,7 +188,7 @@ struct RunCommand: ParsableCommand {
         help: ArgumentHelp(
             """
             A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mac-lock=on|off][,mtu=N][,offload=on|off][,queues=N], or fd=N[:N…][,mac=MAC][,mac-lock=on|off][,offload=on|off]. \
-            mac-lock=on drops frames that the guest sends from another MAC address than the interface's, which it then cannot change. \
+            mac-lock=on drops the guest's frames whose source MAC address is not the interface's, which the guest then cannot change. \
             offload= controls whether the guest may offload checksums and segmentation to the host; by default this depends on what the \
             interface is connected to. queues= gives the guest several pairs of queues, each with a thread (1 by default, up to \
             \(TAPDevice.maximumQueues)); fd= takes a descriptor for each. rx-bps=, rx-pps=, tx-bps= and tx-pps= limit the bytes and frames a second \
@@ -262,9 +262,9 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            Confine the process to what a running machine needs: on takes away its user (of root), its capabilities, and, by Landlock and \
-            seccomp, all files, ports and system calls that it does not need; on,namespaces also gives it namespaces of its own. Parts by name \
-            (user, capabilities, landlock, seccomp, namespaces) have to be there. report prints a line for each system call that on would refuse. \
+            Confine the process to what a running machine needs: on drops root, all capabilities and, by Landlock and seccomp, access to \
+            files, ports and system calls that it does not need; on,namespaces also gives it namespaces of its own. Parts given by name \
+            (user, capabilities, landlock, seccomp, namespaces) must be supported. report prints a line for each system call that on would refuse. \
             (default: on)
             """,
             valueName: "off|report|on|part,…"),
@@ -273,7 +273,7 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "The user that a process of root's becomes with --sandbox on: a name, or UID:GID. Default: the owner of the first disk, or nobody.",
+            "User to switch to when root starts the machine with --sandbox on: a name, or UID:GID. Default: the owner of the first disk, or nobody.",
             valueName: "user"),
         transform: RunAsArgument.init(parsing:))
     var runAs: RunAsArgument?
@@ -291,7 +291,7 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Write all counters of the machine to a file at the end and on SIGUSR1, as --metrics-format says.",
+            "Write all counters of the machine to a file, at the end and on SIGUSR1, in the format of --metrics-format.",
             valueName: "path"),
         completion: .file())
     var metrics: String?
@@ -350,7 +350,7 @@ struct RunCommand: ParsableCommand {
         }
         for (option, path) in [("kernel", kernel), ("initrd", initrd), ("metrics", metrics)] where path?.isEmpty == true
         {
-            throw ValidationError("the option --\(option) requires a path, and '' is none")
+            throw ValidationError("the option --\(option) requires a non-empty path")
         }
         if runAs != nil, sandbox.mode != .on {
             throw ValidationError("the option --run-as requires --sandbox on")

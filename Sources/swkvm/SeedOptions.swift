@@ -35,7 +35,7 @@ struct SeedOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "User-data for cloud-init, of any kind. Where it disagrees with --user and --password-file, it wins.",
+            "User-data for cloud-init, of any kind. It takes precedence over --user and --password-file.",
             valueName: "file"), completion: .file())
     var userData: String?
 
@@ -71,7 +71,7 @@ struct SeedOptions: ParsableArguments {
             ("password-file", passwordFile), ("user-data", userData), ("meta-data", metaData),
             ("network-config", networkConfig),
         ] + sshKey.map({ ("ssh-key", $0) }) where path?.isEmpty == true {
-            throw ValidationError("the option --\(option) requires a path, and '' is none")
+            throw ValidationError("the option --\(option) requires a non-empty path")
         }
         if let metaData, hostname != nil || !sshKey.isEmpty {
             let (option, member) = hostname != nil ? ("hostname", "local-hostname") : ("ssh-key", "public-keys")

@@ -88,7 +88,8 @@ import Testing
                 "the file of --\(option), \(directory.path), cannot be read: Is a directory", status: Status.input)
             try expectRefused(
                 ["--\(option)", large], "the file of --\(option), \(large), has more than ", status: Status.input)
-            try expectRefused(["--\(option)", ""], "the option --\(option) requires a path", status: Status.usage)
+            try expectRefused(
+                ["--\(option)", ""], "the option --\(option) requires a non-empty path", status: Status.usage)
         }
         try expectRefused(["--ssh-key", key], "\(key) is a private key, which no guest may see", status: Status.input)
         try expectRefused(

@@ -14,7 +14,7 @@ struct FilesOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "Number of the partition. Default: the one with a file system that is read, of several the one with /etc.",
+            "Number of the partition. Default: the only one with a supported file system; of several, the one with /etc.",
             valueName: "n"),
         transform: wholeNumber(1...Int(Int32.max)))
     var partition: Int?
@@ -202,7 +202,7 @@ struct ImageCopyOutCommand: FilesVerb {
         commandName: "cp-out",
         abstract: "Copy a file or directory of a disk image to the host.",
         discussion: """
-            A directory is copied with all that is in it. Nothing that exists is replaced; owners and times are not copied.
+            A directory is copied with its contents. Nothing that exists is replaced; owners and times are not copied.
 
             EXAMPLES
               swkvm image cp-out debian.qcow2 /boot/vmlinuz-6.1.0-13-amd64 vmlinuz

@@ -56,7 +56,7 @@ struct EncryptionOptions: ParsableArguments {
     func encryption(_ keys: [DiskKey], _ path: String, option: String) throws(DiskImageError) -> ImageEncryption? {
         guard encrypt else { return nil }
         guard let key = keys.first, keys.count == 1 else {
-            throw .impossible(path: path, reason: "--encrypt takes one key: \(option)-file or \(option)-fd")
+            throw .impossible(path: path, reason: "--encrypt requires exactly one key: \(option)-file or \(option)-fd")
         }
         var encryption = ImageEncryption(key: key)
         if let iterTime { encryption.cost = .milliseconds(iterTime) }

@@ -7,7 +7,7 @@ extension QEMUWords {
         "measure":
             "swkvm image map --json shows the allocated ranges, and convert skips zeroes; qemu-img measure reads the same files",
         "amend": "swkvm image convert recreates the image with another layout; qemu-img amend changes key slots",
-        "bitmap": "qemu-img bitmap looks after an image's bitmaps",
+        "bitmap": "qemu-img bitmap manages an image's bitmaps",
     ]
 
     static let options: [String: [Option]] = [

@@ -152,7 +152,7 @@ struct QEMUWords {
             }
             if size.bytes == 0 {
                 throw ValidationError(
-                    "image convert has no -S 0: zeroes are left out; --preallocation full sets their space aside"
+                    "image convert has no -S 0: zeroes are not stored; --preallocation full allocates space for them"
                 )
             }
         case .snapshot:
@@ -207,7 +207,7 @@ struct QEMUWords {
         case "encrypt.format":
             guard value == "luks" else {
                 throw ValidationError(
-                    "image \(verb) has no -o encrypt.format=\(value): encrypt.format=luks is what there is"
+                    "image \(verb) has no -o encrypt.format=\(value): only encrypt.format=luks is supported"
                 )
             }
             return [option]
@@ -234,14 +234,14 @@ struct QEMUWords {
             case "bs": break
             case "count", "skip":
                 throw ValidationError(
-                    "image dd has no \(name)=: it copies all; convert to raw and take a part of that with dd(1)"
+                    "image dd has no \(name)=: it copies the whole disk; convert to raw and extract a part with dd(1)"
                 )
             default: throw ValidationError("image dd has no \(name)=; expected if= and of=")
             }
         }
         guard let source, let target else {
             throw ValidationError(
-                "image dd takes if=FILE and of=FILE, and makes what swkvm image convert --force FILE FILE does")
+                "image dd takes if=FILE and of=FILE, and does the same as swkvm image convert --force FILE FILE")
         }
         return ["convert", "--force"] + options + [source, target]
     }

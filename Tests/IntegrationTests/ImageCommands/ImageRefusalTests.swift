@@ -56,7 +56,7 @@ import Testing
         try expectWrong("create --backing disk.raw new.raw", "a raw image has no backing file")
         try shell("printf secret >'\(directory("key"))'")
         try expectWrong("create --key-file key new.qcow2 1M", "a key requires --encrypt")
-        try expectWrong("create --encrypt new.qcow2 1M", "--encrypt takes one key")
+        try expectWrong("create --encrypt new.qcow2 1M", "--encrypt requires exactly one key")
         try expectWrong("create --encrypt --key-file key --iterations 1 new.qcow2 1M", "iterations for a password")
         try expectWrong("create new.qcow2 4611686018427387905", "a disk has 4611686018427387904 at most")
         try expectWrong("create new.qcow2 -- -1", "")
