@@ -76,7 +76,7 @@ extension BootFile {
             case Z_STREAM_END where unsafe stream.avail_out == 0 && stream.avail_in == 0 && position == size:
                 return
             case Z_STREAM_END:
-                throw malformed("its gzip data ends before its size says, or something follows it")
+                throw malformed("its gzip data ends before its declared size, or other data follows it")
             case Z_OK, Z_BUF_ERROR:
                 throw malformed("it decompresses to more than the \(output.count) bytes that it declares")
             case Z_MEM_ERROR:

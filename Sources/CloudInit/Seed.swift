@@ -46,12 +46,12 @@ public struct Seed: Sendable {
         var warnings: [String] = []
         if let path = options.userDataFile, !Self.isUserData(files[1].contents) {
             warnings.append(
-                "cloud-init will ignore \(path): it begins as no kind of user-data does, such as #cloud-config or #!/bin/sh in its first line"
+                "cloud-init will ignore \(path): it does not begin like user-data, such as with #cloud-config or #!/bin/sh"
             )
         }
         if let path = options.metaDataFile, !Self.hasInstance(files[0].contents) {
             warnings.append(
-                "\(path) has no instance-id: cloud-init takes all machines without one for the same machine")
+                "\(path) has no instance-id: cloud-init treats all machines without one as the same machine")
         }
         self.warnings = warnings
     }
@@ -128,7 +128,8 @@ public struct Seed: Sendable {
             throw .password(
                 path: path,
                 reason:
-                    "it is a hash that not every cloud-init knows; `mkpasswd -m sha512crypt` makes one that each knows")
+                    "it is a hash that some versions of cloud-init do not support; `mkpasswd -m sha512crypt` creates one that all support"
+            )
         }
         return PasswordHash.isHash(text) ? text : PasswordHash.sha512(line)
     }

@@ -30,7 +30,7 @@ public struct FileExtraction {
         if isDirectory(destination) {
             guard let name = path.rawBytes.split(separator: UInt8(ascii: "/")).last, !name.elementsEqual(".".utf8),
                 !name.elementsEqual("..".utf8)
-            else { throw .host(path: destination, reason: "it exists; name the new directory") }
+            else { throw .host(path: destination, reason: "it exists; specify a name for the copy") }
             target = destination + "/" + String(raw: name)
         }
         do throws(FileSystemError) { try copy(node, path, to: target, depth: 0) } catch {

@@ -160,7 +160,7 @@ public struct PartitionTable: Sendable {
         var here = base, number = 5, seen: Set<UInt64> = []
         while number < 5 + maximumLogical {
             guard seen.insert(here).inserted else {
-                throw .damaged(what: "the partition table (MBR)", reason: "its logical partitions are a loop")
+                throw .damaged(what: "the partition table (MBR)", reason: "its logical partitions form a loop")
             }
             guard volume.contains(here, 512) else {
                 throw .damaged(what: "the partition table (MBR)", reason: "a logical partition is past the end")

@@ -66,7 +66,7 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
         case .badInterfaceName(_, .empty):
             "the name of a network interface is empty: give 1 to \(InterfaceName.maximumLength) characters"
         case .badInterfaceName(let text, .tooLong(let length)):
-            "the interface name '\(text)' has \(length) bytes, the kernel takes at most \(InterfaceName.maximumLength)"
+            "the interface name '\(text)' has \(length) bytes, the kernel allows at most \(InterfaceName.maximumLength)"
         case .badInterfaceName(let text, .character(let character)):
             "the interface name '\(text)' has the character \(String(reflecting: character)), which is not allowed: use letters, digits, '-', '_' and '.'"
         case .badInterfaceName(let text, .reserved):
@@ -81,7 +81,7 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
             "creating the TAP \(name?.text ?? "interface") needs CAP_NET_ADMIN: run as root, or have an administrator create one for this user, "
                 + "`ip tuntap add dev \(name?.text ?? "swtap0") mode tap user NAME`"
         case .tapDenied(let name):
-            "the TAP \(name) belongs to another user: give CAP_NET_ADMIN, or recreate it with `ip tuntap add dev \(name) mode tap user NAME`"
+            "the TAP \(name) belongs to another user: run with CAP_NET_ADMIN, or recreate it with `ip tuntap add dev \(name) mode tap user NAME`"
         case .oneQueueOnly(let name, let wanted):
             "the TAP \(name) has one queue, not \(wanted): give queues=1, or recreate it with `ip tuntap add dev \(name) mode tap multi_queue`"
         case .tapBusy(let name):

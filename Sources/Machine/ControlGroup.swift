@@ -154,7 +154,8 @@ public enum ControlGroupError: Error, CustomStringConvertible {
 
     public var description: String {
         switch self {
-        case .noName(let path): "'\(path)' names no control group: expected a path such as /sys/fs/cgroup/machines/vm1"
+        case .noName(let path):
+            "'\(path)' is not a valid control group path: expected a path such as /sys/fs/cgroup/machines/vm1"
         case .notAGroup(let directory):
             "\(directory) is not in a cgroup2 file system: mount one (`mount -t cgroup2 none /sys/fs/cgroup`), or specify a path below the one that `findmnt -t cgroup2` shows"
         case .version1(let directory):

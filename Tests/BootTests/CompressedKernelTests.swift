@@ -54,7 +54,7 @@ import Testing
         less.store(UInt32(4096), at: less.count - 4)
         none.store(UInt32(0), at: none.count - 4)
         #expect(
-            error(more)?.description.contains("ends before its size says") == true
+            error(more)?.description.contains("ends before its declared size") == true
                 || error(more)?.description.contains("damaged") == true)
         #expect(
             error(less)

@@ -84,7 +84,7 @@ import Testing
     @Test func sentencesSayWhatToDo() {
         #expect(
             HostNetworkError.badInterfaceName("sixteen_bytes_16", .tooLong(16)).description
-                == "the interface name 'sixteen_bytes_16' has 16 bytes, the kernel takes at most 15")
+                == "the interface name 'sixteen_bytes_16' has 16 bytes, the kernel allows at most 15")
         #expect(
             HostNetworkError.badInterfaceName("a/b", .character("/")).description
                 == "the interface name 'a/b' has the character \"/\", which is not allowed: use letters, digits, '-', '_' and '.'"

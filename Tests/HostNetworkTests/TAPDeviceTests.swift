@@ -187,7 +187,7 @@ import Testing
             })
             #expect(
                 opening?.description
-                    == "the TAP theirs belongs to another user: give CAP_NET_ADMIN, or recreate it with "
+                    == "the TAP theirs belongs to another user: run with CAP_NET_ADMIN, or recreate it with "
                     + "`ip tuntap add dev theirs mode tap user NAME`")
         }
     }

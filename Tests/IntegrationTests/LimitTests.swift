@@ -115,7 +115,7 @@ import Testing
         }
         try expectRefused(directory("group"), "is not in a cgroup2 file system")
         try expectRefused("/nonexistent/group", "No such file or directory")
-        try expectRefused("/", "names no control group", status: 64)
+        try expectRefused("/", "is not a valid control group path", status: 64)
         if access("/sys/fs/cgroup/cpu/cgroup.procs", F_OK) == 0 {
             try expectRefused("/sys/fs/cgroup/cpu/group", "version 1")
         }

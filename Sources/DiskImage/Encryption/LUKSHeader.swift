@@ -182,7 +182,7 @@ struct LUKSHeader: Equatable, Sendable {
     ) throws(DiskImageError) -> String {
         let text = field.prefix { $0 != 0 }
         guard text.count < field.count, text.allSatisfy({ (0x21..<0x7f).contains($0) }) else {
-            throw .invalid(path: path, reason: "its LUKS header has a \(what) that is not a word")
+            throw .invalid(path: path, reason: "its LUKS header has a \(what) that is not valid text")
         }
         return String(decoding: text, as: UTF8.self)
     }

@@ -140,7 +140,7 @@ struct GrubParser {
                 add(String(text[index]))
                 index += 1
             }
-            guard index < text.count else { throw problem(start, "a quotation without its end") }
+            guard index < text.count else { throw problem(start, "a quotation without an end") }
             index += 1
         }
         while index < text.count {

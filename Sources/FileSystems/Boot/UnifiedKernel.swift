@@ -21,7 +21,7 @@ struct UnifiedKernel {
         guard header.little16(4) == 0x8664 else { throw damaged("it is not for x86-64") }
         let table = place + 24 + UInt64(header.little16(20))
         guard table <= file.size, file.size - table >= UInt64(count * 40) else {
-            throw damaged("its sections are cut off")
+            throw damaged("its sections are truncated")
         }
         let entries = try file.read(at: table, count: count * 40)
         for index in 0..<count {
@@ -29,7 +29,9 @@ struct UnifiedKernel {
             let name = entry.text(0, 8)
             // What of the section is in the file; the rest is padding, or zeroes that are not stored.
             let size = UInt64(min(entry.little32(8), entry.little32(16))), start = UInt64(entry.little32(20))
-            guard start <= file.size, size <= file.size - start else { throw damaged("its section \(name) is cut off") }
+            guard start <= file.size, size <= file.size - start else {
+                throw damaged("its section \(name) is truncated")
+            }
             // An image with several profiles has the common sections first.
             if sections[name] == nil { sections[name] = file.slice(start, size) }
         }

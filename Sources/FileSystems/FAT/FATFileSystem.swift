@@ -124,7 +124,7 @@ public struct FATFileSystem: FileSystem {
             guard cluster >= 2, cluster - 2 < clusterCount else { throw damaged("a chain leads to cluster \(cluster)") }
             // No chain has more clusters than there are, unless it is a loop.
             count += 1
-            guard count <= clusterCount else { throw damaged("a chain of clusters is a loop") }
+            guard count <= clusterCount else { throw damaged("a chain of clusters forms a loop") }
             let place = data + UInt64(cluster - 2) * clusterSize
             if let last = pieces.last, last.place + last.length == place {
                 pieces[pieces.count - 1].length += clusterSize

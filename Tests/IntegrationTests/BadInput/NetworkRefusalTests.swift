@@ -38,7 +38,7 @@ import Testing
         try machine.expectEnd(Status.usage)
         #expect(
             machine.errors.text.contains(
-                "the interface name 'sixteen-bytes-xx' has 16 bytes, the kernel takes at most 15"))
+                "the interface name 'sixteen-bytes-xx' has 16 bytes, the kernel allows at most 15"))
     }
 
     @Test func bridges() throws {
