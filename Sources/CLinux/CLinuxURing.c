@@ -126,7 +126,7 @@ int clinux_ring_cancel(clinux_ring *ring, uint64_t target, uint64_t token) {
     return 0;
 }
 
-int clinux_ring_take_back(clinux_ring *ring, uint64_t *token) {
+int clinux_ring_reclaim(clinux_ring *ring, uint64_t *token) {
     struct io_uring_sq *queue = &ring->uring.sq;
     if (!io_uring_sq_ready(&ring->uring)) return 0;
     unsigned last = queue->sqe_tail - 1;

@@ -231,7 +231,7 @@ int csandbox_report(const char *prefix, int exit_status) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_sigaction = refused;
-    // A refused call was not begun, so nothing is restarted; csandbox_give_up may interrupt one.
+    // A refused call was not begun, so nothing is restarted; csandbox_drop_privileges may interrupt one.
     action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART;
     return sigaction(SIGSYS, &action, 0) < 0 ? errno : 0;
 }

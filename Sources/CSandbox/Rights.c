@@ -125,7 +125,7 @@ static int change_user(void) {
     return rights.user ? become(rights.user, rights.group) : 0;
 }
 
-static int give_up(void) {
+static int drop_own(void) {
     int error = rights.drops_capabilities ? keep_capabilities(rights.kept) : 0;
     if (!error && rights.ruleset >= 0 && syscall(RESTRICT_SELF, rights.ruleset, 0) < 0) error = errno;
     return error;
@@ -135,7 +135,7 @@ int csandbox_visited(const siginfo_t *information) {
     if (information->si_code != SI_TKILL || atomic_load(&stage) == BEFORE) return 0;
     if (atomic_load(&stage) == AFTER) return 1;
     int error = change_user();
-    if (!error) error = give_up();
+    if (!error) error = drop_own();
     if (error) atomic_store(&failure, error);
     atomic_fetch_add(&visited, 1);
     return 1;
@@ -152,7 +152,7 @@ static int visit_others(void) {
     return csandbox_each_number("/proc/self/task", visit_other, &others) < 0 ? -1 : others;
 }
 
-int csandbox_give_up(const struct csandbox_rights *wanted, int *user_error) {
+int csandbox_drop_privileges(const struct csandbox_rights *wanted, int *user_error) {
     rights = *wanted;
     *user_error = change_user();
     // The others stay what this one is.
@@ -166,7 +166,7 @@ int csandbox_give_up(const struct csandbox_rights *wanted, int *user_error) {
     const struct timespec nap = {0, 50000};
     for (int turn = 0; turn < 10000 && atomic_load(&visited) < others; turn++) nanosleep(&nap, 0);
     atomic_store(&stage, AFTER);
-    int error = give_up();
+    int error = drop_own();
     if (!error) error = atomic_load(&failure);
     return error ? error : atomic_load(&visited) < others ? EBUSY : 0;
 }

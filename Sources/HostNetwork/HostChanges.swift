@@ -98,14 +98,14 @@ struct HostChanges: ~Copyable, Sendable {
         changes.isEmpty && bridge == nil ? [] : [netlink.rawValue, namespace.descriptor.rawValue]
     }
 
-    /// Leaves it to another process, which calls ``takeBack()``.
+    /// Leaves it to another process, which calls ``revert()``.
     func delegate() { isDelegated.store(true, ordering: .relaxed) }
 
     deinit {
-        if !isDelegated.load(ordering: .relaxed) { takeBack() }
+        if !isDelegated.load(ordering: .relaxed) { revert() }
     }
 
-    func takeBack() {
+    func revert() {
         // Nobody is left to hear of a failure: the interface was removed meanwhile, or the right to change it.
         for change in changes.reversed() {
             switch change {

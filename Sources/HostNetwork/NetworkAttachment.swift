@@ -95,7 +95,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         netlink = Guarded(index == 0 ? nil : try? RouteNetlink())
     }
 
-    /// What another process needs to change the host back (``takeBack()``); empty when nothing was changed.
+    /// What another process needs to change the host back (``restoreHost()``); empty when nothing was changed.
     public var restoringDescriptors: [Int32] {
         switch changes {
         case .some(let changes): changes.descriptors
@@ -112,9 +112,9 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     }
 
     /// Changes the host back; in that process only.
-    public func takeBack() {
+    public func restoreHost() {
         switch changes {
-        case .some(let changes): changes.takeBack()
+        case .some(let changes): changes.revert()
         case .none: break
         }
     }

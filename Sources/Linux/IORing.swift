@@ -96,15 +96,15 @@ public import CLinux
     /// Takes back what was queued last and the kernel has not got, as it takes no calls any more; nil when there is
     /// nothing.
     /// - Returns: the operation's token. It has no completion.
-    public func takeBack() -> UInt64? {
+    public func reclaim() -> UInt64? {
         var token: UInt64 = 0
-        return unsafe clinux_ring_take_back(ring, &token) != 0 ? token : nil
+        return unsafe clinux_ring_reclaim(ring, &token) != 0 ? token : nil
     }
 
     /// Hands everything queued to the kernel.
     /// - Throws: what cannot pass, such as a seccomp filter that forbids `io_uring_enter`; and `EAGAIN`, `EBUSY` or
     ///   `ENOMEM` when it has lasted for a second, at once until the kernel takes something again. What it has not taken
-    ///   stays queued: see ``takeBack()``.
+    ///   stays queued: see ``reclaim()``.
     public func submit() throws(SystemCallError) {
         try check(unsafe clinux_ring_submit(ring), "io_uring_enter")
     }

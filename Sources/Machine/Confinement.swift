@@ -61,7 +61,7 @@ struct Confinement {
         work.changesNetwork = !networks.isEmpty
         guard !work.isEmpty else { return nil }
         let broker = try Broker(policy, work) {
-            for network in networks.reversed() { network.takeBack() }
+            for network in networks.reversed() { network.restoreHost() }
             for listener in listeners { listener.removeFile() }
         }
         for network in networks { network.delegateRestoring() }

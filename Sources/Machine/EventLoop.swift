@@ -12,7 +12,7 @@ struct EventLoop: ~Copyable {
         static let end: UInt64 = 0, signal: UInt64 = 1, input: UInt64 = 2, room: UInt64 = 3, attention: UInt64 = 4,
             writable: UInt64 = 5
         static let client: UInt64 = 6, stopTimer: UInt64 = 7, terminalTimer: UInt64 = 8, eventTimer: UInt64 = 9,
-            metrics: UInt64 = 10, answer: UInt64 = 11, settleTimer: UInt64 = 12, limitTimer: UInt64 = 13
+            metrics: UInt64 = 10, answer: UInt64 = 11, memoryTimer: UInt64 = 12, limitTimer: UInt64 = 13
     }
 
     /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job
@@ -20,7 +20,7 @@ struct EventLoop: ~Copyable {
     private static let terminalPause = 250
     /// When the memory of the start is freed, in milliseconds after it: most guests of a short life have ended, and
     /// those that boot a large kernel have done most of it a minute later.
-    private static let settlePauses = [1000, 60_000]
+    private static let memoryPauses = [1000, 60_000]
     /// Keys that are held for a guest that does not take them, in bytes; further ones are dropped. A text that is
     /// pasted fits.
     private static let maximumKeys = 64 << 10
@@ -38,11 +38,11 @@ struct EventLoop: ~Copyable {
     private let eventTimer: TimerFD
     /// Milliseconds.
     private let eventPeriod: Int
-    private let settleTimer: TimerFD
+    private let memoryTimer: TimerFD
     /// Until the console's limit allows more output.
     private let limitTimer: TimerFD
-    /// Of ``settlePauses``, those that the timer has not waited for.
-    private var settlePauses = Self.settlePauses[...]
+    /// Of ``memoryPauses``, those that the timer has not waited for.
+    private var memoryPauses = Self.memoryPauses[...]
     private let metrics: MetricsReporter?
     /// Answers to requests that keys made.
     private let answers: ControlAnswers
@@ -72,7 +72,7 @@ struct EventLoop: ~Copyable {
         let stopTimer = try TimerFD()
         let terminalTimer = try TimerFD()
         let eventTimer = try TimerFD()
-        let settleTimer = try TimerFD()
+        let memoryTimer = try TimerFD()
         let limitTimer = try TimerFD()
         let answers = try ControlAnswers()
         var inputs: [ConsoleInput] = []
@@ -85,7 +85,7 @@ struct EventLoop: ~Copyable {
         try epoll.add(answers.event.rawValue, .input, token: Token.answer)
         try epoll.add(eventTimer.rawValue, .input, token: Token.eventTimer)
         eventTimer.start(milliseconds: eventPeriod)
-        try epoll.add(settleTimer.rawValue, .input, token: Token.settleTimer)
+        try epoll.add(memoryTimer.rawValue, .input, token: Token.memoryTimer)
         try epoll.add(limitTimer.rawValue, .input, token: Token.limitTimer)
         if let metrics {
             try epoll.add(metrics.descriptor, .input, token: Token.metrics)
@@ -107,7 +107,7 @@ struct EventLoop: ~Copyable {
         self.terminalTimer = terminalTimer
         self.eventTimer = eventTimer
         self.eventPeriod = eventPeriod
-        self.settleTimer = settleTimer
+        self.memoryTimer = memoryTimer
         self.limitTimer = limitTimer
         self.metrics = metrics
         self.answers = answers
@@ -117,8 +117,8 @@ struct EventLoop: ~Copyable {
 
     /// Serves until the guest ends or resets itself.
     mutating func run(_ report: (String) -> Void) {
-        settlePauses = Self.settlePauses[...]
-        waitToSettle()
+        memoryPauses = Self.memoryPauses[...]
+        startMemoryTimer()
         pump(report)
         var hasEnded = false
         while !hasEnded {
@@ -146,10 +146,10 @@ struct EventLoop: ~Copyable {
                 case Token.answer: reportAnswers(report)
                 case Token.eventTimer: if eventTimer.take() { reportEvents() }
                 case Token.limitTimer: if limitTimer.take() { machine.serial.flush() }
-                case Token.settleTimer:
-                    if settleTimer.take() {
+                case Token.memoryTimer:
+                    if memoryTimer.take() {
                         ProgramMemory.release()
-                        waitToSettle()
+                        startMemoryTimer()
                     }
                 default: break
                 }
@@ -190,9 +190,9 @@ struct EventLoop: ~Copyable {
     func reportAnswers(_ report: (String) -> Void) { for line in answers.take() { report(line) } }
 
     /// Waits for the next time at which memory is freed, if there is one.
-    private mutating func waitToSettle() {
-        guard let pause = settlePauses.popFirst() else { return }
-        settleTimer.start(milliseconds: pause)
+    private mutating func startMemoryTimer() {
+        guard let pause = memoryPauses.popFirst() else { return }
+        memoryTimer.start(milliseconds: pause)
     }
 
     private func reportEvents() {

@@ -77,7 +77,7 @@ public final class Broker {
         }
         var userStatus: Int32 = 0
         // The first is only read, the second written.
-        _ = unsafe csandbox_give_up(&rights, &userStatus)
+        _ = unsafe csandbox_drop_privileges(&rights, &userStatus)
         if policy.wants(.seccomp), Sandbox.hasFilters { sandbox.confine(CSANDBOX_BROKER) }
     }
 }

@@ -28,7 +28,7 @@ extension Sandbox {
         // Before the user changes, who may look for less.
         let ruleset: Ruleset? = try entering(.landlock) { () throws(Refusal) -> Ruleset in try Ruleset(names) }
         let kept = Self.keptCapabilities(names)
-        try giveUp(user, kept: kept, ruleset, &words)
+        try dropPrivileges(user, kept: kept, ruleset, &words)
         // After a change of the user the kernel has set it anew.
         if mode == .on { csandbox_hide() }
         let filters: Void? = try entering(.seccomp) { () throws(Refusal) in
@@ -68,7 +68,7 @@ extension Sandbox {
             ? 1 << UInt64(CAP_DAC_OVERRIDE) : 0
     }
 
-    private mutating func giveUp(
+    private mutating func dropPrivileges(
         _ user: User?, kept: UInt64, _ ruleset: Ruleset?, _ words: inout [String]
     ) throws(Refusal) {
         guard mode == .on else { return }
@@ -78,7 +78,7 @@ extension Sandbox {
             group: user?.group ?? 0)
         var userStatus: Int32 = 0
         // The first is only read, the second written.
-        let status = unsafe csandbox_give_up(&rights, &userStatus)
+        let status = unsafe csandbox_drop_privileges(&rights, &userStatus)
         if number >= 0 { close(number) }
         if let user, try entering(.user, { () throws(Refusal) in try Self.check(userStatus, of: .user) }) != nil {
             words.append("user \(user.name)")

@@ -89,8 +89,8 @@ import Testing
                 #expect(throws: SystemCallError("io_uring_enter", errno: error)) { try ring.wait() }
                 #expect(throws: SystemCallError.self) { try ring.synchronize(number, token: 6) }
                 #expect(ring.queued() == 4)
-                #expect([ring.takeBack(), ring.takeBack(), ring.takeBack(), ring.takeBack()] == [5, 4, 3, 2])
-                #expect(ring.takeBack() == nil)
+                #expect([ring.reclaim(), ring.reclaim(), ring.reclaim(), ring.reclaim()] == [5, 4, 3, 2])
+                #expect(ring.reclaim() == nil)
                 event.signal()
                 try ring.submit()
                 var ready = pollfd(fd: ring.rawValue, events: Int16(POLLIN), revents: 0)

@@ -29,7 +29,7 @@ int clinux_ring_poll(clinux_ring *ring, int fd, uint64_t token);
 /// Queues the cancellation of the operation that was queued with `target` (IORING_OP_ASYNC_CANCEL).
 int clinux_ring_cancel(clinux_ring *ring, uint64_t target, uint64_t token);
 /// Takes back the entry that was queued last, if the kernel has not got it, and gives its token. 0 when there is none.
-int clinux_ring_take_back(clinux_ring *ring, uint64_t *token);
+int clinux_ring_reclaim(clinux_ring *ring, uint64_t *token);
 /// Hands all that is queued to the kernel. Failures that may pass (memory, a full completion queue) are returned once
 /// they have lasted for a second, and at once until the kernel takes something again; 0 while there are completions to
 /// be taken first.

@@ -163,9 +163,9 @@ struct csandbox_rights {
 
 /// Has all threads of the process give up rights, with no_new_privs; `csandbox_report` has to be called before. Returns 0 or an errno value;
 /// `user_error` gets why the user is still the one of before, or 0.
-int csandbox_give_up(const struct csandbox_rights *wanted, int *user_error);
+int csandbox_drop_privileges(const struct csandbox_rights *wanted, int *user_error);
 
-/// For the handler of SIGSYS: whether the signal was one of csandbox_give_up, which is done then.
+/// For the handler of SIGSYS: whether the signal was one of csandbox_drop_privileges, which is done then.
 int csandbox_visited(const siginfo_t *information);
 
 /// Moves the process, which has one thread, into namespaces of its own: of users where it has no CAP_SYS_ADMIN, of hosts' names and of System V's

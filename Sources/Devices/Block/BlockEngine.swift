@@ -150,7 +150,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     mutating func reset(epoll: borrowing Epoll) {
-        giveUp()
+        cancelInFlight()
         queue = nil
         interrupt = nil
         configurationInterrupt = nil
@@ -189,7 +189,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     mutating func stopQueue(_ index: Int, epoll: borrowing Epoll) {
-        giveUp()
+        cancelInFlight()
         queue = nil
     }
 
@@ -476,7 +476,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     }
 
     /// Cancels everything in flight. It is not reported to the driver any more.
-    private mutating func giveUp() {
+    private mutating func cancelInFlight() {
         disk.cancelAll()
         // The disk has nothing of these.
         for completion in failedRequests { disk.release(completion.request) }

@@ -52,13 +52,13 @@ struct InterruptCoalescer: ~Copyable {
     mutating func isDue(after count: Int, isWanted: Bool) -> Bool {
         let parameters = settings.parameters
         guard parameters.microseconds > 0 else {
-            defer { settle() }
+            defer { endDelay() }
             return isWanted || isDelayed
         }
         guard isWanted || isDelayed else { return false }
         packets &+= UInt64(count)
         if parameters.packets > 0, packets >= UInt64(parameters.packets) {
-            settle()
+            endDelay()
             return true
         }
         if !isDelayed { timer.start(microseconds: parameters.microseconds) }
@@ -73,12 +73,12 @@ struct InterruptCoalescer: ~Copyable {
     /// Ends a delay.
     /// - Returns: whether there was one, so that the interrupt is to be signalled.
     mutating func flush() -> Bool {
-        defer { settle() }
+        defer { endDelay() }
         return isDelayed
     }
 
     /// A timer that runs on is started anew for the next delay, or expires without effect.
-    private mutating func settle() {
+    private mutating func endDelay() {
         isDelayed = false
         packets = 0
     }

@@ -86,11 +86,11 @@ public final class NetworkDevice: VirtioDevice {
     /// What another process needs to take back what was changed on the host for the device; empty when nothing was.
     public var restoringDescriptors: [Int32] { port.attachment.restoringDescriptors }
 
-    /// Leaves that to a process that calls ``takeBack()``.
+    /// Leaves that to a process that calls ``restoreHost()``.
     public func delegateRestoring() { port.attachment.delegateRestoring() }
 
     /// Takes back what was changed on the host; in that process only.
-    public func takeBack() { port.attachment.takeBack() }
+    public func restoreHost() { port.attachment.restoreHost() }
 
     /// Pairs of queues that the driver may use, and those of them that it receives in.
     public var queuePairs: (count: Int, inUse: Int) { (workers.count, port.pairsInUse.load(ordering: .relaxed)) }

@@ -300,7 +300,7 @@ internal import Linux
             if let ended = nextCompletion() {
                 release(ended.request)
             } else {
-                pipeline.operations.waitWhateverHappens()
+                pipeline.operations.waitDespiteErrors()
             }
         }
         pipeline.operations.endCancelling()

@@ -157,7 +157,7 @@ struct EngineQueue: ~Copyable {
     }
 
     /// Waits for a completion or a wakeup. A queue that takes no calls any more ends what it has all the same.
-    func waitWhateverHappens() {
+    func waitDespiteErrors() {
         if lone.hasEnded { return }
         if (try? io.wait()) != nil { return }
         var entries = [pollfd(fd: io.rawValue, events: Int16(POLLIN), revents: 0)]

@@ -212,7 +212,7 @@ enum IOQueue: ~Copyable {
     /// Takes back an operation that the kernel has not got and never will, by its token; nil when there is none.
     func reclaim() -> UInt64? {
         switch self {
-        case .ring(let ring): ring.takeBack()
+        case .ring(let ring): ring.reclaim()
         case .layered(let queues): queues.files.reclaim()
         case .synchronous: nil
         case .remote: nil

@@ -335,9 +335,9 @@ internal import Linux
     }
 
     /// Waits until something has ended, here or at another engine.
-    mutating func waitWhateverHappens() {
+    mutating func waitDespiteErrors() {
         submit()
-        if unqueued.isEmpty { queue.waitWhateverHappens() }
+        if unqueued.isEmpty { queue.waitDespiteErrors() }
     }
 
     mutating func endCancelling() {

@@ -94,7 +94,7 @@ extension DiskEngine {
             try image.reload(size: newSize)
             if image.hasDataFile { try growDataFile(to: newSize) }
             try clear(oldSize..<newSize)
-            if preallocation != .off { try setAside(oldSize..<newSize, preallocation) }
+            if preallocation != .off { try preallocate(oldSize..<newSize, preallocation) }
             // Before the commit, which gives back what bitmaps took.
             try clearAutoclearFeatures()
             try perform(.flush)
@@ -152,7 +152,7 @@ extension DiskEngine {
     }
 
     /// Allocates what is not allocated of a range that reads as zeroes.
-    private mutating func setAside(_ range: Range<UInt64>, _ preallocation: Preallocation) throws(DiskImageError) {
+    private mutating func preallocate(_ range: Range<UInt64>, _ preallocation: Preallocation) throws(DiskImageError) {
         guard let clusterSize = image.clusterSize else { return }
         let file = metadataFile
         image.withQCOW2 { $0.refcounts?.allocateAtEnd() }
@@ -165,10 +165,10 @@ extension DiskEngine {
             case .inPlace(_, let length), .done(let length):
                 position += length
             case .clusters(let count):
-                position += try setAside(count, at: position, preallocation, file) * clusterSize
+                position += try preallocate(count, at: position, preallocation, file) * clusterSize
             case .part(let part) where part.place == nil:
                 // The disk ends in this one.
-                position += try setAside(1, at: position, preallocation, file) * clusterSize
+                position += try preallocate(1, at: position, preallocation, file) * clusterSize
             case .unresolved(.load(let load)):
                 do throws(MetadataError) {
                     try file.read(into: load.buffer, at: load.offset)
@@ -196,7 +196,7 @@ extension DiskEngine {
     }
 
     /// As many new clusters as there are next to each other; returns how many.
-    private mutating func setAside(
+    private mutating func preallocate(
         _ count: UInt64, at position: UInt64, _ preallocation: Preallocation, _ file: MetadataFile
     ) throws(DiskImageError) -> UInt64 {
         guard let clusterSize = image.clusterSize else { return count }
