@@ -106,7 +106,7 @@ extension DiskImage {
         for file in 0..<writtenFiles { try layers[file].layout.writeMapping(metadataFile(file, calls)) }
     }
 
-    /// The mapping is durable: what it no longer refers to is given back. Failing costs space and nothing else.
+    /// The mapping is durable: clusters that it no longer refers to are freed. A failure only costs space.
     func release(before sequence: UInt64, _ calls: FileCalls) {
         for file in 0..<writtenFiles {
             do throws(MetadataError) {
@@ -115,10 +115,10 @@ extension DiskImage {
         }
     }
 
-    /// Has an image that was found damaged say so, if its format can, and nothing be written any more.
+    /// Marks an image as damaged, if its format supports that, and stops all writes.
     func markDamage(_ calls: FileCalls) { layers[0].layout.markDamage(metadataFile(0, calls)) }
 
-    /// Brings everything to the file, as far as that can be done. What could not be written is reported: nobody waits
+    /// Writes everything to the file, as far as possible. What could not be written is reported, since no request waits
     /// for it any more.
     func close(_ calls: FileCalls) {
         for file in 0..<writtenFiles {

@@ -40,7 +40,7 @@ public final class DiskImage: @unchecked Sendable {
     /// Where the host refused an access to the metadata.
     let failures = MetadataFailures()
 
-    /// As it was opened, for what is read anew when the metadata was replaced.
+    /// As it was opened, for what is read again when the metadata was replaced.
     let metadataCacheSize: Int
 
     /// How many of them stand on top of each other.
@@ -154,7 +154,7 @@ public final class DiskImage: @unchecked Sendable {
         layers = chain.take()
     }
 
-    /// The most engines at a time: a remote disk, whatever stands on it, has one connection, which one engine looks after.
+    /// The most engines at a time: a remote disk, whatever stands on it, has one connection, which one engine serves.
     public var maximumEngines: Int { remote == nil ? SharedImage.maximumEngines : 1 }
 
     /// The files that make up the image, topmost first.
@@ -243,7 +243,7 @@ public final class DiskImage: @unchecked Sendable {
 
     // MARK: - Reading
 
-    /// How far the answer for a range has been sought. The search goes on where it was when something had to be read first:
+    /// How far the answer for a range has been sought. The search continues where it was when something had to be read first:
     /// each read brings it a step further, so it ends however small the caches are and however many requests use them.
     struct Search {
         var layer = 0

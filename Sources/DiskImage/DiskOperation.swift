@@ -12,7 +12,7 @@ public enum DiskOperation: UInt8, Sendable {
     case discard
     /// The range reads as zeroes afterwards; its space stays reserved.
     case writeZeroes
-    /// The range reads as zeroes afterwards and its space may be given back.
+    /// The range reads as zeroes afterwards and its space may be freed.
     case writeZeroesUnmapping
 
     /// What the system is asked for, as messages name it.

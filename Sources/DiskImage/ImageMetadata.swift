@@ -3,7 +3,7 @@
 /// What a format says of one open file: how the disk, or the file's part of it, is stored, and how that is changed.
 /// Each kind of format has a type that conforms, in a folder of its own, and a case in ``Layout``.
 ///
-/// It knows nothing of requests, engines and other files. It tells how a range is stored and leaves the reading to
+/// It is independent of requests, engines and other files. It returns how a range is stored and leaves the reading to
 /// others, so that many requests can be under way: a tool reads an image by ``locate(_:_:_:)`` and the loads that it
 /// asks for (``ImageReader``), and an engine does the same for many requests. What it writes itself is small and rare,
 /// by a ``MetadataFile``.
@@ -73,7 +73,7 @@ protocol ImageMetadata: ~Copyable {
     /// The data is in the clusters: from now on they are the disk's.
     mutating func link(_ run: ClusterRun, at offset: UInt64, sequence: UInt64)
 
-    /// The data could not be written: nobody has the clusters.
+    /// The data could not be written: the clusters are free again.
     mutating func abandon(_ run: ClusterRun, at offset: UInt64, sequence: UInt64)
 
     // MARK: - The steps of a commit, in their order
@@ -93,13 +93,14 @@ protocol ImageMetadata: ~Copyable {
     /// Writes the mapping; what it refers to is durable.
     mutating func writeMapping(_ file: MetadataFile) throws(MetadataError)
 
-    /// The mapping is durable: what it no longer refers to is given back. Failing costs space and nothing else.
-    /// - Parameter sequence: the number of the first operation under way, which may use what was given up since.
+    /// The mapping is durable: clusters that it no longer refers to are freed. A failure only costs space.
+    /// - Parameter sequence: the number of the first operation in flight, which may use clusters that were discarded
+    ///   since.
     mutating func release(before sequence: UInt64, _ file: MetadataFile) throws(MetadataError)
 
     // MARK: - The end
 
-    /// Has a file that was found damaged say so, if its format can, and nothing be written any more.
+    /// Marks a file as damaged, if its format supports that, and stops all writes.
     mutating func markDamage(_ file: MetadataFile)
 
     /// Brings everything to the file.

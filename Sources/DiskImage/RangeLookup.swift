@@ -21,7 +21,8 @@ enum RangeLookup {
     case failed(Int32)
 }
 
-/// A read that an image needs before it can answer. Who carries it out reports to ``DiskImage/complete(_:bytes:error:)``.
+/// A read that an image needs before it can answer. The caller that makes it reports to
+/// ``DiskImage/complete(_:bytes:error:)``.
 struct MetadataLoad {
     /// What is read: a piece of a format's table, or a compressed cluster.
     enum Kind { case table, compressed }

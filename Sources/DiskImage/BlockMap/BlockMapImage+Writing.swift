@@ -16,7 +16,7 @@ struct BlockAllocator {
     let limit: UInt64
     /// No block from here on was ever written.
     let pristine: UInt64
-    /// What a VDI header says of `next`, and where it says so; nil in VMDK.
+    /// The value of `next` in a VDI header, and its offset; nil in VMDK.
     var header: (place: UInt64, count: UInt64)?
     /// Where VMDK notes that a file was not closed; nil in VDI.
     var uncleanPlace: UInt64?
@@ -184,7 +184,7 @@ extension BlockMapImage {
         try directory.write(file)
     }
 
-    /// Blocks are never given back.
+    /// Blocks are never freed.
     mutating func release(before sequence: UInt64, _ file: MetadataFile) throws(MetadataError) {}
 
     /// None of the formats has a mark for it.

@@ -23,7 +23,7 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
     /// Decompressed grains, each known by its place in the file. A block is a grain, followed by room for its compressed bytes.
     private var grains: BlockCache
     private let inflater: Inflater
-    /// Who has it uses the inflater's one state.
+    /// Held while the inflater's only state is used.
     private let decompression = Lock()
     /// What VHDX has to be laid over the table.
     private let log: VHDXLog
@@ -157,7 +157,8 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
         var error = error
         switch load.kind {
         case .table:
-            // Its place was inside the file at open, so a short one means that somebody cut the file since.
+            // It was inside the file when the image was opened, so a short read means that the file was truncated
+            // since.
             if error == 0, bytes < load.length { error = EIO }
             if error == 0, !log.isEmpty { log.apply(to: load.buffer, at: load.offset) }
             slices.complete(load.slot, error: error)

@@ -7,7 +7,7 @@ internal import Linux
 struct VDIHeader {
     static let signature: UInt32 = 0xbeda_107f
     static let version: UInt32 = 0x0001_0001
-    /// Bytes of the file before the table, as everybody has it.
+    /// Bytes of the file before the table, as in other programs.
     static let size = 512
     /// Where the header says how many blocks the file has.
     static let countPlace: UInt64 = 0x184

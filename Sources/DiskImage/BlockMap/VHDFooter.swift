@@ -64,7 +64,7 @@ struct VHDFooter {
             throw .invalid(path: path, reason: "a disk of \(max(current, geometry)) bytes")
         }
         var sizes = VHDSizes(chs: geometry, current: current, taken: .current)
-        // A geometry that cannot tell the size tells nothing, whatever the user says. QEMU decides so, too.
+        // A geometry that cannot represent the size has no meaning, whatever the user specifies; the same in QEMU.
         let isKnown = geometry != 0 && geometry != Self.largestGeometry
         switch footer.bigEndian32(at: 60) {
         case Self.fixed:
@@ -106,8 +106,8 @@ struct VHDFooter {
         return (copy, room)
     }
 
-    /// Virtual PC and what followed it goes by the geometry, which is never more than the other size. Nobody else
-    /// does, and with the other nothing of a disk is out of reach.
+    /// Virtual PC, its successors and QEMU use the geometry, which is never more than the other size. Other programs
+    /// use the size in bytes, which covers the whole disk.
     private static func size(byMaker footer: [UInt8]) -> VHDSize {
         let creator = Array(footer[28..<32])
         return ["vpc ", "vs  ", "qemu"].contains { Array($0.utf8) == creator } ? .chs : .current

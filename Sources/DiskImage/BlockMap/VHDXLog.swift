@@ -186,7 +186,7 @@ struct VHDXLog {
 
         func bytes(of entry: Entry) -> [UInt8] { part(entry.place, entry.length) }
 
-        /// Some bytes, which may go on at the ring's beginning.
+        /// Some bytes, which may continue at the ring's beginning.
         private func part(_ place: Int, _ length: Int) -> [UInt8] {
             let end = place + length
             return end <= bytes.count

@@ -184,7 +184,7 @@ struct VMDKDescriptor: Equatable {
 
     /// Eight random digits.
     static func newContentID() -> [UInt8] {
-        // 2^32 - 1 means none, 2^32 - 2 is what everybody else begins with.
+        // 2^32 - 1 means none, 2^32 - 2 is the initial value of other programs.
         hexadecimal(UInt32.random(in: 1...0xffff_fff0))
     }
 
@@ -218,7 +218,7 @@ struct VMDKDescriptor: Equatable {
         """.rawBytes)
     }
 
-    /// Bytes of the disk in each file of an image in several: 2 GiB less a grain, as everybody has it.
+    /// Bytes of the disk in each file of an image in several: 2 GiB less a grain, as in other programs.
     static let splitSize: UInt64 = 0x7fff_0000
 
     /// The text of a new image at `path`, and the names of the other files that it consists of.

@@ -166,7 +166,7 @@ struct VMDKHeader {
         header += littleEndian(UInt64(descriptorSectors == 0 ? 0 : 1)) + littleEndian(descriptorSectors)
         header += littleEndian(UInt32(GrainDirectory.entriesPerTable))
         header += littleEndian(copy) + littleEndian(directory) + littleEndian(overhead)
-        // Closed; then what shows whether somebody has changed the ends of lines.
+        // Closed; then characters that reveal a conversion of line ends.
         header += [0, 0x0a, 0x20, 0x0d, 0x0a] + littleEndian(compression)
         return header + [UInt8](repeating: 0, count: Self.size - header.count)
     }

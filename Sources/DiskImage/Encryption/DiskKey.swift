@@ -31,7 +31,7 @@ public final class DiskKey: Sendable, Equatable {
     /// Keys of disks that this one has opened, so that an image that is opened again, or by several threads, costs that once.
     private let opened = OpenedKeys()
 
-    /// Reads a key, which may wait for somebody who types it.
+    /// Reads a key, which may wait for a user to type it.
     /// - Parameter isInterrupted: as ``DiskImageOptions/isInterrupted``, for reading the key and for checking it.
     public init(_ source: KeySource, isInterrupted: @escaping @Sendable () -> Bool = { false }) throws(DiskImageError) {
         self.isInterrupted = isInterrupted
@@ -58,7 +58,7 @@ public final class DiskKey: Sendable, Equatable {
     private static func read(
         _ file: borrowing FileDescriptor, _ source: KeySource, _ isInterrupted: () -> Bool
     ) throws(DiskImageError) -> SecretBytes {
-        // Into memory of its own, as a pipe does not tell beforehand how much there is.
+        // Into memory of its own, as the size of a pipe's data is not known beforehand.
         var count = 0
         let room = try SecretBytes(maximumSize + 1, of: source.name) { (memory) throws(DiskImageError) in
             while count < memory.count {

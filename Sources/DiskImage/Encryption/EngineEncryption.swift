@@ -53,14 +53,14 @@ struct EngineEncryption: ~Copyable {
         }
     }
 
-    /// How much is read at once of a file of the image.
+    /// The most bytes that one operation reads from a file of the image.
     @inline(__always) func limited(reading length: UInt64, of file: Int, _ image: DiskImage) -> UInt64 {
         isUsed && image.isEncrypted(file) ? min(length, bufferSize) : length
     }
 
-    /// How much of a change is begun at once: what a buffer holds, up to the end of a cluster.
+    /// The most bytes that one operation changes: what a buffer holds, up to the end of a cluster.
     func limited(_ length: UInt64, _ operation: DiskOperation, at offset: UInt64) -> UInt64 {
-        // Of what only the mapping is changed for, there is no reason to take less; what is written of it is within a cluster.
+        // Changes of the mapping alone are not limited; what they write is within a cluster.
         encryptsWrites && operation == .write ? min(length, bufferSize - offset % bufferSize) : length
     }
 

@@ -56,7 +56,7 @@ enum HashAlgorithm: String, Sendable, CaseIterable {
 /// A hash function of libcrypto's, with its state in the value.
 private protocol HashFunction {
     static var digestSize: Int { get }
-    /// Bytes that are hashed at once.
+    /// Bytes of a block of the hash function.
     static var blockSize: Int { get }
     init()
     mutating func update(_ bytes: IOMemory)

@@ -7,7 +7,7 @@ struct LUKSHeader: Equatable, Sendable {
     static let slotCount = 8
     static let saltSize = 32
     static let digestSize = 20
-    /// Bytes of what an image sets aside for header and key material, at most. Eight slots of the longest keys take two MiB.
+    /// Bytes that an image reserves for header and key material, at most. Eight slots of the longest keys take two MiB.
     static let maximumRegion: UInt64 = 16 << 20
 
     let specification: CipherSpecification

@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// A LUKS header with its key material, as it lies in an image: opened with a password, or made anew.
+/// A LUKS header with its key material, as it lies in an image: opened with a password, or newly created.
 struct LUKSVolume: Sendable {
     let header: LUKSHeader
     /// Header and key material. What is beyond of ``region`` is zeroes.
@@ -84,7 +84,7 @@ struct LUKSVolume: Sendable {
         }
         let digestSalt = try randomBytes(LUKSHeader.saltSize, path),
             slotSalt = try randomBytes(LUKSHeader.saltSize, path)
-        // As QEMU does: an eighth, as it is the same for all slots and guards a key that nobody guesses.
+        // As in QEMU: an eighth, as it is the same for all slots and protects a random key that cannot be guessed.
         let digestIterations = max(PasswordCost.minimum, iterations / 8)
         let digest = try Self.digest(key, hash, digestSalt, digestIterations, path)
         header = LUKSHeader(

@@ -4,7 +4,8 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Bytes that nobody else is to see: kept out of swap, core dumps and child processes as far as the host lets us, and overwritten when they go.
+/// Secret bytes: kept out of swap, core dumps and child processes as far as the host allows it, and overwritten before
+/// they are freed.
 final class SecretBytes: @unchecked Sendable {
     // They do not change once they are made: hence `Sendable`.
     private let buffer: IOBuffer
@@ -35,7 +36,7 @@ final class SecretBytes: @unchecked Sendable {
         withExtendedLifetime(self) { body(buffer.memory) }
     }
 
-    /// Indicates whether two secrets are the same, in a time that tells nothing about where they are not.
+    /// Indicates whether two secrets are the same, in a time that does not depend on where they differ.
     func isEqual(to other: [UInt8]) -> Bool {
         guard other.count == count else { return false }
         var difference: UInt8 = 0

@@ -82,7 +82,7 @@ final class AttachedEngine: @unchecked Sendable {
         flushes.append(request, requests)
     }
 
-    /// A flush that no commit covers yet, which is given up.
+    /// A flush that no commit covers yet, to be cancelled.
     func popFlush() -> Int32? {
         guard let request = flushes.popFirst(requests) else { return nil }
         requests[request].pending = 0
@@ -97,7 +97,7 @@ final class AttachedEngine: @unchecked Sendable {
     /// A commit begins: it covers the flushes that wait.
     func beginCommit() { committing = flushes.take() }
 
-    /// A commit has been given up, and its flushes wait for the next one. Returns whether there are any.
+    /// A commit was aborted, and its flushes wait for the next one. Returns whether there are any.
     func abortCommit() -> Bool {
         // Flushes that came later come behind.
         committing.append(contentsOf: flushes, requests)
@@ -113,7 +113,7 @@ final class AttachedEngine: @unchecked Sendable {
             requests[request].failed = failed
             committed.append(request, requests)
         }
-        // Who waited for room goes on, or fails: the room will not come.
+        // Requests that waited for room continue, or fail: no room will become available.
         waiting.forEach(requests) { request in
             if requests[request].awaitsCommit, error != 0 {
                 requests[request].error = error
@@ -125,7 +125,7 @@ final class AttachedEngine: @unchecked Sendable {
 
     // MARK: - Wakeups
 
-    /// Indicates whether what others do may let it go on. A flush goes on when its commit has ended.
+    /// Indicates whether what others do may let it continue. A flush continues when its commit has ended.
     var isWaiting: Bool { hasWaiting || !deferred.isEmpty || !committed.isEmpty }
 
     /// Has its thread look, once for any number of calls.

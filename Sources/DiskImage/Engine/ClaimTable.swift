@@ -5,7 +5,7 @@
 /// Claims of different requests do not overlap, so in their order the one sought is found by halving. One request may claim
 /// a cluster several times, for different parts of it.
 struct ClaimTable {
-    /// Who has claimed something: a request of an engine.
+    /// The owner of a claim: a request of an engine.
     struct Owner: Equatable {
         /// The engine's number at its image.
         let engine: Int
@@ -23,7 +23,7 @@ struct ClaimTable {
 
     var isEmpty: Bool { claims.isEmpty }
 
-    /// Sets memory aside, so that a claim allocates none.
+    /// Reserves memory, so that a claim allocates none.
     mutating func reserve(_ more: Int) { claims.reserveCapacity(claims.capacity + more) }
 
     /// Indicates whether anybody, or anybody else than `owner`, has claimed a part of a range of the disk, in bytes.

@@ -63,7 +63,7 @@ extension DiskEngine {
     /// Bytes of the disk.
     public var size: UInt64 { image.size }
 
-    /// Takes the size that the file of a raw image, or a block device, has now, after somebody else has made it longer.
+    /// Takes the size that the file of a raw image, or a block device, has now, after another program has enlarged it.
     public mutating func measure() throws(DiskImageError) {
         precondition(inFlight == 0)
         func refuse(_ reason: String) -> DiskImageError { .resize(path: image.path, reason: reason) }

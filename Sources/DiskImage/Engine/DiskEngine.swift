@@ -6,15 +6,17 @@ internal import Linux
 
 /// Carries out requests on a disk image, many at a time, for the one thread that owns it.
 ///
-/// A request is acquired and started; after a ``submit()`` it comes back from ``nextCompletion()``, and is then started with something else
-/// or released. All memory is set aside when the engine is made, so a request costs no allocation, no lock and no reference count; where several
-/// engines have one image, it costs the image's lock for as long as it takes to look into the metadata.
+/// A request is acquired and started; after a ``submit()`` it is returned by ``nextCompletion()``, and is then started
+/// with another operation or released. All memory is allocated when the engine is created, so a request needs no
+/// allocation, no lock and no reference counting; if several engines share an image, it takes the image's lock while
+/// the metadata is queried.
 ///
-/// A request is cut into operations along the extents that the image's metadata names. Where the metadata has to be read first, the request
-/// waits for that read and others go on. Nothing orders requests that are in flight together: who needs an order waits for completions.
+/// A request is split into operations along the extents of the image's metadata. If metadata must be read first, the
+/// request waits for that read and others continue. Requests that are in flight together are not ordered: a caller that
+/// needs an order waits for completions.
 @safe public struct DiskEngine: ~Copyable, @unchecked Sendable {
     private let shared: SharedImage
-    /// The requests and what is under way for them. The owner's thread alone uses it: hence `Sendable`.
+    /// The requests and their operations. Only the owner's thread uses it: hence `Sendable`.
     private var pipeline: RequestPipeline
     /// Memory segments that a request can have.
     public let maximumSegments: Int
@@ -97,7 +99,7 @@ internal import Linux
         _ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, vectors: UnsafePointer<iovec>,
         count: Int
     ) {
-        // The caller vouches for the vectors and for the memory that they are about.
+        // The caller guarantees that the vectors and their memory are valid.
         start(
             request, operation, offset: offset, length: length,
             segments: unsafe IOSegments(vectors, count: max(0, count)))
@@ -277,18 +279,21 @@ internal import Linux
         }
     }
 
-    // MARK: - Turns, and giving up
+    // MARK: - Turns and cancellation
 
-    /// Begins a turn of the owner's, who has other things to look after: what is begun is bounded from here on, and when ``isTurnOver`` the rest waits
-    /// for the next one. An owner that never calls it has one turn without end.
+    /// Begins a turn of the owner, which has other work to do: from here on the work that is begun is bounded, and when
+    /// ``isTurnOver`` the rest waits for the next turn. An owner that never calls this has a single turn without a
+    /// limit.
     public mutating func beginTurn() { pipeline.operations.beginTurn() }
 
-    /// Indicates whether so much was begun that others should have their turn. No descriptor tells that there is more:
-    /// the owner comes back by itself.
+    /// Indicates whether the turn's limit is reached. No descriptor becomes readable for the remaining work: the owner
+    /// must continue by itself.
     public var isTurnOver: Bool { pipeline.operations.isTurnOver }
 
-    /// Gives up all that is in flight, and releases it. Nothing more of a request begins; what the kernel has it gives back if it has not begun it; what it
-    /// is about is waited for, whatever happens. Afterwards nobody uses the memory of requests. A write that was given up is done, done in part, or not at all.
+    /// Cancels all requests in flight, and releases them. No further operation of a request begins; operations that the
+    /// kernel has not started are cancelled, and those that it has started are waited for, even if submissions fail.
+    /// Afterwards nothing uses the memory of requests. A cancelled write may have been made completely, partly, or not
+    /// at all.
     public mutating func cancelAll() {
         guard inFlight > 0 else { return }
         pipeline.operations.beginCancelling()
@@ -308,7 +313,7 @@ internal import Linux
 
     // MARK: - For this module, and for tests
 
-    /// The system calls for metadata that is read and written at once.
+    /// The system calls for metadata that is read and written synchronously.
     var calls: FileCalls { shared.calls }
     /// Indicates whether no engine of the image has anything under way, see ``SharedImage/isQuiet()``.
     var isImageQuiet: Bool { shared.isQuiet() }

@@ -12,8 +12,8 @@ struct EngineQueue: ~Copyable {
     /// Where operations are carried out, but for a ``LoneTransfer``.
     let io: IOQueue
     private var lone: LoneTransfer
-    /// Indicates whether the queue watches the wakeup. The owner's thread has it do so, with its first request: before
-    /// that nobody calls.
+    /// Indicates whether the queue watches the wakeup. The owner's thread starts that with its first request; there is
+    /// no wakeup before.
     private(set) var isListening = false
     /// Why the queue did not take operations, until the owner's next submission.
     private var error: SystemCallError?
@@ -86,14 +86,14 @@ struct EngineQueue: ~Copyable {
         return unsubmitted == Self.batch && io.isRing
     }
 
-    /// Why the queue did not take something, once.
+    /// Why the queue did not accept an operation, once.
     mutating func takeError() -> SystemCallError? {
         guard let error else { return nil }
         self.error = nil
         return error
     }
 
-    /// The index of an operation that the queue holds and did not get rid of: nobody would ever hear of it again.
+    /// The index of an operation that the queue holds and could not submit, and which would otherwise never complete.
     /// - Parameter count: operations, whose tokens are below it.
     mutating func reclaim(below count: Int) -> Int32? {
         if let transfer = lone.release() { return Int32(truncatingIfNeeded: transfer.token) }
@@ -112,14 +112,14 @@ struct EngineQueue: ~Copyable {
         return held + io.queued(below: limit)
     }
 
-    /// Gives up an operation, as ``IOQueue/cancel(_:token:)`` does.
+    /// Cancels an operation, as ``IOQueue/cancel(_:token:)`` does.
     mutating func cancel(_ target: UInt64) {
         if !lone.cancel(target) { io.cancel(target, token: Token.cancellation) }
     }
 
     // MARK: - Completions
 
-    /// Indicates whether a transfer has ended, of which the descriptor tells nothing.
+    /// Indicates whether a transfer has ended without making the descriptor readable.
     var hasEnded: Bool { lone.hasEnded }
 
     /// An operation that the queue has no more, with bytes done or a negative errno value.
@@ -152,11 +152,11 @@ struct EngineQueue: ~Copyable {
     mutating func wait(for outstanding: Int, isExclusive: Bool) throws(SystemCallError) {
         if lone.hasEnded { return }
         if outstanding <= Waking.fewest, waking.spins(io) { return }
-        // Of many several at a time: each waking costs as much as a request. None of them waits for anybody else.
+        // Of many several at a time: each waking costs as much as a request. None of them waits for another engine.
         try io.wait(for: isExclusive ? max(1, outstanding / Waking.share) : 1)
     }
 
-    /// Waits for a completion or a wakeup. A queue that takes no calls any more ends what it has all the same.
+    /// Waits for a completion or a wakeup, even if the queue accepts no calls any more: what it has still completes.
     func waitDespiteErrors() {
         if lone.hasEnded { return }
         if (try? io.wait()) != nil { return }
@@ -164,16 +164,17 @@ struct EngineQueue: ~Copyable {
         if let wakeup { entries.append(pollfd(fd: wakeup.event.rawValue, events: Int16(POLLIN), revents: 0)) }
         // As many entries as the array has.
         _ = unsafe poll(&entries, nfds_t(entries.count), -1)
-        // Why it was signalled the engine finds out without it.
+        // The engine finds out by itself why it was signalled.
         wakeup?.event.drain()
     }
 
-    /// Waits, when the engine goes, until the kernel has none of its operations: it may still write to the memory of
-    /// requests, which nobody may free before.
+    /// Waits, when the engine ends, until the kernel has none of its operations: it may still write to the memory of
+    /// requests, which must not be freed before.
     /// - Parameters:
     ///   - outstanding: operations that the queue has.
     ///   - count: operations, whose tokens are below it; the last is the commit's.
-    /// - Returns: the errno value of a commit that failed: what the host could not store it may have forgotten. Else 0.
+    /// - Returns: the errno value of a commit that failed: the host may have dropped what it could not store. Otherwise
+    ///   0.
     func drain(_ outstanding: Int, of count: Int) -> Int32 {
         // A lone transfer is none of the kernel's: it has ended, or was not submitted.
         var left = lone.isIdle ? outstanding : outstanding - 1
@@ -187,11 +188,11 @@ struct EngineQueue: ~Copyable {
                 left -= 1
                 if completion.token == UInt64(count - 1), completion.result < 0 { failure = -completion.result }
             } else if !takesCalls {
-                // What it has ends without being asked.
+                // What the kernel has completes without a call.
                 waitUntilReadable(io.rawValue)
             } else if (try? io.submit()) == nil || (try? io.wait()) == nil {
                 takesCalls = false
-                // What it has not taken it never does, though others may count on it.
+                // Operations that it has not accepted are never executed, though others may depend on them.
                 let lost = io.queued(below: UInt64(count))
                 if lost > 0 { failure = EIO }
                 left -= lost

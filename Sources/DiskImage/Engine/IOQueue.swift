@@ -4,10 +4,11 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Where an engine's operations are carried out: in an io_uring, or, where the host gives none, by one system call after the other.
-/// Both look the same from above; the second merely has every operation done when ``submit()`` returns. Nothing is done before that:
-/// operations are queued under the lock of an image that several engines use, and carried out without it. A remote disk is a queue of its own
-/// kind, for the one engine that it has: its operations are about that disk, whatever the descriptor.
+/// Where an engine's operations are carried out: in an io_uring, or, where the host gives none, by one system call
+/// after the other. Both look the same from above; with the second, every operation has completed when ``submit()``
+/// returns. Nothing is executed before that: operations are queued under the lock of an image that several engines use,
+/// and carried out without it. A remote disk is a queue of its own kind, for the one engine that it has: its operations
+/// are about that disk, whatever the descriptor.
 enum IOQueue: ~Copyable {
     case ring(IORing)
     case synchronous(SynchronousIO)
@@ -44,7 +45,7 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Indicates whether operations are carried out while the caller goes on.
+    /// Indicates whether operations are carried out while the caller continues.
     var isConcurrent: Bool {
         switch self {
         case .synchronous: false
@@ -197,8 +198,8 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Gives up an operation, as far as that is possible: it ends all the same, with an error if it was not done. What belongs to a server ends by
-    /// ``drain(within:)``.
+    /// Cancels an operation, as far as possible: it still completes, with an error if it was not executed. What belongs
+    /// to a server ends by ``drain(within:)``.
     func cancel(_ target: UInt64, token: UInt64) {
         switch self {
         // Without room for it the operation ends by itself.
@@ -209,7 +210,8 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Takes back an operation that the kernel has not got and never will, by its token; nil when there is none.
+    /// Removes an operation that the kernel has not received and never will, and returns its token; nil if there is
+    /// none.
     func reclaim() -> UInt64? {
         switch self {
         case .ring(let ring): ring.reclaim()
@@ -326,7 +328,7 @@ final class SynchronousIO: @unchecked Sendable {
         if done == 0 { wakeup.drain() }
     }
 
-    /// Waits for a completion or for somebody who rings.
+    /// Waits for a completion or a signal of another thread.
     func wait() {
         if done == 0 { wakeup.wait() }
     }

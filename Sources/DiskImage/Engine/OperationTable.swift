@@ -27,7 +27,7 @@ internal import Linux
     private(set) var outstanding = 0
     /// File systems differ in what `fallocate` can do; what this one refused is not asked again.
     private var refusesZeroRange = false
-    /// Indicates whether all that is in flight is given up.
+    /// Indicates whether everything in flight is being cancelled.
     private(set) var isCancelling = false
 
     private static let zeroesSize = 64 << 10
@@ -226,7 +226,7 @@ internal import Linux
         case .write where result == 0, .writeZeroes where result == 0:
             return EIO
         case .read, .write, .writeZeroes, .load:
-            // Never more than was asked for; a kernel that says so is not believed.
+            // Never more than was requested, even if the kernel reports more.
             slots[index].done += min(UInt64(result), slots[index].length - slots[index].done)
             slots[index].retries = 0
             if slots[index].done == slots[index].length { return 0 }
@@ -274,9 +274,9 @@ internal import Linux
     /// Why something was not taken, once.
     mutating func takeSubmissionError() -> SystemCallError? { queue.takeError() }
 
-    /// Indicates whether an operation has ended without making the descriptor readable, so that its result must be taken
-    /// now: one that the queue refused, or a system call, which is executed at once. Where all of them are system calls
-    /// the descriptor is readable after the end of the owner's turn.
+    /// Indicates whether an operation has ended without making the descriptor readable, so that its result must be
+    /// taken now: one that the queue refused, or a system call, which is executed immediately. Where all of them are
+    /// system calls the descriptor is readable after the end of the owner's turn.
     var hasEnded: Bool {
         !unqueued.isEmpty || queue.hasEnded || queue.io.hasCompletion && !budget.isTurnOver
     }
@@ -285,7 +285,7 @@ internal import Linux
     var descriptor: Int32 { queue.io.rawValue }
     var unwatchedWakeup: Int32? { queue.unwatchedWakeup }
 
-    /// Watches for other engines' wakeups, if nobody does yet.
+    /// Watches for other engines' wakeups, unless that was done already.
     mutating func listen() {
         if !queue.isListening { queue.listen() }
     }
@@ -312,29 +312,29 @@ internal import Linux
     var maximumBytesInFlight: UInt64 { budget.maximumBytesInFlight }
     func queued(below limit: UInt64) -> Int { queue.queued(below: limit) }
 
-    // MARK: - Giving up
+    // MARK: - Cancellation
 
-    /// Indicates whether an operation is one of the requests that are given up. Metadata and commits are not: others
-    /// may count on them.
+    /// Indicates whether an operation belongs to a request that is being cancelled. Metadata and commits do not: others
+    /// may depend on them.
     private func isCancelled(_ kind: IOOperation.Kind) -> Bool {
         isCancelling && kind != .load && kind != .commit && kind != .commitData
     }
 
-    /// Nothing more of a request begins.
+    /// No further operation of a request begins.
     mutating func beginCancelling() {
         isCancelling = true
         budget.beginEndlessTurn()
         queue.io.drain(within: Self.endTime)
     }
 
-    /// Has the kernel give back what it has not begun.
+    /// Makes the kernel cancel what it has not started.
     mutating func cancelAll() {
         for index in slots.indices where slots[index].isActive && isCancelled(slots[index].kind) {
             queue.cancel(UInt64(index))
         }
     }
 
-    /// Waits until something has ended, here or at another engine.
+    /// Waits until an operation has completed, here or in another engine, even if submissions fail.
     mutating func waitDespiteErrors() {
         submit()
         if unqueued.isEmpty { queue.waitDespiteErrors() }
@@ -345,8 +345,8 @@ internal import Linux
         _ = queue.takeError()
     }
 
-    /// Waits, when the engine goes, until the kernel has nothing of it.
-    /// - Returns: an errno value if others may have counted on something that was not done; else 0.
+    /// Waits, when the engine ends, until the kernel has none of its operations.
+    /// - Returns: an errno value if others may have depended on something that was not done; otherwise 0.
     func drain() -> Int32 {
         var failure = queue.drain(outstanding, of: slots.count)
         unqueued.forEach(slots) { if slots[$0].kind != .zeroes { failure = EIO } }

@@ -11,8 +11,8 @@ extension RequestPipeline {
         let operation = requests[index].operation
         let position = requests[index].position
         let left = encryption.limited(requests[index].length - requests[index].mapped, operation, at: position)
-        // Clusters are given back only when nobody writes to them any more: not even, at the other end of a cluster
-        // with subclusters, the request itself.
+        // Clusters are freed only when nothing writes to them any more: not even, at the other end of a cluster with
+        // subclusters, the request itself.
         if operation != .write, shared.claims.isClaimed(position..<position + left) {
             attachment.wait(index)
             return false
@@ -105,7 +105,7 @@ extension RequestPipeline {
     /// The old contents of a cluster are there: once the new ones have come over them, all of it goes to the file.
     mutating func completeReading(copy index: Int32) {
         let reader = Int32(requests.depth) + index
-        // What is given up is not written either, though its old contents have come.
+        // A cancelled write is not made, though the old contents have arrived.
         let error = operations.isCancelling ? ECANCELED : requests[reader].error
         guard error != 0 || operations.hasFree else { return requests.stall(reader) }
         let copy = copies.endReading(index)

@@ -5,8 +5,8 @@ internal import Glibc
 internal import Linux
 
 /// Takes the requests of an engine from step to step: a request is cut into operations along the extents that the
-/// image's metadata names, waits where something has to be read or written before it can go on, and completes when the
-/// last of its operations has ended.
+/// image's metadata names, waits where something has to be read or written before it can continue, and completes when
+/// the last of its operations has ended.
 ///
 /// Everything here happens under the image's lock, but for ``work()`` and the owner's side at the end. Each part of the
 /// state has an owner of its own.
@@ -119,13 +119,13 @@ struct RequestPipeline: ~Copyable {
 
     private mutating func retryOwn() { retry(attachment.takeWaiting()) }
 
-    /// Lets the requests of a list try again; those that must wait on get into it anew.
+    /// Lets the requests of a list try again; those that must wait on get into it again.
     private mutating func retry(_ list: IndexList<DiskRequest>) {
         var list = list
         while let index = requests.unlist(&list) { advance(index) }
     }
 
-    // MARK: - Steps of a request; each returns whether it goes on at once
+    // MARK: - Steps of a request; each returns whether it continues immediately
 
     private mutating func flush(_ index: Int32) -> Bool {
         requests[index].consumeFlush()
@@ -168,7 +168,7 @@ struct RequestPipeline: ~Copyable {
         return true
     }
 
-    /// A reader's zeroes, at once where nobody waits for the lock.
+    /// A reader's zeroes, immediately if no engine waits for the lock.
     private mutating func readZeroes(_ index: Int32, _ length: UInt64) {
         let start = requests[index].mapped
         if shared.isExclusive {
@@ -180,7 +180,7 @@ struct RequestPipeline: ~Copyable {
         }
     }
 
-    /// A request cannot go on as it is: it waits, or has failed.
+    /// A request cannot continue as it is: it waits, or has failed.
     mutating func stop(_ index: Int32, _ lookup: RangeLookup) -> Bool {
         switch lookup {
         case .load(let load):
@@ -233,7 +233,7 @@ struct RequestPipeline: ~Copyable {
             encryption.takeBuffer(forReading: &operations[index])
         }
         guard needsWork(index) else { return operations.enqueue(index) }
-        // While it waits, nobody else can take the buffer that it needs.
+        // While it waits, no other operation can take the buffer that it needs.
         if operation.copy < 0 && operation.kind == .write { encryption.takeBuffer(for: &operations[index]) }
         operations.putOff(index)
     }
@@ -258,7 +258,7 @@ struct RequestPipeline: ~Copyable {
         end(index, error)
     }
 
-    /// The operation is over: its request may be, and those that waited for it go on.
+    /// The operation is over: its request may be, and those that waited for it continue.
     mutating func end(_ index: Int32, _ error: Int32) {
         shared.assertLocked()
         let ended = operations[index]
@@ -320,21 +320,21 @@ struct RequestPipeline: ~Copyable {
         }
     }
 
-    // MARK: - Other engines, and giving up
+    // MARK: - Other engines, and cancellation
 
-    /// Another engine has done what requests here may have waited for.
+    /// Another engine has completed what requests here may have waited for.
     mutating func attendWakeup() {
         completeFlushes()
         if !image.isLocked { linkDeferred() }
         retryOwn()
-        // What was read may be replaced now that it has been looked at here, which may be what somebody waits for.
+        // What was read may be evicted now that this engine has used it, which may be what a request waits for.
         if shared.unpinLoads(examinedBy: attachment) { retryWaiting() }
         if shared.isCommitOrphaned { startCommit() }
     }
 
-    /// Ends the requests that the queue has nothing of.
+    /// Completes the requests of which the queue has no operation.
     mutating func cancelWaiting() {
-        // Flushes for the next commit; those of the one under way end with it, soon.
+        // Flushes for the next commit; those of the commit in progress complete with it, soon.
         while let index = attachment.popFlush() {
             requests[index].error = ECANCELED
             complete(index)

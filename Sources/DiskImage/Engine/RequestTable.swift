@@ -9,7 +9,7 @@
     private let slots: Slab<DiskRequest>
     /// Requests that the owner can have.
     let depth: Int
-    /// Requests of the owner's that were started and have not been given back.
+    /// Requests of the owner that were started and not yet returned as completed.
     private(set) var inFlight = 0
     private var free = IndexList<DiskRequest>()
     private var stalled = IndexList<DiskRequest>()

@@ -18,14 +18,14 @@ public final class SharedImage: @unchecked Sendable {
     /// Without the lock only what never changes while several engines are there: path, format, size, cluster size,
     /// whether it is read-only.
     let image: DiskImage
-    /// The system calls for metadata that is read and written at once.
+    /// The system calls for metadata that is read and written synchronously.
     let calls: FileCalls
     /// Indicates whether it belongs to one engine, which needs no lock then.
     let isExclusive: Bool
 
     private let mutex = Lock()
 
-    // All that follows belongs to who has the lock: hence `Sendable`.
+    // All that follows belongs to the holder of the lock: hence `Sendable`.
 
     private(set) var engines: [AttachedEngine] = []
     /// Clusters that are being written: others stay away from them.
@@ -127,7 +127,7 @@ public final class SharedImage: @unchecked Sendable {
         claims.reserve(engine.operations.count + CopyTable.maximum)
     }
 
-    /// Forgets an engine that has given up all that it had.
+    /// Removes an engine that has released everything it had.
     func detach(_ engine: AttachedEngine) {
         engines.removeAll { $0 === engine }
         unpinLoads(examinedBy: engine)
@@ -144,7 +144,7 @@ public final class SharedImage: @unchecked Sendable {
     var firstSequence: UInt64 { engines.reduce(sequence) { min($0, $1.firstSequence) } }
 
     /// Indicates whether no engine has anything under way. Until one of them starts a request, the caller has the image
-    /// for itself: none has a reason to look at it.
+    /// for itself: none has a reason to access it.
     func isQuiet() -> Bool {
         if isExclusive { return true }
         lock()
@@ -157,8 +157,8 @@ public final class SharedImage: @unchecked Sendable {
         return true
     }
 
-    /// Metadata has been read and the requests of `reader` have looked at it: it may be replaced when those of the
-    /// others have looked, too.
+    /// Metadata has been read and the requests of `reader` have used it: it may be replaced when those of the others
+    /// have used it, too.
     func unpin(_ load: MetadataLoad, readBy reader: AttachedEngine) {
         assertLocked()
         var others: UInt64 = 0
@@ -209,7 +209,7 @@ extension SharedImage {
     func continueCommit(_ error: Int32) -> CommitState.Action {
         let step = commit.step
         do throws(MetadataError) {
-            // Of a failure the host tells once: if another synchronisation heard of it, this one did not.
+            // The host reports a failure once: if it was reported to another synchronisation, this one did not see it.
             if error != 0 {
                 image.failures.note(
                     FailedAccess(call: .synchronize, file: commit.file, isMetadata: step != .data, offset: 0), error)
@@ -267,7 +267,7 @@ extension SharedImage {
     /// Indicates whether a commit is to begin.
     var needsCommit: Bool { commit.step == .none && (commit.isWanted || engines.contains { $0.hasFlushes }) }
 
-    /// Indicates whether nobody runs the commit that somebody has asked for: an engine that has gone cannot.
+    /// Indicates whether no engine runs the commit that was requested, since the one that ran it has ended.
     var isCommitOrphaned: Bool { commit.step == .none && commit.isWanted }
 
     /// An engine has gone. As long as the commit that it ran has not ended it can be begun again: what it wrote is
@@ -278,7 +278,7 @@ extension SharedImage {
         for other in engines {
             if other.abortCommit() { other.wake() }
         }
-        // Who comes first runs it.
+        // The first one runs it.
         commit.abort(isWanted: !engines.isEmpty)
     }
 }

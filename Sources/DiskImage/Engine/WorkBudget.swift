@@ -26,7 +26,7 @@ struct WorkBudget {
     private static let metadataShift: UInt64 = 6
 
     /// - Parameters:
-    ///   - isConcurrent: whether operations are carried out while the owner goes on.
+    ///   - isConcurrent: whether operations are carried out while the owner continues.
     ///   - share: the engines together with which this one keeps to a bound of bytes under way.
     init(isConcurrent: Bool, share: Int) {
         maximumBytesInFlight =

@@ -99,7 +99,7 @@ struct Chain: ~Copyable {
     mutating func setLayout(_ layout: consuming Layout, of layer: Int) { layers[layer].layout = layout }
 
     mutating func append(_ layer: consuming DiskImage.Layer) {
-        // Who opens a file has checked that there is room.
+        // The code that opens a file has checked that there is room.
         layers.append(layer)
     }
 }

@@ -13,7 +13,7 @@ internal import Glibc
     var truncate: @Sendable (Int32, off_t) -> Int = { file, size in outcome(Int(ftruncate(file, size))) }
     /// Reads without waiting for a disk: `EAGAIN`, or fewer bytes, where it would have to.
     var readCached: @Sendable (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int = { file, vectors, count, offset in
-        // The pointer goes straight to the kernel, which looks at `count` vectors.
+        // The pointer goes straight to the kernel, which reads `count` vectors.
         unsafe outcome(clinux_read_cached(file, vectors, count, offset))
     }
     /// Hears of work on bytes before it is done, in the engine's thread.
@@ -21,7 +21,7 @@ internal import Glibc
 
     /// The kernel's.
     static let host = unsafe FileCalls(
-        // The pointers go straight to the kernel, which looks at `count` vectors.
+        // The pointers go straight to the kernel, which reads `count` vectors.
         read: { file, vectors, count, offset in unsafe outcome(preadv(file, vectors, count, offset)) },
         write: { file, vectors, count, offset in unsafe outcome(pwritev(file, vectors, count, offset)) },
         synchronize: { file in outcome(Int(fdatasync(file))) },

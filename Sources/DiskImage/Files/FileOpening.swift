@@ -26,7 +26,7 @@ func openFile(
     // As bytes: names that Unicode takes for equal are others to the kernel.
     let start = (root == "/" ? root : root + "/").rawBytes, place = file.rawBytes
     guard place.starts(with: start) else { return nil }
-    // Looked for anew from the root, as what was found may have been replaced.
+    // Looked up again from the root, as what was found may have been replaced.
     let relative = String(raw: place.dropFirst(start.count))
     let top = try asking(path) { () throws(SystemCallError) in
         try FileDescriptor.open(root, CLINUX_O_PATH | O_DIRECTORY)
@@ -44,7 +44,7 @@ func openFile(
 /// Opens a regular file or a block device and locks it, as a reader or a writer does.
 ///
 /// Nothing that is known of a file before the lock is held can be relied upon: another process may have changed it until then, or have put another in its
-/// place. So what has the name now is the file that is locked, or it is opened anew; all else, its size first, is for the caller to ask for afterwards.
+/// place. So what has the name now is the file that is locked, or it is opened again; all else, its size first, is for the caller to ask for afterwards.
 func openLocked(
     _ path: String, _ access: Int32, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, locking: Bool = true,
     isInterrupted: () -> Bool = { false }

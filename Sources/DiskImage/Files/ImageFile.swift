@@ -87,7 +87,7 @@ struct ImageFile: ~Copyable, Sendable {
         directAlignment = UInt(max(512, sector))
     }
 
-    /// A file without a path, which nobody else has and which is not locked.
+    /// A file without a path, which no other process has open and which is not locked.
     /// - Parameter name: what messages call it.
     init(name: String, _ file: consuming FileDescriptor) throws(DiskImageError) {
         path = name

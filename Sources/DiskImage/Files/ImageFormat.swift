@@ -120,8 +120,8 @@ public struct DiskImageOptions: Sendable {
     public static let possibleReconnect = NBDLocation.possibleReconnect
     /// Hears, in a sentence, what happens to a remote disk's connection and what has become of the image; on any thread.
     public var report: (@Sendable (String) -> Void)?
-    /// Asked several times a second while opening waits for somebody (a server, a key that is typed, a lease's holder) or computes a key: whether to
-    /// cancel, by ``DiskImageError/openingInterrupted(path:)``.
+    /// Polled several times a second while opening waits (for a server, a key that is typed, a lease's holder) or
+    /// computes a key: whether to cancel, by ``DiskImageError/openingInterrupted(path:)``.
     public var isInterrupted: @Sendable () -> Bool = { false }
     /// The size of all VHDs of the chain; nil chooses by the program that created the file.
     public var vhdSize: VHDSize?

@@ -27,7 +27,7 @@ func lockImage(_ file: borrowing FileDescriptor, path: String, writable: Bool) t
         do throws(DiskImageError) { return try tryLock(file, path: path, writable: writable) } catch {
             attempts += 1
             guard case .locked = error, attempts < 20 else { throw error }
-            // Without our own while we wait: two that came at once are not to wait for each other.
+            // Release our own locks while we wait, so that two simultaneous openers do not wait for each other.
             _ = clinux_ofd_lock(
                 file.rawValue, Int16(F_UNLCK), Permission.held, Permission.refused - Permission.held + 100)
             usleep(.random(in: 5_000...15_000))
@@ -39,7 +39,7 @@ private func tryLock(_ file: borrowing FileDescriptor, path: String, writable: B
     let holds: [Permission] = writable ? [.consistentRead, .write, .resize] : [.consistentRead]
     let refuses: [Permission] = [.write, .resize]
 
-    // First take, then look: of two that come at once at least one sees the other.
+    // First take, then check: of two simultaneous openers, at least one sees the other.
     for byte in holds.map({ Permission.held + $0.rawValue }) + refuses.map({ Permission.refused + $0.rawValue })
     where clinux_ofd_lock(file.rawValue, Int16(F_RDLCK), byte, 1) < 0 {
         let error = SystemCallError.last("fcntl")

@@ -14,7 +14,7 @@ public enum ImageSignature: Sendable, Equatable {
     case qed
     case parallels
 
-    /// Bytes at a file's start, and at its end, that are looked at.
+    /// Bytes at a file's start, and at its end, that are read.
     static let length = 512
 
     /// The usual name of the format.
@@ -68,7 +68,8 @@ public enum ImageSignature: Sendable, Equatable {
     }
 }
 
-/// The format by which a file is opened, and who says so. Every file of an image comes by one of these, and is held against it when it is open.
+/// The format by which a file is opened, and what specifies it. Every file of an image comes by one of these, and is
+/// held against it when it is open.
 struct FormatChoice: Sendable {
     enum Source: Sendable {
         /// Specified by the user, or by an image for its backing file: the contents are not checked.
@@ -115,7 +116,7 @@ struct FormatChoice: Sendable {
             end: file.read("its end", count: Int(length), at: file.size - length))
     }
 
-    /// The same for a remote disk that nobody uses yet.
+    /// The same for a remote disk that is not in use yet.
     func check(_ disk: NBDDisk) throws(DiskImageError) {
         if case .stated = source { return }
         // Whole blocks, whatever the server's are; a last one that is none is left alone.

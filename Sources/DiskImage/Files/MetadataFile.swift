@@ -34,7 +34,8 @@ enum MetadataError: Error, Equatable {
     }
 }
 
-/// The file of an image for the small, rare reads and writes of metadata that are done at once, through the page cache.
+/// The file of an image for the small, rare reads and writes of metadata that are done synchronously, through the page
+/// cache.
 struct MetadataFile {
     let calls: FileCalls
     let number: Int32

@@ -38,7 +38,7 @@ public struct NamedFiles: Sendable, Equatable {
 /// An image that names another file.
 struct NamingImage: Sendable, Equatable {
     let path: String
-    /// An image on a block device has no directory of its own: `/dev` is everybody's.
+    /// An image on a block device has no directory of its own: all devices share `/dev`.
     let hasDirectory: Bool
 
     init(_ file: borrowing ImageFile) {

@@ -5,7 +5,7 @@ struct TableFile: Sendable {
     let path: String
     let file: MetadataFile
 
-    /// Entries that are read or written at once: tables may be long, and there is one of them in memory at a time.
+    /// Entries that are read or written at a time: tables may be long, and there is one of them in memory at a time.
     private static let pieceSize = 8192
 
     /// Entries of a table in the file's byte order, as numbers. Their number is bounded by the caller.
@@ -22,7 +22,7 @@ struct TableFile: Sendable {
         return entries
     }
 
-    /// An L1 table; what of it is beyond the end of the file is zeroes, as long as nobody has needed it.
+    /// An L1 table; entries beyond the end of the file, which were never needed, read as zeroes.
     func readL1(_ offset: UInt64, _ count: Int, _ fileSize: UInt64) throws(DiskImageError) -> [UInt64] {
         let there = offset < fileSize ? min(UInt64(count), (fileSize - offset) / 8) : 0
         var entries = try readTable(Int(there), at: offset)

@@ -6,9 +6,9 @@ internal import Linux
 
 /// A bounded set of equal blocks, each known by a number: pieces of a format's table, or decompressed clusters.
 ///
-/// The cache reads nothing itself. Who misses a block takes a slot (``reserve(_:)``), has it filled while others wait,
-/// and calls ``complete(_:error:)``. Until ``unpin(_:)`` the block stays, whatever else is wanted meanwhile, so that those who
-/// waited for it find it (or its error) and each of them gets on by a step.
+/// The cache reads nothing itself. A caller that misses a block takes a slot (``reserve(_:)``), has it filled while
+/// others wait, and calls ``complete(_:error:)``. Until ``unpin(_:)`` the block stays, whatever else is wanted
+/// meanwhile, so that those who waited for it find it (or its error) and each of them gets on by a step.
 ///
 /// It is set-associative; its memory is given by the kernel as it is touched, so an unused cache costs nothing.
 struct BlockCache: ~Copyable {

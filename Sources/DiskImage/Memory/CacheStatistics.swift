@@ -32,7 +32,7 @@ public final class CacheStatistics: Sendable {
 }
 
 /// The counters of the caches of one file of an image. They outlive the caches, which are new when the metadata is read
-/// anew.
+/// again.
 public final class FileStatistics: Sendable {
     /// Pieces of the tables that say where data is: L2 tables, grain tables, block allocation tables.
     public let mapping = CacheStatistics()

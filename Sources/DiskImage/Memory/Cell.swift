@@ -3,7 +3,7 @@
 /// One value in memory of its own, where it stays until the cell goes. It is read and changed in place, as an element
 /// of a ``Slab`` is: a case of an enumeration can hold it, and what it holds is changed without being moved.
 ///
-/// Who shares a cell with other threads sees to it that one of them at a time uses the value.
+/// If threads share a cell, they must ensure that only one of them at a time uses the value.
 @safe final class Cell<Value: ~Copyable> {
     private let start: UnsafeMutablePointer<Value>
 
@@ -14,7 +14,7 @@
     }
 
     deinit {
-        // Nobody else has it.
+        // This is the only owner.
         unsafe start.deinitialize(count: 1)
         unsafe start.deallocate()
     }

@@ -6,10 +6,9 @@ internal import Linux
 
 /// A piece of memory between which and a file bytes are moved: a checked view, which owns nothing.
 ///
-/// Who makes one vouches that the memory stays until nobody uses the view any more, which is what is unsafe
-/// about it, and nothing checks; an ``IOBuffer``'s stays as long as the buffer. From then on no access leaves
-/// its bounds. It may be a guest's memory, which changes at any time: it is copied through helpers that the
-/// compiler does not look into.
+/// Its creator guarantees that the memory outlives every use of the view, which nothing checks: this is the unsafe
+/// part. That of an ``IOBuffer`` lives as long as the buffer. Every access is checked against the bounds. It may be a
+/// guest's memory, which changes at any time: it is copied through helpers that the compiler cannot see through.
 @safe struct IOMemory: @unchecked Sendable {
     // Where the memory is. It does not change, and who may use it is the owner's business: hence `Sendable`.
     let start: UnsafeMutableRawPointer
@@ -29,7 +28,7 @@ internal import Linux
 
     /// The same of memory that is only read.
     @unsafe init(reading buffer: UnsafeRawBufferPointer) {
-        // Who writes it has been told not to.
+        // By contract it is not written.
         unsafe self.init(UnsafeMutableRawBufferPointer(mutating: buffer))
     }
 
@@ -161,7 +160,7 @@ extension Array where Element == UInt8 {
     func withReadableIOMemory<Answer, Failure: Error>(
         _ body: (IOMemory) throws(Failure) -> Answer
     ) throws(Failure) -> Answer {
-        // As above, and nobody writes it.
+        // As above, and it is not written.
         try unsafe span.withUnsafeBytes { (bytes) throws(Failure) in try body(unsafe IOMemory(reading: bytes)) }
     }
 }
@@ -182,7 +181,7 @@ struct IOBuffer: ~Copyable, Sendable {
         do throws(SystemCallError) { try self.init(count: count) } catch { throw .system(path: path, error) }
     }
 
-    /// All of it. Who uses it keeps the buffer.
+    /// All of it. Its user must keep the buffer alive.
     var memory: IOMemory {
         // The mapping has that many.
         unsafe IOMemory(mapping.start, count: count)

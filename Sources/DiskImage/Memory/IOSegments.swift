@@ -7,7 +7,7 @@ internal import Linux
 /// The memory of a transfer, in segments as readv(2) takes them: a view, which owns neither the list nor the
 /// memory.
 ///
-/// Who makes one vouches that both stay until the transfer has ended. No access leaves a segment.
+/// Its creator guarantees that both stay valid until the transfer has ended. Every access is within a segment.
 @safe struct IOSegments: @unchecked Sendable {
     // Both belong to the transfer's owner: hence `Sendable`.
     let vectors: UnsafePointer<iovec>
@@ -46,7 +46,7 @@ internal import Linux
             if let base = unsafe base, length > 0, unsafe base != start + total { return nil }
             total += length
         }
-        // The segments' owner vouches for each of them, and there is nothing in between.
+        // The segments' owner guarantees each of them, and they are contiguous.
         return unsafe IOMemory(start, count: total)
     }
 
@@ -61,7 +61,7 @@ internal import Linux
                 continue
             }
             let count = min(size - skip, rest)
-            // Inside the segment, which the transfer's owner vouches for.
+            // Inside the segment, which the transfer's owner guarantees.
             if let base = unsafe vectors[index].iov_base { body(unsafe IOMemory(base + Int(skip), count: Int(count))) }
             rest -= count
             skip = 0

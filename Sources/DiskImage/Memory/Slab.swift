@@ -40,7 +40,7 @@ internal import Linux
 
     deinit {
         guard mapping == nil else { return }
-        // All of them, which nobody else has.
+        // All of them, of which this is the only owner.
         unsafe start.deinitialize(count: count)
         unsafe start.deallocate()
     }

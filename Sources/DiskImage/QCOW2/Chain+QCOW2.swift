@@ -74,7 +74,7 @@ extension ImageFile {
         return file
     }
 
-    /// The same for who looks at this image alone: the file that the user names for it, or nil.
+    /// The same for this image alone: the file that the user names for it, or nil.
     borrowing func openStatedDataFile(
         _ header: QCOW2Header, _ options: DiskImageOptions
     ) throws(DiskImageError) -> ImageFile? {

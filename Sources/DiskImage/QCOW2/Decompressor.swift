@@ -45,7 +45,7 @@ enum Decompressor: ~Copyable {
     }
 
     deinit {
-        // Nobody else has it.
+        // This is the only owner.
         _ = unsafe ZSTD_freeDCtx(context)
     }
 

@@ -13,7 +13,8 @@ extension DiskEngine {
         } inPlace: { (reduction, scan) throws(DiskImageError) in
             hasRest = try reduction.shrink(to: newSize, scan)
         }
-        // The space that has been given back may be enough for a table that was not the disk's alone. What stays in it nobody sees.
+        // The freed space may be sufficient to copy tables that are shared with snapshots. Entries that remain in them
+        // are not visible.
         if hasRest {
             _ = try? replaceMetadata { (new, scan) throws(DiskImageError) in try Self.shrink(&new, scan, to: newSize) }
         }
@@ -95,11 +96,11 @@ extension DiskEngine {
             if image.hasDataFile { try growDataFile(to: newSize) }
             try clear(oldSize..<newSize)
             if preallocation != .off { try preallocate(oldSize..<newSize, preallocation) }
-            // Before the commit, which gives back what bitmaps took.
+            // Before the commit, which frees the space of bitmaps.
             try clearAutoclearFeatures()
             try perform(.flush)
         } catch {
-            // All of it is beyond the end of the disk, where nobody looks; its space is given back as far as that goes.
+            // All of it is beyond the end of the disk, and so not visible; its space is freed, best effort.
             _ = try? perform(.discard, at: oldSize, length: newSize - oldSize)
             _ = try? perform(.flush)
             do throws(DiskImageError) { try image.reload() } catch { image.failWriting(EIO) }
@@ -133,8 +134,8 @@ extension DiskEngine {
             path: image.path, reason: "it is version 2 and has snapshots, which do not record the size of their disk")
     }
 
-    /// Has a range read as zeroes that was beyond the end: the rest of the last cluster, a backing file that is longer, and whatever
-    /// somebody has left there.
+    /// Makes a range that was beyond the end read as zeroes: the rest of the last cluster, a backing file that is
+    /// longer, and whatever another program has left there.
     private mutating func clear(_ range: Range<UInt64>) throws(DiskImageError) {
         guard let clusterSize = image.clusterSize else { return }
         let clusterEnd = min(range.upperBound, (range.lowerBound + clusterSize - 1) & ~(clusterSize - 1))
@@ -151,7 +152,7 @@ extension DiskEngine {
         }
     }
 
-    /// Allocates what is not allocated of a range that reads as zeroes.
+    /// Allocates the unallocated clusters of a range that reads as zeroes.
     private mutating func preallocate(_ range: Range<UInt64>, _ preallocation: Preallocation) throws(DiskImageError) {
         guard let clusterSize = image.clusterSize else { return }
         let file = metadataFile
@@ -195,7 +196,7 @@ extension DiskEngine {
         }
     }
 
-    /// As many new clusters as there are next to each other; returns how many.
+    /// Allocates as many contiguous new clusters as possible; returns how many.
     private mutating func preallocate(
         _ count: UInt64, at position: UInt64, _ preallocation: Preallocation, _ file: MetadataFile
     ) throws(DiskImageError) -> UInt64 {

@@ -128,7 +128,7 @@ extension DiskEngine {
         }
     }
 
-    /// Makes everything durable, has `body` prepare new metadata, puts that in place and goes on with it. What is damaged is not touched.
+    /// Makes everything durable, has `body` prepare new metadata, puts that in place and continues with it. What is damaged is not touched.
     /// - Parameter inPlace: does the same in a file system that has no room for new metadata.
     mutating func replaceMetadata(
         _ body: (inout MetadataReplacement, borrowing QCOW2Scan) throws(DiskImageError) -> Void,
@@ -172,7 +172,7 @@ extension DiskEngine {
             if isCommitted, let failure { throw failure }
             try image.reload()
         } catch {
-            // What the file has nobody knows: nothing that is written could be relied upon.
+            // The state of the file is unknown: nothing that is written from now on would be reliable.
             image.failWriting(EIO)
             throw failure ?? error
         }

@@ -23,7 +23,8 @@ extension DiskImage {
         return try QCOW2Header(layers[0].file)
     }
 
-    /// Reads the topmost image's metadata anew, which somebody has replaced in the file. What could not be written any more cannot be afterwards.
+    /// Reads the topmost image's metadata again, after it was replaced in the file. If the image could not be written
+    /// any more, this stays so.
     /// - Parameter size: bytes of the disk, if it is not yet what the file says.
     func reload(size newSize: UInt64? = nil) throws(DiskImageError) {
         try layers[0].file.measure()

@@ -56,7 +56,7 @@ struct Inflater: ~Copyable {
     }
 
     deinit {
-        // Nobody else has it.
+        // This is the only owner.
         _ = unsafe end(stream)
         unsafe stream.deallocate()
     }

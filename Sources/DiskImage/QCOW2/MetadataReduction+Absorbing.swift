@@ -2,8 +2,8 @@
 
 internal import Linux
 
-/// A snapshot that goes where no other place is left for the table of the others: the next entry takes in the bytes of
-/// its entry, as extra data that nobody knows, and nothing else moves.
+/// The deletion of a snapshot if no other method is possible: the next entry absorbs the bytes of its entry, as unknown
+/// extra data, and nothing else moves.
 extension MetadataReduction {
     private typealias Entry = QCOW2SnapshotTable.Entry
     private typealias Write = (place: UInt64, bytes: [UInt8])
@@ -15,7 +15,7 @@ extension MetadataReduction {
         var writes: [Write]
         /// What is known of extra data and was not there.
         var rest: Write
-        /// Extra data that nobody knows.
+        /// Unknown extra data.
         var unknown: Range<UInt64>
     }
 

@@ -12,25 +12,25 @@ extension DiskImageError {
     }
 }
 
-/// Changes that give space back and need none, for a full file system: ``MetadataReplacement`` finds no room there for
-/// new metadata beside the old.
+/// Changes that free space and need none, for a full file system, where ``MetadataReplacement`` has no room for new
+/// metadata beside the old.
 ///
-/// They are made in place, and one write of the header's first sector makes them true. What comes before it changes
-/// nothing that counts; what comes after it finds clusters that are counted and no longer used, which a power failure
-/// may leave so, and gives them back (``reduceCounts(_:to:)``). Nobody else uses the image meanwhile.
+/// They are made in place, and one write of the header's first sector makes them effective. Steps before it have no
+/// effect on the image; steps after it free clusters that have a refcount but no reference (``reduceCounts(_:to:)``),
+/// which a power failure may leave as leaks. Nothing else uses the image meanwhile.
 struct MetadataReduction: ~Copyable {
     let header: QCOW2Header
     let file: TableFile
     private let fileSize: UInt64
-    /// The header has been written: the change has happened, as far as anybody can tell.
+    /// The header has been written: the change is effective.
     var isCommitted = false
     /// The names of the bitmaps that the image has no more afterwards.
     private(set) var lostBitmaps: [String] = []
 
     static let sector = 512
-    /// What file systems give and take back at once.
+    /// The unit in which file systems allocate and free space.
     private static let page = 4096
-    /// Clusters that are looked at for a new place of the table.
+    /// Clusters that are examined as a new location for the table.
     private static let maximumCandidates = 1 << 16
     /// Bytes of a table that are looked at together.
     private static let pieceSize = 64 << 10

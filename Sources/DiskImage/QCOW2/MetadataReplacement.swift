@@ -9,7 +9,7 @@ internal import Linux
 /// and after. Then it is made durable, then the header's first sector names it, which a disk writes as a whole or not at all: whenever the
 /// power fails the image is the old one or the new one, and neither is damaged. What fails before leaves the old one.
 ///
-/// Nobody uses the image meanwhile.
+/// Nothing else uses the image meanwhile.
 struct MetadataReplacement: ~Copyable {
     let header: QCOW2Header
     let file: TableFile
@@ -23,11 +23,11 @@ struct MetadataReplacement: ~Copyable {
     /// Indicates whether what is not counted afterwards may be freed on the host: in an image that stays damaged
     /// it may be in use.
     private let releasesSpace: Bool
-    /// Where the search for single clusters goes on.
+    /// Where the search for single clusters continues.
     private var next: UInt64 = 1
     /// The names of the bitmaps that the image has no more afterwards.
     private(set) var lostBitmaps: [String] = []
-    /// The header has been written: the image is the new one, as far as anybody can tell.
+    /// The header has been written: the new metadata is effective.
     private(set) var isCommitted = false
 
     /// What is counted afterwards, before more is said.
@@ -47,7 +47,7 @@ struct MetadataReplacement: ~Copyable {
         let path = scan.file.path
         let fields = try scan.file.read(scan.header.fixedLength, at: 0)
         var oldCounts = try scan.counts.copy(path: path)
-        // What is in use and not counted is nobody else's either.
+        // What is in use without a refcount must not be allocated either.
         for cluster in 0..<scan.references.end where scan.references[cluster] != 0 && oldCounts[cluster] == 0 {
             oldCounts[cluster] = 1
         }

@@ -93,8 +93,7 @@ struct QCOW2BitmapDirectory: Sendable {
             && entry.count * 8 <= fileSize - entry.table
     }
 
-    /// The clusters of the directory, the tables and the bits, for who gives them back; none where something cannot be
-    /// right.
+    /// The clusters of the directory, the tables and the bits, to be freed; none where something cannot be right.
     func clusters(
         _ directory: QCOW2Header.BitmapDirectory, _ header: QCOW2Header, _ file: TableFile, fileSize: UInt64
     ) throws(DiskImageError) -> [ClusterRun] {

@@ -6,8 +6,9 @@ internal import Linux
 /// A repair in a file system that has no room for new counts and tables beside the old: what is there already is
 /// changed.
 extension QCOW2Check {
-    /// Makes one step of a repair, each of which can be interrupted: counts are raised; clusters that nothing uses are
-    /// given back, so that there may be room for the rest; what is left is lowered, with the flags that go by it.
+    /// Makes one step of a repair, each of which can be interrupted: refcounts are incremented; clusters without a
+    /// reference are freed, so that there may be room for the rest; the remaining refcounts are decremented, with the
+    /// flags that depend on them.
     /// - Returns: whether anything has changed.
     func repairInPlace(_ scan: borrowing QCOW2Scan, _ repair: CheckReport.Repair) throws(DiskImageError) -> Bool {
         let all = 0..<scan.countedEnd

@@ -15,7 +15,7 @@ extension DiskImage {
         throw .notApplicable(path: path, reason: reason(choice.format))
     }
 
-    /// Examines the metadata of an image and, if that is asked, repairs it. Backing files are not looked at.
+    /// Examines the metadata of an image and, if that is asked, repairs it. Backing files are not checked.
     ///
     /// A repair is complete or has not happened, whenever the power fails: ``MetadataReplacement``. The exception are entries that cannot be right
     /// (`repair` is ``CheckReport/Repair/all``), each of which becomes zeroes by itself. What the report says is fixed is durable.

@@ -17,9 +17,11 @@ struct QCOW2Header: Equatable, Sendable {
     private(set) var l1Offset: UInt64
     /// Indicates whether L2 entries have 16 bytes, with a bitmap of 32 subclusters.
     let hasExtendedL2: Bool
-    /// Someone who did not close the image kept reference counts lazily. They do not matter to a reader.
+    /// The dirty bit: a program with lazy refcounts did not close the image, so refcounts may be wrong. A reader does
+    /// not use them.
     let isDirty: Bool
-    /// Someone found the image damaged. Reading stays allowed, for rescue; each damage met is an I/O error.
+    /// The corrupt bit: a program found the image damaged. It can still be read, to recover data; damage that is found
+    /// is an I/O error.
     let isCorrupt: Bool
     /// log2 of a reference count's bits: 0 … 6.
     let refcountOrder: Int
@@ -54,7 +56,8 @@ struct QCOW2Header: Equatable, Sendable {
         let offset: UInt64
         let size: UInt64
         let count: Int
-        /// Where the header's extension that says so begins, in a header that ends with it: zeroes there take it away. Else nil.
+        /// Where the corresponding extension of the header begins, if it is the last one: zeroes there remove it.
+        /// Otherwise nil.
         let lastExtension: UInt64?
     }
 
@@ -103,8 +106,8 @@ struct QCOW2Header: Equatable, Sendable {
     static let maximumBackingName = 1023
 
     /// Reads and checks the header of a file.
-    /// - Parameter allowingCut: whether the file may end before the tables do, for who wants what is left of it. Of the L1 table, without which there is
-    ///   nothing, the beginning has to be there.
+    /// - Parameter allowingCut: whether the file may end before the tables do, to recover what is left of it. Of the L1
+    ///   table, without which there is nothing, the beginning has to be there.
     init(_ file: borrowing ImageFile, allowingCut: Bool = false) throws(DiskImageError) {
         let path = file.path
         func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
@@ -148,7 +151,7 @@ struct QCOW2Header: Equatable, Sendable {
         snapshotCount = Int(fixed.bigEndian32(at: 60))
         snapshotTableOffset = fixed.bigEndian64(at: 64)
 
-        // The extensions tell the names of features, so they come before the features themselves.
+        // The extensions have the names of features, so they come before the features themselves.
         var extensions = Extensions()
         let backingOffset = fixed.bigEndian64(at: 8)
         let backingLength = fixed.bigEndian32(at: 16)

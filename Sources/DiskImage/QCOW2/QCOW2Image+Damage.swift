@@ -44,14 +44,14 @@ extension QCOW2Image {
         return .other
     }
 
-    /// Has an image that was found damaged say so (incompatible feature bit 1, which version 2 does not have), and nothing be written any more.
+    /// Marks an image as damaged (incompatible feature bit 1, which version 2 does not have), and stops all writes.
     mutating func markDamage(_ file: MetadataFile) {
         if damage == nil, let found = damageOfRefcounts { note(found) }
         guard let damage, damage.damage.isOfMetadata, refcounts != nil, !isMarked else { return }
         isMarked = true
         if failure == 0 { failure = EIO }
         guard header.version >= 3 else { return }
-        // The last byte of the field. There is nothing to be done if it cannot be written: the requests fail all the same.
+        // The last byte of the field. A failure to write it is ignored: the requests fail anyway.
         let bits =
             UInt8(QCOW2Header.Incompatible.corrupt) | (header.isDirty ? UInt8(QCOW2Header.Incompatible.dirty) : 0)
             | (header.hasDataFile ? UInt8(QCOW2Header.Incompatible.externalData) : 0)

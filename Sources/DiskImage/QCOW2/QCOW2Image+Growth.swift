@@ -5,9 +5,9 @@ internal import Linux
 
 /// The end of the file: ahead of what is written while the image is used, where the last cluster ends when it is closed.
 extension QCOW2Image {
-    /// Gives the file the host's blocks for what is allocated next, before they are needed: file systems take writes that move a file's end, or need
-    /// blocks, one at a time. ``trim(_:)`` takes back what was not used. Best effort: without it the file grows by each
-    /// write.
+    /// Gives the file the host's blocks for what is allocated next, before they are needed: file systems take writes
+    /// that move a file's end, or need blocks, one at a time. ``trim(_:)`` frees what was not used. Best effort:
+    /// without it the file grows by each write.
     ///
     /// With subclusters there is only a longer file, as small writes are to take no more space than they fill.
     mutating func growAhead(_ file: MetadataFile) {

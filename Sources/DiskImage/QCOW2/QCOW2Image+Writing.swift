@@ -86,7 +86,7 @@ extension QCOW2Image {
 
     /// Indicates whether a data cluster has no other references.
     private func isOurs(_ entries: Int, _ index: Int) -> Bool {
-        // A cluster in a file of its own has nobody to share it with.
+        // A cluster in an external data file is never shared.
         header.hasDataFile || l2Entry(entries, index) & L2Entry.copied != 0
     }
 
@@ -350,7 +350,7 @@ extension QCOW2Image {
     }
 
     /// Before the first change: features that only those keep true who know them are switched off.
-    /// - Returns: the bitmaps that the image has no more, if it had any. What they take is given back by the next commit.
+    /// - Returns: the bitmaps that the image has no more, if it had any. The next commit frees their space.
     private mutating func clearAutoclearFeatures(_ file: MetadataFile) throws(MetadataError) -> LiveBitmaps? {
         let kept = autoclearFeatures & header.keptAutoclearFeatures
         guard kept != autoclearFeatures else { return nil }
@@ -370,7 +370,7 @@ extension QCOW2Image {
         return bitmaps
     }
 
-    /// Everything at once, when the image is closed.
+    /// All steps of a commit, synchronously, when the image is closed.
     mutating func close(_ file: MetadataFile, _ data: MetadataFile) throws(MetadataError) {
         trim(file)
         guard refcounts != nil, failure == 0, isDirty else { return }

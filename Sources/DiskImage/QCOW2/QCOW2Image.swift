@@ -26,7 +26,7 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     /// Decompressed clusters, each known by its place in the file. A block is a cluster, followed by room for its compressed bytes.
     private var clusters: BlockCache
     private let decompressor: Decompressor
-    /// Who has it uses the decompressor's one state.
+    /// Held while the decompressor's only state is used.
     private let decompression = Lock()
 
     // What follows is for an image that is written.
@@ -67,7 +67,7 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     /// - Parameters:
     ///   - snapshot: whose id or name has the state that is read in place of the current one.
     ///   - size: bytes of the disk, if it is to have others than the header says; its L1 table has room for them.
-    ///   - salvaging: whether a file that was cut short is opened all the same, for what is left of it to be read.
+    ///   - salvaging: whether a truncated file is opened anyway, to read what is left of it.
     ///   - statistics: those of the caches.
     init(
         _ file: borrowing ImageFile, metadataCacheSize: Int, writable: Bool = false, snapshot: String? = nil,
@@ -227,7 +227,8 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
         var error = error
         switch load.kind {
         case .table:
-            // Its place was inside the file at open, so a short one means that somebody cut the file since.
+            // It was inside the file when the image was opened, so a short read means that the file was truncated
+            // since.
             if error == 0, bytes < load.length {
                 if isSalvaging { markMissing(load, from: bytes) } else { error = EIO }
             }
@@ -370,7 +371,7 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     }
 
     mutating func damaged(_ damage: ImageDamage, at offset: UInt64) -> RangeLookup {
-        // Who salvages wants to know of each.
+        // Salvaging reports each of them.
         if self.damage == nil || isSalvaging {
             self.damage = FoundDamage(damage: damage, entry: entry(at: offset), diskOffset: offset)
         }

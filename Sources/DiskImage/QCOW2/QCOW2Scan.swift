@@ -5,8 +5,8 @@ internal import Linux
 
 /// All that the tables of an image refer to, counted, beside what its reference counts say.
 ///
-/// Nobody writes the image meanwhile. Every entry is checked; one that cannot be right is an error of the report and counts for nothing.
-/// Each table is read once, however many refer to it.
+/// The image must not be written meanwhile. Every entry is checked; one that cannot be right is an error of the report
+/// and counts for nothing. Each table is read once, however many refer to it.
 struct QCOW2Scan: ~Copyable {
     let header: QCOW2Header
     let file: TableFile
@@ -31,7 +31,7 @@ struct QCOW2Scan: ~Copyable {
     private(set) var bitmapClusters: [Range<UInt64>] = []
     private(set) var bitmapNames: [String] = []
 
-    /// A snapshot's L1 table or a bitmap could not be looked at: more may be in use than was found.
+    /// A snapshot's L1 table or a bitmap could not be read: more may be in use than was found.
     private(set) var isIncomplete = false
 
     struct Broken {
@@ -92,7 +92,7 @@ struct QCOW2Scan: ~Copyable {
     private mutating func scanAll() throws(DiskImageError) {
         report.totalClusters = header.clusters(for: header.size)
         references.add(1, to: 0)
-        // What nobody has needed of it need not be there.
+        // Only the entries that the disk needs must be in the file.
         if !noteCut("the L1 table", at: header.l1Offset, UInt64(header.l1Count) * 8) {
             refer("the L1 table", at: header.l1Offset, UInt64(header.l1TableSize) * 8)
         }
@@ -313,7 +313,7 @@ struct QCOW2Scan: ~Copyable {
     /// The bitmaps that the image says are true: their directory, tables and data.
     private mutating func scanBitmaps() throws(DiskImageError) {
         guard let directory = header.bitmaps else { return }
-        // Until all of it has been looked at.
+        // Until all of it has been read.
         let wasIncomplete = isIncomplete
         isIncomplete = true
         let found = try QCOW2BitmapDirectory(directory, header, file, fileSize: fileSize)

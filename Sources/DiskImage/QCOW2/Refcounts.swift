@@ -3,8 +3,7 @@
 internal import Glibc
 internal import Linux
 
-/// The reference counts of the clusters of an image that is open for writing: who needs clusters gets them here, who no longer
-/// needs them says so here.
+/// The reference counts of the clusters of an image that is open for writing: clusters are allocated and freed here.
 ///
 /// Counts change in memory; ``writeSlices(_:)`` and ``writeTable(_:)`` bring them to the file, in the order of docs/qcow2.md. What is freed stays
 /// taken until nothing durable and nothing under way can reach it: see ``release(before:_:)``.
@@ -39,7 +38,7 @@ struct Refcounts: ~Copyable {
     /// Entries that the file does not have.
     private var dirtyTable: Range<Int>?
     private var slices: BlockCache
-    /// Where the search for free clusters goes on.
+    /// Where the search for free clusters continues.
     private var next: UInt64 = 0
     /// No cluster from here on was ever used.
     private var pristine: UInt64

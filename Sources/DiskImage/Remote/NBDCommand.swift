@@ -24,7 +24,7 @@ struct NBDCommand {
         /// A command to be sent, now or after a reconnect.
         case waiting
         case sent
-        /// Answered, in the board's list until the disk looks at it.
+        /// Answered, in the board's list until the disk processes it.
         case answered
         /// Over; its user has not heard of it yet.
         case ended
@@ -35,7 +35,7 @@ struct NBDCommand {
     /// What the user knows it by.
     var token: UInt64 = 0
     var offset: UInt64 = 0
-    /// Bytes; of a transfer, what is moved at once: the user asks for the rest again.
+    /// Bytes; of a transfer, what is moved in one step: the user requests the rest again.
     var length: UInt64 = 0
     /// Bytes done of what transfers nothing.
     var done: UInt64 = 0
@@ -82,7 +82,8 @@ final class NBDBoard {
     var firstAnswered: Int32 = -1
 }
 
-/// How a range is stored, from its start on: at most as many pieces as there is room for. It is shared by who asks and the command that asks.
+/// How a range is stored, from its start on: at most as many pieces as there is room for. It is shared by the caller
+/// and the command.
 final class NBDExtents {
     static let capacity = 256
     private var pieces: InlineArray<256, (length: UInt32, readsAsZeroes: Bool)> = .init(repeating: (0, false))
@@ -90,7 +91,7 @@ final class NBDExtents {
     /// The first byte of the disk that it is about.
     var offset: UInt64 = 0
 
-    /// Notes the next piece; not after an empty one, which nobody may send.
+    /// Records the next piece; not after an empty one, which is a protocol violation.
     func append(length: UInt32, readsAsZeroes: Bool) {
         guard count < Self.capacity, count == 0 || pieces[count - 1].length > 0 else { return }
         pieces[count] = (length, readsAsZeroes)

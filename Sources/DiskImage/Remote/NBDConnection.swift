@@ -13,7 +13,7 @@ struct NBDExport: Sendable, Equatable {
     var canFlush = false
     var canTrim = false
     var canZero = false
-    /// Indicates whether it tells data from holes (`base:allocation`).
+    /// Indicates whether it distinguishes data from holes (`base:allocation`).
     var hasStatus = false
     /// Requests begin and end at multiples of this many bytes, a power of two.
     var minimumBlock: UInt64 = 1
@@ -27,7 +27,8 @@ struct NBDExport: Sendable, Equatable {
     /// The largest minimum that the protocol allows.
     static let largestMinimum: UInt64 = 64 << 10
 
-    /// Indicates whether a connection that finds this one may go on with what was found first; else what has changed.
+    /// Indicates whether a connection that finds this one may continue with what was found first; else what has
+    /// changed.
     func difference(from first: NBDExport) -> String? {
         if size != first.size { return "a disk of \(size) bytes, previously \(first.size)" }
         if isReadOnly, !first.isReadOnly { return "a read-only disk, previously writable" }
@@ -65,7 +66,7 @@ struct NBDFailure: Error, Equatable {
         // A text of the thread's own until its next call.
         guard let text = unsafe nbd_get_error() else { return NBDFailure("the connection was closed", errno: error) }
         var reason = unsafe String(cString: text)[...]
-        // It begins with the name of the function, which says nothing to who reads it.
+        // It begins with the name of the function, which means nothing to the user.
         if reason.hasPrefix("nbd_"), let end = reason.firstOccurrence(of: ": ") { reason = reason[end.upperBound...] }
         return NBDFailure(String(reason), errno: error)
     }
@@ -85,7 +86,8 @@ struct NBDFailure: Error, Equatable {
     convenience init(_ location: NBDLocation, to address: SocketAddress) throws(NBDFailure) {
         try self.init(location)
         if location.security != nil, case .tcp(let host, let port) = location.server {
-            // Only with the host's name does libnbd check that the certificate is that host's. It looks the name up anew.
+            // Only with the host's name does libnbd check that the certificate is that host's. It resolves the name
+            // again.
             try check(unsafe nbd_aio_connect_tcp(handle, host, String(port)))
             return
         }
@@ -113,7 +115,7 @@ struct NBDFailure: Error, Equatable {
             return
         }
         if security.verifiesPeer, security.keyFile == nil {
-            // Where this file is not, libnbd goes on and checks neither certificate nor host.
+            // Where this file is not, libnbd continues and checks neither certificate nor host.
             let authorities = (security.certificates ?? "") + "/ca-cert.pem"
             guard authorities.withRawCString({ unsafe access($0, R_OK) }) == 0 else {
                 throw NBDFailure("\(authorities): \(SystemCallError.last("access"))")
@@ -129,11 +131,11 @@ struct NBDFailure: Error, Equatable {
     }
 
     deinit {
-        // Nobody else has it; its callbacks are over with it.
+        // This is the only owner, and no callback runs after it.
         unsafe nbd_close(handle)
     }
 
-    /// Says good-bye, as far as the socket takes it at once.
+    /// Sends a disconnect request, if the socket accepts it without waiting.
     func disconnect() {
         if stage == .ready { _ = unsafe nbd_aio_disconnect(handle, 0) }
     }
@@ -223,7 +225,7 @@ struct NBDFailure: Error, Equatable {
         let done = unsafe nbd_completion_callback(
             callback: completed, user_data: UnsafeMutableRawPointer(command), free: nil)
         let (offset, length) = unsafe (command.pointee.sentOffset, command.pointee.sentLength)
-        // The command's owner vouches for its memory, which has that many bytes.
+        // The command's owner guarantees its memory, which has that many bytes.
         let memory = unsafe command.pointee.memory?.prefix(
             Int(command.pointee.sending == .read || command.pointee.sending == .write ? length : 0)
         ).start

@@ -78,7 +78,7 @@ extension NBDDisk {
         self.connection = connection
     }
 
-    /// Gives the connection up. What was asked over it is to be asked again.
+    /// Closes the connection. Requests that were sent over it must be sent again.
     private func close() {
         if let number = connection?.descriptor, number >= 0, !watched.isEmpty { epoll.remove(number) }
         watched = []
@@ -162,7 +162,7 @@ extension NBDDisk {
         }
     }
 
-    /// An attempt has failed: the next address is tried at once, the first one again after a pause.
+    /// An attempt has failed: the next address is tried immediately, the first one again after a pause.
     private func retryLater(_ reason: String) {
         close()
         lastFailure = reason
@@ -218,7 +218,7 @@ extension NBDDisk {
         if location.security == nil, text.firstOccurrence(of: "TLS") != nil || text.firstOccurrence(of: "tls") != nil {
             return "\(text); the server requires TLS: use nbds:"
         }
-        // Without a name libnbd takes that of who is logged in.
+        // Without a name libnbd uses that of the logged-in user.
         if let security = location.security, security.keyFile != nil, security.user == nil,
             text.firstOccurrence(of: "getlogin") != nil || text.firstOccurrence(of: "gnutls") != nil
         {

@@ -19,7 +19,8 @@ extension NBDDisk {
         if command == nil { throw SystemCallError("nbd", errno: EBUSY) }
     }
 
-    /// Sends what was asked. Who asks on and on and never looks, since all fails at once, is not to keep the next connection from coming.
+    /// Sends what was requested. While there is no connection, it also processes events: a caller whose requests all
+    /// fail immediately might otherwise never do so, and would prevent a reconnect.
     func submit() {
         if isUp { goOn() } else { handle(look(timeout: 0)) }
     }

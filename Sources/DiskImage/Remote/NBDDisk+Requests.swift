@@ -25,7 +25,7 @@ extension NBDDisk {
 
     // MARK: - Asking
 
-    /// Takes a command for a transfer, of as many bytes as are moved at once.
+    /// Takes a command for a transfer, of as many bytes as are moved in one step.
     /// - Returns: nil when all commands are taken.
     func begin(
         _ request: NBDRequest, _ segments: IOSegments, at offset: UInt64, token: UInt64, isAwaited: Bool = false
@@ -179,7 +179,7 @@ extension NBDDisk {
 
     // MARK: - Answers
 
-    /// Indicates whether answers are there that nobody has looked at.
+    /// Indicates whether replies have not been processed yet.
     var hasAnswers: Bool { board.firstAnswered >= 0 }
 
     /// Looks at what the server has answered.
@@ -249,7 +249,7 @@ extension NBDDisk {
         commands[index].error = 0
         commands[index].state = .waiting
         if commands[index].isPartial {
-            // Somebody else may have changed the blocks by then.
+            // Another client may have changed the blocks by then.
             commands[index].sending = .read
             exclusive = -1
         }

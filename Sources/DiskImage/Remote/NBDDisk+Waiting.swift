@@ -4,7 +4,8 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// A remote disk for tools: calls that wait, of any number of threads. One of those that wait looks after the connection for all.
+/// A remote disk for tools: calls that wait, of any number of threads. One of the waiting threads serves the connection
+/// for all.
 extension NBDDisk {
     /// Reads a range, whose end may be beyond the disk's: there it is zero.
     func read(_ buffer: IOMemory, at offset: UInt64) throws(DiskImageError) {
@@ -86,9 +87,8 @@ extension NBDDisk {
 
     // MARK: - How it is stored
 
-    /// Indicates whether there is data at a place, and up to where it is the same; what the server does not tell is
-    /// data. What has been answered is
-    /// remembered: for disks that nobody writes to.
+    /// Indicates whether there is data at a place, and up to where it is the same; what the server does not report
+    /// counts as data. Replies are remembered, so this is for disks that are not written.
     func extent(at place: UInt64) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
         guard place < export.size else { return (false, .max) }
         guard export.hasStatus else { return (true, .max) }
@@ -117,7 +117,7 @@ extension NBDDisk {
         return extents
     }
 
-    /// Bytes that are asked about at once.
+    /// Bytes of a single query.
     private static let statusLength: UInt64 = 1 << 30
 
     // MARK: - Commands

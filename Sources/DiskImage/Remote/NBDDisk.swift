@@ -19,7 +19,7 @@ final class NBDDisk: @unchecked Sendable {
 
     // All that changes is the one owner's, or is touched by one of several threads within `monitor`: hence `Sendable`.
     let monitor = Monitor()
-    /// Indicates whether one of the threads that wait looks after all of them.
+    /// Indicates whether one of the waiting threads serves the connection for all.
     var isLooking = false
     /// What is known of the last place that was asked about.
     var known = NBDExtents()
@@ -181,7 +181,7 @@ final class NBDDisk: @unchecked Sendable {
         return found
     }
 
-    /// Does what there is to be done after a look.
+    /// Does what is due after events were processed.
     func handle(_ events: Events) {
         if !events.socket.isEmpty, events.generation == generation, let connection {
             do throws(NBDFailure) { try connection.notify(events.socket) } catch { lastFailure = error.reason }
@@ -210,7 +210,7 @@ final class NBDDisk: @unchecked Sendable {
     func watch() {
         if let connection {
             let events = connection.events, number = connection.descriptor
-            // While it connects libnbd may go on to another socket, whatever its number.
+            // While it connects libnbd may continue to another socket, whatever its number.
             if number >= 0, events != watched || connection.stage == .connecting {
                 let token = generation << 2 | Self.socketKind
                 // Adding fails only for lack of kernel memory; then the time-out ends it.

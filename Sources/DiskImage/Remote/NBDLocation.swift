@@ -18,7 +18,8 @@ struct NBDLocation: Sendable, Equatable {
 
     struct Security: Sendable, Equatable {
         var user: String?
-        /// A directory with `ca-cert.pem`, and `client-cert.pem` and `client-key.pem` if the server wants to know who comes.
+        /// A directory with `ca-cert.pem`, and `client-cert.pem` and `client-key.pem` if the server authenticates its
+        /// clients.
         var certificates: String?
         var keyFile: String?
         var verifiesPeer = true

@@ -3,7 +3,7 @@
 /// The time between the loss of a remote disk's connection and the first answer that comes over another one, and what
 /// the host's log says of it.
 ///
-/// A server that completes the handshake and closes again has answered nothing: the outage goes on, and with it the
+/// A server that completes the handshake and closes again has answered nothing: the outage continues, and with it the
 /// patience of requests and the pauses between attempts. Times are milliseconds of one clock.
 struct NBDOutage {
     /// For so long after a line about a loss the next loss is not logged, unless the connection is still down then.

@@ -24,7 +24,7 @@ struct SocketAddress: Sendable, Equatable {
     private init(_ bytes: [UInt8]) { self.bytes = bytes }
 
     /// The addresses of a host, in the order in which they are to be tried. It may ask a name server, and wait for it.
-    /// - Parameter isInterrupted: asked several times a second while a server is waited for: whether to give up.
+    /// - Parameter isInterrupted: polled several times a second while a server is waited for: whether to cancel.
     /// - Returns: at least one, or why there is none.
     static func resolve(
         host: String, port: UInt16, isInterrupted: (@Sendable () -> Bool)? = nil
@@ -34,8 +34,8 @@ struct SocketAddress: Sendable, Equatable {
         guard let isInterrupted else { return lookUp(host, port) }
         // An address is none that anybody is asked for.
         if case .success(let found) = lookUp(host, port, flags: AI_NUMERICHOST) { return .success(found) }
-        // Nothing ends getaddrinfo before its time (5 seconds for each server and attempt, by default), so a thread calls
-        // it, which is left to itself when nobody wants the answer any more. What it works on is its own.
+        // Nothing ends getaddrinfo before its time (5 seconds for each server and attempt, by default), so a thread
+        // calls it, which is abandoned when the answer is no longer needed. It works on data of its own.
         let answer = Answer()
         do throws(SystemCallError) {
             try Thread.start(name: "resolver", stackSize: 1 << 20) { answer.give(lookUp(host, port)) }.detach()

@@ -3,7 +3,7 @@
 /// Writes a new VDI, or a new sparse file of VMDK: clusters follow each other in the order of the disk behind one table, whose place is known from
 /// the start, or two copies of it.
 struct BlockMapBuilder: ImageBuilder {
-    /// Bytes of a VMDK's grain, as everybody has them.
+    /// Bytes of a VMDK's grain, as in all common programs.
     static let grainSize: UInt64 = 64 << 10
     /// Entries of a VDI's table, at most: as many as ``VDIHeader/allocator(_:)`` looks through.
     static let maximumBlocks: UInt64 = 1 << 26

@@ -54,7 +54,7 @@ struct Deflater: ~Copyable {
     }
 
     deinit {
-        // Nobody else has it.
+        // This is the only owner.
         _ = unsafe ZSTD_freeCCtx(context)
     }
 

@@ -58,7 +58,7 @@ final class ConversionWork: @unchecked Sendable {
 
     /// Bytes that a thread's buffer holds: a huge page.
     private static let preferredPiece: UInt64 = 2 << 20
-    /// Bytes that are made zero at once, where that is one request to who has them.
+    /// Bytes that are zeroed in one request to the kernel or a server.
     private static let largestClear: UInt64 = 1 << 30
 
     init(
@@ -150,7 +150,8 @@ final class ConversionWork: @unchecked Sendable {
             while true {
                 let (isOver, position) = monitor.locked { (failure != nil, self.position) }
                 guard !isOver, position < size else { return nil }
-                // Zeroes may differ from what is under the new image; where they are made in place, many are made at once.
+                // Zeroes may differ from what is below the new image; where they are written in place, long ranges are
+                // zeroed together.
                 let passesOver = !coversZeroes && conversion.backing == nil
                 if passesOver || file.deviceSize != nil {
                     let extent = try planner.extent(at: position, limit: size - position)
@@ -190,7 +191,7 @@ final class ConversionWork: @unchecked Sendable {
     }
 
     /// Gives places in the new image to a piece, after those before it.
-    /// - Returns: false when the work has been given up.
+    /// - Returns: false if the work was cancelled.
     func place(
         _ piece: Piece, _ body: (inout any ImageBuilder, borrowing NewFile) throws(DiskImageError) -> Void
     ) throws(DiskImageError) -> Bool {
@@ -221,7 +222,7 @@ final class ConversionWork: @unchecked Sendable {
             if failure == nil { failure = error }
             monitor.broadcast()
         }
-        // Nobody waits for a server any more.
+        // No thread has to wait for a server any more.
         remote?.cancel()
         remoteBase?.cancel()
         file.remote?.cancel()

@@ -263,7 +263,7 @@ final class ConversionWorker {
                 continue
             }
             let bytes = (write.source == .buffer ? memory : compressed.memory).piece(write.start, write.count)
-            // The buffer is not looked at again before it is filled anew.
+            // The buffer is not read again before it is filled again.
             work.cipher?.encrypt(bytes, place: write.place, offset: 0)
             try work.write(bytes, at: write.place)
         }
@@ -356,7 +356,7 @@ final class ConversionWorker {
         return bitmap
     }
 
-    /// Notes a write; one that goes on where the last one ends becomes a part of it.
+    /// Notes a write; one that continues where the last one ends becomes a part of it.
     private func append(_ write: Write, to writes: inout [Write]) {
         if let last = writes.last, last.source == write.source, last.start + last.count == write.start,
             last.place + UInt64(last.count) == write.place

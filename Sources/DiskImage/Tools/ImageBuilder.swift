@@ -37,7 +37,7 @@ extension ImageBuilder {
 
 extension QCOW2Builder: ImageBuilder {}
 
-/// What a new image consists of: where the disk's data goes, and who writes the rest.
+/// What a new image consists of: where the disk's data goes, and what writes the rest.
 struct ImagePlan {
     /// Bytes of the disk that are found to be zero as a whole: a cluster, or a page where the disk lies as it is.
     let unit: UInt64
@@ -51,7 +51,7 @@ struct ImagePlan {
     let extents: NewExtents?
     /// Every cluster is compressed and has a header of VMDK's (``VMDKGrain``) before it.
     var isStream = false
-    /// Pages of zeroes within a cluster are left out of the file: the clusters are large, and nobody counts what is in them.
+    /// Pages of zeroes within a cluster are not written: the clusters are large, and have no refcounts.
     var keepsHoles = false
 
     /// - Parameters:

@@ -25,7 +25,7 @@ public struct ImageCommit: Sendable {
         var options = options
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path, reason: NBDLocation.isRaw) }
         try DiskImage.requireQCOW2(path, format: options.format) { _ in "only qcow2 images have backing files" }
-        // The image by itself, and for writing: nobody else has it until this has ended.
+        // The image by itself, and for writing, which excludes other users until this has ended.
         options.readOnly = false
         options.followsBacking = false
         options.sparesCache = true

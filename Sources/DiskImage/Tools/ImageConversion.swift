@@ -85,7 +85,7 @@ public struct ImageConversion: Sendable {
         let size = image.size
         let kind = try ImageSubformat.resolve(subformat, format: format, compresses: compresses, target)
         try check(size, kind)
-        // Before our own lock of the source tells that it is in use.
+        // Before our own lock of the source makes it appear in use.
         let old = replacing ? ImageFile.Identity(ofPath: target) : nil
         if let index = image.identities.firstIndex(where: { $0 == old }) {
             throw .sameFile(path: target, other: image.files[index])

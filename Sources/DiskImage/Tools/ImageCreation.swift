@@ -146,7 +146,8 @@ public struct ImageCreation: Sendable {
         let volume = try options.encryption?.makeVolume(path)
         let cipher = try volume?.cipher(path: path)
         var builder = QCOW2Builder(options, size: size, backing: backing, volume: volume)
-        // Who reads a raw data file by itself sees zeroes where this image has nothing: both agree if the image never has nothing.
+        // A reader of the raw data file alone sees zeroes where this image has nothing: both agree if the image never
+        // has nothing.
         let isMapped = preallocation != .off || options.dataFileIsRaw
         if isMapped { try preallocate(&builder, file, data, cipher) }
         let end = try builder.writeMetadata(file)

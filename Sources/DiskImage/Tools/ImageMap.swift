@@ -4,7 +4,7 @@
 public struct ImageMap: ~Copyable {
     private var reader: ImageReader
     private var position: UInt64 = 0
-    /// Asked for and not given yet, since it may go on.
+    /// Asked for and not given yet, since it may continue.
     private var pending: ImageExtent?
 
     /// Bytes of the disk.
@@ -43,7 +43,7 @@ extension ImageExtent {
     /// Indicates whether the extent that follows this one is stored as this one is.
     fileprivate func continues(with next: ImageExtent) -> Bool {
         guard kind == next.kind, depth == next.depth else { return false }
-        // Compressed clusters have places that nobody reads in a row.
+        // The offsets of compressed clusters need not be contiguous.
         if kind == .compressed { return true }
         switch (fileOffset, next.fileOffset) {
         case (nil, nil): return true

@@ -30,7 +30,8 @@ public struct ImageExtent: Sendable, Equatable {
     public var readsAsZeroes: Bool { kind == .unallocated || kind == .zero }
 }
 
-/// Reads a disk image for a tool, one call after the other in the calling thread, and tells zeroes from data before they are read.
+/// Reads a disk image for a tool, one call after the other in the calling thread, and distinguishes zeroes from data
+/// before they are read.
 struct ImageReader: ~Copyable {
     let image: DiskImage
     /// What is known of each file's holes: from `start` to `end` all is data, or nothing is.
@@ -61,7 +62,7 @@ struct ImageReader: ~Copyable {
         self.image = image
     }
 
-    /// The image, which nobody reads any more.
+    /// The image, after the last read.
     consuming func takeImage() -> DiskImage { image }
 
     /// How the range from `offset` begins; it is inside the disk and not empty.
@@ -90,7 +91,8 @@ struct ImageReader: ~Copyable {
                 let (isData, end) = try hole(at: place, search.file)
                 return found(isData ? .data : .zero, min(length, end - place), at: place)
             case .zero(let length):
-                // Past the last image, or past the end of one below the topmost: the one above has nothing, and nobody else.
+                // Past the last image, or past the end of one below the topmost: neither the one above nor another has
+                // data.
                 if depth == image.chainLength || (depth > 0 && offset >= image.size(ofLayer: depth)) {
                     return ImageExtent(kind: .unallocated, offset: offset, length: min(length, limit), depth: depth - 1)
                 }
@@ -215,7 +217,7 @@ struct ImageReader: ~Copyable {
         if outcome != 0 { throw image.damage ?? .request(path: image.path, SystemCallError("pread", errno: outcome)) }
     }
 
-    /// Reads from the file with a layer's data; who salvages gets zeroes for those pieces that cannot be read.
+    /// Reads from the file with a layer's data; when salvaging, pieces that cannot be read are zeroes.
     private func transfer(
         _ buffer: IOMemory, at offset: UInt64, _ layer: Int, diskOffset: UInt64
     ) throws(DiskImageError) {
@@ -289,7 +291,7 @@ struct ImageReader: ~Copyable {
                 || clinux_is_cached(image.dataDescriptor(layer), off_t(truncatingIfNeeded: offset), count) != 0)
     }
 
-    /// Indicates whether a file has data at a place, and up to where it is the same; what the file system cannot tell
+    /// Indicates whether a file has data at a place, and up to where it is the same; what the file system cannot report
     /// is data.
     private mutating func hole(at place: UInt64, _ layer: Int) throws(DiskImageError) -> (isData: Bool, end: UInt64) {
         // Holes of what is encrypted are no zeroes.

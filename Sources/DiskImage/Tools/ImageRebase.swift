@@ -22,7 +22,7 @@ public struct ImageRebase: Sendable {
 
     /// Writes what the new backing file shows otherwise into the image, makes that durable, and then changes the name, so that the disk is the same
     /// at any time, whenever it stops.
-    /// - Parameter progress: called now and then; false gives up, with the old backing file.
+    /// - Parameter progress: called from time to time; false cancels, and the old backing file stays.
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) {
         var options = options
         options.readOnly = false
@@ -33,7 +33,7 @@ public struct ImageRebase: Sendable {
         options.opensData = !isUnsafe
         options.sparesCache = true
         let engine = try WindowWriter.engine(DiskImage(path: path, options: options), calls: calls)
-        // From now on nobody else changes it.
+        // From now on no other process changes it.
         let old = try ImageInformation(path: path, format: .qcow2, locking: false).backing
         guard isUnsafe || engine.image.header?.snapshotCount == 0 else {
             throw .notWritable(
@@ -52,7 +52,7 @@ public struct ImageRebase: Sendable {
         try changeName(writer.engine)
     }
 
-    /// - Returns: who has written them, with the image.
+    /// - Returns: the writer that has written them, with the image.
     private func copyDifferences(
         _ engine: consuming DiskEngine, _ old: ImageInformation.Backing?, _ progress: (ImageProgress) -> Bool
     ) throws(DiskImageError) -> WindowWriter {
@@ -96,7 +96,7 @@ public struct ImageRebase: Sendable {
         _ range: Range<UInt64>, _ unit: UInt64, _ before: WindowReader, _ after: WindowReader,
         _ window: inout DiskWindow
     ) throws(DiskImageError) {
-        // Small ones are looked at together.
+        // Small ones are compared together.
         let step = max(unit, 64 << 10)
         var position = range.lowerBound
         while position < range.upperBound {
@@ -110,7 +110,8 @@ public struct ImageRebase: Sendable {
         }
     }
 
-    /// Writes those clusters of what has been read that the new backing file has otherwise: neighbours at once, and those that are zero by themselves.
+    /// Writes those clusters that differ in the new backing file: adjacent ones in one request, and zero clusters
+    /// separately.
     private func writeDifferences(
         _ part: Range<UInt64>, _ unit: UInt64, _ before: WindowReader, _ after: WindowReader, _ window: DiskWindow,
         _ writer: WindowWriter
@@ -166,7 +167,7 @@ public struct ImageRebase: Sendable {
         }
     }
 
-    /// Refuses a backing file that nobody opens, but that cannot be one.
+    /// Refuses an impossible backing file, without opening it.
     private func checkName(_ engine: borrowing DiskEngine) throws(DiskImageError) {
         guard let backing else { return }
         do throws(DiskImageError) {

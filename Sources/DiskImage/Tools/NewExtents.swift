@@ -41,7 +41,7 @@ final class NewExtents: Sendable {
         var files: [Extent] = []
         for (index, name) in names.enumerated() {
             let path = try VMDKDescriptor.path(name, of: path)
-            // Before our own lock of the source tells that it is in use.
+            // Before our own lock of the source makes it appear in use.
             if replacing, let old = ImageFile.Identity(ofPath: path), sources.contains(old) {
                 throw .sameFile(path: path, other: path)
             }
@@ -60,7 +60,7 @@ final class NewExtents: Sendable {
         }
     }
 
-    /// Writes a buffer at a place, from any thread; it may go on in the next file.
+    /// Writes a buffer at a place, from any thread; it may continue in the next file.
     func write(_ bytes: IOMemory, at place: UInt64) throws(DiskImageError) {
         try forEachPart(place, UInt64(bytes.count)) { index, offset, part throws(DiskImageError) in
             try files[index].file.write(

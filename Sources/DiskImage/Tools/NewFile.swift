@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// A file that gets its name when it is whole, and is nothing before; or a block device or a remote disk, whose contents change at once.
+/// A file that gets its name only when it is complete; or a block device or a remote disk, which is written in place.
 ///
 /// Where the file system can, it has no name until then (`O_TMPFILE`), so that not even SIGKILL leaves anything behind; elsewhere
 /// it has a random one beginning with a dot in the same directory, which goes when this value goes.
@@ -29,11 +29,11 @@ struct NewFile: ~Copyable {
     /// The remote disk that it is. The descriptor is for nothing then.
     let remote: NBDDisk?
 
-    /// Transfers around the page cache are aligned to this many bytes, as every file system wants at most.
+    /// Transfers that bypass the page cache are aligned to this many bytes, the most that any file system requires.
     private static let directAlignment: UInt64 = 4096
 
     /// - Parameters:
-    ///   - replacing: whether the name may be that of a regular file that nobody uses. It keeps its contents until
+    ///   - replacing: whether the name may be that of a regular file that is not in use. It keeps its contents until
     ///     ``publish(durably:)``, and its owner and permissions for good.
     ///   - cache: ``ToolCache/none`` writes around the page cache what is aligned, ``ToolCache/automatic`` what is also large, where that is possible.
     init(path: String, replacing: Bool, cache: ToolCache = .writeback) throws(DiskImageError) {
@@ -249,7 +249,7 @@ private struct Made: ~Copyable {
 
     consuming func take() -> FileDescriptor { descriptor }
 
-    /// Gives a nameless file a name that nobody has.
+    /// Gives an unnamed file a name that is not in use.
     static func link(_ file: borrowing FileDescriptor, _ name: String) throws(SystemCallError) {
         let source = file.path
         if name.withRawCString({ unsafe linkat(AT_FDCWD, source, AT_FDCWD, $0, AT_SYMLINK_FOLLOW) }) < 0 {

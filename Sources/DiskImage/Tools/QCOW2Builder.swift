@@ -48,7 +48,7 @@ struct QCOW2Builder {
         entrySize = options.extendedL2 ? 16 : 8
         entriesPerTable = options.clusterSize / UInt64(entrySize)
         let clusters = (size + options.clusterSize - 1) >> clusterBits
-        // One entry also for an empty disk, whose table would else be a cluster that nobody refers to.
+        // One entry also for an empty disk, whose table would otherwise be a cluster without a reference.
         l1 = [UInt64](repeating: 0, count: max(1, Int((clusters + entriesPerTable - 1) / entriesPerTable)))
         table = [UInt8](repeating: 0, count: Int(options.clusterSize))
     }
@@ -77,7 +77,7 @@ struct QCOW2Builder {
 
     /// Has a cluster of the disk read as zeroes, as only version 3 can.
     mutating func mapZeroes(_ cluster: UInt64, _ file: borrowing NewFile) throws(DiskImageError) {
-        // With subclusters each has a bit that says so.
+        // With subclusters, each has a bit for that.
         try set(cluster, options.extendedL2 ? 0 : 1, UInt64(UInt32.max) << 32, file)
     }
 

@@ -42,8 +42,8 @@ public struct BackingReference: Sendable, Equatable {
     /// The name as it is put into the image: relative to the new image's directory.
     public var name: String
     public var format: ImageFormat
-    /// Indicates whether somebody has said so. A format that only the name stands for is refused if the contents
-    /// contradict.
+    /// Indicates whether the user has specified it. A format that is only derived from the name is refused if the
+    /// contents contradict it.
     public var isFormatStated: Bool
 
     public init(name: String, format: ImageFormat, isFormatStated: Bool = true) {

@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Reads around the page cache that go on while a thread of a conversion deals with the piece before: what the kernel's reading ahead is for reads
+/// Reads around the page cache that continue while a thread of a conversion deals with the piece before: what the kernel's reading ahead is for reads
 /// through it. Without an io_uring it takes nothing, and everything is read when it is needed.
 struct ReadAhead: ~Copyable {
     /// A read under way, or one that has ended and did not bring all.
@@ -45,10 +45,11 @@ struct ReadAhead: ~Copyable {
         }
     }
 
-    /// Waits for all that the kernel has, without asking what became of it: it may write to the buffers until then, so nobody may free them before.
-    /// What it has not taken it never does.
+    /// Waits for all operations that the kernel has, and ignores their results: it may write to the buffers until then,
+    /// so they must not be freed before. Operations that it has not accepted are never executed.
     ///
-    /// This cannot fail, whatever the kernel says to more operations: what it has ends without being asked, and says so at the ring's descriptor.
+    /// This cannot fail, even if the kernel refuses further operations: those that it has complete anyway, and make the
+    /// ring's descriptor readable.
     mutating func drain() {
         switch ring {
         case .some(let ring):

@@ -3,7 +3,7 @@
 internal import Glibc
 internal import Linux
 
-/// A piece of a disk that is worked on at once.
+/// A piece of a disk that is processed as a unit.
 struct DiskWindow {
     /// Bytes of a window at most. It has none from both sides of a multiple of that: no cluster of qcow2 is longer, and so none is in two windows.
     static let size: UInt64 = 2 << 20
@@ -104,7 +104,7 @@ final class WindowReader {
         return window.piece(Int(range.lowerBound % DiskWindow.size), range.count)
     }
 
-    /// Begins to read the parts of a window, whose memory nobody uses.
+    /// Begins to read the parts of a window, whose memory must not be in use.
     func begin(_ window: DiskWindow) throws(DiskImageError) {
         for part in window.parts {
             var position = part.lowerBound

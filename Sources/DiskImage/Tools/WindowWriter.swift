@@ -39,15 +39,15 @@ final class WindowWriter {
     }
 
     deinit {
-        // After an error, or given up: nobody may use the memory of windows any more.
+        // After an error or a cancellation: no request may use the memory of windows any more.
         engine.cancelAll()
     }
 
     /// Goes through a disk, and makes what was written durable.
     /// - Parameters:
-    ///   - interruption: the error that it was given up.
-    ///   - progress: called now and then; false gives up.
-    ///   - plan: says what of a window is to be read.
+    ///   - interruption: the error for a cancellation.
+    ///   - progress: called from time to time; false cancels.
+    ///   - plan: returns which parts of a window are read.
     ///   - write: begins the writes of a window that has been read.
     func run(
         size: UInt64, interruption: DiskImageError, _ progress: (ImageProgress) -> Bool,
@@ -85,7 +85,7 @@ final class WindowWriter {
         let request = try acquire()
         windows[request] = window.number
         users[window.number] += 1
-        // The window's memory is used by nobody else until the request has ended.
+        // Nothing else uses the window's memory until the request has ended.
         let memory = sources[0].memory(range, ofWindow: window.number)
         engine.start(
             request, .write, offset: range.lowerBound, length: UInt64(memory.count),
@@ -103,7 +103,7 @@ final class WindowWriter {
     /// flight is about the range.
     func ownership(at offset: UInt64, limit: UInt64) throws(DiskImageError) -> (isOwn: Bool, length: UInt64) {
         if let answer = try engine.ownership(at: offset, limit: limit) { return answer }
-        // Somebody else reads what is needed, or there is no room to read it before what has changed is in the file.
+        // Another request is reading what is needed, or there is no room to read it before changes are in the file.
         try awaitAll()
         if let answer = try engine.ownership(at: offset, limit: limit) { return answer }
         try engine.perform(.flush)
@@ -120,7 +120,7 @@ final class WindowWriter {
         }
     }
 
-    /// Hands over what was begun, and looks at what has ended.
+    /// Submits what was begun, and processes what has completed.
     private func submit() throws(DiskImageError) {
         try engine.submit()
         while let completion = engine.nextCompletion() { try take(completion) }
