@@ -187,7 +187,7 @@ static void add_number(struct line *line, uint64_t number, unsigned base) {
 /// Writes the line to standard error, whose reader is waited for so many milliseconds.
 static void say(const struct line *line, int patience) {
     struct pollfd output = {.fd = STDERR_FILENO, .events = POLLOUT};
-    // One write of less than a pipe's buffer. There is nobody who could hear of its failure.
+    // One write of less than a pipe's buffer. Its failure cannot be reported anywhere.
     if (poll(&output, 1, patience) == 1 && write(STDERR_FILENO, line->text, line->count) < 0) return;
 }
 

@@ -45,7 +45,7 @@ static label branch(struct assembler *program, unsigned test, uint32_t constant,
     return emit(program, BPF_JMP | test | BPF_K, constant, if_true, if_false);
 }
 
-/// Loads a word of `struct seccomp_data` and goes on at `next`.
+/// Loads a word of `struct seccomp_data` and continues at `next`.
 static label load(struct assembler *program, size_t offset, label next) {
     if (next != program->count) jump(program, next);
     return plain(program, BPF_LD | BPF_W | BPF_ABS, (uint32_t)offset);

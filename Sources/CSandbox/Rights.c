@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rights that a process gives up, for good: capabilities (capabilities(7)), its user (credentials(7)), and by Landlock (landlock(7)) whatever
-// has a name: files, ports, other processes. A kernel keeps them for each thread; threads that there are already are visited by SIGSYS.
+// Privileges that a process drops permanently: capabilities (capabilities(7)), its user (credentials(7)), and by Landlock
+// (landlock(7)) whatever has a name: files, ports, other processes. The kernel keeps them for each thread; existing threads
+// drop them in a handler of SIGSYS.
 
 #define _GNU_SOURCE
 #include "CSandbox.h"
@@ -112,7 +113,7 @@ static int become(uint32_t user, uint32_t group) {
     return syscall(SYS_setresuid, user, user, user) < 0 ? errno : 0;
 }
 
-/// What each thread is to give up.
+/// What each thread must drop.
 static struct csandbox_rights rights;
 static atomic_int visited, failure;
 static enum { BEFORE, VISITING, AFTER } _Atomic stage;

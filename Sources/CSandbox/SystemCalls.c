@@ -13,13 +13,13 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-// Who makes a call.
+// The threads that may make a call.
 #define ANY (CSANDBOX_VCPU | CSANDBOX_DEVICE | CSANDBOX_OTHER)
 #define VCPU CSANDBOX_VCPU
 #define DEVICE CSANDBOX_DEVICE
 #define OTHER CSANDBOX_OTHER
 #define BROKER CSANDBOX_BROKER
-/// The process that takes back what was changed on the host, too.
+/// Also the process that reverts the changes on the host.
 #define ALL (ANY | BROKER)
 
 #define RULE(who, need_, call_, test_, argument_, value_, text_, error_, reason_)                                         \
@@ -178,11 +178,11 @@ static const struct csandbox_rule rules[] = {
     RULE(ANY, ALWAYS, rt_sigaction, UNEQUAL, 0, SIGSYS, "not SIGSYS", 0, "handlers, those of abort too"),
     ALLOW(ALL, rt_sigprocmask, "what a thread takes"),
     ALLOW(ALL, rt_sigreturn, "the end of a handler"),
-    ALLOW(OTHER, rt_sigtimedwait, "signals that nobody is to get any more"),
+    ALLOW(OTHER, rt_sigtimedwait, "discards pending signals"),
     ALLOW(OTHER, rt_sigpending, "whether a signal has come"),
     WITH(TERMINAL, OTHER, wait4, "the end of the process that restores the terminal"),
     WITH(LATER_TERMINAL, OTHER, wait4, "as clone"),
-    WITH(RESTORED, OTHER, wait4, "the end of the process that takes back what was changed on the host"),
+    WITH(RESTORED, OTHER, wait4, "the end of the process that reverts the changes on the host"),
     WITH(LATER_TERMINAL, OTHER, pipe2, "as clone"),
     WITH(LATER_TERMINAL, OTHER, setsid, "as clone, in that process"),
     WITH(LATER_TERMINAL, OTHER, close_range, "as clone, in that process"),

@@ -8,9 +8,9 @@ internal import Linux
 
 /// What a machine boots: kernel, initrd and command line, for one boot after the other.
 ///
-/// Files that were named are opened once. A disk's own are sought anew for each boot, in the image that the machine has
-/// open: a guest that has installed another kernel boots that one. Called by the thread that makes the board, when no
-/// device has anything in flight.
+/// Files that were named are opened once. A disk's own are looked up again for each boot, in the image that the machine
+/// has open: a guest that has installed another kernel boots that one. Called by the thread that makes the board, when
+/// no device has anything in flight.
 final class BootSource: Sendable {
     /// What one boot takes.
     struct Files: Sendable {

@@ -22,7 +22,7 @@ struct CPUModel {
     }
 
     /// A hypercall wants a back-end that catches the instruction in ring 0; a software back-end that interprets ring 0
-    /// loops on it. KVM offers the features on both, so it is the back-end's name that tells.
+    /// loops on it. KVM offers the features on both, so only the back-end's name distinguishes them.
     ///
     /// Found once: a confined process, whose guest has reset itself, sees no files, and a guest's CPUs stay what they
     /// are.
@@ -33,7 +33,7 @@ struct CPUModel {
     /// The leaves for one vCPU.
     /// - Parameters:
     ///   - id: its local APIC ID.
-    ///   - frequency: of its time-stamp counter in kHz, if KVM told.
+    ///   - frequency: of its time-stamp counter in kHz, if KVM reported it.
     func entries(id: UInt32, timeStampCounterFrequency frequency: Int?) -> [kvm_cpuid_entry2] {
         let cores = layout.cores(besides: id)
         var entries = supported.filter { !Leaf.topology.contains($0.function) }.map {
@@ -97,7 +97,7 @@ struct CPUModel {
         static let amdSizes: UInt32 = 0x8000_0008
     }
 
-    /// Bits of an APIC ID that tell cores of the socket apart.
+    /// Bits of an APIC ID that distinguish the cores of a socket.
     private var coreBits: UInt32 { layout.coreBits }
 
     /// Leaf 0xb (Intel SDM volume 2, CPUID): one thread a core, and the cores of the socket. KVM leaves it to us.

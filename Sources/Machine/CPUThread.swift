@@ -28,8 +28,8 @@ final class Ending: Sendable {
         event.signal()
     }
 
-    /// Any thread may call it. The first reason counts, except that who ends a machine ends it also when the guest
-    /// resets itself just now.
+    /// Any thread may call it. The first reason counts, except that a request to end the machine takes effect even when
+    /// the guest resets itself just now.
     func post(_ end: MachineEnd) {
         reason.withLock { reason in
             if reason.map({ $0.isReset && end.overridesReset }) ?? true { reason = end }
@@ -38,7 +38,7 @@ final class Ending: Sendable {
         event.signal()
     }
 
-    /// The guest goes on with another boot.
+    /// The guest continues with another boot.
     /// - Returns: false when the machine ends for another reason than a reset.
     func clear() -> Bool {
         reason.withLock { current in
@@ -92,7 +92,7 @@ final class CPUThread: Sendable {
         }
     }
 
-    /// Makes the thread leave the guest and look whether the machine ends, or a stop is requested. The flag is set
+    /// Makes the thread leave the guest and check whether the machine ends, or a stop is requested. The flag is set
     /// before the signal is sent, so a thread that is about to enter the kernel comes back too.
     func kick() {
         cpu.immediateExit.request(true)
@@ -108,7 +108,7 @@ final class CPUThread: Sendable {
     private func run() {
         SignalSet([Self.kickSignal]).unblock()
         // Whether the registers are complete: after an exit for I/O they are only when the next run has finished the
-        // instruction (api.rst, KVM_RUN), which a run that returns at once does too.
+        // instruction (api.rst, KVM_RUN), which a run that returns immediately does too.
         var isComplete = true
         var tables = currentTables
         while !ending.isStopping {
@@ -120,7 +120,7 @@ final class CPUThread: Sendable {
                     continue
                 }
                 if isComplete {
-                    // A stopped thread has no table, so that nobody has to wait for it to give one up.
+                    // A stopped thread holds no table, so that no other thread has to wait for it to release one.
                     tables = AddressTables()
                     pausePoint.stop { ending.isStopping }
                     takeKick()

@@ -52,7 +52,7 @@ public struct Configuration: Sendable {
     public var countsExits = false
     /// How the process is confined (``ForegroundSession``).
     public var sandbox = Sandbox.Policy.off
-    /// Who a process of root's becomes then; nil for the owner of the first disk, or nobody.
+    /// The user to switch to if root starts the process; nil for the owner of the first disk, or `nobody`.
     public var runAs: Sandbox.User?
     /// The action when the guest resets itself.
     public var onReboot = OnReboot.restart
@@ -118,7 +118,7 @@ public struct Configuration: Sendable {
 
     /// The time limit for a guest to power off.
     public enum StopTimeout: Sendable, Equatable {
-        /// ``standard`` where nobody may be there to give another signal: not at a terminal.
+        /// ``standard`` unless swkvm runs on a terminal: otherwise there may be no user to send another signal.
         case automatic
         case never
         case seconds(Int)
@@ -184,8 +184,8 @@ public struct Configuration: Sendable {
         case bundled
         /// An ELF file or a bzImage.
         case file(String)
-        /// What a disk, by its index, boots by its own files: a kernel, an initrd and a command line, read anew at each
-        /// boot.
+        /// What a disk, by its index, boots from its own files: a kernel, an initrd and a command line, read again at
+        /// each boot.
         /// - Parameter entry: the number of the boot menu's entry, from 1, its id or its title; nil for the default.
         case disk(index: Int, entry: String?)
     }

@@ -10,7 +10,7 @@ public import Sandbox
 /// How a machine's process is confined, from the moment on when everything is open.
 struct Confinement {
     let sandbox: Sandbox
-    /// What takes back at the end what was changed on the host; nil where nothing was.
+    /// Reverts the changes on the host at the end; nil if there are none.
     private let broker: Broker?
 
     /// Starts the broker, if there is work for it, and confines the process and all of its threads.
@@ -46,7 +46,7 @@ struct Confinement {
         sandbox.missing.map { "warning: the sandbox has no \($0.part.rawValue): \($0.reason)" }
     }
 
-    /// Has what was changed on the host taken back, at the machine's end.
+    /// Starts the process that reverts the changes on the host at the machine's end.
     func end() { broker?.finish() }
 
     private static func startBroker(
@@ -110,7 +110,7 @@ extension Configuration {
         return names
     }
 
-    /// Who a process of root's becomes; nil to stay.
+    /// The user that a process of root switches to; nil to stay root.
     fileprivate func machineUser(_ policy: Sandbox.Policy, _ needs: Sandbox.Needs) -> Sandbox.User? {
         if let runAs { return runAs }
         guard policy.wants(.user), Sandbox.User.canChange else { return nil }

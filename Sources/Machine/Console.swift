@@ -77,7 +77,7 @@ struct Console {
             let rotation = FileRotation(limit: file.size, size: try descriptor.size())
             for index in 0..<file.backups {
                 let name = "\(path).\(index + 1)"
-                // Links that somebody has put there are not followed.
+                // Symbolic links there are not followed.
                 let backup = try create(name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, &created)
                 try checkForRotation(backup)
                 rotation.add(backup)
@@ -122,7 +122,7 @@ struct Console {
     /// whose reads and writes would change with it. nil where there is none.
     private static func openAnew(_ number: Int32, _ mode: Int32) -> FileDescriptor? {
         guard let kind = FileDescriptor.kind(of: number) else { return nil }
-        // Opening anew works for terminals and pipes, unless another user made them. A regular file would lose its
+        // Opening again works for terminals and pipes, unless another user made them. A regular file would lose its
         // position and a socket cannot be opened: those are duplicated.
         if kind == S_IFCHR || kind == S_IFIFO,
             let own = try? FileDescriptor.open("/proc/self/fd/\(number)", mode | O_NONBLOCK | O_NOCTTY)
@@ -146,7 +146,7 @@ struct Console {
         let path = "/dev/pts/\(number)"
         do {
             // What the guest sends is for the client to see, not for the terminal to echo back. Opened and closed: from
-            // now on the kernel tells (POLLHUP) when no client has it open.
+            // now on the kernel reports (POLLHUP) when no client has it open.
             let client = try FileDescriptor.open(path, O_RDWR | O_NOCTTY)
             var mode = termios()
             if unsafe tcgetattr(client.rawValue, &mode) == 0 {

@@ -35,7 +35,7 @@ final class ConsoleInput: Sendable {
         guard unsafe poll(&entry, 1, 0) > 0 else { return .empty }
         var failure: Int32 = 0
         let bytes = unsafe [UInt8](unsafeUninitializedCapacity: 256) { buffer, count in
-            // The call writes at most the buffer's size, and tells how much that was.
+            // The call writes at most the buffer's size, and returns how much that was.
             do throws(SystemCallError) {
                 count = unsafe try descriptor.read(into: UnsafeMutableRawBufferPointer(buffer))
             } catch {

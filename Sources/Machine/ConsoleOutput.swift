@@ -8,8 +8,8 @@ internal import Linux
 ///
 /// Without a client the output is dropped, as a serial line would do.
 final class ConsoleOutput: SerialSink {
-    /// Signalled after a byte was refused: somebody is to flush the port, when ``rawValue`` is writable if there is
-    /// one, at once otherwise.
+    /// Signalled after a byte was refused: the port must be flushed, when ``rawValue`` is writable if there is one,
+    /// immediately otherwise.
     let attention: EventFD
 
     private enum Sink {
@@ -71,7 +71,7 @@ final class ConsoleOutput: SerialSink {
 
     func take(_ bytes: Span<UInt8>) -> Int {
         guard isLimited else { return pass(bytes) }
-        // Output that nobody gets costs nothing.
+        // Output without a receiver is not charged.
         guard isConnected else { return bytes.count }
         let allowed = limit.withLock { $0?.available(at: TimerFD.nanoseconds) } ?? .max
         guard allowed < bytes.count else {

@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 public import Linux
 
-/// The control group (cgroups(7), version 2) that the process is in because `--cgroup` says so.
+/// The control group (cgroups(7), version 2) that the process has entered because of `--cgroup`.
 ///
 /// The process enters it as a whole, before it has taken anything of the host that a limit is about. A group that was
 /// made for the machine is removed at its end: the process goes back to where it came from first, through a descriptor
@@ -141,7 +141,7 @@ final class ControlGroup {
     }
 }
 
-/// Why the process is not in the control group that it is to be in.
+/// Why the process could not enter the requested control group.
 public enum ControlGroupError: Error, CustomStringConvertible {
     case noName(String)
     case notAGroup(String)

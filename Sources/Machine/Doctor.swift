@@ -55,7 +55,7 @@ public enum Doctor {
     public static func examine() -> [Finding] { Examination(isRoot: geteuid() == 0).findings }
 }
 
-/// One look at the host.
+/// One examination of the host.
 struct Examination {
     /// Indicates whether commands need no `sudo`.
     let isRoot: Bool

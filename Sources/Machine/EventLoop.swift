@@ -54,7 +54,7 @@ struct EventLoop: ~Copyable {
     private var isTerminalClosed = false
     /// What input comes from now, and behind it what it comes from when that is at its end.
     private var inputs: [ConsoleInput]
-    /// Who gets the output of a socket's console.
+    /// The client that gets the output of a socket's console.
     private var client: ConsoleInput?
     /// Input that the serial port has no room for yet.
     private var pending: [UInt8] = []
@@ -225,7 +225,7 @@ struct EventLoop: ~Copyable {
         case .none: break
         case .end: control.end(.signal(number))
         case .powerOff:
-            // The terminal is closed: nobody will give another signal.
+            // The terminal is closed: no user is left to send another signal.
             if number == SIGHUP { isTerminalClosed = true }
             let limit = stopSeconds
             if let limit { stopTimer.start(milliseconds: limit * 1000) }
@@ -371,7 +371,7 @@ struct EventLoop: ~Copyable {
     private mutating func disconnectClient() {
         client = nil
         console.output.disconnect()
-        // Nobody waits any more for what it did not take: that is dropped now, so that the guest's transmitter goes on.
+        // What the client has not accepted is dropped now, so that the guest's transmitter continues.
         machine.serial.flush()
     }
 

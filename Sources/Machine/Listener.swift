@@ -13,16 +13,16 @@ final class Listener: Sendable {
     /// Another process removes the file.
     private let isDelegated = Atomic<Bool>(false)
 
-    /// A UNIX socket, whose file only its owner can connect to. A socket that nobody listens at any more, left behind
-    /// by a process that was killed, gives way.
-    /// - Throws: `EADDRINUSE` when somebody listens at the path, `EEXIST` when it is no socket, `ENAMETOOLONG` when it
-    ///   has more than 107 bytes.
+    /// A UNIX socket, whose file only its owner can connect to. A socket without a listener, left behind by a process
+    /// that was killed, is replaced.
+    /// - Throws: `EADDRINUSE` when another process listens at the path, `EEXIST` when it is no socket, `ENAMETOOLONG`
+    ///   when it has more than 107 bytes.
     init(path: String) throws(SystemCallError) {
         let address = try Self.address(path)
         let descriptor = try Self.makeSocket(AF_UNIX)
-        // The file is made with the socket's own mode, so nobody else can connect before it is changed.
+        // The file is made with the socket's own mode, so no other user can connect before it is changed.
         if fchmod(descriptor.rawValue, 0o600) < 0 { throw .last("fchmod") }
-        // One at a time looks whether a socket is stale and removes it: another one may have put its own there in
+        // One at a time checks whether a socket is stale and removes it: another one may have put its own there in
         // between.
         let turn = Self.lockDirectory(of: path)
         do throws(SystemCallError) { try Self.bind(descriptor, to: address) } catch {

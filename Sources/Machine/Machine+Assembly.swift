@@ -148,7 +148,7 @@ extension Configuration {
     /// A sentence for a user who may have expected something else to boot; nil where there is nothing to say.
     var bootNote: String? {
         guard kernel == .automatic, let disk = disks.first else { return nil }
-        // Who gives the bundled guest its own words means it (docs/guest.md, "Command line").
+        // A user who gives the bundled guest its own words wants it (docs/guest.md, "Command line").
         let words = KernelCommandLine(commandLine)
         if ["test=", "bench=", "run=", "crash="].contains(where: { words.hasWord(beginning: $0) }) { return nil }
         return """

@@ -14,7 +14,7 @@ public import Sandbox
 ///
 /// It is created in full or not at all: an initializer that throws has released everything. ``start()`` starts the
 /// vCPUs, ``endDescriptor`` becomes readable when the guest has ended, reset itself or was ended, ``waitForEnd()``
-/// joins all threads, and ``restart(isInterrupted:)`` boots the guest anew. What the machine owns on the host (TAPs,
+/// joins all threads, and ``restart(isInterrupted:)`` boots the guest again. What the machine owns on the host (TAPs,
 /// locks, memory) goes with the object.
 public final class Machine: Sendable {
     /// The description of the kernel, for the first message.
@@ -133,7 +133,7 @@ public final class Machine: Sendable {
         }
     }
 
-    /// Indicates whether the guest, which has ended, reset itself, so that ``restart(isInterrupted:)`` boots it anew.
+    /// Indicates whether the guest, which has ended, reset itself, so that ``restart(isInterrupted:)`` boots it again.
     ///
     /// A triple fault resets a PC. It counts as a reset here when a driver had used a virtio device, as an operating
     /// system that reboots this way has. Before that it is a crash that the next boot, from the same memory with the
@@ -146,7 +146,7 @@ public final class Machine: Sendable {
         }
     }
 
-    /// Boots the guest anew after ``waitForEnd()``, where ``canRestart`` says so: RAM is zero again, the hardware is
+    /// Boots the guest again after ``waitForEnd()``, where ``canRestart`` says so: RAM is zero again, the hardware is
     /// another one, the kernel is read again from the file that was opened at the start, or found again on its disk. Disks, TAPs, the console and a
     /// debugger's address stay what they are.
     ///

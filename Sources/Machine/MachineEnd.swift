@@ -53,7 +53,7 @@ public enum MachineEnd: Sendable {
         }
     }
 
-    /// Indicates whether a PC would boot anew now.
+    /// Indicates whether a PC would boot again now.
     var isReset: Bool {
         switch self {
         case .reset, .tripleFault: true
@@ -61,12 +61,12 @@ public enum MachineEnd: Sendable {
         }
     }
 
-    /// Indicates whether the machine ends all the same when the guest has just reset itself.
+    /// Indicates whether the machine ends anyway when the guest has just reset itself.
     var overridesReset: Bool {
         if case .hostError = self { true } else { isForced }
     }
 
-    /// Indicates whether a vCPU could not go on, so that its state is of interest.
+    /// Indicates whether a vCPU could not continue, so that its state is of interest.
     var isCrash: Bool {
         switch self {
         case .tripleFault, .internalError, .unexpectedExit: true

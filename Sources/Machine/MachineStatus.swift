@@ -41,7 +41,7 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
     public let cpus: Int
     /// Bytes.
     public let memorySize: UInt64
-    /// nil when the kernel would not tell.
+    /// nil if the kernel does not report it.
     public let memory: MemoryUsage?
     public let devices: [Device]
     /// Indicates whether the machine is paused, by a request or for a disk that has stopped.

@@ -17,7 +17,7 @@ struct NodeLayout {
     /// From row to column; empty without nodes.
     let distances: [[UInt8]]
 
-    /// Bits of an APIC ID that tell the cores of a socket apart.
+    /// Bits of an APIC ID that distinguish the cores of a socket.
     var coreBits: UInt32 { Self.bits(for: sockets.max() ?? 1) }
 
     /// How many CPUs share the socket of an APIC ID.

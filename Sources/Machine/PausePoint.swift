@@ -8,9 +8,10 @@ internal import Synchronization
 /// The place where one vCPU's thread stops, with complete registers: for a debugger, and while the machine is paused.
 ///
 /// A vCPU's state has one owner: its thread while it runs; the thread that requested the stop while it is stopped here.
-/// The thread stops itself, and goes on when no stop is requested any more: the reasons are independent of each other.
+/// The thread stops itself, and continues when no stop is requested any more: the reasons are independent of each
+/// other.
 final class PausePoint: Sendable {
-    /// Who wants the vCPU to be stopped.
+    /// Who requests that the vCPU stops.
     struct Reasons: OptionSet, Sendable {
         let rawValue: UInt8
         static let debugger = Reasons(rawValue: 1)
@@ -38,7 +39,7 @@ final class PausePoint: Sendable {
     /// Indicates whether the machine has a debugger's address.
     let hasDebugger: Bool
     private let state: Guarded<State>
-    /// There is a reason to stop, or to take other tables; what the thread looks at between two runs of the guest.
+    /// There is a reason to stop, or to take other tables; what the thread checks between two runs of the guest.
     private let requested: Atomic<Bool>
     /// Signalled for the vCPU's thread when something may have changed.
     private let wakeup: EventFD
@@ -95,7 +96,7 @@ final class PausePoint: Sendable {
         }
     }
 
-    /// Stops here because the vCPU cannot go on.
+    /// Stops here because the vCPU cannot continue.
     /// - Returns: whether it can after all.
     func reportFailure(_ sentence: String, isEmulation: Bool, until isEnding: () -> Bool) -> Bool {
         report(.failure(sentence, isEmulation: isEmulation))
@@ -173,7 +174,7 @@ final class PausePoint: Sendable {
 
     // MARK: Any thread
 
-    /// Makes a stopped thread look whether the machine ends.
+    /// Makes a stopped thread check whether the machine ends.
     func wake() { wakeup.signal() }
 }
 

@@ -7,7 +7,7 @@ internal import Platform
 
 /// How this host's KVM runs a guest's ring 0.
 ///
-/// No capability and no flag of the CPU tells it, so it is tried, in a machine of its own: two to three milliseconds.
+/// No capability and no flag of the CPU shows it, so it is tried, in a machine of its own: two to three milliseconds.
 enum RingZero: Equatable {
     case native
     /// Ring 0 runs in KVM's instruction emulator, which does not support all instructions.
@@ -17,7 +17,7 @@ enum RingZero: Equatable {
     /// it raises an exception, which is a native answer too.
     private static let code: [UInt8] = [0xf0, 0x48, 0x0f, 0xc7, 0x0f, 0xf4]
 
-    /// - Returns: nil where no machine can be made, or what came back tells nothing.
+    /// - Returns: nil if no machine can be created, or the result is inconclusive.
     static func found(on system: borrowing System) -> RingZero? {
         guard let memory = try? GuestMemory(size: 2 << 20),
             let state = try? BootState.longMode(running: code, in: memory)

@@ -21,7 +21,7 @@ struct StopSignals {
     /// Indicates whether the guest was asked to power off.
     var wasAsked: Bool { last != nil }
 
-    /// - Parameter time: milliseconds, of a clock that nobody sets.
+    /// - Parameter time: milliseconds of the monotonic clock.
     mutating func signal(at time: UInt64) -> Action {
         guard let last else {
             self.last = time

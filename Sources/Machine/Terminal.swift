@@ -35,7 +35,7 @@ final class RawTerminal {
     }
 
     /// Takes raw mode if the process is the terminal's foreground job now; a shell that has the terminal for itself is
-    /// left alone. A process that is brought to the foreground, or goes on after a stop, has to look again: the shell
+    /// left alone. A process that is brought to the foreground, or continues after a stop, has to look again: the shell
     /// has changed the mode meanwhile.
     func update() {
         isOurs = Self.isForeground(descriptor)
@@ -123,8 +123,8 @@ private struct Guardian: ~Copyable {
     }
 
     deinit {
-        // It has nothing left to do: the parent has restored the mode, or is about to. A byte says so, where the pipe's
-        // end does not; a confined process sends no signals.
+        // It has nothing left to do: the parent has restored the mode, or is about to. A byte signals that, where the
+        // pipe's end does not; a confined process sends no signals.
         var byte: UInt8 = 0
         _ = unsafe write(lifeline.rawValue, &byte, 1)
         var status: Int32 = 0

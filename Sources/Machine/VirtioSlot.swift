@@ -59,8 +59,8 @@ struct VirtioSlot: Sendable {
     }
 
     /// Makes the disks, the seed's behind them, the entropy device, then the network interfaces.
-    /// - Returns: them, and what a disk boots by its own files, where the configuration has that.
-    /// - Parameter isInterrupted: asked several times a second while somebody is waited for: a disk's key or server,
+    /// - Returns: them, and what a disk boots, if the configuration boots one.
+    /// - Parameter isInterrupted: polled several times a second while something is waited for: a disk's key or server,
     ///   for example.
     static func makeDevices(
         _ configuration: Configuration, _ control: MachineControl, log: Logger,
@@ -154,7 +154,8 @@ struct VirtioSlot: Sendable {
     ) throws(MachineError) -> NetworkDevice {
         let attachment = try attach(network)
         let log = log.of("net\(index)")
-        // Slower than it could be, though nobody has asked for that, is worth more than a line that is usually hidden.
+        // An interface that is slower than possible without a request for that deserves more than a line that is
+        // usually hidden.
         let offloads = attachment.offloads
         log.log(level: network.offload == nil && !offloads.isOn ? .notice : .info, "\(offloads)")
         let address =

@@ -2,7 +2,7 @@
 
 internal import CSandbox
 
-/// A process that keeps the rights to take back, at the machine's end, what was changed on the host for it: an
+/// A process that keeps the privileges to revert, at the machine's end, what was changed on the host for it: an
 /// interface's bridge, a socket's file. The machine itself no longer has these rights.
 ///
 /// It is asked for one thing only, which the end of a pipe says, however the machine ends: there is nothing else that

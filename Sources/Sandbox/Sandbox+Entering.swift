@@ -4,11 +4,11 @@ internal import CSandbox
 
 extension Sandbox {
     /// Confines all threads of the process, with no_new_privs, to what any thread of a machine needs. With ``Mode/on``
-    /// the process first gives up what a running machine does not need: descriptors that it inherited and has not taken
+    /// the process first releases what a running machine does not need: descriptors that it inherited and has not taken
     /// over, core files, the access of the user's other processes to its memory, a umask of the user's.
     ///
-    /// SIGSYS must not be blocked in a thread: it gives up rights when it comes, and a call that is refused while it is
-    /// blocked ends the process without a report.
+    /// SIGSYS must not be blocked in a thread: its handler drops the thread's privileges, and a call that is refused
+    /// while it is blocked ends the process without a report.
     /// - Parameters:
     ///   - names: what is still looked for by name.
     ///   - user: who the process becomes; nil for none.
@@ -29,7 +29,7 @@ extension Sandbox {
         let ruleset: Ruleset? = try entering(.landlock) { () throws(Refusal) -> Ruleset in try Ruleset(names) }
         let kept = Self.keptCapabilities(names)
         try dropPrivileges(user, kept: kept, ruleset, &words)
-        // After a change of the user the kernel has set it anew.
+        // After a change of the user the kernel has set it again.
         if mode == .on { csandbox_hide() }
         let filters: Void? = try entering(.seccomp) { () throws(Refusal) in
             // Only read.
@@ -62,7 +62,7 @@ extension Sandbox {
     }
 
     /// Capabilities that the machine needs later: to replace a file in another user's directory, or to remove a
-    /// directory from one that nobody may write to otherwise, as the root of control groups is with some hosts.
+    /// directory from one that is otherwise not writable, as the root of the control groups is on some hosts.
     private static func keptCapabilities(_ names: Names) -> UInt64 {
         (names.replaced + names.emptied).contains { csandbox_needs_override($0) != 0 }
             ? 1 << UInt64(CAP_DAC_OVERRIDE) : 0

@@ -64,10 +64,10 @@ public struct Sandbox: Sendable {
 
         public init(id: UInt32, group: UInt32, name: String) { (self.id, self.group, self.name) = (id, group, name) }
 
-        /// Who has no files: the kernel's overflow user.
+        /// The user without files: the kernel's overflow user.
         public static let nobody = User(id: 65_534, group: 65_534, name: "nobody")
 
-        /// Indicates whether the process is root's, and may become another user's.
+        /// Indicates whether the process belongs to root, and may switch to another user.
         public static var canChange: Bool { geteuid() == 0 }
     }
 
@@ -111,7 +111,7 @@ public struct Sandbox: Sendable {
     let machine: csandbox_machine
     /// For the user: what is in force, as `on (user nobody, …)`; nil for nothing.
     public internal(set) var summary: String?
-    /// Parts that were wanted, and are not in force.
+    /// Parts that were requested, and are not in force.
     public internal(set) var missing: [Refusal] = []
     var hasFilters = false
 

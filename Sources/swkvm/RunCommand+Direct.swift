@@ -10,8 +10,8 @@ internal import Virtio
 /// The direct way from words to a ``RunCommand``. The argument parser finds a command's options by reflection, which
 /// takes longer than all the rest of a machine's start; for help, completions and messages that does not matter.
 ///
-/// It takes well-formed command lines only, and leaves everything else to the parser: help, mistakes, and spellings
-/// that nobody needs often. A test compares the two.
+/// It takes well-formed command lines only, and leaves everything else to the parser: help, mistakes, and rare
+/// spellings. A test compares the two.
 extension RunCommand {
     /// How the value of an option gets into its property.
     struct Rule: Sendable {

@@ -26,7 +26,7 @@ enum csandbox_threads {
     CSANDBOX_DEVICE = 2,
     /// main, and those of the control, the debugger, metrics, the console and messages.
     CSANDBOX_OTHER = 4,
-    /// No thread of the process: another one, which takes back at the machine's end what was changed on the host for it.
+    /// No thread of the process: another process, which reverts the changes on the host at the machine's end.
     CSANDBOX_BROKER = 8,
 };
 
@@ -47,7 +47,7 @@ enum csandbox_need {
     CSANDBOX_ROTATED_FILE,
     /// A control group of its own.
     CSANDBOX_CONTROL_GROUP,
-    /// A process that takes back what was changed on the host.
+    /// A process that reverts the changes on the host.
     CSANDBOX_RESTORED,
 };
 
@@ -150,7 +150,7 @@ uint64_t csandbox_capabilities(void);
 /// Whether files of a directory can be created and replaced with CAP_DAC_OVERRIDE only.
 int csandbox_needs_override(int directory);
 
-/// What the process gives up.
+/// What the process drops.
 struct csandbox_rights {
     /// A set of rules of Landlock; -1 for none.
     int ruleset;
@@ -161,8 +161,8 @@ struct csandbox_rights {
     uint32_t user, group;
 };
 
-/// Has all threads of the process give up rights, with no_new_privs; `csandbox_report` has to be called before. Returns 0 or an errno value;
-/// `user_error` gets why the user is still the one of before, or 0.
+/// Makes all threads of the process drop privileges, with no_new_privs; `csandbox_report` must be called before.
+/// Returns 0 or an errno value; `user_error` gets the reason why the user has not changed, or 0.
 int csandbox_drop_privileges(const struct csandbox_rights *wanted, int *user_error);
 
 /// For the handler of SIGSYS: whether the signal was one of csandbox_drop_privileges, which is done then.

@@ -95,7 +95,7 @@ struct ControlService: Sendable {
 
     // MARK: Pausing
 
-    /// vCPUs first: then nobody gives the devices new work, and what they have in flight is all there is.
+    /// vCPUs first: then the devices get no new work, and only have to complete what they have in flight.
     private func pause() throws(MachineControlError) -> String {
         guard !control.isPaused else { throw .alreadyPaused }
         for cpu in board.cpus where cpu.pausePoint.request(.control) { cpu.kick() }

@@ -8,10 +8,10 @@ internal import Virtio
 /// The mailbox of the thread that owns what may change about a running machine: whether it is paused, its devices and
 /// their state.
 ///
-/// The terminal's keys, signals, the debugger and programs that embed a ``Machine`` are its clients. Requests are served
-/// one after the other, on the thread `control`, which exists while a guest runs: from ``Machine/start()`` to its end or
-/// reset. Outside of that every request is refused. The power button and the status are also served while another
-/// request waits for vCPUs or devices. ``end(_:)`` waits for nobody, and is accepted at any time.
+/// The terminal's keys, signals, the debugger and programs that embed a ``Machine`` are its clients. Requests are
+/// served one after the other, on the thread `control`, which exists while a guest runs: from ``Machine/start()`` to
+/// its end or reset. Outside of that every request is refused. The power button and the status are also served while
+/// another request waits for vCPUs or devices. ``end(_:)`` never waits, and is accepted at any time.
 public final class MachineControl: Sendable {
     public enum Request: Sendable, Equatable {
         /// Stops the vCPUs, then the devices: when it is answered, nothing of the guest changes any more.
@@ -52,7 +52,7 @@ public final class MachineControl: Sendable {
             }
         }
 
-        /// Indicates whether somebody wants a machine to run that is being paused.
+        /// Indicates whether it resumes a machine that is being paused.
         var isResume: Bool {
             switch self {
             case .request(.resume), .request(.togglePause): true
@@ -146,8 +146,8 @@ public final class MachineControl: Sendable {
     /// end counts, but it overrides a reset of the guest.
     public func end(_ end: MachineEnd) { ending.post(end) }
 
-    /// Has the thread look for disks that have stopped, and pause the machine for them; for a device's thread, returns
-    /// at once.
+    /// Makes the thread check for disks that have stopped, and pause the machine for them. For a device's thread:
+    /// returns immediately.
     func diskStopped() { attention.event.signal() }
 
     /// Indicates whether the machine is paused, by a request or for a disk that has stopped. One that is stopped by a

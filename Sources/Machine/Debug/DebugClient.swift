@@ -20,7 +20,7 @@ final class DebugClient {
         var isEmpty = false
         let bytes = unsafe [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
             count = 0
-            // The call writes at most the buffer's size, and tells how much that was.
+            // The call writes at most the buffer's size, and returns how much that was.
             do throws(SystemCallError) {
                 count = unsafe try descriptor.read(into: UnsafeMutableRawBufferPointer(buffer))
             } catch {

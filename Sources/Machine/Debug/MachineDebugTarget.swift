@@ -18,9 +18,9 @@ final class MachineDebugTarget: DebugTarget {
     private let holdsInterrupts: Bool
     private var instructions: BreakpointInstructions
     private var debugRegisters = DebugRegisterSet()
-    /// What each vCPU was last told to do.
+    /// The last action requested of each vCPU.
     private var plan: [ResumeAction]
-    /// Exceptions that were the guest's own, which each vCPU gets when it goes on.
+    /// Exceptions that were the guest's own, which each vCPU gets when it continues.
     private var injections: [GuestDebug.Injection?]
     /// All vCPUs are being stopped: because the debugger wants it, or because one of them has.
     private var isStopping = false
@@ -49,7 +49,7 @@ final class MachineDebugTarget: DebugTarget {
 
     // MARK: Stopping
 
-    /// A debugger comes: everything stops, which ``nextStop()`` tells.
+    /// A debugger connects: everything stops, which ``nextStop()`` reports.
     func attach() {
         isAttached = true
         interrupt()
@@ -67,7 +67,7 @@ final class MachineDebugTarget: DebugTarget {
         lookAgain()
     }
 
-    /// Called whenever a vCPU has stopped. When all have, and one has a reason to tell, this is it; until the next
+    /// Called whenever a vCPU has stopped. When all have, and one has a reason to report, this is it; until the next
     /// ``resume(_:)`` all stay.
     func nextStop() -> DebugStop? {
         if !isStopping, cpus.contains(where: { $0.pausePoint.event != nil }) { stopAll() }
@@ -168,7 +168,7 @@ final class MachineDebugTarget: DebugTarget {
         debug.injection = injections[index]
         injections[index] = nil
         do throws(KVMError) { try cpus[index].cpu.setDebug(debug) } catch {
-            // The vCPU stays where it is, and says so.
+            // The vCPU stays where it is, and reports that.
             cpus[index].pausePoint.report(.failure(error.description, isEmulation: false))
             return lookAgain()
         }

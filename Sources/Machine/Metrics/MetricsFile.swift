@@ -160,7 +160,7 @@ struct MetricsTarget: ~Copyable, Sendable {
         let file: FileDescriptor
         do throws(SystemCallError) { file = try FileDescriptor.open(path, flags | O_WRONLY, mode: 0o600) } catch {
             guard error.errno == ENXIO else { throw error }
-            // A pipe that nobody reads yet.
+            // A pipe without a reader yet.
             file = try FileDescriptor.open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY)
         }
         if FileDescriptor.kind(of: file.rawValue) == S_IFBLK { throw SystemCallError("open", errno: ENOTSUP) }
@@ -182,7 +182,7 @@ struct MetricsTarget: ~Copyable, Sendable {
 
     /// Replaces a file of a directory.
     struct Replacement: Sendable {
-        /// A descriptor that somebody else owns.
+        /// A descriptor that is owned elsewhere.
         let directory: Int32
         let name: String
 

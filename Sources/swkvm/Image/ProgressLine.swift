@@ -7,7 +7,7 @@ internal import Linux
 /// A line of a terminal that says how far a long work has come; and the signals that end such a work in good order.
 final class ProgressLine {
     private let signals = SignalSet([SIGINT, SIGTERM, SIGHUP])
-    /// What was blocked before; nil if signals end the process at once.
+    /// What was blocked before; nil if signals end the process immediately.
     private let before: SignalSet?
     private let signalDescriptor: FileDescriptor?
     /// Whether lines are overwritten, as a terminal can, or follow each other; nil shows none.
@@ -22,14 +22,14 @@ final class ProgressLine {
     ///   - holdsSignals: whether the work has something to put in order when a signal comes. One that only reads has
     ///     not, and may be waiting for a server.
     init(isShown: Bool?, holdsSignals: Bool = true) {
-        // Threads that are started later have them blocked anyway; here they wait until somebody asks.
+        // Threads that are started later have them blocked anyway; here they stay pending until they are checked.
         before = holdsSignals ? signals.block() : nil
         signalDescriptor = holdsSignals ? try? signals.descriptor() : nil
         let terminal = isatty(STDERR_FILENO) == 1
         isTerminal = isShown ?? terminal ? terminal : nil
     }
 
-    /// Shows how far it is, and tells whether to go on: not after a signal.
+    /// Shows the progress, and returns whether to continue: not after a signal.
     func show(_ progress: ImageProgress) -> Bool {
         if let isTerminal {
             let now = Self.now()

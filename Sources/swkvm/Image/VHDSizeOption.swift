@@ -13,7 +13,7 @@ struct VHDSizeOption: ParsableArguments {
             valueName: "which"))
     var vhdSize: VHDSize?
 
-    /// Has an image opened so, and the user told if there was a choice.
+    /// Makes an image open with this size, and reports the choice to the user if there was one.
     func apply(to options: inout DiskImageOptions) {
         options.vhdSize = vhdSize
         options.vhdSizeOption = "--vhd-size "
