@@ -45,7 +45,7 @@ public struct BootContentsError: Error, Sendable {
     public init(path: String) throws(BootError) {
         name = path
         do throws(SystemCallError) {
-            // A FIFO would block in open(2) until somebody writes to it.
+            // A FIFO would block in open(2) until it has a writer.
             let descriptor = try FileDescriptor.open(path, O_RDONLY | O_NONBLOCK)
             let status = try descriptor.status()
             guard status.st_mode & S_IFMT == S_IFREG else {
@@ -72,7 +72,7 @@ public struct BootContentsError: Error, Sendable {
         self.contents = .contents(contents)
     }
 
-    /// Uses the first `size` bytes of a mapping that nobody writes any more.
+    /// Uses the first `size` bytes of a mapping that is no longer written.
     init(name: String, mapping: consuming Mapping, size: UInt64) {
         self.name = name
         self.size = min(size, UInt64(mapping.size))

@@ -101,7 +101,7 @@ private struct Header {
         guard let machine: UInt16 = start.load(at: 18), let type: UInt16 = start.load(at: 16) else {
             throw .truncated(file: file.name, wanted: 64, found: file.size)
         }
-        // The byte order is looked at first: a big-endian file's machine reads the other way round.
+        // The byte order is checked first: a big-endian file's machine reads the other way round.
         if start[5] == 2 { throw .wrongMachine(file: file.name, machine: machine.byteSwapped) }
         guard machine == Header.x86_64 || machine == Header.i386 else {
             throw .wrongMachine(file: file.name, machine: machine)

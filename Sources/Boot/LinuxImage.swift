@@ -66,7 +66,7 @@ public struct LinuxImage: Sendable, Equatable {
             throw malformed("it is not loaded at 1 MiB or above (loadflags)")
         }
 
-        // The jump instruction at 0x200 skips the header and so tells its end.
+        // The jump instruction at 0x200 skips the header and so shows its end.
         let end = min(0x202 + Int(try field(0x201, UInt8.self)), Self.headerEnd)
         guard end >= 0x264 else { throw malformed("its setup header ends at \(hex(UInt64(end))), before init_size") }
         guard end <= start.count else { throw .truncated(file: file.name, wanted: UInt64(end), found: file.size) }

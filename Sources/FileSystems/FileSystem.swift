@@ -40,7 +40,7 @@ public struct FileNode: Sendable {
         case fat(UInt32)
     }
 
-    /// The same for the same file of a file system; nil where nothing tells.
+    /// The same for the same file of a file system; nil if unknown.
     var identity: UInt64? {
         switch place {
         case .ext(let inode): UInt64(inode.number)

@@ -28,7 +28,7 @@ public protocol DebugTarget: AnyObject {
     func resume(_ actions: [ResumeAction])
     /// Asks running threads to stop, which is reported later.
     func interrupt()
-    /// Removes all breakpoints and lets all threads go on.
+    /// Removes all breakpoints and lets all threads continue.
     func detach()
     /// Ends the machine.
     func kill()

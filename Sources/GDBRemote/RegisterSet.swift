@@ -52,7 +52,7 @@ public enum RegisterSet {
 
     // MARK: Description
 
-    /// target.xml, which tells the debugger what the registers are.
+    /// target.xml, which describes the registers to the debugger.
     static let description: String = {
         var text = """
             <?xml version="1.0"?>

@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// As many threads as can work at once.
+/// The number of threads that can run concurrently.
 var usableProcessors: Int { Int(clinux_usable_processors()) }
 
 /// The RAM of one guest: its mappings, and the table of regions that every ``GuestRAM`` view points to.
@@ -139,14 +139,14 @@ var usableProcessors: Int { Int(clinux_usable_processors()) }
         let result = unsafe mmap(host, Int(size), PROT_READ | PROT_WRITE, flags, descriptor ?? -1, 0)
         guard unsafe result == host else {
             let error = SystemCallError.last("mmap")
-            // Somebody else may have taken the pages since they were counted.
+            // Another process may have taken the pages since they were counted.
             if case .hugePages(let page) = backing, let shortage = try HugePagePool(page).shortage(for: size, in: page)
             {
                 throw .hugePages(shortage)
             }
             throw .refused(size: size, error)
         }
-        // Hints: a kernel without transparent huge pages gives none, and ``usage()`` says so.
+        // Hints: a kernel without transparent huge pages gives none, and ``usage()`` shows that.
         if let first = backing.firstAdvisedByte, first < size {
             // The rest of the mapping of `size` bytes.
             unsafe madvise(host + Int(first), Int(size - first), MADV_HUGEPAGE)

@@ -10,7 +10,7 @@ struct MemoryControlGroup: Equatable {
     /// The directory of the group that has the limit.
     let directory: String
 
-    /// nil where no group limits this process, or nothing tells.
+    /// nil if no group limits this process, or the limit is unknown.
     init?() {
         self.init(
             membership: (try? readFile("/proc/self/cgroup", limit: 64 << 10)) ?? [], swap: HostMemory().swap,

@@ -32,8 +32,8 @@ public struct MemoryPolicy: Sendable, Equatable {
 extension GuestMemory {
     /// Sets the host's nodes from which a range of the memory is allocated; before it is first accessed.
     ///
-    /// Where huge pages must come from certain nodes they are taken at once: the kernel reserves them for the host as a
-    /// whole, and a guest that touches one later that its node does not have would die of SIGBUS.
+    /// Huge pages that must come from certain nodes are allocated immediately: the kernel reserves them for the host as
+    /// a whole, and a guest that later touches one that its node does not have would be killed by SIGBUS.
     /// - Parameters:
     ///   - offset: bytes from the first, lower memory before higher, as ``MemoryRegion/offset`` counts them; a multiple
     ///     of the page size.
@@ -78,7 +78,7 @@ extension GuestMemory {
 /// The host's NUMA nodes, as /sys/devices/system/node has them.
 struct HostNodes {
     private static let directory = "/sys/devices/system/node"
-    /// As the kernel writes it: `0-1,3`; empty when it does not tell.
+    /// As the kernel writes it: `0-1,3`; empty if it does not report it.
     let online: String
 
     init() {

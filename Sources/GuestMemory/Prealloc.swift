@@ -12,7 +12,7 @@ extension GuestMemory {
     ///   - threads: how many work at it; by default one for each CPU of the host.
     ///   - isInterrupted: polled by each thread: whether to cancel.
     ///   - progress: gets the bytes that are done and those in all, now and then, from each of them.
-    /// - Throws: ``GuestMemoryError/prealloc(size:_:)`` when there are too few pages; nobody gets a SIGBUS.
+    /// - Throws: ``GuestMemoryError/prealloc(size:_:)`` when there are too few pages; no SIGBUS is raised.
     ///   ``GuestMemoryError/interrupted``.
     public func prealloc(
         threads: Int? = nil, isInterrupted: @escaping @Sendable () -> Bool = { false }, progress: Progress? = nil

@@ -6,8 +6,8 @@ internal import CLinux
 public enum Bridge {
     /// The alias of a bridge that swkvm created, and that is removed with its last port.
     ///
-    /// The mark is on the bridge itself, so whichever machine leaves last removes it, also when the one that
-    /// created it was killed. Who wants to keep such a bridge clears the alias: `ip link set NAME alias ""`.
+    /// The mark is on the bridge itself, so whichever machine leaves last removes it, also when the one that created it
+    /// was killed. To keep such a bridge, clear the alias: `ip link set NAME alias ""`.
     public static let mark = "swkvm: removed with its last port"
 
     /// The bridge of a name, which must be up.
@@ -22,7 +22,7 @@ public enum Bridge {
     /// Creates a bridge, marked and up.
     ///
     /// Its address is fixed from the start: a bridge without one takes the lowest of its ports' and changes it as they
-    /// come and go, which leaves stale entries in everybody's ARP tables.
+    /// come and go, which leaves stale entries in the ARP tables of other hosts.
     public static func create(_ name: InterfaceName, _ netlink: borrowing RouteNetlink) throws(HostNetworkError) -> Link
     {
         try netlink.createLink(name, kind: "bridge", address: .random())

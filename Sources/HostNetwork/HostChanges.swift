@@ -106,7 +106,7 @@ struct HostChanges: ~Copyable, Sendable {
     }
 
     func revert() {
-        // Nobody is left to hear of a failure: the interface was removed meanwhile, or the right to change it.
+        // A failure is not reported: the interface was removed meanwhile, or the privilege to change it.
         for change in changes.reversed() {
             switch change {
             case .up(let link): try? netlink.set(link, up: false)

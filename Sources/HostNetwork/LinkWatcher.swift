@@ -29,7 +29,7 @@ public struct LinkWatcher: ~Copyable, Sendable {
     /// Readable when the kernel has reported a change of an interface, possibly of this one.
     public var descriptor: Int32 { socket.rawValue }
 
-    /// Begins to listen; what was before, ``current()`` tells.
+    /// Begins to listen; ``current()`` reports the state before.
     init(index: Int32) throws(HostNetworkError) {
         let socket = try Self.open()
         let netlink = try RouteNetlink()
@@ -76,7 +76,7 @@ public struct LinkWatcher: ~Copyable, Sendable {
             }
             var rest = NetlinkBytes(bytes: datagram[...])
             while let message = rest.nextMessage() {
-                // A bridge tells of its ports in messages of its own family.
+                // A bridge reports its ports in messages of its own family.
                 guard message.payload.load(UInt8.self, at: 0) == UInt8(AF_UNSPEC),
                     message.payload.load(Int32.self, at: 4) == index
                 else { continue }

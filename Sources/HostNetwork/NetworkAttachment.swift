@@ -95,7 +95,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         netlink = Guarded(index == 0 ? nil : try? RouteNetlink())
     }
 
-    /// What another process needs to change the host back (``restoreHost()``); empty when nothing was changed.
+    /// What another process needs to restore the host's state (``restoreHost()``); empty when nothing was changed.
     public var restoringDescriptors: [Int32] {
         switch changes {
         case .some(let changes): changes.descriptors
@@ -103,7 +103,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         }
     }
 
-    /// Leaves it to that process to change the host back.
+    /// Leaves it to that process to restore the host's state.
     public func delegateRestoring() {
         switch changes {
         case .some(let changes): changes.delegate()
@@ -111,7 +111,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         }
     }
 
-    /// Changes the host back; in that process only.
+    /// Restores the host's state; in that process only.
     public func restoreHost() {
         switch changes {
         case .some(let changes): changes.revert()

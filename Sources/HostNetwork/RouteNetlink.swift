@@ -91,7 +91,8 @@ public struct RouteNetlink: ~Copyable, Sendable {
 
     /// All interfaces of the namespace.
     public func links() throws(HostNetworkError) -> [Link] {
-        // A dump during which something changed may lack an entry: the kernel says so, and it is asked again.
+        // A dump during which something changed may lack an entry: the kernel reports that, and the request is
+        // repeated.
         for _ in 0..<16 {
             if let replies = try exchange(
                 linkMessage(RTM_GETLINK, flags: Int32(CLINUX_NLM_F_DUMP)), "listing the interfaces")

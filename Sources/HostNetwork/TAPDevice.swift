@@ -51,7 +51,7 @@ public struct TAPDevice: ~Copyable, Sendable {
         let descriptor = try openDriver()
         do {
             let kind = queues > 1 ? UInt32(IFF_MULTI_QUEUE) : 0
-            // TUN_EXCL: a TAP that somebody else made since we looked is not ours.
+            // TUN_EXCL: a TAP that another process has created meanwhile is not ours.
             let given = try attach(descriptor, to: name?.text ?? "swtap%d", UInt32(IFF_TUN_EXCL) | kind)
             return try TAPDevice(descriptor, more: queues - 1, name: given)
         } catch {
@@ -130,8 +130,8 @@ public struct TAPDevice: ~Copyable, Sendable {
         guard descriptorFlags & FD_CLOEXEC == 0 else { throw .badDescriptor(number, .notInherited) }
         guard let (name, flags) = describe(number) else { throw .badDescriptor(number, .notATAP) }
         guard flags & UInt32(IFF_TAP) != 0 else { throw .badDescriptor(number, .isTUN) }
-        // TUNGETIFF gives IFF_NO_PI's bit to IFF_NOFILTER too, so netlink is asked, which tells if the interface is in
-        // this namespace.
+        // TUNGETIFF gives IFF_NO_PI's bit to IFF_NOFILTER too, so netlink is used, which reports it if the interface is
+        // in this namespace.
         if try RouteNetlink().link(named: name)?.tun?.hasPacketInformation == true {
             throw .badDescriptor(number, .packetInformation)
         }
@@ -283,7 +283,7 @@ public final class TAPQueue: Sendable {
     /// Asks the kernel: two descriptors may be one queue.
     fileprivate var isAttachedInKernel: Bool { !isReal || !Self.isDetached(number) }
 
-    /// Only a TUN's descriptor tells; a macvtap's begins attached.
+    /// Only a TUN's descriptor reports it; a macvtap's begins attached.
     private static func isDetached(_ number: Int32) -> Bool {
         TAPDevice.describe(number).map { $0.flags & UInt32(IFF_DETACH_QUEUE) != 0 } ?? false
     }

@@ -55,7 +55,7 @@ public struct VirtualCPU: ~Copyable, Sendable {
 
     /// A handle by which other threads make ``runGuest()`` return.
     ///
-    /// The flag makes the next `KVM_RUN` return at once, so a request that comes just before the thread enters the
+    /// The flag makes the next `KVM_RUN` return immediately, so a request that comes just before the thread enters the
     /// kernel is not lost; a signal to the thread ends a run that is under way. The value must not be used after the
     /// vCPU's end.
     @safe public struct ImmediateExit: @unchecked Sendable {

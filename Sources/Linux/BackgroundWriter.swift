@@ -6,8 +6,8 @@ internal import Glibc
 /// Writes to a descriptor with a thread of its own, for callers that may not wait: a regular file's disk may be slow,
 /// and a pipe or terminal that another process shares need not be non-blocking, or not stay so.
 ///
-/// What waits is bounded; who offers more is refused and told when there is room. What a descriptor does not take for
-/// another reason than lack of room (nobody reads, the disk is full) is dropped.
+/// The buffer is bounded; a caller that offers more is refused, and notified when there is room. What a descriptor does
+/// not accept for a reason other than lack of room (no reader, a full disk) is dropped.
 public final class BackgroundWriter: Sendable {
     private let shared: Shared
     private let thread: Guarded<Thread?>
@@ -28,7 +28,7 @@ public final class BackgroundWriter: Sendable {
         thread = Guarded(try Thread.start(name: name) { shared.run() })
     }
 
-    /// Takes as many bytes from the front as there is room for, and tells how many. It does not wait.
+    /// Takes as many bytes from the front as there is room for, and returns how many. It does not wait.
     public func take(_ bytes: Span<UInt8>) -> Int { shared.take(bytes) }
 
     /// Bytes that were taken and are not written yet.

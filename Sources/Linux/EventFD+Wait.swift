@@ -14,7 +14,7 @@ extension EventFD {
 /// Waits until a descriptor is readable, or a signal comes.
 public func waitUntilReadable(_ descriptor: Int32) {
     var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
-    // One entry; who asks sees at the descriptor what it says.
+    // One entry; the caller then reads the descriptor.
     _ = unsafe poll(&entry, 1, -1)
 }
 

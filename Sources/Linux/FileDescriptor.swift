@@ -8,7 +8,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
     /// The number, for calls that take one. It is valid while this value lives.
     public let rawValue: Int32
 
-    /// Takes over a descriptor that nobody else will close.
+    /// Takes ownership of a descriptor, which nothing else may close.
     public init(owning rawValue: Int32) {
         self.rawValue = rawValue
     }
@@ -49,7 +49,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
         FileDescriptor(owning: try retryingInterrupts("fcntl") { clinux_fcntl_value(rawValue, F_DUPFD_CLOEXEC, 0) })
     }
 
-    /// A second descriptor for the open file of a number that belongs to somebody else, such as a standard stream.
+    /// A second descriptor for the open file of a descriptor that is not owned here, such as a standard stream.
     public static func duplicate(of number: Int32) throws(SystemCallError) -> FileDescriptor {
         FileDescriptor(owning: try retryingInterrupts("fcntl") { clinux_fcntl_value(number, F_DUPFD_CLOEXEC, 0) })
     }
@@ -70,16 +70,16 @@ public struct FileDescriptor: ~Copyable, Sendable {
     /// Reads at most `buffer.count` bytes; 0 is the end of the file.
     /// - Throws: `EAGAIN` when the descriptor is non-blocking and nothing is there.
     public func read(into buffer: UnsafeMutableRawBufferPointer) throws(SystemCallError) -> Int {
-        // The kernel writes within the buffer that the caller vouches for.
+        // The kernel writes within the buffer, whose validity the caller guarantees.
         try retryingInterrupts("read") { unsafe Glibc.read(rawValue, buffer.baseAddress, buffer.count) }
     }
 
-    /// Writes at most `buffer.count` bytes and tells how many were taken.
+    /// Writes at most `buffer.count` bytes and returns how many were accepted.
     public func write(_ buffer: UnsafeRawBufferPointer) throws(SystemCallError) -> Int {
         try retryingInterrupts("write") { unsafe Glibc.write(rawValue, buffer.baseAddress, buffer.count) }
     }
 
-    /// Writes at most all of `bytes` in one call, and tells how many were taken.
+    /// Writes at most all of `bytes` in one call, and returns how many were accepted.
     /// - Throws: `EINTR` when a signal's handler has run before the first byte was taken.
     public func writeOnce(_ bytes: ArraySlice<UInt8>) throws(SystemCallError) -> Int {
         // The slice lives for the call.
@@ -88,7 +88,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
         return taken
     }
 
-    /// Sends at most `buffer.count` bytes to a socket without waiting, whatever the socket's mode, and tells how many
+    /// Sends at most `buffer.count` bytes to a socket without waiting, whatever the socket's mode, and returns how many
     /// were taken.
     /// - Throws: `EAGAIN` when there is no room.
     public func sendNow(_ buffer: UnsafeRawBufferPointer) throws(SystemCallError) -> Int {
@@ -104,7 +104,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
         }
     }
 
-    /// Writes at a position and tells how many bytes were taken.
+    /// Writes at a position and returns how many bytes were accepted.
     public func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(SystemCallError) -> Int {
         try retryingInterrupts("pwrite") {
             unsafe pwrite(rawValue, buffer.baseAddress, buffer.count, off_t(truncatingIfNeeded: offset))

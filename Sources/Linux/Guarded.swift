@@ -18,7 +18,7 @@
     }
 
     deinit {
-        // Nobody else has it any more.
+        // This was the last reference.
         unsafe value.deinitialize(count: 1)
         unsafe value.deallocate()
     }

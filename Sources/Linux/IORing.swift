@@ -2,7 +2,7 @@
 
 public import CLinux
 
-/// An io_uring: file operations that the kernel carries out while the caller goes on (io_uring(7)).
+/// An io_uring: file operations that the kernel carries out while the caller continues (io_uring(7)).
 ///
 /// Operations are queued, handed over by one ``submit()``, and come back, in any order, from ``nextCompletion()`` with
 /// the token that they were queued with. The ring's descriptor is readable while completions wait, so a thread
@@ -43,11 +43,12 @@ public import CLinux
     /// The ring's descriptor, for ``Epoll``.
     public var rawValue: Int32 { unsafe clinux_ring_descriptor(ring) }
 
-    // The calls below: the ring lives as long as `self`; the caller vouches for the vectors and for what they name.
+    // The calls below: the ring lives as long as `self`; the caller guarantees that the vectors and their memory are
+    // valid.
 
     /// Queues a `preadv`. The vectors live until ``submit()`` returns, the memory that they name until the completion.
     /// - Parameter isAside: a thread of the kernel's does it from the start (`IOSQE_ASYNC`), also where the caller
-    ///   would not have to wait: so that large copies out of the page cache go on beside each other. The vectors live
+    ///   would not have to wait: so that large copies out of the page cache run in parallel. The vectors live
     ///   until the completion then.
     /// - Throws: `EBUSY` when the kernel takes no more before completions are taken.
     public func read(
@@ -93,8 +94,8 @@ public import CLinux
         try check(unsafe clinux_ring_cancel(ring, target, token), "async_cancel")
     }
 
-    /// Takes back what was queued last and the kernel has not got, as it takes no calls any more; nil when there is
-    /// nothing.
+    /// Removes the last queued operation that the kernel has not received, when it accepts no calls any more; nil if
+    /// there is none.
     /// - Returns: the operation's token. It has no completion.
     public func reclaim() -> UInt64? {
         var token: UInt64 = 0
@@ -103,14 +104,14 @@ public import CLinux
 
     /// Hands everything queued to the kernel.
     /// - Throws: what cannot pass, such as a seccomp filter that forbids `io_uring_enter`; and `EAGAIN`, `EBUSY` or
-    ///   `ENOMEM` when it has lasted for a second, at once until the kernel takes something again. What it has not taken
-    ///   stays queued: see ``reclaim()``.
+    ///   `ENOMEM` when it has lasted for a second, then immediately until the kernel accepts entries again. What it has
+    ///   not accepted stays queued: see ``reclaim()``.
     public func submit() throws(SystemCallError) {
         try check(unsafe clinux_ring_submit(ring), "io_uring_enter")
     }
 
-    /// Operations that are queued and that the kernel does not have: it takes none but in ``submit()``, or when there
-    /// is no room for another.
+    /// Operations that are queued and that the kernel does not have: it receives them in ``submit()``, or when there is
+    /// no room for another.
     /// - Parameter limit: those with smaller tokens are counted.
     public func queued(below limit: UInt64 = .max) -> Int { Int(unsafe clinux_ring_queued(ring, limit)) }
 

@@ -27,7 +27,7 @@ internal import Glibc
 
     // The mutex lives as long as `self`.
 
-    /// Waits until nobody has the lock, and takes it. Who has it already does not call this.
+    /// Waits until the lock is free, and takes it. It is not recursive.
     public func lock() { unsafe pthread_mutex_lock(mutex) }
 
     /// Gives the lock back; the thread that took it does.

@@ -118,7 +118,7 @@ public func removeName(_ path: String) { _ = path.withRawCString { unsafe unlink
 public func rawArguments() -> [String] {
     var arguments: [String] = []
     for index in 0..<Int(CommandLine.argc) {
-        // The kernel's own strings, which nobody changes; the array has `argc` of them.
+        // The kernel's own strings, which do not change; the array has `argc` of them.
         guard let text = unsafe CommandLine.unsafeArgv[index] else { break }
         arguments.append(
             unsafe String(raw: UnsafeBufferPointer(start: text, count: strlen(text)).map { UInt8(bitPattern: $0) }))

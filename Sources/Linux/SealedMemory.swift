@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 
 extension FileDescriptor {
-    /// Creates a file in memory that nobody can change any more (memfd_create(2)).
+    /// Creates a file in memory, sealed against any further change (memfd_create(2)).
     /// - Parameter name: for `/proc` alone.
     public static func sealedMemory(
         _ name: String, contents: [UInt8]

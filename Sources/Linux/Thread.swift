@@ -30,7 +30,7 @@ public struct Thread: ~Copyable, @unchecked Sendable {
         let before = SignalSet.all(but: SIGSYS).block()
         defer { before.restore() }
 
-        // The new thread takes over the retain; when it cannot start, it is given back here.
+        // The new thread takes over the retain; if it cannot start, the retain is released here.
         let start = unsafe Unmanaged.passRetained(Start(String(name.utf8.prefix(15)) ?? "swkvm", body))
         var handle = pthread_t()
         let status = unsafe pthread_create(
@@ -54,7 +54,7 @@ public struct Thread: ~Copyable, @unchecked Sendable {
         discard self
     }
 
-    /// Lets the thread go on by itself: no thread waits for its end.
+    /// Lets the thread continue by itself: no thread waits for its end.
     public consuming func detach() {
         pthread_detach(handle)
         discard self

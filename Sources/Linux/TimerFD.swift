@@ -3,7 +3,7 @@
 internal import CLinux
 internal import Glibc
 
-/// A timer whose descriptor becomes readable when it expires (timerfd_create(2)), on the clock that nobody sets.
+/// A timer whose descriptor becomes readable when it expires (timerfd_create(2)), on the monotonic clock.
 public struct TimerFD: ~Copyable, Sendable {
     public let descriptor: FileDescriptor
 

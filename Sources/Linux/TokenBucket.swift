@@ -22,7 +22,7 @@ public struct TokenBucket: Sendable {
         }
     }
 
-    /// Nobody who has to wait waits for less, in nanoseconds: a thread that woke for every token would do little else.
+    /// The shortest wait, in nanoseconds: a thread that woke for every token would do little else.
     public static let shortestWait: UInt64 = 1_000_000
 
     /// In one token, and nanoseconds in a second.

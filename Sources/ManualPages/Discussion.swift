@@ -63,7 +63,7 @@ struct Discussion {
         return blocks
     }
 
-    /// `  71       something that swkvm needs`; deeper lines go on.
+    /// `  71       something that swkvm needs`; deeper lines continue.
     private static func statuses(_ lines: [Substring]) -> [(String, String)] {
         var statuses: [(String, String)] = []
         for line in lines where !line.allSatisfy({ $0 == " " }) {

@@ -8,7 +8,7 @@ public import Linux
 /// vector's message may be sent, the eventfd is connected to the vector's route, and the kernel sends the message. While it
 /// is masked, the eventfd is connected to nothing and keeps the signal: it is the pending bit, and nothing is lost.
 ///
-/// All is behind one lock, which vCPU threads take. Who signals a source does not come here.
+/// All is behind one lock, which vCPU threads take. Threads that signal a source do not use it.
 public final class MSIXTable: Sendable {
     /// Bytes of an entry.
     public static let entrySize = 16

@@ -17,7 +17,7 @@ public final class ConfigurationSpace: Sendable {
 
     /// Changes fields as one: a driver that reads the generation before and after sees old or new ones, no mixture.
     ///
-    /// The caller then tells the driver (``ConfigurationInterrupt/signal()``) when the device is active.
+    /// The caller then notifies the driver (``ConfigurationInterrupt/signal()``) when the device is active.
     public func update(_ change: (inout [UInt8]) -> Void) {
         contents.withLock {
             let before = $0.bytes

@@ -58,8 +58,8 @@ private struct Descriptor {
 
 /// Checks the buffers of one chain in the driver's order, and appends them to a list.
 ///
-/// Descriptors, those of an indirect table included, are at most as many as the queue's size; that also ends a loop.
-/// A descriptor of length zero is legal and counted, has no buffer, and its address is not looked at.
+/// Descriptors, those of an indirect table included, are at most as many as the queue's size; that also ends a loop. A
+/// descriptor of length zero is legal and counted, has no buffer, and its address is not checked.
 private struct ChainBuilder {
     let ram: GuestRAM
     let list: IOVectorList

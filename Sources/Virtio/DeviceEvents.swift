@@ -4,9 +4,9 @@ internal import Linux
 
 /// What a device reports to the host's log: one sentence for each event, at a bounded rate.
 ///
-/// The first event of a kind is reported at once. Further ones are counted, and reported as a number once a minute, so
-/// that a guest, a failing disk or a flapping link cannot flood the log. Any thread may report; nothing here waits for
-/// I/O. The events belong to the device, so a reset of the guest does not start the count anew.
+/// The first event of a kind is reported immediately. Further ones are counted, and reported as a number once a minute,
+/// so that a guest, a failing disk or a flapping link cannot flood the log. Any thread may report; nothing here waits
+/// for I/O. The events belong to the device, so a reset of the guest does not restart the count.
 public final class DeviceEvents: Sendable {
     /// How much an event matters.
     public enum Level: Sendable {

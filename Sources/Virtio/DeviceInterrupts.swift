@@ -83,7 +83,7 @@ public final class ConfigurationInterrupt: Sendable {
         irqfd.event.signal()
     }
 
-    /// Sets DEVICE_NEEDS_RESET and tells the driver by a configuration change (§2.1.2). Until the reset the device
+    /// Sets DEVICE_NEEDS_RESET and notifies the driver by a configuration change (§2.1.2). Until the reset the device
     /// does nothing more.
     public func markNeedsReset() {
         isBroken.store(true, ordering: .releasing)

@@ -34,7 +34,7 @@ public protocol DeviceEngine: ~Copyable, SendableMetatype {
     ) throws(VirtqueueError)
 
     /// The machine pauses: takes nothing more from the queues, and no input, until ``resume(epoll:)`` or
-    /// ``reset(epoll:)``. What is in flight goes on to its end and is shown to the driver; queues keep their indices.
+    /// ``reset(epoll:)``. What is in flight continues to its end and is shown to the driver; queues keep their indices.
     /// Doorbells and the back-end are served until ``isQuiet``.
     mutating func pause(epoll: borrowing Epoll)
     /// Indicates whether nothing is in flight in a pause, so that guest RAM is not touched any more.
@@ -63,9 +63,9 @@ public enum DeviceWorkerToken {
 
 /// A device's I/O thread: an epoll loop over the doorbells, the back-end and a mailbox.
 ///
-/// State has one owner. A thread that changes a running device leaves a request and waits for the answer, so that
-/// a reset that has returned is a reset that is done. A driver that breaks the rules (an engine's method throws) gets
-/// its device marked NEEDS_RESET, and the engine is reset at once; only ``reset()`` makes it usable again.
+/// State has one owner. A thread that changes a running device posts a request and waits for the reply, so a reset is
+/// complete when it returns. A driver that breaks the rules (an engine's method throws) gets its device marked
+/// NEEDS_RESET, and the engine is reset immediately; only ``reset()`` makes it usable again.
 public final class DeviceWorker: Sendable {
     private let mailbox: Mailbox
     private let state: Guarded<State>
@@ -131,7 +131,7 @@ public final class DeviceWorker: Sendable {
     /// Returns when the engine has taken the queue.
     public func startQueue(_ configuration: QueueConfiguration) { mailbox.send(.startQueue(configuration)) }
 
-    /// Begins a pause, also of a device that is not active; returns at once. A reset ends it.
+    /// Begins a pause, also of a device that is not active; returns immediately. A reset ends it.
     /// - Parameter onQuiet: called once on the I/O thread, when what was in flight has ended and doorbells are not
     ///   watched any more; also when a reset has ended the pause before. It must not wait.
     public func pause(onQuiet: @escaping @Sendable () -> Void) { mailbox.send(.pause(onQuiet)) }
@@ -195,7 +195,7 @@ private final class Mailbox: Sendable {
     /// The request that was taken is done.
     func complete() { answer.signal() }
 
-    /// The mailbox is not served any more: threads that wait go on, and later calls do not wait.
+    /// The mailbox is not served any more: threads that wait continue, and later calls do not wait.
     func close() {
         isClosed.store(true, ordering: .releasing)
         answer.signal()
@@ -214,7 +214,7 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
     /// Queues whose doorbells are watched, or will be again after a pause.
     private var served: Set<Int> = []
     private var isPaused = false
-    /// In a pause, until the engine is quiet: who waits for that.
+    /// During a pause, until the engine is quiescent: the callback that waits for it.
     private var onQuiet: (@Sendable () -> Void)?
 
     init(engine: consuming Engine, epoll: consuming Epoll, mailbox: Mailbox, events: DeviceEvents) {

@@ -174,7 +174,7 @@ extension PCITransport: PCIFunction {
             place = new
             guard let new else { return }
             for (queue, doorbell) in function.doorbells.enumerated() {
-                // Without it a notification is an exit to user space, and comes all the same.
+                // Without it a notification is an exit to user space, but still arrives.
                 do throws(PCIRefusal) {
                     try platform.connectDoorbell(doorbell.event, at: Self.address(ofQueue: queue, new))
                 } catch {

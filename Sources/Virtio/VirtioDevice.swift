@@ -77,11 +77,11 @@ public protocol VirtioDevice: AnyObject, Sendable {
     func reset()
     /// The same for one queue (QueueReset, or QueueReady written 0).
     func stopQueue(_ index: Int)
-    /// A queue that was stopped has been set up anew; called only while active.
+    /// A queue that was stopped has been set up again; called only while active.
     func startQueue(_ configuration: QueueConfiguration)
 
     /// Begins a pause: the device takes nothing more from its queues and its back-end. Called by the machine when no
-    /// vCPU runs; returns at once.
+    /// vCPU runs; returns immediately.
     /// - Parameter onQuiet: called once, on any thread, when what was in flight has ended; also when a reset has ended
     ///   the pause before.
     func pause(onQuiet: @escaping @Sendable () -> Void)

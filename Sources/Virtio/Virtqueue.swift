@@ -91,7 +91,7 @@ public struct Virtqueue: ~Copyable, Sendable {
 
     // MARK: Kicks
 
-    /// Says that no kick is needed while the device looks at the ring anyway (a hint to the driver).
+    /// Disables kicks while the device polls the ring anyway (a hint to the driver).
     public mutating func disableNotifications() {
         split?.disableNotifications()
         packed?.disableNotifications()

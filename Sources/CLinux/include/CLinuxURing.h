@@ -31,8 +31,8 @@ int clinux_ring_cancel(clinux_ring *ring, uint64_t target, uint64_t token);
 /// Takes back the entry that was queued last, if the kernel has not got it, and gives its token. 0 when there is none.
 int clinux_ring_reclaim(clinux_ring *ring, uint64_t *token);
 /// Hands all that is queued to the kernel. Failures that may pass (memory, a full completion queue) are returned once
-/// they have lasted for a second, and at once until the kernel takes something again; 0 while there are completions to
-/// be taken first.
+/// they have lasted for a second, and then immediately until the kernel accepts entries again; 0 while there are
+/// completions to be taken first.
 int clinux_ring_submit(clinux_ring *ring);
 /// How many operations with tokens below a limit are queued that the kernel has not taken. It takes none by itself.
 unsigned clinux_ring_queued(const clinux_ring *ring, uint64_t limit);

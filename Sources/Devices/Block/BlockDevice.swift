@@ -147,7 +147,7 @@ public final class BlockDevice: VirtioDevice {
     }
 
     public func reset() {
-        // A queue that is idle already goes on serving the others' commits until all are.
+        // A queue that is already idle continues to serve the others' commits until all are.
         for worker in workers { worker.reset() }
         // No request is left that would wait.
         stop.end()
@@ -170,7 +170,7 @@ public final class BlockDevice: VirtioDevice {
     }
 
     public func resume() {
-        // Before the first queue goes on: the disk may stop again.
+        // Before the first queue continues: the disk may stop again.
         let wasStopped = stop.end()
         for worker in workers {
             worker.resume()
@@ -182,9 +182,10 @@ public final class BlockDevice: VirtioDevice {
     /// Makes the disk longer while the guest runs, at the end of what is in flight in all queues. A configuration
     /// change informs the driver.
     /// - Parameters:
-    ///   - size: bytes, a multiple of 512; nil takes the size that a raw image or a block device has now, after
-    ///     somebody else has changed it.
-    ///   - completion: called once with the disk's size, on a thread of the disk, or at once. It must not wait.
+    ///   - size: bytes, a multiple of 512; nil takes the size that a raw image or a block device has now, after another
+    ///     program has changed it.
+    ///   - completion: called once with the disk's size, on a thread of the disk, or before this returns. It must not
+    ///     wait.
     public func resize(to size: UInt64?, completion: @escaping @Sendable (Result<UInt64, DiskImageError>) -> Void) {
         func refuse(_ reason: String) { completion(.failure(.resize(path: path, reason: reason))) }
         if let size, size < capacity {

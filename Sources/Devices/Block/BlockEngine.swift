@@ -59,13 +59,13 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private let stop: DiskStop
     /// Requests that the host has failed, in their order, which are started again when the machine is resumed.
     private var failedRequests: [DiskCompletion] = []
-    /// Other queues' engines may go on using this one's; they are quiet when all of them have said so.
+    /// Other queues' engines may still use this one's; they are quiescent when all of them have reported it.
     var isQuiet: Bool { disk.inFlight == 0 }
 
     private static let diskToken = DeviceWorkerToken.firstOfEngine
-    /// What has waited for the disk's limits may go on.
+    /// What has waited for the disk's limits may continue.
     private static let throttleToken = DeviceWorkerToken.firstOfEngine + 1
-    /// Requests in one run: then it is somebody else's turn.
+    /// Requests in one run; then other work has its turn.
     private static let budget = 1024
     /// How often others have their turn before the driver hears of what has ended.
     private static let gatherTurns = 4
@@ -171,7 +171,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             isReadyToResize = false
             request.hold(doorbell, configurationInterrupt)
             resizeIfQuiet()
-        // A look at the queue begins with it.
+        // Processing the queue begins with it.
         case is DiskRetry: doorbell?.event.signal()
         default: break
         }
@@ -202,7 +202,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     // MARK: - Requests
 
     /// Takes all that is there, hands it to the kernel in one call, and shows the driver in one step what is done
-    /// already (data in the host's page cache comes back at once).
+    /// already (reads from the host's page cache complete immediately).
     ///
     /// Bounded in requests and in bytes: a driver may add requests as fast as they are done, and need no CPU for that
     /// if what it reads from its disk is the next state of the ring. A reset has to come through.
@@ -229,7 +229,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             handleCompletions()
             publish()
             if budget == 0 || disk.isTurnOver { return doorbell?.event.signal() ?? () }
-            // A look at the queue follows.
+            // The queue is processed afterwards.
             if isHolding || isLimited { return }
         } while queue?.enableNotifications() == true
     }
@@ -250,7 +250,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         return nil
     }
 
-    /// Starts a request, or completes it at once when there is nothing to wait for.
+    /// Starts a request, or completes it immediately if there is nothing to wait for.
     private mutating func begin(_ chain: DescriptorChain, _ slot: Int) {
         var readable = chain.readable
         var writable = chain.writable
@@ -344,8 +344,8 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     /// Where the host's kernel ends requests on threads of its own that share a CPU with this one, each end wakes this
     /// thread, which would show the driver one request at a time, and each of those costs an interrupt, a kick and four
-    /// switches between threads. So those threads have their turn first for as long as that brings something. On a CPU
-    /// that nobody else wants it takes less than a microsecond.
+    /// switches between threads. So those threads have their turn first for as long as that brings something. On an
+    /// otherwise idle CPU this takes less than a microsecond.
     private mutating func gather() {
         var turns = Self.gatherTurns
         while turns > 0, disk.inFlight > 0, !disk.isTurnOver {

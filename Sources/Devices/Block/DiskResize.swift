@@ -14,7 +14,7 @@ final class DiskResize: DeviceRequest {
         /// Queues that still have something under way.
         var left: Int
         var isOver = false
-        /// Those of active queues, which are looked at again afterwards.
+        /// Those of active queues, which are checked again afterwards.
         var doorbells: [Doorbell] = []
         var interrupt: ConfigurationInterrupt?
     }

@@ -21,7 +21,7 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private let buffers: IOVectorPool
     private let limit: EntropyLimit?
     private let timer: TimerFD
-    /// What is left of this period's bytes. A reset leaves it: a driver gets no more by starting anew.
+    /// What is left of this period's bytes. A reset leaves it: a driver gets no more by starting over.
     private var left: UInt64
     private var isPeriodRunning = false
     private var isPaused = false
@@ -110,7 +110,7 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         let wanted = min(buffers.byteCount, Self.largestAnswer, left)
         var done: UInt64 = 0
         for index in 0..<buffers.count where done < wanted {
-            // Checked guest RAM; the kernel writes into it, and says so if it cannot.
+            // Checked guest RAM; the kernel writes into it, and returns an error if it cannot.
             let buffer = unsafe buffers.base[index]
             let length = unsafe min(UInt64(buffer.iov_len), wanted - done)
             let count = unsafe getrandom(buffer.iov_base, Int(length), 0)

@@ -6,7 +6,7 @@ internal import Virtio
 
 /// How long an interrupt of a queue may be delayed, as the driver has set it (virtio 1.3 §5.1.6.5.11).
 struct CoalescingParameters: Equatable, BitwiseCopyable {
-    /// Packets after which a delayed interrupt comes at once; 0 sets no limit.
+    /// Packets after which a delayed interrupt is signalled immediately; 0 sets no limit.
     var packets: UInt32 = 0
     /// The longest delay; 0, as after a reset, delays nothing.
     var microseconds: UInt32 = 0
@@ -77,7 +77,7 @@ struct InterruptCoalescer: ~Copyable {
         return isDelayed
     }
 
-    /// A timer that runs on is started anew for the next delay, or expires without effect.
+    /// Ends a delay. A timer that is still running is started again for the next delay, or expires without effect.
     private mutating func endDelay() {
         isDelayed = false
         packets = 0

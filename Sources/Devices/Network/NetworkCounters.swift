@@ -34,7 +34,7 @@ public final class NetworkCounters: Sendable {
     public let receiveWithoutDriver = DeviceCounters.Counter()
     /// Frames for the guest while the link was down.
     public let receiveLinkDown = DeviceCounters.Counter()
-    /// Receive buffers given back empty: readable, or too short for a header. No frame is lost by them.
+    /// Receive buffers returned unused: readable, or too short for a header. No frame is lost by them.
     public let badReceiveBuffers = DeviceCounters.Counter()
 
     /// Frames from the guest that are malformed: no header, too short, too long, an offload that was not negotiated,

@@ -8,7 +8,7 @@ public import Virtio
 /// A network card (virtio 1.2 §5.1) in front of a TAP: a pair of queues for each queue of the TAP, with an I/O thread, and a control
 /// queue, which the first thread serves.
 ///
-/// The driver's offloads are passed on to the TAP exactly as negotiated, and taken back at its reset.
+/// The driver's offloads are passed on to the TAP exactly as negotiated, and withdrawn at its reset.
 public final class NetworkDevice: VirtioDevice {
     public let name: String
     public let deviceID: UInt32 = 1
@@ -83,13 +83,13 @@ public final class NetworkDevice: VirtioDevice {
     /// The name of the host's interface.
     public var hostInterface: String { port.attachment.tap.name.text }
 
-    /// What another process needs to take back what was changed on the host for the device; empty when nothing was.
+    /// What another process needs to revert the changes on the host for the device; empty if there are none.
     public var restoringDescriptors: [Int32] { port.attachment.restoringDescriptors }
 
     /// Leaves that to a process that calls ``restoreHost()``.
     public func delegateRestoring() { port.attachment.delegateRestoring() }
 
-    /// Takes back what was changed on the host; in that process only.
+    /// Reverts the changes on the host; in that process only.
     public func restoreHost() { port.attachment.restoreHost() }
 
     /// Pairs of queues that the driver may use, and those of them that it receives in.
@@ -246,7 +246,7 @@ final class NetworkPort: Sendable {
     /// The host's interface has this MTU now; the next driver finds it.
     func noteMTU(_ mtu: Int) { linkMTU.store(mtu, ordering: .relaxed) }
 
-    /// Nobody has read it since the reset: the MTU that the driver finds is the interface's.
+    /// The driver has not read it since the reset: it gets the interface's current MTU.
     func renewMTU() {
         let mtu = Self.possibleMTU(currentMTU)
         configuration.update {

@@ -19,7 +19,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         /// The delay of an interrupt is over.
         static let receiveTimer = DeviceWorkerToken.firstOfEngine + 3
         static let transmitTimer = DeviceWorkerToken.firstOfEngine + 4
-        /// What has waited for the limits may go on.
+        /// What has waited for the limits may continue.
         static let receiveLimit = DeviceWorkerToken.firstOfEngine + 5
         static let transmitLimit = DeviceWorkerToken.firstOfEngine + 6
     }
@@ -236,14 +236,14 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         case Token.transmitTimer: transmit.expireTimer()
         case Token.receiveLimit:
             receive.expireLimit()
-            // After a pause each queue is looked at.
+            // After a pause each queue is checked.
             if !isPaused { try moveIn() }
         case Token.transmitLimit:
             transmit.expireLimit()
             if !isPaused, !wanted.contains(.output) { try moveOut() }
         case Token.again:
             again.drain()
-            // After a pause each queue is looked at.
+            // After a pause each queue is checked.
             guard !isPaused else { return }
             if !wanted.contains(.output) { try moveOut() }
             try serveControl()
@@ -315,7 +315,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         case .present(let isCarrying, let mtu):
             port.noteMTU(mtu)
             port.setLink(up: isCarrying, because: isCarrying ? "is up" : "is down, or has no carrier")
-        // A macvtap's descriptor does not tell.
+        // A macvtap's descriptor does not report it.
         case .removed: lose()
         // It may be up there: the cable stays in until the interface is removed.
         case .elsewhere: port.setLink(up: true, because: "is in another network namespace")

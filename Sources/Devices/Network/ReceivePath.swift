@@ -52,7 +52,7 @@ struct ReceivePath: ~Copyable {
 
     /// The longest frame that Linux makes, with VLAN tag and header, fits; a read that fills it was cut.
     private static let spillSize = 128 << 10
-    /// Frames, and buffers given back, in one run; the rest waits for the next turn.
+    /// Frames, and buffers returned unused, in one run; the rest waits for the next turn.
     private static let budget = 256
 
     private let tap: Int32
@@ -124,7 +124,7 @@ struct ReceivePath: ~Copyable {
         var budget = Self.budget
         queue.disableNotifications()
         var outcome = try move(&queue, &budget)
-        // Buffers that came since the queue was last looked at come without a kick.
+        // Buffers that were added since the queue was last read come without a kick.
         while outcome == .starved, queue.enableNotifications() {
             queue.disableNotifications()
             outcome = try move(&queue, &budget)
@@ -221,7 +221,7 @@ struct ReceivePath: ~Copyable {
     }
 
     /// Gets buffers for the rest of a frame and delivers it, or drops it if there never will be enough.
-    /// - Returns: false when it goes on waiting.
+    /// - Returns: false when it continues waiting.
     private mutating func complete(
         _ frame: Pending, _ queue: inout Virtqueue, _ budget: inout Int
     ) throws(VirtqueueError) -> Bool {

@@ -24,7 +24,7 @@ public final class KeyboardController: ByteWideDevice {
                 defer { state.output = nil }
                 return state.output ?? 0
             case Port.command:
-                // Bit 1, input buffer full, is never set: what is written is done at once.
+                // Bit 1, input buffer full, is never set: a write takes effect immediately.
                 return Status.systemFlag | (state.output == nil ? 0 : Status.outputFull)
                     | (state.lastWasCommand ? Status.lastWasCommand : 0)
             default:

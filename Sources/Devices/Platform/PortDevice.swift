@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A device behind a few I/O ports. Its methods are called by vCPU threads, by several at once; none of them waits.
+/// A device behind a few I/O ports. Its methods are called by vCPU threads, possibly concurrently; none of them waits.
 ///
 /// `offset` counts from the device's first port. Its bus passes only offsets that belong to it, but an access may be
 /// wider than what is left of the range: a width that the device lacks is the guest's mistake, never an error here.

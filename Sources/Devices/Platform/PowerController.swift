@@ -40,7 +40,7 @@ public final class PowerController: ByteWideDevice {
 
     func readByte(_ offset: UInt16) -> UInt8 {
         switch offset {
-        // SLP_EN reads as 0; no state but S5 exists, from which nobody wakes to see WAK_STS.
+        // SLP_EN reads as 0; S5 is the only state, and there is no wake-up from it that would set WAK_STS.
         case Register.control, Register.status: 0
         case Register.events: events.exchange(0, ordering: .sequentiallyConsistent)
         default: 0xff

@@ -5,7 +5,7 @@ public import Linux
 
 /// The destination of a serial port's output.
 public protocol SerialSink: AnyObject, Sendable {
-    /// Takes bytes from the front without waiting, and tells how many.
+    /// Takes bytes from the front without waiting, and returns how many.
     ///
     /// A sink that takes fewer than all calls ``SerialPort/flush()`` when there is room again. It must not call the port
     /// from here.
@@ -41,7 +41,7 @@ public final class DescriptorSink: SerialSink {
                     return isSocket ? unsafe try descriptor.sendNow(rest) : unsafe try descriptor.write(rest)
                 }
             } catch {
-                // There is no reader (EPIPE, EIO of a closed terminal), or the disk is full: the guest goes on
+                // There is no reader (EPIPE, EIO of a closed terminal), or the disk is full: the guest continues
                 // without.
                 guard error.errno == EAGAIN else { return bytes.count }
                 onFull()

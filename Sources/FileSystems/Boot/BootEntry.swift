@@ -8,7 +8,7 @@ public struct BootEntry: Sendable, Equatable {
     public var kernel: FileReference
     public var initrds: [FileReference] = []
     public var commandLine: String
-    /// The file that says so: `/boot/grub/grub.cfg in partition 1`.
+    /// The file that defines it: `/boot/grub/grub.cfg in partition 1`.
     public var source: String
 
     /// A file of a file system of the disk.

@@ -174,7 +174,7 @@ struct GrubConfiguration {
         case "?": status ? "0" : "1"
         // Entries of Ubuntu's cloud images boot without an initrd first, and with it after that has failed.
         case "initrdfail" where isInEntry: "1"
-        // It is for one boot, and nobody here could clear it.
+        // It is for one boot, and would have to be cleared on the disk, which is never written.
         case "next_entry": ""
         default: variables[name] ?? ""
         }

@@ -41,7 +41,7 @@ struct ExtInode: Sendable {
             place: .ext(self))
     }
 
-    /// The value of the extended attribute in which inline data goes on; nil without.
+    /// The value of the extended attribute in which inline data continues; nil without.
     func inlineRest() -> [UInt8]? {
         let extra = Int(bytes.little16(0x80))
         let header = 128 + extra

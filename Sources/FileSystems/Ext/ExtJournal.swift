@@ -217,10 +217,10 @@ struct ExtJournal: Sendable {
         return block.big32(16) == CRC32.castagnoli.update(seed, block.clearing(16..<20))
     }
 
-    /// Fast commits say what was done, not what blocks became; whoever mounts the file system does it again.
+    /// Fast commits record operations, not the resulting blocks; a mount repeats them.
     private func refuseFastCommits(at position: UInt32, _ transaction: UInt32) throws(FileSystemError) {
         let block = try read(position)
-        // The tag that begins an area of fast commits, with the transaction that it goes on from.
+        // The tag that begins an area of fast commits, with the transaction that it continues from.
         if block.little16(0) == 9, block.little32(8) == transaction {
             throw .unsupported(
                 what: "this ext4 file system",
