@@ -79,7 +79,7 @@ public struct DebugSession<Target: DebugTarget> {
         isRunning = false
         lastStop = stop
         selected = stop.thread
-        // Told while the target still counts as running, as console output is.
+        // Sent while the target still counts as running, as console output is.
         if case .failure(let sentence) = stop.reason {
             answer([UInt8(ascii: "O")] + Hexadecimal.encode("swkvm: \(sentence)\n".utf8))
         }

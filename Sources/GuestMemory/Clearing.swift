@@ -24,7 +24,7 @@ extension GuestMemory {
         if isInterrupted() { throw .interrupted }
     }
 
-    /// Gives the pages back; those of a memfd leave the file too.
+    /// Returns the pages to the host; those of a memfd are removed from the file too.
     private func discard(isInterrupted: () -> Bool) throws(GuestMemoryError) {
         // In steps of a few milliseconds.
         let step = 1 << 30

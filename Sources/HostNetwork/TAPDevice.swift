@@ -174,9 +174,9 @@ public struct TAPDevice: ~Copyable, Sendable {
         self.queues = queues
     }
 
-    /// Tells the host what it may leave undone in frames that are read from here on; an empty set is the state at the
-    /// start.
-    /// - Returns: whether the kernel took it; false for a set that it does not know, with nothing changed.
+    /// Sets the offloads that the host may leave undone in frames that are read from here on; initially, the set is
+    /// empty.
+    /// - Returns: whether the kernel accepted it; false for an unknown set, and nothing has changed.
     @discardableResult
     public func setOffloads(_ offloads: TAPOffloads) -> Bool {
         clinux_ioctl_value(descriptor, CLINUX_TUNSETOFFLOAD, UInt(offloads.rawValue)) == 0

@@ -60,7 +60,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
         return unsafe fstat(number, &status) == 0 ? status.st_mode & S_IFMT : nil
     }
 
-    /// Gives the number up without closing it.
+    /// Releases ownership of the number, without closing it.
     public consuming func release() -> Int32 {
         let number = rawValue
         discard self

@@ -30,6 +30,6 @@ internal import Glibc
     /// Waits until the lock is free, and takes it. It is not recursive.
     public func lock() { unsafe pthread_mutex_lock(mutex) }
 
-    /// Gives the lock back; the thread that took it does.
+    /// Releases the lock; called by the thread that took it.
     public func unlock() { unsafe pthread_mutex_unlock(mutex) }
 }

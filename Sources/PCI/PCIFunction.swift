@@ -13,7 +13,7 @@ public protocol PCIFunction: AnyObject, Sendable {
 
     /// The BARs that the function decodes, as its registers say.
     var placements: [PCIConfigurationSpace.Placement] { get }
-    /// Tells the function at which of them it is found from now on.
+    /// Sets the placements at which the function is accessible from now on.
     func place(_ placements: [PCIConfigurationSpace.Placement])
 
     /// Reads 1 to 8 bytes that are in a BAR. Bits above `size` bytes are zero.

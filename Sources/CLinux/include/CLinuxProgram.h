@@ -22,7 +22,7 @@ static inline int clinux_release_program_text(void) {
 /// Gives threads that start from now on no heaps of their own.
 static inline void clinux_use_one_heap(void) { mallopt(M_ARENA_MAX, 1); }
 
-/// Gives the free pages of the heap back to the kernel.
+/// Returns the free pages of the heap to the kernel.
 static inline void clinux_trim_heap(void) { malloc_trim(0); }
 
 #endif

@@ -103,7 +103,7 @@ struct ReceivePath: ~Copyable {
     /// Indicates whether there is a queue to receive in.
     var isReady: Bool { queue != nil }
 
-    /// Gives the queue up; a frame that waits for buffers is lost and counted.
+    /// Releases the queue; a frame that waits for buffers is dropped and counted.
     mutating func stop() {
         queue = nil
         _ = coalescer.flush()

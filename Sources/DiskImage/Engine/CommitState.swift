@@ -49,7 +49,7 @@ struct CommitState {
 
     mutating func end() { step = .none }
 
-    /// Gives up the commit under way.
+    /// Aborts the commit in progress.
     /// - Parameter isWanted: whether another engine is to run it.
     mutating func abort(isWanted: Bool) {
         step = .none

@@ -85,7 +85,7 @@ internal import Linux
     /// A free request, or nil while all ``depth`` are taken.
     public mutating func acquire() -> Int? { pipeline.requests.acquire().map { Int($0) } }
 
-    /// Gives an acquired request back, which was not started, or has come back.
+    /// Releases an acquired request that was not started, or has completed.
     public mutating func release(_ request: Int) { pipeline.requests.release(Int32(request)) }
 
     /// Starts an acquired request. A range that is not inside the disk, a write to a read-only one, and vectors whose lengths

@@ -62,9 +62,9 @@ struct EngineQueue: ~Copyable {
         }
     }
 
-    /// Hands what was queued to the kernel.
+    /// Submits what was queued to the kernel.
     /// - Parameter outstanding: operations that the queue has.
-    /// - Returns: false where it did not take it; then ``reclaim(below:)`` gives that back.
+    /// - Returns: false if the kernel did not accept it; then ``reclaim(below:)`` returns those operations.
     mutating func submit(outstanding: Int) -> Bool {
         unsubmitted = 0
         do throws(SystemCallError) {

@@ -4,7 +4,7 @@
 struct IOOperation: ListElement {
     enum Kind: UInt8 {
         case read, write, synchronize, writeZeroes, zeroRange, load
-        /// Gives a range's space back: the first is best effort, the second has to read as zeroes.
+        /// Frees a range's space: the first is best effort, after the second the range must read as zeroes.
         case discard, punch
         /// A synchronisation of a commit: of the file with the metadata, or of that with the data.
         case commit, commitData

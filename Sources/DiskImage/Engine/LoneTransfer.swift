@@ -58,7 +58,7 @@ struct LoneTransfer {
 
     mutating func hold(_ transfer: FileTransfer) { held = transfer }
 
-    /// Gives the transfer back, which is for the ring.
+    /// Releases the transfer, to be submitted to the ring.
     @discardableResult mutating func release() -> FileTransfer? { held.take() }
 
     /// Carries the transfer out. Returns whether it has ended; if not, it is still held.
@@ -68,7 +68,7 @@ struct LoneTransfer {
         if transfer.isRead {
             result = calls.readCached(transfer.file, transfer.segments, at: transfer.offset)
             if result == -Int(EOPNOTSUPP) { refuse(transfer.file) }
-            // Whatever else there is to be known of it the ring finds out.
+            // Any other result is left to the ring.
             guard result == Int(transfer.length) else { return false }
         } else {
             result = calls.write(transfer.file, transfer.segments, at: transfer.offset)
@@ -78,7 +78,7 @@ struct LoneTransfer {
         return true
     }
 
-    /// Gives it up if it is the one with this token. Returns whether it is.
+    /// Cancels the transfer if it has this token. Returns whether it has.
     mutating func cancel(_ token: UInt64) -> Bool {
         guard held?.token == token else { return false }
         held = nil
@@ -86,7 +86,7 @@ struct LoneTransfer {
         return true
     }
 
-    /// Indicates whether it has ended and its result is to be taken.
+    /// Indicates whether it has ended and its result must be taken.
     var hasEnded: Bool { ended != nil }
 
     @inline(__always) mutating func takeEnded() -> (token: UInt64, result: Int)? { ended.take() }

@@ -47,8 +47,8 @@ struct RequestPipeline: ~Copyable {
         self.encryption = encryption
     }
 
-    /// Gives up what is under way, so that nothing stays locked, claimed or awaited. What was not finished has not
-    /// happened, but for writes in place.
+    /// Aborts what is in progress, so that nothing stays locked, claimed or awaited. What has not completed has no
+    /// effect, except for writes in place.
     deinit {
         let failure = operations.drain()
         let (shared, attachment) = (shared, attachment)

@@ -46,7 +46,7 @@
     /// A request of the owner's has ended.
     mutating func complete(_ index: Int32) { completed.append(index, slots) }
 
-    /// Gives back a request that has ended.
+    /// Returns a request that has completed.
     mutating func popCompleted() -> Int32? {
         guard let index = completed.popFirst(slots) else { return nil }
         inFlight -= 1

@@ -196,7 +196,7 @@ struct MetadataReduction: ~Copyable {
             == off_t(truncatingIfNeeded: offset)
     }
 
-    /// Makes holes where the image's tables are zeroes, which changes nothing and gives the host's blocks back.
+    /// Punches holes where the image's tables are zeroes, which does not change them and frees blocks of the host.
     private func releaseZeroes(_ scan: borrowing QCOW2Scan, atLeast wanted: Int) throws(DiskImageError) {
         var released = 0
         let tables =

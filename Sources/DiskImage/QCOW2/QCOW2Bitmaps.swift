@@ -29,7 +29,7 @@ struct QCOW2BitmapDirectory: Sendable {
     private static let maximumCount = 65535
     static let maximumTable: UInt64 = 1 << 27
     private static let maximumSize: UInt64 = 64 << 20
-    /// Clusters that are looked up when an image is opened for writing. An image with more gives them back by a repair.
+    /// Clusters that are looked up when an image is opened for writing. An image with more frees them by a repair.
     private static let maximumClusters = 1 << 20
 
     private enum Flags {

@@ -90,7 +90,7 @@ extension QCOW2Check {
         return isChanged
     }
 
-    /// Gives the host back what is counted no longer. What fails costs space.
+    /// Frees the space of clusters without a refcount. A failure only costs space.
     private func releaseSpace(_ scan: borrowing QCOW2Scan, _ repair: CheckReport.Repair) {
         let bits = UInt64(header.clusterBits)
         var end = scan.countedEnd

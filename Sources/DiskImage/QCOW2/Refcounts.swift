@@ -167,8 +167,9 @@ struct Refcounts: ~Copyable {
     var hasFrees: Bool { !frees.isEmpty }
     var hasManyFrees: Bool { frees.count >= Self.maximumFrees }
 
-    /// Counts the sealed references no longer and gives the space of clusters that have none left back. Those that an operation
-    /// may still use, the first of which has the number `before`, stay for later. No durable reference may be left.
+    /// Decrements the refcounts of the sealed references, and frees the space of clusters that have none left. Clusters
+    /// that an operation may still use (`before` is the number of the first one) stay for later. No durable reference
+    /// may be left.
     mutating func release(before: UInt64, _ file: MetadataFile) throws(MetadataError) {
         var kept: [Free] = []
         var failure: MetadataError?

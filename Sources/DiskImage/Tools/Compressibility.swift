@@ -2,11 +2,11 @@
 
 internal import Glibc
 
-/// Tells what is not worth the time of a compressor: encrypted data, archives, pictures. A look costs a tenth of what zlib takes to find out
-/// (zstd finds out as quickly by itself).
+/// Detects data that is not worth compressing: encrypted data, archives, pictures. The check costs a tenth of the time
+/// that zlib needs to find out (zstd finds out as quickly by itself).
 ///
-/// Deflate saves in two ways, by shorter codes for frequent bytes and by references to what was there before. Where neither would save a
-/// sixty-fourth of a cluster, the cluster is stored as it is; what is lost is less than that.
+/// Deflate saves in two ways, by shorter codes for frequent bytes and by references to earlier data. If neither would
+/// save a sixty-fourth of a cluster, the cluster is stored uncompressed; the loss is less than that.
 struct Compressibility: ~Copyable {
     private static let window = 4096
     private static let hashBits: UInt32 = 13
