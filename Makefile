@@ -75,7 +75,7 @@ order: release ## records the functions of a running machine in Sources/order.tx
 sbom: release ## writes build/swkvm.spdx.json: the packages in build/swkvm, with versions and licences (SPDX 2.3)
 	@echo build/swkvm.spdx.json
 
-check-updates: ## tells whether Debian has newer versions of the libraries in build/swkvm (SBOM=FILE: of another binary); status 2 then
+check-updates: ## reports newer versions in Debian of the libraries in build/swkvm (SBOM=FILE: of another binary); status 2 then
 	@.ci/check-updates $(SBOM)
 
 run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a qcow2 disk and a TAP on a bridge
@@ -84,7 +84,7 @@ run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a
 test: release packages-test packages-lab packages-lab-vtx ## runs all tests (ARGS='--filter NAME' for some)
 	@.ci/test
 
-test-all: ## every test with all of its generated cases, and every lab case: some hours
+test-all: ## runs every test with all of its generated cases, and every lab case: some hours
 	@$(MAKE) --no-print-directory test ALL=yes
 
 lint: packages-lint ## checks licence headers, `swift format lint --strict`, shellcheck (ARGS: some of licences, format, shell)
