@@ -128,6 +128,24 @@ import Testing
         try machine(way) { try Program.machine($0 + ["--cmdline", "test=none"], passing: $1) }.expectEnd(0)
     }
 
+    /// The number stays in use: the image would get it otherwise, and be taken for the console's input.
+    @Test func aKeyFromStandardInput() throws {
+        try make(.swkvm)
+        let disk = directory("disk.qcow2"), key = try FileDescriptor.open(directory("key"), O_RDONLY)
+        let machine = try Program.machine(
+            ["--disk", "\(disk),key-fd=0", "--kernel", "bundled"], input: .descriptor(key.rawValue))
+        try machine.wait(for: Program.prompt)
+        let input = try Program(["readlink", "/proc/\(machine.pid)/fd/0"])
+        try input.expectEnd(0)
+        #expect(input.output.lines == ["/dev/null"])
+        machine.send(signal: SIGTERM)
+        try machine.expectEnd(0)
+        let writing = try FileDescriptor.open("/dev/null", O_WRONLY)
+        try expectRefused(
+            try Program.machine(["--disk", "\(disk),key-fd=9"], passing: [(writing.rawValue, 9)]),
+            "key descriptor 9: it is not open for reading", status: 66)
+    }
+
     @Test func whatIsNoKeyStartsNothing() throws {
         try make(.swkvm)
         try directory.write([], to: "empty")
@@ -140,6 +158,8 @@ import Testing
             (",key-file=\(directory("none"))", "key file \"\(directory("none"))\": open: No such file or directory"),
             (",key-file=\(directory("empty"))", "key file \"\(directory("empty"))\": it is empty"),
             (",key-fd=77", "key descriptor 77: it is not open"),
+            (",key-fd=1", "key descriptor 1: standard output and standard error cannot be a key's"),
+            (",key-fd=2", "key descriptor 2: standard output and standard error cannot be a key's"),
             (
                 ",key-file=\(directory("key")),key-file=\(directory("key"))",
                 "disk \"\(disk)\": 2 keys were given, but of the image and its backing files 1 is encrypted"

@@ -26,6 +26,8 @@ public final class DiskKey: Sendable, Equatable {
     public static let maximumSize = 1 << 20
 
     let password: SecretBytes
+    /// Where it was read, and which file that is; nil for a caller's bytes.
+    private let file: (name: String, identity: ImageFile.Identity)?
     /// As ``DiskImageOptions/isInterrupted``.
     private let isInterrupted: @Sendable () -> Bool
     /// Keys of disks that this one has opened, so that an image that is opened again, or by several threads, costs that once.
@@ -43,21 +45,41 @@ public final class DiskKey: Sendable, Equatable {
                 guard case .system(_, let cause) = error else { throw error }
                 throw .key(source, reason: "\(cause)")
             }
-            password = try Self.read(file, source, isInterrupted)
+            (password, self.file) = try Self.read(file, source, isInterrupted)
         case .descriptor(let number):
+            // The next file that is opened would have the number, and get what is written there: a disk would.
+            guard number != STDOUT_FILENO, number != STDERR_FILENO else {
+                throw .key(source, reason: "standard output and standard error cannot be a key's")
+            }
             let flags = fcntl(number, F_GETFD)
             guard flags >= 0 else { throw .key(source, reason: "it is not open") }
             // What was passed on has come through an exec; all that this process opens would not.
             guard flags & FD_CLOEXEC == 0 else {
                 throw .key(source, reason: "it was not passed on by the parent process, or has already been read")
             }
-            password = try Self.read(FileDescriptor(owning: number), source, isInterrupted)
+            guard fcntl(number, F_GETFL) & O_ACCMODE != O_WRONLY else {
+                throw .key(source, reason: "it is not open for reading")
+            }
+            let descriptor =
+                number == STDIN_FILENO ? try Self.takeStandardInput(source) : FileDescriptor(owning: number)
+            (password, file) = try Self.read(descriptor, source, isInterrupted)
         }
+    }
+
+    /// Standard input, whose number stays in use: `/dev/null` has it from now on.
+    private static func takeStandardInput(_ source: KeySource) throws(DiskImageError) -> FileDescriptor {
+        do throws(SystemCallError) {
+            let input = try FileDescriptor.duplicate(of: STDIN_FILENO)
+            let null = try FileDescriptor.open("/dev/null", O_RDONLY)
+            guard dup2(null.rawValue, STDIN_FILENO) >= 0 else { throw .last("dup2") }
+            return input
+        } catch { throw .key(source, reason: "\(error)") }
     }
 
     private static func read(
         _ file: borrowing FileDescriptor, _ source: KeySource, _ isInterrupted: () -> Bool
-    ) throws(DiskImageError) -> SecretBytes {
+    ) throws(DiskImageError) -> (SecretBytes, (name: String, identity: ImageFile.Identity)) {
+        let status = try asking(source.name) { () throws(SystemCallError) in try file.status() }
         // Into memory of its own, as the size of a pipe's data is not known beforehand.
         var count = 0
         let room = try SecretBytes(maximumSize + 1, of: source.name) { (memory) throws(DiskImageError) in
@@ -73,8 +95,18 @@ public final class DiskKey: Sendable, Equatable {
         }
         guard count > 0 else { throw .key(source, reason: "it is empty") }
         guard count <= maximumSize else { throw .key(source, reason: "it has more than \(maximumSize) bytes") }
-        return try SecretBytes(count, of: source.name) { memory in
+        let password = try SecretBytes(count, of: source.name) { memory in
             room.withBytes { memory.copy(from: $0.prefix(count)) }
+        }
+        return (password, (source.name, ImageFile.Identity(status)))
+    }
+
+    /// Refuses to replace the file of a key by an image: nothing could be read with the key afterwards.
+    static func check(_ target: String, isNoFileOf keys: [DiskKey]) throws(DiskImageError) {
+        guard let identity = ImageFile.Identity(ofPath: target) else { return }
+        for key in keys {
+            guard let file = key.file, file.identity == identity else { continue }
+            throw .impossible(path: target, reason: "it is the file of the key \(quoted(file.name))")
         }
     }
 
@@ -88,6 +120,7 @@ public final class DiskKey: Sendable, Equatable {
     /// Bytes of the caller's.
     init(_ bytes: [UInt8]) throws(DiskImageError) {
         isInterrupted = { false }
+        file = nil
         password = try SecretBytes(bytes, of: "")
     }
 

@@ -87,6 +87,7 @@ public struct ImageConversion: Sendable {
         try check(size, kind)
         // Before our own lock of the source makes it appear in use.
         let old = replacing ? ImageFile.Identity(ofPath: target) : nil
+        try DiskKey.check(target, isNoFileOf: sourceOptions.keys + (options.encryption.map { [$0.key] } ?? []))
         if let index = image.identities.firstIndex(where: { $0 == old }) {
             throw .sameFile(path: target, other: image.files[index])
         }

@@ -45,6 +45,9 @@ public struct ImageCreation: Sendable {
         let size = try diskSize()
         let kind = try ImageSubformat.resolve(subformat, format: format, compresses: false, path)
         try check(size, kind)
+        for target in [path, try dataPath()].compactMap({ $0 }) {
+            try DiskKey.check(target, isNoFileOf: backingOptions.keys + (options.encryption.map { [$0.key] } ?? []))
+        }
         var file = try NewFile(path: path, replacing: replacing)
         guard file.deviceSize == nil else {
             throw .impossible(path: path, reason: "a block device is already a raw disk of fixed size")

@@ -437,6 +437,34 @@ import Testing
         }
         #expect(try encrypted.qemuContents(path) == life.workload.model, "seed \(seed)")
     }
+
+    /// Without it nothing could be read any more.
+    @Test func theFileOfAKeyIsNotReplaced() throws {
+        let keys = try ["source", "target"].map { try directory.write($0, Array("the key of the \($0)".utf8)) }
+        let encrypted = directory.file("encrypted.qcow2"), link = directory.file("link")
+        #expect(symlink(keys[0], link) == 0)
+        var creation = ImageCreation(path: encrypted, format: .qcow2, size: 1 << 20)
+        creation.options.encryption = ImageEncryption(key: try DiskKey(.file(keys[0])), cost: .iterations(1000))
+        try creation.create()
+        func expectRefusal(_ target: String, _ body: () throws(DiskImageError) -> Void) throws {
+            let before = try directory.read("source") + directory.read("target")
+            let error = #expect(throws: DiskImageError.self) { try body() }
+            #expect(error?.description.contains("is the file of the key") == true, "\(target): \(error.debugDescription)")
+            #expect(try directory.read("source") + directory.read("target") == before)
+        }
+        for target in keys + [link] {
+            var conversion = ImageConversion(source: encrypted, target: target, format: .qcow2)
+            conversion.replacing = true
+            conversion.sourceOptions.keys = [try DiskKey(.file(keys[0]))]
+            conversion.options.encryption = ImageEncryption(key: try DiskKey(.file(keys[1])), cost: .iterations(1000))
+            try expectRefusal(target) { () throws(DiskImageError) in try conversion.run() }
+            creation.path = target
+            creation.replacing = true
+            creation.options.encryption = ImageEncryption(
+                key: try DiskKey(.file(target == link ? keys[0] : target)), cost: .iterations(1000))
+            try expectRefusal(target) { () throws(DiskImageError) in try creation.create() }
+        }
+    }
 }
 
 /// Where an image's own data lies in its file.
