@@ -197,6 +197,12 @@ public final class DiskImage: @unchecked Sendable {
         }
     }
 
+    /// Those of ``identities`` that the disk writes to: the topmost file with its data file, or with its extents.
+    var writtenIdentities: [ImageFile.Identity] {
+        if isReadOnly { return [] }
+        return chainLength == 1 ? identities : Array(identities.prefix(layers[0].dataFile == nil ? 1 : 2))
+    }
+
     /// The path of a file by its number, of that with the data where an image keeps them outside.
     func path(ofFile index: Int) -> String {
         guard layers.indices.contains(index) else { return path }

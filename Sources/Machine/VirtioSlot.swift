@@ -119,7 +119,7 @@ struct VirtioSlot: Sendable {
             let image =
                 try disk.isTransient
                 ? DiskImage(overlaying: disk.path, options: options) : DiskImage(path: disk.path, options: options)
-            opened.add(image)
+            try opened.add(image)
             guard disk.queues <= image.maximumEngines else {
                 throw .impossible(
                     path: disk.path,

@@ -115,7 +115,7 @@ import Testing
         ] {
             let image = try DiskImage(path: directory.file(first))
             var disks = OpenDisks()
-            disks.add(image)
+            try disks.add(image)
             let error = try #require(openError(directory.file(second)))
             guard
                 case .sameDisk(directory.file(second), _, directory.file(first)) = disks.explain(
@@ -128,5 +128,30 @@ import Testing
             #expect(OpenDisks().explain(error, opening: "x") == error)
             _ = consume image
         }
+    }
+    /// Also where no lock says so.
+    @Test func aDiskOfTheSameMachineWithoutLocks() throws {
+        try prepare()
+        qemuImage("create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", directory.file("other.qcow2"))
+        let unlocked = DiskImageOptions(locking: false), unlockedToRead = DiskImageOptions(readOnly: true, locking: false)
+        func isRefused(_ first: String, _ second: String, _ options: DiskImageOptions...) throws -> Bool {
+            var disks = OpenDisks()
+            try disks.add(DiskImage(path: directory.file(first), options: options.first ?? unlocked))
+            let image = try DiskImage(path: directory.file(second), options: options.last ?? unlocked)
+            do throws(DiskImageError) { try disks.add(image) } catch {
+                guard case .sameDisk(directory.file(second), _, directory.file(first)) = error else { throw error }
+                return true
+            }
+            return false
+        }
+        for (first, second) in [
+            ("disk.qcow2", "disk.qcow2"), ("disk.qcow2", "hard.qcow2"), ("disk.qcow2", "top.qcow2"),
+            ("top.qcow2", "soft.qcow2"),
+        ] { #expect(try isRefused(first, second), "\(first), \(second)") }
+        #expect(try isRefused("top.qcow2", "disk.qcow2", unlockedToRead, unlocked))
+        #expect(try !isRefused("top.qcow2", "disk.qcow2", unlocked, unlockedToRead))
+        #expect(try !isRefused("top.qcow2", "other.qcow2"))
+        // Several paths to one disk.
+        #expect(try !isRefused("plain.raw", "plain.raw"))
     }
 }
