@@ -28,7 +28,7 @@ struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
         guard !text.isEmpty else { return Configuration.Entropy() }
         var bytes: UInt64?
         var period: Int?
-        for (key, value) in OptionList(text).items {
+        for (key, value) in try OptionList(text).unique() {
             switch (key, value) {
             case ("max-bytes", let value?):
                 guard let size = ByteSize(argument: value), size.bytes > 0 else {
@@ -66,12 +66,12 @@ struct NodeArgument {
         var mode: MemoryPolicy.Mode?
         var hostNodes: Set<Int> = []
         var distances: [Int: UInt8] = [:]
-        for (key, value) in OptionList(argument).items {
+        for (key, value) in try OptionList(argument).unique(except: ["cpus", "host", "distance"]) {
             switch (key, value) {
             case ("cpus", let value?): cpus.formUnion(try Self.range(value, "CPUs"))
             case ("mem", let value?):
-                guard let size = ByteSize(argument: value), memory == nil else {
-                    throw ArgumentProblem("mem=\(value) is not a size, or was given twice")
+                guard let size = ByteSize(argument: value) else {
+                    throw ArgumentProblem("mem=\(value) is not a size")
                 }
                 memory = size.bytes
             case ("host", let value?): hostNodes.formUnion(try Self.range(value, "the host's nodes"))
@@ -169,6 +169,25 @@ struct OptionList {
             return (String(Substring(word[..<equals])), String(Substring(word[word.index(after: equals)...])))
         }
     }
+
+    /// The first item as it was written: a path may have an equals sign in it.
+    mutating func takeFirst() -> String {
+        let first = items.removeFirst()
+        return first.value.map { "\(first.key)=\($0)" } ?? first.key
+    }
+
+    /// Refuses a word that is there twice, of which one would be lost.
+    /// - Parameter repeatable: words that add to each other.
+    /// - Returns: the items.
+    func unique(
+        except repeatable: Set<String> = []
+    ) throws(ArgumentProblem) -> [(key: String, value: String?)] {
+        var seen = repeatable
+        for (key, _) in items where !seen.insert(key).inserted && !repeatable.contains(key) {
+            throw ArgumentProblem("'\(key)' is given twice")
+        }
+        return items
+    }
 }
 
 /// `--disk PATH[,…]`.
@@ -185,16 +204,18 @@ struct DiskArgument {
     private(set) var disk: Configuration.Disk
 
     init(parsing argument: String) throws {
-        var items = OptionList(argument).items[...]
-        guard let first = items.popFirst() else { throw ArgumentProblem("a disk needs a path") }
-        // A path may have an equals sign in it.
-        let path = first.value.map { "\(first.key)=\($0)" } ?? first.key
+        var list = OptionList(argument)
+        let path = list.takeFirst()
         guard !path.isEmpty else { throw ArgumentProblem("a disk needs a path: PATH[,format=…][,ro]") }
         var options = DiskImageOptions()
         var serial: String?
         var keys: [KeySource] = []
         var queues = 1
         var limit = LimitWords(operations: "iops")
+        let items: [(key: String, value: String?)]
+        do { items = try list.unique(except: ["key-file", "key-fd", "backing-dir"]) } catch {
+            throw ArgumentProblem("disk \(path): \(error)")
+        }
         for (key, value) in items {
             do { if try limit.take(key, value) { continue } } catch { throw ArgumentProblem("disk \(path): \(error)") }
             switch (key, value) {
@@ -293,7 +314,7 @@ struct NetworkArgument {
         var offload: Bool?
         var receive = LimitWords(prefix: "rx-", operations: "pps")
         var transmit = LimitWords(prefix: "tx-", operations: "pps")
-        for (key, value) in OptionList(argument).items {
+        for (key, value) in try OptionList(argument).unique() {
             if try receive.take(key, value) || transmit.take(key, value) { continue }
             switch (key, value) {
             case ("tap", let value?): tap = try InterfaceName(value)

@@ -14,8 +14,8 @@ struct ConsoleArgument {
     init(kind: Configuration.ConsoleKind) { self.kind = kind }
 
     init(parsing argument: String) throws {
-        var items = OptionList(argument).items[...]
-        let first = items.popFirst().map { item in item.value.map { "\(item.key)=\($0)" } ?? item.key } ?? ""
+        var list = OptionList(argument)
+        let first = list.takeFirst()
         switch first {
         case "stdio": kind = .stdio
         case "none": kind = .none
@@ -29,7 +29,7 @@ struct ConsoleArgument {
                 throw ArgumentProblem("expected stdio, none, pty, unix:PATH or file:PATH")
             }
         }
-        try parseLimits(items)
+        try parseLimits(list.unique())
     }
 
     /// Files of older output, unless `keep=` says otherwise.
@@ -37,7 +37,7 @@ struct ConsoleArgument {
     private static let possibleBackups = 1...16
     private static let leastSize: UInt64 = 64 << 10
 
-    private mutating func parseLimits(_ items: ArraySlice<(key: String, value: String?)>) throws {
+    private mutating func parseLimits(_ items: [(key: String, value: String?)]) throws {
         var output = LimitWords(operations: nil)
         var size: UInt64?
         var backups: Int?

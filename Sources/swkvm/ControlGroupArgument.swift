@@ -9,13 +9,13 @@ struct ControlGroupArgument {
     private(set) var group: Configuration.ControlGroup
 
     init(parsing argument: String) throws {
-        var items = OptionList(argument).items[...]
-        let path = items.popFirst().map { item in item.value.map { "\(item.key)=\($0)" } ?? item.key } ?? ""
+        var list = OptionList(argument)
+        let path = list.takeFirst()
         guard !path.isEmpty else {
             throw ArgumentProblem("a control group needs a path, such as /sys/fs/cgroup/machines/vm1")
         }
         group = Configuration.ControlGroup(path: path)
-        for (key, value) in items {
+        for (key, value) in try list.unique() {
             switch (key, value) {
             case ("cpu", let value?): group.cpu = try Self.quota(value)
             case ("memory", let value?):

@@ -99,7 +99,7 @@ import Testing
 
     @Test(arguments: [
         ("cpus=0", "a NUMA node needs mem=SIZE"), ("mem=x", "mem=x is not a size"),
-        ("mem=1G,mem=2G", "mem=2G is not a size, or was given twice"),
+        ("mem=1G,mem=2G", "'mem' is given twice"),
         ("mem=1G,cpus=", "'' does not list CPUs"), ("mem=1G,cpus=2-1", "'2-1' does not list CPUs"),
         ("mem=1G,cpus=0-", "'0-' does not list CPUs"),
         ("mem=1G,cpus=-1", "'-1' does not list CPUs"), ("mem=1G,cpus=0-99999999", "'0-99999999' does not list CPUs"),
@@ -114,5 +114,26 @@ import Testing
     func mistakes(argument: String, sentence: String) {
         let error = #expect(throws: ArgumentProblem.self) { try NodeArgument(parsing: argument) }
         #expect(error?.description.hasPrefix(sentence) == true, "\(error?.description ?? "")")
+    }
+
+    /// Of two values one would be lost.
+    @Test(arguments: [
+        ("--net", "tap=a,offload=on,offload=off", "offload"), ("--net", "tap=a,tap=b", "tap"),
+        ("--net", "tap=a,rx-bps=1M,rx-bps=2M", "rx-bps"), ("--disk", "a.raw,ro,ro", "ro"),
+        ("--disk", "a.raw,cache=none,cache=writeback", "cache"), ("--disk", "a.raw,bps=1M,bps=2M", "bps"),
+        ("--rng", "max-bytes=1K,max-bytes=2K", "max-bytes"), ("--console", "file:a,size=1M,size=2M", "size"),
+        ("--cgroup", "/sys/fs/cgroup/a,memory=1G,memory=2G", "memory"),
+        ("--numa", "mem=1G,policy=bind,policy=bind", "policy"),
+    ])
+    func aWordThatIsGivenTwice(option: String, value: String, word: String) {
+        let error = #expect(throws: (any Error).self) { try Command.parseAsRoot(["run", option, value]) }
+        let text = error.map { Command.message(for: $0) } ?? ""
+        #expect(text.contains("'\(word)' is given twice"), "\(text)")
+    }
+
+    @Test func wordsThatAddToEachOther() throws {
+        let disk = try DiskArgument(parsing: "ro,key-file=a,key-file=b,backing-dir=/a,backing-dir=/b,ro").disk
+        #expect(disk.path == "ro" && disk.keys.count == 2 && disk.options.readOnly)
+        #expect(try NodeArgument(parsing: "mem=1G,cpus=0,cpus=2,distance=1:20,distance=2:30").node.cpus == [0, 2])
     }
 }
