@@ -154,13 +154,16 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
         case .notAFile(let path):
             "disk \(quoted(path)): neither a regular file nor a block device"
         case .notQCOW2(let path, let found):
-            "disk \(quoted(path)): not a qcow2 image: starts with \(quoted(bytes: found)), expected \"QFI\\xfb\"; if it is a raw image, specify format=raw"
+            "disk \(quoted(path)): not a qcow2 image: starts with \(quoted(bytes: found)), expected \"QFI\\xfb\"; if it is a raw image, specify \(syntax.format("raw", option: "--format"))"
         case .notOfFormat(let path, let format, let reason):
             "disk \(quoted(path)): not a \(format) image: \(reason)"
         case .extentName(let path, let name):
             "disk \(quoted(path)): its extent \(quoted(name)) is not the name of a file in or below the image's directory"
         case .extentNotAllowed(let path, let name):
             "disk \(quoted(path)): its extent is in the file \(quoted(name)), and external files are not allowed here"
+        // It names the image itself.
+        case .extent(_, .extentName(let path, let name)):
+            Self.extentName(path: path, name: name).text(syntax)
         case .extent(let of, let error):
             "disk \(quoted(of)), extent: \(error.text(syntax))"
         case .truncated(let path, let what, let needed, let size):

@@ -49,7 +49,7 @@ extension MachineError {
     /// The process's exit status when there is no machine for this reason.
     public var exitStatus: Int32 {
         switch self {
-        case .noCPUs, .nodes, .tooManyDevices, .controlGroup(.noName): ExitStatus.usage
+        case .noCPUs, .nodes, .networks, .tooManyDevices, .controlGroup(.noName): ExitStatus.usage
         case .memory(.empty), .memory(.notPageMultiple): ExitStatus.usage
         case .boot(let error): error.exitStatus
         case .disk(let error): error.exitStatus

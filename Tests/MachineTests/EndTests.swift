@@ -100,7 +100,7 @@ import Testing
 
     private static let errors: [(MachineError, Int32)] = [
         (.noCPUs(0), 64), (.memory(.empty), 64), (.memory(.notPageMultiple(size: 1, pageSize: 4096)), 64),
-        (.tooManyDevices(wanted: 20, maximum: 16), 64),
+        (.tooManyDevices(wanted: 20, maximum: 16), 64), (.networks(.sameDescriptor(5)), 64),
         (.boot(.commandLineTooLong(kernel: "vmlinuz", length: 3000, added: 0, limit: 2047)), 64),
         (.boot(.commandLineHasNUL), 64), (.boot(.notAKernel(file: "k")), 66),
         (.boot(.unreadable(file: "k", SystemCallError("open", errno: ENOENT))), 66),

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Linux
+
 /// A persistent bitmap of an image: which parts of the disk a backup has to take (QEMU, docs/interop/qcow2.txt,
 /// "Bitmaps extension").
 public struct DiskBitmap: Equatable, Sendable {
@@ -68,7 +70,7 @@ struct QCOW2BitmapDirectory: Sendable {
             entries.append(
                 Entry(
                     bitmap: DiskBitmap(
-                        name: String(decoding: name, as: UTF8.self), granularity: 1 << UInt64(granularity),
+                        name: String(raw: name), granularity: 1 << UInt64(granularity),
                         isInUse: flags & Flags.inUse != 0, isAutomatic: flags & Flags.automatic != 0),
                     table: rest.bigEndian64(at: 0), count: UInt64(rest.bigEndian32(at: 8))))
             rest = rest.dropFirst((fixed + nameLength + extraLength + 7) & ~7)

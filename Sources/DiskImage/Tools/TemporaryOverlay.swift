@@ -34,12 +34,19 @@ extension DiskImage {
         var creation = ImageCreation(path: overlay, format: .qcow2)
         creation.backing = BackingReference(name: base, format: choice.format, isFormatStated: options.format != nil)
         creation.backingOptions = below
-        try creation.create()
+        do throws(DiskImageError) { try creation.create() } catch {
+            if case .backing(overlay, let error) = error { throw error }
+            throw error
+        }
         var above = options
         above.format = .qcow2
         above.namedFiles.stated.append(base)
         // The image's own backing files are in or below its directory, as without the overlay.
-        try self.init(path: overlay, options: above)
+        do throws(DiskImageError) { try self.init(path: overlay, options: above) } catch {
+            // The user knows of no overlay.
+            if case .backing(overlay, let error) = error { throw error }
+            throw error
+        }
     }
 
     private static func makeTemporaryDirectory() throws(DiskImageError) -> String {

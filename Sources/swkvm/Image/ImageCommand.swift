@@ -88,7 +88,7 @@ extension ImageVerb {
     func failure(_ error: DiskImageError, status: Int32) -> ExitCode {
         StandardError().say(error.text(.verb(Self.options)))
         return switch error {
-        case .impossible, .formatUnknown: .validationFailure
+        case .impossible, .formatUnknown, .formatContradicted: .validationFailure
         default: ExitCode(status)
         }
     }
