@@ -81,7 +81,7 @@ check-updates: ## reports newer versions in Debian of the libraries in build/swk
 run: release packages-run ## boots the bundled guest with 2 GiB in huge pages, a qcow2 disk and a TAP on a bridge
 	@guests/run
 
-test: release packages-test packages-lab packages-lab-vtx ## runs all tests (ARGS='--filter NAME' for some)
+test: packages-build packages-test packages-lab packages-lab-vtx ## builds the release and runs all tests (ARGS='--filter NAME' for some)
 	@.ci/test
 
 test-all: ## runs every test with all of its generated cases, and every lab case: some hours
