@@ -53,7 +53,7 @@ public final class DiskImage: @unchecked Sendable {
     /// The remote disk that a file, by its number, stands for.
     func remote(ofFile file: Int) -> NBDDisk? { file == chainLength - 1 ? remote : nil }
 
-    /// A file of the chain with what its format says of it.
+    /// A file of the chain with its format's metadata.
     struct Layer: ~Copyable {
         var file: ImageFile
         var layout = Layout.raw
@@ -285,7 +285,7 @@ public final class DiskImage: @unchecked Sendable {
         return .zero(length: search.limit)
     }
 
-    /// What the layer of a search says of a range, or the file that has the piece.
+    /// The lookup of a range in the layer of a search, or in the file that has the piece.
     @inline(__always) private func locateHere(_ offset: UInt64, _ search: inout Search) -> RangeLookup {
         guard layers[search.layer].layout.hasExtents else {
             return layers[search.layer].layout.locate(offset, search.limit, &search.compressedEntry)
@@ -349,7 +349,7 @@ public final class DiskImage: @unchecked Sendable {
         layers[layer].file.number(for: segments, offset: offset)
     }
 
-    /// Indicates whether to ask for what the page cache has of a layer's data before a read goes around it.
+    /// Indicates whether to try the page cache for a layer's data before a read bypasses it.
     func asksCacheFirst(_ layer: Int) -> Bool {
         switch layers[layer].dataFile {
         case .some(let file): file.asksCacheFirst

@@ -85,7 +85,7 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case remoteUnchecked(path: String)
     /// Something that is done to files, not to a remote disk.
     case remoteNotPossible(path: String, reason: String = "this is supported for files only, not for a remote disk")
-    /// A remote disk that is to be written can only be read.
+    /// A remote disk to be written can only be read.
     case remoteReadOnly(path: String)
     /// The image is encrypted, in the way that is named, and no key was given.
     case keyMissing(path: String, method: String)
@@ -99,11 +99,11 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case keyTooSlow(path: String, work: UInt64, limit: UInt64)
     /// A new image would replace a file, which was not requested.
     case exists(path: String)
-    /// A block device that is to be overwritten is in use by the host itself.
+    /// A block device to be overwritten is in use by the host itself.
     case deviceInUse(path: String)
     /// A new image's name is a dangling symbolic link.
     case linkToNothing(path: String)
-    /// An image that is to be written is itself what is read, or a part of it.
+    /// An image to be written is itself what is read, or a part of it.
     case sameFile(path: String, other: String)
     /// Options of a new image that contradict each other or its format.
     case impossible(path: String, reason: String)

@@ -15,7 +15,7 @@ public enum DiskOperation: UInt8, Sendable {
     /// The range reads as zeroes afterwards and its space may be freed.
     case writeZeroesUnmapping
 
-    /// What the system is asked for, as messages name it.
+    /// The operation's name in messages.
     var systemCall: String {
         switch self {
         case .read: "read"

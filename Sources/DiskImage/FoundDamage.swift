@@ -5,7 +5,7 @@ struct FoundDamage: Equatable, Sendable, CustomStringConvertible {
     let damage: ImageDamage
     /// The entry that cannot be right.
     let entry: TableEntry
-    /// The byte of the disk, or of the extent, that was asked for; nil where the entry is about no byte of it.
+    /// The byte of the disk, or of the extent, that was requested; nil where the entry is about no byte of it.
     var diskOffset: UInt64?
 
     var description: String { "\(entry): \(damage)" }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What a format says of one open file: how the disk, or the file's part of it, is stored, and how that is changed.
-/// Each kind of format has a type that conforms, in a folder of its own, and a case in ``Layout``.
+/// The metadata of one open file in a format: how the disk, or the file's part of it, is stored, and how that is
+/// changed. Each kind of format has a type that conforms, in a folder of its own, and a case in ``Layout``.
 ///
 /// It is independent of requests, engines and other files. It returns how a range is stored and leaves the reading to
 /// others, so that many requests can be under way: a tool reads an image by ``locate(_:_:_:)`` and the loads that it
@@ -80,7 +80,7 @@ protocol ImageMetadata: ~Copyable {
 
     /// While a commit has written what counts clusters and not yet what refers to them, the mapping does not change.
     var isLocked: Bool { get set }
-    /// Why nothing can be written any more, an errno value, or 0: what the host said to have stored it has lost.
+    /// Why nothing can be written any more, an errno value, or 0: the host may have lost data that it had accepted.
     var failure: Int32 { get set }
 
     /// Writes what has to be durable before the mapping is written, and locks the mapping. Returns whether there is any

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// How the command line that names a disk states what the disk needs, for messages that say what to state.
+/// The syntax of a disk's options on the command line, for messages that name the option to use.
 public enum OptionSyntax: Sendable, Equatable {
     /// By words behind its path: `swkvm run --disk PATH,format=raw`.
     case disk
@@ -29,7 +29,7 @@ public enum OptionSyntax: Sendable, Equatable {
         self == .disk ? "format=\(name)" : "\(option) \(name)"
     }
 
-    /// Opens a disk that is to be written for reading alone, where that can be stated.
+    /// Opens a disk to be written for reading alone, where that can be stated.
     var readOnly: String? { self == .disk ? "add ,ro" : nil }
 
     /// Does without locks, where that can be stated.

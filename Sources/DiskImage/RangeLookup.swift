@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// How the start of a range of a disk is stored: the answer of an image's metadata, which does no I/O.
-/// Lengths are in bytes, at least 1 and at most what was asked for; what comes after is asked for again.
+/// Lengths are in bytes, at least 1 and at most what was requested; what comes after is asked for again.
 enum RangeLookup {
     /// Data at this offset of the layer's file.
     case data(offset: UInt64, length: UInt64)
@@ -36,7 +36,7 @@ struct MetadataLoad {
     var length: Int { buffer.count }
     /// Where what is read goes: as long a piece, which lives as long as the image.
     let buffer: IOMemory
-    /// The disk offset that was asked for, for the report of a damage.
+    /// The disk offset that was requested, for the report of a damage.
     let diskOffset: UInt64
     /// Indicates whether it could be decompressed, once ``DiskImage/decompress(_:bytes:)`` has tried that.
     var isIntact: Bool?

@@ -4,7 +4,7 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// The metadata of one open file whose table gives each of its disk's equal blocks a place: ``BlockMapLayout`` says how.
+/// The metadata of one open file whose table maps its disk's equal blocks, as ``BlockMapLayout`` describes.
 ///
 /// The table is kept in pieces as they are needed.
 struct BlockMapImage: ImageMetadata, ~Copyable {
@@ -198,7 +198,7 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
         return .failed(EIO)
     }
 
-    /// The entry that says where an offset is, or the directory's that says where its table is.
+    /// The entry that maps an offset, or that of the directory for its table.
     private func entry(of damage: ImageDamage, at offset: UInt64) -> TableEntry {
         let index = layout.index(ofBlock: offset >> layout.blockBits)
         switch layout.table {

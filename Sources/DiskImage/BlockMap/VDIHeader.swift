@@ -9,7 +9,7 @@ struct VDIHeader {
     static let version: UInt32 = 0x0001_0001
     /// Bytes of the file before the table, as in other programs.
     static let size = 512
-    /// Where the header says how many blocks the file has.
+    /// The offset of the number of blocks in the header.
     static let countPlace: UInt64 = 0x184
 
     let layout: BlockMapLayout

@@ -50,7 +50,8 @@ struct VHDFooter {
     /// Where a dynamic disk's blocks are; nil for a fixed disk, whose bytes the file begins with.
     let layout: BlockMapLayout?
 
-    /// - Parameter stated: which of the two sizes the user wants; nil for what the file's maker goes by.
+    /// - Parameter stated: which of the two sizes the user has selected; nil for the one that the creating program
+    ///   uses.
     init(_ file: borrowing ImageFile, size stated: VHDSize? = nil) throws(DiskImageError) {
         let path = file.path
         guard file.size >= UInt64(Self.size) else {
@@ -68,7 +69,7 @@ struct VHDFooter {
         let isKnown = geometry != 0 && geometry != Self.largestGeometry
         switch footer.bigEndian32(at: 60) {
         case Self.fixed:
-            // Who filled the file up to its footer has said how much there is.
+            // The length of the file up to its footer determines the size.
             if isKnown { sizes.taken = stated ?? (current == room ? .current : Self.size(byMaker: footer)) }
             guard sizes.size <= room else {
                 throw .truncated(path: path, what: "the disk", needed: sizes.size, size: room)
@@ -77,7 +78,7 @@ struct VHDFooter {
         case Self.dynamic:
             let header = try Self.header(file, at: footer.bigEndian64(at: 16))
             if isKnown { sizes.taken = stated ?? Self.size(byMaker: footer) }
-            // A table that is made for the smaller one says which one was meant.
+            // A table that fits only the smaller one shows which one was meant.
             if stated == nil, isKnown, geometry < current, !header.canMap(current), header.canMap(geometry) {
                 sizes.taken = .chs
             }

@@ -3,7 +3,7 @@
 internal import Glibc
 internal import Linux
 
-/// The structures of a VHDX that say what is where (MS-VHDX, section 2).
+/// The structures of a VHDX that locate its parts (MS-VHDX, section 2).
 struct VHDXHeader {
     private static let signature = Array("vhdxfile".utf8)
     private static let mebibyte: UInt64 = 1 << 20

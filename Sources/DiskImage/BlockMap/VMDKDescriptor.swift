@@ -3,7 +3,7 @@
 internal import Glibc
 internal import Linux
 
-/// The text that says what a VMDK image consists of: a file of its own, or a part of its only file.
+/// The text that describes the parts of a VMDK image: a file of its own, or a part of its only file.
 struct VMDKDescriptor: Equatable {
     /// The most bytes of one.
     static let maximumSize = 1 << 20

@@ -7,7 +7,7 @@ internal import Linux
 struct VMDKHeader {
     static let magic: [UInt8] = Array("KDMV".utf8)
     static let size = 512
-    /// Where the header says that the file was not closed.
+    /// The offset of the header's flag for a file that was not closed.
     static let uncleanPlace: UInt64 = 72
     static let directoryAtEnd = UInt64.max
 
@@ -46,7 +46,7 @@ struct VMDKHeader {
         guard (1...3).contains(version) else { throw .unsupported(path: path, feature: "VMDK version \(version)") }
         let flags = header.littleEndian32(at: 8)
         let algorithm = header.littleEndian16(at: 77)
-        // QEMU goes by the algorithm, VMware by the flag.
+        // QEMU uses the algorithm, VMware the flag.
         isCompressed = flags & Flags.compressed != 0 || algorithm == 1
         if isCompressed {
             guard algorithm == 1 else { throw .unsupported(path: path, feature: "VMDK compression \(algorithm)") }
@@ -223,7 +223,7 @@ struct GrainDirectory {
     /// The byte where a table begins; 0 for none.
     func place(ofTable table: Int) -> UInt64 { UInt64(tables[table]) * 512 }
 
-    /// The entry that says where that is.
+    /// The entry with its offset.
     func entry(ofTable table: Int) -> TableEntry {
         TableEntry(table: .grainDirectory, start: place, offset: place + UInt64(table * 4))
     }

@@ -69,7 +69,7 @@ private protocol HashFunction {
 private struct SHA1Hash: HashFunction {
     static let digestSize = 20, blockSize = 64
     var state = SHA_CTX()
-    // The state of its own, and whole pieces of memory, as said above.
+    // The state of its own, and whole pieces of memory, as above.
     init() { unsafe SHA1_Init(&state) }
     mutating func update(_ bytes: IOMemory) { unsafe SHA1_Update(&state, bytes.start, bytes.count) }
     mutating func finalize(_ digest: IOMemory) { unsafe SHA1_Final(digest.prefix(Self.digestSize).octets, &state) }
@@ -78,7 +78,7 @@ private struct SHA1Hash: HashFunction {
 private struct SHA224Hash: HashFunction {
     static let digestSize = 28, blockSize = 64
     var state = SHA256_CTX()
-    // The state of its own, and whole pieces of memory, as said above.
+    // The state of its own, and whole pieces of memory, as above.
     init() { unsafe SHA224_Init(&state) }
     mutating func update(_ bytes: IOMemory) { unsafe SHA224_Update(&state, bytes.start, bytes.count) }
     mutating func finalize(_ digest: IOMemory) { unsafe SHA224_Final(digest.prefix(Self.digestSize).octets, &state) }
@@ -87,7 +87,7 @@ private struct SHA224Hash: HashFunction {
 private struct SHA256Hash: HashFunction {
     static let digestSize = 32, blockSize = 64
     var state = SHA256_CTX()
-    // The state of its own, and whole pieces of memory, as said above.
+    // The state of its own, and whole pieces of memory, as above.
     init() { unsafe SHA256_Init(&state) }
     mutating func update(_ bytes: IOMemory) { unsafe SHA256_Update(&state, bytes.start, bytes.count) }
     mutating func finalize(_ digest: IOMemory) { unsafe SHA256_Final(digest.prefix(Self.digestSize).octets, &state) }
@@ -96,7 +96,7 @@ private struct SHA256Hash: HashFunction {
 private struct SHA384Hash: HashFunction {
     static let digestSize = 48, blockSize = 128
     var state = SHA512_CTX()
-    // The state of its own, and whole pieces of memory, as said above.
+    // The state of its own, and whole pieces of memory, as above.
     init() { unsafe SHA384_Init(&state) }
     mutating func update(_ bytes: IOMemory) { unsafe SHA384_Update(&state, bytes.start, bytes.count) }
     mutating func finalize(_ digest: IOMemory) { unsafe SHA384_Final(digest.prefix(Self.digestSize).octets, &state) }
@@ -105,7 +105,7 @@ private struct SHA384Hash: HashFunction {
 private struct SHA512Hash: HashFunction {
     static let digestSize = 64, blockSize = 128
     var state = SHA512_CTX()
-    // The state of its own, and whole pieces of memory, as said above.
+    // The state of its own, and whole pieces of memory, as above.
     init() { unsafe SHA512_Init(&state) }
     mutating func update(_ bytes: IOMemory) { unsafe SHA512_Update(&state, bytes.start, bytes.count) }
     mutating func finalize(_ digest: IOMemory) { unsafe SHA512_Final(digest.prefix(Self.digestSize).octets, &state) }

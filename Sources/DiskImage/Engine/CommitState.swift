@@ -16,9 +16,9 @@ struct CommitState {
     /// What the engine that runs a commit does next.
     enum Action {
         case synchronize(Synchronization)
-        /// The same; the mapping has been written, and is to be unlocked.
+        /// The same; the mapping has been written, and must be unlocked.
         case synchronizeMapping(Synchronization)
-        /// It is over, and is to be ended by ``SharedImage/endCommit(_:)``.
+        /// It is over, and must be ended by ``SharedImage/endCommit(_:)``.
         case end(MetadataError?)
     }
 

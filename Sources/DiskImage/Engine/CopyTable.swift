@@ -74,7 +74,7 @@ struct CopyTable: ~Copyable {
     /// A cluster's bytes.
     func buffer(_ index: Int32) -> IOMemory { buffers.piece(Int(index) * Int(clusterSize), Int(clusterSize)) }
 
-    /// The segment with the first `length` bytes of a buffer; it stays until it is next asked for.
+    /// The segment with the first `length` bytes of a buffer; it is valid until the next call.
     mutating func segments(_ index: Int32, length: UInt64) -> IOSegments {
         vectors.list(Int(index), buffer(index).prefix(Int(length)))
     }

@@ -80,7 +80,7 @@ struct EngineQueue: ~Copyable {
         }
     }
 
-    /// Counts a request. Returns whether those that were not submitted are to be submitted now.
+    /// Counts a request. Returns whether those that were not submitted should be submitted now.
     mutating func isBatchComplete() -> Bool {
         unsubmitted += 1
         return unsubmitted == Self.batch && io.isRing

@@ -20,7 +20,7 @@ struct WorkBudget {
     private static let maximumBytesInFlightInTurn: UInt64 = 16 << 20
     /// Bytes that a turn of the owner's is worth: some ten milliseconds.
     private static let turn = 64 << 20
-    /// What a look into the metadata is worth, in bytes.
+    /// The cost of a metadata lookup, in bytes.
     private static let lookup = 4 << 10
     /// What a change of the metadata alone is worth: a 64th of the bytes that it is about.
     private static let metadataShift: UInt64 = 6

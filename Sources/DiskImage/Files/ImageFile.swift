@@ -41,7 +41,7 @@ struct ImageFile: ~Copyable, Sendable {
     private let direct: FileDescriptor?
     private let directAlignment: UInt
 
-    /// Indicates whether to ask for what the page cache has before a read goes around it.
+    /// Indicates whether to try the page cache before a read bypasses it.
     let asksCacheFirst: Bool
 
     /// Opens a regular file or a block device, and locks it.
@@ -62,7 +62,7 @@ struct ImageFile: ~Copyable, Sendable {
         sparesCache: Bool = false,
         isInterrupted: () -> Bool = { false }
     ) throws(DiskImageError) {
-        // Where a remote disk can be used, it was asked for before.
+        // Where a remote disk can be used, it was requested before.
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         let access = writable ? O_RDWR : O_RDONLY
         // Its size, too, is read under the lock: another process may have made the file longer until then.
@@ -74,7 +74,7 @@ struct ImageFile: ~Copyable, Sendable {
             try cache == .none
             ? openDirectly(file, access, path) : sparesCache ? try? openDirectly(file, access, path) : nil
 
-        // 4 KiB satisfies every file system; a device says what it wants.
+        // 4 KiB satisfies every file system; a device reports its requirement.
         var sector: Int32 = 4096
         if kind == S_IFBLK { _ = try? file.ioctl(CLINUX_BLKSSZGET, &sector, named: "BLKSSZGET") }
         self.path = path

@@ -76,7 +76,7 @@ struct FormatChoice: Sendable {
         case stated
         /// The file's name; the option of `swkvm image` would state it.
         case name(option: String)
-        /// An image names the file and does not say what it is.
+        /// An image refers to the file and does not record its format.
         case image
     }
 

@@ -34,7 +34,7 @@ public final class CacheStatistics: Sendable {
 /// The counters of the caches of one file of an image. They outlive the caches, which are new when the metadata is read
 /// again.
 public final class FileStatistics: Sendable {
-    /// Pieces of the tables that say where data is: L2 tables, grain tables, block allocation tables.
+    /// Pieces of the tables that map the disk: L2 tables, grain tables, block allocation tables.
     public let mapping = CacheStatistics()
     /// Pieces of refcount blocks, in a qcow2 image that is written.
     public let refcounts = CacheStatistics()

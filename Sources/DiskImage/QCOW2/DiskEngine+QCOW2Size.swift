@@ -90,7 +90,7 @@ extension DiskEngine {
                 try new.setL1(l1 + [UInt64](repeating: 0, count: Int(needed) - l1.count))
             }
         }
-        // In memory the disk is as long as it will be: what is added can be prepared before the header says that it is there.
+        // In memory the disk is as long as it will be: the added part can be prepared before the header includes it.
         do throws(DiskImageError) {
             try image.reload(size: newSize)
             if image.hasDataFile { try growDataFile(to: newSize) }
@@ -127,7 +127,7 @@ extension DiskEngine {
         }
     }
 
-    /// Snapshots of version 2 do not say how long their disk was, so it must not change.
+    /// Snapshots of version 2 do not record the size of their disk, so it must not change.
     private func requireSizedSnapshots() throws(DiskImageError) {
         guard let header = image.header, header.version < 3, header.snapshotCount > 0 else { return }
         throw .resize(

@@ -16,7 +16,7 @@ extension DiskEngine {
     /// Keeps the disk's current state under a name, which need not be the only one of its kind.
     /// - Parameters:
     ///   - name: 1 … 255 bytes.
-    ///   - seconds: when, since 1970; now, if that is not said.
+    ///   - seconds: the time since 1970; now by default.
     @discardableResult
     public mutating func createSnapshot(
         named name: String, seconds: UInt32? = nil

@@ -32,7 +32,7 @@ struct MetadataReduction: ~Copyable {
     private static let page = 4096
     /// Clusters that are examined as a new location for the table.
     private static let maximumCandidates = 1 << 16
-    /// Bytes of a table that are looked at together.
+    /// Bytes of a table that are read together.
     private static let pieceSize = 64 << 10
 
     init(_ scan: borrowing QCOW2Scan) {
@@ -43,7 +43,7 @@ struct MetadataReduction: ~Copyable {
 
     private var clusterBits: UInt64 { UInt64(header.clusterBits) }
 
-    /// Writes the header's fields as they are to be; all of them are in one sector.
+    /// Writes the header's new fields; all of them are in one sector.
     private mutating func commit(_ fields: [UInt8]) throws(DiskImageError) {
         try file.synchronize()
         isCommitted = true
@@ -87,9 +87,9 @@ struct MetadataReduction: ~Copyable {
     }
 
     /// Writes the table of the other snapshots to another place: to free clusters or, if the host has no room there, to
-    /// clusters that the snapshot has alone. Those are free once its entry says that it has nothing: if the power
-    /// fails just then the snapshot is still listed, cannot be read any more, and can be deleted again. Where no place
-    /// is left it stays where it is: ``absorb(_:_:)``.
+    /// clusters that the snapshot has alone. Those are free once its entry has no L1 table: if the power fails just
+    /// then the snapshot is still listed, cannot be read any more, and can be deleted again. Where no place is left it
+    /// stays where it is: ``absorb(_:_:)``.
     /// - Parameters:
     ///   - start: where in the old table the snapshot's entry begins.
     ///   - index: its number there.
@@ -282,7 +282,7 @@ struct MetadataReduction: ~Copyable {
 extension QCOW2Scan {
     /// Changes counts in place, in those sectors alone in which one changes: each is the old one or the new at any
     /// time.
-    /// - Parameter wanted: a cluster's count as it is to be.
+    /// - Parameter wanted: a cluster's new refcount.
     /// - Returns: whether any has changed.
     @discardableResult
     borrowing func store(in clusters: Range<UInt64>, _ wanted: (UInt64) -> UInt32) throws(DiskImageError) -> Bool {

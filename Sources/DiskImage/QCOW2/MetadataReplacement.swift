@@ -13,9 +13,9 @@ internal import Linux
 struct MetadataReplacement: ~Copyable {
     let header: QCOW2Header
     let file: TableFile
-    /// The header's fields as they are to be.
+    /// The header's new fields.
     var fields: [UInt8]
-    /// How often each cluster is to be counted.
+    /// The new refcount of each cluster.
     var counts: ClusterCounts
     /// How often each is counted before.
     private let oldCounts: ClusterCounts
@@ -179,7 +179,7 @@ struct MetadataReplacement: ~Copyable {
     mutating func setL1(
         _ l1: [UInt64], uses: UInt32 = 1, edit: (Int, inout [UInt64]) -> Bool = { _, _ in false }
     ) throws(DiskImageError) -> [UInt64] {
-        // Before the flags are looked at: in a damaged image they may be about the clusters of the old one.
+        // Before the flags are read: in a damaged image they may be about the clusters of the old one.
         free(header.l1Offset, bytes: UInt64(header.l1TableSize) * 8)
         let refreshed = try self.refreshed(l1, uses: uses, edit: edit)
         let place = try writeL1(refreshed)
@@ -256,7 +256,7 @@ struct MetadataReplacement: ~Copyable {
         if !written.isEmpty { file.file.punch(written.lowerBound << clusterBits, UInt64(written.count) << clusterBits) }
     }
 
-    /// The counts of every cluster that is to be, in new blocks with a new table.
+    /// The new refcounts of every cluster, in new blocks with a new table.
     private mutating func writeCounts() throws(DiskImageError) {
         let perBlock = UInt64(1) << header.refcountBlockBits
         var blocks: [UInt64] = []

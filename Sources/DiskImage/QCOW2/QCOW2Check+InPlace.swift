@@ -52,7 +52,7 @@ extension QCOW2Check {
         try file.synchronize()
     }
 
-    /// Has the flags of the disk's own tables say which clusters are counted once.
+    /// Sets the flags in the disk's own tables for clusters with a refcount of one.
     private func storeFlags(_ scan: borrowing QCOW2Scan, _ repair: CheckReport.Repair) throws(DiskImageError) -> Bool {
         let copied = QCOW2Image.L1Entry.copied
         let offset = QCOW2Image.L1Entry.offset
@@ -110,7 +110,7 @@ extension QCOW2Check {
 }
 
 extension QCOW2Scan {
-    /// How often a cluster is to be counted after a repair.
+    /// A cluster's refcount after a repair.
     borrowing func wanted(_ cluster: UInt64, _ repair: CheckReport.Repair) -> UInt32 {
         switch repair {
         case .leaks: min(references[cluster], counts[cluster])

@@ -149,7 +149,7 @@ struct QCOW2Check {
         return isRepaired
     }
 
-    /// The image is sound, and no longer says that it may not be.
+    /// The image is consistent, and is no longer marked as dirty or corrupt.
     private func clearMarks() throws(DiskImageError) {
         var features = [UInt8](repeating: 0, count: 8)
         features.store(

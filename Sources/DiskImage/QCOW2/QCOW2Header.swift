@@ -33,7 +33,7 @@ struct QCOW2Header: Equatable, Sendable {
     private(set) var snapshotCount: Int
     /// L1 entries that the table has.
     private(set) var l1TableSize: Int
-    /// The directory of bitmaps, if the image has some and says that they are true (bit 0 of the autoclear features).
+    /// The directory of bitmaps, if the image has some and they are valid (bit 0 of the autoclear features).
     private(set) var bitmaps: BitmapDirectory?
     /// The guest's data is in a file of its own, each cluster at the place that it has on the disk.
     let hasDataFile: Bool
@@ -332,7 +332,7 @@ struct QCOW2Header: Equatable, Sendable {
         }
     }
 
-    /// What the header extensions say that matters to a reader; others are passed over.
+    /// The header extensions that matter to a reader; others are ignored.
     private struct Extensions {
         var backingFormat: String?
         var bitmaps: BitmapDirectory?

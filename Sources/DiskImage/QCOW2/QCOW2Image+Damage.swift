@@ -4,7 +4,7 @@ internal import Glibc
 
 /// What is wrong with an image, and where.
 extension QCOW2Image {
-    /// The entry that says where an offset is: that of the L1 table if it leads to no L2 table.
+    /// The entry that maps an offset: that of the L1 table if it leads to no L2 table.
     func entry(at offset: UInt64) -> TableEntry {
         let index = offset >> tableCover, table = l1[Int(index)] & L1Entry.offset
         guard table != 0, canBeTable(table) else {

@@ -32,19 +32,19 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     // What follows is for an image that is written.
 
     var refcounts: Refcounts?
-    /// Indicates whether another image shows where this one has nothing, so that zeroes have to be said. One that gets
+    /// Indicates whether another image shows where this one has nothing, so that zeroes must be explicit. One that gets
     /// a backing file has it before its header does.
     var hasBacking: Bool
     /// L1 entries that the file does not have.
     var dirtyL1: Range<Int>?
     /// While a commit has written reference counts and not yet what refers to the clusters, neither changes.
     var isLocked = false
-    /// Why nothing can be written any more, an errno value: what the host said to have stored it has lost.
+    /// Why nothing can be written any more, an errno value: the host may have lost data that it had accepted.
     var failure: Int32 = 0
     var autoclearFeatures: UInt64
     /// What the first change makes untrue.
     var bitmaps: LiveBitmaps?
-    /// The image says that it is damaged.
+    /// The image is marked as damaged.
     var isMarked = false
 
     enum L1Entry {

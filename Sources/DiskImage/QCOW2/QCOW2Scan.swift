@@ -371,7 +371,7 @@ struct QCOW2Scan: ~Copyable {
         }
     }
 
-    /// The flags that say that a cluster is counted once, of the disk's own tables: a writer goes by them.
+    /// The COPIED flags of the disk's own tables, for clusters with a refcount of one: a writer relies on them.
     private mutating func checkFlags() throws(DiskImageError) {
         let words = header.hasExtendedL2 ? 2 : 1
         var seen: Set<UInt64> = []

@@ -269,7 +269,7 @@ final class ConversionWorker {
         }
     }
 
-    /// Of the clusters without any data of the source: where the backing file has something, zeroes have to be said.
+    /// Of the clusters without any data of the source: where the backing file has data, zeroes must be explicit.
     private func compareZeroes(_ piece: ConversionWork.Piece, _ kinds: inout [Cluster]) {
         let size = Int(work.unit)
         for index in kinds.indices {

@@ -39,7 +39,7 @@ public struct ImageInformation: Sendable, Equatable {
         public var trim: Bool
         public var writeZeroes: Bool
         public var blockStatus: Bool
-        /// Bytes of a request: the fewest, the best (0: not said), the most.
+        /// Bytes of a request: the minimum, the best (0: unknown), the maximum.
         public var minimumBlock: UInt64
         public var preferredBlock: UInt64
         public var maximumPayload: UInt64

@@ -12,7 +12,8 @@ public struct ImageRebase: Sendable {
     public var backing: BackingReference?
     /// The keys of the new backing file and those below it, as ``DiskImageOptions/keys``; those of the old one are in ``options``.
     public var backingKeys: [DiskKey] = []
-    /// Indicates whether only the name is changed: the caller says that the new one shows what the old one did.
+    /// Indicates whether only the name is changed: the caller guarantees that the new one has the contents of the old
+    /// one.
     public var isUnsafe = false
 
     /// A test's system calls.

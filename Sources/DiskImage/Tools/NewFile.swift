@@ -44,7 +44,7 @@ struct NewFile: ~Copyable {
         var mode: mode_t = 0o600
         var status = fileStatus(ofPath: path)
         if status == nil, let own = fileStatus(ofPath: path, followsLinks: false) {
-            // A link whose target is missing: what it names is not what was asked for. A file was made meanwhile.
+            // A link whose target is missing: what it names is not what was requested. A file was made meanwhile.
             guard own.st_mode & S_IFMT != S_IFLNK else { throw .linkToNothing(path: path) }
             status = own
         }

@@ -27,8 +27,8 @@ extension Compressor {
     }
 }
 
-/// Writes a new compressed VMDK (streamOptimized), as it can be read from start to end: each table behind its grains, then the directory, a
-/// footer that says where that is, and the end; markers of a sector say what follows.
+/// Writes a new compressed VMDK (streamOptimized), as it can be read from start to end: each table behind its grains,
+/// then the directory, a footer with its offset, and the end; markers of a sector describe what follows.
 struct VMDKStreamBuilder: ImageBuilder {
     private let size: UInt64
     private let descriptor: [UInt8]

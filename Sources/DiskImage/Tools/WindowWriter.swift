@@ -173,7 +173,7 @@ extension DiskEngine {
                 }
                 image.complete(load, bytes: code == 0 ? load.length : 0, error: code)
                 image.unpin(load)
-                // The image would only ask for it again.
+                // The image would only request it again.
                 if code != 0 { throw .request(path: image.path, SystemCallError("read", errno: code)) }
             case .commit, .wait:
                 return nil
