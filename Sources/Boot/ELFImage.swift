@@ -33,7 +33,7 @@ public struct ELFImage: Sendable, Equatable {
     public let pvhEntry: UInt64?
     /// Physical address of the long-mode entry that a swkvm note names.
     public let longModeEntry: UInt64?
-    /// Indicates whether its notes say that it is Linux.
+    /// Indicates whether its notes identify it as Linux.
     public let isLinux: Bool
 
     /// Kernels have around ten; a file with more than this is not one.
@@ -111,7 +111,7 @@ private struct Header {
                 file: file.name,
                 reason: "class \(start[4]), byte order \(start[5]) and version \(start[6]) in its ELF header")
         }
-        // Executables, and position-independent ones: both say where they want to be.
+        // Executables, and position-independent ones: both specify their addresses.
         guard type == 2 || type == 3 else { throw .noLoadableSegment(file: file.name) }
         is64Bit = start[4] == 2
         guard start.count >= (is64Bit ? 64 : 52) else {

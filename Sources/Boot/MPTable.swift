@@ -4,7 +4,7 @@ public import Platform
 
 /// The MultiProcessor table (Intel MultiProcessor Specification 1.4, §4), for kernels that do not read ACPI tables.
 ///
-/// It also spares those that look for both a search through the whole BIOS area, page by page.
+/// It also spares guests that search for both tables a scan of the whole BIOS area, page by page.
 public struct MPTable: Sendable, Equatable {
     /// The most CPUs that fit; a machine with more needs ACPI to show them.
     public static let maximumCPUs = 32

@@ -132,7 +132,7 @@ int clinux_ring_reclaim(clinux_ring *ring, uint64_t *token) {
     unsigned last = queue->sqe_tail - 1;
     *token = queue->sqes[last & queue->ring_mask].user_data;
     queue->sqe_tail = last;
-    // Also what a submission that failed has shown to the kernel: it looks at it in such a call only.
+    // Also entries that a failed submission has made visible to the kernel: it reads them in such a call only.
     if ((int)(queue->sqe_head - last) > 0) {
         queue->sqe_head = last;
         *queue->ktail = last;
@@ -140,7 +140,7 @@ int clinux_ring_reclaim(clinux_ring *ring, uint64_t *token) {
     return 1;
 }
 
-/// After a failure that may pass: whether the call is to be repeated. `deadline` is 0 at first.
+/// After a failure that may be temporary: whether to repeat the call. `deadline` is 0 at first.
 static int try_again(clinux_ring *ring, int64_t *deadline) {
     // Once it has lasted, each failure that follows is final: what waits for the end of a disk does not wait this long again.
     if (ring->refuses) return 0;

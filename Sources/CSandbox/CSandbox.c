@@ -115,7 +115,8 @@ int csandbox_each_number(const char *directory, void (*visit)(int number, void *
     return 0;
 }
 
-/// Closes what was open when the program was executed, but for the standard streams: all that was opened since is to be closed by another execve.
+/// Closes what was open when the program was executed, but for the standard streams: everything opened since then is
+/// close-on-exec.
 static void close_inherited(int number, void *context) {
     (void)context;
     if (number <= STDERR_FILENO) return;

@@ -54,7 +54,7 @@ static label load(struct assembler *program, size_t offset, label next) {
 /// Where the rules of a call begin.
 struct head {
     uint16_t label;
-    /// The argument that is to be loaded before; -1 for none.
+    /// The argument to be loaded before; -1 for none.
     int16_t argument;
 };
 

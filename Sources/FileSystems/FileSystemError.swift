@@ -22,7 +22,7 @@ public enum FileSystemError: Error, Sendable, Equatable, CustomStringConvertible
     case host(path: String, reason: String)
     /// A partition that does not exist.
     case noPartition(number: Int, found: [Int])
-    /// Nothing on the disk has a file system that is read here; `found` says what is there instead.
+    /// Nothing on the disk has a supported file system; `found` lists what is there instead.
     case noFileSystem(found: [String])
     /// Nothing that boots; both lists are for the message.
     case nothingBoots(looked: [String], found: [String])

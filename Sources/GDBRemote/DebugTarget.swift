@@ -33,7 +33,7 @@ public protocol DebugTarget: AnyObject {
     /// Ends the machine.
     func kill()
 
-    /// Carries out a command for the machine's monitor; the thread is the one that the user looks at.
+    /// Carries out a command for the machine's monitor; the thread is the one that the user has selected.
     /// - Returns: lines for the user.
     func monitor(_ command: String, thread: Int) -> String
 }

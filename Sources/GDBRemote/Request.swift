@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What a debugger asks for: a packet, understood and checked, but not yet compared with what the machine has.
+/// A debugger's request: a packet, parsed and checked, but not yet compared with the machine.
 enum Request: Equatable {
     /// `?`
     case stopReason

@@ -20,7 +20,8 @@ public enum MemoryBacking: Equatable, Sendable {
         if case .hugePages(let size) = self { size.bytes } else { 4096 }
     }
 
-    /// How many bytes from the first on are left out when the kernel is asked for huge pages; nil when it is not asked.
+    /// How many bytes from the start are excluded when huge pages are requested of the kernel; nil if none are
+    /// requested.
     var firstAdvisedByte: UInt64? {
         switch self {
         case .automatic: 2 * HugePageSize.twoMiB.bytes

@@ -44,7 +44,7 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
         case isTUN
         /// Opened without IFF_NO_PI.
         case packetInformation
-        /// Opened without IFF_VNET_HDR, though offloads were asked for.
+        /// Opened without IFF_VNET_HDR, though offloads were requested.
         case noHeader
         /// Opened by this process itself, or taken over already: two owners would share the frames out, and both close
         /// it.

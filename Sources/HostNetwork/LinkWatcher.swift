@@ -70,7 +70,7 @@ public struct LinkWatcher: ~Copyable, Sendable {
         for _ in 0..<64 {
             let datagram: [UInt8]
             do throws(SystemCallError) { datagram = try receiveFromKernel(socket) } catch {
-                // Messages were lost for lack of room: what they said is asked for.
+                // Messages were lost for lack of room: the current state is requested.
                 if error.errno == ENOBUFS { latest = current() ?? latest; continue }
                 return latest
             }

@@ -42,7 +42,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     public let mtu: Int
     /// Indicates whether a guest may leave checksums and segmentation to the host.
     public let offloads: OffloadDecision
-    /// The interface's index in the namespace where it was looked for; 0 when it was not seen there.
+    /// The interface's index in the namespace where it was looked up; 0 if it was not found there.
     private let index: Int32
     /// A macvtap's own directions are the guest's, those of a TAP the host's.
     private let isMACVTAP: Bool
@@ -76,7 +76,7 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         }
     }
 
-    /// For tests and benchmarks: a TAP on which nothing is to be changed.
+    /// For tests and benchmarks: a TAP that is not changed.
     package init(tap: consuming TAPDevice, mtu: Int = 1500) {
         let decision = OffloadDecision(isOn: true, reason: "as requested")
         self.init(tap: tap, mtu: mtu, index: 0, offloads: decision, isMACVTAP: false, changes: nil)

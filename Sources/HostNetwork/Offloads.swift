@@ -15,7 +15,7 @@ public struct OffloadDecision: Equatable, Sendable, CustomStringConvertible {
     public var description: String { "offloads \(isOn ? "on" : "off"): \(reason)" }
 
     /// - Parameters:
-    ///   - wanted: what the user has said; nil: decided by what can be seen of the interface.
+    ///   - wanted: what the user has specified; nil: decided by what is visible of the interface.
     ///   - hasHeader: whether the descriptor carries a virtio header, without which nothing can be left undone.
     ///   - link: the interface; nil when it cannot be seen from here.
     static func make(

@@ -11,7 +11,7 @@ public struct InterruptMessage: Sendable, Equatable {
     public init(address: UInt64, data: UInt32) { (self.address, self.data) = (address, data) }
 }
 
-/// The owner of a machine's interrupt routing table, which says what each GSI of KVM's is: a pin of the interrupt
+/// The owner of a machine's interrupt routing table, which defines what each GSI of KVM is: a pin of the interrupt
 /// controllers, or a message.
 ///
 /// GSIs 0 to 23 are the pins, as KVM has them from the start: 0 to 15 of the PICs and the IOAPIC, 16 to 23 of the
@@ -101,7 +101,7 @@ public final class InterruptRouter: Sendable {
         var entry = kvm_irq_routing_entry()
         entry.gsi = gsi
         entry.type = UInt32(KVM_IRQ_ROUTING_IRQCHIP)
-        // The type says which of the union's members counts; it is all zero before.
+        // The type determines which member of the union is valid; it is all zero before.
         unsafe entry.u.irqchip = kvm_irq_routing_irqchip(irqchip: UInt32(chip), pin: pin)
         return entry
     }

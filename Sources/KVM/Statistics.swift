@@ -51,7 +51,7 @@ public final class CounterFile: Sendable {
     fileprivate func read() throws(SystemCallError) -> [KVMCounter] {
         var contents: [UInt8] = []
         var room = 32 << 10
-        // The file has no end to ask for: it is read until it gives less than there is room for.
+        // The file's size is unknown: it is read until a read returns less than there is room for.
         repeat {
             room *= 2
             contents = [UInt8](repeating: 0, count: room)

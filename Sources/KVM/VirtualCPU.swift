@@ -107,7 +107,8 @@ public struct VirtualCPU: ~Copyable, Sendable {
     /// Reads MSRs; those that this host's KVM does not know are missing from the result.
     public func modelSpecificRegisters(_ indices: [UInt32]) throws(KVMError) -> [UInt32: UInt64] {
         var values: [UInt32: UInt64] = [:]
-        // KVM stops at the first MSR it does not know and says how many it did; asked one by one, none hides the rest.
+        // KVM stops at the first MSR that it does not know, and returns how many it handled; one by one, none hides the
+        // rest.
         for index in indices {
             let list = oneMSR(index: index, value: 0)
             let got = try refusing("read MSR 0x\(String(index, radix: 16)) of vCPU \(id)") {

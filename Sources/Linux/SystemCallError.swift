@@ -5,8 +5,8 @@ internal import Glibc
 
 /// A system call that failed: its name and `errno`.
 ///
-/// The description is a phrase such as `open: No such file or directory`, for a caller to put
-/// into a sentence that says what was wanted and what to do.
+/// The description is a phrase such as `open: No such file or directory`, for a caller to put into a sentence that
+/// states what was attempted and what to do.
 public struct SystemCallError: Error, Equatable, CustomStringConvertible {
     /// The call's name as in section 2 of the manual.
     public let call: String

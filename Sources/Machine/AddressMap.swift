@@ -33,7 +33,7 @@ final class AddressMap<Target: Sendable>: Sendable {
 
         /// The entry that has an address; nil where there is nothing.
         func index(of address: UInt64) -> Int? {
-            // By index: an entry that is looked at is not copied, its target not retained.
+            // By index: an entry that is read is not copied, its target not retained.
             for index in entries.indices where address &- entries[index].first < entries[index].count { return index }
             return nil
         }

@@ -86,7 +86,7 @@ extension Configuration {
         return needs
     }
 
-    /// What is still looked for by name.
+    /// What is still looked up by name.
     /// - Parameters:
     ///   - directory: that of a file of metrics that is replaced.
     ///   - group: the directory of the machine's control group.
@@ -114,7 +114,7 @@ extension Configuration {
     fileprivate func machineUser(_ policy: Sandbox.Policy, _ needs: Sandbox.Needs) -> Sandbox.User? {
         if let runAs { return runAs }
         guard policy.wants(.user), Sandbox.User.canChange else { return nil }
-        // Files of another user's are looked for by name: of a server's socket or key, of metrics, of a control group.
+        // Files of another user are looked up by name: of a server's socket or key, of metrics, of a control group.
         if !policy.requires(.user), !needs.isDisjoint(with: [.remoteDisk, .metricsFile, .controlGroup]) { return nil }
         for disk in disks where !DiskImage.isRemote(disk.path) {
             guard let status = fileStatus(ofPath: disk.path), status.st_uid != 0 else { continue }

@@ -60,7 +60,7 @@ struct Examination {
     /// Indicates whether commands need no `sudo`.
     let isRoot: Bool
 
-    /// What depends on a device that does not open is left out: nothing can be said of it.
+    /// What depends on a device that cannot be opened is omitted: it cannot be examined.
     var findings: [Doctor.Finding] { kvm(at: "/dev/kvm") + proc() + memory() + [uring()] + network() + sandbox() }
 
     // MARK: Commands
@@ -294,7 +294,7 @@ struct Examination {
     }
 }
 
-/// What the CPU says of virtualization: an explanation, nothing depends on it.
+/// What the CPU reports about virtualization: an explanation, on which nothing depends.
 private struct Processor {
     enum Virtualization { case intel, amd }
 

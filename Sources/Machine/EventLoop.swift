@@ -15,8 +15,8 @@ struct EventLoop: ~Copyable {
             metrics: UInt64 = 10, answer: UInt64 = 11, memoryTimer: UInt64 = 12, limitTimer: UInt64 = 13
     }
 
-    /// How often a job in the background looks whether it is in the foreground, in milliseconds: a shell sends a job
-    /// that runs no signal then.
+    /// How often a background job checks whether it is in the foreground, in milliseconds: a shell sends a job that
+    /// runs no signal then.
     private static let terminalPause = 250
     /// When the memory of the start is freed, in milliseconds after it: most guests of a short life have ended, and
     /// those that boot a large kernel have done most of it a minute later.
@@ -50,7 +50,7 @@ struct EventLoop: ~Copyable {
     private var escape = EscapeKey()
     private var prompt = CommandPrompt()
     private var stopSignals = StopSignals()
-    /// SIGHUP has said so.
+    /// Set by SIGHUP.
     private var isTerminalClosed = false
     /// What input comes from now, and behind it what it comes from when that is at its end.
     private var inputs: [ConsoleInput]
@@ -60,7 +60,7 @@ struct EventLoop: ~Copyable {
     private var pending: [UInt8] = []
     /// Keys were dropped since the guest last took all of them.
     private var hasDroppedKeys = false
-    /// The input may have more; false after it said that it has not.
+    /// The input may have more; false after it reported that it has not.
     private var isReadable = true
 
     /// - Parameter terminal: what may be the terminal that keys come from.

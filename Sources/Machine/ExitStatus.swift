@@ -95,7 +95,7 @@ extension DiskImageError {
 extension BootError {
     fileprivate var exitStatus: Int32 {
         switch self {
-        // What was asked of the kernel, or given to it, does not go together: a matter of the options.
+        // The arguments of the system call do not fit together: a matter of the options.
         case .commandLineTooLong, .commandLineHasNUL, .tablesTooLarge, .firmwareTablesTooLarge, .doesNotFit,
             .initrdDoesNotFit,
             .decompressedTooLarge:

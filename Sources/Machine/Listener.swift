@@ -69,7 +69,7 @@ final class Listener: Sendable {
     private static func removeStale(_ path: String, _ address: sockaddr_un) throws(SystemCallError) {
         guard let identity = FileIdentity(path) else { return }
         guard identity.isSocket else { throw SystemCallError("bind", errno: EEXIST) }
-        // Of the other kind: who listens is not visited by this, the kernel only says that the kinds differ
+        // Of the other kind: the listener does not notice this, the kernel only reports that the kinds differ
         // (EPROTOTYPE). Where no socket has the file, it refuses.
         let probe = try makeSocket(AF_UNIX, SOCK_DGRAM)
         let length = socklen_t(MemoryLayout<sockaddr_un>.size)

@@ -56,7 +56,7 @@ extension Machine {
     }
 
     /// The exits to user space, and what KVM has counted besides since the last reset, in two tables; nil unless the
-    /// configuration asked for it. At any time.
+    /// configuration requests it. At any time.
     public var exitReport: String? {
         guard configuration.countsExits else { return nil }
         return makeExitTable() + "\n" + kernelReport

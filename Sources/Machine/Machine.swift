@@ -37,7 +37,7 @@ public final class Machine: Sendable {
     /// Takes requests to change the running machine, and to end it.
     public var control: MachineControl { parts.control }
 
-    /// Takes from the host what the configuration asks for, loads the kernel, and sets the vCPUs up.
+    /// Takes from the host what the configuration requests, loads the kernel, and sets the vCPUs up.
     /// - Parameters:
     ///   - output: takes what the guest writes to its serial port; called by vCPU threads, must not wait.
     ///   - log: gets what happens inside.
@@ -146,9 +146,9 @@ public final class Machine: Sendable {
         }
     }
 
-    /// Boots the guest again after ``waitForEnd()``, where ``canRestart`` says so: RAM is zero again, the hardware is
-    /// another one, the kernel is read again from the file that was opened at the start, or found again on its disk. Disks, TAPs, the console and a
-    /// debugger's address stay what they are.
+    /// Boots the guest again after ``waitForEnd()``, if ``canRestart`` allows it: RAM is zero again, the hardware is
+    /// another one, the kernel is read again from the file that was opened at the start, or found again on its disk.
+    /// Disks, TAPs, the console and a debugger's address stay what they are.
     ///
     /// Called by the thread that calls ``waitForEnd()``.
     /// - Parameter isInterrupted: as ``init(_:output:log:isInterrupted:)`` has it.

@@ -64,7 +64,7 @@ final class PausePoint: Sendable {
     /// Indicates whether the thread is to take other tables, or to stop as soon as the vCPU's registers are complete.
     var isRequested: Bool { requested.load(ordering: .acquiring) }
 
-    /// Indicates whether the thread is to take other tables; ``confirmReload()`` says that it has.
+    /// Indicates whether the thread must take new tables; ``confirmReload()`` confirms that.
     var needsReload: Bool { state.withLock { $0.needsReload } }
 
     func confirmReload() {

@@ -12,7 +12,7 @@ struct Discussion {
     var examples: [Block] = []
     /// Each status and what it means.
     var statuses: [(status: String, meaning: String)] = []
-    /// Sections that this type knows nothing special of.
+    /// Sections without special treatment.
     var others: [(title: String, blocks: [Block])] = []
 
     /// A heading is a line in capital letters; an indented line is literal, or an exit status below that heading.

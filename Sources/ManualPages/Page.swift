@@ -5,7 +5,7 @@ struct Page {
     /// `["swkvm", "image", "convert"]`.
     let words: [String]
     let command: CommandDescription
-    /// What is said of exit statuses; a command that says nothing has what is above it.
+    /// The text about exit statuses; a command without one inherits that of its parent.
     let statuses: [(status: String, meaning: String)]
     let date: String
 
@@ -191,7 +191,7 @@ struct Page {
         return word.contains(" ") ? "\"\(word)\"" : word.count < 4 && word.first?.isLetter == true ? "\\&" + word : word
     }
 
-    /// - Parameter isLiteral: whether hyphens are to be copied as they are; in running text those of options are.
+    /// - Parameter isLiteral: whether hyphens are copied unchanged; in running text those of options are.
     private static func escaped(_ text: String, isLiteral: Bool) -> String {
         var result = ""
         var before: Unicode.Scalar = " "

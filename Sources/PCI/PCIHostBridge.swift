@@ -90,7 +90,7 @@ public final class PCIHostBridge: Sendable {
     public func writeConfiguration(_ value: UInt32, of address: PCIAddress, at offset: Int, size: Int) {
         guard PCIConfigurationSpace.isAccess(offset, size), let (function, _) = find(address) else { return }
         function.writeConfiguration(value, at: offset, size: size)
-        // What says where BARs are is in the header.
+        // The registers with the BARs' addresses are in the header.
         if offset < PCIConfigurationSpace.Register.bars.upperBound { refresh(function, at: address) }
     }
 

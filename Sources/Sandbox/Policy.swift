@@ -22,7 +22,7 @@ extension Sandbox {
     /// are those alone.
     public struct Policy: Equatable, Sendable, RawRepresentable {
         public let mode: Mode
-        /// Parts that were asked for by name, which have to be.
+        /// Parts that were asked for by name, which must be supported.
         public let named: [Part]
         /// Indicates whether the standard ones are wanted too, as far as there are any.
         private let isStandard: Bool

@@ -10,7 +10,7 @@ extension Sandbox {
     /// SIGSYS must not be blocked in a thread: its handler drops the thread's privileges, and a call that is refused
     /// while it is blocked ends the process without a report.
     /// - Parameters:
-    ///   - names: what is still looked for by name.
+    ///   - names: what is still looked up by name.
     ///   - user: who the process becomes; nil for none.
     /// - Throws: when a part that was asked for by name is unavailable. Other unavailable parts are in ``missing``.
     public mutating func enter(names: Names = Names(), user: User? = nil) throws(Refusal) {

@@ -41,7 +41,7 @@ public struct Sandbox: Sendable {
         public static let broker = Needs(CSANDBOX_RESTORED)
     }
 
-    /// What a machine still looks for by name while it runs.
+    /// What a machine still looks up by name while it runs.
     public struct Names: Sendable {
         /// Descriptors of directories where a file is replaced.
         public var replaced: [Int32] = []

@@ -97,8 +97,8 @@ public final class ConfigurationInterrupt: Sendable {
     func reset() { isBroken.store(false, ordering: .releasing) }
 }
 
-/// A register that says which interrupts share a line that was raised: InterruptStatus of MMIO (virtio 1.2 §4.2.2). The
-/// bits are those of PCI's ISR status, too.
+/// A register that shows which interrupts raised a shared line: InterruptStatus of MMIO (virtio 1.2 §4.2.2). The bits
+/// are those of PCI's ISR status, too.
 ///
 /// The device raises bits, the driver alone clears them, or a reset does. Lock-free, for any thread.
 final class InterruptStatus: Sendable {

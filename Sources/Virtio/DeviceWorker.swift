@@ -186,7 +186,7 @@ private final class Mailbox: Sendable {
         }
     }
 
-    /// What is asked for, or nil when woken for nothing.
+    /// The request, or nil for a wakeup without one.
     func take() -> Request? {
         wakeup.drain()
         return request.withLock { $0.take() }
@@ -327,7 +327,7 @@ private struct Loop<Engine: DeviceEngine & ~Copyable>: ~Copyable {
         try engine.notified(queue: index, epoll: epoll)
     }
 
-    /// Waits for a queue's doorbell from now on, and looks at the queue once: the driver may have filled it before it
+    /// Waits for a queue's doorbell from now on, and processes the queue once: the driver may have filled it before it
     /// was ready.
     private mutating func begin(_ index: Int, _ activation: Activation) throws(VirtqueueError) {
         // A queue before this one may have ended it all.

@@ -18,7 +18,7 @@ final class InterruptPin: Sendable {
     }
 
     private let state = Guarded(State())
-    /// As in the state: what the data path looks at first.
+    /// As in the state: what the data path checks first.
     private let usesMessages = Atomic<Bool>(false)
     private let assert: @Sendable (Bool) -> Void
 

@@ -58,7 +58,7 @@ public final class VirtioFunction: Sendable {
     private struct State {
         var status: DeviceStatus = []
         var driverFeatures: FeatureSet = []
-        /// A feature above bit 127 was asked for; none is offered.
+        /// A feature above bit 127 was requested; none is offered.
         var wantsUnknownFeatures = false
         var queues: [QueueConfiguration]
 

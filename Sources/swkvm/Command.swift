@@ -56,7 +56,7 @@ struct Command: ParsableCommand {
             StandardError().say(Suggestion.keepingNear(oneLine(refusal(of: words, message(for: error)))))
             exit(withError: ExitCode.validationFailure)
         } catch {
-            if exitCode(for: error) == .success, let sentence = ForeignWords.helpThatNobodyAskedFor(words[...]) {
+            if exitCode(for: error) == .success, let sentence = ForeignWords.unrequestedHelp(words[...]) {
                 StandardError().say(sentence)
                 exit(withError: ExitCode.validationFailure)
             }

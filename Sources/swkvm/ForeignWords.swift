@@ -5,7 +5,7 @@ internal import Machine
 
 /// Options of QEMU, virt-install and Firecracker, and what `swkvm run` has instead.
 ///
-/// Looked at only after the parser has refused a command line, or was asked for help by it: `-nographic` is `-n -o …
+/// Looked at only after the parser has refused a command line, or was requested help by it: `-nographic` is `-n -o …
 /// -h` to the parser.
 enum ForeignWords {
     /// What to do about an option of another program.
@@ -38,7 +38,7 @@ enum ForeignWords {
 
     /// What is wrong with a command line that the parser took for a request for help because of an `h` among letters,
     /// as in `-machine`.
-    static func helpThatNobodyAskedFor(_ words: some Sequence<String>) -> String? {
+    static func unrequestedHelp(_ words: some Sequence<String>) -> String? {
         let asks = words.contains {
             $0 == "-h" || $0 == "help" || $0.hasPrefix("--") && ownOptions.contains(name(of: $0))
         }

@@ -3,7 +3,7 @@
 internal import CLinux
 internal import Linux
 
-/// A line of the terminal that says how far the guest's memory is filled (`--prealloc`), and that goes when it is.
+/// A line of the terminal that shows how far the guest's memory is filled (`--prealloc`), and disappears when it is.
 final class MemoryProgress: Sendable {
     private struct State {
         var start: ProgressLine.Seconds?

@@ -108,7 +108,7 @@ extension RunCommand {
 
     /// Parses a command line that needs nothing of the argument parser.
     /// - Parameter words: those after `run`.
-    /// - Returns: nil for one that the parser must look at.
+    /// - Returns: nil for one that the parser must process.
     init?(directly words: some Collection<String>) {
         self.init()
         for rule in Self.rules { rule.reset(&self) }

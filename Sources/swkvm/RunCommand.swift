@@ -449,7 +449,7 @@ struct RunCommand: ParsableCommand {
         let level: Logger.Level = end.isFailure ? .critical : .notice
         if let sentence = end.sentence { output.say(sentence, level: level) }
         if let details = end.details { output.say(details, level: level) }
-        // Throwing costs the parser a look at its whole help text: only for a status that has something to say.
+        // Throwing makes the parser process its whole help text: only for a status that has something to say.
         if end.exitStatus != 0 { throw ExitCode(end.exitStatus) }
     }
 }

@@ -24,7 +24,7 @@ struct StandardError {
     }
 
     /// Prints lines, each with the program's name before the first; as JSON they are one object.
-    /// - Parameter level: what JSON says of it.
+    /// - Parameter level: the level in JSON.
     func say(_ text: String, level: Logger.Level) {
         switch format {
         case .text: say(text)
@@ -32,7 +32,7 @@ struct StandardError {
         }
     }
 
-    /// The same for what the user asked for, or waits for.
+    /// The same for replies that the user has requested, or waits for.
     func say(_ text: String) {
         guard format == .text else { return say(text, level: .notice) }
         let lines = text.split(separator: "\n", omittingEmptySubsequences: false).map { line in String(line).printable }

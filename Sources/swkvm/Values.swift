@@ -39,7 +39,7 @@ struct ByteSize: Equatable, CustomStringConvertible {
 
     init(bytes: UInt64) { self.bytes = bytes }
 
-    /// - Throws: a sentence that says what is wanted.
+    /// - Throws: a sentence that states what is expected.
     init(parsing text: String) throws {
         guard let size = ByteSize(argument: text) else {
             throw ArgumentProblem("expected a size in bytes, or with K, M, G, T, P or E, as in 512M or 1.5G")

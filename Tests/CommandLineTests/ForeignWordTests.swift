@@ -49,13 +49,13 @@ import Testing
         for line in ["doctor -machine", "image info -fish a.raw"] {
             let words = line.split(separator: " ").map(String.init)
             #expect(
-                ForeignWords.helpThatNobodyAskedFor(words)
+                ForeignWords.unrequestedHelp(words)
                     == "Unknown option '\(words.first { $0.hasPrefix("-") } ?? "")'")
         }
         for line in [
             "doctor -h", "image info --help", "help run", "--help-hidden", "image --version", "", "image", "doctor",
         ] {
-            #expect(ForeignWords.helpThatNobodyAskedFor(line.split(separator: " ").map(String.init)) == nil)
+            #expect(ForeignWords.unrequestedHelp(line.split(separator: " ").map(String.init)) == nil)
         }
     }
 

@@ -80,7 +80,7 @@ struct AML: Sendable, Equatable {
 
     /// The buffer of a resource template, closed by its end tag (§6.4).
     static func resources(_ descriptors: [Resource]) -> AML {
-        // The end tag's second byte is a checksum; 0 says that there is none.
+        // The end tag's second byte is a checksum; 0 means that there is none.
         let content = descriptors.flatMap(\.bytes) + [0x79, 0x00]
         return package([0x11], integer(UInt64(content.count)).bytes + content)
     }

@@ -18,10 +18,10 @@ public struct PCIRootDescription: Sendable, Equatable {
     /// Bytes of ``configuration``.
     var configurationSize: UInt64 { (UInt64(lastBus) + 1) << 20 }
 
-    /// The memory that the machine's map of RAM has as reserved: Linux uses ECAM only where that, or ACPI, says so.
+    /// The memory that the machine's map of RAM has as reserved: Linux uses ECAM only if the map, or ACPI, reserves it.
     public var reserved: Range<UInt64> { configuration..<configuration + configurationSize }
 
-    /// The content of the table that says where ECAM is (PCI Firmware Specification 3.3 §4.1.2).
+    /// The content of the table with ECAM's address (PCI Firmware Specification 3.3 §4.1.2).
     var mcfg: [UInt8] {
         var bytes = [UInt8](repeating: 0, count: 8)
         bytes.append(littleEndian: configuration)
@@ -76,8 +76,8 @@ public struct PCIRootDescription: Sendable, Equatable {
             })
     }
 
-    /// `_OSC` (PCI Firmware Specification 3.3 §4.5): all control that is asked for is granted, but for what would need
-    /// hardware that is not there.
+    /// `_OSC` (PCI Firmware Specification 3.3 §4.5): all requested control is granted, but for what would need hardware
+    /// that is not there.
     private var operatingSystemCapabilities: AML {
         .method(
             "_OSC", arguments: 4, isSerialized: true,

@@ -67,7 +67,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private static let throttleToken = DeviceWorkerToken.firstOfEngine + 1
     /// Requests in one run; then other work has its turn.
     private static let budget = 1024
-    /// How often others have their turn before the driver hears of what has ended.
+    /// How often other threads have their turn before completions are shown to the driver.
     private static let gatherTurns = 4
 
     init(
@@ -255,7 +255,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         var readable = chain.readable
         var writable = chain.writable
         guard let status = writable.removeLastByte() else {
-            // Nowhere to say how it went; the chain goes back nevertheless.
+            // There is no status byte to write; the chain is returned anyway.
             counts.failures.add()
             counters?.errors.add()
             disk.release(slot)
@@ -433,7 +433,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
                 disk.start(slot, completion.operation, offset: range.offset, length: range.length)
             }
         }
-        // None comes back before the next look for completions.
+        // None completes before completions are processed next.
         failedRequests.removeAll(keepingCapacity: true)
     }
 

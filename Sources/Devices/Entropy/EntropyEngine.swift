@@ -13,7 +13,7 @@ struct EntropyEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         static let period = DeviceWorkerToken.firstOfEngine
     }
 
-    /// Bytes for one request: §5.4.6.2 lets a device give less than was asked for.
+    /// Bytes for one request: §5.4.6.2 lets a device give less than was requested.
     static let largestAnswer: UInt64 = 64 << 10
     /// Requests, and bytes, in one run; the rest waits for the next turn.
     private static let budget = (requests: 64, bytes: 1 << 20 as UInt64)

@@ -60,7 +60,7 @@ struct Throttle: ~Copyable {
     private let timer: TimerFD
     private var isWaiting = false
 
-    /// The timer's descriptor: when it is readable, ``expire()``, and look at the queue again.
+    /// The timer's descriptor: when it is readable, call ``expire()`` and process the queue again.
     var descriptor: Int32 { timer.rawValue }
 
     /// nil without a limiter.

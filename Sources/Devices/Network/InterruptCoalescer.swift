@@ -71,7 +71,7 @@ struct InterruptCoalescer: ~Copyable {
     mutating func expire() -> Bool { timer.take() && flush() }
 
     /// Ends a delay.
-    /// - Returns: whether there was one, so that the interrupt is to be signalled.
+    /// - Returns: whether there was one, so that the interrupt must be signalled.
     mutating func flush() -> Bool {
         defer { endDelay() }
         return isDelayed

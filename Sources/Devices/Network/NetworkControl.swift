@@ -83,7 +83,7 @@ struct NetworkControl: ~Copyable {
         return mayHaveMore
     }
 
-    /// - Parameter result: what the driver asked for, if the command is a question.
+    /// - Parameter result: what the driver requested, if the command is a query.
     /// - Returns: whether the command succeeded.
     private func serve(
         _ data: inout IOVectors, _ port: NetworkPort, _ features: FeatureSet, _ result: inout CoalescingParameters?
@@ -93,7 +93,7 @@ struct NetworkControl: ~Copyable {
         }
         switch (kind, command) {
         case (Class.receiveMode, Command.receiveModes) where features.contains(.controlReceiveMode):
-            // All that comes through the TAP is received in any mode; a device may receive more than was asked for
+            // All that comes through the TAP is received in any mode; a device may receive more than was requested
             // (§5.1.6.5.1).
             return data.byteCount == 1
         case (Class.macAddress, Command.setTable) where features.contains(.controlReceiveMode):

@@ -32,7 +32,7 @@ public final class NetworkDevice: VirtioDevice {
     ///   - attachment: the TAP; it is let go when the device is.
     ///   - isAddressLocked: the driver cannot change its address, and frames from another one are dropped.
     ///   - limits: of all pairs of queues together.
-    ///   - events: gets what the log is to say of the device.
+    ///   - events: gets what the log reports about the device.
     public init(
         name: String, address: MACAddress, attachment: consuming NetworkAttachment, isAddressLocked: Bool = false,
         limits: NetworkLimits = .none, events: DeviceEvents = .none

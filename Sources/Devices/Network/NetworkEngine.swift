@@ -14,7 +14,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         static let tap = DeviceWorkerToken.firstOfEngine
         /// There is more to send, or to serve, than was done in one go.
         static let again = DeviceWorkerToken.firstOfEngine + 1
-        /// The host has said something about its interfaces.
+        /// The host has reported a change of its interfaces.
         static let link = DeviceWorkerToken.firstOfEngine + 2
         /// The delay of an interrupt is over.
         static let receiveTimer = DeviceWorkerToken.firstOfEngine + 3

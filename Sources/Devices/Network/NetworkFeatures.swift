@@ -24,12 +24,12 @@ extension FeatureSet {
     public static let hostUFO = FeatureSet(bit: 14)
     /// VIRTIO_NET_F_MRG_RXBUF: a packet may be spread over several receive buffers.
     public static let mergeableBuffers = FeatureSet(bit: 15)
-    /// VIRTIO_NET_F_STATUS: the configuration space says whether the link is up.
+    /// VIRTIO_NET_F_STATUS: the configuration space shows whether the link is up.
     public static let linkStatus = FeatureSet(bit: 16)
     /// VIRTIO_NET_F_CTRL_VQ: there is a control queue.
     public static let controlQueue = FeatureSet(bit: 17)
     public static let controlReceiveMode = FeatureSet(bit: 18)
-    /// VIRTIO_NET_F_MQ: there are several pairs of queues, and the driver says how many it uses.
+    /// VIRTIO_NET_F_MQ: there are several pairs of queues, and the driver chooses how many it uses.
     public static let networkMultiqueue = FeatureSet(bit: 22)
     public static let controlMACAddress = FeatureSet(bit: 23)
     /// VIRTIO_NET_F_VQ_NOTF_COAL (virtio 1.3): the driver says for each queue how its interrupts are coalesced.
@@ -80,7 +80,7 @@ extension FeatureSet {
             .queueCoalescing, .typeCoalescing,
         ]
         if tap.queues.count > 1 { features.insert(.networkMultiqueue) }
-        // Without a header there is no way to say that something was left undone.
+        // Without a header, unfinished offloads cannot be described.
         guard withOffloads, tap.headerSize == TAPDevice.virtioHeaderSize else { return features }
         let offloads: FeatureSet = [.guestChecksum, .guestTSO4, .guestTSO6, .guestECN]
         if tap.setOffloads(offloads.tapOffloads) {

@@ -14,7 +14,7 @@ public final class KeyboardController: ByteWideDevice {
     private let state = Guarded(KeyboardState())
     private let request: @Sendable (MachineRequest) -> Void
 
-    /// - Parameter request: called by the vCPU thread that asks for the reset.
+    /// - Parameter request: called by the vCPU thread that requests the reset.
     public init(request: @escaping @Sendable (MachineRequest) -> Void) { self.request = request }
 
     func readByte(_ offset: UInt16) -> UInt8 {

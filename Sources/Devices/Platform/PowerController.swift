@@ -25,7 +25,7 @@ public final class PowerController: ByteWideDevice {
     private let interrupt: @Sendable () -> Void
 
     /// - Parameters:
-    ///   - request: called by the vCPU thread that asks for the power-off.
+    ///   - request: called by the vCPU thread that requests the power-off.
     ///   - interrupt: raises the edge-triggered line of the event register (IRQ 9).
     public init(request: @escaping @Sendable (MachineRequest) -> Void, interrupt: @escaping @Sendable () -> Void) {
         self.request = request

@@ -90,7 +90,7 @@ public final class RealTimeClock: ByteWideDevice {
             }
             switch state.index {
             case Register.a:
-                // "Update in progress" is set 244 µs before the seconds change, so that what is read after a look at it
+                // "Update in progress" is set 244 µs before the seconds change, so that what is read after checking it
                 // fits together (MC146818 data sheet, "Update Cycle").
                 let isUpdating = state.stopped == nil && now().nanoseconds >= 1_000_000_000 - 244_000
                 return state.ram[Register.a] | (isUpdating ? 0x80 : 0)

@@ -31,7 +31,7 @@ public final class SerialPort: ByteWideDevice {
     // MARK: The console's side
 
     /// Puts input into the receive FIFO.
-    /// - Returns: how many bytes were accepted, from the front. The rest is to be offered again after `onRoom`.
+    /// - Returns: how many bytes were accepted, from the front. The rest must be offered again after `onRoom`.
     public func receive(_ bytes: Span<UInt8>) -> Int {
         let (taken, raises) = state.withLock { state in
             let taken = state.receive(bytes)

@@ -24,7 +24,7 @@ public final class DescriptorSink: SerialSink {
 
     /// - Parameters:
     ///   - descriptor: non-blocking for sure, or a socket. For others there is `BackgroundWriter`.
-    ///   - onFull: says that the rest waits for the descriptor to become writable; called by a vCPU thread.
+    ///   - onFull: reports that the rest waits for the descriptor to become writable; called by a vCPU thread.
     public init(_ descriptor: consuming FileDescriptor, onFull: @escaping @Sendable () -> Void) {
         isSocket = (FileDescriptor.kind(of: descriptor.rawValue) ?? 0) == S_IFSOCK
         self.descriptor = descriptor

@@ -33,7 +33,7 @@ public struct BootFiles: Sendable {
 public struct BootMenu: Sendable {
     /// Never empty.
     public let entries: [BootEntry]
-    /// The index of the one that boots unless another is asked for.
+    /// The index of the one that boots unless another is requested.
     public let defaultIndex: Int
     /// What was not understood, in sentences.
     public let notes: [String]

@@ -22,7 +22,7 @@ struct GrubConfiguration {
     private var variables: [String: String] = [:]
     private var functions: [String: [GrubCommand]] = [:]
     private var menu: [Entry] = []
-    /// What `linux` and `initrd` of the entry that is evaluated said.
+    /// The arguments of `linux` and `initrd` of the entry that is evaluated.
     private var boot: Boot?
     private var status = true
     private var isInEntry = false

@@ -56,7 +56,7 @@ public struct FATFileSystem: FileSystem {
             throw damaged("it has \(end) bytes, and its partition \(volume.size)")
         }
         let clusters = (end - data) / clusterSize
-        // Microsoft's rule: nothing but the count says which it is.
+        // Microsoft's rule: only the count determines which it is.
         width = clusters < 4085 ? .bits12 : clusters < 65525 ? .bits16 : .bits32
         guard clusters < 0x0fff_fff5, width == .bits32 || rootEntries > 0 else {
             throw damaged("it has \(clusters) clusters and \(rootEntries) entries in its root directory")

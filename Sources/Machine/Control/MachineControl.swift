@@ -28,7 +28,7 @@ public final class MachineControl: Sendable {
         case resize(device: String, size: UInt64?)
     }
 
-    /// A request, or what only this module asks for.
+    /// A request, or one that only this module makes.
     enum Work: Sendable, CustomStringConvertible {
         case request(Request)
         case attach(any VirtioDevice)

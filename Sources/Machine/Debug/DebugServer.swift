@@ -219,7 +219,7 @@ private struct DebugService: ~Copyable {
         }
     }
 
-    /// Sends what is to be sent.
+    /// Sends pending output.
     private mutating func flush() {
         guard case .serving(var session) = phase, let client else { return }
         phase = .arriving

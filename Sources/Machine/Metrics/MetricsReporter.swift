@@ -46,7 +46,7 @@ final class MetricsReporter {
         file = try MetricsFile(target, events: events)
     }
 
-    /// Readable when it is time for a report; ``takeTime()`` says so.
+    /// Readable when it is time for a report, which ``takeTime()`` confirms.
     var descriptor: Int32 { timer.rawValue }
 
     func start() { if let interval = configuration.interval { timer.start(milliseconds: interval * 1000) } }

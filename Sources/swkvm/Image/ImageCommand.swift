@@ -33,7 +33,7 @@ enum ImageTool {
     /// The status of a verb that could not do what was asked.
     static let failure: Int32 = 1
 
-    /// Has the user hear what becomes of an image, in a line on standard error.
+    /// Reports to the user what happens to an image, in a line on standard error.
     static let report: @Sendable (String) -> Void = { StandardError().say($0) }
 
     /// Text that comes from an image, safe for a terminal.

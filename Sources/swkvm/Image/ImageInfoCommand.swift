@@ -5,7 +5,7 @@ internal import CLinux
 internal import DiskImage
 internal import Linux
 
-/// `swkvm image info`: what images say of themselves.
+/// `swkvm image info`: information about images.
 struct ImageInfoCommand: ImageVerb {
     static let options = OptionSyntax.VerbOptions(canShare: true)
     static let configuration = CommandConfiguration(
@@ -282,7 +282,7 @@ extension ImageInformation.Snapshot {
 
     /// In the local time zone.
     private var date: String {
-        // The structure names its time zone by a pointer, which is not looked at.
+        // The structure names its time zone by a pointer, which is not used.
         var time = time_t(seconds), fields = unsafe tm()
         unsafe localtime_r(&time, &fields)
         func two(_ number: Int32) -> String { number < 10 ? "0\(number)" : "\(number)" }

@@ -4,7 +4,8 @@ internal import CLinux
 internal import DiskImage
 internal import Linux
 
-/// A line of a terminal that says how far a long work has come; and the signals that end such a work in good order.
+/// A line of a terminal that shows the progress of a long operation; and the signals that end such an operation
+/// cleanly.
 final class ProgressLine {
     private let signals = SignalSet([SIGINT, SIGTERM, SIGHUP])
     /// What was blocked before; nil if signals end the process immediately.

@@ -3,8 +3,8 @@
 internal import ArgumentParser
 
 /// A command line of `swkvm image` in qemu-img's spelling, put into ours: values that stand right behind their option
-/// (`-fqcow2`), options that are called otherwise here, and those that have no effect. What swkvm does not have is
-/// an error that says what to use.
+/// (`-fqcow2`), options that are called otherwise here, and those that have no effect. What swkvm does not have is an
+/// error that names the replacement.
 ///
 /// The table is in QEMUWords+Table.swift, and for people in docs/images.md.
 struct QEMUWords {

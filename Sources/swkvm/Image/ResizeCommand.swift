@@ -12,7 +12,7 @@ struct SizeChange: Equatable {
     let sign: Sign
     let amount: ByteSize
 
-    /// - Throws: a sentence that says what is wanted.
+    /// - Throws: a sentence that states what is expected.
     init(parsing argument: String) throws {
         let sign: Sign =
             switch argument.first {
