@@ -80,6 +80,19 @@ import Testing
         if format == "qcow2" { try shell("qemu-img check -q \(path)") }
     }
 
+    /// By so much that the disk's thread has other turns meanwhile; the end comes through afterwards.
+    @Test(arguments: ["20G", "1T"], [1, 2]) func aDiskIsMadeMuchLonger(size: String, queues: Int) throws {
+        let path = directory("disk.qcow2"), bytes = size == "1T" ? 1 << 40 : 20 << 30
+        try shell("\(Host.swkvm) image create \(path) 64M")
+        let machine = try machine(["--disk", "\(path),queues=\(queues)"])
+        try command("resize blk0 \(size)", "blk0 has \(bytes) bytes now (67108864 before)", machine)
+        #expect(try machine.ask("disks").first?.hasPrefix("vda: \(bytes / 512) sectors") == true)
+        #expect(try machine.ask("write vda \(bytes / 512 - 1) the last sector").last == "written")
+        try machine.type("\r")
+        try machine.powerOff()
+        try shell("qemu-img check -q \(path)")
+    }
+
     @Test func thePrompt() throws {
         let machine = try machine([])
         try command("help", "help                show this list", machine)

@@ -237,8 +237,9 @@ internal import Linux
         return true
     }
 
-    /// Waits until a request has ended, if any is in flight.
+    /// Waits until a request has ended, if any is in flight. An owner that waits has nothing else to do: its turn has no end, until it begins another.
     public mutating func waitForCompletion() throws(DiskImageError) -> DiskCompletion? {
+        pipeline.operations.beginEndlessTurn()
         while true {
             try submit()
             if let completion = nextCompletion() { return completion }
@@ -250,7 +251,7 @@ internal import Linux
         }
     }
 
-    /// One transfer from start to end, for tools and tests; nothing else may be in flight.
+    /// One transfer from start to end, for who has nothing else in flight; it takes as long as it takes, see ``waitForCompletion()``.
     public mutating func perform(
         _ operation: DiskOperation, at offset: UInt64, memory: UnsafeMutableRawBufferPointer
     ) throws(DiskImageError) {
@@ -271,12 +272,15 @@ internal import Linux
 
     private mutating func perform(_ request: DiskRequest) throws(DiskImageError) {
         precondition(inFlight == 0)
-        guard let index = acquire() else { return }
+        func failed(_ error: Int32) -> DiskImageError {
+            .request(path: shared.path, SystemCallError("\(request.operation)", errno: error))
+        }
+        // An owner may keep all requests that have ended.
+        guard let index = acquire() else { throw failed(EAGAIN) }
         defer { release(index) }
         start(index, request)
-        if let error = try waitForCompletion()?.error, error != 0 {
-            throw .request(path: shared.path, SystemCallError("\(request.operation)", errno: error))
-        }
+        let error = try waitForCompletion()?.error ?? EIO
+        if error != 0 { throw failed(error) }
     }
 
     // MARK: - Turns and cancellation

@@ -301,6 +301,7 @@ internal import Linux
     }
 
     mutating func beginTurn() { budget.beginTurn() }
+    mutating func beginEndlessTurn() { budget.beginEndlessTurn() }
     var isTurnOver: Bool { budget.isTurnOver }
 
     mutating func spendLookup() { budget.spendLookup() }

@@ -109,6 +109,38 @@ import Testing
         #expect(unsafe memory.start.load(as: UInt64.self) == 0)
     }
 
+    /// A change of size is more than a turn, and waits for its own requests: those have no other turn.
+    @Test(arguments: [true, false], [1, 2]) func aResizeIsNotBoundedByATurn(usesRing: Bool, engines: Int) throws {
+        let path = directory.file("disk.qcow2")
+        try ImageCreation(path: path, format: .qcow2, size: 64 << 20).create()
+        do {
+            let shared = try SharedImage(DiskImage(path: path), calls: .host, isExclusive: engines == 1)
+            var engine = try DiskEngine(shared, depth: 8, segments: 8, usesRing: usesRing, share: engines)
+            let other = engines == 1 ? nil : try DiskEngine(shared, depth: 8, segments: 8, usesRing: usesRing, share: 2)
+            for size in [20 << 30, 1 << 40] as [UInt64] {
+                engine.beginTurn()
+                try engine.resize(to: size)
+                let now = engine.size
+                #expect(now == size)
+                // The owner's next turn is bounded again.
+                engine.beginTurn()
+                try engine.perform(.writeZeroes, at: 0, length: 1 << 16)
+            }
+            _ = consume other
+        }
+        qemuImage("check", "-q", path)
+    }
+
+    /// An owner that keeps all requests does not take one that was never started for one that succeeded.
+    @Test func whatHasNoRequestFails() throws {
+        var engine = try DiskEngine(image(Self.mebi), depth: 2)
+        for _ in 0..<2 {
+            let free = engine.acquire()
+            #expect(free != nil)
+        }
+        #expect(throws: DiskImageError.self) { try engine.perform(.flush) }
+    }
+
     /// Giving up waits for what the kernel has also when it takes no calls any more, and what it never got does not come later.
     @Test func givingUpWaitsThoughTheKernelTakesNoCalls() throws {
         let image = try image(Self.mebi)
