@@ -3,6 +3,8 @@
 internal import CLinux
 internal import Devices
 internal import Linux
+internal import Logging
+internal import Virtio
 
 /// The event loop of a ``ForegroundSession``: console, terminal, signals and timers, for all boots of a machine.
 ///
@@ -213,11 +215,16 @@ struct EventLoop: ~Copyable {
                 terminal?.restore()
                 SignalSet.applyDefault(of: SIGTSTP)
                 takeTerminal()
-            case SIGUSR1: metrics?.report(machine, "signal")
+            case SIGUSR1: reportMetrics()
             case SIGUSR2: control.post(.resume, answer: answers.add)
             default: handleStopSignal(number, report)
             }
         }
+    }
+
+    private func reportMetrics() {
+        guard let metrics else { return machine.log.warning("SIGUSR1: no --metrics file: nothing was written") }
+        metrics.report(machine, "signal")
     }
 
     private mutating func handleStopSignal(_ number: Int32, _ report: (String) -> Void) {

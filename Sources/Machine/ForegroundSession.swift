@@ -7,8 +7,8 @@ public import Logging
 
 /// Runs one machine in the foreground: signals, console and terminal, from boot to boot, until the machine has ended.
 ///
-/// SIGINT, SIGTERM and SIGHUP ask the guest to power off, the second one ends the machine; those that were ignored at
-/// the start stay ignored. The terminal's mode is restored before ``run(_:log:report:)`` returns.
+/// SIGINT, SIGTERM and SIGHUP ask the guest to power off, the second one ends the machine. SIGUSR1 writes the metrics,
+/// SIGUSR2 resumes a paused machine. Those that were ignored at the start stay ignored. The terminal's mode is restored before ``run(_:log:report:)`` returns.
 public enum ForegroundSession {
     /// Creates the machine of a configuration, runs it, and releases all of its resources.
     /// - Parameters:
@@ -25,9 +25,7 @@ public enum ForegroundSession {
         // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client
         // that has gone, or a file grown to its limit, is an error of write(2), not a signal.
         let stops = SignalSet([SIGINT, SIGTERM, SIGHUP].filter { !SignalSet.isIgnored($0) })
-        let jobControl = SignalSet(
-            [SIGTSTP].filter { !SignalSet.isIgnored($0) } + [SIGCONT, SIGUSR2]
-                + (configuration.metrics == nil ? [] : [SIGUSR1]))
+        let jobControl = SignalSet([SIGTSTP, SIGUSR1, SIGUSR2].filter { !SignalSet.isIgnored($0) } + [SIGCONT])
         let errors = SignalSet([SIGPIPE, SIGXFSZ, SIGTTOU, SIGTTIN])
         let before = stops.block()
         jobControl.block()

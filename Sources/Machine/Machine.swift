@@ -26,7 +26,7 @@ public final class Machine: Sendable {
     let ending: Ending
     private let room: SerialRoom
     private let serialPin: InterruptPin
-    private let log: Logger
+    let log: Logger
     /// The hardware of now; a reset puts another one into its place.
     private let current: Guarded<Board>
 

@@ -50,6 +50,19 @@ import Testing
         #expect(machine.output.text.contains("power button"))
     }
 
+    /// SIGUSR1 writes metrics, SIGUSR2 resumes: neither ends a machine that has nothing of the kind to do.
+    @Test func signalsWithoutAPurpose() throws {
+        let machine = try deafMachine()
+        machine.send(signal: SIGUSR1)
+        try machine.waitForError("swkvm: warning: SIGUSR1: no --metrics file: nothing was written")
+        machine.send(signal: SIGUSR2)
+        try machine.waitForError("swkvm: the machine is not paused")
+        machine.send(signal: SIGTERM)
+        try machine.waitForError("asked the guest to power off")
+        machine.sendOneMore(signal: SIGTERM)
+        try machine.expectEnd(143)
+    }
+
     // MARK: Before the guest starts
 
     /// A machine that waits for its disk's key has no guest to ask: one signal is its end, and nothing is left.
@@ -140,9 +153,9 @@ import Testing
     // MARK: Ignored ones
 
     /// What was ignored at the start, as SIGHUP is under nohup and SIGINT in a script's background job, stays ignored.
-    @Test(arguments: [("HUP", SIGHUP), ("INT", SIGINT), ("TERM", SIGTERM)]) func whatWasIgnoredStaysIgnored(
-        name: String, number: Int32
-    ) throws {
+    @Test(arguments: [
+        ("HUP", SIGHUP), ("INT", SIGINT), ("TERM", SIGTERM), ("USR1", SIGUSR1), ("USR2", SIGUSR2),
+    ]) func whatWasIgnoredStaysIgnored(name: String, number: Int32) throws {
         let machine = try Program(
             ["sh", "-c", "trap '' \(name); exec \"$@\"", "sh", Host.swkvm, "run", "--mem", "64M"], input: .pipe)
         try machine.wait(for: Program.prompt)
