@@ -165,6 +165,9 @@ final class Board: Sendable {
         for cpu in cpus { cpu.join() }
     }
 
+    /// Indicates whether a disk waits, after an error on the host, for a pause and its end.
+    var hasStoppedDisk: Bool { registry.slots.contains { ($0.device as? BlockDevice)?.isStopped == true } }
+
     /// Indicates whether a driver has used a virtio device: what ran here had come as far as an operating system comes.
     var wasDriven: Bool { registry.slots.contains { $0.function.counters.kicks.value > 0 } }
 }

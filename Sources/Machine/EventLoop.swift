@@ -189,7 +189,13 @@ struct EventLoop: ~Copyable {
     }
 
     /// Reports the answers to requests that keys made; once more when the control's thread has ended.
-    func reportAnswers(_ report: (String) -> Void) { for line in answers.take() { report(line) } }
+    func reportAnswers(_ report: (String) -> Void) {
+        for line in answers.take() {
+            // A disk that has stopped again has said that the machine is paused.
+            if line == ControlService.running, machine.board.hasStoppedDisk { continue }
+            report(line)
+        }
+    }
 
     /// Waits for the next time at which memory is freed, if there is one.
     private mutating func startMemoryTimer() {

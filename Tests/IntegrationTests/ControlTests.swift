@@ -99,7 +99,7 @@ import Testing
         try machine.wait(for: "resize DISK [SIZE]")
         try command("pause", "the machine is paused", machine)
         try command("status", "", machine)
-        try command("resume", "the machine runs", machine)
+        try command("resume", "the machine is running", machine)
         try command("resume", "the machine is not paused", machine)
         try command("nonsense", "unknown command 'nonsense'; `help` lists the commands", machine)
         // Given up: the guest gets what comes after.

@@ -106,6 +106,14 @@ import Testing
         for _ in 0..<2 {
             try resume()
             try machine.wait(for: Self.stopped)
+            // Not that it is running, after that it is paused.
+            try machine.type("\u{1}c")
+            try machine.wait(for: ", paused after an error of blk0, sandbox ")
+            let text = machine.output.text
+            let last = text.ranges(of: Self.stopped).last
+            #expect(
+                text[(last?.upperBound ?? text.startIndex)...].firstRange(of: "the machine is running") == nil,
+                "\(machine.output.tail)")
         }
         try inside("rm '\(mount)/filler'")
         try resume()

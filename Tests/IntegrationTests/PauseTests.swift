@@ -30,13 +30,13 @@ import Testing
         try machine.type(Self.key)
         try machine.wait(for: "swkvm: the machine is paused")
         try machine.type(Self.key)
-        try machine.wait(for: "swkvm: the machine runs")
+        try machine.wait(for: "swkvm: the machine is running")
     }
 
     /// What the guest has printed, without line ends: a message may be between any two of its letters.
     private func letters(of machine: Program) -> String {
         var letters = machine.output.text.filter { !$0.isNewline }
-        for message in ["swkvm: the machine is paused", "swkvm: the machine runs"] {
+        for message in ["swkvm: the machine is paused", "swkvm: the machine is running"] {
             while letters.firstOccurrence(of: message) != nil { letters = letters.replacing(first: message, with: "") }
         }
         return letters
@@ -98,7 +98,7 @@ import Testing
         #expect(try host.shell("ping -q -c 3 -i 0.1 -W 1 192.168.77.2 || true").contains("0 received"))
         try machine.type("echo typed in the pause\r")
         try machine.type(Self.key)
-        try machine.wait(for: "swkvm: the machine runs")
+        try machine.wait(for: "swkvm: the machine is running")
         // The guest may have been quicker than that message.
         #expect(try machine.ask("echo over").last == "over")
         #expect(letters(of: machine).contains("echo typed in the pausetyped in the pause"))

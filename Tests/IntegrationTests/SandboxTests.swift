@@ -167,7 +167,7 @@ import Testing
             try machine.type("\u{1}p")
             try machine.wait(for: "swkvm: the machine is paused")
             try machine.type("\u{1}r")
-            try machine.wait(for: "swkvm: the machine runs")
+            try machine.wait(for: "swkvm: the machine is running")
         }
         try machine.type("\u{1}x")
         try machine.expectEnd(104)

@@ -204,7 +204,7 @@ import Testing
         try machine.wait(
             for: "the guest has not read the last 64 KiB of keys; further ones are dropped until it has\r\n")
         try machine.type("\u{1}p")
-        try machine.wait(for: "the machine runs")
+        try machine.wait(for: "the machine is running")
         try machine.type("\u{1}x")
         try machine.expectEnd(104)
     }

@@ -9,7 +9,7 @@ import Testing
     private func finds(_ text: String) -> Bool { transcript.advance(past: text) }
 
     @Test func aLineThatAMessageCutsIsFound() {
-        transcript.append("sum\r\nreset witswkvm: the machine runs\r\nhin 535 us\r\n> ")
+        transcript.append("sum\r\nreset witswkvm: the machine is running\r\nhin 535 us\r\n> ")
         #expect(finds("reset within"))
         #expect(finds("\n> "))
         #expect(!finds("\n> "))
@@ -19,7 +19,7 @@ import Testing
     @Test func aMessageThatIsNotWholeIsWaitedFor() {
         transcript.append("reset sswkvm: the machine")
         #expect(!finds("reset soon"))
-        transcript.append(" runs\r\n")
+        transcript.append(" is running\r\n")
         #expect(!finds("reset soon"))
         transcript.append("oon\r\nnext")
         #expect(finds("reset soon"))

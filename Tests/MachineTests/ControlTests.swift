@@ -200,7 +200,7 @@ import Virtio
             }
         }.join()
         let (status, answers) = try #require(outcome.withLock { $0.take() }).get()
-        #expect(status == 0 && answers == ["the machine is paused", "the machine runs"])
+        #expect(status == 0 && answers == ["the machine is paused", "the machine is running"])
     }
 
     // MARK: Commands

@@ -140,7 +140,7 @@ private final class BusyDevice: VirtioDevice {
             let before = try state(of: machine)
             usleep(500)
             #expect(try state(of: machine) == before)
-            #expect(try control.perform(.togglePause) == "the machine runs")
+            #expect(try control.perform(.togglePause) == "the machine is running")
             #expect(!control.isPaused)
         }
         // On with it: the guest has gone further than it was.
@@ -205,9 +205,9 @@ private final class BusyDevice: VirtioDevice {
             #expect(throws: MachineControlError.busy) { try control.perform(.setLink(device: "net0", isUp: true)) }
         }
         #expect(try control.perform(.powerButton) == "the power button was pressed")
-        #expect(try control.perform(.status).hasPrefix("test: 2 vCPUs"))
+        #expect(try control.perform(.status).hasPrefix("machine test: 2 vCPUs"))
         #expect(answers.withLock { $0 }.isEmpty && !control.isPaused)
-        if isResumed { #expect(try control.perform(.resume) == "the machine runs") } else { control.end(.quit) }
+        if isResumed { #expect(try control.perform(.resume) == "the machine is running") } else { control.end(.quit) }
         #expect(machine.waitForEnd().exitStatus == (isResumed ? 0 : ExitStatus.quit))
         #expect(answers.withLock { $0 } == [.failure(isResumed ? .pauseCancelled : .notRunning)])
     }

@@ -11,6 +11,9 @@ internal import Virtio
 
 /// What the control's thread does while one board's guest runs.
 struct ControlService: Sendable {
+    /// The answer to who has resumed the machine.
+    static let running = "the machine is running"
+
     private let control: MachineControl
     private let board: Board
     private let ending: Ending
@@ -35,7 +38,7 @@ struct ControlService: Sendable {
         board.virtualMachine.waitForReplacedBuses()
         serveUrgentRequests()
         while !ending.isStopping {
-            if hasStoppedDisk, !control.isPaused {
+            if board.hasStoppedDisk, !control.isPaused {
                 // Cancelled if a client resumes the machine, whose disk then tries again, or ends it.
                 _ = try? pause()
             } else if let item = control.takeRequest() {
@@ -45,11 +48,6 @@ struct ControlService: Sendable {
             }
         }
         control.close()
-    }
-
-    /// Indicates whether a disk waits, after an error on the host, for a pause and its end.
-    private var hasStoppedDisk: Bool {
-        board.registry.slots.contains { ($0.device as? BlockDevice)?.isStopped == true }
     }
 
     private func serveUrgentRequests() {
@@ -121,7 +119,7 @@ struct ControlService: Sendable {
         for cpu in board.cpus { try? cpu.cpu.markPausedClock() }
         control.setPaused(false)
         letRun()
-        return "the machine runs"
+        return Self.running
     }
 
     private func letRun() {
@@ -210,7 +208,7 @@ struct ControlService: Sendable {
             if ending.isStopping { throw .notRunning }
             if let item = control.takeResumeRequest() {
                 letRun()
-                item.answer(.success("the machine runs"))
+                item.answer(.success(Self.running))
                 throw .pauseCancelled
             }
             waitForAttention()
