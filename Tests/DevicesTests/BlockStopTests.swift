@@ -278,7 +278,10 @@ import Testing
                 try driver.request(BlockRequestType.write, sector: UInt64($0 * 1024), out: piece).status
             }
             #expect(statuses == [0, 0, 0, 0])
-            #expect(device.statistics.ignored.value > 0 && device.statistics.failures == 0)
+            let statistics = device.statistics
+            #expect(statistics.ignored.value > 0 && statistics.failures == 0)
+            #expect(statistics.writes == 4 - statistics.ignored.value)
+            #expect(statistics.writtenBytes == statistics.writes * UInt64(piece.count))
             #expect(
                 small.lines.all.first?.hasSuffix("; ignored: success is reported to the guest") == true)
             device.reset()

@@ -373,24 +373,31 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             case .ignore: break
             }
         }
+        // What has failed and is ignored is counted as that alone.
+        if completion.error == 0 { count(completion) }
         switch completion.operation {
-        case .read:
-            counts.reads.add()
-            counts.readBytes.add(completion.length)
-            return completeRequest(slot, .ok, written: completion.length)
-        case .flush:
-            counts.flushes.add()
-            return completeRequest(slot, .ok)
-        case .write:
-            counts.writes.add()
-            counts.writtenBytes.add(completion.length)
+        case .read: return completeRequest(slot, .ok, written: completion.length)
+        case .flush: return completeRequest(slot, .ok)
+        case .write: break
         case .discard, .writeZeroes, .writeZeroesUnmapping:
-            counts.discards.add()
             if request.nextRange < request.readable.byteCount { return startNextRange(slot) }
         }
         // Without a write cache the driver takes the end of a write for durable.
         if cache.isWriteback.load(ordering: .acquiring) { return completeRequest(slot, .ok) }
         disk.start(slot, .flush, offset: 0, length: 0)
+    }
+
+    private func count(_ completion: DiskCompletion) {
+        switch completion.operation {
+        case .read:
+            counts.reads.add()
+            counts.readBytes.add(completion.length)
+        case .write:
+            counts.writes.add()
+            counts.writtenBytes.add(completion.length)
+        case .flush: counts.flushes.add()
+        case .discard, .writeZeroes, .writeZeroesUnmapping: counts.discards.add()
+        }
     }
 
     /// Decides what becomes of a request that the host, or the image, has refused, and reports it.
