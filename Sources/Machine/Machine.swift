@@ -80,7 +80,7 @@ public final class Machine: Sendable {
         if board.isBzImage { Self.warnOfInterpretedRingZero(board.kernelName, parts.system, log: log) }
         for slot in board.registry.slots { log.info("\(slot.description)") }
         log.info(
-            "\(configuration.cpus) vCPUs, \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(board.entry, radix: 16))"
+            "\(configuration.cpus) vCPU\(configuration.cpus == 1 ? "" : "s"), \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(board.entry, radix: 16))"
         )
         self.parts = parts
         bootDescription = board.bootDescription

@@ -51,12 +51,13 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
 
     /// A line for the machine, and a table of its devices of at most 80 columns.
     public var description: String {
-        var first = "\(name): \(cpus) vCPU\(cpus == 1 ? "" : "s")"
+        var first = "machine \(name): \(cpus) vCPU\(cpus == 1 ? "" : "s"), \(memorySize >> 20) MiB of RAM"
         if let memory {
-            first += ", \(memory.resident >> 20) of \(memorySize >> 20) MiB resident, \(memory.dirty >> 20) dirty"
+            first += " (\(memory.resident >> 20) MiB resident, \(memory.dirty >> 20) MiB dirty"
             if memory.transparentHuge > 0 {
-                first += " (\(memory.transparentHuge >> 20) MiB in transparent huge pages)"
+                first += ", \(memory.transparentHuge >> 20) MiB in transparent huge pages"
             }
+            first += ")"
         }
         if isPaused {
             let stopped = devices.filter(\.isStopped).map(\.name)

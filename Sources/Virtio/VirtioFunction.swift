@@ -189,7 +189,7 @@ public final class VirtioFunction: Sendable {
                 counters.errors.add()
                 return device.deviceEvents.report(
                     .refusedQueue(index), .warning,
-                    "the driver set up queue \(index) wrongly, and it is not ready: \(error)")
+                    "the driver's configuration of queue \(index) is invalid; the queue stays disabled: \(error)")
             }
             state.queues[index].isReady = true
             device.deviceEvents.trace("queue \(index) is ready, with \(state.queues[index].size) entries")

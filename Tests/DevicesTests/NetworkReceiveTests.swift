@@ -245,7 +245,7 @@ import Virtio
         #expect(driver.device.counters.badReceiveBuffers.value == 4 && driver.device.counters.receivedFrames == 1)
         #expect(
             driver.lines.all.first
-                == "warning: a receive buffer of the guest was returned unused: it is not writable, or too short for a header"
+                == "warning: a receive buffer was returned unused: it is not writable, or too short for a header"
         )
         #expect(!driver.status.contains(.needsReset))
     }

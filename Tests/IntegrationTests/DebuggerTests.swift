@@ -157,7 +157,7 @@ import Testing
             #expect(browser.isAtEnd())
         }
         try machine.waitForError(
-            "a client of --gdb was disconnected: it began with 'P', which is not a debugger's packet\n")
+            "a client of --gdb was disconnected: it began with 'P', which is not a debugger packet\n")
         // One that says nothing gives way to one that does.
         let silent = try connection()
         let debugger = try connection()

@@ -116,7 +116,7 @@ import Testing
         let terminal = try PseudoTerminal()
         let machine = try Program.machineAtPrompt(["--hugepages=thp", "--prealloc"], terminal: terminal)
         try machine.type("\u{1}c")
-        try machine.wait(for: "1 vCPU, 64 of 64 MiB resident")
+        try machine.wait(for: "1 vCPU, 64 MiB of RAM (64 MiB resident")
         try machine.wait(for: "MiB in transparent huge pages")
         try machine.type("poweroff\n")
         try machine.expectEnd(0)

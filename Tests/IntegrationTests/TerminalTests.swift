@@ -168,7 +168,7 @@ import Testing
         let machine = try machineAtPrompt(["--name", "mine", "--cpus", "2", "--disk", disk])
         _ = try machine.ask("sum vda 0 8")
         try machine.type("\u{1}c")
-        try machine.wait(for: "swkvm: mine: 2 vCPUs, ")
+        try machine.wait(for: "swkvm: machine mine: 2 vCPUs, ")
         try machine.wait(for: " MiB resident, ")
         try machine.wait(for: " dirty")
         try machine.wait(for: "\r\ndevice  requests")

@@ -179,11 +179,13 @@ import Testing
             drops: nil)
         let entropy = MachineStatus.Device(
             name: "rng0", requests: 1, bytes: nil, kicks: 1, exitKicks: 0, interrupts: 1, errors: 0, drops: nil)
-        #expect(status(cpus: 1, memory: nil) == "vm: 1 vCPU")
-        #expect(status(cpus: 2, memory: (5 << 20, 0)) == "vm: 2 vCPUs, 5 of 1024 MiB resident, 0 dirty")
+        #expect(status(cpus: 1, memory: nil) == "machine vm: 1 vCPU, 1024 MiB of RAM")
+        #expect(
+            status(cpus: 2, memory: (5 << 20, 0))
+                == "machine vm: 2 vCPUs, 1024 MiB of RAM (5 MiB resident, 0 MiB dirty)")
         #expect(
             status(cpus: 2, memory: (6 << 20, 4 << 20), devices: [disk, entropy]) == """
-                vm: 2 vCPUs, 6 of 1024 MiB resident, 0 dirty (4 MiB in transparent huge pages)
+                machine vm: 2 vCPUs, 1024 MiB of RAM (6 MiB resident, 0 MiB dirty, 4 MiB in transparent huge pages)
                 device  requests     in   out  kicks  exits  interrupts  errors  drops
                 blk0          12  4096B  117M     11      1          10       2      -
                 rng0           1      -     -      1      0           1       0      -
@@ -197,7 +199,7 @@ import Testing
         disk.queues = [.init(requests: 4, bytes: (4096, 0)), .init(requests: 8, bytes: (0, 512))]
         #expect(
             status(cpus: 1, memory: nil, devices: [disk]) == """
-                vm: 1 vCPU
+                machine vm: 1 vCPU, 1024 MiB of RAM
                 device  requests     in   out  kicks  exits  interrupts  errors  drops
                 blk0          12  4096B  512B     11      1          10       2      -
                 blk0.0         4  4096B    0B      -      -           -       -      -
@@ -209,7 +211,7 @@ import Testing
         var status = MachineStatus(name: "vm", cpus: 1, memorySize: 1 << 30, memory: nil, devices: [])
         for (sandbox, text) in [(nil, ""), ("on (seccomp)", ", sandbox on (seccomp)")] {
             status.sandbox = sandbox
-            #expect(status.description == "vm: 1 vCPU" + text)
+            #expect(status.description == "machine vm: 1 vCPU, 1024 MiB of RAM" + text)
         }
     }
 
@@ -218,13 +220,13 @@ import Testing
             name: "blk0", requests: 1, bytes: (0, 0), kicks: 1, exitKicks: 0, interrupts: 1, errors: 0, drops: nil)
         var status = MachineStatus(name: "vm", cpus: 1, memorySize: 1 << 30, memory: nil, devices: [disk])
         func line() -> Substring? { status.description.split(separator: "\n").first }
-        #expect(line() == "vm: 1 vCPU")
+        #expect(line() == "machine vm: 1 vCPU, 1024 MiB of RAM")
         status.isPaused = true
-        #expect(line() == "vm: 1 vCPU, paused")
+        #expect(line() == "machine vm: 1 vCPU, 1024 MiB of RAM, paused")
         disk.isStopped = true
         status = MachineStatus(
             name: "vm", cpus: 1, memorySize: 1 << 30, memory: nil, devices: [disk, disk], isPaused: true)
-        #expect(line() == "vm: 1 vCPU, paused after an error of blk0 and blk0")
+        #expect(line() == "machine vm: 1 vCPU, 1024 MiB of RAM, paused after an error of blk0 and blk0")
     }
 
     /// However large the figures are.

@@ -316,7 +316,7 @@ struct ReceivePath: ~Copyable {
             counters.badReceiveBuffers.add(tally.badBuffers)
             events.report(
                 .lostFrames(NetworkCounters.Loss.badReceiveBuffers), .warning, count: tally.badBuffers,
-                "a receive buffer of the guest was returned unused: it is not writable, or too short for a header")
+                "a receive buffer was returned unused: it is not writable, or too short for a header")
         }
         tally = Tally()
     }

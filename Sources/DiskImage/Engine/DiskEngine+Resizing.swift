@@ -73,7 +73,7 @@ extension DiskEngine {
         guard isImageQuiet else { throw refuse("other engines use it") }
         let now = try fileSize()
         guard now >= image.exactSize else {
-            throw refuse("it has become shorter, from \(image.exactSize) to \(now) bytes")
+            throw refuse("it has shrunk, from \(image.exactSize) to \(now) bytes")
         }
         try image.measure()
     }

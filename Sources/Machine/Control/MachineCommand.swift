@@ -22,7 +22,7 @@ public enum MachineCommand: Equatable, Sendable {
             plain(.status, $0)
         },
         Entry(names: ["pause"], arguments: "", purpose: "stop the vCPUs and the devices") { plain(.pause, $0) },
-        Entry(names: ["resume"], arguments: "", purpose: "let a paused machine run") { plain(.resume, $0) },
+        Entry(names: ["resume"], arguments: "", purpose: "resume a paused machine") { plain(.resume, $0) },
         Entry(names: ["power"], arguments: "", purpose: "press the power button") { plain(.powerButton, $0) },
         Entry(
             names: ["link"], arguments: "NET up|down",
@@ -33,14 +33,14 @@ public enum MachineCommand: Equatable, Sendable {
         },
         Entry(
             names: ["resize"], arguments: "DISK [SIZE]",
-            purpose: "make a disk longer: resize blk0 20G; without SIZE, as long as its image is now"
+            purpose: "grow a disk: resize blk0 20G; without SIZE, to the current size of its image"
         ) {
             words in
             guard words.count == 1 || words.count == 2 else { return nil }
             guard words.count == 2 else { return .request(.resize(device: words[0], size: nil)) }
             return size(words[1]).map { .request(.resize(device: words[0], size: $0)) }
         },
-        Entry(names: ["quit"], arguments: "", purpose: "end the machine at once") { $0.isEmpty ? .quit : nil },
+        Entry(names: ["quit"], arguments: "", purpose: "end the machine immediately") { $0.isEmpty ? .quit : nil },
     ]
 
     /// What a line means; nil for a line without words, a sentence for one that means nothing.

@@ -15,7 +15,7 @@ struct StrangerReport {
         if let last, now &- last < Self.interval { return unreported += 1 }
         let others = unreported == 0 ? "" : " (\(unreported) more before)"
         log.warning(
-            "a client of --gdb was disconnected: it \(Self.text(first)), which is not a debugger's packet\(others)")
+            "a client of --gdb was disconnected: it \(Self.text(first)), which is not a debugger packet\(others)")
         (last, unreported) = (now, 0)
     }
 
