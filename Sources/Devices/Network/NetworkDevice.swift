@@ -263,9 +263,12 @@ final class NetworkPort: Sendable {
     var isLinkUp: Bool { link.load(ordering: .relaxed) }
 
     /// The host's interface was removed: the link is down for good.
+    ///
+    /// The kernel takes an interface down before it removes it: that is no change of the link, but worth a line.
     func noteRemoval() {
-        removed.store(true, ordering: .relaxed)
-        setLink(up: false, because: "was removed from the host")
+        guard !removed.exchange(true, ordering: .relaxed) else { return }
+        _ = change { $0.isHostUp = false }
+        report(isUp: false, isUrgent: true, "\(attachment.tap.name) was removed from the host")
     }
 
     var isRemoved: Bool { removed.load(ordering: .relaxed) }
@@ -282,26 +285,32 @@ final class NetworkPort: Sendable {
     /// - Parameter reason: what the interface did, for the log.
     func setLink(up: Bool, because reason: String) {
         guard !(up && isRemoved) else { return }
-        change("\(attachment.tap.name) \(reason)") { $0.isHostUp = up }
+        if let isUp = change({ $0.isHostUp = up }) { report(isUp: isUp, "\(attachment.tap.name) \(reason)") }
     }
 
     /// The same for the guest's cable, by request.
     func setCable(isPluggedIn: Bool) {
-        change("the cable was \(isPluggedIn ? "plugged in" : "pulled") by request") { $0.isPluggedIn = isPluggedIn }
+        guard let isUp = change({ $0.isPluggedIn = isPluggedIn }) else { return }
+        report(isUp: isUp, "the cable was \(isPluggedIn ? "plugged in" : "pulled") by request")
     }
 
-    private func change(_ reason: String, _ body: (inout LinkEnds) -> Void) {
+    /// - Returns: what the link is now, if that is another state.
+    private func change(_ body: (inout LinkEnds) -> Void) -> Bool? {
         let change: Bool? = ends.withLock { ends in
             body(&ends)
             guard link.exchange(ends.isUp, ordering: .relaxed) != ends.isUp else { return nil }
             configuration.update { $0[Field.status] = ends.isUp ? Field.linkUp : 0 }
             return ends.isUp
         }
-        guard let isUp = change else { return }
-        interrupt.withLock { $0?.signal() }
-        // Last: the driver's interrupt comes first.
+        if change != nil { interrupt.withLock { $0?.signal() } }
+        return change
+    }
+
+    /// After the driver's interrupt.
+    private func report(isUp: Bool, isUrgent: Bool = false, _ reason: String) {
         events.report(
-            .link(isUp: isUp), isUp ? .notice : .warning, "the link is \(isUp ? "up again" : "down"): \(reason)")
+            .link(isUp: isUp), isUp ? .notice : .warning, isUrgent: isUrgent,
+            "the link is \(isUp ? "up again" : "down"): \(reason)")
     }
 
     // MARK: Coalescing
