@@ -18,12 +18,14 @@ public final class BackgroundWriter: Sendable {
     ///   - rotation: bounds the file; nil: nothing does.
     ///   - onRoom: called by the thread when bytes were written after some had been refused, or after
     ///     ``noticeNextWrite()``.
+    ///   - onLoss: called by the thread when it has dropped so many bytes, for this reason.
     public init(
         _ descriptor: consuming FileDescriptor, name: String, capacity: Int = 64 << 10, rotation: FileRotation? = nil,
-        onRoom: @escaping @Sendable () -> Void = {}
+        onRoom: @escaping @Sendable () -> Void = {},
+        onLoss: @escaping @Sendable (SystemCallError, Int) -> Void = { _, _ in }
     ) throws(SystemCallError) {
         _ = clinux_install_interrupting_signal(clinux_sigrtmin())
-        let shared = Shared(descriptor, capacity: capacity, rotation: rotation, onRoom: onRoom)
+        let shared = Shared(descriptor, capacity: capacity, rotation: rotation, onRoom: onRoom, onLoss: onLoss)
         self.shared = shared
         thread = Guarded(try Thread.start(name: name) { shared.run() })
     }
@@ -54,6 +56,7 @@ public final class BackgroundWriter: Sendable {
         private let descriptor: FileDescriptor
         /// The thread's.
         private let rotation: FileRotation?
+        private let onLoss: @Sendable (SystemCallError, Int) -> Void
         private let onRoom: @Sendable () -> Void
         // All below is touched within the monitor only: hence `Sendable`.
         private let monitor = Monitor()
@@ -68,10 +71,11 @@ public final class BackgroundWriter: Sendable {
 
         init(
             _ descriptor: consuming FileDescriptor, capacity: Int, rotation: FileRotation?,
-            onRoom: @escaping @Sendable () -> Void
+            onRoom: @escaping @Sendable () -> Void, onLoss: @escaping @Sendable (SystemCallError, Int) -> Void
         ) {
             self.descriptor = descriptor
             self.rotation = rotation
+            self.onLoss = onLoss
             self.onRoom = onRoom
             self.capacity = max(1, capacity)
             ring.reserveCapacity(self.capacity)
@@ -138,7 +142,9 @@ public final class BackgroundWriter: Sendable {
                     // One entry; a signal ends it too.
                     _ = unsafe poll(&entry, 1, -1)
                     return 0
-                default: return piece.count
+                default:
+                    onLoss(error, piece.count)
+                    return piece.count
                 }
             }
         }

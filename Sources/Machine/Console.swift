@@ -2,6 +2,7 @@
 
 internal import CLinux
 internal import Linux
+internal import Virtio
 
 /// The host's side of a machine's serial port, as ``Configuration/ConsoleKind`` names it.
 ///
@@ -22,25 +23,28 @@ struct Console {
         output: consuming FileDescriptor? = nil, mayBlock: Bool = false, rotation: FileRotation? = nil,
         limit: TokenBucket.Rate? = nil, input: consuming FileDescriptor? = nil,
         listener: Listener? = nil,
-        announcement: String? = nil, createdPaths: [String] = []
+        announcement: String? = nil, name: String = "", events: DeviceEvents = .none, createdPaths: [String] = []
     ) throws(SystemCallError) {
         self.createdPaths = createdPaths
-        self.output = try ConsoleOutput(output, mayBlock: mayBlock, rotation: rotation, limit: limit)
+        self.output = try ConsoleOutput(
+            output, mayBlock: mayBlock, rotation: rotation, limit: limit, name: name, events: events)
         if let input { self.input = ConsoleInput(input) } else { self.input = nil }
         self.listener = listener
         self.announcement = announcement
     }
 
     /// Opens what the configuration names.
+    /// - Parameter events: gets what the host refuses later.
     static func open(
-        _ kind: Configuration.ConsoleKind, _ limits: Configuration.ConsoleLimits = .none
+        _ kind: Configuration.ConsoleKind, _ limits: Configuration.ConsoleLimits = .none,
+        events: DeviceEvents = .none
     ) throws(MachineError) -> Console {
         let limit = limits.output
         do throws(SystemCallError) {
             switch kind {
             case .none: return try Console()
-            case .stdio: return try openStandard(limit)
-            case .file(let path): return try openFile(path, limits)
+            case .stdio: return try openStandard(limit, events)
+            case .file(let path): return try openFile(path, limits, events)
             case .pty: return try openPseudoTerminal(limit)
             case .unix(let path):
                 return try Console(
@@ -56,7 +60,7 @@ struct Console {
     }
 
     private static func openFile(
-        _ path: String, _ limits: Configuration.ConsoleLimits
+        _ path: String, _ limits: Configuration.ConsoleLimits, _ events: DeviceEvents
     ) throws(SystemCallError) -> Console {
         // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop; a regular file does not heed it.
         var flags = O_APPEND | O_NONBLOCK | O_NOCTTY
@@ -67,7 +71,7 @@ struct Console {
             let kind = FileDescriptor.kind(of: descriptor.rawValue) ?? 0
             return try Console(
                 output: descriptor, mayBlock: kind != S_IFIFO && kind != S_IFCHR, limit: limits.output,
-                createdPaths: created)
+                name: path, events: events, createdPaths: created)
         }
         // It is read when it is rotated.
         flags |= O_RDWR
@@ -83,7 +87,9 @@ struct Console {
                 rotation.add(backup)
             }
             return try Console(
-                output: descriptor, mayBlock: true, rotation: rotation, limit: limits.output, createdPaths: created)
+                output: descriptor, mayBlock: true, rotation: rotation, limit: limits.output, name: path,
+                events: events,
+                createdPaths: created)
         } catch {
             for path in created { removeName(path) }
             throw error
@@ -110,12 +116,16 @@ struct Console {
         return try FileDescriptor.open(path, flags | O_CREAT, mode: 0o600)
     }
 
-    private static func openStandard(_ limit: TokenBucket.Rate?) throws(SystemCallError) -> Console {
+    private static func openStandard(
+        _ limit: TokenBucket.Rate?, _ events: DeviceEvents
+    ) throws(SystemCallError) -> Console {
         var input = openAnew(STDIN_FILENO, O_RDONLY)
         if input == nil { input = try duplicate(STDIN_FILENO) }
         if let own = openAnew(STDOUT_FILENO, O_WRONLY) { return try Console(output: own, limit: limit, input: input) }
         let isSocket = (FileDescriptor.kind(of: STDOUT_FILENO) ?? 0) == S_IFSOCK
-        return try Console(output: duplicate(STDOUT_FILENO), mayBlock: !isSocket, limit: limit, input: input)
+        return try Console(
+            output: duplicate(STDOUT_FILENO), mayBlock: !isSocket, limit: limit, input: input,
+            name: "(standard output)", events: events)
     }
 
     /// A non-blocking descriptor of its own for a standard stream: the stream's own open file is shared with the shell,

@@ -3,6 +3,8 @@
 internal import CLinux
 internal import Devices
 internal import Linux
+internal import Synchronization
+internal import Virtio
 
 /// Writes a serial port's output to the connected client. Called by vCPU threads, it never waits.
 ///
@@ -22,14 +24,20 @@ final class ConsoleOutput: SerialSink {
     private let limit: Guarded<TokenBucket?>
     private let isLimited: Bool
 
+    /// What the log is to say of it.
+    let events: DeviceEvents
+    private let lost = LostBytes()
+
     /// - Parameters:
     ///   - mayBlock: the descriptor's writes may wait: a thread does them.
     ///   - rotation: bounds a file.
     ///   - limit: bytes a second that the guest may write to a reader.
+    ///   - name: the file's, for the log.
     init(
         _ descriptor: consuming FileDescriptor?, mayBlock: Bool = false, rotation: FileRotation? = nil,
-        limit: TokenBucket.Rate? = nil
+        limit: TokenBucket.Rate? = nil, name: String = "", events: DeviceEvents = .none
     ) throws(SystemCallError) {
+        self.events = events
         isLimited = limit != nil
         self.limit = Guarded(limit.map { TokenBucket($0, now: TimerFD.nanoseconds) })
         attention = try EventFD()
@@ -37,13 +45,24 @@ final class ConsoleOutput: SerialSink {
         if mayBlock {
             // The thread may call while this object is being destroyed: it signals through a descriptor of its own.
             let signal = try attention.duplicate()
+            // A reader that has gone is nothing to be reported.
+            let isFile = (FileDescriptor.kind(of: descriptor.rawValue) ?? 0) == S_IFREG
             let writer = try BackgroundWriter(
-                descriptor, name: "console", rotation: rotation, onRoom: { signal.signal() })
+                descriptor, name: "console", rotation: rotation, onRoom: { signal.signal() },
+                onLoss: { [lost] error, count in
+                    guard isFile else { return }
+                    lost.count.add(UInt64(count), ordering: .relaxed)
+                    events.report(
+                        .hostError(operation: 0, errno: error.errno), .warning,
+                        "console file \(name): \(error); output of the guest is lost")
+                })
             connection.withLock { $0 = .background(writer) }
         } else {
             connect(descriptor)
         }
     }
+
+    var lostBytes: UInt64 { lost.count.load(ordering: .relaxed) }
 
     /// The descriptor that output goes to now, to wait until it is writable; nil where a thread does that.
     var rawValue: Int32? {
@@ -114,4 +133,9 @@ final class ConsoleOutput: SerialSink {
         var descriptor = pollfd(fd: number, events: Int16(POLLOUT), revents: 0)
         return unsafe poll(&descriptor, 1, 0) > 0 && descriptor.revents & Int16(POLLHUP) != 0
     }
+}
+
+/// Bytes of a file's that were not written, counted by the thread that writes it.
+private final class LostBytes: Sendable {
+    let count = Atomic<UInt64>(0)
 }

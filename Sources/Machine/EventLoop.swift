@@ -205,6 +205,7 @@ struct EventLoop: ~Copyable {
 
     private func reportEvents() {
         machine.summarizeEvents()
+        console.output.events.summarize()
         eventTimer.start(milliseconds: eventPeriod)
     }
 

@@ -4,6 +4,7 @@ internal import CLinux
 internal import GuestMemory
 internal import Linux
 public import Logging
+internal import Virtio
 
 /// Runs one machine in the foreground: signals, console and terminal, from boot to boot, until the machine has ended.
 ///
@@ -46,7 +47,9 @@ public enum ForegroundSession {
                 throw .metrics(path: wanted.path, error)
             }
         }
-        let console = try Console.open(configuration.console, configuration.consoleLimits)
+        let console = try Console.open(
+            configuration.console, configuration.consoleLimits,
+            events: DeviceEvents { _, line in log.warning("\(line)") })
         var hasStarted = false
         defer { if !hasStarted { console.withdraw() } }
         let machine: Machine
@@ -88,6 +91,7 @@ public enum ForegroundSession {
         loop.console.output.endLimit()
         // A requested end does not wait for a reader of what the guest has printed.
         loop.flushOutput(isPatient: configuration.console == .stdio && !end.isForced && !loop.wasAskedToPowerOff)
+        loop.console.output.events.summarize(all: true)
         loop.giveTerminalBack()
         if configuration.memory.backing == .transparent, let usage = machine.status.memory {
             report(

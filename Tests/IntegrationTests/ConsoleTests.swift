@@ -107,6 +107,37 @@ import Testing
         #expect(rows == dump(content))
     }
 
+    /// The guest does not wait, and its user hears of what is lost.
+    @Test(arguments: ["", ",size=64K"]) func aFileOnAFullFileSystem(options: String) throws {
+        let directory = try TemporaryDirectory()
+        let mount = directory("mount"), metrics = directory("m.prom")
+        let machine = try Program([
+            "unshare", "-m", "sh", "-uc",
+            """
+            mkdir '\(mount)'
+            mount -t tmpfs -o size=64K none '\(mount)'
+            head -c 1M /dev/zero >'\(mount)/filler' 2>/dev/null
+            exec '\(Host.swkvm)' run --mem 64M --cmdline '' --console 'file:\(mount)/out\(options)' \\
+                --metrics '\(metrics)' --metrics-format prometheus
+            """,
+        ])
+        try machine.waitForError(
+            "swkvm: warning: console file \(mount)/out: write: No space left on device; output of the guest is lost\n")
+        machine.send(signal: SIGUSR1)
+        let figure = #"swkvm_machine_console_lost_bytes_total{machine="swkvm",cause="file"} "#
+        #expect(
+            try eventually {
+                let text = String(decoding: (try? readFile(metrics, limit: 1 << 20)) ?? [], as: UTF8.self)
+                let line = text.split(separator: "\n").first { $0.hasPrefix(figure) }
+                return line.map { $0.dropFirst(figure.count) != "0" } == true
+            })
+        machine.send(signal: SIGTERM)
+        try machine.expectEnd(0)
+        // The rest is a number at the end.
+        let lines = machine.errors.lines.filter { $0.firstRange(of: "No space left on device") != nil }
+        #expect(lines.count <= 2, "\(machine.story)")
+    }
+
     /// A pipe that is full when the guest ends: the process waits with the last bytes, as any writer to a pipe does,
     /// until they are read or a signal says not to.
     @Test(arguments: [true, false]) func theLastBytesWaitForTheReader(isRead: Bool) throws {

@@ -60,6 +60,9 @@ public final class SerialPort: ByteWideDevice {
     /// Bytes that a guest wrote while the transmitter was not empty and the ring full.
     public var droppedOutput: UInt64 { state.withLock { $0.dropped } }
 
+    /// Bytes that the sink has lost.
+    public var lostOutput: UInt64 { sink.lostBytes }
+
     /// Registers and receive FIFO as after power-on. Output on its way stays on its way.
     public func reset() {
         state.withLock { $0.resetRegisters() }

@@ -10,6 +10,13 @@ public protocol SerialSink: AnyObject, Sendable {
     /// A sink that takes fewer than all calls ``SerialPort/flush()`` when there is room again. It must not call the port
     /// from here.
     func take(_ bytes: Span<UInt8>) -> Int
+
+    /// Bytes that were taken, and lost since the host failed to write them.
+    var lostBytes: UInt64 { get }
+}
+
+extension SerialSink {
+    public var lostBytes: UInt64 { 0 }
 }
 
 extension BackgroundWriter: SerialSink {}

@@ -63,6 +63,7 @@ extension Machine {
                     "uptime_seconds": .decimal(Double(TimerFD.now &- parts.created) / 1000),
                     "vcpus": .whole(UInt64(configuration.cpus)),
                     "paused": .whole(control.isPaused ? 1 : 0), "reboots": .whole(past.reboots),
+                    "console_lost_bytes": .byLabel([("overrun", serial.droppedOutput), ("file", serial.lostOutput)]),
                 ]),
             memoryMetrics, Self.processMetrics,
         ]

@@ -50,6 +50,9 @@ struct Metric: Sendable {
         Metric(scope: .machine, field: "vcpus", kind: .gauge, help: "Virtual CPUs."),
         Metric(scope: .machine, field: "paused", kind: .gauge, help: "1 while the machine is paused, otherwise 0."),
         Metric(scope: .machine, field: "reboots", kind: .counter, help: "Times that the guest has rebooted."),
+        Metric(
+            scope: .machine, field: "console_lost_bytes", kind: .counter,
+            help: "Bytes of console output that were lost, by cause.", label: "cause"),
     ]
     private static let memory = [
         Metric(scope: .memory, field: "size_bytes", kind: .gauge, help: "Size of the guest's RAM."),
