@@ -239,7 +239,9 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
             "disk \(quoted(path)): more than \(DiskImage.maximumChainLength) images are in its backing chain"
         case .transfer(let path, let offset, let length, let error):
             "disk \(quoted(path)): \(error) ("
-                + (length.map { "\($0) bytes at byte \(offset) of the disk" } ?? "at byte \(offset) of the file") + ")"
+                + (length.map { "\($0) bytes at byte \(offset) of the disk" }
+                    ?? "at byte \(offset) of the \(NBDLocation.isAddress(path) ? "remote disk" : "file")")
+                + ")"
         case .request(let path, let error):
             "disk \(quoted(path)): \(error)"
         case .remoteAddress(let path, let reason):

@@ -209,7 +209,11 @@ public final class Machine: Sendable {
     /// Has the devices report the numbers of events that they have only counted.
     /// - Parameter all: also those of the last minute.
     func summarizeEvents(all: Bool = false) {
-        for (_, device) in parts.devices.all { device.deviceEvents.summarize(all: all) }
+        for (_, device) in parts.devices.all {
+            // Its thread may be waiting for the host until the end.
+            if all { (device as? BlockDevice)?.reportLosses() }
+            device.deviceEvents.summarize(all: all)
+        }
     }
 
     /// Figures of the moment, for a status line.

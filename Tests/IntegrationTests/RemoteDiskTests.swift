@@ -75,6 +75,7 @@ import Testing
         try machine.waitForError("connection lost")
         // The guest gets its error, and its machine ends as it should.
         #expect(try machine.ask("write vda 5 lost") != ["written"])
+        try machine.waitForError("no connection to the server (at byte")
         let again = try serve("disk.raw")
         try machine.waitForError("reconnected after")
         #expect(try machine.ask("write vda 5 there") == ["written"])
@@ -89,6 +90,20 @@ import Testing
             })
         again.send(signal: SIGCONT)
         try kill(again)
+    }
+
+    /// What was only counted in the minute after a line is reported when the machine ends.
+    @Test func theLogEndsWithTheStateOfTheConnection() throws {
+        var server = try serve("disk.raw")
+        let machine = try Program.machineAtPrompt(["--disk", address()])
+        try kill(server)
+        try machine.waitForError("disk \"\(address())\": connection lost: ")
+        server = try serve("disk.raw")
+        try machine.waitForError("reconnected after")
+        try kill(server)
+        try machine.powerOff()
+        let last = machine.errors.lines.last { $0.firstRange(of: "connect") != nil }
+        #expect(last?.firstRange(of: "\": connection lost: ") != nil, "\(machine.story)")
     }
 
     /// A server that never answers holds no tool up whose user ends it.

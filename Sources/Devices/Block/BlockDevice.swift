@@ -179,6 +179,12 @@ public final class BlockDevice: VirtioDevice {
         }
     }
 
+    /// Reports the lost connections of a remote disk that were only counted. It waits for the disk's thread.
+    public func reportLosses() {
+        // It has one queue.
+        if remote != nil { workers.first?.perform(DiskSummary()) }
+    }
+
     /// Makes the disk longer while the guest runs, at the end of what is in flight in all queues. A configuration
     /// change informs the driver.
     /// - Parameters:

@@ -173,6 +173,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             resizeIfQuiet()
         // Processing the queue begins with it.
         case is DiskRetry: doorbell?.event.signal()
+        case is DiskSummary: disk.reportLosses()
         default: break
         }
     }

@@ -28,3 +28,6 @@ final class DiskStop: Sendable {
 
 /// Has a queue start the requests again that the host has failed.
 struct DiskRetry: DeviceRequest {}
+
+/// Has the disk report what it has only counted.
+struct DiskSummary: DeviceRequest {}

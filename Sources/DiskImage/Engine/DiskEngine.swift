@@ -160,6 +160,13 @@ internal import Linux
             return .transfer(path: shared.path, offset: completion.offset, length: completion.length, reason)
         }
         let path = image.path(of: failed), reason = SystemCallError(failed.call.name, errno: completion.error)
+        if let remote = image.remote, remote.path == path, let reason = remote.outageReason {
+            return .remote(
+                path: path,
+                reason: failed.call == .synchronize
+                    ? "flush: \(reason)"
+                    : "\(failed.call.name): \(reason) (at byte \(failed.offset) of the remote disk)")
+        }
         // What is made durable is the whole file.
         return failed.call == .synchronize
             ? .request(path: path, reason) : .transfer(path: path, offset: failed.offset, length: nil, reason)
@@ -314,6 +321,9 @@ internal import Linux
         }
         pipeline.operations.endCancelling()
     }
+
+    /// Has a remote disk report the lost connections that were only counted: the machine is at its end.
+    public func reportLosses() { image.remote?.reportLosses() }
 
     // MARK: - For this module, and for tests
 

@@ -209,7 +209,20 @@ extension NBDDisk {
         if let line = outage.answered(now()) { tell(line) }
     }
 
-    private func tell(_ what: String) { report?("disk \(path): \(what)") }
+    /// Why requests fail that cannot be sent; nil while they wait for a connection, or have one.
+    var outageReason: String? {
+        if case .broken = link { return failure }
+        guard isHopeless(now()) else { return nil }
+        return "no connection to the server" + (patience > 0 ? " for \(patience / 1000) s" : "")
+    }
+
+    /// Reports the losses that were only counted, up to now: the disk is at its end.
+    func reportLosses() {
+        handle(look(timeout: 0))
+        if let line = outage.last(now()) { tell(line) }
+    }
+
+    private func tell(_ what: String) { report?("disk \(quoted(path)): \(what)") }
 
     /// libnbd's words, and what they mean where they do not say it.
     private func explained(_ failure: NBDFailure) -> String {

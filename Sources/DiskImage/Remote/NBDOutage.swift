@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// The time between the loss of a remote disk's connection and the first answer that comes over another one, and what
-/// the host's log says of it.
+/// the host's log says of it: the first loss at once, and then the number of further ones once in each quiet time.
 ///
 /// A server that completes the handshake and closes again has answered nothing: the outage continues, and with it the
 /// patience of requests and the pauses between attempts. Times are milliseconds of one clock.
 struct NBDOutage {
-    /// For so long after a line about a loss the next loss is not logged, unless the connection is still down then.
-    static let quietTime = 10_000
+    /// For so long after a line about a loss the next ones are only counted.
+    static let quietTime = 60_000
 
     /// When it began; nil without one. It is later by the time in which a connection stood and nothing was asked.
     private(set) var began: Int?
     /// Since when a connection stands over which nothing has been asked.
     private var idleSince: Int?
+    /// Since when no connection stands, or one that has answered nothing of what waits; nil while one does.
+    private var downSince: Int?
     /// Indicates whether the last line says that the connection is lost.
     private var isLogged = false
     private var quietUntil = Int.min
     /// Losses since the last line about one, and why the last of them happened.
     private var unlogged = 0
-    private var pendingReason: String?
+    private var reason = ""
 
     /// When a line is due that ``overdue(_:patience:)`` returns; nil without one.
-    var logsAt: Int? { pendingReason == nil ? nil : quietUntil }
+    var logsAt: Int? { unlogged > 0 ? quietUntil : nil }
 
     /// A connection that was ready has come to its end.
     /// - Returns: whether a command was answered over it, and a line for the log.
@@ -29,24 +31,34 @@ struct NBDOutage {
         asked(now)
         let wasUseful = began == nil
         if wasUseful { began = now }
-        guard !isLogged else { return (wasUseful, nil) }
-        unlogged += 1
-        pendingReason = reason
-        return (wasUseful, now >= quietUntil ? overdue(now, patience: patience) : nil)
+        self.reason = reason
+        if downSince == nil {
+            downSince = now
+            unlogged += 1
+        }
+        return (wasUseful, overdue(now, patience: patience))
     }
 
-    /// The line about a loss that was not logged when it happened, if it is time for it.
-    mutating func overdue(_ now: Int, patience: Int) -> String? {
-        guard let reason = pendingReason, now >= quietUntil else { return nil }
-        let count = unlogged > 1 ? " (\(unlogged) times by now)" : ""
-        (pendingReason, unlogged, isLogged, quietUntil) = (nil, 0, true, now + Self.quietTime)
-        return "connection lost\(count): \(reason); requests wait up to \(patience / 1000) s for a reconnect"
+    /// The line about losses that were not logged when they happened, if it is time for it.
+    mutating func overdue(_ now: Int, patience: Int) -> String? { now >= quietUntil ? rest(now, patience) : nil }
+
+    /// The same, whatever the time: there is no other.
+    mutating func last(_ now: Int) -> String? { rest(now, nil) }
+
+    private mutating func rest(_ now: Int, _ patience: Int?) -> String? {
+        guard unlogged > 0 else { return nil }
+        let isDown = downSince != nil
+        let count =
+            unlogged > 1 || !isDown ? " (\(unlogged) time\(unlogged == 1 ? "" : "s") since the last message)" : ""
+        (unlogged, isLogged, quietUntil) = (0, isDown, now + Self.quietTime)
+        guard isDown else { return "connection lost and restored\(count): \(reason)" }
+        return "connection lost\(count): \(reason)"
+            + (patience.map { "; requests wait up to \($0 / 1000) s for a reconnect" } ?? "")
     }
 
     /// Another connection is ready.
     /// - Returns: a line for the log, where no command waits whose answer would show that the server is back.
     mutating func connected(_ now: Int, isAwaited: Bool) -> String? {
-        pendingReason = nil
         guard !isAwaited else { return nil }
         idleSince = now
         return back(now, "no requests were waiting")
@@ -69,8 +81,10 @@ struct NBDOutage {
     }
 
     private mutating func back(_ now: Int, _ rest: String) -> String? {
-        guard isLogged, let began else { return nil }
+        guard let since = downSince else { return nil }
+        downSince = nil
+        guard isLogged else { return nil }
         isLogged = false
-        return "reconnected after \((now - began + 999) / 1000) s; \(rest)"
+        return "reconnected after \((now - since + 999) / 1000) s; \(rest)"
     }
 }
