@@ -31,6 +31,27 @@ public enum NetworkBackend: Equatable, Sendable {
     }
 }
 
+/// Frames that an interface of the host has dropped.
+public struct HostDrops: Equatable, Sendable {
+    /// Frames for the guest, mostly because it was too slow.
+    public var receive: UInt64
+    /// Frames of the guest, after they were accepted.
+    public var send: UInt64
+
+    public static let none = HostDrops(0, 0)
+
+    public init(_ receive: UInt64, _ send: UInt64) {
+        self.receive = receive
+        self.send = send
+    }
+
+    /// Those since others; an interface that was replaced by another one begins anew.
+    public func since(_ before: HostDrops) -> HostDrops {
+        func grown(_ now: UInt64, _ before: UInt64) -> UInt64 { now < before ? now : now - before }
+        return HostDrops(grown(receive, before.receive), grown(send, before.send))
+    }
+}
+
 /// A TAP that is ready for a machine. What was changed on the host for it is changed back when the value ends,
 /// last change first; also when its making fails half-way.
 ///
@@ -123,13 +144,12 @@ public struct NetworkAttachment: ~Copyable, Sendable {
     /// kernel gives no socket.
     public func watchLink() -> LinkWatcher? { index == 0 ? nil : try? LinkWatcher(index: index) }
 
-    /// The number of frames that the host dropped because the guest was too slow; nil if the interface is not visible
-    /// from here.
-    public var hostDrops: UInt64? { link.map { isMACVTAP ? $0.receiveDrops : $0.transmitDrops } }
-
-    /// The number of the guest's frames that the interface dropped after accepting them; nil if it is not visible from
-    /// here.
-    public var hostSendDrops: UInt64? { link.map { isMACVTAP ? $0.transmitDrops : $0.receiveDrops } }
+    /// The numbers of frames that the interface has dropped since it exists; nil if it is not visible from here.
+    public var hostDrops: HostDrops? {
+        link.map {
+            isMACVTAP ? HostDrops($0.receiveDrops, $0.transmitDrops) : HostDrops($0.transmitDrops, $0.receiveDrops)
+        }
+    }
 
     private var link: Link? {
         netlink.withLock { try? $0?.link(at: index) }

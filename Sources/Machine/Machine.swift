@@ -210,6 +210,7 @@ public final class Machine: Sendable {
     /// - Parameter all: also those of the last minute.
     func summarizeEvents(all: Bool = false) {
         for (_, device) in parts.devices.all {
+            (device as? NetworkDevice)?.reportHostDrops()
             // Its thread may be waiting for the host until the end.
             if all { (device as? BlockDevice)?.reportLosses() }
             device.deviceEvents.summarize(all: all)

@@ -2,6 +2,7 @@
 
 internal import Devices
 public import GuestMemory
+internal import HostNetwork
 internal import Sandbox
 internal import Virtio
 
@@ -17,7 +18,7 @@ public struct MachineStatus: Sendable, CustomStringConvertible {
         public let exitKicks: UInt64
         public let interrupts: UInt64
         public let errors: UInt64
-        /// Frames dropped in both directions; nil of a device without any.
+        /// Frames dropped in both directions, by the host's interface too; nil of a device without any.
         public let drops: UInt64?
         /// Indicates whether it is a disk that has stopped after an error on the host.
         public var isStopped = false
@@ -130,13 +131,17 @@ extension MachineStatus {
 
 extension MachineStatus.Device {
     fileprivate init(_ device: any VirtioDevice, _ counters: DeviceCounters) {
-        let block = device as? BlockDevice, disk = block?.statistics, network = (device as? NetworkDevice)?.counters
+        let block = device as? BlockDevice, disk = block?.statistics
+        let card = device as? NetworkDevice, network = card?.counters, hostDrops = card?.hostDrops ?? HostDrops.none
         self.init(
             name: device.name, requests: counters.requests.value,
             bytes: disk.map { ($0.readBytes, $0.writtenBytes) }
                 ?? network.map { ($0.receivedBytes, $0.sentBytes) },
             kicks: counters.kicks.value, exitKicks: counters.exitKicks.value, interrupts: counters.interrupts.value,
-            errors: counters.errors.value, drops: network.map { $0.receiveDrops &+ $0.sendDrops },
+            errors: counters.errors.value,
+            drops: network.map {
+                $0.receiveDrops &+ $0.sendDrops &+ hostDrops.receive &+ hostDrops.send
+            },
             isStopped: block?.isStopped == true, queues: Self.queues(block?.statistics, network))
     }
 

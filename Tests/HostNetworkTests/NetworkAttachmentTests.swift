@@ -7,6 +7,14 @@ import Linux
 import TestSupport
 import Testing
 
+@Suite(.timed) struct HostDropsTests {
+    /// An interface may have dropped frames before, and another one of its name begins anew.
+    @Test func countsWhatIsNew() {
+        #expect(HostDrops(7, 3).since(HostDrops(5, 3)) == HostDrops(2, 0))
+        #expect(HostDrops(1, 3).since(HostDrops(5, 2)) == HostDrops(1, 1))
+    }
+}
+
 @Suite(.timed, .enabled(if: mayMakeNamespaces, rootNeeded)) struct NetworkAttachmentTests {
     private func attach(
         _ tap: String?, bridge: String? = nil, create: Bool = false, mtu: Int? = nil
@@ -304,7 +312,7 @@ import Testing
             let before = try #require(try host.netlink.link(named: name("swtap0")))
             try host.netlink.set(before, mtu: 1400)
             let attachment = try NetworkAttachment(.descriptor(passOn(descriptor)))
-            #expect(attachment.mtu == 1400 && attachment.hostDrops == 0)
+            #expect(attachment.mtu == 1400 && attachment.hostDrops?.receive == 0)
             #expect(try host.netlink.link(named: name("swtap0"))?.isUp == false)
         }
     }

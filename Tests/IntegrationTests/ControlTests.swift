@@ -80,6 +80,26 @@ import Testing
         if format == "qcow2" { try shell("qemu-img check -q \(path)") }
     }
 
+    /// What the host's queue cannot hold in a pause is among the counters, and in the log.
+    @Test func framesThatAPausedMachineLoses() throws {
+        let machine = try machine(["--net", "tap=tap0"])
+        try host.shell("ip addr add 192.168.77.1/24 dev tap0; ip link set tap0 txqueuelen 10")
+        #expect(try host.shell("ping -q -c 1 -W 2 192.168.77.2 || true").contains("1 received"))
+        try command("pause", "the machine is paused", machine)
+        try host.shell("ping -f -q -c 200 -w 3 192.168.77.2 || true")
+        try machine.type("\u{1}c")
+        try machine.wait(for: "drops\r\nnet0")
+        try machine.wait(for: "\r\n")
+        let cells = machine.output.text.split(separator: "\r\n").last { $0.hasPrefix("net0") }?.split(separator: " ")
+        #expect(cells?.last.flatMap { Int($0) }.map { $0 > 50 } == true, "\(machine.output.tail)")
+        try command("resume", "the machine is running", machine)
+        try machine.type("\r")
+        try machine.powerOff()
+        #expect(
+            machine.output.text.contains("net0: a frame for the guest was dropped by tap0, mostly"),
+            "\(machine.output.tail)")
+    }
+
     /// By so much that the disk's thread has other turns meanwhile; the end comes through afterwards.
     @Test(arguments: ["20G", "1T"], [1, 2]) func aDiskIsMadeMuchLonger(size: String, queues: Int) throws {
         let path = directory("disk.qcow2"), bytes = size == "1T" ? 1 << 40 : 20 << 30

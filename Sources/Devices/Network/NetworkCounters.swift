@@ -60,6 +60,8 @@ public final class NetworkCounters: Sendable {
         static let receiveWithoutDriver: UInt8 = 6
         static let receiveLinkDown: UInt8 = 7
         static let sendForeignSource: UInt8 = 8
+        static let hostReceive: UInt8 = 9
+        static let hostSend: UInt8 = 10
     }
 
     /// - Parameter pairs: of queues.

@@ -61,13 +61,26 @@ public final class NetworkDevice: VirtioDevice {
     /// The guest's address: as given, or as the driver has set it since.
     public var address: MACAddress { port.address }
 
-    /// Frames that the host dropped because the guest took them too slowly; nil when the interface cannot be seen from
-    /// here.
-    public var hostDrops: UInt64? { port.attachment.hostDrops }
+    /// Frames that the host's interface has dropped since the device was made; nil when it cannot be seen from here. A
+    /// macvtap takes frames also while it is down, and does not count them all.
+    public var hostDrops: HostDrops? { port.attachment.hostDrops.map { $0.since(port.earlierDrops) } }
 
-    /// Frames that the host's interface dropped after it had taken them from the guest; nil as above. A macvtap takes
-    /// frames also while it is down, and does not count them all.
-    public var hostSendDrops: UInt64? { port.attachment.hostSendDrops }
+    /// Reports those since the last call. It asks the kernel: not for a vCPU's thread.
+    public func reportHostDrops() {
+        guard let now = hostDrops else { return }
+        let new = port.reportedDrops.withLock { reported in
+            defer { reported = now }
+            return now.since(reported)
+        }
+        let interface = hostInterface
+        deviceEvents.report(
+            .lostFrames(NetworkCounters.Loss.hostReceive), .warning, count: new.receive,
+            "a frame for the guest was dropped by \(interface), mostly because its queue was full: the guest is too slow, or paused"
+        )
+        deviceEvents.report(
+            .lostFrames(NetworkCounters.Loss.hostSend), .warning, count: new.send,
+            "a frame of the guest was dropped by \(interface)")
+    }
 
     /// Indicates whether the guest sees the link as up. While it is down, frames are dropped and counted in
     /// both directions.
@@ -168,6 +181,9 @@ final class NetworkPort: Sendable {
     private let link = Atomic<Bool>(true)
     private let ends = Guarded(LinkEnds())
     private let removed = Atomic<Bool>(false)
+    /// What the host's interface had dropped before, and what was reported of the rest.
+    let earlierDrops: HostDrops
+    let reportedDrops = Guarded(HostDrops.none)
     /// The interface's, as the host has it now.
     private let linkMTU: Atomic<Int>
     /// Of receive and transmit of each pair. The first pair's thread sets them.
@@ -198,6 +214,7 @@ final class NetworkPort: Sendable {
         self.events = events
         lockedAddress = isAddressLocked ? address : nil
         linkMTU = Atomic(attachment.mtu)
+        earlierDrops = attachment.hostDrops ?? .none
         let mtu = Self.possibleMTU(attachment.mtu)
         let pairs = attachment.tap.queues.count
         counters = NetworkCounters(pairs: pairs)

@@ -5,6 +5,7 @@ internal import Devices
 internal import DiskImage
 internal import Glibc
 internal import GuestMemory
+internal import HostNetwork
 internal import KVM
 internal import Linux
 internal import Virtio
@@ -177,16 +178,16 @@ extension Machine {
     }
 
     private static func metrics(of network: NetworkDevice) -> [String: MetricsSnapshot.Value] {
-        let counters = network.counters
+        let counters = network.counters, hostDrops = network.hostDrops
         let receiveDrops: [(String, UInt64?)] = [
             ("too_long", counters.receiveTooLong.value), ("above_mtu", counters.receiveAboveMTU.value),
             ("no_driver", counters.receiveWithoutDriver.value), ("link_down", counters.receiveLinkDown.value),
-            ("host_queue", network.hostDrops),
+            ("host_queue", hostDrops?.receive),
         ]
         let sendDrops: [(String, UInt64?)] = [
             ("malformed", counters.sendMalformed.value), ("link_down", counters.sendLinkDown.value),
             ("mac_lock", counters.sendForeignSource.value),
-            ("no_memory", counters.sendNoMemory.value), ("host_queue", network.hostSendDrops),
+            ("no_memory", counters.sendNoMemory.value), ("host_queue", hostDrops?.send),
         ]
         func byCause(_ drops: [(String, UInt64?)]) -> MetricsSnapshot.Value {
             .byLabel(drops.compactMap { name, value in value.map { (name, $0) } })
