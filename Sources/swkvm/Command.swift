@@ -14,9 +14,9 @@ struct Command: ParsableCommand {
         commandName: "swkvm",
         abstract: "A small virtual machine monitor for Linux hosts, on /dev/kvm.",
         discussion: """
-            Boot the bundled guest with 2 GiB of RAM in huge pages:
+            Boot the bundled guest with 2 GiB of RAM:
 
-                swkvm run --mem 2G --hugepages
+                swkvm run --mem 2G
 
             Create, convert and inspect disk images:
 

@@ -27,7 +27,7 @@ struct RunCommand: ParsableCommand {
             EXAMPLES
               swkvm run debian.qcow2
               swkvm run debian.qcow2 --boot list
-              swkvm run --mem 2G --hugepages
+              swkvm run --mem 2G
               swkvm run --disk debian.qcow2 --boot default --append quiet
               swkvm run --cpus 2 --mem 512M --disk disk.qcow2,ro --disk data.raw \\
                         --net tap=swtap0,bridge=swbr0,mac=52:54:00:12:34:56

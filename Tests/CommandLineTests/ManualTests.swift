@@ -180,7 +180,7 @@ import Testing
         try withPages("man") { root in
             let shown = try run("MANPATH=\"$1\" MANWIDTH=200 LC_ALL=C.UTF-8 man -P cat swkvm-run | col -b", root)
             #expect(
-                shown.text.contains("swkvm run --mem 2G --hugepages")
+                shown.text.contains("swkvm run --mem 2G\n")
                     && shown.text.contains("--cmdline 'test=all'"), "\(shown.text)")
             #expect(!shown.text.contains("\u{2010}") || !shown.text.contains("\u{2010}\u{2010}"))
         }
