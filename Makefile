@@ -124,10 +124,10 @@ man: release ## builds the man pages and shell completions in build/man and buil
 
 # Installs existing files: root's PATH may have no Swift, and a build as root would leave files owned by root.
 install: ## installs the built files into PREFIX (/usr/local), below DESTDIR if set; builds nothing
-	@.ci/install "$(DESTDIR)$(or $(PREFIX),/usr/local)"
+	@.ci/install "$(or $(PREFIX),/usr/local)" "$(DESTDIR)"
 
 uninstall: ## removes what `make install` with the same PREFIX and DESTDIR installed
-	@.ci/install --remove "$(DESTDIR)$(or $(PREFIX),/usr/local)"
+	@.ci/install --remove "$(or $(PREFIX),/usr/local)" "$(DESTDIR)"
 
 deb: all ## builds a Debian package in build/, for `apt install ./build/swkvm_….deb`
 	@.ci/deb

@@ -161,6 +161,26 @@ import Testing
         #expect(try shell("cd '\(directory("prefix"))'; find . -type f -printf '%P\\n'") == "bin/other\n")
     }
 
+    /// One that is relative would be joined with DESTDIR, or be below the sources.
+    @Test func thePrefixIsAbsolute() throws {
+        let makefile = Host.package + "/Makefile", stage = directory("stage")
+        for target in ["install", "uninstall"] {
+            let text = try shell("make -f '\(makefile)' -n \(target) PREFIX=relative DESTDIR='\(stage)'")
+            #expect(text.contains(#""relative" "\#(stage)""#), "\(text)")
+        }
+        let tree = try builtTree()
+        try shell(
+            """
+            cd '\(tree)/build'
+            touch swkvm man/swkvm.1 completions/swkvm.bash completions/swkvm.zsh completions/swkvm.fish
+            ../.ci/install /opt '\(stage)'
+            """)
+        #expect(access(stage + "/opt/bin/swkvm", F_OK) == 0)
+        let program = try Program([tree + "/.ci/install", "relative", stage])
+        try program.expectEnd(64)
+        #expect(try shell("ls -A '\(stage)'; ls -d '\(stage)relative' '\(tree)/relative' || true") == "opt\n")
+    }
+
     // MARK: What is missing
 
     /// `swift build` before `make guest`.
