@@ -78,14 +78,22 @@ private func fullSnapshot(machine: String = "vm") -> MetricsSnapshot {
             String(decoding: try readFile(root + path, limit: 1 << 20), as: UTF8.self)
         }
         let shown = try text("Machine/Metrics/Machine+Metrics.swift")
-        var found = 0
+        var found = 0, internalNames = ["hostDrops", "hostSendDrops"]
         for file in ["Virtio/DeviceSignals", "Devices/Network/NetworkCounters", "Devices/Block/BlockDevice"] {
             for match in try text(file + ".swift").matches(of: /public let (\w+) = (DeviceCounters\.)?Counter\(\)/) {
                 #expect(shown.contains(".\(match.1).value"), "\(file): \(match.1)")
+                internalNames.append(String(match.1))
                 found += 1
             }
         }
         #expect(found == 28, "\(found)")
+        // The documentation calls each by its name in the metrics.
+        for document in ["networking", "disks", "console", "pci", "debugging", "performance", "metrics"] {
+            let words = Set(try text("../docs/\(document).md").split { !$0.isLetter && !$0.isNumber && $0 != "_" })
+            for name in internalNames where name.contains(where: \.isUppercase) {
+                #expect(!words.contains(name[...]), "\(document): \(name)")
+            }
+        }
         found = 0
         for match in try text("DiskImage/Memory/CacheStatistics.swift").matches(of: /public var (\w+): UInt64/) {
             #expect(shown.contains("$0.\(match.1)"), "\(match.1)")
