@@ -151,8 +151,12 @@ enum ForeignWords {
         ("serial chardev debugcon semihosting", .use("--console stdio, none, pty, unix:PATH or file:PATH")),
         ("noautoconsole", .use("--console pty")),
         (
-            "monitor mon qmp qmp-pretty",
-            .unavailable("there is no monitor; Ctrl-A h on the console lists the available keys")
+            "monitor mon",
+            .notNeeded("Ctrl-A : on the console takes commands (`help` lists them), Ctrl-A h lists the keys")
+        ),
+        (
+            "qmp qmp-pretty",
+            .unavailable("there is no control socket; Ctrl-A : on the console takes commands (`help` lists them)")
         ),
         (
             "daemonize",
@@ -191,11 +195,13 @@ enum ForeignWords {
             "runas uid", .use("--run-as USER")
         ),
         (
-            "chroot chroot-base-dir security overcommit",
-            .unavailable("start swkvm as the intended user and with the intended limits")
+            "chroot chroot-base-dir security",
+            .notNeeded("--sandbox confines the process to what the machine needs, --run-as changes its user")
         ),
+        ("overcommit", .use("--prealloc", note: "--cgroup PATH,memory=SIZE limits the memory of the process")),
+        ("metrics-path", .use("--metrics PATH")),
         (
-            "api-sock api-socket no-api config-file metrics-path metadata boot-timer module start-time-us "
+            "api-sock api-socket no-api config-file metadata boot-timer module start-time-us "
                 + "start-time-cpu-us",
             .unavailable("a machine is configured on the command line only")
         ),

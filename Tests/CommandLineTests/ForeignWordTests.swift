@@ -44,6 +44,19 @@ import Testing
         #expect(throws: (any Error).self) { try RunCommand.parse(line.split(separator: " ").map(String.init)) }
     }
 
+    @Test func whatIsThereIsNamed() {
+        #expect(problem("run --metrics-path m") == "'--metrics-path' is --metrics PATH here")
+        for (line, words) in [
+            ("-monitor stdio", ["Ctrl-A :", "`help`"]), ("-qmp stdio", ["Ctrl-A :"]),
+            ("-chroot /x", ["--sandbox", "--run-as"]), ("--security x", ["--sandbox"]),
+            ("-overcommit mem-lock=on", ["--prealloc", "--cgroup"]),
+        ] {
+            for word in words {
+                #expect(problem("run \(line)")?.contains(word) == true, "\(problem("run \(line)") ?? "")")
+            }
+        }
+    }
+
     /// The same in other commands.
     @Test func helpIsGivenToWhoAsksForIt() {
         for line in ["doctor -machine", "image info -fish a.raw"] {
