@@ -92,6 +92,7 @@ enum PasswordHash {
 private struct SHA512 {
     private var state = SHA512_CTX()
 
+    // It fills the structure, which has no pointer.
     init() { unsafe SHA512_Init(&state) }
 
     mutating func add(_ bytes: [UInt8]) {

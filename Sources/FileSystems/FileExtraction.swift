@@ -35,6 +35,7 @@ public struct FileExtraction {
         }
         do throws(FileSystemError) { try copy(node, path, to: target, depth: 0) } catch {
             for (path, isDirectory) in created.reversed() {
+                // Here and below: a text ends with a NUL and lives for the call, which keeps no pointer to it.
                 path.withRawCString { path in unsafe _ = isDirectory ? rmdir(path) : unlink(path) }
             }
             throw error
@@ -70,16 +71,19 @@ public struct FileExtraction {
             if let identity = node.identity, !seen.insert(identity).inserted {
                 throw .damaged(what: path, reason: "it is in more than one directory")
             }
+            // A text for the call.
             try check(target, target.withRawCString { unsafe mkdir($0, 0o700) }, "mkdir")
             created.append((target, true))
             for entry in try source.entries(of: node) {
                 let name = String(raw: entry.name)
                 try copy(source.node(of: entry), path + "/" + name, to: target + "/" + name, depth: depth + 1)
             }
+            // The same.
             try check(
                 target, target.withRawCString { unsafe chmod($0, mode_t(node.permissions & 0o777 | 0o700)) }, "chmod")
         case .symbolicLink:
             let text = String(raw: try source.target(of: node))
+            // Both texts live for the call.
             let status = text.withRawCString { text in
                 target.withRawCString { target in unsafe symlink(text, target) }
             }
@@ -106,6 +110,7 @@ public struct FileExtraction {
             try FileDescriptor.open(target, O_RDWR | O_CREAT | O_EXCL, mode: mode)
         }
         do throws(FileSystemError) { try write(contents, to: file, target) } catch {
+            // A text for the call.
             target.withRawCString { unsafe _ = unlink($0) }
             throw error
         }

@@ -316,6 +316,7 @@ struct BlockEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
 
     private mutating func identify(_ slot: Int, _ writable: IOVectors) {
         let zeroed = writable.fill(count: 20)
+        // No more is copied than the span has, and than there is room for.
         unsafe writable.copy(from: serial.utf8Span.span.bytes)
         completeRequest(slot, .ok, written: UInt64(zeroed))
     }

@@ -117,10 +117,12 @@ struct NBDFailure: Error, Equatable {
         if security.verifiesPeer, security.keyFile == nil {
             // Where this file is not, libnbd continues and checks neither certificate nor host.
             let authorities = (security.certificates ?? "") + "/ca-cert.pem"
+            // A text for the call.
             guard authorities.withRawCString({ unsafe access($0, R_OK) }) == 0 else {
                 throw NBDFailure("\(authorities): \(SystemCallError.last("access"))")
             }
         }
+        // libnbd copies each text.
         try check(unsafe nbd_set_tls(handle, Int32(LIBNBD_TLS_REQUIRE)))
         try check(unsafe nbd_set_tls_verify_peer(handle, security.verifiesPeer))
         if let user = security.user { try check(unsafe nbd_set_tls_username(handle, user)) }

@@ -48,6 +48,7 @@ struct SocketAddress: Sendable, Equatable {
     private static func lookUp(
         _ host: String, _ port: UInt16, flags: Int32 = 0
     ) -> Result<[SocketAddress], ResolutionError> {
+        // All zero, so its pointers are nil; they stay so.
         var hints = unsafe addrinfo()
         unsafe hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
         unsafe hints.ai_flags = AI_NUMERICSERV | flags

@@ -29,6 +29,7 @@ extension DiskImage {
         let overlay = directory + "/overlay.qcow2"
         defer {
             removeName(overlay)
+            // The name ends with a NUL and lives for the call.
             directory.withRawCString { unsafe _ = rmdir($0) }
         }
         var creation = ImageCreation(path: overlay, format: .qcow2)
@@ -57,6 +58,7 @@ extension DiskImage {
         let parent = place.flatMap { $0.isEmpty ? nil : $0 } ?? "/var/tmp"
         for _ in 0..<100 {
             let path = parent + "/swkvm-" + String(UInt64.random(in: 0 ... .max), radix: 36)
+            // The same.
             if path.withRawCString({ unsafe mkdir($0, 0o700) }) == 0 { return path }
             if errno != EEXIST { throw .system(path: path, .last("mkdir")) }
         }
