@@ -121,7 +121,9 @@ let package = Package(
         .executableTarget(name: "swkvm-manual", path: "Sources/ManualPages", swiftSettings: strict),
 
         // What several of the tests need.
-        .target(name: "TestSupport", dependencies: ["Linux", "PCI"], path: "Tests/Support", swiftSettings: strict),
+        .target(
+            name: "TestSupport", dependencies: ["CLinux", "Linux", "GuestMemory", "HostNetwork", "PCI"],
+            path: "Tests/Support", swiftSettings: strict),
         // Counts the calls to malloc of each thread of the test process.
         .target(name: "CAllocationCounter", path: "Tests/AllocationCounter"),
         // Has the host refuse a system call to a thread of the test process.

@@ -76,15 +76,6 @@ public import CLinux
     // MARK: Values, little-endian as the guest is; any alignment
 
     public func readUInt8(at address: GuestAddress) throws(GuestMemoryError) -> UInt8 { try range(address, 1).load8(0) }
-    public func readUInt16(at address: GuestAddress) throws(GuestMemoryError) -> UInt16 {
-        try range(address, 2).load16(0)
-    }
-    public func readUInt32(at address: GuestAddress) throws(GuestMemoryError) -> UInt32 {
-        try range(address, 4).load32(0)
-    }
-    public func readUInt64(at address: GuestAddress) throws(GuestMemoryError) -> UInt64 {
-        try range(address, 8).load64(0)
-    }
 
     public func write(_ value: UInt8, at address: GuestAddress) throws(GuestMemoryError) {
         try range(address, 1).store8(value, 0)
@@ -166,12 +157,8 @@ public import CLinux
 
     /// Loads before every later access of this thread; the offset is even in guest-physical memory.
     public func loadAcquire16(_ offset: Int) -> UInt16 { unsafe clinux_load_acquire16(at(offset, 2)) }
-    /// Loads before every later access of this thread; aligned to 4.
-    public func loadAcquire32(_ offset: Int) -> UInt32 { unsafe clinux_load_acquire32(at(offset, 4)) }
     /// Stores after every earlier access of this thread; aligned to 2.
     public func storeRelease16(_ value: UInt16, _ offset: Int) { unsafe clinux_store_release16(at(offset, 2), value) }
-    /// Stores after every earlier access of this thread; aligned to 4.
-    public func storeRelease32(_ value: UInt32, _ offset: Int) { unsafe clinux_store_release32(at(offset, 4), value) }
 
     /// Copies the slice to the start of `buffer`, which is at least as long.
     func copy(to buffer: UnsafeMutableRawBufferPointer) {

@@ -33,9 +33,6 @@ public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
         MACAddress(locallyAdministered: UInt64.random(in: 0...UInt64.max))
     }
 
-    /// Indicates whether the address was given by an administrator and not by the card's maker.
-    package var isLocallyAdministered: Bool { rawValue & Self.localBit != 0 }
-
     /// The six bytes in the order of the wire.
     public var bytes: [UInt8] { (0..<6).map { byte(at: $0) } }
 

@@ -17,15 +17,13 @@ public struct NetworkNamespace: ~Copyable, Sendable {
         }
     }
 
-    /// Moves the calling thread, and no other, into a new namespace that has nothing but a `lo` that is down.
-    /// - Throws: `notPermitted` without CAP_SYS_ADMIN.
-    public static func enterNew() throws(HostNetworkError) {
-        if clinux_unshare_network() < 0 { throw Self.failure("unshare") }
-    }
-
     /// Moves the calling thread, and no other, into this namespace.
     public func enter() throws(HostNetworkError) {
-        if clinux_enter_network(descriptor.rawValue) < 0 { throw Self.failure("setns") }
+        guard clinux_enter_network(descriptor.rawValue) < 0 else { return }
+        let error = SystemCallError.last("setns")
+        throw .refused(
+            action: "changing the network namespace", error,
+            explanation: error.errno == EPERM ? "it needs CAP_SYS_ADMIN" : "")
     }
 
     /// Waits until no other swkvm process changes bridges in this namespace, and keeps them waiting until ``unlock()``.
@@ -49,12 +47,5 @@ public struct NetworkNamespace: ~Copyable, Sendable {
 
     func unlock() {
         _ = flock(descriptor.rawValue, LOCK_UN)
-    }
-
-    private static func failure(_ call: String) -> HostNetworkError {
-        let error = SystemCallError.last(call)
-        return .refused(
-            action: "changing the network namespace", error,
-            explanation: error.errno == EPERM ? "it needs CAP_SYS_ADMIN" : "")
     }
 }

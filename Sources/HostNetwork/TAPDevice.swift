@@ -182,13 +182,6 @@ public struct TAPDevice: ~Copyable, Sendable {
         clinux_ioctl_value(descriptor, CLINUX_TUNSETOFFLOAD, UInt(offloads.rawValue)) == 0
     }
 
-    /// Makes the interface stay when its last descriptor is closed, or not.
-    package func setPersistent(_ on: Bool) throws(HostNetworkError) {
-        do { try queues[0].descriptor.ioctl(CLINUX_TUNSETPERSIST, on ? 1 : 0, named: "TUNSETPERSIST") } catch {
-            throw .refused(action: "making the TAP \(name) \(on ? "" : "not ")persistent", error, explanation: "")
-        }
-    }
-
     deinit {
         // They outlive the descriptor of a persistent TAP, like the header's size: they are put back as they were found.
         setOffloads([])

@@ -33,7 +33,6 @@ public struct Capability: Sendable, Hashable {
     /// The mask of the `KVM_GUESTDBG_*` flags that this host's KVM supports.
     public static let guestDebugFlags = Capability(number: KVM_CAP_SET_GUEST_DEBUG2, name: "KVM_CAP_SET_GUEST_DEBUG2")
     public static let binaryStatistics = Capability(number: KVM_CAP_BINARY_STATS_FD, name: "KVM_CAP_BINARY_STATS_FD")
-    public static let memorySlots = Capability(number: KVM_CAP_NR_MEMSLOTS, name: "KVM_CAP_NR_MEMSLOTS")
     public static let recommendedCPUs = Capability(number: KVM_CAP_NR_VCPUS, name: "KVM_CAP_NR_VCPUS")
     public static let maximumCPUs = Capability(number: KVM_CAP_MAX_VCPUS, name: "KVM_CAP_MAX_VCPUS")
 

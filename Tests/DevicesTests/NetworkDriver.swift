@@ -5,6 +5,7 @@ import Glibc
 import GuestMemory
 import HostNetwork
 import Linux
+import TestSupport
 import Testing
 import Virtio
 

@@ -3,6 +3,7 @@
 @testable import Devices
 import GuestMemory
 import Linux
+import TestSupport
 import Testing
 @testable import Virtio
 

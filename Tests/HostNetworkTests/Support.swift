@@ -4,6 +4,7 @@ import CLinux
 import Glibc
 import HostNetwork
 import Linux
+import TestSupport
 import Testing
 
 /// The tests that need network namespaces, TAPs and bridges.
@@ -78,6 +79,13 @@ func eventually(_ condition: () throws -> Bool) throws -> Bool {
 }
 
 func name(_ text: String) throws -> InterfaceName { try InterfaceName(text) }
+
+extension TAPDevice {
+    /// Makes the interface stay when its last descriptor is closed, or not.
+    func setPersistent(_ on: Bool) throws {
+        try #require(clinux_ioctl_value(descriptor, CLINUX_TUNSETPERSIST, on ? 1 : 0) == 0)
+    }
+}
 
 /// A TAP that stays without a process, like one made by `ip tuntap add`.
 func makePersistentTAP(_ text: String) throws {

@@ -17,7 +17,7 @@ internal import Linux
 @safe public struct DiskEngine: ~Copyable, @unchecked Sendable {
     private let shared: SharedImage
     /// The requests and their operations. Only the owner's thread uses it: hence `Sendable`.
-    private var pipeline: RequestPipeline
+    private(set) var pipeline: RequestPipeline
     /// Memory segments that a request can have.
     public let maximumSegments: Int
 
@@ -340,11 +340,9 @@ internal import Linux
     var outstanding: Int { pipeline.operations.outstanding }
     var bytesInFlight: UInt64 { pipeline.operations.bytesInFlight }
     var maximumBytesInFlight: UInt64 { pipeline.operations.maximumBytesInFlight }
-    var operationCount: Int { pipeline.attachment.operations.count }
     func queued(below limit: UInt64) -> Int { pipeline.operations.queued(below: limit) }
     /// Its number at the image.
     var number: Int { pipeline.attachment.number }
     /// Indicates whether a request waits for something of the image's.
     var hasWaiting: Bool { pipeline.attachment.hasWaiting }
-    func signalWakeup() { pipeline.attachment.wakeup?.event.signal() }
 }

@@ -26,12 +26,11 @@ struct ExtJournal: Sendable {
 
     private struct Features: OptionSet, Sendable {
         let rawValue: UInt32
-        static let revoke = Features(rawValue: 1)
         static let wide = Features(rawValue: 2)
-        static let asyncCommit = Features(rawValue: 4)
         static let checksums2 = Features(rawValue: 8)
         static let checksums3 = Features(rawValue: 0x10)
         static let fastCommit = Features(rawValue: 0x20)
+        /// These, revoke (1) and async_commit (4), which change nothing here.
         static let known = Features(rawValue: 0x3f)
     }
 

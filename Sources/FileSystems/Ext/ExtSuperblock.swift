@@ -29,7 +29,6 @@ struct ExtSuperblock: Sendable {
         static let metaGroups = Incompatible(rawValue: 0x10)
         static let extents = Incompatible(rawValue: 0x40)
         static let wide = Incompatible(rawValue: 0x80)
-        static let directoryData = Incompatible(rawValue: 0x1000)
         static let checksumSeed = Incompatible(rawValue: 0x2000)
         static let inlineData = Incompatible(rawValue: 0x8000)
         /// filetype, recover, meta_bg, extent, 64bit, mmp, flex_bg, ea_inode, metadata_csum_seed, large_dir, inline_data,
@@ -44,7 +43,6 @@ struct ExtSuperblock: Sendable {
     static func matches(_ bytes: [UInt8]) -> Bool { bytes.little16(0x38) == 0xef53 }
 
     var groupCount: UInt64 { (blockCount - firstDataBlock + blocksPerGroup - 1) / blocksPerGroup }
-    var hasMetadataChecksums: Bool { checksumSeed != nil }
     var hasGroupChecksums: Bool { readOnly & 0x10 != 0 }
     /// `ext2`, `ext3` or `ext4`, as the features make it.
     var kind: String {

@@ -38,13 +38,13 @@ import Testing
         #expect(dup2(epoll.rawValue, ring) == ring)
         if isShared {
             // Nor of the wakeup, which is none of the operations.
-            engine.signalWakeup()
+            engine.pipeline.attachment.wakeup?.event.signal()
             waitUntilReadable(kept)
             let none = engine.nextCompletion()
             #expect(none == nil)
         }
         try start(&engine, buffers[1])
-        let queued = engine.queued(below: UInt64(engine.operationCount))
+        let queued = engine.queued(below: UInt64(engine.pipeline.attachment.operations.count))
         #expect(throws: DiskImageError.self) { try engine.submit() }
         let left = engine.queued(below: .max), outstanding = engine.outstanding
         #expect(queued == 1 && left == 0 && outstanding == 1)

@@ -3,6 +3,7 @@
 import Boot
 import CZlib
 import GuestMemory
+import TestSupport
 
 extension FuzzTarget {
     /// A kernel: ELF headers, program headers and notes, or the setup header of a bzImage.

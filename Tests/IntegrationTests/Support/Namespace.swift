@@ -3,6 +3,7 @@
 import Glibc
 import HostNetwork
 import Linux
+import TestSupport
 
 /// A network namespace of a test's own. It has no name: it ends with the object and the processes in it, however those
 /// end.
