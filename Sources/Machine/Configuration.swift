@@ -41,6 +41,8 @@ public struct Configuration: Sendable {
     /// The contents of a read-only disk behind these, which is in memory: the seed of the guest's cloud-init. nil for
     /// none.
     public var seed: [UInt8]?
+    /// The files that the seed was made from, each with the option that named it.
+    public var seedFiles: [(option: String, path: String)] = []
     public var networks: [Network]
     /// A source of random numbers for the guest; nil for none.
     public var entropy: Entropy?

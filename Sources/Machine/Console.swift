@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLinux
+internal import DiskImage
+internal import Glibc
 internal import Linux
 internal import Virtio
 
@@ -69,6 +71,7 @@ struct Console {
             flags |= O_WRONLY
             let descriptor = try create(path, flags, &created)
             let kind = FileDescriptor.kind(of: descriptor.rawValue) ?? 0
+            try checkUse(descriptor, kind)
             return try Console(
                 output: descriptor, mayBlock: kind != S_IFIFO && kind != S_IFCHR, limit: limits.output,
                 name: path, events: events, createdPaths: created)
@@ -79,8 +82,7 @@ struct Console {
         do throws(SystemCallError) {
             try checkForRotation(descriptor)
             let rotation = FileRotation(limit: file.size, size: try descriptor.size())
-            for index in 0..<file.backups {
-                let name = "\(path).\(index + 1)"
+            for name in limits.names(path).dropFirst() {
                 // Symbolic links there are not followed.
                 let backup = try create(name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, &created)
                 try checkForRotation(backup)
@@ -96,11 +98,18 @@ struct Console {
         }
     }
 
+    /// Refuses what output would destroy: a block device, another process's disk.
+    private static func checkUse(_ file: borrowing FileDescriptor, _ kind: mode_t) throws(SystemCallError) {
+        if kind == S_IFBLK { throw SystemCallError("open", errno: ENOTSUP) }
+        if kind == S_IFREG, isImageInUse(file) { throw SystemCallError("open", errno: ETXTBSY) }
+    }
+
     /// Only a regular file can be rotated, and only by one machine.
     private static func checkForRotation(_ file: borrowing FileDescriptor) throws(SystemCallError) {
         guard (FileDescriptor.kind(of: file.rawValue) ?? 0) == S_IFREG else {
             throw SystemCallError("rotate", errno: ESPIPE)
         }
+        try checkUse(file, S_IFREG)
         if flock(file.rawValue, LOCK_EX | LOCK_NB) < 0 { throw .last("flock") }
     }
 

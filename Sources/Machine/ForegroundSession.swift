@@ -22,6 +22,7 @@ public enum ForegroundSession {
         _ configuration: Configuration, log: Logger, report: (String) -> Void,
         progress: (@Sendable (_ done: UInt64, _ total: UInt64) -> Void)? = nil
     ) throws(MachineError) -> MachineEnd {
+        try OutputFiles(configuration).check()
         ProgramMemory.useOneHeap()
         // Before any other thread exists, so that all of them inherit it: signals are read from a descriptor; a client
         // that has gone, or a file grown to its limit, is an error of write(2), not a signal.

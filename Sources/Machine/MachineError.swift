@@ -39,6 +39,8 @@ public enum MachineError: Error, CustomStringConvertible {
     case controlGroup(ControlGroupError)
     /// The file for metrics could not be opened.
     case metrics(path: String, SystemCallError)
+    /// A file for output is also another file of the machine, which `other` names.
+    case outputFile(option: String, path: String, other: String)
     /// The process cannot be confined as configured.
     case sandbox(Sandbox.Refusal)
 
@@ -83,14 +85,24 @@ public enum MachineError: Error, CustomStringConvertible {
             "the console cannot be \(path) with size=: it, or one of the files beside it (\(path).1 and so on), is not a regular file"
         case .console(.file(let path), let error) where error.errno == ELOOP:
             "the console cannot be \(path): it, or one of the files beside it (\(path).1 and so on), is a symbolic link"
+        case .console(.file(let path), let error) where error.errno == ENOTSUP:
+            "the console cannot be \(path): it is a block device, whose contents would be overwritten"
+        case .console(.file(let path), let error) where error.errno == ETXTBSY:
+            "the console cannot be \(path): another process uses this file as a disk; choose another path"
         case .console(.unix(let path), let error), .console(.file(let path), let error):
             "the console \(path) cannot be opened: \(error.reason) (\(error.call))"
         case .metrics(let path, let error) where error.errno == ENOTSUP:
             "the file for metrics cannot be \(path): it is not a regular file (see --metrics-format)"
         case .metrics(let path, let error) where error.errno == ELOOP:
-            "the file for metrics cannot be \(path): it is a symbolic link; specify the file itself"
+            "the file for metrics cannot be \(path): it is a symbolic link; specify the file itself, or a pipe made with `mkfifo`"
+        case .metrics(let path, let error) where error.errno == EEXIST:
+            "the file for metrics cannot be \(path): it has other contents than metrics in the format of --metrics-format; choose another path or remove it"
+        case .metrics(let path, let error) where error.errno == ETXTBSY:
+            "the file for metrics cannot be \(path): another process uses this file as a disk; choose another path"
         case .metrics(let path, let error):
             "the file for metrics, \(path), cannot be opened: \(error.reason) (\(error.call))"
+        case .outputFile(let option, let path, let other):
+            "\(option) \(path) and \(other) use the same file: specify another one for \(option)"
         case .sandbox(let refusal):
             "the process cannot be confined by \(refusal.part.rawValue): \(refusal.reason) (see --sandbox)"
         case .console(_, let error): "the console cannot be opened: \(error.reason) (\(error.call))"

@@ -83,6 +83,7 @@ struct VirtioSlot: Sendable {
                 boot = try BootSource(configuration, booting: contents, disk.path, entry: entry)
             }
         }
+        try OutputFiles(configuration).check(opened)
         if let seed = configuration.seed {
             devices.append(try makeSeed(seed, index: configuration.disks.count, configuration, control, log: log))
         }

@@ -411,6 +411,7 @@ struct RunCommand: ParsableCommand {
             Configuration.Metrics(path: $0, format: metricsFormat ?? .json, interval: metricsInterval)
         }
         machine.countsExits = trace.contains(.exits)
+        machine.seedFiles = seed.files
         return machine
     }
 

@@ -66,12 +66,17 @@ struct SeedOptions: ParsableArguments {
         return text
     }
 
+    /// The files that the options name.
+    var files: [(option: String, path: String)] {
+        [
+            ("--password-file", passwordFile), ("--user-data", userData), ("--meta-data", metaData),
+            ("--network-config", networkConfig),
+        ].compactMap { option, path in path.map { (option, $0) } } + sshKey.map { ("--ssh-key", $0) }
+    }
+
     func validate() throws {
-        for (option, path) in [
-            ("password-file", passwordFile), ("user-data", userData), ("meta-data", metaData),
-            ("network-config", networkConfig),
-        ] + sshKey.map({ ("ssh-key", $0) }) where path?.isEmpty == true {
-            throw ValidationError("the option --\(option) requires a non-empty path")
+        for (option, path) in files where path.isEmpty {
+            throw ValidationError("the option \(option) requires a non-empty path")
         }
         if let metaData, hostname != nil || !sshKey.isEmpty {
             let (option, member) = hostname != nil ? ("hostname", "local-hostname") : ("ssh-key", "public-keys")

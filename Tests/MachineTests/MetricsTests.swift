@@ -287,10 +287,10 @@ private final class LogLines: Sendable {
         let path = directory + "/m.jsonl"
         for round in 1...2 {
             let file = try MetricsFile(MetricsTarget.appending(to: path), events: lines.events)
-            for index in 0..<3 { file.write("\(round) \(index)\n") }
+            for index in 0..<3 { file.write("{\(round) \(index)}\n") }
             file.close()
         }
-        #expect(try contents(path) == "1 0\n1 1\n1 2\n2 0\n2 1\n2 2\n")
+        #expect(try contents(path) == "{1 0}\n{1 1}\n{1 2}\n{2 0}\n{2 1}\n{2 2}\n")
         var status = stat()
         #expect(unsafe stat(path, &status) == 0 && status.st_mode & 0o777 == 0o600)
         #expect(lines.all.isEmpty)
@@ -395,6 +395,22 @@ private final class LogLines: Sendable {
             #expect(throws: SystemCallError("open", errno: error), "\(path)") { _ = try MetricsTarget.replacing(path) }
         }
         #expect(try contents(directory + "/target") == "kept")
+    }
+
+    /// A file of something else that a mistyped command names.
+    @Test(arguments: ["disk", "{", "# HELP swkvm_x\n"]) func whatBeginsOtherwiseIsKept(text: String) throws {
+        defer { remove() }
+        let path = directory + "/file"
+        try write(text, to: path)
+        let other = SystemCallError("open", errno: EEXIST)
+        if text != "{" { #expect(throws: other) { _ = try MetricsTarget.appending(to: path) } }
+        if text == "disk" || text == "{" { #expect(throws: other) { _ = try MetricsTarget.replacing(path) } }
+        #expect(try contents(path) == text)
+        #expect(access(directory + "/.file.swkvm", F_OK) != 0)
+        // An empty one has nothing to lose.
+        try write("", to: path)
+        _ = try MetricsTarget.appending(to: path)
+        _ = try MetricsTarget.replacing(path)
     }
 }
 

@@ -2,7 +2,7 @@
 
 internal import CLinux
 internal import Glibc
-internal import Linux
+public import Linux
 
 /// QEMU's image locks: for each permission that a user of an image has there is a byte of the file, 100 + n, and for
 /// each that it does not share with others another, 200 + n. It holds a shared lock on each of these bytes, and checks
@@ -53,6 +53,17 @@ private func tryLock(_ file: borrowing FileDescriptor, path: String, writable: B
     for permission in holds where isLocked(file, Permission.refused + permission.rawValue) {
         throw .locked(path: path, forWriting: false)
     }
+}
+
+/// Indicates whether another process has a file as an image.
+public func isImageInUse(_ file: borrowing FileDescriptor) -> Bool {
+    for permission in Permission.allCases
+    where isLocked(file, Permission.held + permission.rawValue)
+        || isLocked(file, Permission.refused + permission.rawValue)
+    {
+        return true
+    }
+    return false
 }
 
 private func isLocked(_ file: borrowing FileDescriptor, _ byte: off_t) -> Bool {

@@ -100,6 +100,14 @@ extension NamedFiles {
     }
 }
 
+extension DiskImage {
+    /// Indicates whether two paths lead to one file, or would if it were there.
+    public static func areSameFile(_ first: String, _ second: String) -> Bool {
+        guard let place = FilePlace(first) else { return false }
+        return place == FilePlace(second)
+    }
+}
+
 /// Where a name is, whether or not there is a file.
 enum FilePlace: Equatable {
     case file(ImageFile.Identity)

@@ -40,9 +40,13 @@ public struct OpenDisks: Sendable {
 
     /// Explains why a further disk of the machine could not be opened.
     public func explain(_ error: DiskImageError, opening path: String) -> DiskImageError {
-        guard case .locked(let file, _) = error.cause, let identity = ImageFile.Identity(ofPath: file),
-            let other = disks.first(where: { $0.files.contains { $0.identity == identity } })
-        else { return error }
-        return .sameDisk(path: path, file: file, other: other.path)
+        guard case .locked(let file, _) = error.cause, let other = self.path(ofDiskUsing: file) else { return error }
+        return .sameDisk(path: path, file: file, other: other)
+    }
+
+    /// The disk that a file is a part of; nil if it is of none.
+    public func path(ofDiskUsing file: String) -> String? {
+        guard let identity = ImageFile.Identity(ofPath: file) else { return nil }
+        return disks.first { $0.files.contains { $0.identity == identity } }?.path
     }
 }

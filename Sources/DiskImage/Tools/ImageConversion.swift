@@ -68,6 +68,7 @@ public struct ImageConversion: Sendable {
     @discardableResult
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) -> [LostRange] {
         try format.requireMakeable(target)
+        try DiskKey.check(target, isNoFileOf: sourceOptions.keys + (options.encryption.map { [$0.key] } ?? []))
         let isRemote = NBDLocation.isAddress(target)
         if isRemote, format != .raw { throw .remoteNotPossible(path: target, reason: NBDLocation.isRaw) }
         var sourceOptions = sourceOptions
@@ -87,7 +88,6 @@ public struct ImageConversion: Sendable {
         try check(size, kind)
         // Before our own lock of the source makes it appear in use.
         let old = replacing ? ImageFile.Identity(ofPath: target) : nil
-        try DiskKey.check(target, isNoFileOf: sourceOptions.keys + (options.encryption.map { [$0.key] } ?? []))
         if let index = image.identities.firstIndex(where: { $0 == old }) {
             throw .sameFile(path: target, other: image.files[index])
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLinux
+internal import DiskImage
 internal import Glibc
 internal import Linux
 internal import Virtio
@@ -152,8 +153,8 @@ struct MetricsTarget: ~Copyable, Sendable {
     let file: FileDescriptor
     let kind: Kind
 
-    /// A file that gets lines at its end, or a pipe or character device. A block device, which they would destroy, is
-    /// refused.
+    /// A file that gets lines at its end, or a pipe or character device. What they would destroy is refused: a block
+    /// device, a file with other contents.
     static func appending(to path: String) throws(SystemCallError) -> MetricsTarget {
         // Non-blocking: neither the opening of a pipe nor a write waits for a reader.
         let flags = O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY
@@ -163,21 +164,53 @@ struct MetricsTarget: ~Copyable, Sendable {
             // A pipe without a reader yet.
             file = try FileDescriptor.open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY)
         }
-        if FileDescriptor.kind(of: file.rawValue) == S_IFBLK { throw SystemCallError("open", errno: ENOTSUP) }
+        let kind = FileDescriptor.kind(of: file.rawValue)
+        if kind == S_IFBLK { throw SystemCallError("open", errno: ENOTSUP) }
+        // One that may be written but not read goes unseen.
+        if kind == S_IFREG, let contents = try? FileDescriptor.open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK) {
+            try checkContents(contents, beginning: "{")
+        }
         return MetricsTarget(path: path, file: file, kind: .append)
     }
 
     /// A file that is replaced as a whole each time, so that a reader never sees a part. Only a regular file, or none,
     /// can be.
     static func replacing(_ path: String) throws(SystemCallError) -> MetricsTarget {
-        let slash = path.lastIndex(of: "/")
-        let name = slash.map { String(path[path.index(after: $0)...]) } ?? path
+        let (directory, name) = split(path)
         guard !name.isEmpty, name != ".", name != ".." else { throw SystemCallError("open", errno: EISDIR) }
-        let directory = slash.map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
         let file = try FileDescriptor.open(directory, O_RDONLY | O_DIRECTORY)
         let replacement = Replacement(directory: file.rawValue, name: name)
         try replacement.check()
         return MetricsTarget(path: path, file: file, kind: .replace(replacement))
+    }
+
+    /// The file that takes the place of one that is replaced, while it is written.
+    static func temporaryPath(_ path: String) -> String {
+        let (directory, name) = split(path)
+        return "\(directory)/\(temporaryName(name))"
+    }
+
+    /// Hidden, and without the suffix by which a collector finds its files.
+    private static func temporaryName(_ name: String) -> String { ".\(name).swkvm" }
+
+    private static func split(_ path: String) -> (directory: String, name: String) {
+        let slash = path.lastIndex(of: "/")
+        let directory = slash.map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
+        return (directory, slash.map { String(path[path.index(after: $0)...]) } ?? path)
+    }
+
+    /// Refuses a file that is a disk of another process, or has something else than metrics.
+    private static func checkContents(
+        _ file: borrowing FileDescriptor, beginning: StaticString
+    ) throws(SystemCallError) {
+        if isImageInUse(file) { throw SystemCallError("open", errno: ETXTBSY) }
+        let wanted = beginning.description.utf8
+        var found = [UInt8](repeating: 0, count: wanted.count)
+        let number = file.rawValue
+        // The kernel writes within the array.
+        let count = unsafe found.withUnsafeMutableBytes { unsafe pread(number, $0.baseAddress, $0.count, 0) }
+        if count < 0 { throw .last("read") }
+        if count > 0, !found.elementsEqual(wanted) { throw SystemCallError("open", errno: EEXIST) }
     }
 
     /// Replaces a file of a directory.
@@ -186,8 +219,7 @@ struct MetricsTarget: ~Copyable, Sendable {
         let directory: Int32
         let name: String
 
-        /// Hidden, and without the suffix by which a collector finds its files.
-        private var temporaryName: String { ".\(name).swkvm" }
+        private var temporaryName: String { MetricsTarget.temporaryName(name) }
 
         func write(_ bytes: [UInt8]) throws(SystemCallError) {
             let file = try create()
@@ -205,13 +237,19 @@ struct MetricsTarget: ~Copyable, Sendable {
             }
         }
 
-        /// What is there is a regular file, and a file can be created beside it.
+        /// What is there is a regular file with metrics, and a file can be created beside it.
         func check() throws(SystemCallError) {
             var status = stat()
             let found = name.withRawCString { unsafe fstatat(directory, $0, &status, AT_SYMLINK_NOFOLLOW) }
             if found == 0, status.st_mode & S_IFMT != S_IFREG {
                 let isDirectory = status.st_mode & S_IFMT == S_IFDIR, isLink = status.st_mode & S_IFMT == S_IFLNK
                 throw SystemCallError("open", errno: isDirectory ? EISDIR : isLink ? ELOOP : ENOTSUP)
+            }
+            let number = name.withRawCString {
+                unsafe openat(directory, $0, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
+            }
+            if number >= 0 {
+                try MetricsTarget.checkContents(FileDescriptor(owning: number), beginning: "# HELP swkvm_")
             }
             _ = try create()
             remove()
