@@ -31,10 +31,10 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
     ],
     targets: [
-        // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork, PCI}; {GuestMemory, PCI} ← Virtio;
-        // DiskImage ← FileSystems; Platform ← {GuestMemory, Boot, Devices, Machine};
-        // {Virtio, DiskImage, HostNetwork} ← Devices; GuestMemory ← Boot; everything, GDBRemote and Sandbox ← Machine ← swkvm;
-        // Linux ← CloudInit ← swkvm.
+        // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork, PCI}; {GuestMemory, PCI} ←
+        // Virtio; DiskImage ← FileSystems; Platform ← {GuestMemory, Boot, Devices, Machine}; {Virtio, DiskImage,
+        // HostNetwork} ← Devices; GuestMemory ← Boot; everything, GDBRemote and Sandbox ← Machine ← swkvm; Linux ←
+        // CloudInit ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),

@@ -8,8 +8,9 @@ package import Linux
 ///
 /// The image knows how its contents are stored and does no I/O itself once it is open; a ``DiskEngine`` does.
 ///
-/// It has one owner, which passes it on as a whole and uses it in one thread at a time: hence `Sendable`. Several engines have it by the lock of
-/// a ``SharedImage``. Its files are closed, and their locks released, with the last reference.
+/// It has one owner, which passes it on as a whole and uses it in one thread at a time: hence `Sendable`. Several
+/// engines have it by the lock of a ``SharedImage``. Its files are closed, and their locks released, with the last
+/// reference.
 public final class DiskImage: @unchecked Sendable {
     /// The most images on top of each other.
     public static let maximumChainLength = 64
@@ -23,8 +24,8 @@ public final class DiskImage: @unchecked Sendable {
     public let path: String
     /// The format of the topmost file.
     public let format: ImageFormat
-    /// Bytes of the disk, a multiple of 512. A size that is none is rounded up: the rest of the last sector reads as zeroes
-    /// and, in a raw file, can be written.
+    /// Bytes of the disk, a multiple of 512. A size that is none is rounded up: the rest of the last sector reads as
+    /// zeroes and, in a raw file, can be written.
     public var size: UInt64 { (layers[0].size &+ 511) & ~511 }
     public let isReadOnly: Bool
     /// The unit of the format's own making, or nil: a cluster of qcow2, a block of VDI, a grain of VMDK, ….
@@ -45,7 +46,8 @@ public final class DiskImage: @unchecked Sendable {
 
     /// How many of them stand on top of each other.
     let chainLength: Int
-    /// The remote disk that is the last of the chain, or all of it. It does what is otherwise done with the descriptor of its file.
+    /// The remote disk that is the last of the chain, or all of it. It does what is otherwise done with the descriptor
+    /// of its file.
     let remote: NBDDisk?
     /// Indicates whether there is nothing on top of it.
     var isRemote: Bool { remote != nil && chainLength == 1 }
@@ -90,9 +92,10 @@ public final class DiskImage: @unchecked Sendable {
 
     /// Opens an image with its backing files and locks them all.
     ///
-    /// The format is the stated one or the one of the file's extension; where it is not stated, contents that begin as another format does
-    /// are refused. Backing files are opened read-only, with the format that the image above states or else, again, that of their extension, or raw. Their
-    /// names are relative to the directory of the image above, and lead to where ``DiskImageOptions/namedFiles`` allows.
+    /// The format is the stated one or the one of the file's extension; where it is not stated, contents that begin as
+    /// another format does are refused. Backing files are opened read-only, with the format that the image above states
+    /// or else, again, that of their extension, or raw. Their names are relative to the directory of the image above,
+    /// and lead to where ``DiskImageOptions/namedFiles`` allows.
     ///
     /// A name that is the address of a remote disk (`nbd://…`) is connected to: the path, or that of a backing file.
     public convenience init(path: String, options: DiskImageOptions = DiskImageOptions()) throws(DiskImageError) {
@@ -222,7 +225,8 @@ public final class DiskImage: @unchecked Sendable {
         access.isMetadata ? path(ofMetadata: access.file) : path(ofFile: access.file)
     }
 
-    /// The refused access for which metadata could not be read or changed, and gave this errno value; nil when it is damaged.
+    /// The refused access for which metadata could not be read or changed, and gave this errno value; nil when it is
+    /// damaged.
     func refusedAccess(of error: Int32) -> FailedAccess? {
         error == EIO && damage != nil ? nil : failures.access(of: error)
     }
@@ -249,20 +253,22 @@ public final class DiskImage: @unchecked Sendable {
 
     // MARK: - Reading
 
-    /// How far the answer for a range has been sought. The search continues where it was when something had to be read first:
-    /// each read brings it a step further, so it ends however small the caches are and however many requests use them.
+    /// How far the answer for a range has been sought. The search continues where it was when something had to be read
+    /// first: each read brings it a step further, so it ends however small the caches are and however many requests use
+    /// them.
     struct Search {
         var layer = 0
         /// The file that the answer is about: that of the layer, or one of its extents.
         var file = 0
-        /// The L2 entry of a compressed cluster, or the place of a compressed grain, when it is known to begin with one; else 0.
+        /// The L2 entry of a compressed cluster, or the place of a compressed grain, when it is known to begin with
+        /// one; else 0.
         var compressedEntry: UInt64 = 0
         /// Bytes from the start that every layer above leaves open.
         var limit: UInt64
     }
 
-    /// How the range of `search.limit` bytes from `offset` begins. ``RangeLookup/data(offset:length:)`` and loads are about
-    /// the file `search.file`. The range is inside the disk and not empty.
+    /// How the range of `search.limit` bytes from `offset` begins. ``RangeLookup/data(offset:length:)`` and loads are
+    /// about the file `search.file`. The range is inside the disk and not empty.
     func locate(_ offset: UInt64, _ search: inout Search) -> RangeLookup {
         while search.layer < chainLength {
             let size = layers[search.layer].size
@@ -297,8 +303,8 @@ public final class DiskImage: @unchecked Sendable {
         return layers[file].layout.locate(piece.place(of: offset), search.limit, &search.compressedEntry)
     }
 
-    /// Decompresses what was read, before it is finished. It needs no lock of the image, only one with other clusters that are decompressed:
-    /// until the load is finished no other operation touches its slot.
+    /// Decompresses what was read, before it is finished. It needs no lock of the image, only one with other clusters
+    /// that are decompressed: until the load is finished no other operation touches its slot.
     func decompress(_ load: inout MetadataLoad, bytes: Int) {
         guard load.kind == .compressed else { return }
         load.isIntact = layers[load.layer].layout.decompress(load, bytes)

@@ -53,7 +53,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     case outside(path: String)
     /// A remote disk that an image refers to, but the command line does not name.
     case addressNotStated(path: String)
-    /// The format is not stated, what the name stands for (or nothing, for a backing file: `option` is nil) is another one than the contents begin as.
+    /// The format is not stated, what the name stands for (or nothing, for a backing file: `option` is nil) is another
+    /// one than the contents begin as.
     case formatContradicted(path: String, guess: ImageFormat, contents: ImageSignature, option: String?)
     /// A file of a disk is one of another disk of the same machine, and one of them writes it.
     case sameDisk(path: String, file: String, other: String)
@@ -122,7 +123,8 @@ public indirect enum DiskImageError: Error, Equatable, CustomStringConvertible {
     /// A failed write into such a target.
     case failedInPlace(path: String, DiskImageError)
 
-    /// For a caller that opens a backing file while it has the overlay open: a file that seems to be another process's may be that image.
+    /// For a caller that opens a backing file while it has the overlay open: a file that seems to be another process's
+    /// may be that image.
     func orLoop(to image: String) -> DiskImageError {
         guard case .locked(let file, _) = cause, let own = ImageFile.Identity(ofPath: image),
             ImageFile.Identity(ofPath: file) == own
@@ -323,7 +325,8 @@ private func statement(_ format: String) -> String {
     "swkvm image rebase --unsafe --backing-format \(format) --backing FILE states it"
 }
 
-/// Text that may come from an image, safe for a terminal: control characters and quotes are escaped, and what is longer than names are is cut.
+/// Text that may come from an image, safe for a terminal: control characters and quotes are escaped, and what is longer
+/// than names are is cut.
 func quoted(_ text: String) -> String {
     let (text, rest) = text.utf8.count > 1024 ? (String(text.prefix(1024)), "…") : (text, "")
     return "\"" + text.printable.unicodeScalars.map { $0 == "\"" ? $0.escaped(asASCII: true) : String($0) }.joined()

@@ -2,8 +2,8 @@
 
 internal import Glibc
 
-/// How one file of an image stores its part of a disk: a case for each kind of format. The cases are distinguished where
-/// they are used, without a table of functions and without counting references: a request passes here.
+/// How one file of an image stores its part of a disk: a case for each kind of format. The cases are distinguished
+/// where they are used, without a table of functions and without counting references: a request passes here.
 ///
 /// A raw file needs nothing said, and is written in place. What is stored in several files is asked of the file that
 /// has it: ``piece(at:)``.

@@ -22,8 +22,8 @@ public struct DiskContents: Sendable {
     public let places: [Place]
 
     /// Reads what there is.
-    /// - Throws: for a partition table that is damaged, and a disk that cannot be read. A damaged file system is noted in
-    ///   its place: another one may be what is wanted.
+    /// - Throws: for a partition table that is damaged, and a disk that cannot be read. A damaged file system is noted
+    ///   in its place: another one may be what is wanted.
     public init(_ disk: any BlockSource) throws(FileSystemError) {
         table = try PartitionTable(disk)
         guard let table else {

@@ -6,7 +6,8 @@ public import Linux
 
 /// Copies files out of a file system to the host.
 ///
-/// What is there on the host already stays: nothing is replaced, and no symbolic link of the image is followed to write.
+/// What is there on the host already stays: nothing is replaced, and no symbolic link of the image is followed to
+/// write.
 public struct FileExtraction {
     private let source: any FileSystem
     /// What was created, in order: it is removed again after an error.

@@ -3,8 +3,8 @@
 //
 // The parser imports that module for a protocol of errors, and for the JSON that describes all commands (the manual
 // pages are made from it). The toolchain's own brings 5 MB of code and tables, which the runtime also searches for
-// conformances when a machine starts. `make release` compiles this file as a module of the same name, which the compiler
-// finds first; other builds use the toolchain's.
+// conformances when a machine starts. `make release` compiles this file as a module of the same name, which the
+// compiler finds first; other builds use the toolchain's.
 
 /// An error that has a description for users.
 public protocol LocalizedError: Error {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The session of one debugger: decodes its packets, drives the target, encodes the replies ("Remote Serial Protocol" in the manual of
-/// GDB).
+/// The session of one debugger: decodes its packets, drives the target, encodes the replies ("Remote Serial Protocol"
+/// in the manual of GDB).
 ///
 /// It does no I/O: the owner of the connection gives it what has come and sends ``output``. The session begins with
 /// all threads stopped. All-stop mode: a stop of one thread stops all of them, and packets that come while threads run

@@ -3,8 +3,8 @@
 /// Finds packets in what a debugger sends ("Remote Protocol Overview" in the manual of GDB): `$`, the data, `#`, two
 /// digits of checksum.
 ///
-/// The stream is not trusted: whatever it is, the reader keeps at most ``PacketLimit/size`` bytes of it. It loses nothing
-/// on its way, so a byte between packets that begins none does not come from a debugger.
+/// The stream is not trusted: whatever it is, the reader keeps at most ``PacketLimit/size`` bytes of it. It loses
+/// nothing on its way, so a byte between packets that begins none does not come from a debugger.
 struct PacketReader {
     enum Event: Equatable {
         /// The packet's data, unescaped.

@@ -73,7 +73,8 @@ public struct NetworkAttachment: ~Copyable, Sendable {
 
     /// Sets up what `backend` says, in the calling thread's network namespace.
     /// - Parameters:
-    ///   - queues: of a TAP that is named, 1 … ``TAPDevice/maximumQueues``; there are as many as descriptors that are passed on.
+    ///   - queues: of a TAP that is named, 1 … ``TAPDevice/maximumQueues``; there are as many as descriptors that are
+    ///     passed on.
     ///   - offload: whether checksums and segmentation may be left to the host; nil: decided by what is behind
     ///     the TAP.
     public init(_ backend: NetworkBackend, queues: Int = 1, offload: Bool? = nil) throws(HostNetworkError) {

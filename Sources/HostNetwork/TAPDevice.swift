@@ -88,10 +88,12 @@ public struct TAPDevice: ~Copyable, Sendable {
     /// - Throws: as ``inherit(_:)-([Int32])``.
     public static func inherit(_ number: Int32) throws(HostNetworkError) -> TAPDevice { try inherit([number]) }
 
-    /// Takes over descriptors that the starting process passed on, at least one: the queues of one TAP, or of one macvtap.
+    /// Takes over descriptors that the starting process passed on, at least one: the queues of one TAP, or of one
+    /// macvtap.
     ///
-    /// While one of them is not what is wanted (`badDescriptor`), all are left open, as they were found. From then on they belong to
-    /// this process: when the kernel does not let them be prepared (`refused`, or `badDescriptor` with `oneQueue`), they are closed.
+    /// While one of them is not what is wanted (`badDescriptor`), all are left open, as they were found. From then on
+    /// they belong to this process: when the kernel does not let them be prepared (`refused`, or `badDescriptor` with
+    /// `oneQueue`), they are closed.
     /// - Throws: `badDescriptor`, `refused`.
     public static func inherit(_ numbers: [Int32]) throws(HostNetworkError) -> TAPDevice {
         var first: Passed?
@@ -183,7 +185,8 @@ public struct TAPDevice: ~Copyable, Sendable {
     }
 
     deinit {
-        // They outlive the descriptor of a persistent TAP, like the header's size: they are put back as they were found.
+        // They outlive the descriptor of a persistent TAP, like the header's size: they are put back as they were
+        // found.
         setOffloads([])
     }
 
@@ -265,7 +268,8 @@ public final class TAPQueue: Sendable {
     }
 
     /// Has the host give frames to this queue, or not. What it held for a queue that is detached is lost.
-    /// - Returns: whether it is as wanted now; false with `errno` when the kernel refuses, as it does for an interface with one queue.
+    /// - Returns: whether it is as wanted now; false with `errno` when the kernel refuses, as it does for an interface
+    ///   with one queue.
     public func setAttached(_ on: Bool) -> Bool {
         if isAttached.load(ordering: .relaxed) == on { return true }
         guard !isReal || clinux_tun_use_queue(number, on ? 1 : 0) == 0 else { return false }

@@ -61,7 +61,8 @@ public final class BackgroundWriter: Sendable {
         // All below is touched within the monitor only: hence `Sendable`.
         private let monitor = Monitor()
         private let capacity: Int
-        /// Grows to the capacity as it is filled for the first time, so that memory that is never needed is not touched.
+        /// Grows to the capacity as it is filled for the first time, so that memory that is never needed is not
+        /// touched.
         private var ring: [UInt8] = []
         private var start = 0
         private var count = 0

@@ -5,8 +5,8 @@ internal import Glibc
 /// A bound for a file that output is appended to: when it has its size, its contents move to the first of a few files
 /// beside it, whose contents move to the next, and those of the last are dropped.
 ///
-/// All files are opened before: rotating copies, and needs no name. So a reader that follows the file sees it truncated.
-/// One thread uses it.
+/// All files are opened before: rotating copies, and needs no name. So a reader that follows the file sees it
+/// truncated. One thread uses it.
 public final class FileRotation: @unchecked Sendable {
     // One thread after the other: hence `Sendable`.
 
@@ -35,8 +35,8 @@ public final class FileRotation: @unchecked Sendable {
     /// Adds the next file beside it, open for reading and writing.
     public func add(_ backup: consuming FileDescriptor) { backups.append(Backup(backup)) }
 
-    /// Writes as much of `bytes` as the file has room for, up to the end of a line if there is one; rotates when there is
-    /// no room. A file that has more than its size already is rotated first.
+    /// Writes as much of `bytes` as the file has room for, up to the end of a line if there is one; rotates when there
+    /// is no room. A file that has more than its size already is rotated first.
     /// - Parameter file: opened for reading, and for appending.
     /// - Returns: how many bytes were written; 0 after a rotation.
     public func write(

@@ -163,8 +163,8 @@ final class CPUThread: Sendable {
 
     private var currentTables: AddressTables { AddressTables(ports: ports.table, mmio: mmio.table) }
 
-    /// Takes a kick that has done its work. The reason of a later kick is stored before it, and the loop looks again: the
-    /// flag must be cleared before that.
+    /// Takes a kick that has done its work. The reason of a later kick is stored before it, and the loop looks again:
+    /// the flag must be cleared before that.
     private func takeKick() {
         cpu.immediateExit.request(false)
         atomicMemoryFence(ordering: .sequentiallyConsistent)

@@ -293,15 +293,16 @@ public struct Configuration: Sendable {
         /// nil: derived from the host's machine-id, the machine's name and the TAP's, so it stays the same from run to
         /// run (``HostIdentity``).
         public var mac: MACAddress?
-        /// Indicates whether the guest is held to its address: it cannot change it, and frames from another are dropped.
+        /// Indicates whether the guest is held to its address: it cannot change it, and frames from another are
+        /// dropped.
         public var isMACLocked = false
         /// What it may move in a second.
         public var limits = NetworkLimits.none
         /// Indicates whether the guest may leave checksums and segmentation to the host; nil: decided by what is behind
         /// the interface.
         public var offload: Bool?
-        /// Pairs of virtqueues, each with a thread and a queue of the TAP, 1 … ``TAPDevice/maximumQueues``; there are as many as
-        /// descriptors that are passed on.
+        /// Pairs of virtqueues, each with a thread and a queue of the TAP, 1 … ``TAPDevice/maximumQueues``; there are
+        /// as many as descriptors that are passed on.
         public var queues: Int
 
         public init(_ backend: NetworkBackend, mac: MACAddress? = nil, offload: Bool? = nil, queues: Int = 1) {

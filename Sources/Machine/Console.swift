@@ -64,7 +64,8 @@ struct Console {
     private static func openFile(
         _ path: String, _ limits: Configuration.ConsoleLimits, _ events: DeviceEvents
     ) throws(SystemCallError) -> Console {
-        // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop; a regular file does not heed it.
+        // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop; a regular file does not heed
+        // it.
         var flags = O_APPEND | O_NONBLOCK | O_NOCTTY
         var created: [String] = []
         guard let file = limits.file else {

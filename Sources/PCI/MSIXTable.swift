@@ -4,9 +4,10 @@ public import Linux
 
 /// The MSI-X table and pending bits of a function (PCI Express 5.0 §7.7.2, §6.1.4).
 ///
-/// A **source** is what raises interrupts, with an eventfd of its own; the driver assigns it a vector, or none. While the
-/// vector's message may be sent, the eventfd is connected to the vector's route, and the kernel sends the message. While it
-/// is masked, the eventfd is connected to nothing and keeps the signal: it is the pending bit, and nothing is lost.
+/// A **source** is what raises interrupts, with an eventfd of its own; the driver assigns it a vector, or none. While
+/// the vector's message may be sent, the eventfd is connected to the vector's route, and the kernel sends the message.
+/// While it is masked, the eventfd is connected to nothing and keeps the signal: it is the pending bit, and nothing is
+/// lost.
 ///
 /// All is behind one lock, which vCPU threads take. Threads that signal a source do not use it.
 public final class MSIXTable: Sendable {

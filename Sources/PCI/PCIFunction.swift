@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A function as its bridge sees it. All but ``name`` is called on vCPU threads, several at a time, without the bridge's
-/// lock but for ``place(_:)`` and ``placements``.
+/// A function as its bridge sees it. All but ``name`` is called on vCPU threads, several at a time, without the
+/// bridge's lock but for ``place(_:)`` and ``placements``.
 public protocol PCIFunction: AnyObject, Sendable {
     /// For tables: `blk0`.
     var name: String { get }

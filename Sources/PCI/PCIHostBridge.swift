@@ -6,9 +6,9 @@ internal import Synchronization
 /// The root of a PCI Express hierarchy: finds functions by configuration accesses, of ECAM and mechanism #1, and their
 /// BARs by addresses in its windows.
 ///
-/// Which functions there are, and where their BARs are, is behind one lock, which is held for a look-up and not for what
-/// the function does. A BAR that is not completely in one window is not decoded; where several functions claim an address, the
-/// lowest bus, device and function has it. Whatever is not there reads as all ones and takes no write.
+/// Which functions there are, and where their BARs are, is behind one lock, which is held for a look-up and not for
+/// what the function does. A BAR that is not completely in one window is not decoded; where several functions claim an
+/// address, the lowest bus, device and function has it. Whatever is not there reads as all ones and takes no write.
 public final class PCIHostBridge: Sendable {
     /// Bytes of ECAM for each bus.
     public static let busSpan: UInt64 = 1 << 20

@@ -125,8 +125,8 @@ public struct Sandbox: Sendable {
             needs: needs.rawValue, process: getpid(), reports: policy.mode == .report ? 1 : 0)
     }
 
-    /// Confines the calling thread to the calls of its kind; for its first action. A thread that cannot be confined ends
-    /// the process.
+    /// Confines the calling thread to the calls of its kind; for its first action. A thread that cannot be confined
+    /// ends the process.
     public func confine(_ thread: Thread) {
         guard hasFilters else { return }
         confine(thread == .vcpu ? CSANDBOX_VCPU : CSANDBOX_DEVICE)

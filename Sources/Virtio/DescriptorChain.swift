@@ -7,8 +7,9 @@ internal import GuestMemory
 ///
 /// What the driver changes in its descriptors afterwards changes nothing here.
 public struct DescriptorChain: BitwiseCopyable, Sendable {
-    /// The number by which the chain is returned to the driver (``Virtqueue/push(_:written:)``), below the queue's size.
-    /// No two chains in flight of a rule-abiding driver have the same. In a split virtqueue it is the first descriptor.
+    /// The number by which the chain is returned to the driver (``Virtqueue/push(_:written:)``), below the queue's
+    /// size. No two chains in flight of a rule-abiding driver have the same. In a split virtqueue it is the first
+    /// descriptor.
     public let head: UInt16
     /// The buffers that the device reads.
     public var readable: IOVectors

@@ -3,7 +3,8 @@
 internal import CLinux
 internal import GuestMemory
 
-/// The rings of a split virtqueue (virtio 1.2 §2.7): what ``Virtqueue`` does if VIRTIO_F_RING_PACKED was not negotiated.
+/// The rings of a split virtqueue (virtio 1.2 §2.7): what ``Virtqueue`` does if VIRTIO_F_RING_PACKED was not
+/// negotiated.
 ///
 /// Indices run modulo 2^16 and are compared by wrapping differences only.
 struct SplitRing: Sendable {

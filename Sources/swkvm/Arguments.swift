@@ -10,8 +10,8 @@ internal import Machine
 /// `--rng`, `--rng=max-bytes=1K,period=1000`.
 struct EntropyArgument: ExpressibleByArgument, CustomStringConvertible {
     let description: String
-    /// What is wrong is reported by ``entropy()``: refused here, the parser would take the option as if no value had been
-    /// given.
+    /// What is wrong is reported by ``entropy()``: refused here, the parser would take the option as if no value had
+    /// been given.
     private let parsed: Result<Configuration.Entropy, ArgumentProblem>
 
     static let unlimited = EntropyArgument(argument: "")

@@ -273,7 +273,8 @@ import Testing
     {
         let driver = try BlockDriver(disk.device(), features: FeatureSet([.version1, .blockFlush]).union(extra))
         for round in 0..<20 {
-            // With EVENT_IDX: an interrupt when the last of the round is used. In a packed queue the place has no meaning.
+            // With EVENT_IDX: an interrupt when the last of the round is used. In a packed queue the place has no
+            // meaning.
             let last = UInt16(truncatingIfNeeded: (round + 1) * 20 - 1)
             try driver.ram.write(last, at: BlockDriver.available &+ (4 + 2 * UInt64(BlockDriver.queueSize)))
             var heads: [UInt32] = []

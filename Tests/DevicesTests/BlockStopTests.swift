@@ -78,8 +78,8 @@ import Testing
                 }
                 try body(small)
                 if image != "raw" {
-                    // Its locks may outlast the device by a moment, in a process that another test is starting: -U takes
-                    // none.
+                    // Its locks may outlast the device by a moment, in a process that another test is starting: -U
+                    // takes none.
                     let check = "qemu-img check -U disk.qcow2 >check.log 2>&1 || { cat check.log >&2; exit 1; }"
                     #expect(system("cd \(directory) && \(check)") == 0, "the image is not clean")
                 }

@@ -169,7 +169,8 @@ import Virtio
         try expectIsSilent(1)
     }
 
-    /// Commands while frames come and go; what a pair held in a queue that was switched off is its driver's again after a reset.
+    /// Commands while frames come and go; what a pair held in a queue that was switched off is its driver's again after
+    /// a reset.
     @Test func pairsAreSwitchedUnderTraffic() throws {
         for _ in 0..<3 {
             try start()

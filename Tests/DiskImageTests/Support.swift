@@ -88,8 +88,8 @@ struct RunningProgram: ~Copyable {
 ///
 /// An image that this process has closed can stay locked for a moment: a process that another test is starting has a
 /// copy of the descriptor until its exec, and the kernel may put the file of an operation that has ended a little after
-/// its completion. swkvm tries for a while until it takes a lock for held, QEMU's tools do not: they are run again here. A
-/// lock that stays is what they report.
+/// its completion. swkvm tries for a while until it takes a lock for held, QEMU's tools do not: they are run again
+/// here. A lock that stays is what they report.
 /// - Parameter outlastsLocks: false where the image is locked.
 @discardableResult
 func run(_ command: [String], outlastsLocks: Bool = true) -> (status: Int32, output: String) {

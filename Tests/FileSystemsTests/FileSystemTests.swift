@@ -51,8 +51,8 @@ import Testing
         directory.shell("[ $(stat -c %s tree/large) = 700000 ]")
     }
 
-    /// Journals that were not replayed, as e2fsck replays them: newer copies, a copy that begins as a block of the journal
-    /// does, and blocks whose copies were revoked.
+    /// Journals that were not replayed, as e2fsck replays them: newer copies, a copy that begins as a block of the
+    /// journal does, and blocks whose copies were revoked.
     @Test(arguments: ["-b 4096", "-b 1024", "-O ^64bit,^metadata_csum"], ["jo", "jo -c -v 2", "jo -c -v 3"])
     func journals(options: String, open: String) throws {
         for end in ["jw -r $one\\njw -b $one new\\n", "jw -r $one\\n"] {

@@ -12,8 +12,8 @@ import Testing
 
     private static let path = "export PATH=$PATH:/usr/sbin:/sbin\n"
 
-    /// A disk with a GPT and ext4, whose first entry prints its command line and powers off; the second one is the bundled
-    /// guest.
+    /// A disk with a GPT and ext4, whose first entry prints its command line and powers off; the second one is the
+    /// bundled guest.
     init() throws {
         directory = try TemporaryDirectory()
         disk = directory("disk.raw")

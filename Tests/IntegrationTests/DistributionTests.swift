@@ -224,7 +224,14 @@ import Testing
         #expect(program.errors.text.hasPrefix("\(name): ") != passes)
     }
 
-    @Test(arguments: [("let a = 1\n", true), ("let a  = 1\n", false)])
+    @Test(arguments: [
+        ("let a = 1\n", true), ("let a  = 1\n", false),
+        // Columns are characters.
+        ("// " + String(repeating: "ä", count: 117) + "\n", true),
+        ("// " + String(repeating: "ä", count: 118) + "\n", false),
+        // What cannot be broken is not a comment's.
+        ("let a = \"" + String(repeating: "x", count: 120) + "\"\n", true),
+    ])
     func lintFindsWhatTheFormatterWouldChange(text: String, passes: Bool) throws {
         let program = try lint("format", "a.swift", text)
         #expect(

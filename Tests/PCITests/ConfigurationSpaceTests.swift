@@ -76,7 +76,8 @@ extension PCIConfigurationSpace {
         space.write(2, at: 4, size: 2)
         #expect(space.placements.map(\.bar) == [0, 2])
         #expect(space.placements.map(\.range) == [0xc000_0000..<0xc000_1000, 0x10_0000_0000..<0x10_0000_8000])
-        // While it is sized with its decoder on, it is at an end of the address space, and nowhere where that overflows.
+        // While it is sized with its decoder on, it is at an end of the address space, and nowhere where that
+        // overflows.
         space.write(.max, at: 0x18, size: 4)
         space.write(.max, at: 0x1c, size: 4)
         #expect(space.placements.map(\.bar) == [0])

@@ -151,8 +151,8 @@ import Testing
         #expect(message(0)?.data == 0x40)
     }
 
-    /// Another thread signals without a pause while the driver masks, unmasks and moves the vector: every signal is sent,
-    /// and none while the vector is masked.
+    /// Another thread signals without a pause while the driver masks, unmasks and moves the vector: every signal is
+    /// sent, and none while the vector is masked.
     @Test func masksUnderFire() throws {
         let machine = CountingPlatform(), event = try IRQFD(), signals = 20_000
         let table = MSIXTable(count: 1, sources: [event], platform: machine, report: { _ in })

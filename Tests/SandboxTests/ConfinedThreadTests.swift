@@ -7,8 +7,8 @@ import Sandbox
 import TestSupport
 import Testing
 
-/// A thread with the filter of a machine tries what an attacker in the process would. Each attempt is harmless by itself:
-/// what it opens, changes or signals is the test's own.
+/// A thread with the filter of a machine tries what an attacker in the process would. Each attempt is harmless by
+/// itself: what it opens, changes or signals is the test's own.
 @Suite(.timed) struct ConfinedThreadTests {
     /// Runs all attempts of ``attempts`` in a thread, which a filter may confine first.
     private static func results(confined: Bool, _ threads: UInt32 = everyThread) throws -> [String: Int32] {

@@ -4,8 +4,9 @@ import Glibc
 
 /// A third of many generated cases, chosen by a seed, or all of them.
 ///
-/// `make test` gives a new seed to each run in `SWKVM_TEST_SHARE`, and prints it; the same seed chooses the same cases. Without it, as in
-/// `make test-all`, all cases run. For matrices and long random workloads only: a case that was written for a fault always runs.
+/// `make test` gives a new seed to each run in `SWKVM_TEST_SHARE`, and prints it; the same seed chooses the same cases.
+/// Without it, as in `make test-all`, all cases run. For matrices and long random workloads only: a case that was
+/// written for a fault always runs.
 public enum Share {
     private static let seed: UInt64? = {
         guard let text = unsafe getenv("SWKVM_TEST_SHARE") else { return nil }

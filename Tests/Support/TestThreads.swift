@@ -5,7 +5,8 @@ import Linux
 
 /// Threads that run the tests. `SWKVM_TEST_THREADS` says how many; without it, the concurrency runtime's own do.
 ///
-/// The runtime has one thread for each CPU. A test that waits for a process or a clock keeps its thread, and with it a CPU that nobody uses.
+/// The runtime has one thread for each CPU. A test that waits for a process or a clock keeps its thread, and with it a
+/// CPU that nobody uses.
 final class TestThreads: TaskExecutor {
     static let shared: TestThreads? = {
         guard let text = unsafe getenv("SWKVM_TEST_THREADS") else { return nil }

@@ -3,10 +3,11 @@
 import Glibc
 public import Testing
 
-/// Notes how long each test of a suite takes, from its own first line to its last, and runs it on the ``TestThreads`` if there are some.
+/// Notes how long each test of a suite takes, from its own first line to its last, and runs it on the ``TestThreads``
+/// if there are some.
 ///
-/// The file that `SWKVM_TEST_TIMES` names gets a line for each: milliseconds, then the source file and the test. `make test` shows the slowest. The
-/// times that the test runner prints begin when a test is queued.
+/// The file that `SWKVM_TEST_TIMES` names gets a line for each: milliseconds, then the source file and the test.
+/// `make test` shows the slowest. The times that the test runner prints begin when a test is queued.
 public struct Timed: SuiteTrait, TestTrait, TestScoping {
     public var isRecursive: Bool { true }
 

@@ -5,8 +5,8 @@ public import Linux
 internal import Synchronization
 public import Virtio
 
-/// A network card (virtio 1.2 §5.1) in front of a TAP: a pair of queues for each queue of the TAP, with an I/O thread, and a control
-/// queue, which the first thread serves.
+/// A network card (virtio 1.2 §5.1) in front of a TAP: a pair of queues for each queue of the TAP, with an I/O thread,
+/// and a control queue, which the first thread serves.
 ///
 /// The driver's offloads are passed on to the TAP exactly as negotiated, and withdrawn at its reset.
 public final class NetworkDevice: VirtioDevice {

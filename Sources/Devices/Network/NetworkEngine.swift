@@ -5,8 +5,8 @@ internal import Linux
 internal import Synchronization
 internal import Virtio
 
-/// An I/O thread of the network device: the owner of a pair of queues and of a queue of the TAP; the first also of the control queue, and of what
-/// concerns the whole interface.
+/// An I/O thread of the network device: the owner of a pair of queues and of a queue of the TAP; the first also of the
+/// control queue, and of what concerns the whole interface.
 struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     // Moves to its thread as a whole and stays there, the queues with it: hence `Sendable`.
 
@@ -112,8 +112,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         if let queue = controlQueue(activation) { control.start(try makeQueue(queue, activation), interrupts[queue]) }
     }
 
-    /// The control queue's number; nil where it is not this thread's. Without CTRL_VQ there is no such queue (§5.1.2), whatever the driver has made
-    /// ready.
+    /// The control queue's number; nil where it is not this thread's. Without CTRL_VQ there is no such queue (§5.1.2),
+    /// whatever the driver has made ready.
     private func controlQueue(_ activation: Activation) -> Int? {
         guard pair == 0, activation.features.contains(.controlQueue) else { return nil }
         return QueueLayout(pairs: activation.features.contains(.networkMultiqueue) ? port.counters.pairs.count : 1)

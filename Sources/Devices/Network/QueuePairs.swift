@@ -3,7 +3,8 @@
 internal import Synchronization
 internal import Virtio
 
-/// Where the queues of a network device with some pairs are (virtio 1.2 §5.1.2): receive and transmit of each pair, then control.
+/// Where the queues of a network device with some pairs are (virtio 1.2 §5.1.2): receive and transmit of each pair,
+/// then control.
 struct QueueLayout {
     /// Pairs that the driver may use: one without VIRTIO_NET_F_MQ.
     let pairs: Int
@@ -35,18 +36,20 @@ final class PairRequest: DeviceRequest {
     init(receives: Bool) { self.receives = receives }
 }
 
-/// The pairs besides the first, as the control queue switches them. It belongs to the first pair's engine; the others' do not know it, since it
-/// keeps their threads.
+/// The pairs besides the first, as the control queue switches them. It belongs to the first pair's engine; the others'
+/// do not know it, since it keeps their threads.
 final class PairSwitch: Sendable {
     /// Of pairs 1, 2, …
     private let workers: [DeviceWorker]
 
     init(_ workers: [DeviceWorker]) { self.workers = workers }
 
-    /// Has the first `count` pairs, and no others, receive (VQ_PAIRS_SET, §5.1.6.5.5): when this returns, no other gives the driver a frame.
+    /// Has the first `count` pairs, and no others, receive (VQ_PAIRS_SET, §5.1.6.5.5): when this returns, no other
+    /// gives the driver a frame.
     ///
     /// It waits for the other pairs' threads, which never wait for the first one's.
-    /// - Returns: false when that is no number of pairs of this device, or a pair cannot receive because its queue is not ready; nothing has changed then.
+    /// - Returns: false when that is no number of pairs of this device, or a pair cannot receive because its queue is
+    ///   not ready; nothing has changed then.
     func use(_ count: Int, _ port: NetworkPort) -> Bool {
         guard (1...workers.count + 1).contains(count) else { return false }
         let before = port.pairsInUse.load(ordering: .relaxed)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Port 0x80: firmware writes its progress codes to it, and kernels use a write as a delay of a microsecond. Neither has
-/// a reader.
+/// Port 0x80: firmware writes its progress codes to it, and kernels use a write as a delay of a microsecond. Neither
+/// has a reader.
 public final class PostCodePort: PortDevice {
     public init() {}
 

@@ -7,8 +7,8 @@ public import Linux
 public protocol SerialSink: AnyObject, Sendable {
     /// Takes bytes from the front without waiting, and returns how many.
     ///
-    /// A sink that takes fewer than all calls ``SerialPort/flush()`` when there is room again. It must not call the port
-    /// from here.
+    /// A sink that takes fewer than all calls ``SerialPort/flush()`` when there is room again. It must not call the
+    /// port from here.
     func take(_ bytes: Span<UInt8>) -> Int
 
     /// Bytes that were taken, and lost since the host failed to write them.

@@ -3,8 +3,8 @@
 internal import Glibc
 internal import Linux
 
-/// Where the new blocks of a VDI or VMDK file come from: neither format counts its blocks, so they come from the end of the file, or from
-/// places that nothing refers to.
+/// Where the new blocks of a VDI or VMDK file come from: neither format counts its blocks, so they come from the end of
+/// the file, or from places that nothing refers to.
 struct BlockAllocator {
     /// The place of block 0; a block's number is what a ``ClusterRun`` is about.
     let base: UInt64
@@ -113,7 +113,8 @@ extension BlockMapImage {
         // Pinned since the allocation.
         let block = offset >> layout.blockBits
         guard let slot = slices.slot(of: sliceNumber(ofBlock: block)) else { return }
-        // A commit may have come between the allocation and the end of the write, whose data its synchronisation did not cover.
+        // A commit may have come between the allocation and the end of the write, whose data its synchronisation did
+        // not cover.
         allocator?.needsBarrier = true
         for index in 0..<run.count {
             let entry: UInt32

@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// How an image of equal blocks keeps them: one table says for each block where in the file it is. VDI, the sparse extents of VMDK, VHD and
-/// VHDX are all of this kind, and differ in what an entry means.
+/// How an image of equal blocks keeps them: one table says for each block where in the file it is. VDI, the sparse
+/// extents of VMDK, VHD and VHDX are all of this kind, and differ in what an entry means.
 struct BlockMapLayout: Equatable, Sendable {
     enum Entries: Equatable, Sendable {
-        /// 32 bits, little-endian: the number of a block, the first of which begins at byte `data`; 2^32 - 1 for none, 2^32 - 2 for zeroes.
+        /// 32 bits, little-endian: the number of a block, the first of which begins at byte `data`; 2^32 - 1 for none,
+        /// 2^32 - 2 for zeroes.
         case vdi(data: UInt64)
-        /// 32 bits, little-endian: a grain's first sector; 0 for none and, if the header says so, 1 for zeroes. Compressed grains have a
-        /// header of their own.
+        /// 32 bits, little-endian: a grain's first sector; 0 for none and, if the header says so, 1 for zeroes.
+        /// Compressed grains have a header of their own.
         case vmdk(hasZeroGrains: Bool, isCompressed: Bool)
         /// 32 bits, big-endian: a block's first sector, where `bitmap` bytes come before the data; 2^32 - 1 for none.
         case vhd(bitmap: UInt64)
-        /// 64 bits, little-endian: a state and the block's place in MiB. Each `1 << chunkBits` entries are followed by another thing's.
+        /// 64 bits, little-endian: a state and the block's place in MiB. Each `1 << chunkBits` entries are followed by
+        /// another thing's.
         case vhdx(chunkBits: UInt64)
     }
 
     enum Table: Equatable, Sendable {
         /// All entries one after the other, from this byte of the file on.
         case array(offset: UInt64)
-        /// Pieces of as many entries as `BlockMapImage.sliceSize` has room for, each of which a directory gives a place.
+        /// Pieces of as many entries as `BlockMapImage.sliceSize` has room for, each of which a directory gives a
+        /// place.
         case directory
     }
 
@@ -55,7 +58,8 @@ struct BlockMapLayout: Equatable, Sendable {
         case .vhdx:
             switch entry & 7 {
             case 0: .unallocated
-            // Undefined, zero, and unmapped as the specification and as an older draft of it number it: zeroes are right for all.
+            // Undefined, zero, and unmapped as the specification and as an older draft of it number it: zeroes are
+            // right for all.
             case 1, 2, 3, 5: .zero
             case 6: .data(entry & ~0xfffff)
             default: .damaged(.blockState(entry & 7))

@@ -75,8 +75,8 @@ struct VDIHeader {
         allocated = UInt64(header.littleEndian32(at: 0x184))
     }
 
-    /// Looks through the table for where new blocks can be. A block that two entries name, or that is beyond the end of the file, keeps an
-    /// image from being written.
+    /// Looks through the table for where new blocks can be. A block that two entries name, or that is beyond the end of
+    /// the file, keeps an image from being written.
     func allocator(_ file: borrowing ImageFile) throws(DiskImageError) -> BlockAllocator {
         guard layout.blockCount <= 1 << 26 else {
             throw .notWritable(
@@ -107,7 +107,8 @@ struct VDIHeader {
             }
             first += UInt64(entries)
         }
-        // What a crash has left between used blocks is used first, so that the header's count becomes that of the entries again.
+        // What a crash has left between used blocks is used first, so that the header's count becomes that of the
+        // entries again.
         var holes: [UInt64] = []
         if count < end { holes = (0..<end).reversed().filter { used[Int($0 / 64)] >> ($0 % 64) & 1 == 0 } }
         let written = file.size <= dataOffset ? 0 : (file.size - dataOffset - 1) >> layout.blockBits + 1
@@ -129,7 +130,8 @@ struct VDIHeader {
         put(Array("<<< swkvm VirtualBox Disk Image >>>\n".utf8), 0)
         put(littleEndian(signature), 0x40)
         put(littleEndian(version), 0x44)
-        // Bytes of what follows the version, up to a geometry that each program finds for itself but for the sectors' size.
+        // Bytes of what follows the version, up to a geometry that each program finds for itself but for the sectors'
+        // size.
         put32(0x190, 0x48)
         put32(isStatic ? 2 : 1, 0x4c)
         put32(UInt64(size), 0x154)

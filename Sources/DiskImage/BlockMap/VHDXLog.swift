@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The changes that wait in the log of a VHDX that was not closed, as a replay would make them (MS-VHDX, 2.3): kept in memory and laid over what is read of
-/// tables, while the file stays as it is.
+/// The changes that wait in the log of a VHDX that was not closed, as a replay would make them (MS-VHDX, 2.3): kept in
+/// memory and laid over what is read of tables, while the file stays as it is.
 ///
-/// The log is a ring of sectors of 4 KiB with entries one behind the other. Those that count are the last unbroken sequence of sound ones; each
-/// names sectors of the file, and has their contents, or says that they are zeroes.
+/// The log is a ring of sectors of 4 KiB with entries one behind the other. Those that count are the last unbroken
+/// sequence of sound ones; each names sectors of the file, and has their contents, or says that they are zeroes.
 struct VHDXLog {
     /// The most bytes of a log: others make 1 MiB.
     static let maximumSize: UInt64 = 16 << 20
@@ -71,7 +71,8 @@ struct VHDXLog {
                 changes.append(Change(place: place, length: entry.littleEndian64(at: descriptor + 8), bytes: nil))
                 continue
             }
-            // A sector of data has its first eight bytes and its last four in the descriptor, and a mark in their place.
+            // A sector of data has its first eight bytes and its last four in the descriptor, and a mark in their
+            // place.
             var bytes = Array(entry[data..<data + Self.sector])
             bytes.replaceSubrange(0..<8, with: entry[descriptor + 8..<descriptor + 16])
             bytes.replaceSubrange(Self.sector - 4..<Self.sector, with: entry[descriptor + 4..<descriptor + 8])

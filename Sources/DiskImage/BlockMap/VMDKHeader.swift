@@ -99,7 +99,8 @@ struct VMDKHeader {
         self.overhead = overhead <= file.size >> 9 ? overhead * 512 : file.size
     }
 
-    /// The header at the end of a file that was written from start to end: behind a marker of 512 bytes, with another behind it.
+    /// The header at the end of a file that was written from start to end: behind a marker of 512 bytes, with another
+    /// behind it.
     private static func footer(_ file: borrowing ImageFile) throws(DiskImageError) -> [UInt8] {
         guard file.size >= 4 * 512 else {
             throw .truncated(path: file.path, what: "the footer", needed: 4 * 512, size: file.size)

@@ -4,7 +4,8 @@ internal import Glibc
 internal import Linux
 
 extension Chain {
-    /// The cipher of an image that is encrypted, with the next of the keys. Data is never written in a way that is known to be broken.
+    /// The cipher of an image that is encrypted, with the next of the keys. Data is never written in a way that is
+    /// known to be broken.
     mutating func openCipher(
         _ header: QCOW2Header, _ file: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool
     ) throws(DiskImageError) -> SectorCipher? {
@@ -53,8 +54,8 @@ extension DiskImageOptions {
     }
 }
 
-/// The data of a file, by the file's number, is decrypted and encrypted here. Ranges are whole sectors; `place` is where they lie in the file,
-/// `offset` where on the disk.
+/// The data of a file, by the file's number, is decrypted and encrypted here. Ranges are whole sectors; `place` is
+/// where they lie in the file, `offset` where on the disk.
 extension DiskImage {
     /// How many images of the chain are encrypted.
     var encryptedCount: Int {

@@ -30,7 +30,8 @@ public final class DiskKey: Sendable, Equatable {
     private let file: (name: String, identity: ImageFile.Identity)?
     /// As ``DiskImageOptions/isInterrupted``.
     private let isInterrupted: @Sendable () -> Bool
-    /// Keys of disks that this one has opened, so that an image that is opened again, or by several threads, costs that once.
+    /// Keys of disks that this one has opened, so that an image that is opened again, or by several threads, costs that
+    /// once.
     private let opened = OpenedKeys()
 
     /// Reads a key, which may wait for a user to type it.

@@ -4,9 +4,10 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// What an engine has for an image whose data is encrypted: buffers in which what is written is encrypted, and what is read decrypted. The memory of
-/// requests is the guest's: a vCPU can change it meanwhile, so that what was read there would be decrypted in part from what the guest has put in its
-/// place. It gets plaintext alone, and of a read that fails nothing.
+/// What an engine has for an image whose data is encrypted: buffers in which what is written is encrypted, and what is
+/// read decrypted. The memory of requests is the guest's: a vCPU can change it meanwhile, so that what was read there
+/// would be decrypted in part from what the guest has put in its place. It gets plaintext alone, and of a read that
+/// fails nothing.
 struct EngineEncryption: ~Copyable {
     /// Indicates whether the data of any image of the chain is encrypted.
     let isUsed: Bool
@@ -91,8 +92,8 @@ extension EngineEncryption {
         operation.memory = .piece(buffer(operation.cipherBuffer).prefix(Int(operation.length)))
     }
 
-    /// Encrypts what an operation is going to write: the contents of its copy where they are, and what the request has in its memory, or zeroes, in the
-    /// operation's buffer.
+    /// Encrypts what an operation is going to write: the contents of its copy where they are, and what the request has
+    /// in its memory, or zeroes, in the operation's buffer.
     func encrypt(_ operation: inout IOOperation, _ image: DiskImage) {
         let length = Int(operation.length)
         let bytes: IOMemory

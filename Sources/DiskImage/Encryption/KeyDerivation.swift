@@ -216,7 +216,8 @@ enum StripedKey {
         }
     }
 
-    /// Fills the last stripe, after the others have been filled with random bytes, such that ``merge(_:into:_:)`` gives the key.
+    /// Fills the last stripe, after the others have been filled with random bytes, such that ``merge(_:into:_:)`` gives
+    /// the key.
     static func split(_ key: IOMemory, into split: IOMemory, _ hash: HashAlgorithm) {
         let last = split.piece((stripes - 1) * key.count, key.count)
         last.clear()

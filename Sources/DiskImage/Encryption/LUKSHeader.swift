@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The header of LUKS version 1 (LUKS On-Disk Format Specification 1.2.3 §2), checked: what it names is known and lies inside of what it has.
+/// The header of LUKS version 1 (LUKS On-Disk Format Specification 1.2.3 §2), checked: what it names is known and lies
+/// inside of what it has.
 struct LUKSHeader: Equatable, Sendable {
     /// Bytes of the header itself; key material follows.
     static let size = 592

@@ -3,7 +3,8 @@
 internal import CCrypto
 internal import Glibc
 
-/// How the sectors of a disk are encrypted: AES with a mode and a way to make initialization vectors, in the words of dm-crypt.
+/// How the sectors of a disk are encrypted: AES with a mode and a way to make initialization vectors, in the words of
+/// dm-crypt.
 struct CipherSpecification: Equatable, Sendable {
     enum Mode: String, Sendable { case xts, cbc, ecb, ctr }
 
@@ -26,7 +27,8 @@ struct CipherSpecification: Equatable, Sendable {
 
     /// What a new image gets.
     static let standard = CipherSpecification(mode: .xts, vector: .plain64, keySize: 64)
-    /// What images have whose header says AES and no more (docs/interop/qcow2.txt, "Data encryption"): QEMU takes 16 bytes for the key.
+    /// What images have whose header says AES and no more (docs/interop/qcow2.txt, "Data encryption"): QEMU takes 16
+    /// bytes for the key.
     static let legacy = CipherSpecification(mode: .cbc, vector: .plain64, keySize: 16)
 
     init(mode: Mode, vector: Vector, keySize: Int) {
@@ -77,7 +79,8 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
 
     let specification: CipherSpecification
     private let numbering: Numbering
-    // Prepared keys: of the data, of what hides its place (XTS), and of the vectors (ESSIV). They do not change: hence `Sendable`.
+    // Prepared keys: of the data, of what hides its place (XTS), and of the vectors (ESSIV). They do not change: hence
+    // `Sendable`.
     private let keys: SecretBytes
 
     static let sectorSize = 512
@@ -117,7 +120,8 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
         }
     }
 
-    /// Encrypts bytes in place, a whole number of sectors (or, of the last one, of blocks), whose first has the number `sector`.
+    /// Encrypts bytes in place, a whole number of sectors (or, of the last one, of blocks), whose first has the number
+    /// `sector`.
     func encrypt(_ bytes: IOMemory, sector: UInt64) { apply(bytes, to: bytes, sector, encrypts: true) }
 
     /// Decrypts likewise.
@@ -184,7 +188,8 @@ struct SectorCipher: ~Copyable, @unchecked Sendable {
         }
     }
 
-    /// Counter mode, which is its own inverse: the vector is a number of 128 bits, most significant byte first, that grows with each block.
+    /// Counter mode, which is its own inverse: the vector is a number of 128 bits, most significant byte first, that
+    /// grows with each block.
     private func count(_ key: UnsafePointer<ccrypto_aes>, _ counter: IOMemory, _ sector: IOMemory) {
         var bytes = InlineArray<2, UInt64>(repeating: 0)
         // Sixteen bytes each: a block, the counter, the mask.

@@ -2,8 +2,8 @@
 
 /// The clusters for which new ones are being written, each by one request: others that would change them wait.
 ///
-/// Claims of different requests do not overlap, so in their order the one sought is found by halving. One request may claim
-/// a cluster several times, for different parts of it.
+/// Claims of different requests do not overlap, so in their order the one sought is found by halving. One request may
+/// claim a cluster several times, for different parts of it.
 struct ClaimTable {
     /// The owner of a claim: a request of an engine.
     struct Owner: Equatable {

@@ -48,8 +48,8 @@ struct CopyTable: ~Copyable {
 
     var hasFree: Bool { !free.isEmpty }
 
-    /// Begins a copy with the reading of its cluster. The caller has checked ``hasFree``; a second user of a buffer would
-    /// corrupt the disk, so without a free one the process ends.
+    /// Begins a copy with the reading of its cluster. The caller has checked ``hasFree``; a second user of a buffer
+    /// would corrupt the disk, so without a free one the process ends.
     mutating func begin(_ copy: Copy) -> Int32 {
         guard let index = free.popFirst(copies) else { preconditionFailure("no room for another copy") }
         copies[index] = copy

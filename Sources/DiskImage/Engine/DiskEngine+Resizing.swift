@@ -18,7 +18,8 @@ public enum Preallocation: String, Sendable, CaseIterable {
 /// Another size for the disk. The engine has the image for itself: if it has other engines, all are idle, and start
 /// nothing meanwhile.
 extension DiskEngine {
-    /// Makes the disk longer, by what reads as zeroes, or shorter. It has the one size or the other, whenever the power fails.
+    /// Makes the disk longer, by what reads as zeroes, or shorter. It has the one size or the other, whenever the power
+    /// fails.
     /// - Parameters:
     ///   - newSize: bytes, a multiple of 512.
     ///   - preallocation: for what is added.

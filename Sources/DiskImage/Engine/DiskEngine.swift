@@ -59,7 +59,8 @@ internal import Linux
 
     // MARK: - The owner's side
 
-    /// The image. While it has other engines, only what never changes may be asked here: path, format, size, cluster size, whether it is read-only.
+    /// The image. While it has other engines, only what never changes may be asked here: path, format, size, cluster
+    /// size, whether it is read-only.
     public var image: DiskImage { shared.image }
 
     /// Requests that can be in flight.
@@ -74,12 +75,12 @@ internal import Linux
     /// Indicates whether operations go through io_uring.
     public var usesRing: Bool { pipeline.operations.usesRing }
 
-    /// A descriptor that is readable while operations have ended, or another engine of the image calls; after it became so, call
-    /// ``nextCompletion()`` until it gives nil. Others may wait for that even while nothing is in flight here.
+    /// A descriptor that is readable while operations have ended, or another engine of the image calls; after it became
+    /// so, call ``nextCompletion()`` until it gives nil. Others may wait for that even while nothing is in flight here.
     public var descriptor: Int32 { pipeline.operations.descriptor }
 
-    /// The eventfd that other engines signal, while the queue does not watch it. Once it is readable, call ``nextCompletion()`` as for
-    /// ``descriptor``.
+    /// The eventfd that other engines signal, while the queue does not watch it. Once it is readable, call
+    /// ``nextCompletion()`` as for ``descriptor``.
     public var unwatchedWakeup: Int32? { pipeline.operations.unwatchedWakeup }
 
     /// A free request, or nil while all ``depth`` are taken.
@@ -88,12 +89,13 @@ internal import Linux
     /// Releases an acquired request that was not started, or has completed.
     public mutating func release(_ request: Int) { pipeline.requests.release(Int32(request)) }
 
-    /// Starts an acquired request. A range that is not inside the disk, a write to a read-only one, and vectors whose lengths
-    /// contradict `length` end it with an error, as any failure does; it always ends.
+    /// Starts an acquired request. A range that is not inside the disk, a write to a read-only one, and vectors whose
+    /// lengths contradict `length` end it with an error, as any failure does; it always ends.
     /// - Parameters:
     ///   - offset: bytes from the start of the disk.
     ///   - length: bytes: the sum of the vectors for a transfer.
-    ///   - vectors: the memory of a transfer. Both they and what they name stay as they are until the request has come back.
+    ///   - vectors: the memory of a transfer. Both they and what they name stay as they are until the request has come
+    ///     back.
     ///   - count: how many vectors, at most ``maximumSegments``.
     public mutating func start(
         _ request: Int, _ operation: DiskOperation, offset: UInt64, length: UInt64, vectors: UnsafePointer<iovec>,
@@ -149,7 +151,8 @@ internal import Linux
         if let error = pipeline.operations.takeSubmissionError() { throw .request(path: shared.path, error) }
     }
 
-    /// Why a request failed, for the host's log: the image's damage where that is the reason, else the file, the byte and the system's reason.
+    /// Why a request failed, for the host's log: the image's damage where that is the reason, else the file, the byte
+    /// and the system's reason.
     public func failure(of completion: DiskCompletion) -> DiskImageError? {
         guard completion.error != 0 else { return nil }
         shared.lock()
@@ -172,8 +175,9 @@ internal import Linux
             ? .request(path: path, reason) : .transfer(path: path, offset: failed.offset, length: nil, reason)
     }
 
-    /// Indicates whether a request that failed may succeed when it is started again, once the cause is gone. It cannot where no access was
-    /// refused (a damaged image, say), nor where the host could not make something durable: it reports that once, and may have lost the data.
+    /// Indicates whether a request that failed may succeed when it is started again, once the cause is gone. It cannot
+    /// where no access was refused (a damaged image, say), nor where the host could not make something durable: it
+    /// reports that once, and may have lost the data.
     public func canRetry(_ completion: DiskCompletion) -> Bool {
         guard completion.failed.map({ $0.call != .synchronize }) ?? completion.isOutOfRoom else { return false }
         shared.lock()
@@ -181,8 +185,8 @@ internal import Linux
         return image.failure == 0
     }
 
-    /// The next request that has ended, or nil when none has. What this sets going (the rest of a short transfer, say) is submitted
-    /// before it answers nil.
+    /// The next request that has ended, or nil when none has. What this sets going (the rest of a short transfer, say)
+    /// is submitted before it answers nil.
     public mutating func nextCompletion() -> DiskCompletion? {
         // Those that waited for the owner's next turn.
         if pipeline.requests.hasStalled, pipeline.operations.hasRoom {
@@ -192,7 +196,8 @@ internal import Linux
             pipeline.work()
         }
         while true {
-            // Also before a completion, after which the owner may ask nothing for long: the wakeup may have been heard among other things.
+            // Also before a completion, after which the owner may ask nothing for long: the wakeup may have been heard
+            // among other things.
             if !shared.isExclusive, handleWakeup() { continue }
             if let index = pipeline.requests.popCompleted() {
                 let ended = pipeline.requests[index]
@@ -225,7 +230,8 @@ internal import Linux
         return true
     }
 
-    /// What was set going may be for other engines, a commit say, and the owner of this one may do nothing for long once it has its completion.
+    /// What was set going may be for other engines, a commit say, and the owner of this one may do nothing for long
+    /// once it has its completion.
     private mutating func submitForOthers() {
         if !shared.isExclusive { pipeline.operations.submit() }
     }

@@ -66,7 +66,8 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    // The segments, and the memory that they are about, stay until the operation's completion: hence the ring may have their addresses.
+    // The segments, and the memory that they are about, stay until the operation's completion: hence the ring may have
+    // their addresses.
 
     /// - Parameter isAside: as ``IORing/read(_:_:count:at:token:isAside:)`` has it, where there is a ring.
     func read(
@@ -135,8 +136,8 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Has ``rawValue`` become readable when an eventfd is signalled, once: a completion with this token reports it. Calls that are done one after the other
-    /// have their own wakeup for that.
+    /// Has ``rawValue`` become readable when an eventfd is signalled, once: a completion with this token reports it.
+    /// Calls that are done one after the other have their own wakeup for that.
     func watch(_ wakeup: borrowing EventFD, token: UInt64) throws(SystemCallError) {
         switch self {
         case .ring(let ring): try ring.poll(wakeup.rawValue, token: token)
@@ -176,7 +177,8 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Waits for a completion, of which at least one is outstanding, or a wakeup; of the kernel's for as many as are wanted.
+    /// Waits for a completion, of which at least one is outstanding, or a wakeup; of the kernel's for as many as are
+    /// wanted.
     func wait(for count: Int = 1) throws(SystemCallError) {
         switch self {
         case .ring(let ring): try ring.wait(for: count)
@@ -186,7 +188,8 @@ enum IOQueue: ~Copyable {
         }
     }
 
-    /// Operations that were begun and that the kernel does not have, nor ever will unless there is another ``submit()``.
+    /// Operations that were begun and that the kernel does not have, nor ever will unless there is another
+    /// ``submit()``.
     /// - Parameter limit: those with smaller tokens are counted.
     func queued(below limit: UInt64) -> Int {
         switch self {
@@ -261,8 +264,8 @@ final class SynchronousIO: @unchecked Sendable {
     private let calls: FileCalls
     /// Readable while completions wait. Others may ring it too.
     let wakeup: EventFD
-    /// A ring of operations in their order, as many as there can be: those that are done, and behind them those that are queued.
-    /// One thread at a time uses them: hence `Sendable`.
+    /// A ring of operations in their order, as many as there can be: those that are done, and behind them those that
+    /// are queued. One thread at a time uses them: hence `Sendable`.
     private let operations: Slab<Operation>
     private var first = 0
     private var done = 0

@@ -104,7 +104,8 @@ struct Chain: ~Copyable {
     }
 }
 
-/// The path for the name of a backing file: the address of a remote disk, or relative to the image's directory; of QEMU's pseudo-protocols `file:` alone.
+/// The path for the name of a backing file: the address of a remote disk, or relative to the image's directory; of
+/// QEMU's pseudo-protocols `file:` alone.
 func backingPath(_ name: String, of image: String) throws(DiskImageError) -> String {
     if NBDLocation.isAddress(name) { return name }
     var name = name[...]

@@ -3,8 +3,8 @@
 internal import CLinux
 internal import Glibc
 
-/// The system calls for the files of an image; a test passes others, which fail or do half. Results are as io_uring gives them:
-/// a negative errno value is a failure.
+/// The system calls for the files of an image; a test passes others, which fail or do half. Results are as io_uring
+/// gives them: a negative errno value is a failure.
 @safe struct FileCalls: Sendable {
     var read: @Sendable (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
     var write: @Sendable (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int

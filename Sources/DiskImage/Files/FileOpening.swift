@@ -43,8 +43,9 @@ func openFile(
 
 /// Opens a regular file or a block device and locks it, as a reader or a writer does.
 ///
-/// Nothing that is known of a file before the lock is held can be relied upon: another process may have changed it until then, or have put another in its
-/// place. So what has the name now is the file that is locked, or it is opened again; all else, its size first, is for the caller to ask for afterwards.
+/// Nothing that is known of a file before the lock is held can be relied upon: another process may have changed it
+/// until then, or have put another in its place. So what has the name now is the file that is locked, or it is opened
+/// again; all else, its size first, is for the caller to ask for afterwards.
 func openLocked(
     _ path: String, _ access: Int32, of image: (NamingImage, NamedFiles)? = nil, writable: Bool, locking: Bool = true,
     isInterrupted: () -> Bool = { false }
@@ -73,8 +74,9 @@ func openLocked(
 /// So often a file may be replaced between its opening and its lock: more would be a process that does nothing else.
 private let maximumReplacements = 100
 
-/// A process may have a lease on a file (fcntl(2)): the host's NFS or SMB server for a client, which has locks that no other process sees yet. The kernel asks for it
-/// back, says EAGAIN so long, and takes it after `lease-break-time` (45 seconds, unless the host's administrator says otherwise).
+/// A process may have a lease on a file (fcntl(2)): the host's NFS or SMB server for a client, which has locks that no
+/// other process sees yet. The kernel asks for it back, says EAGAIN so long, and takes it after `lease-break-time` (45
+/// seconds, unless the host's administrator says otherwise).
 private func waitingForLease(
     _ path: String, _ isInterrupted: () -> Bool, _ open: () throws(SystemCallError) -> FileDescriptor
 ) throws(DiskImageError) -> FileDescriptor {
@@ -124,7 +126,8 @@ extension DiskImage {
 }
 
 extension String {
-    /// Bytes of a path up to its last slash, and with it. To the kernel a slash is a byte; to Unicode it can be one character with what follows.
+    /// Bytes of a path up to its last slash, and with it. To the kernel a slash is a byte; to Unicode it can be one
+    /// character with what follows.
     fileprivate var directoryLength: Int {
         utf8.lastIndex(of: UInt8(ascii: "/")).map { utf8.distance(from: utf8.startIndex, to: $0) + 1 } ?? 0
     }

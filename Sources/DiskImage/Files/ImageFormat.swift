@@ -83,7 +83,8 @@ public enum ImageFormat: String, Sendable, CaseIterable {
 public enum CacheMode: String, Sendable, CaseIterable {
     /// I/O through the page cache; a FLUSH of the guest makes it durable (`fdatasync`).
     case writeback
-    /// Around the page cache (`O_DIRECT`). Requests that are not aligned to what the file wants go through it after all.
+    /// Around the page cache (`O_DIRECT`). Requests that are not aligned to what the file wants go through it after
+    /// all.
     case none
 }
 
@@ -101,24 +102,28 @@ public struct DiskImageOptions: Sendable {
     public var allowsBacking: Bool
     /// The locations allowed for files that images refer to.
     public var namedFiles: NamedFiles
-    /// Reads as a tool that wants each byte once: what is in the page cache already is taken from there, and all else goes around it
-    /// where the file system can, so that what others have there stays.
+    /// Reads as a tool that wants each byte once: what is in the page cache already is taken from there, and all else
+    /// goes around it where the file system can, so that what others have there stays.
     var sparesCache = false
     /// Indicates whether backing files are opened at all: a tool that looks at one image, or gives it another, does
     /// without.
     var followsBacking = true
     /// Read what is left of a damaged image: what its file ends before is met as damage, where it is met.
     var salvages = false
-    /// The most bytes of L2 tables kept in memory, for each qcow2 image of the chain. No more is taken than the disk needs.
+    /// The most bytes of L2 tables kept in memory, for each qcow2 image of the chain. No more is taken than the disk
+    /// needs.
     public var metadataCacheSize: Int
-    /// The id or name of a qcow2 image's internal snapshot to open in place of the current state, which only a reader can.
+    /// The id or name of a qcow2 image's internal snapshot to open in place of the current state, which only a reader
+    /// can.
     public var snapshot: String?
     /// The file that has the data of a qcow2 image which keeps it outside; nil for the one that the image names.
     public var dataFile: String?
-    /// Seconds for which requests wait for a remote disk's connection that was lost; nil for what its address says, or 10.
+    /// Seconds for which requests wait for a remote disk's connection that was lost; nil for what its address says, or
+    /// 10.
     public var reconnect: Int?
     public static let possibleReconnect = NBDLocation.possibleReconnect
-    /// Hears, in a sentence, what happens to a remote disk's connection and what has become of the image; on any thread.
+    /// Hears, in a sentence, what happens to a remote disk's connection and what has become of the image; on any
+    /// thread.
     public var report: (@Sendable (String) -> Void)?
     /// Polled several times a second while opening waits (for a server, a key that is typed, a lease's holder) or
     /// computes a key: whether to cancel, by ``DiskImageError/openingInterrupted(path:)``.
@@ -129,9 +134,11 @@ public struct DiskImageOptions: Sendable {
     public var vhdSizeOption = "vhd-size="
     /// Receives a message about a decision at opening that may not be what the user expects.
     public var notice: (@Sendable (String) -> Void)?
-    /// Follow the names of data files that images carry, as backing files, and write to them. A file that ``dataFile`` names is always taken.
+    /// Follow the names of data files that images carry, as backing files, and write to them. A file that ``dataFile``
+    /// names is always taken.
     public var allowsDataFile: Bool
-    /// The keys of those images of the chain that are encrypted, the topmost first. The last one is also for all that follow.
+    /// The keys of those images of the chain that are encrypted, the topmost first. The last one is also for all that
+    /// follow.
     public var keys: [DiskKey] = []
     /// Indicates whether a key for which there is no image is an error.
     var usesAllKeys = true

@@ -18,9 +18,10 @@ private enum Permission: off_t, CaseIterable {
 
 /// Takes the locks of a reader, which tolerates other readers, or of a writer, which tolerates no other user.
 ///
-/// They belong to the open file (`F_OFD_SETLK`), so they end with it however the process ends. qemu-img, QEMU and swkvm keep
-/// each other out. A conflict has to last a fifth of a second to be one: the kernel closes the files of a killed process with
-/// requests in flight a moment after its end, and a process that is just being forked holds them until its exec.
+/// They belong to the open file (`F_OFD_SETLK`), so they end with it however the process ends. qemu-img, QEMU and swkvm
+/// keep each other out. A conflict has to last a fifth of a second to be one: the kernel closes the files of a killed
+/// process with requests in flight a moment after its end, and a process that is just being forked holds them until its
+/// exec.
 func lockImage(_ file: borrowing FileDescriptor, path: String, writable: Bool) throws(DiskImageError) {
     var attempts = 0
     while true {

@@ -89,7 +89,8 @@ struct FormatChoice: Sendable {
         source = stated == nil ? .name(option: option) : .stated
     }
 
-    /// That of a backing file, as the image over it states it. Without a word it is what its name stands for, and raw where that says nothing.
+    /// That of a backing file, as the image over it states it. Without a word it is what its name stands for, and raw
+    /// where that says nothing.
     init(backing stated: String?, _ path: String) throws(DiskImageError) {
         if let stated {
             guard let format = ImageFormat(rawValue: stated) else { throw .formatUnsupported(path: path, name: stated) }

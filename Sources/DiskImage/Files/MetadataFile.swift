@@ -10,7 +10,8 @@ enum MetadataError: Error, Equatable {
     case needsCommit
     /// An errno value.
     case failed(Int32)
-    /// An errno value. What the host could not store it may have lost, also of other writers: later writes could not be relied upon.
+    /// An errno value. What the host could not store it may have lost, also of other writers: later writes could not be
+    /// relied upon.
     case lost(Int32)
 
     /// The errno value.

@@ -6,14 +6,15 @@ internal import Linux
 
 /// The rule for files that an image refers to: backing files, the extents of a VMDK, the data files of backing files.
 ///
-/// An image of unknown origin can name any file of the host. What it names has to be below the directory that the image itself is in, whatever `..` and
-/// symbolic links say, or be the user's own word; more has to be allowed.
+/// An image of unknown origin can name any file of the host. What it names has to be below the directory that the image
+/// itself is in, whatever `..` and symbolic links say, or be the user's own word; more has to be allowed.
 public struct NamedFiles: Sendable, Equatable {
     /// Indicates whether they may be anywhere, and on remote disks.
     public var isAnywhere = false
     /// Directories below which they may be, too.
     public var directories: [String] = []
-    /// Paths, and addresses of remote disks, that the user has named: the files behind them are taken by whatever name an image has for them.
+    /// Paths, and addresses of remote disks, that the user has named: the files behind them are taken by whatever name
+    /// an image has for them.
     public var stated: [String] = []
 
     public init(isAnywhere: Bool = false, directories: [String] = [], stated: [String] = []) {
@@ -83,8 +84,8 @@ extension NamedFiles {
         return place
     }
 
-    /// Without symbolic links: where the image's name is, where the image itself is, and those that are allowed. Not `/`, unless it is allowed: below
-    /// it is everything.
+    /// Without symbolic links: where the image's name is, where the image itself is, and those that are allowed. Not
+    /// `/`, unless it is allowed: below it is everything.
     private func directories(of image: NamingImage) throws(DiskImageError) -> [String] {
         var found: [String] = []
         if image.hasDirectory {
@@ -125,7 +126,8 @@ enum FilePlace: Equatable {
         }
     }
 
-    /// The first file of a chain that is at one of some places, by the names that the images have: for a chain that is not opened, and of which not all need be there.
+    /// The first file of a chain that is at one of some places, by the names that the images have: for a chain that is
+    /// not opened, and of which not all need be there.
     /// - Parameters:
     ///   - path: of the topmost file.
     ///   - namedFiles: what is followed; where a name may not be followed, it never will be.

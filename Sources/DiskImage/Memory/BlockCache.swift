@@ -93,7 +93,8 @@ struct BlockCache: ~Copyable {
         return .missing
     }
 
-    /// Takes the slot for a missing block, at the cost of the one unused for longest; nil while all are being filled, pinned or dirty.
+    /// Takes the slot for a missing block, at the cost of the one unused for longest; nil while all are being filled,
+    /// pinned or dirty.
     mutating func reserve(_ key: UInt64) -> Int? {
         let first = Int(key % UInt64(setCount)) * Self.ways
         var victim: Int?

@@ -30,8 +30,8 @@ extension Chain {
         }
     }
 
-    /// The file that an image keeps its data in, if it does: the one that the user names for the topmost, or the one it names, if that is allowed. That of
-    /// a backing file is only read, so its name is followed as its own was.
+    /// The file that an image keeps its data in, if it does: the one that the user names for the topmost, or the one it
+    /// names, if that is allowed. That of a backing file is only read, so its name is followed as its own was.
     private func openDataFile(
         _ header: QCOW2Header, _ image: borrowing ImageFile, _ options: DiskImageOptions, writable: Bool
     ) throws(DiskImageError) -> ImageFile? {

@@ -5,7 +5,8 @@ internal import Linux
 
 /// A number for each cluster of an image's file: how often it is referred to, or counted to be.
 ///
-/// Counts that do not fit stay at the highest. Memory is given by the kernel as it is touched, so a sparse file costs little.
+/// Counts that do not fit stay at the highest. Memory is given by the kernel as it is touched, so a sparse file costs
+/// little.
 struct ClusterCounts: ~Copyable {
     /// Clusters that can be counted.
     let capacity: UInt64

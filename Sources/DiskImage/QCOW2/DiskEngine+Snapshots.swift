@@ -4,8 +4,9 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// The internal snapshots of a qcow2 image. The engine has the image for itself and nothing else is in flight while one is made, applied or deleted, and each of these
-/// has happened in full or not at all, whenever the power fails: ``MetadataReplacement``.
+/// The internal snapshots of a qcow2 image. The engine has the image for itself and nothing else is in flight while one
+/// is made, applied or deleted, and each of these has happened in full or not at all, whenever the power fails:
+/// ``MetadataReplacement``.
 extension DiskEngine {
     /// The image's snapshots, oldest first.
     public func snapshots() throws(DiskImageError) -> [DiskSnapshot] {
@@ -59,7 +60,8 @@ extension DiskEngine {
         return made
     }
 
-    /// Gives the disk the state, and the size, that it had when a snapshot was made, which stays. The current state is lost.
+    /// Gives the disk the state, and the size, that it had when a snapshot was made, which stays. The current state is
+    /// lost.
     /// - Parameter word: the snapshot's id or else its name.
     public mutating func applySnapshot(_ word: String) throws(DiskImageError) {
         try requireSnapshots(word)
@@ -128,7 +130,8 @@ extension DiskEngine {
         }
     }
 
-    /// Makes everything durable, has `body` prepare new metadata, puts that in place and continues with it. What is damaged is not touched.
+    /// Makes everything durable, has `body` prepare new metadata, puts that in place and continues with it. What is
+    /// damaged is not touched.
     /// - Parameter inPlace: does the same in a file system that has no room for new metadata.
     mutating func replaceMetadata(
         _ body: (inout MetadataReplacement, borrowing QCOW2Scan) throws(DiskImageError) -> Void,
@@ -180,7 +183,8 @@ extension DiskEngine {
         image.reportLostBitmaps(lostBitmaps)
     }
 
-    /// After a change in place: clusters that are not used any more are freed. Those that cannot be freed are leaked, which a repair finds.
+    /// After a change in place: clusters that are not used any more are freed. Those that cannot be freed are leaked,
+    /// which a repair finds.
     private func release() {
         do throws(DiskImageError) {
             var check = QCOW2Check(header: try image.readHeader(), file: tableFile)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What is done with an image because it is a qcow2 image: its metadata is replaced in the file, or changed as no request changes it.
+/// What is done with an image because it is a qcow2 image: its metadata is replaced in the file, or changed as no
+/// request changes it.
 extension DiskImage {
     /// What is done to the metadata of the topmost image, if that is a qcow2 image; else nothing.
     func withQCOW2<Answer: ~Copyable, Failure: Error>(

@@ -2,8 +2,8 @@
 
 internal import CZlib
 
-/// Deflate streams, raw as qcow2 keeps compressed clusters or with zlib's header as VMDK keeps grains, decompressed one at a time with one
-/// reused state.
+/// Deflate streams, raw as qcow2 keeps compressed clusters or with zlib's header as VMDK keeps grains, decompressed one
+/// at a time with one reused state.
 struct Inflater: ~Copyable {
     private let state: ZlibState
 

@@ -10,8 +10,8 @@ extension MetadataReduction {
 
     /// Writes that make two entries one.
     private struct Merger {
-        /// In their order. The last is in one sector, which is stored as a whole or not at all, and is what does it. Those
-        /// before it change what the first of the two entries says, but not how long it is.
+        /// In their order. The last is in one sector, which is stored as a whole or not at all, and is what does it.
+        /// Those before it change what the first of the two entries says, but not how long it is.
         var writes: [Write]
         /// What is known of extra data and was not there.
         var rest: Write
@@ -65,8 +65,8 @@ extension MetadataReduction {
         let second: Write = (place + UInt64(cut), Array(bytes[min(cut, needed)..<needed]))
         let rest: Write = (place + UInt64(needed), Array(bytes[needed...]))
         guard second.bytes.count <= Self.sector else { return nil }
-        // The place of an L1 table says nothing as long as that has no entries; nor does extra data as long as it is not
-        // counted. What is between says how long the entry is.
+        // The place of an L1 table says nothing as long as that has no entries; nor does extra data as long as it is
+        // not counted. What is between says how long the entry is.
         if cut == 8 { return Merger(writes: [first, second], rest: rest, unknown: unknown) }
         guard cut >= fixed, needed <= Int(length) else { return nil }
         return Merger(writes: [second, first], rest: rest, unknown: unknown)

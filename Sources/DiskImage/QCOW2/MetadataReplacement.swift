@@ -5,9 +5,10 @@ internal import Linux
 
 /// New metadata of an image, written beside the old and put in its place by one write of the header.
 ///
-/// Everything that a change needs (tables with other flags, reference counts, a list of snapshots) goes to clusters that nothing uses, before
-/// and after. Then it is made durable, then the header's first sector names it, which a disk writes as a whole or not at all: whenever the
-/// power fails the image is the old one or the new one, and neither is damaged. What fails before leaves the old one.
+/// Everything that a change needs (tables with other flags, reference counts, a list of snapshots) goes to clusters
+/// that nothing uses, before and after. Then it is made durable, then the header's first sector names it, which a disk
+/// writes as a whole or not at all: whenever the power fails the image is the old one or the new one, and neither is
+/// damaged. What fails before leaves the old one.
 ///
 /// Nothing else uses the image meanwhile.
 struct MetadataReplacement: ~Copyable {
@@ -42,7 +43,8 @@ struct MetadataReplacement: ~Copyable {
         case countedOrUsed
     }
 
-    /// A replacement after which everything is as before, but for the counts, until more is said. Clusters that were counted or in use are left alone.
+    /// A replacement after which everything is as before, but for the counts, until more is said. Clusters that were
+    /// counted or in use are left alone.
     init(_ scan: borrowing QCOW2Scan, counting basis: Basis = .counted) throws(DiskImageError) {
         let path = scan.file.path
         let fields = try scan.file.read(scan.header.fixedLength, at: 0)
@@ -76,7 +78,8 @@ struct MetadataReplacement: ~Copyable {
         file = scan.file
         fileSize = scan.fileSize
         if header.version >= 3 {
-            // Of the features that only those keep true who know them these are known, and stay true while the disk does not change.
+            // Of the features that only those keep true who know them these are known, and stay true while the disk
+            // does not change.
             self.fields.store(
                 header.autoclearFeatures & (QCOW2Header.Autoclear.bitmaps | header.keptAutoclearFeatures), at: 88)
         }
@@ -138,7 +141,8 @@ struct MetadataReplacement: ~Copyable {
     /// The L1 table with flags that fit the counts, and new L2 tables for those whose flags, or entries, change.
     /// - Parameters:
     ///   - uses: how many of the L1 tables that are written refer to it.
-    ///   - edit: changes entries of the L2 table with a number, whose references it has counted; returns whether it did.
+    ///   - edit: changes entries of the L2 table with a number, whose references it has counted; returns whether it
+    ///     did.
     private mutating func refreshed(
         _ l1: [UInt64], uses: UInt32, edit: (Int, inout [UInt64]) -> Bool
     ) throws(DiskImageError) -> [UInt64] {

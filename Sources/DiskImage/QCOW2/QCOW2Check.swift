@@ -17,10 +17,12 @@ extension DiskImage {
 
     /// Examines the metadata of an image and, if that is asked, repairs it. Backing files are not checked.
     ///
-    /// A repair is complete or has not happened, whenever the power fails: ``MetadataReplacement``. The exception are entries that cannot be right
-    /// (`repair` is ``CheckReport/Repair/all``), each of which becomes zeroes by itself. What the report says is fixed is durable.
-    /// - Parameter options: the format, the way of locking, and the file with the data of an image that keeps it outside: where one is named, it has to
-    ///   be there and as long as the clusters in use need. Whatever else they say does not matter here.
+    /// A repair is complete or has not happened, whenever the power fails: ``MetadataReplacement``. The exception are
+    /// entries that cannot be right (`repair` is ``CheckReport/Repair/all``), each of which becomes zeroes by itself.
+    /// What the report says is fixed is durable.
+    /// - Parameter options: the format, the way of locking, and the file with the data of an image that keeps it
+    ///   outside: where one is named, it has to be there and as long as the clusters in use need. Whatever else they
+    ///   say does not matter here.
     public static func check(
         path: String, options: DiskImageOptions = DiskImageOptions(), repair: CheckReport.Repair? = nil
     ) throws(DiskImageError) -> CheckReport {
@@ -51,8 +53,8 @@ extension DiskImage {
         return try check.run(repair)
     }
 
-    /// For an image that was not closed by a program that keeps its reference counts lazily: wrong refcounts are repaired. Damaged
-    /// entries are not touched, and keep the image from being written.
+    /// For an image that was not closed by a program that keeps its reference counts lazily: wrong refcounts are
+    /// repaired. Damaged entries are not touched, and keep the image from being written.
     static func repairIfDirty(_ file: inout ImageFile) throws(DiskImageError) -> CheckReport? {
         let header = try QCOW2Header(file)
         guard header.isDirty, !header.isCorrupt else { return nil }

@@ -74,7 +74,8 @@ struct QCOW2Header: Equatable, Sendable {
         case luks(offset: UInt64, length: UInt64)
     }
 
-    /// The bytes of the fields that both versions have, or that version 3 adds: all that changes in a header is in one sector.
+    /// The bytes of the fields that both versions have, or that version 3 adds: all that changes in a header is in one
+    /// sector.
     var fixedLength: Int { version == 2 ? 72 : 104 }
 
     enum Incompatible {
@@ -250,7 +251,8 @@ struct QCOW2Header: Equatable, Sendable {
         }
     }
 
-    /// Has the disk be what a table says, whose place and length come from the image: that of the header, or of a snapshot.
+    /// Has the disk be what a table says, whose place and length come from the image: that of the header, or of a
+    /// snapshot.
     mutating func map(
         _ size: UInt64, _ l1Offset: UInt64, entries: UInt64, _ what: String, _ file: borrowing ImageFile,
         allowingCut: Bool = false

@@ -3,7 +3,8 @@
 internal import Glibc
 internal import Linux
 
-/// The end of the file: ahead of what is written while the image is used, where the last cluster ends when it is closed.
+/// The end of the file: ahead of what is written while the image is used, where the last cluster ends when it is
+/// closed.
 extension QCOW2Image {
     /// Gives the file the host's blocks for what is allocated next, before they are needed: file systems take writes
     /// that move a file's end, or need blocks, one at a time. ``trim(_:)`` frees what was not used. Best effort:

@@ -2,8 +2,8 @@
 
 internal import Glibc
 
-/// Writing with extended L2 entries: each is followed by a word with two bits for each of the cluster's 32 subclusters, so that parts of a
-/// cluster can be allocated, be zeroes, or be left to the backing file.
+/// Writing with extended L2 entries: each is followed by a word with two bits for each of the cluster's 32 subclusters,
+/// so that parts of a cluster can be allocated, be zeroes, or be left to the backing file.
 extension QCOW2Header {
     /// The subclusters of a part of a cluster; all of one without subclusters.
     func units(_ range: Range<UInt64>) -> Range<Int> {

@@ -155,7 +155,8 @@ extension QCOW2Image {
     mutating func link(_ run: ClusterRun, at offset: UInt64, sequence: UInt64) {
         // Pinned since the allocation.
         guard let slot = l2Slices.slot(of: sliceNumber(offset)) else { return }
-        // A commit may have come between the allocation and the end of the write, whose data its synchronisation did not cover.
+        // A commit may have come between the allocation and the end of the write, whose data its synchronisation did
+        // not cover.
         refcounts?.needsBarrier = true
         let first = Int(offset >> UInt64(header.clusterBits)) & (1 << sliceBits - 1)
         for index in 0..<Int(run.count) {
@@ -255,7 +256,8 @@ extension QCOW2Image {
 
     // MARK: - Tables
 
-    /// Makes the L2 table of an L1 entry one that only this entry refers to: a new one, or a copy of what a snapshot shares.
+    /// Makes the L2 table of an L1 entry one that only this entry refers to: a new one, or a copy of what a snapshot
+    /// shares.
     private mutating func makeTable(
         _ index: Int, _ old: UInt64, at offset: UInt64, _ sequence: UInt64, _ file: MetadataFile
     ) throws(MetadataError) {

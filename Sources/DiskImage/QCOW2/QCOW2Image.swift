@@ -4,8 +4,8 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// The metadata of one open qcow2 image: its L1 table, caches of L2 tables and of decompressed clusters, and, in one that
-/// is written, reference counts.
+/// The metadata of one open qcow2 image: its L1 table, caches of L2 tables and of decompressed clusters, and, in one
+/// that is written, reference counts.
 struct QCOW2Image: ImageMetadata, ~Copyable {
     let header: QCOW2Header
     let statistics: FileStatistics
@@ -23,7 +23,8 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
     /// Pieces of L2 tables, each known by the number of the piece of the disk that it maps.
     var l2Slices: BlockCache
     let sliceBits: Int
-    /// Decompressed clusters, each known by its place in the file. A block is a cluster, followed by room for its compressed bytes.
+    /// Decompressed clusters, each known by its place in the file. A block is a cluster, followed by room for its
+    /// compressed bytes.
     private var clusters: BlockCache
     private let decompressor: Decompressor
     /// Held while the decompressor's only state is used.
@@ -259,7 +260,8 @@ struct QCOW2Image: ImageMetadata, ~Copyable {
 
     // MARK: - L2 entries
 
-    /// Collects as many units as are stored alike, one after the other. `entries` is a slice of `1 << sliceBits` entries.
+    /// Collects as many units as are stored alike, one after the other. `entries` is a slice of `1 << sliceBits`
+    /// entries.
     private mutating func walk(
         _ entries: Int, _ offset: UInt64, _ length: UInt64, _ compressedEntry: inout UInt64
     ) -> RangeLookup {

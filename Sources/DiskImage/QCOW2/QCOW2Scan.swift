@@ -37,7 +37,8 @@ struct QCOW2Scan: ~Copyable {
     struct Broken {
         let place: UInt64
         let replacement: [UInt64]
-        /// How often the table that it is in is referred to as one. More references to the cluster mean that it may be no table at all.
+        /// How often the table that it is in is referred to as one. More references to the cluster mean that it may be
+        /// no table at all.
         let uses: UInt32
     }
 
@@ -199,7 +200,8 @@ struct QCOW2Scan: ~Copyable {
         for entry in snapshots.entries {
             let name = "the L1 table of snapshot \(entry.snapshot.id)"
             let length = UInt64(entry.l1Size) * 8
-            // One that was there by the counts, as far as they are left, and is beyond the end, is lost, and the snapshot with it.
+            // One that was there by the counts, as far as they are left, and is beyond the end, is lost, and the
+            // snapshot with it.
             if entry.l1Offset < fileSize || length == 0 || !mayHaveBeen(entry.l1Offset >> clusterBits) {
                 keptSnapshots.append(entry)
             }
@@ -449,7 +451,8 @@ extension QCOW2Header {
     func forEachCount(_ block: [UInt8], _ body: (UInt64, UInt64) -> Void) {
         let order = refcountOrder
         block.withReadableIOMemory { bytes in
-            // Most of a block is zeroes, or a run; eight bytes at a time pass quickly. A block is at least 512 bytes long.
+            // Most of a block is zeroes, or a run; eight bytes at a time pass quickly. A block is at least 512 bytes
+            // long.
             for word in 0..<bytes.count / 8 where bytes.load(word * 8, as: UInt64.self) != 0 {
                 let value = bytes.load(bigEndian: word * 8, as: UInt64.self)
                 let perWord = 64 >> order

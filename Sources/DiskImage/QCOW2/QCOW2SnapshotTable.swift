@@ -50,7 +50,8 @@ struct QCOW2SnapshotTable: Sendable {
     init() {}
 
     /// Reads and checks the table that a header names.
-    /// - Parameter allowingCut: whether the file may end before the table does; those entries that are whole are read then.
+    /// - Parameter allowingCut: whether the file may end before the table does; those entries that are whole are read
+    ///   then.
     init(_ header: QCOW2Header, _ file: TableFile, fileSize: UInt64, allowingCut: Bool = false) throws(DiskImageError) {
         func require(_ condition: Bool, _ reason: @autoclosure () -> String) throws(DiskImageError) {
             if !condition { throw .invalid(path: file.path, reason: reason()) }

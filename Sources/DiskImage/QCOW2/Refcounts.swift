@@ -5,8 +5,9 @@ internal import Linux
 
 /// The reference counts of the clusters of an image that is open for writing: clusters are allocated and freed here.
 ///
-/// Counts change in memory; ``writeSlices(_:)`` and ``writeTable(_:)`` bring them to the file, in the order of docs/qcow2.md. What is freed stays
-/// taken until nothing durable and nothing under way can reach it: see ``release(before:_:)``.
+/// Counts change in memory; ``writeSlices(_:)`` and ``writeTable(_:)`` bring them to the file, in the order of
+/// docs/qcow2.md. What is freed stays taken until nothing durable and nothing under way can reach it: see
+/// ``release(before:_:)``.
 struct Refcounts: ~Copyable {
     private struct Free {
         var run: ClusterRun
@@ -25,7 +26,8 @@ struct Refcounts: ~Copyable {
     enum Damage {
         /// A cluster of the image's own metadata has a refcount of 0, by this entry.
         case countedAsFree(UInt64, TableEntry)
-        /// All clusters from this one on, beyond the end of the file, have refcounts, as far as they were searched; the entry is the first one's.
+        /// All clusters from this one on, beyond the end of the file, have refcounts, as far as they were searched; the
+        /// entry is the first one's.
         case countedBeyondEnd(UInt64, TableEntry)
     }
 
@@ -94,7 +96,8 @@ struct Refcounts: ~Copyable {
     mutating func allocate(_ wanted: UInt64, _ file: MetadataFile) throws(MetadataError) -> ClusterRun {
         var searched = 0
         while true {
-            // In an image that is full for as long as this, free clusters are left to another session. One that is full beyond its end lies.
+            // In an image that is full for as long as this, free clusters are left to another session. One that is full
+            // beyond its end lies.
             if searched == Self.maximumSearch { next = max(next, pristine) }
             guard searched <= 2 * Self.maximumSearch else {
                 throw damaged(.countedBeyondEnd(pristine, entry(of: pristine)))
@@ -296,8 +299,10 @@ struct Refcounts: ~Copyable {
         pristine = max(pristine, cluster + 1)
     }
 
-    /// A longer table, in the clusters that the first new blocks count, which come before it. It is durable when this returns.
-    /// - Throws: ``MetadataError/lost(_:)`` when it is unknown which table the image has: neither may be changed any more.
+    /// A longer table, in the clusters that the first new blocks count, which come before it. It is durable when this
+    /// returns.
+    /// - Throws: ``MetadataError/lost(_:)`` when it is unknown which table the image has: neither may be changed any
+    ///   more.
     private mutating func growTable(_ block: UInt64, _ file: MetadataFile) throws(MetadataError) {
         let entriesPerCluster: UInt64 = 1 << (clusterBits - 3)
         var blocks: UInt64 = 1, clusters: UInt64 = 1

@@ -3,8 +3,8 @@
 internal import CLinux
 internal import Linux
 
-/// The queue of an engine whose image has a remote backing file: the host's for the files, and the remote disk for what is read below them.
-/// It belongs to the engine's thread.
+/// The queue of an engine whose image has a remote backing file: the host's for the files, and the remote disk for what
+/// is read below them. It belongs to the engine's thread.
 final class LayeredIO: @unchecked Sendable {
     // One thread uses it all: hence `Sendable`.
     let files: IOQueue

@@ -16,8 +16,8 @@ enum NBDRequest: UInt8 {
     var changes: Bool { self != .read && self != .flush && self != .status }
 }
 
-/// A request of the disk's user on its way, which may take several of the server's, one after the other. It stays at one place of
-/// memory, where libnbd's callbacks find it.
+/// A request of the disk's user on its way, which may take several of the server's, one after the other. It stays at
+/// one place of memory, where libnbd's callbacks find it.
 struct NBDCommand {
     enum State: UInt8 {
         case free

@@ -72,7 +72,8 @@ struct NBDFailure: Error, Equatable {
     }
 }
 
-/// One connection with a server, from its first packet to its end: the owner of libnbd's handle. One thread at a time uses it.
+/// One connection with a server, from its first packet to its end: the owner of libnbd's handle. One thread at a time
+/// uses it.
 @safe final class NBDConnection: @unchecked Sendable {
     // Used by one thread at a time, as its owner sees to: hence `Sendable`.
     private let handle: OpaquePointer
@@ -220,8 +221,8 @@ struct NBDFailure: Error, Equatable {
 
     // MARK: - Requests
 
-    /// Sends a request; it is answered through the command's memory, which stays where it is until then. A request that libnbd
-    /// refuses is not sent.
+    /// Sends a request; it is answered through the command's memory, which stays where it is until then. A request that
+    /// libnbd refuses is not sent.
     func send(_ command: UnsafeMutablePointer<NBDCommand>) throws(NBDFailure) {
         // An element of the disk's slab, which stays where it is.
         let done = unsafe nbd_completion_callback(

@@ -6,9 +6,9 @@ internal import Linux
 
 /// What is asked of a remote disk, from the user's call to its end.
 ///
-/// libnbd moves data between the socket and one piece of memory. A transfer whose segments lie one after the other, as pages of a guest mostly
-/// do, is moved from and to where they are. Others go through memory of our own: one request and a copy cost less than a request, with
-/// its header and its turn at the server, for each page.
+/// libnbd moves data between the socket and one piece of memory. A transfer whose segments lie one after the other, as
+/// pages of a guest mostly do, is moved from and to where they are. Others go through memory of our own: one request
+/// and a copy cost less than a request, with its header and its turn at the server, for each page.
 extension NBDDisk {
     /// Commands in their order, linked through them.
     struct List {

@@ -12,8 +12,8 @@ extension NBDDisk {
         buffer.from(try transfer(.read, buffer, at: offset)).clear()
     }
 
-    /// Reads a range of whole blocks as the first thing that a server is asked for. It has as long for that as for its greeting: who opens a disk is not to
-    /// wait for one that is silent.
+    /// Reads a range of whole blocks as the first thing that a server is asked for. It has as long for that as for its
+    /// greeting: who opens a disk is not to wait for one that is silent.
     /// - Parameter count: bytes, 1 MiB at most.
     func readFirst(_ count: Int, at offset: UInt64) throws(DiskImageError) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)
@@ -167,7 +167,8 @@ extension NBDDisk {
     }
 
     /// Asks for something that is waited for by ``awaitEnd(_:_:)``.
-    /// - Parameter waits: whether to wait while others have all commands; not with one of one's own, for which others may wait.
+    /// - Parameter waits: whether to wait while others have all commands; not with one of one's own, for which others
+    ///   may wait.
     /// - Returns: the command and the bytes that it moves; nil when there was none.
     private func ask(waits: Bool, _ begin: () -> Int32?) -> (index: Int32, length: Int)? {
         monitor.locked {

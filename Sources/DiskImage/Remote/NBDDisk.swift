@@ -8,8 +8,9 @@ internal import Linux
 /// A disk on another host, or in another process, that speaks NBD: a connection, what is asked over it, and the next
 /// connection when that one is lost.
 ///
-/// It is used in one of two ways. As the queue of a ``DiskEngine`` it belongs to the engine's thread, and its ``descriptor`` is readable while
-/// there is something to be done. For tools it answers calls that wait, of any number of threads (NBDDisk+Waiting.swift). Not both at a time.
+/// It is used in one of two ways. As the queue of a ``DiskEngine`` it belongs to the engine's thread, and its
+/// ``descriptor`` is readable while there is something to be done. For tools it answers calls that wait, of any number
+/// of threads (NBDDisk+Waiting.swift). Not both at a time.
 final class NBDDisk: @unchecked Sendable {
     /// The address that the user gave.
     let path: String
@@ -69,7 +70,8 @@ final class NBDDisk: @unchecked Sendable {
     var freeBounces: [Int32]
     var isShutDown = false
     let statistics = RemoteStatistics()
-    /// As ``DiskImageOptions/isInterrupted``, while the image is being opened; nil afterwards: a machine's requests wait for as long as they have to.
+    /// As ``DiskImageOptions/isInterrupted``, while the image is being opened; nil afterwards: a machine's requests
+    /// wait for as long as they have to.
     var isInterrupted: (@Sendable () -> Bool)?
 
     /// Connects.
@@ -283,8 +285,8 @@ final class NBDDisk: @unchecked Sendable {
         watch()
     }
 
-    /// Ends everything, for good: what is under way fails with `ECANCELED`, and so does all that comes. Any thread may say so while others
-    /// wait in calls for tools.
+    /// Ends everything, for good: what is under way fails with `ECANCELED`, and so does all that comes. Any thread may
+    /// say so while others wait in calls for tools.
     func cancel() {
         monitor.locked { isCancelled = true }
         wakeup.signal()

@@ -8,8 +8,8 @@ internal import Linux
 ///     nbd://HOST[:PORT]/EXPORT                 nbds://[USER@]HOST[:PORT]/EXPORT
 ///     nbd+unix:///EXPORT?socket=PATH           nbds+unix://[USER@]/EXPORT?socket=PATH
 ///
-/// What follows `?` is separated by `&`: `reconnect=SECONDS`; with `nbds` also `tls-certificates=DIRECTORY`, `tls-psk-file=FILE`,
-/// `tls-verify-peer=yes|no`. Characters that mean something else are written `%XX`.
+/// What follows `?` is separated by `&`: `reconnect=SECONDS`; with `nbds` also `tls-certificates=DIRECTORY`,
+/// `tls-psk-file=FILE`, `tls-verify-peer=yes|no`. Characters that mean something else are written `%XX`.
 struct NBDLocation: Sendable, Equatable {
     enum Server: Sendable, Equatable {
         case tcp(host: String, port: UInt16)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Writes a new VDI, or a new sparse file of VMDK: clusters follow each other in the order of the disk behind one table, whose place is known from
-/// the start, or two copies of it.
+/// Writes a new VDI, or a new sparse file of VMDK: clusters follow each other in the order of the disk behind one
+/// table, whose place is known from the start, or two copies of it.
 struct BlockMapBuilder: ImageBuilder {
     /// Bytes of a VMDK's grain, as in all common programs.
     static let grainSize: UInt64 = 64 << 10
@@ -131,7 +131,8 @@ struct BlockMapBuilder: ImageBuilder {
     }
 }
 
-/// Where the parts of a new sparse VMDK file lie: header and descriptor, then two directories, each with its tables behind it, then grains.
+/// Where the parts of a new sparse VMDK file lie: header and descriptor, then two directories, each with its tables
+/// behind it, then grains.
 struct VMDKLayout {
     /// Bytes of the disk, or the extent.
     let size: UInt64

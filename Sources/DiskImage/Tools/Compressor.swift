@@ -5,8 +5,8 @@ internal import CZstd
 internal import Glibc
 internal import Linux
 
-/// Compresses clusters, one at a time with one reused state, as ``Inflater`` reads them: for qcow2 raw deflate streams with a window of 2^12 bytes,
-/// for VMDK zlib's format with its usual window.
+/// Compresses clusters, one at a time with one reused state, as ``Inflater`` reads them: for qcow2 raw deflate streams
+/// with a window of 2^12 bytes, for VMDK zlib's format with its usual window.
 struct Deflater: ~Copyable {
     private let state: ZlibState
     /// nil where everything has to be compressed, whether that makes it smaller or not.
@@ -29,7 +29,8 @@ struct Deflater: ~Copyable {
         self.state = state
     }
 
-    /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`, or, for qcow2, would hardly be smaller than `input`.
+    /// - Returns: bytes of the compressed form, or nil when it does not fit into `output`, or, for qcow2, would hardly
+    ///   be smaller than `input`.
     func deflate(_ input: IOMemory, into output: IOMemory) -> Int? {
         guard compressibility?.isLikely(input) ?? true else { return nil }
         // As above.

@@ -5,8 +5,9 @@ internal import Linux
 
 /// A conversion under way: what its threads share.
 ///
-/// A thread takes a piece of the disk, reads it, looks for zeroes, compresses. Pieces have numbers, and clusters of the new image are given out in
-/// the order of these numbers, so that the image is the same whatever the threads' luck. Then the thread writes, while others do.
+/// A thread takes a piece of the disk, reads it, looks for zeroes, compresses. Pieces have numbers, and clusters of the
+/// new image are given out in the order of these numbers, so that the image is the same whatever the threads' luck.
+/// Then the thread writes, while others do.
 final class ConversionWork: @unchecked Sendable {
     /// A piece of the disk and its number.
     struct Piece {
@@ -43,7 +44,8 @@ final class ConversionWork: @unchecked Sendable {
     /// A test's system calls for reading the source.
     let calls: FileCalls
 
-    // The planner is used within its own monitor, as it may wait for the source; what follows within the other one: hence `Sendable`.
+    // The planner is used within its own monitor, as it may wait for the source; what follows within the other one:
+    // hence `Sendable`.
     private let planning = Monitor()
     private var planner: ImageReader
     private let monitor = Monitor()
@@ -180,8 +182,8 @@ final class ConversionWork: @unchecked Sendable {
         }
     }
 
-    /// A thread has no more pieces. The last one waits until a remote disk has stored all: a wait for a server can be cancelled as long as
-    /// a thread of the work waits.
+    /// A thread has no more pieces. The last one waits until a remote disk has stored all: a wait for a server can be
+    /// cancelled as long as a thread of the work waits.
     private func flushIfLast() throws(DiskImageError) {
         let isLast = monitor.locked {
             working -= 1

@@ -4,7 +4,8 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// One thread of a conversion, with its own view of the source, so that mapping, reading and decompressing share nothing.
+/// One thread of a conversion, with its own view of the source, so that mapping, reading and decompressing share
+/// nothing.
 final class ConversionWorker {
     private let work: ConversionWork
     private var reader: ImageReader
@@ -176,7 +177,8 @@ final class ConversionWorker {
         }
     }
 
-    /// Writes a range of data. Long runs of zeroes in it are made, which a device or a server does without their being sent.
+    /// Writes a range of data. Long runs of zeroes in it are made, which a device or a server does without their being
+    /// sent.
     private func writeData(_ range: Range<Int>, at place: UInt64) throws(DiskImageError) {
         let page = 4096, shortest = 64 << 10
         func write(_ part: Range<Int>) throws(DiskImageError) {
@@ -306,7 +308,8 @@ final class ConversionWorker {
         clear(done..<min((done + size - 1) / size * size, end))
     }
 
-    /// Compresses a cluster; nil when that is not wanted, or does not make it smaller where it could be stored as it is.
+    /// Compresses a cluster; nil when that is not wanted, or does not make it smaller where it could be stored as it
+    /// is.
     /// - Parameter offset: of the disk.
     private func compress(_ cluster: IOMemory, of offset: UInt64, at start: Int) -> Int? {
         if work.isStream {

@@ -134,7 +134,8 @@ struct Places {
         switch pattern {
         case .sequential(let step):
             let place = position
-            // Around at the end, so that long steps come to other places each time; where no request fits, to where it began.
+            // Around at the end, so that long steps come to other places each time; where no request fits, to where it
+            // began.
             let next = (position + step % diskSize) % diskSize
             position = next > last ? first : next
             return place

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Writes what of a new image is not the disk's data, from front to back: places for clusters, in ascending order of the disk, tables as they
-/// are complete, the header at the end. One thread at a time uses it; it is asked once for a run of clusters, not for each byte.
+/// Writes what of a new image is not the disk's data, from front to back: places for clusters, in ascending order of
+/// the disk, tables as they are complete, the header at the end. One thread at a time uses it; it is asked once for a
+/// run of clusters, not for each byte.
 ///
 /// What VDI calls a block and VMDK a grain is a cluster here.
 protocol ImageBuilder {
@@ -17,13 +18,14 @@ protocol ImageBuilder {
         _ cluster: UInt64, count: UInt64, to place: UInt64, subclusters: UInt32, _ file: borrowing NewFile)
         throws(DiskImageError)
 
-    /// A place for the `length` bytes of a compressed cluster of the disk, which is mapped there; nil when the format can have no such place, so
-    /// that the cluster is to be stored as it is.
+    /// A place for the `length` bytes of a compressed cluster of the disk, which is mapped there; nil when the format
+    /// can have no such place, so that the cluster is to be stored as it is.
     mutating func mapCompressed(
         _ cluster: UInt64, length: Int, _ file: borrowing NewFile
     ) throws(DiskImageError) -> UInt64?
 
-    /// Has a cluster of the disk read as zeroes whatever is under the image; in one that stands alone nothing is needed for that.
+    /// Has a cluster of the disk read as zeroes whatever is under the image; in one that stands alone nothing is needed
+    /// for that.
     mutating func mapZeroes(_ cluster: UInt64, _ file: borrowing NewFile) throws(DiskImageError)
 
     /// Writes the metadata that is left. The data has been written, or will be before the file gets its name.

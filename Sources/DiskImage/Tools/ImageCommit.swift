@@ -17,7 +17,8 @@ public struct ImageCommit: Sendable {
 
     public init(path: String) { self.path = path }
 
-    /// Writes into the backing file, makes that durable, and then empties the image, so that the disk is the same at any time.
+    /// Writes into the backing file, makes that durable, and then empties the image, so that the disk is the same at
+    /// any time.
     /// - Parameter progress: called regularly; false cancels, with the image unchanged.
     /// - Returns: the backing file's path.
     @discardableResult
@@ -103,7 +104,8 @@ public struct ImageCommit: Sendable {
 extension DiskEngine {
     /// The image has nothing of its own any more, and shows its backing file. That has happened in full or not at all.
     fileprivate mutating func removeContents() throws(DiskImageError) {
-        // New tables are placed behind what they replace. The second time there is room at the front, and the file gets short.
+        // New tables are placed behind what they replace. The second time there is room at the front, and the file gets
+        // short.
         for _ in 0..<2 {
             try replaceMetadata { (new, scan) throws(DiskImageError) in
                 let l1 = try scan.file.readL1(scan.header, scan.fileSize)

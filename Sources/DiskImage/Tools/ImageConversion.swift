@@ -62,7 +62,8 @@ public struct ImageConversion: Sendable {
         self.format = format
     }
 
-    /// Creates the image. It gets its name when it is complete; after an error there is no file (a block device or a remote disk is then written in part).
+    /// Creates the image. It gets its name when it is complete; after an error there is no file (a block device or a
+    /// remote disk is then written in part).
     /// - Parameter progress: called a few times a second; false cancels.
     /// - Returns: what of the source could not be read, in the disk's order.
     @discardableResult

@@ -161,7 +161,8 @@ public struct ImageCreation: Sendable {
         }
     }
 
-    /// Gives every cluster of the disk its place. With subclusters none of them is allocated, so that a backing file shows.
+    /// Gives every cluster of the disk its place. With subclusters none of them is allocated, so that a backing file
+    /// shows.
     private func preallocate(
         _ builder: inout QCOW2Builder, _ file: borrowing NewFile, _ data: borrowing NewFile?,
         _ cipher: borrowing SectorCipher?

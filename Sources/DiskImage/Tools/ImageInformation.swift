@@ -64,7 +64,8 @@ public struct ImageInformation: Sendable, Equatable {
         public var refcountBits: Int
         public var isCorrupt: Bool
         public var extendedL2: Bool
-        /// The file with the data as the image has it; the one that the user has named, and bytes that it takes on the host's disk.
+        /// The file with the data as the image has it; the one that the user has named, and bytes that it takes on the
+        /// host's disk.
         public var dataFile: String?
         public var dataFilePath: String?
         public var dataFileAllocated: UInt64?

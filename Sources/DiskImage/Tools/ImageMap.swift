@@ -9,7 +9,8 @@ public struct ImageMap: ~Copyable {
 
     /// Bytes of the disk.
     public var size: UInt64 { reader.image.size }
-    /// The files that have data, by their number: those of the chain, topmost first, then the extents of an image in several files.
+    /// The files that have data, by their number: those of the chain, topmost first, then the extents of an image in
+    /// several files.
     public let files: [String]
 
     public init(_ image: DiskImage) {

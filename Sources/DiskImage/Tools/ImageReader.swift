@@ -164,7 +164,8 @@ struct ImageReader: ~Copyable {
         try transfer(buffer, at: offset, file, diskOffset: diskOffset)
     }
 
-    /// The descriptor for what an extent of data says, if that is read around the page cache; ``read(_:from:ofFile:)`` does it either way.
+    /// The descriptor for what an extent of data says, if that is read around the page cache; ``read(_:from:ofFile:)``
+    /// does it either way.
     func direct(_ memory: IOMemory, from place: UInt64, ofFile file: Int) -> Int32? {
         // What is encrypted is not done when it has been read.
         if image.isEncrypted(file) { return nil }

@@ -10,7 +10,8 @@ public struct ImageRebase: Sendable {
     public var options = DiskImageOptions()
     /// The new backing file; nil for none.
     public var backing: BackingReference?
-    /// The keys of the new backing file and those below it, as ``DiskImageOptions/keys``; those of the old one are in ``options``.
+    /// The keys of the new backing file and those below it, as ``DiskImageOptions/keys``; those of the old one are in
+    /// ``options``.
     public var backingKeys: [DiskKey] = []
     /// Indicates whether only the name is changed: the caller guarantees that the new one has the contents of the old
     /// one.
@@ -21,8 +22,8 @@ public struct ImageRebase: Sendable {
 
     public init(path: String) { self.path = path }
 
-    /// Writes what the new backing file shows otherwise into the image, makes that durable, and then changes the name, so that the disk is the same
-    /// at any time, whenever it stops.
+    /// Writes what the new backing file shows otherwise into the image, makes that durable, and then changes the name,
+    /// so that the disk is the same at any time, whenever it stops.
     /// - Parameter progress: called from time to time; false cancels, and the old backing file stays.
     public func run(_ progress: (ImageProgress) -> Bool = { _ in true }) throws(DiskImageError) {
         var options = options

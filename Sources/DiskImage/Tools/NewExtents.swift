@@ -4,8 +4,8 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// The files of a new VMDK in several files, which get their names together. The disk's data goes to places in one space, of which each file has
-/// a window.
+/// The files of a new VMDK in several files, which get their names together. The disk's data goes to places in one
+/// space, of which each file has a window.
 final class NewExtents: Sendable {
     /// One of the files.
     final class Extent: @unchecked Sendable {

@@ -6,8 +6,8 @@ internal import Linux
 
 /// A file that gets its name only when it is complete; or a block device or a remote disk, which is written in place.
 ///
-/// Where the file system can, it has no name until then (`O_TMPFILE`), so that not even SIGKILL leaves anything behind; elsewhere
-/// it has a random one beginning with a dot in the same directory, which goes when this value goes.
+/// Where the file system can, it has no name until then (`O_TMPFILE`), so that not even SIGKILL leaves anything behind;
+/// elsewhere it has a random one beginning with a dot in the same directory, which goes when this value goes.
 struct NewFile: ~Copyable {
     /// As the user gave it.
     let path: String
@@ -35,7 +35,8 @@ struct NewFile: ~Copyable {
     /// - Parameters:
     ///   - replacing: whether the name may be that of a regular file that is not in use. It keeps its contents until
     ///     ``publish(durably:)``, and its owner and permissions for good.
-    ///   - cache: ``ToolCache/none`` writes around the page cache what is aligned, ``ToolCache/automatic`` what is also large, where that is possible.
+    ///   - cache: ``ToolCache/none`` writes around the page cache what is aligned, ``ToolCache/automatic`` what is also
+    ///     large, where that is possible.
     init(path: String, replacing: Bool, cache: ToolCache = .writeback) throws(DiskImageError) {
         guard !NBDLocation.isAddress(path) else { throw .remoteNotPossible(path: path) }
         var replaced: FileDescriptor?
@@ -65,7 +66,8 @@ struct NewFile: ~Copyable {
         }
         let made: Made
         do throws(SystemCallError) {
-            // Of a device O_EXCL means that the host has no use for it itself: a mounted file system would be destroyed.
+            // Of a device O_EXCL means that the host has no use for it itself: a mounted file system would be
+            // destroyed.
             made =
                 try deviceSize != nil
                 ? Made(FileDescriptor.open(path, O_RDWR | O_EXCL)) : Made(beside: target, mode: mode)
@@ -119,8 +121,8 @@ struct NewFile: ~Copyable {
     }
 
     /// Gives the file its name. After an error it has none.
-    /// - Parameter durably: when this returns, neither contents nor name can be lost to a power failure. What replaces a file is always durable
-    ///   before, so that one of the two is there.
+    /// - Parameter durably: when this returns, neither contents nor name can be lost to a power failure. What replaces
+    ///   a file is always durable before, so that one of the two is there.
     mutating func publish(durably: Bool) throws(DiskImageError) {
         guard remote == nil else { return }
         let isReplacing = replacedIdentity != nil && deviceSize == nil

@@ -2,11 +2,11 @@
 
 internal import Glibc
 
-/// Writes a new qcow2 image from front to back: clusters are given out in the order of the file, L2 tables are written as they are complete,
-/// and the header, without which the file is no image, comes last.
+/// Writes a new qcow2 image from front to back: clusters are given out in the order of the file, L2 tables are written
+/// as they are complete, and the header, without which the file is no image, comes last.
 ///
-/// Nothing refers to the file before it is complete, so there is no order to keep and nothing to synchronise; reference counts follow
-/// from the layout. The disk's clusters are mapped in ascending order. One thread at a time uses it.
+/// Nothing refers to the file before it is complete, so there is no order to keep and nothing to synchronise; reference
+/// counts follow from the layout. The disk's clusters are mapped in ascending order. One thread at a time uses it.
 struct QCOW2Builder {
     let options: QCOW2Options
     /// Bytes of the disk.
@@ -81,8 +81,8 @@ struct QCOW2Builder {
         try set(cluster, options.extendedL2 ? 0 : 1, UInt64(UInt32.max) << 32, file)
     }
 
-    /// A place for the `length` bytes of a compressed cluster of the disk, which is mapped there; nil when the format can have no such place, so
-    /// that the cluster is to be stored as it is.
+    /// A place for the `length` bytes of a compressed cluster of the disk, which is mapped there; nil when the format
+    /// can have no such place, so that the cluster is to be stored as it is.
     mutating func mapCompressed(
         _ cluster: UInt64, length: Int, _ file: borrowing NewFile
     ) throws(DiskImageError) -> UInt64? {

@@ -2,7 +2,8 @@
 
 internal import Linux
 
-/// The beginning of a qcow2 image as bytes to be written: the fixed fields, the header extensions, and the backing file's name.
+/// The beginning of a qcow2 image as bytes to be written: the fixed fields, the header extensions, and the backing
+/// file's name.
 ///
 /// One that was read is written again with everything that is not known to us as it was (QEMU, docs/interop/qcow2.txt).
 struct QCOW2HeaderArea {
@@ -59,7 +60,8 @@ struct QCOW2HeaderArea {
         if let dataFile = options.dataFile { setExtension(Extension.dataFile, dataFile.rawBytes) }
     }
 
-    /// The area of an image whose header has been checked; `bytes` are its first cluster, or as much of it as the file has.
+    /// The area of an image whose header has been checked; `bytes` are its first cluster, or as much of it as the file
+    /// has.
     init(parsing bytes: [UInt8]) {
         let isVersion3 = bytes.bigEndian32(at: 4) == 3
         let length = isVersion3 ? Int(bytes.bigEndian32(at: 100)) : 72
@@ -98,7 +100,8 @@ struct QCOW2HeaderArea {
     /// Adds an extension in front of the others, for one that must not be dropped or cut.
     mutating func insertExtension(_ type: UInt32, _ contents: [UInt8]) { extensions.insert((type, contents), at: 0) }
 
-    /// The area's bytes, or nil when they do not fit into a cluster. The names of features, which serve messages only, go before that.
+    /// The area's bytes, or nil when they do not fit into a cluster. The names of features, which serve messages only,
+    /// go before that.
     func bytes(clusterSize: Int) -> [UInt8]? {
         if let bytes = assembled(clusterSize) { return bytes }
         var shorter = self

@@ -4,8 +4,9 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Reads around the page cache that continue while a thread of a conversion deals with the piece before: what the kernel's reading ahead is for reads
-/// through it. Without an io_uring it takes nothing, and everything is read when it is needed.
+/// Reads around the page cache that continue while a thread of a conversion deals with the piece before: what the
+/// kernel's reading ahead is for reads through it. Without an io_uring it takes nothing, and everything is read when it
+/// is needed.
 struct ReadAhead: ~Copyable {
     /// A read under way, or one that has ended and did not bring all.
     struct Read {

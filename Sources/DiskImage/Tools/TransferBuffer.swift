@@ -4,8 +4,9 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Memory for large transfers, in huge pages where the host gives them: then a transfer around the page cache consists of a few long
-/// pieces of physical memory rather than of many pages, which disks carry out twice as fast. It takes no memory before it is touched.
+/// Memory for large transfers, in huge pages where the host gives them: then a transfer around the page cache consists
+/// of a few long pieces of physical memory rather than of many pages, which disks carry out twice as fast. It takes no
+/// memory before it is touched.
 struct TransferBuffer: ~Copyable {
     /// All of it, from a multiple of ``alignment`` on. A user of it keeps the buffer.
     let memory: IOMemory

@@ -5,7 +5,8 @@ internal import Linux
 
 /// A piece of a disk that is processed as a unit.
 struct DiskWindow {
-    /// Bytes of a window at most. It has none from both sides of a multiple of that: no cluster of qcow2 is longer, and so none is in two windows.
+    /// Bytes of a window at most. It has none from both sides of a multiple of that: no cluster of qcow2 is longer, and
+    /// so none is in two windows.
     static let size: UInt64 = 2 << 20
 
     /// Which memory is its own.
@@ -34,8 +35,8 @@ struct DiskWindow {
     mutating func skip(to place: UInt64) { end = max(end, place) }
 }
 
-/// Reads a disk some windows ahead, each into memory of its own: what comes from the disk itself while others are worked on, and what the page cache has,
-/// or has to be decrypted or decompressed, when it is wanted.
+/// Reads a disk some windows ahead, each into memory of its own: what comes from the disk itself while others are
+/// worked on, and what the page cache has, or has to be decrypted or decompressed, when it is wanted.
 final class WindowReader {
     /// Windows that have memory.
     static let count = 8
@@ -99,7 +100,8 @@ final class WindowReader {
 
     /// The memory for a range of a window, up to whose end it goes at most.
     func memory(_ range: Range<UInt64>, ofWindow number: Int) -> IOMemory {
-        // Each window has its part of the buffer, and each byte of the disk its place there: so it is as aligned as on the disk.
+        // Each window has its part of the buffer, and each byte of the disk its place there: so it is as aligned as on
+        // the disk.
         let window = buffers.memory.piece(number * Int(DiskWindow.size), Int(DiskWindow.size))
         return window.piece(Int(range.lowerBound % DiskWindow.size), range.count)
     }

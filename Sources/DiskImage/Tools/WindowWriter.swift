@@ -4,7 +4,8 @@ internal import CLinux
 internal import Glibc
 internal import Linux
 
-/// Changes much of an image by what others show, many requests at a time: while those are under way, what comes next is read.
+/// Changes much of an image by what others show, many requests at a time: while those are under way, what comes next is
+/// read.
 final class WindowWriter {
     // They go in this order: what the kernel may still use is not freed before the engine has waited for it.
     /// The image. When the engine is used for something else, nothing is in flight.

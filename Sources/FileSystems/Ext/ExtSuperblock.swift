@@ -31,8 +31,8 @@ struct ExtSuperblock: Sendable {
         static let wide = Incompatible(rawValue: 0x80)
         static let checksumSeed = Incompatible(rawValue: 0x2000)
         static let inlineData = Incompatible(rawValue: 0x8000)
-        /// filetype, recover, meta_bg, extent, 64bit, mmp, flex_bg, ea_inode, metadata_csum_seed, large_dir, inline_data,
-        /// encrypt (its files are refused one by one), casefold (names are compared as they are).
+        /// filetype, recover, meta_bg, extent, 64bit, mmp, flex_bg, ea_inode, metadata_csum_seed, large_dir,
+        /// inline_data, encrypt (its files are refused one by one), casefold (names are compared as they are).
         static let known = Incompatible(
             rawValue: 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0xe000 | 0x30000)
     }

@@ -72,8 +72,8 @@ private struct DebugService: ~Copyable {
     private enum Phase {
         /// No debugger is connected, and the guest runs, or waits for the first one.
         case idle
-        /// A client has connected. Until it has begun as a debugger does, the guest notices nothing of it, and it gives way
-        /// to another one.
+        /// A client has connected. Until it has begun as a debugger does, the guest notices nothing of it, and it gives
+        /// way to another one.
         case greeting
         /// A debugger has connected, and the vCPUs are stopping.
         case arriving
@@ -146,8 +146,8 @@ private struct DebugService: ~Copyable {
         phase = .greeting
     }
 
-    /// The client has sent its first bytes. GDB and LLDB speak first; a web browser that was pointed at the port does too,
-    /// and what it sends must not reach a session.
+    /// The client has sent its first bytes. GDB and LLDB speak first; a web browser that was pointed at the port does
+    /// too, and what it sends must not reach a session.
     private mutating func hearGreeting() {
         guard let client, let bytes = client.receive() else { return }
         guard let first = bytes.first else { return dismiss() }

@@ -3,8 +3,8 @@
 internal import Linux
 internal import Logging
 
-/// Lines about clients of the debugger's address that are no debuggers: one in ten seconds, with the number of those that
-/// got none.
+/// Lines about clients of the debugger's address that are no debuggers: one in ten seconds, with the number of those
+/// that got none.
 struct StrangerReport {
     private static let interval: UInt64 = 10_000
     private var last: UInt64?

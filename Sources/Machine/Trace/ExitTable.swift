@@ -83,7 +83,8 @@ struct ExitTable: Sendable {
     }
 }
 
-/// A vCPU's table. Its thread counts; the thread that prints reads it. No other thread takes the lock while the guest runs.
+/// A vCPU's table. Its thread counts; the thread that prints reads it. No other thread takes the lock while the guest
+/// runs.
 final class ExitCounter: Sendable {
     private let content = Guarded(ExitTable())
 

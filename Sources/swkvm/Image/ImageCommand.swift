@@ -75,8 +75,8 @@ protocol ImageVerb: ParsableCommand {
 extension ImageVerb {
     static var options: OptionSyntax.VerbOptions { OptionSyntax.VerbOptions() }
 
-    /// Calls the library; its error is reported in one line, with this verb's options, and ends the program with `status`, or, where another
-    /// command line is what is wanted, with that of a usage error.
+    /// Calls the library; its error is reported in one line, with this verb's options, and ends the program with
+    /// `status`, or, where another command line is what is wanted, with that of a usage error.
     func attempt<Answer: ~Copyable>(
         status: Int32 = ImageTool.failure, _ body: () throws(DiskImageError) -> Answer
     ) throws -> Answer {

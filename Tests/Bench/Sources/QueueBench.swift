@@ -4,8 +4,8 @@ import DiskImage
 import Glibc
 import Linux
 
-/// Two engines of one image, each in a thread of its own like those of a disk's queues, compared with one engine with as
-/// many requests in flight.
+/// Two engines of one image, each in a thread of its own like those of a disk's queues, compared with one engine with
+/// as many requests in flight.
 ///
 /// The images are in the page cache: the threads' own work and their waits for each other are measured.
 enum QueueBench {

@@ -2,12 +2,12 @@
 
 import Glibc
 
-/// Requests on images: `swkvm image bench` compared with `qemu-img bench` on the same image, and with fio on a raw file of
-/// the same size.
+/// Requests on images: `swkvm image bench` compared with `qemu-img bench` on the same image, and with fio on a raw file
+/// of the same size.
 ///
 /// Reads from the page cache show a program's own cost; with direct I/O the disk takes most of the time. Writes to the
-/// page cache are not measured: on file systems without asynchronous ones the kernel's worker threads do them, for every
-/// program.
+/// page cache are not measured: on file systems without asynchronous ones the kernel's worker threads do them, for
+/// every program.
 enum RequestBench {
     private struct Load {
         let name: String

@@ -14,7 +14,8 @@ struct Setup {
 
     static let memory = 256
 
-    /// QEMU's fastest set-up: no option ROMs, no RTC, no default devices, no user configuration, no monitor, no display.
+    /// QEMU's fastest set-up: no option ROMs, no RTC, no default devices, no user configuration, no monitor, no
+    /// display.
     func qemu(_ more: [String], acpi: Bool = false) -> [String] {
         [
             "qemu-system-x86_64", "-M",

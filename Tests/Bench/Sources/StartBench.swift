@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// (a) From exec to the guest's first byte on the console, and to the end of the process: the bundled guest, which prints
-/// a line and powers off.
+/// (a) From exec to the guest's first byte on the console, and to the end of the process: the bundled guest, which
+/// prints a line and powers off.
 enum StartBench {
     static func run(_ setup: Setup) throws -> [Row] {
         let hello = "swkvm guest"

@@ -6,8 +6,8 @@ import Linux
 import TestSupport
 import Testing
 
-/// Images of other formats than qcow2 that were made to harm the program that opens them: each size, count and offset of
-/// their headers and tables at the edges of its range. None may do more than fail.
+/// Images of other formats than qcow2 that were made to harm the program that opens them: each size, count and offset
+/// of their headers and tables at the edges of its range. None may do more than fail.
 @Suite(.timed) struct HostileFormatTests {
     let directory = TemporaryDirectory(inMemory: true)
 

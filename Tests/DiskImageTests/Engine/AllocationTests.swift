@@ -45,7 +45,8 @@ import Testing
                 engine.release(completion.request)
             }
         }
-        // Unoptimized code makes a generic type's metadata when a way is gone first, once for a type: a few are no allocation a request.
+        // Unoptimized code makes a generic type's metadata when a way is gone first, once for a type: a few are no
+        // allocation a request.
         let count = allocation_count() - before
         #expect(failures == 0 && done == (rounds + 1) * engine.depth)
         return count
@@ -59,7 +60,8 @@ import Testing
         }
     }
 
-    /// Allocated, zero and unallocated clusters, one after the other, with requests that cross them; L2 slices are read on the way.
+    /// Allocated, zero and unallocated clusters, one after the other, with requests that cross them; L2 slices are read
+    /// on the way.
     @Test func qcow2Requests() throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M")

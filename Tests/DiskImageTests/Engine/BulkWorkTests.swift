@@ -19,7 +19,8 @@ import Testing
         var read: [UInt8] = []
         var failure: String?
 
-        /// Called by the first engine's work. If that had the image's lock, this would stop the process: a thread does not take it twice.
+        /// Called by the first engine's work. If that had the image's lock, this would stop the process: a thread does
+        /// not take it twice.
         func hear(_ work: BulkWork) {
             met.append(work)
             guard work == wanted else { return }
@@ -89,7 +90,8 @@ import Testing
         #expect(try isSame(engine.readAll(), contents))
     }
 
-    /// A cluster's copy is merged while its neighbour in the cluster waits, and is gone on with then: claims last as long as the work.
+    /// A cluster's copy is merged while its neighbour in the cluster waits, and is gone on with then: claims last as
+    /// long as the work.
     @Test(arguments: [true, false]) func aClaimLastsAsLongAsTheWork(usesRing: Bool) throws {
         let old = randomBytes(64 << 10, seed: 4)
         try directory.write("base.raw", old)

@@ -5,7 +5,8 @@ import Glibc
 import Linux
 import Testing
 
-/// Several engines of one image, each with a thread and a workload of its own, whose sectors lie between those of the others.
+/// Several engines of one image, each with a thread and a workload of its own, whose sectors lie between those of the
+/// others.
 final class EngineCrew: Sendable {
     enum Order: Sendable {
         case rounds(Int, flushes: Bool)
@@ -51,7 +52,8 @@ final class EngineCrew: Sendable {
     /// What the disk must have.
     var model: [UInt8] { current.withLock { $0 } }
 
-    /// Which engine's a sector is: pieces of one to three sectors in the first half of the disk, large ones in the second.
+    /// Which engine's a sector is: pieces of one to three sectors in the first half of the disk, large ones in the
+    /// second.
     static func owner(_ sector: Int, of sectors: Int, count: Int) -> Int {
         let piece = sector < sectors / 2 ? sector / 3 * 2 + (sector % 3 == 2 ? 1 : 0) : sector / 48
         return Int(truncatingIfNeeded: (UInt64(piece) &* 0x9e37_79b9_7f4a_7c15) >> 40) % count

@@ -30,8 +30,8 @@ import Testing
         let buffers = (0..<2).map { _ in SharedImageTests.Buffer([UInt8](repeating: 0, count: 4096)) }
         try start(&engine, buffers[0])
         try engine.submit()
-        // Of a second one the kernel never hears: another file has the ring's number, so calls fail. It is readable when the ring is, which stays there
-        // under another number.
+        // Of a second one the kernel never hears: another file has the ring's number, so calls fail. It is readable
+        // when the ring is, which stays there under another number.
         let ring = engine.descriptor, kept = dup(ring)
         let epoll = try Epoll()
         try epoll.add(kept, .input, token: 0)
@@ -62,7 +62,8 @@ import Testing
         close(kept)
     }
 
-    /// What the kernel does not take ends with an error, whichever of the engine's calls it was that would have handed it over; what it has goes on.
+    /// What the kernel does not take ends with an error, whichever of the engine's calls it was that would have handed
+    /// it over; what it has goes on.
     @Test(arguments: [1, 3, 8]) func requestsThatTheKernelRefusesEnd(count: Int) throws {
         let path = try directory.write("disk.raw", [UInt8](repeating: 0, count: 8192))
         let image = try DiskImage(path: path, options: readOnly), file = image.descriptor(0)

@@ -87,7 +87,8 @@ import Testing
         #expect(try engine.readAll(chunk: 30 * 512) == expected)
     }
 
-    /// One call of the workload fails, each in its turn: the request that needed it has the error, and nothing else has.
+    /// One call of the workload fails, each in its turn: the request that needed it has the error, and nothing else
+    /// has.
     @Test func anErrorOfTheHostReachesWhoAskedAndNobodyElse() throws {
         let contents = QCOW2ImageTests.sparse(256 << 10, seed: 24)
         let raw = try directory.write("in.raw", contents)
@@ -143,8 +144,8 @@ import Testing
         }
     }
 
-    /// An image may have several files: the message is about the one that the host refuses, also where that is metadata.
-    /// What can be tried again is whatever is not about durability.
+    /// An image may have several files: the message is about the one that the host refuses, also where that is
+    /// metadata. What can be tried again is whatever is not about durability.
     @Test(arguments: [
         "data write", "data synchronisation", "metadata write", "metadata synchronisation", "backing read",
     ])

@@ -6,8 +6,8 @@ import Linux
 import TestSupport
 import Testing
 
-/// All that can happen to an image, in any order, against an array: requests, flushes, snapshots made, applied and deleted, other sizes, and
-/// the image closed and opened again.
+/// All that can happen to an image, in any order, against an array: requests, flushes, snapshots made, applied and
+/// deleted, other sizes, and the image closed and opened again.
 struct Lifetime: ~Copyable {
     var workload: Workload
     /// The snapshots that the image has, with their contents, oldest first.

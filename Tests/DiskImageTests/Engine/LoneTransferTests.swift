@@ -284,7 +284,8 @@ import Testing
         #expect(try Array(directory.read("disk.raw")[4096..<8192]) == written)
     }
 
-    /// Requests one at a time and several at a time, with flushes among them, do what an array does; the image is sound.
+    /// Requests one at a time and several at a time, with flushes among them, do what an array does; the image is
+    /// sound.
     @Test(arguments: ["raw", "qcow2"], [1, 2]) func lonelyAndBusyTimesTakeTurns(format: String, engines: Int) throws {
         let calls = Calls(), path = directory.file("disk.\(format)"), disk = Model()
         qemuImage("create", "-q", "-f", format, path, "\(Model.size)")

@@ -6,7 +6,8 @@ import Linux
 import TestSupport
 import Testing
 
-/// While a commit has the mapping locked it does not change, whatever is requested; `BarrierTests` has what would come of it.
+/// While a commit has the mapping locked it does not change, whatever is requested; `BarrierTests` has what would come
+/// of it.
 @Suite(.timed) struct MappingLockTests {
     let directory = TemporaryDirectory(inMemory: true)
 
@@ -45,8 +46,9 @@ import Testing
     /// Parts of the disk, all of which `makeImage` has written in some way.
     private static let written = 0..<192 << 10
 
-    /// An image with clusters of its own, and with such as it shares with a snapshot, compressed ones and zeroes, where it can have them; and with as much again that
-    /// has not been written, under a table that is there and under one that is not.
+    /// An image with clusters of its own, and with such as it shares with a snapshot, compressed ones and zeroes, where
+    /// it can have them; and with as much again that has not been written, under a table that is there and under one
+    /// that is not.
     private func makeImage(_ kind: Kind) throws -> String {
         let path = directory.file("disk.\(kind.format)")
         try directory.write("base.raw", randomBytes(Self.size, seed: 5))

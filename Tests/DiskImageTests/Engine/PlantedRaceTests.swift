@@ -5,7 +5,8 @@ import Linux
 import TestSupport
 import Testing
 
-/// A race, which `make tsan` expects to be reported before it believes that there is none elsewhere. It is built with the others, and run there alone.
+/// A race, which `make tsan` expects to be reported before it believes that there is none elsewhere. It is built with
+/// the others, and run there alone.
 @Suite(.timed, .enabled(if: environment("SWKVM_PLANTED_RACE") == 1, "it has a race on purpose, for make tsan"))
 struct PlantedRaceTests {
     let directory = TemporaryDirectory(inMemory: true)

@@ -76,7 +76,8 @@ import Testing
         if !hasBacking { #expect(try FileDescriptor.open(path, O_RDONLY).status().st_blocks < 1 << 10) }
     }
 
-    /// The last cluster has nothing beyond the end that somebody else would show: qemu-img makes a disk longer and leaves that cluster as it is.
+    /// The last cluster has nothing beyond the end that somebody else would show: qemu-img makes a disk longer and
+    /// leaves that cluster as it is.
     @Test(
         // A snapshot's disk can have another size in version 3, and its clusters are counted twice.
         arguments: ["", ",extended_l2=on", ",cluster_size=2M"].flatMap { options in

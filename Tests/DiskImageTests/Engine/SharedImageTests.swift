@@ -78,7 +78,8 @@ import Testing
         #expect(try engine.read(0, expected.count) == expected, sourceLocation: sourceLocation)
     }
 
-    /// Neighbours in one cluster, from two engines: the second waits for the first, is called when it has ended, and writes to the same new cluster.
+    /// Neighbours in one cluster, from two engines: the second waits for the first, is called when it has ended, and
+    /// writes to the same new cluster.
     @Test(arguments: [true, false]) func copiesOfOneClusterComeOneAfterTheOther(usesRing: Bool) throws {
         let contents = randomBytes(4 << 20, seed: 1)
         try directory.write("base.raw", contents)
@@ -110,7 +111,8 @@ import Testing
         #expect(try directory.read("disk.qcow2").count == 6 << 16)
     }
 
-    /// Zeroes that begin and end within subclusters of a cluster that has no place yet: both ends come to one new cluster.
+    /// Zeroes that begin and end within subclusters of a cluster that has no place yet: both ends come to one new
+    /// cluster.
     @Test func zeroesWithSubclustersTakeOneCluster() throws {
         let contents = randomBytes(4 << 20, seed: 3)
         try directory.write("base.raw", contents)
@@ -124,7 +126,8 @@ import Testing
         try expectDisk(expected)
     }
 
-    /// Zeroes of which a part is being written when the rest of them leaves nothing in the cluster: it may not be given back before.
+    /// Zeroes of which a part is being written when the rest of them leaves nothing in the cluster: it may not be given
+    /// back before.
     @Test(arguments: [true, false]) func zeroesWaitForTheirOwnWrites(usesRing: Bool) throws {
         let contents = randomBytes(4 << 20, seed: 4)
         try directory.write("base.raw", contents)
@@ -158,7 +161,8 @@ import Testing
         #expect(try one.read(16384, 8192) == [UInt8](repeating: 0, count: 8192))
     }
 
-    /// A cluster that one engine frees is nobody else's as long as an operation of another, which found it before, may still use it.
+    /// A cluster that one engine frees is nobody else's as long as an operation of another, which found it before, may
+    /// still use it.
     @Test(arguments: [DiskOperation.read, .write]) func freedClustersWaitForTheOperationsOfOthers(
         operation: DiskOperation
     ) throws {
@@ -189,7 +193,8 @@ import Testing
         #expect(try directory.read("disk.qcow2").count == 7 << 16)
     }
 
-    /// Metadata that one engine is reading is waited for by the other, which is called; if the reader goes, the other reads it.
+    /// Metadata that one engine is reading is waited for by the other, which is called; if the reader goes, the other
+    /// reads it.
     @Test(arguments: [true, false], [true, false]) func metadataIsReadOnce(usesRing: Bool, readerGoes: Bool) throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M")
@@ -220,8 +225,8 @@ import Testing
         if !usesRing { #expect(reads.withLock { $0 } == 3) }
     }
 
-    /// A load that failed, for which two engines waited: once each has heard of it anybody may try again. An engine whose owner takes a completion and asks
-    /// no further has heard of it.
+    /// A load that failed, for which two engines waited: once each has heard of it anybody may try again. An engine
+    /// whose owner takes a completion and asks no further has heard of it.
     @Test func aLoadThatFailedIsTriedAgain() throws {
         let path = directory.file("disk.qcow2")
         qemuImage("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M")
@@ -255,7 +260,8 @@ import Testing
         #expect(buffers[2].contents == [UInt8](repeating: 7, count: 512))
     }
 
-    /// An engine goes while it writes new clusters and copies others: nothing stays claimed, and nothing that it took is lost.
+    /// An engine goes while it writes new clusters and copies others: nothing stays claimed, and nothing that it took
+    /// is lost.
     @Test(arguments: [true, false]) func anEngineGoesInTheMiddleOfWrites(usesRing: Bool) throws {
         let contents = randomBytes(4 << 20, seed: 2)
         try directory.write("base.raw", contents)
@@ -387,8 +393,8 @@ import Testing
         #expect(try other.read(8192, 512) == [UInt8](repeating: 4, count: 512))
     }
 
-    /// What changes the image as a whole waits until the other engines are idle; there is a limit of engines; numbers of
-    /// those that went are used again.
+    /// What changes the image as a whole waits until the other engines are idle; there is a limit of engines; numbers
+    /// of those that went are used again.
     @Test func whoMayAttach() throws {
         let shared = try image("-o", "cluster_size=4k")
         do {

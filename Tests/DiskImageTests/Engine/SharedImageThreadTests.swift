@@ -55,8 +55,9 @@ import Testing
         return kind.start == .rawBacking ? old : [UInt8](repeating: 0, count: kind.size)
     }
 
-    /// Random operations of several engines at once on sectors that lie between each other's, flushes among them, while one engine goes; then, with one
-    /// engine, a snapshot made, applied or deleted, and another size; and all of it again. SWKVM_SEED and SWKVM_CREW_ROUNDS make it others and more.
+    /// Random operations of several engines at once on sectors that lie between each other's, flushes among them, while
+    /// one engine goes; then, with one engine, a snapshot made, applied or deleted, and another size; and all of it
+    /// again. SWKVM_SEED and SWKVM_CREW_ROUNDS make it others and more.
     @Test(arguments: Share.of(kinds), [2, 4]) func whateverHappensTheDiskIsAnArray(kind: Kind, count: Int) throws {
         let seed = kind.testDescription.utf8.reduce(UInt64(environment("SWKVM_SEED") ?? 77) &+ UInt64(count)) {
             $0 &* 31 &+ UInt64($1)
@@ -114,8 +115,9 @@ import Testing
         }
     }
 
-    /// One call to the host fails, does a part or is interrupted, while two engines are at work, each in its turn: who asked has the error, or somebody whose
-    /// flush it was; the image has no errors; and what was not to fail has what it should. SWKVM_FAULT_STEP=1 tries every call.
+    /// One call to the host fails, does a part or is interrupted, while two engines are at work, each in its turn: who
+    /// asked has the error, or somebody whose flush it was; the image has no errors; and what was not to fail has what
+    /// it should. SWKVM_FAULT_STEP=1 tries every call.
     @Test(
         arguments: HostFault.allCases,
         [

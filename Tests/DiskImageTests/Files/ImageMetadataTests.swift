@@ -10,7 +10,8 @@ import Testing
     let directory = TemporaryDirectory(inMemory: true)
     private static let size = 2 << 20
 
-    /// Reads all of a disk, as anybody can who has a file and its metadata: what has to be read for an answer, and then what the answer says.
+    /// Reads all of a disk, as anybody can who has a file and its metadata: what has to be read for an answer, and then
+    /// what the answer says.
     private func contents(
         _ metadata: inout some ImageMetadata & ~Copyable, _ file: borrowing ImageFile
     ) throws -> [UInt8] {

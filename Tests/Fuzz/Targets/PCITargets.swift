@@ -7,7 +7,8 @@ import TestSupport
 import Virtio
 
 extension FuzzTarget {
-    /// Any sequence of accesses to configuration space, by both mechanisms, and to BARs, wherever the driver has put them.
+    /// Any sequence of accesses to configuration space, by both mechanisms, and to BARs, wherever the driver has put
+    /// them.
     ///
     /// An operation has 8 bytes: what it is, the function, an offset (2, little-endian) and a value (4).
     static let pci = FuzzTarget(name: "pci", seeds: sequences) { bytes in

@@ -74,7 +74,8 @@ final class ACPI: @unchecked Sendable {
         }
     }
 
-    /// Where configuration space is (PCI Firmware Specification 3.3 §4.1.2): of segment 0 and bus 0, below 4 GiB, where it is mapped.
+    /// Where configuration space is (PCI Firmware Specification 3.3 §4.1.2): of segment 0 and bus 0, below 4 GiB, where
+    /// it is mapped.
     private func readMCFG(_ table: Address, _ length: UInt64) {
         guard length >= 60, table.load(54) as UInt8 == 0, table.load(52) as UInt16 == 0, table.load(48) as UInt32 == 0
         else { return }

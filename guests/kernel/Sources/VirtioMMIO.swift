@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A virtio device behind the MMIO transport, version 2 (virtio 1.2 §4.2.2), or behind PCI, with registers that look the same.
+/// A virtio device behind the MMIO transport, version 2 (virtio 1.2 §4.2.2), or behind PCI, with registers that look
+/// the same.
 struct VirtioMMIO {
     /// Register offsets.
     enum Register {
