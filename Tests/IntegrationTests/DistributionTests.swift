@@ -194,6 +194,15 @@ import Testing
             program.errors.text.contains("the bundled guest is not built yet: run `make guest`"), "\(program.story)")
     }
 
+    // MARK: unsafe
+
+    /// Each line with it is one to read with care: what reads images is to have no more than can be read.
+    @Test func diskImagesHaveFewUnsafeLines() throws {
+        let count = try shell(
+            "grep -rhw --include='*.swift' unsafe '\(Host.package)/Sources/DiskImage' | grep -cvE '^ *//'")
+        #expect((1...400).contains(Int(count.dropLast()) ?? 0), "\(count)")
+    }
+
     // MARK: make lint
 
     /// `lint PART` in a repository with this one file.
