@@ -9,7 +9,8 @@ internal import Virtio
 /// Runs one machine in the foreground: signals, console and terminal, from boot to boot, until the machine has ended.
 ///
 /// SIGINT, SIGTERM and SIGHUP ask the guest to power off, the second one ends the machine. SIGUSR1 writes the metrics,
-/// SIGUSR2 resumes a paused machine. Those that were ignored at the start stay ignored. The terminal's mode is restored before ``run(_:log:report:)`` returns.
+/// SIGUSR2 resumes a paused machine. Those that were ignored at the start stay ignored. The terminal's mode is restored
+/// before ``run(_:log:report:)`` returns.
 public enum ForegroundSession {
     /// Creates the machine of a configuration, runs it, and releases all of its resources.
     /// - Parameters:

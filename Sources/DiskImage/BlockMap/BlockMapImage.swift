@@ -20,7 +20,8 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
     let sliceBits: UInt64
     /// Where VMDK has the pieces of its table; empty in other formats.
     var directory: GrainDirectory
-    /// Decompressed grains, each known by its place in the file. A block is a grain, followed by room for its compressed bytes.
+    /// Decompressed grains, each known by its place in the file. A block is a grain, followed by room for its
+    /// compressed bytes.
     private var grains: BlockCache
     private let inflater: Inflater
     /// Held while the inflater's only state is used.
@@ -217,8 +218,8 @@ struct BlockMapImage: ImageMetadata, ~Copyable {
 
     // MARK: - Entries
 
-    /// How a block is stored, and how many bytes from `inBlock` of it on, at most `length`, are stored alike, one after the other.
-    /// `entries` is the block's slice.
+    /// How a block is stored, and how many bytes from `inBlock` of it on, at most `length`, are stored alike, one after
+    /// the other. `entries` is the block's slice.
     func run(_ entries: Int, _ block: UInt64, inBlock: UInt64, _ length: UInt64) -> (unit: StoredUnit, length: UInt64) {
         let slice = sliceNumber(ofBlock: block)
         let unit = self.unit(entries, block)

@@ -250,7 +250,8 @@ internal import Linux
         return true
     }
 
-    /// Waits until a request has ended, if any is in flight. An owner that waits has nothing else to do: its turn has no end, until it begins another.
+    /// Waits until a request has ended, if any is in flight. An owner that waits has nothing else to do: its turn has
+    /// no end, until it begins another.
     public mutating func waitForCompletion() throws(DiskImageError) -> DiskCompletion? {
         pipeline.operations.beginEndlessTurn()
         while true {
@@ -264,7 +265,8 @@ internal import Linux
         }
     }
 
-    /// One transfer from start to end, for who has nothing else in flight; it takes as long as it takes, see ``waitForCompletion()``.
+    /// One transfer from start to end, for who has nothing else in flight; it takes as long as it takes, see
+    /// ``waitForCompletion()``.
     public mutating func perform(
         _ operation: DiskOperation, at offset: UInt64, memory: UnsafeMutableRawBufferPointer
     ) throws(DiskImageError) {

@@ -2,7 +2,8 @@
 
 internal import Glibc
 
-/// What comes before the bytes of a compressed grain of VMDK: the sector of the disk that it begins with, and how many bytes there are.
+/// What comes before the bytes of a compressed grain of VMDK: the sector of the disk that it begins with, and how many
+/// bytes there are.
 enum VMDKGrain {
     static let headerSize = 12
     /// More than zlib makes of a grain that cannot be compressed, with header and padding.
@@ -134,7 +135,8 @@ struct VMDKSplitBuilder: ImageBuilder {
         current = BlockMapBuilder(vmdk: extents.files[0].size, descriptor: [])
     }
 
-    /// Clusters of the open file; a run never crosses the border of two, since ``ConversionWork`` cuts its pieces there.
+    /// Clusters of the open file; a run never crosses the border of two, since ``ConversionWork`` cuts its pieces
+    /// there.
     mutating func allocate(_ count: UInt64) -> UInt64 { UInt64(index) * extents.window + current.allocate(count) }
 
     mutating func map(

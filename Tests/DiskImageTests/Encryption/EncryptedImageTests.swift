@@ -449,7 +449,8 @@ import Testing
         func expectRefusal(_ target: String, _ body: () throws(DiskImageError) -> Void) throws {
             let before = try directory.read("source") + directory.read("target")
             let error = #expect(throws: DiskImageError.self) { try body() }
-            #expect(error?.description.contains("is the file of the key") == true, "\(target): \(error.debugDescription)")
+            #expect(
+                error?.description.contains("is the file of the key") == true, "\(target): \(error.debugDescription)")
             #expect(try directory.read("source") + directory.read("target") == before)
         }
         for target in keys + [link] {

@@ -141,7 +141,8 @@ import Testing
         #expect(throws: DiskImageError.self) { try engine.perform(.flush) }
     }
 
-    /// Giving up waits for what the kernel has also when it takes no calls any more, and what it never got does not come later.
+    /// Giving up waits for what the kernel has also when it takes no calls any more, and what it never got does not
+    /// come later.
     @Test func givingUpWaitsThoughTheKernelTakesNoCalls() throws {
         let image = try image(Self.mebi)
         let ends = pipe(insteadOf: image.descriptor(0))
@@ -155,7 +156,8 @@ import Testing
         }
         try read(buffers[0])
         try engine.submit()
-        // Another file has the ring's number: calls fail. It is readable when the ring is, which stays there under another number.
+        // Another file has the ring's number: calls fail. It is readable when the ring is, which stays there under
+        // another number.
         let ring = engine.descriptor, kept = dup(ring)
         let epoll = try Epoll()
         try epoll.add(kept, .input, token: 0)

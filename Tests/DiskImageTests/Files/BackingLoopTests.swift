@@ -133,7 +133,8 @@ import Testing
     @Test func aDiskOfTheSameMachineWithoutLocks() throws {
         try prepare()
         qemuImage("create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", directory.file("other.qcow2"))
-        let unlocked = DiskImageOptions(locking: false), unlockedToRead = DiskImageOptions(readOnly: true, locking: false)
+        let unlocked = DiskImageOptions(locking: false),
+            unlockedToRead = DiskImageOptions(readOnly: true, locking: false)
         func isRefused(_ first: String, _ second: String, _ options: DiskImageOptions...) throws -> Bool {
             var disks = OpenDisks()
             try disks.add(DiskImage(path: directory.file(first), options: options.first ?? unlocked))
