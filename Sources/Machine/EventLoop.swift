@@ -122,41 +122,60 @@ struct EventLoop: ~Copyable {
         memoryPauses = Self.memoryPauses[...]
         startMemoryTimer()
         pump(report)
-        var hasEnded = false
-        while !hasEnded {
-            var ready: [UInt64] = []
-            do throws(SystemCallError) { try epoll.wait { token, _ in ready.append(token) } } catch {
-                return control.end(.hostError("the main event loop failed: \(error)"))
+        do throws(SystemCallError) { while try !serve(report) {} } catch { fail(error) }
+    }
+
+    /// Serves for a time, while no guest runs: less when nobody wants the next boot any more.
+    mutating func pause(milliseconds: UInt64, _ report: (String) -> Void) {
+        let end = TimerFD.now &+ milliseconds
+        // It stays readable until the next boot.
+        epoll.remove(machine.endDescriptor)
+        do throws(SystemCallError) {
+            while !wasAskedToPowerOff, machine.canRestart {
+                let now = TimerFD.now
+                guard now < end else { break }
+                _ = try serve(timeout: Int32(clamping: end - now), report)
             }
-            for token in ready {
-                switch token {
-                case Token.end: hasEnded = true
-                case Token.signal: handleSignals(report)
-                case Token.input:
-                    isReadable = true
-                    pump(report)
-                    dropGoneClient()
-                case Token.room:
-                    machine.serialHasRoom()
-                    pump(report)
-                case Token.attention: waitUntilWritable()
-                case Token.writable: if machine.serial.flush() || console.output.delay != nil { stopWaiting() }
-                case Token.client: acceptClients(report)
-                case Token.stopTimer: if stopTimer.take() { control.end(.stopTimeout(seconds: stopSeconds ?? 0)) }
-                case Token.terminalTimer: if terminalTimer.take() { takeTerminal() }
-                case Token.metrics: if metrics?.takeTime() == true { metrics?.report(machine, "interval") }
-                case Token.answer: reportAnswers(report)
-                case Token.eventTimer: if eventTimer.take() { reportEvents() }
-                case Token.limitTimer: if limitTimer.take() { machine.serial.flush() }
-                case Token.memoryTimer:
-                    if memoryTimer.take() {
-                        ProgramMemory.release()
-                        startMemoryTimer()
-                    }
-                default: break
+            try epoll.add(machine.endDescriptor, .input, token: Token.end)
+        } catch { fail(error) }
+    }
+
+    private func fail(_ error: SystemCallError) { control.end(.hostError("the main event loop failed: \(error)")) }
+
+    /// Handles the events that are there, or the next ones.
+    /// - Parameter timeout: milliseconds to wait for them; -1 waits without a limit.
+    /// - Returns: whether the guest has ended or reset itself.
+    private mutating func serve(timeout: Int32 = -1, _ report: (String) -> Void) throws(SystemCallError) -> Bool {
+        var ready: [UInt64] = []
+        try epoll.wait(timeout: timeout) { token, _ in ready.append(token) }
+        for token in ready {
+            switch token {
+            case Token.signal: handleSignals(report)
+            case Token.input:
+                isReadable = true
+                pump(report)
+                dropGoneClient()
+            case Token.room:
+                machine.serialHasRoom()
+                pump(report)
+            case Token.attention: waitUntilWritable()
+            case Token.writable: if machine.serial.flush() || console.output.delay != nil { stopWaiting() }
+            case Token.client: acceptClients(report)
+            case Token.stopTimer: if stopTimer.take() { control.end(.stopTimeout(seconds: stopSeconds ?? 0)) }
+            case Token.terminalTimer: if terminalTimer.take() { takeTerminal() }
+            case Token.metrics: if metrics?.takeTime() == true { metrics?.report(machine, "interval") }
+            case Token.answer: reportAnswers(report)
+            case Token.eventTimer: if eventTimer.take() { reportEvents() }
+            case Token.limitTimer: if limitTimer.take() { machine.serial.flush() }
+            case Token.memoryTimer:
+                if memoryTimer.take() {
+                    ProgramMemory.release()
+                    startMemoryTimer()
                 }
+            default: break
             }
         }
+        return ready.contains(Token.end)
     }
 
     /// Writes what the guest has printed to its reader.

@@ -61,7 +61,7 @@ public enum ForegroundSession {
                 progress: progress)
         } catch {
             // There is no guest yet that could power off, and a cancellation is not an error.
-            if let signal = stops.takePending() { return .signal(signal) }
+            if let signal = stops.takePending() { return .cancelled(signal) }
             throw error
         }
         var loop: EventLoop
@@ -108,6 +108,7 @@ public enum ForegroundSession {
     private static func serve(
         _ machine: Machine, _ loop: inout EventLoop, _ stops: SignalSet, _ report: (String) -> Void
     ) throws(MachineError) -> MachineEnd {
+        var faults = TripleFaults()
         while true {
             loop.run(report)
             let end = machine.waitForEnd()
@@ -115,7 +116,15 @@ public enum ForegroundSession {
             guard machine.configuration.onReboot == .restart, machine.canRestart else { return end }
             // It was to power off, so it is not booted again: the host wants it to be off.
             if loop.wasAskedToPowerOff { return rebootedInstead(report) }
-            if let details = end.sentence, case .tripleFault = end { report(details + "; it is reset") }
+            if let sentence = end.sentence, case .tripleFault = end {
+                let response = faults.response(at: TimerFD.now)
+                report(sentence + "; it is reset" + (response.pause > 0 ? " in \(response.pause / 1000) s" : ""))
+                if response.isDetailed, let details = end.details { report(details) }
+                if response.pause > 0 {
+                    loop.pause(milliseconds: response.pause, report)
+                    if loop.wasAskedToPowerOff { return rebootedInstead(report) }
+                }
+            }
             do throws(MachineError) {
                 guard try machine.restart(isInterrupted: { stops.pending() != nil }) else {
                     return machine.waitForEnd()

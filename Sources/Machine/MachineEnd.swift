@@ -25,6 +25,8 @@ public enum MachineEnd: Sendable {
     case killed
     /// A signal ended it: the second one, after a first one that the guest did not follow.
     case signal(Int32)
+    /// A signal ended it before there was a guest.
+    case cancelled(Int32)
     /// The guest was asked to power off and had not done so after this many seconds.
     case stopTimeout(seconds: Int)
 
@@ -41,14 +43,14 @@ public enum MachineEnd: Sendable {
         case .internalError: ExitStatus.internalError
         case .unexpectedExit: ExitStatus.unexpectedExit
         case .hostError: ExitStatus.hostError
-        case .signal(let number): ExitStatus.signalBase + number
+        case .signal(let number), .cancelled(let number): ExitStatus.signalBase + number
         }
     }
 
     /// Indicates whether the user ended it, and not the guest or a failure.
     var isForced: Bool {
         switch self {
-        case .quit, .killed, .signal, .stopTimeout: true
+        case .quit, .killed, .signal, .cancelled, .stopTimeout: true
         default: false
         }
     }
@@ -96,6 +98,7 @@ public enum MachineEnd: Sendable {
         case .quit: "ended at the console"
         case .killed: "ended by the debugger"
         case .signal(let number): "ended by signal \(number) before the guest powered off"
+        case .cancelled(let number): "ended by signal \(number) before the guest started"
         case .stopTimeout(let seconds): "ended: the guest did not power off within \(seconds) seconds (--stop-timeout)"
         }
     }

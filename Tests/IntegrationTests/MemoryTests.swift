@@ -57,7 +57,7 @@ import Testing
         machine.send(signal: signal)
         try machine.expectEnd(128 + signal)
         #expect(
-            machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n"
+            machine.errors.text == "swkvm: ended by signal \(signal) before the guest started\n"
                 && machine.output.bytes.isEmpty)
     }
 

@@ -79,6 +79,8 @@ import Testing
         _ = try machine.ask("sum vda 0 1")
         try machine.type("crash triple\n")
         try machine.waitForError("vCPU 0 shut down (triple fault)")
+        try machine.waitForError("instruction bytes at rip: ")
+        try machine.waitForError("`--gdb PORT`")
         try machine.wait(for: "swkvm guest\r\n")
         try machine.wait(for: Program.prompt)
         try machine.powerOff()
@@ -86,6 +88,33 @@ import Testing
         _ = try exiting.ask("sum vda 0 1")
         try exiting.type("crash triple\n")
         try exiting.expectEnd(100)
+    }
+
+    /// Triple faults one after the other: each boot waits longer for its turn, and nothing is said twice.
+    @Test(arguments: [true, false]) func aLoopOfTripleFaults(endsBySignal: Bool) throws {
+        let disk = try directory.write([UInt8](repeating: 0, count: 1 << 20), to: "disk.raw")
+        let terminal = endsBySignal ? nil : try PseudoTerminal()
+        let machine = try Program.machine(
+            ["--mem", "64M", "--kernel", "bundled", "--disk", disk, "--cmdline", "run='read vda 0; crash triple'"],
+            terminal: terminal)
+        func wait(for text: String) throws {
+            if endsBySignal { try machine.waitForError(text) } else { try machine.wait(for: text) }
+        }
+        for text in ["; it is reset\(endsBySignal ? "" : "\r")\n", "; it is reset in 1 s", "; it is reset in 2 s"] {
+            try wait(for: text)
+        }
+        try wait(for: "; it is reset in 4 s")
+        // Signals and keys come through meanwhile.
+        if endsBySignal {
+            machine.send(signal: SIGTERM)
+            try machine.expectEnd(0)
+            #expect(machine.errors.text.hasSuffix("the guest rebooted instead of powering off: the machine ends\n"))
+        } else {
+            try machine.type("\u{1}x")
+            try machine.expectEnd(104)
+        }
+        let said = endsBySignal ? machine.errors.text : machine.output.text
+        #expect(said.ranges(of: "instruction bytes at rip: ").count == 1, "\(machine.story)")
     }
 
     /// A guest that resets itself at once, for ever, is one that signals and keys end.

@@ -36,6 +36,7 @@ import Testing
         (.hostError("no more threads"), 71, "no more threads"),
         (.signal(SIGTERM), 143, "ended by signal 15 before the guest powered off"),
         (.signal(SIGINT), 130, "ended by signal 2 before the guest powered off"),
+        (.cancelled(SIGINT), 130, "ended by signal 2 before the guest started"),
     ]
 
     @Test func statusesAndSentences() {
@@ -54,6 +55,22 @@ import Testing
                 }
             #expect((end.details != nil) == wanted)
         }
+    }
+
+    /// A fault now and then is reported in full and followed by a boot at once; a loop of them slows down.
+    @Test func tripleFaultsInALoop() {
+        var faults = TripleFaults()
+        #expect(faults.response(at: 1000) == .init(isDetailed: true, pause: 0))
+        var time: UInt64 = 1000
+        for pause: UInt64 in [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000] {
+            time += 50
+            #expect(faults.response(at: time) == .init(isDetailed: false, pause: pause))
+            time += pause
+        }
+        // The boot after the last pause was not in the loop.
+        time += TripleFaults.calm
+        #expect(faults.response(at: time) == .init(isDetailed: true, pause: 0))
+        #expect(faults.response(at: time + TripleFaults.calm - 1) == .init(isDetailed: false, pause: 1000))
     }
 
     /// A guest chooses 0 to 63 and nothing beyond, so swkvm's own statuses cannot be mistaken for a guest's.
