@@ -26,7 +26,8 @@ pid_t clinux_guard_terminal(int terminal, const struct termios *mode, int read_e
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, 0);
     setsid();
-    prctl(PR_SET_NAME, "swkvm-terminal");
+    // Not what `pkill swkvm` kills, too: the terminal would stay raw.
+    prctl(PR_SET_NAME, "vm-terminal");
     int low = terminal < read_end ? terminal : read_end, high = terminal < read_end ? read_end : terminal;
     close_range_of(0, low - 1);
     close_range_of(low + 1, high - 1);

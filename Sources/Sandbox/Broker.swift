@@ -34,8 +34,8 @@ public final class Broker {
         let status = unsafe csandbox_pipe(&ends)
         guard status == 0 else { throw Sandbox.Refusal(part: .seccomp, errno: status) }
         let kept = (work.descriptors + [ends[0]]).sorted()
-        // Only read; as many as there are.
-        process = unsafe csandbox_fork("swkvm-broker", kept, kept.count)
+        // Only read; as many as there are. `pkill swkvm` must not kill it, too: nothing would be taken back.
+        process = unsafe csandbox_fork("vm-broker", kept, kept.count)
         lifeline = ends[1]
         if process == 0 {
             Self.confine(policy, work)

@@ -61,6 +61,20 @@ import Testing
         #expect(try eventually { terminal.mode == before })
     }
 
+    /// What restores the terminal and the host is not named so that `pkill swkvm` kills it.
+    @Test func theProcessesThatRestoreHaveOtherNames() throws {
+        let host = try Namespace()
+        try host.shell("ip tuntap add tap0 mode tap; ip link add br0 type bridge; ip link set br0 up")
+        let machine = try Program.machineAtPrompt(["--net", "tap=tap0,bridge=br0"], in: host, terminal: terminal)
+        let names = try shell(
+            "for child in $(cat /proc/\(machine.pid)/task/*/children); do cat /proc/$child/comm; done")
+        #expect(names.split(separator: "\n").sorted() == ["vm-broker", "vm-terminal"])
+        machine.send(signal: SIGKILL)
+        #expect(try machine.waitForEnd() == .signal(SIGKILL))
+        #expect(try eventually { terminal.mode == before })
+        #expect(try eventually { try !host.shell("ip -o link show dev tap0").contains("master br0") })
+    }
+
     /// The whole process group is killed: the guardian of the terminal's mode is in another one.
     @Test func killOfTheGroup() throws {
         let machine = try machineAtPrompt()
