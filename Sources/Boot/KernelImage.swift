@@ -26,6 +26,8 @@ public struct KernelImage: Sendable {
     public let entry: Entry
     /// Indicates whether it is Linux, or is entered as only Linux is.
     public let isLinux: Bool
+    /// Indicates whether the file itself says that it is Linux: a bzImage, or an ELF file with such a note.
+    public let namesLinux: Bool
     /// The longest command line that it reads, in bytes without the closing NUL.
     public let commandLineLimit: Int
     let format: Format
@@ -56,12 +58,14 @@ public struct KernelImage: Sendable {
             format = .elf(image)
             entry = try Self.entry(of: image, file)
             isLinux = if case .linux = entry { true } else { image.isLinux }
+            namesLinux = image.isLinux
             commandLineLimit = isLinux ? Self.linuxCommandLineLimit : KernelCommandLine.limit
         } else if LinuxImage.matches(start) {
             let image = try LinuxImage(file)
             format = .linux(image)
             entry = .bzImage
             isLinux = true
+            namesLinux = true
             commandLineLimit = min(image.commandLineLimit, KernelCommandLine.limit)
         } else {
             throw .notAKernel(file: file.name)

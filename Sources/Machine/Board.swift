@@ -72,7 +72,8 @@ final class Board: Sendable {
     let entry: UInt64
     /// What boots, in words.
     let bootDescription: String
-    let isBzImage: Bool
+    /// Indicates whether the kernel's file itself says that it is Linux.
+    let namesLinux: Bool
     /// The kernel's file, as messages call it.
     let kernelName: String
     /// Indicates whether the vCPUs stop before their first instruction until a debugger lets them go.
@@ -137,7 +138,7 @@ final class Board: Sendable {
         entry = state.rip
         kernelName = kernel.name
         bootDescription = Machine.bootDescription(kernel, files, configuration)
-        isBzImage = kernel.entry == .bzImage
+        namesLinux = kernel.namesLinux
         self.waitsForDebugger = waitsForDebugger && parts.debugger != nil
     }
 

@@ -77,7 +77,7 @@ public final class Machine: Sendable {
             serial: serial, ending: ending,
             debugger: debugger, control: control)
         let board = try Board(parts, waitsForDebugger: true)
-        if board.isBzImage { Self.warnOfInterpretedRingZero(board.kernelName, parts.system, log: log) }
+        if board.namesLinux { Self.warnOfInterpretedRingZero(board.kernelName, parts.system, log: log) }
         for slot in board.registry.slots { log.info("\(slot.description)") }
         log.info(
             "\(configuration.cpus) vCPU\(configuration.cpus == 1 ? "" : "s"), \(memory.size >> 20) MiB of RAM (\(memory.backing)), boot at 0x\(String(board.entry, radix: 16))"

@@ -85,6 +85,9 @@ import Testing
             (salted, "a Linux ELF file, entered by PVH"),
             (guestOS, "a Linux ELF file, entered by PVH"),
         ] {
+            // One without a note is only entered as Linux is.
+            let names = withFile(builder.bytes, name: "vmlinux") { try? KernelImage($0).namesLinux }
+            #expect(names == (kind == "a Linux ELF file, entered by PVH"))
             #expect(refusal(builder, length: 2047) == nil)
             #expect(
                 refusal(builder, length: 2048)

@@ -143,19 +143,23 @@ import Testing
     // MARK: Hosts that interpret ring 0
 
     /// `crash=internal` shows which kind of host this is: an instruction that the interpreter does not know.
-    @Test func aBzImageWhereRingZeroIsInterpretedGetsAWarning() throws {
+    @Test func aLinuxWhereRingZeroIsInterpretedGetsAWarning() throws {
         let probe = try Program.machine(["--cmdline", "crash=internal run=help"])
         let isInterpreted = try probe.waitForEnd() == .status(101)
         let image = try directory.write(TinyKernel.bzImage(TinyKernel.commandLinePrinter), to: "bzImage")
-        let machine = try Program.machine(["--kernel", image])
-        try machine.expectEnd(0)
-        if isInterpreted {
-            #expect(machine.errors.lines.count == 1, "\(machine.errors.text)")
-            #expect(
-                machine.errors.text.hasPrefix("swkvm: warning: KVM on this host emulates guest ring 0"),
-                "\(machine.errors.text)")
-        } else {
-            #expect(machine.errors.bytes.isEmpty, "\(machine.errors.text)")
+        let linux = try directory.write(TinyKernel.elf(TinyKernel.commandLinePrinter, namesLinux: true), to: "linux")
+        _ = try shell("gzip -k '\(linux)'")
+        for kernel in [image, linux, linux + ".gz"] {
+            let machine = try Program.machine(["--kernel", kernel])
+            try machine.expectEnd(0)
+            if isInterpreted {
+                #expect(machine.errors.lines.count == 1, "\(machine.errors.text)")
+                #expect(
+                    machine.errors.text.hasPrefix("swkvm: warning: KVM on this host emulates guest ring 0"),
+                    "\(machine.errors.text)")
+            } else {
+                #expect(machine.errors.bytes.isEmpty, "\(machine.errors.text)")
+            }
         }
         let doctor = try Program([Host.swkvm, "doctor"])
         try doctor.expectEnd(0)

@@ -62,10 +62,14 @@ enum TinyKernel {
     ///   - machine: the ELF header's machine, 62 for x86-64.
     ///   - address: where the segment goes.
     ///   - memorySize: of the segment, at least the code's size.
+    ///   - namesLinux: adds a note of Linux's.
     static func elf(
-        _ code: [UInt8], machine: UInt16 = 62, address: UInt64 = 0x20_0000, memorySize: UInt64? = nil
+        _ code: [UInt8], machine: UInt16 = 62, address: UInt64 = 0x20_0000, memorySize: UInt64? = nil,
+        namesLinux: Bool = false
     ) -> [UInt8] {
-        let headers: UInt64 = 64 + 56
+        // The owner's size, that of the value, the type; the owner, padded.
+        let note: [UInt8] = namesLinux ? [6, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0] + Array("Linux\0\0\0".utf8) : []
+        let headers: UInt64 = 64 + (namesLinux ? 2 : 1) * 56
         var file: [UInt8] = [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0] + [UInt8](repeating: 0, count: 8)
         func add<Number: FixedWidthInteger>(_ number: Number) {
             withUnsafeBytes(of: number.littleEndian) { file += $0 }
@@ -77,7 +81,7 @@ enum TinyKernel {
         add(UInt64(64))  // program headers
         add(UInt64(0))
         add(UInt32(0))
-        for value: UInt16 in [64, 56, 1, 64, 0, 0] { add(value) }
+        for value: UInt16 in [64, 56, namesLinux ? 2 : 1, 64, 0, 0] { add(value) }
         add(UInt32(1))  // PT_LOAD
         add(UInt32(5))  // readable, executable
         add(headers)
@@ -86,6 +90,12 @@ enum TinyKernel {
         add(UInt64(code.count))
         add(memorySize ?? UInt64(code.count))
         add(UInt64(16))
-        return file + code
+        if namesLinux {
+            add(UInt32(4))  // PT_NOTE
+            add(UInt32(4))
+            add(headers + UInt64(code.count))
+            for value: UInt64 in [0, 0, UInt64(note.count), UInt64(note.count), 4] { add(value) }
+        }
+        return file + code + note
     }
 }
