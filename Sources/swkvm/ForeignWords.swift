@@ -113,16 +113,27 @@ enum ForeignWords {
             "dtb loader option-rom fw_cfg acpitable smbios no-acpi no-hpet",
             .unavailable("swkvm generates the firmware tables")
         ),
-        ("import unattended", .unavailable("--kernel FILE boots a kernel with the disks that --disk names")),
+        ("import", .use("swkvm run IMAGE")),
+        (
+            "unattended",
+            .unavailable("swkvm run IMAGE boots an installed system; --user-data and its like configure it")
+        ),
         ("cloud-init", .use("--user-data FILE", note: "see also --ssh-key, --user, --password-file and --hostname")),
         ("os-variant osinfo os-type", .notNeeded("all guests have the same devices")),
         // Disks
-        ("drive blockdev hda hdb hdc hdd f file root-drive rootfs sd", .use("--disk PATH[,format=FORMAT][,ro]")),
+        (
+            "drive blockdev hda hdb hdc hdd f file root-drive rootfs sd",
+            .use("--disk PATH[,format=FORMAT][,ro]", note: "swkvm run IMAGE boots the system on a disk image")
+        ),
         ("cdrom", .use("--disk PATH,format=raw,ro", note: "a read-only disk; it is not bootable")),
         ("fda fdb floppy", .unavailable("a machine has virtio disks only: --disk PATH")),
         (
             "snapshot",
-            .unavailable("create an overlay with `swkvm image create --backing BASE overlay.qcow2` and use it")
+            .use(
+                "swkvm run IMAGE",
+                note:
+                    "the image is not changed; for another disk, create an overlay with `swkvm image create --backing BASE overlay.qcow2`"
+            )
         ),
         // Network
         ("netdev nic network w tap tap-device", .use("--net tap=NAME[,bridge=NAME]")),

@@ -17,7 +17,11 @@ import Testing
         #expect(problem("run -nographic") == "'-nographic' is not needed: the terminal is the guest's serial port")
         #expect(problem("run --mem 1G -nographic") == problem("run -nographic"))
         #expect(problem("run -machine q35")?.hasPrefix("'-machine' is not needed") == true)
-        #expect(problem("run -hda disk.img") == "'-hda' is --disk PATH[,format=FORMAT][,ro] here")
+        #expect(
+            problem("run -hda disk.img")
+                == "'-hda' is --disk PATH[,format=FORMAT][,ro] here (swkvm run IMAGE boots the system on a disk image)")
+        #expect(problem("run --import") == "'--import' is swkvm run IMAGE here")
+        #expect(problem("run -snapshot")?.hasPrefix("'-snapshot' is swkvm run IMAGE here (the image is not") == true)
         #expect(problem("run -foo") == "Unknown option '-foo'")
         #expect(problem("run -kernel bzImage") == "'-kernel': use --kernel")
         #expect(problem("run -help") == "'-help': use --help")
