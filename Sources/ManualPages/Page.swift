@@ -125,8 +125,13 @@ struct Page {
     }
 
     private func value(of argument: CommandDescription.Argument) -> String {
-        argument.kind == "option" ? " Ar \(Self.argument(argument.valueName ?? "value"))" : ""
+        guard argument.kind == "option" else { return "" }
+        let isOptional = (argument.names ?? []).contains { Self.withOptionalValue.contains($0.name) }
+        return (isOptional ? " Op" : "") + " Ar \(Self.argument(argument.valueName ?? "value"))"
     }
+
+    /// Options whose value can be left out, which the parser's description does not say.
+    static let withOptionalValue: Set = ["hugepages", "rng"]
 
     private static func flag(_ name: CommandDescription.Name) -> String { (name.kind == "long" ? "-" : "") + name.name }
 

@@ -89,6 +89,27 @@ import Testing
         #expect(try page("swkvm-run").text.contains("512M"))
     }
 
+    /// As in the help.
+    @Test func valuesThatCanBeLeftOutAreInBrackets() throws {
+        let names = RunCommand.rules.filter { $0.kind == .optionalValue }.map(\.name)
+        #expect(Page.withOptionalValue == Set(names))
+        let text = try page("swkvm-run").text
+        for line in [
+            ".Op Fl \\-hugepages Op Ar kind", ".It Fl \\-hugepages Op Ar kind", ".Op Fl \\-rng Op Ar limit",
+            ".Op Fl \\-mem Ar size",
+        ] {
+            #expect(text.contains(line.replacing("\\", with: "") + "\n"), "\(line)")
+        }
+    }
+
+    /// A verb's page does not refer to the help of verbs.
+    @Test func theStatusesOfAVerbAreItsOwn() throws {
+        for page in Self.pages where page.words.count > 2 {
+            #expect(page.statuses.allSatisfy { !$0.meaning.contains("verb") }, "\(page.name)")
+        }
+        #expect(try page("swkvm-image").text.contains("Some verbs have more exit statuses"))
+    }
+
     @Test func helpTextsAreTakenApart() {
         let discussion = Discussion(
             """

@@ -12,11 +12,11 @@ struct ImageCommand: ParsableCommand {
         discussion: """
             The supported formats are raw, qcow2, VMDK and VDI, and read-only VHD and VHDX. The format of a file is given by its extension \
             (.raw, .img, .qcow2, .vmdk, .vdi, .vhd, .vhdx) or by --format. It is never guessed from the contents; if --format is not given, \
-            an image whose contents look like another format is refused. Verbs, options and output follow qemu-img.
+            an image whose contents look like another format is refused. Verbs, options and output follow qemu-img. Some verbs have more exit statuses, which their own help lists.
 
             EXIT STATUS
               0    done
-              1    failure (some verbs define more statuses in their own help)
+              1    failure
               64   the command line is wrong
             """,
         subcommands: [
