@@ -7,6 +7,8 @@ public import Linux
 public enum BootError: Error, Equatable, CustomStringConvertible {
     /// The file cannot be opened or read.
     case unreadable(file: String, SystemCallError)
+    /// A device, a pipe or a socket.
+    case notRegular(file: String)
     /// A file in a disk image could not be read, for the reason that is given.
     case unreadableContents(file: String, reason: String)
     /// The file ends before data that its own header refers to.
@@ -48,6 +50,8 @@ public enum BootError: Error, Equatable, CustomStringConvertible {
         switch self {
         case .unreadable(let file, let error):
             "cannot read \(file): \(error.reason)"
+        case .notRegular(let file):
+            "cannot read \(file): it is not a regular file; write to one what a pipe or device provides"
         case .unreadableContents(let file, let reason):
             "cannot read \(file): \(reason)"
         case .truncated(let file, let wanted, let found):

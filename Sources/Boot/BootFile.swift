@@ -41,20 +41,20 @@ public struct BootContentsError: Error, Sendable {
     private let contents: Contents
 
     /// Opens a file for reading.
-    /// - Throws: ``BootError/unreadable(file:_:)``, also for a directory or a device.
+    /// - Throws: ``BootError/unreadable(file:_:)``, also for a directory; ``BootError/notRegular(file:)``.
     public init(path: String) throws(BootError) {
         name = path
+        var isFile = true
         do throws(SystemCallError) {
             // A FIFO would block in open(2) until it has a writer.
             let descriptor = try FileDescriptor.open(path, O_RDONLY | O_NONBLOCK)
             let status = try descriptor.status()
-            guard status.st_mode & S_IFMT == S_IFREG else {
-                throw SystemCallError("open", errno: status.st_mode & S_IFMT == S_IFDIR ? EISDIR : EINVAL)
-            }
+            isFile = [S_IFREG, S_IFDIR].contains(status.st_mode & S_IFMT)
+            guard status.st_mode & S_IFMT == S_IFREG else { throw SystemCallError("open", errno: EISDIR) }
             size = UInt64(clamping: status.st_size)
             contents = .file(descriptor)
         } catch {
-            throw .unreadable(file: path, error)
+            throw isFile ? .unreadable(file: path, error) : .notRegular(file: path)
         }
     }
 

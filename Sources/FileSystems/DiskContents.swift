@@ -102,10 +102,9 @@ public struct DiskContents: Sendable {
 
     /// What is there, in words: `ext4 in partition 1`.
     var found: [String] {
-        places.map { place in
-            let what =
-                place.kind ?? (place.problem.map { "a file system that cannot be read (\($0))" } ?? "nothing known")
-            return table == nil ? what : "\(what) in \(place.description)"
+        places.compactMap { place in
+            let what = place.kind ?? place.problem.map { "a file system that cannot be read (\($0))" }
+            return table == nil ? what : "\(what ?? "unknown contents") in \(place.description)"
         }
     }
 }

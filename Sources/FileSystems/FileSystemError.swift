@@ -52,7 +52,9 @@ public enum FileSystemError: Error, Sendable, Equatable, CustomStringConvertible
                 ? "neither a partition table nor a file system was found; expected GPT or MBR, ext2, ext3, ext4 or FAT"
                 : "no file system that swkvm reads was found (ext2, ext3, ext4, FAT); found \(list(found))"
         case .nothingBoots(let looked, let found):
-            "no kernel was found: looked for \(list(looked)) in \(found.isEmpty ? "no file system" : list(found))"
+            found.isEmpty
+                ? "no kernel was found: the disk has no file system that swkvm reads (ext2, ext3, ext4, FAT)"
+                : "no kernel was found: looked for \(list(looked)) in \(list(found))"
         case .noEntry(let wanted, let count):
             "there is no boot entry \(wanted): the disk has \(count), see --boot list"
         }

@@ -120,7 +120,7 @@ struct VirtioSlot: Sendable {
             let image =
                 try disk.isTransient
                 ? DiskImage(overlaying: disk.path, options: options) : DiskImage(path: disk.path, options: options)
-            try opened.add(image)
+            try opened.add(image, as: disk.path)
             guard disk.queues <= image.maximumEngines else {
                 throw .impossible(
                     path: disk.path,

@@ -3,8 +3,10 @@
 internal import ArgumentParser
 internal import Devices
 internal import DiskImage
+internal import Glibc
 internal import GuestMemory
 internal import HostNetwork
+internal import Linux
 internal import Machine
 
 /// `--rng`, `--rng=max-bytes=1K,period=1000`.
@@ -70,10 +72,9 @@ struct NodeArgument {
             switch (key, value) {
             case ("cpus", let value?): cpus.formUnion(try Self.range(value, "CPUs"))
             case ("mem", let value?):
-                guard let size = ByteSize(argument: value) else {
-                    throw ArgumentProblem("mem=\(value) is not a size")
+                do { memory = try ByteSize.memory(value).bytes } catch {
+                    throw ArgumentProblem("mem=\(value): \(error)")
                 }
-                memory = size.bytes
             case ("host", let value?): hostNodes.formUnion(try Self.range(value, "the host's nodes"))
             case ("policy", let value?):
                 guard let known = MemoryPolicy.Mode(rawValue: value) else {
@@ -87,7 +88,7 @@ struct NodeArgument {
                 guard parts.count == 2, let node = Self.number(parts[0]), let distance = Self.number(parts[1]),
                     distance < 256
                 else {
-                    throw ArgumentProblem("distance=\(value) is not NODE:DISTANCE, such as 1:20")
+                    throw ArgumentProblem("distance=\(value) is not valid; expected NODE:DISTANCE, such as 1:20")
                 }
                 distances[node] = UInt8(distance)
             default:
@@ -203,10 +204,22 @@ struct DiskArgument {
 
     private(set) var disk: Configuration.Disk
 
+    /// What is wrong with a path that begins with a word of another program's, unless there is such a file.
+    private static func foreignPath(_ path: String) -> ArgumentProblem? {
+        guard path.withRawCString({ unsafe access($0, F_OK) }) != 0 else { return nil }
+        for word in ["path=", "file="] where path.hasPrefix(word) {
+            let rest = path.dropFirst(word.count)
+            return ArgumentProblem("disk \(path): expected PATH first, without '\(word)': \(rest)")
+        }
+        return path.hasPrefix("size=")
+            ? ArgumentProblem("disk \(path): expected PATH first; `swkvm image create` creates an image of a size") : nil
+    }
+
     init(parsing argument: String) throws {
         var list = OptionList(argument)
         let path = list.takeFirst()
         guard !path.isEmpty else { throw ArgumentProblem("a disk needs a path: PATH[,format=…][,ro]") }
+        if let problem = Self.foreignPath(path) { throw problem }
         var options = DiskImageOptions()
         var serial: String?
         var keys: [KeySource] = []
@@ -256,7 +269,8 @@ struct DiskArgument {
                 keys.append(.file(value))
             case ("key-fd", let value?):
                 guard let number = Int32(value), number >= 0 else {
-                    throw ArgumentProblem("disk \(path): key-fd=\(value) is not a file descriptor number")
+                    throw ArgumentProblem(
+                        "disk \(path): key-fd=\(value) is not a file descriptor number; expected one such as 3")
                 }
                 keys.append(.descriptor(number))
             case ("backing", let value?) where ["on", "off", "anywhere"].contains(value):
@@ -276,7 +290,8 @@ struct DiskArgument {
             case ("queues", let value?):
                 guard let count = Int(value), (1...BlockDevice.maximumQueues).contains(count) else {
                     throw ArgumentProblem(
-                        "disk \(path): queues=\(value) is not a number from 1 to \(BlockDevice.maximumQueues)")
+                        "disk \(path): queues=\(value) is not valid; expected a number from 1 to \(BlockDevice.maximumQueues)"
+                    )
                 }
                 queues = count
             default:
@@ -324,7 +339,8 @@ struct NetworkArgument {
             case ("mac-lock", "on"): isMACLocked = true
             case ("mac-lock", "off"): isMACLocked = false
             case ("mac-lock", let value):
-                throw ArgumentProblem("mac-lock\(value.map { "=" + $0 } ?? "") is neither mac-lock=on nor mac-lock=off")
+                throw ArgumentProblem(
+                    "mac-lock\(value.map { "=" + $0 } ?? "") is not recognized; expected mac-lock=on or mac-lock=off")
             case ("mtu", let value?):
                 guard let number = Int(value), NetworkBackend.possibleMTU.contains(number) else {
                     throw ArgumentProblem(
@@ -335,10 +351,12 @@ struct NetworkArgument {
             case ("offload", "on"): offload = true
             case ("offload", "off"): offload = false
             case ("offload", let value):
-                throw ArgumentProblem("offload\(value.map { "=" + $0 } ?? "") is neither offload=on nor offload=off")
+                throw ArgumentProblem(
+                    "offload\(value.map { "=" + $0 } ?? "") is not recognized; expected offload=on or offload=off")
             case ("queues", let value?):
                 guard let number = Int(value), Self.possibleQueues.contains(number) else {
-                    throw ArgumentProblem("queues=\(value) is not a number from 1 to \(TAPDevice.maximumQueues)")
+                    throw ArgumentProblem(
+                        "queues=\(value) is not valid; expected a number from 1 to \(TAPDevice.maximumQueues)")
                 }
                 queues = number
             case ("fd", let value?): descriptors = try Self.descriptors(value)
@@ -384,7 +402,9 @@ struct NetworkArgument {
     private static func descriptors(_ text: String) throws -> [Int32] {
         let descriptors = try text.split(separator: ":", omittingEmptySubsequences: false).map { part in
             guard let number = Int32(part), number >= 0 else {
-                throw ArgumentProblem("fd=\(text) is not a file descriptor number, or several with colons between them")
+                throw ArgumentProblem(
+                    "fd=\(text) is not a file descriptor number; expected one such as 3, or several with colons between them"
+                )
             }
             guard number > 2 else {
                 throw ArgumentProblem("fd=\(text) is a standard stream; expected the descriptor of a TAP, 3 or higher")

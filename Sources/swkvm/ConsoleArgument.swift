@@ -52,7 +52,7 @@ struct ConsoleArgument {
             case ("keep", let value?):
                 guard let number = Int(value), Self.possibleBackups.contains(number) else {
                     throw ArgumentProblem(
-                        "keep=\(value) is not a number of files from \(Self.possibleBackups.lowerBound) to \(Self.possibleBackups.upperBound)"
+                        "keep=\(value) is not valid; expected a number of files from \(Self.possibleBackups.lowerBound) to \(Self.possibleBackups.upperBound)"
                     )
                 }
                 backups = number

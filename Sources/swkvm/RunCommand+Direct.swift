@@ -40,7 +40,7 @@ extension RunCommand {
         Rule("name", reset: { $0.name = nil }, store: { $0.name = $1 }),
         Rule("uuid", reset: { $0.uuid = nil }, store: { $0.uuid = try UUIDArgument(parsing: $1) }),
         Rule("cpus", reset: { $0.cpus = 1 }, store: { $0.cpus = try wholeNumber(Int.min...Int.max)($1) }),
-        Rule("mem", reset: { $0.mem = defaultMemory }, store: { $0.mem = try ByteSize(parsing: $1) }),
+        Rule("mem", reset: { $0.mem = defaultMemory }, store: { $0.mem = try ByteSize.memory($1) }),
         Rule("hugepages", .optionalValue, reset: { $0.hugepages = nil }) {
             $0.hugepages = $1.isEmpty ? HugePages.twoMiB : HugePages(argument: $1)
         },

@@ -6,6 +6,7 @@ internal import Devices
 internal import DiskImage
 internal import GuestMemory
 internal import HostNetwork
+internal import Linux
 internal import Logging
 internal import Machine
 internal import Sandbox
@@ -58,7 +59,7 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             "Guest RAM, in bytes or with K, M, G or T: 2G, 1.5G. (default: \(defaultMemory))", valueName: "size"),
-        transform: ByteSize.init(parsing:))
+        transform: ByteSize.memory)
     var mem = defaultMemory
 
     static let defaultMemory = ByteSize(bytes: 512 << 20)
@@ -159,7 +160,7 @@ struct RunCommand: ParsableCommand {
         help: ArgumentHelp(
             """
             How the guest discovers its virtio devices: acpi (ACPI tables) or cmdline (virtio_mmio.device= parameters added to \
-            its command line, for kernels without ACPI). Default: acpi, and cmdline for a Linux kernel with acpi=off.
+            its command line, for kernels without ACPI; with --cmdline-raw, its words must have them). Default: acpi, and cmdline for a Linux kernel with acpi=off.
             """,
             valueName: "acpi|cmdline"))
     var discovery: DiscoveryArgument?
@@ -326,6 +327,11 @@ struct RunCommand: ParsableCommand {
     var logFormat = LogFormat.text
 
     func validate() throws {
+        if initrd != nil, kernel == nil, image != nil || boot != nil {
+            throw ValidationError(
+                "the option --initrd requires --kernel: the initial RAM disk is that of the boot entry; to use another one, specify --kernel too"
+            )
+        }
         if let initrd, kernel == nil || kernel == Self.bundled {
             throw ValidationError(
                 "the option --initrd requires --kernel: the bundled guest does not use an initial RAM disk. Specify its kernel: --kernel vmlinuz --initrd \(initrd)"
@@ -343,6 +349,11 @@ struct RunCommand: ParsableCommand {
         }
         if cmdlineRaw != nil, !cmdline.isEmpty {
             throw ValidationError("the options --cmdline and --cmdline-raw cannot be combined")
+        }
+        if discovery == .cmdline, let cmdlineRaw, cmdlineRaw.firstOccurrence(of: "virtio_mmio.device=") == nil {
+            throw ValidationError(
+                "the options --discovery cmdline and --cmdline-raw cannot be combined unless the words have a virtio_mmio.device= for each device: nothing is added to them"
+            )
         }
         if bus == .pci, let discovery {
             throw ValidationError(
@@ -367,10 +378,8 @@ struct RunCommand: ParsableCommand {
         do { _ = try rng?.entropy() } catch {
             throw ValidationError("The value '\(rng?.description ?? "")' is invalid for '--rng <limit>': \(error)")
         }
-        if net.count > 1 {
-            do throws(MachineError) { try Configuration(networks: net.map(\.network)).checkNetworks() } catch {
-                throw ValidationError(error.description)
-            }
+        do throws(MachineError) { try Configuration(networks: net.map(\.network)).checkNetworks() } catch {
+            throw ValidationError(error.description)
         }
     }
 

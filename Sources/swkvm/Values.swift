@@ -41,31 +41,52 @@ struct ByteSize: Equatable, CustomStringConvertible {
 
     /// - Throws: a sentence that states what is expected.
     init(parsing text: String) throws {
-        guard let size = ByteSize(argument: text) else {
-            throw ArgumentProblem("expected a size in bytes, or with K, M, G, T, P or E, as in 512M or 1.5G")
+        do throws(Problem) { self = try ByteSize(text) } catch {
+            throw ArgumentProblem(
+                error == .tooLarge
+                    ? "it is too large; expected a size below 16E"
+                    : "expected a size in bytes, or with K, M, G, T, P or E, as in 512M or 1.5G")
         }
-        self = size
     }
+
+    /// The same for an amount of memory, for an option's `transform`: other programs have it in MiB.
+    static let memory: @Sendable (String) throws -> ByteSize = { text in
+        let size = try ByteSize(parsing: text)
+        guard size.bytes == 0 || size.bytes >= 1 << 20 || text.last?.isNumber != true else {
+            throw ArgumentProblem("a size without a unit is in bytes; did you mean \(text)M?")
+        }
+        return size
+    }
+
+    /// nil for what ``init(_:)`` does not take.
+    init?(argument: String) {
+        do throws(Problem) { self = try ByteSize(argument) } catch { return nil }
+    }
+
+    private enum Problem: Error { case malformed, tooLarge }
 
     /// Units are powers of 1024; an `i`, `B` or `iB` after the letter is taken too. With a unit there may be a
     /// fraction, of which what is less
     /// than a byte is left out.
-    init?(argument: String) {
-        guard argument.utf8.allSatisfy({ $0 < 0x80 }) else { return nil }
-        let number = argument.prefix { $0.isNumber || $0 == "." }
-        guard let shift = Self.shift(ofUnit: argument[number.endIndex...].lowercased()) else { return nil }
+    private init(_ text: String) throws(Problem) {
+        guard text.utf8.allSatisfy({ $0 < 0x80 }) else { throw .malformed }
+        let number = text.prefix { $0.isNumber || $0 == "." }
+        guard let shift = Self.shift(ofUnit: text[number.endIndex...].lowercased()) else { throw .malformed }
         let parts = number.split(separator: ".", omittingEmptySubsequences: false)
-        guard let whole = Self.number(parts[0]) else { return nil }
-        let (bytes, overflows) = whole.multipliedReportingOverflow(by: 1 << shift)
-        guard !overflows else { return nil }
-        guard parts.count > 1 else {
-            self.bytes = bytes
-            return
+        guard Self.isDigits(parts[0]) else { throw .malformed }
+        var fraction: UInt64 = 0
+        if parts.count > 1 {
+            guard parts.count == 2, shift > 0, let value = Self.fraction(parts[1], of: 1 << shift) else {
+                throw .malformed
+            }
+            fraction = value
         }
-        guard parts.count == 2, shift > 0, let fraction = Self.fraction(parts[1], of: 1 << shift) else { return nil }
-        let (sum, overflowsSum) = bytes.addingReportingOverflow(fraction)
-        guard !overflowsSum else { return nil }
-        self.bytes = sum
+        guard let whole = UInt64(parts[0])?.multipliedReportingOverflow(by: 1 << shift), !whole.overflow else {
+            throw .tooLarge
+        }
+        let sum = whole.partialValue.addingReportingOverflow(fraction)
+        guard !sum.overflow else { throw .tooLarge }
+        bytes = sum.partialValue
     }
 
     private static func shift(ofUnit unit: String) -> UInt64? {
@@ -77,15 +98,15 @@ struct ByteSize: Equatable, CustomStringConvertible {
 
     /// `digits` behind the point, in bytes.
     private static func fraction(_ digits: Substring, of unit: UInt64) -> UInt64? {
-        guard (1...6).contains(digits.utf8.count), let numerator = number(digits) else { return nil }
+        guard (1...6).contains(digits.utf8.count), isDigits(digits), let numerator = UInt64(digits) else { return nil }
         // At most 10^6 units of 2^60 bytes, which are more than 64 bits.
         let product = numerator.multipliedFullWidth(by: unit)
         let power = (0..<digits.utf8.count).reduce(UInt64(1)) { power, _ in power * 10 }
         return power.dividingFullWidth(product).quotient
     }
 
-    private static func number(_ digits: Substring) -> UInt64? {
-        digits.isEmpty || !digits.utf8.allSatisfy { (0x30...0x39).contains($0) } ? nil : UInt64(digits)
+    private static func isDigits(_ text: Substring) -> Bool {
+        !text.isEmpty && text.utf8.allSatisfy { (0x30...0x39).contains($0) }
     }
 
     /// As it would be given.

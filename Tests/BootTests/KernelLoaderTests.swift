@@ -248,6 +248,14 @@ import Testing
         #expect(
             bootError { _ = try BootFile(path: path) }?.description == "cannot read \(path): No such file or directory")
         #expect(bootError { _ = try BootFile(path: "/") }?.description == "cannot read /: Is a directory")
+        let pipe = "\(path)-pipe"
+        #expect(mkfifo(pipe, 0o600) == 0)
+        defer { unlink(pipe) }
+        for path in ["/dev/null", pipe] {
+            #expect(
+                bootError { _ = try BootFile(path: path) }?.description
+                    == "cannot read \(path): it is not a regular file; write to one what a pipe or device provides")
+        }
         let contents = (0..<300_000).map { UInt8(truncatingIfNeeded: $0 ^ $0 >> 8) }
         try TemporaryFile.with(ELFBuilder.kernel(contents).bytes) { path in
             let memory = try GuestMemory(size: size)

@@ -98,7 +98,7 @@ import Testing
     }
 
     @Test(arguments: [
-        ("cpus=0", "a NUMA node needs mem=SIZE"), ("mem=x", "mem=x is not a size"),
+        ("cpus=0", "a NUMA node needs mem=SIZE"), ("mem=x", "mem=x: expected a size"),
         ("mem=1G,mem=2G", "'mem' is given twice"),
         ("mem=1G,cpus=", "'' does not list CPUs"), ("mem=1G,cpus=2-1", "'2-1' does not list CPUs"),
         ("mem=1G,cpus=0-", "'0-' does not list CPUs"),
@@ -107,7 +107,8 @@ import Testing
         ("mem=1G,host=a", "'a' does not list the host's nodes"), ("mem=1G,policy=bind", "policy= requires host=N"),
         ("mem=1G,host=0,policy=local", "policy=local is not recognized; expected bind, preferred, interleave"),
         ("mem=1G,host=0-1,policy=preferred", "policy=preferred requires exactly one host node"),
-        ("mem=1G,distance=1", "distance=1 is not NODE:DISTANCE"), ("mem=1G,distance=1:256", "distance=1:256 is not"),
+        ("mem=1G,distance=1", "distance=1 is not valid; expected NODE:DISTANCE"),
+        ("mem=1G,distance=1:256", "distance=1:256 is not"),
         ("mem=1G,distance=:20", "distance=:20 is not"),
         ("mem=1G,dist=1:20", "'dist=1:20' is not recognized; expected mem=, cpus=, host=, policy= or distance="),
     ])

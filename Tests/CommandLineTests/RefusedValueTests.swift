@@ -56,6 +56,42 @@ import Testing
             ["run", "--gdb", "65536"],
             "The value '65536' is invalid for '--gdb <port|unix:path>': expected a port, 0 to 65535, or unix:PATH"
         ),
+        (
+            ["run", "--mem", "2048"],
+            "The value '2048' is invalid for '--mem <size>': a size without a unit is in bytes; did you mean 2048M?"
+        ),
+        (
+            ["run", "--mem", "4096"],
+            "The value '4096' is invalid for '--mem <size>': a size without a unit is in bytes; did you mean 4096M?"
+        ),
+        (
+            ["run", "--numa", "mem=2048"],
+            "The value 'mem=2048' is invalid for '--numa <node>': mem=2048: a size without a unit is in bytes; did you mean 2048M?"
+        ),
+        (
+            ["run", "--numa", "mem=foo"],
+            "The value 'mem=foo' is invalid for '--numa <node>': mem=foo: expected a size in bytes, or with K, M, G, T, P or E, as in 512M or 1.5G"
+        ),
+        (
+            ["run", "--disk", "path=/nowhere/d.qcow2"],
+            "The value 'path=/nowhere/d.qcow2' is invalid for '--disk <disk>': disk path=/nowhere/d.qcow2: expected PATH first, without 'path=': /nowhere/d.qcow2"
+        ),
+        (
+            ["run", "file=/nowhere/d.raw,format=raw"],
+            "The value 'file=/nowhere/d.raw,format=raw' is invalid for '<image>': disk file=/nowhere/d.raw: expected PATH first, without 'file=': /nowhere/d.raw"
+        ),
+        (
+            ["run", "--disk", "size=10G"],
+            "The value 'size=10G' is invalid for '--disk <disk>': disk size=10G: expected PATH first; `swkvm image create` creates"
+        ),
+        (
+            ["image", "create", "z.raw", "16E"],
+            "The value '16E' is invalid for '<size>': it is too large; expected a size below 16E"
+        ),
+        (
+            ["image", "create", "z.raw", "18446744073709551616"],
+            "The value '18446744073709551616' is invalid for '<size>': it is too large"
+        ),
         (["image", "create", "a.raw", "big"], "The value 'big' is invalid for '<size>': expected a size in bytes"),
         (
             ["image", "resize", "a.raw", "+x"],

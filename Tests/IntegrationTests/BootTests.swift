@@ -53,6 +53,15 @@ import Testing
                 "\(machine.errors.text)")
             #expect(machine.errors.text.contains("--kernel vmlinuz --initrd \(disk)"))
         }
+        // Of a disk that boots there is one.
+        for arguments in [[disk], ["--disk", disk, "--boot", "default"]] {
+            let machine = try Program.machine(arguments + ["--initrd", disk])
+            try machine.expectEnd(64)
+            #expect(
+                machine.errors.text
+                    == "swkvm: the option --initrd requires --kernel: the initial RAM disk is that of the boot entry; to use another one, specify --kernel too\n"
+            )
+        }
     }
 
     /// A file of that name is meant by a path.
@@ -120,8 +129,14 @@ import Testing
         }
         #expect(try disks(["--cmdline", "run=disks"]) == 1)
         #expect(try disks(["--cmdline", "run=disks", "--discovery", "cmdline"]) == 1)
-        // The DSDT has none then.
-        #expect(try disks(["--cmdline-raw", "run=disks", "--discovery", "cmdline"]) == 0)
+        #expect(try disks(["--cmdline-raw", "run=disks \(word)", "--discovery", "cmdline"]) == 1)
+        // The DSDT has none then, and nobody else would name them.
+        let nameless = try Program.machine(
+            ["--cmdline-raw", "run=disks", "--discovery", "cmdline", "--disk", disk])
+        try nameless.expectEnd(64)
+        #expect(
+            nameless.errors.text.hasPrefix(
+                "swkvm: the options --discovery cmdline and --cmdline-raw cannot be combined unless"))
     }
 
     @Test func wordsThatLinuxWouldCutOffAreRefused() throws {

@@ -89,7 +89,16 @@ import Testing
             #expect(machine.errors.text.contains(sentence) && machine.errors.lines.count == 1, "\(machine.story)")
         }
         let empty = try directory.write([UInt8](repeating: 0, count: 1 << 20), to: "empty.raw")
-        try expect([empty], "\(empty) cannot be booted: no kernel was found: looked for grub.cfg, ")
+        try expect(
+            [empty], "\(empty) cannot be booted: no kernel was found: the disk has no file system that swkvm reads")
+        _ = try shell(
+            Self.path + """
+                cd '\(directory.path)' && truncate -s 2M table.raw
+                printf 'label: gpt\\nstart=64,size=64' | sfdisk -q table.raw
+                """)
+        try expect(
+            [directory("table.raw")], "syslinux.cfg and vmlinuz in unknown contents in partition 1"
+        )
         try expect([disk, "--boot", "3"], "there is no boot entry 3: the disk has 2, see --boot list", 64)
         try expect([directory("none.raw")], "No such file")
         _ = try shell(

@@ -9,8 +9,8 @@ public struct OpenDisks: Sendable {
         /// Those of the files that the disk writes to.
         let written: [ImageFile.Identity]
 
-        init(_ image: DiskImage) {
-            path = image.path
+        init(_ image: DiskImage, _ path: String) {
+            self.path = path
             isRaw = image.format == .raw
             files = Array(zip(image.files, image.identities))
             written = image.writtenIdentities
@@ -26,9 +26,10 @@ public struct OpenDisks: Sendable {
     /// Locks keep one file from being two disks, one of which writes to it. Without them (`lock=off`) the files are
     /// compared: two engines would each keep tables of their own for one image. Raw disks have no tables, so one file
     /// may be several of them then, as one disk with several paths is.
+    /// - Parameter path: what the user calls it, where that is not its path: an overlay of swkvm's own has another.
     /// - Throws: ``DiskImageError/sameDisk(path:file:other:)``.
-    public mutating func add(_ image: DiskImage) throws(DiskImageError) {
-        let new = Disk(image)
+    public mutating func add(_ image: DiskImage, as path: String? = nil) throws(DiskImageError) {
+        let new = Disk(image, path ?? image.path)
         for other in disks where !(other.isRaw && new.isRaw) {
             for (file, identity) in new.files where other.files.contains(where: { $0.identity == identity }) {
                 guard new.written.contains(identity) || other.written.contains(identity) else { continue }

@@ -90,6 +90,11 @@ import Testing
                 "disk \"\(second)\": \"\(second)\" is also used by the disk \"\(disk)\" of the same machine",
                 status: Status.usage)
         }
+        // The overlay over IMAGE is not the user's.
+        try expectRefused(
+            [disk, "--kernel", "bundled", "--disk", disk],
+            "disk \"\(disk)\": \"\(disk)\" is also used by the disk \"\(disk)\" of the same machine",
+            status: Status.usage)
     }
 
     @Test func tooManyDevices() throws {

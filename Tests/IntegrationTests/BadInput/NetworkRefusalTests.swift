@@ -75,6 +75,9 @@ import Testing
         try expectRefused(["--net", "fd=0"], "", status: Status.usage)
         try expectRefused(
             ["--net", "fd=9", "--net", "fd=9"], "two network interfaces use the descriptor 9", status: Status.usage)
+        try expectRefused(
+            ["--net", "fd=9:9"], "two network interfaces use the descriptor 9", status: Status.usage,
+            withNetwork: false)
         try expectRefused(["--net", "fd=-1"], "", status: Status.usage)
         try expectRefused(["--net", "fd=2147483648"], "", status: Status.usage)
         try expectRefused(["--net", "fd=9,bridge=br0"], "", status: Status.usage)
