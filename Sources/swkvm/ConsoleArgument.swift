@@ -6,7 +6,9 @@ internal import Machine
 
 /// `--console KIND[,…]`.
 struct ConsoleArgument {
-    static let completion = ValueCompletion.one(of: ["stdio", "none", "pty", "unix+@file", "file+@file"])
+    static let completion = ValueCompletion.one(
+        of: ["stdio", "none", "pty", "unix+@file", "file+@file"],
+        then: ["size=%stdio/none/pty/unix", "keep=%stdio/none/pty/unix", "bps=%none", "bps-burst=%none"])
 
     let kind: Configuration.ConsoleKind
     private(set) var limits = Configuration.ConsoleLimits.none

@@ -22,6 +22,14 @@ extension VirtqueueFormat: ExpressibleByArgument {}
 extension DiskErrorPolicy: ExpressibleByArgument {}
 
 extension Sandbox.Policy {
+    static let completion: CompletionKind = {
+        let parts = Sandbox.Part.allCases.map(\.rawValue)
+        let alone = [Sandbox.Mode.off, .report].map(\.rawValue)
+        let others = ([Sandbox.Mode.on.rawValue] + parts).map { "\($0)%" + alone.joined(separator: "/") }
+        let all = alone + [Sandbox.Mode.on.rawValue] + parts
+        return ValueCompletion.list(alone.map { "\($0)%" + all.joined(separator: "/") } + others)
+    }()
+
     /// `--sandbox`.
     init(parsing argument: String) throws {
         guard let policy = Self(rawValue: argument) else {

@@ -49,7 +49,7 @@ struct RunCommand: ParsableCommand {
         help: ArgumentHelp(
             "UUID in the SMBIOS tables, or none. Default: derived from --name and the host's machine-id; none without --name.",
             valueName: "uuid"),
-        transform: UUIDArgument.init(parsing:))
+        completion: .list(["none"]), transform: UUIDArgument.init(parsing:))
     var uuid: UUIDArgument?
 
     @Option(
@@ -98,7 +98,7 @@ struct RunCommand: ParsableCommand {
             bundled guest, which is the default.
             """,
             valueName: "file|bundled"),
-        completion: .file())
+        completion: ValueCompletion.one(of: [Self.bundled, "@file"]))
     var kernel: String?
 
     @Argument(
@@ -108,7 +108,7 @@ struct RunCommand: ParsableCommand {
             IMAGE,format=qcow2, and is the first disk. With --kernel, that kernel boots instead.
             """,
             valueName: "image"),
-        completion: .file(), transform: DiskArgument.init(parsing:))
+        completion: DiskArgument.completion, transform: DiskArgument.init(parsing:))
     var image: DiskArgument?
 
     @Option(
@@ -269,7 +269,7 @@ struct RunCommand: ParsableCommand {
             (default: on)
             """,
             valueName: "off|report|on|part,…"),
-        completion: .list(["off", "report", "on"]), transform: Sandbox.Policy.init(parsing:))
+        completion: Sandbox.Policy.completion, transform: Sandbox.Policy.init(parsing:))
     var sandbox = Sandbox.Policy.on
 
     @Option(
@@ -384,7 +384,7 @@ struct RunCommand: ParsableCommand {
     }
 
     /// What `--kernel` calls the bundled guest; a file of this name is `./bundled`.
-    private static let bundled = "bundled"
+    static let bundled = "bundled"
 
     /// The machine that the options describe.
     var configuration: Configuration {

@@ -33,9 +33,24 @@ import Testing
         if name != "fish" { #expect(calls.count >= 7, "\(calls)") }
     }
 
-    /// Every option and argument with a path completes files; and the values that a help lists are completed.
+    /// fish has no function for lists: it offers files, or words.
+    @Test func listsInFish() throws {
+        let lines = CompletionScript.text(for: .fish).split(separator: "\n").filter { $0.contains("\"swkvm run") }
+        func end(of option: String) throws -> Substring {
+            try #require(lines.first { $0.contains(" -l '\(option)' ") }).suffix(80)
+        }
+        for option in ["disk", "console", "kernel"] { #expect(try end(of: option).hasSuffix("' -rF"), "\(option)") }
+        #expect(try end(of: "net").hasSuffix("' -rf"))
+        #expect(
+            try end(of: "sandbox").hasSuffix(" -rfka 'off report on namespaces user capabilities landlock seccomp'"))
+        #expect(lines.contains { $0.contains("should_offer_completions_for_positional") && $0.hasSuffix(" -F") })
+    }
+
+    /// Every option and argument with a path completes files; and every value is completed in some way but those that a
+    /// user makes up.
     @Test func everyPathAndEveryListHasACompletion() throws {
         var paths = 0
+        let free: Set = ["name", "n", "size", "words", "seconds", "ms", "user"]
         for (path, command) in try CommandTree.whole().all() {
             for argument in command.arguments ?? [] where argument.kind != "flag" {
                 let name = argument.names?.last?.spelling ?? argument.valueName ?? ""
@@ -46,22 +61,57 @@ import Testing
                 if argument.valueName == "format" {
                     #expect(argument.completionKind?.kind == "list", "\(path) \(name)")
                 }
+                // The path of `image ls` is one within the image.
+                let isInImage = argument.kind == "positional" && name == "path"
+                if !free.contains(argument.valueName ?? ""), !isInImage {
+                    #expect(argument.completionKind?.kind.isEmpty == false, "\(path) \(name)")
+                }
+                if argument.valueName?.split(separator: "|").contains("file") == true {
+                    #expect(["file", "shellCommand"].contains(argument.completionKind?.kind), "\(path) \(name)")
+                }
                 paths += isPath ? 1 : 0
             }
         }
         #expect(paths > 35)
     }
 
-    /// What is offered in a list is known to it, and what it knows is offered.
-    @Test(arguments: ["disk", "net", "numa", "rng"]) func whatIsOfferedIsTaken(option: String) throws {
-        let script = CompletionScript.text(for: .bash)
-        let lines = script.split(separator: "\n")
+    /// The words of the call that completes an option of `swkvm run` in bash.
+    private func call(for option: String) throws -> [Substring] {
+        let lines = CompletionScript.text(for: .bash).split(separator: "\n")
         let start = try #require(lines.firstIndex { $0 == "_swkvm_run() {" })
         let place = try #require(lines[start...].firstIndex { $0.hasSuffix("'--\(option)')") })
-        let call = lines[place + 1].split(separator: " ")
-        #expect(call.first == "__swkvm_list")
+        return lines[place + 1].split(separator: " ")
+    }
+
+    /// IMAGE takes the options of `--disk`.
+    @Test func theImageIsCompletedAsADisk() throws {
+        let arguments = try #require(try CommandTree.whole().all().first { $0.path == ["run"] }?.command.arguments)
+        #expect(arguments.first { $0.kind == "positional" }?.completionKind?.kind == "shellCommand")
+        let script = CompletionScript.text(for: .bash)
+        let call = try call(for: "disk").joined(separator: " ")
+        #expect(script.ranges(of: call).count == 2)
+    }
+
+    @Test func partsOfTheSandboxAreTaken() throws {
+        let parts = try call(for: "sandbox").dropFirst(2).map { $0.prefix { $0 != "%" } }
+        #expect(parts.sorted() == ["capabilities", "landlock", "namespaces", "off", "on", "report", "seccomp", "user"])
+        for part in parts {
+            _ = try Command.parseAsRoot(["run", "--sandbox", String(part)])
+            guard !["off", "report", "on"].contains(part) else { continue }
+            _ = try Command.parseAsRoot(["run", "--sandbox", "on,\(part)"])
+        }
+    }
+
+    /// What is offered in a list is known to it, and what it knows is offered. A value that it refuses it answers with
+    /// what is wanted.
+    @Test(arguments: ["disk", "net", "numa", "rng", "console", "cgroup"]) func whatIsOfferedIsTaken(
+        option: String
+    ) throws {
+        let call = try call(for: option)
+        #expect(call.first == (option == "console" ? "__swkvm_word" : "__swkvm_list"))
         var offered: Set<Substring> = []
-        for token in call.dropFirst(2) {
+        let first = option == "console" ? try #require(call.firstIndex(of: "--")) + 1 : 2
+        for token in call[first...] {
             let key = token.drop { $0 == "+" }.prefix { $0 != "%" }
             let name = key.prefix { $0 != "=" }
             offered.insert(name)
@@ -72,14 +122,29 @@ import Testing
                 let part = value.map { "\(name)=" + ($0.isEmpty || $0.hasPrefix("@") ? "1" : $0) } ?? "\(name)"
                 #expect(!problem(option, part).contains("is not recognized"), "\(part): \(problem(option, part))")
             }
+            guard key.contains("=") else { continue }
+            let refusal = problem(option, "\(name)=no?such?value")
+            #expect(
+                refusal.isEmpty || ["expected", "such as", ": use ", ": give "].contains { refusal.contains($0) },
+                "\(refusal)")
         }
         let wanted =
-            problem(option, "no-such-word").split(separator: "expected ").last?.split { $0 == " " || $0 == "," } ?? []
+            problem(option, "no-such-word").split(separator: "expected ").last?.prefix { $0 != "(" }.split {
+                $0 == " " || $0 == ","
+            } ?? []
         for word in wanted where word != "or" { #expect(offered.contains(word.prefix { $0 != "=" }), "\(word)") }
     }
 
     private func problem(_ option: String, _ part: String) -> String {
-        let value = option == "disk" ? "d.raw,\(part)" : option == "numa" ? "mem=1G,\(part)" : part
+        let name = part.prefix { $0 != "=" }
+        let value =
+            switch option {
+            case "disk", "cgroup": "d.raw,\(part)"
+            case "console": "file:a,\(part)"
+            case "numa" where name != "mem": "mem=1G,\(part)"
+            case "net" where name != "tap" && name != "fd" && name != "no-such-word": "tap=a,\(part)"
+            default: part
+            }
         do { _ = try Command.parseAsRoot(["run", "--\(option)=\(value)"]) } catch { return Command.message(for: error) }
         return ""
     }

@@ -80,7 +80,7 @@ private final class CompletingShell {
     init() throws {
         directory = try TemporaryDirectory()
         try shell(
-            "cd '\(directory.path)'; mkdir images keys; touch vmlinux initrd.img images/base.qcow2 images/data.raw keys/secret 'my disk.raw' x=y.raw"
+            "cd '\(directory.path)'; mkdir images keys; touch vmlinux initrd.img images/base.qcow2 images/data.raw keys/secret 'my disk.raw' x=y.raw y,comma.raw images/z,comma.raw"
         )
     }
 
@@ -93,7 +93,7 @@ private final class CompletingShell {
         guard kind.isInstalled else { return print("not tried: \(kind) is not installed here") }
         let shell = try CompletingShell(kind, in: directory)
         let words = [
-            "run --kernel", "run --initrd", "run --disk", "run --console unix:", "run --console file:",
+            "run", "run --kernel", "run --initrd", "run --disk", "run --console unix:", "run --console file:",
             "run --gdb unix:", "run --disk a.raw,key-file=",
             "run --disk a.raw,ro,data-file=", "image create", "image create --backing", "image create -b",
             "image create --key-file", "image create --data-file",
@@ -156,6 +156,11 @@ private final class CompletingShell {
         let expected: [(String, [String])] = [
             ("swkvm run --console ", ["file:", "none", "pty", "stdio", "unix:"]),
             ("swkvm run --trace ", ["exits"]),
+            ("swkvm run --uuid ", ["none"]),
+            (
+                "swkvm run --sandbox ",
+                ["capabilities", "landlock", "namespaces", "off", "on", "report", "seccomp", "user"]
+            ),
             ("swkvm run --log-level ", ["critical", "debug", "error", "info", "notice", "trace", "warning"]),
             ("swkvm image create --format ", makeable), ("swkvm image convert -O ", makeable),
             ("swkvm image check --format ", ["qcow2"]),
@@ -172,6 +177,8 @@ private final class CompletingShell {
             ("swkvm image snapshot ap", "swkvm image snapshot apply "),
             ("swkvm run --console=st", "swkvm run --console=stdio "),
             ("swkvm run --console un", "swkvm run --console unix:"),
+            ("swkvm run --kernel bun", "swkvm run --kernel bundled "),
+            ("swkvm run --kernel=vml", "swkvm run --kernel=vmlinux "),
             ("swkvm run --log-level=w", "swkvm run --log-level=warning "),
             ("swkvm run --hugepages --cp", "swkvm run --hugepages --cpus "),
             ("swkvm run --hugepages=th", "swkvm run --hugepages=thp "),
@@ -209,6 +216,24 @@ private final class CompletingShell {
             ("swkvm run --numa mem=1G,policy=i", "swkvm run --numa mem=1G,policy=interleave "),
             ("swkvm run --rng=max", "swkvm run --rng=max-bytes="),
             ("swkvm run --sandbox=rep", "swkvm run --sandbox=report "),
+            ("swkvm run --sandbox on,nam", "swkvm run --sandbox on,namespaces "),
+            ("swkvm run --sandbox off,nam", "swkvm run --sandbox off,nam"),
+            ("swkvm run --console file:a,si", "swkvm run --console file:a,size="),
+            ("swkvm run --console file:a,size=1M,k", "swkvm run --console file:a,size=1M,keep="),
+            ("swkvm run --console stdio,s", "swkvm run --console stdio,s"),
+            ("swkvm run --console unix:a,bps=1M,b", "swkvm run --console unix:a,bps=1M,bps-burst="),
+            ("swkvm run images/base.qcow2,fo", "swkvm run images/base.qcow2,format="),
+            ("swkvm run images/base.qcow2,format=q", "swkvm run images/base.qcow2,format=qcow2 "),
+            // A comma in a path is written twice.
+            ("swkvm run y", "swkvm run y,,comma.raw "),
+            ("swkvm run --disk y", "swkvm run --disk y,,comma.raw "),
+            ("swkvm run --disk=y,,c", "swkvm run --disk=y,,comma.raw "),
+            ("swkvm run --disk images/z", "swkvm run --disk images/z,,comma.raw "),
+            ("swkvm run --disk a.raw,key-file=y", "swkvm run --disk a.raw,key-file=y,,comma.raw "),
+            ("swkvm run --disk a.raw,key-file=y,,co", "swkvm run --disk a.raw,key-file=y,,comma.raw "),
+            ("swkvm run --disk y,,comma.raw,for", "swkvm run --disk y,,comma.raw,format="),
+            ("swkvm run --console file:y", "swkvm run --console file:y,,comma.raw "),
+            ("swkvm run --kernel y", "swkvm run --kernel y,comma.raw "),
             ("swkvm image create -o clu", "swkvm image create -o cluster_size="),
             ("swkvm image create -o compat=v3,laz", "swkvm image create -o compat=v3,lazy_refcounts="),
         ]

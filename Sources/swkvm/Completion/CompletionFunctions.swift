@@ -37,6 +37,11 @@ extension CompletionScript {
             [[ "${head}" = *"${cur_part}" ]] && head="${head%"${cur_part}"}" || head=''
             is_offered=true
             while IFS='' read -r file; do
+                # Readline knows no directory by a name with doubled commas.
+                if [[ "${3}" = list && "${file}" = *,* && -d "${file}" ]]; then
+                    file+=/
+                    compopt -o nospace 2>/dev/null
+                fi
                 [[ "${3}" = list ]] && file="${file//,/,,}"
                 COMPREPLY+=("${head}${file}")
             done < <(compgen "${2}" -- "${unquoted}")
@@ -58,22 +63,44 @@ extension CompletionScript {
             for word in "${fitting[@]}"; do COMPREPLY+=("${head}${word}"); done
         }
 
-        # A value that is one of the arguments, or one of those with +@file, a colon and a path.
+        # A value that is one of the arguments, or one of those with +@file, a colon and a path; @file is a path alone. What
+        # stands behind -- are the keys of a list that may follow: see swkvm's ValueCompletion.one.
         __swkvm_word() {
-            local token cur_part
-            local -a words=()
-            for token in "${@}"; do
-                if [[ "${token}" = *+@file ]]; then
+            local token cur_part has_files=false is_list=''
+            local -a words=() tokens=()
+            while (($#)) && [[ "${1}" != -- ]]; do tokens+=("${1}"); shift; done
+            if (($#)); then
+                shift
+                is_list=list
+                if [[ "${cur//,,/}" = *,* ]]; then
+                    __swkvm_list word "${@}"
+                    return
+                fi
+            fi
+            for token in "${tokens[@]}"; do
+                if [[ "${token}" = @file ]]; then
+                    has_files=true
+                    continue
+                elif [[ "${token}" = *+@file ]]; then
                     token="${token%+@file}:"
                     if [[ "${cur}" = "${token}"* ]]; then
                         cur_part="${cur#"${token}"}"
-                        __swkvm_offer_files "${cur_part}" -f
+                        if [[ -n "${is_list}" ]]; then
+                            __swkvm_offer_files "${cur_part//,,/,}" -f list
+                        else
+                            __swkvm_offer_files "${cur_part}" -f
+                        fi
                         return
                     fi
                 fi
                 words+=("${token}")
             done
             __swkvm_offer_words "${cur}" "${words[@]}"
+            if "${has_files}"; then
+                compopt -o filenames 2>/dev/null
+                cur_part="${cur}"
+                __swkvm_offer_files "${cur}" -f
+            fi
         }
 
         # A value with parts between commas: see swkvm's ValueCompletion.list.
@@ -124,7 +151,7 @@ extension CompletionScript {
         __swkvm_is_free() {
             local word
             for word in "${given[@]}"; do
-                word="${word%%=*}"
+                word="${word%%[=:]*}"
                 [[ "${word}" = "${1}" && "${2}" != +* ]] && return 1
                 [[ "/${excluded}/" = */"${word}"/* ]] && return 1
             done
@@ -224,16 +251,40 @@ extension CompletionScript {
     static let zshFunctions = #"""
         # What swkvm adds: values with several parts.
 
-        # A value that is one of the arguments, or one of those with +@file, a colon and a path.
+        # Offers files, or with -/ directories, for a part of a list, in which a comma is written twice.
+        __swkvm_files() {
+            local typed="${(Q)PREFIX//,,/,}"
+            local -i before=compstate[nmatches]
+            local -a names=(${~${(b)typed}}*(N)) directories others
+            _files "$@" -F '(*,*)'
+            names=(${(M)names:#*,*})
+            directories=(${^names}(N/))
+            others=(${^names}(N^/))
+            directories=(${^${directories//,/,,}}/)
+            others=(${others//,/,,})
+            compadd -S '' -a directories
+            [[ "$1" = -/ ]] || compadd -a others
+            ((compstate[nmatches] > before))
+        }
+
+        # A value that is one of the arguments, or one of those with +@file, a colon and a path; @file is a path alone. What
+        # stands behind -- are the keys of a list that may follow: see swkvm's ValueCompletion.one.
         __swkvm_word() {
             local token
-            local -a words colons
-            for token in "$@"; do
-                if [[ "${token}" = *+@file ]]; then
+            local -i end=${@[(i)--]} before=compstate[nmatches] has_files=0
+            local -a words colons keys=("${@[end + 1,-1]}")
+            if ((end < $#)) && [[ "${PREFIX//,,/}" = *,* ]]; then
+                __swkvm_list word "${keys[@]}"
+                return
+            fi
+            for token in "${@[1,end - 1]}"; do
+                if [[ "${token}" = @file ]]; then
+                    has_files=1
+                elif [[ "${token}" = *+@file ]]; then
                     token="${token%+@file}:"
                     if [[ "${PREFIX}" = "${token}"* ]]; then
                         compset -P 1 '*:'
-                        _files
+                        if ((end < $#)); then __swkvm_files; else _files; fi
                         return
                     fi
                     colons+=("${token}")
@@ -243,24 +294,24 @@ extension CompletionScript {
             done
             compadd -a words
             compadd -S '' -a colons
+            ((has_files)) && _files
+            ((compstate[nmatches] > before))
         }
 
         # A value with parts between commas: see swkvm's ValueCompletion.list.
         __swkvm_list() {
-            local first="$1" token key name word excluded value="${PREFIX//,,/}"
+            # Doubled commas are none, and as long.
+            local first="$1" token key name word excluded value="${PREFIX//,,/;;}"
             local -a given flags keys links
             shift
             if [[ "${first}" = file && "${value}" != *,* ]]; then
-                # A comma in a name would have to be typed twice.
-                _files -F '(*,*)'
+                __swkvm_files
                 return
             fi
-            # A doubled comma behind the last single one cannot be distinguished from it here.
-            [[ "${PREFIX}" = *,,[^,]# ]] && return 1
             if [[ "${value}" = *,* ]]; then
                 given=("${(@s:,:)${value%,*}}")
                 [[ "${first}" = file ]] && shift given
-                compset -P '*,'
+                compset -p $((${#${value%,*}} + 1))
             fi
             for token in "$@"; do
                 key="${token#+}"
@@ -273,8 +324,8 @@ extension CompletionScript {
                     compset -P 1 '*='
                     case "${key#*=}" in
                     '') _message "${name}" ;;
-                    @file) _files -F '(*,*)' ;;
-                    @dir) _files -/ -F '(*,*)' ;;
+                    @file) __swkvm_files ;;
+                    @dir) __swkvm_files -/ ;;
                     @tap)
                         links=(/sys/class/net/*/tun_flags(N:h:t))
                         compadd -a links
@@ -288,7 +339,7 @@ extension CompletionScript {
                     return
                 fi
                 for word in "${given[@]}"; do
-                    word="${word%%=*}"
+                    word="${word%%[=:]*}"
                     [[ "${word}" = "${name}" && "${token}" != +* ]] && continue 2
                     [[ "/${excluded}/" = */"${word}"/* ]] && continue 2
                 done

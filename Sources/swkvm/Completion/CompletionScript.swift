@@ -20,9 +20,12 @@ enum ValueCompletion {
         .shellCommand("\(CompletionScript.listFunction) \(first ? "file" : "none") \(keys.joined(separator: " "))")
     }
 
-    /// One of several words, or a word and a colon before a path: `unix+@file`.
-    static func one(of words: [String]) -> CompletionKind {
-        .shellCommand("\(CompletionScript.wordFunction) \(words.joined(separator: " "))")
+    /// One of several words, a word and a colon before a path (`unix+@file`), or a path (`@file`).
+    /// - Parameter keys: those of a list that may follow, as in ``list(file:_:)``; `%word` keeps one from being offered
+    ///   behind that word. Where there are keys, a comma in a path is written twice.
+    static func one(of words: [String], then keys: [String] = []) -> CompletionKind {
+        let tokens = words + (keys.isEmpty ? [] : ["--"]) + keys
+        return .shellCommand("\(CompletionScript.wordFunction) \(tokens.joined(separator: " "))")
     }
 }
 
@@ -171,20 +174,26 @@ enum CompletionScript {
 
     // MARK: fish
 
-    /// Lists are files there, as most of them begin with one.
+    /// Lists are files there, as most of them begin with one; those of words alone are these words.
     private static func fish(_ generated: String) -> String {
         var lines: [Substring] = []
         for line in generated.split(separator: "\n", omittingEmptySubsequences: false) {
-            let isFile =
-                line.firstOccurrence(of: "-rfka '(\(listFunction) file") != nil
-                || line.firstOccurrence(of: "-rfka '(\(wordFunction)") != nil
-            if let start = line.firstOccurrence(of: "-rfka '(__swkvm_"),
+            // An option has `-r` before it, an argument has not.
+            guard let start = line.firstOccurrence(of: "fka '(__swkvm_"),
                 let end = line.firstOccurrence(of: ")'", in: start.upperBound)
-            {
-                lines.append(line[..<start.lowerBound] + (isFile ? "-rF" : "-rf") + line[end.upperBound...])
-            } else {
+            else {
                 lines.append(line)
+                continue
             }
+            let call = line[start.upperBound..<end.lowerBound].split(separator: " ")
+            let completion: String
+            if call.starts(with: ["list", "none"]) {
+                let words = call.dropFirst(2).map { $0.prefix { $0 != "%" } }
+                completion = words.contains { $0.contains("=") } ? "f" : "fka '\(words.joined(separator: " "))'"
+            } else {
+                completion = "F"
+            }
+            lines.append(line[..<start.lowerBound] + completion + line[end.upperBound...])
         }
         return lines.joined(separator: "\n")
     }
