@@ -212,7 +212,8 @@ struct DiskArgument {
             return ArgumentProblem("disk \(path): expected PATH first, without '\(word)': \(rest)")
         }
         return path.hasPrefix("size=")
-            ? ArgumentProblem("disk \(path): expected PATH first; `swkvm image create` creates an image of a size") : nil
+            ? ArgumentProblem("disk \(path): expected PATH first; `swkvm image create` creates an image of a size")
+            : nil
     }
 
     init(parsing argument: String) throws {
