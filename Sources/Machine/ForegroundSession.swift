@@ -88,12 +88,12 @@ public enum ForegroundSession {
         for warning in confinement.warnings { report(warning) }
         if let announcement = machine.debuggerAnnouncement { report(announcement) }
         let end = try serve(machine, &loop, stops, report)
-        machine.summarizeEvents(all: true)
+        machine.endEvents()
         metrics?.reportEnd(of: machine)
         loop.console.output.endLimit()
         // A requested end does not wait for a reader of what the guest has printed.
         loop.flushOutput(isPatient: configuration.console == .stdio && !end.isForced && !loop.wasAskedToPowerOff)
-        loop.console.output.events.summarize(all: true)
+        loop.console.output.events.end()
         loop.giveTerminalBack()
         if configuration.memory.backing == .transparent, let usage = machine.status.memory {
             report(

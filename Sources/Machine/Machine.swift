@@ -206,14 +206,22 @@ public final class Machine: Sendable {
 
     // MARK: Status
 
-    /// Has the devices report the numbers of events that they have only counted.
-    /// - Parameter all: also those of the last minute.
-    func summarizeEvents(all: Bool = false) {
+    /// Has the devices report the numbers of events that they have only counted and whose minute is over.
+    func summarizeEvents() {
+        for (_, device) in parts.devices.all {
+            (device as? NetworkDevice)?.reportHostDrops()
+            device.deviceEvents.summarize()
+        }
+    }
+
+    /// Has the devices report the numbers of all events that they have only counted, and nothing after that: the
+    /// machine has ended.
+    func endEvents() {
         for (_, device) in parts.devices.all {
             (device as? NetworkDevice)?.reportHostDrops()
             // Its thread may be waiting for the host until the end.
-            if all { (device as? BlockDevice)?.reportLosses() }
-            device.deviceEvents.summarize(all: all)
+            (device as? BlockDevice)?.reportLosses()
+            device.deviceEvents.end()
         }
     }
 

@@ -97,7 +97,13 @@ public final class DeviceEvents: Sendable {
     private let now: @Sendable () -> UInt64
     private let log: @Sendable (Level, String) -> Void
     private let isTracing: Bool
-    private let entries = Guarded<[Kind: Entry]>([:])
+    private let state = Guarded(State())
+
+    private struct State {
+        var entries: [Kind: Entry] = [:]
+        /// Nothing is reported any more.
+        var hasEnded = false
+    }
 
     /// - Parameter log: takes a line, without the device's name; called by any thread, must not wait.
     public convenience init(log: @escaping @Sendable (Level, String) -> Void) {
@@ -127,16 +133,17 @@ public final class DeviceEvents: Sendable {
     ) {
         guard count > 0 else { return }
         let time = now()
-        let line: String? = entries.withLock { entries in
-            guard let entry = entries[kind], !isUrgent, time &- entry.printed < Self.period else {
-                let before = entries[kind]?.count ?? 0, total = entries[kind]?.total ?? 0
+        let line: String? = state.withLock { state in
+            guard !state.hasEnded else { return nil }
+            guard let entry = state.entries[kind], !isUrgent, time &- entry.printed < Self.period else {
+                let before = state.entries[kind]?.count ?? 0, total = state.entries[kind]?.total ?? 0
                 let text = sentence()
-                entries[kind] = Entry(
+                state.entries[kind] = Entry(
                     level: level, sentence: text, printed: time, count: count &- 1, total: total &+ count)
                 return before == 0 ? text : "\(text) (\(before) more before this)"
             }
-            entries[kind]?.count &+= count
-            entries[kind]?.total &+= count
+            state.entries[kind]?.count &+= count
+            state.entries[kind]?.total &+= count
             return nil
         }
         if let line { log(level, line) }
@@ -150,21 +157,30 @@ public final class DeviceEvents: Sendable {
 
     /// How many events of each kind there were, by ``Kind/name``.
     public var totals: [String: UInt64] {
-        entries.withLock { entries in
-            entries.reduce(into: [:]) { $0[$1.key.name, default: 0] &+= $1.value.total }
+        state.withLock { state in
+            state.entries.reduce(into: [:]) { $0[$1.key.name, default: 0] &+= $1.value.total }
         }
     }
 
     /// Reports the numbers of events that were only counted and whose minute is over.
-    /// - Parameter all: also those whose minute is not over, because the device ends.
-    public func summarize(all: Bool = false) {
+    public func summarize() { summarize(all: false) }
+
+    /// Reports the numbers of all events that were only counted, and nothing after that: what changes on the host now
+    /// is the end's own work.
+    public func end() {
+        summarize(all: true)
+        state.withLock { $0.hasEnded = true }
+    }
+
+    private func summarize(all: Bool) {
         let time = now()
         var lines: [(level: Level, text: String)] = []
-        entries.withLock { entries in
-            for (kind, entry) in entries where entry.count > 0 && (all || time &- entry.printed >= Self.period) {
+        state.withLock { state in
+            for (kind, entry) in state.entries
+            where entry.count > 0 && (all || time &- entry.printed >= Self.period) {
                 lines.append((entry.level, "\(entry.count) more: \(entry.sentence)"))
-                entries[kind]?.count = 0
-                entries[kind]?.printed = time
+                state.entries[kind]?.count = 0
+                state.entries[kind]?.printed = time
             }
         }
         for line in lines.sorted(by: { $0.text < $1.text }) { log(line.level, line.text) }

@@ -89,7 +89,7 @@ import Virtio
                 try driver.start()
                 for _ in 0..<3 { try driver.sendAndWait(plainHeader + frame(60)) }
                 #expect(driver.device.counters.sendNoMemory.value == 3 && !wire.isReadable)
-                driver.device.deviceEvents.summarize(all: true)
+                driver.device.deviceEvents.end()
                 let line = "a frame of the guest was dropped: the host has no memory for it"
                 #expect(
                     driver.lines.all.first == "warning: \(line)"

@@ -174,6 +174,16 @@ import Testing
 
     // MARK: What is left
 
+    /// It was down before.
+    @Test func aTAPThatIsSetDownAgainAtTheEndIsNoLostLink() throws {
+        try host.shell("ip tuntap add tap0 mode tap")
+        let machine = try machine("tap=tap0", address: 2)
+        #expect(try host.link("tap0").isUp)
+        try machine.powerOff()
+        #expect(try eventually { try !host.link("tap0").isUp })
+        #expect(!machine.errors.text.contains("link is down"), "\(machine.errors.text)")
+    }
+
     @Test func aCreatedTAPIsGoneAtTheEnd() throws {
         let machine = try machine("tap=tap0,bridge=br0", address: 2)
         let link = try host.link("tap0")

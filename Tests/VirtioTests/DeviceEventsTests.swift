@@ -78,8 +78,12 @@ private final class Clock: Sendable {
         events.report(.damage, .error, "damage")
         events.report(.damage, .error, "damage")
         events.report(.link(isUp: true), .notice, "up")
-        events.summarize(all: true)
-        #expect(lines.all == ["error: damage", "notice: up", "error: 1 more: damage"])
+        events.end()
+        let reported = ["error: damage", "notice: up", "error: 1 more: damage"]
+        #expect(lines.all == reported)
+        // The end's own work is no news.
+        events.report(.link(isUp: false), .warning, isUrgent: true, "down")
+        #expect(lines.all == reported && events.totals["link_down"] == nil)
     }
 
     /// What no event was is none, and does not turn the count of a later one around.
@@ -88,7 +92,7 @@ private final class Clock: Sendable {
         #expect(lines.all.isEmpty && events.totals.isEmpty)
         events.report(.lostFrames(0), .warning, count: 2, "lost")
         events.report(.lostFrames(0), .warning, count: 0, "lost")
-        events.summarize(all: true)
+        events.end()
         #expect(lines.all == ["warning: lost", "warning: 1 more: lost"])
     }
 
@@ -97,8 +101,8 @@ private final class Clock: Sendable {
         events.report(.hostError(operation: 1, errno: 28), .error, "two")
         events.report(.hostError(operation: 1, errno: 28), .error, "two")
         events.report(.link(isUp: false), .warning, "down")
-        events.summarize(all: true)
         wait(DeviceEvents.period)
+        events.summarize()
         events.report(.link(isUp: false), .warning, "down")
         #expect(events.totals == ["host_error": 3, "link_down": 2])
         #expect(events.totals.keys.allSatisfy(DeviceEvents.Kind.names.contains))

@@ -68,6 +68,6 @@ final class MetricsReporter {
     func reportEnd(of machine: Machine) {
         report(machine, "end")
         file.close()
-        events.summarize(all: true)
+        events.end()
     }
 }
