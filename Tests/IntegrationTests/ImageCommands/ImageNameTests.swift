@@ -44,11 +44,11 @@ import Testing
         ] {
             try expectRefused(
                 arguments,
-                "its file name says raw, but its contents look like qcow2: specify --format qcow2 if that is correct, --format raw if"
-            )
+                "its file name says raw, but its contents look like qcow2: specify --format qcow2 if that is correct, --format raw if",
+                status: 64)
         }
-        try expectRefused("compare cloud.img disk.raw", "--format qcow2", status: 2)
-        try expectRefused("compare disk.raw cloud.img", "--second-format qcow2", status: 2)
+        try expectRefused("compare cloud.img disk.raw", "--format qcow2", status: 64)
+        try expectRefused("compare disk.raw cloud.img", "--second-format qcow2", status: 64)
         for arguments in [
             "create --backing cloud.img new.qcow2", "create --unsafe --backing cloud.img new.qcow2 8M",
             "convert --backing cloud.img disk.raw new.qcow2",
@@ -80,7 +80,7 @@ import Testing
                     : format.isEmpty ? "its file name says raw, but its contents look like qcow2" : stated
             }
             // A format has to be stated, by another command line.
-            let status: Int32 = name == "guest" && format.isEmpty ? 64 : 1
+            let status: Int32 = format.isEmpty ? 64 : 1
             for arguments in [
                 "list \(name)", "create \(name) one", "apply \(name) 1", "delete \(name) 1", "-l \(name)",
                 "-c one \(name)", "-a 1 \(name)", "-d 1 \(name)",
