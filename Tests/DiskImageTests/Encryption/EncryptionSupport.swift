@@ -48,7 +48,7 @@ struct Encrypted {
     /// An image for QEMU's `--image-opts`.
     func image(_ path: String) -> String { "driver=qcow2,file.filename=\(path),encrypt.key-secret=s\(below)" }
 
-    /// Has qemu-img make an image. On a busy machine its clock for key derivation fails now and then.
+    /// Has qemu-img make an image.
     func qemuCreate(
         _ name: String, size: Int, _ options: String, format: String = "luks", backing: [String] = []
     ) throws -> String {
@@ -58,8 +58,7 @@ struct Encrypted {
             ["qemu-img", "create", "-q"] + secret + [
                 "-f", "qcow2", "-o", "encrypt.format=\(format),encrypt.key-secret=s\(time),\(options)",
             ] + backing + [path, "\(size)"]
-        var outcome = run(words)
-        for _ in 0..<50 where outcome.output.contains("accurate CPU usage") { outcome = run(words) }
+        let outcome = run(words)
         try #require(outcome.status == 0, "\(words.joined(separator: " ")): \(outcome.output)")
         return path
     }
