@@ -81,7 +81,7 @@ import Testing
         machine.send(signal: signal)
         try machine.expectEnd(128 + signal)
         #expect(
-            machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n", "\(machine.story)"
+            machine.errors.text == "swkvm: ended by signal \(signal) before the guest started\n", "\(machine.story)"
         )
         #expect(try directory.contents.sorted() == ["disk.qcow2", "key", "pipe"])
     }
@@ -118,7 +118,7 @@ import Testing
         machine.send(signal: signal)
         try machine.expectEnd(128 + signal)
         #expect(
-            machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n", "\(machine.story)"
+            machine.errors.text == "swkvm: ended by signal \(signal) before the guest started\n", "\(machine.story)"
         )
     }
 
@@ -136,7 +136,7 @@ import Testing
         machine.send(signal: signal)
         try machine.expectEnd(128 + signal)
         #expect(
-            machine.errors.text == "swkvm: ended by signal \(signal) before the guest powered off\n", "\(machine.story)"
+            machine.errors.text == "swkvm: ended by signal \(signal) before the guest started\n", "\(machine.story)"
         )
     }
 
