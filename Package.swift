@@ -34,7 +34,7 @@ let package = Package(
         // Arrows go one way: CLinux ← Linux ← {KVM, GuestMemory, DiskImage, HostNetwork, PCI}; {GuestMemory, PCI} ←
         // Virtio; DiskImage ← FileSystems; Platform ← {GuestMemory, Boot, Devices, Machine}; {Virtio, DiskImage,
         // HostNetwork} ← Devices; GuestMemory ← Boot; everything, GDBRemote and Sandbox ← Machine ← swkvm; Linux ←
-        // CloudInit ← swkvm.
+        // {CloudInit, Inventory} ← swkvm.
         .systemLibrary(name: "CUring", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
@@ -61,6 +61,8 @@ let package = Package(
         module("CloudInit", ["CCrypto", "Linux"]),
         // What a debugger says and hears; knows nothing of KVM.
         module("GDBRemote"),
+        // Definitions of machines, and which of them run; knows nothing of what a machine is.
+        module("Inventory", ["CLinux", "Linux"]),
         // System calls that a running machine may make; knows nothing of machines.
         .target(name: "CSandbox"),
         module("Sandbox", ["CSandbox"]),
@@ -79,7 +81,7 @@ let package = Package(
             name: "swkvm",
             dependencies: [
                 "Machine", "Devices", "Virtio", "DiskImage", "GuestMemory", "HostNetwork", "KVM", "Linux", "CLinux",
-                "CBuild", "CloudInit", "Sandbox", "FileSystems",
+                "CBuild", "CloudInit", "Sandbox", "FileSystems", "Inventory",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -150,6 +152,7 @@ let package = Package(
         tests("SandboxTests", ["TestSupport", "Sandbox", "CSandbox", "CSandboxTest"]),
         tests("PlatformTests", ["TestSupport", "Platform"]),
         tests("BootTests", ["TestSupport", "Boot", "GuestMemory", "Linux", "Platform", "FuzzTargets"]),
+        tests("InventoryTests", ["TestSupport", "Inventory", "Linux"]),
         tests("CloudInitTests", ["TestSupport", "CloudInit", "Linux"]),
         tests("GDBRemoteTests", ["TestSupport", "GDBRemote"]),
         tests(

@@ -62,6 +62,10 @@ public struct Configuration: Sendable {
     public var stopTimeout = StopTimeout.automatic
     /// What happens when the host fails a request of a disk.
     public var onDiskError = DiskErrorPolicy.enospc
+    /// The file that messages go to; nil for standard error as it is.
+    public var messageFile: String?
+    /// A file with the process's number, locked while the machine runs (``ProcessFile``); nil for none.
+    public var processFile: String?
     /// nil: the one that the process is started in.
     public var controlGroup: ControlGroup?
     /// nil writes none.
@@ -243,10 +247,14 @@ public struct Configuration: Sendable {
         public var file: File?
         /// Bytes a second; nil: as many as the reader takes.
         public var output: TokenBucket.Rate?
+        /// A file that gets all output of a console that is a socket, whether it has a client or not; ``file`` bounds
+        /// it. nil: none.
+        public var log: String?
 
-        public init(file: File? = nil, output: TokenBucket.Rate? = nil) {
+        public init(file: File? = nil, output: TokenBucket.Rate? = nil, log: String? = nil) {
             self.file = file
             self.output = output
+            self.log = log
         }
 
         public static let none = ConsoleLimits()

@@ -16,7 +16,7 @@ struct Confinement {
     /// Starts the broker, if there is work for it, and confines the process and all of its threads.
     init(
         _ configuration: Configuration, _ machine: Machine, _ console: Console, _ metrics: MetricsReporter?,
-        _ group: Int32?, _ terminal: RawTerminal.State
+        _ process: ProcessFile?, _ group: Int32?, _ terminal: RawTerminal.State
     ) throws(MachineError) {
         guard configuration.sandbox.mode != .off else {
             (sandbox, broker) = (.off, nil)
@@ -31,7 +31,7 @@ struct Confinement {
         var policy = configuration.sandbox
         if configuration.runAs != nil { policy = policy.requiring(.user) }
         do throws(Sandbox.Refusal) {
-            broker = try Self.startBroker(policy, machine, console)
+            broker = try Self.startBroker(policy, machine, console, process)
             if broker != nil { needs.insert(.broker) }
             var sandbox = Sandbox(policy, needs: needs)
             try sandbox.enter(
@@ -50,22 +50,24 @@ struct Confinement {
     func end() { broker?.finish() }
 
     private static func startBroker(
-        _ policy: Sandbox.Policy, _ machine: Machine, _ console: Console
+        _ policy: Sandbox.Policy, _ machine: Machine, _ console: Console, _ process: ProcessFile?
     ) throws(Sandbox.Refusal) -> Broker? {
         let listeners = [console.listener, machine.debugger?.listener].compactMap { $0 }.filter { $0.directory != nil }
         let networks = machine.parts.devices.all.compactMap { $0.device as? NetworkDevice }
             .filter { !$0.restoringDescriptors.isEmpty }
         var work = Broker.Work()
-        work.directories = listeners.compactMap(\.directory)
+        work.directories = listeners.compactMap(\.directory) + (process.map { [$0.directory.rawValue] } ?? [])
         work.descriptors = networks.flatMap(\.restoringDescriptors) + work.directories
         work.changesNetwork = !networks.isEmpty
         guard !work.isEmpty else { return nil }
         let broker = try Broker(policy, work) {
             for network in networks.reversed() { network.restoreHost() }
             for listener in listeners { listener.removeFile() }
+            process?.removeName()
         }
         for network in networks { network.delegateRestoring() }
         for listener in listeners { listener.delegateFile() }
+        process?.delegateRemoval()
         return broker
     }
 }

@@ -25,11 +25,12 @@ struct Console {
         output: consuming FileDescriptor? = nil, mayBlock: Bool = false, rotation: FileRotation? = nil,
         limit: TokenBucket.Rate? = nil, input: consuming FileDescriptor? = nil,
         listener: Listener? = nil,
-        announcement: String? = nil, name: String = "", events: DeviceEvents = .none, createdPaths: [String] = []
+        announcement: String? = nil, name: String = "", log: consuming OutputFile? = nil,
+        events: DeviceEvents = .none, createdPaths: [String] = []
     ) throws(SystemCallError) {
         self.createdPaths = createdPaths
         self.output = try ConsoleOutput(
-            output, mayBlock: mayBlock, rotation: rotation, limit: limit, name: name, events: events)
+            output, mayBlock: mayBlock, rotation: rotation, limit: limit, name: name, log: log, events: events)
         if let input { self.input = ConsoleInput(input) } else { self.input = nil }
         self.listener = listener
         self.announcement = announcement
@@ -42,6 +43,13 @@ struct Console {
         events: DeviceEvents = .none
     ) throws(MachineError) -> Console {
         let limit = limits.output
+        var log: OutputFile?
+        if let path = limits.log {
+            do throws(SystemCallError) { log = try OutputFile(path, limits) } catch {
+                throw .console(.file(path), error)
+            }
+        }
+        let created = log?.createdPaths ?? []
         do throws(SystemCallError) {
             switch kind {
             case .none: return try Console()
@@ -50,9 +58,13 @@ struct Console {
             case .pty: return try openPseudoTerminal(limit)
             case .unix(let path):
                 return try Console(
-                    limit: limit, listener: Listener(path: path), announcement: "the console is the socket \(path)")
+                    limit: limit, listener: Listener(path: path), announcement: "the console is the socket \(path)",
+                    log: log.take(), events: events, createdPaths: created)
             }
-        } catch { throw .console(kind, error) }
+        } catch {
+            for path in created { removeName(path) }
+            throw .console(kind, error)
+        }
     }
 
     /// Takes back what opening it made: for a machine that does not start.
@@ -64,66 +76,10 @@ struct Console {
     private static func openFile(
         _ path: String, _ limits: Configuration.ConsoleLimits, _ events: DeviceEvents
     ) throws(SystemCallError) -> Console {
-        // Non-blocking for a FIFO or a terminal, whose reader may not be there, or stop; a regular file does not heed
-        // it.
-        var flags = O_APPEND | O_NONBLOCK | O_NOCTTY
-        var created: [String] = []
-        guard let file = limits.file else {
-            flags |= O_WRONLY
-            let descriptor = try create(path, flags, &created)
-            let kind = FileDescriptor.kind(of: descriptor.rawValue) ?? 0
-            try checkUse(descriptor, kind)
-            return try Console(
-                output: descriptor, mayBlock: kind != S_IFIFO && kind != S_IFCHR, limit: limits.output,
-                name: path, events: events, createdPaths: created)
-        }
-        // It is read when it is rotated.
-        flags |= O_RDWR
-        let descriptor = try create(path, flags, &created)
-        do throws(SystemCallError) {
-            try checkForRotation(descriptor)
-            let rotation = FileRotation(limit: file.size, size: try descriptor.size())
-            for name in limits.names(path).dropFirst() {
-                // Symbolic links there are not followed.
-                let backup = try create(name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, &created)
-                try checkForRotation(backup)
-                rotation.add(backup)
-            }
-            return try Console(
-                output: descriptor, mayBlock: true, rotation: rotation, limit: limits.output, name: path,
-                events: events,
-                createdPaths: created)
-        } catch {
-            for path in created { removeName(path) }
-            throw error
-        }
-    }
-
-    /// Refuses what output would destroy: a block device, another process's disk.
-    private static func checkUse(_ file: borrowing FileDescriptor, _ kind: mode_t) throws(SystemCallError) {
-        if kind == S_IFBLK { throw SystemCallError("open", errno: ENOTSUP) }
-        if kind == S_IFREG, isImageInUse(file) { throw SystemCallError("open", errno: ETXTBSY) }
-    }
-
-    /// Only a regular file can be rotated, and only by one machine.
-    private static func checkForRotation(_ file: borrowing FileDescriptor) throws(SystemCallError) {
-        guard (FileDescriptor.kind(of: file.rawValue) ?? 0) == S_IFREG else {
-            throw SystemCallError("rotate", errno: ESPIPE)
-        }
-        try checkUse(file, S_IFREG)
-        if flock(file.rawValue, LOCK_EX | LOCK_NB) < 0 { throw .last("flock") }
-    }
-
-    /// Opens a file.
-    /// - Parameter created: gets its path if it was not there before.
-    private static func create(
-        _ path: String, _ flags: Int32, _ created: inout [String]
-    ) throws(SystemCallError) -> FileDescriptor {
-        if let new = try? FileDescriptor.open(path, flags | O_CREAT | O_EXCL, mode: 0o600) {
-            created.append(path)
-            return new
-        }
-        return try FileDescriptor.open(path, flags | O_CREAT, mode: 0o600)
+        let file = try OutputFile(path, limits)
+        return try Console(
+            output: file.descriptor, mayBlock: file.mayBlock, rotation: file.rotation, limit: limits.output,
+            name: path, events: events, createdPaths: file.createdPaths)
     }
 
     private static func openStandard(

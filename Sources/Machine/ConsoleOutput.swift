@@ -20,6 +20,8 @@ final class ConsoleOutput: SerialSink {
     }
 
     private let connection = Guarded<Sink?>(nil)
+    /// Gets what is taken from the guest; nil without a log.
+    private let log: BackgroundWriter?
     /// nil without a limit of bytes a second, and after its end.
     private let limit: Guarded<TokenBucket?>
     private let isLimited: Bool
@@ -32,34 +34,49 @@ final class ConsoleOutput: SerialSink {
     ///   - mayBlock: the descriptor's writes may wait: a thread does them.
     ///   - rotation: bounds a file.
     ///   - limit: bytes a second that the guest may write to a reader.
-    ///   - name: the file's, for the log.
+    ///   - name: the file's, for messages.
+    ///   - log: a file that gets all output, whether there is a client or not.
     init(
         _ descriptor: consuming FileDescriptor?, mayBlock: Bool = false, rotation: FileRotation? = nil,
-        limit: TokenBucket.Rate? = nil, name: String = "", events: DeviceEvents = .none
+        limit: TokenBucket.Rate? = nil, name: String = "", log: consuming OutputFile? = nil,
+        events: DeviceEvents = .none
     ) throws(SystemCallError) {
         self.events = events
         isLimited = limit != nil
         self.limit = Guarded(limit.map { TokenBucket($0, now: TimerFD.nanoseconds) })
         attention = try EventFD()
+        // The thread may call while this object is being destroyed: it signals through a descriptor of its own.
+        if let log {
+            let path = log.path
+            self.log = try Self.writer(log.descriptor, log.rotation, path, lost, events) {}
+        } else {
+            self.log = nil
+        }
         guard let descriptor else { return }
         if mayBlock {
-            // The thread may call while this object is being destroyed: it signals through a descriptor of its own.
             let signal = try attention.duplicate()
-            // A reader that has gone is nothing to be reported.
-            let isFile = (FileDescriptor.kind(of: descriptor.rawValue) ?? 0) == S_IFREG
-            let writer = try BackgroundWriter(
-                descriptor, name: "console", rotation: rotation, onRoom: { signal.signal() },
-                onLoss: { [lost] error, count in
-                    guard isFile else { return }
-                    lost.count.add(UInt64(count), ordering: .relaxed)
-                    events.report(
-                        .hostError(operation: 0, errno: error.errno), .warning,
-                        "console file \(name): \(error); output of the guest is lost")
-                })
+            let writer = try Self.writer(descriptor, rotation, name, lost, events) { signal.signal() }
             connection.withLock { $0 = .background(writer) }
         } else {
             connect(descriptor)
         }
+    }
+
+    private static func writer(
+        _ descriptor: consuming FileDescriptor, _ rotation: FileRotation?, _ name: String, _ lost: LostBytes,
+        _ events: DeviceEvents, onRoom: @escaping @Sendable () -> Void
+    ) throws(SystemCallError) -> BackgroundWriter {
+        // A reader that has gone is nothing to be reported.
+        let isFile = (FileDescriptor.kind(of: descriptor.rawValue) ?? 0) == S_IFREG
+        return try BackgroundWriter(
+            descriptor, name: "console", rotation: rotation, onRoom: onRoom,
+            onLoss: { error, count in
+                guard isFile else { return }
+                lost.count.add(UInt64(count), ordering: .relaxed)
+                events.report(
+                    .hostError(operation: 0, errno: error.errno), .warning,
+                    "console file \(name): \(error); output of the guest is lost")
+            })
     }
 
     var lostBytes: UInt64 { lost.count.load(ordering: .relaxed) }
@@ -71,11 +88,13 @@ final class ConsoleOutput: SerialSink {
 
     /// Bytes that were taken and that a thread has not written yet.
     var pending: Int {
-        connection.withLock { if case .background(let writer)? = $0 { writer.pending } else { 0 } }
+        (log?.pending ?? 0)
+            + connection.withLock { if case .background(let writer)? = $0 { writer.pending } else { 0 } }
     }
 
     /// Has ``attention`` signalled when the thread, if there is one, has written some.
     func noticeNextWrite() {
+        log?.noticeNextWrite()
         connection.withLock { if case .background(let writer)? = $0 { writer.noticeNextWrite() } }
     }
 
@@ -91,7 +110,7 @@ final class ConsoleOutput: SerialSink {
     func take(_ bytes: Span<UInt8>) -> Int {
         guard isLimited else { return pass(bytes) }
         // Output without a receiver is not charged.
-        guard isConnected else { return bytes.count }
+        guard isConnected || log != nil else { return bytes.count }
         let allowed = limit.withLock { $0?.available(at: TimerFD.nanoseconds) } ?? .max
         guard allowed < bytes.count else {
             let taken = pass(bytes)
@@ -118,7 +137,21 @@ final class ConsoleOutput: SerialSink {
     /// The guest has ended: what it has written goes to the reader as fast as that takes it.
     func endLimit() { limit.withLock { $0 = nil } }
 
+    /// Gives bytes to the reader, and what it takes to the log: that is a file, which is never behind for long.
     private func pass(_ bytes: Span<UInt8>) -> Int {
+        let taken = send(bytes)
+        guard let log, taken > 0 else { return taken }
+        let kept = log.take(bytes.extracting(first: taken))
+        guard kept < taken else { return taken }
+        // The guest does not wait for a disk that only has a copy.
+        lost.count.add(UInt64(taken - kept), ordering: .relaxed)
+        events.report(
+            .hostError(operation: 0, errno: EAGAIN), .warning,
+            "console log: the host writes it more slowly than the guest prints; output is missing in it")
+        return taken
+    }
+
+    private func send(_ bytes: Span<UInt8>) -> Int {
         switch connection.withLock({ $0 }) {
         case nil: return bytes.count
         case .background(let writer)?: return writer.take(bytes)

@@ -59,7 +59,7 @@ extension MachineError {
         case .metrics(_, let error) where error.errno == EEXIST: ExitStatus.noInput
         case .console(.file, let error) where error.errno == ENOTSUP: ExitStatus.usage
         case .console(.file, let error), .console(.unix, let error), .debugger(.unix, let error),
-            .metrics(_, let error):
+            .metrics(_, let error), .processFile(_, .system(let error)):
             error.isAboutName ? ExitStatus.noInput : ExitStatus.hostError
         default: ExitStatus.hostError
         }

@@ -17,11 +17,12 @@ public enum ForegroundSession {
     ///   - log: gets what happens inside.
     ///   - report: gets lines for the user, without a newline; the terminal is in raw mode, if there is one. It must
     ///     not wait.
+    ///   - didStart: called when the guest runs; false ends the machine.
     ///   - progress: gets the bytes of memory that are filled before the guest starts, and those in all, from the
     ///     threads that do it.
     public static func run(
         _ configuration: Configuration, log: Logger, report: (String) -> Void,
-        progress: (@Sendable (_ done: UInt64, _ total: UInt64) -> Void)? = nil
+        didStart: () -> Bool = { true }, progress: (@Sendable (_ done: UInt64, _ total: UInt64) -> Void)? = nil
     ) throws(MachineError) -> MachineEnd {
         try OutputFiles(configuration).check()
         ProgramMemory.useOneHeap()
@@ -39,6 +40,13 @@ public enum ForegroundSession {
             jobControl.discardPending()
             before.restore()
         }
+        // First: of two starts of a machine, the second one must touch nothing.
+        let process = try configuration.processFile.map { path throws(MachineError) in
+            do throws(ProcessFile.Refusal) { return try ProcessFile(path) } catch {
+                throw .processFile(path: path, error)
+            }
+        }
+        defer { withExtendedLifetime(process) {} }
         // Before anything that a limit is about, and left after it.
         let group = try configuration.controlGroup.map { wanted throws(MachineError) in
             do throws(ControlGroupError) { return try ControlGroup.enter(wanted) } catch { throw .controlGroup(error) }
@@ -71,7 +79,10 @@ public enum ForegroundSession {
                 terminal: configuration.console == .stdio ? STDIN_FILENO : nil,
                 metrics: metrics)
         } catch { throw .host(purpose: "wait for signals and the console", error) }
-        if let announcement = loop.console.announcement { report(announcement) }
+        // Who starts a machine in the background has named its socket.
+        if configuration.messageFile == nil || configuration.console == .pty, let announcement = console.announcement {
+            report(announcement)
+        }
         // Last before the start: an error's sentence is printed on an ordinary terminal.
         loop.takeTerminal()
         if let note = configuration.bootNote { report(note) }
@@ -81,11 +92,12 @@ public enum ForegroundSession {
         }
         // Everything is open, and the threads that follow inherit it.
         let confinement = try Confinement(
-            configuration, machine, console, metrics, group?.parentDescriptor, loop.terminalState)
+            configuration, machine, console, metrics, process, group?.parentDescriptor, loop.terminalState)
         defer { confinement.end() }
         try machine.start(confinement.sandbox)
         hasStarted = true
         for warning in confinement.warnings { report(warning) }
+        if !didStart() { machine.control.end(.signal(SIGHUP)) }
         if let announcement = machine.debuggerAnnouncement { report(announcement) }
         let end = try serve(machine, &loop, stops, report)
         machine.endEvents()

@@ -53,10 +53,25 @@ final class Listener: Sendable {
         return address
     }
 
+    /// Connects to such a socket.
+    static func client(of path: String) throws(SystemCallError) -> FileDescriptor {
+        let address = try address(path)
+        let socket = try makeSocket(AF_UNIX)
+        let length = socklen_t(MemoryLayout<sockaddr_un>.size)
+        // Every kind of socket address begins as `sockaddr` does.
+        let status = unsafe withUnsafePointer(to: address) {
+            unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                unsafe connect(socket.rawValue, $0, length)
+            }
+        }
+        guard status == 0 else { throw .last("connect") }
+        return socket
+    }
+
     /// The directory of a path, locked as far as that is possible: who may not read it, or waits for a second, goes
     /// without.
     private static func lockDirectory(of path: String) -> FileDescriptor? {
-        let directory = splitPath(path).directory
+        let directory = path.directoryAndName.directory
         guard let descriptor = try? FileDescriptor.open(directory, O_RDONLY | O_DIRECTORY) else { return nil }
         for _ in 0..<100 {
             if flock(descriptor.rawValue, LOCK_EX | LOCK_NB) == 0 { break }
@@ -160,12 +175,6 @@ final class Listener: Sendable {
     }
 }
 
-/// A path's directory and the name in it.
-private func splitPath(_ path: String) -> (directory: String, name: String) {
-    let end = path.utf8.lastIndex(of: UInt8(ascii: "/")).map { path.utf8.index(after: $0) } ?? path.utf8.startIndex
-    return (end == path.utf8.startIndex ? "." : String(path[..<end]), String(path[end...]))
-}
-
 /// A socket's file, and which one it is: another process may have put its own there since.
 private struct SocketFile: ~Copyable, Sendable {
     let directory: FileDescriptor
@@ -174,7 +183,7 @@ private struct SocketFile: ~Copyable, Sendable {
 
     /// nil where there is none.
     init?(_ path: String) {
-        let (place, name) = splitPath(path)
+        let (place, name) = path.directoryAndName
         guard let directory = try? FileDescriptor.open(place, CLINUX_O_PATH | O_DIRECTORY),
             let identity = FileIdentity(name, in: directory)
         else { return nil }

@@ -41,6 +41,8 @@ public enum MachineError: Error, CustomStringConvertible {
     case metrics(path: String, SystemCallError)
     /// A file for output is also another file of the machine, which `other` names.
     case outputFile(option: String, path: String, other: String)
+    /// There is no file with the process's number (`--pid-file`).
+    case processFile(path: String, ProcessFile.Refusal)
     /// The process cannot be confined as configured.
     case sandbox(Sandbox.Refusal)
 
@@ -103,6 +105,14 @@ public enum MachineError: Error, CustomStringConvertible {
             "the file for metrics, \(path), cannot be opened: \(error.reason) (\(error.call))"
         case .outputFile(let option, let path, let other):
             "\(option) \(path) and \(other) use the same file: specify another one for \(option)"
+        case .processFile(let path, .taken(let process)):
+            "the process file \(path) is locked by \(process > 0 ? "process \(process)" : "another process"): the machine is running already"
+        case .processFile(let path, .system(let error)) where error.errno == EEXIST:
+            "the process file cannot be \(path): it is not a regular file"
+        case .processFile(let path, .system(let error)) where error.errno == ELOOP:
+            "the process file cannot be \(path): it is a symbolic link"
+        case .processFile(let path, .system(let error)):
+            "the process file \(path) cannot be written: \(error.reason) (\(error.call))"
         case .sandbox(let refusal):
             "the process cannot be confined by \(refusal.part.rawValue): \(refusal.reason) (see --sandbox)"
         case .console(_, let error): "the console cannot be opened: \(error.reason) (\(error.call))"

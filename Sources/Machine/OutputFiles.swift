@@ -30,9 +30,15 @@ struct OutputFiles {
         switch configuration.console {
         case .file(let path):
             outputs += configuration.consoleLimits.names(path).map { File(option: "--console", path: $0) }
-        case .unix(let path): outputs.append(File(option: "--console", path: path))
+        case .unix(let path):
+            outputs.append(File(option: "--console", path: path))
+            if let log = configuration.consoleLimits.log {
+                outputs += configuration.consoleLimits.names(log).map { File(option: "--console log=", path: $0) }
+            }
         case .stdio, .none, .pty: break
         }
+        if let path = configuration.messageFile { outputs.append(File(option: "--daemon", path: path)) }
+        if let path = configuration.processFile { outputs.append(File(option: "--pid-file", path: path)) }
         if case .unix(let path) = configuration.debugger { outputs.append(File(option: "--gdb", path: path)) }
         // What is written to a device or a pipe is kept nowhere: both may get it.
         self.outputs = outputs.filter { file in

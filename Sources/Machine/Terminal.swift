@@ -7,16 +7,16 @@ internal import Linux
 ///
 /// Raw: every key goes to the guest, Ctrl-C and Ctrl-Z too. The mode from before comes back with the object's end, and,
 /// since a process can be killed, also by a guardian: a child process that does nothing but wait for this one's end.
-final class RawTerminal {
+package final class RawTerminal {
     private let descriptor: Int32
     /// The mode that the terminal had when it was first the process's.
     private var before: termios?
     private var guardian: Guardian?
     /// Indicates whether the terminal was the process's at the last ``update()``.
-    private(set) var isOurs = false
+    package private(set) var isOurs = false
 
     /// What a process has of a terminal.
-    enum State {
+    package enum State {
         /// There is none.
         case none
         /// It is not the process's yet, and is taken when it is.
@@ -25,10 +25,10 @@ final class RawTerminal {
         case guarded
     }
 
-    var state: State { before == nil ? .elsewhere : .guarded }
+    package var state: State { before == nil ? .elsewhere : .guarded }
 
     /// nil when the descriptor, if there is one, is no terminal. The terminal is left as it is until ``update()``.
-    init?(_ descriptor: Int32?) {
+    package init?(_ descriptor: Int32?) {
         var mode = termios()
         guard let descriptor, unsafe tcgetattr(descriptor, &mode) == 0 else { return nil }
         self.descriptor = descriptor
@@ -37,7 +37,7 @@ final class RawTerminal {
     /// Takes raw mode if the process is the terminal's foreground job now; a shell that has the terminal for itself is
     /// left alone. A process that is brought to the foreground, or continues after a stop, has to look again: the shell
     /// has changed the mode meanwhile.
-    func update() {
+    package func update() {
         isOurs = Self.isForeground(descriptor)
         var mode = termios()
         guard isOurs, unsafe tcgetattr(descriptor, &mode) == 0 else { return }
@@ -52,7 +52,7 @@ final class RawTerminal {
     }
 
     /// Shows bytes on the terminal, as far as it takes them now: one whose output is held does not hold this process.
-    func show(_ bytes: [UInt8]) {
+    package func show(_ bytes: [UInt8]) {
         var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
         guard isOurs, unsafe poll(&entry, 1, 0) == 1 else { return }
         // A few bytes, for which there is room.
@@ -60,7 +60,7 @@ final class RawTerminal {
     }
 
     /// Puts the mode from before back, if the terminal is the process's.
-    func restore() {
+    package func restore() {
         isOurs = false
         if let before { Self.restore(descriptor, before) }
     }

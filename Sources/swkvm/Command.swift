@@ -36,7 +36,11 @@ struct Command: ParsableCommand {
               others  see the help of each command
             """,
         version: "swkvm \(version)",
-        subcommands: [RunCommand.self, ImageCommand.self, DoctorCommand.self])
+        subcommands: [
+            RunCommand.self, CreateCommand.self, StartCommand.self, StopCommand.self, RestartCommand.self,
+            ListCommand.self, InfoCommand.self, ConsoleCommand.self, LogsCommand.self, SSHCommand.self,
+            EditCommand.self, DeleteCommand.self, ImageCommand.self, DoctorCommand.self,
+        ])
 
     static func main() {
         // A file grown to the process's limit (`ulimit -f`) is an error of the call, with a sentence, in all threads:

@@ -8,7 +8,10 @@ internal import Machine
 struct ConsoleArgument {
     static let completion = ValueCompletion.one(
         of: ["stdio", "none", "pty", "unix+@file", "file+@file"],
-        then: ["size=%stdio/none/pty/unix", "keep=%stdio/none/pty/unix", "bps=%none", "bps-burst=%none"])
+        then: [
+            "log=@file%stdio/none/pty/file", "size=%stdio/none/pty", "keep=%stdio/none/pty", "bps=%none",
+            "bps-burst=%none",
+        ])
 
     let kind: Configuration.ConsoleKind
     private(set) var limits = Configuration.ConsoleLimits.none
@@ -46,6 +49,10 @@ struct ConsoleArgument {
         for (key, value) in items {
             if try output.take(key, value) { continue }
             switch (key, value) {
+            case ("log", let value?):
+                guard case .unix = kind else { throw ArgumentProblem("log= requires unix:PATH") }
+                guard !value.isEmpty else { throw ArgumentProblem("log= requires a path") }
+                limits.log = value
             case ("size", let value?):
                 guard let number = ByteSize(argument: value)?.bytes, (Self.leastSize...1 << 40).contains(number) else {
                     throw ArgumentProblem("size=\(value) is not the size of a file; expected 64K to 1T, such as 10M")
@@ -60,13 +67,15 @@ struct ConsoleArgument {
                 backups = number
             default:
                 throw ArgumentProblem(
-                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected size=, keep=, bps= or bps-burst= (a comma in a path is written twice)"
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected log=, size=, keep=, bps= or bps-burst= (a comma in a path is written twice)"
                 )
             }
         }
         guard size != nil || backups == nil else { throw ArgumentProblem("keep= requires size=") }
         if let size {
-            guard case .file = kind else { throw ArgumentProblem("size= requires file:PATH") }
+            var isFile = limits.log != nil
+            if case .file = kind { isFile = true }
+            guard isFile else { throw ArgumentProblem("size= requires file:PATH, or log=PATH") }
             limits.file = .init(size: size, backups: backups ?? Self.standardBackups)
         }
         limits.output = try output.limit().bytes

@@ -20,4 +20,15 @@ enum HelpTable {
             return (lines + [line]).joined(separator: "\n")
         }.joined(separator: "\n")
     }
+
+    /// Lines of a table whose columns are as wide as their longest cell; the last one is not filled up.
+    static func columns(_ rows: [[String]]) -> [String] {
+        let count = rows.map(\.count).max() ?? 0
+        let widths = (0..<count).map { column in rows.map { column < $0.count ? $0[column].count : 0 }.max() ?? 0 }
+        return rows.map { row in
+            row.enumerated().map { column, cell in
+                column + 1 < row.count ? cell + String(repeating: " ", count: widths[column] - cell.count + 2) : cell
+            }.joined()
+        }
+    }
 }

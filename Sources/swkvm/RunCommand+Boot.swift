@@ -20,7 +20,8 @@ extension RunCommand {
         for line in Self.lines(menu) { print(line) }
     }
 
-    private static func menu(_ disk: Configuration.Disk) throws(MachineError) -> BootMenu {
+    /// The boot menu of a disk.
+    static func menu(_ disk: Configuration.Disk) throws(MachineError) -> BootMenu {
         let image: ImageContents
         do throws(DiskImageError) {
             var options = disk.options

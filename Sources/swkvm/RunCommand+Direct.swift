@@ -63,7 +63,7 @@ extension RunCommand {
             "net", .repeatableValue, reset: { $0.net = [] }, store: { $0.net.append(try NetworkArgument(parsing: $1)) }),
         Rule("rng", .optionalValue, reset: { $0.rng = nil }, store: { $0.rng = EntropyArgument(argument: $1) }),
         Rule(
-            "console", reset: { $0.console = ConsoleArgument(kind: .stdio) },
+            "console", reset: { $0.console = nil },
             store: { $0.console = try ConsoleArgument(parsing: $1) }),
         Rule("on-reboot", reset: { $0.onReboot = .restart }, store: { $0.onReboot = try word($1) }),
         Rule(
@@ -75,6 +75,8 @@ extension RunCommand {
         Rule("sandbox", reset: { $0.sandbox = .on }, store: { $0.sandbox = try Sandbox.Policy(parsing: $1) }),
         Rule("run-as", reset: { $0.runAs = nil }, store: { $0.runAs = try RunAsArgument(parsing: $1) }),
         Rule("cgroup", reset: { $0.cgroup = nil }, store: { $0.cgroup = try ControlGroupArgument(parsing: $1) }),
+        Rule("daemon", reset: { $0.daemon = nil }, store: { $0.daemon = $1 }),
+        Rule("pid-file", reset: { $0.pidFile = nil }, store: { $0.pidFile = $1 }),
         Rule("metrics", reset: { $0.metrics = nil }, store: { $0.metrics = $1 }),
         Rule("metrics-format", reset: { $0.metricsFormat = nil }, store: { $0.metricsFormat = try word($1) }),
         Rule(

@@ -210,13 +210,13 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            Serial port back-end: stdio, none, pty, unix:PATH or file:PATH[,size=SIZE[,keep=N]]; size= limits the file, and keeps N (3 by \
-            default) files of older output beside it, PATH.1 and so on. bps=SIZE[,bps-burst=SIZE] limits the guest's output in bytes a second. \
+            Serial port back-end: stdio, none, pty, unix:PATH[,log=PATH] or file:PATH; log= names a file that gets all output of a socket's \
+            console. size=SIZE[,keep=N] limits that file, and keeps N (3 by default) files of older output beside it, PATH.1 and so on. bps=SIZE[,bps-burst=SIZE] limits the guest's output in bytes a second. \
             A comma in PATH is written twice. (default: stdio)
             """,
             valueName: "console"),
         completion: ConsoleArgument.completion, transform: ConsoleArgument.init(parsing:))
-    var console = ConsoleArgument(kind: .stdio)
+    var console: ConsoleArgument?
 
     @Option(
         help: ArgumentHelp(
@@ -292,6 +292,20 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "Run in the background: exit once the guest has started, and append messages to this file. The console is none unless --console says otherwise.",
+            valueName: "file"),
+        completion: .file())
+    var daemon: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Write the process ID to this file, which is locked while the machine runs and removed at its end.",
+            valueName: "path"),
+        completion: .file())
+    var pidFile: String?
+
+    @Option(
+        help: ArgumentHelp(
             "Write all counters of the machine to a file, at the end and on SIGUSR1, in the format of --metrics-format.",
             valueName: "path"),
         completion: .file())
@@ -359,9 +373,15 @@ struct RunCommand: ParsableCommand {
             throw ValidationError(
                 "the option --discovery \(discovery.rawValue) requires --bus mmio: a guest finds PCI devices by itself")
         }
-        for (option, path) in [("kernel", kernel), ("initrd", initrd), ("metrics", metrics)] where path?.isEmpty == true
-        {
+        for (option, path) in [
+            ("kernel", kernel), ("initrd", initrd), ("metrics", metrics), ("daemon", daemon), ("pid-file", pidFile),
+        ] where path?.isEmpty == true {
             throw ValidationError("the option --\(option) requires a non-empty path")
+        }
+        if daemon != nil, console?.kind == .stdio {
+            throw ValidationError(
+                "the options --daemon and --console stdio cannot be combined: the machine has no terminal; use unix:PATH, file:PATH or pty"
+            )
         }
         if runAs != nil, sandbox.mode != .on {
             throw ValidationError("the option --run-as requires --sandbox on")
@@ -407,8 +427,10 @@ struct RunCommand: ParsableCommand {
         machine.disks = (bootImage.map { [$0] } ?? []) + disk.map(\.disk)
         machine.networks = net.map(\.network)
         machine.entropy = try? rng?.entropy()
-        machine.console = console.kind
-        machine.consoleLimits = console.limits
+        machine.console = console?.kind ?? (daemon == nil ? .stdio : .none)
+        machine.consoleLimits = console?.limits ?? .none
+        machine.processFile = pidFile
+        machine.messageFile = daemon
         machine.debugger = gdb?.place
         machine.onReboot = onReboot.action
         machine.stopTimeout = stopTimeout?.timeout ?? .automatic
@@ -433,6 +455,7 @@ struct RunCommand: ParsableCommand {
 
     func run() throws {
         if boot == "list" { return try listEntries() }
+        var start = try daemon.map { try startInBackground(messages: $0) }
         let output = StandardError(isBackground: true, format: logFormat)
         defer { output.close() }
         var configuration = self.configuration
@@ -449,7 +472,8 @@ struct RunCommand: ParsableCommand {
         let end: MachineEnd
         do throws(MachineError) {
             end = try ForegroundSession.run(
-                configuration, log: log, report: output.say, progress: { progress?.show($0, of: $1) })
+                configuration, log: log, report: output.say, didStart: { start.take()?.finish() ?? true },
+                progress: { progress?.show($0, of: $1) })
             progress?.end()
         } catch {
             progress?.end()

@@ -51,6 +51,7 @@
 #include "CLinuxURing.h"
 #include "CLinuxNetwork.h"
 #include "CLinuxProgram.h"
+#include "CLinuxProcess.h"
 #include "CLinuxTerminal.h"
 
 #endif

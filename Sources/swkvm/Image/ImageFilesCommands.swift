@@ -131,15 +131,7 @@ struct ImageListCommand: FilesVerb {
             ])
             if let problem = place.problem { StandardError().say("\(image), \(place.description): \(problem)") }
         }
-        let widths = rows[0].indices.map { column in rows.map { $0[column].count }.max() ?? 0 }
-        for row in rows {
-            var line = ""
-            for (index, cell) in row.enumerated() {
-                line +=
-                    index + 1 < row.count ? cell + String(repeating: " ", count: widths[index] - cell.count + 2) : cell
-            }
-            print(line)
-        }
+        for line in HelpTable.columns(rows) { print(line) }
     }
 
     private func line(

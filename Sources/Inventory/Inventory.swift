@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+internal import Glibc
+internal import Linux
+
+/// The defined machines of a user. There is no daemon: files and locks are all there is, and each verb looks at them
+/// anew.
+///
+/// A machine exists if its definition does. Its directory is locked (flock(2)) by the verb that changes the machine. A
+/// directory without a definition that has the file `.unfinished` is the rest of a `create` or `delete` that was killed:
+/// ``sweep()`` removes it.
+public struct Inventory: Sendable {
+    public let directories: Directories
+
+    public init(_ directories: Directories) { self.directories = directories }
+
+    /// All machines, by name.
+    /// - Throws: when the directory of definitions is there and cannot be read.
+    public func names() throws(InventoryError) -> [MachineName] {
+        let suffix = ".toml"
+        return try list(directories.definitions).compactMap { file in
+            file.hasSuffix(suffix) ? try? MachineName(String(file.dropLast(suffix.count))) : nil
+        }.sorted()
+    }
+
+    /// The files of a machine.
+    /// - Throws: `notDefined`.
+    public func files(of name: MachineName) throws(InventoryError) -> MachineFiles {
+        let files = MachineFiles(name, directories)
+        guard fileStatus(ofPath: files.definition) != nil else { throw .notDefined(name) }
+        return files
+    }
+
+    /// Reads a machine's definition.
+    /// - Throws: `notDefined`, `badDefinition`, `system`.
+    public func definition(of name: MachineName) throws(InventoryError) -> Definition {
+        let path = try files(of: name).definition
+        let bytes: [UInt8]
+        do throws(SystemCallError) { bytes = try readFile(path, limit: DefinitionText.limit) } catch {
+            throw .system(purpose: "read", path: path, error)
+        }
+        return try Self.definition(fromText: bytes, path: path)
+    }
+
+    /// Reads a definition from the contents of a file.
+    public static func definition(fromText bytes: [UInt8], path: String) throws(InventoryError) -> Definition {
+        do throws(DefinitionText.Problem) { return try DefinitionText.parse(String(raw: bytes)) } catch {
+            throw .badDefinition(path: path, line: error.line, error.sentence)
+        }
+    }
+
+    /// Adds a machine. Everything that was made is removed again when `body` fails.
+    /// - Parameter body: fills the machine's directory, and returns the definition.
+    public func create<Failure: Error>(
+        _ name: MachineName, failure: (InventoryError) -> Failure,
+        _ body: (MachineFiles) throws(Failure) -> Definition
+    ) throws(Failure) {
+        let files = MachineFiles(name, directories)
+        let lock: FileDescriptor
+        do throws(InventoryError) { lock = try begin(files) } catch { throw failure(error) }
+        do throws(Failure) {
+            let definition = try body(files)
+            do throws(InventoryError) {
+                try write(DefinitionText.text(of: definition), files, replaces: false)
+            } catch { throw failure(error) }
+        } catch {
+            removeTree(files.directory)
+            throw error
+        }
+        removeName(files.unfinished)
+        _ = consume lock
+    }
+
+    /// Makes a machine's directory, locked and marked as unfinished.
+    private func begin(_ files: MachineFiles) throws(InventoryError) -> FileDescriptor {
+        try Directories.create(directories.definitions)
+        try Directories.create(directories.data)
+        guard fileStatus(ofPath: files.definition) == nil else { throw .alreadyDefined(files.name) }
+        let made = files.directory.withRawCString { unsafe mkdir($0, 0o700) }
+        guard made == 0 || errno == EEXIST else {
+            throw .system(purpose: "create the directory", path: files.directory, .last("mkdir"))
+        }
+        let lock = try lock(files)
+        // Defined meanwhile, by the one that had the lock.
+        guard fileStatus(ofPath: files.definition) == nil else { throw .alreadyDefined(files.name) }
+        if fileStatus(ofPath: files.unfinished) == nil {
+            guard try list(files.directory).isEmpty else {
+                throw .dataWithoutDefinition(files.name, directory: files.directory)
+            }
+        } else {
+            removeContents(files.directory, except: ".unfinished")
+        }
+        do throws(SystemCallError) { _ = try FileDescriptor.open(files.unfinished, O_WRONLY | O_CREAT, mode: 0o600) } catch {
+            throw .system(purpose: "create", path: files.unfinished, error)
+        }
+        return lock
+    }
+
+    /// Replaces a machine's definition, in one step.
+    public func replaceDefinition(of name: MachineName, by text: [UInt8]) throws(InventoryError) {
+        let files = try files(of: name)
+        let lock = try lock(files)
+        // The reader's own words for what is wrong.
+        _ = try Self.definition(fromText: text, path: files.definition)
+        try write(String(raw: text), files, replaces: true)
+        _ = consume lock
+    }
+
+    /// Removes a machine that does not run, with everything in its directory.
+    public func delete(_ name: MachineName) throws(InventoryError) {
+        let files = try files(of: name)
+        let lock: FileDescriptor?
+        // A machine without a directory of its own has nothing that could be locked.
+        if fileStatus(ofPath: files.directory) == nil { lock = nil } else { lock = try self.lock(files) }
+        try checkIsStopped(files)
+        if lock != nil {
+            do throws(SystemCallError) {
+                _ = try FileDescriptor.open(files.unfinished, O_WRONLY | O_CREAT, mode: 0o600)
+            } catch { throw .system(purpose: "create", path: files.unfinished, error) }
+        }
+        guard files.definition.withRawCString({ unsafe unlink($0) }) == 0 else {
+            throw .system(purpose: "remove", path: files.definition, .last("unlink"))
+        }
+        removeTree(files.runtime)
+        removeTree(files.directory)
+    }
+
+    /// Locks a machine that is to be started, and makes the directory of its run-time files.
+    /// - Throws: `running`, `busy`.
+    public func prepareStart(_ name: MachineName) throws(InventoryError) -> StartLock {
+        let files = try files(of: name)
+        try Directories.create(files.directory)
+        let lock = try lock(files)
+        try checkIsStopped(files)
+        try Directories.create(directories.runtime)
+        try Directories.create(files.runtime)
+        return StartLock(files: files, lock: lock)
+    }
+
+    /// Held while a machine is started.
+    public struct StartLock: ~Copyable {
+        public let files: MachineFiles
+        private let lock: FileDescriptor
+
+        fileprivate init(files: MachineFiles, lock: consuming FileDescriptor) {
+            self.files = files
+            self.lock = lock
+        }
+    }
+
+    /// Removes what a killed `create` or `delete` has left.
+    /// - Returns: whose.
+    public func sweep() -> [MachineName] {
+        let names = (try? list(directories.data)) ?? []
+        return names.compactMap { try? MachineName($0) }.sorted().filter { name in
+            let files = MachineFiles(name, directories)
+            guard fileStatus(ofPath: files.unfinished) != nil, let lock = try? lock(files) else { return false }
+            let isRest = fileStatus(ofPath: files.definition) == nil
+            if isRest {
+                removeTree(files.runtime)
+                removeTree(files.directory)
+            } else {
+                // It was finished but for this file.
+                removeName(files.unfinished)
+            }
+            _ = consume lock
+            return isRest
+        }
+    }
+
+    private func checkIsStopped(_ files: MachineFiles) throws(InventoryError) {
+        if let process = try files.runningProcess() { throw .running(files.name, process: process.number) }
+    }
+
+    /// - Throws: `busy` while another process has it.
+    private func lock(_ files: MachineFiles) throws(InventoryError) -> FileDescriptor {
+        do throws(SystemCallError) {
+            let directory = try FileDescriptor.open(files.directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
+            if flock(directory.rawValue, LOCK_EX | LOCK_NB) < 0 { throw .last("flock") }
+            return directory
+        } catch {
+            guard error.errno == EWOULDBLOCK else { throw .system(purpose: "lock", path: files.directory, error) }
+            throw .busy(files.name)
+        }
+    }
+
+    /// Writes a definition beside its place, then puts it there.
+    private func write(_ text: String, _ files: MachineFiles, replaces: Bool) throws(InventoryError) {
+        let new = "\(directories.definitions)/.\(files.name).new"
+        do throws(SystemCallError) {
+            removeName(new)
+            let file = try FileDescriptor.open(new, O_WRONLY | O_CREAT | O_EXCL, mode: 0o600)
+            do throws(SystemCallError) {
+                try file.writeAll(text.rawBytes)
+                guard fsync(file.rawValue) == 0 else { throw .last("fsync") }
+                let status = new.withRawCString { from in
+                    files.definition.withRawCString { to in unsafe replaces ? rename(from, to) : link(from, to) }
+                }
+                guard status == 0 else { throw .last(replaces ? "rename" : "link") }
+            } catch {
+                removeName(new)
+                throw error
+            }
+            if !replaces { removeName(new) }
+        } catch { throw .system(purpose: "write", path: files.definition, error) }
+    }
+
+    /// What the files in a machine's directory take on the host.
+    public func bytes(of files: MachineFiles) -> UInt64 {
+        ((try? list(files.directory)) ?? []).reduce(0) { sum, name in
+            let status = fileStatus(ofPath: files.directory + "/" + name, followsLinks: false)
+            // In units of 512 (stat(2)).
+            return sum &+ UInt64(max(0, status?.st_blocks ?? 0)) &* 512
+        }
+    }
+
+    // MARK: Directories
+
+    /// The names in a directory; none where there is no directory.
+    private func list(_ path: String) throws(InventoryError) -> [String] {
+        guard let stream = path.withRawCString({ unsafe opendir($0) }) else {
+            let error = SystemCallError.last("opendir")
+            guard error.errno == ENOENT else { throw .system(purpose: "read the directory", path: path, error) }
+            return []
+        }
+        defer { unsafe closedir(stream) }
+        var names: [String] = []
+        // The entry is valid until the next call, and its name ends with a zero.
+        while let entry = unsafe readdir(stream) {
+            let bytes = unsafe withUnsafeBytes(of: &entry.pointee.d_name) { unsafe Array($0.prefix { $0 != 0 }) }
+            let name = String(raw: bytes)
+            if name != ".", name != ".." { names.append(name) }
+        }
+        return names
+    }
+
+    /// Removes a directory and everything in it; links are not followed. What cannot be removed stays.
+    private func removeTree(_ path: String) {
+        removeContents(path, except: nil)
+        _ = path.withRawCString { unsafe rmdir($0) }
+    }
+
+    private func removeContents(_ path: String, except kept: String?) {
+        // The mark last: until then a later sweep goes on.
+        let names = ((try? list(path)) ?? []).sorted { ($0 == ".unfinished" ? 1 : 0) < ($1 == ".unfinished" ? 1 : 0) }
+        for name in names where name != kept {
+            let entry = path + "/" + name
+            if let status = fileStatus(ofPath: entry, followsLinks: false), status.st_mode & S_IFMT == S_IFDIR {
+                removeTree(entry)
+            } else {
+                removeName(entry)
+            }
+        }
+    }
+}

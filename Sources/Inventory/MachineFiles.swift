@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import Linux
+
+/// Where the files of a machine are.
+public struct MachineFiles: Equatable, Sendable {
+    public let name: MachineName
+    /// The definition.
+    public let definition: String
+    /// The machine's own directory: its disk, its logs, the host keys of its guest. Relative paths of the definition
+    /// begin here.
+    public let directory: String
+    /// The directory of what exists only while the machine runs.
+    public let runtime: String
+
+    init(_ name: MachineName, _ directories: Directories) {
+        self.name = name
+        definition = "\(directories.definitions)/\(name).toml"
+        directory = "\(directories.data)/\(name)"
+        runtime = "\(directories.runtime)/\(name)"
+    }
+
+    /// Locked by the machine's process (``ProcessFile``).
+    public var process: String { runtime + "/pid" }
+    /// The socket of the serial port.
+    public var console: String { runtime + "/console" }
+    /// What the serial port printed.
+    public var consoleLog: String { directory + "/console.log" }
+    /// What swkvm itself reported.
+    public var messages: String { directory + "/messages.log" }
+    /// The keys by which ssh recognizes the guest.
+    public var knownHosts: String { directory + "/known_hosts" }
+    /// Present while the directory is being made or removed.
+    var unfinished: String { directory + "/.unfinished" }
+
+    /// The machine's process, nil if it does not run.
+    public func runningProcess() throws(InventoryError) -> RunningProcess? {
+        do throws(SystemCallError) { return try ProcessFile.owner(process) } catch {
+            throw .system(purpose: "read", path: process, error)
+        }
+    }
+}

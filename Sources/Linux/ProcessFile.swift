@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+
+/// A file with a process's number that the process keeps locked for as long as it runs.
+///
+/// The lock, not the number, tells whether the process runs: the kernel releases it however the process ends, so a file
+/// that a crash has left behind misleads nobody. It is a record lock of fcntl(2), of which the kernel knows the owner;
+/// a forked process does not inherit it.
+public final class ProcessFile: Sendable {
+    /// Why there is no such file for this process.
+    public enum Refusal: Error, Equatable {
+        /// That process has it; 0 if the process is not visible from here.
+        case taken(process: Int32)
+        case system(SystemCallError)
+    }
+
+    private let descriptor: FileDescriptor
+    /// The file's directory, for another process that removes the file.
+    public let directory: FileDescriptor
+    private let name: String
+    private let device: dev_t
+    private let inode: ino_t
+    private let isDelegated = Atomic<Bool>(false)
+
+    /// Creates the file, readable by its owner only, or takes over one that no process has locked, and writes this
+    /// process's number to it.
+    public init(_ path: String) throws(Refusal) {
+        do throws(SystemCallError) {
+            let parts = path.directoryAndName
+            directory = try FileDescriptor.open(parts.directory, CLINUX_O_PATH | O_DIRECTORY)
+            name = parts.name
+            // A symbolic link is not followed: the directory may be one where others can create files.
+            descriptor = try FileDescriptor.open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode: 0o600)
+            let status = try descriptor.status()
+            guard status.st_mode & S_IFMT == S_IFREG else { throw SystemCallError("open", errno: EEXIST) }
+            (device, inode) = (status.st_dev, status.st_ino)
+        } catch { throw .system(error) }
+        guard clinux_lock_process_file(descriptor.rawValue) == 0 else {
+            let error = SystemCallError.last("fcntl")
+            guard error.errno == EAGAIN || error.errno == EACCES else { throw .system(error) }
+            throw .taken(process: max(0, clinux_process_file_owner(descriptor.rawValue)))
+        }
+        do throws(SystemCallError) {
+            guard ftruncate(descriptor.rawValue, 0) == 0 else { throw .last("ftruncate") }
+            try descriptor.writeAll(Array("\(getpid())\n".utf8))
+        } catch { throw .system(error) }
+    }
+
+    /// Leaves it to another process to remove the file, which calls ``removeName()``.
+    public func delegateRemoval() { isDelegated.store(true, ordering: .relaxed) }
+
+    /// Removes the file's name if it still leads to the file.
+    public func removeName() {
+        var named = stat()
+        // It writes no more than the structure.
+        let found = name.withRawCString { unsafe fstatat(directory.rawValue, $0, &named, AT_SYMLINK_NOFOLLOW) }
+        guard found == 0, named.st_ino == inode, named.st_dev == device else { return }
+        _ = name.withRawCString { unsafe unlinkat(directory.rawValue, $0, 0) }
+    }
+
+    // The name first: a process that creates the file anew has another file.
+    deinit { if !isDelegated.load(ordering: .relaxed) { removeName() } }
+
+    /// The process that has locked such a file; nil if none has.
+    /// - Throws: when the file is there and cannot be opened.
+    public static func owner(_ path: String) throws(SystemCallError) -> RunningProcess? {
+        let file: FileDescriptor
+        do throws(SystemCallError) { file = try FileDescriptor.open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY) } catch {
+            guard error.errno == ENOENT || error.errno == ENOTDIR else { throw error }
+            return nil
+        }
+        // The process may end, and its number be used again, until the descriptor of it is there: then it no longer
+        // has the lock.
+        for _ in 0..<3 {
+            let number = clinux_process_file_owner(file.rawValue)
+            guard number != 0 else { return nil }
+            guard number > 0 else { throw .last("fcntl") }
+            let descriptor = clinux_pidfd_open(number)
+            guard descriptor >= 0 else {
+                if errno == ESRCH { continue }
+                throw .last("pidfd_open")
+            }
+            let process = RunningProcess(number: number, descriptor: FileDescriptor(owning: descriptor))
+            if clinux_process_file_owner(file.rawValue) == number { return process }
+        }
+        return nil
+    }
+}
+
+/// A process that cannot be confused with a later one of the same number.
+public struct RunningProcess: ~Copyable, Sendable {
+    public let number: Int32
+    private let descriptor: FileDescriptor
+
+    fileprivate init(number: Int32, descriptor: consuming FileDescriptor) {
+        self.number = number
+        self.descriptor = descriptor
+    }
+
+    /// - Throws: `ESRCH` after its end, `EPERM` for another user's.
+    public func send(signal: Int32) throws(SystemCallError) {
+        guard clinux_pidfd_send_signal(descriptor.rawValue, signal) == 0 else { throw .last("pidfd_send_signal") }
+    }
+
+    /// Waits for its end.
+    /// - Parameter milliseconds: -1 waits without a limit.
+    /// - Returns: whether it has ended.
+    public func waitForEnd(milliseconds: Int32) -> Bool {
+        let end = TimerFD.now &+ UInt64(max(0, milliseconds))
+        while true {
+            let now = TimerFD.now
+            let left = milliseconds < 0 ? -1 : Int32(clamping: end > now ? end - now : 0)
+            var entry = pollfd(fd: descriptor.rawValue, events: Int16(POLLIN), revents: 0)
+            // One entry.
+            let count = unsafe poll(&entry, 1, left)
+            if count > 0 { return true }
+            guard count < 0, errno == EINTR else { return false }
+        }
+    }
+}
+
+extension String {
+    /// A path's directory, as `.` if it has none, and the name in it.
+    package var directoryAndName: (directory: String, name: String) {
+        guard let slash = utf8.lastIndex(of: UInt8(ascii: "/")) else { return (".", self) }
+        let name = utf8.index(after: slash)
+        return (String(self[..<name]), String(self[name...]))
+    }
+}
+
+/// A process that goes on in the background, of which the one that started it has not ended yet.
+public struct BackgroundStart: ~Copyable {
+    private let descriptor: FileDescriptor
+
+    /// Forks, and goes on in the child: in a session of its own, with a file as standard output and error. The process
+    /// that was called waits until ``finish()`` or the child's end, prints what the child has added to the file, and
+    /// ends with status 0, or with the child's.
+    /// - Precondition: there is no other thread.
+    public init(messages: borrowing FileDescriptor) throws(SystemCallError) {
+        let number = clinux_detach(messages.rawValue)
+        guard number >= 0 else { throw .last("fork") }
+        descriptor = FileDescriptor(owning: number)
+    }
+
+    /// Lets the other process end.
+    /// - Returns: false when it has ended before: its user did not want to wait, and nobody knows of this process.
+    public consuming func finish() -> Bool { (try? descriptor.writeAll([1])) != nil }
+}

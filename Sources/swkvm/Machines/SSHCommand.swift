@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import ArgumentParser
+internal import Glibc
+internal import Inventory
+internal import Linux
+
+/// `swkvm ssh`.
+struct SSHCommand: MachineVerb {
+    static let configuration = CommandConfiguration(
+        commandName: "ssh",
+        abstract: "Log in to the guest of a running machine by ssh.",
+        usage: "swkvm ssh <name> [<command> ...]",
+        discussion: """
+            Runs ssh(1) with the user of --user and the port that --net user,publish=PORT:22 forwards, which `swkvm create IMAGE` sets up. The \
+            guest's host key is stored in the machine's own directory, at the first time without a question. What follows NAME is passed to ssh: \
+            options of ssh, and a command.
+
+            EXAMPLES
+              swkvm ssh web
+              swkvm ssh web uptime
+
+            EXIT STATUS
+              that of ssh; 1 if it cannot be run, 64 if the command line is wrong
+            """)
+
+    @Argument(parsing: .captureForPassthrough, help: "Name, and what is passed to ssh.", completion: MachineCompletion.names)
+    var words: [String] = []
+
+    func run() throws {
+        guard let first = words.first, first != "--help", first != "-h" else { throw CleanExit.helpRequest(self) }
+        let inventory = try inventory()
+        let name = try machineName(first)
+        let (files, definition) = try attempt { () throws(InventoryError) in
+            let files = try inventory.files(of: name)
+            guard try files.runningProcess() != nil else { throw .notRunning(name) }
+            return (files, try inventory.definition(of: name))
+        }
+        guard let port = PublishedPort.all(in: definition).first(where: { $0.guest == 22 }) else {
+            StandardError().say(
+                "no port of the host leads to the guest's port 22: add publish=PORT:22 to --net user (swkvm edit \(name)), or run ssh with the guest's address"
+            )
+            throw ExitCode(MachineTool.failure)
+        }
+        MachineTool.become("ssh", Self.arguments(port, files, definition) + words.dropFirst())
+        StandardError().say("ssh cannot be run: \(SystemCallError.last("execvp").reason); `apt-get install openssh-client` installs it")
+        throw ExitCode(MachineTool.failure)
+    }
+
+    static func arguments(_ port: PublishedPort, _ files: MachineFiles, _ definition: Definition) -> [String] {
+        var words = [
+            "-p", "\(port.host)", "-o", "HostKeyAlias=\(files.name)", "-o", "StrictHostKeyChecking=accept-new",
+            // Quoted: its value is a list of files.
+            "-o", "UserKnownHostsFile=\"\(files.knownHosts)\"",
+        ]
+        if let user = definition.value(of: "user") { words += ["-l", user] }
+        return words + [port.address]
+    }
+}
+
+/// `swkvm edit`.
+struct EditCommand: MachineVerb {
+    static let configuration = CommandConfiguration(
+        commandName: "edit",
+        abstract: "Change the definition of a machine in an editor.",
+        discussion: """
+            Opens a copy of the definition in $VISUAL, $EDITOR or vi. It is checked before it replaces the definition; a machine that runs \
+            keeps what it was started with.
+
+            \(MachineTool.exitStatuses)
+            """)
+
+    @Argument(help: "The machine.", completion: MachineCompletion.names)
+    var name: String
+
+    func run() throws {
+        let inventory = try inventory()
+        let name = try machineName(name)
+        let files = try attempt { () throws(InventoryError) in try inventory.files(of: name) }
+        let copy = files.directory + "/.edited.toml"
+        let before: [UInt8]
+        do throws(SystemCallError) {
+            before = try readFile(files.definition, limit: Self.limit)
+            removeName(copy)
+            try FileDescriptor.open(copy, O_WRONLY | O_CREAT | O_EXCL, mode: 0o600).writeAll(before)
+        } catch {
+            StandardError().say("could not copy \(files.definition.printable): \(error.reason) (\(error.call))")
+            throw ExitCode(MachineTool.failure)
+        }
+        let editor = ["VISUAL", "EDITOR"].compactMap(Self.environment).first { !$0.isEmpty } ?? "vi"
+        // As other programs have it: a command with arguments, which a shell splits.
+        guard MachineTool.run("/bin/sh", ["-c", "\(editor) \"$1\"", "sh", copy]) == 0 else {
+            removeName(copy)
+            StandardError().say("the editor, \(editor.printable), did not end with status 0: nothing was changed")
+            throw ExitCode(MachineTool.failure)
+        }
+        let text = (try? readFile(copy, limit: Self.limit)) ?? []
+        guard text != before else {
+            removeName(copy)
+            return print("\(name): not changed")
+        }
+        if let problem = Self.problem(text, copy, files) {
+            StandardError().say("\(problem); nothing was changed, and your text is in \(copy.printable)")
+            throw ExitCode(MachineTool.failure)
+        }
+        try attempt { () throws(InventoryError) in try inventory.replaceDefinition(of: name, by: text) }
+        removeName(copy)
+        print("\(name): changed")
+    }
+
+    private static let limit = 1 << 20
+
+    /// Why a text cannot be a machine's definition.
+    private static func problem(_ text: [UInt8], _ path: String, _ files: MachineFiles) -> String? {
+        do throws(InventoryError) {
+            let definition = try Inventory.definition(fromText: text, path: path)
+            do { _ = try RunCommand.parse(StartCommand.words(definition, files)) } catch {
+                return Command.oneLine(RunCommand.message(for: error))
+            }
+            return nil
+        } catch { return error.description }
+    }
+
+    private static func environment(_ name: String) -> String? {
+        // The environment does not change while it is read: there is one thread.
+        guard let value = unsafe getenv(name) else { return nil }
+        return unsafe String(raw: UnsafeBufferPointer(start: value, count: strlen(value)).map { UInt8(bitPattern: $0) })
+    }
+}
