@@ -165,7 +165,8 @@ let package = Package(
         tests(
             "CommandLineTests",
             [
-                "TestSupport", "swkvm", "swkvm-manual", "Essentials", "Machine", "DiskImage", "GuestMemory",
+                "TestSupport", "swkvm", "swkvm-manual", "Essentials", "Inventory", "Machine", "DiskImage",
+                "GuestMemory",
                 "HostNetwork", "Linux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ]),

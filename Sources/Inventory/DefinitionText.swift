@@ -101,7 +101,9 @@ enum DefinitionText {
             if rest.first == "[" {
                 throw problem("tables are not used here; each line is an option of `swkvm run`, such as mem = \"2G\"")
             }
-            let name = prefix { $0.isASCII && ($0.properties.isAlphabetic || $0 == "-" || $0 == "_" || ("0"..."9") ~= $0) }
+            let name = prefix {
+                $0.isASCII && ($0.properties.isAlphabetic || $0 == "-" || $0 == "_" || ("0"..."9") ~= $0)
+            }
             guard !name.isEmpty else { throw problem("expected the name of an option of `swkvm run`, such as cpus") }
             return name
         }
@@ -140,7 +142,9 @@ enum DefinitionText {
                 }
                 values.append(try string())
                 skipLines()
-                if rest.first == "," { rest.removeFirst() } else if rest.first != "]" {
+                if rest.first == "," {
+                    rest.removeFirst()
+                } else if rest.first != "]" {
                     throw problem("expected ',' or ']' after an element of the array")
                 }
             }
@@ -157,7 +161,8 @@ enum DefinitionText {
                     return String(text)
                 case "\\" where quote == "\"": text.append(try escaped())
                 case _ where scalar.value < 0x20 && scalar != "\t" || scalar.value == 0x7f:
-                    throw problem(scalar == "\n" ? "a string ends without its quote" : "a control character in a string")
+                    throw problem(
+                        scalar == "\n" ? "a string ends without its quote" : "a control character in a string")
                 default: text.append(scalar)
                 }
             }
@@ -181,7 +186,9 @@ enum DefinitionText {
 
         private mutating func scalar(digits: Int) throws(Problem) -> UnicodeScalar {
             let text = String(rest.prefix(digits))
-            let isHexadecimal = text.utf8.allSatisfy { UInt8(ascii: "0")...UInt8(ascii: "9") ~= $0 || 0x61...0x66 ~= $0 | 0x20 }
+            let isHexadecimal = text.utf8.allSatisfy {
+                UInt8(ascii: "0")...UInt8(ascii: "9") ~= $0 || 0x61...0x66 ~= $0 | 0x20
+            }
             guard text.utf8.count == digits, isHexadecimal, let value = UInt32(text, radix: 16), value != 0,
                 let scalar = UnicodeScalar(value)
             else { throw problem("a Unicode escape needs \(digits) hexadecimal digits of a character") }

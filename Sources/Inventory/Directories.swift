@@ -55,7 +55,8 @@ public struct Directories: Equatable, Sendable {
         try Directories(user: geteuid()) { name in
             // The environment does not change while it is read: there is one thread.
             guard let value = unsafe getenv(name) else { return nil }
-            return unsafe String(raw: UnsafeBufferPointer(start: value, count: strlen(value)).map(UInt8.init(bitPattern:)))
+            return unsafe String(
+                raw: UnsafeBufferPointer(start: value, count: strlen(value)).map(UInt8.init(bitPattern:)))
         }
     }
 

@@ -91,7 +91,9 @@ public struct Inventory: Sendable {
         } else {
             removeContents(files.directory, except: ".unfinished")
         }
-        do throws(SystemCallError) { _ = try FileDescriptor.open(files.unfinished, O_WRONLY | O_CREAT, mode: 0o600) } catch {
+        do throws(SystemCallError) {
+            _ = try FileDescriptor.open(files.unfinished, O_WRONLY | O_CREAT, mode: 0o600)
+        } catch {
             throw .system(purpose: "create", path: files.unfinished, error)
         }
         return lock

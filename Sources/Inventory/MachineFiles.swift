@@ -13,7 +13,7 @@ public struct MachineFiles: Equatable, Sendable {
     /// The directory of what exists only while the machine runs.
     public let runtime: String
 
-    init(_ name: MachineName, _ directories: Directories) {
+    package init(_ name: MachineName, _ directories: Directories) {
         self.name = name
         definition = "\(directories.definitions)/\(name).toml"
         directory = "\(directories.data)/\(name)"

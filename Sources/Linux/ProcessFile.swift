@@ -33,7 +33,8 @@ public final class ProcessFile: Sendable {
             directory = try FileDescriptor.open(parts.directory, CLINUX_O_PATH | O_DIRECTORY)
             name = parts.name
             // A symbolic link is not followed: the directory may be one where others can create files.
-            descriptor = try FileDescriptor.open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode: 0o600)
+            descriptor = try FileDescriptor.open(
+                path, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode: 0o600)
             let status = try descriptor.status()
             guard status.st_mode & S_IFMT == S_IFREG else { throw SystemCallError("open", errno: EEXIST) }
             (device, inode) = (status.st_dev, status.st_ino)

@@ -50,7 +50,9 @@ struct ConsoleArgument {
             if try output.take(key, value) { continue }
             switch (key, value) {
             case ("log", let value?):
-                guard case .unix = kind else { throw ArgumentProblem("log= requires unix:PATH") }
+                guard case .unix = kind else {
+                    throw ArgumentProblem("log= requires a socket; expected unix:PATH,log=PATH")
+                }
                 guard !value.isEmpty else { throw ArgumentProblem("log= requires a path") }
                 limits.log = value
             case ("size", let value?):

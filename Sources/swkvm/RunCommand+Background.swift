@@ -16,7 +16,9 @@ extension RunCommand {
             let flags = O_RDWR | O_APPEND | O_CREAT | O_NOCTTY | O_NONBLOCK
             let file = try FileDescriptor.open(path, flags, mode: 0o600)
             // A pipe would have to be read by somebody, and a disk would be overwritten.
-            guard FileDescriptor.kind(of: file.rawValue) == S_IFREG else { throw SystemCallError("open", errno: EINVAL) }
+            guard FileDescriptor.kind(of: file.rawValue) == S_IFREG else {
+                throw SystemCallError("open", errno: EINVAL)
+            }
             return try BackgroundStart(messages: file)
         } catch {
             let reason = error.errno == EINVAL ? "it is not a regular file" : "\(error.reason) (\(error.call))"

@@ -212,7 +212,7 @@ struct RunCommand: ParsableCommand {
             """
             Serial port back-end: stdio, none, pty, unix:PATH[,log=PATH] or file:PATH; log= names a file that gets all output of a socket's \
             console. size=SIZE[,keep=N] limits that file, and keeps N (3 by default) files of older output beside it, PATH.1 and so on. bps=SIZE[,bps-burst=SIZE] limits the guest's output in bytes a second. \
-            A comma in PATH is written twice. (default: stdio)
+            A comma in PATH is written twice. Default: stdio, and none with --daemon.
             """,
             valueName: "console"),
         completion: ConsoleArgument.completion, transform: ConsoleArgument.init(parsing:))
@@ -292,7 +292,7 @@ struct RunCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Run in the background: exit once the guest has started, and append messages to this file. The console is none unless --console says otherwise.",
+            "Run in the background: exit once the guest has started, and append messages to this file.",
             valueName: "file"),
         completion: .file())
     var daemon: String?

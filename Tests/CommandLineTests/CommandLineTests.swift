@@ -208,7 +208,8 @@ import Testing
             !command.prealloc && !command.shared && command.kernel == nil && command.initrd == nil
                 && command.cmdline.isEmpty)
         #expect(
-            command.disk.isEmpty && command.net.isEmpty && command.console.kind == .stdio && command.logLevel == .notice
+            command.disk.isEmpty && command.net.isEmpty && command.configuration.console == .stdio
+                && command.logLevel == .notice
         )
     }
 
@@ -226,7 +227,7 @@ import Testing
             command.disk.map(\.disk.path) == ["a.raw", "b.qcow2"]
                 && command.disk.map(\.disk.options.readOnly) == [false, true])
         #expect(command.net.count == 2 && command.net[1].network.backend == .descriptor(5))
-        #expect(command.console.kind == .file("log") && command.logLevel == .debug)
+        #expect(command.console?.kind == .file("log") && command.logLevel == .debug)
     }
 
     @Test func hugePages() throws {
@@ -272,18 +273,23 @@ import Testing
             ("stdio", .stdio), ("none", .none), ("pty", .pty), ("unix:/a:b", .unix("/a:b")), ("unix:x", .unix("x")),
             ("file:/dev/null", .file("/dev/null")),
         ]
-        for (text, kind) in expected { #expect(try parse("--console", text).console.kind == kind) }
-        let limited = try parse("--console", "file:a,,b=c,size=1M,keep=5,bps=10K,bps-burst=2K").console
+        for (text, kind) in expected { #expect(try parse("--console", text).console?.kind == kind) }
+        let limited = try #require(
+            try parse("--console", "file:a,,b=c,size=1M,keep=5,bps=10K,bps-burst=2K").console)
         #expect(limited.kind == .file("a,b=c") && limited.limits.file == .init(size: 1 << 20, backups: 5))
         #expect(limited.limits.output == .init(perSecond: 10 << 10, burst: 2 << 10))
-        #expect(try parse("--console", "file:a,size=64K").console.limits.file == .init(size: 64 << 10, backups: 3))
-        #expect(try parse("--console", "pty").console.limits == .none)
+        #expect(try parse("--console", "file:a,size=64K").console?.limits.file == .init(size: 64 << 10, backups: 3))
+        let logged = try #require(try parse("--console", "unix:/s,log=/l,,m,size=1M,keep=1").console)
+        #expect(logged.kind == .unix("/s") && logged.limits.log == "/l,m")
+        #expect(logged.limits.file == .init(size: 1 << 20, backups: 1))
+        #expect(try parse("--console", "pty").console?.limits == Configuration.ConsoleLimits.none)
         for text in [
             "", "STDIO", "unix", "unix:", "file:", "tcp:1", " pty", "file:a,", "file:a,b", "file:a,size=",
             "file:a,size=1K",
             "file:a,size=2T", "file:a,keep=2", "file:a,size=1M,keep=0", "file:a,size=1M,keep=17", "stdio,size=1M",
             "pty,bps=0",
-            "pty,bps", "none,bps=1K", "unix:/a,bps-burst=1K", "file:,size=1M",
+            "pty,bps", "none,bps=1K", "unix:/a,bps-burst=1K", "file:,size=1M", "unix:/a,size=1M", "unix:/a,log",
+            "unix:/a,log=", "file:/a,log=/b", "stdio,log=/b",
         ] {
             #expect(throws: (any Error).self) { try parse("--console", text) }
         }
@@ -364,7 +370,7 @@ import Testing
         }
         // The lines are broken where it fits.
         let words = help.text.split(whereSeparator: \.isWhitespace).joined(separator: " ")
-        #expect(words.contains("(default: 512M)") && words.contains("(default: stdio)"))
+        #expect(words.contains("(default: 512M)") && words.contains("Default: stdio, and none"))
         // The statuses are those that the program ends with.
         for status in [
             ExitStatus.hostError, ExitStatus.tripleFault, ExitStatus.internalError, ExitStatus.unexpectedExit,

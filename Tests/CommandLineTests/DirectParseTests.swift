@@ -36,8 +36,9 @@ import Testing
         "rng": ["max-bytes=1K,period=100", "max-bytes=0", "period=5", "what"],
         "console": [
             "stdio", "pty", "unix:/tmp/s", "file:x", "tty", "file:x,size=1M,keep=2", "file:a,,b", "pty,bps=9600",
-            "stdio,size=1M", "file:x,y",
+            "stdio,size=1M", "file:x,y", "unix:s,log=l", "unix:s,log=l,size=1M,keep=1", "file:x,log=l", "unix:s,log=",
         ],
+        "daemon": ["messages", "a=b", ""], "pid-file": ["pid", ""],
         "on-reboot": ["restart", "exit", "reset"], "stop-timeout": ["none", "5", "5s", "-1", "99999999"],
         "gdb": ["1234", ":1234", "unix:g", "host:1", "0"],
         "trace": ["exits", "all"], "on-disk-error": ["report", "ignore", "stop", "enospc", "panic"],

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import ArgumentParser
+internal import CloudInit
 internal import DiskImage
 internal import Glibc
 internal import Inventory
@@ -22,9 +23,7 @@ struct CreateCommand: MachineVerb {
             named after its distribution, such as debian.
 
             OPTIONS OF ITS OWN
-              --disk-size SIZE   size of the disk: at least that of IMAGE, which is the default. Without IMAGE, an empty disk is created
-              --copy             copy IMAGE, instead of making an overlay over it
-              --start            start the machine, too
+            \(HelpTable.text(ownOptions))
 
             EXAMPLES
               swkvm create web debian-12.qcow2 --cpus 2 --mem 2G --disk-size 20G
@@ -33,6 +32,14 @@ struct CreateCommand: MachineVerb {
 
             \(MachineTool.exitStatuses)
             """)
+
+    private static let ownOptions = [
+        (
+            "--disk-size SIZE",
+            "size of the disk: at least that of IMAGE, which is the default. Without IMAGE, an empty disk of this size is created"
+        ),
+        ("--copy", "copy IMAGE, instead of creating an overlay over it"), ("--start", "start the machine, too"),
+    ]
 
     @Argument(parsing: .captureForPassthrough, help: "Name, image and options.", completion: .file())
     var words: [String] = []
@@ -60,14 +67,14 @@ struct CreateCommand: MachineVerb {
         case inventory(InventoryError)
         case disk(DiskImageError)
         case machine(MachineError)
-        case cancelled
+        case seed(SeedError)
 
         var description: String {
             switch self {
             case .inventory(let error): error.description
             case .disk(let error): error.description
             case .machine(let error): error.description
-            case .cancelled: "cancelled"
+            case .seed(let error): error.description
             }
         }
 
@@ -76,7 +83,7 @@ struct CreateCommand: MachineVerb {
             case .inventory(let error): error.isUsage
             case .machine(let error): error.exitStatus == ExitStatus.usage
             case .disk(.formatUnknown), .disk(.formatContradicted), .disk(.impossible): true
-            case .disk, .cancelled: false
+            case .disk, .seed: false
             }
         }
     }
@@ -172,7 +179,9 @@ struct CreateCommand: MachineVerb {
                 let bytes = try makeDisk(disk, from: argument.disk, path)
                 report.insert(
                     "disk \(ImageTool.size(bytes)), "
-                        + (copies ? "a copy of \(path.printable)" : "an overlay over \(path.printable), which must stay as it is"),
+                        + (copies
+                            ? "a copy of \(path.printable)"
+                            : "an overlay over \(path.printable), which must stay as it is"),
                     at: 0)
                 var words = ["disk.qcow2"] + Self.kept(image)
                 if !copies { words.insert("backing-dir=\(directory(of: path).commaDoubled)", at: 1) }
@@ -188,7 +197,17 @@ struct CreateCommand: MachineVerb {
                 let place = definition.options.firstIndex { $0.name == "disk" } ?? definition.options.count
                 definition.options.insert(Definition.Option("disk", "disk.qcow2"), at: place)
             }
+            try check(definition)
             return definition
+        }
+
+        /// Reads the files that the machine's start needs for its seed: mistakes in them are reported now.
+        private func check(_ definition: Definition) throws(Failure) {
+            // The words were parsed before, and those of the disk are this type's.
+            guard let command = try? RunCommand.parse(definition.words + ["--name=\(name)"]) else { return }
+            do throws(SeedError) { _ = try command.seed.seed(for: command.configuration, name: name) } catch {
+                throw .seed(error)
+            }
         }
 
         private func directory(of path: String) -> String {
@@ -216,7 +235,9 @@ struct CreateCommand: MachineVerb {
                 if let size, size.bytes < smallest {
                     throw .impossible(
                         path: path,
-                        reason: "its disk has \(ImageTool.size(smallest)), more than --disk-size \(ImageTool.size(size.bytes))")
+                        reason:
+                            "its disk has \(ImageTool.size(smallest)), more than --disk-size \(ImageTool.size(size.bytes))"
+                    )
                 }
                 guard copies else {
                     var creation = ImageCreation(path: disk, format: .qcow2, size: size?.bytes ?? smallest)

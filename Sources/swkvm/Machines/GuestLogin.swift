@@ -35,7 +35,9 @@ enum GuestLogin {
     private static func distribution(of disk: Configuration.Disk) -> String? {
         var options = disk.options
         options.readOnly = true
-        guard let keys = try? disk.keys.map({ source throws(DiskImageError) in try DiskKey(source) }) else { return nil }
+        guard let keys = try? disk.keys.map({ source throws(DiskImageError) in try DiskKey(source) }) else {
+            return nil
+        }
         options.keys += keys
         guard let image = try? DiskImage(path: disk.path, options: options),
             let contents = try? DiskContents(ImageSource(ImageContents(image))),

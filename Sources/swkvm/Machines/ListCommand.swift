@@ -126,7 +126,9 @@ struct MachineState {
             ("cpus", UInt64(definition.value(of: "cpus") ?? "1").map { .number($0) }),
             (
                 "memory",
-                ByteSize(argument: definition.value(of: "mem") ?? "\(RunCommand.defaultMemory)").map { .number($0.bytes) }
+                ByteSize(argument: definition.value(of: "mem") ?? "\(RunCommand.defaultMemory)").map {
+                    .number($0.bytes)
+                }
             ),
             ("used-memory", memory.map { .number($0) }), ("used-disk", .number(disk)),
             ("up", seconds.map { .number($0) }),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import ArgumentParser
+internal import CLinux
 internal import Glibc
 internal import Inventory
 internal import Linux
@@ -91,9 +92,11 @@ enum MachineTool {
     private static func withCStrings<Answer>(
         _ words: [String], _ body: (UnsafePointer<UnsafeMutablePointer<CChar>?>) -> Answer
     ) -> Answer {
-        var pointers: [UnsafeMutablePointer<CChar>?] = unsafe words.map { word in word.withRawCString { unsafe strdup($0) } }
+        var pointers: [UnsafeMutablePointer<CChar>?] = unsafe words.map { word in
+            word.withRawCString { unsafe strdup($0) }
+        }
         unsafe pointers.append(nil)
-        defer { for unsafe pointer in unsafe pointers { unsafe free(pointer) } }
+        defer { for unsafepointer in unsafe pointers { unsafe free(pointer) } }
         return unsafe pointers.withUnsafeBufferPointer { unsafe body($0.baseAddress!) }
     }
 }

@@ -24,7 +24,8 @@ struct SSHCommand: MachineVerb {
               that of ssh; 1 if it cannot be run, 64 if the command line is wrong
             """)
 
-    @Argument(parsing: .captureForPassthrough, help: "Name, and what is passed to ssh.", completion: MachineCompletion.names)
+    @Argument(
+        parsing: .captureForPassthrough, help: "Name, and what is passed to ssh.", completion: MachineCompletion.names)
     var words: [String] = []
 
     func run() throws {
@@ -43,7 +44,8 @@ struct SSHCommand: MachineVerb {
             throw ExitCode(MachineTool.failure)
         }
         MachineTool.become("ssh", Self.arguments(port, files, definition) + words.dropFirst())
-        StandardError().say("ssh cannot be run: \(SystemCallError.last("execvp").reason); `apt-get install openssh-client` installs it")
+        StandardError().say(
+            "ssh cannot be run: \(SystemCallError.last("execvp").reason); `apt-get install openssh-client` installs it")
         throw ExitCode(MachineTool.failure)
     }
 

@@ -42,7 +42,8 @@ struct StartCommand: MachineVerb {
         }
         // Relative paths of the definition begin there.
         guard lock.files.directory.withRawCString({ unsafe chdir($0) }) == 0 else {
-            StandardError().say("could not enter \(lock.files.directory.printable): \(SystemCallError.last("chdir").reason)")
+            StandardError().say(
+                "could not enter \(lock.files.directory.printable): \(SystemCallError.last("chdir").reason)")
             throw ExitCode(MachineTool.failure)
         }
         let status = MachineTool.run("/proc/self/exe", ["run"] + words)
@@ -75,10 +76,11 @@ struct StartCommand: MachineVerb {
 extension String {
     /// As a path is written in a list of options.
     var commaDoubled: String {
-        String(unicodeScalars.reduce(into: String.UnicodeScalarView()) { text, scalar in
-            if scalar == "," { text.append(",") }
-            text.append(scalar)
-        })
+        String(
+            unicodeScalars.reduce(into: String.UnicodeScalarView()) { text, scalar in
+                if scalar == "," { text.append(",") }
+                text.append(scalar)
+            })
     }
 }
 
@@ -99,7 +101,8 @@ struct StopCommand: MachineVerb {
             """)
 
     @Option(
-        help: ArgumentHelp("Seconds that the guest has to power off before the machine is ended.", valueName: "seconds"),
+        help: ArgumentHelp(
+            "Seconds that the guest has to power off before the machine is ended.", valueName: "seconds"),
         transform: wholeNumber(1...86_400))
     var timeout: Int?
 
@@ -165,7 +168,8 @@ struct RestartCommand: MachineVerb {
         discussion: MachineTool.exitStatuses)
 
     @Option(
-        help: ArgumentHelp("Seconds that the guest has to power off before the machine is ended.", valueName: "seconds"),
+        help: ArgumentHelp(
+            "Seconds that the guest has to power off before the machine is ended.", valueName: "seconds"),
         transform: wholeNumber(1...86_400))
     var timeout: Int?
 
