@@ -9,8 +9,8 @@ internal import Linux
 ///     prealloc = true
 ///     disk = ["disk.qcow2,backing-dir=/srv/images", "data.raw"]
 ///
-/// Values are strings of one line, basic or literal, decimal integers, `true`, and arrays of strings. Everything else of
-/// TOML is refused with its line: tables, other kinds of values, keys with dots or quotes.
+/// Values are strings of one line, basic or literal, decimal integers, `true`, and arrays of strings. Everything else
+/// of TOML is refused with its line: tables, other kinds of values, keys with dots or quotes.
 enum DefinitionText {
     /// Bytes; a longer file is no definition.
     static let limit = 1 << 20

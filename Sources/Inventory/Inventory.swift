@@ -8,8 +8,8 @@ internal import Linux
 /// anew.
 ///
 /// A machine exists if its definition does. Its directory is locked (flock(2)) by the verb that changes the machine. A
-/// directory without a definition that has the file `.unfinished` is the rest of a `create` or `delete` that was killed:
-/// ``sweep()`` removes it.
+/// directory without a definition that has the file `.unfinished` is the rest of a `create` or `delete` that was
+/// killed: ``sweep()`` removes it.
 public struct Inventory: Sendable {
     public let directories: Directories
 

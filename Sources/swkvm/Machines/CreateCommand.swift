@@ -167,6 +167,10 @@ struct CreateCommand: MachineVerb {
         func build(_ files: MachineFiles, _ report: inout [String]) throws(Failure) -> Definition {
             var definition = definition
             let disk = files.directory + "/disk.qcow2"
+            // Said in the definition, so that the start need not explain what boots.
+            if image == nil, definition.value(of: "kernel") == nil, definition.value(of: "boot") == nil {
+                definition.set("kernel", to: RunCommand.bundled)
+            }
             if let image {
                 let argument: DiskArgument
                 // It was parsed before.
