@@ -19,10 +19,11 @@ import Testing
 
     @Test func optionsAreStoredInTheirOrder() throws {
         #expect(
-            try options("--cpus", "2", "--prealloc", "--mem=2G", "--hugepages", "--rng", "max-bytes=1K", "--shared") == [
-                Option("cpus", "2"), Option("prealloc"), Option("mem", "2G"), Option("hugepages"),
-                Option("rng", "max-bytes=1K"), Option("shared"),
-            ])
+            try options("--cpus", "2", "--prealloc", "--mem=2G", "--hugepages", "--rng", "max-bytes=1K", "--shared")
+                == [
+                    Option("cpus", "2"), Option("prealloc"), Option("mem", "2G"), Option("hugepages"),
+                    Option("rng", "max-bytes=1K"), Option("shared"),
+                ])
         let request = try CreateCommand.Request([
             "web", "a.qcow2,queues=2", "--disk-size=20G", "--copy", "--cpus", "2", "--start",
         ])
@@ -45,9 +46,10 @@ import Testing
                     Option("disk", "nbd://host/x"), Option("ssh-key", here + "/id.pub"), Option("metrics", here + "/m"),
                     Option("console", "unix:\(here)/s,,t,log=\(here)/l"), Option("gdb", "unix:\(here)/g"),
                 ])
-        #expect(try options("--kernel", "bundled", "--gdb", "1234", "--console", "pty") == [
-            Option("kernel", "bundled"), Option("gdb", "1234"), Option("console", "pty"),
-        ])
+        #expect(
+            try options("--kernel", "bundled", "--gdb", "1234", "--console", "pty") == [
+                Option("kernel", "bundled"), Option("gdb", "1234"), Option("console", "pty"),
+            ])
     }
 
     @Test(arguments: [
@@ -90,9 +92,11 @@ import Testing
         #expect(ports.map(\.address) == ["127.0.0.1", "10.0.0.1"])
     }
 
-    @Test(arguments: [
-        (0, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h 0 min"), (90_061, "1 d 1 h"),
-    ] as [(UInt64, String)]) func durations(seconds: UInt64, text: String) {
+    @Test(
+        arguments: [
+            (0, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h 0 min"), (90_061, "1 d 1 h"),
+        ] as [(UInt64, String)]) func durations(seconds: UInt64, text: String)
+    {
         #expect(MachineState.duration(seconds) == text)
     }
 
@@ -108,5 +112,7 @@ import Testing
 
 extension Inventory {
     /// The files of a machine, whether it is defined or not.
-    fileprivate func testFiles(_ name: String) throws -> MachineFiles { MachineFiles(try MachineName(name), directories) }
+    fileprivate func testFiles(_ name: String) throws -> MachineFiles {
+        MachineFiles(try MachineName(name), directories)
+    }
 }

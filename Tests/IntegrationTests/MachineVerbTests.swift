@@ -226,7 +226,8 @@ import Testing
             create.send(signal: SIGKILL)
             _ = try create.waitForEnd()
             _ = try swkvm("list")
-            let isDefined = try shell("ls '\(home)/definitions' 2>/dev/null | grep -c '^m\(round).toml$' || true") == "1\n"
+            let isDefined =
+                try shell("ls '\(home)/definitions' 2>/dev/null | grep -c '^m\(round).toml$' || true") == "1\n"
             let hasData = try shell("ls '\(home)/machines' 2>/dev/null | grep -c '^m\(round)$' || true") == "1\n"
             #expect(isDefined == hasData)
             if isDefined {
@@ -248,7 +249,9 @@ import Testing
         #expect(try edit("sed -i 's/64M/96M/'").output.text == "web: changed\n")
         #expect(try swkvm("info", "web").output.text.contains("--mem 96M"))
         #expect(try edit("false", status: 1).errors.text.contains("nothing was changed"))
-        #expect(try edit("sed -i 's/mem/memory/'", status: 1).errors.text.contains("nothing was changed, and your text is in"))
+        #expect(
+            try edit("sed -i 's/mem/memory/'", status: 1).errors.text.contains(
+                "nothing was changed, and your text is in"))
         #expect(try swkvm("info", "web").output.text.contains("--mem 96M"))
     }
 
@@ -281,9 +284,11 @@ import Testing
         #expect(try shell("cat '\(directory("log"))'").contains(kernel))
         for (words, status, sentence) in [
             (["--daemon", directory("log"), "--console", "stdio"], 64, "--daemon and --console stdio"),
-            (["--daemon", directory("none/log")], 66, "No such file"), (["--daemon", "/dev/null"], 64, "not a regular file"),
+            (["--daemon", directory("none/log")], 66, "No such file"),
+            (["--daemon", "/dev/null"], 64, "not a regular file"),
             (["--daemon", directory("log"), "--pid-file", directory("log")], 64, "use the same file"),
-            (["--pid-file", directory("none/pid")], 66, "No such file"), (["--pid-file", "/dev/null"], 66, "not a regular"),
+            (["--pid-file", directory("none/pid")], 66, "No such file"),
+            (["--pid-file", "/dev/null"], 66, "not a regular"),
             (["--pid-file", kernel, "--kernel", kernel], 64, "use the same file"),
         ] as [([String], Int32, String)] {
             let machine = try Program.machine(words)

@@ -148,8 +148,10 @@ import Testing
         var generator = SeededGenerator(seed: 11)
         let pieces = ["cpus", " = ", "\"", "'", "[", "]", ",", "\\", "u", "0", "\n", "#", "\r", "true", "\u{e9}", "="]
         for _ in 0..<3000 {
-            let text = (0..<Int.random(in: 0...12, using: &generator)).map { _ in pieces.randomElement(using: &generator)! }
-                .joined()
+            let text = (0..<Int.random(in: 0...12, using: &generator)).map { _ in
+                pieces.randomElement(using: &generator)!
+            }
+            .joined()
             if let definition = try? DefinitionText.parse(text) {
                 #expect((try? DefinitionText.parse(DefinitionText.text(of: definition))) != nil, "\(text)")
             }
