@@ -166,7 +166,13 @@ private final class CompletingShell {
             ("swkvm image check --format ", ["qcow2"]),
             ("swkvm image create --preallocation ", ["falloc", "full", "metadata", "off"]),
             ("swkvm image check --repair ", ["all", "leaks"]),
-            ("swkvm help ", ["doctor", "image", "run"]),
+            (
+                "swkvm help ",
+                [
+                    "console", "create", "delete", "doctor", "edit", "image", "info", "list", "logs", "restart", "run",
+                    "ssh", "start", "stop",
+                ]
+            ),
             ("swkvm help image snapshot ", ["apply", "create", "delete", "list"]),
         ]
         for (text, words) in expected { #expect(try shell.offers(for: text) == words, "\(kind): \(text)") }
