@@ -29,7 +29,8 @@ public struct Directories: Equatable, Sendable {
         func path(_ variable: String) -> String? {
             environment(variable).flatMap { $0.utf8.first == UInt8(ascii: "/") ? $0 : nil }
         }
-        if let home = path("SWKVM_HOME") {
+        if let given = environment("SWKVM_HOME"), !given.isEmpty {
+            guard let home = path("SWKVM_HOME") else { throw .noHome }
             self.init(definitions: home + "/definitions", data: home + "/machines", runtime: home + "/run")
             return
         }

@@ -38,7 +38,7 @@ public enum InventoryError: Error, Equatable, CustomStringConvertible {
         case .badDefinition(let path, let line, let problem): "\(path.printable), line \(line): \(problem)"
         case .unsafeDirectory(let path):
             "\(path.printable) is not a directory of this user that others cannot write to"
-        case .noHome: "neither HOME nor SWKVM_HOME is set to an absolute path, so there is no place for machines"
+        case .noHome: "SWKVM_HOME, or else HOME, has to be an absolute path: there is no other place for machines"
         case .system(let purpose, let path, let error):
             "could not \(purpose) \(path.printable): \(error.reason) (\(error.call))"
         }
