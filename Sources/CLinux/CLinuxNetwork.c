@@ -5,7 +5,35 @@
 
 #include <net/if.h>
 #include <nss.h>
+#include <spawn.h>
 #include <sys/auxv.h>
+
+int clinux_spawn(pid_t *process, const char *path, char *const *arguments, int socket, int errors) {
+    // Above the numbers that they get: none is overwritten before it has been used.
+    int high_socket = fcntl(socket, F_DUPFD_CLOEXEC, 10), high_errors = fcntl(errors, F_DUPFD_CLOEXEC, 10);
+    int status = high_socket < 0 || high_errors < 0 ? errno : 0;
+    posix_spawn_file_actions_t files;
+    posix_spawnattr_t attributes;
+    posix_spawn_file_actions_init(&files);
+    posix_spawnattr_init(&attributes);
+    if (!status) status = posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDWR, 0);
+    if (!status) status = posix_spawn_file_actions_adddup2(&files, 0, 1);
+    if (!status) status = posix_spawn_file_actions_adddup2(&files, high_errors, 2);
+    if (!status) status = posix_spawn_file_actions_adddup2(&files, high_socket, 3);
+    if (!status) status = posix_spawn_file_actions_addclosefrom_np(&files, 4);
+    sigset_t none, all;
+    sigemptyset(&none);
+    sigfillset(&all);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setsigdefault(&attributes, &all);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    if (!status) status = posix_spawn(process, path, &files, &attributes, arguments, environ);
+    posix_spawnattr_destroy(&attributes);
+    posix_spawn_file_actions_destroy(&files);
+    if (high_socket >= 0) close(high_socket);
+    if (high_errors >= 0) close(high_errors);
+    return status;
+}
 
 int clinux_tun_attach(int fd, char *name, unsigned flags) {
     struct ifreq request;

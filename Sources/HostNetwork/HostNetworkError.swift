@@ -7,8 +7,8 @@ public import Linux
 public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
     case badMACAddress(String, MACAddress.Problem)
     case badInterfaceName(String, InterfaceName.Problem)
-    /// An MTU outside 68…65521.
-    case badMTU(Int)
+    /// An MTU that such an interface cannot have.
+    case badMTU(Int, possible: ClosedRange<Int> = NetworkBackend.possibleMTU)
     /// /dev/net/tun is not there, or no driver is behind it.
     case tunMissing(SystemCallError)
     /// /dev/net/tun is there but may not be opened.
@@ -34,6 +34,17 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
     case namespaceLocked
     /// An action that needs CAP_NET_ADMIN; `command` does it beforehand as an administrator.
     case notPermitted(action: String, command: String)
+    /// There is no passt in PATH.
+    case passtMissing
+    /// passt did not start; the sentence after its name.
+    case passtFailed(String)
+    /// passt found nothing on the host that leads anywhere.
+    case noExternalInterface
+    /// passt cannot listen on a port; nil when this process could.
+    case cannotPublish(PublishedPort, errno: Int32?)
+    case badPublishedPort(String, PublishedPort.Problem)
+    /// A socket that cannot be connected to.
+    case streamUnavailable(String, SystemCallError)
     /// The kernel refused for another reason; `explanation` is its own text, if it gave one.
     case refused(action: String, SystemCallError, explanation: String)
 
@@ -71,8 +82,8 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
             "the interface name '\(text)' has the character \(String(reflecting: character)), which is not allowed: use letters, digits, '-', '_' and '.'"
         case .badInterfaceName(let text, .reserved):
             "'\(text)' cannot be the name of a network interface: use letters, digits, '-', '_' and '.'"
-        case .badMTU(let mtu):
-            "an MTU of \(mtu) is not possible: give \(NetworkBackend.possibleMTU.lowerBound) to \(NetworkBackend.possibleMTU.upperBound)"
+        case .badMTU(let mtu, let possible):
+            "an MTU of \(mtu) is not possible: give \(possible.lowerBound) to \(possible.upperBound)"
         case .tunMissing(let error):
             "TAPs are unavailable: /dev/net/tun is missing (\(error.reason)): load the driver with `modprobe tun`"
         case .tunDenied(let error):
@@ -116,8 +127,41 @@ public enum HostNetworkError: Error, Equatable, CustomStringConvertible {
             "another process holds the lock of the network namespace (flock on /proc/self/ns/net): end it and try again"
         case .notPermitted(let action, let command):
             "\(action) needs CAP_NET_ADMIN: run as root, or have an administrator do it beforehand: `\(command)`"
+        case .passtMissing:
+            "passt is not installed, which --net user needs: apt install passt"
+        case .passtFailed(let what):
+            "passt \(what)"
+        case .noExternalInterface:
+            "passt found no network interface of this host with a default route: connect the host to a network, or give --net tap= or --net none"
+        case .cannotPublish(let port, let errno):
+            Self.sentence(port, errno)
+        case .badPublishedPort(let text, .notation):
+            "publish=\(text) is not a port to publish; expected [ADDRESS:]PORT:GUESTPORT[/udp], such as publish=2222:22"
+        case .badPublishedPort(let text, .address):
+            "publish=\(text) has no valid address; expected an IPv4 address of this host, an IPv6 address in brackets, or none for \(PublishedPort.usualAddress)"
+        case .badPublishedPort(let text, .port):
+            "publish=\(text) has no valid ports; expected two numbers from 1 to 65535, such as publish=2222:22"
+        case .streamUnavailable(let path, let error):
+            switch error.errno {
+            case ENOENT: "there is no socket \(path.printable): start the program that listens there first"
+            case ECONNREFUSED: "no program listens on the socket \(path.printable): start it first"
+            case ENAMETOOLONG: "the path of a socket has 1 to 107 bytes, \(path.printable) has \(path.utf8.count)"
+            default: "connecting to the socket \(path.printable) failed: \(error.reason)"
+            }
         case .refused(let action, let error, let explanation):
             "\(action) failed: \(error.reason)" + (explanation.isEmpty ? "" : " (\(explanation))")
+        }
+    }
+
+    private static func sentence(_ port: PublishedPort, _ error: Int32?) -> String {
+        let start = "port \(port.port) (\(port.isUDP ? "UDP" : "TCP")) of \(port.address) cannot be published: "
+        switch error {
+        case EADDRINUSE?: return start + "another program uses it"
+        case EACCES?: return start + "ports below 1024 need CAP_NET_BIND_SERVICE; use a higher one"
+        case EADDRNOTAVAIL?: return start + "no interface of this host has that address"
+        case let error?: return start + SystemCallError("bind", errno: error).reason
+        case nil where port.isIPv6: return start + "passt uses IPv6 only on a host with a default route for it"
+        case nil: return start + "passt was not allowed to listen there"
         }
     }
 

@@ -11,6 +11,14 @@ public enum NetworkBackend: Equatable, Sendable {
     case tap(InterfaceName?, bridge: BridgePort? = nil, mtu: Int? = nil)
     /// Descriptors from the starting process, at least one: the queues of a TAP or macvtap.
     case descriptors([Int32])
+    /// passt, which gives the guest the network of the user who starts the machine.
+    /// - Parameters:
+    ///   - publish: ports of the host that lead to the guest.
+    ///   - mtu: in bytes, one of ``FrameStream/possibleMTU``; nil for passt's own.
+    case user(publish: [PublishedPort] = [], mtu: Int? = nil)
+    /// A UNIX socket that a program listens on which carries frames.
+    /// - Parameter mtu: as for passt; nil for Ethernet's own.
+    case stream(path: String, mtu: Int? = nil)
 
     /// A descriptor of an interface with one queue.
     public static func descriptor(_ number: Int32) -> NetworkBackend { .descriptors([number]) }
@@ -52,18 +60,25 @@ public struct HostDrops: Equatable, Sendable {
     }
 }
 
-/// A TAP that is ready for a machine. What was changed on the host for it is changed back when the value ends,
-/// last change first; also when its making fails half-way.
+/// A TAP, or a stream, that is ready for a machine. What was changed on the host for it is changed back when the value
+/// ends, last change first; also when its making fails half-way.
 ///
 /// A created TAP vanishes, also by `kill -9`. A found one gets its bridge, MTU and state of before. A marked bridge
 /// is removed when its last port leaves (``Bridge/mark``).
 public struct NetworkAttachment: ~Copyable, Sendable {
-    public let tap: TAPDevice
+    private enum Carrier: ~Copyable, Sendable {
+        case tap(TAPDevice)
+        case stream(FrameStream)
+    }
+
+    /// The interface's name; what a stream is connected to.
+    public let name: String
+    private let carrier: Carrier
     /// The largest frame without its Ethernet header, in bytes, as it was found or set at first.
     public let mtu: Int
     /// Indicates whether a guest may leave checksums and segmentation to the host.
     public let offloads: OffloadDecision
-    /// The interface's index in the namespace where it was looked up; 0 if it was not found there.
+    /// The interface's index in the namespace where it was looked up; 0 if it was not found there, and for a stream.
     private let index: Int32
     /// A macvtap's own directions are the guest's, those of a TAP the host's.
     private let isMACVTAP: Bool
@@ -89,6 +104,12 @@ public struct NetworkAttachment: ~Copyable, Sendable {
             self.init(
                 tap: tap, mtu: link?.mtu ?? 1500, index: link?.index ?? 0, offloads: decision,
                 isMACVTAP: link.map { $0.tun == nil } ?? false, changes: nil)
+        case .user(let ports, let mtu):
+            let mtu = try Self.checked(mtu) ?? Passt.usualMTU
+            self.init(stream: try Passt.start(publishing: ports, mtu: mtu), mtu: mtu)
+        case .stream(let path, let mtu):
+            let mtu = try Self.checked(mtu) ?? FrameStream.usualMTU
+            self.init(stream: try FrameStream.connect(to: path), mtu: mtu)
         case .tap(let name, let port, let mtu):
             var changes = HostChanges(netlink: try RouteNetlink(), namespace: try NetworkNamespace.current())
             let tap = try changes.attach(name, to: port, mtu: mtu, queues: queues)
@@ -96,6 +117,11 @@ public struct NetworkAttachment: ~Copyable, Sendable {
             let decision = try changes.decide(offload)
             self.init(tap: tap, mtu: given, index: index, offloads: decision, isMACVTAP: false, changes: changes)
         }
+    }
+
+    private static func checked(_ mtu: Int?) throws(HostNetworkError) -> Int? {
+        if let mtu, !FrameStream.possibleMTU.contains(mtu) { throw .badMTU(mtu, possible: FrameStream.possibleMTU) }
+        return mtu
     }
 
     /// For tests and benchmarks: a TAP that is not changed.
@@ -108,7 +134,8 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         tap: consuming TAPDevice, mtu: Int, index: Int32, offloads: OffloadDecision, isMACVTAP: Bool,
         changes: consuming HostChanges?
     ) {
-        self.tap = tap
+        name = tap.name.text
+        carrier = .tap(tap)
         self.mtu = mtu
         self.index = index
         self.offloads = offloads
@@ -116,6 +143,78 @@ public struct NetworkAttachment: ~Copyable, Sendable {
         self.changes = changes
         netlink = Guarded(index == 0 ? nil : try? RouteNetlink())
     }
+
+    package init(stream: consuming FrameStream, mtu: Int = FrameStream.usualMTU) {
+        name = stream.name
+        carrier = .stream(stream)
+        self.mtu = mtu
+        index = 0
+        offloads = OffloadDecision(isOn: false, reason: "its peer takes complete frames only")
+        isMACVTAP = false
+        changes = nil
+        netlink = Guarded(nil)
+    }
+
+    // MARK: Frames
+
+    /// Indicates whether frames are in a byte stream, each behind its length.
+    public var isStream: Bool {
+        switch carrier {
+        case .tap: false
+        case .stream: true
+        }
+    }
+
+    /// Pairs of queues that it can serve.
+    public var queueCount: Int {
+        switch carrier {
+        case .tap(let tap): tap.queues.count
+        case .stream: 1
+        }
+    }
+
+    /// Bytes of the virtio header before each frame, or 0.
+    public var headerSize: Int {
+        switch carrier {
+        case .tap(let tap): tap.headerSize
+        case .stream: 0
+        }
+    }
+
+    /// The number for `epoll` and for reads and writes, valid while this value lives.
+    public func descriptor(ofQueue index: Int) -> Int32 {
+        switch carrier {
+        case .tap(let tap): tap.queues[index].number
+        case .stream(let stream): stream.descriptor
+        }
+    }
+
+    /// A queue of a TAP; nil for a stream.
+    public func queue(_ index: Int) -> TAPQueue? {
+        switch carrier {
+        case .tap(let tap): tap.queues[index]
+        case .stream: nil
+        }
+    }
+
+    /// Sets what the host may leave undone (``TAPDevice/setOffloads(_:)``); for a stream, that is nothing.
+    @discardableResult
+    public func setOffloads(_ offloads: TAPOffloads) -> Bool {
+        switch carrier {
+        case .tap(let tap): tap.setOffloads(offloads)
+        case .stream: offloads.isEmpty
+        }
+    }
+
+    /// Closes the connection of a stream, for its peer and for reads and writes here.
+    public func endStream() {
+        switch carrier {
+        case .tap: break
+        case .stream(let stream): stream.end()
+        }
+    }
+
+    // MARK: The host
 
     /// What another process needs to restore the host's state (``restoreHost()``); empty when nothing was changed.
     public var restoringDescriptors: [Int32] {

@@ -298,8 +298,8 @@ public struct Configuration: Sendable {
     /// A network interface.
     public struct Network: Sendable {
         public var backend: NetworkBackend
-        /// nil: derived from the host's machine-id, the machine's name and the TAP's, so it stays the same from run to
-        /// run (``HostIdentity``).
+        /// nil: derived from the host's machine-id, the machine's name and the TAP's
+        /// (``identity(ofNetwork:interface:)``), so it stays the same from run to run (``HostIdentity``).
         public var mac: MACAddress?
         /// Indicates whether the guest is held to its address: it cannot change it, and frames from another are
         /// dropped.
@@ -310,8 +310,10 @@ public struct Configuration: Sendable {
         /// the interface.
         public var offload: Bool?
         /// Pairs of virtqueues, each with a thread and a queue of the TAP, 1 … ``TAPDevice/maximumQueues``; there are
-        /// as many as descriptors that are passed on.
+        /// as many as descriptors that are passed on, and one of a stream.
         public var queues: Int
+        /// The machine runs without it where the host does not provide it.
+        public var isOptional = false
 
         public init(_ backend: NetworkBackend, mac: MACAddress? = nil, offload: Bool? = nil, queues: Int = 1) {
             self.backend = backend
@@ -325,6 +327,7 @@ public struct Configuration: Sendable {
     /// - Throws: `networks`.
     public func checkNetworks() throws(MachineError) {
         var taps: Set<InterfaceName> = [], descriptors: Set<Int32> = [], addresses: Set<MACAddress> = []
+        var ports: Set<[Int]> = []
         for network in networks {
             switch network.backend {
             case .tap(let name?, _, _):
@@ -333,9 +336,25 @@ public struct Configuration: Sendable {
                 for number in numbers where !descriptors.insert(number).inserted {
                     throw .networks(.sameDescriptor(number))
                 }
-            case .tap: break
+            case .user(let published, _):
+                // passt accepts no port at two addresses.
+                for port in published where !ports.insert([Int(port.port), port.isUDP ? 1 : 0]).inserted {
+                    throw .networks(.samePort(port.port, isUDP: port.isUDP))
+                }
+            case .tap, .stream: break
             }
             if let address = network.mac, !addresses.insert(address).inserted { throw .networks(.sameAddress(address)) }
+        }
+    }
+
+    /// What a network interface's address is derived from: the TAP's name, or what cannot be the name of one.
+    func identity(ofNetwork index: Int, interface: String) -> String {
+        switch networks[index].backend {
+        case .tap, .descriptors: return interface
+        case .stream(let path, _): return "stream \(path)"
+        case .user:
+            let number = networks[..<index].count { if case .user = $0.backend { true } else { false } }
+            return "user network \(number)"
         }
     }
 
@@ -344,12 +363,15 @@ public struct Configuration: Sendable {
         case sameTAP(InterfaceName)
         case sameDescriptor(Int32)
         case sameAddress(MACAddress)
+        case samePort(UInt16, isUDP: Bool)
 
         public var description: String {
             switch self {
             case .sameTAP(let name): "two network interfaces use the TAP \(name): give each a TAP of its own"
             case .sameDescriptor(let number):
                 "two network interfaces use the descriptor \(number): give each one of its own"
+            case .samePort(let port, let isUDP):
+                "port \(port) (\(isUDP ? "UDP" : "TCP")) is published twice: use each port of the host once"
             case .sameAddress(let address):
                 "two network interfaces have the MAC address \(address): give each one of its own with mac="
             }

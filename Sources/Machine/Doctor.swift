@@ -61,7 +61,9 @@ struct Examination {
     let isRoot: Bool
 
     /// What depends on a device that cannot be opened is omitted: it cannot be examined.
-    var findings: [Doctor.Finding] { kvm(at: "/dev/kvm") + proc() + memory() + [uring()] + network() + sandbox() }
+    var findings: [Doctor.Finding] {
+        kvm(at: "/dev/kvm") + proc() + memory() + [uring()] + network() + [passt()] + sandbox()
+    }
 
     // MARK: Commands
 
@@ -282,6 +284,13 @@ struct Examination {
                 }
             return [Doctor.Finding(.limited, path, "\(error.reason): --net tap= is unavailable", fix: remedy)]
         }
+    }
+
+    private func passt() -> Doctor.Finding {
+        if let path = Passt.find() { return Doctor.Finding(.good, "passt", "\(path); --net user is available") }
+        return Doctor.Finding(
+            .limited, "passt", "not installed: --net user, the network of an IMAGE, is unavailable",
+            fix: asRoot("apt install passt"))
     }
 
     private func netAdmin() -> Doctor.Finding {

@@ -49,10 +49,11 @@ public struct HostIdentity: Sendable {
     }
 
     /// The address of a machine's network card: the same at every start on this host for the same name and interface.
-    /// - Parameter interface: the host's end of the card, of which a network namespace has one.
-    public func address(ofMachine name: String, interface: InterfaceName) -> MACAddress {
+    /// - Parameter interface: the name of the host's end of the card, of which a network namespace has one; for a card
+    ///   without an interface of the host, what cannot be the name of one.
+    public func address(ofMachine name: String, interface: String) -> MACAddress {
         MACAddress(
-            locallyAdministered: digest(["mac", name, interface.text]).prefix(6).reduce(0) { $0 << 8 | UInt64($1) })
+            locallyAdministered: digest(["mac", name, interface]).prefix(6).reduce(0) { $0 << 8 | UInt64($1) })
     }
 
     /// HMAC-SHA256 of the words, each with a zero behind it.

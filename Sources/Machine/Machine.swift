@@ -52,7 +52,8 @@ public final class Machine: Sendable {
     ) throws(MachineError) {
         guard configuration.cpus > 0 else { throw .noCPUs(configuration.cpus) }
         try VirtioSlot.checkCount(
-            configuration.disks.count + (configuration.seed == nil ? 0 : 1) + configuration.networks.count
+            configuration.disks.count + (configuration.seed == nil ? 0 : 1)
+                + configuration.networks.count { !$0.isOptional }
                 + (configuration.entropy == nil ? 0 : 1),
             configuration.bus)
         try NodeLayout.check(configuration)

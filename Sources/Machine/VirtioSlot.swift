@@ -96,7 +96,8 @@ struct VirtioSlot: Sendable {
         // Networks last: what they change on the host is undone when a later step fails, but better not done at all.
         var addresses: Set<MACAddress> = []
         for (index, network) in configuration.networks.enumerated() {
-            let device = try makeNetwork(network, index: index, configuration, log: log)
+            if network.isOptional, devices.count >= maximumCount(configuration.bus) { continue }
+            guard let device = try makeNetwork(network, index: index, configuration, log: log) else { continue }
             guard addresses.insert(device.address).inserted else { throw .networks(.sameAddress(device.address)) }
             devices.append(device)
         }
@@ -150,17 +151,27 @@ struct VirtioSlot: Sendable {
         } catch { throw .disk(error) }
     }
 
+    /// - Returns: nil for an interface that the machine can do without, and that the host does not provide.
     private static func makeNetwork(
         _ network: Configuration.Network, index: Int, _ configuration: Configuration, log: Logger
-    ) throws(MachineError) -> NetworkDevice {
-        let attachment = try attach(network)
+    ) throws(MachineError) -> NetworkDevice? {
         let log = log.of("net\(index)")
+        let attachment: NetworkAttachment
+        do throws(MachineError) { attachment = try attach(network) } catch {
+            guard network.isOptional, case .network(let error) = error else { throw error }
+            log.notice("the guest has no network interface: \(error). Choose one with --net, or --net none")
+            return nil
+        }
         // An interface that is slower than possible without a request for that deserves more than a line that is
         // usually hidden.
         let offloads = attachment.offloads
-        log.log(level: network.offload == nil && !offloads.isOn ? .notice : .info, "\(offloads)")
+        let isUnexpected = network.offload == nil && !offloads.isOn && !attachment.isStream
+        log.log(level: isUnexpected ? .notice : .info, "\(offloads)")
         let address =
-            network.mac ?? HostIdentity().address(ofMachine: configuration.name, interface: attachment.tap.name)
+            network.mac
+            ?? HostIdentity().address(
+                ofMachine: configuration.name,
+                interface: configuration.identity(ofNetwork: index, interface: attachment.name))
         do throws(SystemCallError) {
             return try NetworkDevice(
                 name: "net\(index)", address: address, attachment: attachment,

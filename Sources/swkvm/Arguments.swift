@@ -5,7 +5,6 @@ internal import Devices
 internal import DiskImage
 internal import Glibc
 internal import GuestMemory
-internal import HostNetwork
 internal import Linux
 internal import Machine
 
@@ -304,119 +303,5 @@ struct DiskArgument {
         disk = Configuration.Disk(path: path, options: options, serial: serial, queues: queues)
         disk.keys = keys
         do { disk.limit = try limit.limit() } catch { throw ArgumentProblem("disk \(path): \(error)") }
-    }
-}
-
-/// `--net tap=NAME,…` or `--net fd=N,…`.
-struct NetworkArgument {
-    static let completion = ValueCompletion.list([
-        "tap=@tap%fd", "bridge=@bridge%fd", "create%fd", "mac=", "mac-lock=on/off", "mtu=%fd", "offload=on/off",
-        "queues=%fd",
-        "rx-bps=", "rx-bps-burst=", "rx-pps=", "rx-pps-burst=", "tx-bps=", "tx-bps-burst=", "tx-pps=", "tx-pps-burst=",
-        "fd=%tap/bridge/create/mtu/queues",
-    ])
-
-    private(set) var network: Configuration.Network
-
-    init(parsing argument: String) throws {
-        var tap: InterfaceName?
-        var bridge: InterfaceName?
-        var create = false
-        var mac: MACAddress?
-        var isMACLocked = false
-        var mtu: Int?
-        var descriptors: [Int32]?
-        var queues: Int?
-        var offload: Bool?
-        var receive = LimitWords(prefix: "rx-", operations: "pps")
-        var transmit = LimitWords(prefix: "tx-", operations: "pps")
-        for (key, value) in try OptionList(argument).unique() {
-            if try receive.take(key, value) || transmit.take(key, value) { continue }
-            switch (key, value) {
-            case ("tap", let value?): tap = try InterfaceName(value)
-            case ("bridge", let value?): bridge = try InterfaceName(value)
-            case ("create", nil): create = true
-            case ("mac", let value?): mac = try MACAddress(parsing: value)
-            case ("mac-lock", "on"): isMACLocked = true
-            case ("mac-lock", "off"): isMACLocked = false
-            case ("mac-lock", let value):
-                throw ArgumentProblem(
-                    "mac-lock\(value.map { "=" + $0 } ?? "") is not recognized; expected mac-lock=on or mac-lock=off")
-            case ("mtu", let value?):
-                guard let number = Int(value), NetworkBackend.possibleMTU.contains(number) else {
-                    throw ArgumentProblem(
-                        "mtu=\(value) is not a valid MTU; expected \(NetworkBackend.possibleMTU.lowerBound) to \(NetworkBackend.possibleMTU.upperBound)"
-                    )
-                }
-                mtu = number
-            case ("offload", "on"): offload = true
-            case ("offload", "off"): offload = false
-            case ("offload", let value):
-                throw ArgumentProblem(
-                    "offload\(value.map { "=" + $0 } ?? "") is not recognized; expected offload=on or offload=off")
-            case ("queues", let value?):
-                guard let number = Int(value), Self.possibleQueues.contains(number) else {
-                    throw ArgumentProblem(
-                        "queues=\(value) is not valid; expected a number from 1 to \(TAPDevice.maximumQueues)")
-                }
-                queues = number
-            case ("fd", let value?): descriptors = try Self.descriptors(value)
-            default:
-                throw ArgumentProblem(
-                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst= or fd="
-                )
-            }
-        }
-        var limits = NetworkLimits()
-        limits.receive = try receive.limit()
-        limits.transmit = try transmit.limit()
-        if let descriptors {
-            guard tap == nil, bridge == nil, !create, mtu == nil else {
-                throw ArgumentProblem(
-                    "fd= passes a TAP that is already configured: it cannot be combined with tap=, bridge=, create or mtu="
-                )
-            }
-            guard queues == nil || queues == descriptors.count else {
-                throw ArgumentProblem(
-                    "queues=\(queues ?? 0) needs as many descriptors; fd= has \(descriptors.count). Give one for each queue: fd=3:4"
-                )
-            }
-            network = Configuration.Network(
-                .descriptors(descriptors), mac: mac, offload: offload, queues: descriptors.count)
-            network.isMACLocked = isMACLocked
-            network.limits = limits
-            return
-        }
-        guard let tap else { throw ArgumentProblem("a network interface needs tap=NAME or fd=N") }
-        guard bridge != nil || !create else { throw ArgumentProblem("create requires bridge=NAME") }
-        network = Configuration.Network(
-            .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu), mac: mac,
-            offload: offload,
-            queues: queues ?? 1)
-        network.isMACLocked = isMACLocked
-        network.limits = limits
-    }
-
-    private static let possibleQueues = 1...TAPDevice.maximumQueues
-
-    /// `7`, or `7:8:9`, one for each queue.
-    private static func descriptors(_ text: String) throws -> [Int32] {
-        let descriptors = try text.split(separator: ":", omittingEmptySubsequences: false).map { part in
-            guard let number = Int32(part), number >= 0 else {
-                throw ArgumentProblem(
-                    "fd=\(text) is not a file descriptor number; expected one such as 3, or several with colons between them"
-                )
-            }
-            guard number > 2 else {
-                throw ArgumentProblem("fd=\(text) is a standard stream; expected the descriptor of a TAP, 3 or higher")
-            }
-            return number
-        }
-        guard possibleQueues.contains(descriptors.count) else {
-            throw ArgumentProblem(
-                "fd= has \(descriptors.count) descriptors; expected 1 to \(TAPDevice.maximumQueues), one for each queue"
-            )
-        }
-        return descriptors
     }
 }

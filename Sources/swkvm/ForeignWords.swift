@@ -136,7 +136,9 @@ enum ForeignWords {
             )
         ),
         // Network
-        ("netdev nic network w tap tap-device", .use("--net tap=NAME[,bridge=NAME]")),
+        ("netdev nic network w", .use("--net user, or --net tap=NAME[,bridge=NAME]")),
+        ("tap tap-device", .use("--net tap=NAME[,bridge=NAME]")),
+        ("publish p hostfwd", .use("--net user,publish=PORT:GUESTPORT")),
         ("bridge b", .use("--net tap=NAME,bridge=NAME")),
         ("mac", .use("--net tap=NAME,mac=MAC")),
         // Devices

@@ -188,7 +188,10 @@ struct RunCommand: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A network interface: tap=NAME[,bridge=NAME[,create]][,mac=MAC][,mac-lock=on|off][,mtu=N][,offload=on|off][,queues=N], or fd=N[:N…][,mac=MAC][,mac-lock=on|off][,offload=on|off]. \
+            A network interface: user[,publish=[ADDRESS:]PORT:GUESTPORT[/udp]]…[,mtu=N], tap=NAME[,bridge=NAME[,create]][,mtu=N][,offload=on|off][,queues=N], fd=N[:N…][,offload=on|off], stream=PATH[,mtu=N], or none; \
+            each but none also accepts mac=MAC and mac-lock=on|off. user gives the guest the network of this user without any privilege, by the program passt; publish= (repeatable) \
+            forwards a port of the host to the guest, from the host only (127.0.0.1) unless ADDRESS is specified. stream= connects to a UNIX socket of a program such as passt or gvproxy. \
+            Default: user for an IMAGE that boots by itself, if passt is installed; otherwise none. \
             mac-lock=on drops the guest's frames whose source MAC address is not the interface's, which the guest then cannot change. \
             offload= controls whether the guest may offload checksums and segmentation to the host; by default this depends on what the \
             interface is connected to. queues= gives the guest several pairs of queues, each with a thread (1 by default, up to \
@@ -398,7 +401,10 @@ struct RunCommand: ParsableCommand {
         do { _ = try rng?.entropy() } catch {
             throw ValidationError("The value '\(rng?.description ?? "")' is invalid for '--rng <limit>': \(error)")
         }
-        do throws(MachineError) { try Configuration(networks: net.map(\.network)).checkNetworks() } catch {
+        if net.count > 1, net.contains(where: { $0.network == nil }) {
+            throw ValidationError("the option --net none cannot be combined with another --net")
+        }
+        do throws(MachineError) { try Configuration(networks: net.compactMap(\.network)).checkNetworks() } catch {
             throw ValidationError(error.description)
         }
     }
@@ -425,7 +431,9 @@ struct RunCommand: ParsableCommand {
         machine.appendedWords = append
         machine.uuid = uuid.map(\.uuid) ?? name.map(HostIdentity().uuid(ofMachine:))
         machine.disks = (bootImage.map { [$0] } ?? []) + disk.map(\.disk)
-        machine.networks = net.map(\.network)
+        machine.networks = net.compactMap(\.network)
+        // A system on a disk expects a network.
+        if net.isEmpty, image != nil, kernel == nil { machine.networks = [NetworkArgument.usual] }
         machine.entropy = try? rng?.entropy()
         machine.console = console?.kind ?? (daemon == nil ? .stdio : .none)
         machine.consoleLimits = console?.limits ?? .none

@@ -116,7 +116,7 @@ import Testing
     private func tap(
         _ argument: String
     ) throws -> (name: String, bridge: String?, create: Bool, mtu: Int?, mac: String?)? {
-        let network = try NetworkArgument(parsing: argument).network
+        let network = try #require(try NetworkArgument(parsing: argument).network)
         guard case .tap(let name, let bridge, let mtu) = network.backend else { return nil }
         return (name?.text ?? "", bridge?.name.text, bridge?.create ?? false, mtu, network.mac?.description)
     }
@@ -131,28 +131,47 @@ import Testing
         #expect(network == ("t", "br0", true, 9000, "52:54:00:ab:cd:ef"))
     }
 
+    @Test func user() throws {
+        func backend(_ text: String) throws -> NetworkBackend? { try NetworkArgument(parsing: text).network?.backend }
+        #expect(try backend("user") == .user())
+        #expect(
+            try backend("mtu=1500,user,publish=2222:22,mac-lock=on,publish=0.0.0.0:53:53/udp,publish=[::1]:80:8080/tcp")
+                == .user(
+                    publish: [
+                        PublishedPort(parsing: "127.0.0.1:2222:22"), PublishedPort(parsing: "0.0.0.0:53:53/udp"),
+                        PublishedPort(parsing: "[::1]:80:8080"),
+                    ], mtu: 1500))
+        #expect(try backend("stream=/run/a=b,,c,mac=52:54:00:12:34:56") == .stream(path: "/run/a=b,c"))
+        #expect(try backend("stream=s,mtu=65520") == .stream(path: "s", mtu: 65520))
+        let network = try #require(
+            try NetworkArgument(parsing: "user,mac=52:54:00:12:34:56,mac-lock=on,rx-bps=1M,tx-pps=5").network)
+        #expect(network.mac?.description == "52:54:00:12:34:56" && network.isMACLocked && !network.isOptional)
+        #expect(
+            network.limits.receive.bytes?.perSecond == 1 << 20 && network.limits.transmit.operations?.perSecond == 5)
+        #expect(try NetworkArgument(parsing: "none").network == nil)
+    }
+
     @Test func descriptor() throws {
-        let network = try NetworkArgument(parsing: "fd=7,mac=52-54-00-12-34-56").network
+        let network = try #require(try NetworkArgument(parsing: "fd=7,mac=52-54-00-12-34-56").network)
         #expect(
             network.backend == .descriptor(7) && network.mac?.description == "52:54:00:12:34:56"
                 && network.offload == nil)
         for text in ["fd=7:9:8", "fd=7:9:8,queues=3"] {
-            let several = try NetworkArgument(parsing: text).network
+            let several = try #require(try NetworkArgument(parsing: text).network)
             #expect(several.backend == .descriptors([7, 9, 8]) && several.queues == 3)
         }
-        #expect(try NetworkArgument(parsing: "tap=a,queues=8").network.queues == 8 && network.queues == 1)
-        #expect(try NetworkArgument(parsing: "fd=7,offload=on").network.offload == true)
-        #expect(try NetworkArgument(parsing: "tap=a,offload=off").network.offload == false)
+        #expect(try NetworkArgument(parsing: "tap=a,queues=8").network?.queues == 8 && network.queues == 1)
+        #expect(try NetworkArgument(parsing: "fd=7,offload=on").network?.offload == true)
+        #expect(try NetworkArgument(parsing: "tap=a,offload=off").network?.offload == false)
     }
 
     @Test(arguments: [
         (
             "",
-            "'' is not recognized; expected tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst= or fd="
+            "'' is not recognized; expected user, publish=, tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst=, fd=, stream= or none"
         ),
         ("tap", "'tap' is not recognized"), ("create=yes", "'create=yes' is not recognized"),
-        ("bridge=br0", "a network interface needs tap=NAME or fd=N"),
-        ("mac=52:54:00:12:34:56", "a network interface needs tap=NAME or fd=N"),
+        ("bridge=br0", "a network interface needs user, tap=NAME, fd=N or stream=PATH"),
         ("tap=a,create", "create requires bridge=NAME"),
         ("tap=a,mtu=67", "mtu=67 is not a valid MTU; expected 68 to 65521"),
         ("tap=a,offload", "offload is not recognized; expected offload=on or offload=off"),
@@ -173,6 +192,25 @@ import Testing
         ("fd=3:4,queues=3", "queues=3 needs as many descriptors; fd= has 2"),
         ("fd=3:4:5:6:7:8:9:10:11", "fd= has 9 descriptors; expected 1 to 8"),
         ("fd=3,create", "fd= passes a TAP that is already configured"),
+        ("mac=52:54:00:12:34:56", "a network interface needs user, tap=NAME, fd=N or stream=PATH"),
+        ("user=x", "'user=x' is not recognized; expected user, publish="),
+        ("user,user", "'user' is given twice"),
+        ("user,tap=a", "user cannot be combined with tap="),
+        ("user,fd=3", "user cannot be combined with fd="),
+        ("user,bridge=a", "user cannot be combined with bridge="),
+        ("user,create", "user cannot be combined with create"),
+        ("user,queues=1", "user cannot be combined with queues="),
+        ("user,offload=off", "user cannot be combined with offload="),
+        ("user,stream=a", "user cannot be combined with stream="),
+        ("stream=a,publish=1:2", "stream= cannot be combined with publish="),
+        ("stream=a,tap=b", "stream= cannot be combined with tap="),
+        ("stream=", "stream= needs the path of a socket"),
+        ("tap=a,publish=1:2", "publish= requires user"),
+        ("user,mtu=65521", "mtu=65521 is not a valid MTU; expected 68 to 65520"),
+        ("user,mtu=67", "mtu=67 is not a valid MTU"),
+        ("stream=a,mtu=65521", "mtu=65521 is not a valid MTU; expected 68 to 65520"),
+        ("none,mac=52:54:00:12:34:56", "none cannot be combined with other words"),
+        ("none=1", "'none=1' is not recognized"),
         ("fd=3,mtu=1500", "fd= passes a TAP that is already configured"),
     ])
     func mistakes(argument: String, sentence: String) {
@@ -187,6 +225,24 @@ import Testing
         ("tap=a,mac=1:2:3:4:5:6", "'1:2:3:4:5:6' is not a MAC address"),
         ("tap=a,mac=01:00:5e:00:00:01", "01:00:5e:00:00:01 is a multicast address"),
         ("tap=a,mac=00:00:00:00:00:00", "00:00:00:00:00:00 cannot be"),
+        (
+            "user,publish=",
+            "publish= is not a port to publish; expected [ADDRESS:]PORT:GUESTPORT[/udp], such as publish=2222:22"
+        ),
+        ("user,publish=22", "publish=22 is not a port to publish"),
+        ("user,publish=1:2:3:4", "publish=1:2:3:4 is not a port to publish"),
+        ("user,publish=1:2/sctp", "publish=1:2/sctp has no valid ports; expected two numbers from 1 to 65535"),
+        ("user,publish=0:22", "publish=0:22 has no valid ports"),
+        ("user,publish=65536:22", "publish=65536:22 has no valid ports"),
+        ("user,publish=22:", "publish=22: has no valid ports"),
+        ("user,publish=+22:22", "publish=+22:22 has no valid ports"),
+        ("user,publish=localhost:22:22", "publish=localhost:22:22 has no valid address; expected an IPv4 address"),
+        ("user,publish=127.1:22:22", "publish=127.1:22:22 has no valid address"),
+        ("user,publish=:22:22", "publish=:22:22 has no valid address"),
+        ("user,publish=[::x]:22:22", "publish=[::x]:22:22 has no valid address"),
+        ("user,publish=[127.0.0.1]:22:22", "publish=[127.0.0.1]:22:22 has no valid address"),
+        ("user,publish=::1:22:22", "publish=::1:22:22 is not a port to publish"),
+        ("user,publish=[::1]22:22", "publish=[::1]22:22 is not a port to publish"),
     ])
     func badNamesAndAddresses(argument: String, sentence: String) {
         let error = #expect(throws: HostNetworkError.self) { try NetworkArgument(parsing: argument) }
@@ -226,7 +282,7 @@ import Testing
         #expect(
             command.disk.map(\.disk.path) == ["a.raw", "b.qcow2"]
                 && command.disk.map(\.disk.options.readOnly) == [false, true])
-        #expect(command.net.count == 2 && command.net[1].network.backend == .descriptor(5))
+        #expect(command.net.count == 2 && command.net[1].network?.backend == .descriptor(5))
         #expect(command.console?.kind == .file("log") && command.logLevel == .debug)
     }
 

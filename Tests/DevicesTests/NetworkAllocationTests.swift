@@ -41,10 +41,12 @@ import Testing
         }
     }
 
-    @Test(arguments: [[], .eventIndex, .mergeableBuffers, [.mergeableBuffers, .eventIndex]] as [FeatureSet])
-    func framesAllocateNothing(_ features: FeatureSet) throws {
+    @Test(
+        arguments: [[], .eventIndex, .mergeableBuffers, [.mergeableBuffers, .eventIndex]] as [FeatureSet],
+        [false, true])
+    func framesAllocateNothing(_ features: FeatureSet, isStream: Bool) throws {
         let memory = try GuestMemory(size: 4 << 20)
-        let (wire, card) = try Wire.open()
+        let (wire, card) = try Wire.open(isStream: isStream)
         let socket = FileDescriptor(owning: card)
         let length = features.contains(.mergeableBuffers) ? 600 : 2048
         let buffers = try Ring(memory.ram, number: 0, buffers: frame(length), isWritable: true)
@@ -58,16 +60,19 @@ import Testing
             features: features, queues: [buffers.configuration, frames.configuration], memory: memory,
             interrupts: interrupts, doorbells: [], counters: device)
         var receive = ReceivePath(
-            tap: socket.rawValue, headerSize: 12, spill: try ReceivePath.makeSpill(),
+            tap: socket.rawValue, headerSize: isStream ? 0 : 12,
+            reader: isStream ? try FrameReader(socket: socket.rawValue) : nil, spill: try ReceivePath.makeSpill(),
             coalescer: try InterruptCoalescer(QueueCoalescing()), counters: counters, pair: 0, events: .none)
         receive.mode.isMergeable = features.contains(.mergeableBuffers)
         receive.mode.longestFrame = 1530
         receive.start(try activation.makeQueue(0), interrupts.queues[0])
         var transmit = TransmitPath(
-            tap: socket.rawValue, headerSize: 12, queueSize: 64, coalescer: try InterruptCoalescer(QueueCoalescing()),
-            counters: counters, pair: 0, events: .none)
+            tap: socket.rawValue, headerSize: isStream ? 0 : 12,
+            writer: isStream ? try FrameWriter(socket: socket.rawValue) : nil, queueSize: 64,
+            coalescer: try InterruptCoalescer(QueueCoalescing()), counters: counters, pair: 0, events: .none)
         transmit.start(try activation.makeQueue(1), interrupts.queues[1])
-        let frame = plainHeader + frame(1500)
+        // On a stream with its length, 1500, in place of the header.
+        let frame = (isStream ? [0, 0, 5, 0xdc] : plainHeader) + frame(1500)
         var scratch = [UInt8](repeating: 0, count: 4096)
 
         let rounds = 100
@@ -87,7 +92,8 @@ import Testing
                 guard try transmit.run(activation, isLinkUp: true) == .drained else {
                     throw NothingCame(description: "not all frames were sent")
                 }
-                for _ in 0..<64 { try wire.next(into: &scratch) }
+                var left = 64 * frame.count
+                while left > 0 { left -= try wire.next(into: &scratch) }
                 try frames.offerAgain()
             }
             let allocations = allocation_count() - before

@@ -277,7 +277,7 @@ struct NetworkTAPTests {
             // What the TAP holds for the driver after the reset.
             driver.write(0, 0x070)
             try sendBroadcast()
-            let tap = driver.device.port.attachment.tap.descriptor
+            let tap = driver.device.port.attachment.descriptor(ofQueue: 0)
             var frame = [UInt8](repeating: 0, count: 4096)
             repeat {
                 var waiting = pollfd(fd: tap, events: Int16(POLLIN), revents: 0)

@@ -280,10 +280,12 @@ final class Wire {
     private init(_ socket: consuming FileDescriptor) { self.socket = consume socket }
 
     /// A wire, and the descriptor of its end where the card belongs, which the caller closes.
-    static func open() throws -> (wire: Wire, card: Int32) {
+    /// - Parameter isStream: frames are not kept apart.
+    static func open(isStream: Bool = false) throws -> (wire: Wire, card: Int32) {
         var ends: [Int32] = [0, 0]
         // The kernel fills the two elements.
-        try #require(unsafe socketpair(AF_UNIX, Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
+        let kind = (isStream ? SOCK_STREAM : SOCK_SEQPACKET).rawValue
+        try #require(unsafe socketpair(AF_UNIX, Int32(kind | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
         try #require(clinux_fcntl_value(ends[0], F_SETFL, Int(O_NONBLOCK)) == 0)
         return (Wire(FileDescriptor(owning: ends[1])), ends[0])
     }

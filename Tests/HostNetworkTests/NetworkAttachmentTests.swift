@@ -70,7 +70,7 @@ import Testing
                 let attachment = try attach("swtap0")
                 let link = try #require(try host.netlink.link(named: name("swtap0")))
                 #expect(link.isUp && link.master == 0 && link.tun?.isPersistent == false)
-                #expect(attachment.mtu == 1500 && attachment.tap.name.text == "swtap0")
+                #expect(attachment.mtu == 1500 && attachment.name == "swtap0")
             }
             try expect([], host)
         }
@@ -82,9 +82,9 @@ import Testing
                 let attachment = try attach("swtap0", bridge: "swbr0", create: true)
                 let bridge = try #require(try host.netlink.link(named: name("swbr0")))
                 #expect(bridge.isUp && bridge.alias == Bridge.mark && (bridge.address?.bytes[0] ?? 0) & 2 != 0)
-                #expect(try host.netlink.ports(of: bridge.index).map(\.name) == [attachment.tap.name])
+                #expect(try host.netlink.ports(of: bridge.index).map(\.name.text) == [attachment.name])
                 // The bridge keeps its address whatever its ports are.
-                #expect(try host.netlink.link(named: attachment.tap.name)?.address != bridge.address)
+                #expect(try host.netlink.link(named: name(attachment.name))?.address != bridge.address)
                 _ = consume attachment
             }
             try expect([], host)
@@ -352,21 +352,21 @@ import Testing
             let question =
                 [UInt8](repeating: 0, count: 12) + [UInt8](repeating: 0xff, count: 6) + guest.bytes + [8, 6]
                 + [0, 1, 8, 0, 6, 4, 0, 1] + guest.bytes + [192, 0, 2, 2] + [0, 0, 0, 0, 0, 0, 192, 0, 2, 1]
-            try attachment.tap.queues[0].descriptor.writeAll(question)
+            try attachment.queue(0)!.descriptor.writeAll(question)
             let hardware = try #require(bridge.address).bytes
-            let answer = try firstFrame(from: attachment.tap) { $0[24] == 8 && $0[25] == 6 && $0[33] == 2 }
+            let answer = try firstFrame(from: attachment.queue(0)!) { $0[24] == 8 && $0[25] == 6 && $0[33] == 2 }
             #expect(Array(answer[12..<18]) == guest.bytes)
             #expect(Array(answer[34..<44]) == hardware + [192, 0, 2, 1])
         }
     }
 
     /// The first frame that fits, with its header; the host sends others of its own accord.
-    private func firstFrame(from tap: borrowing TAPDevice, where fits: ([UInt8]) -> Bool) throws -> [UInt8] {
+    private func firstFrame(from queue: TAPQueue, where fits: ([UInt8]) -> Bool) throws -> [UInt8] {
         while true {
-            var waiting = pollfd(fd: tap.descriptor, events: Int16(POLLIN), revents: 0)
+            var waiting = pollfd(fd: queue.number, events: Int16(POLLIN), revents: 0)
             try #require(unsafe poll(&waiting, 1, 30_000) == 1)
             var frame = [UInt8](repeating: 0, count: 2048)
-            let count = try unsafe frame.withUnsafeMutableBytes { try unsafe tap.queues[0].descriptor.read(into: $0) }
+            let count = try unsafe frame.withUnsafeMutableBytes { try unsafe queue.descriptor.read(into: $0) }
             if count >= 34, fits(frame) { return Array(frame.prefix(count)) }
         }
     }

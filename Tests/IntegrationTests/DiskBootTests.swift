@@ -53,6 +53,49 @@ import Testing
         #expect(other.output.text == "console=ttyS0 mine")
     }
 
+    /// With passt, without it, on a host that leads nowhere, and as the user says.
+    @Test func anImageHasTheUsersNetwork() throws {
+        let host = try Namespace(), isolated = try Namespace()
+        try host.shell(
+            """
+            ip link add out0 type veth peer name out1; ip link set out0 up; ip link set out1 up
+            ip addr add 198.51.100.2/24 dev out0; ip route add default via 198.51.100.1 dev out0
+            """)
+        let end = ". Choose one with --net, or --net none"
+        let none = "swkvm: notice: net0: the guest has no network interface: "
+        for (arguments, path, namespace, count, line) in [
+            ([], nil, host, 1, nil), (["--net", "none"], nil, host, 0, nil),
+            (["--net", "tap=tap0"], nil, isolated, 1, nil),
+            (
+                [], "/nonexistent", host, 0,
+                none + "passt is not installed, which --net user needs: apt install passt" + end
+            ),
+            (
+                [], nil, isolated, 0,
+                none
+                    + "passt found no network interface of this host with a default route: connect the host to a network, or give --net tap= or --net none"
+                    + end
+            ),
+        ] as [([String], String?, Namespace, Int, String?)] {
+            let machine = try Program(
+                (path.map { ["env", "PATH=\($0)"] } ?? []) + [Host.swkvm, "run", disk, "--boot", "2", "--mem", "64M"]
+                    + arguments, input: .pipe, in: namespace)
+            try machine.wait(for: Program.prompt)
+            #expect(
+                machine.output.text.contains("1 disk, \(count) network interface\(count == 1 ? "" : "s")"),
+                "\(machine.story)")
+            try machine.powerOff()
+            #expect(machine.errors.lines == (line.map { [$0] } ?? []), "\(machine.story)")
+        }
+        // Another kernel than the disk's, and a disk that is not the IMAGE, have none by themselves.
+        for arguments in [[disk, "--kernel", "bundled"], ["--disk", disk, "--boot", "2"]] {
+            let machine = try Program.machine(arguments + ["--mem", "64M"], input: .pipe, in: host)
+            try machine.wait(for: Program.prompt)
+            #expect(machine.output.text.contains("1 disk, 0 network interfaces"), "\(machine.story)")
+            try machine.powerOff()
+        }
+    }
+
     @Test func aDiskOfTheMachineBoots() throws {
         let machine = try Program.machine(["--disk", disk, "--boot", "one", "--cmdline", "instead", "--mem", "64M"])
         try machine.expectEnd(0)

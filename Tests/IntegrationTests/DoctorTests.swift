@@ -12,7 +12,7 @@ import Testing
         for (kind, subject) in [
             ("ok", "/dev/kvm"), ("", "KVM"), ("", "back-end"), ("", "2 MiB pages"), ("", "1 GiB pages"), ("", "thp"),
             ("", "io_uring"),
-            ("ok", "/dev/net/tun"), ("ok", "CAP_NET_ADMIN"), ("ok", "seccomp"),
+            ("ok", "/dev/net/tun"), ("ok", "CAP_NET_ADMIN"), ("ok", "passt"), ("ok", "seccomp"),
             ("", "landlock"), ("ok", "user"), ("", "namespaces"),
         ] {
             #expect(

@@ -23,7 +23,7 @@ import Testing
     private static let one = "0123456789abcdef0123456789abcdef\n", other = "0123456789abcdef0123456789abcdee\n"
 
     private func address(_ host: HostIdentity, _ name: String, _ tap: String) throws -> MACAddress {
-        try host.address(ofMachine: name, interface: InterfaceName(tap))
+        try host.address(ofMachine: name, interface: InterfaceName(tap).text)
     }
 
     @Test func neverChanges() throws {

@@ -6,6 +6,7 @@
 #include <linux/capability.h>
 #include <linux/rtnetlink.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /// Attaches a descriptor of /dev/net/tun to the interface called `name` (TUNSETIFF), creating it if it does not exist.
 /// `name` has room for IFNAMSIZ bytes; the kernel writes the interface's name into it (it fills in a `%d`).
@@ -23,6 +24,10 @@ int clinux_enter_network(int namespace_fd);
 /// In a static program, has getaddrinfo look hosts up in /etc/hosts and DNS, whatever nsswitch.conf says: these two are in the program, all else are
 /// shared libraries, for the C library of the host, which may be another one. Elsewhere it does nothing.
 void clinux_resolve_hosts_alone(void);
+
+/// Starts a program, whose standard error is `errors` and whose descriptor 3 is `socket`; it has no other open file, and
+/// signals act on it as they do by default. Returns 0 or an error number.
+int clinux_spawn(pid_t *process, const char *path, char *const *arguments, int socket, int errors);
 
 /// Whether the calling thread has a capability (capget(2), effective set).
 int clinux_has_capability(int capability);

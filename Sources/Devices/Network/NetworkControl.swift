@@ -112,7 +112,7 @@ struct NetworkControl: ~Copyable {
             guard data.byteCount == 8, let bits = data.load(UInt64.self) else { return false }
             let wanted = FeatureSet(rawValue: UInt128(bits))
             guard features.intersection(.guestOffloads).isSuperset(of: wanted) else { return false }
-            return port.attachment.tap.setOffloads(wanted.tapOffloads)
+            return port.attachment.setOffloads(wanted.tapOffloads)
         case (Class.coalescing, Command.setTransmit) where features.contains(.typeCoalescing):
             guard data.byteCount == 8, let parameters = Self.parameters(data, at: 0) else { return false }
             port.setCoalescing(ofAll: QueueLayout.transmit(ofPair: 0), parameters)

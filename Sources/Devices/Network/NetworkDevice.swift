@@ -5,8 +5,8 @@ public import Linux
 internal import Synchronization
 public import Virtio
 
-/// A network card (virtio 1.2 §5.1) in front of a TAP: a pair of queues for each queue of the TAP, with an I/O thread,
-/// and a control queue, which the first thread serves.
+/// A network card (virtio 1.2 §5.1) in front of a TAP, or of a ``FrameStream``: a pair of queues for each queue of the
+/// TAP, with an I/O thread, and a control queue, which the first thread serves.
 ///
 /// The driver's offloads are passed on to the TAP exactly as negotiated, and withdrawn at its reset.
 public final class NetworkDevice: VirtioDevice {
@@ -38,8 +38,8 @@ public final class NetworkDevice: VirtioDevice {
         limits: NetworkLimits = .none, events: DeviceEvents = .none
     ) throws(SystemCallError) {
         self.name = name
-        features = .offered(before: attachment.tap, withOffloads: attachment.offloads.isOn)
-        let pairs = attachment.tap.queues.count
+        features = .offered(before: attachment, withOffloads: attachment.offloads.isOn)
+        let pairs = attachment.queueCount
         let sizes = Array(repeating: Self.queueSize, count: QueueLayout(pairs: pairs).control) + [Self.controlQueueSize]
         let port = NetworkPort(
             attachment, address: address, isAddressLocked: isAddressLocked, limits: limits, events: events)
@@ -93,8 +93,13 @@ public final class NetworkDevice: VirtioDevice {
         return port.isLinkUp
     }
 
-    /// The name of the host's interface.
-    public var hostInterface: String { port.attachment.tap.name.text }
+    /// The name of the host's interface, or of what a stream is connected to.
+    public var hostInterface: String { port.attachment.name }
+
+    /// Why the link is down though the cable is plugged in.
+    public var hostProblem: String {
+        hostInterface + (port.attachment.isStream ? " is gone" : " is down on the host")
+    }
 
     /// What another process needs to revert the changes on the host for the device; empty if there are none.
     public var restoringDescriptors: [Int32] { port.attachment.restoringDescriptors }
@@ -216,7 +221,7 @@ final class NetworkPort: Sendable {
         linkMTU = Atomic(attachment.mtu)
         earlierDrops = attachment.hostDrops ?? .none
         let mtu = Self.possibleMTU(attachment.mtu)
-        let pairs = attachment.tap.queues.count
+        let pairs = attachment.queueCount
         counters = NetworkCounters(pairs: pairs)
         coalescing = (0..<QueueLayout(pairs: pairs).control).map { _ in QueueCoalescing() }
         self.attachment = attachment
@@ -279,13 +284,21 @@ final class NetworkPort: Sendable {
 
     var isLinkUp: Bool { link.load(ordering: .relaxed) }
 
-    /// The host's interface was removed: the link is down for good.
+    /// The host's interface was removed, or the stream has ended: the link is down for good.
     ///
     /// The kernel takes an interface down before it removes it: that is no change of the link, but worth a line.
-    func noteRemoval() {
+    /// - Parameter impossibleLength: the length of a frame for which the stream was given up; nil if it has ended.
+    func noteRemoval(impossibleLength: UInt32? = nil) {
         guard !removed.exchange(true, ordering: .relaxed) else { return }
+        attachment.endStream()
         _ = change { $0.isHostUp = false }
-        report(isUp: false, isUrgent: true, "\(attachment.tap.name) was removed from the host")
+        let reason =
+            if let impossibleLength {
+                "\(attachment.name) sent a frame with the length \(impossibleLength), which is impossible; the connection was closed"
+            } else {
+                "\(attachment.name) \(attachment.isStream ? "has closed the connection" : "was removed from the host")"
+            }
+        report(isUp: false, isUrgent: true, reason)
     }
 
     var isRemoved: Bool { removed.load(ordering: .relaxed) }
@@ -302,7 +315,7 @@ final class NetworkPort: Sendable {
     /// - Parameter reason: what the interface did, for the log.
     func setLink(up: Bool, because reason: String) {
         guard !(up && isRemoved) else { return }
-        if let isUp = change({ $0.isHostUp = up }) { report(isUp: isUp, "\(attachment.tap.name) \(reason)") }
+        if let isUp = change({ $0.isHostUp = up }) { report(isUp: isUp, "\(attachment.name) \(reason)") }
     }
 
     /// The same for the guest's cable, by request.

@@ -28,7 +28,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     private let pair: Int
     private let receiveQueue: Int
     private let transmitQueue: Int
-    private let tapQueue: TAPQueue
+    /// nil for a stream, which has one pair.
+    private let tapQueue: TAPQueue?
     private let tap: Int32
     private let again: EventFD
     private var receive: ReceivePath
@@ -52,6 +53,9 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     init(port: NetworkPort, pair: Int, queueSizes: [UInt16], others: PairSwitch?) throws(SystemCallError) {
         let again = try EventFD()
         let spill = try ReceivePath.makeSpill()
+        let socket = port.attachment.isStream ? port.attachment.descriptor(ofQueue: pair) : nil
+        let reader = try socket.map { number throws(SystemCallError) in try FrameReader(socket: number) }
+        let writer = try socket.map { number throws(SystemCallError) in try FrameWriter(socket: number) }
         let receiveCoalescer = try InterruptCoalescer(port.coalescing[QueueLayout.receive(ofPair: pair)])
         let transmitCoalescer = try InterruptCoalescer(port.coalescing[QueueLayout.transmit(ofPair: pair)])
         let receiveThrottle = try Throttle(port.receiveLimiter)
@@ -64,14 +68,16 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // Without MQ it is where another pair's queue would be.
         let controlQueueSize = max(queueSizes[QueueLayout(pairs: 1).control], queueSizes.last ?? 0)
         watcher = pair == 0 ? port.attachment.watchLink() : nil
-        tapQueue = port.attachment.tap.queues[pair]
-        tap = tapQueue.number
-        let headerSize = port.attachment.tap.headerSize
+        tapQueue = port.attachment.queue(pair)
+        tap = port.attachment.descriptor(ofQueue: pair)
+        let headerSize = port.attachment.headerSize
         receive = ReceivePath(
-            tap: tap, headerSize: headerSize, spill: spill, coalescer: receiveCoalescer, counters: port.counters,
+            tap: tap, headerSize: headerSize, reader: reader, spill: spill, coalescer: receiveCoalescer,
+            counters: port.counters,
             pair: pair, events: port.events, throttle: receiveThrottle)
         transmit = TransmitPath(
-            tap: tap, headerSize: headerSize, queueSize: queueSizes[transmitQueue], coalescer: transmitCoalescer,
+            tap: tap, headerSize: headerSize, writer: writer, queueSize: queueSizes[transmitQueue],
+            coalescer: transmitCoalescer,
             counters: port.counters, pair: pair, events: port.events, lockedSource: port.lockedAddress,
             throttle: transmitThrottle)
         control = NetworkControl(queueSize: controlQueueSize, pairs: others)
@@ -96,7 +102,7 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         // Frames from before the driver, which no offload of its can have shaped; then those for this driver.
         if receive.discard(withoutDriver: true) == .gone { lose() }
         if pair == 0 {
-            port.attachment.tap.setOffloads(activation.features.tapOffloads)
+            port.attachment.setOffloads(activation.features.tapOffloads)
             isReceiving = true
         }
         receive.mode = ReceivePath.Mode(
@@ -139,10 +145,10 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
         isReceiving = false
         if pair == 0 {
             // The next driver starts without, and with one pair.
-            port.attachment.tap.setOffloads([])
+            port.attachment.setOffloads([])
             port.pairsInUse.store(1, ordering: .relaxed)
         } else {
-            _ = tapQueue.setAttached(false)
+            _ = tapQueue?.setAttached(false)
         }
         activation = nil
     }
@@ -186,10 +192,10 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// - Returns: false when there is no queue to put them in, or the host does not give any.
     private mutating func setReceiving(_ on: Bool, _ epoll: borrowing Epoll) -> Bool {
         if on {
-            guard activation != nil, receive.isReady, tapQueue.setAttached(true) else { return false }
+            guard activation != nil, receive.isReady, tapQueue?.setAttached(true) != false else { return false }
             wanted.insert(.input)
         } else {
-            _ = tapQueue.setAttached(false)
+            _ = tapQueue?.setAttached(false)
             receive.dropPending()
             wanted.remove(.input)
         }
@@ -216,8 +222,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     mutating func notified(queue: Int, epoll: borrowing Epoll) throws(VirtqueueError) {
         guard !isPaused else { return }
         switch queue {
-        // While the TAP is watched its frames set the pace.
-        case receiveQueue: if !wanted.contains(.input) { try moveIn() }
+        // While the TAP is watched its frames set the pace; after a pause, also those that a stream's reader holds.
+        case receiveQueue: if !wanted.contains(.input) || receive.hasBuffered { try moveIn() }
         case transmitQueue: if !wanted.contains(.output) { try moveOut() }
         default: try serveControl()
         }
@@ -229,8 +235,10 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             if let state = watcher?.latest() { follow(state) }
             return watch(epoll)
         }
+        // Also without a driver and in a pause: the peer waits for the rest of a frame.
+        if token == Token.tap, transmit.hasTail { transmit.flushTail() }
         // An event from before a reset.
-        guard activation != nil else { return }
+        guard activation != nil else { return watch(epoll) }
         switch token {
         case Token.receiveTimer: receive.expireTimer()
         case Token.transmitTimer: transmit.expireTimer()
@@ -246,13 +254,17 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             // After a pause each queue is checked.
             guard !isPaused else { return }
             if !wanted.contains(.output) { try moveOut() }
+            if receive.hasBuffered, wanted.contains(.input) { try moveIn() }
             try serveControl()
         default:
             // An event from before the pause; the TAP has it again afterwards.
-            guard !isPaused else { return }
+            guard !isPaused else { return watch(epoll) }
             if events.contains(.input), wanted.contains(.input) { try moveIn() }
             if events.contains(.output), wanted.contains(.output) { try moveOut() }
-            if !events.isDisjoint(with: [.error, .hangUp]) { lose() }
+            // What a stream's peer has sent before it closed comes first: then there is an end to be read.
+            if !events.isDisjoint(with: [.error, .hangUp]), !port.attachment.isStream || !wanted.contains(.input) {
+                lose()
+            }
         }
         watch(epoll)
     }
@@ -264,7 +276,11 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
             port.isLinkUp
             ? try receive.run(activation) : receive.discard(withoutDriver: false)
         switch outcome {
-        case .drained, .paused: wanted.insert(.input)
+        case .drained: wanted.insert(.input)
+        case .paused:
+            wanted.insert(.input)
+            // The descriptor may not be readable for these.
+            if receive.hasBuffered { again.signal() }
         case .starved, .limited: wanted.remove(.input)
         case .gone: lose()
         }
@@ -291,7 +307,8 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// The interface is gone: the guest sees the link go down, and what it sends is dropped and counted.
     private mutating func lose() {
         wanted = []
-        port.noteRemoval()
+        transmit.discardTail()
+        port.noteRemoval(impossibleLength: receive.impossibleLength)
         // What waited for the TAP to take more waits no longer.
         again.signal()
     }
@@ -331,7 +348,9 @@ struct NetworkEngine: DeviceEngine, ~Copyable, @unchecked Sendable {
     /// Makes epoll watch the TAP for what is wanted. While that is nothing it is not watched at all: errors would be
     /// reported again and again.
     private mutating func watch(_ epoll: borrowing Epoll) {
-        let wanted = isPaused ? [] : self.wanted
+        var wanted = isPaused ? [] : self.wanted
+        // A frame that was begun is completed.
+        if transmit.hasTail { wanted.insert(.output) }
         guard watched != wanted else { return }
         do throws(SystemCallError) {
             if wanted.isEmpty {

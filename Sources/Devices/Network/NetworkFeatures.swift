@@ -72,23 +72,23 @@ extension FeatureSet {
         return offloads
     }
 
-    /// What can be offered in front of a TAP.
+    /// What can be offered in front of a TAP or a stream.
     /// - Parameter withOffloads: whether what is behind it finishes what a driver leaves undone.
-    static func offered(before tap: borrowing TAPDevice, withOffloads: Bool) -> FeatureSet {
+    static func offered(before host: borrowing NetworkAttachment, withOffloads: Bool) -> FeatureSet {
         var features: FeatureSet = [
             .mac, .linkStatus, .mtu, .mergeableBuffers, .controlQueue, .controlReceiveMode, .controlMACAddress,
             .queueCoalescing, .typeCoalescing,
         ]
-        if tap.queues.count > 1 { features.insert(.networkMultiqueue) }
+        if host.queueCount > 1 { features.insert(.networkMultiqueue) }
         // Without a header, unfinished offloads cannot be described.
-        guard withOffloads, tap.headerSize == TAPDevice.virtioHeaderSize else { return features }
+        guard withOffloads, host.headerSize == TAPDevice.virtioHeaderSize else { return features }
         let offloads: FeatureSet = [.guestChecksum, .guestTSO4, .guestTSO6, .guestECN]
-        if tap.setOffloads(offloads.tapOffloads) {
+        if host.setOffloads(offloads.tapOffloads) {
             features.formUnion(offloads)
             features.formUnion([.checksum, .hostTSO4, .hostTSO6, .hostECN, .controlGuestOffloads])
         }
-        if tap.setOffloads(offloads.union(.guestUFO).tapOffloads) { features.formUnion([.guestUFO, .hostUFO]) }
-        tap.setOffloads([])
+        if host.setOffloads(offloads.union(.guestUFO).tapOffloads) { features.formUnion([.guestUFO, .hostUFO]) }
+        host.setOffloads([])
         return features
     }
 }

@@ -8,7 +8,8 @@ internal import Virtio
 /// From the TAP to the guest: frames are read straight into the buffers of the receive queue (virtio 1.2 §5.1.6.3).
 ///
 /// A frame stays in the TAP for as long as there is no buffer at all. One that turns out longer than the buffers there
-/// are has its end in the spill, private memory, until the driver adds more.
+/// are has its end in the spill, private memory, until the driver adds more. Frames of a ``FrameStream`` are copied out
+/// of its reader's buffer.
 struct ReceivePath: ~Copyable {
     /// Why a run ended.
     enum Outcome {
@@ -20,7 +21,7 @@ struct ReceivePath: ~Copyable {
         case paused
         /// The limits allow no more for now: the throttle's timer runs.
         case limited
-        /// The TAP is no more.
+        /// The TAP, or the stream, is no more.
         case gone
     }
 
@@ -57,6 +58,10 @@ struct ReceivePath: ~Copyable {
 
     private let tap: Int32
     private let headerSize: Int
+    /// nil for a TAP.
+    private var reader: FrameReader?
+    /// The length for which a stream's framing was lost, if it was.
+    private(set) var impossibleLength: UInt32?
     private let counters: NetworkCounters
     private let moved: NetworkCounters.Pair
     private let events: DeviceEvents
@@ -72,13 +77,15 @@ struct ReceivePath: ~Copyable {
     var mode = Mode()
 
     /// - Parameters:
+    ///   - reader: of a stream, which takes the place of the TAP; nil for a TAP.
     ///   - spill: from ``makeSpill()``.
     ///   - coalescer: of the receive queue.
     ///   - pair: whose frames are counted.
     ///   - throttle: nil without limits.
     init(
-        tap: Int32, headerSize: Int, spill: consuming Mapping, coalescer: consuming InterruptCoalescer,
-        counters: NetworkCounters, pair: Int, events: DeviceEvents, throttle: consuming Throttle? = nil
+        tap: Int32, headerSize: Int, reader: consuming FrameReader? = nil, spill: consuming Mapping,
+        coalescer: consuming InterruptCoalescer, counters: NetworkCounters, pair: Int, events: DeviceEvents,
+        throttle: consuming Throttle? = nil
     ) {
         limitTimer = throttle?.descriptor
         self.throttle = throttle
@@ -86,6 +93,7 @@ struct ReceivePath: ~Copyable {
         self.coalescer = coalescer
         self.tap = tap
         self.headerSize = headerSize
+        self.reader = reader
         self.spill = spill
         self.counters = counters
         moved = counters.pairs[pair]
@@ -122,6 +130,7 @@ struct ReceivePath: ~Copyable {
     mutating func run(_ activation: Activation) throws(VirtqueueError) -> Outcome {
         guard var queue = self.queue.take() else { return .starved }
         var budget = Self.budget
+        reader?.begin()
         queue.disableNotifications()
         var outcome = try move(&queue, &budget)
         // Buffers that were added since the queue was last read come without a kick.
@@ -166,10 +175,16 @@ struct ReceivePath: ~Copyable {
             guard !window.isEmpty else { return budget > 0 ? .starved : .paused }
             if throttle != nil, throttle?.mayStart() == false { return .limited }
             budget -= 1
-            let count = read()
-            if count <= 0 {
-                if count < 0, errno == EINTR { continue }
-                return count < 0 && errno == EAGAIN ? .drained : .gone
+            let count: Int
+            if reader == nil {
+                count = read()
+                if count <= 0 {
+                    if count < 0, errno == EINTR { continue }
+                    return count < 0 && errno == EAGAIN ? .drained : .gone
+                }
+            } else {
+                if let end = nextOfStream() { return end }
+                count = takeFromStream()
             }
             if throttle != nil { throttle?.charge(bytes: UInt64(max(0, count - Int(PacketHeader.size)))) }
             place(count, &queue)
@@ -191,9 +206,42 @@ struct ReceivePath: ~Copyable {
         return count > 0 ? count + header : count
     }
 
+    /// Receives the next frame of a stream, into its reader.
+    /// - Returns: why there is none; nil if there is one.
+    private mutating func nextOfStream() -> Outcome? {
+        switch reader?.next() {
+        case .frame?: return nil
+        case .lostFraming(let length)?:
+            impossibleLength = length
+            return .gone
+        case .closed?: return .gone
+        case FrameReader.Next.none?, nil: return .drained
+        }
+    }
+
+    /// Copies that frame to where a TAP's would be read: into the window and then the spill.
+    private mutating func takeFromStream() -> Int {
+        guard reader != nil, let packet = unsafe reader?.packet else { return 0 }
+        let inBuffers = unsafe window.buffers.copy(from: packet)
+        if inBuffers < packet.count, let first = packet.baseAddress {
+            // The longest packet of a stream is shorter than the spill.
+            unsafe memcpy(spill.start, first + inBuffers, min(packet.count - inBuffers, Self.spillSize))
+        }
+        return packet.count
+    }
+
+    /// Indicates whether there is a frame that the stream's descriptor may not be readable for.
+    var hasBuffered: Bool {
+        switch reader {
+        case .some(let reader): reader.hasNext
+        case .none: false
+        }
+    }
+
     /// Delivers a frame of `count` bytes that was just read, or keeps it until it can be.
     private mutating func place(_ count: Int, _ queue: inout Virtqueue) {
-        let inBuffers = headerSize == 0 ? 0 : Int(min(UInt64(count), window.byteCount))
+        let isInWindow = headerSize != 0 || reader != nil
+        let inBuffers = isInWindow ? Int(min(UInt64(count), window.byteCount)) : 0
         let spilled = count - inBuffers
         // A frame that fills the spill has lost its end.
         guard count >= Int(PacketHeader.size), spilled < Self.spillSize - Int(PacketHeader.size) else {
@@ -263,12 +311,17 @@ struct ReceivePath: ~Copyable {
 
     /// Reads and drops frames until the TAP has no more, at most as many as a TAP's queue usually holds a few times
     /// over.
-    /// - Parameter counter: which figure they belong to.
     /// - Parameter withoutDriver: they are from before the driver; otherwise the link is down.
-    func discard(withoutDriver: Bool) -> Outcome {
+    mutating func discard(withoutDriver: Bool) -> Outcome {
         var dropped: UInt64 = 0
         defer { if withoutDriver { noteWithoutDriver(dropped) } else { noteLinkDown(dropped) } }
+        reader?.begin()
         for _ in 0..<4096 {
+            if reader != nil {
+                if let end = nextOfStream() { return end }
+                dropped += 1
+                continue
+            }
             // Into the spill's own memory, as long as it is.
             let count = unsafe Glibc.read(tap, spill.start, Self.spillSize)
             if count > 0 {

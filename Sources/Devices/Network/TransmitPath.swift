@@ -38,6 +38,8 @@ struct TransmitPath: ~Copyable {
 
     private let tap: Int32
     private let headerSize: Int
+    /// nil for a TAP.
+    private var writer: FrameWriter?
     private let counters: NetworkCounters
     private let moved: NetworkCounters.Pair
     private let events: DeviceEvents
@@ -54,14 +56,15 @@ struct TransmitPath: ~Copyable {
     var features: FeatureSet = []
 
     /// - Parameters:
+    ///   - writer: of a stream, which takes the place of the TAP; nil for a TAP.
     ///   - coalescer: of the transmit queue.
     ///   - pair: whose frames are counted.
     ///   - lockedSource: the only source that frames may have; nil: any.
     ///   - throttle: nil without limits.
     init(
-        tap: Int32, headerSize: Int, queueSize: UInt16, coalescer: consuming InterruptCoalescer,
-        counters: NetworkCounters, pair: Int, events: DeviceEvents, lockedSource: MACAddress? = nil,
-        throttle: consuming Throttle? = nil
+        tap: Int32, headerSize: Int, writer: consuming FrameWriter? = nil, queueSize: UInt16,
+        coalescer: consuming InterruptCoalescer, counters: NetworkCounters, pair: Int, events: DeviceEvents,
+        lockedSource: MACAddress? = nil, throttle: consuming Throttle? = nil
     ) {
         limitTimer = throttle?.descriptor
         self.throttle = throttle
@@ -70,6 +73,7 @@ struct TransmitPath: ~Copyable {
         self.coalescer = coalescer
         self.tap = tap
         self.headerSize = headerSize
+        self.writer = writer
         self.counters = counters
         moved = counters.pairs[pair]
         pool = IOVectorPool(slots: 1, capacity: Self.firstEntry + Int(queueSize))
@@ -87,6 +91,20 @@ struct TransmitPath: ~Copyable {
         queue = nil
         _ = coalescer.flush()
     }
+
+    /// Indicates whether a part of a frame waits for the stream to be writable; also without a driver, and in a pause.
+    var hasTail: Bool {
+        switch writer {
+        case .some(let writer): writer.hasTail
+        case .none: false
+        }
+    }
+
+    /// Sends that part, as far as the stream takes it.
+    mutating func flushTail() { _ = writer?.flush() }
+
+    /// There is nobody to complete the frame for.
+    mutating func discardTail() { writer?.discardTail() }
 
     /// For the thread's epoll instance; see ``expireTimer()``.
     var timer: Int32 { coalescer.timer.rawValue }
@@ -164,7 +182,9 @@ struct TransmitPath: ~Copyable {
         }
         while true {
             let sent: Int
-            if var own = ethernet {
+            if writer != nil {
+                sent = writeToStream(ethernet, frame, length: Int(length))
+            } else if var own = ethernet {
                 sent = write(&header, &own, frame)
             } else {
                 sent = headerSize == 0 ? unsafe writev(tap, frame.base, Int32(frame.count)) : write(&header, frame)
@@ -209,6 +229,19 @@ struct TransmitPath: ~Copyable {
                 let skipped = headerSize == 0 ? 1 : 0
                 return unsafe writev(tap, entries + skipped, Int32(rest.count + Self.firstEntry - skipped))
             }
+        }
+    }
+
+    /// The same for a stream, with a length in the place of the first header.
+    private mutating func writeToStream(_ ethernet: EthernetHeader?, _ rest: IOVectors, length: Int) -> Int {
+        guard var own = ethernet else {
+            // The list has ``firstEntry`` entries before the chain's.
+            return unsafe writer?.write(rest.base - 1, count: rest.count + 1, length: length) ?? -1
+        }
+        return unsafe withUnsafeMutableBytes(of: &own) { bytes in
+            let entries = unsafe rest.base - Self.firstEntry
+            unsafe entries[1] = iovec(iov_base: bytes.baseAddress, iov_len: Int(EthernetHeader.size))
+            return unsafe writer?.write(entries, count: rest.count + Self.firstEntry, length: length) ?? -1
         }
     }
 

@@ -169,7 +169,7 @@ struct ControlService: Sendable {
         let isLinkUp = device.setCable(isPluggedIn: isUp)
         if isUp, !isLinkUp {
             return
-                "the cable of \(name) is plugged in, but the link stays down: \(device.hostInterface) is down on the host"
+                "the cable of \(name) is plugged in, but the link stays down: \(device.hostProblem)"
         }
         return "the link of \(name) is \(isUp ? "up" : "down")"
     }

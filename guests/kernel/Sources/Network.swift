@@ -167,7 +167,7 @@ final class NetworkInterface {
         frame.append32(address.value)
         frame += targetMAC
         frame.append32(target.value)
-        driver.send(padded(frame))
+        driver.send(frame)
     }
 
     private func header(to mac: [UInt8], _ type: UInt16) -> [UInt8] {
@@ -177,10 +177,6 @@ final class NetworkInterface {
         frame += driver.mac
         frame.append16(type)
         return frame
-    }
-
-    private func padded(_ frame: [UInt8]) -> [UInt8] {
-        frame.count >= 60 ? frame : frame + [UInt8](repeating: 0, count: 60 - frame.count)
     }
 
     /// Sends an IPv4 packet if the next hop's link address is known; otherwise asks for it and drops the packet.
@@ -210,7 +206,7 @@ final class NetworkInterface {
         frame.set16(frame.checksum(from: 14), at: 24)
         let start = frame.count
         frame += payload
-        driver.send(padded(frame), checksum: checksumAt.map { (start, $0) })
+        driver.send(frame, checksum: checksumAt.map { (start, $0) })
     }
 
     /// The sum of the pseudo-header of UDP and TCP with another host.

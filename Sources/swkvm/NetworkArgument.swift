@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import ArgumentParser
+internal import Devices
+internal import HostNetwork
+internal import Machine
+
+/// `--net user,…`, `--net tap=NAME,…`, `--net fd=N,…`, `--net stream=PATH,…` or `--net none`.
+struct NetworkArgument {
+    static let completion = ValueCompletion.list([
+        "user%tap/fd/stream/none/bridge/create/offload/queues", "+publish=%tap/fd/stream/none",
+        "tap=@tap%fd/user/stream/none", "bridge=@bridge%fd/user/stream/none", "create%fd/user/stream/none",
+        "mac=%none", "mac-lock=on/off%none", "mtu=%fd/none", "offload=on/off%user/stream/none",
+        "queues=%fd/user/stream/none", "rx-bps=%none", "rx-bps-burst=%none", "rx-pps=%none", "rx-pps-burst=%none",
+        "tx-bps=%none", "tx-bps-burst=%none", "tx-pps=%none", "tx-pps-burst=%none",
+        "fd=%tap/bridge/create/mtu/queues/user/stream/none/publish",
+        "stream=@file%tap/fd/user/none/bridge/create/offload/queues/publish",
+        "none%user/publish/tap/bridge/create/mac/mac-lock/mtu/offload/queues/fd/stream",
+    ])
+
+    /// nil for `none`.
+    private(set) var network: Configuration.Network?
+
+    init(parsing argument: String) throws {
+        let items = try OptionList(argument).unique(except: ["publish"])
+        if items.contains(where: { $0.key == "none" && $0.value == nil }) {
+            guard items.count == 1 else { throw ArgumentProblem("none cannot be combined with other words") }
+            return
+        }
+        var words = Words()
+        for (key, value) in items { try words.take(key, value) }
+        var network = Configuration.Network(
+            try words.backend(), mac: words.mac, offload: words.offload, queues: words.queueCount)
+        network.isMACLocked = words.isMACLocked
+        network.limits.receive = try words.receive.limit()
+        network.limits.transmit = try words.transmit.limit()
+        self.network = network
+    }
+
+    /// For an IMAGE that boots by itself.
+    static let usual = {
+        var network = Configuration.Network(.user())
+        network.isOptional = true
+        return network
+    }()
+
+    /// The words of an argument, each valid by itself.
+    private struct Words {
+        var isUser = false
+        var publish: [PublishedPort] = []
+        var stream: String?
+        var tap: InterfaceName?
+        var bridge: InterfaceName?
+        var create = false
+        var mac: MACAddress?
+        var isMACLocked = false
+        var mtu: Int?
+        var descriptors: [Int32]?
+        var queues: Int?
+        var offload: Bool?
+        var receive = LimitWords(prefix: "rx-", operations: "pps")
+        var transmit = LimitWords(prefix: "tx-", operations: "pps")
+
+        var queueCount: Int { descriptors?.count ?? queues ?? 1 }
+
+        mutating func take(_ key: String, _ value: String?) throws {
+            if try receive.take(key, value) || transmit.take(key, value) { return }
+            switch (key, value) {
+            case ("user", nil): isUser = true
+            case ("publish", let value?): publish.append(try PublishedPort(parsing: value))
+            case ("stream", let value?):
+                guard !value.isEmpty else { throw ArgumentProblem("stream= needs the path of a socket") }
+                stream = value
+            case ("tap", let value?): tap = try InterfaceName(value)
+            case ("bridge", let value?): bridge = try InterfaceName(value)
+            case ("create", nil): create = true
+            case ("mac", let value?): mac = try MACAddress(parsing: value)
+            case ("mac-lock", let value): isMACLocked = try Self.onOrOff(key, value)
+            case ("mtu", let value?):
+                guard let number = Int(value), NetworkBackend.possibleMTU.contains(number) else {
+                    throw Self.badMTU(value, NetworkBackend.possibleMTU)
+                }
+                mtu = number
+            case ("offload", let value): offload = try Self.onOrOff(key, value)
+            case ("queues", let value?):
+                guard let number = Int(value), NetworkArgument.possibleQueues.contains(number) else {
+                    throw ArgumentProblem(
+                        "queues=\(value) is not valid; expected a number from 1 to \(TAPDevice.maximumQueues)")
+                }
+                queues = number
+            case ("fd", let value?): descriptors = try NetworkArgument.descriptors(value)
+            default:
+                throw ArgumentProblem(
+                    "'\(key)\(value.map { "=" + $0 } ?? "")' is not recognized; expected user, publish=, tap=, bridge=, create, mac=, mac-lock=on|off, mtu=, offload=on|off, queues=, rx-bps=, rx-bps-burst=, rx-pps=, rx-pps-burst=, tx-bps=, tx-bps-burst=, tx-pps=, tx-pps-burst=, fd=, stream= or none"
+                )
+            }
+        }
+
+        func backend() throws(ArgumentProblem) -> NetworkBackend {
+            if isUser || stream != nil { return try streamBackend() }
+            guard publish.isEmpty else { throw ArgumentProblem("publish= requires user: use user,publish=PORT:GUESTPORT") }
+            if let descriptors {
+                guard tap == nil, bridge == nil, !create, mtu == nil else {
+                    throw ArgumentProblem(
+                        "fd= passes a TAP that is already configured: it cannot be combined with tap=, bridge=, create or mtu="
+                    )
+                }
+                guard queues == nil || queues == descriptors.count else {
+                    throw ArgumentProblem(
+                        "queues=\(queues ?? 0) needs as many descriptors; fd= has \(descriptors.count). Give one for each queue: fd=3:4"
+                    )
+                }
+                return .descriptors(descriptors)
+            }
+            guard let tap else {
+                throw ArgumentProblem("a network interface needs user, tap=NAME, fd=N or stream=PATH")
+            }
+            guard bridge != nil || !create else { throw ArgumentProblem("create requires bridge=NAME") }
+            return .tap(tap, bridge: bridge.map { NetworkBackend.BridgePort($0, create: create) }, mtu: mtu)
+        }
+
+        private func streamBackend() throws(ArgumentProblem) -> NetworkBackend {
+            let word = isUser ? "user" : "stream="
+            let others: [(String, Bool)] = [
+                ("stream=", isUser && stream != nil), ("tap=", tap != nil), ("fd=", descriptors != nil),
+                ("bridge=", bridge != nil), ("create", create), ("offload=", offload != nil),
+                ("queues=", queues != nil), ("publish=", !isUser && !publish.isEmpty),
+            ]
+            if let other = others.first(where: \.1) {
+                throw ArgumentProblem("\(word) cannot be combined with \(other.0)")
+            }
+            if let mtu, !FrameStream.possibleMTU.contains(mtu) {
+                throw Self.badMTU("\(mtu)", FrameStream.possibleMTU)
+            }
+            return stream.map { .stream(path: $0, mtu: mtu) } ?? .user(publish: publish, mtu: mtu)
+        }
+
+        private static func badMTU(_ value: String, _ possible: ClosedRange<Int>) -> ArgumentProblem {
+            ArgumentProblem(
+                "mtu=\(value) is not a valid MTU; expected \(possible.lowerBound) to \(possible.upperBound)")
+        }
+
+        private static func onOrOff(_ key: String, _ value: String?) throws(ArgumentProblem) -> Bool {
+            guard let value, ["on", "off"].contains(value) else {
+                throw ArgumentProblem(
+                    "\(key)\(value.map { "=" + $0 } ?? "") is not recognized; expected \(key)=on or \(key)=off")
+            }
+            return value == "on"
+        }
+    }
+
+    fileprivate static let possibleQueues = 1...TAPDevice.maximumQueues
+
+    /// `7`, or `7:8:9`, one for each queue.
+    fileprivate static func descriptors(_ text: String) throws -> [Int32] {
+        let descriptors = try text.split(separator: ":", omittingEmptySubsequences: false).map { part in
+            guard let number = Int32(part), number >= 0 else {
+                throw ArgumentProblem(
+                    "fd=\(text) is not a file descriptor number; expected one such as 3, or several with colons between them"
+                )
+            }
+            guard number > 2 else {
+                throw ArgumentProblem("fd=\(text) is a standard stream; expected the descriptor of a TAP, 3 or higher")
+            }
+            return number
+        }
+        guard possibleQueues.contains(descriptors.count) else {
+            throw ArgumentProblem(
+                "fd= has \(descriptors.count) descriptors; expected 1 to \(TAPDevice.maximumQueues), one for each queue"
+            )
+        }
+        return descriptors
+    }
+}
