@@ -22,8 +22,7 @@ public enum Passt {
         for directory in unsafe String(cString: path).split(separator: ":") where directory.first == "/" {
             let file = "\(directory)/passt"
             var status = stat()
-            if unsafe stat(file, &status) == 0, status.st_mode & S_IFMT == S_IFREG, unsafe access(file, X_OK) == 0
-            {
+            if unsafe stat(file, &status) == 0, status.st_mode & S_IFMT == S_IFREG, unsafe access(file, X_OK) == 0 {
                 return file
             }
         }
@@ -128,7 +127,9 @@ public enum Passt {
         for line in lines {
             guard line.hasPrefix("Failed to bind any port for '-") else { continue }
             let words = line.split(separator: "'")
-            guard words.count > 1, let port = ports.first(where: { words[1].hasSuffix(" \($0.forPasst)") }) else { break }
+            guard words.count > 1, let port = ports.first(where: { words[1].hasSuffix(" \($0.forPasst)") }) else {
+                break
+            }
             return .cannotPublish(port, errno: port.refusal)
         }
         if let last = lines.last(where: { !$0.isEmpty }) { return .passtFailed("reports: \(String(last).printable)") }

@@ -98,7 +98,9 @@ struct NetworkArgument {
 
         func backend() throws(ArgumentProblem) -> NetworkBackend {
             if isUser || stream != nil { return try streamBackend() }
-            guard publish.isEmpty else { throw ArgumentProblem("publish= requires user: use user,publish=PORT:GUESTPORT") }
+            guard publish.isEmpty else {
+                throw ArgumentProblem("publish= requires user: use user,publish=PORT:GUESTPORT")
+            }
             if let descriptors {
                 guard tap == nil, bridge == nil, !create, mtu == nil else {
                     throw ArgumentProblem(
@@ -127,7 +129,10 @@ struct NetworkArgument {
                 ("queues=", queues != nil), ("publish=", !isUser && !publish.isEmpty),
             ]
             if let other = others.first(where: \.1) {
-                throw ArgumentProblem("\(word) cannot be combined with \(other.0)")
+                let isInterface = ["stream=", "tap=", "fd="].contains(other.0)
+                throw ArgumentProblem(
+                    "\(word) cannot be combined with \(other.0)"
+                        + (isInterface ? ": give each interface a --net of its own" : ", which is for other networks"))
             }
             if let mtu, !FrameStream.possibleMTU.contains(mtu) {
                 throw Self.badMTU("\(mtu)", FrameStream.possibleMTU)

@@ -219,7 +219,8 @@ import Virtio
 
     @Test func framesFromBeforeTheDriverAreDropped() throws {
         let (driver, peer) = try StreamPeer.make()
-        try peer.send(peer.behindLength(frame(60)) + peer.behindLength(frame(61)) + peer.behindLength(frame(62)).prefix(9))
+        try peer.send(
+            peer.behindLength(frame(60)) + peer.behindLength(frame(61)) + peer.behindLength(frame(62)).prefix(9))
         try driver.start(.mergeableBuffers)
         #expect(driver.device.counters.receiveWithoutDriver.value == 2)
         try offer(driver, 0..<4)
@@ -285,7 +286,8 @@ import Virtio
         try driver.start([.linkStatus, .mergeableBuffers])
         try offer(driver, 0..<8)
         try peer.send(
-            peer.behindLength(frame(60)) + (0..<4).map { UInt8(truncatingIfNeeded: length >> (24 - 8 * $0)) } + frame(500))
+            peer.behindLength(frame(60)) + (0..<4).map { UInt8(truncatingIfNeeded: length >> (24 - 8 * $0)) }
+                + frame(500))
         #expect(try received(driver) == frame(60))
         try wait { !driver.device.isLinkUp && driver.configuration(6, 2) == 0 }
         #expect(try peer.isAtEnd())

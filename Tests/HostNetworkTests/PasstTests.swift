@@ -88,7 +88,8 @@ import Testing
                 == .streamUnavailable("/nonexistent/socket", SystemCallError("connect", errno: ENOENT)))
         for backend in [.stream(path: "x", mtu: 67), .user(mtu: 65521)] as [NetworkBackend] {
             #expect(
-                failure { () throws(HostNetworkError) in _ = try NetworkAttachment(backend) }?.description.hasSuffix("is not possible: give 68 to 65520") == true)
+                failure { () throws(HostNetworkError) in _ = try NetworkAttachment(backend) }?.description.hasSuffix(
+                    "is not possible: give 68 to 65520") == true)
         }
         let pair = try FrameStream.pair()
         let attachment = NetworkAttachment(stream: FrameStream(try pair.own.duplicate(), name: "peer"))
