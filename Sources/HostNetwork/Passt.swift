@@ -39,7 +39,7 @@ public enum Passt {
             // The other ends are closed with these values: they are the program's alone, whose end is then seen.
             let sockets = try FrameStream.pair(), pipe = try Self.pipe()
             process = try spawn(
-                program, arguments(ports, mtu), socket: sockets.peer, errors: pipe.peer)
+                program, arguments(ports, mtu, nameServers: nameServers), socket: sockets.peer, errors: pipe.peer)
             own = sockets.own
             output = pipe.own
         } catch { throw .refused(action: "starting \(program)", error, explanation: "") }
@@ -61,9 +61,36 @@ public enum Passt {
         return pipe
     }
 
-    static func arguments(_ ports: [PublishedPort], _ mtu: Int) -> [String] {
+    /// The name servers to give the guest in place of the host's; empty where those are of use to it.
+    ///
+    /// Where the host's own are on its loopback interface, as systemd-resolved is, passt has none for a guest that does
+    /// not reach that. The ones behind systemd-resolved are in a file of its own (systemd-resolved.service(8)).
+    private static var nameServers: [String] {
+        func servers(_ path: String) -> [String] {
+            nameServers(of: String(decoding: (try? readFile(path, limit: 64 << 10)) ?? [], as: UTF8.self))
+        }
+        let own = servers("/etc/resolv.conf")
+        guard !own.isEmpty, own.allSatisfy(isLoopback) else { return [] }
+        return servers("/run/systemd/resolve/resolv.conf").filter { !isLoopback($0) }
+    }
+
+    /// Those of a resolv.conf(5) that are addresses for any interface.
+    static func nameServers(of text: String) -> [String] {
+        text.split(separator: "\n").compactMap { line in
+            let words = line.split { $0 == " " || $0 == "\t" }
+            guard words.count >= 2, words[0] == "nameserver", !words[1].utf8.contains(UInt8(ascii: "%")) else {
+                return nil
+            }
+            return PublishedPort.isAddress(String(words[1])) ? String(words[1]) : nil
+        }
+    }
+
+    static func isLoopback(_ address: String) -> Bool { address.hasPrefix("127.") || address == "::1" }
+
+    static func arguments(_ ports: [PublishedPort], _ mtu: Int, nameServers: [String] = []) -> [String] {
         // --no-map-gw: the gateway's address would be the host's loopback interface, with all that listens there.
         var words = ["passt", "--quiet", "--stderr", "--no-map-gw", "--fd", "3", "--mtu", "\(mtu)"]
+        words += nameServers.flatMap { ["--dns", $0] }
         let tcp = ports.filter { !$0.isUDP }, udp = ports.filter(\.isUDP)
         // Without -u, each TCP port would be forwarded by UDP, too.
         words += tcp.isEmpty ? ["-t", "none"] : tcp.flatMap { ["-t", $0.forPasst] }

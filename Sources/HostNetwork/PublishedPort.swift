@@ -100,6 +100,8 @@ public struct PublishedPort: Equatable, Sendable, CustomStringConvertible {
         return port
     }
 
+    static func isAddress(_ text: String) -> Bool { isAddress(text, AF_INET) || isAddress(text, AF_INET6) }
+
     private static func isAddress(_ text: String, _ family: Int32) -> Bool {
         var address = in6_addr()
         // Room for the larger of the two kinds.

@@ -28,6 +28,23 @@ import Testing
                 == start + ["-t", "127.0.0.1/2222:22", "-t", "0.0.0.0/90:91", "-u", "::1/80:81"])
     }
 
+    @Test func nameServersOfAFile() {
+        let text = """
+            # nameserver 192.0.2.9
+            nameserver 127.0.0.53
+            nameserver\t192.0.2.1 # a router
+            nameserver fe80::1%eth0
+            nameserver 2001:db8::1
+            nameserver nonsense
+            search example.org
+            nameserver
+            """
+        #expect(Passt.nameServers(of: text) == ["127.0.0.53", "192.0.2.1", "2001:db8::1"])
+        #expect(["127.0.0.53", "::1", "192.0.2.1", "2001:db8::1"].map(Passt.isLoopback) == [true, true, false, false])
+        let words = Passt.arguments([], 1500, nameServers: ["192.0.2.1", "2001:db8::1"])
+        #expect(Array(words[8..<12]) == ["--dns", "192.0.2.1", "--dns", "2001:db8::1"])
+    }
+
     @Test func reasonsAreFoundInTheOutput() throws {
         let noise = """
             Failed to send 47 bytes to syslog

@@ -246,12 +246,14 @@ private final class CompletingShell {
         for (text, line) in lines { #expect(try shell.line(after: text + Self.tab) == line, "\(kind): \(text)") }
         #expect(
             try shell.offers(for: "swkvm run --net ") == [
-                "bridge=", "create", "fd=", "mac-lock=", "mac=", "mtu=", "offload=", "queues=", "rx-bps-burst=",
-                "rx-bps=",
-                "rx-pps-burst=", "rx-pps=", "tap=", "tx-bps-burst=", "tx-bps=", "tx-pps-burst=", "tx-pps=",
+                "bridge=", "create", "fd=", "mac-lock=", "mac=", "mtu=", "none", "offload=", "publish=", "queues=",
+                "rx-bps-burst=", "rx-bps=", "rx-pps-burst=", "rx-pps=", "stream=", "tap=", "tx-bps-burst=", "tx-bps=",
+                "tx-pps-burst=", "tx-pps=", "user",
             ])
         // What does not go together is not offered together.
         #expect(try shell.line(after: "swkvm run --net fd=3,b" + Self.tab) == "swkvm run --net fd=3,b")
+        #expect(try shell.line(after: "swkvm run --net user,publish=1:2,pu" + Self.tab).hasSuffix(",publish="))
+        #expect(try shell.line(after: "swkvm run --net user,t" + Self.tab) == "swkvm run --net user,tx-")
         #expect(try shell.line(after: "swkvm run --net fd=3,o" + Self.tab) == "swkvm run --net fd=3,offload=")
         // Once is enough.
         #expect(
