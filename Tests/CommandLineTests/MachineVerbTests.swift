@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Glibc
+import HostNetwork
 import Inventory
 import TestSupport
 import Testing
@@ -88,7 +89,7 @@ import Testing
             Option("net", "tap=t0"),
         ])
         let ports = PublishedPort.all(in: definition)
-        #expect(ports.map(\.guest) == [22, 80] && ports.map(\.host) == [2222, 8080])
+        #expect(ports.map(\.guestPort) == [22, 80] && ports.map(\.port) == [2222, 8080])
         #expect(ports.map(\.address) == ["127.0.0.1", "10.0.0.1"])
     }
 

@@ -3,6 +3,7 @@
 internal import ArgumentParser
 internal import CLinux
 internal import Glibc
+internal import HostNetwork
 internal import Inventory
 internal import Linux
 
@@ -115,7 +116,7 @@ struct MachineState {
             "\(name)", word, problem == nil ? definition.value(of: "cpus") ?? "1" : "-",
             problem == nil ? definition.value(of: "mem") ?? "\(RunCommand.defaultMemory)" : "-",
             memory.map(ImageTool.size) ?? "-", ImageTool.size(disk), seconds.map(Self.duration) ?? "-",
-            ports.isEmpty ? "-" : ports.map { "\($0.address):\($0.host) → \($0.guest)" }.joined(separator: " "),
+            ports.isEmpty ? "-" : ports.map { "\($0.address):\($0.port) → \($0.guestPort)" }.joined(separator: " "),
         ]
     }
 
@@ -137,8 +138,8 @@ struct MachineState {
                 .array(
                     ports.map {
                         .object([
-                            ("address", .string($0.address)), ("host", .number(UInt64($0.host))),
-                            ("guest", .number(UInt64($0.guest))),
+                            ("address", .string($0.address)), ("host", .number(UInt64($0.port))),
+                            ("guest", .number(UInt64($0.guestPort))),
                         ])
                     })
             ),
@@ -186,27 +187,16 @@ struct MachineState {
     }
 }
 
-/// A port of the host that `--net user,publish=` forwards to the guest.
-struct PublishedPort: Equatable {
-    let address: String
-    let host: UInt16
-    let guest: UInt16
-
-    /// TCP ports.
+extension PublishedPort {
+    /// The TCP ports of the host that `--net user,publish=` of a machine forwards to its guest.
     static func all(in definition: Definition) -> [PublishedPort] {
         definition.values(of: "net").flatMap { net in
             OptionList(net).items.compactMap { key, value in
-                key == "publish" ? value.flatMap(PublishedPort.init) : nil
+                guard key == "publish", let value, let port = try? PublishedPort(parsing: value), !port.isUDP else {
+                    return nil
+                }
+                return port
             }
         }
-    }
-
-    /// `[ADDRESS:]PORT:GUESTPORT`; nil for something else, and for UDP.
-    private init?(_ text: String) {
-        let parts = text.split(separator: ":", omittingEmptySubsequences: false)
-        guard parts.count >= 2, let guest = UInt16(parts[parts.count - 1]), let host = UInt16(parts[parts.count - 2])
-        else { return nil }
-        (self.host, self.guest) = (host, guest)
-        address = parts.count > 2 ? parts.dropLast(2).joined(separator: ":") : "127.0.0.1"
     }
 }

@@ -2,6 +2,7 @@
 
 internal import ArgumentParser
 internal import Glibc
+internal import HostNetwork
 internal import Inventory
 internal import Linux
 
@@ -37,7 +38,7 @@ struct SSHCommand: MachineVerb {
             guard try files.runningProcess() != nil else { throw .notRunning(name) }
             return (files, try inventory.definition(of: name))
         }
-        guard let port = PublishedPort.all(in: definition).first(where: { $0.guest == 22 }) else {
+        guard let port = PublishedPort.all(in: definition).first(where: { $0.guestPort == 22 }) else {
             StandardError().say(
                 "no port of the host leads to the guest's port 22: add publish=PORT:22 to --net user (swkvm edit \(name)), or run ssh with the guest's address"
             )
@@ -51,7 +52,7 @@ struct SSHCommand: MachineVerb {
 
     static func arguments(_ port: PublishedPort, _ files: MachineFiles, _ definition: Definition) -> [String] {
         var words = [
-            "-p", "\(port.host)", "-o", "HostKeyAlias=\(files.name)", "-o", "StrictHostKeyChecking=accept-new",
+            "-p", "\(port.port)", "-o", "HostKeyAlias=\(files.name)", "-o", "StrictHostKeyChecking=accept-new",
             // Quoted: its value is a list of files.
             "-o", "UserKnownHostsFile=\"\(files.knownHosts)\"",
         ]
