@@ -161,6 +161,7 @@ private final class CompletingShell {
                 "swkvm run --sandbox ",
                 ["capabilities", "landlock", "namespaces", "off", "on", "report", "seccomp", "user"]
             ),
+            ("swkvm create web --bus ", ["mmio", "pci"]),
             ("swkvm run --log-level ", ["critical", "debug", "error", "info", "notice", "trace", "warning"]),
             ("swkvm image create --format ", makeable), ("swkvm image convert -O ", makeable),
             ("swkvm image check --format ", ["qcow2"]),
@@ -178,7 +179,9 @@ private final class CompletingShell {
         for (text, words) in expected { #expect(try shell.offers(for: text) == words, "\(kind): \(text)") }
         let lines = [
             ("swkvm ru", "swkvm run "), ("swkvm image conv", "swkvm image convert "),
-            ("swkvm run --ker", "swkvm run --kernel "),
+            ("swkvm run --ker", "swkvm run --kernel "), ("swkvm create web --ker", "swkvm create web --kernel "),
+            ("swkvm create web --disk-s", "swkvm create web --disk-size "),
+            ("swkvm create web --cop", "swkvm create web --copy "),
             ("swkvm help ru", "swkvm help run "), ("swkvm help image conv", "swkvm help image convert "),
             ("swkvm image snapshot ap", "swkvm image snapshot apply "),
             ("swkvm run --console=st", "swkvm run --console=stdio "),

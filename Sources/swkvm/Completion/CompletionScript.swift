@@ -70,7 +70,7 @@ enum CompletionScript {
                 lines.append(line)
             }
         }
-        return lines.joined(separator: "\n") + "\n" + bashHelp + "\n" + bashFunctions + "\n"
+        return CreateCompletion.bash(lines).joined(separator: "\n") + "\n" + bashHelp + "\n" + bashFunctions + "\n"
     }
 
     /// Instead of the parser's function, which offers nothing behind `swkvm help`.
@@ -121,7 +121,7 @@ enum CompletionScript {
                 lines.append(line)
             }
         }
-        return lines.joined(separator: "\n")
+        return CreateCompletion.zsh(lines).joined(separator: "\n")
     }
 
     /// Instead of the parser's function, as for bash.

@@ -99,7 +99,7 @@ struct CreateCommand: MachineVerb {
         private(set) var definition: Definition
 
         /// Options that the machine's start sets, and some that start nothing.
-        private static let reserved = ["name", "daemon", "pid-file"]
+        static let reserved = ["name", "daemon", "pid-file"]
 
         init(_ words: [String]) throws {
             guard let name = words.first, !name.hasPrefix("-") else {
