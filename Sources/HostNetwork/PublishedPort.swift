@@ -56,6 +56,9 @@ public struct PublishedPort: Equatable, Sendable, CustomStringConvertible {
     /// As passt's -t and -u have it.
     var forPasst: String { "\(address)/\(port):\(guestPort)" }
 
+    /// Indicates whether this process could listen here now.
+    public var isFree: Bool { refusal == nil }
+
     /// Why this process cannot listen here itself; nil if it can.
     var refusal: Int32? {
         let kind = Int32((isUDP ? SOCK_DGRAM : SOCK_STREAM).rawValue | SOCK_CLOEXEC.rawValue)

@@ -180,9 +180,8 @@ import Testing
         #expect(try states == ["web running"])
     }
 
-    /// An image that boots, as a machine's own disk: changed in the overlay only, and still changed after a restart.
-    @Test func anImage() throws {
-        defer { stopAll() }
+    /// An image whose kernel is the bundled guest, which tests its disk, and this user's key.
+    private func bootableImage() throws -> String {
         let key = String(repeating: "A", count: 43)
         _ = try shell(
             """
@@ -191,8 +190,15 @@ import Testing
             echo "menuentry 'One' { linux /boot/guest test=disk }" >tree/boot/grub/grub.cfg
             truncate -s 16M system && mkfs.ext4 -q -F -d tree system && qemu-img convert -f raw -O qcow2 system disk.qcow2
             """)
-        let image = directory("disk.qcow2"), before = try readFile(image, limit: 1 << 30)
-        let created = try swkvm("create", "web", image, "--mem", "64M", "--disk-size", "32M").output.text
+        return directory("disk.qcow2")
+    }
+
+    /// An image that boots, as a machine's own disk: changed in the overlay only, and still changed after a restart.
+    @Test func anImage() throws {
+        defer { stopAll() }
+        let image = try bootableImage(), before = try readFile(image, limit: 1 << 30)
+        let created = try swkvm("create", "web", image, "--mem", "64M", "--disk-size", "32M", "--net", "none").output
+            .text
         #expect(
             created
                 == "web: created; disk 32 MiB, an overlay over \(image), which must stay as it is; user tiny, SSH key \(directory.path)/.ssh/id_ed25519.pub\n"
@@ -205,7 +211,8 @@ import Testing
         while try states == ["web running"] { usleep(50_000) }
         #expect(try swkvm("logs", "web").output.text.contains("vda"))
         #expect(try readFile(image, limit: 1 << 30) == before)
-        let copied = try swkvm("create", "db", image, "--copy", "--disk-size", "20M", "--user", "me").output.text
+        let copied = try swkvm("create", "db", image, "--copy", "--disk-size", "20M", "--user", "me", "--net", "none")
+            .output.text
         #expect(copied == "db: created; disk 20 MiB, a copy of \(image)\n")
         #expect(try shell("qemu-img info '\(home)/machines/db/disk.qcow2'").contains("backing") == false)
         // Nothing is left of one that cannot be.
@@ -215,6 +222,26 @@ import Testing
         let small = try swkvm("create", "x", image, "--disk-size", "1M", status: 64)
         #expect(small.errors.text.contains("more than --disk-size 1 MiB"), "\(small.story)")
         #expect(try shell("find '\(home)' -name 'x*'").isEmpty)
+    }
+
+    /// Each machine has a port of its own for ssh.
+    @Test func theNetworkOfAnImage() throws {
+        let image = try bootableImage()
+        for name in ["web", "db"] { try swkvm("create", name, image) }
+        let ports = try ["web", "db"].map { name in
+            let line = try shell("grep ^net '\(home)/definitions/\(name).toml'")
+            return try #require(Int(line.drop { $0 != "h" }.filter(\.isNumber).dropLast(2)), "\(line)")
+        }
+        #expect(ports[0] != ports[1] && ports.allSatisfy { $0 >= 2222 })
+        let list = try swkvm("list").output.text
+        for port in ports { #expect(list.contains("127.0.0.1:\(port) → 22"), "\(list)") }
+        // A host without the program says so, and the machine has none.
+        let without = try Program([
+            "/usr/bin/env", "-i", "SWKVM_HOME=\(home)", "PATH=/nowhere", Host.swkvm, "create", "x", image,
+        ])
+        #expect(try without.waitForEnd() == .status(0), "\(without.story)")
+        #expect(without.output.text.contains("no network: passt is not installed"), "\(without.story)")
+        #expect(try shell("grep -c ^net '\(home)/definitions/x.toml' || true") == "0\n")
     }
 
     /// A `create` that is killed at any time leaves a machine, or nothing.

@@ -7,11 +7,15 @@ internal import Linux
 enum CreateCompletion {
     private static let reserved = CreateCommand.Request.reserved.map { "--\($0)" }
 
+    /// What is added to lists of options in bash.
+    private static let own = [
+        ("non_repeating_flags=(", "--copy --start"), ("non_repeating_options=(", "--disk-size"),
+    ]
+
     /// - Parameter lines: of the script for bash.
     static func bash(_ lines: [Substring]) -> [Substring] {
         replacing(in: lines) { line in
-            for (start, words) in [("non_repeating_flags=(", "--copy --start"), ("non_repeating_options=(", "--disk-size")]
-            where line.hasPrefix("    " + start) {
+            for (start, words) in own where line.hasPrefix("    " + start) {
                 let given = line.dropFirst(4 + start.count).dropLast().split(separator: " ")
                     .filter { !reserved.contains(String($0)) }
                 return ["    \(start)\(words) \(given.joined(separator: " ")))"]

@@ -19,6 +19,9 @@ struct CreateCommand: MachineVerb {
             writes: IMAGE itself is never changed, and must stay where it is. All options of `swkvm run` describe the machine \
             (man swkvm-run); they are stored in a file that `swkvm edit` changes.
 
+            The machine of an IMAGE without --net has the network of this user (--net user), with a free port of 127.0.0.1 from 2222 on that leads \
+            to the guest's port 22, which `swkvm ssh` uses.
+
             For an IMAGE without --user, --ssh-key, --password-file or --user-data, the public SSH keys of this user are given to the guest, for a user \
             named after its distribution, such as debian.
 
@@ -52,7 +55,7 @@ struct CreateCommand: MachineVerb {
         var report: [String] = []
         do throws(Failure) {
             try inventory.create(name, failure: Failure.inventory) { files throws(Failure) in
-                try request.build(files, &report)
+                try request.build(files, usedPorts: MachinePorts.used(in: inventory), &report)
             }
         } catch {
             StandardError().say("\(name) was not created: \(error.description)")
@@ -162,9 +165,13 @@ struct CreateCommand: MachineVerb {
         // MARK: The machine's directory
 
         /// Makes the machine's disk.
-        /// - Parameter report: gets what the user is to know.
+        /// - Parameters:
+        ///   - usedPorts: ports of the host that other machines have.
+        ///   - report: gets what the user is to know.
         /// - Returns: the definition.
-        func build(_ files: MachineFiles, _ report: inout [String]) throws(Failure) -> Definition {
+        func build(
+            _ files: MachineFiles, usedPorts: Set<UInt16>, _ report: inout [String]
+        ) throws(Failure) -> Definition {
             var definition = definition
             let disk = files.directory + "/disk.qcow2"
             // Said in the definition, so that the start need not explain what boots.
@@ -178,6 +185,7 @@ struct CreateCommand: MachineVerb {
                 if definition.value(of: "kernel") == nil {
                     try GuestLogin.addDefaults(to: &definition, argument.disk, &report)
                     if definition.value(of: "boot") == nil { definition.set("boot", to: "default") }
+                    if !definition.has("net") { MachinePorts.addNetwork(to: &definition, used: usedPorts, &report) }
                 }
                 let path = DefinitionPaths.absolute(argument.disk.path)
                 let bytes = try makeDisk(disk, from: argument.disk, path)

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import HostNetwork
+internal import Inventory
+
+/// Ports of the host that lead to guests.
+enum MachinePorts {
+    /// Of the first machine's guest; the next one has the next port.
+    private static let first: UInt16 = 2222
+    /// How many are tried.
+    private static let count: UInt16 = 2000
+    private static let ssh: UInt16 = 22
+
+    /// Those of all machines, whether they run or not.
+    static func used(in inventory: Inventory) -> Set<UInt16> {
+        let definitions = ((try? inventory.names()) ?? []).compactMap { try? inventory.definition(of: $0) }
+        return Set(definitions.flatMap(PublishedPort.all).map(\.port))
+    }
+
+    /// Gives a machine the network of its user, with a port for ssh, if the host has the program for it.
+    static func addNetwork(to definition: inout Definition, used: Set<UInt16>, _ report: inout [String]) {
+        guard Passt.find() != nil else {
+            report.append("no network: passt is not installed (apt install passt); --net gives it another one")
+            return
+        }
+        let candidates = (first..<first + count).lazy.filter { !used.contains($0) }
+            .compactMap { try? PublishedPort(parsing: "\($0):\(ssh)") }
+        guard let port = candidates.first(where: \.isFree) else {
+            definition.options.append(Definition.Option("net", "user"))
+            report.append("no port from \(first) to \(first + count - 1) is free for ssh")
+            return
+        }
+        definition.options.append(Definition.Option("net", "user,publish=\(port.port):\(ssh)"))
+        report.append("port \(port.port) of \(PublishedPort.usualAddress) leads to its port \(ssh)")
+    }
+}
