@@ -53,6 +53,7 @@ struct FrameWriter: ~Copyable {
             errno = EAGAIN
             return -1
         }
+        if length == EthernetPadding.shortestFrame { return unsafe writeShortest(entries, count: count) }
         var prefix = UInt32(truncatingIfNeeded: length).bigEndian
         return unsafe withUnsafeMutableBytes(of: &prefix) { bytes in
             unsafe entries.pointee = iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
@@ -64,6 +65,26 @@ struct FrameWriter: ~Copyable {
             unsafe keep(entries, count: count, from: sent, total: bytes.count + length)
             return length
         }
+    }
+
+    /// Sends a frame of the shortest length that Ethernet has, without what its sender has filled it up with: passt of
+    /// Debian 12 drops an IP packet that does not end with its frame.
+    private mutating func writeShortest(_ entries: UnsafeMutablePointer<iovec>, count: Int) -> Int {
+        // A copy, which the guest cannot change any more, where a tail would be.
+        unsafe entries.pointee = iovec(iov_base: memory.start, iov_len: FrameStream.lengthSize)
+        unsafe keep(entries, count: count, from: 0, total: FrameStream.lengthSize + EthernetPadding.shortestFrame)
+        let frame = unsafe UnsafeRawBufferPointer(
+            start: memory.start + FrameStream.lengthSize, count: tail.upperBound - FrameStream.lengthSize)
+        let length = unsafe EthernetPadding.length(ofPacketIn: frame)
+        unsafe memory.start.storeBytes(of: UInt32(truncatingIfNeeded: length).bigEndian, as: UInt32.self)
+        tail = 0..<FrameStream.lengthSize + length
+        let sent = unsafe Glibc.send(socket, memory.start, tail.count, Int32(MSG_DONTWAIT | MSG_NOSIGNAL))
+        guard sent >= 0 else {
+            discardTail()
+            return -1
+        }
+        tail = sent..<tail.upperBound
+        return EthernetPadding.shortestFrame
     }
 
     /// Keeps the bytes of a frame from `sent` on, which the guest may change until then: they are its own.
