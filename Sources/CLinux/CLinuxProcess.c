@@ -11,7 +11,11 @@ int clinux_lock_process_file(int fd) {
 pid_t clinux_process_file_owner(int fd) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     if (fcntl(fd, F_GETLK, &lock) < 0) return -1;
-    return lock.l_type == F_UNLCK ? 0 : lock.l_pid;
+    if (lock.l_type == F_UNLCK) return 0;
+    if (lock.l_pid > 0) return lock.l_pid;
+    // Of another PID namespace.
+    errno = ESRCH;
+    return -1;
 }
 
 int clinux_pidfd_open(pid_t process) { return (int)syscall(SYS_pidfd_open, process, 0); }

@@ -37,7 +37,9 @@ public struct FrameStream: ~Copyable, Sendable {
     }
 
     private static func open(_ path: String) throws(SystemCallError) -> FileDescriptor {
-        let number = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        // A program that accepts nobody would be waited for.
+        let kind = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
+        let number = Glibc.socket(AF_UNIX, kind, 0)
         if number < 0 { throw .last("socket") }
         let socket = FileDescriptor(owning: number)
         var address = sockaddr_un()

@@ -61,6 +61,20 @@ public struct Directories: Equatable, Sendable {
         }
     }
 
+    /// Checks a directory and those above it, as far as they exist: they are root's or this user's, and others can
+    /// write to none, or, as to /tmp, only add to it.
+    /// - Throws: `unsafeDirectory`.
+    static func check(_ path: String) throws(InventoryError) {
+        var prefix = ""
+        for part in path.split(separator: "/") {
+            prefix += "/" + part
+            guard let status = fileStatus(ofPath: prefix) else { return }
+            let isOwned = status.st_uid == 0 || status.st_uid == geteuid()
+            let isOpen = status.st_mode & 0o022 != 0 && status.st_mode & S_ISVTX == 0
+            guard isOwned, !isOpen else { throw .unsafeDirectory(prefix) }
+        }
+    }
+
     /// Creates a directory and those above it, for this user alone.
     /// - Throws: `unsafeDirectory` when the last one belongs to somebody else, or others may write to it.
     static func create(_ path: String) throws(InventoryError) {

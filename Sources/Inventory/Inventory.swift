@@ -15,6 +15,12 @@ public struct Inventory: Sendable {
 
     public init(_ directories: Directories) { self.directories = directories }
 
+    /// Checks that nobody else can change what the directories have, or put others in their place.
+    /// - Throws: `unsafeDirectory`.
+    public func checkDirectories() throws(InventoryError) {
+        for path in [directories.definitions, directories.data, directories.runtime] { try Directories.check(path) }
+    }
+
     /// All machines, by name.
     /// - Throws: when the directory of definitions is there and cannot be read.
     public func names() throws(InventoryError) -> [MachineName] {
@@ -100,9 +106,16 @@ public struct Inventory: Sendable {
     }
 
     /// Replaces a machine's definition, in one step.
-    public func replaceDefinition(of name: MachineName, by text: [UInt8]) throws(InventoryError) {
+    /// - Parameter before: what it is replaced for.
+    /// - Throws: `changedMeanwhile` when it is no longer that.
+    public func replaceDefinition(
+        of name: MachineName, _ before: [UInt8], by text: [UInt8]
+    ) throws(InventoryError) {
         let files = try files(of: name)
         let lock = try lock(files)
+        guard (try? readFile(files.definition, limit: DefinitionText.limit)) == before else {
+            throw .changedMeanwhile(name)
+        }
         // The reader's own words for what is wrong.
         _ = try Self.definition(fromText: text, path: files.definition)
         try write(String(raw: text), files, replaces: true)
@@ -119,7 +132,13 @@ public struct Inventory: Sendable {
         if lock != nil {
             do throws(SystemCallError) {
                 _ = try FileDescriptor.open(files.unfinished, O_WRONLY | O_CREAT, mode: 0o600)
-            } catch { throw .system(purpose: "create", path: files.unfinished, error) }
+            } catch {
+                // Deleting makes the room that the mark needs.
+                guard error.errno == ENOSPC || error.errno == EDQUOT else {
+                    throw .system(purpose: "create", path: files.unfinished, error)
+                }
+                removeContents(files.directory, except: nil)
+            }
         }
         guard files.definition.withRawCString({ unsafe unlink($0) }) == 0 else {
             throw .system(purpose: "remove", path: files.definition, .last("unlink"))
@@ -134,6 +153,11 @@ public struct Inventory: Sendable {
         let files = try files(of: name)
         try Directories.create(files.directory)
         let lock = try lock(files)
+        // Deleted meanwhile, by the one that had the lock.
+        guard fileStatus(ofPath: files.definition) != nil else {
+            removeTree(files.directory)
+            throw .notDefined(name)
+        }
         try checkIsStopped(files)
         try Directories.create(directories.runtime)
         try Directories.create(files.runtime)

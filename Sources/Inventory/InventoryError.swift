@@ -11,6 +11,8 @@ public enum InventoryError: Error, Equatable, CustomStringConvertible {
     case dataWithoutDefinition(MachineName, directory: String)
     case running(MachineName, process: Int32)
     case notRunning(MachineName)
+    /// A definition that was read is another one by now.
+    case changedMeanwhile(MachineName)
     /// Another process changes the machine.
     case busy(MachineName)
     /// A definition that cannot be read: `line` counts from 1.
@@ -34,10 +36,11 @@ public enum InventoryError: Error, Equatable, CustomStringConvertible {
         case .running(let name, let process):
             "\(name) is running\(process > 0 ? " (process \(process))" : ""); `swkvm stop \(name)` stops it"
         case .notRunning(let name): "\(name) is not running; `swkvm start \(name)` starts it"
+        case .changedMeanwhile(let name): "the definition of \(name) was changed by somebody else meanwhile"
         case .busy(let name): "another swkvm process is changing \(name) at this moment; try again"
         case .badDefinition(let path, let line, let problem): "\(path.printable), line \(line): \(problem)"
         case .unsafeDirectory(let path):
-            "\(path.printable) is not a directory of this user that others cannot write to"
+            "\(path.printable) is not a directory of this user or of root that others cannot write to"
         case .noHome: "SWKVM_HOME, or else HOME, has to be an absolute path: there is no other place for machines"
         case .system(let purpose, let path, let error):
             "could not \(purpose) \(path.printable): \(error.reason) (\(error.call))"

@@ -20,8 +20,9 @@ public struct MachineFiles: Equatable, Sendable {
         runtime = "\(directories.runtime)/\(name)"
     }
 
-    /// Locked by the machine's process (``ProcessFile``).
-    public var process: String { runtime + "/pid" }
+    /// Locked by the machine's process (``ProcessFile``). It is not among the run-time files, whose directory depends
+    /// on the session from which a verb is called.
+    public var process: String { directory + "/pid" }
     /// The socket of the serial port.
     public var console: String { runtime + "/console" }
     /// What the serial port printed.

@@ -25,35 +25,79 @@ public final class ProcessFile: Sendable {
     private let inode: ino_t
     private let isDelegated = Atomic<Bool>(false)
 
-    /// Creates the file, readable by its owner only, or takes over one that no process has locked, and writes this
-    /// process's number to it.
+    /// Creates the file, readable by its owner only, and writes this process's number to it. One that no process has
+    /// locked is replaced: the end of the process that left it may still be about to remove that one.
     public init(_ path: String) throws(Refusal) {
+        let parts = path.directoryAndName
+        let place: FileDescriptor
         do throws(SystemCallError) {
-            let parts = path.directoryAndName
-            directory = try FileDescriptor.open(parts.directory, CLINUX_O_PATH | O_DIRECTORY)
-            name = parts.name
-            // A symbolic link is not followed: the directory may be one where others can create files.
-            descriptor = try FileDescriptor.open(
-                path, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode: 0o600)
-            let status = try descriptor.status()
-            guard status.st_mode & S_IFMT == S_IFREG else { throw SystemCallError("open", errno: EEXIST) }
+            place = try FileDescriptor.open(parts.directory, CLINUX_O_PATH | O_DIRECTORY)
+        } catch { throw .system(error) }
+        let file = try Self.lockNew(path, in: place, parts.name)
+        do throws(SystemCallError) {
+            let status = try file.status()
             (device, inode) = (status.st_dev, status.st_ino)
+            try file.writeAll(Array("\(getpid())\n".utf8))
         } catch { throw .system(error) }
-        guard clinux_lock_process_file(descriptor.rawValue) == 0 else {
-            let error = SystemCallError.last("fcntl")
-            guard error.errno == EAGAIN || error.errno == EACCES else { throw .system(error) }
-            throw .taken(process: max(0, clinux_process_file_owner(descriptor.rawValue)))
+        directory = place
+        name = parts.name
+        descriptor = file
+    }
+
+    /// Creates and locks a file that the name leads to when both is done: another process may do the same meanwhile.
+    private static func lockNew(
+        _ path: String, in directory: borrowing FileDescriptor, _ name: String
+    ) throws(Refusal) -> FileDescriptor {
+        // A symbolic link is not followed: the directory may be one where others can create files.
+        let flags = O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY
+        for _ in 0..<100 {
+            do throws(SystemCallError) {
+                let new = try FileDescriptor.open(path, flags | O_CREAT | O_EXCL, mode: 0o600)
+                if try lock(new, in: directory, name) { return new }
+            } catch {
+                guard error.errno == EEXIST else { throw refusal(error) }
+            }
+            do throws(SystemCallError) {
+                let old = try FileDescriptor.open(path, flags)
+                guard FileDescriptor.kind(of: old.rawValue) == S_IFREG else {
+                    throw SystemCallError("open", errno: EEXIST)
+                }
+                guard try lock(old, in: directory, name) else { continue }
+                if name.withRawCString({ unsafe unlinkat(directory.rawValue, $0, 0) }) < 0 { throw .last("unlinkat") }
+            } catch {
+                guard error.errno == ENOENT else { throw refusal(error) }
+            }
         }
-        do throws(SystemCallError) {
-            guard ftruncate(descriptor.rawValue, 0) == 0 else { throw .last("ftruncate") }
-            try descriptor.writeAll(Array("\(getpid())\n".utf8))
-        } catch { throw .system(error) }
+        throw .taken(process: 0)
+    }
+
+    /// Locks a file.
+    /// - Returns: whether the name still leads to it.
+    /// - Throws: `EAGAIN` if another process has locked it; `call` is its number.
+    private static func lock(
+        _ file: borrowing FileDescriptor, in directory: borrowing FileDescriptor, _ name: String
+    ) throws(SystemCallError) -> Bool {
+        guard clinux_lock_process_file(file.rawValue) == 0 else {
+            let error = SystemCallError.last("fcntl")
+            guard error.errno == EAGAIN || error.errno == EACCES else { throw error }
+            throw SystemCallError("\(max(0, clinux_process_file_owner(file.rawValue)))", errno: EAGAIN)
+        }
+        var named = stat()
+        let number = directory.rawValue
+        // It writes no more than the structure.
+        let found = name.withRawCString { unsafe fstatat(number, $0, &named, AT_SYMLINK_NOFOLLOW) }
+        let own = try file.status()
+        return found == 0 && own.st_ino == named.st_ino && own.st_dev == named.st_dev
+    }
+
+    private static func refusal(_ error: SystemCallError) -> Refusal {
+        error.errno == EAGAIN ? .taken(process: Int32(error.call) ?? 0) : .system(error)
     }
 
     /// Leaves it to another process to remove the file, which calls ``removeName()``.
     public func delegateRemoval() { isDelegated.store(true, ordering: .relaxed) }
 
-    /// Removes the file's name if it still leads to the file.
+    /// Removes the file's name if it still leads to the file. Called by another process, or at the end of this one.
     public func removeName() {
         var named = stat()
         // It writes no more than the structure.

@@ -43,8 +43,9 @@ public struct ConsoleClient: ~Copyable {
         while true {
             var entries = [
                 pollfd(fd: events.rawValue, events: Int16(POLLIN), revents: 0),
+                // Its end, which is always reported, waits until what came before has been passed on.
                 pollfd(
-                    fd: socket.rawValue,
+                    fd: toUser.isEmpty || !toMachine.isEmpty ? socket.rawValue : -1,
                     events: Int16(toUser.isEmpty ? POLLIN : 0) | Int16(toMachine.isEmpty ? 0 : POLLOUT), revents: 0),
                 pollfd(fd: hasInput && toMachine.isEmpty ? STDIN_FILENO : -1, events: Int16(POLLIN), revents: 0),
                 pollfd(fd: toUser.isEmpty ? -1 : STDOUT_FILENO, events: Int16(POLLOUT), revents: 0),

@@ -66,16 +66,17 @@ import Testing
     @Test func nothingIsLeftAtTheEnd() throws {
         defer { stopAll() }
         try swkvm("create", "web", "--mem", "64M", "--start")
-        #expect(try shell("ls '\(home)/run/web'").split(separator: "\n") == ["console", "pid"])
+        #expect(try shell("ls '\(home)/run/web'").split(separator: "\n") == ["console"])
         try swkvm("stop", "web")
         #expect(try shell("ls -A '\(home)/run/web'").isEmpty)
+        #expect(try shell("ls '\(home)/machines/web'").contains("pid") == false)
     }
 
     /// The lock, and not the file, tells whether a machine runs.
     @Test func aKilledMachineIsStoppedAndStartsAgain() throws {
         defer { stopAll() }
         try swkvm("create", "web", "--mem", "64M", "--start")
-        let number = try #require(pid_t(try shell("cat '\(home)/run/web/pid'").filter(\.isNumber)))
+        let number = try #require(pid_t(try shell("cat '\(home)/machines/web/pid'").filter(\.isNumber)))
         #expect(kill(number, SIGKILL) == 0)
         while kill(number, 0) == 0 { usleep(10_000) }
         #expect(try states == ["web stopped"])
@@ -280,6 +281,68 @@ import Testing
             try edit("sed -i 's/mem/memory/'", status: 1).errors.text.contains(
                 "nothing was changed, and your text is in"))
         #expect(try swkvm("info", "web").output.text.contains("--mem 96M"))
+    }
+
+    /// What an editor does to the text, or another one at the same time, loses nothing.
+    @Test func anEditLosesNothing() throws {
+        try swkvm("create", "web", "--mem", "64M")
+        func edit(_ editor: String) throws -> Program {
+            try Program(["env", "SWKVM_HOME=\(home)", "VISUAL=\(editor)", Host.swkvm, "edit", "web"])
+        }
+        for editor in ["rm", "truncate -s 0", "sed -i '$a name = \"x\"'", "sed -i '$a help = true'", "false"] {
+            let program = try edit(editor)
+            #expect(try program.waitForEnd() == .status(1), "\(program.story)")
+            #expect(program.errors.text.contains("nothing was changed") && program.errors.lines.count == 1)
+        }
+        // The first one waits for the second, which is quicker.
+        let first = try edit("sh -c 'while [ ! -e \(directory("done")) ]; do sleep 0.05; done; echo cpus = 2 >>$1' sh")
+        let second = try edit("sed -i 's/64M/96M/'")
+        #expect(try second.waitForEnd() == .status(0), "\(second.story)")
+        try directory.write([], to: "done")
+        #expect(try first.waitForEnd() == .status(1), "\(first.story)")
+        #expect(first.errors.text.contains("changed by somebody else meanwhile"), "\(first.story)")
+        let info = try swkvm("info", "web").output.text
+        #expect(info.contains("--mem 96M") && !info.contains("--cpus"), "\(info)")
+        // Its text is there.
+        #expect(try shell("cat '\(home)'/machines/web/edited-*").contains("cpus = 2"))
+    }
+
+    /// A session with other run-time files, and one in which the process is not visible, lose no machine.
+    @Test func otherSessionsSeeTheMachine() throws {
+        defer { stopAll() }
+        try swkvm("create", "web", "--mem", "64M", "--start")
+        _ = try shell("mv '\(home)/run' '\(home)/run-of-a-session'")
+        #expect(try states == ["web running"])
+        try swkvm("delete", "web", status: 1)
+        let delete = try Program([
+            "unshare", "--pid", "--fork", "--mount-proc", "env", "SWKVM_HOME=\(home)", Host.swkvm, "delete", "web",
+        ])
+        #expect(try delete.waitForEnd() == .status(1), "\(delete.story)")
+        #expect(try states == ["web running"])
+        try swkvm("stop", "web")
+    }
+
+    /// A machine that is stopped in its tracks is ended all the same.
+    @Test func aMachineThatDoesNotReactIsKilled() throws {
+        defer { stopAll() }
+        try swkvm("create", "web", "--mem", "64M", "--stop-timeout", "1", "--start")
+        let number = try #require(pid_t(try shell("cat '\(home)/machines/web/pid'").filter(\.isNumber)))
+        kill(number, SIGSTOP)
+        let stop = try swkvm("stop", "--timeout", "1", "web")
+        #expect(stop.errors.text.contains("web does not end, and is killed"), "\(stop.story)")
+        #expect(try states == ["web stopped"])
+    }
+
+    @Test func directoriesOfOthersAreRefused() throws {
+        defer { stopAll() }
+        try swkvm("create", "web", "--mem", "64M")
+        for name in ["definitions", "machines", ""] {
+            _ = try shell("chmod 0777 '\(home)/\(name)'")
+            #expect(try swkvm("start", "web", status: 1).errors.text.contains("others cannot write to"))
+            #expect(try swkvm("create", "db", status: 1).errors.text.contains("others cannot write to"))
+            _ = try shell("chmod 0700 '\(home)/\(name)'")
+        }
+        #expect(try states == ["web stopped"])
     }
 
     // MARK: swkvm run

@@ -95,7 +95,7 @@ import Testing
         let lock = try FileDescriptor.open(directory.path + "/data/web", O_RDONLY | O_DIRECTORY)
         #expect(flock(lock.rawValue, LOCK_EX) == 0)
         #expect(throws: InventoryError.busy(web)) { try inventory.delete(web) }
-        #expect(throws: InventoryError.busy(web)) { try inventory.replaceDefinition(of: web, by: []) }
+        #expect(throws: InventoryError.busy(web)) { try inventory.replaceDefinition(of: web, [], by: []) }
         var error: InventoryError?
         do throws(InventoryError) { _ = try inventory.prepareStart(web) } catch let caught { error = caught }
         #expect(error == .busy(web))
@@ -108,9 +108,15 @@ import Testing
 
     @Test func aDefinitionIsReplacedIfItIsOne() throws {
         try create(web)
-        try inventory.replaceDefinition(of: web, by: Array("cpus = 4".utf8))
+        let before = try readFile(directory.path + "/definitions/web.toml", limit: 1 << 20)
+        try inventory.replaceDefinition(of: web, before, by: Array("cpus = 4".utf8))
+        #expect(throws: InventoryError.changedMeanwhile(web)) {
+            try inventory.replaceDefinition(of: web, before, by: Array("cpus = 5".utf8))
+        }
         #expect(try inventory.definition(of: web).value(of: "cpus") == "4")
-        #expect(throws: InventoryError.self) { try inventory.replaceDefinition(of: web, by: Array("cpus".utf8)) }
+        #expect(throws: InventoryError.self) {
+            try inventory.replaceDefinition(of: web, Array("cpus = 4".utf8), by: Array("cpus".utf8))
+        }
         #expect(try inventory.definition(of: web).value(of: "cpus") == "4")
     }
 

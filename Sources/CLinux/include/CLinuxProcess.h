@@ -8,7 +8,8 @@
 /// Locks a file for this process until it ends, or closes any descriptor of the file. Returns -1 with EAGAIN or EACCES if another process has locked it.
 int clinux_lock_process_file(int fd);
 
-/// The process that has locked a file so; 0 if there is none, -1 on failure. A process that is not visible in this PID namespace is 0 too.
+/// The process that has locked a file so; 0 if there is none, -1 on failure: ESRCH for one that is not
+/// visible in this PID namespace.
 pid_t clinux_process_file_owner(int fd);
 
 int clinux_pidfd_open(pid_t process);

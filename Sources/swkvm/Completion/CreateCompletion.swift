@@ -5,7 +5,7 @@ internal import Linux
 /// `swkvm create` takes the options of `swkvm run`, and some of its own, behind a name: the parser does not know them,
 /// so its function for the shell is that of `run` with these changes.
 enum CreateCompletion {
-    private static let reserved = CreateCommand.Request.reserved.map { "--\($0)" }
+    private static let reserved = DefinitionCheck.reserved.map { "--\($0)" }
 
     /// What is added to lists of options in bash.
     private static let own = [

@@ -22,7 +22,7 @@ struct CreateCommand: MachineVerb {
             The machine of an IMAGE without --net has the network of this user (--net user), with a free port of 127.0.0.1 from 2222 on that leads \
             to the guest's port 22, which `swkvm ssh` uses.
 
-            For an IMAGE without --user, --ssh-key, --password-file or --user-data, the public SSH keys of this user are given to the guest, for a user \
+            For an IMAGE without --user, --ssh-key, --password-file, --user-data and --meta-data, the public SSH keys of this user are given to the guest, for a user \
             named after its distribution, such as debian.
 
             OPTIONS OF ITS OWN
@@ -48,7 +48,7 @@ struct CreateCommand: MachineVerb {
     var words: [String] = []
 
     func run() throws {
-        if words.contains(where: { $0 == "--help" || $0 == "-h" }) { throw CleanExit.helpRequest(self) }
+        if ["--help", "-h"].contains(words.first) { throw CleanExit.helpRequest(self) }
         let request = try Request(words)
         let inventory = try inventory()
         let name = try machineName(request.name)
@@ -101,9 +101,6 @@ struct CreateCommand: MachineVerb {
         private(set) var image: String?
         private(set) var definition: Definition
 
-        /// Options that the machine's start sets, and some that start nothing.
-        static let reserved = ["name", "daemon", "pid-file"]
-
         init(_ words: [String]) throws {
             guard let name = words.first, !name.hasPrefix("-") else {
                 throw ValidationError("expected the machine's name first: swkvm create NAME [IMAGE] [OPTIONS]")
@@ -114,6 +111,7 @@ struct CreateCommand: MachineVerb {
             while let word = iterator.next() {
                 let parts = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
                 switch parts[0] {
+                case "--help", "-h": throw CleanExit.helpRequest(CreateCommand.self)
                 case "--copy" where parts.count == 1: copies = true
                 case "--start" where parts.count == 1: starts = true
                 case "--disk-size":
@@ -123,19 +121,20 @@ struct CreateCommand: MachineVerb {
                     do { size = try ByteSize(parsing: text) } catch {
                         throw ValidationError("The value '\(text)' is invalid for '--disk-size <size>': \(error)")
                     }
-                default: rest.append(word)
+                default:
+                    rest.append(word)
+                    // A value is no option, whatever it looks like.
+                    let kind = RunCommand.rules.first { "--\($0.name)" == parts[0] }?.kind
+                    if parts.count == 1, kind == .value || kind == .repeatableValue, let value = iterator.next() {
+                        rest.append(value)
+                    }
                 }
             }
             _ = try RunCommand.parse(rest)
             (image, definition) = Self.options(rest)
-            for option in Self.reserved where definition.has(option) {
-                throw ValidationError("the option --\(option) is set when the machine is started")
-            }
-            guard definition.value(of: "boot") != "list" else {
-                throw ValidationError("the option --boot list prints a boot menu, and defines no machine")
-            }
-            guard definition.value(of: "console") != "stdio" else {
-                throw ValidationError("the option --console stdio cannot be used: the machine runs in the background")
+            let disk = image.map { [Definition.Option("disk", $0)] } ?? []
+            if let problem = DefinitionCheck.problem(Definition(disk + definition.options)) {
+                throw ValidationError(problem)
             }
             guard image != nil || !copies else { throw ValidationError("the option --copy requires an image") }
         }

@@ -83,6 +83,8 @@ struct MachineState {
     let problem: String?
     /// nil while it does not run.
     let process: Int32?
+    /// False when the process is not visible from here, or its file cannot be read.
+    let isKnown: Bool
     /// Since the process began.
     let seconds: UInt64?
     /// Bytes of the process.
@@ -101,13 +103,19 @@ struct MachineState {
             definition = Definition()
             problem = error.description
         }
-        process = (try? files.runningProcess())??.number
+        do throws(InventoryError) {
+            process = try files.runningProcess()?.number
+            isKnown = true
+        } catch {
+            process = nil
+            isKnown = false
+        }
         seconds = process.flatMap(Self.age)
         memory = process.flatMap(Self.residentBytes)
         disk = inventory.bytes(of: files)
     }
 
-    var word: String { process != nil ? "running" : problem != nil ? "invalid" : "stopped" }
+    var word: String { !isKnown ? "unknown" : process != nil ? "running" : problem != nil ? "invalid" : "stopped" }
 
     static let heads = ["NAME", "STATE", "CPUS", "MEMORY", "USED", "DISK", "UP", "PORTS"]
 

@@ -13,6 +13,7 @@ extension MachineVerb {
     /// The machines of this user, after the rest of verbs that were killed has been removed.
     func inventory() throws -> Inventory {
         let inventory = Inventory(try attempt { () throws(InventoryError) in try Directories.current() })
+        try attempt { () throws(InventoryError) in try inventory.checkDirectories() }
         for name in inventory.sweep() {
             StandardError().say("\(name): removed what a `create` or `delete` that did not finish has left")
         }

@@ -80,11 +80,11 @@ struct EditCommand: MachineVerb {
         let inventory = try inventory()
         let name = try machineName(name)
         let files = try attempt { () throws(InventoryError) in try inventory.files(of: name) }
-        let copy = files.directory + "/.edited.toml"
+        // One of this process's own: another edit keeps its text.
+        let copy = "\(files.directory)/edited-\(getpid()).toml"
         let before: [UInt8]
         do throws(SystemCallError) {
             before = try readFile(files.definition, limit: Self.limit)
-            removeName(copy)
             try FileDescriptor.open(copy, O_WRONLY | O_CREAT | O_EXCL, mode: 0o600).writeAll(before)
         } catch {
             StandardError().say("could not copy \(files.definition.printable): \(error.reason) (\(error.call))")
@@ -92,21 +92,29 @@ struct EditCommand: MachineVerb {
         }
         let editor = ["VISUAL", "EDITOR"].compactMap(Self.environment).first { !$0.isEmpty } ?? "vi"
         // As other programs have it: a command with arguments, which a shell splits.
-        guard MachineTool.run("/bin/sh", ["-c", "\(editor) \"$1\"", "sh", copy]) == 0 else {
-            removeName(copy)
-            StandardError().say("the editor, \(editor.printable), did not end with status 0: nothing was changed")
+        let status = MachineTool.run("/bin/sh", ["-c", "\(editor) \"$1\"", "sh", copy])
+        let text: [UInt8]
+        do throws(SystemCallError) { text = try readFile(copy, limit: Self.limit) } catch {
+            StandardError().say("\(copy.printable) cannot be read: \(error.reason); nothing was changed")
             throw ExitCode(MachineTool.failure)
         }
-        let text = (try? readFile(copy, limit: Self.limit)) ?? []
-        guard text != before else {
+        if status == 0, text == before {
             removeName(copy)
             return print("\(name): not changed")
         }
-        if let problem = Self.problem(text, copy, files) {
-            StandardError().say("\(problem); nothing was changed, and your text is in \(copy.printable)")
+        let problem =
+            status != 0
+            ? "the editor, \(editor.printable), did not end with status 0" : Self.problem(text, before, copy, files)
+        if let problem {
+            if text == before { removeName(copy) }
+            let kept = text == before ? "" : ", and your text is in \(copy.printable)"
+            StandardError().say("\(problem); nothing was changed\(kept)")
             throw ExitCode(MachineTool.failure)
         }
-        try attempt { () throws(InventoryError) in try inventory.replaceDefinition(of: name, by: text) }
+        do throws(InventoryError) { try inventory.replaceDefinition(of: name, before, by: text) } catch {
+            StandardError().say("\(error.description); nothing was changed, and your text is in \(copy.printable)")
+            throw ExitCode(MachineTool.failure)
+        }
         removeName(copy)
         print("\(name): changed")
     }
@@ -114,13 +122,14 @@ struct EditCommand: MachineVerb {
     private static let limit = 1 << 20
 
     /// Why a text cannot be a machine's definition.
-    private static func problem(_ text: [UInt8], _ path: String, _ files: MachineFiles) -> String? {
+    private static func problem(_ text: [UInt8], _ before: [UInt8], _ path: String, _ files: MachineFiles) -> String? {
         do throws(InventoryError) {
             let definition = try Inventory.definition(fromText: text, path: path)
-            do { _ = try RunCommand.parse(StartCommand.words(definition, files)) } catch {
-                return Command.oneLine(RunCommand.message(for: error))
+            let had = try? Inventory.definition(fromText: before, path: path)
+            if definition.options.isEmpty, had?.options.isEmpty != true {
+                return "\(path.printable) has no option left"
             }
-            return nil
+            return DefinitionCheck.problem(definition, files)
         } catch { return error.description }
     }
 

@@ -32,11 +32,10 @@ struct StartCommand: MachineVerb {
 
     /// Starts a machine, and waits until its guest runs.
     static func start(_ name: MachineName, _ inventory: Inventory, _ verb: some MachineVerb) throws {
-        let definition = try verb.attempt { () throws(InventoryError) in try inventory.definition(of: name) }
         let lock = try verb.attempt { () throws(InventoryError) in try inventory.prepareStart(name) }
+        let definition = try verb.attempt { () throws(InventoryError) in try inventory.definition(of: name) }
         let words = words(definition, lock.files)
-        do { _ = try RunCommand.parse(words) } catch {
-            let problem = Command.oneLine(RunCommand.message(for: error))
+        if let problem = DefinitionCheck.problem(definition, lock.files) {
             StandardError().say("\(lock.files.definition.printable): \(problem)")
             throw ExitCode(MachineTool.failure)
         }
@@ -91,7 +90,7 @@ struct StopCommand: MachineVerb {
         abstract: "Stop running machines: ask the guest to power off, and wait.",
         discussion: """
             The guest has the time that its --stop-timeout says, \(Configuration.StopTimeout.standard) seconds by default; then the machine is ended. \
-            With --force it is ended at once. Disks are closed properly in both cases; what the guest has not flushed is lost.
+            With --force it has about a second. Disks are closed properly in both cases; what the guest has not flushed is lost.
 
             EXAMPLES
               swkvm stop web
@@ -106,7 +105,7 @@ struct StopCommand: MachineVerb {
         transform: wholeNumber(1...86_400))
     var timeout: Int?
 
-    @Flag(help: "End the machine without asking the guest.")
+    @Flag(help: "Give the guest about a second to power off.")
     var force = false
 
     @Argument(help: "The machines.", completion: MachineCompletion.names)
@@ -131,6 +130,14 @@ struct StopCommand: MachineVerb {
     /// Milliseconds that a machine may take to close its disks before it is killed.
     private static let patience: Int32 = 10_000
 
+    /// Milliseconds after which a machine has ended by itself, unless it does not react any more; -1 for never.
+    private static func ownLimit(_ name: MachineName, _ inventory: Inventory) -> Int32 {
+        let stated = (try? inventory.definition(of: name))?.value(of: "stop-timeout")
+        if stated == "none" { return -1 }
+        let seconds = stated.flatMap { Int($0) } ?? Configuration.StopTimeout.standard
+        return Int32(clamping: seconds * 1000 + Int(patience))
+    }
+
     /// Stops a machine, and returns when its process has ended.
     /// - Parameter seconds: nil for as long as the machine itself gives its guest; 0 ends it at once.
     static func stop(
@@ -142,7 +149,8 @@ struct StopCommand: MachineVerb {
         }
         do throws(SystemCallError) {
             try process.send(signal: SIGTERM)
-            let limit = seconds.map { max(pauseBetweenSignals, Int32(clamping: $0 * 1000)) } ?? -1
+            let limit =
+                seconds.map { max(pauseBetweenSignals, Int32(clamping: $0 * 1000)) } ?? ownLimit(name, inventory)
             if process.waitForEnd(milliseconds: limit) { return }
             try process.send(signal: SIGTERM)
             if process.waitForEnd(milliseconds: patience) { return }
