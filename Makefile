@@ -105,7 +105,7 @@ tsan: guest packages-test ## runs the tests of code that threads share with Thre
 lab: release packages-lab ## boots stock Linux guests on an emulated AMD-V host (ARGS: cases; shell for a shell there; compare to compare with QEMU)
 	@WORDS="$(WORDS)" Tests/Lab/run $(if $(filter compare,$(ARGS)),compare,amdv $(or $(ARGS),all))
 
-lab-smp: release packages-lab packages-lab-vtx ## does the same on an emulated VT-x host with two CPUs
+lab-smp: release packages-lab ## does the same on an emulated AMD-V host with two CPUs, XSAVE and AVX
 	@WORDS="$(WORDS)" Tests/Lab/run smp $(or $(ARGS),all)
 
 lab-vtx: release packages-lab-vtx ## does the same on an emulated VT-x host
