@@ -134,7 +134,8 @@ struct StopCommand: MachineVerb {
     private static func ownLimit(_ name: MachineName, _ inventory: Inventory) -> Int32 {
         let stated = (try? inventory.definition(of: name))?.value(of: "stop-timeout")
         if stated == "none" { return -1 }
-        let seconds = stated.flatMap { Int($0) } ?? Configuration.StopTimeout.standard
+        // Whatever a file says that was not checked since it was changed.
+        let seconds = min(max(0, stated.flatMap { Int($0) } ?? Configuration.StopTimeout.standard), 1_000_000)
         return Int32(clamping: seconds * 1000 + Int(patience))
     }
 
