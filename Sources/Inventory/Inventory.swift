@@ -63,7 +63,7 @@ public struct Inventory: Sendable {
         _ body: (MachineFiles) throws(Failure) -> Definition
     ) throws(Failure) {
         let files = MachineFiles(name, directories)
-        let lock: FileDescriptor
+        let lock: FileLock
         do throws(InventoryError) { lock = try begin(files) } catch { throw failure(error) }
         do throws(Failure) {
             let definition = try body(files)
@@ -79,7 +79,7 @@ public struct Inventory: Sendable {
     }
 
     /// Makes a machine's directory, locked and marked as unfinished.
-    private func begin(_ files: MachineFiles) throws(InventoryError) -> FileDescriptor {
+    private func begin(_ files: MachineFiles) throws(InventoryError) -> FileLock {
         try Directories.create(directories.definitions)
         try Directories.create(directories.data)
         guard fileStatus(ofPath: files.definition) == nil else { throw .alreadyDefined(files.name) }
@@ -125,7 +125,7 @@ public struct Inventory: Sendable {
     /// Removes a machine that does not run, with everything in its directory.
     public func delete(_ name: MachineName) throws(InventoryError) {
         let files = try files(of: name)
-        let lock: FileDescriptor?
+        let lock: FileLock?
         // A machine without a directory of its own has nothing that could be locked.
         if fileStatus(ofPath: files.directory) == nil { lock = nil } else { lock = try self.lock(files) }
         try checkIsStopped(files)
@@ -167,9 +167,9 @@ public struct Inventory: Sendable {
     /// Held while a machine is started.
     public struct StartLock: ~Copyable {
         public let files: MachineFiles
-        private let lock: FileDescriptor
+        private let lock: FileLock
 
-        fileprivate init(files: MachineFiles, lock: consuming FileDescriptor) {
+        fileprivate init(files: MachineFiles, lock: consuming FileLock) {
             self.files = files
             self.lock = lock
         }
@@ -200,11 +200,9 @@ public struct Inventory: Sendable {
     }
 
     /// - Throws: `busy` while another process has it.
-    private func lock(_ files: MachineFiles) throws(InventoryError) -> FileDescriptor {
+    private func lock(_ files: MachineFiles) throws(InventoryError) -> FileLock {
         do throws(SystemCallError) {
-            let directory = try FileDescriptor.open(files.directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
-            if flock(directory.rawValue, LOCK_EX | LOCK_NB) < 0 { throw .last("flock") }
-            return directory
+            return try FileLock(FileDescriptor.open(files.directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW))
         } catch {
             guard error.errno == EWOULDBLOCK else { throw .system(purpose: "lock", path: files.directory, error) }
             throw .busy(files.name)

@@ -70,14 +70,14 @@ final class Listener: Sendable {
 
     /// The directory of a path, locked as far as that is possible: who may not read it, or waits for a second, goes
     /// without.
-    private static func lockDirectory(of path: String) -> FileDescriptor? {
+    private static func lockDirectory(of path: String) -> FileLock? {
         let directory = path.directoryAndName.directory
-        guard let descriptor = try? FileDescriptor.open(directory, O_RDONLY | O_DIRECTORY) else { return nil }
         for _ in 0..<100 {
-            if flock(descriptor.rawValue, LOCK_EX | LOCK_NB) == 0 { break }
+            guard let descriptor = try? FileDescriptor.open(directory, O_RDONLY | O_DIRECTORY) else { return nil }
+            if let lock = try? FileLock(descriptor) { return lock }
             usleep(10_000)
         }
-        return descriptor
+        return nil
     }
 
     /// Removes a socket's file that no socket has any more.

@@ -71,7 +71,14 @@ struct OutputFile: ~Copyable {
             throw SystemCallError("rotate", errno: ESPIPE)
         }
         try checkUse(file, S_IFREG)
-        if flock(file.rawValue, LOCK_EX | LOCK_NB) < 0 { throw .last("flock") }
+        // A conflict has to last a fifth of a second to be one: a process that is just being forked has the files of a
+        // machine that ended until its exec.
+        var attempts = 0
+        while flock(file.rawValue, LOCK_EX | LOCK_NB) < 0 {
+            attempts += 1
+            guard errno == EWOULDBLOCK || errno == EINTR, attempts < 20 else { throw .last("flock") }
+            usleep(10_000)
+        }
     }
 
     /// Opens a file.
